@@ -1,0 +1,492 @@
+"""The report against synthetic logs whose numbers are known."""
+
+import ast
+import html.parser
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rich.console
+
+import undo_jax.report.figures as figures
+import undo_jax.report.html as page
+from undo_jax.report import Report, analyse, markdown, read_logs, table, write
+from undo_jax.report.read import Attack, Metric, Model, pick_steps, robustness, strongest
+from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
+
+ACCURACY = {"label": "accuracy on × and ÷", "higher_is_better": True}
+CROSS_ENTROPY = {"label": "cross entropy on Korean", "higher_is_better": False}
+STEPS = (0, 10, 20, 30)
+Curves = Mapping[tuple[str, float], tuple[float | None, ...]]
+
+
+class Workdir:
+    """Writes logs in the format of the contract."""
+
+    def __init__(self, root: Path, forget: dict[str, object] = ACCURACY) -> None:
+        self.root, self.forget, self.artifacts = root, forget, []
+
+    def add(
+        self,
+        stage: str,
+        model: str,
+        seed: int = 0,
+        *,
+        alpha: float | None = None,
+        recovered: bool | None = None,
+        steps: int = 100,
+        flops: float = 1000.0,
+        scores: tuple[float, float] = (0.9, 0.1),
+        lines: list[dict[str, object]] | None = None,
+        finished: bool = True,
+    ) -> Path:
+        folder = self.root / f"{stage}-{model}-seed{seed}-{len(self.artifacts):08x}"
+        folder.mkdir(parents=True)
+        config = {"stage": stage, "model": model, "alpha": alpha, "seed": seed}
+        config |= {"fingerprint": "ab", "upstream": [], "config": {}}
+        (folder / "config.json").write_text(json.dumps(config))
+        text = "\n".join(json.dumps(line) for line in lines or [])
+        (folder / "metrics.jsonl").write_text(text)
+        if finished:
+            summary = {"steps": steps, "tokens": 10 * steps, "flops": flops}
+            summary |= {"recovered": recovered}
+            summary |= {"eval": {"retain": scores[0], "forget": scores[1]}}
+            (folder / "summary.json").write_text(json.dumps(summary))
+        self.artifacts.append(folder.name)
+        self.save()
+        return folder
+
+    def attack(
+        self,
+        model: str,
+        seed: int = 0,
+        *,
+        alpha: float | None = None,
+        finished: bool = True,
+        curves: Curves,
+    ) -> Path:
+        lines: list[dict[str, object]] = []
+        for (data, rate), scores in curves.items():
+            who = {"attack": data, "learning_rate": rate}
+            for step, score in zip(STEPS, scores, strict=True):
+                lines.append({"step": step, "loss": 1.0, **who})
+                lines.append({"step": step, "eval": {"retain": 0.9, "forget": score}, **who})
+        return self.add("relearn", model, seed, alpha=alpha, lines=lines, finished=finished)
+
+    def save(self) -> None:
+        experiment = {"name": "known", "forget": self.forget, "artifacts": self.artifacts}
+        experiment |= {"retain": {"label": "accuracy on + and −", "higher_is_better": True}}
+        (self.root / "experiment.json").write_text(json.dumps(experiment))
+
+    def report(self) -> Report:
+        return analyse(read_logs(self.root))
+
+
+def full(root: Path, seeds: int = 2) -> Workdir:
+    """Every kind of model. Per seed s: P is 1 (unlearn-only), 0.6 + s/10 (UNDO), 0.2 (oracle)."""
+    work = Workdir(root)
+    for seed in range(seeds):
+        work.add("pretrain", "base", seed, scores=(0.99, 0.98))
+        work.add("pretrain", "oracle", seed, steps=200, flops=4000, scores=(0.99, 0.01))
+        work.add("unlearn", "unlearn-only", seed)
+        flat = {("forget", 1e-4): (0.0, 0.1, 0.1, 0.1)}
+        work.attack("oracle", seed, curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.1)} | flat)
+        work.attack("unlearn-only", seed, curves={("forget", 1e-3): (0.1, 0.8, 1.0, 1.0)} | flat)
+        work.add("distill", "Unlearn-and-Distill", seed, steps=180, flops=4800, recovered=True)
+        work.attack(
+            "Unlearn-and-Distill", seed, curves={("forget", 1e-3): (0.0, 0.2, 0.3, 0.28)} | flat
+        )
+        for alpha in (0.8, 0.4):  # not in the order of the report
+            name = f"UNDO α={alpha}"
+            steps = int(200 * alpha) + 20 * seed
+            work.add("noise", name, seed, alpha=alpha, scores=(0.1, 0.0), steps=0)
+            work.add(
+                "distill",
+                name,
+                seed,
+                alpha=alpha,
+                steps=steps,
+                flops=4000 * alpha,
+                recovered=alpha < 0.5 or seed == 0,
+                scores=(0.95, 0.05 + 0.02 * seed),
+            )
+            worst = 0.6 + seed / 10 if alpha == 0.4 else 0.28
+            curves: Curves = {
+                ("forget", 1e-4): (0.01, 0.05, 0.2, worst - 0.2),
+                ("forget", 1e-3): (0.02, worst - 0.1, 0.1, 0.1),
+                ("mixed", 1e-4): (0.0, 0.1, worst, 0.05),
+                ("mixed", 1e-3): (0.0, 0.1, 0.1, 0.1),
+            }
+            work.attack(name, seed, alpha=alpha, curves=curves)
+    return work
+
+
+def row(report: Report, name: str) -> Model:
+    return next(m for m in report.models if m.name == name)
+
+
+def near(values: object) -> object:
+    return pytest.approx(values, nan_ok=True)
+
+
+# ---- the numbers ----
+
+
+def test_worst_case_is_over_rates_and_data_at_each_step(tmp_path: Path) -> None:
+    undo = row(full(tmp_path).report(), "UNDO α=0.4")
+    seed0 = {step: spread.values[0] for step, spread in undo.curve.items()}
+    assert seed0 == near({0: 0.02, 10: 0.5, 20: 0.6, 30: 0.4})
+    assert undo.worst.values == near((0.6, 0.7))
+
+
+def test_lower_is_better_takes_the_minimum(tmp_path: Path) -> None:
+    work = Workdir(tmp_path, CROSS_ENTROPY)
+    ends = {"unlearn-only": 3.0, "oracle": 7.0, "UNDO α=0.8": 6.0}
+    for model, end in ends.items():
+        curves: Curves = {
+            ("forget", 1e-4): (9.0, 8.0, end, end + 0.5),
+            ("mixed", 1e-3): (9.5, 7.5, 8.0, 8.0),
+        }
+        work.attack(model, alpha=0.8 if "UNDO" in model else None, curves=curves)
+    report = work.report()
+    undo = row(report, "UNDO α=0.8")
+    assert [s.mean for s in undo.curve.values()] == near([9.0, 7.5, 6.0, 6.5])
+    assert undo.robustness.values == near((75.0,))
+    caption = figures.relearning_caption(report)
+    assert caption.startswith("Cross entropy on Korean") and "lowest score" in caption
+
+
+def test_robustness_is_computed_per_seed_then_averaged(tmp_path: Path) -> None:
+    report = full(tmp_path).report()
+    undo = row(report, "UNDO α=0.4")
+    assert undo.robustness.values == near((50.0, 37.5))
+    assert undo.robustness.mean == near(43.75)
+    assert row(report, "unlearn-only").robustness.values == near((0.0, 0.0))
+    assert row(report, "oracle").robustness.values == near((100.0, 100.0))
+
+
+def test_compute_is_relative_to_the_oracle_of_the_seed(tmp_path: Path) -> None:
+    report = full(tmp_path).report()
+    undo = row(report, "UNDO α=0.8")
+    assert undo.compute_steps.values == near((80.0, 90.0))
+    assert undo.compute_flops.values == near((80.0, 80.0))
+    assert row(report, "Unlearn-and-Distill").compute_flops.mean == near(120.0)
+    assert not row(report, "unlearn-only").compute_steps.finite
+
+
+def test_ranges_run_over_seeds(tmp_path: Path) -> None:
+    undo = row(full(tmp_path).report(), "UNDO α=0.4")
+    assert cell(undo.forget) == "0.06 [0.05, 0.07]"
+    assert cell(undo.curve[20]) == "0.65 [0.60, 0.70]"
+
+
+def test_before_the_attack_is_the_distilled_model_not_the_noised(tmp_path: Path) -> None:
+    assert row(full(tmp_path).report(), "UNDO α=0.8").retain.mean == near(0.95)
+
+
+def test_models_come_in_a_fixed_order(tmp_path: Path) -> None:
+    work = full(tmp_path)
+    work.attack("RepNoise", curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
+    names = [m.name for m in work.report().models]
+    undo = ["UNDO α=0.4", "UNDO α=0.8"]
+    assert names == ["base", "unlearn-only", "RepNoise", *undo, "Unlearn-and-Distill", "oracle"]
+
+
+def test_several_relearn_artifacts_of_a_model_count_together(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    work.attack("oracle", curves={("mixed", 1e-3): (0.0, 0.15, 0.1, 0.1)})
+    curve = row(work.report(), "oracle").curve
+    assert [s.mean for s in curve.values()] == near([0.0, 0.15, 0.2, 0.1])
+
+
+@pytest.mark.parametrize("filtered", [1.0, 0.995, 1.2])
+def test_robustness_is_undefined_without_a_more_robust_oracle(filtered: float) -> None:
+    assert math.isnan(robustness(0.5, 1.0, filtered, Metric("", higher_is_better=True)))
+    assert math.isnan(robustness(0.5, 1.0, 2 - filtered, Metric("", higher_is_better=False)))
+
+
+def test_an_undefined_seed_is_stated_and_left_out_of_the_mean(tmp_path: Path) -> None:
+    work = full(tmp_path)
+    work.attack("oracle", 1, curves={("forget", 1e-3): (1.0, 1.0, 1.0, 1.0)})
+    report = work.report()
+    assert row(report, "UNDO α=0.4").robustness.values == near((50.0, math.nan))
+    assert cell(row(report, "UNDO α=0.4").robustness) == "50.00 [50.00, 50.00] (1/2 seeds)"
+    assert any("undefined for seed 1:" in note for note in report.notes)
+
+
+def test_robustness_undefined_in_every_seed(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    work.attack("oracle", curves={("forget", 1e-3): (1.0, 1.0, 1.0, 1.0)})
+    report = work.report()
+    grid = model_grid(report)
+    cells = {line[0]: line[grid.header.index("robustness %")] for line in grid.rows}
+    assert cells["UNDO α=0.4"] == "undefined" and cells["base"] == "–"
+    assert figures.tradeoff(report) is None
+
+
+def test_diverged_attacks_are_left_out_and_counted(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    work.attack("oracle", curves={("forget", 1e-2): (0.0, math.nan, None, None)})
+    report = work.report()
+    assert row(report, "oracle").worst.mean == near(0.2)
+    assert any("3 evaluations with a non-finite" in note for note in report.notes)
+    assert ["oracle", "forget", "0.10", "0.10", "diverged"] in attack_grid(report).rows
+
+
+def test_strongest_passes_over_diverged_scores() -> None:
+    found = [Attack("forget", 1e-3, step, score) for step, score in enumerate((math.nan, 0.5))]
+    for higher_is_better in (True, False):
+        assert strongest(found, Metric("", higher_is_better)) == near(0.5)
+        assert math.isnan(strongest(found[:1], Metric("", higher_is_better)))
+
+
+def test_a_sweep_that_ends_too_early_is_stated(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    (note,) = [n for n in work.report().notes if "end of the learning-rate sweep" in n]
+    assert note.endswith(
+        "stronger: unlearn-only, UNDO α=0.4, UNDO α=0.8, Unlearn-and-Distill, oracle."
+    )
+    better: Curves = {
+        ("forget", 1e-3): (0.1, 0.8, 1.0, 1.0),
+        ("forget", 1e-2): (0.1, 0.2, 0.2, 0.2),
+    }
+    work.attack("unlearn-only", curves=better)
+    (note,) = [n for n in work.report().notes if "end of the learning-rate sweep" in n]
+    assert "unlearn-only" not in note
+
+
+def test_picked_steps() -> None:
+    assert pick_steps(range(0, 61, 5)) == (20, 30, 60)
+    assert pick_steps([0, 40, 100]) == (40, 100)
+    assert pick_steps([0]) == (0,)
+
+
+# ---- reading ----
+
+
+def test_unfinished_artifacts_are_left_out_and_named(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    strong: Curves = {("forget", 1e-2): (1.0, 1.0, 1.0, 1.0)}
+    late = work.attack("oracle", finished=False, curves=strong)
+    cut = work.attack("oracle", curves=strong)
+    (cut / "summary.json").write_text('{"steps": 1')
+    work.artifacts.append("never-started")
+    work.save()
+    report = work.report()
+    assert report.unfinished == (late.name, cut.name, "never-started")
+    assert row(report, "oracle").worst.mean == near(0.2)
+    for text in (markdown(report, {}), page.page(report, {}, {})):
+        assert all(name in text for name in report.unfinished)
+
+
+def test_foreign_folders_are_ignored(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    before = work.report()
+    work.attack("oracle", curves={("forget", 1e-2): (1.0, 1.0, 1.0, 1.0)})
+    work.artifacts.pop()
+    work.save()
+    assert work.report() == before
+
+
+def test_without_a_finished_attack_it_raises(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    work.add("pretrain", "base")
+    work.attack("base", finished=False, curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
+    with pytest.raises(ValueError, match="no relearning attack has finished"):
+        write(tmp_path)
+
+
+def test_the_later_record_of_a_step_counts_and_broken_lines_are_told(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    folder = work.attack("oracle", curves={("mixed", 1e-2): (0.0, 0.9, 0.0, 0.0)})
+    again = {"step": 10, "eval": {"forget": 0.4}, "attack": "mixed", "learning_rate": 1e-2}
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write('\n{"step": 10, "ev\n' + json.dumps(again) + "\n")
+    report = work.report()
+    assert row(report, "oracle").worst.mean == near(0.4)
+    assert any("1 unreadable lines" in note for note in report.notes)
+
+
+# ---- figures ----
+
+
+def test_alpha_colours_darken_and_roles_keep_theirs(tmp_path: Path) -> None:
+    from matplotlib.colors import to_rgb
+
+    work = full(tmp_path, seeds=1)
+    work.attack("UNDO α=0.6", alpha=0.6, curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
+    colours = figures.palette(work.report().models)
+    light = [sum(to_rgb(colours[f"UNDO α={alpha}"])) for alpha in (0.4, 0.6, 0.8)]
+    assert light == sorted(light, reverse=True) and len(set(light)) == 3
+    assert colours["oracle"] == figures.BLACK and colours["unlearn-only"] == figures.WARM
+
+
+def test_labels_keep_their_distance_order_and_bounds() -> None:
+    placed = figures.spread_out([0.0, 0.98, 0.99, 1.0], gap=0.1, low=0.0, high=1.0)
+    assert placed[0] == near(0.0)
+    assert placed[1:] == near([0.8, 0.9, 1.0])
+    assert figures.spread_out([0.2, 0.5], gap=0.1, low=0, high=1) == near([0.2, 0.5])
+    assert figures.spread_out([0.5, 0.5], gap=0.2, low=0, high=1) == near([0.4, 0.6])
+
+
+def test_curves_and_bands_draw_the_spread(tmp_path: Path) -> None:
+    report = full(tmp_path).report()
+    (ax,) = figures.relearning(report).axes
+    undo = row(report, "UNDO α=0.4")
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
+    assert [s.mean for s in undo.curve.values()] in drawn
+    assert len(ax.collections) == len(report.attacked)
+    assert ax.get_ylim() == near((-0.03, 1.03))
+
+
+def test_one_seed_has_no_band_and_no_range(tmp_path: Path) -> None:
+    report = full(tmp_path, seeds=1).report()
+    (ax,) = figures.relearning(report).axes
+    assert not ax.collections
+    assert "One seed" in figures.relearning_caption(report)
+    assert "[" not in "".join(value for line in model_grid(report).rows for value in line)
+
+
+def test_points_of_the_tradeoff(tmp_path: Path) -> None:
+    report = full(tmp_path).report()
+    fig = figures.tradeoff(report)
+    assert fig is not None
+    lines = [[np.asarray(line.get_xdata()).tolist() for line in ax.lines] for ax in fig.axes]
+    assert near([45.0, 85.0]) in lines[0] and near([40.0, 80.0]) in lines[1]
+    points = [
+        {
+            tuple(np.round(point, 2).tolist())
+            for line in ax.lines
+            for point in np.asarray(line.get_xydata())
+        }
+        for ax in fig.axes
+    ]
+    assert {(45.0, 43.75), (85.0, 90.0), (90.0, 87.5), (100.0, 100.0)} <= points[0]
+    assert {(40.0, 43.75), (80.0, 90.0), (120.0, 87.5), (100.0, 100.0)} <= points[1]
+
+
+def test_a_model_that_fell_short_is_hollow_starred_and_told(tmp_path: Path) -> None:
+    report = full(tmp_path).report()
+    fig = figures.tradeoff(report)
+    assert fig is not None
+    filled = {h.get_label(): h.get_markerfacecolor() for h in fig.legends[0].get_lines()}
+    assert filled["UNDO α=0.8"] == "white" and filled["UNDO α=0.4"] != "white"
+    assert {t.get_text() for t in figures.relearning(report).axes[0].texts} >= {"UNDO α=0.8 *"}
+    assert "UNDO α=0.8 did not recover the teacher's retain score in 1 of 2 seeds." in report.notes
+    cells = {line[0]: line[-1] for line in model_grid(report).rows}
+    assert cells["UNDO α=0.8"] == "1/2" and cells["UNDO α=0.4"] == "2/2"
+
+
+# ---- files ----
+
+
+def test_without_an_oracle_there_is_no_tradeoff(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    write(tmp_path)
+    work.artifacts = [a for a in work.artifacts if "oracle" not in a and "Distill" not in a]
+    work.save()
+    report = write(tmp_path)
+    assert {f.name for f in (tmp_path / "report").iterdir()} == set(report.files)
+    names = {"relearning.png", "relearning.svg", "summary.md", "index.html"}
+    assert set(report.files) == names
+    grid = model_grid(report)
+    assert {line[grid.header.index("robustness %")] for line in grid.rows} == {"–"}
+    assert "no finished attack on oracle" in "".join(report.notes)
+
+
+def test_the_same_logs_give_the_same_bytes(tmp_path: Path) -> None:
+    import matplotlib
+
+    def output(root: Path) -> dict[str, bytes]:
+        full(root)
+        return {name: path.read_bytes() for name, path in write(root).files.items()}
+
+    first = output(tmp_path / "a")
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black"}):
+        assert output(tmp_path / "b") == first
+        assert matplotlib.rcParams["font.size"] == 20
+    assert len(first) == 6
+    assert b"date" not in first["relearning.svg"].lower()
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags left open and every reference out of the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:
+    work = full(tmp_path)
+    work.attack("<b>&|odd", curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
+    write(tmp_path)
+    text = (tmp_path / "report" / "index.html").read_text()
+    parsed = Page()
+    parsed.feed(text)
+    assert not parsed.open
+    assert all(link.startswith("#") for link in parsed.links)
+    assert "<b>" not in text and "&lt;b&gt;" in text and "@import" not in text
+    assert text.count("<svg") == 2 and "<details>" in text and "<?xml" not in text
+
+
+def test_markdown_rows_have_as_many_cells_as_their_header(tmp_path: Path) -> None:
+    work = full(tmp_path)
+    work.attack("a|b", curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
+    for grid in (model_grid, stage_grid, attack_grid):
+        made = grid(work.report())
+        assert {len(line) for line in made.rows} == {len(made.header)}
+    assert "| a\\|b |" in markdown(work.report(), {})
+
+
+def test_the_terminal_table_shows_the_numbers(tmp_path: Path) -> None:
+    console = rich.console.Console(width=160, record=True, file=io.StringIO())
+    console.print(table(full(tmp_path).report()))
+    text = console.export_text()
+    for part in ("UNDO α=0.4", "0.65", "[0.60, 0.70]", "at step 20", "44", "[38, 50]", "1/2"):
+        assert part in text
+
+
+def test_stages_say_what_was_run(tmp_path: Path) -> None:
+    rows = stage_grid(full(tmp_path).report()).rows
+    assert rows[0] == ["pretrain", "base", "0, 1", "100", "1,000", "1,000"]
+    assert ["distill", "UNDO α=0.8", "0, 1", "160–180", "1,600–1,800", "3,200"] in rows
+    assert [r[0] for r in rows] == sorted(
+        (r[0] for r in rows), key=["pretrain", "unlearn", "noise", "distill", "relearn"].index
+    )
+
+
+def test_counts() -> None:
+    assert [count(v) for v in (0, 99_999, 518_400, 1.2e11)] == ["0", "99,999", "5.2e5", "1.2e11"]
+
+
+# ---- imports ----
+
+
+def test_importing_the_report_loads_no_matplotlib() -> None:
+    code = "import sys, undo_jax.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_report_imports_nothing_else_of_the_package() -> None:
+    for path in Path(page.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            ours = [n for n in names if n.split(".")[0] in ("undo_jax", "jax", "flax", "optax")]
+            assert all(n.startswith("undo_jax.report") for n in ours), (path, ours)

@@ -1,0 +1,158 @@
+"""Models on disk: what an artifact is, when it is finished, and its parameters through Orbax.
+
+    WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
+        config.json     what it is and what it was made from
+        metrics.jsonl   its records
+        params/         Orbax; plain dicts of arrays, no Flax type
+        summary.json    written last: an artifact without it is unfinished and is made again
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh
+
+from undo_jax.sharding import path_name, shardings
+from undo_jax.types import LM, Params
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """One model at one point of the pipeline, made or not. Equal descriptions share a folder."""
+
+    workdir: epath.Path
+    stage: str
+    model: str  # its display name
+    seed: int
+    config: Any  # everything else that determines it; not the mesh, the log or a path
+    upstream: tuple["Artifact", ...] = ()
+    alpha: float | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The artifact as JSON."""
+        return {
+            "stage": self.stage,
+            "model": self.model,
+            "alpha": self.alpha,
+            "seed": self.seed,
+            "upstream": [artifact.fingerprint for artifact in self.upstream],
+            "config": plain(self.config),
+        }
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits of its description's hash."""
+        text = json.dumps(self.describe(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def folder(self) -> epath.Path:
+        slug = re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-")
+        return self.workdir / f"{self.stage}-{slug}-seed{self.seed}-{self.fingerprint}"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").exists()
+
+    def summary(self) -> dict[str, Any]:
+        """Raises FileNotFoundError where the artifact is not finished."""
+        if not self.finished:
+            raise FileNotFoundError(
+                f"{self.stage} of {self.model}, seed {self.seed}, is not finished in "
+                f"{self.workdir}: run stage {self.stage} first"
+            )
+        return json.loads((self.folder / "summary.json").read_text())
+
+
+def begin(artifact: Artifact) -> None:
+    """An empty folder with config.json; whatever an interrupted run left is removed."""
+    if jax.process_index() == 0:
+        if artifact.folder.exists():
+            artifact.folder.rmtree()
+        artifact.folder.mkdir(parents=True)
+        description = {"fingerprint": artifact.fingerprint, **artifact.describe()}
+        (artifact.folder / "config.json").write_text(json.dumps(description, indent=1))
+
+
+def save(artifact: Artifact, params: Params) -> None:
+    """Start writing the parameters; `finish` waits for them."""
+    _checkpointer().save(artifact.folder / "params", params)
+
+
+def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
+    """Wait for the parameters, then mark the artifact as finished, atomically."""
+    _checkpointer().wait_until_finished()
+    if jax.process_index() == 0:
+        written = artifact.folder / "summary.json.tmp"
+        written.write_text(json.dumps(summary, indent=1))
+        written.rename(artifact.folder / "summary.json")
+
+
+def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
+    """The parameters of a finished artifact, each placed on the mesh as the model's rules say."""
+    artifact.summary()
+    return restore(artifact.folder / "params", lm, mesh)
+
+
+def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
+    """Parameters from an Orbax checkpoint.
+
+    Raises FileNotFoundError where there is none and ValueError where it belongs to another model.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: check the path")
+    wanted = jax.eval_shape(lm.init, jax.random.key(0))
+    try:
+        found = _checkpointer().metadata(path).item_metadata.tree
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"cannot read a checkpoint at {path}: {reason}") from error
+    want, have = _shapes(wanted), _shapes(found)
+    for name in sorted(want.keys() | have.keys()):
+        if want.get(name) != have.get(name):
+            raise ValueError(
+                f"checkpoint {path} is of another model: {name} has shape "
+                f"{have.get(name, 'none')}, this model needs {want.get(name, 'none')}"
+            )
+    placement = shardings(wanted, lm.rules, mesh)
+    target = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        wanted,
+        placement,
+    )
+    return _checkpointer().restore(path, target)
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON: dataclasses and partials become dicts, functions their names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, functools.partial):
+        return {"function": plain(value.func), **plain(value.keywords)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+@functools.cache
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer()

@@ -1,0 +1,99 @@
+"""An experiment is a value: frozen dataclasses in a Python file under experiments/."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from undo_jax.methods.maxent import maxent
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.settings import Setting
+from undo_jax.sharding import MeshShape
+from undo_jax.train import Training
+from undo_jax.types import Loss, Noise
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """The base learns from stream `pretrain`, the oracle from `oracle`."""
+
+    training: Training
+    base: str | None = None  # parameters of a base that exists already, instead of training one
+
+
+@dataclass(frozen=True)
+class Unlearn:
+    """Batches hold `training.batch_size` rows of retain and as many of forget."""
+
+    training: Training
+    method: Loss = maxent
+
+
+@dataclass(frozen=True)
+class Damage:
+    """The students: the suppressed model damaged at each alpha (UNDO, paper §4), and a fresh one.
+
+    Raises ValueError for an alpha outside [0, 1] and where there is no student at all.
+    """
+
+    alphas: tuple[float, ...]
+    noise: Noise = partial(shrink_perturb, beta=0.1)
+    fresh_student: bool = True  # Unlearn-and-Distill (paper §3)
+
+    def __post_init__(self):
+        for alpha in self.alphas:
+            if not 0 <= alpha <= 1:
+                raise ValueError(f"alpha={alpha} is outside [0, 1]: 0 is no damage, 1 a full reset")
+        if not self.alphas and not self.fresh_student:
+            raise ValueError("no students: give alphas or set fresh_student")
+
+
+@dataclass(frozen=True)
+class Distill:
+    """A student has recovered once its retain score is within `tolerance` of its teacher's."""
+
+    training: Training
+    tolerance: float = 0.05
+    stop_early: bool = True  # leave as soon as it has recovered; False: always all steps
+
+
+@dataclass(frozen=True)
+class Relearn:
+    """The attack: every learning rate on every kind of data; the strongest counts."""
+
+    training: Training
+    learning_rates: tuple[float, ...]
+    attacks: tuple[Literal["forget", "mixed"], ...] = ("forget",)
+
+    def __post_init__(self):
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ValueError(f"learning_rates={self.learning_rates}: give positive rates")
+        for attack in self.attacks:
+            if attack not in ("forget", "mixed"):
+                raise ValueError(f"unknown attack {attack!r}: forget or mixed")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run depends on. Raises ValueError where the parts do not fit."""
+
+    name: str
+    setting: Setting
+    model: Gemma2
+    pretrain: Pretrain
+    unlearn: Unlearn
+    noise: Damage
+    distill: Distill
+    relearn: Relearn
+    seeds: tuple[int, ...] = (0,)
+    mesh: MeshShape = field(default_factory=MeshShape)
+
+    def __post_init__(self):
+        needed = self.setting.vocabulary()
+        if self.model.vocabulary < needed:
+            raise ValueError(
+                f"model.vocabulary={self.model.vocabulary}, but the tokenizer makes {needed} ids: "
+                f"set it to at least {needed}"
+            )
+        if not self.seeds:
+            raise ValueError("seeds is empty: give at least one")

@@ -1,0 +1,1 @@
+"""Text to batches: tokenizers, packing, shuffled streams and the arithmetic tasks."""

@@ -1,0 +1,73 @@
+"""Documents of any length to rows of one length."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import numpy as np
+
+Tokens = Sequence[int] | np.ndarray
+
+
+def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = False) -> np.ndarray:
+    """Pack token documents into full rows, int32 [R, length + 1].
+
+    The documents form one stream: BOS, first document, BOS, second document, ..., BOS. A row's
+    inputs are row[:-1] and its targets row[1:], so BOS opens a document and ends the one before.
+
+    Exact packing (`align=False`): each row starts with the last token of the row before, so every
+    token but the first is a target exactly once.
+
+    Aligned packing (`align=True`): a row starts at a document's BOS. A document that the end of a
+    row cuts short starts again in the next row, so that it stands whole, with the BOS that ends
+    it, in one row. A document too long for one row is not repeated but goes on in the next row,
+    which then starts with the last token of the row before.
+
+    Every row is full: fewer than `length` tokens at the end of the stream are dropped.
+
+    Raises ValueError when there are no documents, when they do not fill one row and when `length`
+    is below 1.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; rows need at least 1 input token")
+    stream, starts = _stream(documents, bos_id)
+    if len(stream) <= length:
+        raise ValueError(
+            f"the documents give {len(stream)} tokens, BOS included, and one row takes "
+            f"{length + 1}; add documents or lower length"
+        )
+    if align:
+        rows = np.array(_aligned_starts(starts.tolist(), length))
+        return stream[rows[:, None] + np.arange(length + 1)]
+    return np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length].copy()
+
+
+def _stream(documents: Iterable[Tokens], bos_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """One int32 stream of all tokens, and the positions of its BOS tokens, the last included."""
+    documents = list(documents)
+    if not documents:
+        raise ValueError("there are no documents to pack; give at least one")
+    lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+    if isinstance(documents[0], np.ndarray):
+        tokens = np.concatenate(documents)
+    else:
+        tokens = np.fromiter(chain.from_iterable(documents), np.int32, int(lengths.sum()))
+    starts = np.concatenate([[0], np.cumsum(lengths + 1)])
+    stream = np.full(starts[-1] + 1, bos_id, np.int32)
+    inside = np.ones(len(stream), bool)
+    inside[starts] = False
+    stream[inside] = tokens
+    return stream, starts
+
+
+def _aligned_starts(starts: list[int], length: int) -> list[int]:
+    """Positions in the stream at which the rows of aligned packing start."""
+    rows = []
+    position = 0
+    while position + length <= starts[-1]:
+        rows.append(position)
+        end = position + length  # The row's last token, an input of the next row only.
+        cut = bisect_right(starts, end) - 1  # The document which that token belongs to.
+        fits = cut + 1 == len(starts) or starts[cut + 1] - starts[cut] <= length
+        position = starts[cut] if fits else end
+    return rows

@@ -1,0 +1,1 @@
+"""Scores of one model, as pure functions to be mapped over many."""

@@ -1,0 +1,53 @@
+"""From a Flax NNX module to the `LM` protocol: pure functions of a tree of plain dicts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from undo_jax.models.gemma2 import SHARDING, Decoder, Gemma2
+from undo_jax.types import Key, Params, Rules
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A Gemma-2 decoder as an `LM`. Two with equal configurations are equal."""
+
+    config: Gemma2
+
+    @property
+    def softcap(self) -> float | None:
+        return self.config.final_softcap
+
+    @property
+    def rules(self) -> Rules:
+        return SHARDING
+
+    @cached_property
+    def _graph(self) -> nnx.GraphDef:
+        return nnx.graphdef(nnx.eval_shape(lambda: Decoder(self.config, jax.random.key(0))))
+
+    def init(self, key: Key) -> Params:
+        return nnx.to_pure_dict(nnx.state(Decoder(self.config, key), nnx.Param))
+
+    def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return nnx.merge(self._graph, params)(tokens)
+
+    def activations(
+        self, params: Params, tokens: Int[Array, "B T"], layer: int
+    ) -> Float[Array, "B T D"]:
+        if not 0 <= layer <= self.config.layers:
+            raise ValueError(f"layer {layer}: this model has layers 0 to {self.config.layers}")
+        return nnx.merge(self._graph, params).activations(tokens, layer)
+
+    def table(self, params: Params) -> Float[Array, "V D"]:
+        return params["embedding"]
+
+    def forward_flops(self, time: int) -> float:
+        """FLOPs per token of a forward pass over rows of `time` tokens, head included."""
+        c = self.config
+        per_layer = 2 * c.width * c.head_width * (c.heads + c.kv_heads) + 3 * c.width * c.feed_forward
+        attended = 2 * c.heads * c.head_width * time  # scores and their weighted sum, unmasked
+        return 2.0 * (c.layers * (per_layer + attended) + c.vocabulary * c.width)

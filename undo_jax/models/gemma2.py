@@ -1,0 +1,205 @@
+"""The Gemma-2 decoder (arXiv 2408.00118) in Flax NNX, its presets and its sharding.
+
+Layers are stacked along a leading axis and run by `lax.scan`. Every kernel is a plain matrix
+[in, out], so that "matrix" and "vector" mean the same here as in the paper's noise.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from undo_jax.ops.attention import attention
+from undo_jax.types import Key, Rules
+
+SHARDING: Rules = (
+    (r"embedding$", P("tensor", "fsdp")),
+    (r"attention/(query|key|value)$", P(None, "fsdp", "tensor")),
+    (r"attention/output$", P(None, "tensor", "fsdp")),
+    (r"mlp/(gate|up)$", P(None, "fsdp", "tensor")),
+    (r"mlp/down$", P(None, "tensor", "fsdp")),
+    (r"norm$", P()),
+)
+
+
+@dataclass(frozen=True)
+class Gemma2:
+    """The architecture. Defaults are Gemma-2 2B's; the presets change what the reference changes.
+
+    Raises ValueError for head counts that do not divide and for an unknown dtype or remat policy.
+    """
+
+    layers: int = 26
+    width: int = 2304  # D
+    feed_forward: int = 9216  # F
+    heads: int = 8  # N
+    kv_heads: int = 4  # K
+    head_width: int = 256  # H
+    vocabulary: int = 256_000  # V
+    attention_scale: float = 256**-0.5  # query_pre_attn_scalar stays 256 in every preset
+    attention_softcap: float | None = 50.0
+    final_softcap: float | None = 30.0
+    window: int = 4096  # sliding window of the even layers; the odd ones see everything
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    init_stddev: float = 0.02
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: fp32 on CPU
+    remat: Literal["none", "full"] = "none"
+    unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: "
+                "every key/value head must serve the same number of query heads"
+            )
+        for name, value, known in (
+            ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
+            ("remat", self.remat, ("none", "full")),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        if self.dtype == "auto":
+            return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return jnp.dtype(self.dtype)
+
+
+PRESETS = {
+    "tiny": Gemma2(layers=2, width=48, feed_forward=96, heads=2, kv_heads=1, head_width=24,
+                   attention_scale=24**-0.5, vocabulary=24, init_stddev=48**-0.5, unroll=2),
+    "small": Gemma2(layers=4, width=128, feed_forward=512, heads=4, kv_heads=2, head_width=32,
+                    attention_scale=32**-0.5, vocabulary=512, init_stddev=128**-0.5),
+    "0.1B": Gemma2(layers=14, width=320, feed_forward=1280, head_width=128),
+    "0.3B": Gemma2(layers=14, width=768, feed_forward=3072, head_width=128),
+    "0.6B": Gemma2(layers=18, width=1024, feed_forward=4096, head_width=256),
+    "0.9B": Gemma2(layers=22, width=1280, feed_forward=5120, head_width=256),
+    "2B": Gemma2(),
+}  # fmt: skip
+
+
+def preset(name: str, **changes) -> Gemma2:
+    """A named size, with any field changed. Raises ValueError for an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)
+
+
+class Norm(nnx.Module):
+    """RMS norm in fp32, scaled by 1 + w: a w of zero is no scaling."""
+
+    def __init__(self, config: Gemma2):
+        self.epsilon = config.norm_epsilon
+        self.norm = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        y = x.astype(jnp.float32)
+        y = y * lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
+        return (y * (1 + self.norm[...])).astype(x.dtype)
+
+
+def rope(x: Float[Array, "B T N H"], theta: float) -> Float[Array, "B T N H"]:
+    """Rotary positions 0..T-1, halves rotated against each other, angles in fp32."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None, None] * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, half)
+    rotated = halves * jnp.stack([cos, cos], -2) + halves[..., ::-1, :] * jnp.stack([-sin, sin], -2)
+    return rotated.reshape(x.shape).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
+        self.config = config
+        queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.query = matrix(config, rngs, config.width, queries)
+        self.key = matrix(config, rngs, config.width, keys)
+        self.value = matrix(config, rngs, config.width, keys)
+        self.output = matrix(config, rngs, queries, config.width)
+
+    def __call__(self, x: Float[Array, "B T D"], window: Int[Array, ""]) -> Float[Array, "B T D"]:
+        config = self.config
+        split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
+        q, k, v = (split(x @ w.astype(x.dtype)) for w in (self.query, self.key, self.value))
+        out = attention(
+            rope(q, config.rope_theta),
+            rope(k, config.rope_theta),
+            v,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
+            window=window,
+        )
+        return out.reshape(*x.shape[:2], -1) @ self.output.astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Gated: down(gelu(gate x) · up x), gelu in its tanh form."""
+
+    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
+        self.gate = matrix(config, rngs, config.width, config.feed_forward)
+        self.up = matrix(config, rngs, config.width, config.feed_forward)
+        self.down = matrix(config, rngs, config.feed_forward, config.width)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate, up, down = (w.astype(x.dtype) for w in (self.gate, self.up, self.down))
+        return (jax.nn.gelu(x @ gate, approximate=True) * (x @ up)) @ down
+
+
+class Layer(nnx.Module):
+    """Attention and MLP, each with a norm before and after, each added to the stream."""
+
+    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
+        self.attention, self.mlp = Attention(config, rngs), MLP(config, rngs)
+        self.before_attention, self.after_attention = Norm(config), Norm(config)
+        self.before_mlp, self.after_mlp = Norm(config), Norm(config)
+
+    def __call__(self, x: Float[Array, "B T D"], window: Int[Array, ""]) -> Float[Array, "B T D"]:
+        x = x + self.after_attention(self.attention(self.before_attention(x), window))
+        return x + self.after_mlp(self.mlp(self.before_mlp(x)))
+
+
+class Decoder(nnx.Module):
+    """Tokens to hidden states. The embedding is also the head's table (tied)."""
+
+    def __init__(self, config: Gemma2, key: Key):
+        self.config = config
+        embedding_key, layers_key = jax.random.split(key)
+        self.embedding = matrix(
+            config, nnx.Rngs(embedding_key), config.vocabulary, config.width
+        )
+        make = nnx.vmap(lambda key: Layer(config, nnx.Rngs(key)), in_axes=0, out_axes=0)
+        self.layers = make(jax.random.split(layers_key, config.layers))
+        self.final = Norm(config)
+
+    def activations(self, tokens: Int[Array, "B T"], layer: int) -> Float[Array, "B T D"]:
+        config = self.config
+        dtype = config.compute_dtype
+        x = self.embedding[...][tokens].astype(dtype) * jnp.asarray(math.sqrt(config.width), dtype)
+        graph, params = nnx.split(self.layers)
+
+        def run(x, one):
+            index, params = one
+            window = jnp.where(index % 2 == 0, config.window, x.shape[1])
+            return nnx.merge(graph, params)(x, window), None
+
+        body = jax.checkpoint(run) if config.remat == "full" else run
+        first = jax.tree.map(lambda w: w[:layer], params)
+        return lax.scan(body, x, (jnp.arange(layer), first), unroll=config.unroll)[0]
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.final(self.activations(tokens, self.config.layers))
+
+
+def matrix(config: Gemma2, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
+    """N(0, init_stddev²) in fp32."""
+    draw = jax.random.normal(rngs.params(), (rows, columns), jnp.float32)
+    return nnx.Param(config.init_stddev * draw)

@@ -1,0 +1,60 @@
+"""AdamW and its schedule, as values that build an optax chain."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with a global-norm clip, a linear warm-up and a decay to `end` × the peak rate.
+
+    Raises ValueError for a learning rate or a clip that is not positive and an unknown decay.
+    """
+
+    learning_rate: float = 1.0  # the peak; a grid of rates multiplies it
+    warmup: int = 0  # steps; the first update already has 1/warmup of the peak rate
+    decay: Literal["cosine", "linear", "constant"] = "constant"
+    end: float = 0.1  # rate at the last step ÷ peak rate
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if not (self.learning_rate > 0 and self.clip > 0):
+            raise ValueError(
+                f"learning_rate={self.learning_rate}, clip={self.clip}: both must be positive"
+            )
+        if self.decay not in ("cosine", "linear", "constant"):
+            raise ValueError(f"unknown decay {self.decay!r}: cosine, linear or constant")
+
+
+def schedule(config: AdamW, steps: int) -> optax.Schedule:
+    """The learning rate at each of `steps` updates as a fraction of its peak."""
+    warmup, rest = config.warmup, max(1, steps - config.warmup)
+
+    def fraction(step):
+        progress = jnp.clip((step - warmup) / rest, 0, 1)
+        falling = {
+            "cosine": config.end + (1 - config.end) * 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            "linear": config.end + (1 - config.end) * (1 - progress),
+            "constant": jnp.ones_like(progress),
+        }[config.decay]
+        return jnp.where(step < warmup, (step + 1) / max(1, warmup), falling)
+
+    return fraction
+
+
+def build(config: AdamW, steps: int) -> optax.GradientTransformation:
+    """The chain at a peak learning rate of 1; the train step multiplies by each member's own."""
+    factor = schedule(config, steps)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_schedule(lambda step: -factor(step)),
+    )

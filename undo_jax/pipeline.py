@@ -1,0 +1,62 @@
+"""The paper's diagram as code.
+
+    pretrain ─ base ─ unlearn ─┬───────────────────────── relearn
+          │                    └ noise ─ distill ──────── relearn
+          └─── oracle ─────────────────────────────────── relearn
+"""
+
+import json
+
+import jax
+from etils import epath
+
+from undo_jax.checkpoint import Artifact
+from undo_jax.config import Experiment
+from undo_jax.models.functional import Functional
+from undo_jax.sharding import make_mesh
+from undo_jax.stages.distill import distill
+from undo_jax.stages.noise import noise
+from undo_jax.stages.pretrain import pretrain
+from undo_jax.stages.relearn import relearn
+from undo_jax.stages.run import Run
+from undo_jax.stages.unlearn import unlearn
+
+STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
+
+
+def run(
+    experiment: Experiment, workdir: epath.PathLike, only: str | None = None
+) -> list[Artifact]:
+    """Run the five stages, or `only` one of them, and return every artifact.
+
+    Finished artifacts are not made again. Raises FileNotFoundError where `only` needs a stage that
+    has not run, and ValueError for an unknown stage or parts that do not fit.
+    """
+    if only is not None and only not in STAGES:
+        raise ValueError(f"unknown stage {only!r}: choose one of {', '.join(STAGES)}")
+    mesh, setting = make_mesh(experiment.mesh), experiment.setting
+    with jax.set_mesh(mesh):
+        lm = Functional(experiment.model)
+        here = Run(experiment, epath.Path(workdir), mesh, lm, setting.material(), only)
+        bases, oracles = pretrain(here)
+        suppressed = unlearn(here, bases)
+        students = noise(here, suppressed)
+        distilled = distill(here, students)
+        attacked = relearn(here, [*suppressed, *distilled, *oracles])
+        made = [*bases, *oracles, *suppressed, *students, *distilled, *attacked]
+        _describe(here, made)
+    return made
+
+
+def _describe(here: Run, artifacts: list[Artifact]) -> None:
+    """Write experiment.json: which folders belong to this experiment, and what is measured."""
+    setting = here.experiment.setting
+    metrics = {
+        name: {"label": setting.labels[name], "higher_is_better": setting.higher_is_better}
+        for name in ("retain", "forget")
+    }
+    folders = [artifact.folder.name for artifact in artifacts]
+    content = {"name": here.experiment.name, **metrics, "artifacts": folders}
+    if jax.process_index() == 0:
+        here.workdir.mkdir(parents=True, exist_ok=True)
+        (here.workdir / "experiment.json").write_text(json.dumps(content, indent=1))

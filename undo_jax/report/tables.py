@@ -1,0 +1,231 @@
+"""The numbers as tables: for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from undo_jax.report.read import ORACLE, UNLEARNED, Model, Report, Spread
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NONE = "–"
+REFERENCES = {UNLEARNED, ORACLE}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as strings; the first `words` columns are text, the others numbers."""
+
+    header: list[str]
+    rows: list[list[str]]
+    words: int = 1
+
+
+# ---- cells ----
+
+
+def score(value: float) -> str:
+    """A score with two decimals."""
+    return _plain(f"{value:.2f}")
+
+
+def percent(value: float) -> str:
+    """A percentage without decimals."""
+    return _plain(f"{value:.0f}")
+
+
+def count(value: float) -> str:
+    """A count: in full below 100,000, then 1.2e11."""
+    return f"{value:,.0f}" if value < 1e5 else re.sub(r"e\+?0*", "e", f"{value:.1e}")
+
+
+def _plain(number: str) -> str:
+    """No minus before a rounded zero."""
+    return number.lstrip("-") if float(number) == 0 else number
+
+
+def cell(values: Spread, form: Callable[[float], str] = score) -> str:
+    """`mean [lowest, highest]` over seeds; one seed has no range; – where undefined."""
+    if not values.finite:
+        return NONE
+    if len(values.values) == 1:
+        return form(values.mean)
+    missing = len(values.values) - len(values.finite)
+    partly = f" ({len(values.finite)}/{len(values.values)} seeds)" if missing else ""
+    return f"{form(values.mean)} [{form(values.low)}, {form(values.high)}]{partly}"
+
+
+def same_or_range(values: Spread) -> str:
+    """A count that is mostly the same for all seeds: one number, or `lowest–highest`."""
+    if not values.finite:
+        return NONE
+    return "–".join(dict.fromkeys((count(values.low), count(values.high))))
+
+
+# ---- tables ----
+
+
+def model_grid(report: Report) -> Grid:
+    """A row per model: scores before and under attack, robustness, compute, recovery."""
+    header = ["model", "retain before", "forget before"]
+    header += [f"forget at step {step}" for step in report.shown_steps]
+    header += ["robustness %", "compute % steps", "compute % FLOPs", "recovered"]
+    return Grid(header, [_model_row(m, report) for m in report.models])
+
+
+def _model_row(model: Model, report: Report) -> list[str]:
+    return [
+        model.name,
+        cell(model.retain),
+        cell(model.forget),
+        *(cell(model.curve.get(step, Spread())) for step in report.shown_steps),
+        _robustness(model, report),
+        _compute(model, model.compute_steps),
+        _compute(model, model.compute_flops),
+        f"{sum(model.recovered)}/{len(model.recovered)}" if model.recovered else NONE,
+    ]
+
+
+def _robustness(model: Model, report: Report) -> str:
+    """The range over seeds; unlearn-only and the oracle define the scale and have none."""
+    values = model.robustness
+    if values.finite:
+        return percent(values.mean) if model.name in REFERENCES else cell(values, percent)
+    attacked = {m.name for m in report.attacked}
+    return "undefined" if model.curve and attacked >= REFERENCES else NONE
+
+
+def _compute(model: Model, values: Spread) -> str:
+    return percent(values.mean) if model.name == ORACLE and values.finite else cell(values, percent)
+
+
+def stage_grid(report: Report) -> Grid:
+    """What was run: a row per stage and model."""
+    header = ["stage", "model", "seeds", "steps", "tokens", "FLOPs"]
+    rows = [
+        [
+            s.stage,
+            s.model,
+            ", ".join(map(str, s.seeds)),
+            *(same_or_range(v) for v in (s.steps, s.tokens, s.flops)),
+        ]
+        for s in report.stages
+    ]
+    return Grid(header, rows, words=2)
+
+
+def attack_grid(report: Report) -> Grid:
+    """Final forget score of every model, attack data and learning rate, mean over seeds."""
+    rates = sorted({rate for m in report.attacked for _, rate in m.finals})
+    rows = []
+    for m in report.attacked:
+        for data in sorted({data for data, _ in m.finals}):
+            finals = [m.finals.get((data, rate)) for rate in rates]
+            rows.append([m.name, data, *(_final(values) for values in finals)])
+    return Grid(["model", "attack data", *(f"{rate:g}" for rate in rates)], rows, words=2)
+
+
+def _final(values: Spread | None) -> str:
+    if values is None:
+        return NONE
+    if not values.finite:
+        return "diverged"
+    lost = len(values.values) - len(values.finite)
+    return score(values.mean) + (f" ({lost} diverged)" if lost else "")
+
+
+def legend(report: Report) -> str:
+    """How to read the model table."""
+    worst = "highest" if report.forget.higher_is_better else "lowest"
+    ranges = "mean [lowest, highest] over seeds; " if len(report.seeds) > 1 else ""
+    return (
+        f"{ranges}retain: {report.retain.label} ({_better(report.retain.higher_is_better)} is "
+        f"better); forget: {report.forget.label}; at step n: after n relearning steps, "
+        f"the {worst} over learning rates and attack data; compute: distillation as % of the "
+        "oracle's pretraining; recovered: seeds that met the retain bar of distillation."
+    )
+
+
+def _better(higher_is_better: bool) -> str:
+    return "higher" if higher_is_better else "lower"
+
+
+# ---- output ----
+
+
+def table(report: Report) -> Table:
+    """The model table for the terminal, ranges on a second, dim line."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = model_grid(report)
+    made = Table(
+        title=Text(report.name, style="bold"),
+        caption=Text(sentence(legend(report))),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for i, name in enumerate(grid.header):
+        short = name.replace(" ", "\n", 1).replace("robustness", "robust-\nness")
+        made.add_column(
+            Text(short), justify="right" if i else "left", no_wrap=not i, overflow="fold"
+        )
+    for row in grid.rows:
+        cells = [Text(row[0])]
+        for value in row[1:]:
+            mean, _, spread = value.partition(" ")
+            cells.append(Text.assemble(mean, (f"\n{spread}", "dim")) if spread else Text(mean))
+        made.add_row(*cells)
+    return made
+
+
+def markdown_table(grid: Grid) -> str:
+    """A grid as a Markdown table, numbers to the right."""
+    rule = ["---" if i < grid.words else "---:" for i in range(len(grid.header))]
+    return "\n".join(_markdown_row(row) for row in (grid.header, rule, *grid.rows))
+
+
+def _markdown_row(row: Sequence[str]) -> str:
+    return "| " + " | ".join(value.replace("|", "\\|") for value in row) + " |"
+
+
+def markdown(report: Report, captions: Mapping[str, str]) -> str:
+    """summary.md: figures, the model table, the notes, what was run and every attack."""
+    figures = [f"![{name}]({name}.png)\n\n{text}" for name, text in captions.items()]
+    told = "\n".join(f"- {note}" for note in notes(report))
+    blocks = [
+        f"# {report.name}",
+        told,
+        *figures,
+        "## Every model\n\n" + markdown_table(model_grid(report)),
+        sentence(legend(report)),
+        "## What was run\n\n" + markdown_table(stage_grid(report)),
+        f"## Every attack\n\n{attack_legend(report)}\n\n" + markdown_table(attack_grid(report)),
+    ]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def attack_legend(report: Report) -> str:
+    """How to read the attack table."""
+    over = ", mean over seeds" if len(report.seeds) > 1 else ""
+    return (
+        f"{sentence(report.forget.label)} at the last relearning step by peak learning rate{over}."
+    )
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader must be told, unfinished artifacts last."""
+    unfinished = ", ".join(report.unfinished)
+    return [*report.notes, *([f"Unfinished, left out: {unfinished}."] if unfinished else [])]

@@ -1,0 +1,141 @@
+"""Retain + and −, forget × and ÷ (paper §5): equations, word problems and, if given, text."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from undo_jax.data.arithmetic import FORMS, OPERATIONS, Grammar, alphabet, examination, sample
+from undo_jax.data.packing import pack
+from undo_jax.data.streams import stream
+from undo_jax.data.tokenizers import Characters, Tokenizer
+from undo_jax.evals.arithmetic import exact_match, write_exam
+from undo_jax.losses import cross_entropy
+from undo_jax.train import rows
+from undo_jax.types import LM, Metrics, Params
+
+RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
+STREAMS = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
+VALIDATION_SEED = 42  # apart from every training seed; reference-behaviour §3.6
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Scores are accuracies: the mean over operations and forms of + − (retain) and × ÷ (forget).
+
+    Raises ValueError for an unknown form or `examine`, text without a tokenizer, an empty text
+    file, and held-out facts to examine where the grammar holds none out.
+    """
+
+    grammar: Grammar = Grammar()
+    forms: tuple[str, ...] = FORMS
+    problems: int = 1_000_000  # drawn per form for each stream; reference: 1M + 1M over four
+    row_length: int = 256
+    examine: Literal["held_out_facts", "train_facts"] = "held_out_facts"  # reference: train_facts
+    questions: int | None = 100  # per operation and form; None: every fact
+    validation_rows: int = 16  # per stream, for its cross entropy
+    tokenizer: Tokenizer | None = None  # None: one token a character
+    text: str | None = None  # a UTF-8 file, one document a line, mixed into pretrain and oracle
+    text_share: float = 0.75  # of pretrain; the oracle's makes up for the half it does not see
+    data_seed: int = 99
+
+    labels: ClassVar = {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
+    higher_is_better: ClassVar = True
+
+    def __post_init__(self):
+        for form in self.forms:
+            if form not in FORMS:
+                raise ValueError(f"unknown form {form!r}: choose from {', '.join(FORMS)}")
+        if self.examine not in ("held_out_facts", "train_facts"):
+            raise ValueError(f"unknown examine {self.examine!r}: held_out_facts or train_facts")
+        if self.examine == "held_out_facts" and self.grammar.held_out == 0:
+            raise ValueError("held_out=0 leaves no held-out facts: set examine=train_facts")
+        if self.text is not None and self.tokenizer is None:
+            raise ValueError(f"text={self.text} needs a tokenizer: give a SentencePiece model")
+
+    def vocabulary(self) -> int:
+        return _tokenizer(self).vocab_size
+
+    def stream(self, name: str, batch_size: int, seed: int) -> Any:
+        sources, shares = [_packed(self, STREAMS[name])], [1.0]
+        if self.text is not None and name in ("pretrain", "oracle"):
+            arithmetic = (1 - self.text_share) * len(STREAMS[name]) / len(OPERATIONS)
+            sources, shares = [*sources, _text(self)], [arithmetic, 1 - arithmetic]
+        return stream(sources, batch_size, seed, shares)
+
+    def material(self) -> Any:
+        """Exam questions of every operation and form, and validation rows of both streams."""
+        split = "held_out" if self.examine == "held_out_facts" else "train"
+        groups = {
+            f"{operation}/{form}": examination(
+                self.grammar, operation, form, split, self.questions, VALIDATION_SEED
+            )
+            for operation in OPERATIONS
+            for form in self.forms
+        }
+        questions = [problem for group in groups.values() for problem in group]
+        member = np.repeat(np.eye(len(groups)), [len(group) for group in groups.values()], axis=1)
+        return {
+            "exam": write_exam(questions, _tokenizer(self)),
+            "mean": {name: row / row.sum() for name, row in zip(groups, member, strict=True)},
+            "rows": {
+                name: _packed(self, STREAMS[name], split, VALIDATION_SEED)[: self.validation_rows]
+                for name in ("retain", "forget")
+            },
+        }
+
+    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
+        """Accuracy per operation/form, their means, and cross entropy (nats) per stream."""
+        right = exact_match(lm, params, material["exam"])
+        scores = {name: jnp.dot(mean, right) for name, mean in material["mean"].items()}
+        for name, operations in (("retain", RETAIN), ("forget", FORGET)):
+            parts = [scores[f"{operation}/{form}"] for operation in operations for form in self.forms]
+            scores[name] = jnp.mean(jnp.stack(parts))
+            scores[f"cross_entropy/{name}"] = cross_entropy(lm, params, rows(material["rows"][name]))
+        return scores
+
+    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
+        """Accuracy at most `tolerance` (absolute) below the teacher's: reference-behaviour §6.2."""
+        return teacher - student < tolerance
+
+
+def _tokenizer(setting: Arithmetic) -> Tokenizer:
+    return setting.tokenizer or Characters(alphabet(setting.grammar, setting.forms))
+
+
+@cache
+def _packed(
+    setting: Arithmetic,
+    operations: tuple[str, ...],
+    split: str = "train",
+    seed: int | None = None,
+) -> np.ndarray:
+    """Rows of shuffled problems, each row starting at a problem."""
+    count = setting.problems if seed is None else setting.validation_rows * setting.row_length
+    seed, tokenizer = setting.data_seed if seed is None else seed, _tokenizer(setting)
+    problems = [
+        problem
+        for form in setting.forms
+        for problem in sample(setting.grammar, operations, form, count, seed, split)
+    ]
+    order = np.random.default_rng(seed).permutation(len(problems))
+    encoded = (
+        [*tokenizer.encode(problems[i].prompt), *tokenizer.encode(problems[i].answer)]
+        for i in order
+    )
+    return pack(encoded, setting.row_length, tokenizer.bos_id, align=True)
+
+
+@cache
+def _text(setting: Arithmetic) -> np.ndarray:
+    """Rows of the text file, packed exactly."""
+    path, tokenizer = epath.Path(setting.text or ""), _tokenizer(setting)
+    if not path.exists():
+        raise FileNotFoundError(f"text file {path} does not exist: check the path")
+    documents = [line for line in path.read_text().splitlines() if line.strip()]
+    if not documents:
+        raise ValueError(f"text file {path} is empty: give one document a line")
+    return pack((tokenizer.encode(line) for line in documents), setting.row_length, tokenizer.bos_id)

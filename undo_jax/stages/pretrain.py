@@ -1,0 +1,50 @@
+"""Stage 1: a base model on retain and forget data, an oracle on retain data only."""
+
+import jax
+from etils import epath
+
+from undo_jax import checkpoint
+from undo_jax.checkpoint import Artifact
+from undo_jax.losses import language_modelling
+from undo_jax.population import Member, Source
+from undo_jax.stages.run import Run, finish, key, train
+
+STREAMS = {"base": "pretrain", "oracle": "oracle"}
+
+
+def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
+    """The bases and the oracles, one of each a seed, trained together."""
+    config, seeds = run.experiment.pretrain, run.experiment.seeds
+    bases = [run.artifact("pretrain", "base", seed, config) for seed in seeds]
+    oracles = [run.artifact("pretrain", "oracle", seed, config) for seed in seeds]
+    todo = run.todo([*bases, *oracles])
+    if config.base is not None:
+        for artifact in run.todo(bases):
+            _adopt(run, artifact, config.base)
+        todo = run.todo(oracles)
+    if todo:
+        init = jax.jit(run.lm.init)
+        members = [_member(run, artifact, init) for artifact in todo]
+        results = train(run, config.training, language_modelling, todo, members)
+        for artifact, member, result in zip(todo, members, results, strict=True):
+            finish(run, artifact, config.training, member, result)
+    return bases, oracles
+
+
+def _member(run: Run, artifact: Artifact, init) -> Member:
+    training = run.experiment.pretrain.training
+    stream = run.stream(STREAMS[artifact.model], "pretrain", artifact.seed, training)
+    source = Source({"train": stream}, {})
+    rate = training.optimizer.learning_rate
+    return Member(init(key(artifact)), key(artifact), rate, source)
+
+
+def _adopt(run: Run, artifact: Artifact, path: str) -> None:
+    """Take parameters that exist already as the base."""
+    params = checkpoint.restore(epath.Path(path), run.lm, run.mesh)
+    evaluate = jax.jit(run.experiment.setting.evaluate, static_argnums=0)
+    scores = {n: float(v) for n, v in evaluate(run.lm, params, run.material).items()}
+    checkpoint.begin(artifact)
+    checkpoint.save(artifact, params)
+    checkpoint.finish(artifact, {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None,
+                                 "eval": scores})  # fmt: skip

@@ -1,0 +1,97 @@
+"""What the stages share: where a run happens, and training that reads and writes artifacts."""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from undo_jax import checkpoint
+from undo_jax.checkpoint import Artifact
+from undo_jax.config import Experiment
+from undo_jax.log import Target, open_log
+from undo_jax.population import Member, Result, Scores, Task, fit
+from undo_jax.train import Training
+from undo_jax.types import LM, Key, Loss
+
+
+@dataclass(frozen=True)
+class Run:
+    """An experiment on these devices, in this folder."""
+
+    experiment: Experiment
+    workdir: epath.Path
+    mesh: Mesh
+    lm: LM
+    material: Any  # of the setting's evaluation
+    only: str | None = None  # the one stage to run; None: all
+
+    def artifact(
+        self,
+        stage: str,
+        model: str,
+        seed: int,
+        config: Any,
+        *upstream: Artifact,
+        alpha: float | None = None,
+    ) -> Artifact:
+        """What `stage` makes of `upstream` under this experiment's setting and model."""
+        parts = {stage: config, "setting": self.experiment.setting, "model": self.experiment.model}
+        return Artifact(self.workdir, stage, model, seed, parts, upstream, alpha)
+
+    def todo(self, artifacts: Sequence[Artifact]) -> list[Artifact]:
+        """Those still to be made by the stages that run now."""
+        return [a for a in artifacts if self.only in (None, a.stage) and not a.finished]
+
+    def stream(self, name: str, stage: str, seed: int, training: Training) -> Any:
+        """The setting's stream; every stage and seed has its own order."""
+        order = zlib.crc32(f"{stage}/{seed}".encode())
+        return self.experiment.setting.stream(name, training.batch_size, order)
+
+    def load(self, artifact: Artifact) -> Any:
+        return checkpoint.load(artifact, self.lm, self.mesh)
+
+
+def key(artifact: Artifact) -> Key:
+    """The artifact's own stream of random numbers."""
+    name = zlib.crc32(f"{artifact.stage}/{artifact.model}".encode())
+    return jax.random.fold_in(jax.random.key(artifact.seed), name)
+
+
+def train(
+    run: Run,
+    training: Training,
+    loss: Loss,
+    artifacts: Sequence[Artifact],
+    members: Sequence[Member],
+    tags: Sequence[Mapping[str, Any]] | None = None,
+    stop: Callable[[int, Scores], bool] = lambda member, scores: False,
+) -> list[Result]:
+    """Train a member towards each artifact; `tags` mark its records."""
+    for artifact in dict.fromkeys(artifacts):
+        checkpoint.begin(artifact)
+    tags = tags or [{}] * len(artifacts)
+    targets = [Target(a.folder, tag) for a, tag in zip(artifacts, tags, strict=True)]
+    title = f"{artifacts[0].stage} × {len(members)}"
+    task = Task(run.lm, loss, training, run.experiment.setting.evaluate, run.material, stop)
+    with open_log(title, training.steps, targets) as log:
+        return fit(task, run.mesh, members, log)
+
+
+def finish(
+    run: Run, artifact: Artifact, training: Training, member: Member, result: Result, **more: Any
+) -> None:
+    """Save a trained member and mark its artifact as finished.
+
+    FLOPs count a training pass as three forward passes and a reference model as one.
+    """
+    time, source = run.experiment.setting.row_length, member.source
+    tokens = result.steps * training.batch_size * time * len(source.streams)
+    passes = 3 * run.lm.forward_flops(time)
+    passes += sum(lm.forward_flops(time) for lm, _ in source.refs.values())
+    checkpoint.save(artifact, result.params)
+    summary = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
+    checkpoint.finish(artifact, {**summary, "recovered": None, "eval": result.scores, **more})

@@ -1,0 +1,99 @@
+"""The one train step of every stage: pure, sharded by its arguments, exact under accumulation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from undo_jax import optim
+from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Params, Rows
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and on how much. Step 0 and the last step are always scored."""
+
+    steps: int
+    batch_size: int  # rows per step, over all devices
+    optimizer: optim.AdamW
+    eval_every: int  # steps
+    accumulation: int = 1
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "eval_every", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+
+
+class State(NamedTuple):
+    """Everything a step changes: fp32 master weights and moments."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    key: Key
+    learning_rate: Float[Array, ""]  # its peak; the schedule is a fraction of it
+
+
+def rows(tokens: Int[Array, "B T+1"], mask: Int[Array, "B T"] | None = None) -> Rows:
+    """Inputs, targets and weights that sum to 1 over the tokens of the whole batch."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    weights = jnp.ones(targets.shape) if mask is None else mask.astype(jnp.float32)
+    return Rows(inputs, targets, weights / jnp.maximum(jnp.sum(weights), 1))
+
+
+def start(
+    params: Params,
+    key: Key,
+    learning_rate: Float[Array, ""],
+    optimizer: optax.GradientTransformation,
+) -> State:
+    """The state before the first step."""
+    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, learning_rate)
+
+
+def make_step(
+    lm: LM,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ref_lms: Mapping[str, LM],
+    accumulation: int = 1,
+) -> Callable[[State, Mapping[str, Params], Mapping[str, Rows]], tuple[State, Metrics]]:
+    """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller."""
+
+    def step(state: State, refs, batch):
+        frozen = {name: Frozen(ref_lms[name], params) for name, params in refs.items()}
+        key = jax.random.fold_in(state.key, state.step)
+
+        def gradient(part, key):
+            with_metrics = jax.value_and_grad(loss, argnums=1, has_aux=True)
+            (value, metrics), grads = with_metrics(lm, state.params, frozen, part, key)
+            return grads, {"loss": value, **metrics}
+
+        def accumulate(total, part):  # weights sum to 1 over all parts: gradients just add
+            return jax.tree.map(jnp.add, total, gradient(*part)), None
+
+        parts = _split(batch, accumulation), jax.random.split(key, accumulation)
+        first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
+        grads, metrics = gradient(*first)
+        if accumulation > 1:
+            (grads, metrics), _ = lax.scan(accumulate, (grads, metrics), rest)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: state.learning_rate * u, updates)
+        params = optax.apply_updates(state.params, updates)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+def _split(batch, count: int):
+    """[B, ...] -> [count, B/count, ...], each part taking rows from every device."""
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch
+    )
