@@ -34,7 +34,9 @@ experiment = Experiment(
         )
     ),
     unlearn=Unlearn(
-        Training(steps=100, batch_size=16, optimizer=AdamW(1e-3, warmup=10, b2=0.98), eval_every=25),
+        Training(
+            steps=100, batch_size=16, optimizer=AdamW(1e-3, warmup=10, b2=0.98), eval_every=25
+        ),
         method=maxent,
     ),
     noise=Damage(alphas=(0.4, 0.6, 0.8)),

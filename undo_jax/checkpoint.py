@@ -1,10 +1,10 @@
 """Models on disk: what an artifact is, when it is finished, and its parameters through Orbax.
 
-    WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
-        config.json     what it is and what it was made from
-        metrics.jsonl   its records
-        params/         Orbax; plain dicts of arrays, no Flax type
-        summary.json    written last: an artifact without it is unfinished and is made again
+WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
+    config.json     what it is and what it was made from
+    metrics.jsonl   its records
+    params/         Orbax; plain dicts of arrays, no Flax type
+    summary.json    written last: an artifact without it is unfinished and is made again
 """
 
 import dataclasses
@@ -112,11 +112,11 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     wanted = jax.eval_shape(lm.init, jax.random.key(0))
     try:
-        found = _checkpointer().metadata(path).item_metadata.tree
+        metadata = _checkpointer().metadata(path).item_metadata
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"cannot read a checkpoint at {path}: {reason}") from error
-    want, have = _shapes(wanted), _shapes(found)
+    want, have = _shapes(wanted), _shapes(getattr(metadata, "tree", {}))
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
             raise ValueError(

@@ -56,5 +56,6 @@ def build(config: AdamW, steps: int) -> optax.GradientTransformation:
         optax.clip_by_global_norm(config.clip),
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_schedule(lambda step: -factor(step)),
+        optax.scale_by_schedule(factor),
+        optax.scale(-1.0),
     )

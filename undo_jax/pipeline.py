@@ -1,8 +1,8 @@
 """The paper's diagram as code.
 
-    pretrain ─ base ─ unlearn ─┬───────────────────────── relearn
-          │                    └ noise ─ distill ──────── relearn
-          └─── oracle ─────────────────────────────────── relearn
+pretrain ─ base ─ unlearn ─┬───────────────────────── relearn
+      │                    └ noise ─ distill ──────── relearn
+      └─── oracle ─────────────────────────────────── relearn
 """
 
 import json
@@ -13,7 +13,7 @@ from etils import epath
 from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
 from undo_jax.models.functional import Functional
-from undo_jax.sharding import make_mesh
+from undo_jax.sharding import check_batch, make_mesh
 from undo_jax.stages.distill import distill
 from undo_jax.stages.noise import noise
 from undo_jax.stages.pretrain import pretrain
@@ -24,9 +24,7 @@ from undo_jax.stages.unlearn import unlearn
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 
 
-def run(
-    experiment: Experiment, workdir: epath.PathLike, only: str | None = None
-) -> list[Artifact]:
+def run(experiment: Experiment, workdir: epath.PathLike, only: str | None = None) -> list[Artifact]:
     """Run the five stages, or `only` one of them, and return every artifact.
 
     Finished artifacts are not made again. Raises FileNotFoundError where `only` needs a stage that
@@ -35,6 +33,8 @@ def run(
     if only is not None and only not in STAGES:
         raise ValueError(f"unknown stage {only!r}: choose one of {', '.join(STAGES)}")
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
+    for stage in (experiment.pretrain, experiment.unlearn, experiment.distill, experiment.relearn):
+        check_batch(mesh, stage.training.batch_size, stage.training.accumulation)
     with jax.set_mesh(mesh):
         lm = Functional(experiment.model)
         here = Run(experiment, epath.Path(workdir), mesh, lm, setting.material(), only)

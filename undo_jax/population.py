@@ -57,9 +57,7 @@ class Result(NamedTuple):
     scores: Scores  # of its last evaluation
 
 
-def fit(
-    task: Task, mesh: Mesh, members: Sequence[Member], log: Log
-) -> list[Result]:
+def fit(task: Task, mesh: Mesh, members: Sequence[Member], log: Log) -> list[Result]:
     """Train every member until its stop rule, tried at each evaluation, or the last step.
 
     Raises ValueError where the mesh does not divide the batch.
@@ -74,7 +72,7 @@ def fit(
     for step in range(training.steps + 1):
         if step % training.eval_every == 0 or step == training.steps:
             table = jax.device_get(score(states.params, task.material))
-            for lane in np.flatnonzero(active):
+            for lane in np.flatnonzero(active).tolist():
                 found = {name: float(column[lane]) for name, column in table.items()}
                 log.record(lanes[lane], step=step, eval=found)
                 scores[lanes[lane]] = found
@@ -196,7 +194,9 @@ class _Meter:
         self.log, self.lanes, self.waiting = log, lanes, None
         self.started, self.tokens = 0.0, 0  # counted from the first record: not the compilation
 
-    def step(self, step: int, active: np.ndarray, metrics: Metrics, batch: Mapping[str, np.ndarray]):
+    def step(
+        self, step: int, active: np.ndarray, metrics: Metrics, batch: Mapping[str, np.ndarray]
+    ):
         if self.started:
             self.tokens += int(active.sum()) * sum(rows[0, :, 1:].size for rows in batch.values())
         if step % LOG_EVERY == 0:
@@ -210,7 +210,7 @@ class _Meter:
         metrics, now = jax.device_get(metrics), time.perf_counter()
         self.started = self.started or now
         rate = self.tokens / max(now - self.started, 1e-9)
-        for lane in np.flatnonzero(active):
+        for lane in np.flatnonzero(active).tolist():
             found = {name: float(value[lane]) for name, value in metrics.items()}
             self.log.record(self.lanes[lane], step=step, **found, tokens_per_second=rate)
         self.log.progress(step, float(metrics["loss"][active].mean()), rate)

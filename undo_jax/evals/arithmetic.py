@@ -39,7 +39,8 @@ def write_exam(problems: Sequence[Problem], tokenizer: Tokenizer) -> Exam:
     first = np.array([len(prompt) - 1 for prompt in prompts], np.int32)[:, None]
     lengths = np.array([len(answer) for answer in answers])[:, None]
     steps = np.arange(width, dtype=np.int32)
-    return Exam(inputs, np.minimum(first + steps, time - 1), wanted, steps < lengths)
+    places = np.minimum(first + steps, time - 1)
+    return Exam(*map(jnp.asarray, (inputs, places, wanted, steps < lengths)))
 
 
 def exact_match(lm: LM, params: Params, exam: Exam) -> Float[Array, " E"]:

@@ -48,6 +48,8 @@ class Functional:
     def forward_flops(self, time: int) -> float:
         """FLOPs per token of a forward pass over rows of `time` tokens, head included."""
         c = self.config
-        per_layer = 2 * c.width * c.head_width * (c.heads + c.kv_heads) + 3 * c.width * c.feed_forward
+        per_layer = (
+            2 * c.width * c.head_width * (c.heads + c.kv_heads) + 3 * c.width * c.feed_forward
+        )
         attended = 2 * c.heads * c.head_width * time  # scores and their weighted sum, unmasked
         return 2.0 * (c.layers * (per_layer + attended) + c.vocabulary * c.width)

@@ -173,9 +173,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: Gemma2, key: Key):
         self.config = config
         embedding_key, layers_key = jax.random.split(key)
-        self.embedding = matrix(
-            config, nnx.Rngs(embedding_key), config.vocabulary, config.width
-        )
+        self.embedding = matrix(config, nnx.Rngs(embedding_key), config.vocabulary, config.width)
         make = nnx.vmap(lambda key: Layer(config, nnx.Rngs(key)), in_axes=0, out_axes=0)
         self.layers = make(jax.random.split(layers_key, config.layers))
         self.final = Norm(config)

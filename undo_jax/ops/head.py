@@ -78,9 +78,7 @@ def greedy(
 ) -> Int[Array, "B T"]:
     """The most likely next token at each position."""
     size = chunk or _chunk_size(hidden, table)
-    picks = lax.map(
-        lambda h: jnp.argmax(logits(h, table, softcap), axis=-1), _split(hidden, size)
-    )
+    picks = lax.map(lambda h: jnp.argmax(logits(h, table, softcap), axis=-1), _split(hidden, size))
     return _join(picks, hidden.shape[1])
 
 

@@ -1,7 +1,7 @@
 """What is retained and what forgotten: a setting owns its streams, its scores and its bar."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from undo_jax.types import LM, Metrics, Params
 
@@ -14,22 +14,15 @@ class Setting(Protocol):
         """T, tokens predicted in a row."""
         ...
 
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """What the scores "retain" and "forget" measure."""
-        ...
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Of both scores."""
-        ...
+    labels: ClassVar[Mapping[str, str]]  # what the scores "retain" and "forget" measure
+    higher_is_better: ClassVar[bool]  # of both scores
 
     def vocabulary(self) -> int:
         """Token ids the tokenizer can make."""
         ...
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
-        """Batches `stream[step]`, int32 [B, T+1]. `name` is one of pretrain, oracle, retain, forget."""
+        """Batches `stream[step]`, int32 [B, T+1]; pretrain, oracle, retain or forget."""
         ...
 
     def material(self) -> Any:

@@ -1,5 +1,6 @@
 """Retain + and −, forget × and ÷ (paper §5): equations, word problems and, if given, text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -42,8 +43,11 @@ class Arithmetic:
     text_share: float = 0.75  # of pretrain; the oracle's makes up for the half it does not see
     data_seed: int = 99
 
-    labels: ClassVar = {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
-    higher_is_better: ClassVar = True
+    labels: ClassVar[Mapping[str, str]] = {
+        "retain": "accuracy on + and −",
+        "forget": "accuracy on × and ÷",
+    }
+    higher_is_better: ClassVar[bool] = True
 
     def __post_init__(self):
         for form in self.forms:
@@ -92,9 +96,13 @@ class Arithmetic:
         right = exact_match(lm, params, material["exam"])
         scores = {name: jnp.dot(mean, right) for name, mean in material["mean"].items()}
         for name, operations in (("retain", RETAIN), ("forget", FORGET)):
-            parts = [scores[f"{operation}/{form}"] for operation in operations for form in self.forms]
+            parts = [
+                scores[f"{operation}/{form}"] for operation in operations for form in self.forms
+            ]
             scores[name] = jnp.mean(jnp.stack(parts))
-            scores[f"cross_entropy/{name}"] = cross_entropy(lm, params, rows(material["rows"][name]))
+            scores[f"cross_entropy/{name}"] = cross_entropy(
+                lm, params, rows(material["rows"][name])
+            )
         return scores
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
@@ -138,4 +146,6 @@ def _text(setting: Arithmetic) -> np.ndarray:
     documents = [line for line in path.read_text().splitlines() if line.strip()]
     if not documents:
         raise ValueError(f"text file {path} is empty: give one document a line")
-    return pack((tokenizer.encode(line) for line in documents), setting.row_length, tokenizer.bos_id)
+    return pack(
+        (tokenizer.encode(line) for line in documents), setting.row_length, tokenizer.bos_id
+    )

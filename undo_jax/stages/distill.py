@@ -25,9 +25,7 @@ def distill(run: Run, students: Sequence[Artifact]) -> list[Artifact]:
     sources = {teacher: _source(run, teacher) for teacher in teachers}
     bars = [artifact.upstream[1].summary()["eval"]["retain"] for artifact in todo]
     rate = config.training.optimizer.learning_rate
-    members = [
-        Member(run.load(a.upstream[0]), key(a), rate, sources[a.upstream[1]]) for a in todo
-    ]
+    members = [Member(run.load(a.upstream[0]), key(a), rate, sources[a.upstream[1]]) for a in todo]
 
     def recovered(member: int, scores: Scores) -> bool:
         return setting.recovered(scores["retain"], bars[member], config.tolerance)

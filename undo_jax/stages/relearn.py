@@ -17,9 +17,7 @@ def relearn(run: Run, models: Sequence[Artifact]) -> list[Artifact]:
     are fp32, so that small rates are not lost to rounding.
     """
     config, setting = run.experiment.relearn, run.experiment.setting
-    made = [
-        run.artifact("relearn", m.model, m.seed, config, m, alpha=m.alpha) for m in models
-    ]
+    made = [run.artifact("relearn", m.model, m.seed, config, m, alpha=m.alpha) for m in models]
     todo = run.todo(made)
     if not todo:
         return made

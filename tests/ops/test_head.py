@@ -1,0 +1,176 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from undo_jax.ops import head
+
+B, T, D, D2, V = 2, 7, 5, 3, 11
+CHUNKS = pytest.mark.parametrize("chunk", [1, 3, 7, 100, None])  # dividing, not, whole, too large
+CAPS = pytest.mark.parametrize("cap", [None, 2.0])
+NAMES = ["cross_entropy", "kl_to_teacher", "kl_to_uniform"]
+LOSSES = pytest.mark.parametrize("name", NAMES)
+
+
+def _case(scale=3.0):
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    weights = jax.random.uniform(next(keys), (B, T)) * (jax.random.uniform(next(keys), (B, T)) > 0.3)
+    return {
+        "hidden": scale * jax.random.normal(next(keys), (B, T, D)),
+        "table": jax.random.normal(next(keys), (V, D)),
+        "targets": jax.random.randint(next(keys), (B, T), 0, V),
+        "teacher_hidden": 3 * jax.random.normal(next(keys), (B, T, D2)),
+        "teacher_table": jax.random.normal(next(keys), (V, D2)),
+        "weights": weights,
+    }
+
+
+def _arguments(name, case):
+    own = {
+        "cross_entropy": ("targets",),
+        "kl_to_teacher": ("teacher_hidden", "teacher_table"),
+        "kl_to_uniform": (),
+    }[name]
+    return [case[key] for key in (*own, "weights")]
+
+
+def _caps(name, cap):
+    return (cap, None if cap is None else 1.5 * cap) if name == "kl_to_teacher" else (cap,)
+
+
+def _ours(name, case, cap, chunk):
+    loss, rest = getattr(head, name), _arguments(name, case)
+    return lambda h, w: loss(h, w, *rest, *_caps(name, cap), chunk=chunk)
+
+
+def _plain(name, case, cap):
+    loss, rest = getattr(head, f"reference_{name}"), _arguments(name, case)
+    return lambda h, w: loss(h, w, *rest, *_caps(name, cap))
+
+
+@LOSSES
+@CAPS
+@CHUNKS
+def test_value_and_gradients_are_those_of_the_plain_loss(name, cap, chunk):
+    case = _case()
+    hidden, table = case["hidden"], case["table"]
+    if cap is not None:  # the cap bites
+        assert jnp.max(jnp.abs(head.logits(hidden, table, None))) > 3 * cap
+    ours, plain = (
+        jax.value_and_grad(lambda h, w, f=f: 3 * f(h, w) ** 2, argnums=(0, 1))(hidden, table)
+        for f in (_ours(name, case, cap, chunk), _plain(name, case, cap))
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+    value = _ours(name, case, cap, chunk)(hidden, table)  # outside of differentiation
+    np.testing.assert_allclose(3 * value**2, ours[0], rtol=1e-6)
+
+
+@LOSSES
+def test_masked_tokens_leave_no_trace(name):
+    case = _case()
+    out = case["weights"] == 0
+    assert out.any() and not out.all()
+    changed = {
+        **case,
+        "targets": jnp.where(out, (case["targets"] + 1) % V, case["targets"]),
+        "teacher_hidden": jnp.where(out[..., None], -9.0, case["teacher_hidden"]),
+    }
+    hidden = jnp.where(out[..., None], 5.0, case["hidden"])
+    run = lambda c, h: jax.value_and_grad(_ours(name, c, 2.0, 3), argnums=(0, 1))(h, c["table"])  # noqa: E731
+    before, (d_hidden, d_table) = run(case, case["hidden"])
+    after, (d_hidden2, d_table2) = run(changed, hidden)
+    np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(d_table, d_table2)
+    np.testing.assert_array_equal(d_hidden[out], 0)
+    np.testing.assert_array_equal(d_hidden2[out], 0)
+
+
+@LOSSES
+@CAPS
+def test_extreme_logits_stay_finite(name, cap):
+    case = _case(scale=1e4)
+    value, gradients = jax.value_and_grad(_ours(name, case, cap, 3), argnums=(0, 1))(
+        case["hidden"], case["table"]
+    )
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, gradients)))
+    np.testing.assert_allclose(value, _plain(name, case, cap)(case["hidden"], case["table"]), 1e-5)
+
+
+def test_the_teacher_and_the_weights_are_constants():
+    case = _case()
+    names = ("teacher_hidden", "teacher_table", "weights")
+
+    def loss(constants):
+        return head.kl_to_teacher(case["hidden"], case["table"], *constants, 2.0, 3.0, chunk=3)
+
+    for name, gradient in zip(names, jax.grad(loss)([case[n] for n in names]), strict=True):
+        np.testing.assert_array_equal(gradient, 0, err_msg=name)
+
+
+@CAPS
+def test_no_divergence_from_oneself(cap):
+    case = _case()
+    h, w = case["hidden"], case["table"]
+    value, gradients = jax.value_and_grad(
+        lambda h, w: head.kl_to_teacher(
+            h, w, case["hidden"], case["table"], case["weights"], cap, cap, chunk=3
+        ),
+        argnums=(0, 1),
+    )(h, w)
+    np.testing.assert_allclose(value, 0, atol=1e-6)
+    for gradient in gradients:
+        np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+def test_uniform_logits_have_the_textbook_losses():
+    hidden, table, weights = jnp.zeros((B, T, D)), jnp.ones((V, D)), jnp.full((B, T), 1 / (B * T))
+    targets = jnp.zeros((B, T), jnp.int32)
+    np.testing.assert_allclose(
+        head.cross_entropy(hidden, table, targets, weights), math.log(V), rtol=1e-6
+    )
+    np.testing.assert_allclose(head.kl_to_uniform(hidden, table, weights), 0, atol=1e-6)
+
+
+def _sizes(jaxpr):
+    """Sizes of every value in a jaxpr and in those it calls."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _sizes(inner)
+
+
+@LOSSES
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_the_logits_of_a_batch_never_exist(name, chunk):
+    case = _case()
+
+    def largest(f):
+        step = jax.value_and_grad(f, argnums=(0, 1))
+        return max(_sizes(jax.make_jaxpr(step)(case["hidden"], case["table"]).jaxpr))
+
+    assert largest(_plain(name, case, 2.0)) >= B * T * V  # the walk sees them where they are
+    assert largest(_ours(name, case, 2.0, chunk)) < B * T * V
+    assert largest(_ours(name, case, 2.0, T)) >= B * T * V
+
+
+def test_chunks_fit_their_budget(monkeypatch):
+    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", 2 * B * V + 1)
+    case = _case()
+    step = jax.value_and_grad(_ours("cross_entropy", case, None, None), argnums=(0, 1))
+    sizes = set(_sizes(jax.make_jaxpr(step)(case["hidden"], case["table"]).jaxpr))
+    assert 2 * B * V in sizes and 3 * B * V not in sizes and B * T * V not in sizes
+
+
+@CAPS
+@CHUNKS
+def test_greedy_is_the_argmax(cap, chunk):
+    case = _case(scale=0.3)
+    plain = jnp.argmax(head.logits(case["hidden"], case["table"], cap), -1)
+    assert len(np.unique(plain)) > 3
+    np.testing.assert_array_equal(head.greedy(case["hidden"], case["table"], cap, chunk), plain)

@@ -1,0 +1,1 @@
+"""Distillation robustifies unlearning (arXiv 2506.06278), in JAX."""
