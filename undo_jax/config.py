@@ -86,6 +86,7 @@ class Experiment:
     distill: Distill
     relearn: Relearn
     seeds: tuple[int, ...] = (0,)
+    together: int = 64  # models trained side by side at most; less where memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self):
@@ -97,3 +98,5 @@ class Experiment:
             )
         if not self.seeds:
             raise ValueError("seeds is empty: give at least one")
+        if self.together < 1:
+            raise ValueError(f"together={self.together}: at least one model must train")

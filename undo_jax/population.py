@@ -46,7 +46,7 @@ class Task(NamedTuple):
     training: train.Training
     evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `material`
     material: Any  # a pytree of arrays
-    stop: Callable[[int, Scores], bool]  # (index of a member, its scores) -> has it finished?
+    stops: Sequence[Callable[[Scores], bool]]  # for each member: have these scores reached its end?
 
 
 class Result(NamedTuple):
@@ -76,7 +76,7 @@ def fit(task: Task, mesh: Mesh, members: Sequence[Member], log: Log) -> list[Res
                 found = {name: float(column[lane]) for name, column in table.items()}
                 log.record(lanes[lane], step=step, eval=found)
                 scores[lanes[lane]] = found
-                active[lane] = step < training.steps and not task.stop(lanes[lane], found)
+                active[lane] = step < training.steps and not task.stops[lanes[lane]](found)
         if not active.any():
             break
         batch = {

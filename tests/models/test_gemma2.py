@@ -84,6 +84,7 @@ def theirs():
         attn_logit_softcapping=CONFIG.attention_softcap,
         final_logit_softcapping=CONFIG.final_softcap,
         attn_implementation="eager",
+        pad_token_id=None,  # a padding token would get no gradient
     )
     model = transformers.Gemma2ForCausalLM(config).to(torch.float32).eval()
     weights = {name: torch.from_numpy(w) for name, w in _torch_names(_params()).items()}
@@ -116,9 +117,7 @@ def test_gradients_are_those_of_transformers(theirs):
     for name, gradient in theirs[2].items():
         largest = np.max(np.abs(gradient))
         assert largest > 1e-6, name
-        np.testing.assert_allclose(
-            ours[name], gradient, rtol=0, atol=1e-4 * largest, err_msg=name
-        )
+        np.testing.assert_allclose(ours[name], gradient, rtol=0, atol=1e-4 * largest, err_msg=name)
 
 
 def test_activations_are_the_hidden_states_of_transformers(theirs):

@@ -16,7 +16,9 @@ LOSSES = pytest.mark.parametrize("name", NAMES)
 
 def _case(scale=3.0):
     keys = iter(jax.random.split(jax.random.key(0), 8))
-    weights = jax.random.uniform(next(keys), (B, T)) * (jax.random.uniform(next(keys), (B, T)) > 0.3)
+    weights = jax.random.uniform(next(keys), (B, T)) * (
+        jax.random.uniform(next(keys), (B, T)) > 0.3
+    )
     return {
         "hidden": scale * jax.random.normal(next(keys), (B, T, D)),
         "table": jax.random.normal(next(keys), (V, D)),

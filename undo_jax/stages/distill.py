@@ -1,6 +1,7 @@
 """Stage 4: distill the suppressed teacher into each damaged student."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import distillation
@@ -13,31 +14,33 @@ def distill(run: Run, students: Sequence[Artifact]) -> list[Artifact]:
 
     A student that has not recovered by the last step is finished with `recovered: false`.
     """
-    config, setting = run.experiment.distill, run.experiment.setting
+    config = run.experiment.distill
     made = [
         run.artifact("distill", s.model, s.seed, config, s, *s.upstream, alpha=s.alpha)
         for s in students
     ]
-    todo = run.todo(made)
-    if not todo:
-        return made
+    for todo in run.todo(made):
+        _recover(run, todo)
+    return made
+
+
+def _recover(run: Run, todo: Sequence[Artifact]) -> None:
+    """Train students together."""
+    config, setting = run.experiment.distill, run.experiment.setting
     teachers = {artifact.upstream[1]: None for artifact in todo}
     sources = {teacher: _source(run, teacher) for teacher in teachers}
     bars = [artifact.upstream[1].summary()["eval"]["retain"] for artifact in todo]
     rate = config.training.optimizer.learning_rate
     members = [Member(run.load(a.upstream[0]), key(a), rate, sources[a.upstream[1]]) for a in todo]
 
-    def recovered(member: int, scores: Scores) -> bool:
-        return setting.recovered(scores["retain"], bars[member], config.tolerance)
+    def recovered(bar: float, scores: Scores) -> bool:
+        return setting.recovered(scores["retain"], bar, config.tolerance)
 
-    def stop(member: int, scores: Scores) -> bool:
-        return config.stop_early and recovered(member, scores)
-
-    results = train(run, config.training, distillation, todo, members, stop=stop)
-    for index, (artifact, member, result) in enumerate(zip(todo, members, results, strict=True)):
-        met = recovered(index, result.scores)
-        finish(run, artifact, config.training, member, result, recovered=met, bar=bars[index])
-    return made
+    stops = [partial(recovered, bar) for bar in bars] if config.stop_early else None
+    results = train(run, config.training, distillation, todo, members, stops=stops)
+    for artifact, member, result, bar in zip(todo, members, results, bars, strict=True):
+        met = recovered(bar, result.scores)
+        finish(run, artifact, config.training, member, result, recovered=met, bar=bar)
 
 
 def _source(run: Run, teacher: Artifact) -> Source:

@@ -22,7 +22,7 @@ def noise(run: Run, suppressed: Sequence[Artifact]) -> list[Artifact]:
         for teacher in suppressed:
             artifact = run.artifact("noise", model, teacher.seed, damage, teacher, alpha=alpha)
             made.append(artifact)
-            if run.todo([artifact]):
+            for _ in run.todo([artifact]):
                 student = apply(run.lm, key(artifact), run.load(teacher), alpha)
                 checkpoint.begin(artifact)
                 checkpoint.save(artifact, student)

@@ -1,5 +1,7 @@
 """Stage 1: a base model on retain and forget data, an oracle on retain data only."""
 
+import itertools
+
 import jax
 from etils import epath
 
@@ -17,13 +19,11 @@ def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
     config, seeds = run.experiment.pretrain, run.experiment.seeds
     bases = [run.artifact("pretrain", "base", seed, config) for seed in seeds]
     oracles = [run.artifact("pretrain", "oracle", seed, config) for seed in seeds]
-    todo = run.todo([*bases, *oracles])
     if config.base is not None:
-        for artifact in run.todo(bases):
+        for artifact in itertools.chain(*run.todo(bases)):
             _adopt(run, artifact, config.base)
-        todo = run.todo(oracles)
-    if todo:
-        init = jax.jit(run.lm.init)
+    init = jax.jit(run.lm.init)
+    for todo in run.todo([*bases, *oracles]):
         members = [_member(run, artifact, init) for artifact in todo]
         results = train(run, config.training, language_modelling, todo, members)
         for artifact, member, result in zip(todo, members, results, strict=True):

@@ -1,10 +1,13 @@
 """Stage 5: attack a model by fine-tuning it; the strongest attack counts."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import language_modelling
 from undo_jax.population import Member, Source
+from undo_jax.settings import Setting
 from undo_jax.stages.run import Run, finish, key, train
 
 STREAMS = {"forget": "forget", "mixed": "pretrain"}
@@ -16,32 +19,46 @@ def relearn(run: Run, models: Sequence[Artifact]) -> list[Artifact]:
     An attack is a learning rate on forget data or on the pretraining mixture. Weights and moments
     are fp32, so that small rates are not lost to rounding.
     """
-    config, setting = run.experiment.relearn, run.experiment.setting
+    config = run.experiment.relearn
     made = [run.artifact("relearn", m.model, m.seed, config, m, alpha=m.alpha) for m in models]
-    todo = run.todo(made)
-    if not todo:
-        return made
+    for todo in run.todo(made):
+        _attack(run, todo)
+    return made
+
+
+def _attack(run: Run, todo: Sequence[Artifact]) -> None:
+    """Every attack on every model, together."""
+    config, setting = run.experiment.relearn, run.experiment.setting
+    kinds, training = (
+        list(itertools.product(config.attacks, config.learning_rates)),
+        config.training,
+    )
     sources = {
         (seed, attack): Source(
-            {"train": run.stream(STREAMS[attack], f"relearn/{attack}", seed, config.training)}, {}
+            {"train": run.stream(STREAMS[attack], f"relearn/{attack}", seed, training)}, {}
         )
         for seed in {artifact.seed for artifact in todo}
         for attack in config.attacks
     }
-    unit = config.training.optimizer.learning_rate
-    artifacts, members, tags = [], [], []
+    unit, members = training.optimizer.learning_rate, []
     for artifact in todo:
         params = run.load(artifact.upstream[0])
-        for attack in config.attacks:
-            for rate in config.learning_rates:
-                source = sources[artifact.seed, attack]
-                artifacts.append(artifact)
-                members.append(Member(params, key(artifact), unit * rate, source))
-                tags.append({"attack": attack, "learning_rate": rate})
-    results = train(run, config.training, language_modelling, artifacts, members, tags)
-    strongest = max if setting.higher_is_better else min
-    for artifact in todo:
-        group = [index for index, other in enumerate(artifacts) if other == artifact]
-        best = strongest(group, key=lambda index: results[index].scores["forget"])
-        finish(run, artifact, config.training, members[best], results[best], **tags[best])
-    return made
+        members += [
+            Member(params, key(artifact), unit * rate, sources[artifact.seed, attack])
+            for attack, rate in kinds
+        ]
+    tags = [{"attack": attack, "learning_rate": rate} for attack, rate in kinds]
+    artifacts = [artifact for artifact in todo for _ in kinds]
+    results = train(run, training, language_modelling, artifacts, members, tags * len(todo))
+    for index, artifact in enumerate(todo):
+        mine = range(index * len(kinds), (index + 1) * len(kinds))
+        best = max(mine, key=lambda i: _strength(results[i].scores["forget"], setting))
+        strongest = tags[best % len(kinds)]
+        finish(run, artifact, training, members[best], results[best], **strongest)
+
+
+def _strength(score: float, setting: Setting) -> float:
+    """How well an attack did; one that diverged did worst."""
+    if not math.isfinite(score):
+        return -math.inf
+    return score if setting.higher_is_better else -score

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -42,9 +42,11 @@ class Run:
         parts = {stage: config, "setting": self.experiment.setting, "model": self.experiment.model}
         return Artifact(self.workdir, stage, model, seed, parts, upstream, alpha)
 
-    def todo(self, artifacts: Sequence[Artifact]) -> list[Artifact]:
-        """Those still to be made by the stages that run now."""
-        return [a for a in artifacts if self.only in (None, a.stage) and not a.finished]
+    def todo(self, artifacts: Sequence[Artifact]) -> list[list[Artifact]]:
+        """Those still to be made by the stages that run now, in batches to be made together."""
+        missing = [a for a in artifacts if self.only in (None, a.stage) and not a.finished]
+        size = self.experiment.together
+        return [missing[i : i + size] for i in range(0, len(missing), size)]
 
     def stream(self, name: str, stage: str, seed: int, training: Training) -> Any:
         """The setting's stream; every stage and seed has its own order."""
@@ -68,17 +70,28 @@ def train(
     artifacts: Sequence[Artifact],
     members: Sequence[Member],
     tags: Sequence[Mapping[str, Any]] | None = None,
-    stop: Callable[[int, Scores], bool] = lambda member, scores: False,
+    stops: Sequence[Callable[[Scores], bool]] | None = None,
 ) -> list[Result]:
-    """Train a member towards each artifact; `tags` mark its records."""
+    """Train a member towards each artifact; `tags` mark its records, `stops` end it early."""
     for artifact in dict.fromkeys(artifacts):
         checkpoint.begin(artifact)
     tags = tags or [{}] * len(artifacts)
     targets = [Target(a.folder, tag) for a, tag in zip(artifacts, tags, strict=True)]
     title = f"{artifacts[0].stage} × {len(members)}"
-    task = Task(run.lm, loss, training, run.experiment.setting.evaluate, run.material, stop)
+    evaluate, size = run.experiment.setting.evaluate, run.experiment.together
+    stops = stops or [never] * len(members)
+    results: list[Result] = []
     with open_log(title, training.steps, targets) as log:
-        return fit(task, run.mesh, members, log)
+        for first in range(0, len(members), size):
+            group = slice(first, first + size)
+            task = Task(run.lm, loss, training, evaluate, run.material, stops[group])
+            results += fit(task, run.mesh, members[group], replace(log, targets=targets[group]))
+    return results
+
+
+def never(scores: Scores) -> bool:
+    """The stop rule of a stage with a fixed number of steps."""
+    return False
 
 
 def finish(

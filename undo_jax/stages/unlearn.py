@@ -11,9 +11,8 @@ def unlearn(run: Run, bases: Sequence[Artifact]) -> list[Artifact]:
     """One suppressed model a base; the method sees retain and forget rows and the frozen base."""
     config = run.experiment.unlearn
     made = [run.artifact("unlearn", "unlearn-only", b.seed, config, b) for b in bases]
-    todo = run.todo(made)
-    members = [_member(run, artifact) for artifact in todo]
-    if todo:
+    for todo in run.todo(made):
+        members = [_member(run, artifact) for artifact in todo]
         results = train(run, config.training, config.method, todo, members)
         for artifact, member, result in zip(todo, members, results, strict=True):
             finish(run, artifact, config.training, member, result)

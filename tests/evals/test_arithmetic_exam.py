@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from undo_jax import losses, optim, train
+from undo_jax.data.arithmetic import OPERATIONS, Grammar, Problem, alphabet, facts, render_equation
+from undo_jax.data.tokenizers import Characters
+from undo_jax.evals.arithmetic import exact_match, write_exam
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.ops import head
+from undo_jax.settings.arithmetic import Arithmetic
+
+GRAMMAR = Grammar(largest_term=9, largest_factor=4, spaced=False, held_out=0.0)
+SETTING = Arithmetic(
+    GRAMMAR, ("equation",), 6000, 48, examine="train_facts", questions=None, validation_rows=2
+)
+LM = Functional(preset("tiny", dtype="float32"))
+TOKENIZER = Characters(alphabet(GRAMMAR, ("equation",)))
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def half_trained():
+    optimizer = optim.build(optim.AdamW(b2=0.98, warmup=10), STEPS)
+    step = jax.jit(train.make_step(LM, losses.language_modelling, optimizer, {}), donate_argnums=0)
+    params = LM.init(jax.random.key(0))
+    state = train.start(params, jax.random.key(1), jnp.float32(5e-3), optimizer)
+    stream = SETTING.stream("pretrain", 16, 0)
+    for i in range(STEPS):
+        state, _ = step(state, {}, {"train": train.rows(jnp.asarray(stream[i]))})
+    return state.params
+
+
+def _problems():
+    return [
+        render_equation(GRAMMAR, operation, *fact)
+        for operation in OPERATIONS
+        for fact in facts(GRAMMAR, operation, "equation", "train")
+    ]
+
+
+def _decode(params, problems, longest=5):
+    """Plain greedy decoding, token by token, without a cache: texts up to the BOS, or None."""
+
+    @jax.jit
+    def next_tokens(tokens, lengths):
+        logits = head.logits(LM.hidden(params, tokens), LM.table(params), LM.softcap)
+        return jnp.argmax(logits[jnp.arange(len(lengths)), lengths - 1], -1)
+
+    prompts = [[TOKENIZER.bos_id, *TOKENIZER.encode(problem.prompt)] for problem in problems]
+    lengths = np.array([len(prompt) for prompt in prompts])
+    tokens = np.full((len(prompts), lengths.max() + longest), 1, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    for step in range(longest):
+        picks = np.asarray(next_tokens(tokens, lengths + step))
+        tokens[np.arange(len(prompts)), lengths + step] = picks
+    written = [row[n : n + longest].tolist() for row, n in zip(tokens, lengths, strict=True)]
+    return [w[: w.index(0)] if 0 in w else None for w in written]
+
+
+def test_teacher_forcing_gives_the_verdict_of_greedy_decoding(half_trained):
+    problems = _problems()
+    written = _decode(half_trained, problems)
+    right = [w == TOKENIZER.encode(p.answer) for w, p in zip(written, problems, strict=True)]
+    verdict = jax.jit(lambda p, e: exact_match(LM, p, e))(
+        half_trained, write_exam(problems, TOKENIZER)
+    )
+    np.testing.assert_array_equal(verdict, np.array(right, np.float32))
+    by_length = {
+        n: np.mean([r for r, p in zip(right, problems, strict=True) if len(p.answer) == n])
+        for n in (1, 2)
+    }
+    assert all(0.02 < share < 0.98 for share in by_length.values()), by_length  # a telling exam
+
+
+def test_an_answer_that_goes_on_is_wrong(half_trained):
+    """Cut every right two-digit answer to one digit: it would pass if nothing had to end it."""
+    problems, written = _problems(), _decode(half_trained, _problems())
+    cut = [
+        problem._replace(answer=problem.answer[:1])
+        for problem, w in zip(problems, written, strict=True)
+        if w == TOKENIZER.encode(problem.answer) and len(problem.answer) == 2
+    ]
+    assert len(cut) > 3
+    exam = write_exam(cut, TOKENIZER)
+    np.testing.assert_array_equal(exact_match(LM, half_trained, exam), 0)
+    endless = exam._replace(asked=np.asarray(exam.asked) & (exam.answers != TOKENIZER.bos_id))
+    np.testing.assert_array_equal(exact_match(LM, half_trained, endless), 1)
+
+
+def test_a_verdict_does_not_depend_on_the_other_problems(half_trained):
+    """Longer neighbours add padding and shift nothing."""
+    problems = _problems()[::17]
+    together = exact_match(LM, half_trained, write_exam(problems, TOKENIZER))
+    alone = [exact_match(LM, half_trained, write_exam([p], TOKENIZER))[0] for p in problems]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_an_exam_spelled_out():
+    problems = [Problem("", "", "1+2=", "3"), Problem("", "", "12/1=", "12")]
+    exam = write_exam(problems, TOKENIZER)
+    read = lambda ids: TOKENIZER.decode(ids).replace("\n", "^")  # noqa: E731
+    assert [read(row) for row in exam.inputs] == ["^1+2=3^^", "^12/1=12"]
+    asked = [row[mask] for row, mask in zip(exam.answers, exam.asked, strict=True)]
+    assert [read(row) for row in asked] == ["3^", "12^"]
+    assert [
+        read(row[place][mask])
+        for row, place, mask in zip(exam.inputs, exam.places, exam.asked, strict=True)
+    ] == ["=3", "=12"]
+
+
+def test_scores_are_means_over_operations(half_trained):
+    material = SETTING.material()
+    scores = SETTING.evaluate(LM, half_trained, material)
+    problems = _problems()
+    right = exact_match(LM, half_trained, write_exam(problems, TOKENIZER))
+    mean = {
+        o: np.mean([r for r, p in zip(right, problems, strict=True) if p.operation == o])
+        for o in OPERATIONS
+    }
+    for name, pair in (("retain", OPERATIONS[:2]), ("forget", OPERATIONS[2:])):
+        for operation in pair:
+            np.testing.assert_allclose(scores[f"{operation}/equation"], mean[operation], rtol=1e-5)
+        np.testing.assert_allclose(scores[name], np.mean([mean[o] for o in pair]), rtol=1e-5)
+        assert 0.02 < scores[name] < 0.98
+        assert scores[f"cross_entropy/{name}"] > 0
+
+
+def test_an_exam_without_problems_is_refused():
+    with pytest.raises(ValueError, match="needs problems"):
+        write_exam([], TOKENIZER)

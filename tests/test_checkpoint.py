@@ -1,0 +1,136 @@
+"""Artifacts: what identifies them, and their parameters on disk."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from undo_jax import checkpoint
+from undo_jax.checkpoint import Artifact
+from undo_jax.methods.graddiff import graddiff
+from undo_jax.methods.maxent import maxent
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.optim import AdamW
+from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.train import Training
+
+MODEL = Gemma2(layers=2, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
+               vocabulary=16)  # fmt: skip
+LM = Functional(MODEL)
+CONFIG = {"training": Training(10, 8, AdamW(1e-3), 5), "method": partial(maxent, retain_weight=1.0)}
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh(MeshShape(sweep=1, data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(LM.init)(jax.random.key(5))
+
+
+def _artifact(workdir, **changes):
+    fields = {"stage": "pretrain", "model": "Base α=0.4", "seed": 3, "config": CONFIG, **changes}
+    return Artifact(epath.Path(workdir), **fields)
+
+
+def _one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def saved(tmp_path, params):
+    artifact = _artifact(tmp_path)
+    checkpoint.begin(artifact)
+    checkpoint.save(artifact, params)
+    checkpoint.finish(artifact, {"steps": 2})
+    return artifact
+
+
+def test_round_trip_onto_a_mesh(saved, params, mesh):
+    assert saved.finished and saved.summary() == {"steps": 2}
+    assert {path.name for path in saved.folder.iterdir()} == {
+        "config.json", "params", "summary.json"
+    }  # fmt: skip
+    loaded = checkpoint.load(saved, LM, mesh)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert jax.tree.map(lambda w: w.sharding, loaded) == shardings(params, LM.rules, mesh)
+    assert {w.dtype for w in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
+
+
+def test_an_artifact_without_a_summary_is_not_finished(saved, mesh):
+    (saved.folder / "summary.json").unlink()
+    assert not saved.finished
+    with pytest.raises(FileNotFoundError, match="run stage pretrain first"):
+        checkpoint.load(saved, LM, mesh)
+
+
+def test_begin_removes_what_was_left(saved):
+    checkpoint.begin(saved)
+    assert [path.name for path in saved.folder.iterdir()] == ["config.json"]
+
+
+def test_foreign_checkpoint_names_the_leaf_and_both_shapes(saved, mesh):
+    wider = Functional(replace(MODEL, width=32))
+    with pytest.raises(ValueError) as error:
+        checkpoint.restore(saved.folder / "params", wider, mesh)
+    message = _one_line(error)
+    for part in ("embedding", "(16, 16)", "(16, 32)"):
+        assert part in message
+
+
+def test_missing_path(tmp_path, mesh):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        checkpoint.restore(epath.Path(tmp_path / "nothing"), LM, mesh)
+
+
+@pytest.mark.parametrize("names", [(), ("a.txt",), ("_METADATA",)])
+def test_garbage_directory(tmp_path, mesh, names):
+    for name in names:
+        (tmp_path / name).write_text("not a checkpoint\n\n")
+    with pytest.raises(ValueError) as error:
+        checkpoint.restore(epath.Path(tmp_path), LM, mesh)
+    assert "cannot read a checkpoint" in _one_line(error)
+
+
+def test_fingerprint_is_of_everything_that_determines_the_model(tmp_path):
+    first = _artifact(tmp_path)
+    longer = {**CONFIG, "training": replace(CONFIG["training"], steps=11)}
+    rate = {**CONFIG, "training": replace(CONFIG["training"], optimizer=AdamW(2e-3))}
+    different = [
+        first,
+        _artifact(tmp_path, seed=4),
+        _artifact(tmp_path, stage="unlearn"),
+        _artifact(tmp_path, model="other"),
+        _artifact(tmp_path, alpha=0.5),
+        _artifact(tmp_path, config=longer),
+        _artifact(tmp_path, config=rate),
+        _artifact(tmp_path, config={**CONFIG, "method": maxent}),
+        _artifact(tmp_path, config={**CONFIG, "method": partial(maxent, retain_weight=2.0)}),
+        _artifact(tmp_path, config={**CONFIG, "method": partial(graddiff, retain_weight=1.0)}),
+        _artifact(tmp_path, upstream=(first,)),
+        _artifact(tmp_path, upstream=(_artifact(tmp_path, config=longer),)),
+        _artifact(tmp_path, upstream=(_artifact(tmp_path, seed=9),)),
+    ]
+    assert len({artifact.fingerprint for artifact in different}) == len(different)
+    assert len({artifact.folder for artifact in different}) == len(different)
+
+
+def test_fingerprint_is_not_of_where_it_is(tmp_path):
+    here, there = _artifact(tmp_path), _artifact(tmp_path / "elsewhere")
+    assert here.fingerprint == there.fingerprint
+    assert here.folder.name == there.folder.name
+    assert str(tmp_path) not in str(here.describe())
+
+
+def test_fingerprint_is_the_same_in_every_process(tmp_path):
+    """A constant: if it changes, every workdir there is loses its artifacts."""
+    artifact = Artifact(epath.Path(tmp_path), "pretrain", "base", 0, {"rate": 0.1, "on": (True,)})
+    assert artifact.folder.name == "pretrain-base-seed0-0b6595b7"

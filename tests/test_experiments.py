@@ -1,0 +1,175 @@
+"""Every experiment that is shipped runs, at toy size, from its first stage to its last."""
+
+import dataclasses
+import importlib.util
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import undo_jax
+from undo_jax import pipeline, population
+from undo_jax.config import Experiment
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.population import Result
+from undo_jax.sharding import MeshShape, make_mesh
+from undo_jax.stages import run as shared
+
+ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
+FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+TOY_SETTING = {"problems": 100, "questions": 2, "validation_rows": 2, "row_length": 24,
+               "text": None, "tokenizer": None}  # fmt: skip
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.experiment
+
+
+def _toy(experiment: Experiment) -> Experiment:
+    """The same experiment with one seed, two steps, two alphas and a very small model and data."""
+
+    def short(part, **changes):
+        training = replace(part.training, steps=2, eval_every=2, batch_size=8, accumulation=1)
+        return replace(part, training=training, **changes)
+
+    known = {field.name for field in dataclasses.fields(experiment.setting)}
+    setting = replace(
+        experiment.setting, **{k: v for k, v in TOY_SETTING.items() if k in known}
+    )
+    model = Gemma2(layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
+                   vocabulary=8 * -(-setting.vocabulary() // 8))  # fmt: skip
+    try:
+        make_mesh(experiment.mesh)
+        mesh = experiment.mesh
+    except ValueError:  # a mesh of another number of devices
+        mesh = MeshShape()
+    return replace(
+        experiment,
+        setting=setting,
+        model=model,
+        pretrain=short(experiment.pretrain, base=None),
+        unlearn=short(experiment.unlearn),
+        noise=replace(experiment.noise, alphas=experiment.noise.alphas[:2]),
+        distill=short(experiment.distill),
+        relearn=short(experiment.relearn, learning_rates=experiment.relearn.learning_rates[:2]),
+        seeds=experiment.seeds[:1],
+        mesh=mesh,
+    )
+
+
+@pytest.fixture(scope="module", params=FILES)
+def shipped(request, tmp_path_factory):
+    """An experiment at toy size, a workdir where it has run, and its artifacts."""
+    experiment = _toy(_load(FILES[request.param]))
+    workdir = tmp_path_factory.mktemp("shipped")
+    return experiment, workdir, pipeline.run(experiment, workdir)
+
+
+@pytest.fixture
+def again(shipped, tmp_path):
+    """A copy of that, to be changed."""
+    experiment, workdir, _ = shipped
+    shutil.copytree(workdir, tmp_path / "copy")
+    return experiment, tmp_path / "copy"
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """No training: its members keep their parameters. The calls, as numbers of members."""
+    calls = []
+
+    def fit(task, mesh, members, log):
+        calls.append(len(members))
+        return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
+
+    monkeypatch.setattr(population, "fit", fit)
+    monkeypatch.setattr(shared, "fit", fit)
+    return calls
+
+
+def _times(workdir):
+    """When every file of every artifact was written."""
+    files = [path for path in workdir.glob("*/**/*") if path.is_file()]
+    return {path.relative_to(workdir).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_defines_an_experiment(name):
+    assert isinstance(_load(FILES[name]), Experiment)
+
+
+def test_every_stage_writes_finished_artifacts(shipped):
+    experiment, workdir, artifacts = shipped
+    students = len(experiment.noise.alphas) + experiment.noise.fresh_student
+    wanted = {"pretrain": 2, "unlearn": 1, "noise": students, "distill": students,
+              "relearn": students + 2}  # fmt: skip
+    stages = [artifact.stage for artifact in artifacts]
+    assert {stage: stages.count(stage) for stage in pipeline.STAGES} == wanted
+    for artifact in artifacts:
+        written = {path.name for path in artifact.folder.iterdir()}
+        assert artifact.finished and {"config.json", "params"} <= written
+        if artifact.stage != "noise":
+            assert (artifact.folder / "metrics.jsonl").read_text()
+            assert {"retain", "forget"} <= set(artifact.summary()["eval"])
+            assert artifact.summary()["steps"] in (0, 2)  # 0: recovered before the first step
+    assert len({artifact.folder for artifact in artifacts}) == len(artifacts)
+    assert {path.name for path in workdir.iterdir() if path.is_dir()} == {
+        artifact.folder.name for artifact in artifacts
+    }
+
+
+def test_a_second_run_makes_nothing_anew(again, trained):
+    experiment, workdir = again
+    before = _times(workdir)
+    pipeline.run(experiment, workdir)
+    assert not trained and _times(workdir) == before
+
+
+def test_other_alphas_reuse_the_models_before_them(again, trained):
+    experiment, workdir = again
+    before = _times(workdir)
+    alphas = (*experiment.noise.alphas[:1], 0.123)
+    pipeline.run(replace(experiment, noise=replace(experiment.noise, alphas=alphas)), workdir)
+    attacks = len(experiment.relearn.attacks) * len(experiment.relearn.learning_rates)
+    assert trained == [1, attacks]  # distill and relearn, of the new student alone
+    after = _times(workdir)
+    assert {name: after[name] for name in before} == before
+    made = {name.split("-")[0] for name in after.keys() - before.keys()}
+    assert made == {"noise", "distill", "relearn"}
+
+
+@pytest.mark.parametrize("stage", pipeline.STAGES)
+def test_an_interrupted_artifact_is_made_again(again, trained, stage):
+    experiment, workdir = again
+    folder = min(path for path in workdir.glob(f"{stage}-*"))
+    (folder / "summary.json").unlink()
+    (folder / "left-over").write_text("")
+    before = _times(workdir)
+    pipeline.run(experiment, workdir)
+    assert (folder / "summary.json").exists() and not (folder / "left-over").exists()
+    assert len(trained) == (stage != "noise")
+    other = {name for name in before if not name.startswith(folder.name)}
+    assert {name: _times(workdir)[name] for name in other} == {n: before[n] for n in other}
+
+
+@pytest.mark.parametrize("mesh", [MeshShape(sweep=1, data=2, fsdp=2, tensor=2)])
+def test_another_mesh_or_name_finds_the_same_artifacts(again, trained, mesh):
+    experiment, workdir = again
+    pipeline.run(replace(experiment, mesh=mesh, name="other"), workdir)
+    assert not trained
+
+
+def test_a_stage_needs_the_stages_before_it(shipped, tmp_path, trained):
+    with pytest.raises(FileNotFoundError, match="run stage unlearn first") as error:
+        pipeline.run(shipped[0], tmp_path, only="distill")
+    assert "\n" not in str(error.value)
+    assert not trained and not list(tmp_path.iterdir())
+
+
+def test_unknown_stage(shipped, tmp_path):
+    with pytest.raises(ValueError, match="unknown stage 'nope'"):
+        pipeline.run(shipped[0], tmp_path, only="nope")

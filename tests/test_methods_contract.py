@@ -1,0 +1,204 @@
+"""Every file of undo_jax/methods/ keeps the contract of an unlearning method.
+
+A new method needs no edit here, unless it has keyword arguments without a default: their values
+then go into `ARGUMENTS`.
+"""
+
+import importlib
+import inspect
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import undo_jax.methods
+from undo_jax.losses import cross_entropy, uniform_kl
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.sharding import BATCH, MeshShape, make_mesh, path_name, shardings
+from undo_jax.train import rows
+from undo_jax.types import Frozen
+
+ARGUMENTS = {"rmu": {"read_layer": 2, "train_layers": (0, 1)}}
+TRACED = {  # arguments that the tests below change without compiling again
+    "graddiff": {"retain_weight": 1.0},
+    "maxent": {"retain_weight": 1.0},
+    "rmu": {"train_layers": (0, 1), "coefficient": 6.0, "retain_weight": 200.0},
+}
+FOLDER = Path(undo_jax.methods.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+LM = Functional(
+    Gemma2(layers=3, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
+           attention_scale=8**-0.5, vocabulary=24, init_stddev=0.25, dtype="float32")
+)  # fmt: skip
+BASE = jax.jit(LM.init)(jax.random.key(1))
+PARAMS = jax.tree.map(  # away from the base, as after a few steps; norms are not at zero either
+    lambda w: w + 0.1 * jax.random.normal(jax.random.key(w.size), w.shape), BASE
+)
+KEY = jax.random.key(7)
+
+
+def _rows(seed, low, high):
+    tokens = np.random.default_rng(seed).integers(low, high, (8, 9), np.int32)
+    mask = np.ones((8, 8), np.int32)
+    mask[::2, 5:] = 0
+    return rows(tokens, mask)
+
+
+BATCH_OF_BOTH = {"retain": _rows(0, 0, 12), "forget": _rows(1, 12, 24)}
+
+
+def _gradients(name):
+    """`(params, base, batch, key, traced) -> ((loss, metrics), (to params, to base))`, jitted."""
+    function = getattr(importlib.import_module(f"undo_jax.methods.{name}"), name)
+
+    def value(params, base, batch, key, traced):
+        arguments = {**ARGUMENTS.get(name, {}), **traced}
+        return function(LM, params, {"base": Frozen(LM, base)}, batch, key, **arguments)
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
+
+
+_compiled = cache(_gradients)
+
+
+def _at(name, params, **changes):
+    traced = {**TRACED.get(name, {}), **changes}
+    return _compiled(name)(params, BASE, BATCH_OF_BOTH, KEY, traced)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request):
+    """A method's name, and its value and gradients."""
+    return request.param, _at(request.param, PARAMS)
+
+
+def _norm(tree):
+    return float(jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))))
+
+
+def _close(one, other):
+    """To 1e-5 of the largest entry of each leaf."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()),
+        jax.device_get(one),
+        jax.device_get(other),
+    )
+
+
+def test_methods_are_found():
+    assert {"graddiff", "maxent", "rmu"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature(name):
+    function = getattr(importlib.import_module(f"undo_jax.methods.{name}"), name)
+    parameters = inspect.signature(function).parameters
+    assert function.__module__ == f"undo_jax.methods.{name}"
+    assert list(parameters)[:5] == ["lm", "params", "refs", "batch", "key"]
+    for parameter in list(parameters.values())[5:]:
+        assert parameter.kind is parameter.KEYWORD_ONLY
+    missing = {p.name for p in list(parameters.values())[5:] if p.default is p.empty}
+    assert missing == set(ARGUMENTS.get(name, {})), f"give {name} its arguments in ARGUMENTS"
+
+
+def test_is_finite_and_scalar(case):
+    _, ((loss, metrics), gradients) = case
+    assert loss.shape == () and loss.dtype == jnp.float32
+    assert metrics and all(value.shape == () for value in metrics.values())
+    for leaf in jax.tree.leaves((loss, metrics, gradients)):
+        assert bool(jnp.all(jnp.isfinite(leaf)))
+
+
+def test_gradient_reaches_only_params(case):
+    name, (_, (to_params, to_base)) = case
+    assert _norm(to_params) > 0
+    assert _norm(to_base) == 0, f"{name} differentiates its reference: use stop_gradient"
+
+
+def test_is_deterministic_in_its_key(case):
+    name, first = case
+    jax.tree.map(np.testing.assert_array_equal, first, _at(name, PARAMS))
+
+
+def test_sharded_equals_unsharded(case):
+    name, whole = case
+    mesh = make_mesh(MeshShape(sweep=1, data=2, fsdp=2, tensor=2))
+    placed = jax.device_put((PARAMS, BASE), shardings((PARAMS, BASE), LM.rules, mesh))
+    batch = jax.device_put(BATCH_OF_BOTH, NamedSharding(mesh, P(BATCH)))
+    with jax.set_mesh(mesh):
+        _close(_gradients(name)(*placed, batch, KEY, TRACED.get(name, {})), whole)
+
+
+@jax.jit
+def _measures(params):
+    """What the methods change, measured without them."""
+    forget, retain = BATCH_OF_BOTH["forget"], BATCH_OF_BOTH["retain"]
+    direction = jax.random.normal(jax.random.key(0), (16,))
+    target = 6.0 * direction / jnp.sqrt(jnp.sum(direction**2))
+    away = (LM.activations(params, forget.inputs, 2) - target) ** 2
+    wanted = LM.activations(BASE, retain.inputs, 2)
+    drift = (LM.activations(params, retain.inputs, 2) - wanted) ** 2
+    return {
+        "forget_ce": cross_entropy(LM, params, forget),
+        "retain_ce": cross_entropy(LM, params, retain),
+        "forget_uniform_kl": uniform_kl(LM, params, forget),
+        "forget_mse": jnp.sum(forget.weights[..., None] * away) / 16,
+        "retain_mse": jnp.sum(retain.weights[..., None] * drift) / 16,
+    }
+
+
+def _moves(name, **changes):
+    """How each measure moves in one short gradient step of a method."""
+    _, (gradient, _) = _at(name, PARAMS, **changes)
+    rate = 0.01 / _norm(gradient)
+    after = _measures(jax.tree.map(lambda w, g: w - rate * g, PARAMS, gradient))
+    before = _measures(PARAMS)
+    return {measure: float(after[measure]) - float(before[measure]) for measure in before}
+
+
+@pytest.mark.parametrize(
+    ("name", "forget", "retain", "sign"),
+    [
+        ("graddiff", "forget_ce", "retain_ce", -1),
+        ("maxent", "forget_uniform_kl", "retain_ce", 1),
+        ("rmu", "forget_mse", "retain_mse", 1),
+    ],
+)
+def test_loss_is_what_its_docstring_says(name, forget, retain, sign):
+    (loss, metrics), _ = _at(name, PARAMS, retain_weight=3.0)
+    wanted = _measures(PARAMS)
+    np.testing.assert_allclose(loss, sign * wanted[forget] + 3 * wanted[retain], rtol=1e-4)
+    assert set(metrics) == {forget, retain}
+    for measure, value in metrics.items():
+        np.testing.assert_allclose(value, wanted[measure], rtol=1e-5)
+
+
+def test_graddiff_raises_forget_and_lowers_retain():
+    moves = _moves("graddiff")
+    assert moves["forget_ce"] > 0 > moves["retain_ce"]
+
+
+def test_maxent_flattens_forget_and_lowers_retain():
+    moves = _moves("maxent")
+    assert moves["forget_uniform_kl"] < 0 and moves["retain_ce"] < 0
+
+
+def test_rmu_pulls_forget_to_its_direction_and_retain_to_the_base():
+    assert _moves("rmu", retain_weight=0.0)["forget_mse"] < 0
+    assert _moves("rmu", retain_weight=1000.0)["retain_mse"] < 0
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 1), (0, 0)])
+def test_rmu_moves_only_the_chosen_down_projections(first, last):
+    _, (gradient, _) = _at("rmu", PARAMS, train_layers=(first, last))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        name = path_name(path)
+        assert np.any(leaf) == (name == "layers/mlp/down"), name
+        if name == "layers/mlp/down":
+            assert {i for i in range(3) if np.any(leaf[i])} == set(range(first, last + 1))

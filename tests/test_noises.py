@@ -1,0 +1,169 @@
+"""Every file of undo_jax/noises/ keeps the contract of a noise; then each noise's own mathematics.
+
+A new noise needs no edit here, unless it has keyword arguments without a default: their values then
+go into `ARGUMENTS`.
+"""
+
+import importlib
+import inspect
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import undo_jax.noises
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.noises.fresh import fresh
+from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.sharding import MeshShape, make_mesh, path_name, shardings
+
+ARGUMENTS: dict[str, dict] = {}
+FOLDER = Path(undo_jax.noises.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+LM = Functional(
+    Gemma2(layers=3, width=32, feed_forward=64, heads=2, kv_heads=1, head_width=16,
+           attention_scale=0.25, vocabulary=48, init_stddev=0.2, dtype="float32")
+)  # fmt: skip
+KEY = jax.random.key(3)
+PARAMS = jax.tree.map(  # nothing is at zero, the norms included
+    lambda w: 1 + jax.random.normal(jax.random.key(w.size), w.shape), jax.jit(LM.init)(jax.random.key(0))
+)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def noise(request):
+    """`(key, params, alpha) -> params`, jitted, with alpha traced."""
+    function = getattr(importlib.import_module(f"undo_jax.noises.{request.param}"), request.param)
+    return jax.jit(partial(function, LM, **ARGUMENTS.get(request.param, {})))
+
+
+def _named(tree):
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_noises_are_found():
+    assert {"fresh", "shrink_perturb"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature(name):
+    function = getattr(importlib.import_module(f"undo_jax.noises.{name}"), name)
+    parameters = inspect.signature(function).parameters
+    assert function.__module__ == f"undo_jax.noises.{name}"
+    assert list(parameters)[:4] == ["lm", "key", "params", "alpha"]
+    rest = list(parameters.values())[4:]
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in rest)
+    assert {p.name for p in rest if p.default is p.empty} == set(ARGUMENTS.get(name, {}))
+
+
+def test_alpha_zero_is_the_identity(noise):
+    jax.tree.map(np.testing.assert_array_equal, noise(KEY, PARAMS, 0.0), PARAMS)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_is_finite_and_keeps_the_tree(noise, alpha):
+    damaged = noise(KEY, PARAMS, alpha)
+    assert jax.tree.structure(damaged) == jax.tree.structure(PARAMS)
+    for new, old in zip(jax.tree.leaves(damaged), jax.tree.leaves(PARAMS), strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+        assert bool(jnp.all(jnp.isfinite(new)))
+        assert not np.array_equal(new, old)
+
+
+def test_depends_on_the_key_alone(noise):
+    first, again = noise(KEY, PARAMS, 0.5), noise(KEY, PARAMS, 0.5)
+    other = noise(jax.random.key(4), PARAMS, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    for name, leaf in _named(first).items():
+        if not name.endswith("norm"):
+            assert not np.array_equal(leaf, _named(other)[name]), name
+
+
+def test_sharded_equals_unsharded(noise):
+    mesh = make_mesh(MeshShape(sweep=1, data=2, fsdp=2, tensor=2))
+    placed = jax.device_put(PARAMS, shardings(PARAMS, LM.rules, mesh))
+    with jax.set_mesh(mesh):
+        sharded = noise(KEY, placed, 0.6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+        jax.device_get(sharded),
+        jax.device_get(noise(KEY, PARAMS, 0.6)),
+    )
+
+
+def test_shrink_perturb_only_shrinks_vectors():
+    alpha = 0.3
+    damaged, params = _named(shrink_perturb(LM, KEY, PARAMS, alpha)), _named(PARAMS)
+    vectors = {name for name in params if name.endswith("norm")}
+    assert params["layers/before_mlp/norm"].shape == (3, 32)  # stacked: two axes, still vectors
+    assert len(vectors) == 5 and "final/norm" in vectors
+    for name in vectors:
+        np.testing.assert_array_equal(damaged[name], (1 - alpha) * params[name], name)
+
+
+def _drawn(alpha, beta, params=PARAMS, key=KEY):
+    """N of every matrix: the residual of the shrunk weights over αβ."""
+    damaged, before = _named(shrink_perturb(LM, key, params, alpha, beta=beta)), _named(params)
+    return {
+        name: np.asarray((damaged[name] - (1 - alpha) * w) / (alpha * beta))
+        for name, w in before.items()
+        if not name.endswith("norm")
+    }
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.1), (0.25, 1.0)])
+def test_shrink_perturb_draws_xavier_uniform_for_matrices(alpha, beta):
+    drawn = _drawn(alpha, beta)
+    assert len(drawn) == 8 and "embedding" in drawn
+    for name, noise in drawn.items():
+        bound = np.sqrt(6 / (noise.shape[-2] + noise.shape[-1]))  # fan in + fan out
+        assert np.abs(noise).max() < bound * 1.001, name
+        assert np.abs(noise).max() > bound * 0.95, name
+        assert abs(noise.std() / (bound / np.sqrt(3)) - 1) < 0.05, name
+        assert abs(noise.mean()) < 4 * bound / np.sqrt(3 * noise.size), name
+
+
+def test_shrink_perturb_draws_every_layer_and_leaf_apart():
+    drawn = _drawn(0.5, 1.0)
+    matrices = {
+        (name, layer): one.ravel()
+        for name, stack in drawn.items()
+        for layer, one in enumerate(stack if name.startswith("layers/") else stack[None])
+    }
+    for name, one in matrices.items():
+        for other, two in matrices.items():
+            if name < other and one.size == two.size:
+                assert abs(np.corrcoef(one, two)[0, 1]) < 0.2, (name, other)
+
+
+def test_shrink_perturb_noise_of_a_leaf_ignores_the_other_leaves():
+    """A model with a leaf more or less, or in another order, gets the same noise elsewhere."""
+    layers = {name: part for name, part in PARAMS["layers"].items() if name != "attention"}
+    fewer = _drawn(0.5, 0.1, {"layers": layers, "final": PARAMS["final"]})
+    whole = _drawn(0.5, 0.1)
+    assert set(fewer) == {"layers/mlp/gate", "layers/mlp/up", "layers/mlp/down"}
+    for name, noise in fewer.items():
+        np.testing.assert_array_equal(noise, whole[name], name)
+
+
+def test_shrink_perturb_without_beta_only_shrinks():
+    jax.tree.map(
+        lambda new, old: np.testing.assert_array_equal(new, (1 - 0.4) * old),
+        shrink_perturb(LM, KEY, PARAMS, 0.4, beta=0.0),
+        PARAMS,
+    )
+
+
+def test_fresh_is_the_initialisation_at_alpha_one_and_the_mean_half_way():
+    draw, init = jax.jit(partial(fresh, LM)), jax.jit(LM.init)(KEY)
+    jax.tree.map(np.testing.assert_array_equal, draw(KEY, PARAMS, 1.0), init)
+    jax.tree.map(
+        lambda new, w, first: np.testing.assert_allclose(new, (w + first) / 2, rtol=1e-6),
+        draw(KEY, PARAMS, 0.5),
+        PARAMS,
+        init,
+    )

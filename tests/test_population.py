@@ -1,0 +1,164 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from undo_jax import losses, optim, population, train
+from undo_jax.log import Target, open_log
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.population import Member, Source, Task
+from undo_jax.sharding import MeshShape, make_mesh
+
+LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
+STEPS, BATCH, MEMBERS = 12, 8, 5
+RATES = (0.01, 0.02, 0.03, 0.01, 0.02)
+STOPS = {1: 4, 3: 8}  # member -> the step it stops at; the others run to the end
+
+
+def _task(stop=lambda member, scores: False, steps=STEPS):
+    return Task(
+        lm=LM,
+        loss=losses.distillation,
+        training=train.Training(
+            steps, BATCH, optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3), eval_every=4
+        ),
+        evaluate=lambda lm, params, material: {
+            "ce": losses.cross_entropy(lm, params, train.rows(material))
+        },
+        material=_tokens(77, 1)[0],
+        stop=stop,
+    )
+
+
+def _tokens(seed, steps=STEPS):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, LM.config.vocabulary, (steps, BATCH, 6), dtype=np.int32)
+
+
+def _members():
+    """Five models; two sources, each with its own rows and teacher."""
+    sources = [
+        Source({"train": _tokens(seed)}, {"teacher": (LM, LM.init(jax.random.key(50 + seed)))})
+        for seed in (0, 1)
+    ]
+    return [
+        Member(LM.init(jax.random.key(i)), jax.random.key(100 + i), RATES[i], sources[i % 2])
+        for i in range(MEMBERS)
+    ]
+
+
+def _fit(task, members, folder, shape):
+    targets = []
+    for i in range(len(members)):
+        path = epath.Path(folder) / str(i)
+        path.mkdir(parents=True, exist_ok=True)
+        targets.append(Target(path, {"member": i}))
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh), open_log("test", task.training.steps, targets) as log:
+        return population.fit(task, mesh, members, log)
+
+
+def _same(ours, theirs, **tolerance):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+def _by_hand(member, steps):
+    """The member trained by a plain loop over the train step, on one device."""
+    task = _task()
+    optimizer = optim.build(task.training.optimizer, STEPS)
+    step = jax.jit(train.make_step(LM, task.loss, optimizer, {"teacher": LM}))
+    state = train.start(member.params, member.key, jnp.float32(member.learning_rate), optimizer)
+    refs = {name: params for name, (_, params) in member.source.refs.items()}
+    for i in range(steps):
+        batch = {"train": train.rows(member.source.streams["train"][i])}
+        state, _ = step(state, refs, batch)
+    return state.params
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """Parameters of every member at the step where it stops, and at the end."""
+    return [
+        {steps: _by_hand(member, steps) for steps in {STOPS.get(i, STEPS), STEPS}}
+        for i, member in enumerate(_members())
+    ]
+
+
+SHAPES = [
+    MeshShape(sweep=1, data=8),
+    MeshShape(sweep=1, data=2, fsdp=2, tensor=2),
+    MeshShape(sweep=2, data=4),
+    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
+    MeshShape(sweep=8, data=1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_members_train_together_as_each_would_alone(shape, tmp_path, by_hand):
+    members = _members()
+    task, asked = _task(), []
+
+    def stop(member, scores):
+        asked.append((member, scores["ce"]))
+        seen = sum(m == member for m, _ in asked) - 1  # the first evaluation is at step 0
+        return 4 * seen == STOPS.get(member)
+
+    results = _fit(task._replace(stop=stop), members, tmp_path, shape)
+    assert [result.steps for result in results] == [STOPS.get(i, STEPS) for i in range(MEMBERS)]
+    for i, result in enumerate(results):
+        _same(result.params, by_hand[i][result.steps], rtol=0, atol=1e-5)
+        expected = task.evaluate(LM, by_hand[i][result.steps], task.material)["ce"]
+        np.testing.assert_allclose(result.scores["ce"], expected, rtol=1e-4)
+        lines = [json.loads(x) for x in (tmp_path / str(i) / "metrics.jsonl").open()]
+        evaluated = [line["step"] for line in lines if "eval" in line]
+        assert evaluated == list(range(0, result.steps + 1, 4))
+        assert {line["member"] for line in lines} == {i}
+
+
+def test_one_member_alone_is_the_plain_loop(tmp_path, by_hand):
+    member = _members()[2]
+    (result,) = _fit(_task(), [member], tmp_path, MeshShape(sweep=1, data=8))
+    assert result.steps == STEPS
+    _same(result.params, by_hand[2][STEPS], rtol=0, atol=1e-5)
+
+
+def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
+    members = _members()[:2]
+    results = _fit(_task(lambda *_: True), members, tmp_path, MeshShape(sweep=2, data=4))
+    for member, result in zip(members, results, strict=True):
+        assert result.steps == 0
+        _same(result.params, member.params, rtol=0, atol=0)
+
+
+def test_the_members_parameters_survive(tmp_path):
+    """States are donated from step to step; what the caller passed in is not."""
+    members = _members()[:2]
+    before = jax.tree.map(np.array, [member.params for member in members])
+    _fit(_task(steps=1), members, tmp_path, MeshShape(sweep=2, data=4))
+    _same([member.params for member in members], before, rtol=0, atol=0)
+
+
+def test_a_batch_the_mesh_does_not_divide_is_refused(tmp_path):
+    task = _task()
+    training = train.Training(2, 6, task.training.optimizer, eval_every=1)
+    with pytest.raises(ValueError, match="batch of 6 rows"):
+        _fit(task._replace(training=training), _members()[:1], tmp_path, MeshShape(data=8))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 17])
+@pytest.mark.parametrize("hands", [1, 2, 3, 8])
+def test_every_member_is_dealt_once_and_hands_are_even(count, hands):
+    lanes = population.deal(count, hands)
+    assert len(lanes) % hands == 0
+    assert sorted(m for m in lanes if m >= 0) == list(range(count))
+    shares = np.array(lanes).reshape(hands, -1)
+    sizes = (shares >= 0).sum(-1)
+    assert sizes.max() - sizes.min() <= 1
+    for i in range(count - 1):  # neighbours go to different hands
+        owner = [int(np.argwhere(shares == m)[0, 0]) for m in (i, i + 1)]
+        assert hands == 1 or owner[0] != owner[1]

@@ -1,0 +1,147 @@
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from undo_jax import losses, optim, train
+from undo_jax.methods.graddiff import graddiff
+from undo_jax.methods.maxent import maxent
+from undo_jax.methods.rmu import rmu
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, shardings
+
+LM = Functional(
+    preset("tiny", width=16, feed_forward=24, heads=4, kv_heads=2, head_width=8, init_stddev=0.25)
+)
+TEACHER = Functional(preset("tiny", width=8, feed_forward=16, head_width=4, init_stddev=0.35))
+LOSSES = {
+    "language_modelling": (losses.language_modelling, {}),
+    "distillation": (losses.distillation, {"teacher": TEACHER}),
+    "maxent": (maxent, {}),
+    "graddiff": (graddiff, {}),
+    "rmu": (partial(rmu, read_layer=2, train_layers=(0, 1)), {"base": LM}),
+}
+
+
+def _batch():
+    names = ("train", "retain", "forget")
+    keys = jax.random.split(jax.random.key(1), len(names))
+    tokens = (jax.random.randint(k, (8, 7), 0, LM.config.vocabulary) for k in keys)
+    uneven = jnp.arange(6)[None, :] <= jnp.arange(8)[:, None]
+    return {name: train.rows(t, uneven) for name, t in zip(names, tokens, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulation"), [*((name, 1) for name in LOSSES), ("distillation", 2)]
+)
+def test_a_sharded_step_is_the_step_of_one_device(name, accumulation):
+    loss, lms = LOSSES[name]
+    optimizer = optim.build(optim.AdamW(epsilon=1e-3), 10)
+    step = train.make_step(LM, loss, optimizer, lms, accumulation)
+    start = partial(train.start, optimizer=optimizer)
+    state = start(LM.init(jax.random.key(0)), jax.random.key(5), jnp.float32(0.01))
+    refs = {ref: lm.init(jax.random.key(9)) for ref, lm in lms.items()}
+    batch = _batch()
+    alone, metrics = jax.jit(step)(state, refs, batch)
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(alone.params)} == {1}
+
+    mesh = make_mesh(MeshShape(sweep=1, data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        placement = shardings(state, LM.rules, mesh)
+        placed = (
+            jax.device_put(state, placement),
+            {ref: jax.device_put(p, shardings(p, lms[ref].rules, mesh)) for ref, p in refs.items()},
+            jax.device_put(batch, NamedSharding(mesh, P(BATCH))),
+        )
+        together, sharded_metrics = jax.jit(step, out_shardings=(placement, None))(*placed)
+
+    for params in (placed[0].params, together.params):
+        for leaf in (params["embedding"], params["layers"]["mlp"]["down"]):
+            assert leaf.addressable_shards[0].data.size == leaf.size // 4
+    assert placed[2]["train"].inputs.addressable_shards[0].data.shape[0] == 2
+    before = jax.tree.leaves(state.params)
+    after = jax.tree.leaves(alone.params)
+    moved = [float(jnp.max(jnp.abs(a - b))) for a, b in zip(before, after, strict=True)]
+    assert max(moved) > 1e-3
+    for a, b in zip(after, jax.tree.leaves(together.params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5)
+    for key, value in metrics.items():
+        np.testing.assert_allclose(sharded_metrics[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_every_leaf_of_a_state_has_a_rule():
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
+    optimizer = optim.build(optim.AdamW(), 10)
+    state = jax.eval_shape(
+        lambda key: train.start(LM.init(key), key, jnp.float32(1), optimizer), jax.random.key(0)
+    )
+    placed = shardings(state, LM.rules, mesh)
+    assert placed.params["embedding"].spec == P("tensor", "fsdp")
+    assert placed.params["layers"]["attention"]["query"].spec == P(None, "fsdp", "tensor")
+    assert placed.params["layers"]["attention"]["output"].spec == P(None, "tensor", "fsdp")
+    assert placed.params["final"]["norm"].spec == P()
+    assert placed.step.spec == P()
+    moments = placed.opt_state[1].mu
+    assert jax.tree.leaves(moments) == jax.tree.leaves(placed.params)
+
+
+def test_leading_axes_come_before_the_rule():
+    mesh = make_mesh(MeshShape(sweep=2, data=2, fsdp=1, tensor=2))
+    leaf = {"up": jax.ShapeDtypeStruct((4, 3, 8), jnp.float32)}
+    placed = shardings(leaf, ((r"up$", P(None, "tensor")),), mesh, ("sweep",))
+    assert placed["up"].spec == P("sweep", None, "tensor")
+
+
+def test_a_path_without_a_rule_is_named():
+    mesh = make_mesh(MeshShape())
+    leaf = {"layers": {"bias": jnp.zeros(3)}}
+    with pytest.raises(ValueError, match="'layers/bias'"):
+        shardings(leaf, ((r"weight$", P()),), mesh)
+
+
+def test_a_dimension_that_does_not_divide_is_named():
+    mesh = make_mesh(MeshShape(data=2, tensor=4))
+    with pytest.raises(ValueError, match=r"up has a dimension of 6.*\s*tensor=4"):
+        shardings({"up": jnp.zeros((8, 6))}, ((r"up$", P(None, "tensor")),), mesh)
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert dict(make_mesh(MeshShape(sweep=2, data=-1, tensor=2)).shape) == {
+        "sweep": 2, "data": 2, "fsdp": 1, "tensor": 2,
+    }  # fmt: skip
+    mesh = make_mesh(MeshShape(sweep=-1, data=1))
+    assert mesh.shape["sweep"] == 8 and math.prod(mesh.shape.values()) == 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (MeshShape(sweep=-1, data=-1), "at most one may be -1"),
+        (MeshShape(data=0), "sizes are positive"),
+        (MeshShape(data=-2), "sizes are positive"),
+        (MeshShape(data=3), "does not fit 8 devices"),
+        (MeshShape(sweep=3, data=-1), "does not fit 8 devices"),
+        (MeshShape(sweep=2, data=2), "sweep=2, data=2, fsdp=1, tensor=1 does not fit"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(shape)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
+    check_batch(mesh, 8, accumulation=2)
+    check_batch(mesh, 4)
+    for size, accumulation in ((6, 1), (12, 2), (2, 1)):
+        with pytest.raises(ValueError, match=f"batch of {size} rows") as error:
+            check_batch(mesh, size, accumulation)
+        assert "\n" not in str(error.value) and f"multiple of {4 * accumulation}" in str(
+            error.value
+        )

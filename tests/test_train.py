@@ -1,0 +1,146 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from undo_jax import losses, optim, train
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.types import Rows
+
+LM = Functional(preset("tiny", layers=1, width=16, feed_forward=24, head_width=8, init_stddev=0.25))
+SGD = optax.scale(-1.0)  # its step is the gradient itself
+ADAM = optim.build(optim.AdamW(epsilon=1e-3), 10)
+
+
+def _batch():
+    """8 rows whose weights differ from row to row: some are almost empty, and they sum to 1."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    tokens = jax.random.randint(keys[0], (8, 7), 0, LM.config.vocabulary)
+    share = jnp.array([0.05, 1, 0.3, 0, 1, 0.9, 0.1, 0.6])[:, None]
+    mask = jax.random.uniform(keys[1], (8, 6)) < share
+    return {"train": train.rows(tokens, mask)}
+
+
+def _state(optimizer, learning_rate=0.01):
+    params = LM.init(jax.random.key(0))
+    return train.start(params, jax.random.key(5), jnp.float32(learning_rate), optimizer)
+
+
+def _teacher():
+    return {"teacher": LM.init(jax.random.key(9))}
+
+
+def _step(loss, optimizer, accumulation=1):
+    return jax.jit(train.make_step(LM, loss, optimizer, {"teacher": LM}, accumulation))
+
+
+def _close(ours, theirs, **tolerance):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+def _moved(before, after):
+    return max(
+        float(jnp.max(jnp.abs(a - b)))
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    )
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize("loss", [losses.language_modelling, losses.distillation])
+def test_accumulation_changes_no_update(loss, accumulation, optimizer):
+    batch, state = _batch(), _state(optimizer)
+    per_row = batch["train"].weights.sum(-1)
+    assert len(np.unique(per_row.round(4))) > 4  # parts weigh differently
+    whole, metrics = _step(loss, optimizer)(state, _teacher(), batch)
+    parts, metrics_of_parts = _step(loss, optimizer, accumulation)(state, _teacher(), batch)
+    assert _moved(state.params, whole.params) > 1e-4
+    _close(parts.params, whole.params, rtol=0, atol=1e-6)
+    _close(metrics_of_parts, metrics, rtol=1e-5)
+    assert int(parts.step) == 1
+
+
+def test_every_row_is_used_once_when_accumulating():
+    batch = {"train": np.arange(8)[:, None]}
+    parts = train._split(batch, 4)["train"]
+    assert parts.shape == (4, 2, 1) and sorted(parts.ravel()) == list(range(8))
+
+
+def test_a_step_is_a_pure_function():
+    state, batch, teacher = _state(ADAM), _batch(), _teacher()
+    key = jax.random.key_data(state.key)
+    before = jax.tree.map(np.array, (state._replace(key=key), batch, teacher))
+    step = _step(losses.distillation, ADAM)
+    first, second = step(state, teacher, batch), step(state, teacher, batch)
+    after = jax.tree.map(np.array, (state._replace(key=key), batch, teacher))
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+    _close(first[0].params, second[0].params, rtol=0)
+
+
+def test_the_update_is_proportional_to_the_learning_rate():
+    """Powers of two, from zero parameters: exact."""
+    batch = _batch()
+    params = jax.tree.map(jnp.zeros_like, LM.init(jax.random.key(0)))
+    constant = lambda lm, params, refs, batch, key: (  # noqa: E731
+        sum(jnp.sum(w * 0.37) for w in jax.tree.leaves(params)),
+        {},
+    )
+    step = _step(constant, ADAM)
+    ones, fours = (
+        step(_state(ADAM, rate)._replace(params=params), {}, batch)[0].params for rate in (0.5, 2.0)
+    )
+    for a, b in zip(jax.tree.leaves(ones), jax.tree.leaves(fours), strict=True):
+        assert (a != 0).all()
+        np.testing.assert_array_equal(4 * a, b)
+
+
+def test_a_rate_of_zero_moves_nothing():
+    state = _state(ADAM, 0.0)
+    after, _ = _step(losses.language_modelling, ADAM)(state, {}, _batch())
+    assert _moved(state.params, after.params) == 0
+
+
+def test_keys_differ_from_step_to_step_and_part_to_part():
+    def drawn(lm, params, refs, batch, key):
+        return 0.0 * jnp.sum(params["embedding"]), {"draw": jax.random.uniform(key)}
+
+    step, state = _step(drawn, SGD), _state(SGD)
+    state, first = step(state, {}, _batch())
+    state, second = step(state, {}, _batch())
+    assert first["draw"] != second["draw"]
+    _, both = _step(drawn, SGD, 2)(_state(SGD), {}, _batch())
+    halves = [
+        jax.random.uniform(key)
+        for key in jax.random.split(jax.random.fold_in(jax.random.key(5), 0), 2)
+    ]
+    np.testing.assert_allclose(both["draw"], sum(halves), rtol=1e-6)
+
+
+def test_the_loss_falls():
+    state, batch, step = _state(ADAM, 0.01), _batch(), _step(losses.language_modelling, ADAM)
+    state, first = step(state, {}, batch)
+    for _ in range(8):
+        state, metrics = step(state, {}, batch)
+    assert metrics["loss"] < 0.8 * first["loss"] and metrics["gradient_norm"] > 0
+    assert int(state.step) == 9
+
+
+def test_rows_predict_the_next_token_with_weights_that_sum_to_one():
+    tokens = jnp.arange(12).reshape(2, 6)
+    rows = train.rows(tokens, jnp.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 1]]))
+    assert isinstance(rows, Rows)
+    np.testing.assert_array_equal(rows.targets, rows.inputs + 1)
+    np.testing.assert_allclose(rows.weights, [[0.25, 0, 0, 0, 0], [0.25, 0.25, 0, 0, 0.25]])
+    np.testing.assert_allclose(train.rows(tokens).weights, 0.1)
+    np.testing.assert_array_equal(train.rows(tokens, jnp.zeros((2, 5))).weights, 0)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "eval_every", "accumulation"])
+def test_a_training_of_nothing_is_refused(name):
+    fields = {"steps": 1, "batch_size": 1, "eval_every": 1, "accumulation": 1, name: 0}
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        train.Training(optimizer=optim.AdamW(), **fields)
