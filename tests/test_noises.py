@@ -30,7 +30,8 @@ LM = Functional(
 )  # fmt: skip
 KEY = jax.random.key(3)
 PARAMS = jax.tree.map(  # nothing is at zero, the norms included
-    lambda w: 1 + jax.random.normal(jax.random.key(w.size), w.shape), jax.jit(LM.init)(jax.random.key(0))
+    lambda w: 1 + jax.random.normal(jax.random.key(w.size), w.shape),
+    jax.jit(LM.init)(jax.random.key(0)),
 )
 
 

@@ -74,8 +74,8 @@ class Gemma2:
 
 
 PRESETS = {
-    "tiny": Gemma2(layers=2, width=48, feed_forward=96, heads=2, kv_heads=1, head_width=24,
-                   attention_scale=24**-0.5, vocabulary=24, init_stddev=48**-0.5, unroll=2),
+    "tiny": Gemma2(layers=2, width=48, feed_forward=96, heads=4, kv_heads=4, head_width=12,
+                   attention_scale=12**-0.5, vocabulary=24, init_stddev=48**-0.5, unroll=2),
     "small": Gemma2(layers=4, width=128, feed_forward=512, heads=4, kv_heads=2, head_width=32,
                     attention_scale=32**-0.5, vocabulary=512, init_stddev=128**-0.5),
     "0.1B": Gemma2(layers=14, width=320, feed_forward=1280, head_width=128),
