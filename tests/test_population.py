@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import jax
@@ -19,7 +20,7 @@ RATES = (0.01, 0.02, 0.03, 0.01, 0.02)
 STOPS = {1: 4, 3: 8}  # member -> the step it stops at; the others run to the end
 
 
-def _task(stop=lambda member, scores: False, steps=STEPS):
+def _task(stops=(lambda scores: False,) * MEMBERS, steps=STEPS):
     return Task(
         lm=LM,
         loss=losses.distillation,
@@ -30,8 +31,14 @@ def _task(stop=lambda member, scores: False, steps=STEPS):
             "ce": losses.cross_entropy(lm, params, train.rows(material))
         },
         material=_tokens(77, 1)[0],
-        stop=stop,
+        stops=stops,
     )
+
+
+def _stop_at(step):
+    """A rule that says stop at its evaluation of `step`: they come every 4 steps from 0 on."""
+    steps = itertools.count(0, 4)
+    return lambda scores: next(steps) == step
 
 
 def _tokens(seed, steps=STEPS):
@@ -101,14 +108,8 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_members_train_together_as_each_would_alone(shape, tmp_path, by_hand):
     members = _members()
-    task, asked = _task(), []
-
-    def stop(member, scores):
-        asked.append((member, scores["ce"]))
-        seen = sum(m == member for m, _ in asked) - 1  # the first evaluation is at step 0
-        return 4 * seen == STOPS.get(member)
-
-    results = _fit(task._replace(stop=stop), members, tmp_path, shape)
+    task = _task(stops=[_stop_at(STOPS.get(i)) for i in range(MEMBERS)])
+    results = _fit(task, members, tmp_path, shape)
     assert [result.steps for result in results] == [STOPS.get(i, STEPS) for i in range(MEMBERS)]
     for i, result in enumerate(results):
         _same(result.params, by_hand[i][result.steps], rtol=0, atol=1e-5)
@@ -129,7 +130,7 @@ def test_one_member_alone_is_the_plain_loop(tmp_path, by_hand):
 
 def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
     members = _members()[:2]
-    results = _fit(_task(lambda *_: True), members, tmp_path, MeshShape(sweep=2, data=4))
+    results = _fit(_task(stops=[lambda scores: True] * 2), members, tmp_path, MeshShape(sweep=2, data=4))
     for member, result in zip(members, results, strict=True):
         assert result.steps == 0
         _same(result.params, member.params, rtol=0, atol=0)

@@ -31,7 +31,7 @@ def rmu(
     target = coefficient * direction / jnp.linalg.norm(direction)
     steered = lm.activations(params, forget.inputs, read_layer)
     kept = lm.activations(params, retain.inputs, read_layer)
-    wanted = base.lm.activations(base.params, retain.inputs, read_layer)
+    wanted = jax.lax.stop_gradient(base.lm.activations(base.params, retain.inputs, read_layer))
     forget_mse = _mse(steered, target, forget.weights)
     retain_mse = _mse(kept, wanted, retain.weights)
     loss = forget_mse + retain_weight * retain_mse
