@@ -74,33 +74,34 @@ def _same(ours, theirs, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
-def _by_hand(member, steps):
-    """The member trained by a plain loop over the train step, on one device."""
+@pytest.fixture(scope="module")
+def by_hand():
+    """Every member's parameters after each step of a plain loop over the train step, on a device.
+
+    by_hand[member][step].
+    """
     task = _task()
     optimizer = optim.build(task.training.optimizer, STEPS)
     step = jax.jit(train.make_step(LM, task.loss, optimizer, {"teacher": LM}))
-    state = train.start(member.params, member.key, jnp.float32(member.learning_rate), optimizer)
-    refs = {name: params for name, (_, params) in member.source.refs.items()}
-    for i in range(steps):
-        batch = {"train": train.rows(member.source.streams["train"][i])}
-        state, _ = step(state, refs, batch)
-    return state.params
-
-
-@pytest.fixture(scope="module")
-def by_hand():
-    """Parameters of every member at the step where it stops, and at the end."""
-    return [
-        {steps: _by_hand(member, steps) for steps in {STOPS.get(i, STEPS), STEPS}}
-        for i, member in enumerate(_members())
-    ]
+    begin = jax.jit(lambda params, key, rate: train.start(params, key, rate, optimizer))
+    histories = []
+    for member in _members():
+        state = begin(member.params, member.key, jnp.float32(member.learning_rate))
+        refs = {name: params for name, (_, params) in member.source.refs.items()}
+        history = [state.params]
+        for tokens in member.source.streams["train"]:
+            state, _ = step(state, refs, {"train": train.rows(tokens)})
+            history.append(state.params)
+        histories.append(history)
+    return histories
 
 
 SHAPES = [
     MeshShape(sweep=1, data=8),
     MeshShape(sweep=1, data=2, fsdp=2, tensor=2),
     MeshShape(sweep=2, data=4),
-    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
+    MeshShape(sweep=2, data=1, fsdp=4),
+    MeshShape(sweep=2, data=2, tensor=2),
     MeshShape(sweep=8, data=1),
 ]
 
@@ -110,12 +111,14 @@ def test_members_train_together_as_each_would_alone(shape, tmp_path, by_hand):
     members = _members()
     task = _task(stops=[_stop_at(STOPS.get(i)) for i in range(MEMBERS)])
     results = _fit(task, members, tmp_path, shape)
+    score = jax.jit(lambda params: task.evaluate(LM, params, task.material))
     assert [result.steps for result in results] == [STOPS.get(i, STEPS) for i in range(MEMBERS)]
     for i, result in enumerate(results):
         _same(result.params, by_hand[i][result.steps], rtol=0, atol=1e-5)
-        expected = task.evaluate(LM, by_hand[i][result.steps], task.material)["ce"]
+        expected = score(by_hand[i][result.steps])["ce"]
         np.testing.assert_allclose(result.scores["ce"], expected, rtol=1e-4)
-        lines = [json.loads(x) for x in (tmp_path / str(i) / "metrics.jsonl").open()]
+        text = (tmp_path / str(i) / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
         evaluated = [line["step"] for line in lines if "eval" in line]
         assert evaluated == list(range(0, result.steps + 1, 4))
         assert {line["member"] for line in lines} == {i}
@@ -130,7 +133,8 @@ def test_one_member_alone_is_the_plain_loop(tmp_path, by_hand):
 
 def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
     members = _members()[:2]
-    results = _fit(_task(stops=[lambda scores: True] * 2), members, tmp_path, MeshShape(sweep=2, data=4))
+    task = _task(stops=[lambda scores: True] * 2)
+    results = _fit(task, members, tmp_path, MeshShape(sweep=2, data=4))
     for member, result in zip(members, results, strict=True):
         assert result.steps == 0
         _same(result.params, member.params, rtol=0, atol=0)

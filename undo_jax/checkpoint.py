@@ -116,7 +116,9 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"cannot read a checkpoint at {path}: {reason}") from error
-    want, have = _shapes(wanted), _shapes(getattr(metadata, "tree", {}))
+    if metadata is None or not jax.tree.leaves(getattr(metadata, "tree", None)):
+        raise ValueError(f"cannot read a checkpoint at {path}: it holds no arrays")
+    want, have = _shapes(wanted), _shapes(metadata.tree)
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
             raise ValueError(
@@ -138,7 +140,11 @@ def plain(value: Any) -> Any:
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
-        return {"function": plain(value.func), **plain(value.keywords)}
+        return {
+            "function": plain(value.func),
+            "positional": plain(value.args),
+            **plain(value.keywords),
+        }
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -1,6 +1,7 @@
 """Stage 1: a base model on retain and forget data, an oracle on retain data only."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 from etils import epath
@@ -18,7 +19,9 @@ def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
     """The bases and the oracles, one of each a seed, trained together."""
     config, seeds = run.experiment.pretrain, run.experiment.seeds
     bases = [run.artifact("pretrain", "base", seed, config) for seed in seeds]
-    oracles = [run.artifact("pretrain", "oracle", seed, config) for seed in seeds]
+    oracles = [
+        run.artifact("pretrain", "oracle", seed, replace(config, base=None)) for seed in seeds
+    ]
     if config.base is not None:
         for artifact in itertools.chain(*run.todo(bases)):
             _adopt(run, artifact, config.base)
