@@ -15,6 +15,7 @@ from undo_jax.population import Member, Source, Task
 from undo_jax.sharding import MeshShape, make_mesh
 
 LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
+INIT = jax.jit(LM.init)
 STEPS, BATCH, MEMBERS = 12, 8, 5
 RATES = (0.01, 0.02, 0.03, 0.01, 0.02)
 STOPS = {1: 4, 3: 8}  # member -> the step it stops at; the others run to the end
@@ -49,11 +50,11 @@ def _tokens(seed, steps=STEPS):
 def _members():
     """Five models; two sources, each with its own rows and teacher."""
     sources = [
-        Source({"train": _tokens(seed)}, {"teacher": (LM, LM.init(jax.random.key(50 + seed)))})
+        Source({"train": _tokens(seed)}, {"teacher": (LM, INIT(jax.random.key(50 + seed)))})
         for seed in (0, 1)
     ]
     return [
-        Member(LM.init(jax.random.key(i)), jax.random.key(100 + i), RATES[i], sources[i % 2])
+        Member(INIT(jax.random.key(i)), jax.random.key(100 + i), RATES[i], sources[i % 2])
         for i in range(MEMBERS)
     ]
 

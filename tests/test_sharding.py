@@ -17,9 +17,20 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, shardings
 
 LM = Functional(
-    preset("tiny", width=16, feed_forward=24, heads=4, kv_heads=2, head_width=8, init_stddev=0.25)
+    preset(
+        "tiny",
+        width=16,
+        feed_forward=24,
+        heads=4,
+        kv_heads=2,
+        head_width=8,
+        init_stddev=0.25,
+        unroll=1,
+    )
 )
-TEACHER = Functional(preset("tiny", width=8, feed_forward=16, head_width=4, init_stddev=0.35))
+TEACHER = Functional(
+    preset("tiny", layers=1, width=8, feed_forward=16, head_width=4, init_stddev=0.35)
+)
 LOSSES = {
     "language_modelling": (losses.language_modelling, {}),
     "distillation": (losses.distillation, {"teacher": TEACHER}),
@@ -45,8 +56,8 @@ def test_a_sharded_step_is_the_step_of_one_device(name, accumulation):
     optimizer = optim.build(optim.AdamW(epsilon=1e-3), 10)
     step = train.make_step(LM, loss, optimizer, lms, accumulation)
     start = partial(train.start, optimizer=optimizer)
-    state = start(LM.init(jax.random.key(0)), jax.random.key(5), jnp.float32(0.01))
-    refs = {ref: lm.init(jax.random.key(9)) for ref, lm in lms.items()}
+    state = start(jax.jit(LM.init)(jax.random.key(0)), jax.random.key(5), jnp.float32(0.01))
+    refs = {ref: jax.jit(lm.init)(jax.random.key(9)) for ref, lm in lms.items()}
     batch = _batch()
     alone, metrics = jax.jit(step)(state, refs, batch)
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(alone.params)} == {1}

@@ -1,3 +1,5 @@
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,14 +26,19 @@ def _batch():
 
 
 def _state(optimizer, learning_rate=0.01):
-    params = LM.init(jax.random.key(0))
-    return train.start(params, jax.random.key(5), jnp.float32(learning_rate), optimizer)
+    return train.start(_params(0), jax.random.key(5), jnp.float32(learning_rate), optimizer)
+
+
+@cache
+def _params(seed):
+    return jax.jit(LM.init)(jax.random.key(seed))
 
 
 def _teacher():
-    return {"teacher": LM.init(jax.random.key(9))}
+    return {"teacher": _params(9)}
 
 
+@cache
 def _step(loss, optimizer, accumulation=1):
     return jax.jit(train.make_step(LM, loss, optimizer, {"teacher": LM}, accumulation))
 
@@ -48,10 +55,16 @@ def _moved(before, after):
     )
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adamw"])
-@pytest.mark.parametrize("accumulation", [2, 4])
-@pytest.mark.parametrize("loss", [losses.language_modelling, losses.distillation])
-def test_accumulation_changes_no_update(loss, accumulation, optimizer):
+@pytest.mark.parametrize(
+    ("loss", "optimizer", "accumulation"),
+    [
+        (losses.language_modelling, SGD, 2),
+        (losses.distillation, ADAM, 2),
+        (losses.distillation, ADAM, 4),
+    ],
+    ids=["language_modelling-sgd-2", "distillation-adamw-2", "distillation-adamw-4"],
+)
+def test_accumulation_changes_no_update(loss, optimizer, accumulation):
     batch, state = _batch(), _state(optimizer)
     per_row = batch["train"].weights.sum(-1)
     assert len(np.unique(per_row.round(4))) > 4  # parts weigh differently
@@ -84,7 +97,7 @@ def test_a_step_is_a_pure_function():
 def test_the_update_is_proportional_to_the_learning_rate():
     """Powers of two, from zero parameters: exact."""
     batch = _batch()
-    params = jax.tree.map(jnp.zeros_like, LM.init(jax.random.key(0)))
+    params = jax.tree.map(jnp.zeros_like, _params(0))
     constant = lambda lm, params, refs, batch, key: (  # noqa: E731
         sum(jnp.sum(w * 0.37) for w in jax.tree.leaves(params)),
         {},

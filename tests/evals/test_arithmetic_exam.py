@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +21,14 @@ SETTING = Arithmetic(
 LM = Functional(preset("tiny", dtype="float32"))
 TOKENIZER = Characters(alphabet(GRAMMAR, ("equation",)))
 STEPS = 120
+_verdicts = jax.jit(partial(exact_match, LM))
 
 
 @pytest.fixture(scope="module")
 def half_trained():
     optimizer = optim.build(optim.AdamW(b2=0.98, warmup=10), STEPS)
     step = jax.jit(train.make_step(LM, losses.language_modelling, optimizer, {}), donate_argnums=0)
-    params = LM.init(jax.random.key(0))
+    params = jax.jit(LM.init)(jax.random.key(0))
     state = train.start(params, jax.random.key(1), jnp.float32(5e-3), optimizer)
     stream = SETTING.stream("pretrain", 16, 0)
     for i in range(STEPS):
@@ -65,9 +68,7 @@ def test_teacher_forcing_gives_the_verdict_of_greedy_decoding(half_trained):
     problems = _problems()
     written = _decode(half_trained, problems)
     right = [w == TOKENIZER.encode(p.answer) for w, p in zip(written, problems, strict=True)]
-    verdict = jax.jit(lambda p, e: exact_match(LM, p, e))(
-        half_trained, write_exam(problems, TOKENIZER)
-    )
+    verdict = _verdicts(half_trained, write_exam(problems, TOKENIZER))
     np.testing.assert_array_equal(verdict, np.array(right, np.float32))
     by_length = {
         n: np.mean([r for r, p in zip(right, problems, strict=True) if len(p.answer) == n])
@@ -86,16 +87,16 @@ def test_an_answer_that_goes_on_is_wrong(half_trained):
     ]
     assert len(cut) > 3
     exam = write_exam(cut, TOKENIZER)
-    np.testing.assert_array_equal(exact_match(LM, half_trained, exam), 0)
+    np.testing.assert_array_equal(_verdicts(half_trained, exam), 0)
     endless = exam._replace(asked=np.asarray(exam.asked) & (exam.answers != TOKENIZER.bos_id))
-    np.testing.assert_array_equal(exact_match(LM, half_trained, endless), 1)
+    np.testing.assert_array_equal(_verdicts(half_trained, endless), 1)
 
 
 def test_a_verdict_does_not_depend_on_the_other_problems(half_trained):
     """Longer neighbours add padding and shift nothing."""
-    problems = _problems()[::17]
-    together = exact_match(LM, half_trained, write_exam(problems, TOKENIZER))
-    alone = [exact_match(LM, half_trained, write_exam([p], TOKENIZER))[0] for p in problems]
+    problems = _problems()[::37]
+    together = _verdicts(half_trained, write_exam(problems, TOKENIZER))
+    alone = [_verdicts(half_trained, write_exam([p], TOKENIZER))[0] for p in problems]
     np.testing.assert_array_equal(together, alone)
 
 
@@ -114,9 +115,9 @@ def test_an_exam_spelled_out():
 
 def test_scores_are_means_over_operations(half_trained):
     material = SETTING.material()
-    scores = SETTING.evaluate(LM, half_trained, material)
+    scores = jax.jit(partial(SETTING.evaluate, LM))(half_trained, material)
     problems = _problems()
-    right = exact_match(LM, half_trained, write_exam(problems, TOKENIZER))
+    right = _verdicts(half_trained, write_exam(problems, TOKENIZER))
     mean = {
         o: np.mean([r for r, p in zip(right, problems, strict=True) if p.operation == o])
         for o in OPERATIONS

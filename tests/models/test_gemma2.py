@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,10 @@ NORMS = {
 }
 
 
-def _params(config=CONFIG):
+@cache
+def _params():
     """Kernels large enough for both soft-caps to bite, norms that scale."""
-    params = Functional(config).init(jax.random.key(0))
+    params = jax.eval_shape(Functional(CONFIG).init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     draw = [0.3 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
@@ -45,6 +47,7 @@ def _tokens():
     return jax.random.randint(jax.random.key(2), (2, TIME), 0, CONFIG.vocabulary)
 
 
+@partial(jax.jit, static_argnums=0)
 def _logits(lm, params, tokens):
     return head.logits(lm.hidden(params, tokens), lm.table(params), lm.softcap)
 
@@ -111,8 +114,8 @@ def test_logits_are_those_of_transformers(theirs):
 
 
 def test_gradients_are_those_of_transformers(theirs):
-    lm, tokens = Functional(CONFIG), _tokens()
-    ours = _torch_names(jax.grad(lambda p: _mean_cross_entropy(lm, p, tokens))(_params()))
+    gradient = jax.grad(lambda p: _mean_cross_entropy(Functional(CONFIG), p, _tokens()))
+    ours = _torch_names(jax.jit(gradient)(_params()))
     assert ours.keys() == theirs[2].keys()
     for name, gradient in theirs[2].items():
         largest = np.max(np.abs(gradient))
@@ -171,12 +174,12 @@ def test_the_future_is_not_seen():
     assert (jnp.max(jnp.abs(before - after), -1)[:, 6] > 0).all()
 
 
-@pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}, {"unroll": 3}], ids=str)
+@pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 3}], ids=str)
 def test_remat_and_unroll_change_no_value(change):
     tokens, params = _tokens(), _params()
 
     def run(lm):
-        return jax.value_and_grad(lambda p: _mean_cross_entropy(lm, p, tokens))(params)
+        return jax.jit(jax.value_and_grad(lambda p: _mean_cross_entropy(lm, p, tokens)))(params)
 
     ours, changed = run(Functional(CONFIG)), run(Functional(replace(CONFIG, **change)))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(changed), strict=True):
