@@ -102,7 +102,7 @@ SHAPES = [
     MeshShape(sweep=1, data=2, fsdp=2, tensor=2),
     MeshShape(sweep=2, data=4),
     MeshShape(sweep=2, data=1, fsdp=4),
-    MeshShape(sweep=2, data=2, tensor=2),
+    MeshShape(sweep=2, data=1, tensor=4),
     MeshShape(sweep=8, data=1),
 ]
 
