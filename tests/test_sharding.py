@@ -14,7 +14,7 @@ from undo_jax.methods.maxent import maxent
 from undo_jax.methods.rmu import rmu
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, shardings
+from undo_jax.sharding import BATCH, MeshShape, check_batch, check_sweep, make_mesh, shardings
 
 LM = Functional(
     preset(
@@ -156,3 +156,19 @@ def test_a_batch_that_does_not_divide_is_refused():
         assert "\n" not in str(error.value) and f"multiple of {4 * accumulation}" in str(
             error.value
         )
+
+
+@pytest.mark.parametrize(
+    "shape", [MeshShape(2, 1, 2, 2), MeshShape(2, 2, 1, 2), MeshShape(2, -1, 1, 2)]
+)
+def test_a_mesh_that_xla_aborts_on_is_refused_in_one_line(shape):
+    with pytest.raises(ValueError, match="set sweep=1, or tensor=1") as caught:
+        check_sweep(make_mesh(shape))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "shape", [MeshShape(1, 2, 2, 2), MeshShape(2, 2, 2, 1), MeshShape(2, 1, 1, 4)]
+)
+def test_its_neighbours_are_not(shape):
+    check_sweep(make_mesh(shape))

@@ -81,3 +81,14 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
             f"a batch of {batch_size} rows does not divide into data×fsdp={shards} shards of "
             f"{accumulation} accumulation steps: make it a multiple of {shards * accumulation}"
         )
+
+
+def check_sweep(mesh: Mesh) -> None:
+    """Raises ValueError for a sweep whose program XLA's partitioner aborts on (jax 0.10, 0.12)."""
+    shape = mesh.shape
+    if shape["sweep"] > 1 and shape["tensor"] > 1 and shape["data"] * shape["fsdp"] > 1:
+        text = ", ".join(f"{name}={size}" for name, size in shape.items())
+        raise ValueError(
+            f"mesh {text}: XLA cannot compile a sweep that is split over tensor and over data or "
+            "fsdp too: set sweep=1, or tensor=1, or data=1 and fsdp=1"
+        )
