@@ -1,4 +1,4 @@
-"""The paper's arithmetic setting: retain + and −, forget × and ÷ (reference-behaviour: section 9).
+"""The paper's arithmetic setting: retain + and −, forget × and ÷ (values of the official code).
 
 Two deviations, both because nothing gated is needed to run it: one token is one character instead
 of Gemma's 256k vocabulary, and there is no English unless `Arithmetic(text=..., tokenizer=...)` is

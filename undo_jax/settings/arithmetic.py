@@ -20,7 +20,7 @@ from undo_jax.types import LM, Metrics, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
 STREAMS = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
-VALIDATION_SEED = 42  # apart from every training seed; reference-behaviour §3.6
+VALIDATION_SEED = 42  # apart from every training seed; the official code's own
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Arithmetic:
         return scores
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Accuracy at most `tolerance` (absolute) below the teacher's: reference-behaviour §6.2."""
+        """Accuracy at most `tolerance` (absolute) below the teacher's, as in the official code."""
         return teacher - student < tolerance
 
 
