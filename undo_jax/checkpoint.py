@@ -97,6 +97,13 @@ def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
         written.rename(artifact.folder / "summary.json")
 
 
+def keep(artifact: Artifact, params: Params, scores: Mapping[str, float], **more: Any) -> None:
+    """Save parameters and finish; what `more` does not say of the cost is that there was none."""
+    save(artifact, params)
+    untrained = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
+    finish(artifact, {**untrained, "eval": scores, **more})
+
+
 def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
     """The parameters of a finished artifact, each placed on the mesh as the model's rules say."""
     artifact.summary()

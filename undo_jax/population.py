@@ -148,8 +148,8 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         return lax.cond(active, lambda state: step(state, refs, batch), rest, state)
 
     def start(params, keys, rates):
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
-        return jax.vmap(lambda p, k, r: train.start(p, k, r, optimizer))(stacked, keys, rates)
+        begin_one = lambda p, k, r: train.start(p, k, r, optimizer)  # noqa: E731
+        return jax.vmap(begin_one)(_join(*params), keys, rates)
 
     begin = (
         [member.params for member in members],
@@ -177,9 +177,12 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
 
 def _stack(trees: Sequence[Params], rules: Rules, mesh: Mesh) -> Params:
     """Parameters of several models on a new leading axis, which is not sharded."""
-    join = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
-    placement = shardings(jax.eval_shape(join, *trees), rules, mesh, (None,))
-    return jax.jit(join, out_shardings=placement)(*trees)
+    placement = shardings(jax.eval_shape(_join, *trees), rules, mesh, (None,))
+    return jax.jit(_join, out_shardings=placement)(*trees)
+
+
+def _join(*trees: Params) -> Params:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 @jax.jit

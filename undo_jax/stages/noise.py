@@ -25,7 +25,5 @@ def noise(run: Run, suppressed: Sequence[Artifact]) -> list[Artifact]:
             for _ in run.todo([artifact]):
                 student = apply(run.lm, key(artifact), run.load(teacher), alpha)
                 checkpoint.begin(artifact)
-                checkpoint.save(artifact, student)
-                checkpoint.finish(artifact, {"steps": 0, "tokens": 0, "flops": 0.0,
-                                             "recovered": None, "eval": {}})  # fmt: skip
+                checkpoint.keep(artifact, student, {})
     return made

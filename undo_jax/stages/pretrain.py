@@ -48,6 +48,4 @@ def _adopt(run: Run, artifact: Artifact, path: str) -> None:
     evaluate = jax.jit(run.experiment.setting.evaluate, static_argnums=0)
     scores = {n: float(v) for n, v in evaluate(run.lm, params, run.material).items()}
     checkpoint.begin(artifact)
-    checkpoint.save(artifact, params)
-    checkpoint.finish(artifact, {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None,
-                                 "eval": scores})  # fmt: skip
+    checkpoint.keep(artifact, params, scores)

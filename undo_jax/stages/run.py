@@ -105,6 +105,5 @@ def finish(
     tokens = result.steps * training.batch_size * time * len(source.streams)
     passes = 3 * run.lm.forward_flops(time)
     passes += sum(lm.forward_flops(time) for lm, _ in source.refs.values())
-    checkpoint.save(artifact, result.params)
-    summary = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
-    checkpoint.finish(artifact, {**summary, "recovered": None, "eval": result.scores, **more})
+    cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
+    checkpoint.keep(artifact, result.params, result.scores, **cost, **more)
