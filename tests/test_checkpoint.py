@@ -65,6 +65,22 @@ def test_round_trip_onto_a_mesh(saved, params, mesh):
     assert {w.dtype for w in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
 
 
+def test_round_trip_in_a_relative_folder(tmp_path, params, mesh, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    artifact = _artifact(epath.Path("runs/mine"))
+    checkpoint.begin(artifact)
+    checkpoint.keep(artifact, params, {"score": 0.5})
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(artifact, LM, mesh), params)
+    relative = epath.Path("runs/mine") / artifact.folder.name / "params"
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(relative, LM, mesh), params)
+    assert (tmp_path / "runs" / "mine" / artifact.folder.name / "params").is_dir()
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/runs/mine", "/runs/mine"])
+def test_absolute_paths_stay_as_they_are(path):
+    assert checkpoint._absolute(epath.Path(path)).as_posix() == path
+
+
 def test_an_artifact_without_a_summary_is_not_finished(saved, mesh):
     (saved.folder / "summary.json").unlink()
     assert not saved.finished

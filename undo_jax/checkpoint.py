@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def begin(artifact: Artifact) -> None:
 
 def save(artifact: Artifact, params: Params) -> None:
     """Start writing the parameters; `finish` waits for them."""
-    _checkpointer().save(artifact.folder / "params", params)
+    _checkpointer().save(_absolute(artifact.folder / "params"), params)
 
 
 def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
@@ -115,6 +116,7 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
 
     Raises FileNotFoundError where there is none and ValueError where it belongs to another model.
     """
+    path = _absolute(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     wanted = jax.eval_shape(lm.init, jax.random.key(0))
@@ -159,6 +161,11 @@ def plain(value: Any) -> Any:
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
     return value
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    """As Orbax demands; a path in a bucket is absolute already, and `resolve` would break it."""
+    return path if "://" in os.fspath(path) else path.resolve()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
