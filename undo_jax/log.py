@@ -47,20 +47,20 @@ class Log:
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """Move the bar: steps done, mean training loss, tokens per second over all members."""
-        self.bar.update(self.task, completed=step, loss=loss, rate=rate)
+        self.bar.update(self.task, completed=step, loss=loss, rate=short(rate))
 
 
 @contextmanager
 def open_log(title: str, steps: int, targets: Sequence[Target]) -> Iterator[Log]:
     """A log for one training loop of `steps` steps; files are complete when it closes."""
-    bar = Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(bar_width=24),
+    bar = Progress(  # narrower than 80 columns
+        TextColumn("{task.description:<13}"),
+        BarColumn(bar_width=10),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} tok/s"),
+        TextColumn("loss {task.fields[loss]:.4f} {task.fields[rate]:>6} tok/s"),
         TimeElapsedColumn(),
         TextColumn("eta"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         console=console,
         disable=jax.process_index() != 0,
     )
@@ -70,4 +70,15 @@ def open_log(title: str, steps: int, targets: Sequence[Target]) -> Iterator[Log]
             folder: stack.enter_context((folder / "metrics.jsonl").open("w")) for folder in folders
         }
         stack.enter_context(bar)
-        yield Log(targets, files, bar, bar.add_task(title, total=steps, loss=0.0, rate=0.0))
+        yield Log(targets, files, bar, bar.add_task(title, total=steps, loss=0.0, rate=short(0)))
+
+
+def short(rate: float) -> str:
+    """A rate in three digits, e.g. 307k; – before there is one."""
+    if not rate:
+        return "–"
+    for unit in ("", "k", "M"):
+        if rate < 999.5:
+            return f"{rate:.3g}{unit}"
+        rate /= 1000
+    return f"{rate:.3g}G"

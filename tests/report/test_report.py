@@ -454,12 +454,23 @@ def test_markdown_rows_have_as_many_cells_as_their_header(tmp_path: Path) -> Non
     assert "| a\\|b |" in markdown(work.report(), {})
 
 
-def test_the_terminal_table_shows_the_numbers(tmp_path: Path) -> None:
-    console = rich.console.Console(width=160, record=True, file=io.StringIO())
+def test_the_terminal_table_shows_the_numbers_in_80_columns(tmp_path: Path) -> None:
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(table(full(tmp_path).report()))
     text = console.export_text()
-    for part in ("UNDO α=0.4", "0.65", "[0.60, 0.70]", "at step 20", "44", "[38, 50]", "1/2"):
+    for part in ("0.45", "0.40–0.50", "step 10", "step 30", "44", "38–50", "over 2 seeds"):
         assert part in text
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    starred = [line for line in text.splitlines() if " * " in line]
+    assert [line.split(" *")[0] for line in starred] == ["UNDO α=0.8"]
+    assert "*: did not recover" in text
+
+
+def test_the_terminal_table_of_one_seed_has_no_ranges(tmp_path: Path) -> None:
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(table(full(tmp_path, seeds=1).report()))
+    text = console.export_text()
+    assert "0.40" in text and "–0" not in text and "Mean" not in text
 
 
 def test_stages_say_what_was_run(tmp_path: Path) -> None:

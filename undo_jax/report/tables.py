@@ -158,32 +158,55 @@ def _better(higher_is_better: bool) -> str:
 
 
 def table(report: Report) -> Table:
-    """The model table for the terminal, ranges on a second, dim line."""
+    """A short model table that fits a terminal of 80 columns: means, and ranges on a dim line."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    grid = model_grid(report)
     made = Table(
         title=Text(report.name, style="bold"),
-        caption=Text(sentence(legend(report))),
+        caption=Text(_short_legend(report)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        show_edge=False,
+        padding=0,
     )
-    for i, name in enumerate(grid.header):
-        short = name.replace(" ", "\n", 1).replace("robustness", "robust-\nness")
-        made.add_column(
-            Text(short), justify="right" if i else "left", no_wrap=not i, overflow="fold"
-        )
-    for row in grid.rows:
-        cells = [Text(row[0])]
-        for value in row[1:]:
-            mean, _, spread = value.partition(" ")
-            cells.append(Text.assemble(mean, (f"\n{spread}", "dim")) if spread else Text(mean))
-        made.add_row(*cells)
+    shown = list(dict.fromkeys((report.shown_steps[0], report.shown_steps[-1])))
+    after = [f"forget\nstep {step}" for step in shown]
+    header = ["model", "retain\nbefore", "forget\nbefore", *after, "robust-\nness %", "FLOPs %"]
+    for i, name in enumerate(header):
+        made.add_column(name, justify="right" if i else "left", no_wrap=True, vertical="top")
+    for m in report.models:
+        scores = (m.retain, m.forget, *(m.curve.get(step, Spread()) for step in shown))
+        cells = [*((s, score) for s in scores), *((s, percent) for s in _shares(m))]
+        made.add_row(m.name + " *" * m.fell_short, *(Text.assemble(*_lines(*c)) for c in cells))
     return made
+
+
+def _shares(model: Model) -> tuple[Spread, Spread]:
+    """Robustness and FLOPs in % of the oracle's; the models that define the scale have no range."""
+    shares = (model.robustness, model.compute_flops)
+    return shares if model.name not in REFERENCES else tuple(Spread((s.mean,)) for s in shares)
+
+
+def _lines(values: Spread, form: Callable[[float], str]) -> list[str | tuple[str, str]]:
+    """A terminal cell: the mean and, where it has one, the range below it."""
+    if not values.finite:
+        return [NONE]
+    low, high = form(values.low), form(values.high)
+    return [form(values.mean), *([(f"\n{low}–{high}", "dim")] if len(values.finite) > 1 else [])]
+
+
+def _short_legend(report: Report) -> str:
+    """How to read the terminal's table."""
+    several = len(report.seeds) > 1
+    ranges = f"Mean and range over {len(report.seeds)} seeds. " if several else ""
+    short = [m for m in report.models if m.fell_short]
+    return (
+        f"{ranges}Retain: {report.retain.label}; forget: {report.forget.label}, by the strongest "
+        "attack. Robustness and FLOPs of distillation: 100 % is the oracle."
+        + (" *: did not recover its teacher's retain score on every seed." if short else "")
+    )
 
 
 def markdown_table(grid: Grid) -> str:
