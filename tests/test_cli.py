@@ -38,7 +38,7 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    monkeypatch.setattr(cli, "_prepare_devices", lambda: None)
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -86,9 +86,9 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, flags, said):
         (("run",), "which experiment?"),
         (("run", "missing.py"), "no experiment file missing.py"),
         (("report", "nowhere"), "nowhere holds no finished run"),
-        (("report", "nowhere", "--seeds"), "unknown argument '--seeds'"),
-        (("train",), "train"),
-        ((), "command"),
+        (("report", "nowhere", "--seeds"), "--seeds"),
+        (("report",), "the folder of the run"),
+        (("train",), "unknown command 'train': choose one of run, report"),
     ],
 )
 def test_a_command_that_cannot_be_meant(capsys, arguments, said):
@@ -135,6 +135,23 @@ def test_a_run_reports_and_runs_again_at_once(capsys):
     cli.main(["report", "out"])
     assert (folder / "summary.md").exists()
     assert "UNDO α=0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_without_a_command_it_lists_them(capsys, words):
+    cli.main(words)
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in cli.COMMANDS)
+
+
+def test_every_command_explains_itself(capsys):
+    for name, command in cli.COMMANDS.items():
+        try:
+            cli.main([*name.split(), "--help"])
+        except SystemExit as stop:
+            assert not stop.code
+        said = " ".join(capsys.readouterr().out.split())
+        assert (command.__doc__ or "").splitlines()[0] in said
 
 
 def test_help_names_every_scalars_flag(capsys):

@@ -122,6 +122,14 @@ def test_a_dimension_that_does_not_divide_is_named():
         shardings({"up": jnp.zeros((8, 6))}, ((r"up$", P(None, "tensor")),), mesh)
 
 
+def test_a_dimension_can_be_split_over_two_axes():
+    mesh = make_mesh(MeshShape(data=2, tensor=4))
+    rules = ((r"up$", P(("data", "tensor"))),)
+    assert shardings({"up": jnp.zeros((16, 3))}, rules, mesh)["up"].spec == rules[0][1]
+    with pytest.raises(ValueError, match="12, which the mesh axis data=2 × tensor=4 does not"):
+        shardings({"up": jnp.zeros((12, 3))}, rules, mesh)
+
+
 def test_minus_one_takes_the_devices_that_are_left():
     assert dict(make_mesh(MeshShape(sweep=2, data=-1, tensor=2)).shape) == {
         "sweep": 2, "data": 2, "fsdp": 1, "tensor": 2,

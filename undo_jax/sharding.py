@@ -62,11 +62,14 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh, lead: tuple[str | None, ...] 
         spec = P() if not shape else next((s for r, s in rules if re.search(r, name)), None)
         if spec is None:
             raise ValueError(f"no sharding rule matches {name!r}: add one to the model's table")
-        for size, axis in zip(shape, spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
+        for size, axes in zip(shape, spec, strict=False):
+            axes = axes if isinstance(axes, tuple) else (axes,)
+            parts = {axis: mesh.shape[axis] for axis in axes if axis is not None}
+            if size % math.prod(parts.values()):
+                split = " × ".join(f"{axis}={devices}" for axis, devices in parts.items())
                 raise ValueError(
-                    f"{name} has a dimension of {size}, which the mesh axis "
-                    f"{axis}={mesh.shape[axis]} does not divide: choose a smaller {axis}"
+                    f"{name} has a dimension of {size}, which the mesh axis {split} does not "
+                    f"divide: choose a smaller {' or '.join(parts)}"
                 )
         return NamedSharding(mesh, P(*lead, *spec))
 

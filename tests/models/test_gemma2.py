@@ -186,6 +186,15 @@ def test_remat_and_unroll_change_no_value(change):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_remat_computes_layers_again_in_the_backward_pass():
+    def multiplications(lm):
+        gradient = jax.grad(lambda p: _mean_cross_entropy(lm, p, _tokens()))
+        return str(jax.make_jaxpr(gradient)(_params())).count("dot_general")
+
+    plain, remat = Functional(CONFIG), Functional(replace(CONFIG, remat="full"))
+    assert multiplications(remat) > multiplications(plain)
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [

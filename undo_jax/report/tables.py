@@ -183,7 +183,7 @@ def table(report: Report) -> Table:
     return made
 
 
-def _shares(model: Model) -> tuple[Spread, Spread]:
+def _shares(model: Model) -> tuple[Spread, ...]:
     """Robustness and FLOPs in % of the oracle's; the models that define the scale have no range."""
     shares = (model.robustness, model.compute_flops)
     return shares if model.name not in REFERENCES else tuple(Spread((s.mean,)) for s in shares)
