@@ -100,6 +100,18 @@ def test_a_file_that_defines_no_experiment(capsys):
     assert "defines no `experiment" in _refused(capsys, "run", "empty.py")
 
 
+def test_a_file_may_define_a_setting_of_its_own(capsys):
+    file = _toy(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Arithmetic):\n"
+        "    extra: int = 1\n"
+        "experiment = replace(experiment, setting=Mine(**vars(setting)))\n"
+    )
+    assert "invalid" in _refused(capsys, "run", file, "--setting.extra", "invalid")
+    assert "unknown stage" in _refused(capsys, "run", file, "--setting.extra", "2", "--stage", "x")
+
+
 def test_a_checkpoint_of_another_model(capsys, tmp_path):
     other = jax.jit(Functional(preset("tiny", width=24)).init)(jax.random.key(0))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -170,13 +182,16 @@ def test_ctrl_c_leaves_a_workdir_that_goes_on(tmp_path):
                *SHORT, "--distill.no-stop-early"]  # fmt: skip
     environment = {**os.environ, "UNDO_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
     long = [*command, "--distill.training.steps", "100000"]
-    running = subprocess.Popen(long, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not list(Path("out").glob("distill-*/metrics.jsonl")):
-        assert time.monotonic() < deadline and running.poll() is None
-        time.sleep(0.2)
-    running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=60)[1]
+    with subprocess.Popen(long, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            deadline = time.monotonic() + 240
+            while not list(Path("out").glob("distill-*/metrics.jsonl")):
+                assert time.monotonic() < deadline and running.poll() is None
+                time.sleep(0.2)
+            running.send_signal(signal.SIGINT)
+            said = running.communicate(timeout=60)[1]
+        finally:
+            running.kill()
     assert running.returncode == 130 and "Traceback" not in said
     assert "the same command goes on" in said
     kept = {p: p.stat().st_mtime_ns for p in Path("out").glob("*/summary.json")}

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import os
+import sys
 import typing
 from pathlib import Path
 
@@ -73,10 +74,10 @@ def load(path: str) -> Experiment:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no experiment file {path}: give a Python file, see experiments/")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"experiments.{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
