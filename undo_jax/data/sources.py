@@ -140,7 +140,7 @@ def _checked(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{place} is {type(value).__name__}, not text")
     if not value.isascii():
-        _utf8(lambda: value.encode(), place)  # JSON's \ud800 is no character
+        _utf8(value.encode, place)  # JSON's \ud800 is no character
     return value
 
 
@@ -197,7 +197,7 @@ def _lines(file: Found) -> Iterator[tuple[int, str]]:
     with reading(file.name), file.path.open("rb") as stream:
         compressed = file.name.endswith(".gz")
         for number, line in enumerate(gzip.open(stream) if compressed else stream, start=1):
-            yield number, _utf8(lambda line=line: line.decode(), f"{file.name}:{number}")
+            yield number, _utf8(line.decode, f"{file.name}:{number}")
 
 
 def _array_record(file: Found, field: str | None) -> Iterator[str]:

@@ -89,7 +89,7 @@ def _train(sample: list[str], vocab_size: int, model_type: str, coverage: float)
             num_threads=1,  # sums do not depend on the machine
             minloglevel=2,
         )
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split("]")[-1].split()).rstrip(".")
         raise ValueError(f"cannot train a vocabulary of {vocab_size}: {reason}") from error
     return model.getvalue()
