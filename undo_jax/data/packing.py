@@ -64,8 +64,7 @@ def join(documents: Iterable[Tokens], length: int, bos_id: int) -> np.ndarray:
     """
     rows, row = [], []
     for document in documents:
-        row.extend(document[: length + 1 - len(row)])
-        row.append(bos_id)
+        row += [*document, bos_id]
         if len(row) > length:
             rows.append(row[: length + 1])
             row = []

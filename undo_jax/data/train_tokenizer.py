@@ -26,8 +26,8 @@ def train_tokenizer(
 ) -> SentencePiece:
     """Train a tokenizer and write its model to `path`; the same text gives the same file.
 
-    Text survives encoding and decoding as it is: nothing is normalised, line ends and all white
-    space are kept, and characters beyond the coverage fall back to bytes. Id 0 is BOS; digits stand
+    Text survives encoding and decoding as it is: nothing is normalised, all white space
+    is kept, and line ends and characters beyond the coverage are bytes. Id 0 is BOS; digits stand
     alone. It learns from at most `sentences` lines, as many from the start of each shard.
 
     Raises FileExistsError where there is a file, ModuleNotFoundError without the library, and
@@ -80,7 +80,6 @@ def _train(sample: list[str], vocab_size: int, model_type: str, coverage: float)
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
-            user_defined_symbols=["\n"],
             max_sentence_length=LONGEST,
             bos_id=0,
             unk_id=1,
