@@ -149,6 +149,58 @@ def test_a_run_reports_and_runs_again_at_once(capsys):
     assert "UNDO α=0.5" in capsys.readouterr().err
 
 
+DATA = "data pack --out out --tokenizer bytes --row-length 8".split()
+
+
+@pytest.fixture
+def text_file():
+    Path("a.jsonl").write_text('{"text": "one two three"}\n{"text": "four five six"}\n')
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--source jsonl", "give --pattern and no --name"),
+        ("--source jsonl --pattern none*", "no file matches none*"),
+        ("--source jsonl --pattern a.jsonl --name x", "give --pattern and no --name"),
+        ("--source jsonl --pattern a.jsonl --field body", "has no field 'body'"),
+        ("--source csv --pattern a.jsonl", "csv"),
+        ("--source parquet --pattern a.jsonl", "cannot read a.jsonl"),
+        ("--source text --pattern a.jsonl --field text", "drop --field"),
+        ("--source tfds", "give --name and no --pattern"),
+        ("--source tfds --name wiki40b/en --data-dir none", "no TensorFlow data set 'wiki40b/en'"),
+        ("--source jsonl --pattern a.jsonl --row-length 100", "has 28 tokens and a row takes 101"),
+        ("--source jsonl --pattern a.jsonl --tokenizer words", "unknown tokenizer words"),
+        ("--source jsonl --pattern a.jsonl --tokenizer no.model", "no tokenizer file at no.model"),
+        ("--source jsonl --pattern a.jsonl --joining loose", "loose"),
+    ],
+)
+def test_text_that_cannot_be_packed(capsys, monkeypatch, text_file, flags, said):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*DATA, *flags.split()])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and lines[-1].startswith("undo-jax: ")
+    assert said in lines[-1]
+    assert not Path("out/manifest.json").exists()
+
+
+def test_a_tokenizer_is_trained_and_text_packed(capsys, text_file):
+    source = ["--source", "jsonl", "--pattern", "*.jsonl", "a.jsonl"]
+    cli.main(["data", "train-tokenizer", *source, "--out", "b.model", "--vocab-size", "280"])
+    assert "b.model: 280 pieces, BOS is 0" in capsys.readouterr().err
+    assert "b.model exists" in _refused(
+        capsys, "data", "train-tokenizer", *source, "--out", "b.model", "--vocab-size", "280"
+    )
+    assert "name it *.model" in _refused(
+        capsys, "data", "train-tokenizer", *source, "--out", "b", "--vocab-size", "280"
+    )
+    cli.main([*DATA, *source, "--tokenizer", "b.model"])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "of 8 from 4 documents (2 duplicates);" in said
+    cli.main([*DATA, *source, "--tokenizer", "b.model"])
+    assert capsys.readouterr().err.strip() == said
+
+
 @pytest.mark.parametrize("words", [[], ["--help"]])
 def test_without_a_command_it_lists_them(capsys, words):
     cli.main(words)

@@ -144,8 +144,15 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
 
 
 def plain(value: Any) -> Any:
-    """A configuration as JSON: dataclasses and partials become dicts, functions their names."""
+    """A configuration as JSON: dataclasses and partials become dicts, functions their names.
+
+    A dataclass with a fingerprint, such as a tokenizer, stands for its content and not its fields:
+    where its file lies does not matter.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fingerprint = getattr(value, "fingerprint", None)
+        if fingerprint is not None:
+            return {"type": type(value).__name__, "fingerprint": fingerprint}
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, functools.partial):

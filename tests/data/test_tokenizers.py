@@ -1,9 +1,21 @@
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
-from undo_jax.data.tokenizers import Characters, HuggingFace, SentencePiece
+from undo_jax.checkpoint import Artifact
+from undo_jax.data.sources import Shard
+from undo_jax.data.tokenizers import (
+    Bytes,
+    Characters,
+    HuggingFace,
+    SentencePiece,
+    load_tokenizer,
+)
+from undo_jax.data.train_tokenizer import train_tokenizer
 
 LINES = ["the cat sat on the mat", "a dog ran to the red barn", "12 + 7 = 19", "we see a big sea"]
 
@@ -135,3 +147,122 @@ def test_missing_library_names_the_extra(kind, library, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ModuleNotFoundError, match=rf"{library}.*pip install undo_jax\[text\]"):
         kind(tmp_path / "file")
+
+
+def test_bytes_decode_what_is_no_utf8():
+    tokenizer = Bytes()
+    assert (tokenizer.vocab_size, tokenizer.bos_id) == (257, 256)
+    ids = tokenizer.encode("aé한")
+    assert ids == list("aé한".encode())
+    assert tokenizer.decode(np.array([256, *ids, 256])) == "aé한"
+    assert tokenizer.decode(ids[:-1]) == "aé\ufffd"
+    for bad in (257, -1):
+        with pytest.raises(ValueError, match=f"token id {bad} is outside 0..256"):
+            tokenizer.decode([bad])
+
+
+def test_tokenizers_by_name(sentencepiece_path, huggingface_path):
+    assert load_tokenizer("bytes") == Bytes()
+    assert load_tokenizer(sentencepiece_path) == SentencePiece(str(sentencepiece_path))
+    assert load_tokenizer(str(huggingface_path)) == HuggingFace(str(huggingface_path))
+    with pytest.raises(ValueError, match="unknown tokenizer words.txt: give bytes, or a file"):
+        load_tokenizer("words.txt")
+
+
+def _artifact_fingerprint(tokenizer):
+    return Artifact(epath.Path("w"), "pretrain", "m", 0, {"tokenizer": tokenizer}).fingerprint
+
+
+@pytest.mark.parametrize("kind", [SentencePiece, HuggingFace])
+def test_an_artifact_depends_on_the_content_of_a_tokenizer_and_not_its_place(
+    kind, sentencepiece_path, huggingface_path, tmp_path
+):
+    content = {SentencePiece: sentencepiece_path, HuggingFace: huggingface_path}[kind].read_bytes()
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(content)
+    if kind is HuggingFace:
+        changed = content.replace(b'"undo"', b'"redo"')
+        assert changed != content
+        (tmp_path / "changed").write_bytes(changed)
+    else:
+        shards = [Shard("s", partial(iter, LINES * 5))]
+        train_tokenizer(shards, tmp_path / "changed", 300)
+    a, b, changed = (kind(tmp_path / name) for name in ("a", "b", "changed"))
+    assert a.fingerprint == b.fingerprint != changed.fingerprint
+    assert _artifact_fingerprint(a) == _artifact_fingerprint(b) != _artifact_fingerprint(changed)
+    if kind is HuggingFace:
+        assert kind(tmp_path / "a", "<pad>").fingerprint != a.fingerprint
+
+
+def test_alphabets_have_fingerprints():
+    assert Characters("ab").fingerprint == Characters("ab").fingerprint
+    assert (
+        len({Characters("ab").fingerprint, Characters("ba").fingerprint, Bytes().fingerprint}) == 3
+    )
+
+
+TEXT = ["한국어 문서 하나와 둘\n\nand  two   spaces \t tab", "numbers 1234 한국어", *LINES] * 5
+
+
+def _train(path, texts=TEXT, size=330, **changes):
+    half = len(texts) // 2
+    shards = [Shard("a", partial(iter, texts[:half])), Shard("b", partial(iter, texts[half:]))]
+    return train_tokenizer(shards, path, size, **changes)
+
+
+def test_a_trained_tokenizer_keeps_every_text_as_it_is(tmp_path):
+    tokenizer = _train(tmp_path / "new" / "bpe.model")
+    assert (tokenizer.vocab_size, tokenizer.bos_id) == (330, 0)
+    for text in (*TEXT[:6], "  unseen: 漢字 🙂 \n\r\n\t  end\u2028 ", "", "\n", "ﬁ Å 1²"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert not ids or (0 not in ids and max(ids) < 330)
+    assert len(tokenizer.encode("한국어")) <= 3 < len("한국어".encode())
+    assert len(tokenizer.encode("1234")) == 4
+    prompt, answer = "12 + 7 =", " 19"
+    assert tokenizer.encode(prompt) + tokenizer.encode(answer) == tokenizer.encode(prompt + answer)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["bpe.model"]
+
+
+def test_the_same_text_trains_the_same_model(tmp_path):
+    first, second = (_train(tmp_path / f"{i}.model") for i in range(2))
+    assert Path(first.path).read_bytes() == Path(second.path).read_bytes()
+    other = _train(tmp_path / "other.model", [*TEXT, "another text entirely"] * 2)
+    assert other.fingerprint != first.fingerprint
+
+
+def test_a_sample_is_as_much_of_each_shard(tmp_path):
+    read = []
+
+    def lines(name):
+        for i in range(1000):
+            read.append(name)
+            yield f"{TEXT[i % 7]}\n{LINES[i % 4]}" if name == "a" else LINES[i % 4]
+
+    shards = [Shard(name, partial(lines, name)) for name in "ab"]
+    train_tokenizer(shards, tmp_path / "x.model", 300, sentences=60)
+    assert read.count("b") == 30 and read.count("a") < 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"size": 5000}, ValueError, "cannot train a vocabulary of 5000: Vocabulary size"),
+        ({"size": 20}, ValueError, "cannot train a vocabulary of 20: "),
+        ({"model_type": "words"}, ValueError, "cannot train"),
+        ({"texts": ["", ""]}, ValueError, "no text to learn from"),
+        ({"sentences": 0}, ValueError, "0 sentences"),
+    ],
+)
+def test_training_refuses_bad_input_and_writes_nothing(changes, error, said, tmp_path):
+    with pytest.raises(error, match=said) as caught:
+        _train(tmp_path / "x.model", **changes)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_writes_over_nothing(tmp_path):
+    (tmp_path / "x.model").write_text("mine")
+    with pytest.raises(FileExistsError, match="x.model exists: delete it"):
+        _train(tmp_path / "x.model")
+    assert (tmp_path / "x.model").read_text() == "mine"

@@ -7,12 +7,18 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
 from undo_jax.cli.flags import parse
 from undo_jax.log import console
 
 TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
-COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "report": report,
+    "data pack": pack,
+    "data train-tokenizer": train_tokenizer,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

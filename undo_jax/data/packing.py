@@ -39,7 +39,36 @@ def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = Fa
     if align:
         rows = np.array(_aligned_starts(starts.tolist(), length))
         return stream[rows[:, None] + np.arange(length + 1)]
-    return np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length].copy()
+    return cut(stream, length)[0].copy()
+
+
+def cut(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The full rows of a stream, [R, length + 1], and the rest of it; both are views.
+
+    A row starts with the last token of the row before, and so does the rest: it is shorter than a
+    row, and goes on when more tokens are appended.
+    """
+    count = max(len(stream) - 1, 0) // length
+    if not count:
+        return np.empty((0, length + 1), stream.dtype), stream
+    rows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
+    return rows, stream[count * length :]
+
+
+def join(documents: Iterable[Tokens], length: int, bos_id: int) -> np.ndarray:
+    """Rows as the official code joins documents, int32 [R, length + 1]; it loses text.
+
+    A row takes documents from its start, each followed by BOS, until it is full. What does not fit
+    of its last document is dropped and the next row starts at the next document, without a BOS.
+    What does not fill a row at the end is dropped as well.
+    """
+    rows, row = [], []
+    for document in documents:
+        row += [*document, bos_id]
+        if len(row) > length:
+            rows.append(row[: length + 1])
+            row = []
+    return np.array(rows, np.int32).reshape(-1, length + 1)
 
 
 def _stream(documents: Iterable[Tokens], bos_id: int) -> tuple[np.ndarray, np.ndarray]:

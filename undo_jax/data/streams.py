@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -10,18 +11,35 @@ import numpy as np
 _SCALE = 2**20  # Mixing weights are integers that add up to about this.
 
 
+class RowSource(Protocol):
+    """Packed rows, [R, T + 1]: an array, or a view of rows on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any, /) -> Any: ...
+
+
 def stream(
-    sources: Sequence[np.ndarray],
+    sources: Sequence[RowSource],
     batch_size: int,
     seed: int,
     probabilities: Sequence[float] | None = None,
 ) -> grain.MapDataset[np.ndarray]:
     """Batches of packed rows; element i is batch i, int32 [batch_size, T + 1].
 
-    Each source holds packed rows, [R, T + 1]. It is shuffled with the seed and anew in every
-    epoch, and never ends; an epoch may end inside a batch. The sources are interleaved evenly in
-    proportion to `probabilities` (None: equal shares), so a share holds up to one row in any
-    stretch of the stream and not only on average.
+    Each source holds packed rows, [R, T + 1]: an array, or `Corpus(...).rows("train")`. It is
+    shuffled with the seed and anew in every epoch, and never ends; an epoch may end inside a
+    batch. The sources are interleaved evenly in proportion to `probabilities` (None: equal
+    shares), so a share holds up to one row in any stretch of the stream and not only on average.
 
     The dataset is Grain's, so slicing (for sharding) and `to_iter_dataset` (for prefetching and
     checkpoints) work as usual. Rows are drawn and fetched a batch at a time, which is several
@@ -77,11 +95,13 @@ def _rows(seed: int, source: int, size: int, start: int, stop: int) -> np.ndarra
 @lru_cache(maxsize=16)
 def _permutation(seed: int, source: int, epoch: int, size: int) -> np.ndarray:
     order = np.random.default_rng((seed, source, epoch)).permutation(size)
+    if size <= 2**32:
+        order = order.astype(np.uint32)  # Half the memory, for sources of very many rows.
     order.flags.writeable = False  # Callers share it.
     return order
 
 
-def _check(sources: Sequence[np.ndarray], batch_size: int, seed: int) -> None:
+def _check(sources: Sequence[RowSource], batch_size: int, seed: int) -> None:
     if not sources:
         raise ValueError("there are no sources; give at least one array of packed rows")
     for number, source in enumerate(sources):

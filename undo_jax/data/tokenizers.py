@@ -1,10 +1,15 @@
-"""Tokenizers behind one small interface: characters, SentencePiece and Hugging Face files."""
+"""Tokenizers behind one small interface: bytes, characters, SentencePiece, Hugging Face files."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+
+from etils import epath
+
+from undo_jax.data.files import missing, reading
 
 
 class Tokenizer(Protocol):
@@ -20,6 +25,11 @@ class Tokenizer(Protocol):
         """Id of the token that opens every document."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides its ids; not of where its file lies."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
         ...
@@ -27,6 +37,52 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the token ids."""
         ...
+
+
+def load_tokenizer(name: epath.PathLike) -> Tokenizer:
+    """ "bytes", a SentencePiece *.model or a Hugging Face *.json file.
+
+    Raises ValueError for another name, and what the tokenizer raises for its file.
+    """
+    if str(name) == "bytes":
+        return Bytes()
+    if str(name).endswith(".model"):
+        return SentencePiece(str(name))
+    if str(name).endswith(".json"):
+        return HuggingFace(str(name))
+    raise ValueError(f"unknown tokenizer {name}: give bytes, or a file *.model or *.json")
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """One token per byte of UTF-8: ids 0..255; id 256 is BOS, which decodes to nothing."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Always 257."""
+        return 257
+
+    @property
+    def bos_id(self) -> int:
+        """Always 256."""
+        return 256
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for all."""
+        return _hash(b"bytes")
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of `text`."""
+        return list(text.encode())
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids, U+FFFD where they are no UTF-8; ValueError for an id outside 0..256."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"token id {i} is outside 0..{self.vocab_size - 1}; check the ids")
+        return bytes(i for i in ids if i != self.bos_id).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -58,6 +114,11 @@ class Characters:
     def bos_id(self) -> int:
         """Always 0."""
         return 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the alphabet."""
+        return _hash(self.alphabet.encode())
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -100,18 +161,29 @@ class SentencePiece:
             raise ValueError(f"{self.path} has no BOS piece; train the model with a bos_id >= 0")
 
     @cached_property
+    def _content(self) -> bytes:
+        return _read(self.path)
+
+    @cached_property
     def _processor(self) -> Any:
-        _check_file(self.path)
+        content = self._content
         try:
             import sentencepiece
         except ModuleNotFoundError:
-            raise _missing("sentencepiece") from None
+            raise missing("sentencepiece") from None
         try:
-            return sentencepiece.SentencePieceProcessor(model_file=str(self.path))
+            if not content:
+                raise RuntimeError("the library takes an empty file for none given")
+            return sentencepiece.SentencePieceProcessor(model_proto=content)
         except (RuntimeError, OSError):
             raise ValueError(
                 f"{self.path} is not a SentencePiece model; give a trained .model file"
             ) from None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the model file."""
+        return _hash(self._content)
 
     @property
     def vocab_size(self) -> int:
@@ -154,14 +226,23 @@ class HuggingFace:
             )
 
     @cached_property
+    def _content(self) -> bytes:
+        return _read(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the file and the BOS token."""
+        return _hash(self.bos_token.encode() + b"\0" + self._content)
+
+    @cached_property
     def _tokenizer(self) -> Any:
-        _check_file(self.path)
+        content = self._content
         try:
             import tokenizers
         except ModuleNotFoundError:
-            raise _missing("tokenizers") from None
+            raise missing("tokenizers") from None
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(self.path))
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception:  # The library raises plain Exception for a file that does not parse.
             raise ValueError(
                 f"{self.path} is not a tokenizers file; give a tokenizer.json"
@@ -170,9 +251,13 @@ class HuggingFace:
         tokenizer.no_padding()
         return tokenizer
 
-    @cached_property
+    @property
     def vocab_size(self) -> int:
         """Largest token id plus one, added tokens included."""
+        return self._vocab_size
+
+    @cached_property
+    def _vocab_size(self) -> int:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
@@ -189,12 +274,13 @@ class HuggingFace:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
-def _check_file(path: str | Path) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no tokenizer file at {path}; check the path")
+def _read(path: str | Path) -> bytes:
+    file = epath.Path(path)
+    with reading(str(path)):
+        if file.exists() and not file.is_dir():
+            return file.read_bytes()
+    raise FileNotFoundError(f"no tokenizer file at {path}; check the path")
 
 
-def _missing(library: str) -> ModuleNotFoundError:
-    return ModuleNotFoundError(
-        f"{library} is not installed; run `pip install undo_jax[text]`", name=library
-    )
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,147 @@
+"""A corpus on disk: packed rows of text in ArrayRecord files, described by manifest.json.
+
+FOLDER/
+    manifest.json               settings, counts, files; written last: a folder without it is
+                                unfinished
+    train-00000.array_record    rows of the first shard, T + 1 little-endian integers a record
+    train-rest.array_record     rows of what was left over in the shards
+    validation-...
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from undo_jax.data.files import RANDOM_ACCESS, local, open_records, reading
+
+MANIFEST = "manifest.json"
+VERSION = 1
+
+
+class _File(NamedTuple):
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of one split, [R, T + 1], read when they are asked for; picklable and hashable."""
+
+    files: tuple[_File, ...]
+    row_length: int
+    stored: str  # dtype on disk
+
+    ndim = 2
+    dtype = np.dtype(np.int32)  # of what it gives
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[R, T + 1]."""
+        return len(self), self.row_length + 1
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([file.rows for file in self.files])
+
+    def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
+        """The rows of these numbers, int32 [n, T + 1]; one read a file.
+
+        Raises IndexError for a number outside 0..R-1 and OSError for a damaged file.
+        """
+        if isinstance(indices, slice):
+            indices = np.arange(len(self))[indices]
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(
+                f"rows {indices.min()}..{indices.max()} are not all in 0..{len(self) - 1}"
+            )
+        rows = np.empty((len(indices), self.row_length + 1), np.int32)
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for owner in np.unique(owners):
+            own, file = owners == owner, self.files[owner]
+            places = indices[own] - (self._ends[owner] - file.rows)
+            with reading(file.path):
+                records = _reader(file).read(places.tolist())
+            rows[own] = np.frombuffer(b"".join(records), self.stored).reshape(len(places), -1)
+        return rows
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Reads what `undo_jax.data.prepare.prepare` packed; the same wherever it lies."""
+
+    folder: str | Path
+
+    def __post_init__(self) -> None:
+        """Read the manifest at once, so that a bad folder fails here.
+
+        Raises FileNotFoundError where there is none or it is unfinished and ValueError where it is
+        of another version.
+        """
+        assert self.manifest
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Its settings, counts, files and fingerprint."""
+        path = epath.Path(self.folder) / MANIFEST
+        with reading(str(path)):
+            manifest = json.loads(path.read_text()) if path.exists() else None
+        if manifest is None:
+            raise FileNotFoundError(
+                f"{self.folder} is no finished corpus, it has no {MANIFEST}: pack it, or go on "
+                "with the command that began it"
+            )
+        version = manifest.get("version") if isinstance(manifest, dict) else None
+        if version != VERSION:
+            raise ValueError(
+                f"{path} is of version {version}, this code reads {VERSION}: pack the corpus again"
+            )
+        return manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of its settings and its rows."""
+        return self.manifest["fingerprint"]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have rows."""
+        return tuple(self.manifest["files"])
+
+    def rows(self, split: str = "train") -> PackedRows:
+        """Rows of a split, a source for `undo_jax.data.streams.stream`.
+
+        Raises ValueError for a split it does not have, FileNotFoundError for a file that is missing
+        and OSError for one that is not as long as it was.
+        """
+        if split not in self.splits:
+            raise ValueError(
+                f"{self.folder} has no split {split!r}, only {', '.join(self.splits)}: pack it "
+                "with a validation_share"
+            )
+        files = []
+        for entry in self.manifest["files"][split]:
+            path = epath.Path(self.folder) / entry["name"]
+            with reading(str(path)):
+                size = path.stat().length
+            if size != entry["bytes"]:
+                raise OSError(
+                    f"{path} has {size} bytes and not {entry['bytes']}: copy or pack it again"
+                )
+            files.append(_File(local(path), entry["rows"], entry["sha256"]))
+        settings = self.manifest["settings"]
+        return PackedRows(tuple(files), settings["row_length"], settings["dtype"])
+
+
+@lru_cache(maxsize=256)
+def _reader(file: _File) -> Any:
+    return open_records(file.path, RANDOM_ACCESS)

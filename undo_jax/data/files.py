@@ -1,0 +1,115 @@
+"""Files by pattern, local copies of remote ones, and errors of either in one line."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
+
+CACHE = "UNDO_JAX_CACHE"  # local copies of remote files; default ~/.cache/undo_jax
+RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice
+
+
+class Found(NamedTuple):
+    """A file, and its name relative to where the pattern starts: the same wherever that is."""
+
+    name: str
+    path: epath.Path
+
+
+def find(pattern: epath.PathLike) -> list[Found]:
+    """Files that a pattern names, sorted: a file, all files below a folder, or a glob.
+
+    Hidden files and folders do not count. Raises FileNotFoundError where nothing matches,
+    ValueError for `**` and OSError where the place cannot be listed.
+    """
+    text = os.fspath(pattern)
+    if "**" in text:
+        raise ValueError(f"pattern {text} holds **: name a folder, it is searched to all depths")
+    parts = text.split("/")
+    globbed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
+    with reading(text):
+        if globbed is not None:
+            root = epath.Path("/".join(parts[:globbed]) or ("/" if text.startswith("/") else "."))
+            paths = [path for path in root.glob("/".join(parts[globbed:])) if not path.is_dir()]
+        elif epath.Path(text).is_dir():
+            root = epath.Path(text)
+            paths = [folder / name for folder, _, names in root.walk() for name in names]
+        else:
+            root = epath.Path(text).parent
+            paths = [epath.Path(text)] if epath.Path(text).exists() else []
+    found = [Found(path.relative_to(root).as_posix(), path) for path in paths]
+    found = [file for file in found if not _hidden(file.name)]
+    if not found:
+        raise FileNotFoundError(f"no file matches {text}: check the pattern")
+    return sorted(found)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn whatever a file system or a codec raises into one OSError that names the file.
+
+    A plain ValueError passes: it is ours, about content.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is ValueError:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(f"cannot read {name}: {reason}") from error
+
+
+def local(path: epath.Path) -> str:
+    """A local path of the file: its own, or that of a copy in the cache, made once.
+
+    Raises OSError for a file that cannot be read.
+    """
+    text = os.fspath(path)
+    if "://" not in text:
+        return text
+    with reading(text):
+        seen = path.stat()
+        version = f"{text} {seen.length} {seen.mtime}"
+        key = hashlib.sha256(version.encode()).hexdigest()[:16]
+        copy = cache() / "files" / f"{key}-{path.name}"
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
+            path.copy(unfinished, overwrite=True)
+            os.replace(unfinished, copy)
+    return str(copy)
+
+
+def cache() -> Path:
+    """The folder of copies and compiled programs."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "undo_jax")
+
+
+def open_records(path: str, options: str = "") -> Any:
+    """An ArrayRecord reader. Raises OSError for a file that is missing, cut short or another's."""
+    with reading(path):
+        try:
+            buffer = {"file_reader_buffer_size": 2**15} if options else {}
+            reader = ArrayRecordReader(path, options=options, **buffer)
+        except ValueError as error:
+            raise OSError(str(error)) from error
+        if not reader.ok():
+            raise OSError("it is no whole ArrayRecord file")
+    return reader
+
+
+def missing(library: str) -> ModuleNotFoundError:
+    """The error for an optional library that is not installed."""
+    return ModuleNotFoundError(
+        f"{library} is not installed; run `pip install undo_jax[text]`", name=library
+    )
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

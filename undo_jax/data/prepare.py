@@ -1,0 +1,267 @@
+"""Pack text once: `prepare` turns a source into a corpus, in parallel and resumably.
+
+Two passes over the shards. The first hashes every document, so that of equal ones only the first
+stays and the hash decides between training and validation. The second tokenises and packs. Each
+shard's part of a pass is finished or not there, so a run goes on where another was stopped.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from undo_jax.data import shards as steps
+from undo_jax.data.corpus import MANIFEST, VERSION, Corpus
+from undo_jax.data.files import reading
+from undo_jax.data.packing import cut
+from undo_jax.data.shards import DUPLICATE, SPLITS, WORK, Part, Plan, writing
+from undo_jax.data.sources import Shard
+from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.log import console, short
+
+Job = tuple[Any, ...]  # arguments of a step, but for the plan
+
+
+def prepare(
+    source: Sequence[Shard],
+    tokenizer: Tokenizer,
+    folder: epath.PathLike,
+    row_length: int,
+    *,
+    seed: int = 0,
+    validation_share: float = 0.0,
+    joining: Literal["exact", "reference"] = "exact",
+    workers: int = 1,
+) -> Corpus:
+    """Pack a source into rows of `row_length` + 1 tokens; the same files for any `workers`.
+
+    Of documents with equal text the first stays. A hash of text and `seed` puts a document into
+    validation, so a larger `validation_share` keeps the documents of a smaller one there.
+
+    "exact" packs every token once, see `packing.cut`: shards are packed apart, then what is left
+    over of each, in their order; less than a row a split is lost. "reference" joins as the official
+    code does, see `packing.join`: documents of more than 2048 tokens are dropped, and the others
+    joined in groups of 1000.
+
+    A finished folder of the same settings is returned as it is; an unfinished one is gone on with.
+    Several `workers` are processes, started afresh: a script needs its `__main__` guard.
+
+    Raises ValueError for settings out of range or other than the folder's, a source without text
+    for a row in each split, and text that cannot be read; OSError for files that cannot, and when
+    a process dies.
+    """
+    _check(source, row_length, seed, validation_share, joining, workers)
+    plan = Plan(epath.Path(folder), tokenizer, row_length, seed, joining)
+    settings = {
+        "tokenizer": {"type": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint},
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "row_length": row_length,
+        "dtype": plan.dtype.str,
+        "seed": seed,
+        "validation_share": validation_share,
+        "joining": joining,
+        "sources": [shard.name for shard in source],
+    }
+    with reading(str(folder)):
+        finished = _begin(plan.folder, settings)
+    if not finished:
+        parts = [Part(number, shard) for number, shard in enumerate(source)]
+        fates = _read(plan, parts, validation_share, workers)
+        _pack(plan, parts, fates, workers)
+        _finish(plan, parts, settings, fates)
+    (plan.folder / WORK).rmtree(missing_ok=True)
+    return Corpus(str(folder))
+
+
+def _check(
+    source: Sequence[Shard], length: int, seed: int, share: float, joining: str, workers: int
+) -> None:
+    if not source:
+        raise ValueError("the source has no shards: give at least one file")
+    if length < 1:
+        raise ValueError(f"row_length is {length}: rows need at least 1 input token")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: it must be 0 or more")
+    if not 0 <= share < 1:
+        raise ValueError(f"validation_share is {share}: give at least 0 and less than 1")
+    if joining not in ("exact", "reference"):
+        raise ValueError(f"unknown joining {joining!r}: choose exact or reference")
+    if workers < 1:
+        raise ValueError(f"workers is {workers}: it must be at least 1")
+
+
+def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder is finished; a new one gets its plan.
+
+    Raises ValueError for a folder of other settings, or of other things.
+    """
+    finished, plan = (folder / MANIFEST).exists(), folder / WORK / "plan.json"
+    if finished or plan.exists():
+        known = Corpus(str(folder)).manifest["settings"] if finished else _load(plan)
+        other = [name for name, value in settings.items() if known.get(name) != value]
+        if other:
+            raise ValueError(
+                f"{folder} was packed with another {_difference(other[0], known, settings)}: give "
+                "another folder, or delete this one"
+            )
+        return finished
+    if folder.exists() and [path for path in folder.iterdir() if path.name != WORK]:
+        raise ValueError(f"{folder} holds other files: give an empty or a new folder")
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    steps.write_json(plan, settings)
+    return False
+
+
+def _difference(name: str, known: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The setting and its two values, in brief."""
+    if name == "sources":
+        old, new = known[name], wanted[name]
+        only = next(iter([*(set(old) ^ set(new))]), "their order")
+        return f"list of sources ({len(old)} and now {len(new)}; {only} differs)"
+    return f"{name} ({known.get(name)} and now {wanted[name]})"
+
+
+def _read(plan: Plan, parts: Sequence[Part], share: float, workers: int) -> list[np.ndarray]:
+    """The first pass: for each shard, the fate of each of its documents."""
+    todo = [(part,) for part in parts if not part.hashes(plan.folder).exists()]
+    before = len(parts) - len(todo)
+    with _bar("reading", len(parts)) as show:
+        for shards, documents, _ in _run(steps.read, plan, todo, workers):
+            show(before + shards, f"{before + shards}/{len(parts)} shards, {documents} documents")
+    hashes = [steps.load_hashes(plan.folder, part) for part in parts]
+    every = np.concatenate(hashes)
+    fates = (every[:, 2] < round(share * 2**64)).astype(np.uint8)
+    order = np.lexsort((every[:, 1], every[:, 0]))  # stable: the first of equals comes first
+    again = (every[order[1:], :2] == every[order[:-1], :2]).all(axis=1)
+    fates[order[1:][again]] = DUPLICATE
+    return np.split(fates, np.cumsum([len(own) for own in hashes])[:-1])
+
+
+def _pack(plan: Plan, parts: Sequence[Part], fates: Sequence[np.ndarray], workers: int) -> None:
+    """The second pass: rows of each shard."""
+    wanted = [len(fate) - _duplicates(fate) for fate in fates]
+    todo = [part for part in parts if not part.packed(plan.folder).exists()]
+    jobs = [(part, fates[part.number]) for part in todo]
+    total = sum(wanted)
+    before = total - sum(wanted[part.number] for part in todo)
+    start = time.monotonic()
+    with _bar("packing", total) as show:
+        for _, documents, tokens in _run(steps.pack, plan, jobs, workers):
+            rate = short(tokens / max(time.monotonic() - start, 1e-3))
+            show(before + documents, f"{before + documents}/{total} documents, {rate} tok/s")
+
+
+def _finish(
+    plan: Plan, parts: Sequence[Part], settings: dict[str, Any], fates: Sequence[np.ndarray]
+) -> None:
+    """Pack what is left over, check that there are rows, and write the manifest."""
+    results = [_load(part.packed(plan.folder)) for part in parts]
+    documents, duplicates = sum(map(len, fates)), sum(map(_duplicates, fates))
+    counts: dict[str, Any] = {"documents": documents, "duplicates": duplicates}
+    files = {}
+    for split in SPLITS if settings["validation_share"] else SPLITS[:1]:
+        own = [result[split] for result in results]
+        entries = [entry for result in own for entry in result["files"]]
+        entries += _pack_rest(plan, split, [result["rest"] for result in own])
+        counts[split] = {
+            name: sum(result[name] for result in own)
+            for name in ("documents", "tokens", "too_long")
+        }
+        rows = sum(entry["rows"] for entry in entries)
+        counts[split] |= {"rows": rows, "tokens_in_rows": rows * plan.length}
+        files[split] = entries
+        if not rows:
+            plan.folder.rmtree()
+            raise ValueError(
+                f"the {split} split of {documents} documents has {counts[split]['tokens']} tokens "
+                f"and a row takes {plan.length + 1}: give more text, a shorter row_length or "
+                "another validation_share"
+            )
+    content = {"version": VERSION, "settings": settings, "counts": counts, "files": files}
+    text = json.dumps(content, sort_keys=True)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+    steps.write_json(plan.folder / MANIFEST, {"fingerprint": fingerprint, **content})
+
+
+def _duplicates(fate: np.ndarray) -> int:
+    return int(np.count_nonzero(fate == DUPLICATE))
+
+
+def _pack_rest(plan: Plan, split: str, rests: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Rows of the shards' leftovers, in order; the file's entry, if there is one.
+
+    A leftover starts with a token that its shard has predicted already; the BOS that ends the
+    leftover before takes its place.
+    """
+    first, *later = [rest for rest in rests if rest] or [[]]
+    pieces = [first, *(rest[1:] for rest in later)]
+    rows, _ = cut(np.concatenate([np.array(piece, plan.dtype) for piece in pieces]), plan.length)
+    if not len(rows):
+        return []
+    with writing(plan.folder / f"{split}-rest.array_record") as file:
+        file.write(rows)
+    return [file.entry()]
+
+
+def _run(
+    step: Callable[..., steps.Progress], plan: Plan, jobs: Sequence[Job], workers: int
+) -> Iterator[tuple[int, int, int]]:
+    """Do the jobs; yields how many are done, and their documents and tokens, now and then."""
+    if workers == 1 or len(jobs) < 2:
+        documents = tokens = 0
+        for done, job in enumerate(jobs, start=1):
+            for more in steps.paced(step(plan, *job)):
+                documents, tokens = documents + more[0], tokens + more[1]
+                yield done - 1, documents, tokens
+        yield len(jobs), documents, tokens
+        return
+    context = multiprocessing.get_context("spawn")
+    shared = context.Array("q", 3)  # documents, tokens, whether to stop
+    seen = shared.get_obj()  # without the lock, which a process may die with
+    processes = ProcessPoolExecutor(
+        min(workers, len(jobs)), context, steps.start_worker, (plan, shared)
+    )
+    with processes as pool:
+        try:
+            pending = {pool.submit(steps.work, step, job) for job in jobs}
+            while pending:
+                done, pending = wait(pending, 0.2, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                yield len(jobs) - len(pending), seen[0], seen[1]
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process died, perhaps for lack of memory: the same command goes on, "
+                "with fewer workers if you like"
+            ) from error
+        finally:
+            seen[2] = 1
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar that shows how much is done, and a text; narrower than 80 columns."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[said]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, said="")
+        yield lambda done, said: bar.update(task, completed=done, said=said)
+
+
+def _load(path: epath.Path) -> Any:
+    return json.loads(path.read_text())

@@ -1,0 +1,252 @@
+"""What one process does to one shard of text: read and hash it, then tokenise and pack it.
+
+A step is a generator of progress (documents, tokens), and writes what it made when it ends: whole
+or not at all.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from undo_jax.data.packing import cut, join
+from undo_jax.data.sources import Shard
+from undo_jax.data.tokenizers import Tokenizer
+
+SPLITS = ("train", "validation")
+DUPLICATE = len(SPLITS)  # the fate of a document that is in neither split
+WORK = "unfinished"  # subfolder for what is not yet, or only for a while, of use
+LONGEST = 2048  # tokens; reference joining drops longer documents, as the official code does
+GROUP = 1000  # documents joined at a time; of the official code too
+_TOKENS = GROUP * LONGEST  # packed at a time, at most; reference joining never reaches it
+
+Progress = Iterator[tuple[int, int]]
+
+_plan: Any = None  # of a worker process
+_shared: Any = None
+
+
+class Plan(NamedTuple):
+    """How a corpus is packed; the same for all of its shards."""
+
+    folder: epath.Path
+    tokenizer: Tokenizer
+    length: int
+    seed: int
+    joining: Literal["exact", "reference"]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the rows on disk."""
+        return np.dtype("<u2" if self.tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+class Part(NamedTuple):
+    """A shard and its place among the corpus' shards."""
+
+    number: int
+    shard: Shard
+
+    def hashes(self, folder: epath.Path) -> epath.Path:
+        """Where `read` writes: one row of integers a document, uint64 [documents, 3]."""
+        return folder / WORK / f"{self.number:05d}-hashes"
+
+    def packed(self, folder: epath.Path) -> epath.Path:
+        """Where `pack` writes its counts, its files and what did not fill a row, last of all."""
+        return folder / WORK / f"{self.number:05d}.json"
+
+
+def read(plan: Plan, part: Part) -> Progress:
+    """Hash every document of a shard."""
+    salt = plan.seed.to_bytes(16, "little")
+    hashes = bytearray()
+    for document in part.shard.read():
+        hashes += hashlib.blake2b(document.encode(), digest_size=24, salt=salt).digest()
+        yield 1, 0
+    with publishing(part.hashes(plan.folder)) as path, open(path, "wb") as file:
+        file.write(hashes)
+
+
+def load_hashes(folder: epath.Path, part: Part) -> np.ndarray:
+    """What `read` wrote."""
+    return np.frombuffer(part.hashes(folder).read_bytes(), "<u8").reshape(-1, 3)
+
+
+def pack(plan: Plan, part: Part, fates: np.ndarray) -> Progress:
+    """Tokenise a shard's documents and pack them into one file a split.
+
+    `fates` has the number of each document's split, or DUPLICATE. Raises ValueError for a text that
+    the tokenizer refuses and a shard that does not hold as many documents.
+    """
+    place = -1
+    with ExitStack() as files:
+        splits = [Packer(plan, f"{split}-{part.number:05d}", files) for split in SPLITS]
+        for place, document in enumerate(part.shard.read()):
+            number = int(fates[place]) if place < len(fates) else DUPLICATE
+            if number != DUPLICATE:
+                tokens = _encode(plan, f"{part.shard.name} document {place + 1}", document)
+                splits[number].add(tokens)
+                yield 1, len(tokens) + 1
+        if place + 1 != len(fates):
+            raise ValueError(
+                f"{part.shard.name} held {len(fates)} documents when first read and holds "
+                f"{place + 1} now: delete {plan.folder} and pack again"
+            )
+        for split in splits:
+            split.end()
+    results = {name: split.result() for name, split in zip(SPLITS, splits, strict=True)}
+    write_json(part.packed(plan.folder), results)
+
+
+def _encode(plan: Plan, place: str, document: str) -> np.ndarray:
+    try:
+        return np.array(plan.tokenizer.encode(document), plan.dtype)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+class Packer:
+    """One split of a shard on its way into rows; `files` closes its file, if it fills a row."""
+
+    def __init__(self, plan: Plan, name: str, files: ExitStack):
+        self.plan, self.name, self.files = plan, name, files
+        self.documents: list[np.ndarray] = []
+        self.rest = np.empty(0, plan.dtype)  # of the stream, not yet in a row
+        self.held = self.count = self.tokens = self.too_long = 0
+        self.rows: Rows | None = None
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Take a document, and write rows when there are many."""
+        self.count += 1
+        self.tokens += len(tokens) + 1
+        if self.plan.joining == "reference" and len(tokens) > LONGEST:
+            self.too_long += 1
+            return
+        self.documents.append(tokens)
+        self.held += len(tokens)
+        if len(self.documents) == GROUP or self.held > _TOKENS:
+            self._flush()
+
+    def end(self) -> None:
+        """Write the last rows."""
+        if self.plan.joining == "exact" and self.count:
+            self.documents.append(np.empty(0, self.plan.dtype))  # the BOS that ends the last one
+        self._flush()
+
+    def result(self) -> dict[str, Any]:
+        """Counts, the entry of the file and what did not fill a row; once `files` are closed."""
+        return {
+            "documents": self.count,
+            "tokens": self.tokens,
+            "too_long": self.too_long,
+            "files": [self.rows.entry()] if self.rows else [],
+            "rest": self.rest.tolist(),
+        }
+
+    def _flush(self) -> None:
+        plan, bos = self.plan, self.plan.tokenizer.bos_id
+        if plan.joining == "reference":
+            rows = join(self.documents, plan.length, bos).astype(plan.dtype)
+        else:
+            opening = np.array([bos], plan.dtype)
+            pieces = (piece for tokens in self.documents for piece in (opening, tokens))
+            rows, self.rest = cut(np.concatenate([self.rest, *pieces]), plan.length)
+        if len(rows) and self.rows is None:
+            path = plan.folder / f"{self.name}.array_record"
+            self.rows = self.files.enter_context(writing(path))
+        if self.rows:
+            self.rows.write(rows)
+        self.documents, self.held = [], 0
+
+
+class Rows:
+    """An ArrayRecord file of rows while it is written, one row a record."""
+
+    def __init__(self, path: epath.Path, written: str):
+        self.path, self.count, self.hash = path, 0, hashlib.sha256()
+        self.writer = ArrayRecordWriter(written, "group_size:1")  # for random access
+
+    def write(self, rows: np.ndarray) -> None:
+        """Append rows."""
+        for row in rows:
+            content = row.tobytes()
+            self.hash.update(content)
+            self.writer.write(content)
+        self.count += len(rows)
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of the file, once it is closed."""
+        return {
+            "name": self.path.name,
+            "rows": self.count,
+            "bytes": self.path.stat().length,
+            "sha256": self.hash.hexdigest(),
+        }
+
+
+def start_worker(plan: Plan, shared: Any) -> None:
+    """Begin a worker process: what it needs for every job, and where it tells of its progress."""
+    global _plan, _shared
+    _plan, _shared = plan, shared
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+
+
+def work(step: Callable[..., Progress], job: tuple[Any, ...]) -> None:
+    """Do a job in a worker process, until told to stop."""
+    for documents, tokens in paced(step(_plan, *job)):
+        with _shared.get_lock():
+            _shared[0] += documents
+            _shared[1] += tokens
+        if _shared[2]:
+            return
+
+
+def paced(progress: Progress) -> Progress:
+    """The same progress in sums, ten a second."""
+    documents = tokens = 0
+    due = time.monotonic()
+    for more in progress:
+        documents, tokens = documents + more[0], tokens + more[1]
+        if time.monotonic() > due:
+            yield documents, tokens
+            documents = tokens = 0
+            due = time.monotonic() + 0.1
+    yield documents, tokens
+
+
+@contextmanager
+def writing(path: epath.Path) -> Iterator[Rows]:
+    """A file for rows, there once all are written."""
+    with publishing(path) as written:
+        rows = Rows(path, written)
+        yield rows
+        rows.writer.close()
+
+
+@contextmanager
+def publishing(path: epath.Path) -> Iterator[str]:
+    """A local path to write a file to; without an error the file then goes where it belongs."""
+    if "://" in os.fspath(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"{folder}/{path.name}"
+            epath.Path(f"{folder}/{path.name}").copy(path, overwrite=True)
+    else:
+        work = path.parent if path.parent.name == WORK else path.parent / WORK
+        unfinished = work / f"{path.name}.{os.getpid()}.tmp"
+        yield os.fspath(unfinished)
+        os.replace(unfinished, path)
+
+
+def write_json(path: epath.Path, content: Any) -> None:
+    """Write a file as a whole."""
+    with publishing(path) as written, open(written, "w") as file:
+        json.dump(content, file, indent=1)

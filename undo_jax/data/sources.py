@@ -1,0 +1,284 @@
+"""Where text comes from: a source is a list of shards, and a shard reads its documents.
+
+Any function that returns shards is a source. All paths may be in a bucket (gs://).
+"""
+
+import gzip
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from etils import epath
+
+from undo_jax.data.files import Found, find, local, missing, open_records, reading
+
+GROUP = 2**26  # bytes of small text files in one shard
+_RECORDS = 256  # read at a time
+
+
+class Shard(NamedTuple):
+    """A part of a source that one process reads; its documents come in a fixed order."""
+
+    name: str  # the same wherever the files lie, and another where they are read otherwise
+    read: Callable[[], Iterator[str]]  # picklable
+
+
+def jsonl(pattern: epath.PathLike, field: str = "text") -> list[Shard]:
+    """JSON lines, one object a line, a file a shard; names that end in .gz are decompressed.
+
+    Raises FileNotFoundError where nothing matches. Reading raises ValueError for a line that is
+    not UTF-8, no JSON object, or without the field as text, and OSError for an unreadable file.
+    """
+    return [_shard(file.name, field, partial(_jsonl, file, field)) for file in find(pattern)]
+
+
+def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
+    """A column of Parquet files, a file a shard.
+
+    Raises FileNotFoundError where nothing matches and ModuleNotFoundError without pyarrow. Reading
+    raises ValueError for a file without the column as text, a row without text or not in UTF-8,
+    and OSError for an unreadable file.
+    """
+    _pyarrow()
+    return [_shard(file.name, column, partial(_parquet, file, column)) for file in find(pattern)]
+
+
+def text(
+    pattern: epath.PathLike, document: Literal["line", "blank_line", "file"] = "line"
+) -> list[Shard]:
+    """Plain text: each line is a document, or blank lines part them, or each file is one.
+
+    Empty lines are no documents. Names that end in .gz are decompressed. Neighbouring small files
+    share a shard. Raises FileNotFoundError where nothing matches and ValueError for another
+    `document`. Reading raises ValueError for a line that is not UTF-8 and OSError for an
+    unreadable file.
+    """
+    if document not in ("line", "blank_line", "file"):
+        raise ValueError(f"unknown document {document!r}: choose line, blank_line or file")
+    groups: list[list[Found]] = []
+    room = 0
+    for file in find(pattern):
+        with reading(file.name):
+            size = file.path.stat().length or 0
+        if room < size or not groups:
+            groups, room = [*groups, []], GROUP
+        groups[-1].append(file)
+        room -= size
+    return [
+        _shard(_group_name(group), document, partial(_text, group, document)) for group in groups
+    ]
+
+
+def array_record(pattern: epath.PathLike, field: str | None = None) -> list[Shard]:
+    """ArrayRecord files of UTF-8 text, or of JSON objects where a field is named; a file a shard.
+
+    Raises FileNotFoundError where nothing matches. Reading raises ValueError for a record that is
+    not UTF-8, or no JSON object with the field as text, and OSError for an unreadable file.
+    """
+    return [_shard(file.name, field, partial(_array_record, file, field)) for file in find(pattern)]
+
+
+def tfds(
+    name: str, split: str, feature: str = "text", data_dir: epath.PathLike | None = None
+) -> list[Shard]:
+    """A split of a prepared TensorFlow data set, e.g. ("wiki40b/en", "train[:10%]"); no TensorFlow.
+
+    It is read from files in ArrayRecord or TFRecord format below `data_dir` (None: TFDS' own), as
+    TFDS left them: markup such as wiki40b's _START_ARTICLE_ stays. Raises ModuleNotFoundError
+    without tensorflow-datasets and ValueError for an unknown data set, split or feature or another
+    file format. Reading raises ValueError for text that is not UTF-8 and OSError for an unreadable
+    file.
+    """
+    builder = _tfds_builder(name, data_dir)
+    features, form = builder.info.features, builder.info.file_format.value
+    if feature not in features:
+        raise ValueError(f"{name} has no feature {feature!r}: choose from {', '.join(features)}")
+    if form not in ("array_record", "tfrecord"):
+        raise ValueError(f"{name} is in {form} format: prepare it with file_format='array_record'")
+    try:
+        parts = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        known = ", ".join(builder.info.splits) or "none"
+        raise ValueError(f"{name} has no split {split!r}: its splits are {known}") from error
+    shards = []
+    for part in parts:
+        file = Found(epath.Path(part.filename).name, epath.Path(part.filename))
+        take = part.examples_in_shard - part.skip if part.take == -1 else part.take
+        whole = take == part.examples_in_shard
+        label = file.name if whole else f"{file.name}[{part.skip}:{part.skip + take}]"
+        read = partial(_tfds, file, form, part.skip, take, str(builder.data_path), feature)
+        shards.append(_shard(label, feature, read))
+    return shards
+
+
+def _shard(name: str, how: str | None, read: Callable[[], Iterator[str]]) -> Shard:
+    return Shard(name if how is None else f"{name}#{how}", read)
+
+
+def _jsonl(file: Found, field: str) -> Iterator[str]:
+    for number, line in _lines(file):
+        if line := line.strip():
+            yield _field(line, field, f"{file.name}:{number}")
+
+
+def _field(line: str, field: str, place: str) -> str:
+    """The field of a JSON object as text."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{place} is a JSON {type(record).__name__}: give an object a line")
+    if field not in record:
+        raise ValueError(f"{place} has no field {field!r}: its fields are {', '.join(record)}")
+    return _checked(record[field], f"{place} field {field!r}")
+
+
+def _checked(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{place} is {type(value).__name__}, not text")
+    if not value.isascii():
+        _utf8(value.encode, place)  # JSON's \ud800 is no character
+    return value
+
+
+def _parquet(file: Found, column: str) -> Iterator[str]:
+    parquet, types = _pyarrow()
+    with reading(file.name), file.path.open("rb") as stream:
+        table = parquet.ParquetFile(stream)
+        names = table.schema_arrow.names
+        if column not in names:
+            raise ValueError(f"{file.name} has no column {column!r}: it has {', '.join(names)}")
+        kind = table.schema_arrow.field(column).type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (types.is_string(kind) or types.is_large_string(kind)):
+            raise ValueError(f"{file.name} column {column!r} is {kind}, not text")
+        number = 0
+        for batch in table.iter_batches(batch_size=_RECORDS, columns=[column]):
+            for scalar in batch.column(0):
+                number += 1
+                place = f"{file.name} row {number} of column {column!r}"
+                yield _checked(_utf8(scalar.as_py, place), place)
+
+
+def _text(files: list[Found], document: str) -> Iterator[str]:
+    for file in files:
+        lines = (line for _, line in _lines(file))
+        if document == "line":
+            yield from (line for line in map(_bare, lines) if line.strip())
+        elif document == "blank_line":
+            yield from _paragraphs(lines)
+        elif (whole := "".join(lines)).strip():
+            yield whole
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Lines up to the next blank one, joined."""
+    held: list[str] = []
+    for line in lines:
+        if line.strip():
+            held.append(line)
+        elif held:
+            yield _bare("".join(held))
+            held = []
+    if held:
+        yield _bare("".join(held))
+
+
+def _bare(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _lines(file: Found) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, from 1, and their ends."""
+    with reading(file.name), file.path.open("rb") as stream:
+        compressed = file.name.endswith(".gz")
+        for number, line in enumerate(gzip.open(stream) if compressed else stream, start=1):
+            yield number, _utf8(line.decode, f"{file.name}:{number}")
+
+
+def _array_record(file: Found, field: str | None) -> Iterator[str]:
+    for number, record in enumerate(_records(file, 0, None), start=1):
+        place = f"{file.name} record {number}"
+        line = _utf8(record.decode, place)
+        yield line if field is None else _field(line, field, place)
+
+
+def _records(file: Found, start: int, count: int | None) -> Iterator[bytes]:
+    """`count` records from `start`, or all of them, of an ArrayRecord file."""
+    reader = open_records(local(file.path))
+    with reading(file.name):
+        whole = reader.num_records()
+        stop = whole if count is None else start + count
+        if stop > whole:
+            raise OSError(f"it has {whole} records, fewer than {stop}")
+        for first in range(start, stop, _RECORDS):
+            yield from reader.read(first, min(first + _RECORDS, stop))
+        reader.close()
+
+
+def _tfds(file: Found, form: str, skip: int, take: int, folder: str, feature: str) -> Iterator[str]:
+    features = _tfds_library().builder_from_directory(folder).info.features
+    records = _records if form == "array_record" else _tf_records
+    for number, record in enumerate(records(file, skip, take), start=skip + 1):
+        place = f"{file.name} record {number} feature {feature!r}"
+        value = features.deserialize_example_np(record)[feature]
+        yield _checked(_utf8(value.decode, place) if isinstance(value, bytes) else value, place)
+
+
+def _tf_records(file: Found, start: int, count: int) -> Iterator[bytes]:
+    """`count` records from `start` of a TFRecord file: length, its CRC, data, its CRC."""
+    with reading(file.name), file.path.open("rb") as stream:
+        for number in range(start + count):
+            head = stream.read(12)
+            data = stream.read(struct.unpack("<Q4x", head)[0] + 4) if len(head) == 12 else b""
+            if not data or len(data) < struct.unpack("<Q4x", head)[0] + 4:
+                raise OSError(f"it ends in record {number + 1} of {start + count}")
+            if number >= start:
+                yield data[:-4]
+
+
+def _utf8(decode: Callable[[], Any], place: str) -> Any:
+    try:
+        return decode()
+    except UnicodeError:
+        raise ValueError(f"{place} is not UTF-8: convert the file") from None
+
+
+def _group_name(group: list[Found]) -> str:
+    return group[0].name if len(group) == 1 else f"{group[0].name}..{group[-1].name}"
+
+
+def _tfds_builder(name: str, data_dir: epath.PathLike | None) -> Any:
+    """The builder of prepared files. Raises ValueError where there are none."""
+    _tfds_library()
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    given = {} if data_dir is None else {"data_dir": str(data_dir)}
+    with reading(f"TensorFlow data set {name}"):
+        try:
+            return read_only_builder.builder_from_files(name, **given)
+        except registered.DatasetNotFoundError:
+            raise ValueError(
+                f"no TensorFlow data set {name!r} is prepared in {data_dir or 'the default folder'}"
+                f": check its name, or prepare it with `tfds build --file_format=array_record`"
+            ) from None
+
+
+def _tfds_library() -> Any:
+    try:
+        import tensorflow_datasets
+    except ModuleNotFoundError as error:
+        raise missing("tensorflow-datasets") from error
+    return tensorflow_datasets
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise missing("pyarrow") from error
+    return pyarrow.parquet, pyarrow.types

@@ -1,0 +1,94 @@
+"""Train a SentencePiece model on a source."""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Literal
+
+from etils import epath
+
+from undo_jax.data.files import missing, reading
+from undo_jax.data.sources import Shard
+from undo_jax.data.tokenizers import SentencePiece
+
+LONGEST = 4096  # bytes of a sentence; SentencePiece passes over longer ones
+
+
+def train_tokenizer(
+    source: Sequence[Shard],
+    path: epath.PathLike,
+    vocab_size: int,
+    *,
+    sentences: int = 1_000_000,
+    model_type: Literal["bpe", "unigram"] = "bpe",
+    character_coverage: float = 0.9995,  # of CJK text, as SentencePiece advises
+) -> SentencePiece:
+    """Train a tokenizer and write its model to `path`; the same text gives the same file.
+
+    Text survives encoding and decoding as it is: nothing is normalised, all white space
+    is kept, and line ends and characters beyond the coverage are bytes. Id 0 is BOS; digits stand
+    alone. It learns from at most `sentences` lines, as many from the start of each shard.
+
+    Raises FileExistsError where there is a file, ModuleNotFoundError without the library, and
+    ValueError for a source without text, too little text for `vocab_size`, or other bad settings.
+    """
+    path = epath.Path(path)
+    with reading(str(path)):
+        exists = path.exists()
+    if exists:
+        raise FileExistsError(f"{path} exists: delete it or give another path")
+    if not source or sentences < 1:
+        raise ValueError(f"{len(source)} shards and {sentences} sentences: give at least one each")
+    share = -(-sentences // len(source))
+    sample = [line for shard in source for line in islice(_lines(shard), share)][:sentences]
+    if not sample:
+        raise ValueError("the source holds no text to learn from: check the pattern")
+    model = _train(sample, vocab_size, model_type, character_coverage)
+    with reading(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        unfinished.write_bytes(model)
+        unfinished.replace(path)
+    return SentencePiece(os.fspath(path))
+
+
+def _lines(shard: Shard) -> Iterator[str]:
+    """Lines of the documents, cut where they are too long."""
+    for document in shard.read():
+        for line in document.splitlines():
+            for start in range(0, len(line), LONGEST // 4):  # a character is up to 4 bytes
+                yield line[start : start + LONGEST // 4]
+
+
+def _train(sample: list[str], vocab_size: int, model_type: str, coverage: float) -> bytes:
+    try:
+        import sentencepiece
+    except ModuleNotFoundError:
+        raise missing("sentencepiece") from None
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            character_coverage=coverage,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=LONGEST,
+            bos_id=0,
+            unk_id=1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=1,  # sums do not depend on the machine
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split("]")[-1].split()).rstrip(".")
+        raise ValueError(f"cannot train a vocabulary of {vocab_size}: {reason}") from error
+    return model.getvalue()
