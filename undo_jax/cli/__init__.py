@@ -9,10 +9,16 @@ from typing import NoReturn
 
 from undo_jax.cli.experiment import report, run
 from undo_jax.cli.flags import parse
+from undo_jax.cli.weights import export_hf, import_hf
 from undo_jax.log import console
 
 TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
-COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "report": report,
+    "import-hf": import_hf,
+    "export-hf": export_hf,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
