@@ -227,6 +227,12 @@ def test_files_are_no_larger_than_asked_and_listed_in_an_index(ours):
     assert "lm_head.weight" not in index["weight_map"]
 
 
+def test_every_file_can_be_read_by_whom_the_folder_lets(ours):
+    plain = ours.parent / "plain"
+    plain.write_text("")
+    assert {file.stat().st_mode for file in ours.iterdir()} == {plain.stat().st_mode}
+
+
 def test_a_file_is_written_before_the_next_one_is_made(tmp_path, monkeypatch):
     """Memory holds one file's tensors, whatever the size of the model."""
     events, cut, write = [], hf._cut, hf.save_file

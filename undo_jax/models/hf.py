@@ -187,10 +187,13 @@ def save(
     files = files if len(shards) > 1 else [SINGLE]
     stream = named(config, params, dtype)
     with _whole(folder) as made:
+        if jax.process_index() == 0:
+            (made / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
         for file, names in zip(files, shards, strict=True):
             content = dict(itertools.islice(stream, len(names)))
             if jax.process_index() == 0:
                 save_file(content, made / file, metadata={"format": "pt"})
+                shutil.copymode(made / CONFIG, made / file)  # the library's is the owner's alone
         if jax.process_index() == 0:
             if len(shards) > 1:
                 where = {n: f for f, names in zip(files, shards, strict=True) for n in names}
@@ -198,7 +201,6 @@ def save(
                 (made / INDEX).write_text(json.dumps(index, indent=2) + "\n")
             for name, source in copied.items():
                 (made / name).write_bytes(source.read_bytes())
-            (made / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
