@@ -273,6 +273,9 @@ def test_rope_theta_of_older_files_and_no_softcap(single):
         ({"sliding_window": None}, "sliding_window=None"),
         ({"hidden_size": "16"}, "hidden_size='16'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
+        ({"rms_norm_eps": None}, "rms_norm_eps=None"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0"),
+        ({"rope_parameters": {"rope_theta": "10k"}}, "rope_theta='10k'"),
         ({"num_key_value_heads": 3}, "kv_heads=3"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
         ({"rope_parameters": "absent", "rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
@@ -410,6 +413,13 @@ def test_an_export_that_is_refused_writes_nothing(tmp_path, change, arguments, s
         hf.save(tmp_path / "out", config, params, **arguments)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_parameters_of_another_model_are_not_exported(tmp_path, layers):
+    with pytest.raises(ValueError, match=rf"of another model.* \(3, .* \({layers}, ") as error:
+        hf.save(tmp_path / "out", replace(CONFIG, layers=layers), _params())
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_an_export_over_something_is_refused(tmp_path):

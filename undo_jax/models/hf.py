@@ -119,14 +119,13 @@ def read_config(folder: epath.PathLike) -> Gemma2:
     for key, only in FIXED.items():
         if content.get(key) not in (None, only):
             raise ValueError(f"{file}: {key}={content[key]!r} is not supported: it must be {only}")
-    stated = {f: content[key] for f, key in {**SIZES, **SCALARS}.items() if key in content}
-    for field in [field for field in SIZES if field in stated]:
-        if type(stated[field]) is not int or stated[field] < 1:
-            raise ValueError(
-                f"{file}: {SIZES[field]}={stated[field]!r} must be a whole number above 0"
-            )
-    if content.get("query_pre_attn_scalar") is not None:
-        stated["attention_scale"] = content["query_pre_attn_scalar"] ** -0.5
+    stated: dict[str, Any] = {}
+    for field, key in {**SIZES, **SCALARS}.items():
+        if key in content:
+            none = content[key] is None and field.endswith("softcap")
+            stated[field] = None if none else _positive(file, content, key, whole=field in SIZES)
+    if "query_pre_attn_scalar" in content:
+        stated["attention_scale"] = _positive(file, content, "query_pre_attn_scalar") ** -0.5
     config = Gemma2(**stated, rope_theta=_rope_theta(file, content))
     layers = content.get("layer_types")
     if layers is not None and layers != _layer_types(config):
@@ -180,6 +179,7 @@ def save(
         raise FileExistsError(f"{folder} exists: give a new folder")
     if max_shard_bytes <= 0:
         raise ValueError(f"a shard of {max_shard_bytes:g} bytes: give a size above 0")
+    _check_shapes(config, params)
     description, width = _describe(config, dtype), jnp.dtype(dtype).itemsize
     sizes = {name: width * math.prod(t.shape) for name, t in tensors(config).items()}
     shards = _shards(sizes, max_shard_bytes)
@@ -205,6 +205,18 @@ def save(
 
 def _leaves(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _check_shapes(config: Gemma2, params: Params) -> None:
+    """Raises ValueError where the parameters are not those of the model."""
+    wanted = _leaves(jax.eval_shape(Functional(config).init, jax.random.key(0)))
+    want, have = ({k: v.shape for k, v in leaves.items()} for leaves in (wanted, _leaves(params)))
+    for name in sorted(want.keys() | have.keys()):
+        if want.get(name) != have.get(name):
+            raise ValueError(
+                f"parameters of another model: {name} has shape {have.get(name, 'none')}, "
+                f"this model needs {want.get(name, 'none')}"
+            )
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -353,7 +365,16 @@ def _rope_theta(file: epath.Path, content: Mapping[str, Any]) -> float:
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
     if rope.keys() - {"rope_theta", "rope_type"} or rope.get("rope_type", "default") != "default":
         raise ValueError(f"{file}: rotary positions {rope} are not supported: only rope_theta is")
-    return rope.get("rope_theta", content.get("rope_theta", Gemma2.rope_theta))
+    return _positive(file, {"rope_theta": Gemma2.rope_theta, **content, **rope}, "rope_theta")
+
+
+def _positive(file: epath.Path, content: Mapping[str, Any], key: str, whole: bool = False) -> Any:
+    """A number above 0. Raises ValueError for anything else."""
+    value, kinds = content[key], (int,) if whole else (int, float)
+    if type(value) not in kinds or not value > 0:
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{file}: {key}={value!r} must be a {kind} above 0")
+    return value
 
 
 def _tokenizer(file: epath.PathLike | None) -> dict[str, epath.Path]:
