@@ -76,6 +76,17 @@ def test_round_trip_in_a_relative_folder(tmp_path, params, mesh, monkeypatch):
     assert (tmp_path / "runs" / "mine" / artifact.folder.name / "params").is_dir()
 
 
+def test_bare_parameters_round_trip_and_are_not_written_over(tmp_path, params, mesh, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = epath.Path("bare")
+    checkpoint.write(path, params)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(path, LM, mesh), params)
+    other = jax.tree.map(jnp.zeros_like, params)
+    with pytest.raises(FileExistsError, match="bare exists: give a new folder"):
+        checkpoint.write(path, other)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(path, LM, mesh), params)
+
+
 @pytest.mark.parametrize("path", ["gs://bucket/runs/mine", "/runs/mine"])
 def test_absolute_paths_stay_as_they_are(path):
     assert checkpoint._absolute(epath.Path(path)).as_posix() == path

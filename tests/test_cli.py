@@ -1,20 +1,26 @@
 """The command line: bad input is one line and exit status 2, and leaves nothing half-written."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file
 
 import undo_jax
 from undo_jax import cli
+from undo_jax.cli.weights import expression
+from undo_jax.models import hf
 from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import preset
+from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
 
 ROOT = Path(undo_jax.__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
@@ -199,6 +205,80 @@ def test_a_tokenizer_is_trained_and_text_packed(capsys, text_file):
     assert "of 8 from 4 documents (2 duplicates);" in said
     cli.main([*DATA, *source, "--tokenizer", "b.model"])
     assert capsys.readouterr().err.strip() == said
+
+
+def _stored(folder):
+    """Every tensor of a Hugging Face folder."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def test_hugging_face_weights_become_a_base_and_the_artifact_goes_back(capsys):
+    """import-hf, run --pretrain.base, export-hf: the tensors are those at the start."""
+    hf.save("gemma", preset("tiny"), jax.jit(Functional(preset("tiny")).init)(jax.random.key(7)))
+    cli.main(["import-hf", "gemma", "base"])
+    said = capsys.readouterr()
+    assert said.out.startswith("model=") and said.out.count("\n") == 1
+    found = eval(said.out.removeprefix("model="), {"Gemma2": Gemma2, "preset": preset})
+    assert found == replace(preset("tiny"), unroll=1)
+    assert "--pretrain.base base" in said.err
+    cli.main(["run", _toy(), "--workdir", "out", "--stage", "pretrain", "--pretrain.base", "base",
+              *SHORT])  # fmt: skip
+    (artifact,) = Path("out").glob("pretrain-base-*")
+    assert json.loads((artifact / "summary.json").read_text())["steps"] == 0
+    Path("pieces.json").write_text("{}")
+    cli.main(["export-hf", str(artifact), "back", "--max-shard-gb", "5e-5", "--tokenizer",
+              "pieces.json"])  # fmt: skip
+    before, after = _stored("gemma"), _stored("back")
+    assert before.keys() == after.keys() and len(list(Path("back").glob("*.safetensors"))) > 2
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype and tensor.tobytes() == after[name].tobytes()
+    assert (Path("back") / "tokenizer.json").read_text() == "{}"
+    cli.main(["export-hf", str(artifact), "rounded", "--dtype", "bfloat16"])
+    for name, tensor in _stored("rounded").items():
+        assert tensor.dtype == "bfloat16"
+        np.testing.assert_array_equal(tensor, before[name].astype(tensor.dtype), err_msg=name)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_line_of_a_model_makes_that_model(name):
+    assert expression(preset(name)) == f'preset("{name}")'
+    other = preset(name, window=7, attention_softcap=None)
+    line = expression(other)
+    assert line.startswith("Gemma2(") and "window=7" in line and " heads=8" not in line
+    assert eval(line, {"Gemma2": Gemma2}) == other
+
+
+def _artifact(folder, **model):
+    Path(folder).mkdir()
+    (Path(folder) / "summary.json").write_text("{}")
+    content = {"config": {"model": {"type": "Gemma2", **model}}}
+    (Path(folder) / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("import-hf", "google/gemma-2-2b", "out"), "no config.json in google/gemma-2-2b"),
+        (("import-hf", "gs://bucket/gemma", "out"), "gs://bucket/gemma is not on this machine"),
+        (("import-hf", "gemma", "taken"), "taken exists: give a new folder"),
+        (("import-hf", "gemma", "out"), "no model.safetensors in gemma"),
+        (("export-hf", "gemma", "out"), "gemma holds no finished model"),
+        (("export-hf", "new", "out"), "holds a Gemma2 speed: only a Gemma2 of this version"),
+        (("export-hf", "other", "out"), "holds a Llama"),
+        (("export-hf", "empty", "out"), "no checkpoint at"),
+        (("export-hf", "empty", "out", "--dtype", "int8"), "int8"),
+    ],
+)
+def test_weights_that_cannot_be_moved(capsys, arguments, said):
+    for folder in ("gemma", "taken"):
+        Path(folder).mkdir()
+    Path("gemma/config.json").write_text('{"model_type": "gemma2"}')
+    _artifact("new", speed=3)
+    _artifact("other", type="Llama")
+    _artifact("empty")
+    assert said in _refused(capsys, *arguments)
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])

@@ -9,7 +9,7 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
-    "types", "ops", "models", "losses", "sharding", "optim", "checkpoint", "log", "data", "evals",
+    "types", "ops", "sharding", "models", "losses", "optim", "checkpoint", "log", "data", "evals",
     "train", "population", "methods", "noises", "settings", "config", "stages", "pipeline",
     "report", "cli",
 )  # fmt: skip

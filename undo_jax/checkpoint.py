@@ -111,6 +111,18 @@ def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
     return restore(artifact.folder / "params", lm, mesh)
 
 
+def write(path: epath.Path, params: Params) -> None:
+    """Parameters alone, as an Orbax checkpoint that `restore` reads; complete on return.
+
+    Raises FileExistsError where something is.
+    """
+    path = _absolute(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: give a new folder")
+    _checkpointer().save(path, params)
+    _checkpointer().wait_until_finished()
+
+
 def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
     """Parameters from an Orbax checkpoint.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2, preset
 from undo_jax.ops import head
@@ -16,21 +17,6 @@ CONFIG = Gemma2(
     attention_scale=7**-0.5, attention_softcap=1.5, final_softcap=2.0, window=4, dtype="float32",
 )  # fmt: skip
 TIME = 12
-KERNELS = {
-    "self_attn.q_proj": ("attention", "query"),
-    "self_attn.k_proj": ("attention", "key"),
-    "self_attn.v_proj": ("attention", "value"),
-    "self_attn.o_proj": ("attention", "output"),
-    "mlp.gate_proj": ("mlp", "gate"),
-    "mlp.up_proj": ("mlp", "up"),
-    "mlp.down_proj": ("mlp", "down"),
-}
-NORMS = {
-    "input_layernorm": ("before_attention", "norm"),
-    "post_attention_layernorm": ("after_attention", "norm"),
-    "pre_feedforward_layernorm": ("before_mlp", "norm"),
-    "post_feedforward_layernorm": ("after_mlp", "norm"),
-}
 
 
 @cache
@@ -58,14 +44,8 @@ def _mean_cross_entropy(lm, params, tokens):
 
 
 def _torch_names(params):
-    """Our leaves under the names of transformers: Linear weights are [out, in] there."""
-    named = {"model.embed_tokens.weight": params["embedding"]}
-    named["model.norm.weight"] = params["final"]["norm"]
-    for layer in range(CONFIG.layers):
-        for theirs, (module, leaf) in {**KERNELS, **NORMS}.items():
-            weight = params["layers"][module][leaf][layer]
-            named[f"model.layers.{layer}.{theirs}.weight"] = weight.T
-    return {name: np.array(weight) for name, weight in named.items()}
+    """Our leaves under the names of transformers."""
+    return {name: np.array(weight) for name, weight in hf.named(CONFIG, params)}
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +183,11 @@ def test_remat_computes_layers_again_in_the_backward_pass():
         ("0.6B", 601_957_376),
         ("0.9B", 933_346_560),
         ("2B", 2_614_341_888),
+        ("9B", 9_241_705_984),
+        ("27B", 27_227_128_320),
     ],
 )
-def test_presets_have_the_papers_parameter_counts(name, count):
+def test_presets_have_the_published_parameter_counts(name, count):
     shapes = jax.eval_shape(Functional(preset(name)).init, jax.random.key(0))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
 from undo_jax.cli.flags import parse
+from undo_jax.cli.weights import export_hf, import_hf
 from undo_jax.log import console
 
 TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
@@ -18,6 +19,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "data pack": pack,
     "data train-tokenizer": train_tokenizer,
+    "import-hf": import_hf,
+    "export-hf": export_hf,
 }
 
 

@@ -42,7 +42,7 @@ class Gemma2:
     kv_heads: int = 4  # K
     head_width: int = 256  # H
     vocabulary: int = 256_000  # V
-    attention_scale: float = 256**-0.5  # query_pre_attn_scalar stays 256 in every preset
+    attention_scale: float = 256**-0.5  # query_pre_attn_scalar is 256 in all but 27B
     attention_softcap: float | None = 50.0
     final_softcap: float | None = 30.0
     window: int = 4096  # sliding window of the even layers; the odd ones see everything
@@ -83,6 +83,10 @@ PRESETS = {
     "0.6B": Gemma2(layers=18, width=1024, feed_forward=4096, head_width=256),
     "0.9B": Gemma2(layers=22, width=1280, feed_forward=5120, head_width=256),
     "2B": Gemma2(),
+    # config.json of google/gemma-2-9b and google/gemma-2-27b
+    "9B": Gemma2(layers=42, width=3584, feed_forward=14336, heads=16, kv_heads=8),
+    "27B": Gemma2(layers=46, width=4608, feed_forward=36864, heads=32, kv_heads=16, head_width=128,
+                  attention_scale=144**-0.5),
 }  # fmt: skip
 
 
