@@ -9,10 +9,11 @@ from typing import NoReturn
 
 from undo_jax.cli.experiment import report, run
 from undo_jax.cli.flags import parse
+from undo_jax.cli.generate import generate
 from undo_jax.log import console
 
 TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
-COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report}
+COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report, "generate": generate}
 
 
 def main(arguments: list[str] | None = None) -> None:
