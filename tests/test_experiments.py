@@ -39,7 +39,7 @@ def _toy(experiment: Experiment) -> Experiment:
     known = {field.name for field in dataclasses.fields(experiment.setting)}
     setting = replace(experiment.setting, **{k: v for k, v in TOY_SETTING.items() if k in known})
     model = Gemma2(layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
-                   vocabulary=8 * -(-setting.vocabulary() // 8))  # fmt: skip
+                   vocabulary=8 * -(-setting.get_tokenizer().vocab_size // 8))  # fmt: skip
     try:
         make_mesh(experiment.mesh)
         mesh = experiment.mesh

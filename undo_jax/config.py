@@ -90,11 +90,17 @@ class Experiment:
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self):
-        needed = self.setting.vocabulary()
+        needed = self.setting.get_tokenizer().vocab_size
         if self.model.vocabulary < needed:
             raise ValueError(
                 f"model.vocabulary={self.model.vocabulary}, but the tokenizer makes {needed} ids: "
                 f"set it to at least {needed}"
+            )
+        opens, bos = self.model.document_start, self.setting.get_tokenizer().bos_id
+        if opens not in (None, bos):
+            raise ValueError(
+                f"model.document_start={opens}, but the tokenizer opens documents with {bos}: "
+                f"set it to {bos}, or to none to let attention cross documents"
             )
         if not self.seeds:
             raise ValueError("seeds is empty: give at least one")

@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.types import Rules
@@ -50,7 +50,9 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def shardings(tree: Any, rules: Rules, mesh: Mesh, lead: tuple[str | None, ...] = ()) -> Any:
+def shardings(
+    tree: Any, rules: Rules, mesh: Mesh | AbstractMesh, lead: tuple[str | None, ...] = ()
+) -> Any:
     """Shardings for a tree of arrays whose leaves begin with the axes `lead`.
 
     Scalars are replicated; every other leaf takes the first rule whose expression is found in its

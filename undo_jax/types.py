@@ -1,8 +1,8 @@
 """The vocabulary of the package: what a batch, a model, a loss and a noise are.
 
 Axis legend, used in every shape comment and einsum:
-  B batch   T time   D model width   L layers   V vocabulary
-  N query heads   K key/value heads   H head width   F feed-forward width   S sources   M members
+  B batch   T time   S slots of keys   D model width   L layers   V vocabulary
+  N query heads   K key/value heads   H head width   F feed-forward width   M members
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 Key = jax.Array  # a typed PRNG key, jax.random.key(...)
 Params = Any  # a pytree of plain dicts; leaves under "layers" are stacked, [L, ...]
+Cache = Any  # a pytree: what a model has read of each row, to go on from
 Metrics = dict[str, Float[Array, ""]]
 Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression on the leaf's path, its spec)
 
@@ -58,6 +59,24 @@ class LM(Protocol):
         self, params: Params, tokens: Int[Array, "B T"], layer: int
     ) -> Float[Array, "B T D"]:
         """The residual stream after the first `layer` layers (0 is the scaled embedding)."""
+        ...
+
+    def cache_rules(self, tensor: int) -> Rules:
+        """How a cache is sharded where the `tensor` axis has that many devices."""
+        ...
+
+    def empty_cache(self, batch: int, size: int) -> Cache:
+        """Room for `size` tokens a row; nothing is read yet."""
+        ...
+
+    def extend(
+        self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Final hidden states of tokens that stand at start, start + 1, ... of each row.
+
+        All before `start` must have been read, and the cache must have room for the last token.
+        What was read from `start` on is forgotten, so rows may be padded at their end.
+        """
         ...
 
     def table(self, params: Params) -> Float[Array, "V D"]:

@@ -9,9 +9,9 @@ from undo_jax import losses, optim, train
 from undo_jax.data.arithmetic import OPERATIONS, Grammar, Problem, alphabet, facts, render_equation
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.arithmetic import exact_match, write_exam
+from undo_jax.evals.generate import generate
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
-from undo_jax.ops import head
 from undo_jax.settings.arithmetic import Arithmetic
 
 GRAMMAR = Grammar(largest_term=9, largest_factor=4, spaced=False, held_out=0.0)
@@ -45,23 +45,13 @@ def _problems():
 
 
 def _decode(params, problems, longest=5):
-    """Plain greedy decoding, token by token, without a cache: texts up to the BOS, or None."""
-
-    @jax.jit
-    def next_tokens(tokens, lengths):
-        logits = head.logits(LM.hidden(params, tokens), LM.table(params), LM.softcap)
-        return jnp.argmax(logits[jnp.arange(len(lengths)), lengths - 1], -1)
-
+    """Greedy decoding, token by token: texts up to the BOS that ends them, or None."""
     prompts = [[TOKENIZER.bos_id, *TOKENIZER.encode(problem.prompt)] for problem in problems]
-    lengths = np.array([len(prompt) for prompt in prompts])
-    tokens = np.full((len(prompts), lengths.max() + longest), 1, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    for step in range(longest):
-        picks = np.asarray(next_tokens(tokens, lengths + step))
-        tokens[np.arange(len(prompts)), lengths + step] = picks
-    written = [row[n : n + longest].tolist() for row, n in zip(tokens, lengths, strict=True)]
-    return [w[: w.index(0)] if 0 in w else None for w in written]
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    tokens = np.array([prompt + [1] * (lengths.max() - len(prompt)) for prompt in prompts])
+    key, bos = jax.random.key(0), TOKENIZER.bos_id
+    written = generate(LM, params, tokens, lengths, key, new_tokens=longest, stop=bos).tolist()
+    return [w[: w.index(bos)] if bos in w else None for w in written]
 
 
 def test_teacher_forcing_gives_the_verdict_of_greedy_decoding(half_trained):

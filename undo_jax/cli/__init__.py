@@ -22,6 +22,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import-hf": import_hf,
     "export-hf": export_hf,
 }
+from undo_jax.cli.generate import generate
+
+TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
+COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report, "generate": generate}
 
 
 def main(arguments: list[str] | None = None) -> None:

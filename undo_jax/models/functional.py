@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models.gemma2 import SHARDING, Decoder, Gemma2
+from undo_jax.models.gemma2 import SHARDING, Cache, Decoder, Gemma2
 from undo_jax.types import Key, Params, Rules
 
 
@@ -41,6 +43,21 @@ class Functional:
         if not 0 <= layer <= self.config.layers:
             raise ValueError(f"layer {layer}: this model has layers 0 to {self.config.layers}")
         return nnx.merge(self._graph, params).activations(tokens, layer)
+
+    def cache_rules(self, tensor: int) -> Rules:
+        rows, heads = ("data", "fsdp"), None if self.config.kv_heads % tensor else "tensor"
+        return (r"tokens$", P(rows)), (r"(keys|values)$", P(None, rows, None, heads))
+
+    def empty_cache(self, batch: int, size: int) -> Cache:
+        c = self.config
+        shape = (c.layers, batch, size, c.kv_heads, c.head_width)
+        tokens = jnp.zeros((batch, size), jnp.int32)
+        return Cache(tokens, jnp.zeros(shape, c.compute_dtype), jnp.zeros(shape, c.compute_dtype))
+
+    def extend(
+        self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        return nnx.merge(self._graph, params).extend(cache, tokens, start)
 
     def table(self, params: Params) -> Float[Array, "V D"]:
         return params["embedding"]

@@ -6,7 +6,7 @@ Layers are stacked along a leading axis and run by `lax.scan`. Every kernel is a
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.ops.attention import attention
+from undo_jax.ops.attention import attention, write
 from undo_jax.types import Key, Rules
 
 SHARDING: Rules = (
@@ -46,6 +46,7 @@ class Gemma2:
     attention_softcap: float | None = 50.0
     final_softcap: float | None = 30.0
     window: int = 4096  # sliding window of the even layers; the odd ones see everything
+    document_start: int | None = None  # attention stays within the document this token id opens
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-6
     init_stddev: float = 0.02
@@ -110,15 +111,36 @@ class Norm(nnx.Module):
         return (y * (1 + self.norm[...])).astype(x.dtype)
 
 
-def rope(x: Float[Array, "B T N H"], theta: float) -> Float[Array, "B T N H"]:
-    """Rotary positions 0..T-1, halves rotated against each other, angles in fp32."""
+def rope(
+    x: Float[Array, "B T N H"], positions: Int[Array, "#B T"], theta: float
+) -> Float[Array, "B T N H"]:
+    """Rotary positions, halves rotated against each other, angles in fp32."""
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None, None] * frequency
+    angle = positions.astype(jnp.float32)[..., None, None] * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, half)
     rotated = halves * jnp.stack([cos, cos], -2) + halves[..., ::-1, :] * jnp.stack([-sin, sin], -2)
     return rotated.reshape(x.shape).astype(x.dtype)
+
+
+class Cache(NamedTuple):
+    """What has been read: a token of position s is in slot s of its row, with its keys and values.
+
+    Slots after the last token hold anything, e.g. padding: they are written before they are seen.
+    """
+
+    tokens: Int[Array, "B S"]
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
+
+
+class Span(NamedTuple):
+    """The slots that each token sees in one layer; the last one is its own, its position."""
+
+    layer: Int[Array, ""]
+    first: Int[Array, "#B T"]
+    last: Int[Array, "#B T"]
 
 
 class Attention(nnx.Module):
@@ -130,19 +152,29 @@ class Attention(nnx.Module):
         self.value = matrix(config, rngs, config.width, keys)
         self.output = matrix(config, rngs, queries, config.width)
 
-    def __call__(self, x: Float[Array, "B T D"], window: Int[Array, ""]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
         config = self.config
         split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
         q, k, v = (split(x @ w.astype(x.dtype)) for w in (self.query, self.key, self.value))
+        q, k = (rope(y, span.last, config.rope_theta) for y in (q, k))
+        if cache is not None:
+            place = span.layer, span.last[:, 0]
+            cache = cache._replace(
+                keys=write(cache.keys, k, *place), values=write(cache.values, v, *place)
+            )
+            k, v = cache.keys[span.layer], cache.values[span.layer]
         out = attention(
-            rope(q, config.rope_theta),
-            rope(k, config.rope_theta),
+            q,
+            k,
             v,
             scale=config.attention_scale,
             softcap=config.attention_softcap,
-            window=window,
+            first=span.first,
+            last=span.last,
         )
-        return out.reshape(*x.shape[:2], -1) @ self.output.astype(x.dtype)
+        return out.reshape(*x.shape[:2], -1) @ self.output.astype(x.dtype), cache
 
 
 class MLP(nnx.Module):
@@ -166,9 +198,12 @@ class Layer(nnx.Module):
         self.before_attention, self.after_attention = Norm(config), Norm(config)
         self.before_mlp, self.after_mlp = Norm(config), Norm(config)
 
-    def __call__(self, x: Float[Array, "B T D"], window: Int[Array, ""]) -> Float[Array, "B T D"]:
-        x = x + self.after_attention(self.attention(self.before_attention(x), window))
-        return x + self.after_mlp(self.mlp(self.before_mlp(x)))
+    def __call__(
+        self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        attended, cache = self.attention(self.before_attention(x), span, cache)
+        x = x + self.after_attention(attended)
+        return x + self.after_mlp(self.mlp(self.before_mlp(x))), cache
 
 
 class Decoder(nnx.Module):
@@ -183,22 +218,51 @@ class Decoder(nnx.Module):
         self.final = Norm(config)
 
     def activations(self, tokens: Int[Array, "B T"], layer: int) -> Float[Array, "B T D"]:
+        return self._run(tokens, jnp.arange(tokens.shape[1])[None], layer, None)[0]
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.final(self.activations(tokens, self.config.layers))
+
+    def extend(
+        self, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        positions = start[:, None] + jnp.arange(tokens.shape[1])
+        put = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (at,)))
+        cache = cache._replace(tokens=put(cache.tokens, tokens, start))
+        x, cache = self._run(tokens, positions, self.config.layers, cache)
+        return self.final(x), cache
+
+    def _opened(self, read: Int[Array, "B S"], positions: Int[Array, "#B T"]) -> Int[Array, "#B T"]:
+        """Where the document of the token at each position starts."""
+        if self.config.document_start is None:
+            return jnp.zeros_like(positions)
+        slots = jnp.arange(read.shape[1])
+        opened = lax.cummax(jnp.where(read == self.config.document_start, slots, 0), axis=1)
+        return jnp.take_along_axis(opened, positions, axis=1)
+
+    def _run(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "#B T"],
+        layers: int,
+        cache: Cache | None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """The first `layers` layers, and the cache with what they made, if there is one."""
         config = self.config
         dtype = config.compute_dtype
         x = self.embedding[...][tokens].astype(dtype) * jnp.asarray(math.sqrt(config.width), dtype)
         graph, params = nnx.split(self.layers)
+        opened = self._opened(tokens if cache is None else cache.tokens, positions)
+        near = jnp.maximum(positions - config.window + 1, opened)
 
-        def run(x, one):
+        def run(carry, one):
             index, params = one
-            window = jnp.where(index % 2 == 0, config.window, x.shape[1])
-            return nnx.merge(graph, params)(x, window), None
+            span = Span(index, jnp.where(index % 2 == 0, near, opened), positions)
+            return nnx.merge(graph, params)(carry[0], span, carry[1]), None
 
         body = jax.checkpoint(run) if config.remat == "full" else run
-        first = jax.tree.map(lambda w: w[:layer], params)
-        return lax.scan(body, x, (jnp.arange(layer), first), unroll=config.unroll)[0]
-
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.final(self.activations(tokens, self.config.layers))
+        first = jax.tree.map(lambda w: w[:layers], params)
+        return lax.scan(body, (x, cache), (jnp.arange(layers), first), unroll=config.unroll)[0]
 
 
 def matrix(config: Gemma2, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:

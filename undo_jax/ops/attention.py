@@ -1,20 +1,22 @@
-"""Causal grouped-query attention with soft-capped scores and a sliding window."""
+"""Grouped-query attention with soft-capped scores, each query over its own span of keys."""
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
     *,
     scale: float,
     softcap: float | None,
-    window: Int[Array, ""] | int,
+    first: Int[Array, "#B T"],
+    last: Int[Array, "#B T"],
 ) -> Float[Array, "B T N H"]:
-    """Each query sees itself and the `window - 1` tokens before it; scores and softmax in fp32."""
+    """Query t sees the keys of slots first[t] to last[t]; scores and softmax in fp32."""
     batch, time, heads, width = q.shape
     kv_heads = k.shape[2]
     group = (heads // kv_heads) * time  # the queries that share a key/value head, side by side
@@ -22,8 +24,31 @@ def attention(
     scores = jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    distance = jnp.arange(group)[:, None] % time - jnp.arange(time)[None, :]
-    visible = (distance >= 0) & (distance < window)
+    slots = jnp.arange(k.shape[1])
+    per_query = lambda x: jnp.tile(x, heads // kv_heads)[:, None, :, None]  # noqa: E731
+    visible = (per_query(first) <= slots) & (slots <= per_query(last))
     weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
     out = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v.dtype), v)
     return jnp.moveaxis(out.reshape(batch, heads, time, width), 2, 1)
+
+
+def write(
+    kept: Float[Array, "L B S K H"],
+    new: Float[Array, "B T K H"],
+    layer: Int[Array, ""],
+    start: Int[Array, " B"],
+) -> Float[Array, "L B S K H"]:
+    """`kept` with `new` in slots start, start + 1, ... of each row of one layer.
+
+    In place where `kept` is not used again. Rows are a batch dimension of the scatter, so that each
+    device writes its own; `kept.at[layer, rows, slots].set(new)` would gather `new` first.
+    """
+    corners = jnp.stack([jnp.broadcast_to(layer, start.shape), start], axis=-1)
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3),
+        inserted_window_dims=(0,),
+        scatter_dims_to_operand_dims=(0, 2),
+        operand_batching_dims=(1,),
+        scatter_indices_batching_dims=(0,),
+    )
+    return lax.scatter(kept, corners, new, numbers)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
+from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.types import LM, Metrics, Params
 
 
@@ -17,8 +18,8 @@ class Setting(Protocol):
     labels: ClassVar[Mapping[str, str]]  # what the scores "retain" and "forget" measure
     higher_is_better: ClassVar[bool]  # of both scores
 
-    def vocabulary(self) -> int:
-        """Token ids the tokenizer can make."""
+    def get_tokenizer(self) -> Tokenizer:
+        """Between texts and the tokens of the streams."""
         ...
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:

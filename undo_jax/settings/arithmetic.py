@@ -60,8 +60,8 @@ class Arithmetic:
         if self.text is not None and self.tokenizer is None:
             raise ValueError(f"text={self.text} needs a tokenizer: give a SentencePiece model")
 
-    def vocabulary(self) -> int:
-        return _tokenizer(self).vocab_size
+    def get_tokenizer(self) -> Tokenizer:
+        return self.tokenizer or Characters(alphabet(self.grammar, self.forms))
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         sources, shares = [_packed(self, STREAMS[name])], [1.0]
@@ -83,7 +83,7 @@ class Arithmetic:
         questions = [problem for group in groups.values() for problem in group]
         member = np.repeat(np.eye(len(groups)), [len(group) for group in groups.values()], axis=1)
         return {
-            "exam": write_exam(questions, _tokenizer(self)),
+            "exam": write_exam(questions, self.get_tokenizer()),
             "mean": {name: row / row.sum() for name, row in zip(groups, member, strict=True)},
             "rows": {
                 name: _packed(self, STREAMS[name], split, VALIDATION_SEED)[: self.validation_rows]
@@ -110,10 +110,6 @@ class Arithmetic:
         return teacher - student < tolerance
 
 
-def _tokenizer(setting: Arithmetic) -> Tokenizer:
-    return setting.tokenizer or Characters(alphabet(setting.grammar, setting.forms))
-
-
 @cache
 def _packed(
     setting: Arithmetic,
@@ -123,7 +119,7 @@ def _packed(
 ) -> np.ndarray:
     """Rows of shuffled problems, each row starting at a problem."""
     count = setting.problems if seed is None else setting.validation_rows * setting.row_length
-    seed, tokenizer = setting.data_seed if seed is None else seed, _tokenizer(setting)
+    seed, tokenizer = setting.data_seed if seed is None else seed, setting.get_tokenizer()
     problems = [
         problem
         for form in setting.forms
@@ -140,7 +136,7 @@ def _packed(
 @cache
 def _text(setting: Arithmetic) -> np.ndarray:
     """Rows of the text file, packed exactly."""
-    path, tokenizer = epath.Path(setting.text or ""), _tokenizer(setting)
+    path, tokenizer = epath.Path(setting.text or ""), setting.get_tokenizer()
     if not path.exists():
         raise FileNotFoundError(f"text file {path} does not exist: check the path")
     documents = [line for line in path.read_text().splitlines() if line.strip()]

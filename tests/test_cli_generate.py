@@ -1,0 +1,176 @@
+"""`undo-jax generate`: what it prints, and what it refuses."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import undo_jax
+from undo_jax import checkpoint, cli
+from undo_jax.checkpoint import Artifact
+from undo_jax.evals.generate import generate
+from undo_jax.models.functional import Functional
+
+ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
+QUICKSTART, ARITHMETIC = str(ROOT / "quickstart.py"), str(ROOT / "arithmetic.py")
+TOY = cli.experiment.load(QUICKSTART)
+TOKENIZER = TOY.setting.get_tokenizer()
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # the model knows 24 ids, the tokenizer 16
+PROMPTS = ("7*8=", "12-", "")
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch):
+    """The tests' devices are ready."""
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random, and such that texts vary and end."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(Functional(TOY.model).init, jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    draw = [0.5 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
+    params = jax.tree.unflatten(tree, draw)
+    for name in ("after_attention", "after_mlp"):
+        params["layers"][name]["norm"] += 5
+    return params
+
+
+@pytest.fixture(scope="module")
+def folder(params, tmp_path_factory):
+    """A finished artifact of the quickstart."""
+    parts = {"distill": None, "setting": TOY.setting, "model": TOY.model}
+    artifact = Artifact(tmp_path_factory.mktemp("run"), "distill", "UNDO", 0, parts)
+    checkpoint.begin(artifact)
+    checkpoint.keep(artifact, params, {})
+    return artifact.folder
+
+
+def _said(capsys, *arguments):
+    cli.main(["generate", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def _refused(capsys, *arguments):
+    """The one line that a refused command prints."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", *map(str, arguments)])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == ""
+    assert said.err.startswith("undo-jax: ") and said.err.count("\n") == 1, said.err
+    return said.err
+
+
+def _wanted(params, prompts, new_tokens, **options):
+    """Each prompt on its own, on one device."""
+    texts = []
+    for prompt in prompts:
+        tokens = np.array([[0, *TOKENIZER.encode(prompt)]])
+        lengths, key = np.array([tokens.shape[1]]), jax.random.key(0)
+        lm, more = Functional(TOY.model), {"new_tokens": new_tokens, **options}
+        row = generate(lm, params, tokens, lengths, key, **more)[0].tolist()
+        row = row[: row.index(0)] if 0 in row else row
+        texts.append("".join(TOKENIZER.decode([i]) if i < 16 else UNKNOWN for i in row))
+    return texts
+
+
+def test_it_prints_the_continuation_of_each_prompt(capsys, params, folder, tmp_path):
+    wanted = _wanted(params, PROMPTS, 12)
+    assert len(set(wanted)) == 3 and min(map(len, wanted)) < 12  # one ends, one does not
+    assert max(map(len, wanted)) == 12
+    flags = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    said = _said(capsys, QUICKSTART, folder, *flags, "--new-tokens", 12)
+    assert said.splitlines() == wanted
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"{prompt}\n" for prompt in PROMPTS[1:]))
+    flags = ["--prompt", PROMPTS[0], "--prompts-file", file, "--new-tokens", 12]
+    assert _said(capsys, QUICKSTART, folder, *flags).splitlines() == wanted
+
+
+def test_the_seed_sets_a_sample(capsys, params, folder):
+    flags = (QUICKSTART, folder, "--prompt", "1+", "--new-tokens", 20, "--temperature", 2.0)
+    first, again, other = (
+        _said(capsys, *flags, *more) for more in ((), ("--seed", 0), ("--seed", 1))
+    )
+    assert first.splitlines() == _wanted(params, ["1+"], 20, temperature=2.0)
+    assert first == again != other
+
+
+def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
+    """Of an experiment for three devices, a model that says an id its tokenizer lacks."""
+    file = tmp_path / "wide.py"
+    file.write_text(
+        "import importlib.util\n"
+        "from dataclasses import replace\n"
+        "from undo_jax.sharding import MeshShape\n"
+        f"spec = importlib.util.spec_from_file_location('quickstart', {QUICKSTART!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "model = replace(module.experiment.model, vocabulary=64)\n"
+        "experiment = replace(module.experiment, model=model, mesh=MeshShape(tensor=3))\n"
+    )
+    model = replace(TOY.model, vocabulary=64)
+    params = jax.tree.map(np.array, Functional(model).init(jax.random.key(0)))
+    params["embedding"][:, 0], params["embedding"][63] = 1.0, 9.0  # always the last id
+    artifact = Artifact(tmp_path, "noise", "fresh", 0, {"noise": None, "model": model})
+    checkpoint.begin(artifact)
+    checkpoint.keep(artifact, jax.device_put(params), {})
+    said = _said(capsys, file, artifact.folder, "--prompt", "1", "--new-tokens", 4)
+    assert said == UNKNOWN * 4 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "no prompts: give --prompt TEXT or --prompts-file FILE"),
+        ("--prompt 7x8=", "character 'x' is not in the alphabet"),
+        ("--prompt 1 --new-tokens 0", "new_tokens=0"),
+        ("--prompt 1 --new-tokens some", "some"),
+        ("--prompt 1 --temperature -0.5", "temperature=-0.5"),
+        ("--prompts-file nowhere.txt", "no prompts file nowhere.txt"),
+    ],
+)
+def test_bad_flags_are_one_line(capsys, folder, flags, said):
+    assert said in _refused(capsys, QUICKSTART, folder, *flags.split())
+
+
+def test_a_folder_that_is_no_finished_artifact(capsys, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "summary.json").unlink()
+    for path in (tmp_path / "unfinished", tmp_path / "nowhere", folder / "params"):
+        refused = _refused(capsys, QUICKSTART, path, "--prompt", "1")
+        assert f"{path} is not a finished artifact" in refused
+
+
+def test_an_artifact_of_another_model_or_vocabulary(capsys, folder, tmp_path):
+    refused = _refused(capsys, ARITHMETIC, folder, "--prompt", "1")
+    assert "was made with model.layers=2, the experiment has 14" in refused
+    file = tmp_path / "other.py"
+    file.write_text(
+        Path(QUICKSTART).read_text().replace('preset("tiny")', 'preset("tiny", vocabulary=8)')
+    )
+    assert "model.vocabulary=8" in _refused(capsys, file, folder, "--prompt", "1")
+    file.write_text(
+        Path(QUICKSTART).read_text().replace('preset("tiny")', 'preset("tiny", vocabulary=32)')
+    )
+    assert "model.vocabulary=24, the experiment has 32" in _refused(
+        capsys, file, folder, "--prompt", "1"
+    )
+
+
+def test_parameters_that_do_not_fit_their_description(capsys, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "mixed")
+    shutil.rmtree(tmp_path / "mixed" / "params")
+    model = replace(TOY.model, width=24)
+    checkpoint.save(
+        Artifact(tmp_path, "x", "y", 0, None), jax.jit(Functional(model).init)(jax.random.key(0))
+    )
+    checkpoint._checkpointer().wait_until_finished()
+    next(tmp_path.glob("x-y-*/params")).rename(tmp_path / "mixed" / "params")
+    assert "is of another model" in _refused(
+        capsys, QUICKSTART, tmp_path / "mixed", "--prompt", "1"
+    )

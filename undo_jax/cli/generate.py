@@ -1,0 +1,119 @@
+"""`undo-jax generate EXPERIMENT ARTIFACT`."""
+
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from tyro.conf import Positional, UseAppendAction
+
+from undo_jax import checkpoint
+from undo_jax.cli import experiment as experiments
+from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.evals import generate as decoding
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.sharding import MeshShape, make_mesh
+
+HOW = ("dtype", "remat", "unroll")  # fields of a model that do not change what it says
+
+
+def generate(
+    experiment: Positional[str],
+    artifact: Positional[str],
+    prompt: UseAppendAction[tuple[str, ...]] = (),
+    prompts_file: str | None = None,
+    new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Continue prompts with the model of any stage; each continuation is a line on stdout.
+
+    Args:
+        experiment: the Python file of the experiment that made the artifact.
+        artifact: the artifact's folder, e.g. WORKDIR/distill-...; may be gs://.
+        prompt: a text to continue, from the start of a document; give it again for more.
+        prompts_file: a UTF-8 file, one prompt a line; may be gs://.
+        new_tokens: the most tokens to write; a document that ends before ends its line.
+        temperature: 0 for the most likely token, 1 for a sample of the model's distribution.
+        seed: of the samples.
+    """
+    prompts = [*prompt, *(_lines(prompts_file) if prompts_file else ())]
+    if not prompts:
+        raise ValueError("no prompts: give --prompt TEXT or --prompts-file FILE")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature}: 0 is greedy, 1 samples; it is never negative")
+    folder, made_by = epath.Path(artifact), experiments.load(experiment)
+    tokenizer = made_by.setting.get_tokenizer()
+    tokens, lengths = _rows(prompts, tokenizer)
+    _check(folder, made_by.model)
+    experiments.prepare_devices()
+    lm, mesh = Functional(made_by.model), _mesh(made_by.mesh)
+    with jax.set_mesh(mesh):
+        params = checkpoint.restore(folder / "params", lm, mesh)
+        written = decoding.generate(
+            lm,
+            params,
+            tokens,
+            lengths,
+            jax.random.key(seed),
+            new_tokens=new_tokens,
+            temperature=temperature,
+            stop=tokenizer.bos_id,
+        )
+    if jax.process_index() == 0:
+        for row in np.asarray(written).tolist():
+            print(_text(itertools.takewhile(lambda i: i != tokenizer.bos_id, row), tokenizer))
+
+
+def _lines(path: str) -> list[str]:
+    if not epath.Path(path).is_file():
+        raise FileNotFoundError(f"no prompts file {path}: give one prompt a line")
+    return epath.Path(path).read_text().splitlines()
+
+
+def _rows(prompts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Each prompt as a document that has begun, padded to the longest; and their lengths."""
+    encoded = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    lengths = np.array([len(ids) for ids in encoded], np.int32)
+    tokens = np.full((len(prompts), lengths.max()), tokenizer.bos_id, np.int32)
+    for row, ids in zip(tokens, encoded, strict=True):
+        row[: len(ids)] = ids
+    return tokens, lengths
+
+
+def _check(folder: epath.Path, model: Gemma2) -> None:
+    """Raises FileNotFoundError for no finished artifact, ValueError for one of another model."""
+    if not (folder / "summary.json").exists():
+        raise FileNotFoundError(
+            f"{folder} is not a finished artifact: give a folder in a run's workdir that holds "
+            "summary.json"
+        )
+    made = json.loads((folder / "config.json").read_text())["config"]["model"]
+    for name, value in checkpoint.plain(model).items():
+        if name not in HOW and made.get(name, value) != value:
+            raise ValueError(
+                f"{folder} was made with model.{name}={made[name]}, the experiment has {value}: "
+                "give the experiment file that made it"
+            )
+
+
+def _mesh(shape: MeshShape) -> Mesh:
+    """The experiment's mesh with all that does not split a model over its rows, if that fits."""
+    try:
+        return make_mesh(replace(shape, sweep=1, data=-1))
+    except ValueError:  # of another number of devices
+        return make_mesh(MeshShape())
+
+
+def _text(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    """Ids that the tokenizer does not have, e.g. of an untrained model, become U+FFFD."""
+    runs = itertools.groupby(ids, lambda i: i < tokenizer.vocab_size)
+    return "".join(
+        tokenizer.decode(run) if known else "\N{REPLACEMENT CHARACTER}" * len(list(run))
+        for known, run in runs
+    )

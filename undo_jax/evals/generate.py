@@ -1,0 +1,78 @@
+"""Text from a model, greedy or sampled; every token is read once."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from undo_jax.ops import head
+from undo_jax.sharding import BATCH, shardings
+from undo_jax.types import LM, Key, Params, Rules
+
+ROWS: Rules = (("", P(BATCH)),)
+WHOLE: Rules = (("", P()),)  # so that every process can read it
+
+
+@partial(jax.jit, static_argnames=("lm", "new_tokens"))
+def generate(
+    lm: LM,
+    params: Params,
+    prompts: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    key: Key,
+    *,
+    new_tokens: int,
+    temperature: Float[Array, ""] | float = 0.0,
+    stop: Int[Array, ""] | int | None = None,
+) -> Int[Array, "B new_tokens"]:
+    """What follows the first `lengths` tokens (one at least) of each row; its rest is padding.
+
+    Temperature 0 takes the most likely token. A row's sample depends on the key and on the row's
+    number, not on other rows. After `stop` a row holds nothing else. Any batch fits any mesh.
+    Raises ValueError for less than one new token.
+    """
+    if new_tokens < 1:
+        raise ValueError(f"new_tokens={new_tokens}: write at least one")
+    mesh, (count, time) = jax.sharding.get_abstract_mesh(), prompts.shape
+    missing = -count % math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
+    batch, end = count + missing, -1 if stop is None else stop  # -1: no token
+    prompts = _place(jnp.pad(prompts, ((0, missing), (0, 0))), ROWS)
+    lengths = jnp.pad(lengths, (0, missing), constant_values=1)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+    table = lm.table(params)
+
+    def pick(hidden, step):
+        """By Gumbel's trick: the largest of logits / temperature + noise is a sample of them."""
+        z = head.logits(hidden, table, lm.softcap)[:, 0]
+        noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, step), z.shape[1:]))
+        return jnp.argmax(z + temperature * noise(keys), axis=-1).astype(jnp.int32)
+
+    def unfinished(state):
+        step, _, _, _, ended = state
+        return (step < new_tokens) & ~jnp.all(ended)
+
+    def advance(state):
+        step, hidden, cache, written, ended = state
+        token = jnp.where(ended, end, pick(hidden, step))
+        written = written.at[:, step].set(token)
+        hidden, cache = lm.extend(params, cache, token[:, None], lengths + step)
+        return step + 1, hidden, cache, written, ended | (token == end)
+
+    cache = lm.empty_cache(batch, time + new_tokens)
+    cache = _place(cache, lm.cache_rules(mesh.shape.get("tensor", 1)))
+    hidden, cache = lm.extend(params, cache, prompts, jnp.zeros_like(lengths))
+    hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
+    written = _place(jnp.full((batch, new_tokens), end, jnp.int32), ROWS)
+    state = 0, hidden, cache, written, jnp.arange(batch) >= count
+    return _place(lax.while_loop(unfinished, advance, state)[3][:count], WHOLE)
+
+
+def _place(tree: Any, rules: Rules) -> Any:
+    """The tree, sharded on the current mesh, if there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tree if mesh.empty else lax.with_sharding_constraint(tree, shardings(tree, rules, mesh))
