@@ -10,6 +10,7 @@ from typing import NoReturn
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
 from undo_jax.cli.flags import parse
+from undo_jax.cli.generate import generate
 from undo_jax.cli.weights import export_hf, import_hf
 from undo_jax.log import console
 
@@ -17,15 +18,12 @@ TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
+    "generate": generate,
     "data pack": pack,
     "data train-tokenizer": train_tokenizer,
     "import-hf": import_hf,
     "export-hf": export_hf,
 }
-from undo_jax.cli.generate import generate
-
-TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
-COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report, "generate": generate}
 
 
 def main(arguments: list[str] | None = None) -> None:
