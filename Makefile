@@ -3,10 +3,25 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart language test lint clean
 
 quickstart: $(VENV)/run.done
 	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart
+
+# The language setting on real text: the help pages of LibreOffice, fetched by apt-get.
+DATA = data/language_small
+PACK = $(BIN)/undo-jax data pack --source jsonl --tokenizer $(DATA)/tokenizer.model \
+    --row-length 128 --validation-share 0.1
+language: $(DATA)/english/manifest.json $(DATA)/korean/manifest.json
+	$(BIN)/undo-jax run experiments/language_small.py --workdir runs/language_small
+
+$(DATA)/%/manifest.json: $(DATA)/tokenizer.model
+	$(PACK) --pattern $(DATA)/$*.jsonl --out $(DATA)/$*
+
+$(DATA)/tokenizer.model: $(VENV)/text.done
+	$(PYTHON) scripts/fetch_libreoffice_help.py $(DATA)
+	$(BIN)/undo-jax data train-tokenizer --source jsonl --vocab-size 2048 --out $@ \
+	    --pattern $(DATA)/english.jsonl $(DATA)/korean.jsonl
 
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest
@@ -16,7 +31,7 @@ lint: $(VENV)/lint.done
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-$(VENV)/run.done $(VENV)/test.done $(VENV)/lint.done: $(VENV)/%.done: pyproject.toml constraints.txt
+$(VENV)/run.done $(VENV)/text.done $(VENV)/test.done $(VENV)/lint.done: $(VENV)/%.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint constraints.txt --editable '.$(if $(filter run,$*),,[$*])'

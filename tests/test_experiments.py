@@ -1,7 +1,7 @@
 """Every experiment that is shipped runs, at toy size, from its first stage to its last."""
 
-import dataclasses
 import importlib.util
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,9 @@ import pytest
 import undo_jax
 from undo_jax import pipeline, population
 from undo_jax.config import Experiment
+from undo_jax.data.prepare import prepare
+from undo_jax.data.sources import jsonl
+from undo_jax.data.train_tokenizer import train_tokenizer
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.population import Result
 from undo_jax.sharding import MeshShape, make_mesh
@@ -18,8 +21,29 @@ from undo_jax.stages import run as shared
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
-TOY_SETTING = {"problems": 100, "questions": 2, "validation_rows": 2, "row_length": 24,
-               "text": None, "tokenizer": None}  # fmt: skip
+TOY_SETTINGS = {
+    "Arithmetic": {"problems": 100, "questions": 2, "validation_rows": 2, "row_length": 24},
+    "Language": {"validation_rows": 4, "rows_at_once": 2},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory):
+    """Small corpora and a tokenizer where the language experiments want them."""
+    folder, numbers = tmp_path_factory.mktemp("data"), range(10_000, 10_400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("language", "language_small"):
+            root = Path("data") / name
+            root.mkdir(parents=True)
+            for language, word in (("english", "number"), ("korean", "숫자")):
+                lines = (json.dumps({"text": f"{word} {n} {word}"}) for n in numbers)
+                (root / f"{language}.jsonl").write_text("\n".join(lines))
+            tokenizer = train_tokenizer(jsonl(root / "*.jsonl"), root / "tokenizer.model", 280)
+            for language in ("english", "korean"):
+                source = jsonl(root / f"{language}.jsonl")
+                prepare(source, tokenizer, root / language, 24, validation_share=0.3)
+        yield
 
 
 def _load(path):
@@ -36,8 +60,7 @@ def _toy(experiment: Experiment) -> Experiment:
         training = replace(part.training, steps=2, eval_every=2, batch_size=8, accumulation=1)
         return replace(part, training=training, **changes)
 
-    known = {field.name for field in dataclasses.fields(experiment.setting)}
-    setting = replace(experiment.setting, **{k: v for k, v in TOY_SETTING.items() if k in known})
+    setting = replace(experiment.setting, **TOY_SETTINGS[type(experiment.setting).__name__])
     model = Gemma2(layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
                    vocabulary=8 * -(-setting.get_tokenizer().vocab_size // 8))  # fmt: skip
     try:

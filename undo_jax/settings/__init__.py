@@ -1,7 +1,7 @@
 """What is retained and what forgotten: a setting owns its streams, its scores and its bar."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.types import LM, Metrics, Params
@@ -15,8 +15,15 @@ class Setting(Protocol):
         """T, tokens predicted in a row."""
         ...
 
-    labels: ClassVar[Mapping[str, str]]  # what the scores "retain" and "forget" measure
-    higher_is_better: ClassVar[bool]  # of both scores
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What the scores "retain" and "forget" measure."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of both scores."""
+        ...
 
     def get_tokenizer(self) -> Tokenizer:
         """Between texts and the tokens of the streams."""

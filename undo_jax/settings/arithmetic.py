@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,11 +43,13 @@ class Arithmetic:
     text_share: float = 0.75  # of pretrain; the oracle's makes up for the half it does not see
     data_seed: int = 99
 
-    labels: ClassVar[Mapping[str, str]] = {
-        "retain": "accuracy on + and −",
-        "forget": "accuracy on × and ÷",
-    }
-    higher_is_better: ClassVar[bool] = True
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
+
+    @property
+    def higher_is_better(self) -> bool:
+        return True
 
     def __post_init__(self):
         for form in self.forms:

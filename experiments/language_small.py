@@ -1,0 +1,68 @@
+"""The language setting on two CPU cores: real English and Korean text, 330k parameters.
+
+`make language` fetches the help pages of LibreOffice in both languages, trains a tokenizer on them,
+packs them and runs this.
+"""
+
+from undo_jax.config import Damage, Distill, Experiment, Pretrain, Relearn, Unlearn
+from undo_jax.data.corpus import Corpus
+from undo_jax.data.tokenizers import load_tokenizer
+from undo_jax.methods.maxent import maxent
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.optim import AdamW
+from undo_jax.settings.language import Language
+from undo_jax.sharding import MeshShape
+from undo_jax.train import Training
+
+DATA = "data/language_small"
+tokenizer = load_tokenizer(f"{DATA}/tokenizer.model")
+
+experiment = Experiment(
+    name="language_small",
+    setting=Language(
+        retain=Corpus(f"{DATA}/english"),
+        forget=Corpus(f"{DATA}/korean"),
+        tokenizer=tokenizer,
+        validation_rows=128,
+        rows_at_once=32,
+    ),
+    model=Gemma2(
+        layers=3,
+        width=64,
+        feed_forward=256,
+        heads=4,
+        kv_heads=4,
+        head_width=16,
+        attention_scale=16**-0.5,
+        vocabulary=2048,
+        init_stddev=64**-0.5,
+        unroll=3,
+    ),
+    pretrain=Pretrain(
+        Training(
+            steps=800,
+            batch_size=16,
+            optimizer=AdamW(4e-3, warmup=50, decay="cosine", b2=0.98),
+            eval_every=200,
+        )
+    ),
+    unlearn=Unlearn(
+        Training(steps=60, batch_size=16, optimizer=AdamW(1e-3, warmup=10, b2=0.98), eval_every=20),
+        method=maxent,
+    ),
+    noise=Damage(alphas=(0.4, 0.8)),
+    distill=Distill(
+        Training(
+            steps=800,
+            batch_size=16,
+            optimizer=AdamW(4e-3, warmup=20, decay="cosine", b2=0.98),
+            eval_every=25,
+        )
+    ),
+    relearn=Relearn(
+        Training(steps=100, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=10),
+        learning_rates=(1e-3, 3e-3, 1e-2),
+    ),
+    seeds=(0, 1),
+    mesh=MeshShape(sweep=-1, data=1),
+)

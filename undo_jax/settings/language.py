@@ -1,0 +1,99 @@
+"""Retain one language, forget another (paper §5): English and Korean, in packed rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from undo_jax.data.corpus import Corpus
+from undo_jax.data.streams import stream
+from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.evals.loss import mean_cross_entropy
+from undo_jax.types import LM, Metrics, Params
+
+
+@dataclass(frozen=True)
+class Language:
+    """Scores are validation cross entropies in nats a token; lower is better.
+
+    Raises ValueError for rows or tokenizers of the two corpora that do not fit each other, and for
+    more validation rows than there are.
+    """
+
+    retain: Corpus
+    forget: Corpus
+    tokenizer: Tokenizer  # the one that both were packed with
+    names: tuple[str, str] = ("English", "Korean")
+    retain_share: float = 0.5  # of the pretraining mixture; reference: .5
+    validation_rows: int = 240  # per language; reference: 500k tokens, 244 rows of 2048
+    rows_at_once: int = 8  # of one evaluation step, over all devices
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return {
+            name: f"cross entropy on {language}"
+            for name, language in zip(("retain", "forget"), self.names, strict=True)
+        }
+
+    @property
+    def higher_is_better(self) -> bool:
+        return False
+
+    def __post_init__(self):
+        if self.rows_at_once < 1 or self.validation_rows % self.rows_at_once:
+            raise ValueError(
+                f"validation_rows={self.validation_rows} is not a multiple of "
+                f"rows_at_once={self.rows_at_once}: make it one"
+            )
+        if not 0 < self.retain_share < 1:
+            raise ValueError(f"retain_share={self.retain_share}: give a share between 0 and 1")
+        for corpus in (self.retain, self.forget):
+            packed = corpus.manifest["settings"]
+            if packed["tokenizer"]["fingerprint"] != self.tokenizer.fingerprint:
+                raise ValueError(
+                    f"{corpus.folder} was packed with another tokenizer ({packed['vocab_size']} "
+                    f"ids) than the setting's ({self.tokenizer.vocab_size}): pack it again with it"
+                )
+            if packed["row_length"] != self.row_length:
+                raise ValueError(
+                    f"{corpus.folder} has rows of {packed['row_length']} tokens and "
+                    f"{self.retain.folder} of {self.row_length}: pack both to one length"
+                )
+
+    @property
+    def row_length(self) -> int:
+        return self.retain.manifest["settings"]["row_length"]
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self.tokenizer
+
+    def stream(self, name: str, batch_size: int, seed: int) -> Any:
+        retain, forget = self.retain.rows("train"), self.forget.rows("train")
+        if name == "pretrain":
+            shares = (self.retain_share, 1 - self.retain_share)
+            return stream([retain, forget], batch_size, seed, shares)
+        return stream([forget if name == "forget" else retain], batch_size, seed)
+
+    def material(self) -> Any:
+        """Validation rows of both languages, in groups."""
+        return {name: _groups(self, getattr(self, name)) for name in ("retain", "forget")}
+
+    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
+        return {name: mean_cross_entropy(lm, params, rows) for name, rows in material.items()}
+
+    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
+        """Cross entropy at most `tolerance` (relative) above the teacher's, as in the paper."""
+        return student - teacher < tolerance * teacher
+
+
+def _groups(setting: Language, corpus: Corpus) -> np.ndarray:
+    """The first validation rows of a corpus, int32 [G, B, T+1]."""
+    rows, wanted = corpus.rows("validation"), setting.validation_rows
+    if len(rows) < wanted:
+        raise ValueError(
+            f"{corpus.folder} has {len(rows)} validation rows and validation_rows={wanted}: set "
+            "it lower, or pack with a larger validation share"
+        )
+    picked = rows[np.arange(wanted)]
+    return picked.reshape(-1, setting.rows_at_once, picked.shape[1])
