@@ -77,6 +77,7 @@ def _refused(capsys, *arguments):
         ("--mesh.sweep 3", "does not fit 8 devices"),
         ("--mesh.sweep 1 --mesh.data 8 --distill.training.batch-size 12", "batch of 12 rows"),
         ("--model.vocabulary 8", "model.vocabulary=8"),
+        ("--model.document-start 5", "model.document_start=5"),
         ("--relearn.attacks everything", "everything"),
         ("--seeds", "seeds"),
     ],

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import jax
@@ -98,7 +98,7 @@ def test_sharded_tokens_are_those_of_one_device(shape, temperature):
 class Counted(Functional):
     """Notes each trace of the program and each run of `extend`."""
 
-    notes: list = None  # type: ignore[assignment]
+    notes: list = field(default_factory=list)
 
     def __hash__(self):
         return id(self.notes)
@@ -124,14 +124,22 @@ def test_a_row_ends_at_stop_and_the_program_when_every_row_has():
         np.where(np.arange(NEW) < end, row, stop) for row, end in zip(full, ends, strict=True)
     ]
     np.testing.assert_array_equal(_generate(stop=stop), wanted)
-    lm = Counted(LM.config, [])
+    lm = Counted(LM.config)
     _generate(lm, prompts=_prompts()[1:2], lengths=LENGTHS[1:2], stop=stop)
     jax.effects_barrier()
     assert lm.notes.count("read") == 1 + ends[1] + 1  # the prompt, then each token it wrote
 
 
+def test_rows_that_fill_up_a_mesh_are_not_waited_for():
+    lm, stop = Counted(LM.config), _uncached(LM)[1, 0]
+    with jax.set_mesh(make_mesh(MeshShape(data=8))):
+        _generate(lm, prompts=_prompts()[1:2], lengths=LENGTHS[1:2], stop=stop)
+    jax.effects_barrier()
+    assert lm.notes.count("read") == 2
+
+
 def test_one_program_serves_every_text_temperature_key_and_stop_of_a_shape():
-    lm = Counted(LM.config, [])
+    lm = Counted(LM.config)
     for change in range(3):
         _generate(
             lm,

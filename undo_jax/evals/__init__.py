@@ -1,1 +1,1 @@
-"""Scores of one model, as pure functions to be mapped over many."""
+"""What one model scores and writes, as pure functions."""
