@@ -23,7 +23,7 @@ experiment = Experiment(
         retain=Corpus(f"{DATA}/english"),
         forget=Corpus(f"{DATA}/korean"),
         tokenizer=tokenizer,
-        validation_rows=128,
+        validation_rows=64,
         rows_at_once=32,
     ),
     model=Gemma2(
@@ -60,7 +60,7 @@ experiment = Experiment(
         )
     ),
     relearn=Relearn(
-        Training(steps=100, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=10),
+        Training(steps=60, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=5),
         learning_rates=(1e-3, 3e-3, 1e-2),
     ),
     seeds=(0, 1),
