@@ -9,8 +9,8 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
-    "types", "ops", "sharding", "models", "losses", "optim", "checkpoint", "log", "data", "evals",
-    "train", "population", "methods", "noises", "settings", "config", "stages", "pipeline",
+    "types", "ops", "sharding", "models", "losses", "optim", "checkpoint", "log", "data",
+    "train", "evals", "population", "methods", "noises", "settings", "config", "stages", "pipeline",
     "report", "cli",
 )  # fmt: skip
 PLUMBING = ("train", "population", "sharding", "optim", "log", "checkpoint")
