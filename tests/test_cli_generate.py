@@ -143,7 +143,7 @@ def test_a_folder_that_is_no_finished_artifact(capsys, folder, tmp_path):
     (tmp_path / "unfinished" / "summary.json").unlink()
     for path in (tmp_path / "unfinished", tmp_path / "nowhere", folder / "params"):
         refused = _refused(capsys, QUICKSTART, path, "--prompt", "1")
-        assert f"{path} is not a finished artifact" in refused
+        assert f"{path} holds no finished model" in refused
 
 
 def test_an_artifact_of_another_model_or_vocabulary(capsys, folder, tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+import json
 import os
 import sys
 import typing
@@ -92,6 +93,15 @@ def override(experiment: Experiment, flags: list[str]) -> Experiment:
     shape = dataclasses.make_dataclass("Experiment", types.items(), frozen=True)
     changed = parse(shape, flags, "undo-jax run", default=shape(**parts))
     return Experiment(**{name: getattr(changed, name) for name in parts})
+
+
+def described_model(artifact: epath.Path) -> dict[str, typing.Any]:
+    """The fields of a finished artifact's model. Raises FileNotFoundError where there is none."""
+    if not (artifact / "summary.json").exists():
+        raise FileNotFoundError(
+            f"{artifact} holds no finished model: give a folder inside the workdir of a run"
+        )
+    return json.loads((artifact / "config.json").read_text())["config"]["model"]
 
 
 def prepare_devices() -> None:

@@ -1,7 +1,6 @@
 """`undo-jax generate EXPERIMENT ARTIFACT`."""
 
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -88,12 +87,7 @@ def _rows(prompts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndar
 
 def _check(folder: epath.Path, model: Gemma2) -> None:
     """Raises FileNotFoundError for no finished artifact, ValueError for one of another model."""
-    if not (folder / "summary.json").exists():
-        raise FileNotFoundError(
-            f"{folder} is not a finished artifact: give a folder in a run's workdir that holds "
-            "summary.json"
-        )
-    made = json.loads((folder / "config.json").read_text())["config"]["model"]
+    made = experiments.described_model(folder)
     for name, value in checkpoint.plain(model).items():
         if name not in HOW and made.get(name, value) != value:
             raise ValueError(

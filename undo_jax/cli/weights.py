@@ -1,7 +1,6 @@
 """`undo-jax import-hf FOLDER OUT` and `undo-jax export-hf ARTIFACT OUT`."""
 
 import dataclasses
-import json
 import math
 from typing import Literal
 
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 from tyro.conf import Positional
 
 from undo_jax import checkpoint
+from undo_jax.cli.experiment import described_model
 from undo_jax.log import console
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
@@ -63,12 +63,7 @@ def model(artifact: epath.Path) -> Gemma2:
 
     Raises FileNotFoundError where there is no finished artifact and ValueError for another model.
     """
-    if not (artifact / "summary.json").exists():
-        raise FileNotFoundError(
-            f"{artifact} holds no finished model: give a folder inside the workdir of a run"
-        )
-    described = json.loads((artifact / "config.json").read_text())
-    fields = dict(described["config"]["model"])
+    fields = described_model(artifact)
     kind, known = fields.pop("type"), {field.name for field in dataclasses.fields(Gemma2)}
     unknown = sorted(fields.keys() - known)
     if kind != Gemma2.__name__ or unknown:
