@@ -1,4 +1,4 @@
-"""The language setting on two CPU cores: real English and Korean text, 330k parameters.
+"""The language setting on two CPU cores: real English and Korean text, 328,512 parameters.
 
 `make language` fetches the help pages of LibreOffice in both languages, trains a tokenizer on them,
 packs them and runs this.
