@@ -13,12 +13,13 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import checkpoint, cli, pipeline
+from undo_jax import checkpoint, cli, pipeline, population
 from undo_jax.cli import devices
 from undo_jax.cli.devices import Processes
 from undo_jax.cli.weights import model
 from undo_jax.models.functional import Functional
-from undo_jax.sharding import MeshShape, assemble, make_mesh, own_rows
+from undo_jax.models.gemma2 import preset
+from undo_jax.sharding import MeshShape, assemble, make_mesh, own_rows, shardings
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 BATCH, STEPS = 8, 2
@@ -199,6 +200,28 @@ def test_each_process_reads_its_own_rows_once(alone, tmp_path):
             _params(folder / "out" / artifact.folder.name), _params(artifact.folder), strict=True
         ):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def _lead(tree, members):
+    """Shapes of a population of such models."""
+    return jax.tree.map(lambda w: jax.ShapeDtypeStruct((members, *w.shape), w.dtype), tree)
+
+
+@pytest.mark.parametrize("shape", [{"sweep": 2, "data": 1, "fsdp": 4}, {"sweep": 8, "data": 1}])
+def test_a_member_leaves_its_population_alone(shape):
+    """No device has room made for the others: a member comes out, and no more is kept meanwhile."""
+    lm, mesh, members = Functional(preset("tiny")), _mesh(**shape), 8
+    alone = jax.eval_shape(lm.init, jax.random.key(0))
+    placement = shardings(_lead(alone, members), lm.rules, mesh, ("sweep",))
+    stacked = jax.tree.map(
+        lambda w, place: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place),
+        _lead(alone, members),
+        placement,
+    )
+    taken = population._taker(lm, mesh).lower(stacked, 3).compile()
+    memory = taken.memory_analysis()
+    assert memory.temp_size_in_bytes < 1.1 * memory.output_size_in_bytes
+    assert taken.output_shardings == shardings(alone, lm.rules, mesh)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def _join(*trees: Params) -> Params:
 def _taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:
     """What takes one lane of stacked parameters, sharded as a model alone is.
 
-    Over `sweep` the one lane travels, not the stack: no device needs room for a second model.
+    Over `sweep` the one lane travels; a plain index would gather the whole stack on every device.
     """
 
     def alone(stacked: Params, lane):
