@@ -260,6 +260,7 @@ def test_rows_are_read_once_however_many_devices_hold_them(shape):
 def test_processes_that_cannot_be_meant(capsys, monkeypatch, command, flags, said):
     monkeypatch.setattr(devices, "PATIENCE", 0)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it joined"))
+    monkeypatch.setattr(pipeline, "run", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, *flags.split()])
