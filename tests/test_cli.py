@@ -44,7 +44,7 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda: None)
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 

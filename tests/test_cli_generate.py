@@ -25,7 +25,7 @@ PROMPTS = ("7*8=", "12-", "")
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch):
     """The tests' devices are ready."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda: None)
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,9 @@ WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
     metrics.jsonl   its records
     params/         Orbax; plain dicts of arrays, no Flax type
     summary.json    written last: an artifact without it is unfinished and is made again
+
+Several processes share a workdir. Each saves its own parts of the parameters; process 0 writes the
+rest, and the others wait for it.
 """
 
 import dataclasses
@@ -13,13 +16,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from undo_jax.sharding import path_name, shardings
@@ -74,14 +79,36 @@ class Artifact:
         return json.loads((self.folder / "summary.json").read_text())
 
 
+def finished(artifacts: Sequence[Artifact]) -> list[bool]:
+    """Which are finished, as process 0 sees it: the same on every process."""
+    seen = np.array([artifact.finished for artifact in artifacts], bool)
+    if jax.process_count() > 1 and len(seen):
+        seen = multihost_utils.broadcast_one_to_all(seen)
+    return np.asarray(seen).tolist()
+
+
 def begin(artifact: Artifact) -> None:
-    """An empty folder with config.json; whatever an interrupted run left is removed."""
+    """An empty folder with config.json; whatever an interrupted run left is removed.
+
+    Raises FileNotFoundError on a process that does not see the folder that process 0 made.
+    """
     if jax.process_index() == 0:
         if artifact.folder.exists():
             artifact.folder.rmtree()
         artifact.folder.mkdir(parents=True)
         description = {"fingerprint": artifact.fingerprint, **artifact.describe()}
         (artifact.folder / "config.json").write_text(json.dumps(description, indent=1))
+    wait(f"begin {artifact.folder.name}")
+    if not artifact.folder.exists():
+        raise FileNotFoundError(
+            f"process {jax.process_index()} does not see {artifact.folder} of process 0: give a "
+            "workdir that all share, e.g. in a bucket"
+        )
+
+
+def wait(name: str) -> None:
+    """Until every process is at the point of this name."""
+    multihost_utils.sync_global_devices(name)
 
 
 def save(artifact: Artifact, params: Params) -> None:
@@ -96,6 +123,7 @@ def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
         written = artifact.folder / "summary.json.tmp"
         written.write_text(json.dumps(summary, indent=1))
         written.rename(artifact.folder / "summary.json")
+    wait(f"finish {artifact.folder.name}")
 
 
 def keep(artifact: Artifact, params: Params, scores: Mapping[str, float], **more: Any) -> None:
@@ -119,6 +147,7 @@ def write(path: epath.Path, params: Params) -> None:
     path = _absolute(path)
     if path.exists():
         raise FileExistsError(f"{path} exists: give a new folder")
+    wait(f"write {path.name}")  # or one that comes late would find what the others have begun
     _checkpointer().save(path, params)
     _checkpointer().wait_until_finished()
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.noises.shrink_perturb import shrink_perturb
@@ -33,12 +34,14 @@ class Unlearn:
 class Damage:
     """The students: the suppressed model damaged at each alpha (UNDO, paper §4), and a fresh one.
 
-    Raises ValueError for an alpha outside [0, 1] and where there is no student at all.
+    Raises ValueError for an alpha outside [0, 1], where there is no student at all, and for a model
+    of the fresh student where there is none.
     """
 
     alphas: tuple[float, ...]
     noise: Noise = partial(shrink_perturb, beta=0.1)
     fresh_student: bool = True  # Unlearn-and-Distill (paper §3)
+    student: Gemma2 | None = None  # the fresh student's model, of any size; None: its teacher's
 
     def __post_init__(self):
         for alpha in self.alphas:
@@ -46,6 +49,8 @@ class Damage:
                 raise ValueError(f"alpha={alpha} is outside [0, 1]: 0 is no damage, 1 a full reset")
         if not self.alphas and not self.fresh_student:
             raise ValueError("no students: give alphas or set fresh_student")
+        if self.student is not None and not self.fresh_student:
+            raise ValueError("student is the model of a fresh student: set fresh_student")
 
 
 @dataclass(frozen=True)
@@ -90,19 +95,35 @@ class Experiment:
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self):
-        needed = self.setting.get_tokenizer().vocab_size
-        if self.model.vocabulary < needed:
-            raise ValueError(
-                f"model.vocabulary={self.model.vocabulary}, but the tokenizer makes {needed} ids: "
-                f"set it to at least {needed}"
-            )
-        opens, bos = self.model.document_start, self.setting.get_tokenizer().bos_id
-        if opens not in (None, bos):
-            raise ValueError(
-                f"model.document_start={opens}, but the tokenizer opens documents with {bos}: "
-                f"set it to {bos}, or to none to let attention cross documents"
-            )
+        for name, model in self.models.items():
+            _check_tokens(name, model, self.setting.get_tokenizer())
+            if model.vocabulary != self.model.vocabulary:
+                raise ValueError(
+                    f"{name}.vocabulary={model.vocabulary}, but its teacher has "
+                    f"{self.model.vocabulary}: they meet at the vocabulary, make them equal"
+                )
         if not self.seeds:
             raise ValueError("seeds is empty: give at least one")
         if self.together < 1:
             raise ValueError(f"together={self.together}: at least one model must train")
+
+    @property
+    def models(self) -> dict[str, Gemma2]:
+        """Every architecture that is trained, by its place in the experiment."""
+        student = {} if self.noise.student is None else {"noise.student": self.noise.student}
+        return {"model": self.model, **student}
+
+
+def _check_tokens(name: str, model: Gemma2, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a model that does not know the tokenizer's ids."""
+    needed, opens, bos = tokenizer.vocab_size, model.document_start, tokenizer.bos_id
+    if model.vocabulary < needed:
+        raise ValueError(
+            f"{name}.vocabulary={model.vocabulary}, but the tokenizer makes {needed} ids: "
+            f"set it to at least {needed}"
+        )
+    if opens not in (None, bos):
+        raise ValueError(
+            f"{name}.document_start={opens}, but the tokenizer opens documents with {bos}: "
+            f"set it to {bos}, or to none to let attention cross documents"
+        )

@@ -9,7 +9,10 @@ import json
 
 import jax
 from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
 from undo_jax.models.functional import Functional
@@ -37,8 +40,11 @@ def run(experiment: Experiment, workdir: epath.PathLike, only: str | None = None
     for stage in (experiment.pretrain, experiment.unlearn, experiment.distill, experiment.relearn):
         check_batch(mesh, stage.training.batch_size, stage.training.accumulation)
     with jax.set_mesh(mesh):
-        lm = Functional(experiment.model)
-        here = Run(experiment, epath.Path(workdir), mesh, lm, setting.material(), only)
+        lm, everywhere = Functional(experiment.model), NamedSharding(mesh, P())
+        material = jax.device_put(setting.material(), everywhere)
+        here = Run(experiment, epath.Path(workdir), mesh, lm, material, only)
+        for model in experiment.models.values():
+            here.placement(Functional(model))  # that the mesh divides it
         bases, oracles = pretrain(here)
         suppressed = unlearn(here, bases)
         students = noise(here, suppressed)
@@ -61,3 +67,4 @@ def _describe(here: Run, artifacts: list[Artifact]) -> None:
     if jax.process_index() == 0:
         here.workdir.mkdir(parents=True, exist_ok=True)
         (here.workdir / "experiment.json").write_text(json.dumps(content, indent=1))
+    checkpoint.wait("experiment.json")

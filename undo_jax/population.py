@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 
 from undo_jax import optim, train
 from undo_jax.log import Log
-from undo_jax.sharding import BATCH, check_batch, check_sweep, shardings
+from undo_jax.sharding import assemble, check_batch, check_sweep, shardings
 from undo_jax.types import LM, Key, Loss, Metrics, Params, Rules
 
 LOG_EVERY = 10  # steps between two training records
@@ -34,7 +36,7 @@ class Member(NamedTuple):
 class Source:
     """What members of one seed share: streams of rows, and reference models. Equal by identity."""
 
-    streams: Mapping[str, Any]  # streams[name][step] -> int32 [B, T+1]
+    streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1]
     refs: Mapping[str, tuple[LM, Params]]
 
 
@@ -79,17 +81,14 @@ def fit(task: Task, mesh: Mesh, members: Sequence[Member], log: Log) -> list[Res
                 active[lane] = step < training.steps and not task.stops[lanes[lane]](found)
         if not active.any():
             break
-        batch = {
-            name: np.stack([source.streams[name][step] for source in sources])
-            for name in sources[0].streams
-        }
+        batch = _read(sources, step, training.batch_size, mesh)
         states, metrics = advance(states, batch, active)
         meter.step(step + 1, active, metrics, batch)
     meter.flush()
-    steps = jax.device_get(states.step)
-    order = [lanes.index(member) for member in range(len(members))]
+    steps = _fetch(states.step, mesh)
+    order, take = [lanes.index(member) for member in range(len(members))], _taker(task.lm, mesh)
     return [
-        Result(_take(states.params, lane), int(steps[lane]), scores[member])
+        Result(take(states.params, lane), int(steps[lane]), scores[member])
         for member, lane in enumerate(order)
     ]
 
@@ -151,10 +150,11 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         begin_one = lambda p, k, r: train.start(p, k, r, optimizer)  # noqa: E731
         return jax.vmap(begin_one)(_join(*params), keys, rates)
 
+    everywhere = NamedSharding(mesh, P())  # so that every process can read it
     begin = (
         [member.params for member in members],
         jnp.stack([member.key for member in members]),
-        jnp.array([member.learning_rate for member in members], jnp.float32),
+        np.array([member.learning_rate for member in members], np.float32),
     )
     placement = shardings(jax.eval_shape(start, *begin), task.lm.rules, mesh, ("sweep",))
     states = jax.jit(start, out_shardings=placement)(*begin)
@@ -164,15 +164,26 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         for name, lm in ref_lms.items()
     }
     advance_all = jax.jit(
-        over_members(advance_one, mesh), donate_argnums=0, out_shardings=(placement, None)
+        over_members(advance_one, mesh), donate_argnums=0, out_shardings=(placement, everywhere)
     )
-    rows = NamedSharding(mesh, P(None, BATCH))
 
     def advance(states, batch, active):
-        return advance_all((states, owners, active), (refs, jax.device_put(batch, rows)))
+        return advance_all((states, owners, active), (refs, batch))
 
-    score = jax.jit(over_members(lambda p, material: task.evaluate(task.lm, p, material), mesh))
+    score_all = over_members(lambda p, material: task.evaluate(task.lm, p, material), mesh)
+    score = jax.jit(score_all, out_shardings=everywhere)
     return states, advance, score
+
+
+def _read(
+    sources: Sequence[Source], step: int, batch_size: int, mesh: Mesh
+) -> dict[str, Int[Array, "S B T+1"]]:
+    """Batch `step` of every source's streams, [S, B, T+1]; each process reads its own rows."""
+
+    def read(name: str, rows: slice) -> np.ndarray:
+        return np.stack([source.streams[name][step, rows] for source in sources])
+
+    return {name: assemble(mesh, batch_size, partial(read, name)) for name in sources[0].streams}
 
 
 def _stack(trees: Sequence[Params], rules: Rules, mesh: Mesh) -> Params:
@@ -185,10 +196,40 @@ def _join(*trees: Params) -> Params:
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-@jax.jit
-def _take(tree: Params, index: int) -> Params:
-    """Entry `index` of stacked parameters."""
-    return jax.tree.map(lambda x: x[index], tree)
+def _taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:
+    """What takes one lane of stacked parameters, sharded as a model alone is.
+
+    Over `sweep` the one lane travels; a plain index would gather the whole stack on every device.
+    """
+
+    def alone(stacked: Params, lane):
+        return jax.tree.map(lambda w: w[lane], stacked)
+
+    def of_device(stacked: Params, lane):
+        lanes = jax.tree.leaves(stacked)[0].shape[0]
+        place = lane - lanes * lax.axis_index("sweep")
+        here = (0 <= place) & (place < lanes)
+        found = alone(stacked, jnp.clip(place, 0, lanes - 1))
+        return jax.tree.map(lambda w: lax.psum(jnp.where(here, w, 0), "sweep"), found)
+
+    if mesh.shape["sweep"] == 1:
+        take = alone
+    else:
+        take = jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(P("sweep"), P()),
+            out_specs=P(),
+            axis_names={"sweep"},
+            check_vma=False,
+        )
+    wanted = jax.eval_shape(lm.init, jax.random.key(0))
+    return jax.jit(take, out_shardings=shardings(wanted, lm.rules, mesh))
+
+
+def _fetch(tree: Any, mesh: Mesh) -> Any:
+    """Arrays as numpy, on every process."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree))
 
 
 class _Meter:
@@ -198,11 +239,10 @@ class _Meter:
         self.log, self.lanes, self.waiting = log, lanes, None
         self.started, self.tokens = 0.0, 0  # counted from the first record: not the compilation
 
-    def step(
-        self, step: int, active: np.ndarray, metrics: Metrics, batch: Mapping[str, np.ndarray]
-    ):
+    def step(self, step: int, active: np.ndarray, metrics: Metrics, batch: Mapping[str, jax.Array]):
         if self.started:
-            self.tokens += int(active.sum()) * sum(rows[0, :, 1:].size for rows in batch.values())
+            tokens = sum(rows.shape[1] * (rows.shape[2] - 1) for rows in batch.values())
+            self.tokens += int(active.sum()) * tokens
         if step % LOG_EVERY == 0:
             self.flush()
             self.waiting = step, active.copy(), metrics

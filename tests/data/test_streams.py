@@ -1,3 +1,4 @@
+import pickle
 from collections import Counter
 
 import grain
@@ -50,6 +51,46 @@ def test_slices_and_iteration_follow_the_index():
     iterator = iter(batches)
     for i in range(30):
         assert np.array_equal(next(iterator), _batch(batches, i))
+
+
+class _Counted:
+    """A source that counts the rows that are read of it."""
+
+    def __init__(self, rows):
+        self.rows, self.shape, self.ndim, self.dtype = rows, rows.shape, 2, rows.dtype
+        self.read = 0
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, indices):
+        self.read += len(indices)
+        return self.rows[indices]
+
+
+def test_a_part_of_a_batch_is_a_slice_of_it_and_reads_no_more():
+    sources = [_Counted(_source(0, 7)), _Counted(_source(100, 11)), _Counted(_source(200, 5))]
+    batches = stream(sources, 12, seed=4, probabilities=[0.5, 0.2, 0.3])
+    for step in (0, 1, 9, 10**9):
+        whole = _batch(batches, step)
+        for rows in (slice(0, 3), slice(3, 6), slice(6, 12), slice(11, 12), slice(2, 9, 3),
+                     slice(None), slice(5, 5), slice(-2, None)):  # fmt: skip
+            before = sum(source.read for source in sources)
+            part = batches[step, rows]
+            assert part.dtype == np.int32 and np.array_equal(part, whole[rows])
+            if rows.step is None:
+                assert sum(source.read for source in sources) - before == len(part)
+    with pytest.raises(IndexError, match="batch -1"):
+        batches[-1, 0:2]
+
+
+def test_a_stream_travels_to_another_process_and_ahead():
+    batches = stream([_source(0, 50), _source(100, 50)], 4, seed=1)
+    assert np.array_equal(pickle.loads(pickle.dumps(batches))[7, 1:3], _batch(batches, 7)[1:3])
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    ahead = iter(batches.to_iter_dataset(options))
+    for i in range(6):
+        assert np.array_equal(next(ahead), _batch(batches, i))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 20])

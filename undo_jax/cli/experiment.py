@@ -4,22 +4,21 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 import sys
 import typing
 from pathlib import Path
 
 import jax
 from etils import epath
-from tyro.conf import Positional
+from tyro.conf import AvoidSubcommands, Positional
 
 from undo_jax import pipeline
 from undo_jax import report as reporting
+from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
 from undo_jax.config import Experiment
 from undo_jax.log import console
-
-CACHE = "UNDO_JAX_CACHE"  # compiled programs; default ~/.cache/undo_jax
+from undo_jax.sharding import parse_mesh
 
 
 def run(words: list[str]) -> None:
@@ -34,6 +33,13 @@ def run(words: list[str]) -> None:
     parser.add_argument("experiment", nargs="?", help="a Python file that defines `experiment`")
     parser.add_argument("--workdir", help="where artifacts go (default: runs/NAME); may be gs://")
     parser.add_argument("--stage", help="only this stage: " + ", ".join(pipeline.STAGES))
+    parser.add_argument("--mesh", help="devices along each axis, e.g. data=4,fsdp=2; -1: all left")
+    parser.add_argument(
+        "--distributed", action="store_true", help="one of several processes: TPU pod, Slurm, GKE"
+    )
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where they find no other")
+    parser.add_argument("--processes", type=int, help="with --coordinator: how many there are")
+    parser.add_argument("--process", type=int, help="with --coordinator: which one this is, from 0")
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and every scalar's flag"
     )
@@ -46,8 +52,12 @@ def run(words: list[str]) -> None:
         if options.help:
             return
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
-    prepare_devices()
-    experiment = override(load(options.experiment), overrides)
+    processes = options.distributed, options.coordinator, options.processes, options.process
+    prepare_devices(Processes(*processes))
+    experiment = load(options.experiment)
+    if options.mesh is not None:
+        experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
+    experiment = override(experiment, overrides)
     workdir = options.workdir or f"runs/{experiment.name}"
     pipeline.run(experiment, workdir, options.stage)
     if options.stage in (None, "relearn"):
@@ -60,9 +70,9 @@ def report(workdir: Positional[str]) -> None:
     Args:
         workdir: the folder of the run; may be gs://.
     """
-    if not (epath.Path(workdir) / "experiment.json").exists():
-        raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
     if jax.process_index() == 0:
+        if not (epath.Path(workdir) / "experiment.json").exists():
+            raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
         written = reporting.write(workdir)
         console.print(reporting.table(written))
         console.print(f"report: {epath.Path(workdir) / 'report' / 'index.html'}", soft_wrap=True)
@@ -91,7 +101,9 @@ def override(experiment: Experiment, flags: list[str]) -> Experiment:
     parts = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
     types = {**typing.get_type_hints(Experiment), "setting": type(experiment.setting)}
     shape = dataclasses.make_dataclass("Experiment", types.items(), frozen=True)
-    changed = parse(shape, flags, "undo-jax run", default=shape(**parts))
+    changed = parse(
+        shape, flags, "undo-jax run", default=shape(**parts), config=(AvoidSubcommands,)
+    )
     return Experiment(**{name: getattr(changed, name) for name in parts})
 
 
@@ -102,15 +114,6 @@ def described_model(artifact: epath.Path) -> dict[str, typing.Any]:
             f"{artifact} holds no finished model: give a folder inside the workdir of a run"
         )
     return json.loads((artifact / "config.json").read_text())["config"]["model"]
-
-
-def prepare_devices() -> None:
-    """One CPU device a core, so that members train side by side; compiled programs are kept."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_num_cpu_devices", cores or 1)
-    cache = os.environ.get(CACHE, str(Path.home() / ".cache" / "undo_jax"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _refuse(message: str) -> typing.NoReturn:

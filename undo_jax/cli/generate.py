@@ -1,8 +1,9 @@
 """`undo-jax generate EXPERIMENT ARTIFACT`."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from tyro.conf import Positional, UseAppendAction
 
 from undo_jax import checkpoint
 from undo_jax.cli import experiment as experiments
+from undo_jax.cli.devices import ALONE, Joined
+from undo_jax.config import Experiment
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import generate as decoding
 from undo_jax.models.functional import Functional
@@ -29,6 +32,7 @@ def generate(
     new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    processes: Joined = ALONE,
 ) -> None:
     """Continue prompts with the model of any stage; each continuation is a line on stdout.
 
@@ -49,9 +53,9 @@ def generate(
     folder, made_by = epath.Path(artifact), experiments.load(experiment)
     tokenizer = made_by.setting.get_tokenizer()
     tokens, lengths = _rows(prompts, tokenizer)
-    _check(folder, made_by.model)
-    experiments.prepare_devices()
-    lm, mesh = Functional(made_by.model), _mesh(made_by.mesh)
+    model = _model(folder, made_by)
+    experiments.prepare_devices(processes)
+    lm, mesh = Functional(model), _mesh(made_by.mesh)
     with jax.set_mesh(mesh):
         params = checkpoint.restore(folder / "params", lm, mesh)
         written = decoding.generate(
@@ -85,15 +89,27 @@ def _rows(prompts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndar
     return tokens, lengths
 
 
-def _check(folder: epath.Path, model: Gemma2) -> None:
-    """Raises FileNotFoundError for no finished artifact, ValueError for one of another model."""
+def _model(folder: epath.Path, made_by: Experiment) -> Gemma2:
+    """The experiment's model that made an artifact.
+
+    Raises FileNotFoundError for no finished artifact, ValueError for one of another model.
+    """
     made = experiments.described_model(folder)
-    for name, value in checkpoint.plain(model).items():
-        if name not in HOW and made.get(name, value) != value:
-            raise ValueError(
-                f"{folder} was made with model.{name}={made[name]}, the experiment has {value}: "
-                "give the experiment file that made it"
-            )
+    other = {place: _differences(model, made) for place, model in made_by.models.items()}
+    for place, found in other.items():
+        if not found:
+            return made_by.models[place]
+    name, value = other["model"][0]
+    raise ValueError(
+        f"{folder} was made with model.{name}={made[name]}, the experiment has {value}: give the "
+        "experiment file that made it"
+    )
+
+
+def _differences(model: Gemma2, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The fields in which a model is not the one that was made, with its own values."""
+    fields = checkpoint.plain(model).items()
+    return [(n, v) for n, v in fields if n not in HOW and made.get(n, v) != v]
 
 
 def _mesh(shape: MeshShape) -> Mesh:

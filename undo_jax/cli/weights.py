@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from tyro.conf import Positional
 
 from undo_jax import checkpoint
+from undo_jax.cli.devices import ALONE, Joined, join
 from undo_jax.cli.experiment import described_model
 from undo_jax.log import console
 from undo_jax.models import hf
@@ -18,7 +19,7 @@ from undo_jax.models.gemma2 import PRESETS, Gemma2
 from undo_jax.sharding import MeshShape, make_mesh
 
 
-def import_hf(folder: Positional[str], out: Positional[str]) -> None:
+def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:
     """Turn Gemma-2 weights of Hugging Face into a base for experiments.
 
     Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it.
@@ -27,6 +28,7 @@ def import_hf(folder: Positional[str], out: Positional[str]) -> None:
         folder: config.json and safetensors files, on this machine.
         out: the new checkpoint; may be gs://.
     """
+    join(processes)
     config, path = hf.read_config(folder), epath.Path(out)
     if path.exists():
         raise FileExistsError(f"{path} exists: give a new folder")
@@ -42,6 +44,7 @@ def export_hf(
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_gb: float = 5.0,
     tokenizer: str | None = None,
+    processes: Joined = ALONE,
 ) -> None:
     """Write a model of a run as a folder that Hugging Face transformers loads.
 
@@ -52,6 +55,7 @@ def export_hf(
         max_shard_gb: the size of a weights file at most, in GB.
         tokenizer: a .json or .model file to copy along.
     """
+    join(processes)
     config = model(epath.Path(artifact))
     params = checkpoint.restore(epath.Path(artifact) / "params", Functional(config), _mesh(config))
     hf.save(out, config, params, dtype, max_shard_gb * 1e9, tokenizer)

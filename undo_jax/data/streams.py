@@ -1,6 +1,10 @@
-"""Endless, shuffled and mixed batches with random access: batch i depends on seed and i only."""
+"""Endless, shuffled and mixed batches with random access: batch i depends on seed and i only.
+
+`batches[i]` is batch i, and `batches[i, 2:6]` are four rows of it, of which alone is anything read.
+"""
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -33,7 +37,7 @@ def stream(
     batch_size: int,
     seed: int,
     probabilities: Sequence[float] | None = None,
-) -> grain.MapDataset[np.ndarray]:
+) -> "Batches":
     """Batches of packed rows; element i is batch i, int32 [batch_size, T + 1].
 
     Each source holds packed rows, [R, T + 1]: an array, or `Corpus(...).rows("train")`. It is
@@ -41,28 +45,53 @@ def stream(
     batch. The sources are interleaved evenly in proportion to `probabilities` (None: equal
     shares), so a share holds up to one row in any stretch of the stream and not only on average.
 
-    The dataset is Grain's, so slicing (for sharding) and `to_iter_dataset` (for prefetching and
-    checkpoints) work as usual. Rows are drawn and fetched a batch at a time, which is several
-    times faster than a Grain shuffle row by row.
+    The dataset is Grain's, so slicing and `to_iter_dataset` (for prefetching and checkpoints) work
+    as usual. Rows are drawn and fetched many at a time, which is several times faster than a Grain
+    shuffle row by row.
 
     Raises ValueError for sources that are empty or of different row lengths, probabilities that
     are not positive or not one per source, a batch size below 1 and a negative seed.
     """
     sources = tuple(sources)
     _check(sources, batch_size, seed)
-    weights = _weights(len(sources), probabilities)
+    return Batches(sources, batch_size, seed, _weights(len(sources), probabilities))
 
-    def batch(step: int, _: int) -> np.ndarray:
+
+class Batches(grain.MapDataset[np.ndarray]):
+    """What `stream` gives."""
+
+    def __init__(
+        self, sources: Sequence[RowSource], batch_size: int, seed: int, weights: Sequence[int]
+    ):
+        super().__init__()
+        self._sources, self._batch_size = sources, batch_size
+        self._seed, self._weights = seed, weights
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: Any) -> Any:
+        """Batch `index`; rows of a batch for (batch, slice); a Grain dataset for a slice.
+
+        Raises IndexError for a batch below 0.
+        """
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, rows = index if isinstance(index, tuple) else (index, slice(None))
         if step < 0:
             raise IndexError(f"batch {step} does not exist; batches count from 0")
-        start = step * batch_size
-        rows = np.empty((batch_size, sources[0].shape[1]), np.int32)
-        for number, counts in enumerate(_counts(start, start + batch_size, weights)):
-            chosen = _rows(seed, number, len(sources[number]), int(counts[0]), int(counts[-1]))
-            rows[np.diff(counts) > 0] = sources[number][chosen]
-        return rows
+        start, stop, stride = rows.indices(self._batch_size)
+        first = step * self._batch_size
+        return self._read(first + start, first + max(start, stop))[::stride]
 
-    return grain.MapDataset.range(1).repeat().map_with_index(batch)
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop-1 of the endless stream."""
+        rows = np.empty((stop - start, self._sources[0].shape[1]), np.int32)
+        for number, counts in enumerate(_counts(start, stop, self._weights)):
+            source = self._sources[number]
+            chosen = _rows(self._seed, number, len(source), int(counts[0]), int(counts[-1]))
+            rows[np.diff(counts) > 0] = source[chosen]
+        return rows
 
 
 def _counts(start: int, stop: int, weights: Sequence[int]) -> list[np.ndarray]:

@@ -30,7 +30,10 @@ class Setting(Protocol):
         ...
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
-        """Batches `stream[step]`, int32 [B, T+1]; pretrain, oracle, retain or forget."""
+        """Batches of pretrain, oracle, retain or forget: `stream[step]`, int32 [B, T+1].
+
+        `stream[step, start:stop]` are rows of one, for a process that needs no others.
+        """
         ...
 
     def material(self) -> Any:

@@ -6,7 +6,7 @@ from functools import partial
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import distillation
 from undo_jax.population import Member, Scores, Source
-from undo_jax.stages.run import Run, finish, key, train
+from undo_jax.stages.run import Run, finish, key, lm_of, train
 
 
 def distill(run: Run, students: Sequence[Artifact]) -> list[Artifact]:
@@ -46,4 +46,4 @@ def _recover(run: Run, todo: Sequence[Artifact]) -> None:
 def _source(run: Run, teacher: Artifact) -> Source:
     """The pretraining mixture, unlabelled, and the teacher: the same for all students of a seed."""
     stream = run.stream("pretrain", "distill", teacher.seed, run.experiment.distill.training)
-    return Source({"train": stream}, {"teacher": (run.lm, run.load(teacher))})
+    return Source({"train": stream}, {"teacher": (lm_of(teacher), run.load(teacher))})

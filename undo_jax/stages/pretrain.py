@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import jax
 from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
@@ -25,7 +27,7 @@ def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
     if config.base is not None:
         for artifact in itertools.chain(*run.todo(bases)):
             _adopt(run, artifact, config.base)
-    init = jax.jit(run.lm.init)
+    init = jax.jit(run.lm.init, out_shardings=run.placement(run.lm))
     for todo in run.todo([*bases, *oracles]):
         members = [_member(run, artifact, init) for artifact in todo]
         results = train(run, config.training, language_modelling, todo, members)
@@ -45,7 +47,8 @@ def _member(run: Run, artifact: Artifact, init) -> Member:
 def _adopt(run: Run, artifact: Artifact, path: str) -> None:
     """Take parameters that exist already as the base."""
     params = checkpoint.restore(epath.Path(path), run.lm, run.mesh)
-    evaluate = jax.jit(run.experiment.setting.evaluate, static_argnums=0)
+    everywhere = NamedSharding(run.mesh, P())
+    evaluate = jax.jit(run.experiment.setting.evaluate, static_argnums=0, out_shardings=everywhere)
     scores = {n: float(v) for n, v in evaluate(run.lm, params, run.material).items()}
     checkpoint.begin(artifact)
     checkpoint.keep(artifact, params, scores)

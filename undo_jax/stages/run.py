@@ -13,7 +13,10 @@ from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
 from undo_jax.log import Target, open_log
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import Gemma2
 from undo_jax.population import Member, Result, Scores, Task, fit
+from undo_jax.sharding import shardings
 from undo_jax.train import Training
 from undo_jax.types import LM, Key, Loss
 
@@ -37,16 +40,26 @@ class Run:
         config: Any,
         *upstream: Artifact,
         alpha: float | None = None,
+        architecture: Gemma2 | None = None,
     ) -> Artifact:
-        """What `stage` makes of `upstream` under this experiment's setting and model."""
-        parts = {stage: config, "setting": self.experiment.setting, "model": self.experiment.model}
+        """What `stage` makes of `upstream` in this setting, of the first one's architecture."""
+        inherited = upstream[0].config["model"] if upstream else self.experiment.model
+        parts = {stage: config, "setting": self.experiment.setting}
+        parts["model"] = architecture or inherited
         return Artifact(self.workdir, stage, model, seed, parts, upstream, alpha)
 
     def todo(self, artifacts: Sequence[Artifact]) -> list[list[Artifact]]:
-        """Those still to be made by the stages that run now, in batches to be made together."""
-        missing = [a for a in artifacts if self.only in (None, a.stage) and not a.finished]
+        """Those still to be made by the stages that run now, in batches to be made together.
+
+        The models of a batch have one architecture.
+        """
+        wanted = [a for a in artifacts if self.only in (None, a.stage)]
+        kinds: dict[LM, list[Artifact]] = {}
+        for artifact, finished in zip(wanted, checkpoint.finished(wanted), strict=True):
+            if not finished:
+                kinds.setdefault(lm_of(artifact), []).append(artifact)
         size = self.experiment.together
-        return [missing[i : i + size] for i in range(0, len(missing), size)]
+        return [kind[i : i + size] for kind in kinds.values() for i in range(0, len(kind), size)]
 
     def stream(self, name: str, stage: str, seed: int, training: Training) -> Any:
         """The setting's stream; every stage and seed has its own order."""
@@ -54,7 +67,16 @@ class Run:
         return self.experiment.setting.stream(name, training.batch_size, order)
 
     def load(self, artifact: Artifact) -> Any:
-        return checkpoint.load(artifact, self.lm, self.mesh)
+        return checkpoint.load(artifact, lm_of(artifact), self.mesh)
+
+    def placement(self, lm: LM) -> Any:
+        """Where each parameter of a model lies."""
+        return shardings(jax.eval_shape(lm.init, jax.random.key(0)), lm.rules, self.mesh)
+
+
+def lm_of(artifact: Artifact) -> LM:
+    """The model whose parameters the artifact holds."""
+    return Functional(artifact.config["model"])
 
 
 def key(artifact: Artifact) -> Key:
@@ -84,7 +106,7 @@ def train(
     with open_log(title, training.steps, targets) as log:
         for first in range(0, len(members), size):
             group = slice(first, first + size)
-            task = Task(run.lm, loss, training, evaluate, run.material, stops[group])
+            task = Task(lm_of(artifacts[0]), loss, training, evaluate, run.material, stops[group])
             results += fit(task, run.mesh, members[group], replace(log, targets=targets[group]))
     return results
 
@@ -103,7 +125,7 @@ def finish(
     """
     time, source = run.experiment.setting.row_length, member.source
     tokens = result.steps * training.batch_size * time * len(source.streams)
-    passes = 3 * run.lm.forward_flops(time)
+    passes = 3 * lm_of(artifact).forward_flops(time)
     passes += sum(lm.forward_flops(time) for lm, _ in source.refs.values())
     cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
     checkpoint.keep(artifact, result.params, result.scores, **cost, **more)

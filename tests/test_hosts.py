@@ -1,0 +1,285 @@
+"""Two processes of four devices each do what one process of eight does, each with its own rows."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import undo_jax
+from undo_jax import checkpoint, cli, pipeline, population
+from undo_jax.cli import devices
+from undo_jax.cli.devices import Processes
+from undo_jax.cli.weights import model
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.sharding import MeshShape, assemble, make_mesh, own_rows, shardings
+
+QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
+BATCH, STEPS = 8, 2
+TOY = f"""
+import importlib.util
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.sharding import MeshShape
+
+spec = importlib.util.spec_from_file_location("quickstart", {str(QUICKSTART)!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+shipped = module.experiment
+
+
+class Noted:
+    '''A stream that notes which rows of it this process reads.'''
+
+    def __init__(self, name, batches):
+        self.name, self.batches = name, batches
+
+    def __getitem__(self, index):
+        rows = self.batches[index]
+        step, part = index
+        note = [self.name, step, list(range({BATCH}))[part], len(rows)]
+        with (Path(__file__).parent / f"rows-{{jax.process_index()}}").open("a") as file:
+            file.write(json.dumps(note) + "\\n")
+        return rows
+
+
+@dataclass(frozen=True)
+class Toy(Arithmetic):
+    def stream(self, name, batch_size, seed):
+        return Noted(name, super().stream(name, batch_size, seed))
+
+
+def short(part, **changes):
+    optimizer = replace(part.training.optimizer, warmup=1, epsilon=1e-3)
+    training = replace(part.training, steps={STEPS}, eval_every={STEPS}, batch_size={BATCH},
+                       optimizer=optimizer)
+    return replace(part, training=training, **changes)
+
+
+experiment = replace(
+    shipped,
+    setting=Toy(**{{**vars(shipped.setting), "problems": 200, "questions": 2,
+                    "validation_rows": 1, "row_length": 12}}),
+    model=Gemma2(layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8,
+                 vocabulary=16, init_stddev=0.25),
+    pretrain=short(shipped.pretrain),
+    unlearn=short(shipped.unlearn),
+    noise=replace(shipped.noise, alphas=(0.5,)),
+    distill=short(shipped.distill, stop_early=False),
+    relearn=short(shipped.relearn, learning_rates=(0.01,)),
+    seeds=(0,),
+    mesh=MeshShape(sweep=2, data=2, fsdp=2),
+)
+"""
+
+
+def _toy(folder):
+    folder.mkdir()
+    (folder / "toy.py").write_text(TOY)
+    return folder
+
+
+def _run(folder, *flags):
+    """The command in two processes; what each said on stderr."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "UNDO_JAX_CACHE": str(folder / "cache"),
+    }
+    command = [sys.executable, "-m", "undo_jax.cli", "run", "toy.py", "--workdir", "out", *flags,
+               "--coordinator", f"localhost:{port}", "--processes", "2"]  # fmt: skip
+    running = [
+        subprocess.Popen([*command, "--process", str(process)], cwd=folder, env=environment,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for process in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=300)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    return said
+
+
+def _params(folder):
+    config = model(epath.Path(folder))
+    params = checkpoint.restore(epath.Path(folder) / "params", Functional(config), _mesh())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def _mesh(**shape):
+    return make_mesh(MeshShape(**shape))
+
+
+def _records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The workdir of one process, and its artifacts."""
+    folder = _toy(tmp_path_factory.mktemp("hosts") / "alone")
+    experiment = cli.experiment.load(str(folder / "toy.py"))
+    return pipeline.run(experiment, folder / "out")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The folder of two processes, and what they said; models are spread over processes."""
+    folder = _toy(tmp_path_factory.mktemp("hosts") / "together")
+    return folder, _run(folder)
+
+
+def test_two_processes_make_the_models_of_one(alone, together):
+    folder = together[0] / "out"
+    made = {path.parent.name for path in folder.glob("*/summary.json")}
+    assert made == {artifact.folder.name for artifact in alone}
+    for artifact in alone:
+        for ours, theirs in zip(
+            _params(folder / artifact.folder.name), _params(artifact.folder), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6, err_msg=artifact.stage)
+    trained = {a.stage: _params(a.folder) for a in alone if a.model in ("base", "unlearn-only")}
+    assert len(trained) == 3  # and training did change them
+    first, *others = trained.values()
+    assert all(np.abs(one[0] - first[0]).max() > 1e-4 for one in others)
+
+
+def test_process_0_writes_each_record_once_and_speaks_alone(alone, together):
+    folder, said = together
+    for artifact in alone:
+        if artifact.stage != "noise":
+            ours = _records(folder / "out" / artifact.folder.name)
+            theirs = _records(artifact.folder)
+            assert [record["step"] for record in ours] == [r["step"] for r in theirs] == [0, STEPS]
+            scores = [[r["eval"]["cross_entropy/retain"] for r in part] for part in (ours, theirs)]
+            np.testing.assert_allclose(*scores, rtol=1e-5)
+    assert "report: " in said[0]
+    assert (folder / "out" / "report" / "index.html").exists()
+    assert not [line for line in said[1].splitlines() if "[Gloo]" not in line]
+
+
+def test_a_run_that_is_finished_does_nothing_on_another_mesh(together):
+    folder = together[0]
+    files = [path for path in (folder / "out").glob("*/**/*") if "report" not in path.parts]
+    before = {path: path.stat().st_mtime_ns for path in files if path.is_file()}
+    notes = (folder / "rows-0").read_text()
+    _run(folder, "--mesh", "data=4,fsdp=2")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert (folder / "rows-0").read_text() == notes
+
+
+def test_each_process_reads_its_own_rows_once(alone, tmp_path):
+    folder = _toy(tmp_path / "rows")
+    _run(folder, "--mesh", "data=4,fsdp=2", "--stage", "pretrain")
+    for process, rows in enumerate(([0, 1, 2, 3], [4, 5, 6, 7])):
+        notes = [json.loads(x) for x in (folder / f"rows-{process}").read_text().splitlines()]
+        assert notes == [
+            [name, step, rows, 4] for step in range(STEPS) for name in ("pretrain", "oracle")
+        ]
+    for artifact in alone[:2]:  # the rows were the right ones
+        for ours, theirs in zip(
+            _params(folder / "out" / artifact.folder.name), _params(artifact.folder), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def _lead(tree, members):
+    """Shapes of a population of such models."""
+    return jax.tree.map(lambda w: jax.ShapeDtypeStruct((members, *w.shape), w.dtype), tree)
+
+
+@pytest.mark.parametrize("shape", [{"sweep": 2, "data": 1, "fsdp": 4}, {"sweep": 8, "data": 1}])
+def test_a_member_leaves_its_population_alone(shape):
+    """No device has room made for the others: a member comes out, and no more is kept meanwhile."""
+    lm, mesh, members = Functional(preset("tiny")), _mesh(**shape), 8
+    alone = jax.eval_shape(lm.init, jax.random.key(0))
+    placement = shardings(_lead(alone, members), lm.rules, mesh, ("sweep",))
+    stacked = jax.tree.map(
+        lambda w, place: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place),
+        _lead(alone, members),
+        placement,
+    )
+    taken = population._taker(lm, mesh).lower(stacked, 3).compile()
+    memory = taken.memory_analysis()
+    assert memory.temp_size_in_bytes < 1.1 * memory.output_size_in_bytes
+    assert taken.output_shardings == shardings(alone, lm.rules, mesh)
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"data": 2, "fsdp": 2, "tensor": 2}, {"sweep": 8, "data": 1}]
+)
+def test_rows_are_read_once_however_many_devices_hold_them(shape):
+    batch = np.arange(3 * 16 * 5).reshape(3, 16, 5)
+    reads = []
+
+    def read(rows):
+        reads.append(rows)
+        return batch[:, rows]
+
+    mesh = _mesh(**shape)
+    placed = assemble(mesh, 16, read)
+    assert reads == own_rows(mesh, 16) == [slice(0, 16)]
+    np.testing.assert_array_equal(placed, batch)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 16 // shards, 5)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--processes 2", "--coordinator and --process missing"),
+        ("--coordinator localhost:1 --processes 2", "--process missing"),
+        ("--coordinator localhost --processes 2 --process 0", "'localhost' is not HOST:PORT"),
+        ("--coordinator localhost:x --processes 2 --process 0", "'localhost:x' is not HOST:PORT"),
+        ("--coordinator localhost:1 --processes 2 --process 2", "process 2 of 2"),
+        ("--coordinator localhost:1 --processes 0 --process 0", "process 0 of 0"),
+        ("--coordinator localhost:1 --processes two --process 0", "two"),
+        ("--coordinator localhost:1 --processes 2 --process 1", "no coordinator at localhost:1"),
+    ],
+)
+@pytest.mark.parametrize("command", [("run", str(QUICKSTART)), ("export-hf", "artifact", "out")])
+def test_processes_that_cannot_be_meant(capsys, monkeypatch, command, flags, said):
+    monkeypatch.setattr(devices, "PATIENCE", 0)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it joined"))
+    monkeypatch.setattr(pipeline, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, *flags.split()])
+    refused = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert refused.startswith("undo-jax: ") and refused.count("\n") == 1 and said in refused
+
+
+def test_processes_that_find_no_cluster(monkeypatch):
+    """`--distributed` leaves everything to JAX."""
+    calls = []
+
+    def initialize(*given, **options):
+        calls.append((given, options["cluster_detection_method"]))
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ConnectionError, match="give --coordinator HOST:PORT"):
+        devices.join(Processes(distributed=True))
+    assert calls == [((None, None, None), None)]
+    devices.join(Processes())
+    assert len(calls) == 1

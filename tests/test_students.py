@@ -1,0 +1,143 @@
+"""A fresh student may be of another size than its teacher."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+import undo_jax
+from undo_jax import checkpoint, pipeline, population
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.population import Result
+from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.stages import run as shared
+
+FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
+TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
+STUDENT = replace(TEACHER, layers=2, width=8, feed_forward=24, heads=4)
+
+
+def _experiment(student):
+    spec = importlib.util.spec_from_file_location("students", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shipped = module.experiment
+
+    def short(part, **changes):
+        training = replace(part.training, steps=2, eval_every=2, batch_size=8)
+        return replace(part, training=training, **changes)
+
+    setting = replace(shipped.setting, problems=200, questions=2, validation_rows=1, row_length=12)
+    return replace(
+        shipped,
+        setting=setting,
+        model=TEACHER,
+        pretrain=short(shipped.pretrain),
+        unlearn=short(shipped.unlearn),
+        noise=replace(shipped.noise, alphas=(0.5,), student=student),
+        distill=short(shipped.distill, stop_early=False),
+        relearn=short(shipped.relearn, learning_rates=(0.01,)),
+        seeds=(0,),
+        mesh=MeshShape(sweep=2, data=2, fsdp=2),
+    )
+
+
+def _untrained(task, mesh, members, log):
+    scores = {"retain": 0.5, "forget": 0.5}
+    return [Result(member.params, task.training.steps, scores) for member in members]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The artifacts of a run with a smaller and deeper student, alone trained; each call of fit."""
+    calls = []
+
+    def fit(task, mesh, members, log):
+        calls.append((task, members, [target.folder for target in log.targets]))
+        if task.lm == Functional(STUDENT):
+            return population.fit(task, mesh, members, log)
+        return _untrained(task, mesh, members, log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared, "fit", fit)
+        artifacts = pipeline.run(_experiment(STUDENT), tmp_path_factory.mktemp("students"))
+    return {(a.stage, a.model): a for a in artifacts}, calls
+
+
+def test_the_fresh_student_alone_has_its_own_architecture(made):
+    for (_, model), artifact in made[0].items():
+        wanted = STUDENT if model == "Unlearn-and-Distill" else TEACHER
+        described = json.loads((artifact.folder / "config.json").read_text())
+        assert described["config"]["model"] == checkpoint.plain(wanted)
+        mesh = make_mesh(MeshShape(data=4, fsdp=2))
+        params = checkpoint.restore(artifact.folder / "params", Functional(wanted), mesh)
+        assert params["embedding"].shape == (TEACHER.vocabulary, wanted.width)
+
+
+def test_models_are_trained_and_attacked_with_their_like(made):
+    for task, members, folders in made[1]:
+        own = {"unlearn-and-distill" in folder.name for folder in folders}
+        assert len(own) == 1
+        assert task.lm == Functional(STUDENT if own.pop() else TEACHER)
+        wanted = jax.eval_shape(task.lm.init, jax.random.key(0))
+        for member in members:
+            assert jax.tree.map(jax.numpy.shape, member.params) == jax.tree.map(
+                lambda leaf: leaf.shape, wanted
+            )
+            for lm, params in member.source.refs.values():
+                assert lm == Functional(TEACHER)
+                assert params["embedding"].shape[1] == TEACHER.width
+                placed = jax.tree.map(lambda w: w.sharding, params)
+                mesh = params["embedding"].sharding.mesh
+                assert placed == shardings(params, lm.rules, mesh)
+    assert len(made[1]) == 2 + 2 + 2  # pretrain, unlearn; two of distill and of relearn
+
+
+def test_flops_are_those_of_each_model(made):
+    artifacts, time = made[0], 12
+    student, teacher = (Functional(m).forward_flops(time) for m in (STUDENT, TEACHER))
+    spent = {key: a.summary()["flops"] for key, a in artifacts.items()}
+    tokens = 2 * 8 * time
+    assert spent["distill", "Unlearn-and-Distill"] == tokens * (3 * student + teacher)
+    assert spent["distill", "UNDO α=0.5"] == tokens * 4 * teacher
+    assert spent["relearn", "Unlearn-and-Distill"] == tokens * 3 * student
+
+
+def test_artifacts_without_a_student_keep_their_names(made, monkeypatch, tmp_path):
+    """Constants: if they change, every workdir there is loses its artifacts."""
+    monkeypatch.setattr(shared, "fit", _untrained)
+    artifacts = pipeline.run(_experiment(None), tmp_path)
+    names = {(a.stage, a.model): a.folder.name for a in artifacts}
+    assert names["relearn", "UNDO α=0.5"] == "relearn-undo-0.5-seed0-024b5fa4"
+    assert names["relearn", "Unlearn-and-Distill"] == "relearn-unlearn-and-distill-seed0-27f55926"
+    for key, artifact in made[0].items():
+        assert (names[key] == artifact.folder.name) == (key[1] != "Unlearn-and-Distill")
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (replace(STUDENT, vocabulary=32), "noise.student.vocabulary=32, but its teacher has 24"),
+        (replace(STUDENT, vocabulary=8), "noise.student.vocabulary=8, but the tokenizer makes"),
+        (replace(STUDENT, document_start=3), "noise.student.document_start=3"),
+    ],
+)
+def test_a_student_that_does_not_meet_its_teacher(student, said):
+    with pytest.raises(ValueError, match=said) as error:
+        _experiment(student)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_for_a_student_that_is_not_wanted():
+    with pytest.raises(ValueError, match="set fresh_student"):
+        replace(_experiment(STUDENT).noise, fresh_student=False)
+
+
+def test_a_student_that_the_mesh_does_not_divide_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="has a dimension of 7"):
+        pipeline.run(_experiment(replace(STUDENT, width=7)), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,110 @@
+"""The devices of a command: those of this machine, or those of several processes as one."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from tyro.conf import OmitArgPrefixes
+
+from undo_jax.log import console
+
+CACHE = "UNDO_JAX_CACHE"  # compiled programs; default ~/.cache/undo_jax
+PATIENCE = 300  # seconds that processes wait for each other to start
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How this process finds the others.
+
+    Raises ValueError where coordinator, processes and process are not given together or not these.
+    """
+
+    distributed: bool = False  # one of several that find each other: a TPU pod, Slurm, GKE
+    coordinator: str | None = None  # HOST:PORT of process 0, where they do not
+    processes: int | None = None  # with coordinator: how many there are
+    process: int | None = None  # with coordinator: which one this is, from 0
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
+        missing = [f"--{name}" for name, value in given.items() if value is None]
+        if 0 < len(missing) < len(given):
+            raise ValueError(
+                f"{' and '.join(missing)} missing: give --coordinator HOST:PORT, --processes and "
+                "--process together"
+            )
+        if self.coordinator is None:
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdigit()):
+            raise ValueError(f"coordinator {self.coordinator!r} is not HOST:PORT")
+        if not 0 <= (self.process or 0) < (self.processes or 0):
+            raise ValueError(
+                f"process {self.process} of {self.processes}: processes count from 0 to one less "
+                "than their number"
+            )
+
+
+ALONE = Processes()
+Joined = OmitArgPrefixes[Processes]  # as flags of a command
+
+
+def prepare_devices(processes: Processes = ALONE) -> None:
+    """Join the other processes, if there are any; compiled programs are kept.
+
+    A CPU is one device a core, so that members train side by side, unless JAX_NUM_CPU_DEVICES says
+    otherwise.
+    """
+    if jax.config.values["jax_num_cpu_devices"] < 0:
+        affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+        jax.config.update("jax_num_cpu_devices", len(affinity) or os.cpu_count() or 1)
+    cache = os.environ.get(CACHE, str(Path.home() / ".cache" / "undo_jax"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    join(processes)
+
+
+def join(processes: Processes) -> None:
+    """Make the devices of all processes visible to each; process 0 alone speaks from here on.
+
+    Raises ConnectionError where the processes do not find each other.
+    """
+    if processes.coordinator is not None:
+        _reach(processes)
+    elif not processes.distributed:
+        return
+    try:
+        jax.distributed.initialize(
+            processes.coordinator,
+            processes.processes,
+            processes.process,
+            cluster_detection_method=None if processes.coordinator is None else "deactivate",
+            initialization_timeout=PATIENCE,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConnectionError(
+            f"the processes did not find each other ({reason}): give --coordinator HOST:PORT, "
+            "--processes and --process, and start them together"
+        ) from error
+    console.quiet = jax.process_index() != 0
+
+
+def _reach(processes: Processes) -> None:
+    """Wait for process 0 to listen: XLA would abort without a line that says what to do."""
+    if processes.process == 0:
+        return
+    host, _, port = (processes.coordinator or "").rpartition(":")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConnectionError(
+                    f"no coordinator at {processes.coordinator} in {PATIENCE} s ({error}): check "
+                    "the address, and that process 0 has started"
+                ) from error
+        time.sleep(0.2)
