@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import jax
@@ -27,6 +27,7 @@ class Target:
 
     folder: epath.Path
     tags: Mapping[str, Any]
+    lines: list[str] = field(default_factory=list, init=False)  # its records so far
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,32 @@ class Log:
 
     def record(self, member: int, **fields: Any) -> None:
         """Append one line to the member's metrics.jsonl."""
-        target = self.targets[member]
-        if target.folder in self.files:
-            line = json.dumps({**fields, **target.tags})
-            self.files[target.folder].write(line + "\n")
+        self._write(member, json.dumps({**fields, **self.targets[member].tags}))
+
+    def recorded(self) -> list[list[str]]:
+        """The lines of each member so far, which `replay` takes."""
+        return [list(target.lines) for target in self.targets]
+
+    def replay(self, recorded: Sequence[Sequence[str]]) -> None:
+        """Write the records of a log that was interrupted into this one, which has none yet."""
+        for member, lines in enumerate(recorded):
+            for line in lines:
+                self._write(member, line)
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """Move the bar: steps done, mean training loss, tokens per second over all members."""
         self.bar.update(self.task, completed=step, loss=loss, rate=short(rate))
+
+    def say(self, what: str) -> None:
+        """One line above the bar."""
+        if not self.bar.disable:
+            self.bar.console.print(f"{self.bar.tasks[0].description}: {what}", highlight=False)
+
+    def _write(self, member: int, line: str) -> None:
+        target = self.targets[member]
+        target.lines.append(line)
+        if target.folder in self.files:
+            self.files[target.folder].write(line + "\n")
 
 
 @contextmanager

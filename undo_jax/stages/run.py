@@ -1,7 +1,8 @@
 """What the stages share: where a run happens, and training that reads and writes artifacts."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
 from undo_jax.log import Target, open_log
 from undo_jax.population import Member, Result, Scores, Task, fit
+from undo_jax.progress import open_progress, stoppable
 from undo_jax.train import Training
 from undo_jax.types import LM, Key, Loss
 
@@ -44,7 +46,8 @@ class Run:
 
     def todo(self, artifacts: Sequence[Artifact]) -> list[list[Artifact]]:
         """Those still to be made by the stages that run now, in batches to be made together."""
-        missing = [a for a in artifacts if self.only in (None, a.stage) and not a.finished]
+        now = [a for a in artifacts if self.only in (None, a.stage)]
+        missing = checkpoint.unfinished(now)
         size = self.experiment.together
         return [missing[i : i + size] for i in range(0, len(missing), size)]
 
@@ -63,6 +66,7 @@ def key(artifact: Artifact) -> Key:
     return jax.random.fold_in(jax.random.key(artifact.seed), name)
 
 
+@contextmanager
 def train(
     run: Run,
     training: Training,
@@ -71,9 +75,15 @@ def train(
     members: Sequence[Member],
     tags: Sequence[Mapping[str, Any]] | None = None,
     stops: Sequence[Callable[[Scores], bool]] | None = None,
-) -> list[Result]:
-    """Train a member towards each artifact; `tags` mark its records, `stops` end it early."""
-    for artifact in dict.fromkeys(artifacts):
+) -> Iterator[list[Result]]:
+    """Train a member towards each artifact; `tags` mark its records, `stops` end it early.
+
+    The block finishes the artifacts. If asked to stop, training is saved and stops before a step;
+    what follows its last step is not interrupted.
+    """
+    made = list(dict.fromkeys(artifacts))
+    folder, saving = checkpoint.gather(made), run.experiment.saving
+    for artifact in made:
         checkpoint.begin(artifact)
     tags = tags or [{}] * len(artifacts)
     targets = [Target(a.folder, tag) for a, tag in zip(artifacts, tags, strict=True)]
@@ -81,12 +91,17 @@ def train(
     evaluate, size = run.experiment.setting.evaluate, run.experiment.together
     stops = stops or [never] * len(members)
     results: list[Result] = []
-    with open_log(title, training.steps, targets) as log:
-        for first in range(0, len(members), size):
-            group = slice(first, first + size)
-            task = Task(run.lm, loss, training, evaluate, run.material, stops[group])
-            results += fit(task, run.mesh, members[group], replace(log, targets=targets[group]))
-    return results
+    with stoppable() as stop:
+        with open_log(title, training.steps, targets) as log:
+            for first in range(0, len(members), size):
+                group = slice(first, first + size)
+                task = Task(run.lm, loss, training, evaluate, run.material, stops[group])
+                part, last = folder / f"from-{first}", first + size >= len(members)
+                with open_progress(part, saving, stop, last) as progress:
+                    own = replace(log, targets=targets[group])
+                    results += fit(task, run.mesh, members[group], own, progress)
+        yield results
+        checkpoint.scatter(folder)
 
 
 def never(scores: Scores) -> bool:
