@@ -242,7 +242,7 @@ def _write_json(path: epath.Path, content: Any) -> None:
     """Whole or not at all."""
     written = path.with_name(f"{path.name}.tmp")
     written.write_text(json.dumps(content, indent=1))
-    written.rename(path)
+    written.replace(path)
 
 
 def absolute(path: epath.Path) -> epath.Path:

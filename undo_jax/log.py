@@ -27,7 +27,6 @@ class Target:
 
     folder: epath.Path
     tags: Mapping[str, Any]
-    lines: list[str] = field(default_factory=list, init=False)  # its records so far
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,16 @@ class Log:
     files: Mapping[epath.Path, IO[str]]
     bar: Progress
     task: TaskID
+    history: list[tuple[int, str]] = field(default_factory=list, init=False)  # (member, line)
 
     def record(self, member: int, **fields: Any) -> None:
         """Append one line to the member's metrics.jsonl."""
         self._write(member, json.dumps({**fields, **self.targets[member].tags}))
 
-    def recorded(self) -> list[list[str]]:
-        """The lines of each member so far, which `replay` takes."""
-        return [list(target.lines) for target in self.targets]
-
-    def replay(self, recorded: Sequence[Sequence[str]]) -> None:
-        """Write the records of a log that was interrupted into this one, which has none yet."""
-        for member, lines in enumerate(recorded):
-            for line in lines:
-                self._write(member, line)
+    def replay(self, history: Sequence[tuple[int, str]]) -> None:
+        """Write what an interrupted log had recorded into this one, which has recorded nothing."""
+        for member, line in history:
+            self._write(member, line)
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """Move the bar: steps done, mean training loss, tokens per second over all members."""
@@ -63,10 +58,10 @@ class Log:
             self.bar.console.print(f"{self.bar.tasks[0].description}: {what}", highlight=False)
 
     def _write(self, member: int, line: str) -> None:
-        target = self.targets[member]
-        target.lines.append(line)
-        if target.folder in self.files:
-            self.files[target.folder].write(line + "\n")
+        self.history.append((member, line))
+        folder = self.targets[member].folder
+        if folder in self.files:
+            self.files[folder].write(line + "\n")
 
 
 @contextmanager

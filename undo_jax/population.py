@@ -81,9 +81,9 @@ def fit(
     meter = _Meter(log, lanes)
     while True:
         if progress:
-            progress.between(loop.step, lambda: loop.capture(lanes, meter))
+            progress.between(loop.step, lambda: loop.capture(meter))
         if loop.step % training.eval_every == 0 or loop.step == training.steps:
-            _evaluate(task, loop, lanes, score, log)
+            _evaluate(task, loop, score, meter)
         if not loop.active.any():
             break
         batch = {
@@ -93,9 +93,8 @@ def fit(
         loop.states, metrics = advance(loop.states, batch, loop.active)
         loop.step += 1
         meter.step(loop.step, loop.active, metrics, batch)
-    meter.flush()
     if progress:
-        progress.end(loop.step, lambda: loop.capture(lanes, meter))
+        progress.end(loop.step, lambda: loop.capture(meter))
     steps = jax.device_get(loop.states.step)
     order = [lanes.index(member) for member in range(len(members))]
     return [
@@ -113,14 +112,14 @@ class _Loop:
     active: np.ndarray  # whether each lane trains on
     scores: dict[int, Scores]  # of each member's last evaluation
 
-    def capture(self, lanes: Sequence[int], meter: "_Meter") -> tuple[train.State, dict[str, Any]]:
+    def capture(self, meter: "_Meter") -> tuple[train.State, dict[str, Any]]:
         """All that `_resume` needs, as arrays and JSON."""
         meter.flush()
         notes = {
-            "lanes": list(lanes),
+            "lanes": list(meter.lanes),
             "active": self.active.tolist(),
             "scores": {str(member): scores for member, scores in self.scores.items()},
-            "records": meter.log.recorded(),
+            "records": list(meter.log.history),
         }
         return self.states, notes
 
@@ -156,17 +155,18 @@ def _resize(lanes: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((lanes, *leaf.shape[1:]), leaf.dtype, sharding=place)
 
 
-def _evaluate(task: Task, loop: _Loop, lanes: Sequence[int], score: Any, log: Log) -> None:
+def _evaluate(task: Task, loop: _Loop, score: Any, meter: "_Meter") -> None:
     """Score the members that still train; those that have reached their end leave."""
     if not loop.active.any():
         return
+    meter.flush()  # records are in the order of their steps
     table = jax.device_get(score(loop.states.params, task.material))
     for lane in np.flatnonzero(loop.active).tolist():
+        member = meter.lanes[lane]
         found = {name: float(column[lane]) for name, column in table.items()}
-        log.record(lanes[lane], step=loop.step, eval=found)
-        loop.scores[lanes[lane]] = found
-        done = loop.step == task.training.steps or task.stops[lanes[lane]](found)
-        loop.active[lane] = not done
+        meter.log.record(member, step=loop.step, eval=found)
+        loop.scores[member] = found
+        loop.active[lane] = loop.step < task.training.steps and not task.stops[member](found)
 
 
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
