@@ -220,8 +220,10 @@ class Progress:
         try:
             yield
         except Exception as error:
+            full = "No space left" in str(error)
             raise OSError(
-                f"cannot save to {self.folder}: {_line(error)}; older saves are intact, and the "
+                f"cannot save to {self.folder}: "
+                f"{'the disk is full' if full else _line(error)}; older saves are intact, and the "
                 "same command goes on from the last of them"
             ) from error
 

@@ -4,8 +4,9 @@ import functools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
@@ -33,7 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     Ctrl-C ends in 130, and SIGTERM in 75 where a run goes on with the same command.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs it raises, too
+    if not os.environ.get(TRACEBACK):  # what goes wrong in a save's threads is raised here, too
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        sys.excepthook = _only_here
     try:
         if not words or words[0] in ("-h", "--help"):
             return print(_overview())
@@ -75,6 +78,12 @@ def _overview() -> str:
 
 def _where(stop: BaseException) -> str:
     return f", {stop}" if str(stop) else ""
+
+
+def _only_here(*error: Any) -> None:
+    """An error in the main thread is printed as always, one in another thread is not."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(*error)
 
 
 def _fail(message: str) -> NoReturn:
