@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -354,6 +355,58 @@ def test_before_the_first_step_there_is_nothing_to_save(tmp_path):
         _send(signal.SIGTERM)
         _fit(tmp_path, _mesh("one device"), Saving(), stop=asked)
     assert _saves(tmp_path) == []
+
+
+PROCESS = """
+import os, signal, sys, time
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+from undo_jax.progress import Preempted, Saving, open_progress, stoppable
+
+jax.config.update("jax_platforms", "cpu")
+address, process, folder = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+place = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data"))
+x = jax.make_array_from_callback((2,), place, lambda index: np.zeros(2, np.float32)[index])
+advance = jax.jit(lambda x: x + 1)
+with stoppable() as stop, open_progress(epath.Path(folder), Saving(), stop) as progress:
+    for step in range(100_000):
+        progress.between(step, lambda: ({"x": x}, {"step": step}))
+        x = advance(x)
+        if step == 20 and process == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.005)
+"""
+
+
+def test_two_processes_stop_at_the_same_step(tmp_path):
+    """One gets SIGTERM; both save, and one process reads what the two have written."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(process), tmp_path / "progress"],
+            stderr=subprocess.PIPE,
+        )
+        for process in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [PREEMPTED] * 2, said
+    (step,) = _saves(tmp_path)
+    assert step > 20
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {"x": jax.ShapeDtypeStruct((2,), np.float32, sharding=place)}
+    with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as saved:
+        found = saved.restore(lambda notes: like)
+    assert found.step == found.notes["step"] == step
+    np.testing.assert_array_equal(found.state["x"], step)
 
 
 # When a save is made
