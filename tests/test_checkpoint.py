@@ -89,7 +89,7 @@ def test_bare_parameters_round_trip_and_are_not_written_over(tmp_path, params, m
 
 @pytest.mark.parametrize("path", ["gs://bucket/runs/mine", "/runs/mine"])
 def test_absolute_paths_stay_as_they_are(path):
-    assert checkpoint._absolute(epath.Path(path)).as_posix() == path
+    assert checkpoint.absolute(epath.Path(path)).as_posix() == path
 
 
 def test_an_artifact_without_a_summary_is_not_finished(saved, mesh):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -310,12 +311,12 @@ def test_help_names_every_scalars_flag(capsys):
 
 
 def test_ctrl_c_leaves_a_workdir_that_goes_on(tmp_path):
-    """Interrupted while it distils: exit status 130, finished stages kept, the rest made after."""
+    """Interrupted while it distils: status 130; the same command goes on from the step saved."""
     command = [sys.executable, "-m", "undo_jax.cli", "run", _toy(), "--workdir", "out",
-               *SHORT, "--distill.no-stop-early"]  # fmt: skip
+               *SHORT, "--distill.no-stop-early", "--distill.training.steps", "1000",
+               "--distill.training.eval-every", "1000"]  # fmt: skip
     environment = {**os.environ, "UNDO_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
-    long = [*command, "--distill.training.steps", "100000"]
-    with subprocess.Popen(long, env=environment, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
         try:
             deadline = time.monotonic() + 240
             while not list(Path("out").glob("distill-*/metrics.jsonl")):
@@ -326,9 +327,16 @@ def test_ctrl_c_leaves_a_workdir_that_goes_on(tmp_path):
         finally:
             running.kill()
     assert running.returncode == 130 and "Traceback" not in said
-    assert "the same command goes on" in said
+    said = " ".join(said.split())
+    saved = re.search(r"interrupted, (.*); the same command goes on", said)
+    assert saved, said
     kept = {p: p.stat().st_mtime_ns for p in Path("out").glob("*/summary.json")}
     assert {path.parent.name.split("-")[0] for path in kept} == {"pretrain", "unlearn", "noise"}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    if step := re.fullmatch(r"saved at step (\d+)", saved[1]):
+        assert f"distill × 2: goes on from step {step[1]}\n" in done.stderr
+        assert not list(Path("out").glob("progress-*"))
+    else:
+        assert saved[1] == "before the first step"
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert list(Path("out").glob("relearn-*/summary.json"))

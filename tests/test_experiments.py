@@ -103,7 +103,7 @@ def trained(monkeypatch):
     """No training: its members keep their parameters. The calls, as numbers of members."""
     calls = []
 
-    def fit(task, mesh, members, log):
+    def fit(task, mesh, members, log, progress):
         calls.append(len(members))
         return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
 

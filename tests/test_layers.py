@@ -9,16 +9,16 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
-    "types", "ops", "sharding", "models", "losses", "optim", "checkpoint", "log", "data",
-    "train", "evals", "population", "methods", "noises", "settings", "config", "stages", "pipeline",
-    "report", "cli",
+    "types", "ops", "sharding", "models", "losses", "optim", "checkpoint", "log", "progress",
+    "data", "train", "evals", "population", "methods", "noises", "settings", "config", "stages",
+    "pipeline", "report", "cli",
 )  # fmt: skip
-PLUMBING = ("train", "population", "sharding", "optim", "log", "checkpoint")
+PLUMBING = ("train", "population", "sharding", "optim", "log", "checkpoint", "progress")
 LIMITS = {
     "train.py": 150,
     "pipeline.py": 80,
     "stages/*.py": 80,
-    "stages/run.py": 135,
+    "stages/run.py": 150,
     "methods/*.py": 60,
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -37,7 +37,7 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def fit(self, task, mesh, members, log):
+    def fit(self, task, mesh, members, log, progress):
         folders = [target.folder.name for target in log.targets]
         self.calls.append((task, members, folders))
         scores = {"retain": 0.5, "forget": 0.1}

@@ -8,6 +8,10 @@ WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
 
 Several processes share a workdir. Each saves its own parts of the parameters; process 0 writes the
 rest, and the others wait for it.
+
+WORKDIR/progress-STAGE-FINGERPRINT/   of artifacts that are made together, until all are finished
+    artifacts.json  their folders
+    */              their training so far
 """
 
 import dataclasses
@@ -79,12 +83,56 @@ class Artifact:
         return json.loads((self.folder / "summary.json").read_text())
 
 
-def finished(artifacts: Sequence[Artifact]) -> list[bool]:
-    """Which are finished, as process 0 sees it: the same on every process."""
-    seen = np.array([artifact.finished for artifact in artifacts], bool)
-    if jax.process_count() > 1 and len(seen):
-        seen = multihost_utils.broadcast_one_to_all(seen)
-    return np.asarray(seen).tolist()
+def unfinished(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Those to be made: not finished, or to be finished again with others made beside them.
+
+    Artifacts that train together are finished one after another. Where that was interrupted, all
+    go on from their common progress, so that none is trained in other company than before. The
+    progress of finished ones is removed.
+    """
+    here = _unfinished(artifacts)
+    wanted = np.array([artifact.folder.name in here for artifact in artifacts], bool)
+    if jax.process_count() > 1 and len(wanted):  # as process 0 sees it
+        wanted = multihost_utils.broadcast_one_to_all(wanted)
+    return [artifact for artifact, now in zip(artifacts, wanted, strict=True) if now]
+
+
+def _unfinished(artifacts: Sequence[Artifact]) -> set[str]:
+    """Names of the folders of those to be made, as this process sees it."""
+    known = {artifact.folder.name: artifact for artifact in artifacts}
+    wanted = {name for name, artifact in known.items() if not artifact.finished}
+    for folder in _progress(artifacts):
+        names = _names(folder)
+        if names <= known.keys() and names & wanted:
+            wanted |= names
+        elif names <= known.keys():
+            scatter(folder)
+    return wanted
+
+
+def gather(artifacts: Sequence[Artifact]) -> epath.Path:
+    """The folder for the progress of artifacts made together; kept where it exists already.
+
+    What other company left of any of them is removed: an artifact has one progress.
+    """
+    names = [artifact.folder.name for artifact in artifacts]
+    text = json.dumps([artifact.fingerprint for artifact in artifacts])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
+    if jax.process_index() == 0:
+        for other in _progress(artifacts):
+            if other != folder and _names(other) & set(names):
+                other.rmtree()
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "artifacts.json", names)
+    wait(f"gather {folder.name}")
+    return folder
+
+
+def scatter(folder: epath.Path) -> None:
+    """Remove the progress of artifacts that are finished."""
+    if jax.process_index() == 0:
+        folder.rmtree()
 
 
 def begin(artifact: Artifact) -> None:
@@ -113,16 +161,14 @@ def wait(name: str) -> None:
 
 def save(artifact: Artifact, params: Params) -> None:
     """Start writing the parameters; `finish` waits for them."""
-    _checkpointer().save(_absolute(artifact.folder / "params"), params)
+    _checkpointer().save(absolute(artifact.folder / "params"), params)
 
 
 def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
     """Wait for the parameters, then mark the artifact as finished, atomically."""
     _checkpointer().wait_until_finished()
     if jax.process_index() == 0:
-        written = artifact.folder / "summary.json.tmp"
-        written.write_text(json.dumps(summary, indent=1))
-        written.rename(artifact.folder / "summary.json")
+        _write_json(artifact.folder / "summary.json", summary)
     wait(f"finish {artifact.folder.name}")
 
 
@@ -144,7 +190,7 @@ def write(path: epath.Path, params: Params) -> None:
 
     Raises FileExistsError where something is.
     """
-    path = _absolute(path)
+    path = absolute(path)
     if path.exists():
         raise FileExistsError(f"{path} exists: give a new folder")
     wait(f"write {path.name}")  # or one that comes late would find what the others have begun
@@ -157,7 +203,7 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
 
     Raises FileNotFoundError where there is none and ValueError where it belongs to another model.
     """
-    path = _absolute(path)
+    path = absolute(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     wanted = jax.eval_shape(lm.init, jax.random.key(0))
@@ -211,7 +257,26 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _absolute(path: epath.Path) -> epath.Path:
+def _progress(artifacts: Sequence[Artifact]) -> list[epath.Path]:
+    """The folders of progress beside these artifacts."""
+    workdirs = {artifact.workdir for artifact in artifacts}
+    return [folder for workdir in workdirs for folder in workdir.glob("progress-*")]
+
+
+def _names(progress: epath.Path) -> set[str]:
+    """The artifacts that a folder of progress belongs to."""
+    described = progress / "artifacts.json"
+    return set(json.loads(described.read_text())) if described.exists() else set()
+
+
+def _write_json(path: epath.Path, content: Any) -> None:
+    """Whole or not at all."""
+    written = path.with_name(f"{path.name}.tmp")
+    written.write_text(json.dumps(content, indent=1))
+    written.replace(path)
+
+
+def absolute(path: epath.Path) -> epath.Path:
     """As Orbax demands; a path in a bucket is absolute already, and `resolve` would break it."""
     return path if "://" in os.fspath(path) else path.resolve()
 

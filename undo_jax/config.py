@@ -8,6 +8,7 @@ from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.progress import Saving
 from undo_jax.settings import Setting
 from undo_jax.sharding import MeshShape
 from undo_jax.train import Training
@@ -93,6 +94,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     together: int = 64  # models trained side by side at most; less where memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
+    saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self):
         for name, model in self.models.items():

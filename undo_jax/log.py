@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import jax
@@ -37,17 +37,31 @@ class Log:
     files: Mapping[epath.Path, IO[str]]
     bar: Progress
     task: TaskID
+    history: list[tuple[int, str]] = field(default_factory=list, init=False)  # (member, line)
 
     def record(self, member: int, **fields: Any) -> None:
         """Append one line to the member's metrics.jsonl."""
-        target = self.targets[member]
-        if target.folder in self.files:
-            line = json.dumps({**fields, **target.tags})
-            self.files[target.folder].write(line + "\n")
+        self._write(member, json.dumps({**fields, **self.targets[member].tags}))
+
+    def replay(self, history: Sequence[tuple[int, str]]) -> None:
+        """Write what an interrupted log had recorded into this one, which has recorded nothing."""
+        for member, line in history:
+            self._write(member, line)
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """Move the bar: steps done, mean training loss, tokens per second over all members."""
         self.bar.update(self.task, completed=step, loss=loss, rate=short(rate))
+
+    def say(self, what: str) -> None:
+        """One line above the bar."""
+        if not self.bar.disable:
+            self.bar.console.print(f"{self.bar.tasks[0].description}: {what}", highlight=False)
+
+    def _write(self, member: int, line: str) -> None:
+        self.history.append((member, line))
+        folder = self.targets[member].folder
+        if folder in self.files:
+            self.files[folder].write(line + "\n")
 
 
 @contextmanager

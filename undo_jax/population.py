@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 
 from undo_jax import optim, train
 from undo_jax.log import Log
+from undo_jax.progress import Progress
 from undo_jax.sharding import assemble, check_batch, check_sweep, shardings
 from undo_jax.types import LM, Key, Loss, Metrics, Params, Rules
 
@@ -59,38 +60,111 @@ class Result(NamedTuple):
     scores: Scores  # of its last evaluation
 
 
-def fit(task: Task, mesh: Mesh, members: Sequence[Member], log: Log) -> list[Result]:
+def fit(
+    task: Task,
+    mesh: Mesh,
+    members: Sequence[Member],
+    log: Log,
+    progress: Progress | None = None,
+) -> list[Result]:
     """Train every member until its stop rule, tried at each evaluation, or the last step.
 
-    Raises ValueError where the mesh does not divide the batch.
+    With `progress` it goes on from the last save there is, and is saved on the way. Raises
+    ValueError where the mesh does not divide the batch, and what `Progress.between` does.
     """
     training, sources = task.training, list(dict.fromkeys(member.source for member in members))
     check_batch(mesh, training.batch_size, training.accumulation)
     lanes = deal(len(members), mesh.shape["sweep"])  # the member in each lane
-    active = np.array([member >= 0 for member in lanes])
-    states, advance, score = _programs(task, mesh, [members[max(m, 0)] for m in lanes], sources)
-    scores: dict[int, Scores] = {}
+    in_lanes = [members[max(member, 0)] for member in lanes]
+    like, start, advance, score = _programs(task, mesh, in_lanes, sources)
+    loop = _resume(progress, like, lanes, log) if progress else None
+    loop = loop or _Loop(0, start(), np.array([member >= 0 for member in lanes]), {})
     meter = _Meter(log, lanes)
-    for step in range(training.steps + 1):
-        if step % training.eval_every == 0 or step == training.steps:
-            table = jax.device_get(score(states.params, task.material))
-            for lane in np.flatnonzero(active).tolist():
-                found = {name: float(column[lane]) for name, column in table.items()}
-                log.record(lanes[lane], step=step, eval=found)
-                scores[lanes[lane]] = found
-                active[lane] = step < training.steps and not task.stops[lanes[lane]](found)
-        if not active.any():
+    while True:
+        if progress:
+            progress.between(loop.step, lambda: loop.capture(meter))
+        if loop.step % training.eval_every == 0 or loop.step == training.steps:
+            _evaluate(task, loop, score, meter)
+        if not loop.active.any():
             break
-        batch = _read(sources, step, training.batch_size, mesh)
-        states, metrics = advance(states, batch, active)
-        meter.step(step + 1, active, metrics, batch)
-    meter.flush()
-    steps = _fetch(states.step, mesh)
+        batch = _read(sources, loop.step, training.batch_size, mesh)
+        loop.states, metrics = advance(loop.states, batch, loop.active)
+        loop.step += 1
+        meter.step(loop.step, loop.active, metrics, batch)
+    if progress:
+        progress.end(loop.step, lambda: loop.capture(meter))
+    steps = _fetch(loop.states.step, mesh)
     order, take = [lanes.index(member) for member in range(len(members))], _taker(task.lm, mesh)
     return [
-        Result(take(states.params, lane), int(steps[lane]), scores[member])
+        Result(take(loop.states.params, lane), int(steps[lane]), loop.scores[member])
         for member, lane in enumerate(order)
     ]
+
+
+@dataclass
+class _Loop:
+    """Where a training loop stands between two steps."""
+
+    step: int
+    states: train.State  # of every lane
+    active: np.ndarray  # whether each lane trains on
+    scores: dict[int, Scores]  # of each member's last evaluation
+
+    def capture(self, meter: "_Meter") -> tuple[train.State, dict[str, Any]]:
+        """All that `_resume` needs, as arrays and JSON."""
+        meter.flush()
+        notes = {
+            "lanes": list(meter.lanes),
+            "active": self.active.tolist(),
+            "scores": {str(member): scores for member, scores in self.scores.items()},
+            "records": list(meter.log.history),
+        }
+        return self.states, notes
+
+
+def _resume(progress: Progress, like: train.State, lanes: list[int], log: Log) -> _Loop | None:
+    """The loop of the last save, if there is one; its lanes may have been others."""
+
+    def saved(notes):
+        count = len(notes["lanes"])
+        return like if notes["lanes"] == lanes else jax.tree.map(partial(_resize, count), like)
+
+    found = progress.restore(saved)
+    if found is None:
+        return None
+    states, notes = found.state, found.notes
+    order = [notes["lanes"].index(max(member, 0)) for member in lanes]
+    if notes["lanes"] != lanes:
+        places = jax.tree.map(lambda leaf: leaf.sharding, like)
+        move = lambda states: jax.tree.map(lambda x: x[np.array(order)], states)  # noqa: E731
+        states = jax.jit(move, out_shardings=places)(states)
+    active = np.array([m >= 0 and notes["active"][i] for m, i in zip(lanes, order, strict=True)])
+    log.replay(notes["records"])
+    log.say(f"goes on from step {found.step}")
+    scores = {int(member): scores for member, scores in notes["scores"].items()}
+    return _Loop(found.step, states, active, scores)
+
+
+def _resize(lanes: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The same leaf of another number of lanes, over `sweep` where that divides it."""
+    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+    lead = None if lanes % mesh.shape["sweep"] else "sweep"
+    place = NamedSharding(mesh, P(lead, *spec[1:]))
+    return jax.ShapeDtypeStruct((lanes, *leaf.shape[1:]), leaf.dtype, sharding=place)
+
+
+def _evaluate(task: Task, loop: _Loop, score: Any, meter: "_Meter") -> None:
+    """Score the members that still train; those that have reached their end leave."""
+    if not loop.active.any():
+        return
+    meter.flush()  # records are in the order of their steps
+    table = jax.device_get(score(loop.states.params, task.material))
+    for lane in np.flatnonzero(loop.active).tolist():
+        member = meter.lanes[lane]
+        found = {name: float(column[lane]) for name, column in table.items()}
+        meter.log.record(member, step=loop.step, eval=found)
+        loop.scores[member] = found
+        loop.active[lane] = loop.step < task.training.steps and not task.stops[member](found)
 
 
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
@@ -130,7 +204,10 @@ def deal(count: int, hands: int) -> list[int]:
 
 
 def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequence[Source]):
-    """The stacked states and the jitted steps: advance(states, batch, active), score(params)."""
+    """What the stacked states are like, and jitted steps.
+
+    start() -> states; advance(states, batch, active) -> states, metrics; score(params, material).
+    """
     training = task.training
     optimizer = optim.build(training.optimizer, training.steps)
     ref_lms = {name: lm for name, (lm, _) in sources[0].refs.items()}
@@ -156,8 +233,13 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         jnp.stack([member.key for member in members]),
         np.array([member.learning_rate for member in members], np.float32),
     )
-    placement = shardings(jax.eval_shape(start, *begin), task.lm.rules, mesh, ("sweep",))
-    states = jax.jit(start, out_shardings=placement)(*begin)
+    shapes = jax.eval_shape(start, *begin)
+    placement = shardings(shapes, task.lm.rules, mesh, ("sweep",))
+    like = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        placement,
+    )
     owners = np.array([sources.index(member.source) for member in members])
     refs = {
         name: _stack([source.refs[name][1] for source in sources], lm.rules, mesh)
@@ -172,7 +254,7 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
 
     score_all = over_members(lambda p, material: task.evaluate(task.lm, p, material), mesh)
     score = jax.jit(score_all, out_shardings=everywhere)
-    return states, advance, score
+    return like, partial(jax.jit(start, out_shardings=placement), *begin), advance, score
 
 
 def _read(

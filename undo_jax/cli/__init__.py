@@ -4,8 +4,9 @@ import functools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
@@ -13,6 +14,7 @@ from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
 from undo_jax.cli.weights import export_hf, import_hf
 from undo_jax.log import console
+from undo_jax.progress import Preempted
 
 TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -27,16 +29,24 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Bad input ends in one line on stderr and exit status 2; Ctrl-C in 130."""
+    """Run a command. Bad input ends in one line on stderr and exit status 2.
+
+    Ctrl-C ends in 130, and SIGTERM in 75 where a run goes on with the same command.
+    """
     words = sys.argv[1:] if arguments is None else arguments
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    if not os.environ.get(TRACEBACK):  # what goes wrong in a save's threads is raised here, too
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        sys.excepthook = _only_here
     try:
         if not words or words[0] in ("-h", "--help"):
             return print(_overview())
         _find(words)()
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on after what is finished")
+    except KeyboardInterrupt as stop:
+        console.print(f"interrupted{_where(stop)}; the same command goes on")
         sys.exit(130)
+    except Preempted as stop:
+        console.print(f"stopped by SIGTERM{_where(stop)}; the same command goes on")
+        raise
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(TRACEBACK):
             raise
@@ -64,6 +74,16 @@ def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {n:<{width}}  {(f.__doc__ or '').splitlines()[0]}" for n, f in COMMANDS.items()]
     return "\n".join(["usage: undo-jax COMMAND ... (COMMAND --help tells more)", "", *lines])
+
+
+def _where(stop: BaseException) -> str:
+    return f", {stop}" if str(stop) else ""
+
+
+def _only_here(*error: Any) -> None:
+    """An error in the main thread is printed as always, one in another thread is not."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(*error)
 
 
 def _fail(message: str) -> NoReturn:

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -12,6 +13,10 @@ from tyro.conf import OmitArgPrefixes
 from undo_jax.log import console
 
 CACHE = "UNDO_JAX_CACHE"  # compiled programs; default ~/.cache/undo_jax
+PATIENT = {  # seconds that the parts of a program wait for each other; libtpu knows no such flag
+    "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
+    "xla_cpu_collective_call_terminate_timeout_seconds": 3600,
+}
 PATIENCE = 300  # seconds that processes wait for each other to start
 
 
@@ -63,7 +68,16 @@ def prepare_devices(processes: Processes = ALONE) -> None:
     cache = os.environ.get(CACHE, str(Path.home() / ".cache" / "undo_jax"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    _be_patient()
     join(processes)
+
+
+def _be_patient() -> None:
+    """Let CPU devices wait long for each other: XLA would abort after 40 s on a busy machine."""
+    if find_spec("libtpu") is None or jax.config.values["jax_platforms"] == "cpu":
+        known = os.environ.get("XLA_FLAGS", "")
+        new = [f"--{flag}={s}" for flag, s in PATIENT.items() if flag not in known]
+        os.environ["XLA_FLAGS"] = " ".join([*known.split(), *new])
 
 
 def join(processes: Processes) -> None:

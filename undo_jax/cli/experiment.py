@@ -18,11 +18,17 @@ from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
 from undo_jax.config import Experiment
 from undo_jax.log import console
+from undo_jax.progress import terminable
 from undo_jax.sharding import parse_mesh
 
 
 def run(words: list[str]) -> None:
     """Run an experiment, or go on with it; finished stages are skipped.
+
+    SIGTERM (a preemption) and Ctrl-C save the training under way; the same command then goes on
+    from that step. Exit status: 0 done, 2 bad input or a failure told in one line, 75 stopped by
+    SIGTERM, 130 by Ctrl-C (a second one stops at once). A training that is killed goes on from its
+    last save, see --saving.minutes.
 
     Further flags set any scalar of the experiment, e.g. --seeds 0 1 --noise.alphas 0.5
     --distill.training.steps 500.
@@ -59,9 +65,10 @@ def run(words: list[str]) -> None:
         experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
     experiment = override(experiment, overrides)
     workdir = options.workdir or f"runs/{experiment.name}"
-    pipeline.run(experiment, workdir, options.stage)
-    if options.stage in (None, "relearn"):
-        report(workdir)
+    with terminable():
+        pipeline.run(experiment, workdir, options.stage)
+        if options.stage in (None, "relearn"):
+            report(workdir)
 
 
 def report(workdir: Positional[str]) -> None:

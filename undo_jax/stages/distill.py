@@ -37,10 +37,10 @@ def _recover(run: Run, todo: Sequence[Artifact]) -> None:
         return setting.recovered(scores["retain"], bar, config.tolerance)
 
     stops = [partial(recovered, bar) for bar in bars] if config.stop_early else None
-    results = train(run, config.training, distillation, todo, members, stops=stops)
-    for artifact, member, result, bar in zip(todo, members, results, bars, strict=True):
-        met = recovered(bar, result.scores)
-        finish(run, artifact, config.training, member, result, recovered=met, bar=bar)
+    with train(run, config.training, distillation, todo, members, stops=stops) as results:
+        for artifact, member, result, bar in zip(todo, members, results, bars, strict=True):
+            met = recovered(bar, result.scores)
+            finish(run, artifact, config.training, member, result, recovered=met, bar=bar)
 
 
 def _source(run: Run, teacher: Artifact) -> Source:

@@ -30,9 +30,9 @@ def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
     init = jax.jit(run.lm.init, out_shardings=run.placement(run.lm))
     for todo in run.todo([*bases, *oracles]):
         members = [_member(run, artifact, init) for artifact in todo]
-        results = train(run, config.training, language_modelling, todo, members)
-        for artifact, member, result in zip(todo, members, results, strict=True):
-            finish(run, artifact, config.training, member, result)
+        with train(run, config.training, language_modelling, todo, members) as results:
+            for artifact, member, result in zip(todo, members, results, strict=True):
+                finish(run, artifact, config.training, member, result)
     return bases, oracles
 
 

@@ -49,12 +49,12 @@ def _attack(run: Run, todo: Sequence[Artifact]) -> None:
         ]
     tags = [{"attack": attack, "learning_rate": rate} for attack, rate in kinds]
     artifacts = [artifact for artifact in todo for _ in kinds]
-    results = train(run, training, language_modelling, artifacts, members, tags * len(todo))
-    for index, artifact in enumerate(todo):
-        mine = range(index * len(kinds), (index + 1) * len(kinds))
-        best = max(mine, key=lambda i: _strength(results[i].scores["forget"], setting))
-        strongest = tags[best % len(kinds)]
-        finish(run, artifact, training, members[best], results[best], **strongest)
+    tags *= len(todo)
+    with train(run, training, language_modelling, artifacts, members, tags) as results:
+        for index, artifact in enumerate(todo):
+            mine = range(index * len(kinds), (index + 1) * len(kinds))
+            best = max(mine, key=lambda i: _strength(results[i].scores["forget"], setting))
+            finish(run, artifact, training, members[best], results[best], **tags[best])
 
 
 def _strength(score: float, setting: Setting) -> float:

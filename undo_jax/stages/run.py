@@ -1,7 +1,8 @@
 """What the stages share: where a run happens, and training that reads and writes artifacts."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from undo_jax.log import Target, open_log
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.population import Member, Result, Scores, Task, fit
+from undo_jax.progress import open_progress, stoppable
 from undo_jax.sharding import shardings
 from undo_jax.train import Training
 from undo_jax.types import LM, Key, Loss
@@ -53,11 +55,11 @@ class Run:
 
         The models of a batch have one architecture.
         """
-        wanted = [a for a in artifacts if self.only in (None, a.stage)]
         kinds: dict[LM, list[Artifact]] = {}
-        for artifact, finished in zip(wanted, checkpoint.finished(wanted), strict=True):
-            if not finished:
-                kinds.setdefault(lm_of(artifact), []).append(artifact)
+        for artifact in checkpoint.unfinished(
+            [a for a in artifacts if self.only in (None, a.stage)]
+        ):
+            kinds.setdefault(lm_of(artifact), []).append(artifact)
         size = self.experiment.together
         return [kind[i : i + size] for kind in kinds.values() for i in range(0, len(kind), size)]
 
@@ -85,6 +87,7 @@ def key(artifact: Artifact) -> Key:
     return jax.random.fold_in(jax.random.key(artifact.seed), name)
 
 
+@contextmanager
 def train(
     run: Run,
     training: Training,
@@ -93,9 +96,15 @@ def train(
     members: Sequence[Member],
     tags: Sequence[Mapping[str, Any]] | None = None,
     stops: Sequence[Callable[[Scores], bool]] | None = None,
-) -> list[Result]:
-    """Train a member towards each artifact; `tags` mark its records, `stops` end it early."""
-    for artifact in dict.fromkeys(artifacts):
+) -> Iterator[list[Result]]:
+    """Train a member towards each artifact; `tags` mark its records, `stops` end it early.
+
+    The block finishes the artifacts. If asked to stop, training is saved and stops before a step;
+    what follows its last step is not interrupted.
+    """
+    made = list(dict.fromkeys(artifacts))
+    folder, saving = checkpoint.gather(made), run.experiment.saving
+    for artifact in made:
         checkpoint.begin(artifact)
     tags = tags or [{}] * len(artifacts)
     targets = [Target(a.folder, tag) for a, tag in zip(artifacts, tags, strict=True)]
@@ -103,12 +112,18 @@ def train(
     evaluate, size = run.experiment.setting.evaluate, run.experiment.together
     stops = stops or [never] * len(members)
     results: list[Result] = []
-    with open_log(title, training.steps, targets) as log:
-        for first in range(0, len(members), size):
-            group = slice(first, first + size)
-            task = Task(lm_of(artifacts[0]), loss, training, evaluate, run.material, stops[group])
-            results += fit(task, run.mesh, members[group], replace(log, targets=targets[group]))
-    return results
+    lm = lm_of(made[0])
+    with stoppable() as stop:
+        with open_log(title, training.steps, targets) as log:
+            for first in range(0, len(members), size):
+                group = slice(first, first + size)
+                task = Task(lm, loss, training, evaluate, run.material, stops[group])
+                part, last = folder / f"from-{first}", first + size >= len(members)
+                with open_progress(part, saving, stop, last) as progress:
+                    own = replace(log, targets=targets[group])
+                    results += fit(task, run.mesh, members[group], own, progress)
+        yield results
+        checkpoint.scatter(folder)
 
 
 def never(scores: Scores) -> bool:

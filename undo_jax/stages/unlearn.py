@@ -13,9 +13,9 @@ def unlearn(run: Run, bases: Sequence[Artifact]) -> list[Artifact]:
     made = [run.artifact("unlearn", "unlearn-only", b.seed, config, b) for b in bases]
     for todo in run.todo(made):
         members = [_member(run, artifact) for artifact in todo]
-        results = train(run, config.training, config.method, todo, members)
-        for artifact, member, result in zip(todo, members, results, strict=True):
-            finish(run, artifact, config.training, member, result)
+        with train(run, config.training, config.method, todo, members) as results:
+            for artifact, member, result in zip(todo, members, results, strict=True):
+                finish(run, artifact, config.training, member, result)
     return made
 
 

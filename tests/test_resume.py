@@ -1,0 +1,622 @@
+"""Training that is interrupted and goes on is the same training, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import AxisType, Mesh
+
+import undo_jax
+from undo_jax import cli, losses, optim, pipeline, population, progress, train
+from undo_jax.checkpoint import Artifact, gather, scatter, unfinished
+from undo_jax.log import Target, open_log
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.population import Member, Result, Source, Task
+from undo_jax.progress import PREEMPTED, Preempted, Saving, Stop, open_progress, stoppable
+from undo_jax.stages import pretrain
+from undo_jax.stages import run as shared
+
+ROOT = Path(undo_jax.__file__).parent.parent
+LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
+INIT = jax.jit(LM.init)
+STEPS, BATCH, MEMBERS = 12, 8, 5
+SHAPES = {"one device": (1, 1, 1, 1), "eight": (2, 2, 2, 1), "sweep": (8, 1, 1, 1)}
+EVERY = Saving(every=3, minutes=0)
+
+
+class LostError(Exception):
+    """The process dies here."""
+
+
+class Stream:
+    """Batch `step` of seed `seed`; `at` is called before a step's batch is read."""
+
+    def __init__(self, seed, at):
+        self.seed, self.at = seed, at
+
+    def __getitem__(self, step):
+        self.at(step)
+        return _tokens(self.seed + 10 * step)
+
+
+def _tokens(seed):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, LM.config.vocabulary, (BATCH, 6), dtype=np.int32)
+
+
+def _mesh(name):
+    shape = SHAPES[name]
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    return Mesh(devices, ("sweep", "data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 4)
+
+
+def _never(scores):
+    return False
+
+
+def _nothing(step):
+    pass
+
+
+def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True):
+    """Five models of two sources; with `saving`, from the last save on."""
+    sources = [
+        Source({"train": Stream(seed, at)}, {"teacher": (LM, INIT(jax.random.key(50 + seed)))})
+        for seed in (0, 1)
+    ]
+    rates = (0.01, 0.02, 0.03, 0.01, 0.02)
+    members = [
+        Member(INIT(jax.random.key(i)), jax.random.key(100 + i), rates[i], sources[i % 2])
+        for i in range(MEMBERS)
+    ]
+    adam = optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3)
+    task = Task(
+        lm=LM,
+        loss=losses.distillation,
+        training=train.Training(STEPS, BATCH, adam, eval_every=4),
+        evaluate=lambda lm, params, rows: {
+            "ce": losses.cross_entropy(lm, params, train.rows(rows))
+        },
+        material=_tokens(77),
+        stops=stops,
+    )
+    targets = [Target(epath.Path(folder) / str(i % 2), {"member": i}) for i in range(MEMBERS)]
+    for target in targets:
+        target.folder.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(mesh), open_log("test", STEPS, targets) as log:
+        if saving is None:
+            return population.fit(task, mesh, members, log)
+        path = epath.Path(folder) / "progress"
+        with open_progress(path, saving, stop or Stop(), last) as saved:
+            return population.fit(task, mesh, members, log, saved)
+
+
+def _records(folder):
+    """Every record, without the speed."""
+    files = sorted(Path(folder).glob("*/metrics.jsonl"))
+    lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+def _same(ours, theirs, atol=0.0):
+    assert [r.steps for r in ours] == [r.steps for r in theirs]
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def _saves(folder):
+    return sorted(int(p.name) for p in (Path(folder) / "progress").iterdir() if p.name.isdigit())
+
+
+@contextmanager
+def _dies_at(step):
+    """What is called before every step's batch is read, and raises before this one's."""
+
+    def at(now):
+        if now == step:
+            raise LostError
+
+    with pytest.raises(LostError):
+        yield at
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    """Many records in few steps, and programs that are compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(population, "LOG_EVERY", 2)
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """By mesh: results, records and stop rules of a run that nothing interrupts.
+
+    Members 1 and 3 stop early, at their scores after 4 and 8 steps.
+    """
+    made = {}
+
+    def of(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("all")
+            _fit(folder, _mesh(name))
+            found = {(r["member"], r["step"]): r["eval"]["ce"]
+                     for r in _records(folder) if "eval" in r}  # fmt: skip
+
+            def stop_at(ce):
+                return lambda scores: abs(scores["ce"] - ce) < 1e-5
+
+            stops = [_never] * MEMBERS
+            stops[1], stops[3] = stop_at(found[1, 4]), stop_at(found[3, 8])
+            folder = tmp_path_factory.mktemp("straight")
+            results = _fit(folder, _mesh(name), stops=stops)
+            assert [r.steps for r in results] == [12, 4, 12, 8, 12]
+            made[name] = results, _records(folder), stops
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", ["one device", "eight"])
+@pytest.mark.parametrize("step", [1, 4, 8, 11])  # with saves at 3, 6 and 9; 4 and 8 are evaluations
+def test_a_population_goes_on_bit_for_bit(name, step, straight, tmp_path, capfd):
+    results, records, stops = straight(name)
+    with _dies_at(step) as at:
+        _fit(tmp_path, _mesh(name), EVERY, stops, at)
+    assert _saves(tmp_path) == [s for s in (3, 6, 9) if s <= step][-2:]
+    _same(_fit(tmp_path, _mesh(name), EVERY, stops), results)
+    assert _records(tmp_path) == records
+    assert (f"test: goes on from step {step // 3 * 3}\n" in capfd.readouterr().err) == (step > 2)
+
+
+def test_a_loss_at_every_step_costs_nothing(straight, tmp_path):
+    """Saved before each step, it dies before each step once."""
+    results, records, stops = straight("one device")
+    saving = Saving(every=1, minutes=0, keep=1)
+    for step in range(STEPS):
+        with _dies_at(step) as at:
+            _fit(tmp_path, _mesh("one device"), saving, stops, at)
+        assert _saves(tmp_path) == [step][:step]  # the first step has nothing to save
+    _same(_fit(tmp_path, _mesh("one device"), saving, stops), results)
+    assert _records(tmp_path) == records
+
+
+@pytest.mark.parametrize("other", ["one device", "sweep"])
+def test_it_goes_on_on_other_devices(other, straight, tmp_path):
+    """Six lanes become five and eight; the members keep their states."""
+    results, records, stops = straight("eight")
+    with _dies_at(7) as at:
+        _fit(tmp_path, _mesh("eight"), EVERY, stops, at)
+    _same(_fit(tmp_path, _mesh(other), EVERY, stops), results, atol=1e-6)
+    kept = [(r["member"], r["step"], "eval" in r) for r in _records(tmp_path)]
+    assert sorted(kept) == sorted((r["member"], r["step"], "eval" in r) for r in records)
+
+
+def test_its_end_is_saved_where_others_follow(straight, tmp_path):
+    results, records, stops = straight("one device")
+    _fit(tmp_path, _mesh("one device"), EVERY, stops, last=False)
+    assert _saves(tmp_path) == [9, 12]
+
+    def at(step):
+        raise LostError
+
+    _same(_fit(tmp_path, _mesh("one device"), EVERY, stops, at, last=False), results)
+    assert _records(tmp_path) == records
+
+
+def _break(folder, *names):
+    """Cut every file of a save in half."""
+    for name in names:
+        for path in (Path(folder) / "progress" / name).rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(("broken", "first"), [(("9",), 6), (("6", "9"), 0)])
+def test_a_save_that_cannot_be_read_is_set_aside(broken, first, straight, tmp_path, capfd):
+    results, records, stops = straight("one device")
+    with _dies_at(11) as at:
+        _fit(tmp_path, _mesh("one device"), EVERY, stops, at)
+    _break(tmp_path, *broken)
+    capfd.readouterr()
+    seen = []
+    _same(_fit(tmp_path, _mesh("one device"), EVERY, stops, seen.append), results)
+    said = capfd.readouterr().err
+    assert said.count("cannot read a save, now ") == len(broken)
+    assert said.count("\n") <= len(broken) + 2 and "Traceback" not in said
+    assert seen[0] == first and _records(tmp_path) == records
+    assert _saves(tmp_path) == [9, 12]
+    for name in broken:
+        assert (tmp_path / "progress" / f"unreadable-{name}").is_dir()
+
+
+def test_half_a_save_is_never_read(straight, tmp_path):
+    results, _, stops = straight("one device")
+    with _dies_at(5) as at:
+        _fit(tmp_path, _mesh("one device"), EVERY, stops, at)
+    half = tmp_path / "progress" / "4.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "progress" / "3", half)
+    seen = []
+    _same(_fit(tmp_path, _mesh("one device"), EVERY, stops, seen.append), results)
+    assert seen[0] == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], check=False,
+                             capture_output=True)  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("needs root to mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_one_line_and_the_last_save_stays(small_disk, straight, tmp_path):
+    results, records, stops = straight("one device")
+    with _dies_at(4) as at:
+        _fit(tmp_path, _mesh("one device"), EVERY, stops, at)
+    (small_disk / "3").mkdir()
+    shutil.copytree(tmp_path / "progress" / "3", small_disk / "3", dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "progress")
+    (tmp_path / "progress").symlink_to(small_disk)
+    with open(small_disk / "rest", "wb") as rest:  # leave room for little more
+        rest.truncate()
+        usage = shutil.disk_usage(small_disk)
+        rest.write(bytes(max(usage.free - 20_000, 0)))
+    with pytest.raises(OSError, match="the disk is full") as error:
+        _fit(tmp_path, _mesh("one device"), EVERY, stops)
+    assert "\n" not in str(error.value) and "goes on from the last" in str(error.value)
+    assert _saves(tmp_path) == [3]
+    (small_disk / "rest").unlink()
+    with pytest.MonkeyPatch.context() as patch:  # one save at a time has room again
+        patch.setattr(sys.modules[__name__], "EVERY", Saving(every=100))
+        _same(_fit(tmp_path, _mesh("one device"), EVERY, stops), results)
+    assert _records(tmp_path) == records
+
+
+# Signals
+
+
+def _send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)]
+)
+@pytest.mark.parametrize("where", ["step", "evaluation"])
+def test_a_signal_saves_before_the_next_step(number, raised, where, straight, tmp_path):
+    results, records, stops = straight("one device")
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    seen = []
+
+    def at(step):
+        seen.append(step)
+        if (where, step, seen.count(6)) == ("step", 6, 1):  # once, though there are two sources
+            _send(number)
+
+    def stop(scores):
+        if (where, seen[-1:]) == ("evaluation", [7]):
+            _send(number)
+        return stops[0](scores)
+
+    with pytest.raises(raised, match="saved at step") as left, stoppable() as asked:
+        _fit(tmp_path, _mesh("one device"), Saving(), [stop, *stops[1:]], at, asked)
+    assert set(seen) == set(range({"step": 7, "evaluation": 9}[where]))
+    assert _saves(tmp_path) == [seen[-1] + 1]
+    assert raised is KeyboardInterrupt or left.value.code == PREEMPTED == 75
+    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    _same(_fit(tmp_path, _mesh("one device"), Saving(), stops), results)
+    assert _records(tmp_path) == records
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt, match="not saved"), stoppable() as asked:
+        _send(signal.SIGINT)
+        assert asked.asked(1)
+        _send(signal.SIGINT)
+        raise AssertionError("it went on")
+
+
+def test_sigterm_ends_at_once_where_nothing_is_to_be_saved():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted), progress.terminable():
+        _send(signal.SIGTERM)
+        raise AssertionError("it went on")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_before_the_first_step_there_is_nothing_to_save(tmp_path):
+    with pytest.raises(Preempted, match="before the first step"), stoppable() as asked:
+        _send(signal.SIGTERM)
+        _fit(tmp_path, _mesh("one device"), Saving(), stop=asked)
+    assert _saves(tmp_path) == []
+
+
+PROCESS = """
+import os, signal, sys, time
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+from undo_jax.progress import Preempted, Saving, open_progress, stoppable
+
+jax.config.update("jax_platforms", "cpu")
+address, process, folder = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+place = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data"))
+x = jax.make_array_from_callback((2,), place, lambda index: np.zeros(2, np.float32)[index])
+advance = jax.jit(lambda x: x + 1)
+with stoppable() as stop, open_progress(epath.Path(folder), Saving(), stop) as progress:
+    for step in range(100_000):
+        progress.between(step, lambda: ({"x": x}, {"step": step}))
+        x = advance(x)
+        if step == 20 and process == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.005)
+"""
+
+
+def test_two_processes_stop_at_the_same_step(tmp_path):
+    """One gets SIGTERM; both save, and one process reads what the two have written."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(process), tmp_path / "progress"],
+            stderr=subprocess.PIPE,
+        )
+        for process in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [PREEMPTED] * 2, said
+    (step,) = _saves(tmp_path)
+    assert step > 20
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {"x": jax.ShapeDtypeStruct((2,), np.float32, sharding=place)}
+    with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as saved:
+        found = saved.restore(lambda notes: like)
+    assert found.step == found.notes["step"] == step
+    np.testing.assert_array_equal(found.state["x"], step)
+
+
+# When a save is made
+
+
+def _loop(folder, saving, steps, stop=None):
+    """Saves of a loop that does nothing, at each of these steps."""
+    with open_progress(epath.Path(folder) / "progress", saving, stop or Stop()) as saved:
+        for step in steps:
+            saved.between(step, lambda step=step: ({"x": np.full(2, step)}, {"step": step}))
+    return _saves(folder)
+
+
+def test_the_last_saves_are_kept(tmp_path):
+    assert _loop(tmp_path, Saving(every=2, minutes=0, keep=3), range(12)) == [6, 8, 10]
+
+
+def test_minutes_pass_between_two_saves(tmp_path, monkeypatch):
+    now = iter(range(0, 6000, 60))
+    clock = SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(progress, "time", clock)
+    assert _loop(tmp_path, Saving(every=1, minutes=2.0, keep=99), range(1, 9)) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("field", [{"every": 0}, {"keep": 0}, {"minutes": -1.0}])
+def test_savings_that_mean_nothing(field):
+    with pytest.raises(ValueError, match="every="):
+        Saving(**field)
+
+
+# Artifacts that are made together
+
+
+def _artifact(workdir, model):
+    return Artifact(epath.Path(workdir), "distill", model, 0, {})
+
+
+def _finish(artifact):
+    artifact.folder.mkdir(parents=True, exist_ok=True)
+    (artifact.folder / "summary.json").write_text("{}")
+
+
+def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(tmp_path):
+    a, b, c = (_artifact(tmp_path, name) for name in "abc")
+    folder = gather([a, b])
+    assert gather([a, b]) == folder and folder.exists()
+    _finish(a)
+    assert unfinished([a, b, c]) == [a, b, c]
+    assert unfinished([a, c]) == [c]  # b is not wanted any more
+    _finish(b)
+    assert unfinished([a, b, c]) == [c] and not folder.exists()
+
+
+def test_other_company_begins_anew(tmp_path):
+    a, b, c, d = (_artifact(tmp_path, name) for name in "abcd")
+    first, other = gather([a, b]), gather([d])
+    second = gather([a, b, c])
+    assert first != second and not first.exists() and other.exists()
+    scatter(second)
+    assert not second.exists()
+
+
+TOY = """
+from dataclasses import replace
+import importlib.util
+spec = importlib.util.spec_from_file_location("quickstart", {quickstart!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+shipped = module.experiment
+setting = replace(shipped.setting, problems=200, validation_rows=1, questions=2)
+experiment = replace(shipped, name="toy", setting=setting, seeds=(0,))
+"""
+SHORT = (
+    "--pretrain.training.steps 12 --unlearn.training.steps 12 --distill.training.steps 12 "
+    "--relearn.training.steps 12 --noise.alphas 0.5 --relearn.learning-rates 0.001 0.01 "
+    "--distill.no-stop-early --together 5 --saving.every 2 --saving.minutes 0"
+).split()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("toy") / "toy.py"
+    path.write_text(TOY.format(quickstart=str(ROOT / "experiments" / "quickstart.py")))
+    return path
+
+
+@pytest.fixture
+def experiment(toy):
+    flags = "--pretrain.training.steps 4 --pretrain.training.eval-every 2".split()
+    return cli.experiment.override(cli.experiment.load(str(toy)), flags)
+
+
+def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
+    experiment, tmp_path, monkeypatch
+):
+    def fit(task, mesh, members, log, progress):
+        _send(signal.SIGTERM)
+        return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
+
+    monkeypatch.setattr(shared, "fit", fit)
+    with pytest.raises(Preempted, match="finished stage"):
+        pipeline.run(experiment, tmp_path)
+    assert len(list(tmp_path.glob("*/summary.json"))) == 2
+    assert not list(tmp_path.glob("progress-*")) and not list(tmp_path.glob("unlearn-*"))
+
+
+def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_path, monkeypatch):
+    finished, steps = [], []
+
+    def finish(run, artifact, *arguments, **more):
+        if finished:
+            raise LostError
+        finished.append(artifact)
+        shared.finish(run, artifact, *arguments, **more)
+
+    experiment = cli.experiment.override(experiment, "--saving.every 3 --saving.minutes 0".split())
+    assert experiment.saving == EVERY
+    with monkeypatch.context() as patch, pytest.raises(LostError):
+        patch.setattr(pretrain, "finish", finish)
+        pipeline.run(experiment, tmp_path / "a", only="pretrain")
+    assert len(list(tmp_path.glob("a/pretrain-*/summary.json"))) == 1
+    stream = experiment.setting.stream
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(experiment.setting),
+            "stream",
+            lambda self, *a: _Watched(stream(*a), steps),
+        )
+        pipeline.run(experiment, tmp_path / "a", only="pretrain")
+    assert set(steps) == {3}
+    pipeline.run(experiment, tmp_path / "b", only="pretrain")
+    _same_workdirs(tmp_path / "a", tmp_path / "b")
+
+
+class _Watched:
+    def __init__(self, stream, steps):
+        self.stream, self.steps = stream, steps
+
+    def __getitem__(self, step):
+        self.steps.append(step)
+        return self.stream[step]
+
+
+# The command line
+
+
+def _same_workdirs(ours, theirs):
+    """Every artifact of two workdirs: parameters to the bit, records, summaries."""
+    folders = sorted(path.parent.relative_to(theirs) for path in theirs.glob("*/summary.json"))
+    assert folders == sorted(p.parent.relative_to(ours) for p in ours.glob("*/summary.json"))
+    for folder in folders:
+        assert (ours / folder / "summary.json").read_text() == (
+            theirs / folder / "summary.json"
+        ).read_text()
+        a, b = (_params(workdir / folder / "params") for workdir in (ours, theirs))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            assert x.tobytes() == y.tobytes()
+    assert _records(ours) == _records(theirs)
+
+
+def _params(path):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        like = checkpointer.metadata(path).item_metadata.tree
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), like)
+        return jax.tree.map(np.asarray, checkpointer.restore(path, like))
+
+
+@contextmanager
+def _running(toy, workdir, cache):
+    environment = {**os.environ, "UNDO_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "undo_jax.cli", "run", str(toy), "--workdir", str(workdir)]
+    with subprocess.Popen(
+        [*command, *SHORT], env=environment, stderr=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def _wait(running, reached):
+    deadline = time.monotonic() + 240
+    while not reached():
+        assert time.monotonic() < deadline and running.poll() is None, running.communicate()
+        time.sleep(0.005)
+
+
+def test_killed_in_every_stage_the_run_ends_as_if_undisturbed(toy, tmp_path):
+    """kill -9 once in each stage, SIGTERM in another: all artifacts are those of a quiet run."""
+    ours, theirs, cache = tmp_path / "killed", tmp_path / "quiet", tmp_path / "cache"
+    for stage, number in [
+        ("pretrain", signal.SIGKILL),
+        ("unlearn", signal.SIGTERM),
+        ("distill", signal.SIGKILL),
+        ("relearn", signal.SIGKILL),
+    ]:
+        with _running(toy, ours, cache) as running:
+            _wait(running, lambda s=stage: list(ours.glob(f"progress-{s}-*/from-*/[468]")))
+            running.send_signal(number)
+            said = running.communicate(timeout=60)[1]
+        assert running.returncode == (75 if number == signal.SIGTERM else -9), said
+        assert list(ours.glob(f"progress-{stage}-*"))
+    with _running(toy, ours, cache) as running:
+        said = running.communicate(timeout=240)[1]
+    assert not running.returncode and "goes on from step" in said, said
+    with _running(toy, theirs, cache) as running:
+        said = running.communicate(timeout=240)[1]
+    assert not running.returncode and "goes on" not in said, said
+    _same_workdirs(ours, theirs)
+    assert not list(ours.glob("progress-*"))

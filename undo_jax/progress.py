@@ -1,0 +1,247 @@
+"""Training that outlives its process: saves of a loop on the way, and requests to stop.
+
+FOLDER/STEP/    written under another name and then renamed, so that no half of a save is read
+    state/      arrays; restored onto any mesh
+    notes/      JSON: what the loop knows besides
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from undo_jax.checkpoint import absolute
+from undo_jax.log import console
+
+PREEMPTED = 75  # exit status after SIGTERM, EX_TEMPFAIL: the same command goes on
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How often a loop is saved; one that is asked to stop is saved then, too.
+
+    Raises ValueError for values that mean nothing.
+    """
+
+    every: int = 10  # steps between two chances to save
+    minutes: float = 5.0  # since the last save, at least; 0 saves at every chance
+    keep: int = 2  # saves
+
+    def __post_init__(self):
+        if self.every < 1 or self.keep < 1 or not self.minutes >= 0:
+            raise ValueError(
+                f"every={self.every}, minutes={self.minutes}, keep={self.keep}: every and keep "
+                "must be at least 1, minutes at least 0"
+            )
+
+
+class Preempted(SystemExit):
+    """SIGTERM has ended the process, and what could be saved is saved. Its text says what."""
+
+    def __init__(self, said: str):
+        super().__init__(PREEMPTED)
+        self.said = said
+
+    def __str__(self) -> str:
+        return self.said
+
+
+@dataclass
+class Stop:
+    """Whether a loop has been asked to stop."""
+
+    signal: int | None = None
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop before this step: the same answer in every process of a job."""
+        if jax.process_count() == 1:
+            return self.signal is not None
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def leave(self, said: str) -> NoReturn:
+        """Raises Preempted, or KeyboardInterrupt after Ctrl-C."""
+        raise KeyboardInterrupt(said) if self.signal == signal.SIGINT else Preempted(said)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """In this block SIGTERM and Ctrl-C only ask to stop; whoever did not is stopped at its end.
+
+    Ctrl-C after such a request stops at once. Among several processes SIGTERM is JAX's own: it
+    agrees with the others on the step to stop at.
+    """
+    stop, alone = Stop(), jax.process_count() == 1
+
+    def ask(number, _):
+        if stop.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt("not saved")
+        stop.signal = number
+        if number == signal.SIGINT:  # not through a console that may be in the middle of a line
+            os.write(2, b"\nstopping after the next save; Ctrl-C again stops at once\n")
+        if not alone:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with _handling(ask, signal.SIGINT, *([signal.SIGTERM] if alone else [])):
+        yield stop
+    if stop.signal is not None:
+        stop.leave("after a finished stage")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """In this block SIGTERM raises Preempted at once: there is nothing to save."""
+
+    def leave(*_):
+        raise Preempted("between two saves")
+
+    with _handling(leave, *([signal.SIGTERM] if jax.process_count() == 1 else [])):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Handle these signals in this block, where it is the main thread's."""
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class Saved(NamedTuple):
+    """A loop as it was before `step`."""
+
+    step: int
+    state: Any
+    notes: Any
+
+
+class Progress:
+    """The saves of one loop: when they are made, and how they are read.
+
+    The state at its end is saved too if its results must outlive another loop: `last` is False.
+    """
+
+    def __init__(self, folder: epath.Path, saving: Saving, stop: Stop, last: bool = True):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=saving.keep, cleanup_tmp_directories=True, save_root_metadata=False
+        )
+        self.folder, self.saving, self.stop, self.last = absolute(folder), saving, stop, last
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.step, self.time = 0, time.monotonic()  # of the last save; before it, of the start
+
+    def restore(self, like: Callable[[Any], Any]) -> Saved | None:
+        """The newest save that can be read; `like` makes, of its notes, what its state fits into.
+
+        One that cannot be read is set aside, with a line that says so.
+        """
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                notes = self._read(step, notes=ocp.args.JsonRestore())
+                state = self._read(step, state=ocp.args.StandardRestore(like(notes)))
+            except Exception as error:  # Orbax and TensorStore raise whatever they met
+                aside = self.folder / f"unreadable-{step}"
+                console.print(f"cannot read a save, now {aside}: {_line(error)}", soft_wrap=True)
+                self._set_aside(step, aside)
+                continue
+            self.step, self.time = step, time.monotonic()
+            return Saved(step, state, notes)
+        return None
+
+    def between(self, step: int, capture: Callable[[], tuple[Any, Any]]) -> None:
+        """Before a step: save what `capture` gives, state and notes, if it is time for that.
+
+        Raises Preempted or KeyboardInterrupt, once all is saved, if asked to stop; OSError where
+        saving fails.
+        """
+        leaving = self.stop.asked(step)
+        if step > self.step and (leaving or self._due(step)):
+            self.save(step, *capture())
+        if leaving:
+            self.close()
+            self.stop.leave(f"saved at step {self.step}" if self.step else "before the first step")
+
+    def end(self, step: int, capture: Callable[[], tuple[Any, Any]]) -> None:
+        """After the last step. Raises OSError where saving fails."""
+        if step > self.step and not self.last:
+            self.save(step, *capture())
+
+    def save(self, step: int, state: Any, notes: Any) -> None:
+        """Start a save; older ones beyond those to keep go when it is complete.
+
+        Raises OSError where this or the save before failed.
+        """
+        content = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+        )
+        with self._failing():
+            self.manager.save(step, args=content, force=True)
+        self.step, self.time = step, time.monotonic()
+
+    def close(self) -> None:
+        """Wait for the last save. Raises OSError where it failed."""
+        with self._failing():
+            self.manager.close()
+
+    def _due(self, step: int) -> bool:
+        if step % self.saving.every:
+            return False
+        late = time.monotonic() - self.time >= 60 * self.saving.minutes
+        if jax.process_count() == 1 or not self.saving.minutes:
+            return late
+        return bool(multihost_utils.broadcast_one_to_all(np.array(late)))  # one clock decides
+
+    def _read(self, step: int, **item: Any) -> Any:
+        (name,) = item
+        return self.manager.restore(step, args=ocp.args.Composite(**item))[name]
+
+    def _set_aside(self, step: int, aside: epath.Path) -> None:
+        if jax.process_index() == 0:
+            if aside.exists():
+                aside.rmtree()
+            (self.folder / str(step)).rename(aside)
+        self.manager.reload()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            full = "No space left" in str(error)
+            raise OSError(
+                f"cannot save to {self.folder}: "
+                f"{'the disk is full' if full else _line(error)}; older saves are intact, and the "
+                "same command goes on from the last of them"
+            ) from error
+
+
+@contextmanager
+def open_progress(
+    folder: epath.Path, saving: Saving, stop: Stop, last: bool = True
+) -> Iterator[Progress]:
+    """The saves of one loop in a folder; complete when the block ends."""
+    progress = Progress(folder, saving, stop, last)
+    try:
+        yield progress
+    except Exception:
+        with suppress(OSError):
+            progress.close()
+        raise
+    progress.close()
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
