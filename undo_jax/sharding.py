@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -28,10 +29,28 @@ class MeshShape:
     tensor: int = 1
 
 
-def make_mesh(shape: MeshShape) -> Mesh:
+def parse_mesh(text: str) -> MeshShape:
+    """The shape that e.g. `data=4,fsdp=2` says; axes it does not name are 1.
+
+    Raises ValueError for an unknown axis, for one that stands twice and for a size that is none.
+    """
+    names, sizes = tuple(MeshShape.__annotations__), {}
+    for part in text.split(","):
+        name, _, size = (word.strip() for word in part.partition("="))
+        if name not in names or name in sizes:
+            wrong = "axis twice:" if name in sizes else "unknown axis"
+            raise ValueError(f"mesh {text}: {wrong} {name!r}: give each of {', '.join(names)} once")
+        if not re.fullmatch(r"-?\d+", size):
+            raise ValueError(f"mesh {text}: {name}={size} is no number: give devices, or -1")
+        sizes[name] = int(size)
+    return MeshShape(**(dict.fromkeys(names, 1) | sizes))
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices. Raises ValueError where the shape does not fit their number."""
+    devices = jax.devices() if devices is None else devices
     sizes, names = list(astuple(shape)), tuple(MeshShape.__annotations__)
-    text, devices = ", ".join(f"{n}={s}" for n, s in zip(names, sizes, strict=True)), jax.devices()
+    text = ", ".join(f"{n}={s}" for n, s in zip(names, sizes, strict=True))
     fixed = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise ValueError(f"mesh {text}: sizes are positive, and at most one may be -1")
@@ -42,7 +61,8 @@ def make_mesh(shape: MeshShape) -> Mesh:
             f"mesh {text} does not fit {len(devices)} devices: "
             "make the product of its axes equal to that, or set one axis to -1"
         )
-    return jax.make_mesh(tuple(sizes), names, axis_types=(AxisType.Auto,) * len(names))
+    types = (AxisType.Auto,) * len(names)
+    return jax.make_mesh(tuple(sizes), names, axis_types=types, devices=devices)
 
 
 def path_name(path: Any) -> str:

@@ -36,7 +36,7 @@ def run(words: list[str]) -> None:
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and every scalar's flag"
     )
-    parser.error = _refuse
+    parser.error = refuse
     options, overrides = parser.parse_known_args(words)
     if options.help:
         parser.print_help()
@@ -103,5 +103,6 @@ def prepare_devices() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _refuse(message: str) -> typing.NoReturn:
+def refuse(message: str) -> typing.NoReturn:
+    """What a parser does with words that do not fit."""
     raise ValueError(message)
