@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
-from undo_jax.cli.fit import fit
+from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
 from undo_jax.cli.weights import export_hf, import_hf
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
     "fit": fit,
+    "xla-flags": xla_flags,
     "generate": generate,
     "data pack": pack,
     "data train-tokenizer": train_tokenizer,

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from tyro.conf import Positional
 
 from undo_jax.cli import experiment as experiments
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB, Chip, Slice
+from undo_jax.fit.flags import PRESETS, arguments, flags
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT, search
 from undo_jax.fit.step import STAGES, Step, Work, compile_step, mesh_on, of_stage, rows_per_chip
@@ -22,9 +24,9 @@ TOO_LARGE = 3  # exit status of a step that does not fit
 
 
 def fit(words: list[str]) -> None:
-    """Compile a stage's step for a TPU slice that is not there: does it fit, and how fast at best?
+    """Does a stage fit a TPU slice, and how fast is it at best? No TPU is needed.
 
-    Exit status 3: it does not fit, and one line says what to change. Further flags set any scalar
+    Its train step is compiled for the slice. Exit status 3: it does not fit, and one line says what to change. Further flags set any scalar
     of the experiment, e.g. --distill.training.batch-size 512 --model.remat full.
     """
     parser = argparse.ArgumentParser(
@@ -37,23 +39,34 @@ def fit(words: list[str]) -> None:
     parser.add_argument(
         "--search", action="store_true", help="find the largest batch for each remat policy"
     )
+    parser.add_argument("--xla-flags", help="compile with a preset: " + ", ".join(PRESETS))
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.error = experiments.refuse
     options, overrides = parser.parse_known_args(words)
-    place = chips.find(options.topology)
+    place, preset = chips.find(options.topology), options.xla_flags
+    compiler = dict(flags(preset)) if preset else {}
     jax.config.update("jax_platforms", "cpu")
     experiment = experiments.override(experiments.load(options.experiment), overrides)
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work, mesh = of_stage(experiment, options.stage), mesh_on(place, shape)
     title = {"experiment": experiment.name, "stage": options.stage}
     if options.search:
-        return _search(title, work, place, mesh, options.json)
-    step = compile_step(work, mesh)
+        return _search(title, work, place, mesh, compiler, options.json)
+    step = compile_step(work, mesh, compiler)
     facts = {**title, **describe(work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:
         print(f"undo-jax: {advice(options.stage, work, place, mesh, step)}", file=sys.stderr)
         sys.exit(TOO_LARGE)
+
+
+def xla_flags(name: Positional[str]) -> None:
+    """Print a preset of XLA flags, for LIBTPU_INIT_ARGS.
+
+    Args:
+        name: overlap or memory.
+    """
+    print(arguments(name))
 
 
 def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]:
@@ -157,7 +170,14 @@ def remat(work: Work) -> str:
     return work.lm.config.remat  # type: ignore[attr-defined]
 
 
-def _search(title: Mapping[str, str], work: Work, place: Slice, mesh: Mesh, as_json: bool) -> None:
+def _search(
+    title: Mapping[str, str],
+    work: Work,
+    place: Slice,
+    mesh: Mesh,
+    options: Mapping[str, str],
+    as_json: bool,
+) -> None:
     """Print the largest batch for each policy, the fastest first."""
 
     def tell(policy: str, rows: int, step: Step) -> None:
@@ -169,7 +189,8 @@ def _search(title: Mapping[str, str], work: Work, place: Slice, mesh: Mesh, as_j
         )
 
     found = [
-        {**title, **describe(one.work, place, mesh, one.step)} for one in search(work, mesh, tell)
+        {**title, **describe(one.work, place, mesh, one.step)}
+        for one in search(work, mesh, options, tell)
     ]
     found.sort(key=lambda facts: -facts["tokens_per_second"])
     if as_json:

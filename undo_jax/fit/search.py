@@ -2,7 +2,7 @@
 
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,7 +26,12 @@ class Found(NamedTuple):
     step: Step
 
 
-def search(work: Work, mesh: Mesh, tell: Callable[[str, int, Step], None]) -> list[Found]:
+def search(
+    work: Work,
+    mesh: Mesh,
+    options: Mapping[str, str],
+    tell: Callable[[str, int, Step], None],
+) -> list[Found]:
     """For each remat policy the largest number of rows on a chip, if one row fits.
 
     `tell` hears of every step compiled: its policy, rows and result.
@@ -36,7 +41,7 @@ def search(work: Work, mesh: Mesh, tell: Callable[[str, int, Step], None]) -> li
 
         def attempt(rows: int, remat: str = remat) -> Found:
             tried = variant(work, mesh, remat, rows)
-            step = compile_step(tried, mesh)
+            step = compile_step(tried, mesh, options)
             tell(remat, rows, step)
             return Found(remat, rows, tried, step)
 

@@ -24,7 +24,8 @@ from undo_jax.train import Training
 from undo_jax.types import LM, Loss
 
 STAGES = ("pretrain", "unlearn", "distill", "relearn")  # those that train
-OFFLINE = {  # libtpu asks the metadata server and logs to /tmp unless it is told all this
+OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and is one process's alone
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
