@@ -26,8 +26,9 @@ TOO_LARGE = 3  # exit status of a step that does not fit
 def fit(words: list[str]) -> None:
     """Does a stage fit a TPU slice, and how fast is it at best? No TPU is needed.
 
-    Its train step is compiled for the slice. Exit status 3: it does not fit, and one line says what to change. Further flags set any scalar
-    of the experiment, e.g. --distill.training.batch-size 512 --model.remat full.
+    Its train step is compiled for the slice. Exit status 3: it does not fit, and one line says what
+    to change. Further flags set any scalar of the experiment, e.g. --model.remat full
+    --distill.training.batch-size 512.
     """
     parser = argparse.ArgumentParser(
         prog="undo-jax fit", allow_abbrev=False, description=fit.__doc__
