@@ -88,11 +88,11 @@ def open_log(title: str, steps: int, targets: Sequence[Target]) -> Iterator[Log]
 
 
 def short(rate: float) -> str:
-    """A rate in three digits, e.g. 307k; – before there is one."""
+    """A number in three digits, e.g. 307k; – before there is one."""
     if not rate:
         return "–"
-    for unit in ("", "k", "M"):
+    for unit in ("", "k", "M", "G", "T"):
         if rate < 999.5:
             return f"{rate:.3g}{unit}"
         rate /= 1000
-    return f"{rate:.3g}G"
+    return f"{rate:.3g}P"

@@ -12,12 +12,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Wrapped
 from jaxtyping import Array, Int
 
 from undo_jax import optim, train
 from undo_jax.log import Log
 from undo_jax.progress import Progress
-from undo_jax.sharding import assemble, check_batch, check_sweep, shardings
+from undo_jax.sharding import BATCH, assemble, check_batch, check_sweep, shardings
 from undo_jax.types import LM, Key, Loss, Metrics, Params, Rules
 
 LOG_EVERY = 10  # steps between two training records
@@ -203,21 +204,31 @@ def deal(count: int, hands: int) -> list[int]:
     return [member if member < count else -1 for member in order]
 
 
-def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequence[Source]):
-    """What the stacked states are like, and jitted steps.
+class Program(NamedTuple):
+    """The jitted programs of a population; no array exists yet."""
 
-    start() -> states; advance(states, batch, active) -> states, metrics; score(params, material).
-    """
-    training = task.training
+    start: Wrapped  # (params of each member, keys, learning rates) -> states
+    advance: Wrapped  # ((states, owners, active), (refs, batch)) -> (states, metrics)
+    states: train.State  # shapes and shardings of the members' states, [M, ...]
+
+
+def program(
+    lm: LM,
+    loss: Loss,
+    training: train.Training,
+    ref_lms: Mapping[str, LM],
+    mesh: Mesh,
+    members: int,
+) -> Program:
+    """What trains `members` models together. `advance` takes the states' memory (donation)."""
     optimizer = optim.build(training.optimizer, training.steps)
-    ref_lms = {name: lm for name, (lm, _) in sources[0].refs.items()}
-    step = train.make_step(task.lm, task.loss, optimizer, ref_lms, training.accumulation)
+    step = train.make_step(lm, loss, optimizer, ref_lms, training.accumulation)
 
     def advance_one(member, shared):
         state, owner, active = member
         refs, tokens = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[owner], shared)
         batch = {name: train.rows(part) for name, part in tokens.items()}
-        if len(members) == 1:
+        if members == 1:
             return step(state, refs, batch)
         metrics = jax.eval_shape(step, state, refs, batch)[1]
         rest = lambda state: (state, jax.tree.map(jnp.zeros_like, metrics))  # noqa: E731
@@ -227,34 +238,59 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         begin_one = lambda p, k, r: train.start(p, k, r, optimizer)  # noqa: E731
         return jax.vmap(begin_one)(_join(*params), keys, rates)
 
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
+    alike = [jax.eval_shape(lm.init, jax.random.key(0))] * members
+    rates = jax.ShapeDtypeStruct((members,), jnp.float32)
+    states = _placed(jax.eval_shape(start, alike, keys, rates), lm.rules, mesh, ("sweep",))
+    placement = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # so that every process can read it
-    begin = (
+    advance = jax.jit(
+        over_members(advance_one, mesh), donate_argnums=0, out_shardings=(placement, everywhere)
+    )
+    return Program(jax.jit(start, out_shardings=placement), advance, states)
+
+
+def example(
+    made: Program, refs: Mapping[str, LM], streams: Mapping[str, int], rows: int, mesh: Mesh
+) -> tuple[Any, Any]:
+    """Arguments of `made.advance` as shapes and shardings; streams by name, with their T."""
+    members = made.states.step.shape[0]
+    owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
+    alone = lambda lm: jax.eval_shape(lambda: _join(lm.init(jax.random.key(0))))  # noqa: E731
+    frozen = {name: _placed(alone(lm), lm.rules, mesh, (None,)) for name, lm in refs.items()}
+    place = NamedSharding(mesh, P(None, BATCH))
+    batch = {
+        name: jax.ShapeDtypeStruct((1, rows, time + 1), jnp.int32, sharding=place)
+        for name, time in streams.items()
+    }
+    return (made.states, owners, active), (frozen, batch)
+
+
+def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequence[Source]):
+    """What the stacked states are like, and jitted steps.
+
+    start() -> states; advance(states, batch, active) -> states, metrics; score(params, material).
+    """
+    ref_lms = {name: lm for name, (lm, _) in sources[0].refs.items()}
+    made = program(task.lm, task.loss, task.training, ref_lms, mesh, len(members))
+    start = partial(
+        made.start,
         [member.params for member in members],
         jnp.stack([member.key for member in members]),
         np.array([member.learning_rate for member in members], np.float32),
-    )
-    shapes = jax.eval_shape(start, *begin)
-    placement = shardings(shapes, task.lm.rules, mesh, ("sweep",))
-    like = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        placement,
     )
     owners = np.array([sources.index(member.source) for member in members])
     refs = {
         name: _stack([source.refs[name][1] for source in sources], lm.rules, mesh)
         for name, lm in ref_lms.items()
     }
-    advance_all = jax.jit(
-        over_members(advance_one, mesh), donate_argnums=0, out_shardings=(placement, everywhere)
-    )
 
     def advance(states, batch, active):
-        return advance_all((states, owners, active), (refs, batch))
+        return made.advance((states, owners, active), (refs, batch))
 
     score_all = over_members(lambda p, material: task.evaluate(task.lm, p, material), mesh)
-    score = jax.jit(score_all, out_shardings=everywhere)
-    return like, partial(jax.jit(start, out_shardings=placement), *begin), advance, score
+    score = jax.jit(score_all, out_shardings=NamedSharding(mesh, P()))
+    return made.states, start, advance, score
 
 
 def _read(
@@ -266,6 +302,14 @@ def _read(
         return np.stack([source.streams[name][step, rows] for source in sources])
 
     return {name: assemble(mesh, batch_size, partial(read, name)) for name in sources[0].streams}
+
+
+def _placed(tree: Any, rules: Rules, mesh: Mesh, lead: tuple[str | None, ...]) -> Any:
+    """Shapes with their shardings."""
+    place = shardings(tree, rules, mesh, lead)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, place
+    )
 
 
 def _stack(trees: Sequence[Params], rules: Rules, mesh: Mesh) -> Params:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
+from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
 from undo_jax.cli.weights import export_hf, import_hf
@@ -20,6 +21,8 @@ TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
+    "fit": fit,
+    "xla-flags": xla_flags,
     "generate": generate,
     "data pack": pack,
     "data train-tokenizer": train_tokenizer,
@@ -60,8 +63,8 @@ def _find(words: list[str]) -> Callable[[], None]:
     if name is None:
         raise ValueError(f"unknown command {words[0]!r}: choose one of {', '.join(COMMANDS)}")
     command, rest = known[name], words[len(name) :]
-    if command is run:  # which flags it has depends on its experiment
-        return functools.partial(run, rest)
+    if command in (run, fit):  # which flags they have depends on the experiment
+        return functools.partial(command, rest)
 
     @functools.wraps(command)
     def later(*values, **named):

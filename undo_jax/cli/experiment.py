@@ -49,7 +49,7 @@ def run(words: list[str]) -> None:
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and every scalar's flag"
     )
-    parser.error = _refuse
+    parser.error = refuse
     options, overrides = parser.parse_known_args(words)
     if options.help:
         parser.print_help()
@@ -123,5 +123,6 @@ def described_model(artifact: epath.Path) -> dict[str, typing.Any]:
     return json.loads((artifact / "config.json").read_text())["config"]["model"]
 
 
-def _refuse(message: str) -> typing.NoReturn:
+def refuse(message: str) -> typing.NoReturn:
+    """What a parser does with words that do not fit."""
     raise ValueError(message)

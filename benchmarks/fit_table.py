@@ -1,0 +1,138 @@
+"""Which distillation fits which TPU slice: `python benchmarks/fit_table.py [--students 0.1B 2B]`.
+
+Compiles the distillation step of every student, teacher and slice (the extra undo-jax[tpu]) and
+writes the table into docs/TPU_PODS.md. Each step is compiled by a process of its own and kept in
+runs/fit_table.json until the package or libtpu changes, so the same command goes on where it was
+stopped. A step that does not fit is refused within seconds; one that fits takes up to minutes.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+import undo_jax
+from undo_jax.cli.fit import describe
+from undo_jax.fit import chips
+from undo_jax.fit.chips import GIB
+from undo_jax.fit.search import variant
+from undo_jax.fit.step import compile_step, distillation, for_tpu, mesh_on
+from undo_jax.log import short
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.optim import AdamW
+from undo_jax.sharding import parse_mesh
+from undo_jax.train import Training
+
+STUDENTS, TEACHERS = ("0.1B", "2B", "9B", "27B"), ("2B", "9B")
+SLICES = {  # and the mesh that is tried
+    "v5e-16": "fsdp=16",
+    "v5e-256": "data=16,fsdp=16",
+    "v5p-64": "fsdp=32",
+    "v6e-256": "data=16,fsdp=16",
+}
+ROWS = (8, 4, 2, 1)  # of 2048 tokens on a chip at once; the first that fits is shown
+ROW_LENGTH, REMAT = 2048, "full"
+ROOT = Path(undo_jax.__file__).parent.parent
+KEPT, DOCUMENT = ROOT / "runs" / "fit_table.json", ROOT / "docs" / "TPU_PODS.md"
+BEGIN, END = "<!-- fit table: begin -->", "<!-- fit table: end -->"
+
+
+def measure(student: str, teacher: str, place: str) -> dict:
+    """What `undo-jax fit` says of the most rows that fit, or of one row."""
+    jax.config.update("jax_platforms", "cpu")
+    found = chips.find(place)
+    mesh = mesh_on(found, parse_mesh(SLICES[place]))
+    pair = (Functional(for_tpu(preset(name))) for name in (student, teacher))
+    training = Training(steps=1000, batch_size=1, optimizer=AdamW(), eval_every=100)
+    work, facts = distillation(*pair, training, ROW_LENGTH), {}
+    for rows in ROWS:
+        tried = variant(work, mesh, REMAT, rows)
+        facts = describe(tried, found, mesh, compile_step(tried, mesh))
+        if facts["fits"]:
+            break
+    return facts
+
+
+def versions() -> str:
+    """What the numbers depend on."""
+    code = hashlib.sha256()
+    for path in sorted((ROOT / "undo_jax").rglob("*.py")):
+        code.update(path.read_bytes())
+    return (
+        f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}, code "
+        + (code.hexdigest()[:12])
+    )
+
+
+def fill(students: list[str], teachers: list[str], slices: list[str]) -> dict[str, dict]:
+    """Measure what is not kept yet; a cell's name is its arguments."""
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    cells = kept["cells"] if kept.get("versions") == versions() else {}
+    for name in (f"{s} {t} {p}" for s in students for t in teachers for p in slices):
+        if name in cells:
+            continue
+        command = [sys.executable, __file__, "--cell", *name.split()]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            print(f"{name}: exit status {done.returncode}", file=sys.stderr)
+            continue
+        cells[name] = json.loads(done.stdout.splitlines()[-1])
+        KEPT.parent.mkdir(exist_ok=True)
+        written = KEPT.with_suffix(".tmp")
+        written.write_text(json.dumps({"versions": versions(), "cells": cells}, indent=1))
+        written.rename(KEPT)
+        print(line(name, cells[name]))
+    return cells
+
+
+def line(name: str, facts: dict) -> str:
+    """A row of the table."""
+    hbm = f"{facts['hbm']['total'] / GIB:.1f} of {facts['hbm']['available'] / GIB:.1f}"
+    mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items())
+    columns = [*name.split(), mesh, hbm, "no", "", "", "", "", ""]
+    if facts["fits"]:
+        seconds = (short(1e3 * facts["seconds"][part]) for part in ("mxu", "hbm", "ici"))
+        rate = short(facts["tokens_per_second"])
+        columns[5:] = [str(facts["rows_per_chip"]), *seconds, facts["bound"], rate]
+    return f"| {' | '.join(columns)} |"
+
+
+def write(cells: dict[str, dict]) -> None:
+    """Put the table between the document's markers."""
+    head = (
+        "student | teacher | slice | mesh | HBM, GiB | rows a chip | MXU, ms | HBM, ms | ICI, ms | "
+        "bound | tokens/s"
+    ).split(" | ")
+    order = [f"{s} {t} {p}" for s in STUDENTS for t in TEACHERS for p in SLICES]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines += [line(name, cells[name]) for name in order if name in cells]
+    missing = len(order) - sum(name in cells for name in order)
+    note = f"{versions().partition(', code')[0]}; rows of {ROW_LENGTH} tokens; remat {REMAT}."
+    note += f" {missing} of {len(order)} are not measured yet." if missing else ""
+    text = DOCUMENT.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    body = "\n".join(["", "", *lines, "", note, "", ""])
+    DOCUMENT.write_text(before + BEGIN + body + END + after)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
+    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
+    parser.add_argument("--slices", nargs="+", choices=tuple(SLICES), default=list(SLICES))
+    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        return print(json.dumps(measure(*options.cell)))
+    write(fill(options.students, options.teachers, options.slices))
+
+
+if __name__ == "__main__":
+    main()

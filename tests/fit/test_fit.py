@@ -1,0 +1,240 @@
+"""Slices, the roofline, the search and the command; compilers are asked as little as possible."""
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import undo_jax
+from undo_jax import cli
+from undo_jax.cli.fit import TOO_LARGE, table
+from undo_jax.fit import chips, flags, search, step
+from undo_jax.fit.chips import CHIPS, GIB, Slice
+from undo_jax.fit.hlo import Cost
+from undo_jax.fit.roofline import roofline
+from undo_jax.fit.step import Memory, Step
+from undo_jax.sharding import MeshShape, parse_mesh
+
+QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
+FITS, REFUSED = Step(Memory(1, 0, 0, 2, 0), Cost()), Step(Memory(1, 0, 0, 200, 0), None)
+needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "count"),
+    [
+        ("v5e:4x4", "v5e:4x4", 16),
+        ("v5e-16", "v5e:4x4", 16),
+        ("v5litepod-256", "v5e:16x16", 256),
+        ("v6e-256", "v6e:16x16", 256),
+        ("v5p-64", "v5p:2x4x4", 32),  # accelerator types of v4 and v5p count cores, two a chip
+        ("v5p:4x4x4", "v5p:4x4x4", 64),
+        ("v4-8", "v4:2x2x1", 4),
+    ],
+)
+def test_a_slice_by_topology_or_accelerator_type(name, topology, count):
+    found = chips.find(name)
+    assert (str(found), found.chips) == (topology, count)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v5e:3x3", "unknown topology 'v5e:3x3': v5e has 2x2, 2x4, 4x4"),
+        ("v5p-63", "unknown topology 'v5p-63': v5p has v5p-8, v5p-16, v5p-32, v5p-64"),
+        ("v9:4x4", "give e.g. v5e:4x4 or v5e-16, of v4, v5e, v5p, v6e"),
+        ("v5e", "give e.g. v5e:4x4"),
+    ],
+)
+def test_an_unknown_slice_is_told_what_there_is(name, said):
+    with pytest.raises(ValueError, match=said):
+        chips.find(name)
+
+
+def test_chips_are_those_of_the_tables():
+    """What must hold whatever the numbers: newer is faster, and a program gets most of the HBM."""
+    assert [CHIPS[kind].flops / 1e12 for kind in ("v5e", "v4", "v5p", "v6e")] == [
+        197, 275, 459, 918,
+    ]  # fmt: skip
+    for kind, capacity in {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32}.items():
+        assert 0.95 * capacity < CHIPS[kind].hbm / GIB < capacity
+        sides = {len(topology.split("x")) for topology in CHIPS[kind].topologies}
+        assert sides == {3 if CHIPS[kind].cores == 2 else 2}
+
+
+def test_the_busiest_part_bounds_a_step():
+    chip = CHIPS["v5e"]
+    cost = Cost(197e12, 819e9 / 2, {"all-gather": 100e9, "all-reduce": 50e9})
+    found = roofline(cost, chip)
+    assert found == pytest.approx((1.0, 0.5, 0.75))
+    assert (found.seconds, found.bound) == (1.0, "MXU")
+    assert roofline(replace(cost, memory=819e9 * 2), chip).bound == "HBM"
+    assert roofline(replace(cost, collectives={"all-to-all": 300e9}), chip).bound == "ICI"
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 8, 11, 63, 64, 100])
+def test_the_search_finds_the_largest_batch(most):
+    tried = []
+
+    def attempt(rows):
+        assert rows not in tried
+        tried.append(rows)
+        return search.Found("none", rows, None, FITS if rows <= most else REFUSED)
+
+    found = search.largest(attempt)
+    assert (found.rows if found else 0) == min(most, search.MOST)
+    assert len(tried) <= 12
+
+
+def test_the_policies_are_the_models_own():
+    assert search.REMAT[0] == "none" and search.REMAT[-1] == "full"
+
+
+@pytest.mark.parametrize(
+    ("message", "total"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+         "temporaries (18.97G) exceeds available HBM (15.75G).", 18.97 * GIB + 5),
+        ("Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm. Exceeded hbm capacity "
+         "by 4.36G.", 20.10 * GIB),
+        ("temporaries: required for HLO temporaries (1.5T)", 1536 * GIB + 5),
+    ],
+)  # fmt: skip
+def test_what_a_refused_program_needs(message, total):
+    assert step._refused(message, 5).total == pytest.approx(total)
+
+
+def test_another_failure_of_the_compiler_is_told():
+    with pytest.raises(ValueError, match="XLA cannot compile this step: INVALID_ARGUMENT: no"):
+        step._refused("INVALID_ARGUMENT: no such option\nmore", 0)
+
+
+def test_flags_of_xla():
+    assert flags.arguments("memory").startswith("--xla_latency_hiding_scheduler_rerun=5 --xla_")
+    with pytest.raises(ValueError, match="choose one of overlap, memory"):
+        flags.flags("fast")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data=4,pipeline=4", "unknown axis 'pipeline'"),
+        ("data=4,data=4", "axis twice"),
+        ("data=four", "data=four is no number"),
+    ],
+)
+def test_a_mesh_that_cannot_be_meant(text, said):
+    with pytest.raises(ValueError, match=said):
+        parse_mesh(text)
+    assert parse_mesh("fsdp=-1, data=2") == MeshShape(sweep=1, data=2, fsdp=-1, tensor=1)
+
+
+def _refused(capsys, *arguments, status=2):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *arguments])
+    said = capsys.readouterr()
+    assert stop.value.code == status
+    assert said.err.startswith("undo-jax: ") and said.err.count("\n") == 1, said.err
+    return said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "--topology"),
+        ("--topology v5e:5x5", "v5e has 2x2"),
+        ("--topology v5e:4x4 --stage noise", "stage 'noise' trains nothing: choose one of pretr"),
+        ("--topology v5e:4x4 --mesh rows=2", "unknown axis 'rows'"),
+        ("--topology v5e:4x4 --model.layerz 2", "layerz"),
+        ("--topology v5e:4x4 --xla-flags fast", "choose one of overlap, memory"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, flags, said):
+    assert said in _refused(capsys, QUICKSTART, *flags.split()).err
+
+
+def test_without_libtpu_it_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(step.importlib.util, "find_spec", lambda name: None)
+    assert "install undo-jax[tpu]" in _refused(capsys, QUICKSTART, "--topology", "v5e-16").err
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "mesh", "said"),
+    [
+        ("v5e:4x4", "data=4,fsdp=3", "which has 16 chips: e.g. --mesh data=4,fsdp=4 does"),
+        ("v5p:2x4x4", "data=7", "which has 32 chips: e.g. --mesh data=4,fsdp=8 does"),
+    ],
+)
+def test_a_mesh_of_another_size_is_told_one_that_fits(capsys, topology, mesh, said):
+    assert said in _refused(capsys, QUICKSTART, "--topology", topology, "--mesh", mesh).err
+
+
+@needs_libtpu
+@pytest.mark.parametrize("place", ["v4:2x2x1", "v5p:2x4x4", "v6e:4x4", "v5e:16x16"])
+def test_the_suggested_mesh_fits(place):
+    found = chips.find(place)
+    mesh = step.mesh_on(found, parse_mesh(step.suggestion(found)))
+    assert mesh.size == found.chips
+
+
+@needs_libtpu
+def test_a_step_that_does_not_fit(capsys):
+    """Exit status 3, the sizes on stdout, and one line on what to change."""
+    large = "--setting.row-length 8192 --distill.training.batch-size 1024 --model.vocabulary 4096"
+    arguments = [QUICKSTART, "--topology", "v5e:4x4", "--mesh", "data=16", *large.split()]
+    said = _refused(capsys, *arguments, status=TOO_LARGE)
+    assert "DOES NOT FIT" in said.out and all(len(line) <= 80 for line in said.out.splitlines())
+    for advice in ("--model.remat full", "--distill.training.accumulation", "--mesh fsdp=16",
+                   "--topology v5e:4x8", "v4, v5p, v6e"):  # fmt: skip
+        assert advice in said.err
+
+
+@needs_libtpu
+def test_the_command_and_its_json(capsys):
+    arguments = ["fit", QUICKSTART, "--topology", "v5e-4", "--mesh", "data=2,fsdp=2"]
+    cli.main([*arguments, "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    said = table(facts)
+    assert facts["fits"] and facts["chips"] == 4 and facts["mesh"] == {"data": 2, "fsdp": 2}
+    seconds = facts["seconds"]
+    rate = facts["rows"] * facts["row_length"] / seconds["step"]
+    assert facts["tokens_per_second"] == pytest.approx(rate)
+    assert seconds["step"] == max(seconds["mxu"], seconds["hbm"], seconds["ici"])
+    parts = facts["hbm"]
+    whole = parts["arguments"] + parts["outputs"] + parts["temporaries"] + parts["code"]
+    assert parts["total"] == whole < parts["available"]
+    assert "of 15.75 GiB: fits" in said and f"bound by {facts['bound']}" in said
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+
+@needs_libtpu
+def test_the_command_searches(capsys, monkeypatch):
+    """Three rows a chip fit without recomputation and six with it; the fastest comes first."""
+
+    def compile_step(work, mesh, options):
+        rows = work.training.batch_size // 4
+        fits = rows <= {"none": 3}.get(work.lm.config.remat, 6)
+        return replace(FITS, cost=Cost(197e12)) if fits else REFUSED
+
+    monkeypatch.setattr(search, "compile_step", compile_step)
+    arguments = ["fit", QUICKSTART, "--topology", "v5e-4", "--mesh", "data=4", "--search"]
+    cli.main(arguments)
+    said = capsys.readouterr()
+    first, second = (line.split() for line in said.out.splitlines()[1:3])
+    assert first[1] == "6" and first[0] != "none" and second[1] != "0"
+    assert "remat none, 4 rows a chip at once" in said.err
+    cli.main([*arguments, "--json"])
+    assert {(f["remat"], f["rows_per_chip"]) for f in json.loads(capsys.readouterr().out)} >= {
+        ("none", 3), ("full", 6),
+    }  # fmt: skip
+    monkeypatch.setattr(search, "compile_step", lambda *arguments: REFUSED)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == TOO_LARGE
+
+
+def test_a_slice_is_as_it_is_written():
+    assert str(Slice("v5e", "4x4")) == "v5e:4x4"

@@ -1,0 +1,210 @@
+"""`undo-jax fit EXPERIMENT --topology v5e:4x4`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tyro.conf import Positional
+
+from undo_jax.cli import experiment as experiments
+from undo_jax.fit import chips
+from undo_jax.fit.chips import GIB, Chip, Slice
+from undo_jax.fit.flags import PRESETS, arguments, flags
+from undo_jax.fit.roofline import roofline
+from undo_jax.fit.search import REMAT, search
+from undo_jax.fit.step import STAGES, Step, Work, compile_step, mesh_on, of_stage, rows_per_chip
+from undo_jax.log import console, short
+from undo_jax.sharding import parse_mesh
+
+TOO_LARGE = 3  # exit status of a step that does not fit
+
+
+def fit(words: list[str]) -> None:
+    """Does a stage fit a TPU slice, and how fast is it at best? No TPU is needed.
+
+    Its train step is compiled for the slice. Exit status 3: it does not fit, and one line says what
+    to change. Further flags set any scalar of the experiment, e.g. --model.remat full
+    --distill.training.batch-size 512.
+    """
+    parser = argparse.ArgumentParser(
+        prog="undo-jax fit", allow_abbrev=False, description=fit.__doc__
+    )
+    parser.add_argument("experiment", help="a Python file that defines `experiment`")
+    parser.add_argument("--topology", required=True, help="e.g. v5e:4x4 or v5e-16")
+    parser.add_argument("--stage", default="distill", help="one of " + ", ".join(STAGES))
+    parser.add_argument("--mesh", help="e.g. data=4,fsdp=4 (default: the experiment's)")
+    parser.add_argument(
+        "--search", action="store_true", help="find the largest batch for each remat policy"
+    )
+    parser.add_argument("--xla-flags", help="compile with a preset: " + ", ".join(PRESETS))
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.error = experiments.refuse
+    options, overrides = parser.parse_known_args(words)
+    place, preset = chips.find(options.topology), options.xla_flags
+    compiler = dict(flags(preset)) if preset else {}
+    jax.config.update("jax_platforms", "cpu")
+    experiment = experiments.override(experiments.load(options.experiment), overrides)
+    shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
+    work, mesh = of_stage(experiment, options.stage), mesh_on(place, shape)
+    title = {"experiment": experiment.name, "stage": options.stage}
+    if options.search:
+        return _search(title, work, place, mesh, compiler, options.json)
+    step = compile_step(work, mesh, compiler)
+    facts = {**title, **describe(work, place, mesh, step)}
+    print(json.dumps(facts, indent=1) if options.json else table(facts))
+    if not facts["fits"]:
+        print(f"undo-jax: {advice(options.stage, work, place, mesh, step)}", file=sys.stderr)
+        sys.exit(TOO_LARGE)
+
+
+def xla_flags(name: Positional[str]) -> None:
+    """Print a preset of XLA flags, for LIBTPU_INIT_ARGS.
+
+    Args:
+        name: overlap or memory.
+    """
+    print(arguments(name))
+
+
+def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]:
+    """What is known of a step; without a speed where it does not fit."""
+    facts = {
+        "topology": str(place),
+        "chips": place.chips,
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "rows": work.training.batch_size,
+        "rows_per_chip": rows_per_chip(work.training, mesh),
+        "accumulation": work.training.accumulation,
+        "row_length": work.row_length,
+        "remat": remat(work),
+        "fits": step.cost is not None,
+        "hbm": {**vars(step.memory), "total": step.memory.total, "available": place.chip.hbm},
+    }
+    if step.cost is None:
+        return facts
+    line = roofline(step.cost, place.chip)
+    return facts | {
+        "flops": step.cost.flops,
+        "memory_bytes": step.cost.memory,
+        "collective_bytes": dict(step.cost.collectives),
+        "seconds": {**line._asdict(), "step": line.seconds},
+        "bound": line.bound,
+        "tokens_per_second": mesh.shape["sweep"] * work.tokens / line.seconds,
+    }
+
+
+def table(facts: Mapping[str, Any]) -> str:
+    """What `describe` found, in 80 columns."""
+    hbm = {name: memory(size) for name, size in facts["hbm"].items()}
+    mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items()) or "of one chip"
+    parts = f", {facts['accumulation']} parts" if facts["accumulation"] > 1 else ""
+    verdict = "fits" if facts["fits"] else "DOES NOT FIT"
+    lines = [
+        f"{facts['stage']} of {facts['experiment']} on {facts['topology']}: "
+        f"{facts['chips']} chips, mesh {mesh}",
+        f"{facts['rows']} rows of {facts['row_length']} tokens ({facts['rows_per_chip']} a chip"
+        f"{parts}), remat {facts['remat']}",
+        "",
+        f"HBM of a chip   {hbm['total']} of {hbm['available']}: {verdict}",
+        f"  arguments     {hbm['arguments']}",
+        f"  temporaries   {hbm['temporaries']}",
+    ]
+    if not facts["fits"]:
+        return "\n".join(lines)
+    lines[-2] += f", {hbm['aliased']} of it updated in place"
+    lines.append(f"  other         {hbm['outputs']} outputs, {hbm['code']} program")
+    seconds = {name: f"{short(value * 1e3):>5} ms" for name, value in facts["seconds"].items()}
+    received = facts["collective_bytes"]
+    lines += [
+        "A step, at the chip's peak",
+        f"  MXU        {seconds['mxu']}   {short(facts['flops'])} FLOPs",
+        f"  HBM        {seconds['hbm']}   {short(facts['memory_bytes'])}B read or written",
+        f"  ICI        {seconds['ici']}   {short(sum(received.values()))}B received",
+        *(f"    {kind:<21}{short(received[kind])}B" for kind in sorted(received)),
+        f"bound by {facts['bound']}: at most {short(facts['tokens_per_second'])} tokens/s",
+    ]
+    return "\n".join(lines)
+
+
+def memory(size: float) -> str:
+    """Bytes in binary units, e.g. 1.50 GiB."""
+    names = {GIB: "GiB", 2**20: "MiB", 2**10: "KiB"}
+    unit = next((unit for unit in names if size >= unit), 2**10)
+    return f"{size / unit:.2f} {names[unit]}"
+
+
+def advice(stage: str, work: Work, place: Slice, mesh: Mesh, step: Step) -> str:
+    """In one line: how much is missing and what to change."""
+    training, chip = work.training, place.chip
+    rows = rows_per_chip(training, mesh) // training.accumulation
+    total, changes = step.memory.total, []
+    if remat(work) != REMAT[-1]:
+        changes.append(f"--model.remat {REMAT[-1]}")
+    parts = next((n for n in range(2, rows + 1) if rows % n == 0 and _enough(step, chip, n)), rows)
+    if parts > 1:
+        changes.append(f"--{stage}.training.accumulation {parts * training.accumulation}")
+        changes.append(f"--{stage}.training.batch-size {training.batch_size // parts}")
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] < place.chips:
+        changes.append(f"--mesh fsdp={place.chips}")
+    larger = [name for name in chip.topologies if chips.count(name) > place.chips]
+    if larger:
+        changes.append(f"more chips (--topology {place.kind}:{larger[0]})")
+    roomier = [kind for kind, other in chips.CHIPS.items() if other.hbm > chip.hbm]
+    if roomier:
+        changes.append(f"chips with more memory ({', '.join(roomier)})")
+    return (
+        f"this step needs {memory(total)} a chip and {place} has {memory(chip.hbm)}, "
+        f"{memory(total - chip.hbm)} too little: try {' or '.join(changes) or 'a smaller model'}"
+    )
+
+
+def _enough(step: Step, chip: Chip, parts: int) -> bool:
+    """Whether temporaries that shrink with the rows would fit."""
+    return step.memory.arguments + step.memory.temporaries / parts <= chip.hbm
+
+
+def remat(work: Work) -> str:
+    return work.lm.config.remat  # type: ignore[attr-defined]
+
+
+def _search(
+    title: Mapping[str, str],
+    work: Work,
+    place: Slice,
+    mesh: Mesh,
+    options: Mapping[str, str],
+    as_json: bool,
+) -> None:
+    """Print the largest batch for each policy, the fastest first."""
+
+    def tell(policy: str, rows: int, step: Step) -> None:
+        verdict = "fits" if step.cost else "too large"
+        console.print(
+            f"remat {policy}, {rows} rows a chip at once: "
+            f"{step.memory.total / GIB:.2f} GiB, {verdict}",
+            highlight=False,
+        )
+
+    found = [
+        {**title, **describe(one.work, place, mesh, one.step)}
+        for one in search(work, mesh, options, tell)
+    ]
+    found.sort(key=lambda facts: -facts["tokens_per_second"])
+    if as_json:
+        print(json.dumps(found, indent=1))
+    elif found:
+        print("remat  rows a chip    GiB  bound  tokens/s at most")
+        for facts in found:
+            print(
+                f"{facts['remat']:<5}  {facts['rows_per_chip']:>11}  "
+                f"{facts['hbm']['total'] / GIB:>5.2f}  {facts['bound']:<5}  "
+                f"{short(facts['tokens_per_second']):>16}"
+            )
+    if not found:
+        print(f"undo-jax: not one row a chip fits {place}: more chips, or more of fsdp and tensor",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(TOO_LARGE)

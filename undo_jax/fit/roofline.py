@@ -1,0 +1,30 @@
+"""How fast a step can be at best."""
+
+from typing import NamedTuple
+
+from undo_jax.fit.chips import Chip
+from undo_jax.fit.hlo import Cost
+
+
+class Roofline(NamedTuple):
+    """Seconds that each part of a chip is busy in a step, were it always at its peak."""
+
+    mxu: float
+    hbm: float
+    ici: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a step: no faster than its busiest part, even if all work at the same time."""
+        return max(self)
+
+    @property
+    def bound(self) -> str:
+        """The busiest part."""
+        return max(zip(self, self._fields, strict=True))[1].upper()
+
+
+def roofline(cost: Cost, chip: Chip) -> Roofline:
+    """Upper bounds of speed: no padding, no waiting, traffic spread evenly over all links."""
+    received = sum(cost.collectives.values())
+    return Roofline(cost.flops / chip.flops, cost.memory / chip.memory, received / chip.links)

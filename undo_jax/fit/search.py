@@ -1,0 +1,79 @@
+"""The largest batch and the least recomputation that fit."""
+
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from undo_jax.fit.step import Step, Work, compile_step
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.sharding import BATCH
+
+REMAT = typing.get_args(typing.get_type_hints(Gemma2)["remat"])  # the least first
+MOST = 64  # rows on a chip at once
+
+
+class Found(NamedTuple):
+    """The largest batch that fits with a policy."""
+
+    remat: str
+    rows: int  # on a chip at once
+    work: Work
+    step: Step
+
+
+def search(
+    work: Work,
+    mesh: Mesh,
+    options: Mapping[str, str],
+    tell: Callable[[str, int, Step], None],
+) -> list[Found]:
+    """For each remat policy the largest number of rows on a chip, if one row fits.
+
+    `tell` hears of every step compiled: its policy, rows and result.
+    """
+    found = []
+    for remat in REMAT:
+
+        def attempt(rows: int, remat: str = remat) -> Found:
+            tried = variant(work, mesh, remat, rows)
+            step = compile_step(tried, mesh, options)
+            tell(remat, rows, step)
+            return Found(remat, rows, tried, step)
+
+        if best := largest(attempt):
+            found.append(best)
+    return found
+
+
+def largest(attempt: Callable[[int], Found], most: int = MOST) -> Found | None:
+    """The attempt with the most rows that fits: doubled until one does not, then bisected."""
+    best, fails = None, most + 1
+    rows = 1
+    while rows < fails:
+        tried = attempt(rows)
+        if tried.step.cost is None:
+            fails = rows
+        else:
+            best = tried
+        low = best.rows if best else 0
+        rows = min(2 * rows, most) if fails > most else (low + fails) // 2
+        if rows == low:
+            break
+    return best
+
+
+def variant(work: Work, mesh: Mesh, remat: str, rows: int) -> Work:
+    """The same work with a policy and so many rows on a chip at once."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH)
+    batch = rows * shards * work.training.accumulation
+    lm = typing.cast(Functional, work.lm)
+    return replace(
+        work,
+        lm=Functional(replace(lm.config, remat=remat)),
+        training=replace(work.training, batch_size=batch),
+    )

@@ -1,0 +1,205 @@
+"""The train step of a stage, compiled for a slice that is not there."""
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from undo_jax import losses, population
+from undo_jax.config import Experiment
+from undo_jax.fit import hlo
+from undo_jax.fit.chips import Slice
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.sharding import BATCH, MeshShape, check_batch, check_sweep, make_mesh
+from undo_jax.train import Training
+from undo_jax.types import LM, Loss
+
+STAGES = ("pretrain", "unlearn", "distill", "relearn")  # those that train
+OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and is one process's alone
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # of the machine; the slice is named elsewhere
+    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+REFUSED = (  # libtpu's words for a program that does not fit, and what they count
+    (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)"), "temporaries"),
+    (re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"), "total"),
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage trains, as far as its step depends on it."""
+
+    lm: LM
+    loss: Loss
+    training: Training
+    streams: tuple[str, ...]  # a batch has training.batch_size rows of each
+    refs: Mapping[str, LM]
+    row_length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.training.batch_size * self.row_length * len(self.streams)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of HBM on one chip."""
+
+    arguments: float  # parameters, moments, references, batch
+    outputs: float  # beside those that take the place of an argument
+    aliased: float  # outputs in the place of an argument
+    temporaries: float  # activations, gradients, what is gathered
+    code: float
+
+    @property
+    def total(self) -> float:
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step on one chip of a slice. One that does not fit has no `cost`."""
+
+    memory: Memory
+    cost: hlo.Cost | None
+    text: str = field(default="", repr=False)  # optimised HLO
+
+
+def of_stage(experiment: Experiment, stage: str) -> Work:
+    """What `stage` trains. Raises ValueError for a stage that trains nothing."""
+    lm = Functional(for_tpu(experiment.model))
+    config, length = experiment, experiment.setting.row_length
+    if stage == "pretrain":
+        loss, training = losses.language_modelling, config.pretrain.training
+        return Work(lm, loss, training, ("train",), {}, length)
+    if stage == "unlearn":
+        loss, training = config.unlearn.method, config.unlearn.training
+        return Work(lm, loss, training, ("retain", "forget"), {"base": lm}, length)
+    if stage == "distill":
+        return distillation(lm, lm, config.distill.training, length)
+    if stage == "relearn":
+        loss, training = losses.language_modelling, config.relearn.training
+        return Work(lm, loss, training, ("train",), {}, length)
+    raise ValueError(f"stage {stage!r} trains nothing: choose one of {', '.join(STAGES)}")
+
+
+def distillation(student: LM, teacher: LM, training: Training, row_length: int) -> Work:
+    """Stage 4; student and teacher may differ in size."""
+    return Work(
+        student, losses.distillation, training, ("train",), {"teacher": teacher}, row_length
+    )
+
+
+def for_tpu(model: Gemma2) -> Gemma2:
+    """The model as it computes on TPU, asked on a CPU."""
+    return replace(model, dtype="bfloat16") if model.dtype == "auto" else model
+
+
+def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
+    """A mesh of the slice's chips. Raises ImportError without libtpu, ValueError as `make_mesh`."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError("fit compiles for TPU and libtpu is not installed: install undo-jax[tpu]")
+    with _environment(OFFLINE):
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=str(place), **place.chip.options
+        )
+    try:
+        mesh = make_mesh(shape, found.devices)
+        check_sweep(mesh)
+    except (ValueError, NotImplementedError) as error:
+        text = ",".join(f"{axis}={size}" for axis, size in asdict(shape).items() if size != 1)
+        raise ValueError(
+            f"mesh {text} does not fit {place}, which has {place.chips} chips: "
+            f"e.g. --mesh {suggestion(place)} does"
+        ) from error
+    return mesh
+
+
+def suggestion(place: Slice) -> str:
+    """A mesh that fits: the longest side for data, the others for fsdp."""
+    sides = sorted(int(side) for side in place.topology.split("x"))
+    return f"data={sides[-1]},fsdp={place.chips // sides[-1]}"
+
+
+def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Step:
+    """Compile the step that `population` runs for one model per group of the `sweep` axis.
+
+    Raises ValueError where the mesh does not divide the batch or the model.
+    """
+    training = work.training
+    check_batch(mesh, training.batch_size, training.accumulation)
+    with jax.set_mesh(mesh):
+        made = population.program(
+            work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"]
+        )
+        streams = dict.fromkeys(work.streams, work.row_length)
+        arguments = population.example(made, work.refs, streams, training.batch_size, mesh)
+        lowered = made.advance.lower(*arguments)
+        try:
+            compiled = lowered.compile(compiler_options=dict(options or {}))
+        except jax.errors.JaxRuntimeError as error:
+            return Step(_refused(str(error), _per_chip(arguments)), None)
+    found, text = compiled.memory_analysis(), compiled.as_text()
+    if found is None or text is None:
+        raise ValueError("this libtpu does not tell what it compiled: install jax's own version")
+    memory = Memory(
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+        aliased=found.alias_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
+    )
+    return Step(memory, hlo.cost(text), text)
+
+
+def rows_per_chip(training: Training, mesh: Mesh) -> int:
+    """Rows of a batch on one chip."""
+    return training.batch_size // math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def _per_chip(tree) -> float:
+    """Bytes of one device's part of sharded arrays."""
+    sizes = (
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if leaf.sharding is not None
+    )
+    return float(sum(sizes))
+
+
+def _refused(message: str, arguments: float) -> Memory:
+    """What a program needs that libtpu refuses. Raises ValueError if that was not for its size."""
+    for pattern, kind in REFUSED:
+        if found := pattern.search(message):
+            size = float(found.group(1)) * 1024 ** (" KMGT".index(found.group(2)))
+            return Memory(arguments, 0.0, 0.0, size - arguments * (kind == "total"), 0.0)
+    raise ValueError(f"XLA cannot compile this step: {message.splitlines()[0]}")
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables, for as long as it lasts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
