@@ -48,9 +48,10 @@ class Stream:
     def __init__(self, seed, at):
         self.seed, self.at = seed, at
 
-    def __getitem__(self, step):
+    def __getitem__(self, part):
+        step, rows = part
         self.at(step)
-        return _tokens(self.seed + 10 * step)
+        return _tokens(self.seed + 10 * step)[rows]
 
 
 def _tokens(seed):
@@ -545,9 +546,9 @@ class _Watched:
     def __init__(self, stream, steps):
         self.stream, self.steps = stream, steps
 
-    def __getitem__(self, step):
-        self.steps.append(step)
-        return self.stream[step]
+    def __getitem__(self, part):
+        self.steps.append(part[0])
+        return self.stream[part]
 
 
 # The command line
