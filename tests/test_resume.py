@@ -351,6 +351,24 @@ def test_sigterm_ends_at_once_where_nothing_is_to_be_saved():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_what_others_catch_is_raised_in_the_end(swallowed):
+    """Orbax turns whatever is raised while it reads into an exception of its own."""
+    with pytest.raises(Preempted), progress.terminable():
+        try:
+            _send(signal.SIGTERM)
+        except BaseException as error:
+            if not swallowed:
+                raise RuntimeError("cannot read") from error
+    with pytest.raises(KeyboardInterrupt, match="not saved"), stoppable():
+        _send(signal.SIGTERM)
+        try:
+            _send(signal.SIGINT)
+        except BaseException as error:
+            if not swallowed:
+                raise RuntimeError("cannot read") from error
+
+
 def test_before_the_first_step_there_is_nothing_to_save(tmp_path):
     with pytest.raises(Preempted, match="before the first step"), stoppable() as asked:
         _send(signal.SIGTERM)

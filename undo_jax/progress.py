@@ -84,14 +84,17 @@ def stoppable() -> Iterator[Stop]:
 
     def ask(number, _):
         if stop.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt("not saved")
+            leave(KeyboardInterrupt("not saved"))
         stop.signal = number
         if number == signal.SIGINT:  # not through a console that may be in the middle of a line
             os.write(2, b"\nstopping after the next save; Ctrl-C again stops at once\n")
         if not alone:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with _handling(ask, signal.SIGINT, *([signal.SIGTERM] if alone else [])):
+    with (
+        _leaving() as leave,
+        _handling(ask, signal.SIGINT, *([signal.SIGTERM] if alone else [])),
+    ):
         yield stop
     if stop.signal is not None:
         stop.leave("after a finished stage")
@@ -100,12 +103,30 @@ def stoppable() -> Iterator[Stop]:
 @contextmanager
 def terminable() -> Iterator[None]:
     """In this block SIGTERM raises Preempted at once: there is nothing to save."""
-
-    def leave(*_):
-        raise Preempted("between two saves")
-
-    with _handling(leave, *([signal.SIGTERM] if jax.process_count() == 1 else [])):
+    numbers = [signal.SIGTERM] if jax.process_count() == 1 else []
+    with (
+        _leaving() as leave,
+        _handling(lambda *_: leave(Preempted("between two saves")), *numbers),
+    ):
         yield
+
+
+@contextmanager
+def _leaving() -> Iterator[Callable[[BaseException], None]]:
+    """`leave(reason)` raises the reason, and the block does: whatever has caught it in between."""
+    reasons: list[BaseException] = []
+
+    def leave(reason):
+        reasons.append(reason)
+        raise reason
+
+    try:
+        yield leave
+    except BaseException:
+        if not reasons:
+            raise
+    if reasons:
+        raise reasons[0] from None
 
 
 @contextmanager
