@@ -239,7 +239,7 @@ def program(
         return jax.vmap(begin_one)(_join(*params), keys, rates)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
-    alike = [jax.eval_shape(lm.init, jax.random.key(0))] * members
+    alike = [jax.eval_shape(lambda: lm.init(jax.random.key(0)))] * members
     rates = jax.ShapeDtypeStruct((members,), jnp.float32)
     states = _placed(jax.eval_shape(start, alike, keys, rates), lm.rules, mesh, ("sweep",))
     placement = jax.tree.map(lambda x: x.sharding, states)
