@@ -5,14 +5,13 @@ import socket
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 from tyro.conf import OmitArgPrefixes
 
+from undo_jax.data.files import CACHE, cache
 from undo_jax.log import console
 
-CACHE = "UNDO_JAX_CACHE"  # compiled programs; default ~/.cache/undo_jax
 PATIENT = {  # seconds that the parts of a program wait for each other; libtpu knows no such flag
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
     "xla_cpu_collective_call_terminate_timeout_seconds": 3600,
@@ -65,8 +64,7 @@ def prepare_devices(processes: Processes = ALONE) -> None:
     if jax.config.values["jax_num_cpu_devices"] < 0:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
         jax.config.update("jax_num_cpu_devices", len(affinity) or os.cpu_count() or 1)
-    cache = os.environ.get(CACHE, str(Path.home() / ".cache" / "undo_jax"))
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE) or str(cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     _be_patient()
     join(processes)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-CACHE = "UNDO_JAX_CACHE"  # local copies of remote files; default ~/.cache/undo_jax
+CACHE = "UNDO_JAX_CACHE"  # compiled programs, local copies of files; default ~/.cache/undo_jax
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice
 
 
@@ -87,8 +87,9 @@ def local(path: epath.Path) -> str:
 
 
 def cache() -> Path:
-    """The folder of copies and compiled programs."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "undo_jax")
+    """The folder of local copies; where compiled programs are kept in a bucket, the default one."""
+    named = os.environ.get(CACHE, "")
+    return Path(named) if named and "://" not in named else Path.home() / ".cache" / "undo_jax"
 
 
 def open_records(path: str, options: str = "") -> Any:
