@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +28,9 @@ BATCH, STEPS = 8, 2
 TOY = f"""
 import importlib.util
 import json
+import os
+import signal
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +57,19 @@ class Noted:
         note = [self.name, step, list(range({BATCH}))[part], len(rows)]
         with (Path(__file__).parent / f"rows-{{jax.process_index()}}").open("a") as file:
             file.write(json.dumps(note) + "\\n")
+        if step == {STEPS} - 1 and os.environ.get("DIE_IN"):
+            die_in(os.environ["DIE_IN"])
         return rows
+
+
+def die_in(stage):
+    '''Once this stage, if it is training, is saved.'''
+    here = Path(__file__).parent / "out"
+    while list(here.glob(f"progress-{{stage}}-*")):
+        saves = here.glob(f"progress-{{stage}}-*/from-*/*")
+        if any(save.name.isdigit() for save in saves):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -91,8 +108,11 @@ def _toy(folder):
     return folder
 
 
-def _run(folder, *flags):
-    """The command in two processes; what each said on stderr."""
+def _run(folder, *flags, die_in=""):
+    """The command in two processes; what each said on stderr.
+
+    With `die_in` both die in this stage, as after kill -9, when it is saved.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -102,6 +122,7 @@ def _run(folder, *flags):
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "UNDO_JAX_CACHE": str(folder / "cache"),
+        "DIE_IN": die_in,
     }
     command = [sys.executable, "-m", "undo_jax.cli", "run", "toy.py", "--workdir", "out", *flags,
                "--coordinator", f"localhost:{port}", "--processes", "2"]  # fmt: skip
@@ -115,7 +136,10 @@ def _run(folder, *flags):
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    ends = [process.returncode for process in running]
+    assert (-signal.SIGKILL in ends and 0 not in ends) if die_in else ends == [0, 0], "\n".join(
+        said
+    )
     return said
 
 
@@ -185,6 +209,40 @@ def test_a_run_that_is_finished_does_nothing_on_another_mesh(together):
     _run(folder, "--mesh", "data=4,fsdp=2")
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert (folder / "rows-0").read_text() == notes
+
+
+SAVING = ("--saving.every", "1", "--saving.minutes", "0")
+TRAINED = ("pretrain", "unlearn", "distill", "relearn")
+
+
+def test_two_processes_killed_in_every_stage_go_on_bit_for_bit(alone, together, tmp_path):
+    folder = _toy(tmp_path / "killed")
+    shutil.copytree(together[0] / "cache", folder / "cache")
+    for before, stage in zip(("", *TRAINED), (*TRAINED, ""), strict=True):
+        said = _run(folder, *SAVING, die_in=stage)
+        assert ("goes on from step 1" in said[0]) == bool(before)
+    for artifact in alone:
+        name = artifact.folder.name
+        for ours, theirs in zip(
+            _params(folder / "out" / name), _params(together[0] / "out" / name), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs, err_msg=artifact.stage)
+
+
+@pytest.mark.parametrize("stage", ["unlearn", "distill"])
+def test_one_process_goes_on_where_two_were_killed(stage, alone, together, tmp_path, capfd):
+    folder = _toy(tmp_path / "killed")
+    shutil.copytree(together[0] / "cache", folder / "cache")
+    _run(folder, *SAVING, die_in=stage)
+    experiment = cli.experiment.load(str(folder / "toy.py"))
+    made = pipeline.run(experiment, folder / "out", only=stage)
+    assert "goes on from step 1" in capfd.readouterr().err
+    known = {artifact.folder.name: artifact.folder for artifact in alone}
+    for artifact in (artifact for artifact in made if artifact.stage == stage):
+        for ours, theirs in zip(
+            _params(artifact.folder), _params(known[artifact.folder.name]), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_each_process_reads_its_own_rows_once(alone, tmp_path):

@@ -9,7 +9,7 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
-    "types", "ops", "sharding", "models", "losses", "optim", "checkpoint", "log", "progress",
+    "types", "sharding", "ops", "models", "losses", "optim", "checkpoint", "log", "progress",
     "data", "train", "evals", "population", "methods", "noises", "settings", "config", "stages",
     "pipeline", "fit", "report", "cli",
 )  # fmt: skip

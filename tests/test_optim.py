@@ -54,9 +54,26 @@ def test_weight_decay_is_decoupled_from_the_gradient():
     np.testing.assert_allclose(update["w"], [-0.2], rtol=1e-6)
 
 
+def test_the_first_moment_may_take_half_the_memory():
+    """Weights stay fp32, and so does the second moment: its changes are below bf16's resolution."""
+    params = {"w": jnp.array([1.0, -2.0])}
+    updates = []
+    for dtype in ("float32", "bfloat16"):
+        optimizer = optim.build(AdamW(first_moment=dtype), 10)
+        state = optimizer.init(params)
+        for gradient in ([0.3, -0.3], [0.1, 0.2], [0.25, -0.5]):
+            update, state = optimizer.update({"w": jnp.array(gradient)}, state, params)
+        assert state[1].mu["w"].dtype == dtype and state[1].nu["w"].dtype == "float32"
+        assert update["w"].dtype == "float32"
+        updates.append(np.array(update["w"]))
+    np.testing.assert_allclose(*updates, rtol=0.01)
+    assert (updates[0] != updates[1]).any()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"first_moment": "float16"}, "first_moment='float16'"),
         ({"learning_rate": 0.0}, "learning_rate=0"),
         ({"clip": -1.0}, "clip=-1"),
         ({"decay": "square"}, "'square'"),

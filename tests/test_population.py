@@ -103,6 +103,8 @@ SHAPES = [
     MeshShape(sweep=2, data=4),
     MeshShape(sweep=2, data=1, fsdp=4),
     MeshShape(sweep=2, data=1, tensor=4),
+    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
+    MeshShape(sweep=2, data=2, fsdp=1, tensor=2),
     MeshShape(sweep=8, data=1),
 ]
 

@@ -11,7 +11,8 @@ import optax
 class AdamW:
     """AdamW with a global-norm clip, a linear warm-up and a decay to `end` × the peak rate.
 
-    Raises ValueError for a learning rate or a clip that is not positive and an unknown decay.
+    Raises ValueError for a learning rate or a clip that is not positive and an unknown
+    decay or dtype.
     """
 
     learning_rate: float = 1.0  # the peak; a grid of rates multiplies it
@@ -23,6 +24,7 @@ class AdamW:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
+    first_moment: Literal["float32", "bfloat16"] = "float32"  # the second one needs fp32
 
     def __post_init__(self):
         if not (self.learning_rate > 0 and self.clip > 0):
@@ -31,6 +33,8 @@ class AdamW:
             )
         if self.decay not in ("cosine", "linear", "constant"):
             raise ValueError(f"unknown decay {self.decay!r}: cosine, linear or constant")
+        if self.first_moment not in ("float32", "bfloat16"):
+            raise ValueError(f"first_moment={self.first_moment!r}: float32 or bfloat16")
 
 
 def schedule(config: AdamW, steps: int) -> optax.Schedule:
@@ -54,7 +58,7 @@ def build(config: AdamW, steps: int) -> optax.GradientTransformation:
     factor = schedule(config, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon, mu_dtype=config.first_moment),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_schedule(factor),
         optax.scale(-1.0),

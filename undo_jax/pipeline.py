@@ -16,7 +16,7 @@ from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
 from undo_jax.models.functional import Functional
-from undo_jax.sharding import check_batch, check_sweep, make_mesh
+from undo_jax.sharding import check_batch, make_mesh
 from undo_jax.stages.distill import distill
 from undo_jax.stages.noise import noise
 from undo_jax.stages.pretrain import pretrain
@@ -36,7 +36,6 @@ def run(experiment: Experiment, workdir: epath.PathLike, only: str | None = None
     if only is not None and only not in STAGES:
         raise ValueError(f"unknown stage {only!r}: choose one of {', '.join(STAGES)}")
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
-    check_sweep(mesh)
     for stage in (experiment.pretrain, experiment.unlearn, experiment.distill, experiment.relearn):
         check_batch(mesh, stage.training.batch_size, stage.training.accumulation)
     with jax.set_mesh(mesh):

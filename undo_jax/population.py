@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from undo_jax import optim, train
 from undo_jax.log import Log
 from undo_jax.progress import Progress
-from undo_jax.sharding import BATCH, assemble, check_batch, check_sweep, shardings
+from undo_jax.sharding import BATCH, assemble, check_batch, shardings
 from undo_jax.types import LM, Key, Loss, Metrics, Params, Rules
 
 LOG_EVERY = 10  # steps between two training records
@@ -181,7 +181,6 @@ def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any
             return jax.tree.map(lambda x: x[None], f(one, shared))
         return lax.map(lambda member: f(member, shared), members)
 
-    check_sweep(mesh)
     if mesh.shape["sweep"] == 1:
         return on_device
     return jax.shard_map(

@@ -4,17 +4,23 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.custom_derivatives import linear_call
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.types import Rules
 
+AXES = ("sweep", "data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes a batch is split over
+ROWS: Rules = (("", P(BATCH)),)
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,13 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     sizes, slices = axis_sizes(shape, len(devices)), {_slice(device) for device in devices}
-    names, types = tuple(MeshShape.__annotations__), (AxisType.Auto,) * len(sizes)
+    names, split = tuple(MeshShape.__annotations__), {"allow_split_physical_axes": True}
     if len(slices) == 1:
-        return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
-    within, across = over_slices(sizes, len(slices))
-    grid = mesh_utils.create_hybrid_device_mesh(
-        within, across, devices, allow_split_physical_axes=True
-    )
-    return Mesh(grid, names, axis_types=types)
+        grid = mesh_utils.create_device_mesh(sizes, devices, **split)
+    else:
+        within, across = over_slices(sizes, len(slices))
+        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
+    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
@@ -112,28 +117,47 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def spec_of(path: Any, ndim: int, rules: Rules) -> P:
+    """The spec of a leaf: by the first rule whose expression is found in its path.
+
+    Scalars are replicated. Raises ValueError where no rule matches.
+    """
+    name = path_name(path)
+    spec = P() if not ndim else next((s for r, s in rules if re.search(r, name)), None)
+    if spec is None:
+        raise ValueError(f"no sharding rule matches {name!r}: add one to the model's table")
+    return spec
+
+
+def specs(tree: Any, rules: Rules, axes: Sequence[str]) -> Any:
+    """Specs of all leaves, as far as they speak of these axes."""
+
+    def of_leaf(path, leaf):
+        spec = spec_of(path, leaf.ndim, rules)
+        return P(*(axis if axis in axes else None for axis in spec))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
 def shardings(
     tree: Any, rules: Rules, mesh: Mesh | AbstractMesh, lead: tuple[str | None, ...] = ()
 ) -> Any:
     """Shardings for a tree of arrays whose leaves begin with the axes `lead`.
 
-    Scalars are replicated; every other leaf takes the first rule whose expression is found in its
-    path. Raises ValueError where no rule matches or a dimension is not divisible.
+    Raises ValueError where no rule matches or a dimension is not divisible.
     """
 
     def of_leaf(path, leaf):
-        name, shape = path_name(path), leaf.shape[len(lead) :]
-        spec = P() if not shape else next((s for r, s in rules if re.search(r, name)), None)
-        if spec is None:
-            raise ValueError(f"no sharding rule matches {name!r}: add one to the model's table")
+        shape = leaf.shape[len(lead) :]
+        spec = spec_of(path, len(shape), rules)
         for size, axes in zip(shape, spec, strict=False):
             axes = axes if isinstance(axes, tuple) else (axes,)
             parts = {axis: mesh.shape[axis] for axis in axes if axis is not None}
             if size % math.prod(parts.values()):
                 split = " × ".join(f"{axis}={devices}" for axis, devices in parts.items())
                 raise ValueError(
-                    f"{name} has a dimension of {size}, which the mesh axis {split} does not "
-                    f"divide: choose a smaller {' or '.join(parts)}"
+                    f"{path_name(path)} has a dimension of {size}, which the mesh axis {split} "
+                    f"does not divide: choose a smaller {' or '.join(parts)}"
                 )
         return NamedSharding(mesh, P(*lead, *spec))
 
@@ -175,11 +199,84 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
         )
 
 
-def check_sweep(mesh: Mesh) -> None:
-    """Raises ValueError for a sweep whose program XLA's partitioner aborts on (jax 0.10, 0.12)."""
-    shape = mesh.shape
-    if shape["sweep"] > 1 and shape["tensor"] > 1 and shape["data"] * shape["fsdp"] > 1:
-        raise ValueError(
-            f"mesh {_text(shape)}: XLA cannot compile a sweep that is split over tensor and over "
-            "data or fsdp too: set sweep=1, or tensor=1, or data=1 and fsdp=1"
-        )
+# ------------------------------------------------------- inside a jitted function: the current mesh
+
+
+def place(tree: Any, rules: Rules) -> Any:
+    """The tree, sharded as the rules say."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tree if mesh.empty else lax.with_sharding_constraint(tree, shardings(tree, rules, mesh))
+
+
+def row_shards() -> int:
+    """Into how many parts a batch is split."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in BATCH)
+
+
+def pad_rows(tree: Any) -> Any:
+    """Leaves [B, ...] with as many rows of zeros added as a batch lacks to divide the mesh."""
+
+    def pad(x):
+        return jnp.pad(x, [(0, -x.shape[0] % row_shards())] + [(0, 0)] * (x.ndim - 1))
+
+    return jax.tree.map(pad, tree)
+
+
+def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] = AXES) -> Callable:
+    """Lift `f` of a device's parts of arrays to whole arrays; `f` says what the devices exchange.
+
+    It works on parts along `axes` only. Without a mesh there are none: `several` tells inside.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return f
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    free = {name for name, kind in kinds if kind != AxisType.Manual}  # the others are split already
+    return jax.shard_map(
+        f, in_specs=in_specs, out_specs=out_specs, axis_names=free & set(axes), check_vma=False
+    )
+
+
+def several(*axes: str) -> tuple[str, ...]:
+    """Those of the axes along which there are several devices."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return tuple(axis for axis in axes if shape.get(axis, 1) > 1)
+
+
+def gather(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
+    """The parts of all devices along a mesh axis, side by side along an array axis."""
+    there = several(axis_name)
+    return lax.all_gather(x, there, axis=axis, tiled=True) if there else x
+
+
+def scatter(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
+    """A device's part, along an array axis, of the sum over a mesh axis.
+
+    The parts are laid side by side along a new first axis before they are exchanged: one of the
+    last axis may be smaller than the TPU's lanes.
+    """
+    there = several(axis_name)
+    if not there:
+        return x
+    shape = *x.shape[:axis], lax.axis_size(axis_name), -1, *x.shape[axis + 1 :]
+    return lax.psum_scatter(jnp.moveaxis(x.reshape(shape), axis, 0), axis_name)
+
+
+def gather_weight(w: jax.Array, dtype: jnp.dtype, spec: P) -> jax.Array:
+    """A weight of this spec, cast and then gathered over `fsdp`, where rows are split already.
+
+    Its gradient is summed and scattered in fp32.
+    """
+    if not several("fsdp"):
+        return w.astype(dtype)
+    axis, part = spec.index("fsdp"), P(*(axis if axis == "tensor" else None for axis in spec))
+    # by each device for its part along `tensor`: XLA would do the same work on all of them
+    whole = on_devices(partial(gather, axis_name="fsdp", axis=axis), part, part, ("tensor",))
+    split = on_devices(partial(scatter, axis_name="fsdp", axis=axis), part, part, ("tensor",))
+    return linear_call(
+        lambda _, w: whole(w.astype(dtype)),
+        lambda _, gradient: split(gradient.astype(jnp.float32)).astype(w.dtype),
+        (),
+        w,
+    )

@@ -168,6 +168,48 @@ ENTRY %main (p0: f32[10,4], p1: s32[], p2: f32[1,4]) -> f32[10,4] {
     assert hlo.cost(text).memory == 16 + 16
 
 
+ASYNC = """HloModule async, num_partitions=4
+
+%begin (a: f32[2]) -> f32[8] {
+  %a = f32[2]{0} parameter(0)
+  ROOT %g = f32[8]{0} all-gather(%a), dimensions={0}
+}
+
+%async_collective_fusion (b: f32[8]) -> f32[8] {
+  %b = f32[8]{0} parameter(0)
+  %s = f32[2]{0} slice(%b), slice={[0:2]}
+  ROOT %h = f32[8]{0} all-gather(%s), dimensions={0}
+}
+
+%end (c: f32[8]) -> f32[8] {
+  %c = f32[8]{0} parameter(0)
+  %t = f32[2]{0} slice(%c), slice={[0:2]}
+  ROOT %i = f32[8]{0} all-gather(%t), dimensions={0}
+}
+
+%all-reduce-scatter.3 (d: f32[8]) -> f32[2] {
+  %d = f32[8]{0} parameter(0)
+  %r = f32[8]{0} all-reduce(%d), to_apply=%add
+  ROOT %u = f32[2]{0} slice(%r), slice={[0:2]}
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  %async-collective-start.1 = f32[8]{0} fusion(%p), kind=kCustom, calls=%begin
+  %f = f32[8]{0} fusion(%async-collective-start.1), kind=kOutput, calls=%async_collective_fusion
+  %async-collective-done.1 = f32[8]{0} fusion(%f), kind=kCustom, calls=%end
+  ROOT %x = f32[2]{0} fusion(%async-collective-done.1), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+
+
+def test_a_collective_that_runs_beside_arithmetic_counts_once_and_a_sliced_sum_is_a_scatter():
+    found = hlo.cost(ASYNC)
+    assert found.collectives == {"all-gather": 3 * 8, "reduce-scatter": 32 * 3 / 4}
+    reads_and_writes = (8 + 32) + (8 + 32) + (32 + 8)  # waiting costs nothing
+    assert found.memory == reads_and_writes
+
+
 def test_the_costly_branch_counts():
     branch = (
         "%{0} (x: f32[4,4]) -> f32[4,4] {{\n  %x = f32[4,4] parameter(0)\n  ROOT %y = {1}\n}}\n"

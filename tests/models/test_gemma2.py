@@ -154,7 +154,7 @@ def test_the_future_is_not_seen():
     assert (jnp.max(jnp.abs(before - after), -1)[:, 6] > 0).all()
 
 
-@pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 3}], ids=str)
+@pytest.mark.parametrize("change", [{"remat": "dots"}, {"remat": "full"}, {"unroll": 3}], ids=str)
 def test_remat_and_unroll_change_no_value(change):
     tokens, params = _tokens(), _params()
 

@@ -16,8 +16,18 @@ from undo_jax.fit.chips import GIB, Chip, Slice
 from undo_jax.fit.flags import PRESETS, arguments, flags
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT, search
-from undo_jax.fit.step import STAGES, Step, Work, compile_step, mesh_on, of_stage, rows_per_chip
+from undo_jax.fit.step import (
+    STAGES,
+    Step,
+    Work,
+    compile_step,
+    for_tpu,
+    mesh_on,
+    of_stage,
+    rows_per_chip,
+)
 from undo_jax.log import console, short
+from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import parse_mesh
 
 TOO_LARGE = 3  # exit status of a step that does not fit
@@ -57,7 +67,9 @@ def fit(words: list[str]) -> None:
     facts = {**title, **describe(work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:
-        print(f"undo-jax: {advice(options.stage, work, place, mesh, step)}", file=sys.stderr)
+        model = next(n for n, m in experiment.models.items() if for_tpu(m) == lm_config(work))
+        said = advice(options.stage, model, work, place, mesh, step)
+        print(f"undo-jax: {said}", file=sys.stderr)
         sys.exit(TOO_LARGE)
 
 
@@ -137,13 +149,13 @@ def memory(size: float) -> str:
     return f"{size / unit:.2f} {names[unit]}"
 
 
-def advice(stage: str, work: Work, place: Slice, mesh: Mesh, step: Step) -> str:
-    """In one line: how much is missing and what to change."""
+def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: Step) -> str:
+    """In one line: how much is missing, what to change; `model` is its name in the experiment."""
     training, chip = work.training, place.chip
     rows = rows_per_chip(training, mesh) // training.accumulation
     total, changes = step.memory.total, []
     if remat(work) != REMAT[-1]:
-        changes.append(f"--model.remat {REMAT[-1]}")
+        changes.append(f"--{model}.remat {REMAT[-1]}")
     parts = next((n for n in range(2, rows + 1) if rows % n == 0 and _enough(step, chip, n)), rows)
     if parts > 1:
         changes.append(f"--{stage}.training.accumulation {parts * training.accumulation}")
@@ -168,7 +180,11 @@ def _enough(step: Step, chip: Chip, parts: int) -> bool:
 
 
 def remat(work: Work) -> str:
-    return work.lm.config.remat  # type: ignore[attr-defined]
+    return lm_config(work).remat
+
+
+def lm_config(work: Work) -> Gemma2:
+    return work.lm.config  # type: ignore[attr-defined]
 
 
 def _search(

@@ -1,8 +1,6 @@
 """Text from a model, greedy or sampled; every token is read once."""
 
-import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +9,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.ops import head
-from undo_jax.sharding import BATCH, shardings
+from undo_jax.sharding import ROWS, place, row_shards
 from undo_jax.types import LM, Key, Params, Rules
 
-ROWS: Rules = (("", P(BATCH)),)
 WHOLE: Rules = (("", P()),)  # so that every process can read it
 
 
@@ -39,9 +36,9 @@ def generate(
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: write at least one")
     mesh, (count, time) = jax.sharding.get_abstract_mesh(), prompts.shape
-    missing = -count % math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
+    missing = -count % row_shards()
     batch, end = count + missing, -1 if stop is None else stop  # -1: no token
-    prompts = _place(jnp.pad(prompts, ((0, missing), (0, 0))), ROWS)
+    prompts = place(jnp.pad(prompts, ((0, missing), (0, 0))), ROWS)
     lengths = jnp.pad(lengths, (0, missing), constant_values=1)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
     table = lm.table(params)
@@ -64,15 +61,9 @@ def generate(
         return step + 1, hidden, cache, written, ended | (token == end)
 
     cache = lm.empty_cache(batch, time + new_tokens)
-    cache = _place(cache, lm.cache_rules(mesh.shape.get("tensor", 1)))
+    cache = place(cache, lm.cache_rules(mesh.shape.get("tensor", 1)))
     hidden, cache = lm.extend(params, cache, prompts, jnp.zeros_like(lengths))
     hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
-    written = _place(jnp.full((batch, new_tokens), end, jnp.int32), ROWS)
+    written = place(jnp.full((batch, new_tokens), end, jnp.int32), ROWS)
     state = 0, hidden, cache, written, jnp.arange(batch) >= count
-    return _place(lax.while_loop(unfinished, advance, state)[3][:count], WHOLE)
-
-
-def _place(tree: Any, rules: Rules) -> Any:
-    """The tree, sharded on the current mesh, if there is one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return tree if mesh.empty else lax.with_sharding_constraint(tree, shardings(tree, rules, mesh))
+    return place(lax.while_loop(unfinished, advance, state)[3][:count], WHOLE)

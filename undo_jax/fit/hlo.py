@@ -203,14 +203,28 @@ class Program:
         inner = Cost()
         if one.opcode == "fusion":  # what is inside costs no memory traffic
             inside = self.cost(one.calls("calls"))
-            inner = Cost(inside.flops, 0.0, inside.collectives)
+            inner = Cost(inside.flops, 0.0, self._starts(one, inside.collectives))
         memory = 0.0 if self._free(one) else self._read(scope, one) + self._written(one)
         received = {one.kind: self._received(scope, one)} if one.kind in COLLECTIVES else {}
         return inner + Cost(_flops(scope, one), memory, received)
 
+    def _starts(self, fusion: Instruction, inside: Mapping[str, float]) -> Mapping[str, float]:
+        """Collectives that begin in a fusion of libtpu's, of those that it runs.
+
+        One that runs beside arithmetic stands in the fusion that starts it, in those that run
+        meanwhile and in the one that waits. An all-reduce whose result is sliced at once is a
+        reduce-scatter: it sends half as much.
+        """
+        called = fusion.calls("calls")
+        if called.startswith("async_collective_fusion") or _waits(fusion):
+            return {}
+        if called.startswith("all-reduce-scatter"):
+            return {"reduce-scatter": inside["all-reduce"] / 2}
+        return inside
+
     def _free(self, one: Instruction) -> bool:
         silent = one.opcode == "custom-call" and any(name in one.rest for name in FREE_CALLS)
-        return silent or one.opcode in FREE or one.opcode.endswith("-done")
+        return silent or one.opcode in FREE or one.opcode.endswith("-done") or _waits(one)
 
     def _read(self, scope: Mapping[str, Instruction], one: Instruction) -> float:
         """Bytes read from HBM."""
@@ -271,6 +285,11 @@ class Program:
             return sent
         share = (group - 1) / group
         return {"all-gather": group * sent, "all-reduce": 2 * sent}.get(one.kind, sent) * share
+
+
+def _waits(one: Instruction) -> bool:
+    """Whether it only waits for a collective that runs already."""
+    return one.opcode == "fusion" and one.name.startswith("async-collective-done")
 
 
 def _new(scope: Mapping[str, Instruction], made: Instruction) -> float:

@@ -19,7 +19,7 @@ from undo_jax.fit import hlo
 from undo_jax.fit.chips import Slice
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import BATCH, MeshShape, check_batch, check_sweep, make_mesh
+from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh
 from undo_jax.train import Training
 from undo_jax.types import LM, Loss
 
@@ -83,9 +83,13 @@ class Step:
 
 
 def of_stage(experiment: Experiment, stage: str) -> Work:
-    """What `stage` trains. Raises ValueError for a stage that trains nothing."""
-    lm = Functional(for_tpu(experiment.model))
+    """What `stage` trains: of models of several sizes the largest.
+
+    Raises ValueError for a stage that trains nothing.
+    """
     config, length = experiment, experiment.setting.row_length
+    lm = Functional(for_tpu(config.model))
+    student = Functional(for_tpu(config.noise.student or config.model))
     if stage == "pretrain":
         loss, training = losses.language_modelling, config.pretrain.training
         return Work(lm, loss, training, ("train",), {}, length)
@@ -93,10 +97,11 @@ def of_stage(experiment: Experiment, stage: str) -> Work:
         loss, training = config.unlearn.method, config.unlearn.training
         return Work(lm, loss, training, ("retain", "forget"), {"base": lm}, length)
     if stage == "distill":
-        return distillation(lm, lm, config.distill.training, length)
+        students = (student, lm) if config.noise.alphas else (student,)
+        return distillation(larger(*students), lm, config.distill.training, length)
     if stage == "relearn":
         loss, training = losses.language_modelling, config.relearn.training
-        return Work(lm, loss, training, ("train",), {}, length)
+        return Work(larger(student, lm), loss, training, ("train",), {}, length)
     raise ValueError(f"stage {stage!r} trains nothing: choose one of {', '.join(STAGES)}")
 
 
@@ -105,6 +110,11 @@ def distillation(student: LM, teacher: LM, training: Training, row_length: int) 
     return Work(
         student, losses.distillation, training, ("train",), {"teacher": teacher}, row_length
     )
+
+
+def larger(*lms: LM) -> LM:
+    """The one that computes most."""
+    return max(lms, key=lambda lm: lm.forward_flops(1))
 
 
 def for_tpu(model: Gemma2) -> Gemma2:
@@ -122,7 +132,6 @@ def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
         )
     try:
         mesh = make_mesh(shape, found.devices)
-        check_sweep(mesh)
     except (ValueError, NotImplementedError) as error:
         text = ",".join(f"{axis}={size}" for axis, size in asdict(shape).items() if size != 1)
         raise ValueError(

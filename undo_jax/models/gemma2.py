@@ -16,16 +16,23 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.ops.attention import attention, write
+from undo_jax.ops.embedding import lookup
+from undo_jax.sharding import BATCH, gather_weight, on_devices, pad_rows, spec_of, specs
 from undo_jax.types import Key, Rules
 
-SHARDING: Rules = (
-    (r"embedding$", P("tensor", "fsdp")),
+LAYERS: Rules = (
     (r"attention/(query|key|value)$", P(None, "fsdp", "tensor")),
     (r"attention/output$", P(None, "tensor", "fsdp")),
     (r"mlp/(gate|up)$", P(None, "fsdp", "tensor")),
     (r"mlp/down$", P(None, "tensor", "fsdp")),
     (r"norm$", P()),
 )
+SHARDING: Rules = ((r"embedding$", P("tensor", "fsdp")), *LAYERS)
+KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; never gathered weights
+    "none": lambda primitive, *_, **__: primitive.name != "linear_call",
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Gemma2:
     norm_epsilon: float = 1e-6
     init_stddev: float = 0.02
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: fp32 on CPU
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "dots", "full"] = "none"  # dots: keep matrix products only
     unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
 
     def __post_init__(self):
@@ -62,7 +69,7 @@ class Gemma2:
             )
         for name, value, known in (
             ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
-            ("remat", self.remat, ("none", "full")),
+            ("remat", self.remat, tuple(KEPT)),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
@@ -248,21 +255,43 @@ class Decoder(nnx.Module):
         cache: Cache | None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The first `layers` layers, and the cache with what they made, if there is one."""
-        config = self.config
+        config, rows = self.config, tokens.shape[0]
         dtype = config.compute_dtype
-        x = self.embedding[...][tokens].astype(dtype) * jnp.asarray(math.sqrt(config.width), dtype)
+        tokens = pad_rows(tokens) if cache is None else tokens
+        x = lookup(self.embedding[...], tokens, dtype) * jnp.asarray(math.sqrt(config.width), dtype)
         graph, params = nnx.split(self.layers)
-        opened = self._opened(tokens if cache is None else cache.tokens, positions)
-        near = jnp.maximum(positions - config.window + 1, opened)
+        params = jax.tree.map(lambda w: w[:layers], nnx.to_pure_dict(params))
 
-        def run(carry, one):
-            index, params = one
-            span = Span(index, jnp.where(index % 2 == 0, near, opened), positions)
-            return nnx.merge(graph, params)(carry[0], span, carry[1]), None
+        def run_layers(x, tokens, positions, params, cache=None):
+            opened = self._opened(tokens if cache is None else cache.tokens, positions)
+            near = jnp.maximum(positions - config.window + 1, opened)
 
-        body = jax.checkpoint(run) if config.remat == "full" else run
-        first = jax.tree.map(lambda w: w[:layers], params)
-        return lax.scan(body, (x, cache), (jnp.arange(layers), first), unroll=config.unroll)[0]
+            def run(carry, one):
+                (x, cache), (index, params) = carry, one
+                params = _gathered(params, dtype) if cache is None else params
+                span = Span(index, jnp.where(index % 2 == 0, near, opened), positions)
+                return nnx.merge(graph, params)(x, span, cache), None
+
+            body = jax.checkpoint(run, policy=KEPT[config.remat], prevent_cse=False)
+            numbered = jnp.arange(layers), params
+            return lax.scan(body, (x, cache), numbered, unroll=config.unroll)[0]
+
+        if cache is not None:  # a few new tokens are less than a layer's weights: these stay split
+            return run_layers(x, tokens, positions, params, cache)
+        inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS, BATCH)
+        mapped = on_devices(run_layers, inputs, (P(BATCH), None), BATCH)
+        x, _ = mapped(x, tokens, positions, params)
+        return x[:rows], None
+
+
+def _gathered(params: Any, dtype: jnp.dtype) -> Any:
+    """One layer's weights as its arithmetic wants them: whole along `fsdp`, matrices cast."""
+
+    def of_leaf(path, w):
+        spec = P(*spec_of(path, w.ndim, LAYERS)[1:])  # without L
+        return gather_weight(w, dtype, spec) if "fsdp" in spec else w
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
 def matrix(config: Gemma2, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:

@@ -4,6 +4,9 @@ Each loss is Σ_bt weights[b, t] · l(z[b, t]) with soft-capped logits z. The ti
 chunks; while a chunk's logits are live, its gradients are made as well (∂l/∂z is closed-form for
 all three losses), so the backward pass only scales what the forward pass stored: one pass over the
 vocabulary, no recomputation. `reference_*` say the same in the plainest way, for the tests.
+
+On a mesh every device does so for its rows and its part of the vocabulary. The table is gathered
+over `fsdp` once, its gradient summed in fp32 on each device and reduced once, after the last chunk.
 """
 
 import math
@@ -14,10 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from undo_jax.sharding import BATCH, gather, on_devices, pad_rows, scatter, several
+
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
+
+TABLE = P("tensor", "fsdp")
+INPUTS = P(BATCH), TABLE, P(BATCH), TABLE, P(BATCH)  # hidden, table, per_token, teacher's, weights
 
 Hidden = Float[Array, "B T D"]
 Table = Float[Array, "V D"]
@@ -40,9 +48,7 @@ def cross_entropy(
     chunk: int | None = None,
 ) -> Scalar:
     """Σ w · −log p(target)."""
-    return _weighted_sum(
-        _cross_entropy, (softcap, None), chunk, hidden, table, targets, (), weights
-    )
+    return _total(_cross_entropy, (softcap, None), chunk, hidden, table, targets, (), weights)
 
 
 def kl_to_teacher(
@@ -56,8 +62,8 @@ def kl_to_teacher(
     chunk: int | None = None,
 ) -> Scalar:
     """Σ w · KL(p_teacher ‖ p_student) at temperature 1; no gradient reaches the teacher."""
-    caps = (softcap, teacher_softcap)
-    return _weighted_sum(
+    caps, teacher_table = (softcap, teacher_softcap), teacher_table.astype(teacher_hidden.dtype)
+    return _total(
         _kl_to_teacher, caps, chunk, hidden, table, teacher_hidden, teacher_table, weights
     )
 
@@ -70,16 +76,29 @@ def kl_to_uniform(
     chunk: int | None = None,
 ) -> Scalar:
     """Σ w · KL(uniform ‖ p) = Σ w · (logsumexp z − mean z − log V)."""
-    return _weighted_sum(_kl_to_uniform, (softcap, None), chunk, hidden, table, (), (), weights)
+    return _total(_kl_to_uniform, (softcap, None), chunk, hidden, table, (), (), weights)
 
 
 def greedy(
     hidden: Hidden, table: Table, softcap: float | None = None, chunk: int | None = None
 ) -> Int[Array, "B T"]:
-    """The most likely next token at each position."""
-    size = chunk or _chunk_size(hidden, table)
-    picks = lax.map(lambda h: jnp.argmax(logits(h, table, softcap), axis=-1), _split(hidden, size))
-    return _join(picks, hidden.shape[1])
+    """The most likely next token at each position, the first of equals."""
+
+    def on_device(hidden, table):
+        table = _gathered(table.astype(hidden.dtype))
+
+        def pick(h):
+            z = logits(h, table, softcap)
+            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + _first(z)
+            none = jnp.iinfo(token.dtype).max
+            token = jnp.where(best == lax.pmax(best, several("tensor")), token, none)
+            return lax.pmin(token, several("tensor"))
+
+        picks = lax.map(pick, _split(hidden, chunk or _chunk_size(hidden, table)))
+        return _join(picks, hidden.shape[1])
+
+    mapped = on_devices(on_device, (P(BATCH), TABLE), P(BATCH))
+    return mapped(pad_rows(hidden), table)[: hidden.shape[0]]
 
 
 # ---------------------------------------------------------------------------- plain references
@@ -108,29 +127,49 @@ def reference_kl_to_uniform(hidden, table, weights, softcap=None) -> Scalar:
 
 
 def _cross_entropy(z, targets, _table, _softcap):
-    log_p = jax.nn.log_softmax(z)
-    loss = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
-    return loss, jnp.exp(log_p) - jax.nn.one_hot(targets, z.shape[-1], dtype=z.dtype)
+    log_p, hot = _log_softmax(z), jax.nn.one_hot(targets - _first(z), z.shape[-1], dtype=z.dtype)
+    return -_over_vocabulary(jnp.sum, lax.psum, hot * log_p), jnp.exp(log_p) - hot
 
 
 def _kl_to_teacher(z, teacher_hidden, teacher_table, teacher_softcap):
-    log_p = jax.nn.log_softmax(z)
-    log_t = jax.nn.log_softmax(logits(teacher_hidden, teacher_table, teacher_softcap))
+    log_p = _log_softmax(z)
+    log_t = _log_softmax(logits(teacher_hidden, teacher_table, teacher_softcap))
     t = jnp.exp(log_t)
-    return jnp.sum(t * (log_t - log_p), -1), jnp.exp(log_p) - t
+    return _over_vocabulary(jnp.sum, lax.psum, t * (log_t - log_p)), jnp.exp(log_p) - t
 
 
 def _kl_to_uniform(z, _nothing, _table, _softcap):
-    normaliser = jax.nn.logsumexp(z, axis=-1, keepdims=True)
-    loss = normaliser[..., 0] - jnp.mean(z, -1) - jnp.log(z.shape[-1])
-    return loss, jnp.exp(z - normaliser) - 1 / z.shape[-1]
+    log_p, size = _log_softmax(z), z.shape[-1] * _parts()
+    loss = -_over_vocabulary(jnp.sum, lax.psum, log_p) / size - jnp.log(size)
+    return loss, jnp.exp(log_p) - 1 / size
+
+
+# ---------------------------------------- the vocabulary, which `tensor` splits: z is a part of it
+
+
+def _over_vocabulary(reduce, combine, z):
+    """A reduction over all of the vocabulary, e.g. (jnp.max, lax.pmax)."""
+    return combine(reduce(z, axis=-1), several("tensor"))
+
+
+def _log_softmax(z):
+    z = z - _over_vocabulary(jnp.max, lax.pmax, z)[..., None]
+    return z - jnp.log(_over_vocabulary(jnp.sum, lax.psum, jnp.exp(z)))[..., None]
+
+
+def _parts() -> int:
+    return math.prod(lax.axis_size(axis) for axis in several("tensor"))
+
+
+def _first(z) -> Int[Array, ""] | int:
+    """The token of the first logit."""
+    return z.shape[-1] * sum(lax.axis_index(axis) for axis in several("tensor"))
 
 
 # ------------------------------------------------------------------------------- the one machine
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _weighted_sum(
+def _total(
     loss: Callable,
     softcaps: tuple[float | None, float | None],  # (student's, teacher's)
     chunk: int | None,
@@ -140,35 +179,57 @@ def _weighted_sum(
     teacher_table: Any,
     weights: Weights,
 ) -> Scalar:
-    def of_chunk(total, piece):
-        h, aux, w = piece
-        value, _ = loss(logits(h, table, softcaps[0]), aux, teacher_table, softcaps[1])
-        return total + jnp.sum(w * value), None
+    """Σ weights · loss, of any number of rows: those that the mesh lacks weigh nothing."""
+    hidden, per_token, weights = pad_rows((hidden, per_token, weights))
+    return _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights)
 
-    pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
-    return lax.scan(of_chunk, jnp.zeros(()), pieces)[0]
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights):
+    def on_device(hidden, table, per_token, teacher_table, weights):
+        table, teacher_table = _gathered((table.astype(hidden.dtype), teacher_table))
+
+        def of_chunk(total, piece):
+            h, aux, w = piece
+            value, _ = loss(logits(h, table, softcaps[0]), aux, teacher_table, softcaps[1])
+            return total + jnp.sum(w * value), None
+
+        pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
+        total, _ = lax.scan(of_chunk, jnp.zeros(()), pieces)
+        return lax.psum(total, several(*BATCH))
+
+    return on_devices(on_device, INPUTS, P())(hidden, table, per_token, teacher_table, weights)
 
 
 def _forward(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights):
-    compute_table = table.astype(hidden.dtype)
+    def on_device(hidden, table, per_token, teacher_table, weights):
+        dtype = table.dtype
+        table, teacher_table = _gathered((table.astype(hidden.dtype), teacher_table))
 
-    def of_chunk(carry, piece):
-        total, d_table = carry
-        h, aux, w = piece
-        z = logits(h, table, softcaps[0])
-        value, dz = loss(z, aux, teacher_table, softcaps[1])
-        dz = dz * w[..., None]
-        if softcaps[0] is not None:
-            dz = dz * (1 - jnp.square(z / softcaps[0]))
-        dz = dz.astype(h.dtype)
-        d_hidden = jnp.einsum("btv,vd->btd", dz, compute_table)
-        d_table += jnp.einsum("btv,btd->vd", dz, h, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(w * value), d_table), d_hidden
+        def of_chunk(carry, piece):
+            total, d_table = carry
+            h, aux, w = piece
+            z = logits(h, table, softcaps[0])
+            value, dz = loss(z, aux, teacher_table, softcaps[1])
+            dz = dz * w[..., None]
+            if softcaps[0] is not None:
+                dz = dz * (1 - jnp.square(z / softcaps[0]))
+            dz = dz.astype(h.dtype)
+            d_hidden = jnp.einsum("btv,vd->btd", dz, table)
+            d_table += jnp.einsum("btv,btd->vd", dz, h, preferred_element_type=jnp.float32)
+            return (total + jnp.sum(w * value), d_table), d_hidden
 
-    pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
-    start = (jnp.zeros(()), jnp.zeros(table.shape, jnp.float32))
-    (total, d_table), d_hidden = lax.scan(of_chunk, start, pieces)
-    return total, (_join(d_hidden, hidden.shape[1]), d_table.astype(table.dtype))
+        pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
+        start = jnp.zeros(()), jnp.zeros(table.shape, jnp.float32)
+        (total, d_table), d_hidden = lax.scan(of_chunk, start, pieces)
+        d_hidden = lax.psum(_join(d_hidden, hidden.shape[1]), several("tensor"))
+        d_table = lax.psum(scatter(d_table, "fsdp", axis=1), several("data"))
+        return lax.psum(total, several(*BATCH)), d_hidden, d_table.astype(dtype)
+
+    outputs = P(), P(BATCH), TABLE
+    mapped = on_devices(on_device, INPUTS, outputs)
+    total, *gradients = mapped(hidden, table, per_token, teacher_table, weights)
+    return total, tuple(gradients)
 
 
 def _backward(loss, softcaps, chunk, gradients, cotangent):
@@ -179,12 +240,14 @@ def _backward(loss, softcaps, chunk, gradients, cotangent):
 _weighted_sum.defvjp(_forward, _backward)
 
 
+def _gathered(tables: Any) -> Any:
+    """A device's part of the vocabulary at full width."""
+    return jax.tree.map(lambda table: gather(table, "fsdp", axis=1), tables)
+
+
 def _chunk_size(hidden: Hidden, table: Table) -> int:
     """Time positions per chunk such that a device's logits stay within LOGITS_PER_CHUNK."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    devices = math.prod(size for size, kind in axes if kind != AxisType.Manual)
-    return max(1, LOGITS_PER_CHUNK * devices // (hidden.shape[0] * table.shape[0]))
+    return max(1, LOGITS_PER_CHUNK // (hidden.shape[0] * table.shape[0]))
 
 
 def _split(tree: Any, size: int) -> Any:
