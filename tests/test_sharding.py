@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -58,6 +59,7 @@ CUBE = MeshShape(sweep=1, data=2, fsdp=2, tensor=2)
         ("distillation", 2, CUBE),
         ("distillation", 1, MeshShape(data=1, fsdp=8)),
         ("distillation", 1, MeshShape(data=2, tensor=4)),
+        ("distillation", 1, MeshShape(data=1, tensor=8)),
     ],
 )
 def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
@@ -94,6 +96,27 @@ def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5)
     for key, value in metrics.items():
         np.testing.assert_allclose(sharded_metrics[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    "shape", [CUBE, MeshShape(data=1, tensor=8), MeshShape(sweep=2, data=1, tensor=4)], ids=str
+)
+def test_bfloat16_on_simulated_devices(shape):
+    """XLA for CPU aborts on some sums of bf16: see `on_devices`."""
+    lm = Functional(replace(LM.config, dtype="bfloat16"))
+    mesh, params, batch = make_mesh(shape), jax.jit(LM.init)(jax.random.key(0)), _batch()
+
+    def gradient(lm, params):
+        loss = lambda p: losses.language_modelling(lm, p, {}, batch, None)[0]  # noqa: E731
+        return jax.grad(loss)(params)
+
+    wanted = jax.jit(partial(gradient, LM))(params)
+    with jax.set_mesh(mesh):
+        found = jax.jit(partial(gradient, lm))(
+            jax.device_put(params, shardings(params, lm.rules, mesh))
+        )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.05 * float(jnp.max(jnp.abs(b))))
 
 
 def test_every_leaf_of_a_state_has_a_rule():

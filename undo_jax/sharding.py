@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from typing import Any
@@ -129,14 +129,11 @@ def spec_of(path: Any, ndim: int, rules: Rules) -> P:
     return spec
 
 
-def specs(tree: Any, rules: Rules, axes: Sequence[str]) -> Any:
-    """Specs of all leaves, as far as they speak of these axes."""
-
-    def of_leaf(path, leaf):
-        spec = spec_of(path, leaf.ndim, rules)
-        return P(*(axis if axis in axes else None for axis in spec))
-
-    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+def specs(tree: Any, rules: Rules) -> Any:
+    """The specs of all leaves."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: spec_of(path, leaf.ndim, rules), tree
+    )
 
 
 def shardings(
@@ -226,16 +223,31 @@ def pad_rows(tree: Any) -> Any:
 def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] = AXES) -> Callable:
     """Lift `f` of a device's parts of arrays to whole arrays; `f` says what the devices exchange.
 
-    It works on parts along `axes` only. Without a mesh there are none: `several` tells inside.
+    It works on parts along those of `axes` that have several devices: `several` tells inside.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return f
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     free = {name for name, kind in kinds if kind != AxisType.Manual}  # the others are split already
-    return jax.shard_map(
-        f, in_specs=in_specs, out_specs=out_specs, axis_names=free & set(axes), check_vma=False
+    split = free & set(several(*axes))
+    if not split:
+        return f
+    if (
+        not free & set(several(*free)) - split
+    ):  # XLA for CPU sums bf16 only where all axes are split
+        split = free
+    in_specs, out_specs = (
+        jax.tree.map(partial(_keep, axes=split), specs, is_leaf=lambda x: isinstance(x, P))
+        for specs in (in_specs, out_specs)
     )
+    return jax.shard_map(
+        f, in_specs=in_specs, out_specs=out_specs, axis_names=split, check_vma=False
+    )
+
+
+def _keep(spec: P, axes: Collection[str]) -> P:
+    """A spec as far as it speaks of these axes."""
+    parts = (part if isinstance(part, tuple) else (part,) for part in spec)
+    return P(*(tuple(axis for axis in part if axis in axes) or None for part in parts))
 
 
 def several(*axes: str) -> tuple[str, ...]:
@@ -270,10 +282,10 @@ def gather_weight(w: jax.Array, dtype: jnp.dtype, spec: P) -> jax.Array:
     """
     if not several("fsdp"):
         return w.astype(dtype)
-    axis, part = spec.index("fsdp"), P(*(axis if axis == "tensor" else None for axis in spec))
+    axis = spec.index("fsdp")
     # by each device for its part along `tensor`: XLA would do the same work on all of them
-    whole = on_devices(partial(gather, axis_name="fsdp", axis=axis), part, part, ("tensor",))
-    split = on_devices(partial(scatter, axis_name="fsdp", axis=axis), part, part, ("tensor",))
+    whole = on_devices(partial(gather, axis_name="fsdp", axis=axis), spec, spec, ("tensor",))
+    split = on_devices(partial(scatter, axis_name="fsdp", axis=axis), spec, spec, ("tensor",))
     return linear_call(
         lambda _, w: whole(w.astype(dtype)),
         lambda _, gradient: split(gradient.astype(jnp.float32)).astype(w.dtype),

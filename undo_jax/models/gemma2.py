@@ -278,7 +278,7 @@ class Decoder(nnx.Module):
 
         if cache is not None:  # a few new tokens are less than a layer's weights: these stay split
             return run_layers(x, tokens, positions, params, cache)
-        inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS, BATCH)
+        inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS)
         mapped = on_devices(run_layers, inputs, (P(BATCH), None), BATCH)
         x, _ = mapped(x, tokens, positions, params)
         return x[:rows], None
