@@ -9,6 +9,7 @@ import pytest
 
 import undo_jax
 from undo_jax import cli
+from undo_jax.cli.experiment import load
 from undo_jax.cli.fit import TOO_LARGE, table
 from undo_jax.fit import chips, flags, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
@@ -170,6 +171,51 @@ def test_without_libtpu_it_says_what_to_install(capsys, monkeypatch):
 )
 def test_a_mesh_of_another_size_is_told_one_that_fits(capsys, topology, mesh, said):
     assert said in _refused(capsys, QUICKSTART, "--topology", topology, "--mesh", mesh).err
+
+
+@needs_libtpu
+def test_a_mesh_that_splits_a_side_of_the_slice():
+    mesh = step.mesh_on(chips.find("v6e:4x4"), parse_mesh("data=2,fsdp=8"))
+    assert (mesh.shape["data"], mesh.shape["fsdp"]) == (2, 8)
+
+
+def test_a_student_of_another_size_is_the_one_that_is_distilled():
+    """With damaged students of the teacher's size beside it, the larger one counts."""
+    shipped = load(QUICKSTART)
+    wide, narrow = (replace(shipped.model, width=width) for width in (96, 24))
+    for student, alphas, distilled in (
+        (wide, (), wide),
+        (narrow, (), narrow),
+        (narrow, (0.5,), shipped.model),
+        (None, (0.5,), shipped.model),
+    ):
+        damage = replace(shipped.noise, alphas=alphas, student=student)
+        experiment = replace(shipped, noise=damage)
+        work = step.of_stage(experiment, "distill")
+        config = work.lm.config, work.refs["teacher"].config
+        assert config == (step.for_tpu(distilled), step.for_tpu(shipped.model))
+        attacked = step.of_stage(experiment, "relearn").lm.config
+        assert attacked == step.for_tpu(wide if student is wide else shipped.model)
+
+
+@needs_libtpu
+def test_the_advice_names_the_model_that_is_too_large(capsys, tmp_path):
+    """It is the student's policy that helps."""
+    file = tmp_path / "wide.py"
+    file.write_text(f"""
+import importlib.util
+from dataclasses import replace
+
+spec = importlib.util.spec_from_file_location("quickstart", {QUICKSTART!r})
+shipped = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(shipped)
+experiment = shipped.experiment
+wide = replace(experiment.model, width=96)
+experiment = replace(experiment, noise=replace(experiment.noise, alphas=(), student=wide))
+""")
+    large = "--setting.row-length 8192 --distill.training.batch-size 1024"
+    flags = [str(file), "--topology", "v5e:4x4", "--mesh", "data=16", *large.split()]
+    assert "--noise.student.remat full" in _refused(capsys, *flags, status=TOO_LARGE).err
 
 
 @needs_libtpu
