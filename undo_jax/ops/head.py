@@ -20,6 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from undo_jax.ops import head_tpu
 from undo_jax.sharding import BATCH, gather, on_devices, pad_rows, scatter, several
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
@@ -187,15 +188,11 @@ def _total(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights):
     def on_device(hidden, table, per_token, teacher_table, weights):
-        table, teacher_table = _gathered((table.astype(hidden.dtype), teacher_table))
-
-        def of_chunk(total, piece):
-            h, aux, w = piece
-            value, _ = loss(logits(h, table, softcaps[0]), aux, teacher_table, softcaps[1])
-            return total + jnp.sum(w * value), None
-
-        pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
-        total, _ = lax.scan(of_chunk, jnp.zeros(()), pieces)
+        tables = _gathered((table.astype(hidden.dtype), teacher_table))
+        if head_tpu.available(hidden.dtype):
+            total = head_tpu.loss(*_for_tpu(loss, softcaps, hidden, per_token, weights, *tables))
+        else:
+            total = _in_chunks(loss, softcaps, chunk, hidden, per_token, weights, *tables)
         return lax.psum(total, several(*BATCH))
 
     return on_devices(on_device, INPUTS, P())(hidden, table, per_token, teacher_table, weights)
@@ -203,31 +200,20 @@ def _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table
 
 def _forward(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights):
     def on_device(hidden, table, per_token, teacher_table, weights):
-        dtype = table.dtype
-        table, teacher_table = _gathered((table.astype(hidden.dtype), teacher_table))
-
-        def of_chunk(carry, piece):
-            total, d_table = carry
-            h, aux, w = piece
-            z = logits(h, table, softcaps[0])
-            value, dz = loss(z, aux, teacher_table, softcaps[1])
-            dz = dz * w[..., None]
-            if softcaps[0] is not None:
-                dz = dz * (1 - jnp.square(z / softcaps[0]))
-            dz = dz.astype(h.dtype)
-            d_hidden = jnp.einsum("btv,vd->btd", dz, table)
-            d_table += jnp.einsum("btv,btd->vd", dz, h, preferred_element_type=jnp.float32)
-            return (total + jnp.sum(w * value), d_table), d_hidden
-
-        pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
-        start = jnp.zeros(()), jnp.zeros(table.shape, jnp.float32)
-        (total, d_table), d_hidden = lax.scan(of_chunk, start, pieces)
-        d_hidden = lax.psum(_join(d_hidden, hidden.shape[1]), several("tensor"))
+        dtype, tables = table.dtype, _gathered((table.astype(hidden.dtype), teacher_table))
+        if head_tpu.available(hidden.dtype):
+            arguments = _for_tpu(loss, softcaps, hidden, per_token, weights, *tables)
+            total, d_hidden, d_table = head_tpu.loss_and_gradients(*arguments)
+            d_hidden = d_hidden.reshape(hidden.shape)
+        else:
+            total, d_hidden, d_table = _gradients_in_chunks(
+                loss, softcaps, chunk, hidden, per_token, weights, *tables
+            )
+        d_hidden = lax.psum(d_hidden, several("tensor"))
         d_table = lax.psum(scatter(d_table, "fsdp", axis=1), several("data"))
         return lax.psum(total, several(*BATCH)), d_hidden, d_table.astype(dtype)
 
-    outputs = P(), P(BATCH), TABLE
-    mapped = on_devices(on_device, INPUTS, outputs)
+    mapped = on_devices(on_device, INPUTS, (P(), P(BATCH), TABLE))
     total, *gradients = mapped(hidden, table, per_token, teacher_table, weights)
     return total, tuple(gradients)
 
@@ -243,6 +229,62 @@ _weighted_sum.defvjp(_forward, _backward)
 def _gathered(tables: Any) -> Any:
     """A device's part of the vocabulary at full width."""
     return jax.tree.map(lambda table: gather(table, "fsdp", axis=1), tables)
+
+
+def _in_chunks(loss, softcaps, chunk, hidden, per_token, weights, table, teacher_table):
+    """The loss of a device's rows, some positions at a time."""
+
+    def of_chunk(total, piece):
+        h, aux, w = piece
+        value, _ = loss(logits(h, table, softcaps[0]), aux, teacher_table, softcaps[1])
+        return total + jnp.sum(w * value), None
+
+    pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
+    return lax.scan(of_chunk, jnp.zeros(()), pieces)[0]
+
+
+def _gradients_in_chunks(loss, softcaps, chunk, hidden, per_token, weights, table, teacher_table):
+    """The loss and its gradients, by a device's part of the vocabulary; the table's in fp32."""
+
+    def of_chunk(carry, piece):
+        total, d_table = carry
+        h, aux, w = piece
+        z = logits(h, table, softcaps[0])
+        value, dz = loss(z, aux, teacher_table, softcaps[1])
+        dz = dz * w[..., None]
+        if softcaps[0] is not None:
+            dz = dz * (1 - jnp.square(z / softcaps[0]))
+        dz = dz.astype(h.dtype)
+        d_hidden = jnp.einsum("btv,vd->btd", dz, table)
+        d_table += jnp.einsum("btv,btd->vd", dz, h, preferred_element_type=jnp.float32)
+        return (total + jnp.sum(w * value), d_table), d_hidden
+
+    pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
+    start = jnp.zeros(()), jnp.zeros(table.shape, jnp.float32)
+    (total, d_table), d_hidden = lax.scan(of_chunk, start, pieces)
+    return total, _join(d_hidden, hidden.shape[1]), d_table
+
+
+def _for_tpu(loss, softcaps, hidden, per_token, weights, table, teacher_table):
+    """The same as arguments of the kernels: tokens side by side."""
+    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+    with_teacher, with_targets = loss is _kl_to_teacher, loss is _cross_entropy
+    vocabulary, width = table.shape
+    rows = head_tpu.Rows(
+        flat(hidden),
+        weights.reshape(-1, 1),
+        flat(per_token) if with_teacher else None,
+        (per_token - _first(table.T)).reshape(-1, 1) if with_targets else None,
+    )
+    tables = head_tpu.Tables(table, teacher_table if with_teacher else None)
+    made = head_tpu.Head(
+        "teacher" if with_teacher else "token" if with_targets else "uniform",
+        *softcaps,
+        vocabulary,
+        vocabulary * _parts(),
+        head_tpu.tiles(width, teacher_table.shape[1] if with_teacher else 0),
+    )
+    return made, rows, tables
 
 
 def _chunk_size(hidden: Hidden, table: Table) -> int:
