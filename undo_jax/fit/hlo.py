@@ -326,10 +326,22 @@ def _flops(scope: Mapping[str, Instruction], one: Instruction) -> float:
         return 2.0 * math.prod(one.arrays[0].dims) * math.prod(contracted)
     if one.opcode == "convolution":
         return 2.0 * _multiplications(scope, one)
+    if one.name.startswith("splash_"):
+        return _attention(scope, one)
     if one.opcode == "custom-call":  # a kernel says itself what it does
         found = re.search(r'"cost_estimate":\{"flops":"(\d+)"', one.rest)
         return float(found.group(1)) if found else 0.0
     return 0.0
+
+
+def _attention(scope: Mapping[str, Instruction], one: Instruction) -> float:
+    """Of JAX's splash kernels, which do not say: blocks up to the diagonal, whatever the window."""
+    arrays = [array.dims for name in one.operands for array in scope[name].arrays]
+    blocks = arrays[0][-2]  # along the queries, of the mask
+    batch, kv_heads, group, time, width = next(dims for dims in arrays if len(dims) == 5)
+    products = next(n for kind, n in (("fwd", 2), ("dq", 3), ("dkv", 4)) if kind in one.name)
+    pairs = time * time * (1 + 1 / blocks) / 2
+    return 2.0 * products * batch * kv_heads * group * pairs * width
 
 
 def _multiplications(scope: Mapping[str, Instruction], one: Instruction) -> float:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from undo_jax.ops import attention_tpu
 from undo_jax.ops.attention import attention, write
 from undo_jax.ops.embedding import lookup
 from undo_jax.sharding import BATCH, gather_weight, on_devices, pad_rows, spec_of, specs
@@ -143,11 +144,16 @@ class Cache(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The slots that each token sees in one layer; the last one is its own, its position."""
+    """What each token sees in one layer: from its document's first slot to its own position."""
 
     layer: Int[Array, ""]
-    first: Int[Array, "#B T"]
-    last: Int[Array, "#B T"]
+    opened: Int[Array, "#B T"]
+    positions: Int[Array, "#B T"]
+
+    @property
+    def local(self) -> Bool[Array, ""]:
+        """Whether this layer sees no further back than its window."""
+        return self.layer % 2 == 0
 
 
 class Attention(nnx.Module):
@@ -165,22 +171,22 @@ class Attention(nnx.Module):
         config = self.config
         split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
         q, k, v = (split(x @ w.astype(x.dtype)) for w in (self.query, self.key, self.value))
-        q, k = (rope(y, span.last, config.rope_theta) for y in (q, k))
+        q, k = (rope(y, span.positions, config.rope_theta) for y in (q, k))
         if cache is not None:
-            place = span.layer, span.last[:, 0]
+            place = span.layer, span.positions[:, 0]
             cache = cache._replace(
                 keys=write(cache.keys, k, *place), values=write(cache.values, v, *place)
             )
             k, v = cache.keys[span.layer], cache.values[span.layer]
-        out = attention(
-            q,
-            k,
-            v,
-            scale=config.attention_scale,
-            softcap=config.attention_softcap,
-            first=span.first,
-            last=span.last,
-        )
+        scores = {"scale": config.attention_scale, "softcap": config.attention_softcap}
+        if cache is None and attention_tpu.available(q, k):
+            documents = None if config.document_start is None else span.opened
+            scores |= {"window": config.window, "local": span.local, "documents": documents}
+            out = attention_tpu.attention(q, k, v, **scores)
+        else:
+            near = jnp.maximum(span.positions - config.window + 1, span.opened)
+            first = jnp.where(span.local, near, span.opened)
+            out = attention(q, k, v, first=first, last=span.positions, **scores)
         return out.reshape(*x.shape[:2], -1) @ self.output.astype(x.dtype), cache
 
 
@@ -264,13 +270,11 @@ class Decoder(nnx.Module):
 
         def run_layers(x, tokens, positions, params, cache=None):
             opened = self._opened(tokens if cache is None else cache.tokens, positions)
-            near = jnp.maximum(positions - config.window + 1, opened)
 
             def run(carry, one):
                 (x, cache), (index, params) = carry, one
                 params = _gathered(params, dtype) if cache is None else params
-                span = Span(index, jnp.where(index % 2 == 0, near, opened), positions)
-                return nnx.merge(graph, params)(x, span, cache), None
+                return nnx.merge(graph, params)(x, Span(index, opened, positions), cache), None
 
             body = jax.checkpoint(run, policy=KEPT[config.remat], prevent_cse=False)
             numbered = jnp.arange(layers), params

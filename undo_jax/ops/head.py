@@ -189,7 +189,7 @@ def _total(
 def _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights):
     def on_device(hidden, table, per_token, teacher_table, weights):
         tables = _gathered((table.astype(hidden.dtype), teacher_table))
-        if head_tpu.available(hidden.dtype):
+        if head_tpu.chosen(hidden.dtype, *_widths(tables)):
             total = head_tpu.loss(*_for_tpu(loss, softcaps, hidden, per_token, weights, *tables))
         else:
             total = _in_chunks(loss, softcaps, chunk, hidden, per_token, weights, *tables)
@@ -201,7 +201,7 @@ def _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table
 def _forward(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights):
     def on_device(hidden, table, per_token, teacher_table, weights):
         dtype, tables = table.dtype, _gathered((table.astype(hidden.dtype), teacher_table))
-        if head_tpu.available(hidden.dtype):
+        if head_tpu.chosen(hidden.dtype, *_widths(tables)):
             arguments = _for_tpu(loss, softcaps, hidden, per_token, weights, *tables)
             total, d_hidden, d_table = head_tpu.loss_and_gradients(*arguments)
             d_hidden = d_hidden.reshape(hidden.shape)
@@ -229,6 +229,10 @@ _weighted_sum.defvjp(_forward, _backward)
 def _gathered(tables: Any) -> Any:
     """A device's part of the vocabulary at full width."""
     return jax.tree.map(lambda table: gather(table, "fsdp", axis=1), tables)
+
+
+def _widths(tables: Any) -> list[int]:
+    return [table.shape[1] for table in jax.tree.leaves(tables)]
 
 
 def _in_chunks(loss, softcaps, chunk, hidden, per_token, weights, table, teacher_table):

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from undo_jax.sharding import several
 
 Target = Literal["teacher", "token", "uniform"]  # which q
+SAVED = 13  # bytes a logit that XLA moves and the kernels do not (0.1B to 0.9B, `undo-jax fit`)
 NEVER = -1e30  # the logit of what is not in the vocabulary
 
 
@@ -60,9 +61,17 @@ class Head(NamedTuple):
     tiles: Tiles
 
 
-def available(dtype: jnp.dtype) -> bool:
-    """Whether these kernels run here: on TPU, on bf16 hidden states."""
-    return pltpu.is_tpu_device() and dtype == jnp.bfloat16
+def chosen(dtype: jnp.dtype, *widths: int) -> bool:
+    """Whether to use these kernels: on TPU, on bf16 hidden states of these widths.
+
+    They never move logits but make them twice: for wide models that costs the MXU more than it
+    saves the HBM.
+    """
+    if not pltpu.is_tpu_device() or dtype != jnp.bfloat16:
+        return False
+    chip = pltpu.get_tpu_info()
+    widest = SAVED / 2 * chip.bf16_ops_per_second / chip.mem_bw_bytes_per_second
+    return sum(widths) <= widest
 
 
 def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, ""]:
@@ -256,7 +265,9 @@ def _tile(head: Head, refs) -> _Tile:
     z, y = _logits(h, w, head.softcap, here), None
     if head.target == "teacher":
         y = _logits(of["g"][...], of["u"][...], head.teacher_softcap, here)
-    hot = token == of["t"][...] if head.target == "token" else None
+    hot = None
+    if head.target == "token":  # a token of another device may stand behind this table's end
+        hot = token == of["t"][...] if here is None else here & (token == of["t"][...])
     return _Tile(z, y, w, h, here, hot)
 
 

@@ -1,0 +1,88 @@
+"""Attention on TPU that never stores its scores: JAX's splash kernels, forward and backward."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from undo_jax.sharding import on_devices, several
+
+LANES = 128  # sizes of heads and blocks are multiples of it
+HEADS = P(None, None, "tensor")
+INTERPRET = False  # on a CPU, for tests
+
+
+def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
+    """Whether the kernels run here: on TPU, in bf16, on sizes that they divide."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    parts = shape["tensor"] if several("tensor") else 1
+    fits = q.shape[1] % LANES == q.shape[3] % LANES == k.shape[2] % parts == 0
+    return pltpu.is_tpu_device() and q.dtype == jnp.bfloat16 and fits
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int,
+    local: Bool[Array, ""],
+    documents: Int[Array, "#B T"] | None,
+) -> Float[Array, "B T N H"]:
+    """Token t sees those up to itself: of its own document, and where `local` the last `window`.
+
+    `documents` differ where documents do; None is one document a row.
+    """
+    kernels = partial(_attention, scale=scale, softcap=softcap, window=window)
+    mapped = on_devices(kernels, (HEADS, HEADS, HEADS, P(), P()), HEADS, ("tensor",))
+    return mapped(q, k, v, local, documents)
+
+
+def _attention(q, k, v, local, documents, *, scale, softcap, window):
+    batch, time, heads, width = q.shape
+    kv_heads = k.shape[2]
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    q = jnp.moveaxis(q, 1, 2).reshape(batch, kv_heads, heads // kv_heads, time, width)
+    k, v = (jnp.moveaxis(x, 1, 2) for x in (k, v))
+    if documents is not None:
+        documents = jnp.broadcast_to(documents, (batch, time))
+        documents = splash.SegmentIds(documents, documents)
+
+    def run(mask):
+        kernel = _kernel(mask, heads // kv_heads, softcap)
+        each = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)), (0, 0, 0, 0))
+        return lambda: each(q, k, v, documents)
+
+    far = run(splash.CausalMask((time, time)))
+    if window < time:
+        near = run(splash.LocalMask((time, time), (window - 1, 0), 0))
+        out = lax.cond(local, near, far)
+    else:
+        out = far()
+    return jnp.moveaxis(out.reshape(batch, heads, time, width), 1, 2)
+
+
+def _kernel(mask, group, softcap):
+    """One key/value head and the query heads that share it: q [G, T, H], k and v [T, H]."""
+    size = next(size for size in (4 * LANES, 2 * LANES, LANES) if mask.shape[0] % size == 0)
+    blocks = splash.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
+    return splash.make_splash_mqa_single_device(
+        splash.MultiHeadMask([mask] * group),
+        block_sizes=blocks,
+        attn_logits_soft_cap=softcap,
+        interpret=INTERPRET,
+    )
