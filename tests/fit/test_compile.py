@@ -3,11 +3,14 @@
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.step import compile_step, distillation, mesh_on
@@ -15,7 +18,7 @@ from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
 from undo_jax.optim import AdamW
-from undo_jax.sharding import parse_mesh
+from undo_jax.sharding import BATCH, parse_mesh
 from undo_jax.train import Training
 
 pytestmark = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -75,18 +78,35 @@ def test_it_fits_and_never_holds_all_logits(steps, size, place):
 
 @pytest.mark.parametrize("size", CASES)
 def test_flops_are_those_of_the_architecture(steps, size):
-    """One forward pass of the teacher, four of the student (remat), its head's three: within 1%.
+    """One forward pass of the teacher, four of the student (remat), and the head: within 1%.
 
-    The head works on whole chunks, the last one padded.
+    Attention's backward pass has seven products to the forward pass's two, and only blocks up to
+    the diagonal, of four by four. The head's kernels make both logits twice and two gradients; XLA
+    makes all of them once, in whole chunks, of which the last is padded.
     """
     step, work = steps[size, "v5e:4x4"], _work(size)
     config, time = work.lm.config, LENGTH
     head_flops = 2 * config.vocabulary * config.width
     attended = config.layers * 4 * config.heads * config.head_width * time
     matrices = work.lm.forward_flops(time) - head_flops - attended
-    least = (4 * head_flops + 5 * (matrices + attended)) * work.tokens / 16
-    most = (4 * head_flops * 1.03 + 5 * (matrices + attended)) * work.tokens / 16
+    products, padded = (6, 1) if "head_gradients" in step.text else (4, 1.03)
+    layers = 5 * matrices + (3 + 7 / 2) * (10 / 16) * attended
+    least, most = ((products * pad * head_flops + layers) * work.tokens / 16 for pad in (1, padded))
     assert 0.99 * least < step.cost.flops < 1.01 * most
+
+
+@pytest.mark.parametrize("place", SLICES)
+@pytest.mark.parametrize("size", CASES)
+def test_no_scores_and_for_narrow_models_no_logits_at_all(steps, size, place):
+    text, config = steps[size, place].text, _work(size).lm.config
+    program, vocabulary = hlo.parse(text), config.vocabulary
+    arrays = {a for c in program.computations.values() for one in c.values() for a in one.arrays}
+    scores = config.heads * LENGTH**2
+    assert not [a for a in arrays if a.dims.count(LENGTH) > 1 and math.prod(a.dims) >= scores]
+    kernels = "head_gradients" in text
+    assert kernels == (size == "0.1B")
+    of_tokens = [a for a in arrays if vocabulary in a.dims and a.dims[-1] == vocabulary]
+    assert kernels != bool([a for a in of_tokens if math.prod(a.dims) > 128 * vocabulary])
 
 
 @pytest.mark.parametrize("place", SLICES)
@@ -113,3 +133,29 @@ def test_whole_logits_would_be_found():
     text = jax.jit(jax.grad(loss)).lower(*arguments).compile().as_text()
     assert logits(text, 4 * 64, (500,), 8)
     assert not logits(text, 4 * 64 + 1, (500,), 8)
+
+
+@pytest.mark.parametrize(
+    ("place", "widths"),
+    [("v4:2x2x1", [320]), ("v5e:2x2", [320, 768]), ("v5p:2x2x1", [320]), ("v6e:2x2", [768, 1280])],
+)
+def test_the_kernels_of_the_head_fit_every_chip(place, widths):
+    """Tiles are chosen by the chip's VMEM: 16 MiB on v4, 128 on v5e and v6e."""
+    mesh = mesh_on(chips.find(place), parse_mesh("data=2,tensor=2"))
+
+    def argument(shape, spec, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def gradient(hidden, table, weights):
+        loss = partial(head.kl_to_teacher, softcap=30.0, teacher_softcap=30.0)
+        return jax.grad(lambda h, w: loss(h, w, hidden, table, weights), (0, 1))(hidden, table)
+
+    for width in widths:
+        arguments = (
+            argument((4, 512, width), P(BATCH), jnp.bfloat16),
+            argument((256_000, width), P("tensor", "fsdp"), jnp.float32),
+            argument((4, 512), P(BATCH), jnp.float32),
+        )
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(gradient).lower(*arguments)
+        assert "head_gradients" in lowered.compile(compiler_options=QUICKLY).as_text()

@@ -210,6 +210,22 @@ def test_a_collective_that_runs_beside_arithmetic_counts_once_and_a_sliced_sum_i
     assert found.memory == reads_and_writes
 
 
+def test_kernels_say_what_they_do_and_splash_is_known_by_its_name():
+    """Two products for each pair of blocks up to the diagonal: 10 of 4 × 4, of 8 × 8 tokens."""
+    kernel = (
+        "  %p = f32[2]{0} parameter(0)\n  ROOT %r = f32[2]{0} custom-call(%p), "
+        'backend_config={"custom_call_config":{"cost_estimate":{"flops":"345","bytes":"1"}}}'
+    )
+    assert hlo.cost(ONE.format(kernel)).flops == 345
+    for kind, products in (("fwd_residuals", 2), ("dq_no_residuals", 3), ("dkv_no_residuals", 4)):
+        text = ONE.format(
+            "  %p = s8[1,4,4]{2,1,0} parameter(0)\n  %q = bf16[2,3,5,32,128]{4,3,2,1,0} "
+            "parameter(1)\n  %k = bf16[2,3,32,128]{3,2,1,0} parameter(2)\n"
+            f"  ROOT %splash_mqa_{kind}.1 = f32[2]{{0}} custom-call(%p, %q, %k)"
+        )
+        assert hlo.cost(text).flops == 2 * products * 2 * 3 * 5 * (10 * 8 * 8) * 128
+
+
 def test_the_costly_branch_counts():
     branch = (
         "%{0} (x: f32[4,4]) -> f32[4,4] {{\n  %x = f32[4,4] parameter(0)\n  ROOT %y = {1}\n}}\n"

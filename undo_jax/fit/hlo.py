@@ -336,12 +336,12 @@ def _flops(scope: Mapping[str, Instruction], one: Instruction) -> float:
 
 def _attention(scope: Mapping[str, Instruction], one: Instruction) -> float:
     """Of JAX's splash kernels, which do not say: blocks up to the diagonal, whatever the window."""
-    arrays = [array.dims for name in one.operands for array in scope[name].arrays]
-    blocks = arrays[0][-2]  # along the queries, of the mask
-    batch, kv_heads, group, time, width = next(dims for dims in arrays if len(dims) == 5)
+    arrays = [array for name in one.operands for array in scope[name].arrays]
+    blocks = arrays[0].dims[-2]  # along the queries, of the mask
+    *heads, time, width = next(array.dims for array in arrays if "f" in array.dtype)
     products = next(n for kind, n in (("fwd", 2), ("dq", 3), ("dkv", 4)) if kind in one.name)
     pairs = time * time * (1 + 1 / blocks) / 2
-    return 2.0 * products * batch * kv_heads * group * pairs * width
+    return 2.0 * products * math.prod(heads) * pairs * width
 
 
 def _multiplications(scope: Mapping[str, Instruction], one: Instruction) -> float:

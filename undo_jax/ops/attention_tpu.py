@@ -1,6 +1,7 @@
 """Attention on TPU that never stores its scores: JAX's splash kernels, forward and backward."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def _attention(q, k, v, local, documents, *, scale, softcap, window):
 
     def run(mask):
         kernel = _kernel(mask, heads // kv_heads, softcap)
-        each = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)), (0, 0, 0, 0))
+        each: Any = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)), (0, 0, 0, 0))
         return lambda: each(q, k, v, documents)
 
     far = run(splash.CausalMask((time, time)))

@@ -90,7 +90,7 @@ def greedy(
 
         def pick(h):
             z = logits(h, table, softcap)
-            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + _first(z)
+            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + _first(z.shape[-1])
             none = jnp.iinfo(token.dtype).max
             token = jnp.where(best == lax.pmax(best, several("tensor")), token, none)
             return lax.pmin(token, several("tensor"))
@@ -128,7 +128,10 @@ def reference_kl_to_uniform(hidden, table, weights, softcap=None) -> Scalar:
 
 
 def _cross_entropy(z, targets, _table, _softcap):
-    log_p, hot = _log_softmax(z), jax.nn.one_hot(targets - _first(z), z.shape[-1], dtype=z.dtype)
+    log_p, hot = (
+        _log_softmax(z),
+        jax.nn.one_hot(targets - _first(z.shape[-1]), z.shape[-1], dtype=z.dtype),
+    )
     return -_over_vocabulary(jnp.sum, lax.psum, hot * log_p), jnp.exp(log_p) - hot
 
 
@@ -162,9 +165,9 @@ def _parts() -> int:
     return math.prod(lax.axis_size(axis) for axis in several("tensor"))
 
 
-def _first(z) -> Int[Array, ""] | int:
-    """The token of the first logit."""
-    return z.shape[-1] * sum(lax.axis_index(axis) for axis in several("tensor"))
+def _first(part: int) -> Int[Array, ""] | int:
+    """The first token of a device's part of the vocabulary, of so many tokens."""
+    return part * sum(lax.axis_index(axis) for axis in several("tensor"))
 
 
 # ------------------------------------------------------------------------------- the one machine
@@ -278,15 +281,16 @@ def _for_tpu(loss, softcaps, hidden, per_token, weights, table, teacher_table):
         flat(hidden),
         weights.reshape(-1, 1),
         flat(per_token) if with_teacher else None,
-        (per_token - _first(table.T)).reshape(-1, 1) if with_targets else None,
+        (per_token - _first(vocabulary)).reshape(-1, 1) if with_targets else None,
     )
     tables = head_tpu.Tables(table, teacher_table if with_teacher else None)
     made = head_tpu.Head(
-        "teacher" if with_teacher else "token" if with_targets else "uniform",
-        *softcaps,
-        vocabulary,
-        vocabulary * _parts(),
-        head_tpu.tiles(width, teacher_table.shape[1] if with_teacher else 0),
+        target="teacher" if with_teacher else "token" if with_targets else "uniform",
+        softcap=softcaps[0],
+        teacher_softcap=softcaps[1],
+        vocabulary=vocabulary,
+        whole=vocabulary * _parts(),
+        tiles=head_tpu.tiles(width, teacher_table.shape[1] if with_teacher else 0),
     )
     return made, rows, tables
 

@@ -174,7 +174,7 @@ def _statistics(head: Head, rows: Rows, tables: Tables) -> list[Float[Array, "R 
     return pl.pallas_call(
         partial(_statistics_kernel, head, len(inputs)),
         out_shape=[column] * (5 if teacher else 3),
-        grid=pl.cdiv(head.vocabulary, head.tiles.vocabulary),
+        grid=(pl.cdiv(head.vocabulary, head.tiles.vocabulary),),
         in_specs=specs,
         out_specs=[_held(column)] * (5 if teacher else 3),
         compiler_params=_limit(),
@@ -193,7 +193,7 @@ def _gradients(
     return pl.pallas_call(
         partial(_gradients_kernel, head, len(inputs)),
         out_shape=[d_hidden, jax.ShapeDtypeStruct(d_table.shape, d_table.dtype)],
-        grid=pl.cdiv(head.vocabulary, head.tiles.vocabulary),
+        grid=(pl.cdiv(head.vocabulary, head.tiles.vocabulary),),
         in_specs=[*specs, *map(_held, more), _streamed(head, d_table)],
         out_specs=[_held(d_hidden), _streamed(head, d_table)],
         input_output_aliases={len(inputs) + len(more): 1},
@@ -245,7 +245,7 @@ class _Tile(NamedTuple):
     """A tile of logits, its tables and its q."""
 
     z: Float[Array, "R C"]
-    y: Float[Array, "R C"] | None  # the teacher's logits
+    y: Any  # the teacher's logits, [R, C]; None without a teacher
     table: Float[Array, "C D"]
     hidden: Float[Array, "R D"]
     here: Any  # [R, C]: whether a column is in the vocabulary; None where all are
