@@ -190,7 +190,7 @@ def test_a_student_of_another_size_is_the_one_that_is_distilled():
         (None, (0.5,), shipped.model),
     ):
         damage = replace(shipped.noise, alphas=alphas, student=student)
-        experiment = replace(shipped, noise=damage)
+        experiment = step.on_tpu(replace(shipped, noise=damage))
         work = step.of_stage(experiment, "distill")
         config = work.lm.config, work.refs["teacher"].config
         assert config == (step.for_tpu(distilled), step.for_tpu(shipped.model))

@@ -88,8 +88,7 @@ def of_stage(experiment: Experiment, stage: str) -> Work:
     Raises ValueError for a stage that trains nothing.
     """
     config, length = experiment, experiment.setting.row_length
-    lm = Functional(for_tpu(config.model))
-    student = Functional(for_tpu(config.noise.student or config.model))
+    lm, student = Functional(config.model), Functional(config.noise.student or config.model)
     if stage == "pretrain":
         loss, training = losses.language_modelling, config.pretrain.training
         return Work(lm, loss, training, ("train",), {}, length)
@@ -115,6 +114,13 @@ def distillation(student: LM, teacher: LM, training: Training, row_length: int) 
 def larger(*lms: LM) -> LM:
     """The one that computes most."""
     return max(lms, key=lambda lm: lm.forward_flops(1))
+
+
+def on_tpu(experiment: Experiment) -> Experiment:
+    """The experiment with its models as they compute on TPU."""
+    student = experiment.noise.student
+    damage = replace(experiment.noise, student=student and for_tpu(student))
+    return replace(experiment, model=for_tpu(experiment.model), noise=damage)
 
 
 def for_tpu(model: Gemma2) -> Gemma2:
