@@ -67,10 +67,12 @@ class Memory:
     aliased: float  # outputs in the place of an argument
     temporaries: float  # activations, gradients, what is gathered
     code: float
+    peak: float = 0.0  # of all that is alive at once; 0 where XLA does not tell
 
     @property
     def total(self) -> float:
-        return self.arguments + self.outputs + self.temporaries + self.code
+        """Less than the sum where temporaries take the place of arguments that are done with."""
+        return self.peak or self.arguments + self.outputs + self.temporaries + self.code
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         aliased=found.alias_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
         code=found.generated_code_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
     )
     return Step(memory, hlo.cost(text), text)
 
