@@ -11,7 +11,7 @@ ROOT = Path(undo_jax.__file__).parent
 ROWS = (
     "types", "sharding", "ops", "models", "losses", "optim", "checkpoint", "log", "progress",
     "data", "train", "evals", "population", "methods", "noises", "settings", "config", "stages",
-    "pipeline", "fit", "report", "cli",
+    "pipeline", "fit", "bench", "report", "cli",
 )  # fmt: skip
 PLUMBING = ("train", "population", "sharding", "optim", "log", "checkpoint", "progress")
 LIMITS = {

@@ -190,7 +190,7 @@ def test_a_student_of_another_size_is_the_one_that_is_distilled():
         (None, (0.5,), shipped.model),
     ):
         damage = replace(shipped.noise, alphas=alphas, student=student)
-        experiment = replace(shipped, noise=damage)
+        experiment = step.on_tpu(replace(shipped, noise=damage))
         work = step.of_stage(experiment, "distill")
         config = work.lm.config, work.refs["teacher"].config
         assert config == (step.for_tpu(distilled), step.for_tpu(shipped.model))
@@ -251,7 +251,8 @@ def test_the_command_and_its_json(capsys):
     assert seconds["step"] == max(seconds["mxu"], seconds["hbm"], seconds["ici"])
     parts = facts["hbm"]
     whole = parts["arguments"] + parts["outputs"] + parts["temporaries"] + parts["code"]
-    assert parts["total"] == whole < parts["available"]
+    assert parts["arguments"] < parts["total"] == parts["peak"] <= whole < parts["available"]
+    assert Memory(1, 2, 3, 4, 5).total == 1 + 2 + 4 + 5  # where there is no peak
     assert "of 15.75 GiB: fits" in said and f"bound by {facts['bound']}" in said
     assert all(len(line) <= 80 for line in said.splitlines())
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from undo_jax.cli.bench import bench
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
 from undo_jax.cli.fit import fit, xla_flags
@@ -21,6 +22,7 @@ TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
+    "bench": bench,
     "fit": fit,
     "xla-flags": xla_flags,
     "generate": generate,
@@ -63,7 +65,7 @@ def _find(words: list[str]) -> Callable[[], None]:
     if name is None:
         raise ValueError(f"unknown command {words[0]!r}: choose one of {', '.join(COMMANDS)}")
     command, rest = known[name], words[len(name) :]
-    if command in (run, fit):  # which flags they have depends on the experiment
+    if command in (run, bench, fit):  # which flags they have depends on the experiment
         return functools.partial(command, rest)
 
     @functools.wraps(command)

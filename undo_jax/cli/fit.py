@@ -21,9 +21,9 @@ from undo_jax.fit.step import (
     Step,
     Work,
     compile_step,
-    for_tpu,
     mesh_on,
     of_stage,
+    on_tpu,
     rows_per_chip,
 )
 from undo_jax.log import console, short
@@ -57,7 +57,7 @@ def fit(words: list[str]) -> None:
     place, preset = chips.find(options.topology), options.xla_flags
     compiler = dict(flags(preset)) if preset else {}
     jax.config.update("jax_platforms", "cpu")
-    experiment = experiments.override(experiments.load(options.experiment), overrides)
+    experiment = on_tpu(experiments.override(experiments.load(options.experiment), overrides))
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work, mesh = of_stage(experiment, options.stage), mesh_on(place, shape)
     title = {"experiment": experiment.name, "stage": options.stage}
@@ -67,7 +67,7 @@ def fit(words: list[str]) -> None:
     facts = {**title, **describe(work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:
-        model = next(n for n, m in experiment.models.items() if for_tpu(m) == lm_config(work))
+        model = next(n for n, m in experiment.models.items() if m == lm_config(work))
         said = advice(options.stage, model, work, place, mesh, step)
         print(f"undo-jax: {said}", file=sys.stderr)
         sys.exit(TOO_LARGE)

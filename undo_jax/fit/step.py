@@ -67,10 +67,12 @@ class Memory:
     aliased: float  # outputs in the place of an argument
     temporaries: float  # activations, gradients, what is gathered
     code: float
+    peak: float = 0.0  # of all that is alive at once; 0 where XLA does not tell
 
     @property
     def total(self) -> float:
-        return self.arguments + self.outputs + self.temporaries + self.code
+        """Less than the sum where temporaries take the place of arguments that are done with."""
+        return self.peak or self.arguments + self.outputs + self.temporaries + self.code
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ def of_stage(experiment: Experiment, stage: str) -> Work:
     Raises ValueError for a stage that trains nothing.
     """
     config, length = experiment, experiment.setting.row_length
-    lm = Functional(for_tpu(config.model))
-    student = Functional(for_tpu(config.noise.student or config.model))
+    lm, student = Functional(config.model), Functional(config.noise.student or config.model)
     if stage == "pretrain":
         loss, training = losses.language_modelling, config.pretrain.training
         return Work(lm, loss, training, ("train",), {}, length)
@@ -115,6 +116,13 @@ def distillation(student: LM, teacher: LM, training: Training, row_length: int) 
 def larger(*lms: LM) -> LM:
     """The one that computes most."""
     return max(lms, key=lambda lm: lm.forward_flops(1))
+
+
+def on_tpu(experiment: Experiment) -> Experiment:
+    """The experiment with its models as they compute on TPU."""
+    student = experiment.noise.student
+    damage = replace(experiment.noise, student=student and for_tpu(student))
+    return replace(experiment, model=for_tpu(experiment.model), noise=damage)
 
 
 def for_tpu(model: Gemma2) -> Gemma2:
@@ -174,6 +182,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         aliased=found.alias_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
         code=found.generated_code_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
     )
     return Step(memory, hlo.cost(text), text)
 

@@ -1,0 +1,125 @@
+"""The benchmark of a step: what it counts, what it waits for, and what it prints."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import undo_jax
+from undo_jax import bench, cli, losses, train
+from undo_jax.cli.bench import scaling, table
+from undo_jax.fit.step import Work
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.optim import AdamW
+from undo_jax.sharding import MeshShape, make_mesh
+
+QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
+LM = Functional(preset("tiny", layers=3, width=8, feed_forward=20, heads=2, kv_heads=1,
+                       head_width=4, vocabulary=50))  # fmt: skip
+TRAINING = train.Training(steps=100, batch_size=8, optimizer=AdamW(), eval_every=50)
+
+
+def _work(loss=losses.language_modelling, refs=None):
+    return Work(LM, loss, TRAINING, ("train",), refs or {}, 12)
+
+
+def _detour(x):
+    """Half a second of arithmetic that no compiler can leave out."""
+    turn = lambda _, x: jnp.tanh(x @ x)  # noqa: E731
+    return jnp.mean(jax.lax.fori_loop(0, 400, turn, jnp.full((300, 300), x)))
+
+
+def _slowly(lm, params, refs, batch, key):
+    """A loss that takes its time."""
+    value, metrics = losses.language_modelling(lm, params, refs, batch, key)
+    return value + 1e-6 * _detour(jax.lax.stop_gradient(value)), metrics
+
+
+def test_flops_are_two_for_each_weight_a_token_meets():
+    """q and o 8 × 8, k and v 8 × 4, three of 8 × 20; scores and their sum over 12 tokens."""
+    layer = 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 20
+    body, head = 2 * 3 * (layer + 2 * 12 * 2 * 4), 2 * 50 * 8
+    alone = bench.flops(_work())
+    assert (alone.body, alone.head, alone.references) == (3 * body, 3 * head, 0)
+    taught = bench.flops(_work(losses.distillation, {"teacher": LM}))
+    assert taught.total == 4 * (body + head)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flops"),
+    [("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12), ("TPU v4", 275e12),
+     ("NVIDIA H100 80GB HBM3", 989e12), ("cpu", None)],
+)  # fmt: skip
+def test_the_peak_is_that_of_all_devices(kind, flops):
+    devices = np.array([SimpleNamespace(device_kind=kind)] * 4)
+    mesh = SimpleNamespace(devices=devices, size=4)
+    assert bench.peak(mesh) == (flops and 4 * flops)  # type: ignore[arg-type]
+
+
+def test_every_step_is_waited_for(tmp_path):
+    speed = bench.measure(
+        _work(_slowly), make_mesh(MeshShape(), jax.devices()[:1]), 3, str(tmp_path)
+    )
+    detour = jax.jit(_detour).lower(1.0).compile()
+    started = time.perf_counter()
+    jax.block_until_ready(detour(1.0))
+    least = (time.perf_counter() - started) / 4  # this machine's speed varies
+    assert len(speed.each) == 3 and min(speed.each) > least
+    assert speed.seconds > least and speed.compile_seconds > 0
+    assert list(tmp_path.glob("**/*.xplane.pb"))
+
+
+def test_the_command_and_its_json(capsys):
+    flags = "--stage unlearn --mesh data=4,fsdp=2 --steps 2 --model.remat full"
+    cli.main(["bench", QUICKSTART, *flags.split(), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["mesh"] == {"data": 4, "fsdp": 2} and facts["remat"] == "full"
+    tokens = 2 * facts["rows"] * facts["row_length"]  # of retain and of forget
+    assert facts["tokens_per_second"] == pytest.approx(tokens / facts["seconds"]["step"])
+    assert facts["seconds"]["p10"] <= facts["seconds"]["p50"] <= facts["seconds"]["p90"]
+    said = table({**facts, "mfu": 0.123, "peak_bytes": 2.0**31})
+    assert "12.3%" in said and "2.00 GiB" in said and "mesh data=4,fsdp=2" in said
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+
+def test_scaling(capsys):
+    """A mesh of many models counts the tokens of each."""
+    flags = ["--mesh", "sweep=2,data=1", "--steps", "1", "--scale", "2,4", "--json"]
+    cli.main(["bench", QUICKSTART, *flags])
+    facts = json.loads(capsys.readouterr().out)
+    rows = {kind: [one["rows"] for one in facts[kind]] for kind in ("strong", "weak")}
+    assert rows == {"strong": [16, 16], "weak": [16, 32]}
+    assert [one["devices"] for one in facts["weak"]] == [2, 4]
+    one = facts["strong"][0]
+    rate = 2 * one["rows"] * one["row_length"] / one["seconds"]["step"]
+    assert one["tokens_per_second"] == pytest.approx(rate)
+    for kind, speeds in (("strong", (100.0, 150.0)), ("weak", (100.0, 190.0))):
+        for made, speed in zip(facts[kind], speeds, strict=True):
+            made["tokens_per_second"] = speed
+    lines = scaling(facts).splitlines()
+    assert [line.split()[-1] for line in lines[3:]] == ["100%", "75%", "100%", "95%"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--steps 0", "steps=0: measure at least one"),
+        ("--scale 1,x", "scale '1,x': give numbers of devices"),
+        ("--scale 64", "scale=64: there are 8 devices"),
+        ("--scale 3 --mesh tensor=2", "does not fit 3 devices"),
+        ("--stage noise", "stage 'noise' trains nothing"),
+        ("--mesh data=8 --distill.training.batch-size 9", "batch of 9 rows"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, flags, said):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", QUICKSTART, *flags.split()])
+    refused = capsys.readouterr().err
+    assert stop.value.code == 2 and said in refused
+    assert refused.startswith("undo-jax: ") and refused.count("\n") == 1

@@ -1,0 +1,158 @@
+"""How fast a stage's train step runs on these devices."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from undo_jax import population
+from undo_jax.fit.chips import CHIPS
+from undo_jax.fit.step import Work
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.sharding import check_batch, shardings
+from undo_jax.types import LM
+
+# bf16 FLOPs a second, dense. TPU: see `fit.chips`; NVIDIA: data sheets of A100, H100, H200 (SXM).
+PEAKS = {
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU v6e": CHIPS["v6e"].flops,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+WARM = 3  # steps before any is measured
+TRACED = 3  # steps in a trace
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of a token, by the model: twice the weights it meets, and attention to all of a row.
+
+    A training pass is three forward passes, a reference model one. What is computed again (remat,
+    kernels that make logits twice) does not count.
+    """
+
+    body: float
+    head: float
+    references: float
+
+    @property
+    def total(self) -> float:
+        return self.body + self.head + self.references
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured."""
+
+    compile_seconds: float
+    seconds: float  # a step, of many that nothing waits for
+    each: Sequence[float]  # seconds of single steps, the host waiting for each
+    peak_bytes: float | None  # of the fullest device; None where the platform does not tell
+
+
+def flops(work: Work) -> Flops:
+    """Of one token of a step."""
+    head = 2 * _config(work.lm).vocabulary * _config(work.lm).width
+    body = work.lm.forward_flops(work.row_length) - head
+    references = sum(lm.forward_flops(work.row_length) for lm in work.refs.values())
+    return Flops(3 * body, 3 * head, references)
+
+
+def peak(mesh: Mesh) -> float | None:
+    """FLOPs a second of all devices in bf16; None for a device that is not known."""
+    kind = mesh.devices.flat[0].device_kind
+    known = [name for name in PEAKS if kind.startswith(name)]
+    return PEAKS[max(known, key=len)] * mesh.size if known else None
+
+
+def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Speed:
+    """Run the step of one model for each group of the `sweep` axis, on random tokens.
+
+    A trace for xprof goes to the folder `trace`, of steps that are not measured. Raises ValueError
+    where the mesh does not divide the batch or the model, and for less than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: measure at least one")
+    training, members = work.training, mesh.shape["sweep"]
+    check_batch(mesh, training.batch_size, training.accumulation)
+    with jax.set_mesh(mesh):
+        made = population.program(work.lm, work.loss, training, work.refs, mesh, members)
+        streams = dict.fromkeys(work.streams, work.row_length)
+        like = population.example(made, work.refs, streams, training.batch_size, mesh)
+        states, shared = _start(made, work, mesh), _shared(like[1], work, mesh)
+        owners, active = np.zeros(members, int), np.ones(members, bool)
+        started = time.perf_counter()
+        advance = made.advance.lower((states, owners, active), shared).compile()
+        compile_seconds = time.perf_counter() - started
+
+        def run(count: int, wait: bool = False) -> list[float]:
+            nonlocal states
+            marks = [time.perf_counter()]
+            for _ in range(count):
+                states, _metrics = advance((states, owners, active), shared)
+                if wait:
+                    jax.block_until_ready(states)
+                    marks.append(time.perf_counter())
+            jax.block_until_ready(states)
+            return [*marks, time.perf_counter()]
+
+        run(WARM)
+        first, last = run(steps)
+        each = np.diff(run(steps, wait=True)[:-1]).tolist()
+        with jax.profiler.trace(trace) if trace else nullcontext():
+            run(TRACED if trace else 0)
+    return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
+
+
+def split(work: Work, devices: int, weak: bool, base: int) -> Work:
+    """The work for so many devices: weak scaling keeps the rows of a device at those of `base`."""
+    rows = work.training.batch_size * devices // base if weak else work.training.batch_size
+    return replace(work, training=replace(work.training, batch_size=rows))
+
+
+def _start(made: population.Program, work: Work, mesh: Mesh) -> Any:
+    """Fresh members."""
+    members = mesh.shape["sweep"]
+    params = _fresh(work.lm, mesh)
+    keys = jax.random.split(jax.random.key(1), members)
+    return made.start([params] * members, keys, np.full(members, 1e-5, np.float32))
+
+
+def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
+    """Reference models and random tokens, placed as `like` says."""
+    refs = {name: _fresh(lm, mesh) for name, lm in work.refs.items()}
+    refs = jax.tree.map(lambda w, one: jax.device_put(w[None], one.sharding), refs, like[0])
+    most = min(_config(lm).vocabulary for lm in (work.lm, *work.refs.values()))
+    draw = jax.random.randint
+    tokens = {
+        name: jax.device_put(draw(jax.random.key(2), one.shape, 0, most, jnp.int32), one.sharding)
+        for name, one in like[1].items()
+    }
+    return refs, tokens
+
+
+def _fresh(lm: LM, mesh: Mesh) -> Any:
+    wanted = jax.eval_shape(lm.init, jax.random.key(0))
+    return jax.jit(lm.init, out_shardings=shardings(wanted, lm.rules, mesh))(jax.random.key(0))
+
+
+def _peak_bytes(mesh: Mesh) -> float | None:
+    found = [device.memory_stats() for device in mesh.local_devices]
+    if not all(found):
+        return None
+    return float(max(stats["peak_bytes_in_use"] for stats in found))
+
+
+def _config(lm: LM) -> Gemma2:
+    return lm.config  # type: ignore[attr-defined]
