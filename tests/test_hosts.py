@@ -341,3 +341,16 @@ def test_processes_that_find_no_cluster(monkeypatch):
     assert calls == [((None, None, None), None)]
     devices.join(Processes())
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("libtpu", [False, True])
+def test_simulated_devices_wait_long_for_each_other(monkeypatch, libtpu):
+    """What the user says stays; libtpu knows no such flag and would stop."""
+    monkeypatch.setattr(devices, "find_spec", lambda _: object() if libtpu else None)
+    monkeypatch.setattr(devices.jax.config, "values", {"jax_platforms": None})
+    own = "--xla_cpu_collective_call_terminate_timeout_seconds=7"
+    monkeypatch.setenv("XLA_FLAGS", own)
+    devices._be_patient()
+    flags = os.environ["XLA_FLAGS"].split()
+    warn = "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+    assert flags == ([own] if libtpu else [own, warn])

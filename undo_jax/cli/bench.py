@@ -38,20 +38,22 @@ def bench(words: list[str]) -> None:
         "--scale", help="numbers of devices, e.g. 1,2,4,8: strong and weak scaling over data"
     )
     parser.add_argument("--json", action="store_true", help="for machines")
+    experiments.add_processes(parser)
     parser.error = experiments.refuse
     options, overrides = parser.parse_known_args(words)
-    prepare_devices()
+    prepare_devices(experiments.processes(options))
     experiment = experiments.override(experiments.load(options.experiment), overrides)
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work = of_stage(experiment, options.stage)
     title = {"experiment": experiment.name, "stage": options.stage}
     if options.scale:
         found = scale(work, shape, _counts(options.scale), options.steps)
-        facts = {**title, **found}
-        return print(json.dumps(facts, indent=1) if options.json else scaling(facts))
-    mesh = make_mesh(shape)
-    facts = {**title, **describe(work, mesh, options.steps, options.trace)}
-    print(json.dumps(facts, indent=1) if options.json else table(facts))
+        facts, say = {**title, **found}, scaling
+    else:
+        facts = {**title, **describe(work, make_mesh(shape), options.steps, options.trace)}
+        say = table
+    if jax.process_index() == 0:
+        print(json.dumps(facts, indent=1) if options.json else say(facts))
 
 
 def describe(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> dict[str, Any]:

@@ -40,12 +40,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("--workdir", help="where artifacts go (default: runs/NAME); may be gs://")
     parser.add_argument("--stage", help="only this stage: " + ", ".join(pipeline.STAGES))
     parser.add_argument("--mesh", help="devices along each axis, e.g. data=4,fsdp=2; -1: all left")
-    parser.add_argument(
-        "--distributed", action="store_true", help="one of several processes: TPU pod, Slurm, GKE"
-    )
-    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where they find no other")
-    parser.add_argument("--processes", type=int, help="with --coordinator: how many there are")
-    parser.add_argument("--process", type=int, help="with --coordinator: which one this is, from 0")
+    add_processes(parser)
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and every scalar's flag"
     )
@@ -58,8 +53,7 @@ def run(words: list[str]) -> None:
         if options.help:
             return
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
-    processes = options.distributed, options.coordinator, options.processes, options.process
-    prepare_devices(Processes(*processes))
+    prepare_devices(processes(options))
     experiment = load(options.experiment)
     if options.mesh is not None:
         experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
@@ -69,6 +63,22 @@ def run(words: list[str]) -> None:
         pipeline.run(experiment, workdir, options.stage)
         if options.stage in (None, "relearn"):
             report(workdir)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Flags for one of several processes."""
+    parser.add_argument(
+        "--distributed", action="store_true", help="one of several processes: TPU pod, Slurm, GKE"
+    )
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where they find no other")
+    parser.add_argument("--processes", type=int, help="with --coordinator: how many there are")
+    parser.add_argument("--process", type=int, help="with --coordinator: which one this is, from 0")
+
+
+def processes(options: argparse.Namespace) -> Processes:
+    """What those flags say."""
+    found = options.distributed, options.coordinator, options.processes, options.process
+    return Processes(*found)
 
 
 def report(workdir: Positional[str]) -> None:
