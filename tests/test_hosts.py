@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -347,7 +348,8 @@ def test_processes_that_find_no_cluster(monkeypatch):
 def test_simulated_devices_wait_long_for_each_other(monkeypatch, libtpu):
     """What the user says stays; libtpu knows no such flag and would stop."""
     monkeypatch.setattr(devices, "find_spec", lambda _: object() if libtpu else None)
-    monkeypatch.setattr(devices.jax.config, "values", {"jax_platforms": None})
+    settings = SimpleNamespace(values={"jax_platforms": None})
+    monkeypatch.setattr(devices, "jax", SimpleNamespace(config=settings))
     own = "--xla_cpu_collective_call_terminate_timeout_seconds=7"
     monkeypatch.setenv("XLA_FLAGS", own)
     devices._be_patient()
