@@ -1,0 +1,139 @@
+"""A distillation step here and in PyTorch: `python benchmarks/peer.py --preset 0.1B --rows 4`.
+
+The same model, batch and work in both (teacher forward, student forward and backward, clip, AdamW),
+on random tokens; each variant in a process of its own, one after another. PyTorch's are what a good
+user would write with transformers: fp32 with eager attention (the official code's numerics), bf16
+autocast with eager attention, SDPA, which leaves out the soft-cap of attention, and both compiled.
+Needs the extra undo-jax[test]; ratios are to the first variant.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+
+from undo_jax import bench
+from undo_jax.fit.step import distillation
+from undo_jax.log import short
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
+from undo_jax.optim import AdamW
+from undo_jax.sharding import MeshShape, make_mesh
+from undo_jax.train import Training
+
+PYTORCH = {  # name: (autocast to bf16, attention, compiled)
+    "PyTorch fp32 eager": (False, "eager", False),
+    "PyTorch bf16 eager": (True, "eager", False),
+    "PyTorch bf16 eager, compiled": (True, "eager", True),
+    "PyTorch bf16 SDPA": (True, "sdpa", False),
+    "PyTorch bf16 SDPA, compiled": (True, "sdpa", True),
+}
+OURS = {"undo_jax fp32": "float32", "undo_jax bf16": "bfloat16"}
+LEARNING_RATE = 1e-5
+
+
+def of_pytorch(config: Gemma2, rows: int, length: int, steps: int, variant: str) -> float:
+    """Tokens a second."""
+    import torch
+    import transformers
+
+    autocast, attention, compiled = PYTORCH[variant]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    describe: Any = transformers.Gemma2Config
+    theirs = describe(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_width,
+        query_pre_attn_scalar=round(config.attention_scale**-2),
+        attn_logit_softcapping=config.attention_softcap,
+        final_logit_softcapping=config.final_softcap,
+        sliding_window=config.window,
+        use_cache=False,
+        attn_implementation=attention,
+    )
+    torch.manual_seed(0)
+    make: Any = transformers.Gemma2ForCausalLM
+    teacher, student = make(theirs).to(device).eval(), make(theirs).to(device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, fused=device == "cuda")
+    tokens = torch.randint(0, config.vocabulary, (rows, length), device=device)
+
+    def loss() -> Any:
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            with torch.no_grad():
+                wanted = teacher(tokens).logits
+            logits = student(tokens).logits
+        log_p, log_t = (z.float().log_softmax(-1).flatten(0, 1) for z in (logits, wanted))
+        kl_div = torch.nn.functional.kl_div
+        return kl_div(log_p, log_t, log_target=True, reduction="batchmean")
+
+    loss = torch.compile(loss) if compiled else loss
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+
+    def run(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / count
+
+    run(bench.WARM)
+    return rows * length / run(steps)
+
+
+def of_jax(config: Gemma2, rows: int, length: int, steps: int) -> float:
+    """Tokens a second."""
+    lm = Functional(config)
+    training = Training(100, rows, AdamW(LEARNING_RATE), eval_every=50)
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    speed = bench.measure(distillation(lm, lm, training, length), mesh, steps)
+    return rows * length / speed.seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="0.1B")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--remat", default="none")
+    parser.add_argument(
+        "--variants", nargs="+", choices=[*PYTORCH, *OURS], default=[*PYTORCH, *OURS]
+    )
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    size = options.rows, options.length, options.steps
+    if options.one in OURS:
+        config = preset(options.preset, dtype=OURS[options.one], remat=options.remat)
+        return print(json.dumps(of_jax(config, *size)))
+    if options.one:
+        return print(json.dumps(of_pytorch(preset(options.preset), *size, options.one)))
+    first = None
+    print("| variant | tokens/s | ratio |\n| --- | ---: | ---: |")
+    for name in options.variants:
+        command = [sys.executable, *sys.argv, "--one", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            print(f"| {name} | {reason[:60]} | |", flush=True)
+            continue
+        rate = json.loads(done.stdout.splitlines()[-1])
+        first = first or rate
+        print(f"| {name} | {short(rate)} | {rate / first:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
