@@ -1,11 +1,12 @@
 """The splash kernels, interpreted on a CPU, against the plain attention."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.models.functional import Functional
@@ -69,15 +70,25 @@ def test_values_and_gradients_are_those_of_plain_attention(softcap, local, docum
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.max(jnp.abs(b))))
 
 
-def test_heads_are_split_over_tensor():
-    arguments, _ = _case()
-    plain = _plain(3.0, True, _opened(True), *arguments)
-    mesh = make_mesh(MeshShape(data=1, fsdp=4, tensor=2))
+@pytest.mark.parametrize("tensor", [2, 4])  # as many as key/value heads, and twice as many
+def test_heads_are_split_over_tensor(tensor):
+    arguments, weights = _case()
+
+    def loss(f, *x):
+        out = f(3.0, True, _opened(True), *x)
+        return jnp.sum(weights * out), out
+
+    def gradient(f):
+        return jax.jit(jax.value_and_grad(partial(loss, f), argnums=(0, 1, 2), has_aux=True))
+
+    (_, plain), plain_gradients = gradient(_plain)(*arguments)
+    mesh = make_mesh(MeshShape(data=1, fsdp=8 // tensor, tensor=tensor))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(arguments, NamedSharding(mesh, P(None, None, "tensor")))
-        ours = jax.jit(lambda *x: _ours(3.0, True, _opened(True), *x))(*placed)
+        (_, ours), gradients = gradient(_ours)(*arguments)
     assert ours.sharding.spec == P(None, None, "tensor")
     np.testing.assert_allclose(ours, plain, atol=2e-5)
+    for a, b in zip(gradients, plain_gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.max(jnp.abs(b))))
 
 
 @pytest.mark.parametrize("document_start", [None, 0])
@@ -100,12 +111,13 @@ def test_a_model_is_the_same_with_it(monkeypatch, document_start):
 @pytest.mark.parametrize(
     ("change", "fits"),
     [({}, True), ({"time": 200}, False), ({"width": 64}, False), ({"dtype": jnp.float32}, False),
-     ({"kv_heads": 1}, False)],
+     ({"kv_heads": 1}, True), ({"heads": 5, "kv_heads": 5}, False),
+     ({"heads": 6, "kv_heads": 3}, False)],
 )  # fmt: skip
 def test_it_runs_where_the_kernels_divide_the_sizes(monkeypatch, change, fits):
     monkeypatch.setattr(pltpu, "is_tpu_device", lambda: True)
-    of = {"time": T, "width": H, "kv_heads": K, "dtype": jnp.bfloat16} | change
-    q = jnp.zeros((B, of["time"], N, of["width"]), of["dtype"])
+    of = {"time": T, "width": H, "heads": N, "kv_heads": K, "dtype": jnp.bfloat16} | change
+    q = jnp.zeros((B, of["time"], of["heads"], of["width"]), of["dtype"])
     k = jnp.zeros((B, of["time"], of["kv_heads"], of["width"]), of["dtype"])
     with jax.set_mesh(make_mesh(MeshShape(data=4, tensor=2))):
         assert attention_tpu.available(q, k) == fits

@@ -20,9 +20,9 @@ INTERPRET = False  # on a CPU, for tests
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
     """Whether the kernels run here: on TPU, in bf16, on sizes that they divide."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    parts = shape["tensor"] if several("tensor") else 1
-    fits = q.shape[1] % LANES == q.shape[3] % LANES == k.shape[2] % parts == 0
+    heads, kv_heads, parts = q.shape[2], k.shape[2], _parts()
+    fits = q.shape[1] % LANES == q.shape[3] % LANES == heads % parts == 0
+    fits = fits and 0 in (kv_heads % parts, parts % kv_heads)
     return pltpu.is_tpu_device() and q.dtype == jnp.bfloat16 and fits
 
 
@@ -39,11 +39,19 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Token t sees those up to itself: of its own document, and where `local` the last `window`.
 
-    `documents` differ where documents do; None is one document a row.
+    `documents` differ where documents do; None is one document a row. Where `tensor` has more
+    devices than there are key/value heads, several have the same one.
     """
+    if k.shape[2] < _parts():
+        k, v = (jnp.repeat(x, _parts() // k.shape[2], axis=2) for x in (k, v))
     kernels = partial(_attention, scale=scale, softcap=softcap, window=window)
     mapped = on_devices(kernels, (HEADS, HEADS, HEADS, P(), P()), HEADS, ("tensor",))
     return mapped(q, k, v, local, documents)
+
+
+def _parts() -> int:
+    """Into how many parts heads are split."""
+    return jax.sharding.get_abstract_mesh().shape["tensor"] if several("tensor") else 1
 
 
 def _attention(q, k, v, local, documents, *, scale, softcap, window):

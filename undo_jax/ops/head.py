@@ -7,6 +7,7 @@ vocabulary, no recomputation. `reference_*` say the same in the plainest way, fo
 
 On a mesh every device does so for its rows and its part of the vocabulary. The table is gathered
 over `fsdp` once, its gradient summed in fp32 on each device and reduced once, after the last chunk.
+On TPU, `head_tpu` does a device's part for narrow models.
 """
 
 import math
@@ -128,10 +129,8 @@ def reference_kl_to_uniform(hidden, table, weights, softcap=None) -> Scalar:
 
 
 def _cross_entropy(z, targets, _table, _softcap):
-    log_p, hot = (
-        _log_softmax(z),
-        jax.nn.one_hot(targets - _first(z.shape[-1]), z.shape[-1], dtype=z.dtype),
-    )
+    log_p, size = _log_softmax(z), z.shape[-1]
+    hot = jax.nn.one_hot(targets - _first(size), size, dtype=z.dtype)
     return -_over_vocabulary(jnp.sum, lax.psum, hot * log_p), jnp.exp(log_p) - hot
 
 
