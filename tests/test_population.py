@@ -143,6 +143,33 @@ def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
         _same(result.params, member.params, rtol=0, atol=0)
 
 
+def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
+    """Two such programs at once can wait for each other for good on simulated devices."""
+    taker, running, waited = population._taker, [], []
+
+    @jax.jit
+    def slowly(params):  # half a second of arithmetic
+        turn = lambda _, x: jnp.tanh(x @ x)  # noqa: E731
+        detour = jax.lax.fori_loop(0, 400, turn, jnp.full((300, 300), 0.1))
+        return jax.tree.map(lambda w: w + 0 * detour[0, 0], params)
+
+    def slow_taker(lm, mesh):
+        take = taker(lm, mesh)
+
+        def noted(stacked, lane):
+            waited.extend(leaf.is_ready() for leaf in running)
+            out = slowly(take(stacked, lane))
+            running[:] = jax.tree.leaves(out)
+            return out
+
+        return noted
+
+    monkeypatch.setattr(population, "_taker", slow_taker)
+    task = _task(stops=[lambda scores: True] * 3)
+    _fit(task, _members()[:3], tmp_path, MeshShape(sweep=2, data=4))
+    assert len(waited) > 2 and all(waited)
+
+
 def test_the_members_parameters_survive(tmp_path):
     """States are donated from step to step; what the caller passed in is not."""
     members = _members()[:2]

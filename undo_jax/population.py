@@ -95,11 +95,14 @@ def fit(
     if progress:
         progress.end(loop.step, lambda: loop.capture(meter))
     steps = _fetch(loop.states.step, mesh)
-    order, take = [lanes.index(member) for member in range(len(members))], _taker(task.lm, mesh)
-    return [
-        Result(take(loop.states.params, lane), int(steps[lane]), loop.scores[member])
-        for member, lane in enumerate(order)
-    ]
+    take, results = _taker(task.lm, mesh), []
+    for member in range(len(members)):
+        lane = lanes.index(member)
+        # one after another: devices of a CPU that exchange data in two programs at once may each
+        # wait in another one, for good
+        params = jax.block_until_ready(take(loop.states.params, lane))
+        results.append(Result(params, int(steps[lane]), loop.scores[member]))
+    return results
 
 
 @dataclass
