@@ -231,9 +231,7 @@ def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] =
     split = free & set(several(*axes))
     if not split:
         return f
-    if (
-        not free & set(several(*free)) - split
-    ):  # XLA for CPU sums bf16 only where all axes are split
+    if split == set(several(*free)):  # XLA for CPU sums bf16 only where all axes are split
         split = free
     in_specs, out_specs = (
         jax.tree.map(partial(_keep, axes=split), specs, is_leaf=lambda x: isinstance(x, P))
