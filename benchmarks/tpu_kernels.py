@@ -12,7 +12,7 @@ import jax
 
 from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
-from undo_jax.fit.step import compile_step, distillation, mesh_on
+from undo_jax.fit.step import QUICKLY, compile_step, distillation, mesh_on
 from undo_jax.log import short
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
@@ -24,7 +24,6 @@ from undo_jax.train import Training
 SIZES = {"0.1B": ("data=4,fsdp=4", 64), "0.3B": ("data=4,fsdp=4", 32), "2B": ("data=2,fsdp=8", 16)}
 SLICES = ("v5e:4x4", "v6e:4x4")
 KERNELS = {"XLA": (False, False), "splash": (True, False), "splash, head": (True, True)}
-QUICKLY = {"exec_time_optimization_effort": -1.0}
 
 
 def main():

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import chips, hlo
-from undo_jax.fit.step import compile_step, distillation, mesh_on
+from undo_jax.fit.step import QUICKLY, compile_step, distillation, mesh_on
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
@@ -28,7 +28,6 @@ CASES = {  # size: mesh, rows of a batch
     "2B": ("data=2,fsdp=8", 16),
 }
 SLICES = ("v5e:4x4", "v6e:4x4")
-QUICKLY = {"exec_time_optimization_effort": -1.0}  # half the compilation; 2% other memory
 
 
 def _work(size):

@@ -35,6 +35,8 @@ OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and is one pro
     "TPU_STDERR_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+# Options of the compiler: a quarter of the time for some percent of memory. jax 0.12 has none such.
+QUICKLY = {"exec_time_optimization_effort": -1.0} if jax.__version_info__ < (0, 11) else {}
 REFUSED = (  # libtpu's words for a program that does not fit, and what they count
     (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)"), "temporaries"),
     (re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"), "total"),
