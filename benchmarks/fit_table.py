@@ -22,7 +22,7 @@ from undo_jax.cli.fit import describe
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB
 from undo_jax.fit.search import variant
-from undo_jax.fit.step import compile_step, distillation, for_tpu, mesh_on
+from undo_jax.fit.step import QUICKLY, compile_step, distillation, for_tpu, mesh_on
 from undo_jax.log import short
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
@@ -39,9 +39,6 @@ SLICES = {  # and the meshes that are tried in turn, until a row a chip fits
 }
 ROWS = (8, 4, 2, 1)  # of 2048 tokens on a chip at once; the largest that fits is shown
 ROW_LENGTH, REMAT = 2048, "full"
-QUICKLY = {
-    "exec_time_optimization_effort": -1.0
-}  # a quarter of the time, some percent other memory
 ROOT = Path(undo_jax.__file__).parent.parent
 KEPT, DOCUMENT = ROOT / "runs" / "fit_table.json", ROOT / "docs" / "TPU_PODS.md"
 BEGIN, END = "<!-- fit table: begin -->", "<!-- fit table: end -->"
