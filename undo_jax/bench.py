@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from undo_jax import population
 from undo_jax.fit.chips import CHIPS
 from undo_jax.fit.step import Work
-from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import check_batch, shardings
 from undo_jax.types import LM
 
@@ -63,7 +62,7 @@ class Speed:
 
 def flops(work: Work) -> Flops:
     """Of one token of a step."""
-    head = 2 * _config(work.lm).vocabulary * _config(work.lm).width
+    head = 2 * work.model.vocabulary * work.model.width
     body = work.lm.forward_flops(work.row_length) - head
     references = sum(lm.forward_flops(work.row_length) for lm in work.refs.values())
     return Flops(3 * body, 3 * head, references)
@@ -133,8 +132,7 @@ def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
     """Reference models and random tokens, placed as `like` says."""
     refs = {name: _fresh(lm, mesh) for name, lm in work.refs.items()}
     refs = jax.tree.map(lambda w, one: jax.device_put(w[None], one.sharding), refs, like[0])
-    most = min(_config(lm).vocabulary for lm in (work.lm, *work.refs.values()))
-    draw = jax.random.randint
+    most, draw = work.model.vocabulary, jax.random.randint
     tokens = {
         name: jax.device_put(draw(jax.random.key(2), one.shape, 0, most, jnp.int32), one.sharding)
         for name, one in like[1].items()
@@ -152,7 +150,3 @@ def _peak_bytes(mesh: Mesh) -> float | None:
     if not all(found):
         return None
     return float(max(stats["peak_bytes_in_use"] for stats in found))
-
-
-def _config(lm: LM) -> Gemma2:
-    return lm.config  # type: ignore[attr-defined]

@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.types import Rules
 
-AXES = ("sweep", "data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes a batch is split over
 ROWS: Rules = (("", P(BATCH)),)
 
@@ -37,21 +36,24 @@ class MeshShape:
     tensor: int = 1
 
 
+AXES = tuple(MeshShape.__annotations__)
+
+
 def parse_mesh(text: str) -> MeshShape:
     """The shape that e.g. `data=4,fsdp=2` says; axes it does not name are 1.
 
     Raises ValueError for an unknown axis, for one that stands twice and for a size that is none.
     """
-    names, sizes = tuple(MeshShape.__annotations__), {}
+    sizes = {}
     for part in text.split(","):
         name, _, size = (word.strip() for word in part.partition("="))
-        if name not in names or name in sizes:
+        if name not in AXES or name in sizes:
             wrong = "axis twice:" if name in sizes else "unknown axis"
-            raise ValueError(f"mesh {text}: {wrong} {name!r}: give each of {', '.join(names)} once")
+            raise ValueError(f"mesh {text}: {wrong} {name!r}: give each of {', '.join(AXES)} once")
         if not re.fullmatch(r"-?\d+", size):
             raise ValueError(f"mesh {text}: {name}={size} is no number: give devices, or -1")
         sizes[name] = int(size)
-    return MeshShape(**(dict.fromkeys(names, 1) | sizes))
+    return MeshShape(**(dict.fromkeys(AXES, 1) | sizes))
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
@@ -61,13 +63,13 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     sizes, slices = axis_sizes(shape, len(devices)), {_slice(device) for device in devices}
-    names, split = tuple(MeshShape.__annotations__), {"allow_split_physical_axes": True}
+    split = {"allow_split_physical_axes": True}
     if len(slices) == 1:
         grid = mesh_utils.create_device_mesh(sizes, devices, **split)
     else:
         within, across = over_slices(sizes, len(slices))
         grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
-    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(sizes))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
@@ -92,13 +94,12 @@ def over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tupl
     Members meet never, rows once a step; the other axes meet in every layer. Raises ValueError
     where neither axis divides.
     """
-    names = tuple(MeshShape.__annotations__)
-    for axis in (names.index("sweep"), names.index("data")):
+    for axis in (AXES.index("sweep"), AXES.index("data")):
         if sizes[axis] % count == 0:
             across = tuple(count if i == axis else 1 for i in range(len(sizes)))
             return tuple(n // c for n, c in zip(sizes, across, strict=True)), across
     raise ValueError(
-        f"mesh {_text(dict(zip(names, sizes, strict=True)))} does not split over {count} slices: "
+        f"mesh {_text(dict(zip(AXES, sizes, strict=True)))} does not split over {count} slices: "
         f"make sweep or data a multiple of {count}"
     )
 
@@ -186,9 +187,15 @@ def assemble(mesh: Mesh, count: int, read: Callable[[slice], np.ndarray]) -> jax
     return jax.make_array_from_callback((shape[0], count, *shape[2:]), sharding, piece)
 
 
+def parts(*axes: str, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Into how many parts these axes split an array; by default of the current mesh, if any."""
+    shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+    return math.prod(shape.get(axis, 1) for axis in axes)
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
     """Raises ValueError where the mesh does not divide a batch of `batch_size` rows."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH)
+    shards = parts(*BATCH, mesh=mesh)
     if batch_size % (shards * accumulation):
         raise ValueError(
             f"a batch of {batch_size} rows does not divide into data×fsdp={shards} shards of "
@@ -205,17 +212,11 @@ def place(tree: Any, rules: Rules) -> Any:
     return tree if mesh.empty else lax.with_sharding_constraint(tree, shardings(tree, rules, mesh))
 
 
-def row_shards() -> int:
-    """Into how many parts a batch is split."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape.get(axis, 1) for axis in BATCH)
-
-
 def pad_rows(tree: Any) -> Any:
     """Leaves [B, ...] with as many rows of zeros added as a batch lacks to divide the mesh."""
 
     def pad(x):
-        return jnp.pad(x, [(0, -x.shape[0] % row_shards())] + [(0, 0)] * (x.ndim - 1))
+        return jnp.pad(x, [(0, -x.shape[0] % parts(*BATCH))] + [(0, 0)] * (x.ndim - 1))
 
     return jax.tree.map(pad, tree)
 
@@ -252,6 +253,11 @@ def several(*axes: str) -> tuple[str, ...]:
     """Those of the axes along which there are several devices."""
     shape = jax.sharding.get_abstract_mesh().shape
     return tuple(axis for axis in axes if shape.get(axis, 1) > 1)
+
+
+def first_of(part: int, axis_name: str) -> Any:
+    """Where a device's part, of that size, begins along what a mesh axis splits."""
+    return part * sum(lax.axis_index(axis) for axis in several(axis_name))
 
 
 def gather(x: jax.Array, axis_name: str, axis: int) -> jax.Array:

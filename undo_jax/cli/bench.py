@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from undo_jax.bench import flops, measure, peak, split
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import prepare_devices
-from undo_jax.cli.fit import memory, remat
+from undo_jax.cli.fit import memory
 from undo_jax.fit.step import STAGES, Work, of_stage, rows_per_chip
 from undo_jax.log import short
 from undo_jax.sharding import MeshShape, axis_sizes, make_mesh, parse_mesh
@@ -69,7 +69,7 @@ def describe(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> di
         "rows_per_device": rows_per_chip(work.training, mesh),
         "accumulation": work.training.accumulation,
         "row_length": work.row_length,
-        "remat": remat(work),
+        "remat": work.model.remat,
         "steps": steps,
         "tokens_per_second": rate,
         "seconds": {

@@ -27,7 +27,6 @@ from undo_jax.fit.step import (
     rows_per_chip,
 )
 from undo_jax.log import console, short
-from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import parse_mesh
 
 TOO_LARGE = 3  # exit status of a step that does not fit
@@ -67,7 +66,7 @@ def fit(words: list[str]) -> None:
     facts = {**title, **describe(work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:
-        model = next(n for n, m in experiment.models.items() if m == lm_config(work))
+        model = next(n for n, m in experiment.models.items() if m == work.model)
         said = advice(options.stage, model, work, place, mesh, step)
         print(f"undo-jax: {said}", file=sys.stderr)
         sys.exit(TOO_LARGE)
@@ -92,7 +91,7 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
         "rows_per_chip": rows_per_chip(work.training, mesh),
         "accumulation": work.training.accumulation,
         "row_length": work.row_length,
-        "remat": remat(work),
+        "remat": work.model.remat,
         "fits": step.cost is not None,
         "hbm": {**vars(step.memory), "total": step.memory.total, "available": place.chip.hbm},
     }
@@ -154,7 +153,7 @@ def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: S
     training, chip = work.training, place.chip
     rows = rows_per_chip(training, mesh) // training.accumulation
     total, changes = step.memory.total, []
-    if remat(work) != REMAT[-1]:
+    if work.model.remat != REMAT[-1]:
         changes.append(f"--{model}.remat {REMAT[-1]}")
     parts = next((n for n in range(2, rows + 1) if rows % n == 0 and _enough(step, chip, n)), rows)
     if parts > 1:
@@ -177,14 +176,6 @@ def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: S
 def _enough(step: Step, chip: Chip, parts: int) -> bool:
     """Whether temporaries that shrink with the rows would fit."""
     return step.memory.arguments + step.memory.temporaries / parts <= chip.hbm
-
-
-def remat(work: Work) -> str:
-    return lm_config(work).remat
-
-
-def lm_config(work: Work) -> Gemma2:
-    return work.lm.config  # type: ignore[attr-defined]
 
 
 def _search(

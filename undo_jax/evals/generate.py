@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.ops import head
-from undo_jax.sharding import ROWS, place, row_shards
+from undo_jax.sharding import ROWS, pad_rows, place
 from undo_jax.types import LM, Key, Params, Rules
 
 WHOLE: Rules = (("", P()),)  # so that every process can read it
@@ -36,10 +36,9 @@ def generate(
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: write at least one")
     mesh, (count, time) = jax.sharding.get_abstract_mesh(), prompts.shape
-    missing = -count % row_shards()
-    batch, end = count + missing, -1 if stop is None else stop  # -1: no token
-    prompts = place(jnp.pad(prompts, ((0, missing), (0, 0))), ROWS)
-    lengths = jnp.pad(lengths, (0, missing), constant_values=1)
+    prompts = place(pad_rows(prompts), ROWS)
+    batch, end = prompts.shape[0], -1 if stop is None else stop  # -1: no token
+    lengths = jnp.pad(lengths, (0, batch - count), constant_values=1)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
     table = lm.table(params)
 

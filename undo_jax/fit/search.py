@@ -1,6 +1,5 @@
 """The largest batch and the least recomputation that fit."""
 
-import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 from undo_jax.fit.step import Step, Work, compile_step
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import BATCH
+from undo_jax.sharding import BATCH, parts
 
 REMAT = typing.get_args(typing.get_type_hints(Gemma2)["remat"])  # the least first
 MOST = 64  # rows on a chip at once
@@ -69,11 +68,9 @@ def largest(attempt: Callable[[int], Found], most: int = MOST) -> Found | None:
 
 def variant(work: Work, mesh: Mesh, remat: str, rows: int) -> Work:
     """The same work with a policy and so many rows on a chip at once."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH)
-    batch = rows * shards * work.training.accumulation
-    lm = typing.cast(Functional, work.lm)
+    batch = rows * parts(*BATCH, mesh=mesh) * work.training.accumulation
     return replace(
         work,
-        lm=Functional(replace(lm.config, remat=remat)),
+        lm=Functional(replace(work.model, remat=remat)),
         training=replace(work.training, batch_size=batch),
     )

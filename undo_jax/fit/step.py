@@ -19,7 +19,7 @@ from undo_jax.fit import hlo
 from undo_jax.fit.chips import Slice
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh
+from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, parts
 from undo_jax.train import Training
 from undo_jax.types import LM, Loss
 
@@ -53,6 +53,11 @@ class Work:
     streams: tuple[str, ...]  # a batch has training.batch_size rows of each
     refs: Mapping[str, LM]
     row_length: int
+
+    @property
+    def model(self) -> Gemma2:
+        """The architecture of what is trained."""
+        return self.lm.config  # type: ignore[attr-defined]
 
     @property
     def tokens(self) -> int:
@@ -191,7 +196,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
 
 def rows_per_chip(training: Training, mesh: Mesh) -> int:
     """Rows of a batch on one chip."""
-    return training.batch_size // math.prod(mesh.shape[axis] for axis in BATCH)
+    return training.batch_size // parts(*BATCH, mesh=mesh)
 
 
 def _per_chip(tree) -> float:

@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.sharding import on_devices, several
+from undo_jax.sharding import on_devices, parts
 
 LANES = 128  # sizes of heads and blocks are multiples of it
 HEADS = P(None, None, "tensor")
@@ -20,9 +20,9 @@ INTERPRET = False  # on a CPU, for tests
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
     """Whether the kernels run here: on TPU, in bf16, on sizes that they divide."""
-    heads, kv_heads, parts = q.shape[2], k.shape[2], _parts()
-    fits = q.shape[1] % LANES == q.shape[3] % LANES == heads % parts == 0
-    fits = fits and 0 in (kv_heads % parts, parts % kv_heads)
+    heads, kv_heads, devices = q.shape[2], k.shape[2], parts("tensor")
+    fits = q.shape[1] % LANES == q.shape[3] % LANES == heads % devices == 0
+    fits = fits and 0 in (kv_heads % devices, devices % kv_heads)
     return pltpu.is_tpu_device() and q.dtype == jnp.bfloat16 and fits
 
 
@@ -42,16 +42,11 @@ def attention(
     `documents` differ where documents do; None is one document a row. Where `tensor` has more
     devices than there are key/value heads, several have the same one.
     """
-    if k.shape[2] < _parts():
-        k, v = (jnp.repeat(x, _parts() // k.shape[2], axis=2) for x in (k, v))
+    if k.shape[2] < parts("tensor"):
+        k, v = (jnp.repeat(x, parts("tensor") // k.shape[2], axis=2) for x in (k, v))
     kernels = partial(_attention, scale=scale, softcap=softcap, window=window)
     mapped = on_devices(kernels, (HEADS, HEADS, HEADS, P(), P()), HEADS, ("tensor",))
     return mapped(q, k, v, local, documents)
-
-
-def _parts() -> int:
-    """Into how many parts heads are split."""
-    return jax.sharding.get_abstract_mesh().shape["tensor"] if several("tensor") else 1
 
 
 def _attention(q, k, v, local, documents, *, scale, softcap, window):

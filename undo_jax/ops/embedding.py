@@ -5,7 +5,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.sharding import BATCH, gather, on_devices, pad_rows, several
+from undo_jax.sharding import BATCH, first_of, gather, on_devices, pad_rows, several
 
 
 def lookup(
@@ -20,7 +20,7 @@ def lookup(
     def on_device(table, tokens):
         group = gather(tokens, "fsdp", axis=0)
         vocabulary, split = table.shape[0], several("tensor")
-        local = group - vocabulary * sum(lax.axis_index(axis) for axis in split)
+        local = group - first_of(vocabulary, "tensor")
         found = table[jnp.clip(local, 0, vocabulary - 1)].astype(dtype)
         if split:
             here = (local >= 0) & (local < vocabulary)

@@ -10,7 +10,6 @@ over `fsdp` once, its gradient summed in fp32 on each device and reduced once, a
 On TPU, `head_tpu` does a device's part for narrow models.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,7 +21,16 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.ops import head_tpu
-from undo_jax.sharding import BATCH, gather, on_devices, pad_rows, scatter, several
+from undo_jax.sharding import (
+    BATCH,
+    first_of,
+    gather,
+    on_devices,
+    pad_rows,
+    parts,
+    scatter,
+    several,
+)
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
 
@@ -91,7 +99,7 @@ def greedy(
 
         def pick(h):
             z = logits(h, table, softcap)
-            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + _first(z.shape[-1])
+            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], "tensor")
             none = jnp.iinfo(token.dtype).max
             token = jnp.where(best == lax.pmax(best, several("tensor")), token, none)
             return lax.pmin(token, several("tensor"))
@@ -130,7 +138,7 @@ def reference_kl_to_uniform(hidden, table, weights, softcap=None) -> Scalar:
 
 def _cross_entropy(z, targets, _table, _softcap):
     log_p, size = _log_softmax(z), z.shape[-1]
-    hot = jax.nn.one_hot(targets - _first(size), size, dtype=z.dtype)
+    hot = jax.nn.one_hot(targets - first_of(size, "tensor"), size, dtype=z.dtype)
     return -_over_vocabulary(jnp.sum, lax.psum, hot * log_p), jnp.exp(log_p) - hot
 
 
@@ -142,7 +150,7 @@ def _kl_to_teacher(z, teacher_hidden, teacher_table, teacher_softcap):
 
 
 def _kl_to_uniform(z, _nothing, _table, _softcap):
-    log_p, size = _log_softmax(z), z.shape[-1] * _parts()
+    log_p, size = _log_softmax(z), z.shape[-1] * parts("tensor")
     loss = -_over_vocabulary(jnp.sum, lax.psum, log_p) / size - jnp.log(size)
     return loss, jnp.exp(log_p) - 1 / size
 
@@ -158,15 +166,6 @@ def _over_vocabulary(reduce, combine, z):
 def _log_softmax(z):
     z = z - _over_vocabulary(jnp.max, lax.pmax, z)[..., None]
     return z - jnp.log(_over_vocabulary(jnp.sum, lax.psum, jnp.exp(z)))[..., None]
-
-
-def _parts() -> int:
-    return math.prod(lax.axis_size(axis) for axis in several("tensor"))
-
-
-def _first(part: int) -> Int[Array, ""] | int:
-    """The first token of a device's part of the vocabulary, of so many tokens."""
-    return part * sum(lax.axis_index(axis) for axis in several("tensor"))
 
 
 # ------------------------------------------------------------------------------- the one machine
@@ -280,7 +279,7 @@ def _for_tpu(loss, softcaps, hidden, per_token, weights, table, teacher_table):
         flat(hidden),
         weights.reshape(-1, 1),
         flat(per_token) if with_teacher else None,
-        (per_token - _first(vocabulary)).reshape(-1, 1) if with_targets else None,
+        (per_token - first_of(vocabulary, "tensor")).reshape(-1, 1) if with_targets else None,
     )
     tables = head_tpu.Tables(table, teacher_table if with_teacher else None)
     made = head_tpu.Head(
@@ -288,7 +287,7 @@ def _for_tpu(loss, softcaps, hidden, per_token, weights, table, teacher_table):
         softcap=softcaps[0],
         teacher_softcap=softcaps[1],
         vocabulary=vocabulary,
-        whole=vocabulary * _parts(),
+        whole=vocabulary * parts("tensor"),
         tiles=head_tpu.tiles(width, teacher_table.shape[1] if with_teacher else 0),
     )
     return made, rows, tables
