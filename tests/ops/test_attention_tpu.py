@@ -111,7 +111,8 @@ def test_a_model_is_the_same_with_it(monkeypatch, document_start):
 @pytest.mark.parametrize(
     ("change", "fits"),
     [({}, True), ({"time": 200}, False), ({"width": 64}, False), ({"dtype": jnp.float32}, False),
-     ({"kv_heads": 1}, True), ({"heads": 5, "kv_heads": 5}, False),
+     ({"kv_heads": 1}, True), ({"heads": 3, "kv_heads": 1}, False),
+     ({"heads": 5, "kv_heads": 5}, False),
      ({"heads": 6, "kv_heads": 3}, False)],
 )  # fmt: skip
 def test_it_runs_where_the_kernels_divide_the_sizes(monkeypatch, change, fits):
