@@ -149,6 +149,14 @@ def _sizes(jaxpr):
                     yield from _sizes(inner)
 
 
+def test_products_of_bfloat16_are_logits_in_float32():
+    """Not rounded to bfloat16 on the way, which XLA for CPU and TPU forgives and for GPU does."""
+    hidden, table = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((B, T, D), (V, D)))
+    jaxpr = jax.make_jaxpr(lambda h, w: head.logits(h, w, 2.0))(hidden, table).jaxpr
+    of_size = [v.aval.dtype for e in jaxpr.eqns for v in e.outvars if v.aval.size == B * T * V]
+    assert of_size and all(dtype == jnp.float32 for dtype in of_size)
+
+
 @LOSSES
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_the_logits_of_a_batch_never_exist(name, chunk):

@@ -45,7 +45,8 @@ Scalar = Float[Array, ""]
 
 def logits(hidden: Hidden, table: Table, softcap: float | None) -> Float[Array, "B T V"]:
     """Soft-capped logits in fp32."""
-    z = jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype)).astype(jnp.float32)
+    dtype = jnp.float32  # of the product: XLA for GPU would round it to that of hidden
+    z = jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
