@@ -7,7 +7,7 @@ vocabulary, no recomputation. `reference_*` say the same in the plainest way, fo
 
 On a mesh every device does so for its rows and its part of the vocabulary. The table is gathered
 over `fsdp` once, its gradient summed in fp32 on each device and reduced once, after the last chunk.
-On TPU, `head_tpu` does a device's part for narrow models.
+For narrow models `head_tpu` or `head_gpu` does a device's part where there is one of these.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.ops import head_tpu
+from undo_jax.ops import head_gpu, head_tile, head_tpu
 from undo_jax.sharding import (
     BATCH,
     first_of,
@@ -191,8 +191,8 @@ def _total(
 def _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights):
     def on_device(hidden, table, per_token, teacher_table, weights):
         tables = _gathered((table.astype(hidden.dtype), teacher_table))
-        if head_tpu.chosen(hidden.dtype, *_widths(tables)):
-            total = head_tpu.loss(*_for_tpu(loss, softcaps, hidden, per_token, weights, *tables))
+        if kernels := _kernels(hidden.dtype, tables):
+            total = kernels.loss(*_flat(loss, softcaps, hidden, per_token, weights, *tables))
         else:
             total = _in_chunks(loss, softcaps, chunk, hidden, per_token, weights, *tables)
         return lax.psum(total, several(*BATCH))
@@ -203,9 +203,9 @@ def _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table
 def _forward(loss, softcaps, chunk, hidden, table, per_token, teacher_table, weights):
     def on_device(hidden, table, per_token, teacher_table, weights):
         dtype, tables = table.dtype, _gathered((table.astype(hidden.dtype), teacher_table))
-        if head_tpu.chosen(hidden.dtype, *_widths(tables)):
-            arguments = _for_tpu(loss, softcaps, hidden, per_token, weights, *tables)
-            total, d_hidden, d_table = head_tpu.loss_and_gradients(*arguments)
+        if kernels := _kernels(hidden.dtype, tables):
+            arguments = _flat(loss, softcaps, hidden, per_token, weights, *tables)
+            total, d_hidden, d_table = kernels.loss_and_gradients(*arguments)
             d_hidden = d_hidden.reshape(hidden.shape)
         else:
             total, d_hidden, d_table = _gradients_in_chunks(
@@ -233,8 +233,10 @@ def _gathered(tables: Any) -> Any:
     return jax.tree.map(lambda table: gather(table, "fsdp", axis=1), tables)
 
 
-def _widths(tables: Any) -> list[int]:
-    return [table.shape[1] for table in jax.tree.leaves(tables)]
+def _kernels(dtype: jnp.dtype, tables: Any) -> Any:
+    """The module whose kernels compute a device's part here, if any."""
+    widths = [table.shape[1] for table in jax.tree.leaves(tables)]
+    return next((made for made in (head_tpu, head_gpu) if made.chosen(dtype, *widths)), None)
 
 
 def _in_chunks(loss, softcaps, chunk, hidden, per_token, weights, table, teacher_table):
@@ -271,25 +273,24 @@ def _gradients_in_chunks(loss, softcaps, chunk, hidden, per_token, weights, tabl
     return total, _join(d_hidden, hidden.shape[1]), d_table
 
 
-def _for_tpu(loss, softcaps, hidden, per_token, weights, table, teacher_table):
+def _flat(loss, softcaps, hidden, per_token, weights, table, teacher_table):
     """The same as arguments of the kernels: tokens side by side."""
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     with_teacher, with_targets = loss is _kl_to_teacher, loss is _cross_entropy
-    vocabulary, width = table.shape
-    rows = head_tpu.Rows(
+    vocabulary = table.shape[0]
+    rows = head_tile.Rows(
         flat(hidden),
         weights.reshape(-1, 1),
         flat(per_token) if with_teacher else None,
         (per_token - first_of(vocabulary, "tensor")).reshape(-1, 1) if with_targets else None,
     )
-    tables = head_tpu.Tables(table, teacher_table if with_teacher else None)
-    made = head_tpu.Head(
+    tables = head_tile.Tables(table, teacher_table if with_teacher else None)
+    made = head_tile.Head(
         target="teacher" if with_teacher else "token" if with_targets else "uniform",
         softcap=softcaps[0],
         teacher_softcap=softcaps[1],
         vocabulary=vocabulary,
         whole=vocabulary * parts("tensor"),
-        tiles=head_tpu.tiles(width, teacher_table.shape[1] if with_teacher else 0),
     )
     return made, rows, tables
 

@@ -1,46 +1,25 @@
 """The head's losses on TPU: logits are only ever in VMEM (Pallas, Mosaic).
 
 Rows go in blocks that stay in VMEM while the tables stream by, twice: `_statistics` finds what
-normalises a row (online log-sum-exp), `_gradients` makes each tile of logits again, and from it the
-gradients of the rows and of the table. HBM sees the tables and the table's gradient once a block:
-that is less than the MXU's time for a block of `Tiles.rows`, where logits would be more.
-
-All three losses are log-sum-exp z − Σ q z + Σ q log q for a distribution q of each token: the
-teacher's, that of the one target, or the uniform one. Their gradient in z is p − q.
+normalises a row, `_gradients` makes each tile of logits again, and from it the gradients of the
+rows and of the table. HBM sees the tables and the table's gradient once a block: that is less than
+the MXU's time for a block of `Tiles.rows`, where logits would be more.
 """
 
-import math
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from undo_jax.sharding import several
+from undo_jax.ops import head_tile
+from undo_jax.ops.head_tile import Head, Normalisers, Rows, Tables, padded, product
 
-Target = Literal["teacher", "token", "uniform"]  # which q
 SAVED = 13  # bytes a logit that XLA moves and the kernels do not (0.1B to 0.9B, `undo-jax fit`)
-NEVER = -1e30  # the logit of what is not in the vocabulary
-
-
-class Rows(NamedTuple):
-    """A device's tokens, and what q depends on. Teacher or targets are None where q needs none."""
-
-    hidden: Float[Array, "N D"]
-    weights: Float[Array, "N 1"]
-    teacher: Float[Array, "N D2"] | None = None
-    targets: Int[Array, "N 1"] | None = None  # counted from the first token of `table`
-
-
-class Tables(NamedTuple):
-    """A device's part of the vocabulary."""
-
-    table: Float[Array, "V D"]
-    teacher: Float[Array, "V D2"] | None = None
 
 
 class Tiles(NamedTuple):
@@ -48,17 +27,6 @@ class Tiles(NamedTuple):
 
     rows: int
     vocabulary: int
-
-
-class Head(NamedTuple):
-    """What is known when a kernel is made."""
-
-    target: Target
-    softcap: float | None
-    teacher_softcap: float | None
-    vocabulary: int  # of the table, of one device
-    whole: int  # of all devices
-    tiles: Tiles
 
 
 def chosen(dtype: jnp.dtype, *widths: int) -> bool:
@@ -76,33 +44,35 @@ def chosen(dtype: jnp.dtype, *widths: int) -> bool:
 
 def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, ""]:
     """Σ weights · loss over a device's rows; all of the vocabulary."""
-    tables = _padded(tables, head.tiles.vocabulary)
+    size = tiles(*_widths(tables))
+    tables = padded(tables, size.vocabulary)
 
     def of_block(total, block):
-        return total + _loss(head, block, tables)[0], None
+        return total + _loss(head, size, block, tables)[0], None
 
-    return lax.scan(of_block, jnp.zeros(()), _blocks(rows, head.tiles.rows))[0]
+    return lax.scan(of_block, jnp.zeros(()), _blocks(rows, size.rows))[0]
 
 
 def loss_and_gradients(
     head: Head, rows: Rows, tables: Tables
 ) -> tuple[Float[Array, ""], Float[Array, "N D"], Float[Array, "V D"]]:
     """The loss, and by a device's vocabulary its gradients in hidden and in the table (fp32)."""
+    size = tiles(*_widths(tables))
+    tables = padded(tables, size.vocabulary)
 
     def of_block(carry, block):
         total, d_table = carry
-        value, normalisers = _loss(head, block, tables)
-        d_hidden, d_table = _gradients(head, block, tables, normalisers, d_table)
+        value, normalisers = _loss(head, size, block, tables)
+        d_hidden, d_table = _gradients(head, size, block, tables, normalisers, d_table)
         return (total + value, d_table), d_hidden.astype(block.hidden.dtype)
 
-    tables = _padded(tables, head.tiles.vocabulary)
     start = jnp.zeros(()), jnp.zeros(tables.table.shape, jnp.float32)
-    (total, d_table), d_hidden = lax.scan(of_block, start, _blocks(rows, head.tiles.rows))
+    (total, d_table), d_hidden = lax.scan(of_block, start, _blocks(rows, size.rows))
     d_hidden = d_hidden.reshape(-1, d_hidden.shape[-1])[: rows.hidden.shape[0]]
     return total, d_hidden, d_table[: head.vocabulary]
 
 
-def tiles(width: int, teacher_width: int, vmem: int | None = None) -> Tiles:
+def tiles(width: int, teacher_width: int = 0, vmem: int | None = None) -> Tiles:
     """The largest that fit the chip's VMEM; rows first: they divide the traffic of the tables.
 
     Raises ValueError where nothing fits.
@@ -122,61 +92,37 @@ def _vmem(width: int, teacher_width: int, rows: int, columns: int) -> int:
     return held + streamed + 6 * 4 * rows * columns
 
 
+def _widths(tables: Tables) -> list[int]:
+    return [table.shape[1] for table in jax.tree.leaves(tables)]
+
+
 def _blocks(rows: Rows, size: int) -> Rows:
     """[N, ...] -> [blocks, size, ...]; rows that are missing weigh nothing."""
 
-    return jax.tree.map(lambda x: x.reshape(-1, size, x.shape[-1]), _padded(rows, size))
-
-
-def _padded(tree: Any, size: int) -> Any:
-    """Leaves [N, ...] with zeros added until N is a multiple of `size`."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, -x.shape[0] % size), (0, 0))), tree)
+    return jax.tree.map(lambda x: x.reshape(-1, size, x.shape[-1]), padded(rows, size))
 
 
 # ------------------------------------------------------------------------------ one block of rows
 
 
-class Normalisers(NamedTuple):
-    """Log-sum-exp of a block's logits over the whole vocabulary, [rows, 1]."""
-
-    student: Float[Array, "R 1"]
-    teacher: Float[Array, "R 1"] | None
-
-
-def _loss(head: Head, rows: Rows, tables: Tables) -> tuple[Float[Array, ""], Normalisers]:
-    """The loss of a block: statistics of each device's part of the vocabulary, put together."""
-    found, axes = _statistics(head, rows, tables), several("tensor")
-    top, total, cross = found[:3]
-    best = lax.pmax(top, axes)
-    student = best + jnp.log(lax.psum(total * jnp.exp(top - best), axes))
-    if head.target == "teacher":
-        top, total = found[3:]
-        best = lax.pmax(top, axes)
-        scale = jnp.exp(top - best)
-        total, cross = lax.psum((total * scale, cross * scale), axes)
-        teacher = best + jnp.log(total)
-        value = student - teacher + cross / total
-    else:
-        teacher, value = None, student + lax.psum(cross, axes)
-    if head.target == "uniform":
-        value = value - math.log(head.whole)
-    return jnp.sum(rows.weights * value), Normalisers(student, teacher)
+def _loss(
+    head: Head, size: Tiles, rows: Rows, tables: Tables
+) -> tuple[Float[Array, ""], Normalisers]:
+    """The loss of a block: one part of the vocabulary a device."""
+    found = _statistics(head, size, rows, tables)
+    return head_tile.finish(head, rows.weights, [x[None] for x in found])
 
 
-def _statistics(head: Head, rows: Rows, tables: Tables) -> list[Float[Array, "R 1"]]:
-    """max z, Σ exp(z − max z) and −Σ q z.
-
-    With a teacher the third is Σ exp(y − max y) · (y − z); max y and Σ exp(y − max y) follow.
-    """
-    size, teacher = rows.hidden.shape[0], head.target == "teacher"
-    column = jax.ShapeDtypeStruct((size, 1), jnp.float32)
-    inputs, specs = _inputs(head, rows, tables)
+def _statistics(head: Head, size: Tiles, rows: Rows, tables: Tables) -> list[Float[Array, "R 1"]]:
+    """What `head_tile.update` finds in all tiles."""
+    found = jax.eval_shape(lambda: head_tile.start(head, rows.hidden.shape[0]))
+    inputs, specs = _inputs(size, rows, tables)
     return pl.pallas_call(
-        partial(_statistics_kernel, head, len(inputs)),
-        out_shape=[column] * (5 if teacher else 3),
-        grid=(pl.cdiv(head.vocabulary, head.tiles.vocabulary),),
+        partial(_statistics_kernel, head, size, len(inputs)),
+        out_shape=found,
+        grid=(pl.cdiv(head.vocabulary, size.vocabulary),),
         in_specs=specs,
-        out_specs=[_held(column)] * (5 if teacher else 3),
+        out_specs=list(map(_held, found)),
         compiler_params=_limit(),
         cost_estimate=_cost(head, rows, tables, again=0),
         name="head_statistics",
@@ -184,18 +130,23 @@ def _statistics(head: Head, rows: Rows, tables: Tables) -> list[Float[Array, "R 
 
 
 def _gradients(
-    head: Head, rows: Rows, tables: Tables, normalisers: Normalisers, d_table: Float[Array, "V D"]
+    head: Head,
+    size: Tiles,
+    rows: Rows,
+    tables: Tables,
+    normalisers: Normalisers,
+    d_table: Float[Array, "V D"],
 ) -> tuple[Float[Array, "R D"], Float[Array, "V D"]]:
     """Of a block: its rows' gradient in fp32, and `d_table` with the block's added in place."""
-    inputs, specs = _inputs(head, rows, tables)
+    inputs, specs = _inputs(size, rows, tables)
     more = jax.tree.leaves((rows.weights, normalisers))
     d_hidden = jax.ShapeDtypeStruct(rows.hidden.shape, jnp.float32)
     return pl.pallas_call(
-        partial(_gradients_kernel, head, len(inputs)),
+        partial(_gradients_kernel, head, size, len(inputs)),
         out_shape=[d_hidden, jax.ShapeDtypeStruct(d_table.shape, d_table.dtype)],
-        grid=(pl.cdiv(head.vocabulary, head.tiles.vocabulary),),
-        in_specs=[*specs, *map(_held, more), _streamed(head, d_table)],
-        out_specs=[_held(d_hidden), _streamed(head, d_table)],
+        grid=(pl.cdiv(head.vocabulary, size.vocabulary),),
+        in_specs=[*specs, *map(_held, more), _streamed(size, d_table)],
+        out_specs=[_held(d_hidden), _streamed(size, d_table)],
         input_output_aliases={len(inputs) + len(more): 1},
         compiler_params=_limit(),
         cost_estimate=_cost(head, rows, tables, again=2),
@@ -203,11 +154,11 @@ def _gradients(
     )(*inputs, *more, d_table)
 
 
-def _inputs(head: Head, rows: Rows, tables: Tables) -> tuple[list[Any], list[pl.BlockSpec]]:
+def _inputs(size: Tiles, rows: Rows, tables: Tables) -> tuple[list[Any], list[pl.BlockSpec]]:
     """What both kernels read: hidden states and table, then the teacher's or the targets."""
     held = [x for x in (rows.hidden, rows.teacher, rows.targets) if x is not None]
     streamed = [x for x in tables if x is not None]
-    specs = [*map(_held, held), *(_streamed(head, table) for table in streamed)]
+    specs = [*map(_held, held), *(_streamed(size, table) for table in streamed)]
     return [*held, *streamed], specs
 
 
@@ -216,9 +167,9 @@ def _held(x: Any) -> pl.BlockSpec:
     return pl.BlockSpec(x.shape, lambda _: (0, 0), pipeline_mode=pl.Buffered(1))
 
 
-def _streamed(head: Head, table: Any) -> pl.BlockSpec:
+def _streamed(size: Tiles, table: Any) -> pl.BlockSpec:
     """One tile of tokens after another."""
-    return pl.BlockSpec((head.tiles.vocabulary, table.shape[1]), lambda tile: (tile, 0))
+    return pl.BlockSpec((size.vocabulary, table.shape[1]), lambda tile: (tile, 0))
 
 
 def _limit() -> pltpu.CompilerParams:
@@ -229,7 +180,7 @@ def _limit() -> pltpu.CompilerParams:
 
 def _cost(head: Head, rows: Rows, tables: Tables, again: int) -> pl.CostEstimate:
     """What a kernel does: logits, and `again` products of their size with the student's width."""
-    size, widths = rows.hidden.shape[0], [x.shape[1] for x in tables if x is not None]
+    size, widths = rows.hidden.shape[0], _widths(tables)
     more = again * widths[0]
     return pl.CostEstimate(
         flops=2 * size * head.vocabulary * (sum(widths) + more),
@@ -241,92 +192,41 @@ def _cost(head: Head, rows: Rows, tables: Tables, again: int) -> pl.CostEstimate
 # ------------------------------------------------------------------------------------ the kernels
 
 
-class _Tile(NamedTuple):
-    """A tile of logits, its tables and its q."""
-
-    z: Float[Array, "R C"]
-    y: Any  # the teacher's logits, [R, C]; None without a teacher
-    table: Float[Array, "C D"]
-    hidden: Float[Array, "R D"]
-    here: Any  # [R, C]: whether a column is in the vocabulary; None where all are
-    hot: Any  # [R, C]: whether it is the target
-
-
-def _tile(head: Head, refs) -> _Tile:
-    """Logits of this step's tile."""
+def _tile(head: Head, size: Tiles, refs) -> tuple[head_tile.Tile, Any, Any]:
+    """This step's tile of logits, and the hidden states and the table that it is made of."""
     names = {"teacher": "hgwu", "token": "htw", "uniform": "hw"}[head.target]
-    of = dict(zip(names, refs, strict=True))
-    h, w = of["h"][...], of["w"][...]
-    first, columns = pl.program_id(0) * head.tiles.vocabulary, head.tiles.vocabulary
-    token = first + lax.broadcasted_iota(jnp.int32, (h.shape[0], columns), 1)
-    here = None
-    if head.vocabulary % columns:
-        here = token < head.vocabulary
-    z, y = _logits(h, w, head.softcap, here), None
-    if head.target == "teacher":
-        y = _logits(of["g"][...], of["u"][...], head.teacher_softcap, here)
-    hot = None
-    if head.target == "token":  # a token of another device may stand behind this table's end
-        hot = token == of["t"][...] if here is None else here & (token == of["t"][...])
-    return _Tile(z, y, w, h, here, hot)
+    of = {name: ref[...] for name, ref in zip(names, refs, strict=True)}
+    raw = product(of["h"], of["w"], 1, 1)
+    teacher = product(of["g"], of["u"], 1, 1) if head.target == "teacher" else None
+    first = pl.program_id(0) * size.vocabulary
+    found = head_tile.tile(head, first, size.vocabulary, (raw, teacher), of.get("t"))
+    return found, of["h"], of["w"]
 
 
-def _logits(h, w, softcap, here):
-    """h wᵀ in fp32, soft-capped."""
-    z = lax.dot_general(h, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    z = z if softcap is None else softcap * jnp.tanh(z / softcap)
-    return z if here is None else jnp.where(here, z, NEVER)
+def _statistics_kernel(head: Head, size: Tiles, inputs: int, *refs):
+    outputs = refs[inputs:]
 
-
-def _statistics_kernel(head: Head, inputs: int, *refs):
-    tile, outputs = _tile(head, refs[:inputs]), refs[inputs:]
-    top, total, cross = outputs[:3]
+    def write(found):
+        for out, value in zip(outputs, found, strict=True):
+            out[...] = value
 
     @pl.when(pl.program_id(0) == 0)
     def _():
-        for out in outputs:
-            out[...] = jnp.zeros_like(out)
-        for out in (top, *outputs[3:4]):
-            out[...] = jnp.full_like(out, NEVER)
+        write(head_tile.start(head, outputs[0].shape[0]))
 
-    sum_ = partial(jnp.sum, axis=1, keepdims=True)
-    best = jnp.maximum(top[...], jnp.max(tile.z, axis=1, keepdims=True))
-    total[...] = total[...] * jnp.exp(top[...] - best) + sum_(jnp.exp(tile.z - best))
-    top[...] = best
-    if head.target == "teacher":
-        t_top, t_total = outputs[3:]
-        best = jnp.maximum(t_top[...], jnp.max(tile.y, axis=1, keepdims=True))
-        scale, e = jnp.exp(t_top[...] - best), jnp.exp(tile.y - best)
-        t_total[...] = t_total[...] * scale + sum_(e)
-        cross[...] = cross[...] * scale + sum_(e * (tile.y - tile.z))
-        t_top[...] = best
-    elif head.target == "token":
-        cross[...] -= sum_(jnp.where(tile.hot, tile.z, 0.0))
-    else:
-        z = tile.z if tile.here is None else jnp.where(tile.here, tile.z, 0.0)
-        cross[...] -= sum_(z) / head.whole
+    tile = _tile(head, size, refs[:inputs])[0]
+    write(head_tile.update(head, [out[...] for out in outputs], tile))
 
 
-def _gradients_kernel(head: Head, inputs: int, *refs):
-    tile, (weights, *normalisers) = _tile(head, refs[:inputs]), refs[inputs:-3]
+def _gradients_kernel(head: Head, size: Tiles, inputs: int, *refs):
+    tile, hidden, table = _tile(head, size, refs[:inputs])
+    weights, *normalisers = (ref[...] for ref in refs[inputs:-3])
     d_table_before, d_hidden, d_table = refs[-3:]
 
     @pl.when(pl.program_id(0) == 0)
     def _():
         d_hidden[...] = jnp.zeros_like(d_hidden)
 
-    dz = jnp.exp(tile.z - normalisers[0][...])
-    if head.target == "teacher":
-        dz -= jnp.exp(tile.y - normalisers[1][...])
-    elif head.target == "token":
-        dz -= tile.hot.astype(jnp.float32)
-    else:
-        dz -= 1 / head.whole
-    dz *= weights[...]
-    if head.softcap is not None:
-        dz *= 1 - jnp.square(tile.z / head.softcap)
-    dz = dz if tile.here is None else jnp.where(tile.here, dz, 0.0)
-    dz = dz.astype(tile.hidden.dtype)
-    product = partial(lax.dot_general, preferred_element_type=jnp.float32)
-    d_hidden[...] += product(dz, tile.table, (((1,), (0,)), ((), ())))
-    d_table[...] = d_table_before[...] + product(dz, tile.hidden, (((0,), (0,)), ((), ())))
+    dz = head_tile.gradient(head, tile, weights, normalisers).astype(hidden.dtype)
+    d_hidden[...] += product(dz, table, 1, 0)
+    d_table[...] = d_table_before[...] + product(dz, hidden, 0, 0)

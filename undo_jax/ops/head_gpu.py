@@ -1,0 +1,190 @@
+"""The head's losses on NVIDIA GPUs: no logits in HBM (Pallas, Triton).
+
+`_statistics` goes through the vocabulary once and finds what normalises a row. `_gradients` makes
+the logits again, of some tokens of the vocabulary and all rows, and from them their gradient: in
+bf16 and for those tokens only, that is all of the logits' size that HBM ever sees. XLA multiplies
+it with the table and with the hidden states, which is what cuBLAS does best.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
+
+from undo_jax.ops import gpu, head_tile
+from undo_jax.ops.head_tile import Head, Normalisers, Rows, Tables, padded, product
+
+ROWS, COLUMNS, DEPTH = 128, 128, 64  # of a tile of logits, and of the width at once
+PART = 4096  # tokens of the vocabulary that one program of `_statistics` goes through
+LIVE = 2**29  # bytes of gradients in logits at once
+SAVED = 18  # bytes a logit that XLA moves and the kernels do not (0.1B, compiled for H100)
+SLOWER = 4  # than the peak: logits that are made again, for L2 has to bring each tile's operands
+PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=3)
+INTERPRET = False  # on a CPU, for tests
+
+
+def chosen(dtype: jnp.dtype, *widths: int) -> bool:
+    """Whether to use these kernels: on a known GPU, on bf16 hidden states of these widths.
+
+    They move less than XLA does but make logits twice, and not as fast as cuBLAS: for wide models
+    that costs more than it saves.
+    """
+    found = gpu.found()
+    if found is None or dtype != jnp.bfloat16 or any(width % DEPTH for width in widths):
+        return False
+    return sum(widths) <= len(widths) * SAVED / 2 * found.flops / found.memory / SLOWER
+
+
+def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, ""]:
+    """Σ weights · loss over a device's rows; all of the vocabulary."""
+    return _loss(head, padded(rows, ROWS), tables)[0]
+
+
+def loss_and_gradients(
+    head: Head, rows: Rows, tables: Tables
+) -> tuple[Float[Array, ""], Float[Array, "N D"], Float[Array, "V D"]]:
+    """The loss, and by a device's vocabulary its gradients in hidden and in the table (fp32)."""
+    count, rows = rows.hidden.shape[0], padded(rows, ROWS)
+    total, normalisers = _loss(head, rows, tables)
+    size = _columns(head, rows)
+    chunks = jax.tree.map(lambda w: w.reshape(-1, size, w.shape[1]), padded(tables, size))
+
+    def of_chunk(d_hidden, numbered):
+        number, chunk = numbered
+        dz = _gradients(head, rows, chunk, normalisers, number * size)
+        return d_hidden + product(dz, chunk.table, 1, 0), product(dz, rows.hidden, 0, 0)
+
+    start = jnp.zeros(rows.hidden.shape, jnp.float32)
+    d_hidden, d_table = lax.scan(of_chunk, start, (jnp.arange(len(chunks.table)), chunks))
+    d_table = d_table.reshape(-1, d_table.shape[-1])[: head.vocabulary]
+    return total, d_hidden[:count].astype(rows.hidden.dtype), d_table
+
+
+def _columns(head: Head, rows: Rows) -> int:
+    """Tokens of the vocabulary whose gradients are in HBM at once: equal parts of it, in tiles."""
+    tiles, most = pl.cdiv(head.vocabulary, COLUMNS), LIVE // (2 * len(rows.hidden) * COLUMNS)
+    chunks = pl.cdiv(tiles, max(1, most))
+    return pl.cdiv(tiles, chunks) * COLUMNS
+
+
+# ---------------------------------------------------------------------------------------- kernels
+
+
+def _loss(head: Head, rows: Rows, tables: Tables) -> tuple[Float[Array, ""], Normalisers]:
+    """Statistics of parts of the vocabulary, put together."""
+    tables = padded(tables, COLUMNS)
+    vocabulary, count = tables.table.shape[0], len(rows.hidden)
+    parts = pl.cdiv(vocabulary, PART)
+    inputs, specs = _inputs(rows, tables, PART, lambda i, part: (i, part))
+    found = jax.eval_shape(lambda: head_tile.start(head, count))
+    kernel = pl.pallas_call(
+        partial(_statistics_kernel, head, vocabulary // COLUMNS),
+        out_shape=[jax.ShapeDtypeStruct((parts, *x.shape), x.dtype) for x in found],
+        grid=(count // ROWS, parts),
+        in_specs=specs,
+        out_specs=[pl.BlockSpec((None, ROWS, 1), lambda i, part: (part, i, 0))] * len(found),
+        compiler_params=PARAMS,
+        interpret=INTERPRET,
+        name="head_statistics",
+    )
+    with gpu.counted(_flops(rows, tables)):
+        found = kernel(*inputs)
+    return head_tile.finish(head, rows.weights, found)
+
+
+def _gradients(
+    head: Head, rows: Rows, chunk: Tables, normalisers: Normalisers, first: Any
+) -> Float[Array, "N C"]:
+    """In the logits of a chunk of the vocabulary, before the soft-cap; token `first` begins it."""
+    count, size = len(rows.hidden), len(chunk.table)
+    place = lambda tile, i: (i, tile)  # noqa: E731
+    inputs, specs = _inputs(rows, chunk, COLUMNS, place)
+    more = jax.tree.leaves((rows.weights, normalisers))
+    kernel = pl.pallas_call(
+        partial(_gradients_kernel, head),
+        out_shape=jax.ShapeDtypeStruct((count, size), rows.hidden.dtype),
+        grid=(size // COLUMNS, count // ROWS),
+        in_specs=[
+            pl.BlockSpec((1,), lambda *_: (0,)),
+            *(_block(x, ROWS, lambda *at: place(*at)[0]) for x in more),
+            *specs,
+        ],
+        out_specs=pl.BlockSpec((ROWS, COLUMNS), place),
+        compiler_params=PARAMS,
+        interpret=INTERPRET,
+        name="head_gradients",
+    )
+    with gpu.counted(_flops(rows, chunk)):
+        return kernel(jnp.reshape(first, 1), *more, *inputs)
+
+
+def _flops(rows: Rows, tables: Tables) -> int:
+    """Of all logits."""
+    return 2 * len(rows.hidden) * sum(table.size for table in jax.tree.leaves(tables))
+
+
+def _inputs(rows: Rows, tables: Tables, tokens: int, place: Any) -> tuple[list[Any], list[Any]]:
+    """What both kernels read: hidden states and table, then the teacher's or the targets.
+
+    `place` tells which block of rows and which of `tokens` tokens a program has.
+    """
+    of_rows = [x for x in (rows.hidden, rows.teacher, rows.targets) if x is not None]
+    of_tokens = [x for x in tables if x is not None]
+    specs = [
+        *(_block(x, ROWS, lambda *at: place(*at)[0]) for x in of_rows),
+        *(_block(x, tokens, lambda *at: place(*at)[1]) for x in of_tokens),
+    ]
+    return [*of_rows, *of_tokens], specs
+
+
+def _block(x: Any, size: int, index: Any) -> pl.BlockSpec:
+    """`size` rows at full width."""
+    return pl.BlockSpec((size, x.shape[1]), lambda *at: (index(*at), 0))
+
+
+def _tile(head: Head, refs: Any, first: Any, start: Any) -> head_tile.Tile:
+    """The tile of logits from token `first` of the vocabulary on, which is `start` of its block."""
+    names = {"teacher": "hgwu", "token": "htw", "uniform": "hw"}[head.target]
+    of = dict(zip(names, refs, strict=True))
+    targets = of["t"][...] if head.target == "token" else None
+    raw = _logits(of["h"], of["w"], start)
+    teacher = _logits(of["g"], of["u"], start) if head.target == "teacher" else None
+    return head_tile.tile(head, first, COLUMNS, (raw, teacher), targets)
+
+
+def _logits(hidden: Any, table: Any, start: Any) -> Float[Array, "R C"]:
+    """Products of hidden states with the tokens from `start` on, in fp32."""
+
+    def add(i, z):
+        width = pl.ds(i * DEPTH, DEPTH)
+        return z + product(hidden[:, width], table[pl.ds(start, COLUMNS), width], 1, 1)
+
+    zero = jnp.zeros((ROWS, COLUMNS), jnp.float32)
+    return lax.fori_loop(0, hidden.shape[1] // DEPTH, add, zero)
+
+
+def _statistics_kernel(head: Head, tiles: int, *refs):
+    outputs = refs[-5:] if head.target == "teacher" else refs[-3:]
+    done = pl.program_id(1) * (PART // COLUMNS)
+
+    def one(i, found):
+        tile = _tile(head, refs[: -len(outputs)], (done + i) * COLUMNS, i * COLUMNS)
+        return head_tile.update(head, found, tile)
+
+    count = jnp.minimum(PART // COLUMNS, tiles - done)
+    found = lax.fori_loop(0, count, one, head_tile.start(head, ROWS))
+    for out, value in zip(outputs, found, strict=True):
+        out[...] = value
+
+
+def _gradients_kernel(head: Head, first, weights, *refs):
+    *refs, out = refs
+    normalisers, refs = (refs[:2], refs[2:]) if head.target == "teacher" else (refs[:1], refs[1:])
+    tile = _tile(head, refs, first[0] + pl.program_id(0) * COLUMNS, 0)
+    dz = head_tile.gradient(head, tile, weights[...], [x[...] for x in normalisers])
+    out[...] = dz.astype(out.dtype)

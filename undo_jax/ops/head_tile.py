@@ -1,0 +1,162 @@
+"""The head's losses by tiles of logits: what the kernels for TPU and GPU compute on chip.
+
+All three losses are log-sum-exp z − Σ q z + Σ q log q for a distribution q of each token: the
+teacher's, that of the one target, or the uniform one. Their gradient in z is p − q. `update`
+gathers what is needed from one tile after another (online log-sum-exp), `finish` puts together what
+was gathered of several parts of the vocabulary, `gradient` is that in a tile's logits.
+"""
+
+import math
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from undo_jax.sharding import several
+
+Target = Literal["teacher", "token", "uniform"]  # which q
+NEVER = -1e30  # the logit of what is not in the vocabulary
+
+
+class Rows(NamedTuple):
+    """A device's tokens, and what q depends on. Teacher or targets are None where q needs none."""
+
+    hidden: Float[Array, "N D"]
+    weights: Float[Array, "N 1"]
+    teacher: Float[Array, "N D2"] | None = None
+    targets: Int[Array, "N 1"] | None = None  # counted from the first token of `table`
+
+
+class Tables(NamedTuple):
+    """A device's part of the vocabulary."""
+
+    table: Float[Array, "V D"]
+    teacher: Float[Array, "V D2"] | None = None
+
+
+class Head(NamedTuple):
+    """What is known when a kernel is made."""
+
+    target: Target
+    softcap: float | None
+    teacher_softcap: float | None
+    vocabulary: int  # of the table, of one device
+    whole: int  # of all devices
+
+
+class Tile(NamedTuple):
+    """A tile of logits, and what of q concerns it."""
+
+    z: Float[Array, "R C"]
+    y: Any  # the teacher's logits, [R, C]; None without a teacher
+    here: Any  # [R, C]: whether a column is in the vocabulary; None where all are
+    hot: Any  # [R, C]: whether it is the target; None without targets
+
+
+class Normalisers(NamedTuple):
+    """Log-sum-exp of the logits over the whole vocabulary."""
+
+    student: Float[Array, "R 1"]
+    teacher: Float[Array, "R 1"] | None
+
+
+def padded(tree: Any, size: int) -> Any:
+    """Leaves [N, ...] with zeros added until N is a multiple of `size`."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, -x.shape[0] % size), (0, 0))), tree)
+
+
+def product(a: Any, b: Any, axis: int, other: int) -> Any:
+    """Contract an axis of each, in fp32."""
+    numbers = (((axis,), (other,)), ((), ()))
+    return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+
+
+def tile(head: Head, first: Any, columns: int, raw: tuple[Any, Any], targets: Any) -> Tile:
+    """The tile of `columns` tokens from `first` on; `raw` are products [R, C], teacher's or None.
+
+    A token of another device's vocabulary may have the number of a column behind this one's end: it
+    is nobody's target.
+    """
+    size = raw[0].shape[0]
+    token = first + lax.broadcasted_iota(jnp.int32, (size, columns), 1)
+    here = token < head.vocabulary if head.vocabulary % columns else None
+    z = capped(raw[0], head.softcap, here)
+    y = None if raw[1] is None else capped(raw[1], head.teacher_softcap, here)
+    hot = None if targets is None else token == targets
+    return Tile(z, y, here, hot if hot is None or here is None else here & hot)
+
+
+def capped(z: Any, softcap: float | None, here: Any) -> Any:
+    """Soft-capped logits, none where there is no token."""
+    z = z if softcap is None else softcap * jnp.tanh(z / softcap)
+    return z if here is None else jnp.where(here, z, NEVER)
+
+
+def start(head: Head, rows: int) -> list[Float[Array, "R 1"]]:
+    """Before any tile: max z, Σ exp(z − max z) and −Σ q z.
+
+    With a teacher the third is Σ exp(y − max y) · (y − z); max y and Σ exp(y − max y) follow.
+    """
+    none, zero = jnp.full((rows, 1), NEVER, jnp.float32), jnp.zeros((rows, 1), jnp.float32)
+    return [none, zero, zero, *([none, zero] if head.target == "teacher" else [])]
+
+
+def update(head: Head, found: list[Any], tile: Tile) -> list[Any]:
+    """`found` with one more tile."""
+    total_of = partial(jnp.sum, axis=1, keepdims=True)
+    z, (top, total, cross) = tile.z, found[:3]
+    best = jnp.maximum(top, jnp.max(z, axis=1, keepdims=True))
+    total = total * jnp.exp(top - best) + total_of(jnp.exp(z - best))
+    if head.target == "teacher":
+        t_top, t_total = found[3:]
+        t_best = jnp.maximum(t_top, jnp.max(tile.y, axis=1, keepdims=True))
+        scale, e = jnp.exp(t_top - t_best), jnp.exp(tile.y - t_best)
+        cross = cross * scale + total_of(e * (tile.y - z))
+        return [best, total, cross, t_best, t_total * scale + total_of(e)]
+    if head.target == "token":
+        return [best, total, cross - total_of(jnp.where(tile.hot, z, 0.0))]
+    z = z if tile.here is None else jnp.where(tile.here, z, 0.0)
+    return [best, total, cross - total_of(z) / head.whole]
+
+
+def finish(
+    head: Head, weights: Float[Array, "R 1"], found: list[Float[Array, "S R 1"]]
+) -> tuple[Float[Array, ""], Normalisers]:
+    """The loss, from what was found in each of S parts of each device's part of the vocabulary."""
+    axes = several("tensor")
+
+    def over_parts(top, *sums):
+        """The greatest, and sums that were relative to each part's own."""
+        best = lax.pmax(jnp.max(top, axis=0), axes)
+        scale = jnp.exp(top - best)
+        return best, *lax.psum([jnp.sum(x * scale, axis=0) for x in sums], axes)
+
+    best, total = over_parts(*found[:2])
+    student = best + jnp.log(total)
+    if head.target == "teacher":
+        top, total, cross = over_parts(found[3], found[4], found[2])
+        teacher = top + jnp.log(total)
+        value = student - teacher + cross / total
+    else:
+        teacher, value = None, student + lax.psum(jnp.sum(found[2], axis=0), axes)
+    if head.target == "uniform":
+        value = value - math.log(head.whole)
+    return jnp.sum(weights * value), Normalisers(student, teacher)
+
+
+def gradient(head: Head, tile: Tile, weights: Any, normalisers: list[Any]) -> Any:
+    """Of the weighted loss in the tile's products, before they are soft-capped: [R, C]."""
+    dz = jnp.exp(tile.z - normalisers[0])
+    if head.target == "teacher":
+        dz -= jnp.exp(tile.y - normalisers[1])
+    elif head.target == "token":
+        dz -= tile.hot.astype(jnp.float32)
+    else:
+        dz -= 1 / head.whole
+    dz *= weights
+    if head.softcap is not None:
+        dz *= 1 - jnp.square(tile.z / head.softcap)
+    return dz if tile.here is None else jnp.where(tile.here, dz, 0.0)
