@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.ops import attention_tpu
+from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
 from undo_jax.ops.embedding import lookup
 from undo_jax.sharding import BATCH, gather_weight, on_devices, pad_rows, spec_of, specs
@@ -179,13 +179,15 @@ class Attention(nnx.Module):
             )
             k, v = cache.keys[span.layer], cache.values[span.layer]
         scores = {"scale": config.attention_scale, "softcap": config.attention_softcap}
+        near = jnp.maximum(span.positions - config.window + 1, span.opened)
+        first = jnp.where(span.local, near, span.opened)
         if cache is None and attention_tpu.available(q, k):
             documents = None if config.document_start is None else span.opened
             scores |= {"window": config.window, "local": span.local, "documents": documents}
             out = attention_tpu.attention(q, k, v, **scores)
+        elif cache is None and attention_gpu.available(q, k):
+            out = attention_gpu.attention(q, k, v, first=first, **scores)
         else:
-            near = jnp.maximum(span.positions - config.window + 1, span.opened)
-            first = jnp.where(span.local, near, span.opened)
             out = attention(q, k, v, first=first, last=span.positions, **scores)
         return out.reshape(*x.shape[:2], -1) @ self.output.astype(x.dtype), cache
 

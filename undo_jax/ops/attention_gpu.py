@@ -1,0 +1,268 @@
+"""Attention on GPU that never stores its scores: Triton kernels, forward and backward."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from undo_jax.ops import gpu
+from undo_jax.sharding import on_devices, parts
+
+HEADS = P(None, None, "tensor")
+HIDDEN = -1e30  # a logit of weight 0; finite, for a row may see none of a block's keys
+LOG2_E = math.log2(math.e)
+INTERPRET = False  # on a CPU, for tests
+
+
+class Tile(NamedTuple):
+    """What a kernel's program has of T, what it goes through at a time, and how it is compiled."""
+
+    own: int
+    other: int
+    warps: int
+    stages: int
+
+
+TILES = {  # by width of a head: for the output, for the gradient of q and for those of k and v
+    32: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 32, 8, 3)),
+    64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
+    128: (Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 3)),
+    256: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 3), Tile(64, 32, 8, 2)),
+}
+
+
+class Scores(NamedTuple):
+    """What logits are of products q·k."""
+
+    scale: float
+    softcap: float | None
+
+    def of(self, products):
+        """Logits to base 2, but for a constant that softmax does not see, and their slope.
+
+        The slope is in units of `unit`. c·tanh(x/c) is c - 2c/(1 + exp(2x/c)).
+        """
+        if self.softcap is None:
+            return products * (self.scale * LOG2_E), 1.0
+        share = _inverse(1 + _exp2(products * (2 * self.scale / self.softcap * LOG2_E)))
+        return share * (-2 * self.softcap * LOG2_E), share - share * share
+
+    @property
+    def unit(self):
+        return self.scale if self.softcap is None else 4 * self.scale
+
+
+def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
+    """Whether the kernels run here: on a GPU they are made for, in bf16, on sizes they divide."""
+    heads, kv_heads, devices = q.shape[2], k.shape[2], parts("tensor")
+    fits = heads % devices == 0 and 0 in (kv_heads % devices, devices % kv_heads)
+    fits = fits and q.shape[3] in TILES
+    return gpu.found() is not None and q.dtype == jnp.bfloat16 and fits
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    *,
+    scale: float,
+    softcap: float | None,
+    first: Int[Array, "#B T"],
+) -> Float[Array, "B T N H"]:
+    """Query t sees the keys first[t] to t; `first` must not fall along T.
+
+    Where `tensor` has more devices than there are key/value heads, several have the same one.
+    """
+    if k.shape[2] < parts("tensor"):
+        k, v = (jnp.repeat(x, parts("tensor") // k.shape[2], axis=2) for x in (k, v))
+    first = jnp.broadcast_to(first, q.shape[:2])
+    kernels = partial(_attention, Scores(scale, softcap))
+    mapped = on_devices(kernels, (HEADS, HEADS, HEADS, P()), HEADS, ("tensor",))
+    return mapped(q, k, v, first)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(scores, q, k, v, first):
+    return _forward(scores, q, k, v, first)[0]
+
+
+def _forward(scores, q, k, v, first):
+    batch, time, heads, width = q.shape
+    tile, arguments = TILES[width][0], (q, k, v, first)
+    total = jax.ShapeDtypeStruct((batch, heads, time), jnp.float32)
+    out, total = _call(partial(_output_kernel, scores, tile), tile, 2, heads, arguments, (q, total))
+    return out, (*arguments, out, total)
+
+
+def _backward(scores, saved, d_out):
+    q, k, v, first, out, total = saved
+    time, heads, width = q.shape[1:]
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
+    arguments = q, k, v, first, d_out, total, jnp.moveaxis(delta, 1, 2)
+    _, tile, keys_tile = TILES[width]
+    (dq,) = _call(partial(_query_kernel, scores, tile), tile, 3, heads, arguments, (q,))
+    last = jnp.minimum(jnp.arange(0, time, keys_tile.own) + keys_tile.own, time) - 1
+    end = jnp.sum(first[:, None] <= last[:, None], axis=-1, dtype=jnp.int32)
+    kernel, arguments = partial(_key_kernel, scores, keys_tile), (*arguments, end)
+    dk, dv = _call(kernel, keys_tile, 4, k.shape[2], arguments, (k, v))
+    return dq, dk, dv, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _call(kernel, tile, products, heads, arguments, results):
+    """Run a kernel for each block of T, head and row.
+
+    It sees a row's whole T, and all heads of an array that share its own head. For each query head
+    it makes so many products of T × T × H, of which a causal mask leaves half.
+    """
+    batch, time, query_heads, width = arguments[0].shape
+
+    def seen(x):
+        if x.ndim == 2:
+            return pl.BlockSpec((None, x.shape[1]), lambda i, n, b: (b, 0))
+        count = x.shape[1 if x.ndim == 3 else 2]
+        size = max(1, count // heads)
+        head = lambda n: n * count // heads // size  # noqa: E731
+        if x.ndim == 3:
+            return pl.BlockSpec((None, size, time), lambda i, n, b: (b, head(n), 0))
+        return pl.BlockSpec((None, time, size, width), lambda i, n, b: (b, 0, head(n), 0))
+
+    run = pl.pallas_call(
+        kernel,
+        grid=(pl.cdiv(time, tile.own), heads, batch),
+        in_specs=[seen(x) for x in arguments],
+        out_specs=[seen(x) for x in results],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+        compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
+        interpret=INTERPRET,
+        name=f"attention{kernel.func.__name__}",
+    )
+    with gpu.counted(products * batch * query_heads * time * time * width):
+        return run(*arguments)
+
+
+def _output_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, out_ref, total_ref):
+    start, blocks = _span(tile, first_ref)
+    q, first = (_load(ref, start, tile.own) for ref in (q_ref, first_ref))
+
+    def step(block, carry):
+        top, total, out = carry
+        key = block * tile.other
+        k, v = (_load(ref, key, tile.other) for ref in (k_ref, v_ref))
+        logits, _ = scores.of(plgpu.dot(q, k, trans_b=True))
+        logits = jnp.where(_visible(start, first, key, tile.other), logits, HIDDEN)
+        higher = jnp.maximum(top, jnp.max(logits, axis=1))
+        shrunk, weights = _exp2(top - higher), _exp2(logits - higher[:, None])
+        total = total * shrunk + jnp.sum(weights, axis=1)
+        return higher, total, out * shrunk[:, None] + plgpu.dot(weights.astype(v.dtype), v)
+
+    each = jnp.zeros(tile.own)
+    top, total, out = lax.fori_loop(*blocks, step, (each + HIDDEN, each, jnp.zeros(q.shape)))
+    _store(out_ref, start, out * _inverse(total)[:, None])
+    _store(total_ref, start, top + jnp.log2(total))
+
+
+def _query_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs):
+    total_ref, delta_ref, dq_ref = refs
+    start, blocks = _span(tile, first_ref)
+    own = q_ref, first_ref, d_out_ref, total_ref, delta_ref
+    q, first, d_out, total, delta = (_load(ref, start, tile.own) for ref in own)
+
+    def step(block, dq):
+        key = block * tile.other
+        k, v = (_load(ref, key, tile.other) for ref in (k_ref, v_ref))
+        logits, slope = scores.of(plgpu.dot(q, k, trans_b=True))
+        logits = jnp.where(_visible(start, first, key, tile.other), logits, HIDDEN)
+        weights = _exp2(logits - total[:, None])
+        change = weights * (plgpu.dot(d_out, v, trans_b=True) - delta[:, None]) * slope
+        return dq + plgpu.dot(change.astype(k.dtype), k)
+
+    dq = lax.fori_loop(*blocks, step, jnp.zeros(q.shape))
+    _store(dq_ref, start, dq * scores.unit)
+
+
+def _key_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs):
+    total_ref, delta_ref, end_ref, dk_ref, dv_ref = refs
+    key = pl.program_id(0) * tile.own
+    k, v = (_load(ref, key, tile.own) for ref in (k_ref, v_ref))
+    blocks = lax.div(key, tile.other), pl.cdiv(end_ref[pl.program_id(0)], tile.other)
+    other = q_ref, first_ref, d_out_ref, total_ref, delta_ref
+
+    def head(n, sums):
+        def step(block, sums):
+            dk, dv = sums
+            start = block * tile.other
+            q, first, d_out, total, delta = (_load(ref, start, tile.other, n) for ref in other)
+            logits, slope = scores.of(plgpu.dot(k, q, trans_b=True))
+            logits = jnp.where(_visible(start, first, key, tile.own).T, logits, HIDDEN)
+            weights = _exp2(logits - total)
+            change = weights * (plgpu.dot(v, d_out, trans_b=True) - delta) * slope
+            dv += plgpu.dot(weights.astype(d_out.dtype), d_out)
+            return dk + plgpu.dot(change.astype(q.dtype), q), dv
+
+        return lax.fori_loop(*blocks, step, sums)
+
+    zeros = jnp.zeros(k.shape)
+    dk, dv = lax.fori_loop(0, q_ref.shape[1], head, (zeros, zeros))
+    _store(dk_ref, key, dk * scores.unit)
+    _store(dv_ref, key, dv)
+
+
+def _span(tile, first_ref):
+    """The first query of a program, and the blocks of keys that its queries see."""
+    start = (pl.num_programs(0) - 1 - pl.program_id(0)) * tile.own  # the longest come first
+    end = jnp.minimum(start + tile.own, first_ref.shape[0])
+    return start, (lax.div(first_ref[start], tile.other), pl.cdiv(end, tile.other))
+
+
+def _visible(start, first, key, keys):
+    """Which queries from `start` on see which of so many keys from `key` on."""
+    queries, keys = start + jnp.arange(len(first)), key + jnp.arange(keys)
+    return (first[:, None] <= keys) & (keys <= queries[:, None])
+
+
+def _exp2(x):
+    return jnp.exp2(x) if INTERPRET else _instruction("ex2.approx.ftz.f32", x)
+
+
+def _inverse(x):
+    return 1 / x if INTERPRET else _instruction("rcp.approx.ftz.f32", x)
+
+
+def _instruction(name, x):
+    """One where XLA takes several, for the sake of numbers below 2^-126, which become 0 here."""
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    (y,) = plgpu.elementwise_inline_asm(
+        f"{name} $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[like]
+    )
+    return y
+
+
+def _load(ref, start, size, head=0):
+    """Slots start, start + 1, ... of a head; 0 where there are none."""
+    part, there = _part(ref, start, size, head)
+    return plgpu.load(part, mask=there, other=None if there is None else 0)
+
+
+def _store(ref, start, x):
+    part, there = _part(ref, start, len(x), 0)
+    plgpu.store(part, x.astype(ref.dtype), mask=there)
+
+
+def _part(ref, start, size, head):
+    """Of [T], [N, T] or [T, N, H], and which of the slots there are; None is all."""
+    time, slots = ref.shape[0 if ref.ndim == 3 else -1], pl.ds(start, size)
+    head += jnp.zeros((), jnp.int32)  # an interpreted load with a mask takes no Python number
+    there = None if time % size == 0 else start + jnp.arange(size) < time
+    if ref.ndim == 3:
+        return ref.at[slots, head], None if there is None else there[:, None]
+    return ref.at[slots] if ref.ndim == 1 else ref.at[head, slots], there
