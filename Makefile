@@ -23,6 +23,11 @@ $(DATA)/tokenizer.model: $(VENV)/text.done
 	$(BIN)/undo-jax data train-tokenizer --source jsonl --vocab-size 2048 --out $@ \
 	    --pattern $(DATA)/english.jsonl $(DATA)/korean.jsonl
 
+# XLA's CUDA plugin, which compiles for GPUs without one, is for Linux on x86-64.
+ifeq ($(shell uname -sm),Linux x86_64)
+test: $(VENV)/gpu.done
+endif
+
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest
 
@@ -35,6 +40,12 @@ $(VENV)/run.done $(VENV)/text.done $(VENV)/test.done $(VENV)/lint.done: $(VENV)/
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint constraints.txt --editable '.$(if $(filter run,$*),,[$*])'
+	touch $@
+
+# Not beside jax, which would look for a GPU and complain, and without NVIDIA's libraries.
+$(VENV)/gpu.done: constraints.txt | $(VENV)/test.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+	    --constraint constraints.txt --target $(VENV)/gpu jax-cuda13-pjrt jax-cuda13-plugin
 	touch $@
 
 clean:

@@ -22,7 +22,7 @@ from undo_jax.cli.fit import describe
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB
 from undo_jax.fit.search import variant
-from undo_jax.fit.step import QUICKLY, compile_step, distillation, for_tpu, mesh_on
+from undo_jax.fit.step import QUICKLY, compile_step, distillation, for_chips, mesh_on
 from undo_jax.log import short
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
@@ -48,7 +48,7 @@ def measure(student: str, teacher: str, place: str) -> dict:
     """What `undo-jax fit` says of the most rows that fit, or of one row."""
     jax.config.update("jax_platforms", "cpu")
     found = chips.find(place)
-    pair = (Functional(for_tpu(preset(name))) for name in (student, teacher))
+    pair = (Functional(for_chips(preset(name))) for name in (student, teacher))
     training = Training(steps=1000, batch_size=1, optimizer=AdamW(), eval_every=100)
     work, facts = distillation(*pair, training, ROW_LENGTH), {}
     for shape, rows in itertools.product(SLICES[place], ROWS):

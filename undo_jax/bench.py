@@ -12,23 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from undo_jax import population
-from undo_jax.fit.chips import CHIPS
+from undo_jax.fit import chips
 from undo_jax.fit.step import Work
 from undo_jax.sharding import check_batch, shardings
 from undo_jax.types import LM
 
-# bf16 FLOPs a second, dense. TPU: see `fit.chips`; NVIDIA: data sheets of A100, H100, H200 (SXM).
-PEAKS = {
-    "TPU v4": CHIPS["v4"].flops,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5e": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-    "TPU v6e": CHIPS["v6e"].flops,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 WARM = 3  # steps before any is measured
 TRACED = 3  # steps in a trace
 
@@ -70,9 +58,8 @@ def flops(work: Work) -> Flops:
 
 def peak(mesh: Mesh) -> float | None:
     """FLOPs a second of all devices in bf16; None for a device that is not known."""
-    kind = mesh.devices.flat[0].device_kind
-    known = [name for name in PEAKS if kind.startswith(name)]
-    return PEAKS[max(known, key=len)] * mesh.size if known else None
+    chip = chips.of_device(mesh.devices.flat[0].device_kind)
+    return chip.flops * mesh.size if chip else None
 
 
 def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Speed:

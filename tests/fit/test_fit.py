@@ -33,6 +33,7 @@ needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is
         ("v5p-64", "v5p:2x4x4", 32),  # accelerator types of v4 and v5p count cores, two a chip
         ("v5p:4x4x4", "v5p:4x4x4", 64),
         ("v4-8", "v4:2x2x1", 4),
+        ("h100:8", "h100:8", 8),
     ],
 )
 def test_a_slice_by_topology_or_accelerator_type(name, topology, count):
@@ -45,7 +46,8 @@ def test_a_slice_by_topology_or_accelerator_type(name, topology, count):
     [
         ("v5e:3x3", "unknown topology 'v5e:3x3': v5e has 2x2, 2x4, 4x4"),
         ("v5p-63", "unknown topology 'v5p-63': v5p has v5p-8, v5p-16, v5p-32, v5p-64"),
-        ("v9:4x4", "give e.g. v5e:4x4 or v5e-16, of v4, v5e, v5p, v6e"),
+        ("h100:3", "unknown topology 'h100:3': h100 has 1, 2, 4, 8"),
+        ("v9:4x4", "give e.g. v5e:4x4, v5e-16 or h100:8, of v4, v5e, v5p, v6e, a"),
         ("v5e", "give e.g. v5e:4x4"),
     ],
 )
@@ -63,6 +65,25 @@ def test_chips_are_those_of_the_tables():
         assert 0.95 * capacity < CHIPS[kind].hbm / GIB < capacity
         sides = {len(topology.split("x")) for topology in CHIPS[kind].topologies}
         assert sides == {3 if CHIPS[kind].cores == 2 else 2}
+    for kind, capacity in {"a100": 80, "h100": 80, "h200": 141}.items():
+        assert 0.72 * capacity < CHIPS[kind].hbm / 1e9 < 0.82 * capacity  # JAX takes three quarters
+        assert chips.of_device(CHIPS[kind].devices[0] + " 80GB") is CHIPS[kind]
+    assert [CHIPS[kind].memory / 1e9 for kind in ("a100", "h100", "h200")] == [2039, 3350, 4800]
+
+
+@pytest.mark.parametrize("name", list(CHIPS))
+def test_a_device_of_each_kind_is_known(name):
+    """Not that of a longer name's beginning: TPU v5 is v5p, TPU v5 lite is v5e."""
+    for kind in CHIPS[name].devices:
+        assert chips.of_device(kind) is CHIPS[name]
+    assert chips.of_device("cpu") is None
+
+
+def test_what_holds_no_more_is_no_advice():
+    """An A100 has 0.1 GiB more than an H100."""
+    assert chips.roomier(chips.find("h100:8")) == ["h200"]
+    assert chips.roomier(chips.find("h200:8")) == []
+    assert chips.roomier(chips.find("v5e:4x4")) == ["v4", "v5p", "v6e"]
 
 
 def test_the_busiest_part_bounds_a_step():
@@ -70,9 +91,12 @@ def test_the_busiest_part_bounds_a_step():
     cost = Cost(197e12, 819e9 / 2, {"all-gather": 100e9, "all-reduce": 50e9})
     found = roofline(cost, chip)
     assert found == pytest.approx((1.0, 0.5, 0.75))
-    assert (found.seconds, found.bound) == (1.0, "MXU")
-    assert roofline(replace(cost, memory=819e9 * 2), chip).bound == "HBM"
-    assert roofline(replace(cost, collectives={"all-to-all": 300e9}), chip).bound == "ICI"
+    assert (found.seconds, found.bound(chip)) == (1.0, "MXU")
+    assert roofline(replace(cost, memory=819e9 * 2), chip).bound(chip) == "HBM"
+    received = {"all-to-all": 300e9}
+    assert roofline(replace(cost, collectives=received), chip).bound(chip) == "ICI"
+    gpu = CHIPS["a100"]
+    assert roofline(replace(cost, collectives=received), gpu).bound(gpu) == "NVLink"
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 8, 11, 33, 63, 64, 100])
@@ -150,15 +174,23 @@ def _refused(capsys, *arguments, status=2):
         ("--topology v5e:4x4 --mesh rows=2", "unknown axis 'rows'"),
         ("--topology v5e:4x4 --model.layerz 2", "layerz"),
         ("--topology v5e:4x4 --xla-flags fast", "choose one of overlap, memory"),
+        ("--topology h100:8 --xla-flags overlap", "'overlap' are for TPU: h100:8 needs none"),
     ],
 )
 def test_bad_input_is_one_line(capsys, flags, said):
     assert said in _refused(capsys, QUICKSTART, *flags.split()).err
 
 
-def test_without_libtpu_it_says_what_to_install(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        ("v5e-16", "with libtpu, which is not installed: pip install 'undo-jax[tpu]'"),
+        ("a100:2", "with jax_cuda13_plugin, which is not installed: pip install 'undo-jax[gpu]'"),
+    ],
+)
+def test_without_a_compiler_it_says_what_to_install(capsys, monkeypatch, topology, said):
     monkeypatch.setattr(step.importlib.util, "find_spec", lambda name: None)
-    assert "install undo-jax[tpu]" in _refused(capsys, QUICKSTART, "--topology", "v5e-16").err
+    assert said in _refused(capsys, QUICKSTART, "--topology", topology).err
 
 
 @needs_libtpu
@@ -190,12 +222,12 @@ def test_a_student_of_another_size_is_the_one_that_is_distilled():
         (None, (0.5,), shipped.model),
     ):
         damage = replace(shipped.noise, alphas=alphas, student=student)
-        experiment = step.on_tpu(replace(shipped, noise=damage))
+        experiment = step.on_chips(replace(shipped, noise=damage))
         work = step.of_stage(experiment, "distill")
         config = work.lm.config, work.refs["teacher"].config
-        assert config == (step.for_tpu(distilled), step.for_tpu(shipped.model))
+        assert config == (step.for_chips(distilled), step.for_chips(shipped.model))
         attacked = step.of_stage(experiment, "relearn").lm.config
-        assert attacked == step.for_tpu(wide if student is wide else shipped.model)
+        assert attacked == step.for_chips(wide if student is wide else shipped.model)
 
 
 @needs_libtpu

@@ -226,6 +226,69 @@ def test_kernels_say_what_they_do_and_splash_is_known_by_its_name():
         assert hlo.cost(text).flops == 2 * products * 2 * 3 * 5 * (10 * 8 * 8) * 128
 
 
+DOT = (
+    '"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
+    '"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"],'
+    '"rhs_batch_dimensions":["0"]}}'
+)
+
+
+@pytest.mark.parametrize("target", ["__cublas$gemm", "__cublas$lt$matmul"])
+def test_a_matrix_product_of_cublas(target):
+    """Four of 8×16×32, in bf16; its scratch is no traffic."""
+    text = ONE.format(
+        "  %p = bf16[4,8,16]{2,1,0} parameter(0)\n  %q = bf16[4,16,32]{2,1,0} parameter(1)\n"
+        "  ROOT %r = (bf16[4,8,32]{2,1,0}, s8[4194304]{0}) custom-call(%p, %q), "
+        f'custom_call_target="{target}", backend_config={{{DOT}}}'
+    )
+    found = hlo.cost(text)
+    assert found.flops == 2 * 4 * 8 * 16 * 32
+    assert found.memory == 2 * 4 * (8 * 16 + 16 * 32 + 8 * 32)
+
+
+def test_a_kernel_on_gpu_says_what_it_does_or_is_refused():
+    kernel = (
+        "  %p = f32[2]{{0}} parameter(0)\n  ROOT %pallas_call.8 = f32[2]{{0}} custom-call(%p), "
+        'custom_call_target="__gpu$xla.gpu.triton", {}metadata={{}}'
+    )
+    counted = kernel.format('frontend_attributes={kernel="a",flops="85899345920"}, ')
+    assert hlo.cost(ONE.format(counted)).flops == 85899345920
+    with pytest.raises(ValueError, match="pallas_call.8 does not say its FLOPs"):
+        hlo.cost(ONE.format(kernel.format("")))
+
+
+@pytest.mark.parametrize(
+    ("line", "far"),
+    [
+        ("((f32[2], f32[4]), (f32[8], f32[16])) all-gather-start(%p, %q)", (2 + 4) + (8 + 16)),
+        ("((f32[2]), f32[8]) all-gather-start(%p)", 2 + 8),
+        ("(f32[2], f32[4]) all-reduce-start(%p, %q)", 2 * (2 + 4)),
+        ("f32[2] all-reduce-start(%p)", 2 + 2),
+        ("(f32[2], f32[2], u32[], u32[]) collective-permute-start(%p)", 2 + 2),
+    ],
+)
+def test_a_collective_that_starts_reads_its_operands_once(line, far):
+    text = ONE.format(
+        f"  %p = f32[2]{{0}} parameter(0)\n  %q = f32[4]{{0}} parameter(1)\n  ROOT %r = {line}"
+    )
+    assert hlo.cost(text).memory == 4 * far
+
+
+@pytest.mark.parametrize(
+    ("line", "far"),
+    [
+        ("(f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%p)", 8),  # to VMEM
+        ("(f32[8]{0}, f32[8]{0:S(1)}, u32[]{:S(2)}) copy-start(%q)", 8),  # from there
+        ("((f32[8]{0}), f32[2]{0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[2:4]}", 2),
+    ],
+)
+def test_a_copy_that_starts_is_read_or_written_in_hbm(line, far):
+    text = ONE.format(
+        f"  %p = f32[8]{{0}} parameter(0)\n  %q = f32[8]{{0:S(1)}} parameter(1)\n  ROOT %r = {line}"
+    )
+    assert hlo.cost(text).memory == 4 * far
+
+
 def test_the_costly_branch_counts():
     branch = (
         "%{0} (x: f32[4,4]) -> f32[4,4] {{\n  %x = f32[4,4] parameter(0)\n  ROOT %y = {1}\n}}\n"

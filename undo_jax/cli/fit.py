@@ -23,7 +23,7 @@ from undo_jax.fit.step import (
     compile_step,
     mesh_on,
     of_stage,
-    on_tpu,
+    on_chips,
     rows_per_chip,
 )
 from undo_jax.log import console, short
@@ -33,9 +33,9 @@ TOO_LARGE = 3  # exit status of a step that does not fit
 
 
 def fit(words: list[str]) -> None:
-    """Does a stage fit a TPU slice, and how fast is it at best? No TPU is needed.
+    """Does a stage fit a TPU slice, or GPUs, and how fast is it at best? Neither is needed.
 
-    Its train step is compiled for the slice. Exit status 3: it does not fit, and one line says what
+    Its train step is compiled for them. Exit status 3: it does not fit, and one line says what
     to change. Further flags set any scalar of the experiment, e.g. --model.remat full
     --distill.training.batch-size 512.
     """
@@ -43,20 +43,22 @@ def fit(words: list[str]) -> None:
         prog="undo-jax fit", allow_abbrev=False, description=fit.__doc__
     )
     parser.add_argument("experiment", help="a Python file that defines `experiment`")
-    parser.add_argument("--topology", required=True, help="e.g. v5e:4x4 or v5e-16")
+    parser.add_argument("--topology", required=True, help="e.g. v5e:4x4, v5e-16 or h100:8")
     parser.add_argument("--stage", default="distill", help="one of " + ", ".join(STAGES))
     parser.add_argument("--mesh", help="e.g. data=4,fsdp=4 (default: the experiment's)")
     parser.add_argument(
         "--search", action="store_true", help="find the largest batch for each remat policy"
     )
-    parser.add_argument("--xla-flags", help="compile with a preset: " + ", ".join(PRESETS))
+    parser.add_argument("--xla-flags", help="compile for TPU with a preset: " + ", ".join(PRESETS))
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.error = experiments.refuse
     options, overrides = parser.parse_known_args(words)
     place, preset = chips.find(options.topology), options.xla_flags
     compiler = dict(flags(preset)) if preset else {}
+    if compiler and place.chip.platform != "tpu":
+        raise ValueError(f"XLA flags {preset!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
-    experiment = on_tpu(experiments.override(experiments.load(options.experiment), overrides))
+    experiment = on_chips(experiments.override(experiments.load(options.experiment), overrides))
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work, mesh = of_stage(experiment, options.stage), mesh_on(place, shape)
     title = {"experiment": experiment.name, "stage": options.stage}
@@ -103,7 +105,7 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
         "memory_bytes": step.cost.memory,
         "collective_bytes": dict(step.cost.collectives),
         "seconds": {**line._asdict(), "step": line.seconds},
-        "bound": line.bound,
+        "bound": line.bound(place.chip),
         "tokens_per_second": mesh.shape["sweep"] * work.tokens / line.seconds,
     }
 
@@ -130,12 +132,13 @@ def table(facts: Mapping[str, Any]) -> str:
     lines.append(f"  other         {hbm['outputs']} outputs, {hbm['code']} program")
     seconds = {name: f"{short(value * 1e3):>5} ms" for name, value in facts["seconds"].items()}
     received = facts["collective_bytes"]
+    names = [f"{name:<14}" for name in chips.find(facts["topology"]).chip.parts]
     lines += [
         "A step, at the chip's peak",
-        f"  MXU        {seconds['mxu']}   {short(facts['flops'])} FLOPs",
-        f"  HBM        {seconds['hbm']}   {short(facts['memory_bytes'])}B read or written",
-        f"  ICI        {seconds['ici']}   {short(sum(received.values()))}B received",
-        *(f"    {kind:<21}{short(received[kind])}B" for kind in sorted(received)),
+        f"  {names[0]}{seconds['mxu']}   {short(facts['flops'])} FLOPs",
+        f"  {names[1]}{seconds['hbm']}   {short(facts['memory_bytes'])}B read or written",
+        f"  {names[2]}{seconds['ici']}   {short(sum(received.values()))}B received",
+        *(f"    {kind:<23}{short(received[kind])}B" for kind in sorted(received)),
         f"bound by {facts['bound']}: at most {short(facts['tokens_per_second'])} tokens/s",
     ]
     return "\n".join(lines)
@@ -164,8 +167,7 @@ def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: S
     larger = [name for name in chip.topologies if chips.count(name) > place.chips]
     if larger:
         changes.append(f"more chips (--topology {place.kind}:{larger[0]})")
-    roomier = [kind for kind, other in chips.CHIPS.items() if other.hbm > chip.hbm]
-    if roomier:
+    if roomier := chips.roomier(place):
         changes.append(f"chips with more memory ({', '.join(roomier)})")
     return (
         f"this step needs {memory(total)} a chip and {place} has {memory(chip.hbm)}, "
@@ -204,11 +206,11 @@ def _search(
     if as_json:
         print(json.dumps(found, indent=1))
     elif found:
-        print("remat  rows a chip    GiB  bound  tokens/s at most")
+        print("remat  rows a chip    GiB  bound         tokens/s at most")
         for facts in found:
             print(
                 f"{facts['remat']:<5}  {facts['rows_per_chip']:>11}  "
-                f"{facts['hbm']['total'] / GIB:>5.2f}  {facts['bound']:<5}  "
+                f"{facts['hbm']['total'] / GIB:>5.2f}  {facts['bound']:<12}  "
                 f"{short(facts['tokens_per_second']):>16}"
             )
     if not found:

@@ -18,11 +18,14 @@ FREE = {  # move nothing, or are counted where they start or by what they call
     "tuple", "while",
 }  # fmt: skip
 FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")  # libtpu's
+CUBLAS, TRITON = '"__cublas$', '"__gpu$xla.gpu.triton"'  # on GPUs: matrix products, Pallas kernels
 IN_PART = ("dynamic-slice", "gather", "slice")  # read as much of the first operand as they make
 
 ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 LINE = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*)")
 NAME = re.compile(r"%([\w.\-]+)")
+CONTRACTED = re.compile(r'\blhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)[}\]]')
+SAID = re.compile(r'(?:"cost_estimate":\{"flops":|\bflops=)"(\d+)"')  # of TPU; `ops.gpu.counted`
 
 
 class Array(NamedTuple):
@@ -238,7 +241,7 @@ class Program:
     def _used(self, one: Instruction, place: int, whole: float) -> float:
         """Bytes of operand number `place` that an instruction looks at."""
         if one.kind in IN_PART and place == 0:
-            return sum(array.bytes for array in one.arrays[-1:])
+            return sum(array.bytes for array in _made(one))
         if one.opcode == "dynamic-update-slice" and place == 0:
             return 0.0  # in place
         if one.opcode != "fusion":
@@ -274,8 +277,7 @@ class Program:
                 return sum(min(_new(inside, made), array.far) for made, array in pairs)
         if one.opcode == "dynamic-update-slice":
             return sum(array.far for array in one.arrays[:1])
-        made = one.arrays[1:2] if one.opcode in ("copy-start", "slice-start") else one.arrays
-        return sum(array.far for array in made)
+        return sum(array.far for array in _made(one))
 
     def _received(self, scope: Mapping[str, Instruction], one: Instruction) -> float:
         """Bytes that reach this device over its links, in the best of algorithms (a ring)."""
@@ -290,6 +292,16 @@ class Program:
 def _waits(one: Instruction) -> bool:
     """Whether it only waits for a collective that runs already."""
     return one.opcode == "fusion" and one.name.startswith("async-collective-done")
+
+
+def _made(one: Instruction) -> tuple[Array, ...]:
+    """What it makes, of what stands in its shape."""
+    if one.opcode == "copy-start" or CUBLAS in one.rest:
+        return one.arrays[:1]  # before its source, before its scratch
+    if one.opcode.endswith("-start"):  # behind the operands, but for all-reduce-start
+        count = len(one.operands)
+        return one.arrays[count : 2 * count] or one.arrays
+    return one.arrays
 
 
 def _new(scope: Mapping[str, Instruction], made: Instruction) -> float:
@@ -319,17 +331,19 @@ def _group(one: Instruction, devices: int) -> int:
 
 def _flops(scope: Mapping[str, Instruction], one: Instruction) -> float:
     """Two for each multiplication of a matrix product; XLA for TPU writes it as a convolution."""
-    if one.opcode == "dot":
+    if one.opcode == "dot" or CUBLAS in one.rest:
         left = scope[one.operands[0]].arrays[0].dims
-        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
-        contracted = [left[int(d)] for d in found.group(1).split(",") if d] if found else []
+        found = CONTRACTED.search(one.rest)
+        contracted = [left[int(d)] for d in re.findall(r"\d+", found.group(1))] if found else []
         return 2.0 * math.prod(one.arrays[0].dims) * math.prod(contracted)
     if one.opcode == "convolution":
         return 2.0 * _multiplications(scope, one)
     if one.name.startswith("splash_"):
         return _attention(scope, one)
     if one.opcode == "custom-call":  # a kernel says itself what it does
-        found = re.search(r'"cost_estimate":\{"flops":"(\d+)"', one.rest)
+        found = SAID.search(one.rest)
+        if found is None and TRITON in one.rest:
+            raise ValueError(f"{one.name} does not say its FLOPs: call it within ops.gpu.counted")
         return float(found.group(1)) if found else 0.0
     return 0.0
 

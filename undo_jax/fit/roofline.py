@@ -9,19 +9,18 @@ from undo_jax.fit.hlo import Cost
 class Roofline(NamedTuple):
     """Seconds that each part of a chip is busy in a step, were it always at its peak."""
 
-    mxu: float
+    mxu: float  # or tensor cores
     hbm: float
-    ici: float
+    ici: float  # or NVLink
 
     @property
     def seconds(self) -> float:
         """Of a step: no faster than its busiest part, even if all work at the same time."""
         return max(self)
 
-    @property
-    def bound(self) -> str:
-        """The busiest part."""
-        return max(zip(self, self._fields, strict=True))[1].upper()
+    def bound(self, chip: Chip) -> str:
+        """The busiest part, as it is called."""
+        return max(zip(self, chip.parts, strict=True))[1]
 
 
 def roofline(cost: Cost, chip: Chip) -> Roofline:

@@ -1,4 +1,4 @@
-"""The train step of a stage, compiled for a slice that is not there."""
+"""The train step of a stage, compiled for a slice, or for GPUs, that are not there."""
 
 import contextlib
 import importlib.util
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from undo_jax import losses, population
 from undo_jax.config import Experiment
-from undo_jax.fit import hlo
+from undo_jax.fit import chips, hlo
 from undo_jax.fit.chips import Slice
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
@@ -35,7 +35,11 @@ OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and is one pro
     "TPU_STDERR_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-# Options of the compiler: a quarter of the time for some percent of memory. jax 0.12 has none such.
+COMPILERS = {  # the modules that bring one, any of them, and the extra that installs it
+    "tpu": (("libtpu",), "tpu"),
+    "cuda": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "gpu"),
+}
+# Options of libtpu: a quarter of the time for some percent of memory. jax 0.12 has none such.
 QUICKLY = {"exec_time_optimization_effort": -1.0} if jax.__version_info__ < (0, 11) else {}
 REFUSED = (  # libtpu's words for a program that does not fit, and what they count
     (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)"), "temporaries"),
@@ -125,25 +129,37 @@ def larger(*lms: LM) -> LM:
     return max(lms, key=lambda lm: lm.forward_flops(1))
 
 
-def on_tpu(experiment: Experiment) -> Experiment:
-    """The experiment with its models as they compute on TPU."""
+def on_chips(experiment: Experiment) -> Experiment:
+    """The experiment with its models as they compute on TPU or GPU."""
     student = experiment.noise.student
-    damage = replace(experiment.noise, student=student and for_tpu(student))
-    return replace(experiment, model=for_tpu(experiment.model), noise=damage)
+    damage = replace(experiment.noise, student=student and for_chips(student))
+    return replace(experiment, model=for_chips(experiment.model), noise=damage)
 
 
-def for_tpu(model: Gemma2) -> Gemma2:
-    """The model as it computes on TPU, asked on a CPU."""
+def for_chips(model: Gemma2) -> Gemma2:
+    """The model as it computes on TPU or GPU, asked on a CPU."""
     return replace(model, dtype="bfloat16") if model.dtype == "auto" else model
 
 
 def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
-    """A mesh of the slice's chips. Raises ImportError without libtpu, ValueError as `make_mesh`."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise ImportError("fit compiles for TPU and libtpu is not installed: install undo-jax[tpu]")
+    """A mesh of the slice's chips, for a JAX that runs on a CPU (`jax_platforms`) or on such chips.
+
+    Raises ImportError where there is no compiler for them, ValueError where `shape` does not fit.
+    """
+    platform = place.chip.platform
+    modules, extra = COMPILERS[platform]
+    if not any(map(importlib.util.find_spec, modules)):
+        raise ImportError(
+            f"fit compiles for {place} with {modules[0]}, which is not installed: "
+            f"pip install 'undo-jax[{extra}]'"
+        )
+    names = {
+        "tpu": {"topology_name": str(place)},
+        "cuda": {"topology": f"1x1x{place.topology}"},  # slices, hosts, GPUs of a host
+    }
     with _environment(OFFLINE):
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name=str(place), **place.chip.options
+            platform=platform, **names[platform], **place.chip.options
         )
     try:
         mesh = make_mesh(shape, found.devices)
@@ -165,9 +181,11 @@ def suggestion(place: Slice) -> str:
 def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Step:
     """Compile the step that `population` runs for one model per group of the `sweep` axis.
 
-    Raises ValueError where the mesh does not divide the batch or the model.
+    libtpu refuses what does not fit; XLA for GPU compiles it and says how much it needs. Raises
+    ValueError where the mesh does not divide the batch or the model.
     """
-    training = work.training
+    training, chip = work.training, chips.of_device(mesh.devices.flat[0].device_kind)
+    flags = {**(chip.flags if chip else {}), **(options or {})}
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
         made = population.program(
@@ -177,12 +195,12 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         arguments = population.example(made, work.refs, streams, training.batch_size, mesh)
         lowered = made.advance.lower(*arguments)
         try:
-            compiled = lowered.compile(compiler_options=dict(options or {}))
+            compiled = lowered.compile(compiler_options=flags)
         except jax.errors.JaxRuntimeError as error:
             return Step(_refused(str(error), _per_chip(arguments)), None)
     found, text = compiled.memory_analysis(), compiled.as_text()
     if found is None or text is None:
-        raise ValueError("this libtpu does not tell what it compiled: install jax's own version")
+        raise ValueError("this compiler does not tell what it compiled: install jax's own version")
     memory = Memory(
         arguments=found.argument_size_in_bytes,
         outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
@@ -191,6 +209,8 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         code=found.generated_code_size_in_bytes,
         peak=found.peak_memory_in_bytes,
     )
+    if chip and memory.total > chip.hbm:
+        return Step(memory, None)
     return Step(memory, hlo.cost(text), text)
 
 
