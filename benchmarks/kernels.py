@@ -1,0 +1,68 @@
+"""What the kernels save: `python benchmarks/kernels.py`, with undo-jax[tpu,gpu], on any machine.
+
+Compiles a distillation step, teacher and student of one size, for TPU slices and for a GPU: as XLA
+does all of it, with kernels for attention, and with those for the head too. It prints what a chip
+does, what that would take at its peaks, and the memory of a chip. libtpu compiles at its lowest
+effort.
+"""
+
+import itertools
+from unittest import mock
+
+import jax
+
+from undo_jax.fit import chips
+from undo_jax.fit.roofline import roofline
+from undo_jax.fit.step import QUICKLY, compile_step, distillation, mesh_on
+from undo_jax.log import short
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.ops import attention_gpu, attention_tpu, head_gpu, head_tpu
+from undo_jax.optim import AdamW
+from undo_jax.sharding import MeshShape
+from undo_jax.train import Training
+
+SIZES = {"0.1B": (4, 4), "0.3B": (4, 2), "2B": (8, 1)}  # fsdp, rows on a chip
+PLACES = {"v5e:4x4": QUICKLY, "v6e:4x4": QUICKLY, "h100:1": {}}  # options of their compilers
+KERNELS = {"XLA": (False, False), "attention": (True, False), "attention, head": (True, True)}
+MODULES = {"tpu": (attention_tpu, head_tpu), "cuda": (attention_gpu, head_gpu)}
+
+
+def main():
+    jax.config.update("jax_platforms", "cpu")
+    print(
+        "| size | chips | kernels | FLOPs | HBM traffic | FLOPs, ms | HBM, ms | tokens/s at most |"
+        " memory |\n" + "| --- " * 9 + "|"
+    )
+    cases = itertools.product(SIZES.items(), PLACES.items(), KERNELS.items())
+    for (size, (fsdp, rows)), (name, options), (kernels, on) in cases:
+        place = chips.find(name)
+        fsdp = min(fsdp, place.chips)
+        mesh = mesh_on(place, MeshShape(data=place.chips // fsdp, fsdp=fsdp))
+        lm = Functional(preset(size, dtype="bfloat16", remat="full"))
+        training = Training(
+            steps=100, batch_size=rows * place.chips, optimizer=AdamW(), eval_every=10
+        )
+        work = distillation(lm, lm, training, 2048)
+        attention, head = MODULES[place.chip.platform]
+        with (
+            mock.patch.object(attention, "available", return_value=on[0]),
+            mock.patch.object(head, "chosen", return_value=on[1]),
+        ):
+            step = compile_step(work, mesh, options)
+        if step.cost is None:
+            needs = short(step.memory.total)
+            print(f"| {size} | {name} | {kernels} | does not fit | | | | | {needs}B |")
+            continue
+        line = roofline(step.cost, place.chip)
+        milliseconds = " | ".join(short(1e3 * seconds) for seconds in line[:2])
+        print(
+            f"| {size} | {name} | {kernels} | {short(step.cost.flops)} | "
+            f"{short(step.cost.memory)}B | {milliseconds} | "
+            f"{short(work.tokens / line.seconds)} | {short(step.memory.total)}B |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
