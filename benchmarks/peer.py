@@ -106,7 +106,7 @@ def main():
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--remat", default="none")
+    parser.add_argument("--remat", default="dots")
     parser.add_argument(
         "--variants", nargs="+", choices=[*PYTORCH, *OURS], default=[*PYTORCH, *OURS]
     )

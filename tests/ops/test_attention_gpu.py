@@ -142,6 +142,17 @@ def test_a_model_is_the_same_with_it(monkeypatch, document_start):
     assert np.linalg.norm(ours - plain) < 0.02 * np.linalg.norm(plain)
 
 
+@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("dots", 1), ("full", 2)])
+def test_how_often_its_output_is_made(monkeypatch, remat, times):
+    """Again for the backward pass under full remat only."""
+    lm, params, tokens = _model(remat=remat)
+    monkeypatch.setattr(attention_gpu, "available", lambda *_: True)
+    loss = lambda params: jnp.sum(lm.hidden(params, tokens).astype(jnp.float32))  # noqa: E731
+    program = str(jax.make_jaxpr(jax.grad(loss))(params))
+    assert program.count("name=attention_output_kernel") == times
+    assert program.count("name=attention_query_kernel") == 1
+
+
 def test_with_a_cache_it_is_not_used(monkeypatch):
     """There keys have other slots than queries."""
     lm, params, tokens = _model()

@@ -31,7 +31,10 @@ LAYERS: Rules = (
 SHARDING: Rules = ((r"embedding$", P("tensor", "fsdp")), *LAYERS)
 KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; never gathered weights
     "none": lambda primitive, *_, **__: primitive.name != "linear_call",
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        lambda primitive, *_, **__: primitive.name == "pallas_call",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -59,7 +62,7 @@ class Gemma2:
     norm_epsilon: float = 1e-6
     init_stddev: float = 0.02
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: fp32 on CPU
-    remat: Literal["none", "dots", "full"] = "none"  # dots: keep matrix products only
+    remat: Literal["none", "dots", "full"] = "dots"  # keep matrix products and kernels' results
     unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
 
     def __post_init__(self):
@@ -84,7 +87,8 @@ class Gemma2:
 
 PRESETS = {
     "tiny": Gemma2(layers=2, width=48, feed_forward=96, heads=4, kv_heads=4, head_width=12,
-                   attention_scale=12**-0.5, vocabulary=24, init_stddev=48**-0.5, unroll=2),
+                   attention_scale=12**-0.5, vocabulary=24, init_stddev=48**-0.5, remat="none",
+                   unroll=2),
     "small": Gemma2(layers=4, width=128, feed_forward=512, heads=4, kv_heads=2, head_width=32,
                     attention_scale=32**-0.5, vocabulary=512, init_stddev=128**-0.5),
     "0.1B": Gemma2(layers=14, width=320, feed_forward=1280, head_width=128),
