@@ -3,7 +3,7 @@
 Compiles the distillation step of every student, teacher and slice (the extra undo-jax[tpu]) and
 writes the table into docs/TPU_PODS.md. Each step is compiled by a process of its own and kept in
 runs/fit_table.json until the package or libtpu changes, so the same command goes on where it was
-stopped. Steps are compiled at XLA's lowest effort.
+stopped.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from undo_jax.cli.fit import describe
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB
 from undo_jax.fit.search import variant
-from undo_jax.fit.step import QUICKLY, compile_step, distillation, for_chips, mesh_on
+from undo_jax.fit.step import compile_step, distillation, for_chips, mesh_on
 from undo_jax.log import short
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
@@ -54,7 +54,7 @@ def measure(student: str, teacher: str, place: str) -> dict:
     for shape, rows in itertools.product(SLICES[place], ROWS):
         mesh = mesh_on(found, parse_mesh(shape))
         tried = variant(work, mesh, REMAT, rows)
-        facts = describe(tried, found, mesh, compile_step(tried, mesh, QUICKLY))
+        facts = describe(tried, found, mesh, compile_step(tried, mesh))
         if facts["fits"]:
             break
     return facts

@@ -2,8 +2,7 @@
 
 Compiles a distillation step, teacher and student of one size, for TPU slices and for a GPU: as XLA
 does all of it, with kernels for attention, and with those for the head too. It prints what a chip
-does, what that would take at its peaks, and the memory of a chip. libtpu compiles at its lowest
-effort.
+does, what that would take at its peaks, and the memory of a chip.
 """
 
 import itertools
@@ -13,7 +12,7 @@ import jax
 
 from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
-from undo_jax.fit.step import QUICKLY, compile_step, distillation, mesh_on
+from undo_jax.fit.step import compile_step, distillation, mesh_on
 from undo_jax.log import short
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
@@ -23,7 +22,7 @@ from undo_jax.sharding import MeshShape
 from undo_jax.train import Training
 
 SIZES = {"0.1B": (4, 4), "0.3B": (4, 2), "2B": (8, 1)}  # fsdp, rows on a chip
-PLACES = {"v5e:4x4": QUICKLY, "v6e:4x4": QUICKLY, "h100:1": {}}  # options of their compilers
+PLACES = "v5e:4x4", "v6e:4x4", "h100:1"
 KERNELS = {"XLA": (False, False), "attention": (True, False), "attention, head": (True, True)}
 MODULES = {"tpu": (attention_tpu, head_tpu), "cuda": (attention_gpu, head_gpu)}
 
@@ -34,8 +33,8 @@ def main():
         "| size | chips | kernels | FLOPs | HBM traffic | FLOPs, ms | HBM, ms | tokens/s at most |"
         " memory |\n" + "| --- " * 9 + "|"
     )
-    cases = itertools.product(SIZES.items(), PLACES.items(), KERNELS.items())
-    for (size, (fsdp, rows)), (name, options), (kernels, on) in cases:
+    cases = itertools.product(SIZES.items(), PLACES, KERNELS.items())
+    for (size, (fsdp, rows)), name, (kernels, on) in cases:
         place = chips.find(name)
         fsdp = min(fsdp, place.chips)
         mesh = mesh_on(place, MeshShape(data=place.chips // fsdp, fsdp=fsdp))
@@ -49,7 +48,7 @@ def main():
             mock.patch.object(attention, "available", return_value=on[0]),
             mock.patch.object(head, "chosen", return_value=on[1]),
         ):
-            step = compile_step(work, mesh, options)
+            step = compile_step(work, mesh)
         if step.cost is None:
             needs = short(step.memory.total)
             print(f"| {size} | {name} | {kernels} | does not fit | | | | | {needs}B |")

@@ -39,8 +39,6 @@ COMPILERS = {  # the modules that bring one, any of them, and the extra that ins
     "tpu": (("libtpu",), "tpu"),
     "cuda": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "gpu"),
 }
-# Options of libtpu: a quarter of the time for some percent of memory. jax 0.12 has none such.
-QUICKLY = {"exec_time_optimization_effort": -1.0} if jax.__version_info__ < (0, 11) else {}
 REFUSED = (  # libtpu's words for a program that does not fit, and what they count
     (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)"), "temporaries"),
     (re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"), "total"),

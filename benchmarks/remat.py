@@ -1,0 +1,65 @@
+"""What a remat policy costs: `python benchmarks/remat.py`, on any devices.
+
+A distillation step, teacher and student of one size, under each policy: its time here, or with
+`--topology`, for chips that are not there, what a chip does and the memory it takes.
+"""
+
+import argparse
+from dataclasses import replace
+
+import jax
+from growth import measured, work
+
+from undo_jax.fit import chips
+from undo_jax.fit.roofline import roofline
+from undo_jax.fit.search import REMAT
+from undo_jax.fit.step import Work, compile_step, mesh_on
+from undo_jax.log import short
+from undo_jax.models.gemma2 import PRESETS, preset
+from undo_jax.sharding import parse_mesh
+
+
+def measure(works: dict[str, Work], steps: int) -> None:
+    """Times here, and as multiples of the first."""
+    print("| remat | a step, ms | times the first |\n| --- | ---: | ---: |")
+    seconds, first = measured(steps), 0.0
+    for remat, one in works.items():
+        time = seconds(one)
+        first = first or time
+        print(f"| {remat} | {short(1e3 * time)} | {time / first:.2f} |", flush=True)
+
+
+def count(works: dict[str, Work], topology: str, mesh: str) -> None:
+    """What a chip does, by the compiler, at its peaks."""
+    jax.config.update("jax_platforms", "cpu")
+    place = chips.find(topology)
+    chip, devices = place.chip, mesh_on(place, parse_mesh(mesh))
+    print("| remat | FLOPs, ms | HBM, ms | memory |\n| --- | ---: | ---: | ---: |")
+    for remat, one in works.items():
+        step = compile_step(one, devices)
+        times = roofline(step.cost, chip)[:2] if step.cost else (0.0, 0.0)
+        columns = [*(short(1e3 * time) for time in times), f"{short(step.memory.total)}B"]
+        print(f"| {remat} | {' | '.join(columns)} |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256, help="tokens of a row")
+    parser.add_argument("--steps", type=int, default=20, help="measured")
+    parser.add_argument("--topology", help="compile for it and measure nothing, e.g. h100:1")
+    parser.add_argument("--mesh", default="data=-1")
+    options = parser.parse_args()
+    config = preset(options.preset, **({"dtype": "bfloat16"} if options.topology else {}))
+    works = {
+        remat: work(replace(config, remat=remat), options.rows, options.length) for remat in REMAT
+    }
+    if options.topology:
+        count(works, options.topology, options.mesh)
+    else:
+        measure(works, options.steps)
+
+
+if __name__ == "__main__":
+    main()
