@@ -222,7 +222,7 @@ def test_hugging_face_weights_become_a_base_and_the_artifact_goes_back(capsys):
     said = capsys.readouterr()
     assert said.out.startswith("model=") and said.out.count("\n") == 1
     found = eval(said.out.removeprefix("model="), {"Gemma2": Gemma2, "preset": preset})
-    assert found == replace(preset("tiny"), unroll=1)
+    assert found == replace(preset("tiny"), remat=Gemma2.remat, unroll=1)
     assert "--pretrain.base base" in said.err
     cli.main(["run", _toy(), "--workdir", "out", "--stage", "pretrain", "--pretrain.base", "base",
               *SHORT])  # fmt: skip
