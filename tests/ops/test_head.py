@@ -150,7 +150,7 @@ def _sizes(jaxpr):
 
 
 def test_products_of_bfloat16_are_logits_in_float32():
-    """Not rounded to bfloat16 on the way, which XLA for CPU and TPU forgives and for GPU does."""
+    """Not rounded to bfloat16 on the way, as on TPU and GPU, but not on CPU, XLA would."""
     hidden, table = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((B, T, D), (V, D)))
     jaxpr = jax.make_jaxpr(lambda h, w: head.logits(h, w, 2.0))(hidden, table).jaxpr
     of_size = [v.aval.dtype for e in jaxpr.eqns for v in e.outvars if v.aval.size == B * T * V]

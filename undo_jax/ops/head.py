@@ -45,7 +45,7 @@ Scalar = Float[Array, ""]
 
 def logits(hidden: Hidden, table: Table, softcap: float | None) -> Float[Array, "B T V"]:
     """Soft-capped logits in fp32."""
-    dtype = jnp.float32  # of the product: XLA for GPU would round it to that of hidden
+    dtype = jnp.float32  # of the product: on TPU and GPU, XLA would round it to that of hidden
     z = jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
