@@ -1,9 +1,15 @@
 """Grouped-query attention with soft-capped scores, each query over its own span of keys."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
+
+from undo_jax.sharding import on_devices, parts
 
 
 def attention(
@@ -30,6 +36,30 @@ def attention(
     weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
     out = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v.dtype), v)
     return jnp.moveaxis(out.reshape(batch, heads, time, width), 2, 1)
+
+
+def heads_divide(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
+    """Whether `over_heads` can split them: whole heads, and whole key/value heads or shares."""
+    heads, kv_heads, devices = q.shape[2], k.shape[2], parts("tensor")
+    return heads % devices == 0 and 0 in (kv_heads % devices, devices % kv_heads)
+
+
+def over_heads(
+    kernels: Callable[..., Float[Array, "B T N H"]],
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    *others: Any,
+) -> Float[Array, "B T N H"]:
+    """`kernels(q, k, v, *others)` of each device's heads, which `tensor` splits; others are whole.
+
+    Where `tensor` has more devices than there are key/value heads, several have the same one.
+    """
+    if k.shape[2] < parts("tensor"):
+        k, v = (jnp.repeat(x, parts("tensor") // k.shape[2], axis=2) for x in (k, v))
+    split = P(None, None, "tensor")
+    inputs = (split, split, split, *[P()] * len(others))
+    return on_devices(kernels, inputs, split, ("tensor",))(q, k, v, *others)
 
 
 def write(

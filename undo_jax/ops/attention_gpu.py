@@ -9,13 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.ops import gpu
-from undo_jax.sharding import on_devices, parts
+from undo_jax.ops.attention import heads_divide, over_heads
 
-HEADS = P(None, None, "tensor")
 HIDDEN = -1e30  # a logit of weight 0; finite, for a row may see none of a block's keys
 LOG2_E = math.log2(math.e)
 INTERPRET = False  # on a CPU, for tests
@@ -61,9 +59,7 @@ class Scores(NamedTuple):
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
     """Whether the kernels run here: on a GPU they are made for, in bf16, on sizes they divide."""
-    heads, kv_heads, devices = q.shape[2], k.shape[2], parts("tensor")
-    fits = heads % devices == 0 and 0 in (kv_heads % devices, devices % kv_heads)
-    fits = fits and q.shape[3] in TILES
+    fits = q.shape[3] in TILES and heads_divide(q, k)
     return gpu.found() is not None and q.dtype == jnp.bfloat16 and fits
 
 
@@ -76,16 +72,9 @@ def attention(
     softcap: float | None,
     first: Int[Array, "#B T"],
 ) -> Float[Array, "B T N H"]:
-    """Query t sees the keys first[t] to t; `first` must not fall along T.
-
-    Where `tensor` has more devices than there are key/value heads, several have the same one.
-    """
-    if k.shape[2] < parts("tensor"):
-        k, v = (jnp.repeat(x, parts("tensor") // k.shape[2], axis=2) for x in (k, v))
+    """Query t sees the keys first[t] to t; `first` must not fall along T."""
     first = jnp.broadcast_to(first, q.shape[:2])
-    kernels = partial(_attention, Scores(scale, softcap))
-    mapped = on_devices(kernels, (HEADS, HEADS, HEADS, P()), HEADS, ("tensor",))
-    return mapped(q, k, v, first)
+    return over_heads(partial(_attention, Scores(scale, softcap)), q, k, v, first)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -8,21 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.sharding import on_devices, parts
+from undo_jax.ops.attention import heads_divide, over_heads
 
 LANES = 128  # sizes of heads and blocks are multiples of it
-HEADS = P(None, None, "tensor")
 INTERPRET = False  # on a CPU, for tests
 
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
     """Whether the kernels run here: on TPU, in bf16, on sizes that they divide."""
-    heads, kv_heads, devices = q.shape[2], k.shape[2], parts("tensor")
-    fits = q.shape[1] % LANES == q.shape[3] % LANES == heads % devices == 0
-    fits = fits and 0 in (kv_heads % devices, devices % kv_heads)
+    fits = q.shape[1] % LANES == q.shape[3] % LANES == 0 and heads_divide(q, k)
     return pltpu.is_tpu_device() and q.dtype == jnp.bfloat16 and fits
 
 
@@ -39,14 +35,10 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Token t sees those up to itself: of its own document, and where `local` the last `window`.
 
-    `documents` differ where documents do; None is one document a row. Where `tensor` has more
-    devices than there are key/value heads, several have the same one.
+    `documents` differ where documents do; None is one document a row.
     """
-    if k.shape[2] < parts("tensor"):
-        k, v = (jnp.repeat(x, parts("tensor") // k.shape[2], axis=2) for x in (k, v))
     kernels = partial(_attention, scale=scale, softcap=softcap, window=window)
-    mapped = on_devices(kernels, (HEADS, HEADS, HEADS, P(), P()), HEADS, ("tensor",))
-    return mapped(q, k, v, local, documents)
+    return over_heads(kernels, q, k, v, local, documents)
 
 
 def _attention(q, k, v, local, documents, *, scale, softcap, window):
