@@ -129,12 +129,11 @@ def _flops(rows: Rows, tables: Tables) -> int:
 
 
 def _inputs(rows: Rows, tables: Tables, tokens: int, place: Any) -> tuple[list[Any], list[Any]]:
-    """What both kernels read: hidden states and table, then the teacher's or the targets.
+    """What both kernels read, in blocks.
 
     `place` tells which block of rows and which of `tokens` tokens a program has.
     """
-    of_rows = [x for x in (rows.hidden, rows.teacher, rows.targets) if x is not None]
-    of_tokens = [x for x in tables if x is not None]
+    of_rows, of_tokens = head_tile.inputs(rows, tables)
     specs = [
         *(_block(x, ROWS, lambda *at: place(*at)[0]) for x in of_rows),
         *(_block(x, tokens, lambda *at: place(*at)[1]) for x in of_tokens),
@@ -149,8 +148,7 @@ def _block(x: Any, size: int, index: Any) -> pl.BlockSpec:
 
 def _tile(head: Head, refs: Any, first: Any, start: Any) -> head_tile.Tile:
     """The tile of logits from token `first` of the vocabulary on, which is `start` of its block."""
-    names = {"teacher": "hgwu", "token": "htw", "uniform": "hw"}[head.target]
-    of = dict(zip(names, refs, strict=True))
+    of = head_tile.named(head, refs)
     targets = of["t"][...] if head.target == "token" else None
     raw = _logits(of["h"], of["w"], start)
     teacher = _logits(of["g"], of["u"], start) if head.target == "teacher" else None

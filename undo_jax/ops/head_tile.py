@@ -63,6 +63,17 @@ class Normalisers(NamedTuple):
     teacher: Float[Array, "R 1"] | None
 
 
+def inputs(rows: Rows, tables: Tables) -> tuple[list[Any], list[Any]]:
+    """What a kernel reads: of rows, then of the vocabulary. `named` finds it again."""
+    return jax.tree.leaves((rows.hidden, rows.teacher, rows.targets)), jax.tree.leaves(tables)
+
+
+def named(head: Head, refs: Any) -> dict[str, Any]:
+    """`inputs` by name: h(idden), g (the teacher's), t(argets), w (table), u (the teacher's)."""
+    names = {"teacher": "hgwu", "token": "htw", "uniform": "hw"}[head.target]
+    return dict(zip(names, refs, strict=True))
+
+
 def padded(tree: Any, size: int) -> Any:
     """Leaves [N, ...] with zeros added until N is a multiple of `size`."""
     return jax.tree.map(lambda x: jnp.pad(x, ((0, -x.shape[0] % size), (0, 0))), tree)

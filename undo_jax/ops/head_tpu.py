@@ -155,9 +155,8 @@ def _gradients(
 
 
 def _inputs(size: Tiles, rows: Rows, tables: Tables) -> tuple[list[Any], list[pl.BlockSpec]]:
-    """What both kernels read: hidden states and table, then the teacher's or the targets."""
-    held = [x for x in (rows.hidden, rows.teacher, rows.targets) if x is not None]
-    streamed = [x for x in tables if x is not None]
+    """What both kernels read: rows stay, the tables stream by."""
+    held, streamed = head_tile.inputs(rows, tables)
     specs = [*map(_held, held), *(_streamed(size, table) for table in streamed)]
     return [*held, *streamed], specs
 
@@ -194,8 +193,7 @@ def _cost(head: Head, rows: Rows, tables: Tables, again: int) -> pl.CostEstimate
 
 def _tile(head: Head, size: Tiles, refs) -> tuple[head_tile.Tile, Any, Any]:
     """This step's tile of logits, and the hidden states and the table that it is made of."""
-    names = {"teacher": "hgwu", "token": "htw", "uniform": "hw"}[head.target]
-    of = {name: ref[...] for name, ref in zip(names, refs, strict=True)}
+    of = {name: ref[...] for name, ref in head_tile.named(head, refs).items()}
     raw = product(of["h"], of["w"], 1, 1)
     teacher = product(of["g"], of["u"], 1, 1) if head.target == "teacher" else None
     first = pl.program_id(0) * size.vocabulary
