@@ -9,17 +9,15 @@ import itertools
 from unittest import mock
 
 import jax
+from growth import work
 
 from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
-from undo_jax.fit.step import compile_step, distillation, mesh_on
+from undo_jax.fit.step import compile_step, mesh_on
 from undo_jax.log import short
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import attention_gpu, attention_tpu, head_gpu, head_tpu
-from undo_jax.optim import AdamW
 from undo_jax.sharding import MeshShape
-from undo_jax.train import Training
 
 SIZES = {"0.1B": (4, 4), "0.3B": (4, 2), "2B": (8, 1)}  # fsdp, rows on a chip
 PLACES = "v5e:4x4", "v6e:4x4", "h100:1"
@@ -38,17 +36,13 @@ def main():
         place = chips.find(name)
         fsdp = min(fsdp, place.chips)
         mesh = mesh_on(place, MeshShape(data=place.chips // fsdp, fsdp=fsdp))
-        lm = Functional(preset(size, dtype="bfloat16", remat="full"))
-        training = Training(
-            steps=100, batch_size=rows * place.chips, optimizer=AdamW(), eval_every=10
-        )
-        work = distillation(lm, lm, training, 2048)
+        one = work(preset(size, dtype="bfloat16", remat="full"), rows * place.chips, 2048)
         attention, head = MODULES[place.chip.platform]
         with (
             mock.patch.object(attention, "available", return_value=on[0]),
             mock.patch.object(head, "chosen", return_value=on[1]),
         ):
-            step = compile_step(work, mesh)
+            step = compile_step(one, mesh)
         if step.cost is None:
             needs = short(step.memory.total)
             print(f"| {size} | {name} | {kernels} | does not fit | | | | | {needs}B |")
@@ -58,7 +52,7 @@ def main():
         print(
             f"| {size} | {name} | {kernels} | {short(step.cost.flops)} | "
             f"{short(step.cost.memory)}B | {milliseconds} | "
-            f"{short(work.tokens / line.seconds)} | {short(step.memory.total)}B |",
+            f"{short(one.tokens / line.seconds)} | {short(step.memory.total)}B |",
             flush=True,
         )
 
