@@ -7,7 +7,7 @@ vocabulary, no recomputation. `reference_*` say the same in the plainest way, fo
 
 On a mesh every device does so for its rows and its part of the vocabulary. The table is gathered
 over `fsdp` once, its gradient summed in fp32 on each device and reduced once, after the last chunk.
-For narrow models `head_tpu` or `head_gpu` does a device's part where there is one of these.
+`head_tpu` or `head_gpu` does a device's part where it is `chosen`.
 """
 
 from collections.abc import Callable
@@ -287,8 +287,8 @@ def _flat(loss, softcaps, hidden, per_token, weights, table, teacher_table):
     tables = head_tile.Tables(table, teacher_table if with_teacher else None)
     made = head_tile.Head(
         target="teacher" if with_teacher else "token" if with_targets else "uniform",
-        softcap=softcaps[0],
-        teacher_softcap=softcaps[1],
+        softcap=None if softcaps[0] is None else softcaps[0] * head_tile.BITS,
+        teacher_softcap=None if softcaps[1] is None else softcaps[1] * head_tile.BITS,
         vocabulary=vocabulary,
         whole=vocabulary * parts("tensor"),
     )

@@ -80,20 +80,19 @@ def _loss(head: Head, rows: Rows, tables: Tables) -> tuple[Float[Array, ""], Nor
     tables = padded(tables, COLUMNS)
     vocabulary, count = tables.table.shape[0], len(rows.hidden)
     parts = pl.cdiv(vocabulary, PART)
-    inputs, specs = _inputs(rows, tables, PART, lambda i, part: (i, part))
     found = jax.eval_shape(lambda: head_tile.start(head, count))
     kernel = pl.pallas_call(
         partial(_statistics_kernel, head, vocabulary // COLUMNS),
         out_shape=[jax.ShapeDtypeStruct((parts, *x.shape), x.dtype) for x in found],
         grid=(count // ROWS, parts),
-        in_specs=specs,
+        in_specs=_read(rows, tables, PART, lambda i, part: (i, part)),
         out_specs=[pl.BlockSpec((None, ROWS, 1), lambda i, part: (part, i, 0))] * len(found),
         compiler_params=PARAMS,
         interpret=INTERPRET,
         name="head_statistics",
     )
     with gpu.counted(_flops(rows, tables)):
-        found = kernel(*inputs)
+        found = kernel(rows, tables)
     return head_tile.finish(head, rows.weights, found)
 
 
@@ -103,24 +102,22 @@ def _gradients(
     """In the logits of a chunk of the vocabulary, before the soft-cap; token `first` begins it."""
     count, size = len(rows.hidden), len(chunk.table)
     place = lambda tile, i: (i, tile)  # noqa: E731
-    inputs, specs = _inputs(rows, chunk, COLUMNS, place)
-    more = jax.tree.leaves((rows.weights, normalisers))
     kernel = pl.pallas_call(
         partial(_gradients_kernel, head),
         out_shape=jax.ShapeDtypeStruct((count, size), rows.hidden.dtype),
         grid=(size // COLUMNS, count // ROWS),
-        in_specs=[
+        in_specs=(
             pl.BlockSpec((1,), lambda *_: (0,)),
-            *(_block(x, ROWS, lambda *at: place(*at)[0]) for x in more),
-            *specs,
-        ],
+            jax.tree.map(lambda x: _block(x, ROWS, lambda *at: place(*at)[0]), normalisers),
+            *_read(rows, chunk, COLUMNS, place),
+        ),
         out_specs=pl.BlockSpec((ROWS, COLUMNS), place),
         compiler_params=PARAMS,
         interpret=INTERPRET,
         name="head_gradients",
     )
     with gpu.counted(_flops(rows, chunk)):
-        return kernel(jnp.reshape(first, 1), *more, *inputs)
+        return kernel(jnp.reshape(first, 1), normalisers, rows, chunk)
 
 
 def _flops(rows: Rows, tables: Tables) -> int:
@@ -128,17 +125,14 @@ def _flops(rows: Rows, tables: Tables) -> int:
     return 2 * len(rows.hidden) * sum(table.size for table in jax.tree.leaves(tables))
 
 
-def _inputs(rows: Rows, tables: Tables, tokens: int, place: Any) -> tuple[list[Any], list[Any]]:
-    """What both kernels read, in blocks.
+def _read(rows: Rows, tables: Tables, tokens: int, place: Any) -> tuple[Rows, Tables]:
+    """Blocks of what both kernels read.
 
     `place` tells which block of rows and which of `tokens` tokens a program has.
     """
-    of_rows, of_tokens = head_tile.inputs(rows, tables)
-    specs = [
-        *(_block(x, ROWS, lambda *at: place(*at)[0]) for x in of_rows),
-        *(_block(x, tokens, lambda *at: place(*at)[1]) for x in of_tokens),
-    ]
-    return [*of_rows, *of_tokens], specs
+    of_rows = lambda x: _block(x, ROWS, lambda *at: place(*at)[0])  # noqa: E731
+    of_tokens = lambda x: _block(x, tokens, lambda *at: place(*at)[1])  # noqa: E731
+    return jax.tree.map(of_rows, rows), jax.tree.map(of_tokens, tables)
 
 
 def _block(x: Any, size: int, index: Any) -> pl.BlockSpec:
@@ -146,13 +140,12 @@ def _block(x: Any, size: int, index: Any) -> pl.BlockSpec:
     return pl.BlockSpec((size, x.shape[1]), lambda *at: (index(*at), 0))
 
 
-def _tile(head: Head, refs: Any, first: Any, start: Any) -> head_tile.Tile:
+def _tile(head: Head, rows: Rows, tables: Tables, first: Any, start: Any) -> head_tile.Tile:
     """The tile of logits from token `first` of the vocabulary on, which is `start` of its block."""
-    of = head_tile.named(head, refs)
-    targets = of["t"][...] if head.target == "token" else None
-    raw = _logits(of["h"], of["w"], start)
-    teacher = _logits(of["g"], of["u"], start) if head.target == "teacher" else None
-    return head_tile.tile(head, first, COLUMNS, (raw, teacher), targets)
+    student = _logits(rows.hidden, tables.table, start)
+    teacher = None if rows.teacher is None else _logits(rows.teacher, tables.teacher, start)
+    targets = None if rows.targets is None else rows.targets[...]
+    return head_tile.tile(head, first, COLUMNS, (student, teacher), targets)
 
 
 def _logits(hidden: Any, table: Any, start: Any) -> Float[Array, "R C"]:
@@ -166,12 +159,11 @@ def _logits(hidden: Any, table: Any, start: Any) -> Float[Array, "R C"]:
     return lax.fori_loop(0, hidden.shape[1] // DEPTH, add, zero)
 
 
-def _statistics_kernel(head: Head, tiles: int, *refs):
-    outputs = refs[-5:] if head.target == "teacher" else refs[-3:]
+def _statistics_kernel(head: Head, tiles: int, rows, tables, *outputs):
     done = pl.program_id(1) * (PART // COLUMNS)
 
     def one(i, found):
-        tile = _tile(head, refs[: -len(outputs)], (done + i) * COLUMNS, i * COLUMNS)
+        tile = _tile(head, rows, tables, (done + i) * COLUMNS, i * COLUMNS)
         return head_tile.update(head, found, tile)
 
     count = jnp.minimum(PART // COLUMNS, tiles - done)
@@ -180,9 +172,8 @@ def _statistics_kernel(head: Head, tiles: int, *refs):
         out[...] = value
 
 
-def _gradients_kernel(head: Head, first, weights, *refs):
-    *refs, out = refs
-    normalisers, refs = (refs[:2], refs[2:]) if head.target == "teacher" else (refs[:1], refs[1:])
-    tile = _tile(head, refs, first[0] + pl.program_id(0) * COLUMNS, 0)
-    dz = head_tile.gradient(head, tile, weights[...], [x[...] for x in normalisers])
+def _gradients_kernel(head: Head, first, normalisers, rows, tables, out):
+    tile = _tile(head, rows, tables, first[0] + pl.program_id(0) * COLUMNS, 0)
+    normalisers = jax.tree.map(lambda ref: ref[...], normalisers)
+    dz = head_tile.gradient(head, tile, rows.weights[...], normalisers)
     out[...] = dz.astype(out.dtype)

@@ -4,6 +4,9 @@ All three losses are log-sum-exp z − Σ q z + Σ q log q for a distribution q 
 teacher's, that of the one target, or the uniform one. Their gradient in z is p − q. `update`
 gathers what is needed from one tile after another (online log-sum-exp), `finish` puts together what
 was gathered of several parts of the vocabulary, `gradient` is that in a tile's logits.
+
+Logits, soft-caps and log-sum-exp are in bits here, z · log₂ e: chips have 2^x, and compute e^x with
+one product more.
 """
 
 import math
@@ -19,6 +22,8 @@ from undo_jax.sharding import several
 
 Target = Literal["teacher", "token", "uniform"]  # which q
 NEVER = -1e30  # the logit of what is not in the vocabulary
+BITS = math.log2(math.e)  # of a nat
+BOUND = 60  # bits up to which a soft-cap may stand for the greatest logit: 2^-120 is a float yet
 
 
 class Rows(NamedTuple):
@@ -41,7 +46,7 @@ class Head(NamedTuple):
     """What is known when a kernel is made."""
 
     target: Target
-    softcap: float | None
+    softcap: float | None  # bits
     teacher_softcap: float | None
     vocabulary: int  # of the table, of one device
     whole: int  # of all devices
@@ -57,21 +62,10 @@ class Tile(NamedTuple):
 
 
 class Normalisers(NamedTuple):
-    """Log-sum-exp of the logits over the whole vocabulary."""
+    """Log-sum-exp of the logits over the whole vocabulary, in bits."""
 
     student: Float[Array, "R 1"]
     teacher: Float[Array, "R 1"] | None
-
-
-def inputs(rows: Rows, tables: Tables) -> tuple[list[Any], list[Any]]:
-    """What a kernel reads: of rows, then of the vocabulary. `named` finds it again."""
-    return jax.tree.leaves((rows.hidden, rows.teacher, rows.targets)), jax.tree.leaves(tables)
-
-
-def named(head: Head, refs: Any) -> dict[str, Any]:
-    """`inputs` by name: h(idden), g (the teacher's), t(argets), w (table), u (the teacher's)."""
-    names = {"teacher": "hgwu", "token": "htw", "uniform": "hw"}[head.target]
-    return dict(zip(names, refs, strict=True))
 
 
 def padded(tree: Any, size: int) -> Any:
@@ -101,36 +95,51 @@ def tile(head: Head, first: Any, columns: int, raw: tuple[Any, Any], targets: An
 
 
 def capped(z: Any, softcap: float | None, here: Any) -> Any:
-    """Soft-capped logits, none where there is no token."""
-    z = z if softcap is None else softcap * jnp.tanh(z / softcap)
+    """Soft-capped logits in bits, of products; none where there is no token."""
+    z = z * BITS if softcap is None else softcap * jnp.tanh(z * (BITS / softcap))
     return z if here is None else jnp.where(here, z, NEVER)
 
 
-def start(head: Head, rows: int) -> list[Float[Array, "R 1"]]:
-    """Before any tile: max z, Σ exp(z − max z) and −Σ q z.
+def start(head: Head, rows: int, lanes: int = 1) -> list[Float[Array, "R L"]]:
+    """Before any tile, in each lane: the greatest z, Σ 2^(z − greatest) and −Σ q z.
 
-    With a teacher the third is Σ exp(y − max y) · (y − z); max y and Σ exp(y − max y) follow.
+    With a teacher the third is Σ 2^(y − greatest y) · (y − z); the greatest y and
+    Σ 2^(y − greatest y) follow. Where a soft-cap bounds logits, the bound stands for the greatest.
     """
-    none, zero = jnp.full((rows, 1), NEVER, jnp.float32), jnp.zeros((rows, 1), jnp.float32)
-    return [none, zero, zero, *([none, zero] if head.target == "teacher" else [])]
+    fill = partial(jnp.full, (rows, lanes), dtype=jnp.float32)
+    top = lambda softcap: fill(softcap if _bounded(softcap) else NEVER)  # noqa: E731
+    teacher = [top(head.teacher_softcap), fill(0)] if head.target == "teacher" else []
+    return [top(head.softcap), fill(0), fill(0), *teacher]
 
 
 def update(head: Head, found: list[Any], tile: Tile) -> list[Any]:
-    """`found` with one more tile."""
-    total_of = partial(jnp.sum, axis=1, keepdims=True)
+    """`found` with one more tile: lane by lane with one of as many columns, else with all of it."""
     z, (top, total, cross) = tile.z, found[:3]
-    best = jnp.maximum(top, jnp.max(z, axis=1, keepdims=True))
-    total = total * jnp.exp(top - best) + total_of(jnp.exp(z - best))
+    over = lambda reduce, x: x if x.shape == top.shape else reduce(x, axis=1, keepdims=True)  # noqa: E731
+    total_of = partial(over, jnp.sum)
+
+    def raised(top, x, softcap):
+        """The greatest so far, and by what the sums that are relative to it shrink."""
+        if _bounded(softcap):
+            return top, 1.0
+        best = jnp.maximum(top, over(jnp.max, x))
+        return best, jnp.exp2(top - best)
+
+    best, shrunk = raised(top, z, head.softcap)
+    total = total * shrunk + total_of(jnp.exp2(z - best))
     if head.target == "teacher":
-        t_top, t_total = found[3:]
-        t_best = jnp.maximum(t_top, jnp.max(tile.y, axis=1, keepdims=True))
-        scale, e = jnp.exp(t_top - t_best), jnp.exp(tile.y - t_best)
-        cross = cross * scale + total_of(e * (tile.y - z))
-        return [best, total, cross, t_best, t_total * scale + total_of(e)]
+        t_best, t_shrunk = raised(found[3], tile.y, head.teacher_softcap)
+        e = jnp.exp2(tile.y - t_best)
+        cross = cross * t_shrunk + total_of(e * (tile.y - z))
+        return [best, total, cross, t_best, found[4] * t_shrunk + total_of(e)]
     if head.target == "token":
         return [best, total, cross - total_of(jnp.where(tile.hot, z, 0.0))]
     z = z if tile.here is None else jnp.where(tile.here, z, 0.0)
     return [best, total, cross - total_of(z) / head.whole]
+
+
+def _bounded(softcap: float | None) -> bool:
+    return softcap is not None and softcap <= BOUND
 
 
 def finish(
@@ -142,27 +151,27 @@ def finish(
     def over_parts(top, *sums):
         """The greatest, and sums that were relative to each part's own."""
         best = lax.pmax(jnp.max(top, axis=0), axes)
-        scale = jnp.exp(top - best)
+        scale = jnp.exp2(top - best)
         return best, *lax.psum([jnp.sum(x * scale, axis=0) for x in sums], axes)
 
     best, total = over_parts(*found[:2])
-    student = best + jnp.log(total)
+    student = best + jnp.log2(total)
     if head.target == "teacher":
         top, total, cross = over_parts(found[3], found[4], found[2])
-        teacher = top + jnp.log(total)
+        teacher = top + jnp.log2(total)
         value = student - teacher + cross / total
     else:
         teacher, value = None, student + lax.psum(jnp.sum(found[2], axis=0), axes)
     if head.target == "uniform":
-        value = value - math.log(head.whole)
-    return jnp.sum(weights * value), Normalisers(student, teacher)
+        value = value - math.log2(head.whole)
+    return jnp.sum(weights * value) / BITS, Normalisers(student, teacher)
 
 
-def gradient(head: Head, tile: Tile, weights: Any, normalisers: list[Any]) -> Any:
+def gradient(head: Head, tile: Tile, weights: Any, normalisers: Normalisers) -> Any:
     """Of the weighted loss in the tile's products, before they are soft-capped: [R, C]."""
-    dz = jnp.exp(tile.z - normalisers[0])
+    dz = jnp.exp2(tile.z - normalisers.student)
     if head.target == "teacher":
-        dz -= jnp.exp(tile.y - normalisers[1])
+        dz -= jnp.exp2(tile.y - normalisers.teacher)
     elif head.target == "token":
         dz -= tile.hot.astype(jnp.float32)
     else:
