@@ -24,7 +24,7 @@ def interpreted(monkeypatch):
     """With tiles that do not divide T, wider than high and higher than wide."""
     tiles = Tile(32, 16, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1)
     monkeypatch.setattr(attention_gpu, "TILES", {H: tiles})
-    monkeypatch.setattr(attention_gpu, "INTERPRET", True)
+    monkeypatch.setattr(gpu, "INTERPRET", True)
 
 
 def _case(dtype=jnp.float32, time=T, size=4.0):

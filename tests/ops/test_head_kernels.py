@@ -25,8 +25,9 @@ def kernels(request, monkeypatch):
     monkeypatch.setattr(request.param, "chosen", lambda *_: True)
     monkeypatch.setattr(head_tpu, "tiles", lambda *_: head_tpu.Tiles(16, 256, cores=2))
     small = {"ROWS": 16, "COLUMNS": 32, "DEPTH": 8, "PART": 128, "LIVE": 2 * 48 * 100}
-    for name, value in {**small, "INTERPRET": True}.items():
+    for name, value in small.items():
         monkeypatch.setattr(head_gpu, name, value)
+    monkeypatch.setattr(gpu, "INTERPRET", True)
     with pltpu.force_tpu_interpret_mode() if request.param is head_tpu else nullcontext():
         yield request.param
 
@@ -69,7 +70,7 @@ def _error(ours, plain):
 
 @NAMES
 @CAPS
-@pytest.mark.parametrize("vocabulary", [V, 288])  # 288 are 9 whole tiles of 32
+@pytest.mark.parametrize("vocabulary", [V, 288, 768])  # 9 whole tiles of 32; 3 of 256 for 2 cores
 def test_value_and_gradients_are_those_of_the_plain_loss(name, cap, vocabulary):
     case = _case(vocabulary=vocabulary)
     ours, plain = _ours(name, case, cap), _plain(name, case, cap)

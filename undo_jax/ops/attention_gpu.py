@@ -1,6 +1,5 @@
 """Attention on GPU that never stores its scores: Triton kernels, forward and backward."""
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -15,8 +14,6 @@ from undo_jax.ops import gpu
 from undo_jax.ops.attention import heads_divide, over_heads
 
 HIDDEN = -1e30  # a logit of weight 0; finite, for a row may see none of a block's keys
-LOG2_E = math.log2(math.e)
-INTERPRET = False  # on a CPU, for tests
 
 
 class Tile(NamedTuple):
@@ -48,9 +45,9 @@ class Scores(NamedTuple):
         The slope is in units of `unit`. c·tanh(x/c) is c - 2c/(1 + exp(2x/c)).
         """
         if self.softcap is None:
-            return products * (self.scale * LOG2_E), 1.0
-        share = _inverse(1 + _exp2(products * (2 * self.scale / self.softcap * LOG2_E)))
-        return share * (-2 * self.softcap * LOG2_E), share - share * share
+            return products * (self.scale * gpu.LOG2_E), 1.0
+        share = gpu.inverse(1 + gpu.exp2(products * (2 * self.scale / self.softcap * gpu.LOG2_E)))
+        return share * (-2 * self.softcap * gpu.LOG2_E), share - share * share
 
     @property
     def unit(self):
@@ -132,7 +129,7 @@ def _call(kernel, tile, products, heads, arguments, results):
         out_specs=[seen(x) for x in results],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
         compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
-        interpret=INTERPRET,
+        interpret=gpu.INTERPRET,
         name=f"attention{kernel.func.__name__}",
     )
     with gpu.counted(products * batch * query_heads * time * time * width):
@@ -150,13 +147,13 @@ def _output_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, out_ref, total_
         logits, _ = scores.of(plgpu.dot(q, k, trans_b=True))
         logits = jnp.where(_visible(start, first, key, tile.other), logits, HIDDEN)
         higher = jnp.maximum(top, jnp.max(logits, axis=1))
-        shrunk, weights = _exp2(top - higher), _exp2(logits - higher[:, None])
+        shrunk, weights = gpu.exp2(top - higher), gpu.exp2(logits - higher[:, None])
         total = total * shrunk + jnp.sum(weights, axis=1)
         return higher, total, out * shrunk[:, None] + plgpu.dot(weights.astype(v.dtype), v)
 
     each = jnp.zeros(tile.own)
     top, total, out = lax.fori_loop(*blocks, step, (each + HIDDEN, each, jnp.zeros(q.shape)))
-    _store(out_ref, start, out * _inverse(total)[:, None])
+    _store(out_ref, start, out * gpu.inverse(total)[:, None])
     _store(total_ref, start, top + jnp.log2(total))
 
 
@@ -171,7 +168,7 @@ def _query_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs
         k, v = (_load(ref, key, tile.other) for ref in (k_ref, v_ref))
         logits, slope = scores.of(plgpu.dot(q, k, trans_b=True))
         logits = jnp.where(_visible(start, first, key, tile.other), logits, HIDDEN)
-        weights = _exp2(logits - total[:, None])
+        weights = gpu.exp2(logits - total[:, None])
         change = weights * (plgpu.dot(d_out, v, trans_b=True) - delta[:, None]) * slope
         return dq + plgpu.dot(change.astype(k.dtype), k)
 
@@ -193,7 +190,7 @@ def _key_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs):
             q, first, d_out, total, delta = (_load(ref, start, tile.other, n) for ref in other)
             logits, slope = scores.of(plgpu.dot(k, q, trans_b=True))
             logits = jnp.where(_visible(start, first, key, tile.own).T, logits, HIDDEN)
-            weights = _exp2(logits - total)
+            weights = gpu.exp2(logits - total)
             change = weights * (plgpu.dot(v, d_out, trans_b=True) - delta) * slope
             dv += plgpu.dot(weights.astype(d_out.dtype), d_out)
             return dk + plgpu.dot(change.astype(q.dtype), q), dv
@@ -217,23 +214,6 @@ def _visible(start, first, key, keys):
     """Which queries from `start` on see which of so many keys from `key` on."""
     queries, keys = start + jnp.arange(len(first)), key + jnp.arange(keys)
     return (first[:, None] <= keys) & (keys <= queries[:, None])
-
-
-def _exp2(x):
-    return jnp.exp2(x) if INTERPRET else _instruction("ex2.approx.ftz.f32", x)
-
-
-def _inverse(x):
-    return 1 / x if INTERPRET else _instruction("rcp.approx.ftz.f32", x)
-
-
-def _instruction(name, x):
-    """One where XLA takes several, for the sake of numbers below 2^-126, which become 0 here."""
-    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    (y,) = plgpu.elementwise_inline_asm(
-        f"{name} $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[like]
-    )
-    return y
 
 
 def _load(ref, start, size, head=0):

@@ -1,9 +1,16 @@
-"""The GPUs that the Triton kernels are made for, and whether a program is for one of them."""
+"""What the Triton kernels share: the GPUs that they are made for, and instructions of these."""
 
+import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import triton as plgpu
 from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array, Float
+
+LOG2_E = math.log2(math.e)
+INTERPRET = False  # kernels on a CPU, for tests
 
 
 class Gpu(NamedTuple):
@@ -28,3 +35,25 @@ def found() -> Gpu | None:
 def counted(flops: float):
     """Within it a kernel is called that does so much: XLA for GPU forgets its `cost_estimate`."""
     return set_xla_metadata(flops=str(round(flops)))
+
+
+def exp2(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.exp2(x) if INTERPRET else _instruction("ex2.approx.ftz.f32", x)
+
+
+def inverse(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return 1 / x if INTERPRET else _instruction("rcp.approx.ftz.f32", x)
+
+
+def tanh(x: Float[Array, "..."], scale: float) -> Float[Array, "..."]:
+    """tanh(scale · x), to 3e-7."""
+    return 1 - 2 * inverse(1 + exp2(x * (2 * LOG2_E * scale)))
+
+
+def _instruction(name, x):
+    """One where XLA takes several, for the sake of numbers below 2^-126, which become 0 here."""
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    (y,) = plgpu.elementwise_inline_asm(
+        f"{name} $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[like]
+    )
+    return y

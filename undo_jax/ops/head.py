@@ -287,8 +287,8 @@ def _flat(loss, softcaps, hidden, per_token, weights, table, teacher_table):
     tables = head_tile.Tables(table, teacher_table if with_teacher else None)
     made = head_tile.Head(
         target="teacher" if with_teacher else "token" if with_targets else "uniform",
-        softcap=None if softcaps[0] is None else softcaps[0] * head_tile.BITS,
-        teacher_softcap=None if softcaps[1] is None else softcaps[1] * head_tile.BITS,
+        softcap=None if softcaps[0] is None else softcaps[0] * head_tile.LOG2_E,
+        teacher_softcap=None if softcaps[1] is None else softcaps[1] * head_tile.LOG2_E,
         vocabulary=vocabulary,
         whole=vocabulary * parts("tensor"),
     )

@@ -10,6 +10,7 @@ one product more.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from undo_jax.sharding import several
 
 Target = Literal["teacher", "token", "uniform"]  # which q
 NEVER = -1e30  # the logit of what is not in the vocabulary
-BITS = math.log2(math.e)  # of a nat
+LOG2_E = math.log2(math.e)  # bits of a nat
 BOUND = 60  # bits up to which a soft-cap may stand for the greatest logit: 2^-120 is a float yet
 
 
@@ -50,6 +51,8 @@ class Head(NamedTuple):
     teacher_softcap: float | None
     vocabulary: int  # of the table, of one device
     whole: int  # of all devices
+    exp2: Callable[[Any], Any] = jnp.exp2
+    tanh: Callable[[Any, float], Any] = lambda x, scale: jnp.tanh(scale * x)
 
 
 class Tile(NamedTuple):
@@ -79,24 +82,23 @@ def product(a: Any, b: Any, axis: int, other: int) -> Any:
     return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
 
 
-def tile(head: Head, first: Any, columns: int, raw: tuple[Any, Any], targets: Any) -> Tile:
-    """The tile of `columns` tokens from `first` on; `raw` are products [R, C], teacher's or None.
+def tile(head: Head, first: Any, raw: tuple[Any, Any], targets: Any, ragged: bool) -> Tile:
+    """The tile of tokens from `first` on; `raw` are products [R, C], the teacher's or None.
 
-    A token of another device's vocabulary may have the number of a column behind this one's end: it
-    is nobody's target.
+    `ragged`: whether some tile has columns behind the vocabulary's end. A token of another device's
+    vocabulary may have the number of such a column: it is nobody's target.
     """
-    size = raw[0].shape[0]
-    token = first + lax.broadcasted_iota(jnp.int32, (size, columns), 1)
-    here = token < head.vocabulary if head.vocabulary % columns else None
-    z = capped(raw[0], head.softcap, here)
-    y = None if raw[1] is None else capped(raw[1], head.teacher_softcap, here)
+    token = first + lax.broadcasted_iota(jnp.int32, raw[0].shape, 1)
+    here = token < head.vocabulary if ragged else None
+    z = capped(head, raw[0], head.softcap, here)
+    y = None if raw[1] is None else capped(head, raw[1], head.teacher_softcap, here)
     hot = None if targets is None else token == targets
     return Tile(z, y, here, hot if hot is None or here is None else here & hot)
 
 
-def capped(z: Any, softcap: float | None, here: Any) -> Any:
+def capped(head: Head, z: Any, softcap: float | None, here: Any) -> Any:
     """Soft-capped logits in bits, of products; none where there is no token."""
-    z = z * BITS if softcap is None else softcap * jnp.tanh(z * (BITS / softcap))
+    z = z * LOG2_E if softcap is None else softcap * head.tanh(z, LOG2_E / softcap)
     return z if here is None else jnp.where(here, z, NEVER)
 
 
@@ -123,13 +125,13 @@ def update(head: Head, found: list[Any], tile: Tile) -> list[Any]:
         if _bounded(softcap):
             return top, 1.0
         best = jnp.maximum(top, over(jnp.max, x))
-        return best, jnp.exp2(top - best)
+        return best, head.exp2(top - best)
 
     best, shrunk = raised(top, z, head.softcap)
-    total = total * shrunk + total_of(jnp.exp2(z - best))
+    total = total * shrunk + total_of(head.exp2(z - best))
     if head.target == "teacher":
         t_best, t_shrunk = raised(found[3], tile.y, head.teacher_softcap)
-        e = jnp.exp2(tile.y - t_best)
+        e = head.exp2(tile.y - t_best)
         cross = cross * t_shrunk + total_of(e * (tile.y - z))
         return [best, total, cross, t_best, found[4] * t_shrunk + total_of(e)]
     if head.target == "token":
@@ -164,14 +166,14 @@ def finish(
         teacher, value = None, student + lax.psum(jnp.sum(found[2], axis=0), axes)
     if head.target == "uniform":
         value = value - math.log2(head.whole)
-    return jnp.sum(weights * value) / BITS, Normalisers(student, teacher)
+    return jnp.sum(weights * value) / LOG2_E, Normalisers(student, teacher)
 
 
 def gradient(head: Head, tile: Tile, weights: Any, normalisers: Normalisers) -> Any:
     """Of the weighted loss in the tile's products, before they are soft-capped: [R, C]."""
-    dz = jnp.exp2(tile.z - normalisers.student)
+    dz = head.exp2(tile.z - normalisers.student)
     if head.target == "teacher":
-        dz -= jnp.exp2(tile.y - normalisers.teacher)
+        dz -= head.exp2(tile.y - normalisers.teacher)
     elif head.target == "token":
         dz -= tile.hot.astype(jnp.float32)
     else:

@@ -241,7 +241,8 @@ def _tile(head: Head, size: Tiles, rows: Rows, tables: Tables, kept: Any = None)
     first = _number(pl.program_id(0), pl.program_id(1)) * size.vocabulary
     student = product(rows.hidden, tables.table, 1, 1)
     teacher = None if rows.teacher is None else product(rows.teacher, tables.teacher, 1, 1)
-    tile = head_tile.tile(head, first, size.vocabulary, (student, teacher), rows.targets)
+    ragged = head.vocabulary % (size.cores * size.vocabulary) != 0
+    tile = head_tile.tile(head, first, (student, teacher), rows.targets, ragged)
     return tile if kept is None else tile._replace(y=tile.z - _distance(head, kept))
 
 
