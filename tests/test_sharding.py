@@ -126,7 +126,7 @@ def test_every_leaf_of_a_state_has_a_rule():
         lambda key: train.start(LM.init(key), key, jnp.float32(1), optimizer), jax.random.key(0)
     )
     placed = shardings(state, LM.rules, mesh)
-    assert placed.params["embedding"].spec == P("tensor", "fsdp")
+    assert placed.params["embedding"].spec == P(("tensor", "fsdp"))
     assert placed.params["layers"]["attention"]["query"].spec == P(None, "fsdp", "tensor")
     assert placed.params["layers"]["attention"]["output"].spec == P(None, "tensor", "fsdp")
     assert placed.params["final"]["norm"].spec == P()

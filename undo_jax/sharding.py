@@ -255,9 +255,10 @@ def several(*axes: str) -> tuple[str, ...]:
     return tuple(axis for axis in axes if shape.get(axis, 1) > 1)
 
 
-def first_of(part: int, axis_name: str) -> Any:
-    """Where a device's part, of that size, begins along what a mesh axis splits."""
-    return part * sum(lax.axis_index(axis) for axis in several(axis_name))
+def first_of(part: int, *axes: str) -> Any:
+    """Where a device's part, of that size, begins along what these mesh axes split."""
+    there = several(*axes)
+    return part * lax.axis_index(there) if there else 0
 
 
 def gather(x: jax.Array, axis_name: str, axis: int) -> jax.Array:

@@ -28,7 +28,7 @@ LAYERS: Rules = (
     (r"mlp/down$", P(None, "tensor", "fsdp")),
     (r"norm$", P()),
 )
-SHARDING: Rules = ((r"embedding$", P("tensor", "fsdp")), *LAYERS)
+SHARDING: Rules = ((r"embedding$", P(("tensor", "fsdp"))), *LAYERS)
 KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; never gathered weights
     "none": lambda primitive, *_, **__: primitive.name != "linear_call",
     "dots": jax.checkpoint_policies.save_from_both_policies(

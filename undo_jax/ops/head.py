@@ -34,7 +34,7 @@ from undo_jax.sharding import (
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
 
-TABLE = P("tensor", "fsdp")
+TABLE = P(("tensor", "fsdp"))
 INPUTS = P(BATCH), TABLE, P(BATCH), TABLE, P(BATCH)  # hidden, table, per_token, teacher's, weights
 
 Hidden = Float[Array, "B T D"]
@@ -212,7 +212,7 @@ def _forward(loss, softcaps, chunk, hidden, table, per_token, teacher_table, wei
                 loss, softcaps, chunk, hidden, per_token, weights, *tables
             )
         d_hidden = lax.psum(d_hidden, several("tensor"))
-        d_table = lax.psum(scatter(d_table, "fsdp", axis=1), several("data"))
+        d_table = lax.psum(scatter(d_table, "fsdp", axis=0), several("data"))
         return lax.psum(total, several(*BATCH)), d_hidden, d_table.astype(dtype)
 
     mapped = on_devices(on_device, INPUTS, (P(), P(BATCH), TABLE))
@@ -229,8 +229,8 @@ _weighted_sum.defvjp(_forward, _backward)
 
 
 def _gathered(tables: Any) -> Any:
-    """A device's part of the vocabulary at full width."""
-    return jax.tree.map(lambda table: gather(table, "fsdp", axis=1), tables)
+    """The part of the vocabulary that a device's `fsdp` group has."""
+    return jax.tree.map(lambda table: gather(table, "fsdp", axis=0), tables)
 
 
 def _kernels(dtype: jnp.dtype, tables: Any) -> Any:
