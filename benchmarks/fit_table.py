@@ -74,7 +74,8 @@ def versions() -> str:
 def fill(students: list[str], teachers: list[str], slices: list[str]) -> dict[str, dict]:
     """Measure what is not kept yet; a cell's name is its arguments."""
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    cells = kept["cells"] if kept.get("versions") == versions() else {}
+    now = versions()
+    cells = kept["cells"] if kept.get("versions") == now else {}
     for name in (f"{s} {t} {p}" for s in students for t in teachers for p in slices):
         if name in cells:
             continue
@@ -86,7 +87,7 @@ def fill(students: list[str], teachers: list[str], slices: list[str]) -> dict[st
         cells[name] = json.loads(done.stdout.splitlines()[-1])
         KEPT.parent.mkdir(exist_ok=True)
         written = KEPT.with_suffix(".tmp")
-        written.write_text(json.dumps({"versions": versions(), "cells": cells}, indent=1))
+        written.write_text(json.dumps({"versions": now, "cells": cells}, indent=1))
         written.rename(KEPT)
         print(line(name, cells[name]))
     return cells

@@ -197,7 +197,8 @@ def _held(x: Any) -> pl.BlockSpec:
 
 def _of_core(x: Any) -> pl.BlockSpec:
     """What is made by one core, during all of its tiles."""
-    return pl.BlockSpec((None, *x.shape[1:]), lambda core, _: (core, 0, 0))
+    once = pl.Buffered(1)
+    return pl.BlockSpec((None, *x.shape[1:]), lambda core, _: (core, 0, 0), pipeline_mode=once)
 
 
 def _streamed(size: Tiles, table: Any) -> pl.BlockSpec:
