@@ -190,6 +190,16 @@ def test_logits_all_at_the_lower_end_of_the_softcap(cap):
     assert all(np.isfinite(x).all() for x in gradients)
 
 
+@pytest.mark.parametrize(("count", "rows"), [(5, 16), (40, 16), (1024, 512), (1040, 352)])
+def test_blocks_of_rows_are_as_equal_as_registers_allow(monkeypatch, count, rows):
+    monkeypatch.setattr(
+        head_tpu, "tiles", lambda *_: head_tpu.Tiles(16 if count < 100 else 512, 128)
+    )
+    empty = jnp.zeros((count, 8))
+    size, _ = head_tpu._fitted(head_tile.Rows(empty, empty[:, :1]), head_tile.Tables(empty))
+    assert size.rows == rows
+
+
 CHIPS = {  # MiB of VMEM, FLOPs and bytes a second of a core, cores
     "v4": (16, 137e12, 0.6e12, 2),
     "v5e": (128, 197e12, 0.82e12, 1),

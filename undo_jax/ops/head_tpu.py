@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from undo_jax.ops import head_tile
 from undo_jax.ops.head_tile import Head, Normalisers, Rows, Tables, padded, product
 
-LANES = 128
+LANES, SUBLANES = 128, 16  # of a register of bf16
 STEPS = 2**15 - 1  # of a difference's square root, on either side of zero
 
 
@@ -42,7 +42,7 @@ def chosen(dtype: jnp.dtype, *widths: int) -> bool:
 
 def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, ""]:
     """Σ weights · loss over a device's rows; all of the vocabulary."""
-    size, tables = _fitted(tables)
+    size, tables = _fitted(rows, tables)
 
     def of_block(total, block):
         found, _ = _statistics(head, size, block, tables, keep=False)
@@ -55,7 +55,7 @@ def loss_and_gradients(
     head: Head, rows: Rows, tables: Tables
 ) -> tuple[Float[Array, ""], Float[Array, "N D"], Float[Array, "V D"]]:
     """The loss, and by a device's vocabulary its gradients in hidden and in the table (fp32)."""
-    size, tables = _fitted(tables)
+    size, tables = _fitted(rows, tables)
     keep = _keeps(head, rows.hidden.dtype)
 
     def of_block(carry, block):
@@ -94,10 +94,12 @@ def _vmem(width: int, teacher_width: int, rows: int, columns: int) -> int:
     return held + streamed + 6 * 4 * rows * columns
 
 
-def _fitted(tables: Tables) -> tuple[Tiles, Tables]:
-    """The tiles, and tables that they divide."""
-    size = tiles(*_widths(tables))
+def _fitted(rows: Rows, tables: Tables) -> tuple[Tiles, Tables]:
+    """The tiles, of no more rows than as many blocks need, and tables that they divide."""
+    size, count = tiles(*_widths(tables)), len(rows.hidden)
     assert size is not None, "these kernels are not `chosen` here"
+    blocks = pl.cdiv(count, size.rows)
+    size = size._replace(rows=SUBLANES * pl.cdiv(count, SUBLANES * blocks))
     return size, padded(tables, size.cores * size.vocabulary)
 
 
