@@ -131,16 +131,19 @@ def test_layers_gather_their_weights_and_scatter_their_gradients(compiled, shape
 
 @MESHES
 def test_the_head_gathers_its_tables_once_and_reduces_their_gradient_once(compiled, shape):
-    """And lookups sum what the group found for each device's rows, and exchange its gradient."""
+    """And lookups sum what the group found, by pieces, and exchange its gradient."""
     step = compiled(shape)
     fsdp, tensor = step.mesh["fsdp"], step.mesh["tensor"]
     outside = _walk(step.program, step.program.entry)[0]
     tables = [VOCABULARY // tensor * config.width for config in (STUDENT, TEACHER)]
     tokens = ROWS // step.mesh["data"] * TIME  # of the group
-    found = Counter(tokens // fsdp * config.width for config in (STUDENT, TEACHER))
     gathered = _sizes(outside, "all-gather", fsdp)
-    assert gathered.pop(tokens) and gathered == Counter([*tables, tokens * STUDENT.width])
-    assert _sizes(outside, "reduce-scatter") == found + Counter([tables[0] // fsdp])
+    assert gathered.pop(tokens) and gathered == Counter(tables)
+    assert _sizes(outside, "reduce-scatter") == Counter([tables[0] // fsdp])
+    pieces = sum(_loops(step.program, fsdp), [])  # of the lookups, through time
+    found = (tokens // fsdp**2 * config.width for config in (STUDENT, TEACHER))
+    assert _sizes(pieces, "reduce-scatter") == Counter(found)
+    assert _sizes(pieces, "all-gather") == Counter([tokens // fsdp * STUDENT.width])
     (chunks,) = _loops(step.program, CHUNKS)
     rows = ROWS // (step.mesh["data"] * fsdp)
     assert {one.kind for one in chunks} == ({"all-reduce"} if tensor > 1 else set())

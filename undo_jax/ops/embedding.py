@@ -1,11 +1,13 @@
 """Embeddings of tokens, from a table that is split over devices."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.sharding import BATCH, first_of, gather, on_devices, pad_rows, scatter, several
+from undo_jax.sharding import BATCH, first_of, gather, on_devices, pad_rows, parts, scatter, several
 
 
 def lookup(
@@ -14,17 +16,28 @@ def lookup(
     """`table[tokens]`, as `dtype`.
 
     Each device looks up its part of V for the rows of its whole `fsdp` group, and the group sums
-    what it found, each row where it belongs: that does not grow with the table.
+    what it found, each row where it belongs. It goes through time in as many pieces as the group
+    has devices, so that a device never holds more than its own rows take.
     """
 
-    def on_device(table, tokens):
-        group, vocabulary = gather(tokens, "fsdp", axis=0), table.shape[0]
+    def look_up(table, group):
+        vocabulary = table.shape[0]
         local = group - first_of(vocabulary, "tensor", "fsdp")
         found = table[jnp.clip(local, 0, vocabulary - 1)].astype(dtype)
         if several("tensor", "fsdp"):
             here = (local >= 0) & (local < vocabulary)
             found = lax.psum(jnp.where(here[..., None], found, 0), several("tensor"))
         return scatter(found, "fsdp", axis=0)
+
+    def on_device(table, tokens):
+        group, pieces = gather(tokens, "fsdp", axis=0), parts("fsdp")
+        if pieces == 1:
+            return look_up(table, group)
+        time = group.shape[1]
+        group = jnp.pad(group, ((0, 0), (0, -time % pieces)))
+        group = jnp.moveaxis(group.reshape(len(group), pieces, -1), 1, 0)
+        found = jnp.moveaxis(lax.map(partial(look_up, table), group), 0, 1)
+        return found.reshape(len(tokens), -1, table.shape[1])[:, :time]
 
     mapped = on_devices(on_device, (P(("tensor", "fsdp")), P(BATCH)), P(BATCH))
     return mapped(table, pad_rows(tokens))[: tokens.shape[0]]
