@@ -26,8 +26,8 @@ def lookup(
         found = table[jnp.clip(local, 0, vocabulary - 1)].astype(dtype)
         if several("tensor", "fsdp"):
             here = (local >= 0) & (local < vocabulary)
-            found = lax.psum(jnp.where(here[..., None], found, 0), several("tensor"))
-        return scatter(found, "fsdp", axis=0)
+            found = jnp.where(here[..., None], found, 0)
+        return lax.psum(scatter(found, "fsdp", axis=0), several("tensor"))
 
     def on_device(table, tokens):
         group, pieces = gather(tokens, "fsdp", axis=0), parts("fsdp")
