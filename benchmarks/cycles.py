@@ -72,15 +72,14 @@ def estimated(program: hlo.Program, name: str) -> float:
     return total
 
 
-def scheduled() -> dict[str, tuple[int, float]]:
+def scheduled() -> list[tuple[int, float]]:
     """Of each kernel of the program compiled last: instructions, and those the MXUs' work takes."""
-    found = {}
+    found = []
     for path in glob.glob(f"{SCHEDULES.name}/*-head_*final_hlo-static-per-bundle-utilization.txt"):
         _, units, capacity, _, *lines = Path(path).read_text().splitlines()
         assert units.startswith("MXU"), f"another format than that of libtpu 0.0.42: {units}"
-        busy = sum(int(line.split()[0]) for line in lines if line.strip())
-        count = sum(bool(line.strip()) for line in lines)
-        found[Path(path).name.split("-")[1].split(".")[0]] = count, busy / int(capacity.split()[0])
+        used = [int(line.split()[0]) for line in lines if line.strip()]
+        found.append((len(used), sum(used) / int(capacity.split()[0])))
     return found
 
 
@@ -102,7 +101,7 @@ def measure(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
     assert size is not None
     tiles = math.ceil(vocabulary / (size.vocabulary * size.cores))
     blocks = math.ceil(ROWS * LENGTH / size.rows)
-    count, busy = map(sum, zip(*scheduled().values(), strict=True))
+    count, busy = map(sum, zip(*scheduled(), strict=True))
     cycles = blocks * tiles * count
     seconds = cycles * PER_CYCLE[place.kind] * size.cores / place.chip.flops
     return (

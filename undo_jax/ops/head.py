@@ -278,6 +278,7 @@ def _flat(loss, softcaps, hidden, per_token, weights, table, teacher_table):
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     with_teacher, with_targets = loss is _kl_to_teacher, loss is _cross_entropy
     vocabulary = table.shape[0]
+    bits = [None if cap is None else cap * head_tile.LOG2_E for cap in softcaps]
     rows = head_tile.Rows(
         flat(hidden),
         weights.reshape(-1, 1),
@@ -287,8 +288,8 @@ def _flat(loss, softcaps, hidden, per_token, weights, table, teacher_table):
     tables = head_tile.Tables(table, teacher_table if with_teacher else None)
     made = head_tile.Head(
         target="teacher" if with_teacher else "token" if with_targets else "uniform",
-        softcap=None if softcaps[0] is None else softcaps[0] * head_tile.LOG2_E,
-        teacher_softcap=None if softcaps[1] is None else softcaps[1] * head_tile.LOG2_E,
+        softcap=bits[0],
+        teacher_softcap=bits[1],
         vocabulary=vocabulary,
         whole=vocabulary * parts("tensor"),
     )
