@@ -1,6 +1,9 @@
 """The benchmark of a step: what it counts, what it waits for, and what it prints."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +76,15 @@ def test_every_step_is_waited_for(tmp_path):
     assert len(speed.each) == 3 and min(speed.each) > least
     assert speed.seconds > least and speed.compile_seconds > 0
     assert list(tmp_path.glob("**/*.xplane.pb"))
+
+
+def test_devices_that_wait_for_each_other_do_not_hang():
+    """Members of two CPU devices, more steps than XLA lets be under way (32)."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "undo_jax.cli", "bench", QUICKSTART]
+    steps = ["--stage", "relearn", "--mesh", "sweep=2,data=1", "--steps", "80", "--json"]
+    done = subprocess.run([*command, *steps], env=environment, capture_output=True, timeout=300)
+    assert json.loads(done.stdout)["seconds"]["step"] > 0
 
 
 def test_the_command_and_its_json(capsys):

@@ -1,6 +1,7 @@
 """How fast a stage's train step runs on these devices."""
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from undo_jax.sharding import check_batch, shardings
 from undo_jax.types import LM
 
 WARM = 3  # steps before any is measured
+AHEAD = 2 * population.LOG_EVERY  # steps that are under way at once, as in training
 TRACED = 3  # steps in a trace
 
 
@@ -82,20 +84,21 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
         advance = made.advance.lower((states, owners, active), shared).compile()
         compile_seconds = time.perf_counter() - started
 
-        def run(count: int, wait: bool = False) -> list[float]:
+        def run(count: int, ahead: int = AHEAD) -> list[float]:
+            """When it began, and when each step was seen to be done."""
             nonlocal states
-            marks = [time.perf_counter()]
-            for _ in range(count):
-                states, _metrics = advance((states, owners, active), shared)
-                if wait:
-                    jax.block_until_ready(states)
+            marks, launched = [time.perf_counter()], deque()
+            for step in range(count):
+                states, metrics = advance((states, owners, active), shared)
+                launched.append(metrics)
+                while len(launched) > (ahead if step + 1 < count else 0):
+                    jax.block_until_ready(launched.popleft())
                     marks.append(time.perf_counter())
-            jax.block_until_ready(states)
-            return [*marks, time.perf_counter()]
+            return marks
 
         run(WARM)
-        first, last = run(steps)
-        each = np.diff(run(steps, wait=True)[:-1]).tolist()
+        first, *_, last = run(steps)
+        each = np.diff(run(steps, ahead=0)).tolist()
         with jax.profiler.trace(trace) if trace else nullcontext():
             run(TRACED if trace else 0)
     return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
