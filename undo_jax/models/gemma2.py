@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
 from undo_jax.ops.embedding import lookup
+from undo_jax.ops.linear import linear
 from undo_jax.sharding import BATCH, gather_weight, on_devices, pad_rows, spec_of, specs
 from undo_jax.types import Key, Rules
 
@@ -206,7 +207,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up, down = (w.astype(x.dtype) for w in (self.gate, self.up, self.down))
-        return (jax.nn.gelu(x @ gate, approximate=True) * (x @ up)) @ down
+        gated = jax.nn.gelu(linear(x, gate), approximate=True) * linear(x, up)
+        return linear(gated, down)
 
 
 class Layer(nnx.Module):
