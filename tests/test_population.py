@@ -33,6 +33,7 @@ def _task(stops=(lambda scores: False,) * MEMBERS, steps=STEPS):
         },
         material=_tokens(77, 1)[0],
         stops=stops,
+        row_length=5,
     )
 
 

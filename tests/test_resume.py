@@ -94,6 +94,7 @@ def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop
         },
         material=_tokens(77),
         stops=stops,
+        row_length=5,
     )
     targets = [Target(epath.Path(folder) / str(i % 2), {"member": i}) for i in range(MEMBERS)]
     for target in targets:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.stages import Wrapped
+from jax.stages import Compiled, Lowered, Wrapped
 from jaxtyping import Array, Int
 
 from undo_jax import optim, train
@@ -51,6 +52,7 @@ class Task(NamedTuple):
     evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `material`
     material: Any  # a pytree of arrays
     stops: Sequence[Callable[[Scores], bool]]  # for each member: have these scores reached its end?
+    row_length: int  # T of every stream
 
 
 class Result(NamedTuple):
@@ -253,30 +255,40 @@ def program(
 
 
 def example(
-    made: Program, refs: Mapping[str, LM], streams: Mapping[str, int], rows: int, mesh: Mesh
+    made: Program,
+    refs: Mapping[str, LM],
+    streams: Mapping[str, int],
+    rows: int,
+    mesh: Mesh,
+    sources: int = 1,
 ) -> tuple[Any, Any]:
-    """Arguments of `made.advance` as shapes and shardings; streams by name, with their T."""
+    """Arguments of `made.advance` as shapes and shardings; streams by name, with their T.
+
+    `sources` says of how many `Source`s the members are, each with its own references and streams.
+    """
     members = made.states.step.shape[0]
     owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
-    alone = lambda lm: jax.eval_shape(lambda: _join(lm.init(jax.random.key(0))))  # noqa: E731
-    frozen = {name: _placed(alone(lm), lm.rules, mesh, (None,)) for name, lm in refs.items()}
+
+    def reference(lm: LM):
+        stacked = jax.eval_shape(lambda: _join(*[lm.init(jax.random.key(0))] * sources))
+        return _placed(stacked, lm.rules, mesh, (None,))
+
     place = NamedSharding(mesh, P(None, BATCH))
     batch = {
-        name: jax.ShapeDtypeStruct((1, rows, time + 1), jnp.int32, sharding=place)
+        name: jax.ShapeDtypeStruct((sources, rows, time + 1), jnp.int32, sharding=place)
         for name, time in streams.items()
     }
-    return (made.states, owners, active), (frozen, batch)
+    return (made.states, owners, active), ({k: reference(lm) for k, lm in refs.items()}, batch)
 
 
 def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequence[Source]):
-    """What the stacked states are like, and jitted steps.
+    """What the stacked states are like, and steps; the first that is called compiles them all.
 
     start() -> states; advance(states, batch, active) -> states, metrics; score(params, material).
     """
     ref_lms = {name: lm for name, (lm, _) in sources[0].refs.items()}
     made = program(task.lm, task.loss, task.training, ref_lms, mesh, len(members))
-    start = partial(
-        made.start,
+    fresh = (
         [member.params for member in members],
         jnp.stack([member.key for member in members]),
         np.array([member.learning_rate for member in members], np.float32),
@@ -286,12 +298,32 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         name: _stack([source.refs[name][1] for source in sources], lm.rules, mesh)
         for name, lm in ref_lms.items()
     }
+    score_all = over_members(lambda p, material: task.evaluate(task.lm, p, material), mesh)
+
+    @cache
+    def compiled() -> list[Compiled]:
+        """Side by side: XLA compiles a program on one core, most of the time."""
+        lengths = dict.fromkeys(sources[0].streams, task.row_length)
+        rows, count = task.training.batch_size, len(sources)
+        programs = (
+            made.start.lower(*fresh),
+            made.advance.lower(*example(made, ref_lms, lengths, rows, mesh, count)),
+            jax.jit(score_all, out_shardings=NamedSharding(mesh, P())).lower(
+                made.states.params, task.material
+            ),
+        )
+        with ThreadPoolExecutor(len(programs)) as pool:
+            return list(pool.map(Lowered.compile, programs))
+
+    def start():
+        return compiled()[0](*fresh)
 
     def advance(states, batch, active):
-        return made.advance((states, owners, active), (refs, batch))
+        return compiled()[1]((states, owners, active), (refs, batch))
 
-    score_all = over_members(lambda p, material: task.evaluate(task.lm, p, material), mesh)
-    score = jax.jit(score_all, out_shardings=NamedSharding(mesh, P()))
+    def score(params, material):
+        return compiled()[2](params, material)
+
     return made.states, start, advance, score
 
 

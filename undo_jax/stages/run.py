@@ -109,7 +109,7 @@ def train(
     tags = tags or [{}] * len(artifacts)
     targets = [Target(a.folder, tag) for a, tag in zip(artifacts, tags, strict=True)]
     title = f"{artifacts[0].stage} × {len(members)}"
-    evaluate, size = run.experiment.setting.evaluate, run.experiment.together
+    setting, size = run.experiment.setting, run.experiment.together
     stops = stops or [never] * len(members)
     results: list[Result] = []
     lm = lm_of(made[0])
@@ -117,7 +117,8 @@ def train(
         with open_log(title, training.steps, targets) as log:
             for first in range(0, len(members), size):
                 group = slice(first, first + size)
-                task = Task(lm, loss, training, evaluate, run.material, stops[group])
+                scoring = setting.evaluate, run.material, stops[group]
+                task = Task(lm, loss, training, *scoring, setting.row_length)
                 part, last = folder / f"from-{first}", first + size >= len(members)
                 with open_progress(part, saving, stop, last) as progress:
                     own = replace(log, targets=targets[group])
