@@ -175,7 +175,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         config = self.config
         split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
-        q, k, v = (split(x @ w.astype(x.dtype)) for w in (self.query, self.key, self.value))
+        q, k, v = (split(linear(x, w.astype(x.dtype))) for w in (self.query, self.key, self.value))
         q, k = (rope(y, span.positions, config.rope_theta) for y in (q, k))
         if cache is not None:
             place = span.layer, span.positions[:, 0]
@@ -194,7 +194,7 @@ class Attention(nnx.Module):
             out = attention_gpu.attention(q, k, v, first=first, **scores)
         else:
             out = attention(q, k, v, first=first, last=span.positions, **scores)
-        return out.reshape(*x.shape[:2], -1) @ self.output.astype(x.dtype), cache
+        return linear(out.reshape(*x.shape[:2], -1), self.output.astype(x.dtype)), cache
 
 
 class MLP(nnx.Module):

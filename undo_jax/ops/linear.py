@@ -1,15 +1,17 @@
 """Matrix products of activations and weights."""
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 
 @jax.custom_vjp
 def linear(x: Float[Array, "*B I"], w: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-    """`x @ w`. The gradient of w is one product over all tokens, as of two matrices.
+    """`x @ w`. Reverse mode only.
 
-    JAX's own sums over the rows and the positions of x as two axes, for which XLA on CPU first
-    copies x and the gradient transposed. TPU and GPU compile both to the same. Reverse mode only.
+    On CPU the gradient of w is a product of two matrices. XLA there copies both of its operands
+    transposed to sum over more axes than one; for TPU and GPU it does not, and is left the layout.
     """
     return x @ w
 
@@ -20,8 +22,19 @@ def _forward(x, w):
 
 def _backward(kept, gradient):
     x, w = kept
+    of_weight = lax.platform_dependent(x, gradient, cpu=of_matrices, default=of_tensors)
+    return gradient @ w.T, of_weight
+
+
+def of_matrices(x: Float[Array, "*B I"], gradient: Float[Array, "*B O"]) -> Float[Array, "I O"]:
+    """The gradient of the weight."""
     tokens = lambda y: y.reshape(-1, y.shape[-1])  # noqa: E731
-    return gradient @ w.T, tokens(x).T @ tokens(gradient)
+    return tokens(x).T @ tokens(gradient)
+
+
+def of_tensors(x: Float[Array, "*B I"], gradient: Float[Array, "*B O"]) -> Float[Array, "I O"]:
+    """The same."""
+    return jnp.einsum("...i,...o->io", x, gradient)
 
 
 linear.defvjp(_forward, _backward)
