@@ -27,13 +27,13 @@ def _backward(kept, gradient):
 
 
 def of_matrices(x: Float[Array, "*B I"], gradient: Float[Array, "*B O"]) -> Float[Array, "I O"]:
-    """The gradient of the weight."""
+    """The weight's gradient, with all tokens along one axis."""
     tokens = lambda y: y.reshape(-1, y.shape[-1])  # noqa: E731
     return tokens(x).T @ tokens(gradient)
 
 
 def of_tensors(x: Float[Array, "*B I"], gradient: Float[Array, "*B O"]) -> Float[Array, "I O"]:
-    """The same."""
+    """The weight's gradient, summed over every axis of tokens."""
     return jnp.einsum("...i,...o->io", x, gradient)
 
 
