@@ -34,7 +34,8 @@ def of_matrices(x: Float[Array, "*B I"], gradient: Float[Array, "*B O"]) -> Floa
 
 def of_tensors(x: Float[Array, "*B I"], gradient: Float[Array, "*B O"]) -> Float[Array, "I O"]:
     """The weight's gradient, summed over every axis of tokens."""
-    return jnp.einsum("...i,...o->io", x, gradient)
+    axes = tuple(range(x.ndim - 1))
+    return jnp.tensordot(x, gradient, (axes, axes))
 
 
 linear.defvjp(_forward, _backward)
