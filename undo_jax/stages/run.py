@@ -113,16 +113,16 @@ def train(
     stops = stops or [never] * len(members)
     results: list[Result] = []
     lm = lm_of(made[0])
+    task = Task(lm, loss, training, setting.evaluate, run.material, stops, setting.row_length)
     with stoppable() as stop:
         with open_log(title, training.steps, targets) as log:
             for first in range(0, len(members), size):
                 group = slice(first, first + size)
-                scoring = setting.evaluate, run.material, stops[group]
-                task = Task(lm, loss, training, *scoring, setting.row_length)
                 part, last = folder / f"from-{first}", first + size >= len(members)
                 with open_progress(part, saving, stop, last) as progress:
                     own = replace(log, targets=targets[group])
-                    results += fit(task, run.mesh, members[group], own, progress)
+                    some = task._replace(stops=stops[group])
+                    results += fit(some, run.mesh, members[group], own, progress)
         yield results
         checkpoint.scatter(folder)
 
