@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from undo_jax import population
 from undo_jax.fit import chips
 from undo_jax.fit.step import Work
-from undo_jax.sharding import check_batch, shardings
+from undo_jax.sharding import check_batch, placement
 from undo_jax.types import LM
 
 WARM = 3  # steps before any is measured
@@ -131,8 +131,7 @@ def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
 
 
 def _fresh(lm: LM, mesh: Mesh) -> Any:
-    wanted = jax.eval_shape(lm.init, jax.random.key(0))
-    return jax.jit(lm.init, out_shardings=shardings(wanted, lm.rules, mesh))(jax.random.key(0))
+    return jax.jit(lm.init, out_shardings=placement(lm, mesh))(jax.random.key(0))
 
 
 def _peak_bytes(mesh: Mesh) -> float | None:

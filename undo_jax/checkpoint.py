@@ -31,8 +31,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from undo_jax.sharding import path_name, shardings
-from undo_jax.types import LM, Params
+from undo_jax.sharding import path_name, placement
+from undo_jax.types import LM, Params, shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +206,7 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
     path = absolute(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
-    wanted = jax.eval_shape(lm.init, jax.random.key(0))
+    wanted = shapes(lm)
     try:
         metadata = _checkpointer().metadata(path).item_metadata
     except Exception as error:
@@ -221,11 +221,10 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
                 f"checkpoint {path} is of another model: {name} has shape "
                 f"{have.get(name, 'none')}, this model needs {want.get(name, 'none')}"
             )
-    placement = shardings(wanted, lm.rules, mesh)
     target = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         wanted,
-        placement,
+        placement(lm, mesh),
     )
     return _checkpointer().restore(path, target)
 

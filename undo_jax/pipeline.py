@@ -16,7 +16,7 @@ from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
 from undo_jax.models.functional import Functional
-from undo_jax.sharding import check_batch, make_mesh
+from undo_jax.sharding import check_batch, make_mesh, placement
 from undo_jax.stages.distill import distill
 from undo_jax.stages.noise import noise
 from undo_jax.stages.pretrain import pretrain
@@ -43,7 +43,7 @@ def run(experiment: Experiment, workdir: epath.PathLike, only: str | None = None
         material = jax.device_put(setting.material(), everywhere)
         here = Run(experiment, epath.Path(workdir), mesh, lm, material, only)
         for model in experiment.models.values():
-            here.placement(Functional(model))  # that the mesh divides it
+            placement(Functional(model), mesh)  # that the mesh divides it
         bases, oracles = pretrain(here)
         suppressed = unlearn(here, bases)
         students = noise(here, suppressed)

@@ -19,8 +19,8 @@ from jaxtyping import Array, Int
 from undo_jax import optim, train
 from undo_jax.log import Log
 from undo_jax.progress import Progress
-from undo_jax.sharding import BATCH, assemble, check_batch, shardings
-from undo_jax.types import LM, Key, Loss, Metrics, Params, Rules
+from undo_jax.sharding import BATCH, assemble, check_batch, placement, shardings
+from undo_jax.types import LM, Key, Loss, Metrics, Params, Rules, shapes
 
 LOG_EVERY = 10  # steps between records; twice as many are under way, and from 33 on CPUs hang
 Scores = dict[str, float]
@@ -243,15 +243,15 @@ def program(
         return jax.vmap(begin_one)(_join(*params), keys, rates)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
-    alike = [jax.eval_shape(lambda: lm.init(jax.random.key(0)))] * members
+    alike = [shapes(lm)] * members
     rates = jax.ShapeDtypeStruct((members,), jnp.float32)
     states = _placed(jax.eval_shape(start, alike, keys, rates), lm.rules, mesh, ("sweep",))
-    placement = jax.tree.map(lambda x: x.sharding, states)
+    places = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # so that every process can read it
     advance = jax.jit(
-        over_members(advance_one, mesh), donate_argnums=0, out_shardings=(placement, everywhere)
+        over_members(advance_one, mesh), donate_argnums=0, out_shardings=(places, everywhere)
     )
-    return Program(jax.jit(start, out_shardings=placement), advance, states)
+    return Program(jax.jit(start, out_shardings=places), advance, states)
 
 
 def example(
@@ -270,7 +270,7 @@ def example(
     owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
 
     def reference(lm: LM):
-        stacked = jax.eval_shape(lambda: _join(*[lm.init(jax.random.key(0))] * sources))
+        stacked = jax.eval_shape(_join, *[shapes(lm)] * sources)
         return _placed(stacked, lm.rules, mesh, (None,))
 
     place = NamedSharding(mesh, P(None, BATCH))
@@ -348,8 +348,8 @@ def _placed(tree: Any, rules: Rules, mesh: Mesh, lead: tuple[str | None, ...]) -
 
 def _stack(trees: Sequence[Params], rules: Rules, mesh: Mesh) -> Params:
     """Parameters of several models on a new leading axis, which is not sharded."""
-    placement = shardings(jax.eval_shape(_join, *trees), rules, mesh, (None,))
-    return jax.jit(_join, out_shardings=placement)(*trees)
+    places = shardings(jax.eval_shape(_join, *trees), rules, mesh, (None,))
+    return jax.jit(_join, out_shardings=places)(*trees)
 
 
 def _join(*trees: Params) -> Params:
@@ -383,8 +383,7 @@ def _taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:
             axis_names={"sweep"},
             check_vma=False,
         )
-    wanted = jax.eval_shape(lm.init, jax.random.key(0))
-    return jax.jit(take, out_shardings=shardings(wanted, lm.rules, mesh))
+    return jax.jit(take, out_shardings=placement(lm, mesh))
 
 
 def _fetch(tree: Any, mesh: Mesh) -> Any:

@@ -16,7 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.types import Rules
+from undo_jax.types import LM, Rules, shapes
 
 BATCH = ("data", "fsdp")  # the axes a batch is split over
 ROWS: Rules = (("", P(BATCH)),)
@@ -160,6 +160,11 @@ def shardings(
         return NamedSharding(mesh, P(*lead, *spec))
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def placement(lm: LM, mesh: Mesh) -> Any:
+    """Where each parameter of a model lies. Raises ValueError where the mesh does not fit it."""
+    return shardings(shapes(lm), lm.rules, mesh)
 
 
 def own_rows(mesh: Mesh, count: int) -> list[slice]:

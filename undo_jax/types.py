@@ -6,6 +6,7 @@ Axis legend, used in every shape comment and einsum:
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -86,6 +87,12 @@ class LM(Protocol):
     def forward_flops(self, time: int) -> float:
         """FLOPs per token of a forward pass over rows of `time` tokens, head included."""
         ...
+
+
+@cache
+def shapes(lm: LM) -> Params:
+    """The parameters of a model as shapes and dtypes, traced once."""
+    return jax.eval_shape(lm.init, jax.random.key(0))
 
 
 class Frozen(NamedTuple):

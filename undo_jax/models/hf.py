@@ -25,8 +25,8 @@ from safetensors.numpy import save_file
 
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import path_name, shardings
-from undo_jax.types import Params
+from undo_jax.sharding import path_name, placement
+from undo_jax.types import Params, shapes
 
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -81,7 +81,7 @@ class Tensor(NamedTuple):
 
 def tensors(config: Gemma2) -> dict[str, Tensor]:
     """Every tensor of the model by its Hugging Face name, layer by layer."""
-    leaves = _leaves(jax.eval_shape(Functional(config).init, jax.random.key(0)))
+    leaves = _leaves(shapes(Functional(config)))
     inside = [path for path in NAMES if path.startswith("layers/")]
     places = [("embedding", None), *itertools.product(inside, range(config.layers))]
     places = [*sorted(places, key=lambda place: place[1] or 0), ("final/norm", None)]
@@ -142,8 +142,7 @@ def load(folder: epath.PathLike, config: Gemma2, mesh: Mesh) -> Params:
     Raises FileNotFoundError for a missing file and ValueError for one that cannot be read and for
     tensors that are not this model's, all before any weight is read.
     """
-    wanted = jax.eval_shape(Functional(config).init, jax.random.key(0))
-    placement = _leaves(shardings(wanted, Functional(config).rules, mesh))
+    wanted, places = shapes(Functional(config)), _leaves(placement(Functional(config), mesh))
     folder = _local(folder)
     with ExitStack() as stack:
         stored = _open(folder, stack)
@@ -155,7 +154,7 @@ def load(folder: epath.PathLike, config: Gemma2, mesh: Mesh) -> Params:
         def place(path, leaf):
             name = path_name(path)
             read = _reader(leaf.shape, slices[name], stacked=name.startswith("layers/"))
-            return jax.make_array_from_callback(leaf.shape, placement[name], read)
+            return jax.make_array_from_callback(leaf.shape, places[name], read)
 
         return jax.tree_util.tree_map_with_path(place, wanted)
 
@@ -209,7 +208,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 def _check_shapes(config: Gemma2, params: Params) -> None:
     """Raises ValueError where the parameters are not those of the model."""
-    wanted = _leaves(jax.eval_shape(Functional(config).init, jax.random.key(0)))
+    wanted = _leaves(shapes(Functional(config)))
     want, have = ({k: v.shape for k, v in leaves.items()} for leaves in (wanted, _leaves(params)))
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):

@@ -8,6 +8,7 @@ import jax
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.noises.fresh import fresh
+from undo_jax.sharding import placement
 from undo_jax.stages.run import Run, key, lm_of
 from undo_jax.types import Params
 
@@ -36,7 +37,8 @@ def noise(run: Run, suppressed: Sequence[Artifact]) -> list[Artifact]:
 def _student(run: Run, artifact: Artifact) -> Params:
     """The damaged teacher; a fresh student of another architecture has nothing of it."""
     lm, (teacher,) = lm_of(artifact), artifact.upstream
+    places = placement(lm, run.mesh)
     if lm != lm_of(teacher):
-        return jax.jit(lm.init, out_shardings=run.placement(lm))(key(artifact))
-    damage = jax.jit(artifact.config["noise"], static_argnums=0, out_shardings=run.placement(lm))
+        return jax.jit(lm.init, out_shardings=places)(key(artifact))
+    damage = jax.jit(artifact.config["noise"], static_argnums=0, out_shardings=places)
     return damage(lm, key(artifact), run.load(teacher), artifact.alpha)

@@ -12,6 +12,7 @@ from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import language_modelling
 from undo_jax.population import Member, Source
+from undo_jax.sharding import placement
 from undo_jax.stages.run import Run, finish, key, train
 
 STREAMS = {"base": "pretrain", "oracle": "oracle"}
@@ -27,7 +28,7 @@ def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
     if config.base is not None:
         for artifact in itertools.chain(*run.todo(bases)):
             _adopt(run, artifact, config.base)
-    init = jax.jit(run.lm.init, out_shardings=run.placement(run.lm))
+    init = jax.jit(run.lm.init, out_shardings=placement(run.lm, run.mesh))
     for todo in run.todo([*bases, *oracles]):
         members = [_member(run, artifact, init) for artifact in todo]
         with train(run, config.training, language_modelling, todo, members) as results:

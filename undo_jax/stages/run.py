@@ -18,7 +18,6 @@ from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.population import Member, Result, Scores, Task, fit
 from undo_jax.progress import open_progress, stoppable
-from undo_jax.sharding import shardings
 from undo_jax.train import Training
 from undo_jax.types import LM, Key, Loss
 
@@ -70,10 +69,6 @@ class Run:
 
     def load(self, artifact: Artifact) -> Any:
         return checkpoint.load(artifact, lm_of(artifact), self.mesh)
-
-    def placement(self, lm: LM) -> Any:
-        """Where each parameter of a model lies."""
-        return shardings(jax.eval_shape(lm.init, jax.random.key(0)), lm.rules, self.mesh)
 
 
 def lm_of(artifact: Artifact) -> LM:
