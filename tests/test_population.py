@@ -144,6 +144,20 @@ def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
         _same(result.params, member.params, rtol=0, atol=0)
 
 
+def test_members_that_have_ended_are_not_scored_again(tmp_path):
+    task = _task([_stop_at(STOPS.get(i, STEPS)) for i in range(MEMBERS)])
+    scored = []
+
+    def evaluate(*arguments):
+        jax.debug.callback(lambda: scored.append(1))
+        return task.evaluate(*arguments)
+
+    counting = task._replace(evaluate=evaluate)
+    _fit(counting, _members(), tmp_path, MeshShape(sweep=1, data=8))
+    jax.effects_barrier()
+    assert len(scored) == 5 + 5 + 4 + 3  # at steps 0, 4, 8 and 12
+
+
 def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
     """Two such programs at once can wait for each other for good on simulated devices."""
     taker, running, waited = population._taker, [], []

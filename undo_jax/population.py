@@ -1,7 +1,7 @@
 """Many models as one program: a leading axis of members, spread over the `sweep` mesh axis."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,6 +23,7 @@ from undo_jax.sharding import BATCH, assemble, check_batch, placement, shardings
 from undo_jax.types import LM, Key, Loss, Metrics, Params, Rules, shapes
 
 LOG_EVERY = 10  # steps between records; twice as many are under way, and from 33 on CPUs hang
+COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # as fast as at 3, and made sooner
 Scores = dict[str, float]
 
 
@@ -164,7 +165,7 @@ def _evaluate(task: Task, loop: _Loop, score: Any, meter: "_Meter") -> None:
     if not loop.active.any():
         return
     meter.flush()  # records are in the order of their steps
-    table = jax.device_get(score(loop.states.params, task.material))
+    table = jax.device_get(score(loop.states.params, loop.active))
     for lane in np.flatnonzero(loop.active).tolist():
         member = meter.lanes[lane]
         found = {name: float(column[lane]) for name, column in table.items()}
@@ -227,6 +228,7 @@ def program(
     """What trains `members` models together. `advance` takes the states' memory (donation)."""
     optimizer = optim.build(training.optimizer, training.steps)
     step = train.make_step(lm, loss, optimizer, ref_lms, training.accumulation)
+    step = jax.jit(step, inline=True)  # traced once
 
     def advance_one(member, shared):
         state, owner, active = member
@@ -248,10 +250,16 @@ def program(
     states = _placed(jax.eval_shape(start, alike, keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # so that every process can read it
-    advance = jax.jit(
+    jit = _jit_on(mesh)
+    advance = jit(
         over_members(advance_one, mesh), donate_argnums=0, out_shardings=(places, everywhere)
     )
-    return Program(jax.jit(start, out_shardings=places), advance, states)
+    return Program(jit(start, out_shardings=places), advance, states)
+
+
+def _jit_on(mesh: Mesh) -> Callable[..., Any]:
+    """`jax.jit` with the compiler options of the mesh's platform."""
+    return partial(jax.jit, compiler_options=COMPILING.get(mesh.devices.flat[0].platform))
 
 
 def example(
@@ -284,7 +292,7 @@ def example(
 def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequence[Source]):
     """What the stacked states are like, and steps; the first that is called compiles them all.
 
-    start() -> states; advance(states, batch, active) -> states, metrics; score(params, material).
+    start() -> states; advance(states, batch, active) -> states, metrics; score(params, active).
     """
     ref_lms = {name: lm for name, (lm, _) in sources[0].refs.items()}
     made = program(task.lm, task.loss, task.training, ref_lms, mesh, len(members))
@@ -298,31 +306,42 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         name: _stack([source.refs[name][1] for source in sources], lm.rules, mesh)
         for name, lm in ref_lms.items()
     }
-    score_all = over_members(lambda p, material: task.evaluate(task.lm, p, material), mesh)
+    evaluate = jax.jit(partial(task.evaluate, task.lm), inline=True)  # traced once
+
+    def score_one(member, material):
+        params, active = member
+        if len(members) == 1:
+            return evaluate(params, material)
+        scores = jax.eval_shape(evaluate, params, material)
+        rest = lambda *_: jax.tree.map(jnp.zeros_like, scores)  # noqa: E731
+        return lax.cond(active, evaluate, rest, params, material)
+
+    def lowered() -> Iterator[Lowered]:
+        """What takes the longest to compile comes first."""
+        lengths = dict.fromkeys(sources[0].streams, task.row_length)
+        rows, count = task.training.batch_size, len(sources)
+        given = example(made, ref_lms, lengths, rows, mesh, count)
+        yield made.advance.lower(*given)
+        (states, _, active), _ = given
+        everywhere = NamedSharding(mesh, P())
+        score_all = _jit_on(mesh)(over_members(score_one, mesh), out_shardings=everywhere)
+        yield score_all.lower((states.params, active), task.material)
+        yield made.start.lower(*fresh)
 
     @cache
     def compiled() -> list[Compiled]:
-        """Side by side: XLA compiles a program on one core, most of the time."""
-        lengths = dict.fromkeys(sources[0].streams, task.row_length)
-        rows, count = task.training.batch_size, len(sources)
-        programs = (
-            made.start.lower(*fresh),
-            made.advance.lower(*example(made, ref_lms, lengths, rows, mesh, count)),
-            jax.jit(score_all, out_shardings=NamedSharding(mesh, P())).lower(
-                made.states.params, task.material
-            ),
-        )
-        with ThreadPoolExecutor(len(programs)) as pool:
-            return list(pool.map(Lowered.compile, programs))
-
-    def start():
-        return compiled()[0](*fresh)
+        """Side by side, the first while the next is lowered: XLA compiles mostly on one core."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(Lowered.compile, lowered()))
 
     def advance(states, batch, active):
-        return compiled()[1]((states, owners, active), (refs, batch))
+        return compiled()[0]((states, owners, active), (refs, batch))
 
-    def score(params, material):
-        return compiled()[2](params, material)
+    def score(params, active):
+        return compiled()[1]((params, active), task.material)
+
+    def start():
+        return compiled()[2](*fresh)
 
     return made.states, start, advance, score
 
