@@ -190,6 +190,17 @@ def test_logits_all_at_the_lower_end_of_the_softcap(cap):
     assert all(np.isfinite(x).all() for x in gradients)
 
 
+@NAMES
+@pytest.mark.parametrize("vocabulary", [V, 288, 320])  # 320: 10 whole tiles of 32 in chunks of 3
+def test_logits_far_below_zero(name, vocabulary):
+    """Without a soft-cap a token that is not there, of logit 0, must not be seen."""
+    case = _case(vocabulary=vocabulary)
+    case |= {"hidden": jnp.ones((B, T, D)), "table": case["table"] - 130 / D}
+    ours, plain = _ours(name, case, None), _plain(name, case, None)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        assert _error(a, b) < 1e-4  # fp32 has steps of 2e-5 there
+
+
 @pytest.mark.parametrize(("count", "rows"), [(5, 16), (40, 16), (1024, 512), (1040, 352)])
 def test_blocks_of_rows_are_as_equal_as_registers_allow(monkeypatch, count, rows):
     monkeypatch.setattr(

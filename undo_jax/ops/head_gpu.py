@@ -107,7 +107,7 @@ def _gradients(
     count, size = len(rows.hidden), len(chunk.table)
     place = lambda tile, i: (i, tile)  # noqa: E731
     kernel = pl.pallas_call(
-        partial(_gradients_kernel, head),
+        partial(_gradients_kernel, head, head.vocabulary % size != 0),
         out_shape=jax.ShapeDtypeStruct((count, size), rows.hidden.dtype),
         grid=(size // COLUMNS, count // ROWS),
         in_specs=(
@@ -140,16 +140,23 @@ def _read(rows: Rows, tables: Tables, tokens: int, place: Any) -> tuple[Rows, Ta
 
 
 def _block(x: Any, size: int, index: Any) -> pl.BlockSpec:
-    """`size` rows at full width."""
-    return pl.BlockSpec((size, x.shape[1]), lambda *at: (index(*at), 0))
+    """`size` rows at full width; a number a row as a vector, see `_column`."""
+    width = None if x.shape[1] == 1 else x.shape[1]
+    return pl.BlockSpec((size, width), lambda *at: (index(*at), 0))
 
 
-def _tile(head: Head, rows: Rows, tables: Tables, first: Any, start: Any) -> head_tile.Tile:
+def _column(ref: Any) -> Float[Array, "R 1"]:
+    """A number a row: loaded as a matrix, it would be loaded again for every column."""
+    return ref[...][:, None]
+
+
+def _tile(
+    head: Head, ragged: bool, rows: Rows, tables: Tables, first: Any, start: Any
+) -> head_tile.Tile:
     """The tile of logits from token `first` of the vocabulary on, which is `start` of its block."""
     student = _logits(rows.hidden, tables.table, start)
     teacher = None if rows.teacher is None else _logits(rows.teacher, tables.teacher, start)
-    targets = None if rows.targets is None else rows.targets[...]
-    ragged = head.vocabulary % COLUMNS != 0
+    targets = None if rows.targets is None else _column(rows.targets)
     return head_tile.tile(head, first, (student, teacher), targets, ragged)
 
 
@@ -165,10 +172,10 @@ def _logits(hidden: Any, table: Any, start: Any) -> Float[Array, "R C"]:
 
 
 def _statistics_kernel(head: Head, tiles: int, rows, tables, *outputs):
-    done = pl.program_id(1) * (PART // COLUMNS)
+    done, ragged = pl.program_id(1) * (PART // COLUMNS), head.vocabulary % COLUMNS != 0
 
     def one(i, found):
-        tile = _tile(head, rows, tables, (done + i) * COLUMNS, i * COLUMNS)
+        tile = _tile(head, ragged, rows, tables, (done + i) * COLUMNS, i * COLUMNS)
         return head_tile.update(head, found, tile)
 
     count = jnp.minimum(PART // COLUMNS, tiles - done)
@@ -177,8 +184,8 @@ def _statistics_kernel(head: Head, tiles: int, rows, tables, *outputs):
         out[...] = value
 
 
-def _gradients_kernel(head: Head, first, normalisers, rows, tables, out):
-    tile = _tile(head, rows, tables, first[0] + pl.program_id(0) * COLUMNS, 0)
-    normalisers = jax.tree.map(lambda ref: ref[...], normalisers)
-    dz = head_tile.gradient(head, tile, rows.weights[...], normalisers)
+def _gradients_kernel(head: Head, ragged: bool, first, normalisers, rows, tables, out):
+    tile = _tile(head, ragged, rows, tables, first[0] + pl.program_id(0) * COLUMNS, 0)
+    normalisers = jax.tree.map(_column, normalisers)
+    dz = head_tile.gradient(head, tile, _column(rows.weights), normalisers)
     out[...] = dz.astype(out.dtype)
