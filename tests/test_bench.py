@@ -118,6 +118,13 @@ def test_scaling(capsys):
     assert [line.split()[-1] for line in lines[3:]] == ["100%", "75%", "100%", "95%"]
 
 
+def test_scaling_where_models_take_all_devices(capsys):
+    """The quickstart's mesh is sweep=-1: rows take them instead."""
+    cli.main(["bench", QUICKSTART, "--steps", "1", "--scale", "4", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["strong"][0]["mesh"] == {"data": 4}
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -99,6 +99,13 @@ def test_an_artifact_without_a_summary_is_not_finished(saved, mesh):
         checkpoint.load(saved, LM, mesh)
 
 
+def test_a_damaged_summary_is_named_and_what_to_do(saved):
+    (saved.folder / "summary.json").write_text("")
+    with pytest.raises(ValueError, match="summary.json is damaged") as error:
+        saved.summary()
+    assert f"delete {saved.folder}" in _one_line(error)
+
+
 def test_begin_removes_what_was_left(saved):
     checkpoint.begin(saved)
     assert [path.name for path in saved.folder.iterdir()] == ["config.json"]

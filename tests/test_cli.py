@@ -80,7 +80,13 @@ def _refused(capsys, *arguments):
         ("--model.vocabulary 8", "model.vocabulary=8"),
         ("--model.document-start 5", "model.document_start=5"),
         ("--relearn.attacks everything", "everything"),
+        ("--relearn.attacks", "attacks is empty"),
+        ("--relearn.learning-rates nan", "learning_rates=(nan,): give positive rates"),
+        ("--relearn.learning-rates 0.1 0.1", "one is given twice"),
+        ("--noise.alphas 0.5 0.5", "alphas=(0.5, 0.5): one is given twice"),
+        ("--distill.tolerance -1", "tolerance=-1.0"),
         ("--seeds", "seeds"),
+        ("--seeds 0 0", "seeds=(0, 0): one is given twice"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(capsys, flags, said):
@@ -103,9 +109,17 @@ def test_a_command_that_cannot_be_meant(capsys, arguments, said):
     assert said in _refused(capsys, *arguments)
 
 
-def test_a_file_that_defines_no_experiment(capsys):
-    Path("empty.py").write_text("")
-    assert "defines no `experiment" in _refused(capsys, "run", "empty.py")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "defines no `experiment"),
+        ("a = 1\nb = (\n", "mine.py, line 2: '(' was never closed"),
+        ("import nothere", "mine.py: No module named 'nothere'"),
+    ],
+)
+def test_a_file_that_defines_no_experiment(capsys, text, said):
+    Path("mine.py").write_text(text)
+    assert said in _refused(capsys, "run", "mine.py")
 
 
 def test_a_file_may_define_a_setting_of_its_own(capsys):

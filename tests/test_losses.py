@@ -8,6 +8,7 @@ import pytest
 from undo_jax import losses
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
+from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import rows
 from undo_jax.types import Frozen
 
@@ -51,6 +52,16 @@ def test_objective_is_the_mean_over_unmasked_tokens(name):
 def test_uniform_kl():
     value = losses.uniform_kl(LM, PARAMS, BATCH["train"])
     np.testing.assert_allclose(value, _expected()["uniform_kl"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(data=1, fsdp=2, tensor=4)], ids=str)
+def test_no_gradient_reaches_a_teacher(shape):
+    def value(params):
+        return losses.forward_kl(LM, PARAMS, Frozen(TEACHER, params), BATCH["train"])
+
+    with jax.set_mesh(make_mesh(shape)):
+        gradient = jax.jit(jax.grad(value))(TEACHER_PARAMS)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 def test_a_teacher_is_matched_by_itself():

@@ -76,6 +76,9 @@ def test_the_first_moment_may_take_half_the_memory():
         ({"first_moment": "float16"}, "first_moment='float16'"),
         ({"learning_rate": 0.0}, "learning_rate=0"),
         ({"clip": -1.0}, "clip=-1"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan"),
+        ({"b2": 1.0}, "b2=1.0"),
         ({"decay": "square"}, "'square'"),
     ],
 )

@@ -74,13 +74,13 @@ class Artifact:
         return (self.folder / "summary.json").exists()
 
     def summary(self) -> dict[str, Any]:
-        """Raises FileNotFoundError where the artifact is not finished."""
+        """Raises FileNotFoundError where the artifact is not finished, ValueError if damaged."""
         if not self.finished:
             raise FileNotFoundError(
                 f"{self.stage} of {self.model}, seed {self.seed}, is not finished in "
                 f"{self.workdir}: run stage {self.stage} first"
             )
-        return json.loads((self.folder / "summary.json").read_text())
+        return read_json(self.folder / "summary.json")
 
 
 def unfinished(artifacts: Sequence[Artifact]) -> list[Artifact]:
@@ -265,7 +265,17 @@ def _progress(artifacts: Sequence[Artifact]) -> list[epath.Path]:
 def _names(progress: epath.Path) -> set[str]:
     """The artifacts that a folder of progress belongs to."""
     described = progress / "artifacts.json"
-    return set(json.loads(described.read_text())) if described.exists() else set()
+    return set(read_json(described)) if described.exists() else set()
+
+
+def read_json(path: epath.Path) -> Any:
+    """Raises ValueError for a file that is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete {path.parent}, and a run makes it again"
+        ) from error
 
 
 def _write_json(path: epath.Path, content: Any) -> None:

@@ -1,8 +1,9 @@
 """An experiment is a value: frozen dataclasses in a Python file under experiments/."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.methods.maxent import maxent
@@ -25,10 +26,17 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Unlearn:
-    """Batches hold `training.batch_size` rows of retain and as many of forget."""
+    """Batches hold `training.batch_size` rows of retain and as many of forget.
+
+    Raises ValueError for a method that is no function.
+    """
 
     training: Training
     method: Loss = maxent
+
+    def __post_init__(self):
+        if not callable(self.method):
+            raise ValueError(f"method={self.method!r} is no function: import it and give it itself")
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Damage:
         for alpha in self.alphas:
             if not 0 <= alpha <= 1:
                 raise ValueError(f"alpha={alpha} is outside [0, 1]: 0 is no damage, 1 a full reset")
+        _check_distinct("alphas", self.alphas)
         if not self.alphas and not self.fresh_student:
             raise ValueError("no students: give alphas or set fresh_student")
         if self.student is not None and not self.fresh_student:
@@ -56,24 +65,38 @@ class Damage:
 
 @dataclass(frozen=True)
 class Distill:
-    """A student has recovered once its retain score is within `tolerance` of its teacher's."""
+    """A student has recovered once its retain score is within `tolerance` of its teacher's.
+
+    Raises ValueError for a negative tolerance.
+    """
 
     training: Training
     tolerance: float = 0.05
     stop_early: bool = True  # leave as soon as it has recovered; False: always all steps
 
+    def __post_init__(self):
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance={self.tolerance}: it must not be negative")
+
 
 @dataclass(frozen=True)
 class Relearn:
-    """The attack: every learning rate on every kind of data; the strongest counts."""
+    """The attack: every learning rate on every kind of data; the strongest counts.
+
+    Raises ValueError for rates that are not positive, an unknown attack, none or one twice.
+    """
 
     training: Training
     learning_rates: tuple[float, ...]
     attacks: tuple[Literal["forget", "mixed"], ...] = ("forget",)
 
     def __post_init__(self):
-        if not self.learning_rates or min(self.learning_rates) <= 0:
+        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
             raise ValueError(f"learning_rates={self.learning_rates}: give positive rates")
+        if not self.attacks:
+            raise ValueError("attacks is empty: forget or mixed, or both")
+        _check_distinct("learning_rates", self.learning_rates)
+        _check_distinct("attacks", self.attacks)
         for attack in self.attacks:
             if attack not in ("forget", "mixed"):
                 raise ValueError(f"unknown attack {attack!r}: forget or mixed")
@@ -106,6 +129,7 @@ class Experiment:
                 )
         if not self.seeds:
             raise ValueError("seeds is empty: give at least one")
+        _check_distinct("seeds", self.seeds)
         if self.together < 1:
             raise ValueError(f"together={self.together}: at least one model must train")
 
@@ -114,6 +138,12 @@ class Experiment:
         """Every architecture that is trained, by its place in the experiment."""
         student = {} if self.noise.student is None else {"noise.student": self.noise.student}
         return {"model": self.model, **student}
+
+
+def _check_distinct(name: str, values: Sequence[Any]) -> None:
+    """Raises ValueError where one is given twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}={values}: one is given twice, leave it out")
 
 
 def _check_tokens(name: str, model: Gemma2, tokenizer: Tokenizer) -> None:

@@ -1,5 +1,6 @@
 """Losses of a model on packed rows: weighted sums over tokens, accumulated in fp32."""
 
+from jax import lax
 from jaxtyping import Array, Float
 
 from undo_jax.ops import head
@@ -15,10 +16,13 @@ def cross_entropy(lm: LM, params: Params, rows: Rows) -> Scalar:
 
 
 def forward_kl(lm: LM, params: Params, teacher: Frozen, rows: Rows) -> Scalar:
-    """KL(teacher ‖ student) at temperature 1, in nats; the two may differ in width and depth."""
+    """KL(teacher ‖ student) at temperature 1, in nats; the two may differ in width and depth.
+
+    No gradient reaches the teacher.
+    """
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    teacher_hidden = teacher.lm.hidden(teacher.params, rows.inputs)
-    teacher_table = teacher.lm.table(teacher.params)
+    frozen = lax.stop_gradient(teacher.params)
+    teacher_hidden, teacher_table = teacher.lm.hidden(frozen, rows.inputs), teacher.lm.table(frozen)
     return head.kl_to_teacher(
         hidden, table, teacher_hidden, teacher_table, rows.weights, lm.softcap, teacher.lm.softcap
     )

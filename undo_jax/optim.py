@@ -11,8 +11,7 @@ import optax
 class AdamW:
     """AdamW with a global-norm clip, a linear warm-up and a decay to `end` × the peak rate.
 
-    Raises ValueError for a learning rate or a clip that is not positive and an unknown
-    decay or dtype.
+    Raises ValueError for a number out of its range and an unknown decay or dtype.
     """
 
     learning_rate: float = 1.0  # the peak; a grid of rates multiplies it
@@ -27,10 +26,15 @@ class AdamW:
     first_moment: Literal["float32", "bfloat16"] = "float32"  # the second one needs fp32
 
     def __post_init__(self):
-        if not (self.learning_rate > 0 and self.clip > 0):
-            raise ValueError(
-                f"learning_rate={self.learning_rate}, clip={self.clip}: both must be positive"
-            )
+        for name in ("learning_rate", "epsilon", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be positive")
+        for name in ("warmup", "end", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: it must not be negative")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be in [0, 1)")
         if self.decay not in ("cosine", "linear", "constant"):
             raise ValueError(f"unknown decay {self.decay!r}: cosine, linear or constant")
         if self.first_moment not in ("float32", "bfloat16"):

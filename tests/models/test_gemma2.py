@@ -219,7 +219,15 @@ def test_a_name_that_is_no_preset_is_named():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"heads": 3}, "heads=3"), ({"dtype": "int4"}, "'int4'"), ({"remat": "some"}, "'some'")],
+    [
+        ({"heads": 3}, "heads=3"),
+        ({"dtype": "int4"}, "'int4'"),
+        ({"remat": "some"}, "'some'"),
+        ({"layers": 0}, "layers=0: it must be positive"),
+        ({"final_softcap": -1.0}, "final_softcap=-1.0"),
+        ({"norm_epsilon": float("nan")}, "norm_epsilon=nan"),
+        ({"head_width": 3}, "head_width=3"),
+    ],
 )
 def test_configurations_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):

@@ -482,6 +482,13 @@ def test_stages_say_what_was_run(tmp_path: Path) -> None:
     )
 
 
+def test_a_damaged_list_of_artifacts_is_named_and_what_to_do(tmp_path: Path) -> None:
+    work = full(tmp_path)
+    (tmp_path / "experiment.json").write_text("{")
+    with pytest.raises(ValueError, match="experiment.json is damaged .* run the experiment again"):
+        work.report()
+
+
 def test_counts() -> None:
     assert [count(v) for v in (0, 99_999, 518_400, 1.2e11)] == ["0", "99,999", "5.2e5", "1.2e11"]
 

@@ -110,7 +110,7 @@ def table(facts: Mapping[str, Any]) -> str:
 
 
 def scale(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[str, Any]:
-    """The step on the first devices of this machine, so many along `data`.
+    """The step on the first devices of this machine, as many as the other axes leave along `data`.
 
     Strong scaling is the same batch on more devices, weak scaling as many rows a device. Raises
     ValueError for more devices than there are, or counts that the mesh's other axes do not divide.
@@ -119,7 +119,8 @@ def scale(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[s
     for count in counts:
         if count > len(devices):
             raise ValueError(f"scale={count}: there are {len(devices)} devices, name fewer")
-        sizes = dataclasses.replace(shape, data=-1)
+        alone = {axis: 1 for axis, size in dataclasses.asdict(shape).items() if size == -1}
+        sizes = dataclasses.replace(shape, **{**alone, "data": -1})
         axis_sizes(sizes, count)
         mesh = make_mesh(sizes, devices[:count])
         for kind, runs in found.items():

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib.util
-import json
 import sys
 import typing
 from pathlib import Path
@@ -14,6 +13,7 @@ from tyro.conf import AvoidSubcommands, Positional
 
 from undo_jax import pipeline
 from undo_jax import report as reporting
+from undo_jax.checkpoint import read_json
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
 from undo_jax.config import Experiment
@@ -98,7 +98,8 @@ def report(workdir: Positional[str]) -> None:
 def load(path: str) -> Experiment:
     """The `experiment` that a Python file defines.
 
-    Raises FileNotFoundError without the file and ValueError where it defines none.
+    Raises FileNotFoundError without the file, ValueError where it defines none or is not Python,
+    and ImportError for what it imports and is not there.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no experiment file {path}: give a Python file, see experiments/")
@@ -106,7 +107,12 @@ def load(path: str) -> Experiment:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except ImportError as error:
+        raise ImportError(f"{path}: {error}") from error
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{path} defines no `experiment = Experiment(...)`")
@@ -125,12 +131,15 @@ def override(experiment: Experiment, flags: list[str]) -> Experiment:
 
 
 def described_model(artifact: epath.Path) -> dict[str, typing.Any]:
-    """The fields of a finished artifact's model. Raises FileNotFoundError where there is none."""
+    """The fields of a finished artifact's model.
+
+    Raises FileNotFoundError where there is none and ValueError for one that is damaged.
+    """
     if not (artifact / "summary.json").exists():
         raise FileNotFoundError(
             f"{artifact} holds no finished model: give a folder inside the workdir of a run"
         )
-    return json.loads((artifact / "config.json").read_text())["config"]["model"]
+    return read_json(artifact / "config.json")["config"]["model"]
 
 
 def refuse(message: str) -> typing.NoReturn:

@@ -30,6 +30,11 @@ LAYERS: Rules = (
     (r"norm$", P()),
 )
 SHARDING: Rules = ((r"embedding$", P(("tensor", "fsdp"))), *LAYERS)
+POSITIVE = (
+    "layers", "width", "feed_forward", "heads", "kv_heads", "head_width", "vocabulary", "window",
+    "attention_scale", "attention_softcap", "final_softcap", "rope_theta", "norm_epsilon",
+    "init_stddev", "unroll",
+)  # fmt: skip
 KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; never gathered weights
     "none": lambda primitive, *_, **__: primitive.name != "linear_call",
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -44,7 +49,8 @@ KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; ne
 class Gemma2:
     """The architecture. Defaults are Gemma-2 2B's; the presets change what the reference changes.
 
-    Raises ValueError for head counts that do not divide and for an unknown dtype or remat policy.
+    Raises ValueError for sizes that are not positive, head counts that do not divide and for an
+    unknown dtype or remat policy.
     """
 
     layers: int = 26
@@ -67,6 +73,12 @@ class Gemma2:
     unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
 
     def __post_init__(self):
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: it must be positive")
+        if self.head_width % 2:
+            raise ValueError(f"head_width={self.head_width}: rotary positions need it to be even")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: "

@@ -65,9 +65,18 @@ class Logs:
 
 
 def read_logs(workdir: epath.PathLike) -> Logs:
-    """Read the artifacts experiment.json lists; one without a summary.json is unfinished."""
+    """Read the artifacts experiment.json lists; one without a summary.json is unfinished.
+
+    Raises ValueError where experiment.json is damaged.
+    """
     root = epath.Path(workdir)
-    experiment = json.loads((root / "experiment.json").read_text())
+    try:
+        experiment = json.loads((root / "experiment.json").read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{root / 'experiment.json'} is damaged ({error}): run the experiment again, which "
+            "writes it anew and trains nothing"
+        ) from error
     folders = tuple(experiment["artifacts"])
     found = {folder: read_artifact(root / folder) for folder in folders}
     return Logs(

@@ -27,8 +27,9 @@ VALIDATION_SEED = 42  # apart from every training seed; the official code's own
 class Arithmetic:
     """Scores are accuracies: the mean over operations and forms of + − (retain) and × ÷ (forget).
 
-    Raises ValueError for an unknown form or `examine`, text without a tokenizer, an empty text
-    file, and held-out facts to examine where the grammar holds none out.
+    Raises ValueError for an unknown form or `examine`, none, a size that is not positive, text
+    without a tokenizer, an empty text file, and held-out facts to examine where the grammar holds
+    none out.
     """
 
     grammar: Grammar = Grammar()
@@ -52,9 +53,17 @@ class Arithmetic:
         return True
 
     def __post_init__(self):
+        if not self.forms:
+            raise ValueError(f"forms is empty: choose from {', '.join(FORMS)}")
         for form in self.forms:
             if form not in FORMS:
                 raise ValueError(f"unknown form {form!r}: choose from {', '.join(FORMS)}")
+        for name in ("problems", "row_length", "questions", "validation_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: it must be at least 1")
+        if not 0 <= self.text_share < 1:
+            raise ValueError(f"text_share={self.text_share}: give a share in [0, 1)")
         if self.examine not in ("held_out_facts", "train_facts"):
             raise ValueError(f"unknown examine {self.examine!r}: held_out_facts or train_facts")
         if self.examine == "held_out_facts" and self.grammar.held_out == 0:
