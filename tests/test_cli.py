@@ -134,6 +134,15 @@ def test_a_file_may_define_a_setting_of_its_own(capsys):
     assert "unknown stage" in _refused(capsys, "run", file, "--setting.extra", "2", "--stage", "x")
 
 
+def test_a_model_that_diverged_is_named(capsys):
+    rate = "--pretrain.training.optimizer.learning-rate"
+    cli.main(["run", _toy(), "--stage", "pretrain", rate, "1e30"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pretrain of base, seed 0, diverged: cross_entropy/forget" in said
+    cli.main(["run", _toy(), "--stage", "pretrain"])
+    assert "diverged" not in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_model(capsys, tmp_path):
     other = jax.jit(Functional(preset("tiny", width=24)).init)(jax.random.key(0))
     with ocp.StandardCheckpointer() as checkpointer:

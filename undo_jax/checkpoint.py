@@ -213,7 +213,10 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
         reason = str(error).split("\n")[0]
         raise ValueError(f"cannot read a checkpoint at {path}: {reason}") from error
     if metadata is None or not jax.tree.leaves(getattr(metadata, "tree", None)):
-        raise ValueError(f"cannot read a checkpoint at {path}: it holds no arrays")
+        raise ValueError(
+            f"cannot read a checkpoint at {path}: it holds no arrays; of an artifact, give its "
+            "folder `params`"
+        )
     want, have = _shapes(wanted), _shapes(metadata.tree)
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):

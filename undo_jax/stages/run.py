@@ -1,5 +1,6 @@
 """What the stages share: where a run happens, and training that reads and writes artifacts."""
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
-from undo_jax.log import Target, open_log
+from undo_jax.log import Target, console, open_log
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.population import Member, Result, Scores, Task, fit
@@ -130,10 +131,13 @@ def never(scores: Scores) -> bool:
 def finish(
     run: Run, artifact: Artifact, training: Training, member: Member, result: Result, **more: Any
 ) -> None:
-    """Save a trained member and mark its artifact as finished.
+    """Save a trained member and mark its artifact as finished; say so where it diverged.
 
     FLOPs count a training pass as three forward passes and a reference model as one.
     """
+    if lost := [name for name, score in result.scores.items() if not math.isfinite(score)]:
+        who = f"{artifact.stage} of {artifact.model}, seed {artifact.seed}"
+        console.print(f"{who}, diverged: {', '.join(lost)} not finite; lower its learning rate")
     time, source = run.experiment.setting.row_length, member.source
     tokens = result.steps * training.batch_size * time * len(source.streams)
     passes = 3 * lm_of(artifact).forward_flops(time)
