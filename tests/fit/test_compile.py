@@ -19,6 +19,7 @@ from undo_jax.ops import head
 from undo_jax.optim import AdamW
 from undo_jax.sharding import BATCH, parse_mesh
 from undo_jax.train import Training
+from undo_jax.types import shapes
 
 pytestmark = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
 LENGTH = 2048
@@ -49,6 +50,12 @@ def steps():
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(cases, pool.map(compile_one, cases, meshes), strict=True))
+
+
+def test_a_models_shapes_are_found_where_nothing_can_run():
+    shapes.cache_clear()
+    with jax.set_mesh(mesh_on(chips.find("v5e:4x4"), parse_mesh("data=16"))):
+        assert shapes(Functional(preset("tiny")))["embedding"].shape == (24, 48)
 
 
 def logits(text, tokens, vocabularies, width):
