@@ -228,17 +228,13 @@ def program(
     """What trains `members` models together. `advance` takes the states' memory (donation)."""
     optimizer = optim.build(training.optimizer, training.steps)
     step = train.make_step(lm, loss, optimizer, ref_lms, training.accumulation)
-    step = jax.jit(step, inline=True)  # traced once
 
     def advance_one(member, shared):
         state, owner, active = member
         refs, tokens = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[owner], shared)
         batch = {name: train.rows(part) for name, part in tokens.items()}
-        if members == 1:
-            return step(state, refs, batch)
-        metrics = jax.eval_shape(step, state, refs, batch)[1]
-        rest = lambda state: (state, jax.tree.map(jnp.zeros_like, metrics))  # noqa: E731
-        return lax.cond(active, lambda state: step(state, refs, batch), rest, state)
+        rest = lambda made, state, *_: (state, _zeros(made[1]))  # noqa: E731
+        return _while_active(members, active, step, rest, state, refs, batch)
 
     def start(params, keys, rates):
         begin_one = lambda p, k, r: train.start(p, k, r, optimizer)  # noqa: E731
@@ -255,6 +251,22 @@ def program(
         over_members(advance_one, mesh), donate_argnums=0, out_shardings=(places, everywhere)
     )
     return Program(jit(start, out_shardings=places), advance, states)
+
+
+def _while_active(members: int, active: Any, run: Any, rest: Any, *given: Any) -> Any:
+    """`run(*given)`, or after a member's end `rest(made, *given)`, made being the result's shapes.
+
+    A population of one ends with its only member: nothing is asked.
+    """
+    if members == 1:
+        return run(*given)
+    run = jax.jit(run, inline=True)  # traced once
+    made = jax.eval_shape(run, *given)
+    return lax.cond(active, run, partial(rest, made), *given)
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
 
 
 def _jit_on(mesh: Mesh) -> Callable[..., Any]:
@@ -306,15 +318,12 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         name: _stack([source.refs[name][1] for source in sources], lm.rules, mesh)
         for name, lm in ref_lms.items()
     }
-    evaluate = jax.jit(partial(task.evaluate, task.lm), inline=True)  # traced once
+    evaluate = partial(task.evaluate, task.lm)
 
     def score_one(member, material):
         params, active = member
-        if len(members) == 1:
-            return evaluate(params, material)
-        scores = jax.eval_shape(evaluate, params, material)
-        rest = lambda *_: jax.tree.map(jnp.zeros_like, scores)  # noqa: E731
-        return lax.cond(active, evaluate, rest, params, material)
+        rest = lambda made, *_: _zeros(made)  # noqa: E731
+        return _while_active(len(members), active, evaluate, rest, params, material)
 
     def lowered() -> Iterator[Lowered]:
         """What takes the longest to compile comes first."""

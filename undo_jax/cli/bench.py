@@ -116,11 +116,11 @@ def scale(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[s
     ValueError for more devices than there are, or counts that the mesh's other axes do not divide.
     """
     devices, found = jax.devices(), {"strong": [], "weak": []}
+    alone = {axis: 1 for axis, size in dataclasses.asdict(shape).items() if size == -1}
+    sizes = dataclasses.replace(shape, **{**alone, "data": -1})
     for count in counts:
         if count > len(devices):
             raise ValueError(f"scale={count}: there are {len(devices)} devices, name fewer")
-        alone = {axis: 1 for axis, size in dataclasses.asdict(shape).items() if size == -1}
-        sizes = dataclasses.replace(shape, **{**alone, "data": -1})
         axis_sizes(sizes, count)
         mesh = make_mesh(sizes, devices[:count])
         for kind, runs in found.items():
