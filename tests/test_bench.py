@@ -133,6 +133,7 @@ def test_scaling_where_models_take_all_devices(capsys):
         ("--scale 64", "scale=64: there are 8 devices"),
         ("--scale 3 --mesh tensor=2", "does not fit 3 devices"),
         ("--stage noise", "stage 'noise' trains nothing"),
+        (f"--trace {__file__}", "(File exists): give a folder"),
         ("--mesh data=8 --distill.training.batch-size 9", "batch of 9 rows"),
     ],
 )

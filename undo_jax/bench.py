@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from undo_jax import population
@@ -68,10 +69,16 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
     """Run the step of one model for each group of the `sweep` axis, on random tokens.
 
     A trace for xprof goes to the folder `trace`, of steps that are not measured. Raises ValueError
-    where the mesh does not divide the batch or the model, and for less than one step.
+    where the mesh does not divide the batch or the model, and for less than one step; OSError where
+    no such folder can be made.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: measure at least one")
+    try:
+        if trace:
+            epath.Path(trace).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"no trace can go to {trace} ({error.strerror}): give a folder") from error
     training, members = work.training, mesh.shape["sweep"]
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):

@@ -20,7 +20,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,17 +202,15 @@ def write(path: epath.Path, params: Params) -> None:
 def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
     """Parameters from an Orbax checkpoint.
 
-    Raises FileNotFoundError where there is none and ValueError where it belongs to another model.
+    Raises FileNotFoundError where there is none and ValueError where it belongs to another model
+    or cannot be read.
     """
     path = absolute(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     wanted = shapes(lm)
-    try:
+    with _readable(path):
         metadata = _checkpointer().metadata(path).item_metadata
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"cannot read a checkpoint at {path}: {reason}") from error
     if metadata is None or not jax.tree.leaves(getattr(metadata, "tree", None)):
         raise ValueError(
             f"cannot read a checkpoint at {path}: it holds no arrays; of an artifact, give its "
@@ -229,7 +228,21 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
         wanted,
         placement(lm, mesh),
     )
-    return _checkpointer().restore(path, target)
+    with _readable(path):
+        return _checkpointer().restore(path, target)
+
+
+@contextmanager
+def _readable(path: epath.Path) -> Iterator[None]:
+    """Orbax and TensorStore raise whatever they met, in many lines."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise ValueError(
+            f"cannot read a checkpoint at {path}: {reason}; if it is damaged, delete the "
+            "artifact that it belongs to, and a run makes that again"
+        ) from error
 
 
 def plain(value: Any) -> Any:

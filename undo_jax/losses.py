@@ -1,6 +1,5 @@
 """Losses of a model on packed rows: weighted sums over tokens, accumulated in fp32."""
 
-from jax import lax
 from jaxtyping import Array, Float
 
 from undo_jax.ops import head
@@ -20,12 +19,9 @@ def forward_kl(lm: LM, params: Params, teacher: Frozen, rows: Rows) -> Scalar:
 
     No gradient reaches the teacher.
     """
-    hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    frozen = lax.stop_gradient(teacher.params)
-    teacher_hidden, teacher_table = teacher.lm.hidden(frozen, rows.inputs), teacher.lm.table(frozen)
-    return head.kl_to_teacher(
-        hidden, table, teacher_hidden, teacher_table, rows.weights, lm.softcap, teacher.lm.softcap
-    )
+    student = lm.hidden(params, rows.inputs), lm.table(params)
+    of_teacher = teacher.lm.hidden(teacher.params, rows.inputs), teacher.lm.table(teacher.params)
+    return head.kl_to_teacher(*student, *of_teacher, rows.weights, lm.softcap, teacher.lm.softcap)
 
 
 def uniform_kl(lm: LM, params: Params, rows: Rows) -> Scalar:

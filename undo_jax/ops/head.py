@@ -74,9 +74,8 @@ def kl_to_teacher(
 ) -> Scalar:
     """Σ w · KL(p_teacher ‖ p_student) at temperature 1; no gradient reaches the teacher."""
     caps, teacher_table = (softcap, teacher_softcap), teacher_table.astype(teacher_hidden.dtype)
-    return _total(
-        _kl_to_teacher, caps, chunk, hidden, table, teacher_hidden, teacher_table, weights
-    )
+    teacher = lax.stop_gradient((teacher_hidden, teacher_table))
+    return _total(_kl_to_teacher, caps, chunk, hidden, table, *teacher, weights)
 
 
 def kl_to_uniform(
