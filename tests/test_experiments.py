@@ -184,9 +184,13 @@ def test_another_mesh_or_name_finds_the_same_artifacts(again, trained, mesh):
     assert not trained
 
 
-def test_a_stage_needs_the_stages_before_it(shipped, tmp_path, trained):
-    with pytest.raises(FileNotFoundError, match="run stage unlearn first") as error:
-        pipeline.run(shipped[0], tmp_path, only="distill")
+@pytest.mark.parametrize(
+    ("only", "first"),
+    [("unlearn", "pretrain"), ("noise", "unlearn"), ("distill", "unlearn"), ("relearn", "unlearn")],
+)
+def test_a_stage_needs_the_stages_before_it(shipped, tmp_path, trained, only, first):
+    with pytest.raises(FileNotFoundError, match=f"run stage {first} first") as error:
+        pipeline.run(shipped[0], tmp_path, only=only)
     assert "\n" not in str(error.value)
     assert not trained and not list(tmp_path.iterdir())
 

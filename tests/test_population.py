@@ -1,5 +1,9 @@
+import gc
 import itertools
 import json
+import weakref
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +55,13 @@ def _tokens(seed, steps=STEPS):
 def _members():
     """Five models; two sources, each with its own rows and teacher."""
     sources = [
-        Source({"train": _tokens(seed)}, {"teacher": (LM, INIT(jax.random.key(50 + seed)))})
+        Source(
+            {"train": _tokens(seed)}, {"teacher": (LM, partial(INIT, jax.random.key(50 + seed)))}
+        )
         for seed in (0, 1)
     ]
     return [
-        Member(INIT(jax.random.key(i)), jax.random.key(100 + i), RATES[i], sources[i % 2])
+        Member(partial(INIT, jax.random.key(i)), jax.random.key(100 + i), RATES[i], sources[i % 2])
         for i in range(MEMBERS)
     ]
 
@@ -88,8 +94,8 @@ def by_hand():
     begin = jax.jit(lambda params, key, rate: train.start(params, key, rate, optimizer))
     histories = []
     for member in _members():
-        state = begin(member.params, member.key, jnp.float32(member.learning_rate))
-        refs = {name: params for name, (_, params) in member.source.refs.items()}
+        state = begin(member.params(), member.key, jnp.float32(member.learning_rate))
+        refs = {name: params() for name, (_, params) in member.source.refs.items()}
         history = [state.params]
         for tokens in member.source.streams["train"]:
             state, _ = step(state, refs, {"train": train.rows(tokens)})
@@ -118,7 +124,7 @@ def test_members_train_together_as_each_would_alone(shape, tmp_path, by_hand):
     score = jax.jit(lambda params: task.evaluate(LM, params, task.material))
     assert [result.steps for result in results] == [STOPS.get(i, STEPS) for i in range(MEMBERS)]
     for i, result in enumerate(results):
-        _same(result.params, by_hand[i][result.steps], rtol=0, atol=1e-5)
+        _same(result.params(), by_hand[i][result.steps], rtol=0, atol=1e-5)
         expected = score(by_hand[i][result.steps])["ce"]
         np.testing.assert_allclose(result.scores["ce"], expected, rtol=1e-4)
         text = (tmp_path / str(i) / "metrics.jsonl").read_text()
@@ -132,7 +138,7 @@ def test_one_member_alone_is_the_plain_loop(tmp_path, by_hand):
     member = _members()[2]
     (result,) = _fit(_task(), [member], tmp_path, MeshShape(sweep=1, data=8))
     assert result.steps == STEPS
-    _same(result.params, by_hand[2][STEPS], rtol=0, atol=1e-5)
+    _same(result.params(), by_hand[2][STEPS], rtol=0, atol=1e-5)
 
 
 def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
@@ -141,7 +147,7 @@ def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
     results = _fit(task, members, tmp_path, MeshShape(sweep=2, data=4))
     for member, result in zip(members, results, strict=True):
         assert result.steps == 0
-        _same(result.params, member.params, rtol=0, atol=0)
+        _same(result.params(), member.params(), rtol=0, atol=0)
 
 
 def test_members_that_have_ended_are_not_scored_again(tmp_path):
@@ -181,16 +187,60 @@ def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
 
     monkeypatch.setattr(population, "_taker", slow_taker)
     task = _task(stops=[lambda scores: True] * 3)
-    _fit(task, _members()[:3], tmp_path, MeshShape(sweep=2, data=4))
+    for result in _fit(task, _members()[:3], tmp_path, MeshShape(sweep=2, data=4)):
+        result.params()
     assert len(waited) > 2 and all(waited)
 
 
 def test_the_members_parameters_survive(tmp_path):
     """States are donated from step to step; what the caller passed in is not."""
-    members = _members()[:2]
-    before = jax.tree.map(np.array, [member.params for member in members])
+    params = [member.params() for member in _members()[:2]]
+    before = jax.tree.map(np.array, params)
+    members = [m._replace(params=lambda p=p: p) for m, p in zip(_members(), params, strict=False)]
     _fit(_task(steps=1), members, tmp_path, MeshShape(sweep=2, data=4))
-    _same([member.params for member in members], before, rtol=0, atol=0)
+    _same(params, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(sweep=2, data=4)], ids=str)
+def test_a_model_is_asked_once_and_not_held(tmp_path, shape):
+    """Three members begin as two models; neither these nor the teacher live beside the states."""
+    asked, alive = [], []
+
+    def ask(seed):
+        asked.append(seed)
+        params = INIT(jax.random.key(seed))
+        alive.extend(map(weakref.ref, jax.tree.leaves(params)))
+        return params
+
+    def stop(scores):
+        gc.collect()
+        held.append(sum(leaf() is not None for leaf in alive))
+        return False
+
+    held, models = [], [partial(ask, seed) for seed in (1, 2)]
+    source = Source({"train": _tokens(0)}, {"teacher": (LM, partial(ask, 50))})
+    members = [Member(models[i], jax.random.key(i), 0.01, source) for i in (0, 1, 1)]
+    results = _fit(_task(stops=[stop] * 3, steps=4), members, tmp_path, shape)
+    assert sorted(asked) == [1, 2, 50]
+    assert len(held) == 3 and not any(held)
+    alone = [result.params() for result in results]
+    assert not np.allclose(alone[0]["embedding"], alone[1]["embedding"], atol=0.1)
+    np.testing.assert_allclose(alone[1]["embedding"], alone[2]["embedding"], rtol=0, atol=1e-6)
+
+
+def test_references_are_rounded_before_the_step(tmp_path):
+    """Of a model that computes in bf16 the step gets bf16 matrices."""
+    lm, seen = Functional(replace(LM.config, dtype="bfloat16")), []
+
+    def loss(lm, params, refs, batch, key):
+        seen.append({leaf.dtype for leaf in jax.tree.leaves(refs["teacher"].params)})
+        return losses.distillation(lm, params, refs, batch, key)
+
+    source = Source({"train": _tokens(0)}, {"teacher": (lm, partial(INIT, jax.random.key(50)))})
+    member = Member(partial(INIT, jax.random.key(1)), jax.random.key(0), 0.01, source)
+    (result,) = _fit(_task(steps=1)._replace(lm=lm, loss=loss), [member], tmp_path, MeshShape())
+    assert seen and all(dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")} for dtypes in seen)
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.params())} == {jnp.dtype("float32")}
 
 
 def test_a_batch_the_mesh_does_not_divide_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,12 +77,14 @@ def _nothing(step):
 def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True):
     """Five models of two sources; with `saving`, from the last save on."""
     sources = [
-        Source({"train": Stream(seed, at)}, {"teacher": (LM, INIT(jax.random.key(50 + seed)))})
+        Source(
+            {"train": Stream(seed, at)}, {"teacher": (LM, partial(INIT, jax.random.key(50 + seed)))}
+        )
         for seed in (0, 1)
     ]
     rates = (0.01, 0.02, 0.03, 0.01, 0.02)
     members = [
-        Member(INIT(jax.random.key(i)), jax.random.key(100 + i), rates[i], sources[i % 2])
+        Member(partial(INIT, jax.random.key(i)), jax.random.key(100 + i), rates[i], sources[i % 2])
         for i in range(MEMBERS)
     ]
     adam = optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3)
@@ -101,10 +104,14 @@ def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop
         target.folder.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh), open_log("test", STEPS, targets) as log:
         if saving is None:
-            return population.fit(task, mesh, members, log)
+            return _taken(population.fit(task, mesh, members, log))
         path = epath.Path(folder) / "progress"
         with open_progress(path, saving, stop or Stop(), last) as saved:
-            return population.fit(task, mesh, members, log, saved)
+            return _taken(population.fit(task, mesh, members, log, saved))
+
+
+def _taken(results):
+    return [result._replace(params=result.params()) for result in results]
 
 
 def _records(folder):

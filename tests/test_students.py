@@ -85,10 +85,11 @@ def test_models_are_trained_and_attacked_with_their_like(made):
         assert task.lm == Functional(STUDENT if own.pop() else TEACHER)
         wanted = jax.eval_shape(task.lm.init, jax.random.key(0))
         for member in members:
-            assert jax.tree.map(jax.numpy.shape, member.params) == jax.tree.map(
+            assert jax.tree.map(jax.numpy.shape, member.params()) == jax.tree.map(
                 lambda leaf: leaf.shape, wanted
             )
-            for lm, params in member.source.refs.values():
+            for lm, read in member.source.refs.values():
+                params = read()
                 assert lm == Functional(TEACHER)
                 assert params["embedding"].shape[1] == TEACHER.width
                 placed = jax.tree.map(lambda w: w.sharding, params)

@@ -120,15 +120,15 @@ def split(work: Work, devices: int, weak: bool, base: int) -> Work:
 def _start(made: population.Program, work: Work, mesh: Mesh) -> Any:
     """Fresh members."""
     members = mesh.shape["sweep"]
-    params = _fresh(work.lm, mesh)
     keys = jax.random.split(jax.random.key(1), members)
-    return made.start([params] * members, keys, np.full(members, 1e-5, np.float32))
+    return made.start(_fresh(work.lm, mesh), keys, np.full(members, 1e-5, np.float32))
 
 
 def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
     """Reference models and random tokens, placed as `like` says."""
     refs = {name: _fresh(lm, mesh) for name, lm in work.refs.items()}
-    refs = jax.tree.map(lambda w, one: jax.device_put(w[None], one.sharding), refs, like[0])
+    place = lambda w, one: jax.device_put(w[None].astype(one.dtype), one.sharding)  # noqa: E731
+    refs = jax.tree.map(place, refs, like[0])
     most, draw = work.model.vocabulary, jax.random.randint
     tokens = {
         name: jax.device_put(draw(jax.random.key(2), one.shape, 0, most, jnp.int32), one.sharding)

@@ -14,13 +14,13 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered, Wrapped
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from undo_jax import optim, train
 from undo_jax.log import Log
 from undo_jax.progress import Progress
 from undo_jax.sharding import BATCH, assemble, check_batch, placement, shardings
-from undo_jax.types import LM, Key, Loss, Metrics, Params, Rules, shapes
+from undo_jax.types import LM, Key, Lazy, Loss, Metrics, Params, Rules, shapes
 
 LOG_EVERY = 10  # steps between records; twice as many are under way, and from 33 on CPUs hang
 COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # as fast as at 3, and made sooner
@@ -30,7 +30,7 @@ Scores = dict[str, float]
 class Member(NamedTuple):
     """One model to train."""
 
-    params: Params
+    params: Lazy  # those that begin as one model share it: it is asked once
     key: Key
     learning_rate: float
     source: "Source"
@@ -41,7 +41,7 @@ class Source:
     """What members of one seed share: streams of rows, and reference models. Equal by identity."""
 
     streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1]
-    refs: Mapping[str, tuple[LM, Params]]
+    refs: Mapping[str, tuple[LM, Lazy]]  # nothing but what trains is held while it trains
 
 
 class Task(NamedTuple):
@@ -59,7 +59,7 @@ class Task(NamedTuple):
 class Result(NamedTuple):
     """One trained model."""
 
-    params: Params
+    params: Lazy  # taken off the `sweep` axis when asked for
     steps: int  # updates made
     scores: Scores  # of its last evaluation
 
@@ -97,14 +97,17 @@ def fit(
         meter.step(loop.step, loop.active, metrics, batch)
     if progress:
         progress.end(loop.step, lambda: loop.capture(meter))
-    steps = _fetch(loop.states.step, mesh)
-    take, results = _taker(task.lm, mesh), []
-    for member in range(len(members)):
-        lane = lanes.index(member)
+    steps, params, results = _fetch(loop.states.step, mesh), loop.states.params, []
+    take = _taker(task.lm, mesh)
+
+    def taken(lane: int) -> Params:
         # one after another: devices of a CPU that exchange data in two programs at once may each
         # wait in another one, for good
-        params = jax.block_until_ready(take(loop.states.params, lane))
-        results.append(Result(params, int(steps[lane]), loop.scores[member]))
+        return jax.block_until_ready(take(params, lane))
+
+    for member in range(len(members)):
+        lane = lanes.index(member)
+        results.append(Result(partial(taken, lane), int(steps[lane]), loop.scores[member]))
     return results
 
 
@@ -212,7 +215,7 @@ def deal(count: int, hands: int) -> list[int]:
 class Program(NamedTuple):
     """The jitted programs of a population; no array exists yet."""
 
-    start: Wrapped  # (params of each member, keys, learning rates) -> states
+    start: Wrapped  # (params of one model, keys, learning rates) -> states of that model
     advance: Wrapped  # ((states, owners, active), (refs, batch)) -> (states, metrics)
     states: train.State  # shapes and shardings of the members' states, [M, ...]
 
@@ -237,13 +240,12 @@ def program(
         return _while_active(members, active, step, rest, state, refs, batch)
 
     def start(params, keys, rates):
-        begin_one = lambda p, k, r: train.start(p, k, r, optimizer)  # noqa: E731
-        return jax.vmap(begin_one)(_join(*params), keys, rates)
+        begin_one = lambda key, rate: train.start(params, key, rate, optimizer)  # noqa: E731
+        return jax.vmap(begin_one)(keys, rates)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
-    alike = [shapes(lm)] * members
     rates = jax.ShapeDtypeStruct((members,), jnp.float32)
-    states = _placed(jax.eval_shape(start, alike, keys, rates), lm.rules, mesh, ("sweep",))
+    states = _placed(jax.eval_shape(start, shapes(lm), keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # so that every process can read it
     jit = _jit_on(mesh)
@@ -290,7 +292,7 @@ def example(
     owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
 
     def reference(lm: LM):
-        stacked = jax.eval_shape(_join, *[shapes(lm)] * sources)
+        stacked = jax.eval_shape(partial(_references, lm), *[shapes(lm)] * sources)
         return _placed(stacked, lm.rules, mesh, (None,))
 
     place = NamedSharding(mesh, P(None, BATCH))
@@ -308,14 +310,14 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
     """
     ref_lms = {name: lm for name, (lm, _) in sources[0].refs.items()}
     made = program(task.lm, task.loss, task.training, ref_lms, mesh, len(members))
-    fresh = (
-        [member.params for member in members],
+    models = list(dict.fromkeys(member.params for member in members))
+    own = (
         jnp.stack([member.key for member in members]),
         np.array([member.learning_rate for member in members], np.float32),
     )
     owners = np.array([sources.index(member.source) for member in members])
     refs = {
-        name: _stack([source.refs[name][1] for source in sources], lm.rules, mesh)
+        name: _stack(lm, [source.refs[name][1]() for source in sources], mesh)
         for name, lm in ref_lms.items()
     }
     evaluate = partial(task.evaluate, task.lm)
@@ -335,7 +337,12 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         everywhere = NamedSharding(mesh, P())
         score_all = _jit_on(mesh)(over_members(score_one, mesh), out_shardings=everywhere)
         yield score_all.lower((states.params, active), task.material)
-        yield made.start.lower(*fresh)
+        model = _placed(shapes(task.lm), task.lm.rules, mesh, ())
+        yield made.start.lower(model, *own)
+        if len(models) > 1:
+            places = jax.tree.map(lambda x: x.sharding, states.params)
+            put = _jit_on(mesh)(_put, donate_argnums=0, out_shardings=places)
+            yield put.lower(states.params, model, active)
 
     @cache
     def compiled() -> list[Compiled]:
@@ -350,7 +357,15 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         return compiled()[1]((params, active), task.material)
 
     def start():
-        return compiled()[2](*fresh)
+        """Models are read one after another, each into the lanes of its members."""
+        _, _, begin, *put = compiled()
+        place, (first, *others) = placement(task.lm, mesh), models
+        states = begin(jax.device_put(first(), place), *own)
+        for model in others:
+            here = np.array([member.params is model for member in members])
+            params = put[0](states.params, jax.device_put(model(), place), here)
+            states = states._replace(params=params)
+        return states
 
     return made.states, start, advance, score
 
@@ -374,14 +389,25 @@ def _placed(tree: Any, rules: Rules, mesh: Mesh, lead: tuple[str | None, ...]) -
     )
 
 
-def _stack(trees: Sequence[Params], rules: Rules, mesh: Mesh) -> Params:
-    """Parameters of several models on a new leading axis, which is not sharded."""
-    places = shardings(jax.eval_shape(_join, *trees), rules, mesh, (None,))
-    return jax.jit(_join, out_shardings=places)(*trees)
+def _stack(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
+    """Reference models on a new leading axis, which is not sharded."""
+    join = partial(_references, lm)
+    places = shardings(jax.eval_shape(join, *trees), lm.rules, mesh, (None,))
+    return jax.jit(join, out_shardings=places)(*trees)
 
 
-def _join(*trees: Params) -> Params:
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+def _references(lm: LM, *trees: Params) -> Params:
+    """Rounded as the step reads them: once, not in every step."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(lm.rounded, trees))
+
+
+def _put(stacked: Params, params: Params, here: Bool[Array, " M"]) -> Params:
+    """Stacked parameters [M, ...] with a model's own in some lanes."""
+
+    def of_leaf(all_of, one):
+        return jnp.where(here.reshape(-1, *[1] * one.ndim), one, all_of)
+
+    return jax.tree.map(of_leaf, stacked, params)
 
 
 def _taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:

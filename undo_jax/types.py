@@ -5,7 +5,7 @@ Axis legend, used in every shape comment and einsum:
   N query heads   K key/value heads   H head width   F feed-forward width   M members
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 Key = jax.Array  # a typed PRNG key, jax.random.key(...)
 Params = Any  # a pytree of plain dicts; leaves under "layers" are stacked, [L, ...]
+Lazy = Callable[[], Params]  # parameters that are read or made when they are asked for
 Cache = Any  # a pytree: what a model has read of each row, to go on from
 Metrics = dict[str, Float[Array, ""]]
 Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression on the leaf's path, its spec)
@@ -50,6 +51,13 @@ class LM(Protocol):
 
     def init(self, key: Key) -> Params:
         """Fresh fp32 parameters."""
+        ...
+
+    def rounded(self, params: Params) -> Params:
+        """The parameters as the arithmetic reads them: what every pass would round is rounded.
+
+        Models that are not trained take less memory so, and compute the same.
+        """
         ...
 
     def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -98,7 +106,8 @@ def shapes(lm: LM) -> Params:
 class Frozen(NamedTuple):
     """A reference model: never updated, no gradient, its parameters an argument of the jitted step.
 
-    `lm` is static, so a `Frozen` is built inside the step and not passed through jit.
+    They are `lm.rounded`. `lm` is static, so a `Frozen` is built inside the step and not passed
+    through jit.
     """
 
     lm: LM

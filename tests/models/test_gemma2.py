@@ -212,6 +212,19 @@ def test_fresh_parameters_are_fp32_with_the_configured_spread():
     np.testing.assert_array_equal(params["layers"]["after_mlp"]["norm"], 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounded_parameters_compute_the_same(dtype):
+    lm = Functional(replace(CONFIG, dtype=dtype))
+    params = jax.tree.map(lambda w: w + 0.1, lm.init(jax.random.key(0)))
+    rounded = lm.rounded(params)
+    of_norms = {leaf.dtype for path, leaf in jax.tree.leaves_with_path(rounded)
+                if "norm" in jax.tree_util.keystr(path)}  # fmt: skip
+    assert of_norms == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype(dtype), *of_norms}
+    hidden = jax.jit(lm.hidden)
+    np.testing.assert_array_equal(hidden(rounded, _tokens()), hidden(params, _tokens()))
+
+
 def test_a_name_that_is_no_preset_is_named():
     with pytest.raises(ValueError, match="'nope'"):
         preset("nope")

@@ -40,6 +40,7 @@ def generate(
     batch, end = prompts.shape[0], -1 if stop is None else stop  # -1: no token
     lengths = jnp.pad(lengths, (0, batch - count), constant_values=1)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+    params = lm.rounded(params)  # once, not for every token
     table = lm.table(params)
 
     def pick(hidden, step):

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.models.gemma2 import SHARDING, Cache, Decoder, Gemma2
+from undo_jax.sharding import path_name
 from undo_jax.types import Key, Params, Rules
 
 
@@ -33,6 +34,14 @@ class Functional:
 
     def init(self, key: Key) -> Params:
         return nnx.to_pure_dict(nnx.state(Decoder(self.config, key), nnx.Param))
+
+    def rounded(self, params: Params) -> Params:
+        """Matrices in the dtype of the arithmetic; norms' vectors are used in fp32."""
+
+        def of_leaf(path, w):
+            return w if path_name(path).endswith("norm") else w.astype(self.config.compute_dtype)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, params)
 
     def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         return nnx.merge(self._graph, params)(tokens)

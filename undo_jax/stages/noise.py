@@ -41,4 +41,4 @@ def _student(run: Run, artifact: Artifact) -> Params:
     if lm != lm_of(teacher):
         return jax.jit(lm.init, out_shardings=places)(key(artifact))
     damage = jax.jit(artifact.config["noise"], static_argnums=0, out_shardings=places)
-    return damage(lm, key(artifact), run.load(teacher), artifact.alpha)
+    return damage(lm, key(artifact), run.load(teacher)(), artifact.alpha)

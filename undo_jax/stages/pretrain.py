@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import jax
 from etils import epath
@@ -42,7 +43,7 @@ def _member(run: Run, artifact: Artifact, init) -> Member:
     stream = run.stream(STREAMS[artifact.model], "pretrain", artifact.seed, training)
     source = Source({"train": stream}, {})
     rate = training.optimizer.learning_rate
-    return Member(init(key(artifact)), key(artifact), rate, source)
+    return Member(partial(init, key(artifact)), key(artifact), rate, source)
 
 
 def _adopt(run: Run, artifact: Artifact, path: str) -> None:

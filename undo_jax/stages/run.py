@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from undo_jax.models.gemma2 import Gemma2
 from undo_jax.population import Member, Result, Scores, Task, fit
 from undo_jax.progress import open_progress, stoppable
 from undo_jax.train import Training
-from undo_jax.types import LM, Key, Loss
+from undo_jax.types import LM, Key, Lazy, Loss
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ class Run:
         order = zlib.crc32(f"{stage}/{seed}".encode())
         return self.experiment.setting.stream(name, training.batch_size, order)
 
-    def load(self, artifact: Artifact) -> Any:
-        return checkpoint.load(artifact, lm_of(artifact), self.mesh)
+    def load(self, artifact: Artifact) -> Lazy:
+        """What reads a finished artifact. Raises FileNotFoundError, at once, where it is not."""
+        artifact.summary()
+        return partial(checkpoint.load, artifact, lm_of(artifact), self.mesh)
 
 
 def lm_of(artifact: Artifact) -> LM:
@@ -143,4 +146,4 @@ def finish(
     passes = 3 * lm_of(artifact).forward_flops(time)
     passes += sum(lm.forward_flops(time) for lm, _ in source.refs.values())
     cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
-    checkpoint.keep(artifact, result.params, result.scores, **cost, **more)
+    checkpoint.keep(artifact, result.params(), result.scores, **cost, **more)
