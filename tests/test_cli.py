@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_model(capsys, tmp_path):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(("content", "said"), [("", "is empty"), (None, "does not exist")])
+@pytest.mark.parametrize(("content", "said"), [("", "is empty"), (None, "no file matches")])
 def test_a_text_file_that_is_empty_or_missing(capsys, content, said):
     if content is not None:
         Path("text.txt").write_text(content)
@@ -191,9 +191,13 @@ def text_file():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--source jsonl", "give --pattern and no --name"),
+        ("--source jsonl", "give --pattern; --name"),
         ("--source jsonl --pattern none*", "no file matches none*"),
-        ("--source jsonl --pattern a.jsonl --name x", "give --pattern and no --name"),
+        ("--source jsonl --pattern a.jsonl --name x", "--data-dir are of tfds"),
+        ("--source jsonl --pattern a.jsonl --split test", "--data-dir are of tfds"),
+        ("--source jsonl --pattern a.jsonl --document file", "drop --document"),
+        ("--source jsonl --pattern a.jsonl --bos-token x", "drop bos_token=x"),
+        (f"--source jsonl --pattern a.jsonl --seed {10**40}", "below 2^128"),
         ("--source jsonl --pattern a.jsonl --field body", "has no field 'body'"),
         ("--source csv --pattern a.jsonl", "csv"),
         ("--source parquet --pattern a.jsonl", "cannot read a.jsonl"),

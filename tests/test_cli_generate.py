@@ -11,6 +11,7 @@ import pytest
 import undo_jax
 from undo_jax import checkpoint, cli
 from undo_jax.checkpoint import Artifact
+from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
 from undo_jax.models.functional import Functional
 
@@ -123,6 +124,12 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
     assert said == UNKNOWN * 4 + "\n"
 
 
+def test_a_continuation_is_one_line(capsys, folder, monkeypatch):
+    monkeypatch.setattr(Characters, "decode", lambda tokenizer, ids: "a\nb\r\\")
+    said = _said(capsys, QUICKSTART, folder, "--prompt", PROMPTS[0], "--new-tokens", 30)
+    assert r"a\nb\r\\" in said and said.count("\n") == 1 and "\r" not in said
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -131,6 +138,8 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
         ("--prompt 1 --new-tokens 0", "new_tokens=0"),
         ("--prompt 1 --new-tokens some", "some"),
         ("--prompt 1 --temperature -0.5", "temperature=-0.5"),
+        ("--prompt 1 --temperature nan", "temperature=nan"),
+        (f"--prompt 1 --seed {2**63}", f"seed={2**63}"),
         ("--prompts-file nowhere.txt", "no prompts file nowhere.txt"),
     ],
 )

@@ -309,6 +309,7 @@ def test_rows_are_read_once_however_many_devices_hold_them(shape):
         ("--coordinator localhost:1 --processes 2", "--process missing"),
         ("--coordinator localhost --processes 2 --process 0", "'localhost' is not HOST:PORT"),
         ("--coordinator localhost:x --processes 2 --process 0", "'localhost:x' is not HOST:PORT"),
+        ("--coordinator h:99999 --processes 2 --process 0", "'h:99999' is not HOST:PORT"),
         ("--coordinator localhost:1 --processes 2 --process 2", "process 2 of 2"),
         ("--coordinator localhost:1 --processes 0 --process 0", "process 0 of 0"),
         ("--coordinator localhost:1 --processes two --process 0", "two"),

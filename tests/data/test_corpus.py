@@ -19,7 +19,7 @@ from undo_jax.checkpoint import Artifact
 from undo_jax.data import shards as steps
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.prepare import prepare
-from undo_jax.data.sources import Shard, jsonl
+from undo_jax.data.sources import Shard, jsonl, text
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Bytes, Characters
 
@@ -218,7 +218,7 @@ KILLED = """
 import sys, time
 from undo_jax.data import shards
 from undo_jax.data.prepare import prepare
-from undo_jax.data.sources import Shard, jsonl
+from undo_jax.data.sources import Shard, jsonl, text
 from undo_jax.data.tokenizers import Bytes
 
 class Slow(Bytes):
@@ -238,7 +238,7 @@ def slow(read):
 
 if __name__ == "__main__":
     from functools import partial
-    source = [Shard(s.name, partial(slow, s.read)) for s in jsonl(sys.argv[1])]
+    source = [s._replace(read=partial(slow, s.read)) for s in jsonl(sys.argv[1])]
     prepare(source, Slow(), sys.argv[2], 64, validation_share=0.1, workers=2)
 """
 
@@ -265,7 +265,7 @@ def test_killed_half_way_and_started_again_it_makes_the_same_files(
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
     hashes = {path.name: path.stat().st_mtime_ns for path in out.glob("unfinished/*-hashes")}
     read = []
-    source = [Shard(s.name, partial(_noting, read, s)) for s in jsonl(text_files)]
+    source = [s._replace(read=partial(_noting, read, s)) for s in jsonl(text_files)]
     corpus = prepare(source, Bytes(), out, 64, validation_share=0.1)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     if when == "pack":
@@ -362,6 +362,43 @@ def test_a_shard_that_changes_between_the_passes_is_refused(tmp_path):
         prepare(source, Bytes(), tmp_path / "c", 32)
 
 
+def test_a_source_that_has_changed_is_no_longer_what_was_packed(tmp_path):
+    """By its files' sizes: their names may be the same, or those of the first and the last."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    for name in "ac":
+        (folder / f"{name}.txt").write_text("one two three\n" * 2 + name)
+    pack = partial(prepare, tokenizer=Bytes(), folder=tmp_path / "c", row_length=8)
+    first = pack(text(folder))
+    assert pack(text(folder)).fingerprint == first.fingerprint
+    (folder / "b.txt").write_text("four")
+    with pytest.raises(ValueError, match=r"another list of sources \(1 and now 1; "):
+        pack(text(folder))
+    (folder / "b.txt").unlink()
+    (folder / "c.txt").write_text("seven")
+    with pytest.raises(ValueError, match="another list of sources"):
+        pack(text(folder))
+
+
+def test_workers_end_with_their_parent(text_files, tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, "killed.py", str(text_files), str(tmp_path / "out"), "read"]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as running:
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "out").glob("unfinished/0000?-hashes"))) < 5:
+            assert time.monotonic() < deadline and running.poll() is None
+            time.sleep(0.05)
+        running.kill()  # it alone
+    deadline = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(running.pid, 0)
+            time.sleep(0.05)
+
+
 def test_an_error_in_a_worker_is_the_callers(tmp_path, text_files):
     (text_files / "3.jsonl").write_text('{"text": "fine"}\n{}\n')
     with pytest.raises(ValueError, match="3.jsonl:2 has no field 'text'"):
@@ -450,7 +487,11 @@ def test_readers_refuse_what_is_not_whole(corpus, tmp_path):
     with pytest.raises(OSError, match="cannot read .*train-00001"):
         corpus.rows("train")[:]
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"files"', '"documents"'))
+    with pytest.raises(ValueError, match="manifest.json has no files: pack the corpus again"):
+        Corpus(str(folder))
+    manifest.write_text(whole.replace('"version": 1', '"version": 2'))
     with pytest.raises(ValueError, match="is of version 2, this code reads 1"):
         Corpus(str(folder))
     manifest.unlink()

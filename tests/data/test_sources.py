@@ -70,6 +70,30 @@ def test_a_pattern_is_a_file_a_folder_or_a_glob(tmp_path, monkeypatch):
     assert list(_read(jsonl("*/2.jsonl"))) == ["x/2.jsonl#text"]
 
 
+def test_a_folder_s_links_are_followed_and_a_file_by_name_may_look_odd(tmp_path):
+    for name in ("x/1.jsonl", "y/2.jsonl", "y/.hidden.jsonl", "y/z[1].jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        _write_jsonl(tmp_path / name, [name])
+    (tmp_path / "x" / "link").symlink_to(tmp_path / "y")
+    found = ["1.jsonl#text", "link/2.jsonl#text", "link/z[1].jsonl#text"]
+    assert list(_read(jsonl(tmp_path / "x"))) == found
+    for name in (".hidden.jsonl", "z[1].jsonl"):
+        assert _read(jsonl(tmp_path / "y" / name)) == {f"{name}#text": [f"y/{name}"]}
+    assert "pattern is empty" in _refused(ValueError, lambda: jsonl(""))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo", encoding="utf-8-sig")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}', encoding="utf-8-sig")
+    assert _read(text(tmp_path / "a.txt")) == {"a.txt#line": ["one", "two"]}
+    assert _read(jsonl(tmp_path / "b.jsonl")) == {"b.jsonl#text": ["one"]}
+
+
+def test_json_nested_too_deep(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[" * 200_000)
+    assert "a.jsonl:1 is not JSON" in _refused(ValueError, jsonl(tmp_path))
+
+
 @pytest.mark.parametrize("read", [jsonl, parquet, text, array_record])
 def test_nothing_matches(read, tmp_path):
     said = _refused(FileNotFoundError, lambda: read(tmp_path / "*.none"))
@@ -154,7 +178,7 @@ def test_small_text_files_share_a_shard(tmp_path, monkeypatch):
     for i, size in enumerate((4, 4, 4, 30, 1)):
         (tmp_path / f"{i}.txt").write_text(str(i) * size)
     shards = _read(text(tmp_path, "file"))
-    assert list(shards) == ["0.txt..1.txt#file", "2.txt#file", "3.txt#file", "4.txt#file"]
+    assert list(shards) == ["0.txt..1.txt (2 files)#file", "2.txt#file", "3.txt#file", "4.txt#file"]
     assert sum(shards.values(), []) == ["0000", "1111", "2222", "3" * 30, "4"]
 
 
@@ -230,7 +254,7 @@ def test_tfds_reads_splits_of_array_records(tfds_folder):
     assert all(one.startswith("_START_ARTICLE_ 문서") for one in sum(read.values(), []))
     part = _read(tfds("tiny_text:1.0.0", "train[10:40]", data_dir=tfds_folder))
     assert _ids(part) == _ids(read)[10:40]
-    assert next(iter(part)).endswith("-00003[10:17]#text")
+    assert next(iter(part)).endswith("-00003#text[10:17]")
     assert "tensorflow" not in sys.modules
 
 
@@ -241,7 +265,7 @@ def tf_records(tfds_folder, tmp_path):
     target.mkdir(parents=True)
     for path in source.iterdir():
         if "array_record" in path.name:
-            records = sources._records(sources.Found("", epath.Path(path)), 0, None)
+            records = sources._records(sources.Found("", epath.Path(path), 0), 0, None)
             framed = [struct.pack("<Q4x", len(one)) + one + b"crc?" for one in records]
             (target / path.name.replace("array_", "tf")).write_bytes(b"".join(framed))
         else:
@@ -294,6 +318,14 @@ def test_files_in_a_bucket(bucket, tmp_path):
     before = staged[0].stat().st_mtime_ns
     assert _read(array_record("gs://bucket/deep/records")) == {"records": TEXTS}
     assert staged[0].stat().st_mtime_ns == before
+
+
+def test_a_folder_in_a_bucket(bucket):
+    for name in ("deep/a.jsonl", "deep/er/b.jsonl"):
+        (bucket / name).parent.mkdir(parents=True, exist_ok=True)
+        (bucket / name).write_text(json.dumps({"text": name}))
+    found = {"a.jsonl#text": ["deep/a.jsonl"], "er/b.jsonl#text": ["deep/er/b.jsonl"]}
+    assert _read(jsonl("gs://bucket/deep")) == found
 
 
 def test_a_bucket_that_cannot_be_read(bucket, monkeypatch):

@@ -149,6 +149,12 @@ def test_missing_library_names_the_extra(kind, library, tmp_path, monkeypatch):
         kind(tmp_path / "file")
 
 
+def test_huggingface_reads_special_tokens_in_a_text_as_text(huggingface_path):
+    tokenizer = HuggingFace(huggingface_path)
+    ids = tokenizer.encode("a <bos> b")
+    assert tokenizer.bos_id not in ids and tokenizer.decode(ids) == "a <bos> b"
+
+
 def test_bytes_decode_what_is_no_utf8():
     tokenizer = Bytes()
     assert (tokenizer.vocab_size, tokenizer.bos_id) == (257, 256)
@@ -165,6 +171,10 @@ def test_tokenizers_by_name(sentencepiece_path, huggingface_path):
     assert load_tokenizer("bytes") == Bytes()
     assert load_tokenizer(sentencepiece_path) == SentencePiece(str(sentencepiece_path))
     assert load_tokenizer(str(huggingface_path)) == HuggingFace(str(huggingface_path))
+    named = load_tokenizer(huggingface_path, "<pad>")
+    assert named == HuggingFace(str(huggingface_path), "<pad>") and named.bos_id == 0
+    with pytest.raises(ValueError, match="knows its BOS: drop bos_token=<s>"):
+        load_tokenizer("bytes", "<s>")
     with pytest.raises(ValueError, match="unknown tokenizer words.txt: give bytes, or a file"):
         load_tokenizer("words.txt")
 
@@ -248,7 +258,7 @@ def test_a_sample_is_as_much_of_each_shard(tmp_path):
     ("changes", "error", "said"),
     [
         ({"size": 5000}, ValueError, "cannot train a vocabulary of 5000: Vocabulary size"),
-        ({"size": 20}, ValueError, "cannot train a vocabulary of 20: "),
+        ({"size": 20}, ValueError, "vocab_size=20: 258 are bytes"),
         ({"model_type": "words"}, ValueError, "cannot train"),
         ({"texts": ["", ""]}, ValueError, "no text to learn from"),
         ({"sentences": 0}, ValueError, "0 sentences"),

@@ -276,6 +276,8 @@ def test_rope_theta_of_older_files_and_no_softcap(single):
         ({"rms_norm_eps": None}, "rms_norm_eps=None"),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0"),
         ({"rope_parameters": {"rope_theta": "10k"}}, "rope_theta='10k'"),
+        ({"query_pre_attn_scalar": 10**400}, "below 2^63"),
+        ({"rope_parameters": "linear"}, "rotary positions linear"),
         ({"num_key_value_heads": 3}, "kv_heads=3"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
         ({"rope_parameters": "absent", "rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
@@ -382,8 +384,9 @@ def test_a_truncated_file(ours, kept):
     assert "\n" not in str(error.value)
 
 
-def test_an_index_without_a_map(ours):
-    (ours / "model.safetensors.index.json").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {"a": 5}}'])
+def test_an_index_without_a_map(ours, content):
+    (ours / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ValueError, match="has no weight_map"):
         hf.load(ours, CONFIG, _mesh())
 
@@ -399,6 +402,7 @@ def test_a_bucket_is_refused(call):
     ("change", "arguments", "said"),
     [
         ({"attention_scale": 0.3}, {}, "attention_scale=0.3"),
+        ({"attention_scale": 2.0}, {}, "attention_scale=2.0"),
         ({"width": 18}, {}, "width=18"),
         ({}, {"dtype": "float16"}, "'float16'"),
         ({}, {"max_shard_bytes": 0}, "0 bytes"),

@@ -70,6 +70,7 @@ def test_recovery_is_an_absolute_gap_in_accuracy():
         ({"forms": ()}, "forms is empty"),
         ({"problems": 0}, "problems=0"),
         ({"text_share": 2.0}, "text_share=2.0"),
+        ({"text_share": 0.0}, "text_share=0.0"),
         ({"examine": "all"}, "unknown examine 'all'"),
         ({"examine": "held_out_facts"}, "leaves no held-out facts"),
         ({"text": "x.txt"}, "needs a tokenizer"),

@@ -116,8 +116,9 @@ def test_recovery_is_a_relative_gap_in_cross_entropy(setting):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"validation_rows": 12}, "validation_rows=12 is not a multiple of rows_at_once=8"),
+        ({"validation_rows": 12}, "validation_rows=12 is no positive multiple of rows_at_once=8"),
         ({"rows_at_once": 0}, "rows_at_once=0"),
+        ({"validation_rows": 0}, "validation_rows=0 is no positive multiple"),
         ({"retain_share": 1.0}, "retain_share=1.0"),
         ({"retain": "long"}, "korean has rows of 16 tokens and .*long of 32"),
         ({"retain": "bytes"}, "bytes was packed with another tokenizer .257 ids. than the .* .16."),

@@ -45,6 +45,7 @@ def pack(
     joining: Literal["exact", "reference"] = "exact",
     seed: int = 0,
     workers: int = 1,
+    bos_token: str | None = None,
 ) -> None:
     """Pack text into rows of tokens, once.
 
@@ -58,10 +59,11 @@ def pack(
         joining: exact loses no token; reference joins documents as the official code does.
         seed: of the choice of validation documents.
         workers: processes.
+        bos_token: what begins a document, of a Hugging Face tokenizer; default: <bos>.
     """
     corpus = prepare(
         shards(text),
-        load_tokenizer(tokenizer),
+        load_tokenizer(tokenizer, bos_token),
         out,
         row_length,
         seed=seed,
@@ -106,12 +108,17 @@ def train_tokenizer(
 
 def shards(text: Text) -> list[Shard]:
     """The source that the flags describe. Raises ValueError where one is missing or too many."""
+    if text.source != "text" and text.document != "line":
+        raise ValueError(f"source {text.source} has its own documents: drop --document")
     if text.source == "tfds":
         if text.name is None or text.pattern:
             raise ValueError("source tfds reads a data set: give --name and no --pattern")
         return sources.tfds(text.name, text.split, text.field or "text", text.data_dir)
-    if text.name is not None or not text.pattern:
-        raise ValueError(f"source {text.source} reads files: give --pattern and no --name")
+    if (text.name, text.split, text.data_dir) != (None, "train", None) or not text.pattern:
+        raise ValueError(
+            f"source {text.source} reads files: give --pattern; --name, --split and --data-dir are "
+            "of tfds"
+        )
     if text.source == "text" and text.field is not None:
         raise ValueError("source text has no fields: drop --field")
     read = {

@@ -42,7 +42,7 @@ class Processes:
         if self.coordinator is None:
             return
         host, _, port = self.coordinator.rpartition(":")
-        if not (host and port.isdigit()):
+        if not (host and port.isdigit() and 0 < int(port) < 2**16):
             raise ValueError(f"coordinator {self.coordinator!r} is not HOST:PORT")
         if not 0 <= (self.process or 0) < (self.processes or 0):
             raise ValueError(

@@ -1,6 +1,7 @@
 """`undo-jax generate EXPERIMENT ARTIFACT`."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,12 +16,14 @@ from undo_jax import checkpoint
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE, Joined
 from undo_jax.config import Experiment
+from undo_jax.data.files import reading
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import generate as decoding
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import MeshShape, make_mesh
 
+ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 HOW = ("dtype", "remat", "unroll")  # fields of a model that do not change what it says
 
 
@@ -36,6 +39,8 @@ def generate(
 ) -> None:
     """Continue prompts with the model of any stage; each continuation is a line on stdout.
 
+    In it a line break is written as \\n or \\r, and a backslash as two.
+
     Args:
         experiment: the Python file of the experiment that made the artifact.
         artifact: the artifact's folder, e.g. WORKDIR/distill-...; may be gs://.
@@ -48,8 +53,10 @@ def generate(
     prompts = [*prompt, *(_lines(prompts_file) if prompts_file else ())]
     if not prompts:
         raise ValueError("no prompts: give --prompt TEXT or --prompts-file FILE")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}: 0 is greedy, 1 samples; it is never negative")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: 0 is greedy, 1 samples; give 0 or more")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed}: give a whole number from 0 to 2^63 - 1")
     folder, made_by = epath.Path(artifact), experiments.load(experiment)
     tokenizer = made_by.setting.get_tokenizer()
     tokens, lengths = _rows(prompts, tokenizer)
@@ -70,13 +77,16 @@ def generate(
         )
     if jax.process_index() == 0:
         for row in np.asarray(written).tolist():
-            print(_text(itertools.takewhile(lambda i: i != tokenizer.bos_id, row), tokenizer))
+            ids = itertools.takewhile(lambda i: i != tokenizer.bos_id, row)
+            print(_text(ids, tokenizer).translate(ESCAPES))
 
 
 def _lines(path: str) -> list[str]:
     if not epath.Path(path).is_file():
         raise FileNotFoundError(f"no prompts file {path}: give one prompt a line")
-    return epath.Path(path).read_text().splitlines()
+    with reading(path):
+        text = epath.Path(path).read_bytes().decode("utf-8-sig")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def _rows(prompts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -48,6 +48,9 @@ def export_hf(
 ) -> None:
     """Write a model of a run as a folder that Hugging Face transformers loads.
 
+    What Hugging Face's configuration cannot state is left out: that attention stays within a
+    document (document_start).
+
     Args:
         artifact: the folder of a finished model, e.g. runs/mine/distill-...; may be gs://.
         out: the new folder, on this machine.

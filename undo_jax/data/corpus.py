@@ -105,6 +105,10 @@ class Corpus:
             raise ValueError(
                 f"{path} is of version {version}, this code reads {VERSION}: pack the corpus again"
             )
+        if missing := {"settings", "counts", "files", "fingerprint"} - manifest.keys():
+            raise ValueError(
+                f"{path} has no {' nor '.join(sorted(missing))}: pack the corpus again"
+            )
         return manifest
 
     @property

@@ -19,34 +19,53 @@ class Found(NamedTuple):
 
     name: str
     path: epath.Path
+    size: int  # bytes
 
 
 def find(pattern: epath.PathLike) -> list[Found]:
     """Files that a pattern names, sorted: a file, all files below a folder, or a glob.
 
-    Hidden files and folders do not count. Raises FileNotFoundError where nothing matches,
-    ValueError for `**` and OSError where the place cannot be listed.
+    Hidden files and folders do not count, unless the pattern is one's name; links are followed.
+    Raises FileNotFoundError where nothing matches, ValueError for `**` and for no pattern, and
+    OSError where the place cannot be listed.
     """
     text = os.fspath(pattern)
+    if not text:
+        raise ValueError("the pattern is empty: name a file, a folder or a glob")
     if "**" in text:
         raise ValueError(f"pattern {text} holds **: name a folder, it is searched to all depths")
     parts = text.split("/")
     globbed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
     with reading(text):
+        if epath.Path(text).is_file():
+            return [_found(epath.Path(text).parent, epath.Path(text))]
         if globbed is not None:
             root = epath.Path("/".join(parts[:globbed]) or ("/" if text.startswith("/") else "."))
             paths = [path for path in root.glob("/".join(parts[globbed:])) if not path.is_dir()]
-        elif epath.Path(text).is_dir():
-            root = epath.Path(text)
-            paths = [folder / name for folder, _, names in root.walk() for name in names]
         else:
-            root = epath.Path(text).parent
-            paths = [epath.Path(text)] if epath.Path(text).exists() else []
-    found = [Found(path.relative_to(root).as_posix(), path) for path in paths]
-    found = [file for file in found if not _hidden(file.name)]
+            root = epath.Path(text)
+            paths = _below(root) if root.is_dir() else []
+        found = [_found(root, path) for path in paths if not _hidden(path.relative_to(root))]
     if not found:
         raise FileNotFoundError(f"no file matches {text}: check the pattern")
     return sorted(found)
+
+
+def _found(root: epath.Path, path: epath.Path) -> Found:
+    return Found(path.relative_to(root).as_posix(), path, path.stat().length or 0)
+
+
+def _below(root: epath.Path) -> list[epath.Path]:
+    """All files below a folder; libraries of buckets may name its folders without gs://."""
+    text = os.fspath(root)
+    walk = root.walk() if "://" in text else os.walk(text, followlinks=True)
+    folders = [(epath.Path(folder), names) for folder, _, names in walk]
+    return [
+        root / folder.relative_to(folders[0][0]) / name
+        for folder, names in folders
+        for name in names
+        if name
+    ]
 
 
 @contextmanager
@@ -112,5 +131,5 @@ def missing(library: str) -> ModuleNotFoundError:
     )
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def _hidden(path: epath.Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

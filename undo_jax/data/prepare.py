@@ -8,6 +8,7 @@ shard's part of a pass is finished or not there, so a run goes on where another 
 import hashlib
 import json
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -52,7 +53,8 @@ def prepare(
     code does, see `packing.join`: documents of more than 2048 tokens are dropped, and the others
     joined in groups of 1000.
 
-    A finished folder of the same settings is returned as it is; an unfinished one is gone on with.
+    A finished folder of the same settings and source is returned as it is, an unfinished one gone
+    on with; a source is the same by its files' names and sizes.
     Several `workers` are processes, started afresh: a script needs its `__main__` guard.
 
     Raises ValueError for settings out of range or other than the folder's, a source without text
@@ -70,7 +72,7 @@ def prepare(
         "seed": seed,
         "validation_share": validation_share,
         "joining": joining,
-        "sources": [shard.name for shard in source],
+        "sources": [_known_by(shard) for shard in source],
     }
     with reading(str(folder)):
         finished = _begin(plan.folder, settings)
@@ -90,14 +92,18 @@ def _check(
         raise ValueError("the source has no shards: give at least one file")
     if length < 1:
         raise ValueError(f"row_length is {length}: rows need at least 1 input token")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}: it must be 0 or more")
+    if not 0 <= seed < 2**128:
+        raise ValueError(f"seed is {seed}: it must be 0 or more, and below 2^128")
     if not 0 <= share < 1:
         raise ValueError(f"validation_share is {share}: give at least 0 and less than 1")
     if joining not in ("exact", "reference"):
         raise ValueError(f"unknown joining {joining!r}: choose exact or reference")
     if workers < 1:
         raise ValueError(f"workers is {workers}: it must be at least 1")
+
+
+def _known_by(shard: Shard) -> str:
+    return shard.name if shard.size is None else f"{shard.name}, {shard.size} bytes"
 
 
 def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
@@ -233,7 +239,8 @@ def _run(
     )
     with processes as pool:
         try:
-            pending = {pool.submit(steps.work, step, job) for job in jobs}
+            with _uninterrupted():  # workers that are not ready for Ctrl-C, and this process
+                pending = {pool.submit(steps.work, step, job) for job in jobs}
             while pending:
                 done, pending = wait(pending, 0.2, FIRST_COMPLETED)
                 for future in done:
@@ -247,6 +254,16 @@ def _run(
         finally:
             seen[2] = 1
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; in processes that start in it, until they ask."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextmanager

@@ -6,9 +6,11 @@ or not at all.
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -197,7 +199,17 @@ def start_worker(plan: Plan, shared: Any) -> None:
     """Begin a worker process: what it needs for every job, and where it tells of its progress."""
     global _plan, _shared
     _plan, _shared = plan, shared
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def work(step: Callable[..., Progress], job: tuple[Any, ...]) -> None:

@@ -3,6 +3,7 @@
 Any function that returns shards is a source. All paths may be in a bucket (gs://).
 """
 
+import codecs
 import gzip
 import json
 import struct
@@ -23,6 +24,7 @@ class Shard(NamedTuple):
 
     name: str  # the same wherever the files lie, and another where they are read otherwise
     read: Callable[[], Iterator[str]]  # picklable
+    size: int | None = None  # bytes of its files: a changed source is told by them
 
 
 def jsonl(pattern: epath.PathLike, field: str = "text") -> list[Shard]:
@@ -31,7 +33,7 @@ def jsonl(pattern: epath.PathLike, field: str = "text") -> list[Shard]:
     Raises FileNotFoundError where nothing matches. Reading raises ValueError for a line that is
     not UTF-8, no JSON object, or without the field as text, and OSError for an unreadable file.
     """
-    return [_shard(file.name, field, partial(_jsonl, file, field)) for file in find(pattern)]
+    return [_shard([file], field, partial(_jsonl, file, field)) for file in find(pattern)]
 
 
 def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
@@ -42,7 +44,7 @@ def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
     and OSError for an unreadable file.
     """
     _pyarrow()
-    return [_shard(file.name, column, partial(_parquet, file, column)) for file in find(pattern)]
+    return [_shard([file], column, partial(_parquet, file, column)) for file in find(pattern)]
 
 
 def text(
@@ -60,15 +62,11 @@ def text(
     groups: list[list[Found]] = []
     room = 0
     for file in find(pattern):
-        with reading(file.name):
-            size = file.path.stat().length or 0
-        if room < size or not groups:
+        if room < file.size or not groups:
             groups, room = [*groups, []], GROUP
         groups[-1].append(file)
-        room -= size
-    return [
-        _shard(_group_name(group), document, partial(_text, group, document)) for group in groups
-    ]
+        room -= file.size
+    return [_shard(group, document, partial(_text, group, document)) for group in groups]
 
 
 def array_record(pattern: epath.PathLike, field: str | None = None) -> list[Shard]:
@@ -77,7 +75,7 @@ def array_record(pattern: epath.PathLike, field: str | None = None) -> list[Shar
     Raises FileNotFoundError where nothing matches. Reading raises ValueError for a record that is
     not UTF-8, or no JSON object with the field as text, and OSError for an unreadable file.
     """
-    return [_shard(file.name, field, partial(_array_record, file, field)) for file in find(pattern)]
+    return [_shard([file], field, partial(_array_record, file, field)) for file in find(pattern)]
 
 
 def tfds(
@@ -104,17 +102,21 @@ def tfds(
         raise ValueError(f"{name} has no split {split!r}: its splits are {known}") from error
     shards = []
     for part in parts:
-        file = Found(epath.Path(part.filename).name, epath.Path(part.filename))
+        path = epath.Path(part.filename)
+        file = Found(path.name, path, path.stat().length or 0)
         take = part.examples_in_shard - part.skip if part.take == -1 else part.take
         whole = take == part.examples_in_shard
-        label = file.name if whole else f"{file.name}[{part.skip}:{part.skip + take}]"
         read = partial(_tfds, file, form, part.skip, take, str(builder.data_path), feature)
-        shards.append(_shard(label, feature, read))
+        label = "" if whole else f"[{part.skip}:{part.skip + take}]"
+        shards.append(_shard([file], feature + label, read))
     return shards
 
 
-def _shard(name: str, how: str | None, read: Callable[[], Iterator[str]]) -> Shard:
-    return Shard(name if how is None else f"{name}#{how}", read)
+def _shard(files: list[Found], how: str | None, read: Callable[[], Iterator[str]]) -> Shard:
+    """`how` is the field, say, that the documents are."""
+    first, *rest = files
+    name = f"{first.name}..{rest[-1].name} ({len(files)} files)" if rest else first.name
+    return Shard(name if how is None else f"{name}#{how}", read, sum(file.size for file in files))
 
 
 def _jsonl(file: Found, field: str) -> Iterator[str]:
@@ -127,7 +129,7 @@ def _field(line: str, field: str, place: str) -> str:
     """The field of a JSON object as text."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{place} is a JSON {type(record).__name__}: give an object a line")
@@ -154,7 +156,7 @@ def _parquet(file: Found, column: str) -> Iterator[str]:
         kind = table.schema_arrow.field(column).type
         if types.is_dictionary(kind):
             kind = kind.value_type
-        if not (types.is_string(kind) or types.is_large_string(kind)):
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
             raise ValueError(f"{file.name} column {column!r} is {kind}, not text")
         number = 0
         for batch in table.iter_batches(batch_size=_RECORDS, columns=[column]):
@@ -197,6 +199,7 @@ def _lines(file: Found) -> Iterator[tuple[int, str]]:
     with reading(file.name), file.path.open("rb") as stream:
         compressed = file.name.endswith(".gz")
         for number, line in enumerate(gzip.open(stream) if compressed else stream, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             yield number, _utf8(line.decode, f"{file.name}:{number}")
 
 
@@ -246,10 +249,6 @@ def _utf8(decode: Callable[[], Any], place: str) -> Any:
         return decode()
     except UnicodeError:
         raise ValueError(f"{place} is not UTF-8: convert the file") from None
-
-
-def _group_name(group: list[Found]) -> str:
-    return group[0].name if len(group) == 1 else f"{group[0].name}..{group[-1].name}"
 
 
 def _tfds_builder(name: str, data_dir: epath.PathLike | None) -> Any:

@@ -39,17 +39,20 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(name: epath.PathLike) -> Tokenizer:
-    """ "bytes", a SentencePiece *.model or a Hugging Face *.json file.
+def load_tokenizer(name: epath.PathLike, bos_token: str | None = None) -> Tokenizer:
+    """ "bytes", a SentencePiece *.model or a Hugging Face *.json file, which may name its BOS.
 
-    Raises ValueError for another name, and what the tokenizer raises for its file.
+    Raises ValueError for another name, for a `bos_token` of another kind, and what the tokenizer
+    raises for its file.
     """
+    if str(name).endswith(".json"):
+        return HuggingFace(str(name), *([] if bos_token is None else [bos_token]))
+    if bos_token is not None:
+        raise ValueError(f"tokenizer {name} knows its BOS: drop bos_token={bos_token}")
     if str(name) == "bytes":
         return Bytes()
     if str(name).endswith(".model"):
         return SentencePiece(str(name))
-    if str(name).endswith(".json"):
-        return HuggingFace(str(name))
     raise ValueError(f"unknown tokenizer {name}: give bytes, or a file *.model or *.json")
 
 
@@ -222,7 +225,8 @@ class HuggingFace:
         """
         if self._tokenizer.token_to_id(self.bos_token) is None:
             raise ValueError(
-                f"{self.path} has no token {self.bos_token!r}; name its BOS token with bos_token"
+                f"{self.path} has no token {self.bos_token!r}: name its BOS token with bos_token, "
+                "on the command line --bos-token"
             )
 
     @cached_property
@@ -249,6 +253,7 @@ class HuggingFace:
             ) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # "<bos>" in a text is text
         return tokenizer
 
     @property

@@ -13,6 +13,7 @@ from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import SentencePiece
 
 LONGEST = 4096  # bytes of a sentence; SentencePiece passes over longer ones
+OWN = 258  # pieces of every vocabulary
 
 
 def train_tokenizer(
@@ -27,8 +28,9 @@ def train_tokenizer(
     """Train a tokenizer and write its model to `path`; the same text gives the same file.
 
     Text survives encoding and decoding as it is: nothing is normalised, all white space
-    is kept, and line ends and characters beyond the coverage are bytes. Id 0 is BOS; digits stand
-    alone. It learns from at most `sentences` lines, as many from the start of each shard.
+    is kept, and line ends and characters beyond the coverage are bytes. Only U+2581,
+    SentencePiece's own sign for a space, becomes one. Id 0 is BOS; digits stand alone. It learns
+    from at most `sentences` lines, as many from the start of each shard.
 
     Raises FileExistsError where there is a file, ModuleNotFoundError without the library, and
     ValueError for a source without text, too little text for `vocab_size`, or other bad settings.
@@ -38,6 +40,10 @@ def train_tokenizer(
         exists = path.exists()
     if exists:
         raise FileExistsError(f"{path} exists: delete it or give another path")
+    if vocab_size <= OWN:
+        raise ValueError(
+            f"vocab_size={vocab_size}: {OWN} are bytes, BOS and what is unknown, give more"
+        )
     if not source or sentences < 1:
         raise ValueError(f"{len(source)} shards and {sentences} sentences: give at least one each")
     share = -(-sentences // len(source))

@@ -69,6 +69,7 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MODEL_TYPE, EMBEDDING, HEAD = "gemma2", NAMES["embedding"], "lm_head.weight"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ROWS = 4096  # of a table, compared at a time
+LARGEST = 2**63  # that a configuration may state
 
 
 class Tensor(NamedTuple):
@@ -171,7 +172,7 @@ def save(
 
     `tokenizer`, a .json or .model file, is copied along. Raises FileExistsError for a folder that
     holds something, FileNotFoundError without the tokenizer and ValueError for a model that
-    Hugging Face's configuration cannot state.
+    Hugging Face's configuration cannot state; of `document_start` it says nothing.
     """
     folder, copied = _local(folder), _tokenizer(tokenizer)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -251,9 +252,10 @@ def _open(folder: epath.Path, stack: ExitStack) -> dict[str, Any]:
         names = [SINGLE]
     elif (folder / INDEX).exists():
         content = _json(folder / INDEX)
-        if not isinstance(content.get("weight_map"), dict):
+        files = content.get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
             raise ValueError(f"{folder / INDEX} has no weight_map: download it again")
-        names = sorted(set(content["weight_map"].values()))
+        names = sorted(set(files.values()))
     else:
         raise FileNotFoundError(f"no {SINGLE} in {folder}: give a folder of safetensors weights")
     stored = {}
@@ -325,7 +327,7 @@ def _describe(config: Gemma2, dtype: str) -> dict[str, Any]:
     """config.json. Raises ValueError for a model that it cannot state."""
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
-    scalar = round(config.attention_scale**-2)
+    scalar = max(1, round(config.attention_scale**-2))
     if not math.isclose(scalar**-0.5, config.attention_scale, rel_tol=1e-6):
         raise ValueError(
             f"attention_scale={config.attention_scale} is not 1/√n for a whole n, as Hugging "
@@ -362,7 +364,8 @@ def _layer_types(config: Gemma2) -> list[str]:
 def _rope_theta(file: epath.Path, content: Mapping[str, Any]) -> float:
     """From `rope_parameters` (transformers 5) or `rope_theta`. Raises ValueError if it scales."""
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    if rope.keys() - {"rope_theta", "rope_type"} or rope.get("rope_type", "default") != "default":
+    known = isinstance(rope, dict) and not rope.keys() - {"rope_theta", "rope_type"}
+    if not known or rope.get("rope_type", "default") != "default":
         raise ValueError(f"{file}: rotary positions {rope} are not supported: only rope_theta is")
     return _positive(file, {"rope_theta": Gemma2.rope_theta, **content, **rope}, "rope_theta")
 
@@ -370,9 +373,9 @@ def _rope_theta(file: epath.Path, content: Mapping[str, Any]) -> float:
 def _positive(file: epath.Path, content: Mapping[str, Any], key: str, whole: bool = False) -> Any:
     """A number above 0. Raises ValueError for anything else."""
     value, kinds = content[key], (int,) if whole else (int, float)
-    if type(value) not in kinds or not value > 0:
+    if type(value) not in kinds or not 0 < value < LARGEST:
         kind = "whole number" if whole else "number"
-        raise ValueError(f"{file}: {key}={value!r} must be a {kind} above 0")
+        raise ValueError(f"{file}: {key}={value!r} must be a {kind} above 0, and below 2^63")
     return value
 
 

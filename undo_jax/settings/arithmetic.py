@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
+from undo_jax.data import sources
 from undo_jax.data.arithmetic import FORMS, OPERATIONS, Grammar, alphabet, examination, sample
 from undo_jax.data.packing import pack
 from undo_jax.data.streams import stream
@@ -40,7 +40,7 @@ class Arithmetic:
     questions: int | None = 100  # per operation and form; None: every fact
     validation_rows: int = 16  # per stream, for its cross entropy
     tokenizer: Tokenizer | None = None  # None: one token a character
-    text: str | None = None  # a UTF-8 file, one document a line, mixed into pretrain and oracle
+    text: str | None = None  # UTF-8 files, one document a line, mixed into pretrain and oracle
     text_share: float = 0.75  # of pretrain; the oracle's makes up for the half it does not see
     data_seed: int = 99
 
@@ -62,8 +62,8 @@ class Arithmetic:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: it must be at least 1")
-        if not 0 <= self.text_share < 1:
-            raise ValueError(f"text_share={self.text_share}: give a share in [0, 1)")
+        if not 0 < self.text_share < 1:
+            raise ValueError(f"text_share={self.text_share}: give a share between 0 and 1")
         if self.examine not in ("held_out_facts", "train_facts"):
             raise ValueError(f"unknown examine {self.examine!r}: held_out_facts or train_facts")
         if self.examine == "held_out_facts" and self.grammar.held_out == 0:
@@ -147,12 +147,8 @@ def _packed(
 @cache
 def _text(setting: Arithmetic) -> np.ndarray:
     """Rows of the text file, packed exactly."""
-    path, tokenizer = epath.Path(setting.text or ""), setting.get_tokenizer()
-    if not path.exists():
-        raise FileNotFoundError(f"text file {path} does not exist: check the path")
-    documents = [line for line in path.read_text().splitlines() if line.strip()]
+    path, tokenizer = setting.text or "", setting.get_tokenizer()
+    documents = [document for shard in sources.text(path) for document in shard.read()]
     if not documents:
         raise ValueError(f"text file {path} is empty: give one document a line")
-    return pack(
-        (tokenizer.encode(line) for line in documents), setting.row_length, tokenizer.bos_id
-    )
+    return pack(map(tokenizer.encode, documents), setting.row_length, tokenizer.bos_id)

@@ -17,8 +17,8 @@ from undo_jax.types import LM, Metrics, Params
 class Language:
     """Scores are validation cross entropies in nats a token; lower is better.
 
-    Raises ValueError for rows or tokenizers of the two corpora that do not fit each other, and for
-    more validation rows than there are.
+    Raises ValueError for rows or tokenizers of the two corpora that do not fit each other, a share
+    outside (0, 1), and validation rows that are none or do not divide.
     """
 
     retain: Corpus
@@ -41,10 +41,11 @@ class Language:
         return False
 
     def __post_init__(self):
-        if self.rows_at_once < 1 or self.validation_rows % self.rows_at_once:
+        at_once, wanted = self.rows_at_once, self.validation_rows
+        if at_once < 1 or wanted < 1 or wanted % at_once:
             raise ValueError(
-                f"validation_rows={self.validation_rows} is not a multiple of "
-                f"rows_at_once={self.rows_at_once}: make it one"
+                f"validation_rows={wanted} is no positive multiple of rows_at_once={at_once}: make "
+                "it one"
             )
         if not 0 < self.retain_share < 1:
             raise ValueError(f"retain_share={self.retain_share}: give a share between 0 and 1")
@@ -76,7 +77,7 @@ class Language:
         return stream([forget if name == "forget" else retain], batch_size, seed)
 
     def material(self) -> Any:
-        """Validation rows of both languages, in groups."""
+        """Validation rows of both languages, in groups. Raises ValueError where there are fewer."""
         return {name: _groups(self, getattr(self, name)) for name in ("retain", "forget")}
 
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
