@@ -84,7 +84,10 @@ def _refused(capsys, *arguments):
         ("--relearn.learning-rates nan", "learning_rates=(nan,): give positive rates"),
         ("--relearn.learning-rates 0.1 0.1", "one is given twice"),
         ("--noise.alphas 0.5 0.5", "alphas=(0.5, 0.5): one is given twice"),
+        ("--noise.alphas 0.1234561 0.1234562", "one is given twice"),
         ("--distill.tolerance -1", "tolerance=-1.0"),
+        ("--distill.tolerance 0", "tolerance=0.0: it must be positive"),
+        (f"--seeds {2**32}", "seed 4294967296: give whole numbers from 0 to 2^32 - 1"),
         ("--seeds", "seeds"),
         ("--seeds 0 0", "seeds=(0, 0): one is given twice"),
     ],
@@ -138,7 +141,7 @@ def test_a_model_that_diverged_is_named(capsys):
     rate = "--pretrain.training.optimizer.learning-rate"
     cli.main(["run", _toy(), "--stage", "pretrain", rate, "1e30"])
     said = " ".join(capsys.readouterr().err.split())
-    assert "pretrain of base, seed 0, diverged: cross_entropy/forget" in said
+    assert "pretrain of base, seed 0, diverged: its scores are not finite" in said
     cli.main(["run", _toy(), "--stage", "pretrain"])
     assert "diverged" not in capsys.readouterr().err
 
@@ -149,6 +152,26 @@ def test_a_checkpoint_of_another_model(capsys, tmp_path):
         checkpointer.save(tmp_path / "other", other)
     said = _refused(capsys, "run", QUICKSTART, "--pretrain.base", "other")
     assert "is of another model" in said and "(24, 24)" in said and "(24, 48)" in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("rmu", "method rmu: missing a required argument: 'read_layer': give it by partial(rmu"),
+        ("partial(rmu, read_layer=9, train_layers=(0, 1))", "layer 9: this model has layers 0 to"),
+        ("partial(rmu, read_layer=1, train_layers=(1, 1))", "layers from 0 to below read_layer=1"),
+        ("'maxent'", "method='maxent' is no function"),
+    ],
+)
+def test_a_method_that_cannot_be_is_refused_before_anything_is_trained(capsys, method, said):
+    file = _toy(
+        "from functools import partial\n"
+        "from undo_jax.methods.rmu import rmu\n"
+        f"unlearn = replace(experiment.unlearn, method={method})\n"
+        "experiment = replace(experiment, unlearn=unlearn)\n"
+    )
+    assert said in _refused(capsys, "run", file)
     assert not Path("runs").exists()
 
 

@@ -139,7 +139,7 @@ def test_a_continuation_is_one_line(capsys, folder, monkeypatch):
         ("--prompt 1 --new-tokens some", "some"),
         ("--prompt 1 --temperature -0.5", "temperature=-0.5"),
         ("--prompt 1 --temperature nan", "temperature=nan"),
-        (f"--prompt 1 --seed {2**63}", f"seed={2**63}"),
+        (f"--prompt 1 --seed {2**32}", f"seed={2**32}"),
         ("--prompts-file nowhere.txt", "no prompts file nowhere.txt"),
     ],
 )

@@ -17,7 +17,7 @@ from undo_jax.data.train_tokenizer import train_tokenizer
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.population import Result
 from undo_jax.sharding import MeshShape, make_mesh
-from undo_jax.stages import run as shared
+from undo_jax.stages import training as shared
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}

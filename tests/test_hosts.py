@@ -88,7 +88,7 @@ def short(part, **changes):
 
 experiment = replace(
     shipped,
-    setting=Toy(**{{**vars(shipped.setting), "problems": 200, "questions": 2,
+    setting=Toy(**{{**vars(shipped.setting), "problems": 200, "questions": 3,
                     "validation_rows": 1, "row_length": 12}}),
     model=Gemma2(layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8,
                  vocabulary=16, init_stddev=0.25),

@@ -28,7 +28,7 @@ ARGUMENTS = {"rmu": {"read_layer": 2, "train_layers": (0, 1)}}
 TRACED = {  # arguments that the tests below change without compiling again
     "graddiff": {"retain_weight": 1.0},
     "maxent": {"retain_weight": 1.0},
-    "rmu": {"train_layers": (0, 1), "coefficient": 6.0, "retain_weight": 200.0},
+    "rmu": {"coefficient": 6.0, "retain_weight": 200.0},
 }
 FOLDER = Path(undo_jax.methods.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -53,12 +53,12 @@ def _rows(seed, low, high):
 BATCH_OF_BOTH = {"retain": _rows(0, 0, 12), "forget": _rows(1, 12, 24)}
 
 
-def _gradients(name):
+def _gradients(name, **fixed):
     """`(params, base, batch, key, traced) -> ((loss, metrics), (to params, to base))`, jitted."""
     function = getattr(importlib.import_module(f"undo_jax.methods.{name}"), name)
 
     def value(params, base, batch, key, traced):
-        arguments = {**ARGUMENTS.get(name, {}), **traced}
+        arguments = {**ARGUMENTS.get(name, {}), **fixed, **traced}
         return function(LM, params, {"base": Frozen(LM, base)}, batch, key, **arguments)
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
@@ -196,7 +196,8 @@ def test_rmu_pulls_forget_to_its_direction_and_retain_to_the_base():
 
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 1), (0, 0)])
 def test_rmu_moves_only_the_chosen_down_projections(first, last):
-    _, (gradient, _) = _at("rmu", PARAMS, train_layers=(first, last))
+    found = _compiled("rmu", train_layers=(first, last))(PARAMS, BASE, BATCH_OF_BOTH, KEY, {})
+    _, (gradient, _) = found
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         name = path_name(path)
         assert np.any(leaf) == (name == "layers/mlp/down"), name

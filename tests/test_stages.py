@@ -1,6 +1,9 @@
 """Who learns from whom: the streams, references and parameters of every stage."""
 
 import importlib.util
+import math
+import tempfile
+import weakref
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +17,7 @@ from undo_jax import losses, pipeline
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Result
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.stages import run as shared
+from undo_jax.stages import training as shared
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
 FINAL = {"base": 1.0, "oracle": 2.0, "unlearn-only": 3.0, "UNDO α=0.25": 4.0,
@@ -67,14 +70,12 @@ def _value(params):
     return values.pop()
 
 
-@pytest.fixture(scope="module")
-def calls(tmp_path_factory):
-    """(task, members, folders) of every training loop of a run, by stage."""
+def _experiment():
     spec = importlib.util.spec_from_file_location("stages", EXPERIMENTS / "quickstart.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     shipped = module.experiment
-    experiment = replace(
+    return replace(
         shipped,
         setting=Named(**vars(shipped.setting)),
         model=preset("tiny", layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8),
@@ -82,9 +83,14 @@ def calls(tmp_path_factory):
         relearn=replace(shipped.relearn, learning_rates=(0.5, 2.0), attacks=("forget", "mixed")),
         seeds=(3,),
     )
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    """(task, members, folders) of every training loop of a run, by stage."""
     recorder, patch = Recorder(), pytest.MonkeyPatch()
     patch.setattr(shared, "fit", recorder.fit)
-    pipeline.run(experiment, tmp_path_factory.mktemp("stages"))
+    pipeline.run(_experiment(), tmp_path_factory.mktemp("stages"))
     patch.undo()
     return {folders[0].split("-")[0]: (task, members, folders)
             for task, members, folders in recorder.calls}  # fmt: skip
@@ -138,6 +144,57 @@ def test_every_model_is_attacked_with_forget_data_and_the_mixture_at_every_rate(
     attacked = [_value(member.params()) + 10 for member in members]
     assert attacked == [_mark(folder) for folder in folders]
     assert sorted(set(attacked)) == [12.0, 13.0, 14.0, 15.0]
+
+
+def test_attacks_are_of_the_rate_that_they_say(calls):
+    """Multiples of the optimizer's own rate, which is 1 unless it is set."""
+    experiment, recorder = _experiment(), Recorder()
+    adam = replace(experiment.relearn.training.optimizer, learning_rate=0.1)
+    training = replace(experiment.relearn.training, optimizer=adam)
+    experiment = replace(experiment, relearn=replace(experiment.relearn, training=training))
+    targets = []
+
+    def fit(task, mesh, members, log, progress):
+        targets.extend((m.learning_rate, t.tags) for m, t in zip(members, log.targets, strict=True))
+        return recorder.fit(task, mesh, members, log, progress)
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(shared, "fit", fit)
+        pipeline.run(experiment, folder)
+    rates = [(rate, tags["learning_rate"]) for rate, tags in targets if tags]
+    assert {said for _, said in rates} == {0.05, 0.2}
+    assert all(rate == said for rate, said in rates)
+
+
+def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monkeypatch):
+    """Two at a time of four: what the first two have learned is let go, but for the better one."""
+    asked, held = [], []
+
+    def fit(task, mesh, members, log, progress):
+        folders = [target.folder.name for target in log.targets]
+        if not folders[0].startswith("relearn"):
+            return Recorder.fit(recorder, task, mesh, members, log, progress)
+        assert len(members) == 2 and len(set(folders)) == 1
+        held.append(sum(ref() is not None for ref in asked))
+        results = []
+        for member, tags in zip(members, (t.tags for t in log.targets), strict=True):
+            score = {("forget", 0.5): 0.3, ("forget", 2.0): math.nan, ("mixed", 0.5): 0.2,
+                     ("mixed", 2.0): 0.1}[tags["attack"], tags["learning_rate"]]  # fmt: skip
+            made = _filled(member.params, 100 * score)
+            asked.append(weakref.ref(made["final"]["norm"]))
+            results.append(Result(lambda made=made: made, 7, {"retain": 0.5, "forget": score}))
+        return results
+
+    recorder = Recorder()
+    monkeypatch.setattr(shared, "fit", fit)
+    artifacts = pipeline.run(replace(_experiment(), together=2), tmp_path)
+    attacked = [artifact for artifact in artifacts if artifact.stage == "relearn"]
+    assert len(held) == 2 * len(attacked) == 8
+    assert held[1::2] == [1] * 4  # when the second two attacks begin
+    for artifact in attacked:
+        assert artifact.summary()["learning_rate"] == 0.5
+        assert artifact.summary()["attack"] == "forget"
+        assert artifact.summary()["eval"]["forget"] == 0.3
 
 
 def test_no_two_stages_see_their_data_in_the_same_order(calls):

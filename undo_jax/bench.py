@@ -29,7 +29,8 @@ class Flops:
     """FLOPs of a token, by the model: twice the weights it meets, and attention to all of a row.
 
     A training pass is three forward passes, a reference model one. What is computed again (remat,
-    kernels that make logits twice) does not count.
+    kernels that make logits twice) does not count. Of unlearning they are an upper bound, and so is
+    MFU: a method may not run the base, or not all layers.
     """
 
     body: float

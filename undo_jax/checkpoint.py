@@ -15,11 +15,13 @@ WORKDIR/progress-STAGE-FINGERPRINT/   of artifacts that are made together, until
 """
 
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ from jax.sharding import Mesh
 
 from undo_jax.sharding import path_name, placement
 from undo_jax.types import LM, Params, shapes
+
+PATIENCE = 60  # seconds that a run waits for another one to leave its workdir
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +125,7 @@ def gather(artifacts: Sequence[Artifact]) -> epath.Path:
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
     if jax.process_index() == 0:
+        _claim(artifacts[0].workdir)
         for other in _progress(artifacts):
             if other != folder and _names(other) & set(names):
                 other.rmtree()
@@ -142,6 +147,7 @@ def begin(artifact: Artifact) -> None:
     Raises FileNotFoundError on a process that does not see the folder that process 0 made.
     """
     if jax.process_index() == 0:
+        _claim(artifact.workdir)
         if artifact.folder.exists():
             artifact.folder.rmtree()
         artifact.folder.mkdir(parents=True)
@@ -153,6 +159,32 @@ def begin(artifact: Artifact) -> None:
             f"process {jax.process_index()} does not see {artifact.folder} of process 0: give a "
             "workdir that all share, e.g. in a bucket"
         )
+
+
+@functools.cache
+def _claim(workdir: epath.Path) -> None:
+    """Keep other processes from writing into a workdir, as long as this one lives.
+
+    Only on file systems that know locks: not in buckets. Raises OSError where another process has
+    it for longer than one takes that is about to end.
+    """
+    if "://" in os.fspath(workdir):
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    descriptor, end = os.open(workdir, os.O_RDONLY), time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(descriptor)
+                raise OSError(
+                    f"another process writes into {workdir}: wait until it has ended, or give "
+                    "another workdir"
+                ) from None
+            time.sleep(0.2)
+        except OSError:  # no locks here
+            return os.close(descriptor)
 
 
 def wait(name: str) -> None:
@@ -249,8 +281,13 @@ def plain(value: Any) -> Any:
     """A configuration as JSON: dataclasses and partials become dicts, functions their names.
 
     A dataclass with a fingerprint, such as a tokenizer, stands for its content and not its fields:
-    where its file lies does not matter.
+    where its file lies does not matter. Whole numbers are written as such: 1 and 1.0 are one
+    setting. Raises ValueError for a function without a name.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fingerprint = getattr(value, "fingerprint", None)
         if fingerprint is not None:
@@ -268,6 +305,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     if callable(value):
+        if value.__name__ == "<lambda>":
+            raise ValueError(f"a lambda of {value.__module__} is a setting: give it a name, by def")
         return f"{value.__module__}.{value.__qualname__}"
     return value
 

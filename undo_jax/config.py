@@ -1,5 +1,6 @@
 """An experiment is a value: frozen dataclasses in a Python file under experiments/."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +29,7 @@ class Pretrain:
 class Unlearn:
     """Batches hold `training.batch_size` rows of retain and as many of forget.
 
-    Raises ValueError for a method that is no function.
+    Raises ValueError for a method that is no function, or wants arguments that it has not.
     """
 
     training: Training
@@ -37,6 +38,11 @@ class Unlearn:
     def __post_init__(self):
         if not callable(self.method):
             raise ValueError(f"method={self.method!r} is no function: import it and give it itself")
+        try:
+            inspect.signature(self.method).bind("lm", "params", "refs", "batch", "key")
+        except TypeError as error:
+            name = getattr(self.method, "__name__", self.method)
+            raise ValueError(f"method {name}: {error}: give it by partial({name}, ...)") from error
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Damage:
         for alpha in self.alphas:
             if not 0 <= alpha <= 1:
                 raise ValueError(f"alpha={alpha} is outside [0, 1]: 0 is no damage, 1 a full reset")
-        _check_distinct("alphas", self.alphas)
+        _check_distinct("alphas", [float(f"{alpha:g}") for alpha in self.alphas])  # as in names
         if not self.alphas and not self.fresh_student:
             raise ValueError("no students: give alphas or set fresh_student")
         if self.student is not None and not self.fresh_student:
@@ -67,7 +73,7 @@ class Damage:
 class Distill:
     """A student has recovered once its retain score is within `tolerance` of its teacher's.
 
-    Raises ValueError for a negative tolerance.
+    Raises ValueError for a tolerance that is not positive.
     """
 
     training: Training
@@ -75,8 +81,8 @@ class Distill:
     stop_early: bool = True  # leave as soon as it has recovered; False: always all steps
 
     def __post_init__(self):
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance={self.tolerance}: it must not be negative")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance}: it must be positive")
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,9 @@ class Experiment:
         if not self.seeds:
             raise ValueError("seeds is empty: give at least one")
         _check_distinct("seeds", self.seeds)
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seed {seed}: give whole numbers from 0 to 2^32 - 1")
         if self.together < 1:
             raise ValueError(f"together={self.together}: at least one model must train")
 
@@ -143,7 +152,7 @@ class Experiment:
 def _check_distinct(name: str, values: Sequence[Any]) -> None:
     """Raises ValueError where one is given twice."""
     if len(set(values)) < len(values):
-        raise ValueError(f"{name}={values}: one is given twice, leave it out")
+        raise ValueError(f"{name}={tuple(values)}: one is given twice, leave it out")
 
 
 def _check_tokens(name: str, model: Gemma2, tokenizer: Tokenizer) -> None:

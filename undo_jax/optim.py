@@ -17,7 +17,7 @@ class AdamW:
     learning_rate: float = 1.0  # the peak; a grid of rates multiplies it
     warmup: int = 0  # steps; the first update already has 1/warmup of the peak rate
     decay: Literal["cosine", "linear", "constant"] = "constant"
-    end: float = 0.1  # rate at the last step ÷ peak rate
+    end: float = 0.1  # where the decay ends, one step after the last ÷ peak rate
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-8

@@ -22,7 +22,7 @@ from undo_jax.stages.noise import noise
 from undo_jax.stages.pretrain import pretrain
 from undo_jax.stages.relearn import relearn
 from undo_jax.stages.run import Run
-from undo_jax.stages.unlearn import unlearn
+from undo_jax.stages.unlearn import check, unlearn
 
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 
@@ -44,6 +44,7 @@ def run(experiment: Experiment, workdir: epath.PathLike, only: str | None = None
         here = Run(experiment, epath.Path(workdir), mesh, lm, material, only)
         for model in experiment.models.values():
             placement(Functional(model), mesh)  # that the mesh divides it
+        check(here)
         bases, oracles = pretrain(here)
         suppressed = unlearn(here, bases)
         students = noise(here, suppressed)

@@ -5,6 +5,7 @@ FOLDER/STEP/    written under another name and then renamed, so that no half of 
     notes/      JSON: what the loop knows besides
 """
 
+import itertools
 import os
 import signal
 import threading
@@ -56,17 +57,23 @@ class Preempted(SystemExit):
         return self.said
 
 
+_asked = itertools.count()  # one for all loops: processes agree on a number that comes once
+
+
 @dataclass
 class Stop:
     """Whether a loop has been asked to stop."""
 
     signal: int | None = None
 
-    def asked(self, step: int) -> bool:
-        """Whether to stop before this step: the same answer in every process of a job."""
+    def asked(self) -> bool:
+        """Whether to stop now: the same answer in every process of a job, which all ask together.
+
+        A signal that comes between two loops stops the second one.
+        """
         if jax.process_count() == 1:
             return self.signal is not None
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(next(_asked))
 
     def leave(self, said: str) -> NoReturn:
         """Raises Preempted, or KeyboardInterrupt after Ctrl-C."""
@@ -96,14 +103,14 @@ def stoppable() -> Iterator[Stop]:
         _handling(ask, signal.SIGINT, *([signal.SIGTERM] if alone else [])),
     ):
         yield stop
-    if stop.signal is not None:
+    if stop.asked():
         stop.leave("after a finished stage")
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
     """In this block SIGTERM raises Preempted at once: there is nothing to save."""
-    numbers = [signal.SIGTERM] if jax.process_count() == 1 else []
+    numbers = [] if jax.distributed.is_initialized() else [signal.SIGTERM]
     with (
         _leaving() as leave,
         _handling(lambda *_: leave(Preempted("between two saves")), *numbers),
@@ -188,7 +195,7 @@ class Progress:
         Raises Preempted or KeyboardInterrupt, once all is saved, if asked to stop; OSError where
         saving fails.
         """
-        leaving = self.stop.asked(step)
+        leaving = self.stop.asked()
         if step > self.step and (leaving or self._due(step)):
             self.save(step, *capture())
         if leaving:

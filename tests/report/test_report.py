@@ -17,7 +17,7 @@ import rich.console
 import undo_jax.report.figures as figures
 import undo_jax.report.html as page
 from undo_jax.report import Report, analyse, markdown, read_logs, table, write
-from undo_jax.report.read import Attack, Metric, Model, pick_steps, robustness, strongest
+from undo_jax.report.read import Attack, Metric, Model, Spread, pick_steps, robustness, strongest
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
 
 ACCURACY = {"label": "accuracy on × and ÷", "higher_is_better": True}
@@ -239,6 +239,26 @@ def test_diverged_attacks_are_left_out_and_counted(tmp_path: Path) -> None:
     assert ["oracle", "forget", "0.10", "0.10", "diverged"] in attack_grid(report).rows
 
 
+def test_a_seed_that_diverged_is_missed_in_every_column(tmp_path: Path) -> None:
+    work = full(tmp_path)
+    work.add("distill", "odd", 0, recovered=True)
+    work.attack("odd", 0, curves={("forget", 1e-3): (0.1, 0.2, 0.3, 0.4)})
+    work.add("distill", "odd", 1, recovered=True)
+    work.attack("odd", 1, curves={("forget", 1e-3): (math.nan,) * 4})
+    report = work.report()
+    odd = row(report, "odd")
+    assert list(odd.curve) == list(STEPS)
+    assert cell(odd.curve[30]) == "0.40 [0.40, 0.40] (1/2 seeds)"
+    assert any("or a model has diverged" in note for note in report.notes)
+    figures.relearning(report)
+
+
+@pytest.mark.parametrize("value", [98.2785476037653, 0.1])
+def test_the_mean_of_equal_values_lies_among_them(value: float) -> None:
+    spread = Spread((value,) * 3)
+    assert spread.low <= spread.mean <= spread.high
+
+
 def test_strongest_passes_over_diverged_scores() -> None:
     found = [Attack("forget", 1e-3, step, score) for step, score in enumerate((math.nan, 0.5))]
     for higher_is_better in (True, False):
@@ -307,10 +327,10 @@ def test_the_later_record_of_a_step_counts_and_broken_lines_are_told(tmp_path: P
     folder = work.attack("oracle", curves={("mixed", 1e-2): (0.0, 0.9, 0.0, 0.0)})
     again = {"step": 10, "eval": {"forget": 0.4}, "attack": "mixed", "learning_rate": 1e-2}
     with (folder / "metrics.jsonl").open("a") as log:
-        log.write('\n{"step": 10, "ev\n' + json.dumps(again) + "\n")
+        log.write('\n{"step": 10, "ev\n12\n' + json.dumps(again) + "\n")
     report = work.report()
     assert row(report, "oracle").worst.mean == near(0.4)
-    assert any("1 unreadable lines" in note for note in report.notes)
+    assert any("2 unreadable lines" in note for note in report.notes)
 
 
 # ---- figures ----
@@ -486,6 +506,15 @@ def test_a_damaged_list_of_artifacts_is_named_and_what_to_do(tmp_path: Path) -> 
     work = full(tmp_path)
     (tmp_path / "experiment.json").write_text("{")
     with pytest.raises(ValueError, match="experiment.json is damaged .* run the experiment again"):
+        work.report()
+
+
+@pytest.mark.parametrize("file", ["experiment.json", "config.json", "summary.json"])
+def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str) -> None:
+    work = full(tmp_path, seeds=1)
+    folder = work.add("pretrain", "other")
+    (tmp_path / file if file == "experiment.json" else folder / file).write_text("{}")
+    with pytest.raises(ValueError, match="is not as a run writes it .* run the experiment again"):
         work.report()
 
 

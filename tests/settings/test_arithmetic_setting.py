@@ -42,6 +42,19 @@ def test_text_is_mixed_into_pretraining_and_the_oracles_share_makes_up_for_it(tm
         assert np.mean(batch == tokenizer.encode("a")[0], axis=1).round().mean() == share
 
 
+def test_a_model_that_has_diverged_has_no_scores():
+    lm = Functional(preset("tiny", layers=1, width=16, feed_forward=16))
+    params = jax.tree.map(lambda w: w * np.nan, jax.jit(lm.init)(jax.random.key(0)))
+    scores = jax.jit(SETTING.evaluate, static_argnums=0)(lm, params, SETTING.material())
+    assert len(scores) == 8 and all(np.isnan(score) for score in scores.values())
+
+
+def test_what_several_processes_hold_is_as_they_put_it_there():
+    """JAX compares what it put on devices, where there is no float64."""
+    for leaf in jax.tree.leaves(SETTING.material()):
+        assert leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype)
+
+
 def test_scores_are_means_over_operations(monkeypatch):
     lm = Functional(preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3))
     material = SETTING.material()

@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes
 
 from undo_jax.data.files import CACHE, cache
 from undo_jax.log import console
+from undo_jax.progress import terminable
 
 PATIENT = {  # seconds that the parts of a program wait for each other; libtpu knows no such flag
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
@@ -84,7 +85,8 @@ def join(processes: Processes) -> None:
     Raises ConnectionError where the processes do not find each other.
     """
     if processes.coordinator is not None:
-        _reach(processes)
+        with terminable():
+            _reach(processes)
     elif not processes.distributed:
         return
     try:

@@ -55,8 +55,8 @@ def generate(
         raise ValueError("no prompts: give --prompt TEXT or --prompts-file FILE")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature}: 0 is greedy, 1 samples; give 0 or more")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed}: give a whole number from 0 to 2^63 - 1")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: give a whole number from 0 to 2^32 - 1")
     folder, made_by = epath.Path(artifact), experiments.load(experiment)
     tokenizer = made_by.setting.get_tokenizer()
     tokens, lengths = _rows(prompts, tokenizer)

@@ -23,8 +23,11 @@ def rmu(
 ) -> tuple[Scalar, Metrics]:
     """L = MSE(h(forget), c·u) + retain_weight · MSE(h(retain), h_base(retain)), u a random unit.
 
-    Only the MLP down-projections of `train_layers` receive a gradient.
+    Only the MLP down-projections of `train_layers` receive a gradient. Raises ValueError where
+    they are not layers before the one that is read.
     """
+    if not 0 <= train_layers[0] <= train_layers[1] < read_layer:
+        raise ValueError(f"{train_layers=}: give layers from 0 to below read_layer={read_layer}")
     params, base = _train_only(params, *train_layers), refs["base"]
     forget, retain = batch["forget"], batch["retain"]
     direction = jax.random.normal(jax.random.key(direction_seed), lm.table(params).shape[1:])

@@ -5,7 +5,8 @@ Reads experiment.json, and config.json, metrics.jsonl and summary.json of each a
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,15 +78,28 @@ def read_logs(workdir: epath.PathLike) -> Logs:
             f"{root / 'experiment.json'} is damaged ({error}): run the experiment again, which "
             "writes it anew and trains nothing"
         ) from error
-    folders = tuple(experiment["artifacts"])
+    with _as_written(root / "experiment.json"):
+        name, folders = experiment["name"], tuple(experiment["artifacts"])
+        retain, forget = Metric(**experiment["retain"]), Metric(**experiment["forget"])
     found = {folder: read_artifact(root / folder) for folder in folders}
     return Logs(
-        name=experiment["name"],
-        retain=Metric(**experiment["retain"]),
-        forget=Metric(**experiment["forget"]),
+        name=name,
+        retain=retain,
+        forget=forget,
         artifacts=tuple(a for a in found.values() if a is not None),
         unfinished=tuple(folder for folder, a in found.items() if a is None),
     )
+
+
+@contextmanager
+def _as_written(path: epath.Path) -> Iterator[None]:
+    """Raises ValueError for JSON that no run has written."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not as a run writes it ({error!r}): delete it, and run the experiment again"
+        ) from error
 
 
 def read_artifact(folder: epath.Path) -> Artifact | None:
@@ -94,18 +108,19 @@ def read_artifact(folder: epath.Path) -> Artifact | None:
     if config is None or summary is None:
         return None
     records, unreadable = [], 0
-    if config["stage"] == "relearn":  # the only stage whose curve the report needs
-        records, unreadable = _read_lines(folder / "metrics.jsonl")
-    return Artifact(
-        folder=folder.name,
-        stage=config["stage"],
-        model=config["model"],
-        alpha=config["alpha"],
-        seed=config["seed"],
-        summary=summary,
-        attacks=read_attacks(records),
-        unreadable=unreadable,
-    )
+    with _as_written(folder):
+        if config["stage"] == "relearn":  # the only stage whose curve the report needs
+            records, unreadable = _read_lines(folder / "metrics.jsonl")
+        return Artifact(
+            folder=folder.name,
+            stage=config["stage"],
+            model=config["model"],
+            alpha=config["alpha"],
+            seed=config["seed"],
+            summary={**summary, "eval": dict(summary["eval"])},
+            attacks=read_attacks(records),
+            unreadable=unreadable,
+        )
 
 
 def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
@@ -135,8 +150,12 @@ def _read_lines(path: epath.Path) -> tuple[list[Json], int]:
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
             unreadable += 1
     return records, unreadable
 
@@ -160,7 +179,9 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        return math.fsum(self.finite) / len(self.finite) if self.finite else math.nan
+        if not self.finite:
+            return math.nan
+        return min(max(math.fsum(self.finite) / len(self.finite), self.low), self.high)  # rounding
 
     @property
     def low(self) -> float:
@@ -325,8 +346,8 @@ def _model(
 ) -> Model:
     seeds = tuple(sorted(seed for model, seed in attacks if model == name))
     own = [owns[key] for key in sorted(owns) if key[0] == name]
-    curves = [c for seed in seeds if (c := _curve(attacks[name, seed], logs.forget))]
-    steps = sorted(set[int].intersection(*(set(c) for c in curves))) if curves else []
+    curves = [_curve(attacks[name, seed], logs.forget) for seed in seeds]
+    steps = sorted({step for curve in curves for step in curve})
     finals = [_finals(attacks[name, seed]) for seed in seeds]
     adversaries = sorted({key for found in finals for key in found})
     return Model(
@@ -335,7 +356,7 @@ def _model(
         seeds=seeds,
         retain=Spread(tuple(_number(a.summary["eval"]["retain"]) for a in own)),
         forget=Spread(tuple(_number(a.summary["eval"]["forget"]) for a in own)),
-        curve={step: Spread(tuple(c[step] for c in curves)) for step in steps},
+        curve={step: Spread(tuple(c.get(step, math.nan) for c in curves)) for step in steps},
         worst=Spread(tuple(worst[name, seed] for seed in seeds)),
         robustness=Spread(
             tuple(
@@ -416,8 +437,8 @@ def _notes(
         if undefined:
             notes.append(
                 f"Robustness is undefined for seed {', '.join(map(str, sorted(undefined)))}: there "
-                f"the oracle is not more robust than unlearn-only by at least {MIN_GAP}, or the "
-                "attack on one of the two has not finished."
+                f"the oracle is not more robust than unlearn-only by at least {MIN_GAP}, the "
+                "attack on one of the two has not finished, or a model has diverged."
             )
     if edge := [m.name for m in models if _at_edge(m, attacks, logs.forget)]:
         notes.append(

@@ -93,9 +93,10 @@ class Arithmetic:
         }
         questions = [problem for group in groups.values() for problem in group]
         member = np.repeat(np.eye(len(groups)), [len(group) for group in groups.values()], axis=1)
+        mean = (member / member.sum(axis=1, keepdims=True)).astype(np.float32)
         return {
             "exam": write_exam(questions, self.get_tokenizer()),
-            "mean": {name: row / row.sum() for name, row in zip(groups, member, strict=True)},
+            "mean": dict(zip(groups, mean, strict=True)),
             "rows": {
                 name: _packed(self, STREAMS[name], split, VALIDATION_SEED)[: self.validation_rows]
                 for name in ("retain", "forget")
@@ -103,17 +104,25 @@ class Arithmetic:
         }
 
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
-        """Accuracy per operation/form, their means, and cross entropy (nats) per stream."""
+        """Accuracy per operation/form, their means, and cross entropy (nats) per stream.
+
+        Accuracies of a model that has diverged are nan: it gives no answers, right or wrong.
+        """
         right = exact_match(lm, params, material["exam"])
-        scores = {name: jnp.dot(mean, right) for name, mean in material["mean"].items()}
+        losses = {
+            name: cross_entropy(lm, params, rows(part)) for name, part in material["rows"].items()
+        }
+        sane = jnp.isfinite(sum(losses.values()))
+        scores = {
+            name: jnp.where(sane, jnp.dot(mean, right), jnp.nan)
+            for name, mean in material["mean"].items()
+        }
         for name, operations in (("retain", RETAIN), ("forget", FORGET)):
             parts = [
                 scores[f"{operation}/{form}"] for operation in operations for form in self.forms
             ]
             scores[name] = jnp.mean(jnp.stack(parts))
-            scores[f"cross_entropy/{name}"] = cross_entropy(
-                lm, params, rows(material["rows"][name])
-            )
+            scores[f"cross_entropy/{name}"] = losses[name]
         return scores
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import distillation
-from undo_jax.population import Member, Scores, Source
-from undo_jax.stages.run import Run, finish, key, lm_of, train
+from undo_jax.population import Member, Result, Scores, Source
+from undo_jax.stages.run import Run, key, lm_of
+from undo_jax.stages.training import train
 
 
 def distill(run: Run, students: Sequence[Artifact]) -> list[Artifact]:
@@ -36,11 +38,12 @@ def _recover(run: Run, todo: Sequence[Artifact]) -> None:
     def recovered(bar: float, scores: Scores) -> bool:
         return setting.recovered(scores["retain"], bar, config.tolerance)
 
+    def facts(member: int, result: Result) -> dict[str, Any]:
+        bar = bars[member]
+        return {"recovered": recovered(bar, result.scores), "bar": bar}
+
     stops = [partial(recovered, bar) for bar in bars] if config.stop_early else None
-    with train(run, config.training, distillation, todo, members, stops=stops) as results:
-        for artifact, member, result, bar in zip(todo, members, results, bars, strict=True):
-            met = recovered(bar, result.scores)
-            finish(run, artifact, config.training, member, result, recovered=met, bar=bar)
+    train(run, config.training, distillation, todo, members, stops=stops, facts=facts)
 
 
 def _source(run: Run, teacher: Artifact) -> Source:

@@ -14,7 +14,8 @@ from undo_jax.checkpoint import Artifact
 from undo_jax.losses import language_modelling
 from undo_jax.population import Member, Source
 from undo_jax.sharding import placement
-from undo_jax.stages.run import Run, finish, key, train
+from undo_jax.stages.run import Run, key
+from undo_jax.stages.training import train
 
 STREAMS = {"base": "pretrain", "oracle": "oracle"}
 
@@ -32,9 +33,7 @@ def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
     init = jax.jit(run.lm.init, out_shardings=placement(run.lm, run.mesh))
     for todo in run.todo([*bases, *oracles]):
         members = [_member(run, artifact, init) for artifact in todo]
-        with train(run, config.training, language_modelling, todo, members) as results:
-            for artifact, member, result in zip(todo, members, results, strict=True):
-                finish(run, artifact, config.training, member, result)
+        train(run, config.training, language_modelling, todo, members)
     return bases, oracles
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import language_modelling
-from undo_jax.population import Member, Source
-from undo_jax.settings import Setting
-from undo_jax.stages.run import Run, finish, key, train
+from undo_jax.population import Member, Scores, Source
+from undo_jax.stages.run import Run, key
+from undo_jax.stages.training import train
 
 STREAMS = {"forget": "forget", "mixed": "pretrain"}
 
@@ -20,19 +20,17 @@ def relearn(run: Run, models: Sequence[Artifact]) -> list[Artifact]:
     are fp32, so that small rates are not lost to rounding.
     """
     config = run.experiment.relearn
+    kinds = list(itertools.product(config.attacks, config.learning_rates))
     made = [run.artifact("relearn", m.model, m.seed, config, m, alpha=m.alpha) for m in models]
-    for todo in run.todo(made):
-        _attack(run, todo)
+    for todo in run.todo(made, len(kinds)):
+        _attack(run, todo, kinds)
     return made
 
 
-def _attack(run: Run, todo: Sequence[Artifact]) -> None:
+def _attack(run: Run, todo: Sequence[Artifact], kinds: Sequence[tuple[str, float]]) -> None:
     """Every attack on every model, together."""
     config, setting = run.experiment.relearn, run.experiment.setting
-    kinds, training = (
-        list(itertools.product(config.attacks, config.learning_rates)),
-        config.training,
-    )
+    training = config.training
     sources = {
         (seed, attack): Source(
             {"train": run.stream(STREAMS[attack], f"relearn/{attack}", seed, training)}, {}
@@ -40,25 +38,23 @@ def _attack(run: Run, todo: Sequence[Artifact]) -> None:
         for seed in {artifact.seed for artifact in todo}
         for attack in config.attacks
     }
-    unit, members = training.optimizer.learning_rate, []
+    members, tags, artifacts = [], [], []
     for artifact in todo:
         params = run.load(artifact.upstream[0])
-        members += [
-            Member(params, key(artifact), unit * rate, sources[artifact.seed, attack])
-            for attack, rate in kinds
-        ]
-    tags = [{"attack": attack, "learning_rate": rate} for attack, rate in kinds]
-    artifacts = [artifact for artifact in todo for _ in kinds]
-    tags *= len(todo)
-    with train(run, training, language_modelling, artifacts, members, tags) as results:
-        for index, artifact in enumerate(todo):
-            mine = range(index * len(kinds), (index + 1) * len(kinds))
-            best = max(mine, key=lambda i: _strength(results[i].scores["forget"], setting))
-            finish(run, artifact, training, members[best], results[best], **tags[best])
+        for attack, multiple in kinds:
+            rate = training.optimizer.learning_rate * multiple
+            members.append(Member(params, key(artifact), rate, sources[artifact.seed, attack]))
+            tags.append({"attack": attack, "learning_rate": rate})
+            artifacts.append(artifact)
 
+    def strength(scores: Scores) -> float:
+        """How well an attack did; one that diverged did worst."""
+        score = scores["forget"]
+        if not math.isfinite(score):
+            return -math.inf
+        return score if setting.higher_is_better else -score
 
-def _strength(score: float, setting: Setting) -> float:
-    """How well an attack did; one that diverged did worst."""
-    if not math.isfinite(score):
-        return -math.inf
-    return score if setting.higher_is_better else -score
+    train(
+        run, training, language_modelling, artifacts, members, tags,
+        strength=strength, facts=lambda member, result: tags[member],
+    )  # fmt: skip

@@ -2,9 +2,15 @@
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
+
 from undo_jax.checkpoint import Artifact
 from undo_jax.population import Member, Source
-from undo_jax.stages.run import Run, finish, key, train
+from undo_jax.stages.run import Run, key
+from undo_jax.stages.training import train
+from undo_jax.train import rows
+from undo_jax.types import Frozen, shapes
 
 
 def unlearn(run: Run, bases: Sequence[Artifact]) -> list[Artifact]:
@@ -13,10 +19,21 @@ def unlearn(run: Run, bases: Sequence[Artifact]) -> list[Artifact]:
     made = [run.artifact("unlearn", "unlearn-only", b.seed, config, b) for b in bases]
     for todo in run.todo(made):
         members = [_member(run, artifact) for artifact in todo]
-        with train(run, config.training, config.method, todo, members) as results:
-            for artifact, member, result in zip(todo, members, results, strict=True):
-                finish(run, artifact, config.training, member, result)
+        train(run, config.training, config.method, todo, members)
     return made
+
+
+def check(run: Run) -> None:
+    """Trace the method, long before it is wanted. Raises what it raises for its arguments."""
+    config, length = run.experiment.unlearn, run.experiment.setting.row_length
+
+    def loss(params, tokens):
+        batch = {"retain": rows(tokens), "forget": rows(tokens)}
+        refs = {"base": Frozen(run.lm, params)}
+        return config.method(run.lm, params, refs, batch, jax.random.key(0))
+
+    tokens = jax.ShapeDtypeStruct((config.training.batch_size, length + 1), jnp.int32)
+    jax.eval_shape(loss, shapes(run.lm), tokens)
 
 
 def _member(run: Run, artifact: Artifact) -> Member:
