@@ -18,17 +18,20 @@ from jax.sharding import PartitionSpec as P
 
 import undo_jax.methods
 from undo_jax.losses import cross_entropy, uniform_kl
+from undo_jax.methods.maxent import maxent
+from undo_jax.methods.sam import sam
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, MeshShape, make_mesh, path_name, shardings
 from undo_jax.train import rows
 from undo_jax.types import Frozen
 
-ARGUMENTS = {"rmu": {"read_layer": 2, "train_layers": (0, 1)}}
+ARGUMENTS = {"rmu": {"read_layer": 2, "train_layers": (0, 1)}, "sam": {"method": maxent}}
 TRACED = {  # arguments that the tests below change without compiling again
     "graddiff": {"retain_weight": 1.0},
     "maxent": {"retain_weight": 1.0},
     "rmu": {"coefficient": 6.0, "retain_weight": 200.0},
+    "sam": {"rho": 0.05},
 }
 FOLDER = Path(undo_jax.methods.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -92,7 +95,7 @@ def _close(one, other):
 
 
 def test_methods_are_found():
-    assert {"graddiff", "maxent", "rmu"} <= set(NAMES)
+    assert {"graddiff", "maxent", "rmu", "sam"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -203,3 +206,24 @@ def test_rmu_moves_only_the_chosen_down_projections(first, last):
         assert np.any(leaf) == (name == "layers/mlp/down"), name
         if name == "layers/mlp/down":
             assert {i for i in range(3) if np.any(leaf[i])} == set(range(first, last + 1))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05, 2.0])
+def test_sam_is_its_method_at_the_worst_place_near(rho):
+    """To first order, and away by rho exactly."""
+    _, (gradient, _) = _at("maxent", PARAMS)
+    scale = rho / _norm(gradient)
+    there = _at("maxent", jax.tree.map(lambda w, g: w + scale * g, PARAMS, gradient))
+    here = _at("sam", PARAMS, rho=rho)
+    _close(here, there)
+    assert (float(here[0][0]) > float(_at("maxent", PARAMS)[0][0])) == (rho > 0)
+
+
+def test_sam_of_a_gradient_that_is_zero_is_its_method():
+    def flat(lm, params, refs, batch, key):
+        return jnp.sum(params["embedding"]) * 0.0, {"flat": jnp.zeros(())}
+
+    value, gradient = jax.value_and_grad(sam, argnums=1, has_aux=True)(
+        LM, PARAMS, {}, BATCH_OF_BOTH, KEY, method=flat
+    )
+    assert float(value[0]) == 0.0 and _norm(gradient) == 0.0
