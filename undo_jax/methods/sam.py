@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from undo_jax.losses import Scalar
 from undo_jax.types import LM, Batch, Key, Loss, Metrics, Params, Refs
@@ -20,11 +21,23 @@ def sam(
 ) -> tuple[Scalar, Metrics]:
     """L = method(θ + ρ g / ‖g‖), g the method's gradient at θ: its worst within ρ, to first order.
 
-    The gradient is the one there; two passes a step. With accumulation every part of the batch has
-    its own g.
+    Its gradient is the method's there: two passes a step. With accumulation every part of a batch
+    has its own g.
     """
-    here = jax.lax.stop_gradient(params)
-    gradient, _ = jax.grad(method, argnums=1, has_aux=True)(lm, here, refs, batch, key)
-    scale = rho / jnp.maximum(optax.tree.norm(gradient), 1e-12)
-    worst = jax.tree.map(lambda w, g: w + scale * g, params, gradient)
-    return method(lm, worst, refs, batch, key)
+    here = lax.stop_gradient(params)
+    refs = {name: ref._replace(params=lax.stop_gradient(ref.params)) for name, ref in refs.items()}
+
+    def once(gradient, _):
+        """The method at the worst place by a gradient; by none, at θ."""
+        scale = rho / jnp.maximum(optax.tree.norm(gradient), 1e-12)
+        worst = jax.tree.map(lambda w, g: w + scale * g, here, gradient)
+        value, gradient = jax.value_and_grad(method, argnums=1, has_aux=True)(
+            lm, worst, refs, batch, key
+        )
+        return gradient, value
+
+    # a loop: compiled once, and XLA fails on two passes in a row (fp32 over fsdp and tensor)
+    gradient, values = lax.scan(once, jax.tree.map(jnp.zeros_like, here), length=2)
+    loss, metrics = jax.tree.map(lambda x: x[1], values)
+    nothing = jax.tree.map(lambda w, at: w - at, params, here)  # but for its derivative
+    return loss + optax.tree.vdot(gradient, nothing), metrics
