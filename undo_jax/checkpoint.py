@@ -125,7 +125,7 @@ def gather(artifacts: Sequence[Artifact]) -> epath.Path:
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
     if jax.process_index() == 0:
-        _claim(artifacts[0].workdir)
+        _claim(absolute(artifacts[0].workdir))
         for other in _progress(artifacts):
             if other != folder and _names(other) & set(names):
                 other.rmtree()
@@ -147,7 +147,7 @@ def begin(artifact: Artifact) -> None:
     Raises FileNotFoundError on a process that does not see the folder that process 0 made.
     """
     if jax.process_index() == 0:
-        _claim(artifact.workdir)
+        _claim(absolute(artifact.workdir))
         if artifact.folder.exists():
             artifact.folder.rmtree()
         artifact.folder.mkdir(parents=True)

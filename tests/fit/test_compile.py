@@ -29,7 +29,7 @@ CASES = {  # size: mesh, rows of a batch
     "0.1B": ("data=4,fsdp=4", 64),
     "2B": ("data=2,fsdp=8", 16),
 }
-SLICES = ("v5e:4x4", "v6e:4x4")
+SLICES = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4")
 
 
 def _work(size):

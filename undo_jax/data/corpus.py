@@ -69,8 +69,9 @@ class PackedRows:
         for owner in np.unique(owners):
             own, file = owners == owner, self.files[owner]
             places = indices[own] - (self._ends[owner] - file.rows)
+            reader = _reader(file)
             with reading(file.path):
-                records = _reader(file).read(places.tolist())
+                records = reader.read(places.tolist())
             rows[own] = np.frombuffer(b"".join(records), self.stored).reshape(len(places), -1)
         return rows
 
