@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import struct
 import sys
@@ -80,6 +81,21 @@ def test_a_folder_s_links_are_followed_and_a_file_by_name_may_look_odd(tmp_path)
     for name in (".hidden.jsonl", "z[1].jsonl"):
         assert _read(jsonl(tmp_path / "y" / name)) == {f"{name}#text": [f"y/{name}"]}
     assert "pattern is empty" in _refused(ValueError, lambda: jsonl(""))
+
+
+def test_a_folder_within_that_cannot_be_listed(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    _write_jsonl(tmp_path / "a.jsonl", ["one"])
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/x"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    said = _refused(OSError, lambda: jsonl(tmp_path))
+    assert said.startswith(f"cannot read {tmp_path}: ") and "Permission denied" in said
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):

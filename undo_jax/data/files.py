@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
@@ -57,8 +57,12 @@ def _found(root: epath.Path, path: epath.Path) -> Found:
 
 def _below(root: epath.Path) -> list[epath.Path]:
     """All files below a folder; libraries of buckets may name its folders without gs://."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
     text = os.fspath(root)
-    walk = root.walk() if "://" in text else os.walk(text, followlinks=True)
+    walk = root.walk() if "://" in text else os.walk(text, onerror=fail, followlinks=True)
     folders = [(epath.Path(folder), names) for folder, _, names in walk]
     return [
         root / folder.relative_to(folders[0][0]) / name
