@@ -28,7 +28,6 @@ from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Result, Source, Task
 from undo_jax.progress import PREEMPTED, Preempted, Saving, Stop, open_progress, stoppable
-from undo_jax.stages import pretrain
 from undo_jax.stages import training as shared
 
 ROOT = Path(undo_jax.__file__).parent.parent
@@ -564,18 +563,18 @@ def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
 
 
 def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_path, monkeypatch):
-    finished, steps = [], []
+    finished, steps, finish_one = [], [], shared._finish
 
     def finish(run, artifact, *arguments, **more):
         if finished:
             raise LostError
         finished.append(artifact)
-        shared.finish(run, artifact, *arguments, **more)
+        finish_one(run, artifact, *arguments, **more)
 
     experiment = cli.experiment.override(experiment, "--saving.every 3 --saving.minutes 0".split())
     assert experiment.saving == EVERY
     with monkeypatch.context() as patch, pytest.raises(LostError):
-        patch.setattr(pretrain, "finish", finish)
+        patch.setattr(shared, "_finish", finish)
         pipeline.run(experiment, tmp_path / "a", only="pretrain")
     assert len(list(tmp_path.glob("a/pretrain-*/summary.json"))) == 1
     stream = experiment.setting.stream
