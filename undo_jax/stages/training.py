@@ -106,7 +106,8 @@ def _finish(
     """
     if not all(map(math.isfinite, result.scores.values())):
         who = f"{artifact.stage} of {artifact.model}, seed {artifact.seed}"
-        console.print(f"{who}, diverged: its scores are not finite; lower its learning rate")
+        said = f"{who}, diverged: its scores are not finite; lower its learning rate"
+        console.print(said, soft_wrap=True)
     time, source = run.experiment.setting.row_length, member.source
     tokens = result.steps * training.batch_size * time * len(source.streams)
     passes = 3 * lm_of(artifact).forward_flops(time)
