@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_model(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("rmu", "method rmu: missing a required argument: 'read_layer': give it by partial(rmu"),
+        ("rmu", "argument: 'read_layer': give it by partial(rmu, ...)"),
         ("partial(rmu, read_layer=9, train_layers=(0, 1))", "layer 9: this model has layers 0 to"),
         ("partial(rmu, read_layer=1, train_layers=(1, 1))", "layers from 0 to below read_layer=1"),
         ("'maxent'", "method='maxent' is no function"),
