@@ -176,13 +176,14 @@ def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monke
             return Recorder.fit(recorder, task, mesh, members, log, progress)
         assert len(members) == 2 and len(set(folders)) == 1
         held.append(sum(ref() is not None for ref in asked))
-        results = []
-        for member, tags in zip(members, (t.tags for t in log.targets), strict=True):
+        stack, results = [], []  # a result holds the parameters of all
+        for i, (member, target) in enumerate(zip(members, log.targets, strict=True)):
+            tags = target.tags
             score = {("forget", 0.5): 0.3, ("forget", 2.0): math.nan, ("mixed", 0.5): 0.2,
                      ("mixed", 2.0): 0.1}[tags["attack"], tags["learning_rate"]]  # fmt: skip
-            made = _filled(member.params, 100 * score)
-            asked.append(weakref.ref(made["final"]["norm"]))
-            results.append(Result(lambda made=made: made, 7, {"retain": 0.5, "forget": score}))
+            stack.append(_filled(member.params, 100 * score))
+            asked.append(weakref.ref(stack[-1]["final"]["norm"]))
+            results.append(Result(lambda i=i: stack[i], 7, {"retain": 0.5, "forget": score}))
         return results
 
     recorder = Recorder()
