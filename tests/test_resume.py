@@ -350,7 +350,10 @@ def test_a_second_ctrl_c_stops_at_once():
         raise AssertionError("it went on")
 
 
-def test_sigterm_ends_at_once_where_nothing_is_to_be_saved():
+@pytest.mark.parametrize("distributed", [False, True])
+def test_sigterm_ends_at_once_where_nothing_is_to_be_saved(distributed, monkeypatch):
+    """In a job of one process, too."""
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: distributed)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted), progress.terminable():
         _send(signal.SIGTERM)

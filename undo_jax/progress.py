@@ -110,7 +110,9 @@ def stoppable() -> Iterator[Stop]:
 @contextmanager
 def terminable() -> Iterator[None]:
     """In this block SIGTERM raises Preempted at once: there is nothing to save."""
-    numbers = [] if jax.distributed.is_initialized() else [signal.SIGTERM]
+    # asked in this order: to count processes starts the devices, which is too early before a job
+    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    numbers = [] if several else [signal.SIGTERM]
     with (
         _leaving() as leave,
         _handling(lambda *_: leave(Preempted("between two saves")), *numbers),
