@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import tempfile
 import weakref
 from dataclasses import dataclass, replace
 from functools import partial
@@ -146,7 +145,7 @@ def test_every_model_is_attacked_with_forget_data_and_the_mixture_at_every_rate(
     assert sorted(set(attacked)) == [12.0, 13.0, 14.0, 15.0]
 
 
-def test_attacks_are_of_the_rate_that_they_say(calls):
+def test_attacks_are_of_the_rate_that_they_say(tmp_path, monkeypatch):
     """Multiples of the optimizer's own rate, which is 1 unless it is set."""
     experiment, recorder = _experiment(), Recorder()
     adam = replace(experiment.relearn.training.optimizer, learning_rate=0.1)
@@ -158,9 +157,8 @@ def test_attacks_are_of_the_rate_that_they_say(calls):
         targets.extend((m.learning_rate, t.tags) for m, t in zip(members, log.targets, strict=True))
         return recorder.fit(task, mesh, members, log, progress)
 
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(shared, "fit", fit)
-        pipeline.run(experiment, folder)
+    monkeypatch.setattr(shared, "fit", fit)
+    pipeline.run(experiment, tmp_path)
     rates = [(rate, tags["learning_rate"]) for rate, tags in targets if tags]
     assert {said for _, said in rates} == {0.05, 0.2}
     assert all(rate == said for rate, said in rates)
@@ -173,7 +171,7 @@ def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monke
     def fit(task, mesh, members, log, progress):
         folders = [target.folder.name for target in log.targets]
         if not folders[0].startswith("relearn"):
-            return Recorder.fit(recorder, task, mesh, members, log, progress)
+            return recorder.fit(task, mesh, members, log, progress)
         assert len(members) == 2 and len(set(folders)) == 1
         held.append(sum(ref() is not None for ref in asked))
         stack, results = [], []  # a result holds the parameters of all

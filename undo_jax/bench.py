@@ -127,9 +127,9 @@ def _start(made: population.Program, work: Work, mesh: Mesh) -> Any:
 
 def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
     """Reference models and random tokens, placed as `like` says."""
-    refs = {name: _fresh(lm, mesh) for name, lm in work.refs.items()}
-    place = lambda w, one: jax.device_put(w[None].astype(one.dtype), one.sharding)  # noqa: E731
-    refs = jax.tree.map(place, refs, like[0])
+    refs = {
+        name: population.references(lm, [_fresh(lm, mesh)], mesh) for name, lm in work.refs.items()
+    }
     most, draw = work.model.vocabulary, jax.random.randint
     tokens = {
         name: jax.device_put(draw(jax.random.key(2), one.shape, 0, most, jnp.int32), one.sharding)

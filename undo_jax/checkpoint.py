@@ -34,7 +34,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from undo_jax.sharding import path_name, placement
+from undo_jax.sharding import path_name, placed
 from undo_jax.types import LM, Params, shapes
 
 PATIENCE = 60  # seconds that a run waits for another one to leave its workdir
@@ -255,11 +255,7 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
                 f"checkpoint {path} is of another model: {name} has shape "
                 f"{have.get(name, 'none')}, this model needs {want.get(name, 'none')}"
             )
-    target = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        wanted,
-        placement(lm, mesh),
-    )
+    target = placed(wanted, lm.rules, mesh)
     with _readable(path):
         return _checkpointer().restore(path, target)
 

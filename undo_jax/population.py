@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Int
 from undo_jax import optim, train
 from undo_jax.log import Log
 from undo_jax.progress import Progress
-from undo_jax.sharding import BATCH, assemble, check_batch, placement, shardings
-from undo_jax.types import LM, Key, Lazy, Loss, Metrics, Params, Rules, shapes
+from undo_jax.sharding import BATCH, assemble, check_batch, placed, placement, shardings
+from undo_jax.types import LM, Key, Lazy, Loss, Metrics, Params, shapes
 
 LOG_EVERY = 10  # steps between records; twice as many are under way, and from 33 on CPUs hang
 COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # as fast as at 3, and made sooner
@@ -245,7 +245,7 @@ def program(
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
     rates = jax.ShapeDtypeStruct((members,), jnp.float32)
-    states = _placed(jax.eval_shape(start, shapes(lm), keys, rates), lm.rules, mesh, ("sweep",))
+    states = placed(jax.eval_shape(start, shapes(lm), keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # so that every process can read it
     jit = _jit_on(mesh)
@@ -292,8 +292,8 @@ def example(
     owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
 
     def reference(lm: LM):
-        stacked = jax.eval_shape(partial(_references, lm), *[shapes(lm)] * sources)
-        return _placed(stacked, lm.rules, mesh, (None,))
+        stacked = jax.eval_shape(partial(_joined, lm), *[shapes(lm)] * sources)
+        return placed(stacked, lm.rules, mesh, (None,))
 
     place = NamedSharding(mesh, P(None, BATCH))
     batch = {
@@ -317,7 +317,7 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
     )
     owners = np.array([sources.index(member.source) for member in members])
     refs = {
-        name: _stack(lm, [source.refs[name][1]() for source in sources], mesh)
+        name: references(lm, [source.refs[name][1]() for source in sources], mesh)
         for name, lm in ref_lms.items()
     }
     evaluate = partial(task.evaluate, task.lm)
@@ -337,7 +337,7 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         everywhere = NamedSharding(mesh, P())
         score_all = _jit_on(mesh)(over_members(score_one, mesh), out_shardings=everywhere)
         yield score_all.lower((states.params, active), task.material)
-        model = _placed(shapes(task.lm), task.lm.rules, mesh, ())
+        model = placed(shapes(task.lm), task.lm.rules, mesh)
         yield made.start.lower(model, *own)
         if len(models) > 1:
             places = jax.tree.map(lambda x: x.sharding, states.params)
@@ -381,22 +381,14 @@ def _read(
     return {name: assemble(mesh, batch_size, partial(read, name)) for name in sources[0].streams}
 
 
-def _placed(tree: Any, rules: Rules, mesh: Mesh, lead: tuple[str | None, ...]) -> Any:
-    """Shapes with their shardings."""
-    place = shardings(tree, rules, mesh, lead)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, place
-    )
-
-
-def _stack(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
-    """Reference models on a new leading axis, which is not sharded."""
-    join = partial(_references, lm)
+def references(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
+    """Reference models on a new leading axis, which is not sharded; as `example` describes them."""
+    join = partial(_joined, lm)
     places = shardings(jax.eval_shape(join, *trees), lm.rules, mesh, (None,))
     return jax.jit(join, out_shardings=places)(*trees)
 
 
-def _references(lm: LM, *trees: Params) -> Params:
+def _joined(lm: LM, *trees: Params) -> Params:
     """Rounded as the step reads them: once, not in every step."""
     return jax.tree.map(lambda *x: jnp.stack(x), *map(lm.rounded, trees))
 

@@ -162,6 +162,17 @@ def shardings(
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
+def placed(
+    tree: Any, rules: Rules, mesh: Mesh | AbstractMesh, lead: tuple[str | None, ...] = ()
+) -> Any:
+    """Shapes with their shardings. Raises what `shardings` does."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        tree,
+        shardings(tree, rules, mesh, lead),
+    )
+
+
 def placement(lm: LM, mesh: Mesh) -> Any:
     """Where each parameter of a model lies. Raises ValueError where the mesh does not fit it."""
     return shardings(shapes(lm), lm.rules, mesh)

@@ -37,14 +37,14 @@ def find(pattern: epath.PathLike) -> list[Found]:
     parts = text.split("/")
     globbed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
     with reading(text):
-        if epath.Path(text).is_file():
-            return [_found(epath.Path(text).parent, epath.Path(text))]
+        path = epath.Path(text)
+        if path.is_file():
+            return [_found(path.parent, path)]
         if globbed is not None:
             root = epath.Path("/".join(parts[:globbed]) or ("/" if text.startswith("/") else "."))
             paths = [path for path in root.glob("/".join(parts[globbed:])) if not path.is_dir()]
         else:
-            root = epath.Path(text)
-            paths = _below(root) if root.is_dir() else []
+            root, paths = path, _below(path) if path.is_dir() else []
         found = [_found(root, path) for path in paths if not _hidden(path.relative_to(root))]
     if not found:
         raise FileNotFoundError(f"no file matches {text}: check the pattern")

@@ -102,8 +102,7 @@ def tfds(
         raise ValueError(f"{name} has no split {split!r}: its splits are {known}") from error
     shards = []
     for part in parts:
-        path = epath.Path(part.filename)
-        file = Found(path.name, path, path.stat().length or 0)
+        (file,) = find(part.filename)
         take = part.examples_in_shard - part.skip if part.take == -1 else part.take
         whole = take == part.examples_in_shard
         read = partial(_tfds, file, form, part.skip, take, str(builder.data_path), feature)
