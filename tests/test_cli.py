@@ -137,13 +137,40 @@ def test_a_file_may_define_a_setting_of_its_own(capsys):
     assert "unknown stage" in _refused(capsys, "run", file, "--setting.extra", "2", "--stage", "x")
 
 
-def test_a_model_that_diverged_is_named(capsys):
-    rate = "--pretrain.training.optimizer.learning-rate"
-    cli.main(["run", _toy(), "--stage", "pretrain", rate, "1e30"])
+RATE = "--{}.training.optimizer.learning-rate"
+QUICK = [*SHORT, "--pretrain.training.steps", "10"]
+
+
+def test_a_pretraining_that_diverged_ends_the_run(capsys):
+    """The same command says so at once; another learning rate does not."""
+    command = ["run", _toy(), "--workdir", "out", *QUICK]
+    rate = RATE.format("pretrain")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, rate, "1e30"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and last.startswith("undo-jax: pretrain of base, seed 0 and of ")
+    assert "oracle, seed 0, diverged at learning rate 1e+30: scores are not finite" in last
+    assert f"lower {rate}" in last
+    made = sorted(Path("out").glob("*-*"))
+    assert [path.name.split("-seed")[0] for path in made] == ["pretrain-base", "pretrain-oracle"]
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    assert f"undo-jax: {_refused(capsys, *command, rate, '1e30')[10:]}".strip() == last
+    assert before == {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    for stage in ("pretrain", "unlearn"):  # which ends no run
+        cli.main([*command, "--stage", stage, RATE.format("unlearn"), "1e30"])
     said = " ".join(capsys.readouterr().err.split())
-    assert "pretrain of base, seed 0, diverged: its scores are not finite" in said
-    cli.main(["run", _toy(), "--stage", "pretrain"])
-    assert "diverged" not in capsys.readouterr().err
+    assert "unlearn of unlearn-only, seed 0, diverged: its scores are not finite" in said
+    assert "pretrain of base, seed 0, diverged" not in said
+
+
+def test_a_pretraining_without_effect_is_said(capsys):
+    flags = ["--workdir", "out", *QUICK, "--stage", "pretrain"]
+    for _ in range(2):
+        cli.main(["run", _toy(), *flags, RATE.format("pretrain"), "1e6"])
+        said = " ".join(capsys.readouterr().err.split())
+        for model in ("base", "oracle"):
+            assert f"pretrain of {model}, seed 0, has learned nothing: its loss ends at" in said
+        assert "a guess among 16 tokens has 2.77; change its learning rate" in said
 
 
 def test_a_checkpoint_of_another_model(capsys, tmp_path):

@@ -262,3 +262,14 @@ def test_every_member_is_dealt_once_and_hands_are_even(count, hands):
     for i in range(count - 1):  # neighbours go to different hands
         owner = [int(np.argwhere(shares == m)[0, 0]) for m in (i, i + 1)]
         assert hands == 1 or owner[0] != owner[1]
+
+
+def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
+    """The others train as they would alone."""
+    members = _members()
+    members[2] = members[2]._replace(learning_rate=1e30)
+    results = _fit(_task(), members, tmp_path, MeshShape(sweep=8, data=1))
+    assert [result.steps for result in results] == [STEPS, STEPS, 4, STEPS, STEPS]
+    assert [population.diverged(result.scores) for result in results].index(True) == 2
+    for i in (0, 1, 3, 4):
+        _same(results[i].params(), by_hand[i][STEPS], rtol=0, atol=1e-5)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -85,6 +85,17 @@ def open_log(title: str, steps: int, targets: Sequence[Target]) -> Iterator[Log]
         }
         stack.enter_context(bar)
         yield Log(targets, files, bar, bar.add_task(title, total=steps, loss=0.0, rate=short(0)))
+
+
+def last(folder: epath.Path, name: str) -> float | None:
+    """The last number of this name in a folder's records, if there are any."""
+    path = folder / "metrics.jsonl"
+    for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
+        with suppress(ValueError):  # what a killed writer has left
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get(name), int | float):
+                return record[name]
+    return None
 
 
 def short(rate: float) -> str:

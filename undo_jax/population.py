@@ -1,5 +1,6 @@
 """Many models as one program: a leading axis of members, spread over the `sweep` mesh axis."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ def fit(
 ) -> list[Result]:
     """Train every member until its stop rule, tried at each evaluation, or the last step.
 
-    With `progress` it goes on from the last save there is, and is saved on the way. Raises
+    One whose scores are not finite leaves, too: nothing brings it back. With `progress` it goes on from the last save there is, and is saved on the way. Raises
     ValueError where the mesh does not divide the batch, and what `Progress.between` does.
     """
     training, sources = task.training, list(dict.fromkeys(member.source for member in members))
@@ -174,7 +175,13 @@ def _evaluate(task: Task, loop: _Loop, score: Any, meter: "_Meter") -> None:
         found = {name: float(column[lane]) for name, column in table.items()}
         meter.log.record(member, step=loop.step, eval=found)
         loop.scores[member] = found
-        loop.active[lane] = loop.step < task.training.steps and not task.stops[member](found)
+        ends = diverged(found) or loop.step >= task.training.steps or task.stops[member](found)
+        loop.active[lane] = not ends
+
+
+def diverged(scores: Scores) -> bool:
+    """Whether a model is lost: a score of it is not finite."""
+    return not all(map(math.isfinite, scores.values()))
 
 
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
