@@ -45,7 +45,8 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    for module in (cli.experiment, sys.modules[cli.bench.__module__]):
+        monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -117,12 +118,68 @@ def test_a_command_that_cannot_be_meant(capsys, arguments, said):
     [
         ("", "defines no `experiment"),
         ("a = 1\nb = (\n", "mine.py, line 2: '(' was never closed"),
-        ("import nothere", "mine.py: No module named 'nothere'"),
+        ("import nothere", "mine.py, line 1: No module named 'nothere'"),
+        ("a = 1\na()", "mine.py, line 2: TypeError: 'int' object is not callable"),
+        ("\nb", "mine.py, line 2: NameError: name 'b' is not defined"),
+        ("{}['a']", "mine.py, line 1: KeyError: 'a'"),
+        ("import os\nos.b", "mine.py, line 2: AttributeError: module 'os' has no attribute 'b'"),
+        ("1 / 0", "mine.py, line 1: ZeroDivisionError: division by zero"),
+        ("assert 0", "mine.py, line 1: AssertionError"),
+        ("def f():\n    f()\nf()", "mine.py, line 2: RecursionError: maximum recursion depth"),
+        ("import sys\nsys.exit(0)", "mine.py, line 2: SystemExit: 0"),
+        ("import sys\nsys.exit()", "mine.py, line 2: SystemExit"),
+        ("raise SystemExit('all done')", "mine.py, line 1: SystemExit: all done"),
+        ("raise Exception('two\\nlines')", "mine.py, line 1: Exception: two lines"),
+        ("import json\njson.loads('')", "mine.py, line 2: Expecting value: line 1 column 1"),
+        ("exec('a = (')", "mine.py, line 1: '(' was never closed"),
+        ("a = 1\nb = '\0'\n", "mine.py, line 2: source code"),
+        (b"a = 1\nb = '\xff'\n", "mine.py, line 2: "),
+        ("# coding: nothing", "mine.py, line 1: unknown encoding"),
+        (b"\xef\xbb\xbf# coding: latin-1", "mine.py, line 1: encoding problem"),
+        (b"\xff\xfea\0", "mine.py, line 1: "),
+        ("import helper", "helper.py, line 2: ZeroDivisionError: division by zero"),
+        (
+            "from undo_jax.train import Training\n\nTraining(0, 1, None, 1)",
+            "mine.py, line 3: steps=0: it must be at least 1",
+        ),
+        ("def __getattr__(name):\n    return {}[name]", "mine.py, line 2: KeyError: 'experiment'"),
     ],
 )
-def test_a_file_that_defines_no_experiment(capsys, text, said):
-    Path("mine.py").write_text(text)
+def test_a_file_that_defines_no_experiment(capsys, monkeypatch, text, said):
+    Path("mine.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+    Path("helper.py").write_text("def f():\n    1 / 0\nf()\n")
+    monkeypatch.syspath_prepend(".")
     assert said in _refused(capsys, "run", "mine.py")
+
+
+def test_what_is_no_file_defines_no_experiment(capsys):
+    Path("folder.py").mkdir()
+    Path("words.txt").write_text("a")
+    assert "no experiment file folder.py" in _refused(capsys, "run", "folder.py")
+    assert "words.txt is not a Python file" in _refused(capsys, "run", "words.txt")
+
+
+def test_the_place_of_an_error_can_be_seen_whole(monkeypatch):
+    Path("mine.py").write_text("1 / 0")
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(ValueError) as error:
+        cli.main(["run", "mine.py"])
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "fit --topology v5e:2x2"])
+def test_an_error_in_a_method_of_ones_own_is_told_by_its_line(capsys, command):
+    file = _toy(
+        "def method(lm, params, refs, batch, key):\n"
+        "    return batch['nothing'], {}\n"
+        "experiment = replace(experiment, unlearn=replace(experiment.unlearn, method=method))\n"
+    )
+    line = 1 + Path(file).read_text().splitlines().index("    return batch['nothing'], {}")
+    name, *flags = command.split()
+    if name != "run":
+        flags += ["--stage", "unlearn", "--mesh", "data=-1"]
+    assert f"toy.py, line {line}: KeyError: 'nothing'" in _refused(capsys, name, file, *flags)
+    assert not Path("runs").exists()
 
 
 def test_a_file_may_define_a_setting_of_its_own(capsys):

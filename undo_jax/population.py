@@ -74,8 +74,9 @@ def fit(
 ) -> list[Result]:
     """Train every member until its stop rule, tried at each evaluation, or the last step.
 
-    One whose scores are not finite leaves, too: nothing brings it back. With `progress` it goes on from the last save there is, and is saved on the way. Raises
-    ValueError where the mesh does not divide the batch, and what `Progress.between` does.
+    One whose scores are not finite leaves, too: nothing brings it back. With `progress` it goes on
+    from the last save there is, and is saved on the way. Raises ValueError where the mesh does not
+    divide the batch, and what `Progress.between` does.
     """
     training, sources = task.training, list(dict.fromkeys(member.source for member in members))
     check_batch(mesh, training.batch_size, training.accumulation)

@@ -19,6 +19,7 @@ from undo_jax.log import short
 from undo_jax.sharding import MeshShape, axis_sizes, make_mesh, parse_mesh
 
 
+@experiments.errors_of_users()
 def bench(words: list[str]) -> None:
     """How fast a stage's train step runs on these devices: tokens/s, MFU, memory.
 

@@ -32,6 +32,7 @@ from undo_jax.sharding import parse_mesh
 TOO_LARGE = 3  # exit status of a step that does not fit
 
 
+@experiments.errors_of_users()
 def fit(words: list[str]) -> None:
     """Does a stage fit a TPU slice, or GPUs, and how fast is it at best? Neither is needed.
 

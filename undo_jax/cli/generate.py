@@ -27,6 +27,7 @@ ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 HOW = ("dtype", "remat", "unroll")  # fields of a model that do not change what it says
 
 
+@experiments.errors_of_users()
 def generate(
     experiment: Positional[str],
     artifact: Positional[str],
