@@ -19,9 +19,13 @@ from safetensors.numpy import load_file
 import undo_jax
 from undo_jax import cli
 from undo_jax.cli.weights import expression
+from undo_jax.fit.least import least
+from undo_jax.fit.step import compile_step, of_stage
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
+from undo_jax.sharding import MeshShape, make_mesh
+from undo_jax.types import shapes
 
 ROOT = Path(undo_jax.__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
@@ -48,6 +52,47 @@ def in_process(monkeypatch, tmp_path):
     for module in (cli.experiment, sys.modules[cli.bench.__module__]):
         monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
+
+
+def test_every_number_of_an_experiment_is_checked(capsys):
+    """Arguments of functions, too."""
+    for changed in (
+        "unlearn=replace(experiment.unlearn, method=partial(maxent, retain_weight=float('nan')))",
+        "noise=replace(experiment.noise, noise=partial(shrink_perturb, beta=float('inf')))",
+    ):
+        file = _toy(
+            "from functools import partial\n"
+            "from undo_jax.methods.maxent import maxent\n"
+            "from undo_jax.noises.shrink_perturb import shrink_perturb\n"
+            f"experiment = replace(experiment, {changed})\n"
+        )
+        said = _refused(capsys, "run", file)
+        assert re.search(r"toy.py, line 14: (unlearn.method.retain_weight|noise.noise.beta)=", said)
+
+
+def test_what_a_model_is_said_to_hold_it_holds():
+    for model in (*PRESETS.values(), preset("tiny", kv_heads=2)):
+        leaves = jax.tree.leaves(shapes(Functional(model)))
+        assert sum(leaf.size for leaf in leaves) == model.parameters
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "shape", "share"),
+    [
+        ({"vocabulary": 8192, "width": 96}, 16, MeshShape(data=2, fsdp=2, tensor=2), 0.1),
+        ({}, 4096, MeshShape(data=8), 0.01),
+    ],
+)
+def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, share):
+    """And not far less, where the model or the batch is large."""
+    experiment, mesh = cli.experiment.load(QUICKSTART), make_mesh(shape)
+    training = replace(experiment.distill.training, batch_size=rows)
+    distilled = replace(experiment.distill, training=training)
+    changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
+    work = of_stage(changed, "distill")
+    needed, step = sum(least(work, mesh)), compile_step(work, mesh)
+    taken = step.memory.arguments + step.memory.temporaries
+    assert share * taken < needed < taken
 
 
 def _toy(extra=""):
@@ -91,6 +136,41 @@ def _refused(capsys, *arguments):
         (f"--seeds {2**32}", "seed 4294967296: give whole numbers from 0 to 2^32 - 1"),
         ("--seeds", "seeds"),
         ("--seeds 0 0", "seeds=(0, 0): one is given twice"),
+        (f"--pretrain.training.batch-size {10**9}", "batch_size=1000000000 rows of 48 tokens: nee"),
+        (f"--relearn.training.batch-size {10**9}", "relearn.training.batch_size=1000000000 rows"),
+        (f"--setting.row-length {10**10}", "rows of 10000000000 tokens: needs at least"),
+        (f"--model.vocabulary {10**11}", "vocabulary=100000000000): needs at least 69.85 TiB of"),
+        (f"--model.layers {10**12}", "a model of 23,232,000,000,001,200 parameters (layers=10000"),
+        (f"--setting.problems {10**12}", "problems=1000000000000: needs at least 58.21 TiB"),
+        (f"--setting.grammar.largest-term {10**8}", "grammar.largest_term=100000000: needs at"),
+        (f"--setting.grammar.largest-term {10**20}", f"largest_term={10**20}: give a number of at"),
+        (f"--setting.grammar.largest-factor {10**8}", "grammar.largest_factor=100000000: needs"),
+        (f"--setting.validation-rows {10**12}", "validation_rows=1000000000000 of row_length=48"),
+        (f"--pretrain.training.steps {10**20}", f"steps={10**20}: they are counted in 32 bits"),
+        (f"--pretrain.training.steps {2**31}", "steps=2147483648: they are counted in 32 bits"),
+        (
+            f"--pretrain.training.steps {2**30} --pretrain.training.batch-size {2**13}",
+            "steps=1073741824 of batch_size=8192 rows: a stream has 4398046511104 rows",
+        ),
+        (f"--unlearn.training.optimizer.warmup {2**31}", "warmup=2147483648: steps are counted"),
+        ("--setting.data-seed -1", "data_seed=-1: it must be 0 or more"),
+        (
+            "--pretrain.training.optimizer.learning-rate inf",
+            "pretrain.training.optimizer.learning_rate=inf: give a finite number",
+        ),
+        (
+            "--distill.training.optimizer.weight-decay 1e39",
+            "distill.training.optimizer.weight_decay=1e+39: give a finite",
+        ),
+        (
+            "--relearn.training.optimizer.epsilon 1e-46",
+            "relearn.training.optimizer.epsilon=1e-46: in fp32 that is 0",
+        ),
+        ("--relearn.learning-rates 0.1 inf", "relearn.learning_rates=inf: give a finite"),
+        ("--noise.alphas 0.5 1e-50", "noise.alphas=1e-50: in fp32 that is 0"),
+        ("--model.final-softcap inf", "model.final_softcap=inf: give a finite"),
+        ("--model.rope-theta inf", "model.rope_theta=inf: give a finite"),
+        ("--saving.minutes inf", "saving.minutes=inf: give a finite"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(capsys, flags, said):

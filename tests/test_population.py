@@ -273,3 +273,9 @@ def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
     assert [population.diverged(result.scores) for result in results].index(True) == 2
     for i in (0, 1, 3, 4):
         _same(results[i].params(), by_hand[i][STEPS], rtol=0, atol=1e-5)
+
+
+def test_what_the_devices_cannot_hold_is_refused_when_it_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(population.memory, "host", lambda: 8 * 2**10)
+    with pytest.raises(ValueError, match="5 models trained together on batches of 8 rows: needs"):
+        _fit(_task(), _members(), tmp_path, MeshShape(sweep=8, data=1))

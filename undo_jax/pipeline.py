@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
+from undo_jax.fit import least
 from undo_jax.models.functional import Functional
 from undo_jax.sharding import check_batch, make_mesh, placement
 from undo_jax.stages.distill import distill
@@ -38,6 +39,7 @@ def run(experiment: Experiment, workdir: epath.PathLike, only: str | None = None
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
     for stage in (experiment.pretrain, experiment.unlearn, experiment.distill, experiment.relearn):
         check_batch(mesh, stage.training.batch_size, stage.training.accumulation)
+    least.check(experiment, mesh)
     with jax.set_mesh(mesh):
         lm, everywhere = Functional(experiment.model), NamedSharding(mesh, P())
         material = jax.device_put(setting.material(), everywhere)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered, Wrapped
 from jaxtyping import Array, Bool, Int
 
-from undo_jax import optim, train
+from undo_jax import memory, optim, train
 from undo_jax.log import Log
 from undo_jax.progress import Progress
 from undo_jax.sharding import BATCH, assemble, check_batch, placed, placement, shardings
@@ -328,7 +328,7 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         name: references(lm, [source.refs[name][1]() for source in sources], mesh)
         for name, lm in ref_lms.items()
     }
-    evaluate = partial(task.evaluate, task.lm)
+    evaluate, rows = partial(task.evaluate, task.lm), task.training.batch_size
 
     def score_one(member, material):
         params, active = member
@@ -338,7 +338,7 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
     def lowered() -> Iterator[Lowered]:
         """What takes the longest to compile comes first."""
         lengths = dict.fromkeys(sources[0].streams, task.row_length)
-        rows, count = task.training.batch_size, len(sources)
+        count = len(sources)
         given = example(made, ref_lms, lengths, rows, mesh, count)
         yield made.advance.lower(*given)
         (states, _, active), _ = given
@@ -356,7 +356,12 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
     def compiled() -> list[Compiled]:
         """Side by side, the first while the next is lowered: XLA compiles mostly on one core."""
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(Lowered.compile, lowered()))
+            made = list(pool.map(Lowered.compile, lowered()))
+        if found := made[0].memory_analysis():
+            needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+            what = f"{len(members)} models trained together on batches of {rows} rows"
+            memory.check(what, needed, memory.of_device(mesh), "each device's memory")
+        return made
 
     def advance(states, batch, active):
         return compiled()[0]((states, owners, active), (refs, batch))

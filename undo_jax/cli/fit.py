@@ -27,6 +27,7 @@ from undo_jax.fit.step import (
     rows_per_chip,
 )
 from undo_jax.log import console, short
+from undo_jax.memory import text as memory
 from undo_jax.sharding import parse_mesh
 
 TOO_LARGE = 3  # exit status of a step that does not fit
@@ -143,13 +144,6 @@ def table(facts: Mapping[str, Any]) -> str:
         f"bound by {facts['bound']}: at most {short(facts['tokens_per_second'])} tokens/s",
     ]
     return "\n".join(lines)
-
-
-def memory(size: float) -> str:
-    """Bytes in binary units, e.g. 1.50 GiB."""
-    names = {GIB: "GiB", 2**20: "MiB", 2**10: "KiB"}
-    unit = next((unit for unit in names if size >= unit), 2**10)
-    return f"{size / unit:.2f} {names[unit]}"
 
 
 def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: Step) -> str:
