@@ -294,12 +294,10 @@ def test_unfinished_artifacts_are_left_out_and_named(tmp_path: Path) -> None:
     work = full(tmp_path, seeds=1)
     strong: Curves = {("forget", 1e-2): (1.0, 1.0, 1.0, 1.0)}
     late = work.attack("oracle", finished=False, curves=strong)
-    cut = work.attack("oracle", curves=strong)
-    (cut / "summary.json").write_text('{"steps": 1')
     work.artifacts.append("never-started")
     work.save()
     report = work.report()
-    assert report.unfinished == (late.name, cut.name, "never-started")
+    assert report.unfinished == (late.name, "never-started")
     assert row(report, "oracle").worst.mean == near(0.2)
     for text in (markdown(report, {}), page.page(report, {}, {})):
         assert all(name in text for name in report.unfinished)
@@ -509,13 +507,80 @@ def test_a_damaged_list_of_artifacts_is_named_and_what_to_do(tmp_path: Path) -> 
         work.report()
 
 
+DAMAGES = {
+    "empty": b"",
+    "cut": b'{"stage": "rel',
+    "binary": b"\x00\xff\xfe\x9f",
+    "deep": b"[" * 100_000,
+    "digits": b"1" * 5_000,
+    **{text: text.encode() for text in ("{}", "[]", "null", "3", '"x"', "NaN", "[[]]")},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", ["experiment.json", "config.json", "summary.json"])
-def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str) -> None:
+def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str, damage: str) -> None:
     work = full(tmp_path, seeds=1)
     folder = work.add("pretrain", "other")
-    (tmp_path / file if file == "experiment.json" else folder / file).write_text("{}")
-    with pytest.raises(ValueError, match="is not as a run writes it .* run the experiment again"):
+    path = tmp_path / file if file == "experiment.json" else folder / file
+    path.write_bytes(DAMAGES[damage])
+    with pytest.raises(ValueError, match="run the experiment again") as error:
         work.report()
+    assert str(path) in str(error.value) or f"{folder} is not as" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "values"),
+    [
+        ("experiment.json", "artifacts", (3, None, {}, [3], [["x"]], [None])),
+        ("experiment.json", "artifacts", ([".."], ["../x"], ["/etc"], ["."], [""], ["a/b"])),
+        ("experiment.json", "retain", (None, [], {}, {"label": 3, "higher_is_better": True})),
+        ("experiment.json", "retain", ({"label": "x", "higher_is_better": "yes"},)),
+        ("experiment.json", "name", (None, 3)),
+        ("config.json", "stage", ("train", None, 3, [])),
+        ("config.json", "model", (None, 3, [])),
+        ("config.json", "seed", (None, "0", 0.5, True)),
+        ("config.json", "alpha", ("1", [], True, 10**400)),
+        ("summary.json", "eval", (None, [], {}, {"retain": "1", "forget": 1})),
+        ("summary.json", "steps", ("1", [], 10**400)),
+        ("summary.json", "recovered", ("yes", 1)),
+        ("metrics.jsonl", "eval", (None, 3, {}, {"forget": "1"}, {"forget": 10**400})),
+        ("metrics.jsonl", "learning_rate", (None, "1", 0, -1, math.inf, math.nan)),
+        ("metrics.jsonl", "step", (None, "1", 1.5, -1, 10**30)),
+        ("metrics.jsonl", "attack", (None, 1, [])),
+    ],
+)
+def test_a_field_of_another_kind_is_named(tmp_path: Path, file: str, field: str, values) -> None:
+    work = full(tmp_path, seeds=1)
+    folder = work.attack("other", curves={("forget", 1e-3): (0.1, 0.2, 0.3, 0.4)})
+    path = tmp_path / file if file == "experiment.json" else folder / file
+    content = json.loads(path.read_text().splitlines()[-1 if file == "metrics.jsonl" else 0])
+    missing = {key: value for key, value in content.items() if key != field}
+    wrong = [{**content, field: value} for value in values]
+    for other in wrong if (file, field) in OPTIONAL else [missing, *wrong]:
+        path.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="is not as a run writes it .* run the experiment"):
+            work.report()
+
+
+OPTIONAL = {("summary.json", "steps"), ("metrics.jsonl", "eval")}
+
+
+def test_a_name_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    work = full(tmp_path / "run", seeds=1)
+    folder = work.add("pretrain", "other")
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="other-0 is a link|is a link"):
+        work.report()
+
+
+def test_a_log_that_is_no_text_is_counted(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    folder = work.attack("other", curves={("forget", 1e-3): (0.1, 0.2, 0.3, 0.4)})
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\x00\n" + b"[" * 100_000 + b"\n")
+    assert any("2 unreadable lines" in note for note in work.report().notes)
 
 
 def test_counts() -> None:

@@ -64,7 +64,8 @@ def generate(
     model = _model(folder, made_by)
     experiments.prepare_devices(processes)
     lm, mesh = Functional(model), _mesh(made_by.mesh)
-    _check_memory(model, mesh, *tokens.shape, new_tokens)
+    count, time = tokens.shape
+    _check_memory(model, mesh, count, time, new_tokens)
     with jax.set_mesh(mesh):
         params = checkpoint.restore(folder / "params", lm, mesh)
         given = params, tokens, lengths, jax.random.key(seed)
@@ -73,8 +74,8 @@ def generate(
         write = lowered.compile()
         if found := write.memory_analysis():
             needed = found.argument_size_in_bytes + found.temp_size_in_bytes
-            _check(tokens.shape[1], new_tokens, needed, mesh)
-        if tokens.shape[1] + new_tokens > (learnt := made_by.setting.row_length):
+            _check(time, new_tokens, needed, mesh)
+        if time + new_tokens > (learnt := made_by.setting.row_length):
             said = f"what comes after {learnt} tokens is beyond the rows of its training"
             console.print(said, soft_wrap=True, highlight=False)
         written = write(*given, **options)
