@@ -316,14 +316,19 @@ def _progress(artifacts: Sequence[Artifact]) -> list[epath.Path]:
 def _names(progress: epath.Path) -> set[str]:
     """The artifacts that a folder of progress belongs to."""
     described = progress / "artifacts.json"
-    return set(read_json(described)) if described.exists() else set()
+    names = read_json(described) if described.exists() else []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(
+            f"{described} lists no artifacts: delete {progress}, and a run trains them again"
+        )
+    return set(names)
 
 
 def read_json(path: epath.Path) -> Any:
     """Raises ValueError for a file that is damaged."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete {path.parent}, and a run makes it again"
         ) from error

@@ -138,6 +138,7 @@ def _resume(progress: Progress, like: train.State, lanes: list[int], log: Log) -
     """The loop of the last save, if there is one; its lanes may have been others."""
 
     def saved(notes):
+        _check_notes(notes, lanes, len(log.targets))
         count = len(notes["lanes"])
         return like if notes["lanes"] == lanes else jax.tree.map(partial(_resize, count), like)
 
@@ -155,6 +156,18 @@ def _resume(progress: Progress, like: train.State, lanes: list[int], log: Log) -
     log.say(f"goes on from step {found.step}")
     scores = {int(member): scores for member, scores in notes["scores"].items()}
     return _Loop(found.step, states, active, scores)
+
+
+def _check_notes(notes: Any, lanes: list[int], targets: int) -> None:
+    """Raises ValueError for what `_Loop.capture` has not written of these members."""
+    members, records = {max(member, 0) for member in lanes}, notes["records"]
+    known = {*notes["lanes"]} - {-1} == members
+    full = len(notes["active"]) == len(notes["lanes"])
+    scored = {int(member) for member in notes["scores"]} <= members
+    scored &= all(isinstance(scores, dict) for scores in notes["scores"].values())
+    logged = all(0 <= member < targets and isinstance(line, str) for member, line in records)
+    if not (known and full and scored and logged):
+        raise ValueError("its notes are of other members, or damaged")
 
 
 def _resize(lanes: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -359,7 +372,8 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
             made = list(pool.map(Lowered.compile, lowered()))
         if found := made[0].memory_analysis():
             needed = found.argument_size_in_bytes + found.temp_size_in_bytes
-            what = f"{len(members)} models trained together on batches of {rows} rows"
+            count = len({id(member) for member in members})  # of empty lanes the first one
+            what = f"{count} models trained together on batches of {rows} rows"
             memory.check(what, needed, memory.of_device(mesh), "each device's memory")
         return made
 

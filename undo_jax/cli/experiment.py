@@ -185,7 +185,14 @@ def described_model(artifact: epath.Path) -> dict[str, typing.Any]:
         raise FileNotFoundError(
             f"{artifact} holds no finished model: give a folder inside the workdir of a run"
         )
-    return read_json(artifact / "config.json")["config"]["model"]
+    path = artifact / "config.json"
+    try:
+        fields = read_json(path)["config"]["model"]
+        return {"type": fields["type"], **fields}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} describes no model ({error!r}): delete {artifact}, and a run makes it again"
+        ) from error
 
 
 def refuse(message: str) -> typing.NoReturn:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from undo_jax.data import shards as steps
 from undo_jax.data.corpus import MANIFEST, VERSION, Corpus
-from undo_jax.data.files import reading
+from undo_jax.data.files import parse, reading
 from undo_jax.data.packing import cut
 from undo_jax.data.shards import DUPLICATE, SPLITS, WORK, Part, Plan, writing
 from undo_jax.data.sources import Shard
@@ -113,7 +113,7 @@ def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
     """
     finished, plan = (folder / MANIFEST).exists(), folder / WORK / "plan.json"
     if finished or plan.exists():
-        known = Corpus(str(folder)).manifest["settings"] if finished else _load(plan)
+        known = Corpus(str(folder)).manifest["settings"] if finished else _load(folder, plan)
         other = [name for name, value in settings.items() if known.get(name) != value]
         if other:
             raise ValueError(
@@ -171,7 +171,7 @@ def _finish(
     plan: Plan, parts: Sequence[Part], settings: dict[str, Any], fates: Sequence[np.ndarray]
 ) -> None:
     """Pack what is left over, check that there are rows, and write the manifest."""
-    results = [_load(part.packed(plan.folder)) for part in parts]
+    results = [_load(plan.folder, part.packed(plan.folder)) for part in parts]
     documents, duplicates = sum(map(len, fates)), sum(map(_duplicates, fates))
     counts: dict[str, Any] = {"documents": documents, "duplicates": duplicates}
     files = {}
@@ -280,5 +280,10 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         yield lambda done, said: bar.update(task, completed=done, said=said)
 
 
-def _load(path: epath.Path) -> Any:
-    return json.loads(path.read_text())
+def _load(folder: epath.Path, path: epath.Path) -> dict[str, Any]:
+    """What a step has written. Raises ValueError where it is damaged."""
+    remedy = f"delete {folder}, and pack again"
+    content = parse(path.read_bytes(), str(path), remedy)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (no object): {remedy}")
+    return content
