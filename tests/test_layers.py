@@ -9,8 +9,9 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
-    "types", "sharding", "ops", "models", "losses", "optim", "checkpoint", "log", "progress",
-    "data", "train", "evals", "population", "methods", "noises", "settings", "config", "stages",
+    "types", "sharding", "ops", "models", "losses", "optim", "log", "digest", "durable",
+    "checkpoint", "progress", "data", "train", "evals", "population", "methods", "noises",
+    "settings", "config", "stages",
     "pipeline", "fit", "bench", "report", "cli",
 )  # fmt: skip
 PLUMBING = ("train", "population", "sharding", "optim", "log", "checkpoint", "progress")
