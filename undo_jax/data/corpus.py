@@ -8,7 +8,9 @@ FOLDER/
     validation-...
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -86,7 +88,7 @@ class Corpus:
         """Read the manifest at once, so that a bad folder fails here.
 
         Raises FileNotFoundError where there is none or it is unfinished and ValueError where it is
-        of another version.
+        of another version or damaged.
         """
         assert self.manifest
 
@@ -109,6 +111,12 @@ class Corpus:
         if missing := {"settings", "counts", "files", "fingerprint"} - manifest.keys():
             raise ValueError(
                 f"{path} has no {' nor '.join(sorted(missing))}: pack the corpus again"
+            )
+        content = {name: value for name, value in manifest.items() if name != "fingerprint"}
+        if fingerprint(content) != manifest["fingerprint"]:
+            raise ValueError(
+                f"{path} is damaged (its content does not match its fingerprint): copy or pack the "
+                "corpus again"
             )
         return manifest
 
@@ -145,6 +153,11 @@ class Corpus:
             files.append(_File(local(path), entry["rows"], entry["sha256"]))
         settings = self.manifest["settings"]
         return PackedRows(tuple(files), settings["row_length"], settings["dtype"])
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Of all else that a manifest holds."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=256)
