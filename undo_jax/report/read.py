@@ -3,6 +3,7 @@
 Reads experiment.json, and config.json, metrics.jsonl and summary.json of each artifact it lists.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,6 +79,11 @@ def read_logs(workdir: epath.PathLike) -> Logs:
             f"{root / 'experiment.json'} is damaged ({error}): run the experiment again, which "
             "writes it anew and trains nothing"
         ) from error
+    if not _sealed(experiment):
+        raise ValueError(
+            f"{root / 'experiment.json'} is damaged (it is not as it was written): run the "
+            "experiment again, which writes it anew and trains nothing"
+        )
     with _as_written(root / "experiment.json"):
         name, folders = experiment["name"], tuple(experiment["artifacts"])
         retain, forget = Metric(**experiment["retain"]), Metric(**experiment["forget"])
@@ -104,7 +110,9 @@ def _as_written(path: epath.Path) -> Iterator[None]:
 
 def read_artifact(folder: epath.Path) -> Artifact | None:
     """One artifact, or None while it is unfinished."""
-    config, summary = _read_json(folder / "config.json"), _read_json(folder / "summary.json")
+    summary = _read_json(folder / "summary.json")
+    _verify(folder, summary)
+    config = _read_json(folder / "config.json")
     if config is None or summary is None:
         return None
     records, unreadable = [], 0
@@ -123,6 +131,33 @@ def read_artifact(folder: epath.Path) -> Artifact | None:
         )
 
 
+def _verify(folder: epath.Path, summary: Json | None) -> None:
+    """Hold a summary against its own hash, and the files beside it against those that it has.
+
+    Raises ValueError for what has changed since it was written. A summary without hashes passes.
+    """
+    wrong = [] if _sealed(summary) else ["summary.json"]
+    known = summary.get("files", {}) if isinstance(summary, dict) and not wrong else {}
+    for name, known_hash in known.items():
+        path = folder / name
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != known_hash:
+            wrong.append(name)
+    if wrong:
+        raise ValueError(
+            f"{folder / wrong[0]} is damaged (it is not as it was written): delete {folder}, and "
+            "run the experiment again"
+        )
+
+
+def _sealed(content: Any) -> bool:
+    """Whether an object has no hash of all else that is in it, or the right one."""
+    if not isinstance(content, dict) or "sha256" not in content:
+        return True
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    text = json.dumps(rest, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest() == content["sha256"]
+
+
 def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
     """Evaluation records; of a step logged twice (a resumed run) the later one counts."""
     found: dict[tuple[str, float, int], Attack] = {}
@@ -139,7 +174,7 @@ def _read_json(path: epath.Path) -> Json | None:
     """A JSON file, or None where it is absent or cut off."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
