@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,6 +328,41 @@ def test_a_full_disk_is_one_line_and_the_last_save_stays(small_disk, straight, t
         patch.setattr(sys.modules[__name__], "EVERY", Saving(every=100))
         _same(_fit(tmp_path, _mesh("one device"), EVERY, stops), results)
     assert _records(tmp_path) == records
+
+
+@pytest.fixture
+def filling_disk(tmp_path):
+    """A folder on a file system of its own, and what gives it another size."""
+    disk = tmp_path / "filling"
+    disk.mkdir()
+
+    def size(text, *options):
+        mount = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={text}", *options)), "none", disk]
+        return subprocess.run(mount, check=False, capture_output=True).returncode
+
+    if size("400k"):
+        pytest.skip("needs root to mount a small disk")
+    yield disk, size
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_the_command_on_a_full_disk_says_so_in_its_last_line_alone(filling_disk, toy, two_runs):
+    """Wherever it becomes full; with room the same command goes on to the same numbers."""
+    disk, size = filling_disk
+    quiet, _ = two_runs
+    for room in ("400k", "1300k", "50m"):
+        assert not size(room, "remount")
+        with _running(toy, disk / "out", quiet.parent / "cache", "--stage", "pretrain") as running:
+            said = running.communicate(timeout=240)[1]
+        if room == "50m":
+            break
+        *before, last = said.splitlines()
+        assert running.returncode == 2, said
+        assert last.startswith(f"undo-jax: no space is left on the disk of {disk}/out")
+        assert last.endswith(": make room, and the same command goes on from what is saved")
+        assert all(line.startswith("pretrain") for line in before), said
+    assert not running.returncode, said
+    _same_workdirs(disk / "out", quiet)
 
 
 # Signals
@@ -655,11 +690,11 @@ def _params(path):
 
 
 @contextmanager
-def _running(toy, workdir, cache):
+def _running(toy, workdir, cache, *flags):
     environment = {**os.environ, "UNDO_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "undo_jax.cli", "run", str(toy), "--workdir", str(workdir)]
     with subprocess.Popen(
-        [*command, *SHORT], env=environment, stderr=subprocess.PIPE, text=True
+        [*command, *SHORT, *flags], env=environment, stderr=subprocess.PIPE, text=True
     ) as running:
         try:
             yield running
@@ -672,6 +707,27 @@ def _wait(running, reached):
     while not reached():
         assert time.monotonic() < deadline and running.poll() is None, running.communicate()
         time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def two_runs(toy, tmp_path_factory):
+    """A workdir in which two processes have run the first stage at once, and what they said."""
+    folder = tmp_path_factory.mktemp("two")
+    with ExitStack() as both:
+        running = [
+            both.enter_context(_running(toy, folder / "out", folder / cache, "--stage", "pretrain"))
+            for cache in ("cache", "other")
+        ]
+        said = [one.communicate(timeout=240)[1] for one in running]
+    assert [one.returncode for one in running] == [0, 0], said
+    return folder / "out", said
+
+
+def test_of_two_runs_in_one_workdir_the_second_finds_what_the_first_has_made(two_runs):
+    """It looks once the first has left, and so removes and trains nothing."""
+    workdir, said = two_runs
+    assert sorted(text.count("pretrain × 2") for text in said) == [0, 1], said
+    assert len(list(workdir.glob("pretrain-*/summary.json"))) == 2
 
 
 def test_killed_in_every_stage_the_run_ends_as_if_undisturbed(toy, tmp_path):

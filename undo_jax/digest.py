@@ -48,7 +48,7 @@ def _digest(seeds: tuple[int, ...], places: tuple[Any, ...], leaves: tuple[Array
                 lax.axis_index(names) * size if names else 0
                 for names, size in zip(split, part.shape, strict=True)
             ]
-            copies = tuple(set(mesh.axis_names) - {name for names in split for name in names})
+            copies = tuple(n for n in mesh.axis_names if not any(n in names for names in split))
             own = lax.axis_index(copies) == 0 if copies else True  # each word counts once
             total += jnp.where(own, _sum(part, seed, starts, whole.shape), 0)
         return lax.psum(total, mesh.axis_names)
