@@ -9,9 +9,9 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
-    "types", "memory", "sharding", "ops", "models", "losses", "optim", "checkpoint", "log",
-    "progress", "data", "train", "evals", "population", "methods", "noises", "settings", "config",
-    "fit", "stages", "pipeline", "bench", "report", "cli",
+    "types", "memory", "sharding", "ops", "models", "losses", "optim", "log", "digest", "durable",
+    "checkpoint", "progress", "data", "train", "evals", "population", "methods", "noises",
+    "settings", "config", "fit", "stages", "pipeline", "bench", "report", "cli",
 )  # fmt: skip
 PLUMBING = ("train", "population", "sharding", "optim", "log", "checkpoint", "progress")
 LIMITS = {

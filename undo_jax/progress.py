@@ -2,7 +2,7 @@
 
 FOLDER/STEP/    written under another name and then renamed, so that no half of a save is read
     state/      arrays; restored onto any mesh
-    notes/      JSON: what the loop knows besides
+    notes/      JSON: what the loop knows besides, and hashes of both
 """
 
 import itertools
@@ -22,6 +22,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from undo_jax.checkpoint import absolute
+from undo_jax.digest import digest
+from undo_jax.durable import FullError, flush_all, seal, unseal, writing
 from undo_jax.log import console
 
 PREEMPTED = 75  # exit status after SIGTERM, EX_TEMPFAIL: the same command goes on
@@ -180,8 +182,11 @@ class Progress:
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                notes = self._read(step, notes=ocp.args.JsonRestore())
+                known = unseal(self._read(step, notes=ocp.args.JsonRestore()))
+                notes = known["notes"]
                 state = self._read(step, state=ocp.args.StandardRestore(like(notes)))
+                if digest(state) != known["state"]:
+                    raise ValueError("its arrays are not those that were saved")
             except Exception as error:  # Orbax and TensorStore raise whatever they met
                 aside = self.folder / f"unreadable-{step}"
                 console.print(f"cannot read a save, now {aside}: {_line(error)}", soft_wrap=True)
@@ -214,17 +219,28 @@ class Progress:
 
         Raises OSError where this or the save before failed.
         """
+        known = seal({"notes": notes, "state": digest(state)})
         content = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(known)
         )
         with self._failing():
+            self._flush()
             self.manager.save(step, args=content, force=True)
         self.step, self.time = step, time.monotonic()
 
     def close(self) -> None:
         """Wait for the last save. Raises OSError where it failed."""
         with self._failing():
-            self.manager.close()
+            try:
+                self._flush()
+            finally:
+                self.manager.close()
+
+    def _flush(self) -> None:
+        """Wait for the save before, and let it reach the disk."""
+        self.manager.wait_until_finished()
+        if self.step and jax.process_index() == 0:
+            flush_all(self.folder)
 
     def _due(self, step: int) -> bool:
         if step % self.saving.every:
@@ -248,12 +264,13 @@ class Progress:
     @contextmanager
     def _failing(self) -> Iterator[None]:
         try:
-            yield
+            with writing(self.folder):
+                yield
+        except FullError:
+            raise
         except Exception as error:
-            full = "No space left" in str(error)
             raise OSError(
-                f"cannot save to {self.folder}: "
-                f"{'the disk is full' if full else _line(error)}; older saves are intact, and the "
+                f"cannot save to {self.folder}: {_line(error)}; older saves are intact, and the "
                 "same command goes on from the last of them"
             ) from error
 

@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import math
+import random
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rich.console
+from etils import epath
 
 import undo_jax.report.figures as figures
 import undo_jax.report.html as page
+from undo_jax.durable import file_hash, write_json
 from undo_jax.report import Report, analyse, markdown, read_logs, table, write
 from undo_jax.report.read import Attack, Metric, Model, Spread, pick_steps, robustness, strongest
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
@@ -581,6 +584,42 @@ def test_a_log_that_is_no_text_is_counted(tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b"\xff\x00\n" + b"[" * 100_000 + b"\n")
     assert any("2 unreadable lines" in note for note in work.report().notes)
+
+
+def test_a_flipped_bit_in_a_log_is_told_or_changes_nothing(tmp_path: Path) -> None:
+    """In any file of a finished attack, and in the list of artifacts, as a run writes them."""
+    work = full(tmp_path, seeds=1)
+    folder = work.attack("oracle", curves={("mixed", 1e-2): (0.0, 0.9, 0.25, 0.0)})
+    files = {
+        name: file_hash(epath.Path(folder / name)) for name in ("config.json", "metrics.jsonl")
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    write_json(epath.Path(folder / "summary.json"), {**summary, "files": files})
+    experiment = json.loads((tmp_path / "experiment.json").read_text())
+    write_json(epath.Path(tmp_path / "experiment.json"), experiment)
+    quiet, rng = work.report(), random.Random(0)
+    for path in (*folder.iterdir(), tmp_path / "experiment.json"):
+        whole, told = path.read_bytes(), 0
+        for _ in range(40):
+            damaged = bytearray(whole)
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged)
+            try:
+                found = work.report()
+            except ValueError as error:
+                assert "damaged" in str(error) and "\n" not in str(error)
+                assert str(path.parent) in str(error) and "run the experiment again" in str(error)
+                told += 1
+            else:  # a broken summary is that of an unfinished artifact, which a run makes again
+                assert found == quiet or (path.name, found.unfinished) == (
+                    "summary.json", (folder.name,)
+                )  # fmt: skip
+                told += found != quiet
+        path.write_bytes(whole)
+        assert told > 30, path.name
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=f"metrics.jsonl is damaged .* delete {folder}, and run"):
+        read_logs(tmp_path)
 
 
 def test_counts() -> None:

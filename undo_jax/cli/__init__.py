@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not os.environ.get(TRACEBACK):  # what goes wrong in a save's threads is raised here, too
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         sys.excepthook = _only_here
+        sys.unraisablehook = functools.partial(_still_open, sys.unraisablehook)
     try:
         if not words or words[0] in ("-h", "--help"):
             return print(_overview())
@@ -89,6 +90,12 @@ def _only_here(*error: Any) -> None:
     """An error in the main thread is printed as always, one in another thread is not."""
     if threading.current_thread() is threading.main_thread():
         sys.__excepthook__(*error)
+
+
+def _still_open(print_it: Callable[[Any], None], what: Any) -> None:
+    """After one file that failed Orbax waits no longer, and TensorStore's others find nobody."""
+    if str(what.exc_value) != "Event loop is closed":
+        print_it(what)
 
 
 def _fail(message: str) -> NoReturn:

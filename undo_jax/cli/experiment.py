@@ -18,10 +18,10 @@ from tyro.conf import AvoidSubcommands, Positional
 
 from undo_jax import pipeline
 from undo_jax import report as reporting
-from undo_jax.checkpoint import read_json
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
 from undo_jax.config import Experiment
+from undo_jax.durable import read_json, writing
 from undo_jax.log import console
 from undo_jax.progress import Preempted, terminable
 from undo_jax.sharding import parse_mesh
@@ -140,7 +140,8 @@ def report(workdir: Positional[str]) -> None:
     if jax.process_index() == 0:
         if not (epath.Path(workdir) / "experiment.json").exists():
             raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
-        written = reporting.write(workdir)
+        with writing(workdir):
+            written = reporting.write(workdir)
         console.print(reporting.table(written))
         console.print(f"report: {epath.Path(workdir) / 'report' / 'index.html'}", soft_wrap=True)
 

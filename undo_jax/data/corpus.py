@@ -8,8 +8,11 @@ FOLDER/
     validation-...
 """
 
+import hashlib
 import itertools
+import json
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from undo_jax.data.files import RANDOM_ACCESS, local, open_records, parse, reading
+from undo_jax.data.files import RANDOM_ACCESS, local, open_records, reading
+from undo_jax.durable import parse
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -87,7 +91,7 @@ class Corpus:
         """Read the manifest at once, so that a bad folder fails here.
 
         Raises FileNotFoundError where there is none or it is unfinished and ValueError where it is
-        of another version.
+        of another version or damaged.
         """
         assert self.manifest
 
@@ -116,6 +120,12 @@ class Corpus:
             _check(manifest)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): pack the corpus again") from error
+        content = {name: value for name, value in manifest.items() if name != "fingerprint"}
+        if fingerprint(content) != manifest["fingerprint"]:
+            raise ValueError(
+                f"{path} is damaged (its content does not match its fingerprint): copy or pack the "
+                "corpus again"
+            )
         return manifest
 
     @property
@@ -168,6 +178,11 @@ def _check(manifest: dict[str, Any]) -> None:
             raise TypeError(reprlib.repr(value))
     if settings["dtype"] not in ("<u2", "<u4"):
         raise TypeError(f"dtype {settings['dtype']!r}")
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Of all else that a manifest holds."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=256)

@@ -1,7 +1,6 @@
 """Files by pattern, local copies of remote ones, and errors of either in one line."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,14 +86,6 @@ def reading(name: str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
         raise kind(f"cannot read {name}: {reason}") from error
-
-
-def parse(text: bytes, name: str, remedy: str) -> Any:
-    """JSON of a file. Raises ValueError, with what to do, where it is damaged."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is damaged ({error}): {remedy}") from error
 
 
 def local(path: epath.Path) -> str:

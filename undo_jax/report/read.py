@@ -3,6 +3,7 @@
 Reads experiment.json, and config.json, metrics.jsonl and summary.json of each artifact it lists.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -76,7 +77,10 @@ def read_logs(workdir: epath.PathLike) -> Logs:
     """
     root = epath.Path(workdir)
     path = root / "experiment.json"
-    content = _read_json(path, "run the experiment again, which writes it anew and trains nothing")
+    again = "run the experiment again, which writes it anew and trains nothing"
+    content = _read_json(path, again)
+    if not _sealed(content):
+        raise ValueError(f"{path} is damaged (it is not as it was written): {again}")
     with _as_written(path):
         name, folders = _field(content, "name", str), tuple(_field(content, "artifacts", list))
         retain, forget = (_metric(_field(content, one, dict)) for one in ("retain", "forget"))
@@ -98,6 +102,7 @@ def read_artifact(folder: epath.Path) -> Artifact | None:
         return None
     again = f"delete {folder}, and run the experiment again"
     config, summary = (_read_json(folder / f"{f}.json", again) for f in ("config", "summary"))
+    _verify(folder, summary)
     with _as_written(folder):
         stage, alpha = _field(config, "stage", str), _field(config, "alpha", float, int, NONE)
         STAGES.index(stage)
@@ -121,15 +126,40 @@ def read_artifact(folder: epath.Path) -> Artifact | None:
         )
 
 
+def _verify(folder: epath.Path, summary: Json | None) -> None:
+    """Hold a summary against its own hash, and the files beside it against those that it has.
+
+    Raises ValueError for what has changed since it was written. A summary without hashes passes.
+    """
+    wrong = [] if _sealed(summary) else ["summary.json"]
+    known = summary.get("files") if isinstance(summary, dict) and not wrong else None
+    for name, known_hash in known.items() if isinstance(known, dict) else ():
+        path = folder / name
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != known_hash:
+            wrong.append(name)
+    if wrong:
+        raise ValueError(
+            f"{folder / wrong[0]} is damaged (it is not as it was written): delete {folder}, and "
+            "run the experiment again"
+        )
+
+
+def _sealed(content: Any) -> bool:
+    """Whether an object has no hash of all else that is in it, or the right one."""
+    if not isinstance(content, dict) or "sha256" not in content:
+        return True
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    text = json.dumps(rest, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest() == content["sha256"]
+
+
 def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
     """Evaluation records; of a step logged twice (a resumed run) the later one counts."""
     found: dict[tuple[str, float, int], Attack] = {}
     for r in records:
         if "eval" in r:
-            data, rate, step = (
-                _field(r, *kind)
-                for kind in (("attack", str), ("learning_rate", float, int), ("step", int))
-            )
+            data, step = _field(r, "attack", str), _field(r, "step", int)
+            rate = _field(r, "learning_rate", float, int)
             if not (0 < rate < math.inf and 0 <= step < 2**63):
                 raise ValueError(f"a record of learning rate {rate} at step {step}")
             attack = Attack(data, float(rate), step, _number(r["eval"]["forget"]))
