@@ -70,6 +70,13 @@ def test_every_number_of_an_experiment_is_checked(capsys):
         assert re.search(r"toy.py, line 14: (unlearn.method.retain_weight|noise.noise.beta)=", said)
 
 
+@pytest.mark.parametrize("flag", [f"--model.vocabulary {10**11}", f"--model.layers {10**12}"])
+def test_sizes_that_cannot_be_compiled_for_are_told_by_their_need(capsys, flag):
+    flags = f"--topology v5e:2x2 --mesh fsdp=4 {flag}".split()
+    said = _refused(capsys, "fit", QUICKSTART, *flags)
+    assert "a model of" in said and "and there are 15.75 GiB" in said
+
+
 def test_what_a_model_is_said_to_hold_it_holds():
     for model in (*PRESETS.values(), preset("tiny", kv_heads=2)):
         leaves = jax.tree.leaves(shapes(Functional(model)))
@@ -392,6 +399,7 @@ def text_file():
         ("--source tfds", "give --name and no --pattern"),
         ("--source tfds --name wiki40b/en --data-dir none", "no TensorFlow data set 'wiki40b/en'"),
         ("--source jsonl --pattern a.jsonl --row-length 100", "has 28 tokens and a row takes 101"),
+        (f"--source jsonl --pattern a.jsonl --row-length {10**20}", "row_length=1000"),
         ("--source jsonl --pattern a.jsonl --tokenizer words", "unknown tokenizer words"),
         ("--source jsonl --pattern a.jsonl --tokenizer no.model", "no tokenizer file at no.model"),
         ("--source jsonl --pattern a.jsonl --joining loose", "loose"),

@@ -14,6 +14,7 @@ from undo_jax.cli import experiment as experiments
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB, Chip, Slice
 from undo_jax.fit.flags import PRESETS, arguments, flags
+from undo_jax.fit.least import check_work
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT, search
 from undo_jax.fit.step import (
@@ -64,9 +65,13 @@ def fit(words: list[str]) -> None:
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work, mesh = of_stage(experiment, options.stage), mesh_on(place, shape)
     title = {"experiment": experiment.name, "stage": options.stage}
-    if options.search:
-        return _search(title, work, place, mesh, compiler, options.json)
-    step = compile_step(work, mesh, compiler)
+    try:
+        if options.search:
+            return _search(title, work, place, mesh, compiler, options.json)
+        step = compile_step(work, mesh, compiler)
+    except OverflowError:  # sizes that JAX cannot count
+        check_work(work, mesh, f"{options.stage}.training.", place.chip.hbm)
+        raise
     facts = {**title, **describe(work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:

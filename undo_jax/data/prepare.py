@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from undo_jax import memory
 from undo_jax.data import shards as steps
 from undo_jax.data.corpus import MANIFEST, VERSION, Corpus, fingerprint
 from undo_jax.data.files import reading
@@ -92,6 +93,7 @@ def _check(
         raise ValueError("the source has no shards: give at least one file")
     if length < 1:
         raise ValueError(f"row_length is {length}: rows need at least 1 input token")
+    memory.check(f"row_length={length}", 4 * (length + 1), memory.host())
     if not 0 <= seed < 2**128:
         raise ValueError(f"seed is {seed}: it must be 0 or more, and below 2^128")
     if not 0 <= share < 1:

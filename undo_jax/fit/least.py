@@ -17,9 +17,13 @@ def check(experiment: Experiment, mesh: Mesh) -> None:
         check_work(of_stage(experiment, stage), mesh, f"{stage}.training.")
 
 
-def check_work(work: Work, mesh: Mesh, prefix: str = "") -> None:
-    """The same for the step of one stage, whose flags begin with `prefix`."""
-    states, batch, there = *least(work, mesh), memory.of_device(mesh)
+def check_work(work: Work, mesh: Mesh, prefix: str = "", there: float | None = None) -> None:
+    """The same for the step of one stage, whose flags begin with `prefix`.
+
+    `there` are the bytes of a device; by default what is found.
+    """
+    states, batch = least(work, mesh)
+    there = memory.of_device(mesh) if there is None else there
     if states > batch:
         what = f"a model of {_sizes(work.model)}"
     else:
