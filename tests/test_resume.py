@@ -27,7 +27,8 @@ from undo_jax.log import Target, open_log
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Result, Source, Task
-from undo_jax.progress import PREEMPTED, Preempted, Saving, Stop, open_progress, stoppable
+from undo_jax.progress import Saving, Stop, open_progress, stoppable
+from undo_jax.signals import PREEMPTED, Preempted
 from undo_jax.stages import training as shared
 
 ROOT = Path(undo_jax.__file__).parent.parent
@@ -392,7 +393,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
-from undo_jax.progress import Preempted, Saving, open_progress, stoppable
+from undo_jax.progress import Saving, open_progress, stoppable
 
 jax.config.update("jax_platforms", "cpu")
 address, process, folder, when = sys.argv[1:]
@@ -632,7 +633,7 @@ def _params(path):
 @contextmanager
 def _running(toy, workdir, cache):
     environment = {**os.environ, "UNDO_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "undo_jax.cli", "run", str(toy), "--workdir", str(workdir)]
+    command = [sys.executable, "-m", "undo_jax", "run", str(toy), "--workdir", str(workdir)]
     with subprocess.Popen(
         [*command, *SHORT], env=environment, stderr=subprocess.PIPE, text=True
     ) as running:
