@@ -21,7 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 
 import undo_jax
-from undo_jax import cli, losses, optim, pipeline, population, progress, train
+from undo_jax import cli, losses, optim, pipeline, population, progress, signals, train
 from undo_jax.checkpoint import Artifact, gather, scatter, unfinished
 from undo_jax.log import Target, open_log
 from undo_jax.models.functional import Functional
@@ -351,12 +351,9 @@ def test_a_second_ctrl_c_stops_at_once():
         raise AssertionError("it went on")
 
 
-@pytest.mark.parametrize("distributed", [False, True])
-def test_sigterm_ends_at_once_where_nothing_is_to_be_saved(distributed, monkeypatch):
-    """In a job of one process, too."""
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: distributed)
+def test_sigterm_ends_at_once_where_nothing_is_to_be_saved():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted), progress.terminable():
+    with pytest.raises(Preempted), signals.raising(*signals.STOPS):
         _send(signal.SIGTERM)
         raise AssertionError("it went on")
     assert signal.getsignal(signal.SIGTERM) is before
@@ -365,7 +362,7 @@ def test_sigterm_ends_at_once_where_nothing_is_to_be_saved(distributed, monkeypa
 @pytest.mark.parametrize("swallowed", [True, False])
 def test_what_others_catch_is_raised_in_the_end(swallowed):
     """Orbax turns whatever is raised while it reads into an exception of its own."""
-    with pytest.raises(Preempted), progress.terminable():
+    with pytest.raises(Preempted), signals.raising(*signals.STOPS):
         try:
             _send(signal.SIGTERM)
         except BaseException as error:

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from undo_jax import signals
 from undo_jax.signals import INTERRUPTED, PREEMPTED
 
-GRACE = 10  # seconds from a process's end to that of the others, if they do not end by themselves
+GRACE = 5  # seconds from a process's end to that of the others, if they do not end by themselves
 PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a machine vanishes: 40 s
 DELAY = 1  # seconds that native code's words wait for what explains them
 PLACES = 1024  # bytes for the addresses of process 0
@@ -39,7 +39,8 @@ _count = 1  # processes
 def meet(coordinator: str, process: int, processes: int, patience: float) -> None:
     """Wait until all processes have started, at the address where JAX listens later.
 
-    Raises ConnectionError where they do not find each other in time.
+    Ends those that have where others do not come in time. Raises ConnectionError where process 0
+    cannot listen there, or is not there.
     """
     host, _, port = coordinator.rpartition(":")
     if process:
@@ -58,10 +59,9 @@ def meet(coordinator: str, process: int, processes: int, patience: float) -> Non
             try:
                 _welcome(server, processes)
             except TimeoutError:
-                raise ConnectionError(
-                    f"process {', '.join(map(str, missing))} of {processes} did not come in "
-                    f"{patience} s: start them together"
-                ) from None
+                names = ", ".join(map(str, missing))
+                _end(PREEMPTED, f"process {names} of {processes} did not come in {patience} s: "
+                                "start them together")  # fmt: skip
     for connection in list(_connections.values()):
         _tell(connection, HERE)
 
@@ -127,7 +127,8 @@ def _reach(
                 connection = socket.create_connection(place, timeout=5)
                 _tell(connection, f"undo-jax {process} {processes}")
                 connection.settimeout(max(deadline - time.monotonic(), 1))
-                if connection.recv(len(HERE) + 1) == f"{HERE}\n".encode():
+                said = connection.recv(len(HERE) + 1, socket.MSG_PEEK).decode()
+                if said == f"{HERE}\n" or said.startswith("end "):
                     return connection
                 reason = "it does not answer"
             except OSError as error:

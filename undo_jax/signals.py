@@ -100,11 +100,12 @@ def asking(ask: Callable[[int], bool]) -> Iterator[None]:
 
 
 def leave(reason: BaseException) -> NoReturn:
-    """Raise what a signal asked for; from here on others change nothing."""
+    """Raise what a signal asked for, unless one has raised since; others change nothing now."""
     global _reason
-    if _state == "running":
-        _reason = reason
-    raise reason
+    if _state != "running":
+        raise reason
+    _reason = _reason or reason
+    raise _reason
 
 
 def end(status: int, line: str = "") -> None:
