@@ -81,7 +81,7 @@ def test_every_step_is_waited_for(tmp_path):
 def test_devices_that_wait_for_each_other_do_not_hang():
     """Members of two CPU devices, more steps than XLA lets be under way (32)."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "undo_jax.cli", "bench", QUICKSTART]
+    command = [sys.executable, "-m", "undo_jax", "bench", QUICKSTART]
     steps = ["--stage", "relearn", "--mesh", "sweep=2,data=1", "--steps", "80", "--json"]
     done = subprocess.run([*command, *steps], env=environment, capture_output=True, timeout=300)
     assert json.loads(done.stdout)["seconds"]["step"] > 0

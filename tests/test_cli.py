@@ -534,7 +534,7 @@ def test_help_names_every_scalars_flag(capsys):
 
 def test_ctrl_c_leaves_a_workdir_that_goes_on(tmp_path):
     """Interrupted while it distils: status 130; the same command goes on from the step saved."""
-    command = [sys.executable, "-m", "undo_jax.cli", "run", _toy(), "--workdir", "out",
+    command = [sys.executable, "-m", "undo_jax", "run", _toy(), "--workdir", "out",
                *SHORT, "--distill.no-stop-early", "--distill.training.steps", "1000",
                "--distill.training.eval-every", "1000"]  # fmt: skip
     environment = {**os.environ, "UNDO_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}

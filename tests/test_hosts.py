@@ -125,7 +125,7 @@ def _run(folder, *flags, die_in=""):
         "UNDO_JAX_CACHE": str(folder / "cache"),
         "DIE_IN": die_in,
     }
-    command = [sys.executable, "-m", "undo_jax.cli", "run", "toy.py", "--workdir", "out", *flags,
+    command = [sys.executable, "-m", "undo_jax", "run", "toy.py", "--workdir", "out", *flags,
                "--coordinator", f"localhost:{port}", "--processes", "2"]  # fmt: skip
     running = [
         subprocess.Popen([*command, "--process", str(process)], cwd=folder, env=environment,

@@ -21,13 +21,24 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 
 import undo_jax
-from undo_jax import checkpoint, cli, losses, optim, pipeline, population, progress, train
+from undo_jax import (
+    checkpoint,
+    cli,
+    losses,
+    optim,
+    pipeline,
+    population,
+    progress,
+    signals,
+    train,
+)
 from undo_jax.checkpoint import Artifact, gather, scatter, unfinished
 from undo_jax.log import Target, open_log
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Result, Source, Task
-from undo_jax.progress import PREEMPTED, Preempted, Saving, Stop, open_progress, stoppable
+from undo_jax.progress import Saving, Stop, open_progress, stoppable
+from undo_jax.signals import PREEMPTED, Preempted
 from undo_jax.stages import training as shared
 
 ROOT = Path(undo_jax.__file__).parent.parent
@@ -409,12 +420,9 @@ def test_a_second_ctrl_c_stops_at_once():
         raise AssertionError("it went on")
 
 
-@pytest.mark.parametrize("distributed", [False, True])
-def test_sigterm_ends_at_once_where_nothing_is_to_be_saved(distributed, monkeypatch):
-    """In a job of one process, too."""
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: distributed)
+def test_sigterm_ends_at_once_where_nothing_is_to_be_saved():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted), progress.terminable():
+    with pytest.raises(Preempted), signals.raising(*signals.STOPS):
         _send(signal.SIGTERM)
         raise AssertionError("it went on")
     assert signal.getsignal(signal.SIGTERM) is before
@@ -423,7 +431,7 @@ def test_sigterm_ends_at_once_where_nothing_is_to_be_saved(distributed, monkeypa
 @pytest.mark.parametrize("swallowed", [True, False])
 def test_what_others_catch_is_raised_in_the_end(swallowed):
     """Orbax turns whatever is raised while it reads into an exception of its own."""
-    with pytest.raises(Preempted), progress.terminable():
+    with pytest.raises(Preempted), signals.raising(*signals.STOPS):
         try:
             _send(signal.SIGTERM)
         except BaseException as error:
@@ -451,7 +459,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
-from undo_jax.progress import Preempted, Saving, open_progress, stoppable
+from undo_jax.progress import Saving, open_progress, stoppable
 
 jax.config.update("jax_platforms", "cpu")
 address, process, folder, when = sys.argv[1:]
@@ -692,7 +700,7 @@ def _params(path):
 @contextmanager
 def _running(toy, workdir, cache, *flags):
     environment = {**os.environ, "UNDO_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "undo_jax.cli", "run", str(toy), "--workdir", str(workdir)]
+    command = [sys.executable, "-m", "undo_jax", "run", str(toy), "--workdir", str(workdir)]
     with subprocess.Popen(
         [*command, *SHORT, *flags], env=environment, stderr=subprocess.PIPE, text=True
     ) as running:

@@ -1,10 +1,12 @@
 """Progress on the terminal while a stage trains, and its records as JSON lines."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import jax
 from etils import epath
@@ -18,7 +20,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, markup=False)
+
+def print_nowhere(stream: TextIO) -> None:
+    """From here on, what is printed to the stream is lost, and no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever reads no more of what is told does not stop what is told of."""
+        print_nowhere(sys.stderr)
+
+
+console = _Console(stderr=True, markup=False)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from undo_jax.cli.flags import parse
 from undo_jax.config import Experiment
 from undo_jax.durable import read_json, writing
 from undo_jax.log import console
-from undo_jax.progress import Preempted, terminable
 from undo_jax.sharding import parse_mesh
+from undo_jax.signals import Preempted
 
 
 @contextmanager
@@ -109,10 +109,9 @@ def run(words: list[str]) -> None:
         experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
     experiment = override(experiment, overrides)
     workdir = options.workdir or f"runs/{experiment.name}"
-    with terminable():
-        pipeline.run(experiment, workdir, options.stage)
-        if options.stage in (None, "relearn"):
-            report(workdir)
+    pipeline.run(experiment, workdir, options.stage)
+    if options.stage in (None, "relearn"):
+        report(workdir)
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
