@@ -226,7 +226,7 @@ def test_only_students_stop_early(ran, tmp_path, monkeypatch):
 
 
 def test_a_summary_says_who_recovered_and_what_it_cost(ran):
-    """FLOPs by hand: 8 × 8 weights, q k v o and three of the MLP; 48 tokens to attend to; 24 ids."""
+    """FLOPs by hand: 8 × 8 weights (q k v o, three of the MLP), 48 tokens to attend to, 24 ids."""
     forward = 2 * (7 * 8 * 8 + 2 * 8 * 48 + 24 * 8)
     tokens = 7 * 16 * 48  # steps, rows, T
     for (stage, model, seed), artifact in ran.artifacts.items():
