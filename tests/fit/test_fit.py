@@ -10,7 +10,7 @@ import pytest
 import undo_jax
 from undo_jax import cli
 from undo_jax.cli.experiment import load
-from undo_jax.cli.fit import TOO_LARGE, table
+from undo_jax.cli.fit import TOO_LARGE, memory, table
 from undo_jax.fit import chips, flags, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
 from undo_jax.fit.hlo import Cost
@@ -56,19 +56,49 @@ def test_an_unknown_slice_is_told_what_there_is(name, said):
         chips.find(name)
 
 
-def test_chips_are_those_of_the_tables():
-    """What must hold whatever the numbers: newer is faster, and a program gets most of the HBM."""
-    assert [CHIPS[kind].flops / 1e12 for kind in ("v5e", "v4", "v5p", "v6e")] == [
-        197, 275, 459, 918,
-    ]  # fmt: skip
+# from the tables that undo_jax/fit/chips.py cites, in their units: bf16 TFLOP/s, HBM that a program
+# can have in GiB, GB/s to HBM, GB/s over all links in one direction, cores of a chip
+TABLES = {
+    "v4": (275, 30.75, 1200, 300, 2),
+    "v5e": (197, 15.75, 819, 200, 1),
+    "v5p": (459, 95.74, 2765, 600, 2),
+    "v6e": (918, 31.25, 1638, 400, 1),
+    "a100": (312, 59.4416, 2039, 300, 1),
+    "h100": (989, 59.3319, 3350, 450, 1),
+    "h200": (989, 105.7506, 4800, 450, 1),
+}
+SIZES = {
+    "v4": {4, 8, 16, 32, 64, 128, 256, 512},
+    "v5e": {4, 8, 16, 32, 64, 128, 256},
+    "v5p": {4, 8, 16, 32, 64, 128, 256, 512},
+    "v6e": {4, 8, 16, 32, 64, 128, 256},
+    "a100": {1, 2, 4, 8},
+    "h100": {1, 2, 4, 8},
+    "h200": {1, 2, 4, 8},
+}
+
+
+@pytest.mark.parametrize("kind", list(CHIPS))
+def test_chips_are_those_of_the_tables(kind):
+    chip, (flops, hbm, memory, links, cores) = CHIPS[kind], TABLES[kind]
+    assert (chip.flops / 1e12, chip.memory / 1e9, chip.links / 1e9) == (flops, memory, links)
+    assert chip.hbm / GIB == pytest.approx(hbm, rel=1e-5) and chip.cores == cores
+    assert {chips.count(topology) for topology in chip.topologies} == SIZES[kind]
+    sides = {len(topology.split("x")) for topology in chip.topologies}
+    gpu = kind[0] in "ah"
+    assert sides == {1 if gpu else 3 if cores == 2 else 2}
+    assert chip.platform == ("cuda" if gpu else "tpu")
+    assert chip.parts == (("tensor cores", "HBM", "NVLink") if gpu else ("MXU", "HBM", "ICI"))
+    assert CHIPS.keys() == TABLES.keys()
+
+
+def test_a_program_gets_most_of_a_chips_memory():
+    """libtpu keeps less than a twentieth for itself; JAX takes three quarters of a GPU."""
     for kind, capacity in {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32}.items():
         assert 0.95 * capacity < CHIPS[kind].hbm / GIB < capacity
-        sides = {len(topology.split("x")) for topology in CHIPS[kind].topologies}
-        assert sides == {3 if CHIPS[kind].cores == 2 else 2}
     for kind, capacity in {"a100": 80, "h100": 80, "h200": 141}.items():
-        assert 0.72 * capacity < CHIPS[kind].hbm / 1e9 < 0.82 * capacity  # JAX takes three quarters
+        assert 0.72 * capacity < CHIPS[kind].hbm / 1e9 < 0.82 * capacity
         assert chips.of_device(CHIPS[kind].devices[0] + " 80GB") is CHIPS[kind]
-    assert [CHIPS[kind].memory / 1e9 for kind in ("a100", "h100", "h200")] == [2039, 3350, 4800]
 
 
 @pytest.mark.parametrize("name", list(CHIPS))
@@ -317,3 +347,61 @@ def test_the_command_searches(capsys, monkeypatch):
 
 def test_a_slice_is_as_it_is_written():
     assert str(Slice("v5e", "4x4")) == "v5e:4x4"
+
+
+FACTS = {
+    "stage": "distill", "experiment": "small", "topology": "v5e:4x4", "chips": 16,
+    "mesh": {"data": 4, "fsdp": 4}, "rows": 64, "rows_per_chip": 4, "accumulation": 2,
+    "row_length": 1024, "remat": "full", "fits": True,
+    "hbm": {"arguments": 3.5 * GIB, "outputs": 1536.0, "aliased": 3 * GIB, "code": 7 * 2**20,
+            "temporaries": 2.25 * GIB, "peak": 0.0, "total": 5.76 * GIB, "available": 15.75 * GIB},
+    "flops": 197e9, "memory_bytes": 81.9e9,
+    "collective_bytes": {"all-reduce": 3e6, "all-gather": 5e9},
+    "seconds": {"mxu": 1e-3, "hbm": 0.1, "ici": 0.025015, "step": 0.1}, "bound": "HBM",
+    "tokens_per_second": 655360.0,
+}  # fmt: skip
+
+
+def test_the_table_word_for_word():
+    assert (
+        table(FACTS)
+        == """\
+distill of small on v5e:4x4: 16 chips, mesh data=4,fsdp=4
+64 rows of 1024 tokens (4 a chip, 2 parts), remat full
+
+HBM of a chip   5.76 GiB of 15.75 GiB: fits
+  arguments     3.50 GiB, 3.00 GiB of it updated in place
+  temporaries   2.25 GiB
+  other         1.50 KiB outputs, 7.00 MiB program
+A step, at the chip's peak
+  MXU               1 ms   197G FLOPs
+  HBM             100 ms   81.9GB read or written
+  ICI              25 ms   5GB received
+    all-gather             5GB
+    all-reduce             3MB
+bound by HBM: at most 655k tokens/s"""
+    )
+
+
+def test_the_table_of_what_does_not_fit_word_for_word():
+    large = {**FACTS["hbm"], "total": 15.76 * GIB}
+    one = {"mesh": {}, "accumulation": 1, "rows_per_chip": 64, "fits": False, "hbm": large}
+    assert (
+        table({**FACTS, **one})
+        == """\
+distill of small on v5e:4x4: 16 chips, mesh of one chip
+64 rows of 1024 tokens (64 a chip), remat full
+
+HBM of a chip   15.76 GiB of 15.75 GiB: DOES NOT FIT
+  arguments     3.50 GiB
+  temporaries   2.25 GiB"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(0, "0.00 KiB"), (1023, "1.00 KiB"), (2**20 - 1, "1024.00 KiB"), (2**20, "1.00 MiB"),
+     (1.5 * 2**30, "1.50 GiB"), (2**41, "2048.00 GiB")],
+)  # fmt: skip
+def test_bytes_in_words(size, said):
+    assert memory(size) == said
