@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 import undo_jax
 from undo_jax import checkpoint, losses, pipeline
@@ -23,6 +25,7 @@ from undo_jax.population import Result
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.stages import training as shared
+from undo_jax.types import shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
 SEEDS = (3, 5)
@@ -34,13 +37,16 @@ RETAIN = {("unlearn", 3): 0.5, ("unlearn", 5): 0.7, ("distill", 3): 0.9, ("disti
 
 @dataclass(frozen=True)
 class Named(Arithmetic):
-    """Streams that say their name and their order."""
+    """Streams that say their name and their order; scores that tell parameters apart."""
 
     def stream(self, name, batch_size, seed):
         return name, seed
 
     def material(self):
-        return None
+        return np.float32(0.25)
+
+    def evaluate(self, lm, params, material):
+        return {"retain": jnp.mean(params["embedding"]), "forget": material}
 
 
 class Recorder:
@@ -165,6 +171,26 @@ def test_every_model_begins_and_draws_by_its_own_seed(ran):
             artifacts.add(folder)
     assert len(keys) == len(artifacts) == 4 + 2 + 4 + 8
     assert len({key[1:] for key in keys}) == len(keys)
+
+
+def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
+    """And scored; only the oracles are trained."""
+    experiment, recorder = _experiment(), Recorder()
+    lm, mesh = Functional(experiment.model), make_mesh(MeshShape())
+    params = jax.tree.map(lambda w: np.full(w.shape, 7, w.dtype), shapes(lm))
+    checkpoint.write(epath.Path(tmp_path / "given"), params)
+    monkeypatch.setattr(shared, "fit", recorder.fit)
+    pretrain = replace(experiment.pretrain, base=str(tmp_path / "given"))
+    artifacts = pipeline.run(replace(experiment, pretrain=pretrain), tmp_path / "run", "pretrain")
+    ((_, _, folders, _),) = recorder.calls
+    assert _names(folders) == ["oracle 3", "oracle 5"]
+    bases = [artifact for artifact in artifacts if artifact.model == "base"]
+    assert [base.seed for base in bases] == [3, 5]
+    for base in bases:
+        found = base.summary()
+        assert found["eval"] == {"retain": 7.0, "forget": 0.25}
+        assert (found["steps"], found["tokens"], found["flops"]) == (0, 0, 0)
+        assert _value(checkpoint.load(base, lm, mesh)) == 7
 
 
 def test_unlearning_starts_from_the_base_and_keeps_it_as_reference(calls):

@@ -155,5 +155,10 @@ def test_rows_predict_the_next_token_with_weights_that_sum_to_one():
 @pytest.mark.parametrize("name", ["steps", "batch_size", "eval_every", "accumulation"])
 def test_a_training_of_nothing_is_refused(name):
     fields = {"steps": 1, "batch_size": 1, "eval_every": 1, "accumulation": 1, name: 0}
-    with pytest.raises(ValueError, match=f"{name}=0"):
+    with pytest.raises(ValueError, match=f"^{name}=0: it must be at least 1$"):
         train.Training(optimizer=optim.AdamW(), **fields)
+
+
+def test_a_batch_is_one_part_unless_it_is_said():
+    assert train.Training(1, 1, optim.AdamW(), 1).accumulation == 1
+    train.Training(1, 1, optim.AdamW(), 1, 1)  # the least there is

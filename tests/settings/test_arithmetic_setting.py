@@ -181,16 +181,34 @@ def test_validation_is_of_both_forms():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"forms": ("poem",)}, "unknown form 'poem'"),
-        ({"forms": ()}, "forms is empty"),
-        ({"problems": 0}, "problems=0"),
-        ({"text_share": 2.0}, "text_share=2.0"),
-        ({"text_share": 0.0}, "text_share=0.0"),
-        ({"examine": "all"}, "unknown examine 'all'"),
-        ({"examine": "held_out_facts"}, "leaves no held-out facts"),
-        ({"text": "x.txt"}, "needs a tokenizer"),
+        ({"forms": ("poem",)}, "unknown form 'poem': choose from equation, word_problem"),
+        ({"forms": ()}, "forms is empty: choose from equation, word_problem"),
+        ({"problems": 0}, "problems=0: it must be at least 1"),
+        ({"row_length": 0}, "row_length=0: it must be at least 1"),
+        ({"questions": 0}, "questions=0: it must be at least 1"),
+        ({"validation_rows": 0}, "validation_rows=0: it must be at least 1"),
+        ({"text_share": 1.0}, "text_share=1.0: give a share between 0 and 1"),
+        ({"text_share": 0.0}, "text_share=0.0: give a share between 0 and 1"),
+        ({"examine": "all"}, "unknown examine 'all': held_out_facts or train_facts"),
+        ({"examine": "held_out_facts"},
+         "held_out=0 leaves no held-out facts: set examine=train_facts"),
+        ({"text": "x.txt"}, "text=x.txt needs a tokenizer: give a SentencePiece model"),
     ],
-)
+)  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(change, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError) as error:
         replace(SETTING, **change)
+    assert str(error.value) == said
+
+
+def test_the_least_that_fits():
+    replace(SETTING, problems=1, row_length=1, questions=1, validation_rows=1)
+
+
+def test_an_empty_text_is_refused(tmp_path):
+    (tmp_path / "text.txt").write_text("\n")
+    tokenizer = Characters("*+-/0123456789=a")
+    setting = replace(SETTING, text=str(tmp_path / "text.txt"), tokenizer=tokenizer)
+    with pytest.raises(ValueError) as error:
+        setting.stream("pretrain", 8, 0)
+    assert str(error.value) == f"text file {setting.text} is empty: give one document a line"
