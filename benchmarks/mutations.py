@@ -40,25 +40,25 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation import mutators
 
 ROOT = Path(__file__).resolve().parent.parent
-OWNERS = {  # modules and the tests that own them, the quickest first
-    "undo_jax/methods/*.py": ("tests/test_methods_contract.py",),
-    "undo_jax/noises/*.py": ("tests/test_noises.py",),
-    "undo_jax/losses.py": ("tests/test_losses.py",),
+OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/optim.py": ("tests/test_optim.py",),
-    "undo_jax/train.py": ("tests/test_train.py",),
-    "undo_jax/stages/*.py": ("tests/test_stages.py", "tests/test_students.py"),
-    "undo_jax/population.py": ("tests/test_population.py", "tests/test_resume.py"),
-    "undo_jax/checkpoint.py": ("tests/test_checkpoint.py", "tests/test_resume.py"),
-    "undo_jax/progress.py": ("tests/test_resume.py",),
-    "undo_jax/settings/*.py": ("tests/settings",),
-    "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
     "undo_jax/report/*.py": ("tests/report",),
+    "undo_jax/noises/*.py": ("tests/test_noises.py",),
+    "undo_jax/train.py": ("tests/test_train.py",),
+    "undo_jax/settings/*.py": ("tests/settings", "tests/test_defaults.py"),
+    "undo_jax/losses.py": ("tests/test_losses.py",),
+    "undo_jax/methods/*.py": ("tests/test_methods_contract.py",),
     "undo_jax/fit/chips.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/flags.py": ("tests/fit/test_fit.py",),
-    "undo_jax/fit/hlo.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
-    "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),
     "undo_jax/fit/roofline.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/search.py": ("tests/fit/test_fit.py",),
+    "undo_jax/stages/*.py": ("tests/test_stages.py", "tests/test_students.py"),
+    "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
+    "undo_jax/checkpoint.py": ("tests/test_checkpoint.py", "tests/test_resume.py"),
+    "undo_jax/progress.py": ("tests/test_defaults.py", "tests/test_resume.py"),
+    "undo_jax/population.py": ("tests/test_population.py", "tests/test_resume.py"),
+    "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),
+    "undo_jax/fit/hlo.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
     "undo_jax/fit/step.py": (
         "tests/fit/test_fit.py", "tests/fit/test_compile.py", "tests/fit/test_gpu.py",
     ),
@@ -311,23 +311,19 @@ def warm_up(folder: Path) -> None:
         __import__(name)
 
 
-def baseline(folder: Path, lane: Lane, wanted: set[tuple[str, ...]]) -> dict[str, float]:
-    """Seconds that each set of tests takes without a change, the first to compile its programs."""
-    file = folder / "baseline.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    for tests in sorted(wanted, key=len):
-        key = " ".join(tests)
-        if key not in known:
-            lane.start(None, tests, 3600)
-            while not (found := lane.ended()):
-                time.sleep(0.05)
-            outcome, seconds, by = found
-            if outcome != SURVIVED:
-                sys.exit(f"{key} fails without a change ({by}): see {lane.folder / 'output.txt'}")
-            known[key] = seconds
-            file.write_text(json.dumps(known, indent=1))
+def baseline(file: Path, lane: Lane, tests: tuple[str, ...]) -> float:
+    """Seconds that tests take without a change, the first of all to compile their programs."""
+    known, key = json.loads(file.read_text()) if file.exists() else {}, " ".join(tests)
+    if key not in known:
+        lane.start(None, tests, 3600)
+        while not (found := lane.ended()):
+            time.sleep(0.05)
+        outcome, known[key], by = found
+        if outcome != SURVIVED:
+            sys.exit(f"{key} fails without a change ({by}): see {lane.folder / 'output.txt'}")
+        file.write_text(json.dumps(known, indent=1))
         print(f"{known[key]:6.1f} s  {key}", flush=True)
-    return known
+    return known[key]
 
 
 # ---- the whole ----
@@ -359,9 +355,8 @@ def main() -> None:
     if todo and not options.list:
         warm_up(folder)
         lanes = [Lane(folder / f"lane-{i}") for i in range(options.lanes)]
-        usual = baseline(folder, lanes[0], {modules()[mutant.path] for mutant in todo})
         with results.open("a") as log:
-            for mutant, (outcome, seconds, by) in tried(todo, lanes, usual):
+            for mutant, (outcome, seconds, by) in tried(todo, lanes, folder / "baseline.json"):
                 found = {"name": mutant.name, **asdict(mutant)}
                 found |= {"code": None, "outcome": outcome, "seconds": round(seconds, 1), "by": by}
                 known[mutant.name] = found
@@ -375,15 +370,17 @@ def main() -> None:
 
 
 def tried(
-    todo: Sequence[Mutant], lanes: Sequence[Lane], usual: dict[str, float]
+    todo: Sequence[Mutant], lanes: Sequence[Lane], file: Path
 ) -> Iterator[tuple[Mutant, tuple[str, float, str]]]:
-    """Each mutant and what came of it, as they end."""
-    waiting, free, busy = list(reversed(todo)), list(lanes), []
+    """Each mutant and what came of it, as they end; those of the same tests one after another."""
+    order = list(dict.fromkeys(modules().values()))
+    waiting = sorted(todo, key=lambda mutant: -order.index(modules()[mutant.path]))
+    free, busy = list(lanes), []
     while waiting or busy:
         while waiting and free:
             lane, mutant = free.pop(), waiting.pop()
             tests = modules()[mutant.path]
-            lane.start(mutant, tests, PATIENCE[0] * usual[" ".join(tests)] + PATIENCE[1])
+            lane.start(mutant, tests, PATIENCE[0] * baseline(file, lane, tests) + PATIENCE[1])
             busy.append(lane)
         time.sleep(0.05)
         for lane in list(busy):

@@ -14,11 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rich.console
 
+import undo_jax.report as package
 import undo_jax.report.figures as figures
 import undo_jax.report.html as page
 from undo_jax.report import Report, analyse, markdown, read_logs, table, write
@@ -511,7 +513,10 @@ def test_stages_say_what_was_run(tmp_path: Path) -> None:
 def test_a_damaged_list_of_artifacts_is_named_and_what_to_do(tmp_path: Path) -> None:
     work = full(tmp_path)
     (tmp_path / "experiment.json").write_text("{")
-    with pytest.raises(ValueError, match="experiment.json is damaged .* run the experiment again"):
+    said = (
+        "experiment.json is damaged .*: run the experiment again, which writes it anew and trains"
+    )
+    with pytest.raises(ValueError, match=f"{said} nothing$"):
         work.report()
 
 
@@ -571,6 +576,12 @@ def numbers(values: object) -> str:
     return " ".join(f"{value:.4g}" for value in made.ravel()) if made.size else "none"
 
 
+def dashes(pattern: Any) -> str:
+    """Where a line's dashes begin, and how long they and their gaps are."""
+    offset, lengths = pattern
+    return f"{offset:g}/{numbers(lengths)}" if lengths else "unbroken"
+
+
 def artists(fig: object) -> str:
     """Every text, line and area of a figure: where it is and how it looks."""
     from matplotlib import collections, colors, figure, lines, text
@@ -603,7 +614,7 @@ def artists(fig: object) -> str:
             xy = np.asarray(a.get_xydata())
             said.append(
                 f"line {a.get_label()!r} {a.get_linestyle()} "
-                f"{numbers(a._unscaled_dash_pattern[1] or ())} {a.get_linewidth():g} "  # type: ignore[attr-defined]
+                f"{dashes(a._unscaled_dash_pattern)} {a.get_linewidth():g} "  # type: ignore[attr-defined]
                 f"{colour(a.get_color())}, marker {a.get_marker()} {a.get_markersize():g} "
                 f"{colour(a.get_markerfacecolor())} {colour(a.get_markeredgecolor())} "
                 f"{a.get_markeredgewidth():g}, {z}: {numbers(xy[:20])}"
@@ -652,6 +663,10 @@ def test_a_figure_stroke_by_stroke(
 
 
 # ---- imports ----
+
+
+def test_what_the_report_names_as_its_own_is_there() -> None:
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
 
 
 def test_importing_the_report_loads_no_matplotlib() -> None:
