@@ -21,6 +21,7 @@ import undo_jax
 from undo_jax import checkpoint, losses, pipeline
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
+from undo_jax.noises.fresh import fresh
 from undo_jax.population import Result
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.sharding import MeshShape, make_mesh
@@ -272,6 +273,35 @@ def test_a_summary_says_who_recovered_and_what_it_cost(ran):
             assert (recovered, bar) == ((True, 0.5) if seed == 3 else (False, 0.7))
         else:
             assert (recovered, bar) == (None, None)
+
+
+def test_an_artifact_says_what_it_was_made_from(ran):
+    """Its stage's part of the experiment, the setting, the model, and the artifacts before it."""
+    experiment, made = _experiment(), {}
+    for (stage, model, seed), artifact in ran.artifacts.items():
+        said = json.loads((artifact.folder / "config.json").read_text())
+        made[stage, model, seed] = said["fingerprint"]
+        part = getattr(experiment, stage)
+        if stage == "noise":
+            part = fresh if model == "unlearn-and-distill" else _shrink
+        assert said["config"] == checkpoint.plain(
+            {stage: part, "setting": experiment.setting, "model": experiment.model}
+        )
+        before = {
+            "pretrain": [],
+            "unlearn": [("pretrain", "base")],
+            "noise": [("unlearn", "unlearn-only")],
+            "distill": [("noise", model), ("unlearn", "unlearn-only")],
+            "relearn": [{"oracle": ("pretrain", model), "unlearn-only": ("unlearn", model)}.get(
+                model, ("distill", model))],
+        }[stage]  # fmt: skip
+        assert said["upstream"] == [made[of, name, seed] for of, name in before]
+        alpha = {"undo-0.25": 0.25, "unlearn-and-distill": 1.0}.get(model)
+        names = {"undo-0.25": "UNDO α=0.25", "unlearn-and-distill": "Unlearn-and-Distill"}
+        assert (said["stage"], said["seed"], said["alpha"]) == (stage, seed, alpha)
+        assert said["model"] == names.get(model, model)
+        assert artifact.folder.name.endswith(said["fingerprint"])
+    assert len(made) == len(ran.artifacts) == 2 * (2 + 1 + 2 + 2 + 4)
 
 
 def test_the_list_of_artifacts_says_what_is_measured(ran):
