@@ -18,6 +18,7 @@ from etils import epath
 
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
+from undo_jax.data.tokenizers import Characters
 from undo_jax.durable import seal
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
@@ -307,6 +308,42 @@ def test_a_workdir_that_another_process_writes_into(tmp_path, monkeypatch):
     checkpoint.claim(workdir)  # this process has it now
     with pytest.raises(BlockingIOError):
         fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_process_that_does_not_see_the_folder_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    artifact = _artifact(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        checkpoint.begin(artifact)
+    assert _one_line(error) == (
+        f"process 1 does not see {artifact.folder} of process 0: give a workdir that all share, "
+        "e.g. in a bucket"
+    )
+
+
+def test_a_setting_is_written_as_it_is(tmp_path):
+    """With the names of its types and functions: a constant, as fingerprints are made of it."""
+    training = Training(10, 8, AdamW(1e-3), 5)
+    adam = {
+        "type": "AdamW", "learning_rate": 0.001, "warmup": 0, "decay": "constant", "end": 0.1,
+        "b1": 0.9, "b2": 0.999, "epsilon": 1e-8, "weight_decay": 0, "clip": 1,
+        "first_moment": "float32",
+    }  # fmt: skip
+    assert checkpoint.plain(training) == {
+        "type": "Training", "steps": 10, "batch_size": 8, "optimizer": adam, "eval_every": 5,
+        "accumulation": 1,
+    }  # fmt: skip
+    method = partial(maxent, "positional", retain_weight=0.5)
+    assert checkpoint.plain({"method": method, 3: (np.float32(2), [True, None, "x"])}) == {
+        "method": {"function": "undo_jax.methods.maxent.maxent", "positional": ["positional"],
+                   "retain_weight": 0.5},
+        "3": [2, [True, None, "x"]],
+    }  # fmt: skip
+    assert checkpoint.plain(AdamW) == "undo_jax.optim.AdamW"
+    tokenizer = Characters("ab")
+    assert checkpoint.plain(tokenizer) == {
+        "type": "Characters", "fingerprint": tokenizer.fingerprint
+    }  # fmt: skip
 
 
 def test_fingerprint_is_the_same_in_every_process(tmp_path):

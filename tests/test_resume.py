@@ -412,10 +412,12 @@ def test_a_signal_saves_before_the_next_step(number, raised, where, straight, tm
     assert _records(tmp_path) == records
 
 
-def test_a_second_ctrl_c_stops_at_once():
+def test_a_second_ctrl_c_stops_at_once(capfd):
     with pytest.raises(KeyboardInterrupt, match="not saved"), stoppable() as asked:
         _send(signal.SIGINT)
         assert asked.asked()
+        said = "\nstopping after the next save; Ctrl-C again stops at once\n"
+        assert capfd.readouterr().err == said
         _send(signal.SIGINT)
         raise AssertionError("it went on")
 
@@ -552,8 +554,14 @@ def test_minutes_pass_between_two_saves(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("field", [{"every": 0}, {"keep": 0}, {"minutes": -1.0}])
 def test_savings_that_mean_nothing(field):
-    with pytest.raises(ValueError, match="every="):
+    values = {"every": 10, "minutes": 5.0, "keep": 2} | field
+    with pytest.raises(ValueError) as error:
         Saving(**field)
+    assert str(error.value) == (
+        ", ".join(f"{name}={value}" for name, value in values.items())
+        + ": every and keep must be at least 1, minutes at least 0"
+    )
+    Saving(every=1, minutes=0, keep=1)
 
 
 # Artifacts that are made together
