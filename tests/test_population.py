@@ -104,16 +104,19 @@ def by_hand():
     return histories
 
 
-SHAPES = [
-    MeshShape(sweep=1, data=8),
+FAST = [  # every axis alone or beside others
     MeshShape(sweep=1, data=2, fsdp=2, tensor=2),
+    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
+    MeshShape(sweep=8, data=1),
+]
+SLOW = [
+    MeshShape(sweep=1, data=8),
     MeshShape(sweep=2, data=4),
     MeshShape(sweep=2, data=1, fsdp=4),
     MeshShape(sweep=2, data=1, tensor=4),
-    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
     MeshShape(sweep=2, data=2, fsdp=1, tensor=2),
-    MeshShape(sweep=8, data=1),
 ]
+SHAPES = [*FAST, *(pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

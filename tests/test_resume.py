@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 
 import undo_jax
@@ -154,16 +153,11 @@ def _dies_at(step):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Many records in few steps, and programs that are compiled once."""
+def quick():
+    """Many records in few steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(population, "LOG_EVERY", 2)
-        compilation_cache.reset_cache()
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         yield
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +190,10 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["one device", "eight"])
-@pytest.mark.parametrize("step", [1, 4, 8, 11])  # with saves at 3, 6 and 9; 4 and 8 are evaluations
+@pytest.mark.parametrize(  # with saves at 3, 6 and 9; 4 and 8 are evaluations
+    "step",
+    [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow), 11],
+)
 def test_a_population_goes_on_bit_for_bit(name, step, straight, tmp_path, capfd):
     results, records, stops = straight(name)
     with _dies_at(step) as at:

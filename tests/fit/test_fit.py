@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 import undo_jax
@@ -452,9 +453,14 @@ def test_a_step_that_does_not_fit(capsys):
 
 
 @needs_libtpu
-def test_the_command_and_its_json(capsys):
+def test_the_command_and_its_json(capsys, tmp_path):
+    """It keeps no program where the environment names a folder for them: JAX could not read it."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
     arguments = ["fit", QUICKSTART, "--topology", "v5e-4", "--mesh", "data=2,fsdp=2"]
     cli.main([*arguments, "--json"])
+    assert not list(tmp_path.iterdir())
     facts = json.loads(capsys.readouterr().out)
     said = table(facts)
     assert facts["fits"] and facts["chips"] == 4 and facts["mesh"] == {"data": 2, "fsdp": 2}

@@ -61,6 +61,7 @@ def fit(words: list[str]) -> None:
     if compiler and place.chip.platform != "tpu":
         raise ValueError(f"XLA flags {preset!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # without a chip JAX cannot read it
     experiment = on_chips(experiments.override(experiments.load(options.experiment), overrides))
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work, mesh = of_stage(experiment, options.stage), mesh_on(place, shape)
