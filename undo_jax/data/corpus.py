@@ -168,6 +168,10 @@ def _check(manifest: dict[str, Any]) -> None:
     settings, entries = manifest["settings"], itertools.chain(*manifest["files"].values())
     found = [(settings["tokenizer"]["fingerprint"], str), (settings["vocab_size"], int)]
     found += [(settings["row_length"], int), (manifest["fingerprint"], str)]
+    counts = manifest["counts"]
+    numbers = [counts["documents"], counts["duplicates"]]
+    for split in manifest["files"]:
+        numbers += [counts[split][name] for name in ("rows", "tokens", "tokens_in_rows")]
     for entry in entries:
         found += [(entry["name"], str), (entry["sha256"], str)]
         found += [(entry["rows"], int), (entry["bytes"], int)]
@@ -176,6 +180,10 @@ def _check(manifest: dict[str, Any]) -> None:
     for value, kind in found:
         if type(value) is not kind or (kind is int and not 0 < value < 2**63):
             raise TypeError(reprlib.repr(value))
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise TypeError(f"counts {reprlib.repr(counts)}")
+    if not any(counts[split]["tokens"] for split in manifest["files"]):
+        raise TypeError("no tokens")
     if settings["dtype"] not in ("<u2", "<u4"):
         raise TypeError(f"dtype {settings['dtype']!r}")
 
