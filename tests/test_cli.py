@@ -372,6 +372,9 @@ def test_a_run_reports_and_runs_again_at_once(capsys):
     cli.main(["report", "out"])
     assert (folder / "summary.md").exists()
     assert "UNDO α=0.5" in capsys.readouterr().err
+    (folder / "summary.md").unlink()
+    assert _unread([sys.executable, "-m", "undo_jax", "report", "out"], "stderr") == (0, "")
+    assert (folder / "summary.md").exists()
 
 
 DATA = "data pack --out out --tokenizer bytes --row-length 8".split()
@@ -505,11 +508,38 @@ def test_weights_that_cannot_be_moved(capsys, arguments, said):
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["--help"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["data"], ["data", "--help"]])
 def test_without_a_command_it_lists_them(capsys, words):
     cli.main(words)
     said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in cli.COMMANDS)
+    for name in cli.COMMANDS:
+        assert (f"\n  {name} " in said) == ("data" not in words or name.startswith("data "))
+
+
+@pytest.mark.parametrize("door", [["undo-jax"], ["python", "-m", "undo_jax"]])
+def test_both_doors_say_the_version_to_whoever_reads_it(door):
+    """Who closes the pipe before is no error, on stdout or on stderr."""
+    name, *more = door
+    command = [str(Path(sys.executable).with_name(name)), *more]
+    version = re.search('^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"undo-jax {version}\n", "")
+    if more:  # the script of another installation may come in by an older door
+        assert _unread([*command, "--help"], "stdout") == (0, "")
+        assert _unread([*command, "report", "nowhere"], "stderr") == (2, "")
+
+
+def _unread(command, stream):
+    """The status of a command whose output nobody reads, and what it says on the other stream."""
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        streams = {stream: writer, other: subprocess.PIPE}
+        done = subprocess.run(command, **streams, text=True, check=False)
+    finally:
+        os.close(writer)
+    return done.returncode, getattr(done, other)
 
 
 def test_every_command_explains_itself(capsys):

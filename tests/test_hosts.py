@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,7 +60,7 @@ class Noted:
         note = [self.name, step, list(range({BATCH}))[part], len(rows)]
         with (Path(__file__).parent / f"rows-{{jax.process_index()}}").open("a") as file:
             file.write(json.dumps(note) + "\\n")
-        if step == {STEPS} - 1 and os.environ.get("DIE_IN"):
+        if step == {STEPS} - 1 and os.environ.get("DIES") == str(jax.process_index()):
             die_in(os.environ["DIE_IN"])
         return rows
 
@@ -109,11 +111,28 @@ def _toy(folder):
     return folder
 
 
-def _run(folder, *flags, die_in=""):
+def _run(folder, *flags, die_in="", dies=0):
     """The command in two processes; what each said on stderr.
 
-    With `die_in` both die in this stage, as after kill -9, when it is saved.
+    With `die_in` one of them dies in this stage, as after kill -9, when it is saved.
     """
+    environment = {"DIE_IN": die_in, "DIES": str(dies) if die_in else ""}
+    with _started(folder, ["toy.py", *flags], ["toy.py", *flags], **environment) as running:
+        said = [process.communicate(timeout=300)[1] for process in running]
+    ends = [process.returncode for process in running]
+    if not die_in:
+        assert ends == [0, 0], "\n".join(said)
+        return said
+    assert ends[dies] == -signal.SIGKILL and ends[1 - dies] == 75, "\n".join(said)
+    *_, last = said[1 - dies].splitlines()
+    assert last == f"process {dies} of 2 died; the same command on all goes on from the last save"
+    assert "Traceback" not in said[1 - dies] and "@ " not in said[1 - dies]
+    return said
+
+
+@contextmanager
+def _started(folder, *arguments, **environment):
+    """`undo-jax run ARGUMENTS`, in a process for each of these."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -123,25 +142,22 @@ def _run(folder, *flags, die_in=""):
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "UNDO_JAX_CACHE": str(folder / "cache"),
-        "DIE_IN": die_in,
+        **environment,
     }
-    command = [sys.executable, "-m", "undo_jax", "run", "toy.py", "--workdir", "out", *flags,
-               "--coordinator", f"localhost:{port}", "--processes", "2"]  # fmt: skip
-    running = [
-        subprocess.Popen([*command, "--process", str(process)], cwd=folder, env=environment,
-                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for process in range(2)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=300)[1] for process in running]
-    finally:
+    others = ["--coordinator", f"localhost:{port}", "--processes", str(len(arguments))]
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-m", "undo_jax", "run", *words, "--workdir",
+                                  "out", *others, "--process", str(process)], cwd=folder,
+                                 env=environment, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.PIPE, text=True)
+            )
+            for process, words in enumerate(arguments)
+        ]  # fmt: skip
         for process in running:
-            process.kill()
-    ends = [process.returncode for process in running]
-    assert (-signal.SIGKILL in ends and 0 not in ends) if die_in else ends == [0, 0], "\n".join(
-        said
-    )
-    return said
+            stack.callback(process.kill)
+        yield running
 
 
 def _params(folder):
@@ -217,11 +233,13 @@ TRAINED = ("pretrain", "unlearn", "distill", "relearn")
 
 
 @pytest.mark.slow
-def test_two_processes_killed_in_every_stage_go_on_bit_for_bit(alone, together, tmp_path):
+def test_two_processes_of_which_one_dies_in_every_stage_go_on_bit_for_bit(
+    alone, together, tmp_path
+):
     folder = _toy(tmp_path / "killed")
     shutil.copytree(together[0] / "cache", folder / "cache")
-    for before, stage in zip(("", *TRAINED), (*TRAINED, ""), strict=True):
-        said = _run(folder, *SAVING, die_in=stage)
+    for index, (before, stage) in enumerate(zip(("", *TRAINED), (*TRAINED, ""), strict=True)):
+        said = _run(folder, *SAVING, die_in=stage, dies=index % 2)
         assert ("goes on from step 1" in said[0]) == bool(before)
     for artifact in alone:
         name = artifact.folder.name
@@ -232,10 +250,10 @@ def test_two_processes_killed_in_every_stage_go_on_bit_for_bit(alone, together, 
 
 
 @pytest.mark.parametrize("stage", [pytest.param("unlearn", marks=pytest.mark.slow), "distill"])
-def test_one_process_goes_on_where_two_were_killed(stage, alone, together, tmp_path, capfd):
+def test_one_process_goes_on_where_one_of_two_died(stage, alone, together, tmp_path, capfd):
     folder = _toy(tmp_path / "killed")
     shutil.copytree(together[0] / "cache", folder / "cache")
-    _run(folder, *SAVING, die_in=stage)
+    _run(folder, *SAVING, die_in=stage, dies=1)
     experiment = cli.experiment.load(str(folder / "toy.py"))
     made = pipeline.run(experiment, folder / "out", only=stage)
     assert "goes on from step 1" in capfd.readouterr().err
@@ -245,6 +263,43 @@ def test_one_process_goes_on_where_two_were_killed(stage, alone, together, tmp_p
             _params(artifact.folder), _params(known[artifact.folder.name]), strict=True
         ):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_where_one_cannot_go_on_the_other_says_which_and_why_not(bad, tmp_path):
+    """An experiment's file is missing on one host: it says so, and the other ends like it."""
+    folder = _toy(tmp_path / "one")
+    words = [["toy.py"], ["toy.py"]]
+    words[bad] = ["missing.py"]
+    with _started(folder, *words) as running:
+        said = [process.communicate(timeout=200)[1] for process in running]
+    assert [process.returncode for process in running] == [2, 2], said
+    assert said[bad].startswith("undo-jax: no experiment file missing.py")
+    other = f"undo-jax: process {bad} of 2 has ended with status 2: see what it says\n"
+    assert said[1 - bad] == other and said[bad].count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_that_wait_for_others_can_be_stopped(number, tmp_path):
+    folder = _toy(tmp_path / "waiting")
+    with _started(folder, ["toy.py"], ["toy.py"]) as (first, second):
+        second.kill()
+        port = int(first.args[first.args.index("--coordinator") + 1].rpartition(":")[2])
+        _until_it_listens(first, port)
+        first.send_signal(number)
+        said = first.communicate(timeout=60)[1]
+    assert first.returncode == {signal.SIGINT: 130, signal.SIGTERM: 75}[number]
+    assert said.count("\n") == 1 and "the same command goes on" in said
+
+
+def _until_it_listens(process, port):
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return socket.create_connection(("localhost", port), timeout=5).close()
+        except OSError:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
 
 
 def test_each_process_reads_its_own_rows_once(alone, tmp_path):

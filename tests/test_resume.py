@@ -596,12 +596,14 @@ def test_other_company_begins_anew(tmp_path):
 TOY = """
 from dataclasses import replace
 import importlib.util
+from undo_jax.models.gemma2 import Gemma2
 spec = importlib.util.spec_from_file_location("quickstart", {quickstart!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 shipped = module.experiment
-setting = replace(shipped.setting, problems=200, validation_rows=1, questions=2)
-experiment = replace(shipped, name="toy", setting=setting, seeds=(0,))
+setting = replace(shipped.setting, problems=200, validation_rows=1, questions=2, row_length=12)
+model = Gemma2(layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8, vocabulary=16)
+experiment = replace(shipped, name="toy", setting=setting, model=model, seeds=(0,))
 """
 SHORT = (
     "--pretrain.training.steps 12 --unlearn.training.steps 12 --distill.training.steps 12 "

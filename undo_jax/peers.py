@@ -34,6 +34,7 @@ GOES_ON = "the same command on all goes on from the last save"
 _connections: dict[int, socket.socket] = {}  # of process 0 to all others, or of another one to it
 _ends: dict[int, int] = {}  # the exit statuses of those that have said theirs
 _count = 1  # processes
+_leaving = threading.Event()  # this process has said its own
 
 
 def meet(coordinator: str, process: int, processes: int, patience: float) -> None:
@@ -94,6 +95,7 @@ def explain(error: BaseException) -> None:
 
 def bye(status: int) -> None:
     """Say that this process ends; process 0, without which JAX aborts the others, does so last."""
+    _leaving.set()
     for connection in list(_connections.values()):
         _tell(connection, f"bye {status}")
     deadline = time.monotonic() + GRACE + 1
@@ -180,19 +182,20 @@ def _hear(process: int, connection: socket.socket) -> None:
             word, _, rest = line.strip().partition(" ")
             if word == "bye":
                 _ends[process] = int(rest)
+                _start(_follow, process, int(rest), GRACE)
             elif word == "end":
                 status, _, said = rest.partition(" ")
                 _end(int(status), said)
     if process not in _ends:
         _end(PREEMPTED, f"process {process} of {_count} died; {GOES_ON}")
     _connections.pop(process)
-    if _ends[process]:
-        time.sleep(GRACE)
-        _follow(process, _ends[process])
 
 
-def _follow(process: int, status: int) -> None:
-    """End because another process has ended: as it did, or so that a scheduler starts all again."""
+def _follow(process: int, status: int, seconds: float = 0) -> None:
+    """End because another process has failed: like it, or so that a scheduler starts all again."""
+    time.sleep(seconds)
+    if not status:
+        return
     said = f"process {process} of {_count} has ended with status {status}"
     if status in (PREEMPTED, INTERRUPTED):
         _end(PREEMPTED, f"{said}; {GOES_ON}")
@@ -200,9 +203,12 @@ def _follow(process: int, status: int) -> None:
 
 
 def _end(status: int, line: str) -> None:
-    """End this process, and the others with it."""
-    for connection in list(_connections.values()):
-        _tell(connection, f"end {status} {line}")
+    """End this process; process 0 has the others do the same."""
+    if _leaving.is_set():
+        return
+    if 0 not in _connections:
+        for connection in list(_connections.values()):
+            _tell(connection, f"end {status} {line}")
     signals.end(status, line)
 
 

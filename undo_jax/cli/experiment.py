@@ -77,8 +77,8 @@ def run(words: list[str]) -> None:
 
     SIGTERM (a preemption) and Ctrl-C save the training under way; the same command then goes on
     from that step. Exit status: 0 done, 2 bad input or a failure told in one line, 75 stopped by
-    SIGTERM, 130 by Ctrl-C (a second one stops at once). A training that is killed goes on from its
-    last save, see --saving.minutes.
+    SIGTERM or because another process died, 130 by Ctrl-C (a second one stops at once). A training
+    that is killed goes on from its last save, see --saving.minutes.
 
     Further flags set any scalar of the experiment, e.g. --seeds 0 1 --noise.alphas 0.5
     --distill.training.steps 500.
