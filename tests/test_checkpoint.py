@@ -300,12 +300,16 @@ def test_a_workdir_that_another_process_writes_into(tmp_path, monkeypatch):
     workdir.mkdir(parents=True)
     other = os.open(workdir, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)  # as if it were another process
-    with pytest.raises(OSError, match="another process writes into .*new/run: wait") as error:
-        checkpoint.claim(workdir)
+    with (
+        pytest.raises(OSError, match="another process writes into .*new/run: wait") as error,
+        checkpoint.claimed(workdir),
+    ):
+        raise AssertionError("it went on")
     assert _one_line(error) and not list(workdir.iterdir())
     os.close(other)
-    checkpoint.claim(workdir)
-    checkpoint.claim(workdir)  # this process has it now
+    for _ in range(2):  # the second time this process has it
+        with checkpoint.claimed(workdir):
+            pass
     with pytest.raises(BlockingIOError):
         fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -344,6 +348,21 @@ def test_a_setting_is_written_as_it_is(tmp_path):
     assert checkpoint.plain(tokenizer) == {
         "type": "Characters", "fingerprint": tokenizer.fingerprint
     }  # fmt: skip
+
+
+def test_a_run_that_fails_leaves_no_empty_workdir_and_locks_the_next_one(tmp_path):
+    """The folder that is made anew is another one, and locked in its turn."""
+    workdir = epath.Path(tmp_path / "new" / "run")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="bad input"), checkpoint.claimed(workdir):
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            raise ValueError("bad input")
+        assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="later"), checkpoint.claimed(workdir):
+        (workdir / "artifact").mkdir()
+        raise ValueError("later")
+    assert (workdir / "artifact").is_dir()
 
 
 def test_fingerprint_is_the_same_in_every_process(tmp_path):

@@ -120,8 +120,8 @@ def test_other_errors_pass():
 
 def test_buckets_are_left_to_themselves(monkeypatch):
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it opened"))
-    durable.flush("gs://bucket/run")
-    durable.flush_all("gs://bucket/run")
+    durable.flush(epath.Path("gs://bucket/run"))
+    durable.flush_all(epath.Path("gs://bucket/run"))
     assert durable.remote("gs://bucket") and not durable.remote("/gs/bucket")
 
 

@@ -595,6 +595,8 @@ def test_other_company_begins_anew(tmp_path):
 
 TOY = """
 from dataclasses import replace
+from undo_jax import checkpoint
+checkpoint.PATIENCE = 600  # of a slow machine
 import importlib.util
 from undo_jax.models.gemma2 import Gemma2
 spec = importlib.util.spec_from_file_location("quickstart", {quickstart!r})
@@ -728,13 +730,13 @@ def _wait(running, reached):
 def two_runs(toy, tmp_path_factory):
     """A workdir in which two processes have run the first stage at once, and what they said."""
     folder = tmp_path_factory.mktemp("two")
+    start = partial(_running, toy, folder / "out")
     with ExitStack() as both:
-        running = [
-            both.enter_context(_running(toy, folder / "out", folder / cache, "--stage", "pretrain"))
-            for cache in ("cache", "other")
-        ]
+        caches = (folder / "cache", folder / "other")
+        running = [both.enter_context(start(cache, "--stage", "pretrain")) for cache in caches]
         said = [one.communicate(timeout=240)[1] for one in running]
-    assert [one.returncode for one in running] == [0, 0], said
+    ends = [one.returncode for one in running]
+    assert ends == [0, 0], said
     return folder / "out", said
 
 

@@ -24,7 +24,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,49 +189,67 @@ def begin(artifact: Artifact) -> None:
         )
 
 
-def claim(workdir: epath.Path) -> None:
-    """Keep other runs from writing into a workdir, as long as this process lives.
+@contextmanager
+def claimed(workdir: epath.Path) -> Iterator[None]:
+    """Keep other runs from writing into a workdir: from here on, as long as this process lives.
 
-    To be called before anything there is looked at. Only on file systems that know locks: not in
-    buckets. Raises OSError, on every process of this run, where another one has it for longer than
-    one takes that is about to end.
+    To be entered before anything there is looked at. A block that fails leaves no empty folder
+    behind. Only on file systems that know locks: not in buckets. Raises OSError, on every process
+    of this run, where another one has it for longer than one takes that is about to end.
     """
-    taken = jax.process_index() == 0 and _taken(absolute(workdir))
+    workdir = absolute(workdir)
+    missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    taken = jax.process_index() == 0 and _taken(workdir)
     if jax.process_count() > 1:
         taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
     if taken:
         raise OSError(
-            f"another process writes into {absolute(workdir)}: wait until it has ended, or give "
-            "another workdir"
+            f"another process writes into {workdir}: wait until it has ended, or give another "
+            "workdir"
         )
+    try:
+        yield
+    except BaseException:
+        if jax.process_index() == 0 and not remote(workdir):
+            with suppress(OSError):  # it holds something, or is gone
+                for folder in missing:
+                    os.rmdir(folder)
+        raise
 
 
 def _taken(workdir: epath.Path) -> bool:
     """Whether another process holds a workdir, after some patience; if none does, this one does."""
     end = time.monotonic() + PATIENCE
-    while True:
+    while not remote(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
         try:
-            _lock(workdir)
-            return False
-        except BlockingIOError:
+            found = os.stat(workdir)
+            _hold(workdir, found.st_dev, found.st_ino)
+            break
+        except (BlockingIOError, FileNotFoundError):
             if time.monotonic() > end:
                 return True
             time.sleep(0.2)
+    return False
 
 
 @functools.cache
-def _lock(workdir: epath.Path) -> None:
-    """Raises BlockingIOError where another process has locked a workdir."""
-    if remote(workdir):
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
+def _hold(workdir: epath.Path, device: int, inode: int) -> None:
+    """Lock this very folder. Raises BlockingIOError where another process has, or it is not there.
+
+    One that failed may have removed it meanwhile, and another one made it anew.
+    """
     descriptor = os.open(workdir, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # open, and so held, from here on
-    except OSError as error:
+        found = os.stat(workdir)
+        if (found.st_dev, found.st_ino) != (device, inode):
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError):
         os.close(descriptor)
-        if isinstance(error, BlockingIOError):  # others: no locks here
-            raise
+        raise
+    except OSError:  # no locks here
+        os.close(descriptor)
 
 
 def wait(name: str) -> None:

@@ -47,14 +47,14 @@ def run(experiment: Experiment, workdir: epath.PathLike, only: str | None = None
         for model in experiment.models.values():
             placement(Functional(model), mesh)  # that the mesh divides it
         check(here)
-        checkpoint.claim(here.workdir)
-        bases, oracles = pretrain(here)
-        suppressed = unlearn(here, bases)
-        students = noise(here, suppressed)
-        distilled = distill(here, students)
-        attacked = relearn(here, [*suppressed, *distilled, *oracles])
-        made = [*bases, *oracles, *suppressed, *students, *distilled, *attacked]
-        _describe(here, made)
+        with checkpoint.claimed(here.workdir):
+            bases, oracles = pretrain(here)
+            suppressed = unlearn(here, bases)
+            students = noise(here, suppressed)
+            distilled = distill(here, students)
+            attacked = relearn(here, [*suppressed, *distilled, *oracles])
+            made = [*bases, *oracles, *suppressed, *students, *distilled, *attacked]
+            _describe(here, made)
     return made
 
 
