@@ -30,6 +30,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from workdirs import EXPERIMENT, TIMEOUT, TRAINED, Bench, Done, differences, parsed, reported
 
 FLIPPED = ("params", "progress", "summary.json", "config.json", "metrics.jsonl", "params",
@@ -314,6 +315,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := {*options.kinds} - {*KINDS}:
         parser.error(f"{', '.join(unknown)}: choose from {', '.join(KINDS)}")
+    jax.config.update("jax_platforms", "cpu")
     bench, end = Bench(options.folder.resolve()), time.monotonic() + 60 * options.minutes
     bench.folder.mkdir(parents=True, exist_ok=True)
     path, kinds = bench.folder / "results.jsonl", options.kinds or [*KINDS]

@@ -31,7 +31,7 @@ def whole(faults, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "index"), [("kill", 0), ("signal", 0), ("signal", 1), ("flip", 0), ("flip", 1)]
+    ("kind", "index"), [("kill", 1), ("signal", 1), ("signal", 7), ("flip", 0), ("flip", 1)]
 )
 def test_a_fault_costs_no_bit(kind, index, faults, bench):
     result = faults.attempt(bench, kind, index)
