@@ -95,7 +95,7 @@ class Bench:
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "1",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "UNDO_JAX_CACHE": str(self.folder / "cache"),
+            "UNDO_JAX_CACHE": os.environ.get("UNDO_JAX_CACHE", str(self.folder / "cache")),
             "PYTHONPATH": f"{HOOK}{os.pathsep}{ROOT}",
             **({"FAULT": json.dumps(fault)} if fault else {}),
         }
