@@ -126,10 +126,8 @@ def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
     found: dict[tuple[str, float, int], Attack] = {}
     for r in records:
         if "eval" in r:
-            data, rate, step = (
-                _field(r, *kind)
-                for kind in (("attack", str), ("learning_rate", float, int), ("step", int))
-            )
+            data, rate = _field(r, "attack", str), _field(r, "learning_rate", float, int)
+            step = _field(r, "step", int)
             if not (0 < rate < math.inf and 0 <= step < 2**63):
                 raise ValueError(f"a record of learning rate {rate} at step {step}")
             attack = Attack(data, float(rate), step, _number(r["eval"]["forget"]))
