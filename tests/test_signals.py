@@ -84,6 +84,8 @@ try:
 except (KeyboardInterrupt, signals.Preempted) as stop:
     send()  # once more, which changes nothing
     signals.end(signals.STOPS[number], signals.told(stop))
+send(); time.sleep(0.5)  # after its end, a command's status stands
+print("done")
 """
 
 
@@ -131,6 +133,12 @@ with signals.asking(ask):
     done = _python("-c", PROCESS, str(int(signal.SIGINT)), body)
     said = LINE[signal.SIGINT].replace("interrupted", "interrupted, not saved")
     assert (done.returncode, done.stderr) == (130, said)
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_a_signal_after_the_command_changes_nothing(number):
+    done = _python("-c", PROCESS, str(int(number)), "pass")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "done\n")
 
 
 def test_the_library_leaves_signals_alone():
