@@ -177,6 +177,12 @@ ENTRY %main (p0: f32[10,4], p1: s32[], p2: f32[1,4]) -> f32[10,4] {
 }
 """
     assert hlo.cost(text).memory == 16 + 16
+    both = "(f32[10,4]{1,0:T(8,128)}, f32[1,4]{1,0:T(8,128)})"  # the row beside all rows
+    two = text.replace("ROOT %new", "%new").replace("%r = f32[10,4]{1,0:T(8,128)}", f"%r = {both}")
+    two = two.replace(
+        "%at, %zero)\n}", f"%at, %zero)\n  ROOT %two = {both} tuple(%new, %sum)\n}}", 1
+    )
+    assert hlo.cost(two).memory == 16 + 16 + 16
 
 
 ASYNC = """HloModule async, num_partitions=4
