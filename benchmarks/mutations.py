@@ -21,6 +21,7 @@ import ast
 import difflib
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -28,6 +29,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import libcst as cst
+import pytest
 from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation import mutators
 
@@ -54,7 +57,9 @@ OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/fit/search.py": ("tests/fit/test_fit.py",),
     "undo_jax/stages/*.py": ("tests/test_stages.py", "tests/test_students.py"),
     "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
-    "undo_jax/checkpoint.py": ("tests/test_checkpoint.py", "tests/test_resume.py"),
+    "undo_jax/checkpoint.py": (
+        "tests/test_checkpoint.py", "tests/test_stages.py", "tests/test_resume.py",
+    ),
     "undo_jax/progress.py": ("tests/test_defaults.py", "tests/test_resume.py"),
     "undo_jax/population.py": ("tests/test_population.py", "tests/test_resume.py"),
     "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),
@@ -66,6 +71,7 @@ OWNERS = {  # modules and the tests that own them, in this order
 WARM = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "grain", "chex", "pytest", "rich", "tyro",
         "jax.experimental.pallas.triton", "jax.experimental.pallas.tpu")  # fmt: skip
 PATIENCE = 5, 60.0  # times as long as without a change, and seconds, before tests have failed
+BROKEN = 70  # exit status of a child that could not run pytest
 KILLED, TOO_LONG, SURVIVED = "killed", "too long", "survived"
 
 
@@ -242,7 +248,7 @@ class Lane:
                 shutil.copy(ROOT / name, folder / name)
         self.mutant: Mutant | None = None
 
-    def start(self, mutant: Mutant | None, tests: Sequence[str], limit: float) -> None:
+    def start(self, mutant: Mutant | None, tests: str, limit: float) -> None:
         self.mutant, self.began, self.limit = mutant, time.monotonic(), limit
         if mutant:
             (self.folder / mutant.path).write_text(mutant.code)
@@ -250,7 +256,7 @@ class Lane:
         if not self.child:
             self._test(tests)
 
-    def _test(self, tests: Sequence[str]) -> None:
+    def _test(self, tests: str) -> None:
         """In a process of its own, which has jax imported already and this package not yet."""
         os.setsid()
         os.chdir(self.folder)
@@ -260,15 +266,17 @@ class Lane:
         sys.path.insert(0, str(self.folder))
         os.environ["PYTHONPATH"] = str(self.folder)
         sys.argv = ["pytest"]
-        import pytest
-
+        logging.root.handlers.clear()  # those of libraries would write beside pytest's
         flags = ["-x", "-q", "-m", "not slow", "--tb=no", "-o", "addopts=--import-mode=importlib"]
         kept = ["-p", "no:cacheprovider", "--basetemp", str(self.folder / "temporary")]
-        status = 70
+        status = BROKEN
         try:
-            status = int(pytest.main([*flags, *kept, *tests]))
+            status = int(pytest.main([*flags, *kept, tests]))
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
 
     def ended(self) -> tuple[str, float, str] | None:
@@ -285,7 +293,10 @@ class Lane:
         by = next((s.split()[1] for s in said if s.startswith(("FAILED", "ERROR"))), "")
         if not found:
             return TOO_LONG, seconds, ""
-        return (KILLED if status else SURVIVED), seconds, by
+        code = os.waitstatus_to_exitcode(status)
+        if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED, BROKEN):
+            sys.exit(f"no tests ran: see {self.folder / 'output.txt'}")
+        return (KILLED if code else SURVIVED), seconds, by
 
     def _end(self, reaped: bool) -> None:
         """The whole group: tests start processes."""
@@ -311,19 +322,19 @@ def warm_up(folder: Path) -> None:
         __import__(name)
 
 
-def baseline(file: Path, lane: Lane, tests: tuple[str, ...]) -> float:
+def baseline(file: Path, lane: Lane, tests: str) -> float:
     """Seconds that tests take without a change, the first of all to compile their programs."""
-    known, key = json.loads(file.read_text()) if file.exists() else {}, " ".join(tests)
-    if key not in known:
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if tests not in known:
         lane.start(None, tests, 3600)
         while not (found := lane.ended()):
             time.sleep(0.05)
-        outcome, known[key], by = found
+        outcome, known[tests], by = found
         if outcome != SURVIVED:
-            sys.exit(f"{key} fails without a change ({by}): see {lane.folder / 'output.txt'}")
+            sys.exit(f"{tests} fails without a change ({by}): see {lane.folder / 'output.txt'}")
         file.write_text(json.dumps(known, indent=1))
-        print(f"{known[key]:6.1f} s  {key}", flush=True)
-    return known[key]
+        print(f"{known[tests]:6.1f} s  {tests}", flush=True)
+    return known[tests]
 
 
 # ---- the whole ----
@@ -375,19 +386,32 @@ def tried(
     """Each mutant and what came of it, as they end; those of the same tests one after another."""
     order = list(dict.fromkeys(modules().values()))
     waiting = sorted(todo, key=lambda mutant: -order.index(modules()[mutant.path]))
-    free, busy = list(lanes), []
+    free, busy, spent = list(lanes), {}, Counter()
     while waiting or busy:
         while waiting and free:
             lane, mutant = free.pop(), waiting.pop()
-            tests = modules()[mutant.path]
-            lane.start(mutant, tests, PATIENCE[0] * baseline(file, lane, tests) + PATIENCE[1])
-            busy.append(lane)
+            busy[lane] = begin(lane, mutant, modules()[mutant.path], file)
         time.sleep(0.05)
-        for lane in list(busy):
-            if found := lane.ended():
-                busy.remove(lane)
-                free.append(lane)
-                yield lane.mutant, found  # type: ignore[misc]
+        for lane, (mutant, left) in list(busy.items()):
+            if not (found := lane.ended()):
+                continue
+            outcome, seconds, by = found
+            spent[mutant.name] += seconds
+            if outcome == SURVIVED and left:
+                busy[lane] = begin(lane, mutant, left, file)
+                continue
+            del busy[lane]
+            free.append(lane)
+            yield mutant, (outcome, spent[mutant.name], by)
+
+
+def begin(
+    lane: Lane, mutant: Mutant, tests: tuple[str, ...], file: Path
+) -> tuple[Mutant, tuple[str, ...]]:
+    """Start the first of the tests; the mutant, and the tests that are left."""
+    first, *left = tests
+    lane.start(mutant, first, PATIENCE[0] * baseline(file, lane, first) + PATIENCE[1])
+    return mutant, tuple(left)
 
 
 def report(found: Sequence[dict]) -> str:

@@ -131,6 +131,9 @@ def test_what_a_device_receives(line, kind, received):
          16 * 64 * 8 * 4 * 32),
         ("f32[1,10,3] convolution(f32[1,10,2], f32[3,2,3]), window={size=3 pad=1_1}, "
          "dim_labels=b0f_0io->b0f", (10 * 3 - 2) * 2 * 3),
+        # every other position: the outer two of three find padding twice
+        ("f32[1,10,3] convolution(f32[1,10,2], f32[3,2,3]), window={size=3 pad=2_2 rhs_dilate=2}, "
+         "dim_labels=b0f_0io->b0f", (8 + 10 + 8) * 2 * 3),
     ],
 )  # fmt: skip
 def test_a_matrix_product_written_as_a_convolution(line, multiplications):
@@ -142,6 +145,14 @@ def test_a_matrix_product_written_as_a_convolution(line, multiplications):
         f"  ROOT %r = {made} convolution(%p, %q), window" + rest.split("window")[1]
     )
     assert hlo.cost(text).flops == 2 * multiplications
+
+
+def test_a_product_without_a_sum():
+    """Of every element of one with every element of the other."""
+    text = ONE.format(
+        "  %p = f32[4] parameter(0)\n  %q = f32[5] parameter(1)\n  ROOT %r = f32[4,5] dot(%p, %q)"
+    )
+    assert hlo.cost(text).flops == 2 * 4 * 5
 
 
 def test_a_fusion_reads_what_it_looks_at_and_writes_what_is_new():
@@ -166,6 +177,12 @@ ENTRY %main (p0: f32[10,4], p1: s32[], p2: f32[1,4]) -> f32[10,4] {
 }
 """
     assert hlo.cost(text).memory == 16 + 16
+    both = "(f32[10,4]{1,0:T(8,128)}, f32[1,4]{1,0:T(8,128)})"  # the row beside all rows
+    two = text.replace("ROOT %new", "%new").replace("%r = f32[10,4]{1,0:T(8,128)}", f"%r = {both}")
+    two = two.replace(
+        "%at, %zero)\n}", f"%at, %zero)\n  ROOT %two = {both} tuple(%new, %sum)\n}}", 1
+    )
+    assert hlo.cost(two).memory == 16 + 16 + 16
 
 
 ASYNC = """HloModule async, num_partitions=4
