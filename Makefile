@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart language test lint clean
+.PHONY: quickstart language test test-slow test-all lint clean
 
 quickstart: $(VENV)/run.done
 	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart
@@ -25,11 +25,22 @@ $(DATA)/tokenizer.model: $(VENV)/text.done
 
 # XLA's CUDA plugin, which compiles for GPUs without one, is for Linux on x86-64.
 ifeq ($(shell uname -sm),Linux x86_64)
-test: $(VENV)/gpu.done
+test test-slow: $(VENV)/gpu.done
 endif
 
+# The tests of a file stay in one process, for they share what its fixtures made; files in their
+# order, as the larger ones are not the last.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/test.done
+	$(PYTEST) -m slow
+
+test-all: test
+	$(MAKE) test-slow
 
 lint: $(VENV)/lint.done
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from undo_jax import cli
-from undo_jax.progress import PREEMPTED
+from undo_jax.signals import PREEMPTED
 
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "quickstart.py"
 SECONDS = 10  # at most, from a start to its signal

@@ -1,10 +1,12 @@
 """The benchmark of a step: what it counts, what it waits for, and what it prints."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,7 +83,7 @@ def test_every_step_is_waited_for(tmp_path):
 def test_devices_that_wait_for_each_other_do_not_hang():
     """Members of two CPU devices, more steps than XLA lets be under way (32)."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "undo_jax.cli", "bench", QUICKSTART]
+    command = [sys.executable, "-m", "undo_jax", "bench", QUICKSTART]
     steps = ["--stage", "relearn", "--mesh", "sweep=2,data=1", "--steps", "80", "--json"]
     done = subprocess.run([*command, *steps], env=environment, capture_output=True, timeout=300)
     assert json.loads(done.stdout)["seconds"]["step"] > 0
@@ -98,6 +100,88 @@ def test_the_command_and_its_json(capsys):
     said = table({**facts, "mfu": 0.123, "peak_bytes": 2.0**31})
     assert "12.3%" in said and "2.00 GiB" in said and "mesh data=4,fsdp=2" in said
     assert all(len(line) <= 80 for line in said.splitlines())
+
+
+def test_mfu_is_the_share_of_the_peak_of_all_devices(monkeypatch):
+    """Two models of 8 rows of 12 tokens in half a second, on four v5e of 197 TFLOP/s."""
+    commands = importlib.import_module("undo_jax.cli.bench")
+    measured = bench.Speed(3.0, 0.5, [0.5, 0.6, 0.7], 7.0)
+    monkeypatch.setattr(commands, "measure", lambda *_: measured)
+    kind = SimpleNamespace(device_kind="TPU v5 lite", platform="tpu")
+    shape = {"sweep": 2, "data": 2, "fsdp": 1, "tensor": 1}
+    mesh = SimpleNamespace(devices=np.array([kind] * 4), size=4, shape=shape)
+    found = commands.describe(_work(losses.distillation, {"teacher": LM}), mesh, 3)
+    layer = 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 20
+    body, head = 2 * 3 * (layer + 2 * 12 * 2 * 4), 2 * 50 * 8
+    rate = 2 * 8 * 12 / 0.5
+    wanted = {
+        "jax": jax.__version__, "device": "TPU v5 lite", "devices": 4,
+        "mesh": {"sweep": 2, "data": 2}, "rows": 8, "rows_per_device": 4, "accumulation": 1,
+        "row_length": 12, "remat": "none", "steps": 3, "tokens_per_second": rate,
+        "seconds": {"step": 0.5, "p10": 0.52, "p50": 0.6, "p90": 0.68, "compile": 3.0},
+        "flops_per_token": {"body": 3 * body, "head": 3 * head, "references": body + head,
+                            "total": 4 * (body + head)},
+        "flops_per_second": rate * 4 * (body + head),
+        "mfu": rate * 4 * (body + head) / (4 * 197e12), "peak_bytes": 7.0,
+    }  # fmt: skip
+    assert found["seconds"] == pytest.approx(wanted["seconds"])
+    assert {**found, "seconds": 0} == {**wanted, "seconds": 0}
+    kind.device_kind = "cpu"
+    assert commands.describe(_work(), mesh, 3)["mfu"] is None
+
+
+def test_unlearning_counts_both_streams_and_the_base():
+    both = replace(_work(), streams=("retain", "forget"), refs={"base": LM})
+    assert both.tokens == 2 * _work().tokens == 2 * 8 * 12
+    assert bench.flops(both).references == bench.flops(both).total / 4
+
+
+FACTS = {
+    "stage": "unlearn", "experiment": "small", "devices": 4, "device": "TPU v5 lite",
+    "mesh": {"data": 2, "fsdp": 2}, "rows": 64, "row_length": 1024, "rows_per_device": 16,
+    "remat": "full", "tokens_per_second": 123456.0,
+    "seconds": {"step": 0.5309, "p10": 0.5, "p50": 0.55, "p90": 0.6, "compile": 42.0},
+    "flops_per_token": {"body": 3e9, "head": 2e9, "references": 1e9, "total": 6e9},
+    "flops_per_second": 7.4e14, "mfu": 0.9391, "peak_bytes": 3.5 * 2**30,
+}  # fmt: skip
+
+
+def test_the_table_word_for_word():
+    assert (
+        table(FACTS)
+        == """\
+unlearn of small on 4 × TPU v5 lite, mesh data=2,fsdp=2
+64 rows of 1024 tokens (16 a device), remat full
+
+tokens/s   123k
+step       531 ms; waited for: 550 ms, p10 500 ms, p90 600 ms
+compile    42k ms
+MFU        93.9%
+FLOPs      740T/s; a token 6G: body 3G, head 2G, references 1G
+memory     3.50 GiB"""
+    )
+    untold = table({**FACTS, "mesh": {}, "mfu": None, "peak_bytes": None}).splitlines()
+    assert untold[0] == "unlearn of small on 4 × TPU v5 lite, mesh of one device"
+    assert untold[6] == "MFU        the peak of this device is not known"
+    assert untold[8] == "memory     this device does not tell"
+
+
+def test_scaling_word_for_word():
+    def runs(*rates):
+        return [{"devices": 2 * n, "rows": 16 * n, "tokens_per_second": rate}
+                for n, rate in enumerate(rates, 1)]  # fmt: skip
+
+    assert (
+        scaling({**FACTS, "strong": runs(1000, 1500), "weak": runs(2000, 3900)})
+        == """\
+unlearn of small
+
+scaling  devices   rows  tokens/s  efficiency
+strong         2     16        1k        100%
+strong         4     32      1.5k         75%
+weak           2     16        2k        100%
+weak           4     32      3.9k         98%"""
+    )
 
 
 def test_scaling(capsys):

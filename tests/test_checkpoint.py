@@ -1,19 +1,25 @@
 """Artifacts: what identifies them, and their parameters on disk."""
 
 import fcntl
+import gc
+import hashlib
 import json
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
+from undo_jax.data.tokenizers import Characters
+from undo_jax.durable import seal
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.functional import Functional
@@ -109,6 +115,100 @@ def test_a_damaged_summary_is_named_and_what_to_do(saved):
     assert f"delete {saved.folder}" in _one_line(error)
 
 
+def _other(text):
+    """A summary with another step, and that of another artifact, both well-formed."""
+    changed, content = text.replace('"steps": 2', '"steps": 3'), json.loads(text)
+    del content["sha256"]
+    return changed, json.dumps(seal({**content, "fingerprint": "01234567"}))
+
+
+@pytest.mark.parametrize("damage", ["", "null", "{}", "[]", "cut", "changed", "another's"])
+def test_what_is_no_summary_of_its_own_does_not_finish_an_artifact(damage, saved, capfd):
+    path = saved.folder / "summary.json"
+    text = path.read_text()
+    changed, others = _other(text)
+    known = {"cut": text[: len(text) // 2], "changed": changed, "another's": others}
+    assert checkpoint.unfinished([saved]) == []
+    path.write_text(known.get(damage, damage))
+    assert not saved.finished and checkpoint.unfinished([saved]) == [saved]
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and f"{saved.folder.name} is made again" in said
+
+
+def test_a_summary_vouches_for_the_files_beside_it(saved):
+    files = json.loads((saved.folder / "summary.json").read_text())["files"]
+    content = (saved.folder / "config.json").read_bytes()
+    assert files == {"config.json": hashlib.sha256(content).hexdigest()}
+
+
+def test_an_artifact_is_finished_once_its_parameters_are_there(tmp_path, params, monkeypatch):
+    """And on the disk: the summary is the last to be written."""
+    artifact, seen = _artifact(tmp_path), []
+    checkpoint.begin(artifact)
+    writer, flush = checkpoint._checkpointer(), checkpoint.flush_all
+    wait = writer.wait_until_finished
+
+    def see(name, then, *given):
+        then(*given)
+        made = {path.name for path in artifact.folder.iterdir()}
+        seen.append((name, "params" in made, "summary.json" in made))
+
+    monkeypatch.setattr(writer, "wait_until_finished", lambda: see("waited", wait))
+    monkeypatch.setattr(checkpoint, "flush_all", lambda path: see("flushed", flush, path))
+    checkpoint.keep(artifact, params, {})
+    assert seen[-2:] == [("waited", True, False), ("flushed", True, False)]
+    assert artifact.finished
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_every_flipped_bit_of_parameters_is_told_or_changes_nothing(tmp_path, params):
+    """A bit in each of many places of every file; most of them are among the arrays."""
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    path, rng, told = epath.Path(tmp_path) / "bare", np.random.default_rng(0), []
+    checkpoint.write(path, params)
+    files = [file for file in Path(path).rglob("*") if file.is_file() and file.stat().st_size]
+    arrays = max(files, key=lambda file: file.stat().st_size)
+    for file in [*files, *[arrays] * 20]:
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        try:
+            loaded = checkpoint.restore(path, LM, mesh)
+        except ValueError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+            told.append(file)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, loaded, params)
+        file.write_bytes(whole)
+    gc.collect()  # what was reading when it failed
+    assert told.count(arrays) > 15
+
+
+def test_parameters_that_are_not_those_saved_are_named(saved, mesh, monkeypatch):
+    monkeypatch.setattr(checkpoint, "digest", lambda params: "00000000")
+    with pytest.raises(ValueError, match="its parameters are not those that were saved") as error:
+        checkpoint.load(saved, LM, mesh)
+    assert f"delete {saved.folder}, and a run makes it again" in _one_line(error)
+
+
+def test_a_path_may_be_text_and_another_dtype_is_verified_as_it_was_saved(tmp_path, params, mesh):
+    rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+    checkpoint.write(epath.Path(tmp_path) / "bf16", rounded)
+    loaded = checkpoint.restore(str(tmp_path / "bf16"), LM, mesh)
+    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(rounded), strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_array_equal(ours, theirs.astype(jnp.float32))
+
+
+def test_parameters_of_other_making_have_no_digest(tmp_path, params, mesh):
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(tmp_path / "theirs", params)
+    loaded = checkpoint.restore(tmp_path / "theirs", LM, mesh)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
 def test_begin_removes_what_was_left(saved):
     checkpoint.begin(saved)
     assert [path.name for path in saved.folder.iterdir()] == ["config.json"]
@@ -148,7 +248,7 @@ def test_damaged_arrays_are_told_in_one_line(saved, mesh, monkeypatch):
         checkpoint.restore(saved.folder / "params", LM, mesh)
     message = _one_line(error)
     assert f"cannot read a checkpoint at {saved.folder / 'params'}: OUT_OF_RANGE: 7; " in message
-    assert "a run makes that again" in message
+    assert f"delete {saved.folder}, and a run makes it again" in message
 
 
 def test_fingerprint_is_of_everything_that_determines_the_model(tmp_path):
@@ -196,19 +296,54 @@ def test_a_function_without_a_name_is_refused(tmp_path):
 
 def test_a_workdir_that_another_process_writes_into(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "PATIENCE", 0)
-    artifact = _artifact(tmp_path / "new" / "run")
-    artifact.workdir.mkdir(parents=True)
-    other = os.open(artifact.workdir, os.O_RDONLY)
+    workdir = epath.Path(tmp_path / "new" / "run")
+    workdir.mkdir(parents=True)
+    other = os.open(workdir, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)  # as if it were another process
-    for write in (checkpoint.begin, lambda artifact: checkpoint.gather([artifact])):
-        with pytest.raises(OSError, match="another process writes into .*new/run: wait") as error:
-            write(artifact)
-        assert "\n" not in str(error.value) and not list(artifact.workdir.iterdir())
+    with pytest.raises(OSError, match="another process writes into .*new/run: wait") as error:
+        checkpoint.claim(workdir)
+    assert _one_line(error) and not list(workdir.iterdir())
     os.close(other)
-    checkpoint.begin(artifact)
-    checkpoint.begin(artifact)  # this process has it now
+    checkpoint.claim(workdir)
+    checkpoint.claim(workdir)  # this process has it now
     with pytest.raises(BlockingIOError):
-        fcntl.flock(os.open(artifact.workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_process_that_does_not_see_the_folder_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    artifact = _artifact(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        checkpoint.begin(artifact)
+    assert _one_line(error) == (
+        f"process 1 does not see {artifact.folder} of process 0: give a workdir that all share, "
+        "e.g. in a bucket"
+    )
+
+
+def test_a_setting_is_written_as_it_is(tmp_path):
+    """With the names of its types and functions: a constant, as fingerprints are made of it."""
+    training = Training(10, 8, AdamW(1e-3), 5)
+    adam = {
+        "type": "AdamW", "learning_rate": 0.001, "warmup": 0, "decay": "constant", "end": 0.1,
+        "b1": 0.9, "b2": 0.999, "epsilon": 1e-8, "weight_decay": 0, "clip": 1,
+        "first_moment": "float32",
+    }  # fmt: skip
+    assert checkpoint.plain(training) == {
+        "type": "Training", "steps": 10, "batch_size": 8, "optimizer": adam, "eval_every": 5,
+        "accumulation": 1,
+    }  # fmt: skip
+    method = partial(maxent, "positional", retain_weight=0.5)
+    assert checkpoint.plain({"method": method, 3: (np.float32(2), [True, None, "x"])}) == {
+        "method": {"function": "undo_jax.methods.maxent.maxent", "positional": ["positional"],
+                   "retain_weight": 0.5},
+        "3": [2, [True, None, "x"]],
+    }  # fmt: skip
+    assert checkpoint.plain(AdamW) == "undo_jax.optim.AdamW"
+    tokenizer = Characters("ab")
+    assert checkpoint.plain(tokenizer) == {
+        "type": "Characters", "fingerprint": tokenizer.fingerprint
+    }  # fmt: skip
 
 
 def test_fingerprint_is_the_same_in_every_process(tmp_path):

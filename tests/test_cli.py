@@ -19,9 +19,13 @@ from safetensors.numpy import load_file
 import undo_jax
 from undo_jax import cli
 from undo_jax.cli.weights import expression
+from undo_jax.fit.least import least
+from undo_jax.fit.step import compile_step, of_stage
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
+from undo_jax.sharding import MeshShape, make_mesh
+from undo_jax.types import shapes
 
 ROOT = Path(undo_jax.__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
@@ -45,8 +49,57 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    for module in (cli.experiment, sys.modules[cli.bench.__module__]):
+        monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
+
+
+def test_every_number_of_an_experiment_is_checked(capsys):
+    """Arguments of functions, too."""
+    for changed in (
+        "unlearn=replace(experiment.unlearn, method=partial(maxent, retain_weight=float('nan')))",
+        "noise=replace(experiment.noise, noise=partial(shrink_perturb, beta=float('inf')))",
+    ):
+        file = _toy(
+            "from functools import partial\n"
+            "from undo_jax.methods.maxent import maxent\n"
+            "from undo_jax.noises.shrink_perturb import shrink_perturb\n"
+            f"experiment = replace(experiment, {changed})\n"
+        )
+        said = _refused(capsys, "run", file)
+        assert re.search(r"toy.py, line 14: (unlearn.method.retain_weight|noise.noise.beta)=", said)
+
+
+@pytest.mark.parametrize("flag", [f"--model.vocabulary {10**11}", f"--model.layers {10**12}"])
+def test_sizes_that_cannot_be_compiled_for_are_told_by_their_need(capsys, flag):
+    flags = f"--topology v5e:2x2 --mesh fsdp=4 {flag}".split()
+    said = _refused(capsys, "fit", QUICKSTART, *flags)
+    assert "a model of" in said and "and there are 15.75 GiB" in said
+
+
+def test_what_a_model_is_said_to_hold_it_holds():
+    for model in (*PRESETS.values(), preset("tiny", kv_heads=2)):
+        leaves = jax.tree.leaves(shapes(Functional(model)))
+        assert sum(leaf.size for leaf in leaves) == model.parameters
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "shape", "share"),
+    [
+        ({"vocabulary": 8192, "width": 96}, 16, MeshShape(data=2, fsdp=2, tensor=2), 0.1),
+        ({}, 4096, MeshShape(data=8), 0.01),
+    ],
+)
+def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, share):
+    """And not far less, where the model or the batch is large."""
+    experiment, mesh = cli.experiment.load(QUICKSTART), make_mesh(shape)
+    training = replace(experiment.distill.training, batch_size=rows)
+    distilled = replace(experiment.distill, training=training)
+    changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
+    work = of_stage(changed, "distill")
+    needed, step = sum(least(work, mesh)), compile_step(work, mesh)
+    taken = step.memory.arguments + step.memory.temporaries
+    assert share * taken < needed < taken
 
 
 def _toy(extra=""):
@@ -90,6 +143,41 @@ def _refused(capsys, *arguments):
         (f"--seeds {2**32}", "seed 4294967296: give whole numbers from 0 to 2^32 - 1"),
         ("--seeds", "seeds"),
         ("--seeds 0 0", "seeds=(0, 0): one is given twice"),
+        (f"--pretrain.training.batch-size {10**9}", "batch_size=1000000000 rows of 48 tokens: nee"),
+        (f"--relearn.training.batch-size {10**9}", "relearn.training.batch_size=1000000000 rows"),
+        (f"--setting.row-length {10**10}", "rows of 10000000000 tokens: needs at least"),
+        (f"--model.vocabulary {10**11}", "vocabulary=100000000000): needs at least 69.85 TiB of"),
+        (f"--model.layers {10**12}", "a model of 23,232,000,000,001,200 parameters (layers=10000"),
+        (f"--setting.problems {10**12}", "problems=1000000000000: needs at least 58.21 TiB"),
+        (f"--setting.grammar.largest-term {10**8}", "grammar.largest_term=100000000: needs at"),
+        (f"--setting.grammar.largest-term {10**20}", f"largest_term={10**20}: give a number of at"),
+        (f"--setting.grammar.largest-factor {10**8}", "grammar.largest_factor=100000000: needs"),
+        (f"--setting.validation-rows {10**12}", "validation_rows=1000000000000 of row_length=48"),
+        (f"--pretrain.training.steps {10**20}", f"steps={10**20}: they are counted in 32 bits"),
+        (f"--pretrain.training.steps {2**31}", "steps=2147483648: they are counted in 32 bits"),
+        (
+            f"--pretrain.training.steps {2**30} --pretrain.training.batch-size {2**13}",
+            "steps=1073741824 of batch_size=8192 rows: a stream has 4398046511104 rows",
+        ),
+        (f"--unlearn.training.optimizer.warmup {2**31}", "warmup=2147483648: steps are counted"),
+        ("--setting.data-seed -1", "data_seed=-1: it must be 0 or more"),
+        (
+            "--pretrain.training.optimizer.learning-rate inf",
+            "pretrain.training.optimizer.learning_rate=inf: give a finite number",
+        ),
+        (
+            "--distill.training.optimizer.weight-decay 1e39",
+            "distill.training.optimizer.weight_decay=1e+39: give a finite",
+        ),
+        (
+            "--relearn.training.optimizer.epsilon 1e-46",
+            "relearn.training.optimizer.epsilon=1e-46: in fp32 that is 0",
+        ),
+        ("--relearn.learning-rates 0.1 inf", "relearn.learning_rates=inf: give a finite"),
+        ("--noise.alphas 0.5 1e-50", "noise.alphas=1e-50: in fp32 that is 0"),
+        ("--model.final-softcap inf", "model.final_softcap=inf: give a finite"),
+        ("--model.rope-theta inf", "model.rope_theta=inf: give a finite"),
+        ("--saving.minutes inf", "saving.minutes=inf: give a finite"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(capsys, flags, said):
@@ -117,12 +205,68 @@ def test_a_command_that_cannot_be_meant(capsys, arguments, said):
     [
         ("", "defines no `experiment"),
         ("a = 1\nb = (\n", "mine.py, line 2: '(' was never closed"),
-        ("import nothere", "mine.py: No module named 'nothere'"),
+        ("import nothere", "mine.py, line 1: No module named 'nothere'"),
+        ("a = 1\na()", "mine.py, line 2: TypeError: 'int' object is not callable"),
+        ("\nb", "mine.py, line 2: NameError: name 'b' is not defined"),
+        ("{}['a']", "mine.py, line 1: KeyError: 'a'"),
+        ("import os\nos.b", "mine.py, line 2: AttributeError: module 'os' has no attribute 'b'"),
+        ("1 / 0", "mine.py, line 1: ZeroDivisionError: division by zero"),
+        ("assert 0", "mine.py, line 1: AssertionError"),
+        ("def f():\n    f()\nf()", "mine.py, line 2: RecursionError: maximum recursion depth"),
+        ("import sys\nsys.exit(0)", "mine.py, line 2: SystemExit: 0"),
+        ("import sys\nsys.exit()", "mine.py, line 2: SystemExit"),
+        ("raise SystemExit('all done')", "mine.py, line 1: SystemExit: all done"),
+        ("raise Exception('two\\nlines')", "mine.py, line 1: Exception: two lines"),
+        ("import json\njson.loads('')", "mine.py, line 2: Expecting value: line 1 column 1"),
+        ("exec('a = (')", "mine.py, line 1: '(' was never closed"),
+        ("a = 1\nb = '\0'\n", "mine.py, line 2: source code"),
+        (b"a = 1\nb = '\xff'\n", "mine.py, line 2: "),
+        ("# coding: nothing", "mine.py, line 1: unknown encoding"),
+        (b"\xef\xbb\xbf# coding: latin-1", "mine.py, line 1: encoding problem"),
+        (b"\xff\xfea\0", "mine.py, line 1: "),
+        ("import helper", "helper.py, line 2: ZeroDivisionError: division by zero"),
+        (
+            "from undo_jax.train import Training\n\nTraining(0, 1, None, 1)",
+            "mine.py, line 3: steps=0: it must be at least 1",
+        ),
+        ("def __getattr__(name):\n    return {}[name]", "mine.py, line 2: KeyError: 'experiment'"),
     ],
 )
-def test_a_file_that_defines_no_experiment(capsys, text, said):
-    Path("mine.py").write_text(text)
+def test_a_file_that_defines_no_experiment(capsys, monkeypatch, text, said):
+    Path("mine.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+    Path("helper.py").write_text("def f():\n    1 / 0\nf()\n")
+    monkeypatch.syspath_prepend(".")
     assert said in _refused(capsys, "run", "mine.py")
+
+
+def test_what_is_no_file_defines_no_experiment(capsys):
+    Path("folder.py").mkdir()
+    Path("words.txt").write_text("a")
+    assert "no experiment file folder.py" in _refused(capsys, "run", "folder.py")
+    assert "words.txt is not a Python file" in _refused(capsys, "run", "words.txt")
+
+
+def test_the_place_of_an_error_can_be_seen_whole(monkeypatch):
+    Path("mine.py").write_text("1 / 0")
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(ValueError) as error:
+        cli.main(["run", "mine.py"])
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "fit --topology v5e:2x2"])
+def test_an_error_in_a_method_of_ones_own_is_told_by_its_line(capsys, command):
+    file = _toy(
+        "def method(lm, params, refs, batch, key):\n"
+        "    return batch['nothing'], {}\n"
+        "experiment = replace(experiment, unlearn=replace(experiment.unlearn, method=method))\n"
+    )
+    line = 1 + Path(file).read_text().splitlines().index("    return batch['nothing'], {}")
+    name, *flags = command.split()
+    if name != "run":
+        flags += ["--stage", "unlearn", "--mesh", "data=-1"]
+    assert f"toy.py, line {line}: KeyError: 'nothing'" in _refused(capsys, name, file, *flags)
+    assert not Path("runs").exists()
 
 
 def test_a_file_may_define_a_setting_of_its_own(capsys):
@@ -137,13 +281,40 @@ def test_a_file_may_define_a_setting_of_its_own(capsys):
     assert "unknown stage" in _refused(capsys, "run", file, "--setting.extra", "2", "--stage", "x")
 
 
-def test_a_model_that_diverged_is_named(capsys):
-    rate = "--pretrain.training.optimizer.learning-rate"
-    cli.main(["run", _toy(), "--stage", "pretrain", rate, "1e30"])
+RATE = "--{}.training.optimizer.learning-rate"
+QUICK = [*SHORT, "--pretrain.training.steps", "10"]
+
+
+def test_a_pretraining_that_diverged_ends_the_run(capsys):
+    """The same command says so at once; another learning rate does not."""
+    command = ["run", _toy(), "--workdir", "out", *QUICK]
+    rate = RATE.format("pretrain")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, rate, "1e30"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and last.startswith("undo-jax: pretrain of base, seed 0 and of ")
+    assert "oracle, seed 0, diverged at learning rate 1e+30: scores are not finite" in last
+    assert f"lower {rate}" in last
+    made = sorted(Path("out").glob("*-*"))
+    assert [path.name.split("-seed")[0] for path in made] == ["pretrain-base", "pretrain-oracle"]
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    assert f"undo-jax: {_refused(capsys, *command, rate, '1e30')[10:]}".strip() == last
+    assert before == {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    for stage in ("pretrain", "unlearn"):  # which ends no run
+        cli.main([*command, "--stage", stage, RATE.format("unlearn"), "1e30"])
     said = " ".join(capsys.readouterr().err.split())
-    assert "pretrain of base, seed 0, diverged: its scores are not finite" in said
-    cli.main(["run", _toy(), "--stage", "pretrain"])
-    assert "diverged" not in capsys.readouterr().err
+    assert "unlearn of unlearn-only, seed 0, diverged: its scores are not finite" in said
+    assert "pretrain of base, seed 0, diverged" not in said
+
+
+def test_a_pretraining_without_effect_is_said(capsys):
+    flags = ["--workdir", "out", *QUICK, "--stage", "pretrain"]
+    for _ in range(2):
+        cli.main(["run", _toy(), *flags, RATE.format("pretrain"), "1e6"])
+        said = " ".join(capsys.readouterr().err.split())
+        for model in ("base", "oracle"):
+            assert f"pretrain of {model}, seed 0, has learned nothing: its loss ends at" in said
+        assert "a guess among 16 tokens has 2.77; change its learning rate" in said
 
 
 def test_a_checkpoint_of_another_model(capsys, tmp_path):
@@ -228,6 +399,7 @@ def text_file():
         ("--source tfds", "give --name and no --pattern"),
         ("--source tfds --name wiki40b/en --data-dir none", "no TensorFlow data set 'wiki40b/en'"),
         ("--source jsonl --pattern a.jsonl --row-length 100", "has 28 tokens and a row takes 101"),
+        (f"--source jsonl --pattern a.jsonl --row-length {10**20}", "row_length=1000"),
         ("--source jsonl --pattern a.jsonl --tokenizer words", "unknown tokenizer words"),
         ("--source jsonl --pattern a.jsonl --tokenizer no.model", "no tokenizer file at no.model"),
         ("--source jsonl --pattern a.jsonl --joining loose", "loose"),
@@ -362,7 +534,7 @@ def test_help_names_every_scalars_flag(capsys):
 
 def test_ctrl_c_leaves_a_workdir_that_goes_on(tmp_path):
     """Interrupted while it distils: status 130; the same command goes on from the step saved."""
-    command = [sys.executable, "-m", "undo_jax.cli", "run", _toy(), "--workdir", "out",
+    command = [sys.executable, "-m", "undo_jax", "run", _toy(), "--workdir", "out",
                *SHORT, "--distill.no-stop-early", "--distill.training.steps", "1000",
                "--distill.training.eval-every", "1000"]  # fmt: skip
     environment = {**os.environ, "UNDO_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}

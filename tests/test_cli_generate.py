@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import undo_jax
-from undo_jax import checkpoint, cli
+from undo_jax import checkpoint, cli, memory
 from undo_jax.checkpoint import Artifact
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
@@ -92,6 +92,25 @@ def test_it_prints_the_continuation_of_each_prompt(capsys, params, folder, tmp_p
     assert _said(capsys, QUICKSTART, folder, *flags).splitlines() == wanted
 
 
+def test_what_no_row_of_training_reached_is_said(capsys, folder):
+    for new_tokens, beyond in ((46, False), (47, True)):
+        cli.main(["generate", QUICKSTART, str(folder), "--prompt", "1", "--new-tokens",
+                  str(new_tokens)])  # fmt: skip
+        said = capsys.readouterr().err
+        assert ("what comes after 48 tokens is beyond the rows of its training" in said) == beyond
+
+
+def test_more_than_memory_holds_is_refused_by_what_the_program_takes(capsys, folder, monkeypatch):
+    """By arithmetic it would fit; XLA knows better."""
+    model = TOY.model
+    least = 2 * model.layers * model.kv_heads * model.head_width * 4 * 502
+    monkeypatch.setattr(memory, "host", lambda: 8 * 1.2 * least)
+    flags = ("--prompt", "1", "--new-tokens", "500")
+    assert "new_tokens=500" in _refused(capsys, QUICKSTART, folder, *flags)
+    monkeypatch.setattr(memory, "host", lambda: 8 * 20 * least)
+    assert _said(capsys, QUICKSTART, folder, *flags)
+
+
 def test_the_seed_sets_a_sample(capsys, params, folder):
     flags = (QUICKSTART, folder, "--prompt", "1+", "--new-tokens", 20, "--temperature", 2.0)
     first, again, other = (
@@ -139,6 +158,11 @@ def test_a_continuation_is_one_line(capsys, folder, monkeypatch):
         ("--prompt 1 --new-tokens some", "some"),
         ("--prompt 1 --temperature -0.5", "temperature=-0.5"),
         ("--prompt 1 --temperature nan", "temperature=nan"),
+        ("--prompt 1 --temperature inf", "temperature=inf"),
+        ("--prompt 1 --temperature 1e39", "temperature=1e+39"),
+        ("--prompt 1 --new-tokens 10000000", "new_tokens=10000000 after a prompt of 2 tokens"),
+        (f"--prompt 1 --new-tokens {10**20}", "fewer than 2^31"),
+        (f"--prompt {'1' * 10**5}", "new_tokens=64 after a prompt of 100001 tokens: needs at"),
         (f"--prompt 1 --seed {2**32}", f"seed={2**32}"),
         ("--prompts-file nowhere.txt", "no prompts file nowhere.txt"),
     ],

@@ -82,7 +82,13 @@ def _toy(experiment: Experiment) -> Experiment:
     )
 
 
-@pytest.fixture(scope="module", params=FILES)
+SMALL = {"quickstart.py", "language_small.py"}  # the others' with smaller numbers
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n in SMALL else ()) for n in FILES],
+)
 def shipped(request, tmp_path_factory):
     """An experiment at toy size, a workdir where it has run, and its artifacts."""
     experiment = _toy(_load(FILES[request.param]))

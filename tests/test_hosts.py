@@ -125,7 +125,7 @@ def _run(folder, *flags, die_in=""):
         "UNDO_JAX_CACHE": str(folder / "cache"),
         "DIE_IN": die_in,
     }
-    command = [sys.executable, "-m", "undo_jax.cli", "run", "toy.py", "--workdir", "out", *flags,
+    command = [sys.executable, "-m", "undo_jax", "run", "toy.py", "--workdir", "out", *flags,
                "--coordinator", f"localhost:{port}", "--processes", "2"]  # fmt: skip
     running = [
         subprocess.Popen([*command, "--process", str(process)], cwd=folder, env=environment,
@@ -216,6 +216,7 @@ SAVING = ("--saving.every", "1", "--saving.minutes", "0")
 TRAINED = ("pretrain", "unlearn", "distill", "relearn")
 
 
+@pytest.mark.slow
 def test_two_processes_killed_in_every_stage_go_on_bit_for_bit(alone, together, tmp_path):
     folder = _toy(tmp_path / "killed")
     shutil.copytree(together[0] / "cache", folder / "cache")
@@ -230,7 +231,7 @@ def test_two_processes_killed_in_every_stage_go_on_bit_for_bit(alone, together, 
             np.testing.assert_array_equal(ours, theirs, err_msg=artifact.stage)
 
 
-@pytest.mark.parametrize("stage", ["unlearn", "distill"])
+@pytest.mark.parametrize("stage", [pytest.param("unlearn", marks=pytest.mark.slow), "distill"])
 def test_one_process_goes_on_where_two_were_killed(stage, alone, together, tmp_path, capfd):
     folder = _toy(tmp_path / "killed")
     shutil.copytree(together[0] / "cache", folder / "cache")

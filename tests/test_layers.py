@@ -9,11 +9,15 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
-    "types", "sharding", "ops", "models", "losses", "optim", "checkpoint", "log", "progress",
-    "data", "train", "evals", "population", "methods", "noises", "settings", "config", "stages",
-    "pipeline", "fit", "bench", "report", "cli",
+    "signals", "types", "memory", "sharding", "ops", "models", "losses", "optim", "log", "digest",
+    "durable", "checkpoint", "peers", "progress", "data", "train", "evals", "population", "methods",
+    "noises", "settings", "config", "fit", "stages", "pipeline", "bench", "report", "cli",
+    "__main__",
 )  # fmt: skip
-PLUMBING = ("train", "population", "sharding", "optim", "log", "checkpoint", "progress")
+PLUMBING = (
+    "train", "population", "sharding", "optim", "log", "checkpoint", "progress", "signals",
+    "peers",
+)  # fmt: skip
 LIMITS = {
     "train.py": 150,
     "pipeline.py": 80,

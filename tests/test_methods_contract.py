@@ -6,6 +6,7 @@ then go into `ARGUMENTS`.
 
 import importlib
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 import undo_jax.methods
 from undo_jax.losses import cross_entropy, uniform_kl
 from undo_jax.methods.maxent import maxent
+from undo_jax.methods.rmu import rmu
 from undo_jax.methods.sam import sam
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
@@ -108,6 +110,14 @@ def test_signature(name):
         assert parameter.kind is parameter.KEYWORD_ONLY
     missing = {p.name for p in list(parameters.values())[5:] if p.default is p.empty}
     assert missing == set(ARGUMENTS.get(name, {})), f"give {name} its arguments in ARGUMENTS"
+
+
+@pytest.mark.parametrize("name", list(TRACED))
+def test_defaults_are_those_of_the_reference(name):
+    function = getattr(importlib.import_module(f"undo_jax.methods.{name}"), name)
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    assert defaults == {**TRACED[name], **({"direction_seed": 0} if name == "rmu" else {})}
 
 
 def test_is_finite_and_scalar(case):
@@ -206,6 +216,22 @@ def test_rmu_moves_only_the_chosen_down_projections(first, last):
         assert np.any(leaf) == (name == "layers/mlp/down"), name
         if name == "layers/mlp/down":
             assert {i for i in range(3) if np.any(leaf[i])} == set(range(first, last + 1))
+
+
+@pytest.mark.parametrize("layers", [(-1, 1), (1, 0), (0, 2), (2, 2)])
+def test_rmu_refuses_layers_that_are_not_before_the_one_it_reads(layers):
+    said = f"train_layers={layers}: give layers from 0 to below read_layer=2"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        rmu(LM, PARAMS, {}, BATCH_OF_BOTH, KEY, read_layer=2, train_layers=layers)
+
+
+def test_rmu_pulls_towards_the_direction_of_its_seed():
+    def towards(**seed):
+        refs = {"base": Frozen(LM, BASE)}
+        layers = {"read_layer": 2, "train_layers": (0, 1)}
+        return rmu(LM, PARAMS, refs, BATCH_OF_BOTH, KEY, **layers, **seed)[1]["forget_mse"]
+
+    assert towards() == towards(direction_seed=0) != towards(direction_seed=1)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.05, 2.0])

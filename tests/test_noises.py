@@ -61,6 +61,10 @@ def test_signature(name):
     assert {p.name for p in rest if p.default is p.empty} == set(ARGUMENTS.get(name, {}))
 
 
+def test_the_default_beta_is_that_of_the_paper():
+    assert inspect.signature(shrink_perturb).parameters["beta"].default == 0.1
+
+
 def test_alpha_zero_is_the_identity(noise):
     jax.tree.map(np.testing.assert_array_equal, noise(KEY, PARAMS, 0.0), PARAMS)
 

@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from undo_jax import optim
@@ -28,6 +29,107 @@ def test_the_rate_falls_from_its_peak_to_its_end(decay):
     assert (np.diff(_rates(config, 25)[5:]) < 0).all()
     quarter = 0.1 + 0.9 * {"cosine": 0.5 * (1 + np.sqrt(0.5)), "linear": 0.75}[decay]
     np.testing.assert_allclose(fraction(10), quarter, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_the_schedules_are_those_of_optax(warmup):
+    """Its warm-up begins at 0, one step before ours."""
+    steps = 20
+    rest = steps - warmup
+    falling = {
+        "cosine": optax.cosine_decay_schedule(1.0, rest, 0.2),
+        "linear": optax.linear_schedule(1.0, 0.2, rest),
+        "constant": optax.constant_schedule(1.0),
+    }
+    for decay, schedule in falling.items():
+        joined = [(step + 1) / warmup for step in range(warmup)] + [
+            schedule(i) for i in range(rest)
+        ]
+        rates = _rates(AdamW(warmup=warmup, decay=decay, end=0.2), steps)
+        np.testing.assert_allclose(rates, joined, rtol=1e-6, err_msg=decay)
+
+
+def test_a_warmup_longer_than_training_never_reaches_the_peak():
+    rates = _rates(AdamW(warmup=10, decay="cosine"), 4)
+    np.testing.assert_allclose(rates, [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(_rates(AdamW(warmup=4, decay="linear"), 4), [0.25, 0.5, 0.75, 1])
+
+
+GRADIENTS = [
+    [0.3, -0.4, 0.02],
+    [-5.0, 2.0, 0.5],
+    [0.1, 0.1, -0.3],
+    [0.0, 0.7, 0.2],
+    [0.4, -0.2, 0.0],
+]
+CONFIGS = {
+    "the default": AdamW(),
+    "all constants": AdamW(b1=0.7, b2=0.95, epsilon=0.1, weight_decay=0.03, clip=0.6,
+                           warmup=2, decay="cosine", end=0.3),
+    "no momentum": AdamW(b1=0.0, b2=0.5, epsilon=1e-3, clip=100.0, decay="linear", end=0.0),
+}  # fmt: skip
+
+
+def _walk(config, rate=0.05):
+    """Parameters after each update of `build`'s chain, as the train step applies it."""
+    optimizer = optim.build(config, len(GRADIENTS))
+    params, walk = {"w": jnp.array([1.0, -2.0, 0.5])}, []
+    state = optimizer.init(params)
+    for gradient in GRADIENTS:
+        updates, state = optimizer.update({"w": jnp.array(gradient)}, state, params)
+        params = {"w": params["w"] + rate * updates["w"]}
+        walk.append(np.array(params["w"]))
+    return walk
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_a_walk_is_that_of_optax_adamw(name):
+    config, steps = CONFIGS[name], len(GRADIENTS)
+    rates = {
+        "the default": [1.0] * steps,
+        "all constants": [0.5, 1, 1, 0.3 + 0.7 * 0.75, 0.3 + 0.7 * 0.25],  # cos 0, 60° and 120°
+        "no momentum": [1, 0.8, 0.6, 0.4, 0.2],
+    }[name]
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(
+            lambda step: 0.05 * jnp.array(rates)[step],
+            b1=config.b1, b2=config.b2, eps=config.epsilon, weight_decay=config.weight_decay,
+        ),
+    )  # fmt: skip
+    params, walk = {"w": jnp.array([1.0, -2.0, 0.5])}, []
+    state = optimizer.init(params)
+    for gradient in GRADIENTS:
+        updates, state = optimizer.update({"w": jnp.array(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        walk.append(np.array(params["w"]))
+    np.testing.assert_allclose(_walk(config), walk, rtol=1e-5, atol=1e-7)
+
+
+def test_a_walk_by_hand():
+    """Loshchilov & Hutter's equations (arXiv 1711.05101), in float64."""
+    w, mean, square, walk = np.array([1.0, -2.0, 0.5]), np.zeros(3), np.zeros(3), []
+    for step, (rate, gradient) in enumerate(zip([0.5, 1, 1, 0.825, 0.475], GRADIENTS, strict=True)):
+        gradient = np.array(gradient)
+        gradient = gradient * min(1, 0.6 / np.sqrt(np.sum(gradient**2)))
+        mean = 0.7 * mean + 0.3 * gradient
+        square = 0.95 * square + 0.05 * gradient**2
+        unbiased = mean / (1 - 0.7 ** (step + 1)), square / (1 - 0.95 ** (step + 1))
+        w = w - 0.05 * rate * (unbiased[0] / (np.sqrt(unbiased[1]) + 0.1) + 0.03 * w)
+        walk.append(w)
+    np.testing.assert_allclose(_walk(CONFIGS["all constants"]), walk, rtol=1e-5)
+
+
+def test_the_default_constants_are_those_of_the_literature():
+    """Kingma & Ba's (arXiv 1412.6980); small gradients show epsilon."""
+    config = AdamW()
+    assert (config.b1, config.b2, config.epsilon, config.weight_decay) == (0.9, 0.999, 1e-8, 0)
+    assert (config.learning_rate, config.clip, config.warmup, config.decay) == (1, 1, 0, "constant")
+    assert (config.end, config.first_moment) == (0.1, "float32")
+    optimizer = optim.build(config, 10)
+    params = {"w": jnp.zeros(1)}
+    update, _ = optimizer.update({"w": jnp.array([1e-8])}, optimizer.init(params), params)
+    np.testing.assert_allclose(update["w"], [-0.5], rtol=1e-4)  # 1e-8 / (1e-8 + epsilon)
 
 
 def test_a_large_gradient_is_clipped_by_its_global_norm():
@@ -73,15 +175,25 @@ def test_the_first_moment_may_take_half_the_memory():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"first_moment": "float16"}, "first_moment='float16'"),
-        ({"learning_rate": 0.0}, "learning_rate=0"),
-        ({"clip": -1.0}, "clip=-1"),
-        ({"warmup": -1}, "warmup=-1"),
-        ({"weight_decay": float("nan")}, "weight_decay=nan"),
-        ({"b2": 1.0}, "b2=1.0"),
-        ({"decay": "square"}, "'square'"),
+        ({"first_moment": "float16"}, "first_moment='float16': float32 or bfloat16$"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: it must be positive$"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan: it must be positive$"),
+        ({"epsilon": 0.0}, "epsilon=0.0: it must be positive$"),
+        ({"clip": 0.0}, "clip=0.0: it must be positive$"),
+        ({"warmup": -1}, "warmup=-1: it must not be negative$"),
+        ({"end": -0.1}, "end=-0.1: it must not be negative$"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan: it must not be negative$"),
+        ({"b1": -0.1}, r"b1=-0.1: it must be in \[0, 1\)$"),
+        ({"b1": 1.0}, r"b1=1.0: it must be in \[0, 1\)$"),
+        ({"b2": 1.0}, r"b2=1.0: it must be in \[0, 1\)$"),
+        ({"b2": -1.0}, r"b2=-1.0: it must be in \[0, 1\)$"),
+        ({"decay": "square"}, "unknown decay 'square': cosine, linear or constant$"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         AdamW(**change)
+
+
+def test_settings_at_the_edge_make_sense():
+    AdamW(b1=0.0, b2=0.0, warmup=0, end=0.0, weight_decay=0.0, learning_rate=1e-9, clip=1e-9)

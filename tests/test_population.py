@@ -105,16 +105,19 @@ def by_hand():
     return histories
 
 
-SHAPES = [
-    MeshShape(sweep=1, data=8),
+FAST = [  # every axis alone or beside others
     MeshShape(sweep=1, data=2, fsdp=2, tensor=2),
+    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
+    MeshShape(sweep=8, data=1),
+]
+SLOW = [
+    MeshShape(sweep=1, data=8),
     MeshShape(sweep=2, data=4),
     MeshShape(sweep=2, data=1, fsdp=4),
     MeshShape(sweep=2, data=1, tensor=4),
-    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
     MeshShape(sweep=2, data=2, fsdp=1, tensor=2),
-    MeshShape(sweep=8, data=1),
 ]
+SHAPES = [*FAST, *(pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -280,3 +283,87 @@ def test_every_member_is_dealt_once_and_hands_are_even(count, hands):
     for i in range(count - 1):  # neighbours go to different hands
         owner = [int(np.argwhere(shares == m)[0, 0]) for m in (i, i + 1)]
         assert hands == 1 or owner[0] != owner[1]
+
+
+def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
+    """The others train as they would alone."""
+    members = _members()
+    members[2] = members[2]._replace(learning_rate=1e30)
+    results = _fit(_task(), members, tmp_path, MeshShape(sweep=8, data=1))
+    assert [result.steps for result in results] == [STEPS, STEPS, 4, STEPS, STEPS]
+    assert [population.diverged(result.scores) for result in results].index(True) == 2
+    for i in (0, 1, 3, 4):
+        _same(results[i].params(), by_hand[i][STEPS], rtol=0, atol=1e-5)
+
+
+def test_what_the_devices_cannot_hold_is_refused_when_it_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(population.memory, "host", lambda: 8 * 2**10)
+    with pytest.raises(ValueError, match="5 models trained together on batches of 8 rows: needs"):
+        _fit(_task(), _members(), tmp_path, MeshShape(sweep=8, data=1))
+
+
+# ---- what is said of training ----
+
+
+class Said:
+    """A log that keeps what it is told."""
+
+    def __init__(self):
+        self.records, self.bar = [], []
+
+    def record(self, member, **fields):
+        self.records.append((member, fields))
+
+    def progress(self, step, loss, rate):
+        self.bar.append((step, loss, rate))
+
+
+def test_speed_and_loss_are_of_those_that_train_on(monkeypatch):
+    """Three lanes, of members 1, 0 and none; member 0 ends after step 3. A record every 2 steps.
+
+    A step reads 4 rows of 5 tokens of one stream and 4 of 7 of another: 48 tokens a member. The
+    clock starts with the first record, so that compiling does not count.
+    """
+    monkeypatch.setattr(population, "LOG_EVERY", 2)
+    clock = iter([10.0, 12.0, 13.0])
+    monkeypatch.setattr(population.time, "perf_counter", lambda: next(clock))
+    log = Said()
+    meter = population._Meter(log, [1, 0, -1])
+    batch = {"retain": np.zeros((1, 4, 6)), "forget": np.zeros((1, 4, 8))}
+    active = np.array([True, True, False])
+    for step in range(1, 7):
+        losses_here = np.array([1.0, 3.0, 50.0]) * step
+        meter.step(step, active, {"loss": losses_here, "norm": losses_here / 10}, batch)
+        if step == 3:
+            active[1] = False  # in place, as the loop does
+    meter.flush()
+    meter.flush()  # nothing more to tell
+
+    def record(member, step, loss, rate):
+        return member, {"step": step, "loss": loss, "norm": loss / 10, "tokens_per_second": rate}
+
+    # the first record is written at step 4, when 4 steps are under way: none has been counted; the
+    # second at step 6, after steps 5 and 6 of one member, in 2 seconds; the last a second later
+    second, last = 2 * 48 / 2, 2 * 48 / 3
+    assert log.records == [
+        record(1, 2, 2.0, 0.0), record(0, 2, 6.0, 0.0), record(1, 4, 4.0, second),
+        record(1, 6, 6.0, last),
+    ]  # fmt: skip
+    assert log.bar == [(2, 4.0, 0.0), (4, 4.0, second), (6, 6.0, last)]
+
+
+def test_the_speed_of_two_members_is_twice_that_of_one(monkeypatch):
+    """Counted from the first record on: steps 5 to 8 of two members, in 4 seconds."""
+    monkeypatch.setattr(population, "LOG_EVERY", 4)
+    clock = iter([100.0, 104.0])
+    monkeypatch.setattr(population.time, "perf_counter", lambda: next(clock))
+    log = Said()
+    meter = population._Meter(log, [0, 1])
+    for step in range(1, 9):
+        if step == 5:
+            meter.flush()
+        meter.step(
+            step, np.array([True, True]), {"loss": np.ones(2)}, {"train": np.zeros((2, 8, 17))}
+        )
+    meter.flush()
+    assert log.bar == [(4, 1.0, 0.0), (8, 1.0, 4 * 2 * 8 * 16 / 4)]

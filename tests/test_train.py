@@ -111,6 +111,25 @@ def test_the_update_is_proportional_to_the_learning_rate():
         np.testing.assert_array_equal(4 * a, b)
 
 
+def test_steps_are_those_of_optax_adamw():
+    """Three steps with the loss's own gradient; the norm that is told is NumPy's."""
+    batch, state = _batch(), _state(ADAM)
+    value = lambda params: losses.cross_entropy(LM, params, batch["train"])  # noqa: E731
+    gradient = jax.jit(jax.value_and_grad(value))
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, eps=1e-3, weight_decay=0))
+    params, moments = state.params, adam.init(state.params)
+    for count in range(3):
+        loss, grads = gradient(params)
+        squares = sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(grads))
+        updates, moments = adam.update(grads, moments, params)
+        params = optax.apply_updates(params, updates)
+        state, metrics = _step(losses.language_modelling, ADAM)(state, {}, batch)
+        _close(state.params, params, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+        np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(squares), rtol=1e-5)
+        assert int(state.step) == count + 1 and set(metrics) == {"loss", "gradient_norm"}
+
+
 def test_a_rate_of_zero_moves_nothing():
     state = _state(ADAM, 0.0)
     after, _ = _step(losses.language_modelling, ADAM)(state, {}, _batch())
@@ -155,5 +174,10 @@ def test_rows_predict_the_next_token_with_weights_that_sum_to_one():
 @pytest.mark.parametrize("name", ["steps", "batch_size", "eval_every", "accumulation"])
 def test_a_training_of_nothing_is_refused(name):
     fields = {"steps": 1, "batch_size": 1, "eval_every": 1, "accumulation": 1, name: 0}
-    with pytest.raises(ValueError, match=f"{name}=0"):
+    with pytest.raises(ValueError, match=f"^{name}=0: it must be at least 1$"):
         train.Training(optimizer=optim.AdamW(), **fields)
+
+
+def test_a_batch_is_one_part_unless_it_is_said():
+    assert train.Training(1, 1, optim.AdamW(), 1).accumulation == 1
+    train.Training(1, 1, optim.AdamW(), 1, 1)  # the least there is

@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from undo_jax import population
-from undo_jax.fit import chips
+from undo_jax.fit import chips, least
 from undo_jax.fit.step import Work
 from undo_jax.sharding import check_batch, placement
 from undo_jax.types import LM
@@ -73,13 +73,14 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
     where the mesh does not divide the batch or the model, and for less than one step; OSError where
     no such folder can be made.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: measure at least one")
+    if not 1 <= steps < 2**30:  # a state counts them in 32 bits
+        raise ValueError(f"steps={steps}: measure at least one, and fewer than 2^30")
     try:
         if trace:
             epath.Path(trace).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"no trace can go to {trace} ({error.strerror}): give a folder") from error
+    least.check_work(work, mesh)
     training, members = work.training, mesh.shape["sweep"]
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):

@@ -3,8 +3,9 @@
 WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
     config.json     what it is and what it was made from
     metrics.jsonl   its records
-    params/         Orbax; plain dicts of arrays, no Flax type
-    summary.json    written last: an artifact without it is unfinished and is made again
+    params/         Orbax; plain dicts of arrays, no Flax type; with their digest
+    summary.json    written last: an artifact without it, or with that of another, is unfinished and
+                    is made again; it has the hashes of the files beside it
 
 Several processes share a workdir. Each saves its own parts of the parameters; process 0 writes the
 rest, and the others wait for it.
@@ -34,10 +35,15 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from undo_jax.digest import digest
+from undo_jax.durable import file_hash, flush, flush_all, read_json, remote, write_json, writing
+from undo_jax.log import console
 from undo_jax.sharding import path_name, placed
 from undo_jax.types import LM, Params, shapes
 
 PATIENCE = 60  # seconds that a run waits for another one to leave its workdir
+DIGEST = "digest"  # of a checkpoint's arrays, in its metadata
+FILES = "files"  # in a summary: the hashes of the files beside it
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +82,27 @@ class Artifact:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "summary.json").exists()
+        """Whether its summary is there, whole, and its own."""
+        try:
+            return bool(self.summary())
+        except (FileNotFoundError, ValueError):
+            return False
 
     def summary(self) -> dict[str, Any]:
         """Raises FileNotFoundError where the artifact is not finished, ValueError if damaged."""
-        if not self.finished:
+        path = self.folder / "summary.json"
+        if not path.exists():
             raise FileNotFoundError(
                 f"{self.stage} of {self.model}, seed {self.seed}, is not finished in "
                 f"{self.workdir}: run stage {self.stage} first"
             )
-        return read_json(self.folder / "summary.json")
+        found = read_json(path)
+        if found.get("fingerprint") != self.fingerprint:
+            raise ValueError(
+                f"{path} is of another artifact, {found.get('fingerprint')}: delete {self.folder}, "
+                "and a run makes it again"
+            )
+        return {name: value for name, value in found.items() if name not in ("fingerprint", FILES)}
 
 
 def unfinished(artifacts: Sequence[Artifact]) -> list[Artifact]:
@@ -105,7 +122,7 @@ def unfinished(artifacts: Sequence[Artifact]) -> list[Artifact]:
 def _unfinished(artifacts: Sequence[Artifact]) -> set[str]:
     """Names of the folders of those to be made, as this process sees it."""
     known = {artifact.folder.name: artifact for artifact in artifacts}
-    wanted = {name for name, artifact in known.items() if not artifact.finished}
+    wanted = {name for name, artifact in known.items() if not _kept(artifact)}
     for folder in _progress(artifacts):
         names = _names(folder)
         if names <= known.keys() and names & wanted:
@@ -113,6 +130,19 @@ def _unfinished(artifacts: Sequence[Artifact]) -> set[str]:
         elif names <= known.keys():
             scatter(folder)
     return wanted
+
+
+def _kept(artifact: Artifact) -> bool:
+    """Whether it is finished; a damaged summary, which does not count, is told of."""
+    try:
+        artifact.summary()
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        said = str(error).partition(": delete ")[0]
+        console.print(f"{said}: {artifact.folder.name} is made again", soft_wrap=True)
+        return False
+    return True
 
 
 def gather(artifacts: Sequence[Artifact]) -> epath.Path:
@@ -125,12 +155,11 @@ def gather(artifacts: Sequence[Artifact]) -> epath.Path:
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
     if jax.process_index() == 0:
-        _claim(absolute(artifacts[0].workdir))
         for other in _progress(artifacts):
             if other != folder and _names(other) & set(names):
                 other.rmtree()
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "artifacts.json", names)
+        write_json(folder / "artifacts.json", {"artifacts": names})
     wait(f"gather {folder.name}")
     return folder
 
@@ -147,12 +176,11 @@ def begin(artifact: Artifact) -> None:
     Raises FileNotFoundError on a process that does not see the folder that process 0 made.
     """
     if jax.process_index() == 0:
-        _claim(absolute(artifact.workdir))
         if artifact.folder.exists():
             artifact.folder.rmtree()
         artifact.folder.mkdir(parents=True)
         description = {"fingerprint": artifact.fingerprint, **artifact.describe()}
-        (artifact.folder / "config.json").write_text(json.dumps(description, indent=1))
+        write_json(artifact.folder / "config.json", description)
     wait(f"begin {artifact.folder.name}")
     if not artifact.folder.exists():
         raise FileNotFoundError(
@@ -161,30 +189,49 @@ def begin(artifact: Artifact) -> None:
         )
 
 
-@functools.cache
-def _claim(workdir: epath.Path) -> None:
-    """Keep other processes from writing into a workdir, as long as this one lives.
+def claim(workdir: epath.Path) -> None:
+    """Keep other runs from writing into a workdir, as long as this process lives.
 
-    Only on file systems that know locks: not in buckets. Raises OSError where another process has
-    it for longer than one takes that is about to end.
+    To be called before anything there is looked at. Only on file systems that know locks: not in
+    buckets. Raises OSError, on every process of this run, where another one has it for longer than
+    one takes that is about to end.
     """
-    if "://" in os.fspath(workdir):
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    descriptor, end = os.open(workdir, os.O_RDONLY), time.monotonic() + PATIENCE
+    taken = jax.process_index() == 0 and _taken(absolute(workdir))
+    if jax.process_count() > 1:
+        taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
+    if taken:
+        raise OSError(
+            f"another process writes into {absolute(workdir)}: wait until it has ended, or give "
+            "another workdir"
+        )
+
+
+def _taken(workdir: epath.Path) -> bool:
+    """Whether another process holds a workdir, after some patience; if none does, this one does."""
+    end = time.monotonic() + PATIENCE
     while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(workdir)
+            return False
         except BlockingIOError:
             if time.monotonic() > end:
-                os.close(descriptor)
-                raise OSError(
-                    f"another process writes into {workdir}: wait until it has ended, or give "
-                    "another workdir"
-                ) from None
+                return True
             time.sleep(0.2)
-        except OSError:  # no locks here
-            return os.close(descriptor)
+
+
+@functools.cache
+def _lock(workdir: epath.Path) -> None:
+    """Raises BlockingIOError where another process has locked a workdir."""
+    if remote(workdir):
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # open, and so held, from here on
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):  # others: no locks here
+            raise
 
 
 def wait(name: str) -> None:
@@ -194,14 +241,23 @@ def wait(name: str) -> None:
 
 def save(artifact: Artifact, params: Params) -> None:
     """Start writing the parameters; `finish` waits for them."""
-    _checkpointer().save(absolute(artifact.folder / "params"), params)
+    _save(artifact.folder / "params", params)
+
+
+def _save(path: epath.Path, params: Params) -> None:
+    _checkpointer().save(absolute(path), params, custom_metadata={DIGEST: digest(params)})
 
 
 def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
     """Wait for the parameters, then mark the artifact as finished, atomically."""
     _checkpointer().wait_until_finished()
     if jax.process_index() == 0:
-        _write_json(artifact.folder / "summary.json", summary)
+        flush_all(artifact.folder)
+        hashes = {
+            file.name: file_hash(file) for file in artifact.folder.iterdir() if file.is_file()
+        }
+        marked = {**summary, "fingerprint": artifact.fingerprint, FILES: hashes}
+        write_json(artifact.folder / "summary.json", marked)
     wait(f"finish {artifact.folder.name}")
 
 
@@ -227,22 +283,27 @@ def write(path: epath.Path, params: Params) -> None:
     if path.exists():
         raise FileExistsError(f"{path} exists: give a new folder")
     wait(f"write {path.name}")  # or one that comes late would find what the others have begun
-    _checkpointer().save(path, params)
-    _checkpointer().wait_until_finished()
+    with writing(path.parent):
+        _save(path, params)
+        _checkpointer().wait_until_finished()
+        if jax.process_index() == 0:
+            flush_all(path)
+            flush(path.parent)
 
 
-def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
-    """Parameters from an Orbax checkpoint.
+def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
+    """Parameters from an Orbax checkpoint, held against the digest that `save` gave them.
 
-    Raises FileNotFoundError where there is none and ValueError where it belongs to another model
-    or cannot be read.
+    Raises FileNotFoundError where there is none and ValueError where it belongs to another model,
+    cannot be read, or holds other parameters than were saved.
     """
-    path = absolute(path)
+    path = absolute(epath.Path(path))
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     wanted = shapes(lm)
     with _readable(path):
-        metadata = _checkpointer().metadata(path).item_metadata
+        found = _checkpointer().metadata(path)
+    metadata, known = found.item_metadata, (found.custom_metadata or {}).get(DIGEST)
     if metadata is None or not jax.tree.leaves(getattr(metadata, "tree", None)):
         raise ValueError(
             f"cannot read a checkpoint at {path}: it holds no arrays; of an artifact, give its "
@@ -256,8 +317,13 @@ def restore(path: epath.Path, lm: LM, mesh: Mesh) -> Params:
                 f"{have.get(name, 'none')}, this model needs {want.get(name, 'none')}"
             )
     target = placed(wanted, lm.rules, mesh)
+    if known:  # it is of the arrays as they were saved
+        target = jax.tree.map(lambda x, saved: x.update(dtype=saved.dtype), target, metadata.tree)
     with _readable(path):
-        return _checkpointer().restore(path, target)
+        params = _checkpointer().restore(path, target)
+        if known and digest(params) != known:
+            raise ValueError("its parameters are not those that were saved")
+    return jax.tree.map(lambda x, want: x.astype(want.dtype), params, wanted)
 
 
 @contextmanager
@@ -267,9 +333,10 @@ def _readable(path: epath.Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error.__cause__ or error).split("\n")[0]
+        remedy = f"delete {path.parent}, and a run makes it again"
         raise ValueError(
-            f"cannot read a checkpoint at {path}: {reason}; if it is damaged, delete the "
-            "artifact that it belongs to, and a run makes that again"
+            f"cannot read a checkpoint at {path}: {reason}; if it is damaged, "
+            f"{remedy if path.name == 'params' else 'copy or import it again'}"
         ) from error
 
 
@@ -316,29 +383,17 @@ def _progress(artifacts: Sequence[Artifact]) -> list[epath.Path]:
 def _names(progress: epath.Path) -> set[str]:
     """The artifacts that a folder of progress belongs to."""
     described = progress / "artifacts.json"
-    return set(read_json(described)) if described.exists() else set()
-
-
-def read_json(path: epath.Path) -> Any:
-    """Raises ValueError for a file that is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+    names = read_json(described).get("artifacts") if described.exists() else []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(
-            f"{path} is damaged ({error}): delete {path.parent}, and a run makes it again"
-        ) from error
-
-
-def _write_json(path: epath.Path, content: Any) -> None:
-    """Whole or not at all."""
-    written = path.with_name(f"{path.name}.tmp")
-    written.write_text(json.dumps(content, indent=1))
-    written.replace(path)
+            f"{described} lists no artifacts: delete {progress}, and a run trains them again"
+        )
+    return set(names)
 
 
 def absolute(path: epath.Path) -> epath.Path:
     """As Orbax demands; a path in a bucket is absolute already, and `resolve` would break it."""
-    return path if "://" in os.fspath(path) else path.resolve()
+    return path if remote(path) else path.resolve()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,10 +1,13 @@
 """An experiment is a value: frozen dataclasses in a Python file under experiments/."""
 
+import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
+
+import numpy as np
 
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.methods.maxent import maxent
@@ -15,6 +18,8 @@ from undo_jax.settings import Setting
 from undo_jax.sharding import MeshShape
 from undo_jax.train import Training
 from undo_jax.types import Loss, Noise
+
+LARGEST, SMALLEST = (float(x) for x in (np.finfo("f4").max, np.finfo("f4").tiny))  # of fp32
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class Experiment:
     saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self):
+        _check_numbers("", self)
         for name, model in self.models.items():
             _check_tokens(name, model, self.setting.get_tokenizer())
             if model.vocabulary != self.model.vocabulary:
@@ -147,6 +153,27 @@ class Experiment:
         """Every architecture that is trained, by its place in the experiment."""
         student = {} if self.noise.student is None else {"noise.student": self.noise.student}
         return {"model": self.model, **student}
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    """Raises ValueError for a number, anywhere in a value, that arithmetic could not hold."""
+    parts: Iterable[tuple[str, Any]] = ()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = ((f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
+    elif isinstance(value, partial):
+        parts = [*((f".{key}", item) for key, item in value.keywords.items()), ("", value.args)]
+    elif isinstance(value, Mapping):
+        parts = ((f".{key}", item) for key, item in value.items())
+    elif isinstance(value, tuple | list):
+        parts = (("", item) for item in value)
+    elif isinstance(value, float | np.floating) and not abs(value) <= LARGEST:
+        raise ValueError(f"{name}={value}: give a finite number, as fp32 can hold")
+    elif isinstance(value, float | np.floating) and 0 < abs(value) < SMALLEST:
+        raise ValueError(f"{name}={value}: in fp32 that is 0: give more, or 0 itself")
+    elif isinstance(value, int | np.integer) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}={value}: give a number of at most 64 bits")
+    for part, inner in parts:
+        _check_numbers(f"{name}{part}".removeprefix("."), inner)
 
 
 def _check_distinct(name: str, values: Sequence[Any]) -> None:

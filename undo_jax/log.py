@@ -1,10 +1,12 @@
 """Progress on the terminal while a stage trains, and its records as JSON lines."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import jax
 from etils import epath
@@ -18,7 +20,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, markup=False)
+
+def print_nowhere(stream: TextIO) -> None:
+    """From here on, what is printed to the stream is lost, and no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever reads no more of what is told does not stop what is told of."""
+        print_nowhere(sys.stderr)
+
+
+console = _Console(stderr=True, markup=False)
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,17 @@ def open_log(title: str, steps: int, targets: Sequence[Target]) -> Iterator[Log]
         }
         stack.enter_context(bar)
         yield Log(targets, files, bar, bar.add_task(title, total=steps, loss=0.0, rate=short(0)))
+
+
+def last(folder: epath.Path, name: str) -> float | None:
+    """The last number of this name in a folder's records, if there are any."""
+    path = folder / "metrics.jsonl"
+    for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
+        with suppress(ValueError):  # what a killed writer has left
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get(name), int | float):
+                return record[name]
+    return None
 
 
 def short(rate: float) -> str:

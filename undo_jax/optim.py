@@ -32,6 +32,8 @@ class AdamW:
         for name in ("warmup", "end", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must not be negative")
+        if self.warmup >= 2**31:
+            raise ValueError(f"warmup={self.warmup}: steps are counted in 32 bits: give fewer")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be in [0, 1)")

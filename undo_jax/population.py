@@ -1,5 +1,6 @@
 """Many models as one program: a leading axis of members, spread over the `sweep` mesh axis."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered, Wrapped
 from jaxtyping import Array, Bool, Int
 
-from undo_jax import optim, train
+from undo_jax import memory, optim, train
 from undo_jax.log import Log
 from undo_jax.progress import Progress
 from undo_jax.sharding import BATCH, assemble, check_batch, placed, placement, shardings
@@ -73,8 +74,9 @@ def fit(
 ) -> list[Result]:
     """Train every member until its stop rule, tried at each evaluation, or the last step.
 
-    With `progress` it goes on from the last save there is, and is saved on the way. Raises
-    ValueError where the mesh does not divide the batch, and what `Progress.between` does.
+    One whose scores are not finite leaves, too: nothing brings it back. With `progress` it goes on
+    from the last save there is, and is saved on the way. Raises ValueError where the mesh does not
+    divide the batch, and what `Progress.between` does.
     """
     training, sources = task.training, list(dict.fromkeys(member.source for member in members))
     check_batch(mesh, training.batch_size, training.accumulation)
@@ -136,6 +138,7 @@ def _resume(progress: Progress, like: train.State, lanes: list[int], log: Log) -
     """The loop of the last save, if there is one; its lanes may have been others."""
 
     def saved(notes):
+        _check_notes(notes, lanes, len(log.targets))
         count = len(notes["lanes"])
         return like if notes["lanes"] == lanes else jax.tree.map(partial(_resize, count), like)
 
@@ -153,6 +156,18 @@ def _resume(progress: Progress, like: train.State, lanes: list[int], log: Log) -
     log.say(f"goes on from step {found.step}")
     scores = {int(member): scores for member, scores in notes["scores"].items()}
     return _Loop(found.step, states, active, scores)
+
+
+def _check_notes(notes: Any, lanes: list[int], targets: int) -> None:
+    """Raises ValueError for what `_Loop.capture` has not written of these members."""
+    members, records = {max(member, 0) for member in lanes}, notes["records"]
+    known = {*notes["lanes"]} - {-1} == members
+    full = len(notes["active"]) == len(notes["lanes"])
+    scored = {int(member) for member in notes["scores"]} <= members
+    scored &= all(isinstance(scores, dict) for scores in notes["scores"].values())
+    logged = all(0 <= member < targets and isinstance(line, str) for member, line in records)
+    if not (known and full and scored and logged):
+        raise ValueError("its notes are of other members, or damaged")
 
 
 def _resize(lanes: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -174,7 +189,13 @@ def _evaluate(task: Task, loop: _Loop, score: Any, meter: "_Meter") -> None:
         found = {name: float(column[lane]) for name, column in table.items()}
         meter.log.record(member, step=loop.step, eval=found)
         loop.scores[member] = found
-        loop.active[lane] = loop.step < task.training.steps and not task.stops[member](found)
+        ends = diverged(found) or loop.step >= task.training.steps or task.stops[member](found)
+        loop.active[lane] = not ends
+
+
+def diverged(scores: Scores) -> bool:
+    """Whether a model is lost: a score of it is not finite."""
+    return not all(map(math.isfinite, scores.values()))
 
 
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
@@ -328,7 +349,7 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
         name: references(lm, [source.refs[name][1]() for source in sources], mesh)
         for name, lm in ref_lms.items()
     }
-    evaluate = partial(task.evaluate, task.lm)
+    evaluate, rows = partial(task.evaluate, task.lm), task.training.batch_size
 
     def score_one(member, material):
         params, active = member
@@ -338,7 +359,7 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
     def lowered() -> Iterator[Lowered]:
         """What takes the longest to compile comes first."""
         lengths = dict.fromkeys(sources[0].streams, task.row_length)
-        rows, count = task.training.batch_size, len(sources)
+        count = len(sources)
         given = example(made, ref_lms, lengths, rows, mesh, count)
         yield made.advance.lower(*given)
         (states, _, active), _ = given
@@ -356,7 +377,13 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
     def compiled() -> list[Compiled]:
         """Side by side, the first while the next is lowered: XLA compiles mostly on one core."""
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(Lowered.compile, lowered()))
+            made = list(pool.map(Lowered.compile, lowered()))
+        if found := made[0].memory_analysis():
+            needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+            count = len({id(member) for member in members})  # of empty lanes the first one
+            what = f"{count} models trained together on batches of {rows} rows"
+            memory.check(what, needed, memory.of_device(mesh), "each device's memory")
+        return made
 
     def advance(states, batch, active):
         return compiled()[0]((states, owners, active), (refs, batch))

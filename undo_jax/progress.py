@@ -2,13 +2,13 @@
 
 FOLDER/STEP/    written under another name and then renamed, so that no half of a save is read
     state/      arrays; restored onto any mesh
-    notes/      JSON: what the loop knows besides
+    notes/      JSON: what the loop knows besides, and hashes of both
 """
 
 import itertools
 import os
 import signal
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +21,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from undo_jax import signals
 from undo_jax.checkpoint import absolute
+from undo_jax.digest import digest
+from undo_jax.durable import FullError, flush_all, seal, unseal, writing
 from undo_jax.log import console
-
-PREEMPTED = 75  # exit status after SIGTERM, EX_TEMPFAIL: the same command goes on
+from undo_jax.signals import Preempted
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,6 @@ class Saving:
                 f"every={self.every}, minutes={self.minutes}, keep={self.keep}: every and keep "
                 "must be at least 1, minutes at least 0"
             )
-
-
-class Preempted(SystemExit):
-    """SIGTERM has ended the process, and what could be saved is saved. Its text says what."""
-
-    def __init__(self, said: str):
-        super().__init__(PREEMPTED)
-        self.said = said
-
-    def __str__(self) -> str:
-        return self.said
 
 
 _asked = itertools.count()  # one for all loops: processes agree on a number that comes once
@@ -77,7 +68,7 @@ class Stop:
 
     def leave(self, said: str) -> NoReturn:
         """Raises Preempted, or KeyboardInterrupt after Ctrl-C."""
-        raise KeyboardInterrupt(said) if self.signal == signal.SIGINT else Preempted(said)
+        signals.leave(KeyboardInterrupt(said) if self.signal == signal.SIGINT else Preempted(said))
 
 
 @contextmanager
@@ -89,66 +80,25 @@ def stoppable() -> Iterator[Stop]:
     """
     stop, alone = Stop(), jax.process_count() == 1
 
-    def ask(number, _):
+    def ask(number):
         if stop.signal is not None and number == signal.SIGINT:
-            leave(KeyboardInterrupt("not saved"))
+            return False
         stop.signal = number
         if number == signal.SIGINT:  # not through a console that may be in the middle of a line
-            os.write(2, b"\nstopping after the next save; Ctrl-C again stops at once\n")
+            with suppress(OSError):
+                os.write(
+                    sys.stderr.fileno(),
+                    b"\nstopping after the next save; Ctrl-C again stops at once\n",
+                )
         if not alone:
             os.kill(os.getpid(), signal.SIGTERM)
+        return True
 
-    with (
-        _leaving() as leave,
-        _handling(ask, signal.SIGINT, *([signal.SIGTERM] if alone else [])),
-    ):
-        yield stop
-    if stop.asked():
-        stop.leave("after a finished stage")
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """In this block SIGTERM raises Preempted at once: there is nothing to save."""
-    # asked in this order: to count processes starts the devices, which is too early before a job
-    several = jax.distributed.is_initialized() and jax.process_count() > 1
-    numbers = [] if several else [signal.SIGTERM]
-    with (
-        _leaving() as leave,
-        _handling(lambda *_: leave(Preempted("between two saves")), *numbers),
-    ):
-        yield
-
-
-@contextmanager
-def _leaving() -> Iterator[Callable[[BaseException], None]]:
-    """`leave(reason)` raises the reason, and the block does: whatever has caught it in between."""
-    reasons: list[BaseException] = []
-
-    def leave(reason):
-        reasons.append(reason)
-        raise reason
-
-    try:
-        yield leave
-    except BaseException:
-        if not reasons:
-            raise
-    if reasons:
-        raise reasons[0] from None
-
-
-@contextmanager
-def _handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
-    """Handle these signals in this block, where it is the main thread's."""
-    if threading.current_thread() is not threading.main_thread():
-        numbers = ()
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    with signals.raising(signal.SIGINT, *([signal.SIGTERM] if alone else [])):
+        with signals.asking(ask):
+            yield stop
+        if stop.asked():
+            stop.leave("after a finished stage")
 
 
 class Saved(NamedTuple):
@@ -180,8 +130,11 @@ class Progress:
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                notes = self._read(step, notes=ocp.args.JsonRestore())
+                known = unseal(self._read(step, notes=ocp.args.JsonRestore()))
+                notes = known["notes"]
                 state = self._read(step, state=ocp.args.StandardRestore(like(notes)))
+                if digest(state) != known["state"]:
+                    raise ValueError("its arrays are not those that were saved")
             except Exception as error:  # Orbax and TensorStore raise whatever they met
                 aside = self.folder / f"unreadable-{step}"
                 console.print(f"cannot read a save, now {aside}: {_line(error)}", soft_wrap=True)
@@ -214,17 +167,28 @@ class Progress:
 
         Raises OSError where this or the save before failed.
         """
+        known = seal({"notes": notes, "state": digest(state)})
         content = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(known)
         )
         with self._failing():
+            self._flush()
             self.manager.save(step, args=content, force=True)
         self.step, self.time = step, time.monotonic()
 
     def close(self) -> None:
         """Wait for the last save. Raises OSError where it failed."""
         with self._failing():
-            self.manager.close()
+            try:
+                self._flush()
+            finally:
+                self.manager.close()
+
+    def _flush(self) -> None:
+        """Wait for the save before, and let it reach the disk."""
+        self.manager.wait_until_finished()
+        if self.step and jax.process_index() == 0:
+            flush_all(self.folder)
 
     def _due(self, step: int) -> bool:
         if step % self.saving.every:
@@ -248,12 +212,13 @@ class Progress:
     @contextmanager
     def _failing(self) -> Iterator[None]:
         try:
-            yield
+            with writing(self.folder):
+                yield
+        except FullError:
+            raise
         except Exception as error:
-            full = "No space left" in str(error)
             raise OSError(
-                f"cannot save to {self.folder}: "
-                f"{'the disk is full' if full else _line(error)}; older saves are intact, and the "
+                f"cannot save to {self.folder}: {_line(error)}; older saves are intact, and the "
                 "same command goes on from the last of them"
             ) from error
 

@@ -13,10 +13,15 @@ from jaxtyping import Array, Float, Int
 from undo_jax import optim
 from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Params, Rows
 
+ROWS = 2**42  # of a stream: where it mixes sources, 64 bits count 2^20 times as many
+
 
 @dataclass(frozen=True)
 class Training:
-    """How long and on how much. Step 0 and the last step are always scored."""
+    """How long and on how much. Step 0 and the last step are always scored.
+
+    Raises ValueError for less than one of anything and for more rows than can be counted.
+    """
 
     steps: int
     batch_size: int  # rows per step, over all devices
@@ -28,6 +33,13 @@ class Training:
         for name in ("steps", "batch_size", "eval_every", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if self.steps >= 2**31:
+            raise ValueError(f"steps={self.steps}: they are counted in 32 bits, up to {2**31 - 1}")
+        if self.steps * self.batch_size > ROWS:
+            raise ValueError(
+                f"steps={self.steps} of batch_size={self.batch_size} rows: a stream has "
+                f"{ROWS} rows, make them fewer"
+            )
 
 
 class State(NamedTuple):

@@ -16,6 +16,8 @@ import pytest
 from etils import epath
 
 from undo_jax.checkpoint import Artifact
+from undo_jax.data import corpus as reading
+from undo_jax.data import prepare as preparing
 from undo_jax.data import shards as steps
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.prepare import prepare
@@ -410,6 +412,49 @@ def corpus(tmp_path):
     return prepare(
         _source(_texts(100), [30, 30, 40]), Bytes(), tmp_path / "c", 32, validation_share=0.2
     )
+
+
+def test_a_flipped_bit_is_told_or_changes_nothing(corpus):
+    """In any file of a corpus; a record has hashes, and much of a file is only there to fill it."""
+    folder, rng = Path(corpus.folder), np.random.default_rng(0)
+    good, told = {split: corpus.rows(split)[:] for split in corpus.splits}, 0
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        end = max(at for at, byte in enumerate(whole) if byte) + 1
+        for _ in range(25):
+            damaged = bytearray(whole)
+            damaged[rng.integers(end)] ^= 1 << rng.integers(8)
+            path.write_bytes(damaged)
+            reading._reader.cache_clear()
+            try:
+                found = Corpus(corpus.folder)
+                rows = {split: found.rows(split)[:] for split in found.splits}
+            except (ValueError, OSError) as error:
+                assert "\n" not in str(error) and str(folder) in str(error)
+                told += 1
+            else:
+                assert found.fingerprint == corpus.fingerprint
+                assert {s: r.tolist() for s, r in rows.items()} == {
+                    s: r.tolist() for s, r in good.items()
+                }
+        path.write_bytes(whole)
+        reading._reader.cache_clear()
+    assert told > 25
+
+
+@pytest.mark.parametrize("name", ["00000-hashes", "00000.json", "plan.json"])
+def test_a_flipped_bit_in_what_is_half_packed_is_told(name, tmp_path, monkeypatch):
+    pack = partial(prepare, _source(_texts(20), [10, 10]), Bytes(), tmp_path / "c", 32)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(preparing, "_finish", lambda *_: 1 / 0)
+        pack()
+    path = tmp_path / "c" / "unfinished" / name
+    content = bytearray(path.read_bytes())
+    content[-20 if name.endswith("hashes") else content.index(b": ") + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged") as error:
+        pack()
+    assert "\n" not in str(error.value)
 
 
 def test_rows_are_like_an_array(corpus):

@@ -121,5 +121,5 @@ def test_scores_are_means_over_operations(half_trained):
 
 
 def test_an_exam_without_problems_is_refused():
-    with pytest.raises(ValueError, match="needs problems"):
+    with pytest.raises(ValueError, match="^an exam needs problems: its list is empty$"):
         write_exam([], TOKENIZER)

@@ -1,8 +1,7 @@
 """The distillation step of real sizes, compiled for real slices by libtpu: no TPU is needed."""
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 
 import jax
@@ -30,6 +29,19 @@ CASES = {  # size: mesh, rows of a batch
     "2B": ("data=2,fsdp=8", 16),
 }
 SLICES = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4")
+FAST = ("0.1B", "v5e:4x4")
+
+
+def _cases(places):
+    """(size, place) of every size: a minute of compiling each, but for the fast one."""
+    pairs = ((size, place) for place in places for size in CASES)
+    return pytest.mark.parametrize(
+        ("size", "place"),
+        [pytest.param(*pair, marks=() if pair == FAST else pytest.mark.slow) for pair in pairs],
+    )
+
+
+EVERYWHERE = _cases(SLICES)
 
 
 def _work(size):
@@ -38,18 +50,10 @@ def _work(size):
     return distillation(lm, lm, training, LENGTH)
 
 
-@pytest.fixture(scope="module")
-def steps():
-    """All cases, compiled side by side."""
-
-    cases = [(size, place) for size in CASES for place in SLICES]
-    meshes = [mesh_on(chips.find(place), parse_mesh(CASES[size][0])) for size, place in cases]
-
-    def compile_one(case, mesh):
-        return compile_step(_work(case[0]), mesh, QUICKLY)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(cases, pool.map(compile_one, cases, meshes), strict=True))
+@cache
+def _step(size, place):
+    mesh = mesh_on(chips.find(place), parse_mesh(CASES[size][0]))
+    return compile_step(_work(size), mesh, QUICKLY)
 
 
 def test_a_models_shapes_are_found_where_nothing_can_run():
@@ -72,10 +76,9 @@ def logits(text, tokens, vocabularies, width):
     return found
 
 
-@pytest.mark.parametrize("place", SLICES)
-@pytest.mark.parametrize("size", CASES)
-def test_it_fits_and_never_holds_all_logits(steps, size, place):
-    step, work = steps[size, place], _work(size)
+@EVERYWHERE
+def test_it_fits_and_never_holds_all_logits(size, place):
+    step, work = _step(size, place), _work(size)
     assert step.cost is not None and step.memory.total < chips.find(place).chip.hbm
     mesh = parse_mesh(CASES[size][0])
     tokens = work.tokens // (mesh.data * mesh.fsdp)
@@ -83,15 +86,15 @@ def test_it_fits_and_never_holds_all_logits(steps, size, place):
     assert not logits(step.text, tokens, (vocabulary, vocabulary // mesh.tensor), width)
 
 
-@pytest.mark.parametrize("size", CASES)
-def test_flops_are_those_of_the_architecture(steps, size):
+@_cases(SLICES[:1])
+def test_flops_are_those_of_the_architecture(size, place):
     """One forward pass of the teacher, four of the student (remat), and the head: within 1%.
 
     Attention's backward pass has seven products to the forward pass's two, and only blocks up to
     the diagonal, of four by four. The head's kernels make the student's logits twice, the
     teacher's once, and two gradients.
     """
-    step, work = steps[size, "v5e:4x4"], _work(size)
+    step, work = _step(size, place), _work(size)
     config, time = work.lm.config, LENGTH
     head_flops = 2 * config.vocabulary * config.width
     attended = config.layers * 4 * config.heads * config.head_width * time
@@ -101,11 +104,10 @@ def test_flops_are_those_of_the_architecture(steps, size):
     assert step.cost.flops == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("place", SLICES)
-@pytest.mark.parametrize("size", CASES)
-def test_no_scores_no_logits_and_half_a_gigabyte_of_what_is_kept_of_them(steps, size, place):
+@EVERYWHERE
+def test_no_scores_no_logits_and_half_a_gigabyte_of_what_is_kept_of_them(size, place):
     """Kept of a block's logits are the teacher's, in 16 bits; more of that size is there not."""
-    text, config = steps[size, place].text, _work(size).lm.config
+    text, config = _step(size, place).text, _work(size).lm.config
     program, vocabulary = hlo.parse(text), config.vocabulary
     arrays = {a for c in program.computations.values() for one in c.values() for a in one.arrays}
     scores = config.heads * LENGTH**2
@@ -116,14 +118,13 @@ def test_no_scores_no_logits_and_half_a_gigabyte_of_what_is_kept_of_them(steps, 
     assert max(a.bytes for a in large) < 2**29
 
 
-@pytest.mark.parametrize("place", SLICES)
-@pytest.mark.parametrize("size", CASES)
-def test_gradients_are_scattered_where_they_are_summed(steps, size, place):
+@EVERYWHERE
+def test_gradients_are_scattered_where_they_are_summed(size, place):
     """Over fsdp, in fp32, and each weight is gathered twice, the teacher's once, in bf16.
 
     So is the gradient of the embeddings of a group's rows; what both models found there is summed.
     """
-    step, work, mesh = steps[size, place], _work(size), parse_mesh(CASES[size][0])
+    step, work, mesh = _step(size, place), _work(size), parse_mesh(CASES[size][0])
     config = work.lm.config
     share, table = (mesh.fsdp - 1) / mesh.fsdp, config.vocabulary * config.width
     per_layer = 2 * config.head_width * (config.heads + config.kv_heads) + 3 * config.feed_forward

@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from itertools import product
 from unittest import mock
 
 import jax
@@ -17,6 +18,7 @@ TILES, CHOSEN, DEPTH = head_tpu.tiles, head_gpu.chosen, head_gpu.DEPTH
 B, T, D, D2, V = 4, 9, 24, 40, 300  # 36 rows in blocks of 16, 300 tokens in tiles of 256 or 32
 NAMES = pytest.mark.parametrize("name", ["cross_entropy", "kl_to_teacher", "kl_to_uniform"])
 CAPS = pytest.mark.parametrize("cap", [None, 2.0, 50.0])  # 50: above head_tile.BOUND
+FAST = {(None, V), (2.0, V), (None, 288), (50.0, 768)}  # caps and vocabularies
 
 
 @pytest.fixture(autouse=True, params=[head_tpu, head_gpu], ids=["tpu", "gpu"])
@@ -74,8 +76,13 @@ def _error(ours, plain):
 
 
 @NAMES
-@CAPS
-@pytest.mark.parametrize("vocabulary", [V, 288, 768])  # 9 whole tiles of 32; 3 of 256 for 2 cores
+@pytest.mark.parametrize(
+    ("cap", "vocabulary"),  # 9 whole tiles of 32; 3 of 256 for 2 cores
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in product((None, 2.0, 50.0), (V, 288, 768))
+    ],
+)
 def test_value_and_gradients_are_those_of_the_plain_loss(name, cap, vocabulary):
     case = _case(vocabulary=vocabulary)
     ours, plain = _ours(name, case, cap), _plain(name, case, cap)
@@ -112,7 +119,12 @@ def test_extreme_logits_stay_finite(name, cap):
 
 @NAMES
 @pytest.mark.parametrize(
-    "shape", [MeshShape(data=2, fsdp=2, tensor=2), MeshShape(data=1, tensor=4, fsdp=2)], ids=str
+    "shape",
+    [
+        MeshShape(data=2, fsdp=2, tensor=2),
+        pytest.param(MeshShape(data=1, tensor=4, fsdp=2), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_over_devices(name, shape):
     case = _case(vocabulary=304)  # 152 and 76 a device
@@ -197,7 +209,9 @@ def test_logits_all_at_the_lower_end_of_the_softcap(cap):
 
 
 @NAMES
-@pytest.mark.parametrize("vocabulary", [V, 288, 320])  # 320: 10 whole tiles of 32 in chunks of 3
+@pytest.mark.parametrize(  # 320: 10 whole tiles of 32 in chunks of 3
+    "vocabulary", [V, pytest.param(288, marks=pytest.mark.slow), 320]
+)
 def test_logits_far_below_zero(name, vocabulary):
     """Without a soft-cap a token that is not there, of logit 0, must not be seen."""
     case = _case(vocabulary=vocabulary)

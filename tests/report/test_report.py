@@ -1,25 +1,36 @@
-"""The report against synthetic logs whose numbers are known."""
+"""The report against synthetic logs whose numbers are known, and word for word.
+
+The words are in golden/. With GOLDEN=write in the environment they are written anew: read what has
+changed before it is committed.
+"""
 
 import ast
 import html.parser
 import io
 import json
 import math
+import os
+import random
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rich.console
+from etils import epath
 
+import undo_jax.report as package
 import undo_jax.report.figures as figures
 import undo_jax.report.html as page
+from undo_jax.durable import file_hash, write_json
 from undo_jax.report import Report, analyse, markdown, read_logs, table, write
 from undo_jax.report.read import Attack, Metric, Model, Spread, pick_steps, robustness, strongest
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
 
+GOLDEN = Path(__file__).parent / "golden"
 ACCURACY = {"label": "accuracy on × and ÷", "higher_is_better": True}
 CROSS_ENTROPY = {"label": "cross entropy on Korean", "higher_is_better": False}
 STEPS = (0, 10, 20, 30)
@@ -294,12 +305,10 @@ def test_unfinished_artifacts_are_left_out_and_named(tmp_path: Path) -> None:
     work = full(tmp_path, seeds=1)
     strong: Curves = {("forget", 1e-2): (1.0, 1.0, 1.0, 1.0)}
     late = work.attack("oracle", finished=False, curves=strong)
-    cut = work.attack("oracle", curves=strong)
-    (cut / "summary.json").write_text('{"steps": 1')
     work.artifacts.append("never-started")
     work.save()
     report = work.report()
-    assert report.unfinished == (late.name, cut.name, "never-started")
+    assert report.unfinished == (late.name, "never-started")
     assert row(report, "oracle").worst.mean == near(0.2)
     for text in (markdown(report, {}), page.page(report, {}, {})):
         assert all(name in text for name in report.unfinished)
@@ -505,24 +514,263 @@ def test_stages_say_what_was_run(tmp_path: Path) -> None:
 def test_a_damaged_list_of_artifacts_is_named_and_what_to_do(tmp_path: Path) -> None:
     work = full(tmp_path)
     (tmp_path / "experiment.json").write_text("{")
-    with pytest.raises(ValueError, match="experiment.json is damaged .* run the experiment again"):
+    said = (
+        "experiment.json is damaged .*: run the experiment again, which writes it anew and trains"
+    )
+    with pytest.raises(ValueError, match=f"{said} nothing$"):
         work.report()
 
 
+DAMAGES = {
+    "empty": b"",
+    "cut": b'{"stage": "rel',
+    "binary": b"\x00\xff\xfe\x9f",
+    "deep": b"[" * 100_000,
+    "digits": b"1" * 5_000,
+    **{text: text.encode() for text in ("{}", "[]", "null", "3", '"x"', "NaN", "[[]]")},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", ["experiment.json", "config.json", "summary.json"])
-def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str) -> None:
+def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str, damage: str) -> None:
     work = full(tmp_path, seeds=1)
     folder = work.add("pretrain", "other")
-    (tmp_path / file if file == "experiment.json" else folder / file).write_text("{}")
-    with pytest.raises(ValueError, match="is not as a run writes it .* run the experiment again"):
+    path = tmp_path / file if file == "experiment.json" else folder / file
+    path.write_bytes(DAMAGES[damage])
+    with pytest.raises(ValueError, match="run the experiment again") as error:
         work.report()
+    assert str(path) in str(error.value) or f"{folder} is not as" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "values"),
+    [
+        ("experiment.json", "artifacts", (3, None, {}, [3], [["x"]], [None])),
+        ("experiment.json", "artifacts", ([".."], ["../x"], ["/etc"], ["."], [""], ["a/b"])),
+        ("experiment.json", "retain", (None, [], {}, {"label": 3, "higher_is_better": True})),
+        ("experiment.json", "retain", ({"label": "x", "higher_is_better": "yes"},)),
+        ("experiment.json", "name", (None, 3)),
+        ("config.json", "stage", ("train", None, 3, [])),
+        ("config.json", "model", (None, 3, [])),
+        ("config.json", "seed", (None, "0", 0.5, True)),
+        ("config.json", "alpha", ("1", [], True, 10**400)),
+        ("summary.json", "eval", (None, [], {}, {"retain": "1", "forget": 1})),
+        ("summary.json", "steps", ("1", [], 10**400)),
+        ("summary.json", "recovered", ("yes", 1)),
+        ("metrics.jsonl", "eval", (None, 3, {}, {"forget": "1"}, {"forget": 10**400})),
+        ("metrics.jsonl", "learning_rate", (None, "1", 0, -1, math.inf, math.nan)),
+        ("metrics.jsonl", "step", (None, "1", 1.5, -1, 10**30)),
+        ("metrics.jsonl", "attack", (None, 1, [])),
+    ],
+)
+def test_a_field_of_another_kind_is_named(tmp_path: Path, file: str, field: str, values) -> None:
+    work = full(tmp_path, seeds=1)
+    folder = work.attack("other", curves={("forget", 1e-3): (0.1, 0.2, 0.3, 0.4)})
+    path = tmp_path / file if file == "experiment.json" else folder / file
+    content = json.loads(path.read_text().splitlines()[-1 if file == "metrics.jsonl" else 0])
+    missing = {key: value for key, value in content.items() if key != field}
+    wrong = [{**content, field: value} for value in values]
+    for other in wrong if (file, field) in OPTIONAL else [missing, *wrong]:
+        path.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="is not as a run writes it .* run the experiment"):
+            work.report()
+
+
+OPTIONAL = {("summary.json", "steps"), ("metrics.jsonl", "eval")}
+
+
+def test_a_name_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    work = full(tmp_path / "run", seeds=1)
+    folder = work.add("pretrain", "other")
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="other-0 is a link|is a link"):
+        work.report()
+
+
+def test_a_log_that_is_no_text_is_counted(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    folder = work.attack("other", curves={("forget", 1e-3): (0.1, 0.2, 0.3, 0.4)})
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\x00\n" + b"[" * 100_000 + b"\n")
+    assert any("2 unreadable lines" in note for note in work.report().notes)
+
+
+def test_a_flipped_bit_in_a_log_is_told_or_changes_nothing(tmp_path: Path) -> None:
+    """In any file of a finished attack, and in the list of artifacts, as a run writes them."""
+    work = full(tmp_path, seeds=1)
+    folder = work.attack("oracle", curves={("mixed", 1e-2): (0.0, 0.9, 0.25, 0.0)})
+    files = {
+        name: file_hash(epath.Path(folder / name)) for name in ("config.json", "metrics.jsonl")
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    write_json(epath.Path(folder / "summary.json"), {**summary, "files": files})
+    experiment = json.loads((tmp_path / "experiment.json").read_text())
+    write_json(epath.Path(tmp_path / "experiment.json"), experiment)
+    quiet, rng = work.report(), random.Random(0)
+    for path in (*folder.iterdir(), tmp_path / "experiment.json"):
+        whole, told = path.read_bytes(), 0
+        for _ in range(40):
+            damaged = bytearray(whole)
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged)
+            try:
+                found = work.report()
+            except ValueError as error:
+                assert "damaged" in str(error) and "\n" not in str(error)
+                assert str(path.parent) in str(error) and "run the experiment again" in str(error)
+                told += 1
+            else:  # a broken summary is that of an unfinished artifact, which a run makes again
+                assert found == quiet or (path.name, found.unfinished) == (
+                    "summary.json", (folder.name,)
+                )  # fmt: skip
+                told += found != quiet
+        path.write_bytes(whole)
+        assert told > 30, path.name
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=f"metrics.jsonl is damaged .* delete {folder}, and run"):
+        read_logs(tmp_path)
 
 
 def test_counts() -> None:
     assert [count(v) for v in (0, 99_999, 518_400, 1.2e11)] == ["0", "99,999", "5.2e5", "1.2e11"]
 
 
+# ---- word for word ----
+
+
+def many(root: Path) -> Workdir:
+    """Two seeds, and all that a reader must be told."""
+    work = full(root)
+    odd: Curves = {
+        ("forget", 1e-3): (0.0, 0.1, 0.2, 0.3),
+        ("forget", 1e-2): (0.0, math.nan, None, None),
+    }
+    work.attack("RepNoise", curves=odd)
+    folder = work.attack("RepNoise", 1, curves={("forget", 1e-3): (0.0, 0.3, 0.2, 0.5)})
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write('\n{"step": 10, "ev\n')
+    work.add("pretrain", "base", 2, finished=False)
+    return work
+
+
+def one(root: Path) -> Workdir:
+    """One seed, a score that is better when it is lower, and nothing to be told."""
+    work = Workdir(root, CROSS_ENTROPY)
+    work.add("pretrain", "base", 4, scores=(1.5, 1.6))
+    work.add("pretrain", "oracle", 4, steps=300, flops=6e6, scores=(1.5, 7.25))
+    work.add("unlearn", "unlearn-only", 4, steps=20, flops=1e5, scores=(1.75, 9.0))
+    work.add("noise", "UNDO α=0.8", 4, alpha=0.8, steps=0, flops=0.0, scores=(5.0, 9.5))
+    work.add("distill", "UNDO α=0.8", 4, alpha=0.8, steps=150, flops=4e6, scores=(1.8, 8.5),
+             recovered=True)  # fmt: skip
+    for model, end in {"unlearn-only": 3.0, "UNDO α=0.8": 6.0, "oracle": 7.0}.items():
+        curves: Curves = {
+            ("forget", 1e-4): (9.0, 8.0, end + 1, end + 0.5),
+            ("forget", 1e-3): (9.0, 8.5, end, end + 0.25),
+            ("forget", 1e-2): (9.5, 7.5, 8.0, 8.0),
+        }
+        work.attack(model, 4, alpha=0.8 if "UNDO" in model else None, curves=curves)
+    return work
+
+
+def numbers(values: object) -> str:
+    """Rounded to four digits, so that the last bits of a platform do not show."""
+    made = np.asarray(values, float)
+    return " ".join(f"{value:.4g}" for value in made.ravel()) if made.size else "none"
+
+
+def dashes(pattern: Any) -> str:
+    """Where a line's dashes begin, and how long they and their gaps are."""
+    offset, lengths = pattern
+    return f"{offset:g}/{numbers(lengths)}" if lengths else "unbroken"
+
+
+def artists(fig: object) -> str:
+    """Every text, line and area of a figure: where it is and how it looks."""
+    from matplotlib import collections, colors, figure, lines, text
+
+    assert isinstance(fig, figure.Figure)
+
+    def colour(value: object) -> str:
+        if isinstance(value, str) and value == "none":
+            return value
+        return " ".join(colors.to_hex(c, True) for c in colors.to_rgba_array(value))  # type: ignore[arg-type]
+
+    said = [f"figure {numbers(fig.get_size_inches())} {colour(fig.get_facecolor())}"]
+    for ax in fig.axes:
+        said.append(f"axes {numbers(ax.get_position().bounds)}")
+        said.append(f"  limits {numbers([*ax.get_xlim(), *ax.get_ylim()])}")
+        said.append(f"  ticks {numbers(ax.get_xticks())} / {numbers(ax.get_yticks())}")
+        said += [f"  spine {side}" for side, spine in ax.spines.items() if spine.get_visible()]
+    for legend in fig.legends:
+        box = legend.get_bbox_to_anchor().transformed(fig.transFigure.inverted())
+        said.append(f"legend {numbers(box.bounds)} of {legend._ncols}")  # type: ignore[attr-defined]
+    for a in fig.findobj(lambda artist: artist.get_visible()):
+        z = f"z {a.get_zorder():g} alpha {a.get_alpha()} clip {a.get_clip_on()}"
+        if isinstance(a, text.Text) and a.get_text():
+            said.append(
+                f"text {a.get_text()!r} at {numbers(a.get_position())}, {a.get_ha()} {a.get_va()}, "
+                f"{a.get_fontsize():g} {a.get_fontweight()} {a.get_fontfamily()} "
+                f"{colour(a.get_color())} {z}"
+            )
+        elif isinstance(a, lines.Line2D):
+            xy = np.asarray(a.get_xydata())
+            said.append(
+                f"line {a.get_label()!r} {a.get_linestyle()} "
+                f"{dashes(a._unscaled_dash_pattern)} {a.get_linewidth():g} "  # type: ignore[attr-defined]
+                f"{colour(a.get_color())}, marker {a.get_marker()} {a.get_markersize():g} "
+                f"{colour(a.get_markerfacecolor())} {colour(a.get_markeredgecolor())} "
+                f"{a.get_markeredgewidth():g}, {z}: {numbers(xy[:20])}"
+            )
+        elif isinstance(a, collections.Collection):
+            paths = " ; ".join(numbers(path.vertices) for path in a.get_paths())
+            said.append(
+                f"area {colour(a.get_facecolor())} {colour(a.get_edgecolor())} "
+                f"{numbers(a.get_linewidths())} {z}: {paths}"
+            )
+    return "\n".join(dict.fromkeys(said)) + "\n"  # ticks look alike
+
+
+def as_golden(name: str, text: str) -> None:
+    """It is what golden/NAME holds; or it becomes that."""
+    if os.environ.get("GOLDEN") == "write":
+        GOLDEN.mkdir(exist_ok=True)
+        (GOLDEN / name).write_text(text)
+    assert text == (GOLDEN / name).read_text()
+
+
+@pytest.mark.parametrize("workdir", [many, one])
+def test_a_report_word_for_word(tmp_path: Path, workdir: Callable[[Path], Workdir]) -> None:
+    report, name = workdir(tmp_path).report(), workdir.__name__
+    captions = {"relearning": figures.relearning_caption(report)}
+    captions["tradeoff"] = figures.tradeoff_caption(report)
+    as_golden(f"{name}.md", markdown(report, captions))
+    svgs = dict.fromkeys(captions, '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg></svg>')
+    as_golden(f"{name}.html", page.page(report, svgs, captions).replace(page.CSS, ""))
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(table(report))
+    as_golden(f"{name}.txt", console.export_text())
+
+
+@pytest.mark.parametrize("workdir", [many, one])
+@pytest.mark.parametrize("figure", [figures.relearning, figures.tradeoff])
+def test_a_figure_stroke_by_stroke(
+    tmp_path: Path,
+    workdir: Callable[[Path], Workdir],
+    figure: Callable[[Report], object],
+) -> None:
+    report = workdir(tmp_path).report()
+    with figures._style(figure.__name__):
+        drawn = artists(figure(report))
+    as_golden(f"{workdir.__name__}-{figure.__name__}.txt", drawn)
+
+
 # ---- imports ----
+
+
+def test_what_the_report_names_as_its_own_is_there() -> None:
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
 
 
 def test_importing_the_report_loads_no_matplotlib() -> None:

@@ -1,12 +1,13 @@
 """What the arithmetic setting retains and forgets, and how it scores."""
 
+import re
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from undo_jax.data.arithmetic import Grammar
+from undo_jax.data.arithmetic import OPERATIONS, Grammar, facts
 from undo_jax.data.tokenizers import Characters
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
@@ -72,23 +73,142 @@ def test_scores_are_means_over_operations(monkeypatch):
 
 
 def test_recovery_is_an_absolute_gap_in_accuracy():
-    assert SETTING.recovered(0.91, 0.95, 0.05) and SETTING.recovered(0.99, 0.95, 0.05)
-    assert not SETTING.recovered(0.89, 0.95, 0.05)
+    assert SETTING.recovered(0.91, 0.95, 0.05) and not SETTING.recovered(0.89, 0.95, 0.05)
+    assert SETTING.recovered(0.97, 0.95, 0.05) and SETTING.recovered(1.0, 0.2, 0.05)  # better
+    assert SETTING.recovered(0.12, 0.15, 0.05) and not SETTING.recovered(0.1, 0.15, 0.03)
+    assert not SETTING.recovered(float("nan"), 0.95, 0.05)
+    assert SETTING.higher_is_better
+    assert SETTING.labels == {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
+
+
+def test_a_stream_has_the_order_of_its_seed():
+    first, again, other = (SETTING.stream("pretrain", 8, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first[2], again[2])
+    assert (first[2] != other[2]).any()
+    assert first[0].shape == (8, SETTING.row_length + 1)
+
+
+# ---- both forms, and facts held out ----
+
+FORMS = replace(
+    SETTING,
+    grammar=replace(GRAMMAR, held_out=0.3, spaced=True),
+    forms=("equation", "word_problem"),
+    examine="held_out_facts",
+    questions=5,
+    row_length=96,
+    validation_rows=3,
+)
+SIGNS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
+
+
+def _equations(texts):
+    """Every equation that a line break ends: operation, a, b, answer."""
+    found = [re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)(?=\n)", text) for text in texts]
+    return {(SIGNS[s], int(a), int(b), int(c)) for part in found for a, s, b, c in part}
+
+
+def _decoded(setting, rows):
+    return [setting.get_tokenizer().decode(row) for row in rows]
+
+
+def _exam_texts(setting):
+    """The questions of the exam, in its order: the prompt and the answer."""
+    exam, tokenizer = setting.material()["exam"], setting.get_tokenizer()
+    prompts = [tokenizer.decode(row).strip("\n") + "\n" for row in np.asarray(exam.inputs)]
+    answers = [
+        tokenizer.decode(row[mask]).removesuffix("\n")
+        for row, mask in zip(np.asarray(exam.answers), np.asarray(exam.asked), strict=True)
+    ]
+    return prompts, answers
+
+
+@pytest.mark.parametrize(
+    ("examine", "split", "other"),
+    [("held_out_facts", "held_out", "train"), ("train_facts", "train", "held_out")],
+)
+def test_the_exam_asks_the_facts_that_it_says(examine, split, other):
+    """Held out: no fact of the exam or of the validation rows is in any training stream."""
+    setting = replace(FORMS, examine=examine, questions=None)
+    known = {
+        kind: {(o, *f) for o in OPERATIONS for f in facts(setting.grammar, o, "equation", kind)}
+        for kind in (split, other)
+    }
+    prompts, _ = _exam_texts(setting)
+    asked = _equations(prompts)
+    assert asked == known[split] and not asked & known[other]
+    rows = setting.material()["rows"]
+    for name, operations in (("retain", OPERATIONS[:2]), ("forget", OPERATIONS[2:])):
+        validated = _equations(_decoded(setting, rows[name]))
+        assert rows[name].shape == (3, 97)
+        assert len(validated) > 2 and validated <= known[split]
+        assert {operation for operation, *_ in validated} == set(operations)
+    for name in ("pretrain", "oracle", "retain", "forget"):
+        batches = setting.stream(name, 8, 0)
+        seen = _equations(_decoded(setting, [row for i in range(4) for row in batches[i]]))
+        assert len(seen) > 10 and seen <= known["train"]
+
+
+def test_the_exam_has_every_operation_in_both_forms(monkeypatch):
+    """Five questions of each; a score is the mean of its own, retain and forget of four groups."""
+    lm = Functional(preset("tiny", layers=1, width=16, feed_forward=16, vocabulary=80))
+    material = FORMS.material()
+    prompts, answers = _exam_texts(FORMS)
+    groups = [f"{o}/{form}" for o in OPERATIONS for form in ("equation", "word_problem")]
+    assert len(prompts) == 5 * len(groups) and set(material["mean"]) == set(groups)
+    for number, group in enumerate(groups):
+        own = prompts[5 * number : 5 * number + 5]
+        operation, form = group.split("/")
+        if form == "equation":
+            assert {o for o, *_ in _equations(own)} == {operation}
+        assert len(set(own)) == 5 and all((" = " in text) == (form == "equation") for text in own)
+    assert all(answer.strip().isdigit() for answer in answers)
+    right = np.array([[i < number for i in range(5)] for number in (0, 1, 2, 3, 4, 5, 2, 1)])
+    monkeypatch.setattr(module, "exact_match", lambda *_: right.ravel().astype(np.float32))
+    scores = FORMS.evaluate(lm, jax.jit(lm.init)(jax.random.key(0)), material)
+    for group, wanted in zip(groups, (0, 0.2, 0.4, 0.6, 0.8, 1, 0.4, 0.2), strict=True):
+        np.testing.assert_allclose(scores[group], wanted, rtol=1e-6, err_msg=group)
+    np.testing.assert_allclose([scores["retain"], scores["forget"]], [0.3, 0.6], rtol=1e-6)
+
+
+def test_validation_is_of_both_forms():
+    for name, rows in FORMS.material()["rows"].items():
+        problems = "".join(_decoded(FORMS, rows)).split("\n")
+        words = [line for line in problems if re.search("[a-z]{3}", line)]
+        assert 0 < len(words) < len(problems), name
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"forms": ("poem",)}, "unknown form 'poem'"),
-        ({"forms": ()}, "forms is empty"),
-        ({"problems": 0}, "problems=0"),
-        ({"text_share": 2.0}, "text_share=2.0"),
-        ({"text_share": 0.0}, "text_share=0.0"),
-        ({"examine": "all"}, "unknown examine 'all'"),
-        ({"examine": "held_out_facts"}, "leaves no held-out facts"),
-        ({"text": "x.txt"}, "needs a tokenizer"),
+        ({"forms": ("poem",)}, "unknown form 'poem': choose from equation, word_problem"),
+        ({"forms": ()}, "forms is empty: choose from equation, word_problem"),
+        ({"problems": 0}, "problems=0: it must be at least 1"),
+        ({"row_length": 0}, "row_length=0: it must be at least 1"),
+        ({"questions": 0}, "questions=0: it must be at least 1"),
+        ({"validation_rows": 0}, "validation_rows=0: it must be at least 1"),
+        ({"text_share": 1.0}, "text_share=1.0: give a share between 0 and 1"),
+        ({"text_share": 0.0}, "text_share=0.0: give a share between 0 and 1"),
+        ({"examine": "all"}, "unknown examine 'all': held_out_facts or train_facts"),
+        ({"examine": "held_out_facts"},
+         "held_out=0 leaves no held-out facts: set examine=train_facts"),
+        ({"text": "x.txt"}, "text=x.txt needs a tokenizer: give a SentencePiece model"),
     ],
-)
+)  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(change, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError) as error:
         replace(SETTING, **change)
+    assert str(error.value) == said
+
+
+def test_the_least_that_fits():
+    replace(SETTING, problems=1, row_length=1, questions=1, validation_rows=1)
+
+
+def test_an_empty_text_is_refused(tmp_path):
+    (tmp_path / "text.txt").write_text("\n")
+    tokenizer = Characters("*+-/0123456789=a")
+    setting = replace(SETTING, text=str(tmp_path / "text.txt"), tokenizer=tokenizer)
+    with pytest.raises(ValueError) as error:
+        setting.stream("pretrain", 8, 0)
+    assert str(error.value) == f"text file {setting.text} is empty: give one document a line"

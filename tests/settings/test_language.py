@@ -69,6 +69,13 @@ def test_streams_hold_their_language_and_no_other(setting, name, letters):
     assert set(text) - {" ", "\n"} == set(letters)
 
 
+@pytest.mark.parametrize("name", ["pretrain", "oracle", "retain", "forget"])
+def test_a_stream_has_the_order_of_its_seed(setting, name):
+    first, again, other = (setting.stream(name, 8, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first[2], again[2])
+    assert (first[2] != other[2]).any()
+
+
 def test_the_mixture_has_its_shares(setting):
     batch = replace(setting, retain_share=0.75).stream("pretrain", 64, 0)[0]
     english = [set(TOKENIZER.decode(row)) & set("abcde") != set() for row in batch]
@@ -106,8 +113,10 @@ def test_scores_are_mean_cross_entropies_of_the_validation_rows(setting):
 
 
 def test_recovery_is_a_relative_gap_in_cross_entropy(setting):
-    assert setting.recovered(2.09, 2.0, 0.05) and setting.recovered(1.5, 2.0, 0.05)
-    assert not setting.recovered(2.11, 2.0, 0.05)
+    assert setting.recovered(2.09, 2.0, 0.05) and not setting.recovered(2.11, 2.0, 0.05)
+    assert setting.recovered(4.19, 4.0, 0.05) and not setting.recovered(4.21, 4.0, 0.05)
+    assert setting.recovered(1.95, 2.0, 0.05) and setting.recovered(0.1, 2.0, 0.05)  # better
+    assert not setting.recovered(float("nan"), 2.0, 0.05)
     assert not setting.higher_is_better
     assert setting.labels == {"retain": "cross entropy on English",
                               "forget": "cross entropy on Korean"}  # fmt: skip
@@ -116,23 +125,44 @@ def test_recovery_is_a_relative_gap_in_cross_entropy(setting):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"validation_rows": 12}, "validation_rows=12 is no positive multiple of rows_at_once=8"),
-        ({"rows_at_once": 0}, "rows_at_once=0"),
-        ({"validation_rows": 0}, "validation_rows=0 is no positive multiple"),
-        ({"retain_share": 1.0}, "retain_share=1.0"),
-        ({"retain": "long"}, "korean has rows of 16 tokens and .*long of 32"),
-        ({"retain": "bytes"}, "bytes was packed with another tokenizer .257 ids. than the .* .16."),
+        ({"validation_rows": 12},
+         "validation_rows=12 is no positive multiple of rows_at_once=8: make it one"),
+        ({"rows_at_once": 0},
+         "validation_rows=16 is no positive multiple of rows_at_once=0: make it one"),
+        ({"validation_rows": 0},
+         "validation_rows=0 is no positive multiple of rows_at_once=8: make it one"),
+        ({"retain_share": 1.0}, "retain_share=1.0: give a share between 0 and 1"),
+        ({"retain_share": 0.0}, "retain_share=0.0: give a share between 0 and 1"),
+        ({"retain": "long"},
+         "{korean} has rows of 16 tokens and {long} of 32: pack both to one length"),
+        ({"retain": "bytes"}, "{bytes} was packed with another tokenizer (257 ids) than the "
+         "setting's (16): pack it again with it"),
     ],
-)
+)  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(setting, corpora, change, said):
     change = {name: corpora.get(value, value) for name, value in change.items()}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError) as error:
         replace(setting, **change)
+    folders = {name: corpus.folder for name, corpus in corpora.items()}
+    assert str(error.value) == said.format(**folders)
 
 
 def test_too_few_validation_rows_are_refused(setting):
-    with pytest.raises(ValueError, match="validation rows and validation_rows=800: set it lower"):
+    have = len(setting.retain.rows("validation"))
+    with pytest.raises(ValueError) as error:
         replace(setting, validation_rows=800).material()
+    assert str(error.value) == (
+        f"{setting.retain.folder} has {have} validation rows and validation_rows=800: set it "
+        "lower, or pack with a larger validation share"
+    )
+
+
+def test_as_many_validation_rows_as_there_are(setting):
+    have = len(setting.retain.rows("validation"))
+    exact = replace(setting, validation_rows=have, rows_at_once=1)
+    np.testing.assert_array_equal(
+        exact.material()["retain"][:, 0], setting.retain.rows("validation")[:]
+    )
 
 
 def test_the_setting_is_the_same_wherever_its_corpora_lie(setting, tmp_path):

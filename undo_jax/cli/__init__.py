@@ -3,11 +3,14 @@
 import functools
 import logging
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import Any, TextIO
 
+from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.experiment import report, run
@@ -15,8 +18,8 @@ from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
 from undo_jax.cli.weights import export_hf, import_hf
-from undo_jax.log import console
-from undo_jax.progress import Preempted
+from undo_jax.log import print_nowhere
+from undo_jax.signals import Preempted
 
 TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -36,30 +39,37 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Bad input ends in one line on stderr and exit status 2.
 
-    Ctrl-C ends in 130, and SIGTERM in 75 where a run goes on with the same command.
+    Ctrl-C ends in 130 and SIGTERM in 75, both in one line: the same command goes on. Where nobody
+    reads what is printed, the command ends as if all were read.
     """
     words = sys.argv[1:] if arguments is None else arguments
     if not os.environ.get(TRACEBACK):  # what goes wrong in a save's threads is raised here, too
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         sys.excepthook = _only_here
+        sys.unraisablehook = _unraisable
     try:
-        if not words or words[0] in ("-h", "--help"):
-            return print(_overview())
-        _find(words)()
-    except KeyboardInterrupt as stop:
-        console.print(f"interrupted{_where(stop)}; the same command goes on")
-        sys.exit(130)
-    except Preempted as stop:
-        console.print(f"stopped by SIGTERM{_where(stop)}; the same command goes on")
-        raise
+        with signals.raising(*signals.STOPS):
+            _find(words)()
+    except (KeyboardInterrupt, Preempted) as stop:
+        _say(signals.told(stop))
+        sys.exit(signals.PREEMPTED if isinstance(stop, Preempted) else signals.INTERRUPTED)
     except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
+            return print_nowhere(sys.stdout)
+        peers.explain(error)
         if os.environ.get(TRACEBACK):
             raise
-        _fail(" ".join(str(error).split()) or type(error).__name__)
+        _say(f"undo-jax: {' '.join(str(error).split()) or type(error).__name__}")
+        sys.exit(2)
 
 
 def _find(words: list[str]) -> Callable[[], None]:
     """The command that the words name, with its arguments."""
+    if words == ["--version"]:
+        return functools.partial(print, f"undo-jax {version('undo-jax')}")
+    asked = [word for word in words if word not in ("-h", "--help")]
+    if asked in ([], ["data"]):
+        return functools.partial(print, _overview(*asked))
     known = {tuple(name.split()): command for name, command in COMMANDS.items()}
     name = next((name for name in known if tuple(words[: len(name)]) == name), None)
     if name is None:
@@ -75,14 +85,27 @@ def _find(words: list[str]) -> Callable[[], None]:
     return parse(later, rest, " ".join(("undo-jax", *name)))
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {n:<{width}}  {(f.__doc__ or '').splitlines()[0]}" for n, f in COMMANDS.items()]
+def _overview(group: str = "") -> str:
+    """The commands, or those of a group."""
+    commands = {n: f for n, f in COMMANDS.items() if n.startswith(group)}
+    width = max(map(len, commands))
+    lines = [f"  {n:<{width}}  {(f.__doc__ or '').splitlines()[0]}" for n, f in commands.items()]
     return "\n".join(["usage: undo-jax COMMAND ... (COMMAND --help tells more)", "", *lines])
 
 
-def _where(stop: BaseException) -> str:
-    return f", {stop}" if str(stop) else ""
+def _unread(stream: TextIO) -> bool:
+    """Whether it is a pipe whose reader has gone."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _say(line: str) -> None:
+    """The last line on stderr, if anybody reads it."""
+    try:
+        print(line, file=sys.stderr)
+    except BrokenPipeError:
+        print_nowhere(sys.stderr)
 
 
 def _only_here(*error: Any) -> None:
@@ -91,6 +114,7 @@ def _only_here(*error: Any) -> None:
         sys.__excepthook__(*error)
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"undo-jax: {message}", file=sys.stderr)
-    sys.exit(2)
+def _unraisable(what: Any) -> None:
+    """After one file that failed Orbax waits no longer, and TensorStore's others find nobody."""
+    if str(what.exc_value) != "Event loop is closed":
+        signals.unraisable(what)

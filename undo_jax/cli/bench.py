@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from undo_jax.bench import flops, measure, peak, split
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import prepare_devices
-from undo_jax.cli.fit import memory
 from undo_jax.fit.step import STAGES, Work, of_stage, rows_per_chip
 from undo_jax.log import short
+from undo_jax.memory import text as memory
 from undo_jax.sharding import MeshShape, axis_sizes, make_mesh, parse_mesh
 
 
+@experiments.errors_of_users()
 def bench(words: list[str]) -> None:
     """How fast a stage's train step runs on these devices: tokens/s, MFU, memory.
 

@@ -1,17 +1,15 @@
 """The devices of a command: those of this machine, or those of several processes as one."""
 
 import os
-import socket
-import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import jax
 from tyro.conf import OmitArgPrefixes
 
+from undo_jax import peers
 from undo_jax.data.files import CACHE, cache
 from undo_jax.log import console
-from undo_jax.progress import terminable
 
 PATIENT = {  # seconds that the parts of a program wait for each other; libtpu knows no such flag
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
@@ -84,9 +82,9 @@ def join(processes: Processes) -> None:
 
     Raises ConnectionError where the processes do not find each other.
     """
-    if processes.coordinator is not None:
-        with terminable():
-            _reach(processes)
+    if processes.coordinator is not None:  # then all are given
+        here, count = processes.process or 0, processes.processes or 1
+        peers.meet(processes.coordinator, here, count, PATIENCE)
     elif not processes.distributed:
         return
     try:
@@ -103,22 +101,6 @@ def join(processes: Processes) -> None:
             f"the processes did not find each other ({reason}): give --coordinator HOST:PORT, "
             "--processes and --process, and start them together"
         ) from error
+    if processes.coordinator is None:
+        peers.find()
     console.quiet = jax.process_index() != 0
-
-
-def _reach(processes: Processes) -> None:
-    """Wait for process 0 to listen: XLA would abort without a line that says what to do."""
-    if processes.process == 0:
-        return
-    host, _, port = (processes.coordinator or "").rpartition(":")
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise ConnectionError(
-                    f"no coordinator at {processes.coordinator} in {PATIENCE} s ({error}): check "
-                    "the address, and that process 0 has started"
-                ) from error
-        time.sleep(0.2)

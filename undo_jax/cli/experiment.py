@@ -3,8 +3,13 @@
 import argparse
 import dataclasses
 import importlib.util
+import re
 import sys
+import sysconfig
+import traceback
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -13,15 +18,60 @@ from tyro.conf import AvoidSubcommands, Positional
 
 from undo_jax import pipeline
 from undo_jax import report as reporting
-from undo_jax.checkpoint import read_json
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
 from undo_jax.config import Experiment
+from undo_jax.durable import read_json, writing
 from undo_jax.log import console
-from undo_jax.progress import terminable
 from undo_jax.sharding import parse_mesh
+from undo_jax.signals import Preempted
 
 
+@contextmanager
+def errors_of_users(path: str | None = None) -> Iterator[None]:
+    """Raises ValueError, one line with the place, for any error that comes out of users' own files.
+
+    With the `path` of an experiment, for any error at all.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Preempted):
+        raise
+    except BaseException as error:  # SystemExit too: it would end the command as if all were done
+        place = _place(error) or (path and f"{path}, line {_unreadable_line(path)}")
+        if place is None:
+            raise
+        told = traceback.TracebackException.from_exception(error, limit=0)
+        said = error.msg if isinstance(error, SyntaxError) else str(told)
+        if not said or not isinstance(error, ValueError | OSError | ImportError | SyntaxError):
+            said = f"{type(error).__name__}: {said}".removesuffix(": ")
+        raise ValueError(f"{place}: {said}") from error
+
+
+def _place(error: BaseException) -> str | None:
+    """File and line of the innermost code of users that an error came through, if it did."""
+    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
+        return f"{error.filename}, line {error.lineno or _unreadable_line(error.filename)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    found = [frame for frame in frames if _is_users(frame.filename)]
+    return f"{found[-1].filename}, line {found[-1].lineno}" if found else None
+
+
+def _is_users(file: str) -> bool:
+    """Whether a file is neither this package's nor Python's nor an installed library's."""
+    named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    path, folders = Path(file).resolve(), [*named, Path(__file__).parent.parent]
+    return path.is_file() and not any(path.is_relative_to(Path(own).resolve()) for own in folders)
+
+
+def _unreadable_line(file: str) -> int:
+    """The line of the first byte that is no text, which Python does not say; else the first."""
+    content = Path(file).read_bytes().decode(errors="surrogateescape")
+    found = re.search("[\\0\udc80-\udcff]", content)
+    return content.count("\n", 0, found.start()) + 1 if found else 1
+
+
+@errors_of_users()
 def run(words: list[str]) -> None:
     """Run an experiment, or go on with it; finished stages are skipped.
 
@@ -59,10 +109,9 @@ def run(words: list[str]) -> None:
         experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
     experiment = override(experiment, overrides)
     workdir = options.workdir or f"runs/{experiment.name}"
-    with terminable():
-        pipeline.run(experiment, workdir, options.stage)
-        if options.stage in (None, "relearn"):
-            report(workdir)
+    pipeline.run(experiment, workdir, options.stage)
+    if options.stage in (None, "relearn"):
+        report(workdir)
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +139,8 @@ def report(workdir: Positional[str]) -> None:
     if jax.process_index() == 0:
         if not (epath.Path(workdir) / "experiment.json").exists():
             raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
-        written = reporting.write(workdir)
+        with writing(workdir):
+            written = reporting.write(workdir)
         console.print(reporting.table(written))
         console.print(f"report: {epath.Path(workdir) / 'report' / 'index.html'}", soft_wrap=True)
 
@@ -98,8 +148,8 @@ def report(workdir: Positional[str]) -> None:
 def load(path: str) -> Experiment:
     """The `experiment` that a Python file defines.
 
-    Raises FileNotFoundError without the file, ValueError where it defines none or is not Python,
-    and ImportError for what it imports and is not there.
+    Raises FileNotFoundError without the file and ValueError where it defines none or ends in an
+    error.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no experiment file {path}: give a Python file, see experiments/")
@@ -107,13 +157,9 @@ def load(path: str) -> Experiment:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
+    with errors_of_users(path):
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    except ImportError as error:
-        raise ImportError(f"{path}: {error}") from error
-    experiment = getattr(module, "experiment", None)
+        experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{path} defines no `experiment = Experiment(...)`")
     return experiment
@@ -139,7 +185,14 @@ def described_model(artifact: epath.Path) -> dict[str, typing.Any]:
         raise FileNotFoundError(
             f"{artifact} holds no finished model: give a folder inside the workdir of a run"
         )
-    return read_json(artifact / "config.json")["config"]["model"]
+    path = artifact / "config.json"
+    try:
+        fields = read_json(path)["config"]["model"]
+        return {"type": fields["type"], **fields}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} describes no model ({error!r}): delete {artifact}, and a run makes it again"
+        ) from error
 
 
 def refuse(message: str) -> typing.NoReturn:

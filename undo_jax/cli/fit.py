@@ -14,6 +14,7 @@ from undo_jax.cli import experiment as experiments
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB, Chip, Slice
 from undo_jax.fit.flags import PRESETS, arguments, flags
+from undo_jax.fit.least import check_work
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT, search
 from undo_jax.fit.step import (
@@ -27,11 +28,13 @@ from undo_jax.fit.step import (
     rows_per_chip,
 )
 from undo_jax.log import console, short
+from undo_jax.memory import text as memory
 from undo_jax.sharding import parse_mesh
 
 TOO_LARGE = 3  # exit status of a step that does not fit
 
 
+@experiments.errors_of_users()
 def fit(words: list[str]) -> None:
     """Does a stage fit a TPU slice, or GPUs, and how fast is it at best? Neither is needed.
 
@@ -58,13 +61,18 @@ def fit(words: list[str]) -> None:
     if compiler and place.chip.platform != "tpu":
         raise ValueError(f"XLA flags {preset!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # without a chip JAX cannot read it
     experiment = on_chips(experiments.override(experiments.load(options.experiment), overrides))
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work, mesh = of_stage(experiment, options.stage), mesh_on(place, shape)
     title = {"experiment": experiment.name, "stage": options.stage}
-    if options.search:
-        return _search(title, work, place, mesh, compiler, options.json)
-    step = compile_step(work, mesh, compiler)
+    try:
+        if options.search:
+            return _search(title, work, place, mesh, compiler, options.json)
+        step = compile_step(work, mesh, compiler)
+    except OverflowError:  # sizes that JAX cannot count
+        check_work(work, mesh, f"{options.stage}.training.", place.chip.hbm)
+        raise
     facts = {**title, **describe(work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:
@@ -142,13 +150,6 @@ def table(facts: Mapping[str, Any]) -> str:
         f"bound by {facts['bound']}: at most {short(facts['tokens_per_second'])} tokens/s",
     ]
     return "\n".join(lines)
-
-
-def memory(size: float) -> str:
-    """Bytes in binary units, e.g. 1.50 GiB."""
-    names = {GIB: "GiB", 2**20: "MiB", 2**10: "KiB"}
-    unit = next((unit for unit in names if size >= unit), 2**10)
-    return f"{size / unit:.2f} {names[unit]}"
 
 
 def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: Step) -> str:

@@ -1,7 +1,6 @@
 """`undo-jax generate EXPERIMENT ARTIFACT`."""
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,21 +11,23 @@ from etils import epath
 from jax.sharding import Mesh
 from tyro.conf import Positional, UseAppendAction
 
-from undo_jax import checkpoint
+from undo_jax import checkpoint, memory
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE, Joined
-from undo_jax.config import Experiment
+from undo_jax.config import LARGEST, Experiment
 from undo_jax.data.files import reading
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import generate as decoding
+from undo_jax.log import console
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import MeshShape, make_mesh
+from undo_jax.sharding import BATCH, MeshShape, make_mesh, parts
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 HOW = ("dtype", "remat", "unroll")  # fields of a model that do not change what it says
 
 
+@experiments.errors_of_users()
 def generate(
     experiment: Positional[str],
     artifact: Positional[str],
@@ -53,7 +54,7 @@ def generate(
     prompts = [*prompt, *(_lines(prompts_file) if prompts_file else ())]
     if not prompts:
         raise ValueError("no prompts: give --prompt TEXT or --prompts-file FILE")
-    if not 0 <= temperature < math.inf:
+    if not 0 <= temperature <= LARGEST:
         raise ValueError(f"temperature={temperature}: 0 is greedy, 1 samples; give 0 or more")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}: give a whole number from 0 to 2^32 - 1")
@@ -63,22 +64,40 @@ def generate(
     model = _model(folder, made_by)
     experiments.prepare_devices(processes)
     lm, mesh = Functional(model), _mesh(made_by.mesh)
+    count, time = tokens.shape
+    _check_memory(model, mesh, count, time, new_tokens)
     with jax.set_mesh(mesh):
         params = checkpoint.restore(folder / "params", lm, mesh)
-        written = decoding.generate(
-            lm,
-            params,
-            tokens,
-            lengths,
-            jax.random.key(seed),
-            new_tokens=new_tokens,
-            temperature=temperature,
-            stop=tokenizer.bos_id,
-        )
+        given = params, tokens, lengths, jax.random.key(seed)
+        options = {"temperature": temperature, "stop": tokenizer.bos_id}
+        lowered = decoding.generate.lower(lm, *given, new_tokens=new_tokens, **options)
+        write = lowered.compile()
+        if found := write.memory_analysis():
+            needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+            _check(time, new_tokens, needed, mesh)
+        if time + new_tokens > (learnt := made_by.setting.row_length):
+            said = f"what comes after {learnt} tokens is beyond the rows of its training"
+            console.print(said, soft_wrap=True, highlight=False)
+        written = write(*given, **options)
     if jax.process_index() == 0:
         for row in np.asarray(written).tolist():
             ids = itertools.takewhile(lambda i: i != tokenizer.bos_id, row)
             print(_text(ids, tokenizer).translate(ESCAPES))
+
+
+def _check_memory(model: Gemma2, mesh: Mesh, count: int, time: int, new_tokens: int) -> None:
+    """Raises ValueError for more tokens than these devices could hold: keys, values, scores."""
+    if new_tokens < 1 or time + new_tokens >= 2**31:
+        raise ValueError(f"new_tokens={new_tokens}: write at least one, and fewer than 2^31")
+    rows = -(-count // parts(*BATCH, mesh=mesh))
+    heads = 2 * model.layers * model.kv_heads * model.head_width * model.compute_dtype.itemsize
+    each = rows * (heads + 4 * model.heads * time) / mesh.shape["tensor"]
+    _check(time, new_tokens, each * (time + new_tokens), mesh)
+
+
+def _check(time: int, new_tokens: int, needed: float, mesh: Mesh) -> None:
+    what = f"new_tokens={new_tokens} after a prompt of {time} tokens"
+    memory.check(what, needed, memory.of_device(mesh), "each device's memory")
 
 
 def _lines(path: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from typing import Literal
 
 import jax
@@ -58,6 +59,8 @@ def export_hf(
         max_shard_gb: the size of a weights file at most, in GB.
         tokenizer: a .json or .model file to copy along.
     """
+    if not 0 < max_shard_gb < math.inf:
+        raise ValueError(f"max_shard_gb={max_shard_gb}: give a number of GB above 0")
     join(processes)
     config = model(epath.Path(artifact))
     params = checkpoint.restore(epath.Path(artifact) / "params", Functional(config), _mesh(config))
@@ -78,6 +81,15 @@ def model(artifact: epath.Path) -> Gemma2:
             f"{artifact} holds a {kind} {' '.join(unknown)}: only a Gemma2 of this version can be "
             "exported"
         )
+    hints = typing.get_type_hints(Gemma2)
+    for name, value in fields.items():
+        kinds = [type(x) if isinstance(x, str) else x for x in typing.get_args(hints[name])]
+        kinds = kinds or [hints[name]]
+        if type(value) not in (*kinds, *([int] if float in kinds else [])):
+            raise ValueError(
+                f"{artifact} holds a Gemma2 with {name}={value!r}: delete it, and a run makes it "
+                "again"
+            )
     return Gemma2(**fields)
 
 

@@ -8,7 +8,11 @@ FOLDER/
     validation-...
 """
 
+import hashlib
+import itertools
 import json
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from undo_jax.data.files import RANDOM_ACCESS, local, open_records, reading
+from undo_jax.durable import parse
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -86,7 +91,7 @@ class Corpus:
         """Read the manifest at once, so that a bad folder fails here.
 
         Raises FileNotFoundError where there is none or it is unfinished and ValueError where it is
-        of another version.
+        of another version or damaged.
         """
         assert self.manifest
 
@@ -95,12 +100,13 @@ class Corpus:
         """Its settings, counts, files and fingerprint."""
         path = epath.Path(self.folder) / MANIFEST
         with reading(str(path)):
-            manifest = json.loads(path.read_text()) if path.exists() else None
-        if manifest is None:
+            text = path.read_bytes() if path.exists() else None
+        if text is None:
             raise FileNotFoundError(
                 f"{self.folder} is no finished corpus, it has no {MANIFEST}: pack it, or go on "
                 "with the command that began it"
             )
+        manifest = parse(text, str(path), "pack the corpus again")
         version = manifest.get("version") if isinstance(manifest, dict) else None
         if version != VERSION:
             raise ValueError(
@@ -109,6 +115,16 @@ class Corpus:
         if missing := {"settings", "counts", "files", "fingerprint"} - manifest.keys():
             raise ValueError(
                 f"{path} has no {' nor '.join(sorted(missing))}: pack the corpus again"
+            )
+        try:
+            _check(manifest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}): pack the corpus again") from error
+        content = {name: value for name, value in manifest.items() if name != "fingerprint"}
+        if fingerprint(content) != manifest["fingerprint"]:
+            raise ValueError(
+                f"{path} is damaged (its content does not match its fingerprint): copy or pack the "
+                "corpus again"
             )
         return manifest
 
@@ -145,6 +161,28 @@ class Corpus:
             files.append(_File(local(path), entry["rows"], entry["sha256"]))
         settings = self.manifest["settings"]
         return PackedRows(tuple(files), settings["row_length"], settings["dtype"])
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or AttributeError for what no packing has written."""
+    settings, entries = manifest["settings"], itertools.chain(*manifest["files"].values())
+    found = [(settings["tokenizer"]["fingerprint"], str), (settings["vocab_size"], int)]
+    found += [(settings["row_length"], int), (manifest["fingerprint"], str)]
+    for entry in entries:
+        found += [(entry["name"], str), (entry["sha256"], str)]
+        found += [(entry["rows"], int), (entry["bytes"], int)]
+        if Path(entry["name"]).name != entry["name"]:
+            raise TypeError(f"file {entry['name']}")
+    for value, kind in found:
+        if type(value) is not kind or (kind is int and not 0 < value < 2**63):
+            raise TypeError(reprlib.repr(value))
+    if settings["dtype"] not in ("<u2", "<u4"):
+        raise TypeError(f"dtype {settings['dtype']!r}")
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Of all else that a manifest holds."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,6 @@ stays and the hash decides between training and validation. The second tokenises
 shard's part of a pass is finished or not there, so a run goes on where another was stopped.
 """
 
-import hashlib
 import json
 import multiprocessing
 import signal
@@ -20,13 +19,15 @@ import numpy as np
 from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from undo_jax import memory
 from undo_jax.data import shards as steps
-from undo_jax.data.corpus import MANIFEST, VERSION, Corpus
+from undo_jax.data.corpus import MANIFEST, VERSION, Corpus, fingerprint
 from undo_jax.data.files import reading
 from undo_jax.data.packing import cut
 from undo_jax.data.shards import DUPLICATE, SPLITS, WORK, Part, Plan, writing
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.durable import publish, read_json, write_json
 from undo_jax.log import console, short
 
 Job = tuple[Any, ...]  # arguments of a step, but for the plan
@@ -92,6 +93,7 @@ def _check(
         raise ValueError("the source has no shards: give at least one file")
     if length < 1:
         raise ValueError(f"row_length is {length}: rows need at least 1 input token")
+    memory.check(f"row_length={length}", 4 * (length + 1), memory.host())
     if not 0 <= seed < 2**128:
         raise ValueError(f"seed is {seed}: it must be 0 or more, and below 2^128")
     if not 0 <= share < 1:
@@ -113,7 +115,8 @@ def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
     """
     finished, plan = (folder / MANIFEST).exists(), folder / WORK / "plan.json"
     if finished or plan.exists():
-        known = Corpus(str(folder)).manifest["settings"] if finished else _load(plan)
+        again = f"delete {folder}, and pack again"
+        known = Corpus(str(folder)).manifest["settings"] if finished else read_json(plan, again)
         other = [name for name, value in settings.items() if known.get(name) != value]
         if other:
             raise ValueError(
@@ -124,7 +127,7 @@ def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
     if folder.exists() and [path for path in folder.iterdir() if path.name != WORK]:
         raise ValueError(f"{folder} holds other files: give an empty or a new folder")
     plan.parent.mkdir(parents=True, exist_ok=True)
-    steps.write_json(plan, settings)
+    write_json(plan, settings)
     return False
 
 
@@ -171,7 +174,8 @@ def _finish(
     plan: Plan, parts: Sequence[Part], settings: dict[str, Any], fates: Sequence[np.ndarray]
 ) -> None:
     """Pack what is left over, check that there are rows, and write the manifest."""
-    results = [_load(part.packed(plan.folder)) for part in parts]
+    again = f"delete {plan.folder}, and pack again"
+    results = [read_json(part.packed(plan.folder), again) for part in parts]
     documents, duplicates = sum(map(len, fates)), sum(map(_duplicates, fates))
     counts: dict[str, Any] = {"documents": documents, "duplicates": duplicates}
     files = {}
@@ -194,9 +198,8 @@ def _finish(
                 "another validation_share"
             )
     content = {"version": VERSION, "settings": settings, "counts": counts, "files": files}
-    text = json.dumps(content, sort_keys=True)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-    steps.write_json(plan.folder / MANIFEST, {"fingerprint": fingerprint, **content})
+    marked = {"fingerprint": fingerprint(content), **content}
+    publish(plan.folder / MANIFEST, json.dumps(marked, indent=1))
 
 
 def _duplicates(fate: np.ndarray) -> int:
@@ -278,7 +281,3 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, said="")
         yield lambda done, said: bar.update(task, completed=done, said=said)
-
-
-def _load(path: epath.Path) -> Any:
-    return json.loads(path.read_text())

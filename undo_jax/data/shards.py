@@ -5,7 +5,6 @@ or not at all.
 """
 
 import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -23,12 +22,14 @@ from etils import epath
 from undo_jax.data.packing import cut, join
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.durable import flush, remote, write_json
 
 SPLITS = ("train", "validation")
 DUPLICATE = len(SPLITS)  # the fate of a document that is in neither split
 WORK = "unfinished"  # subfolder for what is not yet, or only for a while, of use
 LONGEST = 2048  # tokens; reference joining drops longer documents, as the official code does
 GROUP = 1000  # documents joined at a time; of the official code too
+HASH = 24  # bytes
 _TOKENS = GROUP * LONGEST  # packed at a time, at most; reference joining never reaches it
 
 Progress = Iterator[tuple[int, int]]
@@ -59,7 +60,7 @@ class Part(NamedTuple):
     shard: Shard
 
     def hashes(self, folder: epath.Path) -> epath.Path:
-        """Where `read` writes: one row of integers a document, uint64 [documents, 3]."""
+        """Where `read` writes: a hash a document, as three integers; last of all, that of them."""
         return folder / WORK / f"{self.number:05d}-hashes"
 
     def packed(self, folder: epath.Path) -> epath.Path:
@@ -72,15 +73,25 @@ def read(plan: Plan, part: Part) -> Progress:
     salt = plan.seed.to_bytes(16, "little")
     hashes = bytearray()
     for document in part.shard.read():
-        hashes += hashlib.blake2b(document.encode(), digest_size=24, salt=salt).digest()
+        hashes += hashlib.blake2b(document.encode(), digest_size=HASH, salt=salt).digest()
         yield 1, 0
     with publishing(part.hashes(plan.folder)) as path, open(path, "wb") as file:
-        file.write(hashes)
+        file.write(hashes + _hash(hashes))
 
 
 def load_hashes(folder: epath.Path, part: Part) -> np.ndarray:
-    """What `read` wrote."""
-    return np.frombuffer(part.hashes(folder).read_bytes(), "<u8").reshape(-1, 3)
+    """What `read` wrote. Raises ValueError where it is damaged."""
+    content = part.hashes(folder).read_bytes()
+    hashes, known = content[:-HASH], content[-HASH:]
+    if _hash(hashes) != known:
+        raise ValueError(
+            f"{part.hashes(folder)} is damaged: delete it, and the same command makes it again"
+        )
+    return np.frombuffer(hashes, "<u8").reshape(-1, 3)
+
+
+def _hash(content: bytes | bytearray) -> bytes:
+    return hashlib.blake2b(content, digest_size=HASH).digest()
 
 
 def pack(plan: Plan, part: Part, fates: np.ndarray) -> Progress:
@@ -247,7 +258,7 @@ def writing(path: epath.Path) -> Iterator[Rows]:
 @contextmanager
 def publishing(path: epath.Path) -> Iterator[str]:
     """A local path to write a file to; without an error the file then goes where it belongs."""
-    if "://" in os.fspath(path):
+    if remote(path):
         with tempfile.TemporaryDirectory() as folder:
             yield f"{folder}/{path.name}"
             epath.Path(f"{folder}/{path.name}").copy(path, overwrite=True)
@@ -255,10 +266,6 @@ def publishing(path: epath.Path) -> Iterator[str]:
         work = path.parent if path.parent.name == WORK else path.parent / WORK
         unfinished = work / f"{path.name}.{os.getpid()}.tmp"
         yield os.fspath(unfinished)
+        flush(unfinished)
         os.replace(unfinished, path)
-
-
-def write_json(path: epath.Path, content: Any) -> None:
-    """Write a file as a whole."""
-    with publishing(path) as written, open(written, "w") as file:
-        json.dump(content, file, indent=1)
+        flush(path.parent)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal
@@ -46,7 +47,7 @@ def train_tokenizer(
         )
     if not source or sentences < 1:
         raise ValueError(f"{len(source)} shards and {sentences} sentences: give at least one each")
-    share = -(-sentences // len(source))
+    share = min(-(-sentences // len(source)), sys.maxsize)
     sample = [line for shard in source for line in islice(_lines(shard), share)][:sentences]
     if not sample:
         raise ValueError("the source holds no text to learn from: check the pattern")

@@ -92,6 +92,13 @@ class Gemma2:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
 
     @property
+    def parameters(self) -> int:
+        """How many there are; the embedding is the head's table, too."""
+        attention = 2 * self.head_width * (self.heads + self.kv_heads)
+        layer = self.width * (attention + 3 * self.feed_forward + 4)  # with four norms
+        return self.width * (self.vocabulary + 1) + self.layers * layer
+
+    @property
     def compute_dtype(self) -> jnp.dtype:
         if self.dtype == "auto":
             return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")

@@ -396,7 +396,7 @@ def _json(file: epath.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no {file.name} in {file.parent}: give the folder of a model")
     try:
         content = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}: download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object: download it again")

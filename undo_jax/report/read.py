@@ -3,8 +3,11 @@
 Reads experiment.json, and config.json, metrics.jsonl and summary.json of each artifact it lists.
 """
 
+import hashlib
 import json
 import math
+import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +18,8 @@ from etils import epath
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 UNLEARNED, DISTILLED, ORACLE = "unlearn-only", "Unlearn-and-Distill", "oracle"
 MIN_GAP = 0.01  # in the forget metric's unit; below it robustness is a ratio of noise
+
+NONE = type(None)
 
 Json = dict[str, Any]
 
@@ -68,19 +73,19 @@ class Logs:
 def read_logs(workdir: epath.PathLike) -> Logs:
     """Read the artifacts experiment.json lists; one without a summary.json is unfinished.
 
-    Raises ValueError where experiment.json is damaged.
+    Raises ValueError for a file that is damaged, and for a name that leaves the workdir.
     """
     root = epath.Path(workdir)
-    try:
-        experiment = json.loads((root / "experiment.json").read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{root / 'experiment.json'} is damaged ({error}): run the experiment again, which "
-            "writes it anew and trains nothing"
-        ) from error
-    with _as_written(root / "experiment.json"):
-        name, folders = experiment["name"], tuple(experiment["artifacts"])
-        retain, forget = Metric(**experiment["retain"]), Metric(**experiment["forget"])
+    path = root / "experiment.json"
+    again = "run the experiment again, which writes it anew and trains nothing"
+    content = _read_json(path, again)
+    if not _sealed(content):
+        raise ValueError(f"{path} is damaged (it is not as it was written): {again}")
+    with _as_written(path):
+        name, folders = _field(content, "name", str), tuple(_field(content, "artifacts", list))
+        retain, forget = (_metric(_field(content, one, dict)) for one in ("retain", "forget"))
+        for folder in folders:
+            _check_inside(root, folder)
     found = {folder: read_artifact(root / folder) for folder in folders}
     return Logs(
         name=name,
@@ -91,36 +96,61 @@ def read_logs(workdir: epath.PathLike) -> Logs:
     )
 
 
-@contextmanager
-def _as_written(path: epath.Path) -> Iterator[None]:
-    """Raises ValueError for JSON that no run has written."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not as a run writes it ({error!r}): delete it, and run the experiment again"
-        ) from error
-
-
 def read_artifact(folder: epath.Path) -> Artifact | None:
-    """One artifact, or None while it is unfinished."""
-    config, summary = _read_json(folder / "config.json"), _read_json(folder / "summary.json")
-    if config is None or summary is None:
+    """One artifact, or None while it is unfinished. Raises ValueError where it is damaged."""
+    if not ((folder / "config.json").exists() and (folder / "summary.json").exists()):
         return None
-    records, unreadable = [], 0
+    again = f"delete {folder}, and run the experiment again"
+    config, summary = (_read_json(folder / f"{f}.json", again) for f in ("config", "summary"))
+    _verify(folder, summary)
     with _as_written(folder):
-        if config["stage"] == "relearn":  # the only stage whose curve the report needs
+        stage, alpha = _field(config, "stage", str), _field(config, "alpha", float, int, NONE)
+        STAGES.index(stage)
+        scores, costs = _field(summary, "eval", dict), ("steps", "tokens", "flops")
+        records, unreadable = [], 0
+        if stage == "relearn":  # the only stage whose curve the report needs
             records, unreadable = _read_lines(folder / "metrics.jsonl")
         return Artifact(
             folder=folder.name,
-            stage=config["stage"],
-            model=config["model"],
-            alpha=config["alpha"],
-            seed=config["seed"],
-            summary={**summary, "eval": dict(summary["eval"])},
+            stage=stage,
+            model=_field(config, "model", str),
+            alpha=alpha if alpha is None else float(alpha),
+            seed=_field(config, "seed", int),
+            summary={
+                **{name: _number(summary.get(name)) for name in costs},
+                "recovered": _field(summary, "recovered", bool, NONE),
+                "eval": {name: _number(scores[name]) for name in ("retain", "forget")},
+            },
             attacks=read_attacks(records),
             unreadable=unreadable,
         )
+
+
+def _verify(folder: epath.Path, summary: Json | None) -> None:
+    """Hold a summary against its own hash, and the files beside it against those that it has.
+
+    Raises ValueError for what has changed since it was written. A summary without hashes passes.
+    """
+    wrong = [] if _sealed(summary) else ["summary.json"]
+    known = summary.get("files") if isinstance(summary, dict) and not wrong else None
+    for name, known_hash in known.items() if isinstance(known, dict) else ():
+        path = folder / name
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != known_hash:
+            wrong.append(name)
+    if wrong:
+        raise ValueError(
+            f"{folder / wrong[0]} is damaged (it is not as it was written): delete {folder}, and "
+            "run the experiment again"
+        )
+
+
+def _sealed(content: Any) -> bool:
+    """Whether an object has no hash of all else that is in it, or the right one."""
+    if not isinstance(content, dict) or "sha256" not in content:
+        return True
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    text = json.dumps(rest, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest() == content["sha256"]
 
 
 def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
@@ -128,30 +158,63 @@ def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
     found: dict[tuple[str, float, int], Attack] = {}
     for r in records:
         if "eval" in r:
-            attack = Attack(
-                r["attack"], r["learning_rate"], r["step"], _number(r["eval"]["forget"])
-            )
+            data, step = _field(r, "attack", str), _field(r, "step", int)
+            rate = _field(r, "learning_rate", float, int)
+            if not (0 < rate < math.inf and 0 <= step < 2**63):
+                raise ValueError(f"a record of learning rate {rate} at step {step}")
+            attack = Attack(data, float(rate), step, _number(r["eval"]["forget"]))
             found[attack.data, attack.learning_rate, attack.step] = attack
     return tuple(found[key] for key in sorted(found))
 
 
-def _read_json(path: epath.Path) -> Json | None:
-    """A JSON file, or None where it is absent or cut off."""
+def _read_json(path: epath.Path, remedy: str) -> Any:
+    """A JSON file. Raises ValueError where it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+
+
+@contextmanager
+def _as_written(path: epath.Path) -> Iterator[None]:
+    """Raises ValueError for JSON that no run has written."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path} is not as a run writes it ({error!r}): delete it, and run the experiment again"
+        ) from error
+
+
+def _field(record: Any, name: str, *kinds: type) -> Any:
+    """A field of a JSON object. Raises KeyError without it, TypeError where it is of no kind."""
+    value = record[name]
+    if type(value) not in kinds:
+        raise TypeError(f"{name} is {reprlib.repr(value)}")
+    return value
+
+
+def _metric(record: Json) -> Metric:
+    return Metric(_field(record, "label", str), _field(record, "higher_is_better", bool))
+
+
+def _check_inside(root: epath.Path, name: Any) -> None:
+    """Raises TypeError or ValueError for what does not name a folder of the workdir itself."""
+    if type(name) is not str or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+        raise TypeError(f"an artifact is {reprlib.repr(name)}")
+    if "://" not in os.fspath(root) and os.path.islink(os.path.join(root, name)):
+        raise ValueError(f"artifact {name} is a link")
 
 
 def _read_lines(path: epath.Path) -> tuple[list[Json], int]:
     """The records of a JSONL file, and how many lines a killed writer left broken."""
     records, unreadable = [], 0
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
             records.append(record)
@@ -161,6 +224,9 @@ def _read_lines(path: epath.Path) -> tuple[list[Json], int]:
 
 
 def _number(value: Any) -> float:
+    """Raises TypeError for what is no number."""
+    if type(value) not in (int, float, NONE):
+        raise TypeError(f"{reprlib.repr(value)} is no number")
     return math.nan if value is None else float(value)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from undo_jax import memory
 from undo_jax.data import sources
 from undo_jax.data.arithmetic import FORMS, OPERATIONS, Grammar, alphabet, examination, sample
 from undo_jax.data.packing import pack
@@ -20,6 +21,7 @@ from undo_jax.types import LM, Metrics, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
 STREAMS = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
+OBJECT = 64  # bytes of a fact or a problem in Python, at the least
 VALIDATION_SEED = 42  # apart from every training seed; the official code's own
 
 
@@ -71,10 +73,14 @@ class Arithmetic:
         if self.text is not None and self.tokenizer is None:
             raise ValueError(f"text={self.text} needs a tokenizer: give a SentencePiece model")
 
+        if self.data_seed < 0:
+            raise ValueError(f"data_seed={self.data_seed}: it must be 0 or more")
+
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer or Characters(alphabet(self.grammar, self.forms))
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
+        _check_memory(self)
         sources, shares = [_packed(self, STREAMS[name])], [1.0]
         if self.text is not None and name in ("pretrain", "oracle"):
             arithmetic = (1 - self.text_share) * len(STREAMS[name]) / len(OPERATIONS)
@@ -83,6 +89,7 @@ class Arithmetic:
 
     def material(self) -> Any:
         """Exam questions of every operation and form, and validation rows of both streams."""
+        _check_memory(self)
         split = "held_out" if self.examine == "held_out_facts" else "train"
         groups = {
             f"{operation}/{form}": examination(
@@ -128,6 +135,21 @@ class Arithmetic:
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
         """Accuracy at most `tolerance` (absolute) below the teacher's, as in the official code."""
         return teacher - student < tolerance
+
+
+def _check_memory(setting: Arithmetic) -> None:
+    """Raises ValueError for problems or facts that this machine could not hold."""
+    grammar, forms, there = setting.grammar, len(setting.forms), memory.host()
+    questions, rows = setting.questions or 0, setting.validation_rows * setting.row_length
+    needed = {
+        f"problems={setting.problems}": setting.problems * forms,
+        f"grammar.largest_term={grammar.largest_term}": grammar.largest_term**2,
+        f"grammar.largest_factor={grammar.largest_factor}": grammar.largest_factor**2,
+        f"questions={questions}": questions * ("word_problem" in setting.forms),
+        f"validation_rows={setting.validation_rows} of row_length={setting.row_length}": rows,
+    }
+    for what, count in needed.items():
+        memory.check(f"setting.{what}", OBJECT * count, there)
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import Any
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import distillation
 from undo_jax.population import Member, Result, Scores, Source
+from undo_jax.stages import outcome
 from undo_jax.stages.run import Run, key, lm_of
 from undo_jax.stages.training import train
 
@@ -23,6 +24,7 @@ def distill(run: Run, students: Sequence[Artifact]) -> list[Artifact]:
     ]
     for todo in run.todo(made):
         _recover(run, todo)
+        outcome.warn(todo)
     return made
 
 

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import language_modelling
-from undo_jax.population import Member, Source
+from undo_jax.population import Member, Source, diverged
 from undo_jax.sharding import placement
+from undo_jax.stages import outcome
 from undo_jax.stages.run import Run, key
 from undo_jax.stages.training import train
 
@@ -21,7 +22,11 @@ STREAMS = {"base": "pretrain", "oracle": "oracle"}
 
 
 def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
-    """The bases and the oracles, one of each a seed, trained together."""
+    """The bases and the oracles, one of each a seed, trained together.
+
+    Raises ValueError where one has diverged: what is made of it would be as lost. Those that have
+    not stay finished.
+    """
     config, seeds = run.experiment.pretrain, run.experiment.seeds
     bases = [run.artifact("pretrain", "base", seed, config) for seed in seeds]
     oracles = [
@@ -34,6 +39,7 @@ def pretrain(run: Run) -> tuple[list[Artifact], list[Artifact]]:
     for todo in run.todo([*bases, *oracles]):
         members = [_member(run, artifact, init) for artifact in todo]
         train(run, config.training, language_modelling, todo, members)
+    outcome.check(run, [artifact for artifact in [*bases, *oracles] if artifact.finished])
     return bases, oracles
 
 
@@ -46,10 +52,12 @@ def _member(run: Run, artifact: Artifact, init) -> Member:
 
 
 def _adopt(run: Run, artifact: Artifact, path: str) -> None:
-    """Take parameters that exist already as the base."""
+    """Take parameters that exist already as the base. Raises ValueError where they are lost."""
     params = checkpoint.restore(epath.Path(path), run.lm, run.mesh)
     everywhere = NamedSharding(run.mesh, P())
     evaluate = jax.jit(run.experiment.setting.evaluate, static_argnums=0, out_shardings=everywhere)
     scores = {n: float(v) for n, v in evaluate(run.lm, params, run.material).items()}
+    if diverged(scores):
+        raise ValueError(f"the scores of the base {path} are not finite: give another one")
     checkpoint.begin(artifact)
     checkpoint.keep(artifact, params, scores)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from undo_jax.checkpoint import Artifact
 from undo_jax.losses import language_modelling
 from undo_jax.population import Member, Scores, Source
+from undo_jax.stages import outcome
 from undo_jax.stages.run import Run, key
 from undo_jax.stages.training import train
 
@@ -24,6 +25,7 @@ def relearn(run: Run, models: Sequence[Artifact]) -> list[Artifact]:
     made = [run.artifact("relearn", m.model, m.seed, config, m, alpha=m.alpha) for m in models]
     for todo in run.todo(made, len(kinds)):
         _attack(run, todo, kinds)
+        outcome.warn(todo)
     return made
 
 

@@ -1,13 +1,12 @@
 """Training in a stage: members in, finished artifacts out."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
-from undo_jax.log import Log, Target, console, open_log
+from undo_jax.log import Log, Target, open_log
 from undo_jax.population import Member, Result, Scores, Task, fit
 from undo_jax.progress import Stop, open_progress, stoppable
 from undo_jax.stages.run import Run, lm_of
@@ -99,15 +98,11 @@ def _finish(
     result: Result,
     facts: Mapping[str, Any],
 ) -> None:
-    """Save a trained member and mark its artifact as finished; say so where it diverged.
+    """Save a trained member and mark its artifact as finished.
 
     FLOPs count a training pass as three forward passes and a reference model as one. Of unlearning
     they are an upper bound: a method may not run the base, or not all layers.
     """
-    if not all(map(math.isfinite, result.scores.values())):
-        who = f"{artifact.stage} of {artifact.model}, seed {artifact.seed}"
-        said = f"{who}, diverged: its scores are not finite; lower its learning rate"
-        console.print(said, soft_wrap=True)
     time, source = run.experiment.setting.row_length, member.source
     tokens = result.steps * training.batch_size * time * len(source.streams)
     passes = 3 * lm_of(artifact).forward_flops(time)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from undo_jax.checkpoint import Artifact
 from undo_jax.population import Member, Source
+from undo_jax.stages import outcome
 from undo_jax.stages.run import Run, key
 from undo_jax.stages.training import train
 from undo_jax.train import rows
@@ -20,6 +21,7 @@ def unlearn(run: Run, bases: Sequence[Artifact]) -> list[Artifact]:
     for todo in run.todo(made):
         members = [_member(run, artifact) for artifact in todo]
         train(run, config.training, config.method, todo, members)
+        outcome.warn(todo)
     return made
 
 

@@ -1,0 +1,41 @@
+"""The command `undo-jax`, and `python -m undo_jax`: signals are watched before JAX is imported."""
+
+import signal
+import sys
+from contextlib import suppress
+
+from undo_jax import signals
+
+
+def main() -> None:
+    """Run a command and end the process with its status: see `undo_jax.cli.main`."""
+    signals.watch()
+    from undo_jax import cli, peers
+    from undo_jax.log import print_nowhere
+
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as error:
+        peers.explain(error)
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    with suppress(OSError):
+        sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # what nobody reads any more, the interpreter would flush once more
+        print_nowhere(sys.stdout)
+    peers.bye(status)
+    if status:  # without the threads that still compile or write
+        signals.end(status)
+    for number in signals.STOPS:  # all is done, and the interpreter forgets our handlers first
+        signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    main()

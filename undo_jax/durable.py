@@ -1,0 +1,140 @@
+"""Files that are whole and stay, JSON that shows damage, and a full disk told in one line.
+
+On a local file system a file is written beside its place, flushed to the disk, and renamed; then
+its folder is flushed. A bucket shows an object when it is whole, and keeps it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from etils import epath
+
+SEAL = "sha256"  # the last key of an object that we write: the hash of all before it
+FULL = {errno.ENOSPC, errno.EDQUOT}  # the latter is a used-up quota
+
+
+def write_json(path: epath.Path, content: Mapping[str, Any]) -> None:
+    """Write an object, sealed: whole or not at all, and on the disk on return."""
+    publish(path, json.dumps(seal(content), indent=1))
+
+
+def read_json(path: epath.Path, remedy: str | None = None) -> dict[str, Any]:
+    """An object, without its seal. Raises ValueError for a file that is not as it was written."""
+    remedy = remedy or f"delete {path.parent}, and a run makes it again"
+    sealed = parse(path.read_bytes(), str(path), remedy)
+    try:
+        return unseal(sealed)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+
+
+def parse(text: bytes, name: str, remedy: str) -> Any:
+    """JSON of a file. Raises ValueError, with what to do, where it is damaged."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is damaged ({error}): {remedy}") from error
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object of JSON with its own hash."""
+    return {**content, SEAL: _hash(content)}
+
+
+def unseal(sealed: Any) -> dict[str, Any]:
+    """What was sealed. Raises ValueError where it is not that any more.
+
+    Of an object without a seal, e.g. one of other making, nothing is known: it passes.
+    """
+    if not isinstance(sealed, dict):
+        raise ValueError("it holds no object")
+    content = {name: value for name, value in sealed.items() if name != SEAL}
+    if sealed.get(SEAL, _hash(content)) != _hash(content):
+        raise ValueError(f"its content does not match its {SEAL}")
+    return content
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: epath.Path) -> str:
+    """Of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def publish(path: epath.Path, text: str) -> None:
+    """Write a file: whole or not at all, and on the disk on return."""
+    if remote(path):
+        path.write_text(text)
+        return
+    written = path.with_name(f"{path.name}.tmp")
+    written.write_text(text)
+    flush(written)
+    written.replace(path)
+    flush(path.parent)
+
+
+def flush_all(folder: epath.Path) -> None:
+    """Let a folder and all below it reach the disk."""
+    if not remote(folder):
+        for place, _, names in os.walk(folder):
+            for name in (*names, ""):
+                flush(epath.Path(place) / name)
+
+
+def flush(path: epath.Path) -> None:
+    """Let what a file, or the list of names in a folder, holds reach the disk."""
+    if remote(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remote(path: epath.PathLike) -> bool:
+    """Whether a path is of a bucket."""
+    return "://" in os.fspath(path)
+
+
+class FullError(OSError):
+    """A disk is full; says which, and what to do."""
+
+
+@contextmanager
+def writing(place: epath.PathLike) -> Iterator[None]:
+    """Raises FullError where a full disk ends the block: that of `place`, if no other is named."""
+    try:
+        yield
+    except FullError:
+        raise
+    except Exception as error:
+        causes = list(_causes(error))
+        if not any(map(_full, causes)):
+            raise
+        named = (name for e in causes if (name := getattr(e, "filename", None)))
+        raise FullError(
+            f"no space is left on the disk of {next(named, os.fspath(place))}: make room, and the "
+            "same command goes on from what is saved"
+        ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _full(error: BaseException) -> bool:
+    """Orbax and TensorStore only tell of it."""
+    return getattr(error, "errno", None) in FULL or any(os.strerror(n) in str(error) for n in FULL)

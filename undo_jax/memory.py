@@ -1,0 +1,42 @@
+"""How much memory there is, and a line for what could never fit into it."""
+
+import math
+import os
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def host() -> int:
+    """Bytes of this machine, or of the container that this is."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in map(Path, LIMITS):
+        text = path.read_text().strip() if path.is_file() else ""
+        found += [int(text)] if text.isdigit() else []
+    return min(found)
+
+
+def of_device(mesh: Mesh) -> float:
+    """Bytes for arrays on each device; those of a CPU share its memory. inf where none tells."""
+    devices = mesh.local_devices
+    if devices[0].platform == "cpu":
+        return host() / len(devices)
+    return min((device.memory_stats() or {}).get("bytes_limit", math.inf) for device in devices)
+
+
+def check(what: str, needed: float, there: float, where: str = "memory") -> None:
+    """Raises ValueError where something needs more bytes than there are."""
+    if needed > there:
+        raise ValueError(
+            f"{what}: needs at least {text(needed)} of {where}, and there are {text(there)}: make "
+            "it smaller"
+        )
+
+
+def text(size: float) -> str:
+    """Bytes in binary units, e.g. 1.50 GiB."""
+    power = min(max(int(math.log2(max(size, 1))) // 10, 1), len(UNITS))
+    return f"{size / 1024**power:.2f} {UNITS[power - 1]}"

@@ -1,0 +1,177 @@
+"""SIGTERM and Ctrl-C, from the first import to the last line.
+
+In a block `raising` they raise Preempted and KeyboardInterrupt, in a block `asking` they first only
+ask. What is raised can be swallowed: by a garbage collection, a destructor, a library that catches
+all. So it is raised again until the command has ended, by a thread that ends the process itself
+where the main thread does not come back from native code. A library's user has no such thread;
+there the end of the block raises what was swallowed in it.
+
+Nothing heavy is imported here: the command watches its signals before it imports the rest.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+PREEMPTED = 75  # exit status after SIGTERM, EX_TEMPFAIL: the same command goes on
+INTERRUPTED = 130  # after Ctrl-C
+STOPS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
+AGAIN = 0.2  # seconds until a signal that was swallowed is raised again
+GRACE = 10.0  # seconds from a signal that raises to the end of the process
+
+_state = "starting"  # then "running", while signals raise or ask, then "over": they are ignored
+_reason: BaseException | None = None  # what a signal has raised, and has not come out yet
+_ask: Callable[[int], bool] | None = None  # in a block that is only asked
+_ending = threading.Lock()  # taken once, by the thread that ends the process
+
+
+class Preempted(SystemExit):
+    """SIGTERM has ended the process, and what could be saved is saved. Its text says what."""
+
+    def __init__(self, said: str = ""):
+        super().__init__(PREEMPTED)
+        self.said = said
+
+    def __str__(self) -> str:
+        return self.said
+
+
+def told(reason: BaseException) -> str:
+    """The line for one who has sent the signal."""
+    what = "stopped by SIGTERM" if isinstance(reason, Preempted) else "interrupted"
+    return f"{what}{f', {reason}' if str(reason) else ''}; the same command goes on"
+
+
+def watch() -> None:
+    """From here on a signal ends this process, whatever it does; for a process of ours alone."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in STOPS:
+        signal.signal(number, _handle)
+    sys.unraisablehook = unraisable
+    threading.Thread(target=_insist, args=(reader,), daemon=True).start()
+
+
+@contextmanager
+def raising(*numbers: signal.Signals) -> Iterator[None]:
+    """In this block the signals raise; whatever has caught that, the block does in the end.
+
+    Where nothing has raised, the process's fate is decided: `watch` ignores signals after it.
+    """
+    global _state, _reason
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    outermost, before = _state != "running", {}
+    if outermost:
+        _reason, _state = None, "running"
+        before = {number: signal.signal(number, _handle) for number in numbers}
+    try:
+        try:
+            yield
+        finally:
+            if outermost:
+                _state = "over"
+    except BaseException:
+        if _reason is None:
+            raise
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+    if _reason is not None:
+        raise _reason from None
+
+
+@contextmanager
+def asking(ask: Callable[[int], bool]) -> Iterator[None]:
+    """In this part of a block `raising`, a signal raises only where `ask(signal)` says no."""
+    global _ask
+    _ask = ask
+    try:
+        yield
+    finally:
+        _ask = None
+
+
+def leave(reason: BaseException) -> NoReturn:
+    """Raise what a signal asked for, unless one has raised since; others change nothing now."""
+    global _reason
+    if _state != "running":
+        raise reason
+    _reason = _reason or reason
+    raise _reason
+
+
+def end(status: int, line: str = "") -> None:
+    """End this process now, with a line, unless another thread is about to."""
+    if not _ending.acquire(blocking=False):
+        return
+    if line:
+        with suppress(OSError):
+            stderr = sys.stderr.fileno()
+            cursor = "\r\x1b[?25h\x1b[K" if os.isatty(stderr) else ""  # a bar has hidden it
+            os.write(stderr, f"{cursor}{line}\n".encode())
+    os._exit(status)
+
+
+def _handle(number: int, _: Any) -> None:
+    """In the main thread, between two bytecodes of whatever it does."""
+    global _reason
+    if _state == "over":
+        return
+    if _state == "starting":
+        return end(STOPS[signal.Signals(number)], told(_meant(number)))
+    if _reason is None:
+        if _ask is not None and _ask(number):
+            return
+        _reason = _meant(number)
+    elif _comes_from(sys.exception(), _reason):  # what cleans up is not interrupted
+        return
+    raise _reason
+
+
+def _meant(number: int) -> BaseException:
+    said = "" if _ask is None else "not saved"
+    return Preempted(said) if number == signal.SIGTERM else KeyboardInterrupt(said)
+
+
+def _comes_from(error: BaseException | None, reason: BaseException | None) -> bool:
+    """Whether the reason is being handled, perhaps by what has made another error of it."""
+    while error is not None:
+        if error is reason:
+            return True
+        error = error.__context__
+    return False
+
+
+def unraisable(what: Any) -> None:
+    """A swallowed signal is not reported: it comes again."""
+    if not _comes_from(what.exc_value, _reason):
+        sys.__unraisablehook__(what)
+
+
+def _insist(reader: int) -> None:
+    """In a thread of its own, while the main thread may be busy in native code."""
+    main, asked = threading.main_thread().ident, None
+    assert main is not None
+    while True:
+        number = os.read(reader, 1)[0]
+        if number not in STOPS:
+            continue
+        if _state == "running" and _ask is not None and _reason is None:
+            if asked is not _ask or number != signal.SIGINT:
+                asked = _ask
+                continue
+        deadline = time.monotonic() + (GRACE if _state == "running" else 0)
+        while _state != "over":
+            if time.monotonic() >= deadline:
+                reason = _reason or _meant(number)
+                end(STOPS[signal.Signals(number)], told(reason))
+            signal.pthread_kill(main, number)
+            time.sleep(AGAIN)
