@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 from undo_jax import losses, optim, population, train
+from undo_jax.evals.generate import generate
 from undo_jax.log import Target, open_log
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
@@ -151,6 +152,23 @@ def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
     for member, result in zip(members, results, strict=True):
         assert result.steps == 0
         _same(result.params(), member.params(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[-1]], ids=str)
+def test_members_may_write_text(shape):
+    """Arrays are placed inside a member, too: along the axes that `sweep` has left."""
+    mesh, prompts = make_mesh(shape), jnp.asarray(_tokens(3, 1)[0, :3])
+    members = jax.vmap(LM.init)(jax.random.split(jax.random.key(0), 8))
+
+    def write(params, prompts):
+        lengths, key = jnp.array([6, 2, 4]), jax.random.key(1)
+        return generate(LM, params, prompts, lengths, key, new_tokens=5)
+
+    alone = jax.jit(jax.vmap(write, (0, None)))(members, prompts)
+    with jax.set_mesh(mesh):
+        together = jax.jit(population.over_members(write, mesh))(members, prompts)
+    np.testing.assert_array_equal(together, alone)
+    assert len(np.unique(alone)) > 3
 
 
 def test_members_that_have_ended_are_not_scored_again(tmp_path):

@@ -211,14 +211,22 @@ def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any
             return jax.tree.map(lambda x: x[None], f(one, shared))
         return lax.map(lambda member: f(member, shared), members)
 
-    if mesh.shape["sweep"] == 1:
-        return on_device
+    return on_device if mesh.shape["sweep"] == 1 else _over_sweep(on_device, mesh, P("sweep"))
+
+
+def _over_sweep(f: Callable[[Any, Any], Any], mesh: Mesh, out_specs: P) -> Callable[..., Any]:
+    """Lift `f(a device's members, shared)` to all members.
+
+    Axes of one device are taken along: kernels for TPU compile only where no axis is left to XLA,
+    and inside there is nothing to split that would take them.
+    """
+    alone = {axis for axis, size in mesh.shape.items() if size == 1}
     return jax.shard_map(
-        on_device,
+        f,
         mesh=mesh,
         in_specs=(P("sweep"), P()),
-        out_specs=P("sweep"),
-        axis_names={"sweep"},
+        out_specs=out_specs,
+        axis_names={"sweep"} | alone,
         check_vma=False,
     )
 
@@ -445,17 +453,7 @@ def _taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:
         found = alone(stacked, jnp.clip(place, 0, lanes - 1))
         return jax.tree.map(lambda w: lax.psum(jnp.where(here, w, 0), "sweep"), found)
 
-    if mesh.shape["sweep"] == 1:
-        take = alone
-    else:
-        take = jax.shard_map(
-            of_device,
-            mesh=mesh,
-            in_specs=(P("sweep"), P()),
-            out_specs=P(),
-            axis_names={"sweep"},
-            check_vma=False,
-        )
+    take = alone if mesh.shape["sweep"] == 1 else _over_sweep(of_device, mesh, P())
     return jax.jit(take, out_shardings=placement(lm, mesh))
 
 

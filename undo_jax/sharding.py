@@ -223,9 +223,19 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
 
 
 def place(tree: Any, rules: Rules) -> Any:
-    """The tree, sharded as the rules say."""
+    """The tree, sharded as the rules say, along the axes that no `shard_map` has split already."""
+    mesh, free = jax.sharding.get_abstract_mesh(), _free()
+    if not free:
+        return tree
+    kept = lambda place: NamedSharding(mesh, _keep(place.spec, free))  # noqa: E731
+    return lax.with_sharding_constraint(tree, jax.tree.map(kept, shardings(tree, rules, mesh)))
+
+
+def _free() -> set[str]:
+    """The axes of the current mesh along which XLA may split arrays."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tree if mesh.empty else lax.with_sharding_constraint(tree, shardings(tree, rules, mesh))
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, kind in kinds if kind != AxisType.Manual}
 
 
 def pad_rows(tree: Any) -> Any:
@@ -242,9 +252,7 @@ def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] =
 
     It works on parts along those of `axes` that have several devices: `several` tells inside.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    free = {name for name, kind in kinds if kind != AxisType.Manual}  # the others are split already
+    free = _free()
     split = free & set(several(*axes))
     if not split:
         return f

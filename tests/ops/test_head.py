@@ -3,28 +3,42 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from undo_jax import train
 from undo_jax.ops import head
+from undo_jax.sharding import MeshShape, make_mesh
 
 B, T, D, D2, V = 2, 7, 5, 3, 11
 CHUNKS = pytest.mark.parametrize("chunk", [1, 3, 7, 100, None])  # dividing, not, whole, too large
 CAPS = pytest.mark.parametrize("cap", [None, 2.0])
 NAMES = ["cross_entropy", "kl_to_teacher", "kl_to_uniform"]
+MESHES = pytest.mark.parametrize(
+    "shape",
+    [
+        MeshShape(data=8),
+        MeshShape(data=1, fsdp=8),
+        MeshShape(data=1, tensor=8),
+        MeshShape(data=2, fsdp=2, tensor=2),
+        MeshShape(data=1, fsdp=2, tensor=4),
+    ],
+    ids=str,
+)
 LOSSES = pytest.mark.parametrize("name", NAMES)
 
 
-def _case(scale=3.0):
+def _case(scale=3.0, vocabulary=V):
     keys = iter(jax.random.split(jax.random.key(0), 8))
     weights = jax.random.uniform(next(keys), (B, T)) * (
         jax.random.uniform(next(keys), (B, T)) > 0.3
     )
     return {
         "hidden": scale * jax.random.normal(next(keys), (B, T, D)),
-        "table": jax.random.normal(next(keys), (V, D)),
-        "targets": jax.random.randint(next(keys), (B, T), 0, V),
+        "table": jax.random.normal(next(keys), (vocabulary, D)),
+        "targets": jax.random.randint(next(keys), (B, T), 0, vocabulary),
         "teacher_hidden": 3 * jax.random.normal(next(keys), (B, T, D2)),
-        "teacher_table": jax.random.normal(next(keys), (V, D2)),
+        "teacher_table": jax.random.normal(next(keys), (vocabulary, D2)),
         "weights": weights,
     }
 
@@ -35,7 +49,7 @@ def _arguments(name, case):
         "kl_to_teacher": ("teacher_hidden", "teacher_table"),
         "kl_to_uniform": (),
     }[name]
-    return [case[key] for key in (*own, "weights")]
+    return [case[key] for key in own]
 
 
 def _caps(name, cap):
@@ -44,12 +58,20 @@ def _caps(name, cap):
 
 def _ours(name, case, cap, chunk):
     loss, rest = getattr(head, name), _arguments(name, case)
-    return lambda h, w: loss(h, w, *rest, *_caps(name, cap), chunk=chunk)
+
+    def of(hidden, table, weights=case["weights"]):
+        return loss(hidden, table, *rest, weights, *_caps(name, cap), chunk=chunk)
+
+    return of
 
 
 def _plain(name, case, cap):
     loss, rest = getattr(head, f"reference_{name}"), _arguments(name, case)
-    return lambda h, w: loss(h, w, *rest, *_caps(name, cap))
+
+    def of(hidden, table, weights=case["weights"]):
+        return loss(hidden, table, *rest, weights, *_caps(name, cap))
+
+    return of
 
 
 @LOSSES
@@ -57,12 +79,12 @@ def _plain(name, case, cap):
 @CHUNKS
 def test_value_and_gradients_are_those_of_the_plain_loss(name, cap, chunk):
     case = _case()
-    hidden, table = case["hidden"], case["table"]
+    hidden, table, weights = case["hidden"], case["table"], case["weights"]
     if cap is not None:  # the cap bites
         assert jnp.max(jnp.abs(head.logits(hidden, table, None))) > 3 * cap
     ours, plain = (
-        jax.jit(jax.value_and_grad(lambda h, w, f=f: 3 * f(h, w) ** 2, argnums=(0, 1)))(
-            hidden, table
+        jax.jit(jax.value_and_grad(lambda *x, f=f: 3 * f(*x) ** 2, argnums=(0, 1, 2)))(
+            hidden, table, weights
         )
         for f in (_ours(name, case, cap, chunk), _plain(name, case, cap))
     )
@@ -103,12 +125,57 @@ def test_extreme_logits_stay_finite(name, cap):
     np.testing.assert_allclose(value, _plain(name, case, cap)(case["hidden"], case["table"]), 1e-5)
 
 
-def test_the_teacher_and_the_weights_are_constants():
-    case = _case()
-    names = ("teacher_hidden", "teacher_table", "weights")
+@MESHES
+@LOSSES
+def test_over_devices_too_the_gradient_in_a_weight_is_its_tokens_loss(name, shape):
+    """Two rows on up to eight devices; a token of weight 0 has a loss as well."""
+    case = _case(vocabulary=16)
+    inputs = case["hidden"], case["table"], case["weights"]
+    plain = jax.grad(_plain(name, case, 2.0), argnums=(0, 1, 2))(*inputs)
+    with jax.set_mesh(make_mesh(shape)):
+        ours = jax.jit(jax.grad(_ours(name, case, 2.0, 3), argnums=(0, 1, 2)))(*inputs)
+    assert np.all(np.abs(plain[2]) > 1e-3) and np.any(case["weights"] == 0)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4 * float(jnp.max(jnp.abs(b))))
 
-    def loss(constants):
-        return head.kl_to_teacher(case["hidden"], case["table"], *constants, 2.0, 3.0, chunk=3)
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_weights_that_are_learned_learn_under_accumulation(accumulation):
+    """Embeddings, a table, and how much each token counts, in one step of gradient descent."""
+    keys = iter(jax.random.split(jax.random.key(1), 3))
+    params = {name: jax.random.normal(next(keys), (16, D)) for name in ("embedding", "table")}
+    params["importance"] = jnp.linspace(-1, 1, 16)
+    tokens = jax.random.randint(next(keys), (16, T + 1), 0, 16)
+
+    def weighted(cross_entropy):
+        def loss(lm, params, refs, batch, key):
+            rows = batch["train"]
+            weights = rows.weights * jax.nn.sigmoid(params["importance"])[rows.inputs]
+            hidden = params["embedding"][rows.inputs]
+            return cross_entropy(hidden, params["table"], rows.targets, weights, 2.0), {}
+
+        return loss
+
+    def after_a_step(cross_entropy, accumulation):
+        step = train.make_step(None, weighted(cross_entropy), optax.sgd(1.0), {}, accumulation)
+        state = train.start(params, jax.random.key(2), jnp.float32(1), optax.sgd(1.0))
+        return jax.jit(step)(state, {}, {"train": train.rows(tokens)})[0].params
+
+    plain = after_a_step(head.reference_cross_entropy, 1)
+    with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=1, tensor=4))):
+        ours = after_a_step(head.cross_entropy, accumulation)
+    assert jnp.min(jnp.abs(plain["importance"] - params["importance"])) > 1e-3
+    for name in params:
+        np.testing.assert_allclose(ours[name], plain[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_the_teacher_is_a_constant():
+    case = _case()
+    names = ("teacher_hidden", "teacher_table")
+
+    def loss(teacher):
+        own = case["hidden"], case["table"], *teacher, case["weights"]
+        return head.kl_to_teacher(*own, 2.0, 3.0, chunk=3)
 
     for name, gradient in zip(names, jax.grad(loss)([case[n] for n in names]), strict=True):
         np.testing.assert_array_equal(gradient, 0, err_msg=name)
@@ -186,3 +253,23 @@ def test_greedy_is_the_argmax(cap, chunk):
     plain = jnp.argmax(head.logits(case["hidden"], case["table"], cap), -1)
     assert len(np.unique(plain)) > 3
     np.testing.assert_array_equal(head.greedy(case["hidden"], case["table"], cap, chunk), plain)
+
+
+@MESHES
+@pytest.mark.parametrize("cap", [None, 30.0])
+@pytest.mark.parametrize("chunk", [3, None])
+def test_over_devices_too_greedy_is_the_first_of_the_most_likely(shape, cap, chunk):
+    """Logits are whole numbers, exact; most tokens have an equal in another device's part."""
+    rng = np.random.default_rng(0)
+    hidden, few = rng.integers(-2, 3, (B, 40, D)), rng.integers(-2, 3, (16, D))
+    table = few[rng.permutation(32) % 16]
+    whole = hidden @ table.T
+    first, last = np.argmax(whole, -1), 31 - np.argmax(whole[..., ::-1], -1)
+    for tensor in (2, 4, 8):  # parts of the vocabulary
+        part = 32 // tensor
+        assert np.mean(first // part != last // part) > 0.4
+        assert len(np.unique(first // part)) >= min(tensor, 4)
+    hidden, table = hidden.astype(np.float32), table.astype(np.float32)
+    with jax.set_mesh(make_mesh(shape)):
+        ours = jax.jit(lambda h, w: head.greedy(h, w, cap, chunk))(hidden, table)
+    np.testing.assert_array_equal(ours, first)

@@ -49,20 +49,25 @@ def _case(dtype=jnp.float32, scale=2.0, vocabulary=V):
 
 def _loss(prefix, name, case, cap):
     own = {"cross_entropy": ("targets",), "kl_to_teacher": ("teacher_hidden", "teacher_table")}
-    rest = [case[key] for key in (*own.get(name, ()), "weights")]
+    rest = [case[key] for key in own.get(name, ())]
     caps = (cap, None if cap is None else 1.5 * cap) if name == "kl_to_teacher" else (cap,)
-    return lambda h, w: getattr(head, prefix + name)(h, w, *rest, *caps)
+
+    def of(hidden, table, weights=case["weights"]):
+        return getattr(head, prefix + name)(hidden, table, *rest, weights, *caps)
+
+    return of
 
 
 def _ours(name, case, cap):
-    run = jax.jit(jax.value_and_grad(_loss("", name, case, cap), argnums=(0, 1)))
-    return run(case["hidden"], case["table"])
+    """The value, and gradients in hidden, table and weights."""
+    run = jax.jit(jax.value_and_grad(_loss("", name, case, cap), argnums=(0, 1, 2)))
+    return run(case["hidden"], case["table"], case["weights"])
 
 
 def _plain(name, case, cap):
     case = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, case)
-    run = jax.value_and_grad(_loss("reference_", name, case, cap), argnums=(0, 1))
-    return run(case["hidden"], case["table"])
+    run = jax.value_and_grad(_loss("reference_", name, case, cap), argnums=(0, 1, 2))
+    return run(case["hidden"], case["table"], case["weights"])
 
 
 def _error(ours, plain):
@@ -91,10 +96,11 @@ def test_value_and_gradients_are_those_of_the_plain_loss(name, cap, vocabulary):
 def test_in_bfloat16_only_rounding_is_lost(name):
     """The gradient in the logits and that of the hidden states are rounded, 2^-9 at most each."""
     case = _case(jnp.bfloat16)
-    (value, (d_hidden, d_table)), (plain, (plain_hidden, plain_table)) = (
+    (value, (d_hidden, d_table, d_weights)), (plain, (plain_hidden, plain_table, plain_weights)) = (
         _ours(name, case, 30.0),
         _plain(name, case, 30.0),
     )
+    assert _error(d_weights, plain_weights) < 1e-5
     assert d_hidden.dtype == d_table.dtype == jnp.bfloat16
     assert _error(value, plain) < 1e-5
     assert _error(d_hidden, plain_hidden) < 2 * 2**-9

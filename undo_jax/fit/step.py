@@ -69,19 +69,22 @@ class Work:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of HBM on one chip."""
+    """Bytes of HBM on one chip.
+
+    XLA also tells a peak of what is alive at once. It counts what lies in VMEM, but neither padding
+    nor the program: it can be less than the temporaries alone, or more than all of this.
+    """
 
     arguments: float  # parameters, moments, references, batch
     outputs: float  # beside those that take the place of an argument
     aliased: float  # outputs in the place of an argument
     temporaries: float  # activations, gradients, what is gathered
     code: float
-    peak: float = 0.0  # of all that is alive at once; 0 where XLA does not tell
 
     @property
     def total(self) -> float:
-        """Less than the sum where temporaries take the place of arguments that are done with."""
-        return self.peak or self.arguments + self.outputs + self.temporaries + self.code
+        """What is set aside while the step runs; what is updated in place counts once."""
+        return self.arguments + self.outputs + self.temporaries + self.code
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,8 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
     """Compile the step that `population` runs for one model per group of the `sweep` axis.
 
     libtpu refuses what does not fit; XLA for GPU compiles it and says how much it needs. Raises
-    ValueError where the mesh does not divide the batch or the model.
+    ValueError where the mesh does not divide the batch or the model, and for a step that cannot be
+    compiled for such chips at all.
     """
     training, chip = work.training, chips.of_device(mesh.devices.flat[0].device_kind)
     flags = {**(chip.flags if chip else {}), **(options or {})}
@@ -191,10 +195,10 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         )
         streams = dict.fromkeys(work.streams, work.row_length)
         arguments = population.example(made, work.refs, streams, training.batch_size, mesh)
-        lowered = made.advance.lower(*arguments)
+        traced = made.advance.trace(*arguments)
         try:
-            compiled = lowered.compile(compiler_options=flags)
-        except jax.errors.JaxRuntimeError as error:
+            compiled = traced.lower().compile(compiler_options=flags)
+        except Exception as error:  # JAX, Mosaic, Triton and XLA have each their own
             return Step(_refused(str(error), _per_chip(arguments)), None)
     found, text = compiled.memory_analysis(), compiled.as_text()
     if found is None or text is None:
@@ -205,7 +209,6 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         aliased=found.alias_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
         code=found.generated_code_size_in_bytes,
-        peak=found.peak_memory_in_bytes,
     )
     if chip and memory.total > chip.hbm:
         return Step(memory, None)
@@ -233,7 +236,8 @@ def _refused(message: str, arguments: float) -> Memory:
         if found := pattern.search(message):
             size = float(found.group(1)) * 1024 ** (" KMGT".index(found.group(2)))
             return Memory(arguments, 0.0, 0.0, size - arguments * (kind == "total"), 0.0)
-    raise ValueError(f"XLA cannot compile this step: {message.splitlines()[0]}")
+    first = next((line.strip() for line in message.splitlines() if line.strip()), "no reason told")
+    raise ValueError(f"XLA cannot compile this step: {first}")
 
 
 @contextlib.contextmanager

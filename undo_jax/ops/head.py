@@ -3,7 +3,8 @@
 Each loss is Σ_bt weights[b, t] · l(z[b, t]) with soft-capped logits z. The time axis is scanned in
 chunks; while a chunk's logits are live, its gradients are made as well (∂l/∂z is closed-form for
 all three losses), so the backward pass only scales what the forward pass stored: one pass over the
-vocabulary, no recomputation. `reference_*` say the same in the plainest way, for the tests.
+vocabulary, no recomputation. The gradient in a token's weight is that token's loss. `reference_*`
+say the same in the plainest way, for the tests.
 
 On a mesh every device does so for its rows and its part of the vocabulary. The table is gathered
 over `fsdp` once, its gradient summed in fp32 on each device and reduced once, after the last chunk.
@@ -191,10 +192,10 @@ def _weighted_sum(loss, softcaps, chunk, hidden, table, per_token, teacher_table
     def on_device(hidden, table, per_token, teacher_table, weights):
         tables = _gathered((table.astype(hidden.dtype), teacher_table))
         if kernels := _kernels(hidden.dtype, tables):
-            total = kernels.loss(*_flat(loss, softcaps, hidden, per_token, weights, *tables))
+            values = kernels.loss(*_flat(loss, softcaps, hidden, per_token, weights, *tables))
         else:
-            total = _in_chunks(loss, softcaps, chunk, hidden, per_token, weights, *tables)
-        return lax.psum(total, several(*BATCH))
+            values = _in_chunks(loss, softcaps, chunk, hidden, per_token, *tables)
+        return _summed(weights, values.reshape(weights.shape))
 
     return on_devices(on_device, INPUTS, P())(hidden, table, per_token, teacher_table, weights)
 
@@ -204,24 +205,26 @@ def _forward(loss, softcaps, chunk, hidden, table, per_token, teacher_table, wei
         dtype, tables = table.dtype, _gathered((table.astype(hidden.dtype), teacher_table))
         if kernels := _kernels(hidden.dtype, tables):
             arguments = _flat(loss, softcaps, hidden, per_token, weights, *tables)
-            total, d_hidden, d_table = kernels.loss_and_gradients(*arguments)
-            d_hidden = d_hidden.reshape(hidden.shape)
+            values, d_hidden, d_table = kernels.loss_and_gradients(*arguments)
+            values, d_hidden = values.reshape(weights.shape), d_hidden.reshape(hidden.shape)
         else:
-            total, d_hidden, d_table = _gradients_in_chunks(
+            values, d_hidden, d_table = _gradients_in_chunks(
                 loss, softcaps, chunk, hidden, per_token, weights, *tables
             )
         d_hidden = lax.psum(d_hidden, several("tensor"))
         d_table = lax.psum(scatter(d_table, "fsdp", axis=0), several("data"))
-        return lax.psum(total, several(*BATCH)), d_hidden, d_table.astype(dtype)
+        d_weights = values.astype(weights.dtype)
+        return _summed(weights, values), d_hidden, d_table.astype(dtype), d_weights
 
-    mapped = on_devices(on_device, INPUTS, (P(), P(BATCH), TABLE))
+    mapped = on_devices(on_device, INPUTS, (P(), P(BATCH), TABLE, P(BATCH)))
     total, *gradients = mapped(hidden, table, per_token, teacher_table, weights)
     return total, tuple(gradients)
 
 
 def _backward(loss, softcaps, chunk, gradients, cotangent):
-    d_hidden, d_table = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), gradients)
-    return d_hidden, d_table, None, None, None  # None: targets, teacher and weights are constants
+    scaled = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), gradients)
+    d_hidden, d_table, d_weights = scaled
+    return d_hidden, d_table, None, None, d_weights  # None: targets and teacher are constants
 
 
 _weighted_sum.defvjp(_forward, _backward)
@@ -238,23 +241,29 @@ def _kernels(dtype: jnp.dtype, tables: Any) -> Any:
     return next((made for made in (head_tpu, head_gpu) if made.chosen(dtype, *widths)), None)
 
 
-def _in_chunks(loss, softcaps, chunk, hidden, per_token, weights, table, teacher_table):
-    """The loss of a device's rows, some positions at a time."""
+def _summed(weights: Weights, values: Float[Array, "B T"]) -> Scalar:
+    """The weighted sum of the losses of all devices' tokens."""
+    return lax.psum(jnp.sum(weights * values), several(*BATCH))
 
-    def of_chunk(total, piece):
-        h, aux, w = piece
-        value, _ = loss(logits(h, table, softcaps[0]), aux, teacher_table, softcaps[1])
-        return total + jnp.sum(w * value), None
 
-    pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
-    return lax.scan(of_chunk, jnp.zeros(()), pieces)[0]
+def _in_chunks(loss, softcaps, chunk, hidden, per_token, table, teacher_table):
+    """The loss of each of a device's tokens, some positions at a time."""
+
+    def of_chunk(piece):
+        h, aux = piece
+        return loss(logits(h, table, softcaps[0]), aux, teacher_table, softcaps[1])[0]
+
+    pieces = _split((hidden, per_token), chunk or _chunk_size(hidden, table))
+    return _join(lax.map(of_chunk, pieces), hidden.shape[1])
 
 
 def _gradients_in_chunks(loss, softcaps, chunk, hidden, per_token, weights, table, teacher_table):
-    """The loss and its gradients, by a device's part of the vocabulary; the table's in fp32."""
+    """The same, and by a device's part of the vocabulary the weighted sum's gradients.
 
-    def of_chunk(carry, piece):
-        total, d_table = carry
+    That in the table is fp32.
+    """
+
+    def of_chunk(d_table, piece):
         h, aux, w = piece
         z = logits(h, table, softcaps[0])
         value, dz = loss(z, aux, teacher_table, softcaps[1])
@@ -264,12 +273,13 @@ def _gradients_in_chunks(loss, softcaps, chunk, hidden, per_token, weights, tabl
         dz = dz.astype(h.dtype)
         d_hidden = jnp.einsum("btv,vd->btd", dz, table)
         d_table += jnp.einsum("btv,btd->vd", dz, h, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(w * value), d_table), d_hidden
+        return d_table, (value, d_hidden)
 
     pieces = _split((hidden, per_token, weights), chunk or _chunk_size(hidden, table))
-    start = jnp.zeros(()), jnp.zeros(table.shape, jnp.float32)
-    (total, d_table), d_hidden = lax.scan(of_chunk, start, pieces)
-    return total, _join(d_hidden, hidden.shape[1]), d_table
+    start = jnp.zeros(table.shape, jnp.float32)
+    d_table, made = lax.scan(of_chunk, start, pieces)
+    values, d_hidden = (_join(x, hidden.shape[1]) for x in made)
+    return values, d_hidden, d_table
 
 
 def _flat(loss, softcaps, hidden, per_token, weights, table, teacher_table):

@@ -39,17 +39,20 @@ def chosen(dtype: jnp.dtype, *widths: int) -> bool:
     return sum(widths) <= len(widths) * SAVED / 2 * found.flops / found.memory / SLOWER
 
 
-def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, ""]:
-    """Σ weights · loss over a device's rows; all of the vocabulary."""
-    return _loss(_here(head), padded(rows, ROWS), tables)[0]
+def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, "N 1"]:
+    """The loss of each of a device's tokens, over all of the vocabulary."""
+    return _loss(_here(head), padded(rows, ROWS), tables)[0][: len(rows.hidden)]
 
 
 def loss_and_gradients(
     head: Head, rows: Rows, tables: Tables
-) -> tuple[Float[Array, ""], Float[Array, "N D"], Float[Array, "V D"]]:
-    """The loss, and by a device's vocabulary its gradients in hidden and in the table (fp32)."""
+) -> tuple[Float[Array, "N 1"], Float[Array, "N D"], Float[Array, "V D"]]:
+    """The same, and by a device's vocabulary the gradients of Σ weights · loss.
+
+    That in the table is fp32.
+    """
     count, rows, head = rows.hidden.shape[0], padded(rows, ROWS), _here(head)
-    total, normalisers = _loss(head, rows, tables)
+    values, normalisers = _loss(head, rows, tables)
     size = _columns(head, rows)
     chunks = jax.tree.map(lambda w: w.reshape(-1, size, w.shape[1]), padded(tables, size))
 
@@ -61,7 +64,7 @@ def loss_and_gradients(
     start = jnp.zeros(rows.hidden.shape, jnp.float32)
     d_hidden, d_table = lax.scan(of_chunk, start, (jnp.arange(len(chunks.table)), chunks))
     d_table = d_table.reshape(-1, d_table.shape[-1])[: head.vocabulary]
-    return total, d_hidden[:count].astype(rows.hidden.dtype), d_table
+    return values[:count], d_hidden[:count].astype(rows.hidden.dtype), d_table
 
 
 def _here(head: Head) -> Head:
@@ -79,7 +82,7 @@ def _columns(head: Head, rows: Rows) -> int:
 # ---------------------------------------------------------------------------------------- kernels
 
 
-def _loss(head: Head, rows: Rows, tables: Tables) -> tuple[Float[Array, ""], Normalisers]:
+def _loss(head: Head, rows: Rows, tables: Tables) -> tuple[Float[Array, "N 1"], Normalisers]:
     """Statistics of parts of the vocabulary, put together."""
     tables = padded(tables, COLUMNS)
     vocabulary, count = tables.table.shape[0], len(rows.hidden)
@@ -97,7 +100,7 @@ def _loss(head: Head, rows: Rows, tables: Tables) -> tuple[Float[Array, ""], Nor
     )
     with gpu.counted(_flops(rows, tables)):
         found = kernel(rows, tables)
-    return head_tile.finish(head, rows.weights, found)
+    return head_tile.finish(head, found)
 
 
 def _gradients(

@@ -145,9 +145,9 @@ def _bounded(softcap: float | None) -> bool:
 
 
 def finish(
-    head: Head, weights: Float[Array, "R 1"], found: list[Float[Array, "S R 1"]]
-) -> tuple[Float[Array, ""], Normalisers]:
-    """The loss, from what was found in each of S parts of each device's part of the vocabulary."""
+    head: Head, found: list[Float[Array, "S R 1"]]
+) -> tuple[Float[Array, "R 1"], Normalisers]:
+    """Each row's loss in nats, from what was found in S parts of each device's vocabulary."""
     axes = several("tensor")
 
     def over_parts(top, *sums):
@@ -166,7 +166,7 @@ def finish(
         teacher, value = None, student + lax.psum(jnp.sum(found[2], axis=0), axes)
     if head.target == "uniform":
         value = value - math.log2(head.whole)
-    return jnp.sum(weights * value) / LOG2_E, Normalisers(student, teacher)
+    return value / LOG2_E, Normalisers(student, teacher)
 
 
 def gradient(head: Head, tile: Tile, weights: Any, normalisers: Normalisers) -> Any:

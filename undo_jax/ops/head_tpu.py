@@ -40,35 +40,36 @@ def chosen(dtype: jnp.dtype, *widths: int) -> bool:
     return pltpu.is_tpu_device() and dtype == jnp.bfloat16 and tiles(*widths) is not None
 
 
-def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, ""]:
-    """Σ weights · loss over a device's rows; all of the vocabulary."""
+def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, "N 1"]:
+    """The loss of each of a device's tokens, over all of the vocabulary."""
     size, tables = _fitted(rows, tables)
 
-    def of_block(total, block):
+    def of_block(block):
         found, _ = _statistics(head, size, block, tables, keep=False)
-        return total + _finish(head, block, found)[0], None
+        return _finish(head, found)[0]
 
-    return lax.scan(of_block, jnp.zeros(()), _blocks(rows, size.rows))[0]
+    return _joined(lax.map(of_block, _blocks(rows, size.rows)), rows)
 
 
 def loss_and_gradients(
     head: Head, rows: Rows, tables: Tables
-) -> tuple[Float[Array, ""], Float[Array, "N D"], Float[Array, "V D"]]:
-    """The loss, and by a device's vocabulary its gradients in hidden and in the table (fp32)."""
+) -> tuple[Float[Array, "N 1"], Float[Array, "N D"], Float[Array, "V D"]]:
+    """The same, and by a device's vocabulary the gradients of Σ weights · loss.
+
+    That in the table is fp32.
+    """
     size, tables = _fitted(rows, tables)
     keep = _keeps(head, rows.hidden.dtype)
 
-    def of_block(carry, block):
-        total, d_table = carry
+    def of_block(d_table, block):
         found, kept = _statistics(head, size, block, tables, keep)
-        value, normalisers = _finish(head, block, found)
+        values, normalisers = _finish(head, found)
         d_hidden, d_table = _gradients(head, size, block, tables, normalisers, kept, d_table)
-        return (total + value, d_table), d_hidden.astype(block.hidden.dtype)
+        return d_table, (values, d_hidden.astype(block.hidden.dtype))
 
-    start = jnp.zeros(()), jnp.zeros(tables.table.shape, jnp.float32)
-    (total, d_table), d_hidden = lax.scan(of_block, start, _blocks(rows, size.rows))
-    d_hidden = d_hidden.reshape(-1, d_hidden.shape[-1])[: rows.hidden.shape[0]]
-    return total, d_hidden, d_table[: head.vocabulary]
+    start = jnp.zeros(tables.table.shape, jnp.float32)
+    d_table, (values, d_hidden) = lax.scan(of_block, start, _blocks(rows, size.rows))
+    return _joined(values, rows), _joined(d_hidden, rows), d_table[: head.vocabulary]
 
 
 def tiles(width: int, teacher_width: int = 0) -> Tiles | None:
@@ -113,6 +114,11 @@ def _blocks(rows: Rows, size: int) -> Rows:
     return jax.tree.map(lambda x: x.reshape(-1, size, x.shape[-1]), padded(rows, size))
 
 
+def _joined(blocks: Float[Array, "blocks R W"], rows: Rows) -> Float[Array, "N W"]:
+    """The inverse of `_blocks`, of the rows that there are."""
+    return blocks.reshape(-1, blocks.shape[-1])[: len(rows.hidden)]
+
+
 # ------------------------------------------------------------------------------ one block of rows
 
 
@@ -142,11 +148,11 @@ def _statistics(
 
 
 def _finish(
-    head: Head, rows: Rows, found: list[Float[Array, "cores R lanes"]]
-) -> tuple[Float[Array, ""], Normalisers]:
-    """The loss of a block, of the parts of the vocabulary that its lanes and cores have seen."""
+    head: Head, found: list[Float[Array, "cores R lanes"]]
+) -> tuple[Float[Array, "R 1"], Normalisers]:
+    """The losses of a block, of the parts of the vocabulary that its lanes and cores have seen."""
     parts = [jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], 1) for x in found]
-    return head_tile.finish(head, rows.weights, parts)
+    return head_tile.finish(head, parts)
 
 
 def _gradients(

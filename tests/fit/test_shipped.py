@@ -1,0 +1,106 @@
+"""Every experiment that is shipped compiles for the chips that it was written for."""
+
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+import undo_jax
+from undo_jax.cli.experiment import load
+from undo_jax.data import tokenizers
+from undo_jax.data.corpus import MANIFEST, VERSION
+from undo_jax.fit import chips
+from undo_jax.fit.step import STAGES, compile_step, mesh_on, of_stage, on_chips
+from undo_jax.sharding import parse_mesh
+
+ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
+DATA = {"language": (32_000, 2048), "language_small": (2048, 128)}  # vocabulary, row length
+# Batches of 360 and 40 rows, and of 8, do not divide into 16 shards, but into 8.
+MESHES = {"arithmetic": "sweep=2,data=8", "language": "sweep=2,data=8"}
+# Options of libtpu: less of the time, and more HBM traffic. jax 0.12 has none such.
+QUICKLY = {"exec_time_optimization_effort": -1.0} if jax.__version_info__ < (0, 11) else {}
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """An experiment by its name; corpora and tokenizers that are not there have stand-ins."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    for name, (vocabulary, length) in DATA.items():
+        for language in ("english", "korean"):
+            packed = {"tokenizer": {"fingerprint": name}, "vocab_size": vocabulary}
+            manifest = {
+                "version": VERSION,
+                "settings": {**packed, "row_length": length},
+                "counts": {},
+                "files": {},
+                "fingerprint": "",
+            }
+            (folder / "data" / name / language).mkdir(parents=True)
+            (folder / "data" / name / language / MANIFEST).write_text(json.dumps(manifest))
+
+    def tokenizer(path):
+        name = Path(path).parent.name
+        return SimpleNamespace(vocab_size=DATA[name][0], fingerprint=name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(tokenizers, "load_tokenizer", tokenizer)
+        yield cache(lambda name: on_chips(load(str(ROOT / f"{name}.py"))))
+
+
+def _cases():
+    """What its mesh, sizes or losses make another program: quick where the model is small."""
+    for stage in ("pretrain", "unlearn", "distill"):
+        yield "quickstart", stage, "v5e:4x4"
+        yield "language_small", stage, "v5e:4x4"
+    yield "quickstart", "distill", "v6e:4x4"
+    yield "quickstart", "distill", "h100:8"
+    for name in MESHES:
+        for stage in STAGES:
+            yield pytest.param(name, stage, "v5e:4x4", marks=slow)
+    for name in ("quickstart", "language_small"):
+        yield pytest.param(name, "relearn", "v5e:4x4", marks=slow)  # as pretraining
+    for place in ("v6e:4x4", "h100:8"):
+        for stage in ("pretrain", "unlearn", "relearn"):
+            yield pytest.param("quickstart", stage, place, marks=slow)
+
+
+def test_all_that_is_shipped_is_compiled():
+    """Each experiment for v5e:4x4 in each stage that trains, the quickstart for others, too."""
+    cases = {getattr(case, "values", case) for case in _cases()}
+    names = {path.stem for path in ROOT.glob("*.py")}
+    assert {case[:2] for case in cases if case[2] == "v5e:4x4"} == {
+        (name, stage) for name in names for stage in STAGES
+    }
+    for place in ("v6e:4x4", "h100:8"):
+        assert {case[1] for case in cases if case[2] == place} == set(STAGES)
+
+
+@pytest.mark.parametrize(("name", "stage", "topology"), _cases())
+def test_a_stage_compiles_and_fits(shipped, name, stage, topology):
+    place = chips.find(topology)
+    module = "libtpu" if place.chip.platform == "tpu" else "jax_cuda13_plugin"
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    experiment = shipped(name)
+    shape = parse_mesh(MESHES[name]) if name in MESHES else experiment.mesh
+    options = QUICKLY if place.chip.platform == "tpu" else {}
+    step = compile_step(of_stage(experiment, stage), mesh_on(place, shape), options)
+    assert step.cost is not None and 0 < step.memory.total < place.chip.hbm
+    assert step.cost.flops > 0
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_that_does_not_divide_its_batches_is_refused(shipped, name):
+    """So that the meshes above are still needed."""
+    if find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
+    experiment = shipped(name)
+    mesh = mesh_on(chips.find("v5e:4x4"), experiment.mesh)
+    with pytest.raises(ValueError, match="make it a multiple of 16"):
+        compile_step(of_stage(experiment, "unlearn"), mesh)
