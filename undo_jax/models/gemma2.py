@@ -51,9 +51,9 @@ KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; ne
 class Gemma2:
     """The architecture. Defaults are Gemma-2 2B's; the presets change what the reference changes.
 
-    Numbers take the types of their fields: a soft-cap of 30 is 30.0. Raises ValueError for sizes that
-    are not positive, not whole or not finite, head counts that do not divide and for an unknown
-    dtype or remat policy.
+    Numbers take the types of their fields: a soft-cap of 30 is 30.0. Raises ValueError for sizes
+    that are not positive, not whole or not finite, head counts that do not divide and for an
+    unknown dtype or remat policy.
     """
 
     layers: int = 26
@@ -103,12 +103,13 @@ class Gemma2:
 
 def _number(name: str, value: Any, kind: type) -> Any:
     """A field's value in its type. Raises ValueError for one that cannot be."""
-    if not isinstance(value, Real) or not abs(value) < 2**63 or kind(value) != value:
+    number: Any = value if isinstance(value, Real) else math.nan
+    if not abs(number) < 2**63 or kind(number) != number:
         wanted = "whole number" if kind is int else "number"
         raise ValueError(f"{name}={value!r}: it must be a {wanted} below 2^63")
-    if name in POSITIVE and not value > 0:
+    if name in POSITIVE and not number > 0:
         raise ValueError(f"{name}={value}: it must be positive")
-    return kind(value)
+    return kind(number)
 
 
 PRESETS = {
