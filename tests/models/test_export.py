@@ -21,6 +21,7 @@ from undo_jax.cli import weights
 from undo_jax.data.tokenizers import Bytes, HuggingFace, SentencePiece
 from undo_jax.models.functional import Functional
 from undo_jax.ops import head
+from undo_jax.stages.run import Run
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TOY = f"""
@@ -39,11 +40,7 @@ model = Gemma2(
 )
 """
 LAST = "experiment = replace(module.experiment, name='toy', setting=setting, model=model)"
-SHORT = (
-    "--seeds 0 --pretrain.training.steps 2 --unlearn.training.steps 2 --distill.training.steps 2 "
-    "--relearn.training.steps 2 --noise.alphas 0.5 --noise.no-fresh-student "
-    "--relearn.learning-rates 0.001"
-).split()
+SHORT = "--stage pretrain --seeds 0 --pretrain.training.steps 2".split()
 LINES = ["the cat sat on the mat", "a dog ran to the red barn", "12 + 7 = 19", "네모난 방"]
 TEXTS = [
     *LINES,
@@ -56,12 +53,14 @@ TEXTS = [
 MODELS = {  # of a workdir each: what the file adds, and flags
     "toy": ("", ""),
     "pieces": (
-        "setting = replace(setting, tokenizer=load_tokenizer('bpe.model'))\n",
-        "--model.vocabulary 300 --model.final-softcap None --model.attention-softcap None",
+        "setting = replace(setting, tokenizer=load_tokenizer('bpe.model'))\n"
+        "model = replace(model, vocabulary=300, final_softcap=None)\n",
+        "--model.attention-softcap None",
     ),
     "file": (
-        "setting = replace(setting, tokenizer=load_tokenizer('file.json', '<s>'))\n",
-        "--model.vocabulary 310 --model.final-softcap 30 --model.document-start 2",
+        "setting = replace(setting, tokenizer=load_tokenizer('file.json', '<s>'))\n"
+        "model = replace(model, vocabulary=310)\n",
+        "--model.final-softcap 30 --model.document-start 2",
     ),
 }
 
@@ -75,7 +74,7 @@ def here(made, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run of all five stages, and a base of two more, each with another tokenizer."""
+    """A base and an oracle each of three models with a tokenizer of their own."""
     folder = tmp_path_factory.mktemp("runs")
     before = os.getcwd()
     with pytest.MonkeyPatch.context() as patch:
@@ -87,8 +86,7 @@ def made(tmp_path_factory):
         _tokenizers_file("file.json")
         for name, (more, flags) in MODELS.items():
             Path(f"{name}.py").write_text(TOY + more + LAST)
-            stage = [] if name == "toy" else ["--stage", "pretrain"]
-            cli.main(["run", f"{name}.py", "--workdir", name, *stage, *SHORT, *flags.split()])
+            cli.main(["run", f"{name}.py", "--workdir", name, *SHORT, *flags.split()])
     assert os.getcwd() == before
     return folder
 
@@ -128,7 +126,9 @@ def _run(made, name):
         tokenizer = experiment.setting.get_tokenizer()
         tokenizer.encode("1")  # its file is read
     (base,) = (made / name).glob("pretrain-base-*")
-    return SimpleNamespace(model=experiment.model, tokenizer=tokenizer, base=base)
+    return SimpleNamespace(
+        experiment=experiment, model=experiment.model, tokenizer=tokenizer, base=base
+    )
 
 
 def _export(*words):
@@ -179,8 +179,8 @@ def test_a_model_is_rebuilt_from_its_config_field_by_field(made, name):
     ("name", "stage", "flags"),
     [
         ("toy", "pretrain-base", ""),
-        ("toy", "relearn-undo", "--max-shard-gb 1e-5"),
-        ("toy", "distill-undo", "--dtype bfloat16 --max-shard-gb 1e-5"),
+        ("toy", "pretrain-oracle", "--max-shard-gb 1e-5"),
+        ("toy", "pretrain-base", "--dtype bfloat16 --max-shard-gb 1e-5"),
         ("pieces", "pretrain-base", ""),
         ("pieces", "pretrain-oracle", "--dtype bfloat16"),
         ("file", "pretrain-base", "--max-shard-gb 1e-5"),
@@ -206,6 +206,23 @@ def test_transformers_loads_an_export_and_gives_our_logits(made, transformers, n
     wanted = _logits(run.model, artifact, tokens, dtype)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
     assert np.max(np.abs(wanted)) > 0.5
+
+
+def test_the_strongest_attack_is_exported_as_any_model(made, tmp_path):
+    """An artifact of the last stage: its model is that of those before it."""
+    run = _run(made, "toy")
+    here = Run(run.experiment, epath.Path(tmp_path), None, None, None)
+    base = here.artifact("pretrain", "base", 0, run.experiment.pretrain)
+    attacked = here.artifact("relearn", "base", 0, run.experiment.relearn, base)
+    checkpoint.begin(attacked)
+    lm = Functional(run.model)
+    params = checkpoint.restore(epath.Path(run.base) / "params", lm, weights._mesh(run.model))
+    checkpoint.keep(attacked, params, {}, learning_rate=0.1, attack="forget")
+    _export(attacked.folder, "attacked")
+    _export(run.base, "base")
+    assert sorted(os.listdir("attacked")) == sorted(os.listdir("base"))
+    for name in os.listdir("base"):
+        assert Path("attacked", name).read_bytes() == Path("base", name).read_bytes(), name
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -480,8 +497,7 @@ def test_an_import_can_be_asked_and_is_a_base(made, capsys, monkeypatch):
     cli.main(["generate", str(made / "toy.py"), str(run.base), *asked])
     assert capsys.readouterr().out == said != "\n"
     for base in ("base", "base/params"):
-        cli.main(["run", str(made / "toy.py"), "--workdir", "out", "--stage", "pretrain",
-                  "--pretrain.base", base, *SHORT])  # fmt: skip
+        cli.main(["run", str(made / "toy.py"), "--workdir", "out", "--pretrain.base", base, *SHORT])
     adopted = list(Path("out").glob("pretrain-base-*"))
     assert len(adopted) == 2
     for artifact in adopted:
@@ -517,10 +533,14 @@ def test_an_import_that_was_killed_is_made_again(made, capsys, monkeypatch):
 def test_an_import_says_which_tokenizer_it_cannot_use(made, capsys):
     _export(_run(made, "toy").base, "first")
     Path("first/tokenizer.json").write_text("{}")
+    _tokenizers_file("pieces.json")
     capsys.readouterr()
     cli.main(["import-hf", "first", "base"])
     said = capsys.readouterr().err
     assert "without its tokenizer: first/tokenizer.json is not a tokenizers file" in said
+    assert "pieces.json opens a document with 2, base with 0" in _refused(
+        capsys, "export-hf", "base", "out", "--tokenizer", "pieces.json", "--bos-token", "<s>"
+    )
     _export("base", "out")
     assert "without a tokenizer" in capsys.readouterr().err
     assert _json("out/config.json")["bos_token_id"] == 0

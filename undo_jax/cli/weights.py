@@ -22,12 +22,7 @@ from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2
 from undo_jax.sharding import MeshShape, make_mesh
 
-UNSTATED = (
-    "document_start",
-    "dtype",
-    "remat",
-    "unroll",
-)  # fields that no Hugging Face folder states
+UNSTATED = ("document_start", "dtype", "remat", "unroll")  # in no Hugging Face folder
 
 
 def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:
@@ -48,9 +43,7 @@ def import_hf(folder: Positional[str], out: Positional[str], processes: Joined =
     about = {"tokenizer": _described(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": stated}, (), None, about, path.name)
     params = hf.load(folder, config, _mesh(config))
-    checkpoint.wait(
-        f"import {path.name}"
-    )  # or one that comes late would find what others have begun
+    checkpoint.wait(f"import {path.name}")  # or a late process would find what others have begun
     checkpoint.begin(base)
     checkpoint.keep(base, params, {})
     if jax.process_index() == 0:
@@ -131,9 +124,8 @@ def _described(folder: epath.Path) -> dict[str, Any]:
     found = [folder / f"tokenizer.{kind}" for kind in ("json", "model")]
     for file in [file for file in found if file.is_file()][:1]:
         try:
-            tokenizer = load_tokenizer(
-                file, hf.read_bos(folder) if file.suffix == ".json" else None
-            )
+            bos = hf.read_bos(folder) if file.suffix == ".json" else None
+            tokenizer = load_tokenizer(file, bos)
             if tokenizer.bos_id != ids["bos_token_id"]:
                 raise ValueError(f"{file} has another BOS than {folder / hf.CONFIG}")
             return {**tokenizer_files.describe(tokenizer), "ids": ids}
@@ -185,6 +177,9 @@ def _tokenizer(
     if tokenizer.fingerprint != said.get("fingerprint", tokenizer.fingerprint):
         trained = said.get("path") or said["type"]
         raise ValueError(f"{name} is not what {folder} was trained with, which is {trained}")
+    opens = said.get("ids", {}).get("bos_token_id", tokenizer.bos_id)
+    if tokenizer.bos_id != opens:
+        raise ValueError(f"{name} opens a document with {tokenizer.bos_id}, {folder} with {opens}")
     if tokenizer.vocab_size > config.vocabulary:
         raise ValueError(
             f"{name} makes {tokenizer.vocab_size} ids, the model of {folder} knows "
