@@ -57,6 +57,8 @@ class Artifact:
     config: Any  # everything else that determines it; not the mesh, the log or a path
     upstream: tuple["Artifact", ...] = ()
     alpha: float | None = None
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for config.json
+    name: str | None = None  # of its folder; None: from what it is
 
     def describe(self) -> dict[str, Any]:
         """The artifact as JSON."""
@@ -71,12 +73,16 @@ class Artifact:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits of its description's hash."""
-        text = json.dumps(self.describe(), sort_keys=True)
+        """Eight hexadecimal digits of its description's hash: 1 and 1.0 are one setting."""
+        described = self.describe()
+        described["config"] = _equal(described["config"])
+        text = json.dumps(described, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def folder(self) -> epath.Path:
+        if self.name is not None:
+            return self.workdir / self.name
         slug = re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-")
         return self.workdir / f"{self.stage}-{slug}-seed{self.seed}-{self.fingerprint}"
 
@@ -179,7 +185,7 @@ def begin(artifact: Artifact) -> None:
         if artifact.folder.exists():
             artifact.folder.rmtree()
         artifact.folder.mkdir(parents=True)
-        description = {"fingerprint": artifact.fingerprint, **artifact.describe()}
+        description = {"fingerprint": artifact.fingerprint, **artifact.describe(), **artifact.about}
         write_json(artifact.folder / "config.json", description)
     wait(f"begin {artifact.folder.name}")
     if not artifact.folder.exists():
@@ -362,13 +368,11 @@ def plain(value: Any) -> Any:
     """A configuration as JSON: dataclasses and partials become dicts, functions their names.
 
     A dataclass with a fingerprint, such as a tokenizer, stands for its content and not its fields:
-    where its file lies does not matter. Whole numbers are written as such: 1 and 1.0 are one
-    setting. Raises ValueError for a function without a name.
+    where its file lies does not matter. Numbers stay as they are: 30.0 is not 30. Raises ValueError
+    for a function without a name.
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fingerprint = getattr(value, "fingerprint", None)
         if fingerprint is not None:
@@ -390,6 +394,15 @@ def plain(value: Any) -> Any:
             raise ValueError(f"a lambda of {value.__module__} is a setting: give it a name, by def")
         return f"{value.__module__}.{value.__qualname__}"
     return value
+
+
+def _equal(value: Any) -> Any:
+    """JSON in which equal numbers are written alike: whole ones as such."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _equal(item) for key, item in value.items()}
+    return [_equal(item) for item in value] if isinstance(value, list) else value
 
 
 def _progress(artifacts: Sequence[Artifact]) -> list[epath.Path]:

@@ -27,7 +27,7 @@ class Pretrain:
     """The base learns from stream `pretrain`, the oracle from `oracle`."""
 
     training: Training
-    base: str | None = None  # parameters of a base that exists already, instead of training one
+    base: str | None = None  # a finished artifact, or bare parameters, instead of training one
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Arithmetic in bf16 outside the kernels: where it is fp32 inside, only its result is rounded.
 
-What is expected is NumPy's, in float64, of the same bf16 numbers. Operations run one by one: XLA for
-CPU keeps more digits inside a program than a TPU would.
+What is expected is NumPy's, in float64, of the same bf16 numbers. Operations run one by one: XLA
+for CPU keeps more digits inside a program than a TPU would.
 """
 
 import jax.numpy as jnp

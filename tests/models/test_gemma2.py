@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache, partial
 
 import jax
@@ -237,7 +237,13 @@ def test_a_name_that_is_no_preset_is_named():
         ({"dtype": "int4"}, "'int4'"),
         ({"remat": "some"}, "'some'"),
         ({"layers": 0}, "layers=0: it must be positive"),
+        ({"layers": 2.5}, "layers=2.5: it must be a whole number"),
+        ({"layers": None}, "layers=None: it must be a whole number"),
+        ({"window": "4"}, "window='4': it must be a whole number"),
+        ({"document_start": 0.5}, "document_start=0.5: it must be a whole number"),
         ({"final_softcap": -1.0}, "final_softcap=-1.0"),
+        ({"final_softcap": float("inf")}, "final_softcap=inf: it must be a number below"),
+        ({"width": 10**400}, "it must be a whole number below"),
         ({"norm_epsilon": float("nan")}, "norm_epsilon=nan"),
         ({"head_width": 3}, "head_width=3"),
     ],
@@ -245,6 +251,15 @@ def test_a_name_that_is_no_preset_is_named():
 def test_configurations_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
+
+
+def test_a_number_takes_the_type_of_its_field():
+    typed = Gemma2(final_softcap=30, attention_scale=np.float32(0.5), rope_theta=10**4,
+                   layers=2.0, heads=np.int64(8), document_start=np.int32(0))  # fmt: skip
+    found = {f.name: type(getattr(typed, f.name)) for f in fields(typed)}
+    assert found == {f.name: type(f.default) for f in fields(typed)} | {"document_start": int}
+    assert typed == Gemma2(layers=2, attention_scale=0.5, document_start=0)
+    assert Gemma2(final_softcap=None).final_softcap is None
 
 
 @pytest.mark.parametrize("layer", [-1, 5])

@@ -1,9 +1,8 @@
 """`undo-jax generate EXPERIMENT ARTIFACT`."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,9 +21,9 @@ from undo_jax.log import console
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, MeshShape, make_mesh, parts
+from undo_jax.stages.run import differences
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
-HOW = ("dtype", "remat", "unroll")  # fields of a model that do not change what it says
 
 
 @experiments.errors_of_users()
@@ -124,7 +123,7 @@ def _model(folder: epath.Path, made_by: Experiment) -> Gemma2:
     Raises FileNotFoundError for no finished artifact, ValueError for one of another model.
     """
     made = experiments.described_model(folder)
-    other = {place: _differences(model, made) for place, model in made_by.models.items()}
+    other = {place: differences(model, made) for place, model in made_by.models.items()}
     for place, found in other.items():
         if not found:
             return made_by.models[place]
@@ -133,12 +132,6 @@ def _model(folder: epath.Path, made_by: Experiment) -> Gemma2:
         f"{folder} was made with model.{name}={made[name]}, the experiment has {value}: give the "
         "experiment file that made it"
     )
-
-
-def _differences(model: Gemma2, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The fields in which a model is not the one that was made, with its own values."""
-    fields = checkpoint.plain(model).items()
-    return [(n, v) for n, v in fields if n not in HOW and made.get(n, v) != v]
 
 
 def _mesh(shape: MeshShape) -> Mesh:

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import typing
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 from etils import epath
@@ -11,29 +12,42 @@ from jax.sharding import Mesh
 from tyro.conf import Positional
 
 from undo_jax import checkpoint
+from undo_jax.checkpoint import Artifact
 from undo_jax.cli.devices import ALONE, Joined, join
 from undo_jax.cli.experiment import described_model
+from undo_jax.data import tokenizer_files
+from undo_jax.data.tokenizers import Tokenizer, load_tokenizer
+from undo_jax.durable import read_json
 from undo_jax.log import console
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2
 from undo_jax.sharding import MeshShape, make_mesh
 
+UNSTATED = ("document_start", "dtype", "remat", "unroll")  # in no Hugging Face folder
+
 
 def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:
     """Turn Gemma-2 weights of Hugging Face into a base for experiments.
 
-    Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it.
+    Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT can
+    be asked and exported as any artifact.
 
     Args:
-        folder: config.json and safetensors files, on this machine.
-        out: the new checkpoint; may be gs://.
+        folder: config.json and safetensors files, on this machine; a tokenizer is noted.
+        out: the new artifact; may be gs://.
     """
     join(processes)
     config, path = hf.read_config(folder), epath.Path(out)
-    if path.exists():
+    if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
-    checkpoint.write(path, hf.load(folder, config, _mesh(config)))
+    stated = {n: v for n, v in checkpoint.plain(config).items() if n not in UNSTATED}
+    about = {"tokenizer": _described(epath.Path(folder))}
+    base = Artifact(path.parent, "import", "base", 0, {"model": stated}, (), None, about, path.name)
+    params = hf.load(folder, config, _mesh(config))
+    checkpoint.wait(f"import {path.name}")  # or a late process would find what others have begun
+    checkpoint.begin(base)
+    checkpoint.keep(base, params, {})
     if jax.process_index() == 0:
         print(f"model={expression(config)}")
         console.print(f"use it with the flag --pretrain.base {path}", soft_wrap=True)
@@ -45,26 +59,33 @@ def export_hf(
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_gb: float = 5.0,
     tokenizer: str | None = None,
+    bos_token: str | None = None,
     processes: Joined = ALONE,
 ) -> None:
     """Write a model of a run as a folder that Hugging Face transformers loads.
 
-    What Hugging Face's configuration cannot state is left out: that attention stays within a
-    document (document_start).
+    The tokenizer of the run goes along, so that transformers' AutoTokenizer gives the ids of
+    training, BOS first. What Hugging Face's configuration cannot state is left out: that attention
+    stays within a document (document_start).
 
     Args:
         artifact: the folder of a finished model, e.g. runs/mine/distill-...; may be gs://.
         out: the new folder, on this machine.
         dtype: float32 is exact; rounding to bfloat16 may undo small updates.
         max_shard_gb: the size of a weights file at most, in GB.
-        tokenizer: a .json or .model file to copy along.
+        tokenizer: the run's tokenizer, where its file is no longer where the run found it.
+        bos_token: what begins a document, of a Hugging Face tokenizer; default: as in the run.
     """
     if not 0 < max_shard_gb < math.inf:
         raise ValueError(f"max_shard_gb={max_shard_gb}: give a number of GB above 0")
     join(processes)
-    config = model(epath.Path(artifact))
-    params = checkpoint.restore(epath.Path(artifact) / "params", Functional(config), _mesh(config))
-    hf.save(out, config, params, dtype, max_shard_gb * 1e9, tokenizer)
+    folder = epath.Path(artifact)
+    config = model(folder)
+    if checkpoint.absolute(folder) in checkpoint.absolute(epath.Path(out)).parents:
+        raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
+    ids, files = _tokens(folder, config, tokenizer, bos_token)
+    params = checkpoint.restore(folder / "params", Functional(config), _mesh(config))
+    hf.save(out, config, params, dtype, max_shard_gb * 1e9, ids, files)
     console.print(f"written: {out}", soft_wrap=True)
 
 
@@ -100,6 +121,84 @@ def expression(config: Gemma2) -> str:
             return f'preset("{name}")'
     fields = [f for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
     return f"Gemma2({', '.join(f'{f.name}={getattr(config, f.name)!r}' for f in fields)})"
+
+
+def _abandoned(path: epath.Path) -> bool:
+    """Whether a folder is what an import left that was killed."""
+    names = {file.name for file in path.iterdir()} if path.is_dir() else {"."}
+    if "summary.json" in names or "config.json" not in names:
+        return not names
+    return read_json(path / "config.json").get("stage") == "import"
+
+
+def _described(folder: epath.Path) -> dict[str, Any]:
+    """What config.json says of the tokenizer of a Hugging Face folder: its ids at least."""
+    ids = hf.read_ids(folder)
+    found = [folder / f"tokenizer.{kind}" for kind in ("json", "model")]
+    for file in [file for file in found if file.is_file()][:1]:
+        try:
+            bos = hf.read_bos(folder) if file.suffix == ".json" else None
+            tokenizer = load_tokenizer(file, bos)
+            if tokenizer.bos_id != ids["bos_token_id"]:
+                raise ValueError(f"{file} has another BOS than {folder / hf.CONFIG}")
+            return {**tokenizer_files.describe(tokenizer), "ids": ids}
+        except (ValueError, ImportError) as error:
+            console.print(f"without its tokenizer: {error}", soft_wrap=True)
+    return {"ids": ids}
+
+
+def _tokens(
+    folder: epath.Path, config: Gemma2, given: str | None, bos_token: str | None
+) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
+    """Ids of an artifact's special tokens, and its tokenizer's files; says why there are none.
+
+    Raises what `_tokenizer` does for a tokenizer that is given.
+    """
+    said = read_json(folder / "config.json").get("tokenizer") or {}
+    try:
+        tokenizer = _tokenizer(folder, config, said, given, bos_token)
+        return said.get("ids") or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
+    except (ValueError, OSError, ImportError) as error:
+        if given is not None or bos_token is not None:
+            raise
+        console.print(f"without a tokenizer: {error}; --tokenizer FILE gives one", soft_wrap=True)
+        return said.get("ids") or {}, {}
+
+
+def _tokenizer(
+    folder: epath.Path,
+    config: Gemma2,
+    said: Mapping[str, Any],
+    given: str | None,
+    bos_token: str | None,
+) -> Tokenizer:
+    """The tokenizer given, or what config.json says of one.
+
+    Raises ValueError where there is none, for another one than it says, and for one whose ids the
+    model lacks; and what the tokenizer raises for its file.
+    """
+    if given is not None:
+        own = said.get("bos_token") if given.endswith(".json") else None
+        tokenizer = load_tokenizer(given, bos_token or own)
+    elif bos_token is not None:
+        raise ValueError(f"bos_token={bos_token} of which file? give --tokenizer FILE")
+    elif "type" not in said:
+        raise ValueError(f"{folder / 'config.json'} names none")
+    else:
+        tokenizer = tokenizer_files.described(said)
+    name = given or said.get("path") or said["type"]
+    if tokenizer.fingerprint != said.get("fingerprint", tokenizer.fingerprint):
+        trained = said.get("path") or said["type"]
+        raise ValueError(f"{name} is not what {folder} was trained with, which is {trained}")
+    opens = said.get("ids", {}).get("bos_token_id", tokenizer.bos_id)
+    if tokenizer.bos_id != opens:
+        raise ValueError(f"{name} opens a document with {tokenizer.bos_id}, {folder} with {opens}")
+    if tokenizer.vocab_size > config.vocabulary:
+        raise ValueError(
+            f"{name} makes {tokenizer.vocab_size} ids, the model of {folder} knows "
+            f"{config.vocabulary}: it is another model's tokenizer"
+        )
+    return tokenizer
 
 
 def _mesh(config: Gemma2) -> Mesh:

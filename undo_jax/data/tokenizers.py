@@ -11,6 +11,9 @@ from etils import epath
 
 from undo_jax.data.files import missing, reading
 
+ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")  # usual names; a file tells none
+PADS = ("<pad>", "[PAD]")
+
 
 class Tokenizer(Protocol):
     """What the data code needs of a tokenizer."""
@@ -198,6 +201,18 @@ class SentencePiece:
         """Id of the BOS piece."""
         return self._processor.bos_id()
 
+    @property
+    def special(self) -> dict[str, tuple[str, int]]:
+        """Pieces and ids of those of bos, eos and pad that it has."""
+        model = self._processor
+        ids = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id()}
+        return {name: (model.id_to_piece(i), i) for name, i in ids.items() if i >= 0}
+
+    @property
+    def keeps_spaces(self) -> bool:
+        """Whether it neither adds spaces to a text nor drops any."""
+        return "".join(self._processor.encode("  a b ", out_type=str)) == "▁▁a▁b▁"
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS and EOS."""
         return self._processor.encode(text, add_bos=False, add_eos=False)
@@ -269,6 +284,16 @@ class HuggingFace:
     def bos_id(self) -> int:
         """Id of `bos_token`."""
         return self._tokenizer.token_to_id(self.bos_token)
+
+    @property
+    def special(self) -> dict[str, tuple[str, int]]:
+        """Names and ids of bos and, by their usual names, of eos and pad."""
+        number, names = (
+            self._tokenizer.token_to_id,
+            {"bos": (self.bos_token,), "eos": ENDS, "pad": PADS},
+        )
+        known = {kind: [n for n in usual if number(n) is not None] for kind, usual in names.items()}
+        return {kind: (found[0], number(found[0])) for kind, found in known.items() if found}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""

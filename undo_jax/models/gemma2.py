@@ -5,8 +5,10 @@ Layers are stacked along a leading axis and run by `lax.scan`. Every kernel is a
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, fields, replace
+from numbers import Real
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +51,8 @@ KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; ne
 class Gemma2:
     """The architecture. Defaults are Gemma-2 2B's; the presets change what the reference changes.
 
-    Raises ValueError for sizes that are not positive, head counts that do not divide and for an
+    Numbers take the types of their fields: a soft-cap of 30 is 30.0. Raises ValueError for sizes
+    that are not positive, not whole or not finite, head counts that do not divide and for an
     unknown dtype or remat policy.
     """
 
@@ -73,10 +76,10 @@ class Gemma2:
     unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
 
     def __post_init__(self):
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: it must be positive")
+        for field in fields(self):
+            kinds, value = get_args(field.type) or (field.type,), getattr(self, field.name)
+            if kinds[0] in (int, float) and not (value is None and NoneType in kinds):
+                object.__setattr__(self, field.name, _number(field.name, value, kinds[0]))
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width}: rotary positions need it to be even")
         if self.heads % self.kv_heads:
@@ -103,6 +106,17 @@ class Gemma2:
         if self.dtype == "auto":
             return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
         return jnp.dtype(self.dtype)
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    """A field's value in its type. Raises ValueError for one that cannot be."""
+    number: Any = value if isinstance(value, Real) else math.nan
+    if not abs(number) < 2**63 or kind(number) != number:
+        wanted = "whole number" if kind is int else "number"
+        raise ValueError(f"{name}={value!r}: it must be a {wanted} below 2^63")
+    if name in POSITIVE and not number > 0:
+        raise ValueError(f"{name}={value}: it must be positive")
+    return kind(number)
 
 
 PRESETS = {

@@ -67,6 +67,8 @@ FIXED = {  # what a configuration may state and this decoder cannot do otherwise
 }
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MODEL_TYPE, EMBEDDING, HEAD = "gemma2", NAMES["embedding"], "lm_head.weight"
+IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # of Gemma's own tokenizer
+GENERATION = "generation_config.json"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ROWS = 4096  # of a table, compared at a time
 LARGEST = 2**63  # that a configuration may state
@@ -137,6 +139,29 @@ def read_config(folder: epath.PathLike) -> Gemma2:
     return config
 
 
+def read_ids(folder: epath.PathLike) -> dict[str, Any]:
+    """Ids of the special tokens that config.json states; what it leaves out is Gemma's own.
+
+    Raises FileNotFoundError without the file and ValueError for what is no id.
+    """
+    file = _local(folder) / CONFIG
+    content = _json(file)
+    found = {name: content.get(name, own) for name, own in IDS.items()}
+    for name, value in found.items():
+        several = value if isinstance(value, list) and name.startswith("eos") else [value]
+        if value is not None and not all(type(i) is int and 0 <= i < LARGEST for i in several):
+            raise ValueError(f"{file}: {name}={value!r} is no token id")
+    return found
+
+
+def read_bos(folder: epath.PathLike) -> str | None:
+    """The name of BOS that tokenizer_config.json states; None where it states none."""
+    file = _local(folder) / "tokenizer_config.json"
+    token = _json(file).get("bos_token") if file.is_file() else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
 def load(folder: epath.PathLike, config: Gemma2, mesh: Mesh) -> Params:
     """fp32 parameters from safetensors files, each device's slice read straight onto it.
 
@@ -166,25 +191,31 @@ def save(
     params: Params,
     dtype: str = "float32",
     max_shard_bytes: float = 5e9,
-    tokenizer: epath.PathLike | None = None,
+    ids: Mapping[str, Any] | None = None,
+    extra: Mapping[str, bytes] | None = None,
 ) -> None:
     """A folder that transformers loads; it appears once it is whole. One file's worth is in memory.
 
-    `tokenizer`, a .json or .model file, is copied along. Raises FileExistsError for a folder that
-    holds something, FileNotFoundError without the tokenizer and ValueError for a model that
-    Hugging Face's configuration cannot state; of `document_start` it says nothing.
+    `ids` are those of special tokens, see `IDS`; without, there are none. Files in `extra` go
+    along, e.g. a tokenizer's. Raises FileExistsError for a folder that holds something and
+    ValueError for a model that Hugging Face's configuration cannot state; of `document_start` it
+    says nothing.
     """
-    folder, copied = _local(folder), _tokenizer(tokenizer)
+    folder = _local(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists: give a new folder")
-    if max_shard_bytes <= 0:
-        raise ValueError(f"a shard of {max_shard_bytes:g} bytes: give a size above 0")
+    if not 0 < max_shard_bytes < math.inf:
+        raise ValueError(f"files of {max_shard_bytes:g} bytes: give a finite size above 0")
     _check_shapes(config, params)
-    description, width = _describe(config, dtype), jnp.dtype(dtype).itemsize
+    ids = {**dict.fromkeys(IDS), **(ids or {})}
+    description, width = _describe(config, dtype) | ids, jnp.dtype(dtype).itemsize
+    if ids["pad_token_id"] is None:  # in a batch, after the end; no row of the embedding is for it
+        ids["pad_token_id"] = ids["bos_token_id"]
     sizes = {name: width * math.prod(t.shape) for name, t in tensors(config).items()}
     shards = _shards(sizes, max_shard_bytes)
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     files = files if len(shards) > 1 else [SINGLE]
+    more = {GENERATION: (json.dumps(ids, indent=2) + "\n").encode(), **(extra or {})}
     stream = named(config, params, dtype)
     with _whole(folder) as made:
         if jax.process_index() == 0:
@@ -199,8 +230,8 @@ def save(
                 where = {n: f for f, names in zip(files, shards, strict=True) for n in names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
                 (made / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-            for name, source in copied.items():
-                (made / name).write_bytes(source.read_bytes())
+            for name, content in more.items():
+                (made / name).write_bytes(content)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -338,7 +369,6 @@ def _describe(config: Gemma2, dtype: str) -> dict[str, Any]:
             f"width={config.width} is not a multiple of heads={config.heads}, as transformers "
             "demands: it cannot be exported"
         )
-    known = config.vocabulary == Gemma2.vocabulary  # of Gemma's own tokenizer
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -350,9 +380,6 @@ def _describe(config: Gemma2, dtype: str) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # 5
         "max_position_embeddings": 8192,  # Gemma-2's; nothing is computed from it
         "attention_dropout": 0.0,
-        "pad_token_id": 0 if known else None,
-        "eos_token_id": 1 if known else None,
-        "bos_token_id": 2 if known else None,
         "torch_dtype": dtype,
     }
 
@@ -377,18 +404,6 @@ def _positive(file: epath.Path, content: Mapping[str, Any], key: str, whole: boo
         kind = "whole number" if whole else "number"
         raise ValueError(f"{file}: {key}={value!r} must be a {kind} above 0, and below 2^63")
     return value
-
-
-def _tokenizer(file: epath.PathLike | None) -> dict[str, epath.Path]:
-    """The tokenizer's file by the name that transformers looks for."""
-    if file is None:
-        return {}
-    path = epath.Path(file)
-    if path.suffix not in (".json", ".model"):
-        raise ValueError(f"tokenizer {path} is neither a .json nor a .model file: give one of them")
-    if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer file at {path}: check the path")
-    return {f"tokenizer{path.suffix}": path}
 
 
 def _json(file: epath.Path) -> dict[str, Any]:

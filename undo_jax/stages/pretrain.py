@@ -11,11 +11,12 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
+from undo_jax.durable import read_json
 from undo_jax.losses import language_modelling
 from undo_jax.population import Member, Source, diverged
 from undo_jax.sharding import placement
 from undo_jax.stages import outcome
-from undo_jax.stages.run import Run, key
+from undo_jax.stages.run import Run, differences, key
 from undo_jax.stages.training import train
 
 STREAMS = {"base": "pretrain", "oracle": "oracle"}
@@ -52,8 +53,21 @@ def _member(run: Run, artifact: Artifact, init) -> Member:
 
 
 def _adopt(run: Run, artifact: Artifact, path: str) -> None:
-    """Take parameters that exist already as the base. Raises ValueError where they are lost."""
-    params = checkpoint.restore(epath.Path(path), run.lm, run.mesh)
+    """Take parameters that exist already as the base: those of an artifact, or bare ones.
+
+    Raises ValueError for an artifact whose model computes something else than the experiment's, and
+    for parameters that are lost.
+    """
+    folder = epath.Path(path)
+    if (folder / "summary.json").exists():
+        made = read_json(folder / "config.json")["config"]["model"]
+        for name, value in differences(run.experiment.model, made):
+            raise ValueError(
+                f"{path} is a model with {name}={made[name]}, the experiment has {value}: make "
+                f"them equal, or give {folder / 'params'} to take the weights alone"
+            )
+        folder = folder / "params"
+    params = checkpoint.restore(folder, run.lm, run.mesh)
     everywhere = NamedSharding(run.mesh, P())
     evaluate = jax.jit(run.experiment.setting.evaluate, static_argnums=0, out_shardings=everywhere)
     scores = {n: float(v) for n, v in evaluate(run.lm, params, run.material).items()}

@@ -1,7 +1,7 @@
 """What the stages share: where a run happens, and what its artifacts are made from."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +13,13 @@ from jax.sharding import Mesh
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.config import Experiment
+from undo_jax.data.tokenizer_files import describe
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.train import Training
 from undo_jax.types import LM, Key, Lazy
+
+HOW = ("dtype", "remat", "unroll")  # fields of a model that do not change what it says
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Run:
         inherited = upstream[0].config["model"] if upstream else self.experiment.model
         parts = {stage: config, "setting": self.experiment.setting}
         parts["model"] = architecture or inherited
-        return Artifact(self.workdir, stage, model, seed, parts, upstream, alpha)
+        about = {"tokenizer": describe(self.experiment.setting.get_tokenizer())}
+        return Artifact(self.workdir, stage, model, seed, parts, upstream, alpha, about)
 
     def todo(self, artifacts: Sequence[Artifact], members: int = 1) -> list[list[Artifact]]:
         """Those still to be made by the stages that run now, in batches to be made together.
@@ -73,6 +77,12 @@ class Run:
 def lm_of(artifact: Artifact) -> LM:
     """The model whose parameters the artifact holds."""
     return Functional(artifact.config["model"])
+
+
+def differences(model: Gemma2, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The fields in which a model is not the one that config.json states, with its own values."""
+    fields = checkpoint.plain(model).items()
+    return [(n, v) for n, v in fields if n not in HOW and made.get(n, v) != v]
 
 
 def key(artifact: Artifact) -> Key:

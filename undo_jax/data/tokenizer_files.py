@@ -1,0 +1,139 @@
+"""Tokenizers as an artifact's config.json names them, and as Hugging Face stores them."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from undo_jax.checkpoint import absolute
+from undo_jax.data.tokenizers import Bytes, Characters, HuggingFace, SentencePiece, Tokenizer
+
+BOS = "<bos>"  # where tokens have no names
+KINDS = {kind.__name__: kind for kind in (Bytes, Characters, SentencePiece, HuggingFace)}
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer in config.json: what `described` makes it from, and its special tokens' ids."""
+    name = type(tokenizer).__name__
+    fields = dataclasses.fields(KINDS[name]) if type(tokenizer) in KINDS.values() else ()
+    content = {"type": name, **{field.name: getattr(tokenizer, field.name) for field in fields}}
+    if "path" in content:
+        content["path"] = os.fspath(absolute(epath.Path(content["path"])))
+    return {**content, "fingerprint": tokenizer.fingerprint, "ids": ids(tokenizer)}
+
+
+def described(content: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that config.json names.
+
+    Raises ValueError for one of the experiment's own, and what the tokenizer raises for its file,
+    which may have changed: its fingerprint tells.
+    """
+    kind = KINDS.get(content["type"])
+    if kind is None:
+        raise ValueError(f"{content['type']} is a tokenizer of the experiment's own")
+    return kind(**{field.name: content[field.name] for field in dataclasses.fields(kind)})
+
+
+def ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What Hugging Face's configurations call bos_token_id, eos_token_id and pad_token_id.
+
+    A document ends where the next one opens, so BOS ends a text too, beside the EOS there may be.
+    """
+    special = _special(tokenizer)
+    bos, eos, pad = (special.get(kind, (None, None))[1] for kind in ("bos", "eos", "pad"))
+    return {
+        "bos_token_id": bos,
+        "eos_token_id": bos if eos in (None, bos) else [eos, bos],
+        "pad_token_id": pad,
+    }
+
+
+def files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Files from which transformers makes a tokenizer that encodes as in training, BOS first.
+
+    Of SentencePiece's unigram models it takes the names of control pieces in a text for these, and
+    may cut runs of one character in another order: its sums are of another precision. Raises
+    ValueError for a tokenizer that transformers would read as another one.
+    """
+    special = {kind: name for kind, (name, _) in _special(tokenizer).items()}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": special["bos"],
+        "eos_token": special.get("eos", special["bos"]),
+        "pad_token": special.get("pad", special["bos"]),
+        "split_special_tokens": True,  # "<bos>" in a text is text
+        "clean_up_tokenization_spaces": False,
+    }
+    made = {"tokenizer_config.json": _bytes(settings)}
+    match tokenizer:
+        case HuggingFace(path=path):
+            return {**made, "tokenizer.json": epath.Path(path).read_bytes()}
+        case SentencePiece(path=path) if tokenizer.keeps_spaces:
+            return {**made, "tokenizer.model": epath.Path(path).read_bytes()}
+        case SentencePiece(path=path):
+            raise ValueError(
+                f"{path} adds or drops spaces, transformers would not: encode with sentencepiece"
+            )
+        case Bytes():
+            pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
+            model = {"type": "BPE", "byte_fallback": True, "merges": []}
+            decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+            return {**made, "tokenizer.json": _json(tokenizer, model, pieces, decoder, None)}
+        case Characters(alphabet=alphabet):
+            pieces = {character: i for i, character in enumerate(alphabet, start=1)}
+            model = {"type": "WordLevel", "unk_token": "<unk>"}  # there is none: it refuses
+            split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated",
+                     "invert": False}  # fmt: skip
+            return {
+                **made,
+                "tokenizer.json": _json(tokenizer, model, pieces, {"type": "Fuse"}, split),
+            }
+        case _:
+            raise ValueError(f"{type(tokenizer).__name__} is a tokenizer of the experiment's own")
+
+
+def _special(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
+    """Names and ids of bos and of what else it has of eos and pad."""
+    return getattr(tokenizer, "special", {"bos": (BOS, tokenizer.bos_id)})
+
+
+def _json(
+    tokenizer: Tokenizer,
+    model: Mapping[str, Any],
+    pieces: Mapping[str, int],
+    decoder: Mapping[str, Any],
+    split: Mapping[str, Any] | None,
+) -> bytes:
+    """A tokenizer.json that puts BOS before every text."""
+    bos = tokenizer.bos_id
+    first = {"SpecialToken": {"id": BOS, "type_id": 0}}
+    one, other = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    added = {"id": bos, "content": BOS, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}  # fmt: skip
+    return _bytes(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [added],
+            "normalizer": None,
+            "pre_tokenizer": split,
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [first, one],
+                "pair": [first, one, first, other],
+                "special_tokens": {BOS: {"id": BOS, "ids": [bos], "tokens": [BOS]}},
+            },
+            "decoder": decoder,
+            "model": {**model, "vocab": {BOS: bos, **pieces}},
+        }
+    )
+
+
+def _bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
