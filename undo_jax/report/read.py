@@ -119,7 +119,8 @@ def read_artifact(folder: epath.Path) -> Artifact | None:
             summary={
                 **{name: _number(summary.get(name)) for name in costs},
                 "recovered": _field(summary, "recovered", bool, NONE),
-                "eval": {name: _number(scores[name]) for name in ("retain", "forget")},
+                # of noise alone there are no scores
+                "eval": {name: _number(scores[name]) for name in ("retain", "forget") if scores},
             },
             attacks=read_attacks(records),
             unreadable=unreadable,
