@@ -150,7 +150,9 @@ def test_whole_logits_would_be_found():
     assert not logits(text, 4 * 64 + 1, (500,), 8)
 
 
-@pytest.mark.parametrize("name", ["kl_to_teacher", "cross_entropy"])
+@pytest.mark.parametrize(  # which needs less of everything
+    "name", ["kl_to_teacher", pytest.param("cross_entropy", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("place", "width"),
     [
