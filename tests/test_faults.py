@@ -30,7 +30,7 @@ def whole(faults, tmp_path_factory):
     return faults.Bench(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(("kind", "index"), [("kill", 9), ("signal", 7), ("flip", 0), ("flip", 1)])
+@pytest.mark.parametrize(("kind", "index"), [("kill", 9), ("signal", 7), ("flip", 0)])
 def test_a_fault_costs_no_bit(kind, index, faults, bench):
     result = faults.attempt(bench, kind, index)
     assert result.faults and result.survived and not result.silent and not result.why, result.why
@@ -39,7 +39,7 @@ def test_a_fault_costs_no_bit(kind, index, faults, bench):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "index"),
-    [*(("flip", index) for index in range(2, 8)), ("disk", 3), ("two", 0), ("two", 1), ("peer", 4)],
+    [*(("flip", index) for index in range(1, 8)), ("disk", 3), ("two", 0), ("two", 1), ("peer", 4)],
 )
 def test_a_fault_costs_no_bit_in_any_stage(kind, index, faults, whole):
     try:
