@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from workdirs import EXPERIMENT, TIMEOUT, TRAINED, Bench, Done, differences, parsed, reported
+from workdirs import EXPERIMENT, TIMEOUT, TRAINED, Bench, Done, differences, near, parsed, reported
 
+STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 FLIPPED = ("params", "progress", "summary.json", "config.json", "metrics.jsonl", "params",
            "progress", "experiment.json")  # fmt: skip
-BOUND = 120  # seconds within which a process notices that another one is dead
+BOUND = 30  # seconds within which a process notices that another one is dead
 
 
 class Result(NamedTuple):
@@ -43,6 +44,7 @@ class Result(NamedTuple):
 
     survived: bool  # all commands ended as they must, and the last one well
     equal: bool  # in the end, bit for bit
+    silent: bool  # what is not equal was not told
     seconds: float = 0.0  # of the command that recovered
     what: str = ""  # the kind of its outcome
     faults: int = 1
@@ -53,9 +55,9 @@ def recovered(ends: list[Done], workdir: Path, quiet: Path, why: list[str], **mo
     """The result of a trial by its last commands; `why` is what was wrong before."""
     failed = [str(done) for done in ends if done.status or "Traceback" in done.said]
     found = [] if failed else differences(workdir, quiet)
-    said = "; ".join([*why, *failed, *([f"differ: {found}"] if found else [])])
-    seconds = max(done.seconds for done in ends)
-    return Result(not why and not failed, not failed and not found, seconds, why=said, **more)
+    said = "; ".join([*why, *failed, *([f"differ: {sorted(found)}"] if found else [])])
+    seconds, equal = max(done.seconds for done in ends), not failed and not found
+    return Result(not why and not failed, equal, bool(found), seconds, why=said, **more)
 
 
 # Trials: each has a workdir and random numbers of its own
@@ -80,8 +82,11 @@ def strike(bench: Bench, workdir: Path, chance: random.Random, statuses: dict) -
             1, outside if where == "." else inside
         )  # fmt: skip
         done = bench.run(workdir, fault=[number, where, at, str(mark)]).end()
-        if not mark.exists():
-            break  # it had ended before
+        if not mark.exists():  # it had ended before
+            if faults:
+                break
+            remove(workdir)
+            continue
         mark.unlink()
         faults += 1
         if not (done.status == status if number == signal.SIGKILL else done.told(status)):
@@ -103,50 +108,59 @@ def flip(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Resu
     bit = chance.randrange(8 * len(content))
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
-    verdicts, why, seconds = set(), [], 0.0
-    for command, done, same in asked(bench, workdir, kind, parts):
+    verdicts, why, seconds, alone = set(), [], 0.0, False
+    for command, done, left in asked(bench, workdir, kind, parts):
         named = any(parts[0] in line or kind in line for line in done.lines)
         if done.told(2, parts[0]):
             verdict = "refused"
         elif done.status or "Traceback" in done.said:
             verdict = "failed"
-        elif same or (named and command != "run"):
+        elif not left or (named and command != "run"):
             verdict = "told" if named else "harmless"
         else:
-            verdict = "silent"
+            alone = named and kind != "progress" and not other_bits(workdir, bench.quiet)
+            verdict = "told" if alone else "silent"
         verdicts.add(verdict)
-        why += [f"{command} {verdict}, {done}"] if verdict in ("failed", "silent") else []
+        why += [f"{command} {verdict}, {left or done}"] if verdict in ("failed", "silent") else []
         seconds = done.seconds
     if "refused" in verdicts:  # the remedy
         remove(workdir / parts[0])
         result = recovered([bench.run(workdir).end()], workdir, bench.quiet, [])
-        why, seconds = [*why, *([result.why] if result.why else [])], result.seconds
+        alone = result.silent and kind != "progress" and not other_bits(workdir, bench.quiet)
+        why, seconds = [*why, *([result.why] if result.why and not alone else [])], result.seconds
     what = next(w for w in ("failed", "silent", "refused", "told", "harmless") if w in verdicts)
     why = [f"{'/'.join(parts)}, bit {bit}", *why] if why else []
-    survived, equal = "failed" not in verdicts, not why
-    return Result(survived, equal, seconds, f"{kind}: {what}", why="; ".join(why))
+    survived, silent = "failed" not in verdicts, bool(why) and "failed" not in verdicts
+    what = f"{kind}: {what}{', made again alone' if alone else ''}"
+    return Result(survived, not why and not alone, silent, seconds, what, why="; ".join(why))
+
+
+def other_bits(workdir: Path, quiet: Path) -> set[str]:
+    """What differs by more than its last bits; the report, made of the rest, is left out."""
+    return {name for name in differences(workdir, quiet, near) if not name.startswith("report")}
 
 
 def asked(
     bench: Bench, workdir: Path, kind: str, parts: tuple[str, ...]
-) -> Iterator[tuple[str, Done, bool]]:
-    """Commands that read a file, how they ended, and whether they made what they always make.
+) -> Iterator[tuple[str, Done, Any]]:
+    """Commands that read a file, how they ended, and what of theirs is not as always.
 
-    The last is a run: all that was made from the artifact is gone, so that it is read.
+    The last is a run, without the stages after the artifact's, so that it is read.
     """
     artifact, quiet = workdir / parts[0], bench.quiet / parts[0]
     if kind != "progress" and (workdir / "report").exists():
         done = bench.start("report", workdir).end()
-        yield "report", done, reported(workdir) == reported(bench.quiet)
+        yield "report", done, reported(workdir) != reported(bench.quiet)
     if kind in ("params", "config.json", "summary.json"):
         for command in (generate, export):
             done, found = command(bench, artifact)
-            yield command.__name__, done, not done.status and found == command(bench, quiet)[1]
-        for name in downstream(bench.quiet, parts[0]):
-            remove(workdir / name)
+            yield command.__name__, done, bool(done.status) or found != command(bench, quiet)[1]
+        for later in STAGES[STAGES.index(parts[0].split("-")[0]) + 1 :]:
+            for path in workdir.glob(f"{later}-*"):
+                remove(path)
     done = bench.run(workdir).end()
-    left = set() if done.status else {*differences(workdir, bench.quiet)}
-    yield "run", done, left <= {"/".join(parts[:2])}  # what is not read may stay
+    left = set() if done.status else differences(workdir, bench.quiet)
+    yield "run", done, left - {"/".join(parts[:2])}  # what is not read may stay
 
 
 def generate(bench: Bench, artifact: Path) -> tuple[Done, Any]:
@@ -163,18 +177,6 @@ def export(bench: Bench, artifact: Path) -> tuple[Done, Any]:
     found = {path.name: path.read_bytes() for path in out.glob("*")}
     shutil.rmtree(out, ignore_errors=True)
     return done, found
-
-
-def downstream(workdir: Path, name: str) -> set[str]:
-    """The artifacts that were made from this one, or from one of them."""
-    paths = workdir.glob("*/config.json")
-    configs = {path.parent.name: json.loads(path.read_text()) for path in paths}
-    found, new = set(), {name}
-    while new:
-        marks = {configs[one]["fingerprint"] for one in new}
-        new = {one for one, config in configs.items() if marks & {*config["upstream"]}} - found
-        found |= new
-    return found
 
 
 def remove(path: Path) -> None:
@@ -249,8 +251,7 @@ def stamps(workdir: Path) -> dict[str, int]:
 
 def peer(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Result:
     """One of two processes is killed in a stage, and both are started again."""
-    stages = ("pretrain", "unlearn", "noise", "distill", "relearn")
-    dead, stage = index % 2, stages[index // 2 % len(stages)]
+    dead, stage = index % 2, STAGES[index // 2 % len(STAGES)]
     runs = bench.pair(workdir)
     while all(run.process.poll() is None for run in runs):
         if [*workdir.glob(f"progress-{stage}-*"), *workdir.glob(f"{stage}-*")]:
@@ -297,7 +298,7 @@ def table(results: list[dict[str, Any]]) -> str:
         own = [r for r in results if r["kind"] == kind and what in ("", r["what"])]
         counts = [len(own), sum(r["faults"] for r in own)]
         counts += [sum(r[key] for r in own) for key in ("survived", "equal")]
-        silent = sum(r["survived"] and not r["equal"] for r in own)
+        silent = sum(r["silent"] for r in own)
         name = f"{kind}: {what}" if what else f"**{kind}**"
         slowest = max(r["seconds"] for r in own)
         rows.append(f"| {name} | {' | '.join(map(str, [*counts, silent]))} | {slowest:.0f} |")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from operator import eq
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,7 +32,8 @@ SMALL = (
     "--setting.validation-rows 1 --setting.row-length 12 "
     + " ".join(
         f"--{stage}.training.steps 8 --{stage}.training.eval-every 4 "
-        f"--{stage}.training.batch-size 4" for stage in TRAINED
+        f"--{stage}.training.batch-size 4 --{stage}.training.optimizer.epsilon 1e-3"
+        for stage in TRAINED
     )
 ).split()  # fmt: skip
 TIMEOUT = 300  # seconds that a command may take
@@ -208,7 +210,21 @@ def parsed(text: str) -> Any:
     return text
 
 
-def differences(ours: Path, theirs: Path) -> list[str]:
+def differences(ours: Path, theirs: Path, alike: Callable[[Any, Any], bool] = eq) -> set[str]:
     """The names of what two workdirs do not have in common."""
     a, b = made(ours), made(theirs)
-    return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    return {name for name in a.keys() | b.keys() if not alike(a.get(name), b.get(name))}
+
+
+def near(a: Any, b: Any) -> bool:
+    """Whether two results are the same but for their last bits."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(near(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(near, a, b))
+    if isinstance(a, tuple) and isinstance(b, tuple):  # an array
+        x, y = (np.frombuffer(content, kind) for kind, _, content in (a, b))
+        return a[:2] == b[:2] and np.allclose(x, y, rtol=0, atol=1e-4)
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) < 1e-3
+    return a == b
