@@ -134,6 +134,27 @@ def test_gradient_reaches_only_params(case):
     assert _norm(to_base) == 0, f"{name} differentiates its reference: use stop_gradient"
 
 
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"sam"}))
+def test_gradient_reaches_the_weights_of_tokens(name):
+    """The slope between more and less of each. (SAM has no second derivative, and says so.)"""
+    function = getattr(importlib.import_module(f"undo_jax.methods.{name}"), name)
+
+    def value(weights):
+        batch = {part: BATCH_OF_BOTH[part]._replace(weights=w) for part, w in weights.items()}
+        refs = {"base": Frozen(LM, BASE)}
+        return function(LM, PARAMS, refs, batch, KEY, **ARGUMENTS.get(name, {}))[0]
+
+    weights = {part: rows.weights for part, rows in BATCH_OF_BOTH.items()}
+    share = jnp.linspace(0, 1, 64).reshape(8, 8)
+    change = {"forget": share * weights["forget"], "retain": -share * weights["retain"]}
+    more, less = ({p: w + t * change[p] for p, w in weights.items()} for t in (0.1, -0.1))
+    run = jax.jit(jax.value_and_grad(value))
+    slope = (run(more)[0] - run(less)[0]) / 0.2
+    along = sum(jnp.vdot(d, change[part]) for part, d in run(weights)[1].items())
+    np.testing.assert_allclose(along, slope, rtol=0.01)
+    assert abs(slope) > 0.05
+
+
 def test_is_deterministic_in_its_key(case):
     name, first = case
     jax.tree.map(np.testing.assert_array_equal, first, _at(name, PARAMS))
