@@ -259,7 +259,8 @@ def test_special_tokens_are_those_of_training(made, transformers, name):
     assert (generation.bos_token_id, generation.eos_token_id) == (bos, eos)
     assert generation.pad_token_id == (bos if pad is None else pad)
     tokenizer = transformers.AutoTokenizer.from_pretrained("out")
-    assert tokenizer.bos_token_id == bos and tokenizer.add_bos_token
+    assert tokenizer.bos_token_id == bos and tokenizer.encode("") == [bos]
+    assert _json("out/tokenizer_config.json")["add_bos_token"] is True
     assert tokenizer.eos_token_id == (eos[0] if isinstance(eos, list) else eos)
     assert tokenizer.pad_token_id == generation.pad_token_id
 
@@ -360,10 +361,21 @@ def test_a_tokenizer_that_has_moved_is_given(made, transformers):
         artifact = _moved(_run(made, name).base, path=f"/gone/{file}")
         _export(artifact, "out", "--tokenizer", made / file)  # its BOS is known
         _encodes_alike(transformers, _run(made, name).tokenizer, TEXTS)
-        suffix = Path(file).suffix
-        assert Path(f"out/tokenizer{suffix}").read_bytes() == (made / file).read_bytes()
         for folder in ("copied", "out"):
             shutil.rmtree(folder)
+
+
+def test_a_tokenizer_file_that_does_as_in_training_stays_as_it_is(made):
+    """And one that would cut, fill and put no BOS is changed in that alone."""
+    _export(_run(made, "pieces").base, "pieces")
+    assert Path("pieces/tokenizer.model").read_bytes() == (made / "bpe.model").read_bytes()
+    _export(_run(made, "file").base, "file")
+    ours, theirs = _json("file/tokenizer.json"), _json(made / "file.json")
+    changed = {key for key in theirs if ours[key] != theirs[key]}
+    assert changed == {"truncation", "padding", "post_processor"} and ours.keys() == theirs.keys()
+    artifact = _copied(_run(made, "file").base, tokenizer=None)
+    _export(artifact, "again", "--tokenizer", "file/tokenizer.json", "--bos-token", "<s>")
+    assert Path("again/tokenizer.json").read_bytes() == Path("file/tokenizer.json").read_bytes()
 
 
 def test_a_tokenizer_that_drops_spaces_is_not_written(made, capsys):
@@ -383,7 +395,7 @@ def test_a_tokenizer_that_drops_spaces_is_not_written(made, capsys):
     ("flags", "said"),
     [
         ("out --max-shard-gb 0", "0 bytes: give a finite size above 0"),
-        ("out --max-shard-gb -1", "-1e+09 bytes"),
+        ("out --max-shard-gb -1", r"-1e\+09 bytes"),
         ("out --max-shard-gb nan", "nan bytes"),
         ("out --max-shard-gb inf", "inf bytes"),
         ("out --dtype float16", "float16"),

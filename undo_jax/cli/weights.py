@@ -202,5 +202,5 @@ def _tokenizer(
 
 
 def _mesh(config: Gemma2) -> Mesh:
-    """Every device holds as small a part of each matrix as its width allows; a CPU is one."""
-    return make_mesh(MeshShape(fsdp=math.gcd(len(jax.devices()), config.width)))
+    """Every device holds as small a part of each matrix as its sizes allow; a CPU is one."""
+    return make_mesh(MeshShape(fsdp=math.gcd(len(jax.devices()), config.width, config.vocabulary)))

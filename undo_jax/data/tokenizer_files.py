@@ -72,7 +72,7 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     made = {"tokenizer_config.json": _bytes(settings)}
     match tokenizer:
         case HuggingFace(path=path):
-            return {**made, "tokenizer.json": epath.Path(path).read_bytes()}
+            return {**made, "tokenizer.json": _opened(epath.Path(path).read_bytes(), tokenizer)}
         case SentencePiece(path=path) if tokenizer.keeps_spaces:
             return {**made, "tokenizer.model": epath.Path(path).read_bytes()}
         case SentencePiece(path=path):
@@ -83,16 +83,15 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
             pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
             model = {"type": "BPE", "byte_fallback": True, "merges": []}
             decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
-            return {**made, "tokenizer.json": _json(tokenizer, model, pieces, decoder, None)}
+            content = _content(tokenizer, model, pieces, decoder, None)
+            return {**made, "tokenizer.json": _opened(_bytes(content), tokenizer)}
         case Characters(alphabet=alphabet):
             pieces = {character: i for i, character in enumerate(alphabet, start=1)}
             model = {"type": "WordLevel", "unk_token": "<unk>"}  # there is none: it refuses
             split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated",
                      "invert": False}  # fmt: skip
-            return {
-                **made,
-                "tokenizer.json": _json(tokenizer, model, pieces, {"type": "Fuse"}, split),
-            }
+            content = _content(tokenizer, model, pieces, {"type": "Fuse"}, split)
+            return {**made, "tokenizer.json": _opened(_bytes(content), tokenizer)}
         case _:
             raise ValueError(f"{type(tokenizer).__name__} is a tokenizer of the experiment's own")
 
@@ -102,38 +101,45 @@ def _special(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
     return getattr(tokenizer, "special", {"bos": (BOS, tokenizer.bos_id)})
 
 
-def _json(
+def _opened(file: bytes, tokenizer: Tokenizer) -> bytes:
+    """A tokenizer.json that puts BOS before a text, cuts none and fills none; as it is if it does.
+
+    transformers does what the file says, whatever tokenizer_config.json says of add_bos_token.
+    """
+    content, (name, number) = json.loads(file), _special(tokenizer)["bos"]
+    first, second = (
+        [{"SpecialToken": {"id": name, "type_id": i}}, {"Sequence": {"id": text, "type_id": i}}]
+        for i, text in enumerate("AB")
+    )
+    opens = {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": [*first, *second],
+        "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}},
+    }
+    wanted = {**content, "truncation": None, "padding": None, "post_processor": opens}
+    return file if wanted == content else _bytes(wanted)
+
+
+def _content(
     tokenizer: Tokenizer,
     model: Mapping[str, Any],
     pieces: Mapping[str, int],
     decoder: Mapping[str, Any],
     split: Mapping[str, Any] | None,
-) -> bytes:
-    """A tokenizer.json that puts BOS before every text."""
-    bos = tokenizer.bos_id
-    first = {"SpecialToken": {"id": BOS, "type_id": 0}}
-    one, other = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    added = {"id": bos, "content": BOS, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True}  # fmt: skip
-    return _bytes(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [added],
-            "normalizer": None,
-            "pre_tokenizer": split,
-            "post_processor": {
-                "type": "TemplateProcessing",
-                "single": [first, one],
-                "pair": [first, one, first, other],
-                "special_tokens": {BOS: {"id": BOS, "ids": [bos], "tokens": [BOS]}},
-            },
-            "decoder": decoder,
-            "model": {**model, "vocab": {BOS: bos, **pieces}},
-        }
-    )
+) -> dict[str, Any]:
+    """A tokenizer.json of pieces whose BOS has no name of its own."""
+    added = {"id": tokenizer.bos_id, "content": BOS, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False, "special": True}  # fmt: skip
+    return {
+        "version": "1.0",
+        "added_tokens": [added],
+        "normalizer": None,
+        "pre_tokenizer": split,
+        "decoder": decoder,
+        "model": {**model, "vocab": {BOS: tokenizer.bos_id, **pieces}},
+    }
 
 
 def _bytes(content: Any) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
