@@ -175,8 +175,8 @@ def _refused(capsys, *arguments):
         ),
         ("--relearn.learning-rates 0.1 inf", "relearn.learning_rates=inf: give a finite"),
         ("--noise.alphas 0.5 1e-50", "noise.alphas=1e-50: in fp32 that is 0"),
-        ("--model.final-softcap inf", "model.final_softcap=inf: give a finite"),
-        ("--model.rope-theta inf", "model.rope_theta=inf: give a finite"),
+        ("--model.final-softcap inf", "final_softcap=inf: it must be a number below"),
+        ("--model.rope-theta inf", "rope_theta=inf: it must be a number below"),
         ("--saving.minutes inf", "saving.minutes=inf: give a finite"),
     ],
 )
