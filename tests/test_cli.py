@@ -498,6 +498,7 @@ def test_weights_that_cannot_be_moved(capsys, arguments, said):
     for folder in ("gemma", "taken"):
         Path(folder).mkdir()
     Path("gemma/config.json").write_text('{"model_type": "gemma2"}')
+    Path("taken/mine").touch()
     _artifact("new", speed=3)
     _artifact("other", type="Llama")
     _artifact("empty")

@@ -123,7 +123,7 @@ def place(tmp_path_factory):
         _fill()
         for name in ("experiment", "bench"):
             patch.setattr(modules[name], "prepare_devices", lambda *_: None)
-        patch.setattr(sys.modules["undo_jax.cli.devices"], "_reach", lambda *_: None)
+        patch.setattr(sys.modules["undo_jax.peers"], "meet", lambda *_: None)
         patch.setattr(jax.distributed, "initialize", begin)
         patch.setattr(pipeline, "pretrain", begin)
         patch.setattr(population, "program", begin)

@@ -19,6 +19,7 @@ from etils import epath
 
 import undo_jax
 from undo_jax import checkpoint, losses, pipeline
+from undo_jax.durable import read_json
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.noises.fresh import fresh
@@ -305,7 +306,7 @@ def test_an_artifact_says_what_it_was_made_from(ran):
 
 
 def test_the_list_of_artifacts_says_what_is_measured(ran):
-    found = json.loads((ran.workdir / "experiment.json").read_text())
+    found = read_json(epath.Path(ran.workdir / "experiment.json"))
     folders = [artifact.folder.name for artifact in ran.artifacts.values()]
     assert found == {
         "name": "quickstart",

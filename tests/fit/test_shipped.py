@@ -12,7 +12,7 @@ import pytest
 import undo_jax
 from undo_jax.cli.experiment import load
 from undo_jax.data import tokenizers
-from undo_jax.data.corpus import MANIFEST, VERSION
+from undo_jax.data.corpus import MANIFEST, VERSION, fingerprint
 from undo_jax.fit import chips
 from undo_jax.fit.step import STAGES, compile_step, mesh_on, of_stage, on_chips
 from undo_jax.sharding import parse_mesh
@@ -33,19 +33,20 @@ def shipped(tmp_path_factory):
     for name, (vocabulary, length) in DATA.items():
         for language in ("english", "korean"):
             packed = {"tokenizer": {"fingerprint": name}, "vocab_size": vocabulary}
+            rows = {"rows": 1, "tokens": length + 1, "tokens_in_rows": length + 1}
             manifest = {
                 "version": VERSION,
-                "settings": {**packed, "row_length": length},
-                "counts": {},
-                "files": {},
-                "fingerprint": "",
+                "settings": {**packed, "row_length": length, "dtype": "<u2"},
+                "counts": {"documents": 1, "duplicates": 0, "train": rows},
+                "files": {"train": []},
             }
+            manifest["fingerprint"] = fingerprint(manifest)
             (folder / "data" / name / language).mkdir(parents=True)
             (folder / "data" / name / language / MANIFEST).write_text(json.dumps(manifest))
 
     def tokenizer(path):
         name = Path(path).parent.name
-        return SimpleNamespace(vocab_size=DATA[name][0], fingerprint=name)
+        return SimpleNamespace(vocab_size=DATA[name][0], bos_id=1, fingerprint=name)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -83,8 +83,8 @@ def export_hf(
     config = model(folder)
     if checkpoint.absolute(folder) in checkpoint.absolute(epath.Path(out)).parents:
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
-    ids, files = _tokens(folder, config, tokenizer, bos_token)
     params = checkpoint.restore(folder / "params", Functional(config), _mesh(config))
+    ids, files = _tokens(folder, config, tokenizer, bos_token)
     hf.save(out, config, params, dtype, max_shard_gb * 1e9, ids, files)
     console.print(f"written: {out}", soft_wrap=True)
 

@@ -198,6 +198,8 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         traced = made.advance.trace(*arguments)
         try:
             compiled = traced.lower().compile(compiler_options=flags)
+        except OverflowError:  # sizes that JAX cannot count
+            raise
         except Exception as error:  # JAX, Mosaic, Triton and XLA have each their own
             return Step(_refused(str(error), _per_chip(arguments)), None)
     found, text = compiled.memory_analysis(), compiled.as_text()

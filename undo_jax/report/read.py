@@ -107,6 +107,7 @@ def read_artifact(folder: epath.Path) -> Artifact | None:
         stage, alpha = _field(config, "stage", str), _field(config, "alpha", float, int, NONE)
         STAGES.index(stage)
         scores, costs = _field(summary, "eval", dict), ("steps", "tokens", "flops")
+        measured = () if stage == "noise" else ("retain", "forget")  # students are not, yet
         records, unreadable = [], 0
         if stage == "relearn":  # the only stage whose curve the report needs
             records, unreadable = _read_lines(folder / "metrics.jsonl")
@@ -119,8 +120,7 @@ def read_artifact(folder: epath.Path) -> Artifact | None:
             summary={
                 **{name: _number(summary.get(name)) for name in costs},
                 "recovered": _field(summary, "recovered", bool, NONE),
-                # of noise alone there are no scores
-                "eval": {name: _number(scores[name]) for name in ("retain", "forget") if scores},
+                "eval": {name: _number(scores[name]) for name in measured},
             },
             attacks=read_attacks(records),
             unreadable=unreadable,
