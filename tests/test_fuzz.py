@@ -51,7 +51,7 @@ GIVEN = {  # what a command needs to reach its flags
                   "bytes", "--out", "out"),
     "data train-tokenizer": ("data", "train-tokenizer", "--source", "jsonl", "--pattern",
                              "a.jsonl", "--out", "out.model", "--vocab-size", "280"),
-    "import-hf": ("import-hf", "model", "out"),
+    "import-hf": ("import-hf", "model", "imported"),
     "export-hf": ("export-hf", "run/made", "out"),
 }  # fmt: skip
 TEXT = st.text(max_size=8).map(lambda text: text if text != "--help" else "")

@@ -358,7 +358,7 @@ def test_the_command_on_a_full_disk_says_so_in_its_last_line_alone(filling_disk,
     """Wherever it becomes full; with room the same command goes on to the same numbers."""
     disk, size = filling_disk
     quiet, _ = two_runs
-    for room in ("400k", "700k", "50m"):
+    for room in ("250k", "400k", "50m"):
         assert not size(room, "remount")
         with _running(toy, disk / "out", quiet.parent / "cache", "--stage", "pretrain") as running:
             said = running.communicate(timeout=240)[1]

@@ -141,21 +141,38 @@ def _described(made):
     return {"experiment": "quickstart", "stage": "distill", **facts}
 
 
-def test_the_table_of_a_step():
+@pytest.mark.parametrize(
+    ("peak", "total", "last"),
+    [
+        (0, "1.51 GiB", ""),  # of a compiler that does not tell
+        (
+            1.25 * GIB,
+            "1.25 GiB",
+            "\n  not at once  -264.50 MiB: some take the place of what is done with",
+        ),
+        (
+            1.75 * GIB,
+            "1.75 GiB",
+            "\n  in VMEM       247.50 MiB: alive as well, but not in HBM",
+        ),
+    ],
+)
+def test_the_table_of_a_step(peak, total, last):
     """Parts of the memory add up; 1.97e12 FLOPs take 10 ms, and 16 rows of 48 tokens 30 ms."""
     received = {"all-gather": 4e9, "reduce-scatter": 2e9}
-    memory = Memory(3 * 2**20, 2**19, 2**21, 3 * 2**29, 5 * 2**20)
+    memory = Memory(3 * 2**20, 2**19, 2**21, 3 * 2**29, 5 * 2**20, peak)
     said = table(_described(Step(memory, Cost(1.97e12, 8.19e9 * 2, received))))
+    assert all(len(line) <= 80 for line in said.splitlines())
     assert (
         said
-        == """\
+        == f"""\
 distill of quickstart on v5e:2x4: 8 chips, mesh data=4,fsdp=2
 16 rows of 48 tokens (2 a chip), remat none
 
-HBM of a chip   1.51 GiB of 15.75 GiB: fits
+HBM of a chip   {total} of 15.75 GiB: fits
   arguments     3.00 MiB, 2.00 MiB of it updated in place
   temporaries   1.50 GiB
-  other         512.00 KiB outputs, 5.00 MiB program
+  other         512.00 KiB outputs, 5.00 MiB program{last}
 A step, at the chip's peak
   MXU              10 ms   1.97T FLOPs
   HBM              20 ms   16.4GB read or written
@@ -560,8 +577,8 @@ def test_the_command_and_its_json(capsys, tmp_path):
     assert seconds["step"] == max(seconds["mxu"], seconds["hbm"], seconds["ici"])
     parts = facts["hbm"]
     whole = parts["arguments"] + parts["outputs"] + parts["temporaries"] + parts["code"]
-    assert 0 < parts["aliased"] <= parts["arguments"]
-    assert parts["total"] == whole < parts["available"]
+    assert 0 < parts["aliased"] <= parts["arguments"] < parts["total"] == parts["peak"]
+    assert parts["total"] + parts["shared"] == whole < parts["available"]
     assert "of 15.75 GiB: fits" in said and f"bound by {facts['bound']}" in said
     assert all(len(line) <= 80 for line in said.splitlines())
 
@@ -601,7 +618,8 @@ FACTS = {
     "mesh": {"data": 4, "fsdp": 4}, "rows": 64, "rows_per_chip": 4, "accumulation": 2,
     "row_length": 1024, "remat": "full", "fits": True,
     "hbm": {"arguments": 3.5 * GIB, "outputs": 1536.0, "aliased": 3 * GIB, "code": 7 * 2**20,
-            "temporaries": 2.25 * GIB, "total": 5.76 * GIB, "available": 15.75 * GIB},
+            "temporaries": 2.25 * GIB, "shared": 0.0, "total": 5.76 * GIB,
+            "available": 15.75 * GIB},
     "flops": 197e9, "memory_bytes": 81.9e9,
     "collective_bytes": {"all-reduce": 3e6, "all-gather": 5e9},
     "seconds": {"mxu": 1e-3, "hbm": 0.1, "ici": 0.025015, "step": 0.1}, "bound": "HBM",
@@ -631,7 +649,8 @@ bound by HBM: at most 655k tokens/s"""
 
 
 def test_the_table_of_what_does_not_fit_word_for_word():
-    large = {**FACTS["hbm"], "total": 15.76 * GIB}
+    untold = dict.fromkeys(("aliased", "outputs", "code"), 0.0)
+    large = {**FACTS["hbm"], **untold, "total": 15.76 * GIB}
     one = {"mesh": {}, "accumulation": 1, "rows_per_chip": 64, "fits": False, "hbm": large}
     assert (
         table({**FACTS, **one})

@@ -4,7 +4,6 @@ import json
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -12,7 +11,9 @@ import pytest
 import undo_jax
 from undo_jax.cli.experiment import load
 from undo_jax.data import tokenizers
-from undo_jax.data.corpus import MANIFEST, VERSION, fingerprint
+from undo_jax.data.prepare import prepare
+from undo_jax.data.sources import jsonl
+from undo_jax.data.tokenizers import Bytes
 from undo_jax.fit import chips
 from undo_jax.fit.step import STAGES, compile_step, mesh_on, of_stage, on_chips
 from undo_jax.sharding import parse_mesh
@@ -26,31 +27,25 @@ QUICKLY = {"exec_time_optimization_effort": -1.0} if jax.__version_info__ < (0, 
 slow = pytest.mark.slow
 
 
+def _tokenizer(name):
+    """Bytes, as if there were as many tokens as the experiment's tokenizer has."""
+    vocabulary, _ = DATA[name]
+    return type("Stand-in", (Bytes,), {"vocab_size": property(lambda self: vocabulary)})()
+
+
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     """An experiment by its name; corpora and tokenizers that are not there have stand-ins."""
     folder = tmp_path_factory.mktemp("stand-ins")
-    for name, (vocabulary, length) in DATA.items():
+    for name, (_, length) in DATA.items():
         for language in ("english", "korean"):
-            packed = {"tokenizer": {"fingerprint": name}, "vocab_size": vocabulary}
-            rows = {"rows": 1, "tokens": length + 1, "tokens_in_rows": length + 1}
-            manifest = {
-                "version": VERSION,
-                "settings": {**packed, "row_length": length, "dtype": "<u2"},
-                "counts": {"documents": 1, "duplicates": 0, "train": rows},
-                "files": {"train": []},
-            }
-            manifest["fingerprint"] = fingerprint(manifest)
-            (folder / "data" / name / language).mkdir(parents=True)
-            (folder / "data" / name / language / MANIFEST).write_text(json.dumps(manifest))
-
-    def tokenizer(path):
-        name = Path(path).parent.name
-        return SimpleNamespace(vocab_size=DATA[name][0], bos_id=1, fingerprint=name)
-
+            text = folder / f"{name}-{language}.jsonl"
+            text.write_text("\n".join(json.dumps({"text": f"{language} {n}"}) for n in range(400)))
+            corpus = folder / "data" / name / language
+            prepare(jsonl(text), _tokenizer(name), corpus, length)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(tokenizers, "load_tokenizer", tokenizer)
+        patch.setattr(tokenizers, "load_tokenizer", lambda path: _tokenizer(Path(path).parent.name))
         yield cache(lambda name: on_chips(load(str(ROOT / f"{name}.py"))))
 
 

@@ -103,7 +103,12 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
         "row_length": work.row_length,
         "remat": work.model.remat,
         "fits": step.cost is not None,
-        "hbm": {**vars(step.memory), "total": step.memory.total, "available": place.chip.hbm},
+        "hbm": {
+            **vars(step.memory),
+            "shared": step.memory.shared,
+            "total": step.memory.total,
+            "available": place.chip.hbm,
+        },
     }
     if step.cost is None:
         return facts
@@ -120,7 +125,8 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
 
 def table(facts: Mapping[str, Any]) -> str:
     """What `describe` found, in 80 columns."""
-    hbm = {name: memory(size) for name, size in facts["hbm"].items()}
+    sizes = facts["hbm"]
+    hbm = {name: memory(abs(size)) for name, size in sizes.items()}
     mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items()) or "of one chip"
     parts = f", {facts['accumulation']} parts" if facts["accumulation"] > 1 else ""
     verdict = "fits" if facts["fits"] else "DOES NOT FIT"
@@ -134,10 +140,15 @@ def table(facts: Mapping[str, Any]) -> str:
         f"  arguments     {hbm['arguments']}",
         f"  temporaries   {hbm['temporaries']}",
     ]
+    if sizes["aliased"]:  # a compiler that refuses a program does not tell
+        lines[-2] += f", {hbm['aliased']} of it updated in place"
+        lines.append(f"  other         {hbm['outputs']} outputs, {hbm['code']} program")
+    if sizes["shared"] > 0:
+        lines.append(f"  not at once  -{hbm['shared']}: some take the place of what is done with")
+    elif sizes["shared"] < 0:
+        lines.append(f"  in VMEM       {hbm['shared']}: alive as well, but not in HBM")
     if not facts["fits"]:
         return "\n".join(lines)
-    lines[-2] += f", {hbm['aliased']} of it updated in place"
-    lines.append(f"  other         {hbm['outputs']} outputs, {hbm['code']} program")
     seconds = {name: f"{short(value * 1e3):>5} ms" for name, value in facts["seconds"].items()}
     received = facts["collective_bytes"]
     names = [f"{name:<14}" for name in chips.find(facts["topology"]).chip.parts]

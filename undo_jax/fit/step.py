@@ -71,8 +71,8 @@ class Work:
 class Memory:
     """Bytes of HBM on one chip.
 
-    XLA also tells a peak of what is alive at once. It counts what lies in VMEM, but neither padding
-    nor the program: it can be less than the temporaries alone, or more than all of this.
+    The parts overlap in time: libtpu 0.0.42 compiles a step for v5e, which has 15.75 GiB, with 4.3
+    of arguments and 16.0 of temporaries, and a peak of 14.6.
     """
 
     arguments: float  # parameters, moments, references, batch
@@ -80,11 +80,22 @@ class Memory:
     aliased: float  # outputs in the place of an argument
     temporaries: float  # activations, gradients, what is gathered
     code: float
+    peak: float = 0.0  # of all that is alive at once; 0 where XLA does not tell
+
+    @property
+    def parts(self) -> float:
+        """All of them, each as if it had its place to itself."""
+        return self.arguments + self.outputs + self.temporaries + self.code
 
     @property
     def total(self) -> float:
-        """What is set aside while the step runs; what is updated in place counts once."""
-        return self.arguments + self.outputs + self.temporaries + self.code
+        """The most that is alive at once: a temporary may take the place of what is done with."""
+        return self.peak or self.parts
+
+    @property
+    def shared(self) -> float:
+        """What of the parts is never alive at once; below zero where some are in VMEM."""
+        return self.parts - self.total
 
 
 @dataclass(frozen=True)
@@ -211,6 +222,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         aliased=found.alias_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
         code=found.generated_code_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
     )
     if chip and memory.total > chip.hbm:
         return Step(memory, None)
