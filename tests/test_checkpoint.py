@@ -289,6 +289,25 @@ def test_fingerprint_is_of_a_number_however_it_is_written(tmp_path):
     assert json.dumps(other.describe())
 
 
+def test_config_json_holds_values_as_they_were_typed(tmp_path):
+    typed = {
+        "cap": 30.0,
+        "steps": 30,
+        "on": True,
+        "none": None,
+        "far": float("inf"),
+        "few": (1, 2.0),
+    }
+    artifact = _artifact(tmp_path, config=typed, about={"tokenizer": {"path": "/a"}}, name="base")
+    checkpoint.begin(artifact)
+    assert artifact.folder == tmp_path / "base"
+    content = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert content["tokenizer"] == {"path": "/a"} and content["fingerprint"] == artifact.fingerprint
+    wanted = {**typed, "few": [1, 2.0]}
+    assert repr(content["config"]) == repr(wanted)  # 30.0 is not 30, nor true 1
+    assert artifact.fingerprint == _artifact(tmp_path / "other", config=typed).fingerprint
+
+
 def test_a_function_without_a_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a lambda of .* is a setting: give it a name"):
         _artifact(tmp_path, config={"method": lambda: None}).describe()

@@ -1,3 +1,4 @@
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from etils import epath
 
 from undo_jax.checkpoint import Artifact
+from undo_jax.data import tokenizer_files
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import (
     Bytes,
@@ -276,3 +278,40 @@ def test_training_writes_over_nothing(tmp_path):
     with pytest.raises(FileExistsError, match="x.model exists: delete it"):
         _train(tmp_path / "x.model")
     assert (tmp_path / "x.model").read_text() == "mine"
+
+
+def test_config_json_describes_a_tokenizer_that_can_be_made_again(
+    sentencepiece_path, huggingface_path, monkeypatch
+):
+    monkeypatch.chdir(sentencepiece_path.parent)
+    made = {
+        Bytes(): (256, 256, None),
+        Characters("ab"): (0, 0, None),
+        SentencePiece(sentencepiece_path.name): (2, 2, None),
+        HuggingFace(huggingface_path): (1, 1, 0),
+    }
+    described = [json.loads(json.dumps(tokenizer_files.describe(tokenizer))) for tokenizer in made]
+    monkeypatch.chdir("/")  # a relative path was made absolute
+    for (tokenizer, ids), content in zip(made.items(), described, strict=True):
+        assert tuple(content["ids"].values()) == ids
+        again = tokenizer_files.described(content)
+        assert type(again) is type(tokenizer)
+        assert again.fingerprint == tokenizer.fingerprint == content["fingerprint"]
+        assert again.encode("ab") == tokenizer.encode("ab")
+
+
+def test_a_tokenizer_of_the_experiments_own_is_described_by_its_ids():
+    class Mine(Bytes):
+        path = "is no file"
+
+    content = tokenizer_files.describe(Mine())
+    assert content["type"] == "Mine" and content["ids"]["bos_token_id"] == 256
+    assert "path" not in content
+    for call in (lambda: tokenizer_files.described(content), lambda: tokenizer_files.files(Mine())):
+        with pytest.raises(ValueError, match="Mine is a tokenizer of the experiment's own"):
+            call()
+
+
+def test_spaces_that_are_added_or_dropped_are_noticed(sentencepiece_path, tmp_path):
+    made = train_tokenizer([Shard("a", lambda: iter(LINES * 20))], tmp_path / "m.model", 300)
+    assert made.keeps_spaces and not SentencePiece(sentencepiece_path).keeps_spaces

@@ -12,6 +12,7 @@ from undo_jax.checkpoint import absolute
 from undo_jax.data.tokenizers import Bytes, Characters, HuggingFace, SentencePiece, Tokenizer
 
 BOS = "<bos>"  # where tokens have no names
+OWN = "{} is a tokenizer of the experiment's own"
 KINDS = {kind.__name__: kind for kind in (Bytes, Characters, SentencePiece, HuggingFace)}
 
 
@@ -33,7 +34,7 @@ def described(content: Mapping[str, Any]) -> Tokenizer:
     """
     kind = KINDS.get(content["type"])
     if kind is None:
-        raise ValueError(f"{content['type']} is a tokenizer of the experiment's own")
+        raise ValueError(OWN.format(content["type"]))
     return kind(**{field.name: content[field.name] for field in dataclasses.fields(kind)})
 
 
@@ -58,6 +59,19 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     may cut runs of one character in another order: its sums are of another precision. Raises
     ValueError for a tokenizer that transformers would read as another one.
     """
+    if type(tokenizer) not in KINDS.values():
+        raise ValueError(OWN.format(type(tokenizer).__name__))
+    if isinstance(tokenizer, SentencePiece):
+        if not tokenizer.keeps_spaces:
+            raise ValueError(
+                f"{tokenizer.path} adds or drops spaces, transformers would not: encode with "
+                "sentencepiece"
+            )
+        made = {"tokenizer.model": epath.Path(tokenizer.path).read_bytes()}
+    elif isinstance(tokenizer, HuggingFace):
+        made = {"tokenizer.json": _opened(epath.Path(tokenizer.path).read_bytes(), tokenizer)}
+    else:
+        made = {"tokenizer.json": _opened(_bytes(_content(tokenizer)), tokenizer)}
     special = {kind: name for kind, (name, _) in _special(tokenizer).items()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -69,31 +83,7 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
         "split_special_tokens": True,  # "<bos>" in a text is text
         "clean_up_tokenization_spaces": False,
     }
-    made = {"tokenizer_config.json": _bytes(settings)}
-    match tokenizer:
-        case HuggingFace(path=path):
-            return {**made, "tokenizer.json": _opened(epath.Path(path).read_bytes(), tokenizer)}
-        case SentencePiece(path=path) if tokenizer.keeps_spaces:
-            return {**made, "tokenizer.model": epath.Path(path).read_bytes()}
-        case SentencePiece(path=path):
-            raise ValueError(
-                f"{path} adds or drops spaces, transformers would not: encode with sentencepiece"
-            )
-        case Bytes():
-            pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
-            model = {"type": "BPE", "byte_fallback": True, "merges": []}
-            decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
-            content = _content(tokenizer, model, pieces, decoder, None)
-            return {**made, "tokenizer.json": _opened(_bytes(content), tokenizer)}
-        case Characters(alphabet=alphabet):
-            pieces = {character: i for i, character in enumerate(alphabet, start=1)}
-            model = {"type": "WordLevel", "unk_token": "<unk>"}  # there is none: it refuses
-            split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated",
-                     "invert": False}  # fmt: skip
-            content = _content(tokenizer, model, pieces, {"type": "Fuse"}, split)
-            return {**made, "tokenizer.json": _opened(_bytes(content), tokenizer)}
-        case _:
-            raise ValueError(f"{type(tokenizer).__name__} is a tokenizer of the experiment's own")
+    return {**made, "tokenizer_config.json": _bytes(settings)}
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
@@ -121,19 +111,22 @@ def _opened(file: bytes, tokenizer: Tokenizer) -> bytes:
     return file if wanted == content else _bytes(wanted)
 
 
-def _content(
-    tokenizer: Tokenizer,
-    model: Mapping[str, Any],
-    pieces: Mapping[str, int],
-    decoder: Mapping[str, Any],
-    split: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """A tokenizer.json of pieces whose BOS has no name of its own."""
-    added = {"id": tokenizer.bos_id, "content": BOS, "single_word": False, "lstrip": False,
-             "rstrip": False, "normalized": False, "special": True}  # fmt: skip
+def _content(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer.json for bytes or characters, which have no file."""
+    fuse = {"type": "Fuse"}
+    if isinstance(tokenizer, Characters):
+        pieces = {character: i for i, character in enumerate(tokenizer.alphabet, start=1)}
+        model = {"type": "WordLevel", "unk_token": "<unk>"}  # there is none: it refuses
+        each = {"pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+        split, decoder = {"type": "Split", **each}, fuse
+    else:
+        pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        model = {"type": "BPE", "byte_fallback": True, "merges": []}
+        split, decoder = None, {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, fuse]}
+    as_text = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
-        "added_tokens": [added],
+        "added_tokens": [{"id": tokenizer.bos_id, "content": BOS, **as_text, "special": True}],
         "normalizer": None,
         "pre_tokenizer": split,
         "decoder": decoder,
