@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax import cli
+from undo_jax import cli, pipeline
 from undo_jax.cli.weights import expression
 from undo_jax.fit.least import least
 from undo_jax.fit.step import compile_step, of_stage
@@ -252,6 +252,17 @@ def test_the_place_of_an_error_can_be_seen_whole(monkeypatch):
     with pytest.raises(ValueError) as error:
         cli.main(["run", "mine.py"])
     assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_what_a_device_has_no_memory_for_is_told_in_one_line(capsys, monkeypatch):
+    def pretrain(_):
+        jax.numpy.zeros(2**50, "int8").block_until_ready()
+
+    monkeypatch.setattr(pipeline, "pretrain", pretrain)
+    monkeypatch.setattr(cli.experiment, "_is_users", lambda file: False)  # this file is none
+    said = _refused(capsys, "run", str(QUICKSTART))
+    assert "1125899906842624 bytes" in said
+    assert "undo-jax fit" in said and "accumulation" in said
 
 
 @pytest.mark.parametrize("command", ["run", "bench", "fit --topology v5e:2x2"])

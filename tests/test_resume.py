@@ -519,6 +519,25 @@ def test_two_processes_stop_at_the_same_step(tmp_path):
     np.testing.assert_array_equal(found.state["x"], step)
 
 
+def test_ctrl_c_while_a_save_is_read_leaves_it_where_it_is(tmp_path, monkeypatch):
+    """Though Orbax makes an error of its own of what the signal raises."""
+
+    def read(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except BaseException as error:
+            raise RuntimeError("cannot read") from error
+
+    with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as progress:
+        progress.save(3, {"x": np.zeros(2)}, {})
+    with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as progress:
+        monkeypatch.setattr(progress, "_read", read)
+        with pytest.raises(KeyboardInterrupt), signals.raising(signal.SIGINT):
+            progress.restore(lambda notes: {"x": np.zeros(2)})
+    assert _saves(tmp_path) == [3]
+
+
 @pytest.mark.parametrize("when", ["between", "Ctrl-C"])
 def test_a_signal_between_two_loops_stops_all_processes(when, tmp_path):
     """SIGTERM after the first loop, or Ctrl-C before the first stage is finished."""

@@ -35,6 +35,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from undo_jax import signals
 from undo_jax.digest import digest
 from undo_jax.durable import file_hash, flush, flush_all, read_json, remote, write_json, writing
 from undo_jax.log import console
@@ -356,6 +357,7 @@ def _readable(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        signals.reraise()
         reason = str(error.__cause__ or error).split("\n")[0]
         remedy = f"delete {path.parent}, and a run makes it again"
         raise ValueError(

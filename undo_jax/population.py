@@ -301,8 +301,12 @@ def _zeros(tree: Any) -> Any:
 
 
 def _jit_on(mesh: Mesh) -> Callable[..., Any]:
-    """`jax.jit` with the compiler options of the mesh's platform."""
-    return partial(jax.jit, compiler_options=COMPILING.get(mesh.devices.flat[0].platform))
+    """`jax.jit` with the compiler options of the mesh's platform.
+
+    Where JAX leaves most optimisations out, it does so here too.
+    """
+    known = {} if jax.config.read("jax_disable_most_optimizations") else COMPILING
+    return partial(jax.jit, compiler_options=known.get(mesh.devices.flat[0].platform))
 
 
 def example(

@@ -136,6 +136,7 @@ class Progress:
                 if digest(state) != known["state"]:
                     raise ValueError("its arrays are not those that were saved")
             except Exception as error:  # Orbax and TensorStore raise whatever they met
+                signals.reraise()
                 aside = self.folder / f"unreadable-{step}"
                 console.print(f"cannot read a save, now {aside}: {_line(error)}", soft_wrap=True)
                 self._set_aside(step, aside)
@@ -217,6 +218,7 @@ class Progress:
         except FullError:
             raise
         except Exception as error:
+            signals.reraise()
             raise OSError(
                 f"cannot save to {self.folder}: {_line(error)}; older saves are intact, and the "
                 "same command goes on from the last of them"

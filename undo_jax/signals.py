@@ -108,6 +108,12 @@ def leave(reason: BaseException) -> NoReturn:
     raise _reason
 
 
+def reraise() -> None:
+    """Raise what a signal has raised, where a library has made an error of its own of it."""
+    if _state == "running" and _reason is not None:
+        raise _reason
+
+
 def end(status: int, line: str = "") -> None:
     """End this process now, with a line, unless another thread is about to."""
     if not _ending.acquire(blocking=False):

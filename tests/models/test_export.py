@@ -1,5 +1,6 @@
 """Models of runs as transformers reads them: from the command as typed to the folder on disk."""
 
+import contextlib
 import json
 import os
 import re
@@ -377,6 +378,26 @@ def test_a_tokenizer_that_cannot_go_along_is_said(made, capsys):
         ]  # fmt: skip
         shutil.rmtree("copied")
         shutil.rmtree("out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"path": 5}, "without a tokenizer: path=5 makes no SentencePiece"),
+        ({"path": None}, "without a tokenizer: path=None makes no SentencePiece"),
+        ({"type": ["Bytes"]}, "['Bytes'] is a tokenizer of the experiment's own"),
+        ({"ids": {"bos_token_id": "<bos>"}}, "bos_token_id='<bos>' is no token id"),
+        ({"ids": [1]}, "describes no tokenizer: delete copied"),
+        ("Bytes", "describes no tokenizer: delete copied"),
+    ],
+)
+def test_a_described_tokenizer_that_is_none_is_said(made, capsys, changes, said):
+    base = _run(made, "pieces").base
+    artifact = _copied(base, tokenizer=changes) if changes == "Bytes" else _moved(base, **changes)
+    capsys.readouterr()
+    with contextlib.suppress(SystemExit):
+        cli.main(["export-hf", str(artifact), "out"])
+    assert said in capsys.readouterr().err.splitlines()[0]
 
 
 def test_a_tokenizer_that_has_moved_is_given(made, transformers):

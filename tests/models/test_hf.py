@@ -406,6 +406,13 @@ def test_an_index_without_a_map(ours, content):
         hf.load(ours, CONFIG, _mesh())
 
 
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/elsewhere.safetensors", ".."])
+def test_an_index_names_files_of_its_own_folder_alone(ours, name):
+    (ours / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match="which is no file's name"):
+        hf.load(ours, CONFIG, _mesh())
+
+
 @pytest.mark.parametrize("call", [hf.read_config, lambda f: hf.load(f, CONFIG, _mesh()),
                                   lambda f: hf.save(f, CONFIG, _params())])  # fmt: skip
 def test_a_bucket_is_refused(call):

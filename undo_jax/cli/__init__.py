@@ -10,6 +10,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, TextIO
 
+import jax
+
 from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
 from undo_jax.cli.data import pack, train_tokenizer
@@ -22,6 +24,11 @@ from undo_jax.log import print_nowhere
 from undo_jax.signals import Preempted
 
 TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
+EXHAUSTED = "RESOURCE_EXHAUSTED: "  # of a device's memory
+MEMORY = (
+    "a device has no memory for it; `undo-jax fit` tells what fits: another --mesh, a larger "
+    "--STAGE.training.accumulation, or fewer rows"
+)
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
@@ -53,13 +60,18 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, Preempted) as stop:
         _say(signals.told(stop))
         sys.exit(signals.PREEMPTED if isinstance(stop, Preempted) else signals.INTERRUPTED)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
             return print_nowhere(sys.stdout)
         peers.explain(error)
+        said = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            if EXHAUSTED not in said:
+                raise
+            said = f"{said.split(EXHAUSTED)[1].splitlines()[0]}: {MEMORY}"
         if os.environ.get(TRACEBACK):
             raise
-        _say(f"undo-jax: {' '.join(str(error).split()) or type(error).__name__}")
+        _say(f"undo-jax: {' '.join(said.split()) or type(error).__name__}")
         sys.exit(2)
 
 

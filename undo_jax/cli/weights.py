@@ -154,15 +154,22 @@ def _tokens(
 
     Raises what `_tokenizer` does for a tokenizer that is given.
     """
-    said = read_json(folder / "config.json").get("tokenizer") or {}
+    file = folder / "config.json"
+    said = read_json(file).get("tokenizer") or {}
+    stated = said.get("ids", {}) if isinstance(said, dict) else None
+    if not isinstance(stated, dict):
+        raise ValueError(
+            f"{file} describes no tokenizer: delete {folder}, and a run makes it again"
+        )
+    stated = hf.checked_ids({name: stated[name] for name in hf.IDS if name in stated}, file)
     try:
         tokenizer = _tokenizer(folder, config, said, given, bos_token)
-        return said.get("ids") or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
+        return stated or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
     except (ValueError, OSError, ImportError) as error:
         if given is not None or bos_token is not None:
             raise
         console.print(f"without a tokenizer: {error}; --tokenizer FILE gives one", soft_wrap=True)
-        return said.get("ids") or {}, {}
+        return stated, {}
 
 
 def _tokenizer(

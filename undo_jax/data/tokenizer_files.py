@@ -29,13 +29,17 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
 def described(content: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that config.json names.
 
-    Raises ValueError for one of the experiment's own, and what the tokenizer raises for its file,
-    which may have changed: its fingerprint tells.
+    Raises ValueError for one of the experiment's own and for what describes none, and what the
+    tokenizer raises for its file, which may have changed: its fingerprint tells.
     """
-    kind = KINDS.get(content["type"])
+    kind = KINDS.get(str(content["type"]))
     if kind is None:
         raise ValueError(OWN.format(content["type"]))
-    return kind(**{field.name: content[field.name] for field in dataclasses.fields(kind)})
+    values = {field.name: content.get(field.name) for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={value!r} makes no {kind.__name__}")
+    return kind(**values)
 
 
 def ids(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -146,12 +146,16 @@ def read_ids(folder: epath.PathLike) -> dict[str, Any]:
     """
     file = _local(folder) / CONFIG
     content = _json(file)
-    found = {name: content.get(name, own) for name, own in IDS.items()}
-    for name, value in found.items():
+    return checked_ids({name: content.get(name, own) for name, own in IDS.items()}, file)
+
+
+def checked_ids(ids: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
+    """Ids of special tokens as a file states them. Raises ValueError for what is no id."""
+    for name, value in ids.items():
         several = value if isinstance(value, list) and name.startswith("eos") else [value]
         if value is not None and not all(type(i) is int and 0 <= i < LARGEST for i in several):
             raise ValueError(f"{file}: {name}={value!r} is no token id")
-    return found
+    return dict(ids)
 
 
 def read_bos(folder: epath.PathLike) -> str | None:
@@ -287,6 +291,9 @@ def _open(folder: epath.Path, stack: ExitStack) -> dict[str, Any]:
         if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
             raise ValueError(f"{folder / INDEX} has no weight_map: download it again")
         names = sorted(set(files.values()))
+        for name in names:
+            if name != os.path.basename(name) or name in ("", ".", ".."):
+                raise ValueError(f"{folder / INDEX} lists {name!r}, which is no file's name")
     else:
         raise FileNotFoundError(f"no {SINGLE} in {folder}: give a folder of safetensors weights")
     stored = {}
