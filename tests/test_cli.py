@@ -571,6 +571,7 @@ def test_help_names_every_scalars_flag(capsys):
         assert flag in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_workdir_that_goes_on(tmp_path):
     """Interrupted while it distils: status 130; the same command goes on from the step saved."""
     command = [sys.executable, "-m", "undo_jax", "run", _toy(), "--workdir", "out",

@@ -82,12 +82,12 @@ def _toy(experiment: Experiment) -> Experiment:
     )
 
 
-SMALL = {"quickstart.py", "language_small.py"}  # the others' with smaller numbers
+FAST = "language.py"  # of what the others do, arithmetic's is run by many a test
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(n, marks=pytest.mark.slow if n in SMALL else ()) for n in FILES],
+    params=[pytest.param(n, marks=() if n == FAST else pytest.mark.slow) for n in FILES],
 )
 def shipped(request, tmp_path_factory):
     """An experiment at toy size, a workdir where it has run, and its artifacts."""

@@ -249,7 +249,8 @@ def test_two_processes_of_which_one_dies_in_every_stage_go_on_bit_for_bit(
             np.testing.assert_array_equal(ours, theirs, err_msg=artifact.stage)
 
 
-@pytest.mark.parametrize("stage", [pytest.param("unlearn", marks=pytest.mark.slow), "distill"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["unlearn", "distill"])
 def test_one_process_goes_on_where_one_of_two_died(stage, alone, together, tmp_path, capfd):
     folder = _toy(tmp_path / "killed")
     shutil.copytree(together[0] / "cache", folder / "cache")

@@ -766,6 +766,7 @@ def test_of_two_runs_in_one_workdir_the_second_finds_what_the_first_has_made(two
     assert len(list(workdir.glob("pretrain-*/summary.json"))) == 2
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_the_run_ends_as_if_undisturbed(toy, tmp_path):
     """kill -9 once in each stage, SIGTERM in another: all artifacts are those of a quiet run."""
     ours, theirs, cache = tmp_path / "killed", tmp_path / "quiet", tmp_path / "cache"

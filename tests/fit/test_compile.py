@@ -29,15 +29,13 @@ CASES = {  # size: mesh, rows of a batch
     "2B": ("data=2,fsdp=8", 16),
 }
 SLICES = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4")
-FAST = ("0.1B", "v5e:4x4")
 
 
 def _cases(places):
-    """(size, place) of every size: a minute of compiling each, but for the fast one."""
+    """(size, place) of every size: a minute of compiling each."""
     pairs = ((size, place) for place in places for size in CASES)
     return pytest.mark.parametrize(
-        ("size", "place"),
-        [pytest.param(*pair, marks=() if pair == FAST else pytest.mark.slow) for pair in pairs],
+        ("size", "place"), [pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs]
     )
 
 

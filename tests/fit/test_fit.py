@@ -80,8 +80,8 @@ def test_an_unknown_slice_is_told_what_there_is(name, said):
 TABLES = {
     "v4": (275, 30.75, 1200, 300, 2),
     "v5e": (197, 15.75, 819, 200, 1),
-    "v5p": (459, 95.74, 2765, 600, 2),
-    "v6e": (918, 31.25, 1638, 400, 1),
+    "v5p": (459, 95.73, 2765, 600, 2),
+    "v6e": (918, 31.24, 1638, 400, 1),
     "a100": (312, 59.4416, 2039, 300, 1),
     "h100": (989, 59.3319, 3350, 450, 1),
     "h200": (989, 105.7506, 4800, 450, 1),
@@ -123,7 +123,8 @@ def test_a_program_gets_most_of_a_chips_memory():
 @needs_libtpu
 @pytest.mark.parametrize("place", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_memory_of_a_chip_is_what_its_compiler_has(place):
-    """Sixteenths of a GiB that are too many for it: it says how many there are."""
+    """A program that is too large for it: it says how much there is, of libtpu's versions the
+    least, in hundredths of a GiB."""
     found = chips.find(place)
     everywhere = NamedSharding(step.mesh_on(found, parse_mesh("data=4")), PartitionSpec())
     large = jax.ShapeDtypeStruct((2**13, 2**23), jnp.float32, sharding=everywhere)  # 256 GiB
@@ -131,7 +132,8 @@ def test_memory_of_a_chip_is_what_its_compiler_has(place):
         jax.jit(jnp.sin).lower(large).compile()
     said = re.search(r"of ([\d.]+)G hbm|available HBM \(([\d.]+)G\)", str(refused.value))
     assert said, str(refused.value)
-    assert float(said.group(1) or said.group(2)) == pytest.approx(found.chip.hbm / GIB, abs=0.005)
+    there = float(said.group(1) or said.group(2))
+    assert there - 0.015 < found.chip.hbm / GIB < there + 0.005
 
 
 def _described(made):

@@ -100,6 +100,7 @@ def test_a_mesh_of_gpus_of_each_kind(place):
     assert chips.of_device(mesh.devices.flat[0].device_kind) is found.chip
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit(capsys):
     """Exit status 3, the sizes on stdout, and one line on what to change."""
     large = "--setting.row-length 8192 --pretrain.training.batch-size 4096"

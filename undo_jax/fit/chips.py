@@ -48,9 +48,10 @@ def _gpu(device: str, links: float) -> Chip:
 FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
 # flops, memory, links and topologies: the tables of cloud.google.com/tpu/docs/v4, /v5e, /v5p and
-# /v6e; links of v4, which has six of 50 GB/s: arXiv 2304.01433. hbm: what libtpu 0.0.42 says it has
-# when it refuses a program; the capacities in Google's tables are 32, 16, 95 and 32 GB. GPUs: SXM,
-# by NVIDIA's data sheets, with NVLinks of 25 GB/s each way: 12 of A100, 18 of H100 and H200.
+# /v6e; links of v4, which has six of 50 GB/s: arXiv 2304.01433. hbm: what libtpu says it has when
+# it refuses a program, the least of 0.0.42 and 0.0.50; the capacities in Google's tables are 32,
+# 16, 95 and 32 GB. GPUs: SXM, by NVIDIA's data sheets, with NVLinks of 25 GB/s each way: 12 of
+# A100, 18 of H100 and H200.
 CHIPS = {
     "v4": Chip(
         flops=275e12,
@@ -72,7 +73,7 @@ CHIPS = {
     ),
     "v5p": Chip(
         flops=459e12,
-        hbm=95.74 * GIB,
+        hbm=95.73 * GIB,
         memory=2765e9,
         links=1200e9 / 2,
         topologies=("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
@@ -81,7 +82,7 @@ CHIPS = {
     ),
     "v6e": Chip(
         flops=918e12,
-        hbm=31.25 * GIB,
+        hbm=31.24 * GIB,
         memory=1638e9,
         links=800e9 / 2,
         topologies=FLAT,
