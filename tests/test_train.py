@@ -9,7 +9,7 @@ import pytest
 from undo_jax import losses, optim, train
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
-from undo_jax.types import Rows
+from undo_jax.types import Packed, Rows
 
 LM = Functional(preset("tiny", layers=1, width=16, feed_forward=24, head_width=8, init_stddev=0.25))
 SGD = optax.scale(-1.0)  # its step is the gradient itself
@@ -169,6 +169,35 @@ def test_rows_predict_the_next_token_with_weights_that_sum_to_one():
     np.testing.assert_allclose(rows.weights, [[0.25, 0, 0, 0, 0], [0.25, 0.25, 0, 0, 0.25]])
     np.testing.assert_allclose(train.rows(tokens).weights, 0.1)
     np.testing.assert_array_equal(train.rows(tokens, jnp.zeros((2, 5))).weights, 0)
+
+
+def test_weights_and_documents_of_a_stream_pass_through():
+    """Weights are those of the tokens that are predicted, documents those of the tokens read."""
+    tokens = jnp.arange(12).reshape(2, 6)
+    weights = jnp.array([[9, 0.1, 0, 0.2, 0, 0], [9, 0, 0, 0, 0, 0.2]])
+    segments = jnp.array([[0, 0, 0, 1, 1, 2], [7, 7, 8, 8, 8, 8]])
+    rows = train.rows(Packed(tokens, weights, segments))
+    np.testing.assert_array_equal(rows.inputs, tokens[:, :-1])
+    np.testing.assert_array_equal(rows.targets, rows.inputs + 1)
+    np.testing.assert_allclose(rows.weights, [[0.2, 0, 0.4, 0, 0], [0, 0, 0, 0, 0.4]], rtol=1e-6)
+    np.testing.assert_array_equal(rows.segments, segments[:, :-1])
+    assert rows.weights.dtype == jnp.float32
+    np.testing.assert_array_equal(train.rows(Packed(tokens, 0 * weights)).weights, 0)
+    whole = train.rows(Packed(tokens.astype(jnp.int32), np.ones((2, 6), np.int8)))
+    np.testing.assert_allclose(whole.weights, 0.1)
+
+
+def test_rows_without_documents_have_no_more_leaves_than_before():
+    tokens = jnp.arange(12).reshape(2, 6)
+    for rows in (train.rows(tokens), train.rows(Packed(tokens))):
+        assert rows.segments is None and len(jax.tree.leaves(rows)) == 3
+        np.testing.assert_allclose(rows.weights, 0.1)
+
+
+def test_weights_and_a_mask_are_one_too_many():
+    packed = Packed(jnp.zeros((2, 6), int), jnp.ones((2, 6)))
+    with pytest.raises(ValueError, match="^these rows have weights and a mask: multiply the"):
+        train.rows(packed, jnp.ones((2, 5)))
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "eval_every", "accumulation"])

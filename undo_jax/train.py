@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from undo_jax import optim
-from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Params, Rows
+from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Packed, Params, Rows
 
 ROWS = 2**42  # of a stream: where it mixes sources, 64 bits count 2^20 times as many
 
@@ -52,11 +52,22 @@ class State(NamedTuple):
     learning_rate: Float[Array, ""]  # its peak; the schedule is a fraction of it
 
 
-def rows(tokens: Int[Array, "B T+1"], mask: Int[Array, "B T"] | None = None) -> Rows:
-    """Inputs, targets and weights that sum to 1 over the tokens of the whole batch."""
+def rows(packed: Int[Array, "B T+1"] | Packed, mask: Int[Array, "B T"] | None = None) -> Rows:
+    """Inputs, targets and weights that sum to 1 over the tokens of the whole batch.
+
+    Where no token counts, all weights are 0. Raises ValueError for weights and a mask.
+    """
+    tokens, given, segments = packed if isinstance(packed, Packed) else Packed(packed)
+    if given is not None and mask is not None:
+        raise ValueError("these rows have weights and a mask: multiply the weights by the mask")
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    segments = None if segments is None else segments[:, :-1]
+    if given is not None:
+        weights = given[:, 1:].astype(jnp.float32)
+        total = jnp.sum(weights)
+        return Rows(inputs, targets, weights / jnp.where(total > 0, total, 1), segments)
     weights = jnp.ones(targets.shape) if mask is None else mask.astype(jnp.float32)
-    return Rows(inputs, targets, weights / jnp.maximum(jnp.sum(weights), 1))
+    return Rows(inputs, targets, weights / jnp.maximum(jnp.sum(weights), 1), segments)
 
 
 def start(

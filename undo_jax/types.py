@@ -26,11 +26,23 @@ class Rows(NamedTuple):
 
     The weights of one batch sum to 1 over all its tokens on all devices, so a loss is a weighted
     *sum*. Splitting the batch over devices or accumulation steps then cannot change its value.
+
+    `segments[b, t]` numbers the document that `inputs[b, t]` is part of: it changes where the next
+    document of the row begins. None: each row is one document.
     """
 
     inputs: Int[Array, "B T"]
     targets: Int[Array, "B T"]
     weights: Float[Array, "B T"]
+    segments: Int[Array, "B T"] | None = None
+
+
+class Packed(NamedTuple):
+    """Rows as a stream gives them. A token's weight is that of predicting it; None: all count 1."""
+
+    tokens: Int[Array, "B T+1"]
+    weights: Float[Array, "B T+1"] | None = None  # of any scale; 0 is a token that does not count
+    segments: Int[Array, "B T+1"] | None = None  # as in `Rows`
 
 
 Batch = Mapping[str, Rows]  # e.g. {"retain": ..., "forget": ...}
