@@ -1,5 +1,7 @@
 """What a stage needs at the least, by arithmetic alone: what could never run is refused at once."""
 
+from functools import partial
+
 from jax.sharding import Mesh
 
 from undo_jax import losses, memory
@@ -8,7 +10,12 @@ from undo_jax.fit.step import STAGES, Work, of_stage
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, parts
 
-WHOLE = (losses.language_modelling, losses.distillation)  # losses that run every layer, and back
+WHOLE = (  # losses that run every layer, and back
+    losses.language_modelling,
+    losses.distillation,
+    losses.reverse_distillation,
+    losses.jsd_distillation,
+)
 
 
 def check(experiment: Experiment, mesh: Mesh) -> None:
@@ -46,7 +53,8 @@ def least(work: Work, mesh: Mesh) -> tuple[float, float]:
     rows = -(-training.batch_size // parts(*BATCH, mesh=mesh))
     tokens = 4 * rows * (work.row_length + 1) * len(work.streams)
     at_once = -(-rows // training.accumulation)
-    layers = model.layers if work.loss in WHOLE else 1
+    loss = work.loss.func if isinstance(work.loss, partial) else work.loss
+    layers = model.layers if loss in WHOLE else 1
     kept = layers * at_once * work.row_length * model.width * model.compute_dtype.itemsize
     tensor = mesh.shape["tensor"]
     return states / (mesh.shape["fsdp"] * tensor), tokens + kept / tensor
