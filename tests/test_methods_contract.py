@@ -32,8 +32,11 @@ ARGUMENTS = {"rmu": {"read_layer": 2, "train_layers": (0, 1)}, "sam": {"method":
 TRACED = {  # arguments that the tests below change without compiling again
     "graddiff": {"retain_weight": 1.0},
     "maxent": {"retain_weight": 1.0},
+    "npo": {"beta": 0.1, "retain_weight": 1.0},
     "rmu": {"coefficient": 6.0, "retain_weight": 200.0},
     "sam": {"rho": 0.05},
+    "simnpo": {"beta": 4.5, "delta": 0.0, "forget_weight": 0.125, "retain_weight": 1.0},
+    "undial": {"beta": 10.0, "retain_weight": 1.0},
 }
 FOLDER = Path(undo_jax.methods.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -52,7 +55,8 @@ def _rows(seed, low, high):
     tokens = np.random.default_rng(seed).integers(low, high, (8, 9), np.int32)
     mask = np.ones((8, 8), np.int32)
     mask[::2, 5:] = 0
-    return rows(tokens, mask)
+    segments = np.cumsum(tokens % 3 == 0, axis=1)  # documents of a few tokens
+    return rows(tokens, mask)._replace(segments=segments[:, :-1])
 
 
 BATCH_OF_BOTH = {"retain": _rows(0, 0, 12), "forget": _rows(1, 12, 24)}
@@ -97,7 +101,7 @@ def _close(one, other):
 
 
 def test_methods_are_found():
-    assert {"graddiff", "maxent", "rmu", "sam"} <= set(NAMES)
+    assert {"graddiff", "maxent", "npo", "rmu", "sam", "simnpo", "undial"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
