@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models.gemma2 import SHARDING, Cache, Decoder, Gemma2
+from undo_jax.models import cache
+from undo_jax.models.cache import Cache
+from undo_jax.models.decoder import SHARDING, Decoder
+from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import path_name
 from undo_jax.types import Key, Params, Rules
 
@@ -54,14 +55,10 @@ class Functional:
         return nnx.merge(self._graph, params).activations(tokens, layer)
 
     def cache_rules(self, tensor: int) -> Rules:
-        rows, heads = ("data", "fsdp"), None if self.config.kv_heads % tensor else "tensor"
-        return (r"tokens$", P(rows)), (r"(keys|values)$", P(None, rows, None, heads))
+        return cache.rules(self.config, tensor)
 
     def empty_cache(self, batch: int, size: int) -> Cache:
-        c = self.config
-        shape = (c.layers, batch, size, c.kv_heads, c.head_width)
-        tokens = jnp.zeros((batch, size), jnp.int32)
-        return Cache(tokens, jnp.zeros(shape, c.compute_dtype), jnp.zeros(shape, c.compute_dtype))
+        return cache.empty(self.config, batch, size)
 
     def extend(
         self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
