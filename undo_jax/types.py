@@ -5,7 +5,7 @@ Axis legend, used in every shape comment and einsum:
   N query heads   K key/value heads   H head width   F feed-forward width   M members
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +36,34 @@ class Rows(NamedTuple):
 Batch = Mapping[str, Rows]  # e.g. {"retain": ..., "forget": ...}
 
 
+class Taps(NamedTuple):
+    """What a forward pass returns beside its last hidden states; layers are counted from 0."""
+
+    residual: Sequence[int] = ()  # the residual stream after so many layers: 0, the scaled
+    # embedding, to L, the state before the last norm
+    mlp: Sequence[int] = ()  # the output of the MLP of layers 0 to L - 1, before any norm after it
+
+
+class Tapped(NamedTuple):
+    """What was found, in the order of the taps, in the dtype of the arithmetic."""
+
+    residual: Float[Array, "n B T D"]
+    mlp: Float[Array, "n B T D"]
+
+
+class Edits(NamedTuple):
+    """Changes to a forward pass: a pytree of arrays, which may be traced and differentiated.
+
+    `remove` and `add` name places in the residual stream as `Taps.residual` does; a tap there sees
+    the stream changed.
+    """
+
+    remove: Mapping[int, Float[Array, " D"]] = {}  # x − (x·u) u / ‖u‖²; u is not zero
+    add: Mapping[int, Array] = {}  # then x + a: [D], or what broadcasts to [B, T, D]
+    prefix: Array | None = None  # [P, D] or [B, P, D]: embeddings, scaled as those of tokens are,
+    # that stand before the tokens. Hidden states and taps are of the tokens alone
+
+
 class LM(Protocol):
     """A language model as pure functions of its parameters. Hashable: a static jit argument."""
 
@@ -60,8 +88,29 @@ class LM(Protocol):
         """
         ...
 
-    def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Final hidden states, after the last norm; logits are never formed here."""
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        ...
+
+    def hidden(
+        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states, after the last norm; logits are never formed here.
+
+        Raises ValueError for edits of layers that the model does not have, and for a prefix where
+        attention ends at the start of a document.
+        """
+        ...
+
+    def tapped(
+        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
+    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        """`hidden`, and what the taps find in the same pass. Raises what `hidden` does, of both."""
+        ...
+
+    def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """The last norm: of the last state it makes `hidden`, of an earlier one a logit lens."""
         ...
 
     def activations(

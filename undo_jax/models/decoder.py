@@ -5,6 +5,7 @@ Layers are stacked along a leading axis and run by `lax.scan`. Every kernel is a
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.models.cache import Cache
 from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.taps import OF_TAPPED, Stacked, edit, nothing_yet, record, stack
 from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
 from undo_jax.ops.embedding import lookup
 from undo_jax.ops.linear import linear
 from undo_jax.sharding import BATCH, gather_weight, on_devices, pad_rows, spec_of, specs
-from undo_jax.types import Key, Rules
+from undo_jax.types import Edits, Key, Rules, Tapped, Taps
 
 LAYERS: Rules = (
     (r"attention/(query|key|value)$", P(None, "fsdp", "tensor")),
@@ -140,10 +142,12 @@ class Layer(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], Cache | None]:
+        """The stream after it, the MLP's output, and the cache."""
         attended, cache = self.attention(self.before_attention(x), span, cache)
         x = x + self.after_attention(attended)
-        return x + self.after_mlp(self.mlp(self.before_mlp(x))), cache
+        made = self.mlp(self.before_mlp(x))
+        return x + self.after_mlp(made), made, cache
 
 
 class Decoder(nnx.Module):
@@ -158,10 +162,14 @@ class Decoder(nnx.Module):
         self.final = Norm(config)
 
     def activations(self, tokens: Int[Array, "B T"], layer: int) -> Float[Array, "B T D"]:
-        return self._run(tokens, jnp.arange(tokens.shape[1])[None], layer, None)[0]
+        return self._forward(tokens, layer, None, Edits())[0]
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.final(self.activations(tokens, self.config.layers))
+    def __call__(
+        self, tokens: Int[Array, "B T"], taps: Taps | None = None, edits: Edits | None = None
+    ) -> tuple[Float[Array, "B T D"], Tapped | None]:
+        """Hidden states, and what the taps find."""
+        x, tapped = self._forward(tokens, self.config.layers, taps, edits or Edits())
+        return self.final(x), tapped
 
     def extend(
         self, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
@@ -169,7 +177,10 @@ class Decoder(nnx.Module):
         positions = start[:, None] + jnp.arange(tokens.shape[1])
         put = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (at,)))
         cache = cache._replace(tokens=put(cache.tokens, tokens, start))
-        x, cache = self._run(tokens, positions, self.config.layers, cache)
+        x = self._embedded(tokens)
+        run_layers, params = self._scan(self.config.layers, None, Edits())
+        # a few new tokens are less than a layer's weights: these stay split
+        x, _, cache = run_layers(x, tokens, positions, params, Stacked(), cache)
         return self.final(x), cache
 
     def _opened(self, read: Int[Array, "B S"], positions: Int[Array, "#B T"]) -> Int[Array, "#B T"]:
@@ -180,39 +191,82 @@ class Decoder(nnx.Module):
         opened = lax.cummax(jnp.where(read == self.config.document_start, slots, 0), axis=1)
         return jnp.take_along_axis(opened, positions, axis=1)
 
-    def _run(
-        self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "#B T"],
-        layers: int,
-        cache: Cache | None,
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """The first `layers` layers, and the cache with what they made, if there is one."""
-        config, rows = self.config, tokens.shape[0]
-        dtype = config.compute_dtype
-        tokens = pad_rows(tokens) if cache is None else tokens
-        x = lookup(self.embedding[...], tokens, dtype) * jnp.asarray(math.sqrt(config.width), dtype)
+    def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        dtype = self.config.compute_dtype
+        return lookup(self.embedding[...], tokens, dtype) * self._multiplier
+
+    @property
+    def _multiplier(self) -> Float[Array, ""]:
+        """Of embeddings, rounded to the dtype of the arithmetic."""
+        return jnp.asarray(math.sqrt(self.config.width), self.config.compute_dtype)
+
+    def _forward(
+        self, tokens: Int[Array, "B T"], layers: int, taps: Taps | None, edits: Edits
+    ) -> tuple[Float[Array, "B T D"], Tapped | None]:
+        """The stream after the first `layers` layers, and what the taps find."""
+        rows, time = tokens.shape
+        before = 0 if edits.prefix is None else edits.prefix.shape[-2]
+        positions = jnp.arange(before + time)[None]
+        tokens = pad_rows(tokens)
+        x = self._embedded(tokens)
+        if edits.prefix is not None:
+            x = self._prefixed(x, edits.prefix)
+        run_layers, params = self._scan(layers, taps, edits)
+        stacked = stack(edits, before)
+        inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS), stacked.specs
+        outputs = P(BATCH), None if taps is None else OF_TAPPED, None
+        mapped = on_devices(run_layers, inputs, outputs, BATCH)
+        x, tapped, _ = mapped(x, tokens, positions, params, stacked)
+        if tapped is not None:
+            tapped = jax.tree.map(lambda found: found[:, :rows, before:], tapped)
+        return x[:rows, before:], tapped
+
+    def _prefixed(self, x: Float[Array, "B T D"], prefix: Array) -> Float[Array, "B S D"]:
+        """The prefix before the tokens. Raises ValueError where no token of a document sees it."""
+        if self.config.document_start is not None:
+            raise ValueError(
+                f"a prefix and document_start={self.config.document_start}: attention within "
+                "documents does not reach a prefix, set document_start to none"
+            )
+        prefix = prefix.astype(x.dtype) * self._multiplier
+        prefix = pad_rows(prefix) if prefix.ndim == 3 else prefix[None]
+        prefix = jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape[1:]))
+        return jnp.concatenate([prefix, x], axis=1)
+
+    def _scan(self, layers: int, taps: Taps | None, edits: Edits) -> tuple[Callable, Any]:
+        """What runs the first `layers` layers, and their parameters."""
+        config, dtype = self.config, self.config.compute_dtype
         graph, params = nnx.split(self.layers)
         params = jax.tree.map(lambda w: w[:layers], nnx.to_pure_dict(params))
 
-        def run_layers(x, tokens, positions, params, cache=None):
+        def run_layers(x, tokens, positions, params, stacked, cache=None):
             opened = self._opened(tokens if cache is None else cache.tokens, positions)
+            x, tapped = edit(x, stacked, edits, 0), None
+            if taps is not None:
+                tapped = nothing_yet(taps, x)
+                tapped = tapped._replace(residual=record(tapped.residual, taps.residual, 0, x))
 
             def run(carry, one):
-                (x, cache), (index, params) = carry, one
+                (x, tapped, cache), (index, params) = carry, one
                 params = _gathered(params, dtype) if cache is None else params
-                return nnx.merge(graph, params)(x, Span(index, opened, positions), cache), None
+                span = Span(index, opened, positions)
+                x, made, cache = nnx.merge(graph, params)(x, span, cache)
+                x = edit(x, stacked, edits, index + 1)
+                if taps is not None:
+                    tapped = Tapped(
+                        record(tapped.residual, taps.residual, index + 1, x),
+                        record(tapped.mlp, taps.mlp, index, made),
+                    )
+                return (x, tapped, cache), None
 
             body = jax.checkpoint(run, policy=KEPT[config.remat], prevent_cse=False)
             numbered = jnp.arange(layers), params
-            return lax.scan(body, (x, cache), numbered, unroll=config.unroll)[0]
+            x, tapped, cache = lax.scan(body, (x, tapped, cache), numbered, unroll=config.unroll)[0]
+            if taps is not None:  # without the slot of the rest
+                tapped = jax.tree.map(lambda found: found[:-1], tapped)
+            return x, tapped, cache
 
-        if cache is not None:  # a few new tokens are less than a layer's weights: these stay split
-            return run_layers(x, tokens, positions, params, cache)
-        inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS)
-        mapped = on_devices(run_layers, inputs, (P(BATCH), None), BATCH)
-        x, _ = mapped(x, tokens, positions, params)
-        return x[:rows], None
+        return run_layers, params
 
 
 def _gathered(params: Any, dtype: jnp.dtype) -> Any:

@@ -11,8 +11,9 @@ from undo_jax.models import cache
 from undo_jax.models.cache import Cache
 from undo_jax.models.decoder import SHARDING, Decoder
 from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.taps import check
 from undo_jax.sharding import path_name
-from undo_jax.types import Key, Params, Rules
+from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,24 @@ class Functional:
 
         return jax.tree_util.tree_map_with_path(of_leaf, params)
 
-    def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return nnx.merge(self._graph, params)(tokens)
+    @property
+    def layers(self) -> int:
+        return self.config.layers
+
+    def hidden(
+        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
+    ) -> Float[Array, "B T D"]:
+        check(None, edits, self.layers)
+        return nnx.merge(self._graph, params)(tokens, None, edits)[0]
+
+    def tapped(
+        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
+    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        check(taps, edits, self.layers)
+        return nnx.merge(self._graph, params)(tokens, taps, edits)
+
+    def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return nnx.merge(self._graph, params).final(residual)
 
     def activations(
         self, params: Params, tokens: Int[Array, "B T"], layer: int
