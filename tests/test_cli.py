@@ -24,6 +24,7 @@ from undo_jax.fit.step import compile_step, of_stage
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
+from undo_jax.optim import Trains
 from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.types import shapes
 
@@ -100,6 +101,10 @@ def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, s
     needed, step = sum(least(work, mesh)), compile_step(work, mesh)
     taken = step.memory.arguments + step.memory.temporaries
     assert share * taken < needed < taken
+    partly = replace(work, trains=Trains(((r"mlp/down$", (0,)),)))
+    spared = 16 * (work.model.parameters - work.model.width * work.model.feed_forward)
+    spared = spared * 3 / 4 / (shape.fsdp * shape.tensor)  # weights stay
+    assert needed - sum(least(partly, mesh)) == pytest.approx(spared)
 
 
 def _toy(extra=""):
@@ -341,15 +346,18 @@ def test_a_checkpoint_of_another_model(capsys, tmp_path):
     ("method", "said"),
     [
         ("rmu", "argument: 'read_layer': give it by partial(rmu, ...)"),
-        ("partial(rmu, read_layer=9, train_layers=(0, 1))", "layer 9: this model has layers 0 to"),
-        ("partial(rmu, read_layer=1, train_layers=(1, 1))", "layers from 0 to below read_layer=1"),
+        ("partial(rmu, read_layer=9)", "layer 9: this model has layers 0 to"),
         ("'maxent'", "method='maxent' is no function"),
+        ("maxent, trains=Trains(((r'mlp/dwon$', None),))", "trains: 'mlp/dwon$' finds none of"),
+        ("maxent, trains=Trains(((r'down', (9,)),))", "layers/mlp/down has layers 0 to 1, not 9"),
     ],
 )
 def test_a_method_that_cannot_be_is_refused_before_anything_is_trained(capsys, method, said):
     file = _toy(
         "from functools import partial\n"
+        "from undo_jax.methods.maxent import maxent\n"
         "from undo_jax.methods.rmu import rmu\n"
+        "from undo_jax.optim import Trains\n"
         f"unlearn = replace(experiment.unlearn, method={method})\n"
         "experiment = replace(experiment, unlearn=unlearn)\n"
     )

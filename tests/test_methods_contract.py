@@ -6,7 +6,6 @@ then go into `ARGUMENTS`.
 
 import importlib
 import inspect
-import re
 from functools import cache
 from pathlib import Path
 
@@ -28,13 +27,14 @@ from undo_jax.sharding import BATCH, MeshShape, make_mesh, path_name, shardings
 from undo_jax.train import rows
 from undo_jax.types import Frozen
 
-ARGUMENTS = {"rmu": {"read_layer": 2, "train_layers": (0, 1)}, "sam": {"method": maxent}}
+ARGUMENTS = {"rmu": {"read_layer": 2}, "sam": {"method": maxent}}
 TRACED = {  # arguments that the tests below change without compiling again
     "graddiff": {"retain_weight": 1.0},
     "maxent": {"retain_weight": 1.0},
     "rmu": {"coefficient": 6.0, "retain_weight": 200.0},
     "sam": {"rho": 0.05},
 }
+OTHERS = {"rmu": {"direction_seed": 0}, "sam": {"trains": None}}  # further defaults
 FOLDER = Path(undo_jax.methods.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 LM = Functional(
@@ -117,7 +117,7 @@ def test_defaults_are_those_of_the_reference(name):
     function = getattr(importlib.import_module(f"undo_jax.methods.{name}"), name)
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    assert defaults == {**TRACED[name], **({"direction_seed": 0} if name == "rmu" else {})}
+    assert defaults == {**TRACED[name], **OTHERS.get(name, {})}
 
 
 def test_is_finite_and_scalar(case):
@@ -228,29 +228,16 @@ def test_rmu_pulls_forget_to_its_direction_and_retain_to_the_base():
     assert _moves("rmu", retain_weight=1000.0)["retain_mse"] < 0
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 1), (0, 0)])
-def test_rmu_moves_only_the_chosen_down_projections(first, last):
-    found = _compiled("rmu", train_layers=(first, last))(PARAMS, BASE, BATCH_OF_BOTH, KEY, {})
-    _, (gradient, _) = found
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        name = path_name(path)
-        assert np.any(leaf) == (name == "layers/mlp/down"), name
-        if name == "layers/mlp/down":
-            assert {i for i in range(3) if np.any(leaf[i])} == set(range(first, last + 1))
-
-
-@pytest.mark.parametrize("layers", [(-1, 1), (1, 0), (0, 2), (2, 2)])
-def test_rmu_refuses_layers_that_are_not_before_the_one_it_reads(layers):
-    said = f"train_layers={layers}: give layers from 0 to below read_layer=2"
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-        rmu(LM, PARAMS, {}, BATCH_OF_BOTH, KEY, read_layer=2, train_layers=layers)
+def test_rmu_has_no_gradient_from_the_layer_that_it_reads_on():
+    _, (gradient, _) = _at("rmu", PARAMS)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient["layers"]):
+        assert [bool(np.any(leaf[i])) for i in range(3)] == [True, True, False], path_name(path)
 
 
 def test_rmu_pulls_towards_the_direction_of_its_seed():
     def towards(**seed):
         refs = {"base": Frozen(LM, BASE)}
-        layers = {"read_layer": 2, "train_layers": (0, 1)}
-        return rmu(LM, PARAMS, refs, BATCH_OF_BOTH, KEY, **layers, **seed)[1]["forget_mse"]
+        return rmu(LM, PARAMS, refs, BATCH_OF_BOTH, KEY, read_layer=2, **seed)[1]["forget_mse"]
 
     assert towards() == towards(direction_seed=0) != towards(direction_seed=1)
 

@@ -83,7 +83,10 @@ def _nothing(step):
     pass
 
 
-def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True):
+def _fit(
+    folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True,
+    trains=None,
+):  # fmt: skip
     """Five models of two sources; with `saving`, from the last save on."""
     sources = [
         Source(
@@ -96,7 +99,7 @@ def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop
         Member(partial(INIT, jax.random.key(i)), jax.random.key(100 + i), rates[i], sources[i % 2])
         for i in range(MEMBERS)
     ]
-    adam = optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3)
+    adam = optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3, weight_decay=0.1 if trains else 0.0)
     task = Task(
         lm=LM,
         loss=losses.distillation,
@@ -107,6 +110,7 @@ def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop
         material=_tokens(77),
         stops=stops,
         row_length=5,
+        trains=trains,
     )
     targets = [Target(epath.Path(folder) / str(i % 2), {"member": i}) for i in range(MEMBERS)]
     for target in targets:
@@ -187,6 +191,23 @@ def straight(tmp_path_factory):
         return made[name]
 
     return of
+
+
+@pytest.mark.parametrize("name", ["one device", "eight"])
+def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, tmp_path):
+    trains = optim.Trains(((r"mlp/(down|up)$", (0,)), (r"attention/query$", None)))
+    results = _fit(tmp_path / "straight", _mesh(name), trains=trains)
+    with _dies_at(8) as at:
+        _fit(tmp_path / "again", _mesh(name), EVERY, at=at, trains=trains)
+    assert _saves(tmp_path / "again") == [3, 6]
+    _same(_fit(tmp_path / "again", _mesh(name), EVERY, trains=trains), results)
+    assert _records(tmp_path / "again") == _records(tmp_path / "straight")
+    for i, result in enumerate(results):
+        for path, old in jax.tree_util.tree_leaves_with_path(INIT(jax.random.key(i))):
+            new = result.params
+            for key in path:
+                new = new[key.key]
+            assert np.any(old != new) == (path[-1].key in ("down", "up", "query")), path
 
 
 @pytest.mark.parametrize("name", ["one device", "eight"])

@@ -37,8 +37,9 @@ LOSSES = {
     "distillation": (losses.distillation, {"teacher": TEACHER}),
     "maxent": (maxent, {}),
     "graddiff": (graddiff, {}),
-    "rmu": (partial(rmu, read_layer=2, train_layers=(0, 1)), {"base": LM}),
+    "rmu": (partial(rmu, read_layer=2), {"base": LM}),
 }
+TRAINS = {"rmu": optim.Trains(((r"mlp/down$", (1,)), (r"query$", None)))}
 
 
 def _batch():
@@ -65,8 +66,9 @@ CUBE = MeshShape(sweep=1, data=2, fsdp=2, tensor=2)
 def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
     loss, lms = LOSSES[name]
     optimizer = optim.build(optim.AdamW(epsilon=1e-3), 10)
-    step = train.make_step(LM, loss, optimizer, lms, accumulation)
-    start = partial(train.start, optimizer=optimizer)
+    trains = TRAINS.get(name)
+    step = train.make_step(LM, loss, optimizer, lms, accumulation, trains)
+    start = partial(train.start, optimizer=optimizer, trains=trains)
     state = start(jax.jit(LM.init)(jax.random.key(0)), jax.random.key(5), jnp.float32(0.01))
     refs = {ref: jax.jit(lm.init)(jax.random.key(9)) for ref, lm in lms.items()}
     batch = _batch()

@@ -23,6 +23,7 @@ from undo_jax.durable import read_json
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.noises.fresh import fresh
+from undo_jax.optim import Trains
 from undo_jax.population import Result
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.sharding import MeshShape, make_mesh
@@ -31,6 +32,7 @@ from undo_jax.types import shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
 SEEDS = (3, 5)
+TRAINS = Trains(((r"mlp/down$", (0,)),))
 FINAL = {"base": 1.0, "oracle": 2.0, "unlearn-only": 3.0, "undo-0.25": 4.0,
          "unlearn-and-distill": 5.0}  # fmt: skip
 # retain scores: students of seed 3 end above their teacher, those of seed 5 out of its reach
@@ -104,6 +106,7 @@ def _experiment():
         shipped,
         setting=Named(**vars(shipped.setting)),
         model=preset("tiny", layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8),
+        unlearn=replace(shipped.unlearn, trains=TRAINS),
         noise=replace(shipped.noise, alphas=(0.25,), noise=_shrink),
         relearn=replace(shipped.relearn, learning_rates=(0.5, 2.0), attacks=("forget", "mixed")),
         seeds=SEEDS,
@@ -196,8 +199,12 @@ def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
 
 
 def test_unlearning_starts_from_the_base_and_keeps_it_as_reference(calls):
-    _, members, folders, told = calls["unlearn"]
+    task, members, folders, told = calls["unlearn"]
     assert _names(folders) == ["unlearn-only 3", "unlearn-only 5"]
+    assert task.trains == TRAINS
+    assert {stage for stage, call in calls.items() if call[0].trains is None} == {*calls} - {
+        "unlearn"
+    }
     assert _streams(members) == [{"retain": "retain", "forget": "forget"}] * 2
     assert [_value(member.params()) for member in members] == [301, 501]
     assert [_value(member.source.refs["base"][1]()) for member in members] == [301, 501]

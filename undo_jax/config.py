@@ -13,6 +13,7 @@ from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.optim import Trains
 from undo_jax.progress import Saving
 from undo_jax.settings import Setting
 from undo_jax.sharding import MeshShape
@@ -39,6 +40,7 @@ class Unlearn:
 
     training: Training
     method: Loss = maxent
+    trains: Trains | None = None  # what of the model; None: everything
 
     def __post_init__(self):
         if not callable(self.method):

@@ -64,9 +64,11 @@ def start(
     key: Key,
     learning_rate: Float[Array, ""],
     optimizer: optax.GradientTransformation,
+    trains: optim.Trains | None = None,
 ) -> State:
-    """The state before the first step."""
-    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, learning_rate)
+    """The state before the first step; moments are of what trains. Raises what `pick` does."""
+    moments = optimizer.init(optim.pick(trains, params))
+    return State(jnp.zeros((), jnp.int32), params, moments, key, learning_rate)
 
 
 def make_step(
@@ -75,16 +77,23 @@ def make_step(
     optimizer: optax.GradientTransformation,
     ref_lms: Mapping[str, LM],
     accumulation: int = 1,
+    trains: optim.Trains | None = None,
 ) -> Callable[[State, Mapping[str, Params], Mapping[str, Rows]], tuple[State, Metrics]]:
-    """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller."""
+    """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller.
+
+    The gradient, and so its norm, its clip and `gradient_norm`, is that of what trains; None: of
+    all. Nothing else changes by a bit.
+    """
 
     def step(state: State, refs, batch):
         frozen = {name: Frozen(ref_lms[name], params) for name, params in refs.items()}
-        key = jax.random.fold_in(state.key, state.step)
+        key, own = jax.random.fold_in(state.key, state.step), optim.pick(trains, state.params)
+
+        def objective(own, part, key):
+            return loss(lm, optim.put(trains, state.params, own), frozen, part, key)
 
         def gradient(part, key):
-            with_metrics = jax.value_and_grad(loss, argnums=1, has_aux=True)
-            (value, metrics), grads = with_metrics(lm, state.params, frozen, part, key)
+            (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(own, part, key)
             return grads, {"loss": value, **metrics}
 
         def accumulate(total, part):  # weights sum to 1 over all parts: gradients just add
@@ -95,9 +104,9 @@ def make_step(
         grads, metrics = gradient(*first)
         if accumulation > 1:
             (grads, metrics), _ = lax.scan(accumulate, (grads, metrics), rest)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, own)
         updates = jax.tree.map(lambda u: state.learning_rate * u, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = optim.put(trains, state.params, optax.apply_updates(own, updates))
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

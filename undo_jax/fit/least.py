@@ -1,12 +1,17 @@
 """What a stage needs at the least, by arithmetic alone: what could never run is refused at once."""
 
+import math
+from functools import partial
+
+import jax
 from jax.sharding import Mesh
 
-from undo_jax import losses, memory
+from undo_jax import losses, memory, optim
 from undo_jax.config import Experiment
 from undo_jax.fit.step import STAGES, Work, of_stage
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, parts
+from undo_jax.types import shapes
 
 WHOLE = (losses.language_modelling, losses.distillation)  # losses that run every layer, and back
 
@@ -34,12 +39,13 @@ def check_work(work: Work, mesh: Mesh, prefix: str = "", there: float | None = N
 def least(work: Work, mesh: Mesh) -> tuple[float, float]:
     """Bytes on a device that models take, and that a batch takes, for one model a `sweep` group.
 
-    Models: fp32 weights, gradients and moments, and references, split over `fsdp` and `tensor`.
+    Models: fp32 weights, gradients and moments of what trains, and references, split over `fsdp`
+    and `tensor`.
     Batch: its tokens, and what enters each layer, which is kept for the way back.
     """
     model, training = work.model, work.training
     moments = 4 + (2 if training.optimizer.first_moment == "bfloat16" else 4)
-    states = model.parameters * (4 + 4 + moments)
+    states = model.parameters * 4 + _trained(work) * (4 + moments)
     for lm in work.refs.values():
         config: Gemma2 = lm.config  # type: ignore[attr-defined]
         states += config.parameters * config.compute_dtype.itemsize
@@ -50,6 +56,14 @@ def least(work: Work, mesh: Mesh) -> tuple[float, float]:
     kept = layers * at_once * work.row_length * model.width * model.compute_dtype.itemsize
     tensor = mesh.shape["tensor"]
     return states / (mesh.shape["fsdp"] * tensor), tokens + kept / tensor
+
+
+def _trained(work: Work) -> int:
+    """How many parameters train. Raises what `optim.pick` does."""
+    if work.trains is None:
+        return work.model.parameters
+    picked = jax.eval_shape(partial(optim.pick, work.trains), shapes(work.lm))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(picked))
 
 
 def _sizes(model: Gemma2) -> str:

@@ -19,6 +19,7 @@ from undo_jax.fit import chips, hlo
 from undo_jax.fit.chips import Slice
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
+from undo_jax.optim import Trains
 from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, parts
 from undo_jax.train import Training
 from undo_jax.types import LM, Loss
@@ -55,6 +56,7 @@ class Work:
     streams: tuple[str, ...]  # a batch has training.batch_size rows of each
     refs: Mapping[str, LM]
     row_length: int
+    trains: Trains | None = None  # None: everything
 
     @property
     def model(self) -> Gemma2:
@@ -119,7 +121,8 @@ def of_stage(experiment: Experiment, stage: str) -> Work:
         return Work(lm, loss, training, ("train",), {}, length)
     if stage == "unlearn":
         loss, training = config.unlearn.method, config.unlearn.training
-        return Work(lm, loss, training, ("retain", "forget"), {"base": lm}, length)
+        streams, trains = ("retain", "forget"), config.unlearn.trains
+        return Work(lm, loss, training, streams, {"base": lm}, length, trains)
     if stage == "distill":
         students = (student, lm) if config.noise.alphas else (student,)
         return distillation(larger(*students), lm, config.distill.training, length)
@@ -202,7 +205,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
         made = population.program(
-            work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"]
+            work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"], work.trains
         )
         streams = dict.fromkeys(work.streams, work.row_length)
         arguments = population.example(made, work.refs, streams, training.batch_size, mesh)

@@ -7,6 +7,7 @@ from typing import Any
 from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.log import Log, Target, open_log
+from undo_jax.optim import Trains
 from undo_jax.population import Member, Result, Scores, Task, fit
 from undo_jax.progress import Stop, open_progress, stoppable
 from undo_jax.stages.run import Run, lm_of
@@ -26,6 +27,7 @@ def train(
     stops: Sequence[Callable[[Scores], bool]] | None = None,
     strength: Callable[[Scores], float] = lambda scores: 0.0,
     facts: Callable[[int, Result], Mapping[str, Any]] = lambda member, result: {},
+    trains: Trains | None = None,
 ) -> None:
     """Train a member towards each artifact, or several, of which the strongest becomes it.
 
@@ -43,7 +45,8 @@ def train(
     setting, size = run.experiment.setting, run.experiment.together
     stops = stops or [never] * len(members)
     lm = lm_of(made[0])
-    task = Task(lm, loss, training, setting.evaluate, run.material, stops, setting.row_length)
+    evaluate, length = setting.evaluate, setting.row_length
+    task = Task(lm, loss, training, evaluate, run.material, stops, length, trains)
 
     def fit_from(first: int, log: Log, stop: Stop) -> list[Result]:
         """As many members as train side by side."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from undo_jax import optim
 from undo_jax.checkpoint import Artifact
 from undo_jax.population import Member, Source
 from undo_jax.stages import outcome
@@ -20,16 +21,20 @@ def unlearn(run: Run, bases: Sequence[Artifact]) -> list[Artifact]:
     made = [run.artifact("unlearn", "unlearn-only", b.seed, config, b) for b in bases]
     for todo in run.todo(made):
         members = [_member(run, artifact) for artifact in todo]
-        train(run, config.training, config.method, todo, members)
+        train(run, config.training, config.method, todo, members, trains=config.trains)
         outcome.warn(todo)
     return made
 
 
 def check(run: Run) -> None:
-    """Trace the method, long before it is wanted. Raises what it raises for its arguments."""
+    """Trace the method, long before it is wanted.
+
+    Raises what it raises for its arguments, and what `optim.pick` does for what trains.
+    """
     config, length = run.experiment.unlearn, run.experiment.setting.row_length
 
     def loss(params, tokens):
+        optim.pick(config.trains, params)
         batch = {"retain": rows(tokens), "forget": rows(tokens)}
         refs = {"base": Frozen(run.lm, params)}
         return config.method(run.lm, params, refs, batch, jax.random.key(0))
