@@ -7,11 +7,14 @@ import optax
 import pytest
 
 from undo_jax import losses, optim, train
+from undo_jax.config import Unlearn
+from undo_jax.methods.maxent import maxent
+from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.rmu import rmu
 from undo_jax.methods.sam import sam
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
-from undo_jax.types import Frozen, Rows
+from undo_jax.types import Frozen, Rows, wants_whole_batch, whole_batch
 
 LM = Functional(preset("tiny", layers=1, width=16, feed_forward=24, head_width=8, init_stddev=0.25))
 SGD = optax.scale(-1.0)  # its step is the gradient itself
@@ -289,3 +292,30 @@ def test_sam_moves_only_what_trains_to_its_worst_place():
     found = sam(DEEP, params, base, batch, jax.random.key(0), method=method, trains=SOME)[0]
     np.testing.assert_allclose(found, worst, rtol=1e-5)
     assert abs(float(worst) - float(at(down))) > 1e-3 * float(worst)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(repnoise, method=maxent),
+        partial(sam, method=partial(repnoise, method=maxent)),
+        partial(partial(repnoise, noise_weight=0.1), method=maxent),
+    ],
+    ids=["itself", "inside", "twice"],
+)
+def test_a_loss_of_whole_batches_is_not_accumulated(loss):
+    said = "^accumulation=2: this loss is no sum over rows, so that .*: set it to 1$"
+    with pytest.raises(ValueError, match=said):
+        train.make_step(DEEP, loss, ADAM, BASE, 2)
+    with pytest.raises(ValueError, match=said):
+        Unlearn(train.Training(1, 8, optim.AdamW(), 1, accumulation=2), method=loss)
+    Unlearn(train.Training(1, 8, optim.AdamW(), 1), method=loss)
+    train.check_accumulation(partial(sam, method=maxent), 2)
+
+
+def test_a_mark_leaves_a_loss_as_it_is():
+    def loss(lm, params, refs, batch, key):
+        return jnp.zeros(()), {}
+
+    assert not wants_whole_batch(loss)
+    assert whole_batch(loss) is loss and wants_whole_batch(loss)

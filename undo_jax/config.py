@@ -17,7 +17,7 @@ from undo_jax.optim import Trains
 from undo_jax.progress import Saving
 from undo_jax.settings import Setting
 from undo_jax.sharding import MeshShape
-from undo_jax.train import Training
+from undo_jax.train import Training, check_accumulation
 from undo_jax.types import Loss, Noise
 
 LARGEST, SMALLEST = (float(x) for x in (np.finfo("f4").max, np.finfo("f4").tiny))  # of fp32
@@ -35,7 +35,8 @@ class Pretrain:
 class Unlearn:
     """Batches hold `training.batch_size` rows of retain and as many of forget.
 
-    Raises ValueError for a method that is no function, or wants arguments that it has not.
+    Raises ValueError for a method that is no function, wants arguments that it has not, or whole
+    batches where they are accumulated.
     """
 
     training: Training
@@ -50,6 +51,7 @@ class Unlearn:
         except TypeError as error:
             name = getattr(self.method, "__name__", self.method)
             raise ValueError(f"method {name}: {error}: give it by partial({name}, ...)") from error
+        check_accumulation(self.method, self.training.accumulation)
 
 
 @dataclass(frozen=True)

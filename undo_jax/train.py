@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from undo_jax import optim
-from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Params, Rows
+from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Params, Rows, wants_whole_batch
 
 ROWS = 2**42  # of a stream: where it mixes sources, 64 bits count 2^20 times as many
 
@@ -82,8 +82,9 @@ def make_step(
     """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller.
 
     The gradient, and so its norm, its clip and `gradient_norm`, is that of what trains; None: of
-    all. Nothing else changes by a bit.
+    all. Nothing else changes by a bit. Raises what `check_accumulation` does.
     """
+    check_accumulation(loss, accumulation)
 
     def step(state: State, refs, batch):
         frozen = {name: Frozen(ref_lms[name], params) for name, params in refs.items()}
@@ -111,6 +112,15 @@ def make_step(
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
+
+
+def check_accumulation(loss: Loss, accumulation: int) -> None:
+    """Raises ValueError for several parts of a batch where a loss is of whole batches."""
+    if accumulation > 1 and wants_whole_batch(loss):
+        raise ValueError(
+            f"accumulation={accumulation}: this loss is no sum over rows, so that parts of a batch "
+            "would have another one: set it to 1"
+        )
 
 
 def _split(batch, count: int):

@@ -6,8 +6,8 @@ Axis legend, used in every shape comment and einsum:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import Any, NamedTuple, Protocol
+from functools import cache, partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -18,6 +18,7 @@ Params = Any  # a pytree of plain dicts; leaves under "layers" are stacked, [L, 
 Lazy = Callable[[], Params]  # parameters that are read or made when they are asked for
 Cache = Any  # a pytree: what a model has read of each row, to go on from
 Metrics = dict[str, Float[Array, ""]]
+Marked = TypeVar("Marked", bound=Callable)
 Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression on the leaf's path, its spec)
 
 
@@ -172,6 +173,21 @@ class Loss(Protocol):
     def __call__(
         self, lm: LM, params: Params, refs: Refs, batch: Batch, key: Key
     ) -> tuple[Float[Array, ""], Metrics]: ...
+
+
+def whole_batch(loss: Marked) -> Marked:
+    """Mark a loss that is no sum over rows, e.g. one that compares them: parts of a batch have
+    another value, so it is not accumulated. To be used as a decorator.
+    """
+    loss.whole_batch = True  # type: ignore[attr-defined]
+    return loss
+
+
+def wants_whole_batch(loss: Any) -> bool:
+    """Whether a loss is so marked, or one that it was made of with `partial` is."""
+    if isinstance(loss, partial):
+        return any(map(wants_whole_batch, (loss.func, *loss.args, *loss.keywords.values())))
+    return getattr(loss, "whole_batch", False) is True
 
 
 class Noise(Protocol):
