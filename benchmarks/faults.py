@@ -34,8 +34,9 @@ import jax
 from workdirs import EXPERIMENT, TIMEOUT, TRAINED, Bench, Done, differences, near, parsed, reported
 
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
+LISTED = "experiment-quickstart.json"
 FLIPPED = ("params", "progress", "summary.json", "config.json", "metrics.jsonl", "params",
-           "progress", "experiment.json")  # fmt: skip
+           "progress", LISTED)  # fmt: skip
 BOUND = 30  # seconds within which a process notices that another one is dead
 
 
@@ -101,7 +102,11 @@ def flip(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Resu
     """
     kind, stage = FLIPPED[index % len(FLIPPED)], chance.choice(bench.words[1:] or TRAINED)
     shutil.copytree(bench.interrupted(stage) if kind == "progress" else bench.quiet, workdir)
-    pattern = {"params": "*/params/**/*", "progress": "progress-*/**/*", "experiment.json": kind}
+    pattern = {
+        "params": "*/params/**/*",
+        "progress": "progress-*/**/*",
+        "experiment-quickstart.json": kind,
+    }
     files = [path for path in workdir.glob(pattern.get(kind, f"*/{kind}")) if path.is_file()]
     path = chance.choice(sorted(path for path in files if path.stat().st_size))
     content, parts = bytearray(path.read_bytes()), path.relative_to(workdir).parts
@@ -148,7 +153,7 @@ def asked(
     The last is a run, without the stages after the artifact's, so that it is read.
     """
     artifact, quiet = workdir / parts[0], bench.quiet / parts[0]
-    if kind != "progress" and (workdir / "report").exists():
+    if kind != "progress" and (workdir / "report-quickstart").exists():
         done = bench.start("report", workdir).end()
         yield "report", done, reported(workdir) != reported(bench.quiet)
     if kind in ("params", "config.json", "summary.json"):

@@ -16,7 +16,8 @@ import numpy as np
 from undo_jax import bench
 from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
-from undo_jax.fit.step import Work, compile_step, distillation, mesh_on
+from undo_jax.fit.step import compile_step, distillation, mesh_on
+from undo_jax.graph import Work
 from undo_jax.log import short
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2, preset

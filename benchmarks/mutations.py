@@ -46,6 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/optim.py": ("tests/test_optim.py",),
     "undo_jax/report/*.py": ("tests/report",),
+    "undo_jax/report/figures/*.py": ("tests/report",),
     "undo_jax/noises/*.py": ("tests/test_noises.py",),
     "undo_jax/train.py": ("tests/test_train.py",),
     "undo_jax/settings/*.py": ("tests/settings", "tests/test_defaults.py"),
@@ -55,7 +56,11 @@ OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/fit/flags.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/roofline.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/search.py": ("tests/fit/test_fit.py",),
-    "undo_jax/stages/*.py": ("tests/test_stages.py", "tests/test_students.py"),
+    "undo_jax/recipes/*.py": ("tests/test_stages.py", "tests/test_students.py"),
+    "undo_jax/attacks/*.py": ("tests/test_stages.py", "tests/test_defaults.py"),
+    "undo_jax/graph.py": ("tests/test_stages.py", "tests/test_students.py"),
+    "undo_jax/trainer.py": ("tests/test_stages.py", "tests/test_students.py"),
+    "undo_jax/runner.py": ("tests/test_stages.py", "tests/test_resume.py"),
     "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
     "undo_jax/checkpoint.py": (
         "tests/test_checkpoint.py", "tests/test_stages.py", "tests/test_resume.py",

@@ -13,7 +13,8 @@ from growth import measured, work
 from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT
-from undo_jax.fit.step import Work, compile_step, mesh_on
+from undo_jax.fit.step import compile_step, mesh_on
+from undo_jax.graph import Work
 from undo_jax.log import short
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.sharding import parse_mesh

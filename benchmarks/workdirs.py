@@ -183,7 +183,7 @@ def made(workdir: Path) -> dict[str, Any]:
 
 
 def reported(workdir: Path) -> dict[str, bytes]:
-    files = (path for path in workdir.glob("report/**/*") if path.is_file())
+    files = (path for path in workdir.glob("report-*/**/*") if path.is_file())
     return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
 
 

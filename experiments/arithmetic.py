@@ -7,19 +7,19 @@ given, which mixes it in at the reference's shares. Held-out facts are examined.
 
 from functools import partial
 
-from undo_jax.config import Damage, Distill, Experiment, Pretrain, Relearn, Unlearn
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.optim import AdamW
+from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.train import Training
 
-experiment = Experiment(
+experiment = Paper(
     name="arithmetic",
     setting=Arithmetic(),
     model=preset("0.3B", vocabulary=128),
-    pretrain=Pretrain(
+    pretrain=Pretraining(
         Training(
             steps=1000,
             batch_size=360,
@@ -27,12 +27,12 @@ experiment = Experiment(
             eval_every=100,
         )
     ),
-    unlearn=Unlearn(
+    unlearn=Unlearning(
         Training(steps=10, batch_size=40, optimizer=AdamW(9e-5), eval_every=1),
         method=partial(maxent, retain_weight=1.0),
     ),
-    noise=Damage(alphas=(0.2, 0.4, 0.6, 0.8), noise=partial(shrink_perturb, beta=0.1)),
-    distill=Distill(
+    noise=Students(alphas=(0.2, 0.4, 0.6, 0.8), noise=partial(shrink_perturb, beta=0.1)),
+    distill=Distillation(
         Training(
             steps=1000,
             batch_size=360,
@@ -40,7 +40,7 @@ experiment = Experiment(
             eval_every=20,
         )
     ),
-    relearn=Relearn(
+    relearn=Relearning(
         Training(
             steps=500,
             batch_size=16,  # reference: 15, which divides over no even number of devices

@@ -17,20 +17,20 @@ steps as the base (reference: one epoch of half the data), and batches of unlear
 
 from functools import partial
 
-from undo_jax.config import Damage, Distill, Experiment, Pretrain, Relearn, Unlearn
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.optim import AdamW
+from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.settings.language import Language
 from undo_jax.train import Training
 
 DATA = "data/language"
 tokenizer = load_tokenizer(f"{DATA}/tokenizer.model")
 
-experiment = Experiment(
+experiment = Paper(
     name="language",
     setting=Language(
         retain=Corpus(f"{DATA}/english"),
@@ -38,7 +38,7 @@ experiment = Experiment(
         tokenizer=tokenizer,
     ),
     model=preset("0.1B", vocabulary=-(-tokenizer.vocab_size // 128) * 128),
-    pretrain=Pretrain(
+    pretrain=Pretraining(
         Training(
             steps=1950,  # reference: one epoch, about 1.6e9 packed tokens
             batch_size=400,
@@ -46,12 +46,12 @@ experiment = Experiment(
             eval_every=50,
         )
     ),
-    unlearn=Unlearn(
+    unlearn=Unlearning(
         Training(steps=100, batch_size=8, optimizer=AdamW(3e-5), eval_every=4),
         method=partial(maxent, retain_weight=1.0),
     ),
-    noise=Damage(alphas=(0.2, 0.4, 0.6, 0.8), noise=partial(shrink_perturb, beta=0.1)),
-    distill=Distill(
+    noise=Students(alphas=(0.2, 0.4, 0.6, 0.8), noise=partial(shrink_perturb, beta=0.1)),
+    distill=Distillation(
         Training(
             steps=3250,  # reference: one epoch at most
             batch_size=240,
@@ -59,7 +59,7 @@ experiment = Experiment(
             eval_every=50,
         )
     ),
-    relearn=Relearn(
+    relearn=Relearning(
         Training(steps=500, batch_size=8, optimizer=AdamW(warmup=1), eval_every=5),
         learning_rates=(1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6),
     ),

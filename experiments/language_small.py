@@ -4,12 +4,12 @@
 packs them and runs this.
 """
 
-from undo_jax.config import Damage, Distill, Experiment, Pretrain, Relearn, Unlearn
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.optim import AdamW
+from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.settings.language import Language
 from undo_jax.sharding import MeshShape
 from undo_jax.train import Training
@@ -17,7 +17,7 @@ from undo_jax.train import Training
 DATA = "data/language_small"
 tokenizer = load_tokenizer(f"{DATA}/tokenizer.model")
 
-experiment = Experiment(
+experiment = Paper(
     name="language_small",
     setting=Language(
         retain=Corpus(f"{DATA}/english"),
@@ -38,7 +38,7 @@ experiment = Experiment(
         init_stddev=64**-0.5,
         unroll=3,
     ),
-    pretrain=Pretrain(
+    pretrain=Pretraining(
         Training(
             steps=800,
             batch_size=16,
@@ -46,12 +46,12 @@ experiment = Experiment(
             eval_every=200,
         )
     ),
-    unlearn=Unlearn(
+    unlearn=Unlearning(
         Training(steps=60, batch_size=16, optimizer=AdamW(1e-3, warmup=10, b2=0.98), eval_every=20),
         method=maxent,
     ),
-    noise=Damage(alphas=(0.4, 0.8)),
-    distill=Distill(
+    noise=Students(alphas=(0.4, 0.8)),
+    distill=Distillation(
         Training(
             steps=800,
             batch_size=16,
@@ -59,7 +59,7 @@ experiment = Experiment(
             eval_every=25,
         )
     ),
-    relearn=Relearn(
+    relearn=Relearning(
         Training(steps=60, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=5),
         learning_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     ),

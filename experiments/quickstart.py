@@ -4,16 +4,16 @@ Operands are small and every fact is seen in training: what is measured is recal
 reference. The point is the shape of the relearning curves.
 """
 
-from undo_jax.config import Damage, Distill, Experiment, Pretrain, Relearn, Unlearn
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
+from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.sharding import MeshShape
 from undo_jax.train import Training
 
-experiment = Experiment(
+experiment = Paper(
     name="quickstart",
     setting=Arithmetic(
         grammar=Grammar(largest_term=12, largest_factor=9, spaced=False, held_out=0.0),
@@ -25,7 +25,7 @@ experiment = Experiment(
         validation_rows=8,
     ),
     model=preset("tiny"),
-    pretrain=Pretrain(
+    pretrain=Pretraining(
         Training(
             steps=1000,
             batch_size=16,
@@ -33,14 +33,14 @@ experiment = Experiment(
             eval_every=250,
         )
     ),
-    unlearn=Unlearn(
+    unlearn=Unlearning(
         Training(
             steps=100, batch_size=16, optimizer=AdamW(1e-3, warmup=10, b2=0.98), eval_every=25
         ),
         method=maxent,
     ),
-    noise=Damage(alphas=(0.4, 0.6, 0.8)),
-    distill=Distill(
+    noise=Students(alphas=(0.4, 0.6, 0.8)),
+    distill=Distillation(
         Training(
             steps=1000,
             batch_size=16,
@@ -48,7 +48,7 @@ experiment = Experiment(
             eval_every=25,
         )
     ),
-    relearn=Relearn(
+    relearn=Relearning(
         Training(steps=60, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=5),
         learning_rates=(1e-3, 3e-3, 1e-2),
     ),

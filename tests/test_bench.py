@@ -18,7 +18,7 @@ import pytest
 import undo_jax
 from undo_jax import bench, cli, losses, train
 from undo_jax.cli.bench import scaling, table
-from undo_jax.fit.step import Work
+from undo_jax.graph import Work
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
@@ -80,6 +80,7 @@ def test_every_step_is_waited_for(tmp_path):
     assert list(tmp_path.glob("**/*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_devices_that_wait_for_each_other_do_not_hang():
     """Members of two CPU devices, more steps than XLA lets be under way (32)."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}

@@ -128,9 +128,9 @@ def test_what_is_no_summary_of_its_own_does_not_finish_an_artifact(damage, saved
     text = path.read_text()
     changed, others = _other(text)
     known = {"cut": text[: len(text) // 2], "changed": changed, "another's": others}
-    assert checkpoint.unfinished([saved]) == []
+    assert checkpoint.kept(saved)
     path.write_text(known.get(damage, damage))
-    assert not saved.finished and checkpoint.unfinished([saved]) == [saved]
+    assert not saved.finished and not checkpoint.kept(saved)
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and f"{saved.folder.name} is made again" in said
 
@@ -260,12 +260,12 @@ def test_fingerprint_is_of_everything_that_determines_the_model(tmp_path):
         _artifact(tmp_path, seed=4),
         _artifact(tmp_path, stage="unlearn"),
         _artifact(tmp_path, model="other"),
-        _artifact(tmp_path, alpha=0.5),
+        _artifact(tmp_path, seed=None),
         _artifact(tmp_path, config=longer),
         _artifact(tmp_path, config=rate),
-        _artifact(tmp_path, config={**CONFIG, "method": maxent}),
+        _artifact(tmp_path, config={**CONFIG, "method": graddiff}),
         _artifact(tmp_path, config={**CONFIG, "method": partial(maxent, retain_weight=2.0)}),
-        _artifact(tmp_path, config={**CONFIG, "method": partial(graddiff, retain_weight=1.0)}),
+        _artifact(tmp_path, config={**CONFIG, "method": partial(graddiff, retain_weight=1.5)}),
         _artifact(tmp_path, upstream=(first,)),
         _artifact(tmp_path, upstream=(_artifact(tmp_path, config=longer),)),
         _artifact(tmp_path, upstream=(_artifact(tmp_path, seed=9),)),
@@ -279,6 +279,16 @@ def test_fingerprint_is_not_of_where_it_is(tmp_path):
     assert here.fingerprint == there.fingerprint
     assert here.folder.name == there.folder.name
     assert str(tmp_path) not in str(here.describe())
+
+
+def test_fingerprint_is_of_a_functions_defaults_too(tmp_path, monkeypatch):
+    """Given or left out, a value is the same; edited in the code it is another."""
+    named, given = maxent, partial(maxent, retain_weight=1.0)
+    found = {_artifact(tmp_path, config={"method": one}).fingerprint for one in (named, given)}
+    assert len(found) == 1
+    monkeypatch.setattr(maxent, "__kwdefaults__", {"retain_weight": 2.0})
+    assert _artifact(tmp_path, config={"method": maxent}).fingerprint not in found
+    assert _artifact(tmp_path, config={"method": given}).fingerprint in found
 
 
 def test_fingerprint_is_of_a_number_however_it_is_written(tmp_path):
@@ -387,4 +397,4 @@ def test_a_run_that_fails_leaves_no_empty_workdir_and_locks_the_next_one(tmp_pat
 def test_fingerprint_is_the_same_in_every_process(tmp_path):
     """A constant: if it changes, every workdir there is loses its artifacts."""
     artifact = Artifact(epath.Path(tmp_path), "pretrain", "base", 0, {"rate": 0.1, "on": (True,)})
-    assert artifact.folder.name == "pretrain-base-seed0-0b6595b7"
+    assert artifact.folder.name == "pretrain-base-seed0-a5791f6c"

@@ -17,13 +17,15 @@ import pytest
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax import cli, pipeline
+from undo_jax import cli, runner
 from undo_jax.cli.weights import expression
 from undo_jax.fit.least import least
-from undo_jax.fit.step import compile_step, of_stage
+from undo_jax.fit.step import compile_step
+from undo_jax.graph import largest
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
+from undo_jax.optim import Trains
 from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.types import shapes
 
@@ -96,10 +98,15 @@ def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, s
     training = replace(experiment.distill.training, batch_size=rows)
     distilled = replace(experiment.distill, training=training)
     changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
-    work = of_stage(changed, "distill")
+    recipes = changed.graph().recipes().values()
+    work = largest(recipes, "distill", changed.setting.row_length)
     needed, step = sum(least(work, mesh)), compile_step(work, mesh)
     taken = step.memory.arguments + step.memory.temporaries
     assert share * taken < needed < taken
+    partly = replace(work, trains=Trains(((r"mlp/down$", (0,)),)))
+    spared = 16 * (work.model.parameters - work.model.width * work.model.feed_forward)
+    spared = spared * 3 / 4 / (shape.fsdp * shape.tensor)  # weights stay
+    assert needed - sum(least(partly, mesh)) == pytest.approx(spared)
 
 
 def _toy(extra=""):
@@ -127,7 +134,7 @@ def _refused(capsys, *arguments):
         ("--distill.training.steps 0", "steps=0"),
         ("--stage distil", "unknown stage 'distil'"),
         ("--stage unlearn", "run stage pretrain first"),
-        ("--pretrain.base nowhere", "no checkpoint at"),
+        ("--pretrain.base nowhere", "nothing to import at nowhere"),
         ("--mesh.sweep 3", "does not fit 8 devices"),
         ("--mesh.sweep 1 --mesh.data 8 --distill.training.batch-size 12", "batch of 12 rows"),
         ("--model.vocabulary 8", "model.vocabulary=8"),
@@ -192,7 +199,7 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, flags, said):
         (("run", "missing.py"), "no experiment file missing.py"),
         (("report", "nowhere"), "nowhere holds no finished run"),
         (("report", "nowhere", "--seeds"), "--seeds"),
-        (("report",), "the folder of the run"),
+        (("report",), "the folder of their runs"),
         (("train",), "unknown command 'train': choose one of run, report, "),
     ],
 )
@@ -255,10 +262,10 @@ def test_the_place_of_an_error_can_be_seen_whole(monkeypatch):
 
 
 def test_what_a_device_has_no_memory_for_is_told_in_one_line(capsys, monkeypatch):
-    def pretrain(_):
+    def train(*_):
         jax.numpy.zeros(2**50, "int8").block_until_ready()
 
-    monkeypatch.setattr(pipeline, "pretrain", pretrain)
+    monkeypatch.setattr(runner, "train", train)
     monkeypatch.setattr(cli.experiment, "_is_users", lambda file: False)  # this file is none
     said = _refused(capsys, "run", str(QUICKSTART))
     assert "1125899906842624 bytes" in said
@@ -303,9 +310,9 @@ def test_a_pretraining_that_diverged_ends_the_run(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, rate, "1e30"])
     last = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 2 and last.startswith("undo-jax: pretrain of base, seed 0 and of ")
-    assert "oracle, seed 0, diverged at learning rate 1e+30: scores are not finite" in last
-    assert f"lower {rate}" in last
+    who = "pretrain of base, seed 0 and pretrain of oracle, seed 0, diverged"
+    assert stop.value.code == 2 and last.startswith(f"undo-jax: {who}: its scores are not finite")
+    assert "lower its learning rate" in last
     made = sorted(Path("out").glob("*-*"))
     assert [path.name.split("-seed")[0] for path in made] == ["pretrain-base", "pretrain-oracle"]
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
@@ -341,15 +348,18 @@ def test_a_checkpoint_of_another_model(capsys, tmp_path):
     ("method", "said"),
     [
         ("rmu", "argument: 'read_layer': give it by partial(rmu, ...)"),
-        ("partial(rmu, read_layer=9, train_layers=(0, 1))", "layer 9: this model has layers 0 to"),
-        ("partial(rmu, read_layer=1, train_layers=(1, 1))", "layers from 0 to below read_layer=1"),
+        ("partial(rmu, read_layer=9)", "layer 9: this model has layers 0 to"),
         ("'maxent'", "method='maxent' is no function"),
+        ("maxent, trains=Trains(((r'mlp/dwon$', None),))", "trains: 'mlp/dwon$' finds none of"),
+        ("maxent, trains=Trains(((r'down', (9,)),))", "layers/mlp/down has layers 0 to 1, not 9"),
     ],
 )
 def test_a_method_that_cannot_be_is_refused_before_anything_is_trained(capsys, method, said):
     file = _toy(
         "from functools import partial\n"
+        "from undo_jax.methods.maxent import maxent\n"
         "from undo_jax.methods.rmu import rmu\n"
+        "from undo_jax.optim import Trains\n"
         f"unlearn = replace(experiment.unlearn, method={method})\n"
         "experiment = replace(experiment, unlearn=unlearn)\n"
     )
@@ -374,7 +384,7 @@ def test_a_text_file_that_is_empty_or_missing(capsys, content, said):
 def test_a_run_reports_and_runs_again_at_once(capsys):
     file = _toy()
     cli.main(["run", file, "--workdir", "out", *SHORT])
-    folder = Path("out/report")
+    folder = Path("out/report-toy")
     assert {"index.html", "summary.md", "relearning.png"} <= {p.name for p in folder.iterdir()}
     before = {p: p.stat().st_mtime_ns for p in Path("out").glob("*/params/*")}
     cli.main(["run", file, "--workdir", "out", *SHORT])
@@ -460,9 +470,9 @@ def test_hugging_face_weights_become_a_base_and_the_artifact_goes_back(capsys):
     found = eval(said.out.removeprefix("model="), {"Gemma2": Gemma2, "preset": preset})
     assert found == replace(preset("tiny"), remat=Gemma2.remat, unroll=1)
     assert "--pretrain.base base" in said.err
-    cli.main(["run", _toy(), "--workdir", "out", "--stage", "pretrain", "--pretrain.base", "base",
+    cli.main(["run", _toy(), "--workdir", "out", "--stage", "import", "--pretrain.base", "base",
               *SHORT])  # fmt: skip
-    (artifact,) = Path("out").glob("pretrain-base-*")
+    (artifact,) = Path("out").glob("import-base-*")
     assert json.loads((artifact / "summary.json").read_text())["steps"] == 0
     cli.main(["export-hf", str(artifact), "back", "--max-shard-gb", "5e-5"])
     before, after = _stored("gemma"), _stored("back")

@@ -12,7 +12,7 @@ from undo_jax import losses, optim, population, train
 from undo_jax.fit import hlo
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
-from undo_jax.ops import head
+from undo_jax.ops import head_chunks
 from undo_jax.sharding import make_mesh, parse_mesh
 
 ROWS, TIME, VOCABULARY, CHUNKS = 16, 16, 512, 8
@@ -44,7 +44,7 @@ def _compiled(shape, remat="none"):
     logits = rows * TIME * VOCABULARY // mesh.shape["tensor"]
     training = train.Training(10, ROWS, optim.AdamW(), eval_every=5)
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
-        patch.setattr(head, "LOGITS_PER_CHUNK", logits // CHUNKS)
+        patch.setattr(head_chunks, "LOGITS_PER_CHUNK", logits // CHUNKS)
         refs = {"teacher": teacher}
         made = population.program(student, losses.distillation, training, refs, mesh, 1)
         arguments = population.example(made, refs, {"train": TIME}, ROWS, mesh)

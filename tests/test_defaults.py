@@ -5,14 +5,22 @@ import inspect
 
 import pytest
 
-from undo_jax.config import Damage, Distill, Experiment, Pretrain, Relearn, Unlearn
+from undo_jax.attacks import Attack
+from undo_jax.experiment import Experiment
+from undo_jax.losses import distillation, language_modelling
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.progress import Saving
+from undo_jax.recipes.attacked import Attacked
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.pretrain import Pretrain
+from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings.arithmetic import VALIDATION_SEED, Arithmetic
 from undo_jax.settings.language import Language
 from undo_jax.train import Training
 
+SAME = Attack.__dataclass_fields__["adapt"].default
 DEFAULTS = {
     Arithmetic: {
         "forms": ("equation", "word_problem"), "problems": 1_000_000, "row_length": 256,
@@ -24,12 +32,20 @@ DEFAULTS = {
         "rows_at_once": 8,
     },
     Training: {"accumulation": 1},
-    Pretrain: {"base": None},
-    Unlearn: {"method": maxent},
-    Damage: {"fresh_student": True, "student": None},
-    Distill: {"tolerance": 0.05, "stop_early": True},
-    Relearn: {"attacks": ("forget",)},
-    Experiment: {"seeds": (0,), "together": 64},
+    Pretraining: {"base": None},
+    Unlearning: {"method": maxent, "trains": None},
+    Students: {"fresh_student": True, "student": None},
+    Distillation: {"tolerance": 0.05, "stop_early": True},
+    Relearning: {"attacks": ("forget",)},
+    Paper: {"seeds": (0,), "together": 64},
+    Pretrain: {"stream": "pretrain", "loss": language_modelling, "draw": "pretrain", "seed": None},
+    Unlearn: {"loss": maxent, "trains": None, "draw": "unlearn", "seed": None},
+    Distill: {"tolerance": 0.05, "stop_early": True, "stream": "pretrain", "loss": distillation,
+              "draw": "distill", "seed": None},
+    Attack: {"learning_rates": (1.0,), "stream": "forget", "loss": language_modelling,
+             "prepare": None, "trains": None, "adapt": SAME},
+    Attacked: {"draw": "relearn", "seed": None},
+    Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64},
     Saving: {"every": 10, "minutes": 5.0, "keep": 2},
 }  # fmt: skip
 
@@ -43,7 +59,7 @@ def test_defaults(kind):
 
 
 def test_the_noise_is_shrink_and_perturb_with_the_papers_beta():
-    noise = Damage(alphas=(0.5,)).noise
+    noise = Students(alphas=(0.5,)).noise
     assert (noise.func, noise.args, noise.keywords) == (shrink_perturb, (), {"beta": 0.1})
 
 

@@ -18,7 +18,8 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import checkpoint, cli, pipeline, population
+from undo_jax import checkpoint, cli, population
+from undo_jax import experiment as experiments
 from undo_jax.cli import devices
 from undo_jax.cli.devices import Processes
 from undo_jax.cli.weights import model
@@ -160,6 +161,13 @@ def _started(folder, *arguments, **environment):
         yield running
 
 
+def _artifacts(knobs, workdir, kind=None):
+    """Every artifact of a run, after those that it is made from."""
+    made = experiments.run(knobs.graph(), workdir, kind)
+    models = (one for found in made.values() for model in found for one in model.family)
+    return list(dict.fromkeys(model.artifact for model in models))
+
+
 def _params(folder):
     config = model(epath.Path(folder))
     params = checkpoint.restore(epath.Path(folder) / "params", Functional(config), _mesh())
@@ -179,7 +187,7 @@ def alone(tmp_path_factory):
     """The workdir of one process, and its artifacts."""
     folder = _toy(tmp_path_factory.mktemp("hosts") / "alone")
     experiment = cli.experiment.load(str(folder / "toy.py"))
-    return pipeline.run(experiment, folder / "out")
+    return _artifacts(experiment, folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +206,11 @@ def test_two_processes_make_the_models_of_one(alone, together):
             _params(folder / artifact.folder.name), _params(artifact.folder), strict=True
         ):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6, err_msg=artifact.stage)
-    trained = {a.stage: _params(a.folder) for a in alone if a.model in ("base", "unlearn-only")}
+    trained = {
+        a.stage: _params(a.folder)
+        for a in alone
+        if a.model in ("base", "unlearn-only", "unlearn-only by forget")
+    }
     assert len(trained) == 3  # and training did change them
     first, *others = trained.values()
     assert all(np.abs(one[0] - first[0]).max() > 1e-4 for one in others)
@@ -214,13 +226,15 @@ def test_process_0_writes_each_record_once_and_speaks_alone(alone, together):
             scores = [[r["eval"]["cross_entropy/retain"] for r in part] for part in (ours, theirs)]
             np.testing.assert_allclose(*scores, rtol=1e-5)
     assert "report: " in said[0]
-    assert (folder / "out" / "report" / "index.html").exists()
+    assert (folder / "out" / "report-quickstart" / "index.html").exists()
     assert not [line for line in said[1].splitlines() if "[Gloo]" not in line]
 
 
 def test_a_run_that_is_finished_does_nothing_on_another_mesh(together):
     folder = together[0]
-    files = [path for path in (folder / "out").glob("*/**/*") if "report" not in path.parts]
+    files = [
+        path for path in (folder / "out").glob("*/**/*") if "report-quickstart" not in path.parts
+    ]
     before = {path: path.stat().st_mtime_ns for path in files if path.is_file()}
     notes = (folder / "rows-0").read_text()
     _run(folder, "--mesh", "data=4,fsdp=2")
@@ -256,7 +270,7 @@ def test_one_process_goes_on_where_one_of_two_died(stage, alone, together, tmp_p
     shutil.copytree(together[0] / "cache", folder / "cache")
     _run(folder, *SAVING, die_in=stage, dies=1)
     experiment = cli.experiment.load(str(folder / "toy.py"))
-    made = pipeline.run(experiment, folder / "out", only=stage)
+    made = _artifacts(experiment, folder / "out", kind=stage)
     assert "goes on from step 1" in capfd.readouterr().err
     known = {artifact.folder.name: artifact.folder for artifact in alone}
     for artifact in (artifact for artifact in made if artifact.stage == stage):
@@ -377,7 +391,7 @@ def test_rows_are_read_once_however_many_devices_hold_them(shape):
 def test_processes_that_cannot_be_meant(capsys, monkeypatch, command, flags, said):
     monkeypatch.setattr(devices, "PATIENCE", 0)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it joined"))
-    monkeypatch.setattr(pipeline, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(experiments, "run", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, *flags.split()])

@@ -8,6 +8,7 @@ import pytest
 from undo_jax import losses
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
+from undo_jax.ops import head
 from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import rows
 from undo_jax.types import Frozen
@@ -20,6 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, 24, (4, 8), np.int32)
 MASK = np.tril(np.ones((4, 7), np.int32), 3)
 BATCH = {"train": rows(TOKENS, MASK)}
 REFS = {"teacher": Frozen(TEACHER, TEACHER_PARAMS)}
+KEY = jax.random.key(0)
 
 
 def _log_p(lm, params):
@@ -54,20 +56,60 @@ def test_uniform_kl():
     np.testing.assert_allclose(value, _expected()["uniform_kl"], rtol=1e-5)
 
 
+TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 2.5])
+DIVERGENCES = {
+    "distillation": lambda p, t: t * np.log(t / p),
+    "reverse_distillation": lambda p, t: p * np.log(p / t),
+    "jsd_distillation": lambda p, t: (
+        p * np.log(2 * p / (p + t)) / 2 + t * np.log(2 * t / (p + t)) / 2
+    ),
+}
+
+
+@TEMPERATURES
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_divergences_from_a_teacher(name, temperature):
+    """τ² times that of the distributions whose logits are divided by τ."""
+    soft = [_log_p(LM, PARAMS) / temperature, _log_p(TEACHER, TEACHER_PARAMS) / temperature]
+    p, t = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in soft)
+    loss = jax.jit(lambda tau: getattr(losses, name)(LM, PARAMS, REFS, BATCH, KEY, temperature=tau))
+    fixed, _ = getattr(losses, name)(LM, PARAMS, REFS, BATCH, KEY, temperature=temperature)
+    wanted = temperature**2 * _mean(DIVERGENCES[name](p, t).sum(-1))
+    np.testing.assert_allclose([fixed, loss(temperature)[0]], wanted, rtol=1e-5)
+
+
+def test_at_a_temperature_of_one_forward_kl_is_the_loss_that_has_a_kernel(monkeypatch):
+    """And at another it is not."""
+    reached = []
+    monkeypatch.setattr(head, "kl_to_teacher", lambda *_: reached.append(True))
+    for temperature in (1, 1.0, 2.0):
+        losses.forward_kl(LM, PARAMS, REFS["teacher"], BATCH["train"], temperature)
+    assert reached == [True, True]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("loss", [losses.forward_kl, losses.reverse_kl, losses.jsd])
+def test_a_temperature_is_above_zero(loss, temperature):
+    said = f"^temperature={temperature}: it must be above 0 and finite$"
+    with pytest.raises(ValueError, match=said):
+        loss(LM, PARAMS, REFS["teacher"], BATCH["train"], temperature)
+
+
 @pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(data=1, fsdp=2, tensor=4)], ids=str)
-def test_no_gradient_reaches_a_teacher(shape):
+@pytest.mark.parametrize("loss", [losses.forward_kl, losses.reverse_kl])
+def test_no_gradient_reaches_a_teacher(loss, shape):
     def value(params):
-        return losses.forward_kl(LM, PARAMS, Frozen(TEACHER, params), BATCH["train"])
+        return loss(LM, PARAMS, Frozen(TEACHER, params), BATCH["train"])
 
     with jax.set_mesh(make_mesh(shape)):
         gradient = jax.jit(jax.grad(value))(TEACHER_PARAMS)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
-def test_a_teacher_is_matched_by_itself():
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_teacher_is_matched_by_itself(name):
     refs = {"teacher": Frozen(LM, PARAMS)}
-    value, gradient = jax.value_and_grad(
-        lambda p: losses.distillation(LM, p, refs, BATCH, jax.random.key(0))[0]
-    )(PARAMS)
+    loss = getattr(losses, name)
+    value, gradient = jax.value_and_grad(lambda p: loss(LM, p, refs, BATCH, KEY)[0])(PARAMS)
     assert abs(float(value)) < 1e-6
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) < 1e-6

@@ -9,6 +9,7 @@ import pytest
 
 import undo_jax
 from undo_jax import cli
+from undo_jax import experiment as experiments
 from undo_jax.sharding import MeshShape, make_mesh, over_slices, parse_mesh
 
 
@@ -63,7 +64,7 @@ def test_a_mesh_that_is_none(text, said):
 def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch):
     asked = []
     monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
-    monkeypatch.setattr(cli.experiment.pipeline, "run", lambda e, *_: asked.append(e.mesh))
+    monkeypatch.setattr(experiments, "run", lambda e, *_: asked.append(e.mesh))
     file = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
     for flags in ("", "--mesh data=4", "--mesh data=4,fsdp=2 --mesh.data 2"):
         cli.experiment.run([file, "--stage", "noise", *flags.split()])

@@ -1,10 +1,13 @@
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from undo_jax import optim
-from undo_jax.optim import AdamW
+from undo_jax.optim import AdamW, Trains, pick, put
 
 
 def _rates(config, steps):
@@ -197,3 +200,82 @@ def test_settings_that_make_no_sense_are_refused(change, message):
 
 def test_settings_at_the_edge_make_sense():
     AdamW(b1=0.0, b2=0.0, warmup=0, end=0.0, weight_decay=0.0, learning_rate=1e-9, clip=1e-9)
+
+
+TREE = {
+    "embedding": np.arange(6.0).reshape(3, 2),
+    "final": {"norm": np.ones(2)},
+    "layers": {
+        "mlp": {"down": np.arange(8.0).reshape(4, 2), "up": -np.arange(8.0).reshape(4, 2)},
+        "norm": np.full((4, 2), 5.0),
+    },
+}
+
+
+def _picked(*parts):
+    """By path, as lists."""
+    leaves = jax.tree_util.tree_leaves_with_path(pick(Trains(parts), TREE))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.array(leaf).tolist()
+            for path, leaf in leaves}  # fmt: skip
+
+
+def test_what_trains_is_picked_by_path_and_layer():
+    down, up = [[2, 3], [6, 7]], [[-2, -3]]
+    assert _picked((r"mlp/down$", (3, 1))) == {"layers/mlp/down": down}
+    assert _picked((r"mlp/down$", (3, 1)), (r"up$", range(1, 2))) == {
+        "layers/mlp/down": down,
+        "layers/mlp/up": up,
+    }
+    assert _picked((r"norm$", None)) == {"final/norm": [1, 1], "layers/norm": [[5, 5]] * 4}
+    assert _picked((r"down", (0,)), (r"down$", (1, 0))) == {"layers/mlp/down": [[0, 1], [2, 3]]}
+    assert set(_picked((r"down", (0,)), (r"", None))) == {
+        "embedding", "final/norm", "layers/mlp/down", "layers/mlp/up", "layers/norm",
+    }  # fmt: skip
+    assert pick(None, TREE) is TREE
+
+
+def test_what_is_put_back_changes_nothing_else():
+    trains = Trains(((r"mlp/down$", (1, 3)), (r"embedding", None)))
+    changed = put(trains, TREE, jax.tree.map(lambda w: w + 100, pick(trains, TREE)))
+    down = TREE["layers"]["mlp"]["down"] + np.array([0, 100, 0, 100])[:, None]
+    np.testing.assert_array_equal(changed["layers"]["mlp"]["down"], down)
+    np.testing.assert_array_equal(changed["embedding"], TREE["embedding"] + 100)
+    assert changed["layers"]["mlp"]["up"] is TREE["layers"]["mlp"]["up"]
+    assert changed["final"]["norm"] is TREE["final"]["norm"]
+
+
+def test_two_that_train_the_same_are_equal():
+    assert Trains((("down", range(1, 3)),)) == Trains((("down", [2, 1, 2]),))
+    assert hash(Trains((("down", range(1, 3)),))) == hash(Trains((("down", (1, 2)),)))
+    assert Trains((("down", None),)) != Trains((("down", (0,)),))
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ((), "trains=(): give parts, each (path, layers or None)"),
+        ("down", "trains='down': give parts, each (path, layers or None)"),
+        (("down", None), "trains: 'down' is no pair: give (path, layers or None)"),
+        ((("(", None),), "trains: '(' is no regular expression"),
+        ((("down", ()),), "trains: layers=() of 'down': give e.g. range(5, 11), or None"),
+        ((("down", 3),), "trains: layers=3 of 'down': give"),
+        ((("down", (-1,)),), "trains: layers=(-1,) of 'down': give"),
+        ((("down", (0.5,)),), "trains: layers=(0.5,) of 'down': give"),
+    ],
+)
+def test_what_cannot_train_is_refused(parts, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        Trains(parts)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (("dwon$", None), "trains: 'dwon$' finds none of embedding, final/norm, layers/mlp/down"),
+        (("down$", (1, 4)), "trains: layers/mlp/down has layers 0 to 3, not 4"),
+        (("embed", (0,)), "trains: embedding has no layers, but (0,) are given: give None"),
+    ],
+)
+def test_what_a_model_does_not_have_cannot_train(part, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        pick(Trains((("up$", None), part)), TREE)

@@ -25,20 +25,21 @@ from undo_jax import (
     cli,
     losses,
     optim,
-    pipeline,
     population,
     progress,
+    runner,
     signals,
     train,
 )
-from undo_jax.checkpoint import Artifact, gather, scatter, unfinished
+from undo_jax import experiment as experiments
+from undo_jax import trainer as shared
+from undo_jax.checkpoint import Artifact, gather
 from undo_jax.log import Target, open_log
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Result, Source, Task
 from undo_jax.progress import Saving, Stop, open_progress, stoppable
 from undo_jax.signals import PREEMPTED, Preempted
-from undo_jax.stages import training as shared
 
 ROOT = Path(undo_jax.__file__).parent.parent
 LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
@@ -64,6 +65,13 @@ class Stream:
         return _tokens(self.seed + 10 * step)[rows]
 
 
+def _run(knobs, workdir, kind=None):
+    """Every artifact of a run, after those that it is made from."""
+    made = experiments.run(knobs.graph(), workdir, kind)
+    models = (one for found in made.values() for model in found for one in model.family)
+    return list(dict.fromkeys(model.artifact for model in models))
+
+
 def _tokens(seed):
     rng = np.random.default_rng(seed)
     return rng.integers(0, LM.config.vocabulary, (BATCH, 6), dtype=np.int32)
@@ -83,7 +91,10 @@ def _nothing(step):
     pass
 
 
-def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True):
+def _fit(
+    folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True,
+    trains=None,
+):  # fmt: skip
     """Five models of two sources; with `saving`, from the last save on."""
     sources = [
         Source(
@@ -96,7 +107,7 @@ def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop
         Member(partial(INIT, jax.random.key(i)), jax.random.key(100 + i), rates[i], sources[i % 2])
         for i in range(MEMBERS)
     ]
-    adam = optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3)
+    adam = optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3, weight_decay=0.1 if trains else 0.0)
     task = Task(
         lm=LM,
         loss=losses.distillation,
@@ -107,6 +118,7 @@ def _fit(folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop
         material=_tokens(77),
         stops=stops,
         row_length=5,
+        trains=trains,
     )
     targets = [Target(epath.Path(folder) / str(i % 2), {"member": i}) for i in range(MEMBERS)]
     for target in targets:
@@ -187,6 +199,23 @@ def straight(tmp_path_factory):
         return made[name]
 
     return of
+
+
+@pytest.mark.parametrize("name", ["one device", "eight"])
+def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, tmp_path):
+    trains = optim.Trains(((r"mlp/(down|up)$", (0,)), (r"attention/query$", None)))
+    results = _fit(tmp_path / "straight", _mesh(name), trains=trains)
+    with _dies_at(8) as at:
+        _fit(tmp_path / "again", _mesh(name), EVERY, at=at, trains=trains)
+    assert _saves(tmp_path / "again") == [3, 6]
+    _same(_fit(tmp_path / "again", _mesh(name), EVERY, trains=trains), results)
+    assert _records(tmp_path / "again") == _records(tmp_path / "straight")
+    for i, result in enumerate(results):
+        for path, old in jax.tree_util.tree_leaves_with_path(INIT(jax.random.key(i))):
+            new = result.params
+            for key in path:
+                new = new[key.key]
+            assert np.any(old != new) == (path[-1].key in ("down", "up", "query")), path
 
 
 @pytest.mark.parametrize("name", ["one device", "eight"])
@@ -592,24 +621,36 @@ def _finish(artifact):
     checkpoint.finish(artifact, {})
 
 
+def _models(workdir, names):
+    return [SimpleNamespace(artifact=_artifact(workdir, name)) for name in names]
+
+
 def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(tmp_path):
-    a, b, c = (_artifact(tmp_path, name) for name in "abc")
-    folder = gather([a, b])
-    assert gather([a, b]) == folder and folder.exists()
-    _finish(a)
-    assert unfinished([a, b, c]) == [a, b, c]
-    assert unfinished([a, c]) == [c]  # b is not wanted any more
-    _finish(b)
-    assert unfinished([a, b, c]) == [c] and not folder.exists()
+    a, b, c = models = _models(tmp_path, "abc")
+    folder = gather([b.artifact, a.artifact])
+    assert gather([b.artifact, a.artifact]) == folder and folder.exists()
+    assert runner._interrupted(models, models) == [[b, a]]  # in the order in which they trained
+    _finish(a.artifact)
+    assert runner._interrupted(models, [b, c]) == [[b, a]]
+    assert runner._interrupted(models, [c]) == []
+    checkpoint.clear(epath.Path(tmp_path))
+    assert folder.exists()
+    _finish(b.artifact)
+    checkpoint.clear(epath.Path(tmp_path))
+    assert not folder.exists()
 
 
-def test_other_company_begins_anew(tmp_path):
-    a, b, c, d = (_artifact(tmp_path, name) for name in "abcd")
-    first, other = gather([a, b]), gather([d])
-    second = gather([a, b, c])
-    assert first != second and not first.exists() and other.exists()
-    scatter(second)
-    assert not second.exists()
+def test_what_another_experiment_began_is_left_to_it(tmp_path):
+    """It has a model that is none of ours: ours begins anew, and its training is kept."""
+    a, b, c = _models(tmp_path, "abc")
+    theirs = gather([a.artifact, b.artifact])
+    assert runner._interrupted([a, c], [a, c]) == []
+    ours = gather([a.artifact, c.artifact])
+    _finish(a.artifact)
+    _finish(c.artifact)
+    checkpoint.clear(epath.Path(tmp_path))
+    assert theirs.exists() and not ours.exists()
+    assert runner._interrupted([a, b], [b]) == [[a, b]]
 
 
 TOY = """
@@ -646,6 +687,27 @@ def experiment(toy):
     return cli.experiment.override(cli.experiment.load(str(toy)), flags)
 
 
+def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeypatch):
+    """What was interrupted goes on once what it is made from has been made again."""
+    lost = []
+
+    def fit(task, mesh, members, log, progress):
+        if log.bar.tasks[0].description.startswith("distill") and not lost:
+            raise LostError
+        return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
+
+    monkeypatch.setattr(shared, "fit", fit)
+    with pytest.raises(LostError):
+        _run(experiment, tmp_path)
+    lost += tmp_path.glob("noise-*")
+    for folder in lost:
+        shutil.rmtree(folder)
+    assert lost and len(list(tmp_path.glob("progress-distill-*"))) == 1
+    made = _run(experiment, tmp_path)
+    assert all(artifact.finished for artifact in made)
+    assert not list(tmp_path.glob("progress-*"))
+
+
 def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
     experiment, tmp_path, monkeypatch
 ):
@@ -655,7 +717,7 @@ def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
 
     monkeypatch.setattr(shared, "fit", fit)
     with pytest.raises(Preempted, match="finished stage"):
-        pipeline.run(experiment, tmp_path)
+        _run(experiment, tmp_path)
     assert len(list(tmp_path.glob("*/summary.json"))) == 2
     assert not list(tmp_path.glob("progress-*")) and not list(tmp_path.glob("unlearn-*"))
 
@@ -673,7 +735,7 @@ def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_
     assert experiment.saving == EVERY
     with monkeypatch.context() as patch, pytest.raises(LostError):
         patch.setattr(shared, "_finish", finish)
-        pipeline.run(experiment, tmp_path / "a", only="pretrain")
+        _run(experiment, tmp_path / "a", kind="pretrain")
     assert len(list(tmp_path.glob("a/pretrain-*/summary.json"))) == 1
     stream = experiment.setting.stream
     with monkeypatch.context() as patch:
@@ -682,9 +744,9 @@ def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_
             "stream",
             lambda self, *a: _Watched(stream(*a), steps),
         )
-        pipeline.run(experiment, tmp_path / "a", only="pretrain")
+        _run(experiment, tmp_path / "a", kind="pretrain")
     assert set(steps) == {3}
-    pipeline.run(experiment, tmp_path / "b", only="pretrain")
+    _run(experiment, tmp_path / "b", kind="pretrain")
     _same_workdirs(tmp_path / "a", tmp_path / "b")
 
 

@@ -18,19 +18,23 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import checkpoint, losses, pipeline
+from undo_jax import checkpoint, losses
+from undo_jax import experiment as experiments
+from undo_jax import trainer as shared
+from undo_jax.attacks.forget import forget
+from undo_jax.attacks.mixed import mixed
 from undo_jax.durable import read_json
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
-from undo_jax.noises.fresh import fresh
+from undo_jax.optim import Trains
 from undo_jax.population import Result
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.sharding import MeshShape, make_mesh
-from undo_jax.stages import training as shared
 from undo_jax.types import shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
 SEEDS = (3, 5)
+TRAINS = Trains(((r"mlp/down$", (0,)),))
 FINAL = {"base": 1.0, "oracle": 2.0, "unlearn-only": 3.0, "undo-0.25": 4.0,
          "unlearn-and-distill": 5.0}  # fmt: skip
 # retain scores: students of seed 3 end above their teacher, those of seed 5 out of its reach
@@ -67,10 +71,21 @@ class Recorder:
         ]
 
 
+def _run(knobs, workdir, kind=None):
+    """Every artifact of a run, after those that it is made from."""
+    made = experiments.run(knobs.graph(), workdir, kind)
+    models = (one for found in made.values() for model in found for one in model.family)
+    return list(dict.fromkeys(model.artifact for model in models))
+
+
 def _parts(folder):
     """Stage, model and seed of an artifact's folder."""
     stage, model, seed = re.fullmatch(r"([a-z]+)-(.*)-seed(\d+)-[0-9a-f]{8}", folder).groups()
-    return stage, model, int(seed)
+    return stage, model.split("-by-")[0], int(seed)
+
+
+def _attack(folder):
+    return re.search("-by-([a-z]+)-seed", folder)[1]
 
 
 def _mark(folder):
@@ -104,6 +119,7 @@ def _experiment():
         shipped,
         setting=Named(**vars(shipped.setting)),
         model=preset("tiny", layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8),
+        unlearn=replace(shipped.unlearn, trains=TRAINS),
         noise=replace(shipped.noise, alphas=(0.25,), noise=_shrink),
         relearn=replace(shipped.relearn, learning_rates=(0.5, 2.0), attacks=("forget", "mixed")),
         seeds=SEEDS,
@@ -119,10 +135,10 @@ def ran(tmp_path_factory):
     recorder, workdir = Recorder(), tmp_path_factory.mktemp("stages")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared, "fit", recorder.fit)
-        artifacts = pipeline.run(_experiment(), workdir)
+        artifacts = _run(_experiment(), workdir)
     return SimpleNamespace(
         workdir=workdir,
-        artifacts={_parts(artifact.folder.name): artifact for artifact in artifacts},
+        artifacts=[(*_parts(artifact.folder.name), artifact) for artifact in artifacts],
         calls={call[2][0].split("-")[0]: call for call in recorder.calls},
     )
 
@@ -171,33 +187,38 @@ def test_every_model_begins_and_draws_by_its_own_seed(ran):
         for member, folder in zip(members, folders, strict=True):
             keys.add((folder, *jax.random.key_data(member.key).tolist()))
             artifacts.add(folder)
-    assert len(keys) == len(artifacts) == 4 + 2 + 4 + 8
-    assert len({key[1:] for key in keys}) == len(keys)
+    assert len(keys) == len(artifacts) == 4 + 2 + 4 + 2 * 8
+    assert len({key[1:] for key in keys}) == 4 + 2 + 4 + 8
 
 
 def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
-    """And scored; only the oracles are trained."""
+    """Once, and scored; only the oracles are trained."""
     experiment, recorder = _experiment(), Recorder()
     lm, mesh = Functional(experiment.model), make_mesh(MeshShape())
     params = jax.tree.map(lambda w: np.full(w.shape, 7, w.dtype), shapes(lm))
     checkpoint.write(epath.Path(tmp_path / "given"), params)
     monkeypatch.setattr(shared, "fit", recorder.fit)
     pretrain = replace(experiment.pretrain, base=str(tmp_path / "given"))
-    artifacts = pipeline.run(replace(experiment, pretrain=pretrain), tmp_path / "run", "pretrain")
-    ((_, _, folders, _),) = recorder.calls
-    assert _names(folders) == ["oracle 3", "oracle 5"]
-    bases = [artifact for artifact in artifacts if artifact.model == "base"]
-    assert [base.seed for base in bases] == [3, 5]
-    for base in bases:
-        found = base.summary()
-        assert found["eval"] == {"retain": 7.0, "forget": 0.25}
-        assert (found["steps"], found["tokens"], found["flops"]) == (0, 0, 0)
-        assert _value(checkpoint.load(base, lm, mesh)) == 7
+    artifacts = _run(replace(experiment, pretrain=pretrain), tmp_path / "run")
+    assert _names(recorder.calls[0][2]) == ["oracle 3", "oracle 5"]
+    (base,) = (artifact for artifact in artifacts if artifact.stage == "import")
+    assert base.seed is None and base.folder.name == f"import-given-{base.fingerprint}"
+    found = base.summary()
+    assert found["eval"] == {"retain": 7.0, "forget": 0.25}
+    assert (found["steps"], found["tokens"], found["flops"]) == (0, 0, 0)
+    assert _value(checkpoint.load(base, lm, mesh)) == 7
+    members = recorder.calls[1][1]
+    assert [_value(member.params()) for member in members] == [7, 7]
+    assert len({member.params for member in members}) == 1  # it is read once
 
 
 def test_unlearning_starts_from_the_base_and_keeps_it_as_reference(calls):
-    _, members, folders, told = calls["unlearn"]
+    task, members, folders, told = calls["unlearn"]
     assert _names(folders) == ["unlearn-only 3", "unlearn-only 5"]
+    assert task.trains == TRAINS
+    assert {stage for stage, call in calls.items() if call[0].trains is None} == {*calls} - {
+        "unlearn"
+    }
     assert _streams(members) == [{"retain": "retain", "forget": "forget"}] * 2
     assert [_value(member.params()) for member in members] == [301, 501]
     assert [_value(member.source.refs["base"][1]()) for member in members] == [301, 501]
@@ -219,12 +240,11 @@ def test_students_start_damaged_and_learn_from_the_suppressed_model(calls):
 
 def test_what_one_seed_shares_no_other_has(calls):
     """Students of a seed have one teacher and one stream, attacks on it one stream of each kind."""
-    for stage, alike in (("distill", lambda tags: ""), ("relearn", lambda tags: tags)):
+    for stage, alike in (("distill", lambda folder: ""), ("relearn", _attack)):
         _, members, folders, _ = calls[stage]
-        kinds = ["forget", "forget", "mixed", "mixed"] * (len(members) // 4)
         groups = {}
-        for member, folder, kind in zip(members, folders, kinds, strict=True):
-            groups.setdefault((_parts(folder)[2], alike(kind)), set()).add(id(member.source))
+        for member, folder in zip(members, folders, strict=True):
+            groups.setdefault((_parts(folder)[2], alike(folder)), set()).add(id(member.source))
         assert all(len(sources) == 1 for sources in groups.values())
         assert len(set().union(*groups.values())) == len(groups)
 
@@ -248,7 +268,7 @@ def test_only_students_stop_early(ran, tmp_path, monkeypatch):
     monkeypatch.setattr(shared, "fit", recorder.fit)
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
     distill = replace(experiment.distill, stop_early=False)
-    pipeline.run(replace(experiment, distill=distill), tmp_path, "distill")
+    _run(replace(experiment, distill=distill), tmp_path, "distill")
     ((task, members, _, _),) = recorder.calls
     assert [stop({"retain": 1.0}) for stop in task.stops] == [False] * 4
 
@@ -257,7 +277,7 @@ def test_a_summary_says_who_recovered_and_what_it_cost(ran):
     """FLOPs by hand: 8 × 8 weights (q k v o, three of the MLP), 48 tokens to attend to, 24 ids."""
     forward = 2 * (7 * 8 * 8 + 2 * 8 * 48 + 24 * 8)
     tokens = 7 * 16 * 48  # steps, rows, T
-    for (stage, model, seed), artifact in ran.artifacts.items():
+    for stage, model, seed, artifact in ran.artifacts:
         found = artifact.summary()
         if stage == "noise":
             assert (found["steps"], found["tokens"], found["flops"]) == (0, 0, 0)
@@ -277,51 +297,105 @@ def test_a_summary_says_who_recovered_and_what_it_cost(ran):
 
 
 def test_an_artifact_says_what_it_was_made_from(ran):
-    """Its stage's part of the experiment, the setting, the model, and the artifacts before it."""
+    """What its recipe says, the setting, the model, and the artifacts before it."""
     experiment, made = _experiment(), {}
-    for (stage, model, seed), artifact in ran.artifacts.items():
+    distill, rates = experiment.distill, experiment.relearn.learning_rates
+    parts = {
+        "unlearn": {
+            "training": experiment.unlearn.training,
+            "loss": experiment.unlearn.method,
+            "trains": TRAINS,
+        },
+        "distill": {**vars(distill), "stream": "pretrain", "loss": losses.distillation},
+    }
+    for stage, model, seed, artifact in ran.artifacts:
         said = json.loads((artifact.folder / "config.json").read_text())
-        made[stage, model, seed] = said["fingerprint"]
-        part = getattr(experiment, stage)
+        made.setdefault((stage, model, seed), []).append(said["fingerprint"])
+        part = parts.get(stage)
+        if stage == "pretrain":
+            stream = "pretrain" if model == "base" else model
+            learning = {"training": experiment.pretrain.training, "loss": losses.language_modelling}
+            part = {**learning, "stream": stream}
         if stage == "noise":
-            part = fresh if model == "unlearn-and-distill" else _shrink
+            undo = {"alpha": 0.25, "noise": _shrink}
+            part = {} if model == "unlearn-and-distill" else undo
+        if stage == "relearn":
+            attack = forget if len(made[stage, model, seed]) == 1 else mixed
+            part = {"attack": attack(experiment.relearn.training, rates)}
+        names = {"undo-0.25": "UNDO α=0.25", "unlearn-and-distill": "Unlearn-and-Distill"}
+        part = {**part, "draw": f"{stage}/{names.get(model, model)}"}
         assert said["config"] == checkpoint.plain(
             {stage: part, "setting": experiment.setting, "model": experiment.model}
         )
+        fresh = model == "unlearn-and-distill"
         before = {
             "pretrain": [],
             "unlearn": [("pretrain", "base")],
-            "noise": [("unlearn", "unlearn-only")],
+            "noise": [] if fresh else [("unlearn", "unlearn-only")],
             "distill": [("noise", model), ("unlearn", "unlearn-only")],
             "relearn": [{"oracle": ("pretrain", model), "unlearn-only": ("unlearn", model)}.get(
                 model, ("distill", model))],
         }[stage]  # fmt: skip
-        assert said["upstream"] == [made[of, name, seed] for of, name in before]
-        alpha = {"undo-0.25": 0.25, "unlearn-and-distill": 1.0}.get(model)
-        names = {"undo-0.25": "UNDO α=0.25", "unlearn-and-distill": "Unlearn-and-Distill"}
-        assert (said["stage"], said["seed"], said["alpha"]) == (stage, seed, alpha)
-        assert said["model"] == names.get(model, model)
+        assert said["upstream"] == [made[of, name, seed][0] for of, name in before]
+        assert (said["stage"], said["seed"]) == (stage, seed)
+        suffix = f" by {_attack(artifact.folder.name)}" if stage == "relearn" else ""
+        assert said["model"] == names.get(model, model) + suffix
         assert artifact.folder.name.endswith(said["fingerprint"])
-    assert len(made) == len(ran.artifacts) == 2 * (2 + 1 + 2 + 2 + 4)
+    assert len(ran.artifacts) == 2 * (2 + 1 + 2 + 2 + 2 * 4)
 
 
-def test_the_list_of_artifacts_says_what_is_measured(ran):
-    found = read_json(epath.Path(ran.workdir / "experiment.json"))
-    folders = [artifact.folder.name for artifact in ran.artifacts.values()]
-    assert found == {
+def test_the_experiments_file_says_what_its_models_are(ran):
+    found = read_json(epath.Path(ran.workdir / "experiment-quickstart.json"))
+    assert {name: found[name] for name in ("name", "retain", "forget")} == {
         "name": "quickstart",
         "retain": {"label": "accuracy on + and −", "higher_is_better": True},
         "forget": {"label": "accuracy on × and ÷", "higher_is_better": True},
-        "artifacts": folders,
     }
+    folders = {}
+    for stage, model, seed, artifact in ran.artifacts:
+        folders.setdefault((stage, model, seed), []).append(artifact.folder.name)
+    stages = ["pretrain", "unlearn", "noise", "distill", "relearn"]
+    listed = [entry["artifact"] for entry in found["artifacts"]]
+    assert sorted(listed) == sorted(sum(folders.values(), []))
+    assert [stages.index(name.split("-")[0]) for name in listed] == sorted(
+        stages.index(name.split("-")[0]) for name in listed
+    )
+    wanted = []
+    for name, slug, role, alpha in (
+        ("base", "base", "base", None),
+        ("oracle", "oracle", "oracle", None),
+        ("unlearn-only", "unlearn-only", "unlearned", None),
+        ("UNDO α=0.25", "undo-0.25", "distilled", 0.25),
+        ("Unlearn-and-Distill", "unlearn-and-distill", "distilled", None),
+    ):
+        stage = {"unlearned": "unlearn", "distilled": "distill"}.get(role, "pretrain")
+        for seed in SEEDS:
+            (unlearned,) = folders["unlearn", "unlearn-only", seed]
+            wanted.append({
+                "model": name,
+                "seed": seed,
+                "artifact": folders[stage, slug, seed][0],
+                "role": role,
+                "alpha": alpha,
+                "unlearned": None if stage == "pretrain" else unlearned,
+                "oracle": folders["pretrain", "oracle", seed][0],
+                "attacks": folders.get(("relearn", slug, seed), []),
+            })  # fmt: skip
+    assert found["models"] == wanted
+    named = {entry["artifact"]: entry["model"] for entry in found["artifacts"]}
+    for stage, model, _, artifact in ran.artifacts:
+        if model == "undo-0.25":
+            assert named[artifact.folder.name] == "UNDO α=0.25", stage
 
 
 def test_every_model_is_attacked_with_forget_data_and_the_mixture_at_every_rate(calls):
     task, members, folders, told = calls["relearn"]
     assert task.loss is losses.language_modelling
     assert len(members) == 2 * 4 * 2 * 2  # seeds, models, data, rates
-    attacks = ["forget", "forget", "pretrain", "pretrain"]
-    assert _streams(members) == [{"train": name} for name in attacks * 8]
+    attacks = ["forget"] * 4 + ["pretrain"] * 4  # two seeds, two rates
+    assert _streams(members) == [{"train": name} for name in attacks * 4]
+    kinds = {"forget": "forget", "mixed": "pretrain"}
+    assert [kinds[_attack(folder)] for folder in folders] == attacks * 4
     assert [member.learning_rate for member in members] == [0.5, 2.0] * 16
     attacked = [_value(member.params()) + 10 for member in members]
     assert attacked == [_mark(folder) for folder in folders]
@@ -344,77 +418,89 @@ def test_attacks_are_of_the_rate_that_they_say(ran, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shared, "fit", fit)
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
-    pipeline.run(experiment, tmp_path, "relearn")
+    _run(experiment, tmp_path, "relearn")
     rates = [(rate, tags["learning_rate"]) for rate, tags in targets if tags]
     assert {said for _, said in rates} == {0.05, 0.2}
     assert all(rate == said for rate, said in rates)
 
 
 def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monkeypatch):
-    """Two at a time of four: what the first two have learned is let go, but for the better one."""
+    """Two at a time of three: what the first two have learned is let go, but for the better one."""
     asked, held = [], []
+    forgotten = {("forget", 0.5): 0.3, ("forget", 2.0): math.nan, ("forget", 4.0): 0.2,
+                 ("mixed", 0.5): 0.1, ("mixed", 2.0): 0.4, ("mixed", 4.0): 0.6}  # fmt: skip
 
     def fit(task, mesh, members, log, progress):
         folders = [target.folder.name for target in log.targets]
         if not folders[0].startswith("relearn"):
             return recorder.fit(task, mesh, members, log, progress)
-        assert len(members) == 2 and len(set(folders)) == 1
+        assert len(members) <= 2 and len(set(folders)) == 1
         held.append(sum(ref() is not None for ref in asked))
         stack, results = [], []  # a result holds the parameters of all
         for i, (member, target) in enumerate(zip(members, log.targets, strict=True)):
-            tags = target.tags
-            score = {("forget", 0.5): 0.3, ("forget", 2.0): math.nan, ("mixed", 0.5): 0.2,
-                     ("mixed", 2.0): 0.1}[tags["attack"], tags["learning_rate"]]  # fmt: skip
+            score = forgotten[target.tags["attack"], target.tags["learning_rate"]]
             stack.append(_filled(member.params, 100 * score))
             asked.append(weakref.ref(stack[-1]["final"]["norm"]))
             results.append(Result(lambda i=i: stack[i], 7, {"retain": 0.5, "forget": score}))
         return results
 
-    recorder = Recorder()
+    recorder, experiment = Recorder(), _experiment()
     monkeypatch.setattr(shared, "fit", fit)
-    artifacts = pipeline.run(replace(_experiment(), together=2, seeds=(3,)), tmp_path)
+    relearn = replace(experiment.relearn, learning_rates=(0.5, 2.0, 4.0))
+    artifacts = _run(replace(experiment, relearn=relearn, together=2, seeds=(3,)), tmp_path)
     attacked = [artifact for artifact in artifacts if artifact.stage == "relearn"]
-    assert len(held) == 2 * len(attacked) == 8
-    assert held[1::2] == [1] * 4  # when the second two attacks begin
+    assert len(held) == 2 * len(attacked) == 16
+    assert held[1::2] == [1] * 8  # when the third attack begins
     for artifact in attacked:
-        assert artifact.summary()["learning_rate"] == 0.5
-        assert artifact.summary()["attack"] == "forget"
-        assert artifact.summary()["eval"]["forget"] == 0.3
+        found, attack = artifact.summary(), _attack(artifact.folder.name)
+        assert (found["attack"], found["learning_rate"]) == (
+            attack,
+            {"forget": 0.5, "mixed": 4.0}[attack],
+        )
+        assert found["eval"]["forget"] == {"forget": 0.3, "mixed": 0.6}[attack]
 
 
 NAN, INF = math.nan, math.inf
-FORGET = {  # forget scores of the four attacks, the strongest where higher is better, where lower
-    ("unlearn-only", 3): ((0.3, 0.2, 0.4, 0.5), 3, 1),
-    ("unlearn-only", 5): ((0.2, 0.5, 0.3, 0.1), 1, 3),
-    ("undo-0.25", 3): ((NAN, 0.3, 0.1, 0.2), 1, 2),
-    ("undo-0.25", 5): ((NAN, NAN, NAN, 0.2), 3, 3),
-    ("unlearn-and-distill", 3): ((0.2, 0.5, INF, NAN), 1, 0),
-    ("unlearn-and-distill", 5): ((0.3, -INF, 0.2, 0.4), 3, 2),
-    ("oracle", 3): ((0.4, 0.4, 0.1, 0.1), 0, 2),  # the first of equals
-    ("oracle", 5): ((NAN, NAN, NAN, NAN), 0, 0),  # told
+FORGET = {  # of three rates, the strongest where higher is better, where lower
+    ("unlearn-only", 3, "forget"): ((0.3, 0.2, 0.4), 2, 1),
+    ("unlearn-only", 5, "forget"): ((0.2, 0.5, 0.3), 1, 0),
+    ("undo-0.25", 3, "forget"): ((NAN, 0.3, 0.1), 1, 2),
+    ("undo-0.25", 5, "forget"): ((NAN, NAN, 0.2), 2, 2),
+    ("unlearn-and-distill", 3, "forget"): ((0.2, INF, NAN), 0, 0),
+    ("unlearn-and-distill", 5, "forget"): ((-INF, 0.2, 0.4), 2, 1),
+    ("oracle", 3, "forget"): ((0.4, 0.4, 0.1), 0, 2),  # the first of equals
+    ("oracle", 5, "forget"): ((NAN, NAN, NAN), 0, 0),  # told
+    ("unlearn-only", 3, "mixed"): ((0.1, 0.2, 0.3), 2, 0),
+    ("unlearn-only", 5, "mixed"): ((0.3, 0.2, 0.1), 0, 2),
+    ("undo-0.25", 3, "mixed"): ((0.1, NAN, 0.2), 2, 0),
+    ("undo-0.25", 5, "mixed"): ((0.1, 0.1, 0.1), 0, 0),
+    ("unlearn-and-distill", 3, "mixed"): ((0.2, 0.3, 0.1), 1, 2),
+    ("unlearn-and-distill", 5, "mixed"): ((0.2, 0.1, 0.3), 2, 1),
+    ("oracle", 3, "mixed"): ((0.5, 0.1, 0.2), 0, 1),
+    ("oracle", 5, "mixed"): ((0.2, 0.1, INF), 0, 1),
 }
 
 
 @pytest.mark.parametrize(
-    ("higher_is_better", "together", "group"), [(True, 3, 3), (False, 3, 3), (False, 8, 8)]
+    ("higher_is_better", "together", "group"), [(True, 2, 2), (False, 2, 2), (False, 6, 6)]
 )
 def test_the_strongest_attack_becomes_the_artifact(
     ran, tmp_path, monkeypatch, capfd, higher_is_better, together, group
 ):
     """Wherever it stands: first or last, in the first loop or the second, beside ones that failed.
 
-    Three at a time, an artifact's four attacks take two loops; eight at a time, two artifacts one.
+    Two at a time, an artifact's three rates take two loops; six at a time, two artifacts one.
     """
-    attacks = [("forget", 0.25), ("forget", 4.0), ("mixed", 0.25), ("mixed", 4.0)]
-    sizes = []
+    rates, sizes = (0.25, 1.0, 4.0), []
 
     def fit(task, mesh, members, log, progress):
         results = []
         for member, target in zip(members, log.targets, strict=True):
             _, model, seed = _parts(target.folder.name)
-            number = attacks.index((target.tags["attack"], target.tags["learning_rate"]))
-            scores = {"retain": 0.5, "forget": FORGET[model, seed][0][number]}
-            results.append(Result(partial(_filled, member.params, number), 7, scores))
+            number = rates.index(target.tags["learning_rate"])
+            scores = FORGET[model, seed, target.tags["attack"]][0]
+            found = {"retain": 0.5, "forget": scores[number]}
+            results.append(Result(partial(_filled, member.params, number), 7, found))
         sizes.append(len(members))
         return results
 
@@ -422,23 +508,24 @@ def test_the_strongest_attack_becomes_the_artifact(
     monkeypatch.setattr(Named, "higher_is_better", property(lambda self: higher_is_better))
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
     experiment = _experiment()
-    relearn = replace(experiment.relearn, learning_rates=(0.25, 4.0))
+    relearn = replace(experiment.relearn, learning_rates=rates)
     experiment = replace(experiment, relearn=relearn, together=together)
-    artifacts = pipeline.run(experiment, tmp_path, "relearn")
+    artifacts = _run(experiment, tmp_path, "relearn")
     lm, mesh = Functional(experiment.model), make_mesh(MeshShape())
     attacked = [artifact for artifact in artifacts if artifact.stage == "relearn"]
     for artifact in attacked:
         _, model, seed = _parts(artifact.folder.name)
-        scores, highest, lowest = FORGET[model, seed]
+        attack = _attack(artifact.folder.name)
+        scores, highest, lowest = FORGET[model, seed, attack]
         number = highest if higher_is_better else lowest
         found = artifact.summary()
-        assert (found["attack"], found["learning_rate"]) == attacks[number], (model, seed)
+        assert (found["attack"], found["learning_rate"]) == (attack, rates[number]), (model, seed)
         np.testing.assert_equal(found["eval"]["forget"], scores[number])
         assert _value(checkpoint.restore(artifact.folder / "params", lm, mesh)) == number
-    assert len(attacked) == 8 and max(sizes) == group
+    assert len(attacked) == 16 and max(sizes) == group
     told = [line for line in capfd.readouterr().err.splitlines() if "diverged" in line]
-    assert told == ["relearn of oracle, seed 5, diverged: its scores are not finite; lower its "
-                    "learning rate"]  # fmt: skip
+    assert told == ["relearn of oracle by forget, seed 5, diverged: its scores are not finite; "
+                    "lower its learning rate"]  # fmt: skip
 
 
 def test_no_two_stages_and_no_two_seeds_see_their_data_in_the_same_order(calls):

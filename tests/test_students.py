@@ -9,16 +9,24 @@ import jax
 import pytest
 
 import undo_jax
-from undo_jax import checkpoint, pipeline, population
+from undo_jax import checkpoint, population
+from undo_jax import experiment as experiments
+from undo_jax import trainer as shared
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Result
 from undo_jax.sharding import MeshShape, make_mesh, shardings
-from undo_jax.stages import training as shared
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
 STUDENT = replace(TEACHER, layers=2, width=8, feed_forward=24, heads=4)
+
+
+def _run(knobs, workdir, kind=None):
+    """Every artifact of a run, after those that it is made from."""
+    made = experiments.run(knobs.graph(), workdir, kind)
+    models = (one for found in made.values() for model in found for one in model.family)
+    return list(dict.fromkeys(model.artifact for model in models))
 
 
 def _experiment(student):
@@ -64,8 +72,8 @@ def made(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared, "fit", fit)
-        artifacts = pipeline.run(_experiment(STUDENT), tmp_path_factory.mktemp("students"))
-    return {(a.stage, a.model): a for a in artifacts}, calls
+        artifacts = _run(_experiment(STUDENT), tmp_path_factory.mktemp("students"))
+    return {(a.stage, a.model.removesuffix(" by forget")): a for a in artifacts}, calls
 
 
 def test_the_fresh_student_alone_has_its_own_architecture(made):
@@ -111,8 +119,8 @@ def test_flops_are_those_of_each_model(made):
 def test_artifacts_without_a_student_keep_their_names(made, monkeypatch, tmp_path):
     """Constants: if they change, every workdir there is loses its artifacts."""
     monkeypatch.setattr(shared, "fit", _untrained)
-    artifacts = pipeline.run(_experiment(None), tmp_path)
-    names = {(a.stage, a.model): a.folder.name for a in artifacts}
+    artifacts = _run(_experiment(None), tmp_path)
+    names = {(a.stage, a.model.removesuffix(" by forget")): a.folder.name for a in artifacts}
     for key, artifact in made[0].items():
         assert (names[key] == artifact.folder.name) == (key[1] != "Unlearn-and-Distill")
 
@@ -138,5 +146,5 @@ def test_a_model_for_a_student_that_is_not_wanted():
 
 def test_a_student_that_the_mesh_does_not_divide_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="has a dimension of 7"):
-        pipeline.run(_experiment(replace(STUDENT, width=7)), tmp_path)
+        _run(_experiment(replace(STUDENT, width=7)), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,14 @@ import optax
 import pytest
 
 from undo_jax import losses, optim, train
+from undo_jax.methods.maxent import maxent
+from undo_jax.methods.repnoise import repnoise
+from undo_jax.methods.rmu import rmu
+from undo_jax.methods.sam import sam
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
-from undo_jax.types import Rows
+from undo_jax.paper import Unlearning
+from undo_jax.types import Frozen, Packed, Rows, wants_whole_batch, whole_batch
 
 LM = Functional(preset("tiny", layers=1, width=16, feed_forward=24, head_width=8, init_stddev=0.25))
 SGD = optax.scale(-1.0)  # its step is the gradient itself
@@ -171,6 +176,35 @@ def test_rows_predict_the_next_token_with_weights_that_sum_to_one():
     np.testing.assert_array_equal(train.rows(tokens, jnp.zeros((2, 5))).weights, 0)
 
 
+def test_weights_and_documents_of_a_stream_pass_through():
+    """Weights are those of the tokens that are predicted, documents those of the tokens read."""
+    tokens = jnp.arange(12).reshape(2, 6)
+    weights = jnp.array([[9, 0.1, 0, 0.2, 0, 0], [9, 0, 0, 0, 0, 0.2]])
+    segments = jnp.array([[0, 0, 0, 1, 1, 2], [7, 7, 8, 8, 8, 8]])
+    rows = train.rows(Packed(tokens, weights, segments))
+    np.testing.assert_array_equal(rows.inputs, tokens[:, :-1])
+    np.testing.assert_array_equal(rows.targets, rows.inputs + 1)
+    np.testing.assert_allclose(rows.weights, [[0.2, 0, 0.4, 0, 0], [0, 0, 0, 0, 0.4]], rtol=1e-6)
+    np.testing.assert_array_equal(rows.segments, segments[:, :-1])
+    assert rows.weights.dtype == jnp.float32
+    np.testing.assert_array_equal(train.rows(Packed(tokens, 0 * weights)).weights, 0)
+    whole = train.rows(Packed(tokens.astype(jnp.int32), np.ones((2, 6), np.int8)))
+    np.testing.assert_allclose(whole.weights, 0.1)
+
+
+def test_rows_without_documents_have_no_more_leaves_than_before():
+    tokens = jnp.arange(12).reshape(2, 6)
+    for rows in (train.rows(tokens), train.rows(Packed(tokens))):
+        assert rows.segments is None and len(jax.tree.leaves(rows)) == 3
+        np.testing.assert_allclose(rows.weights, 0.1)
+
+
+def test_weights_and_a_mask_are_one_too_many():
+    packed = Packed(jnp.zeros((2, 6), int), jnp.ones((2, 6)))
+    with pytest.raises(ValueError, match="^these rows have weights and a mask: multiply the"):
+        train.rows(packed, jnp.ones((2, 5)))
+
+
 @pytest.mark.parametrize("name", ["steps", "batch_size", "eval_every", "accumulation"])
 def test_a_training_of_nothing_is_refused(name):
     fields = {"steps": 1, "batch_size": 1, "eval_every": 1, "accumulation": 1, name: 0}
@@ -181,3 +215,137 @@ def test_a_training_of_nothing_is_refused(name):
 def test_a_batch_is_one_part_unless_it_is_said():
     assert train.Training(1, 1, optim.AdamW(), 1).accumulation == 1
     train.Training(1, 1, optim.AdamW(), 1, 1)  # the least there is
+
+
+DEEP = Functional(preset("tiny", layers=4, width=16, feed_forward=24, head_width=8))
+BASE = {"base": DEEP}
+BOTH = ("retain", "forget")
+SOME = optim.Trains(((r"mlp/down$", (1, 2)),))
+METHODS = {
+    "language_modelling": (losses.language_modelling, {}),
+    "rmu": (partial(rmu, read_layer=3, retain_weight=2.0), BASE),
+    "sam": (partial(sam, method=partial(rmu, read_layer=3), trains=SOME), BASE),
+}
+
+
+def _partly(name, accumulation=1, trains=SOME, steps=3):
+    """States before and after some steps with weight decay, and the metrics of the last."""
+    loss, lms = METHODS[name]
+    optimizer = optim.build(optim.AdamW(weight_decay=0.1, epsilon=1e-3), 10)
+    step = jax.jit(train.make_step(DEEP, loss, optimizer, lms, accumulation, trains))
+    params = jax.jit(DEEP.init)(jax.random.key(0))
+    before = train.start(params, jax.random.key(5), jnp.float32(0.01), optimizer, trains)
+    refs = {ref: jax.jit(DEEP.init)(jax.random.key(9)) for ref in lms}
+    batch, after, metrics = dict.fromkeys(("train", *BOTH), _batch()["train"]), before, {}
+    for _ in range(steps):
+        after, metrics = step(after, refs, batch)
+    return before, after, metrics
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_what_does_not_train_keeps_every_bit_under_weight_decay(name):
+    before, after, _ = _partly(name)
+    for path, old in jax.tree_util.tree_leaves_with_path(before.params):
+        new = after.params
+        for key in path:
+            new = new[key.key]
+        moved = np.any(np.asarray(old) != np.asarray(new), axis=tuple(range(1, old.ndim)))
+        if jax.tree_util.keystr(path, simple=True, separator="/") == "layers/mlp/down":
+            assert moved.tolist() == [False, True, True, False]
+        else:
+            assert not moved.any(), path
+
+
+def test_moments_are_of_what_trains_alone():
+    before, after, _ = _partly("rmu")
+    for state in (before, after):
+        arrays = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+        assert [leaf.shape for leaf in arrays] == [(2, 24, 16)] * 2
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_norm_and_the_clip_are_of_what_trains(accumulation):
+    """Three steps of optax on that leaf alone."""
+    before, after, metrics = _partly("language_modelling", accumulation)
+    adam = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(0.01, eps=1e-3, weight_decay=0.1)
+    )
+    down = before.params["layers"]["mlp"]["down"]
+
+    def value(part):
+        layers = {**before.params["layers"], "mlp": {**before.params["layers"]["mlp"]}}
+        layers["mlp"]["down"] = jnp.stack([down[0], part[0], part[1], down[3]])
+        return losses.cross_entropy(DEEP, {**before.params, "layers": layers}, _batch()["train"])
+
+    part, gradient = down[1:3], jax.jit(jax.grad(value))
+    moments, last = adam.init(part), 0.0
+    for _ in range(3):
+        found = gradient(part)
+        last = np.sqrt(np.sum(np.square(found, dtype=np.float64)))
+        updates, moments = adam.update(found, moments, part)
+        part = optax.apply_updates(part, updates)
+    np.testing.assert_allclose(metrics["gradient_norm"], last, rtol=1e-5)
+    np.testing.assert_allclose(after.params["layers"]["mlp"]["down"][1:3], part, rtol=0, atol=1e-6)
+
+
+def test_gradients_of_what_does_not_train_are_not_computed():
+    """All of a network's gradients are two thirds of its work, those of its last matrix little."""
+    optimizer = optim.build(optim.AdamW(), 10)
+
+    def flops(trains):
+        step = train.make_step(DEEP, losses.language_modelling, optimizer, {}, 1, trains)
+        state = jax.eval_shape(
+            lambda key: train.start(DEEP.init(key), key, jnp.float32(1), optimizer, trains),
+            jax.random.key(0),
+        )
+        return jax.jit(step).lower(state, {}, _batch()).compile().cost_analysis()["flops"]
+
+    assert flops(optim.Trains(((r"mlp/down$", None),))) < 0.9 * flops(None)
+
+
+@pytest.mark.slow
+def test_sam_moves_only_what_trains_to_its_worst_place():
+    """rho away along the gradient of that alone, which NumPy normalises."""
+    params = jax.jit(DEEP.init)(jax.random.key(0))
+    base = {"base": Frozen(DEEP, jax.jit(DEEP.init)(jax.random.key(9)))}
+    batch = dict.fromkeys(BOTH, _batch()["train"])
+    method = partial(rmu, read_layer=3)
+
+    def at(down):
+        layers = {**params["layers"], "mlp": {**params["layers"]["mlp"], "down": down}}
+        return method(DEEP, {**params, "layers": layers}, base, batch, None)[0]
+
+    down = params["layers"]["mlp"]["down"]
+    gradient = np.array(jax.jit(jax.grad(at))(down))
+    gradient[[0, 3]] = 0
+    worst = at(down + 0.05 * gradient / np.linalg.norm(gradient))
+    found = sam(DEEP, params, base, batch, jax.random.key(0), method=method, trains=SOME)[0]
+    np.testing.assert_allclose(found, worst, rtol=1e-5)
+    assert abs(float(worst) - float(at(down))) > 1e-3 * float(worst)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(repnoise, method=maxent),
+        partial(sam, method=partial(repnoise, method=maxent)),
+        partial(partial(repnoise, noise_weight=0.1), method=maxent),
+    ],
+    ids=["itself", "inside", "twice"],
+)
+def test_a_loss_of_whole_batches_is_not_accumulated(loss):
+    said = "^accumulation=2: this loss is no sum over rows, so that .*: set it to 1$"
+    with pytest.raises(ValueError, match=said):
+        train.make_step(DEEP, loss, ADAM, BASE, 2)
+    with pytest.raises(ValueError, match=said):
+        Unlearning(train.Training(1, 8, optim.AdamW(), 1, accumulation=2), method=loss)
+    Unlearning(train.Training(1, 8, optim.AdamW(), 1), method=loss)
+    train.check_accumulation(partial(sam, method=maxent), 2)
+
+
+def test_a_mark_leaves_a_loss_as_it_is():
+    def loss(lm, params, refs, batch, key):
+        return jnp.zeros(()), {}
+
+    assert not wants_whole_batch(loss)
+    assert whole_batch(loss) is loss and wants_whole_batch(loss)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from undo_jax import population
 from undo_jax.fit import chips, least
-from undo_jax.fit.step import Work
+from undo_jax.graph import Work
 from undo_jax.sharding import check_batch, placement
 from undo_jax.types import LM
 
@@ -84,7 +84,9 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
     training, members = work.training, mesh.shape["sweep"]
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
-        made = population.program(work.lm, work.loss, training, work.refs, mesh, members)
+        made = population.program(
+            work.lm, work.loss, training, work.refs, mesh, members, work.trains
+        )
         streams = dict.fromkeys(work.streams, work.row_length)
         like = population.example(made, work.refs, streams, training.batch_size, mesh)
         states, shared = _start(made, work, mesh), _shared(like[1], work, mesh)

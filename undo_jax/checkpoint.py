@@ -54,10 +54,9 @@ class Artifact:
     workdir: epath.Path
     stage: str
     model: str  # its display name
-    seed: int
+    seed: int | None  # None: no random number enters it
     config: Any  # everything else that determines it; not the mesh, the log or a path
     upstream: tuple["Artifact", ...] = ()
-    alpha: float | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for config.json
     name: str | None = None  # of its folder; None: from what it is
 
@@ -66,7 +65,6 @@ class Artifact:
         return {
             "stage": self.stage,
             "model": self.model,
-            "alpha": self.alpha,
             "seed": self.seed,
             "upstream": [artifact.fingerprint for artifact in self.upstream],
             "config": plain(self.config),
@@ -84,8 +82,9 @@ class Artifact:
     def folder(self) -> epath.Path:
         if self.name is not None:
             return self.workdir / self.name
-        slug = re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-")
-        return self.workdir / f"{self.stage}-{slug}-seed{self.seed}-{self.fingerprint}"
+        slug = re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-")[:100]
+        seed = "" if self.seed is None else f"-seed{self.seed}"
+        return self.workdir / f"{self.stage}-{slug}{seed}-{self.fingerprint}"
 
     @property
     def finished(self) -> bool:
@@ -112,34 +111,7 @@ class Artifact:
         return {name: value for name, value in found.items() if name not in ("fingerprint", FILES)}
 
 
-def unfinished(artifacts: Sequence[Artifact]) -> list[Artifact]:
-    """Those to be made: not finished, or to be finished again with others made beside them.
-
-    Artifacts that train together are finished one after another. Where that was interrupted, all
-    go on from their common progress, so that none is trained in other company than before. The
-    progress of finished ones is removed.
-    """
-    here = _unfinished(artifacts)
-    wanted = np.array([artifact.folder.name in here for artifact in artifacts], bool)
-    if jax.process_count() > 1 and len(wanted):  # as process 0 sees it
-        wanted = multihost_utils.broadcast_one_to_all(wanted)
-    return [artifact for artifact, now in zip(artifacts, wanted, strict=True) if now]
-
-
-def _unfinished(artifacts: Sequence[Artifact]) -> set[str]:
-    """Names of the folders of those to be made, as this process sees it."""
-    known = {artifact.folder.name: artifact for artifact in artifacts}
-    wanted = {name for name, artifact in known.items() if not _kept(artifact)}
-    for folder in _progress(artifacts):
-        names = _names(folder)
-        if names <= known.keys() and names & wanted:
-            wanted |= names
-        elif names <= known.keys():
-            scatter(folder)
-    return wanted
-
-
-def _kept(artifact: Artifact) -> bool:
+def kept(artifact: Artifact) -> bool:
     """Whether it is finished; a damaged summary, which does not count, is told of."""
     try:
         artifact.summary()
@@ -153,22 +125,29 @@ def _kept(artifact: Artifact) -> bool:
 
 
 def gather(artifacts: Sequence[Artifact]) -> epath.Path:
-    """The folder for the progress of artifacts made together; kept where it exists already.
-
-    What other company left of any of them is removed: an artifact has one progress.
-    """
+    """The folder for the progress of artifacts made together; kept where it exists already."""
     names = [artifact.folder.name for artifact in artifacts]
     text = json.dumps([artifact.fingerprint for artifact in artifacts])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
     if jax.process_index() == 0:
-        for other in _progress(artifacts):
-            if other != folder and _names(other) & set(names):
-                other.rmtree()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "artifacts.json", {"artifacts": names})
     wait(f"gather {folder.name}")
     return folder
+
+
+def companies(workdir: epath.Path) -> list[list[str]]:
+    """The folders of artifacts whose training was interrupted, those together that trained so."""
+    return [_listed(folder) for folder in sorted(workdir.glob("progress-*"))]
+
+
+def clear(workdir: epath.Path) -> None:
+    """Remove the progress of artifacts that are all finished."""
+    if jax.process_index() == 0:
+        for folder in workdir.glob("progress-*"):
+            if all((workdir / name / "summary.json").exists() for name in _names(folder)):
+                folder.rmtree()
 
 
 def scatter(folder: epath.Path) -> None:
@@ -369,6 +348,9 @@ def _readable(path: epath.Path) -> Iterator[None]:
 def plain(value: Any) -> Any:
     """A configuration as JSON: dataclasses and partials become dicts, functions their names.
 
+    A function with defaults of keyword-only arguments is a partial that gives them: that one is
+    edited is seen.
+
     A dataclass with a fingerprint, such as a tokenizer, stands for its content and not its fields:
     where its file lies does not matter. Numbers stay as they are: 30.0 is not 30. Raises ValueError
     for a function without a name.
@@ -382,11 +364,9 @@ def plain(value: Any) -> Any:
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
-        return {
-            "function": plain(value.func),
-            "positional": plain(value.args),
-            **plain(value.keywords),
-        }
+        called = plain(value.func)
+        called = called if isinstance(called, dict) else {"function": called}
+        return {**called, "positional": plain(value.args), **plain(value.keywords)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -394,7 +374,9 @@ def plain(value: Any) -> Any:
     if callable(value):
         if value.__name__ == "<lambda>":
             raise ValueError(f"a lambda of {value.__module__} is a setting: give it a name, by def")
-        return f"{value.__module__}.{value.__qualname__}"
+        name = f"{value.__module__}.{value.__qualname__}"
+        defaults = getattr(value, "__kwdefaults__", None)
+        return {"function": name, "positional": [], **plain(defaults)} if defaults else name
     return value
 
 
@@ -407,21 +389,19 @@ def _equal(value: Any) -> Any:
     return [_equal(item) for item in value] if isinstance(value, list) else value
 
 
-def _progress(artifacts: Sequence[Artifact]) -> list[epath.Path]:
-    """The folders of progress beside these artifacts."""
-    workdirs = {artifact.workdir for artifact in artifacts}
-    return [folder for workdir in workdirs for folder in workdir.glob("progress-*")]
-
-
 def _names(progress: epath.Path) -> set[str]:
-    """The artifacts that a folder of progress belongs to."""
+    return set(_listed(progress))
+
+
+def _listed(progress: epath.Path) -> list[str]:
+    """The artifacts that a folder of progress belongs to, in the order in which they train."""
     described = progress / "artifacts.json"
     names = read_json(described).get("artifacts") if described.exists() else []
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(
             f"{described} lists no artifacts: delete {progress}, and a run trains them again"
         )
-    return set(names)
+    return names
 
 
 def absolute(path: epath.Path) -> epath.Path:

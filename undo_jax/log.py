@@ -41,7 +41,7 @@ console = _Console(stderr=True, markup=False)
 class Target:
     """Where the records of one member go, and the fields that every one of them carries."""
 
-    folder: epath.Path
+    folder: epath.Path | None  # None: nowhere
     tags: Mapping[str, Any]
 
 
@@ -76,7 +76,7 @@ class Log:
     def _write(self, member: int, line: str) -> None:
         self.history.append((member, line))
         folder = self.targets[member].folder
-        if folder in self.files:
+        if folder is not None and folder in self.files:
             self.files[folder].write(line + "\n")
 
 
@@ -95,7 +95,7 @@ def open_log(title: str, steps: int, targets: Sequence[Target]) -> Iterator[Log]
         disable=jax.process_index() != 0,
     )
     with ExitStack() as stack:
-        folders = {target.folder for target in targets} if jax.process_index() == 0 else ()
+        folders = {t.folder for t in targets if t.folder} if jax.process_index() == 0 else ()
         files = {
             folder: stack.enter_context((folder / "metrics.jsonl").open("w")) for folder in folders
         }

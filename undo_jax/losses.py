@@ -1,11 +1,18 @@
 """Losses of a model on packed rows: weighted sums over tokens, accumulated in fp32."""
 
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from undo_jax.ops import head
+from undo_jax.ops.head_losses import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, HeadLoss
 from undo_jax.types import LM, Batch, Frozen, Key, Metrics, Params, Refs, Rows
 
 Scalar = Float[Array, ""]
+Temperature = float | Float[Array, ""]
 
 
 def cross_entropy(lm: LM, params: Params, rows: Rows) -> Scalar:
@@ -14,20 +21,111 @@ def cross_entropy(lm: LM, params: Params, rows: Rows) -> Scalar:
     return head.cross_entropy(hidden, table, rows.targets, rows.weights, lm.softcap)
 
 
-def forward_kl(lm: LM, params: Params, teacher: Frozen, rows: Rows) -> Scalar:
-    """KL(teacher ‖ student) at temperature 1, in nats; the two may differ in width and depth.
+def forward_kl(
+    lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature = 1.0
+) -> Scalar:
+    """τ² KL(teacher ‖ student) at temperature τ, in nats; the two may differ in width and depth.
 
-    No gradient reaches the teacher.
+    τ² keeps the size of the gradient (Hinton et al., arXiv 1503.02531 §2). No gradient reaches the
+    teacher. At a temperature of 1 that is a Python number there are kernels for TPU and GPU. Raises
+    ValueError for one that is not above 0.
     """
+    if not isinstance(temperature, int | float) or temperature != 1:
+        return _softened(FORWARD_KL, lm, params, teacher, rows, temperature)
     student = lm.hidden(params, rows.inputs), lm.table(params)
     of_teacher = teacher.lm.hidden(teacher.params, rows.inputs), teacher.lm.table(teacher.params)
     return head.kl_to_teacher(*student, *of_teacher, rows.weights, lm.softcap, teacher.lm.softcap)
+
+
+def reverse_kl(
+    lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature = 1.0
+) -> Scalar:
+    """τ² KL(student ‖ teacher) at temperature τ, in nats. Otherwise as `forward_kl`, in chunks."""
+    return _softened(REVERSE_KL, lm, params, teacher, rows, temperature)
+
+
+def jsd(
+    lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature = 1.0
+) -> Scalar:
+    """Jensen–Shannon: τ² (KL(teacher ‖ m) + KL(student ‖ m)) / 2 with m their mean, in chunks."""
+    return _softened(JENSEN_SHANNON, lm, params, teacher, rows, temperature)
 
 
 def uniform_kl(lm: LM, params: Params, rows: Rows) -> Scalar:
     """KL(uniform ‖ model), in nats: zero when every next token is equally likely."""
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
     return head.kl_to_uniform(hidden, table, rows.weights, lm.softcap)
+
+
+def log_probabilities(lm: LM, params: Params, rows: Rows) -> Float[Array, "B T"]:
+    """log p of each target."""
+    hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
+    return head.log_probabilities(hidden, table, rows.targets, lm.softcap)
+
+
+def of_head(
+    loss: HeadLoss,
+    lm: LM,
+    params: Params,
+    rows: Rows,
+    teacher: Frozen | None = None,
+    extra: Any = (),
+) -> Scalar:
+    """Any head loss, given targets, the teacher's logits, and what else it reads: see `head`."""
+    hidden, table, known = lm.hidden(params, rows.inputs), lm.table(params), None
+    if teacher is not None:
+        of_teacher = teacher.lm.hidden(teacher.params, rows.inputs)
+        known = head.Teacher(of_teacher, teacher.lm.table(teacher.params), teacher.lm.softcap)
+    own = hidden, table, rows.weights, lm.softcap
+    return head.weighted_sum(loss, *own, targets=rows.targets, teacher=known, extra=extra)
+
+
+def _softened(
+    loss: HeadLoss, lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature
+) -> Scalar:
+    if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: it must be above 0 and finite")
+    return of_head(loss, lm, params, rows, teacher, temperature)
+
+
+class Sequences(NamedTuple):
+    """Sums over sequences; S is 1, or T: a sequence is then where its last token is.
+
+    Elsewhere the weight is 0.
+    """
+
+    totals: Float[Array, "B S"]
+    lengths: Float[Array, "B S"]  # tokens that count, at least 1
+    weights: Float[Array, "B S"]  # of all of its tokens: they sum to 1 over the batch
+
+
+def by_sequence(rows: Rows, values: Float[Array, "B T"]) -> Sequences:
+    """The values of each sequence's tokens summed; tokens of weight 0 do not count.
+
+    A sequence is a document's part of a row, or a row without segments. It weighs what its tokens
+    do, so that a loss Σ weights · l(sequence) is the same however the batch is split.
+    """
+    counts = rows.weights > 0
+    sums = jnp.where(counts, values, 0.0), counts.astype(jnp.float32), rows.weights
+    if rows.segments is None:
+        totals, lengths, weights = (jnp.sum(x, axis=1, keepdims=True) for x in sums)
+    else:
+        edge = rows.segments[:, 1:] != rows.segments[:, :-1]
+        first, last = (jnp.pad(edge, ((0, 0), p), constant_values=True) for p in ((1, 0), (0, 1)))
+        totals, lengths, weights = _running(first, sums)
+        weights = jnp.where(last, weights, 0.0)
+    return Sequences(totals, jnp.maximum(lengths, 1.0), weights)
+
+
+def _running(first: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Sums along time that begin anew at each `first`; always in the same order."""
+
+    def add(before, after):
+        begun, later = before[0] | after[0], after[0]
+        sums = zip(before[1], after[1], strict=True)
+        return begun, tuple(jnp.where(later, y, x + y) for x, y in sums)
+
+    return lax.associative_scan(add, (first, values), axis=1)[1]
 
 
 def language_modelling(
@@ -38,7 +136,39 @@ def language_modelling(
 
 
 def distillation(
-    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key
+    lm: LM,
+    params: Params,
+    refs: Refs,
+    batch: Batch,
+    key: Key,
+    *,
+    temperature: Temperature = 1.0,
 ) -> tuple[Scalar, Metrics]:
     """Forward KL to `teacher` on `train`, no cross-entropy term (paper §3)."""
-    return forward_kl(lm, params, refs["teacher"], batch["train"]), {}
+    return forward_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
+
+
+def reverse_distillation(
+    lm: LM,
+    params: Params,
+    refs: Refs,
+    batch: Batch,
+    key: Key,
+    *,
+    temperature: Temperature = 1.0,
+) -> tuple[Scalar, Metrics]:
+    """The same with reverse KL, which seeks modes (Gu et al., arXiv 2306.08543)."""
+    return reverse_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
+
+
+def jsd_distillation(
+    lm: LM,
+    params: Params,
+    refs: Refs,
+    batch: Batch,
+    key: Key,
+    *,
+    temperature: Temperature = 1.0,
+) -> tuple[Scalar, Metrics]:
+    """The same with the Jensen–Shannon divergence (Agarwal et al., arXiv 2306.13649)."""
+    return jsd(lm, params, refs["teacher"], batch["train"], temperature), {}

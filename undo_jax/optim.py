@@ -1,10 +1,19 @@
-"""AdamW and its schedule, as values that build an optax chain."""
+"""AdamW and its schedule, as values that build an optax chain, and what of a model trains."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from undo_jax.sharding import path_name
+from undo_jax.types import Params
+
+STACKED = "layers/"  # the paths of leaves [L, ...]
 
 
 @dataclass(frozen=True)
@@ -69,3 +78,87 @@ def build(config: AdamW, steps: int) -> optax.GradientTransformation:
         optax.scale_by_schedule(factor),
         optax.scale(-1.0),
     )
+
+
+@dataclass(frozen=True)
+class Trains:
+    """What of a model trains: `Trains(((r"mlp/down$", range(5, 11)),))`; all else stays as it is.
+
+    Each part is a regular expression, which finds paths such as `layers/mlp/down`, and the layers
+    that train of what it finds, counted from 0; None: all of it. What does not train has no
+    gradient, no moments and no weight decay, and does not count in the gradient's norm or its clip.
+
+    Raises ValueError for no part at all, an expression that is none and layers that are none.
+    """
+
+    parts: tuple[tuple[str, Iterable[int] | None], ...]
+
+    def __post_init__(self):
+        if not self.parts or isinstance(self.parts, str):
+            raise ValueError(f"trains={self.parts!r}: give parts, each (path, layers or None)")
+        for part in self.parts:
+            if isinstance(part, str) or len(part) != 2:
+                raise ValueError(f"trains: {part!r} is no pair: give (path, layers or None)")
+        made = tuple((path, _layers(path, layers)) for path, layers in self.parts)
+        object.__setattr__(self, "parts", made)
+
+
+def _layers(path: str, layers: Iterable[int] | None) -> tuple[int, ...] | None:
+    """As a value that equals its like. Raises ValueError for what is no expression or no layer."""
+    try:
+        re.compile(path)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"trains: {path!r} is no regular expression ({error})") from error
+    if layers is None:
+        return None
+    found = tuple(sorted({*layers})) if isinstance(layers, Iterable) else ()
+    if not found or not all(isinstance(n, int | np.integer) and n >= 0 for n in found):
+        raise ValueError(f"trains: layers={layers!r} of {path!r}: give e.g. range(5, 11), or None")
+    return tuple(map(int, found))
+
+
+def pick(trains: Trains | None, params: Params) -> Params:
+    """What trains, a leaf [L, ...] as [n, ...] of the layers that do; the rest is None.
+
+    Raises ValueError for an expression that finds nothing and layers that a leaf does not have.
+    """
+    if trains is None:
+        return params
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for path, _ in trains.parts:
+        if not any(re.search(path, name) for name in names):
+            raise ValueError(f"trains: {path!r} finds none of {', '.join(names)}")
+
+    def of_leaf(path, leaf):
+        chosen = _chosen(trains, path_name(path), leaf.shape)
+        return leaf[np.array(chosen)] if isinstance(chosen, tuple) else leaf if chosen else None
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def put(trains: Trains | None, params: Params, picked: Params) -> Params:
+    """`params` with what was picked, now of other values, in its place."""
+    if trains is None:
+        return picked
+
+    def of_leaf(path, leaf, new):
+        chosen = _chosen(trains, path_name(path), leaf.shape)
+        if isinstance(chosen, tuple):
+            at = jnp.asarray(leaf).at[np.array(chosen)]
+            return at.set(new, indices_are_sorted=True, unique_indices=True)
+        return new if chosen else leaf
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params, picked, is_leaf=lambda x: x is None)
+
+
+def _chosen(trains: Trains, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | bool:
+    """The layers of a leaf that train, or whether all of it does."""
+    found = [layers for path, layers in trains.parts if re.search(path, name)]
+    if not found or any(layers is None for layers in found):
+        return bool(found)
+    layers: tuple[Any, ...] = tuple(sorted({n for layers in found for n in layers or ()}))
+    if not name.startswith(STACKED):
+        raise ValueError(f"trains: {name} has no layers, but {layers} are given: give None")
+    if layers[-1] >= shape[0]:
+        raise ValueError(f"trains: {name} has layers 0 to {shape[0] - 1}, not {layers[-1]}")
+    return layers

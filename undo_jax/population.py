@@ -55,6 +55,7 @@ class Task(NamedTuple):
     material: Any  # a pytree of arrays
     stops: Sequence[Callable[[Scores], bool]]  # for each member: have these scores reached its end?
     row_length: int  # T of every stream
+    trains: optim.Trains | None = None  # None: everything
 
 
 class Result(NamedTuple):
@@ -256,10 +257,11 @@ def program(
     ref_lms: Mapping[str, LM],
     mesh: Mesh,
     members: int,
+    trains: optim.Trains | None = None,
 ) -> Program:
     """What trains `members` models together. `advance` takes the states' memory (donation)."""
     optimizer = optim.build(training.optimizer, training.steps)
-    step = train.make_step(lm, loss, optimizer, ref_lms, training.accumulation)
+    step = train.make_step(lm, loss, optimizer, ref_lms, training.accumulation, trains)
 
     def advance_one(member, shared):
         state, owner, active = member
@@ -269,7 +271,7 @@ def program(
         return _while_active(members, active, step, rest, state, refs, batch)
 
     def start(params, keys, rates):
-        begin_one = lambda key, rate: train.start(params, key, rate, optimizer)  # noqa: E731
+        begin_one = lambda key, rate: train.start(params, key, rate, optimizer, trains)  # noqa: E731
         return jax.vmap(begin_one)(keys, rates)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
@@ -342,7 +344,7 @@ def _programs(task: Task, mesh: Mesh, members: Sequence[Member], sources: Sequen
     start() -> states; advance(states, batch, active) -> states, metrics; score(params, active).
     """
     ref_lms = {name: lm for name, (lm, _) in sources[0].refs.items()}
-    made = program(task.lm, task.loss, task.training, ref_lms, mesh, len(members))
+    made = program(task.lm, task.loss, task.training, ref_lms, mesh, len(members), task.trains)
     models = list(dict.fromkeys(member.params for member in members))
     own = (
         jnp.stack([member.key for member in members]),

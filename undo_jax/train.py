@@ -11,7 +11,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from undo_jax import optim
-from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Params, Rows
+from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Packed, Params, Rows
+from undo_jax.types import wants_whole_batch as wants_whole
 
 ROWS = 2**42  # of a stream: where it mixes sources, 64 bits count 2^20 times as many
 
@@ -52,11 +53,22 @@ class State(NamedTuple):
     learning_rate: Float[Array, ""]  # its peak; the schedule is a fraction of it
 
 
-def rows(tokens: Int[Array, "B T+1"], mask: Int[Array, "B T"] | None = None) -> Rows:
-    """Inputs, targets and weights that sum to 1 over the tokens of the whole batch."""
+def rows(packed: Int[Array, "B T+1"] | Packed, mask: Int[Array, "B T"] | None = None) -> Rows:
+    """Inputs, targets and weights that sum to 1 over the tokens of the whole batch.
+
+    Where no token counts, all weights are 0. Raises ValueError for weights and a mask.
+    """
+    tokens, given, segments = packed if isinstance(packed, Packed) else Packed(packed)
+    if given is not None and mask is not None:
+        raise ValueError("these rows have weights and a mask: multiply the weights by the mask")
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    segments = None if segments is None else segments[:, :-1]
+    if given is not None:
+        weights = given[:, 1:].astype(jnp.float32)
+        total = jnp.sum(weights)
+        return Rows(inputs, targets, weights / jnp.where(total > 0, total, 1), segments)
     weights = jnp.ones(targets.shape) if mask is None else mask.astype(jnp.float32)
-    return Rows(inputs, targets, weights / jnp.maximum(jnp.sum(weights), 1))
+    return Rows(inputs, targets, weights / jnp.maximum(jnp.sum(weights), 1), segments)
 
 
 def start(
@@ -64,9 +76,11 @@ def start(
     key: Key,
     learning_rate: Float[Array, ""],
     optimizer: optax.GradientTransformation,
+    trains: optim.Trains | None = None,
 ) -> State:
-    """The state before the first step."""
-    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, learning_rate)
+    """The state before the first step; moments are of what trains. Raises what `pick` does."""
+    moments = optimizer.init(optim.pick(trains, params))
+    return State(jnp.zeros((), jnp.int32), params, moments, key, learning_rate)
 
 
 def make_step(
@@ -75,16 +89,24 @@ def make_step(
     optimizer: optax.GradientTransformation,
     ref_lms: Mapping[str, LM],
     accumulation: int = 1,
+    trains: optim.Trains | None = None,
 ) -> Callable[[State, Mapping[str, Params], Mapping[str, Rows]], tuple[State, Metrics]]:
-    """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller."""
+    """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller.
+
+    The gradient, and so its norm, its clip and `gradient_norm`, is that of what trains; None: of
+    all. Nothing else changes by a bit. Raises what `check_accumulation` does.
+    """
+    check_accumulation(loss, accumulation)
 
     def step(state: State, refs, batch):
         frozen = {name: Frozen(ref_lms[name], params) for name, params in refs.items()}
-        key = jax.random.fold_in(state.key, state.step)
+        key, own = jax.random.fold_in(state.key, state.step), optim.pick(trains, state.params)
+
+        def objective(own, part, key):
+            return loss(lm, optim.put(trains, state.params, own), frozen, part, key)
 
         def gradient(part, key):
-            with_metrics = jax.value_and_grad(loss, argnums=1, has_aux=True)
-            (value, metrics), grads = with_metrics(lm, state.params, frozen, part, key)
+            (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(own, part, key)
             return grads, {"loss": value, **metrics}
 
         def accumulate(total, part):  # weights sum to 1 over all parts: gradients just add
@@ -95,13 +117,22 @@ def make_step(
         grads, metrics = gradient(*first)
         if accumulation > 1:
             (grads, metrics), _ = lax.scan(accumulate, (grads, metrics), rest)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, own)
         updates = jax.tree.map(lambda u: state.learning_rate * u, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = optim.put(trains, state.params, optax.apply_updates(own, updates))
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
+
+
+def check_accumulation(loss: Loss, accumulation: int) -> None:
+    """Raises ValueError for several parts of a batch where a loss is of whole batches."""
+    if accumulation > 1 and wants_whole(loss):
+        raise ValueError(
+            f"accumulation={accumulation}: this loss is no sum over rows, so that parts of a batch "
+            "would have another one: set it to 1"
+        )
 
 
 def _split(batch, count: int):

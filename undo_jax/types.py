@@ -5,9 +5,9 @@ Axis legend, used in every shape comment and einsum:
   N query heads   K key/value heads   H head width   F feed-forward width   M members
 """
 
-from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -18,6 +18,7 @@ Params = Any  # a pytree of plain dicts; leaves under "layers" are stacked, [L, 
 Lazy = Callable[[], Params]  # parameters that are read or made when they are asked for
 Cache = Any  # a pytree: what a model has read of each row, to go on from
 Metrics = dict[str, Float[Array, ""]]
+Marked = TypeVar("Marked", bound=Callable)
 Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression on the leaf's path, its spec)
 
 
@@ -26,14 +27,54 @@ class Rows(NamedTuple):
 
     The weights of one batch sum to 1 over all its tokens on all devices, so a loss is a weighted
     *sum*. Splitting the batch over devices or accumulation steps then cannot change its value.
+
+    `segments[b, t]` numbers the document that `inputs[b, t]` is part of: it changes where the next
+    document of the row begins. None: each row is one document.
     """
 
     inputs: Int[Array, "B T"]
     targets: Int[Array, "B T"]
     weights: Float[Array, "B T"]
+    segments: Int[Array, "B T"] | None = None
+
+
+class Packed(NamedTuple):
+    """Rows as a stream gives them. A token's weight is that of predicting it; None: all count 1."""
+
+    tokens: Int[Array, "B T+1"]
+    weights: Float[Array, "B T+1"] | None = None  # of any scale; 0 is a token that does not count
+    segments: Int[Array, "B T+1"] | None = None  # as in `Rows`
 
 
 Batch = Mapping[str, Rows]  # e.g. {"retain": ..., "forget": ...}
+
+
+class Taps(NamedTuple):
+    """What a forward pass returns beside its last hidden states; layers are counted from 0."""
+
+    residual: Sequence[int] = ()  # the residual stream after so many layers: 0, the scaled
+    # embedding, to L, the state before the last norm
+    mlp: Sequence[int] = ()  # the output of the MLP of layers 0 to L - 1, before any norm after it
+
+
+class Tapped(NamedTuple):
+    """What was found, in the order of the taps, in the dtype of the arithmetic."""
+
+    residual: Float[Array, "n B T D"]
+    mlp: Float[Array, "n B T D"]
+
+
+class Edits(NamedTuple):
+    """Changes to a forward pass: a pytree of arrays, which may be traced and differentiated.
+
+    `remove` and `add` name places in the residual stream as `Taps.residual` does; a tap there sees
+    the stream changed.
+    """
+
+    remove: Mapping[int, Float[Array, " D"]] = {}  # x − (x·u) u / ‖u‖²; u is not zero
+    add: Mapping[int, Array] = {}  # then x + a: [D], or what broadcasts to [B, T, D]
+    prefix: Array | None = None  # [P, D] or [B, P, D]: embeddings, scaled as those of tokens are,
+    # that stand before the tokens. Hidden states and taps are of the tokens alone
 
 
 class LM(Protocol):
@@ -60,8 +101,29 @@ class LM(Protocol):
         """
         ...
 
-    def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Final hidden states, after the last norm; logits are never formed here."""
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        ...
+
+    def hidden(
+        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states, after the last norm; logits are never formed here.
+
+        Raises ValueError for edits of layers that the model does not have, and for a prefix where
+        attention ends at the start of a document.
+        """
+        ...
+
+    def tapped(
+        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
+    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        """`hidden`, and what the taps find in the same pass. Raises what `hidden` does, of both."""
+        ...
+
+    def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """The last norm: of the last state it makes `hidden`, of an earlier one a logit lens."""
         ...
 
     def activations(
@@ -125,8 +187,23 @@ class Loss(Protocol):
     ) -> tuple[Float[Array, ""], Metrics]: ...
 
 
+def whole_batch(loss: Marked) -> Marked:
+    """Mark a loss that is no sum over rows, e.g. one that compares them: parts of a batch have
+    another value, so it is not accumulated. To be used as a decorator.
+    """
+    loss.whole_batch = True  # type: ignore[attr-defined]
+    return loss
+
+
+def wants_whole_batch(loss: Any) -> bool:
+    """Whether a loss is so marked, or one that it was made of with `partial` is."""
+    if isinstance(loss, partial):
+        return any(map(wants_whole_batch, (loss.func, *loss.args, *loss.keywords.values())))
+    return getattr(loss, "whole_batch", False) is True
+
+
 class Noise(Protocol):
-    """Damage of strength `alpha` in [0, 1]; 0 must return the parameters unchanged."""
+    """Noise of strength `alpha` in [0, 1]; 0 must return the parameters unchanged."""
 
     def __call__(
         self, lm: LM, key: Key, params: Params, alpha: Float[Array, ""] | float

@@ -25,6 +25,7 @@ from undo_jax.fit.chips import CHIPS, GIB, Slice
 from undo_jax.fit.hlo import Cost
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
+from undo_jax.graph import largest
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.functional import Functional
 from undo_jax.sharding import MeshShape, make_mesh, parse_mesh
@@ -138,7 +139,7 @@ def test_memory_of_a_chip_is_what_its_compiler_has(place):
 
 def _described(made):
     """Facts of the quickstart's distillation, on eight of v5e."""
-    work = step.of_stage(step.on_chips(load(QUICKSTART)), "distill")
+    work = step.on_chips(_work(load(QUICKSTART), "distill"))
     facts = describe(work, chips.find("v5e:2x4"), make_mesh(parse_mesh("data=4,fsdp=2")), made)
     return {"experiment": "quickstart", "stage": "distill", **facts}
 
@@ -348,13 +349,19 @@ def test_a_compiler_is_asked_for_the_slice_and_left_alone(monkeypatch, place, as
     assert dict(os.environ) == before
 
 
+def _work(knobs, kind):
+    experiment = knobs.graph()
+    return largest(experiment.recipes().values(), kind, experiment.setting.row_length)
+
+
 def test_a_stage_is_the_work_that_the_pipeline_does():
     """Which loss, on which streams, beside which references, with whose training."""
     shipped = load(QUICKSTART)
     base, small = shipped.model, replace(shipped.model, width=24)
     experiment = replace(shipped, noise=replace(shipped.noise, student=small))
-    found = {stage: step.of_stage(experiment, stage) for stage in step.STAGES}
-    plain = {"streams": ("train",), "row_length": 48}
+    stages = ("pretrain", "unlearn", "distill", "relearn")
+    found = {stage: _work(experiment, stage) for stage in stages}
+    plain = {"streams": ("train",), "row_length": 48, "trains": None}
     wanted = {
         "pretrain": {**plain, "loss": losses.language_modelling, "refs": {}},
         "unlearn": {**plain, "loss": maxent, "refs": {"base": Functional(base)},
@@ -368,7 +375,7 @@ def test_a_stage_is_the_work_that_the_pipeline_does():
         assert work.training is getattr(experiment, stage).training
         assert work.tokens == (2 if stage == "unlearn" else 1) * 16 * 48
     with pytest.raises(ValueError) as error:
-        step.of_stage(experiment, "noise")
+        _work(experiment, "noise")
     assert str(error.value) == (
         "stage 'noise' trains nothing: choose one of pretrain, unlearn, distill, relearn"
     )
@@ -384,7 +391,7 @@ def test_what_a_chip_holds_of_sharded_arrays():
 
 
 def test_a_variant_has_so_many_rows_on_a_chip():
-    work = step.of_stage(load(QUICKSTART), "pretrain")
+    work = _work(load(QUICKSTART), "pretrain")
     training = replace(work.training, accumulation=3)
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     made = search.variant(replace(work, training=training), mesh, "full", 5)
@@ -473,11 +480,11 @@ def test_a_student_of_another_size_is_the_one_that_is_distilled():
         (None, (0.5,), shipped.model),
     ):
         damage = replace(shipped.noise, alphas=alphas, student=student)
-        experiment = step.on_chips(replace(shipped, noise=damage))
-        work = step.of_stage(experiment, "distill")
+        experiment = replace(shipped, noise=damage)
+        work = step.on_chips(_work(experiment, "distill"))
         config = work.lm.config, work.refs["teacher"].config
         assert config == (step.for_chips(distilled), step.for_chips(shipped.model))
-        attacked = step.of_stage(experiment, "relearn").lm.config
+        attacked = step.on_chips(_work(experiment, "relearn")).lm.config
         assert attacked == step.for_chips(wide if student is wide else shipped.model)
 
 

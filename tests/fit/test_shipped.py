@@ -16,7 +16,8 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import jsonl
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.fit import chips
-from undo_jax.fit.step import STAGES, compile_step, mesh_on, of_stage, on_chips
+from undo_jax.fit.step import compile_step, mesh_on, on_chips
+from undo_jax.graph import largest
 from undo_jax.sharding import parse_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
@@ -27,6 +28,7 @@ MESHES = {"arithmetic": "sweep=2,data=8", "language": "sweep=2,data=8"}
 PARTS = {("language", "pretrain"): 5, ("language", "distill"): 5}
 # Options of libtpu: less of the time, and more HBM traffic. jax 0.12 has none such.
 QUICKLY = {"exec_time_optimization_effort": -1.0} if jax.__version_info__ < (0, 11) else {}
+STAGES = ("pretrain", "unlearn", "distill", "relearn")
 slow = pytest.mark.slow
 
 
@@ -49,7 +51,11 @@ def shipped(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(tokenizers, "load_tokenizer", lambda path: _tokenizer(Path(path).parent.name))
-        yield cache(lambda name: on_chips(load(str(ROOT / f"{name}.py"))))
+        yield cache(lambda name: load(str(ROOT / f"{name}.py")).graph())
+
+
+def _work(experiment, kind):
+    return on_chips(largest(experiment.recipes().values(), kind, experiment.setting.row_length))
 
 
 def _cases():
@@ -81,7 +87,7 @@ def test_a_stage_compiles_and_fits(shipped, name, stage, topology):
         pytest.skip(f"{module} is not installed")
     experiment = shipped(name)
     shape = parse_mesh(MESHES[name]) if name in MESHES else experiment.mesh
-    options, work = QUICKLY if place.chip.platform == "tpu" else {}, of_stage(experiment, stage)
+    options, work = QUICKLY if place.chip.platform == "tpu" else {}, _work(experiment, stage)
     if (name, stage) in PARTS:
         training = replace(work.training, accumulation=PARTS[name, stage])
         work = replace(work, training=training)
@@ -98,4 +104,4 @@ def test_a_mesh_that_does_not_divide_its_batches_is_refused(shipped, name):
     experiment = shipped(name)
     mesh = mesh_on(chips.find("v5e:4x4"), experiment.mesh)
     with pytest.raises(ValueError, match="make it a multiple of 16"):
-        compile_step(of_stage(experiment, "unlearn"), mesh)
+        compile_step(_work(experiment, "unlearn"), mesh)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from undo_jax.models.gemma2 import Norm, preset, rope
+from undo_jax.models.decoder import Norm, rope
+from undo_jax.models.gemma2 import preset
 from undo_jax.ops.attention import attention
 
 HALF = 2.0**-8  # of a number: the most that rounding to bf16 moves it

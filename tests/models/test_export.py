@@ -20,9 +20,9 @@ import undo_jax
 from undo_jax import checkpoint, cli
 from undo_jax.cli import weights
 from undo_jax.data.tokenizers import Bytes, HuggingFace, SentencePiece
+from undo_jax.graph import plan
 from undo_jax.models.functional import Functional
 from undo_jax.ops import head
-from undo_jax.stages.run import Run
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TOY = f"""
@@ -129,9 +129,10 @@ def _tokenizers_file(path):
 
 
 def _finish(experiment, workdir, params, stage="pretrain", *upstream):
-    """An artifact as a stage makes it."""
-    run = Run(experiment, epath.Path(workdir), None, None, None)
-    artifact = run.artifact(stage, "base", 0, getattr(experiment, stage), *upstream)
+    """An artifact as a run makes it."""
+    base = experiment.graph().models["base"]
+    (model,) = plan([base], (0,), experiment.setting, epath.Path(workdir)).models
+    artifact = replace(model.artifact, stage=stage, upstream=upstream)
     checkpoint.begin(artifact)
     checkpoint.keep(artifact, params, {})
     return artifact
@@ -554,8 +555,9 @@ def test_an_import_can_be_asked_and_is_a_base(made, capsys, monkeypatch):
     assert capsys.readouterr().out == said != "\n"
     shutil.copytree(made / "toy", "out")  # its oracle is finished
     for base in ("base", "base/params"):
-        cli.main(["run", str(made / "toy.py"), "--workdir", "out", "--pretrain.base", base, *SHORT])
-    adopted = [path for path in Path("out").glob("pretrain-base-*") if path.name != run.base.name]
+        cli.main(["run", str(made / "toy.py"), "--workdir", "out", "--pretrain.base", base, *SHORT,
+                  "--stage", "import"])  # fmt: skip
+    adopted = list(Path("out").glob("import-*"))
     assert len(adopted) == 2
     for artifact in adopted:
         assert _json(artifact / "summary.json")["steps"] == 0
@@ -567,10 +569,11 @@ def test_an_import_can_be_asked_and_is_a_base(made, capsys, monkeypatch):
 def test_a_base_that_is_another_model_of_the_same_shapes_is_refused(made, capsys):
     _export(_run(made, "toy").base, "first")
     cli.main(["import-hf", "first", "base"])
-    words = ["run", made / "toy.py", "--workdir", "out", "--pretrain.base", "base", *SHORT]
+    words = ["run", made / "toy.py", "--workdir", "out", "--pretrain.base", "base", *SHORT,
+             "--stage", "import"]  # fmt: skip
     said = _refused(capsys, *words, "--model.final-softcap", "30")
     assert "base is a model with final_softcap=2.0, the experiment has 30.0" in said
-    assert "base/params" in said and not list(Path("out").glob("pretrain-*"))
+    assert "base/params" in said and not list(Path("out").glob("*-*"))
 
 
 def test_an_import_that_was_killed_is_made_again(made, capsys, monkeypatch):

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import optax
 import pytest
 
 from undo_jax import train
-from undo_jax.ops import head
+from undo_jax.ops import head, head_chunks
 from undo_jax.sharding import MeshShape, make_mesh
 
 B, T, D, D2, V = 2, 7, 5, 3, 11
@@ -238,8 +239,59 @@ def test_the_logits_of_a_batch_never_exist(name, chunk):
     assert largest(_ours(name, case, 2.0, T)) >= B * T * V
 
 
+def _log_p(case, hidden, table):
+    log_p = jax.nn.log_softmax(2.0 * jnp.tanh(hidden @ table.T / 2.0))
+    return jnp.take_along_axis(log_p, case["targets"][..., None], -1)[..., 0]
+
+
+def _ours_log_p(case, chunk):
+    return lambda h, w: head.log_probabilities(h, w, case["targets"], 2.0, chunk)
+
+
+def _by_token(log_p, weights):
+    """Values, and their pull-back of uneven cotangents, of which some are zero."""
+
+    def value(hidden, table):
+        found = log_p(hidden, table)
+        return jnp.sum(jnp.cos(3 * found) * weights), found
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
+
+
+def _same_by_token(ours, case):
+    plain = _by_token(partial(_log_p, case), case["weights"])(case["hidden"], case["table"])
+    assert ours[0][1].shape == (B, T)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        assert np.any(b)
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+
+
+@CHUNKS
+def test_log_probabilities_are_those_of_whole_logits(chunk):
+    case = _case()
+    ours = _by_token(_ours_log_p(case, chunk), case["weights"])
+    _same_by_token(ours(case["hidden"], case["table"]), case)
+
+
+@MESHES
+def test_over_devices_too_log_probabilities(shape):
+    case = _case(vocabulary=16)
+    with jax.set_mesh(make_mesh(shape)):
+        ours = _by_token(_ours_log_p(case, 3), case["weights"])(case["hidden"], case["table"])
+    _same_by_token(ours, case)
+
+
+def test_log_probabilities_never_form_the_logits_of_a_batch():
+    """Neither at once nor chunk after chunk, for the way back."""
+    case = _case()
+    inputs = case["hidden"], case["table"]
+    largest = lambda f: max(_sizes(jax.make_jaxpr(_by_token(f, case["weights"]))(*inputs).jaxpr))  # noqa: E731
+    assert largest(_ours_log_p(case, 3)) < B * T * V
+    assert largest(partial(_log_p, case)) >= B * T * V <= largest(_ours_log_p(case, T))
+
+
 def test_chunks_fit_their_budget(monkeypatch):
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", 2 * B * V + 1)
+    monkeypatch.setattr(head_chunks, "LOGITS_PER_CHUNK", 2 * B * V + 1)
     case = _case()
     step = jax.value_and_grad(_ours("cross_entropy", case, None, None), argnums=(0, 1))
     sizes = set(_sizes(jax.make_jaxpr(step)(case["hidden"], case["table"]).jaxpr))

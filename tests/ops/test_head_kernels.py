@@ -135,6 +135,30 @@ def test_over_devices(name, shape):
         assert _error(a, b) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "shape", [MeshShape(data=2, fsdp=2, tensor=2), None], ids=lambda shape: str(shape)
+)
+def test_log_probabilities(shape):
+    case = _case(vocabulary=304)
+
+    def by_token(log_p):
+        def value(hidden, table):
+            found = log_p(hidden, table)
+            return jnp.sum(jnp.cos(found) * case["weights"]), found
+
+        run = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
+        return run(case["hidden"], case["table"])
+
+    def plain(hidden, table):
+        log_p = jax.nn.log_softmax(2.0 * jnp.tanh(hidden @ table.T / 2.0))
+        return jnp.take_along_axis(log_p, case["targets"][..., None], -1)[..., 0]
+
+    with jax.set_mesh(make_mesh(shape)) if shape else nullcontext():
+        ours = by_token(lambda h, w: head.log_probabilities(h, w, case["targets"], 2.0))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(by_token(plain)), strict=True):
+        assert _error(a, b) < 1e-5
+
+
 def test_on_which_gpu_and_for_which_widths(monkeypatch):
     """Widths are the student's and, of a distillation, the teacher's: those of 0.1B and wider."""
 

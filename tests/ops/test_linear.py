@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.models.gemma2 import KEPT
+from undo_jax.models.decoder import KEPT
 from undo_jax.ops import linear as module
 from undo_jax.ops.linear import linear
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -23,11 +24,22 @@ import rich.console
 from etils import epath
 
 import undo_jax.report as package
-import undo_jax.report.figures as figures
 import undo_jax.report.html as page
 from undo_jax.durable import file_hash, write_json
-from undo_jax.report import Report, analyse, markdown, read_logs, table, write
-from undo_jax.report.read import Attack, Metric, Model, Spread, pick_steps, robustness, strongest
+from undo_jax.report import (
+    Report,
+    analyse,
+    drawing,
+    figures,
+    markdown,
+    names,
+    read_logs,
+    table,
+    write,
+)
+from undo_jax.report.figures import relearning, tradeoff
+from undo_jax.report.logs import Attack, Metric
+from undo_jax.report.numbers import Model, Spread, pick_steps, robustness, strongest
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -37,66 +49,134 @@ STEPS = (0, 10, 20, 30)
 Curves = Mapping[tuple[str, float], tuple[float | None, ...]]
 
 
+STAGES = {"base": "pretrain", "oracle": "pretrain", "unlearn-only": "unlearn"}  # of what they are
+ORDER = ("pretrain", "import", "unlearn", "noise", "distill", "relearn")  # as they are made
+ROLES = {"unlearn": "unlearned", "distill": "distilled", "noise": "student", "import": "base"}
+
+
 class Workdir:
     """Writes logs in the format of the contract."""
 
-    def __init__(self, root: Path, forget: dict[str, object] = ACCURACY) -> None:
-        self.root, self.forget, self.artifacts = root, forget, []
+    def __init__(
+        self, root: Path, forget: dict[str, object] = ACCURACY, name: str = "known"
+    ) -> None:
+        self.root, self.forget, self.name = root, forget, name
+        self.artifacts: list[dict[str, Any]] = []  # with "stage" and, of a model, its "entry"
+
+    @property
+    def file(self) -> Path:
+        return self.root / f"experiment-{self.name}.json"
 
     def add(
         self,
         stage: str,
         model: str,
-        seed: int = 0,
+        seed: int | None = 0,
         *,
         alpha: float | None = None,
         recovered: bool | None = None,
-        steps: int = 100,
+        steps: float = 100,
         flops: float = 1000.0,
-        scores: tuple[float, float] = (0.9, 0.1),
+        scores: tuple[float, float] | None = (0.9, 0.1),
         lines: list[dict[str, object]] | None = None,
         finished: bool = True,
+        role: str | None = None,
+        unlearned: str | None = "unlearn-only",
+        oracle: str | None = "oracle",
+        settings: dict[str, object] | None = None,
+        listed: bool | None = None,
     ) -> Path:
+        """An artifact and, unless it is a student on its way, a model of the experiment.
+
+        It is held against models of these names and of its own seed, or else of any.
+        """
         folder = self.root / f"{stage}-{model}-seed{seed}-{len(self.artifacts):08x}"
         folder.mkdir(parents=True)
-        config = {"stage": stage, "model": model, "alpha": alpha, "seed": seed}
-        config |= {"fingerprint": "ab", "upstream": [], "config": {}}
+        config = {"stage": stage, "model": "draw", "seed": seed}
+        config |= {"fingerprint": "ab", "upstream": [], "config": {stage: settings or {}}}
         (folder / "config.json").write_text(json.dumps(config))
         text = "\n".join(json.dumps(line) for line in lines or [])
         (folder / "metrics.jsonl").write_text(text)
         if finished:
             summary = {"steps": steps, "tokens": 10 * steps, "flops": flops}
             summary |= {"recovered": recovered}
-            summary |= {"eval": {"retain": scores[0], "forget": scores[1]}}
+            measured = scores and {"retain": scores[0], "forget": scores[1]}
+            summary |= {"eval": measured or {}}
             (folder / "summary.json").write_text(json.dumps(summary))
-        self.artifacts.append(folder.name)
+        made: dict[str, Any] = {"artifact": folder.name, "model": model, "stage": stage}
+        role = role or ROLES.get(stage, "oracle" if model == "oracle" else "base")
+        if listed or (listed is None and stage not in ("noise", "relearn")):
+            entry = {"model": model, "seed": seed, "artifact": folder.name, "role": role}
+            held = {"unlearned": None if role in ("base", "oracle") else unlearned}
+            held |= {"oracle": oracle}
+            made["entry"] = {**entry, "alpha": alpha, **held, "attacks": []}
+        self.artifacts.append(made)
         self.save()
         return folder
 
     def attack(
         self,
         model: str,
-        seed: int = 0,
+        seed: int | None = 0,
         *,
         alpha: float | None = None,
         finished: bool = True,
         curves: Curves,
     ) -> Path:
+        """An attack on a model, which becomes one where it is none: by default a student."""
+        if self.entry(model, seed) is None:
+            stage = STAGES.get(model, "distill" if "UNDO" in model else "noise")
+            scores = None if stage == "noise" else (0.9, 0.1)
+            self.add(stage, model, seed, alpha=alpha, scores=scores, listed=True)
         lines: list[dict[str, object]] = []
         for (data, rate), scores in curves.items():
             who = {"attack": data, "learning_rate": rate}
             for step, score in zip(STEPS, scores, strict=True):
                 lines.append({"step": step, "loss": 1.0, **who})
                 lines.append({"step": step, "eval": {"retain": 0.9, "forget": score}, **who})
-        return self.add("relearn", model, seed, alpha=alpha, lines=lines, finished=finished)
+        return self.attacked(
+            model, seed, self.add("relearn", model, seed, lines=lines, finished=finished)
+        )
+
+    def attacked(self, model: str, seed: int | None, folder: Path) -> Path:
+        """It is an attack on that model."""
+        self.artifacts[-1]["on"] = model, seed
+        self.save()
+        return folder
+
+    def entry(self, model: str | None, seed: int | None = None) -> dict[str, Any] | None:
+        """The model's entry: that of the seed, or else the first."""
+        own = [a["entry"] for a in self.artifacts if "entry" in a and a["model"] == model]
+        return next((entry for entry in own if entry["seed"] == seed), None)
+
+    def held(self, model: str | None, seed: int | None) -> str | None:
+        """The folder of a model that another one is held against."""
+        own = [a["entry"] for a in self.artifacts if "entry" in a and a["model"] == model]
+        same = [entry for entry in own if entry["seed"] == seed]
+        return next((entry["artifact"] for entry in same or own), None)
+
+    def content(self) -> dict[str, Any]:
+        """Of the experiment's file."""
+        models = []
+        for entry in (a["entry"] for a in self.artifacts if "entry" in a):
+            who = entry["model"], entry["seed"]
+            own = entry["artifact"] if entry["role"] == "unlearned" else None
+            held = {"unlearned": own or self.held(entry["unlearned"], entry["seed"])}
+            held |= {"oracle": self.held(entry["oracle"], entry["seed"])}
+            attacks = [a["artifact"] for a in self.artifacts if a.get("on") == who]
+            models.append({**entry, **held, "attacks": attacks})
+        metrics = {"retain": {"label": "accuracy on + and −", "higher_is_better": True}}
+        metrics |= {"forget": self.forget}
+        order = [*dict.fromkeys([*ORDER, *(a["stage"] for a in self.artifacts)])]
+        made = sorted(self.artifacts, key=lambda a: order.index(a["stage"]))
+        artifacts = [{"artifact": a["artifact"], "model": a["model"]} for a in made]
+        return {"name": self.name, **metrics, "models": models, "artifacts": artifacts}
 
     def save(self) -> None:
-        experiment = {"name": "known", "forget": self.forget, "artifacts": self.artifacts}
-        experiment |= {"retain": {"label": "accuracy on + and −", "higher_is_better": True}}
-        (self.root / "experiment.json").write_text(json.dumps(experiment))
+        self.file.write_text(json.dumps(self.content()))
 
     def report(self) -> Report:
-        return analyse(read_logs(self.root))
+        return analyse(read_logs(self.root, self.name))
 
 
 def full(root: Path, seeds: int = 2) -> Workdir:
@@ -109,14 +189,10 @@ def full(root: Path, seeds: int = 2) -> Workdir:
         flat = {("forget", 1e-4): (0.0, 0.1, 0.1, 0.1)}
         work.attack("oracle", seed, curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.1)} | flat)
         work.attack("unlearn-only", seed, curves={("forget", 1e-3): (0.1, 0.8, 1.0, 1.0)} | flat)
-        work.add("distill", "Unlearn-and-Distill", seed, steps=180, flops=4800, recovered=True)
-        work.attack(
-            "Unlearn-and-Distill", seed, curves={("forget", 1e-3): (0.0, 0.2, 0.3, 0.28)} | flat
-        )
-        for alpha in (0.8, 0.4):  # not in the order of the report
+        for alpha in (0.4, 0.8):
             name = f"UNDO α={alpha}"
             steps = int(200 * alpha) + 20 * seed
-            work.add("noise", name, seed, alpha=alpha, scores=(0.1, 0.0), steps=0)
+            work.add("noise", name, seed, alpha=alpha, scores=None, steps=0)
             work.add(
                 "distill",
                 name,
@@ -135,6 +211,10 @@ def full(root: Path, seeds: int = 2) -> Workdir:
                 ("mixed", 1e-3): (0.0, 0.1, 0.1, 0.1),
             }
             work.attack(name, seed, alpha=alpha, curves=curves)
+        work.add("distill", "Unlearn-and-Distill", seed, steps=180, flops=4800, recovered=True)
+        work.attack(
+            "Unlearn-and-Distill", seed, curves={("forget", 1e-3): (0.0, 0.2, 0.3, 0.28)} | flat
+        )
     return work
 
 
@@ -169,7 +249,7 @@ def test_lower_is_better_takes_the_minimum(tmp_path: Path) -> None:
     undo = row(report, "UNDO α=0.8")
     assert [s.mean for s in undo.curve.values()] == near([9.0, 7.5, 6.0, 6.5])
     assert undo.robustness.values == near((75.0,))
-    caption = figures.relearning_caption(report)
+    caption = relearning.caption(report)
     assert caption.startswith("Cross entropy on Korean") and "lowest score" in caption
 
 
@@ -204,9 +284,9 @@ def test_before_the_attack_is_the_distilled_model_not_the_noised(tmp_path: Path)
 def test_models_come_in_a_fixed_order(tmp_path: Path) -> None:
     work = full(tmp_path)
     work.attack("RepNoise", curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
-    names = [m.name for m in work.report().models]
+    found = [m.name for m in work.report().models]
     undo = ["UNDO α=0.4", "UNDO α=0.8"]
-    assert names == ["base", "unlearn-only", "RepNoise", *undo, "Unlearn-and-Distill", "oracle"]
+    assert found == ["base", "unlearn-only", "RepNoise", *undo, "Unlearn-and-Distill", "oracle"]
 
 
 def test_several_relearn_artifacts_of_a_model_count_together(tmp_path: Path) -> None:
@@ -238,7 +318,7 @@ def test_robustness_undefined_in_every_seed(tmp_path: Path) -> None:
     grid = model_grid(report)
     cells = {line[0]: line[grid.header.index("robustness %")] for line in grid.rows}
     assert cells["UNDO α=0.4"] == "undefined" and cells["base"] == "–"
-    assert figures.tradeoff(report) is None
+    assert tradeoff.draw(report) is None
 
 
 def test_diverged_attacks_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -261,7 +341,7 @@ def test_a_seed_that_diverged_is_missed_in_every_column(tmp_path: Path) -> None:
     assert list(odd.curve) == list(STEPS)
     assert cell(odd.curve[30]) == "0.40 [0.40, 0.40] (1/2 seeds)"
     assert any("or a model has diverged" in note for note in report.notes)
-    figures.relearning(report)
+    relearning.draw(report)
 
 
 @pytest.mark.parametrize("value", [98.2785476037653, 0.1])
@@ -305,7 +385,7 @@ def test_unfinished_artifacts_are_left_out_and_named(tmp_path: Path) -> None:
     work = full(tmp_path, seeds=1)
     strong: Curves = {("forget", 1e-2): (1.0, 1.0, 1.0, 1.0)}
     late = work.attack("oracle", finished=False, curves=strong)
-    work.artifacts.append("never-started")
+    work.artifacts.append({"artifact": "never-started", "model": "base", "stage": "relearn"})
     work.save()
     report = work.report()
     assert report.unfinished == (late.name, "never-started")
@@ -328,7 +408,7 @@ def test_without_a_finished_attack_it_raises(tmp_path: Path) -> None:
     work.add("pretrain", "base")
     work.attack("base", finished=False, curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
     with pytest.raises(ValueError, match="no relearning attack has finished"):
-        write(tmp_path)
+        write(tmp_path, "known")
 
 
 def test_the_later_record_of_a_step_counts_and_broken_lines_are_told(tmp_path: Path) -> None:
@@ -350,23 +430,23 @@ def test_alpha_colours_darken_and_roles_keep_theirs(tmp_path: Path) -> None:
 
     work = full(tmp_path, seeds=1)
     work.attack("UNDO α=0.6", alpha=0.6, curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
-    colours = figures.palette(work.report().models)
+    colours = drawing.palette(work.report().models)
     light = [sum(to_rgb(colours[f"UNDO α={alpha}"])) for alpha in (0.4, 0.6, 0.8)]
     assert light == sorted(light, reverse=True) and len(set(light)) == 3
-    assert colours["oracle"] == figures.BLACK and colours["unlearn-only"] == figures.WARM
+    assert colours["oracle"] == drawing.BLACK and colours["unlearn-only"] == drawing.WARM
 
 
 def test_labels_keep_their_distance_order_and_bounds() -> None:
-    placed = figures.spread_out([0.0, 0.98, 0.99, 1.0], gap=0.1, low=0.0, high=1.0)
+    placed = relearning.spread_out([0.0, 0.98, 0.99, 1.0], gap=0.1, low=0.0, high=1.0)
     assert placed[0] == near(0.0)
     assert placed[1:] == near([0.8, 0.9, 1.0])
-    assert figures.spread_out([0.2, 0.5], gap=0.1, low=0, high=1) == near([0.2, 0.5])
-    assert figures.spread_out([0.5, 0.5], gap=0.2, low=0, high=1) == near([0.4, 0.6])
+    assert relearning.spread_out([0.2, 0.5], gap=0.1, low=0, high=1) == near([0.2, 0.5])
+    assert relearning.spread_out([0.5, 0.5], gap=0.2, low=0, high=1) == near([0.4, 0.6])
 
 
 def test_curves_and_bands_draw_the_spread(tmp_path: Path) -> None:
     report = full(tmp_path).report()
-    (ax,) = figures.relearning(report).axes
+    (ax,) = relearning.draw(report).axes
     undo = row(report, "UNDO α=0.4")
     drawn = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
     assert [s.mean for s in undo.curve.values()] in drawn
@@ -376,15 +456,15 @@ def test_curves_and_bands_draw_the_spread(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_band_and_no_range(tmp_path: Path) -> None:
     report = full(tmp_path, seeds=1).report()
-    (ax,) = figures.relearning(report).axes
+    (ax,) = relearning.draw(report).axes
     assert not ax.collections
-    assert "One seed" in figures.relearning_caption(report)
+    assert "One seed" in relearning.caption(report)
     assert "[" not in "".join(value for line in model_grid(report).rows for value in line)
 
 
 def test_points_of_the_tradeoff(tmp_path: Path) -> None:
     report = full(tmp_path).report()
-    fig = figures.tradeoff(report)
+    fig = tradeoff.draw(report)
     assert fig is not None
     lines = [[np.asarray(line.get_xdata()).tolist() for line in ax.lines] for ax in fig.axes]
     assert near([45.0, 85.0]) in lines[0] and near([40.0, 80.0]) in lines[1]
@@ -402,11 +482,11 @@ def test_points_of_the_tradeoff(tmp_path: Path) -> None:
 
 def test_a_model_that_fell_short_is_hollow_starred_and_told(tmp_path: Path) -> None:
     report = full(tmp_path).report()
-    fig = figures.tradeoff(report)
+    fig = tradeoff.draw(report)
     assert fig is not None
     filled = {h.get_label(): h.get_markerfacecolor() for h in fig.legends[0].get_lines()}
     assert filled["UNDO α=0.8"] == "white" and filled["UNDO α=0.4"] != "white"
-    assert {t.get_text() for t in figures.relearning(report).axes[0].texts} >= {"UNDO α=0.8 *"}
+    assert {t.get_text() for t in relearning.draw(report).axes[0].texts} >= {"UNDO α=0.8 *"}
     assert "UNDO α=0.8 did not recover the teacher's retain score in 1 of 2 seeds." in report.notes
     cells = {line[0]: line[-1] for line in model_grid(report).rows}
     assert cells["UNDO α=0.8"] == "1/2" and cells["UNDO α=0.4"] == "2/2"
@@ -417,16 +497,18 @@ def test_a_model_that_fell_short_is_hollow_starred_and_told(tmp_path: Path) -> N
 
 def test_without_an_oracle_there_is_no_tradeoff(tmp_path: Path) -> None:
     work = full(tmp_path, seeds=1)
-    write(tmp_path)
-    work.artifacts = [a for a in work.artifacts if "oracle" not in a and "Distill" not in a]
+    write(tmp_path, "known")
+    work.artifacts = [
+        a for a in work.artifacts if a["model"] not in ("oracle", "Unlearn-and-Distill")
+    ]
     work.save()
-    report = write(tmp_path)
-    assert {f.name for f in (tmp_path / "report").iterdir()} == set(report.files)
-    names = {"relearning.png", "relearning.svg", "summary.md", "index.html"}
-    assert set(report.files) == names
+    report = write(tmp_path, "known")
+    assert {f.name for f in (tmp_path / "report-known").iterdir()} == set(report.files)
+    files = {"relearning.png", "relearning.svg", "summary.md", "index.html"}
+    assert set(report.files) == files
     grid = model_grid(report)
     assert {line[grid.header.index("robustness %")] for line in grid.rows} == {"–"}
-    assert "no finished attack on oracle" in "".join(report.notes)
+    assert "Robustness is not computed: there is no oracle." in report.notes
 
 
 def test_the_same_logs_give_the_same_bytes(tmp_path: Path) -> None:
@@ -434,7 +516,7 @@ def test_the_same_logs_give_the_same_bytes(tmp_path: Path) -> None:
 
     def output(root: Path) -> dict[str, bytes]:
         full(root)
-        return {name: path.read_bytes() for name, path in write(root).files.items()}
+        return {name: path.read_bytes() for name, path in write(root, "known").files.items()}
 
     first = output(tmp_path / "a")
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black"}):
@@ -464,8 +546,8 @@ class Page(html.parser.HTMLParser):
 def test_the_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:
     work = full(tmp_path)
     work.attack("<b>&|odd", curves={("forget", 1e-3): (0.0, 0.1, 0.2, 0.3)})
-    write(tmp_path)
-    text = (tmp_path / "report" / "index.html").read_text()
+    write(tmp_path, "known")
+    text = (tmp_path / "report-known" / "index.html").read_text()
     parsed = Page()
     parsed.feed(text)
     assert not parsed.open
@@ -513,9 +595,10 @@ def test_stages_say_what_was_run(tmp_path: Path) -> None:
 
 def test_a_damaged_list_of_artifacts_is_named_and_what_to_do(tmp_path: Path) -> None:
     work = full(tmp_path)
-    (tmp_path / "experiment.json").write_text("{")
+    work.file.write_text("{")
     said = (
-        "experiment.json is damaged .*: run the experiment again, which writes it anew and trains"
+        "experiment-known.json is damaged .*: run the experiment again, which writes it anew and "
+        "trains"
     )
     with pytest.raises(ValueError, match=f"{said} nothing$"):
         work.report()
@@ -536,25 +619,29 @@ DAMAGES = {
 def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str, damage: str) -> None:
     work = full(tmp_path, seeds=1)
     folder = work.add("pretrain", "other")
-    path = tmp_path / file if file == "experiment.json" else folder / file
+    path = work.file if file == "experiment.json" else folder / file
     path.write_bytes(DAMAGES[damage])
     with pytest.raises(ValueError, match="run the experiment again") as error:
         work.report()
     assert str(path) in str(error.value) or f"{folder} is not as" in str(error.value)
 
 
+OUTSIDE = ("..", "../x", "/etc", ".", "", "a/b", 3, ["x"])  # names of no folder of the workdir
+
+
 @pytest.mark.parametrize(
     ("file", "field", "values"),
     [
-        ("experiment.json", "artifacts", (3, None, {}, [3], [["x"]], [None])),
-        ("experiment.json", "artifacts", ([".."], ["../x"], ["/etc"], ["."], [""], ["a/b"])),
+        ("experiment.json", "artifacts", (3, None, {}, [3], [["x"]], [None], [{"artifact": "x"}])),
+        ("experiment.json", "artifacts", [[{"artifact": a, "model": "x"}] for a in OUTSIDE]),
+        ("experiment.json", "artifacts", [[{"artifact": "x", "model": m}] for m in (None, 3)]),
+        ("experiment.json", "models", (3, None, {}, [3], [["x"]], [None], [{}])),
         ("experiment.json", "retain", (None, [], {}, {"label": 3, "higher_is_better": True})),
         ("experiment.json", "retain", ({"label": "x", "higher_is_better": "yes"},)),
-        ("experiment.json", "name", (None, 3)),
+        ("experiment.json", "name", (None, 3, "other")),
         ("config.json", "stage", ("train", None, 3, [])),
         ("config.json", "model", (None, 3, [])),
-        ("config.json", "seed", (None, "0", 0.5, True)),
-        ("config.json", "alpha", ("1", [], True, 10**400)),
+        ("config.json", "seed", ("0", 0.5, True)),
         ("summary.json", "eval", (None, [], {}, {"retain": "1", "forget": 1})),
         ("summary.json", "steps", ("1", [], 10**400)),
         ("summary.json", "recovered", ("yes", 1)),
@@ -567,7 +654,7 @@ def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str, damage: str)
 def test_a_field_of_another_kind_is_named(tmp_path: Path, file: str, field: str, values) -> None:
     work = full(tmp_path, seeds=1)
     folder = work.attack("other", curves={("forget", 1e-3): (0.1, 0.2, 0.3, 0.4)})
-    path = tmp_path / file if file == "experiment.json" else folder / file
+    path = work.file if file == "experiment.json" else folder / file
     content = json.loads(path.read_text().splitlines()[-1 if file == "metrics.jsonl" else 0])
     missing = {key: value for key, value in content.items() if key != field}
     wrong = [{**content, field: value} for value in values]
@@ -578,6 +665,45 @@ def test_a_field_of_another_kind_is_named(tmp_path: Path, file: str, field: str,
 
 
 OPTIONAL = {("summary.json", "steps"), ("metrics.jsonl", "eval")}
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    {
+        "model": (None, 3, []),
+        "seed": ("0", 0.5, True),
+        "artifact": (None, *OUTSIDE),
+        "role": (None, 3, "teacher", []),
+        "alpha": ("1", [], True, 10**400, math.nan),
+        "unlearned": OUTSIDE,
+        "oracle": OUTSIDE,
+        "attacks": (None, 3, {}, *([name] for name in (None, *OUTSIDE))),
+    }.items(),
+)
+def test_a_field_of_a_model_that_no_run_wrote_is_named(tmp_path: Path, field: str, values) -> None:
+    work = full(tmp_path, seeds=1)
+    content = work.content()
+    wrong = [{**content["models"][-1], field: value} for value in values]
+    missing = {key: value for key, value in content["models"][-1].items() if key != field}
+    for other in (missing, *wrong):
+        changed = {**content, "models": [*content["models"][:-1], other]}
+        work.file.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match="is not as a run writes it .* run the experiment"):
+            work.report()
+
+
+def test_a_model_that_is_there_twice_or_an_attack_that_is_none_is_refused(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    content = work.content()
+    first = content["models"][0]
+    for other in (first, {**first, "seed": 7, "role": "oracle"}):
+        work.file.write_text(json.dumps({**content, "models": [*content["models"], other]}))
+        with pytest.raises(ValueError, match="'base'.* (twice|several roles)"):
+            work.report()
+    wrong = {**first, "attacks": [first["artifact"]]}
+    work.file.write_text(json.dumps({**content, "models": [wrong, *content["models"][1:]]}))
+    with pytest.raises(ValueError, match="stage is 'pretrain', but it is an attack"):
+        work.report()
 
 
 def test_a_name_that_is_a_link_is_refused(tmp_path: Path) -> None:
@@ -606,10 +732,10 @@ def test_a_flipped_bit_in_a_log_is_told_or_changes_nothing(tmp_path: Path) -> No
     }
     summary = json.loads((folder / "summary.json").read_text())
     write_json(epath.Path(folder / "summary.json"), {**summary, "files": files})
-    experiment = json.loads((tmp_path / "experiment.json").read_text())
-    write_json(epath.Path(tmp_path / "experiment.json"), experiment)
+    experiment = json.loads(work.file.read_text())
+    write_json(epath.Path(work.file), experiment)
     quiet, rng = work.report(), random.Random(0)
-    for path in (*folder.iterdir(), tmp_path / "experiment.json"):
+    for path in (*folder.iterdir(), work.file):
         whole, told = path.read_bytes(), 0
         for _ in range(40):
             damaged = bytearray(whole)
@@ -630,7 +756,7 @@ def test_a_flipped_bit_in_a_log_is_told_or_changes_nothing(tmp_path: Path) -> No
         assert told > 30, path.name
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match=f"metrics.jsonl is damaged .* delete {folder}, and run"):
-        read_logs(tmp_path)
+        read_logs(tmp_path, "known")
 
 
 def test_counts() -> None:
@@ -661,7 +787,7 @@ def one(root: Path) -> Workdir:
     work.add("pretrain", "base", 4, scores=(1.5, 1.6))
     work.add("pretrain", "oracle", 4, steps=300, flops=6e6, scores=(1.5, 7.25))
     work.add("unlearn", "unlearn-only", 4, steps=20, flops=1e5, scores=(1.75, 9.0))
-    work.add("noise", "UNDO α=0.8", 4, alpha=0.8, steps=0, flops=0.0, scores=(5.0, 9.5))
+    work.add("noise", "UNDO α=0.8", 4, alpha=0.8, steps=0, flops=0.0, scores=None)
     work.add("distill", "UNDO α=0.8", 4, alpha=0.8, steps=150, flops=4e6, scores=(1.8, 8.5),
              recovered=True)  # fmt: skip
     for model, end in {"unlearn-only": 3.0, "UNDO α=0.8": 6.0, "oracle": 7.0}.items():
@@ -743,8 +869,10 @@ def as_golden(name: str, text: str) -> None:
 @pytest.mark.parametrize("workdir", [many, one])
 def test_a_report_word_for_word(tmp_path: Path, workdir: Callable[[Path], Workdir]) -> None:
     report, name = workdir(tmp_path).report(), workdir.__name__
-    captions = {"relearning": figures.relearning_caption(report)}
-    captions["tradeoff"] = figures.tradeoff_caption(report)
+    captions = {"relearning": relearning.caption(report)}
+    with drawing.style("tradeoff"):
+        if tradeoff.draw(report) is not None:
+            captions["tradeoff"] = tradeoff.caption(report)
     as_golden(f"{name}.md", markdown(report, captions))
     svgs = dict.fromkeys(captions, '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg></svg>')
     as_golden(f"{name}.html", page.page(report, svgs, captions).replace(page.CSS, ""))
@@ -754,16 +882,16 @@ def test_a_report_word_for_word(tmp_path: Path, workdir: Callable[[Path], Workdi
 
 
 @pytest.mark.parametrize("workdir", [many, one])
-@pytest.mark.parametrize("figure", [figures.relearning, figures.tradeoff])
+@pytest.mark.parametrize("figure", ["relearning", "tradeoff"])
 def test_a_figure_stroke_by_stroke(
     tmp_path: Path,
     workdir: Callable[[Path], Workdir],
-    figure: Callable[[Report], object],
+    figure: str,
 ) -> None:
     report = workdir(tmp_path).report()
-    with figures._style(figure.__name__):
-        drawn = artists(figure(report))
-    as_golden(f"{workdir.__name__}-{figure.__name__}.txt", drawn)
+    with drawing.style(figure):
+        drawn = artists(figures.discover()[figure].draw(report))
+    as_golden(f"{workdir.__name__}-{figure}.txt", drawn)
 
 
 # ---- imports ----
@@ -779,9 +907,334 @@ def test_importing_the_report_loads_no_matplotlib() -> None:
 
 
 def test_the_report_imports_nothing_else_of_the_package() -> None:
-    for path in Path(page.__file__).parent.glob("*.py"):
+    for path in Path(page.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            ours = [n for n in names if n.split(".")[0] in ("undo_jax", "jax", "flax", "optax")]
+            imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            ours = [n for n in imported if n.split(".")[0] in ("undo_jax", "jax", "flax", "optax")]
             assert all(n.startswith("undo_jax.report") for n in ours), (path, ours)
+
+
+# ---- any graph ----
+
+
+METHODS = {"GradDiff": 0.9, "MaxEnt": 0.7, "RMU": 1.0, "NPO": 0.8}
+
+
+def methods(root: Path, alphas: tuple[float, ...] = (), seeds: int = 2) -> Workdir:
+    """Four methods, each unlearn-only and distilled, and an oracle. P is METHODS, 0.3, and 0.2."""
+    work = Workdir(root)
+    for seed in range(seeds):
+        work.add("pretrain", "base", seed)
+        work.add("pretrain", "oracle", seed, steps=200, flops=4000)
+        work.attack("oracle", seed, curves={("forget", 1e-3): (0.0, 0.15, 0.2, 0.1)})
+        for i, (method, worst) in enumerate(METHODS.items()):
+            work.add("unlearn", method, seed)
+            rise = (0.0, 0.5 * worst, 0.9 * worst, worst - 0.02 * seed)
+            work.attack(method, seed, curves={("forget", 1e-3): rise})
+            named = {f"{method} + UNDO α={alpha}": alpha for alpha in alphas}
+            for name, alpha in {**named, f"{method} + Distill": None}.items():
+                low = 0.3 + 0.03 * i if alpha is None else 0.6 - 0.4 * alpha + 0.03 * i
+                steps = (60 + 15 * i) if alpha is None else int(100 * alpha) + 9 * i
+                work.add("distill", name, seed, alpha=alpha, recovered=True, unlearned=method,
+                         steps=steps, flops=25.0 * steps)  # fmt: skip
+                work.attack(name, seed, curves={("forget", 1e-3): (0.0, 0.2, low, 0.25)})
+    return work
+
+
+def test_each_method_is_held_against_its_own_unlearned_model(tmp_path: Path) -> None:
+    report = methods(tmp_path, seeds=1).report()
+    assert row(report, "GradDiff + Distill").robustness.values == near((100 * 0.6 / 0.7,))
+    assert row(report, "RMU + Distill").robustness.values == near((100 * 0.64 / 0.8,))
+    assert row(report, "RMU").robustness.values == near((0.0,))
+    assert row(report, "oracle").robustness.values == near((100.0,))
+    order = ["base", *METHODS, *(f"{m} + Distill" for m in METHODS), "oracle"]
+    assert [m.name for m in report.models] == order
+    assert not [note for note in report.notes if "obustness" in note]
+    assert "P_unlearned that of the model's unlearned ancestor" in tradeoff.caption(report)
+
+
+def test_colours_are_of_the_ancestor_and_line_styles_of_the_role(tmp_path: Path) -> None:
+    models = methods(tmp_path, alphas=(0.4, 0.8), seeds=1).report().models
+    colours = drawing.palette(models)
+    assert colours["RMU"] == colours["RMU + Distill"]
+    own = [colours[m] for m in METHODS]
+    assert len({*own, colours["oracle"], colours["base"]}) == 6
+    shades = {colours["RMU"], colours["RMU + UNDO α=0.4"], colours["RMU + UNDO α=0.8"]}
+    assert len(shades) == 3 and not shades & {colours[m] for m in METHODS if m != "RMU"}
+    styles = {m.name: str(drawing.linestyle(m, models)) for m in models}
+    names = ("RMU", "RMU + Distill", "RMU + UNDO α=0.4", "oracle", "base")
+    assert len({styles[name] for name in names}) == 5
+    assert styles["RMU + Distill"] == styles["NPO + Distill"]
+
+
+def lines_up(fig: Any, texts: list[Any]) -> None:
+    """Texts lie within the figure, and none over another."""
+    fig.set_dpi(200)  # as it is written
+    fig.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in texts]
+    whole = fig.bbox
+    for i, box in enumerate(boxes):
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1, texts[i]
+        assert whole.y0 <= box.y0 and box.y1 <= whole.y1, texts[i]
+        assert not any(box.shrunk(0.98, 0.7).overlaps(o.shrunk(0.98, 0.7)) for o in boxes[:i])
+
+
+@pytest.mark.parametrize("alphas", [(), (0.4, 0.8), tuple(i / 10 for i in range(1, 9))])
+def test_names_and_legends_of_many_models_are_whole_and_apart(
+    tmp_path: Path, alphas: tuple[float, ...]
+) -> None:
+    """Of 9, 17 and 41 attacked models."""
+    report = methods(tmp_path, alphas, seeds=1).report()
+    with drawing.style("x"):
+        curves, points = relearning.draw(report), tradeoff.draw(report)
+        assert points is not None
+        lines_up(curves, curves.axes[0].texts)
+        lines_up(points, [*points.legends[0].get_texts(), *points.texts])
+    assert len(points.legends[0].get_texts()) == 4 * (1 + len(alphas)) + 1
+    assert 100.0 == near(points.axes[0].lines[-1].get_ydata()[0])
+
+
+def test_a_pinned_seed_is_shared_by_students_of_others(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    for model, end in {"unlearn-only": 1.0, "oracle": 0.2}.items():
+        work.add(STAGES[model], model, 42, steps=200)
+        work.attack(model, 42, curves={("forget", 1e-3): (0.0, end, 0.1, 0.1)})
+    for seed in range(5):
+        work.add("distill", "UNDO α=0.5", seed, alpha=0.5, recovered=True, steps=100 + seed)
+        end = 0.4 + seed / 10
+        work.attack("UNDO α=0.5", seed, curves={("forget", 1e-3): (0.0, end, 0.1, 0.1)})
+    report = work.report()
+    undo = row(report, "UNDO α=0.5")
+    assert undo.robustness.values == near((75.0, 62.5, 50.0, 37.5, 25.0))
+    assert undo.compute_steps.values == near((50.0, 50.5, 51.0, 51.5, 52.0))
+    assert report.notes == ()
+    assert "with the same seed" not in tradeoff.caption(report)
+    texts = [text.get_text() for text in relearning.draw(report).texts]
+    assert "mean of 1–5 seeds, band: min–max" in texts
+    assert "seeds 0, 1, 2, 3, 4, 42." in page.page(report, {}, {})
+
+
+def test_an_imported_base_without_a_seed_and_no_oracle(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    work.add("import", "base", None, scores=(0.9, 0.8), steps=0, flops=0.0)
+    for method, end in {"MaxEnt": 1.0, "RMU": 0.8}.items():
+        work.add("unlearn", method, 0)
+        work.attack(method, 0, curves={("forget", 1e-3): (0.0, end, 0.1, 0.1)})
+        work.add("distill", f"{method} + Distill", 0, recovered=True, unlearned=method)
+    work.attack("base", None, curves={("forget", 1e-3): (0.0, 1.0, 0.1, 0.1)})
+    report = write(tmp_path, "known")
+    assert report.notes == ("Robustness is not computed: there is no oracle.",)
+    assert row(report, "base").robustness.finite == () and row(report, "base").seeds == (None,)
+    assert ["import", "base", "–", "0", "0", "0"] in stage_grid(report).rows
+    assert set(report.files) == {"relearning.png", "relearning.svg", "summary.md", "index.html"}
+    assert "; seed 0." in report.files["index.html"].read_text()
+
+
+def test_an_imported_oracle_has_no_compute(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    work.add("import", "oracle", None, role="oracle", steps=0, flops=0.0)
+    ends = {"oracle": 0.2, "unlearn-only": 1.0, "UNDO α=0.4": 0.4}
+    for model, end in ends.items():
+        work.attack(model, None if model == "oracle" else 0,
+                    curves={("forget", 1e-3): (0.0, end, 0.1, 0.1)})  # fmt: skip
+    report = write(tmp_path, "known")
+    assert report.notes == ("Compute is not computed: the training of the oracle is not known.",)
+    assert row(report, "UNDO α=0.4").robustness.values == near((75.0,))
+    assert "tradeoff.svg" not in report.files
+
+
+def test_only_models_without_a_seed(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    work.add("import", "base", None)
+    work.attack("base", None, curves={("forget", 1e-3): (0.0, 1.0, 0.1, 0.1)})
+    assert "for 30 steps at 1 learning rate.</p>" in page.page(work.report(), {}, {})
+
+
+def test_models_without_a_scale_are_told(tmp_path: Path) -> None:
+    """One without an ancestor, one with another oracle that is not attacked; the rest have one."""
+    work = full(tmp_path, seeds=1)
+    work.add("distill", "reference", recovered=True, unlearned=None)
+    work.attack("reference", curves={("forget", 1e-3): (0.0, 0.5, 0.1, 0.1)})
+    work.add("pretrain", "other oracle", role="oracle", oracle="other oracle")
+    work.add("distill", "odd", recovered=True, oracle="other oracle")
+    work.attack("odd", curves={("forget", 1e-3): (0.0, 0.5, 0.1, 0.1)})
+    report = work.report()
+    told = [note for note in report.notes if "obustness" in note]
+    assert told == [
+        "Robustness is not computed for reference: there is no unlearned ancestor.",
+        "Robustness is not computed for odd: no finished attack on other oracle.",
+    ]
+    cells = {line[0]: line[-4] for line in model_grid(report).rows}
+    assert cells["reference"] == cells["odd"] == cells["other oracle"] == "–"
+    assert cells["oracle"] == "100" and cells["UNDO α=0.4"] == "50"
+
+
+def test_names_mean_nothing(tmp_path: Path) -> None:
+    """The paper's diagram under names of its opposite: the same numbers, colours and styles."""
+    swap = {"unlearn-only": "oracle", "oracle": "UNDO α=0.4", "UNDO α=0.4": "Unlearn-and-Distill",
+            "Unlearn-and-Distill": "unlearn-only"}  # fmt: skip
+    plain, work = full(tmp_path / "a").report(), full(tmp_path / "b")
+    text = re.sub(
+        r'("model": )"([^"]*)"',
+        lambda m: m[1] + json.dumps(swap.get(json.loads(f'"{m[2]}"'), json.loads(f'"{m[2]}"'))),
+        work.file.read_text(),
+    )
+    work.file.write_text(text)
+    other = work.report()
+    assert [swap.get(m.name, m.name) for m in plain.models] == [m.name for m in other.models]
+    assert [m.robustness for m in plain.models] == [m.robustness for m in other.models]
+    assert [m.compute_steps for m in plain.models] == [m.compute_steps for m in other.models]
+    before, after = drawing.palette(plain.models), drawing.palette(other.models)
+    assert all(after[swap.get(name, name)] == colour for name, colour in before.items())
+
+
+def test_an_attack_that_does_not_train_counts_at_step_0(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    work.attacked("oracle", 0, work.add("relearn", "oracle", steps=0, scores=(0.9, 0.35),
+                  settings={"attack": {"name": "nf4"}}))  # fmt: skip
+    report = work.report()
+    oracle = row(report, "oracle")
+    assert oracle.worst.values == near((0.35,))
+    assert [s.mean for s in oracle.curve.values()] == near([0.35, 0.1, 0.2, 0.1])
+    assert row(report, "UNDO α=0.4").robustness.values == near((100 * 0.4 / 0.65,))
+    grid = attack_grid(report)
+    assert grid.header == ["model", "attack data", "without training", "0.0001", "0.001"]
+    assert ["oracle", "nf4", "0.35", "–", "–"] in grid.rows
+    assert not [n for n in report.notes if "end of the learning-rate" in n and "oracle" in n]
+
+
+def test_only_attacks_that_do_not_train(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    work.add("unlearn", "unlearn-only")
+    folder = work.add("relearn", "unlearn-only", steps=0, scores=(0.9, 0.3))
+    (work.attacked("unlearn-only", 0, folder) / "metrics.jsonl").unlink()
+    report = write(tmp_path, "known")
+    assert report.shown_steps == (0,)
+    assert "1 model attacked without training; seed 0." in report.files["index.html"].read_text()
+
+
+def test_a_trained_attack_without_records_has_no_score(
+    tmp_path: Path,
+) -> None:
+    work = full(tmp_path, seeds=1)
+    before = row(work.report(), "oracle").worst
+    work.attacked("oracle", 0, work.add("relearn", "oracle", steps=30, scores=(0.9, 0.9)))
+    assert row(work.report(), "oracle").worst == before
+
+
+def test_other_settings_of_distillation_are_told(tmp_path: Path) -> None:
+    def noted(root: Path, **settings: object) -> list[str]:
+        work = Workdir(root)
+        how = {"type": "Distill", "training": {"steps": 100, "rate": 1e-3}, "alpha": 0.4}
+        work.add("unlearn", "unlearn-only")
+        work.attack("unlearn-only", curves={("forget", 1e-3): (0.0, 0.2, 0.1, 0.1)})
+        work.add("distill", "a", settings={**how, "student": 1, "draw": "distill/a"})
+        work.add("distill", "b", settings={**how, "student": 2, "draw": "distill/b", **settings})
+        return [note for note in work.report().notes if "distilled" in note]
+
+    assert noted(tmp_path / "a", alpha=0.8) == []
+    assert noted(tmp_path / "b", training={"steps": 100.0, "rate": 0.001}) == []
+    assert noted(tmp_path / "c", training={"steps": 500, "rate": 1e-3}, tolerance=0.1) == [
+        "Not all models were distilled with the same settings: "
+        "training.steps (100: a; 500: b), tolerance (none: a; 0.1: b)."
+    ]
+
+
+# ---- several experiments ----
+
+
+def test_experiments_of_a_workdir_have_their_own_reports(tmp_path: Path) -> None:
+    full(tmp_path, seeds=1)
+    other = Workdir(tmp_path, name="other-2.b")
+    other.add("unlearn", "MaxEnt")
+    other.attack("MaxEnt", curves={("forget", 1e-3): (0.0, 0.2, 0.1, 0.1)})
+    (tmp_path / "experiment.json").write_text("{")
+    (tmp_path / "experiment-.hidden.json").write_text("{")
+    (tmp_path / "experiment-other-2.b.json.tmp").write_text("{")
+    assert names(tmp_path) == ["known", "other-2.b"] and names(tmp_path / "nowhere") == []
+    known = {path: path.read_bytes() for path in write(tmp_path, "known").files.values()}
+    report = write(tmp_path, "other-2.b")
+    assert [m.name for m in report.models] == ["MaxEnt"]
+    assert {path.parent.name for path in report.files.values()} == {"report-other-2.b"}
+    assert all(path.read_bytes() == data for path, data in known.items())
+    with pytest.raises(FileNotFoundError, match=r"holds no experiment third: .*known, other-2\.b"):
+        read_logs(tmp_path, "third")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".x", "a b", "é", "a\n", "a\0"])
+def test_a_name_that_is_not_safe_is_refused(tmp_path: Path, name: str) -> None:
+    for use in (read_logs, write):
+        with pytest.raises(ValueError, match="give it a name of letters"):
+            use(tmp_path, name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_name_is_damaged(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    work.file.rename(tmp_path / "experiment-b.json")
+    with pytest.raises(ValueError, match="experiment-b.json is not as a run writes it .*'known'"):
+        read_logs(tmp_path, "b")
+
+
+# ---- figures are files ----
+
+
+@pytest.fixture
+def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose files are figures, too."""
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(folder)])
+    yield folder  # type: ignore[misc]
+    for module in [m for m in sys.modules if m.startswith(f"{figures.__name__}.an")]:
+        monkeypatch.delitem(sys.modules, module)
+
+
+FIGURE = """
+def draw(report):
+    from matplotlib.figure import Figure
+
+    fig = Figure()
+    fig.subplots().bar(range(len(report.models)), [m.retain.mean for m in report.models])
+    return fig
+
+
+def caption(report):
+    return f"Retain score of {len(report.models)} models."
+"""
+
+
+def test_a_figure_is_added_by_one_file_and_leaves_with_it(tmp_path: Path, another: Path) -> None:
+    full(tmp_path / "run", seeds=1)
+    (another / "another.py").write_text(FIGURE)
+    report = write(tmp_path / "run", "known")
+    assert {"another.png", "another.svg", "tradeoff.svg"} <= set(report.files)
+    assert "Retain score of 6 models." in report.files["index.html"].read_text()
+    assert "![another](another.png)" in report.files["summary.md"].read_text()
+    own = tmp_path / "run" / "report-known" / "mine.png"
+    own.write_text("of a user")
+    (another / "another.py").unlink()
+    del sys.modules[f"{figures.__name__}.another"]
+    files = set(write(tmp_path / "run", "known").files)
+    assert files == set(report.files) - {"another.png", "another.svg"}
+    assert {f.name for f in own.parent.iterdir()} == files | {"mine.png"}
+
+
+def test_a_figure_without_a_caption_is_named(tmp_path: Path, another: Path) -> None:
+    full(tmp_path / "run", seeds=1)
+    (another / "another2.py").write_text("def draw(report): ...")
+    with pytest.raises(ValueError, match="another2.py has no function caption"):
+        write(tmp_path / "run", "known")
+
+
+@pytest.mark.parametrize("figure", figures.discover())
+@pytest.mark.parametrize(("workdir", "seeds"), [(full, 2), (methods, 1)])
+def test_a_figure_keeps_the_contract(
+    tmp_path: Path, figure: str, workdir: Callable[..., Workdir], seeds: int
+) -> None:
+    module, report = figures.discover()[figure], workdir(tmp_path, seeds=seeds).report()
+    made = drawing.render(module.draw, report, figure)
+    assert set(made) == {"svg", "png"} and made == drawing.render(module.draw, report, figure)
+    assert made["png"].startswith(b"\x89PNG") and b"<svg" in made["svg"]
+    assert module.caption(report).endswith(".")

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from undo_jax.bench import flops, measure, peak, split
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import prepare_devices
-from undo_jax.fit.step import STAGES, Work, of_stage, rows_per_chip
+from undo_jax.fit.step import rows_per_chip
+from undo_jax.graph import Work, largest
 from undo_jax.log import short
 from undo_jax.memory import text as memory
 from undo_jax.sharding import MeshShape, axis_sizes, make_mesh, parse_mesh
@@ -31,7 +32,7 @@ def bench(words: list[str]) -> None:
         prog="undo-jax bench", allow_abbrev=False, description=bench.__doc__
     )
     parser.add_argument("experiment", help="a Python file that defines `experiment`")
-    parser.add_argument("--stage", default="distill", help="one of " + ", ".join(STAGES))
+    parser.add_argument("--stage", default="distill", help="the kind of recipe (default: distill)")
     parser.add_argument("--mesh", help="e.g. data=4,fsdp=2 (default: the experiment's)")
     parser.add_argument("--steps", type=int, default=20, help="to measure, twice (default: 20)")
     parser.add_argument("--trace", help="a folder for an xprof trace of some steps")
@@ -43,9 +44,9 @@ def bench(words: list[str]) -> None:
     parser.error = experiments.refuse
     options, overrides = parser.parse_known_args(words)
     prepare_devices(experiments.processes(options))
-    experiment = experiments.override(experiments.load(options.experiment), overrides)
+    experiment = experiments.override(experiments.load(options.experiment), overrides).graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
-    work = of_stage(experiment, options.stage)
+    work = largest(experiment.recipes().values(), options.stage, experiment.setting.row_length)
     title = {"experiment": experiment.name, "stage": options.stage}
     if options.scale:
         found = scale(work, shape, _counts(options.scale), options.steps)

@@ -16,15 +16,17 @@ import jax
 from etils import epath
 from tyro.conf import AvoidSubcommands, Positional
 
-from undo_jax import pipeline
+from undo_jax import experiment as experiments
 from undo_jax import report as reporting
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
-from undo_jax.config import Experiment
 from undo_jax.durable import read_json, writing
+from undo_jax.experiment import Experiment
 from undo_jax.log import console
-from undo_jax.sharding import parse_mesh
+from undo_jax.sharding import MeshShape, parse_mesh
 from undo_jax.signals import Preempted
+
+HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
 
 
 @contextmanager
@@ -88,7 +90,8 @@ def run(words: list[str]) -> None:
     )
     parser.add_argument("experiment", nargs="?", help="a Python file that defines `experiment`")
     parser.add_argument("--workdir", help="where artifacts go (default: runs/NAME); may be gs://")
-    parser.add_argument("--stage", help="only this stage: " + ", ".join(pipeline.STAGES))
+    parser.add_argument("--stage", help="only models of this kind, e.g. distill")
+    parser.add_argument("--model", help="only this model, what it is made from, and its attacks")
     parser.add_argument("--mesh", help="devices along each axis, e.g. data=4,fsdp=2; -1: all left")
     add_processes(parser)
     parser.add_argument(
@@ -104,14 +107,14 @@ def run(words: list[str]) -> None:
             return
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
     prepare_devices(processes(options))
-    experiment = load(options.experiment)
+    experiment: typing.Any = load(options.experiment)
     if options.mesh is not None:
         experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
-    experiment = override(experiment, overrides)
-    workdir = options.workdir or f"runs/{experiment.name}"
-    pipeline.run(experiment, workdir, options.stage)
-    if options.stage in (None, "relearn"):
-        report(workdir)
+    made_of = override(experiment, overrides).graph()
+    workdir = options.workdir or f"runs/{made_of.name}"
+    experiments.run(made_of, workdir, options.stage, options.model)
+    if options.stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):
+        console.print(empty, soft_wrap=True)
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -131,21 +134,48 @@ def processes(options: argparse.Namespace) -> Processes:
 
 
 def report(workdir: Positional[str]) -> None:
-    """Write the report of a run again, from its logs.
+    """Write the reports of all experiments in a workdir again, from their logs.
 
     Args:
-        workdir: the folder of the run; may be gs://.
+        workdir: the folder of their runs; may be gs://.
     """
+    names = reporting.names(workdir)
+    if not names:
+        raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
+    empty = list(filter(None, [_report(workdir, name) for name in names]))
+    if len(empty) == len(names):
+        raise ValueError("; ".join(empty))
+    for reason in empty:
+        console.print(reason, soft_wrap=True)
+
+
+def _report(workdir: str, name: str) -> str:
+    """Write a report, or say why there is nothing to write."""
     if jax.process_index() == 0:
-        if not (epath.Path(workdir) / "experiment.json").exists():
-            raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
+        try:
+            reporting.analyse(reporting.read_logs(workdir, name))
+        except reporting.EmptyError as error:
+            return str(error)
         with writing(workdir):
-            written = reporting.write(workdir)
+            written = reporting.write(workdir, name)
         console.print(reporting.table(written))
-        console.print(f"report: {epath.Path(workdir) / 'report' / 'index.html'}", soft_wrap=True)
+        place = epath.Path(workdir) / f"report-{name}" / "index.html"
+        console.print(f"report: {place}", soft_wrap=True)
+    return ""
 
 
-def load(path: str) -> Experiment:
+class Knobs(typing.Protocol):
+    """What an experiment's file defines: a frozen dataclass with an `Experiment`, or one itself."""
+
+    name: str
+    mesh: MeshShape
+
+    def graph(self) -> Experiment:
+        """The models that the knobs say."""
+        ...
+
+
+def load(path: str) -> Knobs:
     """The `experiment` that a Python file defines.
 
     Raises FileNotFoundError without the file and ValueError where it defines none or ends in an
@@ -160,20 +190,26 @@ def load(path: str) -> Experiment:
     with errors_of_users(path):
         spec.loader.exec_module(module)
         experiment = getattr(module, "experiment", None)
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"{path} defines no `experiment = Experiment(...)`")
-    return experiment
+    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "graph")):
+        raise ValueError(f"{path} defines no `experiment = Paper(...)` or `Experiment(...)`")
+    return typing.cast(Knobs, experiment)
 
 
-def override(experiment: Experiment, flags: list[str]) -> Experiment:
-    """The experiment with scalars set by flags. Raises ValueError for a mistake in them."""
-    parts = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
-    types = {**typing.get_type_hints(Experiment), "setting": type(experiment.setting)}
-    shape = dataclasses.make_dataclass("Experiment", types.items(), frozen=True)
+def override(experiment: Knobs, flags: list[str]) -> Knobs:
+    """The experiment with scalars set by flags. Raises ValueError for a mistake in them.
+
+    A graph that is written by hand has flags for its name, seeds, mesh and saves alone.
+    """
+    made: typing.Any = experiment
+    types, whole = typing.get_type_hints(type(made)), isinstance(made, Experiment)
+    names = [f.name for f in dataclasses.fields(made)]
+    parts = {n: getattr(made, n) for n in (HAND_WRITTEN if whole else names)}
+    types |= {"setting": type(made.setting)} if "setting" in parts else {}
+    shape = dataclasses.make_dataclass("Experiment", [(n, types[n]) for n in parts], frozen=True)
     changed = parse(
         shape, flags, "undo-jax run", default=shape(**parts), config=(AvoidSubcommands,)
     )
-    return Experiment(**{name: getattr(changed, name) for name in parts})
+    return dataclasses.replace(made, **{name: getattr(changed, name) for name in parts})
 
 
 def described_model(artifact: epath.Path) -> dict[str, typing.Any]:

@@ -18,15 +18,13 @@ from undo_jax.fit.least import check_work
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT, search
 from undo_jax.fit.step import (
-    STAGES,
     Step,
-    Work,
     compile_step,
     mesh_on,
-    of_stage,
     on_chips,
     rows_per_chip,
 )
+from undo_jax.graph import Work, largest
 from undo_jax.log import console, short
 from undo_jax.memory import text as memory
 from undo_jax.sharding import parse_mesh
@@ -47,7 +45,7 @@ def fit(words: list[str]) -> None:
     )
     parser.add_argument("experiment", help="a Python file that defines `experiment`")
     parser.add_argument("--topology", required=True, help="e.g. v5e:4x4, v5e-16 or h100:8")
-    parser.add_argument("--stage", default="distill", help="one of " + ", ".join(STAGES))
+    parser.add_argument("--stage", default="distill", help="the kind of recipe (default: distill)")
     parser.add_argument("--mesh", help="e.g. data=4,fsdp=4 (default: the experiment's)")
     parser.add_argument(
         "--search", action="store_true", help="find the largest batch for each remat policy"
@@ -62,9 +60,11 @@ def fit(words: list[str]) -> None:
         raise ValueError(f"XLA flags {preset!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # without a chip JAX cannot read it
-    experiment = on_chips(experiments.override(experiments.load(options.experiment), overrides))
+    knobs = experiments.override(experiments.load(options.experiment), overrides)
+    experiment = knobs.graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
-    work, mesh = of_stage(experiment, options.stage), mesh_on(place, shape)
+    trains = largest(experiment.recipes().values(), options.stage, experiment.setting.row_length)
+    work, mesh = on_chips(trains), mesh_on(place, shape)
     title = {"experiment": experiment.name, "stage": options.stage}
     try:
         if options.search:
@@ -76,7 +76,8 @@ def fit(words: list[str]) -> None:
     facts = {**title, **describe(work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:
-        model = next(n for n, m in experiment.models.items() if m == work.model)
+        lms = getattr(knobs, "lms", {})
+        model = next((name for name, lm in lms.items() if lm == trains.model), "model")
         said = advice(options.stage, model, work, place, mesh, step)
         print(f"undo-jax: {said}", file=sys.stderr)
         sys.exit(TOO_LARGE)

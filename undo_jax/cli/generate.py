@@ -11,17 +11,18 @@ from jax.sharding import Mesh
 from tyro.conf import Positional, UseAppendAction
 
 from undo_jax import checkpoint, memory
+from undo_jax.checks import LARGEST
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE, Joined
-from undo_jax.config import LARGEST, Experiment
 from undo_jax.data.files import reading
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import generate as decoding
+from undo_jax.experiment import Experiment
+from undo_jax.graph import ancestry, differences, lm_of
 from undo_jax.log import console
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, MeshShape, make_mesh, parts
-from undo_jax.stages.run import differences
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 
@@ -57,7 +58,7 @@ def generate(
         raise ValueError(f"temperature={temperature}: 0 is greedy, 1 samples; give 0 or more")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}: give a whole number from 0 to 2^32 - 1")
-    folder, made_by = epath.Path(artifact), experiments.load(experiment)
+    folder, made_by = epath.Path(artifact), experiments.load(experiment).graph()
     tokenizer = made_by.setting.get_tokenizer()
     tokens, lengths = _rows(prompts, tokenizer)
     model = _model(folder, made_by)
@@ -123,11 +124,12 @@ def _model(folder: epath.Path, made_by: Experiment) -> Gemma2:
     Raises FileNotFoundError for no finished artifact, ValueError for one of another model.
     """
     made = experiments.described_model(folder)
-    other = {place: differences(model, made) for place, model in made_by.models.items()}
-    for place, found in other.items():
+    lms = [lm_of(recipe.lm) for recipe in ancestry(made_by.recipes().values())]
+    other = [differences(lm, made) for lm in lms]
+    for lm, found in zip(lms, other, strict=True):
         if not found:
-            return made_by.models[place]
-    name, value = other["model"][0]
+            return lm
+    name, value = other[0][0]
     raise ValueError(
         f"{folder} was made with model.{name}={made[name]}, the experiment has {value}: give the "
         "experiment file that made it"

@@ -24,8 +24,6 @@ from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2
 from undo_jax.sharding import MeshShape, make_mesh
 
-UNSTATED = ("document_start", "dtype", "remat", "unroll")  # in no Hugging Face folder
-
 
 def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:
     """Turn Gemma-2 weights of Hugging Face into a base for experiments.
@@ -41,9 +39,9 @@ def import_hf(folder: Positional[str], out: Positional[str], processes: Joined =
     config, path = hf.read_config(folder), epath.Path(out)
     if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
-    stated = {n: v for n, v in checkpoint.plain(config).items() if n not in UNSTATED}
+    stated = {n: v for n, v in checkpoint.plain(config).items() if n not in hf.UNSTATED}
     about = {"tokenizer": _described(epath.Path(folder))}
-    base = Artifact(path.parent, "import", "base", 0, {"model": stated}, (), None, about, path.name)
+    base = Artifact(path.parent, "import", "base", 0, {"model": stated}, (), about, path.name)
     params = hf.load(folder, config, _mesh(config))
     checkpoint.wait(f"import {path.name}")  # or a late process would find what others have begun
     checkpoint.begin(base)

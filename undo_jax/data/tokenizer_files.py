@@ -35,8 +35,9 @@ def described(content: Mapping[str, Any]) -> Tokenizer:
     kind = KINDS.get(str(content["type"]))
     if kind is None:
         raise ValueError(OWN.format(content["type"]))
-    names = [field.name for field in dataclasses.fields(kind)]
-    values: dict[str, Any] = {name: content.get(name) for name in names}
+    values: dict[str, Any] = {
+        field.name: content.get(field.name) for field in dataclasses.fields(kind)
+    }
     for name, value in values.items():
         if not isinstance(value, str):
             raise ValueError(f"{name}={value!r} makes no {kind.__name__}")

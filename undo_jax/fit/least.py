@@ -1,26 +1,29 @@
 """What a stage needs at the least, by arithmetic alone: what could never run is refused at once."""
 
+import math
+from functools import partial
+
+import jax
 from jax.sharding import Mesh
 
-from undo_jax import losses, memory
-from undo_jax.config import Experiment
-from undo_jax.fit.step import STAGES, Work, of_stage
+from undo_jax import losses, memory, optim
+from undo_jax.graph import Work
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, parts
+from undo_jax.types import shapes
 
-WHOLE = (losses.language_modelling, losses.distillation)  # losses that run every layer, and back
-
-
-def check(experiment: Experiment, mesh: Mesh) -> None:
-    """Raises ValueError for a stage that these devices could not hold, with what makes it large."""
-    for stage in STAGES:
-        check_work(of_stage(experiment, stage), mesh, f"{stage}.training.")
+WHOLE = (  # losses that run every layer, and back
+    losses.language_modelling,
+    losses.distillation,
+    losses.reverse_distillation,
+    losses.jsd_distillation,
+)
 
 
 def check_work(work: Work, mesh: Mesh, prefix: str = "", there: float | None = None) -> None:
-    """The same for the step of one stage, whose flags begin with `prefix`.
+    """Raises ValueError for a step that devices could not hold, with what makes it large.
 
-    `there` are the bytes of a device; by default what is found.
+    Its flags begin with `prefix`; `there` are the bytes of a device, by default what is found.
     """
     states, batch = least(work, mesh)
     there = memory.of_device(mesh) if there is None else there
@@ -34,22 +37,32 @@ def check_work(work: Work, mesh: Mesh, prefix: str = "", there: float | None = N
 def least(work: Work, mesh: Mesh) -> tuple[float, float]:
     """Bytes on a device that models take, and that a batch takes, for one model a `sweep` group.
 
-    Models: fp32 weights, gradients and moments, and references, split over `fsdp` and `tensor`.
+    Models: fp32 weights, gradients and moments of what trains, and references, split over `fsdp`
+    and `tensor`.
     Batch: its tokens, and what enters each layer, which is kept for the way back.
     """
     model, training = work.model, work.training
     moments = 4 + (2 if training.optimizer.first_moment == "bfloat16" else 4)
-    states = model.parameters * (4 + 4 + moments)
+    states = model.parameters * 4 + _trained(work) * (4 + moments)
     for lm in work.refs.values():
         config: Gemma2 = lm.config  # type: ignore[attr-defined]
         states += config.parameters * config.compute_dtype.itemsize
     rows = -(-training.batch_size // parts(*BATCH, mesh=mesh))
     tokens = 4 * rows * (work.row_length + 1) * len(work.streams)
     at_once = -(-rows // training.accumulation)
-    layers = model.layers if work.loss in WHOLE else 1
+    loss = work.loss.func if isinstance(work.loss, partial) else work.loss
+    layers = model.layers if loss in WHOLE else 1
     kept = layers * at_once * work.row_length * model.width * model.compute_dtype.itemsize
     tensor = mesh.shape["tensor"]
     return states / (mesh.shape["fsdp"] * tensor), tokens + kept / tensor
+
+
+def _trained(work: Work) -> int:
+    """How many parameters train. Raises what `optim.pick` does."""
+    if work.trains is None:
+        return work.model.parameters
+    picked = jax.eval_shape(partial(optim.pick, work.trains), shapes(work.lm))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(picked))
 
 
 def _sizes(model: Gemma2) -> str:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from undo_jax.fit.step import Step, Work, compile_step
+from undo_jax.fit.step import Step, compile_step
+from undo_jax.graph import Work
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, parts

@@ -14,16 +14,15 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from undo_jax import losses, population
-from undo_jax.config import Experiment
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.chips import Slice
+from undo_jax.graph import Work, lm_of
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, parts
 from undo_jax.train import Training
-from undo_jax.types import LM, Loss
+from undo_jax.types import LM
 
-STAGES = ("pretrain", "unlearn", "distill", "relearn")  # those that train
 OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and is one process's alone
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -43,28 +42,6 @@ REFUSED = (  # libtpu's words for a program that does not fit, and what they cou
     (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)"), "temporaries"),
     (re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"), "total"),
 )
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a stage trains, as far as its step depends on it."""
-
-    lm: LM
-    loss: Loss
-    training: Training
-    streams: tuple[str, ...]  # a batch has training.batch_size rows of each
-    refs: Mapping[str, LM]
-    row_length: int
-
-    @property
-    def model(self) -> Gemma2:
-        """The architecture of what is trained."""
-        return self.lm.config  # type: ignore[attr-defined]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a step."""
-        return self.training.batch_size * self.row_length * len(self.streams)
 
 
 @dataclass(frozen=True)
@@ -107,28 +84,6 @@ class Step:
     text: str = field(default="", repr=False)  # optimised HLO
 
 
-def of_stage(experiment: Experiment, stage: str) -> Work:
-    """What `stage` trains: of models of several sizes the largest.
-
-    Raises ValueError for a stage that trains nothing.
-    """
-    config, length = experiment, experiment.setting.row_length
-    lm, student = Functional(config.model), Functional(config.noise.student or config.model)
-    if stage == "pretrain":
-        loss, training = losses.language_modelling, config.pretrain.training
-        return Work(lm, loss, training, ("train",), {}, length)
-    if stage == "unlearn":
-        loss, training = config.unlearn.method, config.unlearn.training
-        return Work(lm, loss, training, ("retain", "forget"), {"base": lm}, length)
-    if stage == "distill":
-        students = (student, lm) if config.noise.alphas else (student,)
-        return distillation(larger(*students), lm, config.distill.training, length)
-    if stage == "relearn":
-        loss, training = losses.language_modelling, config.relearn.training
-        return Work(larger(student, lm), loss, training, ("train",), {}, length)
-    raise ValueError(f"stage {stage!r} trains nothing: choose one of {', '.join(STAGES)}")
-
-
 def distillation(student: LM, teacher: LM, training: Training, row_length: int) -> Work:
     """Stage 4; student and teacher may differ in size."""
     return Work(
@@ -136,16 +91,10 @@ def distillation(student: LM, teacher: LM, training: Training, row_length: int) 
     )
 
 
-def larger(*lms: LM) -> LM:
-    """The one that computes most."""
-    return max(lms, key=lambda lm: lm.forward_flops(1))
-
-
-def on_chips(experiment: Experiment) -> Experiment:
-    """The experiment with its models as they compute on TPU or GPU."""
-    student = experiment.noise.student
-    damage = replace(experiment.noise, student=student and for_chips(student))
-    return replace(experiment, model=for_chips(experiment.model), noise=damage)
+def on_chips(work: Work) -> Work:
+    """The work with its models as they compute on TPU or GPU."""
+    made = {lm: Functional(for_chips(lm_of(lm))) for lm in (work.lm, *work.refs.values())}
+    return replace(work, lm=made[work.lm], refs={n: made[lm] for n, lm in work.refs.items()})
 
 
 def for_chips(model: Gemma2) -> Gemma2:
@@ -202,7 +151,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
         made = population.program(
-            work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"]
+            work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"], work.trains
         )
         streams = dict.fromkeys(work.streams, work.row_length)
         arguments = population.example(made, work.refs, streams, training.batch_size, mesh)

@@ -16,19 +16,17 @@ def rmu(
     key: Key,
     *,
     read_layer: int,  # the residual stream after this many layers; reference: 11 of 14
-    train_layers: tuple[int, int],  # first and last layer whose MLP down-projection moves: 5 to 10
     coefficient: float = 6.0,  # reference: 6.5 for language, 6 for arithmetic
     retain_weight: float = 200.0,  # reference: 1200 for language, 200 for arithmetic
     direction_seed: int = 0,
 ) -> tuple[Scalar, Metrics]:
     """L = MSE(h(forget), c·u) + retain_weight · MSE(h(retain), h_base(retain)), u a random unit.
 
-    Only the MLP down-projections of `train_layers` receive a gradient. Raises ValueError where
-    they are not layers before the one that is read.
+    What trains is said to the optimizer; reference: `Unlearn(trains=Trains(((r"mlp/down$",
+    range(5, 11)),)))`, layers below the one that is read: later ones have no gradient. (There layer
+    11 trains as well, by name: it has none.) Raises ValueError for a layer that is not there.
     """
-    if not 0 <= train_layers[0] <= train_layers[1] < read_layer:
-        raise ValueError(f"{train_layers=}: give layers from 0 to below read_layer={read_layer}")
-    params, base = _train_only(params, *train_layers), refs["base"]
+    base = refs["base"]
     forget, retain = batch["forget"], batch["retain"]
     direction = jax.random.normal(jax.random.key(direction_seed), lm.table(params).shape[1:])
     target = coefficient * direction / jnp.linalg.norm(direction)
@@ -45,13 +43,3 @@ def _mse(h: Float[Array, "B T D"], target: Array, weights: Float[Array, "B T"]) 
     """Mean over D, weighted over tokens, in fp32."""
     error = jnp.square(h.astype(jnp.float32) - target.astype(jnp.float32))
     return jnp.sum(weights * jnp.mean(error, -1))
-
-
-def _train_only(params: Params, first: int, last: int) -> Params:
-    """The same values; a gradient reaches only `layers/mlp/down` of layers first..last."""
-    frozen = jax.tree.map(jax.lax.stop_gradient, params)
-    down = params["layers"]["mlp"]["down"]
-    layer = jnp.arange(down.shape[0])[:, None, None]
-    trained = jnp.where((first <= layer) & (layer <= last), down, jax.lax.stop_gradient(down))
-    mlp = {**frozen["layers"]["mlp"], "down": trained}
-    return {**frozen, "layers": {**frozen["layers"], "mlp": mlp}}

@@ -6,6 +6,7 @@ import optax
 from jax import lax
 
 from undo_jax.losses import Scalar
+from undo_jax.optim import Trains, pick, put
 from undo_jax.types import LM, Batch, Key, Loss, Metrics, Params, Refs
 
 
@@ -18,26 +19,29 @@ def sam(
     *,
     method: Loss,  # e.g. maxent, or partial(rmu, ...)
     rho: float = 0.05,  # reference: .05, and .01 for RMU and WMDP
+    trains: Trains | None = None,  # what is moved to the worst place: give what `Unlearn` has
 ) -> tuple[Scalar, Metrics]:
     """L = method(θ + ρ g / ‖g‖), g the method's gradient at θ: its worst within ρ, to first order.
 
-    Its gradient is the method's there: two passes a step. With accumulation every part of a batch
-    has its own g.
+    θ is what trains. Its gradient is the method's there: two passes a step. With accumulation every
+    part of a batch has its own g.
     """
-    here = lax.stop_gradient(params)
+    frozen = lax.stop_gradient(params)
+    here = pick(trains, frozen)
     refs = {name: ref._replace(params=lax.stop_gradient(ref.params)) for name, ref in refs.items()}
+
+    def at(place):
+        return method(lm, put(trains, frozen, place), refs, batch, key)
 
     def once(gradient, _):
         """The method at the worst place by a gradient; by none, at θ."""
         scale = rho / jnp.maximum(optax.tree.norm(gradient), 1e-12)
         worst = jax.tree.map(lambda w, g: w + scale * g, here, gradient)
-        value, gradient = jax.value_and_grad(method, argnums=1, has_aux=True)(
-            lm, worst, refs, batch, key
-        )
+        value, gradient = jax.value_and_grad(at, has_aux=True)(worst)
         return gradient, value
 
     # a loop: compiled once, and XLA fails on two passes in a row (fp32 over fsdp and tensor)
     gradient, values = lax.scan(once, jax.tree.map(jnp.zeros_like, here), length=2)
     loss, metrics = jax.tree.map(lambda x: x[1], values)
-    nothing = jax.tree.map(lambda w, at: w - at, params, here)  # but for its derivative
+    nothing = jax.tree.map(jnp.subtract, pick(trains, params), here)  # but for its derivative
     return loss + optax.tree.vdot(gradient, nothing), metrics

@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models.gemma2 import SHARDING, Cache, Decoder, Gemma2
+from undo_jax.models import cache
+from undo_jax.models.cache import Cache
+from undo_jax.models.decoder import SHARDING, Decoder
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.taps import check
 from undo_jax.sharding import path_name
-from undo_jax.types import Key, Params, Rules
+from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,24 @@ class Functional:
 
         return jax.tree_util.tree_map_with_path(of_leaf, params)
 
-    def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return nnx.merge(self._graph, params)(tokens)
+    @property
+    def layers(self) -> int:
+        return self.config.layers
+
+    def hidden(
+        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
+    ) -> Float[Array, "B T D"]:
+        check(None, edits, self.layers)
+        return nnx.merge(self._graph, params)(tokens, None, edits)[0]
+
+    def tapped(
+        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
+    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        check(taps, edits, self.layers)
+        return nnx.merge(self._graph, params)(tokens, taps, edits)
+
+    def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return nnx.merge(self._graph, params).final(residual)
 
     def activations(
         self, params: Params, tokens: Int[Array, "B T"], layer: int
@@ -54,14 +72,10 @@ class Functional:
         return nnx.merge(self._graph, params).activations(tokens, layer)
 
     def cache_rules(self, tensor: int) -> Rules:
-        rows, heads = ("data", "fsdp"), None if self.config.kv_heads % tensor else "tensor"
-        return (r"tokens$", P(rows)), (r"(keys|values)$", P(None, rows, None, heads))
+        return cache.rules(self.config, tensor)
 
     def empty_cache(self, batch: int, size: int) -> Cache:
-        c = self.config
-        shape = (c.layers, batch, size, c.kv_heads, c.head_width)
-        tokens = jnp.zeros((batch, size), jnp.int32)
-        return Cache(tokens, jnp.zeros(shape, c.compute_dtype), jnp.zeros(shape, c.compute_dtype))
+        return cache.empty(self.config, batch, size)
 
     def extend(
         self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]

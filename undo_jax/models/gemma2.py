@@ -1,50 +1,20 @@
-"""The Gemma-2 decoder (arXiv 2408.00118) in Flax NNX, its presets and its sharding.
-
-Layers are stacked along a leading axis and run by `lax.scan`. Every kernel is a plain matrix
-[in, out], so that "matrix" and "vector" mean the same here as in the paper's noise.
-"""
+"""Gemma-2's architecture (arXiv 2408.00118) as a value, and its presets."""
 
 import math
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax import lax
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.ops import attention_gpu, attention_tpu
-from undo_jax.ops.attention import attention, write
-from undo_jax.ops.embedding import lookup
-from undo_jax.ops.linear import linear
-from undo_jax.sharding import BATCH, gather_weight, on_devices, pad_rows, spec_of, specs
-from undo_jax.types import Key, Rules
-
-LAYERS: Rules = (
-    (r"attention/(query|key|value)$", P(None, "fsdp", "tensor")),
-    (r"attention/output$", P(None, "tensor", "fsdp")),
-    (r"mlp/(gate|up)$", P(None, "fsdp", "tensor")),
-    (r"mlp/down$", P(None, "tensor", "fsdp")),
-    (r"norm$", P()),
-)
-SHARDING: Rules = ((r"embedding$", P(("tensor", "fsdp"))), *LAYERS)
 POSITIVE = (
     "layers", "width", "feed_forward", "heads", "kv_heads", "head_width", "vocabulary", "window",
     "attention_scale", "attention_softcap", "final_softcap", "rope_theta", "norm_epsilon",
     "init_stddev", "unroll",
 )  # fmt: skip
-KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; never gathered weights
-    "none": lambda primitive, *_, **__: primitive.name != "linear_call",
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        lambda primitive, *_, **__: primitive.name == "pallas_call",
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+REMAT = "none", "dots", "full"
 
 
 @dataclass(frozen=True)
@@ -89,7 +59,7 @@ class Gemma2:
             )
         for name, value, known in (
             ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
-            ("remat", self.remat, tuple(KEPT)),
+            ("remat", self.remat, REMAT),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
@@ -142,204 +112,3 @@ def preset(name: str, **changes) -> Gemma2:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
-
-
-class Norm(nnx.Module):
-    """RMS norm in fp32, scaled by 1 + w: a w of zero is no scaling."""
-
-    def __init__(self, config: Gemma2):
-        self.epsilon = config.norm_epsilon
-        self.norm = nnx.Param(jnp.zeros(config.width))
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        y = x.astype(jnp.float32)
-        y = y * lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
-        return (y * (1 + self.norm[...])).astype(x.dtype)
-
-
-def rope(
-    x: Float[Array, "B T N H"], positions: Int[Array, "#B T"], theta: float
-) -> Float[Array, "B T N H"]:
-    """Rotary positions, halves rotated against each other, angles in fp32."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[..., None, None] * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, half)
-    rotated = halves * jnp.stack([cos, cos], -2) + halves[..., ::-1, :] * jnp.stack([-sin, sin], -2)
-    return rotated.reshape(x.shape).astype(x.dtype)
-
-
-class Cache(NamedTuple):
-    """What has been read: a token of position s is in slot s of its row, with its keys and values.
-
-    Slots after the last token hold anything, e.g. padding: they are written before they are seen.
-    """
-
-    tokens: Int[Array, "B S"]
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
-
-
-class Span(NamedTuple):
-    """What each token sees in one layer: from its document's first slot to its own position."""
-
-    layer: Int[Array, ""]
-    opened: Int[Array, "#B T"]
-    positions: Int[Array, "#B T"]
-
-    @property
-    def local(self) -> Bool[Array, ""]:
-        """Whether this layer sees no further back than its window."""
-        return self.layer % 2 == 0
-
-
-class Attention(nnx.Module):
-    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
-        self.config = config
-        queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
-        self.query = matrix(config, rngs, config.width, queries)
-        self.key = matrix(config, rngs, config.width, keys)
-        self.value = matrix(config, rngs, config.width, keys)
-        self.output = matrix(config, rngs, queries, config.width)
-
-    def __call__(
-        self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        config = self.config
-        split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
-        q, k, v = (split(linear(x, w.astype(x.dtype))) for w in (self.query, self.key, self.value))
-        q, k = (rope(y, span.positions, config.rope_theta) for y in (q, k))
-        if cache is not None:
-            place = span.layer, span.positions[:, 0]
-            cache = cache._replace(
-                keys=write(cache.keys, k, *place), values=write(cache.values, v, *place)
-            )
-            k, v = cache.keys[span.layer], cache.values[span.layer]
-        scores = {"scale": config.attention_scale, "softcap": config.attention_softcap}
-        near = jnp.maximum(span.positions - config.window + 1, span.opened)
-        first = jnp.where(span.local, near, span.opened)
-        if cache is None and attention_tpu.available(q, k):
-            documents = None if config.document_start is None else span.opened
-            scores |= {"window": config.window, "local": span.local, "documents": documents}
-            out = attention_tpu.attention(q, k, v, **scores)
-        elif cache is None and attention_gpu.available(q, k):
-            out = attention_gpu.attention(q, k, v, first=first, **scores)
-        else:
-            out = attention(q, k, v, first=first, last=span.positions, **scores)
-        return linear(out.reshape(*x.shape[:2], -1), self.output.astype(x.dtype)), cache
-
-
-class MLP(nnx.Module):
-    """Gated: down(gelu(gate x) · up x), gelu in its tanh form."""
-
-    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
-        self.gate = matrix(config, rngs, config.width, config.feed_forward)
-        self.up = matrix(config, rngs, config.width, config.feed_forward)
-        self.down = matrix(config, rngs, config.feed_forward, config.width)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up, down = (w.astype(x.dtype) for w in (self.gate, self.up, self.down))
-        gated = jax.nn.gelu(linear(x, gate), approximate=True) * linear(x, up)
-        return linear(gated, down)
-
-
-class Layer(nnx.Module):
-    """Attention and MLP, each with a norm before and after, each added to the stream."""
-
-    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
-        self.attention, self.mlp = Attention(config, rngs), MLP(config, rngs)
-        self.before_attention, self.after_attention = Norm(config), Norm(config)
-        self.before_mlp, self.after_mlp = Norm(config), Norm(config)
-
-    def __call__(
-        self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        attended, cache = self.attention(self.before_attention(x), span, cache)
-        x = x + self.after_attention(attended)
-        return x + self.after_mlp(self.mlp(self.before_mlp(x))), cache
-
-
-class Decoder(nnx.Module):
-    """Tokens to hidden states. The embedding is also the head's table (tied)."""
-
-    def __init__(self, config: Gemma2, key: Key):
-        self.config = config
-        embedding_key, layers_key = jax.random.split(key)
-        self.embedding = matrix(config, nnx.Rngs(embedding_key), config.vocabulary, config.width)
-        make = nnx.vmap(lambda key: Layer(config, nnx.Rngs(key)), in_axes=0, out_axes=0)
-        self.layers = make(jax.random.split(layers_key, config.layers))
-        self.final = Norm(config)
-
-    def activations(self, tokens: Int[Array, "B T"], layer: int) -> Float[Array, "B T D"]:
-        return self._run(tokens, jnp.arange(tokens.shape[1])[None], layer, None)[0]
-
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.final(self.activations(tokens, self.config.layers))
-
-    def extend(
-        self, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        positions = start[:, None] + jnp.arange(tokens.shape[1])
-        put = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (at,)))
-        cache = cache._replace(tokens=put(cache.tokens, tokens, start))
-        x, cache = self._run(tokens, positions, self.config.layers, cache)
-        return self.final(x), cache
-
-    def _opened(self, read: Int[Array, "B S"], positions: Int[Array, "#B T"]) -> Int[Array, "#B T"]:
-        """Where the document of the token at each position starts."""
-        if self.config.document_start is None:
-            return jnp.zeros_like(positions)
-        slots = jnp.arange(read.shape[1])
-        opened = lax.cummax(jnp.where(read == self.config.document_start, slots, 0), axis=1)
-        return jnp.take_along_axis(opened, positions, axis=1)
-
-    def _run(
-        self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "#B T"],
-        layers: int,
-        cache: Cache | None,
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """The first `layers` layers, and the cache with what they made, if there is one."""
-        config, rows = self.config, tokens.shape[0]
-        dtype = config.compute_dtype
-        tokens = pad_rows(tokens) if cache is None else tokens
-        x = lookup(self.embedding[...], tokens, dtype) * jnp.asarray(math.sqrt(config.width), dtype)
-        graph, params = nnx.split(self.layers)
-        params = jax.tree.map(lambda w: w[:layers], nnx.to_pure_dict(params))
-
-        def run_layers(x, tokens, positions, params, cache=None):
-            opened = self._opened(tokens if cache is None else cache.tokens, positions)
-
-            def run(carry, one):
-                (x, cache), (index, params) = carry, one
-                params = _gathered(params, dtype) if cache is None else params
-                return nnx.merge(graph, params)(x, Span(index, opened, positions), cache), None
-
-            body = jax.checkpoint(run, policy=KEPT[config.remat], prevent_cse=False)
-            numbered = jnp.arange(layers), params
-            return lax.scan(body, (x, cache), numbered, unroll=config.unroll)[0]
-
-        if cache is not None:  # a few new tokens are less than a layer's weights: these stay split
-            return run_layers(x, tokens, positions, params, cache)
-        inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS)
-        mapped = on_devices(run_layers, inputs, (P(BATCH), None), BATCH)
-        x, _ = mapped(x, tokens, positions, params)
-        return x[:rows], None
-
-
-def _gathered(params: Any, dtype: jnp.dtype) -> Any:
-    """One layer's weights as its arithmetic wants them: whole along `fsdp`, matrices cast."""
-
-    def of_leaf(path, w):
-        spec = P(*spec_of(path, w.ndim, LAYERS)[1:])  # without L
-        return gather_weight(w, dtype, spec) if "fsdp" in spec else w
-
-    return jax.tree_util.tree_map_with_path(of_leaf, params)
-
-
-def matrix(config: Gemma2, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
-    """N(0, init_stddev²) in fp32."""
-    draw = jax.random.normal(rngs.params(), (rows, columns), jnp.float32)
-    return nnx.Param(config.init_stddev * draw)

@@ -70,6 +70,7 @@ MODEL_TYPE, EMBEDDING, HEAD = "gemma2", NAMES["embedding"], "lm_head.weight"
 IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # of Gemma's own tokenizer
 GENERATION = "generation_config.json"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+UNSTATED = ("document_start", "dtype", "remat", "unroll")  # fields that a folder does not state
 ROWS = 4096  # of a table, compared at a time
 LARGEST = 2**63  # that a configuration may state
 

@@ -1,4 +1,4 @@
-"""Damage: one file, one pure function `(lm, key, params, alpha)`, named as the file.
+"""Noises: one file each, one pure function `(lm, key, params, alpha)`, named as the file.
 
 `alpha` may be traced; 0 returns the parameters unchanged.
 """

@@ -1,4 +1,4 @@
-"""Shrink and perturb, the damage of UNDO (paper §4; Ash & Adams, arXiv 1910.08475)."""
+"""Shrink and perturb, the noise of UNDO (paper §4; Ash & Adams, arXiv 1910.08475)."""
 
 import zlib
 
@@ -19,7 +19,7 @@ def shrink_perturb(
     so there a matrix has three axes and a norm's vector two.
     """
 
-    def damage(path, w):
+    def mix(path, w):
         name = path_name(path)
         rank = w.ndim - name.startswith("layers/")
         if rank < 2:
@@ -29,4 +29,4 @@ def shrink_perturb(
         noise = jax.random.uniform(leaf_key, w.shape, jnp.float32, -limit, limit)
         return (1 - alpha) * w + alpha * beta * noise
 
-    return jax.tree_util.tree_map_with_path(damage, params)
+    return jax.tree_util.tree_map_with_path(mix, params)

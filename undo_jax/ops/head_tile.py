@@ -1,7 +1,7 @@
 """The head's losses by tiles of logits: what the kernels for TPU and GPU compute on chip.
 
-All three losses are log-sum-exp z − Σ q z + Σ q log q for a distribution q of each token: the
-teacher's, that of the one target, or the uniform one. Their gradient in z is p − q. `update`
+The losses with a kernel are log-sum-exp z − Σ q z + Σ q log q for a distribution q of each token:
+the teacher's, that of the one target, or the uniform one. Their gradient in z is p − q. `update`
 gathers what is needed from one tile after another (online log-sum-exp), `finish` puts together what
 was gathered of several parts of the vocabulary, `gradient` is that in a tile's logits.
 
@@ -12,7 +12,7 @@ one product more.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,11 @@ def start(head: Head, rows: int, lanes: int = 1) -> list[Float[Array, "R L"]]:
 
     With a teacher the third is Σ 2^(y − greatest y) · (y − z); the greatest y and
     Σ 2^(y − greatest y) follow. Where a soft-cap bounds logits, the bound stands for the greatest.
+    Raises ValueError for a target that none of these functions knows.
     """
+    if head.target not in get_args(Target):
+        known = ", ".join(get_args(Target))
+        raise ValueError(f"target={head.target!r}: kernels know {known}; this loss goes in chunks")
     fill = partial(jnp.full, (rows, lanes), dtype=jnp.float32)
     top = lambda softcap: fill(softcap if _bounded(softcap) else NEVER)  # noqa: E731
     teacher = [top(head.teacher_softcap), fill(0)] if head.target == "teacher" else []

@@ -1,11 +1,14 @@
 """Figures, tables and an HTML page from a workdir's logs alone.
 
-report = write("gs://bucket/workdir")  # into WORKDIR/report/
-rich.print(table(report))
+for name in names("gs://bucket/workdir"):
+    report = write("gs://bucket/workdir", name)  # into WORKDIR/report-NAME/
+    rich.print(table(report))
 """
 
+from undo_jax.report.analysis import EmptyError, analyse
 from undo_jax.report.html import write
-from undo_jax.report.read import Report, analyse, read_logs
+from undo_jax.report.logs import names, read_logs
+from undo_jax.report.numbers import Report
 from undo_jax.report.tables import markdown, table
 
-__all__ = ["Report", "analyse", "markdown", "read_logs", "table", "write"]
+__all__ = ["EmptyError", "Report", "analyse", "markdown", "names", "read_logs", "table", "write"]

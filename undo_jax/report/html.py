@@ -8,7 +8,10 @@ from dataclasses import replace
 from etils import epath
 
 from undo_jax.report import figures, tables
-from undo_jax.report.read import Report, analyse, read_logs
+from undo_jax.report.analysis import analyse
+from undo_jax.report.drawing import render
+from undo_jax.report.logs import read_logs
+from undo_jax.report.numbers import Report
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2328; --muted: #59636e; --line: #d9dde2;
@@ -41,29 +44,34 @@ details { margin-top: 2.5rem; } summary { cursor: pointer; font-weight: 600; }
 """
 
 
-def write(workdir: epath.PathLike) -> Report:
-    """Write WORKDIR/report/ from the logs; raises ValueError if no attack has finished."""
-    report = analyse(read_logs(workdir))
-    folder = epath.Path(workdir) / "report"
+def write(workdir: epath.PathLike, name: str) -> Report:
+    """Write WORKDIR/report-NAME/ of one experiment from its logs.
+
+    Raises FileNotFoundError where the workdir has no such experiment, and ValueError where a file
+    is damaged or no attack has finished.
+    """
+    report = analyse(read_logs(workdir, name))
+    folder = epath.Path(workdir) / f"report-{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {f.__name__: figures.render(f, report) for f in (figures.relearning, figures.tradeoff)}
-    captions = {
-        "relearning": figures.relearning_caption(report),
-        "tradeoff": figures.tradeoff_caption(report),
-    }
-    captions = {name: text for name, text in captions.items() if drawn[name]}
-    contents = {
-        f"{name}.{kind}": data for name, made in drawn.items() for kind, data in made.items()
-    }
+    found = figures.discover()
+    drawn = {one: render(module.draw, report, one) for one, module in found.items()}
+    captions = {one: module.caption(report) for one, module in found.items() if drawn[one]}
+    contents = {f"{one}.{kind}": data for one in captions for kind, data in drawn[one].items()}
     contents["summary.md"] = tables.markdown(report, captions).encode()
-    svgs = {name: drawn[name]["svg"].decode() for name in captions}
+    svgs = {one: drawn[one]["svg"].decode() for one in captions}
     contents["index.html"] = page(report, svgs, captions).encode()
-    for stale in ("tradeoff.png", "tradeoff.svg"):  # of a run that still had an oracle
-        if stale not in contents:
-            (folder / stale).unlink(missing_ok=True)
-    for name, data in contents.items():
-        (folder / name).write_bytes(data)
-    return replace(report, files={name: folder / name for name in contents})
+    for one in {*found, *_shown(folder / "summary.md")} - set(captions):
+        for kind in ("png", "svg"):
+            (folder / f"{one}.{kind}").unlink(missing_ok=True)
+    for file, data in contents.items():
+        (folder / file).write_bytes(data)
+    return replace(report, files={file: folder / file for file in contents})
+
+
+def _shown(summary: epath.Path) -> list[str]:
+    """The figures of the report that was there before."""
+    text = summary.read_bytes().decode(errors="replace") if summary.exists() else ""
+    return re.findall(r"^!\[(\w+)\]\(\1\.png\)$", text, re.MULTILINE)
 
 
 def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -> str:
@@ -98,14 +106,18 @@ def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -
 
 
 def _lead(report: Report) -> str:
-    seeds = ", ".join(map(str, report.seeds))
     last = max(step for m in report.attacked for step in m.curve)
-    rates = {rate for m in report.attacked for _, rate in m.finals}
+    rates = {rate for m in report.attacked for _, rate in m.finals if rate is not None}
+    count = _count(len(report.attacked), "model")
+    how = f" by relearning for {last} steps at {_count(len(rates), 'learning rate')}"
+    seeds = f"; seed{'s' * (len(report.seeds) > 1)} {', '.join(map(str, report.seeds))}"
     return (
-        f"{len(report.attacked)} models attacked by relearning for {last} steps at "
-        f"{len(rates)} learning rate{'s' * (len(rates) > 1)}; "
-        f"seed{'s' * (len(report.seeds) > 1)} {seeds}."
+        f"{count} attacked{how if rates else ' without training'}{seeds if report.seeds else ''}."
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number > 1)}"
 
 
 def _figure(svg: str, caption: str) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from undo_jax.report.read import ORACLE, UNLEARNED, Model, Report, Spread
+from undo_jax.report.analysis import adversary_order
+from undo_jax.report.numbers import Model, Report, Spread
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NONE = "–"
-REFERENCES = {UNLEARNED, ORACLE}
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,25 @@ def _model_row(model: Model, report: Report) -> list[str]:
         cell(model.retain),
         cell(model.forget),
         *(cell(model.curve.get(step, Spread())) for step in report.shown_steps),
-        _robustness(model, report),
+        _robustness(model),
         _compute(model, model.compute_steps),
         _compute(model, model.compute_flops),
         f"{sum(model.recovered)}/{len(model.recovered)}" if model.recovered else NONE,
     ]
 
 
-def _robustness(model: Model, report: Report) -> str:
-    """The range over seeds; unlearn-only and the oracle define the scale and have none."""
+def _robustness(model: Model) -> str:
+    """The range over seeds; unlearned models and the oracle define the scale and have none."""
     values = model.robustness
     if values.finite:
-        return percent(values.mean) if model.name in REFERENCES else cell(values, percent)
-    attacked = {m.name for m in report.attacked}
-    return "undefined" if model.curve and attacked >= REFERENCES else NONE
+        return percent(values.mean) if model.is_reference else cell(values, percent)
+    return "undefined" if any(model.scaled) else NONE
 
 
 def _compute(model: Model, values: Spread) -> str:
-    return percent(values.mean) if model.name == ORACLE and values.finite else cell(values, percent)
+    return (
+        percent(values.mean) if model.role == "oracle" and values.finite else cell(values, percent)
+    )
 
 
 def stage_grid(report: Report) -> Grid:
@@ -110,7 +111,7 @@ def stage_grid(report: Report) -> Grid:
         [
             s.stage,
             s.model,
-            ", ".join(map(str, s.seeds)),
+            ", ".join(map(str, s.seeds)) or NONE,
             *(same_or_range(v) for v in (s.steps, s.tokens, s.flops)),
         ]
         for s in report.stages
@@ -120,13 +121,15 @@ def stage_grid(report: Report) -> Grid:
 
 def attack_grid(report: Report) -> Grid:
     """Final forget score of every model, attack data and learning rate, mean over seeds."""
-    rates = sorted({rate for m in report.attacked for _, rate in m.finals})
+    found = {rate for m in report.attacked for _, rate in m.finals}
+    rates = sorted(found, key=lambda rate: adversary_order(("", rate)))
+    names = ["without training" if rate is None else f"{rate:g}" for rate in rates]
     rows = []
     for m in report.attacked:
         for data in sorted({data for data, _ in m.finals}):
             finals = [m.finals.get((data, rate)) for rate in rates]
             rows.append([m.name, data, *(_final(values) for values in finals)])
-    return Grid(["model", "attack data", *(f"{rate:g}" for rate in rates)], rows, words=2)
+    return Grid(["model", "attack data", *names], rows, words=2)
 
 
 def _final(values: Spread | None) -> str:
@@ -141,7 +144,7 @@ def _final(values: Spread | None) -> str:
 def legend(report: Report) -> str:
     """How to read the model table."""
     worst = "highest" if report.forget.higher_is_better else "lowest"
-    ranges = "mean [lowest, highest] over seeds; " if len(report.seeds) > 1 else ""
+    ranges = "mean [lowest, highest] over seeds; " if report.several_seeds else ""
     return (
         f"{ranges}retain: {report.retain.label} ({_better(report.retain.higher_is_better)} is "
         f"better); forget: {report.forget.label}; at step n: after n relearning steps, "
@@ -175,7 +178,7 @@ def table(report: Report) -> Table:
     after = [f"forget\nstep {step}" for step in shown]
     header = ["model", "retain\nbefore", "forget\nbefore", *after, "robust-\nness %", "FLOPs %"]
     for i, name in enumerate(header):
-        made.add_column(name, justify="right" if i else "left", no_wrap=True, vertical="top")
+        made.add_column(name, justify="right" if i else "left", no_wrap=i > 0, vertical="top")
     for m in report.models:
         scores = (m.retain, m.forget, *(m.curve.get(step, Spread()) for step in shown))
         cells = [*((s, score) for s in scores), *((s, percent) for s in _shares(m))]
@@ -186,7 +189,7 @@ def table(report: Report) -> Table:
 def _shares(model: Model) -> tuple[Spread, ...]:
     """Robustness and FLOPs in % of the oracle's; the models that define the scale have no range."""
     shares = (model.robustness, model.compute_flops)
-    return shares if model.name not in REFERENCES else tuple(Spread((s.mean,)) for s in shares)
+    return shares if not model.is_reference else tuple(Spread((s.mean,)) for s in shares)
 
 
 def _lines(values: Spread, form: Callable[[float], str]) -> list[str | tuple[str, str]]:
@@ -199,8 +202,7 @@ def _lines(values: Spread, form: Callable[[float], str]) -> list[str | tuple[str
 
 def _short_legend(report: Report) -> str:
     """How to read the terminal's table."""
-    several = len(report.seeds) > 1
-    ranges = f"Mean and range over {len(report.seeds)} seeds. " if several else ""
+    ranges = f"Mean and range over {report.seed_counts} seeds. " if report.several_seeds else ""
     short = [m for m in report.models if m.fell_short]
     return (
         f"{ranges}Retain: {report.retain.label}; forget: {report.forget.label}, by the strongest "
@@ -242,7 +244,7 @@ def sentence(text: str) -> str:
 
 def attack_legend(report: Report) -> str:
     """How to read the attack table."""
-    over = ", mean over seeds" if len(report.seeds) > 1 else ""
+    over = ", mean over seeds" if report.several_seeds else ""
     return (
         f"{sentence(report.forget.label)} at the last relearning step by peak learning rate{over}."
     )

@@ -80,6 +80,8 @@ class Arithmetic:
         return self.tokenizer or Characters(alphabet(self.grammar, self.forms))
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
+        if name not in STREAMS:
+            raise ValueError(f"no stream {name!r}: choose one of {', '.join(STREAMS)}")
         _check_memory(self)
         sources, shares = [_packed(self, STREAMS[name])], [1.0]
         if self.text is not None and name in ("pretrain", "oracle"):

@@ -70,6 +70,8 @@ class Language:
         return self.tokenizer
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
+        if name not in ("pretrain", "oracle", "retain", "forget"):
+            raise ValueError(f"no stream {name!r}: choose pretrain, oracle, retain or forget")
         retain, forget = self.retain.rows("train"), self.forget.rows("train")
         if name == "pretrain":
             shares = (self.retain_share, 1 - self.retain_share)

@@ -1,0 +1,244 @@
+"""Which models a graph of recipes has, and which are one."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import pytest
+from etils import epath
+
+from undo_jax.attacks import Attack
+from undo_jax.attacks.forget import forget
+from undo_jax.experiment import Experiment
+from undo_jax.graph import alike, ancestry, check, plan, seed_of
+from undo_jax.methods.graddiff import graddiff
+from undo_jax.methods.maxent import maxent
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.optim import AdamW
+from undo_jax.recipes.attacked import Attacked
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.fresh import Fresh
+from undo_jax.recipes.imported import Import
+from undo_jax.recipes.perturb import Perturb
+from undo_jax.recipes.pretrain import Pretrain
+from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.train import Training
+
+LM = Functional(preset("tiny", vocabulary=80))
+HOW = Training(10, 8, AdamW(1e-3), 5)
+SETTING = Arithmetic(problems=100)
+BASE = Pretrain(LM, HOW)
+
+
+def _plan(*recipes, seeds=(0, 1)):
+    return plan(recipes, seeds, SETTING, epath.Path("runs"))
+
+
+def _names(models):
+    return [model.artifact.fingerprint for model in models]
+
+
+def test_equal_recipes_are_one_model_whoever_made_them():
+    one, other = (Distill(Unlearn(Pretrain(LM, HOW), HOW), Fresh(LM), HOW) for _ in range(2))
+    made = _plan(one, other)
+    assert len(made.models) == 2 * 4  # base, unlearned, fresh, distilled; two seeds
+    assert made.of(one) == made.of(other)
+    assert _names(_plan(other).models) == _names(made.models)
+
+
+def test_whatever_a_recipe_says_makes_another_model():
+    unlearned = Unlearn(BASE, HOW)
+    noised = Perturb(unlearned, 0.5)
+    recipes = [
+        BASE,
+        replace(BASE, stream="oracle"),
+        replace(BASE, draw="pretrain/other"),
+        replace(BASE, draw="other/pretrain"),
+        replace(BASE, lm=Functional(preset("tiny", vocabulary=88))),
+        replace(BASE, training=replace(HOW, steps=11)),
+        unlearned,
+        replace(unlearned, loss=graddiff),
+        replace(unlearned, loss=partial(maxent, retain_weight=2.0)),
+        Unlearn(replace(BASE, draw="pretrain/other"), HOW),
+        Unlearn(unlearned, HOW),
+        noised,
+        replace(noised, alpha=0.25),
+        Perturb(noised, 0.5),
+        Fresh(LM),
+        Distill(unlearned, noised, HOW),
+        Distill(BASE, noised, HOW),
+        Distill(unlearned, BASE, HOW),
+        Distill(unlearned, noised, HOW, tolerance=0.1),
+        Attacked(unlearned, forget(HOW, (1.0,))),
+        Attacked(unlearned, forget(HOW, (1.0, 2.0))),
+    ]
+    names = [_plan(recipe, seeds=(0,)).of(recipe)[0].artifact.fingerprint for recipe in recipes]
+    assert len(set(names)) == len(recipes)
+
+
+def test_what_draws_alike_shares_its_random_numbers_and_nothing_else_does():
+    """A comparison of methods is paired; names of models are in no random number."""
+    recipes = [Unlearn(BASE, HOW), Unlearn(BASE, HOW, loss=graddiff), Fresh(LM), BASE]
+    keys = [
+        tuple(jax.random.key_data(model.key).tolist())
+        for recipe in recipes
+        for model in _plan(recipe).of(recipe)
+    ]
+    assert keys[:2] == keys[2:4] and len(set(keys)) == 6
+
+
+def test_a_pinned_seed_holds_for_what_a_model_is_made_from():
+    """The reference varies its students alone."""
+    unlearned = Unlearn(BASE, HOW, seed=42)
+    student = Distill(unlearned, Perturb(unlearned, 0.5), HOW)
+    made = _plan(unlearned, student)
+    assert [model.artifact.seed for model in made.of(student)] == [0, 1]
+    assert [model.artifact.seed for model in made.of(unlearned)] == [42, 42]
+    assert [model.artifact.seed for model in made.models if model.recipe is BASE] == [42]
+    assert len(made.models) == 2 + 2 * 2
+
+
+def test_what_nothing_random_enters_has_no_seed():
+    imported = Import(LM, "somewhere")
+    unlearned = Unlearn(imported, HOW)
+    made = _plan(imported, unlearned)
+    assert [model.artifact.seed for model in made.of(imported)] == [None, None]
+    assert len(set(made.of(imported))) == 1 and len(set(made.of(unlearned))) == 2
+    assert seed_of(imported, 3) is None and seed_of(unlearned, 3) == 3
+    (one, _) = made.of(imported)
+    assert one.artifact.folder.name == f"import-somewhere-{one.artifact.fingerprint}"
+
+
+def test_models_come_after_what_they_are_made_from():
+    unlearned = Unlearn(BASE, HOW)
+    twice = Perturb(Perturb(unlearned, 0.5), 0.5)
+    for first in ([unlearned, twice], [twice, unlearned]):
+        order = _plan(*first).models
+        places = {model: place for place, model in enumerate(order)}
+        assert all(places[p] < places[m] for m in order for p in m.parents)
+    assert len(list(ancestry([unlearned, twice, BASE]))) == 4
+
+
+def test_what_trains_as_one_program_is_alike():
+    """Whatever its rate, its data and what it begins with."""
+    base, oracle = BASE, Pretrain(LM, HOW, "oracle")
+    slow = Pretrain(LM, replace(HOW, optimizer=AdamW(1e-4)))
+    assert alike(base) == alike(oracle) == alike(slow)
+    unlearned = Unlearn(base, HOW)
+    students = [Distill(unlearned, student, HOW) for student in (Fresh(LM), Perturb(unlearned, 1))]
+    assert len({alike(student) for student in students}) == 1
+    others = [
+        base,
+        Pretrain(LM, replace(HOW, batch_size=16)),
+        Pretrain(Functional(preset("tiny", vocabulary=88)), HOW),
+        unlearned,
+        replace(unlearned, loss=graddiff),
+        students[0],
+        Attacked(base, forget(HOW, (1.0,))),
+    ]
+    assert len({alike(recipe) for recipe in others}) == len(others)
+
+
+def _experiment(**changes):
+    models = {"base": BASE, "unlearned": Unlearn(BASE, HOW)}
+    return Experiment(**{"name": "x", "setting": SETTING, "models": models, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "a/b"}, "name='a/b' names files"),
+        ({"name": ".hidden"}, "name='.hidden' names files"),
+        ({"name": ""}, "name='' names files"),
+        ({"oracle": "gold"}, "there is no model 'gold': choose from base, unlearned"),
+        ({"attacked": ("nobody",)}, "there is no model 'nobody'"),
+        ({"seeds": (1, 1)}, "one is given twice"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"together": 0}, "together=0"),
+        ({"attacks": (forget(HOW, (1.0,)), forget(HOW, (2.0,)))}, "attacks=.*given twice"),
+        ({"models": {"small": Pretrain(Functional(preset("tiny", vocabulary=8)), HOW)}},
+         "pretrain.vocabulary=8, but the tokenizer makes"),
+    ],
+)  # fmt: skip
+def test_an_experiment_that_cannot_be_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said) as error:
+        _experiment(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_all_models_are_attacked_unless_some_are_named():
+    attacks = (forget(HOW, (1.0,)),)
+    everyone = _experiment(attacks=attacks).recipes()
+    assert [name for name, attack in everyone if attack] == ["base", "unlearned"]
+    some = _experiment(attacks=attacks, attacked=("unlearned",)).recipes()
+    assert [name for name, attack in some if attack] == ["unlearned"]
+
+
+def _wrong(value):
+    return {"models": {"mine": value}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": {}}, "give recipes by their names"),
+        ({"models": [BASE]}, "give recipes by their names"),
+        ({"models": {1: BASE}}, "models: 1 is no name"),
+        ({"models": {"\ud800": BASE}}, "is no name"),
+        (_wrong("base"), "mine is 'base': give a recipe"),
+        (_wrong(Pretrain(preset("tiny"), HOW)), "is no model: give e.g. Functional"),
+        (_wrong(replace(BASE, draw="")), "draw='': give a text"),
+        (_wrong(replace(BASE, draw=3)), "draw=3: give a text"),
+        (_wrong(replace(BASE, seed=-1)), "seed=-1: give a whole number"),
+        (_wrong(replace(BASE, seed="7")), "seed='7': give a whole number"),
+        (_wrong(replace(BASE, training=None)), "training=None: give Training"),
+        (_wrong(replace(BASE, loss=None)), "loss=None is no function"),
+        (_wrong(Unlearn(BASE, HOW, trains=("x",))), "give Trains"),
+        (_wrong(Distill(BASE, Fresh(LM), None)), "training=None: give Training"),
+        ({"attacks": (forget,)}, "give a tuple of attacks"),
+        ({"attacks": forget(HOW, (1.0,))}, "give a tuple of attacks"),
+        ({"attacked": "base"}, "attacked='base': give a tuple of names"),
+        ({"seeds": 0}, "seeds=0: give a tuple"),
+        ({"seeds": (0.5,)}, "seed 0.5: give whole numbers"),
+        ({"mesh": None}, "mesh=None: give MeshShape"),
+        ({"saving": None}, "saving=None: give Saving"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said) as error:
+        _experiment(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="vocabulary=88, its teacher 80: they meet"):
+        Distill(BASE, Fresh(Functional(preset("tiny", vocabulary=88))), HOW)
+
+
+@pytest.mark.parametrize("noise", [None, lambda lm, key: None])
+def test_a_noise_that_is_none_is_refused(noise):
+    with pytest.raises(ValueError, match="noise"):
+        Perturb(BASE, 0.5, noise)
+
+
+@pytest.mark.parametrize("made", [0.0, (0.0,), (0.0, 1.0), ("vector", {}), (0.0, {"x": "vector"})])
+def test_a_loss_that_gives_no_number_is_refused(made):
+    def loss(lm, params, refs, batch, key):
+        vector = params["final"]["norm"]
+        return jax.tree.map(lambda x: vector if x == "vector" else x + 0 * vector[0], made)
+
+    with pytest.raises(ValueError, match="loss gives .*: give a number, and numbers by name"):
+        check(Unlearn(BASE, HOW, loss=loss), 8)
+
+
+def test_an_import_of_nothing_is_refused_before_anything_is_made():
+    with pytest.raises(FileNotFoundError, match="nothing to import at /nowhere: check the path"):
+        Import(LM, "/nowhere").check()
+
+
+def test_an_attack_that_prepares_another_model_is_refused():
+    attack = Attack("mine", None, prepare=lambda lm, params, key: {})
+    with pytest.raises(ValueError, match="attack mine prepares parameters of other names"):
+        Attacked(BASE, attack).check()

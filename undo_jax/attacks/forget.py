@@ -1,0 +1,9 @@
+"""Relearning on forget data: what an attacker can do who has some of it (paper §5)."""
+
+from undo_jax.attacks import Attack
+from undo_jax.train import Training
+
+
+def forget(training: Training, learning_rates: tuple[float, ...]) -> Attack:
+    """Fine-tune the whole model on forget rows, once with every learning rate."""
+    return Attack("forget", training, learning_rates, stream="forget")

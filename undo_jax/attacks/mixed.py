@@ -1,0 +1,9 @@
+"""Relearning on the pretraining mixture, in which forget data are a part."""
+
+from undo_jax.attacks import Attack
+from undo_jax.train import Training
+
+
+def mixed(training: Training, learning_rates: tuple[float, ...]) -> Attack:
+    """Fine-tune the whole model on the pretraining mixture, once with every learning rate."""
+    return Attack("mixed", training, learning_rates, stream="pretrain")

@@ -1,0 +1,37 @@
+"""What every experiment's values must be, whatever they mean."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+LARGEST, SMALLEST = (float(x) for x in (np.finfo("f4").max, np.finfo("f4").tiny))  # of fp32
+
+
+def check_numbers(name: str, value: Any) -> None:
+    """Raises ValueError for a number, anywhere in a value, that arithmetic could not hold."""
+    parts: Iterable[tuple[str, Any]] = ()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = ((f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
+    elif isinstance(value, partial):
+        parts = [*((f".{key}", item) for key, item in value.keywords.items()), ("", value.args)]
+    elif isinstance(value, Mapping):
+        parts = ((f".{key}", item) for key, item in value.items())
+    elif isinstance(value, tuple | list):
+        parts = (("", item) for item in value)
+    elif isinstance(value, float | np.floating) and not abs(value) <= LARGEST:
+        raise ValueError(f"{name}={value}: give a finite number, as fp32 can hold")
+    elif isinstance(value, float | np.floating) and 0 < abs(value) < SMALLEST:
+        raise ValueError(f"{name}={value}: in fp32 that is 0: give more, or 0 itself")
+    elif isinstance(value, int | np.integer) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}={value}: give a number of at most 64 bits")
+    for part, inner in parts:
+        check_numbers(f"{name}{part}".removeprefix("."), inner)
+
+
+def check_distinct(name: str, values: Sequence[Any]) -> None:
+    """Raises ValueError where one is given twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}={tuple(values)}: one is given twice, leave it out")

@@ -1,0 +1,230 @@
+"""An experiment is a graph of models: a recipe holds the recipes of the models it is made from.
+
+A recipe with a seed is a model, and a model is one artifact: its name is the hash of all that
+determines it, so that equal models are made once, whatever experiments they are in.
+"""
+
+import itertools
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from undo_jax import optim
+from undo_jax.checkpoint import Artifact, plain
+from undo_jax.data.tokenizer_files import describe
+from undo_jax.optim import Trains
+from undo_jax.recipe import Recipe, Trained, title
+from undo_jax.train import Training, check_accumulation, rows
+from undo_jax.types import LM, Frozen, Key, Loss, shapes
+
+UNSAID = ("lm", "seed")  # fields of a recipe that an artifact says in another place
+HOW = ("dtype", "remat", "unroll")  # fields of a model that do not change what it computes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training does, as far as its compiled step depends on it."""
+
+    lm: LM
+    loss: Loss
+    training: Training
+    streams: tuple[str, ...]  # a batch has training.batch_size rows of each
+    refs: Mapping[str, LM]
+    row_length: int
+    trains: Trains | None = None  # what of the model; None: everything
+
+    @property
+    def model(self) -> Any:
+        """The configuration of what is trained."""
+        return lm_of(self.lm)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.training.batch_size * self.row_length * len(self.streams)
+
+
+def work(recipe: Trained, row_length: int) -> Work:
+    """The work of a recipe on rows of so many tokens."""
+    refs = {name: reference.lm for name, reference in recipe.references.items()}
+    how = recipe.lm, recipe.loss, recipe.training, tuple(recipe.streams)
+    return Work(*how, refs, row_length, recipe.trains)
+
+
+def check(recipe: Trained, row_length: int) -> None:
+    """Trace a recipe's loss, long before it is wanted.
+
+    Raises what it raises for its arguments, what `optim.pick` does for what trains, and ValueError
+    where it wants whole batches and these are accumulated.
+    """
+    doing = work(recipe, row_length)
+    check_accumulation(recipe.loss, recipe.training.accumulation)
+
+    def loss(params, refs, tokens):
+        optim.pick(doing.trains, params)
+        batch = {name: rows(tokens) for name in doing.streams}
+        frozen = {name: Frozen(lm, refs[name]) for name, lm in doing.refs.items()}
+        return doing.loss(doing.lm, params, frozen, batch, jax.random.key(0))
+
+    tokens = jax.ShapeDtypeStruct((doing.training.batch_size, row_length + 1), jnp.int32)
+    refs = {name: jax.eval_shape(lm.rounded, shapes(lm)) for name, lm in doing.refs.items()}
+    made = jax.eval_shape(loss, shapes(doing.lm), refs, tokens)
+    whole = isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)
+    if not whole or any(getattr(x, "shape", None) != () for x in jax.tree.leaves(made)):
+        name = getattr(recipe.loss, "__name__", recipe.loss)
+        raise ValueError(f"{name} gives {made}: give a number, and numbers by name to be logged")
+
+
+def largest(recipes: Iterable[Recipe], kind: str, row_length: int) -> Work:
+    """The work of a kind: of models of several sizes, that of the largest.
+
+    Raises ValueError for a kind of which none is trained.
+    """
+    trained: list[Any] = [recipe for recipe in ancestry(recipes) if is_trained(recipe)]
+    if kind not in (kinds := list(dict.fromkeys(recipe.kind for recipe in trained))):
+        raise ValueError(f"stage {kind!r} trains nothing: choose one of {', '.join(kinds)}")
+    found = [work(recipe, row_length) for recipe in trained if recipe.kind == kind]
+    return max(found, key=lambda one: one.lm.forward_flops(1))
+
+
+def alike(recipe: Trained) -> str:
+    """Equal for recipes whose models can train together, as one program."""
+    training = recipe.training
+    rateless = replace(training, optimizer=replace(training.optimizer, learning_rate=1.0))
+    described = work(recipe, 0)
+    parts = {
+        **{f.name: plain(getattr(described, f.name)) for f in fields(described)},
+        "kind": recipe.kind,
+        "training": plain(rateless),
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def seed_of(recipe: Recipe, seed: int | None) -> int | None:
+    """The seed of a recipe's model where the experiment's is `seed`; None if nothing is random."""
+    if recipe.seed is not None:
+        return recipe.seed
+    draws = recipe.draw or any(seed_of(parent, seed) is not None for parent in recipe.parents)
+    return seed if draws else None
+
+
+def ancestry(recipes: Iterable[Recipe]) -> Iterator[Recipe]:
+    """These recipes and all that they are made from, each once, after what it is made from."""
+    seen: set[int] = set()
+
+    def visit(recipe: Recipe) -> Iterator[Recipe]:
+        if id(recipe) not in seen:
+            seen.add(id(recipe))
+            for parent in recipe.parents:
+                yield from visit(parent)
+            yield recipe
+
+    for recipe in recipes:
+        yield from visit(recipe)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A recipe with a seed, and the artifact that it becomes."""
+
+    recipe: Recipe
+    artifact: Artifact
+    parents: tuple["Model", ...]  # of `recipe.parents`
+
+    def parent(self, recipe: Recipe) -> "Model":
+        """The model of one of the recipes that this one is made from."""
+        return next(
+            m for r, m in zip(self.recipe.parents, self.parents, strict=True) if r is recipe
+        )
+
+    @property
+    def family(self) -> list["Model"]:
+        """Its ancestors, each after what it is made from, and itself at the end."""
+        found: dict[Model, None] = {}
+        for parent in self.parents:
+            found |= dict.fromkeys(parent.family)
+        return [*found, self]
+
+    @property
+    def key(self) -> Key:
+        """Its own stream of random numbers."""
+        seed = self.artifact.seed
+        assert seed is not None, "nothing of it is random"
+        return jax.random.fold_in(jax.random.key(seed), zlib.crc32(self.recipe.draw.encode()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The models of recipes and of all that these are made from, each once.
+
+    A model comes after those that it is made from, and beside those of its recipe's other seeds.
+    """
+
+    models: Sequence[Model]
+    by_recipe: Mapping[int, Sequence[Model]]  # by the identity of the recipe, seed by seed
+
+    def of(self, recipe: Recipe) -> Sequence[Model]:
+        """The models of one of the recipes that were planned, one for each seed."""
+        return self.by_recipe[id(recipe)]
+
+
+def plan(
+    recipes: Iterable[Recipe], seeds: Sequence[int], setting: Any, workdir: epath.Path
+) -> Plan:
+    """The plan of recipes for seeds in a workdir."""
+    recipes, unique = list(recipes), {}
+    needed: dict[int, dict[int | None, None]] = {}  # seeds of each recipe
+
+    def need(recipe: Recipe, seed: int | None) -> None:
+        seed = seed_of(recipe, seed)
+        if seed not in needed.setdefault(id(recipe), {}):
+            needed[id(recipe)][seed] = None
+            for parent in recipe.parents:
+                need(parent, seed)
+
+    for recipe, seed in itertools.product(recipes, seeds):
+        need(recipe, seed)
+    known: dict[tuple[int, int | None], Model] = {}
+    for recipe in ancestry(recipes):
+        for seed in needed[id(recipe)]:
+            parents = tuple(known[id(p), seed_of(p, seed)] for p in recipe.parents)
+            artifact = _artifact(recipe, seed, parents, setting, workdir)
+            model = unique.setdefault(artifact.fingerprint, Model(recipe, artifact, parents))
+            known[id(recipe), seed] = model
+    asked = {id(r): [known[id(r), seed_of(r, seed)] for seed in seeds] for r in recipes}
+    return Plan(list(unique.values()), asked)
+
+
+def _artifact(
+    recipe: Recipe, seed: int | None, parents: Sequence[Model], setting: Any, workdir: epath.Path
+) -> Artifact:
+    own = {f.name: getattr(recipe, f.name) for f in fields(recipe)}  # type: ignore[arg-type]
+    inherited = {id(parent) for parent in recipe.parents}
+    said = {n: v for n, v in own.items() if id(v) not in inherited and n not in UNSAID}
+    config = {recipe.kind: said, "setting": setting, "model": lm_of(recipe.lm)}
+    called = recipe.title if recipe.role == "attack" else title(recipe)  # type: ignore[attr-defined]
+    about = {"tokenizer": describe(setting.get_tokenizer())}
+    upstream = tuple(parent.artifact for parent in parents)
+    return Artifact(workdir, recipe.kind, called, seed, config, upstream, about=about)
+
+
+def is_trained(recipe: Recipe) -> bool:
+    """Whether a recipe's model is trained, and not computed."""
+    return getattr(recipe, "training", None) is not None
+
+
+def lm_of(lm: LM) -> Any:
+    """The configuration of a model."""
+    return getattr(lm, "config", lm)
+
+
+def differences(lm: LM, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The fields in which a model is not the one that config.json states, with its own values."""
+    own = plain(lm_of(lm)).items()
+    return [(n, v) for n, v in own if n not in HOW and made.get(n, v) != v]

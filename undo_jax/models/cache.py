@@ -1,0 +1,35 @@
+"""What a decoder has read of each row, to go on from."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.types import Rules
+
+
+class Cache(NamedTuple):
+    """What has been read: a token of position s is in slot s of its row, with its keys and values.
+
+    Slots after the last token hold anything, e.g. padding: they are written before they are seen.
+    """
+
+    tokens: Int[Array, "B S"]
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
+
+
+def empty(config: Gemma2, batch: int, size: int) -> Cache:
+    """Room for `size` tokens a row; nothing is read yet."""
+    c = config
+    shape = (c.layers, batch, size, c.kv_heads, c.head_width)
+    tokens = jnp.zeros((batch, size), jnp.int32)
+    return Cache(tokens, jnp.zeros(shape, c.compute_dtype), jnp.zeros(shape, c.compute_dtype))
+
+
+def rules(config: Gemma2, tensor: int) -> Rules:
+    """How a cache is sharded where the `tensor` axis has that many devices."""
+    rows, heads = ("data", "fsdp"), None if config.kv_heads % tensor else "tensor"
+    return (r"tokens$", P(rows)), (r"(keys|values)$", P(None, rows, None, heads))

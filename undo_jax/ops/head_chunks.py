@@ -1,0 +1,268 @@
+"""The machine of the head: any `HeadLoss` of a batch, a chunk of time at a time, on every mesh.
+
+While a chunk's logits are live its gradients are made as well. `weighted_sum` stores them in the
+forward pass, so that the backward pass only scales them: one pass over the vocabulary. `per_token`
+does not know yet how much each token will count, and makes the logits again on the way back.
+
+On a mesh every device does so for its rows and its part of the vocabulary. The table is gathered
+over `fsdp` once, its gradient summed in fp32 on each device and reduced once, after the last chunk.
+`head_tpu` or `head_gpu` does a device's part where it is `chosen` and knows the loss.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from undo_jax.ops import head_gpu, head_tile, head_tpu
+from undo_jax.ops.head_losses import HeadLoss, Tokens
+from undo_jax.sharding import BATCH, first_of, gather, on_devices, parts, scatter, several
+
+LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
+
+TABLE = P(("tensor", "fsdp"))
+INPUTS = P(BATCH), TABLE, P(BATCH), TABLE, P(BATCH)  # hidden, table, tokens, teacher's, weights
+
+Hidden = Float[Array, "B T D"]
+Table = Float[Array, "V D"]
+Weights = Float[Array, "B T"]
+Scalar = Float[Array, ""]
+Softcaps = tuple[float | None, float | None]  # (student's, teacher's)
+
+
+def logits(hidden: Hidden, table: Table, softcap: float | None) -> Float[Array, "B T V"]:
+    """Soft-capped logits in fp32."""
+    dtype = jnp.float32  # of the product: on TPU and GPU, XLA would round it to that of hidden
+    z = jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
+    return z if softcap is None else softcap * jnp.tanh(z / softcap)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def weighted_sum(
+    loss: HeadLoss,
+    softcaps: Softcaps,
+    chunk: int | None,
+    hidden: Hidden,
+    table: Table,
+    tokens: Tokens,
+    teacher_table: Any,
+    weights: Weights,
+) -> Scalar:
+    """Σ weights · loss, of rows that divide the mesh."""
+
+    def on_device(hidden, table, tokens, teacher_table, weights):
+        values = _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
+        return _summed(loss, weights, values.reshape(weights.shape))
+
+    return on_devices(on_device, INPUTS, P())(hidden, table, tokens, teacher_table, weights)
+
+
+def _forward(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
+    def on_device(hidden, table, tokens, teacher_table, weights):
+        values, d_hidden, d_table = _gradients(
+            loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights
+        )
+        d_weights = values.astype(weights.dtype)
+        return _summed(loss, weights, values), d_hidden, d_table, d_weights
+
+    mapped = on_devices(on_device, INPUTS, (P(), P(BATCH), TABLE, P(BATCH)))
+    total, *gradients = mapped(hidden, table, tokens, teacher_table, weights)
+    return total, tuple(gradients)
+
+
+def _backward(loss, softcaps, chunk, gradients, cotangent):
+    scaled = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), gradients)
+    d_hidden, d_table, d_weights = scaled
+    return d_hidden, d_table, None, None, d_weights  # None: targets and teacher are constants
+
+
+weighted_sum.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def per_token(
+    loss: HeadLoss,
+    softcaps: Softcaps,
+    chunk: int | None,
+    hidden: Hidden,
+    table: Table,
+    tokens: Tokens,
+    teacher_table: Any,
+) -> Float[Array, "B T"]:
+    """The loss of each token, of rows that divide the mesh."""
+
+    def on_device(hidden, table, tokens, teacher_table):
+        weights = jnp.zeros(hidden.shape[:2])  # which the losses themselves do not depend on
+        values = _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
+        return values.reshape(weights.shape)
+
+    return on_devices(on_device, INPUTS[:-1], P(BATCH))(hidden, table, tokens, teacher_table)
+
+
+def _per_token_forward(loss, softcaps, chunk, *inputs):
+    return per_token(loss, softcaps, chunk, *inputs), inputs
+
+
+def _per_token_backward(loss, softcaps, chunk, inputs, cotangent):
+    def on_device(hidden, table, tokens, teacher_table, weights):
+        return _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)[1:]
+
+    d_hidden, d_table = on_devices(on_device, INPUTS, (P(BATCH), TABLE))(*inputs, cotangent)
+    return d_hidden, d_table, None, None
+
+
+per_token.defvjp(_per_token_forward, _per_token_backward)
+
+
+# ------------------------------------------------------------- on one device, for its rows: [b, T]
+
+
+def _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
+    """The loss of each of its tokens, over all of the vocabulary."""
+    tables = gathered((table.astype(hidden.dtype), teacher_table))
+    if kernels := _kernels(loss, hidden.dtype, tables):
+        return kernels.loss(*_flat(loss, softcaps, hidden, tokens, weights, *tables))
+    return _in_chunks(loss, softcaps, chunk, hidden, tokens, *tables)
+
+
+def _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
+    """The same, and the gradients of Σ weights · loss in its hidden states and its table."""
+    dtype, tables = table.dtype, gathered((table.astype(hidden.dtype), teacher_table))
+    if kernels := _kernels(loss, hidden.dtype, tables):
+        arguments = _flat(loss, softcaps, hidden, tokens, weights, *tables)
+        values, d_hidden, d_table = kernels.loss_and_gradients(*arguments)
+        values, d_hidden = values.reshape(weights.shape), d_hidden.reshape(hidden.shape)
+    else:
+        values, d_hidden, d_table = _gradients_in_chunks(
+            loss, softcaps, chunk, hidden, tokens, weights, *tables
+        )
+    d_hidden = lax.psum(d_hidden, several("tensor"))
+    d_table = lax.psum(scatter(d_table, "fsdp", axis=0), several("data"))
+    return values, d_hidden, d_table.astype(dtype)
+
+
+def gathered(tables: Any) -> Any:
+    """The part of the vocabulary that a device's `fsdp` group has."""
+    return jax.tree.map(lambda table: gather(table, "fsdp", axis=0), tables)
+
+
+def _kernels(loss: HeadLoss, dtype: jnp.dtype, tables: Any) -> Any:
+    """The module whose kernels compute a device's part of this loss here, if any."""
+    if loss.kernel is None:
+        return None
+    widths = [table.shape[1] for table in jax.tree.leaves(tables)]
+    return next((made for made in (head_tpu, head_gpu) if made.chosen(dtype, *widths)), None)
+
+
+def _summed(loss: HeadLoss, weights: Weights, values: Float[Array, "B T"]) -> Scalar:
+    """The weighted sum of the losses of all devices' tokens."""
+    return lax.psum(jnp.sum(weights * _counted(loss, weights, values)), several(*BATCH))
+
+
+def _counted(loss: HeadLoss, weights: Array, x: Array) -> Array:
+    """`x`, and 0 where the weight is: in padding a loss may be infinite, or not a number.
+
+    Those with a kernel are finite there.
+    """
+    return x if loss.kernel else jnp.where(weights != 0, x, 0)
+
+
+def _of_chunk(loss, softcaps, z, tokens, teacher_table):
+    """The loss of a chunk's logits, and its gradient in them."""
+
+    def teacher():
+        if tokens.teacher is None:
+            raise ValueError("this loss asks for a teacher's logits: give it a teacher")
+        return logits(tokens.teacher, teacher_table, softcaps[1])
+
+    return loss.of_chunk(z, tokens, teacher)
+
+
+def _in_chunks(loss, softcaps, chunk, hidden, tokens, table, teacher_table):
+    """The loss of each token, some positions at a time."""
+
+    def of_chunk(piece):
+        h, aux = piece
+        return _of_chunk(loss, softcaps, logits(h, table, softcaps[0]), aux, teacher_table)[0]
+
+    pieces = split((hidden, tokens), chunk or chunk_size(hidden, table))
+    return join(lax.map(of_chunk, pieces), hidden.shape[1])
+
+
+def _gradients_in_chunks(loss, softcaps, chunk, hidden, tokens, weights, table, teacher_table):
+    """The same, and by a device's part of the vocabulary the weighted sum's gradients.
+
+    That in the table is fp32.
+    """
+
+    def of_chunk(d_table, piece):
+        h, aux, w = piece
+        z = logits(h, table, softcaps[0])
+        value, dz = _of_chunk(loss, softcaps, z, aux, teacher_table)
+        dz = _counted(loss, w[..., None], dz) * w[..., None]
+        if softcaps[0] is not None:
+            dz = dz * (1 - jnp.square(z / softcaps[0]))
+        dz = dz.astype(h.dtype)
+        d_hidden = jnp.einsum("btv,vd->btd", dz, table)
+        d_table += jnp.einsum("btv,btd->vd", dz, h, preferred_element_type=jnp.float32)
+        return d_table, (value, d_hidden)
+
+    pieces = split((hidden, tokens, weights), chunk or chunk_size(hidden, table))
+    start = jnp.zeros(table.shape, jnp.float32)
+    d_table, made = lax.scan(of_chunk, start, pieces)
+    values, d_hidden = (join(x, hidden.shape[1]) for x in made)
+    return values, d_hidden, d_table
+
+
+def _flat(loss, softcaps, hidden, tokens, weights, table, teacher_table):
+    """The same as arguments of the kernels: tokens side by side."""
+    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+    with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
+    vocabulary = table.shape[0]
+    bits = [None if cap is None else cap * head_tile.LOG2_E for cap in softcaps]
+    rows = head_tile.Rows(
+        flat(hidden),
+        weights.reshape(-1, 1),
+        flat(tokens.teacher) if with_teacher else None,
+        (tokens.targets - first_of(vocabulary, "tensor")).reshape(-1, 1) if with_targets else None,
+    )
+    tables = head_tile.Tables(table, teacher_table if with_teacher else None)
+    made = head_tile.Head(
+        target=loss.kernel,
+        softcap=bits[0],
+        teacher_softcap=bits[1],
+        vocabulary=vocabulary,
+        whole=vocabulary * parts("tensor"),
+    )
+    return made, rows, tables
+
+
+# --------------------------------------------------------------------------------- pieces of time
+
+
+def chunk_size(hidden: Hidden, table: Table) -> int:
+    """Time positions per chunk such that a device's logits stay within LOGITS_PER_CHUNK."""
+    return max(1, LOGITS_PER_CHUNK // (hidden.shape[0] * table.shape[0]))
+
+
+def split(tree: Any, size: int) -> Any:
+    """[B, T, ...] -> [chunks, B, size, ...]; what is missing in the last chunk is zero."""
+
+    def split_leaf(x):
+        width = min(size, x.shape[1])
+        count = -(-x.shape[1] // width)
+        padding = [(0, 0), (0, count * width - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding).reshape(x.shape[0], count, width, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    return jax.tree.map(split_leaf, tree)
+
+
+def join(x: Any, time: int) -> Any:
+    """The inverse of `split`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]

@@ -1,0 +1,165 @@
+"""Losses of the head as values: what is computed of a chunk's logits.
+
+`by_autodiff` makes one of a plain function of whole logits; that is all that a new loss needs. The
+ones here are in closed form: they work on the part of the vocabulary that a device has, and
+`over_vocabulary` and `log_softmax` reduce over all of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from undo_jax.ops.head_tile import Target
+from undo_jax.sharding import first_of, gather, parts, several
+
+
+class Tokens(NamedTuple):
+    """What else a loss may need at each token. Constants: no gradient reaches them."""
+
+    targets: Int[Array, "B T"] | None = None
+    teacher: Float[Array, "B T D2"] | None = None  # its hidden states
+    extra: Any = ()  # a pytree of [B, T, ...], e.g. a temperature
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """A loss l(z) of a token's soft-capped logits z, in chunks on every device and mesh.
+
+    `of_chunk(z, tokens, teacher)` gets a device's logits of a chunk, [B, T, V], the chunk's
+    `Tokens`, and a function that makes the teacher's logits, [B, T, V]. It returns l and ∂l/∂z:
+    [B, T] and [B, T, V].
+
+    `kernel` is the target by which the kernels for TPU and GPU compute exactly this loss (see
+    `head_tile`). Without it no kernel is used. Raises ValueError for one that they do not know.
+    """
+
+    of_chunk: Callable[[Array, Tokens, Callable[[], Array]], tuple[Array, Array]]
+    kernel: Target | None = None
+
+    def __post_init__(self):
+        if self.kernel is not None and self.kernel not in get_args(Target):
+            known = ", ".join(get_args(Target))
+            raise ValueError(f"kernel={self.kernel!r}: give one of {known}, or None for chunks")
+
+
+def by_autodiff(loss: Callable[[Array, Tokens, Array | None], Array]) -> HeadLoss:
+    """A head loss of a plain function, whose gradient in the logits JAX derives in each chunk.
+
+    `loss(z, tokens, y)` gets logits z over the whole vocabulary, [N, V], the `Tokens` of these N
+    tokens, and the teacher's logits y, [N, V], or None without a teacher; it returns [N], each
+    number of its own token alone. It needs to know of no mesh. Raises ValueError for another shape.
+    """
+    return HeadLoss(partial(_differentiated, loss))
+
+
+# -------------------------------------------------------------------------------- in closed form
+
+
+def _cross_entropy(z, tokens, _teacher):
+    log_p, size = log_softmax(z), z.shape[-1]
+    hot = jax.nn.one_hot(tokens.targets - first_of(size, "tensor"), size, dtype=z.dtype)
+    return -over_vocabulary(jnp.sum, lax.psum, hot * log_p), jnp.exp(log_p) - hot
+
+
+def _kl_to_teacher(z, _tokens, teacher):
+    log_p = log_softmax(z)
+    log_t = log_softmax(teacher())
+    t = jnp.exp(log_t)
+    return over_vocabulary(jnp.sum, lax.psum, t * (log_t - log_p)), jnp.exp(log_p) - t
+
+
+def _kl_to_uniform(z, _tokens, _teacher):
+    log_p, size = log_softmax(z), z.shape[-1] * parts("tensor")
+    loss = -over_vocabulary(jnp.sum, lax.psum, log_p) / size - jnp.log(size)
+    return loss, jnp.exp(log_p) - 1 / size
+
+
+def _at_temperature(divergence, z, tokens, teacher):
+    """τ² · divergence of softmax(z/τ) and softmax(y/τ): τ² keeps the size of the gradient."""
+    temperature = tokens.extra[..., None]
+    log_p, log_t = log_softmax(z / temperature), log_softmax(teacher() / temperature)
+    value, gradient = divergence(log_p, log_t)
+    return jnp.square(tokens.extra) * value, temperature * gradient
+
+
+def _forward(log_p, log_t):
+    t = jnp.exp(log_t)
+    return over_vocabulary(jnp.sum, lax.psum, t * (log_t - log_p)), jnp.exp(log_p) - t
+
+
+def _reverse(log_p, log_t):
+    p, ratio = jnp.exp(log_p), log_p - log_t
+    value = over_vocabulary(jnp.sum, lax.psum, p * ratio)
+    return value, p * (ratio - value[..., None])
+
+
+def _jensen_shannon(log_p, log_t):
+    p, log_m = jnp.exp(log_p), jnp.logaddexp(log_p, log_t) - jnp.log(2.0)
+    of_p = over_vocabulary(jnp.sum, lax.psum, p * (log_p - log_m))
+    of_t = over_vocabulary(jnp.sum, lax.psum, jnp.exp(log_t) * (log_t - log_m))
+    return (of_p + of_t) / 2, p * (log_p - log_m - of_p[..., None]) / 2
+
+
+CROSS_ENTROPY = HeadLoss(_cross_entropy, kernel="token")
+KL_TO_TEACHER = HeadLoss(_kl_to_teacher, kernel="teacher")
+KL_TO_UNIFORM = HeadLoss(_kl_to_uniform, kernel="uniform")
+# of a student p and a teacher t; `extra` is the temperature
+FORWARD_KL = HeadLoss(partial(_at_temperature, _forward))  # KL(t ‖ p)
+REVERSE_KL = HeadLoss(partial(_at_temperature, _reverse))  # KL(p ‖ t)
+JENSEN_SHANNON = HeadLoss(partial(_at_temperature, _jensen_shannon))
+
+
+# ---------------------------------------- the vocabulary, which `tensor` splits: z is a part of it
+
+
+def over_vocabulary(reduce: Callable, combine: Callable, z: Array) -> Array:
+    """A reduction over all of the vocabulary, e.g. (jnp.max, lax.pmax)."""
+    return combine(reduce(z, axis=-1), several("tensor"))
+
+
+def log_softmax(z: Array) -> Array:
+    z = z - over_vocabulary(jnp.max, lax.pmax, z)[..., None]
+    return z - jnp.log(over_vocabulary(jnp.sum, lax.psum, jnp.exp(z)))[..., None]
+
+
+def _differentiated(loss, z, tokens, teacher):
+    """`of_chunk` of a plain function.
+
+    The devices along `tensor` exchange logits, so that each has the whole vocabulary for its share
+    of the tokens: no collective is differentiated, and none works twice.
+    """
+    count, share = z[..., 0].size, -(-z[..., 0].size // parts("tensor"))
+
+    def shares(x, kept):  # [B, T, ...] -> [tokens, ...], as many as divide
+        x = x.reshape(-1, *x.shape[kept:])
+        return jnp.pad(x, [(0, -count % parts("tensor"))] + [(0, 0)] * (x.ndim - 1))
+
+    def own(x):  # what all these devices have
+        return lax.dynamic_slice_in_dim(shares(x, 2), first_of(share, "tensor"), share)
+
+    def exchange(x, split, joined):
+        there = several("tensor")
+        return lax.all_to_all(x, there, split, joined, tiled=True) if there else x
+
+    whole = lambda z: exchange(shares(z, 2), 0, 1)  # noqa: E731
+    y = None if tokens.teacher is None else whole(teacher())
+    value, pull = jax.vjp(partial(_per_token, loss, jax.tree.map(own, tokens), y), whole(z))
+    (dz,) = pull(jnp.ones_like(value))
+    value, dz = gather(value, "tensor", axis=0), exchange(dz, 1, 0)
+    return value[:count].reshape(z.shape[:-1]), dz[:count].reshape(z.shape)
+
+
+def _per_token(loss, tokens, y, z):
+    value = loss(z, tokens, y)
+    if value.shape != z.shape[:1]:
+        raise ValueError(
+            f"a head loss of {z.shape[0]} tokens gave an array of shape {value.shape}: "
+            "reduce over the last axis of the logits and over no other"
+        )
+    return value

@@ -1,0 +1,199 @@
+"""The paper's diagram as a graph of models, from a few knobs.
+
+pretrain ─ base ─ unlearn ─┬───────────────────────── relearn
+      │                    └ noise ─ distill ──────── relearn
+      └─── oracle ─────────────────────────────────── relearn
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from undo_jax.attacks.forget import forget
+from undo_jax.attacks.mixed import mixed
+from undo_jax.checks import check_distinct, check_numbers
+from undo_jax.experiment import Experiment, check_seeds, check_tokens
+from undo_jax.methods.maxent import maxent
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import Gemma2
+from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.optim import Trains
+from undo_jax.progress import Saving
+from undo_jax.recipe import Recipe
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.fresh import Fresh
+from undo_jax.recipes.imported import Import
+from undo_jax.recipes.perturb import Perturb
+from undo_jax.recipes.pretrain import Pretrain
+from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.settings import Setting
+from undo_jax.sharding import MeshShape
+from undo_jax.train import Training, check_accumulation
+from undo_jax.types import Loss, Noise
+
+ATTACKS = {"forget": forget, "mixed": mixed}
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Of the base on stream `pretrain`, and of the oracle on `oracle`."""
+
+    training: Training
+    base: str | None = None  # a folder with the base, instead of training one; see `Import`
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """Of the base, by a method; see `Unlearn`."""
+
+    training: Training
+    method: Loss = maxent
+    trains: Trains | None = None  # what of the model; None: everything
+
+    def __post_init__(self):
+        check_accumulation(self.method, self.training.accumulation)
+
+
+@dataclass(frozen=True)
+class Students:
+    """The unlearned model with noise of each alpha (UNDO, paper §4), and a fresh one.
+
+    Raises ValueError where there is none at all, for one twice, and for a model of the fresh
+    student where there is no such student.
+    """
+
+    alphas: tuple[float, ...]
+    noise: Noise = partial(shrink_perturb, beta=0.1)
+    fresh_student: bool = True  # Unlearn-and-Distill (paper §3)
+    student: Gemma2 | None = None  # the fresh student's model, of any size; None: its teacher's
+
+    def __post_init__(self):
+        for alpha in self.alphas:
+            if not 0 <= alpha <= 1:
+                raise ValueError(f"alpha={alpha} is outside [0, 1]: 0 is no noise, 1 a full reset")
+        check_distinct("alphas", [float(f"{alpha:g}") for alpha in self.alphas])  # as in names
+        if not self.alphas and not self.fresh_student:
+            raise ValueError("no students: give alphas or set fresh_student")
+        if self.student is not None and not self.fresh_student:
+            raise ValueError("student is the model of a fresh student: set fresh_student")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Of the unlearned model into every student, until it has recovered; see `Distill`."""
+
+    training: Training
+    tolerance: float = 0.05
+    stop_early: bool = True  # leave as soon as it has recovered; False: always all steps
+
+    def __post_init__(self):
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance}: it must be positive")
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """The attacks: every learning rate on every kind of data; the strongest counts.
+
+    Raises ValueError for rates that are not positive, an unknown attack, none or one twice.
+    """
+
+    training: Training
+    learning_rates: tuple[float, ...]
+    attacks: tuple[Literal["forget", "mixed"], ...] = ("forget",)
+
+    def __post_init__(self):
+        if not self.attacks:
+            raise ValueError("attacks is empty: forget or mixed, or both")
+        check_distinct("attacks", self.attacks)
+        for attack in self.attacks:
+            if attack not in ATTACKS:
+                raise ValueError(f"unknown attack {attack!r}: forget or mixed")
+            ATTACKS[attack](self.training, self.learning_rates)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The knobs of the paper's diagram. Raises ValueError where the parts do not fit."""
+
+    name: str
+    setting: Setting
+    model: Gemma2
+    pretrain: Pretraining
+    unlearn: Unlearning
+    noise: Students
+    distill: Distillation
+    relearn: Relearning
+    seeds: tuple[int, ...] = (0,)
+    together: int = 64  # models trained side by side at most; less where memory is short
+    mesh: MeshShape = field(default_factory=MeshShape)
+    saving: Saving = field(default_factory=Saving)
+
+    def __post_init__(self):
+        check_numbers("", self)
+        check_seeds(self.seeds, self.together)
+        for name, model in self.lms.items():
+            check_tokens(name, Functional(model), self.setting.get_tokenizer())
+            if model.vocabulary != self.model.vocabulary:
+                raise ValueError(
+                    f"{name}.vocabulary={model.vocabulary}, but its teacher has "
+                    f"{self.model.vocabulary}: they meet at the vocabulary, make them equal"
+                )
+        self.graph()
+
+    @property
+    def lms(self) -> dict[str, Gemma2]:
+        """Every architecture that is trained, by its knob."""
+        student = {} if self.noise.student is None else {"noise.student": self.noise.student}
+        return {"model": self.model, **student}
+
+    def graph(self) -> Experiment:
+        """The models of the paper's Figure 1; all but the base are attacked."""
+        lm, small = Functional(self.model), Functional(self.noise.student or self.model)
+        learning, teaching = self.pretrain.training, self.distill
+        base: Recipe = Pretrain(lm, learning, "pretrain", draw="pretrain/base")
+        if self.pretrain.base is not None:
+            base = Import(lm, self.pretrain.base)
+        oracle = Pretrain(lm, learning, "oracle", draw="pretrain/oracle")
+        unlearning = self.unlearn
+        unlearned = Unlearn(
+            base,
+            unlearning.training,
+            unlearning.method,
+            unlearning.trains,
+            draw="unlearn/unlearn-only",
+        )
+        students: dict[str, Recipe] = {}
+        for alpha in self.noise.alphas:
+            name = f"UNDO α={alpha:g}"
+            students[name] = Perturb(unlearned, alpha, self.noise.noise, draw=f"noise/{name}")
+        if self.noise.fresh_student:
+            name = "Unlearn-and-Distill"
+            students[name] = Fresh(small, draw=f"noise/{name}")
+        distilled = {
+            name: Distill(
+                unlearned,
+                student,
+                teaching.training,
+                teaching.tolerance,
+                teaching.stop_early,
+                draw=f"distill/{name}",
+            )
+            for name, student in students.items()
+        }
+        attacks = (
+            ATTACKS[name](self.relearn.training, self.relearn.learning_rates)
+            for name in self.relearn.attacks
+        )
+        return Experiment(
+            name=self.name,
+            setting=self.setting,
+            models={"base": base, "oracle": oracle, "unlearn-only": unlearned, **distilled},
+            attacks=tuple(attacks),
+            attacked=("unlearn-only", *distilled, "oracle"),
+            oracle="oracle",
+            seeds=self.seeds,
+            together=self.together,
+            mesh=self.mesh,
+            saving=self.saving,
+        )

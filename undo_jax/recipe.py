@@ -1,0 +1,188 @@
+"""What a recipe is: the value that says what a model is made from.
+
+Recipes are frozen dataclasses, one file a kind under recipes/; nothing registers them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from jax.sharding import Mesh
+
+from undo_jax.optim import Trains
+from undo_jax.train import Training
+from undo_jax.types import LM, Key, Loss, Params
+
+
+class Stream(NamedTuple):
+    """Rows of the setting, in an order of their own for each seed."""
+
+    name: str  # one of the setting's streams
+    order: str  # with the seed names the order
+
+
+class Recipe(Protocol):
+    """What a model is made from: a frozen dataclass, one file a kind under recipes/.
+
+    Random numbers of its own come from the seed and from `draw`, which is part of what it is: two
+    recipes of one `draw` see the same numbers, whatever else they differ in. A recipe without a
+    `draw` needs none. A pinned `seed` holds for it and for what it is made from, in place of each
+    of the experiment's.
+    """
+
+    kind: ClassVar[str]
+    role: ClassVar[str]  # in a report: base, unlearned, student, distilled or attack
+
+    @property
+    def lm(self) -> LM:
+        """The model whose parameters are made."""
+        ...
+
+    @property
+    def parents(self) -> tuple["Recipe", ...]:
+        """The recipes that it is made from."""
+        ...
+
+    @property
+    def draw(self) -> str: ...
+
+    @property
+    def seed(self) -> int | None: ...
+
+
+def title(recipe: Recipe) -> str:
+    """What its artifact is called: the end of `draw`, or else what the recipe says of itself."""
+    _, own, name = recipe.draw.rpartition("/")
+    return name if own else getattr(recipe, "title", recipe.kind)
+
+
+Scores = Mapping[str, float]
+
+
+class Judge(Protocol):
+    """What a setting says of its scores."""
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    def recovered(self, student: float, teacher: float, tolerance: float) -> bool: ...
+
+
+class Made(Recipe, Protocol):
+    """A recipe whose model is computed from its parents' parameters."""
+
+    scored: ClassVar[bool]  # whether its scores are wanted
+
+    def make(self, mesh: Mesh, key: Key | None, *parents: Params) -> Params: ...
+
+
+class Trained(Recipe, Protocol):
+    """A recipe whose model is trained."""
+
+    vital: ClassVar[bool]  # whether nothing can come of what is made from one that diverged
+
+    @property
+    def training(self) -> Training: ...
+
+    @property
+    def loss(self) -> Loss: ...
+
+    @property
+    def trains(self) -> Trains | None:
+        """What of the model; None: everything."""
+        ...
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """The streams of a batch by their names in it; `training.batch_size` rows of each."""
+        ...
+
+    @property
+    def references(self) -> Mapping[str, Recipe]:
+        """The models that the loss reads, by their names in it."""
+        ...
+
+    @property
+    def start(self) -> Recipe | None:
+        """The model whose parameters it begins with; None: fresh ones."""
+        ...
+
+    @property
+    def prepares(self) -> bool:
+        """Whether its method `make`, see `Made`, first makes others of these."""
+        ...
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Peak learning rates: a model is trained with each, and the strongest one counts."""
+        ...
+
+    def strength(self, judge: Judge, scores: Scores) -> float:
+        """By which of several rates the strongest is found."""
+        ...
+
+    def ends(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
+        """Whether training ends with these scores, before its last step.
+
+        `parents` are the last scores of the references and of `start`, by their names.
+        """
+        ...
+
+    def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
+        """What its summary says of its last scores."""
+        ...
+
+    def tags(self, rate: float | None) -> dict[str, Any]:
+        """What every record of the training with this rate says; None: there is no training."""
+        ...
+
+
+class Simple:
+    """What most recipes that are trained have in common: methods of `Trained`, to inherit."""
+
+    vital: ClassVar[bool] = False
+    prepares: ClassVar[bool] = False
+    trains: Any = None
+
+    @property
+    def references(self) -> Mapping[str, Recipe]:
+        return {}
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        return (self.training.optimizer.learning_rate,)  # type: ignore[attr-defined]
+
+    def strength(self, judge: Judge, scores: Scores) -> float:
+        return 0.0
+
+    def ends(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
+        return False
+
+    def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
+        return {}
+
+    def tags(self, rate: float | None) -> dict[str, Any]:
+        return {}
+
+
+def check_recipe(name: str, recipe: Any, seeds: int = 2**32) -> None:
+    """Raises ValueError for what is no recipe, or has parts that are none; `name` says which."""
+    if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "draw")):
+        raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
+    who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
+    if not (hasattr(lm, "init") and hasattr(lm, "hidden")):
+        raise ValueError(f"{who}: lm={lm!r} is no model: give e.g. Functional(preset('tiny'))")
+    draws = recipe.kind != "import"
+    if not isinstance(recipe.draw, str) or draws and not recipe.draw:
+        raise ValueError(f"{who}: draw={recipe.draw!r}: give a text that names its random numbers")
+    if seed is not None and not (type(seed) is int and 0 <= seed < seeds):
+        raise ValueError(f"{who}: seed={seed!r}: give a whole number from 0 to 2^32 - 1")
+    for parent in recipe.parents:
+        check_recipe(name, parent)
+    if hasattr(recipe, "training"):
+        training = recipe.training
+        if not (isinstance(training, Training) or training is None and recipe.role == "attack"):
+            raise ValueError(f"{who}: training={training!r}: give Training(...)")
+        if not callable(recipe.loss):
+            raise ValueError(f"{who}: loss={recipe.loss!r} is no function")
+        if not (recipe.trains is None or isinstance(recipe.trains, Trains)):
+            raise ValueError(f"{who}: trains={recipe.trains!r}: give Trains(...)")

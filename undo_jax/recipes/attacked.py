@@ -1,0 +1,105 @@
+"""A model under attack."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from undo_jax.attacks import Attack
+from undo_jax.optim import Trains
+from undo_jax.recipe import Judge, Recipe, Scores, Simple, Stream, title
+from undo_jax.sharding import placement
+from undo_jax.train import Training
+from undo_jax.types import LM, Key, Loss, Params, shapes
+
+
+@dataclass(frozen=True)
+class Attacked(Simple):
+    """What an attack makes of a model: its parameters are those of the strongest at the end."""
+
+    kind: ClassVar[str] = "relearn"
+    role: ClassVar[str] = "attack"
+    scored: ClassVar[bool] = True
+    model: Recipe
+    attack: Attack
+    draw: str = "relearn"
+    seed: int | None = None
+
+    @property
+    def lm(self) -> LM:
+        return self.attack.adapt(self.model.lm)
+
+    @property
+    def title(self) -> str:
+        """What its artifact is called."""
+        return f"{title(self.model)} by {self.attack.name}"
+
+    @property
+    def parents(self) -> tuple[Recipe, ...]:
+        return (self.model,)
+
+    @property
+    def training(self) -> Training | None:
+        return self.attack.training
+
+    @property
+    def loss(self) -> Loss:
+        return self.attack.loss
+
+    @property
+    def trains(self) -> Trains | None:
+        return self.attack.trains
+
+    @property
+    def start(self) -> Recipe | None:
+        return self.model
+
+    @property
+    def prepares(self) -> bool:  # type: ignore[override]
+        return self.attack.prepare is not None
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        return {"train": Stream(self.attack.stream, f"relearn/{self.attack.name}")}
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        if self.training is None:
+            return ()
+        whole = self.training.optimizer.learning_rate
+        return tuple(whole * rate for rate in self.attack.learning_rates)
+
+    def strength(self, judge: Judge, scores: Scores) -> float:
+        """How well an attack did; one that diverged did worst."""
+        score = scores["forget"] if judge.higher_is_better else -scores["forget"]
+        return score if math.isfinite(score) else -math.inf
+
+    def tags(self, rate: float | None) -> dict[str, Any]:
+        return {"attack": self.attack.name, "learning_rate": rate}
+
+    def make(self, mesh: Mesh, key: Key, params: Params) -> Params:
+        """What the attack prepares of the model's parameters."""
+        if self.attack.prepare is None:
+            return params
+        places = placement(self.lm, mesh)
+        prepare = jax.jit(self.attack.prepare, static_argnums=0, out_shardings=places)
+        return prepare(self.model.lm, params, key)
+
+    def check(self) -> None:
+        """Raises ValueError where what is prepared is not what the attacked model has."""
+        prepare, lm = self.attack.prepare, self.model.lm
+        if prepare is None:
+            return
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        made = jax.eval_shape(partial(prepare, lm), shapes(lm), key)
+        wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (shapes(self.lm), made))
+        if wanted != found:
+            raise ValueError(
+                f"attack {self.attack.name} prepares parameters of other names or shapes than the "
+                f"model has that it attacks: {found} and {wanted}"
+            )

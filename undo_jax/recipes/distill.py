@@ -1,0 +1,77 @@
+"""A student that has learned from a teacher."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from undo_jax.losses import distillation
+from undo_jax.recipe import Judge, Recipe, Scores, Simple, Stream, title
+from undo_jax.train import Training
+from undo_jax.types import LM, Loss
+
+
+@dataclass(frozen=True)
+class Distill(Simple):
+    """The teacher's logits on a stream of the setting, without labels (paper §3).
+
+    The student has recovered once its retain score is within `tolerance` of the teacher's. Raises
+    ValueError for a tolerance that is not positive, and for vocabularies that differ.
+    """
+
+    kind: ClassVar[str] = "distill"
+    role: ClassVar[str] = "distilled"
+    teacher: Recipe
+    student: Recipe
+    training: Training
+    tolerance: float = 0.05
+    stop_early: bool = True  # leave as soon as it has recovered; False: always all steps
+    stream: str = "pretrain"
+    loss: Loss = distillation
+    draw: str = "distill"
+    seed: int | None = None
+
+    def __post_init__(self):
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance}: it must be positive")
+        sizes = [getattr(getattr(one, "lm", None), "config", None) for one in self.parents]
+        student, teacher = (getattr(size, "vocabulary", None) for size in sizes)
+        if student != teacher:
+            raise ValueError(
+                f"the student has vocabulary={student}, its teacher {teacher}: they meet at the "
+                "vocabulary, make them equal"
+            )
+
+    @property
+    def title(self) -> str:
+        """What its artifact is called."""
+        return f"{title(self.teacher)} into {title(self.student)}"
+
+    @property
+    def lm(self) -> LM:
+        return self.student.lm
+
+    @property
+    def parents(self) -> tuple[Recipe, ...]:
+        return self.student, self.teacher
+
+    @property
+    def start(self) -> Recipe | None:
+        return self.student
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        return {"train": Stream(self.stream, "distill")}
+
+    @property
+    def references(self) -> Mapping[str, Recipe]:
+        return {"teacher": self.teacher}
+
+    def ends(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
+        return self.stop_early and self._recovered(judge, parents, scores)
+
+    def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
+        recovered = self._recovered(judge, parents, scores)
+        return {"recovered": recovered, "bar": parents["teacher"]["retain"]}
+
+    def _recovered(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
+        return judge.recovered(scores["retain"], parents["teacher"]["retain"], self.tolerance)

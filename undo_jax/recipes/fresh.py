@@ -1,0 +1,31 @@
+"""A model that has learned nothing: the student of Unlearn-and-Distill."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+from jax.sharding import Mesh
+
+from undo_jax.recipe import Recipe
+from undo_jax.sharding import placement
+from undo_jax.types import LM, Key, Params
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Parameters as the model draws its own first ones (paper §3); of any size."""
+
+    kind: ClassVar[str] = "noise"
+    role: ClassVar[str] = "student"
+    scored: ClassVar[bool] = False  # it has learned nothing yet
+    lm: LM
+    draw: str = "noise/fresh"
+    seed: int | None = None
+
+    @property
+    def parents(self) -> tuple[Recipe, ...]:
+        return ()
+
+    def make(self, mesh: Mesh, key: Key) -> Params:
+        """Fresh parameters, sharded as the model's rules say."""
+        return jax.jit(self.lm.init, out_shardings=placement(self.lm, mesh))(key)

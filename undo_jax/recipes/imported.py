@@ -1,0 +1,78 @@
+"""A model that somebody has already."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from etils import epath
+from jax.sharding import Mesh
+
+from undo_jax import checkpoint
+from undo_jax.durable import read_json
+from undo_jax.graph import differences
+from undo_jax.models import hf
+from undo_jax.recipe import Recipe
+from undo_jax.types import LM, Key, Params
+
+
+@dataclass(frozen=True)
+class Import:
+    """The parameters in a folder: a finished artifact, bare parameters, or Hugging Face's files.
+
+    It is made once for all seeds. Raises ValueError, when it is made, for a model that computes
+    something else than `lm`.
+    """
+
+    kind: ClassVar[str] = "import"
+    role: ClassVar[str] = "base"
+    scored: ClassVar[bool] = True
+    vital: ClassVar[bool] = True
+    lm: LM
+    path: str
+    draw: str = ""
+    seed: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What its artifact is called."""
+        return epath.Path(self.path).name
+
+    @property
+    def parents(self) -> tuple[Recipe, ...]:
+        return ()
+
+    def make(self, mesh: Mesh, key: Key | None) -> Params:
+        """The parameters, sharded as the model's rules say."""
+        self.check()
+        folder = epath.Path(self.path)
+        if (folder / "summary.json").exists():
+            weights = f"give {folder / 'params'} to take the weights alone"
+            self._check(self._stated(folder / "config.json"), weights)
+            folder = folder / "params"
+        elif (folder / hf.CONFIG).exists():
+            config = hf.read_config(folder)
+            stated = {n: v for n, v in checkpoint.plain(config).items() if n not in hf.UNSTATED}
+            self._check(stated, "give the folder of such a model")
+            return hf.load(folder, config, mesh)
+        return checkpoint.restore(folder, self.lm, mesh)
+
+    def check(self) -> None:
+        """Raises FileNotFoundError where there is nothing."""
+        if not isinstance(self.path, str) or not epath.Path(self.path).exists():
+            raise FileNotFoundError(f"nothing to import at {self.path}: check the path")
+
+    def _stated(self, file: epath.Path) -> dict[str, Any]:
+        """The model that an artifact's config.json describes. Raises ValueError if it does not."""
+        try:
+            return {**read_json(file)["config"]["model"]}
+        except (FileNotFoundError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file} describes no model ({error!r}): give {file.parent / 'params'} to take the "
+                "weights alone"
+            ) from error
+
+    def _check(self, made: dict[str, Any], otherwise: str) -> None:
+        for name, value in differences(self.lm, made):
+            raise ValueError(
+                f"{self.path} is a model with {name}={made.get(name)}, the experiment has {value}: "
+                f"make them equal, or {otherwise}"
+            )

@@ -1,0 +1,61 @@
+"""A model with noise mixed into its parameters: a student that is no longer what it was (UNDO)."""
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import jax
+from jax.sharding import Mesh
+
+from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.recipe import Recipe, title
+from undo_jax.sharding import placement
+from undo_jax.types import LM, Key, Noise, Params
+
+
+@dataclass(frozen=True)
+class Perturb:
+    """θ' = noise(θ, α): α = 0 leaves the model as it is, 1 is a full reset (paper §4).
+
+    Raises ValueError for an alpha outside [0, 1].
+    """
+
+    kind: ClassVar[str] = "noise"
+    role: ClassVar[str] = "student"
+    scored: ClassVar[bool] = False  # it has learned nothing yet
+    model: Recipe
+    alpha: float
+    noise: Noise = partial(shrink_perturb, beta=0.1)
+    draw: str = "noise"
+    seed: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha} is outside [0, 1]: 0 is no noise, 1 a full reset")
+        if not callable(self.noise):
+            raise ValueError(f"noise={self.noise!r} is no function: import it and give it itself")
+        try:
+            inspect.signature(self.noise).bind("lm", "key", "params", "alpha")
+        except TypeError as error:
+            name = getattr(self.noise, "__name__", self.noise)
+            raise ValueError(f"noise {name}: {error}: give it by partial({name}, ...)") from error
+
+    @property
+    def lm(self) -> LM:
+        return self.model.lm
+
+    @property
+    def title(self) -> str:
+        """What its artifact is called."""
+        return f"{title(self.model)} α={self.alpha:g}"
+
+    @property
+    def parents(self) -> tuple[Recipe, ...]:
+        return (self.model,)
+
+    def make(self, mesh: Mesh, key: Key, params: Params) -> Params:
+        """The model's parameters with noise, sharded as they are."""
+        places = placement(self.lm, mesh)
+        mix = jax.jit(self.noise, static_argnums=0, out_shardings=places)
+        return mix(self.lm, key, params, self.alpha)

@@ -1,0 +1,42 @@
+"""A model trained from fresh parameters: a base, or an oracle on retain data only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from undo_jax.losses import language_modelling
+from undo_jax.recipe import Recipe, Simple, Stream
+from undo_jax.train import Training
+from undo_jax.types import LM, Loss
+
+
+@dataclass(frozen=True)
+class Pretrain(Simple):
+    """Next-token prediction on a stream of the setting (paper §2)."""
+
+    kind: ClassVar[str] = "pretrain"
+    role: ClassVar[str] = "base"
+    vital: ClassVar[bool] = True
+    lm: LM
+    training: Training
+    stream: str = "pretrain"
+    loss: Loss = language_modelling
+    draw: str = "pretrain"
+    seed: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What its artifact is called."""
+        return self.stream
+
+    @property
+    def parents(self) -> tuple[Recipe, ...]:
+        return ()
+
+    @property
+    def start(self) -> Recipe | None:
+        return None
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        return {"train": Stream(self.stream, "pretrain")}

@@ -1,0 +1,65 @@
+"""A model that a method has made forget."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from undo_jax.methods.maxent import maxent
+from undo_jax.optim import Trains
+from undo_jax.recipe import Recipe, Simple, Stream
+from undo_jax.train import Training, check_accumulation
+from undo_jax.types import LM, Loss
+
+
+@dataclass(frozen=True)
+class Unlearn(Simple):
+    """A method on batches of `training.batch_size` rows of retain and as many of forget (paper §2).
+
+    It sees the model before as `base`. Raises ValueError for a method that is no function, wants
+    arguments that it has not, or whole batches where they are accumulated.
+    """
+
+    kind: ClassVar[str] = "unlearn"
+    role: ClassVar[str] = "unlearned"
+    model: Recipe
+    training: Training
+    loss: Loss = maxent
+    trains: Trains | None = None  # what of the model; None: everything
+    draw: str = "unlearn"
+    seed: int | None = None
+
+    def __post_init__(self):
+        if not callable(self.loss):
+            raise ValueError(f"method={self.loss!r} is no function: import it and give it itself")
+        try:
+            inspect.signature(self.loss).bind("lm", "params", "refs", "batch", "key")
+        except TypeError as error:
+            name = getattr(self.loss, "__name__", self.loss)
+            raise ValueError(f"method {name}: {error}: give it by partial({name}, ...)") from error
+        check_accumulation(self.loss, self.training.accumulation)
+
+    @property
+    def lm(self) -> LM:
+        return self.model.lm
+
+    @property
+    def title(self) -> str:
+        """What its artifact is called."""
+        return str(getattr(getattr(self.loss, "func", self.loss), "__name__", "method"))
+
+    @property
+    def parents(self) -> tuple[Recipe, ...]:
+        return (self.model,)
+
+    @property
+    def start(self) -> Recipe | None:
+        return self.model
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        return {name: Stream(name, f"unlearn/{name}") for name in ("retain", "forget")}
+
+    @property
+    def references(self) -> Mapping[str, Recipe]:
+        return {"base": self.model}

@@ -1,0 +1,185 @@
+"""From logs to numbers: worst-case attacks, robustness and compute of every model."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from undo_jax.report.logs import ROLES, Artifact, Entry, Logs
+from undo_jax.report.notes import Case, notes
+from undo_jax.report.numbers import (
+    Adversary,
+    Model,
+    Report,
+    Spread,
+    Stage,
+    curve,
+    finals,
+    pick_steps,
+    robustness,
+    strongest,
+)
+
+
+class EmptyError(ValueError):
+    """No attack has finished yet."""
+
+
+def analyse(logs: Logs) -> Report:
+    """All numbers of the report. Raises ValueError if no attack has finished."""
+    cases = _cases(logs)
+    if not any(curve(case.attacks, logs.forget) for case in cases):
+        raise EmptyError(f"{logs.name}: nothing to report, no relearning attack has finished yet")
+    labels = dict.fromkeys(case.entry.model for case in cases)
+    grouped = [[case for case in cases if case.entry.model == label] for label in labels]
+    grouped.sort(key=lambda some: ROLES.index(some[0].entry.role))  # stable
+    models = tuple(_model(some, logs) for some in grouped)
+    return Report(
+        name=logs.name,
+        retain=logs.retain,
+        forget=logs.forget,
+        models=models,
+        stages=_stages(logs.artifacts, [m.name for m in models]),
+        shown_steps=pick_steps({step for m in models for step in m.curve}),
+        unfinished=logs.unfinished,
+        notes=notes(logs, models, cases),
+        paired=_paired(logs.entries),
+    )
+
+
+def _cases(logs: Logs) -> list[Case]:
+    """Every model and seed with its attacks, those of its references, and its robustness."""
+    finished = {a.folder: a for a in logs.artifacts}
+    listed = {entry.artifact: entry.model for entry in logs.entries}
+    on: dict[str | None, dict[str, Artifact]] = {}  # attacked folder -> attacks on it
+    for entry in logs.entries:
+        done = {folder: finished[folder] for folder in entry.attacks if folder in finished}
+        on.setdefault(entry.artifact, {}).update(done)
+    worst = {
+        folder: strongest([a for one in found.values() for a in one.attacks], logs.forget)
+        for folder, found in on.items()
+        if found
+    }
+    made = []
+    for entry in logs.entries:
+        attacks = on[entry.artifact].values()
+        references = _references(entry, logs.entries)
+        values = [
+            robustness(worst.get(entry.artifact, math.nan), worst[u], worst[o], logs.forget)
+            for u, o in references
+            if u in worst and o in worst
+        ]
+        made.append(
+            Case(
+                entry=entry,
+                attacked=bool(attacks),
+                attacks=tuple(a for one in attacks for a in one.attacks),
+                own=finished.get(entry.artifact),
+                oracle=finished.get(entry.oracle or ""),
+                family=listed.get(entry.unlearned or "") or logs.owners.get(entry.unlearned or ""),
+                scaled=bool(values),
+                robustness=next((v for v in values if math.isfinite(v)), math.nan),
+            )
+        )
+    return made
+
+
+def _references(entry: Entry, entries: Sequence[Entry]) -> list[tuple[str | None, str | None]]:
+    """The unlearned model and the oracle that it is held against.
+
+    Of the oracle itself: with every unlearned model that is held against it.
+    """
+    if entry.role != "oracle":
+        return [(entry.unlearned, entry.oracle)]
+    held = [e.unlearned for e in entries if e.oracle == entry.artifact and e.unlearned is not None]
+    return [(unlearned, entry.artifact) for unlearned in dict.fromkeys(held)]
+
+
+def _paired(entries: Iterable[Entry]) -> bool:
+    """Whether each distilled model is held against the oracle of its own seed."""
+    entries = tuple(entries)
+    seeds = {entry.artifact: entry.seed for entry in entries}
+    distilled = [e for e in entries if e.role == "distilled" and e.oracle in seeds]
+    return all(seeds[e.oracle] == e.seed for e in distilled if e.oracle is not None)
+
+
+def _model(cases: Sequence[Case], logs: Logs) -> Model:
+    """A row: the cases of one label."""
+    cases = sorted(cases, key=lambda case: (case.entry.seed is None, case.entry.seed or 0))
+    entry = cases[0].entry
+    own = [case for case in cases if case.own is not None]
+    attacked = [case for case in cases if case.attacked]
+    curves = [curve(case.attacks, logs.forget) for case in attacked]
+    steps = sorted({step for found in curves for step in found})
+    ends = [finals(case.attacks) for case in attacked]
+    adversaries = sorted({key for found in ends for key in found}, key=adversary_order)
+
+    def before(name: str) -> Spread:
+        return Spread(tuple(case.own.summary["eval"].get(name, math.nan) for case in own))  # type: ignore[union-attr]
+
+    return Model(
+        name=entry.model,
+        role=entry.role,
+        alpha=entry.alpha,
+        family=next((case.family for case in cases if case.family), None),
+        seeds=tuple(case.entry.seed for case in attacked),
+        retain=before("retain"),
+        forget=before("forget"),
+        curve={step: Spread(tuple(c.get(step, math.nan) for c in curves)) for step in steps},
+        worst=Spread(tuple(strongest(case.attacks, logs.forget) for case in attacked)),
+        robustness=Spread(tuple(case.robustness for case in attacked)),
+        scaled=tuple(case.scaled for case in attacked),
+        compute_steps=Spread(tuple(_compute(case, "steps") for case in own)),
+        compute_flops=Spread(tuple(_compute(case, "flops") for case in own)),
+        recovered=tuple(_recovered(own)),
+        finals={k: Spread(tuple(f[k] for f in ends if k in f)) for k in adversaries},
+    )
+
+
+def adversary_order(adversary: Adversary) -> tuple[str, float]:
+    """Sort key: by data, then by learning rate; an attack that does not train comes first."""
+    data, rate = adversary
+    return data, -math.inf if rate is None else rate
+
+
+def _recovered(own: Iterable[Case]) -> Iterable[bool]:
+    """Of every distilled seed, whether it met the bar."""
+    for case in own:
+        if case.entry.role == "distilled" and case.own is not None:
+            if case.own.summary["recovered"] is not None:
+                yield case.own.summary["recovered"]
+
+
+def _compute(case: Case, unit: str) -> float:
+    """Distillation as % of what its oracle's training took, in steps or FLOPs."""
+    if case.own is None or case.oracle is None:
+        return math.nan
+    if not (case.entry.role == "distilled" or case.own is case.oracle):
+        return math.nan
+    spent, whole = case.own.summary[unit], case.oracle.summary[unit]
+    return 100 * spent / whole if whole else math.nan
+
+
+def _stages(artifacts: Iterable[Artifact], names: Sequence[str]) -> tuple[Stage, ...]:
+    """By stage in the order in which they are made, then by model as the tables list them."""
+    groups: dict[tuple[str, str], list[Artifact]] = {}
+    for a in artifacts:
+        groups.setdefault((a.stage, a.model), []).append(a)
+    stages = list(dict.fromkeys(stage for stage, _ in groups))
+
+    def order(key: tuple[str, str]) -> tuple[int, int, str]:
+        stage, model = key
+        return stages.index(stage), names.index(model) if model in names else -1, model
+
+    def spread(found: list[Artifact], unit: str) -> Spread:
+        return Spread(tuple(a.summary[unit] for a in found))
+
+    return tuple(
+        Stage(
+            stage=key[0],
+            model=key[1],
+            seeds=tuple(sorted({a.seed for a in groups[key] if a.seed is not None})),
+            steps=spread(groups[key], "steps"),
+            tokens=spread(groups[key], "tokens"),
+            flops=spread(groups[key], "flops"),
+        )
+        for key in sorted(groups, key=order)
+    )

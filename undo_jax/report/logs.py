@@ -1,0 +1,269 @@
+"""Logs in: what an experiment's file lists, and the records and summaries of its artifacts.
+
+Reads experiment-NAME.json, and config.json, metrics.jsonl and summary.json of each artifact.
+"""
+
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from etils import epath
+
+from undo_jax.report.files import (
+    NONE,
+    Json,
+    as_written,
+    check_inside,
+    check_name,
+    number,
+    read_json,
+    read_lines,
+    sealed,
+    typed,
+    verify,
+)
+
+ROLES = ("base", "unlearned", "student", "distilled", "oracle")  # as tables order them
+ATTACK = "relearn"  # the stage of attacks
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score measures, and which way is better."""
+
+    label: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One evaluation of an attacked model; the learning rate identifies the adversary."""
+
+    data: str
+    learning_rate: float | None  # None: the attack does not train
+    step: int
+    forget: float
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One finished artifact, and the label of the model that it belongs to."""
+
+    folder: str
+    stage: str  # its kind of recipe
+    model: str
+    seed: int | None  # None: nothing random enters it
+    summary: Json
+    attacks: tuple[Attack, ...] = ()
+    unreadable: int = 0  # lines of metrics.jsonl
+    settings: Json = field(default_factory=dict)  # of its recipe
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the experiment with one seed; artifacts are named by their folders."""
+
+    model: str
+    seed: int | None
+    artifact: str
+    role: str
+    alpha: float | None  # of the noise that its student began with
+    unlearned: str | None  # its own unlearned ancestor; of an unlearned model: itself
+    oracle: str | None  # that it is held against
+    attacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Everything the report draws on."""
+
+    name: str
+    retain: Metric
+    forget: Metric
+    entries: tuple[Entry, ...]
+    artifacts: tuple[Artifact, ...]
+    unfinished: tuple[str, ...]
+    owners: dict[str, str]  # folder -> label of the model that the artifact belongs to
+
+
+def names(workdir: epath.PathLike) -> list[str]:
+    """The experiments of a workdir, from the names of their files."""
+    root, found = epath.Path(workdir), []
+    for path in root.glob("experiment-*.json") if root.exists() else ():
+        name = path.name.removeprefix("experiment-").removesuffix(".json")
+        try:
+            check_name(name)
+        except ValueError:  # no run has written it
+            continue
+        found.append(name)
+    return sorted(found)
+
+
+def read_logs(workdir: epath.PathLike, name: str) -> Logs:
+    """Read the artifacts experiment-NAME.json lists; one without a summary.json is unfinished.
+
+    Raises FileNotFoundError without that file, and ValueError for a name that is not safe, a file
+    that is damaged, and an artifact that leaves the workdir.
+    """
+    check_name(name)
+    root = epath.Path(workdir)
+    path = root / f"experiment-{name}.json"
+    if not path.exists():
+        there = ", ".join(names(root)) or "none"
+        raise FileNotFoundError(f"{root} holds no experiment {name}: give one of its own ({there})")
+    again = "run the experiment again, which writes it anew and trains nothing"
+    content = read_json(path, again)
+    if not sealed(content):
+        raise ValueError(f"{path} is damaged (it is not as it was written): {again}")
+    with as_written(path):
+        if typed(content, "name", str) != name:
+            raise ValueError(f"its name is {reprlib.repr(content['name'])}")
+        retain, forget = (_metric(typed(content, one, dict)) for one in ("retain", "forget"))
+        entries = tuple(_entry(root, one) for one in typed(content, "models", list))
+        owners = _owners(root, typed(content, "artifacts", list), entries)
+        _check_distinct(entries)
+    scored = {entry.artifact for entry in entries if entry.role != "student"}
+    attacks = {folder for entry in entries for folder in entry.attacks}
+    found = {
+        folder: read_artifact(root / folder, label, folder in scored, folder in attacks)
+        for folder, label in owners.items()
+    }
+    return Logs(
+        name=name,
+        retain=retain,
+        forget=forget,
+        entries=entries,
+        artifacts=tuple(a for a in found.values() if a is not None),
+        unfinished=tuple(folder for folder, a in found.items() if a is None),
+        owners=owners,
+    )
+
+
+def _metric(record: Json) -> Metric:
+    return Metric(typed(record, "label", str), typed(record, "higher_is_better", bool))
+
+
+def _entry(root: epath.Path, record: Any) -> Entry:
+    """Raises KeyError, TypeError or ValueError for what no run has written."""
+    role, alpha = typed(record, "role", str), typed(record, "alpha", float, int, NONE)
+    if role not in ROLES:
+        raise ValueError(f"role is {reprlib.repr(role)}")
+    if alpha is not None and not math.isfinite(alpha):
+        raise ValueError(f"alpha is {alpha}")
+    made = Entry(
+        model=typed(record, "model", str),
+        seed=typed(record, "seed", int, NONE),
+        artifact=typed(record, "artifact", str),
+        role=role,
+        alpha=alpha if alpha is None else float(alpha),
+        unlearned=typed(record, "unlearned", str, NONE),
+        oracle=typed(record, "oracle", str, NONE),
+        attacks=tuple(typed(record, "attacks", list)),
+    )
+    for folder in (made.artifact, made.unlearned, made.oracle, *made.attacks):
+        if folder is not None:
+            check_inside(root, folder)
+    if None in made.attacks:
+        raise TypeError("an attack is None")
+    return made
+
+
+def _owners(root: epath.Path, records: list[Any], entries: tuple[Entry, ...]) -> dict[str, str]:
+    """The label of every artifact, by folder and in the order in which they are made."""
+    owners: dict[str, str] = {}
+    for record in records:
+        folder, label = typed(record, "artifact", str), typed(record, "model", str)
+        check_inside(root, folder)
+        owners.setdefault(folder, label)
+    for entry in entries:
+        for folder in (entry.artifact, *entry.attacks):
+            owners.setdefault(folder, entry.model)
+    return owners
+
+
+def _check_distinct(entries: tuple[Entry, ...]) -> None:
+    """Raises ValueError where a model and seed is there twice, or a model has two roles."""
+    counts = Counter((entry.model, entry.seed) for entry in entries)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        raise ValueError(f"model {reprlib.repr(twice[0][0])}, seed {twice[0][1]} is there twice")
+    roles: dict[str, tuple[str, float | None]] = {}
+    for entry in entries:
+        if roles.setdefault(entry.model, (entry.role, entry.alpha)) != (entry.role, entry.alpha):
+            raise ValueError(f"model {reprlib.repr(entry.model)} has several roles or alphas")
+
+
+def read_artifact(
+    folder: epath.Path, model: str, scored: bool = False, attack: bool = False
+) -> Artifact | None:
+    """One artifact, or None while it is unfinished. Raises ValueError where it is damaged.
+
+    `scored` says that it must have scores, `attack` that it must be one.
+    """
+    again = f"delete {folder}, and run the experiment again"
+    if not (folder / "summary.json").exists():
+        return None
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder / 'config.json'} is not there, though the model is: {again}")
+    config, summary = (read_json(folder / f"{f}.json", again) for f in ("config", "summary"))
+    verify(folder, summary)
+    with as_written(folder):
+        stage, seed = typed(config, "stage", str), typed(config, "seed", int, NONE)
+        if attack and stage != ATTACK:
+            raise ValueError(f"stage is {reprlib.repr(stage)}, but it is an attack")
+        typed(config, "model", str)
+        scores, costs = typed(summary, "eval", dict), ("steps", "tokens", "flops")
+        if scored or stage == ATTACK or scores:
+            scores = {name: number(scores[name]) for name in ("retain", "forget")}
+        told: Json = {name: number(summary.get(name)) for name in costs}
+        told |= {"recovered": typed(summary, "recovered", bool, NONE), "eval": scores}
+        found, unreadable = _attacks(folder, config, summary) if stage == ATTACK else ((), 0)
+        return Artifact(
+            folder=folder.name,
+            stage=stage,
+            model=model,
+            seed=seed,
+            summary=told,
+            attacks=found,
+            unreadable=unreadable,
+            settings=_settings(config, stage),
+        )
+
+
+def _settings(config: Json, stage: str) -> Json:
+    """What config.json says of the recipe's own fields."""
+    said = config.get("config")
+    own = said.get(stage) if isinstance(said, dict) else None
+    return own if isinstance(own, dict) else {}
+
+
+def _attacks(folder: epath.Path, config: Json, summary: Json) -> tuple[tuple[Attack, ...], int]:
+    """The evaluations of an attack, and how many lines of its log are unreadable.
+
+    One that does not train has no records: its scores are one evaluation, at step 0.
+    """
+    path = folder / "metrics.jsonl"
+    records, unreadable = read_lines(path) if path.exists() else ([], 0)
+    found = read_attacks(records)
+    if records or unreadable or number(summary.get("steps")) > 0:
+        return found, unreadable
+    said = _settings(config, ATTACK).get("attack")
+    known = (summary.get("attack"), said.get("name") if isinstance(said, dict) else None)
+    name = next((one for one in known if isinstance(one, str)), folder.name)
+    return (Attack(name, None, 0, number(summary["eval"]["forget"])),), 0
+
+
+def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
+    """Evaluation records; of a step logged twice (a resumed run) the later one counts."""
+    found: dict[tuple[str, float, int], Attack] = {}
+    for r in records:
+        if "eval" in r:
+            data, step = typed(r, "attack", str), typed(r, "step", int)
+            rate = typed(r, "learning_rate", float, int)
+            if not (0 < rate < math.inf and 0 <= step < 2**63):
+                raise ValueError(f"a record of learning rate {rate} at step {step}")
+            attack = Attack(data, float(rate), step, number(r["eval"]["forget"]))
+            found[data, float(rate), step] = attack
+    return tuple(found[key] for key in sorted(found))

@@ -1,0 +1,174 @@
+"""What a reader of a report must be told."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from undo_jax.report.logs import Artifact, Attack, Entry, Json, Logs
+from undo_jax.report.numbers import MIN_GAP, Model, sole, strongest
+
+OTHERWISE = ("type", "student", "teacher", "alpha", "draw", "seed")  # no setting of distillation
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with one seed."""
+
+    entry: Entry
+    attacked: bool  # whether an attack on it has finished
+    attacks: tuple[Attack, ...]
+    own: Artifact | None  # None: unfinished
+    oracle: Artifact | None
+    family: str | None  # label of its unlearned ancestor
+    scaled: bool  # whether attacks on both of its references have finished
+    robustness: float
+
+
+def notes(logs: Logs, models: Sequence[Model], cases: Sequence[Case]) -> tuple[str, ...]:
+    """One sentence each."""
+    return tuple(
+        [
+            *_not_recovered(models),
+            *_robustness(cases),
+            *_compute(cases),
+            *_distilled_differently(logs, cases),
+            *_at_ends(models, cases, logs),
+            *_left_out(logs),
+        ]
+    )
+
+
+def _not_recovered(models: Iterable[Model]) -> Iterator[str]:
+    for m in models:
+        if m.fell_short:
+            short, all_of_it = m.recovered.count(False), len(m.recovered)
+            yield (
+                f"{m.name} did not recover the teacher's retain score in "
+                f"{short} of {all_of_it} seeds."
+            )
+
+
+def _robustness(cases: Sequence[Case]) -> Iterator[str]:
+    """Why robustness is not there; of what is itself the scale's 100 %, or a base, none is due."""
+    due = [case for case in cases if case.attacked and case.entry.role not in ("base", "oracle")]
+    groups: dict[str, list[Case]] = {}
+    undefined: list[Case] = []
+    for case in due:
+        if reason := _missing(case, cases):
+            groups.setdefault(reason, []).append(case)
+        elif math.isnan(case.robustness):
+            undefined.append(case)
+    for reason, found in groups.items():
+        of = "" if len(found) == len(due) else f" for {_labels(found)}"
+        yield f"Robustness is not computed{of}: {reason}."
+    if undefined:
+        oracle = sole(c.entry.model for c in cases if c.entry.role == "oracle") or "oracle"
+        unlearned = sole(c.entry.model for c in cases if c.entry.role == "unlearned")
+        yield (
+            f"Robustness is undefined for {_which(undefined, unlearned is None)}: there the "
+            f"{oracle} is not more robust than {unlearned or 'its unlearned model'} by at least "
+            f"{MIN_GAP}, the attack on one of the two has not finished, or a model has diverged."
+        )
+
+
+def _compute(cases: Iterable[Case]) -> Iterator[str]:
+    due = [c for c in cases if c.entry.role == "distilled" and c.own and c.oracle]
+    if found := [c for c in due if c.oracle and not c.oracle.summary["steps"] > 0]:
+        of = "" if len(found) == len(due) else f" for {_labels(found)}"
+        yield f"Compute is not computed{of}: the training of the oracle is not known."
+
+
+def _missing(case: Case, cases: Sequence[Case]) -> str:
+    """Why there is no scale for a model, whatever its seed."""
+    entry = case.entry
+    lacking = {"unlearned ancestor": entry.unlearned, "oracle": entry.oracle}
+    if absent := [what for what, folder in lacking.items() if folder is None]:
+        return f"there is no {' and no '.join(absent)}"
+    labels = {c.entry.artifact: c.entry.model for c in cases}
+    attacked = {c.entry.model for c in cases if c.attacked}
+    references = {
+        labels.get(entry.unlearned or "", "its unlearned model"): None,
+        labels.get(entry.oracle or "", "its oracle"): None,
+    }
+    unattacked = [label for label in references if label not in attacked]
+    return f"no finished attack on {' or '.join(unattacked)}" if unattacked else ""
+
+
+def _labels(cases: Iterable[Case]) -> str:
+    return ", ".join(dict.fromkeys(case.entry.model for case in cases))
+
+
+def _which(cases: Sequence[Case], named: bool) -> str:
+    """Seeds, and models where it matters."""
+    seeds = sorted({case.entry.seed for case in cases if case.entry.seed is not None})
+    told = f"seed {', '.join(map(str, seeds))}" if seeds else ""
+    if not named and told:
+        return told
+    return _labels(cases) + (f" ({told})" if told else "")
+
+
+def _distilled_differently(logs: Logs, cases: Sequence[Case]) -> Iterator[str]:
+    """Settings of distillation in which the distilled models differ, and who has which value."""
+    folders = {c.entry.artifact: c for c in cases if c.entry.role == "distilled" and c.own}
+    flat = {
+        folder: dict(_flatten(_settings(case.own.settings)))
+        for folder, case in folders.items()
+        if case.own is not None
+    }
+    found = []
+    for path in dict.fromkeys(path for settings in flat.values() for path in settings):
+        groups: dict[str, list[Case]] = {}
+        for folder, settings in flat.items():
+            groups.setdefault(settings.get(path, "none"), []).append(folders[folder])
+        if 1 < len(groups) <= 4:
+            told = "; ".join(f"{value}: {_labels(some)}" for value, some in groups.items())
+            found.append(f"{path} ({told})")
+        elif len(groups) > 1:
+            found.append(f"{path} ({len(groups)} values)")
+    if found:
+        yield f"Not all models were distilled with the same settings: {', '.join(found)}."
+
+
+def _settings(own: Json) -> Json:
+    return {name: value for name, value in own.items() if name not in OTHERWISE}
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted path -> value as JSON; equal numbers are written alike."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{path}.{name}".removeprefix("."))
+    else:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        yield path, json.dumps(value, ensure_ascii=False)
+
+
+def _at_ends(models: Iterable[Model], cases: Sequence[Case], logs: Logs) -> Iterator[str]:
+    def at_end(model: Model) -> bool:
+        """Whether in some seed only ends of the sweep come within MIN_GAP of the worst case."""
+        rates = sorted({rate for _, rate in model.finals if rate is not None})
+        ends = {rates[0], rates[-1]} if len(rates) > 1 else set()
+        for case in cases:
+            if case.entry.model == model.name:
+                top = strongest(case.attacks, logs.forget)
+                best = {a.learning_rate for a in case.attacks if abs(a.forget - top) < MIN_GAP}
+                if best and best <= ends:
+                    return True
+        return False
+
+    if edge := [m.name for m in models if at_end(m)]:
+        yield (
+            "The strongest attack lies at an end of the learning-rate sweep, so a wider sweep "
+            f"could be stronger: {', '.join(edge)}."
+        )
+
+
+def _left_out(logs: Logs) -> Iterator[str]:
+    found = [a for artifact in logs.artifacts for a in artifact.attacks]
+    if broken := sum(not math.isfinite(a.forget) for a in found):
+        yield f"Left out: {broken} evaluations with a non-finite forget score."
+    if unreadable := sum(a.unreadable for a in logs.artifacts):
+        yield f"Left out: {unreadable} unreadable lines of metrics.jsonl."

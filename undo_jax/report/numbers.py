@@ -1,0 +1,171 @@
+"""The numbers of a report, and what they are computed by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from etils import epath
+
+from undo_jax.report.logs import Attack, Metric
+
+MIN_GAP = 0.01  # in the forget metric's unit; below it robustness is a ratio of noise
+
+Adversary = tuple[str, float | None]  # attack data, learning rate
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One value per seed, nan where undefined; the statistics are over the defined ones."""
+
+    values: tuple[float, ...] = ()
+
+    @property
+    def finite(self) -> tuple[float, ...]:
+        return tuple(v for v in self.values if math.isfinite(v))
+
+    @property
+    def mean(self) -> float:
+        if not self.finite:
+            return math.nan
+        return min(max(math.fsum(self.finite) / len(self.finite), self.low), self.high)  # rounding
+
+    @property
+    def low(self) -> float:
+        return min(self.finite, default=math.nan)
+
+    @property
+    def high(self) -> float:
+        return max(self.finite, default=math.nan)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the report. Scores are in their metric's unit, robustness and compute in %."""
+
+    name: str
+    role: str
+    alpha: float | None
+    family: str | None  # its unlearned ancestor's label: models of one family share it
+    seeds: tuple[int | None, ...]  # attacked seeds
+    retain: Spread  # before the attack
+    forget: Spread  # before the attack
+    curve: Mapping[int, Spread]  # relearning step -> strongest attack
+    worst: Spread  # P: strongest attack over all steps
+    robustness: Spread
+    scaled: tuple[bool, ...]  # per attacked seed: whether both of its references are attacked
+    compute_steps: Spread
+    compute_flops: Spread
+    recovered: tuple[bool, ...]  # per distilled seed
+    finals: Mapping[Adversary, Spread]  # last score
+
+    @property
+    def fell_short(self) -> bool:
+        """Whether any seed ended its distillation below the recovery bar."""
+        return not all(self.recovered)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it defines the scale of robustness: 0 or 100 % by definition."""
+        return self.role in ("unlearned", "oracle")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What was run for one model in one stage, over seeds."""
+
+    stage: str
+    model: str
+    seeds: tuple[int, ...]
+    steps: Spread
+    tokens: Spread
+    flops: Spread
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of a report and, once written, its files by name."""
+
+    name: str
+    retain: Metric
+    forget: Metric
+    models: tuple[Model, ...]
+    stages: tuple[Stage, ...]
+    shown_steps: tuple[int, ...]  # relearning steps the tables quote
+    unfinished: tuple[str, ...]
+    notes: tuple[str, ...]
+    paired: bool = True  # whether each model is held against the oracle of its own seed
+    files: Mapping[str, epath.Path] = field(default_factory=dict)
+
+    @property
+    def attacked(self) -> tuple[Model, ...]:
+        return tuple(m for m in self.models if m.curve)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({s for m in self.attacked for s in m.seeds if s is not None}))
+
+    @property
+    def several_seeds(self) -> bool:
+        """Whether any row is over more than one seed."""
+        return any(len(m.seeds) > 1 for m in self.attacked)
+
+    @property
+    def seed_counts(self) -> str:
+        """Over how many seeds the rows are, e.g. 5, or 1–5."""
+        counts = sorted({len(m.seeds) for m in self.attacked})
+        return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+
+    @property
+    def unlearned(self) -> str | None:
+        """The label of the unlearned model, where there is one."""
+        return sole(m.name for m in self.models if m.role == "unlearned")
+
+    @property
+    def oracle(self) -> str:
+        """The label of the oracle, where there is one."""
+        return sole(m.name for m in self.models if m.role == "oracle") or "oracle"
+
+
+def sole(labels: Iterable[str]) -> str | None:
+    """The label, where there is but one."""
+    found = set(labels)
+    return found.pop() if len(found) == 1 else None
+
+
+def strongest(attacks: Iterable[Attack], metric: Metric) -> float:
+    """The forget score of the strongest attack: max, or min where lower is better."""
+    scores = [a.forget for a in attacks if math.isfinite(a.forget)]
+    return (max if metric.higher_is_better else min)(scores, default=math.nan)
+
+
+def robustness(score: float, unlearned: float, filtered: float, metric: Metric) -> float:
+    """100 (P - P_unlearn) / (P_oracle - P_unlearn) in %, P the worst-case forget score.
+
+    nan unless the oracle is more robust than the unlearned model by at least MIN_GAP.
+    """
+    gap = filtered - unlearned
+    ahead = -gap if metric.higher_is_better else gap
+    return 100 * (score - unlearned) / gap if ahead >= MIN_GAP else math.nan
+
+
+def pick_steps(steps: Iterable[int]) -> tuple[int, ...]:
+    """The first evaluated steps at or after 1/3 and 1/2 of the way, and the last."""
+    grid = sorted(steps)
+    picked = (next(s for s in grid if s >= way * grid[-1]) for way in (1 / 3, 1 / 2, 1))
+    return tuple(sorted(set(picked)))
+
+
+def curve(attacks: Iterable[Attack], metric: Metric) -> dict[int, float]:
+    """Step -> forget score of the strongest attack at that step."""
+    by_step: dict[int, list[Attack]] = {}
+    for a in attacks:
+        by_step.setdefault(a.step, []).append(a)
+    scores = {step: strongest(found, metric) for step, found in sorted(by_step.items())}
+    return {step: score for step, score in scores.items() if math.isfinite(score)}
+
+
+def finals(attacks: Iterable[Attack]) -> dict[Adversary, float]:
+    """Adversary -> forget score at its last step."""
+    return {(a.data, a.learning_rate): a.forget for a in sorted(attacks, key=lambda a: a.step)}

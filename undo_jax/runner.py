@@ -1,0 +1,151 @@
+"""Makes the models of a graph: those that can train together do, and none is made twice."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from undo_jax import checkpoint
+from undo_jax.graph import Model, alike, is_trained
+from undo_jax.log import console, last
+from undo_jax.population import diverged
+from undo_jax.trainer import Run, companies, train
+
+
+def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
+    """Make those of the models that are wanted and not finished, each after its parents.
+
+    Raises FileNotFoundError where one is needed that is neither wanted nor finished, and ValueError
+    where one has diverged from which others are made.
+    """
+    kept = _agreed([m in wanted and checkpoint.kept(m.artifact) for m in models])
+    left = [m for m, done in zip(models, kept, strict=True) if m in wanted and not done]
+    _judge(run, [m for m, done in zip(models, kept, strict=True) if done and _vital(m)])
+    interrupted = _interrupted(models, left)
+    while left:
+        ready = (one for one in interrupted if not any(set(m.parents) & set(left) for m in one))
+        if (company := next(ready, None)) is not None:
+            interrupted.remove(company)
+            train(run, company, [model for model in company if model not in left])
+            left = _without(left, company)
+            _judge(run, company)
+            continue
+        waiting = [model for company in interrupted for model in company]
+        group = _next(_without(left, waiting), left)
+        for company in companies(run, group) if is_trained(group[0].recipe) else [group]:
+            if is_trained(company[0].recipe):
+                train(run, company)
+            else:
+                _compute(run, company[0])
+            left = _without(left, company)
+            _judge(run, company)
+    checkpoint.clear(models[0].artifact.workdir)
+
+
+def _next(some: Sequence[Model], left: Sequence[Model]) -> list[Model]:
+    """Of some of those that are left, the models to make now: all that can train together.
+
+    A group that still waits for some of its models comes after those that wait for none. Raises
+    FileNotFoundError where a parent is not there, and never will be.
+    """
+    groups: dict[str, list[Model]] = {}
+    for model in some:
+        trained = is_trained(model.recipe)
+        name = alike(model.recipe) if trained else model.artifact.fingerprint  # type: ignore
+        groups.setdefault(name, []).append(model)
+    ready = {
+        name: [model for model in group if not set(model.parents) & set(left)]
+        for name, group in groups.items()
+    }
+    names = [name for name in groups if ready[name]]
+    first = min(names, key=lambda name: len(groups[name]) - len(ready[name]))
+    for model in ready[first]:
+        for parent in model.parents:
+            parent.artifact.summary()
+    return ready[first]
+
+
+def _compute(run: Run, model: Model) -> None:
+    """Make a model that is not trained."""
+    recipe: Any = model.recipe
+    key = model.key if recipe.draw else None
+    params = recipe.make(run.mesh, key, *(run.load(parent)() for parent in model.parents))
+    scores = {}
+    if recipe.scored:
+        everywhere = NamedSharding(run.mesh, P())
+        evaluate = jax.jit(run.setting.evaluate, static_argnums=0, out_shardings=everywhere)
+        found = evaluate(recipe.lm, params, run.material)
+        scores = {name: float(value) for name, value in found.items()}
+    checkpoint.begin(model.artifact)
+    tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
+    checkpoint.keep(model.artifact, params, scores, **tags)
+
+
+def _interrupted(models: Sequence[Model], left: Sequence[Model]) -> list[list[Model]]:
+    """Companies whose training was interrupted, of which some are still to be made.
+
+    One with a model that is none of these goes on where that is wanted, too.
+    """
+    here = {model.artifact.folder.name: index for index, model in enumerate(models)}
+    todo = {model.artifact.folder.name for model in left}
+    order = np.full((2, len(models)), -1)  # of each model: its company, its place there
+    for number, names in enumerate(checkpoint.companies(models[0].artifact.workdir)):
+        if set(names) <= here.keys() and set(names) & todo:
+            for place, name in enumerate(names):
+                order[:, here[name]] = number, place
+    found: dict[int, list[tuple[int, Model]]] = {}
+    for model, (number, place) in zip(models, _agreed(order).T.tolist(), strict=True):
+        if number >= 0:
+            found.setdefault(number, []).append((place, model))
+    return [[model for _, model in sorted(some, key=lambda one: one[0])] for some in found.values()]
+
+
+def _vital(model: Model) -> bool:
+    return getattr(model.recipe, "vital", False)
+
+
+def _judge(run: Run, made: Sequence[Model]) -> None:
+    """Say which models have diverged, or learned nothing.
+
+    Raises ValueError for those that have diverged of which others are made.
+    """
+    lost = [m for m in made if diverged(m.artifact.summary()["eval"])]
+    if fatal := [_who(model) for model in lost if _vital(model)]:
+        raise ValueError(
+            f"{' and '.join(fatal)}, diverged: its scores are not finite, and those of what is "
+            "made of it would not be: lower its learning rate, or give another base"
+        )
+    for model in lost:
+        said = f"{_who(model)}, diverged: its scores are not finite; lower its learning rate"
+        console.print(said, soft_wrap=True)
+    tokens = run.setting.get_tokenizer().vocab_size
+    for model in filter(_vital, made):
+        loss, guess = last(model.artifact.folder, "loss"), math.log(tokens)
+        if loss is not None and not loss < guess:
+            console.print(
+                f"{_who(model)}, has learned nothing: its loss ends at {loss:.3g}, a guess among "
+                f"{tokens} tokens has {guess:.3g}; change its learning rate, or train it longer",
+                soft_wrap=True,
+            )
+
+
+def _who(model: Model) -> str:
+    seed = "" if model.artifact.seed is None else f", seed {model.artifact.seed}"
+    return f"{model.recipe.kind} of {model.artifact.model}{seed}"
+
+
+def _without(models: Sequence[Model], others: Sequence[Model]) -> list[Model]:
+    return [model for model in models if model not in others]
+
+
+def _agreed(values: Any) -> np.ndarray:
+    """As process 0 sees it."""
+    values = np.asarray(values)
+    if jax.process_count() > 1 and values.size:
+        values = np.asarray(multihost_utils.broadcast_one_to_all(values))
+    return values
