@@ -16,7 +16,7 @@ from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import read_json, write_json, writing
 from undo_jax.fit import least
-from undo_jax.graph import Model, ancestry, check, is_trained, lm_of, plan, work
+from undo_jax.graph import Model, alike, ancestry, check, is_trained, lm_of, plan, work
 from undo_jax.log import console
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
@@ -166,7 +166,9 @@ def run(
                 doing = recipe
                 for stream in doing.streams.values():  # that there is one
                     setting.stream(stream.name, doing.training.batch_size, 0)
-                check(doing, setting.row_length)
+        trained: list[Any] = [recipe for recipe in ancestry(named.values()) if is_trained(recipe)]
+        for doing in {alike(recipe): recipe for recipe in trained}.values():  # one of each program
+            check(doing, setting.row_length)
         material = jax.device_put(setting.material(), NamedSharding(mesh, P()))
         here = Run(setting, mesh, material, experiment.saving, experiment.together)
         planned = plan(named.values(), experiment.seeds, setting, workdir)

@@ -153,11 +153,10 @@ def _report(workdir: str, name: str) -> str:
     """Write a report, or say why there is nothing to write."""
     if jax.process_index() == 0:
         try:
-            reporting.analyse(reporting.read_logs(workdir, name))
+            with writing(workdir):
+                written = reporting.write(workdir, name)
         except reporting.EmptyError as error:
             return str(error)
-        with writing(workdir):
-            written = reporting.write(workdir, name)
         console.print(reporting.table(written))
         place = epath.Path(workdir) / f"report-{name}" / "index.html"
         console.print(f"report: {place}", soft_wrap=True)
