@@ -24,7 +24,6 @@ from undo_jax.fit.chips import GIB
 from undo_jax.fit.search import variant
 from undo_jax.fit.step import compile_step, distillation, for_chips, mesh_on
 from undo_jax.log import short
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.sharding import parse_mesh
@@ -48,7 +47,7 @@ def measure(student: str, teacher: str, place: str) -> dict:
     """What `undo-jax fit` says of the most rows that fit, or of one row."""
     jax.config.update("jax_platforms", "cpu")
     found = chips.find(place)
-    pair = (Functional(for_chips(preset(name))) for name in (student, teacher))
+    pair = (for_chips(preset(name)) for name in (student, teacher))
     training = Training(steps=1000, batch_size=1, optimizer=AdamW(), eval_every=100)
     work, facts = distillation(*pair, training, ROW_LENGTH), {}
     for shape, rows in itertools.product(SLICES[place], ROWS):

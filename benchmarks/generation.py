@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from undo_jax.evals.generate import generate
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
 
 BATCH, PROMPT, NEW_TOKENS = 8, 16, 256
-LM = Functional(preset("small"))
+LM = preset("small")
 
 
 def cached(params, prompts):
@@ -50,7 +49,7 @@ def timed(decode, *arguments):
 def main():
     params = jax.jit(LM.init)(jax.random.key(0))
     params["layers"]["after_mlp"]["norm"] += 5  # or the embedding would only repeat itself
-    prompts = jax.random.randint(jax.random.key(1), (BATCH, PROMPT), 0, LM.config.vocabulary)
+    prompts = jax.random.randint(jax.random.key(1), (BATCH, PROMPT), 0, LM.vocabulary)
     slow, without = timed(uncached, params, prompts)
     fast, with_cache = timed(cached, params, prompts)
     same = f"{len(np.unique(fast))} different tokens, "

@@ -19,8 +19,8 @@ from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, distillation, mesh_on
 from undo_jax.graph import Work
 from undo_jax.log import short
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
+from undo_jax.models.gemma2 import PRESETS, preset
+from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW
 from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import Training
@@ -28,23 +28,22 @@ from undo_jax.train import Training
 FACTORS = 1, 2, 4, 8
 
 
-def work(config: Gemma2, rows: int, length: int) -> Work:
+def work(lm: Transformer, rows: int, length: int) -> Work:
     """A step on so many rows of so many tokens."""
-    lm = Functional(config)
     training = Training(steps=100, batch_size=rows, optimizer=AdamW(), eval_every=10)
     return distillation(lm, lm, training, length)
 
 
-def cases(config: Gemma2, rows: int, length: int) -> dict[str, list[tuple[int, Work]]]:
+def cases(lm: Transformer, rows: int, length: int) -> dict[str, list[tuple[int, Work]]]:
     """What is doubled: its sizes, and the step at each."""
     make = {
-        "rows": (rows, lambda n: work(config, n, length)),
-        "tokens of a row": (length, lambda n: work(config, rows, n)),
+        "rows": (rows, lambda n: work(lm, n, length)),
+        "tokens of a row": (length, lambda n: work(lm, rows, n)),
         "vocabulary": (
-            config.vocabulary,
-            lambda n: work(replace(config, vocabulary=n), rows, length),
+            lm.vocabulary,
+            lambda n: work(replace(lm, vocabulary=n), rows, length),
         ),
-        "layers": (config.layers, lambda n: work(replace(config, layers=n), rows, length)),
+        "layers": (lm.layers, lambda n: work(replace(lm, layers=n), rows, length)),
     }
     return {
         name: [(factor * first, of(factor * first)) for factor in FACTORS]
@@ -89,12 +88,12 @@ def main():
     parser.add_argument("--steps", type=int, default=20, help="measured at each size")
     parser.add_argument("--topology", help="compile for it and measure nothing, e.g. h100:1")
     options = parser.parse_args()
-    config = preset(options.preset, **({"dtype": "bfloat16"} if options.topology else {}))
-    config = replace(config, vocabulary=options.vocabulary or config.vocabulary)
+    lm = preset(options.preset, **({"dtype": "bfloat16"} if options.topology else {}))
+    lm = replace(lm, vocabulary=options.vocabulary or lm.vocabulary)
     seconds = bounded(options.topology) if options.topology else measured(options.steps)
     print("| what | size | a step, ms | times the first | FLOPs, times the first | off a line |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for name, steps in cases(config, options.rows, options.length).items():
+    for name, steps in cases(lm, options.rows, options.length).items():
         times = [seconds(one) for _, one in steps]
         flops = [bench.flops(one).total * one.tokens for _, one in steps]
         off = from_line(np.array([size for size, _ in steps], float), np.array(times))

@@ -18,8 +18,8 @@ import jax
 from undo_jax import bench
 from undo_jax.fit.step import distillation
 from undo_jax.log import short
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
+from undo_jax.models.gemma2 import PRESETS, preset
+from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW
 from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import Training
@@ -33,7 +33,7 @@ OURS = {"undo_jax fp32": "float32", "undo_jax bf16": "bfloat16"}
 LEARNING_RATE = 1e-5
 
 
-def of_pytorch(config: Gemma2, rows: int, length: int, steps: int, variant: str) -> float:
+def of_pytorch(lm: Transformer, rows: int, length: int, steps: int, variant: str) -> float:
     """Tokens a second."""
     import torch
     import transformers
@@ -42,17 +42,17 @@ def of_pytorch(config: Gemma2, rows: int, length: int, steps: int, variant: str)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     describe: Any = transformers.Gemma2Config
     theirs = describe(
-        vocab_size=config.vocabulary,
-        hidden_size=config.width,
-        intermediate_size=config.feed_forward,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.head_width,
-        query_pre_attn_scalar=round(config.attention_scale**-2),
-        attn_logit_softcapping=config.attention_softcap,
-        final_logit_softcapping=config.final_softcap,
-        sliding_window=config.window,
+        vocab_size=lm.vocabulary,
+        hidden_size=lm.width,
+        intermediate_size=lm.feed_forward,
+        num_hidden_layers=lm.layers,
+        num_attention_heads=lm.heads,
+        num_key_value_heads=lm.kv_heads,
+        head_dim=lm.head_width,
+        query_pre_attn_scalar=round(lm.attention_scale**-2),
+        attn_logit_softcapping=lm.attention_softcap,
+        final_logit_softcapping=lm.final_softcap,
+        sliding_window=lm.window,
         use_cache=False,
         attn_implementation="eager",
     )
@@ -60,7 +60,7 @@ def of_pytorch(config: Gemma2, rows: int, length: int, steps: int, variant: str)
     make: Any = transformers.Gemma2ForCausalLM
     teacher, student = make(theirs).to(device).eval(), make(theirs).to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, fused=device == "cuda")
-    tokens = torch.randint(0, config.vocabulary, (rows, length), device=device)
+    tokens = torch.randint(0, lm.vocabulary, (rows, length), device=device)
 
     def loss() -> Any:
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
@@ -91,9 +91,8 @@ def of_pytorch(config: Gemma2, rows: int, length: int, steps: int, variant: str)
     return rows * length / run(steps)
 
 
-def of_jax(config: Gemma2, rows: int, length: int, steps: int) -> float:
+def of_jax(lm: Transformer, rows: int, length: int, steps: int) -> float:
     """Tokens a second."""
-    lm = Functional(config)
     training = Training(100, rows, AdamW(LEARNING_RATE), eval_every=50)
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     speed = bench.measure(distillation(lm, lm, training, length), mesh, steps)
@@ -114,8 +113,8 @@ def main():
     options = parser.parse_args()
     size = options.rows, options.length, options.steps
     if options.one in OURS:
-        config = preset(options.preset, dtype=OURS[options.one], remat=options.remat)
-        return print(json.dumps(of_jax(config, *size)))
+        lm = preset(options.preset, dtype=OURS[options.one], remat=options.remat)
+        return print(json.dumps(of_jax(lm, *size)))
     if options.one:
         return print(json.dumps(of_pytorch(preset(options.preset), *size, options.one)))
     first = None

@@ -7,7 +7,7 @@ packs them and runs this.
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.methods.maxent import maxent
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.settings.language import Language
@@ -26,7 +26,8 @@ experiment = Paper(
         validation_rows=64,
         rows_at_once=32,
     ),
-    model=Gemma2(
+    model=preset(
+        "2B",
         layers=3,
         width=64,
         feed_forward=256,

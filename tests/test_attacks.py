@@ -18,7 +18,7 @@ from undo_jax import experiment as experiments
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
-from undo_jax.models.functional import Functional
+from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW, Trains
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
@@ -54,11 +54,7 @@ def halved(lm, params, key):
 class Adapted:
     """A model with a vector beside it that is added to its last hidden states."""
 
-    lm: Functional
-
-    @property
-    def config(self):
-        return self.lm.config
+    lm: Transformer
 
     @property
     def softcap(self):
@@ -69,7 +65,7 @@ class Adapted:
         return ((r"adapter$", PartitionSpec()), *self.lm.rules)
 
     def init(self, key):
-        return {"adapter": jnp.zeros(self.config.width), "frozen": self.lm.init(key)}
+        return {"adapter": jnp.zeros(self.lm.width), "frozen": self.lm.init(key)}
 
     def rounded(self, params):
         return {**params, "frozen": self.lm.rounded(params["frozen"])}
@@ -95,7 +91,7 @@ class Adapted:
 
 
 def beside(lm, params, key):
-    return {"adapter": jnp.zeros(lm.config.width), "frozen": params}
+    return {"adapter": jnp.zeros(lm.width), "frozen": params}
 
 
 ADAPTER = Attack(
@@ -114,7 +110,7 @@ def ran(tmp_path_factory):
     shipped, workdir = module.experiment, tmp_path_factory.mktemp("attacks")
     setting = replace(shipped.setting, problems=200, questions=2, validation_rows=1, row_length=12)
     how = replace(HOW, optimizer=AdamW(1e-3))
-    unlearned = Unlearn(Pretrain(Functional(shipped.model), how), how)
+    unlearned = Unlearn(Pretrain(shipped.model, how), how)
     experiment = Experiment(
         name="toy",
         setting=setting,

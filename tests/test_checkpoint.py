@@ -22,15 +22,14 @@ from undo_jax.data.tokenizers import Characters
 from undo_jax.durable import seal
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.sharding import MeshShape, make_mesh, shardings
 from undo_jax.train import Training
 
-MODEL = Gemma2(layers=2, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
+MODEL = preset("2B", layers=2, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
                vocabulary=16)  # fmt: skip
-LM = Functional(MODEL)
+LM = MODEL
 CONFIG = {"training": Training(10, 8, AdamW(1e-3), 5), "method": partial(maxent, retain_weight=1.0)}
 
 
@@ -215,7 +214,7 @@ def test_begin_removes_what_was_left(saved):
 
 
 def test_foreign_checkpoint_names_the_leaf_and_both_shapes(saved, mesh):
-    wider = Functional(replace(MODEL, width=32))
+    wider = replace(MODEL, width=32)
     with pytest.raises(ValueError) as error:
         checkpoint.restore(saved.folder / "params", wider, mesh)
     message = _one_line(error)

@@ -13,7 +13,6 @@ from undo_jax import checkpoint, cli, memory
 from undo_jax.checkpoint import Artifact
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
-from undo_jax.models.functional import Functional
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 QUICKSTART, ARITHMETIC = str(ROOT / "quickstart.py"), str(ROOT / "arithmetic.py")
@@ -32,7 +31,7 @@ def in_process(monkeypatch):
 @pytest.fixture(scope="module")
 def params():
     """Random, and such that texts vary and end."""
-    leaves, tree = jax.tree.flatten(jax.eval_shape(Functional(TOY.model).init, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(jax.eval_shape(TOY.model.init, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(3), len(leaves))
     draw = [0.5 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
     params = jax.tree.unflatten(tree, draw)
@@ -72,7 +71,7 @@ def _wanted(params, prompts, new_tokens, **options):
     for prompt in prompts:
         tokens = np.array([[0, *TOKENIZER.encode(prompt)]])
         lengths, key = np.array([tokens.shape[1]]), jax.random.key(0)
-        lm, more = Functional(TOY.model), {"new_tokens": new_tokens, **options}
+        lm, more = TOY.model, {"new_tokens": new_tokens, **options}
         row = generate(lm, params, tokens, lengths, key, **more)[0].tolist()
         row = row[: row.index(0)] if 0 in row else row
         texts.append("".join(TOKENIZER.decode([i]) if i < 16 else UNKNOWN for i in row))
@@ -134,7 +133,7 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
         "experiment = replace(module.experiment, model=model, mesh=MeshShape(tensor=3))\n"
     )
     model = replace(TOY.model, vocabulary=64)
-    params = jax.tree.map(np.array, Functional(model).init(jax.random.key(0)))
+    params = jax.tree.map(np.array, model.init(jax.random.key(0)))
     params["embedding"][:, 0], params["embedding"][63] = 1.0, 9.0  # always the last id
     artifact = Artifact(tmp_path, "noise", "fresh", 0, {"noise": None, "model": model})
     checkpoint.begin(artifact)
@@ -199,9 +198,7 @@ def test_parameters_that_do_not_fit_their_description(capsys, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "mixed")
     shutil.rmtree(tmp_path / "mixed" / "params")
     model = replace(TOY.model, width=24)
-    checkpoint.save(
-        Artifact(tmp_path, "x", "y", 0, None), jax.jit(Functional(model).init)(jax.random.key(0))
-    )
+    checkpoint.save(Artifact(tmp_path, "x", "y", 0, None), jax.jit(model.init)(jax.random.key(0)))
     checkpoint._checkpointer().wait_until_finished()
     next(tmp_path.glob("x-y-*/params")).rename(tmp_path / "mixed" / "params")
     assert "is of another model" in _refused(

@@ -10,7 +10,6 @@ import pytest
 
 from undo_jax import losses, optim, population, train
 from undo_jax.fit import hlo
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
 from undo_jax.sharding import make_mesh, parse_mesh
@@ -38,8 +37,8 @@ class Compiled(NamedTuple):
 def _compiled(shape, remat="none"):
     """The step; its head goes through the batch in chunks."""
     mesh = make_mesh(parse_mesh(shape))
-    student = Functional(preset("tiny", **{**vars(STUDENT), "remat": remat}))
-    teacher = Functional(TEACHER)
+    student = preset("tiny", **{**vars(STUDENT), "remat": remat})
+    teacher = TEACHER
     rows = ROWS // (mesh.shape["data"] * mesh.shape["fsdp"])
     logits = rows * TIME * VOCABULARY // mesh.shape["tensor"]
     training = train.Training(10, ROWS, optim.AdamW(), eval_every=5)

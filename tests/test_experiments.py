@@ -17,7 +17,7 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import jsonl
 from undo_jax.data.train_tokenizer import train_tokenizer
 from undo_jax.durable import read_json
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.population import Result
 from undo_jax.sharding import MeshShape, make_mesh
 
@@ -71,7 +71,7 @@ def _toy(experiment):
         return replace(part, training=training, **changes)
 
     setting = replace(experiment.setting, **TOY_SETTINGS[type(experiment.setting).__name__])
-    model = Gemma2(layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
+    model = preset("2B", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
                    vocabulary=8 * -(-setting.get_tokenizer().vocab_size // 8))  # fmt: skip
     try:
         make_mesh(experiment.mesh)

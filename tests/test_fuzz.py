@@ -26,7 +26,6 @@ from undo_jax import checkpoint, cli, population
 from undo_jax import experiment as experiments
 from undo_jax.checkpoint import Artifact
 from undo_jax.models import hf
-from undo_jax.models.functional import Functional
 
 common = {
     "deadline": None,
@@ -144,7 +143,7 @@ def _fill():
     Path("a.jsonl").write_text('{"text": "one two three"}\n{"text": "four five six"}\n')
     status, said = _say(*GIVEN["data pack"][:-1], "corpus", "--row-length", "8")
     assert status == 0, said
-    params = jax.jit(Functional(TOY.model).init)(jax.random.key(0))
+    params = jax.jit(TOY.model.init)(jax.random.key(0))
     hf.save("model", TOY.model, params, max_shard_bytes=50_000)
     for stage, name in (("distill", "made"), ("relearn", "attacked")):
         parts = {stage: None, "setting": TOY.setting, "model": TOY.model}

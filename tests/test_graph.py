@@ -13,7 +13,6 @@ from undo_jax.experiment import Experiment
 from undo_jax.graph import alike, ancestry, check, plan, seed_of
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.recipes.attacked import Attacked
@@ -26,7 +25,7 @@ from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.train import Training
 
-LM = Functional(preset("tiny", vocabulary=80))
+LM = preset("tiny", vocabulary=80)
 HOW = Training(10, 8, AdamW(1e-3), 5)
 SETTING = Arithmetic(problems=100)
 BASE = Pretrain(LM, HOW)
@@ -56,7 +55,7 @@ def test_whatever_a_recipe_says_makes_another_model():
         replace(BASE, stream="oracle"),
         replace(BASE, draw="pretrain/other"),
         replace(BASE, draw="other/pretrain"),
-        replace(BASE, lm=Functional(preset("tiny", vocabulary=88))),
+        replace(BASE, lm=preset("tiny", vocabulary=88)),
         replace(BASE, training=replace(HOW, steps=11)),
         unlearned,
         replace(unlearned, loss=graddiff),
@@ -132,7 +131,7 @@ def test_what_trains_as_one_program_is_alike():
     others = [
         base,
         Pretrain(LM, replace(HOW, batch_size=16)),
-        Pretrain(Functional(preset("tiny", vocabulary=88)), HOW),
+        Pretrain(preset("tiny", vocabulary=88), HOW),
         unlearned,
         replace(unlearned, loss=graddiff),
         students[0],
@@ -158,7 +157,7 @@ def _experiment(**changes):
         ({"seeds": ()}, "seeds is empty"),
         ({"together": 0}, "together=0"),
         ({"attacks": (forget(HOW, (1.0,)), forget(HOW, (2.0,)))}, "attacks=.*given twice"),
-        ({"models": {"small": Pretrain(Functional(preset("tiny", vocabulary=8)), HOW)}},
+        ({"models": {"small": Pretrain(preset("tiny", vocabulary=8), HOW)}},
          "pretrain.vocabulary=8, but the tokenizer makes"),
     ],
 )  # fmt: skip
@@ -188,7 +187,7 @@ def _wrong(value):
         ({"models": {1: BASE}}, "models: 1 is no name"),
         ({"models": {"\ud800": BASE}}, "is no name"),
         (_wrong("base"), "mine is 'base': give a recipe"),
-        (_wrong(Pretrain(preset("tiny"), HOW)), "is no model: give e.g. Functional"),
+        (_wrong(Pretrain("tiny", HOW)), 'is no model: give e.g. preset'),
         (_wrong(replace(BASE, draw="")), "draw='': give a text"),
         (_wrong(replace(BASE, draw=3)), "draw=3: give a text"),
         (_wrong(replace(BASE, seed=-1)), "seed=-1: give a whole number"),
@@ -214,7 +213,7 @@ def test_parts_of_another_kind_are_refused(changes, said):
 
 def test_a_teacher_of_another_vocabulary_is_refused():
     with pytest.raises(ValueError, match="vocabulary=88, its teacher 80: they meet"):
-        Distill(BASE, Fresh(Functional(preset("tiny", vocabulary=88))), HOW)
+        Distill(BASE, Fresh(preset("tiny", vocabulary=88)), HOW)
 
 
 @pytest.mark.parametrize("noise", [None, lambda lm, key: None])

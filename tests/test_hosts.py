@@ -23,7 +23,6 @@ from undo_jax import experiment as experiments
 from undo_jax.cli import devices
 from undo_jax.cli.devices import Processes
 from undo_jax.cli.weights import model
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.sharding import MeshShape, assemble, make_mesh, own_rows, shardings
 
@@ -39,7 +38,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.sharding import MeshShape
 
@@ -93,7 +92,7 @@ experiment = replace(
     shipped,
     setting=Toy(**{{**vars(shipped.setting), "problems": 200, "questions": 3,
                     "validation_rows": 1, "row_length": 12}}),
-    model=Gemma2(layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8,
+    model=preset("2B", layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8,
                  vocabulary=16, init_stddev=0.25),
     pretrain=short(shipped.pretrain),
     unlearn=short(shipped.unlearn),
@@ -170,7 +169,7 @@ def _artifacts(knobs, workdir, kind=None):
 
 def _params(folder):
     config = model(epath.Path(folder))
-    params = checkpoint.restore(epath.Path(folder) / "params", Functional(config), _mesh())
+    params = checkpoint.restore(epath.Path(folder) / "params", config, _mesh())
     return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
 
@@ -340,7 +339,7 @@ def _lead(tree, members):
 @pytest.mark.parametrize("shape", [{"sweep": 2, "data": 1, "fsdp": 4}, {"sweep": 8, "data": 1}])
 def test_a_member_leaves_its_population_alone(shape):
     """No device has room made for the others: a member comes out, and no more is kept meanwhile."""
-    lm, mesh, members = Functional(preset("tiny")), _mesh(**shape), 8
+    lm, mesh, members = preset("tiny"), _mesh(**shape), 8
     alone = jax.eval_shape(lm.init, jax.random.key(0))
     placement = shardings(_lead(alone, members), lm.rules, mesh, ("sweep",))
     stacked = jax.tree.map(

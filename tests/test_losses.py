@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from undo_jax import losses
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
 from undo_jax.sharding import MeshShape, make_mesh
@@ -14,8 +13,8 @@ from undo_jax.train import rows
 from undo_jax.types import Frozen
 
 SMALL = {"layers": 1, "heads": 2, "kv_heads": 1, "head_width": 8, "init_stddev": 0.3}
-LM = Functional(preset("tiny", width=16, feed_forward=16, final_softcap=2.0, **SMALL))
-TEACHER = Functional(preset("tiny", width=8, feed_forward=16, final_softcap=3.0, **SMALL))
+LM = preset("tiny", width=16, feed_forward=16, final_softcap=2.0, **SMALL)
+TEACHER = preset("tiny", width=8, feed_forward=16, final_softcap=3.0, **SMALL)
 PARAMS, TEACHER_PARAMS = LM.init(jax.random.key(0)), TEACHER.init(jax.random.key(1))
 TOKENS = np.random.default_rng(0).integers(0, 24, (4, 8), np.int32)
 MASK = np.tril(np.ones((4, 7), np.int32), 3)

@@ -22,8 +22,7 @@ from undo_jax.methods.maxent import maxent
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.rmu import rmu
 from undo_jax.methods.sam import sam
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.sharding import BATCH, MeshShape, make_mesh, path_name, shardings
 from undo_jax.train import rows
 from undo_jax.types import Frozen, Taps
@@ -43,10 +42,8 @@ TRACED = {  # arguments that the tests below change without compiling again
 OTHERS = {"rmu": {"direction_seed": 0}, "sam": {"trains": None}}  # further defaults
 FOLDER = Path(undo_jax.methods.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
-LM = Functional(
-    Gemma2(layers=3, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
-           attention_scale=8**-0.5, vocabulary=24, init_stddev=0.25, dtype="float32")
-)  # fmt: skip
+LM = preset("2B", layers=3, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
+       attention_scale=8**-0.5, vocabulary=24, init_stddev=0.25, dtype="float32")  # fmt: skip
 BASE = jax.jit(LM.init)(jax.random.key(1))
 PARAMS = jax.tree.map(  # away from the base, as after a few steps; norms are not at zero either
     lambda w: w + 0.1 * jax.random.normal(jax.random.key(w.size), w.shape), BASE

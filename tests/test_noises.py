@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import undo_jax.noises
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.noises.fresh import fresh
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.sharding import MeshShape, make_mesh, path_name, shardings
@@ -24,10 +23,8 @@ from undo_jax.sharding import MeshShape, make_mesh, path_name, shardings
 ARGUMENTS: dict[str, dict] = {}
 FOLDER = Path(undo_jax.noises.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
-LM = Functional(
-    Gemma2(layers=3, width=32, feed_forward=64, heads=2, kv_heads=1, head_width=16,
-           attention_scale=0.25, vocabulary=48, init_stddev=0.2, dtype="float32")
-)  # fmt: skip
+LM = preset("2B", layers=3, width=32, feed_forward=64, heads=2, kv_heads=1, head_width=16,
+       attention_scale=0.25, vocabulary=48, init_stddev=0.2, dtype="float32")  # fmt: skip
 KEY = jax.random.key(3)
 PARAMS = jax.tree.map(  # nothing is at zero, the norms included
     lambda w: 1 + jax.random.normal(jax.random.key(w.size), w.shape),

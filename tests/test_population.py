@@ -14,12 +14,11 @@ from etils import epath
 from undo_jax import losses, optim, population, train
 from undo_jax.evals.generate import generate
 from undo_jax.log import Target, open_log
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Source, Task
 from undo_jax.sharding import MeshShape, make_mesh
 
-LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
+LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
 STEPS, BATCH, MEMBERS = 12, 8, 5
 RATES = (0.01, 0.02, 0.03, 0.01, 0.02)
@@ -50,7 +49,7 @@ def _stop_at(step):
 
 def _tokens(seed, steps=STEPS):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, LM.config.vocabulary, (steps, BATCH, 6), dtype=np.int32)
+    return rng.integers(0, LM.vocabulary, (steps, BATCH, 6), dtype=np.int32)
 
 
 def _members():
@@ -251,7 +250,7 @@ def test_a_model_is_asked_once_and_not_held(tmp_path, shape):
 
 def test_references_are_rounded_before_the_step(tmp_path):
     """Of a model that computes in bf16 the step gets bf16 matrices."""
-    lm, seen = Functional(replace(LM.config, dtype="bfloat16")), []
+    lm, seen = replace(LM, dtype="bfloat16"), []
 
     def loss(lm, params, refs, batch, key):
         seen.append({leaf.dtype for leaf in jax.tree.leaves(refs["teacher"].params)})

@@ -35,14 +35,13 @@ from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
 from undo_jax.checkpoint import Artifact, gather
 from undo_jax.log import Target, open_log
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Result, Source, Task
 from undo_jax.progress import Saving, Stop, open_progress, stoppable
 from undo_jax.signals import PREEMPTED, Preempted
 
 ROOT = Path(undo_jax.__file__).parent.parent
-LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
+LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
 STEPS, BATCH, MEMBERS = 12, 8, 5
 SHAPES = {"one device": (1, 1, 1, 1), "eight": (2, 2, 2, 1), "sweep": (8, 1, 1, 1)}
@@ -74,7 +73,7 @@ def _run(knobs, workdir, kind=None):
 
 def _tokens(seed):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, LM.config.vocabulary, (BATCH, 6), dtype=np.int32)
+    return rng.integers(0, LM.vocabulary, (BATCH, 6), dtype=np.int32)
 
 
 def _mesh(name):
@@ -658,13 +657,14 @@ from dataclasses import replace
 from undo_jax import checkpoint
 checkpoint.PATIENCE = 600  # of a slow machine
 import importlib.util
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 spec = importlib.util.spec_from_file_location("quickstart", {quickstart!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 shipped = module.experiment
 setting = replace(shipped.setting, problems=200, validation_rows=1, questions=2, row_length=12)
-model = Gemma2(layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8, vocabulary=16)
+sizes = {"layers": 1, "width": 8, "feed_forward": 8, "heads": 1, "kv_heads": 1, "head_width": 8}
+model = preset("2B", vocabulary=16, **sizes)
 experiment = replace(shipped, name="toy", setting=setting, model=model, seeds=(0,))
 """
 SHORT = (

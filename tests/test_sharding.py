@@ -14,25 +14,22 @@ from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.rmu import rmu
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, shardings
 
-LM = Functional(
-    preset(
-        "tiny",
-        width=16,
-        feed_forward=24,
-        heads=4,
-        kv_heads=2,
-        head_width=8,
-        init_stddev=0.25,
-        unroll=1,
-    )
+LM = preset(
+    "tiny",
+    width=16,
+    feed_forward=24,
+    heads=4,
+    kv_heads=2,
+    head_width=8,
+    init_stddev=0.25,
+    unroll=1,
 )
-TEACHER = Functional(
-    preset("tiny", layers=1, width=8, feed_forward=16, head_width=4, init_stddev=0.35)
-)
+
+TEACHER = preset("tiny", layers=1, width=8, feed_forward=16, head_width=4, init_stddev=0.35)
+
 LOSSES = {
     "language_modelling": (losses.language_modelling, {}),
     "distillation": (losses.distillation, {"teacher": TEACHER}),
@@ -47,7 +44,7 @@ TRAINS = {"rmu": optim.Trains(((r"mlp/down$", (1,)), (r"query$", None)))}
 def _batch():
     names = ("train", "retain", "forget")
     keys = jax.random.split(jax.random.key(1), len(names))
-    tokens = (jax.random.randint(k, (8, 7), 0, LM.config.vocabulary) for k in keys)
+    tokens = (jax.random.randint(k, (8, 7), 0, LM.vocabulary) for k in keys)
     uneven = jnp.arange(6)[None, :] <= jnp.arange(8)[:, None]
     return {name: train.rows(t, uneven) for name, t in zip(names, tokens, strict=True)}
 
@@ -110,7 +107,7 @@ def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
 )
 def test_bfloat16_on_simulated_devices(shape):
     """XLA for CPU aborts on some sums of bf16: see `on_devices`."""
-    lm = Functional(replace(LM.config, dtype="bfloat16"))
+    lm = replace(LM, dtype="bfloat16")
     mesh, params, batch = make_mesh(shape), jax.jit(LM.init)(jax.random.key(0)), _batch()
 
     def gradient(lm, params):

@@ -24,7 +24,6 @@ from undo_jax import trainer as shared
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.durable import read_json
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import Trains
 from undo_jax.population import Result
@@ -194,7 +193,7 @@ def test_every_model_begins_and_draws_by_its_own_seed(ran):
 def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
     """Once, and scored; only the oracles are trained."""
     experiment, recorder = _experiment(), Recorder()
-    lm, mesh = Functional(experiment.model), make_mesh(MeshShape())
+    lm, mesh = experiment.model, make_mesh(MeshShape())
     params = jax.tree.map(lambda w: np.full(w.shape, 7, w.dtype), shapes(lm))
     checkpoint.write(epath.Path(tmp_path / "given"), params)
     monkeypatch.setattr(shared, "fit", recorder.fit)
@@ -511,7 +510,7 @@ def test_the_strongest_attack_becomes_the_artifact(
     relearn = replace(experiment.relearn, learning_rates=rates)
     experiment = replace(experiment, relearn=relearn, together=together)
     artifacts = _run(experiment, tmp_path, "relearn")
-    lm, mesh = Functional(experiment.model), make_mesh(MeshShape())
+    lm, mesh = experiment.model, make_mesh(MeshShape())
     attacked = [artifact for artifact in artifacts if artifact.stage == "relearn"]
     for artifact in attacked:
         _, model, seed = _parts(artifact.folder.name)

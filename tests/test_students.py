@@ -12,7 +12,6 @@ import undo_jax
 from undo_jax import checkpoint, population
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Result
 from undo_jax.sharding import MeshShape, make_mesh, shardings
@@ -66,7 +65,7 @@ def made(tmp_path_factory):
 
     def fit(task, mesh, members, log, progress):
         calls.append((task, members, [target.folder for target in log.targets]))
-        if task.lm == Functional(STUDENT):
+        if task.lm == STUDENT:
             return population.fit(task, mesh, members, log)
         return _untrained(task, mesh, members, log, progress)
 
@@ -82,7 +81,7 @@ def test_the_fresh_student_alone_has_its_own_architecture(made):
         described = json.loads((artifact.folder / "config.json").read_text())
         assert described["config"]["model"] == checkpoint.plain(wanted)
         mesh = make_mesh(MeshShape(data=4, fsdp=2))
-        params = checkpoint.restore(artifact.folder / "params", Functional(wanted), mesh)
+        params = checkpoint.restore(artifact.folder / "params", wanted, mesh)
         assert params["embedding"].shape == (TEACHER.vocabulary, wanted.width)
 
 
@@ -90,7 +89,7 @@ def test_models_are_trained_and_attacked_with_their_like(made):
     for task, members, folders in made[1]:
         own = {"unlearn-and-distill" in folder.name for folder in folders}
         assert len(own) == 1
-        assert task.lm == Functional(STUDENT if own.pop() else TEACHER)
+        assert task.lm == STUDENT if own.pop() else TEACHER
         wanted = jax.eval_shape(task.lm.init, jax.random.key(0))
         for member in members:
             assert jax.tree.map(jax.numpy.shape, member.params()) == jax.tree.map(
@@ -98,7 +97,7 @@ def test_models_are_trained_and_attacked_with_their_like(made):
             )
             for lm, read in member.source.refs.values():
                 params = read()
-                assert lm == Functional(TEACHER)
+                assert lm == TEACHER
                 assert params["embedding"].shape[1] == TEACHER.width
                 placed = jax.tree.map(lambda w: w.sharding, params)
                 mesh = params["embedding"].sharding.mesh
@@ -108,7 +107,7 @@ def test_models_are_trained_and_attacked_with_their_like(made):
 
 def test_flops_are_those_of_each_model(made):
     artifacts, time = made[0], 12
-    student, teacher = (Functional(m).forward_flops(time) for m in (STUDENT, TEACHER))
+    student, teacher = (m.forward_flops(time) for m in (STUDENT, TEACHER))
     spent = {key: a.summary()["flops"] for key, a in artifacts.items()}
     tokens = 2 * 8 * time
     assert spent["distill", "Unlearn-and-Distill"] == tokens * (3 * student + teacher)

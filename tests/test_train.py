@@ -11,12 +11,11 @@ from undo_jax.methods.maxent import maxent
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.rmu import rmu
 from undo_jax.methods.sam import sam
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.paper import Unlearning
 from undo_jax.types import Frozen, Packed, Rows, wants_whole_batch, whole_batch
 
-LM = Functional(preset("tiny", layers=1, width=16, feed_forward=24, head_width=8, init_stddev=0.25))
+LM = preset("tiny", layers=1, width=16, feed_forward=24, head_width=8, init_stddev=0.25)
 SGD = optax.scale(-1.0)  # its step is the gradient itself
 ADAM = optim.build(optim.AdamW(epsilon=1e-3), 10)
 
@@ -24,7 +23,7 @@ ADAM = optim.build(optim.AdamW(epsilon=1e-3), 10)
 def _batch():
     """8 rows whose weights differ from row to row: some are almost empty, and they sum to 1."""
     keys = jax.random.split(jax.random.key(1), 3)
-    tokens = jax.random.randint(keys[0], (8, 7), 0, LM.config.vocabulary)
+    tokens = jax.random.randint(keys[0], (8, 7), 0, LM.vocabulary)
     share = jnp.array([0.05, 1, 0.3, 0, 1, 0.9, 0.1, 0.6])[:, None]
     mask = jax.random.uniform(keys[1], (8, 6)) < share
     return {"train": train.rows(tokens, mask)}
@@ -217,7 +216,7 @@ def test_a_batch_is_one_part_unless_it_is_said():
     train.Training(1, 1, optim.AdamW(), 1, 1)  # the least there is
 
 
-DEEP = Functional(preset("tiny", layers=4, width=16, feed_forward=24, head_width=8))
+DEEP = preset("tiny", layers=4, width=16, feed_forward=24, head_width=8)
 BASE = {"base": DEEP}
 BOTH = ("retain", "forget")
 SOME = optim.Trains(((r"mlp/down$", (1, 2)),))

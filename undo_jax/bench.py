@@ -1,5 +1,6 @@
 """How fast a stage's train step runs on these devices."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from undo_jax import population
 from undo_jax.fit import chips, least
 from undo_jax.graph import Work
 from undo_jax.sharding import check_batch, placement
-from undo_jax.types import LM
+from undo_jax.types import LM, table_shape
 
 WARM = 3  # steps before any is measured
 AHEAD = 2 * population.LOG_EVERY  # steps that are under way at once, as in training
@@ -54,7 +55,7 @@ class Speed:
 
 def flops(work: Work) -> Flops:
     """Of one token of a step."""
-    head = 2 * work.model.vocabulary * work.model.width
+    head = 2 * math.prod(table_shape(work.lm).shape)
     body = work.lm.forward_flops(work.row_length) - head
     references = sum(lm.forward_flops(work.row_length) for lm in work.refs.values())
     return Flops(3 * body, 3 * head, references)
@@ -133,7 +134,7 @@ def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
     refs = {
         name: population.references(lm, [_fresh(lm, mesh)], mesh) for name, lm in work.refs.items()
     }
-    most, draw = work.model.vocabulary, jax.random.randint
+    most, draw = table_shape(work.lm).shape[0], jax.random.randint
     tokens = {
         name: jax.device_put(draw(jax.random.key(2), one.shape, 0, most, jnp.int32), one.sharding)
         for name, one in like[1].items()

@@ -16,7 +16,7 @@ from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import read_json, write_json, writing
 from undo_jax.fit import least
-from undo_jax.graph import Model, alike, ancestry, check, is_trained, lm_of, plan, work
+from undo_jax.graph import Model, alike, ancestry, check, is_trained, plan, work
 from undo_jax.log import console
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
@@ -25,7 +25,7 @@ from undo_jax.runner import make
 from undo_jax.settings import Setting
 from undo_jax.sharding import MeshShape, check_batch, make_mesh, placement
 from undo_jax.trainer import Run
-from undo_jax.types import LM
+from undo_jax.types import LM, table_shape
 
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
 Named = tuple[str, str | None]  # a model, and the attack on it
@@ -116,11 +116,11 @@ def check_seeds(seeds: Sequence[int], together: int) -> None:
 
 def check_tokens(name: str, lm: LM, tokenizer: Tokenizer) -> None:
     """Raises ValueError for a model that does not know the tokenizer's ids."""
-    model: Any = lm_of(lm)
-    needed, opens, bos = tokenizer.vocab_size, model.document_start, tokenizer.bos_id
-    if model.vocabulary < needed:
+    needed, bos = tokenizer.vocab_size, tokenizer.bos_id
+    known, opens = table_shape(lm).shape[0], getattr(lm, "document_start", None)
+    if known < needed:
         raise ValueError(
-            f"{name}.vocabulary={model.vocabulary}, but the tokenizer makes {needed} ids: "
+            f"{name}.vocabulary={known}, but the tokenizer makes {needed} ids: "
             f"set it to at least {needed}"
         )
     if opens not in (None, bos):

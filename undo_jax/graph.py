@@ -21,10 +21,10 @@ from undo_jax.data.tokenizer_files import describe
 from undo_jax.optim import Trains
 from undo_jax.recipe import Recipe, Trained, title
 from undo_jax.train import Training, check_accumulation, rows
-from undo_jax.types import LM, Frozen, Key, Loss, shapes
+from undo_jax.types import LM, Frozen, Key, Loss, rounded_shapes, shapes
 
 UNSAID = ("lm", "seed")  # fields of a recipe that an artifact says in another place
-HOW = ("dtype", "remat", "unroll")  # fields of a model that do not change what it computes
+HOW = ("family", "dtype", "remat", "unroll")  # fields of a model that change nothing it computes
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class Work:
     refs: Mapping[str, LM]
     row_length: int
     trains: Trains | None = None  # what of the model; None: everything
-
-    @property
-    def model(self) -> Any:
-        """The configuration of what is trained."""
-        return lm_of(self.lm)
 
     @property
     def tokens(self) -> int:
@@ -73,7 +68,7 @@ def check(recipe: Trained, row_length: int) -> None:
         return doing.loss(doing.lm, params, frozen, batch, jax.random.key(0))
 
     tokens = jax.ShapeDtypeStruct((doing.training.batch_size, row_length + 1), jnp.int32)
-    refs = {name: jax.eval_shape(lm.rounded, shapes(lm)) for name, lm in doing.refs.items()}
+    refs = {name: rounded_shapes(lm) for name, lm in doing.refs.items()}
     made = jax.eval_shape(loss, shapes(doing.lm), refs, tokens)
     whole = isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)
     if not whole or any(getattr(x, "shape", None) != () for x in jax.tree.leaves(made)):
@@ -207,7 +202,7 @@ def _artifact(
     own = {f.name: getattr(recipe, f.name) for f in fields(recipe)}  # type: ignore[arg-type]
     inherited = {id(parent) for parent in recipe.parents}
     said = {n: v for n, v in own.items() if id(v) not in inherited and n not in UNSAID}
-    config = {recipe.kind: said, "setting": setting, "model": lm_of(recipe.lm)}
+    config = {recipe.kind: said, "setting": setting, "model": recipe.lm}
     called = recipe.title if recipe.role == "attack" else title(recipe)  # type: ignore[attr-defined]
     about = {"tokenizer": describe(setting.get_tokenizer())}
     upstream = tuple(parent.artifact for parent in parents)
@@ -219,12 +214,7 @@ def is_trained(recipe: Recipe) -> bool:
     return getattr(recipe, "training", None) is not None
 
 
-def lm_of(lm: LM) -> Any:
-    """The configuration of a model."""
-    return getattr(lm, "config", lm)
-
-
 def differences(lm: LM, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The fields in which a model is not the one that config.json states, with its own values."""
-    own = plain(lm_of(lm)).items()
+    own = plain(lm).items()
     return [(n, v) for n, v in own if n not in HOW and made.get(n, v) != v]

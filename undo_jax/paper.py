@@ -14,8 +14,6 @@ from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.experiment import Experiment, check_seeds, check_tokens
 from undo_jax.methods.maxent import maxent
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.optim import Trains
 from undo_jax.progress import Saving
@@ -29,7 +27,7 @@ from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings import Setting
 from undo_jax.sharding import MeshShape
 from undo_jax.train import Training, check_accumulation
-from undo_jax.types import Loss, Noise
+from undo_jax.types import LM, Loss, Noise, table_shape
 
 ATTACKS = {"forget": forget, "mixed": mixed}
 
@@ -65,7 +63,7 @@ class Students:
     alphas: tuple[float, ...]
     noise: Noise = partial(shrink_perturb, beta=0.1)
     fresh_student: bool = True  # Unlearn-and-Distill (paper §3)
-    student: Gemma2 | None = None  # the fresh student's model, of any size; None: its teacher's
+    student: LM | None = None  # the fresh student's model, of any size; None: its teacher's
 
     def __post_init__(self):
         for alpha in self.alphas:
@@ -118,7 +116,7 @@ class Paper:
 
     name: str
     setting: Setting
-    model: Gemma2
+    model: LM
     pretrain: Pretraining
     unlearn: Unlearning
     noise: Students
@@ -133,23 +131,24 @@ class Paper:
         check_numbers("", self)
         check_seeds(self.seeds, self.together)
         for name, model in self.lms.items():
-            check_tokens(name, Functional(model), self.setting.get_tokenizer())
-            if model.vocabulary != self.model.vocabulary:
+            check_tokens(name, model, self.setting.get_tokenizer())
+            own, teachers = (table_shape(lm).shape[0] for lm in (model, self.model))
+            if own != teachers:
                 raise ValueError(
-                    f"{name}.vocabulary={model.vocabulary}, but its teacher has "
-                    f"{self.model.vocabulary}: they meet at the vocabulary, make them equal"
+                    f"{name}.vocabulary={own}, but its teacher has {teachers}: they meet at the "
+                    "vocabulary, make them equal"
                 )
         self.graph()
 
     @property
-    def lms(self) -> dict[str, Gemma2]:
+    def lms(self) -> dict[str, LM]:
         """Every architecture that is trained, by its knob."""
         student = {} if self.noise.student is None else {"noise.student": self.noise.student}
         return {"model": self.model, **student}
 
     def graph(self) -> Experiment:
         """The models of the paper's Figure 1; all but the base are attacked."""
-        lm, small = Functional(self.model), Functional(self.noise.student or self.model)
+        lm, small = self.model, self.noise.student or self.model
         learning, teaching = self.pretrain.training, self.distill
         base: Recipe = Pretrain(lm, learning, "pretrain", draw="pretrain/base")
         if self.pretrain.base is not None:

@@ -170,7 +170,7 @@ def check_recipe(name: str, recipe: Any, seeds: int = 2**32) -> None:
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
     who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
     if not (hasattr(lm, "init") and hasattr(lm, "hidden")):
-        raise ValueError(f"{who}: lm={lm!r} is no model: give e.g. Functional(preset('tiny'))")
+        raise ValueError(f'{who}: lm={lm!r} is no model: give e.g. preset("tiny")')
     draws = recipe.kind != "import"
     if not isinstance(recipe.draw, str) or draws and not recipe.draw:
         raise ValueError(f"{who}: draw={recipe.draw!r}: give a text that names its random numbers")

@@ -5,6 +5,7 @@ Axis legend, used in every shape comment and einsum:
   N query heads   K key/value heads   H head width   F feed-forward width   M members
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -163,6 +164,22 @@ class LM(Protocol):
 def shapes(lm: LM) -> Params:
     """The parameters of a model as shapes and dtypes, traced once."""
     return jax.eval_shape(lambda: lm.init(jax.random.key(0)))  # runs nothing, the key neither
+
+
+def parameters(lm: LM) -> int:
+    """How many a model has."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(lm)))
+
+
+@cache
+def rounded_shapes(lm: LM) -> Params:
+    """The parameters as the arithmetic reads them, as shapes and dtypes."""
+    return jax.eval_shape(lm.rounded, shapes(lm))
+
+
+def table_shape(lm: LM) -> jax.ShapeDtypeStruct:
+    """Of the output embedding, [V, D], in the dtype of the arithmetic."""
+    return jax.eval_shape(lm.table, rounded_shapes(lm))
 
 
 class Frozen(NamedTuple):

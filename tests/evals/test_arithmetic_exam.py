@@ -10,7 +10,6 @@ from undo_jax.data.arithmetic import OPERATIONS, Grammar, Problem, alphabet, fac
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.evals.generate import generate
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.arithmetic import Arithmetic
 
@@ -18,7 +17,7 @@ GRAMMAR = Grammar(largest_term=9, largest_factor=4, spaced=False, held_out=0.0)
 SETTING = Arithmetic(
     GRAMMAR, ("equation",), 6000, 48, examine="train_facts", questions=None, validation_rows=2
 )
-LM = Functional(preset("tiny", dtype="float32"))
+LM = preset("tiny", dtype="float32")
 TOKENIZER = Characters(alphabet(GRAMMAR, ("equation",)))
 STEPS = 120
 _verdicts = jax.jit(partial(exact_match, LM))

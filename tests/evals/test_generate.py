@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 
 import jax
@@ -7,20 +7,18 @@ import numpy as np
 import pytest
 
 from undo_jax.evals.generate import generate
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
+from undo_jax.models.transformer import Transformer
 from undo_jax.ops import head
 from undo_jax.sharding import MeshShape, make_mesh, shardings
 
 BOS = 3
-LM = Functional(
-    Gemma2(
-        layers=2, width=24, feed_forward=40, heads=4, kv_heads=2, head_width=10, vocabulary=40,
-        attention_scale=7**-0.5, attention_softcap=1.5, final_softcap=6.0, window=4,
-        dtype="float32",
-    )
+LM = preset("2B",
+    layers=2, width=24, feed_forward=40, heads=4, kv_heads=2, head_width=10, vocabulary=40,
+    attention_scale=7**-0.5, attention_softcap=1.5, final_softcap=6.0, window=4,
+    dtype="float32",
 )  # fmt: skip
-SPLIT = Functional(replace(LM.config, document_start=BOS))
+SPLIT = replace(LM, document_start=BOS)
 KEY = jax.random.key(7)
 NEW = 9
 LENGTHS = np.array([1, 8, 3, 6, 2], np.int32)
@@ -76,7 +74,7 @@ def test_the_text_tells_of_every_part(change):
     """Without this, the test above would not see the part either."""
     text = _uncached(LM)
     assert len(np.unique(text)) > 10
-    assert (text != _uncached(Functional(replace(LM.config, **change)))).any()
+    assert (text != _uncached(replace(LM, **change))).any()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -95,7 +93,7 @@ def test_sharded_tokens_are_those_of_one_device(shape, temperature):
 
 
 @dataclass(frozen=True)
-class Counted(Functional):
+class Counted(Transformer):
     """Notes each trace of the program and each run of `extend`."""
 
     notes: list = field(default_factory=list)
@@ -124,14 +122,14 @@ def test_a_row_ends_at_stop_and_the_program_when_every_row_has():
         np.where(np.arange(NEW) < end, row, stop) for row, end in zip(full, ends, strict=True)
     ]
     np.testing.assert_array_equal(_generate(stop=stop), wanted)
-    lm = Counted(LM.config)
+    lm = Counted(**asdict(LM))
     _generate(lm, prompts=_prompts()[1:2], lengths=LENGTHS[1:2], stop=stop)
     jax.effects_barrier()
     assert lm.notes.count("read") == 1 + ends[1] + 1  # the prompt, then each token it wrote
 
 
 def test_rows_that_fill_up_a_mesh_are_not_waited_for():
-    lm, stop = Counted(LM.config), _uncached(LM)[1, 0]
+    lm, stop = Counted(**asdict(LM)), _uncached(LM)[1, 0]
     with jax.set_mesh(make_mesh(MeshShape(data=8))):
         _generate(lm, prompts=_prompts()[1:2], lengths=LENGTHS[1:2], stop=stop)
     jax.effects_barrier()
@@ -139,7 +137,7 @@ def test_rows_that_fill_up_a_mesh_are_not_waited_for():
 
 
 def test_one_program_serves_every_text_temperature_key_and_stop_of_a_shape():
-    lm = Counted(LM.config)
+    lm = Counted(**asdict(LM))
     for change in range(3):
         _generate(
             lm,
@@ -174,7 +172,7 @@ def test_every_row_and_every_step_has_its_own_noise():
     nothing = jax.tree.map(jnp.zeros_like, _params())
     prompts, ones = np.zeros((64, 1), np.int32), np.ones(64, np.int32)
     drawn = _generate(params=nothing, prompts=prompts, lengths=ones, new_tokens=32, temperature=1.0)
-    chance = 1 / LM.config.vocabulary
+    chance = 1 / LM.vocabulary
     for agree in (drawn[1:] == drawn[:-1], drawn[:, 1:] == drawn[:, :-1]):
         assert abs(agree.mean() - chance) < 5 * (chance / agree.size) ** 0.5
 

@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
 from undo_jax.optim import AdamW
@@ -43,7 +42,7 @@ EVERYWHERE = _cases(SLICES)
 
 
 def _work(size):
-    lm = Functional(preset(size, dtype="bfloat16", remat="full"))
+    lm = preset(size, dtype="bfloat16", remat="full")
     training = Training(steps=100, batch_size=CASES[size][1], optimizer=AdamW(), eval_every=10)
     return distillation(lm, lm, training, LENGTH)
 
@@ -57,7 +56,7 @@ def _step(size, place):
 def test_a_models_shapes_are_found_where_nothing_can_run():
     shapes.cache_clear()
     with jax.set_mesh(mesh_on(chips.find("v5e:4x4"), parse_mesh("data=16"))):
-        assert shapes(Functional(preset("tiny")))["embedding"].shape == (24, 48)
+        assert shapes(preset("tiny"))["embedding"].shape == (24, 48)
 
 
 def logits(text, tokens, vocabularies, width):
@@ -80,7 +79,7 @@ def test_it_fits_and_never_holds_all_logits(size, place):
     assert step.cost is not None and step.memory.total < chips.find(place).chip.hbm
     mesh = parse_mesh(CASES[size][0])
     tokens = work.tokens // (mesh.data * mesh.fsdp)
-    vocabulary, width = work.lm.config.vocabulary, work.lm.config.width
+    vocabulary, width = work.lm.vocabulary, work.lm.width
     assert not logits(step.text, tokens, (vocabulary, vocabulary // mesh.tensor), width)
 
 
@@ -93,7 +92,7 @@ def test_flops_are_those_of_the_architecture(size, place):
     teacher's once, and two gradients.
     """
     step, work = _step(size, place), _work(size)
-    config, time = work.lm.config, LENGTH
+    config, time = work.lm, LENGTH
     head_flops = 2 * config.vocabulary * config.width
     attended = config.layers * 4 * config.heads * config.head_width * time
     matrices = work.lm.forward_flops(time) - head_flops - attended
@@ -105,7 +104,7 @@ def test_flops_are_those_of_the_architecture(size, place):
 @EVERYWHERE
 def test_no_scores_no_logits_and_half_a_gigabyte_of_what_is_kept_of_them(size, place):
     """Kept of a block's logits are the teacher's, in 16 bits; more of that size is there not."""
-    text, config = _step(size, place).text, _work(size).lm.config
+    text, config = _step(size, place).text, _work(size).lm
     program, vocabulary = hlo.parse(text), config.vocabulary
     arrays = {a for c in program.computations.values() for one in c.values() for a in one.arrays}
     scores = config.heads * LENGTH**2
@@ -123,7 +122,7 @@ def test_gradients_are_scattered_where_they_are_summed(size, place):
     So is the gradient of the embeddings of a group's rows; what both models found there is summed.
     """
     step, work, mesh = _step(size, place), _work(size), parse_mesh(CASES[size][0])
-    config = work.lm.config
+    config = work.lm
     share, table = (mesh.fsdp - 1) / mesh.fsdp, config.vocabulary * config.width
     per_layer = 2 * config.head_width * (config.heads + config.kv_heads) + 3 * config.feed_forward
     layers = config.layers * config.width * per_layer

@@ -27,7 +27,6 @@ from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
 from undo_jax.graph import largest
 from undo_jax.methods.maxent import maxent
-from undo_jax.models.functional import Functional
 from undo_jax.sharding import MeshShape, make_mesh, parse_mesh
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
@@ -364,14 +363,14 @@ def test_a_stage_is_the_work_that_the_pipeline_does():
     plain = {"streams": ("train",), "row_length": 48, "trains": None}
     wanted = {
         "pretrain": {**plain, "loss": losses.language_modelling, "refs": {}},
-        "unlearn": {**plain, "loss": maxent, "refs": {"base": Functional(base)},
+        "unlearn": {**plain, "loss": maxent, "refs": {"base": base},
                     "streams": ("retain", "forget")},
-        "distill": {**plain, "loss": losses.distillation, "refs": {"teacher": Functional(base)}},
+        "distill": {**plain, "loss": losses.distillation, "refs": {"teacher": base}},
         "relearn": {**plain, "loss": losses.language_modelling, "refs": {}},
     }  # fmt: skip
     for stage, work in found.items():
         assert {n: v for n, v in vars(work).items() if n not in ("lm", "training")} == wanted[stage]
-        assert work.model == base and work.lm == Functional(base)
+        assert work.model == base and work.lm == base
         assert work.training is getattr(experiment, stage).training
         assert work.tokens == (2 if stage == "unlearn" else 1) * 16 * 48
     with pytest.raises(ValueError) as error:
@@ -396,7 +395,7 @@ def test_a_variant_has_so_many_rows_on_a_chip():
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     made = search.variant(replace(work, training=training), mesh, "full", 5)
     assert made.training == replace(training, batch_size=5 * 4 * 3)
-    assert made.lm == Functional(replace(work.model, remat="full"))
+    assert made.lm == replace(work.model, remat="full")
     assert step.rows_per_chip(made.training, mesh) == 15
 
 
@@ -482,9 +481,9 @@ def test_a_student_of_another_size_is_the_one_that_is_distilled():
         damage = replace(shipped.noise, alphas=alphas, student=student)
         experiment = replace(shipped, noise=damage)
         work = step.on_chips(_work(experiment, "distill"))
-        config = work.lm.config, work.refs["teacher"].config
+        config = work.lm, work.refs["teacher"]
         assert config == (step.for_chips(distilled), step.for_chips(shipped.model))
-        attacked = step.on_chips(_work(experiment, "relearn")).lm.config
+        attacked = step.on_chips(_work(experiment, "relearn")).lm
         assert attacked == step.for_chips(wide if student is wide else shipped.model)
 
 
@@ -598,7 +597,7 @@ def test_the_command_searches(capsys, monkeypatch):
 
     def compile_step(work, mesh, options):
         rows = work.training.batch_size // 4
-        fits = rows <= {"none": 3}.get(work.lm.config.remat, 6)
+        fits = rows <= {"none": 3}.get(work.lm.remat, 6)
         return replace(FITS, cost=Cost(197e12)) if fits else REFUSED
 
     monkeypatch.setattr(search, "compile_step", compile_step)

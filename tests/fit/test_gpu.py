@@ -17,7 +17,6 @@ from undo_jax import cli
 from undo_jax.cli.fit import TOO_LARGE, table
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.sharding import parse_mesh
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     find_spec("jax_cuda13_plugin") is None, reason="jax_cuda13_plugin is not installed"
 )
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
-LM = Functional(preset("0.1B", dtype="bfloat16", remat="full", vocabulary=8192))
+LM = preset("0.1B", dtype="bfloat16", remat="full", vocabulary=8192)
 LENGTH, ROWS = 1024, 8
 PLACES = {"h100:1": "data=1", "h100:8": "data=4,fsdp=2"}
 
@@ -50,7 +49,7 @@ def test_it_fits_and_its_flops_are_those_of_the_architecture(steps, place):
     diagonal. The head's kernels make both logits twice and two gradients.
     """
     step, found = steps[place], chips.find(place)
-    config = LM.config
+    config = LM
     head = 2 * config.vocabulary * config.width
     attended = config.layers * 4 * config.heads * config.head_width * LENGTH
     layers = 5 * (LM.forward_flops(LENGTH) - head - attended)
@@ -69,7 +68,7 @@ def test_all_devices_do_as_much_as_one(steps):
 
 def test_collectives_are_those_of_fsdp(steps):
     """Each weight is gathered twice, the teacher's once, in bf16; gradients are summed in fp32."""
-    config, received = LM.config, steps["h100:8"].cost.collectives
+    config, received = LM, steps["h100:8"].cost.collectives
     table_size = config.vocabulary * config.width
     per_layer = 2 * config.head_width * (config.heads + config.kv_heads) + 3 * config.feed_forward
     layers = config.layers * config.width * per_layer

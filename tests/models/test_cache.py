@@ -10,19 +10,16 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.sharding import BATCH, MeshShape, make_mesh, shardings
 
 BOS = 3
-LM = Functional(
-    Gemma2(
-        layers=4, width=24, feed_forward=40, heads=4, kv_heads=2, head_width=10, vocabulary=36,
-        attention_scale=7**-0.5, attention_softcap=1.5, final_softcap=2.0, window=4,
-        dtype="float32",
-    )
+LM = preset("2B",
+    layers=4, width=24, feed_forward=40, heads=4, kv_heads=2, head_width=10, vocabulary=36,
+    attention_scale=7**-0.5, attention_softcap=1.5, final_softcap=2.0, window=4,
+    dtype="float32",
 )  # fmt: skip
-SPLIT = Functional(replace(LM.config, document_start=BOS))
+SPLIT = replace(LM, document_start=BOS)
 BOTH = pytest.mark.parametrize("lm", [LM, SPLIT], ids=["whole_row", "documents"])
 TIME = 14
 
@@ -52,7 +49,7 @@ _extend = jax.jit(lambda lm, *rest: lm.extend(*rest), static_argnums=0)
 @BOTH
 @pytest.mark.parametrize("change", [{}, {"remat": "full", "unroll": 3}], ids=str)
 def test_reading_in_pieces_is_reading_at_once(lm, change):
-    lm, tokens = Functional(replace(lm.config, **change)), _tokens()
+    lm, tokens = replace(lm, **change), _tokens()
     whole, memory, pieces = _hidden(lm, _params(), tokens), lm.empty_cache(3, TIME), []
     for first, last in ((0, 5), (5, 8), (8, 9), (9, TIME)):
         start = jnp.full(3, first)
@@ -78,7 +75,7 @@ def test_rows_of_different_lengths_go_on_each_from_its_own_end(lm, padding):
 
 
 def test_a_cache_is_kept_in_the_dtype_of_the_arithmetic():
-    lm = Functional(replace(LM.config, dtype="bfloat16"))
+    lm = replace(LM, dtype="bfloat16")
     before = lm.empty_cache(2, 5)
     _, after = _extend(lm, _params(), before, jnp.ones((2, 3), jnp.int32), jnp.zeros(2, jnp.int32))
     for memory in (before, after):

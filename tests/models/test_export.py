@@ -21,7 +21,6 @@ from undo_jax import checkpoint, cli
 from undo_jax.cli import weights
 from undo_jax.data.tokenizers import Bytes, HuggingFace, SentencePiece
 from undo_jax.graph import plan
-from undo_jax.models.functional import Functional
 from undo_jax.ops import head
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
@@ -31,7 +30,7 @@ from dataclasses import replace
 from dataclasses import dataclass
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.losses import cross_entropy
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.train import rows
 spec = importlib.util.spec_from_file_location("quickstart", {str(QUICKSTART)!r})
@@ -47,7 +46,7 @@ class Losses(Arithmetic):
 
 given = {{**vars(module.experiment.setting), "problems": 50, "validation_rows": 1, "questions": 2}}
 setting = Losses(**given)
-model = Gemma2(
+model = preset("2B",
     layers=3, width=16, feed_forward=24, heads=4, kv_heads=2, head_width=10, vocabulary=36,
     attention_scale=7**-0.5, attention_softcap=1.5, final_softcap=2, window=4, rope_theta=500,
     norm_epsilon=1e-5, init_stddev=0.3,
@@ -103,7 +102,7 @@ def made(tmp_path_factory):
             if name != "pieces":
                 cli.main(["run", f"{name}.py", "--workdir", name, *SHORT, *flags.split()])
         untrained = cli.experiment.load("pieces.py")
-        params = jax.jit(Functional(untrained.model).init)(jax.random.key(0))
+        params = jax.jit(untrained.model.init)(jax.random.key(0))
         _finish(untrained, "pieces", params)
     assert os.getcwd() == before
     return folder
@@ -176,7 +175,7 @@ def _refused(capsys, *words):
 
 def _logits(model, artifact, tokens, dtype="float32"):
     """Ours, of parameters as they are on disk."""
-    lm = Functional(replace(model, dtype="float32"))
+    lm = replace(model, dtype="float32")
     params = checkpoint.restore(epath.Path(artifact) / "params", lm, weights._mesh(model))
     params = jax.tree.map(lambda w: np.array(w).astype(dtype).astype(np.float32), params)
     return np.array(head.logits(lm.hidden(params, tokens), lm.table(params), lm.softcap))
@@ -239,7 +238,7 @@ def test_transformers_loads_an_export_and_gives_our_logits(made, transformers, n
 def test_the_strongest_attack_is_exported_as_any_model(made, tmp_path):
     """An artifact of the last stage: its model is that of those before it."""
     run = _run(made, "toy")
-    lm = Functional(run.model)
+    lm = run.model
     params = checkpoint.restore(epath.Path(run.base) / "params", lm, weights._mesh(run.model))
     base = _finish(run.experiment, tmp_path, params)
     attacked = _finish(run.experiment, tmp_path, params, "relearn", base)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from undo_jax.models import hf
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2, preset
+from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
 
-CONFIG = Gemma2(
+CONFIG = preset("2B",
     layers=4, width=24, feed_forward=40, heads=4, kv_heads=2, head_width=10, vocabulary=37,
     attention_scale=7**-0.5, attention_softcap=1.5, final_softcap=2.0, window=4, dtype="float32",
 )  # fmt: skip
@@ -22,7 +21,7 @@ TIME = 12
 @cache
 def _params():
     """Kernels large enough for both soft-caps to bite, norms that scale."""
-    params = jax.eval_shape(Functional(CONFIG).init, jax.random.key(0))
+    params = jax.eval_shape(CONFIG.init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     draw = [0.3 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
@@ -89,12 +88,12 @@ def theirs():
 
 
 def test_logits_are_those_of_transformers(theirs):
-    ours = _logits(Functional(CONFIG), _params(), _tokens())
+    ours = _logits(CONFIG, _params(), _tokens())
     np.testing.assert_allclose(ours, theirs[0], rtol=0, atol=1e-4)
 
 
 def test_gradients_are_those_of_transformers(theirs):
-    gradient = jax.grad(lambda p: _mean_cross_entropy(Functional(CONFIG), p, _tokens()))
+    gradient = jax.grad(lambda p: _mean_cross_entropy(CONFIG, p, _tokens()))
     ours = _torch_names(jax.jit(gradient)(_params()))
     assert ours.keys() == theirs[2].keys()
     for name, gradient in theirs[2].items():
@@ -105,7 +104,7 @@ def test_gradients_are_those_of_transformers(theirs):
 
 def test_activations_are_the_hidden_states_of_transformers(theirs):
     for layer in range(CONFIG.layers):
-        ours = Functional(CONFIG).activations(_params(), _tokens(), layer)
+        ours = CONFIG.activations(_params(), _tokens(), layer)
         np.testing.assert_allclose(ours, theirs[1][layer], rtol=1e-4, atol=1e-4)
 
 
@@ -125,8 +124,8 @@ def test_activations_are_the_hidden_states_of_transformers(theirs):
 def test_every_part_of_the_architecture_shows_in_the_logits(change):
     """Without this, parity would not see the part either."""
     tokens, params = _tokens(), _params()
-    usual = _logits(Functional(CONFIG), params, tokens)
-    changed = _logits(Functional(replace(CONFIG, **change)), params, tokens)
+    usual = _logits(CONFIG, params, tokens)
+    changed = _logits(replace(CONFIG, **change), params, tokens)
     assert jnp.max(jnp.abs(usual - changed)) > 1e-2
 
 
@@ -137,8 +136,8 @@ def test_the_window_slides_in_even_layers_only():
     params = _params()
     change = [
         jnp.max(jnp.abs(
-            Functional(CONFIG).activations(params, tokens, layer)
-            - Functional(CONFIG).activations(params, other, layer)
+            CONFIG.activations(params, tokens, layer)
+            - CONFIG.activations(params, other, layer)
         ), axis=(0, 2))
         for layer in (1, 2)
     ]  # fmt: skip
@@ -149,7 +148,7 @@ def test_the_window_slides_in_even_layers_only():
 def test_the_future_is_not_seen():
     tokens = _tokens()
     other = tokens.at[:, 6].set((tokens[:, 6] + 1) % CONFIG.vocabulary)
-    before, after = (_logits(Functional(CONFIG), _params(), x) for x in (tokens, other))
+    before, after = (_logits(CONFIG, _params(), x) for x in (tokens, other))
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
     assert (jnp.max(jnp.abs(before - after), -1)[:, 6] > 0).all()
 
@@ -161,7 +160,7 @@ def test_remat_and_unroll_change_no_value(change):
     def run(lm):
         return jax.jit(jax.value_and_grad(lambda p: _mean_cross_entropy(lm, p, tokens)))(params)
 
-    ours, changed = run(Functional(CONFIG)), run(Functional(replace(CONFIG, **change)))
+    ours, changed = run(CONFIG), run(replace(CONFIG, **change))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(changed), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -171,7 +170,7 @@ def test_remat_computes_layers_again_in_the_backward_pass():
         gradient = jax.grad(lambda p: _mean_cross_entropy(lm, p, _tokens()))
         return str(jax.make_jaxpr(gradient)(_params())).count("dot_general")
 
-    plain, remat = Functional(CONFIG), Functional(replace(CONFIG, remat="full"))
+    plain, remat = CONFIG, replace(CONFIG, remat="full")
     assert multiplications(remat) > multiplications(plain)
 
 
@@ -188,23 +187,23 @@ def test_remat_computes_layers_again_in_the_backward_pass():
     ],
 )
 def test_presets_have_the_published_parameter_counts(name, count):
-    shapes = jax.eval_shape(Functional(preset(name)).init, jax.random.key(0))
+    shapes = jax.eval_shape(preset(name).init, jax.random.key(0))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
 
 
 def test_the_embedding_multiplier_is_rounded_to_the_compute_dtype():
     config = replace(CONFIG, width=320, dtype="bfloat16")
-    lm = Functional(config)
+    lm = config
     params = {**lm.init(jax.random.key(0)), "embedding": jnp.ones((CONFIG.vocabulary, 320))}
     scaled = lm.activations(params, _tokens(), 0)
     assert scaled.dtype == jnp.bfloat16
     np.testing.assert_array_equal(scaled.astype(jnp.float32), 17.875)
-    exact = Functional(replace(config, dtype="float32")).activations(params, _tokens(), 0)
+    exact = replace(config, dtype="float32").activations(params, _tokens(), 0)
     np.testing.assert_allclose(exact, math.sqrt(320), rtol=1e-6)
 
 
 def test_fresh_parameters_are_fp32_with_the_configured_spread():
-    params = Functional(preset("small", dtype="bfloat16")).init(jax.random.key(0))
+    params = preset("small", dtype="bfloat16").init(jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     gate = params["layers"]["mlp"]["gate"]
     np.testing.assert_allclose(np.std(gate), 128**-0.5, rtol=0.02)
@@ -214,7 +213,7 @@ def test_fresh_parameters_are_fp32_with_the_configured_spread():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rounded_parameters_compute_the_same(dtype):
-    lm = Functional(replace(CONFIG, dtype=dtype))
+    lm = replace(CONFIG, dtype=dtype)
     params = jax.tree.map(lambda w: w + 0.1, lm.init(jax.random.key(0)))
     rounded = lm.rounded(params)
     of_norms = {leaf.dtype for path, leaf in jax.tree.leaves_with_path(rounded)
@@ -254,15 +253,16 @@ def test_configurations_that_make_no_sense_are_refused(change, message):
 
 
 def test_a_number_takes_the_type_of_its_field():
-    typed = Gemma2(final_softcap=30, attention_scale=np.float32(0.5), rope_theta=10**4,
+    typed = preset("2B", final_softcap=30, attention_scale=np.float32(0.5), rope_theta=10**4,
                    layers=2.0, heads=np.int64(8), document_start=np.int32(0))  # fmt: skip
     found = {f.name: type(getattr(typed, f.name)) for f in fields(typed)}
-    assert found == {f.name: type(f.default) for f in fields(typed)} | {"document_start": int}
-    assert typed == Gemma2(layers=2, attention_scale=0.5, document_start=0)
-    assert Gemma2(final_softcap=None).final_softcap is None
+    known = preset("2B", document_start=1)
+    assert found == {f.name: type(getattr(known, f.name)) for f in fields(typed)}
+    assert typed == preset("2B", layers=2, attention_scale=0.5, document_start=0)
+    assert preset("2B", final_softcap=None).final_softcap is None
 
 
 @pytest.mark.parametrize("layer", [-1, 5])
 def test_a_layer_outside_the_model_is_refused(layer):
     with pytest.raises(ValueError, match=f"layer {layer}"):
-        Functional(CONFIG).activations(_params(), _tokens(), layer)
+        CONFIG.activations(_params(), _tokens(), layer)

@@ -16,13 +16,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import undo_jax
-from undo_jax.models import hf
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import PRESETS, Gemma2
+from undo_jax.models import gemma2, hf, hf_folder
+from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.ops import head
 from undo_jax.sharding import MeshShape, make_mesh, path_name, shardings
 
-CONFIG = Gemma2(
+CONFIG = preset("2B",
     layers=3, width=16, feed_forward=24, heads=4, kv_heads=2, head_width=10, vocabulary=36,
     attention_scale=7**-0.5, attention_softcap=1.5, final_softcap=2.0, window=4,
     rope_theta=500.0, norm_epsilon=1e-5, init_stddev=0.3,
@@ -39,14 +38,14 @@ def _mesh():
 @cache
 def _params():
     """Norms that scale; kernels large enough for the soft-caps to bite."""
-    leaves, tree = jax.tree.flatten(jax.eval_shape(Functional(CONFIG).init, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(jax.eval_shape(CONFIG.init, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     draw = [0.3 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(tree, draw)
 
 
 def _logits(config, params):
-    lm = Functional(replace(config, dtype="float32"))
+    lm = replace(config, dtype="float32")
     return np.array(head.logits(lm.hidden(params, TOKENS), lm.table(params), lm.softcap))
 
 
@@ -119,7 +118,7 @@ def _their_logits(torch, model):
 def test_weights_of_transformers_give_its_logits(tmp_path, torch, theirs, size):
     theirs.save_pretrained(tmp_path, max_shard_size=size)
     assert (tmp_path / "model.safetensors.index.json").exists() == (size == "9KB")
-    config = hf.read_config(tmp_path)
+    config = hf_folder.read_config(tmp_path)
     assert config == CONFIG
     wanted = _their_logits(torch, theirs)
     assert np.max(np.abs(wanted)) > 1.5  # the final soft-cap of 2 bites
@@ -182,9 +181,7 @@ def test_every_device_gets_its_slice_and_no_more_is_read(ours, monkeypatch):
 
     monkeypatch.setattr(hf, "safe_open", File)
     params = hf.load(ours, CONFIG, _mesh())
-    assert jax.tree.map(lambda w: w.sharding, params) == shardings(
-        params, Functional(CONFIG).rules, _mesh()
-    )
+    assert jax.tree.map(lambda w: w.sharding, params) == shardings(params, CONFIG.rules, _mesh())
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         parts = 1 if path_name(path).endswith("norm") else 4
         assert {s.data.size for s in leaf.addressable_shards} == {leaf.size // parts}, path
@@ -194,7 +191,7 @@ def test_every_device_gets_its_slice_and_no_more_is_read(ours, monkeypatch):
 
 
 def test_export_of_sharded_parameters_is_the_same(ours, tmp_path):
-    placed = jax.device_put(_params(), shardings(_params(), Functional(CONFIG).rules, _mesh()))
+    placed = jax.device_put(_params(), shardings(_params(), CONFIG.rules, _mesh()))
     hf.save(tmp_path / "sharded", CONFIG, placed, max_shard_bytes=SHARD)
     _same_bytes(_stored(tmp_path / "sharded"), _stored(ours))
 
@@ -232,13 +229,13 @@ def test_a_file_is_written_before_the_next_one_is_made(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [*PRESETS, "CONFIG"])
 def test_a_configuration_survives_both_ways(tmp_path, name):
     config = {**PRESETS, "CONFIG": CONFIG}[name]
-    (tmp_path / "config.json").write_text(json.dumps(hf._describe(config, "bfloat16")))
-    assert hf.read_config(tmp_path) == replace(config, remat=Gemma2.remat, unroll=1)
+    (tmp_path / "config.json").write_text(json.dumps(gemma2.describe(config)))
+    assert hf_folder.read_config(tmp_path) == replace(config, remat="dots", unroll=1)
 
 
 def test_what_a_configuration_leaves_out_is_the_2b_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gemma2", "hidden_size": 512}')
-    assert hf.read_config(tmp_path) == Gemma2(width=512)
+    assert hf_folder.read_config(tmp_path) == preset("2B", width=512)
 
 
 @pytest.mark.parametrize(
@@ -250,28 +247,28 @@ def test_what_a_configuration_leaves_out_is_the_2b_model(tmp_path):
 )
 def test_ids_of_special_tokens_are_read(single, stated, wanted):
     _config_json(single, **{**dict.fromkeys(hf.IDS, "absent"), **stated})
-    assert tuple(hf.read_ids(single).values()) == wanted
+    assert tuple(hf_folder.read_ids(single).values()) == wanted
 
 
 @pytest.mark.parametrize("value", ["2", -1, 2.0, True, [2]])
 def test_what_is_no_id_is_refused(single, value):
     _config_json(single, bos_token_id=value)
     with pytest.raises(ValueError, match="bos_token_id=.* is no token id"):
-        hf.read_ids(single)
+        hf_folder.read_ids(single)
 
 
 @pytest.mark.parametrize(
     ("token", "wanted"), [("<s>", "<s>"), ({"content": "<s>"}, "<s>"), (None, None), (3, None)]
 )
 def test_the_name_of_bos_is_read(tmp_path, token, wanted):
-    assert hf.read_bos(tmp_path) is None
+    assert hf_folder.read_bos(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": token}))
-    assert hf.read_bos(tmp_path) == wanted
+    assert hf_folder.read_bos(tmp_path) == wanted
 
 
 def test_rope_theta_of_older_files_and_no_softcap(single):
     _config_json(single, rope_parameters="absent", rope_theta=123.0, final_logit_softcapping=None)
-    assert hf.read_config(single) == replace(CONFIG, rope_theta=123.0, final_softcap=None)
+    assert hf_folder.read_config(single) == replace(CONFIG, rope_theta=123.0, final_softcap=None)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +298,7 @@ def test_rope_theta_of_older_files_and_no_softcap(single):
 def test_a_configuration_of_another_model_is_refused(single, changes, said):
     _config_json(single, **changes)
     with pytest.raises(ValueError) as error:
-        hf.read_config(single)
+        hf_folder.read_config(single)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -312,7 +309,7 @@ def test_a_configuration_that_cannot_be_read(tmp_path, content, said):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
-        hf.read_config(tmp_path)
+        hf_folder.read_config(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -413,7 +410,7 @@ def test_an_index_names_files_of_its_own_folder_alone(ours, name):
         hf.load(ours, CONFIG, _mesh())
 
 
-@pytest.mark.parametrize("call", [hf.read_config, lambda f: hf.load(f, CONFIG, _mesh()),
+@pytest.mark.parametrize("call", [hf_folder.read_config, lambda f: hf.load(f, CONFIG, _mesh()),
                                   lambda f: hf.save(f, CONFIG, _params())])  # fmt: skip
 def test_a_bucket_is_refused(call):
     with pytest.raises(ValueError, match="gs://bucket/gemma is not on this machine"):
@@ -432,7 +429,7 @@ def test_a_bucket_is_refused(call):
 )
 def test_an_export_that_is_refused_writes_nothing(tmp_path, change, arguments, said):
     config = replace(CONFIG, **change)
-    params = jax.eval_shape(Functional(config).init, jax.random.key(0))
+    params = jax.eval_shape(config.init, jax.random.key(0))
     with pytest.raises(ValueError) as error:
         hf.save(tmp_path / "out", config, params, **arguments)
     assert said in str(error.value) and "\n" not in str(error.value)

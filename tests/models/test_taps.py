@@ -11,16 +11,15 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.gemma2 import preset
 from undo_jax.sharding import BATCH, MeshShape, make_mesh, shardings
 from undo_jax.types import Edits, Taps
 
-CONFIG = Gemma2(
+CONFIG = preset("2B",
     layers=4, width=16, feed_forward=24, heads=4, kv_heads=2, head_width=8, vocabulary=24,
     attention_scale=7**-0.5, attention_softcap=1.5, window=3, dtype="float32",
 )  # fmt: skip
-LM = Functional(CONFIG)
+LM = CONFIG
 ROWS, TIME, L = 8, 6, CONFIG.layers
 ALL = Taps(residual=tuple(range(L + 1)), mlp=tuple(range(L)))
 SOME = Taps(residual=(3, 1), mlp=(2,))
@@ -142,7 +141,7 @@ def _loop(params, tokens, edits=None):
     ids=str,
 )
 def test_taps_are_what_a_loop_over_layers_meets(taps, change):
-    lm = Functional(replace(CONFIG, **change))
+    lm = replace(CONFIG, **change)
     hidden, states, made = _loop(_params(), _tokens())
     ours, tapped = jax.jit(lm.tapped, static_argnums=2)(_params(), _tokens(), taps)
     np.testing.assert_allclose(ours, hidden, rtol=0, atol=1e-5)
@@ -229,7 +228,7 @@ def _wanted(rows, taps):
     ],
 )
 def test_gradients_through_taps_and_edits_are_those_of_the_loop(shape, rows, taps, change):
-    lm = Functional(replace(CONFIG, **change))
+    lm = replace(CONFIG, **change)
     value, params, edits, tokens = _value, _params(), _edits(rows), _tokens(rows)
     run = jax.jit(
         lambda params, edits, tokens: jax.value_and_grad(value, argnums=(1, 2))(
@@ -256,7 +255,7 @@ def test_gradients_through_taps_and_edits_are_those_of_the_loop(shape, rows, tap
 )
 def test_taps_in_bfloat16_are_the_states_themselves(shape):
     """What `activations` stops at, to the bit on one device; near fp32 on all."""
-    lm, edits = Functional(replace(CONFIG, dtype="bfloat16")), _edits()
+    lm, edits = replace(CONFIG, dtype="bfloat16"), _edits()
 
     def run(params, tokens):
         alone = jnp.stack([lm.activations(params, tokens, place) for place in SOME.residual])
@@ -282,7 +281,7 @@ def test_taps_in_bfloat16_are_the_states_themselves(shape):
 @pytest.mark.parametrize("taps", [Taps((3,)), ALL], ids=["one", "all"])
 def test_only_what_is_tapped_is_kept(taps):
     """Bytes of a program in arrays [B, T, D], beside one that taps nothing."""
-    lm = Functional(replace(CONFIG, layers=16, remat="full"))
+    lm = replace(CONFIG, layers=16, remat="full")
     taps = Taps(range(16)) if taps is ALL else taps
 
     def bytes_of(taps):
@@ -320,7 +319,7 @@ def test_layers_that_are_not_there_are_named(taps, edits, said):
 
 
 def test_a_prefix_that_documents_do_not_see_is_refused():
-    lm = Functional(replace(CONFIG, document_start=0))
+    lm = replace(CONFIG, document_start=0)
     with pytest.raises(
         ValueError, match=r"^a prefix and document_start=0: .*set document_start to"
     ):

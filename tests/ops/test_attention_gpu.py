@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import attention_gpu, gpu
 from undo_jax.ops.attention import attention
@@ -125,8 +124,8 @@ def test_it_says_its_flops(monkeypatch):
 
 
 def _model(**changes):
-    lm = Functional(preset("small", heads=2, kv_heads=1, window=20, dtype="bfloat16", **changes))
-    tokens = jax.random.randint(jax.random.key(1), (B, T), 0, lm.config.vocabulary)
+    lm = preset("small", heads=2, kv_heads=1, window=20, dtype="bfloat16", **changes)
+    tokens = jax.random.randint(jax.random.key(1), (B, T), 0, lm.vocabulary)
     return lm, jax.jit(lm.init)(jax.random.key(0)), tokens
 
 
@@ -159,7 +158,7 @@ def test_with_a_cache_it_is_not_used(monkeypatch):
     monkeypatch.setattr(attention_gpu, "available", lambda *_: True)
     monkeypatch.setattr(attention_gpu, "attention", None)
     read = jax.eval_shape(lm.extend, params, lm.empty_cache(B, T), tokens, jnp.zeros(B, jnp.int32))
-    assert read[0].shape == (*tokens.shape, lm.config.width)
+    assert read[0].shape == (*tokens.shape, lm.width)
 
 
 @pytest.mark.parametrize(

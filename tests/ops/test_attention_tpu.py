@@ -9,7 +9,6 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import attention_tpu
 from undo_jax.ops.attention import attention
@@ -94,12 +93,10 @@ def test_heads_are_split_over_tensor(tensor):
 @pytest.mark.parametrize("document_start", [None, 0])
 def test_a_model_is_the_same_with_it(monkeypatch, document_start):
     """Windows in every other layer, documents and the scale arrive."""
-    lm = Functional(
-        preset("tiny", heads=2, kv_heads=1, head_width=128, window=40, dtype="bfloat16",
-               document_start=document_start, attention_scale=0.5)
-    )  # fmt: skip
+    lm = preset("tiny", heads=2, kv_heads=1, head_width=128, window=40, dtype="bfloat16",
+           document_start=document_start, attention_scale=0.5)  # fmt: skip
     params = jax.jit(lm.init)(jax.random.key(0))
-    tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, lm.config.vocabulary)
+    tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, lm.vocabulary)
     plain = np.asarray(jax.jit(lm.hidden)(params, tokens), np.float32)
     used = []
     monkeypatch.setattr(attention_tpu, "available", lambda *_: used.append(True) or True)

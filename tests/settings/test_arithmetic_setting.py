@@ -9,7 +9,6 @@ import pytest
 
 from undo_jax.data.arithmetic import OPERATIONS, Grammar, facts
 from undo_jax.data.tokenizers import Characters
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings import arithmetic as module
 from undo_jax.settings.arithmetic import Arithmetic
@@ -44,7 +43,7 @@ def test_text_is_mixed_into_pretraining_and_the_oracles_share_makes_up_for_it(tm
 
 
 def test_a_model_that_has_diverged_has_no_scores():
-    lm = Functional(preset("tiny", layers=1, width=16, feed_forward=16))
+    lm = preset("tiny", layers=1, width=16, feed_forward=16)
     params = jax.tree.map(lambda w: w * np.nan, jax.jit(lm.init)(jax.random.key(0)))
     scores = jax.jit(SETTING.evaluate, static_argnums=0)(lm, params, SETTING.material())
     assert len(scores) == 8 and all(np.isnan(score) for score in scores.values())
@@ -57,7 +56,7 @@ def test_what_several_processes_hold_is_as_they_put_it_there():
 
 
 def test_scores_are_means_over_operations(monkeypatch):
-    lm = Functional(preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3))
+    lm = preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3)
     material = SETTING.material()
     counts = [36, 21, 25, 25]  # facts of + - * /, in this order in the exam
     right = np.repeat([0.5, 0.25, 1.0, 0.5], counts).astype(np.float32)
@@ -151,7 +150,7 @@ def test_the_exam_asks_the_facts_that_it_says(examine, split, other):
 
 def test_the_exam_has_every_operation_in_both_forms(monkeypatch):
     """Five questions of each; a score is the mean of its own, retain and forget of four groups."""
-    lm = Functional(preset("tiny", layers=1, width=16, feed_forward=16, vocabulary=80))
+    lm = preset("tiny", layers=1, width=16, feed_forward=16, vocabulary=80)
     material = FORMS.material()
     prompts, answers = _exam_texts(FORMS)
     groups = [f"{o}/{form}" for o in OPERATIONS for form in ("equation", "word_problem")]

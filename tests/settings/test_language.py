@@ -14,7 +14,6 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Bytes, Characters
 from undo_jax.losses import cross_entropy
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.language import Language
 from undo_jax.sharding import MeshShape, make_mesh, shardings
@@ -93,7 +92,7 @@ def test_training_and_validation_rows_are_of_different_documents(setting):
 
 
 def test_scores_are_mean_cross_entropies_of_the_validation_rows(setting):
-    lm = Functional(preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3))
+    lm = preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3)
     params = jax.jit(lm.init)(jax.random.key(0))
     scores = jax.jit(setting.evaluate, static_argnums=0)(lm, params, setting.material())
     for name, corpus in (("retain", setting.retain), ("forget", setting.forget)):

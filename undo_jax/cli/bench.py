@@ -71,7 +71,7 @@ def describe(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> di
         "rows_per_device": rows_per_chip(work.training, mesh),
         "accumulation": work.training.accumulation,
         "row_length": work.row_length,
-        "remat": work.model.remat,
+        "remat": getattr(work.lm, "remat", "none"),
         "steps": steps,
         "tokens_per_second": rate,
         "seconds": {

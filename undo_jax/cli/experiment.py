@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import traceback
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -199,16 +199,48 @@ def override(experiment: Knobs, flags: list[str]) -> Knobs:
 
     A graph that is written by hand has flags for its name, seeds, mesh and saves alone.
     """
-    made: typing.Any = experiment
-    types, whole = typing.get_type_hints(type(made)), isinstance(made, Experiment)
-    names = [f.name for f in dataclasses.fields(made)]
-    parts = {n: getattr(made, n) for n in (HAND_WRITTEN if whole else names)}
-    types |= {"setting": type(made.setting)} if "setting" in parts else {}
-    shape = dataclasses.make_dataclass("Experiment", [(n, types[n]) for n in parts], frozen=True)
+    names = HAND_WRITTEN if isinstance(experiment, Experiment) else None
+    flagged = _flagged(experiment, names)
     changed = parse(
-        shape, flags, "undo-jax run", default=shape(**parts), config=(AvoidSubcommands,)
+        type(flagged), flags, "undo-jax run", default=flagged, config=(AvoidSubcommands,)
     )
-    return dataclasses.replace(made, **{name: getattr(changed, name) for name in parts})
+    return _rebuilt(experiment, changed)
+
+
+def _flagged(value: typing.Any, names: Sequence[str] | None = None) -> typing.Any:
+    """A dataclass of which each part has the type that it is of, for the parser.
+
+    A field whose type is a protocol has no flags in itself, its value has. Left out are fields
+    other than `names`, and those of a protocol that are none.
+    """
+    types, parts = typing.get_type_hints(type(value)), []
+    for field in dataclasses.fields(value):
+        kinds = typing.get_args(types[field.name]) or (types[field.name],)
+        part = getattr(value, field.name)
+        abstract = any(getattr(kind, "_is_protocol", False) for kind in kinds)
+        if names is not None and field.name not in names or abstract and part is None:
+            continue
+        if dataclasses.is_dataclass(part):
+            part = _flagged(part)
+            parts.append((field.name, type(part), part))
+        else:
+            parts.append((field.name, types[field.name], part))
+    if [name for name, *_ in parts] == [field.name for field in dataclasses.fields(value)]:
+        if all(part is getattr(value, name) for name, _, part in parts):
+            return value
+    shape = dataclasses.make_dataclass(
+        type(value).__name__, [(name, kind) for name, kind, _ in parts], frozen=True
+    )
+    return shape(**{name: part for name, _, part in parts})
+
+
+def _rebuilt(value: typing.Any, changed: typing.Any) -> typing.Any:
+    """The value with all that `changed`, which `_flagged` has made and the parser changed, says."""
+    if type(value) is type(changed):
+        return changed
+    parts = [field.name for field in dataclasses.fields(changed)]
+    made = {name: _rebuilt(getattr(value, name), getattr(changed, name)) for name in parts}
+    return dataclasses.replace(value, **made)
 
 
 def described_model(artifact: epath.Path) -> dict[str, typing.Any]:

@@ -77,7 +77,7 @@ def fit(words: list[str]) -> None:
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:
         lms = getattr(knobs, "lms", {})
-        model = next((name for name, lm in lms.items() if lm == trains.model), "model")
+        model = next((name for name, lm in lms.items() if lm == trains.lm), "model")
         said = advice(options.stage, model, work, place, mesh, step)
         print(f"undo-jax: {said}", file=sys.stderr)
         sys.exit(TOO_LARGE)
@@ -102,7 +102,7 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
         "rows_per_chip": rows_per_chip(work.training, mesh),
         "accumulation": work.training.accumulation,
         "row_length": work.row_length,
-        "remat": work.model.remat,
+        "remat": getattr(work.lm, "remat", "none"),
         "fits": step.cost is not None,
         "hbm": {
             **vars(step.memory),
@@ -169,7 +169,7 @@ def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: S
     training, chip = work.training, place.chip
     rows = rows_per_chip(training, mesh) // training.accumulation
     total, changes = step.memory.total, []
-    if work.model.remat != REMAT[-1]:
+    if getattr(work.lm, "remat", REMAT[-1]) != REMAT[-1]:
         changes.append(f"--{model}.remat {REMAT[-1]}")
     parts = next((n for n in range(2, rows + 1) if rows % n == 0 and _enough(step, chip, n)), rows)
     if parts > 1:

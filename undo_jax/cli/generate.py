@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,11 +19,10 @@ from undo_jax.data.files import reading
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import generate as decoding
 from undo_jax.experiment import Experiment
-from undo_jax.graph import ancestry, differences, lm_of
+from undo_jax.graph import ancestry, differences
 from undo_jax.log import console
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, MeshShape, make_mesh, parts
+from undo_jax.types import LM
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 
@@ -61,11 +61,11 @@ def generate(
     folder, made_by = epath.Path(artifact), experiments.load(experiment).graph()
     tokenizer = made_by.setting.get_tokenizer()
     tokens, lengths = _rows(prompts, tokenizer)
-    model = _model(folder, made_by)
+    lm = _model(folder, made_by)
     experiments.prepare_devices(processes)
-    lm, mesh = Functional(model), _mesh(made_by.mesh)
+    mesh = _mesh(made_by.mesh)
     count, time = tokens.shape
-    _check_memory(model, mesh, count, time, new_tokens)
+    _check_memory(lm, mesh, count, time, new_tokens)
     with jax.set_mesh(mesh):
         params = checkpoint.restore(folder / "params", lm, mesh)
         given = params, tokens, lengths, jax.random.key(seed)
@@ -85,13 +85,13 @@ def generate(
             print(_text(ids, tokenizer).translate(ESCAPES))
 
 
-def _check_memory(model: Gemma2, mesh: Mesh, count: int, time: int, new_tokens: int) -> None:
-    """Raises ValueError for more tokens than these devices could hold: keys, values, scores."""
+def _check_memory(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> None:
+    """Raises ValueError for more tokens than these devices could hold."""
     if new_tokens < 1 or time + new_tokens >= 2**31:
         raise ValueError(f"new_tokens={new_tokens}: write at least one, and fewer than 2^31")
     rows = -(-count // parts(*BATCH, mesh=mesh))
-    heads = 2 * model.layers * model.kv_heads * model.head_width * model.compute_dtype.itemsize
-    each = rows * (heads + 4 * model.heads * time) / mesh.shape["tensor"]
+    cache = jax.tree.leaves(jax.eval_shape(partial(lm.empty_cache, rows, 1)))
+    each = sum(leaf.size * leaf.dtype.itemsize for leaf in cache) / mesh.shape["tensor"]
     _check(time, new_tokens, each * (time + new_tokens), mesh)
 
 
@@ -118,13 +118,13 @@ def _rows(prompts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndar
     return tokens, lengths
 
 
-def _model(folder: epath.Path, made_by: Experiment) -> Gemma2:
+def _model(folder: epath.Path, made_by: Experiment) -> LM:
     """The experiment's model that made an artifact.
 
     Raises FileNotFoundError for no finished artifact, ValueError for one of another model.
     """
     made = experiments.described_model(folder)
-    lms = [lm_of(recipe.lm) for recipe in ancestry(made_by.recipes().values())]
+    lms = [recipe.lm for recipe in ancestry(made_by.recipes().values())]
     other = [differences(lm, made) for lm in lms]
     for lm, found in zip(lms, other, strict=True):
         if not found:

@@ -19,14 +19,13 @@ from undo_jax.data import tokenizer_files
 from undo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from undo_jax.durable import read_json
 from undo_jax.log import console
-from undo_jax.models import hf
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import PRESETS, Gemma2
+from undo_jax.models import hf, hf_folder, stated
+from undo_jax.models.transformer import Transformer
 from undo_jax.sharding import MeshShape, make_mesh
 
 
 def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:
-    """Turn Gemma-2 weights of Hugging Face into a base for experiments.
+    """Turn weights of Hugging Face (Gemma-2) into a base for experiments.
 
     Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT can
     be asked and exported as any artifact.
@@ -36,18 +35,18 @@ def import_hf(folder: Positional[str], out: Positional[str], processes: Joined =
         out: the new artifact; may be gs://.
     """
     join(processes)
-    config, path = hf.read_config(folder), epath.Path(out)
+    lm, path = hf_folder.read_config(folder), epath.Path(out)
     if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
-    stated = {n: v for n, v in checkpoint.plain(config).items() if n not in hf.UNSTATED}
+    said = {n: v for n, v in checkpoint.plain(lm).items() if n not in hf.UNSTATED}
     about = {"tokenizer": _described(epath.Path(folder))}
-    base = Artifact(path.parent, "import", "base", 0, {"model": stated}, (), about, path.name)
-    params = hf.load(folder, config, _mesh(config))
+    base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
+    params = hf.load(folder, lm, _mesh(lm))
     checkpoint.wait(f"import {path.name}")  # or a late process would find what others have begun
     checkpoint.begin(base)
     checkpoint.keep(base, params, {})
     if jax.process_index() == 0:
-        print(f"model={expression(config)}")
+        print(f"model={expression(lm)}")
         console.print(f"use it with the flag --pretrain.base {path}", soft_wrap=True)
 
 
@@ -78,47 +77,51 @@ def export_hf(
         raise ValueError(f"max_shard_gb={max_shard_gb}: give a number of GB above 0")
     join(processes)
     folder = epath.Path(artifact)
-    config = model(folder)
+    lm = model(folder)
     if checkpoint.absolute(folder) in checkpoint.absolute(epath.Path(out)).parents:
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
-    params = checkpoint.restore(folder / "params", Functional(config), _mesh(config))
-    ids, files = _tokens(folder, config, tokenizer, bos_token)
-    hf.save(out, config, params, dtype, max_shard_gb * 1e9, ids, files)
+    params = checkpoint.restore(folder / "params", lm, _mesh(lm))
+    ids, files = _tokens(folder, lm, tokenizer, bos_token)
+    hf.save(out, lm, params, dtype, max_shard_gb * 1e9, ids, files)
     console.print(f"written: {out}", soft_wrap=True)
 
 
-def model(artifact: epath.Path) -> Gemma2:
+def model(artifact: epath.Path) -> Transformer:
     """The model that a finished artifact's config.json describes.
 
     Raises FileNotFoundError where there is no finished artifact and ValueError for another model.
     """
     fields = described_model(artifact)
-    kind, known = fields.pop("type"), {field.name for field in dataclasses.fields(Gemma2)}
+    kind, known = fields.pop("type"), {field.name for field in dataclasses.fields(Transformer)}
     unknown = sorted(fields.keys() - known)
-    if kind != Gemma2.__name__ or unknown:
+    if kind != Transformer.__name__ or unknown:
         raise ValueError(
-            f"{artifact} holds a {kind} {' '.join(unknown)}: only a Gemma2 of this version can be "
-            "exported"
+            f"{artifact} holds a {kind} {' '.join(unknown)}: only a Transformer of this version "
+            "can be exported"
         )
-    hints = typing.get_type_hints(Gemma2)
+    hints = typing.get_type_hints(Transformer)
     for name, value in fields.items():
         kinds = [type(x) if isinstance(x, str) else x for x in typing.get_args(hints[name])]
         kinds = kinds or [hints[name]]
         if type(value) not in (*kinds, *([int] if float in kinds else [])):
             raise ValueError(
-                f"{artifact} holds a Gemma2 with {name}={value!r}: delete it, and a run makes it "
-                "again"
+                f"{artifact} holds a Transformer with {name}={value!r}: delete it, and a run makes "
+                "it again"
             )
-    return Gemma2(**fields)
+    return Transformer(**fields)
 
 
-def expression(config: Gemma2) -> str:
-    """Python for a model: a preset, or the fields that differ from Gemma2()."""
-    for name, known in PRESETS.items():
-        if config == known:
-            return f'preset("{name}")'
-    fields = [f for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
-    return f"Gemma2({', '.join(f'{f.name}={getattr(config, f.name)!r}' for f in fields)})"
+def expression(lm: Transformer) -> str:
+    """Python for a model: a preset of its family, with the fields that differ."""
+
+    def differing(preset: Transformer) -> dict[str, Any]:
+        own = {field.name: getattr(lm, field.name) for field in dataclasses.fields(lm)}
+        return {name: value for name, value in own.items() if value != getattr(preset, name)}
+
+    made = {name: differing(of) for name, of in hf_folder.family(lm.family).PRESETS.items()}
+    name = min(made, key=lambda name: len(made[name]))
+    changes = "".join(f", {field}={value!r}" for field, value in made[name].items())
+    return f'preset("{name}"{changes})'
 
 
 def _abandoned(path: epath.Path) -> bool:
@@ -131,14 +134,14 @@ def _abandoned(path: epath.Path) -> bool:
 
 def _described(folder: epath.Path) -> dict[str, Any]:
     """What config.json says of the tokenizer of a Hugging Face folder: its ids at least."""
-    ids = hf.read_ids(folder)
+    ids = hf_folder.read_ids(folder)
     found = [folder / f"tokenizer.{kind}" for kind in ("json", "model")]
     for file in [file for file in found if file.is_file()][:1]:
         try:
-            bos = hf.read_bos(folder) if file.suffix == ".json" else None
+            bos = hf_folder.read_bos(folder) if file.suffix == ".json" else None
             tokenizer = load_tokenizer(file, bos)
             if tokenizer.bos_id != ids["bos_token_id"]:
-                raise ValueError(f"{file} has another BOS than {folder / hf.CONFIG}")
+                raise ValueError(f"{file} has another BOS than {folder / hf_folder.CONFIG}")
             return {**tokenizer_files.describe(tokenizer), "ids": ids}
         except (ValueError, ImportError) as error:
             console.print(f"without its tokenizer: {error}", soft_wrap=True)
@@ -146,7 +149,7 @@ def _described(folder: epath.Path) -> dict[str, Any]:
 
 
 def _tokens(
-    folder: epath.Path, config: Gemma2, given: str | None, bos_token: str | None
+    folder: epath.Path, lm: Transformer, given: str | None, bos_token: str | None
 ) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
     """Ids of an artifact's special tokens, and its tokenizer's files; says why there are none.
 
@@ -154,25 +157,25 @@ def _tokens(
     """
     file = folder / "config.json"
     said = read_json(file).get("tokenizer") or {}
-    stated = said.get("ids", {}) if isinstance(said, dict) else None
-    if not isinstance(stated, dict):
+    own = said.get("ids", {}) if isinstance(said, dict) else None
+    if not isinstance(own, dict):
         raise ValueError(
             f"{file} describes no tokenizer: delete {folder}, and a run makes it again"
         )
-    stated = hf.checked_ids({name: stated[name] for name in hf.IDS if name in stated}, file)
+    own = stated.ids({name: own[name] for name in hf.IDS if name in own}, file)
     try:
-        tokenizer = _tokenizer(folder, config, said, given, bos_token)
-        return stated or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
+        tokenizer = _tokenizer(folder, lm, said, given, bos_token)
+        return own or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
     except (ValueError, OSError, ImportError) as error:
         if given is not None or bos_token is not None:
             raise
         console.print(f"without a tokenizer: {error}; --tokenizer FILE gives one", soft_wrap=True)
-        return stated, {}
+        return own, {}
 
 
 def _tokenizer(
     folder: epath.Path,
-    config: Gemma2,
+    lm: Transformer,
     said: Mapping[str, Any],
     given: str | None,
     bos_token: str | None,
@@ -198,14 +201,14 @@ def _tokenizer(
     opens = said.get("ids", {}).get("bos_token_id", tokenizer.bos_id)
     if tokenizer.bos_id != opens:
         raise ValueError(f"{name} opens a document with {tokenizer.bos_id}, {folder} with {opens}")
-    if tokenizer.vocab_size > config.vocabulary:
+    if tokenizer.vocab_size > lm.vocabulary:
         raise ValueError(
             f"{name} makes {tokenizer.vocab_size} ids, the model of {folder} knows "
-            f"{config.vocabulary}: it is another model's tokenizer"
+            f"{lm.vocabulary}: it is another model's tokenizer"
         )
     return tokenizer
 
 
-def _mesh(config: Gemma2) -> Mesh:
+def _mesh(lm: Transformer) -> Mesh:
     """Every device holds as small a part of each matrix as its sizes allow; a CPU is one."""
-    return make_mesh(MeshShape(fsdp=math.gcd(len(jax.devices()), config.width, config.vocabulary)))
+    return make_mesh(MeshShape(fsdp=math.gcd(len(jax.devices()), lm.width, lm.vocabulary)))

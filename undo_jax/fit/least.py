@@ -8,9 +8,8 @@ from jax.sharding import Mesh
 
 from undo_jax import losses, memory, optim
 from undo_jax.graph import Work
-from undo_jax.models.gemma2 import Gemma2
 from undo_jax.sharding import BATCH, parts
-from undo_jax.types import shapes
+from undo_jax.types import LM, parameters, rounded_shapes, shapes, table_shape
 
 WHOLE = (  # losses that run every layer, and back
     losses.language_modelling,
@@ -28,7 +27,7 @@ def check_work(work: Work, mesh: Mesh, prefix: str = "", there: float | None = N
     states, batch = least(work, mesh)
     there = memory.of_device(mesh) if there is None else there
     if states > batch:
-        what = f"a model of {_sizes(work.model)}"
+        what = f"a model of {_sizes(work.lm)}"
     else:
         what = f"{prefix}batch_size={work.training.batch_size} rows of {work.row_length} tokens"
     memory.check(what, states + batch, there, "each device's memory")
@@ -41,18 +40,18 @@ def least(work: Work, mesh: Mesh) -> tuple[float, float]:
     and `tensor`.
     Batch: its tokens, and what enters each layer, which is kept for the way back.
     """
-    model, training = work.model, work.training
+    training, table = work.training, table_shape(work.lm)
     moments = 4 + (2 if training.optimizer.first_moment == "bfloat16" else 4)
-    states = model.parameters * 4 + _trained(work) * (4 + moments)
+    states = parameters(work.lm) * 4 + _trained(work) * (4 + moments)
     for lm in work.refs.values():
-        config: Gemma2 = lm.config  # type: ignore[attr-defined]
-        states += config.parameters * config.compute_dtype.itemsize
+        leaves = jax.tree.leaves(rounded_shapes(lm))
+        states += sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     rows = -(-training.batch_size // parts(*BATCH, mesh=mesh))
     tokens = 4 * rows * (work.row_length + 1) * len(work.streams)
     at_once = -(-rows // training.accumulation)
     loss = work.loss.func if isinstance(work.loss, partial) else work.loss
-    layers = model.layers if loss in WHOLE else 1
-    kept = layers * at_once * work.row_length * model.width * model.compute_dtype.itemsize
+    layers = work.lm.layers if loss in WHOLE else 1
+    kept = layers * at_once * work.row_length * table.shape[1] * table.dtype.itemsize
     tensor = mesh.shape["tensor"]
     return states / (mesh.shape["fsdp"] * tensor), tokens + kept / tensor
 
@@ -60,12 +59,12 @@ def least(work: Work, mesh: Mesh) -> tuple[float, float]:
 def _trained(work: Work) -> int:
     """How many parameters train. Raises what `optim.pick` does."""
     if work.trains is None:
-        return work.model.parameters
+        return parameters(work.lm)
     picked = jax.eval_shape(partial(optim.pick, work.trains), shapes(work.lm))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(picked))
 
 
-def _sizes(model: Gemma2) -> str:
+def _sizes(lm: LM) -> str:
     names = ("layers", "width", "feed_forward", "heads", "head_width", "vocabulary")
-    sizes = ", ".join(f"{name}={getattr(model, name)}" for name in names)
-    return f"{model.parameters:,} parameters ({sizes})"
+    sizes = ", ".join(f"{name}={getattr(lm, name)}" for name in names if hasattr(lm, name))
+    return f"{parameters(lm):,} parameters ({sizes})"

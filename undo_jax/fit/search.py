@@ -1,19 +1,16 @@
 """The largest batch and the least recomputation that fit."""
 
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
 from undo_jax.fit.step import Step, compile_step
 from undo_jax.graph import Work
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.architecture import REMAT
 from undo_jax.sharding import BATCH, parts
 
-REMAT = typing.get_args(typing.get_type_hints(Gemma2)["remat"])  # the least first
 MOST = 64  # rows on a chip at once
 
 
@@ -37,7 +34,8 @@ def search(
     `tell` hears of every step compiled: its policy, rows and result.
     """
     found = []
-    for remat in REMAT:
+    policies = REMAT if hasattr(work.lm, "remat") else ("none",)
+    for remat in policies:
 
         def attempt(rows: int, remat: str = remat) -> Found:
             tried = variant(work, mesh, remat, rows)
@@ -70,8 +68,6 @@ def largest(attempt: Callable[[int], Found], most: int = MOST) -> Found | None:
 def variant(work: Work, mesh: Mesh, remat: str, rows: int) -> Work:
     """The same work with a policy and so many rows on a chip at once."""
     batch = rows * parts(*BATCH, mesh=mesh) * work.training.accumulation
-    return replace(
-        work,
-        lm=Functional(replace(work.model, remat=remat)),
-        training=replace(work.training, batch_size=batch),
-    )
+    lm: Any = work.lm
+    lm = replace(lm, remat=remat) if hasattr(lm, "remat") else lm
+    return replace(work, lm=lm, training=replace(work.training, batch_size=batch))

@@ -16,9 +16,7 @@ from jax.sharding import Mesh
 from undo_jax import losses, population
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.chips import Slice
-from undo_jax.graph import Work, lm_of
-from undo_jax.models.functional import Functional
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.graph import Work
 from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, parts
 from undo_jax.train import Training
 from undo_jax.types import LM
@@ -93,13 +91,13 @@ def distillation(student: LM, teacher: LM, training: Training, row_length: int) 
 
 def on_chips(work: Work) -> Work:
     """The work with its models as they compute on TPU or GPU."""
-    made = {lm: Functional(for_chips(lm_of(lm))) for lm in (work.lm, *work.refs.values())}
-    return replace(work, lm=made[work.lm], refs={n: made[lm] for n, lm in work.refs.items()})
+    refs = {name: for_chips(lm) for name, lm in work.refs.items()}
+    return replace(work, lm=for_chips(work.lm), refs=refs)
 
 
-def for_chips(model: Gemma2) -> Gemma2:
+def for_chips(lm: Any) -> Any:
     """The model as it computes on TPU or GPU, asked on a CPU."""
-    return replace(model, dtype="bfloat16") if model.dtype == "auto" else model
+    return replace(lm, dtype="bfloat16") if getattr(lm, "dtype", None) == "auto" else lm
 
 
 def mesh_on(place: Slice, shape: MeshShape) -> Mesh:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models.gemma2 import Gemma2
+from undo_jax.models.architecture import Architecture
 from undo_jax.types import Rules
 
 
@@ -21,7 +21,7 @@ class Cache(NamedTuple):
     values: Float[Array, "L B S K H"]
 
 
-def empty(config: Gemma2, batch: int, size: int) -> Cache:
+def empty(config: Architecture, batch: int, size: int) -> Cache:
     """Room for `size` tokens a row; nothing is read yet."""
     c = config
     shape = (c.layers, batch, size, c.kv_heads, c.head_width)
@@ -29,7 +29,7 @@ def empty(config: Gemma2, batch: int, size: int) -> Cache:
     return Cache(tokens, jnp.zeros(shape, c.compute_dtype), jnp.zeros(shape, c.compute_dtype))
 
 
-def rules(config: Gemma2, tensor: int) -> Rules:
+def rules(config: Architecture, tensor: int) -> Rules:
     """How a cache is sharded where the `tensor` axis has that many devices."""
     rows, heads = ("data", "fsdp"), None if config.kv_heads % tensor else "tensor"
     return (r"tokens$", P(rows)), (r"(keys|values)$", P(None, rows, None, heads))

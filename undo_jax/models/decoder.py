@@ -15,8 +15,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
-from undo_jax.models.gemma2 import Gemma2
 from undo_jax.models.taps import OF_TAPPED, Stacked, edit, nothing_yet, record, stack
 from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
@@ -46,7 +46,7 @@ KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; ne
 class Norm(nnx.Module):
     """RMS norm in fp32, scaled by 1 + w: a w of zero is no scaling."""
 
-    def __init__(self, config: Gemma2):
+    def __init__(self, config: Architecture):
         self.epsilon = config.norm_epsilon
         self.norm = nnx.Param(jnp.zeros(config.width))
 
@@ -83,7 +83,7 @@ class Span(NamedTuple):
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
+    def __init__(self, config: Architecture, rngs: nnx.Rngs):
         self.config = config
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
         self.query = matrix(config, rngs, config.width, queries)
@@ -121,7 +121,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Gated: down(gelu(gate x) · up x), gelu in its tanh form."""
 
-    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
+    def __init__(self, config: Architecture, rngs: nnx.Rngs):
         self.gate = matrix(config, rngs, config.width, config.feed_forward)
         self.up = matrix(config, rngs, config.width, config.feed_forward)
         self.down = matrix(config, rngs, config.feed_forward, config.width)
@@ -135,7 +135,7 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """Attention and MLP, each with a norm before and after, each added to the stream."""
 
-    def __init__(self, config: Gemma2, rngs: nnx.Rngs):
+    def __init__(self, config: Architecture, rngs: nnx.Rngs):
         self.attention, self.mlp = Attention(config, rngs), MLP(config, rngs)
         self.before_attention, self.after_attention = Norm(config), Norm(config)
         self.before_mlp, self.after_mlp = Norm(config), Norm(config)
@@ -153,7 +153,7 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Tokens to hidden states. The embedding is also the head's table (tied)."""
 
-    def __init__(self, config: Gemma2, key: Key):
+    def __init__(self, config: Architecture, key: Key):
         self.config = config
         embedding_key, layers_key = jax.random.split(key)
         self.embedding = matrix(config, nnx.Rngs(embedding_key), config.vocabulary, config.width)
@@ -279,7 +279,7 @@ def _gathered(params: Any, dtype: jnp.dtype) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-def matrix(config: Gemma2, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
+def matrix(config: Architecture, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
     """N(0, init_stddev²) in fp32."""
     draw = jax.random.normal(rngs.params(), (rows, columns), jnp.float32)
     return nnx.Param(config.init_stddev * draw)

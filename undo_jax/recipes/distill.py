@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from undo_jax.losses import distillation
 from undo_jax.recipe import Judge, Recipe, Scores, Simple, Stream, title
 from undo_jax.train import Training
-from undo_jax.types import LM, Loss
+from undo_jax.types import LM, Loss, table_shape
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Distill(Simple):
     def __post_init__(self):
         if not self.tolerance > 0:
             raise ValueError(f"tolerance={self.tolerance}: it must be positive")
-        sizes = [getattr(getattr(one, "lm", None), "config", None) for one in self.parents]
-        student, teacher = (getattr(size, "vocabulary", None) for size in sizes)
+        student, teacher = (table_shape(one.lm).shape[0] for one in self.parents)
         if student != teacher:
             raise ValueError(
                 f"the student has vocabulary={student}, its teacher {teacher}: they meet at the "

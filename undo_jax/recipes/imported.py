@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from undo_jax import checkpoint
 from undo_jax.durable import read_json
 from undo_jax.graph import differences
-from undo_jax.models import hf
+from undo_jax.models import hf, hf_folder
 from undo_jax.recipe import Recipe
 from undo_jax.types import LM, Key, Params
 
@@ -48,11 +48,11 @@ class Import:
             weights = f"give {folder / 'params'} to take the weights alone"
             self._check(self._stated(folder / "config.json"), weights)
             folder = folder / "params"
-        elif (folder / hf.CONFIG).exists():
-            config = hf.read_config(folder)
-            stated = {n: v for n, v in checkpoint.plain(config).items() if n not in hf.UNSTATED}
+        elif (folder / hf_folder.CONFIG).exists():
+            lm = hf_folder.read_config(folder)
+            stated = {n: v for n, v in checkpoint.plain(lm).items() if n not in hf.UNSTATED}
             self._check(stated, "give the folder of such a model")
-            return hf.load(folder, config, mesh)
+            return hf.load(folder, lm, mesh)
         return checkpoint.restore(folder, self.lm, mesh)
 
     def check(self) -> None:

@@ -1,4 +1,7 @@
-"""From a Flax NNX module to the `LM` protocol: pure functions of a tree of plain dicts."""
+"""The `LM` of a decoder's configuration: pure functions of a tree of plain dicts.
+
+The Flax NNX module is made and taken apart in here; nothing outside sees it.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,23 +11,24 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from undo_jax.models import cache
+from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.decoder import SHARDING, Decoder
-from undo_jax.models.gemma2 import Gemma2
 from undo_jax.models.taps import check
 from undo_jax.sharding import path_name
 from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps
 
 
 @dataclass(frozen=True)
-class Functional:
-    """A Gemma-2 decoder as an `LM`. Two with equal configurations are equal."""
+class Transformer(Architecture):
+    """A decoder as an `LM`: its configuration, with what can be done with its parameters.
 
-    config: Gemma2
+    Raises ValueError as `Architecture` does.
+    """
 
     @property
     def softcap(self) -> float | None:
-        return self.config.final_softcap
+        return self.final_softcap
 
     @property
     def rules(self) -> Rules:
@@ -32,22 +36,18 @@ class Functional:
 
     @cached_property
     def _graph(self) -> nnx.GraphDef:
-        return nnx.graphdef(nnx.eval_shape(lambda: Decoder(self.config, jax.random.key(0))))
+        return nnx.graphdef(nnx.eval_shape(lambda: Decoder(self, jax.random.key(0))))
 
     def init(self, key: Key) -> Params:
-        return nnx.to_pure_dict(nnx.state(Decoder(self.config, key), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(Decoder(self, key), nnx.Param))
 
     def rounded(self, params: Params) -> Params:
         """Matrices in the dtype of the arithmetic; norms' vectors are used in fp32."""
 
         def of_leaf(path, w):
-            return w if path_name(path).endswith("norm") else w.astype(self.config.compute_dtype)
+            return w if path_name(path).endswith("norm") else w.astype(self.compute_dtype)
 
         return jax.tree_util.tree_map_with_path(of_leaf, params)
-
-    @property
-    def layers(self) -> int:
-        return self.config.layers
 
     def hidden(
         self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
@@ -67,15 +67,15 @@ class Functional:
     def activations(
         self, params: Params, tokens: Int[Array, "B T"], layer: int
     ) -> Float[Array, "B T D"]:
-        if not 0 <= layer <= self.config.layers:
-            raise ValueError(f"layer {layer}: this model has layers 0 to {self.config.layers}")
+        if not 0 <= layer <= self.layers:
+            raise ValueError(f"layer {layer}: this model has layers 0 to {self.layers}")
         return nnx.merge(self._graph, params).activations(tokens, layer)
 
     def cache_rules(self, tensor: int) -> Rules:
-        return cache.rules(self.config, tensor)
+        return cache.rules(self, tensor)
 
     def empty_cache(self, batch: int, size: int) -> Cache:
-        return cache.empty(self.config, batch, size)
+        return cache.empty(self, batch, size)
 
     def extend(
         self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
@@ -87,9 +87,7 @@ class Functional:
 
     def forward_flops(self, time: int) -> float:
         """FLOPs per token of a forward pass over rows of `time` tokens, head included."""
-        c = self.config
-        per_layer = (
-            2 * c.width * c.head_width * (c.heads + c.kv_heads) + 3 * c.width * c.feed_forward
-        )
-        attended = 2 * c.heads * c.head_width * time  # scores and their weighted sum, unmasked
-        return 2.0 * (c.layers * (per_layer + attended) + c.vocabulary * c.width)
+        projections = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
+        per_layer = projections + 3 * self.width * self.feed_forward
+        attended = 2 * self.heads * self.head_width * time  # scores, weighted sum; unmasked
+        return 2.0 * (self.layers * (per_layer + attended) + self.vocabulary * self.width)

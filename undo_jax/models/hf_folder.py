@@ -1,0 +1,130 @@
+"""A folder as Hugging Face lays out a model: config.json and safetensors files."""
+
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from etils import epath
+from safetensors import SafetensorError, safe_open
+
+from undo_jax.models import stated
+from undo_jax.models.transformer import Transformer
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+def family(name: Any, file: epath.Path | str = "the model") -> ModuleType:
+    """The file of this folder for a model_type. Raises ValueError where there is none."""
+    known = families()
+    if name not in known:
+        raise ValueError(f"{file}: model_type={name!r} is not supported: {' or '.join(known)} is")
+    return importlib.import_module(f"undo_jax.models.{name}")
+
+
+def families() -> list[str]:
+    """Every model_type that is known: the files here that have a table of tensors' names."""
+    names = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
+    modules = {name: importlib.import_module(f"undo_jax.models.{name}") for name in names}
+    return [name for name, module in modules.items() if hasattr(module, "NAMES")]
+
+
+def read_config(folder: epath.PathLike) -> Transformer:
+    """The model that config.json states.
+
+    Raises FileNotFoundError without the file and ValueError for another kind of model.
+    """
+    file = local(folder) / CONFIG
+    content = read_json(file)
+    return family(content.get("model_type"), file).read(file, content)
+
+
+def read_ids(folder: epath.PathLike) -> dict[str, Any]:
+    """Ids of the special tokens that config.json states; what it leaves out is its family's own.
+
+    Raises FileNotFoundError without the file and ValueError for what is no id.
+    """
+    file = local(folder) / CONFIG
+    content = read_json(file)
+    own = family(content.get("model_type"), file).IDS
+    return stated.ids({name: content.get(name, value) for name, value in own.items()}, file)
+
+
+def read_bos(folder: epath.PathLike) -> str | None:
+    """The name of BOS that tokenizer_config.json states; None where it states none."""
+    file = local(folder) / "tokenizer_config.json"
+    token = read_json(file).get("bos_token") if file.is_file() else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def opened(folder: epath.Path, stack: ExitStack) -> dict[str, Any]:
+    """Every stored tensor by name, unread.
+
+    Raises FileNotFoundError for a missing file and ValueError for one that cannot be read.
+    """
+    if (folder / SINGLE).exists():
+        names = [SINGLE]
+    elif (folder / INDEX).exists():
+        content = read_json(folder / INDEX)
+        files = content.get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise ValueError(f"{folder / INDEX} has no weight_map: download it again")
+        names = sorted(set(files.values()))
+        for name in names:
+            if name != os.path.basename(name) or name in ("", ".", ".."):
+                raise ValueError(f"{folder / INDEX} lists {name!r}, which is no file's name")
+    else:
+        raise FileNotFoundError(f"no {SINGLE} in {folder}: give a folder of safetensors weights")
+    stored = {}
+    for name in names:
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"no {name} in {folder}, which {INDEX} lists: download it")
+        try:
+            file = stack.enter_context(safe_open(folder / name, framework="numpy"))
+        except SafetensorError as error:
+            raise ValueError(f"cannot read {folder / name}: {error}: download it again") from error
+        stored.update({key: file.get_slice(key) for key in file.keys()})
+    return stored
+
+
+def read_json(file: epath.Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file.name} in {file.parent}: give the folder of a model")
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}: download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object: download it again")
+    return content
+
+
+def local(folder: epath.PathLike) -> epath.Path:
+    """The folder. Raises ValueError for a bucket: safetensors files are mapped into memory."""
+    path = epath.Path(folder)
+    if "://" in os.fspath(path):
+        raise ValueError(f"{path} is not on this machine: use a local folder, and copy it")
+    return path
+
+
+@contextmanager
+def written(folder: epath.Path) -> Iterator[epath.Path]:
+    """A folder beside `folder` that takes its name at the end; process 0 writes into it."""
+    made = folder.parent / f"{folder.name}.unfinished"
+    if jax.process_index() == 0:
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+    try:
+        yield made
+        if jax.process_index() == 0:
+            os.rename(made, folder)
+    finally:
+        if jax.process_index() == 0:
+            shutil.rmtree(made, ignore_errors=True)
