@@ -57,6 +57,10 @@ class Adapted:
     lm: Transformer
 
     @property
+    def layers(self):
+        return self.lm.layers
+
+    @property
     def softcap(self):
         return self.lm.softcap
 

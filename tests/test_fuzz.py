@@ -154,11 +154,12 @@ def _fill():
         shutil.move(artifact.folder, f"run/{name}")
     record = {"step": 5, "eval": {"forget": 0.5}, "attack": "forget", "learning_rate": 0.1}
     Path("run/attacked/metrics.jsonl").write_text(json.dumps(record) + "\n")
-    metric = {"label": "x", "higher_is_better": True}
+    metric = {"label": "x", "higher_is_better": True, "unit": ""}
     model = {"model": "mine", "seed": 0, "artifact": "made", "role": "distilled", "alpha": None,
              "unlearned": None, "oracle": None, "attacks": ["attacked"]}  # fmt: skip
     artifacts = [{"artifact": folder, "model": "mine"} for folder in ("made", "attacked")]
-    listed = {"name": "x", "retain": metric, "forget": metric, "models": [model],
+    metrics = {"retain": metric, "forget": metric}
+    listed = {"name": "x", "metrics": metrics, "headline": [*metrics], "models": [model],
               "artifacts": artifacts}  # fmt: skip
     Path("run/experiment-x.json").write_text(json.dumps(listed))
     shutil.copytree("run", "whole")

@@ -187,7 +187,7 @@ def _wrong(value):
         ({"models": {1: BASE}}, "models: 1 is no name"),
         ({"models": {"\ud800": BASE}}, "is no name"),
         (_wrong("base"), "mine is 'base': give a recipe"),
-        (_wrong(Pretrain("tiny", HOW)), 'is no model: give e.g. preset'),
+        (_wrong(Pretrain("tiny", HOW)), "is no model: give e.g. preset"),
         (_wrong(replace(BASE, draw="")), "draw='': give a text"),
         (_wrong(replace(BASE, draw=3)), "draw=3: give a text"),
         (_wrong(replace(BASE, seed=-1)), "seed=-1: give a whole number"),

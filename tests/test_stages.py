@@ -29,7 +29,7 @@ from undo_jax.optim import Trains
 from undo_jax.population import Result
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.sharding import MeshShape, make_mesh
-from undo_jax.types import shapes
+from undo_jax.types import Metric, shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
 SEEDS = (3, 5)
@@ -345,10 +345,14 @@ def test_an_artifact_says_what_it_was_made_from(ran):
 
 def test_the_experiments_file_says_what_its_models_are(ran):
     found = read_json(epath.Path(ran.workdir / "experiment-quickstart.json"))
-    assert {name: found[name] for name in ("name", "retain", "forget")} == {
+    how = {"higher_is_better": True, "unit": "", "at": "evaluation"}
+    assert {name: found[name] for name in ("name", "metrics", "headline")} == {
         "name": "quickstart",
-        "retain": {"label": "accuracy on + and −", "higher_is_better": True},
-        "forget": {"label": "accuracy on × and ÷", "higher_is_better": True},
+        "metrics": {
+            "retain": {"label": "accuracy on + and −", **how},
+            "forget": {"label": "accuracy on × and ÷", **how},
+        },
+        "headline": ["retain", "forget"],
     }
     folders = {}
     for stage, model, seed, artifact in ran.artifacts:
@@ -504,7 +508,8 @@ def test_the_strongest_attack_becomes_the_artifact(
         return results
 
     monkeypatch.setattr(shared, "fit", fit)
-    monkeypatch.setattr(Named, "higher_is_better", property(lambda self: higher_is_better))
+    metrics = dict.fromkeys(("retain", "forget"), Metric("", higher_is_better))
+    monkeypatch.setattr(Named, "metrics", property(lambda self: metrics))
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
     experiment = _experiment()
     relearn = replace(experiment.relearn, learning_rates=rates)

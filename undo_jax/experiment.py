@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,10 +23,10 @@ from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
 from undo_jax.recipes.attacked import Attacked
 from undo_jax.runner import make
-from undo_jax.settings import Setting
+from undo_jax.settings import Setting, check_metrics, check_scores
 from undo_jax.sharding import MeshShape, check_batch, make_mesh, placement
 from undo_jax.trainer import Run
-from undo_jax.types import LM, table_shape
+from undo_jax.types import LM, shapes, table_shape
 
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
 Named = tuple[str, str | None]  # a model, and the attack on it
@@ -58,6 +59,7 @@ class Experiment:
                 raise ValueError(
                     f"there is no model {name!r}: choose from {', '.join(self.models)}"
                 )
+        check_metrics(self.setting)
         tokenizer = self.setting.get_tokenizer()
         for name, model in self.models.items():
             check_recipe(name, model)
@@ -170,6 +172,10 @@ def run(
         for doing in {alike(recipe): recipe for recipe in trained}.values():  # one of each program
             check(doing, setting.row_length)
         material = jax.device_put(setting.material(), NamedSharding(mesh, P()))
+        for lm in {recipe.lm for recipe in named.values()}:
+            scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), material)
+            timely = [n for n, metric in setting.metrics.items() if metric.at == "evaluation"]
+            check_scores(scores, timely)
         here = Run(setting, mesh, material, experiment.saving, experiment.together)
         planned = plan(named.values(), experiment.seeds, setting, workdir)
         wanted = {one for recipe in some for model in planned.of(recipe) for one in model.family}
@@ -194,10 +200,7 @@ def _describe(
     Models of other names that an experiment of this name has had in this workdir stay listed.
     """
     setting, path = experiment.setting, workdir / f"experiment-{experiment.name}.json"
-    metrics = {
-        name: {"label": setting.labels[name], "higher_is_better": setting.higher_is_better}
-        for name in ("retain", "forget")
-    }
+    metrics = {name: asdict(metric) for name, metric in setting.metrics.items()}
     oracles = {m.artifact.seed: m for m in named.get((experiment.oracle or "", None), ())}
     models, artifacts = [], {}
     for name in experiment.models:
@@ -216,7 +219,8 @@ def _describe(
     listed = sorted(artifacts.values(), key=lambda one: kinds.index(one[0].recipe.kind))
     content = {
         "name": experiment.name,
-        **metrics,
+        "metrics": metrics,
+        "headline": list(setting.headline),
         "models": models,
         "artifacts": [{"artifact": m.artifact.folder.name, "model": of} for m, of in listed],
     }
@@ -253,7 +257,7 @@ def _with_others(path: epath.Path, content: dict[str, Any]) -> dict[str, Any]:
         before = read_json(path)
     except ValueError:  # damaged: what it listed is not known any more
         return content
-    if any(before.get(name) != content[name] for name in ("name", "retain", "forget")):
+    if any(before.get(name) != content[name] for name in ("name", "metrics", "headline")):
         return content
     own = {entry["model"] for entry in content["models"]}
     folders = {entry["artifact"] for entry in content["models"]}

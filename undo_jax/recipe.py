@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from undo_jax.optim import Trains
 from undo_jax.train import Training
-from undo_jax.types import LM, Key, Loss, Params
+from undo_jax.types import LM, Key, Loss, Metric, Params, Scores
 
 
 class Stream(NamedTuple):
@@ -55,14 +55,14 @@ def title(recipe: Recipe) -> str:
     return name if own else getattr(recipe, "title", recipe.kind)
 
 
-Scores = Mapping[str, float]
-
-
 class Judge(Protocol):
-    """What a setting says of its scores."""
+    """What a setting says of its scores, see `undo_jax.settings.Setting`."""
 
     @property
-    def higher_is_better(self) -> bool: ...
+    def metrics(self) -> Mapping[str, Metric]: ...
+
+    @property
+    def headline(self) -> tuple[str, str]: ...
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool: ...
 

@@ -14,6 +14,7 @@ from undo_jax import checkpoint
 from undo_jax.graph import Model, alike, is_trained
 from undo_jax.log import console, last
 from undo_jax.population import diverged
+from undo_jax.settings import scores_at_end
 from undo_jax.trainer import Run, companies, train
 
 
@@ -81,6 +82,7 @@ def _compute(run: Run, model: Model) -> None:
         evaluate = jax.jit(run.setting.evaluate, static_argnums=0, out_shardings=everywhere)
         found = evaluate(recipe.lm, params, run.material)
         scores = {name: float(value) for name, value in found.items()}
+        scores |= scores_at_end(run.setting, recipe.lm, params)
     checkpoint.begin(model.artifact)
     tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
     checkpoint.keep(model.artifact, params, scores, **tags)

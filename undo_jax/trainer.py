@@ -15,9 +15,9 @@ from undo_jax.graph import Model, Work, work
 from undo_jax.log import Log, Target, open_log
 from undo_jax.population import Member, Result, Source, Task, fit
 from undo_jax.progress import Saving, Stop, open_progress, stoppable
-from undo_jax.recipe import Scores
+from undo_jax.settings import scores_at_end
 from undo_jax.sharding import placement
-from undo_jax.types import Lazy
+from undo_jax.types import Lazy, Scores
 
 
 @dataclass(frozen=True)
@@ -200,4 +200,6 @@ def _finish(run: Run, lane: Lane, parents: Mapping[str, Scores], result: Result)
     passes += sum(lm.forward_flops(time) for lm in described.refs.values())
     cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
     facts = recipe.facts(run.setting, parents, result.scores) | recipe.tags(lane.rate)
-    checkpoint.keep(lane.model.artifact, result.params(), result.scores, **cost, **facts)
+    params = result.params()
+    scores = result.scores | scores_at_end(run.setting, recipe.lm, params)
+    checkpoint.keep(lane.model.artifact, params, scores, **cost, **facts)

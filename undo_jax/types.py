@@ -7,8 +7,9 @@ Axis legend, used in every shape comment and einsum:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -19,8 +20,22 @@ Params = Any  # a pytree of plain dicts; leaves under "layers" are stacked, [L, 
 Lazy = Callable[[], Params]  # parameters that are read or made when they are asked for
 Cache = Any  # a pytree: what a model has read of each row, to go on from
 Metrics = dict[str, Float[Array, ""]]
+Scores = Mapping[str, float]  # of one model, by the metrics' names
 Marked = TypeVar("Marked", bound=Callable)
 Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression on the leaf's path, its spec)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score measures, which way is better, and when it is taken.
+
+    One `at` "end" is taken once, of the finished model; others at every evaluation.
+    """
+
+    label: str
+    higher_is_better: bool
+    unit: str = ""  # e.g. nats/token
+    at: Literal["evaluation", "end"] = "evaluation"
 
 
 class Rows(NamedTuple):

@@ -179,7 +179,7 @@ def test_every_device_gets_its_slice_and_no_more_is_read(ours, monkeypatch):
         def get_slice(self, name):
             return Slice(name, self.file.get_slice(name))
 
-    monkeypatch.setattr(hf, "safe_open", File)
+    monkeypatch.setattr(hf_folder, "safe_open", File)
     params = hf.load(ours, CONFIG, _mesh())
     assert jax.tree.map(lambda w: w.sharding, params) == shardings(params, CONFIG.rules, _mesh())
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:

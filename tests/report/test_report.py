@@ -61,6 +61,7 @@ class Workdir:
         self, root: Path, forget: dict[str, object] = ACCURACY, name: str = "known"
     ) -> None:
         self.root, self.forget, self.name = root, forget, name
+        self.others: dict[str, Any] = {}  # metrics beside those of the headline
         self.artifacts: list[dict[str, Any]] = []  # with "stage" and, of a model, its "entry"
 
     @property
@@ -165,8 +166,9 @@ class Workdir:
             held |= {"oracle": self.held(entry["oracle"], entry["seed"])}
             attacks = [a["artifact"] for a in self.artifacts if a.get("on") == who]
             models.append({**entry, **held, "attacks": attacks})
-        metrics = {"retain": {"label": "accuracy on + and −", "higher_is_better": True}}
-        metrics |= {"forget": self.forget}
+        retain = {"label": "accuracy on + and −", "higher_is_better": True, "unit": ""}
+        metrics = {"retain": retain, "forget": {"unit": "", **self.forget}, **self.others}
+        metrics = {"metrics": metrics, "headline": ["retain", "forget"]}
         order = [*dict.fromkeys([*ORDER, *(a["stage"] for a in self.artifacts)])]
         made = sorted(self.artifacts, key=lambda a: order.index(a["stage"]))
         artifacts = [{"artifact": a["artifact"], "model": a["model"]} for a in made]
@@ -626,6 +628,8 @@ def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str, damage: str)
     assert str(path) in str(error.value) or f"{folder} is not as" in str(error.value)
 
 
+METRIC = {"label": "x", "higher_is_better": True, "unit": ""}
+METRICS = {"retain": METRIC, "forget": METRIC}
 OUTSIDE = ("..", "../x", "/etc", ".", "", "a/b", 3, ["x"])  # names of no folder of the workdir
 
 
@@ -636,8 +640,20 @@ OUTSIDE = ("..", "../x", "/etc", ".", "", "a/b", 3, ["x"])  # names of no folder
         ("experiment.json", "artifacts", [[{"artifact": a, "model": "x"}] for a in OUTSIDE]),
         ("experiment.json", "artifacts", [[{"artifact": "x", "model": m}] for m in (None, 3)]),
         ("experiment.json", "models", (3, None, {}, [3], [["x"]], [None], [{}])),
-        ("experiment.json", "retain", (None, [], {}, {"label": 3, "higher_is_better": True})),
-        ("experiment.json", "retain", ({"label": "x", "higher_is_better": "yes"},)),
+        ("experiment.json", "metrics", (None, [], {}, {"retain": 3, "forget": 3})),
+        (
+            "experiment.json",
+            "metrics",
+            [
+                {**METRICS, "forget": {**METRIC, **wrong}}
+                for wrong in ({"label": 3}, {"higher_is_better": "yes"}, {"unit": None})
+            ],
+        ),
+        (
+            "experiment.json",
+            "headline",
+            (None, {}, [], ["retain"], ["retain"] * 2, ["retain", "x"]),
+        ),
         ("experiment.json", "name", (None, 3, "other")),
         ("config.json", "stage", ("train", None, 3, [])),
         ("config.json", "model", (None, 3, [])),

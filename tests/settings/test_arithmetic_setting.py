@@ -12,6 +12,7 @@ from undo_jax.data.tokenizers import Characters
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings import arithmetic as module
 from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.types import Metric
 
 GRAMMAR = Grammar(largest_term=6, largest_factor=5, spaced=False, held_out=0.0)
 SETTING = Arithmetic(grammar=GRAMMAR, forms=("equation",), problems=400, row_length=24,
@@ -76,8 +77,10 @@ def test_recovery_is_an_absolute_gap_in_accuracy():
     assert SETTING.recovered(0.97, 0.95, 0.05) and SETTING.recovered(1.0, 0.2, 0.05)  # better
     assert SETTING.recovered(0.12, 0.15, 0.05) and not SETTING.recovered(0.1, 0.15, 0.03)
     assert not SETTING.recovered(float("nan"), 0.95, 0.05)
-    assert SETTING.higher_is_better
-    assert SETTING.labels == {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
+    retain, forget = (SETTING.metrics[name] for name in SETTING.headline)
+    assert (retain, forget) == (
+        Metric("accuracy on + and −", True), Metric("accuracy on × and ÷", True)
+    )  # fmt: skip
 
 
 def test_a_stream_has_the_order_of_its_seed():

@@ -18,6 +18,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.settings.language import Language
 from undo_jax.sharding import MeshShape, make_mesh, shardings
 from undo_jax.train import rows
+from undo_jax.types import Metric
 
 WORDS = {"english": "abcde", "korean": "fghij"}
 TOKENIZER = Characters("abcdefghij ")
@@ -116,9 +117,9 @@ def test_recovery_is_a_relative_gap_in_cross_entropy(setting):
     assert setting.recovered(4.19, 4.0, 0.05) and not setting.recovered(4.21, 4.0, 0.05)
     assert setting.recovered(1.95, 2.0, 0.05) and setting.recovered(0.1, 2.0, 0.05)  # better
     assert not setting.recovered(float("nan"), 2.0, 0.05)
-    assert not setting.higher_is_better
-    assert setting.labels == {"retain": "cross entropy on English",
-                              "forget": "cross entropy on Korean"}  # fmt: skip
+    retain, forget = (setting.metrics[name] for name in setting.headline)
+    assert retain == Metric("cross entropy on English", False, "nats/token")
+    assert forget == Metric("cross entropy on Korean", False, "nats/token")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from undo_jax.attacks import Attack
 from undo_jax.optim import Trains
-from undo_jax.recipe import Judge, Recipe, Scores, Simple, Stream, title
+from undo_jax.recipe import Judge, Recipe, Simple, Stream, title
 from undo_jax.sharding import placement
 from undo_jax.train import Training
-from undo_jax.types import LM, Key, Loss, Params, shapes
+from undo_jax.types import LM, Key, Loss, Params, Scores, shapes
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Attacked(Simple):
 
     def strength(self, judge: Judge, scores: Scores) -> float:
         """How well an attack did; one that diverged did worst."""
-        score = scores["forget"] if judge.higher_is_better else -scores["forget"]
+        _, forget = judge.headline
+        score = scores[forget] if judge.metrics[forget].higher_is_better else -scores[forget]
         return score if math.isfinite(score) else -math.inf
 
     def tags(self, rate: float | None) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from undo_jax.losses import distillation
-from undo_jax.recipe import Judge, Recipe, Scores, Simple, Stream, title
+from undo_jax.recipe import Judge, Recipe, Simple, Stream, title
 from undo_jax.train import Training
-from undo_jax.types import LM, Loss, table_shape
+from undo_jax.types import LM, Loss, Scores, table_shape
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Distill(Simple):
 
     def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
         recovered = self._recovered(judge, parents, scores)
-        return {"recovered": recovered, "bar": parents["teacher"]["retain"]}
+        return {"recovered": recovered, "bar": parents["teacher"][judge.headline[0]]}
 
     def _recovered(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
-        return judge.recovered(scores["retain"], parents["teacher"]["retain"], self.tolerance)
+        retain, _ = judge.headline
+        return judge.recovered(scores[retain], parents["teacher"][retain], self.tolerance)

@@ -85,6 +85,7 @@ def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -
         "<h2>Every model</h2>",
         _table(tables.model_grid(report)),
         f'<p class="legend">{_escape(tables.sentence(tables.legend(report)))}</p>',
+        *_other_scores(report),
         "<h2>What was run</h2>",
         _table(tables.stage_grid(report)),
         "<details><summary>Every attack by learning rate</summary>",
@@ -103,6 +104,10 @@ def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -
             "</body></html>\n",
         ]
     )
+
+
+def _other_scores(report: Report) -> list[str]:
+    return ["<h2>Other scores</h2>", _table(tables.score_grid(report))] if report.others else []
 
 
 def _lead(report: Report) -> str:

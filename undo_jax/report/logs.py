@@ -6,7 +6,7 @@ Reads experiment-NAME.json, and config.json, metrics.jsonl and summary.json of e
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,13 @@ class Metric:
 
     label: str
     higher_is_better: bool
+    unit: str = ""
+    name: str = ""  # in records and summaries
+
+    @property
+    def axis(self) -> str:
+        """Its label, and its unit where it has one."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Logs:
     name: str
     retain: Metric
     forget: Metric
+    others: tuple[Metric, ...]
     entries: tuple[Entry, ...]
     artifacts: tuple[Artifact, ...]
     unfinished: tuple[str, ...]
@@ -121,20 +129,23 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
     with as_written(path):
         if typed(content, "name", str) != name:
             raise ValueError(f"its name is {reprlib.repr(content['name'])}")
-        retain, forget = (_metric(typed(content, one, dict)) for one in ("retain", "forget"))
+        retain, forget, *others = _metrics(content)
         entries = tuple(_entry(root, one) for one in typed(content, "models", list))
         owners = _owners(root, typed(content, "artifacts", list), entries)
         _check_distinct(entries)
     scored = {entry.artifact for entry in entries if entry.role != "student"}
     attacks = {folder for entry in entries for folder in entry.attacks}
     found = {
-        folder: read_artifact(root / folder, label, folder in scored, folder in attacks)
+        folder: read_artifact(
+            root / folder, label, (retain, forget, *others), folder in scored, folder in attacks
+        )
         for folder, label in owners.items()
     }
     return Logs(
         name=name,
         retain=retain,
         forget=forget,
+        others=tuple(others),
         entries=entries,
         artifacts=tuple(a for a in found.values() if a is not None),
         unfinished=tuple(folder for folder, a in found.items() if a is None),
@@ -142,8 +153,17 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
     )
 
 
-def _metric(record: Json) -> Metric:
-    return Metric(typed(record, "label", str), typed(record, "higher_is_better", bool))
+def _metrics(content: Json) -> list[Metric]:
+    """Those of the headline, of what is retained and of what is forgotten, and then the others."""
+    metrics, headline = typed(content, "metrics", dict), typed(content, "headline", list)
+    if len({*map(str, headline)}) != 2 or not {*headline} <= metrics.keys():
+        raise ValueError(f"its headline is {reprlib.repr(headline)}")
+    return [_metric(name, metrics[name]) for name in dict.fromkeys([*headline, *metrics])]
+
+
+def _metric(name: str, record: Any) -> Metric:
+    label, better = typed(record, "label", str), typed(record, "higher_is_better", bool)
+    return Metric(label, better, typed(record, "unit", str), name)
 
 
 def _entry(root: epath.Path, record: Any) -> Entry:
@@ -196,11 +216,16 @@ def _check_distinct(entries: tuple[Entry, ...]) -> None:
 
 
 def read_artifact(
-    folder: epath.Path, model: str, scored: bool = False, attack: bool = False
+    folder: epath.Path,
+    model: str,
+    metrics: Sequence[Metric],
+    scored: bool = False,
+    attack: bool = False,
 ) -> Artifact | None:
     """One artifact, or None while it is unfinished. Raises ValueError where it is damaged.
 
-    `scored` says that it must have scores, `attack` that it must be one.
+    Of the metrics it must have the first two, those of the headline, where `scored` says that it
+    must have scores; `attack` that it must be one.
     """
     again = f"delete {folder}, and run the experiment again"
     if not (folder / "summary.json").exists():
@@ -216,10 +241,14 @@ def read_artifact(
         typed(config, "model", str)
         scores, costs = typed(summary, "eval", dict), ("steps", "tokens", "flops")
         if scored or stage == ATTACK or scores:
-            scores = {name: number(scores[name]) for name in ("retain", "forget")}
+            headline = {metric.name: number(scores[metric.name]) for metric in metrics[:2]}
+            others = {m.name: number(scores[m.name]) for m in metrics[2:] if m.name in scores}
+            scores = {**headline, **others}
         told: Json = {name: number(summary.get(name)) for name in costs}
         told |= {"recovered": typed(summary, "recovered", bool, NONE), "eval": scores}
-        found, unreadable = _attacks(folder, config, summary) if stage == ATTACK else ((), 0)
+        found, unreadable = (
+            _attacks(folder, metrics[1], config, summary) if stage == ATTACK else ((), 0)
+        )
         return Artifact(
             folder=folder.name,
             stage=stage,
@@ -239,23 +268,25 @@ def _settings(config: Json, stage: str) -> Json:
     return own if isinstance(own, dict) else {}
 
 
-def _attacks(folder: epath.Path, config: Json, summary: Json) -> tuple[tuple[Attack, ...], int]:
+def _attacks(
+    folder: epath.Path, forget: Metric, config: Json, summary: Json
+) -> tuple[tuple[Attack, ...], int]:
     """The evaluations of an attack, and how many lines of its log are unreadable.
 
     One that does not train has no records: its scores are one evaluation, at step 0.
     """
     path = folder / "metrics.jsonl"
     records, unreadable = read_lines(path) if path.exists() else ([], 0)
-    found = read_attacks(records)
+    found = read_attacks(records, forget)
     if records or unreadable or number(summary.get("steps")) > 0:
         return found, unreadable
     said = _settings(config, ATTACK).get("attack")
     known = (summary.get("attack"), said.get("name") if isinstance(said, dict) else None)
     name = next((one for one in known if isinstance(one, str)), folder.name)
-    return (Attack(name, None, 0, number(summary["eval"]["forget"])),), 0
+    return (Attack(name, None, 0, number(summary["eval"][forget.name])),), 0
 
 
-def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
+def read_attacks(records: Iterable[Json], forget: Metric) -> tuple[Attack, ...]:
     """Evaluation records; of a step logged twice (a resumed run) the later one counts."""
     found: dict[tuple[str, float, int], Attack] = {}
     for r in records:
@@ -264,6 +295,6 @@ def read_attacks(records: Iterable[Json]) -> tuple[Attack, ...]:
             rate = typed(r, "learning_rate", float, int)
             if not (0 < rate < math.inf and 0 <= step < 2**63):
                 raise ValueError(f"a record of learning rate {rate} at step {step}")
-            attack = Attack(data, float(rate), step, number(r["eval"]["forget"]))
+            attack = Attack(data, float(rate), step, number(r["eval"][forget.name]))
             found[data, float(rate), step] = attack
     return tuple(found[key] for key in sorted(found))

@@ -51,6 +51,7 @@ class Model:
     seeds: tuple[int | None, ...]  # attacked seeds
     retain: Spread  # before the attack
     forget: Spread  # before the attack
+    others: Mapping[str, Spread]  # before the attack, by the names of the other metrics
     curve: Mapping[int, Spread]  # relearning step -> strongest attack
     worst: Spread  # P: strongest attack over all steps
     robustness: Spread
@@ -90,6 +91,7 @@ class Report:
     name: str
     retain: Metric
     forget: Metric
+    others: tuple[Metric, ...]
     models: tuple[Model, ...]
     stages: tuple[Stage, ...]
     shown_steps: tuple[int, ...]  # relearning steps the tables quote

@@ -104,6 +104,13 @@ def _compute(model: Model, values: Spread) -> str:
     )
 
 
+def score_grid(report: Report) -> Grid:
+    """A row per model: its scores by the metrics that are not in the headline."""
+    header = ["model", *(metric.axis for metric in report.others)]
+    rows = [[m.name, *(cell(m.others[o.name]) for o in report.others)] for m in report.models]
+    return Grid(header, rows)
+
+
 def stage_grid(report: Report) -> Grid:
     """What was run: a row per stage and model."""
     header = ["stage", "model", "seeds", "steps", "tokens", "FLOPs"]
@@ -146,8 +153,8 @@ def legend(report: Report) -> str:
     worst = "highest" if report.forget.higher_is_better else "lowest"
     ranges = "mean [lowest, highest] over seeds; " if report.several_seeds else ""
     return (
-        f"{ranges}retain: {report.retain.label} ({_better(report.retain.higher_is_better)} is "
-        f"better); forget: {report.forget.label}; at step n: after n relearning steps, "
+        f"{ranges}retain: {report.retain.axis} ({_better(report.retain.higher_is_better)} is "
+        f"better); forget: {report.forget.axis}; at step n: after n relearning steps, "
         f"the {worst} over learning rates and attack data; compute: distillation as % of the "
         "oracle's pretraining; recovered: seeds that met the retain bar of distillation."
     )
@@ -205,7 +212,7 @@ def _short_legend(report: Report) -> str:
     ranges = f"Mean and range over {report.seed_counts} seeds. " if report.several_seeds else ""
     short = [m for m in report.models if m.fell_short]
     return (
-        f"{ranges}Retain: {report.retain.label}; forget: {report.forget.label}, by the strongest "
+        f"{ranges}Retain: {report.retain.axis}; forget: {report.forget.axis}, by the strongest "
         "attack. Robustness and FLOPs of distillation: 100 % is the oracle."
         + (" *: did not recover its teacher's retain score on every seed." if short else "")
     )
@@ -231,6 +238,7 @@ def markdown(report: Report, captions: Mapping[str, str]) -> str:
         *figures,
         "## Every model\n\n" + markdown_table(model_grid(report)),
         sentence(legend(report)),
+        "## Other scores\n\n" + markdown_table(score_grid(report)) if report.others else "",
         "## What was run\n\n" + markdown_table(stage_grid(report)),
         f"## Every attack\n\n{attack_legend(report)}\n\n" + markdown_table(attack_grid(report)),
     ]
@@ -246,7 +254,7 @@ def attack_legend(report: Report) -> str:
     """How to read the attack table."""
     over = ", mean over seeds" if report.several_seeds else ""
     return (
-        f"{sentence(report.forget.label)} at the last relearning step by peak learning rate{over}."
+        f"{sentence(report.forget.axis)} at the last relearning step by peak learning rate{over}."
     )
 
 

@@ -1,10 +1,10 @@
 """What is retained and what forgotten: a setting owns its streams, its scores and its bar."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
 
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.types import LM, Metrics, Params
+from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
 
 class Setting(Protocol):
@@ -16,13 +16,16 @@ class Setting(Protocol):
         ...
 
     @property
-    def labels(self) -> Mapping[str, str]:
-        """What the scores "retain" and "forget" measure."""
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is reported of the scores, by their names."""
         ...
 
     @property
-    def higher_is_better(self) -> bool:
-        """Of both scores."""
+    def headline(self) -> tuple[str, str]:
+        """The two metrics that count, of what is retained and of what is forgotten.
+
+        Both are taken at every evaluation.
+        """
         ...
 
     def get_tokenizer(self) -> Tokenizer:
@@ -41,9 +44,56 @@ class Setting(Protocol):
         ...
 
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
-        """Scores of one model; "retain" and "forget" are among them. Pure, to be jitted."""
+        """Scores of one model at every evaluation, reported or not. Pure, to be jitted."""
         ...
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Whether a student's retain score is within `tolerance` of its teacher's."""
+        """Whether a student's score of what is retained is within `tolerance` of its teacher's."""
         ...
+
+
+class Examined(Setting, Protocol):
+    """A setting with metrics that are taken at the end."""
+
+    def at_end(self, lm: LM, params: Params) -> Scores:
+        """Those scores of a finished model.
+
+        It runs on the host, in every process and with the mesh set, and may do what cannot be
+        jitted: judge what the model writes, ask another program.
+        """
+        ...
+
+
+def scores_at_end(setting: Setting, lm: LM, params: Params) -> dict[str, float]:
+    """Scores of the metrics that are taken at the end; none where there are none.
+
+    Raises ValueError where one is missing.
+    """
+    names = [name for name, metric in setting.metrics.items() if metric.at == "end"]
+    if not names:
+        return {}
+    found = cast(Examined, setting).at_end(lm, params)
+    return {name: float(found[name]) for name in check_scores(found, names)}
+
+
+def check_metrics(setting: Setting) -> None:
+    """Raises ValueError for metrics that are none, and for a headline that is none of them."""
+    metrics = setting.metrics
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not isinstance(metric, Metric):
+            raise ValueError(f"metrics: {name!r} is {metric!r}: give Metric(label, ...) by names")
+        if metric.at == "end" and not hasattr(setting, "at_end"):
+            raise ValueError(f"metric {name} is taken at the end: give the setting an at_end(...)")
+    if len({*setting.headline}) != 2:
+        raise ValueError(f"headline={setting.headline}: give the names of two metrics")
+    for name in setting.headline:
+        if name not in metrics or metrics[name].at != "evaluation":
+            known = ", ".join(n for n, metric in metrics.items() if metric.at == "evaluation")
+            raise ValueError(f"headline names {name!r}: choose a metric of evaluations: {known}")
+
+
+def check_scores(found: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """The wanted names. Raises ValueError where one is not found."""
+    if missing := [name for name in wanted if name not in found]:
+        raise ValueError(f"the setting gives no score {missing[0]!r}: it has {', '.join(found)}")
+    return list(wanted)

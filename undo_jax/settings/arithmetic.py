@@ -17,7 +17,7 @@ from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.losses import cross_entropy
 from undo_jax.train import rows
-from undo_jax.types import LM, Metrics, Params
+from undo_jax.types import LM, Metric, Metrics, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
 STREAMS = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
@@ -47,12 +47,13 @@ class Arithmetic:
     data_seed: int = 99
 
     @property
-    def labels(self) -> Mapping[str, str]:
-        return {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
+    def metrics(self) -> Mapping[str, Metric]:
+        labels = {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
+        return {name: Metric(label, higher_is_better=True) for name, label in labels.items()}
 
     @property
-    def higher_is_better(self) -> bool:
-        return True
+    def headline(self) -> tuple[str, str]:
+        return "retain", "forget"
 
     def __post_init__(self):
         if not self.forms:

@@ -10,7 +10,7 @@ from undo_jax.data.corpus import Corpus
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.loss import mean_cross_entropy
-from undo_jax.types import LM, Metrics, Params
+from undo_jax.types import LM, Metric, Metrics, Params
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Language:
     rows_at_once: int = 8  # of one evaluation step, over all devices
 
     @property
-    def labels(self) -> Mapping[str, str]:
+    def metrics(self) -> Mapping[str, Metric]:
         return {
-            name: f"cross entropy on {language}"
-            for name, language in zip(("retain", "forget"), self.names, strict=True)
+            name: Metric(f"cross entropy on {language}", higher_is_better=False, unit="nats/token")
+            for name, language in zip(self.headline, self.names, strict=True)
         }
 
     @property
-    def higher_is_better(self) -> bool:
-        return False
+    def headline(self) -> tuple[str, str]:
+        return "retain", "forget"
 
     def __post_init__(self):
         at_once, wanted = self.rows_at_once, self.validation_rows

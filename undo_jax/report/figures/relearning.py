@@ -79,7 +79,7 @@ def caption(report: Report) -> str:
     """What the relearning figure shows, exactly."""
     worst = "highest" if report.forget.higher_is_better else "lowest"
     band = "Lines are means over seeds, bands run from the lowest to the highest seed. "
-    label = report.forget.label[:1].upper() + report.forget.label[1:]
+    label = report.forget.axis[:1].upper() + report.forget.axis[1:]
     return (
         f"{label} against the steps of a relearning attack. "
         f"At each step the strongest attack counts, that is the {worst} score over all learning "
@@ -173,7 +173,7 @@ def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> 
 
 def _score_axis(report: Report) -> str:
     hint = "higher" if report.forget.higher_is_better else "lower"
-    return f"{report.forget.label}, strongest attack  ({hint} = more relearned)"
+    return f"{report.forget.axis}, strongest attack  ({hint} = more relearned)"
 
 
 def _footnote(report: Report) -> str:
