@@ -175,7 +175,7 @@ class Knobs(typing.Protocol):
 
 
 def load(path: str) -> Knobs:
-    """The `experiment` that a Python file defines.
+    """The `experiment` that a Python file defines; it may import files beside it.
 
     Raises FileNotFoundError without the file and ValueError where it defines none or ends in an
     error.
@@ -186,6 +186,8 @@ def load(path: str) -> Knobs:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    if (beside := str(Path(path).resolve().parent)) not in sys.path:
+        sys.path.append(beside)  # after all else: a file beside hides no library
     with errors_of_users(path):
         spec.loader.exec_module(module)
         experiment = getattr(module, "experiment", None)
