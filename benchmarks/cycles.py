@@ -28,9 +28,9 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 from undo_jax.fit import chips, hlo  # noqa: E402
 from undo_jax.fit.step import mesh_on  # noqa: E402
 from undo_jax.log import short  # noqa: E402
+from undo_jax.mesh import BATCH, MeshShape  # noqa: E402
 from undo_jax.models.gemma2 import preset  # noqa: E402
 from undo_jax.ops import head, head_tpu  # noqa: E402
-from undo_jax.sharding import BATCH, MeshShape  # noqa: E402
 
 PLACES = "v5e:2x2", "v5p:2x2x1", "v6e:2x2"
 PER_CYCLE = {"v5e": 2**17, "v5p": 2**17, "v6e": 2**19}  # FLOPs of a core's MXUs

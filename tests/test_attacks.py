@@ -18,11 +18,11 @@ from undo_jax import experiment as experiments
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.functional import Functional
 from undo_jax.optim import AdamW, Trains
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import Training
 
 ROOT = Path(undo_jax.__file__).parent

@@ -20,12 +20,13 @@ from undo_jax import checkpoint
 from undo_jax.checkpoint import Artifact
 from undo_jax.data.tokenizers import Characters
 from undo_jax.durable import seal
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
 from undo_jax.optim import AdamW
-from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.sharding import shardings
 from undo_jax.train import Training
 
 MODEL = Gemma2(layers=2, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,

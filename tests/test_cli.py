@@ -22,11 +22,11 @@ from undo_jax.cli.weights import expression
 from undo_jax.fit.least import least
 from undo_jax.fit.step import compile_step
 from undo_jax.graph import largest
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2, preset
 from undo_jax.optim import Trains
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.types import shapes
 
 ROOT = Path(undo_jax.__file__).parent.parent

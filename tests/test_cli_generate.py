@@ -126,7 +126,7 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
     file.write_text(
         "import importlib.util\n"
         "from dataclasses import replace\n"
-        "from undo_jax.sharding import MeshShape\n"
+        "from undo_jax.mesh import MeshShape\n"
         f"spec = importlib.util.spec_from_file_location('quickstart', {QUICKSTART!r})\n"
         "module = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(module)\n"

@@ -10,10 +10,10 @@ import pytest
 
 from undo_jax import losses, optim, population, train
 from undo_jax.fit import hlo
+from undo_jax.mesh import make_mesh, parse_mesh
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
-from undo_jax.sharding import make_mesh, parse_mesh
 
 ROWS, TIME, VOCABULARY, CHUNKS = 16, 16, 512, 8
 COMMON = {"vocabulary": VOCABULARY, "heads": 4, "kv_heads": 2, "unroll": 1}

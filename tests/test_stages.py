@@ -24,12 +24,12 @@ from undo_jax import trainer as shared
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.durable import read_json
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import Trains
 from undo_jax.population import Result
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.types import shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"

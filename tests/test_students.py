@@ -12,10 +12,11 @@ import undo_jax
 from undo_jax import checkpoint, population
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Result
-from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.sharding import shardings
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)

@@ -18,12 +18,13 @@ from undo_jax.durable import read_json, write_json, writing
 from undo_jax.fit import least
 from undo_jax.graph import Model, alike, ancestry, check, is_trained, lm_of, plan, work
 from undo_jax.log import console
+from undo_jax.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
 from undo_jax.recipes.attacked import Attacked
 from undo_jax.runner import make
 from undo_jax.settings import Setting
-from undo_jax.sharding import MeshShape, check_batch, make_mesh, placement
+from undo_jax.sharding import placement
 from undo_jax.trainer import Run
 from undo_jax.types import LM
 

@@ -17,10 +17,10 @@ from undo_jax import cli
 from undo_jax.cli.fit import TOO_LARGE, table
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.step import compile_step, distillation, mesh_on
+from undo_jax.mesh import parse_mesh
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
-from undo_jax.sharding import parse_mesh
 from undo_jax.train import Training
 
 pytestmark = pytest.mark.skipif(

@@ -16,11 +16,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import undo_jax
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2
 from undo_jax.ops import head
-from undo_jax.sharding import MeshShape, make_mesh, path_name, shardings
+from undo_jax.sharding import path_name, shardings
 
 CONFIG = Gemma2(
     layers=3, width=16, feed_forward=24, heads=4, kv_heads=2, head_width=10, vocabulary=36,

@@ -14,10 +14,11 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Bytes, Characters
 from undo_jax.losses import cross_entropy
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.language import Language
-from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.sharding import shardings
 from undo_jax.train import rows
 
 WORDS = {"english": "abcde", "korean": "fghij"}

@@ -20,9 +20,9 @@ from undo_jax.evals import generate as decoding
 from undo_jax.experiment import Experiment
 from undo_jax.graph import ancestry, differences, lm_of
 from undo_jax.log import console
+from undo_jax.mesh import BATCH, MeshShape, make_mesh, parts
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import BATCH, MeshShape, make_mesh, parts
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 

@@ -19,10 +19,10 @@ from undo_jax.data import tokenizer_files
 from undo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from undo_jax.durable import read_json
 from undo_jax.log import console
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import PRESETS, Gemma2
-from undo_jax.sharding import MeshShape, make_mesh
 
 
 def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:

@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 
 from undo_jax import losses, memory, optim
 from undo_jax.graph import Work
+from undo_jax.mesh import BATCH, parts
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import BATCH, parts
 from undo_jax.types import shapes
 
 WHOLE = (  # losses that run every layer, and back

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from undo_jax.fit.step import Step, compile_step
 from undo_jax.graph import Work
+from undo_jax.mesh import BATCH, parts
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import BATCH, parts
 
 REMAT = typing.get_args(typing.get_type_hints(Gemma2)["remat"])  # the least first
 MOST = 64  # rows on a chip at once

@@ -17,9 +17,9 @@ from undo_jax import losses, population
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.chips import Slice
 from undo_jax.graph import Work, lm_of
+from undo_jax.mesh import BATCH, MeshShape, check_batch, make_mesh, parts
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import Gemma2
-from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, parts
 from undo_jax.train import Training
 from undo_jax.types import LM
 
