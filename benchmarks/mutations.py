@@ -62,9 +62,11 @@ OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/trainer.py": ("tests/test_stages.py", "tests/test_students.py"),
     "undo_jax/runner.py": ("tests/test_stages.py", "tests/test_resume.py"),
     "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
-    "undo_jax/checkpoint.py": (
+    "undo_jax/artifacts.py": (
         "tests/test_checkpoint.py", "tests/test_stages.py", "tests/test_resume.py",
     ),
+    "undo_jax/checkpoint.py": ("tests/test_checkpoint.py", "tests/test_stages.py"),
+    "undo_jax/lock.py": ("tests/test_checkpoint.py", "tests/test_resume.py"),
     "undo_jax/progress.py": ("tests/test_defaults.py", "tests/test_resume.py"),
     "undo_jax/population.py": ("tests/test_population.py", "tests/test_resume.py"),
     "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),

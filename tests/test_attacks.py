@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import undo_jax
-from undo_jax import checkpoint, report
+from undo_jax import artifacts, report
 from undo_jax import experiment as experiments
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
@@ -128,7 +128,7 @@ def ran(tmp_path_factory):
 
 def _params(model):
     mesh = make_mesh(MeshShape())
-    return jax.device_get(checkpoint.load(model.artifact, model.recipe.lm, mesh))
+    return jax.device_get(artifacts.load(model.artifact, model.recipe.lm, mesh))
 
 
 def _equal(one, other):

@@ -10,14 +10,14 @@ import undo_jax
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
     "signals", "types", "checks", "memory", "mesh", "sharding", "collectives", "ops", "models",
-    "losses", "optim", "log", "digest", "durable", "checkpoint", "peers", "progress", "data",
-    "train", "evals", "population", "methods", "noises", "attacks", "settings", "recipe", "graph",
-    "fit", "trainer", "runner", "recipes", "experiment", "paper", "bench", "report", "cli",
-    "__main__",
+    "losses", "optim", "log", "digest", "durable", "lock", "checkpoint", "artifacts", "peers",
+    "progress", "data", "train", "evals", "population", "methods", "noises", "attacks", "settings",
+    "recipe", "graph", "fit", "trainer", "runner", "recipes", "experiment", "paper", "bench",
+    "report", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
-    "train", "population", "mesh", "sharding", "collectives", "optim", "log", "checkpoint",
-    "progress", "signals", "peers", "trainer", "runner",
+    "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
+    "artifacts", "progress", "signals", "peers", "trainer", "runner",
 )  # fmt: skip
 LIMITS = {
     "train.py": 150,

@@ -22,9 +22,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from undo_jax import signals
-from undo_jax.checkpoint import absolute
 from undo_jax.digest import digest
-from undo_jax.durable import FullError, flush_all, seal, unseal, writing
+from undo_jax.durable import FullError, absolute, flush_all, seal, unseal, writing
 from undo_jax.log import console
 from undo_jax.signals import Preempted
 

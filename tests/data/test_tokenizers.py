@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from undo_jax.checkpoint import Artifact
+from undo_jax.artifacts import Artifact
 from undo_jax.data import tokenizer_files
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import (

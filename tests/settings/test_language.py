@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.checkpoint import plain
+from undo_jax.artifacts import plain
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard
