@@ -251,7 +251,7 @@ def test_blocks_of_rows_are_as_equal_as_registers_allow(monkeypatch, count, rows
         head_tpu, "tiles", lambda *_: head_tpu.Tiles(16 if count < 100 else 512, 128)
     )
     empty = jnp.zeros((count, 8))
-    size, _ = head_tpu._fitted(head_tile.Rows(empty, empty[:, :1]), head_tile.Tables(empty))
+    size, _ = head_tpu._fitted(head_tile.TokenRows(empty, empty[:, :1]), head_tile.Tables(empty))
     assert size.rows == rows
 
 

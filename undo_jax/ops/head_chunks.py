@@ -225,7 +225,7 @@ def _flat(loss, softcaps, hidden, tokens, weights, table, teacher_table):
     with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
     vocabulary = table.shape[0]
     bits = [None if cap is None else cap * head_tile.LOG2_E for cap in softcaps]
-    rows = head_tile.Rows(
+    rows = head_tile.TokenRows(
         flat(hidden),
         weights.reshape(-1, 1),
         flat(tokens.teacher) if with_teacher else None,

@@ -27,7 +27,7 @@ LOG2_E = math.log2(math.e)  # bits of a nat
 BOUND = 60  # bits up to which a soft-cap may stand for the greatest logit: 2^-120 is a float yet
 
 
-class Rows(NamedTuple):
+class TokenRows(NamedTuple):
     """A device's tokens, and what q depends on. Teacher or targets are None where q needs none."""
 
     hidden: Float[Array, "N D"]

@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from undo_jax.ops import head_tile
-from undo_jax.ops.head_tile import Head, Normalisers, Rows, Tables, padded, product
+from undo_jax.ops.head_tile import Head, Normalisers, TokenRows, Tables, padded, product
 
 LANES, SUBLANES = 128, 16  # of a register of bf16
 STEPS = 2**15 - 1  # of a difference's square root, on either side of zero
@@ -40,7 +40,7 @@ def chosen(dtype: jnp.dtype, *widths: int) -> bool:
     return pltpu.is_tpu_device() and dtype == jnp.bfloat16 and tiles(*widths) is not None
 
 
-def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, "N 1"]:
+def loss(head: Head, rows: TokenRows, tables: Tables) -> Float[Array, "N 1"]:
     """The loss of each of a device's tokens, over all of the vocabulary."""
     size, tables = _fitted(rows, tables)
 
@@ -52,7 +52,7 @@ def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, "N 1"]:
 
 
 def loss_and_gradients(
-    head: Head, rows: Rows, tables: Tables
+    head: Head, rows: TokenRows, tables: Tables
 ) -> tuple[Float[Array, "N 1"], Float[Array, "N D"], Float[Array, "V D"]]:
     """The same, and by a device's vocabulary the gradients of Σ weights · loss.
 
@@ -95,7 +95,7 @@ def _vmem(width: int, teacher_width: int, rows: int, columns: int) -> int:
     return held + streamed + 6 * 4 * rows * columns
 
 
-def _fitted(rows: Rows, tables: Tables) -> tuple[Tiles, Tables]:
+def _fitted(rows: TokenRows, tables: Tables) -> tuple[Tiles, Tables]:
     """The tiles, of no more rows than as many blocks need, and tables that they divide."""
     size, count = tiles(*_widths(tables)), len(rows.hidden)
     assert size is not None, "these kernels are not `chosen` here"
@@ -108,13 +108,13 @@ def _widths(tables: Tables) -> list[int]:
     return [table.shape[1] for table in jax.tree.leaves(tables)]
 
 
-def _blocks(rows: Rows, size: int) -> Rows:
+def _blocks(rows: TokenRows, size: int) -> TokenRows:
     """[N, ...] -> [blocks, size, ...]; rows that are missing weigh nothing."""
 
     return jax.tree.map(lambda x: x.reshape(-1, size, x.shape[-1]), padded(rows, size))
 
 
-def _joined(blocks: Float[Array, "blocks R W"], rows: Rows) -> Float[Array, "N W"]:
+def _joined(blocks: Float[Array, "blocks R W"], rows: TokenRows) -> Float[Array, "N W"]:
     """The inverse of `_blocks`, of the rows that there are."""
     return blocks.reshape(-1, blocks.shape[-1])[: len(rows.hidden)]
 
@@ -128,7 +128,7 @@ def _keeps(head: Head, dtype: jnp.dtype) -> bool:
 
 
 def _statistics(
-    head: Head, size: Tiles, rows: Rows, tables: Tables, keep: bool
+    head: Head, size: Tiles, rows: TokenRows, tables: Tables, keep: bool
 ) -> tuple[list[Float[Array, "cores R lanes"]], Int[Array, "R V"] | None]:
     """What `head_tile.update` finds, in every lane of every core; and what is kept, if any is."""
     count, vocabulary = len(rows.hidden), len(tables.table)
@@ -158,7 +158,7 @@ def _finish(
 def _gradients(
     head: Head,
     size: Tiles,
-    rows: Rows,
+    rows: TokenRows,
     tables: Tables,
     normalisers: Normalisers,
     kept: Int[Array, "R V"] | None,
@@ -193,7 +193,7 @@ def _grid(size: Tiles, tables: Tables) -> tuple[int, int]:
     return size.cores, len(tables.table) // (size.cores * size.vocabulary)
 
 
-def _read(size: Tiles, rows: Rows, tables: Tables) -> tuple[Rows, Tables]:
+def _read(size: Tiles, rows: TokenRows, tables: Tables) -> tuple[TokenRows, Tables]:
     """Blocks of what both kernels read: rows stay, the tables stream by."""
     return jax.tree.map(_held, rows), jax.tree.map(partial(_streamed, size), tables)
 
@@ -231,7 +231,7 @@ def _params() -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=vmem)
 
 
-def _cost(head: Head, rows: Rows, tables: Tables, again: int) -> pl.CostEstimate:
+def _cost(head: Head, rows: TokenRows, tables: Tables, again: int) -> pl.CostEstimate:
     """What a kernel does: logits, and `again` products of their size with the student's width."""
     size, widths = rows.hidden.shape[0], _widths(tables)
     more = again * widths[0]
@@ -245,7 +245,9 @@ def _cost(head: Head, rows: Rows, tables: Tables, again: int) -> pl.CostEstimate
 # ------------------------------------------------------------------------------------ the kernels
 
 
-def _tile(head: Head, size: Tiles, rows: Rows, tables: Tables, kept: Any = None) -> head_tile.Tile:
+def _tile(
+    head: Head, size: Tiles, rows: TokenRows, tables: Tables, kept: Any = None
+) -> head_tile.Tile:
     """This step's tile of logits."""
     first = _number(pl.program_id(0), pl.program_id(1)) * size.vocabulary
     student = product(rows.hidden, tables.table, 1, 1)
