@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from undo_jax.ops import gpu, head_tile
-from undo_jax.ops.head_tile import Head, Normalisers, TokenRows, Tables, padded, product
+from undo_jax.ops.head_tile import Head, Normalisers, Tables, TokenRows, padded, product
 
 ROWS, COLUMNS, DEPTH = 128, 128, 64  # of a tile of logits, and of the width at once
 PART = 4096  # tokens of the vocabulary that one program of `_statistics` goes through
