@@ -71,6 +71,8 @@ OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/population.py": ("tests/test_population.py", "tests/test_resume.py"),
     "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),
     "undo_jax/fit/hlo.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
+    "undo_jax/fit/costs.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
+    "undo_jax/fit/products.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
     "undo_jax/fit/step.py": (
         "tests/fit/test_fit.py", "tests/fit/test_compile.py", "tests/fit/test_gpu.py",
     ),

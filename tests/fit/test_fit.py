@@ -22,7 +22,7 @@ from undo_jax.cli.experiment import load
 from undo_jax.cli.fit import TOO_LARGE, describe, memory, table
 from undo_jax.fit import chips, flags, nvidia, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
-from undo_jax.fit.hlo import Cost
+from undo_jax.fit.costs import Cost
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
 from undo_jax.graph import largest

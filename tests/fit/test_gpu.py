@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import undo_jax
 from undo_jax import cli
 from undo_jax.cli.fit import TOO_LARGE, table
-from undo_jax.fit import chips, hlo
+from undo_jax.fit import chips, costs
 from undo_jax.fit.step import compile_step, distillation, mesh_on
 from undo_jax.mesh import parse_mesh
 from undo_jax.models.functional import Functional
@@ -87,7 +87,7 @@ def test_bytes_of_a_product_are_those_of_its_arrays():
     compiled = jax.jit(jnp.matmul).lower(x, w).compile(compiler_options=dict(place.chip.flags))
     text = compiled.as_text()
     assert "__cublas$" in text
-    found = hlo.cost(text)
+    found = costs.cost(text)
     assert found.flops == 2 * 4096 * 1024 * 8192
     assert found.memory == pytest.approx(2 * (4096 * 1024 + 1024 * 8192 + 4096 * 8192), rel=0.01)
 
