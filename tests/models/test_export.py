@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 import undo_jax
 from undo_jax import artifacts, checkpoint, cli
 from undo_jax.cli import weights
-from undo_jax.data.tokenizers import Bytes, HuggingFace, SentencePiece
+from undo_jax.data.tokenizers import Bytes
+from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.graph import plan
 from undo_jax.models.functional import Functional
 from undo_jax.ops import head
