@@ -67,6 +67,7 @@ OWNERS = {  # modules and the tests that own them, in this order
     ),
     "undo_jax/checkpoint.py": ("tests/test_checkpoint.py", "tests/test_stages.py"),
     "undo_jax/lock.py": ("tests/test_checkpoint.py", "tests/test_resume.py"),
+    "undo_jax/stopping.py": ("tests/test_resume.py",),
     "undo_jax/progress.py": ("tests/test_defaults.py", "tests/test_resume.py"),
     "undo_jax/population.py": ("tests/test_population.py", "tests/test_resume.py"),
     "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),

@@ -9,15 +9,15 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
-    "signals", "types", "checks", "memory", "mesh", "sharding", "collectives", "ops", "models",
-    "losses", "optim", "log", "digest", "durable", "lock", "checkpoint", "artifacts", "peers",
-    "progress", "data", "train", "evals", "population", "methods", "noises", "attacks", "settings",
-    "recipe", "graph", "fit", "trainer", "runner", "recipes", "experiment", "paper", "bench",
-    "report", "cli", "__main__",
+    "signals", "stopping", "types", "checks", "memory", "mesh", "sharding", "collectives", "ops",
+    "models", "losses", "optim", "log", "digest", "durable", "lock", "checkpoint", "artifacts",
+    "peers", "progress", "data", "train", "evals", "population", "methods", "noises", "attacks",
+    "settings", "recipe", "graph", "fit", "trainer", "runner", "recipes", "experiment", "paper",
+    "bench", "report", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
-    "artifacts", "progress", "signals", "peers", "trainer", "runner",
+    "artifacts", "progress", "signals", "stopping", "peers", "trainer", "runner",
 )  # fmt: skip
 LIMITS = {
     "train.py": 150,

@@ -38,8 +38,9 @@ from undo_jax.log import Target, open_log
 from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Result, Source, Task
-from undo_jax.progress import Saving, Stop, open_progress, stoppable
+from undo_jax.progress import Saving, open_progress
 from undo_jax.signals import PREEMPTED, Preempted
+from undo_jax.stopping import Stop, stoppable
 
 ROOT = Path(undo_jax.__file__).parent.parent
 LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
@@ -487,7 +488,8 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
-from undo_jax.progress import Saving, open_progress, stoppable
+from undo_jax.progress import Saving, open_progress
+from undo_jax.stopping import stoppable
 
 jax.config.update("jax_platforms", "cpu")
 address, process, folder, when = sys.argv[1:]

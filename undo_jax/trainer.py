@@ -14,9 +14,10 @@ from undo_jax.fit import least
 from undo_jax.graph import Model, Work, work
 from undo_jax.log import Log, Target, open_log
 from undo_jax.population import Member, Result, Source, Task, fit
-from undo_jax.progress import Saving, Stop, open_progress, stoppable
+from undo_jax.progress import Saving, open_progress
 from undo_jax.recipe import Scores
 from undo_jax.sharding import placement
+from undo_jax.stopping import Stop, stoppable
 from undo_jax.types import Lazy
 
 
