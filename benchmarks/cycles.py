@@ -25,12 +25,12 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from undo_jax.fit import chips, hlo  # noqa: E402
+from undo_jax.fit import chips, costs, hlo  # noqa: E402
 from undo_jax.fit.step import mesh_on  # noqa: E402
 from undo_jax.log import short  # noqa: E402
+from undo_jax.mesh import BATCH, MeshShape  # noqa: E402
 from undo_jax.models.gemma2 import preset  # noqa: E402
 from undo_jax.ops import head, head_tpu  # noqa: E402
-from undo_jax.sharding import BATCH, MeshShape  # noqa: E402
 
 PLACES = "v5e:2x2", "v5p:2x2x1", "v6e:2x2"
 PER_CYCLE = {"v5e": 2**17, "v5p": 2**17, "v6e": 2**19}  # FLOPs of a core's MXUs
@@ -61,7 +61,7 @@ def program(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
         return run.lower(argument(rows, LENGTH, width), table, *more, weights).compile().as_text()
 
 
-def estimated(program: hlo.Program, name: str) -> float:
+def estimated(program: hlo.Module, name: str) -> float:
     """XLA's estimates, of a computation as often as its loops run."""
     total = 0.0
     for one in program.computations[name].values():
@@ -95,7 +95,7 @@ def measure(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
     """A row of the table."""
     plain = hlo.parse(compiled(place, width, vocabulary, name, kernels=False))
     xla = estimated(plain, plain.entry)
-    hbm = hlo.cost(compiled(place, width, vocabulary, name, kernels=True)).memory
+    hbm = costs.cost(compiled(place, width, vocabulary, name, kernels=True)).memory
     with jax.set_mesh(mesh_on(place, MeshShape(data=place.chips))):
         size = head_tpu.tiles(*([width] * (2 if name == "kl_to_teacher" else 1)))
     assert size is not None

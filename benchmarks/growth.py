@@ -19,10 +19,10 @@ from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, distillation, mesh_on
 from undo_jax.graph import Work
 from undo_jax.log import short
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import Training
 
 FACTORS = 1, 2, 4, 8

@@ -62,13 +62,18 @@ OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/trainer.py": ("tests/test_stages.py", "tests/test_graph.py"),
     "undo_jax/runner.py": ("tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py"),
     "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
-    "undo_jax/checkpoint.py": (
+    "undo_jax/artifacts.py": (
         "tests/test_checkpoint.py", "tests/test_stages.py", "tests/test_resume.py",
     ),
+    "undo_jax/checkpoint.py": ("tests/test_checkpoint.py", "tests/test_stages.py"),
+    "undo_jax/lock.py": ("tests/test_checkpoint.py", "tests/test_resume.py"),
+    "undo_jax/stopping.py": ("tests/test_resume.py",),
     "undo_jax/progress.py": ("tests/test_defaults.py", "tests/test_resume.py"),
     "undo_jax/population.py": ("tests/test_population.py", "tests/test_resume.py"),
     "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),
     "undo_jax/fit/hlo.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
+    "undo_jax/fit/costs.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
+    "undo_jax/fit/products.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
     "undo_jax/fit/step.py": (
         "tests/fit/test_fit.py", "tests/fit/test_compile.py", "tests/fit/test_gpu.py",
     ),

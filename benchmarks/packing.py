@@ -14,8 +14,9 @@ import numpy as np
 
 from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard, jsonl
-from undo_jax.data.tokenizers import HuggingFace, Tokenizer
+from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.data.train_tokenizer import train_tokenizer
+from undo_jax.data.trained_tokenizers import HuggingFace
 
 DOCUMENTS, SHARDS, VOCABULARY, ROW_LENGTH, TURNS = 10_000, 4, 8000, 1024, 3
 

@@ -18,10 +18,10 @@ import jax
 from undo_jax import bench
 from undo_jax.fit.step import distillation
 from undo_jax.log import short
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import Training
 
 PYTORCH = {  # name: (autocast to bf16, compiled)

@@ -6,12 +6,12 @@ packs them and runs this.
 
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.tokenizers import load_tokenizer
+from undo_jax.mesh import MeshShape
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.settings.language import Language
-from undo_jax.sharding import MeshShape
 from undo_jax.train import Training
 
 DATA = "data/language_small"

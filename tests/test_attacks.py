@@ -13,16 +13,16 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import undo_jax
-from undo_jax import checkpoint, report
+from undo_jax import artifacts, report
 from undo_jax import experiment as experiments
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW, Trains
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import Training
 
 ROOT = Path(undo_jax.__file__).parent
@@ -128,7 +128,7 @@ def ran(tmp_path_factory):
 
 def _params(model):
     mesh = make_mesh(MeshShape())
-    return jax.device_get(checkpoint.load(model.artifact, model.recipe.lm, mesh))
+    return jax.device_get(artifacts.load(model.artifact, model.recipe.lm, mesh))
 
 
 def _equal(one, other):

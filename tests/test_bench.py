@@ -19,9 +19,9 @@ import undo_jax
 from undo_jax import bench, cli, losses, train
 from undo_jax.cli.bench import scaling, table
 from undo_jax.graph import Work
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
-from undo_jax.sharding import MeshShape, make_mesh
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 LM = preset("tiny", layers=3, width=8, feed_forward=20, heads=2, kv_heads=1,

@@ -16,15 +16,16 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from undo_jax import checkpoint
-from undo_jax.checkpoint import Artifact
+from undo_jax import artifacts, checkpoint, lock
+from undo_jax.artifacts import Artifact
 from undo_jax.data.tokenizers import Characters
 from undo_jax.durable import seal
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
-from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.sharding import shardings
 from undo_jax.train import Training
 
 MODEL = preset("2B", layers=2, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
@@ -53,12 +54,17 @@ def _one_line(error):
     return str(error.value)
 
 
+def _write(path, params):
+    checkpoint.save(path, params)
+    checkpoint.wait_until_saved()
+
+
 @pytest.fixture
 def saved(tmp_path, params):
     artifact = _artifact(tmp_path)
-    checkpoint.begin(artifact)
-    checkpoint.save(artifact, params)
-    checkpoint.finish(artifact, {"steps": 2})
+    artifacts.begin(artifact)
+    artifacts.save(artifact, params)
+    artifacts.finish(artifact, {"steps": 2})
     return artifact
 
 
@@ -67,7 +73,7 @@ def test_round_trip_onto_a_mesh(saved, params, mesh):
     assert {path.name for path in saved.folder.iterdir()} == {
         "config.json", "params", "summary.json"
     }  # fmt: skip
-    loaded = checkpoint.load(saved, LM, mesh)
+    loaded = artifacts.load(saved, LM, mesh)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert jax.tree.map(lambda w: w.sharding, loaded) == shardings(params, LM.rules, mesh)
     assert {w.dtype for w in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
@@ -76,35 +82,26 @@ def test_round_trip_onto_a_mesh(saved, params, mesh):
 def test_round_trip_in_a_relative_folder(tmp_path, params, mesh, monkeypatch):
     monkeypatch.chdir(tmp_path)
     artifact = _artifact(epath.Path("runs/mine"))
-    checkpoint.begin(artifact)
-    checkpoint.keep(artifact, params, {"score": 0.5})
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(artifact, LM, mesh), params)
+    artifacts.begin(artifact)
+    artifacts.keep(artifact, params, {"score": 0.5})
+    jax.tree.map(np.testing.assert_array_equal, artifacts.load(artifact, LM, mesh), params)
     relative = epath.Path("runs/mine") / artifact.folder.name / "params"
     jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(relative, LM, mesh), params)
     assert (tmp_path / "runs" / "mine" / artifact.folder.name / "params").is_dir()
 
 
-def test_bare_parameters_round_trip_and_are_not_written_over(tmp_path, params, mesh, monkeypatch):
+def test_bare_parameters_round_trip(tmp_path, params, mesh, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = epath.Path("bare")
-    checkpoint.write(path, params)
+    _write(path, params)
     jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(path, LM, mesh), params)
-    other = jax.tree.map(jnp.zeros_like, params)
-    with pytest.raises(FileExistsError, match="bare exists: give a new folder"):
-        checkpoint.write(path, other)
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(path, LM, mesh), params)
-
-
-@pytest.mark.parametrize("path", ["gs://bucket/runs/mine", "/runs/mine"])
-def test_absolute_paths_stay_as_they_are(path):
-    assert checkpoint.absolute(epath.Path(path)).as_posix() == path
 
 
 def test_an_artifact_without_a_summary_is_not_finished(saved, mesh):
     (saved.folder / "summary.json").unlink()
     assert not saved.finished
     with pytest.raises(FileNotFoundError, match="run stage pretrain first"):
-        checkpoint.load(saved, LM, mesh)
+        artifacts.load(saved, LM, mesh)
 
 
 def test_a_damaged_summary_is_named_and_what_to_do(saved):
@@ -127,9 +124,9 @@ def test_what_is_no_summary_of_its_own_does_not_finish_an_artifact(damage, saved
     text = path.read_text()
     changed, others = _other(text)
     known = {"cut": text[: len(text) // 2], "changed": changed, "another's": others}
-    assert checkpoint.kept(saved)
+    assert artifacts.kept(saved)
     path.write_text(known.get(damage, damage))
-    assert not saved.finished and not checkpoint.kept(saved)
+    assert not saved.finished and not artifacts.kept(saved)
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and f"{saved.folder.name} is made again" in said
 
@@ -143,8 +140,8 @@ def test_a_summary_vouches_for_the_files_beside_it(saved):
 def test_an_artifact_is_finished_once_its_parameters_are_there(tmp_path, params, monkeypatch):
     """And on the disk: the summary is the last to be written."""
     artifact, seen = _artifact(tmp_path), []
-    checkpoint.begin(artifact)
-    writer, flush = checkpoint._checkpointer(), checkpoint.flush_all
+    artifacts.begin(artifact)
+    writer, flush = checkpoint._checkpointer(), artifacts.flush_all
     wait = writer.wait_until_finished
 
     def see(name, then, *given):
@@ -153,8 +150,8 @@ def test_an_artifact_is_finished_once_its_parameters_are_there(tmp_path, params,
         seen.append((name, "params" in made, "summary.json" in made))
 
     monkeypatch.setattr(writer, "wait_until_finished", lambda: see("waited", wait))
-    monkeypatch.setattr(checkpoint, "flush_all", lambda path: see("flushed", flush, path))
-    checkpoint.keep(artifact, params, {})
+    monkeypatch.setattr(artifacts, "flush_all", lambda path: see("flushed", flush, path))
+    artifacts.keep(artifact, params, {})
     assert seen[-2:] == [("waited", True, False), ("flushed", True, False)]
     assert artifact.finished
 
@@ -165,7 +162,7 @@ def test_every_flipped_bit_of_parameters_is_told_or_changes_nothing(tmp_path, pa
     """A bit in each of many places of every file; most of them are among the arrays."""
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     path, rng, told = epath.Path(tmp_path) / "bare", np.random.default_rng(0), []
-    checkpoint.write(path, params)
+    _write(path, params)
     files = [file for file in Path(path).rglob("*") if file.is_file() and file.stat().st_size]
     arrays = max(files, key=lambda file: file.stat().st_size)
     for file in [*files, *[arrays] * 20]:
@@ -188,13 +185,13 @@ def test_every_flipped_bit_of_parameters_is_told_or_changes_nothing(tmp_path, pa
 def test_parameters_that_are_not_those_saved_are_named(saved, mesh, monkeypatch):
     monkeypatch.setattr(checkpoint, "digest", lambda params: "00000000")
     with pytest.raises(ValueError, match="its parameters are not those that were saved") as error:
-        checkpoint.load(saved, LM, mesh)
+        artifacts.load(saved, LM, mesh)
     assert f"delete {saved.folder}, and a run makes it again" in _one_line(error)
 
 
 def test_a_path_may_be_text_and_another_dtype_is_verified_as_it_was_saved(tmp_path, params, mesh):
     rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
-    checkpoint.write(epath.Path(tmp_path) / "bf16", rounded)
+    _write(epath.Path(tmp_path) / "bf16", rounded)
     loaded = checkpoint.restore(str(tmp_path / "bf16"), LM, mesh)
     for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(rounded), strict=True):
         assert ours.dtype == jnp.float32
@@ -209,7 +206,7 @@ def test_parameters_of_other_making_have_no_digest(tmp_path, params, mesh):
 
 
 def test_begin_removes_what_was_left(saved):
-    checkpoint.begin(saved)
+    artifacts.begin(saved)
     assert [path.name for path in saved.folder.iterdir()] == ["config.json"]
 
 
@@ -308,7 +305,7 @@ def test_config_json_holds_values_as_they_were_typed(tmp_path):
         "few": (1, 2.0),
     }
     artifact = _artifact(tmp_path, config=typed, about={"tokenizer": {"path": "/a"}}, name="base")
-    checkpoint.begin(artifact)
+    artifacts.begin(artifact)
     assert artifact.folder == tmp_path / "base"
     content = json.loads((tmp_path / "base" / "config.json").read_text())
     assert content["tokenizer"] == {"path": "/a"} and content["fingerprint"] == artifact.fingerprint
@@ -323,20 +320,20 @@ def test_a_function_without_a_name_is_refused(tmp_path):
 
 
 def test_a_workdir_that_another_process_writes_into(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PATIENCE", 0)
+    monkeypatch.setattr(lock, "PATIENCE", 0)
     workdir = epath.Path(tmp_path / "new" / "run")
     workdir.mkdir(parents=True)
     other = os.open(workdir, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)  # as if it were another process
     with (
         pytest.raises(OSError, match="another process writes into .*new/run: wait") as error,
-        checkpoint.claimed(workdir),
+        lock.claimed(workdir),
     ):
         raise AssertionError("it went on")
     assert _one_line(error) and not list(workdir.iterdir())
     os.close(other)
     for _ in range(2):  # the second time this process has it
-        with checkpoint.claimed(workdir):
+        with lock.claimed(workdir):
             pass
     with pytest.raises(BlockingIOError):
         fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -346,7 +343,7 @@ def test_a_process_that_does_not_see_the_folder_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     artifact = _artifact(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
-        checkpoint.begin(artifact)
+        artifacts.begin(artifact)
     assert _one_line(error) == (
         f"process 1 does not see {artifact.folder} of process 0: give a workdir that all share, "
         "e.g. in a bucket"
@@ -361,19 +358,19 @@ def test_a_setting_is_written_as_it_is(tmp_path):
         "b1": 0.9, "b2": 0.999, "epsilon": 1e-8, "weight_decay": 0, "clip": 1,
         "first_moment": "float32",
     }  # fmt: skip
-    assert checkpoint.plain(training) == {
+    assert artifacts.plain(training) == {
         "type": "Training", "steps": 10, "batch_size": 8, "optimizer": adam, "eval_every": 5,
         "accumulation": 1,
     }  # fmt: skip
     method = partial(maxent, "positional", retain_weight=0.5)
-    assert checkpoint.plain({"method": method, 3: (np.float32(2), [True, None, "x"])}) == {
+    assert artifacts.plain({"method": method, 3: (np.float32(2), [True, None, "x"])}) == {
         "method": {"function": "undo_jax.methods.maxent.maxent", "positional": ["positional"],
                    "retain_weight": 0.5},
         "3": [2, [True, None, "x"]],
     }  # fmt: skip
-    assert checkpoint.plain(AdamW) == "undo_jax.optim.AdamW"
+    assert artifacts.plain(AdamW) == "undo_jax.optim.AdamW"
     tokenizer = Characters("ab")
-    assert checkpoint.plain(tokenizer) == {
+    assert artifacts.plain(tokenizer) == {
         "type": "Characters", "fingerprint": tokenizer.fingerprint
     }  # fmt: skip
 
@@ -382,12 +379,12 @@ def test_a_run_that_fails_leaves_no_empty_workdir_and_locks_the_next_one(tmp_pat
     """The folder that is made anew is another one, and locked in its turn."""
     workdir = epath.Path(tmp_path / "new" / "run")
     for _ in range(2):
-        with pytest.raises(ValueError, match="bad input"), checkpoint.claimed(workdir):
+        with pytest.raises(ValueError, match="bad input"), lock.claimed(workdir):
             with pytest.raises(BlockingIOError):
                 fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
             raise ValueError("bad input")
         assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match="later"), checkpoint.claimed(workdir):
+    with pytest.raises(ValueError, match="later"), lock.claimed(workdir):
         (workdir / "artifact").mkdir()
         raise ValueError("later")
     assert (workdir / "artifact").is_dir()

@@ -22,10 +22,10 @@ from undo_jax.cli.weights import expression
 from undo_jax.fit.least import least
 from undo_jax.fit.step import compile_step
 from undo_jax.graph import largest
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.optim import Trains
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.types import parameters
 
 ROOT = Path(undo_jax.__file__).parent.parent

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import undo_jax
-from undo_jax import checkpoint, cli, memory
-from undo_jax.checkpoint import Artifact
+from undo_jax import artifacts, checkpoint, cli, memory
+from undo_jax.artifacts import Artifact
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
 
@@ -45,8 +45,8 @@ def folder(params, tmp_path_factory):
     """A finished artifact of the quickstart."""
     parts = {"distill": None, "setting": TOY.setting, "model": TOY.model}
     artifact = Artifact(tmp_path_factory.mktemp("run"), "distill", "UNDO", 0, parts)
-    checkpoint.begin(artifact)
-    checkpoint.keep(artifact, params, {})
+    artifacts.begin(artifact)
+    artifacts.keep(artifact, params, {})
     return artifact.folder
 
 
@@ -125,7 +125,7 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
     file.write_text(
         "import importlib.util\n"
         "from dataclasses import replace\n"
-        "from undo_jax.sharding import MeshShape\n"
+        "from undo_jax.mesh import MeshShape\n"
         f"spec = importlib.util.spec_from_file_location('quickstart', {QUICKSTART!r})\n"
         "module = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(module)\n"
@@ -136,8 +136,8 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
     params = jax.tree.map(np.array, model.init(jax.random.key(0)))
     params["embedding"][:, 0], params["embedding"][63] = 1.0, 9.0  # always the last id
     artifact = Artifact(tmp_path, "noise", "fresh", 0, {"noise": None, "model": model})
-    checkpoint.begin(artifact)
-    checkpoint.keep(artifact, jax.device_put(params), {})
+    artifacts.begin(artifact)
+    artifacts.keep(artifact, jax.device_put(params), {})
     said = _said(capsys, file, artifact.folder, "--prompt", "1", "--new-tokens", 4)
     assert said == UNKNOWN * 4 + "\n"
 
@@ -198,8 +198,8 @@ def test_parameters_that_do_not_fit_their_description(capsys, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "mixed")
     shutil.rmtree(tmp_path / "mixed" / "params")
     model = replace(TOY.model, width=24)
-    checkpoint.save(Artifact(tmp_path, "x", "y", 0, None), jax.jit(model.init)(jax.random.key(0)))
-    checkpoint._checkpointer().wait_until_finished()
+    artifacts.save(Artifact(tmp_path, "x", "y", 0, None), jax.jit(model.init)(jax.random.key(0)))
+    checkpoint.wait_until_saved()
     next(tmp_path.glob("x-y-*/params")).rename(tmp_path / "mixed" / "params")
     assert "is of another model" in _refused(
         capsys, QUICKSTART, tmp_path / "mixed", "--prompt", "1"

@@ -9,10 +9,10 @@ import jax
 import pytest
 
 from undo_jax import losses, optim, population, train
-from undo_jax.fit import hlo
+from undo_jax.fit import costs, hlo
+from undo_jax.mesh import make_mesh, parse_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
-from undo_jax.sharding import make_mesh, parse_mesh
 
 ROWS, TIME, VOCABULARY, CHUNKS = 16, 16, 512, 8
 COMMON = {"vocabulary": VOCABULARY, "heads": 4, "kv_heads": 2, "unroll": 1}
@@ -29,7 +29,7 @@ class Collective(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    program: hlo.Program
+    program: hlo.Module
     text: str
     mesh: dict[str, int]
 
@@ -74,7 +74,7 @@ def _walk(program, name):
                 found, loops = found + inner[0], loops + inner[1]
         elif one.kind in hlo.COLLECTIVES:
             sizes = tuple(math.prod(array.dims) for array in one.arrays)
-            found.append(Collective(one.kind, sizes, hlo._group(one, program.devices)))
+            found.append(Collective(one.kind, sizes, hlo.group_size(one, program.devices)))
     return found, loops
 
 
@@ -161,7 +161,7 @@ def test_a_step_receives_what_fsdp_costs_and_no_more(compiled):
         for config in (STUDENT, TEACHER)
     }
     layers, table = size[STUDENT]
-    received = hlo.cost(step.text).collectives
+    received = costs.cost(step.text).collectives
     tokens = 4 * ROWS // 2 * TIME  # of the group
     gathered = 2 * layers + table + sum(size[TEACHER]) + tokens * (1 + STUDENT.width)
     scattered = layers + table + tokens * (STUDENT.width + TEACHER.width)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax import digest as module
 from undo_jax.digest import digest
-from undo_jax.sharding import MeshShape, make_mesh
+from undo_jax.mesh import MeshShape, make_mesh
 
 MASK = 2**32 - 1
 

@@ -125,5 +125,10 @@ def test_buckets_are_left_to_themselves(monkeypatch):
     assert durable.remote("gs://bucket") and not durable.remote("/gs/bucket")
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/runs/mine", "/runs/mine"])
+def test_absolute_paths_stay_as_they_are(path):
+    assert durable.absolute(epath.Path(path)).as_posix() == path
+
+
 def test_json_is_readable_by_others(path):
     assert json.loads(path.read_text())["list"] == CONTENT["list"]

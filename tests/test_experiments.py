@@ -17,9 +17,9 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import jsonl
 from undo_jax.data.train_tokenizer import train_tokenizer
 from undo_jax.durable import read_json
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Result
-from undo_jax.sharding import MeshShape, make_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}

@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import undo_jax
-from undo_jax import checkpoint, cli, population
+from undo_jax import artifacts, checkpoint, cli, population
 from undo_jax import experiment as experiments
-from undo_jax.checkpoint import Artifact
+from undo_jax.artifacts import Artifact
 from undo_jax.models import hf
 
 common = {
@@ -148,19 +148,19 @@ def _fill():
     for stage, name in (("distill", "made"), ("relearn", "attacked")):
         parts = {stage: None, "setting": TOY.setting, "model": TOY.model}
         artifact = Artifact(checkpoint.epath.Path("run"), stage, "base", 0, parts)
-        checkpoint.begin(artifact)
+        artifacts.begin(artifact)
         scores = {"retain": 1.0, "forget": 1.0}
-        checkpoint.keep(artifact, params, scores, recovered=stage == "distill" or None)
+        artifacts.keep(artifact, params, scores, recovered=stage == "distill" or None)
         shutil.move(artifact.folder, f"run/{name}")
     record = {"step": 5, "eval": {"forget": 0.5}, "attack": "forget", "learning_rate": 0.1}
     Path("run/attacked/metrics.jsonl").write_text(json.dumps(record) + "\n")
     metric = {"label": "x", "higher_is_better": True, "unit": ""}
     model = {"model": "mine", "seed": 0, "artifact": "made", "role": "distilled", "alpha": None,
              "unlearned": None, "oracle": None, "attacks": ["attacked"]}  # fmt: skip
-    artifacts = [{"artifact": folder, "model": "mine"} for folder in ("made", "attacked")]
+    both = [{"artifact": folder, "model": "mine"} for folder in ("made", "attacked")]
     metrics = {"retain": metric, "forget": metric}
     listed = {"name": "x", "metrics": metrics, "headline": [*metrics], "models": [model],
-              "artifacts": artifacts}  # fmt: skip
+              "artifacts": both}  # fmt: skip
     Path("run/experiment-x.json").write_text(json.dumps(listed))
     shutil.copytree("run", "whole")
 

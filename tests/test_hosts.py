@@ -23,8 +23,9 @@ from undo_jax import experiment as experiments
 from undo_jax.cli import devices
 from undo_jax.cli.devices import Processes
 from undo_jax.cli.weights import model
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import MeshShape, assemble, make_mesh, own_rows, shardings
+from undo_jax.sharding import assemble, own_rows, shardings
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 BATCH, STEPS = 8, 2
@@ -40,7 +41,7 @@ from pathlib import Path
 import jax
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.sharding import MeshShape
+from undo_jax.mesh import MeshShape
 
 spec = importlib.util.spec_from_file_location("quickstart", {str(QUICKSTART)!r})
 module = importlib.util.module_from_spec(spec)

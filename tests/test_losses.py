@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from undo_jax import losses
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.train import rows
 from undo_jax.types import Frozen
 

@@ -10,7 +10,7 @@ import pytest
 import undo_jax
 from undo_jax import cli
 from undo_jax import experiment as experiments
-from undo_jax.sharding import MeshShape, make_mesh, over_slices, parse_mesh
+from undo_jax.mesh import MeshShape, make_mesh, over_slices, parse_mesh
 
 
 @dataclass(frozen=True)

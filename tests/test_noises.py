@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import undo_jax.noises
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.noises.fresh import fresh
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.sharding import MeshShape, make_mesh, path_name, shardings
+from undo_jax.sharding import path_name, shardings
 
 ARGUMENTS: dict[str, dict] = {}
 FOLDER = Path(undo_jax.noises.__file__).parent

@@ -14,9 +14,9 @@ from etils import epath
 from undo_jax import losses, optim, population, train
 from undo_jax.evals.generate import generate
 from undo_jax.log import Target, open_log
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Source, Task
-from undo_jax.sharding import MeshShape, make_mesh
 
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh
 
 import undo_jax
 from undo_jax import (
-    checkpoint,
+    artifacts,
     cli,
     losses,
     optim,
@@ -33,12 +33,13 @@ from undo_jax import (
 )
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
-from undo_jax.checkpoint import Artifact, gather
+from undo_jax.artifacts import Artifact, progress_folder
 from undo_jax.log import Target, open_log
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Result, Source, Task
-from undo_jax.progress import Saving, Stop, open_progress, stoppable
+from undo_jax.progress import Saving, open_progress
 from undo_jax.signals import PREEMPTED, Preempted
+from undo_jax.stopping import Stop, stoppable
 
 ROOT = Path(undo_jax.__file__).parent.parent
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
@@ -486,7 +487,8 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
-from undo_jax.progress import Saving, open_progress, stoppable
+from undo_jax.progress import Saving, open_progress
+from undo_jax.stopping import stoppable
 
 jax.config.update("jax_platforms", "cpu")
 address, process, folder, when = sys.argv[1:]
@@ -616,8 +618,8 @@ def _artifact(workdir, model):
 
 
 def _finish(artifact):
-    checkpoint.begin(artifact)
-    checkpoint.finish(artifact, {})
+    artifacts.begin(artifact)
+    artifacts.finish(artifact, {})
 
 
 def _models(workdir, names):
@@ -626,36 +628,36 @@ def _models(workdir, names):
 
 def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(tmp_path):
     a, b, c = models = _models(tmp_path, "abc")
-    folder = gather([b.artifact, a.artifact])
-    assert gather([b.artifact, a.artifact]) == folder and folder.exists()
+    folder = progress_folder([b.artifact, a.artifact])
+    assert progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
     assert runner._interrupted(models, models) == [[b, a]]  # in the order in which they trained
     _finish(a.artifact)
     assert runner._interrupted(models, [b, c]) == [[b, a]]
     assert runner._interrupted(models, [c]) == []
-    checkpoint.clear(epath.Path(tmp_path))
+    artifacts.clear_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
-    checkpoint.clear(epath.Path(tmp_path))
+    artifacts.clear_progress(epath.Path(tmp_path))
     assert not folder.exists()
 
 
 def test_what_another_experiment_began_is_left_to_it(tmp_path):
     """It has a model that is none of ours: ours begins anew, and its training is kept."""
     a, b, c = _models(tmp_path, "abc")
-    theirs = gather([a.artifact, b.artifact])
+    theirs = progress_folder([a.artifact, b.artifact])
     assert runner._interrupted([a, c], [a, c]) == []
-    ours = gather([a.artifact, c.artifact])
+    ours = progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
-    checkpoint.clear(epath.Path(tmp_path))
+    artifacts.clear_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
     assert runner._interrupted([a, b], [b]) == [[a, b]]
 
 
 TOY = """
 from dataclasses import replace
-from undo_jax import checkpoint
-checkpoint.PATIENCE = 600  # of a slow machine
+from undo_jax import lock
+lock.PATIENCE = 600  # of a slow machine
 import importlib.util
 from undo_jax.models.gemma2 import preset
 spec = importlib.util.spec_from_file_location("quickstart", {quickstart!r})

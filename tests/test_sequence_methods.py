@@ -11,10 +11,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax import losses, train
+from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.methods.npo import npo
 from undo_jax.methods.simnpo import simnpo
 from undo_jax.methods.undial import undial
-from undo_jax.sharding import BATCH, MeshShape, make_mesh
 from undo_jax.types import Frozen, Packed
 
 B, T, D, V = 8, 9, 6, 24

@@ -10,12 +10,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax import losses, optim, train
+from undo_jax.mesh import BATCH, MeshShape, check_batch, make_mesh
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.rmu import rmu
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, shardings
+from undo_jax.sharding import shardings
 
 LM = preset(
     "tiny",

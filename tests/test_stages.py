@@ -21,14 +21,15 @@ import undo_jax
 from undo_jax import checkpoint, losses
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
+from undo_jax.artifacts import load, plain
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.durable import read_json
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import Trains
 from undo_jax.population import Result
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.sharding import MeshShape, make_mesh
 from undo_jax.types import Metric, shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
@@ -195,7 +196,8 @@ def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
     experiment, recorder = _experiment(), Recorder()
     lm, mesh = experiment.model, make_mesh(MeshShape())
     params = jax.tree.map(lambda w: np.full(w.shape, 7, w.dtype), shapes(lm))
-    checkpoint.write(epath.Path(tmp_path / "given"), params)
+    checkpoint.save(epath.Path(tmp_path / "given"), params)
+    checkpoint.wait_until_saved()
     monkeypatch.setattr(shared, "fit", recorder.fit)
     pretrain = replace(experiment.pretrain, base=str(tmp_path / "given"))
     artifacts = _run(replace(experiment, pretrain=pretrain), tmp_path / "run")
@@ -205,7 +207,7 @@ def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
     found = base.summary()
     assert found["eval"] == {"retain": 7.0, "forget": 0.25}
     assert (found["steps"], found["tokens"], found["flops"]) == (0, 0, 0)
-    assert _value(checkpoint.load(base, lm, mesh)) == 7
+    assert _value(load(base, lm, mesh)) == 7
     members = recorder.calls[1][1]
     assert [_value(member.params()) for member in members] == [7, 7]
     assert len({member.params for member in members}) == 1  # it is read once
@@ -323,7 +325,7 @@ def test_an_artifact_says_what_it_was_made_from(ran):
             part = {"attack": attack(experiment.relearn.training, rates)}
         names = {"undo-0.25": "UNDO α=0.25", "unlearn-and-distill": "Unlearn-and-Distill"}
         part = {**part, "draw": f"{stage}/{names.get(model, model)}"}
-        assert said["config"] == checkpoint.plain(
+        assert said["config"] == plain(
             {stage: part, "setting": experiment.setting, "model": experiment.model}
         )
         fresh = model == "unlearn-and-distill"

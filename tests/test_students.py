@@ -12,9 +12,11 @@ import undo_jax
 from undo_jax import checkpoint, population
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
+from undo_jax.artifacts import plain
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Result
-from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.sharding import shardings
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
@@ -79,7 +81,7 @@ def test_the_fresh_student_alone_has_its_own_architecture(made):
     for (_, model), artifact in made[0].items():
         wanted = STUDENT if model == "Unlearn-and-Distill" else TEACHER
         described = json.loads((artifact.folder / "config.json").read_text())
-        assert described["config"]["model"] == checkpoint.plain(wanted)
+        assert described["config"]["model"] == plain(wanted)
         mesh = make_mesh(MeshShape(data=4, fsdp=2))
         params = checkpoint.restore(artifact.folder / "params", wanted, mesh)
         assert params["embedding"].shape == (TEACHER.vocabulary, wanted.width)

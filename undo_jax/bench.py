@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from undo_jax import population
 from undo_jax.fit import chips, least
 from undo_jax.graph import Work
-from undo_jax.sharding import check_batch, placement
+from undo_jax.mesh import check_batch
+from undo_jax.sharding import placement
 from undo_jax.types import LM, table_shape
 
 WARM = 3  # steps before any is measured

@@ -107,6 +107,11 @@ def remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def absolute(path: epath.Path) -> epath.Path:
+    """As Orbax demands it; a path in a bucket is absolute already, and `resolve` would break it."""
+    return path if remote(path) else path.resolve()
+
+
 class FullError(OSError):
     """A disk is full; says which, and what to do."""
 

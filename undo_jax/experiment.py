@@ -11,20 +11,22 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax import checkpoint
+from undo_jax.artifacts import wait
 from undo_jax.attacks import Attack
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import read_json, write_json, writing
 from undo_jax.fit import least
 from undo_jax.graph import Model, alike, ancestry, check, is_trained, plan, work
+from undo_jax.lock import claimed
 from undo_jax.log import console
+from undo_jax.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
 from undo_jax.recipes.attacked import Attacked
 from undo_jax.runner import make
 from undo_jax.settings import Setting, check_metrics, check_scores
-from undo_jax.sharding import MeshShape, check_batch, make_mesh, placement
+from undo_jax.sharding import placement
 from undo_jax.trainer import Run
 from undo_jax.types import LM, shapes, table_shape
 
@@ -180,7 +182,7 @@ def run(
         planned = plan(named.values(), experiment.seeds, setting, workdir)
         wanted = {one for recipe in some for model in planned.of(recipe) for one in model.family}
         made = {name: planned.of(recipe) for name, recipe in named.items()}
-        with checkpoint.claimed(workdir):
+        with claimed(workdir):
             wanted = {model for model in wanted if kind in (None, model.recipe.kind)}
             for model in wanted:
                 if model.recipe.kind == "import" and not model.artifact.finished:
@@ -188,7 +190,7 @@ def run(
             make(here, planned.models, wanted)
             if jax.process_index() == 0:
                 _describe(experiment, made, workdir)
-            checkpoint.wait("experiment.json")
+            wait("experiment.json")
     return made
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from undo_jax import optim
-from undo_jax.checkpoint import Artifact, plain
+from undo_jax.artifacts import Artifact, plain
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.optim import Trains
 from undo_jax.recipe import Recipe, Trained, title

@@ -13,6 +13,7 @@ from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.experiment import Experiment, check_seeds, check_tokens
+from undo_jax.mesh import MeshShape
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.optim import Trains
@@ -25,7 +26,6 @@ from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings import Setting
-from undo_jax.sharding import MeshShape
 from undo_jax.train import Training, check_accumulation
 from undo_jax.types import LM, Loss, Noise, table_shape
 

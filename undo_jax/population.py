@@ -19,8 +19,9 @@ from jaxtyping import Array, Bool, Int
 
 from undo_jax import memory, optim, train
 from undo_jax.log import Log
+from undo_jax.mesh import BATCH, check_batch
 from undo_jax.progress import Progress
-from undo_jax.sharding import BATCH, assemble, check_batch, placed, placement, shardings
+from undo_jax.sharding import assemble, placed, placement, shardings
 from undo_jax.types import LM, Key, Lazy, Loss, Metrics, Params, shapes
 
 LOG_EVERY = 10  # steps between records; twice as many are under way, and from 33 on CPUs hang

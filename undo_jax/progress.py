@@ -1,19 +1,15 @@
-"""Training that outlives its process: saves of a loop on the way, and requests to stop.
+"""Training that outlives its process: saves of a loop on the way.
 
 FOLDER/STEP/    written under another name and then renamed, so that no half of a save is read
     state/      arrays; restored onto any mesh
     notes/      JSON: what the loop knows besides, and hashes of both
 """
 
-import itertools
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,11 +18,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from undo_jax import signals
-from undo_jax.checkpoint import absolute
 from undo_jax.digest import digest
-from undo_jax.durable import FullError, flush_all, seal, unseal, writing
+from undo_jax.durable import FullError, absolute, flush_all, seal, unseal, writing
 from undo_jax.log import console
-from undo_jax.signals import Preempted
+from undo_jax.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -46,59 +41,6 @@ class Saving:
                 f"every={self.every}, minutes={self.minutes}, keep={self.keep}: every and keep "
                 "must be at least 1, minutes at least 0"
             )
-
-
-_asked = itertools.count()  # one for all loops: processes agree on a number that comes once
-
-
-@dataclass
-class Stop:
-    """Whether a loop has been asked to stop."""
-
-    signal: int | None = None
-
-    def asked(self) -> bool:
-        """Whether to stop now: the same answer in every process of a job, which all ask together.
-
-        A signal that comes between two loops stops the second one.
-        """
-        if jax.process_count() == 1:
-            return self.signal is not None
-        return multihost_utils.reached_preemption_sync_point(next(_asked))
-
-    def leave(self, said: str) -> NoReturn:
-        """Raises Preempted, or KeyboardInterrupt after Ctrl-C."""
-        signals.leave(KeyboardInterrupt(said) if self.signal == signal.SIGINT else Preempted(said))
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """In this block SIGTERM and Ctrl-C only ask to stop; whoever did not is stopped at its end.
-
-    Ctrl-C after such a request stops at once. Among several processes SIGTERM is JAX's own: it
-    agrees with the others on the step to stop at.
-    """
-    stop, alone = Stop(), jax.process_count() == 1
-
-    def ask(number):
-        if stop.signal is not None and number == signal.SIGINT:
-            return False
-        stop.signal = number
-        if number == signal.SIGINT:  # not through a console that may be in the middle of a line
-            with suppress(OSError):
-                os.write(
-                    sys.stderr.fileno(),
-                    b"\nstopping after the next save; Ctrl-C again stops at once\n",
-                )
-        if not alone:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return True
-
-    with signals.raising(signal.SIGINT, *([signal.SIGTERM] if alone else [])):
-        with signals.asking(ask):
-            yield stop
-        if stop.asked():
-            stop.leave("after a finished stage")
 
 
 class Saved(NamedTuple):

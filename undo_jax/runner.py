@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax import checkpoint
+from undo_jax import artifacts
 from undo_jax.graph import Model, alike, is_trained
 from undo_jax.log import console, last
 from undo_jax.population import diverged
@@ -24,7 +24,7 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
     Raises FileNotFoundError where one is needed that is neither wanted nor finished, and ValueError
     where one has diverged from which others are made.
     """
-    kept = _agreed([m in wanted and checkpoint.kept(m.artifact) for m in models])
+    kept = _agreed([m in wanted and artifacts.kept(m.artifact) for m in models])
     left = [m for m, done in zip(models, kept, strict=True) if m in wanted and not done]
     _judge(run, [m for m, done in zip(models, kept, strict=True) if done and _vital(m)])
     interrupted = _interrupted(models, left)
@@ -45,7 +45,7 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
                 _compute(run, company[0])
             left = _without(left, company)
             _judge(run, company)
-    checkpoint.clear(models[0].artifact.workdir)
+    artifacts.clear_progress(models[0].artifact.workdir)
 
 
 def _next(some: Sequence[Model], left: Sequence[Model]) -> list[Model]:
@@ -83,9 +83,9 @@ def _compute(run: Run, model: Model) -> None:
         found = evaluate(recipe.lm, params, run.material)
         scores = {name: float(value) for name, value in found.items()}
         scores |= scores_at_end(run.setting, recipe.lm, params)
-    checkpoint.begin(model.artifact)
+    artifacts.begin(model.artifact)
     tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
-    checkpoint.keep(model.artifact, params, scores, **tags)
+    artifacts.keep(model.artifact, params, scores, **tags)
 
 
 def _interrupted(models: Sequence[Model], left: Sequence[Model]) -> list[list[Model]]:
@@ -96,7 +96,7 @@ def _interrupted(models: Sequence[Model], left: Sequence[Model]) -> list[list[Mo
     here = {model.artifact.folder.name: index for index, model in enumerate(models)}
     todo = {model.artifact.folder.name for model in left}
     order = np.full((2, len(models)), -1)  # of each model: its company, its place there
-    for number, names in enumerate(checkpoint.companies(models[0].artifact.workdir)):
+    for number, names in enumerate(artifacts.interrupted(models[0].artifact.workdir)):
         if set(names) <= here.keys() and set(names) & todo:
             for place, name in enumerate(names):
                 order[:, here[name]] = number, place

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from undo_jax import checkpoint, memory
+from undo_jax import artifacts, memory
 from undo_jax.fit import least
 from undo_jax.graph import Model, Work, work
 from undo_jax.log import Log, Target, open_log
 from undo_jax.population import Member, Result, Source, Task, fit
-from undo_jax.progress import Saving, Stop, open_progress, stoppable
+from undo_jax.progress import Saving, open_progress
 from undo_jax.settings import scores_at_end
 from undo_jax.sharding import placement
+from undo_jax.stopping import Stop, stoppable
 from undo_jax.types import Lazy, Scores
 
 
@@ -36,7 +37,7 @@ class Run:
         model.artifact.summary()
         if model not in self.readers:
             self.readers[model] = partial(
-                checkpoint.load, model.artifact, model.recipe.lm, self.mesh
+                artifacts.load, model.artifact, model.recipe.lm, self.mesh
             )
         return self.readers[model]
 
@@ -61,10 +62,10 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     """
     recipe: Any = company[0].recipe
     lanes, parents = _lanes(run, company), {m: _parents(m) for m in company}
-    folder = checkpoint.gather([model.artifact for model in company])
+    folder = artifacts.progress_folder([model.artifact for model in company])
     for model in company:
         if model not in finished:
-            checkpoint.begin(model.artifact)
+            artifacts.begin(model.artifact)
     targets = [_target(lane, lane.model in finished) for lane in lanes]
     setting, training, size = run.setting, recipe.training, run.together
     stops = [partial(_ends, run, lane.model, parents[lane.model]) for lane in lanes]
@@ -90,7 +91,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
         for model, (index, result) in best.items():
             if model not in finished:
                 _finish(run, lanes[index], parents[model], result)
-        checkpoint.scatter(folder)
+        artifacts.remove_progress(folder)
 
 
 def companies(run: Run, group: Sequence[Model]) -> list[list[Model]]:
@@ -202,4 +203,4 @@ def _finish(run: Run, lane: Lane, parents: Mapping[str, Scores], result: Result)
     facts = recipe.facts(run.setting, parents, result.scores) | recipe.tags(lane.rate)
     params = result.params()
     scores = result.scores | scores_at_end(run.setting, recipe.lm, params)
-    checkpoint.keep(lane.model.artifact, params, scores, **cost, **facts)
+    artifacts.keep(lane.model.artifact, params, scores, **cost, **facts)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from undo_jax.checkpoint import Artifact
+from undo_jax.artifacts import Artifact
 from undo_jax.data import corpus as reading
 from undo_jax.data import prepare as preparing
 from undo_jax.data import shards as steps

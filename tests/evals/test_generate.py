@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from undo_jax.evals.generate import generate
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.transformer import Transformer
 from undo_jax.ops import head
-from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.sharding import shardings
 
 BOS = 3
 LM = preset("2B",

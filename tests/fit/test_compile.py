@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.step import compile_step, distillation, mesh_on
+from undo_jax.mesh import BATCH, parse_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
 from undo_jax.optim import AdamW
-from undo_jax.sharding import BATCH, parse_mesh
 from undo_jax.train import Training
 from undo_jax.types import shapes
 

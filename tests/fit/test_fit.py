@@ -22,12 +22,12 @@ from undo_jax.cli.experiment import load
 from undo_jax.cli.fit import TOO_LARGE, describe, memory, table
 from undo_jax.fit import chips, flags, nvidia, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
-from undo_jax.fit.hlo import Cost
+from undo_jax.fit.costs import Cost
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
 from undo_jax.graph import largest
+from undo_jax.mesh import MeshShape, make_mesh, parse_mesh
 from undo_jax.methods.maxent import maxent
-from undo_jax.sharding import MeshShape, make_mesh, parse_mesh
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 FITS, REFUSED = Step(Memory(1, 0, 0, 2, 0), Cost()), Step(Memory(1, 0, 0, 200, 0), None)

@@ -15,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 import undo_jax
 from undo_jax import cli
 from undo_jax.cli.fit import TOO_LARGE, table
-from undo_jax.fit import chips, hlo
+from undo_jax.fit import chips, costs
 from undo_jax.fit.step import compile_step, distillation, mesh_on
+from undo_jax.mesh import parse_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
-from undo_jax.sharding import parse_mesh
 from undo_jax.train import Training
 
 pytestmark = pytest.mark.skipif(
@@ -86,7 +86,7 @@ def test_bytes_of_a_product_are_those_of_its_arrays():
     compiled = jax.jit(jnp.matmul).lower(x, w).compile(compiler_options=dict(place.chip.flags))
     text = compiled.as_text()
     assert "__cublas$" in text
-    found = hlo.cost(text)
+    found = costs.cost(text)
     assert found.flops == 2 * 4096 * 1024 * 8192
     assert found.memory == pytest.approx(2 * (4096 * 1024 + 1024 * 8192 + 4096 * 8192), rel=0.01)
 

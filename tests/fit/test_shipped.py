@@ -18,7 +18,7 @@ from undo_jax.data.tokenizers import Bytes
 from undo_jax.fit import chips
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
 from undo_jax.graph import largest
-from undo_jax.sharding import parse_mesh
+from undo_jax.mesh import parse_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 DATA = {"language": (32_000, 2048), "language_small": (2048, 128)}  # vocabulary, row length

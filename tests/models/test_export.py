@@ -17,9 +17,10 @@ from etils import epath
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax import checkpoint, cli
+from undo_jax import artifacts, checkpoint, cli
 from undo_jax.cli import weights
-from undo_jax.data.tokenizers import Bytes, HuggingFace, SentencePiece
+from undo_jax.data.tokenizers import Bytes
+from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.graph import plan
 from undo_jax.ops import head
 
@@ -132,8 +133,8 @@ def _finish(experiment, workdir, params, stage="pretrain", *upstream):
     base = experiment.graph().models["base"]
     (model,) = plan([base], (0,), experiment.setting, epath.Path(workdir)).models
     artifact = replace(model.artifact, stage=stage, upstream=upstream)
-    checkpoint.begin(artifact)
-    checkpoint.keep(artifact, params, {})
+    artifacts.begin(artifact)
+    artifacts.keep(artifact, params, {})
     return artifact
 
 
@@ -578,9 +579,9 @@ def test_a_base_that_is_another_model_of_the_same_shapes_is_refused(made, capsys
 def test_an_import_that_was_killed_is_made_again(made, capsys, monkeypatch):
     _export(_run(made, "toy").base, "first")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(checkpoint, "finish", lambda *_: os.kill(os.getpid(), 2))
+        patch.setattr(artifacts, "finish", lambda *_: os.kill(os.getpid(), 2))
         cli.main(["import-hf", "first", "base"])
-    checkpoint._checkpointer().wait_until_finished()
+    checkpoint.wait_until_saved()
     assert Path("base/config.json").exists() and not Path("base/summary.json").exists()
     assert "base holds no finished model" in _refused(capsys, "export-hf", "base", "out")
     cli.main(["import-hf", "first", "base"])

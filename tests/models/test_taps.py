@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import BATCH, MeshShape, make_mesh, shardings
+from undo_jax.sharding import shardings
 from undo_jax.types import Edits, Taps
 
 CONFIG = preset("2B",

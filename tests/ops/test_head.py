@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from undo_jax import train
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.ops import head, head_chunks
-from undo_jax.sharding import MeshShape, make_mesh
 
 B, T, D, D2, V = 2, 7, 5, 3, 11
 CHUNKS = pytest.mark.parametrize("chunk", [1, 3, 7, 100, None])  # dividing, not, whole, too large

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from undo_jax.ops import gpu, head, head_gpu, head_tile, head_tpu
-from undo_jax.sharding import MeshShape, make_mesh
+from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.ops import gpu, head, head_gpu, head_tile, head_tpu, head_tpu_kernels
 
 TILES, CHOSEN, DEPTH = head_tpu.tiles, head_gpu.chosen, head_gpu.DEPTH
 B, T, D, D2, V = 4, 9, 24, 40, 300  # 36 rows in blocks of 16, 300 tokens in tiles of 256 or 32
@@ -188,11 +188,13 @@ def test_a_kept_difference_is_off_by_half_a_step_at_most():
     """Steps are 2 √(R d) / 32767 wide at a distance d of the greatest, R, but for the first."""
     made = head_tile.Head("teacher", 30.0, 20.0, V, V)
     distance = np.sort(np.random.default_rng(0).uniform(-50, 50, 10_000)).astype(np.float32)
-    found = head_tpu._distance(made, head_tpu._root(made, distance))
+    found = head_tpu_kernels._distance(made, head_tpu_kernels._root(made, distance))
     step = 2 * np.sqrt(50 * np.abs(distance)) / 32767 + 50 / 32767**2
     assert np.all(np.abs(found - distance) <= step / 2 + 1e-6 * np.abs(distance))
     ends = np.array([-50, 0, 50], np.float32)
-    np.testing.assert_allclose(head_tpu._distance(made, head_tpu._root(made, ends)), ends, 1e-6)
+    np.testing.assert_allclose(
+        head_tpu_kernels._distance(made, head_tpu_kernels._root(made, ends)), ends, 1e-6
+    )
 
 
 @pytest.mark.parametrize("distance", [0.01, 0.1, 1.0])
@@ -251,7 +253,7 @@ def test_blocks_of_rows_are_as_equal_as_registers_allow(monkeypatch, count, rows
         head_tpu, "tiles", lambda *_: head_tpu.Tiles(16 if count < 100 else 512, 128)
     )
     empty = jnp.zeros((count, 8))
-    size, _ = head_tpu._fitted(head_tile.Rows(empty, empty[:, :1]), head_tile.Tables(empty))
+    size, _ = head_tpu._fitted(head_tile.TokenRows(empty, empty[:, :1]), head_tile.Tables(empty))
     assert size.rows == rows
 
 

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.checkpoint import plain
+from undo_jax.artifacts import plain
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Bytes, Characters
 from undo_jax.losses import cross_entropy
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.language import Language
-from undo_jax.sharding import MeshShape, make_mesh, shardings
+from undo_jax.sharding import shardings
 from undo_jax.train import rows
 from undo_jax.types import Metric
 

@@ -17,7 +17,7 @@ from undo_jax.fit.step import rows_per_chip
 from undo_jax.graph import Work, largest
 from undo_jax.log import short
 from undo_jax.memory import text as memory
-from undo_jax.sharding import MeshShape, axis_sizes, make_mesh, parse_mesh
+from undo_jax.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
 
 
 @experiments.errors_of_users()

@@ -23,7 +23,7 @@ from undo_jax.cli.flags import parse
 from undo_jax.durable import read_json, writing
 from undo_jax.experiment import Experiment
 from undo_jax.log import console
-from undo_jax.sharding import MeshShape, parse_mesh
+from undo_jax.mesh import MeshShape, parse_mesh
 from undo_jax.signals import Preempted
 
 HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph

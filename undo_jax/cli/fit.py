@@ -27,7 +27,7 @@ from undo_jax.fit.step import (
 from undo_jax.graph import Work, largest
 from undo_jax.log import console, short
 from undo_jax.memory import text as memory
-from undo_jax.sharding import parse_mesh
+from undo_jax.mesh import parse_mesh
 
 TOO_LARGE = 3  # exit status of a step that does not fit
 

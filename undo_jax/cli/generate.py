@@ -21,7 +21,7 @@ from undo_jax.evals import generate as decoding
 from undo_jax.experiment import Experiment
 from undo_jax.graph import ancestry, differences
 from undo_jax.log import console
-from undo_jax.sharding import BATCH, MeshShape, make_mesh, parts
+from undo_jax.mesh import BATCH, MeshShape, make_mesh, parts
 from undo_jax.types import LM
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})

@@ -11,17 +11,17 @@ from etils import epath
 from jax.sharding import Mesh
 from tyro.conf import Positional
 
-from undo_jax import checkpoint
-from undo_jax.checkpoint import Artifact
+from undo_jax import artifacts, checkpoint
+from undo_jax.artifacts import Artifact
 from undo_jax.cli.devices import ALONE, Joined, join
 from undo_jax.cli.experiment import described_model
 from undo_jax.data import tokenizer_files
 from undo_jax.data.tokenizers import Tokenizer, load_tokenizer
-from undo_jax.durable import read_json
+from undo_jax.durable import absolute, read_json
 from undo_jax.log import console
+from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf, hf_folder, stated
 from undo_jax.models.transformer import Transformer
-from undo_jax.sharding import MeshShape, make_mesh
 
 
 def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:
@@ -38,13 +38,13 @@ def import_hf(folder: Positional[str], out: Positional[str], processes: Joined =
     lm, path = hf_folder.read_config(folder), epath.Path(out)
     if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
-    said = {n: v for n, v in checkpoint.plain(lm).items() if n not in hf.UNSTATED}
+    said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf.UNSTATED}
     about = {"tokenizer": _described(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, _mesh(lm))
-    checkpoint.wait(f"import {path.name}")  # or a late process would find what others have begun
-    checkpoint.begin(base)
-    checkpoint.keep(base, params, {})
+    artifacts.wait(f"import {path.name}")  # or a late process would find what others have begun
+    artifacts.begin(base)
+    artifacts.keep(base, params, {})
     if jax.process_index() == 0:
         print(f"model={expression(lm)}")
         console.print(f"use it with the flag --pretrain.base {path}", soft_wrap=True)
@@ -78,7 +78,7 @@ def export_hf(
     join(processes)
     folder = epath.Path(artifact)
     lm = model(folder)
-    if checkpoint.absolute(folder) in checkpoint.absolute(epath.Path(out)).parents:
+    if absolute(folder) in absolute(epath.Path(out)).parents:
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
     params = checkpoint.restore(folder / "params", lm, _mesh(lm))
     ids, files = _tokens(folder, lm, tokenizer, bos_token)

@@ -223,7 +223,7 @@ def _pack_rest(plan: Plan, split: str, rests: Sequence[Sequence[int]]) -> list[d
 
 
 def _run(
-    step: Callable[..., steps.Progress], plan: Plan, jobs: Sequence[Job], workers: int
+    step: Callable[..., steps.Counts], plan: Plan, jobs: Sequence[Job], workers: int
 ) -> Iterator[tuple[int, int, int]]:
     """Do the jobs; yields how many are done, and their documents and tokens, now and then."""
     if workers == 1 or len(jobs) < 2:

@@ -32,7 +32,7 @@ GROUP = 1000  # documents joined at a time; of the official code too
 HASH = 24  # bytes
 _TOKENS = GROUP * LONGEST  # packed at a time, at most; reference joining never reaches it
 
-Progress = Iterator[tuple[int, int]]
+Counts = Iterator[tuple[int, int]]
 
 _plan: Any = None  # of a worker process
 _shared: Any = None
@@ -68,7 +68,7 @@ class Part(NamedTuple):
         return folder / WORK / f"{self.number:05d}.json"
 
 
-def read(plan: Plan, part: Part) -> Progress:
+def read(plan: Plan, part: Part) -> Counts:
     """Hash every document of a shard."""
     salt = plan.seed.to_bytes(16, "little")
     hashes = bytearray()
@@ -94,7 +94,7 @@ def _hash(content: bytes | bytearray) -> bytes:
     return hashlib.blake2b(content, digest_size=HASH).digest()
 
 
-def pack(plan: Plan, part: Part, fates: np.ndarray) -> Progress:
+def pack(plan: Plan, part: Part, fates: np.ndarray) -> Counts:
     """Tokenise a shard's documents and pack them into one file a split.
 
     `fates` has the number of each document's split, or DUPLICATE. Raises ValueError for a text that
@@ -135,7 +135,7 @@ class Packer:
         self.documents: list[np.ndarray] = []
         self.rest = np.empty(0, plan.dtype)  # of the stream, not yet in a row
         self.held = self.count = self.tokens = self.too_long = 0
-        self.rows: Rows | None = None
+        self.rows: RowFile | None = None
 
     def add(self, tokens: np.ndarray) -> None:
         """Take a document, and write rows when there are many."""
@@ -181,7 +181,7 @@ class Packer:
         self.documents, self.held = [], 0
 
 
-class Rows:
+class RowFile:
     """An ArrayRecord file of rows while it is written, one row a record."""
 
     def __init__(self, path: epath.Path, written: str):
@@ -223,7 +223,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def work(step: Callable[..., Progress], job: tuple[Any, ...]) -> None:
+def work(step: Callable[..., Counts], job: tuple[Any, ...]) -> None:
     """Do a job in a worker process, until told to stop."""
     for documents, tokens in paced(step(_plan, *job)):
         with _shared.get_lock():
@@ -233,7 +233,7 @@ def work(step: Callable[..., Progress], job: tuple[Any, ...]) -> None:
             return
 
 
-def paced(progress: Progress) -> Progress:
+def paced(progress: Counts) -> Counts:
     """The same progress in sums, ten a second."""
     documents = tokens = 0
     due = time.monotonic()
@@ -247,10 +247,10 @@ def paced(progress: Progress) -> Progress:
 
 
 @contextmanager
-def writing(path: epath.Path) -> Iterator[Rows]:
+def writing(path: epath.Path) -> Iterator[RowFile]:
     """A file for rows, there once all are written."""
     with publishing(path) as written:
-        rows = Rows(path, written)
+        rows = RowFile(path, written)
         yield rows
         rows.writer.close()
 

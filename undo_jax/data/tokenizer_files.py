@@ -8,8 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.checkpoint import absolute
-from undo_jax.data.tokenizers import Bytes, Characters, HuggingFace, SentencePiece, Tokenizer
+from undo_jax.data.tokenizers import Bytes, Characters, Tokenizer
+from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
+from undo_jax.durable import absolute
 
 BOS = "<bos>"  # where tokens have no names
 OWN = "{} is a tokenizer of the experiment's own"

@@ -1,18 +1,13 @@
-"""Tokenizers behind one small interface: bytes, characters, SentencePiece, Hugging Face files."""
+"""What a tokenizer is, those of bytes and characters, and any of them by its name."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from etils import epath
 
-from undo_jax.data.files import missing, reading
-
-ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")  # usual names; a file tells none
-PADS = ("<pad>", "[PAD]")
+from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece, content_hash
 
 
 class Tokenizer(Protocol):
@@ -76,7 +71,7 @@ class Bytes:
     @property
     def fingerprint(self) -> str:
         """The same for all."""
-        return _hash(b"bytes")
+        return content_hash(b"bytes")
 
     def encode(self, text: str) -> list[int]:
         """The bytes of `text`."""
@@ -124,7 +119,7 @@ class Characters:
     @property
     def fingerprint(self) -> str:
         """Hash of the alphabet."""
-        return _hash(self.alphabet.encode())
+        return content_hash(self.alphabet.encode())
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -149,168 +144,3 @@ class Characters:
                 raise ValueError(f"token id {i} is outside 0..{len(characters) - 1}; check the ids")
             text.append(characters[i])
         return "".join(text)
-
-
-@dataclass(frozen=True)
-class SentencePiece:
-    """A SentencePiece model file. Control pieces such as BOS decode to nothing."""
-
-    path: str | Path
-
-    def __post_init__(self) -> None:
-        """Load at once, so that a bad path fails here.
-
-        Raises FileNotFoundError without the file, ModuleNotFoundError without the library and
-        ValueError when the file is no model or its model has no BOS piece.
-        """
-        if self._processor.bos_id() < 0:
-            raise ValueError(f"{self.path} has no BOS piece; train the model with a bos_id >= 0")
-
-    @cached_property
-    def _content(self) -> bytes:
-        return _read(self.path)
-
-    @cached_property
-    def _processor(self) -> Any:
-        content = self._content
-        try:
-            import sentencepiece
-        except ModuleNotFoundError:
-            raise missing("sentencepiece") from None
-        try:
-            if not content:
-                raise RuntimeError("the library takes an empty file for none given")
-            return sentencepiece.SentencePieceProcessor(model_proto=content)
-        except (RuntimeError, OSError):
-            raise ValueError(
-                f"{self.path} is not a SentencePiece model; give a trained .model file"
-            ) from None
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the model file."""
-        return _hash(self._content)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of pieces."""
-        return self._processor.get_piece_size()
-
-    @property
-    def bos_id(self) -> int:
-        """Id of the BOS piece."""
-        return self._processor.bos_id()
-
-    @property
-    def special(self) -> dict[str, tuple[str, int]]:
-        """Pieces and ids of those of bos, eos and pad that it has."""
-        model = self._processor
-        ids = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id()}
-        return {name: (model.id_to_piece(i), i) for name, i in ids.items() if i >= 0}
-
-    @property
-    def keeps_spaces(self) -> bool:
-        """Whether it neither adds spaces to a text nor drops any."""
-        return "".join(self._processor.encode("  a b ", out_type=str)) == "▁▁a▁b▁"
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without BOS and EOS."""
-        return self._processor.encode(text, add_bos=False, add_eos=False)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids."""
-        return self._processor.decode([int(i) for i in ids])
-
-
-@dataclass(frozen=True)
-class HuggingFace:
-    """A Hugging Face `tokenizers` JSON file. Special tokens decode to nothing.
-
-    Truncation and padding set in the file are switched off.
-    """
-
-    path: str | Path
-    bos_token: str = "<bos>"
-
-    def __post_init__(self) -> None:
-        """Load at once, so that a bad path fails here.
-
-        Raises FileNotFoundError without the file, ModuleNotFoundError without the library and
-        ValueError when the file is no tokenizer or has no `bos_token`.
-        """
-        if self._tokenizer.token_to_id(self.bos_token) is None:
-            raise ValueError(
-                f"{self.path} has no token {self.bos_token!r}: name its BOS token with bos_token, "
-                "on the command line --bos-token"
-            )
-
-    @cached_property
-    def _content(self) -> bytes:
-        return _read(self.path)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the file and the BOS token."""
-        return _hash(self.bos_token.encode() + b"\0" + self._content)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        content = self._content
-        try:
-            import tokenizers
-        except ModuleNotFoundError:
-            raise missing("tokenizers") from None
-        try:
-            tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception:  # The library raises plain Exception for a file that does not parse.
-            raise ValueError(
-                f"{self.path} is not a tokenizers file; give a tokenizer.json"
-            ) from None
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # "<bos>" in a text is text
-        return tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """Largest token id plus one, added tokens included."""
-        return self._vocab_size
-
-    @cached_property
-    def _vocab_size(self) -> int:
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-    @property
-    def bos_id(self) -> int:
-        """Id of `bos_token`."""
-        return self._tokenizer.token_to_id(self.bos_token)
-
-    @property
-    def special(self) -> dict[str, tuple[str, int]]:
-        """Names and ids of bos and, by their usual names, of eos and pad."""
-        number, names = (
-            self._tokenizer.token_to_id,
-            {"bos": (self.bos_token,), "eos": ENDS, "pad": PADS},
-        )
-        known = {kind: [n for n in usual if number(n) is not None] for kind, usual in names.items()}
-        return {kind: (found[0], number(found[0])) for kind, found in known.items() if found}
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-
-
-def _read(path: str | Path) -> bytes:
-    file = epath.Path(path)
-    with reading(str(path)):
-        if file.exists() and not file.is_dir():
-            return file.read_bytes()
-    raise FileNotFoundError(f"no tokenizer file at {path}; check the path")
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -11,7 +11,7 @@ from etils import epath
 
 from undo_jax.data.files import missing, reading
 from undo_jax.data.sources import Shard
-from undo_jax.data.tokenizers import SentencePiece
+from undo_jax.data.trained_tokenizers import SentencePiece
 
 LONGEST = 4096  # bytes of a sentence; SentencePiece passes over longer ones
 OWN = 258  # pieces of every vocabulary

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from undo_jax import losses, memory, optim
 from undo_jax.graph import Work
-from undo_jax.sharding import BATCH, parts
+from undo_jax.mesh import BATCH, parts
 from undo_jax.types import LM, parameters, rounded_shapes, shapes, table_shape
 
 WHOLE = (  # losses that run every layer, and back

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from undo_jax.fit.chips import Chip
-from undo_jax.fit.hlo import Cost
+from undo_jax.fit.costs import Cost
 
 
 class Roofline(NamedTuple):

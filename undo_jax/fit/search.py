@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 
 from undo_jax.fit.step import Step, compile_step
 from undo_jax.graph import Work
+from undo_jax.mesh import BATCH, parts
 from undo_jax.models.architecture import REMAT
-from undo_jax.sharding import BATCH, parts
 
 MOST = 64  # rows on a chip at once
 

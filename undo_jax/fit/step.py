@@ -14,10 +14,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from undo_jax import losses, population
-from undo_jax.fit import chips, hlo
+from undo_jax.fit import chips, costs
 from undo_jax.fit.chips import Slice
 from undo_jax.graph import Work
-from undo_jax.sharding import BATCH, MeshShape, check_batch, make_mesh, parts
+from undo_jax.mesh import BATCH, MeshShape, check_batch, make_mesh, parts
 from undo_jax.train import Training
 from undo_jax.types import LM
 
@@ -78,7 +78,7 @@ class Step:
     """A step on one chip of a slice. One that does not fit has no `cost`."""
 
     memory: Memory
-    cost: hlo.Cost | None
+    cost: costs.Cost | None
     text: str = field(default="", repr=False)  # optimised HLO
 
 
@@ -173,7 +173,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
     )
     if chip and memory.total > chip.hbm:
         return Step(memory, None)
-    return Step(memory, hlo.cost(text), text)
+    return Step(memory, costs.cost(text), text)
 
 
 def rows_per_chip(training: Training, mesh: Mesh) -> int:

@@ -15,6 +15,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from undo_jax.collectives import gather_weight, on_devices
+from undo_jax.mesh import BATCH
 from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.taps import OF_TAPPED, Stacked, edit, nothing_yet, record, stack
@@ -22,7 +24,7 @@ from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
 from undo_jax.ops.embedding import lookup
 from undo_jax.ops.linear import linear
-from undo_jax.sharding import BATCH, gather_weight, on_devices, pad_rows, spec_of, specs
+from undo_jax.sharding import pad_rows, spec_of, specs
 from undo_jax.types import Edits, Key, Rules, Tapped, Taps
 
 LAYERS: Rules = (

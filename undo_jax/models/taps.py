@@ -13,7 +13,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from undo_jax.sharding import BATCH, pad_rows
+from undo_jax.mesh import BATCH
+from undo_jax.sharding import pad_rows
 from undo_jax.types import Edits, Tapped, Taps
 
 OF_TAPPED: Any = Tapped(P(None, BATCH), P(None, BATCH))  # type: ignore  # over rows, as the stream

@@ -7,7 +7,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.sharding import BATCH, first_of, gather, on_devices, pad_rows, parts, scatter, several
+from undo_jax.collectives import first_of, gather, on_devices, scatter
+from undo_jax.mesh import BATCH, parts, several
+from undo_jax.sharding import pad_rows
 
 
 def lookup(

@@ -14,6 +14,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from undo_jax.collectives import first_of, on_devices
+from undo_jax.mesh import BATCH, several
 from undo_jax.ops import head_chunks
 from undo_jax.ops.head_chunks import (
     TABLE,
@@ -34,7 +36,7 @@ from undo_jax.ops.head_losses import (
     HeadLoss,
     Tokens,
 )
-from undo_jax.sharding import BATCH, first_of, on_devices, pad_rows, several
+from undo_jax.sharding import pad_rows
 
 
 class Teacher(NamedTuple):

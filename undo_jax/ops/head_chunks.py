@@ -18,9 +18,10 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from undo_jax.collectives import first_of, gather, on_devices, scatter
+from undo_jax.mesh import BATCH, parts, several
 from undo_jax.ops import head_gpu, head_tile, head_tpu
 from undo_jax.ops.head_losses import HeadLoss, Tokens
-from undo_jax.sharding import BATCH, first_of, gather, on_devices, parts, scatter, several
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
 
@@ -224,7 +225,7 @@ def _flat(loss, softcaps, hidden, tokens, weights, table, teacher_table):
     with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
     vocabulary = table.shape[0]
     bits = [None if cap is None else cap * head_tile.LOG2_E for cap in softcaps]
-    rows = head_tile.Rows(
+    rows = head_tile.TokenRows(
         flat(hidden),
         weights.reshape(-1, 1),
         flat(tokens.teacher) if with_teacher else None,

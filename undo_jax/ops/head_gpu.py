@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from undo_jax.ops import gpu, head_tile
-from undo_jax.ops.head_tile import Head, Normalisers, Rows, Tables, padded, product
+from undo_jax.ops.head_tile import Head, Normalisers, Tables, TokenRows, padded, product
 
 ROWS, COLUMNS, DEPTH = 128, 128, 64  # of a tile of logits, and of the width at once
 PART = 4096  # tokens of the vocabulary that one program of `_statistics` goes through
@@ -39,13 +39,13 @@ def chosen(dtype: jnp.dtype, *widths: int) -> bool:
     return sum(widths) <= len(widths) * SAVED / 2 * found.flops / found.memory / SLOWER
 
 
-def loss(head: Head, rows: Rows, tables: Tables) -> Float[Array, "N 1"]:
+def loss(head: Head, rows: TokenRows, tables: Tables) -> Float[Array, "N 1"]:
     """The loss of each of a device's tokens, over all of the vocabulary."""
     return _loss(_here(head), padded(rows, ROWS), tables)[0][: len(rows.hidden)]
 
 
 def loss_and_gradients(
-    head: Head, rows: Rows, tables: Tables
+    head: Head, rows: TokenRows, tables: Tables
 ) -> tuple[Float[Array, "N 1"], Float[Array, "N D"], Float[Array, "V D"]]:
     """The same, and by a device's vocabulary the gradients of Σ weights · loss.
 
@@ -72,7 +72,7 @@ def _here(head: Head) -> Head:
     return head._replace(exp2=gpu.exp2, tanh=gpu.tanh)
 
 
-def _columns(head: Head, rows: Rows) -> int:
+def _columns(head: Head, rows: TokenRows) -> int:
     """Tokens of the vocabulary whose gradients are in HBM at once: equal parts of it, in tiles."""
     tiles, most = pl.cdiv(head.vocabulary, COLUMNS), LIVE // (2 * len(rows.hidden) * COLUMNS)
     chunks = pl.cdiv(tiles, max(1, most))
@@ -82,7 +82,7 @@ def _columns(head: Head, rows: Rows) -> int:
 # ---------------------------------------------------------------------------------------- kernels
 
 
-def _loss(head: Head, rows: Rows, tables: Tables) -> tuple[Float[Array, "N 1"], Normalisers]:
+def _loss(head: Head, rows: TokenRows, tables: Tables) -> tuple[Float[Array, "N 1"], Normalisers]:
     """Statistics of parts of the vocabulary, put together."""
     tables = padded(tables, COLUMNS)
     vocabulary, count = tables.table.shape[0], len(rows.hidden)
@@ -104,7 +104,7 @@ def _loss(head: Head, rows: Rows, tables: Tables) -> tuple[Float[Array, "N 1"], 
 
 
 def _gradients(
-    head: Head, rows: Rows, chunk: Tables, normalisers: Normalisers, first: Any
+    head: Head, rows: TokenRows, chunk: Tables, normalisers: Normalisers, first: Any
 ) -> Float[Array, "N C"]:
     """In the logits of a chunk of the vocabulary, before the soft-cap; token `first` begins it."""
     count, size = len(rows.hidden), len(chunk.table)
@@ -127,12 +127,12 @@ def _gradients(
         return kernel(jnp.reshape(first, 1), normalisers, rows, chunk)
 
 
-def _flops(rows: Rows, tables: Tables) -> int:
+def _flops(rows: TokenRows, tables: Tables) -> int:
     """Of all logits."""
     return 2 * len(rows.hidden) * sum(table.size for table in jax.tree.leaves(tables))
 
 
-def _read(rows: Rows, tables: Tables, tokens: int, place: Any) -> tuple[Rows, Tables]:
+def _read(rows: TokenRows, tables: Tables, tokens: int, place: Any) -> tuple[TokenRows, Tables]:
     """Blocks of what both kernels read.
 
     `place` tells which block of rows and which of `tokens` tokens a program has.
@@ -154,7 +154,7 @@ def _column(ref: Any) -> Float[Array, "R 1"]:
 
 
 def _tile(
-    head: Head, ragged: bool, rows: Rows, tables: Tables, first: Any, start: Any
+    head: Head, ragged: bool, rows: TokenRows, tables: Tables, first: Any, start: Any
 ) -> head_tile.Tile:
     """The tile of logits from token `first` of the vocabulary on, which is `start` of its block."""
     student = _logits(rows.hidden, tables.table, start)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from undo_jax.collectives import first_of, gather
+from undo_jax.mesh import parts, several
 from undo_jax.ops.head_tile import Target
-from undo_jax.sharding import first_of, gather, parts, several
 
 
 class Tokens(NamedTuple):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from undo_jax.sharding import several
+from undo_jax.mesh import several
 
 Target = Literal["teacher", "token", "uniform"]  # which q
 NEVER = -1e30  # the logit of what is not in the vocabulary
@@ -27,7 +27,7 @@ LOG2_E = math.log2(math.e)  # bits of a nat
 BOUND = 60  # bits up to which a soft-cap may stand for the greatest logit: 2^-120 is a float yet
 
 
-class Rows(NamedTuple):
+class TokenRows(NamedTuple):
     """A device's tokens, and what q depends on. Teacher or targets are None where q needs none."""
 
     hidden: Float[Array, "N D"]

@@ -7,6 +7,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from undo_jax import checkpoint
+from undo_jax.artifacts import plain
 from undo_jax.durable import read_json
 from undo_jax.graph import differences
 from undo_jax.models import hf, hf_folder
@@ -50,7 +51,7 @@ class Import:
             folder = folder / "params"
         elif (folder / hf_folder.CONFIG).exists():
             lm = hf_folder.read_config(folder)
-            stated = {n: v for n, v in checkpoint.plain(lm).items() if n not in hf.UNSTATED}
+            stated = {n: v for n, v in plain(lm).items() if n not in hf.UNSTATED}
             self._check(stated, "give the folder of such a model")
             return hf.load(folder, lm, mesh)
         return checkpoint.restore(folder, self.lm, mesh)

@@ -1,0 +1,257 @@
+"""Models on disk: what an artifact is, when it is finished, and which are made together.
+
+WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
+    config.json     what it is and what it was made from
+    metrics.jsonl   its records
+    params/         its parameters
+    summary.json    written last: an artifact without it, or with that of another, is unfinished and
+                    is made again; it has the hashes of the files beside it
+
+Several processes share a workdir. Each saves its own parts of the parameters; process 0 writes the
+rest, and the others wait for it.
+
+WORKDIR/progress-STAGE-FINGERPRINT/   of artifacts that are made together, until all are finished
+    artifacts.json  their folders
+    */              their training so far
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from undo_jax import checkpoint
+from undo_jax.durable import file_hash, flush_all, read_json, write_json
+from undo_jax.log import console
+from undo_jax.types import LM, Params
+
+FILES = "files"  # in a summary: the hashes of the files beside it
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """One model at one point of the pipeline, made or not. Equal descriptions share a folder."""
+
+    workdir: epath.Path
+    stage: str
+    model: str  # its display name
+    seed: int | None  # None: no random number enters it
+    config: Any  # everything else that determines it; not the mesh, the log or a path
+    upstream: tuple["Artifact", ...] = ()
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for config.json
+    name: str | None = None  # of its folder; None: from what it is
+
+    def describe(self) -> dict[str, Any]:
+        """The artifact as JSON."""
+        return {
+            "stage": self.stage,
+            "model": self.model,
+            "seed": self.seed,
+            "upstream": [artifact.fingerprint for artifact in self.upstream],
+            "config": plain(self.config),
+        }
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits of its description's hash: 1 and 1.0 are one setting."""
+        described = self.describe()
+        described["config"] = _equal(described["config"])
+        text = json.dumps(described, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def folder(self) -> epath.Path:
+        if self.name is not None:
+            return self.workdir / self.name
+        slug = re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-")[:100]
+        seed = "" if self.seed is None else f"-seed{self.seed}"
+        return self.workdir / f"{self.stage}-{slug}{seed}-{self.fingerprint}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its summary is there, whole, and its own."""
+        try:
+            return bool(self.summary())
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def summary(self) -> dict[str, Any]:
+        """Raises FileNotFoundError where the artifact is not finished, ValueError if damaged."""
+        path = self.folder / "summary.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{self.stage} of {self.model}, seed {self.seed}, is not finished in "
+                f"{self.workdir}: run stage {self.stage} first"
+            )
+        found = read_json(path)
+        if found.get("fingerprint") != self.fingerprint:
+            raise ValueError(
+                f"{path} is of another artifact, {found.get('fingerprint')}: delete {self.folder}, "
+                "and a run makes it again"
+            )
+        return {name: value for name, value in found.items() if name not in ("fingerprint", FILES)}
+
+
+def kept(artifact: Artifact) -> bool:
+    """Whether it is finished; a damaged summary, which does not count, is told of."""
+    try:
+        artifact.summary()
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        said = str(error).partition(": delete ")[0]
+        console.print(f"{said}: {artifact.folder.name} is made again", soft_wrap=True)
+        return False
+    return True
+
+
+def begin(artifact: Artifact) -> None:
+    """An empty folder with config.json; whatever an interrupted run left is removed.
+
+    Raises FileNotFoundError on a process that does not see the folder that process 0 made.
+    """
+    if jax.process_index() == 0:
+        if artifact.folder.exists():
+            artifact.folder.rmtree()
+        artifact.folder.mkdir(parents=True)
+        description = {"fingerprint": artifact.fingerprint, **artifact.describe(), **artifact.about}
+        write_json(artifact.folder / "config.json", description)
+    wait(f"begin {artifact.folder.name}")
+    if not artifact.folder.exists():
+        raise FileNotFoundError(
+            f"process {jax.process_index()} does not see {artifact.folder} of process 0: give a "
+            "workdir that all share, e.g. in a bucket"
+        )
+
+
+def save(artifact: Artifact, params: Params) -> None:
+    """Start writing the parameters; `finish` waits for them."""
+    checkpoint.save(artifact.folder / "params", params)
+
+
+def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
+    """Wait for the parameters, then mark the artifact as finished, atomically."""
+    checkpoint.wait_until_saved()
+    if jax.process_index() == 0:
+        flush_all(artifact.folder)
+        hashes = {
+            file.name: file_hash(file) for file in artifact.folder.iterdir() if file.is_file()
+        }
+        marked = {**summary, "fingerprint": artifact.fingerprint, FILES: hashes}
+        write_json(artifact.folder / "summary.json", marked)
+    wait(f"finish {artifact.folder.name}")
+
+
+def keep(artifact: Artifact, params: Params, scores: Mapping[str, float], **more: Any) -> None:
+    """Save parameters and finish; what `more` does not say of the cost is that there was none."""
+    save(artifact, params)
+    untrained = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
+    finish(artifact, {**untrained, "eval": scores, **more})
+
+
+def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
+    """The parameters of a finished artifact, each placed on the mesh as the model's rules say."""
+    artifact.summary()
+    return checkpoint.restore(artifact.folder / "params", lm, mesh)
+
+
+def wait(name: str) -> None:
+    """Until every process is at the point of this name."""
+    multihost_utils.sync_global_devices(name)
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON: dataclasses and partials become dicts, functions their names.
+
+    A function with defaults of keyword-only arguments is a partial that gives them: that one is
+    edited is seen.
+
+    A dataclass with a fingerprint, such as a tokenizer, stands for its content and not its fields:
+    where its file lies does not matter. Numbers stay as they are: 30.0 is not 30. Raises ValueError
+    for a function without a name.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fingerprint = getattr(value, "fingerprint", None)
+        if fingerprint is not None:
+            return {"type": type(value).__name__, "fingerprint": fingerprint}
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, functools.partial):
+        called = plain(value.func)
+        called = called if isinstance(called, dict) else {"function": called}
+        return {**called, "positional": plain(value.args), **plain(value.keywords)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if callable(value):
+        if value.__name__ == "<lambda>":
+            raise ValueError(f"a lambda of {value.__module__} is a setting: give it a name, by def")
+        name = f"{value.__module__}.{value.__qualname__}"
+        defaults = getattr(value, "__kwdefaults__", None)
+        return {"function": name, "positional": [], **plain(defaults)} if defaults else name
+    return value
+
+
+def _equal(value: Any) -> Any:
+    """JSON in which equal numbers are written alike: whole ones as such."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _equal(item) for key, item in value.items()}
+    return [_equal(item) for item in value] if isinstance(value, list) else value
+
+
+def progress_folder(artifacts: Sequence[Artifact]) -> epath.Path:
+    """The folder for the progress of artifacts made together; made where there is none."""
+    names = [artifact.folder.name for artifact in artifacts]
+    text = json.dumps([artifact.fingerprint for artifact in artifacts])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "artifacts.json", {"artifacts": names})
+    wait(f"progress {folder.name}")
+    return folder
+
+
+def interrupted(workdir: epath.Path) -> list[list[str]]:
+    """The folders of artifacts whose training was interrupted, those together that trained so."""
+    return [_listed(folder) for folder in sorted(workdir.glob("progress-*"))]
+
+
+def clear_progress(workdir: epath.Path) -> None:
+    """Remove the progress of artifacts that are all finished."""
+    if jax.process_index() == 0:
+        for folder in workdir.glob("progress-*"):
+            if all((workdir / name / "summary.json").exists() for name in _listed(folder)):
+                folder.rmtree()
+
+
+def remove_progress(folder: epath.Path) -> None:
+    """Remove the progress of artifacts that are finished."""
+    if jax.process_index() == 0:
+        folder.rmtree()
+
+
+def _listed(progress: epath.Path) -> list[str]:
+    """The artifacts that a folder of progress belongs to, in the order in which they train."""
+    described = progress / "artifacts.json"
+    names = read_json(described).get("artifacts") if described.exists() else []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(
+            f"{described} lists no artifacts: delete {progress}, and a run trains them again"
+        )
+    return names

@@ -1,0 +1,191 @@
+"""What one device does in a compiled program, counted from the text of its optimised HLO.
+
+XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as it runs.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from undo_jax.fit import products
+from undo_jax.fit.hlo import (
+    COLLECTIVES,
+    CUBLAS,
+    NAME,
+    Array,
+    Instruction,
+    Module,
+    group_size,
+    parse,
+)
+
+FREE = {  # move nothing, or are counted where they start or by what they call
+    "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "conditional",
+    "constant", "get-tuple-element", "opt-barrier", "parameter", "partition-id", "replica-id",
+    "tuple", "while",
+}  # fmt: skip
+FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")  # libtpu's
+IN_PART = ("dynamic-slice", "gather", "slice")  # read as much of the first operand as they make
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one device does."""
+
+    flops: float = 0.0  # of matrix products
+    memory: float = 0.0  # bytes to and from HBM
+    collectives: Mapping[str, float] = field(default_factory=dict)  # bytes received, by kind
+
+    def __add__(self, other: "Cost") -> "Cost":
+        received = Counter(self.collectives)
+        received.update(other.collectives)
+        return Cost(self.flops + other.flops, self.memory + other.memory, dict(received))
+
+    def __mul__(self, times: float) -> "Cost":
+        received = {kind: times * size for kind, size in self.collectives.items()}
+        return Cost(times * self.flops, times * self.memory, received)
+
+
+def cost(text: str) -> Cost:
+    """What the program does. Raises ValueError for text that is not optimised HLO."""
+    module = parse(text)
+    return _Counting(module).cost(module.entry)
+
+
+@dataclass(frozen=True, eq=False)
+class _Counting:
+    """The cost of a module's computations, each counted once."""
+
+    module: Module
+
+    @cached_property
+    def _known(self) -> dict[str, Cost]:
+        return {}
+
+    def cost(self, name: str) -> Cost:
+        """Of one run of a computation and all that it calls."""
+        if name not in self._known:
+            scope = self.module.computations[name]
+            self._known[name] = sum((self._of(scope, one) for one in scope.values()), Cost())
+        return self._known[name]
+
+    def _of(self, scope: Mapping[str, Instruction], one: Instruction) -> Cost:
+        """Of one instruction, with all that it calls."""
+        if one.opcode == "while":
+            return self.cost(one.calls("body")) * self.module.trips(one)
+        if one.opcode == "conditional":  # the costly branch
+            branches = NAME.findall("".join(re.findall(r"computations?=\{?[^},]*[^}]*", one.rest)))
+            branches = [name for name in branches if name in self.module.computations]
+            return max(map(self.cost, branches), key=lambda cost: (cost.flops, cost.memory))
+        if one.opcode in ("call", "async-start"):
+            return self.cost(one.calls("to_apply") or one.calls("calls"))
+        inner = Cost()
+        if one.opcode == "fusion":  # what is inside costs no memory traffic
+            inside = self.cost(one.calls("calls"))
+            inner = Cost(inside.flops, 0.0, self._starts(one, inside.collectives))
+        memory = 0.0 if self._free(one) else self._read(scope, one) + self._written(one)
+        received = {one.kind: self._received(scope, one)} if one.kind in COLLECTIVES else {}
+        return inner + Cost(products.flops(scope, one), memory, received)
+
+    def _starts(self, fusion: Instruction, inside: Mapping[str, float]) -> Mapping[str, float]:
+        """Collectives that begin in a fusion of libtpu's, of those that it runs.
+
+        One that runs beside arithmetic stands in the fusion that starts it, in those that run
+        meanwhile and in the one that waits. An all-reduce whose result is sliced at once is a
+        reduce-scatter: it sends half as much.
+        """
+        called = fusion.calls("calls")
+        if called.startswith("async_collective_fusion") or _waits(fusion):
+            return {}
+        if called.startswith("all-reduce-scatter"):
+            return {"reduce-scatter": inside["all-reduce"] / 2}
+        return inside
+
+    def _free(self, one: Instruction) -> bool:
+        silent = one.opcode == "custom-call" and any(name in one.rest for name in FREE_CALLS)
+        return silent or one.opcode in FREE or one.opcode.endswith("-done") or _waits(one)
+
+    def _read(self, scope: Mapping[str, Instruction], one: Instruction) -> float:
+        """Bytes read from HBM."""
+        return sum(
+            min(self._used(one, place, array.bytes), array.far)
+            for place, name in enumerate(one.operands)
+            if name in scope
+            for array in scope[name].arrays
+        )
+
+    def _used(self, one: Instruction, place: int, whole: float) -> float:
+        """Bytes of operand number `place` that an instruction looks at."""
+        if one.kind in IN_PART and place == 0:
+            return sum(array.bytes for array in _made(one))
+        if one.opcode == "dynamic-update-slice" and place == 0:
+            return 0.0  # in place
+        if one.opcode != "fusion":
+            return whole
+        inside = self.module.computations[one.calls("calls")]
+        parameter = next(
+            (i for i in inside.values() if i.opcode == "parameter" and i.literal == str(place)),
+            None,
+        )
+        return self._looked_at(inside, parameter.name, whole) if parameter else whole
+
+    def _looked_at(self, scope: Mapping[str, Instruction], name: str, whole: float) -> float:
+        """Bytes of a value that its users in a fusion look at."""
+        total = 0.0
+        for user in scope.values():
+            for place, operand in enumerate(user.operands):
+                if operand != name:
+                    continue
+                if user.opcode == "bitcast":
+                    total += self._looked_at(scope, user.name, whole)
+                else:
+                    total += self._used(user, place, whole)
+        return min(total, whole)
+
+    def _written(self, one: Instruction) -> float:
+        """Bytes written to HBM; an update in place writes only what is new."""
+        if one.opcode == "fusion":
+            inside = self.module.computations[one.calls("calls")]
+            root = next(i for i in inside.values() if i.root)
+            roots = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+            if len(roots) == len(one.arrays):
+                pairs = zip(roots, one.arrays, strict=True)
+                return sum(min(_new(inside, made), array.far) for made, array in pairs)
+        if one.opcode == "dynamic-update-slice":
+            return sum(array.far for array in one.arrays[:1])
+        return sum(array.far for array in _made(one))
+
+    def _received(self, scope: Mapping[str, Instruction], one: Instruction) -> float:
+        """Bytes that reach this device over its links, in the best of algorithms (a ring)."""
+        group = group_size(one, self.module.devices)
+        sent = sum(array.bytes for name in one.operands for array in scope[name].arrays)
+        if one.kind == "collective-permute":
+            return sent
+        share = (group - 1) / group
+        return {"all-gather": group * sent, "all-reduce": 2 * sent}.get(one.kind, sent) * share
+
+
+def _waits(one: Instruction) -> bool:
+    """Whether it only waits for a collective that runs already."""
+    return one.opcode == "fusion" and one.name.startswith("async-collective-done")
+
+
+def _made(one: Instruction) -> tuple[Array, ...]:
+    """What it makes, of what stands in its shape."""
+    if one.opcode == "copy-start" or CUBLAS in one.rest:
+        return one.arrays[:1]  # before its source, before its scratch
+    if one.opcode.endswith("-start"):  # behind the operands, but for all-reduce-start
+        count = len(one.operands)
+        return one.arrays[count : 2 * count] or one.arrays
+    return one.arrays
+
+
+def _new(scope: Mapping[str, Instruction], made: Instruction) -> float:
+    """Bytes of what a fusion makes that were not there before."""
+    while made.opcode == "bitcast":
+        made = scope[made.operands[0]]
+    if made.opcode == "dynamic-update-slice":
+        made = scope[made.operands[1]]
+    return sum(array.bytes for array in made.arrays)

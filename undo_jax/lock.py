@@ -1,0 +1,80 @@
+"""One run at a time writes into a workdir."""
+
+import fcntl
+import functools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from undo_jax.durable import absolute, remote
+
+PATIENCE = 60  # seconds that a run waits for another one to leave its workdir
+
+
+@contextmanager
+def claimed(workdir: epath.Path) -> Iterator[None]:
+    """Keep other runs from writing into a workdir: from here on, as long as this process lives.
+
+    To be entered before anything there is looked at. A block that fails leaves no empty folder
+    behind. Only on file systems that know locks: not in buckets. Raises OSError, on every process
+    of this run, where another one has it for longer than one takes that is about to end.
+    """
+    workdir = absolute(workdir)
+    missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    taken = jax.process_index() == 0 and _taken(workdir)
+    if jax.process_count() > 1:
+        taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
+    if taken:
+        raise OSError(
+            f"another process writes into {workdir}: wait until it has ended, or give another "
+            "workdir"
+        )
+    try:
+        yield
+    except BaseException:
+        if jax.process_index() == 0 and not remote(workdir):
+            with suppress(OSError):  # it holds something, or is gone
+                for folder in missing:
+                    os.rmdir(folder)
+        raise
+
+
+def _taken(workdir: epath.Path) -> bool:
+    """Whether another process holds a workdir, after some patience; if none does, this one does."""
+    end = time.monotonic() + PATIENCE
+    while not remote(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            found = os.stat(workdir)
+            _hold(workdir, found.st_dev, found.st_ino)
+            break
+        except (BlockingIOError, FileNotFoundError):
+            if time.monotonic() > end:
+                return True
+            time.sleep(0.2)
+    return False
+
+
+@functools.cache
+def _hold(workdir: epath.Path, device: int, inode: int) -> None:
+    """Lock this very folder. Raises BlockingIOError where another process has, or it is not there.
+
+    One that failed may have removed it meanwhile, and another one made it anew.
+    """
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # open, and so held, from here on
+        found = os.stat(workdir)
+        if (found.st_dev, found.st_ino) != (device, inode):
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        raise
+    except OSError:  # no locks here
+        os.close(descriptor)

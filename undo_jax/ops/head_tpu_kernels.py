@@ -1,0 +1,226 @@
+"""One block of the head's rows on TPU, by two kernels (Pallas, Mosaic).
+
+The teacher's logits are made once: `statistics` keeps for `gradients` how far a block's are from
+the student's, in 16 bits.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from undo_jax.ops import head_tile
+from undo_jax.ops.head_tile import Head, Normalisers, Tables, TokenRows, product
+
+LANES = 128  # of a register
+STEPS = 2**15 - 1  # of a difference's square root, on either side of zero
+
+
+class Tiles(NamedTuple):
+    """Rows and tokens that are in VMEM at once, and the cores that share the vocabulary."""
+
+    rows: int
+    vocabulary: int
+    cores: int = 1
+
+
+def widths_of(tables: Tables) -> list[int]:
+    return [table.shape[1] for table in jax.tree.leaves(tables)]
+
+
+def keeps(head: Head, dtype: jnp.dtype) -> bool:
+    """Whether the teacher's logits are kept: in so few bits only where the gradient is bf16 too."""
+    return head.target == "teacher" and math.isfinite(_farthest(head)) and dtype == jnp.bfloat16
+
+
+def statistics(
+    head: Head, size: Tiles, rows: TokenRows, tables: Tables, keep: bool
+) -> tuple[list[Float[Array, "cores R lanes"]], Int[Array, "R V"] | None]:
+    """What `head_tile.update` finds, in every lane of every core; and what is kept, if any is."""
+    count, vocabulary = len(rows.hidden), len(tables.table)
+    start = jax.eval_shape(lambda: head_tile.start(head, count, LANES))
+    found = [jax.ShapeDtypeStruct((size.cores, *x.shape), x.dtype) for x in start]
+    kept = jax.ShapeDtypeStruct((count, vocabulary), jnp.int16) if keep else None
+    return pl.pallas_call(
+        partial(_statistics_kernel, head, size),
+        out_shape=(found, kept),
+        grid=_grid(size, tables),
+        in_specs=_read(size, rows, tables),
+        out_specs=(jax.tree.map(_of_core, found), jax.tree.map(partial(_beside, size), kept)),
+        compiler_params=_params(),
+        cost_estimate=_cost(head, rows, tables, again=0),
+        name="head_statistics",
+    )(rows, tables)
+
+
+def finish(
+    head: Head, found: list[Float[Array, "cores R lanes"]]
+) -> tuple[Float[Array, "R 1"], Normalisers]:
+    """The losses of a block, of the parts of the vocabulary that its lanes and cores have seen."""
+    parts = [jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], 1) for x in found]
+    return head_tile.finish(head, parts)
+
+
+def gradients(
+    head: Head,
+    size: Tiles,
+    rows: TokenRows,
+    tables: Tables,
+    normalisers: Normalisers,
+    kept: Int[Array, "R V"] | None,
+    d_table: Float[Array, "V D"],
+) -> tuple[Float[Array, "R D"], Float[Array, "V D"]]:
+    """Of a block: its rows' gradient in fp32, and `d_table` with the block's added in place."""
+    if kept is not None:
+        rows, tables = rows._replace(teacher=None), tables._replace(teacher=None)
+    inputs = rows, tables, normalisers, kept, d_table
+    d_hidden = jax.ShapeDtypeStruct((size.cores, *rows.hidden.shape), jnp.float32)
+    d_hidden, d_table = pl.pallas_call(
+        partial(_gradients_kernel, head, size),
+        out_shape=(d_hidden, jax.ShapeDtypeStruct(d_table.shape, d_table.dtype)),
+        grid=_grid(size, tables),
+        in_specs=(
+            *_read(size, rows, tables),
+            jax.tree.map(_held, normalisers),
+            jax.tree.map(partial(_beside, size), kept),
+            _streamed(size, d_table),
+        ),
+        out_specs=(_of_core(d_hidden), _streamed(size, d_table)),
+        input_output_aliases={len(jax.tree.leaves(inputs)) - 1: 1},
+        compiler_params=_params(),
+        cost_estimate=_cost(head, rows, tables, again=2),
+        name="head_gradients",
+    )(*inputs)
+    return jnp.sum(d_hidden, axis=0), d_table
+
+
+def _grid(size: Tiles, tables: Tables) -> tuple[int, int]:
+    """Cores, and the tiles of one of them."""
+    return size.cores, len(tables.table) // (size.cores * size.vocabulary)
+
+
+def _read(size: Tiles, rows: TokenRows, tables: Tables) -> tuple[TokenRows, Tables]:
+    """Blocks of what both kernels read: rows stay, the tables stream by."""
+    return jax.tree.map(_held, rows), jax.tree.map(partial(_streamed, size), tables)
+
+
+def _held(x: Any) -> pl.BlockSpec:
+    """The whole of it, during all tiles."""
+    return pl.BlockSpec(x.shape, lambda *_: (0, 0), pipeline_mode=pl.Buffered(1))
+
+
+def _of_core(x: Any) -> pl.BlockSpec:
+    """What is made by one core, during all of its tiles."""
+    once = pl.Buffered(1)
+    return pl.BlockSpec((None, *x.shape[1:]), lambda core, _: (core, 0, 0), pipeline_mode=once)
+
+
+def _streamed(size: Tiles, table: Any) -> pl.BlockSpec:
+    """One tile of tokens after another, from [V, D]."""
+    return pl.BlockSpec((size.vocabulary, table.shape[1]), lambda *at: (_number(*at), 0))
+
+
+def _beside(size: Tiles, x: Any) -> pl.BlockSpec:
+    """The same of [R, V]."""
+    return pl.BlockSpec((x.shape[0], size.vocabulary), lambda *at: (0, _number(*at)))
+
+
+def _number(core: Any, tile: Any) -> Any:
+    """Of a core's tile, in the whole vocabulary."""
+    return core * pl.num_programs(1) + tile
+
+
+def _params() -> pltpu.CompilerParams:
+    """All of the chip's VMEM: a kernel has 16 MiB by default."""
+    vmem = pltpu.get_tpu_info().vmem_capacity_bytes if pltpu.is_tpu_device() else None
+    order = ("parallel", "arbitrary")
+    return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=vmem)
+
+
+def _cost(head: Head, rows: TokenRows, tables: Tables, again: int) -> pl.CostEstimate:
+    """What a kernel does: logits, and `again` products of their size with the student's width."""
+    size, widths = rows.hidden.shape[0], widths_of(tables)
+    more = again * widths[0]
+    return pl.CostEstimate(
+        flops=2 * size * head.vocabulary * (sum(widths) + more),
+        transcendentals=2 * size * head.vocabulary * len(widths),
+        bytes_accessed=(head.vocabulary + size) * (2 * sum(widths) + 4 * more),
+    )
+
+
+# ------------------------------------------------------------------------------------ the kernels
+
+
+def _tile(
+    head: Head, size: Tiles, rows: TokenRows, tables: Tables, kept: Any = None
+) -> head_tile.Tile:
+    """This step's tile of logits."""
+    first = _number(pl.program_id(0), pl.program_id(1)) * size.vocabulary
+    student = product(rows.hidden, tables.table, 1, 1)
+    teacher = None if rows.teacher is None else product(rows.teacher, tables.teacher, 1, 1)
+    ragged = head.vocabulary % (size.cores * size.vocabulary) != 0
+    tile = head_tile.tile(head, first, (student, teacher), rows.targets, ragged)
+    return tile if kept is None else tile._replace(y=tile.z - _distance(head, kept))
+
+
+def _statistics_kernel(head: Head, size: Tiles, rows, tables, found, kept):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        for out, value in zip(found, head_tile.start(head, *found[0].shape), strict=True):
+            out[...] = value
+
+    tile = _tile(head, size, *_values((rows, tables)))
+    seen = _values(found)
+    for at in range(0, size.vocabulary, LANES):
+        columns = jax.tree.map(lambda x, at=at: x[:, at : at + LANES], tile)
+        seen = head_tile.update(head, seen, columns)
+    for out, value in zip(found, seen, strict=True):
+        out[...] = value
+    if kept is not None:
+        kept[...] = _root(head, tile.z - tile.y)
+
+
+def _gradients_kernel(
+    head: Head, size: Tiles, rows, tables, normalisers, kept, before, d_hidden, d_table
+):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        d_hidden[...] = jnp.zeros_like(d_hidden)
+
+    rows, tables, normalisers, kept = _values((rows, tables, normalisers, kept))
+    tile = _tile(head, size, rows, tables, kept)
+    dz = head_tile.gradient(head, tile, rows.weights, normalisers).astype(rows.hidden.dtype)
+    d_hidden[...] += product(dz, tables.table, 1, 0)
+    d_table[...] = before[...] + product(dz, rows.hidden, 0, 0)
+
+
+def _values(refs: Any) -> Any:
+    return jax.tree.map(lambda ref: ref[...], refs)
+
+
+def _farthest(head: Head) -> float:
+    """Student's and teacher's logits from each other; without soft-caps there is no bound."""
+    return sum(math.inf if cap is None else cap for cap in (head.softcap, head.teacher_softcap))
+
+
+def _root(head: Head, distance: Any) -> Any:
+    """A difference of logits as the square root of its share of the greatest that there can be.
+
+    Its error is 1.4e-4 √|distance| (root mean square, soft-caps of 30): least where student and
+    teacher are close, so that their gradients nearly cancel.
+    """
+    square = distance * (STEPS**2 / _farthest(head))
+    root = square * lax.rsqrt(jnp.abs(square) + 1e-9)
+    return jnp.round(root).astype(jnp.int32).astype(jnp.int16)
+
+
+def _distance(head: Head, root: Any) -> Any:
+    """The inverse of `_root`."""
+    root = root.astype(jnp.int32).astype(jnp.float32)
+    return root * jnp.abs(root) * (_farthest(head) / STEPS**2)
