@@ -10,9 +10,9 @@ It needs two packed corpora and the tokenizer they were packed with, a million d
         --tokenizer data/language/tokenizer.model --out data/language/korean
 
 The reference has FineWeb-Edu and FineWeb-2 (kor_Hang), 1e9 tokens each, in Gemma's own 256k
-vocabulary; that tokenizer.model works here too. Two more deviations: the oracle trains for as many
-steps as the base (reference: one epoch of half the data), and batches of unlearning are of 8 rows
-(reference: 4), which divide over more devices.
+vocabulary; that tokenizer.model works here too, with --model.vocabulary 256000. Two more
+deviations: the oracle trains for as many steps as the base (reference: one epoch of half the data),
+and batches of unlearning are of 8 rows (reference: 4), which divide over more devices.
 """
 
 from functools import partial
@@ -28,16 +28,16 @@ from undo_jax.settings.language import Language
 from undo_jax.train import Training
 
 DATA = "data/language"
-tokenizer = load_tokenizer(f"{DATA}/tokenizer.model")
 
 experiment = Paper(
     name="language",
     setting=Language(
         retain=Corpus(f"{DATA}/english"),
         forget=Corpus(f"{DATA}/korean"),
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(f"{DATA}/tokenizer.model"),
+        row_length=2048,
     ),
-    model=preset("0.1B", vocabulary=-(-tokenizer.vocab_size // 128) * 128),
+    model=preset("0.1B", vocabulary=32_000),  # the tokenizer's; a multiple of 128 is fast
     pretrain=Pretraining(
         Training(
             steps=1950,  # reference: one epoch, about 1.6e9 packed tokens

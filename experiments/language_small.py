@@ -15,14 +15,14 @@ from undo_jax.settings.language import Language
 from undo_jax.train import Training
 
 DATA = "data/language_small"
-tokenizer = load_tokenizer(f"{DATA}/tokenizer.model")
 
 experiment = Paper(
     name="language_small",
     setting=Language(
         retain=Corpus(f"{DATA}/english"),
         forget=Corpus(f"{DATA}/korean"),
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(f"{DATA}/tokenizer.model"),
+        row_length=128,
         validation_rows=64,
         rows_at_once=32,
     ),

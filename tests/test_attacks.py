@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import PartitionSpec
 
 import undo_jax
-from undo_jax import artifacts, report
+from undo_jax import artifacts, checkpoint, cli, report, trainer
 from undo_jax import experiment as experiments
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
@@ -21,6 +23,7 @@ from undo_jax.experiment import Experiment
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW, Trains
+from undo_jax.progress import Saving
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.train import Training
@@ -104,26 +107,35 @@ ADAPTER = Attack(
 HALVED = Attack("halved", None, prepare=halved)
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """A toy that is unlearned, attacked in three ways; its models and its workdir."""
+def _experiment():
+    """A toy that is unlearned, attacked in three ways."""
     path = ROOT.parent / "experiments" / "quickstart.py"
     spec = importlib.util.spec_from_file_location("attacks_quickstart", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    shipped, workdir = module.experiment, tmp_path_factory.mktemp("attacks")
+    shipped = module.experiment
     setting = replace(shipped.setting, problems=200, questions=2, validation_rows=1, row_length=12)
     how = replace(HOW, optimizer=AdamW(1e-3))
     unlearned = Unlearn(Pretrain(shipped.model, how), how)
-    experiment = Experiment(
+    return Experiment(
         name="toy",
         setting=setting,
         models={"unlearned": unlearned},
         attacks=(forget(HOW, RATES), ADAPTER, HALVED),
         mesh=MeshShape(sweep=2, data=2, fsdp=2),
     )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Its models and its workdir."""
+    workdir = tmp_path_factory.mktemp("attacks")
+    return _run(_experiment(), workdir), workdir
+
+
+def _run(experiment, workdir):
     made = experiments.run(experiment, workdir)
-    return {attack: models[0] for (_, attack), models in made.items()}, workdir
+    return {attack: models[0] for (_, attack), models in made.items()}
 
 
 def _params(model):
@@ -158,3 +170,125 @@ def test_the_report_has_every_attack(ran):
     written = report.write(workdir, "toy")
     (model,) = written.attacked
     assert {data for data, _ in model.finals} == {"forget", "adapter", "halved"}
+
+
+# ---- parameters that are kept of chosen steps ----
+
+LONGER = Training(6, 8, AdamW(), 2)  # evaluated at 0, 2, 4 and 6
+THREE = (1e-3, 3e-1, 1e-2)
+NAME = "known"
+
+
+def _keeping(keep_at=(), together=64):
+    attacks = (replace(forget(LONGER, THREE, keep_at), name=NAME),)
+    return replace(_experiment(), attacks=attacks, together=together)
+
+
+def _written(folder):
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, ran):
+    """The attack, its unlearned model, and the workdir of a run that keeps steps."""
+    workdir = tmp_path_factory.mktemp("kept") / "out"
+    shutil.copytree(ran[1], workdir)
+    models = _run(_keeping((0, 2, 6)), workdir)
+    return models[NAME], models[None], workdir
+
+
+def _restored(folder, model):
+    params = checkpoint.restore(
+        epath.Path(folder) / "params", model.recipe.lm, make_mesh(MeshShape())
+    )
+    return jax.device_get(params)
+
+
+def test_the_strongest_of_each_step_is_kept(kept):
+    attack, unlearned, _ = kept
+    folder = attack.artifact.folder
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    scores = {(r["step"], r["learning_rate"]): r["eval"]["forget"] for r in records if "eval" in r}
+    assert sorted(path.name for path in (folder / "steps").iterdir()) == ["0", "2", "6"]
+    for step in (0, 2, 6):
+        said = json.loads((folder / "steps" / str(step) / "summary.json").read_text())
+        best = max(THREE, key=lambda rate: scores[step, rate])  # the first of equals
+        assert (said["steps"], said["learning_rate"]) == (step, best)
+        assert said["eval"]["forget"] == scores[step, best]
+    assert _equal(_restored(folder / "steps" / "0", attack), _params(unlearned))
+    assert _equal(_restored(folder / "steps" / "6", attack), _params(attack))
+    assert not _equal(_restored(folder / "steps" / "2", attack), _params(attack))
+
+
+def test_steps_are_no_part_of_what_an_attack_is(kept):
+    attack, _, workdir = kept
+    before = _written(workdir)
+    again = _run(_keeping((2,)), workdir)[NAME]
+    assert again.artifact.folder == attack.artifact.folder
+    assert {p: t for p, t in _written(workdir).items() if "experiment-" not in p.name} == {
+        p: t for p, t in before.items() if "experiment-" not in p.name
+    }
+
+
+@pytest.mark.parametrize("together", [64, 2], ids=["one loop", "two loops"])
+def test_missing_steps_are_made_and_nothing_else(kept, tmp_path, together):
+    attack, _, workdir = kept
+    shutil.copytree(workdir, tmp_path / "out")
+    folder = tmp_path / "out" / attack.artifact.folder.name
+    shutil.rmtree(folder / "steps" / "2")
+    (folder / "steps" / "6" / "summary.json").unlink()
+    own = [path for path in _written(folder) if "steps" not in path.parts]
+    before = {path: path.stat().st_mtime_ns for path in own}
+    _run(_keeping((0, 2, 6), together), tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in own} == before
+    for step in "26":
+        one, other = (f / "steps" / step for f in (folder, attack.artifact.folder))
+        said, wanted = (json.loads((f / "summary.json").read_text()) for f in (one, other))
+        assert said["learning_rate"] == wanted["learning_rate"]
+        pairs = zip(*(jax.tree.leaves(_restored(f, attack)) for f in (one, other)), strict=True)
+        for x, y in pairs:
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
+
+
+class LostError(Exception):
+    """The process dies here."""
+
+
+def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ran):
+    """It dies at step 4, is saved at 3: what was kept of step 2 stays, of step 6 is added."""
+    attack, _, _ = kept
+    shutil.copytree(ran[1], tmp_path / "out")
+    saving = Saving(every=3, minutes=0)
+    dying = replace(_keeping((0, 2, 6)), saving=saving)
+    keep = trainer._keep
+
+    def die(run, group, step, evaluated):
+        if step == 4:
+            raise LostError
+        keep(run, group, step, evaluated)
+
+    with monkeypatch.context() as patch, pytest.raises(LostError):
+        patch.setattr(trainer, "_keep", die)
+        _run(dying, tmp_path / "out")
+    again = _run(dying, tmp_path / "out")[NAME]
+    for place in ("", "steps/0", "steps/2", "steps/6"):
+        one, other = (model.artifact.folder / place for model in (again, attack))
+        assert _equal(_restored(one, attack), _restored(other, attack)), place
+    assert sorted(path.name for path in (again.artifact.folder / "steps").iterdir()) == [*"026"]
+
+
+def test_a_kept_step_can_be_asked_and_exported(kept, tmp_path, capsys):
+    attack, _, _ = kept
+    folder = str(attack.artifact.folder / "steps" / "2")
+    cli.main(["export-hf", folder, str(tmp_path / "hf")])
+    assert (tmp_path / "hf" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep_at", "said"), [((3,), "3 is not evaluated"), ((8,), "8 is not evaluated")]
+)
+def test_steps_that_are_not_evaluated_cannot_be_kept(keep_at, said):
+    with pytest.raises(ValueError, match=said):
+        forget(LONGER, THREE, keep_at)
+    with pytest.raises(ValueError, match="does not train has no steps"):
+        Attack("halved", None, prepare=halved, keep_at=keep_at)

@@ -97,7 +97,7 @@ def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, s
     distilled = replace(experiment.distill, training=training)
     changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
     recipes = changed.graph().recipes().values()
-    work = largest(recipes, "distill", changed.setting.row_length)
+    work = largest(recipes, "distill", changed.setting)
     needed, step = sum(least(work, mesh)), compile_step(work, mesh)
     taken = step.memory.arguments + step.memory.temporaries
     assert share * taken < needed < taken

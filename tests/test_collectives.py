@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from undo_jax import losses, optim, population, train
+from undo_jax import losses, optim, train
 from undo_jax.fit import costs, hlo
 from undo_jax.mesh import make_mesh, parse_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
+from undo_jax.population import programs
 
 ROWS, TIME, VOCABULARY, CHUNKS = 16, 16, 512, 8
 COMMON = {"vocabulary": VOCABULARY, "heads": 4, "kv_heads": 2, "unroll": 1}
@@ -45,8 +46,8 @@ def _compiled(shape, remat="none"):
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
         patch.setattr(head_chunks, "LOGITS_PER_CHUNK", logits // CHUNKS)
         refs = {"teacher": teacher}
-        made = population.program(student, losses.distillation, training, refs, mesh, 1)
-        arguments = population.example(made, refs, {"train": TIME}, ROWS, mesh)
+        made = programs.programs(student, losses.distillation, training, refs, mesh, 1)
+        arguments = programs.example(made, refs, {"train": TIME}, ROWS, mesh)
         text = made.advance.lower(*arguments).compile().as_text()
     return Compiled(hlo.parse(text), text, dict(mesh.shape))
 

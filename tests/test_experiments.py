@@ -11,7 +11,6 @@ from etils import epath
 
 import undo_jax
 from undo_jax import experiment as experiments
-from undo_jax import population
 from undo_jax import trainer as shared
 from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import jsonl
@@ -19,7 +18,8 @@ from undo_jax.data.train_tokenizer import train_tokenizer
 from undo_jax.durable import read_json
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.population import Result
+from undo_jax.population import loop
+from undo_jax.population.loop import Result
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -123,7 +123,7 @@ def trained(monkeypatch):
         calls.append(len(members))
         return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
 
-    monkeypatch.setattr(population, "fit", fit)
+    monkeypatch.setattr(loop, "fit", fit)
     monkeypatch.setattr(shared, "fit", fit)
     return calls
 

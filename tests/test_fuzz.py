@@ -22,10 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import undo_jax
-from undo_jax import artifacts, checkpoint, cli, population
+from undo_jax import artifacts, checkpoint, cli
 from undo_jax import experiment as experiments
 from undo_jax.artifacts import Artifact
 from undo_jax.models import hf
+from undo_jax.population import programs
 
 common = {
     "deadline": None,
@@ -126,7 +127,7 @@ def place(tmp_path_factory):
         patch.setattr(sys.modules["undo_jax.peers"], "meet", lambda *_: None)
         patch.setattr(jax.distributed, "initialize", begin)
         patch.setattr(experiments, "plan", begin)
-        patch.setattr(population, "program", begin)
+        patch.setattr(programs, "programs", begin)
         patch.setattr(modules["fit"], "mesh_on", begin)
         patch.setattr(modules["experiment"].reporting, "table", begin)
         patch.setattr(sys.modules["undo_jax.data.prepare"], "_read", begin)

@@ -18,13 +18,14 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import checkpoint, cli, population
+from undo_jax import checkpoint, cli
 from undo_jax import experiment as experiments
 from undo_jax.cli import devices
 from undo_jax.cli.devices import Processes
 from undo_jax.cli.weights import model
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
+from undo_jax.population.lanes import taker
 from undo_jax.sharding import assemble, own_rows, shardings
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
@@ -348,7 +349,7 @@ def test_a_member_leaves_its_population_alone(shape):
         _lead(alone, members),
         placement,
     )
-    taken = population._taker(lm, mesh).lower(stacked, 3).compile()
+    taken = taker(lm, mesh).lower(stacked, 3).compile()
     memory = taken.memory_analysis()
     assert memory.temp_size_in_bytes < 1.1 * memory.output_size_in_bytes
     assert taken.output_shardings == shardings(alone, lm.rules, mesh)

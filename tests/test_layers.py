@@ -11,24 +11,24 @@ ROOT = Path(undo_jax.__file__).parent
 ROWS = (
     "signals", "stopping", "types", "checks", "memory", "mesh", "sharding", "collectives", "ops",
     "models", "losses", "optim", "log", "digest", "durable", "lock", "checkpoint", "artifacts",
-    "peers", "progress", "data", "train", "evals", "population", "methods", "noises", "attacks",
-    "settings", "recipe", "graph", "fit", "trainer", "runner", "recipes", "experiment", "paper",
-    "bench", "report", "cli", "__main__",
+    "steps", "peers", "progress", "data", "train", "evals", "population", "methods", "noises",
+    "attacks", "settings", "recipe", "graph", "fit", "candidates", "trainer", "runner", "recipes",
+    "experiment", "paper", "bench", "report", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
-    "artifacts", "progress", "signals", "stopping", "peers", "trainer", "runner",
+    "artifacts", "steps", "progress", "signals", "stopping", "peers", "candidates", "trainer",
+    "runner",
 )  # fmt: skip
 LIMITS = {
     "train.py": 150,
     "recipes/*.py": 110,
     "trainer.py": 210,
-    "runner.py": 160,
+    "runner.py": 165,
     "methods/*.py": 60,
 }
 LONGEST = 300  # lines
 TABLES = ("data/templates.py",)  # of data: as long as they are
-LONG = ("population.py", "models/hf.py")  # to be split
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
@@ -75,7 +75,7 @@ def test_every_plumbing_file_is_checked():
     assert {_row(file) for file in FILES if _row(file) in PLUMBING} == set(PLUMBING)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file not in TABLES + LONG])
+@pytest.mark.parametrize("file", [file for file in FILES if file not in TABLES])
 def test_a_file_is_one_room(file):
     length = len((ROOT / file).read_text().splitlines())
     assert length <= LONGEST, f"{file} has {length} lines: split it by what its parts do"

@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from etils import epath
 
-from undo_jax import losses, optim, population, train
+from undo_jax import losses, memory, optim, train
 from undo_jax.evals.generate import generate
 from undo_jax.log import Target, open_log
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.population import Member, Source, Task
+from undo_jax.population import lanes, loop
+from undo_jax.population import meter as meters
+from undo_jax.population.compiled import Task
+from undo_jax.population.lanes import Member, Source
+from undo_jax.population.loop import fit
+from undo_jax.population.programs import over_members
 
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
@@ -25,7 +30,7 @@ RATES = (0.01, 0.02, 0.03, 0.01, 0.02)
 STOPS = {1: 4, 3: 8}  # member -> the step it stops at; the others run to the end
 
 
-def _task(stops=(lambda scores: False,) * MEMBERS, steps=STEPS):
+def _task(steps=STEPS):
     return Task(
         lm=LM,
         loss=losses.distillation,
@@ -36,7 +41,6 @@ def _task(stops=(lambda scores: False,) * MEMBERS, steps=STEPS):
             "ce": losses.cross_entropy(lm, params, train.rows(material))
         },
         material=_tokens(77, 1)[0],
-        stops=stops,
         row_length=5,
     )
 
@@ -52,7 +56,11 @@ def _tokens(seed, steps=STEPS):
     return rng.integers(0, LM.vocabulary, (steps, BATCH, 6), dtype=np.int32)
 
 
-def _members():
+def _never(scores):
+    return False
+
+
+def _members(stops=(_never,) * MEMBERS):
     """Five models; two sources, each with its own rows and teacher."""
     sources = [
         Source(
@@ -61,8 +69,15 @@ def _members():
         for seed in (0, 1)
     ]
     return [
-        Member(partial(INIT, jax.random.key(i)), jax.random.key(100 + i), RATES[i], sources[i % 2])
-        for i in range(MEMBERS)
+        Member(
+            str(i),
+            partial(INIT, jax.random.key(i)),
+            jax.random.key(100 + i),
+            RATES[i],
+            sources[i % 2],
+            ends,
+        )
+        for i, ends in enumerate(stops)
     ]
 
 
@@ -74,7 +89,7 @@ def _fit(task, members, folder, shape):
         targets.append(Target(path, {"member": i}))
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh), open_log("test", task.training.steps, targets) as log:
-        return population.fit(task, mesh, members, log)
+        return fit(task, mesh, members, log)
 
 
 def _same(ours, theirs, **tolerance):
@@ -121,8 +136,7 @@ SHAPES = [*FAST, *(pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_members_train_together_as_each_would_alone(shape, tmp_path, by_hand):
-    members = _members()
-    task = _task(stops=[_stop_at(STOPS.get(i)) for i in range(MEMBERS)])
+    members, task = _members([_stop_at(STOPS.get(i)) for i in range(MEMBERS)]), _task()
     results = _fit(task, members, tmp_path, shape)
     score = jax.jit(lambda params: task.evaluate(LM, params, task.material))
     assert [result.steps for result in results] == [STOPS.get(i, STEPS) for i in range(MEMBERS)]
@@ -145,9 +159,8 @@ def test_one_member_alone_is_the_plain_loop(tmp_path, by_hand):
 
 
 def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
-    members = _members()[:2]
-    task = _task(stops=[lambda scores: True] * 2)
-    results = _fit(task, members, tmp_path, MeshShape(sweep=2, data=4))
+    members = _members([lambda scores: True] * 2)
+    results = _fit(_task(), members, tmp_path, MeshShape(sweep=2, data=4))
     for member, result in zip(members, results, strict=True):
         assert result.steps == 0
         _same(result.params(), member.params(), rtol=0, atol=0)
@@ -165,28 +178,28 @@ def test_members_may_write_text(shape):
 
     alone = jax.jit(jax.vmap(write, (0, None)))(members, prompts)
     with jax.set_mesh(mesh):
-        together = jax.jit(population.over_members(write, mesh))(members, prompts)
+        together = jax.jit(over_members(write, mesh))(members, prompts)
     np.testing.assert_array_equal(together, alone)
     assert len(np.unique(alone)) > 3
 
 
 def test_members_that_have_ended_are_not_scored_again(tmp_path):
-    task = _task([_stop_at(STOPS.get(i, STEPS)) for i in range(MEMBERS)])
-    scored = []
+    task, scored = _task(), []
+    members = _members([_stop_at(STOPS.get(i, STEPS)) for i in range(MEMBERS)])
 
     def evaluate(*arguments):
         jax.debug.callback(lambda: scored.append(1))
         return task.evaluate(*arguments)
 
     counting = task._replace(evaluate=evaluate)
-    _fit(counting, _members(), tmp_path, MeshShape(sweep=1, data=8))
+    _fit(counting, members, tmp_path, MeshShape(sweep=1, data=8))
     jax.effects_barrier()
     assert len(scored) == 5 + 5 + 4 + 3  # at steps 0, 4, 8 and 12
 
 
 def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
     """Two such programs at once can wait for each other for good on simulated devices."""
-    taker, running, waited = population._taker, [], []
+    taker, running, waited = lanes.taker, [], []
 
     @jax.jit
     def slowly(params):  # half a second of arithmetic
@@ -205,9 +218,9 @@ def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
 
         return noted
 
-    monkeypatch.setattr(population, "_taker", slow_taker)
-    task = _task(stops=[lambda scores: True] * 3)
-    for result in _fit(task, _members()[:3], tmp_path, MeshShape(sweep=2, data=4)):
+    monkeypatch.setattr(loop, "taker", slow_taker)
+    members = _members([lambda scores: True] * 3)
+    for result in _fit(_task(), members, tmp_path, MeshShape(sweep=2, data=4)):
         result.params()
     assert len(waited) > 2 and all(waited)
 
@@ -216,7 +229,7 @@ def test_the_members_parameters_survive(tmp_path):
     """States are donated from step to step; what the caller passed in is not."""
     params = [member.params() for member in _members()[:2]]
     before = jax.tree.map(np.array, params)
-    members = [m._replace(params=lambda p=p: p) for m, p in zip(_members(), params, strict=False)]
+    members = [replace(m, params=lambda p=p: p) for m, p in zip(_members(), params, strict=False)]
     _fit(_task(steps=1), members, tmp_path, MeshShape(sweep=2, data=4))
     _same(params, before, rtol=0, atol=0)
 
@@ -239,8 +252,8 @@ def test_a_model_is_asked_once_and_not_held(tmp_path, shape):
 
     held, models = [], [partial(ask, seed) for seed in (1, 2)]
     source = Source({"train": _tokens(0)}, {"teacher": (LM, partial(ask, 50))})
-    members = [Member(models[i], jax.random.key(i), 0.01, source) for i in (0, 1, 1)]
-    results = _fit(_task(stops=[stop] * 3, steps=4), members, tmp_path, shape)
+    members = [Member(str(i), models[i], jax.random.key(i), 0.01, source, stop) for i in (0, 1, 1)]
+    results = _fit(_task(steps=4), members, tmp_path, shape)
     assert sorted(asked) == [1, 2, 50]
     assert len(held) == 3 and not any(held)
     alone = [result.params() for result in results]
@@ -257,7 +270,7 @@ def test_references_are_rounded_before_the_step(tmp_path):
         return losses.distillation(lm, params, refs, batch, key)
 
     source = Source({"train": _tokens(0)}, {"teacher": (lm, partial(INIT, jax.random.key(50)))})
-    member = Member(partial(INIT, jax.random.key(1)), jax.random.key(0), 0.01, source)
+    member = Member("", partial(INIT, jax.random.key(1)), jax.random.key(0), 0.01, source)
     (result,) = _fit(_task(steps=1)._replace(lm=lm, loss=loss), [member], tmp_path, MeshShape())
     assert seen and all(dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")} for dtypes in seen)
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params())} == {jnp.dtype("float32")}
@@ -273,10 +286,10 @@ def test_a_batch_the_mesh_does_not_divide_is_refused(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 17])
 @pytest.mark.parametrize("hands", [1, 2, 3, 8])
 def test_every_member_is_dealt_once_and_hands_are_even(count, hands):
-    lanes = population.deal(count, hands)
-    assert len(lanes) % hands == 0
-    assert sorted(m for m in lanes if m >= 0) == list(range(count))
-    shares = np.array(lanes).reshape(hands, -1)
+    dealt = lanes.deal(count, hands)
+    assert len(dealt) % hands == 0
+    assert sorted(m for m in dealt if m >= 0) == list(range(count))
+    shares = np.array(dealt).reshape(hands, -1)
     sizes = (shares >= 0).sum(-1)
     assert sizes.max() - sizes.min() <= 1
     for i in range(count - 1):  # neighbours go to different hands
@@ -287,16 +300,16 @@ def test_every_member_is_dealt_once_and_hands_are_even(count, hands):
 def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
     """The others train as they would alone."""
     members = _members()
-    members[2] = members[2]._replace(learning_rate=1e30)
+    members[2] = replace(members[2], learning_rate=1e30)
     results = _fit(_task(), members, tmp_path, MeshShape(sweep=8, data=1))
     assert [result.steps for result in results] == [STEPS, STEPS, 4, STEPS, STEPS]
-    assert [population.diverged(result.scores) for result in results].index(True) == 2
+    assert [loop.diverged(result.scores) for result in results].index(True) == 2
     for i in (0, 1, 3, 4):
         _same(results[i].params(), by_hand[i][STEPS], rtol=0, atol=1e-5)
 
 
 def test_what_the_devices_cannot_hold_is_refused_when_it_is_compiled(tmp_path, monkeypatch):
-    monkeypatch.setattr(population.memory, "host", lambda: 8 * 2**10)
+    monkeypatch.setattr(memory, "host", lambda: 8 * 2**10)
     with pytest.raises(ValueError, match="5 models trained together on batches of 8 rows: needs"):
         _fit(_task(), _members(), tmp_path, MeshShape(sweep=8, data=1))
 
@@ -323,11 +336,11 @@ def test_speed_and_loss_are_of_those_that_train_on(monkeypatch):
     A step reads 4 rows of 5 tokens of one stream and 4 of 7 of another: 48 tokens a member. The
     clock starts with the first record, so that compiling does not count.
     """
-    monkeypatch.setattr(population, "LOG_EVERY", 2)
+    monkeypatch.setattr(meters, "LOG_EVERY", 2)
     clock = iter([10.0, 12.0, 13.0])
-    monkeypatch.setattr(population.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))
     log = Said()
-    meter = population._Meter(log, [1, 0, -1])
+    meter = meters.Meter(log, [1, 0, -1])
     batch = {"retain": np.zeros((1, 4, 6)), "forget": np.zeros((1, 4, 8))}
     active = np.array([True, True, False])
     for step in range(1, 7):
@@ -353,11 +366,11 @@ def test_speed_and_loss_are_of_those_that_train_on(monkeypatch):
 
 def test_the_speed_of_two_members_is_twice_that_of_one(monkeypatch):
     """Counted from the first record on: steps 5 to 8 of two members, in 4 seconds."""
-    monkeypatch.setattr(population, "LOG_EVERY", 4)
+    monkeypatch.setattr(meters, "LOG_EVERY", 4)
     clock = iter([100.0, 104.0])
-    monkeypatch.setattr(population.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))
     log = Said()
-    meter = population._Meter(log, [0, 1])
+    meter = meters.Meter(log, [0, 1])
     for step in range(1, 9):
         if step == 5:
             meter.flush()

@@ -25,7 +25,6 @@ from undo_jax import (
     cli,
     losses,
     optim,
-    population,
     progress,
     runner,
     signals,
@@ -36,7 +35,11 @@ from undo_jax import trainer as shared
 from undo_jax.artifacts import Artifact, progress_folder
 from undo_jax.log import Target, open_log
 from undo_jax.models.gemma2 import preset
-from undo_jax.population import Member, Result, Source, Task
+from undo_jax.population import meter
+from undo_jax.population.compiled import Task
+from undo_jax.population.lanes import Member, Source
+from undo_jax.population.loop import Result
+from undo_jax.population.loop import fit as train_together
 from undo_jax.progress import Saving, open_progress
 from undo_jax.signals import PREEMPTED, Preempted
 from undo_jax.stopping import Stop, stoppable
@@ -104,8 +107,15 @@ def _fit(
     ]
     rates = (0.01, 0.02, 0.03, 0.01, 0.02)
     members = [
-        Member(partial(INIT, jax.random.key(i)), jax.random.key(100 + i), rates[i], sources[i % 2])
-        for i in range(MEMBERS)
+        Member(
+            str(i),
+            partial(INIT, jax.random.key(i)),
+            jax.random.key(100 + i),
+            rates[i],
+            sources[i % 2],
+            ends,
+        )
+        for i, ends in enumerate(stops)
     ]
     adam = optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3, weight_decay=0.1 if trains else 0.0)
     task = Task(
@@ -116,7 +126,6 @@ def _fit(
             "ce": losses.cross_entropy(lm, params, train.rows(rows))
         },
         material=_tokens(77),
-        stops=stops,
         row_length=5,
         trains=trains,
     )
@@ -125,10 +134,10 @@ def _fit(
         target.folder.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh), open_log("test", STEPS, targets) as log:
         if saving is None:
-            return _taken(population.fit(task, mesh, members, log))
+            return _taken(train_together(task, mesh, members, log))
         path = epath.Path(folder) / "progress"
         with open_progress(path, saving, stop or Stop(), last) as saved:
-            return _taken(population.fit(task, mesh, members, log, saved))
+            return _taken(train_together(task, mesh, members, log, saved))
 
 
 def _taken(results):
@@ -168,7 +177,7 @@ def _dies_at(step):
 def quick():
     """Many records in few steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(population, "LOG_EVERY", 2)
+        patch.setattr(meter, "LOG_EVERY", 2)
         yield
 
 

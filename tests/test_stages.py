@@ -28,7 +28,7 @@ from undo_jax.durable import read_json
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import Trains
-from undo_jax.population import Result
+from undo_jax.population.loop import Result
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.types import Metric, shapes
 
@@ -252,8 +252,8 @@ def test_what_one_seed_shares_no_other_has(calls):
 
 def test_a_student_stops_at_its_own_teachers_retain_score(calls):
     """Those of seed 3 at 0.5 and those of seed 5 at 0.7, less 0.05; above it as well."""
-    task, _, folders, _ = calls["distill"]
-    for stop, folder in zip(task.stops, folders, strict=True):
+    _, members, folders, _ = calls["distill"]
+    for stop, folder in zip([member.ends for member in members], folders, strict=True):
         bar = RETAIN["unlearn", _parts(folder)[2]]
         assert stop({"retain": bar - 0.04}) and not stop({"retain": bar - 0.06})
         assert stop({"retain": bar}) and stop({"retain": 1.0})
@@ -262,7 +262,7 @@ def test_a_student_stops_at_its_own_teachers_retain_score(calls):
 def test_only_students_stop_early(ran, tmp_path, monkeypatch):
     for stage in ("pretrain", "unlearn", "relearn"):
         task, members, _, _ = ran.calls[stage]
-        assert [stop({"retain": 1.0, "forget": 0.0}) for stop in task.stops] == [False] * len(
+        assert [member.ends({"retain": 1.0, "forget": 0.0}) for member in members] == [False] * len(
             members
         )
     recorder, experiment = Recorder(), _experiment()
@@ -271,7 +271,7 @@ def test_only_students_stop_early(ran, tmp_path, monkeypatch):
     distill = replace(experiment.distill, stop_early=False)
     _run(replace(experiment, distill=distill), tmp_path, "distill")
     ((task, members, _, _),) = recorder.calls
-    assert [stop({"retain": 1.0}) for stop in task.stops] == [False] * 4
+    assert [member.ends({"retain": 1.0}) for member in members] == [False] * 4
 
 
 def test_a_summary_says_who_recovered_and_what_it_cost(ran):

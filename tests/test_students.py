@@ -9,13 +9,14 @@ import jax
 import pytest
 
 import undo_jax
-from undo_jax import checkpoint, population
+from undo_jax import checkpoint
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
 from undo_jax.artifacts import plain
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.population import Result
+from undo_jax.population.loop import Result
+from undo_jax.population.loop import fit as train_together
 from undo_jax.sharding import shardings
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
@@ -68,7 +69,7 @@ def made(tmp_path_factory):
     def fit(task, mesh, members, log, progress):
         calls.append((task, members, [target.folder for target in log.targets]))
         if task.lm == STUDENT:
-            return population.fit(task, mesh, members, log)
+            return train_together(task, mesh, members, log)
         return _untrained(task, mesh, members, log, progress)
 
     with pytest.MonkeyPatch.context() as patch:

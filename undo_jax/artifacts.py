@@ -3,6 +3,7 @@
 WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
     config.json     what it is and what it was made from
     metrics.jsonl   its records
+    steps/N/        the same after N steps, of an attack that is asked to keep them
     params/         its parameters
     summary.json    written last: an artifact without it, or with that of another, is unfinished and
                     is made again; it has the hashes of the files beside it
@@ -35,6 +36,7 @@ from undo_jax.durable import file_hash, flush_all, read_json, write_json
 from undo_jax.log import console
 from undo_jax.types import LM, Params
 
+STEPS = "steps"  # the folder of parameters that are kept at chosen steps
 FILES = "files"  # in a summary: the hashes of the files beside it
 
 
@@ -115,23 +117,30 @@ def kept(artifact: Artifact) -> bool:
     return True
 
 
-def begin(artifact: Artifact) -> None:
-    """An empty folder with config.json; whatever an interrupted run left is removed.
+def begin(artifact: Artifact, with_steps: bool = True) -> None:
+    """A folder with config.json alone; whatever an interrupted run left is removed.
 
+    `with_steps` False spares what was kept of steps before the one that training goes on from.
     Raises FileNotFoundError on a process that does not see the folder that process 0 made.
     """
     if jax.process_index() == 0:
-        if artifact.folder.exists():
-            artifact.folder.rmtree()
-        artifact.folder.mkdir(parents=True)
-        description = {"fingerprint": artifact.fingerprint, **artifact.describe(), **artifact.about}
-        write_json(artifact.folder / "config.json", description)
+        for path in artifact.folder.iterdir() if artifact.folder.exists() else ():
+            if with_steps or path.name != STEPS:
+                path.rmtree() if path.is_dir() else path.unlink()
+        artifact.folder.mkdir(parents=True, exist_ok=True)
+        write_description(artifact, artifact.folder)
     wait(f"begin {artifact.folder.name}")
     if not artifact.folder.exists():
         raise FileNotFoundError(
             f"process {jax.process_index()} does not see {artifact.folder} of process 0: give a "
             "workdir that all share, e.g. in a bucket"
         )
+
+
+def write_description(artifact: Artifact, folder: epath.Path) -> None:
+    """Its config.json."""
+    description = {"fingerprint": artifact.fingerprint, **artifact.describe(), **artifact.about}
+    write_json(folder / "config.json", description)
 
 
 def save(artifact: Artifact, params: Params) -> None:
@@ -176,7 +185,8 @@ def plain(value: Any) -> Any:
     A function with defaults of keyword-only arguments is a partial that gives them: that one is
     edited is seen.
 
-    A dataclass with a fingerprint, such as a tokenizer, stands for its content and not its fields:
+    A field of a dataclass whose metadata say that it is no part of its "identity" is left out. A
+    dataclass with a fingerprint, such as a tokenizer, stands for its content and not its fields:
     where its file lies does not matter. Numbers stay as they are: 30.0 is not 30. Raises ValueError
     for a function without a name.
     """
@@ -186,7 +196,11 @@ def plain(value: Any) -> Any:
         fingerprint = getattr(value, "fingerprint", None)
         if fingerprint is not None:
             return {"type": type(value).__name__, "fingerprint": fingerprint}
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.metadata.get("identity", True)
+        }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
         called = plain(value.func)

@@ -14,15 +14,16 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from undo_jax import population
 from undo_jax.fit import chips, least
 from undo_jax.graph import Work
 from undo_jax.mesh import check_batch
+from undo_jax.population import programs
+from undo_jax.population.meter import LOG_EVERY
 from undo_jax.sharding import placement
-from undo_jax.types import LM, table_shape
+from undo_jax.types import LM, Packed, table_shape
 
 WARM = 3  # steps before any is measured
-AHEAD = 2 * population.LOG_EVERY  # steps that are under way at once, as in training
+AHEAD = 2 * LOG_EVERY  # steps that are under way at once, as in training
 TRACED = 3  # steps in a trace
 
 
@@ -86,15 +87,17 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
     training, members = work.training, mesh.shape["sweep"]
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
-        made = population.program(
+        made = programs.programs(
             work.lm, work.loss, training, work.refs, mesh, members, work.trains
         )
         streams = dict.fromkeys(work.streams, work.row_length)
-        like = population.example(made, work.refs, streams, training.batch_size, mesh)
+        like = programs.example(
+            made, work.refs, streams, training.batch_size, mesh, carries=work.carries
+        )
         states, shared = _start(made, work, mesh), _shared(like[1], work, mesh)
         owners, active = np.zeros(members, int), np.ones(members, bool)
         started = time.perf_counter()
-        advance = made.advance.lower((states, owners, active), shared).compile()
+        advance = made.advance.lower((states, owners, active, {}), shared).compile()
         compile_seconds = time.perf_counter() - started
 
         def run(count: int, ahead: int = AHEAD) -> list[float]:
@@ -102,7 +105,7 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
             nonlocal states
             marks, launched = [time.perf_counter()], deque()
             for step in range(count):
-                states, metrics = advance((states, owners, active), shared)
+                states, metrics = advance((states, owners, active, {}), shared)
                 launched.append(metrics)
                 while len(launched) > (ahead if step + 1 < count else 0):
                     jax.block_until_ready(launched.popleft())
@@ -123,7 +126,7 @@ def split(work: Work, devices: int, weak: bool, base: int) -> Work:
     return replace(work, training=replace(work.training, batch_size=rows))
 
 
-def _start(made: population.Program, work: Work, mesh: Mesh) -> Any:
+def _start(made: programs.Programs, work: Work, mesh: Mesh) -> Any:
     """Fresh members."""
     members = mesh.shape["sweep"]
     keys = jax.random.split(jax.random.key(1), members)
@@ -133,14 +136,23 @@ def _start(made: population.Program, work: Work, mesh: Mesh) -> Any:
 def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
     """Reference models and random tokens, placed as `like` says."""
     refs = {
-        name: population.references(lm, [_fresh(lm, mesh)], mesh) for name, lm in work.refs.items()
+        name: programs.references(lm, [_fresh(lm, mesh)], mesh) for name, lm in work.refs.items()
     }
     most, draw = table_shape(work.lm).shape[0], jax.random.randint
-    tokens = {
-        name: jax.device_put(draw(jax.random.key(2), one.shape, 0, most, jnp.int32), one.sharding)
-        for name, one in like[1].items()
-    }
-    return refs, tokens
+
+    def rows(like: Any) -> Any:
+        drawn = draw(jax.random.key(2), jax.tree.leaves(like)[0].shape, 0, most, jnp.int32)
+        beside = Packed(drawn, jnp.ones(drawn.shape), jnp.zeros(drawn.shape, jnp.int32))
+        found = (
+            drawn
+            if not isinstance(like, Packed)
+            else Packed(
+                *(None if one is None else made for one, made in zip(like, beside, strict=True))
+            )
+        )
+        return jax.tree.map(lambda x, one: jax.device_put(x, one.sharding), found, like)
+
+    return refs, {name: rows(one) for name, one in like[1].items()}
 
 
 def _fresh(lm: LM, mesh: Mesh) -> Any:

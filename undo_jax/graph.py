@@ -9,7 +9,8 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,21 @@ from undo_jax.data.tokenizer_files import describe
 from undo_jax.optim import Trains
 from undo_jax.recipe import Recipe, Trained, title
 from undo_jax.train import Training, check_accumulation, rows
-from undo_jax.types import LM, Frozen, Key, Loss, rounded_shapes, shapes
+from undo_jax.types import LM, Frozen, Key, Loss, Packed, rounded_shapes, shapes
 
 UNSAID = ("lm", "seed")  # fields of a recipe that an artifact says in another place
 HOW = ("family", "dtype", "remat", "unroll")  # fields of a model that change nothing it computes
+
+
+class _Short(NamedTuple):
+    """Rows of any setting, where it does not matter which."""
+
+    row_length: int = 8
+    carries: tuple[str, ...] = ()
+
+
+_SHORT = _Short()
+_TRACEABLE: dict[Any, bool] = {}  # losses that compute with any numbers
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Work:
     refs: Mapping[str, LM]
     row_length: int
     trains: Trains | None = None  # what of the model; None: everything
+    carries: tuple[str, ...] = ()  # what the streams have beside tokens, see `Packed`
 
     @property
     def tokens(self) -> int:
@@ -45,38 +58,76 @@ class Work:
         return self.training.batch_size * self.row_length * len(self.streams)
 
 
-def work(recipe: Trained, row_length: int) -> Work:
-    """The work of a recipe on rows of so many tokens."""
+class RowForm(Protocol):
+    """What of a setting a compiled step depends on; it needs no data."""
+
+    @property
+    def row_length(self) -> int: ...
+
+    @property
+    def carries(self) -> tuple[str, ...]: ...
+
+
+def work(recipe: Trained, form: RowForm) -> Work:
+    """The work of a recipe on rows of a setting."""
     refs = {name: reference.lm for name, reference in recipe.references.items()}
     how = recipe.lm, recipe.loss, recipe.training, tuple(recipe.streams)
-    return Work(*how, refs, row_length, recipe.trains)
+    return Work(*how, refs, form.row_length, recipe.trains, tuple(form.carries))
 
 
-def check(recipe: Trained, row_length: int) -> None:
+def check(recipe: Trained, form: RowForm) -> None:
     """Trace a recipe's loss, long before it is wanted.
 
     Raises what it raises for its arguments, what `optim.pick` does for what trains, and ValueError
     where it wants whole batches and these are accumulated.
     """
-    doing = work(recipe, row_length)
     check_accumulation(recipe.loss, recipe.training.accumulation)
-
-    def loss(params, refs, tokens):
-        optim.pick(doing.trains, params)
-        batch = {name: rows(tokens) for name in doing.streams}
-        frozen = {name: Frozen(lm, refs[name]) for name, lm in doing.refs.items()}
-        return doing.loss(doing.lm, params, frozen, batch, jax.random.key(0))
-
-    tokens = jax.ShapeDtypeStruct((doing.training.batch_size, row_length + 1), jnp.int32)
-    refs = {name: rounded_shapes(lm) for name, lm in doing.refs.items()}
-    made = jax.eval_shape(loss, shapes(doing.lm), refs, tokens)
+    made = _traced(work(recipe, form))
     whole = isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)
     if not whole or any(getattr(x, "shape", None) != () for x in jax.tree.leaves(made)):
         name = getattr(recipe.loss, "__name__", recipe.loss)
         raise ValueError(f"{name} gives {made}: give a number, and numbers by name to be logged")
 
 
-def largest(recipes: Iterable[Recipe], kind: str, row_length: int) -> Work:
+def _traced(doing: Work, numbers: Sequence[str] = ()) -> Any:
+    """What the loss gives, as shapes; some of its arguments may be traced, too."""
+
+    def loss(params, refs, packed, own):
+        optim.pick(doing.trains, params)
+        batch = {name: rows(packed) for name in doing.streams}
+        frozen = {name: Frozen(lm, refs[name]) for name, lm in doing.refs.items()}
+        used = partial(doing.loss, **own) if own else doing.loss
+        return used(doing.lm, params, frozen, batch, jax.random.key(0))
+
+    shape = doing.training.batch_size, doing.row_length + 1
+    kinds = {"tokens": jnp.int32, "weights": jnp.float32, "segments": jnp.int32}
+    beside = {name: kind for name, kind in kinds.items() if name in ("tokens", *doing.carries)}
+    packed = Packed(**{n: jax.ShapeDtypeStruct(shape, kind) for n, kind in beside.items()})
+    refs = {name: rounded_shapes(lm) for name, lm in doing.refs.items()}
+    own = dict.fromkeys(numbers, jax.ShapeDtypeStruct((), jnp.float32))
+    return jax.eval_shape(loss, shapes(doing.lm), refs, packed, own)
+
+
+def numbers(recipe: Trained) -> dict[str, float]:
+    """Arguments of its loss, by keyword, of which models that train as one program may differ.
+
+    They are floating point numbers that the loss computes with; it may not branch on them.
+    """
+    loss = recipe.loss
+    if not isinstance(loss, partial):
+        return {}
+    found = {name: value for name, value in loss.keywords.items() if type(value) is float}
+    known = loss.func, recipe.lm, tuple(recipe.streams), tuple(sorted(loss.keywords))
+    if found and known not in _TRACEABLE:
+        try:
+            _traced(replace(work(recipe, _SHORT), loss=loss), tuple(found))
+            _TRACEABLE[known] = True
+        except Exception:  # what it raises for a number that is not known yet is its own
+            _TRACEABLE[known] = False
+    return found if found and _TRACEABLE[known] else {}
+
+
+def largest(recipes: Iterable[Recipe], kind: str, form: RowForm) -> Work:
     """The work of a kind: of models of several sizes, that of the largest.
 
     Raises ValueError for a kind of which none is trained.
@@ -84,17 +135,19 @@ def largest(recipes: Iterable[Recipe], kind: str, row_length: int) -> Work:
     trained: list[Any] = [recipe for recipe in ancestry(recipes) if is_trained(recipe)]
     if kind not in (kinds := list(dict.fromkeys(recipe.kind for recipe in trained))):
         raise ValueError(f"stage {kind!r} trains nothing: choose one of {', '.join(kinds)}")
-    found = [work(recipe, row_length) for recipe in trained if recipe.kind == kind]
+    found = [work(recipe, form) for recipe in trained if recipe.kind == kind]
     return max(found, key=lambda one: one.lm.forward_flops(1))
 
 
 def alike(recipe: Trained) -> str:
     """Equal for recipes whose models can train together, as one program."""
-    training = recipe.training
+    training, varied = recipe.training, numbers(recipe)
     rateless = replace(training, optimizer=replace(training.optimizer, learning_rate=1.0))
-    described = work(recipe, 0)
+    loss = partial(recipe.loss, **dict.fromkeys(varied, 0.0)) if varied else recipe.loss
+    described = work(recipe, _SHORT)
     parts = {
         **{f.name: plain(getattr(described, f.name)) for f in fields(described)},
+        "loss": plain(loss),
         "kind": recipe.kind,
         "training": plain(rateless),
     }

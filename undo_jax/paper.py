@@ -99,6 +99,7 @@ class Relearning:
     training: Training
     learning_rates: tuple[float, ...]
     attacks: tuple[Literal["forget", "mixed"], ...] = ("forget",)
+    keep_at: tuple[int, ...] = ()  # steps at which the strongest attack's parameters are kept
 
     def __post_init__(self):
         if not self.attacks:
@@ -107,7 +108,7 @@ class Relearning:
         for attack in self.attacks:
             if attack not in ATTACKS:
                 raise ValueError(f"unknown attack {attack!r}: forget or mixed")
-            ATTACKS[attack](self.training, self.learning_rates)
+            ATTACKS[attack](self.training, self.learning_rates, self.keep_at)
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ class Paper:
         """The models of the paper's Figure 1; all but the base are attacked."""
         lm, small = self.model, self.noise.student or self.model
         learning, teaching = self.pretrain.training, self.distill
+        attacking = self.relearn
         base: Recipe = Pretrain(lm, learning, "pretrain", draw="pretrain/base")
         if self.pretrain.base is not None:
             base = Import(lm, self.pretrain.base)
@@ -181,8 +183,8 @@ class Paper:
             for name, student in students.items()
         }
         attacks = (
-            ATTACKS[name](self.relearn.training, self.relearn.learning_rates)
-            for name in self.relearn.attacks
+            ATTACKS[name](attacking.training, attacking.learning_rates, attacking.keep_at)
+            for name in attacking.attacks
         )
         return Experiment(
             name=self.name,

@@ -116,6 +116,11 @@ class Trained(Recipe, Protocol):
         """Peak learning rates: a model is trained with each, and the strongest one counts."""
         ...
 
+    @property
+    def keeps(self) -> tuple[int, ...]:
+        """Steps at which the parameters of the one that is the strongest then are kept, too."""
+        ...
+
     def strength(self, judge: Judge, scores: Scores) -> float:
         """By which of several rates the strongest is found."""
         ...
@@ -142,6 +147,7 @@ class Simple:
     vital: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
     trains: Any = None
+    keeps: tuple[int, ...] = ()
 
     @property
     def references(self) -> Mapping[str, Recipe]:

@@ -10,10 +10,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax import artifacts
+from undo_jax import artifacts, steps
 from undo_jax.graph import Model, alike, is_trained
 from undo_jax.log import console, last
-from undo_jax.population import diverged
+from undo_jax.population.loop import diverged
 from undo_jax.settings import scores_at_end
 from undo_jax.trainer import Run, companies, train
 
@@ -25,14 +25,16 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
     where one has diverged from which others are made.
     """
     kept = _agreed([m in wanted and artifacts.kept(m.artifact) for m in models])
-    left = [m for m, done in zip(models, kept, strict=True) if m in wanted and not done]
-    _judge(run, [m for m, done in zip(models, kept, strict=True) if done and _vital(m)])
+    finished = [m for m, done in zip(models, kept, strict=True) if done]
+    whole = _agreed([m in finished and _has_steps(m) for m in models])
+    left = [m for m, done in zip(models, whole, strict=True) if m in wanted and not done]
+    _judge(run, list(filter(_vital, finished)))
     interrupted = _interrupted(models, left)
     while left:
         ready = (one for one in interrupted if not any(set(m.parents) & set(left) for m in one))
         if (company := next(ready, None)) is not None:
             interrupted.remove(company)
-            train(run, company, [model for model in company if model not in left])
+            train(run, company, [m for m in company if m not in left or m in finished])
             left = _without(left, company)
             _judge(run, company)
             continue
@@ -40,12 +42,18 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
         group = _next(_without(left, waiting), left)
         for company in companies(run, group) if is_trained(group[0].recipe) else [group]:
             if is_trained(company[0].recipe):
-                train(run, company)
+                train(run, company, [model for model in company if model in finished])
             else:
                 _compute(run, company[0])
             left = _without(left, company)
             _judge(run, company)
     artifacts.clear_progress(models[0].artifact.workdir)
+
+
+def _has_steps(model: Model) -> bool:
+    """Whether the parameters are there of all the steps at which they are to be kept."""
+    wanted = getattr(model.recipe, "keeps", ())
+    return all(steps.summary(model.artifact, step) for step in wanted)
 
 
 def _next(some: Sequence[Model], left: Sequence[Model]) -> list[Model]:

@@ -109,18 +109,22 @@ def own_rows(mesh: Mesh, count: int) -> list[slice]:
     return runs
 
 
-def assemble(mesh: Mesh, count: int, read: Callable[[slice], np.ndarray]) -> jax.Array:
-    """A batch [groups, count, ...] over all devices; a process reads its own rows, each once."""
-    parts = [(run, read(run)) for run in own_rows(mesh, count)]
-
-    def piece(index: Any) -> np.ndarray:
-        start, stop, _ = index[1].indices(count)
-        run, rows = next((run, rows) for run, rows in parts if run.start <= start < run.stop)
-        return rows[:, start - run.start : stop - run.start]
-
-    shape = parts[0][1].shape
+def assemble(mesh: Mesh, count: int, read: Callable[[slice], Any]) -> Any:
+    """A batch, arrays [groups, count, ...], over all devices; a process reads its own rows once."""
+    runs = own_rows(mesh, count)
     sharding = NamedSharding(mesh, P(None, BATCH))
-    return jax.make_array_from_callback((shape[0], count, *shape[2:]), sharding, piece)
+
+    def of_leaf(*parts: np.ndarray) -> jax.Array:
+        def piece(index: Any) -> np.ndarray:
+            start, stop, _ = index[1].indices(count)
+            own = zip(runs, parts, strict=True)
+            run, rows = next((run, rows) for run, rows in own if run.start <= start < run.stop)
+            return rows[:, start - run.start : stop - run.start]
+
+        shape = parts[0].shape
+        return jax.make_array_from_callback((shape[0], count, *shape[2:]), sharding, piece)
+
+    return jax.tree.map(of_leaf, *map(read, runs))
 
 
 def pad_rows(tree: Any) -> Any:

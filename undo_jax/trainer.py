@@ -1,56 +1,31 @@
 """Trains models of one work together: a population, whose members become finished artifacts."""
 
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-from jax.sharding import Mesh
-
-from undo_jax import artifacts, memory
+from undo_jax import artifacts, memory, steps
+from undo_jax.candidates import Candidate, Run, candidates, parent_scores
 from undo_jax.fit import least
 from undo_jax.graph import Model, Work, work
-from undo_jax.log import Log, Target, open_log
-from undo_jax.population import Member, Result, Source, Task, fit
-from undo_jax.progress import Saving, open_progress
+from undo_jax.log import Log, open_log
+from undo_jax.population.compiled import Task
+from undo_jax.population.loop import Result, fit
+from undo_jax.progress import open_progress
 from undo_jax.settings import scores_at_end
-from undo_jax.sharding import placement
 from undo_jax.stopping import Stop, stoppable
-from undo_jax.types import Lazy, Scores
+from undo_jax.types import Scores
 
 
-@dataclass(frozen=True)
-class Run:
-    """Where models are made, and how they are scored."""
+class Found(NamedTuple):
+    """What came of a candidate."""
 
-    setting: Any
-    mesh: Mesh
-    material: Any  # of the setting's evaluation
-    saving: Saving
-    together: int  # lanes trained side by side at most
-    readers: dict[Model, Lazy] = field(default_factory=dict)
-
-    def load(self, model: Model) -> Lazy:
-        """What reads a finished model, the same for all that ask. Raises FileNotFoundError."""
-        model.artifact.summary()
-        if model not in self.readers:
-            self.readers[model] = partial(
-                artifacts.load, model.artifact, model.recipe.lm, self.mesh
-            )
-        return self.readers[model]
+    candidate: Candidate
+    result: Result
 
 
-Best = dict[Model, tuple[int, Result]]  # of a model's lanes: which, and its result
-
-
-class Lane(NamedTuple):
-    """One training: of a model with one learning rate."""
-
-    model: Model
-    member: Member
-    rate: float
+Best = dict[Model, Found]
 
 
 def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) -> None:
@@ -61,44 +36,59 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     step; what follows its last step is not interrupted.
     """
     recipe: Any = company[0].recipe
-    lanes, parents = _lanes(run, company), {m: _parents(m) for m in company}
+    parents = {model: parent_scores(model) for model in company}
+    tried = candidates(run, company, parents, finished)
     folder = artifacts.progress_folder([model.artifact for model in company])
+    goes_on = any(folder.glob("from-*"))
     for model in company:
         if model not in finished:
-            artifacts.begin(model.artifact)
-    targets = [_target(lane, lane.model in finished) for lane in lanes]
+            artifacts.begin(model.artifact, with_steps=not goes_on)
     setting, training, size = run.setting, recipe.training, run.together
-    stops = [partial(_ends, run, lane.model, parents[lane.model]) for lane in lanes]
-    how = recipe.loss, training, setting.evaluate, run.material, stops, setting.row_length
-    task = Task(recipe.lm, *how, recipe.trains)
-    title = f"{recipe.kind} × {len(lanes)}"
+    how = recipe.loss, training, setting.evaluate, run.material, setting.row_length
+    task = Task(recipe.lm, *how, recipe.trains, tuple(setting.carries))
+    title, targets = f"{recipe.kind} × {len(tried)}", [c.target for c in tried]
 
-    def fit_from(first: int, log: Log, stop: Stop) -> list[Result]:
-        """As many lanes as train side by side."""
-        group, last = slice(first, first + size), first + size >= len(lanes)
-        own, some = replace(log, targets=targets[group]), task._replace(stops=stops[group])
-        members = [lane.member for lane in lanes[group]]
+    def fit_from(first: int, log: Log, stop: Stop) -> list[Found]:
+        """As many candidates as train side by side."""
+        group, last = tried[first : first + size], first + size >= len(tried)
+        own = replace(log, targets=[candidate.target for candidate in group])
         with open_progress(folder / f"from-{first}", run.saving, stop, last) as progress:
-            return fit(some, run.mesh, members, own, progress)
+            seen = partial(_keep, run, group) if recipe.keeps else None
+            results = fit(task, run.mesh, [c.member for c in group], own, progress, seen)
+        return [Found(*pair) for pair in zip(group, results, strict=True)]
 
     best: Best = {}
     with stoppable() as stop:
         with open_log(title, training.steps, targets) as log:
-            for first in range(0, len(lanes), size):
+            for first in range(0, len(tried), size):
                 # what the others have learned is let go
-                best = {model: (index, _taken(result)) for model, (index, result) in best.items()}
-                best = _strongest(run, best, fit_from(first, log, stop), first, lanes)
-        for model, (index, result) in best.items():
+                best = {model: _taken(found) for model, found in best.items()}
+                best = _strongest(run, best, fit_from(first, log, stop))
+        for model, found in best.items():
             if model not in finished:
-                _finish(run, lanes[index], parents[model], result)
+                _finish(run, found, parents[model])
         artifacts.remove_progress(folder)
+
+
+def _keep(run: Run, group: Sequence[Candidate], step: int, evaluated: Mapping[int, Result]) -> None:
+    """Keep a model's strongest candidate at this step, where that is wanted."""
+    found = [Found(group[number], result) for number, result in evaluated.items()]
+    for model, (candidate, result) in _strongest(run, {}, found).items():
+        recipe: Any = model.recipe
+        before = steps.summary(model.artifact, step)
+        strength = partial(recipe.strength, run.setting)
+        if step in recipe.keeps and not (
+            before and strength(before["eval"]) >= strength(result.scores)
+        ):
+            tags = recipe.tags(candidate.member.learning_rate)
+            steps.keep(model.artifact, step, result.params(), result.scores, **tags)
 
 
 def companies(run: Run, group: Sequence[Model]) -> list[list[Model]]:
     """Models of one work, cut so that a company has at most `together` lanes, and fits memory."""
     recipe: Any = group[0].recipe
     size = max(1, run.together // len(recipe.rates))
-    there, doing = memory.of_device(run.mesh), work(recipe, run.setting.row_length)
+    there, doing = memory.of_device(run.mesh), work(recipe, run.setting)
     while size > 1 and _bytes(run, doing, group[:size]) > there:
         size -= 1
     return [list(group[first : first + size]) for first in range(0, len(group), size)]
@@ -115,92 +105,37 @@ def _bytes(run: Run, doing: Work, company: Sequence[Model]) -> float:
     return alone * -(-lanes // run.mesh.shape["sweep"]) + each * len(refs) + batch
 
 
-def _lanes(run: Run, company: Sequence[Model]) -> list[Lane]:
-    """Every model with each of its rates."""
-    sources: dict[Any, Source] = {}
-    lanes = []
-    for model in company:
-        recipe: Any = model.recipe
-        seed, batch = model.artifact.seed, recipe.training.batch_size
-        streams = {
-            name: (stream.name, zlib.crc32(f"{stream.order}/{seed}".encode()))
-            for name, stream in recipe.streams.items()
-        }
-        references = {name: model.parent(ref) for name, ref in recipe.references.items()}
-        shared = tuple(streams.items()), tuple(references.items())
-        if shared not in sources:
-            rows = {n: run.setting.stream(of, batch, order) for n, (of, order) in streams.items()}
-            refs = {n: (ref.recipe.lm, run.load(ref)) for n, ref in references.items()}
-            sources[shared] = Source(rows, refs)
-        params = _first(run, model)
-        for rate in recipe.rates:
-            member = Member(params, model.key, rate, sources[shared])
-            lanes.append(Lane(model, member, rate))
-    return lanes
-
-
-def _first(run: Run, model: Model) -> Lazy:
-    """The parameters that a model begins with."""
-    recipe: Any = model.recipe
-    if recipe.start is None:
-        init = jax.jit(recipe.lm.init, out_shardings=placement(recipe.lm, run.mesh))
-        return partial(init, model.key)
-    load = run.load(model.parent(recipe.start))
-    if recipe.prepares:
-        return lambda: recipe.make(run.mesh, model.key, load())
-    return load
-
-
-def _parents(model: Model) -> dict[str, Scores]:
-    """The last scores of what a model learns from, by name."""
-    recipe: Any = model.recipe
-    named = {**recipe.references, **({"start": recipe.start} if recipe.start else {})}
-    return {n: model.parent(of).artifact.summary().get("eval", {}) for n, of in named.items()}
-
-
-def _ends(run: Run, model: Model, parents: Mapping[str, Scores], scores: Scores) -> bool:
-    recipe: Any = model.recipe
-    return recipe.ends(run.setting, parents, scores)
-
-
-def _target(lane: Lane, finished: bool) -> Target:
-    recipe: Any = lane.model.recipe
-    folder = None if finished else lane.model.artifact.folder
-    return Target(folder, recipe.tags(lane.rate))
-
-
-def _strongest(
-    run: Run, best: Best, found: Sequence[Result], first: int, lanes: Sequence[Lane]
-) -> Best:
-    """The best of those before and of those found from lane `first` on; the first of equals."""
+def _strongest(run: Run, best: Best, candidates: Sequence[Found]) -> Best:
+    """The best of those before and of these; the first of equals."""
     best = dict(best)
-    for index, result in enumerate(found, first):
-        model = lanes[index].model
+    for found in candidates:
+        model = found.candidate.model
         recipe: Any = model.recipe
         known, strength = best.get(model), partial(recipe.strength, run.setting)
-        if known is None or strength(result.scores) > strength(known[1].scores):
-            best[model] = index, result
+        if known is None or strength(found.result.scores) > strength(known.result.scores):
+            best[model] = found
     return best
 
 
-def _taken(result: Result) -> Result:
-    params = result.params()
-    return result._replace(params=lambda: params)
+def _taken(found: Found) -> Found:
+    params = found.result.params()
+    return found._replace(result=found.result._replace(params=lambda: params))
 
 
-def _finish(run: Run, lane: Lane, parents: Mapping[str, Scores], result: Result) -> None:
+def _finish(run: Run, found: Found, parents: Mapping[str, Scores]) -> None:
     """Save a trained model and mark its artifact as finished.
 
     FLOPs count a training pass as three forward passes and a reference model as one: an upper
     bound, for a loss may not run all of them, or not all layers.
     """
-    recipe: Any = lane.model.recipe
-    described, time = work(recipe, run.setting.row_length), run.setting.row_length
+    (model, member, _), result = found
+    recipe: Any = model.recipe
+    described, time = work(recipe, run.setting), run.setting.row_length
     tokens = result.steps * described.tokens
     passes = 3 * recipe.lm.forward_flops(time)
     passes += sum(lm.forward_flops(time) for lm in described.refs.values())
     cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
-    facts = recipe.facts(run.setting, parents, result.scores) | recipe.tags(lane.rate)
+    facts = recipe.facts(run.setting, parents, result.scores) | recipe.tags(member.learning_rate)
     params = result.params()
-    scores = result.scores | scores_at_end(run.setting, recipe.lm, params)
-    artifacts.keep(lane.model.artifact, params, scores, **cost, **facts)
+    scores = {**result.scores, **scores_at_end(run.setting, recipe.lm, params)}
+    artifacts.keep(model.artifact, params, scores, **cost, **facts)

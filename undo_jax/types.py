@@ -55,11 +55,11 @@ class Rows(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Rows as a stream gives them. A token's weight is that of predicting it; None: all count 1."""
+    """Rows as a stream gives them, each [B, T+1]. A token's weight is that of predicting it."""
 
-    tokens: Int[Array, "B T+1"]
-    weights: Float[Array, "B T+1"] | None = None  # of any scale; 0 is a token that does not count
-    segments: Int[Array, "B T+1"] | None = None  # as in `Rows`
+    tokens: Any  # int32
+    weights: Any = None  # float32 of any scale; 0 is a token that does not count; None: all count 1
+    segments: Any = None  # int32, as in `Rows`
 
 
 Batch = Mapping[str, Rows]  # e.g. {"retain": ..., "forget": ...}

@@ -350,7 +350,7 @@ def test_a_compiler_is_asked_for_the_slice_and_left_alone(monkeypatch, place, as
 
 def _work(knobs, kind):
     experiment = knobs.graph()
-    return largest(experiment.recipes().values(), kind, experiment.setting.row_length)
+    return largest(experiment.recipes().values(), kind, experiment.setting)
 
 
 def test_a_stage_is_the_work_that_the_pipeline_does():

@@ -55,7 +55,7 @@ def shipped(tmp_path_factory):
 
 
 def _work(experiment, kind):
-    return on_chips(largest(experiment.recipes().values(), kind, experiment.setting.row_length))
+    return on_chips(largest(experiment.recipes().values(), kind, experiment.setting))
 
 
 def _cases():

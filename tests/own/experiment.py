@@ -6,13 +6,13 @@ from letters import Letters
 
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
+from undo_jax.mesh import MeshShape
 from undo_jax.methods.maxent import maxent
 from undo_jax.optim import AdamW
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.sharding import MeshShape
 from undo_jax.train import Training
 
 lm, how = Bag(vocabulary=8, width=16), Training(60, 8, AdamW(0.03), eval_every=20)

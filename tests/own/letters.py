@@ -20,6 +20,7 @@ LARGE, SMALL = "ABC", "abc"
 class Letters:
     row_length: int = 8
 
+    carries = ()
     metrics = {
         "large": Metric("loss on large letters", higher_is_better=False, unit="nats/token"),
         "known": Metric("small letters that are expected", higher_is_better=True),

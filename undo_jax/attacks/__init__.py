@@ -4,7 +4,7 @@ An attack tries to bring back what was unlearned; of several the strongest count
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from undo_jax.losses import language_modelling
 from undo_jax.optim import Trains
@@ -24,7 +24,12 @@ class Attack:
     one, or one with an adapter beside frozen weights; None leaves them as they are. Then that model
     is trained on a stream of the setting with every learning rate, where there is a `training`.
 
-    Raises ValueError for rates that are none, not positive, or twice the same.
+    At the steps `keep_at` the parameters of the training that is the strongest then are kept in the
+    artifact's folder, beside those at the end. They do not change what it is: another run makes
+    missing ones.
+
+    Raises ValueError for rates that are none, not positive, or twice the same, and for steps to
+    keep that are not evaluated.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Attack:
     adapt: Callable[[LM], LM] = _same
     prepare: Callable[[LM, Params, Key], Params] | None = None
     trains: Trains | None = None  # what of the model `adapt(lm)`; None: everything
+    keep_at: tuple[int, ...] = field(default=(), metadata={"identity": False})
 
     def __post_init__(self):
         rates = self.learning_rates
@@ -42,3 +48,12 @@ class Attack:
             raise ValueError(f"learning_rates={rates}: give positive rates")
         if len(set(rates)) < len(rates):
             raise ValueError(f"learning_rates={rates}: one is given twice, leave it out")
+        steps, every = (self.training.steps, self.training.eval_every) if self.training else (-1, 1)
+        for step in self.keep_at:
+            if not 0 <= step <= steps or step % every and step != steps:
+                raise ValueError(
+                    f"keep_at={self.keep_at}: {step} is not evaluated, give steps 0, {every}, "
+                    f"{2 * every}, ... up to {steps}"
+                    if self.training
+                    else f"keep_at={self.keep_at}: an attack that does not train has no steps"
+                )

@@ -4,6 +4,8 @@ from undo_jax.attacks import Attack
 from undo_jax.train import Training
 
 
-def forget(training: Training, learning_rates: tuple[float, ...]) -> Attack:
+def forget(
+    training: Training, learning_rates: tuple[float, ...], keep_at: tuple[int, ...] = ()
+) -> Attack:
     """Fine-tune the whole model on forget rows, once with every learning rate."""
-    return Attack("forget", training, learning_rates, stream="forget")
+    return Attack("forget", training, learning_rates, stream="forget", keep_at=keep_at)

@@ -4,6 +4,8 @@ from undo_jax.attacks import Attack
 from undo_jax.train import Training
 
 
-def mixed(training: Training, learning_rates: tuple[float, ...]) -> Attack:
+def mixed(
+    training: Training, learning_rates: tuple[float, ...], keep_at: tuple[int, ...] = ()
+) -> Attack:
     """Fine-tune the whole model on the pretraining mixture, once with every learning rate."""
-    return Attack("mixed", training, learning_rates, stream="pretrain")
+    return Attack("mixed", training, learning_rates, stream="pretrain", keep_at=keep_at)

@@ -46,7 +46,7 @@ def bench(words: list[str]) -> None:
     prepare_devices(experiments.processes(options))
     experiment = experiments.override(experiments.load(options.experiment), overrides).graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
-    work = largest(experiment.recipes().values(), options.stage, experiment.setting.row_length)
+    work = largest(experiment.recipes().values(), options.stage, experiment.setting)
     title = {"experiment": experiment.name, "stage": options.stage}
     if options.scale:
         found = scale(work, shape, _counts(options.scale), options.steps)

@@ -63,7 +63,7 @@ def fit(words: list[str]) -> None:
     knobs = experiments.override(experiments.load(options.experiment), overrides)
     experiment = knobs.graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
-    trains = largest(experiment.recipes().values(), options.stage, experiment.setting.row_length)
+    trains = largest(experiment.recipes().values(), options.stage, experiment.setting)
     work, mesh = on_chips(trains), mesh_on(place, shape)
     title = {"experiment": experiment.name, "stage": options.stage}
     try:

@@ -90,10 +90,17 @@ class Corpus:
     def __post_init__(self) -> None:
         """Read the manifest at once, so that a bad folder fails here.
 
-        Raises FileNotFoundError where there is none or it is unfinished and ValueError where it is
-        of another version or damaged.
+        Where there is none yet, whatever needs it raises FileNotFoundError: `undo-jax fit` needs no
+        data. Raises ValueError where it is of another version or damaged.
         """
-        assert self.manifest
+        assert not self.exists or self.manifest
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is there and finished."""
+        path = epath.Path(self.folder) / MANIFEST
+        with reading(str(path)):
+            return path.exists()
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

@@ -42,6 +42,14 @@ def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = Fa
     return cut(stream, length)[0].copy()
 
 
+def segments(rows: np.ndarray, bos_id: int) -> np.ndarray:
+    """Of packed rows, [R, T + 1], the number of each token's document in its row, from 0 or 1 on.
+
+    A BOS opens a document; the tokens before a row's first one are of document 0.
+    """
+    return np.cumsum(rows == bos_id, axis=1, dtype=np.int32)
+
+
 def cut(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The full rows of a stream, [R, length + 1], and the rest of it; both are views.
 

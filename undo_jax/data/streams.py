@@ -12,6 +12,9 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from undo_jax.data.packing import segments
+from undo_jax.types import Packed
+
 _SCALE = 2**20  # Mixing weights are integers that add up to about this.
 
 
@@ -33,16 +36,20 @@ class RowSource(Protocol):
 
 
 def stream(
-    sources: Sequence[RowSource],
+    sources: Sequence[RowSource | Packed],
     batch_size: int,
     seed: int,
     probabilities: Sequence[float] | None = None,
+    opens: int | None = None,
 ) -> "Batches":
     """Batches of packed rows; element i is batch i, int32 [batch_size, T + 1].
 
-    Each source holds packed rows, [R, T + 1]: an array, or `Corpus(...).rows("train")`. It is
-    shuffled with the seed and anew in every epoch, and never ends; an epoch may end inside a
-    batch. The sources are interleaved evenly in proportion to `probabilities` (None: equal
+    Each source holds packed rows, [R, T + 1]: an array, or `Corpus(...).rows("train")`. With
+    weights beside its tokens it is `Packed`, and then batches are, too; so they are with segments,
+    which number the documents of a row where `opens` is the token that opens one.
+
+    A source is shuffled with the seed and anew in every epoch, and never ends; an epoch may end
+    inside a batch. The sources are interleaved evenly in proportion to `probabilities` (None: equal
     shares), so a share holds up to one row in any stretch of the stream and not only on average.
 
     The dataset is Grain's, so slicing and `to_iter_dataset` (for prefetching and checkpoints) work
@@ -52,20 +59,26 @@ def stream(
     Raises ValueError for sources that are empty or of different row lengths, probabilities that
     are not positive or not one per source, a batch size below 1 and a negative seed.
     """
-    sources = tuple(sources)
-    _check(sources, batch_size, seed)
-    return Batches(sources, batch_size, seed, _weights(len(sources), probabilities))
+    parts = [source if isinstance(source, Packed) else Packed(source) for source in sources]
+    _check([part.tokens for part in parts], batch_size, seed)
+    _check_weights(parts)
+    return Batches(parts, opens, batch_size, seed, _weights(len(parts), probabilities))
 
 
-class Batches(grain.MapDataset[np.ndarray]):
-    """What `stream` gives."""
+class Batches(grain.MapDataset[Any]):
+    """What `stream` gives: of arrays, or of `Packed`."""
 
     def __init__(
-        self, sources: Sequence[RowSource], batch_size: int, seed: int, weights: Sequence[int]
+        self,
+        sources: Sequence[Packed],
+        opens: int | None,
+        batch_size: int,
+        seed: int,
+        mixing: Sequence[int],
     ):
         super().__init__()
-        self._sources, self._batch_size = sources, batch_size
-        self._seed, self._weights = seed, weights
+        self._sources, self._opens, self._batch_size = sources, opens, batch_size
+        self._seed, self._mixing = seed, mixing
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -82,16 +95,23 @@ class Batches(grain.MapDataset[np.ndarray]):
             raise IndexError(f"batch {step} does not exist; batches count from 0")
         start, stop, stride = rows.indices(self._batch_size)
         first = step * self._batch_size
-        return self._read(first + start, first + max(start, stop))[::stride]
+        tokens, weights = self._read(first + start, first + max(start, stop))
+        tokens, weights = tokens[::stride], None if weights is None else weights[::stride]
+        numbers = None if self._opens is None else segments(tokens, self._opens)
+        return tokens if weights is numbers is None else Packed(tokens, weights, numbers)
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop-1 of the endless stream."""
-        rows = np.empty((stop - start, self._sources[0].shape[1]), np.int32)
-        for number, counts in enumerate(_counts(start, stop, self._weights)):
-            source = self._sources[number]
-            chosen = _rows(self._seed, number, len(source), int(counts[0]), int(counts[-1]))
-            rows[np.diff(counts) > 0] = source[chosen]
-        return rows
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows start..stop-1 of the endless stream, and their weights."""
+        tokens: Any = np.empty((stop - start, self._sources[0].tokens.shape[1]), np.int32)
+        weights = None if self._sources[0].weights is None else np.empty(tokens.shape, np.float32)
+        for number, counts in enumerate(_counts(start, stop, self._mixing)):
+            source, here = self._sources[number], np.diff(counts) > 0
+            size = len(source.tokens)
+            chosen = _rows(self._seed, number, size, int(counts[0]), int(counts[-1]))
+            tokens[here] = source.tokens[chosen]
+            if weights is not None:
+                weights[here] = source.weights[chosen]  # type: ignore[index]
+        return tokens, weights
 
 
 def _counts(start: int, stop: int, weights: Sequence[int]) -> list[np.ndarray]:
@@ -148,6 +168,18 @@ def _check(sources: Sequence[RowSource], batch_size: int, seed: int) -> None:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be 0 or more")
+
+
+def _check_weights(sources: Sequence[Packed]) -> None:
+    """Raises ValueError for weights of some sources only, or of another shape than the tokens."""
+    if len({source.weights is None for source in sources}) > 1:
+        raise ValueError("some of the sources have weights, others none: give all of them some")
+    for number, (tokens, weights, _) in enumerate(sources):
+        if weights is not None and weights.shape != tokens.shape:
+            raise ValueError(
+                f"source {number} has weights of shape {weights.shape}, and tokens of shape "
+                f"{tokens.shape}: give one for each token"
+            )
 
 
 def _weights(count: int, probabilities: Sequence[float] | None) -> list[int]:

@@ -22,12 +22,13 @@ class SentencePiece:
     path: str | Path
 
     def __post_init__(self) -> None:
-        """Load at once, so that a bad path fails here.
+        """Load at once, so that a bad file fails here.
 
-        Raises FileNotFoundError without the file, ModuleNotFoundError without the library and
-        ValueError when the file is no model or its model has no BOS piece.
+        Without the file, whatever needs it raises FileNotFoundError: `undo-jax fit` needs no data.
+        Raises ModuleNotFoundError without the library and ValueError when the file is no model or
+        its model has no BOS piece.
         """
-        if self._processor.bos_id() < 0:
+        if _there(self.path) and self._processor.bos_id() < 0:
             raise ValueError(f"{self.path} has no BOS piece; train the model with a bos_id >= 0")
 
     @cached_property
@@ -97,12 +98,13 @@ class HuggingFace:
     bos_token: str = "<bos>"
 
     def __post_init__(self) -> None:
-        """Load at once, so that a bad path fails here.
+        """Load at once, so that a bad file fails here.
 
-        Raises FileNotFoundError without the file, ModuleNotFoundError without the library and
-        ValueError when the file is no tokenizer or has no `bos_token`.
+        Without the file, whatever needs it raises FileNotFoundError: `undo-jax fit` needs no data.
+        Raises ModuleNotFoundError without the library and ValueError when the file is no tokenizer
+        or has no `bos_token`.
         """
-        if self._tokenizer.token_to_id(self.bos_token) is None:
+        if _there(self.path) and self._tokenizer.token_to_id(self.bos_token) is None:
             raise ValueError(
                 f"{self.path} has no token {self.bos_token!r}: name its BOS token with bos_token, "
                 "on the command line --bos-token"
@@ -168,11 +170,16 @@ class HuggingFace:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
-def _read(path: str | Path) -> bytes:
+def _there(path: str | Path) -> bool:
     file = epath.Path(path)
     with reading(str(path)):
-        if file.exists() and not file.is_dir():
-            return file.read_bytes()
+        return file.exists() and not file.is_dir()
+
+
+def _read(path: str | Path) -> bytes:
+    if _there(path):
+        with reading(str(path)):
+            return epath.Path(path).read_bytes()
     raise FileNotFoundError(f"no tokenizer file at {path}; check the path")
 
 

@@ -13,11 +13,12 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from undo_jax import losses, population
+from undo_jax import losses
 from undo_jax.fit import chips, costs
 from undo_jax.fit.chips import Slice
 from undo_jax.graph import Work
 from undo_jax.mesh import BATCH, MeshShape, check_batch, make_mesh, parts
+from undo_jax.population import programs
 from undo_jax.train import Training
 from undo_jax.types import LM
 
@@ -148,11 +149,13 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
     flags = {**(chip.flags if chip else {}), **(options or {})}
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
-        made = population.program(
+        made = programs.programs(
             work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"], work.trains
         )
         streams = dict.fromkeys(work.streams, work.row_length)
-        arguments = population.example(made, work.refs, streams, training.batch_size, mesh)
+        arguments = programs.example(
+            made, work.refs, streams, training.batch_size, mesh, carries=work.carries
+        )
         traced = made.advance.trace(*arguments)
         try:
             compiled = traced.lower().compile(compiler_options=flags)

@@ -68,6 +68,10 @@ class Attacked(Simple):
         return {"train": Stream(self.attack.stream, f"relearn/{self.attack.name}")}
 
     @property
+    def keeps(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.attack.keep_at
+
+    @property
     def rates(self) -> tuple[float, ...]:
         if self.training is None:
             return ()

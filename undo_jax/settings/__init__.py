@@ -1,7 +1,7 @@
 """What is retained and what forgotten: a setting owns its streams, its scores and its bar."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
@@ -13,6 +13,11 @@ class Setting(Protocol):
     @property
     def row_length(self) -> int:
         """T, tokens predicted in a row."""
+        ...
+
+    @property
+    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+        """What its streams have beside tokens."""
         ...
 
     @property
@@ -33,8 +38,9 @@ class Setting(Protocol):
         ...
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
-        """Batches of pretrain, oracle, retain or forget: `stream[step]`, int32 [B, T+1].
+        """Batches of pretrain, oracle, retain or forget.
 
+        `stream[step]` are tokens, int32 [B, T+1], or `Packed` where the streams carry more.
         `stream[step, start:stop]` are rows of one, for a process that needs no others.
         """
         ...

@@ -17,7 +17,7 @@ from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.losses import cross_entropy
 from undo_jax.train import rows
-from undo_jax.types import LM, Metric, Metrics, Params
+from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
 STREAMS = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
@@ -45,6 +45,14 @@ class Arithmetic:
     text: str | None = None  # UTF-8 files, one document a line, mixed into pretrain and oracle
     text_share: float = 0.75  # of pretrain; the oracle's makes up for the half it does not see
     data_seed: int = 99
+    answers_only: bool = False  # losses count answers and the tokens that end them, not questions
+    segments: bool = False  # losses of sequences are of problems, not of rows
+
+    @property
+    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+        return (("weights",) if self.answers_only else ()) + (
+            ("segments",) if self.segments else ()
+        )
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -88,7 +96,8 @@ class Arithmetic:
         if self.text is not None and name in ("pretrain", "oracle"):
             arithmetic = (1 - self.text_share) * len(STREAMS[name]) / len(OPERATIONS)
             sources, shares = [*sources, _text(self)], [arithmetic, 1 - arithmetic]
-        return stream(sources, batch_size, seed, shares)
+        opens = self.get_tokenizer().bos_id if self.segments else None
+        return stream(sources, batch_size, seed, shares, opens)
 
     def material(self) -> Any:
         """Exam questions of every operation and form, and validation rows of both streams."""
@@ -108,7 +117,9 @@ class Arithmetic:
             "exam": write_exam(questions, self.get_tokenizer()),
             "mean": dict(zip(groups, mean, strict=True)),
             "rows": {
-                name: _packed(self, STREAMS[name], split, VALIDATION_SEED)[: self.validation_rows]
+                name: _packed(self, STREAMS[name], split, VALIDATION_SEED).tokens[
+                    : self.validation_rows
+                ]
                 for name in ("retain", "forget")
             },
         }
@@ -161,7 +172,7 @@ def _packed(
     operations: tuple[str, ...],
     split: str = "train",
     seed: int | None = None,
-) -> np.ndarray:
+) -> Packed:
     """Rows of shuffled problems, each row starting at a problem."""
     count = setting.problems if seed is None else setting.validation_rows * setting.row_length
     seed, tokenizer = setting.data_seed if seed is None else seed, setting.get_tokenizer()
@@ -171,18 +182,23 @@ def _packed(
         for problem in sample(setting.grammar, operations, form, count, seed, split)
     ]
     order = np.random.default_rng(seed).permutation(len(problems))
-    encoded = (
-        [*tokenizer.encode(problems[i].prompt), *tokenizer.encode(problems[i].answer)]
-        for i in order
-    )
-    return pack(encoded, setting.row_length, tokenizer.bos_id, align=True)
+    encoded = [
+        (tokenizer.encode(problems[i].prompt), tokenizer.encode(problems[i].answer)) for i in order
+    ]
+    documents = ([*prompt, *answer] for prompt, answer in encoded)
+    rows, weights = pack(documents, setting.row_length, tokenizer.bos_id, align=True), None
+    if setting.answers_only:  # in the places of their tokens: of documents of the same lengths
+        counted = ([0] * len(prompt) + [1] * len(answer) for prompt, answer in encoded)
+        weights = pack(counted, setting.row_length, 1, align=True).astype(np.float32)
+    return Packed(rows, weights)
 
 
 @cache
-def _text(setting: Arithmetic) -> np.ndarray:
-    """Rows of the text file, packed exactly."""
+def _text(setting: Arithmetic) -> Packed:
+    """Rows of the text file, packed exactly; all of it counts."""
     path, tokenizer = setting.text or "", setting.get_tokenizer()
     documents = [document for shard in sources.text(path) for document in shard.read()]
     if not documents:
         raise ValueError(f"text file {path} is empty: give one document a line")
-    return pack(map(tokenizer.encode, documents), setting.row_length, tokenizer.bos_id)
+    rows = pack(map(tokenizer.encode, documents), setting.row_length, tokenizer.bos_id)
+    return Packed(rows, np.ones(rows.shape, np.float32) if setting.answers_only else None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,17 +17,23 @@ from undo_jax.types import LM, Metric, Metrics, Params
 class Language:
     """Scores are validation cross entropies in nats a token; lower is better.
 
-    Raises ValueError for rows or tokenizers of the two corpora that do not fit each other, a share
-    outside (0, 1), and validation rows that are none or do not divide.
+    Raises ValueError for a share outside (0, 1), validation rows that are none or do not divide,
+    and, once they are there, for corpora of other rows or another tokenizer.
     """
 
     retain: Corpus
     forget: Corpus
     tokenizer: Tokenizer  # the one that both were packed with
+    row_length: int = 2048  # tokens predicted in a row, to which both are packed
     names: tuple[str, str] = ("English", "Korean")
     retain_share: float = 0.5  # of the pretraining mixture; reference: .5
     validation_rows: int = 240  # per language; reference: 500k tokens, 244 rows of 2048
     rows_at_once: int = 8  # of one evaluation step, over all devices
+    segments: bool = False  # losses of sequences are of documents, not of rows
+
+    @property
+    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+        return ("segments",) if self.segments else ()
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -49,6 +55,10 @@ class Language:
             )
         if not 0 < self.retain_share < 1:
             raise ValueError(f"retain_share={self.retain_share}: give a share between 0 and 1")
+        if self.retain.exists and self.forget.exists:
+            self._check_corpora()
+
+    def _check_corpora(self) -> None:
         for corpus in (self.retain, self.forget):
             packed = corpus.manifest["settings"]
             if packed["tokenizer"]["fingerprint"] != self.tokenizer.fingerprint:
@@ -58,13 +68,9 @@ class Language:
                 )
             if packed["row_length"] != self.row_length:
                 raise ValueError(
-                    f"{corpus.folder} has rows of {packed['row_length']} tokens and "
-                    f"{self.retain.folder} of {self.row_length}: pack both to one length"
+                    f"row_length={self.row_length}, but {corpus.folder} has rows of "
+                    f"{packed['row_length']} tokens: set it so, or pack both to it"
                 )
-
-    @property
-    def row_length(self) -> int:
-        return self.retain.manifest["settings"]["row_length"]
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
@@ -72,11 +78,13 @@ class Language:
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         if name not in ("pretrain", "oracle", "retain", "forget"):
             raise ValueError(f"no stream {name!r}: choose pretrain, oracle, retain or forget")
+        self._check_corpora()
         retain, forget = self.retain.rows("train"), self.forget.rows("train")
+        opens = self.tokenizer.bos_id if self.segments else None
         if name == "pretrain":
             shares = (self.retain_share, 1 - self.retain_share)
-            return stream([retain, forget], batch_size, seed, shares)
-        return stream([forget if name == "forget" else retain], batch_size, seed)
+            return stream([retain, forget], batch_size, seed, shares, opens)
+        return stream([forget if name == "forget" else retain], batch_size, seed, opens=opens)
 
     def material(self) -> Any:
         """Validation rows of both languages, in groups. Raises ValueError where there are fewer."""

@@ -1,0 +1,110 @@
+"""What is to be trained of models: each with all its learning rates, as members of a population."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from undo_jax import artifacts
+from undo_jax.graph import Model, numbers
+from undo_jax.log import Target
+from undo_jax.population.lanes import Member, Source
+from undo_jax.progress import Saving
+from undo_jax.sharding import placement
+from undo_jax.types import Lazy, Scores
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where models are made, and how they are scored."""
+
+    setting: Any
+    mesh: Mesh
+    material: Any  # of the setting's evaluation
+    saving: Saving
+    together: int  # lanes trained side by side at most
+    readers: dict[Model, Lazy] = field(default_factory=dict)
+
+    def load(self, model: Model) -> Lazy:
+        """What reads a finished model, the same for all that ask. Raises FileNotFoundError."""
+        model.artifact.summary()
+        if model not in self.readers:
+            self.readers[model] = partial(
+                artifacts.load, model.artifact, model.recipe.lm, self.mesh
+            )
+        return self.readers[model]
+
+
+class Candidate(NamedTuple):
+    """One training of a model, with one learning rate."""
+
+    model: Model
+    member: Member
+    target: Target
+
+
+def candidates(
+    run: Run,
+    company: Sequence[Model],
+    parents: Mapping[Model, Mapping[str, Scores]],
+    finished: Sequence[Model],
+) -> list[Candidate]:
+    """Every model with each of its rates."""
+    sources: dict[Any, Source] = {}
+    streams: dict[Any, Any] = {}
+    found, varied = [], _varied(company)
+    for model in company:
+        recipe: Any = model.recipe
+        seed, batch = model.artifact.seed, recipe.training.batch_size
+        orders = {
+            name: (stream.name, batch, zlib.crc32(f"{stream.order}/{seed}".encode()))
+            for name, stream in recipe.streams.items()
+        }
+        references = {name: model.parent(ref) for name, ref in recipe.references.items()}
+        shared = tuple(orders.items()), tuple(references.items())
+        if shared not in sources:
+            for order in orders.values():
+                if order not in streams:
+                    streams[order] = run.setting.stream(*order)
+            rows = {name: streams[order] for name, order in orders.items()}
+            refs = {n: (ref.recipe.lm, run.load(ref)) for n, ref in references.items()}
+            sources[shared] = Source(rows, refs)
+        first, params = _first(run, model)
+        ends = partial(recipe.ends, run.setting, parents[model])
+        folder = None if model in finished else model.artifact.folder
+        for rate in recipe.rates:
+            how = model.key, rate, sources[shared], ends, {n: numbers(recipe)[n] for n in varied}
+            target = Target(folder, recipe.tags(rate))
+            found.append(Candidate(model, Member(first, params, *how), target))
+    return found
+
+
+def _varied(company: Sequence[Model]) -> list[str]:
+    """The arguments of the loss in which the models differ."""
+    recipes: list[Any] = [model.recipe for model in company]
+    values = [numbers(recipe) for recipe in recipes]
+    return [name for name in values[0] if len({one[name] for one in values}) > 1]
+
+
+def _first(run: Run, model: Model) -> tuple[str, Lazy]:
+    """The model that one begins as, by a name, and what reads or makes it."""
+    recipe: Any = model.recipe
+    if recipe.start is None:
+        init = jax.jit(recipe.lm.init, out_shardings=placement(recipe.lm, run.mesh))
+        return model.artifact.fingerprint, partial(init, model.key)
+    start = model.parent(recipe.start)
+    load = run.load(start)
+    if recipe.prepares:
+        return model.artifact.fingerprint, lambda: recipe.make(run.mesh, model.key, load())
+    return start.artifact.fingerprint, load
+
+
+def parent_scores(model: Model) -> dict[str, Scores]:
+    """The last scores of what a model learns from, by name."""
+    recipe: Any = model.recipe
+    named = {**recipe.references, **({"start": recipe.start} if recipe.start else {})}
+    return {n: model.parent(of).artifact.summary().get("eval", {}) for n, of in named.items()}

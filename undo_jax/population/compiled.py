@@ -1,0 +1,140 @@
+"""The programs of a population, compiled for the members at hand."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.stages import Compiled, Lowered
+
+from undo_jax import memory, optim, train
+from undo_jax.population import programs
+from undo_jax.population.lanes import Lanes, put
+from undo_jax.population.programs import Programs, jit_on, over_members, references, while_active
+from undo_jax.sharding import placed, placement
+from undo_jax.types import LM, Loss, Metrics, Params, shapes
+
+
+class Task(NamedTuple):
+    """What a population is trained to do, and how a model is scored on the way."""
+
+    lm: LM
+    loss: Loss
+    training: train.Training
+    evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `material`
+    material: Any  # a pytree of arrays
+    row_length: int  # T of every stream
+    trains: optim.Trains | None = None  # None: everything
+    carries: tuple[str, ...] = ()  # what streams have beside tokens, see `Packed`
+
+
+class _Made(NamedTuple):
+    advance: Compiled
+    score: Compiled
+    start: Compiled
+    put: Compiled | None  # where members begin as several models
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """A task's members on a mesh; the first of its programs that is called compiles them all."""
+
+    task: Task
+    mesh: Mesh
+    lanes: Lanes
+
+    @cached_property
+    def _programs(self) -> Programs:
+        task, members = self.task, self.lanes.members
+        how = task.lm, task.loss, task.training, self._ref_lms, self.mesh, len(members)
+        return programs.programs(*how, task.trains, tuple(self.lanes.values))
+
+    @property
+    def _ref_lms(self) -> dict[str, LM]:
+        return {name: lm for name, (lm, _) in self.lanes.sources[0].refs.items()}
+
+    @property
+    def like(self) -> train.State:
+        """Shapes and shardings of the members' states, [M, ...]."""
+        return self._programs.states
+
+    @cached_property
+    def _references(self) -> dict[str, Params]:
+        sources = self.lanes.sources
+        return {
+            name: references(lm, [source.refs[name][1]() for source in sources], self.mesh)
+            for name, lm in self._ref_lms.items()
+        }
+
+    @cached_property
+    def _owners(self) -> np.ndarray:
+        return self.lanes.owners
+
+    @cached_property
+    def _values(self) -> dict[str, np.ndarray]:
+        return self.lanes.values
+
+    def start(self) -> train.State:
+        """The members' first states. Models are read one after another, each into its lanes."""
+        _ = self._references  # read before there are states
+        made, place = self._compiled, placement(self.task.lm, self.mesh)
+        (first, params), *others = self.lanes.firsts.items()
+        keys, rates = self.lanes.keys, self.lanes.rates
+        states = made.start(jax.device_put(params(), place), keys, rates)
+        for first, params in others:
+            assert made.put is not None
+            here = self.lanes.beginning_as(first)
+            found = made.put(states.params, jax.device_put(params(), place), here)
+            states = states._replace(params=found)
+        return states
+
+    def advance(self, states: train.State, batch: Any, active: Any) -> tuple[train.State, Metrics]:
+        """One step of those that are active; takes the states' memory."""
+        member = states, self._owners, active, self._values
+        return self._compiled.advance(member, (self._references, batch))
+
+    def score(self, params: Params, active: Any) -> Metrics:
+        """Scores of those that are active, [M]; 0 for others."""
+        return self._compiled.score((params, active), self.task.material)
+
+    def _lowered(self) -> Iterator[Lowered]:
+        """As `_Made` has them; what takes the longest to compile comes first."""
+        task, mesh, made, lanes = self.task, self.mesh, self._programs, self.lanes
+        lengths = dict.fromkeys(lanes.sources[0].streams, task.row_length)
+        rows, count = task.training.batch_size, len(lanes.sources)
+        given = programs.example(made, self._ref_lms, lengths, rows, mesh, count, task.carries)
+        yield made.advance.lower(*given)
+        (states, _, active, _), _ = given
+        evaluate = partial(task.evaluate, task.lm)
+
+        def score_one(member, material):
+            params, active = member
+            rest = lambda made, *_: programs.zeros(made)  # noqa: E731
+            return while_active(len(lanes.members), active, evaluate, rest, params, material)
+
+        everywhere = NamedSharding(mesh, P())
+        score_all = jit_on(mesh)(over_members(score_one, mesh), out_shardings=everywhere)
+        yield score_all.lower((states.params, active), task.material)
+        model = placed(shapes(task.lm), task.lm.rules, mesh)
+        yield made.start.lower(model, lanes.keys, lanes.rates)
+        if len(lanes.firsts) > 1:
+            places = jax.tree.map(lambda x: x.sharding, states.params)
+            put_all = jit_on(mesh)(put, donate_argnums=0, out_shardings=places)
+            yield put_all.lower(states.params, model, active)
+
+    @cached_property
+    def _compiled(self) -> _Made:
+        """Side by side, the first while the next is lowered: XLA compiles mostly on one core."""
+        with ThreadPoolExecutor() as pool:
+            advance, score, start, *more = pool.map(Lowered.compile, self._lowered())
+        if found := advance.memory_analysis():
+            needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+            count, rows = int(self.lanes.taken.sum()), self.task.training.batch_size
+            what = f"{count} models trained together on batches of {rows} rows"
+            memory.check(what, needed, memory.of_device(self.mesh), "each device's memory")
+        return _Made(advance, score, start, more[0] if more else None)

@@ -1,0 +1,158 @@
+"""Who trains: members, what they share, and the lanes of the devices that they are dealt to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool
+
+from undo_jax.population.programs import over_sweep
+from undo_jax.sharding import assemble, placement
+from undo_jax.types import LM, Key, Lazy, Packed, Params, Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What members of one seed share: streams of rows, and reference models. Equal by identity."""
+
+    streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1], or `Packed`
+    refs: Mapping[str, tuple[LM, Lazy]]  # nothing but what trains is held while it trains
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One model to train."""
+
+    first: str  # the model that it begins as: of those that begin as one, one is asked
+    params: Lazy
+    key: Key
+    learning_rate: float
+    source: Source
+    ends: Callable[[Scores], bool] = lambda scores: False  # have these scores reached its end?
+    numbers: Mapping[str, float] = field(default_factory=dict)  # arguments of the loss by keyword
+
+
+class Lanes(NamedTuple):
+    """Members in the order of their lanes: an empty lane has the first one's."""
+
+    numbers: list[int]  # the member in each lane; -1: none
+    members: list[Member]
+    sources: list[Source]  # each once
+    firsts: dict[str, Lazy]  # each once
+
+    @property
+    def taken(self) -> np.ndarray:
+        """Whether there is a member in each."""
+        return np.array([number >= 0 for number in self.numbers])
+
+    @property
+    def owners(self) -> np.ndarray:
+        """The number of each one's source."""
+        return np.array([self.sources.index(member.source) for member in self.members])
+
+    @property
+    def keys(self) -> Key:
+        return jnp.stack([member.key for member in self.members])
+
+    @property
+    def rates(self) -> np.ndarray:
+        return np.array([member.learning_rate for member in self.members], np.float32)
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """Arguments of the loss, by keyword."""
+        return {
+            name: np.array([member.numbers[name] for member in self.members], np.float32)
+            for name in self.members[0].numbers
+        }
+
+    def beginning_as(self, first: str) -> np.ndarray:
+        """Which of them begin as this model."""
+        return np.array([member.first == first for member in self.members])
+
+
+def in_lanes(members: Sequence[Member], devices: int) -> Lanes:
+    """Members dealt to the devices of the `sweep` axis."""
+    numbers = deal(len(members), devices)
+    dealt = [members[max(number, 0)] for number in numbers]
+    sources = list(dict.fromkeys(member.source for member in members))
+    return Lanes(numbers, dealt, sources, {member.first: member.params for member in dealt})
+
+
+def deal(count: int, hands: int) -> list[int]:
+    """Lanes for `count` members, dealt in turn to `hands` devices; -1 marks an empty lane.
+
+    Neighbours in a list tend to cost the same (one alpha after another), so dealing balances.
+    """
+    rounds = -(-count // hands)
+    order = [hand + hands * turn for hand in range(hands) for turn in range(rounds)]
+    return [member if member < count else -1 for member in order]
+
+
+def read(
+    sources: Sequence[Source],
+    step: int,
+    batch_size: int,
+    mesh: Mesh,
+    carries: Sequence[str] = (),
+) -> dict[str, jax.Array | Packed]:
+    """Batch `step` of every source's streams, [S, B, T+1]; each process reads its own rows.
+
+    A stream that several sources share is read once. Raises ValueError for streams that have
+    something else beside tokens than what they are said to carry.
+    """
+
+    def stacked(name: str, rows: slice) -> Any:
+        streams = [source.streams[name] for source in sources]
+        found = {id(stream): stream[step, rows] for stream in {id(s): s for s in streams}.values()}
+        for part in found.values():
+            _check_carries(name, part, carries)
+        return jax.tree.map(lambda *x: np.stack(x), *(found[id(stream)] for stream in streams))
+
+    return {name: assemble(mesh, batch_size, partial(stacked, name)) for name in sources[0].streams}
+
+
+def _check_carries(name: str, rows: Any, carries: Sequence[str]) -> None:
+    beside = Packed._fields[1:] if isinstance(rows, Packed) else ()
+    if {part for part in beside if getattr(rows, part) is not None} != {*carries}:
+        said = " and ".join(carries) or "nothing"
+        raise ValueError(
+            f"the stream {name} has other things beside tokens than the setting says it carries, "
+            f"{said}: make them agree"
+        )
+
+
+def put(stacked: Params, params: Params, here: Bool[Array, " M"]) -> Params:
+    """Stacked parameters [M, ...] with a model's own in some lanes."""
+
+    def of_leaf(all_of, one):
+        return jnp.where(here.reshape(-1, *[1] * one.ndim), one, all_of)
+
+    return jax.tree.map(of_leaf, stacked, params)
+
+
+def taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:
+    """What takes one lane of stacked parameters, sharded as a model alone is.
+
+    Over `sweep` the one lane travels; a plain index would gather the whole stack on every device.
+    """
+
+    def alone(stacked: Params, lane):
+        return jax.tree.map(lambda w: w[lane], stacked)
+
+    def of_device(stacked: Params, lane):
+        lanes = jax.tree.leaves(stacked)[0].shape[0]
+        place = lane - lanes * lax.axis_index("sweep")
+        here = (0 <= place) & (place < lanes)
+        found = alone(stacked, jnp.clip(place, 0, lanes - 1))
+        return jax.tree.map(lambda w: lax.psum(jnp.where(here, w, 0), "sweep"), found)
+
+    take = alone if mesh.shape["sweep"] == 1 else over_sweep(of_device, mesh, P())
+    return jax.jit(take, out_shardings=placement(lm, mesh))

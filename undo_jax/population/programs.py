@@ -1,0 +1,178 @@
+"""What runs: one model's step and evaluation lifted to all members, as jitted programs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.stages import Wrapped
+
+from undo_jax import optim, train
+from undo_jax.mesh import BATCH
+from undo_jax.sharding import placed, shardings
+from undo_jax.types import LM, Loss, Packed, Params, shapes
+
+COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # as fast as at 3, and made sooner
+
+
+class Programs(NamedTuple):
+    """The jitted programs of a population; no array exists yet."""
+
+    start: Wrapped  # (params of one model, keys, learning rates) -> states of that model
+    advance: Wrapped  # ((states, owners, active, numbers), (refs, batch)) -> (states, metrics)
+    states: train.State  # shapes and shardings of the members' states, [M, ...]
+    numbers: Mapping[str, jax.ShapeDtypeStruct]  # arguments of the loss by keyword, [M]
+
+
+def programs(
+    lm: LM,
+    loss: Loss,
+    training: train.Training,
+    ref_lms: Mapping[str, LM],
+    mesh: Mesh,
+    members: int,
+    trains: optim.Trains | None = None,
+    numbers: Sequence[str] = (),
+) -> Programs:
+    """What trains `members` models together. `advance` takes the states' memory (donation).
+
+    `numbers` are arguments of the loss, by keyword, that each member has its own of.
+    """
+    optimizer = optim.build(training.optimizer, training.steps)
+
+    def advance_one(member, shared):
+        state, owner, active, own = member
+        refs, tokens = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[owner], shared)
+        batch = {name: train.rows(part) for name, part in tokens.items()}
+        used = partial(loss, **own) if own else loss
+        step = train.make_step(lm, used, optimizer, ref_lms, training.accumulation, trains)
+        rest = lambda made, state, *_: (state, zeros(made[1]))  # noqa: E731
+        return while_active(members, active, step, rest, state, refs, batch)
+
+    def start(params, keys, rates):
+        begin_one = lambda key, rate: train.start(params, key, rate, optimizer, trains)  # noqa: E731
+        return jax.vmap(begin_one)(keys, rates)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
+    rates = jax.ShapeDtypeStruct((members,), jnp.float32)
+    states = placed(jax.eval_shape(start, shapes(lm), keys, rates), lm.rules, mesh, ("sweep",))
+    places = jax.tree.map(lambda x: x.sharding, states)
+    everywhere = NamedSharding(mesh, P())  # so that every process can read it
+    jit = jit_on(mesh)
+    advance = jit(
+        over_members(advance_one, mesh), donate_argnums=0, out_shardings=(places, everywhere)
+    )
+    return Programs(
+        jit(start, out_shardings=places), advance, states, dict.fromkeys(numbers, rates)
+    )
+
+
+def example(
+    made: Programs,
+    refs: Mapping[str, LM],
+    streams: Mapping[str, int],
+    rows: int,
+    mesh: Mesh,
+    sources: int = 1,
+    carries: Sequence[str] = (),
+) -> tuple[Any, Any]:
+    """Arguments of `made.advance` as shapes and shardings; streams by name, with their T.
+
+    `sources` says of how many `Source`s the members are, each with its own references and streams;
+    `carries` what the streams have beside tokens, see `Packed`.
+    """
+    members = made.states.step.shape[0]
+    owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
+    place = NamedSharding(mesh, P(None, BATCH))
+
+    def reference(lm: LM):
+        stacked = jax.eval_shape(partial(_joined, lm), *[shapes(lm)] * sources)
+        return placed(stacked, lm.rules, mesh, (None,))
+
+    def stream(time: int) -> Any:
+        shape = (sources, rows, time + 1)
+        kinds = {"tokens": jnp.int32, "weights": jnp.float32, "segments": jnp.int32}
+        parts = {
+            name: jax.ShapeDtypeStruct(shape, kind, sharding=place)
+            for name, kind in kinds.items()
+            if name == "tokens" or name in carries
+        }
+        return Packed(**parts) if carries else parts["tokens"]
+
+    batch = {name: stream(time) for name, time in streams.items()}
+    references = {name: reference(lm) for name, lm in refs.items()}
+    return (made.states, owners, active, made.numbers), (references, batch)
+
+
+def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """Lift `f(member, shared)` to members stacked on a leading axis.
+
+    Members are sharded over `sweep` and run one after another within a device, each as it would run
+    alone; the other mesh axes shard the work inside a member. `shared` is the same for all.
+    """
+
+    def on_device(members, shared):
+        if jax.tree.leaves(members)[0].shape[0] == 1:  # no loop around a single model
+            one = jax.tree.map(lambda x: x[0], members)
+            return jax.tree.map(lambda x: x[None], f(one, shared))
+        return lax.map(lambda member: f(member, shared), members)
+
+    return on_device if mesh.shape["sweep"] == 1 else over_sweep(on_device, mesh, P("sweep"))
+
+
+def over_sweep(f: Callable[[Any, Any], Any], mesh: Mesh, out_specs: P) -> Callable[..., Any]:
+    """Lift `f(a device's members, shared)` to all members.
+
+    Axes of one device are taken along: kernels for TPU compile only where no axis is left to XLA,
+    and inside there is nothing to split that would take them.
+    """
+    alone = {axis for axis, size in mesh.shape.items() if size == 1}
+    return jax.shard_map(
+        f,
+        mesh=mesh,
+        in_specs=(P("sweep"), P()),
+        out_specs=out_specs,
+        axis_names={"sweep"} | alone,
+        check_vma=False,
+    )
+
+
+def while_active(members: int, active: Any, run: Any, rest: Any, *given: Any) -> Any:
+    """`run(*given)`, or after a member's end `rest(made, *given)`, made being the result's shapes.
+
+    A population of one ends with its only member: nothing is asked.
+    """
+    if members == 1:
+        return run(*given)
+    run = jax.jit(run, inline=True)  # traced once
+    made = jax.eval_shape(run, *given)
+    return lax.cond(active, run, partial(rest, made), *given)
+
+
+def zeros(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def jit_on(mesh: Mesh) -> Callable[..., Any]:
+    """`jax.jit` with the compiler options of the mesh's platform.
+
+    Where JAX leaves most optimisations out, it does so here too.
+    """
+    known = {} if jax.config.read("jax_disable_most_optimizations") else COMPILING
+    return partial(jax.jit, compiler_options=known.get(mesh.devices.flat[0].platform))
+
+
+def references(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
+    """Reference models on a new leading axis, which is not sharded; as `example` describes them."""
+    join = partial(_joined, lm)
+    places = shardings(jax.eval_shape(join, *trees), lm.rules, mesh, (None,))
+    return jax.jit(join, out_shardings=places)(*trees)
+
+
+def _joined(lm: LM, *trees: Params) -> Params:
+    """Rounded as the step reads them: once, not in every step."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(lm.rounded, trees))
