@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -509,6 +509,7 @@ def _artifact(folder, **model):
         (("export-hf", "gemma", "out"), "gemma holds no finished model"),
         (("export-hf", "new", "out"), "holds a Transformer speed: only a Transformer of this"),
         (("export-hf", "other", "out"), "holds a Llama"),
+        (("export-hf", "partial", "out"), "holds a Transformer without width"),
         (("export-hf", "empty", "out"), "no checkpoint at"),
         (("export-hf", "empty", "out", "--dtype", "int8"), "int8"),
     ],
@@ -520,7 +521,8 @@ def test_weights_that_cannot_be_moved(capsys, arguments, said):
     Path("taken/mine").touch()
     _artifact("new", speed=3)
     _artifact("other", type="Llama")
-    _artifact("empty")
+    _artifact("partial", layers=2)
+    _artifact("empty", **asdict(preset("tiny")))
     assert said in _refused(capsys, *arguments)
     assert not Path("out").exists()
 

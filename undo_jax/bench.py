@@ -94,10 +94,10 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
         like = programs.example(
             made, work.refs, streams, training.batch_size, mesh, carries=work.carries
         )
-        states, shared = _start(made, work, mesh), _shared(like[1], work, mesh)
+        states, shared = _start(made, work, mesh), _shared(like[2], work, mesh)
         owners, active = np.zeros(members, int), np.ones(members, bool)
         started = time.perf_counter()
-        advance = made.advance.lower((states, owners, active, {}), shared).compile()
+        advance = made.advance.lower(states, (owners, active, {}), shared).compile()
         compile_seconds = time.perf_counter() - started
 
         def run(count: int, ahead: int = AHEAD) -> list[float]:
@@ -105,7 +105,7 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
             nonlocal states
             marks, launched = [time.perf_counter()], deque()
             for step in range(count):
-                states, metrics = advance((states, owners, active, {}), shared)
+                states, metrics = advance(states, (owners, active, {}), shared)
                 launched.append(metrics)
                 while len(launched) > (ahead if step + 1 < count else 0):
                     jax.block_until_ready(launched.popleft())

@@ -143,7 +143,7 @@ def alike(recipe: Trained) -> str:
     """Equal for recipes whose models can train together, as one program."""
     training, varied = recipe.training, numbers(recipe)
     rateless = replace(training, optimizer=replace(training.optimizer, learning_rate=1.0))
-    loss = partial(recipe.loss, **dict.fromkeys(varied, 0.0)) if varied else recipe.loss
+    loss = partial(recipe.loss, **dict.fromkeys(varied, "its own")) if varied else recipe.loss
     described = work(recipe, _SHORT)
     parts = {
         **{f.name: plain(getattr(described, f.name)) for f in fields(described)},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from undo_jax.data.streams import stream
+from undo_jax.types import Packed
 
 
 def _source(first, count, width=4):
@@ -164,3 +165,35 @@ def test_bad_input(arguments, said):
 def test_batches_count_from_zero():
     with pytest.raises(IndexError, match="batch -1"):
         stream([_source(0, 3)], 2, 0)[-1]
+
+
+def test_weights_travel_with_their_tokens():
+    """And segments number what a token opens; both are of a part of a batch, too."""
+    tokens = [np.array([[9, 1, 1, 9, 1], [1, 9, 9, 1, 1], [1, 1, 1, 1, 1]]), np.array([[9] * 5])]
+    weights = [rows * 0.5 for rows in tokens]
+    sources = [Packed(t, w) for t, w in zip(tokens, weights, strict=True)]
+    batches = stream(sources, 4, seed=3, opens=9)
+    plain = stream(tokens, 4, seed=3)
+    for i in range(5):
+        batch = batches[i]
+        assert isinstance(batch, Packed) and batch.weights.dtype == np.float32
+        np.testing.assert_array_equal(batch.tokens, plain[i])
+        np.testing.assert_array_equal(batch.weights, batch.tokens * 0.5)
+        for row, numbers in zip(batch.tokens.tolist(), batch.segments.tolist(), strict=True):
+            assert numbers == [row[: t + 1].count(9) for t in range(5)]
+        part = batches[i, 1:4:2]
+        for whole, some in zip(batch, part, strict=True):
+            np.testing.assert_array_equal(whole[1:4:2], some)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ((None, np.ones((1, 4))), "some of the sources have weights"),
+        ((np.ones((2, 3)), np.ones((1, 4))), r"source 0 has weights of shape \(2, 3\)"),
+    ],
+)
+def test_weights_that_do_not_fit(weights, said):
+    tokens = _source(0, 2), _source(0, 1)
+    with pytest.raises(ValueError, match=said):
+        stream([Packed(t, w) for t, w in zip(tokens, weights, strict=True)], 2, seed=0)

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from undo_jax import train
 from undo_jax.data.arithmetic import OPERATIONS, Grammar, facts
 from undo_jax.data.tokenizers import Characters
+from undo_jax.losses import cross_entropy
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings import arithmetic as module
 from undo_jax.settings.arithmetic import Arithmetic
@@ -214,3 +216,40 @@ def test_an_empty_text_is_refused(tmp_path):
     with pytest.raises(ValueError) as error:
         setting.stream("pretrain", 8, 0)
     assert str(error.value) == f"text file {setting.text} is empty: give one document a line"
+
+
+def test_answers_alone_may_count_and_problems_be_segments(tmp_path):
+    """An answer and the token that ends it; by the characters of each row."""
+    setting = replace(SETTING, answers_only=True, segments=True)
+    assert setting.carries == ("weights", "segments") and SETTING.carries == ()
+    tokenizer = setting.get_tokenizer()
+    for name in ("pretrain", "forget"):
+        batch = setting.stream(name, 16, 0)[0]
+        np.testing.assert_array_equal(batch.tokens, SETTING.stream(name, 16, 0)[0])
+        for row, weights, numbers in zip(*map(np.asarray, batch), strict=True):
+            answering, problem = False, 0
+            for token, weight, number in list(zip(row, weights, numbers, strict=True)):
+                opens = token == tokenizer.bos_id
+                problem += opens
+                assert number == problem
+                if problem > 1 or not opens:  # of the first it is not known what it ends
+                    assert weight == (answering or opens)
+                answering = not opens and (answering or tokenizer.decode([token]) == "=")
+    (tmp_path / "text.txt").write_text("\n".join(["aaaaaaaaaa"] * 50))
+    mixed = replace(setting, text=str(tmp_path / "text.txt"),
+                    tokenizer=Characters("*+-/0123456789=a"))  # fmt: skip
+    batch = mixed.stream("pretrain", 16, 0)[0]
+    text = (batch.tokens == mixed.tokenizer.encode("a")[0]).any(axis=1)
+    assert text.any() and (batch.weights[text] == 1).all()
+
+
+def test_a_loss_on_answers_is_the_mean_over_answers():
+    lm = preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3)
+    params = jax.jit(lm.init)(jax.random.key(0))
+    batch = replace(SETTING, answers_only=True).stream("retain", 8, 0)[0]
+    found = cross_entropy(lm, params, train.rows(batch))
+    logits = lm.hidden(params, batch.tokens[:, :-1]) @ lm.table(params).T
+    logits = 30 * np.tanh(logits / 30)
+    picked = np.take_along_axis(jax.nn.log_softmax(logits), batch.tokens[:, 1:, None], -1)[..., 0]
+    wanted = -np.sum(picked * batch.weights[:, 1:]) / np.sum(batch.weights[:, 1:])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)

@@ -99,6 +99,12 @@ def model(artifact: epath.Path) -> Transformer:
             f"{artifact} holds a {kind} {' '.join(unknown)}: only a Transformer of this version "
             "can be exported"
         )
+    for field in dataclasses.fields(Transformer):
+        if field.default is dataclasses.MISSING and field.name not in fields:
+            raise ValueError(
+                f"{artifact} holds a Transformer without {field.name}: delete it, and a run makes "
+                "it again"
+            )
     hints = typing.get_type_hints(Transformer)
     for name, value in fields.items():
         kinds = [type(x) if isinstance(x, str) else x for x in typing.get_args(hints[name])]

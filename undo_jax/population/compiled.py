@@ -95,8 +95,8 @@ class Population:
 
     def advance(self, states: train.State, batch: Any, active: Any) -> tuple[train.State, Metrics]:
         """One step of those that are active; takes the states' memory."""
-        member = states, self._owners, active, self._values
-        return self._compiled.advance(member, (self._references, batch))
+        beside = self._owners, active, self._values
+        return self._compiled.advance(states, beside, (self._references, batch))
 
     def score(self, params: Params, active: Any) -> Metrics:
         """Scores of those that are active, [M]; 0 for others."""
@@ -109,7 +109,7 @@ class Population:
         rows, count = task.training.batch_size, len(lanes.sources)
         given = programs.example(made, self._ref_lms, lengths, rows, mesh, count, task.carries)
         yield made.advance.lower(*given)
-        (states, _, active, _), _ = given
+        states, (_, active, _), _ = given
         evaluate = partial(task.evaluate, task.lm)
 
         def score_one(member, material):

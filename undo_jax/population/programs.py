@@ -23,7 +23,7 @@ class Programs(NamedTuple):
     """The jitted programs of a population; no array exists yet."""
 
     start: Wrapped  # (params of one model, keys, learning rates) -> states of that model
-    advance: Wrapped  # ((states, owners, active, numbers), (refs, batch)) -> (states, metrics)
+    advance: Wrapped  # (states, (owners, active, numbers), (refs, batch)) -> (states, metrics)
     states: train.State  # shapes and shardings of the members' states, [M, ...]
     numbers: Mapping[str, jax.ShapeDtypeStruct]  # arguments of the loss by keyword, [M]
 
@@ -62,13 +62,14 @@ def programs(
     states = placed(jax.eval_shape(start, shapes(lm), keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # so that every process can read it
-    jit = jit_on(mesh)
-    advance = jit(
-        over_members(advance_one, mesh), donate_argnums=0, out_shardings=(places, everywhere)
-    )
-    return Programs(
-        jit(start, out_shardings=places), advance, states, dict.fromkeys(numbers, rates)
-    )
+    lifted, jit = over_members(advance_one, mesh), jit_on(mesh)
+
+    def advance(states, beside, shared):
+        return lifted((states, *beside), shared)
+
+    step = jit(advance, donate_argnums=0, out_shardings=(places, everywhere))
+    begin = jit(start, out_shardings=places)
+    return Programs(begin, step, states, dict.fromkeys(numbers, rates))
 
 
 def example(
@@ -79,7 +80,7 @@ def example(
     mesh: Mesh,
     sources: int = 1,
     carries: Sequence[str] = (),
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
     """Arguments of `made.advance` as shapes and shardings; streams by name, with their T.
 
     `sources` says of how many `Source`s the members are, each with its own references and streams;
@@ -105,7 +106,7 @@ def example(
 
     batch = {name: stream(time) for name, time in streams.items()}
     references = {name: reference(lm) for name, lm in refs.items()}
-    return (made.states, owners, active, made.numbers), (references, batch)
+    return made.states, (owners, active, made.numbers), (references, batch)
 
 
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
