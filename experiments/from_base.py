@@ -1,0 +1,83 @@
+"""From a model that somebody has to one that is robustly unlearned: no pretraining, no oracle.
+
+    undo-jax run experiments/quickstart.py --workdir runs/quickstart --seeds 0 --stage pretrain
+    undo-jax run experiments/from_base.py --base runs/quickstart/pretrain-pretrain-seed0-*
+
+The base is a finished artifact, bare Orbax parameters, or a folder of Hugging Face. With the
+quickstart's it takes a minute or two on two CPU cores.
+"""
+
+from dataclasses import dataclass
+
+from undo_jax.attacks.forget import forget
+from undo_jax.data.arithmetic import Grammar
+from undo_jax.experiment import Experiment
+from undo_jax.mesh import MeshShape
+from undo_jax.methods.maxent import maxent
+from undo_jax.models.gemma2 import preset
+from undo_jax.optim import AdamW
+from undo_jax.progress import Saving
+from undo_jax.recipe import Recipe
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.fresh import Fresh
+from undo_jax.recipes.imported import Import
+from undo_jax.recipes.perturb import Perturb
+from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.settings import Setting
+from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.train import Training
+from undo_jax.types import LM
+
+
+@dataclass(frozen=True)
+class FromBase:
+    """What can be set from the command line, e.g. --base gemma-2-2b --alphas 0.5."""
+
+    setting: Setting
+    unlearn: Training
+    distill: Training
+    relearn: Training
+    learning_rates: tuple[float, ...]
+    base: str = "base"  # the folder of its weights
+    alphas: tuple[float, ...] = (0.6,)  # of the noise in students; a fresh one is there, too
+    name: str = "from_base"
+    model: LM = preset("tiny")
+    seeds: tuple[int, ...] = (0, 1)
+    mesh: MeshShape = MeshShape(sweep=-1, data=1)
+    saving: Saving = Saving()
+
+    def graph(self) -> Experiment:
+        base = Import(self.model, self.base)
+        unlearned = Unlearn(base, self.unlearn, maxent)
+        students: dict[str, Recipe] = {
+            f"UNDO α={alpha:g}": Perturb(unlearned, alpha) for alpha in self.alphas
+        }
+        students["Unlearn-and-Distill"] = Fresh(self.model)
+        distilled = {n: Distill(unlearned, one, self.distill) for n, one in students.items()}
+        return Experiment(
+            name=self.name,
+            setting=self.setting,
+            models={"base": base, "unlearn-only": unlearned, **distilled},
+            attacks=(forget(self.relearn, self.learning_rates),),
+            attacked=("unlearn-only", *distilled),
+            seeds=self.seeds,
+            mesh=self.mesh,
+            saving=self.saving,
+        )
+
+
+experiment = FromBase(
+    setting=Arithmetic(
+        grammar=Grammar(largest_term=12, largest_factor=9, spaced=False, held_out=0.0),
+        forms=("equation",),
+        problems=60_000,
+        row_length=48,
+        examine="train_facts",
+        questions=None,
+        validation_rows=8,
+    ),
+    unlearn=Training(100, 16, AdamW(1e-3, warmup=10, b2=0.98), eval_every=25),
+    distill=Training(1000, 16, AdamW(6e-3, warmup=20, decay="cosine", b2=0.98), eval_every=25),
+    relearn=Training(60, 16, AdamW(warmup=10, b2=0.98), eval_every=5),
+    learning_rates=(1e-3, 3e-3, 1e-2),
+)
