@@ -48,7 +48,7 @@ def describe(path: str, flags: list[str]) -> dict[str, Any]:
     experiment = override(load(path), flags).graph()
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        run = Unmade(setting, mesh, setting.material(), experiment.saving, experiment.together)
+        run = Unmade(setting, mesh, experiment.saving, experiment.together)
         models = plan(
             experiment.recipes().values(), experiment.seeds, setting, epath.Path(folder)
         ).models

@@ -52,12 +52,12 @@ class Methods:
     def graph(self) -> Experiment:
         lm = self.model
         base = Pretrain(lm, self.pretrain)
-        down = Trains(((r"mlp/down$", (0,)),))  # RMU trains what lies below the layer that it reads
+        down = Trains(((r"mlp/down$", (0, 1)),))  # RMU trains what lies below what it reads
         unlearned = {
             "GradDiff": Unlearn(base, short(40, 5e-4), partial(graddiff, retain_weight=5.0)),
             "MaxEnt": Unlearn(base, short(100, 1e-3), maxent),
             "RMU": Unlearn(
-                base, short(200, 2e-3), partial(rmu, read_layer=1, retain_weight=5.0), down
+                base, short(200, 2e-3), partial(rmu, read_layer=2, retain_weight=5.0), down
             ),
             "NPO": Unlearn(base, short(100, 1e-3), partial(npo, retain_weight=5.0)),
         }

@@ -26,7 +26,7 @@ FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 TOY_SETTINGS = {
     "Arithmetic": {"problems": 100, "questions": 2, "validation_rows": 2, "row_length": 24},
-    "Language": {"validation_rows": 4, "rows_at_once": 2},
+    "Language": {"validation_rows": 4, "rows_at_once": 2, "row_length": 24},
 }
 
 
@@ -119,7 +119,7 @@ def trained(monkeypatch):
     """No training: its members keep their parameters. The calls, as numbers of members."""
     calls = []
 
-    def fit(task, mesh, members, log, progress):
+    def fit(task, mesh, members, log, progress, seen=None):
         calls.append(len(members))
         return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
 

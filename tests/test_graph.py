@@ -229,7 +229,7 @@ def test_a_loss_that_gives_no_number_is_refused(made):
         return jax.tree.map(lambda x: vector if x == "vector" else x + 0 * vector[0], made)
 
     with pytest.raises(ValueError, match="loss gives .*: give a number, and numbers by name"):
-        check(Unlearn(BASE, HOW, loss=loss), 8)
+        check(Unlearn(BASE, HOW, loss=loss), SETTING)
 
 
 def test_an_import_of_nothing_is_refused_before_anything_is_made():

@@ -702,7 +702,7 @@ def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeyp
     """What was interrupted goes on once what it is made from has been made again."""
     lost = []
 
-    def fit(task, mesh, members, log, progress):
+    def fit(task, mesh, members, log, progress, seen=None):
         if log.bar.tasks[0].description.startswith("distill") and not lost:
             raise LostError
         return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
@@ -722,7 +722,7 @@ def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeyp
 def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
     experiment, tmp_path, monkeypatch
 ):
-    def fit(task, mesh, members, log, progress):
+    def fit(task, mesh, members, log, progress, seen=None):
         _send(signal.SIGTERM)
         return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
 

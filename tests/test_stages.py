@@ -61,7 +61,7 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def fit(self, task, mesh, members, log, progress):
+    def fit(self, task, mesh, members, log, progress, seen=None):
         folders = [target.folder.name for target in log.targets]
         (bar,) = log.bar.tasks
         self.calls.append((task, members, folders, (bar.description, bar.total)))
@@ -417,7 +417,7 @@ def test_attacks_are_of_the_rate_that_they_say(ran, tmp_path, monkeypatch):
     experiment = replace(experiment, relearn=replace(experiment.relearn, training=training))
     targets = []
 
-    def fit(task, mesh, members, log, progress):
+    def fit(task, mesh, members, log, progress, seen=None):
         targets.extend((m.learning_rate, t.tags) for m, t in zip(members, log.targets, strict=True))
         return recorder.fit(task, mesh, members, log, progress)
 
@@ -435,7 +435,7 @@ def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monke
     forgotten = {("forget", 0.5): 0.3, ("forget", 2.0): math.nan, ("forget", 4.0): 0.2,
                  ("mixed", 0.5): 0.1, ("mixed", 2.0): 0.4, ("mixed", 4.0): 0.6}  # fmt: skip
 
-    def fit(task, mesh, members, log, progress):
+    def fit(task, mesh, members, log, progress, seen=None):
         folders = [target.folder.name for target in log.targets]
         if not folders[0].startswith("relearn"):
             return recorder.fit(task, mesh, members, log, progress)
@@ -498,7 +498,7 @@ def test_the_strongest_attack_becomes_the_artifact(
     """
     rates, sizes = (0.25, 1.0, 4.0), []
 
-    def fit(task, mesh, members, log, progress):
+    def fit(task, mesh, members, log, progress, seen=None):
         results = []
         for member, target in zip(members, log.targets, strict=True):
             _, model, seed = _parts(target.folder.name)

@@ -56,7 +56,7 @@ def _experiment(student):
     )
 
 
-def _untrained(task, mesh, members, log, progress):
+def _untrained(task, mesh, members, log, progress, seen=None):
     scores = {"retain": 0.5, "forget": 0.5}
     return [Result(member.params, task.training.steps, scores) for member in members]
 
@@ -66,7 +66,7 @@ def made(tmp_path_factory):
     """The artifacts of a run with a smaller and deeper student, alone trained; each call of fit."""
     calls = []
 
-    def fit(task, mesh, members, log, progress):
+    def fit(task, mesh, members, log, progress, seen=None):
         calls.append((task, members, [target.folder for target in log.targets]))
         if task.lm == STUDENT:
             return train_together(task, mesh, members, log)

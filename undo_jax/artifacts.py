@@ -179,6 +179,19 @@ def wait(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def stated_model(folder: epath.Path, otherwise: str) -> dict[str, Any]:
+    """The fields of the model that a folder's config.json describes.
+
+    Raises ValueError, with what to do `otherwise`, where it describes none.
+    """
+    path = folder / "config.json"
+    try:
+        fields = read_json(path)["config"]["model"]
+        return {"type": fields["type"], **fields}
+    except (FileNotFoundError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} describes no model ({error!r}): {otherwise}") from error
+
+
 def plain(value: Any) -> Any:
     """A configuration as JSON: dataclasses and partials become dicts, functions their names.
 

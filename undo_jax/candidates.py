@@ -3,11 +3,12 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from undo_jax import artifacts
 from undo_jax.graph import Model, numbers
@@ -24,10 +25,14 @@ class Run:
 
     setting: Any
     mesh: Mesh
-    material: Any  # of the setting's evaluation
     saving: Saving
     together: int  # lanes trained side by side at most
     readers: dict[Model, Lazy] = field(default_factory=dict)
+
+    @cached_property
+    def material(self) -> Any:
+        """The arrays of the setting's evaluation, on every device."""
+        return jax.device_put(self.setting.material(), NamedSharding(self.mesh, P()))
 
     def load(self, model: Model) -> Lazy:
         """What reads a finished model, the same for all that ask. Raises FileNotFoundError."""

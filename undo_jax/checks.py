@@ -1,6 +1,7 @@
 """What every experiment's values must be, whatever they mean."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,6 +30,17 @@ def check_numbers(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value}: give a number of at most 64 bits")
     for part, inner in parts:
         check_numbers(f"{name}{part}".removeprefix("."), inner)
+
+
+def check_function(what: str, function: Any, *arguments: str) -> None:
+    """Raises ValueError for what is no function, or does not take these positional arguments."""
+    if not callable(function):
+        raise ValueError(f"{what}={function!r} is no function: import it and give it itself")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        called = getattr(function, "__name__", function)
+        raise ValueError(f"{what} {called}: {error}: give it by partial({called}, ...)") from error
 
 
 def check_distinct(name: str, values: Sequence[Any]) -> None:

@@ -2,24 +2,23 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from undo_jax.artifacts import wait
 from undo_jax.attacks import Attack
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.durable import read_json, write_json, writing
+from undo_jax.durable import writing
 from undo_jax.fit import least
 from undo_jax.graph import Model, alike, ancestry, check, is_trained, plan, work
+from undo_jax.listing import Named, list_models
 from undo_jax.lock import claimed
-from undo_jax.log import console
 from undo_jax.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
@@ -31,7 +30,6 @@ from undo_jax.trainer import Run
 from undo_jax.types import LM, shapes, table_shape
 
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
-Named = tuple[str, str | None]  # a model, and the attack on it
 
 
 @dataclass(frozen=True)
@@ -159,122 +157,50 @@ def run(
     if kind is not None and kind not in kinds:
         raise ValueError(f"unknown stage {kind!r}: choose one of {', '.join(kinds)}")
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
-    for recipe in ancestry(named.values()):
-        if is_trained(recipe):
-            doing: Any = recipe
-            check_batch(mesh, doing.training.batch_size, doing.training.accumulation)
-            least.check_work(work(doing, setting), mesh, f"{recipe.kind}.training.")
+    recipes = list(ancestry(named.values()))
+    for recipe in filter(is_trained, recipes):
+        doing: Any = recipe
+        check_batch(mesh, doing.training.batch_size, doing.training.accumulation)
+        least.check_work(work(doing, setting), mesh, f"{recipe.kind}.training.")
     with jax.set_mesh(mesh), writing(workdir):
-        for recipe in ancestry(named.values()):
-            placement(recipe.lm, mesh)  # that the mesh divides it
-            if recipe.role == "attack":
-                recipe.check()  # type: ignore[attr-defined]
-            if is_trained(recipe):
-                doing = recipe
-                for stream in doing.streams.values():  # that there is one
-                    setting.stream(stream.name, doing.training.batch_size, 0)
-        trained: list[Any] = [recipe for recipe in ancestry(named.values()) if is_trained(recipe)]
-        for doing in {alike(recipe): recipe for recipe in trained}.values():  # one of each program
-            check(doing, setting)
-        material = jax.device_put(setting.material(), NamedSharding(mesh, P()))
-        for lm in {recipe.lm for recipe in named.values()}:
-            scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), material)
-            timely = [n for n, metric in setting.metrics.items() if metric.at == "evaluation"]
-            check_scores(scores, timely)
-        here = Run(setting, mesh, material, experiment.saving, experiment.together)
+        _check_programs(recipes, setting, mesh)
+        here = Run(setting, mesh, experiment.saving, experiment.together)
         planned = plan(named.values(), experiment.seeds, setting, workdir)
         wanted = {one for recipe in some for model in planned.of(recipe) for one in model.family}
+        wanted = {model for model in wanted if kind in (None, model.recipe.kind)}
+        _check_data(here, [model for model in wanted if not model.artifact.finished])
         made = {name: planned.of(recipe) for name, recipe in named.items()}
         with claimed(workdir):
-            wanted = {model for model in wanted if kind in (None, model.recipe.kind)}
-            for model in wanted:
-                if model.recipe.kind == "import" and not model.artifact.finished:
-                    model.recipe.check()  # type: ignore[attr-defined]
             make(here, planned.models, wanted)
             if jax.process_index() == 0:
-                _describe(experiment, made, workdir)
+                list_models(experiment, made, workdir)
             wait("experiment.json")
     return made
 
 
-def _describe(
-    experiment: Experiment, named: Mapping[Named, Sequence[Model]], workdir: epath.Path
-) -> None:
-    """Write experiment-NAME.json: its models, what each is, and what is measured.
-
-    Models of other names that an experiment of this name has had in this workdir stay listed.
-    """
-    setting, path = experiment.setting, workdir / f"experiment-{experiment.name}.json"
-    metrics = {name: asdict(metric) for name, metric in setting.metrics.items()}
-    oracles = {m.artifact.seed: m for m in named.get((experiment.oracle or "", None), ())}
-    models, artifacts = [], {}
-    for name in experiment.models:
-        for model in dict.fromkeys(named[name, None]):  # one that is pinned is of all seeds
-            attacks = [
-                attack
-                for (one, by), of in named.items()
-                for attack in dict.fromkeys(of)
-                if by and one == name and attack.parents == (model,)
-            ]
-            oracle = oracles.get(model.artifact.seed) or next(iter(oracles.values()), None)
-            models.append(_entry(name, name == experiment.oracle, model, oracle, attacks))
-            for one in (*model.family, *attacks):
-                artifacts.setdefault(one.artifact.folder.name, (one, name))
-    kinds = list(dict.fromkeys(recipe.kind for recipe in ancestry(experiment.recipes().values())))
-    listed = sorted(artifacts.values(), key=lambda one: kinds.index(one[0].recipe.kind))
-    content = {
-        "name": experiment.name,
-        "metrics": metrics,
-        "headline": list(setting.headline),
-        "models": models,
-        "artifacts": [{"artifact": m.artifact.folder.name, "model": of} for m, of in listed],
-    }
-    write_json(path, _with_others(path, content) if path.exists() else content)
+def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
+    """Raises ValueError for what the mesh does not divide, and for losses that cannot be traced."""
+    for recipe in recipes:
+        placement(recipe.lm, mesh)
+        if recipe.role == "attack":
+            recipe.check()  # type: ignore[attr-defined]
+    trained: list[Any] = list(filter(is_trained, recipes))
+    for doing in {alike(recipe): recipe for recipe in trained}.values():  # one of each program
+        check(doing, setting)
 
 
-def _entry(
-    name: str, is_oracle: bool, model: Model, oracle: Model | None, attacks: Sequence[Model]
-) -> dict[str, Any]:
-    """A model with a seed in experiment-NAME.json."""
-    unlearned = next((m for m in model.family[::-1] if m.recipe.role == "unlearned"), None)
-    return {
-        "model": name,
-        "seed": model.artifact.seed,
-        "artifact": model.artifact.folder.name,
-        "role": "oracle" if is_oracle else model.recipe.role,
-        "alpha": _alpha(model.recipe),
-        "unlearned": unlearned and unlearned.artifact.folder.name,
-        "oracle": oracle and oracle.artifact.folder.name,
-        "attacks": [attack.artifact.folder.name for attack in attacks],
-    }
-
-
-def _alpha(recipe: Recipe | None) -> float | None:
-    """Of the noise that a model began with."""
-    while recipe is not None and not hasattr(recipe, "alpha"):
-        recipe = getattr(recipe, "start", None)
-    return getattr(recipe, "alpha", None)
-
-
-def _with_others(path: epath.Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The content and, of the file, the models of other names that are measured alike."""
-    try:
-        before = read_json(path)
-    except ValueError:  # damaged: what it listed is not known any more
-        return content
-    if any(before.get(name) != content[name] for name in ("name", "metrics", "headline")):
-        return content
-    own = {entry["model"] for entry in content["models"]}
-    folders = {entry["artifact"] for entry in content["models"]}
-    for entry in before["models"]:
-        if entry["model"] in own and entry["artifact"] not in folders:
-            console.print(
-                f"{entry['model']} of {content['name']} was {entry['artifact']} before, which "
-                "stays but is not reported: give the experiment another --name to have both",
-                soft_wrap=True,
-            )
-    others = {
-        part: [entry for entry in before[part] if entry["model"] not in own]
-        for part in ("models", "artifacts")
-    }
-    return {**content, **{part: [*content[part], *others[part]] for part in others}}
+def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
+    """Raises what the setting and imports raise for data that is not there, and for scores."""
+    setting, streams = here.setting, set()
+    for recipe in (model.recipe for model in unfinished):
+        if recipe.kind == "import":
+            recipe.check()  # type: ignore[attr-defined]
+        if is_trained(recipe):
+            doing: Any = recipe
+            streams |= {(s.name, doing.training.batch_size) for s in doing.streams.values()}
+    for name, batch_size in sorted(streams):
+        setting.stream(name, batch_size, 0)
+    timely = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
+    for lm in {model.recipe.lm for model in unfinished}:
+        scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), here.material)
+        check_scores(scores, timely)

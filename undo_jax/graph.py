@@ -256,10 +256,9 @@ def _artifact(
     inherited = {id(parent) for parent in recipe.parents}
     said = {n: v for n, v in own.items() if id(v) not in inherited and n not in UNSAID}
     config = {recipe.kind: said, "setting": setting, "model": recipe.lm}
-    called = recipe.title if recipe.role == "attack" else title(recipe)  # type: ignore[attr-defined]
     about = {"tokenizer": describe(setting.get_tokenizer())}
     upstream = tuple(parent.artifact for parent in parents)
-    return Artifact(workdir, recipe.kind, called, seed, config, upstream, about=about)
+    return Artifact(workdir, recipe.kind, title(recipe), seed, config, upstream, about=about)
 
 
 def is_trained(recipe: Recipe) -> bool:

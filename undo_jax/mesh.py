@@ -82,8 +82,8 @@ def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
 def over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes within a slice and across `count` slices, which lie along `sweep` or else `data`.
 
-    Members meet never, rows once a step; the other axes meet in every layer. Raises ValueError
-    where neither axis divides.
+    `sweep` never communicates, `data` all-reduces gradients once a step; `fsdp` and `tensor`
+    communicate in every layer. Raises ValueError where neither of the first two divides.
     """
     for axis in (AXES.index("sweep"), AXES.index("data")):
         if sizes[axis] % count == 0:

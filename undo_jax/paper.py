@@ -66,9 +66,6 @@ class Students:
     student: LM | None = None  # the fresh student's model, of any size; None: its teacher's
 
     def __post_init__(self):
-        for alpha in self.alphas:
-            if not 0 <= alpha <= 1:
-                raise ValueError(f"alpha={alpha} is outside [0, 1]: 0 is no noise, 1 a full reset")
         check_distinct("alphas", [float(f"{alpha:g}") for alpha in self.alphas])  # as in names
         if not self.alphas and not self.fresh_student:
             raise ValueError("no students: give alphas or set fresh_student")
@@ -83,10 +80,6 @@ class Distillation:
     training: Training
     tolerance: float = 0.05
     stop_early: bool = True  # leave as soon as it has recovered; False: always all steps
-
-    def __post_init__(self):
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance={self.tolerance}: it must be positive")
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,13 @@ class Recipe(Protocol):
 
 
 def title(recipe: Recipe) -> str:
-    """What its artifact is called: the end of `draw`, or else what the recipe says of itself."""
+    """What its artifact is called: the end of `draw`, or else what the recipe says of itself.
+
+    Attacks on a model draw alike, and are called by what they are.
+    """
     _, own, name = recipe.draw.rpartition("/")
-    return name if own else getattr(recipe, "title", recipe.kind)
+    alike = recipe.role == "attack"
+    return name if own and not alike else getattr(recipe, "title", recipe.kind)
 
 
 class Judge(Protocol):
@@ -170,7 +174,7 @@ class Simple:
         return {}
 
 
-def check_recipe(name: str, recipe: Any, seeds: int = 2**32) -> None:
+def check_recipe(name: str, recipe: Any) -> None:
     """Raises ValueError for what is no recipe, or has parts that are none; `name` says which."""
     if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "draw")):
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
@@ -180,7 +184,7 @@ def check_recipe(name: str, recipe: Any, seeds: int = 2**32) -> None:
     draws = recipe.kind != "import"
     if not isinstance(recipe.draw, str) or draws and not recipe.draw:
         raise ValueError(f"{who}: draw={recipe.draw!r}: give a text that names its random numbers")
-    if seed is not None and not (type(seed) is int and 0 <= seed < seeds):
+    if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):
         raise ValueError(f"{who}: seed={seed!r}: give a whole number from 0 to 2^32 - 1")
     for parent in recipe.parents:
         check_recipe(name, parent)

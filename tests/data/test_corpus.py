@@ -262,8 +262,9 @@ def test_killed_half_way_and_started_again_it_makes_the_same_files(
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
+    assert not Corpus(str(out)).exists
     with pytest.raises(FileNotFoundError, match="is no finished corpus"):
-        Corpus(str(out))
+        Corpus(str(out)).rows()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
     hashes = {path.name: path.stat().st_mtime_ns for path in out.glob("unfinished/*-hashes")}
     read = []
@@ -542,7 +543,7 @@ def test_readers_refuse_what_is_not_whole(corpus, tmp_path):
     manifest.unlink()
     for place in (folder, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match="is no finished corpus, it has no manifest"):
-            Corpus(str(place))
+            Corpus(str(place)).rows()
 
 
 def test_a_corpus_in_a_bucket(bucket, tmp_path):

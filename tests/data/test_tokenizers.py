@@ -129,8 +129,10 @@ def test_huggingface_needs_its_bos_token(huggingface_path):
 
 @pytest.mark.parametrize("kind", [SentencePiece, HuggingFace])
 def test_missing_or_wrong_file(kind, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.*check the path"):
-        kind(tmp_path / "nowhere")
+    absent = kind(tmp_path / "nowhere")  # whoever does not use it does not need it
+    for use in (lambda: absent.vocab_size, lambda: absent.fingerprint, lambda: absent.encode("a")):
+        with pytest.raises(FileNotFoundError, match="nowhere.*check the path"):
+            use()
     (tmp_path / "wrong").write_text("not a tokenizer")
     with pytest.raises(ValueError, match="wrong is not a"):
         kind(tmp_path / "wrong")

@@ -56,7 +56,7 @@ def corpora(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setting(corpora):
-    return Language(corpora["english"], corpora["korean"], TOKENIZER,
+    return Language(corpora["english"], corpora["korean"], TOKENIZER, row_length=16,
                     validation_rows=16, rows_at_once=8)  # fmt: skip
 
 
@@ -135,7 +135,9 @@ def test_recovery_is_a_relative_gap_in_cross_entropy(setting):
         ({"retain_share": 1.0}, "retain_share=1.0: give a share between 0 and 1"),
         ({"retain_share": 0.0}, "retain_share=0.0: give a share between 0 and 1"),
         ({"retain": "long"},
-         "{korean} has rows of 16 tokens and {long} of 32: pack both to one length"),
+         "row_length=16, but {long} has rows of 32 tokens: set it so, or pack both to it"),
+        ({"row_length": 8},
+         "row_length=8, but {english} has rows of 16 tokens: set it so, or pack both to it"),
         ({"retain": "bytes"}, "{bytes} was packed with another tokenizer (257 ids) than the "
          "setting's (16): pack it again with it"),
     ],
@@ -171,3 +173,20 @@ def test_the_setting_is_the_same_wherever_its_corpora_lie(setting, tmp_path):
     moved = replace(setting, retain=Corpus(tmp_path / "elsewhere"))
     assert plain(moved) == plain(setting)
     assert plain(replace(setting, retain=setting.forget)) != plain(setting)
+
+
+def test_segments_are_documents(setting):
+    """Of each row by its tokens: a BOS opens the next one."""
+    batch = replace(setting, segments=True).stream("pretrain", 8, 0)[0]
+    np.testing.assert_array_equal(batch.tokens, setting.stream("pretrain", 8, 0)[0])
+    assert batch.weights is None
+    for row, numbers in zip(batch.tokens.tolist(), batch.segments.tolist(), strict=True):
+        assert numbers == [row[: t + 1].count(TOKENIZER.bos_id) for t in range(len(row))]
+
+
+def test_without_its_corpora_it_has_no_rows_and_says_so(setting, tmp_path):
+    absent = replace(setting, retain=Corpus(tmp_path / "nowhere"))
+    assert (absent.row_length, absent.get_tokenizer()) == (16, TOKENIZER)
+    for use in (lambda: absent.stream("retain", 8, 0), absent.material):
+        with pytest.raises(FileNotFoundError, match="nowhere is no finished corpus"):
+            use()

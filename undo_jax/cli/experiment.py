@@ -18,9 +18,10 @@ from tyro.conf import AvoidSubcommands, Positional
 
 from undo_jax import experiment as experiments
 from undo_jax import report as reporting
+from undo_jax.artifacts import stated_model
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
-from undo_jax.durable import read_json, writing
+from undo_jax.durable import writing
 from undo_jax.experiment import Experiment
 from undo_jax.log import console
 from undo_jax.mesh import MeshShape, parse_mesh
@@ -82,8 +83,8 @@ def run(words: list[str]) -> None:
     SIGTERM or because another process died, 130 by Ctrl-C (a second one stops at once). A training
     that is killed goes on from its last save, see --saving.minutes.
 
-    Further flags set any scalar of the experiment, e.g. --seeds 0 1 --noise.alphas 0.5
-    --distill.training.steps 500.
+    Further flags set any scalar of the experiment, e.g. --seeds 0 1: give its file and --help to
+    see them.
     """
     parser = argparse.ArgumentParser(
         prog="undo-jax run", add_help=False, allow_abbrev=False, description=run.__doc__
@@ -254,14 +255,7 @@ def described_model(artifact: epath.Path) -> dict[str, typing.Any]:
         raise FileNotFoundError(
             f"{artifact} holds no finished model: give a folder inside the workdir of a run"
         )
-    path = artifact / "config.json"
-    try:
-        fields = read_json(path)["config"]["model"]
-        return {"type": fields["type"], **fields}
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} describes no model ({error!r}): delete {artifact}, and a run makes it again"
-        ) from error
+    return stated_model(artifact, f"delete {artifact}, and a run makes it again")
 
 
 def refuse(message: str) -> typing.NoReturn:

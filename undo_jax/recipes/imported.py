@@ -7,8 +7,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from undo_jax import checkpoint
-from undo_jax.artifacts import plain
-from undo_jax.durable import read_json
+from undo_jax.artifacts import plain, stated_model
 from undo_jax.graph import differences
 from undo_jax.models import hf, hf_folder
 from undo_jax.recipe import Recipe
@@ -47,7 +46,7 @@ class Import:
         folder = epath.Path(self.path)
         if (folder / "summary.json").exists():
             weights = f"give {folder / 'params'} to take the weights alone"
-            self._check(self._stated(folder / "config.json"), weights)
+            self._check(stated_model(folder, weights), weights)
             folder = folder / "params"
         elif (folder / hf_folder.CONFIG).exists():
             lm = hf_folder.read_config(folder)
@@ -60,16 +59,6 @@ class Import:
         """Raises FileNotFoundError where there is nothing."""
         if not isinstance(self.path, str) or not epath.Path(self.path).exists():
             raise FileNotFoundError(f"nothing to import at {self.path}: check the path")
-
-    def _stated(self, file: epath.Path) -> dict[str, Any]:
-        """The model that an artifact's config.json describes. Raises ValueError if it does not."""
-        try:
-            return {**read_json(file)["config"]["model"]}
-        except (FileNotFoundError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file} describes no model ({error!r}): give {file.parent / 'params'} to take the "
-                "weights alone"
-            ) from error
 
     def _check(self, made: dict[str, Any], otherwise: str) -> None:
         for name, value in differences(self.lm, made):

@@ -1,6 +1,5 @@
 """A model with noise mixed into its parameters: a student that is no longer what it was (UNDO)."""
 
-import inspect
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -8,6 +7,7 @@ from typing import ClassVar
 import jax
 from jax.sharding import Mesh
 
+from undo_jax.checks import check_function
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.recipe import Recipe, title
 from undo_jax.sharding import placement
@@ -33,13 +33,7 @@ class Perturb:
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha} is outside [0, 1]: 0 is no noise, 1 a full reset")
-        if not callable(self.noise):
-            raise ValueError(f"noise={self.noise!r} is no function: import it and give it itself")
-        try:
-            inspect.signature(self.noise).bind("lm", "key", "params", "alpha")
-        except TypeError as error:
-            name = getattr(self.noise, "__name__", self.noise)
-            raise ValueError(f"noise {name}: {error}: give it by partial({name}, ...)") from error
+        check_function("noise", self.noise, "lm", "key", "params", "alpha")
 
     @property
     def lm(self) -> LM:

@@ -1,10 +1,10 @@
 """A model that a method has made forget."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from undo_jax.checks import check_function
 from undo_jax.methods.maxent import maxent
 from undo_jax.optim import Trains
 from undo_jax.recipe import Recipe, Simple, Stream
@@ -30,13 +30,7 @@ class Unlearn(Simple):
     seed: int | None = None
 
     def __post_init__(self):
-        if not callable(self.loss):
-            raise ValueError(f"method={self.loss!r} is no function: import it and give it itself")
-        try:
-            inspect.signature(self.loss).bind("lm", "params", "refs", "batch", "key")
-        except TypeError as error:
-            name = getattr(self.loss, "__name__", self.loss)
-            raise ValueError(f"method {name}: {error}: give it by partial({name}, ...)") from error
+        check_function("method", self.loss, "lm", "params", "refs", "batch", "key")
         check_accumulation(self.loss, self.training.accumulation)
 
     @property
