@@ -105,10 +105,8 @@ def workdir(folder: Path) -> dict[str, Any]:
         name = f"{said['stage']} of {said['model']}, seed {said['seed']}"
         told, records = json.loads(summary.read_text()), own / "metrics.jsonl"
         lines = records.read_text().splitlines() if records.exists() else []
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore((own / "params").resolve())
         made[name] = {
-            "parameters": _hash(params),
+            "parameters": _hash(_parameters(own / "params")),
             **{name: told.get(name) for name in COSTS},
             "records": [
                 {n: value for n, value in json.loads(line).items() if n != "tokens_per_second"}
@@ -116,6 +114,17 @@ def workdir(folder: Path) -> dict[str, Any]:
             ],
         }
     return made
+
+
+def _parameters(path: Path) -> Any:
+    """As they are stored, on one device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored: Any = checkpointer.metadata(path.resolve()).item_metadata
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), stored.tree
+        )
+        return checkpointer.restore(path.resolve(), like)
 
 
 def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:

@@ -49,15 +49,16 @@ def test_they_train_forget_and_are_attacked(workdir):
 def test_a_score_at_the_end_is_no_part_of_the_evaluations(workdir):
     records = next(workdir.glob("unlearn-*-seed0*/metrics.jsonl")).read_text().splitlines()
     evaluated = [record["eval"] for record in map(json.loads, records) if "eval" in record]
-    assert len(evaluated) == 4 and all(e.keys() == {"large", "known"} for e in evaluated)
+    assert len(evaluated) == 4 and all(e.keys() == {"large", "known", "early"} for e in evaluated)
 
 
 def test_every_metric_is_reported_with_its_unit(workdir):
     text = (workdir / "report-letters" / "summary.md").read_text()
     assert "loss on large letters (nats/token) (lower is better)" in text
     header, _, *rows = text.split("## Other scores\n\n")[1].split("\n\n")[0].splitlines()
-    assert header == "| model | small letters that are written |"
-    cells = dict(row.strip("| ").split(" | ") for row in rows)
+    labels = "second small letters that are expected | small letters that are written"
+    assert header == f"| model | {labels} |"
+    cells = {row.split(" | ")[0].strip("| "): row.split(" | ")[2] for row in rows}
     assert cells.keys() == {"base", "unlearned", "student", "oracle"}
     assert cells["base"].startswith("1.00") and cells["oracle"].startswith("0.33")
     page = (workdir / "report-letters" / "index.html").read_text()
@@ -114,3 +115,32 @@ def test_a_setting_whose_scores_do_not_fit_is_refused(tmp_path, monkeypatch, cap
         cli.main(["run", str(tmp_path / "experiment.py"), "--workdir", str(tmp_path / "out")])
     told = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and said in told[-1], told
+
+
+def test_an_attack_may_be_measured_by_another_metric(tmp_path, capsys):
+    """Of the rates the one counts that raises it the most; the report's curve is of it."""
+    text = (OWN / "experiment.py").read_text()
+    text = (
+        text.replace("(1.0,)),)", "(1e-3, 1.0)),)")
+        .replace("attacks=(forget", "attacks=(replace(forget")
+        .replace("(1e-3, 1.0)),)", '(1e-3, 1.0)), metric="early"),)')
+    )
+    for name in ("bag", "letters", "forgetful"):
+        (tmp_path / f"{name}.py").write_text((OWN / f"{name}.py").read_text())
+    (tmp_path / "experiment.py").write_text("from dataclasses import replace\n" + text)
+    cli.main(["run", str(tmp_path / "experiment.py"), "--workdir", str(tmp_path / "out")])
+    folder = next((tmp_path / "out").glob("relearn-maxent*"))
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = {r["learning_rate"]: r["eval"]["early"] for r in records
+            if "eval" in r and r["step"] == 10}  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["learning_rate"] == max(last, key=lambda rate: last[rate])
+    table = (tmp_path / "out" / "report-letters" / "summary.md").read_text()
+    row = next(line for line in table.splitlines() if line.startswith("| unlearned | "))
+    assert row.split(" | ")[4] == f"{max(last.values()):.2f}"
+    for wrong in ("large", "written", "nothing"):  # better the other way, at the end, none
+        changed = (tmp_path / "experiment.py").read_text().replace('"early"', f'"{wrong}"')
+        (tmp_path / "wrong.py").write_text(changed)
+        with pytest.raises(SystemExit):
+            cli.main(["run", str(tmp_path / "wrong.py"), "--workdir", str(tmp_path / "other")])
+        assert f"metric='{wrong}': choose one that is taken at" in capsys.readouterr().err

@@ -52,6 +52,7 @@ class Experiment:
             raise ValueError(f"name={self.name!r} names files: give letters, digits, dots, - and _")
         check_numbers("", self)
         check_seeds(self.seeds, self.together)
+        check_metrics(self.setting)
         _check_types(self)
         check_distinct("attacks", [attack.name for attack in self.attacks])
         for name in (*(self.attacked or ()), *([self.oracle] if self.oracle else ())):
@@ -59,7 +60,6 @@ class Experiment:
                 raise ValueError(
                     f"there is no model {name!r}: choose from {', '.join(self.models)}"
                 )
-        check_metrics(self.setting)
         tokenizer = self.setting.get_tokenizer()
         for name, model in self.models.items():
             check_recipe(name, model)
@@ -95,6 +95,16 @@ def _check_types(experiment: Experiment) -> None:
     for attack in attacks:
         if not isinstance(attack.name, str) or not re.fullmatch(NAME, attack.name, re.ASCII):
             raise ValueError(f"attack {attack.name!r}: its name is of letters, digits, dots, -, _")
+        metrics, (_, forget) = experiment.setting.metrics, experiment.setting.headline
+        known = [name for name, one in metrics.items() if one.at == "evaluation"]
+        known = [
+            n for n in known if metrics[n].higher_is_better == metrics[forget].higher_is_better
+        ]
+        if attack.metric not in (None, *known):
+            raise ValueError(
+                f"attack {attack.name}: metric={attack.metric!r}: choose one that is taken at "
+                f"every evaluation and that is better the same way as {forget}: {', '.join(known)}"
+            )
     if not (attacked is None or isinstance(attacked, tuple | list)):
         raise ValueError(f"attacked={attacked!r}: give a tuple of names")
     for name, kind in (("mesh", MeshShape), ("saving", Saving)):

@@ -24,6 +24,7 @@ class Letters:
     metrics = {
         "large": Metric("loss on large letters", higher_is_better=False, unit="nats/token"),
         "known": Metric("small letters that are expected", higher_is_better=True),
+        "early": Metric("second small letters that are expected", higher_is_better=True),
         "written": Metric("small letters that are written", higher_is_better=True, at="end"),
     }
     headline = ("large", "known")
@@ -47,7 +48,11 @@ class Letters:
         large, small = map(rows, material)
         logits = lm.hidden(params, small.inputs) @ lm.table(params).T
         right = jnp.argmax(logits, -1) == small.targets
-        return {"large": cross_entropy(lm, params, large), "known": jnp.mean(right[:, 1:])}
+        return {
+            "large": cross_entropy(lm, params, large),
+            "known": jnp.mean(right[:, 1:]),
+            "early": jnp.mean(right[:, 1]),
+        }
 
     def at_end(self, lm, params):
         """By what the model writes after two letters: that can't be told inside of `evaluate`."""

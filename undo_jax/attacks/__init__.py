@@ -22,7 +22,9 @@ class Attack:
 
     First `prepare(lm, params, key)` makes the parameters of the model `adapt(lm)`, e.g. a quantised
     one, or one with an adapter beside frozen weights; None leaves them as they are. Then that model
-    is trained on a stream of the setting with every learning rate, where there is a `training`.
+    is trained on a stream of the setting with every learning rate, where there is a `training`. How
+    well it did is said by a `metric` of the setting, by default the headline's for what is
+    forgotten.
 
     At the steps `keep_at` the parameters of the training that is the strongest then are kept in the
     artifact's folder, beside those at the end. They do not change what it is: another run makes
@@ -36,6 +38,7 @@ class Attack:
     training: Training | None
     learning_rates: tuple[float, ...] = (1.0,)  # times training.optimizer.learning_rate
     stream: str = "forget"
+    metric: str | None = None
     loss: Loss = language_modelling
     adapt: Callable[[LM], LM] = _same
     prepare: Callable[[LM, Params, Key], Params] | None = None

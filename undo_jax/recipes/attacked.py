@@ -80,8 +80,8 @@ class Attacked(Simple):
 
     def strength(self, judge: Judge, scores: Scores) -> float:
         """How well an attack did; one that diverged did worst."""
-        _, forget = judge.headline
-        score = scores[forget] if judge.metrics[forget].higher_is_better else -scores[forget]
+        metric = self.attack.metric or judge.headline[1]
+        score = scores[metric] if judge.metrics[metric].higher_is_better else -scores[metric]
         return score if math.isfinite(score) else -math.inf
 
     def tags(self, rate: float | None) -> dict[str, Any]:

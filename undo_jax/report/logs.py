@@ -236,19 +236,18 @@ def read_artifact(
     verify(folder, summary)
     with as_written(folder):
         stage, seed = typed(config, "stage", str), typed(config, "seed", int, NONE)
-        if attack and stage != ATTACK:
+        attacked = stage == ATTACK
+        if attack and not attacked:
             raise ValueError(f"stage is {reprlib.repr(stage)}, but it is an attack")
         typed(config, "model", str)
         scores, costs = typed(summary, "eval", dict), ("steps", "tokens", "flops")
-        if scored or stage == ATTACK or scores:
+        if scored or attacked or scores:
             headline = {metric.name: number(scores[metric.name]) for metric in metrics[:2]}
             others = {m.name: number(scores[m.name]) for m in metrics[2:] if m.name in scores}
             scores = {**headline, **others}
         told: Json = {name: number(summary.get(name)) for name in costs}
         told |= {"recovered": typed(summary, "recovered", bool, NONE), "eval": scores}
-        found, unreadable = (
-            _attacks(folder, metrics[1], config, summary) if stage == ATTACK else ((), 0)
-        )
+        found, unreadable = _attacks(folder, metrics[1], config, summary) if attacked else ((), 0)
         return Artifact(
             folder=folder.name,
             stage=stage,
@@ -268,25 +267,25 @@ def _settings(config: Json, stage: str) -> Json:
     return own if isinstance(own, dict) else {}
 
 
-def _attacks(
-    folder: epath.Path, forget: Metric, config: Json, summary: Json
-) -> tuple[tuple[Attack, ...], int]:
-    """The evaluations of an attack, and how many lines of its log are unreadable.
+Attacks = tuple[tuple[Attack, ...], int]  # and how many lines of the log are unreadable
 
-    One that does not train has no records: its scores are one evaluation, at step 0.
-    """
+
+def _attacks(folder: epath.Path, forget: Metric, config: Json, summary: Json) -> Attacks:
+    """The evaluations of an attack; of one that does not train its scores, as if at step 0."""
     path = folder / "metrics.jsonl"
     records, unreadable = read_lines(path) if path.exists() else ([], 0)
-    found = read_attacks(records, forget)
+    said = _settings(config, ATTACK).get("attack")
+    said = {"metric": None, **(said if isinstance(said, dict) else {})}
+    metric = typed(said, "metric", str, NONE) or forget.name
+    found = read_attacks(records, metric)
     if records or unreadable or number(summary.get("steps")) > 0:
         return found, unreadable
-    said = _settings(config, ATTACK).get("attack")
-    known = (summary.get("attack"), said.get("name") if isinstance(said, dict) else None)
-    name = next((one for one in known if isinstance(one, str)), folder.name)
-    return (Attack(name, None, 0, number(summary["eval"][forget.name])),), 0
+    known = (summary.get("attack"), said.get("name"), folder.name)
+    name = next(one for one in known if isinstance(one, str))
+    return (Attack(name, None, 0, number(summary["eval"][metric])),), 0
 
 
-def read_attacks(records: Iterable[Json], forget: Metric) -> tuple[Attack, ...]:
+def read_attacks(records: Iterable[Json], metric: str) -> tuple[Attack, ...]:
     """Evaluation records; of a step logged twice (a resumed run) the later one counts."""
     found: dict[tuple[str, float, int], Attack] = {}
     for r in records:
@@ -295,6 +294,6 @@ def read_attacks(records: Iterable[Json], forget: Metric) -> tuple[Attack, ...]:
             rate = typed(r, "learning_rate", float, int)
             if not (0 < rate < math.inf and 0 <= step < 2**63):
                 raise ValueError(f"a record of learning rate {rate} at step {step}")
-            attack = Attack(data, float(rate), step, number(r["eval"][forget.name]))
+            attack = Attack(data, float(rate), step, number(r["eval"][metric]))
             found[data, float(rate), step] = attack
     return tuple(found[key] for key in sorted(found))
