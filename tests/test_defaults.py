@@ -7,7 +7,12 @@ import pytest
 
 from undo_jax.attacks import Attack
 from undo_jax.experiment import Experiment
-from undo_jax.losses import distillation, language_modelling
+from undo_jax.losses import (
+    distillation,
+    jsd_distillation,
+    language_modelling,
+    reverse_distillation,
+)
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
@@ -25,25 +30,26 @@ DEFAULTS = {
     Arithmetic: {
         "forms": ("equation", "word_problem"), "problems": 1_000_000, "row_length": 256,
         "examine": "held_out_facts", "questions": 100, "validation_rows": 16, "tokenizer": None,
-        "text": None, "text_share": 0.75, "data_seed": 99,
+        "text": None, "text_share": 0.75, "data_seed": 99, "answers_only": False,
+        "segments": False,
     },
     Language: {
         "names": ("English", "Korean"), "retain_share": 0.5, "validation_rows": 240,
-        "rows_at_once": 8,
+        "rows_at_once": 8, "row_length": 2048, "segments": False,
     },
     Training: {"accumulation": 1},
     Pretraining: {"base": None},
     Unlearning: {"method": maxent, "trains": None},
     Students: {"fresh_student": True, "student": None},
     Distillation: {"tolerance": 0.05, "stop_early": True},
-    Relearning: {"attacks": ("forget",)},
+    Relearning: {"attacks": ("forget",), "keep_at": ()},
     Paper: {"seeds": (0,), "together": 64},
     Pretrain: {"stream": "pretrain", "loss": language_modelling, "draw": "pretrain", "seed": None},
     Unlearn: {"loss": maxent, "trains": None, "draw": "unlearn", "seed": None},
     Distill: {"tolerance": 0.05, "stop_early": True, "stream": "pretrain", "loss": distillation,
               "draw": "distill", "seed": None},
     Attack: {"learning_rates": (1.0,), "stream": "forget", "loss": language_modelling,
-             "prepare": None, "trains": None, "adapt": SAME},
+             "prepare": None, "trains": None, "adapt": SAME, "metric": None, "keep_at": ()},
     Attacked: {"draw": "relearn", "seed": None},
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64},
     Saving: {"every": 10, "minutes": 5.0, "keep": 2},
@@ -65,3 +71,9 @@ def test_the_noise_is_shrink_and_perturb_with_the_papers_beta():
 
 def test_validation_has_the_seed_of_the_official_code():
     assert VALIDATION_SEED == 42
+
+
+@pytest.mark.parametrize("loss", [distillation, reverse_distillation, jsd_distillation])
+def test_teachers_are_matched_as_they_are(loss):
+    """Temperature 1 is none."""
+    assert loss.__kwdefaults__ == {"temperature": 1.0}

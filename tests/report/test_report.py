@@ -418,7 +418,7 @@ def test_the_later_record_of_a_step_counts_and_broken_lines_are_told(tmp_path: P
     folder = work.attack("oracle", curves={("mixed", 1e-2): (0.0, 0.9, 0.0, 0.0)})
     again = {"step": 10, "eval": {"forget": 0.4}, "attack": "mixed", "learning_rate": 1e-2}
     with (folder / "metrics.jsonl").open("a") as log:
-        log.write('\n{"step": 10, "ev\n12\n' + json.dumps(again) + "\n")
+        log.write('\n\n{"step": 10, "ev\n12\n' + json.dumps(again) + "\n")
     report = work.report()
     assert row(report, "oracle").worst.mean == near(0.4)
     assert any("2 unreadable lines" in note for note in report.notes)

@@ -253,3 +253,12 @@ def test_a_loss_on_answers_is_the_mean_over_answers():
     picked = np.take_along_axis(jax.nn.log_softmax(logits), batch.tokens[:, 1:, None], -1)[..., 0]
     wanted = -np.sum(picked * batch.weights[:, 1:]) / np.sum(batch.weights[:, 1:])
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_validation_rows_are_apart_from_training_and_always_the_same():
+    """Of a seed of their own, whatever that of the training data is."""
+    found = [replace(SETTING, data_seed=seed).material()["rows"] for seed in (99, 1)]
+    for name in ("retain", "forget"):
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+        trained = SETTING.stream(name, 64, 0)[0]
+        assert not (found[0][name][:, None] == trained[None]).all(-1).any()

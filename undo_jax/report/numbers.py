@@ -97,7 +97,7 @@ class Report:
     shown_steps: tuple[int, ...]  # relearning steps the tables quote
     unfinished: tuple[str, ...]
     notes: tuple[str, ...]
-    paired: bool = True  # whether each model is held against the oracle of its own seed
+    paired: bool  # whether each model is held against the oracle of its own seed
     files: Mapping[str, epath.Path] = field(default_factory=dict)
 
     @property
