@@ -123,8 +123,8 @@ def trained(monkeypatch):
         calls.append(len(members))
         return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
 
-    monkeypatch.setattr(loop, "fit", fit)
-    monkeypatch.setattr(shared, "fit", fit)
+    monkeypatch.setattr(loop, "train_together", fit)
+    monkeypatch.setattr(shared, "train_together", fit)
     return calls
 
 

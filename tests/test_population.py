@@ -20,7 +20,7 @@ from undo_jax.population import lanes, loop
 from undo_jax.population import meter as meters
 from undo_jax.population.compiled import Task
 from undo_jax.population.lanes import Member, Source
-from undo_jax.population.loop import fit
+from undo_jax.population.loop import train_together
 from undo_jax.population.programs import over_members
 
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
@@ -89,7 +89,7 @@ def _fit(task, members, folder, shape):
         targets.append(Target(path, {"member": i}))
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh), open_log("test", task.training.steps, targets) as log:
-        return fit(task, mesh, members, log)
+        return train_together(task, mesh, members, log)
 
 
 def _same(ours, theirs, **tolerance):

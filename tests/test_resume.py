@@ -38,8 +38,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.population import meter
 from undo_jax.population.compiled import Task
 from undo_jax.population.lanes import Member, Source
-from undo_jax.population.loop import Result
-from undo_jax.population.loop import fit as train_together
+from undo_jax.population.loop import Result, train_together
 from undo_jax.progress import Saving, open_progress
 from undo_jax.signals import PREEMPTED, Preempted
 from undo_jax.stopping import Stop, stoppable
@@ -707,7 +706,7 @@ def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeyp
             raise LostError
         return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
 
-    monkeypatch.setattr(shared, "fit", fit)
+    monkeypatch.setattr(shared, "train_together", fit)
     with pytest.raises(LostError):
         _run(experiment, tmp_path)
     lost += tmp_path.glob("noise-*")
@@ -726,7 +725,7 @@ def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
         _send(signal.SIGTERM)
         return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
 
-    monkeypatch.setattr(shared, "fit", fit)
+    monkeypatch.setattr(shared, "train_together", fit)
     with pytest.raises(Preempted, match="finished stage"):
         _run(experiment, tmp_path)
     assert len(list(tmp_path.glob("*/summary.json"))) == 2

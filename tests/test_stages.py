@@ -134,7 +134,7 @@ def ran(tmp_path_factory):
     """
     recorder, workdir = Recorder(), tmp_path_factory.mktemp("stages")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared, "fit", recorder.fit)
+        patch.setattr(shared, "train_together", recorder.fit)
         artifacts = _run(_experiment(), workdir)
     return SimpleNamespace(
         workdir=workdir,
@@ -198,7 +198,7 @@ def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
     params = jax.tree.map(lambda w: np.full(w.shape, 7, w.dtype), shapes(lm))
     checkpoint.save(epath.Path(tmp_path / "given"), params)
     checkpoint.wait_until_saved()
-    monkeypatch.setattr(shared, "fit", recorder.fit)
+    monkeypatch.setattr(shared, "train_together", recorder.fit)
     pretrain = replace(experiment.pretrain, base=str(tmp_path / "given"))
     artifacts = _run(replace(experiment, pretrain=pretrain), tmp_path / "run")
     assert _names(recorder.calls[0][2]) == ["oracle 3", "oracle 5"]
@@ -266,7 +266,7 @@ def test_only_students_stop_early(ran, tmp_path, monkeypatch):
             members
         )
     recorder, experiment = Recorder(), _experiment()
-    monkeypatch.setattr(shared, "fit", recorder.fit)
+    monkeypatch.setattr(shared, "train_together", recorder.fit)
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
     distill = replace(experiment.distill, stop_early=False)
     _run(replace(experiment, distill=distill), tmp_path, "distill")
@@ -421,7 +421,7 @@ def test_attacks_are_of_the_rate_that_they_say(ran, tmp_path, monkeypatch):
         targets.extend((m.learning_rate, t.tags) for m, t in zip(members, log.targets, strict=True))
         return recorder.fit(task, mesh, members, log, progress)
 
-    monkeypatch.setattr(shared, "fit", fit)
+    monkeypatch.setattr(shared, "train_together", fit)
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
     _run(experiment, tmp_path, "relearn")
     rates = [(rate, tags["learning_rate"]) for rate, tags in targets if tags]
@@ -450,7 +450,7 @@ def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monke
         return results
 
     recorder, experiment = Recorder(), _experiment()
-    monkeypatch.setattr(shared, "fit", fit)
+    monkeypatch.setattr(shared, "train_together", fit)
     relearn = replace(experiment.relearn, learning_rates=(0.5, 2.0, 4.0))
     artifacts = _run(replace(experiment, relearn=relearn, together=2, seeds=(3,)), tmp_path)
     attacked = [artifact for artifact in artifacts if artifact.stage == "relearn"]
@@ -509,7 +509,7 @@ def test_the_strongest_attack_becomes_the_artifact(
         sizes.append(len(members))
         return results
 
-    monkeypatch.setattr(shared, "fit", fit)
+    monkeypatch.setattr(shared, "train_together", fit)
     metrics = dict.fromkeys(("retain", "forget"), Metric("", higher_is_better))
     monkeypatch.setattr(Named, "metrics", property(lambda self: metrics))
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)

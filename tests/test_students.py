@@ -15,8 +15,7 @@ from undo_jax import trainer as shared
 from undo_jax.artifacts import plain
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.population.loop import Result
-from undo_jax.population.loop import fit as train_together
+from undo_jax.population.loop import Result, train_together
 from undo_jax.sharding import shardings
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
@@ -73,7 +72,7 @@ def made(tmp_path_factory):
         return _untrained(task, mesh, members, log, progress)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared, "fit", fit)
+        patch.setattr(shared, "train_together", fit)
         artifacts = _run(_experiment(STUDENT), tmp_path_factory.mktemp("students"))
     return {(a.stage, a.model.removesuffix(" by forget")): a for a in artifacts}, calls
 
@@ -120,7 +119,7 @@ def test_flops_are_those_of_each_model(made):
 
 def test_artifacts_without_a_student_keep_their_names(made, monkeypatch, tmp_path):
     """Constants: if they change, every workdir there is loses its artifacts."""
-    monkeypatch.setattr(shared, "fit", _untrained)
+    monkeypatch.setattr(shared, "train_together", _untrained)
     artifacts = _run(_experiment(None), tmp_path)
     names = {(a.stage, a.model.removesuffix(" by forget")): a.folder.name for a in artifacts}
     for key, artifact in made[0].items():

@@ -51,7 +51,7 @@ class Saved(NamedTuple):
     notes: Any
 
 
-class Progress:
+class Saves:
     """The saves of one loop: when they are made, and how they are read.
 
     The state at its end is saved too if its results must outlive another loop: `last` is False.
@@ -170,9 +170,9 @@ class Progress:
 @contextmanager
 def open_progress(
     folder: epath.Path, saving: Saving, stop: Stop, last: bool = True
-) -> Iterator[Progress]:
+) -> Iterator[Saves]:
     """The saves of one loop in a folder; complete when the block ends."""
-    progress = Progress(folder, saving, stop, last)
+    progress = Saves(folder, saving, stop, last)
     try:
         yield progress
     except Exception:

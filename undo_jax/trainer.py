@@ -11,7 +11,7 @@ from undo_jax.fit import least
 from undo_jax.graph import Model, Work, work
 from undo_jax.log import Log, open_log
 from undo_jax.population.compiled import Task
-from undo_jax.population.loop import Result, fit
+from undo_jax.population.loop import Result, train_together
 from undo_jax.progress import open_progress
 from undo_jax.settings import scores_at_end
 from undo_jax.stopping import Stop, stoppable
@@ -54,7 +54,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
         own = replace(log, targets=[candidate.target for candidate in group])
         with open_progress(folder / f"from-{first}", run.saving, stop, last) as progress:
             seen = partial(_keep, run, group) if recipe.keeps else None
-            results = fit(task, run.mesh, [c.member for c in group], own, progress, seen)
+            results = train_together(task, run.mesh, [c.member for c in group], own, progress, seen)
         return [Found(*pair) for pair in zip(group, results, strict=True)]
 
     best: Best = {}

@@ -17,7 +17,7 @@ from undo_jax.mesh import check_batch
 from undo_jax.population.compiled import Population, Task
 from undo_jax.population.lanes import Lanes, Member, in_lanes, read, taker
 from undo_jax.population.meter import Meter
-from undo_jax.progress import Progress
+from undo_jax.progress import Saves
 from undo_jax.types import Lazy, Params, Scores
 
 
@@ -33,19 +33,19 @@ Evaluated = Mapping[int, Result]  # members that were evaluated, as they are the
 Seen = Callable[[int, Evaluated], None]  # hears of every evaluation: its step, and these
 
 
-def fit(
+def train_together(
     task: Task,
     mesh: Mesh,
     members: Sequence[Member],
     log: Log,
-    progress: Progress | None = None,
+    progress: Saves | None = None,
     seen: Seen | None = None,
 ) -> list[Result]:
     """Train every member until its stop rule, tried at each evaluation, or the last step.
 
     One whose scores are not finite leaves, too: nothing brings it back. With `progress` it goes on
     from the last save there is, and is saved on the way: what `seen` has heard since may be told
-    again. Raises ValueError where the mesh does not divide the batch, and what `Progress.between`
+    again. Raises ValueError where the mesh does not divide the batch, and what `Saves.between`
     does.
     """
     training = task.training
@@ -110,7 +110,7 @@ class Loop:
         return self.states, notes
 
 
-def _resume(progress: Progress, like: train.State, dealt: Lanes, log: Log) -> Loop | None:
+def _resume(progress: Saves, like: train.State, dealt: Lanes, log: Log) -> Loop | None:
     """The loop of the last save, if there is one; its lanes may have been others."""
     lanes = dealt.numbers
 
