@@ -10,13 +10,13 @@ import undo_jax
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
     "signals", "types", "checks", "memory", "sharding", "ops", "models", "losses", "optim", "log",
-    "digest", "durable", "checkpoint", "peers", "progress", "data", "train", "evals", "population",
-    "methods", "noises", "attacks", "settings", "recipe", "graph", "fit", "trainer", "runner",
-    "recipes", "experiment", "paper", "bench", "report", "cli", "__main__",
+    "digest", "durable", "sinks", "checkpoint", "peers", "progress", "data", "train", "evals",
+    "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit", "trainer",
+    "runner", "recipes", "experiment", "paper", "bench", "report", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "sharding", "optim", "log", "checkpoint", "progress", "signals",
-    "peers", "trainer", "runner",
+    "peers", "trainer", "runner", "sinks",
 )  # fmt: skip
 LIMITS = {
     "train.py": 150,

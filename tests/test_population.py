@@ -18,6 +18,7 @@ from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Source, Task
 from undo_jax.sharding import MeshShape, make_mesh
+from undo_jax.sinks.jsonl import jsonl
 
 LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
 INIT = jax.jit(LM.init)
@@ -72,9 +73,9 @@ def _fit(task, members, folder, shape):
     for i in range(len(members)):
         path = epath.Path(folder) / str(i)
         path.mkdir(parents=True, exist_ok=True)
-        targets.append(Target(path, {"member": i}))
+        targets.append((Target(path, [{"member": i}], "test", str(i)), {"member": i}))
     mesh = make_mesh(shape)
-    with jax.set_mesh(mesh), open_log("test", task.training.steps, targets) as log:
+    with jax.set_mesh(mesh), open_log("test", task.training.steps, targets, [jsonl]) as log:
         return population.fit(task, mesh, members, log)
 
 

@@ -40,6 +40,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.population import Member, Result, Source, Task
 from undo_jax.progress import Saving, Stop, open_progress, stoppable
 from undo_jax.signals import PREEMPTED, Preempted
+from undo_jax.sinks.jsonl import jsonl
 
 ROOT = Path(undo_jax.__file__).parent.parent
 LM = Functional(preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25))
@@ -120,10 +121,12 @@ def _fit(
         row_length=5,
         trains=trains,
     )
-    targets = [Target(epath.Path(folder) / str(i % 2), {"member": i}) for i in range(MEMBERS)]
-    for target in targets:
-        target.folder.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(mesh), open_log("test", STEPS, targets) as log:
+    tags = [{"member": i} for i in range(MEMBERS)]
+    places = [Target(epath.Path(folder) / str(i), tags[i::2], "test", f"{i}") for i in range(2)]
+    for place in places:
+        place.folder.mkdir(parents=True, exist_ok=True)
+    targets = [(places[i % 2], tags[i]) for i in range(MEMBERS)]
+    with jax.set_mesh(mesh), open_log("test", STEPS, targets, [jsonl]) as log:
         if saving is None:
             return _taken(population.fit(task, mesh, members, log))
         path = epath.Path(folder) / "progress"

@@ -11,7 +11,7 @@ Several processes share a workdir. Each saves its own parts of the parameters; p
 rest, and the others wait for it.
 
 WORKDIR/progress-STAGE-FINGERPRINT/   of artifacts that are made together, until all are finished
-    artifacts.json  their folders
+    artifacts.json  their folders, and a name for this training
     */              their training so far
 """
 
@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -132,9 +133,16 @@ def gather(artifacts: Sequence[Artifact]) -> epath.Path:
     folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "artifacts.json", {"artifacts": names})
+        listed = {"artifacts": names, "training": training(folder) or secrets.token_hex(4)}
+        write_json(folder / "artifacts.json", listed)
     wait(f"gather {folder.name}")
     return folder
+
+
+def training(folder: epath.Path) -> str:
+    """A name for the training that has this progress, and for no other; none before it begins."""
+    described = folder / "artifacts.json"
+    return read_json(described).get("training", "") if described.exists() else ""
 
 
 def companies(workdir: epath.Path) -> list[list[str]]:

@@ -17,7 +17,7 @@ from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import read_json, write_json, writing
 from undo_jax.fit import least
 from undo_jax.graph import Model, alike, ancestry, check, is_trained, lm_of, plan, work
-from undo_jax.log import console
+from undo_jax.log import Sink, console
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
 from undo_jax.recipes.attacked import Attacked
@@ -45,6 +45,7 @@ class Experiment:
     together: int = 64  # models trained side by side at most; less where memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)
+    sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
 
     def __post_init__(self):
         if not (isinstance(self.name, str) and re.fullmatch(NAME, self.name, re.ASCII)):
@@ -95,9 +96,16 @@ def _check_types(experiment: Experiment) -> None:
             raise ValueError(f"attack {attack.name!r}: its name is of letters, digits, dots, -, _")
     if not (attacked is None or isinstance(attacked, tuple | list)):
         raise ValueError(f"attacked={attacked!r}: give a tuple of names")
+    check_sinks(experiment.sinks)
     for name, kind in (("mesh", MeshShape), ("saving", Saving)):
         if not isinstance(getattr(experiment, name), kind):
             raise ValueError(f"{name}={getattr(experiment, name)!r}: give {kind.__name__}(...)")
+
+
+def check_sinks(sinks: Sequence[Sink]) -> None:
+    """Raises ValueError for sinks that are no functions."""
+    if not isinstance(sinks, tuple | list) or not all(map(callable, sinks)):
+        raise ValueError(f"sinks={sinks!r}: give a tuple of functions, e.g. (tensorboard,)")
 
 
 def check_seeds(seeds: Sequence[int], together: int) -> None:
@@ -170,7 +178,8 @@ def run(
         for doing in {alike(recipe): recipe for recipe in trained}.values():  # one of each program
             check(doing, setting.row_length)
         material = jax.device_put(setting.material(), NamedSharding(mesh, P()))
-        here = Run(setting, mesh, material, experiment.saving, experiment.together)
+        how = experiment.saving, experiment.together, experiment.name, experiment.sinks
+        here = Run(setting, mesh, material, *how)
         planned = plan(named.values(), experiment.seeds, setting, workdir)
         wanted = {one for recipe in some for model in planned.of(recipe) for one in model.family}
         made = {name: planned.of(recipe) for name, recipe in named.items()}

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from undo_jax import checkpoint, memory
 from undo_jax.fit import least
 from undo_jax.graph import Model, Work, work
-from undo_jax.log import Log, Target, open_log
+from undo_jax.log import Log, Sink, Target, open_log
 from undo_jax.population import Member, Result, Source, Task, fit
 from undo_jax.progress import Saving, Stop, open_progress, stoppable
 from undo_jax.recipe import Scores
 from undo_jax.sharding import placement
+from undo_jax.sinks.jsonl import jsonl
 from undo_jax.types import Lazy
 
 
@@ -29,6 +30,8 @@ class Run:
     material: Any  # of the setting's evaluation
     saving: Saving
     together: int  # lanes trained side by side at most
+    experiment: str  # its name
+    sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
     readers: dict[Model, Lazy] = field(default_factory=dict)
 
     def load(self, model: Model) -> Lazy:
@@ -65,7 +68,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     for model in company:
         if model not in finished:
             checkpoint.begin(model.artifact)
-    targets = [_target(lane, lane.model in finished) for lane in lanes]
+    targets = list(_targets(run, company, finished, checkpoint.training(folder)))
     setting, training, size = run.setting, recipe.training, run.together
     stops = [partial(_ends, run, lane.model, parents[lane.model]) for lane in lanes]
     how = recipe.loss, training, setting.evaluate, run.material, stops, setting.row_length
@@ -82,7 +85,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
 
     best: Best = {}
     with stoppable() as stop:
-        with open_log(title, training.steps, targets) as log:
+        with open_log(title, training.steps, targets, (jsonl, *run.sinks)) as log:
             for first in range(0, len(lanes), size):
                 # what the others have learned is let go
                 best = {model: (index, _taken(result)) for model, (index, result) in best.items()}
@@ -162,10 +165,14 @@ def _ends(run: Run, model: Model, parents: Mapping[str, Scores], scores: Scores)
     return recipe.ends(run.setting, parents, scores)
 
 
-def _target(lane: Lane, finished: bool) -> Target:
-    recipe: Any = lane.model.recipe
-    folder = None if finished else lane.model.artifact.folder
-    return Target(folder, recipe.tags(lane.rate))
+def _targets(run: Run, company: Sequence[Model], finished: Sequence[Model], training: str):
+    """Of each lane, with its tags; none where its model is finished."""
+    for model in company:
+        recipe: Any = model.recipe
+        tags = [recipe.tags(rate) for rate in recipe.rates]
+        name = f"{training}-{model.artifact.fingerprint}"
+        target = Target(model.artifact.folder, tags, run.experiment, name)
+        yield from ((None if model in finished else target, own) for own in tags)
 
 
 def _strongest(
