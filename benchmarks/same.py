@@ -48,7 +48,7 @@ def describe(path: str, flags: list[str]) -> dict[str, Any]:
     experiment = override(load(path), flags).graph()
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        run = Unmade(setting, mesh, experiment.saving, experiment.together)
+        run = Unmade(setting, mesh, experiment.saving, experiment.together, "")
         models = plan(
             experiment.recipes().values(), experiment.seeds, setting, epath.Path(folder)
         ).models
@@ -64,7 +64,7 @@ def _alike(model: Model) -> str:
 
 def _company(run: Run, company: list[Model]) -> dict[str, Any]:
     recipe: Any = company[0].recipe
-    tried = candidates(run, company, dict.fromkeys(company, {}), ())
+    tried = candidates(run, company, dict.fromkeys(company, {}), (), "")
     lanes = in_lanes([one.member for one in tried], run.mesh.shape["sweep"])
     setting, training = run.setting, recipe.training
     how = recipe.loss, training, setting.evaluate, run.material, setting.row_length

@@ -22,6 +22,7 @@ from undo_jax.population.compiled import Task
 from undo_jax.population.lanes import Member, Source
 from undo_jax.population.loop import train_together
 from undo_jax.population.programs import over_members
+from undo_jax.sinks.jsonl import jsonl
 
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
@@ -86,9 +87,9 @@ def _fit(task, members, folder, shape):
     for i in range(len(members)):
         path = epath.Path(folder) / str(i)
         path.mkdir(parents=True, exist_ok=True)
-        targets.append(Target(path, {"member": i}))
+        targets.append((Target(path, [{"member": i}], "test", str(i)), {"member": i}))
     mesh = make_mesh(shape)
-    with jax.set_mesh(mesh), open_log("test", task.training.steps, targets) as log:
+    with jax.set_mesh(mesh), open_log("test", task.training.steps, targets, [jsonl]) as log:
         return train_together(task, mesh, members, log)
 
 

@@ -41,6 +41,7 @@ from undo_jax.population.lanes import Member, Source
 from undo_jax.population.loop import Result, train_together
 from undo_jax.progress import Saving, open_progress
 from undo_jax.signals import PREEMPTED, Preempted
+from undo_jax.sinks.jsonl import jsonl
 from undo_jax.stopping import Stop, stoppable
 
 ROOT = Path(undo_jax.__file__).parent.parent
@@ -128,10 +129,12 @@ def _fit(
         row_length=5,
         trains=trains,
     )
-    targets = [Target(epath.Path(folder) / str(i % 2), {"member": i}) for i in range(MEMBERS)]
-    for target in targets:
-        target.folder.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(mesh), open_log("test", STEPS, targets) as log:
+    tags = [{"member": i} for i in range(MEMBERS)]
+    places = [Target(epath.Path(folder) / str(i), tags[i::2], "test", f"{i}") for i in range(2)]
+    for place in places:
+        place.folder.mkdir(parents=True, exist_ok=True)
+    targets = [(places[i % 2], tags[i]) for i in range(MEMBERS)]
+    with jax.set_mesh(mesh), open_log("test", STEPS, targets, [jsonl]) as log:
         if saving is None:
             return _taken(train_together(task, mesh, members, log))
         path = epath.Path(folder) / "progress"

@@ -12,7 +12,7 @@ Several processes share a workdir. Each saves its own parts of the parameters; p
 rest, and the others wait for it.
 
 WORKDIR/progress-STAGE-FINGERPRINT/   of artifacts that are made together, until all are finished
-    artifacts.json  their folders
+    artifacts.json  their folders, and a name for this training
     */              their training so far
 """
 
@@ -21,6 +21,7 @@ import functools
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -249,9 +250,16 @@ def progress_folder(artifacts: Sequence[Artifact]) -> epath.Path:
     folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "artifacts.json", {"artifacts": names})
+        listed = {"artifacts": names, "training": training_name(folder) or secrets.token_hex(4)}
+        write_json(folder / "artifacts.json", listed)
     wait(f"progress {folder.name}")
     return folder
+
+
+def training_name(folder: epath.Path) -> str:
+    """A name for the training that has this progress, and for no other; none before it begins."""
+    described = folder / "artifacts.json"
+    return read_json(described).get("training", "") if described.exists() else ""
 
 
 def interrupted(workdir: epath.Path) -> list[list[str]]:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax import artifacts
 from undo_jax.graph import Model, numbers
-from undo_jax.log import Target
+from undo_jax.log import Sink, Tags, Target
 from undo_jax.population.lanes import Member, Source
 from undo_jax.progress import Saving
 from undo_jax.sharding import placement
@@ -27,6 +27,8 @@ class Run:
     mesh: Mesh
     saving: Saving
     together: int  # lanes trained side by side at most
+    experiment: str  # its name
+    sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
     readers: dict[Model, Lazy] = field(default_factory=dict)
 
     @cached_property
@@ -49,7 +51,8 @@ class Candidate(NamedTuple):
 
     model: Model
     member: Member
-    target: Target
+    target: Target | None  # where its records go; None: its model is finished already
+    tags: Tags  # of its records
 
 
 def candidates(
@@ -57,8 +60,9 @@ def candidates(
     company: Sequence[Model],
     parents: Mapping[Model, Mapping[str, Scores]],
     finished: Sequence[Model],
+    training: str,
 ) -> list[Candidate]:
-    """Every model with each of its rates."""
+    """Every model with each of its rates; `training` is a name that it keeps when it goes on."""
     sources: dict[Any, Source] = {}
     streams: dict[Any, Any] = {}
     found, varied = [], _varied(company)
@@ -80,11 +84,12 @@ def candidates(
             sources[shared] = Source(rows, refs)
         first, params = _first(run, model)
         ends = partial(recipe.ends, run.setting, parents[model])
-        folder = None if model in finished else model.artifact.folder
-        for rate in recipe.rates:
+        tags, name = [recipe.tags(rate) for rate in recipe.rates], model.artifact.fingerprint
+        target = Target(model.artifact.folder, tags, run.experiment, f"{training}-{name}")
+        for rate, own in zip(recipe.rates, tags, strict=True):
             how = model.key, rate, sources[shared], ends, {n: numbers(recipe)[n] for n in varied}
-            target = Target(folder, recipe.tags(rate))
-            found.append(Candidate(model, Member(first, params, *how), target))
+            member = Member(first, params, *how)
+            found.append(Candidate(model, member, None if model in finished else target, own))
     return found
 
 

@@ -19,6 +19,7 @@ from undo_jax.fit import least
 from undo_jax.graph import Model, alike, ancestry, check, is_trained, plan, work
 from undo_jax.listing import Named, list_models
 from undo_jax.lock import claimed
+from undo_jax.log import Sink
 from undo_jax.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
@@ -46,6 +47,7 @@ class Experiment:
     together: int = 64  # models trained side by side at most; less where memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)
+    sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
 
     def __post_init__(self):
         if not (isinstance(self.name, str) and re.fullmatch(NAME, self.name, re.ASCII)):
@@ -107,9 +109,16 @@ def _check_types(experiment: Experiment) -> None:
             )
     if not (attacked is None or isinstance(attacked, tuple | list)):
         raise ValueError(f"attacked={attacked!r}: give a tuple of names")
+    check_sinks(experiment.sinks)
     for name, kind in (("mesh", MeshShape), ("saving", Saving)):
         if not isinstance(getattr(experiment, name), kind):
             raise ValueError(f"{name}={getattr(experiment, name)!r}: give {kind.__name__}(...)")
+
+
+def check_sinks(sinks: Sequence[Sink]) -> None:
+    """Raises ValueError for sinks that are no functions."""
+    if not isinstance(sinks, tuple | list) or not all(map(callable, sinks)):
+        raise ValueError(f"sinks={sinks!r}: give a tuple of functions, e.g. (tensorboard,)")
 
 
 def check_seeds(seeds: Sequence[int], together: int) -> None:
@@ -174,7 +183,8 @@ def run(
         least.check_work(work(doing, setting), mesh, f"{recipe.kind}.training.")
     with jax.set_mesh(mesh), writing(workdir):
         _check_programs(recipes, setting, mesh)
-        here = Run(setting, mesh, experiment.saving, experiment.together)
+        how = experiment.saving, experiment.together, experiment.name, experiment.sinks
+        here = Run(setting, mesh, *how)
         planned = plan(named.values(), experiment.seeds, setting, workdir)
         wanted = {one for recipe in some for model in planned.of(recipe) for one in model.family}
         wanted = {model for model in wanted if kind in (None, model.recipe.kind)}

@@ -1,12 +1,12 @@
-"""Progress on the terminal while a stage trains, and its records as JSON lines."""
+"""Progress on the terminal while a stage trains, and its records, which sinks take."""
 
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 import jax
 from etils import epath
@@ -36,33 +36,44 @@ class _Console(Console):
 
 console = _Console(stderr=True, markup=False)
 
+Tags = Mapping[str, Any]  # fields that every record of one member carries, e.g. its learning rate
+Write = Callable[[Tags, Mapping[str, Any]], None]  # takes one record: its tags, its other fields
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Target:
-    """Where the records of one member go, and the fields that every one of them carries."""
+    """What a sink is opened for: one artifact in training."""
 
-    folder: epath.Path | None  # None: nowhere
-    tags: Mapping[str, Any]
+    folder: epath.Path  # the artifact's; there is config.json, and nothing else
+    members: Sequence[Tags]  # of each that trains for it
+    experiment: str  # its name
+    training: str  # a name for this training alone, which it keeps when it goes on
+
+
+Sink = Callable[[Target], AbstractContextManager[Write]]
 
 
 @dataclass(frozen=True)
 class Log:
-    """The open log of one training loop, a target for each member. Only process 0 writes."""
+    """The open log of one training loop: for each member a target and tags. Only process 0 writes.
 
-    targets: Sequence[Target]
-    files: Mapping[epath.Path, IO[str]]
+    A member without a target is not recorded.
+    """
+
+    targets: Sequence[tuple[Target | None, Tags]]
+    writes: Mapping[Target, Sequence[Write]]
     bar: Progress
     task: TaskID
-    history: list[tuple[int, str]] = field(default_factory=list, init=False)  # (member, line)
+    history: list[tuple[int, str]] = field(default_factory=list, init=False)  # (member, record)
 
     def record(self, member: int, **fields: Any) -> None:
-        """Append one line to the member's metrics.jsonl."""
-        self._write(member, json.dumps({**fields, **self.targets[member].tags}))
+        """Give one record of a member to the sinks."""
+        self._write(member, json.dumps({**fields, **self.targets[member][1]}))
 
     def replay(self, history: Sequence[tuple[int, str]]) -> None:
         """Write what an interrupted log had recorded into this one, which has recorded nothing."""
-        for member, line in history:
-            self._write(member, line)
+        for member, record in history:
+            self._write(member, record)
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """Move the bar: steps done, mean training loss, tokens per second over all members."""
@@ -73,16 +84,23 @@ class Log:
         if not self.bar.disable:
             self.bar.console.print(f"{self.bar.tasks[0].description}: {what}", highlight=False)
 
-    def _write(self, member: int, line: str) -> None:
-        self.history.append((member, line))
-        folder = self.targets[member].folder
-        if folder is not None and folder in self.files:
-            self.files[folder].write(line + "\n")
+    def _write(self, member: int, record: str) -> None:
+        self.history.append((member, record))
+        target, tags = self.targets[member]
+        if target and (writes := self.writes.get(target)):
+            fields = {n: value for n, value in json.loads(record).items() if n not in tags}
+            for write in writes:
+                write(tags, fields)
 
 
 @contextmanager
-def open_log(title: str, steps: int, targets: Sequence[Target]) -> Iterator[Log]:
-    """A log for one training loop of `steps` steps; files are complete when it closes."""
+def open_log(
+    title: str,
+    steps: int,
+    targets: Sequence[tuple[Target | None, Tags]],
+    sinks: Iterable[Sink],
+) -> Iterator[Log]:
+    """A log for one training loop of `steps` steps; what sinks write is complete when it closes."""
     bar = Progress(  # narrower than 80 columns
         TextColumn("{task.description:<13}"),
         BarColumn(bar_width=10),
@@ -94,13 +112,11 @@ def open_log(title: str, steps: int, targets: Sequence[Target]) -> Iterator[Log]
         console=console,
         disable=jax.process_index() != 0,
     )
+    some = dict.fromkeys(t for t, _ in targets if t) if jax.process_index() == 0 else {}
     with ExitStack() as stack:
-        folders = {t.folder for t in targets if t.folder} if jax.process_index() == 0 else ()
-        files = {
-            folder: stack.enter_context((folder / "metrics.jsonl").open("w")) for folder in folders
-        }
+        writes = {t: [stack.enter_context(sink(t)) for sink in dict.fromkeys(sinks)] for t in some}
         stack.enter_context(bar)
-        yield Log(targets, files, bar, bar.add_task(title, total=steps, loss=0.0, rate=short(0)))
+        yield Log(targets, writes, bar, bar.add_task(title, total=steps, loss=0.0, rate=short(0)))
 
 
 def last(folder: epath.Path, name: str) -> float | None:

@@ -13,6 +13,7 @@ from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.experiment import Experiment, check_seeds, check_tokens
+from undo_jax.log import Sink
 from undo_jax.mesh import MeshShape
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
@@ -120,6 +121,7 @@ class Paper:
     together: int = 64  # models trained side by side at most; less where memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)
+    sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
 
     def __post_init__(self):
         check_numbers("", self)
@@ -190,4 +192,5 @@ class Paper:
             together=self.together,
             mesh=self.mesh,
             saving=self.saving,
+            sinks=self.sinks,
         )

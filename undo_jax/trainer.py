@@ -14,6 +14,7 @@ from undo_jax.population.compiled import Task
 from undo_jax.population.loop import Result, train_together
 from undo_jax.progress import open_progress
 from undo_jax.settings import scores_at_end
+from undo_jax.sinks.jsonl import jsonl
 from undo_jax.stopping import Stop, stoppable
 from undo_jax.types import Scores
 
@@ -37,8 +38,9 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     """
     recipe: Any = company[0].recipe
     parents = {model: parent_scores(model) for model in company}
-    tried = candidates(run, company, parents, finished)
     folder = artifacts.progress_folder([model.artifact for model in company])
+    name = artifacts.training_name(folder)
+    tried = candidates(run, company, parents, finished, name)
     goes_on = any(folder.glob("from-*"))
     for model in company:
         if model not in finished:
@@ -46,12 +48,12 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     setting, training, size = run.setting, recipe.training, run.together
     how = recipe.loss, training, setting.evaluate, run.material, setting.row_length
     task = Task(recipe.lm, *how, recipe.trains, tuple(setting.carries))
-    title, targets = f"{recipe.kind} × {len(tried)}", [c.target for c in tried]
+    title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
 
     def fit_from(first: int, log: Log, stop: Stop) -> list[Found]:
         """As many candidates as train side by side."""
         group, last = tried[first : first + size], first + size >= len(tried)
-        own = replace(log, targets=[candidate.target for candidate in group])
+        own = replace(log, targets=targets[first : first + size])
         with open_progress(folder / f"from-{first}", run.saving, stop, last) as progress:
             seen = partial(_keep, run, group) if recipe.keeps else None
             results = train_together(task, run.mesh, [c.member for c in group], own, progress, seen)
@@ -59,7 +61,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
 
     best: Best = {}
     with stoppable() as stop:
-        with open_log(title, training.steps, targets) as log:
+        with open_log(title, training.steps, targets, (jsonl, *run.sinks)) as log:
             for first in range(0, len(tried), size):
                 # what the others have learned is let go
                 best = {model: _taken(found) for model, found in best.items()}
@@ -128,7 +130,7 @@ def _finish(run: Run, found: Found, parents: Mapping[str, Scores]) -> None:
     FLOPs count a training pass as three forward passes and a reference model as one: an upper
     bound, for a loss may not run all of them, or not all layers.
     """
-    (model, member, _), result = found
+    (model, member, *_), result = found
     recipe: Any = model.recipe
     described, time = work(recipe, run.setting), run.setting.row_length
     tokens = result.steps * described.tokens

@@ -18,6 +18,7 @@ from tyro.conf import AvoidSubcommands, Positional
 
 from undo_jax import experiment as experiments
 from undo_jax import report as reporting
+from undo_jax import sinks
 from undo_jax.artifacts import stated_model
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
@@ -94,6 +95,12 @@ def run(words: list[str]) -> None:
     parser.add_argument("--stage", help="only models of this kind, e.g. distill")
     parser.add_argument("--model", help="only this model, what it is made from, and its attacks")
     parser.add_argument("--mesh", help="devices along each axis, e.g. data=4,fsdp=2; -1: all left")
+    parser.add_argument(
+        "--sinks",
+        nargs="*",
+        metavar="NAME",
+        help="where records go besides, e.g. tensorboard wandb",
+    )
     add_processes(parser)
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and every scalar's flag"
@@ -112,6 +119,8 @@ def run(words: list[str]) -> None:
     if options.mesh is not None:
         experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
     made_of = override(experiment, overrides).graph()
+    if options.sinks is not None:
+        made_of = dataclasses.replace(made_of, sinks=tuple(map(sinks.find, options.sinks)))
     workdir = options.workdir or f"runs/{made_of.name}"
     experiments.run(made_of, workdir, options.stage, options.model)
     if options.stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):

@@ -1,0 +1,441 @@
+"""Sinks: what TensorBoard and Weights & Biases read of a run, and one that a stranger has written.
+
+Runs are commands in fresh processes. What they should have logged is what is in metrics.jsonl.
+"""
+
+import json
+import os
+import pkgutil
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
+
+import undo_jax
+from undo_jax import checkpoint, cli, sinks
+from undo_jax.checkpoint import Artifact, gather
+
+PACKAGE = Path(undo_jax.__file__).parent
+NAMES = [module.name for module in pkgutil.iter_modules(sinks.__path__)]
+EXPERIMENT = """
+from undo_jax.attacks.forget import forget
+from undo_jax.data.arithmetic import Grammar
+from undo_jax.experiment import Experiment
+from undo_jax.models.functional import Functional
+from undo_jax.models.gemma2 import preset
+from undo_jax.optim import AdamW
+from undo_jax.progress import Saving
+from undo_jax.recipes.pretrain import Pretrain
+from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.train import Training
+
+grammar = Grammar(12, 9, spaced=False, held_out=0.0)
+small = {"examine": "train_facts", "questions": 2, "validation_rows": 1}
+experiment = Experiment(
+    name="toy",
+    setting=Arithmetic(grammar, ("equation",), problems=200, row_length=12, **small),
+    models={"base": Pretrain(Functional(preset("tiny", layers=1)), Training(40, 8, AdamW(), 20))},
+    attacks=(forget(Training(20, 8, AdamW(), 10), (1e-3, 1e-2)),),
+    seeds=(0, 1),
+    saving=Saving(every=10, minutes=0),
+)
+"""
+TSV = '''
+"""Losses as tab-separated values."""
+
+from contextlib import contextmanager
+
+
+@contextmanager
+def tsv(target):
+    with (target.folder / "losses.tsv").open("w") as file:
+
+        def write(tags, fields):
+            if "loss" in fields:
+                print(fields["step"], *tags.values(), fields["loss"], sep="\\t", file=file)
+
+        yield write
+'''
+STOPPED = """
+import os, signal
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from undo_jax.sinks.tensorboard import tensorboard
+from undo_jax.sinks.wandb import wandb
+
+
+@contextmanager
+def stop(target):
+    kind = target.folder.name.partition("-")[0]
+    number, at = {"pretrain": (signal.SIGKILL, 30), "relearn": (signal.SIGTERM, 10)}[kind]
+
+    def write(tags, fields):
+        if fields["step"] == at and "loss" in fields and not Path(kind).exists():
+            Path(kind).touch()
+            os.kill(os.getpid(), number)
+
+    yield write
+
+
+experiment = replace(experiment, sinks=(tensorboard, partial(wandb, project="mine"), stop))
+"""
+
+
+def _run(folder, *flags, package=PACKAGE, **environment):
+    """The status and the standard error of a run of folder/toy.py."""
+    alone = {n: value for n, value in os.environ.items() if not n.startswith(("WANDB", "NETRC"))}
+    alone |= {"PYTHONPATH": str(package.parent), "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "undo_jax", "run", "toy.py", "--workdir", "out", *flags]
+    done = subprocess.run(
+        command, env=alone | environment, cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The workdir of a run with all sinks, and with one that is a new file in a copy of ours."""
+    folder = tmp_path_factory.mktemp("sinks")
+    (folder / "toy.py").write_text(EXPERIMENT)
+    copy = folder / "fork" / PACKAGE.name
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "sinks" / "tsv.py").write_text(TSV)
+    found = _run(folder, "--sinks", *NAMES, "tsv", package=copy, WANDB_MODE="offline")
+    assert found[0] == 0, found[1]
+    return folder / "out"
+
+
+def _members(workdir):
+    """The folder of each artifact's logs, and for each set of tags the rest of its records."""
+    for path in sorted(workdir.glob("*/metrics.jsonl")):
+        members = {}
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            tags = {n: record.pop(n) for n in ("attack", "learning_rate") if n in record}
+            name = ",".join(f"{n}={value}" for n, value in tags.items())
+            members.setdefault(name, (tags, []))[1].append(record)
+        yield path.parent, members
+
+
+def _flat(record):
+    """A record's numbers by their names on a chart."""
+    scores = {f"eval/{name}": score for name, score in record.get("eval", {}).items()}
+    return {n: value for n, value in record.items() if n not in ("step", "eval")} | scores
+
+
+def _check_members(workdir):
+    """That the run was as it should be: what the sinks are held against."""
+    found = list(_members(workdir))
+    kinds = Counter((folder.name.partition("-")[0], len(members)) for folder, members in found)
+    assert kinds == {("pretrain", 1): 2, ("relearn", 2): 2}
+    for folder, members in found:
+        last = 40 if folder.name.startswith("pretrain") else 20
+        for _, records in members.values():
+            steps = [record["step"] for record in records if "loss" in record]
+            assert steps == list(range(10, last + 1, 10))
+    return found
+
+
+def _series(folder):
+    """What TensorBoard shows of a folder: the steps and values of each chart."""
+    shown = EventAccumulator(str(folder)).Reload()
+    return {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
+def _check_tensorboard(workdir):
+    for folder, members in _check_members(workdir):
+        shown = workdir / "tensorboard" / folder.name
+        runs = {str(path.parent.relative_to(shown)) for path in shown.rglob("events.*")}
+        assert runs == {name or "." for name in members}
+        for name, (_, records) in members.items():
+            expected = {}
+            for record in records:
+                for tag, value in _flat(record).items():
+                    expected.setdefault(tag, []).append((record["step"], np.float32(value)))
+            assert _series(shown / name) == expected
+            assert "loss" in expected and "eval/forget" in expected
+
+
+class Run(NamedTuple):
+    """What W&B has of a run: its history row after row."""
+
+    id: str
+    project: str
+    group: str
+    stage: str
+    name: str
+    config: dict
+    rows: list
+
+
+def _offline(workdir):
+    """The runs in W&B's files."""
+    for path in workdir.glob("*/wandb/offline-run-*/*.wandb"):
+        records = list(_records(path.read_bytes()))
+        (run,) = (record.run for record in records if record.HasField("run"))
+        rows = [_values(record.history.item) for record in records if record.HasField("history")]
+        config = _values(run.config.update)
+        yield Run(
+            run.run_id, run.project, run.run_group, run.job_type, run.display_name, config, rows
+        )
+
+
+def _values(items):
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def _records(content):
+    """The records of W&B's file: LevelDB's log format, after seven bytes of a head."""
+    assert content[:4] == b":W&B"
+    place, whole = 7, b""
+    while place + 7 <= len(content):
+        if (left := 2**15 - place % 2**15) < 7:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, place + 4)
+        whole += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def _check_wandb(runs, workdir, project):
+    """That there is one run for each member, with each of its records once."""
+    left = list(runs)
+    assert len({run.id for run in left}) == len(left)
+    for folder, members in _check_members(workdir):
+        described = json.loads((folder / "config.json").read_text())
+        for tags, records in members.values():
+            config = {**described, **tags}.items()
+            (run,) = (run for run in left if config <= run.config.items())
+            left.remove(run)
+            assert run[1:4] == (project, "toy", described["stage"])
+            assert run.name.startswith(folder.name)
+            shown = [{n: v for n, v in row.items() if n[0] != "_"} for row in run.rows]
+            assert shown == [{"step": record["step"], **_flat(record)} for record in records]
+            assert [row["_step"] for row in run.rows] == list(range(len(records)))
+    assert not left
+
+
+def test_tensorboard_reads_every_record(ran):
+    _check_tensorboard(ran)
+
+
+def test_wandb_reads_every_record(ran):
+    _check_wandb(_offline(ran), ran, "undo-jax")
+
+
+def test_a_strangers_sink_is_one_new_file(ran):
+    for folder, members in _check_members(ran):
+        rows = [line.split("\t") for line in (folder / "losses.tsv").read_text().splitlines()]
+        expected = [
+            [str(record["step"]), *map(str, tags.values()), str(record["loss"])]
+            for tags, records in members.values()
+            for record in records
+            if "loss" in record
+        ]
+        assert sorted(rows) == sorted(expected)
+
+
+def test_sinks_make_no_other_artifacts(ran, monkeypatch):
+    """Without them, all is there already."""
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.chdir(ran.parent)
+    before = {path: path.stat().st_mtime_ns for path in ran.glob("*/*.json*")}
+    cli.main(["run", "toy.py", "--workdir", "out"])
+    assert before == {path: path.stat().st_mtime_ns for path in ran.glob("*/*.json*")}
+
+
+def test_flags_leave_the_sinks_of_a_file_alone():
+    """They are no scalars; and `--sinks` without a name would take them all away."""
+    shipped = cli.experiment.load(str(PACKAGE.parent / "experiments" / "quickstart.py"))
+    given = (sinks.find("tensorboard"), partial(sinks.find("wandb"), project="mine"))
+    changed = cli.experiment.override(replace(shipped, sinks=given), ["--seeds", "3"]).graph()
+    assert (changed.sinks, changed.seeds) == (given, (3,))
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers W&B's client as far as it asks here, and keeps the rows that it sends."""
+
+    protocol_version = "HTTP/1.1"
+    runs: ClassVar = {}  # id -> the client's description, and its rows as text
+
+    def do_POST(self):  # noqa: N802
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/graphql":
+            asked = json.loads(sent)
+            name = re.search(r"(?:query|mutation) (\w+)", asked["query"])[1]
+            answer = getattr(self, name, lambda **_: {})
+            return self._answer({"data": answer(**(asked.get("variables") or {}))})
+        if self.path.endswith("/file_stream"):
+            rows = self.runs[self.path.split("/")[-2]][1]
+            if new := json.loads(sent).get("files", {}).get("wandb-history.jsonl"):
+                rows[new["offset"] :] = new["content"]
+        self._answer({})
+
+    do_PUT = do_POST  # noqa: N815
+
+    def _answer(self, content):
+        body = json.dumps(content).encode()
+        with suppress(ConnectionError):  # of a client that was killed
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+    def Viewer(self):  # noqa: N802
+        return {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}"}}
+
+    def RunResumeStatus(self, name, project, **_):  # noqa: N802
+        found = {"name": project, "entity": {"name": "me"}, "bucket": None}
+        if name in self.runs:
+            rows = self.runs[name][1]
+            tail = {"historyTail": json.dumps(rows[-1:]), "historyLineCount": len(rows)}
+            empty = {"eventsTail": "[]", "eventsLineCount": 0, "logLineCount": 0, "config": "{}"}
+            known = {"summaryMetrics": "{}", "wandbConfig": '{"t": {"value": 1}}'}
+            found["bucket"] = {"name": name, **tail, **empty, **known}
+        return {"model": found}
+
+    def UpsertBucket(self, name, **described):  # noqa: N802
+        known, _ = self.runs.setdefault(name, ({}, []))
+        known |= {n: value for n, value in described.items() if value is not None}
+        project = {"name": known["project"], "entity": {"name": "me"}}
+        return {"upsertBucket": {"bucket": {"id": "1", "name": name, "project": project}}}
+
+    def CreateRunFiles(self, files, **_):  # noqa: N802
+        url = f"http://{self.headers['Host']}"
+        made = [{"name": name, "uploadUrl": f"{url}/{name}"} for name in files]
+        return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": made}}
+
+
+@pytest.fixture
+def server():
+    """Its address."""
+    Server.runs.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as made:
+        Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{made.server_port}"
+        made.shutdown()
+
+
+def _online():
+    """The runs of the server."""
+    for name, (known, rows) in Server.runs.items():
+        config = {n: part["value"] for n, part in json.loads(known["config"]).items()}
+        about = (known[n] for n in ("project", "groupName", "jobType", "displayName"))
+        yield Run(name, *about, config, list(map(json.loads, rows)))
+
+
+@pytest.mark.parametrize("online", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_goes_on_is_one_run_with_each_record_once(online, server, tmp_path):
+    """Killed in one stage and preempted in the next, with sinks of the experiment's own file."""
+    (tmp_path / "toy.py").write_text(EXPERIMENT + STOPPED)
+    environment = {"WANDB_BASE_URL": server, "WANDB_API_KEY": "0" * 40}
+    environment |= {} if online else {"WANDB_MODE": "offline"}
+    watched, ids, told = {}, set(), []
+    for expected in (-9, 75, 0):
+        status, said = _run(tmp_path, **environment)
+        assert status == expected, said
+        told.append("goes on from step" in said)
+        for folder in {path.parent for path in tmp_path.glob("out/tensorboard/**/events.*")}:
+            shown = watched.setdefault(folder, EventAccumulator(str(folder)))
+            shown.Reload()  # as a server does that goes on watching
+        ids |= {run.id for run in _offline(tmp_path / "out")}
+    assert told == [False, True, True]
+    _check_tensorboard(tmp_path / "out")
+    for folder, shown in watched.items():
+        for tag in shown.Tags()["scalars"]:
+            assert [(e.step, e.value) for e in shown.Scalars(tag)] == _series(folder)[tag]
+    runs = list((_online if online else partial(_offline, tmp_path / "out"))())
+    _check_wandb(runs, tmp_path / "out", "mine")
+    assert online or ids == {run.id for run in runs}
+
+
+def test_what_is_made_again_has_another_name_for_its_training(tmp_path):
+    artifact = Artifact(checkpoint.epath.Path(tmp_path), "pretrain", "base", 0, {})
+    first = gather([artifact])
+    name = checkpoint.training(first)
+    assert name and checkpoint.training(gather([artifact])) == name
+    checkpoint.scatter(first)
+    assert checkpoint.training(gather([artifact])) != name
+
+
+# Mistakes
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """The one line of a command in this process that has made nothing."""
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+
+    def said(*flags, more=""):
+        Path("toy.py").write_text(EXPERIMENT + more)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["run", "toy.py", *flags])
+        line = capsys.readouterr().err
+        assert stop.value.code == 2 and line.count("\n") == 1 and not Path("runs").exists()
+        return line
+
+    return said
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_package_that_is_missing_is_told_with_the_extra_that_has_it(
+    name, package, refused, monkeypatch
+):
+    for module in [m for m in sys.modules if m.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"undo_jax.sinks.{name}", raising=False)
+    said = refused("--sinks", name)
+    assert said.startswith(f"undo-jax: sink {name}: ")
+    assert said.endswith(f": pip install 'undo-jax[{name}]'\n")
+
+
+def test_a_sink_that_is_not_there_is_told_with_those_that_are(refused):
+    said = refused("--sinks", "tensorbord")
+    assert f"there is no sink 'tensorbord': choose from {', '.join(NAMES)}" in said
+
+
+@pytest.mark.parametrize("given", ["'tensorboard'", "('tensorboard',)"])
+def test_sinks_of_an_experiment_are_functions(given, refused):
+    changed = f"from dataclasses import replace\nexperiment = replace(experiment, sinks={given})\n"
+    assert f"sinks={given}: give a tuple of functions" in refused(more=changed)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "W&B: not logged in: set WANDB_API_KEY, run `wandb login"),
+        ({"WANDB_API_KEY": "0" * 40}, "check the network, run `wandb login"),
+    ],
+)
+def test_wandb_that_lets_nobody_in_is_told_before_anything_trains(environment, said, tmp_path):
+    """Nothing listens at this port."""
+    (tmp_path / "toy.py").write_text(EXPERIMENT)
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
+    status, told = _run(tmp_path, "--sinks", "wandb", **nowhere, **environment)
+    assert status == 2 and told.startswith("undo-jax: ") and told.count("\n") == 1, told
+    assert said in told and "or set WANDB_MODE=offline" in told
+    assert not any(path.read_text() for path in tmp_path.glob("out/*/metrics.jsonl"))
