@@ -23,7 +23,7 @@ class AdamW:
     Raises ValueError for a number out of its range and an unknown decay or dtype.
     """
 
-    learning_rate: float = 1.0  # the peak; an attack's learning rates multiply it
+    learning_rate: float = 1.0  # the peak; a grid of learning rates multiplies it
     warmup: int = 0  # steps; the first update already has 1/warmup of the peak rate
     decay: Literal["cosine", "linear", "constant"] = "constant"
     end: float = 0.1  # rate one step after the last ÷ peak rate

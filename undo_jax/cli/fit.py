@@ -59,7 +59,7 @@ def fit(words: list[str]) -> None:
     if compiler and place.chip.platform != "tpu":
         raise ValueError(f"XLA flags {preset!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # without a chip JAX cannot load it
+    jax.config.update("jax_enable_compilation_cache", False)  # loading from it needs a chip
     knobs = experiments.override(experiments.load(options.experiment), overrides)
     experiment = knobs.graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh

@@ -50,7 +50,7 @@ class Setting(Protocol):
         ...
 
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
-        """Scores of one model; those without a metric are not reported. Pure, to be jitted."""
+        """Scores of one model at an evaluation; only metrics are reported. Pure, to be jitted."""
         ...
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
