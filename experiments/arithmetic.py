@@ -1,8 +1,8 @@
 """The paper's arithmetic setting: retain + and −, forget × and ÷ (values of the official code).
 
-Two deviations, both because nothing gated is needed to run it: one token is one character instead
-of Gemma's 256k vocabulary, and there is no English unless `Arithmetic(text=..., tokenizer=...)` is
-given, which mixes it in at the reference's shares. Held-out facts are examined.
+Two deviations, so that it runs without gated downloads: one token is one character instead of
+Gemma's 256k vocabulary, and there is no English unless `Arithmetic(text=..., tokenizer=...)` is
+given, which mixes it in at the reference's shares. Scores are on held-out facts.
 """
 
 from functools import partial
@@ -43,7 +43,7 @@ experiment = Paper(
     relearn=Relearning(
         Training(
             steps=500,
-            batch_size=16,  # reference: 15, which divides over no even number of devices
+            batch_size=16,  # reference: 15, which an even number of devices cannot divide
             optimizer=AdamW(warmup=1),
             eval_every=5,
         ),

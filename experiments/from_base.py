@@ -1,10 +1,10 @@
-"""From a model that somebody has to one that is robustly unlearned: no pretraining, no oracle.
+"""From a model you have to a robustly unlearned one: no pretraining, no oracle.
 
     undo-jax run experiments/quickstart.py --workdir runs/quickstart --seeds 0 --stage pretrain
     undo-jax run experiments/from_base.py --base runs/quickstart/pretrain-pretrain-seed0-*
 
-The base is a finished artifact, bare Orbax parameters, or a folder of Hugging Face. With the
-quickstart's it takes a minute or two on two CPU cores.
+The base is a finished artifact, bare Orbax parameters, or a Hugging Face folder. From the
+quickstart's base it takes a minute or two on two CPU cores.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class FromBase:
     relearn: Training
     learning_rates: tuple[float, ...]
     base: str = "base"  # the folder of its weights
-    alphas: tuple[float, ...] = (0.6,)  # of the noise in students; a fresh one is there, too
+    alphas: tuple[float, ...] = (0.6,)  # of the noise in students; there is also a fresh student
     name: str = "from_base"
     model: LM = preset("tiny")
     seeds: tuple[int, ...] = (0, 1)

@@ -52,7 +52,7 @@ class Methods:
     def graph(self) -> Experiment:
         lm = self.model
         base = Pretrain(lm, self.pretrain)
-        down = Trains(((r"mlp/down$", (0, 1)),))  # RMU trains what lies below what it reads
+        down = Trains(((r"mlp/down$", (0, 1)),))  # RMU trains the layers below the one it reads
         unlearned = {
             "GradDiff": Unlearn(base, short(40, 5e-4), partial(graddiff, retain_weight=5.0)),
             "MaxEnt": Unlearn(base, short(100, 1e-3), maxent),
@@ -86,7 +86,7 @@ experiment = Methods(
         examine="train_facts",
         questions=None,
         validation_rows=8,
-        segments=True,  # NPO's sequences are problems, of which a row has several
+        segments=True,  # a sequence of NPO is a problem; a row holds several
     ),
     pretrain=Training(1000, 16, AdamW(5e-3, warmup=50, decay="cosine", b2=0.98), eval_every=250),
     distill=Training(1000, 16, AdamW(6e-3, warmup=20, decay="cosine", b2=0.98), eval_every=25),

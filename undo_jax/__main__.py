@@ -28,12 +28,12 @@ def main() -> None:
         sys.stderr.flush()
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # what nobody reads any more, the interpreter would flush once more
+    except BrokenPipeError:  # nobody reads it, and the interpreter would flush it again
         print_nowhere(sys.stdout)
     peers.bye(status)
-    if status:  # without the threads that still compile or write
+    if status:  # not waiting for threads that still compile or write
         signals.end(status)
-    for number in signals.STOPS:  # all is done, and the interpreter forgets our handlers first
+    for number in signals.STOPS:  # all is done; Python resets our handlers before it exits
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -3,17 +3,17 @@
 WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
     config.json     what it is and what it was made from
     metrics.jsonl   its records
-    steps/N/        the same after N steps, of an attack that is asked to keep them
+    steps/N/        parameters after N steps, of an attack that keeps them (`Attack.keep_at`)
     params/         its parameters
-    summary.json    written last: an artifact without it, or with that of another, is unfinished and
-                    is made again; it has the hashes of the files beside it
+    summary.json    written last, with hashes of the files beside it; an artifact without it, or
+                    with another artifact's, is unfinished and is made again
 
-Several processes share a workdir. Each saves its own parts of the parameters; process 0 writes the
+Several processes share a workdir. Each saves its own shards of the parameters; process 0 writes the
 rest, and the others wait for it.
 
-WORKDIR/progress-STAGE-FINGERPRINT/   of artifacts that are made together, until all are finished
+WORKDIR/progress-STAGE-FINGERPRINT/   for artifacts that train together, until all are finished
     artifacts.json  their folders, and a name for this training
-    */              their training so far
+    */              checkpoints of their training
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ from undo_jax.durable import file_hash, flush_all, read_json, write_json
 from undo_jax.log import console
 from undo_jax.types import LM, Params
 
-STEPS = "steps"  # the folder of parameters that are kept at chosen steps
-FILES = "files"  # in a summary: the hashes of the files beside it
+STEPS = "steps"  # the folder of parameters kept at chosen steps
+FILES = "files"  # key of a summary: the hashes of the files beside it
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +48,11 @@ class Artifact:
     workdir: epath.Path
     stage: str
     model: str  # its display name
-    seed: int | None  # None: no random number enters it
+    seed: int | None  # None: it uses no random numbers
     config: Any  # everything else that determines it; not the mesh, the log or a path
     upstream: tuple["Artifact", ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for config.json
-    name: str | None = None  # of its folder; None: from what it is
+    name: str | None = None  # of its folder; None: derived from the other fields
 
     def describe(self) -> dict[str, Any]:
         """The artifact as JSON."""
@@ -66,7 +66,7 @@ class Artifact:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits of its description's hash: 1 and 1.0 are one setting."""
+        """Eight hexadecimal digits of the hash of its description, in which 1 and 1.0 are equal."""
         described = self.describe()
         described["config"] = _equal(described["config"])
         text = json.dumps(described, sort_keys=True)
@@ -82,14 +82,14 @@ class Artifact:
 
     @property
     def finished(self) -> bool:
-        """Whether its summary is there, whole, and its own."""
+        """Whether it has a summary that is valid and its own."""
         try:
             return bool(self.summary())
         except (FileNotFoundError, ValueError):
             return False
 
     def summary(self) -> dict[str, Any]:
-        """Raises FileNotFoundError where the artifact is not finished, ValueError if damaged."""
+        """Its summary. Raises FileNotFoundError if it is not finished, ValueError if damaged."""
         path = self.folder / "summary.json"
         if not path.exists():
             raise FileNotFoundError(
@@ -106,7 +106,7 @@ class Artifact:
 
 
 def kept(artifact: Artifact) -> bool:
-    """Whether it is finished; a damaged summary, which does not count, is told of."""
+    """Whether it is finished; a damaged summary does not count, and is reported on the terminal."""
     try:
         artifact.summary()
     except FileNotFoundError:
@@ -119,10 +119,10 @@ def kept(artifact: Artifact) -> bool:
 
 
 def begin(artifact: Artifact, with_steps: bool = True) -> None:
-    """A folder with config.json alone; whatever an interrupted run left is removed.
+    """Make a folder that holds config.json alone; what an interrupted run left in it is removed.
 
-    `with_steps` False spares what was kept of steps before the one that training goes on from.
-    Raises FileNotFoundError on a process that does not see the folder that process 0 made.
+    With `with_steps` False, for training that resumes, the parameters in steps/ stay. Raises
+    FileNotFoundError on a process that does not see the folder that process 0 made.
     """
     if jax.process_index() == 0:
         for path in artifact.folder.iterdir() if artifact.folder.exists() else ():
@@ -139,7 +139,7 @@ def begin(artifact: Artifact, with_steps: bool = True) -> None:
 
 
 def write_description(artifact: Artifact, folder: epath.Path) -> None:
-    """Its config.json."""
+    """Write its config.json."""
     description = {"fingerprint": artifact.fingerprint, **artifact.describe(), **artifact.about}
     write_json(folder / "config.json", description)
 
@@ -163,27 +163,27 @@ def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
 
 
 def keep(artifact: Artifact, params: Params, scores: Mapping[str, float], **more: Any) -> None:
-    """Save parameters and finish; what `more` does not say of the cost is that there was none."""
+    """Save the parameters and finish; costs that `more` does not give are 0."""
     save(artifact, params)
     untrained = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
     finish(artifact, {**untrained, "eval": scores, **more})
 
 
 def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
-    """The parameters of a finished artifact, each placed on the mesh as the model's rules say."""
+    """The parameters of a finished artifact, sharded over the mesh by the model's rules."""
     artifact.summary()
     return checkpoint.restore(artifact.folder / "params", lm, mesh)
 
 
 def wait(name: str) -> None:
-    """Until every process is at the point of this name."""
+    """Barrier: wait until every process has called it with this name."""
     multihost_utils.sync_global_devices(name)
 
 
 def stated_model(folder: epath.Path, otherwise: str) -> dict[str, Any]:
     """The fields of the model that a folder's config.json describes.
 
-    Raises ValueError, with what to do `otherwise`, where it describes none.
+    Raises ValueError where it describes none; the message ends in `otherwise`, what to do then.
     """
     path = folder / "config.json"
     try:
@@ -196,13 +196,12 @@ def stated_model(folder: epath.Path, otherwise: str) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A configuration as JSON: dataclasses and partials become dicts, functions their names.
 
-    A function with defaults of keyword-only arguments is a partial that gives them: that one is
-    edited is seen.
+    The defaults of a function's keyword-only arguments are included, so that an edited default
+    gives another fingerprint.
 
-    A field of a dataclass whose metadata say that it is no part of its "identity" is left out. A
-    dataclass with a fingerprint, such as a tokenizer, stands for its content and not its fields:
-    where its file lies does not matter. Numbers stay as they are: 30.0 is not 30. Raises ValueError
-    for a function without a name.
+    A dataclass field with metadata {"identity": False} is left out. A dataclass with a fingerprint,
+    such as a tokenizer, is described by that alone: the path of its file does not matter. Numbers
+    keep their type: 30.0 is not 30. Raises ValueError for a function without a name.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -234,7 +233,7 @@ def plain(value: Any) -> Any:
 
 
 def _equal(value: Any) -> Any:
-    """JSON in which equal numbers are written alike: whole ones as such."""
+    """JSON in which equal numbers are written alike: 30.0 as 30."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
@@ -243,7 +242,7 @@ def _equal(value: Any) -> Any:
 
 
 def progress_folder(artifacts: Sequence[Artifact]) -> epath.Path:
-    """The folder for the progress of artifacts made together; made where there is none."""
+    """The folder for the progress of artifacts made together; created if there is none."""
     names = [artifact.folder.name for artifact in artifacts]
     text = json.dumps([artifact.fingerprint for artifact in artifacts])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -263,7 +262,7 @@ def training_name(folder: epath.Path) -> str:
 
 
 def interrupted(workdir: epath.Path) -> list[list[str]]:
-    """The folders of artifacts whose training was interrupted, those together that trained so."""
+    """The folders of artifacts whose training was interrupted: a list for each company."""
     return [_listed(folder) for folder in sorted(workdir.glob("progress-*"))]
 
 
@@ -282,7 +281,7 @@ def remove_progress(folder: epath.Path) -> None:
 
 
 def _listed(progress: epath.Path) -> list[str]:
-    """The artifacts that a folder of progress belongs to, in the order in which they train."""
+    """The artifacts that a progress folder belongs to, in the order in which they train."""
     described = progress / "artifacts.json"
     names = read_json(described).get("artifacts") if described.exists() else []
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):

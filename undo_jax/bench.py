@@ -22,18 +22,18 @@ from undo_jax.population.meter import LOG_EVERY
 from undo_jax.sharding import placement
 from undo_jax.types import LM, Packed, table_shape
 
-WARM = 3  # steps before any is measured
-AHEAD = 2 * LOG_EVERY  # steps that are under way at once, as in training
+WARM = 3  # warm-up steps, which are not measured
+AHEAD = 2 * LOG_EVERY  # steps dispatched before the host waits, as in training
 TRACED = 3  # steps in a trace
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a token, by the model: twice the weights it meets, and attention to all of a row.
+    """FLOPs per token, by the model: 2 per weight that it uses, and attention over the whole row.
 
-    A training pass is three forward passes, a reference model one. What is computed again (remat,
-    kernels that make logits twice) does not count. Of unlearning they are an upper bound, and so is
-    MFU: a method may not run the base, or not all layers.
+    A training pass counts as three forward passes, a reference model as one. Recomputation (remat,
+    kernels that make logits twice) does not count. For unlearning they, and so MFU, are an upper
+    bound: a method may not run the base, or not all layers.
     """
 
     body: float
@@ -50,13 +50,13 @@ class Speed:
     """What was measured."""
 
     compile_seconds: float
-    seconds: float  # a step, of many that nothing waits for
-    each: Sequence[float]  # seconds of single steps, the host waiting for each
-    peak_bytes: float | None  # of the fullest device; None where the platform does not tell
+    seconds: float  # per step, when the host waits for none of them
+    each: Sequence[float]  # seconds of each step, when the host waits for every one
+    peak_bytes: float | None  # of the fullest device; None where the platform does not report it
 
 
 def flops(work: Work) -> Flops:
-    """Of one token of a step."""
+    """FLOPs per token of a step."""
     head = 2 * math.prod(table_shape(work.lm).shape)
     body = work.lm.forward_flops(work.row_length) - head
     references = sum(lm.forward_flops(work.row_length) for lm in work.refs.values())
@@ -64,7 +64,7 @@ def flops(work: Work) -> Flops:
 
 
 def peak(mesh: Mesh) -> float | None:
-    """FLOPs a second of all devices in bf16; None for a device that is not known."""
+    """Peak FLOPs per second of all devices in bf16; None for an unknown device."""
     chip = chips.of_device(mesh.devices.flat[0].device_kind)
     return chip.flops * mesh.size if chip else None
 
@@ -72,11 +72,11 @@ def peak(mesh: Mesh) -> float | None:
 def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Speed:
     """Run the step of one model for each group of the `sweep` axis, on random tokens.
 
-    A trace for xprof goes to the folder `trace`, of steps that are not measured. Raises ValueError
-    where the mesh does not divide the batch or the model, and for less than one step; OSError where
-    no such folder can be made.
+    Some more steps, which are not measured, are traced for xprof into the folder `trace`. Raises
+    ValueError where the mesh does not divide the batch or the model, and for less than one step;
+    OSError where no such folder can be made.
     """
-    if not 1 <= steps < 2**30:  # a state counts them in 32 bits
+    if not 1 <= steps < 2**30:  # the state counts steps in 32 bits
         raise ValueError(f"steps={steps}: measure at least one, and fewer than 2^30")
     try:
         if trace:
@@ -101,7 +101,7 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
         compile_seconds = time.perf_counter() - started
 
         def run(count: int, ahead: int = AHEAD) -> list[float]:
-            """When it began, and when each step was seen to be done."""
+            """The times at which it began and at which the host saw each step done."""
             nonlocal states
             marks, launched = [time.perf_counter()], deque()
             for step in range(count):
@@ -121,20 +121,20 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
 
 
 def split(work: Work, devices: int, weak: bool, base: int) -> Work:
-    """The work for so many devices: weak scaling keeps the rows of a device at those of `base`."""
+    """The work for `devices` devices; weak scaling keeps rows per device as with `base` devices."""
     rows = work.training.batch_size * devices // base if weak else work.training.batch_size
     return replace(work, training=replace(work.training, batch_size=rows))
 
 
 def _start(made: programs.Programs, work: Work, mesh: Mesh) -> Any:
-    """Fresh members."""
+    """States of fresh members."""
     members = mesh.shape["sweep"]
     keys = jax.random.split(jax.random.key(1), members)
     return made.start(_fresh(work.lm, mesh), keys, np.full(members, 1e-5, np.float32))
 
 
 def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
-    """Reference models and random tokens, placed as `like` says."""
+    """Reference models and random tokens, sharded like `like`."""
     refs = {
         name: programs.references(lm, [_fresh(lm, mesh)], mesh) for name, lm in work.refs.items()
     }

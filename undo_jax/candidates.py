@@ -1,4 +1,4 @@
-"""What is to be trained of models: each with all its learning rates, as members of a population."""
+"""Trainings that models are chosen from: each model with each of its learning rates, as members."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,18 +26,18 @@ class Run:
     setting: Any
     mesh: Mesh
     saving: Saving
-    together: int  # lanes trained side by side at most
+    together: int  # members trained at once, at most
     experiment: str  # its name
     sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
     readers: dict[Model, Lazy] = field(default_factory=dict)
 
     @cached_property
     def material(self) -> Any:
-        """The arrays of the setting's evaluation, on every device."""
+        """The arrays of the setting's evaluation, replicated over all devices."""
         return jax.device_put(self.setting.material(), NamedSharding(self.mesh, P()))
 
     def load(self, model: Model) -> Lazy:
-        """What reads a finished model, the same for all that ask. Raises FileNotFoundError."""
+        """A function that reads a finished model, one for all callers. Raises FileNotFoundError."""
         model.artifact.summary()
         if model not in self.readers:
             self.readers[model] = partial(
@@ -62,7 +62,7 @@ def candidates(
     finished: Sequence[Model],
     training: str,
 ) -> list[Candidate]:
-    """Every model with each of its rates; `training` is a name that it keeps when it goes on."""
+    """Every model with each of its learning rates; `training` is a name that stays when it is resumed."""
     sources: dict[Any, Source] = {}
     streams: dict[Any, Any] = {}
     found, varied = [], _varied(company)
@@ -94,14 +94,14 @@ def candidates(
 
 
 def _varied(company: Sequence[Model]) -> list[str]:
-    """The arguments of the loss in which the models differ."""
+    """The keyword arguments of the loss in which the models differ."""
     recipes: list[Any] = [model.recipe for model in company]
     values = [numbers(recipe) for recipe in recipes]
     return [name for name in values[0] if len({one[name] for one in values}) > 1]
 
 
 def _first(run: Run, model: Model) -> tuple[str, Lazy]:
-    """The model that one begins as, by a name, and what reads or makes it."""
+    """A model's first parameters: a name for them, and a function that reads or makes them."""
     recipe: Any = model.recipe
     if recipe.start is None:
         init = jax.jit(recipe.lm.init, out_shardings=placement(recipe.lm, run.mesh))
@@ -114,7 +114,7 @@ def _first(run: Run, model: Model) -> tuple[str, Lazy]:
 
 
 def parent_scores(model: Model) -> dict[str, Scores]:
-    """The last scores of what a model learns from, by name."""
+    """The last scores of the models that a training starts from or reads, by name."""
     recipe: Any = model.recipe
     named = {**recipe.references, **({"start": recipe.start} if recipe.start else {})}
     return {n: model.parent(of).artifact.summary().get("eval", {}) for n, of in named.items()}

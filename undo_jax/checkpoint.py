@@ -1,6 +1,6 @@
-"""Parameters on disk, through Orbax: plain dicts of arrays, no Flax type; with their digest.
+"""Parameters on disk, through Orbax: plain dicts of arrays, no Flax types; with their digest.
 
-Each of several processes saves its own parts of them.
+Each of several processes saves its own shards.
 """
 
 import functools
@@ -19,7 +19,7 @@ from undo_jax.durable import absolute
 from undo_jax.sharding import path_name, placed
 from undo_jax.types import LM, Params, shapes
 
-DIGEST = "digest"  # of a checkpoint's arrays, in its metadata
+DIGEST = "digest"  # key of the metadata: the digest of the arrays
 
 
 def save(path: epath.Path, params: Params) -> None:
@@ -28,12 +28,12 @@ def save(path: epath.Path, params: Params) -> None:
 
 
 def wait_until_saved() -> None:
-    """Until all that `save` has started is written."""
+    """Wait until all that `save` has started is written."""
     _checkpointer().wait_until_finished()
 
 
 def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
-    """Parameters from an Orbax checkpoint, held against the digest that `save` gave them.
+    """Parameters from an Orbax checkpoint, verified by the digest that `save` stored with them.
 
     Raises FileNotFoundError where there is none and ValueError where it belongs to another model,
     cannot be read, or holds other parameters than were saved.
@@ -58,7 +58,7 @@ def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
                 f"{have.get(name, 'none')}, this model needs {want.get(name, 'none')}"
             )
     target = placed(wanted, lm.rules, mesh)
-    if known:  # it is of the arrays as they were saved
+    if known:  # the digest is of the arrays in the dtypes they were saved in
         target = jax.tree.map(lambda x, saved: x.update(dtype=saved.dtype), target, metadata.tree)
     with _readable(path):
         params = _checkpointer().restore(path, target)
@@ -69,7 +69,7 @@ def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
 
 @contextmanager
 def _readable(path: epath.Path) -> Iterator[None]:
-    """Orbax and TensorStore raise whatever they met, in many lines."""
+    """Turn whatever Orbax and TensorStore raise, often many lines, into a ValueError of one."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What every experiment's values must be, whatever they mean."""
+"""Checks of an experiment's values that do not depend on what they mean."""
 
 import dataclasses
 import inspect
@@ -12,7 +12,7 @@ LARGEST, SMALLEST = (float(x) for x in (np.finfo("f4").max, np.finfo("f4").tiny)
 
 
 def check_numbers(name: str, value: Any) -> None:
-    """Raises ValueError for a number, anywhere in a value, that arithmetic could not hold."""
+    """Raises ValueError for a number, anywhere in a value, that fp32 or int64 cannot hold."""
     parts: Iterable[tuple[str, Any]] = ()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = ((f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
@@ -33,7 +33,7 @@ def check_numbers(name: str, value: Any) -> None:
 
 
 def check_function(what: str, function: Any, *arguments: str) -> None:
-    """Raises ValueError for what is no function, or does not take these positional arguments."""
+    """Raises ValueError for what is not a function of these positional arguments."""
     if not callable(function):
         raise ValueError(f"{what}={function!r} is no function: import it and give it itself")
     try:
@@ -44,6 +44,6 @@ def check_function(what: str, function: Any, *arguments: str) -> None:
 
 
 def check_distinct(name: str, values: Sequence[Any]) -> None:
-    """Raises ValueError where one is given twice."""
+    """Raises ValueError where a value is given twice."""
     if len(set(values)) < len(values):
         raise ValueError(f"{name}={tuple(values)}: one is given twice, leave it out")

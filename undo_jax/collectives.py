@@ -1,4 +1,4 @@
-"""What devices exchange: for functions that are jitted, on the mesh in use."""
+"""Explicit collectives, for jitted functions, on the mesh in use."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,9 +15,9 @@ from undo_jax.sharding import restrict
 
 
 def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] = AXES) -> Callable:
-    """Lift `f` of a device's parts of arrays to whole arrays; `f` says what the devices exchange.
+    """Lift `f`, of a device's shards, to whole arrays by `shard_map`; `f` calls the collectives.
 
-    It works on parts along those of `axes` that have several devices: `several` tells inside.
+    Arrays are sharded over those of `axes` that have several devices: inside, `several` gives them.
     """
     free = free_axes()
     split = free & set(several(*axes))
@@ -35,22 +35,22 @@ def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] =
 
 
 def first_of(part: int, *axes: str) -> Any:
-    """Where a device's part, of that size, begins along what these mesh axes split."""
+    """The index of the first element of a device's shard, of size `part`, over these mesh axes."""
     there = several(*axes)
     return part * lax.axis_index(there) if there else 0
 
 
 def gather(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
-    """The parts of all devices along a mesh axis, side by side along an array axis."""
+    """All-gather over a mesh axis: the devices' shards, concatenated along an array axis."""
     there = several(axis_name)
     return lax.all_gather(x, there, axis=axis, tiled=True) if there else x
 
 
 def scatter(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
-    """A device's part, along an array axis, of the sum over a mesh axis.
+    """Reduce-scatter over a mesh axis: a device's shard, along an array axis, of the sum.
 
-    The parts are laid side by side along a new first axis before they are exchanged: one of the
-    last axis may be smaller than the TPU's lanes.
+    The shards are first stacked along a new leading axis: libtpu aborts where shards of the last
+    axis are smaller than the TPU's lanes.
     """
     there = several(axis_name)
     if not there:
@@ -60,14 +60,14 @@ def scatter(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
 
 
 def gather_weight(w: jax.Array, dtype: jnp.dtype, spec: P) -> jax.Array:
-    """A weight of this spec, cast and then gathered over `fsdp`, where rows are split already.
+    """A weight of this spec, cast, then all-gathered over `fsdp`, inside a `shard_map` over rows.
 
-    Its gradient is summed and scattered in fp32.
+    Its gradient is reduce-scattered in fp32.
     """
     if not several("fsdp"):
         return w.astype(dtype)
     axis = spec.index("fsdp")
-    # by each device for its part along `tensor`: XLA would do the same work on all of them
+    # each device gathers its shard along `tensor`: XLA would gather the whole on all of them
     whole = on_devices(partial(gather, axis_name="fsdp", axis=axis), spec, spec, ("tensor",))
     split = on_devices(partial(scatter, axis_name="fsdp", axis=axis), spec, spec, ("tensor",))
     return linear_call(

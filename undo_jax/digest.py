@@ -1,4 +1,4 @@
-"""A digest of what arrays are: the same on any mesh, over any number of processes, in any file."""
+"""A digest of arrays' values: the same on any mesh, with any number of processes, in any file."""
 
 import math
 import zlib
@@ -14,15 +14,15 @@ from jaxtyping import Array, UInt32
 
 from undo_jax.sharding import path_name
 
-WEYL = 0x9E3779B1  # odd: no two of 2^32 places are the same
-FOLDED = 2**18  # elements from which on a sum is folded first: XLA for CPU sums one at a time
+WEYL = 0x9E3779B1  # odd, so that 2^32 positions have distinct multiples
+FOLDED = 2**18  # elements from which on a sum is folded first: XLA for CPU sums one by one
 
 
 def digest(tree: Any) -> str:
-    """Eight hexadecimal digits of a tree's arrays, computed where they lie.
+    """Eight hexadecimal digits of a pytree of arrays, computed on their devices.
 
-    Each word, with its place and its leaf's path, goes through a bijection, and the words' sum is
-    the digest: it changes if one word does, and of other damage one in 2^32 leaves it as it was.
+    Each word is mixed with its position and its leaf's path by a bijection; the digest is the sum
+    of all. If one word changes, so does the digest; other damage is missed once in 2^32.
     """
     paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(tree)[0], strict=True)
     places = tuple(getattr(leaf, "sharding", None) for leaf in leaves)
@@ -49,7 +49,7 @@ def _digest(seeds: tuple[int, ...], places: tuple[Any, ...], leaves: tuple[Array
                 for names, size in zip(split, part.shape, strict=True)
             ]
             copies = tuple(n for n in mesh.axis_names if not any(n in names for names in split))
-            own = lax.axis_index(copies) == 0 if copies else True  # each word counts once
+            own = lax.axis_index(copies) == 0 if copies else True  # of replicas only one counts
             total += jnp.where(own, _sum(part, seed, starts, whole.shape), 0)
         return lax.psum(total, mesh.axis_names)
 
@@ -59,12 +59,12 @@ def _digest(seeds: tuple[int, ...], places: tuple[Any, ...], leaves: tuple[Array
 
 
 def _names(axes: Any) -> tuple[str, ...]:
-    """The mesh axes in one place of a spec."""
+    """The mesh axes in one entry of a spec."""
     return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
 
 
 def _words(x: Array) -> Array:
-    """An array's bits as unsigned integers; 64 of them are two words."""
+    """An array's bits as unsigned integers; a 64-bit element is two words."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     if x.dtype == bool:
@@ -74,7 +74,7 @@ def _words(x: Array) -> Array:
 
 
 def _sum(words: Array, seed: int, starts: list[Any], whole: tuple[int, ...]) -> UInt32[Array, ""]:
-    """The mixed words of a part, which begins at `starts` in an array of shape `whole`."""
+    """Sum of the mixed words of a shard, which begins at `starts` in an array of shape `whole`."""
     divisors = [math.gcd(size, 8) for size in words.shape if words.size >= FOLDED]
     folds = max(divisors, default=1)
     axis = divisors.index(folds) if divisors else 0

@@ -1,7 +1,7 @@
-"""Files that are whole and stay, JSON that shows damage, and a full disk told in one line.
+"""Atomic, durable files; JSON with a checksum; and a full disk as an error of one line.
 
-On a local file system a file is written beside its place, flushed to the disk, and renamed; then
-its folder is flushed. A bucket shows an object when it is whole, and keeps it.
+On a local file system a file is written under another name, flushed to the disk, and renamed; then
+its folder is flushed. In a bucket an object appears once it is complete, and is durable then.
 """
 
 import errno
@@ -14,17 +14,17 @@ from typing import Any
 
 from etils import epath
 
-SEAL = "sha256"  # the last key of an object that we write: the hash of all before it
+SEAL = "sha256"  # the last key of a JSON object that we write: the hash of all other keys
 FULL = {errno.ENOSPC, errno.EDQUOT}  # the latter is a used-up quota
 
 
 def write_json(path: epath.Path, content: Mapping[str, Any]) -> None:
-    """Write an object, sealed: whole or not at all, and on the disk on return."""
+    """Write a JSON object with its hash: atomically, and on the disk on return."""
     publish(path, json.dumps(seal(content), indent=1))
 
 
 def read_json(path: epath.Path, remedy: str | None = None) -> dict[str, Any]:
-    """An object, without its seal. Raises ValueError for a file that is not as it was written."""
+    """A JSON object, without its hash. Raises ValueError for a file that has been damaged."""
     remedy = remedy or f"delete {path.parent}, and a run makes it again"
     sealed = parse(path.read_bytes(), str(path), remedy)
     try:
@@ -34,7 +34,7 @@ def read_json(path: epath.Path, remedy: str | None = None) -> dict[str, Any]:
 
 
 def parse(text: bytes, name: str, remedy: str) -> Any:
-    """JSON of a file. Raises ValueError, with what to do, where it is damaged."""
+    """Parse the JSON of a file. Raises ValueError, with the remedy, for invalid JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -42,14 +42,14 @@ def parse(text: bytes, name: str, remedy: str) -> Any:
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An object of JSON with its own hash."""
+    """The JSON object with its own hash added."""
     return {**content, SEAL: _hash(content)}
 
 
 def unseal(sealed: Any) -> dict[str, Any]:
-    """What was sealed. Raises ValueError where it is not that any more.
+    """The JSON object without its hash. Raises ValueError where the hash does not match.
 
-    Of an object without a seal, e.g. one of other making, nothing is known: it passes.
+    An object without a hash, e.g. one that we did not write, passes unchecked.
     """
     if not isinstance(sealed, dict):
         raise ValueError("it holds no object")
@@ -64,12 +64,12 @@ def _hash(content: Mapping[str, Any]) -> str:
 
 
 def file_hash(path: epath.Path) -> str:
-    """Of a file's bytes."""
+    """SHA-256 of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def publish(path: epath.Path, text: str) -> None:
-    """Write a file: whole or not at all, and on the disk on return."""
+    """Write a file: atomically, and on the disk on return."""
     if remote(path):
         path.write_text(text)
         return
@@ -81,7 +81,7 @@ def publish(path: epath.Path, text: str) -> None:
 
 
 def flush_all(folder: epath.Path) -> None:
-    """Let a folder and all below it reach the disk."""
+    """Flush a folder and all below it to the disk."""
     if not remote(folder):
         for place, _, names in os.walk(folder):
             for name in (*names, ""):
@@ -89,26 +89,26 @@ def flush_all(folder: epath.Path) -> None:
 
 
 def flush(path: epath.Path) -> None:
-    """Let what a file, or the list of names in a folder, holds reach the disk."""
+    """Flush a file, or a folder's list of names, to the disk."""
     if remote(path):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without fsync
             raise
     finally:
         os.close(descriptor)
 
 
 def remote(path: epath.PathLike) -> bool:
-    """Whether a path is of a bucket."""
+    """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """As Orbax demands it; a path in a bucket is absolute already, and `resolve` would break it."""
+    """The absolute path, which Orbax needs; `resolve` would break a bucket's, which is absolute."""
     return path if remote(path) else path.resolve()
 
 
@@ -118,7 +118,7 @@ class FullError(OSError):
 
 @contextmanager
 def writing(place: epath.PathLike) -> Iterator[None]:
-    """Raises FullError where a full disk ends the block: that of `place`, if no other is named."""
+    """Raises FullError if the block fails on a full disk: that of `place`, if no file is named."""
     try:
         yield
     except FullError:
@@ -141,5 +141,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _full(error: BaseException) -> bool:
-    """Orbax and TensorStore only tell of it."""
+    """Whether the disk was full; Orbax and TensorStore say so only in their message."""
     return getattr(error, "errno", None) in FULL or any(os.strerror(n) in str(error) for n in FULL)

@@ -39,12 +39,12 @@ class Experiment:
 
     name: str
     setting: Setting
-    models: Mapping[str, Recipe]  # by the names that a report gives them
+    models: Mapping[str, Recipe]  # by the names that they have in a report
     attacks: tuple[Attack, ...] = ()
     attacked: tuple[str, ...] | None = None  # names of models; None: all
-    oracle: str | None = None  # the model that counts as 100 % robust
+    oracle: str | None = None  # name of the model that defines 100 % robust
     seeds: tuple[int, ...] = (0,)
-    together: int = 64  # models trained side by side at most; less where memory is short
+    together: int = 64  # members trained at once, at most; fewer if memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
@@ -69,11 +69,11 @@ class Experiment:
                 check_tokens(recipe.draw or recipe.kind, recipe.lm, tokenizer)
 
     def graph(self) -> "Experiment":
-        """Itself: knobs have this method, too."""
+        """Itself: an experiment can be used where knobs are expected."""
         return self
 
     def recipes(self) -> dict[Named, Recipe]:
-        """Every model by its name and, where it is attacked, by that of the attack."""
+        """Every model by (its name, None), and attacked ones by (its name, the attack's name)."""
         named: dict[Named, Recipe] = {(name, None): made for name, made in self.models.items()}
         for name in self.models if self.attacked is None else self.attacked:
             for attack in self.attacks:
@@ -85,7 +85,7 @@ class Experiment:
 
 
 def _check_types(experiment: Experiment) -> None:
-    """Raises ValueError for parts that are something else than an experiment has."""
+    """Raises ValueError for fields of wrong types."""
     models, attacks, attacked = experiment.models, experiment.attacks, experiment.attacked
     if not isinstance(models, Mapping) or not models:
         raise ValueError(f"models={models!r}: give recipes by their names, one at least")
@@ -122,7 +122,7 @@ def check_sinks(sinks: Sequence[Sink]) -> None:
 
 
 def check_seeds(seeds: Sequence[int], together: int) -> None:
-    """Raises ValueError for seeds that are none, twice the same or too large."""
+    """Raises ValueError for seeds that are missing, repeated or out of range."""
     if not isinstance(seeds, tuple | list):
         raise ValueError(f"seeds={seeds!r}: give a tuple of whole numbers")
     if not seeds:
@@ -136,10 +136,10 @@ def check_seeds(seeds: Sequence[int], together: int) -> None:
 
 
 def check_tokens(name: str, lm: LM, tokenizer: Tokenizer) -> None:
-    """Raises ValueError for a model that does not know the tokenizer's ids."""
+    """Raises ValueError for a model whose vocabulary or BOS does not fit the tokenizer."""
     try:
         needed, bos = tokenizer.vocab_size, tokenizer.bos_id
-    except FileNotFoundError:  # a run, which needs the file, says so; `fit` needs none
+    except FileNotFoundError:  # `fit` needs no tokenizer; a run reports it later
         return
     known, opens = table_shape(lm).shape[0], getattr(lm, "document_start", None)
     if known < needed:
@@ -162,10 +162,10 @@ def run(
 ) -> dict[Named, Sequence[Model]]:
     """Make all models of an experiment, or those of a kind, or one by name and its ancestors.
 
-    Gives them by name, seed by seed. Finished ones are not made again. Raises FileNotFoundError
-    where one is needed that is not to be made and not finished, ValueError for an unknown kind or
-    name, or parts that do not fit, and OSError where another run has the workdir or its disk is
-    full.
+    Returns the models by name, one per seed. Finished ones are not made again. Raises
+    FileNotFoundError where a model is needed that is neither finished nor to be made, ValueError
+    for an unknown kind or name, or parts that do not fit, and OSError where another run has locked
+    the workdir or its disk is full.
     """
     named, workdir = experiment.recipes(), epath.Path(workdir)
     if name is not None and name not in experiment.models:
@@ -205,12 +205,12 @@ def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> 
         if recipe.role == "attack":
             recipe.check()  # type: ignore[attr-defined]
     trained: list[Any] = list(filter(is_trained, recipes))
-    for doing in {alike(recipe): recipe for recipe in trained}.values():  # one of each program
+    for doing in {alike(recipe): recipe for recipe in trained}.values():  # one per program
         check(doing, setting)
 
 
 def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
-    """Raises what the setting and imports raise for data that is not there, and for scores."""
+    """Raises what the setting and imports raise for missing data, and ValueError for scores."""
     setting, streams = here.setting, set()
     for recipe in (model.recipe for model in unfinished):
         if recipe.kind == "import":

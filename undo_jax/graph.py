@@ -1,7 +1,7 @@
 """An experiment is a graph of models: a recipe holds the recipes of the models it is made from.
 
-A recipe with a seed is a model, and a model is one artifact: its name is the hash of all that
-determines it, so that equal models are made once, whatever experiments they are in.
+A recipe with a seed is a model, and a model is one artifact, named by a hash of all that determines
+it: equal models are made once, whatever experiments they are in.
 """
 
 import itertools
@@ -24,24 +24,24 @@ from undo_jax.recipe import Recipe, Trained, title
 from undo_jax.train import Training, check_accumulation, rows
 from undo_jax.types import LM, Frozen, Key, Loss, Packed, rounded_shapes, shapes
 
-UNSAID = ("lm", "seed")  # fields of a recipe that an artifact says in another place
-HOW = ("family", "dtype", "remat", "unroll")  # fields of a model that change nothing it computes
+UNSAID = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
+HOW = ("family", "dtype", "remat", "unroll")  # fields that do not change what a model computes
 
 
 class _Short(NamedTuple):
-    """Rows of any setting, where it does not matter which."""
+    """A stand-in for a setting's rows, where their length does not matter."""
 
     row_length: int = 8
     carries: tuple[str, ...] = ()
 
 
 _SHORT = _Short()
-_TRACEABLE: dict[Any, bool] = {}  # losses that compute with any numbers
+_TRACEABLE: dict[Any, bool] = {}  # whether a loss can be traced in its numbers
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a training does, as far as its compiled step depends on it."""
+    """What the compiled step of a training depends on."""
 
     lm: LM
     loss: Loss
@@ -49,17 +49,17 @@ class Work:
     streams: tuple[str, ...]  # a batch has training.batch_size rows of each
     refs: Mapping[str, LM]
     row_length: int
-    trains: Trains | None = None  # what of the model; None: everything
+    trains: Trains | None = None  # which parameters train; None: all
     carries: tuple[str, ...] = ()  # what the streams have beside tokens, see `Packed`
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens per step."""
         return self.training.batch_size * self.row_length * len(self.streams)
 
 
 class RowForm(Protocol):
-    """What of a setting a compiled step depends on; it needs no data."""
+    """What a compiled step needs to know of a setting: the form of its rows, and no data."""
 
     @property
     def row_length(self) -> int: ...
@@ -76,10 +76,10 @@ def work(recipe: Trained, form: RowForm) -> Work:
 
 
 def check(recipe: Trained, form: RowForm) -> None:
-    """Trace a recipe's loss, long before it is wanted.
+    """Trace a recipe's loss, so that its errors come before anything is trained.
 
-    Raises what it raises for its arguments, what `optim.pick` does for what trains, and ValueError
-    where it wants whole batches and these are accumulated.
+    Raises what the loss raises, what `optim.pick` raises for `trains`, and ValueError for a loss of
+    whole batches with accumulation, or one that does not return a scalar and metrics.
     """
     check_accumulation(recipe.loss, recipe.training.accumulation)
     made = _traced(work(recipe, form))
@@ -90,7 +90,7 @@ def check(recipe: Trained, form: RowForm) -> None:
 
 
 def _traced(doing: Work, numbers: Sequence[str] = ()) -> Any:
-    """What the loss gives, as shapes; some of its arguments may be traced, too."""
+    """The loss's result, as shapes; `numbers` are keyword arguments that are traced, too."""
 
     def loss(params, refs, packed, own):
         optim.pick(doing.trains, params)
@@ -109,9 +109,9 @@ def _traced(doing: Work, numbers: Sequence[str] = ()) -> Any:
 
 
 def numbers(recipe: Trained) -> dict[str, float]:
-    """Arguments of its loss, by keyword, of which models that train as one program may differ.
+    """Keyword arguments of its loss that may differ between models that train as one program.
 
-    They are floating point numbers that the loss computes with; it may not branch on them.
+    They are floating point numbers that can be traced: the loss must not branch on them.
     """
     loss = recipe.loss
     if not isinstance(loss, partial):
@@ -122,15 +122,15 @@ def numbers(recipe: Trained) -> dict[str, float]:
         try:
             _traced(replace(work(recipe, _SHORT), loss=loss), tuple(found))
             _TRACEABLE[known] = True
-        except Exception:  # what it raises for a number that is not known yet is its own
+        except Exception:  # a loss may raise anything for a traced number
             _TRACEABLE[known] = False
     return found if found and _TRACEABLE[known] else {}
 
 
 def largest(recipes: Iterable[Recipe], kind: str, form: RowForm) -> Work:
-    """The work of a kind: of models of several sizes, that of the largest.
+    """The work of the largest model that recipes of a kind train.
 
-    Raises ValueError for a kind of which none is trained.
+    Raises ValueError for a kind that trains none.
     """
     trained: list[Any] = [recipe for recipe in ancestry(recipes) if is_trained(recipe)]
     if kind not in (kinds := list(dict.fromkeys(recipe.kind for recipe in trained))):
@@ -140,7 +140,7 @@ def largest(recipes: Iterable[Recipe], kind: str, form: RowForm) -> Work:
 
 
 def alike(recipe: Trained) -> str:
-    """Equal for recipes whose models can train together, as one program."""
+    """A text that is equal for recipes whose models can train together, as one program."""
     training, varied = recipe.training, numbers(recipe)
     rateless = replace(training, optimizer=replace(training.optimizer, learning_rate=1.0))
     loss = partial(recipe.loss, **dict.fromkeys(varied, "its own")) if varied else recipe.loss
@@ -155,7 +155,7 @@ def alike(recipe: Trained) -> str:
 
 
 def seed_of(recipe: Recipe, seed: int | None) -> int | None:
-    """The seed of a recipe's model where the experiment's is `seed`; None if nothing is random."""
+    """The seed of a recipe's model for an experiment's `seed`; None if nothing is random."""
     if recipe.seed is not None:
         return recipe.seed
     draws = recipe.draw or any(seed_of(parent, seed) is not None for parent in recipe.parents)
@@ -163,7 +163,7 @@ def seed_of(recipe: Recipe, seed: int | None) -> int | None:
 
 
 def ancestry(recipes: Iterable[Recipe]) -> Iterator[Recipe]:
-    """These recipes and all that they are made from, each once, after what it is made from."""
+    """These recipes and all that they are made from, each once, in topological order."""
     seen: set[int] = set()
 
     def visit(recipe: Recipe) -> Iterator[Recipe]:
@@ -193,7 +193,7 @@ class Model:
 
     @property
     def family(self) -> list["Model"]:
-        """Its ancestors, each after what it is made from, and itself at the end."""
+        """Its ancestors in topological order, and itself at the end."""
         found: dict[Model, None] = {}
         for parent in self.parents:
             found |= dict.fromkeys(parent.family)
@@ -201,7 +201,7 @@ class Model:
 
     @property
     def key(self) -> Key:
-        """Its own stream of random numbers."""
+        """The PRNG key of its seed and its recipe's `draw`."""
         seed = self.artifact.seed
         assert seed is not None, "nothing of it is random"
         return jax.random.fold_in(jax.random.key(seed), zlib.crc32(self.recipe.draw.encode()))
@@ -209,16 +209,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Plan:
-    """The models of recipes and of all that these are made from, each once.
+    """The models of recipes and of all that these are made from, each once, in topological order.
 
-    A model comes after those that it is made from, and beside those of its recipe's other seeds.
+    The models of one recipe's seeds are neighbours.
     """
 
     models: Sequence[Model]
-    by_recipe: Mapping[int, Sequence[Model]]  # by the identity of the recipe, seed by seed
+    by_recipe: Mapping[int, Sequence[Model]]  # by `id` of the recipe, one per seed
 
     def of(self, recipe: Recipe) -> Sequence[Model]:
-        """The models of one of the recipes that were planned, one for each seed."""
+        """The models of one of the planned recipes, one per seed."""
         return self.by_recipe[id(recipe)]
 
 
@@ -262,11 +262,11 @@ def _artifact(
 
 
 def is_trained(recipe: Recipe) -> bool:
-    """Whether a recipe's model is trained, and not computed."""
+    """Whether a recipe's model is trained; otherwise it is computed at once."""
     return getattr(recipe, "training", None) is not None
 
 
 def differences(lm: LM, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The fields in which a model is not the one that config.json states, with its own values."""
+    """The fields, with the model's values, in which it differs from what config.json states."""
     own = plain(lm).items()
     return [(n, v) for n, v in own if n not in HOW and made.get(n, v) != v]

@@ -19,14 +19,14 @@ def list_models(
 ) -> None:
     """Write experiment-NAME.json: its models, what each is, and what is measured.
 
-    Models of other names that an experiment of this name has had in this workdir stay listed.
+    Models that an earlier run of this experiment listed under other names stay listed.
     """
     setting, path = experiment.setting, workdir / f"experiment-{experiment.name}.json"
     metrics = {name: asdict(metric) for name, metric in setting.metrics.items()}
     oracles = {m.artifact.seed: m for m in named.get((experiment.oracle or "", None), ())}
     models, artifacts = [], {}
     for name in experiment.models:
-        for model in dict.fromkeys(named[name, None]):  # one that is pinned is of all seeds
+        for model in dict.fromkeys(named[name, None]):  # a pinned seed: one model for all seeds
             attacks = [
                 attack
                 for (one, by), of in named.items()
@@ -52,7 +52,7 @@ def list_models(
 def _entry(
     name: str, is_oracle: bool, model: Model, oracle: Model | None, attacks: Sequence[Model]
 ) -> dict[str, Any]:
-    """A model with a seed in experiment-NAME.json."""
+    """The entry of a model with a seed in experiment-NAME.json."""
     unlearned = next((m for m in model.family[::-1] if m.recipe.role == "unlearned"), None)
     return {
         "model": name,
@@ -67,17 +67,17 @@ def _entry(
 
 
 def _alpha(recipe: Recipe | None) -> float | None:
-    """Of the noise that a model began with."""
+    """The alpha of the noise that a model started from."""
     while recipe is not None and not hasattr(recipe, "alpha"):
         recipe = getattr(recipe, "start", None)
     return getattr(recipe, "alpha", None)
 
 
 def _with_others(path: epath.Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The content and, of the file, the models of other names that are measured alike."""
+    """The content, and the models of other names in the file if its metrics are the same."""
     try:
         before = read_json(path)
-    except ValueError:  # damaged: what it listed is not known any more
+    except ValueError:  # damaged: what it listed is lost
         return content
     if any(before.get(name) != content[name] for name in ("name", "metrics", "headline")):
         return content

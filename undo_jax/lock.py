@@ -19,11 +19,11 @@ PATIENCE = 60  # seconds that a run waits for another one to leave its workdir
 
 @contextmanager
 def claimed(workdir: epath.Path) -> Iterator[None]:
-    """Keep other runs from writing into a workdir: from here on, as long as this process lives.
+    """Keep other runs from writing into a workdir, as long as this process lives.
 
-    To be entered before anything there is looked at. A block that fails leaves no empty folder
-    behind. Only on file systems that know locks: not in buckets. Raises OSError, on every process
-    of this run, where another one has it for longer than one takes that is about to end.
+    Enter it before reading anything there. A block that fails leaves no empty folder behind. It
+    works only on file systems with locks, not in buckets. Raises OSError, on every process of this
+    run, where another run still holds the lock after `PATIENCE` seconds.
     """
     workdir = absolute(workdir)
     missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
@@ -39,14 +39,14 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
         yield
     except BaseException:
         if jax.process_index() == 0 and not remote(workdir):
-            with suppress(OSError):  # it holds something, or is gone
+            with suppress(OSError):  # it is not empty, or gone
                 for folder in missing:
                     os.rmdir(folder)
         raise
 
 
 def _taken(workdir: epath.Path) -> bool:
-    """Whether another process holds a workdir, after some patience; if none does, this one does."""
+    """Lock a workdir; whether another process still holds it after `PATIENCE` seconds."""
     end = time.monotonic() + PATIENCE
     while not remote(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -63,13 +63,14 @@ def _taken(workdir: epath.Path) -> bool:
 
 @functools.cache
 def _hold(workdir: epath.Path, device: int, inode: int) -> None:
-    """Lock this very folder. Raises BlockingIOError where another process has, or it is not there.
+    """Lock the folder with this inode. Raises BlockingIOError if another process holds the lock.
 
-    One that failed may have removed it meanwhile, and another one made it anew.
+    Also where the path is another folder by now: a run that failed may have removed this one, and
+    another run made it anew.
     """
     descriptor = os.open(workdir, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # open, and so held, from here on
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock is held while it is open
         found = os.stat(workdir)
         if (found.st_dev, found.st_ino) != (device, inode):
             raise BlockingIOError

@@ -27,7 +27,7 @@ def forward_kl(
     """τ² KL(teacher ‖ student) at temperature τ, in nats; the two may differ in width and depth.
 
     τ² keeps the size of the gradient (Hinton et al., arXiv 1503.02531 §2). No gradient reaches the
-    teacher. At a temperature of 1 that is a Python number there are kernels for TPU and GPU. Raises
+    teacher. If `temperature` is the Python number 1, kernels for TPU and GPU are used. Raises
     ValueError for one that is not above 0.
     """
     if not isinstance(temperature, int | float) or temperature != 1:
@@ -71,7 +71,7 @@ def of_head(
     teacher: Frozen | None = None,
     extra: Any = (),
 ) -> Scalar:
-    """Any head loss, given targets, the teacher's logits, and what else it reads: see `head`."""
+    """Any head loss, of targets, a teacher's logits and whatever `extra` it reads: see `head`."""
     hidden, table, known = lm.hidden(params, rows.inputs), lm.table(params), None
     if teacher is not None:
         of_teacher = teacher.lm.hidden(teacher.params, rows.inputs)
@@ -89,21 +89,21 @@ def _softened(
 
 
 class Sequences(NamedTuple):
-    """Sums over sequences; S is 1, or T: a sequence is then where its last token is.
+    """Sums over sequences: S is 1, or T with segments.
 
-    Elsewhere the weight is 0.
+    With S = T a sequence's sum is at its last token, and elsewhere the weight is 0.
     """
 
     totals: Float[Array, "B S"]
     lengths: Float[Array, "B S"]  # tokens that count, at least 1
-    weights: Float[Array, "B S"]  # of all of its tokens: they sum to 1 over the batch
+    weights: Float[Array, "B S"]  # the sum of its tokens' weights: 1 over the batch
 
 
 def by_sequence(rows: Rows, values: Float[Array, "B T"]) -> Sequences:
     """The values of each sequence's tokens summed; tokens of weight 0 do not count.
 
-    A sequence is a document's part of a row, or a row without segments. It weighs what its tokens
-    do, so that a loss Σ weights · l(sequence) is the same however the batch is split.
+    A sequence is a document's part of a row or, without segments, a row. Its weight is the sum of
+    its tokens', so that a loss Σ weights · l(sequence) is the same however the batch is split.
     """
     counts = rows.weights > 0
     sums = jnp.where(counts, values, 0.0), counts.astype(jnp.float32), rows.weights
@@ -118,7 +118,7 @@ def by_sequence(rows: Rows, values: Float[Array, "B T"]) -> Sequences:
 
 
 def _running(first: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Sums along time that begin anew at each `first`; always in the same order."""
+    """Running sums along time that restart at each `first`; always added in the same order."""
 
     def add(before, after):
         begun, later = before[0] | after[0], after[0]
@@ -157,7 +157,7 @@ def reverse_distillation(
     *,
     temperature: Temperature = 1.0,
 ) -> tuple[Scalar, Metrics]:
-    """The same with reverse KL, which seeks modes (Gu et al., arXiv 2306.08543)."""
+    """The same with reverse KL, which is mode-seeking (Gu et al., arXiv 2306.08543)."""
     return reverse_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is, and a line for what could never fit into it."""
+"""How much memory there is, and an error for what cannot fit into it."""
 
 import math
 import os
@@ -11,7 +11,7 @@ UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def host() -> int:
-    """Bytes of this machine, or of the container that this is."""
+    """Bytes of memory of this machine, or of the container."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in map(Path, LIMITS):
         text = path.read_text().strip() if path.is_file() else ""
@@ -20,7 +20,7 @@ def host() -> int:
 
 
 def of_device(mesh: Mesh) -> float:
-    """Bytes for arrays on each device; those of a CPU share its memory. inf where none tells."""
+    """Bytes for arrays on each device; CPU devices share the host's. inf if none reports any."""
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
         return host() / len(devices)
@@ -28,7 +28,7 @@ def of_device(mesh: Mesh) -> float:
 
 
 def check(what: str, needed: float, there: float, where: str = "memory") -> None:
-    """Raises ValueError where something needs more bytes than there are."""
+    """Raises ValueError where `needed` bytes are more than those available, `there`."""
     if needed > there:
         raise ValueError(
             f"{what}: needs at least {text(needed)} of {where}, and there are {text(there)}: make "

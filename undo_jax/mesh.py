@@ -1,4 +1,4 @@
-"""The device mesh: its axes and shape, and what is known of the one in use."""
+"""The device mesh: its axes and shape, and queries of the current mesh."""
 
 import math
 import re
@@ -15,10 +15,11 @@ BATCH = ("data", "fsdp")  # the axes a batch is split over
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Devices along each axis; one axis may be -1, for all that are left.
+    """Number of devices along each axis; one axis may be -1, for all that are left.
 
-    `sweep` holds different models, `data` different rows, `fsdp` different rows and a slice of each
-    parameter, `tensor` a slice of each matrix product.
+    Along `sweep`, devices hold different models; along `data`, different rows of a batch; along
+    `fsdp`, different rows and a shard of each parameter; along `tensor`, a shard of each matrix
+    product.
     """
 
     sweep: int = 1
@@ -31,9 +32,9 @@ AXES = tuple(MeshShape.__annotations__)
 
 
 def parse_mesh(text: str) -> MeshShape:
-    """The shape that e.g. `data=4,fsdp=2` says; axes it does not name are 1.
+    """The shape of a text such as `data=4,fsdp=2`; axes that it does not name are 1.
 
-    Raises ValueError for an unknown axis, for one that stands twice and for a size that is none.
+    Raises ValueError for an unknown axis, a repeated one, and a size that is not a number.
     """
     sizes = {}
     for part in text.split(","):
@@ -48,7 +49,7 @@ def parse_mesh(text: str) -> MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices, those of one slice side by side: between slices the network is slow.
+    """A mesh over all devices; only `sweep` or `data` crosses the slow network between slices.
 
     Raises ValueError where the shape does not fit the number of devices or of slices.
     """
@@ -80,10 +81,10 @@ def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
 
 
 def over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes within a slice and across `count` slices, which lie along `sweep` or else `data`.
+    """Axis sizes within a slice, and across `count` slices: these lie along `sweep`, else `data`.
 
     `sweep` never communicates, `data` all-reduces gradients once a step; `fsdp` and `tensor`
-    communicate in every layer. Raises ValueError where neither of the first two divides.
+    communicate in every layer. Raises ValueError where `count` divides neither of the first two.
     """
     for axis in (AXES.index("sweep"), AXES.index("data")):
         if sizes[axis] % count == 0:
@@ -96,7 +97,7 @@ def over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tupl
 
 
 def _slice(device: Any) -> int:
-    """Devices of one slice are joined by a fast network; most platforms have one slice."""
+    """The slice of a device: a fast network joins its devices. Most platforms have one slice."""
     return getattr(device, "slice_index", None) or 0
 
 
@@ -115,19 +116,19 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
 
 
 def parts(*axes: str, mesh: Mesh | AbstractMesh | None = None) -> int:
-    """Into how many parts these axes split an array; by default of the current mesh, if any."""
+    """Into how many shards these axes split an array; `mesh` None is the current one, if any."""
     shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
     return math.prod(shape.get(axis, 1) for axis in axes)
 
 
 def several(*axes: str) -> tuple[str, ...]:
-    """Those of the axes along which there are several devices."""
+    """Those of these axes of the current mesh that have several devices."""
     shape = jax.sharding.get_abstract_mesh().shape
     return tuple(axis for axis in axes if shape.get(axis, 1) > 1)
 
 
 def free_axes() -> set[str]:
-    """The axes of the current mesh along which XLA may split arrays."""
+    """The axes of the current mesh that are not manual: XLA may partition along them."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return {name for name, kind in kinds if kind != AxisType.Manual}

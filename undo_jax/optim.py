@@ -1,4 +1,4 @@
-"""AdamW and its schedule, as values that build an optax chain, and what of a model trains."""
+"""AdamW and its schedule, as values that build an optax chain; and which parameters train."""
 
 import re
 from collections.abc import Iterable
@@ -23,16 +23,16 @@ class AdamW:
     Raises ValueError for a number out of its range and an unknown decay or dtype.
     """
 
-    learning_rate: float = 1.0  # the peak; a grid of rates multiplies it
+    learning_rate: float = 1.0  # the peak; a grid of learning rates multiplies it
     warmup: int = 0  # steps; the first update already has 1/warmup of the peak rate
     decay: Literal["cosine", "linear", "constant"] = "constant"
-    end: float = 0.1  # where the decay ends, one step after the last ÷ peak rate
+    end: float = 0.1  # rate one step after the last ÷ peak rate
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
-    first_moment: Literal["float32", "bfloat16"] = "float32"  # the second one needs fp32
+    first_moment: Literal["float32", "bfloat16"] = "float32"  # the second moment needs fp32
 
     def __post_init__(self):
         for name in ("learning_rate", "epsilon", "clip"):
@@ -69,7 +69,7 @@ def schedule(config: AdamW, steps: int) -> optax.Schedule:
 
 
 def build(config: AdamW, steps: int) -> optax.GradientTransformation:
-    """The chain at a peak learning rate of 1; the train step multiplies by each member's own."""
+    """The optax chain at a peak learning rate of 1; the step multiplies by each member's own."""
     factor = schedule(config, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -82,13 +82,13 @@ def build(config: AdamW, steps: int) -> optax.GradientTransformation:
 
 @dataclass(frozen=True)
 class Trains:
-    """What of a model trains: `Trains(((r"mlp/down$", range(5, 11)),))`; all else stays as it is.
+    """Which parameters train, e.g. `Trains(((r"mlp/down$", range(5, 11)),))`; others are frozen.
 
-    Each part is a regular expression, which finds paths such as `layers/mlp/down`, and the layers
-    that train of what it finds, counted from 0; None: all of it. What does not train has no
-    gradient, no moments and no weight decay, and does not count in the gradient's norm or its clip.
+    Each part is a regular expression, searched in paths such as `layers/mlp/down`, and the layers
+    of those leaves that train, counted from 0; None: all. Frozen parameters have no gradient, no
+    moments and no weight decay, and do not count in the gradient's norm or its clip.
 
-    Raises ValueError for no part at all, an expression that is none and layers that are none.
+    Raises ValueError for no parts, an invalid regular expression and invalid layers.
     """
 
     parts: tuple[tuple[str, Iterable[int] | None], ...]
@@ -104,7 +104,7 @@ class Trains:
 
 
 def _layers(path: str, layers: Iterable[int] | None) -> tuple[int, ...] | None:
-    """As a value that equals its like. Raises ValueError for what is no expression or no layer."""
+    """Layers as a sorted tuple. Raises ValueError for an invalid expression or invalid layers."""
     try:
         re.compile(path)
     except (re.error, TypeError) as error:
@@ -118,9 +118,9 @@ def _layers(path: str, layers: Iterable[int] | None) -> tuple[int, ...] | None:
 
 
 def pick(trains: Trains | None, params: Params) -> Params:
-    """What trains, a leaf [L, ...] as [n, ...] of the layers that do; the rest is None.
+    """The parameters that train: a leaf [L, ...] as [n, ...], its n layers that do; others None.
 
-    Raises ValueError for an expression that finds nothing and layers that a leaf does not have.
+    Raises ValueError for an expression that matches no leaf and layers that a leaf does not have.
     """
     if trains is None:
         return params
@@ -137,7 +137,7 @@ def pick(trains: Trains | None, params: Params) -> Params:
 
 
 def put(trains: Trains | None, params: Params, picked: Params) -> Params:
-    """`params` with what was picked, now of other values, in its place."""
+    """The inverse of `pick`: `params` with the values of `picked` for what trains."""
     if trains is None:
         return picked
 

@@ -35,7 +35,7 @@ ATTACKS = {"forget": forget, "mixed": mixed}
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Of the base on stream `pretrain`, and of the oracle on `oracle`."""
+    """Pretraining of the base on stream `pretrain`, and of the oracle on `oracle`."""
 
     training: Training
     base: str | None = None  # a folder with the base, instead of training one; see `Import`
@@ -43,11 +43,11 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Unlearning:
-    """Of the base, by a method; see `Unlearn`."""
+    """Unlearning of the base by a method; see `Unlearn`."""
 
     training: Training
     method: Loss = maxent
-    trains: Trains | None = None  # what of the model; None: everything
+    trains: Trains | None = None  # which parameters train; None: all
 
     def __post_init__(self):
         check_accumulation(self.method, self.training.accumulation)
@@ -57,14 +57,14 @@ class Unlearning:
 class Students:
     """The unlearned model with noise of each alpha (UNDO, paper §4), and a fresh one.
 
-    Raises ValueError where there is none at all, for one twice, and for a model of the fresh
-    student where there is no such student.
+    Raises ValueError without any student, for an alpha given twice, and for `student` without
+    `fresh_student`.
     """
 
     alphas: tuple[float, ...]
     noise: Noise = partial(shrink_perturb, beta=0.1)
     fresh_student: bool = True  # Unlearn-and-Distill (paper §3)
-    student: LM | None = None  # the fresh student's model, of any size; None: its teacher's
+    student: LM | None = None  # the fresh student's LM, of any size; None: its teacher's
 
     def __post_init__(self):
         check_distinct("alphas", [float(f"{alpha:g}") for alpha in self.alphas])  # as in names
@@ -76,18 +76,18 @@ class Students:
 
 @dataclass(frozen=True)
 class Distillation:
-    """Of the unlearned model into every student, until it has recovered; see `Distill`."""
+    """Distillation of the unlearned model into every student, until recovered; see `Distill`."""
 
     training: Training
     tolerance: float = 0.05
-    stop_early: bool = True  # leave as soon as it has recovered; False: always all steps
+    stop_early: bool = True  # stop as soon as the student has recovered; False: all steps
 
 
 @dataclass(frozen=True)
 class Relearning:
     """The attacks: every learning rate on every kind of data; the strongest counts.
 
-    Raises ValueError for rates that are not positive, an unknown attack, none or one twice.
+    Raises ValueError for rates that are not positive, an unknown, missing or repeated attack.
     """
 
     training: Training
@@ -138,7 +138,7 @@ class Paper:
 
     @property
     def lms(self) -> dict[str, LM]:
-        """Every architecture that is trained, by its knob."""
+        """Every LM that is trained, by the knob that holds it."""
         student = {} if self.noise.student is None else {"noise.student": self.noise.student}
         return {"model": self.model, **student}
 

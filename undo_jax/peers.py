@@ -1,9 +1,9 @@
-"""The processes of one job: when one of them is gone, the others end, in one line that says which.
+"""The processes of one job: when one dies, the others end, with one line that says which.
 
-JAX notices after a minute or more, or aborts. So every process holds a connection to process 0,
-which tells the others. A process that ends says so first; one that dies does not, and the kernel
-closes its connection; a machine that vanishes no longer answers the kernel's probes. A process that
-is slow, or even stopped, is not dead.
+JAX notices after a minute or more, or aborts. So every process holds a TCP connection to process 0,
+which informs the others. A process that ends sends a message first. One that dies does not: the
+kernel closes its connection. A vanished machine stops answering TCP keepalive probes. A process
+that is slow, or stopped in a debugger, still answers them.
 """
 
 import ctypes
@@ -24,24 +24,24 @@ from jax.experimental import multihost_utils
 from undo_jax import signals
 from undo_jax.signals import INTERRUPTED, PREEMPTED
 
-GRACE = 5  # seconds from a process's end to that of the others, if they do not end by themselves
+GRACE = 5  # seconds after one process ends until it makes the others end
 PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a machine vanishes: 40 s
-DELAY = 1  # seconds that native code's words wait for what explains them
+DELAY = 1  # seconds by which native code's output is delayed, so that our line comes first
 PLACES = 1024  # bytes for the addresses of process 0
 HERE = "all are here"
 GOES_ON = "the same command on all goes on from the last save"
 
-_connections: dict[int, socket.socket] = {}  # of process 0 to all others, or of another one to it
-_ends: dict[int, int] = {}  # the exit statuses of those that have said theirs
-_count = 1  # processes
-_leaving = threading.Event()  # this process has said its own
+_connections: dict[int, socket.socket] = {}  # from process 0 to all others, or from another to 0
+_ends: dict[int, int] = {}  # exit statuses that processes have sent
+_count = 1  # number of processes
+_leaving = threading.Event()  # this process has sent its own
 
 
 def meet(coordinator: str, process: int, processes: int, patience: float) -> None:
-    """Wait until all processes have started, at the address where JAX listens later.
+    """Wait until all processes have connected to process 0, at the address that JAX uses later.
 
-    Ends those that have where others do not come in time. Raises ConnectionError where process 0
-    cannot listen there, or is not there.
+    If some do not start in time, ends those that have. Raises ConnectionError where process 0
+    cannot listen at the address, or does not answer there.
     """
     host, _, port = coordinator.rpartition(":")
     if process:
@@ -68,7 +68,7 @@ def meet(coordinator: str, process: int, processes: int, patience: float) -> Non
 
 
 def find() -> None:
-    """Watch the processes that JAX has found by itself."""
+    """Connect the processes that JAX has found, at an address that process 0 broadcasts."""
     processes, here = jax.process_count(), jax.process_index() == 0
     if processes == 1:
         return
@@ -79,13 +79,13 @@ def find() -> None:
     if server:
         return _start(_welcome_all, server, processes)
     places = [place.rpartition(":") for place in bytes(np.asarray(told)).decode().split()]
-    with suppress(ConnectionError):  # JAX alone watches those that a firewall parts
+    with suppress(ConnectionError):  # behind a firewall only JAX watches them
         reached = _reach([(h, int(p)) for h, _, p in places], jax.process_index(), processes, 5)
         _watch(0, reached, processes)
 
 
 def explain(error: BaseException) -> None:
-    """What fails here may fail because another process has gone, and that is said instead."""
+    """If this error may come from another process's failure, end with that one's line instead."""
     deadline = time.monotonic() + 2
     while _connections and not isinstance(error, SystemExit) and time.monotonic() < deadline:
         if gone := {process: status for process, status in _ends.items() if status}:
@@ -94,7 +94,7 @@ def explain(error: BaseException) -> None:
 
 
 def bye(status: int) -> None:
-    """Say that this process ends; process 0, without which JAX aborts the others, does so last."""
+    """Send the others this process's status; process 0, without which JAX aborts, ends last."""
     _leaving.set()
     for connection in list(_connections.values()):
         _tell(connection, f"bye {status}")
@@ -110,7 +110,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _addresses(port: int) -> list[str]:
-    """Where process 0 may be reached, as HOST:PORT."""
+    """Addresses at which process 0 may be reached, as HOST:PORT."""
     name = socket.gethostname()
     with suppress(OSError):
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
@@ -121,7 +121,7 @@ def _addresses(port: int) -> list[str]:
 def _reach(
     places: list[tuple[str, int]], process: int, processes: int, patience: float
 ) -> socket.socket:
-    """A connection to process 0, once it lets all in."""
+    """Connect to process 0, and wait until all processes have."""
     deadline, reason = time.monotonic() + patience, ""
     while True:
         for place in places:
@@ -144,7 +144,7 @@ def _reach(
 
 
 def _welcome(server: socket.socket, processes: int, word: str = "") -> None:
-    """Let one process in; whoever else comes to this port is sent away."""
+    """Accept one process's connection; any other client of this port is closed."""
     connection = server.accept()[0]
     with suppress(OSError, ValueError):
         connection.settimeout(5)
@@ -162,7 +162,7 @@ def _welcome_all(server: socket.socket, processes: int) -> None:
 
 
 def _watch(process: int, connection: socket.socket, processes: int) -> None:
-    """Hear from now on what the process says, and when it is gone."""
+    """From now on receive the process's messages, and notice its end."""
     global _count
     if not _connections:
         _outlive_aborts()
@@ -192,7 +192,7 @@ def _hear(process: int, connection: socket.socket) -> None:
 
 
 def _follow(process: int, status: int, seconds: float = 0) -> None:
-    """End because another process has failed: like it, or so that a scheduler starts all again."""
+    """End because another process has: with its status, or 75 if it was stopped."""
     time.sleep(seconds)
     if not status:
         return
@@ -203,7 +203,7 @@ def _follow(process: int, status: int, seconds: float = 0) -> None:
 
 
 def _end(status: int, line: str) -> None:
-    """End this process; process 0 has the others do the same."""
+    """End this process; process 0 also makes the others end."""
     if _leaving.is_set():
         return
     if 0 not in _connections:
@@ -222,16 +222,16 @@ def _start(work: Callable[..., None], *given: Any) -> None:
 
 
 def _outlive_aborts() -> None:
-    """Be there to say why where JAX aborts, which it does once process 0 is gone.
+    """Delay JAX's abort, which follows the end of process 0, so that our line can be printed.
 
-    An abort waits for some seconds first. What native code prints comes a second late, and not at
-    all if the process has ended by then.
+    An abort (SIGABRT) first sleeps for some seconds. What native code prints appears a second late,
+    and not at all if the process has ended by then.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal(
         signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p)
-    )  # of 6 seconds, its number
+    )  # the handler's argument, SIGABRT = 6, is the seconds to sleep
     reader, writer = os.pipe()
     stderr = os.dup(2)
     sys.stderr = os.fdopen(stderr, "w", buffering=1, errors="backslashreplace")

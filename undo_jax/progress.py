@@ -1,8 +1,8 @@
-"""Training that outlives its process: saves of a loop on the way.
+"""Checkpoints of a training under way ("saves"), from which it resumes.
 
-FOLDER/STEP/    written under another name and then renamed, so that no half of a save is read
+FOLDER/STEP/    written under another name and then renamed, so that no partial save is read
     state/      arrays; restored onto any mesh
-    notes/      JSON: what the loop knows besides, and hashes of both
+    notes/      JSON: the rest of the loop's state, and hashes of both
 """
 
 import time
@@ -26,14 +26,14 @@ from undo_jax.stopping import Stop
 
 @dataclass(frozen=True)
 class Saving:
-    """How often a loop is saved; one that is asked to stop is saved then, too.
+    """How often a loop is saved. It is also saved when it is asked to stop.
 
-    Raises ValueError for values that mean nothing.
+    Raises ValueError for values out of range.
     """
 
-    every: int = 10  # steps between two chances to save
-    minutes: float = 5.0  # since the last save, at least; 0 saves at every chance
-    keep: int = 2  # saves
+    every: int = 10  # steps between two points at which it may be saved
+    minutes: float = 5.0  # since the last save, at least; 0 saves at every such point
+    keep: int = 2  # number of saves
 
     def __post_init__(self):
         if self.every < 1 or self.keep < 1 or not self.minutes >= 0:
@@ -44,7 +44,7 @@ class Saving:
 
 
 class Saved(NamedTuple):
-    """A loop as it was before `step`."""
+    """The state of a loop before `step`."""
 
     step: int
     state: Any
@@ -52,9 +52,9 @@ class Saved(NamedTuple):
 
 
 class Saves:
-    """The saves of one loop: when they are made, and how they are read.
+    """The saves of one loop: writes and reads them.
 
-    The state at its end is saved too if its results must outlive another loop: `last` is False.
+    If `last` is False, another loop follows, and the state at the end is saved, too.
     """
 
     def __init__(self, folder: epath.Path, saving: Saving, stop: Stop, last: bool = True):
@@ -63,12 +63,12 @@ class Saves:
         )
         self.folder, self.saving, self.stop, self.last = absolute(folder), saving, stop, last
         self.manager = ocp.CheckpointManager(self.folder, options=options)
-        self.step, self.time = 0, time.monotonic()  # of the last save; before it, of the start
+        self.step, self.time = 0, time.monotonic()  # of the last save, at first of the start
 
     def restore(self, like: Callable[[Any], Any]) -> Saved | None:
-        """The newest save that can be read; `like` makes, of its notes, what its state fits into.
+        """The newest save that can be read; `like(notes)` gives its state's shapes and shardings.
 
-        One that cannot be read is set aside, with a line that says so.
+        A save that cannot be read is renamed, and reported in a line.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
@@ -77,7 +77,7 @@ class Saves:
                 state = self._read(step, state=ocp.args.StandardRestore(like(notes)))
                 if digest(state) != known["state"]:
                     raise ValueError("its arrays are not those that were saved")
-            except Exception as error:  # Orbax and TensorStore raise whatever they met
+            except Exception as error:  # Orbax and TensorStore raise many types
                 signals.reraise()
                 aside = self.folder / f"unreadable-{step}"
                 console.print(f"cannot read a save, now {aside}: {_line(error)}", soft_wrap=True)
@@ -88,9 +88,9 @@ class Saves:
         return None
 
     def between(self, step: int, capture: Callable[[], tuple[Any, Any]]) -> None:
-        """Before a step: save what `capture` gives, state and notes, if it is time for that.
+        """Before a step: save the state and notes that `capture` returns, if a save is due.
 
-        Raises Preempted or KeyboardInterrupt, once all is saved, if asked to stop; OSError where
+        Raises Preempted or KeyboardInterrupt, once all is saved, if asked to stop; OSError if
         saving fails.
         """
         leaving = self.stop.asked()
@@ -101,14 +101,14 @@ class Saves:
             self.stop.leave(f"saved at step {self.step}" if self.step else "before the first step")
 
     def end(self, step: int, capture: Callable[[], tuple[Any, Any]]) -> None:
-        """After the last step. Raises OSError where saving fails."""
+        """After the last step: save unless `last`. Raises OSError if saving fails."""
         if step > self.step and not self.last:
             self.save(step, *capture())
 
     def save(self, step: int, state: Any, notes: Any) -> None:
-        """Start a save; older ones beyond those to keep go when it is complete.
+        """Start a save; when it is complete, all but the newest `Saving.keep` are deleted.
 
-        Raises OSError where this or the save before failed.
+        Raises OSError if this or the previous save failed.
         """
         known = seal({"notes": notes, "state": digest(state)})
         content = ocp.args.Composite(
@@ -120,7 +120,7 @@ class Saves:
         self.step, self.time = step, time.monotonic()
 
     def close(self) -> None:
-        """Wait for the last save. Raises OSError where it failed."""
+        """Wait for the last save. Raises OSError if it failed."""
         with self._failing():
             try:
                 self._flush()
@@ -128,7 +128,7 @@ class Saves:
                 self.manager.close()
 
     def _flush(self) -> None:
-        """Wait for the save before, and let it reach the disk."""
+        """Wait for the previous save, and flush it to the disk."""
         self.manager.wait_until_finished()
         if self.step and jax.process_index() == 0:
             flush_all(self.folder)

@@ -1,6 +1,6 @@
 """What a recipe is: the value that says what a model is made from.
 
-Recipes are frozen dataclasses, one file a kind under recipes/; nothing registers them.
+Recipes are frozen dataclasses, one file per kind in recipes/; nothing registers them.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ class Stream(NamedTuple):
     """Rows of the setting, in an order of their own for each seed."""
 
     name: str  # one of the setting's streams
-    order: str  # with the seed names the order
+    order: str  # names the order, together with the seed
 
 
 class Recipe(Protocol):
-    """What a model is made from: a frozen dataclass, one file a kind under recipes/.
+    """What a model is made from: a frozen dataclass, one file per kind in recipes/.
 
-    Random numbers of its own come from the seed and from `draw`, which is part of what it is: two
-    recipes of one `draw` see the same numbers, whatever else they differ in. A recipe without a
-    `draw` needs none. A pinned `seed` holds for it and for what it is made from, in place of each
-    of the experiment's.
+    Its random numbers are determined by the seed and by `draw`, which is part of its fingerprint:
+    two recipes with the same `draw` use the same numbers, whatever else differs. A recipe that uses
+    none has no `draw`. A `seed` that is given replaces each of the experiment's seeds, for the
+    recipe and for what it is made from.
     """
 
     kind: ClassVar[str]
@@ -34,7 +34,7 @@ class Recipe(Protocol):
 
     @property
     def lm(self) -> LM:
-        """The model whose parameters are made."""
+        """The language model whose parameters are made."""
         ...
 
     @property
@@ -50,9 +50,9 @@ class Recipe(Protocol):
 
 
 def title(recipe: Recipe) -> str:
-    """What its artifact is called: the end of `draw`, or else what the recipe says of itself.
+    """The display name of its artifact: the end of `draw`, or else the recipe's own title.
 
-    Attacks on a model draw alike, and are called by what they are.
+    All attacks on a model have one `draw`, and so use their own titles.
     """
     _, own, name = recipe.draw.rpartition("/")
     alike = recipe.role == "attack"
@@ -74,7 +74,7 @@ class Judge(Protocol):
 class Made(Recipe, Protocol):
     """A recipe whose model is computed from its parents' parameters."""
 
-    scored: ClassVar[bool]  # whether its scores are wanted
+    scored: ClassVar[bool]  # whether its scores are computed
 
     def make(self, mesh: Mesh, key: Key | None, *parents: Params) -> Params: ...
 
@@ -82,7 +82,7 @@ class Made(Recipe, Protocol):
 class Trained(Recipe, Protocol):
     """A recipe whose model is trained."""
 
-    vital: ClassVar[bool]  # whether nothing can come of what is made from one that diverged
+    vital: ClassVar[bool]  # whether it is an error that it diverges: others are made from it
 
     @property
     def training(self) -> Training: ...
@@ -92,7 +92,7 @@ class Trained(Recipe, Protocol):
 
     @property
     def trains(self) -> Trains | None:
-        """What of the model; None: everything."""
+        """Which parameters train; None: all."""
         ...
 
     @property
@@ -107,46 +107,46 @@ class Trained(Recipe, Protocol):
 
     @property
     def start(self) -> Recipe | None:
-        """The model whose parameters it begins with; None: fresh ones."""
+        """The recipe whose model's parameters it starts from; None: fresh ones."""
         ...
 
     @property
     def prepares(self) -> bool:
-        """Whether its method `make`, see `Made`, first makes others of these."""
+        """Whether `make`, see `Made`, first changes the parameters it starts from."""
         ...
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """Peak learning rates: a model is trained with each, and the strongest one counts."""
+        """Peak learning rates: a model is trained with each; the strongest becomes the model."""
         ...
 
     @property
     def keeps(self) -> tuple[int, ...]:
-        """Steps at which the parameters of the one that is the strongest then are kept, too."""
+        """Steps at which the parameters of the rate that is strongest then are kept, too."""
         ...
 
     def strength(self, judge: Judge, scores: Scores) -> float:
-        """By which of several rates the strongest is found."""
+        """The number by which rates are compared: the largest is the strongest."""
         ...
 
     def ends(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
-        """Whether training ends with these scores, before its last step.
+        """The stop rule: whether training ends at these scores, before its last step.
 
         `parents` are the last scores of the references and of `start`, by their names.
         """
         ...
 
     def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
-        """What its summary says of its last scores."""
+        """Further entries of its summary, from its last scores."""
         ...
 
     def tags(self, rate: float | None) -> dict[str, Any]:
-        """What every record of the training with this rate says; None: there is no training."""
+        """Fields of every record of the training with this rate; None: there is no training."""
         ...
 
 
 class Simple:
-    """What most recipes that are trained have in common: methods of `Trained`, to inherit."""
+    """Defaults of `Trained` to inherit."""
 
     vital: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
@@ -175,7 +175,7 @@ class Simple:
 
 
 def check_recipe(name: str, recipe: Any) -> None:
-    """Raises ValueError for what is no recipe, or has parts that are none; `name` says which."""
+    """Raises ValueError for what is not a recipe, or has invalid parts; `name` is the model's."""
     if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "draw")):
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
     who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed

@@ -1,4 +1,4 @@
-"""Makes the models of a graph: those that can train together do, and none is made twice."""
+"""Makes the models of a graph: together those that can train together, and none twice."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -21,8 +21,8 @@ from undo_jax.trainer import Run, companies, train
 def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
     """Make those of the models that are wanted and not finished, each after its parents.
 
-    Raises FileNotFoundError where one is needed that is neither wanted nor finished, and ValueError
-    where one has diverged from which others are made.
+    Raises FileNotFoundError if a model is needed that is neither wanted nor finished, and
+    ValueError if one has diverged that others are made from.
     """
     kept = _agreed([m in wanted and artifacts.kept(m.artifact) for m in models])
     finished = [m for m, done in zip(models, kept, strict=True) if done]
@@ -51,16 +51,16 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
 
 
 def _has_steps(model: Model) -> bool:
-    """Whether the parameters are there of all the steps at which they are to be kept."""
+    """Whether the parameters of all steps to keep exist."""
     wanted = getattr(model.recipe, "keeps", ())
     return all(steps.summary(model.artifact, step) for step in wanted)
 
 
 def _next(some: Sequence[Model], left: Sequence[Model]) -> list[Model]:
-    """Of some of those that are left, the models to make now: all that can train together.
+    """The models to make now, of `some` of those `left`: a group that can train together.
 
-    A group that still waits for some of its models comes after those that wait for none. Raises
-    FileNotFoundError where a parent is not there, and never will be.
+    Complete groups come before those in which some models still wait for parents. Raises
+    FileNotFoundError if a parent is neither finished nor to be made.
     """
     groups: dict[str, list[Model]] = {}
     for model in some:
@@ -97,13 +97,13 @@ def _compute(run: Run, model: Model) -> None:
 
 
 def _interrupted(models: Sequence[Model], left: Sequence[Model]) -> list[list[Model]]:
-    """Companies whose training was interrupted, of which some are still to be made.
+    """Companies whose training was interrupted and of which some models are still to be made.
 
-    One with a model that is none of these goes on where that is wanted, too.
+    Only those whose models are all among `models`; others are resumed by their own experiment.
     """
     here = {model.artifact.folder.name: index for index, model in enumerate(models)}
     todo = {model.artifact.folder.name for model in left}
-    order = np.full((2, len(models)), -1)  # of each model: its company, its place there
+    order = np.full((2, len(models)), -1)  # of each model: its company, its index in it
     for number, names in enumerate(artifacts.interrupted(models[0].artifact.workdir)):
         if set(names) <= here.keys() and set(names) & todo:
             for place, name in enumerate(names):
@@ -120,9 +120,9 @@ def _vital(model: Model) -> bool:
 
 
 def _judge(run: Run, made: Sequence[Model]) -> None:
-    """Say which models have diverged, or learned nothing.
+    """Print which models have diverged, or learned nothing.
 
-    Raises ValueError for those that have diverged of which others are made.
+    Raises ValueError for those that have diverged and that others are made from.
     """
     lost = [m for m in made if diverged(m.artifact.summary()["eval"])]
     if fatal := [_who(model) for model in lost if _vital(model)]:
@@ -154,7 +154,7 @@ def _without(models: Sequence[Model], others: Sequence[Model]) -> list[Model]:
 
 
 def _agreed(values: Any) -> np.ndarray:
-    """As process 0 sees it."""
+    """Process 0's values, on every process."""
     values = np.asarray(values)
     if jax.process_count() > 1 and values.size:
         values = np.asarray(multihost_utils.broadcast_one_to_all(values))

@@ -1,4 +1,4 @@
-"""Where arrays lie: one table of rules from parameter paths to shardings, and rows of batches."""
+"""Shardings of parameters, by rules from paths to specs; and of batches' rows."""
 
 import math
 import re
@@ -19,12 +19,12 @@ ROWS: Rules = (("", P(BATCH)),)
 
 
 def path_name(path: Any) -> str:
-    """A tree path as text, e.g. `layers/mlp/down`."""
+    """A pytree path as text, e.g. `layers/mlp/down`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def spec_of(path: Any, ndim: int, rules: Rules) -> P:
-    """The spec of a leaf: by the first rule whose expression is found in its path.
+    """The spec of a leaf: of the first rule whose regular expression matches in its path.
 
     Scalars are replicated. Raises ValueError where no rule matches.
     """
@@ -45,9 +45,9 @@ def specs(tree: Any, rules: Rules) -> Any:
 def shardings(
     tree: Any, rules: Rules, mesh: Mesh | AbstractMesh, lead: tuple[str | None, ...] = ()
 ) -> Any:
-    """Shardings for a tree of arrays whose leaves begin with the axes `lead`.
+    """Shardings of a pytree of arrays; `lead` are the mesh axes of extra leading array axes.
 
-    Raises ValueError where no rule matches or a dimension is not divisible.
+    Raises ValueError where no rule matches or a mesh axis does not divide a dimension.
     """
 
     def of_leaf(path, leaf):
@@ -79,12 +79,12 @@ def placed(
 
 
 def placement(lm: LM, mesh: Mesh) -> Any:
-    """Where each parameter of a model lies. Raises ValueError where the mesh does not fit it."""
+    """The sharding of each parameter of a model. Raises ValueError if the mesh does not fit it."""
     return shardings(shapes(lm), lm.rules, mesh)
 
 
 def place(tree: Any, rules: Rules) -> Any:
-    """The tree, sharded as the rules say, along the axes that no `shard_map` has split already."""
+    """Constrain a pytree to the rules' shardings, along axes that no `shard_map` has split."""
     mesh, free = jax.sharding.get_abstract_mesh(), free_axes()
     if not free:
         return tree
@@ -93,13 +93,13 @@ def place(tree: Any, rules: Rules) -> Any:
 
 
 def restrict(spec: P, axes: Collection[str]) -> P:
-    """A spec as far as it speaks of these axes."""
+    """A spec without all axes but these."""
     parts = (part if isinstance(part, tuple) else (part,) for part in spec)
     return P(*(tuple(axis for axis in part if axis in axes) or None for part in parts))
 
 
 def own_rows(mesh: Mesh, count: int) -> list[slice]:
-    """Which of a batch's `count` rows the devices of this process hold, as few ascending slices."""
+    """The rows of a batch of `count` on this process's devices, as few ascending slices."""
     held = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((count,)).values()
     runs: list[slice] = []
     for start, stop, _ in sorted({index[0].indices(count) for index in held if index is not None}):
@@ -110,7 +110,7 @@ def own_rows(mesh: Mesh, count: int) -> list[slice]:
 
 
 def assemble(mesh: Mesh, count: int, read: Callable[[slice], Any]) -> Any:
-    """A batch, arrays [groups, count, ...], over all devices; a process reads its own rows once."""
+    """A batch, arrays [groups, count, ...], over all devices; each process reads only its rows."""
     runs = own_rows(mesh, count)
     sharding = NamedSharding(mesh, P(None, BATCH))
 
@@ -128,7 +128,7 @@ def assemble(mesh: Mesh, count: int, read: Callable[[slice], Any]) -> Any:
 
 
 def pad_rows(tree: Any) -> Any:
-    """Leaves [B, ...] with as many rows of zeros added as a batch lacks to divide the mesh."""
+    """Leaves [B, ...] padded with rows of zeros until the mesh divides B."""
 
     def pad(x):
         return jnp.pad(x, [(0, -x.shape[0] % parts(*BATCH))] + [(0, 0)] * (x.ndim - 1))

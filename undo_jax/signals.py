@@ -1,10 +1,11 @@
 """SIGTERM and Ctrl-C, from the first import to the last line.
 
-In a block `raising` they raise Preempted and KeyboardInterrupt, in a block `asking` they first only
-ask. What is raised can be swallowed: by a garbage collection, a destructor, a library that catches
-all. So it is raised again until the command has ended, by a thread that ends the process itself
-where the main thread does not come back from native code. A library's user has no such thread;
-there the end of the block raises what was swallowed in it.
+In a block `raising` they raise Preempted and KeyboardInterrupt; in a block `asking` inside it they
+first only call a function. An exception from a signal handler can be swallowed: by a garbage
+collection callback, a destructor, a library that catches everything. So a thread repeats the signal
+until the command has ended, and ends the process itself if the main thread does not return from
+native code. There is no such thread where undo_jax is used as a library: there the end of the block
+raises what was swallowed in it.
 
 Nothing heavy is imported here: the command watches its signals before it imports the rest.
 """
@@ -18,20 +19,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-PREEMPTED = 75  # exit status after SIGTERM, EX_TEMPFAIL: the same command goes on
+PREEMPTED = 75  # exit status after SIGTERM, EX_TEMPFAIL: the same command resumes
 INTERRUPTED = 130  # after Ctrl-C
 STOPS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
 AGAIN = 0.2  # seconds until a signal that was swallowed is raised again
 GRACE = 10.0  # seconds from a signal that raises to the end of the process
 
-_state = "starting"  # then "running", while signals raise or ask, then "over": they are ignored
-_reason: BaseException | None = None  # what a signal has raised, and has not come out yet
-_ask: Callable[[int], bool] | None = None  # in a block that is only asked
+_state = "starting"  # then "running": signals raise or ask; then "over": they are ignored
+_reason: BaseException | None = None  # raised by a signal, and not yet out of the block
+_ask: Callable[[int], bool] | None = None  # the function of the current block `asking`
 _ending = threading.Lock()  # taken once, by the thread that ends the process
 
 
 class Preempted(SystemExit):
-    """SIGTERM has ended the process, and what could be saved is saved. Its text says what."""
+    """SIGTERM stops the process, after saving what it could. Its text says what was saved."""
 
     def __init__(self, said: str = ""):
         super().__init__(PREEMPTED)
@@ -42,13 +43,13 @@ class Preempted(SystemExit):
 
 
 def told(reason: BaseException) -> str:
-    """The line for one who has sent the signal."""
+    """The line that is printed after the signal."""
     what = "stopped by SIGTERM" if isinstance(reason, Preempted) else "interrupted"
     return f"{what}{f', {reason}' if str(reason) else ''}; the same command goes on"
 
 
 def watch() -> None:
-    """From here on a signal ends this process, whatever it does; for a process of ours alone."""
+    """From here on a signal ends this process, whatever it does. Only for our own command."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -60,9 +61,9 @@ def watch() -> None:
 
 @contextmanager
 def raising(*numbers: signal.Signals) -> Iterator[None]:
-    """In this block the signals raise; whatever has caught that, the block does in the end.
+    """In this block the signals raise; if that is swallowed, the end of the block raises it again.
 
-    Where nothing has raised, the process's fate is decided: `watch` ignores signals after it.
+    After the outermost block the exit status is decided, and handlers of `watch` ignore signals.
     """
     global _state, _reason
     if threading.current_thread() is not threading.main_thread():
@@ -90,7 +91,7 @@ def raising(*numbers: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def asking(ask: Callable[[int], bool]) -> Iterator[None]:
-    """In this part of a block `raising`, a signal raises only where `ask(signal)` says no."""
+    """In this part of a block `raising`, a signal raises only if `ask(signal)` returns False."""
     global _ask
     _ask = ask
     try:
@@ -100,7 +101,7 @@ def asking(ask: Callable[[int], bool]) -> Iterator[None]:
 
 
 def leave(reason: BaseException) -> NoReturn:
-    """Raise what a signal asked for, unless one has raised since; others change nothing now."""
+    """Raise `reason`, or what a signal has raised already; later signals change nothing."""
     global _reason
     if _state != "running":
         raise reason
@@ -109,7 +110,7 @@ def leave(reason: BaseException) -> NoReturn:
 
 
 def reraise() -> None:
-    """Raise what a signal has raised, where a library has made an error of its own of it."""
+    """Raise a signal's exception again where a library has turned it into its own error."""
     if _state == "running" and _reason is not None:
         raise _reason
 
@@ -121,13 +122,13 @@ def end(status: int, line: str = "") -> None:
     if line:
         with suppress(OSError):
             stderr = sys.stderr.fileno()
-            cursor = "\r\x1b[?25h\x1b[K" if os.isatty(stderr) else ""  # a bar has hidden it
+            cursor = "\r\x1b[?25h\x1b[K" if os.isatty(stderr) else ""  # bars hide it
             os.write(stderr, f"{cursor}{line}\n".encode())
     os._exit(status)
 
 
 def _handle(number: int, _: Any) -> None:
-    """In the main thread, between two bytecodes of whatever it does."""
+    """The signal handler: runs in the main thread, between two bytecodes."""
     global _reason
     if _state == "over":
         return
@@ -137,7 +138,7 @@ def _handle(number: int, _: Any) -> None:
         if _ask is not None and _ask(number):
             return
         _reason = _meant(number)
-    elif _comes_from(sys.exception(), _reason):  # what cleans up is not interrupted
+    elif _comes_from(sys.exception(), _reason):  # do not interrupt its clean-up
         return
     raise _reason
 
@@ -148,7 +149,7 @@ def _meant(number: int) -> BaseException:
 
 
 def _comes_from(error: BaseException | None, reason: BaseException | None) -> bool:
-    """Whether the reason is being handled, perhaps by what has made another error of it."""
+    """Whether `reason` is being handled, perhaps as the context of another error."""
     while error is not None:
         if error is reason:
             return True
@@ -157,13 +158,13 @@ def _comes_from(error: BaseException | None, reason: BaseException | None) -> bo
 
 
 def unraisable(what: Any) -> None:
-    """A swallowed signal is not reported: it comes again."""
+    """Do not report a signal's exception that is swallowed: it is raised again."""
     if not _comes_from(what.exc_value, _reason):
         sys.__unraisablehook__(what)
 
 
 def _insist(reader: int) -> None:
-    """In a thread of its own, while the main thread may be busy in native code."""
+    """The thread that repeats signals, and ends the process if the main thread does not return."""
     main, asked = threading.main_thread().ident, None
     assert main is not None
     while True:

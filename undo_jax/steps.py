@@ -1,4 +1,4 @@
-"""Parameters that an artifact keeps of chosen steps, beside those at its end: ARTIFACT/steps/N/."""
+"""Parameters that an artifact keeps at chosen steps, beside its last ones: ARTIFACT/steps/N/."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +13,12 @@ from undo_jax.types import Params
 
 
 def folder_of(artifact: Artifact, step: int) -> epath.Path:
-    """Where an artifact's parameters after so many steps are kept."""
+    """The folder of an artifact's parameters after `step` steps."""
     return artifact.folder / artifacts.STEPS / str(step)
 
 
 def summary(artifact: Artifact, step: int) -> dict[str, Any] | None:
-    """What is said of the parameters kept at a step; None where there are none, or damaged."""
+    """The summary of the parameters kept at a step; None if there is none, or it is damaged."""
     path = folder_of(artifact, step) / "summary.json"
     try:
         found = read_json(path) if path.exists() else None
@@ -30,7 +30,7 @@ def summary(artifact: Artifact, step: int) -> dict[str, Any] | None:
 def keep(
     artifact: Artifact, step: int, params: Params, scores: Mapping[str, float], **more: Any
 ) -> None:
-    """Keep the parameters after so many steps, in place of others; its folder is as an artifact's.
+    """Keep the parameters after `step` steps, replacing earlier ones, in an artifact's layout.
 
     The summary is written last.
     """

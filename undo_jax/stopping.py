@@ -1,4 +1,4 @@
-"""Loops that are asked to stop, by SIGTERM or Ctrl-C, and do so where all is saved."""
+"""SIGTERM or Ctrl-C asks a training loop to stop, which it does after a save."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from undo_jax import signals
 from undo_jax.signals import Preempted
 
-_asked = itertools.count()  # one for all loops: processes agree on a number that comes once
+_asked = itertools.count()  # one counter for all loops: JAX's sync points need distinct numbers
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Stop:
     signal: int | None = None
 
     def asked(self) -> bool:
-        """Whether to stop now: the same answer in every process of a job, which all ask together.
+        """Whether to stop now. All processes must call it together, and get the same answer.
 
         A signal that comes between two loops stops the second one.
         """
@@ -40,10 +40,10 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """In this block SIGTERM and Ctrl-C only ask to stop; whoever did not is stopped at its end.
+    """In this block SIGTERM and Ctrl-C only ask to stop; a request still open at its end raises.
 
-    Ctrl-C after such a request stops at once. Among several processes SIGTERM is JAX's own: it
-    agrees with the others on the step to stop at.
+    A second Ctrl-C stops at once. With several processes JAX handles SIGTERM: its preemption
+    service makes all agree on the step to stop at.
     """
     stop, alone = Stop(), jax.process_count() == 1
 
@@ -51,7 +51,7 @@ def stoppable() -> Iterator[Stop]:
         if stop.signal is not None and number == signal.SIGINT:
             return False
         stop.signal = number
-        if number == signal.SIGINT:  # not through a console that may be in the middle of a line
+        if number == signal.SIGINT:  # not by the console, which the signal may have interrupted
             with suppress(OSError):
                 os.write(
                     sys.stderr.fileno(),

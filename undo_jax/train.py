@@ -14,14 +14,14 @@ from undo_jax import optim
 from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Packed, Params, Rows
 from undo_jax.types import wants_whole_batch as wants_whole
 
-ROWS = 2**42  # of a stream: where it mixes sources, 64 bits count 2^20 times as many
+ROWS = 2**42  # of a stream; a mix of sources counts 2^20 times as many in 64 bits
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long and on how much. Step 0 and the last step are always scored.
+    """Steps, batch and optimizer of a training. Step 0 and the last step are always evaluated.
 
-    Raises ValueError for less than one of anything and for more rows than can be counted.
+    Raises ValueError for numbers below 1 and for more rows in all than can be counted.
     """
 
     steps: int
@@ -50,13 +50,13 @@ class State(NamedTuple):
     params: Params
     opt_state: optax.OptState
     key: Key
-    learning_rate: Float[Array, ""]  # its peak; the schedule is a fraction of it
+    learning_rate: Float[Array, ""]  # the peak; the schedule is a fraction of it
 
 
 def rows(packed: Int[Array, "B T+1"] | Packed, mask: Int[Array, "B T"] | None = None) -> Rows:
     """Inputs, targets and weights that sum to 1 over the tokens of the whole batch.
 
-    Where no token counts, all weights are 0. Raises ValueError for weights and a mask.
+    If no token counts, all weights are 0. Raises ValueError for `Packed` weights with a mask.
     """
     tokens, given, segments = packed if isinstance(packed, Packed) else Packed(packed)
     if given is not None and mask is not None:
@@ -78,7 +78,7 @@ def start(
     optimizer: optax.GradientTransformation,
     trains: optim.Trains | None = None,
 ) -> State:
-    """The state before the first step; moments are of what trains. Raises what `pick` does."""
+    """The state before the first step; moments only for what trains. Raises what `pick` does."""
     moments = optimizer.init(optim.pick(trains, params))
     return State(jnp.zeros((), jnp.int32), params, moments, key, learning_rate)
 
@@ -93,8 +93,8 @@ def make_step(
 ) -> Callable[[State, Mapping[str, Params], Mapping[str, Rows]], tuple[State, Metrics]]:
     """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller.
 
-    The gradient, and so its norm, its clip and `gradient_norm`, is that of what trains; None: of
-    all. Nothing else changes by a bit. Raises what `check_accumulation` does.
+    Only what `trains` (None: all) has a gradient, which the clip and the metric `gradient_norm` are
+    of; other parameters stay bit for bit. Raises what `check_accumulation` does.
     """
     check_accumulation(loss, accumulation)
 
@@ -127,7 +127,7 @@ def make_step(
 
 
 def check_accumulation(loss: Loss, accumulation: int) -> None:
-    """Raises ValueError for several parts of a batch where a loss is of whole batches."""
+    """Raises ValueError for accumulation with a loss of whole batches."""
     if accumulation > 1 and wants_whole(loss):
         raise ValueError(
             f"accumulation={accumulation}: this loss is no sum over rows, so that parts of a batch "
@@ -136,7 +136,7 @@ def check_accumulation(loss: Loss, accumulation: int) -> None:
 
 
 def _split(batch, count: int):
-    """[B, ...] -> [count, B/count, ...], each part taking rows from every device."""
+    """[B, ...] -> [count, B/count, ...]; each part has rows of every device."""
     return jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch
     )

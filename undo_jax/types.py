@@ -17,19 +17,19 @@ from jaxtyping import Array, Float, Int
 
 Key = jax.Array  # a typed PRNG key, jax.random.key(...)
 Params = Any  # a pytree of plain dicts; leaves under "layers" are stacked, [L, ...]
-Lazy = Callable[[], Params]  # parameters that are read or made when they are asked for
-Cache = Any  # a pytree: what a model has read of each row, to go on from
+Lazy = Callable[[], Params]  # parameters that are loaded or computed when called
+Cache = Any  # a pytree, e.g. a key/value cache
 Metrics = dict[str, Float[Array, ""]]
 Scores = Mapping[str, float]  # of one model, by the metrics' names
 Marked = TypeVar("Marked", bound=Callable)
-Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression on the leaf's path, its spec)
+Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression for the leaf's path, its spec)
 
 
 @dataclass(frozen=True)
 class Metric:
     """What a score measures, which way is better, and when it is taken.
 
-    One `at` "end" is taken once, of the finished model; others at every evaluation.
+    `at` "end": once, of the finished model; otherwise at every evaluation.
     """
 
     label: str
@@ -44,8 +44,8 @@ class Rows(NamedTuple):
     The weights of one batch sum to 1 over all its tokens on all devices, so a loss is a weighted
     *sum*. Splitting the batch over devices or accumulation steps then cannot change its value.
 
-    `segments[b, t]` numbers the document that `inputs[b, t]` is part of: it changes where the next
-    document of the row begins. None: each row is one document.
+    `segments[b, t]` is the number of the document, within its row, that `inputs[b, t]` belongs to.
+    None: each row is one document.
     """
 
     inputs: Int[Array, "B T"]
@@ -55,10 +55,10 @@ class Rows(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Rows as a stream gives them, each [B, T+1]. A token's weight is that of predicting it."""
+    """Rows as a stream yields them, each [B, T+1]. A token's weight is that of predicting it."""
 
     tokens: Any  # int32
-    weights: Any = None  # float32 of any scale; 0 is a token that does not count; None: all count 1
+    weights: Any = None  # float32 of any scale; 0: the token does not count; None: all 1
     segments: Any = None  # int32, as in `Rows`
 
 
@@ -66,7 +66,7 @@ Batch = Mapping[str, Rows]  # e.g. {"retain": ..., "forget": ...}
 
 
 class Taps(NamedTuple):
-    """What a forward pass returns beside its last hidden states; layers are counted from 0."""
+    """Inner states that a forward pass returns, too; layers are counted from 0."""
 
     residual: Sequence[int] = ()  # the residual stream after so many layers: 0, the scaled
     # embedding, to L, the state before the last norm
@@ -74,7 +74,7 @@ class Taps(NamedTuple):
 
 
 class Tapped(NamedTuple):
-    """What was found, in the order of the taps, in the dtype of the arithmetic."""
+    """The tapped states, in the order of the taps, in the compute dtype."""
 
     residual: Float[Array, "n B T D"]
     mlp: Float[Array, "n B T D"]
@@ -83,8 +83,8 @@ class Tapped(NamedTuple):
 class Edits(NamedTuple):
     """Changes to a forward pass: a pytree of arrays, which may be traced and differentiated.
 
-    `remove` and `add` name places in the residual stream as `Taps.residual` does; a tap there sees
-    the stream changed.
+    `remove` and `add` index the residual stream as `Taps.residual` does; a tap at the same place
+    returns the edited stream.
     """
 
     remove: Mapping[int, Float[Array, " D"]] = {}  # x − (x·u) u / ‖u‖²; u is not zero
@@ -111,15 +111,15 @@ class LM(Protocol):
         ...
 
     def rounded(self, params: Params) -> Params:
-        """The parameters as the arithmetic reads them: what every pass would round is rounded.
+        """The parameters in the dtypes in which they are used, e.g. matrices in bf16.
 
-        Models that are not trained take less memory so, and compute the same.
+        Models that are not trained take less memory then, and compute the same.
         """
         ...
 
     @property
     def layers(self) -> int:
-        """How many there are."""
+        """Number of layers."""
         ...
 
     def hidden(
@@ -135,11 +135,11 @@ class LM(Protocol):
     def tapped(
         self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
     ) -> tuple[Float[Array, "B T D"], Tapped]:
-        """`hidden`, and what the taps find in the same pass. Raises what `hidden` does, of both."""
+        """`hidden`, and the tapped states of the same pass. Raises as `hidden`, for taps, too."""
         ...
 
     def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """The last norm: of the last state it makes `hidden`, of an earlier one a logit lens."""
+        """The last norm: of the last residual state `hidden`, of an earlier one a logit lens."""
         ...
 
     def activations(
@@ -149,20 +149,20 @@ class LM(Protocol):
         ...
 
     def cache_rules(self, tensor: int) -> Rules:
-        """How a cache is sharded where the `tensor` axis has that many devices."""
+        """How a cache is sharded over a `tensor` axis of that size."""
         ...
 
     def empty_cache(self, batch: int, size: int) -> Cache:
-        """Room for `size` tokens a row; nothing is read yet."""
+        """An empty cache for `size` tokens per row."""
         ...
 
     def extend(
         self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final hidden states of tokens that stand at start, start + 1, ... of each row.
+        """Final hidden states of tokens at positions start, start + 1, ... of each row.
 
-        All before `start` must have been read, and the cache must have room for the last token.
-        What was read from `start` on is forgotten, so rows may be padded at their end.
+        The cache must hold all tokens before `start`, and have room for the new ones. Entries from
+        `start` on are overwritten, so rows may be padded at their end.
         """
         ...
 
@@ -178,30 +178,30 @@ class LM(Protocol):
 @cache
 def shapes(lm: LM) -> Params:
     """The parameters of a model as shapes and dtypes, traced once."""
-    return jax.eval_shape(lambda: lm.init(jax.random.key(0)))  # runs nothing, the key neither
+    return jax.eval_shape(lambda: lm.init(jax.random.key(0)))  # traces only, also the key
 
 
 def parameters(lm: LM) -> int:
-    """How many a model has."""
+    """Number of parameters of a model."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(lm)))
 
 
 @cache
 def rounded_shapes(lm: LM) -> Params:
-    """The parameters as the arithmetic reads them, as shapes and dtypes."""
+    """`lm.rounded` parameters, as shapes and dtypes."""
     return jax.eval_shape(lm.rounded, shapes(lm))
 
 
 def table_shape(lm: LM) -> jax.ShapeDtypeStruct:
-    """Of the output embedding, [V, D], in the dtype of the arithmetic."""
+    """Shape [V, D] and dtype of the output embedding, rounded as in `lm.rounded`."""
     return jax.eval_shape(lm.table, rounded_shapes(lm))
 
 
 class Frozen(NamedTuple):
     """A reference model: never updated, no gradient, its parameters an argument of the jitted step.
 
-    They are `lm.rounded`. `lm` is static, so a `Frozen` is built inside the step and not passed
-    through jit.
+    The parameters are `lm.rounded`. `lm` is static, so a `Frozen` is built inside the step and not
+    passed through jit.
     """
 
     lm: LM
@@ -220,15 +220,15 @@ class Loss(Protocol):
 
 
 def whole_batch(loss: Marked) -> Marked:
-    """Mark a loss that is no sum over rows, e.g. one that compares them: parts of a batch have
-    another value, so it is not accumulated. To be used as a decorator.
+    """Decorator for a loss that is not a sum over rows, e.g. one that compares them: accumulation
+    over parts of a batch would change its value, and is refused.
     """
     loss.whole_batch = True  # type: ignore[attr-defined]
     return loss
 
 
 def wants_whole_batch(loss: Any) -> bool:
-    """Whether a loss is so marked, or one that it was made of with `partial` is."""
+    """Whether a loss, or one inside its `partial`s, is marked with `whole_batch`."""
     if isinstance(loss, partial):
         return any(map(wants_whole_batch, (loss.func, *loss.args, *loss.keywords.values())))
     return getattr(loss, "whole_batch", False) is True

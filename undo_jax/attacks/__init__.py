@@ -1,6 +1,6 @@
 """Attacks on a model: one file each, with one function, named as the file, that gives an `Attack`.
 
-An attack tries to bring back what was unlearned; of several the strongest counts.
+An attack tries to bring back what was unlearned; of several, the strongest counts.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,16 @@ class Attack:
     """What is done to a model, and how hard.
 
     First `prepare(lm, params, key)` makes the parameters of the model `adapt(lm)`, e.g. a quantised
-    one, or one with an adapter beside frozen weights; None leaves them as they are. Then that model
-    is trained on a stream of the setting with every learning rate, where there is a `training`. How
-    well it did is said by a `metric` of the setting, by default the headline's for what is
-    forgotten.
+    one, or one with an adapter beside frozen weights; None leaves them as they are. Then, if there
+    is a `training`, that model is trained on a stream of the setting, once per learning rate. The
+    strongest is found by `metric` of the setting; None: its headline metric of what is forgotten.
 
-    At the steps `keep_at` the parameters of the training that is the strongest then are kept in the
-    artifact's folder, beside those at the end. They do not change what it is: another run makes
-    missing ones.
+    At each of the steps `keep_at`, the parameters of the learning rate that is strongest then are
+    kept in the artifact's folder, beside those at the end. `keep_at` is not part of the artifact's
+    fingerprint: another run adds missing steps.
 
-    Raises ValueError for rates that are none, not positive, or twice the same, and for steps to
-    keep that are not evaluated.
+    Raises ValueError for learning rates that are missing, not positive, or given twice, and for
+    steps to keep that are not evaluated.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Attack:
     loss: Loss = language_modelling
     adapt: Callable[[LM], LM] = _same
     prepare: Callable[[LM, Params, Key], Params] | None = None
-    trains: Trains | None = None  # what of the model `adapt(lm)`; None: everything
+    trains: Trains | None = None  # which parameters of `adapt(lm)` train; None: all
     keep_at: tuple[int, ...] = field(default=(), metadata={"identity": False})
 
     def __post_init__(self):

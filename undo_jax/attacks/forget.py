@@ -1,4 +1,4 @@
-"""Relearning on forget data: what an attacker can do who has some of it (paper §5)."""
+"""Relearning on forget data: what an attacker who has some of it can do (paper §5)."""
 
 from undo_jax.attacks import Attack
 from undo_jax.train import Training

@@ -1,4 +1,4 @@
-"""Relearning on the pretraining mixture, in which forget data are a part."""
+"""Relearning on the pretraining mixture, which forget data are a part of."""
 
 from undo_jax.attacks import Attack
 from undo_jax.train import Training

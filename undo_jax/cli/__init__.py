@@ -23,8 +23,8 @@ from undo_jax.cli.weights import export_hf, import_hf
 from undo_jax.log import print_nowhere
 from undo_jax.signals import Preempted
 
-TRACEBACK = "UNDO_JAX_TRACEBACK"  # set it to see where an error comes from
-EXHAUSTED = "RESOURCE_EXHAUSTED: "  # of a device's memory
+TRACEBACK = "UNDO_JAX_TRACEBACK"  # set this variable to see tracebacks
+EXHAUSTED = "RESOURCE_EXHAUSTED: "  # XLA's message where a device's memory is full
 MEMORY = (
     "a device has no memory for it; `undo-jax fit` tells what fits: another --mesh, a larger "
     "--STAGE.training.accumulation, or fewer rows"
@@ -46,11 +46,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Bad input ends in one line on stderr and exit status 2.
 
-    Ctrl-C ends in 130 and SIGTERM in 75, both in one line: the same command goes on. Where nobody
-    reads what is printed, the command ends as if all were read.
+    Ctrl-C ends in 130 and SIGTERM in 75, both in one line; the same command resumes. If the reader
+    of stdout has gone (a closed pipe), the command ends as if all had been read.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    if not os.environ.get(TRACEBACK):  # what goes wrong in a save's threads is raised here, too
+    if not os.environ.get(TRACEBACK):  # an error in a thread that saves is raised here, too
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         sys.excepthook = _only_here
         sys.unraisablehook = _unraisable
@@ -87,7 +87,7 @@ def _find(words: list[str]) -> Callable[[], None]:
     if name is None:
         raise ValueError(f"unknown command {words[0]!r}: choose one of {', '.join(COMMANDS)}")
     command, rest = known[name], words[len(name) :]
-    if command in (run, bench, fit):  # which flags they have depends on the experiment
+    if command in (run, bench, fit):  # their flags depend on the experiment
         return functools.partial(command, rest)
 
     @functools.wraps(command)
@@ -106,14 +106,14 @@ def _overview(group: str = "") -> str:
 
 
 def _unread(stream: TextIO) -> bool:
-    """Whether it is a pipe whose reader has gone."""
+    """Whether the stream is a pipe that nobody reads any more."""
     poll = select.poll()
     poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _say(line: str) -> None:
-    """The last line on stderr, if anybody reads it."""
+    """Print the last line on stderr, if anybody still reads it."""
     try:
         print(line, file=sys.stderr)
     except BrokenPipeError:
@@ -121,12 +121,12 @@ def _say(line: str) -> None:
 
 
 def _only_here(*error: Any) -> None:
-    """An error in the main thread is printed as always, one in another thread is not."""
+    """Print an error of the main thread as usual, and none of other threads."""
     if threading.current_thread() is threading.main_thread():
         sys.__excepthook__(*error)
 
 
 def _unraisable(what: Any) -> None:
-    """After one file that failed Orbax waits no longer, and TensorStore's others find nobody."""
+    """Ignore that other writes find Orbax's event loop closed after one write has failed."""
     if str(what.exc_value) != "Event loop is closed":
         signals.unraisable(what)

@@ -24,8 +24,8 @@ from undo_jax.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
 def bench(words: list[str]) -> None:
     """How fast a stage's train step runs on these devices: tokens/s, MFU, memory.
 
-    MFU counts FLOPs by the model: a training pass is three forward passes, a teacher one, and what
-    is computed again none; its peak is the device's in bf16. Further flags set any scalar of the
+    MFU counts FLOPs by the model: a training pass counts as three forward passes, a teacher as one,
+    recomputation as none; the peak is the device's in bf16. Further flags set any scalar of the
     experiment, e.g. --model.remat full --distill.training.batch-size 512.
     """
     parser = argparse.ArgumentParser(
@@ -112,9 +112,9 @@ def table(facts: Mapping[str, Any]) -> str:
 
 
 def scale(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[str, Any]:
-    """The step on the first devices of this machine, as many as the other axes leave along `data`.
+    """The step on this machine's first devices, for each count; `data` gets those left over.
 
-    Strong scaling is the same batch on more devices, weak scaling as many rows a device. Raises
+    Strong scaling keeps the batch, weak scaling keeps the rows per device. Raises
     ValueError for more devices than there are, or counts that the mesh's other axes do not divide.
     """
     devices, found = jax.devices(), {"strong": [], "weak": []}
@@ -132,7 +132,7 @@ def scale(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[s
 
 
 def scaling(facts: Mapping[str, Any]) -> str:
-    """What `scale` found, in 80 columns: efficiency is speed a device against the first line's."""
+    """What `scale` found, in 80 columns: efficiency is tokens/s per device, first line = 1."""
     lines = [
         f"{facts['stage']} of {facts['experiment']}",
         "",
@@ -151,7 +151,7 @@ def scaling(facts: Mapping[str, Any]) -> str:
 
 
 def _counts(text: str) -> list[int]:
-    """Numbers of devices. Raises ValueError for what is none."""
+    """Parse numbers of devices. Raises ValueError for other text."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) for word in words):
         raise ValueError(f"scale {text!r}: give numbers of devices, e.g. 1,2,4,8")

@@ -24,13 +24,13 @@ class Text:
     field: str | None = None
     """Field, column or feature with the text; array_record without one holds plain text."""
     document: Literal["line", "blank_line", "file"] = "line"
-    """What is a document of plain text: a line, what blank lines part, or a file."""
+    """What a document of plain text is: a line, a block between blank lines, or a file."""
     name: str | None = None
     """TensorFlow data set, e.g. wiki40b/en."""
     split: str = "train"
     """Its split, e.g. 'train[:10%]'."""
     data_dir: str | None = None
-    """Where it is prepared; default: TensorFlow Datasets' own folder."""
+    """The folder of its prepared files; default: TensorFlow Datasets' own."""
 
 
 From = Annotated[Text, arg(name="")]
@@ -49,7 +49,7 @@ def pack(
 ) -> None:
     """Pack text into rows of tokens, once.
 
-    The same command again goes on where it was stopped.
+    The same command again resumes where it was stopped.
 
     Args:
         tokenizer: bytes, a SentencePiece *.model or a Hugging Face *.json file.
@@ -97,7 +97,7 @@ def train_tokenizer(
     Args:
         out: the file to write, e.g. bpe.model; may be gs://.
         vocab_size: number of pieces, the 256 bytes included.
-        sentences: at most so many lines are learnt from, as many from each file.
+        sentences: the most lines to learn from, equally many of each file.
         model_type: how pieces are chosen.
     """
     if not out.endswith(".model"):
@@ -107,7 +107,7 @@ def train_tokenizer(
 
 
 def shards(text: Text) -> list[Shard]:
-    """The source that the flags describe. Raises ValueError where one is missing or too many."""
+    """The source that the flags describe. Raises ValueError for a missing or superfluous flag."""
     if text.source != "text" and text.document != "line":
         raise ValueError(f"source {text.source} has its own documents: drop --document")
     if text.source == "tfds":

@@ -11,7 +11,7 @@ from undo_jax import peers
 from undo_jax.data.files import CACHE, cache
 from undo_jax.log import console
 
-PATIENT = {  # seconds that the parts of a program wait for each other; libtpu knows no such flag
+PATIENT = {  # seconds that CPU devices wait in a collective; libtpu has no such flags
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
     "xla_cpu_collective_call_terminate_timeout_seconds": 3600,
 }
@@ -22,11 +22,11 @@ PATIENCE = 300  # seconds that processes wait for each other to start
 class Processes:
     """How this process finds the others.
 
-    Raises ValueError where coordinator, processes and process are not given together or not these.
+    Raises ValueError where coordinator, processes and process are not given together or not valid.
     """
 
-    distributed: bool = False  # one of several that find each other: a TPU pod, Slurm, GKE
-    coordinator: str | None = None  # HOST:PORT of process 0, where they do not
+    distributed: bool = False  # one of several that JAX can find: a TPU pod, Slurm, GKE
+    coordinator: str | None = None  # HOST:PORT of process 0, where JAX cannot
     processes: int | None = None  # with coordinator: how many there are
     process: int | None = None  # with coordinator: which one this is, from 0
 
@@ -51,14 +51,14 @@ class Processes:
 
 
 ALONE = Processes()
-Joined = OmitArgPrefixes[Processes]  # as flags of a command
+Joined = OmitArgPrefixes[Processes]  # these fields as flags of a command
 
 
 def prepare_devices(processes: Processes = ALONE) -> None:
-    """Join the other processes, if there are any; compiled programs are kept.
+    """Join the other processes, if there are any, and turn on the compilation cache.
 
-    A CPU is one device a core, so that members train side by side, unless JAX_NUM_CPU_DEVICES says
-    otherwise.
+    A CPU becomes one device per core, so that members train in parallel, unless JAX_NUM_CPU_DEVICES
+    says otherwise.
     """
     if jax.config.values["jax_num_cpu_devices"] < 0:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
@@ -70,7 +70,7 @@ def prepare_devices(processes: Processes = ALONE) -> None:
 
 
 def _be_patient() -> None:
-    """Let CPU devices wait long for each other: XLA would abort after 40 s on a busy machine."""
+    """Raise the time CPU devices wait in collectives: on a busy machine XLA aborts after 40 s."""
     if find_spec("libtpu") is None or jax.config.values["jax_platforms"] == "cpu":
         known = os.environ.get("XLA_FLAGS", "")
         new = [f"--{flag}={s}" for flag, s in PATIENT.items() if flag not in known]
@@ -78,11 +78,11 @@ def _be_patient() -> None:
 
 
 def join(processes: Processes) -> None:
-    """Make the devices of all processes visible to each; process 0 alone speaks from here on.
+    """Make the devices of all processes visible to each; from here on only process 0 prints.
 
     Raises ConnectionError where the processes do not find each other.
     """
-    if processes.coordinator is not None:  # then all are given
+    if processes.coordinator is not None:  # then `processes` and `process` are given, too
         here, count = processes.process or 0, processes.processes or 1
         peers.meet(processes.coordinator, here, count, PATIENCE)
     elif not processes.distributed:

@@ -36,9 +36,9 @@ TOO_LARGE = 3  # exit status of a step that does not fit
 def fit(words: list[str]) -> None:
     """Does a stage fit a TPU slice, or GPUs, and how fast is it at best? Neither is needed.
 
-    Its train step is compiled for them. Exit status 3: it does not fit, and one line says what
-    to change. Further flags set any scalar of the experiment, e.g. --model.remat full
-    --distill.training.batch-size 512.
+    Its train step is compiled ahead of time for them. Exit status 3: it does not fit, and one line
+    says what to change. Further flags set any scalar of the experiment, e.g. --model.remat
+    full --distill.training.batch-size 512.
     """
     parser = argparse.ArgumentParser(
         prog="undo-jax fit", allow_abbrev=False, description=fit.__doc__
@@ -59,7 +59,7 @@ def fit(words: list[str]) -> None:
     if compiler and place.chip.platform != "tpu":
         raise ValueError(f"XLA flags {preset!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # without a chip JAX cannot read it
+    jax.config.update("jax_enable_compilation_cache", False)  # loading from it needs a chip
     knobs = experiments.override(experiments.load(options.experiment), overrides)
     experiment = knobs.graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
@@ -93,7 +93,7 @@ def xla_flags(name: Positional[str]) -> None:
 
 
 def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]:
-    """What is known of a step; without a speed where it does not fit."""
+    """All that is known of a step, as JSON; no speed if it does not fit."""
     facts = {
         "topology": str(place),
         "chips": place.chips,
@@ -141,7 +141,7 @@ def table(facts: Mapping[str, Any]) -> str:
         f"  arguments     {hbm['arguments']}",
         f"  temporaries   {hbm['temporaries']}",
     ]
-    if sizes["aliased"]:  # a compiler that refuses a program does not tell
+    if sizes["aliased"]:  # unknown for a program that the compiler refuses
         lines[-2] += f", {hbm['aliased']} of it updated in place"
         lines.append(f"  other         {hbm['outputs']} outputs, {hbm['code']} program")
     if sizes["shared"] > 0:
@@ -165,7 +165,7 @@ def table(facts: Mapping[str, Any]) -> str:
 
 
 def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: Step) -> str:
-    """In one line: how much is missing, what to change; `model` is its name in the experiment."""
+    """One line: how much memory is missing, what to change; `model` is the model's knob."""
     training, chip = work.training, place.chip
     rows = rows_per_chip(training, mesh) // training.accumulation
     total, changes = step.memory.total, []
@@ -189,7 +189,7 @@ def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: S
 
 
 def _enough(step: Step, chip: Chip, parts: int) -> bool:
-    """Whether temporaries that shrink with the rows would fit."""
+    """Whether it would fit if temporaries shrank in proportion to the rows."""
     return step.memory.arguments + step.memory.temporaries / parts <= chip.hbm
 
 

@@ -1,4 +1,4 @@
-"""Flags from types, and their mistakes as one line."""
+"""Command-line flags from types, with errors in one line."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ import tyro
 
 
 def parse(target: Callable[..., Any], words: list[str], program: str, **more: Any) -> Any:
-    """What tyro makes of `words` for a dataclass or function; `more` goes to `tyro.cli`.
+    """Parse `words` by tyro for a dataclass or function; `more` goes to `tyro.cli`.
 
     Raises ValueError, in one line, for words that do not fit.
     """

@@ -25,13 +25,13 @@ from undo_jax.models.transformer import Transformer
 
 
 def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:
-    """Turn weights of Hugging Face (Gemma-2) into a base for experiments.
+    """Turn Hugging Face weights (Gemma-2) into a base for experiments.
 
-    Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT can
-    be asked and exported as any artifact.
+    Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT is
+    an artifact: `generate` and `export-hf` take it, too.
 
     Args:
-        folder: config.json and safetensors files, on this machine; a tokenizer is noted.
+        folder: config.json and safetensors files, on this machine; OUT records its tokenizer.
         out: the new artifact; may be gs://.
     """
     join(processes)
@@ -42,7 +42,7 @@ def import_hf(folder: Positional[str], out: Positional[str], processes: Joined =
     about = {"tokenizer": _described(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, _mesh(lm))
-    artifacts.wait(f"import {path.name}")  # or a late process would find what others have begun
+    artifacts.wait(f"import {path.name}")  # else a late process would find OUT already begun
     artifacts.begin(base)
     artifacts.keep(base, params, {})
     if jax.process_index() == 0:
@@ -61,15 +61,15 @@ def export_hf(
 ) -> None:
     """Write a model of a run as a folder that Hugging Face transformers loads.
 
-    The tokenizer of the run goes along, so that transformers' AutoTokenizer gives the ids of
-    training, BOS first. What Hugging Face's configuration cannot state is left out: that attention
-    stays within a document (document_start).
+    The run's tokenizer is written, too, so that transformers' AutoTokenizer gives the ids of
+    training, BOS first. Hugging Face's configuration cannot state that attention stays within a
+    document (document_start): that is left out.
 
     Args:
         artifact: the folder of a finished model, e.g. runs/mine/distill-...; may be gs://.
         out: the new folder, on this machine.
         dtype: float32 is exact; rounding to bfloat16 may undo small updates.
-        max_shard_gb: the size of a weights file at most, in GB.
+        max_shard_gb: the largest size of a weights file, in GB.
         tokenizer: the run's tokenizer, where its file is no longer where the run found it.
         bos_token: what begins a document, of a Hugging Face tokenizer; default: as in the run.
     """
@@ -131,7 +131,7 @@ def expression(lm: Transformer) -> str:
 
 
 def _abandoned(path: epath.Path) -> bool:
-    """Whether a folder is what an import left that was killed."""
+    """Whether a folder is empty, or was left by an import that was killed."""
     names = {file.name for file in path.iterdir()} if path.is_dir() else {"."}
     if "summary.json" in names or "config.json" not in names:
         return not names
@@ -139,7 +139,7 @@ def _abandoned(path: epath.Path) -> bool:
 
 
 def _described(folder: epath.Path) -> dict[str, Any]:
-    """What config.json says of the tokenizer of a Hugging Face folder: its ids at least."""
+    """What config.json will say of the tokenizer of a Hugging Face folder: at least its ids."""
     ids = hf_folder.read_ids(folder)
     found = [folder / f"tokenizer.{kind}" for kind in ("json", "model")]
     for file in [file for file in found if file.is_file()][:1]:
@@ -157,7 +157,7 @@ def _described(folder: epath.Path) -> dict[str, Any]:
 def _tokens(
     folder: epath.Path, lm: Transformer, given: str | None, bos_token: str | None
 ) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
-    """Ids of an artifact's special tokens, and its tokenizer's files; says why there are none.
+    """Ids of an artifact's special tokens, and its tokenizer's files; prints why if there are none.
 
     Raises what `_tokenizer` does for a tokenizer that is given.
     """
@@ -188,8 +188,8 @@ def _tokenizer(
 ) -> Tokenizer:
     """The tokenizer given, or what config.json says of one.
 
-    Raises ValueError where there is none, for another one than it says, and for one whose ids the
-    model lacks; and what the tokenizer raises for its file.
+    Raises ValueError where there is none, where it is not the one that config.json describes, and
+    where the model lacks its ids; and what the tokenizer raises for its file.
     """
     if given is not None:
         own = said.get("bos_token") if given.endswith(".json") else None
@@ -216,5 +216,5 @@ def _tokenizer(
 
 
 def _mesh(lm: Transformer) -> Mesh:
-    """Every device holds as small a part of each matrix as its sizes allow; a CPU is one."""
+    """Shard over as many devices as the model's sizes allow, all along `fsdp`."""
     return make_mesh(MeshShape(fsdp=math.gcd(len(jax.devices()), lm.width, lm.vocabulary)))

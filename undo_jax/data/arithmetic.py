@@ -148,7 +148,7 @@ def examination(
 
     Equations: the whole table of facts in order, or `count` distinct ones at random (the whole
     table when `count` reaches its size). Word problems: `count` of them, or one per fact; facts
-    are used equally often, each time in another template until all have had their turn.
+    are used equally often, each time in another template until every template has been used.
 
     Raises ValueError for unknown names, a count below 1 and a split without facts.
     """
@@ -191,7 +191,7 @@ def alphabet(grammar: Grammar, forms: Iterable[str]) -> str:
 
 
 def _word_texts() -> Iterable[str]:
-    """All text that word problems are put together from."""
+    """All text that word problems are made from."""
     for table in (templates.TRAIN, templates.HELD_OUT):
         for wordings in table.values():
             for template in wordings:
@@ -276,7 +276,7 @@ def _held_out(grammar: Grammar, operation: str) -> frozenset[tuple[int, int]]:
 
 
 def _twin(operation: str, a: int, b: int) -> tuple[int, int]:
-    """Operands in an order that commutative twins share."""
+    """Operands in an order that is the same for a + b and b + a, and for a · b and b · a."""
     return (min(a, b), max(a, b)) if operation in ("addition", "multiplication") else (a, b)
 
 

@@ -4,7 +4,7 @@ FOLDER/
     manifest.json               settings, counts, files; written last: a folder without it is
                                 unfinished
     train-00000.array_record    rows of the first shard, T + 1 little-endian integers a record
-    train-rest.array_record     rows of what was left over in the shards
+    train-rest.array_record     rows packed from what was left over of the shards
     validation-...
 """
 
@@ -43,7 +43,7 @@ class PackedRows:
     stored: str  # dtype on disk
 
     ndim = 2
-    dtype = np.dtype(np.int32)  # of what it gives
+    dtype = np.dtype(np.int32)  # of the rows that it gives
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -58,9 +58,9 @@ class PackedRows:
         return np.cumsum([file.rows for file in self.files])
 
     def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
-        """The rows of these numbers, int32 [n, T + 1]; one read a file.
+        """The rows at these indices, int32 [n, T + 1]; one read per file.
 
-        Raises IndexError for a number outside 0..R-1 and OSError for a damaged file.
+        Raises IndexError for an index outside 0..R-1 and OSError for a damaged file.
         """
         if isinstance(indices, slice):
             indices = np.arange(len(self))[indices]
@@ -83,21 +83,21 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Reads what `undo_jax.data.prepare.prepare` packed; the same wherever it lies."""
+    """Reads what `undo_jax.data.prepare.prepare` packed; its path is not part of its identity."""
 
     folder: str | Path
 
     def __post_init__(self) -> None:
         """Read the manifest at once, so that a bad folder fails here.
 
-        Where there is none yet, whatever needs it raises FileNotFoundError: `undo-jax fit` needs no
-        data. Raises ValueError where it is of another version or damaged.
+        A folder that does not exist yet raises FileNotFoundError only where it is read: `undo-jax
+        fit` needs no data. Raises ValueError for a manifest of another version or damaged.
         """
         assert not self.exists or self.manifest
 
     @property
     def exists(self) -> bool:
-        """Whether it is there and finished."""
+        """Whether the corpus exists and is finished."""
         path = epath.Path(self.folder) / MANIFEST
         with reading(str(path)):
             return path.exists()
@@ -146,10 +146,10 @@ class Corpus:
         return tuple(self.manifest["files"])
 
     def rows(self, split: str = "train") -> PackedRows:
-        """Rows of a split, a source for `undo_jax.data.streams.stream`.
+        """Rows of a split, to be given to `undo_jax.data.streams.stream`.
 
         Raises ValueError for a split it does not have, FileNotFoundError for a file that is missing
-        and OSError for one that is not as long as it was.
+        and OSError for one whose length has changed.
         """
         if split not in self.splits:
             raise ValueError(
@@ -171,7 +171,7 @@ class Corpus:
 
 
 def _check(manifest: dict[str, Any]) -> None:
-    """Raises KeyError, TypeError or AttributeError for what no packing has written."""
+    """Raises KeyError, TypeError or AttributeError for a manifest that `prepare` did not write."""
     settings, entries = manifest["settings"], itertools.chain(*manifest["files"].values())
     found = [(settings["tokenizer"]["fingerprint"], str), (settings["vocab_size"], int)]
     found += [(settings["row_length"], int), (manifest["fingerprint"], str)]
@@ -196,7 +196,7 @@ def _check(manifest: dict[str, Any]) -> None:
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
-    """Of all else that a manifest holds."""
+    """Hash of all else that a manifest holds."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

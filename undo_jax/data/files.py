@@ -1,4 +1,4 @@
-"""Files by pattern, local copies of remote ones, and errors of either in one line."""
+"""Files by pattern, local copies of remote ones, and their errors in one line."""
 
 import hashlib
 import os
@@ -25,9 +25,9 @@ class Found(NamedTuple):
 def find(pattern: epath.PathLike) -> list[Found]:
     """Files that a pattern names, sorted: a file, all files below a folder, or a glob.
 
-    Hidden files and folders do not count, unless the pattern is one's name; links are followed.
-    Raises FileNotFoundError where nothing matches, ValueError for `**` and for no pattern, and
-    OSError where the place cannot be listed.
+    Hidden files and folders are left out, unless the pattern names one; links are followed.
+    Raises FileNotFoundError where nothing matches, ValueError for `**` and an empty pattern, and
+    OSError where a folder cannot be listed.
     """
     text = os.fspath(pattern)
     if not text:
@@ -56,7 +56,7 @@ def _found(root: epath.Path, path: epath.Path) -> Found:
 
 
 def _below(root: epath.Path) -> list[epath.Path]:
-    """All files below a folder; libraries of buckets may name its folders without gs://."""
+    """All files below a folder. Bucket libraries may list folders without their gs://."""
 
     def fail(error: OSError) -> NoReturn:
         raise error
@@ -76,7 +76,7 @@ def _below(root: epath.Path) -> list[epath.Path]:
 def reading(name: str) -> Iterator[None]:
     """Turn whatever a file system or a codec raises into one OSError that names the file.
 
-    A plain ValueError passes: it is ours, about content.
+    A plain ValueError passes through: it is ours, about the content.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def local(path: epath.Path) -> str:
-    """A local path of the file: its own, or that of a copy in the cache, made once.
+    """A local path of the file: its own, or that of a cached copy of a remote file.
 
     Raises OSError for a file that cannot be read.
     """
@@ -110,13 +110,13 @@ def local(path: epath.Path) -> str:
 
 
 def cache() -> Path:
-    """The folder of local copies; where compiled programs are kept in a bucket, the default one."""
+    """The folder of local copies: UNDO_JAX_CACHE, or the default where that is in a bucket."""
     named = os.environ.get(CACHE, "")
     return Path(named) if named and "://" not in named else Path.home() / ".cache" / "undo_jax"
 
 
 def open_records(path: str, options: str = "") -> Any:
-    """An ArrayRecord reader. Raises OSError for a file that is missing, cut short or another's."""
+    """An ArrayRecord reader. Raises OSError for a missing, truncated or other file."""
     with reading(path):
         try:
             buffer = {"file_reader_buffer_size": 2**15} if options else {}

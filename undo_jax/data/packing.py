@@ -13,15 +13,15 @@ def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = Fa
     """Pack token documents into full rows, int32 [R, length + 1].
 
     The documents form one stream: BOS, first document, BOS, second document, ..., BOS. A row's
-    inputs are row[:-1] and its targets row[1:], so BOS opens a document and ends the one before.
+    inputs are row[:-1] and its targets row[1:], so BOS opens a document and ends the previous one.
 
     Exact packing (`align=False`): each row starts with the last token of the row before, so every
     token but the first is a target exactly once.
 
     Aligned packing (`align=True`): a row starts at a document's BOS. A document that the end of a
-    row cuts short starts again in the next row, so that it stands whole, with the BOS that ends
-    it, in one row. A document too long for one row is not repeated but goes on in the next row,
-    which then starts with the last token of the row before.
+    row cuts short is repeated from its start in the next row, so that one row holds all of it, with
+    the BOS that ends it. A document too long for one row is not repeated but continues in the next
+    row, which then starts with the last token of the row before.
 
     Every row is full: fewer than `length` tokens at the end of the stream are dropped.
 
@@ -43,9 +43,9 @@ def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = Fa
 
 
 def segments(rows: np.ndarray, bos_id: int) -> np.ndarray:
-    """Of packed rows, [R, T + 1], the number of each token's document in its row, from 0 or 1 on.
+    """The number of each token's document within its row, for packed rows, [R, T + 1].
 
-    A BOS opens a document; the tokens before a row's first one are of document 0.
+    A BOS opens a document; tokens before a row's first BOS belong to document 0.
     """
     return np.cumsum(rows == bos_id, axis=1, dtype=np.int32)
 
@@ -53,8 +53,8 @@ def segments(rows: np.ndarray, bos_id: int) -> np.ndarray:
 def cut(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The full rows of a stream, [R, length + 1], and the rest of it; both are views.
 
-    A row starts with the last token of the row before, and so does the rest: it is shorter than a
-    row, and goes on when more tokens are appended.
+    A row starts with the last token of the row before, and so does the rest, which is shorter than
+    a row: more tokens can be appended to it.
     """
     count = max(len(stream) - 1, 0) // length
     if not count:
@@ -66,9 +66,8 @@ def cut(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 def join(documents: Iterable[Tokens], length: int, bos_id: int) -> np.ndarray:
     """Rows as the official code joins documents, int32 [R, length + 1]; it loses text.
 
-    A row takes documents from its start, each followed by BOS, until it is full. What does not fit
-    of its last document is dropped and the next row starts at the next document, without a BOS.
-    What does not fill a row at the end is dropped as well.
+    Documents fill a row, each followed by BOS. What does not fit of the last one is dropped, and
+    the next row starts at the next document, without a BOS. A last row that is not full is dropped.
     """
     rows, row = [], []
     for document in documents:
@@ -104,7 +103,7 @@ def _aligned_starts(starts: list[int], length: int) -> list[int]:
     while position + length <= starts[-1]:
         rows.append(position)
         end = position + length  # The row's last token, an input of the next row only.
-        cut = bisect_right(starts, end) - 1  # The document which that token belongs to.
+        cut = bisect_right(starts, end) - 1  # The document that this token belongs to.
         fits = cut + 1 == len(starts) or starts[cut + 1] - starts[cut] <= length
         position = starts[cut] if fits else end
     return rows

@@ -1,8 +1,8 @@
 """Pack text once: `prepare` turns a source into a corpus, in parallel and resumably.
 
-Two passes over the shards. The first hashes every document, so that of equal ones only the first
-stays and the hash decides between training and validation. The second tokenises and packs. Each
-shard's part of a pass is finished or not there, so a run goes on where another was stopped.
+Two passes over the shards. The first hashes every document: of equal documents only the first is
+kept, and the hash decides between training and validation. The second tokenises and packs. Each
+pass over a shard writes its result at its end, so that a run resumes where another was stopped.
 """
 
 import json
@@ -30,7 +30,7 @@ from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import publish, read_json, write_json
 from undo_jax.log import console, short
 
-Job = tuple[Any, ...]  # arguments of a step, but for the plan
+Job = tuple[Any, ...]  # arguments of a step after the plan
 
 
 def prepare(
@@ -46,21 +46,21 @@ def prepare(
 ) -> Corpus:
     """Pack a source into rows of `row_length` + 1 tokens; the same files for any `workers`.
 
-    Of documents with equal text the first stays. A hash of text and `seed` puts a document into
-    validation, so a larger `validation_share` keeps the documents of a smaller one there.
+    Of documents with equal text the first is kept. A hash of text and `seed` decides whether a
+    document is for validation; a larger `validation_share` includes the documents of a smaller one.
 
-    "exact" packs every token once, see `packing.cut`: shards are packed apart, then what is left
-    over of each, in their order; less than a row a split is lost. "reference" joins as the official
-    code does, see `packing.join`: documents of more than 2048 tokens are dropped, and the others
-    joined in groups of 1000.
+    "exact" packs every token once, see `packing.cut`: each shard is packed by itself, then the
+    leftovers of all, in order; less than a row per split is dropped. "reference" joins as the
+    official code does, see `packing.join`: documents of more than 2048 tokens are dropped, and the
+    others joined in groups of 1000.
 
-    A finished folder of the same settings and source is returned as it is, an unfinished one gone
-    on with; a source is the same by its files' names and sizes.
-    Several `workers` are processes, started afresh: a script needs its `__main__` guard.
+    A finished folder of the same settings and source is returned as it is, an unfinished one is
+    resumed; sources are equal if the names and sizes of their files are.
+    Several `workers` are spawned processes: a script needs its `__main__` guard.
 
     Raises ValueError for settings out of range or other than the folder's, a source without text
-    for a row in each split, and text that cannot be read; OSError for files that cannot, and when
-    a process dies.
+    for a row in each split, and invalid text; OSError for files that cannot be read, and when a
+    process dies.
     """
     _check(source, row_length, seed, validation_share, joining, workers)
     plan = Plan(epath.Path(folder), tokenizer, row_length, seed, joining)
@@ -109,9 +109,9 @@ def _known_by(shard: Shard) -> str:
 
 
 def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder is finished; a new one gets its plan.
+    """Whether the folder is finished; in a new one the plan is written.
 
-    Raises ValueError for a folder of other settings, or of other things.
+    Raises ValueError for a folder of other settings, or with other files.
     """
     finished, plan = (folder / MANIFEST).exists(), folder / WORK / "plan.json"
     if finished or plan.exists():
@@ -132,7 +132,7 @@ def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
 
 
 def _difference(name: str, known: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The setting and its two values, in brief."""
+    """A setting that differs and its two values, in brief."""
     if name == "sources":
         old, new = known[name], wanted[name]
         only = next(iter([*(set(old) ^ set(new))]), "their order")
@@ -141,7 +141,7 @@ def _difference(name: str, known: dict[str, Any], wanted: dict[str, Any]) -> str
 
 
 def _read(plan: Plan, parts: Sequence[Part], share: float, workers: int) -> list[np.ndarray]:
-    """The first pass: for each shard, the fate of each of its documents."""
+    """The first pass: for each shard, the split of each document, or DUPLICATE."""
     todo = [(part,) for part in parts if not part.hashes(plan.folder).exists()]
     before = len(parts) - len(todo)
     with _bar("reading", len(parts)) as show:
@@ -150,7 +150,7 @@ def _read(plan: Plan, parts: Sequence[Part], share: float, workers: int) -> list
     hashes = [steps.load_hashes(plan.folder, part) for part in parts]
     every = np.concatenate(hashes)
     fates = (every[:, 2] < round(share * 2**64)).astype(np.uint8)
-    order = np.lexsort((every[:, 1], every[:, 0]))  # stable: the first of equals comes first
+    order = np.lexsort((every[:, 1], every[:, 0]))  # stable: equal documents stay in order
     again = (every[order[1:], :2] == every[order[:-1], :2]).all(axis=1)
     fates[order[1:][again]] = DUPLICATE
     return np.split(fates, np.cumsum([len(own) for own in hashes])[:-1])
@@ -207,10 +207,10 @@ def _duplicates(fate: np.ndarray) -> int:
 
 
 def _pack_rest(plan: Plan, split: str, rests: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """Rows of the shards' leftovers, in order; the file's entry, if there is one.
+    """Pack the shards' leftovers, in order; the file's manifest entry, if there is a row.
 
-    A leftover starts with a token that its shard has predicted already; the BOS that ends the
-    leftover before takes its place.
+    A leftover starts with the last token of its shard's last row, which was a target there; the BOS
+    that ends the previous leftover takes its place.
     """
     first, *later = [rest for rest in rests if rest] or [[]]
     pieces = [first, *(rest[1:] for rest in later)]
@@ -225,7 +225,7 @@ def _pack_rest(plan: Plan, split: str, rests: Sequence[Sequence[int]]) -> list[d
 def _run(
     step: Callable[..., steps.Counts], plan: Plan, jobs: Sequence[Job], workers: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Do the jobs; yields how many are done, and their documents and tokens, now and then."""
+    """Run the jobs; yields from time to time how many are done, and their documents and tokens."""
     if workers == 1 or len(jobs) < 2:
         documents = tokens = 0
         for done, job in enumerate(jobs, start=1):
@@ -236,13 +236,13 @@ def _run(
         return
     context = multiprocessing.get_context("spawn")
     shared = context.Array("q", 3)  # documents, tokens, whether to stop
-    seen = shared.get_obj()  # without the lock, which a process may die with
+    seen = shared.get_obj()  # without the lock, which a dead process might still hold
     processes = ProcessPoolExecutor(
         min(workers, len(jobs)), context, steps.start_worker, (plan, shared)
     )
     with processes as pool:
         try:
-            with _uninterrupted():  # workers that are not ready for Ctrl-C, and this process
+            with _uninterrupted():  # this process, and workers until they are ready for Ctrl-C
                 pending = {pool.submit(steps.work, step, job) for job in jobs}
             while pending:
                 done, pending = wait(pending, 0.2, FIRST_COMPLETED)
@@ -261,7 +261,7 @@ def _run(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block; in processes that start in it, until they ask."""
+    """Block Ctrl-C in the block; in processes started in it, until they unblock it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -271,7 +271,7 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar that shows how much is done, and a text; narrower than 80 columns."""
+    """A progress bar with a text; narrower than 80 columns."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),

@@ -1,7 +1,7 @@
 """What one process does to one shard of text: read and hash it, then tokenise and pack it.
 
-A step is a generator of progress (documents, tokens), and writes what it made when it ends: whole
-or not at all.
+A step is a generator that yields its progress (documents, tokens) and writes its result at its end,
+atomically.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import flush, remote, write_json
 
 SPLITS = ("train", "validation")
-DUPLICATE = len(SPLITS)  # the fate of a document that is in neither split
-WORK = "unfinished"  # subfolder for what is not yet, or only for a while, of use
+DUPLICATE = len(SPLITS)  # of a document that is in neither split
+WORK = "unfinished"  # subfolder of unfinished and temporary files
 LONGEST = 2048  # tokens; reference joining drops longer documents, as the official code does
-GROUP = 1000  # documents joined at a time; of the official code too
+GROUP = 1000  # documents joined at a time, as in the official code
 HASH = 24  # bytes
-_TOKENS = GROUP * LONGEST  # packed at a time, at most; reference joining never reaches it
+_TOKENS = GROUP * LONGEST  # the most packed at a time; reference joining never reaches it
 
 Counts = Iterator[tuple[int, int]]
 
@@ -39,7 +39,7 @@ _shared: Any = None
 
 
 class Plan(NamedTuple):
-    """How a corpus is packed; the same for all of its shards."""
+    """How a corpus is packed: the same for all of its shards."""
 
     folder: epath.Path
     tokenizer: Tokenizer
@@ -49,22 +49,22 @@ class Plan(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the rows on disk."""
+        """The dtype of rows on disk."""
         return np.dtype("<u2" if self.tokenizer.vocab_size <= 2**16 else "<u4")
 
 
 class Part(NamedTuple):
-    """A shard and its place among the corpus' shards."""
+    """A shard and its index among the corpus' shards."""
 
     number: int
     shard: Shard
 
     def hashes(self, folder: epath.Path) -> epath.Path:
-        """Where `read` writes: a hash a document, as three integers; last of all, that of them."""
+        """The file that `read` writes: a hash of three integers per document, then their hash."""
         return folder / WORK / f"{self.number:05d}-hashes"
 
     def packed(self, folder: epath.Path) -> epath.Path:
-        """Where `pack` writes its counts, its files and what did not fill a row, last of all."""
+        """The file that `pack` writes last: its counts, its files and its leftover tokens."""
         return folder / WORK / f"{self.number:05d}.json"
 
 
@@ -95,10 +95,10 @@ def _hash(content: bytes | bytearray) -> bytes:
 
 
 def pack(plan: Plan, part: Part, fates: np.ndarray) -> Counts:
-    """Tokenise a shard's documents and pack them into one file a split.
+    """Tokenise a shard's documents and pack them into one file per split.
 
-    `fates` has the number of each document's split, or DUPLICATE. Raises ValueError for a text that
-    the tokenizer refuses and a shard that does not hold as many documents.
+    `fates` has the index of each document's split, or DUPLICATE. Raises ValueError for a text that
+    the tokenizer refuses and a shard whose number of documents has changed.
     """
     place = -1
     with ExitStack() as files:
@@ -128,17 +128,17 @@ def _encode(plan: Plan, place: str, document: str) -> np.ndarray:
 
 
 class Packer:
-    """One split of a shard on its way into rows; `files` closes its file, if it fills a row."""
+    """Packs one split of a shard; `files` closes its file, which exists once a row is full."""
 
     def __init__(self, plan: Plan, name: str, files: ExitStack):
         self.plan, self.name, self.files = plan, name, files
         self.documents: list[np.ndarray] = []
-        self.rest = np.empty(0, plan.dtype)  # of the stream, not yet in a row
+        self.rest = np.empty(0, plan.dtype)  # tokens that are not in a row yet
         self.held = self.count = self.tokens = self.too_long = 0
         self.rows: RowFile | None = None
 
     def add(self, tokens: np.ndarray) -> None:
-        """Take a document, and write rows when there are many."""
+        """Add a document; rows are written when there are many."""
         self.count += 1
         self.tokens += len(tokens) + 1
         if self.plan.joining == "reference" and len(tokens) > LONGEST:
@@ -156,7 +156,7 @@ class Packer:
         self._flush()
 
     def result(self) -> dict[str, Any]:
-        """Counts, the entry of the file and what did not fill a row; once `files` are closed."""
+        """Counts, the file's manifest entry, leftover tokens. Call it once `files` are closed."""
         return {
             "documents": self.count,
             "tokens": self.tokens,
@@ -182,7 +182,7 @@ class Packer:
 
 
 class RowFile:
-    """An ArrayRecord file of rows while it is written, one row a record."""
+    """An ArrayRecord file of rows that is being written, one row per record."""
 
     def __init__(self, path: epath.Path, written: str):
         self.path, self.count, self.hash = path, 0, hashlib.sha256()
@@ -207,7 +207,7 @@ class RowFile:
 
 
 def start_worker(plan: Plan, shared: Any) -> None:
-    """Begin a worker process: what it needs for every job, and where it tells of its progress."""
+    """Initialise a worker process: the plan, and the shared memory for its progress."""
     global _plan, _shared
     _plan, _shared = plan, shared
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -216,7 +216,7 @@ def start_worker(plan: Plan, shared: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End when the parent is killed; a worker would otherwise wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -224,7 +224,7 @@ def _end_with_parent() -> None:
 
 
 def work(step: Callable[..., Counts], job: tuple[Any, ...]) -> None:
-    """Do a job in a worker process, until told to stop."""
+    """Run a job in a worker process, until the parent says to stop."""
     for documents, tokens in paced(step(_plan, *job)):
         with _shared.get_lock():
             _shared[0] += documents
@@ -234,7 +234,7 @@ def work(step: Callable[..., Counts], job: tuple[Any, ...]) -> None:
 
 
 def paced(progress: Counts) -> Counts:
-    """The same progress in sums, ten a second."""
+    """The same progress, summed up and yielded ten times a second."""
     documents = tokens = 0
     due = time.monotonic()
     for more in progress:
@@ -248,7 +248,7 @@ def paced(progress: Counts) -> Counts:
 
 @contextmanager
 def writing(path: epath.Path) -> Iterator[RowFile]:
-    """A file for rows, there once all are written."""
+    """A file for rows, which appears under its path once all are written."""
     with publishing(path) as written:
         rows = RowFile(path, written)
         yield rows
@@ -257,7 +257,7 @@ def writing(path: epath.Path) -> Iterator[RowFile]:
 
 @contextmanager
 def publishing(path: epath.Path) -> Iterator[str]:
-    """A local path to write a file to; without an error the file then goes where it belongs."""
+    """A local path to write to; if the block raises no error, the file is then moved to `path`."""
     if remote(path):
         with tempfile.TemporaryDirectory() as folder:
             yield f"{folder}/{path.name}"

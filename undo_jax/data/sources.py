@@ -1,6 +1,6 @@
 """Where text comes from: a source is a list of shards, and a shard reads its documents.
 
-Any function that returns shards is a source. All paths may be in a bucket (gs://).
+Any function that returns shards makes a source. All paths may be in a bucket (gs://).
 """
 
 import codecs
@@ -22,13 +22,13 @@ _RECORDS = 256  # read at a time
 class Shard(NamedTuple):
     """A part of a source that one process reads; its documents come in a fixed order."""
 
-    name: str  # the same wherever the files lie, and another where they are read otherwise
+    name: str  # depends on how the files are read, not on their folder
     read: Callable[[], Iterator[str]]  # picklable
-    size: int | None = None  # bytes of its files: a changed source is told by them
+    size: int | None = None  # bytes of its files, by which a changed source is noticed
 
 
 def jsonl(pattern: epath.PathLike, field: str = "text") -> list[Shard]:
-    """JSON lines, one object a line, a file a shard; names that end in .gz are decompressed.
+    """JSON lines, one object per line, one shard per file; files named *.gz are decompressed.
 
     Raises FileNotFoundError where nothing matches. Reading raises ValueError for a line that is
     not UTF-8, no JSON object, or without the field as text, and OSError for an unreadable file.
@@ -37,7 +37,7 @@ def jsonl(pattern: epath.PathLike, field: str = "text") -> list[Shard]:
 
 
 def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
-    """A column of Parquet files, a file a shard.
+    """A column of Parquet files, one shard per file.
 
     Raises FileNotFoundError where nothing matches and ModuleNotFoundError without pyarrow. Reading
     raises ValueError for a file without the column as text, a row without text or not in UTF-8,
@@ -50,10 +50,10 @@ def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
 def text(
     pattern: epath.PathLike, document: Literal["line", "blank_line", "file"] = "line"
 ) -> list[Shard]:
-    """Plain text: each line is a document, or blank lines part them, or each file is one.
+    """Plain text: a document is a line, or a block between blank lines, or a file.
 
-    Empty lines are no documents. Names that end in .gz are decompressed. Neighbouring small files
-    share a shard. Raises FileNotFoundError where nothing matches and ValueError for another
+    Empty lines are no documents. Files named *.gz are decompressed. Neighbouring small files share
+    a shard. Raises FileNotFoundError where nothing matches and ValueError for another
     `document`. Reading raises ValueError for a line that is not UTF-8 and OSError for an
     unreadable file.
     """
@@ -70,7 +70,7 @@ def text(
 
 
 def array_record(pattern: epath.PathLike, field: str | None = None) -> list[Shard]:
-    """ArrayRecord files of UTF-8 text, or of JSON objects where a field is named; a file a shard.
+    """ArrayRecord files of UTF-8 text, or of JSON objects if `field` is given; one shard per file.
 
     Raises FileNotFoundError where nothing matches. Reading raises ValueError for a record that is
     not UTF-8, or no JSON object with the field as text, and OSError for an unreadable file.
@@ -81,10 +81,10 @@ def array_record(pattern: epath.PathLike, field: str | None = None) -> list[Shar
 def tfds(
     name: str, split: str, feature: str = "text", data_dir: epath.PathLike | None = None
 ) -> list[Shard]:
-    """A split of a prepared TensorFlow data set, e.g. ("wiki40b/en", "train[:10%]"); no TensorFlow.
+    """A split of a prepared TensorFlow data set, e.g. ("wiki40b/en", "train[:10%]").
 
-    It is read from files in ArrayRecord or TFRecord format below `data_dir` (None: TFDS' own), as
-    TFDS left them: markup such as wiki40b's _START_ARTICLE_ stays. Raises ModuleNotFoundError
+    It is read without TensorFlow from the ArrayRecord or TFRecord files below `data_dir` (None:
+    TFDS' own), as is: markup such as wiki40b's _START_ARTICLE_ stays. Raises ModuleNotFoundError
     without tensorflow-datasets and ValueError for an unknown data set, split or feature or another
     file format. Reading raises ValueError for text that is not UTF-8 and OSError for an unreadable
     file.
@@ -112,7 +112,7 @@ def tfds(
 
 
 def _shard(files: list[Found], how: str | None, read: Callable[[], Iterator[str]]) -> Shard:
-    """`how` is the field, say, that the documents are."""
+    """`how` is how the files are read, e.g. from which field."""
     first, *rest = files
     name = f"{first.name}..{rest[-1].name} ({len(files)} files)" if rest else first.name
     return Shard(name if how is None else f"{name}#{how}", read, sum(file.size for file in files))
@@ -141,7 +141,7 @@ def _checked(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{place} is {type(value).__name__}, not text")
     if not value.isascii():
-        _utf8(value.encode, place)  # JSON's \ud800 is no character
+        _utf8(value.encode, place)  # JSON may hold \ud800, which is no character
     return value
 
 
@@ -177,7 +177,7 @@ def _text(files: list[Found], document: str) -> Iterator[str]:
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Lines up to the next blank one, joined."""
+    """Blocks of lines between blank ones, each block joined."""
     held: list[str] = []
     for line in lines:
         if line.strip():
@@ -194,7 +194,7 @@ def _bare(line: str) -> str:
 
 
 def _lines(file: Found) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, from 1, and their ends."""
+    """Lines with their numbers, from 1, and with their line ends."""
     with reading(file.name), file.path.open("rb") as stream:
         compressed = file.name.endswith(".gz")
         for number, line in enumerate(gzip.open(stream) if compressed else stream, start=1):

@@ -1,6 +1,6 @@
 """Endless, shuffled and mixed batches with random access: batch i depends on seed and i only.
 
-`batches[i]` is batch i, and `batches[i, 2:6]` are four rows of it, of which alone is anything read.
+`batches[i]` is batch i; `batches[i, 2:6]` are four rows of it, and reads no others.
 """
 
 import math
@@ -44,17 +44,17 @@ def stream(
 ) -> "Batches":
     """Batches of packed rows; element i is batch i, int32 [batch_size, T + 1].
 
-    Each source holds packed rows, [R, T + 1]: an array, or `Corpus(...).rows("train")`. With
-    weights beside its tokens it is `Packed`, and then batches are, too; so they are with segments,
-    which number the documents of a row where `opens` is the token that opens one.
+    Each source holds packed rows, [R, T + 1]: an array, or `Corpus(...).rows("train")`; or it is
+    `Packed`, with weights. Batches are `Packed` if the sources are, or if `opens` is given, the
+    token that opens a document: then they have segments, which number the documents of a row.
 
-    A source is shuffled with the seed and anew in every epoch, and never ends; an epoch may end
-    inside a batch. The sources are interleaved evenly in proportion to `probabilities` (None: equal
-    shares), so a share holds up to one row in any stretch of the stream and not only on average.
+    A source is shuffled by the seed, anew in every epoch, and never ends; an epoch may end inside a
+    batch. The sources are interleaved evenly in proportion to `probabilities` (None: equal shares):
+    in any stretch of the stream, and not only on average, a share is exact up to one row.
 
     The dataset is Grain's, so slicing and `to_iter_dataset` (for prefetching and checkpoints) work
-    as usual. Rows are drawn and fetched many at a time, which is several times faster than a Grain
-    shuffle row by row.
+    as usual. Rows are shuffled and read many at a time, which is several times faster than Grain's
+    own shuffle, row by row.
 
     Raises ValueError for sources that are empty or of different row lengths, probabilities that
     are not positive or not one per source, a batch size below 1 and a negative seed.
@@ -115,10 +115,10 @@ class Batches(grain.MapDataset[Any]):
 
 
 def _counts(start: int, stop: int, weights: Sequence[int]) -> list[np.ndarray]:
-    """For each source, how many of the stream's first k rows are its own, k = start..stop.
+    """For each source, how many of the stream's first k rows are from it, for k = start..stop.
 
-    Source after source takes its share of the rows that are left, rounded, so that each row goes
-    to one source.
+    One source after another takes its rounded share of the rows that are left, so that each row is
+    from exactly one source.
     """
     left = np.arange(start, stop + 1)
     total = sum(weights)
@@ -131,7 +131,7 @@ def _counts(start: int, stop: int, weights: Sequence[int]) -> list[np.ndarray]:
 
 
 def _rows(seed: int, source: int, size: int, start: int, stop: int) -> np.ndarray:
-    """Row numbers at places start..stop-1 of a source's endless shuffled order."""
+    """Row indices at positions start..stop-1 of a source's endless shuffled order."""
     pieces = [
         _permutation(seed, source, epoch, size)[
             max(start - epoch * size, 0) : min(stop - epoch * size, size)
@@ -146,7 +146,7 @@ def _permutation(seed: int, source: int, epoch: int, size: int) -> np.ndarray:
     order = np.random.default_rng((seed, source, epoch)).permutation(size)
     if size <= 2**32:
         order = order.astype(np.uint32)  # Half the memory, for sources of very many rows.
-    order.flags.writeable = False  # Callers share it.
+    order.flags.writeable = False  # It is cached: callers share it.
     return order
 
 
@@ -171,7 +171,7 @@ def _check(sources: Sequence[RowSource], batch_size: int, seed: int) -> None:
 
 
 def _check_weights(sources: Sequence[Packed]) -> None:
-    """Raises ValueError for weights of some sources only, or of another shape than the tokens."""
+    """Raises ValueError if only some sources have weights, or weights not of the tokens' shape."""
     if len({source.weights is None for source in sources}) > 1:
         raise ValueError("some of the sources have weights, others none: give all of them some")
     for number, (tokens, weights, _) in enumerate(sources):

@@ -12,13 +12,13 @@ from undo_jax.data.tokenizers import Bytes, Characters, Tokenizer
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.durable import absolute
 
-BOS = "<bos>"  # where tokens have no names
+BOS = "<bos>"  # for tokenizers whose tokens have no names
 OWN = "{} is a tokenizer of the experiment's own"
 KINDS = {kind.__name__: kind for kind in (Bytes, Characters, SentencePiece, HuggingFace)}
 
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer in config.json: what `described` makes it from, and its special tokens' ids."""
+    """A tokenizer as JSON for config.json, see `described`; with its special tokens' ids."""
     name = type(tokenizer).__name__
     fields = dataclasses.fields(KINDS[name]) if type(tokenizer) in KINDS.values() else ()
     content = {"type": name, **{field.name: getattr(tokenizer, field.name) for field in fields}}
@@ -30,8 +30,8 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
 def described(content: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that config.json names.
 
-    Raises ValueError for one of the experiment's own and for what describes none, and what the
-    tokenizer raises for its file, which may have changed: its fingerprint tells.
+    Raises ValueError for a tokenizer class of the experiment's own and for what describes none, and
+    what the tokenizer raises for its file. The file may have changed: compare fingerprints.
     """
     kind = KINDS.get(str(content["type"]))
     if kind is None:
@@ -46,9 +46,9 @@ def described(content: Mapping[str, Any]) -> Tokenizer:
 
 
 def ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What Hugging Face's configurations call bos_token_id, eos_token_id and pad_token_id.
+    """Its bos_token_id, eos_token_id and pad_token_id, as Hugging Face's configurations name them.
 
-    A document ends where the next one opens, so BOS ends a text too, beside the EOS there may be.
+    A document ends where the next one opens, so BOS is an end-of-text id, beside EOS if it has one.
     """
     special = _special(tokenizer)
     bos, eos, pad = (special.get(kind, (None, None))[1] for kind in ("bos", "eos", "pad"))
@@ -62,9 +62,9 @@ def ids(tokenizer: Tokenizer) -> dict[str, Any]:
 def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """Files from which transformers makes a tokenizer that encodes as in training, BOS first.
 
-    Of SentencePiece's unigram models it takes the names of control pieces in a text for these, and
-    may cut runs of one character in another order: its sums are of another precision. Raises
-    ValueError for a tokenizer that transformers would read as another one.
+    For SentencePiece unigram models, transformers reads the names of control pieces in a text as
+    these pieces, and may split runs of one character otherwise: its sums have another precision.
+    Raises ValueError for a tokenizer that transformers would read as another one.
     """
     if type(tokenizer) not in KINDS.values():
         raise ValueError(OWN.format(type(tokenizer).__name__))
@@ -94,14 +94,14 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
-    """Names and ids of bos and of what else it has of eos and pad."""
+    """Names and ids of bos, and of eos and pad if it has them."""
     return getattr(tokenizer, "special", {"bos": (BOS, tokenizer.bos_id)})
 
 
 def _opened(file: bytes, tokenizer: Tokenizer) -> bytes:
-    """A tokenizer.json that puts BOS before a text, cuts none and fills none; as it is if it does.
+    """A tokenizer.json that prepends BOS and neither truncates nor pads; unchanged if it does.
 
-    transformers does what the file says, whatever tokenizer_config.json says of add_bos_token.
+    transformers follows this file and ignores add_bos_token of tokenizer_config.json.
     """
     content, (name, number) = json.loads(file), _special(tokenizer)["bos"]
     first, second = (
@@ -123,7 +123,7 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
     fuse = {"type": "Fuse"}
     if isinstance(tokenizer, Characters):
         pieces = {character: i for i, character in enumerate(tokenizer.alphabet, start=1)}
-        model = {"type": "WordLevel", "unk_token": "<unk>"}  # there is none: it refuses
+        model = {"type": "WordLevel", "unk_token": "<unk>"}  # not in the vocabulary: an error
         each = {"pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
         split, decoder = {"type": "Split", **each}, fuse
     else:

@@ -1,4 +1,4 @@
-"""What a tokenizer is, those of bytes and characters, and any of them by its name."""
+"""The tokenizer protocol, tokenizers of bytes and of characters, and loading one by name."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides its ids; not of where its file lies."""
+        """Hash of what determines its ids; the path of its file does not."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -40,8 +40,8 @@ class Tokenizer(Protocol):
 def load_tokenizer(name: epath.PathLike, bos_token: str | None = None) -> Tokenizer:
     """ "bytes", a SentencePiece *.model or a Hugging Face *.json file, which may name its BOS.
 
-    Raises ValueError for another name, for a `bos_token` of another kind, and what the tokenizer
-    raises for its file.
+    Raises ValueError for another name, for a `bos_token` with another kind of tokenizer, and what
+    the tokenizer raises for its file.
     """
     if str(name).endswith(".json"):
         return HuggingFace(str(name), *([] if bos_token is None else [bos_token]))
@@ -78,7 +78,7 @@ class Bytes:
         return list(text.encode())
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, U+FFFD where they are no UTF-8; ValueError for an id outside 0..256."""
+        """Text of the ids, U+FFFD for invalid UTF-8; ValueError for an id outside 0..256."""
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
@@ -91,7 +91,7 @@ class Characters:
     """One token per character: ids 1, 2, ... in the order of `alphabet`; id 0 is BOS.
 
     BOS decodes to a newline, which the alphabet therefore may not hold. `vocab_size` is rounded
-    up to a multiple of 8; the ids in between stand for nothing and decode to U+FFFD.
+    up to a multiple of 8; the ids above the alphabet's decode to U+FFFD.
     """
 
     alphabet: str

@@ -13,8 +13,8 @@ from undo_jax.data.files import missing, reading
 from undo_jax.data.sources import Shard
 from undo_jax.data.trained_tokenizers import SentencePiece
 
-LONGEST = 4096  # bytes of a sentence; SentencePiece passes over longer ones
-OWN = 258  # pieces of every vocabulary
+LONGEST = 4096  # bytes of a sentence; SentencePiece skips longer ones
+OWN = 258  # pieces that every vocabulary has: 256 bytes, BOS and unknown
 
 
 def train_tokenizer(
@@ -31,7 +31,7 @@ def train_tokenizer(
     Text survives encoding and decoding as it is: nothing is normalised, all white space
     is kept, and line ends and characters beyond the coverage are bytes. Only U+2581,
     SentencePiece's own sign for a space, becomes one. Id 0 is BOS; digits stand alone. It learns
-    from at most `sentences` lines, as many from the start of each shard.
+    from at most `sentences` lines, equally many from the start of each shard.
 
     Raises FileExistsError where there is a file, ModuleNotFoundError without the library, and
     ValueError for a source without text, too little text for `vocab_size`, or other bad settings.
@@ -92,7 +92,7 @@ def _train(sample: list[str], vocab_size: int, model_type: str, coverage: float)
             unk_id=1,
             eos_id=-1,
             pad_id=-1,
-            num_threads=1,  # sums do not depend on the machine
+            num_threads=1,  # so that sums do not depend on the machine
             minloglevel=2,
         )
     except (RuntimeError, OSError, ValueError) as error:

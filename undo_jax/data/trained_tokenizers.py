@@ -1,4 +1,4 @@
-"""Tokenizers that a file holds: SentencePiece models, and Hugging Face's JSON."""
+"""Tokenizers that are read from a file: SentencePiece models, and Hugging Face's JSON."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from etils import epath
 
 from undo_jax.data.files import missing, reading
 
-ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")  # usual names; a file tells none
+ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")  # usual names; a file does not say
 PADS = ("<pad>", "[PAD]")
 
 
@@ -68,7 +68,7 @@ class SentencePiece:
 
     @property
     def special(self) -> dict[str, tuple[str, int]]:
-        """Pieces and ids of those of bos, eos and pad that it has."""
+        """Pieces and ids of bos, and of eos and pad if it has them."""
         model = self._processor
         ids = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id()}
         return {name: (model.id_to_piece(i), i) for name, i in ids.items() if i >= 0}

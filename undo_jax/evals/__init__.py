@@ -1,1 +1,1 @@
-"""What one model scores and writes, as pure functions."""
+"""Evaluation of one model, and text generation, as pure functions."""

@@ -19,11 +19,11 @@ class Exam(NamedTuple):
     inputs: Int[Array, "E T"]  # BOS, prompt, answer, padded with BOS
     places: Int[Array, "E A"]  # the positions whose next token belongs to the answer
     answers: Int[Array, "E A"]  # those tokens: the answer, then the BOS that ends the document
-    asked: Bool[Array, "E A"]  # false where an answer is shorter than A
+    asked: Bool[Array, "E A"]  # False is padding: the answer is shorter than A
 
 
 def write_exam(problems: Sequence[Problem], tokenizer: Tokenizer) -> Exam:
-    """Tokenise prompts and answers apart, as in training. Raises ValueError without problems."""
+    """Tokenise prompt and answer separately, as in training. Raises ValueError without problems."""
     if not problems:
         raise ValueError("an exam needs problems: its list is empty")
     bos = tokenizer.bos_id
@@ -46,8 +46,8 @@ def write_exam(problems: Sequence[Problem], tokenizer: Tokenizer) -> Exam:
 def exact_match(lm: LM, params: Params, exam: Exam) -> Float[Array, " E"]:
     """1 where every token of the answer and its terminator is the most likely one, else 0.
 
-    Feeding the right answer gives greedy decoding's verdict: up to the first wrong token both read
-    the same prefix. Without the terminator "1" would pass for "12".
+    Teacher forcing gives greedy decoding's verdict: up to the first wrong token both read the same
+    prefix. Without the terminator "1" would pass for "12".
     """
     hidden = lm.hidden(params, exam.inputs)
     hidden = jnp.take_along_axis(hidden, exam.places[..., None], axis=1)

@@ -1,4 +1,4 @@
-"""Text from a model, greedy or sampled; every token is read once."""
+"""Greedy or sampled generation with a key/value cache."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from undo_jax.ops import head
 from undo_jax.sharding import ROWS, pad_rows, place
 from undo_jax.types import LM, Key, Params, Rules
 
-WHOLE: Rules = (("", P()),)  # so that every process can read it
+WHOLE: Rules = (("", P()),)  # replicated, so that every process can read it
 
 
 @partial(jax.jit, static_argnames=("lm", "new_tokens"))
@@ -27,10 +27,10 @@ def generate(
     temperature: Float[Array, ""] | float = 0.0,
     stop: Int[Array, ""] | int | None = None,
 ) -> Int[Array, "B new_tokens"]:
-    """What follows the first `lengths` tokens (one at least) of each row; its rest is padding.
+    """The continuation of each prompt: the first `lengths` tokens of its row (at least 1).
 
     Temperature 0 takes the most likely token. A row's sample depends on the key and on the row's
-    number, not on other rows. After `stop` a row holds nothing else. Any batch fits any mesh.
+    index, not on other rows. After `stop` a row is filled with it. B need not divide the mesh.
     Raises ValueError for less than one new token.
     """
     if new_tokens < 1:
@@ -44,7 +44,7 @@ def generate(
     table = lm.table(params)
 
     def pick(hidden, step):
-        """By Gumbel's trick: the largest of logits / temperature + noise is a sample of them."""
+        """Gumbel-max sampling: argmax(logits + temperature · Gumbel noise)."""
         z = head.logits(hidden, table, lm.softcap)[:, 0]
         noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, step), z.shape[1:]))
         return jnp.argmax(z + temperature * noise(keys), axis=-1).astype(jnp.int32)

@@ -10,5 +10,5 @@ from undo_jax.types import LM, Params
 
 
 def mean_cross_entropy(lm: LM, params: Params, tokens: Int[Array, "G B T+1"]) -> Float[Array, ""]:
-    """Mean over all predicted tokens, in nats; G groups of B rows one after another."""
+    """Mean over all predicted tokens, in nats; G groups of B rows, one group at a time."""
     return jnp.mean(lax.map(lambda group: cross_entropy(lm, params, rows(group)), tokens))

@@ -1,4 +1,4 @@
-"""Does a stage's train step fit a TPU slice or GPUs, and what bounds it? Asked before booking.
+"""Does a stage's train step fit a TPU slice or GPUs, and what bounds it? Without having them.
 
-The step is compiled for them, which needs the compiler (libtpu, or XLA's CUDA plugin) but no chip.
+The step is compiled for them ahead of time, by libtpu or XLA's CUDA plugin, which needs no chip.
 """

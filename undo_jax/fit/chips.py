@@ -10,24 +10,24 @@ from undo_jax.fit import nvidia
 from undo_jax.ops.gpu import GPUS
 
 GIB = 2**30
-SHARE = 0.75  # of a GPU that JAX gives to programs: XLA_PYTHON_CLIENT_MEM_FRACTION, by default
+SHARE = 0.75  # of a GPU's memory that JAX uses: the default of XLA_PYTHON_CLIENT_MEM_FRACTION
 
 
 @dataclass(frozen=True)
 class Chip:
     """What one chip, or GPU, can do. The cores of v4 and v5p work as one (megacore)."""
 
-    flops: float  # bf16, a second
-    hbm: float  # bytes a program can have; libtpu, or JAX, keeps the rest of the capacity
-    memory: float  # bytes a second to and from HBM
-    links: float  # bytes a second that reach a chip over all its links, half of the two directions
+    flops: float  # bf16, per second
+    hbm: float  # bytes that a program can use; libtpu, or JAX, keeps the rest
+    memory: float  # bytes per second to and from HBM
+    links: float  # bytes per second that a chip receives over all its links, one direction only
     topologies: tuple[str, ...]
-    devices: tuple[str, ...]  # how the kind of a JAX device begins
+    devices: tuple[str, ...]  # prefixes of a JAX device's `device_kind`
     platform: str = "tpu"
-    parts: tuple[str, str, str] = ("MXU", "HBM", "ICI")  # what computes, what holds, what links
+    parts: tuple[str, str, str] = ("MXU", "HBM", "ICI")  # names of compute, memory and interconnect
     cores: int = 1  # accelerator types count cores: v5p-64 has 32 chips
-    options: Mapping[str, Any] = field(default_factory=dict)  # what the compiler wants to know
-    flags: Mapping[str, Any] = field(default_factory=dict)  # of XLA, for the chip is not there
+    options: Mapping[str, Any] = field(default_factory=dict)  # options for `get_topology_desc`
+    flags: Mapping[str, Any] = field(default_factory=dict)  # of XLA, needed when the chip is absent
 
 
 def _gpu(device: str, links: float) -> Chip:
@@ -88,7 +88,7 @@ CHIPS = {
         topologies=FLAT,
         devices=("TPU v6 lite", "TPU v6e"),
     ),
-    "a100": _gpu("NVIDIA A100", links=300e9),  # that of 80 GB
+    "a100": _gpu("NVIDIA A100", links=300e9),  # with 80 GB
     "h100": _gpu("NVIDIA H100", links=450e9),
     "h200": _gpu("NVIDIA H200", links=450e9),
 }
@@ -113,7 +113,7 @@ class Slice(NamedTuple):
 
 
 def count(topology: str) -> int:
-    """Chips, e.g. 16 of 4x4, or 8 of 8."""
+    """Number of chips, e.g. 16 for 4x4, or 8 for 8."""
     return math.prod(int(side) for side in topology.split("x"))
 
 
@@ -139,7 +139,7 @@ def find(name: str) -> Slice:
 
 
 def roomier(place: Slice) -> list[str]:
-    """Kinds of chips, of the same maker, that hold a GiB more or still more."""
+    """Kinds of chips on the same platform with at least 1 GiB more memory."""
     least, platform = place.chip.hbm + GIB, place.chip.platform
     return [k for k, chip in CHIPS.items() if chip.hbm >= least and chip.platform == platform]
 

@@ -1,6 +1,6 @@
-"""What one device does in a compiled program, counted from the text of its optimised HLO.
+"""FLOPs and bytes of one device in a compiled program, counted from its optimised HLO text.
 
-XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as it runs.
+XLA's own `cost_analysis` counts the body of a loop once; here it is counted once per iteration.
 """
 
 import re
@@ -21,18 +21,18 @@ from undo_jax.fit.hlo import (
     parse,
 )
 
-FREE = {  # move nothing, or are counted where they start or by what they call
+FREE = {  # move no bytes, or are counted where they start or in what they call
     "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "conditional",
     "constant", "get-tuple-element", "opt-barrier", "parameter", "partition-id", "replica-id",
     "tuple", "while",
 }  # fmt: skip
-FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")  # libtpu's
-IN_PART = ("dynamic-slice", "gather", "slice")  # read as much of the first operand as they make
+FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")  # of libtpu
+IN_PART = ("dynamic-slice", "gather", "slice")  # read of their first operand what they return
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one device does."""
+    """What one device computes and moves."""
 
     flops: float = 0.0  # of matrix products
     memory: float = 0.0  # bytes to and from HBM
@@ -49,14 +49,14 @@ class Cost:
 
 
 def cost(text: str) -> Cost:
-    """What the program does. Raises ValueError for text that is not optimised HLO."""
+    """The cost of a program. Raises ValueError for text that is not optimised HLO."""
     module = parse(text)
     return _Counting(module).cost(module.entry)
 
 
 @dataclass(frozen=True, eq=False)
 class _Counting:
-    """The cost of a module's computations, each counted once."""
+    """The cost of a module's computations, cached."""
 
     module: Module
 
@@ -65,24 +65,24 @@ class _Counting:
         return {}
 
     def cost(self, name: str) -> Cost:
-        """Of one run of a computation and all that it calls."""
+        """Cost of one run of a computation and all that it calls."""
         if name not in self._known:
             scope = self.module.computations[name]
             self._known[name] = sum((self._of(scope, one) for one in scope.values()), Cost())
         return self._known[name]
 
     def _of(self, scope: Mapping[str, Instruction], one: Instruction) -> Cost:
-        """Of one instruction, with all that it calls."""
+        """Cost of one instruction and all that it calls."""
         if one.opcode == "while":
             return self.cost(one.calls("body")) * self.module.trips(one)
-        if one.opcode == "conditional":  # the costly branch
+        if one.opcode == "conditional":  # the most expensive branch
             branches = NAME.findall("".join(re.findall(r"computations?=\{?[^},]*[^}]*", one.rest)))
             branches = [name for name in branches if name in self.module.computations]
             return max(map(self.cost, branches), key=lambda cost: (cost.flops, cost.memory))
         if one.opcode in ("call", "async-start"):
             return self.cost(one.calls("to_apply") or one.calls("calls"))
         inner = Cost()
-        if one.opcode == "fusion":  # what is inside costs no memory traffic
+        if one.opcode == "fusion":  # only its operands and results go through HBM
             inside = self.cost(one.calls("calls"))
             inner = Cost(inside.flops, 0.0, self._starts(one, inside.collectives))
         memory = 0.0 if self._free(one) else self._read(scope, one) + self._written(one)
@@ -90,10 +90,10 @@ class _Counting:
         return inner + Cost(products.flops(scope, one), memory, received)
 
     def _starts(self, fusion: Instruction, inside: Mapping[str, float]) -> Mapping[str, float]:
-        """Collectives that begin in a fusion of libtpu's, of those that it runs.
+        """Those collectives in one of libtpu's fusions that start there, so that each counts once.
 
-        One that runs beside arithmetic stands in the fusion that starts it, in those that run
-        meanwhile and in the one that waits. An all-reduce whose result is sliced at once is a
+        An asynchronous one appears in the fusion that starts it, in those that overlap with it and
+        in the one that waits for it. An all-reduce whose result is sliced at once is a
         reduce-scatter: it sends half as much.
         """
         called = fusion.calls("calls")
@@ -117,7 +117,7 @@ class _Counting:
         )
 
     def _used(self, one: Instruction, place: int, whole: float) -> float:
-        """Bytes of operand number `place` that an instruction looks at."""
+        """Bytes of operand number `place` that an instruction reads."""
         if one.kind in IN_PART and place == 0:
             return sum(array.bytes for array in _made(one))
         if one.opcode == "dynamic-update-slice" and place == 0:
@@ -132,7 +132,7 @@ class _Counting:
         return self._looked_at(inside, parameter.name, whole) if parameter else whole
 
     def _looked_at(self, scope: Mapping[str, Instruction], name: str, whole: float) -> float:
-        """Bytes of a value that its users in a fusion look at."""
+        """Bytes of a value that its users in a fusion read."""
         total = 0.0
         for user in scope.values():
             for place, operand in enumerate(user.operands):
@@ -158,7 +158,7 @@ class _Counting:
         return sum(array.far for array in _made(one))
 
     def _received(self, scope: Mapping[str, Instruction], one: Instruction) -> float:
-        """Bytes that reach this device over its links, in the best of algorithms (a ring)."""
+        """Bytes that this device receives over its links, by the best algorithm (a ring)."""
         group = group_size(one, self.module.devices)
         sent = sum(array.bytes for name in one.operands for array in scope[name].arrays)
         if one.kind == "collective-permute":
@@ -168,22 +168,22 @@ class _Counting:
 
 
 def _waits(one: Instruction) -> bool:
-    """Whether it only waits for a collective that runs already."""
+    """Whether it only waits for a collective that was started before."""
     return one.opcode == "fusion" and one.name.startswith("async-collective-done")
 
 
 def _made(one: Instruction) -> tuple[Array, ...]:
-    """What it makes, of what stands in its shape."""
+    """The arrays of its shape that are results: not operands or scratch memory."""
     if one.opcode == "copy-start" or CUBLAS in one.rest:
-        return one.arrays[:1]  # before its source, before its scratch
-    if one.opcode.endswith("-start"):  # behind the operands, but for all-reduce-start
+        return one.arrays[:1]  # the result comes first, then source or scratch
+    if one.opcode.endswith("-start"):  # results follow operands, except in all-reduce-start
         count = len(one.operands)
         return one.arrays[count : 2 * count] or one.arrays
     return one.arrays
 
 
 def _new(scope: Mapping[str, Instruction], made: Instruction) -> float:
-    """Bytes of what a fusion makes that were not there before."""
+    """Bytes of a fusion's result without what it updates in place."""
     while made.opcode == "bitcast":
         made = scope[made.operands[0]]
     if made.opcode == "dynamic-update-slice":

@@ -1,4 +1,4 @@
-"""Flags of XLA for TPU by purpose: none is set unless it is asked for by name."""
+"""XLA flags for TPU, in presets by purpose; none is set unless its preset is named."""
 
 from collections.abc import Mapping
 

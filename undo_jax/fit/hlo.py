@@ -16,7 +16,7 @@ NAME = re.compile(r"%([\w.\-]+)")
 
 
 class Array(NamedTuple):
-    """One array. `near`: in the cores' own memory, not in HBM."""
+    """One array. `near`: in memory on the chip (e.g. VMEM), not in HBM."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -37,19 +37,19 @@ class Array(NamedTuple):
 
 @dataclass(frozen=True)
 class Instruction:
-    """A line of HLO; the arrays of a tuple stand side by side."""
+    """A line of HLO; `arrays` are those of its result, a tuple's flattened."""
 
     name: str
     opcode: str
     arrays: tuple[Array, ...]
     operands: tuple[str, ...]
     rest: str  # what follows the operands: attributes
-    literal: str = ""  # what stands between the parentheses
+    literal: str = ""  # the text between the parentheses
     root: bool = False
 
     @property
     def kind(self) -> str:
-        """The opcode, the same for an operation that is started here and awaited later."""
+        """The opcode, without the `-start` of an asynchronous operation."""
         return self.opcode.removesuffix("-start")
 
     def calls(self, attribute: str) -> str:
@@ -67,10 +67,10 @@ class Module:
     devices: int
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop's body runs. Raises ValueError where the text does not tell.
+        """How often a loop's body runs. Raises ValueError where the text does not say.
 
-        XLA for CPU and GPU writes it down. Else it is what the condition compares with: loops made
-        by `lax.scan` and by XLA's own passes count from zero in steps of one.
+        XLA for CPU and GPU states it. Otherwise it is the constant that the condition compares
+        with: loops of `lax.scan` and of XLA's own passes count from zero in steps of one.
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(known.group(1))
@@ -137,7 +137,7 @@ def arrays(shape: str) -> tuple[Array, ...]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The parentheses that open the text, and what follows them."""
+    """Split text that opens with a parenthesis: what is inside it, and what follows it."""
     depth = 0
     for end, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -147,7 +147,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def group_size(one: Instruction, devices: int) -> int:
-    """How many devices take part in a collective with each other."""
+    """How many devices one group of a collective has."""
     text = one.rest
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):  # each group's devices
         return found.group(1).count(",") + 1

@@ -1,4 +1,4 @@
-"""What a stage needs at the least, by arithmetic alone: what could never run is refused at once."""
+"""A lower bound of a stage's memory, without compiling: what can never fit is refused at once."""
 
 import math
 from functools import partial
@@ -11,7 +11,7 @@ from undo_jax.graph import Work
 from undo_jax.mesh import BATCH, parts
 from undo_jax.types import LM, parameters, rounded_shapes, shapes, table_shape
 
-WHOLE = (  # losses that run every layer, and back
+WHOLE = (  # losses that run every layer, forward and backward
     losses.language_modelling,
     losses.distillation,
     losses.reverse_distillation,
@@ -20,9 +20,9 @@ WHOLE = (  # losses that run every layer, and back
 
 
 def check_work(work: Work, mesh: Mesh, prefix: str = "", there: float | None = None) -> None:
-    """Raises ValueError for a step that devices could not hold, with what makes it large.
+    """Raises ValueError for a step that devices cannot hold, naming what makes it large.
 
-    Its flags begin with `prefix`; `there` are the bytes of a device, by default what is found.
+    Its flags begin with `prefix`; `there` is a device's memory in bytes (None: ask the device).
     """
     states, batch = least(work, mesh)
     there = memory.of_device(mesh) if there is None else there
@@ -34,11 +34,11 @@ def check_work(work: Work, mesh: Mesh, prefix: str = "", there: float | None = N
 
 
 def least(work: Work, mesh: Mesh) -> tuple[float, float]:
-    """Bytes on a device that models take, and that a batch takes, for one model a `sweep` group.
+    """Bytes per device of models, and of a batch, for one model per group of the `sweep` axis.
 
-    Models: fp32 weights, gradients and moments of what trains, and references, split over `fsdp`
+    Models: fp32 weights, gradients and moments of what trains, and references, sharded over `fsdp`
     and `tensor`.
-    Batch: its tokens, and what enters each layer, which is kept for the way back.
+    Batch: its tokens, and each layer's input, which is kept for the backward pass.
     """
     training, table = work.training, table_shape(work.lm)
     moments = 4 + (2 if training.optimizer.first_moment == "bfloat16" else 4)

@@ -1,4 +1,4 @@
-"""What XLA wants to know of a GPU that is not there."""
+"""Descriptions of GPUs, with which XLA compiles for them without having one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,18 +36,18 @@ HOPPER = {
     "l2_cache_size": 52428800,
     "clock_rate_ghz": 1.98,
 }
-CAPACITY = {  # bytes, less what the driver keeps
+CAPACITY = {  # bytes, without what the driver keeps
     "NVIDIA A100": 85100068864,
     "NVIDIA H100": 84942979072,
     "NVIDIA H200": 151397597184,
 }
-# XLA would take one tiling of its own for each matrix product, some of which it then refuses; on a
-# GPU it times several and cuBLAS.
+# Without a GPU XLA takes one tiling of its own for each matrix product, and then refuses some; on a
+# GPU it times several, and cuBLAS.
 FLAGS = {"xla_gpu_enable_triton_gemm": False}
 
 
 def target(name: str) -> str:
-    """A GPU as XLA's `GpuTargetConfigProto`; its versions are of CUDA 13's time."""
+    """A GPU as XLA's `GpuTargetConfigProto`, with library versions of CUDA 13."""
     facts = {
         **ANY,
         **(AMPERE if name == "NVIDIA A100" else HOPPER),

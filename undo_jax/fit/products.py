@@ -11,7 +11,7 @@ SAID = re.compile(r'(?:"cost_estimate":\{"flops":|\bflops=)"(\d+)"')  # of TPU; 
 
 
 def flops(scope: Mapping[str, Instruction], one: Instruction) -> float:
-    """Two for each multiplication of a matrix product; XLA for TPU writes it as a convolution."""
+    """Two per multiplication of a matrix product, which XLA for TPU writes as a convolution."""
     if one.opcode == "dot" or CUBLAS in one.rest:
         left = scope[one.operands[0]].arrays[0].dims
         found = CONTRACTED.search(one.rest)
@@ -21,7 +21,7 @@ def flops(scope: Mapping[str, Instruction], one: Instruction) -> float:
         return 2.0 * _multiplications(scope, one)
     if one.name.startswith("splash_"):
         return _attention(scope, one)
-    if one.opcode == "custom-call":  # a kernel says itself what it does
+    if one.opcode == "custom-call":  # a kernel states its own FLOPs
         found = SAID.search(one.rest)
         if found is None and TRITON in one.rest:
             raise ValueError(f"{one.name} does not say its FLOPs: call it within ops.gpu.counted")
@@ -30,9 +30,9 @@ def flops(scope: Mapping[str, Instruction], one: Instruction) -> float:
 
 
 def _attention(scope: Mapping[str, Instruction], one: Instruction) -> float:
-    """Of JAX's splash kernels, which do not say: blocks up to the diagonal, whatever the window."""
+    """FLOPs of JAX's splash kernels, which state none: blocks up to the diagonal, any window."""
     arrays = [array for name in one.operands for array in scope[name].arrays]
-    blocks = arrays[0].dims[-2]  # along the queries, of the mask
+    blocks = arrays[0].dims[-2]  # blocks of the mask along the queries
     *heads, time, width = next(array.dims for array in arrays if "f" in array.dtype)
     products = next(n for kind, n in (("fwd", 2), ("dq", 3), ("dkv", 4)) if kind in one.name)
     pairs = time * time * (1 + 1 / blocks) / 2
@@ -78,7 +78,7 @@ def _window(one: Instruction) -> str | None:
 def _meetings(
     out: int, kernel: int, left: int, stride: int, low: int, spread: int, kernel_spread: int
 ) -> int:
-    """How often an element of the window meets one of the left side, not padding or a gap."""
+    """How often an element of the window is multiplied by one of the left side, not by padding."""
     places = (
         place * stride + step * kernel_spread - low
         for place in range(out)

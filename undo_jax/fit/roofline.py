@@ -15,15 +15,15 @@ class Roofline(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of a step: no faster than its busiest part, even if all work at the same time."""
+        """Of a step: those of its busiest part, as if all overlapped perfectly."""
         return max(self)
 
     def bound(self, chip: Chip) -> str:
-        """The busiest part, as it is called."""
+        """The name of the busiest part."""
         return max(zip(self, chip.parts, strict=True))[1]
 
 
 def roofline(cost: Cost, chip: Chip) -> Roofline:
-    """Upper bounds of speed: no padding, no waiting, traffic spread evenly over all links."""
+    """Lower bounds of time: no padding, no waiting, traffic spread evenly over all links."""
     received = sum(cost.collectives.values())
     return Roofline(cost.flops / chip.flops, cost.memory / chip.memory, received / chip.links)

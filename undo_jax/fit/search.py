@@ -11,14 +11,14 @@ from undo_jax.graph import Work
 from undo_jax.mesh import BATCH, parts
 from undo_jax.models.architecture import REMAT
 
-MOST = 64  # rows on a chip at once
+MOST = 64  # rows per chip at once, at most
 
 
 class Found(NamedTuple):
     """The largest batch that fits with a policy."""
 
     remat: str
-    rows: int  # on a chip at once
+    rows: int  # per chip at once
     work: Work
     step: Step
 
@@ -29,9 +29,9 @@ def search(
     options: Mapping[str, str],
     tell: Callable[[str, int, Step], None],
 ) -> list[Found]:
-    """For each remat policy the largest number of rows on a chip, if one row fits.
+    """For each remat policy the largest number of rows per chip, if one row fits.
 
-    `tell` hears of every step compiled: its policy, rows and result.
+    `tell` is called for every compiled step with its policy, rows and result.
     """
     found = []
     policies = REMAT if hasattr(work.lm, "remat") else ("none",)
@@ -66,7 +66,7 @@ def largest(attempt: Callable[[int], Found], most: int = MOST) -> Found | None:
 
 
 def variant(work: Work, mesh: Mesh, remat: str, rows: int) -> Work:
-    """The same work with a policy and so many rows on a chip at once."""
+    """The same work with a remat policy and `rows` rows per chip at once."""
     batch = rows * parts(*BATCH, mesh=mesh) * work.training.accumulation
     lm: Any = work.lm
     lm = replace(lm, remat=remat) if hasattr(lm, "remat") else lm

@@ -1,4 +1,4 @@
-"""The train step of a stage, compiled for a slice, or for GPUs, that are not there."""
+"""The train step of a stage, compiled for a slice, or for GPUs, without having them."""
 
 import contextlib
 import importlib.util
@@ -22,22 +22,22 @@ from undo_jax.population import programs
 from undo_jax.train import Training
 from undo_jax.types import LM
 
-OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and is one process's alone
+OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and locks out other processes
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # of the machine; the slice is named elsewhere
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # of this host, not of the slice
     "TPU_LOG_DIR": "disabled",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-COMPILERS = {  # the modules that bring one, any of them, and the extra that installs it
+COMPILERS = {  # modules of which one suffices, and the extra that installs it
     "tpu": (("libtpu",), "tpu"),
     "cuda": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "gpu"),
 }
-REFUSED = (  # libtpu's words for a program that does not fit, and what they count
+REFUSED = (  # libtpu's errors for a program that does not fit, and what they count
     (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)"), "temporaries"),
     (re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"), "total"),
 )
@@ -47,30 +47,30 @@ REFUSED = (  # libtpu's words for a program that does not fit, and what they cou
 class Memory:
     """Bytes of HBM on one chip.
 
-    The parts overlap in time: libtpu 0.0.42 compiles a step for v5e, which has 15.75 GiB, with 4.3
-    of arguments and 16.0 of temporaries, and a peak of 14.6.
+    The parts are not all alive at once: libtpu 0.0.42 compiles a step for v5e, which has 15.75 GiB,
+    with 4.3 of arguments and 16.0 of temporaries, and a peak of 14.6.
     """
 
     arguments: float  # parameters, moments, references, batch
-    outputs: float  # beside those that take the place of an argument
-    aliased: float  # outputs in the place of an argument
-    temporaries: float  # activations, gradients, what is gathered
+    outputs: float  # without those that alias an argument
+    aliased: float  # outputs that alias an argument (donation)
+    temporaries: float  # activations, gradients, gathered weights
     code: float
-    peak: float = 0.0  # of all that is alive at once; 0 where XLA does not tell
+    peak: float = 0.0  # of all that is alive at once; 0 where XLA does not report it
 
     @property
     def parts(self) -> float:
-        """All of them, each as if it had its place to itself."""
+        """The sum of the parts, as if none shared memory."""
         return self.arguments + self.outputs + self.temporaries + self.code
 
     @property
     def total(self) -> float:
-        """The most that is alive at once: a temporary may take the place of what is done with."""
+        """The peak: a temporary may reuse memory of what is no longer needed."""
         return self.peak or self.parts
 
     @property
     def shared(self) -> float:
-        """What of the parts is never alive at once; below zero where some are in VMEM."""
+        """By how much the sum of the parts exceeds the peak; negative where some are in VMEM."""
         return self.parts - self.total
 
 
@@ -84,25 +84,25 @@ class Step:
 
 
 def distillation(student: LM, teacher: LM, training: Training, row_length: int) -> Work:
-    """Stage 4; student and teacher may differ in size."""
+    """The work of distillation; student and teacher may differ in size."""
     return Work(
         student, losses.distillation, training, ("train",), {"teacher": teacher}, row_length
     )
 
 
 def on_chips(work: Work) -> Work:
-    """The work with its models as they compute on TPU or GPU."""
+    """The work with its models in the dtype that they have on TPU or GPU."""
     refs = {name: for_chips(lm) for name, lm in work.refs.items()}
     return replace(work, lm=for_chips(work.lm), refs=refs)
 
 
 def for_chips(lm: Any) -> Any:
-    """The model as it computes on TPU or GPU, asked on a CPU."""
+    """The model in the dtype that it has on TPU or GPU; on a CPU, auto would be fp32."""
     return replace(lm, dtype="bfloat16") if getattr(lm, "dtype", None) == "auto" else lm
 
 
 def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
-    """A mesh of the slice's chips, for a JAX that runs on a CPU (`jax_platforms`) or on such chips.
+    """A mesh of the slice's chips; JAX itself runs on a CPU (`jax_platforms`) or on such chips.
 
     Raises ImportError where there is no compiler for them, ValueError where `shape` does not fit.
     """
@@ -115,7 +115,7 @@ def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
         )
     names = {
         "tpu": {"topology_name": str(place)},
-        "cuda": {"topology": f"1x1x{place.topology}"},  # slices, hosts, GPUs of a host
+        "cuda": {"topology": f"1x1x{place.topology}"},  # slices x hosts x GPUs per host
     }
     with _environment(OFFLINE):
         found = topologies.get_topology_desc(
@@ -141,9 +141,9 @@ def suggestion(place: Slice) -> str:
 def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Step:
     """Compile the step that `population` runs for one model per group of the `sweep` axis.
 
-    libtpu refuses what does not fit; XLA for GPU compiles it and says how much it needs. Raises
-    ValueError where the mesh does not divide the batch or the model, and for a step that cannot be
-    compiled for such chips at all.
+    libtpu refuses a program that does not fit; XLA for GPU compiles it and reports what it needs.
+    Raises ValueError where the mesh does not divide the batch or the model, and for a step that
+    cannot be compiled for these chips at all.
     """
     training, chip = work.training, chips.of_device(mesh.devices.flat[0].device_kind)
     flags = {**(chip.flags if chip else {}), **(options or {})}
@@ -161,7 +161,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
             compiled = traced.lower().compile(compiler_options=flags)
         except OverflowError:  # sizes that JAX cannot count
             raise
-        except Exception as error:  # JAX, Mosaic, Triton and XLA have each their own
+        except Exception as error:  # JAX, Mosaic, Triton and XLA raise different types
             return Step(_refused(str(error), _per_chip(arguments)), None)
     found, text = compiled.memory_analysis(), compiled.as_text()
     if found is None or text is None:
@@ -185,7 +185,7 @@ def rows_per_chip(training: Training, mesh: Mesh) -> int:
 
 
 def _per_chip(tree) -> float:
-    """Bytes of one device's part of sharded arrays."""
+    """Bytes of one device's shards."""
     sizes = (
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -195,7 +195,7 @@ def _per_chip(tree) -> float:
 
 
 def _refused(message: str, arguments: float) -> Memory:
-    """What a program needs that libtpu refuses. Raises ValueError if that was not for its size."""
+    """The memory of a program that libtpu refused. Raises ValueError if its size was not why."""
     for pattern, kind in REFUSED:
         if found := pattern.search(message):
             size = float(found.group(1)) * 1024 ** (" KMGT".index(found.group(2)))
@@ -206,7 +206,7 @@ def _refused(message: str, arguments: float) -> Memory:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables, for as long as it lasts."""
+    """Set environment variables within the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -13,7 +13,7 @@ def graddiff(
     *,
     retain_weight: float = 1.0,  # reference: 1 for language, 15 for arithmetic
 ) -> tuple[Scalar, Metrics]:
-    """L = −CE(forget) + retain_weight · CE(retain). Nothing bounds the ascent but few steps."""
+    """L = −CE(forget) + retain_weight · CE(retain). Only few steps bound the ascent."""
     forget = cross_entropy(lm, params, batch["forget"])
     retain = cross_entropy(lm, params, batch["retain"])
     return retain_weight * retain - forget, {"forget_ce": forget, "retain_ce": retain}

@@ -18,17 +18,17 @@ def repnoise(
     batch: Batch,
     key: Key,
     *,
-    method: Loss,  # reference: maxent, with its own retain term, so that this counts twice
+    method: Loss,  # reference: maxent, whose own retain term counts as well
     noise_weight: float = 0.001,  # β; reference: .001, in its grid 1e-4 to 4, WMDP 1
     ascent_weight: float = 1.0,  # a; reference: 1, in its grid .1 to 4
 ) -> tuple[Scalar, Metrics]:
     """L = method + CE(retain) + β · N − a · log(1 + H).
 
-    N: the MMD of rows' MLP outputs on forget, [T·D], from N(0, 1), averaged over layers; of few
-    rows and many tokens it is mostly its diagonal. H: the mean of the CE on forget and of that of
-    each residual state before the last, read by the last norm and the table without soft-cap.
-    Unlike the reference's, tokens of no weight are left out and not those at which retain, of other
-    rows, has the same id; H is over its L + 1 terms, there over L; the last state is normed once.
+    N: the MMD between rows' MLP outputs on forget, [T·D], and N(0, 1), averaged over layers; with
+    few rows of many tokens its diagonal dominates. H: the mean of the CE on forget and of the CE of
+    each earlier residual state, read by the last norm and the table without soft-cap. Unlike in the
+    reference, tokens of weight 0 are left out, not those whose id retain's unrelated rows have at
+    the same position; H is over its L + 1 terms, there over L; the last state is normed once.
     Raises ValueError for one row: its MMD is constant.
     """
     forget = batch["forget"]
@@ -37,10 +37,10 @@ def repnoise(
     value, metrics = method(lm, params, refs, batch, key)
     layers, table, here = range(lm.layers), lm.table(params), forget.weights > 0
     hidden, (states, made) = lm.tapped(params, forget.inputs, Taps(layers, layers))
-    mmd = jax.checkpoint(lambda one: _mmd(one[0], one[1], here))  # so that no noise is kept
+    mmd = jax.checkpoint(lambda one: _mmd(one[0], one[1], here))  # so that the noise is not stored
     noise = jnp.mean(lax.map(mmd, (made, jax.random.split(key, lm.layers))))
     last = head.cross_entropy(hidden, table, forget.targets, forget.weights, lm.softcap)
-    read = jnp.concatenate(list(lm.final(params, states)), 1)  # side by side along time
+    read = jnp.concatenate(list(lm.final(params, states)), 1)  # concatenated along time
     targets, weights = (jnp.tile(x, (1, lm.layers)) for x in (forget.targets, forget.weights))
     harm = (last + head.cross_entropy(read, table, targets, weights)) / (lm.layers + 1)
     retain = cross_entropy(lm, params, batch["retain"])
@@ -50,7 +50,7 @@ def repnoise(
 
 
 def _mmd(x: Float[Array, "B T D"], key: Key, here: Bool[Array, "B T"]) -> Scalar:
-    """From as many rows of N(0, 1), drawn anew; biased, by five RBF kernels around the spread."""
+    """Biased MMD from as many fresh rows of N(0, 1); five RBF kernels around the mean distance."""
     z, n = jax.random.normal(key, x.shape), 2 * len(x)
     rows = jnp.where(jnp.tile(here, (2, 1))[..., None], jnp.concatenate([x, z]), 0).reshape(n, -1)
     squares, products = jnp.sum(rows**2, -1), jnp.matmul(rows, rows.T, precision="highest")

@@ -22,9 +22,9 @@ def rmu(
 ) -> tuple[Scalar, Metrics]:
     """L = MSE(h(forget), c·u) + retain_weight · MSE(h(retain), h_base(retain)), u a random unit.
 
-    What trains is said to the optimizer; reference: `Unlearn(trains=Trains(((r"mlp/down$",
-    range(5, 11)),)))`, layers below the one that is read: later ones have no gradient. (There layer
-    11 trains as well, by name: it has none.) Raises ValueError for a layer that is not there.
+    Which parameters train is set in the recipe; reference: `Unlearn(trains=Trains(((r"mlp/down$",
+    range(5, 11)),)))`, layers below the one that is read: later ones have no gradient. (The
+    reference names layer 11, too, to no effect.) Raises ValueError for a layer that is not there.
     """
     base = refs["base"]
     forget, retain = batch["forget"], batch["retain"]

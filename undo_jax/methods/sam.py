@@ -19,12 +19,12 @@ def sam(
     *,
     method: Loss,  # e.g. maxent, or partial(rmu, ...)
     rho: float = 0.05,  # reference: .05, and .01 for RMU and WMDP
-    trains: Trains | None = None,  # what is moved to the worst place: give what `Unlearn` has
+    trains: Trains | None = None,  # what ρ perturbs: give the same as `Unlearn(trains=...)`
 ) -> tuple[Scalar, Metrics]:
-    """L = method(θ + ρ g / ‖g‖), g the method's gradient at θ: its worst within ρ, to first order.
+    """L = method(θ + ρ g / ‖g‖), g the method's gradient at θ: to first order, its worst within ρ.
 
-    θ is what trains. Its gradient is the method's there: two passes a step. With accumulation every
-    part of a batch has its own g.
+    θ is what trains. The gradient of L is the method's at the perturbed point: two passes per step.
+    With accumulation each microbatch has its own g.
     """
     frozen = lax.stop_gradient(params)
     here = pick(trains, frozen)
@@ -34,14 +34,14 @@ def sam(
         return method(lm, put(trains, frozen, place), refs, batch, key)
 
     def once(gradient, _):
-        """The method at the worst place by a gradient; by none, at θ."""
+        """The method at the perturbed point by a gradient; a gradient of 0 gives θ itself."""
         scale = rho / jnp.maximum(optax.tree.norm(gradient), 1e-12)
         worst = jax.tree.map(lambda w, g: w + scale * g, here, gradient)
         value, gradient = jax.value_and_grad(at, has_aux=True)(worst)
         return gradient, value
 
-    # a loop: compiled once, and XLA fails on two passes in a row (fp32 over fsdp and tensor)
+    # a scan: it compiles once, and XLA fails on two passes inline (fp32 over fsdp and tensor)
     gradient, values = lax.scan(once, jax.tree.map(jnp.zeros_like, here), length=2)
     loss, metrics = jax.tree.map(lambda x: x[1], values)
-    nothing = jax.tree.map(jnp.subtract, pick(trains, params), here)  # but for its derivative
+    nothing = jax.tree.map(jnp.subtract, pick(trains, params), here)  # 0, with a derivative
     return loss + optax.tree.vdot(gradient, nothing), metrics

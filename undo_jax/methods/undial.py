@@ -20,7 +20,7 @@ def undial(
 ) -> tuple[Scalar, Metrics]:
     """L = CE(softmax(y − β · onehot(target)), p) on forget + retain_weight · CE(retain).
 
-    y are the base's logits: its own distribution, but for the target that is made less likely.
+    y are the base's logits: p learns the base's distribution, with the target made less likely.
     """
     forget = of_head(LOWERED, lm, params, batch["forget"], refs["base"], extra=beta)
     retain = cross_entropy(lm, params, batch["retain"])
@@ -28,7 +28,7 @@ def undial(
 
 
 def _lowered(z, tokens, y):
-    """Of logits z and y, [N, V]; β is what else each token has."""
+    """The loss of logits z and y, [N, V]; `tokens.extra` is β."""
     hot = jax.nn.one_hot(tokens.targets, z.shape[-1])
     wanted = jax.nn.softmax(y - tokens.extra[:, None] * hot)
     return -jnp.sum(wanted * jax.nn.log_softmax(z), -1)

@@ -1,4 +1,4 @@
-"""What a decoder-only transformer is, as a value: its sizes, and in what families differ."""
+"""The configuration of a decoder-only transformer: its sizes, and what differs between families."""
 
 import math
 from dataclasses import dataclass, fields
@@ -19,11 +19,11 @@ REMAT = "none", "dots", "full"
 
 @dataclass(frozen=True)
 class Architecture:
-    """The architecture of a decoder, and how it is computed.
+    """The sizes of a decoder, and how it is computed.
 
-    Numbers take the types of their fields: a soft-cap of 30 is 30.0. Raises ValueError for sizes
-    that are not positive, not whole or not finite, head counts that do not divide and for an
-    unknown dtype or remat policy.
+    Numbers are converted to the types of their fields: a soft-cap of 30 becomes 30.0. Raises
+    ValueError for sizes that are not positive, not whole or not finite, head counts that do not
+    divide and for an unknown dtype or remat policy.
     """
 
     layers: int
@@ -33,17 +33,17 @@ class Architecture:
     kv_heads: int  # K
     head_width: int  # H
     vocabulary: int  # V
-    attention_scale: float  # of queries' products with keys
-    window: int  # sliding window of the even layers, in tokens; the odd ones see everything
+    attention_scale: float  # multiplies q·k
+    window: int  # sliding window of even layers, in tokens; odd layers see everything
     attention_softcap: float | None = None
     final_softcap: float | None = None
     document_start: int | None = None  # attention stays within the document this token id opens
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-6
     init_stddev: float = 0.02
-    family: str | None = None  # the file of models/ that knows its Hugging Face names
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: fp32 on CPU
-    remat: Literal["none", "dots", "full"] = "dots"  # keep matrix products and kernels' results
+    family: str | None = None  # the file in models/ with its Hugging Face names
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: fp32 on CPU, else bf16
+    remat: Literal["none", "dots", "full"] = "dots"  # dots: keep products and kernels' results
     unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
 
     def __post_init__(self):
@@ -73,7 +73,7 @@ class Architecture:
 
 
 def _number(name: str, value: Any, kind: type) -> Any:
-    """A field's value in its type. Raises ValueError for one that cannot be."""
+    """A field's value in its type. Raises ValueError for one that cannot be converted."""
     number: Any = value if isinstance(value, Real) else math.nan
     if not abs(number) < 2**63 or kind(number) != number:
         wanted = "whole number" if kind is int else "number"

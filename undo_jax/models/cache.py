@@ -1,4 +1,4 @@
-"""What a decoder has read of each row, to go on from."""
+"""The key/value cache of a decoder."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ from undo_jax.types import Rules
 
 
 class Cache(NamedTuple):
-    """What has been read: a token of position s is in slot s of its row, with its keys and values.
+    """The token at position s is in slot s of its row, with its keys and values.
 
-    Slots after the last token hold anything, e.g. padding: they are written before they are seen.
+    Slots after the last token hold arbitrary values: they are overwritten before a query sees them.
     """
 
     tokens: Int[Array, "B S"]
@@ -22,7 +22,7 @@ class Cache(NamedTuple):
 
 
 def empty(config: Architecture, batch: int, size: int) -> Cache:
-    """Room for `size` tokens a row; nothing is read yet."""
+    """An empty cache for `size` tokens per row."""
     c = config
     shape = (c.layers, batch, size, c.kv_heads, c.head_width)
     tokens = jnp.zeros((batch, size), jnp.int32)

@@ -35,7 +35,7 @@ LAYERS: Rules = (
     (r"norm$", P()),
 )
 SHARDING: Rules = ((r"embedding$", P(("tensor", "fsdp"))), *LAYERS)
-KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; never gathered weights
+KEPT = {  # what the backward pass keeps of a layer, by remat policy; never gathered weights
     "none": lambda primitive, *_, **__: primitive.name != "linear_call",
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -46,7 +46,7 @@ KEPT = {  # of a layer's forward pass for its backward pass, by remat policy; ne
 
 
 class Norm(nnx.Module):
-    """RMS norm in fp32, scaled by 1 + w: a w of zero is no scaling."""
+    """RMS norm in fp32, scaled by 1 + w."""
 
     def __init__(self, config: Architecture):
         self.epsilon = config.norm_epsilon
@@ -61,7 +61,7 @@ class Norm(nnx.Module):
 def rope(
     x: Float[Array, "B T N H"], positions: Int[Array, "#B T"], theta: float
 ) -> Float[Array, "B T N H"]:
-    """Rotary positions, halves rotated against each other, angles in fp32."""
+    """Rotary embedding: the two halves of H are the rotated pairs; angles in fp32."""
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions.astype(jnp.float32)[..., None, None] * frequency
@@ -80,7 +80,7 @@ class Span(NamedTuple):
 
     @property
     def local(self) -> Bool[Array, ""]:
-        """Whether this layer sees no further back than its window."""
+        """Whether this layer has a sliding window."""
         return self.layer % 2 == 0
 
 
@@ -135,7 +135,7 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each with a norm before and after, each added to the stream."""
+    """Attention and MLP, each with a norm before and after, each added to the residual stream."""
 
     def __init__(self, config: Architecture, rngs: nnx.Rngs):
         self.attention, self.mlp = Attention(config, rngs), MLP(config, rngs)
@@ -145,7 +145,7 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], Cache | None]:
-        """The stream after it, the MLP's output, and the cache."""
+        """The residual stream after the layer, the MLP's output, and the cache."""
         attended, cache = self.attention(self.before_attention(x), span, cache)
         x = x + self.after_attention(attended)
         made = self.mlp(self.before_mlp(x))
@@ -181,12 +181,12 @@ class Decoder(nnx.Module):
         cache = cache._replace(tokens=put(cache.tokens, tokens, start))
         x = self._embedded(tokens)
         run_layers, params = self._scan(self.config.layers, None, Edits())
-        # a few new tokens are less than a layer's weights: these stay split
+        # few new tokens are smaller than a layer's weights, which therefore stay sharded
         x, _, cache = run_layers(x, tokens, positions, params, Stacked(), cache)
         return self.final(x), cache
 
     def _opened(self, read: Int[Array, "B S"], positions: Int[Array, "#B T"]) -> Int[Array, "#B T"]:
-        """Where the document of the token at each position starts."""
+        """The slot at which the document of each position starts."""
         if self.config.document_start is None:
             return jnp.zeros_like(positions)
         slots = jnp.arange(read.shape[1])
@@ -199,13 +199,13 @@ class Decoder(nnx.Module):
 
     @property
     def _multiplier(self) -> Float[Array, ""]:
-        """Of embeddings, rounded to the dtype of the arithmetic."""
+        """Scale of embeddings, √D, rounded to the compute dtype."""
         return jnp.asarray(math.sqrt(self.config.width), self.config.compute_dtype)
 
     def _forward(
         self, tokens: Int[Array, "B T"], layers: int, taps: Taps | None, edits: Edits
     ) -> tuple[Float[Array, "B T D"], Tapped | None]:
-        """The stream after the first `layers` layers, and what the taps find."""
+        """The residual stream after the first `layers` layers, and what the taps find."""
         rows, time = tokens.shape
         before = 0 if edits.prefix is None else edits.prefix.shape[-2]
         positions = jnp.arange(before + time)[None]
@@ -224,7 +224,7 @@ class Decoder(nnx.Module):
         return x[:rows, before:], tapped
 
     def _prefixed(self, x: Float[Array, "B T D"], prefix: Array) -> Float[Array, "B S D"]:
-        """The prefix before the tokens. Raises ValueError where no token of a document sees it."""
+        """Prepend the prefix. Raises ValueError if attention ends at the start of a document."""
         if self.config.document_start is not None:
             raise ValueError(
                 f"a prefix and document_start={self.config.document_start}: attention within "
@@ -236,7 +236,7 @@ class Decoder(nnx.Module):
         return jnp.concatenate([prefix, x], axis=1)
 
     def _scan(self, layers: int, taps: Taps | None, edits: Edits) -> tuple[Callable, Any]:
-        """What runs the first `layers` layers, and their parameters."""
+        """A function that runs the first `layers` layers, and their parameters."""
         config, dtype = self.config, self.config.compute_dtype
         graph, params = nnx.split(self.layers)
         params = jax.tree.map(lambda w: w[:layers], nnx.to_pure_dict(params))
@@ -264,7 +264,7 @@ class Decoder(nnx.Module):
             body = jax.checkpoint(run, policy=KEPT[config.remat], prevent_cse=False)
             numbered = jnp.arange(layers), params
             x, tapped, cache = lax.scan(body, (x, tapped, cache), numbered, unroll=config.unroll)[0]
-            if taps is not None:  # without the slot of the rest
+            if taps is not None:  # drop the shared last slot
                 tapped = jax.tree.map(lambda found: found[:-1], tapped)
             return x, tapped, cache
 
@@ -272,16 +272,16 @@ class Decoder(nnx.Module):
 
 
 def _gathered(params: Any, dtype: jnp.dtype) -> Any:
-    """One layer's weights as its arithmetic wants them: whole along `fsdp`, matrices cast."""
+    """One layer's weights for computation: all-gathered over `fsdp`, matrices cast."""
 
     def of_leaf(path, w):
-        spec = P(*spec_of(path, w.ndim, LAYERS)[1:])  # without L
+        spec = P(*spec_of(path, w.ndim, LAYERS)[1:])  # without the axis L
         return gather_weight(w, dtype, spec) if "fsdp" in spec else w
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
 def matrix(config: Architecture, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
-    """N(0, init_stddev²) in fp32."""
+    """A matrix drawn from N(0, init_stddev²), in fp32."""
     draw = jax.random.normal(rngs.params(), (rows, columns), jnp.float32)
     return nnx.Param(config.init_stddev * draw)

@@ -41,8 +41,8 @@ PRESETS = {
                    head_width=128, attention_scale=144**-0.5),
 }  # fmt: skip
 
-# Where Hugging Face's tensors are here. A Linear's weight is [out, in] there and one entry a layer;
-# here it is [in, out] and stacked. The embedding is tied and stored once.
+# Parameter path -> Hugging Face's tensor name. There a Linear's weight is [out, in], one per layer;
+# here it is [in, out], layers stacked. The embedding is tied and stored once.
 NAMES = {
     "embedding": "model.embed_tokens.weight",
     "layers/before_attention/norm": "model.layers.{}.input_layernorm.weight",
@@ -75,7 +75,7 @@ _SCALARS = {
     "norm_epsilon": "rms_norm_eps",
     "init_stddev": "initializer_range",
 }
-_FIXED = {  # what a configuration may state and this decoder cannot do otherwise
+_FIXED = {  # fields of config.json for which this decoder supports only these values
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
     "attention_bias": False,
@@ -84,16 +84,16 @@ _FIXED = {  # what a configuration may state and this decoder cannot do otherwis
 
 
 def preset(name: str, **changes) -> Transformer:
-    """A named size, with any field changed. Raises ValueError for an unknown name."""
+    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
-    """The model that a config.json states; what it leaves out is the 2B model's, as there.
+    """The model that a config.json states; missing fields are the 2B model's, as in transformers.
 
-    Raises ValueError for what this decoder cannot do.
+    Raises ValueError for what this decoder does not support.
     """
     for key, only in _FIXED.items():
         if content.get(key) not in (None, only):
@@ -116,7 +116,7 @@ def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
-    """What config.json says of a model. Raises ValueError for one that it cannot state."""
+    """A model as config.json. Raises ValueError for one that config.json cannot express."""
     scalar = max(1, round(lm.attention_scale**-2))
     if not math.isclose(scalar**-0.5, lm.attention_scale, rel_tol=1e-6):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Weights as Hugging Face stores them, in and out.
 
-A Linear's weight is [out, in] there and one file entry a layer; here it is [in, out] and stacked.
+There a Linear's weight is [out, in], one tensor per layer; here it is [in, out], layers stacked.
 """
 
 import functools
@@ -28,15 +28,15 @@ from undo_jax.types import Params, shapes
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 HEAD, IDS = "lm_head.weight", ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION = "generation_config.json"
-UNSTATED = ("document_start", "dtype", "remat", "unroll")  # fields that a folder does not state
-ROWS = 4096  # of a table, compared at a time
+UNSTATED = ("document_start", "dtype", "remat", "unroll")  # fields that config.json does not state
+ROWS = 4096  # rows of a table that are compared at a time
 
 
 class Tensor(NamedTuple):
-    """Where a Hugging Face tensor is here, and its shape there."""
+    """The parameter path of a Hugging Face tensor here, and its shape there."""
 
     path: str
-    layer: int | None  # its place in the stack; None outside the layers
+    layer: int | None  # its index in the stack; None outside the layers
     shape: tuple[int, ...]
 
 
@@ -55,9 +55,9 @@ def tensors(lm: Transformer) -> dict[str, Tensor]:
 
 
 def named(lm: Transformer, params: Params, dtype: str = "float32") -> Iterator[tuple[str, Any]]:
-    """The parameters one by one as Hugging Face names, orders and rounds them: NumPy arrays.
+    """The parameters one by one as NumPy arrays, with Hugging Face's names, layout and dtype.
 
-    Every process must ask for each, and gets it whole.
+    Every process must iterate over all of them, and gets each whole.
     """
     leaves = _leaves(params)
     for name, (path, layer, _) in tensors(lm).items():
@@ -66,7 +66,7 @@ def named(lm: Transformer, params: Params, dtype: str = "float32") -> Iterator[t
 
 
 def load(folder: epath.PathLike, lm: Transformer, mesh: Mesh) -> Params:
-    """fp32 parameters from safetensors files, each device's slice read straight onto it.
+    """fp32 parameters from safetensors files; only each device's own shard is read.
 
     Raises FileNotFoundError for a missing file and ValueError for one that cannot be read and for
     tensors that are not this model's, all before any weight is read.
@@ -97,12 +97,12 @@ def save(
     ids: Mapping[str, Any] | None = None,
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
-    """A folder that transformers loads; it appears once it is whole. One file's worth is in memory.
+    """Write a folder that transformers loads, atomically; one file at a time is in memory.
 
-    `ids` are those of special tokens, see `IDS`; without, there are none. Files in `extra` go
-    along, e.g. a tokenizer's. Raises FileExistsError for a folder that holds something and
-    ValueError for a model that Hugging Face's configuration cannot state; of `document_start` it
-    says nothing.
+    `ids` are those of special tokens, see `IDS`; None: there are none. Files in `extra`, e.g. a
+    tokenizer's, are written, too. Raises FileExistsError for a folder that is not empty and
+    ValueError for a model that Hugging Face's configuration cannot express; `document_start` is
+    left out.
     """
     folder = local(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -115,7 +115,7 @@ def save(
         raise ValueError(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
     description = {**family(lm.family).describe(lm), "torch_dtype": dtype} | ids
     width = jnp.dtype(dtype).itemsize
-    if ids["pad_token_id"] is None:  # in a batch, after the end; no row of the embedding is for it
+    if ids["pad_token_id"] is None:  # to pad batches; it needs no embedding
         ids["pad_token_id"] = ids["bos_token_id"]
     sizes = {name: width * math.prod(t.shape) for name, t in tensors(lm).items()}
     shards = _shards(sizes, max_shard_bytes)
@@ -130,7 +130,7 @@ def save(
             content = dict(itertools.islice(stream, len(names)))
             if jax.process_index() == 0:
                 save_file(content, made / file, metadata={"format": "pt"})
-                shutil.copymode(made / CONFIG, made / file)  # the library's is the owner's alone
+                shutil.copymode(made / CONFIG, made / file)  # else readable by its owner only
         if jax.process_index() == 0:
             if len(shards) > 1:
                 where = {n: f for f, names in zip(files, shards, strict=True) for n in names}
@@ -165,7 +165,7 @@ def _cut(leaf: jax.Array, layer: int | None, dtype: str) -> jax.Array:
 def _reader(
     shape: tuple[int, ...], slices: list[Any], stacked: bool
 ) -> Callable[[Any], np.ndarray]:
-    """What reads one device's part of a leaf; devices that hold the same part share it."""
+    """A function that reads a device's shard of a leaf; devices with the same shard share it."""
 
     @functools.cache
     def read(*bounds: tuple[int, int]) -> np.ndarray:
@@ -217,7 +217,7 @@ def _check(folder: epath.Path, lm: Transformer, stored: Mapping[str, Any]) -> No
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two stored tables are equal, without holding either."""
+    """Whether two stored tables are equal, without loading either whole."""
     if one.get_shape() != other.get_shape():
         return False
     rows = one.get_shape()[0]
@@ -226,7 +226,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
-    """Names in their order, split so that no file is above the limit where a tensor is not."""
+    """Names in order, split into files of at most `limit` bytes, or of one larger tensor."""
     shards, used = [[]], 0
     for name, size in sizes.items():
         if shards[-1] and used + size > limit:

@@ -21,7 +21,7 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 
 
 def family(name: Any, file: epath.Path | str = "the model") -> ModuleType:
-    """The file of this folder for a model_type. Raises ValueError where there is none."""
+    """The module in models/ for a model_type. Raises ValueError where there is none."""
     known = families()
     if name not in known:
         raise ValueError(f"{file}: model_type={name!r} is not supported: {' or '.join(known)} is")
@@ -29,7 +29,7 @@ def family(name: Any, file: epath.Path | str = "the model") -> ModuleType:
 
 
 def families() -> list[str]:
-    """Every model_type that is known: the files here that have a table of tensors' names."""
+    """Every known model_type: the modules in models/ that define `NAMES`."""
     names = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
     modules = {name: importlib.import_module(f"undo_jax.models.{name}") for name in names}
     return [name for name, module in modules.items() if hasattr(module, "NAMES")]
@@ -46,9 +46,9 @@ def read_config(folder: epath.PathLike) -> Transformer:
 
 
 def read_ids(folder: epath.PathLike) -> dict[str, Any]:
-    """Ids of the special tokens that config.json states; what it leaves out is its family's own.
+    """Ids of the special tokens that config.json states; missing ones are the family's defaults.
 
-    Raises FileNotFoundError without the file and ValueError for what is no id.
+    Raises FileNotFoundError without the file and ValueError for an invalid id.
     """
     file = local(folder) / CONFIG
     content = read_json(file)
@@ -57,7 +57,7 @@ def read_ids(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def read_bos(folder: epath.PathLike) -> str | None:
-    """The name of BOS that tokenizer_config.json states; None where it states none."""
+    """The BOS token's text, from tokenizer_config.json; None where it states none."""
     file = local(folder) / "tokenizer_config.json"
     token = read_json(file).get("bos_token") if file.is_file() else None
     token = token.get("content") if isinstance(token, dict) else token
@@ -65,7 +65,7 @@ def read_bos(folder: epath.PathLike) -> str | None:
 
 
 def opened(folder: epath.Path, stack: ExitStack) -> dict[str, Any]:
-    """Every stored tensor by name, unread.
+    """Every stored tensor by name, not read yet.
 
     Raises FileNotFoundError for a missing file and ValueError for one that cannot be read.
     """
@@ -116,7 +116,7 @@ def local(folder: epath.PathLike) -> epath.Path:
 
 @contextmanager
 def written(folder: epath.Path) -> Iterator[epath.Path]:
-    """A folder beside `folder` that takes its name at the end; process 0 writes into it."""
+    """A temporary folder that is renamed to `folder` at the end; process 0 writes into it."""
     made = folder.parent / f"{folder.name}.unfinished"
     if jax.process_index() == 0:
         shutil.rmtree(made, ignore_errors=True)

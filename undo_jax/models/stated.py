@@ -1,11 +1,11 @@
-"""Numbers as a config.json of Hugging Face states them, checked."""
+"""Checked numbers from a Hugging Face config.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-LARGEST = 2**63  # that a configuration may state
+LARGEST = 2**63  # bound of numbers in a configuration
 
 
 def positive(file: epath.Path, content: Mapping[str, Any], key: str, whole: bool = False) -> Any:
@@ -18,7 +18,7 @@ def positive(file: epath.Path, content: Mapping[str, Any], key: str, whole: bool
 
 
 def rope_theta(file: epath.Path, content: Mapping[str, Any], default: float) -> float:
-    """From `rope_parameters` (transformers 5) or `rope_theta`. Raises ValueError if it scales."""
+    """From `rope_parameters` (transformers 5) or `rope_theta`. Raises ValueError for scaling."""
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
     known = isinstance(rope, dict) and not rope.keys() - {"rope_theta", "rope_type"}
     if not known or rope.get("rope_type", "default") != "default":
@@ -27,7 +27,7 @@ def rope_theta(file: epath.Path, content: Mapping[str, Any], default: float) -> 
 
 
 def ids(stated: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
-    """Ids of special tokens as a file states them. Raises ValueError for what is no id."""
+    """Ids of special tokens as a file states them. Raises ValueError for an invalid id."""
     for name, value in stated.items():
         several = value if isinstance(value, list) and name.startswith("eos") else [value]
         if value is not None and not all(type(i) is int and 0 <= i < LARGEST for i in several):

@@ -1,7 +1,7 @@
-"""What is read from the layers of a scan, and what is changed between them.
+"""Taps and edits in a scan over layers.
 
-Layers run in a loop, so which of them are meant is data: each place has a slot in a stack of what
-was chosen, and all that were not chosen share one more slot, the last.
+A scan's body cannot depend on the layer in Python, so values of the chosen places are stacked: each
+chosen place has a slot of the stack, and all other places share one more slot, the last.
 """
 
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ from undo_jax.mesh import BATCH
 from undo_jax.sharding import pad_rows
 from undo_jax.types import Edits, Tapped, Taps
 
-OF_TAPPED: Any = Tapped(P(None, BATCH), P(None, BATCH))  # type: ignore  # over rows, as the stream
+OF_TAPPED: Any = Tapped(P(None, BATCH), P(None, BATCH))  # type: ignore  # sharded over rows
 
 
 def check(taps: Taps | None, edits: Edits | None, layers: int) -> None:
-    """Raises ValueError for a layer that a model of so many does not have, or one tapped twice."""
+    """Raises ValueError for a layer that a model of `layers` layers lacks, or one given twice."""
     taps, edits = taps or Taps(), edits or Edits()
     for name, chosen, count in (
         ("Taps.residual", taps.residual, layers + 1),
@@ -36,7 +36,7 @@ def check(taps: Taps | None, edits: Edits | None, layers: int) -> None:
 
 
 def nothing_yet(taps: Taps, x: Float[Array, "B T D"]) -> Tapped:
-    """Room for what is tapped, and the slot of the rest; no room at all where there are no taps."""
+    """Zeros for what will be tapped, with the shared last slot; no slots if there are no taps."""
     room = lambda chosen: jnp.zeros((bool(chosen) + len(chosen), *x.shape), x.dtype)  # noqa: E731
     return Tapped(room(taps.residual), room(taps.mlp))
 
@@ -44,26 +44,26 @@ def nothing_yet(taps: Taps, x: Float[Array, "B T D"]) -> Tapped:
 def record(
     found: Float[Array, "slots B T D"], chosen: Iterable[int], index: Any, x: Float[Array, "B T D"]
 ) -> Float[Array, "slots B T D"]:
-    """With `x`, which was found at place `index`, in its slot."""
+    """`found` with `x`, the value at place `index`, in its slot."""
     slot = _slots(chosen, index)
     return found if slot is None else lax.dynamic_update_index_in_dim(found, x, slot, 0)
 
 
 class Stacked(NamedTuple):
-    """Edits as the scan wants them: a pytree of arrays, the last slot of each changes nothing."""
+    """Edits for the scan: a pytree of stacked arrays; the last slot of each changes nothing."""
 
-    remove: Float[Array, "slots D"] | None = None  # of length 1, or 0
+    remove: Float[Array, "slots D"] | None = None  # unit vectors, or 0
     add: Float[Array, "slots #B #T D"] | None = None
 
     @property
     def specs(self) -> "Stacked":
-        """Over rows where rows differ."""
+        """Sharded over rows where rows differ."""
         split = self.add is not None and self.add.shape[1] > 1
         return Stacked(P(), P(None, BATCH) if split else P())  # type: ignore[arg-type]
 
 
 def stack(edits: Edits, prefix: int) -> Stacked:
-    """Additions that differ from position to position are to what follows the prefix."""
+    """Stack the edits; additions that vary along T are for the tokens after the prefix."""
     remove, add = None, None
     if edits.remove:
         given = jnp.stack([u.astype(jnp.float32) for u in edits.remove.values()])
@@ -82,7 +82,7 @@ def stack(edits: Edits, prefix: int) -> Stacked:
 def edit(
     x: Float[Array, "B T D"], stacked: Stacked, edits: Edits, index: Any
 ) -> Float[Array, "B T D"]:
-    """The stream at place `index`: first a direction is removed, then another is added."""
+    """The edited residual stream at place `index`: first remove a direction, then add one."""
     if stacked.remove is not None:
         unit = stacked.remove[_slots(edits.remove, index)]
         y = x.astype(jnp.float32)

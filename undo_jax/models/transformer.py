@@ -1,6 +1,6 @@
-"""The `LM` of a decoder's configuration: pure functions of a tree of plain dicts.
+"""A decoder as an `LM`: pure functions of a pytree of plain dicts.
 
-The Flax NNX module is made and taken apart in here; nothing outside sees it.
+The Flax NNX module is merged and split inside these functions; nothing outside sees it.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps
 
 @dataclass(frozen=True)
 class Transformer(Architecture):
-    """A decoder as an `LM`: its configuration, with what can be done with its parameters.
+    """A decoder as an `LM`: its configuration, with functions of its parameters.
 
     Raises ValueError as `Architecture` does.
     """
@@ -42,7 +42,7 @@ class Transformer(Architecture):
         return nnx.to_pure_dict(nnx.state(Decoder(self, key), nnx.Param))
 
     def rounded(self, params: Params) -> Params:
-        """Matrices in the dtype of the arithmetic; norms' vectors are used in fp32."""
+        """Matrices in the compute dtype; norms' vectors stay in fp32."""
 
         def of_leaf(path, w):
             return w if path_name(path).endswith("norm") else w.astype(self.compute_dtype)

@@ -7,5 +7,5 @@ from undo_jax.types import LM, Key, Params
 
 
 def fresh(lm: LM, key: Key, params: Params, alpha: Float[Array, ""] | float) -> Params:
-    """θ' = (1 − α)θ + α·θ₀ with θ₀ drawn as the model draws its own first parameters."""
+    """θ' = (1 − α)θ + α·θ₀, θ₀ a fresh initialisation by `lm.init`."""
     return jax.tree.map(lambda w, new: (1 - alpha) * w + alpha * new, params, lm.init(key))

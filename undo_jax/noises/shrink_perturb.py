@@ -15,8 +15,8 @@ def shrink_perturb(
 ) -> Params:
     """θ' = (1 − α)θ + αβN: N is Xavier-uniform for matrices and zero for vectors.
 
-    A leaf's noise depends on the key and the leaf's path alone. Leaves under "layers" are stacks,
-    so there a matrix has three axes and a norm's vector two.
+    A leaf's noise depends only on the key and the leaf's path. Leaves under "layers" are stacked:
+    there a matrix has three axes and a norm's vector two.
     """
 
     def mix(path, w):

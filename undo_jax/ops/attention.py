@@ -26,7 +26,7 @@ def attention(
     """Query t sees the keys of slots first[t] to last[t]; scores and softmax in fp32."""
     batch, time, heads, width = q.shape
     kv_heads = k.shape[2]
-    group = (heads // kv_heads) * time  # the queries that share a key/value head, side by side
+    group = (heads // kv_heads) * time  # the queries that share a key/value head, concatenated
     q = jnp.moveaxis(q, 1, 2).reshape(batch, kv_heads, group, width)
     scores = jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
@@ -40,7 +40,7 @@ def attention(
 
 
 def heads_divide(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
-    """Whether `over_heads` can split them: whole heads, and whole key/value heads or shares."""
+    """Whether `tensor` divides the heads, and divides or is divided by the key/value heads."""
     heads, kv_heads, devices = q.shape[2], k.shape[2], parts("tensor")
     return heads % devices == 0 and 0 in (kv_heads % devices, devices % kv_heads)
 
@@ -52,9 +52,9 @@ def over_heads(
     v: Float[Array, "B T K H"],
     *others: Any,
 ) -> Float[Array, "B T N H"]:
-    """`kernels(q, k, v, *others)` of each device's heads, which `tensor` splits; others are whole.
+    """`kernels(q, k, v, *others)`, sharded by heads over `tensor`; `others` are replicated there.
 
-    Where `tensor` has more devices than there are key/value heads, several have the same one.
+    Where `tensor` has more devices than there are key/value heads, several share the same one.
     """
     if k.shape[2] < parts("tensor"):
         k, v = (jnp.repeat(x, parts("tensor") // k.shape[2], axis=2) for x in (k, v))
@@ -71,8 +71,9 @@ def write(
 ) -> Float[Array, "L B S K H"]:
     """`kept` with `new` in slots start, start + 1, ... of each row of one layer.
 
-    In place where `kept` is not used again. Rows are a batch dimension of the scatter, so that each
-    device writes its own; `kept.at[layer, rows, slots].set(new)` would gather `new` first.
+    XLA updates it in place where `kept` is not used again. Rows are a batch dimension of the
+    scatter, so that each device writes its own; `kept.at[layer, rows, slots].set(new)` would
+    all-gather `new` first.
     """
     corners = jnp.stack([jnp.broadcast_to(layer, start.shape), start], axis=-1)
     numbers = lax.ScatterDimensionNumbers(

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 from undo_jax.ops import gpu
 from undo_jax.ops.attention import heads_divide, over_heads
 
-HIDDEN = -1e30  # a logit of weight 0; finite, for a row may see none of a block's keys
+HIDDEN = -1e30  # a masked logit; finite, because a query may see no key of a block
 
 
 class Tile(NamedTuple):
-    """What a kernel's program has of T, what it goes through at a time, and how it is compiled."""
+    """Positions of T that a program owns, those it reads per iteration, and compiler parameters."""
 
     own: int
     other: int
@@ -25,7 +25,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-TILES = {  # by width of a head: for the output, for the gradient of q and for those of k and v
+TILES = {  # by head width: for the output, for the gradient of q, for those of k and v
     32: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 32, 8, 3)),
     64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
     128: (Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 3)),
@@ -34,15 +34,15 @@ TILES = {  # by width of a head: for the output, for the gradient of q and for t
 
 
 class Scores(NamedTuple):
-    """What logits are of products q·k."""
+    """From products q·k to logits."""
 
     scale: float
     softcap: float | None
 
     def of(self, products):
-        """Logits to base 2, but for a constant that softmax does not see, and their slope.
+        """Logits to base 2, up to a constant that cancels in softmax, and their derivative.
 
-        The slope is in units of `unit`. c·tanh(x/c) is c - 2c/(1 + exp(2x/c)).
+        The derivative is in units of `unit`. c·tanh(x/c) is c - 2c/(1 + exp(2x/c)).
         """
         if self.softcap is None:
             return products * (self.scale * gpu.LOG2_E), 1.0
@@ -55,7 +55,7 @@ class Scores(NamedTuple):
 
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
-    """Whether the kernels run here: on a GPU they are made for, in bf16, on sizes they divide."""
+    """Whether the kernels can be used: on a GPU in `GPUS`, in bf16, for supported sizes."""
     fits = q.shape[3] in TILES and heads_divide(q, k)
     return gpu.found() is not None and q.dtype == jnp.bfloat16 and fits
 
@@ -69,7 +69,7 @@ def attention(
     softcap: float | None,
     first: Int[Array, "#B T"],
 ) -> Float[Array, "B T N H"]:
-    """Query t sees the keys first[t] to t; `first` must not fall along T."""
+    """Query t sees the keys first[t] to t; `first` must not decrease along T."""
     first = jnp.broadcast_to(first, q.shape[:2])
     return over_heads(partial(_attention, Scores(scale, softcap)), q, k, v, first)
 
@@ -107,8 +107,8 @@ _attention.defvjp(_forward, _backward)
 def _call(kernel, tile, products, heads, arguments, results):
     """Run a kernel for each block of T, head and row.
 
-    It sees a row's whole T, and all heads of an array that share its own head. For each query head
-    it makes so many products of T × T × H, of which a causal mask leaves half.
+    A program reads all of a row's T, and those heads of each array that share its own. `products`
+    counts matrix products of T × T × H per query head; the causal mask leaves half of each.
     """
     batch, time, query_heads, width = arguments[0].shape
 
@@ -205,19 +205,19 @@ def _key_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs):
 
 def _span(tile, first_ref):
     """The first query of a program, and the blocks of keys that its queries see."""
-    start = (pl.num_programs(0) - 1 - pl.program_id(0)) * tile.own  # the longest come first
+    start = (pl.num_programs(0) - 1 - pl.program_id(0)) * tile.own  # longest first
     end = jnp.minimum(start + tile.own, first_ref.shape[0])
     return start, (lax.div(first_ref[start], tile.other), pl.cdiv(end, tile.other))
 
 
 def _visible(start, first, key, keys):
-    """Which queries from `start` on see which of so many keys from `key` on."""
+    """Mask [queries, keys]: which queries from `start` on see which keys from `key` on."""
     queries, keys = start + jnp.arange(len(first)), key + jnp.arange(keys)
     return (first[:, None] <= keys) & (keys <= queries[:, None])
 
 
 def _load(ref, start, size, head=0):
-    """Slots start, start + 1, ... of a head; 0 where there are none."""
+    """Slots start, start + 1, ... of a head; 0 beyond the end of T."""
     part, there = _part(ref, start, size, head)
     return plgpu.load(part, mask=there, other=None if there is None else 0)
 
@@ -228,9 +228,9 @@ def _store(ref, start, x):
 
 
 def _part(ref, start, size, head):
-    """Of [T], [N, T] or [T, N, H], and which of the slots there are; None is all."""
+    """A part of [T], [N, T] or [T, N, H], and which of its slots exist; None: all."""
     time, slots = ref.shape[0 if ref.ndim == 3 else -1], pl.ds(start, size)
-    head += jnp.zeros((), jnp.int32)  # an interpreted load with a mask takes no Python number
+    head += jnp.zeros((), jnp.int32)  # a masked load, interpreted, takes no Python number
     there = None if time % size == 0 else start + jnp.arange(size) < time
     if ref.ndim == 3:
         return ref.at[slots, head], None if there is None else there[:, None]

@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.ops.attention import heads_divide, over_heads
 
-LANES = 128  # sizes of heads and blocks are multiples of it
-INTERPRET = False  # on a CPU, for tests
+LANES = 128  # sizes of heads and blocks are multiples of this
+INTERPRET = False  # run on a CPU, for tests
 
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
-    """Whether the kernels run here: on TPU, in bf16, on sizes that they divide."""
+    """Whether the kernels can be used: on TPU, in bf16, for supported sizes."""
     fits = q.shape[1] % LANES == q.shape[3] % LANES == 0 and heads_divide(q, k)
     return pltpu.is_tpu_device() and q.dtype == jnp.bfloat16 and fits
 
@@ -33,9 +33,9 @@ def attention(
     local: Bool[Array, ""],
     documents: Int[Array, "#B T"] | None,
 ) -> Float[Array, "B T N H"]:
-    """Token t sees those up to itself: of its own document, and where `local` the last `window`.
+    """Token t sees tokens up to itself, of its own document; if `local`, only the last `window`.
 
-    `documents` differ where documents do; None is one document a row.
+    `documents` numbers each token's document; None: each row is one document.
     """
     kernels = partial(_attention, scale=scale, softcap=softcap, window=window)
     return over_heads(kernels, q, k, v, local, documents)

@@ -1,4 +1,4 @@
-"""Embeddings of tokens, from a table that is split over devices."""
+"""Embeddings of tokens, from a sharded table."""
 
 from functools import partial
 
@@ -17,9 +17,9 @@ def lookup(
 ) -> Float[Array, "B T D"]:
     """`table[tokens]`, as `dtype`.
 
-    Each device looks up its part of V for the rows of its whole `fsdp` group, and the group sums
-    what it found, each row where it belongs. It goes through time in as many pieces as the group
-    has devices, so that a device never holds more than its own rows take.
+    Each device looks up its shard of V for the rows of its whole `fsdp` group; a reduce-scatter
+    sums the results and returns each device its own rows. T is processed in as many pieces as the
+    group has devices, so that a device needs no more memory than its own rows take.
     """
 
     def look_up(table, group):

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the GPUs that they are made for, and instructions of these."""
+"""What the Triton kernels share: the GPUs they support, and PTX instructions."""
 
 import math
 from typing import NamedTuple
@@ -10,15 +10,15 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 LOG2_E = math.log2(math.e)
-INTERPRET = False  # kernels on a CPU, for tests
+INTERPRET = False  # run kernels on a CPU, for tests
 
 
 class Gpu(NamedTuple):
-    flops: float  # bf16, dense, a second
-    memory: float  # bytes a second to and from HBM
+    flops: float  # bf16, dense, per second
+    memory: float  # bytes per second to and from HBM
 
 
-GPUS = {  # by the beginning of the device's kind: NVIDIA's data sheets, SXM
+GPUS = {  # by prefix of `device_kind`; NVIDIA's data sheets, SXM
     "NVIDIA A100": Gpu(312e12, 2039e9),
     "NVIDIA H100": Gpu(989e12, 3350e9),
     "NVIDIA H200": Gpu(989e12, 4800e9),
@@ -26,14 +26,14 @@ GPUS = {  # by the beginning of the device's kind: NVIDIA's data sheets, SXM
 
 
 def found() -> Gpu | None:
-    """That of the mesh in use, else of this machine; None where it is none of these."""
+    """The GPU of the current mesh, else of this machine; None if it is not in `GPUS`."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     known = (gpu for name, gpu in GPUS.items() if device.device_kind.startswith(name))
     return next(known, None)
 
 
 def counted(flops: float):
-    """Within it a kernel is called that does so much: XLA for GPU forgets its `cost_estimate`."""
+    """A context that states a kernel's FLOPs: XLA for GPU drops its `cost_estimate`."""
     return set_xla_metadata(flops=str(round(flops)))
 
 
@@ -51,7 +51,7 @@ def tanh(x: Float[Array, "..."], scale: float) -> Float[Array, "..."]:
 
 
 def _instruction(name, x):
-    """One where XLA takes several, for the sake of numbers below 2^-126, which become 0 here."""
+    """One PTX instruction; XLA needs several to be exact below 2^-126, which is 0 here."""
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     (y,) = plgpu.elementwise_inline_asm(
         f"{name} $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[like]

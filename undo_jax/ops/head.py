@@ -1,9 +1,9 @@
 """Losses on hidden states: the [B, T, V] logits of a batch never exist.
 
 `weighted_sum` is Σ_bt weights[b, t] · l(z[b, t]) with soft-capped logits z and any `HeadLoss` l,
-`per_token` is l(z[b, t]); `head_chunks` scans them in chunks of time. The gradient in a token's
-weight is that token's loss. No gradient reaches targets, a teacher or what else a loss is given.
-`reference_*` say the same in the plainest way, for the tests.
+`per_token` is l(z[b, t]); `head_chunks` computes them in chunks of time. The gradient with respect
+to a token's weight is that token's loss. No gradient reaches targets, a teacher or `extra`.
+`reference_*` compute the same in the plainest way, for the tests.
 """
 
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from undo_jax.sharding import pad_rows
 
 
 class Teacher(NamedTuple):
-    """A model whose logits a loss compares with: its hidden states, table and soft-cap."""
+    """A model whose logits a loss reads: its hidden states, table and soft-cap."""
 
     hidden: Float[Array, "B T D2"]
     table: Float[Array, "V D2"]
@@ -59,10 +59,10 @@ def weighted_sum(
     extra: Any = (),
     chunk: int | None = None,
 ) -> Scalar:
-    """Σ w · loss, of any number of rows: those that the mesh lacks weigh nothing.
+    """Σ w · loss. B need not divide the mesh: it is padded with rows of weight 0.
 
     `extra` is a pytree of what else the loss reads at each token, [B, T, ...]; a scalar is the same
-    for all. Raises ValueError where a loss that has a kernel is given some, for no kernel reads it.
+    for all tokens. Raises ValueError if a loss with a kernel is given `extra`, which none reads.
     """
     tokens, teacher_table, teacher_cap = _others(loss, hidden, targets, teacher, extra)
     hidden, tokens, weights = pad_rows((hidden, tokens, weights))
@@ -85,7 +85,7 @@ def per_token(
 ) -> Float[Array, "B T"]:
     """The loss of each token. Raises what `weighted_sum` does.
 
-    The backward pass makes the logits again, for it is told only then how much each token counts.
+    The backward pass recomputes the logits: only then is each token's cotangent known.
     """
     tokens, teacher_table, teacher_cap = _others(loss, hidden, targets, teacher, extra)
     count, caps = hidden.shape[0], (softcap, teacher_cap)
@@ -150,7 +150,7 @@ def kl_to_uniform(
 def _others(
     loss: HeadLoss, hidden: Hidden, targets: Any, teacher: Teacher | None, extra: Any
 ) -> tuple[Tokens, Any, float | None]:
-    """What a loss reads beside the model: at each token, the teacher's table and its soft-cap."""
+    """What a loss reads beside the model: per-token values, the teacher's table, its soft-cap."""
     needed = {"token": targets, "teacher": teacher}
     if loss.kernel is not None and needed.get(loss.kernel, ()) is None:
         raise ValueError(f"kernel={loss.kernel!r}: such a loss needs targets or a teacher")

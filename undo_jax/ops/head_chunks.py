@@ -1,12 +1,13 @@
-"""The machine of the head: any `HeadLoss` of a batch, a chunk of time at a time, on every mesh.
+"""Any `HeadLoss` of a batch, one chunk of time after another, on every mesh.
 
-While a chunk's logits are live its gradients are made as well. `weighted_sum` stores them in the
-forward pass, so that the backward pass only scales them: one pass over the vocabulary. `per_token`
-does not know yet how much each token will count, and makes the logits again on the way back.
+While a chunk's logits are live, its gradients are computed as well. `weighted_sum` stores them in
+the forward pass, so that the backward pass only scales them: one pass over the vocabulary. In
+`per_token` the tokens' cotangents are known only in the backward pass, which recomputes the logits.
 
-On a mesh every device does so for its rows and its part of the vocabulary. The table is gathered
-over `fsdp` once, its gradient summed in fp32 on each device and reduced once, after the last chunk.
-`head_tpu` or `head_gpu` does a device's part where it is `chosen` and knows the loss.
+On a mesh every device does so for its rows and its shard of the vocabulary. The table is
+all-gathered over `fsdp` once; its gradient is summed in fp32 on each device and reduced once, after
+the last chunk. `head_tpu` or `head_gpu` computes a device's part if `chosen` and if the loss has a
+kernel.
 """
 
 from functools import partial
@@ -37,7 +38,7 @@ Softcaps = tuple[float | None, float | None]  # (student's, teacher's)
 
 def logits(hidden: Hidden, table: Table, softcap: float | None) -> Float[Array, "B T V"]:
     """Soft-capped logits in fp32."""
-    dtype = jnp.float32  # of the product: on TPU and GPU, XLA would round it to that of hidden
+    dtype = jnp.float32  # else XLA for TPU and GPU would round the product to hidden's dtype
     z = jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
@@ -53,7 +54,7 @@ def weighted_sum(
     teacher_table: Any,
     weights: Weights,
 ) -> Scalar:
-    """Σ weights · loss, of rows that divide the mesh."""
+    """Σ weights · loss; B divides the mesh."""
 
     def on_device(hidden, table, tokens, teacher_table, weights):
         values = _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
@@ -94,10 +95,10 @@ def per_token(
     tokens: Tokens,
     teacher_table: Any,
 ) -> Float[Array, "B T"]:
-    """The loss of each token, of rows that divide the mesh."""
+    """The loss of each token; B divides the mesh."""
 
     def on_device(hidden, table, tokens, teacher_table):
-        weights = jnp.zeros(hidden.shape[:2])  # which the losses themselves do not depend on
+        weights = jnp.zeros(hidden.shape[:2])  # unused: losses of tokens do not depend on weights
         values = _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
         return values.reshape(weights.shape)
 
@@ -123,7 +124,7 @@ per_token.defvjp(_per_token_forward, _per_token_backward)
 
 
 def _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
-    """The loss of each of its tokens, over all of the vocabulary."""
+    """The loss of each of the device's tokens, reduced over the whole vocabulary."""
     tables = gathered((table.astype(hidden.dtype), teacher_table))
     if kernels := _kernels(loss, hidden.dtype, tables):
         return kernels.loss(*_flat(loss, softcaps, hidden, tokens, weights, *tables))
@@ -131,7 +132,7 @@ def _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights
 
 
 def _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
-    """The same, and the gradients of Σ weights · loss in its hidden states and its table."""
+    """The same, and the gradients of Σ weights · loss in the device's hidden states and table."""
     dtype, tables = table.dtype, gathered((table.astype(hidden.dtype), teacher_table))
     if kernels := _kernels(loss, hidden.dtype, tables):
         arguments = _flat(loss, softcaps, hidden, tokens, weights, *tables)
@@ -147,12 +148,12 @@ def _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weig
 
 
 def gathered(tables: Any) -> Any:
-    """The part of the vocabulary that a device's `fsdp` group has."""
+    """The tables, all-gathered over `fsdp`."""
     return jax.tree.map(lambda table: gather(table, "fsdp", axis=0), tables)
 
 
 def _kernels(loss: HeadLoss, dtype: jnp.dtype, tables: Any) -> Any:
-    """The module whose kernels compute a device's part of this loss here, if any."""
+    """The module whose kernels compute a device's part of this loss, if any."""
     if loss.kernel is None:
         return None
     widths = [table.shape[1] for table in jax.tree.leaves(tables)]
@@ -165,9 +166,9 @@ def _summed(loss: HeadLoss, weights: Weights, values: Float[Array, "B T"]) -> Sc
 
 
 def _counted(loss: HeadLoss, weights: Array, x: Array) -> Array:
-    """`x`, and 0 where the weight is: in padding a loss may be infinite, or not a number.
+    """`x`, but 0 where the weight is 0: in padding a loss may be inf or nan.
 
-    Those with a kernel are finite there.
+    Losses with a kernel are finite there.
     """
     return x if loss.kernel else jnp.where(weights != 0, x, 0)
 
@@ -184,7 +185,7 @@ def _of_chunk(loss, softcaps, z, tokens, teacher_table):
 
 
 def _in_chunks(loss, softcaps, chunk, hidden, tokens, table, teacher_table):
-    """The loss of each token, some positions at a time."""
+    """The loss of each token, chunk by chunk."""
 
     def of_chunk(piece):
         h, aux = piece
@@ -195,9 +196,9 @@ def _in_chunks(loss, softcaps, chunk, hidden, tokens, table, teacher_table):
 
 
 def _gradients_in_chunks(loss, softcaps, chunk, hidden, tokens, weights, table, teacher_table):
-    """The same, and by a device's part of the vocabulary the weighted sum's gradients.
+    """The same, and the weighted sum's gradients from a device's shard of the vocabulary.
 
-    That in the table is fp32.
+    The table's gradient is fp32.
     """
 
     def of_chunk(d_table, piece):
@@ -220,7 +221,7 @@ def _gradients_in_chunks(loss, softcaps, chunk, hidden, tokens, weights, table, 
 
 
 def _flat(loss, softcaps, hidden, tokens, weights, table, teacher_table):
-    """The same as arguments of the kernels: tokens side by side."""
+    """The arguments of the kernels: rows and time flattened to one axis."""
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
     vocabulary = table.shape[0]
@@ -251,7 +252,7 @@ def chunk_size(hidden: Hidden, table: Table) -> int:
 
 
 def split(tree: Any, size: int) -> Any:
-    """[B, T, ...] -> [chunks, B, size, ...]; what is missing in the last chunk is zero."""
+    """[B, T, ...] -> [chunks, B, size, ...]; the last chunk is padded with zeros."""
 
     def split_leaf(x):
         width = min(size, x.shape[1])

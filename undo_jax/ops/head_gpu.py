@@ -1,9 +1,9 @@
 """The head's losses on NVIDIA GPUs: no logits in HBM (Pallas, Triton).
 
-`_statistics` goes through the vocabulary once and finds what normalises a row. `_gradients` makes
-the logits again, of some tokens of the vocabulary and all rows, and from them their gradient: in
-bf16 and for those tokens only, that is all of the logits' size that HBM ever sees. XLA multiplies
-it with the table and with the hidden states, which is what cuBLAS does best.
+`_loss` goes through the vocabulary once and computes each row's normaliser. `_gradients` recomputes
+the logits of one chunk of the vocabulary for all rows, and writes their gradient in bf16: nothing
+else of the logits' size is ever in HBM. XLA multiplies it with the table and the hidden states,
+which is what cuBLAS does best.
 """
 
 from functools import partial
@@ -19,19 +19,19 @@ from jaxtyping import Array, Float
 from undo_jax.ops import gpu, head_tile
 from undo_jax.ops.head_tile import Head, Normalisers, Tables, TokenRows, padded, product
 
-ROWS, COLUMNS, DEPTH = 128, 128, 64  # of a tile of logits, and of the width at once
-PART = 4096  # tokens of the vocabulary that one program of `_statistics` goes through
-LIVE = 2**29  # bytes of gradients in logits at once
-SAVED = 18  # bytes a logit that XLA moves and the kernels do not (0.1B, compiled for H100)
-SLOWER = 4  # than the peak: logits that are made again, for L2 has to bring each tile's operands
+ROWS, COLUMNS, DEPTH = 128, 128, 64  # of a tile of logits; DEPTH of the width at a time
+PART = 4096  # tokens of the vocabulary per program of `_statistics_kernel`
+LIVE = 2**29  # bytes of the logits' gradient in HBM at once
+SAVED = 18  # bytes per logit that XLA moves and the kernels do not (0.1B, compiled for H100)
+SLOWER = 4  # than the peak: recomputed logits, whose tiles' operands come from L2
 PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=3)
 
 
 def chosen(dtype: jnp.dtype, *widths: int) -> bool:
     """Whether to use these kernels: on a known GPU, on bf16 hidden states of these widths.
 
-    They move less than XLA does but make logits twice, and not as fast as cuBLAS: for wide models
-    that costs more than it saves.
+    They move fewer bytes than XLA does but compute logits twice, more slowly than cuBLAS: for wide
+    models that costs more than it saves.
     """
     found = gpu.found()
     if found is None or dtype != jnp.bfloat16 or any(width % DEPTH for width in widths):
@@ -40,16 +40,16 @@ def chosen(dtype: jnp.dtype, *widths: int) -> bool:
 
 
 def loss(head: Head, rows: TokenRows, tables: Tables) -> Float[Array, "N 1"]:
-    """The loss of each of a device's tokens, over all of the vocabulary."""
+    """The loss of each of a device's tokens, reduced over the whole vocabulary."""
     return _loss(_here(head), padded(rows, ROWS), tables)[0][: len(rows.hidden)]
 
 
 def loss_and_gradients(
     head: Head, rows: TokenRows, tables: Tables
 ) -> tuple[Float[Array, "N 1"], Float[Array, "N D"], Float[Array, "V D"]]:
-    """The same, and by a device's vocabulary the gradients of Σ weights · loss.
+    """The same, and the gradients of Σ weights · loss from a device's shard of the vocabulary.
 
-    That in the table is fp32.
+    The table's gradient is fp32.
     """
     count, rows, head = rows.hidden.shape[0], padded(rows, ROWS), _here(head)
     values, normalisers = _loss(head, rows, tables)
@@ -68,12 +68,12 @@ def loss_and_gradients(
 
 
 def _here(head: Head) -> Head:
-    """With functions of fewer instructions than XLA's."""
+    """`head` with exp2 and tanh of fewer instructions than XLA's."""
     return head._replace(exp2=gpu.exp2, tanh=gpu.tanh)
 
 
 def _columns(head: Head, rows: TokenRows) -> int:
-    """Tokens of the vocabulary whose gradients are in HBM at once: equal parts of it, in tiles."""
+    """Tokens of the vocabulary per chunk: equal chunks of whole tiles that fit `LIVE`."""
     tiles, most = pl.cdiv(head.vocabulary, COLUMNS), LIVE // (2 * len(rows.hidden) * COLUMNS)
     chunks = pl.cdiv(tiles, max(1, most))
     return pl.cdiv(tiles, chunks) * COLUMNS
@@ -83,7 +83,7 @@ def _columns(head: Head, rows: TokenRows) -> int:
 
 
 def _loss(head: Head, rows: TokenRows, tables: Tables) -> tuple[Float[Array, "N 1"], Normalisers]:
-    """Statistics of parts of the vocabulary, put together."""
+    """The loss and normaliser of each row, combined from parts of the vocabulary."""
     tables = padded(tables, COLUMNS)
     vocabulary, count = tables.table.shape[0], len(rows.hidden)
     parts = pl.cdiv(vocabulary, PART)
@@ -106,7 +106,7 @@ def _loss(head: Head, rows: TokenRows, tables: Tables) -> tuple[Float[Array, "N 
 def _gradients(
     head: Head, rows: TokenRows, chunk: Tables, normalisers: Normalisers, first: Any
 ) -> Float[Array, "N C"]:
-    """In the logits of a chunk of the vocabulary, before the soft-cap; token `first` begins it."""
+    """The gradient in a chunk's logits before the soft-cap; `first` is the chunk's first token."""
     count, size = len(rows.hidden), len(chunk.table)
     place = lambda tile, i: (i, tile)  # noqa: E731
     kernel = pl.pallas_call(
@@ -128,14 +128,14 @@ def _gradients(
 
 
 def _flops(rows: TokenRows, tables: Tables) -> int:
-    """Of all logits."""
+    """FLOPs of all logits."""
     return 2 * len(rows.hidden) * sum(table.size for table in jax.tree.leaves(tables))
 
 
 def _read(rows: TokenRows, tables: Tables, tokens: int, place: Any) -> tuple[TokenRows, Tables]:
     """Blocks of what both kernels read.
 
-    `place` tells which block of rows and which of `tokens` tokens a program has.
+    `place` gives a program's block of rows and its block of `tokens` tokens.
     """
     of_rows = lambda x: _block(x, ROWS, lambda *at: place(*at)[0])  # noqa: E731
     of_tokens = lambda x: _block(x, tokens, lambda *at: place(*at)[1])  # noqa: E731
@@ -143,20 +143,20 @@ def _read(rows: TokenRows, tables: Tables, tokens: int, place: Any) -> tuple[Tok
 
 
 def _block(x: Any, size: int, index: Any) -> pl.BlockSpec:
-    """`size` rows at full width; a number a row as a vector, see `_column`."""
+    """`size` rows at full width; [N, 1] as a vector, see `_column`."""
     width = None if x.shape[1] == 1 else x.shape[1]
     return pl.BlockSpec((size, width), lambda *at: (index(*at), 0))
 
 
 def _column(ref: Any) -> Float[Array, "R 1"]:
-    """A number a row: loaded as a matrix, it would be loaded again for every column."""
+    """One number per row. It is loaded as a vector: a matrix would be loaded once per column."""
     return ref[...][:, None]
 
 
 def _tile(
     head: Head, ragged: bool, rows: TokenRows, tables: Tables, first: Any, start: Any
 ) -> head_tile.Tile:
-    """The tile of logits from token `first` of the vocabulary on, which is `start` of its block."""
+    """The tile of logits from token `first` of the vocabulary on, at `start` in its block."""
     student = _logits(rows.hidden, tables.table, start)
     teacher = None if rows.teacher is None else _logits(rows.teacher, tables.teacher, start)
     targets = None if rows.targets is None else _column(rows.targets)

@@ -1,7 +1,7 @@
 """Losses of the head as values: what is computed of a chunk's logits.
 
-`by_autodiff` makes one of a plain function of whole logits; that is all that a new loss needs. The
-ones here are in closed form: they work on the part of the vocabulary that a device has, and
+`by_autodiff` makes one from a plain function of whole logits; that is all that a new loss needs.
+Those here are in closed form: they work on a device's shard of the vocabulary, and
 `over_vocabulary` and `log_softmax` reduce over all of it.
 """
 
@@ -21,7 +21,7 @@ from undo_jax.ops.head_tile import Target
 
 
 class Tokens(NamedTuple):
-    """What else a loss may need at each token. Constants: no gradient reaches them."""
+    """What else a loss may read at each token. Constants: no gradient reaches them."""
 
     targets: Int[Array, "B T"] | None = None
     teacher: Float[Array, "B T D2"] | None = None  # its hidden states
@@ -33,11 +33,11 @@ class HeadLoss:
     """A loss l(z) of a token's soft-capped logits z, in chunks on every device and mesh.
 
     `of_chunk(z, tokens, teacher)` gets a device's logits of a chunk, [B, T, V], the chunk's
-    `Tokens`, and a function that makes the teacher's logits, [B, T, V]. It returns l and ∂l/∂z:
+    `Tokens`, and a function that computes the teacher's logits, [B, T, V]. It returns l and ∂l/∂z:
     [B, T] and [B, T, V].
 
-    `kernel` is the target by which the kernels for TPU and GPU compute exactly this loss (see
-    `head_tile`). Without it no kernel is used. Raises ValueError for one that they do not know.
+    `kernel` is the target for which the kernels for TPU and GPU compute exactly this loss (see
+    `head_tile`). None: no kernel is used. Raises ValueError for an unknown target.
     """
 
     of_chunk: Callable[[Array, Tokens, Callable[[], Array]], tuple[Array, Array]]
@@ -50,11 +50,11 @@ class HeadLoss:
 
 
 def by_autodiff(loss: Callable[[Array, Tokens, Array | None], Array]) -> HeadLoss:
-    """A head loss of a plain function, whose gradient in the logits JAX derives in each chunk.
+    """A head loss from a plain function; JAX differentiates it in each chunk.
 
     `loss(z, tokens, y)` gets logits z over the whole vocabulary, [N, V], the `Tokens` of these N
     tokens, and the teacher's logits y, [N, V], or None without a teacher; it returns [N], each
-    number of its own token alone. It needs to know of no mesh. Raises ValueError for another shape.
+    number from its own token alone. It calls no collectives. Raises ValueError for another shape.
     """
     return HeadLoss(partial(_differentiated, loss))
 
@@ -116,7 +116,7 @@ REVERSE_KL = HeadLoss(partial(_at_temperature, _reverse))  # KL(p ‖ t)
 JENSEN_SHANNON = HeadLoss(partial(_at_temperature, _jensen_shannon))
 
 
-# ---------------------------------------- the vocabulary, which `tensor` splits: z is a part of it
+# ---------------------------- the vocabulary is sharded over `tensor`: z is a device's shard of it
 
 
 def over_vocabulary(reduce: Callable, combine: Callable, z: Array) -> Array:
@@ -132,16 +132,16 @@ def log_softmax(z: Array) -> Array:
 def _differentiated(loss, z, tokens, teacher):
     """`of_chunk` of a plain function.
 
-    The devices along `tensor` exchange logits, so that each has the whole vocabulary for its share
-    of the tokens: no collective is differentiated, and none works twice.
+    An all-to-all over `tensor` gives each device the whole vocabulary for its share of the tokens:
+    no collective is differentiated, and no device repeats another's work.
     """
     count, share = z[..., 0].size, -(-z[..., 0].size // parts("tensor"))
 
-    def shares(x, kept):  # [B, T, ...] -> [tokens, ...], as many as divide
+    def shares(x, kept):  # [B, T, ...] -> [tokens, ...], padded to divide `tensor`
         x = x.reshape(-1, *x.shape[kept:])
         return jnp.pad(x, [(0, -count % parts("tensor"))] + [(0, 0)] * (x.ndim - 1))
 
-    def own(x):  # what all these devices have
+    def own(x):  # this device's share of a replicated x
         return lax.dynamic_slice_in_dim(shares(x, 2), first_of(share, "tensor"), share)
 
     def exchange(x, split, joined):

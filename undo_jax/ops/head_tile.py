@@ -2,11 +2,11 @@
 
 The losses with a kernel are log-sum-exp z − Σ q z + Σ q log q for a distribution q of each token:
 the teacher's, that of the one target, or the uniform one. Their gradient in z is p − q. `update`
-gathers what is needed from one tile after another (online log-sum-exp), `finish` puts together what
-was gathered of several parts of the vocabulary, `gradient` is that in a tile's logits.
+accumulates statistics over one tile after another (online log-sum-exp), `finish` combines those of
+several parts of the vocabulary, `gradient` is the gradient in a tile's logits.
 
-Logits, soft-caps and log-sum-exp are in bits here, z · log₂ e: chips have 2^x, and compute e^x with
-one product more.
+Logits, soft-caps and log-sum-exp are in bits here, z · log₂ e: chips have an instruction for 2^x;
+e^x costs one more product.
 """
 
 import math
@@ -22,9 +22,9 @@ from jaxtyping import Array, Float, Int
 from undo_jax.mesh import several
 
 Target = Literal["teacher", "token", "uniform"]  # which q
-NEVER = -1e30  # the logit of what is not in the vocabulary
-LOG2_E = math.log2(math.e)  # bits of a nat
-BOUND = 60  # bits up to which a soft-cap may stand for the greatest logit: 2^-120 is a float yet
+NEVER = -1e30  # the logit of columns beyond the vocabulary
+LOG2_E = math.log2(math.e)  # bits per nat
+BOUND = 60  # bits up to which a soft-cap replaces the running maximum: 2^-120 is still a float
 
 
 class TokenRows(NamedTuple):
@@ -44,19 +44,19 @@ class Tables(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What is known when a kernel is made."""
+    """Static arguments of a kernel."""
 
     target: Target
     softcap: float | None  # bits
     teacher_softcap: float | None
-    vocabulary: int  # of the table, of one device
-    whole: int  # of all devices
+    vocabulary: int  # of one device's table
+    whole: int  # of all devices' tables
     exp2: Callable[[Any], Any] = jnp.exp2
     tanh: Callable[[Any, float], Any] = lambda x, scale: jnp.tanh(scale * x)
 
 
 class Tile(NamedTuple):
-    """A tile of logits, and what of q concerns it."""
+    """A tile of logits, and what q depends on in it."""
 
     z: Float[Array, "R C"]
     y: Any  # the teacher's logits, [R, C]; None without a teacher
@@ -83,10 +83,10 @@ def product(a: Any, b: Any, axis: int, other: int) -> Any:
 
 
 def tile(head: Head, first: Any, raw: tuple[Any, Any], targets: Any, ragged: bool) -> Tile:
-    """The tile of tokens from `first` on; `raw` are products [R, C], the teacher's or None.
+    """The tile of tokens from `first` on, of products `raw`: the student's, the teacher's or None.
 
-    `ragged`: whether some tile has columns behind the vocabulary's end. A token of another device's
-    vocabulary may have the number of such a column: it is nobody's target.
+    `ragged`: whether some tile has columns beyond the vocabulary's end. A target in another
+    device's vocabulary may have the index of such a column, which never counts as a target.
     """
     token = first + lax.broadcasted_iota(jnp.int32, raw[0].shape, 1)
     here = token < head.vocabulary if ragged else None
@@ -97,17 +97,16 @@ def tile(head: Head, first: Any, raw: tuple[Any, Any], targets: Any, ragged: boo
 
 
 def capped(head: Head, z: Any, softcap: float | None, here: Any) -> Any:
-    """Soft-capped logits in bits, of products; none where there is no token."""
+    """Soft-capped logits in bits, from products; `NEVER` beyond the vocabulary."""
     z = z * LOG2_E if softcap is None else softcap * head.tanh(z, LOG2_E / softcap)
     return z if here is None else jnp.where(here, z, NEVER)
 
 
 def start(head: Head, rows: int, lanes: int = 1) -> list[Float[Array, "R L"]]:
-    """Before any tile, in each lane: the greatest z, Σ 2^(z − greatest) and −Σ q z.
+    """Initial statistics, in each lane: the maximum of z, Σ 2^(z − max z) and −Σ q z.
 
-    With a teacher the third is Σ 2^(y − greatest y) · (y − z); the greatest y and
-    Σ 2^(y − greatest y) follow. Where a soft-cap bounds logits, the bound stands for the greatest.
-    Raises ValueError for a target that none of these functions knows.
+    With a teacher the third is Σ 2^(y − max y) · (y − z); max y and Σ 2^(y − max y) follow. Where a
+    soft-cap bounds logits, the bound replaces the maximum. Raises ValueError for an unknown target.
     """
     if head.target not in get_args(Target):
         known = ", ".join(get_args(Target))
@@ -119,13 +118,13 @@ def start(head: Head, rows: int, lanes: int = 1) -> list[Float[Array, "R L"]]:
 
 
 def update(head: Head, found: list[Any], tile: Tile) -> list[Any]:
-    """`found` with one more tile: lane by lane with one of as many columns, else with all of it."""
+    """`found` with one more tile: lane by lane if it has as many columns, else reduced first."""
     z, (top, total, cross) = tile.z, found[:3]
     over = lambda reduce, x: x if x.shape == top.shape else reduce(x, axis=1, keepdims=True)  # noqa: E731
     total_of = partial(over, jnp.sum)
 
     def raised(top, x, softcap):
-        """The greatest so far, and by what the sums that are relative to it shrink."""
+        """The maximum so far, and the factor that rescales sums relative to it."""
         if _bounded(softcap):
             return top, 1.0
         best = jnp.maximum(top, over(jnp.max, x))
@@ -151,11 +150,11 @@ def _bounded(softcap: float | None) -> bool:
 def finish(
     head: Head, found: list[Float[Array, "S R 1"]]
 ) -> tuple[Float[Array, "R 1"], Normalisers]:
-    """Each row's loss in nats, from what was found in S parts of each device's vocabulary."""
+    """Each row's loss in nats, from the statistics of S parts of each device's vocabulary."""
     axes = several("tensor")
 
     def over_parts(top, *sums):
-        """The greatest, and sums that were relative to each part's own."""
+        """The maximum of all parts, and sums rescaled to it from each part's own."""
         best = lax.pmax(jnp.max(top, axis=0), axes)
         scale = jnp.exp2(top - best)
         return best, *lax.psum([jnp.sum(x * scale, axis=0) for x in sums], axes)
@@ -174,7 +173,7 @@ def finish(
 
 
 def gradient(head: Head, tile: Tile, weights: Any, normalisers: Normalisers) -> Any:
-    """Of the weighted loss in the tile's products, before they are soft-capped: [R, C]."""
+    """The gradient of the weighted loss in the tile's logits before the soft-cap: [R, C]."""
     dz = head.exp2(tile.z - normalisers.student)
     if head.target == "teacher":
         dz -= head.exp2(tile.y - normalisers.teacher)

@@ -1,11 +1,11 @@
 """The head's losses on TPU: logits are only ever in VMEM (Pallas, Mosaic).
 
-Rows go in blocks that stay in VMEM while the tables stream by, twice: `statistics` finds what
-normalises a row, `gradients` makes each tile of the student's logits again, and from it the
-gradients of the rows and of the table. HBM sees the tables and the table's gradient once a block:
-that is less than the MXU's time for a block of `Tiles.rows`, where logits would be more.
+A block of rows stays in VMEM while the tables are streamed through it twice: `statistics` computes
+each row's normaliser, `gradients` recomputes each tile of the student's logits, and from it the
+gradients of the rows and of the table. The traffic per block is that of the tables and the table's
+gradient, which takes less time than the MXU's work on `Tiles.rows` rows; logits would take more.
 
-This file cuts rows into blocks, of which the kernels in `head_tpu_kernels` do one at a time. See
+This file splits rows into blocks; the kernels in `head_tpu_kernels` process one at a time. See
 docs/decisions/0005-tpu-kernels.md.
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from undo_jax.ops.head_tile import Head, Tables, TokenRows, padded
 from undo_jax.ops.head_tpu_kernels import Tiles, finish, gradients, keeps, statistics, widths_of
 
-SUBLANES = 16  # of a register of bf16
+SUBLANES = 16  # of a bf16 register
 
 
 def chosen(dtype: jnp.dtype, *widths: int) -> bool:
@@ -28,7 +28,7 @@ def chosen(dtype: jnp.dtype, *widths: int) -> bool:
 
 
 def loss(head: Head, rows: TokenRows, tables: Tables) -> Float[Array, "N 1"]:
-    """The loss of each of a device's tokens, over all of the vocabulary."""
+    """The loss of each of a device's tokens, reduced over the whole vocabulary."""
     size, tables = _fitted(rows, tables)
 
     def of_block(block):
@@ -41,9 +41,9 @@ def loss(head: Head, rows: TokenRows, tables: Tables) -> Float[Array, "N 1"]:
 def loss_and_gradients(
     head: Head, rows: TokenRows, tables: Tables
 ) -> tuple[Float[Array, "N 1"], Float[Array, "N D"], Float[Array, "V D"]]:
-    """The same, and by a device's vocabulary the gradients of Σ weights · loss.
+    """The same, and the gradients of Σ weights · loss from a device's shard of the vocabulary.
 
-    That in the table is fp32.
+    The table's gradient is fp32.
     """
     size, tables = _fitted(rows, tables)
     keep = keeps(head, rows.hidden.dtype)
@@ -60,10 +60,10 @@ def loss_and_gradients(
 
 
 def tiles(width: int, teacher_width: int = 0) -> Tiles | None:
-    """The largest that fit the chip's VMEM; None where those are too few rows.
+    """The largest tiles that fit the chip's VMEM; None if those have too few rows.
 
-    Rows divide the traffic of the tables, 6 (D + D2) or 12 D bytes a token of the vocabulary and
-    block, and multiply the FLOPs that it feeds, 4 (D + D2) or 8 D a row.
+    Too few means that the MXU waits for HBM: per token of the vocabulary a block moves 6 (D + D2)
+    or 12 D bytes of tables, and computes 4 (D + D2) or 8 D FLOPs per row.
     """
     chip = pltpu.get_tpu_info()
     fed = 1.5 * chip.bf16_ops_per_second / chip.mem_bw_bytes_per_second
@@ -76,14 +76,14 @@ def tiles(width: int, teacher_width: int = 0) -> Tiles | None:
 
 
 def _vmem(width: int, teacher_width: int, rows: int, columns: int) -> int:
-    """Bytes that `gradients` takes: a block's rows once, tiles of the tables twice, logits."""
+    """Bytes of VMEM for `gradients`: a block's rows, two tiles of each table, logits."""
     held = rows * (2 * width + 2 * teacher_width + 4 * width)
     streamed = 2 * columns * (2 * width + 2 * teacher_width + 2 * 4 * width)
     return held + streamed + 6 * 4 * rows * columns
 
 
 def _fitted(rows: TokenRows, tables: Tables) -> tuple[Tiles, Tables]:
-    """The tiles, of no more rows than as many blocks need, and tables that they divide."""
+    """The tiles, with no more rows than that number of blocks needs; and tables padded to them."""
     size, count = tiles(*widths_of(tables)), len(rows.hidden)
     assert size is not None, "these kernels are not `chosen` here"
     blocks = pl.cdiv(count, size.rows)
@@ -92,11 +92,11 @@ def _fitted(rows: TokenRows, tables: Tables) -> tuple[Tiles, Tables]:
 
 
 def _blocks(rows: TokenRows, size: int) -> TokenRows:
-    """[N, ...] -> [blocks, size, ...]; rows that are missing weigh nothing."""
+    """[N, ...] -> [blocks, size, ...], padded with rows of weight 0."""
 
     return jax.tree.map(lambda x: x.reshape(-1, size, x.shape[-1]), padded(rows, size))
 
 
 def _joined(blocks: Float[Array, "blocks R W"], rows: TokenRows) -> Float[Array, "N W"]:
-    """The inverse of `_blocks`, of the rows that there are."""
+    """The inverse of `_blocks`, without the padding."""
     return blocks.reshape(-1, blocks.shape[-1])[: len(rows.hidden)]

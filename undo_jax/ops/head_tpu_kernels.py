@@ -1,7 +1,7 @@
 """One block of the head's rows on TPU, by two kernels (Pallas, Mosaic).
 
-The teacher's logits are made once: `statistics` keeps for `gradients` how far a block's are from
-the student's, in 16 bits.
+The teacher's logits are computed once: `statistics` stores their difference from the student's, in
+16 bits, for `gradients`.
 """
 
 import math
@@ -19,11 +19,11 @@ from undo_jax.ops import head_tile
 from undo_jax.ops.head_tile import Head, Normalisers, Tables, TokenRows, product
 
 LANES = 128  # of a register
-STEPS = 2**15 - 1  # of a difference's square root, on either side of zero
+STEPS = 2**15 - 1  # quantisation steps of a difference's square root, each side of zero
 
 
 class Tiles(NamedTuple):
-    """Rows and tokens that are in VMEM at once, and the cores that share the vocabulary."""
+    """Rows and vocabulary tokens in VMEM at once, and the cores that share the vocabulary."""
 
     rows: int
     vocabulary: int
@@ -35,14 +35,14 @@ def widths_of(tables: Tables) -> list[int]:
 
 
 def keeps(head: Head, dtype: jnp.dtype) -> bool:
-    """Whether the teacher's logits are kept: in so few bits only where the gradient is bf16 too."""
+    """Whether the teacher's logits are stored: 16 bits suffice only if the gradient is bf16."""
     return head.target == "teacher" and math.isfinite(_farthest(head)) and dtype == jnp.bfloat16
 
 
 def statistics(
     head: Head, size: Tiles, rows: TokenRows, tables: Tables, keep: bool
 ) -> tuple[list[Float[Array, "cores R lanes"]], Int[Array, "R V"] | None]:
-    """What `head_tile.update` finds, in every lane of every core; and what is kept, if any is."""
+    """Statistics of `head_tile.update` per lane and core; and what is stored, if `keep`."""
     count, vocabulary = len(rows.hidden), len(tables.table)
     start = jax.eval_shape(lambda: head_tile.start(head, count, LANES))
     found = [jax.ShapeDtypeStruct((size.cores, *x.shape), x.dtype) for x in start]
@@ -62,7 +62,7 @@ def statistics(
 def finish(
     head: Head, found: list[Float[Array, "cores R lanes"]]
 ) -> tuple[Float[Array, "R 1"], Normalisers]:
-    """The losses of a block, of the parts of the vocabulary that its lanes and cores have seen."""
+    """The losses of a block, combined from the parts of the vocabulary of all lanes and cores."""
     parts = [jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], 1) for x in found]
     return head_tile.finish(head, parts)
 
@@ -76,7 +76,7 @@ def gradients(
     kept: Int[Array, "R V"] | None,
     d_table: Float[Array, "V D"],
 ) -> tuple[Float[Array, "R D"], Float[Array, "V D"]]:
-    """Of a block: its rows' gradient in fp32, and `d_table` with the block's added in place."""
+    """A block's gradient in its rows, fp32, and `d_table` plus the block's, added in place."""
     if kept is not None:
         rows, tables = rows._replace(teacher=None), tables._replace(teacher=None)
     inputs = rows, tables, normalisers, kept, d_table
@@ -101,50 +101,50 @@ def gradients(
 
 
 def _grid(size: Tiles, tables: Tables) -> tuple[int, int]:
-    """Cores, and the tiles of one of them."""
+    """Number of cores, and of tiles per core."""
     return size.cores, len(tables.table) // (size.cores * size.vocabulary)
 
 
 def _read(size: Tiles, rows: TokenRows, tables: Tables) -> tuple[TokenRows, Tables]:
-    """Blocks of what both kernels read: rows stay, the tables stream by."""
+    """Block specs of what both kernels read: rows stay in VMEM, the tables are streamed."""
     return jax.tree.map(_held, rows), jax.tree.map(partial(_streamed, size), tables)
 
 
 def _held(x: Any) -> pl.BlockSpec:
-    """The whole of it, during all tiles."""
+    """All of `x`, for all tiles."""
     return pl.BlockSpec(x.shape, lambda *_: (0, 0), pipeline_mode=pl.Buffered(1))
 
 
 def _of_core(x: Any) -> pl.BlockSpec:
-    """What is made by one core, during all of its tiles."""
+    """The output of one core, for all of its tiles."""
     once = pl.Buffered(1)
     return pl.BlockSpec((None, *x.shape[1:]), lambda core, _: (core, 0, 0), pipeline_mode=once)
 
 
 def _streamed(size: Tiles, table: Any) -> pl.BlockSpec:
-    """One tile of tokens after another, from [V, D]."""
+    """One tile of tokens after another, of [V, D]."""
     return pl.BlockSpec((size.vocabulary, table.shape[1]), lambda *at: (_number(*at), 0))
 
 
 def _beside(size: Tiles, x: Any) -> pl.BlockSpec:
-    """The same of [R, V]."""
+    """One tile of tokens after another, of [R, V]."""
     return pl.BlockSpec((x.shape[0], size.vocabulary), lambda *at: (0, _number(*at)))
 
 
 def _number(core: Any, tile: Any) -> Any:
-    """Of a core's tile, in the whole vocabulary."""
+    """The index of a core's tile in the whole vocabulary."""
     return core * pl.num_programs(1) + tile
 
 
 def _params() -> pltpu.CompilerParams:
-    """All of the chip's VMEM: a kernel has 16 MiB by default."""
+    """Allow all of the chip's VMEM: the default is 16 MiB per kernel."""
     vmem = pltpu.get_tpu_info().vmem_capacity_bytes if pltpu.is_tpu_device() else None
     order = ("parallel", "arbitrary")
     return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=vmem)
 
 
 def _cost(head: Head, rows: TokenRows, tables: Tables, again: int) -> pl.CostEstimate:
-    """What a kernel does: logits, and `again` products of their size with the student's width."""
+    """The cost: logits, and `again` more products of their size with the student's width."""
     size, widths = rows.hidden.shape[0], widths_of(tables)
     more = again * widths[0]
     return pl.CostEstimate(
@@ -205,12 +205,12 @@ def _values(refs: Any) -> Any:
 
 
 def _farthest(head: Head) -> float:
-    """Student's and teacher's logits from each other; without soft-caps there is no bound."""
+    """The largest difference of student's and teacher's logits; inf without soft-caps."""
     return sum(math.inf if cap is None else cap for cap in (head.softcap, head.teacher_softcap))
 
 
 def _root(head: Head, distance: Any) -> Any:
-    """A difference of logits as the square root of its share of the greatest that there can be.
+    """A difference of logits, quantised as the square root of its ratio to the largest possible.
 
     Its error is 1.4e-4 √|distance| (root mean square, soft-caps of 30): least where student and
     teacher are close, so that their gradients nearly cancel.

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 def linear(x: Float[Array, "*B I"], w: Float[Array, "I O"]) -> Float[Array, "*B O"]:
     """`x @ w`. Reverse mode only.
 
-    On CPU the gradient of w is a product of two matrices. XLA there copies both of its operands
-    transposed to sum over more axes than one; for TPU and GPU it does not, and is left the layout.
+    On CPU the gradient of w is a product of two matrices: to sum over several axes, XLA for CPU
+    copies both operands transposed. For TPU and GPU it does not, and chooses the layout.
     """
     return x @ w
 

@@ -1,8 +1,8 @@
 """Many models trained as one program: a leading axis of members, sharded over the `sweep` axis.
 
-lanes.py     who trains: members, dealt to devices
-programs.py  what runs: the jitted programs of all members together
-compiled.py  those programs compiled for the members at hand
-loop.py      when: the training loop, with its evaluations and saves
-meter.py     what is told: records, loss and speed
+lanes.py     members, and their lanes on the devices
+programs.py  one model's functions lifted to all members, jitted
+compiled.py  those programs, compiled for given members
+loop.py      the training loop, with evaluations and saves
+meter.py     records of training: loss and speed
 """

@@ -1,4 +1,4 @@
-"""The programs of a population, compiled for the members at hand."""
+"""The programs of a population, compiled for given members."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from undo_jax.types import LM, Loss, Metrics, Params, shapes
 
 
 class Task(NamedTuple):
-    """What a population is trained to do, and how a model is scored on the way."""
+    """What a population is trained on, and how its models are scored during training."""
 
     lm: LM
     loss: Loss
@@ -29,7 +29,7 @@ class Task(NamedTuple):
     evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `material`
     material: Any  # a pytree of arrays
     row_length: int  # T of every stream
-    trains: optim.Trains | None = None  # None: everything
+    trains: optim.Trains | None = None  # which parameters train; None: all
     carries: tuple[str, ...] = ()  # what streams have beside tokens, see `Packed`
 
 
@@ -37,12 +37,12 @@ class _Made(NamedTuple):
     advance: Compiled
     score: Compiled
     start: Compiled
-    put: Compiled | None  # where members begin as several models
+    put: Compiled | None  # needed if members start from several models
 
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """A task's members on a mesh; the first of its programs that is called compiles them all."""
+    """A task's members on a mesh. Its programs are compiled all at once, at the first call."""
 
     task: Task
     mesh: Mesh
@@ -80,8 +80,8 @@ class Population:
         return self.lanes.values
 
     def start(self) -> train.State:
-        """The members' first states. Models are read one after another, each into its lanes."""
-        _ = self._references  # read before there are states
+        """The members' first states. Models are loaded one at a time, each into its lanes."""
+        _ = self._references  # loaded before the states take memory
         made, place = self._compiled, placement(self.task.lm, self.mesh)
         (first, params), *others = self.lanes.firsts.items()
         keys, rates = self.lanes.keys, self.lanes.rates
@@ -94,16 +94,16 @@ class Population:
         return states
 
     def advance(self, states: train.State, batch: Any, active: Any) -> tuple[train.State, Metrics]:
-        """One step of those that are active; takes the states' memory."""
+        """One step of the active members; `states` is donated."""
         beside = self._owners, active, self._values
         return self._compiled.advance(states, beside, (self._references, batch))
 
     def score(self, params: Params, active: Any) -> Metrics:
-        """Scores of those that are active, [M]; 0 for others."""
+        """Scores of the active members, [M]; 0 for others."""
         return self._compiled.score((params, active), self.task.material)
 
     def _lowered(self) -> Iterator[Lowered]:
-        """As `_Made` has them; what takes the longest to compile comes first."""
+        """The programs in the order of `_Made`; the slowest to compile comes first."""
         task, mesh, made, lanes = self.task, self.mesh, self._programs, self.lanes
         lengths = dict.fromkeys(lanes.sources[0].streams, task.row_length)
         rows, count = task.training.batch_size, len(lanes.sources)
@@ -129,7 +129,7 @@ class Population:
 
     @cached_property
     def _compiled(self) -> _Made:
-        """Side by side, the first while the next is lowered: XLA compiles mostly on one core."""
+        """Compiled in parallel, while the next is lowered: XLA compiles mostly on one core."""
         with ThreadPoolExecutor() as pool:
             advance, score, start, *more = pool.map(Lowered.compile, self._lowered())
         if found := advance.memory_analysis():

@@ -1,4 +1,4 @@
-"""Who trains: members, what they share, and the lanes of the devices that they are dealt to."""
+"""Members, what they share, and their lanes: places in stacked arrays, sharded over devices."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,27 +20,27 @@ from undo_jax.types import LM, Key, Lazy, Packed, Params, Scores
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What members of one seed share: streams of rows, and reference models. Equal by identity."""
+    """Streams of rows and reference models that members share. Equal only to itself."""
 
     streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1], or `Packed`
-    refs: Mapping[str, tuple[LM, Lazy]]  # nothing but what trains is held while it trains
+    refs: Mapping[str, tuple[LM, Lazy]]  # loaded once, when training starts
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
     """One model to train."""
 
-    first: str  # the model that it begins as: of those that begin as one, one is asked
+    first: str  # a name for `params`: of members with one name only one loads them
     params: Lazy
     key: Key
     learning_rate: float
     source: Source
-    ends: Callable[[Scores], bool] = lambda scores: False  # have these scores reached its end?
+    ends: Callable[[Scores], bool] = lambda scores: False  # the stop rule
     numbers: Mapping[str, float] = field(default_factory=dict)  # arguments of the loss by keyword
 
 
 class Lanes(NamedTuple):
-    """Members in the order of their lanes: an empty lane has the first one's."""
+    """Members in the order of their lanes; an empty lane holds a copy of member 0."""
 
     numbers: list[int]  # the member in each lane; -1: none
     members: list[Member]
@@ -49,12 +49,12 @@ class Lanes(NamedTuple):
 
     @property
     def taken(self) -> np.ndarray:
-        """Whether there is a member in each."""
+        """Whether each lane holds a member, and not a copy."""
         return np.array([number >= 0 for number in self.numbers])
 
     @property
     def owners(self) -> np.ndarray:
-        """The number of each one's source."""
+        """The index of each lane's source."""
         return np.array([self.sources.index(member.source) for member in self.members])
 
     @property
@@ -67,19 +67,19 @@ class Lanes(NamedTuple):
 
     @property
     def values(self) -> dict[str, np.ndarray]:
-        """Arguments of the loss, by keyword."""
+        """Each lane's arguments of the loss, by keyword."""
         return {
             name: np.array([member.numbers[name] for member in self.members], np.float32)
             for name in self.members[0].numbers
         }
 
     def beginning_as(self, first: str) -> np.ndarray:
-        """Which of them begin as this model."""
+        """Which lanes start from these parameters."""
         return np.array([member.first == first for member in self.members])
 
 
 def in_lanes(members: Sequence[Member], devices: int) -> Lanes:
-    """Members dealt to the devices of the `sweep` axis."""
+    """Assign members to lanes on `devices` devices of the `sweep` axis."""
     numbers = deal(len(members), devices)
     dealt = [members[max(number, 0)] for number in numbers]
     sources = list(dict.fromkeys(member.source for member in members))
@@ -87,9 +87,10 @@ def in_lanes(members: Sequence[Member], devices: int) -> Lanes:
 
 
 def deal(count: int, hands: int) -> list[int]:
-    """Lanes for `count` members, dealt in turn to `hands` devices; -1 marks an empty lane.
+    """Lanes for `count` members, round-robin over `hands` devices; -1 marks an empty lane.
 
-    Neighbours in a list tend to cost the same (one alpha after another), so dealing balances.
+    Neighbours in the list tend to take equally many steps (e.g. one alpha's seeds), so that
+    round-robin balances the load.
     """
     rounds = -(-count // hands)
     order = [hand + hands * turn for hand in range(hands) for turn in range(rounds)]
@@ -105,8 +106,8 @@ def read(
 ) -> dict[str, jax.Array | Packed]:
     """Batch `step` of every source's streams, [S, B, T+1]; each process reads its own rows.
 
-    A stream that several sources share is read once. Raises ValueError for streams that have
-    something else beside tokens than what they are said to carry.
+    A stream that several sources share is read once. Raises ValueError for streams whose rows do
+    not have exactly the parts in `carries` beside tokens.
     """
 
     def stacked(name: str, rows: slice) -> Any:
@@ -130,7 +131,7 @@ def _check_carries(name: str, rows: Any, carries: Sequence[str]) -> None:
 
 
 def put(stacked: Params, params: Params, here: Bool[Array, " M"]) -> Params:
-    """Stacked parameters [M, ...] with a model's own in some lanes."""
+    """Stacked parameters [M, ...], with `params` in the lanes where `here` is true."""
 
     def of_leaf(all_of, one):
         return jnp.where(here.reshape(-1, *[1] * one.ndim), one, all_of)
@@ -139,9 +140,9 @@ def put(stacked: Params, params: Params, here: Bool[Array, " M"]) -> Params:
 
 
 def taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:
-    """What takes one lane of stacked parameters, sharded as a model alone is.
+    """A function that takes one lane of stacked parameters, sharded like a single model.
 
-    Over `sweep` the one lane travels; a plain index would gather the whole stack on every device.
+    Only that lane is sent over `sweep`; plain indexing would all-gather the whole stack.
     """
 
     def alone(stacked: Params, lane):

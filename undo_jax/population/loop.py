@@ -1,4 +1,4 @@
-"""When: the training loop of a population, with its evaluations and saves."""
+"""The training loop of a population, with its evaluations and saves."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,13 +24,13 @@ from undo_jax.types import Lazy, Params, Scores
 class Result(NamedTuple):
     """One trained model."""
 
-    params: Lazy  # taken off the `sweep` axis when asked for
-    steps: int  # updates made
+    params: Lazy  # gathered from the `sweep` axis when called
+    steps: int  # number of updates
     scores: Scores  # of its last evaluation
 
 
-Evaluated = Mapping[int, Result]  # members that were evaluated, as they are then
-Seen = Callable[[int, Evaluated], None]  # hears of every evaluation: its step, and these
+Evaluated = Mapping[int, Result]  # by member: those that were just evaluated
+Seen = Callable[[int, Evaluated], None]  # called at every evaluation with its step
 
 
 def train_together(
@@ -41,12 +41,12 @@ def train_together(
     progress: Saves | None = None,
     seen: Seen | None = None,
 ) -> list[Result]:
-    """Train every member until its stop rule, tried at each evaluation, or the last step.
+    """Train every member until its stop rule holds at an evaluation, or to the last step.
 
-    One whose scores are not finite leaves, too: nothing brings it back. With `progress` it goes on
-    from the last save there is, and is saved on the way: what `seen` has heard since may be told
-    again. Raises ValueError where the mesh does not divide the batch, and what `Saves.between`
-    does.
+    A member whose scores are not finite stops, too: it cannot recover. With `progress`, training
+    resumes from the last save, and is saved on the way: `seen` may be called again for evaluations
+    since that save. Raises ValueError where the mesh does not divide the batch, and what
+    `Saves.between` raises.
     """
     training = task.training
     check_batch(mesh, training.batch_size, training.accumulation)
@@ -74,12 +74,12 @@ def train_together(
 
 
 def _results(population: Population, loop: "Loop", take: Any, members: Iterable[int]) -> Evaluated:
-    """Members as they are; parameters of some that train on are to be asked for before they do."""
+    """Results of members now. Call `params` of those that train on before their next step."""
     steps, params = _fetch(loop.states.step, population.mesh), loop.states.params
 
     def taken(lane: int) -> Params:
-        # one after another: devices of a CPU that exchange data in two programs at once may each
-        # wait in another one, for good
+        # one at a time: two programs with collectives at once on CPU devices may deadlock, each
+        # waiting for devices that are in the other
         return jax.block_until_ready(take(params, lane))
 
     lanes = {member: population.lanes.numbers.index(member) for member in members}
@@ -94,8 +94,8 @@ class Loop:
     """Where a training loop stands between two steps."""
 
     step: int
-    states: train.State  # of every lane
-    active: np.ndarray  # whether each lane trains on
+    states: train.State  # [M, ...], of every lane
+    active: np.ndarray  # whether each lane still trains
     scores: dict[int, Scores]  # of each member's last evaluation
 
     def capture(self, meter: Meter) -> tuple[train.State, dict[str, Any]]:
@@ -111,7 +111,7 @@ class Loop:
 
 
 def _resume(progress: Saves, like: train.State, dealt: Lanes, log: Log) -> Loop | None:
-    """The loop of the last save, if there is one; its lanes may have been others."""
+    """The loop of the last save, if there is one; its lanes may have been arranged otherwise."""
     lanes = dealt.numbers
 
     def saved(notes):
@@ -136,7 +136,7 @@ def _resume(progress: Saves, like: train.State, dealt: Lanes, log: Log) -> Loop 
 
 
 def _check_notes(notes: Any, lanes: list[int], targets: int) -> None:
-    """Raises ValueError for what `Loop.capture` has not written of these members."""
+    """Raises ValueError for notes that `Loop.capture` did not write for these members."""
     members, records = {max(member, 0) for member in lanes}, notes["records"]
     known = {*notes["lanes"]} - {-1} == members
     full = len(notes["active"]) == len(notes["lanes"])
@@ -148,7 +148,7 @@ def _check_notes(notes: Any, lanes: list[int], targets: int) -> None:
 
 
 def _resize(lanes: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The same leaf of another number of lanes, over `sweep` where that divides it."""
+    """The leaf with another number of lanes, sharded over `sweep` if that divides it."""
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
     lead = None if lanes % mesh.shape["sweep"] else "sweep"
     place = NamedSharding(mesh, P(lead, *spec[1:]))
@@ -156,10 +156,10 @@ def _resize(lanes: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _evaluate(population: Population, loop: Loop, meter: Meter) -> list[int]:
-    """Score the members that still train, and give them; those at their end leave."""
+    """Score the active members, and return them; those at their end become inactive."""
     if not loop.active.any():
         return []
-    meter.flush()  # records are in the order of their steps
+    meter.flush()  # keeps records in the order of steps
     table = jax.device_get(population.score(loop.states.params, loop.active))
     lanes, evaluated = population.lanes, []
     for lane in np.flatnonzero(loop.active).tolist():
@@ -174,10 +174,10 @@ def _evaluate(population: Population, loop: Loop, meter: Meter) -> list[int]:
 
 
 def diverged(scores: Scores) -> bool:
-    """Whether a model is lost: a score of it is not finite."""
+    """Whether a model has diverged: one of its scores is not finite."""
     return not all(map(math.isfinite, scores.values()))
 
 
 def _fetch(tree: Any, mesh: Mesh) -> Any:
-    """Arrays as numpy, on every process."""
+    """Arrays as NumPy arrays, whole on every process."""
     return jax.device_get(jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree))

@@ -1,4 +1,4 @@
-"""What is told of training: records, loss and speed."""
+"""Records of training: loss and speed."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from undo_jax.log import Log
 from undo_jax.types import Metrics
 
-LOG_EVERY = 10  # steps between records; twice as many are under way, and from 33 on CPUs hang
+LOG_EVERY = 10  # steps between records; up to twice as many are in flight: with 33, CPUs hang
 
 
 class Meter:
@@ -18,7 +18,7 @@ class Meter:
 
     def __init__(self, log: Log, lanes: Sequence[int]):
         self.log, self.lanes, self.waiting = log, lanes, None
-        self.started, self.tokens = 0.0, 0  # counted from the first record: not the compilation
+        self.started, self.tokens = 0.0, 0  # from the first record on, without compilation
 
     def step(self, step: int, active: np.ndarray, metrics: Metrics, batch: Mapping[str, Any]):
         if self.started:

@@ -1,4 +1,4 @@
-"""What runs: one model's step and evaluation lifted to all members, as jitted programs."""
+"""One model's step and evaluation lifted to all members, as jitted programs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from undo_jax.mesh import BATCH
 from undo_jax.sharding import placed, shardings
 from undo_jax.types import LM, Loss, Packed, Params, shapes
 
-COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # as fast as at 3, and made sooner
+COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # runs as fast as 3, compiles faster
 
 
 class Programs(NamedTuple):
@@ -38,9 +38,9 @@ def programs(
     trains: optim.Trains | None = None,
     numbers: Sequence[str] = (),
 ) -> Programs:
-    """What trains `members` models together. `advance` takes the states' memory (donation).
+    """The programs that train `members` models together. `advance` donates the states.
 
-    `numbers` are arguments of the loss, by keyword, that each member has its own of.
+    `numbers` are keyword arguments of the loss whose values differ between members.
     """
     optimizer = optim.build(training.optimizer, training.steps)
 
@@ -61,7 +61,7 @@ def programs(
     rates = jax.ShapeDtypeStruct((members,), jnp.float32)
     states = placed(jax.eval_shape(start, shapes(lm), keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
-    everywhere = NamedSharding(mesh, P())  # so that every process can read it
+    everywhere = NamedSharding(mesh, P())  # replicated: every process can read it
     lifted, jit = over_members(advance_one, mesh), jit_on(mesh)
 
     def advance(states, beside, shared):
@@ -81,10 +81,10 @@ def example(
     sources: int = 1,
     carries: Sequence[str] = (),
 ) -> tuple[Any, Any, Any]:
-    """Arguments of `made.advance` as shapes and shardings; streams by name, with their T.
+    """Arguments of `made.advance` as shapes and shardings; `streams` gives each stream's T.
 
-    `sources` says of how many `Source`s the members are, each with its own references and streams;
-    `carries` what the streams have beside tokens, see `Packed`.
+    `sources` is the number of `Source`s, each with its own references and streams; `carries` is
+    what the streams have beside tokens, see `Packed`.
     """
     members = made.states.step.shape[0]
     owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
@@ -112,8 +112,8 @@ def example(
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
     """Lift `f(member, shared)` to members stacked on a leading axis.
 
-    Members are sharded over `sweep` and run one after another within a device, each as it would run
-    alone; the other mesh axes shard the work inside a member. `shared` is the same for all.
+    Members are sharded over `sweep` and run one after another within a device (`lax.map`), each as
+    it would run alone; the other mesh axes shard one member's work. `shared` is the same for all.
     """
 
     def on_device(members, shared):
@@ -126,10 +126,10 @@ def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any
 
 
 def over_sweep(f: Callable[[Any, Any], Any], mesh: Mesh, out_specs: P) -> Callable[..., Any]:
-    """Lift `f(a device's members, shared)` to all members.
+    """Lift `f(a device's members, shared)` to all members by `shard_map` over `sweep`.
 
-    Axes of one device are taken along: kernels for TPU compile only where no axis is left to XLA,
-    and inside there is nothing to split that would take them.
+    Axes of size 1 are made manual, too: TPU kernels compile only where no axis is automatic, and
+    an inner `shard_map` would not take axes of size 1.
     """
     alone = {axis for axis, size in mesh.shape.items() if size == 1}
     return jax.shard_map(
@@ -143,9 +143,9 @@ def over_sweep(f: Callable[[Any, Any], Any], mesh: Mesh, out_specs: P) -> Callab
 
 
 def while_active(members: int, active: Any, run: Any, rest: Any, *given: Any) -> Any:
-    """`run(*given)`, or after a member's end `rest(made, *given)`, made being the result's shapes.
+    """`run(*given)`, or for a member that has ended `rest(made, *given)`, of the result's shapes.
 
-    A population of one ends with its only member: nothing is asked.
+    Without a conditional in a population of one: it ends with its only member.
     """
     if members == 1:
         return run(*given)
@@ -161,19 +161,19 @@ def zeros(tree: Any) -> Any:
 def jit_on(mesh: Mesh) -> Callable[..., Any]:
     """`jax.jit` with the compiler options of the mesh's platform.
 
-    Where JAX leaves most optimisations out, it does so here too.
+    No options with `jax_disable_most_optimizations`.
     """
     known = {} if jax.config.read("jax_disable_most_optimizations") else COMPILING
     return partial(jax.jit, compiler_options=known.get(mesh.devices.flat[0].platform))
 
 
 def references(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
-    """Reference models on a new leading axis, which is not sharded; as `example` describes them."""
+    """Reference models stacked on a new replicated axis, as in `example`."""
     join = partial(_joined, lm)
     places = shardings(jax.eval_shape(join, *trees), lm.rules, mesh, (None,))
     return jax.jit(join, out_shardings=places)(*trees)
 
 
 def _joined(lm: LM, *trees: Params) -> Params:
-    """Rounded as the step reads them: once, not in every step."""
+    """Stack and round them once, not in every step."""
     return jax.tree.map(lambda *x: jnp.stack(x), *map(lm.rounded, trees))

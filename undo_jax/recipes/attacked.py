@@ -20,7 +20,7 @@ from undo_jax.types import LM, Key, Loss, Params, Scores, shapes
 
 @dataclass(frozen=True)
 class Attacked(Simple):
-    """What an attack makes of a model: its parameters are those of the strongest at the end."""
+    """A model after an attack: its parameters are those of the strongest rate at the end."""
 
     kind: ClassVar[str] = "relearn"
     role: ClassVar[str] = "attack"
@@ -36,7 +36,7 @@ class Attacked(Simple):
 
     @property
     def title(self) -> str:
-        """What its artifact is called."""
+        """The display name of its artifact."""
         return f"{title(self.model)} by {self.attack.name}"
 
     @property
@@ -79,7 +79,7 @@ class Attacked(Simple):
         return tuple(whole * rate for rate in self.attack.learning_rates)
 
     def strength(self, judge: Judge, scores: Scores) -> float:
-        """How well an attack did; one that diverged did worst."""
+        """How strong the attack was; one that diverged is the weakest."""
         metric = self.attack.metric or judge.headline[1]
         score = scores[metric] if judge.metrics[metric].higher_is_better else -scores[metric]
         return score if math.isfinite(score) else -math.inf
@@ -88,7 +88,7 @@ class Attacked(Simple):
         return {"attack": self.attack.name, "learning_rate": rate}
 
     def make(self, mesh: Mesh, key: Key, params: Params) -> Params:
-        """What the attack prepares of the model's parameters."""
+        """The model's parameters as the attack prepares them."""
         if self.attack.prepare is None:
             return params
         places = placement(self.lm, mesh)
@@ -96,7 +96,7 @@ class Attacked(Simple):
         return prepare(self.model.lm, params, key)
 
     def check(self) -> None:
-        """Raises ValueError where what is prepared is not what the attacked model has."""
+        """Raises ValueError if the prepared parameters do not fit the model under attack."""
         prepare, lm = self.attack.prepare, self.model.lm
         if prepare is None:
             return

@@ -1,4 +1,4 @@
-"""A student that has learned from a teacher."""
+"""A student distilled from a teacher."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from undo_jax.types import LM, Loss, Scores, table_shape
 
 @dataclass(frozen=True)
 class Distill(Simple):
-    """The teacher's logits on a stream of the setting, without labels (paper §3).
+    """Train the student on the teacher's logits on a stream, without labels (paper §3).
 
     The student has recovered once its retain score is within `tolerance` of the teacher's. Raises
     ValueError for a tolerance that is not positive, and for vocabularies that differ.
@@ -24,7 +24,7 @@ class Distill(Simple):
     student: Recipe
     training: Training
     tolerance: float = 0.05
-    stop_early: bool = True  # leave as soon as it has recovered; False: always all steps
+    stop_early: bool = True  # stop as soon as the student has recovered; False: all steps
     stream: str = "pretrain"
     loss: Loss = distillation
     draw: str = "distill"
@@ -42,7 +42,7 @@ class Distill(Simple):
 
     @property
     def title(self) -> str:
-        """What its artifact is called."""
+        """The display name of its artifact."""
         return f"{title(self.teacher)} into {title(self.student)}"
 
     @property

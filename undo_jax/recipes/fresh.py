@@ -13,7 +13,7 @@ from undo_jax.types import LM, Key, Params
 
 @dataclass(frozen=True)
 class Fresh:
-    """Parameters as the model draws its own first ones (paper §3); of any size."""
+    """Parameters freshly initialised by `lm.init` (paper §3); the model may be of any size."""
 
     kind: ClassVar[str] = "noise"
     role: ClassVar[str] = "student"

@@ -1,4 +1,4 @@
-"""A model that somebody has already."""
+"""A model that exists already."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,8 +18,8 @@ from undo_jax.types import LM, Key, Params
 class Import:
     """The parameters in a folder: a finished artifact, bare parameters, or Hugging Face's files.
 
-    It is made once for all seeds. Raises ValueError, when it is made, for a model that computes
-    something else than `lm`.
+    It is made once for all seeds. Raises ValueError, when it is made, if the folder's model is not
+    `lm`.
     """
 
     kind: ClassVar[str] = "import"
@@ -33,7 +33,7 @@ class Import:
 
     @property
     def title(self) -> str:
-        """What its artifact is called."""
+        """The display name of its artifact."""
         return epath.Path(self.path).name
 
     @property
@@ -56,7 +56,7 @@ class Import:
         return checkpoint.restore(folder, self.lm, mesh)
 
     def check(self) -> None:
-        """Raises FileNotFoundError where there is nothing."""
+        """Raises FileNotFoundError where there are no parameters."""
         if not isinstance(self.path, str) or not epath.Path(self.path).exists():
             raise FileNotFoundError(f"nothing to import at {self.path}: check the path")
 

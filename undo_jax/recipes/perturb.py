@@ -1,4 +1,4 @@
-"""A model with noise mixed into its parameters: a student that is no longer what it was (UNDO)."""
+"""A model with noise mixed into its parameters: a student of UNDO."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,7 @@ class Perturb:
 
     @property
     def title(self) -> str:
-        """What its artifact is called."""
+        """The display name of its artifact."""
         return f"{title(self.model)} α={self.alpha:g}"
 
     @property
@@ -49,7 +49,7 @@ class Perturb:
         return (self.model,)
 
     def make(self, mesh: Mesh, key: Key, params: Params) -> Params:
-        """The model's parameters with noise, sharded as they are."""
+        """The model's parameters with noise, sharded as before."""
         places = placement(self.lm, mesh)
         mix = jax.jit(self.noise, static_argnums=0, out_shardings=places)
         return mix(self.lm, key, params, self.alpha)

@@ -26,7 +26,7 @@ class Pretrain(Simple):
 
     @property
     def title(self) -> str:
-        """What its artifact is called."""
+        """The display name of its artifact."""
         return self.stream
 
     @property

@@ -1,4 +1,4 @@
-"""A model that a method has made forget."""
+"""A model after unlearning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from undo_jax.types import LM, Loss
 
 @dataclass(frozen=True)
 class Unlearn(Simple):
-    """A method on batches of `training.batch_size` rows of retain and as many of forget (paper §2).
+    """Train by a method, on `training.batch_size` rows each of retain and forget (paper §2).
 
-    It sees the model before as `base`. Raises ValueError for a method that is no function, wants
-    arguments that it has not, or whole batches where they are accumulated.
+    The model before unlearning is its reference `base`. Raises ValueError for a method that is not
+    a function, or that needs more arguments, or whole batches with accumulation.
     """
 
     kind: ClassVar[str] = "unlearn"
@@ -25,7 +25,7 @@ class Unlearn(Simple):
     model: Recipe
     training: Training
     loss: Loss = maxent
-    trains: Trains | None = None  # what of the model; None: everything
+    trains: Trains | None = None  # which parameters train; None: all
     draw: str = "unlearn"
     seed: int | None = None
 
@@ -39,7 +39,7 @@ class Unlearn(Simple):
 
     @property
     def title(self) -> str:
-        """What its artifact is called."""
+        """The display name of its artifact."""
         return str(getattr(getattr(self.loss, "func", self.loss), "__name__", "method"))
 
     @property

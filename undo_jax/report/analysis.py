@@ -84,9 +84,9 @@ def _cases(logs: Logs) -> list[Case]:
 
 
 def _references(entry: Entry, entries: Sequence[Entry]) -> list[tuple[str | None, str | None]]:
-    """The unlearned model and the oracle that it is held against.
+    """The unlearned model and the oracle that a model is compared with.
 
-    Of the oracle itself: with every unlearned model that is held against it.
+    For the oracle itself: with every unlearned model that is compared with it.
     """
     if entry.role != "oracle":
         return [(entry.unlearned, entry.oracle)]
@@ -95,7 +95,7 @@ def _references(entry: Entry, entries: Sequence[Entry]) -> list[tuple[str | None
 
 
 def _paired(entries: Iterable[Entry]) -> bool:
-    """Whether each distilled model is held against the oracle of its own seed."""
+    """Whether each distilled model is compared with the oracle of its own seed."""
     entries = tuple(entries)
     seeds = {entry.artifact: entry.seed for entry in entries}
     distilled = [e for e in entries if e.role == "distilled" and e.oracle in seeds]
@@ -103,7 +103,7 @@ def _paired(entries: Iterable[Entry]) -> bool:
 
 
 def _model(cases: Sequence[Case], logs: Logs) -> Model:
-    """A row: the cases of one label."""
+    """A row of the report: all cases of one label."""
     cases = sorted(cases, key=lambda case: (case.entry.seed is None, case.entry.seed or 0))
     entry = cases[0].entry
     own = [case for case in cases if case.own is not None]
@@ -143,7 +143,7 @@ def adversary_order(adversary: Adversary) -> tuple[str, float]:
 
 
 def _recovered(own: Iterable[Case]) -> Iterable[bool]:
-    """Of every distilled seed, whether it met the bar."""
+    """For every distilled seed, whether it met the retain bar."""
     for case in own:
         if case.entry.role == "distilled" and case.own is not None:
             if case.own.summary["recovered"] is not None:
@@ -151,7 +151,7 @@ def _recovered(own: Iterable[Case]) -> Iterable[bool]:
 
 
 def _compute(case: Case, unit: str) -> float:
-    """Distillation as % of what its oracle's training took, in steps or FLOPs."""
+    """Distillation in % of its oracle's training, by steps or FLOPs."""
     if case.own is None or case.oracle is None:
         return math.nan
     if not (case.entry.role == "distilled" or case.own is case.oracle):
@@ -161,7 +161,7 @@ def _compute(case: Case, unit: str) -> float:
 
 
 def _stages(artifacts: Iterable[Artifact], names: Sequence[str]) -> tuple[Stage, ...]:
-    """By stage in the order in which they are made, then by model as the tables list them."""
+    """Ordered by stage as they are made, then by model as in the tables."""
     groups: dict[tuple[str, str], list[Artifact]] = {}
     for a in artifacts:
         groups.setdefault((a.stage, a.model), []).append(a)

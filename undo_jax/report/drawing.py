@@ -1,6 +1,6 @@
-"""What figures share: style, colours, line styles, markers, and how a figure becomes files.
+"""What figures share: style, colours, line styles, markers, and rendering to files.
 
-Matplotlib is imported where it draws, not before.
+Matplotlib is imported only when something is drawn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INK, MUTED, FAINT = "#1f2328", "#6b7280", "#e3e5e8"
 WARM, PURPLE, BLACK, GREY = "#d1432f", "#8a4fa3", "#111111", "#8b8f96"
 RAMP = ("#57b597", "#2b8fa3", "#24397a")  # low to high alpha
 OTHERS = ("#c98a1b", "#a86b4c", "#7a7f35")
-FAMILIES = (  # of unlearned models beside each other, far apart in hue and lightness
+FAMILIES = (  # for several unlearned models, far apart in hue and lightness
     "#d1432f", "#2b6fb3", "#2f9e6e", "#8a4fa3", "#d9921a", "#3bb3c4", "#b0577f", "#7a7f35",
 )  # fmt: skip
 SHORTFALL = "did not recover the teacher's retain score"
@@ -59,8 +59,8 @@ def families(models: Sequence[Model]) -> list[str]:
 def palette(models: Sequence[Model]) -> dict[str, str]:
     """A colour per model.
 
-    By role, and from light to dark by rank of alpha. Where there are several unlearned ancestors:
-    by the ancestor, and its shade by rank of alpha.
+    By role, and from light to dark by rank of alpha. With several unlearned ancestors: a hue for
+    each ancestor, and its shades by rank of alpha.
     """
     ancestors, others = families(models), iter(_endless(OTHERS))
     colours: dict[str, str] = {}
@@ -80,7 +80,7 @@ def palette(models: Sequence[Model]) -> dict[str, str]:
         places = {m.name: (rank + middle) / last for rank, m in enumerate(noised)}
         if len(ancestors) == 1:
             colours |= {name: _ramp(RAMP, place) for name, place in places.items()}
-            fixed = {"unlearned": WARM, "distilled": PURPLE}  # each for the first of its role
+            fixed = {"unlearned": WARM, "distilled": PURPLE}  # for the first model of each role
             for m in rest:
                 colours[m.name] = fixed.pop(m.role, None) or next(others)
         else:
@@ -92,7 +92,7 @@ def palette(models: Sequence[Model]) -> dict[str, str]:
 
 
 def linestyle(model: Model, models: Sequence[Model]) -> Any:
-    """Of a model's line, by its role; some need none where each model has its own colour."""
+    """The style of a model's line, by role; some are solid if each model has its own colour."""
     if model.role != "distilled":
         kind = model.role
     else:
@@ -102,7 +102,7 @@ def linestyle(model: Model, models: Sequence[Model]) -> Any:
 
 
 def marker(model: Model, colour: str) -> dict[str, Any]:
-    """Of a distilled model's point: a diamond for a fresh student; hollow if it fell short."""
+    """A distilled model's marker: a diamond for a fresh student; hollow if it fell short."""
     fresh = model.alpha is None
     return {
         "marker": "D" if fresh else "o",
@@ -139,7 +139,7 @@ def _endless(colours: Sequence[str]) -> Iterator[str]:
 
 
 def starred(report: Report, mark: str) -> str:
-    """What a mark of models that fell short says, where there are any."""
+    """What the mark of models that fell short means; empty if there are none."""
     short = any(m.fell_short for m in report.attacked)
     return f"{mark}: {SHORTFALL} in at least one seed." if short else ""
 
@@ -170,7 +170,7 @@ def render(
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """Our style over matplotlib's defaults, whatever the user's own style is."""
+    """Our style on top of matplotlib's defaults, not of the user's own style."""
     import matplotlib
 
     with matplotlib.rc_context():

@@ -1,4 +1,4 @@
-"""The files of a workdir, as a run writes them: what is damaged is named, with what to do."""
+"""Reads the files of a workdir; an error names the damaged file, and what to do."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 def verify(folder: epath.Path, summary: Json | None) -> None:
-    """Hold a summary against its own hash, and the files beside it against those that it has.
+    """Verify a summary by its own hash, and the files beside it by the hashes that it contains.
 
     Raises ValueError for what has changed since it was written. A summary without hashes passes.
     """
@@ -36,7 +36,7 @@ def verify(folder: epath.Path, summary: Json | None) -> None:
 
 
 def sealed(content: Any) -> bool:
-    """Whether an object has no hash of all else that is in it, or the right one."""
+    """Whether a JSON object has no hash of its other keys, or the right one."""
     if not isinstance(content, dict) or "sha256" not in content:
         return True
     rest = {name: value for name, value in content.items() if name != "sha256"}
@@ -54,7 +54,7 @@ def read_json(path: epath.Path, remedy: str) -> Any:
 
 @contextmanager
 def as_written(path: epath.Path) -> Iterator[None]:
-    """Raises ValueError for JSON that no run has written."""
+    """Turn errors in the block, of JSON that no run has written, into one ValueError."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -64,7 +64,7 @@ def as_written(path: epath.Path) -> Iterator[None]:
 
 
 def typed(record: Any, name: str, *kinds: type) -> Any:
-    """A field of a JSON object. Raises KeyError without it, TypeError where it is of no kind."""
+    """A field of a JSON object. Raises KeyError without it, TypeError if it is of another type."""
     value = record[name]
     if type(value) not in kinds:
         raise TypeError(f"{name} is {reprlib.repr(value)}")
@@ -72,7 +72,7 @@ def typed(record: Any, name: str, *kinds: type) -> Any:
 
 
 def check_inside(root: epath.Path, name: Any) -> None:
-    """Raises TypeError or ValueError for what does not name a folder of the workdir itself."""
+    """Raises TypeError or ValueError for a name that is not a folder directly in the workdir."""
     if type(name) is not str or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
         raise TypeError(f"an artifact is {reprlib.repr(name)}")
     if "://" not in os.fspath(root) and os.path.islink(os.path.join(root, name)):
@@ -80,7 +80,7 @@ def check_inside(root: epath.Path, name: Any) -> None:
 
 
 def read_lines(path: epath.Path) -> tuple[list[Json], int]:
-    """The records of a JSONL file, and how many lines a killed writer left broken."""
+    """The records of a JSONL file, and how many lines are unreadable, e.g. of a killed writer."""
     records, unreadable = [], 0
     for line in path.read_bytes().splitlines():
         if not line.strip():
@@ -97,14 +97,14 @@ def read_lines(path: epath.Path) -> tuple[list[Json], int]:
 
 
 def number(value: Any) -> float:
-    """Raises TypeError for what is no number."""
+    """A number; None is nan. Raises TypeError for anything else."""
     if type(value) not in (int, float, NONE):
         raise TypeError(f"{reprlib.repr(value)} is no number")
     return math.nan if value is None else float(value)
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError where an experiment's name is not safe as a part of a file's name."""
+    """Raises ValueError if an experiment's name is not safe as part of a file's name."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise ValueError(
             f"an experiment named {reprlib.repr(name)}: give it a name of letters, digits, '.', "

@@ -69,13 +69,13 @@ def write(workdir: epath.PathLike, name: str) -> Report:
 
 
 def _shown(summary: epath.Path) -> list[str]:
-    """The figures of the report that was there before."""
+    """The figures that an earlier report shows."""
     text = summary.read_bytes().decode(errors="replace") if summary.exists() else ""
     return re.findall(r"^!\[(\w+)\]\(\1\.png\)$", text, re.MULTILINE)
 
 
 def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -> str:
-    """index.html as a string; loads nothing from elsewhere."""
+    """index.html as a string; it loads no other files."""
     told = "".join(f"<li>{_escape(note)}</li>" for note in tables.notes(report))
     body = [
         f"<h1>{_escape(report.name)}</h1>",

@@ -1,4 +1,4 @@
-"""Logs in: what an experiment's file lists, and the records and summaries of its artifacts.
+"""Reads logs: what an experiment's file lists, and its artifacts' records and summaries.
 
 Reads experiment-NAME.json, and config.json, metrics.jsonl and summary.json of each artifact.
 """
@@ -62,7 +62,7 @@ class Artifact:
     folder: str
     stage: str  # its kind of recipe
     model: str
-    seed: int | None  # None: nothing random enters it
+    seed: int | None  # None: it uses no random numbers
     summary: Json
     attacks: tuple[Attack, ...] = ()
     unreadable: int = 0  # lines of metrics.jsonl
@@ -78,8 +78,8 @@ class Entry:
     artifact: str
     role: str
     alpha: float | None  # of the noise that its student began with
-    unlearned: str | None  # its own unlearned ancestor; of an unlearned model: itself
-    oracle: str | None  # that it is held against
+    unlearned: str | None  # its unlearned ancestor; an unlearned model's own folder
+    oracle: str | None  # that it is compared with
     attacks: tuple[str, ...]
 
 
@@ -104,7 +104,7 @@ def names(workdir: epath.PathLike) -> list[str]:
         name = path.name.removeprefix("experiment-").removesuffix(".json")
         try:
             check_name(name)
-        except ValueError:  # no run has written it
+        except ValueError:  # not written by a run
             continue
         found.append(name)
     return sorted(found)
@@ -154,7 +154,7 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
 
 
 def _metrics(content: Json) -> list[Metric]:
-    """Those of the headline, of what is retained and of what is forgotten, and then the others."""
+    """The headline's metrics, of what is retained and of what is forgotten, then the others."""
     metrics, headline = typed(content, "metrics", dict), typed(content, "headline", list)
     if len({*map(str, headline)}) != 2 or not {*headline} <= metrics.keys():
         raise ValueError(f"its headline is {reprlib.repr(headline)}")
@@ -167,7 +167,7 @@ def _metric(name: str, record: Any) -> Metric:
 
 
 def _entry(root: epath.Path, record: Any) -> Entry:
-    """Raises KeyError, TypeError or ValueError for what no run has written."""
+    """An entry. Raises KeyError, TypeError or ValueError for what no run has written."""
     role, alpha = typed(record, "role", str), typed(record, "alpha", float, int, NONE)
     if role not in ROLES:
         raise ValueError(f"role is {reprlib.repr(role)}")
@@ -205,7 +205,7 @@ def _owners(root: epath.Path, records: list[Any], entries: tuple[Entry, ...]) ->
 
 
 def _check_distinct(entries: tuple[Entry, ...]) -> None:
-    """Raises ValueError where a model and seed is there twice, or a model has two roles."""
+    """Raises ValueError if a model with a seed is listed twice, or a model has two roles."""
     counts = Counter((entry.model, entry.seed) for entry in entries)
     if twice := [key for key, count in counts.items() if count > 1]:
         raise ValueError(f"model {reprlib.repr(twice[0][0])}, seed {twice[0][1]} is there twice")
@@ -224,8 +224,8 @@ def read_artifact(
 ) -> Artifact | None:
     """One artifact, or None while it is unfinished. Raises ValueError where it is damaged.
 
-    Of the metrics it must have the first two, those of the headline, where `scored` says that it
-    must have scores; `attack` that it must be one.
+    `scored`: it must have scores by the first two metrics, the headline. `attack`: it must be an
+    attack.
     """
     again = f"delete {folder}, and run the experiment again"
     if not (folder / "summary.json").exists():
@@ -261,7 +261,7 @@ def read_artifact(
 
 
 def _settings(config: Json, stage: str) -> Json:
-    """What config.json says of the recipe's own fields."""
+    """The recipe's own fields, from config.json."""
     said = config.get("config")
     own = said.get(stage) if isinstance(said, dict) else None
     return own if isinstance(own, dict) else {}
@@ -271,7 +271,7 @@ Attacks = tuple[tuple[Attack, ...], int]  # and how many lines of the log are un
 
 
 def _attacks(folder: epath.Path, forget: Metric, config: Json, summary: Json) -> Attacks:
-    """The evaluations of an attack; of one that does not train its scores, as if at step 0."""
+    """The evaluations of an attack; if it does not train, its scores as if of step 0."""
     path = folder / "metrics.jsonl"
     records, unreadable = read_lines(path) if path.exists() else ([], 0)
     said = _settings(config, ATTACK).get("attack")
@@ -286,7 +286,7 @@ def _attacks(folder: epath.Path, forget: Metric, config: Json, summary: Json) ->
 
 
 def read_attacks(records: Iterable[Json], metric: str) -> tuple[Attack, ...]:
-    """Evaluation records; of a step logged twice (a resumed run) the later one counts."""
+    """Evaluation records; if a step is logged twice (by a resumed run) the later one counts."""
     found: dict[tuple[str, float, int], Attack] = {}
     for r in records:
         if "eval" in r:

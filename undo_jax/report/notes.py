@@ -1,4 +1,4 @@
-"""What a reader of a report must be told."""
+"""Caveats that a report states."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 from undo_jax.report.logs import Artifact, Attack, Entry, Json, Logs
 from undo_jax.report.numbers import MIN_GAP, Model, sole, strongest
 
-OTHERWISE = ("type", "student", "teacher", "alpha", "draw", "seed")  # no setting of distillation
+OTHERWISE = ("type", "student", "teacher", "alpha", "draw", "seed")  # not settings of distillation
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Case:
 
 
 def notes(logs: Logs, models: Sequence[Model], cases: Sequence[Case]) -> tuple[str, ...]:
-    """One sentence each."""
+    """All caveats, one sentence each."""
     return tuple(
         [
             *_not_recovered(models),
@@ -51,7 +51,7 @@ def _not_recovered(models: Iterable[Model]) -> Iterator[str]:
 
 
 def _robustness(cases: Sequence[Case]) -> Iterator[str]:
-    """Why robustness is not there; of what is itself the scale's 100 %, or a base, none is due."""
+    """Why robustness is missing; oracles and bases, which have none to compute, are left out."""
     due = [case for case in cases if case.attacked and case.entry.role not in ("base", "oracle")]
     groups: dict[str, list[Case]] = {}
     undefined: list[Case] = []
@@ -81,7 +81,7 @@ def _compute(cases: Iterable[Case]) -> Iterator[str]:
 
 
 def _missing(case: Case, cases: Sequence[Case]) -> str:
-    """Why there is no scale for a model, whatever its seed."""
+    """Why robustness cannot be computed for a model at any seed; empty if it can."""
     entry = case.entry
     lacking = {"unlearned ancestor": entry.unlearned, "oracle": entry.oracle}
     if absent := [what for what, folder in lacking.items() if folder is None]:
@@ -101,7 +101,7 @@ def _labels(cases: Iterable[Case]) -> str:
 
 
 def _which(cases: Sequence[Case], named: bool) -> str:
-    """Seeds, and models where it matters."""
+    """The cases' seeds; and their models, if `named`."""
     seeds = sorted({case.entry.seed for case in cases if case.entry.seed is not None})
     told = f"seed {', '.join(map(str, seeds))}" if seeds else ""
     if not named and told:
@@ -110,7 +110,7 @@ def _which(cases: Sequence[Case], named: bool) -> str:
 
 
 def _distilled_differently(logs: Logs, cases: Sequence[Case]) -> Iterator[str]:
-    """Settings of distillation in which the distilled models differ, and who has which value."""
+    """Settings of distillation that differ between distilled models, and which has which value."""
     folders = {c.entry.artifact: c for c in cases if c.entry.role == "distilled" and c.own}
     flat = {
         folder: dict(_flatten(_settings(case.own.settings)))
@@ -148,7 +148,7 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _at_ends(models: Iterable[Model], cases: Sequence[Case], logs: Logs) -> Iterator[str]:
     def at_end(model: Model) -> bool:
-        """Whether in some seed only ends of the sweep come within MIN_GAP of the worst case."""
+        """Whether for some seed only ends of the sweep are within MIN_GAP of the worst case."""
         rates = sorted({rate for _, rate in model.finals if rate is not None})
         ends = {rates[0], rates[-1]} if len(rates) > 1 else set()
         for case in cases:

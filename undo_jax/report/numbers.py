@@ -1,4 +1,4 @@
-"""The numbers of a report, and what they are computed by."""
+"""The numbers of a report, and the functions that compute them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etils import epath
 
 from undo_jax.report.logs import Attack, Metric
 
-MIN_GAP = 0.01  # in the forget metric's unit; below it robustness is a ratio of noise
+MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
 
 Adversary = tuple[str, float | None]  # attack data, learning rate
 
@@ -97,7 +97,7 @@ class Report:
     shown_steps: tuple[int, ...]  # relearning steps the tables quote
     unfinished: tuple[str, ...]
     notes: tuple[str, ...]
-    paired: bool  # whether each model is held against the oracle of its own seed
+    paired: bool  # whether each model is compared with the oracle of its own seed
     files: Mapping[str, epath.Path] = field(default_factory=dict)
 
     @property
@@ -115,7 +115,7 @@ class Report:
 
     @property
     def seed_counts(self) -> str:
-        """Over how many seeds the rows are, e.g. 5, or 1–5."""
+        """The number of seeds per row, e.g. 5, or 1–5."""
         counts = sorted({len(m.seeds) for m in self.attacked})
         return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
@@ -131,7 +131,7 @@ class Report:
 
 
 def sole(labels: Iterable[str]) -> str | None:
-    """The label, where there is but one."""
+    """The label, if there is only one."""
     found = set(labels)
     return found.pop() if len(found) == 1 else None
 

@@ -60,7 +60,7 @@ def cell(values: Spread, form: Callable[[float], str] = score) -> str:
 
 
 def same_or_range(values: Spread) -> str:
-    """A count that is mostly the same for all seeds: one number, or `lowest–highest`."""
+    """A count, usually the same for all seeds: one number, or `lowest–highest`."""
     if not values.finite:
         return NONE
     return "–".join(dict.fromkeys((count(values.low), count(values.high))))
@@ -105,7 +105,7 @@ def _compute(model: Model, values: Spread) -> str:
 
 
 def score_grid(report: Report) -> Grid:
-    """A row per model: its scores by the metrics that are not in the headline."""
+    """A row per model: its scores by metrics other than the headline."""
     header = ["model", *(metric.axis for metric in report.others)]
     rows = [[m.name, *(cell(m.others[o.name]) for o in report.others)] for m in report.models]
     return Grid(header, rows)
@@ -194,7 +194,7 @@ def table(report: Report) -> Table:
 
 
 def _shares(model: Model) -> tuple[Spread, ...]:
-    """Robustness and FLOPs in % of the oracle's; the models that define the scale have no range."""
+    """Robustness and FLOPs in % of the oracle's; models that define the scale have no range."""
     shares = (model.robustness, model.compute_flops)
     return shares if not model.is_reference else tuple(Spread((s.mean,)) for s in shares)
 
@@ -259,6 +259,6 @@ def attack_legend(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """What a reader must be told, unfinished artifacts last."""
+    """The report's caveats, unfinished artifacts last."""
     unfinished = ", ".join(report.unfinished)
     return [*report.notes, *([f"Unfinished, left out: {unfinished}."] if unfinished else [])]

@@ -1,4 +1,4 @@
-"""What is retained and what forgotten: a setting owns its streams, its scores and its bar."""
+"""What is retained and what forgotten: a setting defines its streams, scores and recovery bar."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol, cast
@@ -22,26 +22,26 @@ class Setting(Protocol):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """What is reported of the scores, by their names."""
+        """The metrics that are reported, by the names of their scores."""
         ...
 
     @property
     def headline(self) -> tuple[str, str]:
-        """The two metrics that count, of what is retained and of what is forgotten.
+        """The names of the two main metrics: of what is retained, and of what is forgotten.
 
         Both are taken at every evaluation.
         """
         ...
 
     def get_tokenizer(self) -> Tokenizer:
-        """Between texts and the tokens of the streams."""
+        """The tokenizer of the streams."""
         ...
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         """Batches of pretrain, oracle, retain or forget.
 
         `stream[step]` are tokens, int32 [B, T+1], or `Packed` where the streams carry more.
-        `stream[step, start:stop]` are rows of one, for a process that needs no others.
+        `stream[step, start:stop]` are some rows, for a process that needs only these.
         """
         ...
 
@@ -50,7 +50,7 @@ class Setting(Protocol):
         ...
 
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
-        """Scores of one model at every evaluation, reported or not. Pure, to be jitted."""
+        """Scores of one model at an evaluation; only metrics are reported. Pure, to be jitted."""
         ...
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
@@ -62,16 +62,16 @@ class Examined(Setting, Protocol):
     """A setting with metrics that are taken at the end."""
 
     def at_end(self, lm: LM, params: Params) -> Scores:
-        """Those scores of a finished model.
+        """The scores of metrics `at="end"`, of a finished model.
 
         It runs on the host, in every process and with the mesh set, and may do what cannot be
-        jitted: judge what the model writes, ask another program.
+        jitted: judge generated text, or call another program.
         """
         ...
 
 
 def scores_at_end(setting: Setting, lm: LM, params: Params) -> dict[str, float]:
-    """Scores of the metrics that are taken at the end; none where there are none.
+    """Scores of the metrics that are taken at the end; empty if there are none.
 
     Raises ValueError where one is missing.
     """
@@ -83,7 +83,7 @@ def scores_at_end(setting: Setting, lm: LM, params: Params) -> dict[str, float]:
 
 
 def check_metrics(setting: Setting) -> None:
-    """Raises ValueError for metrics that are none, and for a headline that is none of them."""
+    """Raises ValueError for invalid metrics, and for a headline that does not name two of them."""
     metrics = setting.metrics
     for name, metric in metrics.items():
         if not isinstance(name, str) or not isinstance(metric, Metric):
@@ -99,7 +99,7 @@ def check_metrics(setting: Setting) -> None:
 
 
 def check_scores(found: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """The wanted names. Raises ValueError where one is not found."""
+    """The wanted names. Raises ValueError if one is missing."""
     if missing := [name for name in wanted if name not in found]:
         raise ValueError(f"the setting gives no score {missing[0]!r}: it has {', '.join(found)}")
     return list(wanted)

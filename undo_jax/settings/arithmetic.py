@@ -21,17 +21,17 @@ from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
 STREAMS = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
-OBJECT = 64  # bytes of a fact or a problem in Python, at the least
-VALIDATION_SEED = 42  # apart from every training seed; the official code's own
+OBJECT = 64  # bytes of a fact or a problem in Python, a lower bound
+VALIDATION_SEED = 42  # of validation data; as in the official code
 
 
 @dataclass(frozen=True)
 class Arithmetic:
     """Scores are accuracies: the mean over operations and forms of + − (retain) and × ÷ (forget).
 
-    Raises ValueError for an unknown form or `examine`, none, a size that is not positive, text
-    without a tokenizer, an empty text file, and held-out facts to examine where the grammar holds
-    none out.
+    Raises ValueError for an unknown `examine`, unknown or missing forms, a size that is not
+    positive, text without a tokenizer, an empty text file, and held-out facts to examine if the
+    grammar holds none out.
     """
 
     grammar: Grammar = Grammar()
@@ -41,12 +41,12 @@ class Arithmetic:
     examine: Literal["held_out_facts", "train_facts"] = "held_out_facts"  # reference: train_facts
     questions: int | None = 100  # per operation and form; None: every fact
     validation_rows: int = 16  # per stream, for its cross entropy
-    tokenizer: Tokenizer | None = None  # None: one token a character
+    tokenizer: Tokenizer | None = None  # None: one token per character
     text: str | None = None  # UTF-8 files, one document a line, mixed into pretrain and oracle
-    text_share: float = 0.75  # of pretrain; the oracle's makes up for the half it does not see
+    text_share: float = 0.75  # of pretrain; larger for the oracle, which sees half the arithmetic
     data_seed: int = 99
-    answers_only: bool = False  # losses count answers and the tokens that end them, not questions
-    segments: bool = False  # losses of sequences are of problems, not of rows
+    answers_only: bool = False  # losses count only answers and the tokens that end them
+    segments: bool = False  # a sequence is a problem, not a row
 
     @property
     def carries(self) -> tuple[Literal["weights", "segments"], ...]:
@@ -127,7 +127,7 @@ class Arithmetic:
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
         """Accuracy per operation/form, their means, and cross entropy (nats) per stream.
 
-        Accuracies of a model that has diverged are nan: it gives no answers, right or wrong.
+        Accuracies of a model that has diverged are nan, not 0.
         """
         right = exact_match(lm, params, material["exam"])
         losses = {
@@ -152,7 +152,7 @@ class Arithmetic:
 
 
 def _check_memory(setting: Arithmetic) -> None:
-    """Raises ValueError for problems or facts that this machine could not hold."""
+    """Raises ValueError for problems or facts that do not fit into this machine's memory."""
     grammar, forms, there = setting.grammar, len(setting.forms), memory.host()
     questions, rows = setting.questions or 0, setting.validation_rows * setting.row_length
     needed = {
@@ -187,7 +187,7 @@ def _packed(
     ]
     documents = ([*prompt, *answer] for prompt, answer in encoded)
     rows, weights = pack(documents, setting.row_length, tokenizer.bos_id, align=True), None
-    if setting.answers_only:  # in the places of their tokens: of documents of the same lengths
+    if setting.answers_only:  # weights, packed like tokens: documents have the same lengths
         counted = ([0] * len(prompt) + [1] * len(answer) for prompt, answer in encoded)
         weights = pack(counted, setting.row_length, 1, align=True).astype(np.float32)
     return Packed(rows, weights)
@@ -195,7 +195,7 @@ def _packed(
 
 @cache
 def _text(setting: Arithmetic) -> Packed:
-    """Rows of the text file, packed exactly; all of it counts."""
+    """Rows of the text file, packed exactly; all tokens have weight 1."""
     path, tokenizer = setting.text or "", setting.get_tokenizer()
     documents = [document for shard in sources.text(path) for document in shard.read()]
     if not documents:

@@ -17,19 +17,19 @@ from undo_jax.types import LM, Metric, Metrics, Params
 class Language:
     """Scores are validation cross entropies in nats a token; lower is better.
 
-    Raises ValueError for a share outside (0, 1), validation rows that are none or do not divide,
-    and, once they are there, for corpora of other rows or another tokenizer.
+    Raises ValueError for a share outside (0, 1), for numbers of validation rows that are not
+    positive or do not divide, and, if the corpora exist, for another row length or tokenizer.
     """
 
     retain: Corpus
     forget: Corpus
     tokenizer: Tokenizer  # the one that both were packed with
-    row_length: int = 2048  # tokens predicted in a row, to which both are packed
+    row_length: int = 2048  # tokens predicted in a row; both corpora are packed to it
     names: tuple[str, str] = ("English", "Korean")
     retain_share: float = 0.5  # of the pretraining mixture; reference: .5
     validation_rows: int = 240  # per language; reference: 500k tokens, 244 rows of 2048
-    rows_at_once: int = 8  # of one evaluation step, over all devices
-    segments: bool = False  # losses of sequences are of documents, not of rows
+    rows_at_once: int = 8  # evaluated at once, over all devices
+    segments: bool = False  # a sequence is a document, not a row
 
     @property
     def carries(self) -> tuple[Literal["weights", "segments"], ...]:
@@ -87,7 +87,7 @@ class Language:
         return stream([forget if name == "forget" else retain], batch_size, seed, opens=opens)
 
     def material(self) -> Any:
-        """Validation rows of both languages, in groups. Raises ValueError where there are fewer."""
+        """Validation rows of both languages, in groups. Raises ValueError if there are too few."""
         return {name: _groups(self, getattr(self, name)) for name in ("retain", "forget")}
 
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:

@@ -36,12 +36,12 @@ def draw(report: Report) -> Figure:
     names = {m.name: _shortened(m.name) + (" *" if m.fell_short else "") for m in models}
     wanted = 0.42 + 0.083 * max(map(len, names.values()))  # inches for the labels
     margin, width = min(wanted, 3.0), 7.2
-    if wanted > margin:  # so many letters are measured
+    if wanted > margin:  # measured only if names are long
         margin = 0.55 + 1.1 * max(text_width(name, _size(models)) for name in names.values())
         width += max(margin - 3.0, 0.0)
     height = 4.3 + max(len(models) * _gap(models) / 72 - 0.725 * 4.3, 0.0)  # room for the labels
     fig = Figure(figsize=(width, height), facecolor="white")
-    panel = 0.165 * 4.3 / height, (height - 0.275 * 4.3) / height  # from below, and its height
+    panel = 0.165 * 4.3 / height, (height - 0.275 * 4.3) / height  # bottom and height
     ax = fig.add_axes((0.55 / width, panel[0], 1 - (0.55 + margin) / width, panel[1]))
     for z, m in enumerate(models):
         steps, colour = list(m.curve), colours[m.name]
@@ -121,7 +121,7 @@ def _label_ends(
     height = ax.get_window_extent().height * 72 / ax.figure.dpi  # points
     last = ax.get_xlim()[1]
     ends = {m.name: list(m.curve.values())[-1].mean for m in models}
-    # Lines that end within 2 % of the axis keep the order in which they got there.
+    # Lines that end within 2 % of the axis are ordered by their means.
     tie = 0.02 * (top - bottom)
     areas = {m.name: sum(s.mean for s in m.curve.values()) / len(m.curve) for m in models}
     order = sorted(models, key=lambda m: (round(ends[m.name] / tie), areas[m.name]))
@@ -145,12 +145,12 @@ def _label_ends(
 
 
 def _gap(models: Sequence[Model]) -> float:
-    """Points between the names of models."""
+    """Distance between the names of models, in points."""
     return 14.5 if len(models) <= 15 else 10.5
 
 
 def _size(models: Sequence[Model]) -> float:
-    """Points of a name."""
+    """Font size of a name, in points."""
     return 9.5 if len(models) <= 15 else 7.5
 
 

@@ -34,7 +34,7 @@ def draw(report: Report) -> Figure | None:
     note = any(m.fell_short for m in models)
     star_label = f"data filtering ({report.oracle})"
     columns = _columns([*(m.name for m in models), star_label])
-    rows = -(-(len(models) + 1) // columns)  # of the legend
+    rows = -(-(len(models) + 1) // columns)  # rows of the legend
     below = 0.78 + 0.21 * rows + 0.2 * note  # inches under the panels
     height = 0.72 + 2.45 + below
     fig = Figure(figsize=(7.2, height), facecolor="white")
@@ -101,7 +101,7 @@ def caption(report: Report) -> str:
 
 
 def distilled(report: Report) -> tuple[Model, ...]:
-    """The models the trade-off compares: distilled, with robustness and compute defined."""
+    """The models that are compared: distilled, with robustness and compute defined."""
     return tuple(
         m
         for m in report.models
@@ -110,7 +110,7 @@ def distilled(report: Report) -> tuple[Model, ...]:
 
 
 def _columns(labels: Sequence[str]) -> int:
-    """As many columns of the legend as fit the figure, up to five."""
+    """How many columns of the legend fit the figure, up to five."""
     for columns in range(min(len(labels), 5), 1, -1):
         widths = [text_width(label, 9) for label in labels]
         rows, more = divmod(len(labels), columns)
