@@ -62,7 +62,7 @@ def candidates(
     finished: Sequence[Model],
     training: str,
 ) -> list[Candidate]:
-    """Every model with each of its learning rates; `training` is a name that stays when it is resumed."""
+    """Every model with each learning rate; `training` is a name that stays when it is resumed."""
     sources: dict[Any, Source] = {}
     streams: dict[Any, Any] = {}
     found, varied = [], _varied(company)
