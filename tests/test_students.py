@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec
 
 import undo_jax
 from undo_jax import checkpoint
@@ -15,8 +16,13 @@ from undo_jax import trainer as shared
 from undo_jax.artifacts import plain
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
+from undo_jax.optim import AdamW
 from undo_jax.population.loop import Result, train_together
+from undo_jax.recipes.fresh import Fresh
+from undo_jax.recipes.perturb import Perturb
+from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.sharding import shardings
+from undo_jax.train import Training
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
@@ -149,3 +155,16 @@ def test_a_student_that_the_mesh_does_not_divide_is_refused_before_training(tmp_
     with pytest.raises(ValueError, match="has a dimension of 7"):
         _run(_experiment(replace(STUDENT, width=7)), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["fresh", "noised"])
+def test_a_student_is_made_sharded(kind):
+    """No device holds more than its own part of a matrix, as the table of rules says."""
+    mesh, key = make_mesh(MeshShape(data=2, fsdp=2, tensor=2)), jax.random.key(0)
+    base = Pretrain(TEACHER, Training(1, 8, AdamW(1e-3), 1))
+    with jax.set_mesh(mesh):
+        params = Fresh(TEACHER).make(mesh, key)
+        made = params if kind == "fresh" else Perturb(base, 0.5).make(mesh, key, params)
+    query = made["layers"]["attention"]["query"]
+    assert query.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert query.addressable_shards[0].data.size == query.size // 4
