@@ -27,7 +27,7 @@ from etils import epath
 
 from undo_jax.candidates import Run, candidates
 from undo_jax.cli.experiment import load, override
-from undo_jax.graph import Model, alike, is_trained, plan
+from undo_jax.graph import Model, group_key, is_trained, plan
 from undo_jax.mesh import make_mesh
 from undo_jax.population.compiled import Population, Task
 from undo_jax.population.lanes import in_lanes, read
@@ -52,14 +52,14 @@ def describe(path: str, flags: list[str]) -> dict[str, Any]:
         models = plan(
             experiment.recipes().values(), experiment.seeds, setting, epath.Path(folder)
         ).models
-        trained = sorted((m for m in models if is_trained(m.recipe)), key=_alike)
-        groups = [list(group) for _, group in groupby(trained, _alike)]
+        trained = sorted((m for m in models if is_trained(m.recipe)), key=_group_key)
+        groups = [list(group) for _, group in groupby(trained, _group_key)]
         made = [_company(run, some) for group in groups for some in companies(run, group)]
     return {f"{one['kind']} of {one['models'][0]}": one for one in made}
 
 
-def _alike(model: Model) -> str:
-    return alike(model.recipe)  # type: ignore[arg-type]
+def _group_key(model: Model) -> str:
+    return group_key(model.recipe)  # type: ignore[arg-type]
 
 
 def _company(run: Run, company: list[Model]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _company(run: Run, company: list[Model]) -> dict[str, Any]:
     return {
         "kind": recipe.kind,
         "models": [f"{one.artifact.model}, seed {one.artifact.seed}" for one in company],
-        "lanes": lanes.numbers,
+        "lanes": lanes.indices,
         "keys": jax.random.key_data(lanes.keys).tolist(),
         "rates": lanes.rates.tolist(),
         "first parameters": [_hash(params()) for params in fresh],

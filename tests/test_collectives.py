@@ -46,7 +46,7 @@ def _compiled(shape, remat="none"):
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
         patch.setattr(head_chunks, "LOGITS_PER_CHUNK", logits // CHUNKS)
         refs = {"teacher": teacher}
-        made = programs.programs(student, losses.distillation, training, refs, mesh, 1)
+        made = programs.build(student, losses.distillation, training, refs, mesh, 1)
         arguments = programs.example(made, refs, {"train": TIME}, ROWS, mesh)
         text = made.advance.lower(*arguments).compile().as_text()
     return Compiled(hlo.parse(text), text, dict(mesh.shape))

@@ -127,7 +127,7 @@ def place(tmp_path_factory):
         patch.setattr(sys.modules["undo_jax.peers"], "meet", lambda *_: None)
         patch.setattr(jax.distributed, "initialize", begin)
         patch.setattr(experiments, "plan", begin)
-        patch.setattr(programs, "programs", begin)
+        patch.setattr(programs, "build", begin)
         patch.setattr(modules["fit"], "mesh_on", begin)
         patch.setattr(modules["experiment"].reporting, "table", begin)
         patch.setattr(sys.modules["undo_jax.data.prepare"], "_read", begin)

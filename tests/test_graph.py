@@ -10,7 +10,7 @@ from etils import epath
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
-from undo_jax.graph import alike, ancestry, check, plan, seed_of
+from undo_jax.graph import ancestry, check, group_key, plan, seed_of
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
@@ -120,14 +120,14 @@ def test_models_come_after_what_they_are_made_from():
     assert len(list(ancestry([unlearned, twice, BASE]))) == 4
 
 
-def test_what_trains_as_one_program_is_alike():
+def test_what_trains_as_one_program_is_group_key():
     """Whatever its rate, its data and what it begins with."""
     base, oracle = BASE, Pretrain(LM, HOW, "oracle")
     slow = Pretrain(LM, replace(HOW, optimizer=AdamW(1e-4)))
-    assert alike(base) == alike(oracle) == alike(slow)
+    assert group_key(base) == group_key(oracle) == group_key(slow)
     unlearned = Unlearn(base, HOW)
     students = [Distill(unlearned, student, HOW) for student in (Fresh(LM), Perturb(unlearned, 1))]
-    assert len({alike(student) for student in students}) == 1
+    assert len({group_key(student) for student in students}) == 1
     others = [
         base,
         Pretrain(LM, replace(HOW, batch_size=16)),
@@ -137,7 +137,7 @@ def test_what_trains_as_one_program_is_alike():
         students[0],
         Attacked(base, forget(HOW, (1.0,))),
     ]
-    assert len({alike(recipe) for recipe in others}) == len(others)
+    assert len({group_key(recipe) for recipe in others}) == len(others)
 
 
 def _experiment(**changes):

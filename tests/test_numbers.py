@@ -11,7 +11,7 @@ from undo_jax import artifacts
 from undo_jax import experiment as experiments
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.experiment import Experiment
-from undo_jax.graph import alike, numbers
+from undo_jax.graph import group_key, numbers
 from undo_jax.losses import cross_entropy
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.methods.graddiff import graddiff
@@ -64,7 +64,7 @@ def test_the_numbers_of_a_loss(loss, found):
 
 def test_what_trains_as_one_program():
     def together(one, other):
-        return alike(_unlearn(one)) == alike(_unlearn(other))
+        return group_key(_unlearn(one)) == group_key(_unlearn(other))
 
     assert together(partial(plain, weight=1.0), partial(plain, weight=2.0))
     assert not together(partial(plain, weight=1.0), plain)

@@ -87,9 +87,7 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
     training, members = work.training, mesh.shape["sweep"]
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
-        made = programs.programs(
-            work.lm, work.loss, training, work.refs, mesh, members, work.trains
-        )
+        made = programs.build(work.lm, work.loss, training, work.refs, mesh, members, work.trains)
         streams = dict.fromkeys(work.streams, work.row_length)
         like = programs.example(
             made, work.refs, streams, training.batch_size, mesh, carries=work.carries

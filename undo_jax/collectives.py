@@ -40,13 +40,13 @@ def first_of(part: int, *axes: str) -> Any:
     return part * lax.axis_index(there) if there else 0
 
 
-def gather(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
+def all_gather(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
     """All-gather over a mesh axis: the devices' shards, concatenated along an array axis."""
     there = several(axis_name)
     return lax.all_gather(x, there, axis=axis, tiled=True) if there else x
 
 
-def scatter(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
+def reduce_scatter(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
     """Reduce-scatter over a mesh axis: a device's shard, along an array axis, of the sum.
 
     The shards are first stacked along a new leading axis: libtpu aborts where shards of the last
@@ -68,8 +68,10 @@ def gather_weight(w: jax.Array, dtype: jnp.dtype, spec: P) -> jax.Array:
         return w.astype(dtype)
     axis = spec.index("fsdp")
     # each device gathers its shard along `tensor`: XLA would gather the whole on all of them
-    whole = on_devices(partial(gather, axis_name="fsdp", axis=axis), spec, spec, ("tensor",))
-    split = on_devices(partial(scatter, axis_name="fsdp", axis=axis), spec, spec, ("tensor",))
+    whole = on_devices(partial(all_gather, axis_name="fsdp", axis=axis), spec, spec, ("tensor",))
+    split = on_devices(
+        partial(reduce_scatter, axis_name="fsdp", axis=axis), spec, spec, ("tensor",)
+    )
     return linear_call(
         lambda _, w: whole(w.astype(dtype)),
         lambda _, gradient: split(gradient.astype(jnp.float32)).astype(w.dtype),

@@ -139,7 +139,7 @@ def largest(recipes: Iterable[Recipe], kind: str, form: RowForm) -> Work:
     return max(found, key=lambda one: one.lm.forward_flops(1))
 
 
-def alike(recipe: Trained) -> str:
+def group_key(recipe: Trained) -> str:
     """A text that is equal for recipes whose models can train together, as one program."""
     training, varied = recipe.training, numbers(recipe)
     rateless = replace(training, optimizer=replace(training.optimizer, learning_rate=1.0))

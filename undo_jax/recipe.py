@@ -55,8 +55,8 @@ def title(recipe: Recipe) -> str:
     All attacks on a model have one `draw`, and so use their own titles.
     """
     _, own, name = recipe.draw.rpartition("/")
-    alike = recipe.role == "attack"
-    return name if own and not alike else getattr(recipe, "title", recipe.kind)
+    attack = recipe.role == "attack"
+    return name if own and not attack else getattr(recipe, "title", recipe.kind)
 
 
 class Judge(Protocol):

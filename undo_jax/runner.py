@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax import artifacts, steps
-from undo_jax.graph import Model, alike, is_trained
+from undo_jax.graph import Model, group_key, is_trained
 from undo_jax.log import console, last
 from undo_jax.population.loop import diverged
 from undo_jax.settings import scores_at_end
@@ -65,7 +65,7 @@ def _next(some: Sequence[Model], left: Sequence[Model]) -> list[Model]:
     groups: dict[str, list[Model]] = {}
     for model in some:
         trained = is_trained(model.recipe)
-        name = alike(model.recipe) if trained else model.artifact.fingerprint  # type: ignore
+        name = group_key(model.recipe) if trained else model.artifact.fingerprint  # type: ignore
         groups.setdefault(name, []).append(model)
     ready = {
         name: [model for model in group if not set(model.parents) & set(left)]

@@ -149,7 +149,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
     flags = {**(chip.flags if chip else {}), **(options or {})}
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
-        made = programs.programs(
+        made = programs.build(
             work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"], work.trains
         )
         streams = dict.fromkeys(work.streams, work.row_length)

@@ -7,7 +7,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.collectives import first_of, gather, on_devices, scatter
+from undo_jax.collectives import all_gather, first_of, on_devices, reduce_scatter
 from undo_jax.mesh import BATCH, parts, several
 from undo_jax.sharding import pad_rows
 
@@ -29,10 +29,10 @@ def lookup(
         if several("tensor", "fsdp"):
             here = (local >= 0) & (local < vocabulary)
             found = jnp.where(here[..., None], found, 0)
-        return lax.psum(scatter(found, "fsdp", axis=0), several("tensor"))
+        return lax.psum(reduce_scatter(found, "fsdp", axis=0), several("tensor"))
 
     def on_device(table, tokens):
-        group, pieces = gather(tokens, "fsdp", axis=0), parts("fsdp")
+        group, pieces = all_gather(tokens, "fsdp", axis=0), parts("fsdp")
         if pieces == 1:
             return look_up(table, group)
         time = group.shape[1]

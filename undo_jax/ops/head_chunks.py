@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from undo_jax.collectives import first_of, gather, on_devices, scatter
+from undo_jax.collectives import all_gather, first_of, on_devices, reduce_scatter
 from undo_jax.mesh import BATCH, parts, several
 from undo_jax.ops import head_gpu, head_tile, head_tpu
 from undo_jax.ops.head_losses import HeadLoss, Tokens
@@ -143,13 +143,13 @@ def _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weig
             loss, softcaps, chunk, hidden, tokens, weights, *tables
         )
     d_hidden = lax.psum(d_hidden, several("tensor"))
-    d_table = lax.psum(scatter(d_table, "fsdp", axis=0), several("data"))
+    d_table = lax.psum(reduce_scatter(d_table, "fsdp", axis=0), several("data"))
     return values, d_hidden, d_table.astype(dtype)
 
 
 def gathered(tables: Any) -> Any:
     """The tables, all-gathered over `fsdp`."""
-    return jax.tree.map(lambda table: gather(table, "fsdp", axis=0), tables)
+    return jax.tree.map(lambda table: all_gather(table, "fsdp", axis=0), tables)
 
 
 def _kernels(loss: HeadLoss, dtype: jnp.dtype, tables: Any) -> Any:

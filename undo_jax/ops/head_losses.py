@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from undo_jax.collectives import first_of, gather
+from undo_jax.collectives import all_gather, first_of
 from undo_jax.mesh import parts, several
 from undo_jax.ops.head_tile import Target
 
@@ -152,7 +152,7 @@ def _differentiated(loss, z, tokens, teacher):
     y = None if tokens.teacher is None else whole(teacher())
     value, pull = jax.vjp(partial(_per_token, loss, jax.tree.map(own, tokens), y), whole(z))
     (dz,) = pull(jnp.ones_like(value))
-    value, dz = gather(value, "tensor", axis=0), exchange(dz, 1, 0)
+    value, dz = all_gather(value, "tensor", axis=0), exchange(dz, 1, 0)
     return value[:count].reshape(z.shape[:-1]), dz[:count].reshape(z.shape)
 
 

@@ -52,7 +52,7 @@ class Population:
     def _programs(self) -> Programs:
         task, members = self.task, self.lanes.members
         how = task.lm, task.loss, task.training, self._ref_lms, self.mesh, len(members)
-        return programs.programs(*how, task.trains, tuple(self.lanes.values))
+        return programs.build(*how, task.trains, tuple(self.lanes.values))
 
     @property
     def _ref_lms(self) -> dict[str, LM]:

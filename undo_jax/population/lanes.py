@@ -42,7 +42,7 @@ class Member:
 class Lanes(NamedTuple):
     """Members in the order of their lanes; an empty lane holds a copy of member 0."""
 
-    numbers: list[int]  # the member in each lane; -1: none
+    indices: list[int]  # the member in each lane; -1: none
     members: list[Member]
     sources: list[Source]  # each once
     firsts: dict[str, Lazy]  # each once
@@ -50,7 +50,7 @@ class Lanes(NamedTuple):
     @property
     def taken(self) -> np.ndarray:
         """Whether each lane holds a member, and not a copy."""
-        return np.array([number >= 0 for number in self.numbers])
+        return np.array([number >= 0 for number in self.indices])
 
     @property
     def owners(self) -> np.ndarray:

@@ -54,7 +54,7 @@ def train_together(
     population = Population(task, mesh, lanes)
     loop = _resume(progress, population.like, lanes, log) if progress else None
     loop = loop or Loop(0, population.start(), lanes.taken, {})
-    meter, take = Meter(log, lanes.numbers), taker(task.lm, mesh)
+    meter, take = Meter(log, lanes.indices), taker(task.lm, mesh)
     while True:
         if progress:
             progress.between(loop.step, lambda: loop.capture(meter))
@@ -82,7 +82,7 @@ def _results(population: Population, loop: "Loop", take: Any, members: Iterable[
         # waiting for devices that are in the other
         return jax.block_until_ready(take(params, lane))
 
-    lanes = {member: population.lanes.numbers.index(member) for member in members}
+    lanes = {member: population.lanes.indices.index(member) for member in members}
     return {
         member: Result(partial(taken, lane), int(steps[lane]), loop.scores[member])
         for member, lane in lanes.items()
@@ -112,7 +112,7 @@ class Loop:
 
 def _resume(progress: Saves, like: train.State, dealt: Lanes, log: Log) -> Loop | None:
     """The loop of the last save, if there is one; its lanes may have been arranged otherwise."""
-    lanes = dealt.numbers
+    lanes = dealt.indices
 
     def saved(notes):
         _check_notes(notes, lanes, len(log.targets))
@@ -163,7 +163,7 @@ def _evaluate(population: Population, loop: Loop, meter: Meter) -> list[int]:
     table = jax.device_get(population.score(loop.states.params, loop.active))
     lanes, evaluated = population.lanes, []
     for lane in np.flatnonzero(loop.active).tolist():
-        member = lanes.numbers[lane]
+        member = lanes.indices[lane]
         found = {name: float(column[lane]) for name, column in table.items()}
         meter.log.record(member, step=loop.step, eval=found)
         loop.scores[member] = found

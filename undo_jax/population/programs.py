@@ -28,7 +28,7 @@ class Programs(NamedTuple):
     numbers: Mapping[str, jax.ShapeDtypeStruct]  # arguments of the loss by keyword, [M]
 
 
-def programs(
+def build(
     lm: LM,
     loss: Loss,
     training: train.Training,

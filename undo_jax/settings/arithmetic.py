@@ -20,7 +20,7 @@ from undo_jax.train import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
-STREAMS = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
+OPERATIONS_OF = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
 OBJECT = 64  # bytes of a fact or a problem in Python, a lower bound
 VALIDATION_SEED = 42  # of validation data; as in the official code
 
@@ -89,12 +89,12 @@ class Arithmetic:
         return self.tokenizer or Characters(alphabet(self.grammar, self.forms))
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
-        if name not in STREAMS:
-            raise ValueError(f"no stream {name!r}: choose one of {', '.join(STREAMS)}")
+        if name not in OPERATIONS_OF:
+            raise ValueError(f"no stream {name!r}: choose one of {', '.join(OPERATIONS_OF)}")
         _check_memory(self)
-        sources, shares = [_packed(self, STREAMS[name])], [1.0]
+        sources, shares = [_packed(self, OPERATIONS_OF[name])], [1.0]
         if self.text is not None and name in ("pretrain", "oracle"):
-            arithmetic = (1 - self.text_share) * len(STREAMS[name]) / len(OPERATIONS)
+            arithmetic = (1 - self.text_share) * len(OPERATIONS_OF[name]) / len(OPERATIONS)
             sources, shares = [*sources, _text(self)], [arithmetic, 1 - arithmetic]
         opens = self.get_tokenizer().bos_id if self.segments else None
         return stream(sources, batch_size, seed, shares, opens)
@@ -117,7 +117,7 @@ class Arithmetic:
             "exam": write_exam(questions, self.get_tokenizer()),
             "mean": dict(zip(groups, mean, strict=True)),
             "rows": {
-                name: _packed(self, STREAMS[name], split, VALIDATION_SEED).tokens[
+                name: _packed(self, OPERATIONS_OF[name], split, VALIDATION_SEED).tokens[
                     : self.validation_rows
                 ]
                 for name in ("retain", "forget")
