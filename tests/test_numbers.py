@@ -27,7 +27,7 @@ from undo_jax.train import Training
 GRAMMAR = Grammar(largest_term=6, largest_factor=5, spaced=False, held_out=0.0)
 SETTING = Arithmetic(grammar=GRAMMAR, forms=("equation",), problems=200, row_length=12,
                      examine="train_facts", questions=2, validation_rows=1)  # fmt: skip
-HOW = Training(4, 8, AdamW(1e-2), 2)
+HOW = Training(4, 8, AdamW(1e-2, epsilon=1e-3), 2)  # so that rounding stays small
 BASE = Pretrain(preset("tiny"), HOW)
 TRACED = []
 
@@ -41,7 +41,8 @@ def careful(lm, params, refs, batch, key, *, weight=1.0):
 
 def plain(lm, params, refs, batch, key, *, weight=1.0, exponent=2):
     TRACED.append(weight)
-    return weight * cross_entropy(lm, params, batch["forget"]) ** exponent, {}
+    forget, retain = (cross_entropy(lm, params, batch[name]) for name in ("forget", "retain"))
+    return retain - weight * forget**exponent, {}
 
 
 def _unlearn(loss):
