@@ -174,6 +174,25 @@ def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
     return checkpoint.restore(artifact.folder / "params", lm, mesh)
 
 
+def described_model(artifact: epath.Path) -> dict[str, Any]:
+    """The fields of a finished artifact's model.
+
+    Raises FileNotFoundError where there is none and ValueError for one that is damaged.
+    """
+    if not (artifact / "summary.json").exists():
+        raise FileNotFoundError(
+            f"{artifact} holds no finished model: give a folder inside the workdir of a run"
+        )
+    path = artifact / "config.json"
+    try:
+        fields = read_json(path)["config"]["model"]
+        return {"type": fields["type"], **fields}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} describes no model ({error!r}): delete {artifact}, and a run makes it again"
+        ) from error
+
+
 def wait(name: str) -> None:
     """Until every process is at the point of this name."""
     multihost_utils.sync_global_devices(name)
