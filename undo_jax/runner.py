@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from undo_jax import artifacts, steps
 from undo_jax.graph import Model, alike, is_trained
 from undo_jax.log import console, last
 from undo_jax.population.loop import diverged
-from undo_jax.settings import scores_at_end
+from undo_jax.settings import scorer
 from undo_jax.trainer import Run, companies, train
 
 
@@ -86,11 +84,7 @@ def _compute(run: Run, model: Model) -> None:
     params = recipe.make(run.mesh, key, *(run.load(parent)() for parent in model.parents))
     scores = {}
     if recipe.scored:
-        everywhere = NamedSharding(run.mesh, P())
-        evaluate = jax.jit(run.setting.evaluate, static_argnums=0, out_shardings=everywhere)
-        found = evaluate(recipe.lm, params, run.material)
-        scores = {name: float(value) for name, value in found.items()}
-        scores |= scores_at_end(run.setting, recipe.lm, params)
+        scores = scorer(run.setting, run.material, run.mesh)(recipe.lm, params)
     artifacts.begin(model.artifact)
     tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
     artifacts.keep(model.artifact, params, scores, **tags)
