@@ -13,7 +13,7 @@ ROWS = (
     "models", "losses", "optim", "log", "digest", "durable", "lock", "checkpoint", "artifacts",
     "steps", "peers", "progress", "data", "train", "evals", "population", "methods", "noises",
     "attacks", "settings", "recipe", "graph", "fit", "candidates", "trainer", "runner", "recipes",
-    "experiment", "paper", "bench", "report", "cli", "__main__",
+    "experiment", "paper", "experiment_file", "bench", "report", "api", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
