@@ -34,7 +34,7 @@ class _Console(Console):
         print_nowhere(sys.stderr)
 
 
-console = _Console(stderr=True, markup=False)
+console = _Console(stderr=True, markup=False, force_jupyter=False)  # its bars need more there
 
 
 @dataclass(frozen=True)
