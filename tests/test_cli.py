@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax import cli, runner
+from undo_jax import cli, experiment_file, runner
 from undo_jax.cli.weights import expression
 from undo_jax.fit.least import least
 from undo_jax.fit.step import compile_step
@@ -264,7 +264,7 @@ def test_what_a_device_has_no_memory_for_is_told_in_one_line(capsys, monkeypatch
         jax.numpy.zeros(2**50, "int8").block_until_ready()
 
     monkeypatch.setattr(runner, "train", train)
-    monkeypatch.setattr(cli.experiment, "_is_users", lambda file: False)  # this file is none
+    monkeypatch.setattr(experiment_file, "_is_users", lambda file: False)  # this file is none
     said = _refused(capsys, "run", str(QUICKSTART))
     assert "1125899906842624 bytes" in said
     assert "undo-jax fit" in said and "accumulation" in said

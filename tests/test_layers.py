@@ -11,14 +11,15 @@ ROOT = Path(undo_jax.__file__).parent
 ROWS = (
     "signals", "stopping", "types", "checks", "memory", "mesh", "sharding", "collectives", "ops",
     "models", "losses", "optim", "log", "digest", "durable", "sinks", "lock", "checkpoint",
-    "artifacts", "steps", "peers", "progress", "data", "train", "evals", "population", "methods",
-    "noises", "attacks", "settings", "recipe", "graph", "fit", "candidates", "trainer", "runner",
-    "recipes", "listing", "experiment", "paper", "bench", "report", "cli", "__main__",
+    "artifacts", "progress_folders", "steps", "peers", "progress", "data", "train", "evals",
+    "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
+    "candidates", "trainer", "runner", "recipes", "listing", "experiment", "paper",
+    "experiment_file", "bench", "report", "api", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
-    "artifacts", "steps", "progress", "signals", "stopping", "peers", "candidates", "trainer",
-    "runner", "sinks",
+    "artifacts", "progress_folders", "steps", "progress", "signals", "stopping", "peers",
+    "candidates", "trainer", "runner", "sinks",
 )  # fmt: skip
 LIMITS = {
     "train.py": 150,

@@ -32,7 +32,7 @@ from undo_jax import (
 )
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
-from undo_jax.artifacts import Artifact, progress_folder
+from undo_jax.artifacts import Artifact
 from undo_jax.log import Target, open_log
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import meter
@@ -40,6 +40,7 @@ from undo_jax.population.compiled import Task
 from undo_jax.population.lanes import Member, Source
 from undo_jax.population.loop import Result, train_together
 from undo_jax.progress import Saving, open_progress
+from undo_jax.progress_folders import clear_progress, progress_folder
 from undo_jax.signals import PREEMPTED, Preempted
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.stopping import Stop, stoppable
@@ -645,10 +646,10 @@ def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(t
     _finish(a.artifact)
     assert runner._interrupted(models, [b, c]) == [[b, a]]
     assert runner._interrupted(models, [c]) == []
-    artifacts.clear_progress(epath.Path(tmp_path))
+    clear_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
-    artifacts.clear_progress(epath.Path(tmp_path))
+    clear_progress(epath.Path(tmp_path))
     assert not folder.exists()
 
 
@@ -660,7 +661,7 @@ def test_what_another_experiment_began_is_left_to_it(tmp_path):
     ours = progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
-    artifacts.clear_progress(epath.Path(tmp_path))
+    clear_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
     assert runner._interrupted([a, b], [b]) == [[a, b]]
 

@@ -10,10 +10,6 @@ WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
 
 Several processes share a workdir. Each saves its own shards of the parameters; process 0 writes the
 rest, and the others wait for it.
-
-WORKDIR/progress-STAGE-FINGERPRINT/   for artifacts that train together, until all are finished
-    artifacts.json  their folders, and a name for this training
-    */              checkpoints of their training
 """
 
 import dataclasses
@@ -21,8 +17,7 @@ import functools
 import hashlib
 import json
 import re
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +170,18 @@ def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
     return checkpoint.restore(artifact.folder / "params", lm, mesh)
 
 
+def described_model(artifact: epath.Path) -> dict[str, Any]:
+    """The fields of a finished artifact's model.
+
+    Raises FileNotFoundError where there is none and ValueError for one that is damaged.
+    """
+    if not (artifact / "summary.json").exists():
+        raise FileNotFoundError(
+            f"{artifact} holds no finished model: give a folder inside the workdir of a run"
+        )
+    return stated_model(artifact, f"delete {artifact}, and a run makes it again")
+
+
 def wait(name: str) -> None:
     """Barrier: wait until every process has called it with this name."""
     multihost_utils.sync_global_devices(name)
@@ -239,53 +246,3 @@ def _equal(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _equal(item) for key, item in value.items()}
     return [_equal(item) for item in value] if isinstance(value, list) else value
-
-
-def progress_folder(artifacts: Sequence[Artifact]) -> epath.Path:
-    """The folder for the progress of artifacts made together; created if there is none."""
-    names = [artifact.folder.name for artifact in artifacts]
-    text = json.dumps([artifact.fingerprint for artifact in artifacts])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        listed = {"artifacts": names, "training": training_name(folder) or secrets.token_hex(4)}
-        write_json(folder / "artifacts.json", listed)
-    wait(f"progress {folder.name}")
-    return folder
-
-
-def training_name(folder: epath.Path) -> str:
-    """A name for the training that has this progress, and for no other; none before it begins."""
-    described = folder / "artifacts.json"
-    return read_json(described).get("training", "") if described.exists() else ""
-
-
-def interrupted(workdir: epath.Path) -> list[list[str]]:
-    """The folders of artifacts whose training was interrupted: a list for each company."""
-    return [_listed(folder) for folder in sorted(workdir.glob("progress-*"))]
-
-
-def clear_progress(workdir: epath.Path) -> None:
-    """Remove the progress of artifacts that are all finished."""
-    if jax.process_index() == 0:
-        for folder in workdir.glob("progress-*"):
-            if all((workdir / name / "summary.json").exists() for name in _listed(folder)):
-                folder.rmtree()
-
-
-def remove_progress(folder: epath.Path) -> None:
-    """Remove the progress of artifacts that are finished."""
-    if jax.process_index() == 0:
-        folder.rmtree()
-
-
-def _listed(progress: epath.Path) -> list[str]:
-    """The artifacts that a progress folder belongs to, in the order in which they train."""
-    described = progress / "artifacts.json"
-    names = read_json(described).get("artifacts") if described.exists() else []
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ValueError(
-            f"{described} lists no artifacts: delete {progress}, and a run trains them again"
-        )
-    return names

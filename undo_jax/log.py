@@ -34,7 +34,7 @@ class _Console(Console):
         print_nowhere(sys.stderr)
 
 
-console = _Console(stderr=True, markup=False)
+console = _Console(stderr=True, markup=False, force_jupyter=False)  # its bars need more there
 
 Tags = Mapping[str, Any]  # fields that every record of one member carries, e.g. its learning rate
 Write = Callable[[Tags, Mapping[str, Any]], None]  # takes one record: its tags, its other fields

@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from undo_jax import artifacts, steps
+from undo_jax import artifacts, progress_folders, steps
 from undo_jax.graph import Model, group_key, is_trained
 from undo_jax.log import console, last
 from undo_jax.population.loop import diverged
-from undo_jax.settings import scores_at_end
+from undo_jax.settings import scorer
 from undo_jax.trainer import Run, companies, train
 
 
@@ -47,7 +45,7 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
                 _compute(run, company[0])
             left = _without(left, company)
             _judge(run, company)
-    artifacts.clear_progress(models[0].artifact.workdir)
+    progress_folders.clear_progress(models[0].artifact.workdir)
 
 
 def _has_steps(model: Model) -> bool:
@@ -86,11 +84,7 @@ def _compute(run: Run, model: Model) -> None:
     params = recipe.make(run.mesh, key, *(run.load(parent)() for parent in model.parents))
     scores = {}
     if recipe.scored:
-        everywhere = NamedSharding(run.mesh, P())
-        evaluate = jax.jit(run.setting.evaluate, static_argnums=0, out_shardings=everywhere)
-        found = evaluate(recipe.lm, params, run.material)
-        scores = {name: float(value) for name, value in found.items()}
-        scores |= scores_at_end(run.setting, recipe.lm, params)
+        scores = scorer(run.setting, run.material, run.mesh)(recipe.lm, params)
     artifacts.begin(model.artifact)
     tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
     artifacts.keep(model.artifact, params, scores, **tags)
@@ -104,7 +98,7 @@ def _interrupted(models: Sequence[Model], left: Sequence[Model]) -> list[list[Mo
     here = {model.artifact.folder.name: index for index, model in enumerate(models)}
     todo = {model.artifact.folder.name for model in left}
     order = np.full((2, len(models)), -1)  # of each model: its company, its index in it
-    for number, names in enumerate(artifacts.interrupted(models[0].artifact.workdir)):
+    for number, names in enumerate(progress_folders.interrupted(models[0].artifact.workdir)):
         if set(names) <= here.keys() and set(names) & todo:
             for place, name in enumerate(names):
                 order[:, here[name]] = number, place

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from undo_jax import artifacts, memory, steps
+from undo_jax import artifacts, memory, progress_folders, steps
 from undo_jax.candidates import Candidate, Run, candidates, parent_scores
 from undo_jax.fit import least
 from undo_jax.graph import Model, Work, work
@@ -38,8 +38,8 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     """
     recipe: Any = company[0].recipe
     parents = {model: parent_scores(model) for model in company}
-    folder = artifacts.progress_folder([model.artifact for model in company])
-    name = artifacts.training_name(folder)
+    folder = progress_folders.progress_folder([model.artifact for model in company])
+    name = progress_folders.training_name(folder)
     tried = candidates(run, company, parents, finished, name)
     goes_on = any(folder.glob("from-*"))
     for model in company:
@@ -69,7 +69,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
         for model, found in best.items():
             if model not in finished:
                 _finish(run, found, parents[model])
-        artifacts.remove_progress(folder)
+        progress_folders.remove_progress(folder)
 
 
 def _keep(run: Run, group: Sequence[Candidate], step: int, evaluated: Mapping[int, Result]) -> None:

@@ -29,11 +29,13 @@ from undo_jax.durable import file_hash, write_json
 from undo_jax.report import (
     Report,
     analyse,
+    curves,
     drawing,
     figures,
     markdown,
     names,
     read_logs,
+    results,
     table,
     write,
 )
@@ -262,6 +264,23 @@ def test_robustness_is_computed_per_seed_then_averaged(tmp_path: Path) -> None:
     assert undo.robustness.mean == near(43.75)
     assert row(report, "unlearn-only").robustness.values == near((0.0, 0.0))
     assert row(report, "oracle").robustness.values == near((100.0, 100.0))
+
+
+def test_rows_have_the_numbers_of_each_seed(tmp_path: Path) -> None:
+    full(tmp_path).save()
+    logs = read_logs(tmp_path, "known")
+    rows = {(r.model, r.seed): r for r in results(logs)}
+    undo = ("distilled", 0.4, 0.95, 0.05, 0.6, 50.0), ("distilled", 0.4, 0.95, 0.07, 0.7, 37.5)
+    for seed, wanted in enumerate(undo):
+        assert rows["UNDO α=0.4", seed] == ("UNDO α=0.4", seed, *wanted[:2], *map(near, wanted[2:]))
+    assert rows["base", 1][:4] == ("base", 1, "base", None)
+    assert rows["base", 1][4:] == near((0.99, 0.98, math.nan, math.nan))
+    assert rows["oracle", 0].robustness == near(100.0)
+    points = [tuple(p) for p in curves(logs) if (p.model, p.seed) == ("UNDO α=0.4", 0)]
+    assert [step for _, _, step, _ in points] == [*STEPS]
+    assert [forget for *_, forget in points] == near([0.02, 0.5, 0.6, 0.4])
+    assert not [p for p in curves(logs) if p.model == "base"]
+    assert len(rows) == 12 and len(curves(logs)) == 40
 
 
 def test_compute_is_relative_to_the_oracle_of_the_seed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from undo_jax.bench import flops, measure, peak, split
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import prepare_devices
+from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.fit.step import rows_per_chip
 from undo_jax.graph import Work, largest
 from undo_jax.log import short
@@ -20,7 +21,7 @@ from undo_jax.memory import text as memory
 from undo_jax.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
 
 
-@experiments.errors_of_users()
+@errors_of_users()
 def bench(words: list[str]) -> None:
     """How fast a stage's train step runs on these devices: tokens/s, MFU, memory.
 
@@ -44,7 +45,7 @@ def bench(words: list[str]) -> None:
     parser.error = experiments.refuse
     options, overrides = parser.parse_known_args(words)
     prepare_devices(experiments.processes(options))
-    experiment = experiments.override(experiments.load(options.experiment), overrides).graph()
+    experiment = experiments.override(load(options.experiment), overrides).graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work = largest(experiment.recipes().values(), options.stage, experiment.setting)
     title = {"experiment": experiment.name, "stage": options.stage}

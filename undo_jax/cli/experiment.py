@@ -2,15 +2,8 @@
 
 import argparse
 import dataclasses
-import importlib.util
-import re
-import sys
-import sysconfig
-import traceback
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 from etils import epath
@@ -19,60 +12,15 @@ from tyro.conf import AvoidSubcommands, Positional
 from undo_jax import experiment as experiments
 from undo_jax import report as reporting
 from undo_jax import sinks
-from undo_jax.artifacts import stated_model
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import parse
 from undo_jax.durable import writing
 from undo_jax.experiment import Experiment
+from undo_jax.experiment_file import Knobs, errors_of_users, load
 from undo_jax.log import console
-from undo_jax.mesh import MeshShape, parse_mesh
-from undo_jax.signals import Preempted
+from undo_jax.mesh import parse_mesh
 
 HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
-
-
-@contextmanager
-def errors_of_users(path: str | None = None) -> Iterator[None]:
-    """Raises ValueError, one line with the place, for any error that comes out of users' own files.
-
-    With the `path` of an experiment, for any error at all.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, Preempted):
-        raise
-    except BaseException as error:  # SystemExit too: it would end the command as if all were done
-        place = _place(error) or (path and f"{path}, line {_unreadable_line(path)}")
-        if place is None:
-            raise
-        told = traceback.TracebackException.from_exception(error, limit=0)
-        said = error.msg if isinstance(error, SyntaxError) else str(told)
-        if not said or not isinstance(error, ValueError | OSError | ImportError | SyntaxError):
-            said = f"{type(error).__name__}: {said}".removesuffix(": ")
-        raise ValueError(f"{place}: {said}") from error
-
-
-def _place(error: BaseException) -> str | None:
-    """File and line of the innermost code of users that an error came through, if it did."""
-    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
-        return f"{error.filename}, line {error.lineno or _unreadable_line(error.filename)}"
-    frames = traceback.extract_tb(error.__traceback__)
-    found = [frame for frame in frames if _is_users(frame.filename)]
-    return f"{found[-1].filename}, line {found[-1].lineno}" if found else None
-
-
-def _is_users(file: str) -> bool:
-    """Whether a file is neither this package's nor Python's nor an installed library's."""
-    named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    path, folders = Path(file).resolve(), [*named, Path(__file__).parent.parent]
-    return path.is_file() and not any(path.is_relative_to(Path(own).resolve()) for own in folders)
-
-
-def _unreadable_line(file: str) -> int:
-    """The line of the first byte that is no text, which Python does not say; else the first."""
-    content = Path(file).read_bytes().decode(errors="surrogateescape")
-    found = re.search("[\\0\udc80-\udcff]", content)
-    return content.count("\n", 0, found.start()) + 1 if found else 1
 
 
 @errors_of_users()
@@ -173,39 +121,6 @@ def _report(workdir: str, name: str) -> str:
     return ""
 
 
-class Knobs(typing.Protocol):
-    """What an experiment's file defines: a frozen dataclass with an `Experiment`, or one itself."""
-
-    name: str
-    mesh: MeshShape
-
-    def graph(self) -> Experiment:
-        """The models that the knobs say."""
-        ...
-
-
-def load(path: str) -> Knobs:
-    """The `experiment` that a Python file defines; it may import files beside it.
-
-    Raises FileNotFoundError without the file and ValueError where it defines none or ends in an
-    error.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no experiment file {path}: give a Python file, see experiments/")
-    spec = importlib.util.spec_from_file_location(f"experiments.{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    if (beside := str(Path(path).resolve().parent)) not in sys.path:
-        sys.path.append(beside)  # after all else: a file beside hides no library
-    with errors_of_users(path):
-        spec.loader.exec_module(module)
-        experiment = getattr(module, "experiment", None)
-    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "graph")):
-        raise ValueError(f"{path} defines no `experiment = Paper(...)` or `Experiment(...)`")
-    return typing.cast(Knobs, experiment)
-
-
 def override(experiment: Knobs, flags: list[str]) -> Knobs:
     """The experiment with scalars set by flags. Raises ValueError for a mistake in them.
 
@@ -253,18 +168,6 @@ def _rebuilt(value: typing.Any, changed: typing.Any) -> typing.Any:
     parts = [field.name for field in dataclasses.fields(changed)]
     made = {name: _rebuilt(getattr(value, name), getattr(changed, name)) for name in parts}
     return dataclasses.replace(value, **made)
-
-
-def described_model(artifact: epath.Path) -> dict[str, typing.Any]:
-    """The fields of a finished artifact's model.
-
-    Raises FileNotFoundError where there is none and ValueError for one that is damaged.
-    """
-    if not (artifact / "summary.json").exists():
-        raise FileNotFoundError(
-            f"{artifact} holds no finished model: give a folder inside the workdir of a run"
-        )
-    return stated_model(artifact, f"delete {artifact}, and a run makes it again")
 
 
 def refuse(message: str) -> typing.NoReturn:

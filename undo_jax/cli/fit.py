@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from tyro.conf import Positional
 
 from undo_jax.cli import experiment as experiments
+from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB, Chip, Slice
 from undo_jax.fit.flags import PRESETS, arguments, flags
@@ -32,7 +33,7 @@ from undo_jax.mesh import parse_mesh
 TOO_LARGE = 3  # exit status of a step that does not fit
 
 
-@experiments.errors_of_users()
+@errors_of_users()
 def fit(words: list[str]) -> None:
     """Does a stage fit a TPU slice, or GPUs, and how fast is it at best? Neither is needed.
 
@@ -60,7 +61,7 @@ def fit(words: list[str]) -> None:
         raise ValueError(f"XLA flags {preset!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # loading from it needs a chip
-    knobs = experiments.override(experiments.load(options.experiment), overrides)
+    knobs = experiments.override(load(options.experiment), overrides)
     experiment = knobs.graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     trains = largest(experiment.recipes().values(), options.stage, experiment.setting)

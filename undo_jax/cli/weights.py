@@ -14,7 +14,6 @@ from tyro.conf import Positional
 from undo_jax import artifacts, checkpoint
 from undo_jax.artifacts import Artifact
 from undo_jax.cli.devices import ALONE, Joined, join
-from undo_jax.cli.experiment import described_model
 from undo_jax.data import tokenizer_files
 from undo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from undo_jax.durable import absolute, read_json
@@ -91,7 +90,7 @@ def model(artifact: epath.Path) -> Transformer:
 
     Raises FileNotFoundError where there is no finished artifact and ValueError for another model.
     """
-    fields = described_model(artifact)
+    fields = artifacts.described_model(artifact)
     kind, known = fields.pop("type"), {field.name for field in dataclasses.fields(Transformer)}
     unknown = sorted(fields.keys() - known)
     if kind != Transformer.__name__ or unknown:

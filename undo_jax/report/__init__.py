@@ -9,6 +9,20 @@ from undo_jax.report.analysis import EmptyError, analyse
 from undo_jax.report.html import write
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.numbers import Report
+from undo_jax.report.rows import Point, Result, curves, results
 from undo_jax.report.tables import markdown, table
 
-__all__ = ["EmptyError", "Report", "analyse", "markdown", "names", "read_logs", "table", "write"]
+__all__ = [
+    "EmptyError",
+    "Point",
+    "Report",
+    "Result",
+    "analyse",
+    "curves",
+    "markdown",
+    "names",
+    "read_logs",
+    "results",
+    "table",
+    "write",
+]

@@ -25,7 +25,7 @@ class EmptyError(ValueError):
 
 def analyse(logs: Logs) -> Report:
     """All numbers of the report. Raises ValueError if no attack has finished."""
-    cases = _cases(logs)
+    cases = cases_of(logs)
     if not any(curve(case.attacks, logs.forget) for case in cases):
         raise EmptyError(f"{logs.name}: nothing to report, no relearning attack has finished yet")
     labels = dict.fromkeys(case.entry.model for case in cases)
@@ -46,7 +46,7 @@ def analyse(logs: Logs) -> Report:
     )
 
 
-def _cases(logs: Logs) -> list[Case]:
+def cases_of(logs: Logs) -> list[Case]:
     """Every model and seed with its attacks, those of its references, and its robustness."""
     finished = {a.folder: a for a in logs.artifacts}
     listed = {entry.artifact: entry.model for entry in logs.entries}

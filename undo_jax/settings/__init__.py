@@ -1,7 +1,11 @@
 """What is retained and what forgotten: a setting defines its streams, scores and recovery bar."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, cast
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
@@ -68,6 +72,18 @@ class Examined(Setting, Protocol):
         jitted: judge generated text, or call another program.
         """
         ...
+
+
+def scorer(setting: Setting, material: Any, mesh: Mesh) -> Callable[[LM, Params], dict[str, float]]:
+    """What gives all scores of a finished model; it is called with the mesh set."""
+    evaluate = jax.jit(setting.evaluate, static_argnums=0, out_shardings=NamedSharding(mesh, P()))
+
+    def score(lm: LM, params: Params) -> dict[str, float]:
+        found = evaluate(lm, params, material)
+        at_once = {name: float(value) for name, value in found.items()}
+        return at_once | scores_at_end(setting, lm, params)
+
+    return score
 
 
 def scores_at_end(setting: Setting, lm: LM, params: Params) -> dict[str, float]:

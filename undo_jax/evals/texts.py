@@ -1,0 +1,111 @@
+"""Texts that a model writes: how it goes on after prompts."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from undo_jax import memory
+from undo_jax.checks import LARGEST
+from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.evals.generate import generate
+from undo_jax.log import console
+from undo_jax.mesh import BATCH, parts
+from undo_jax.sharding import placed
+from undo_jax.types import LM, Lazy, shapes
+
+
+def continuations(
+    lm: LM,
+    load: Lazy,
+    prompts: Sequence[str],
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    learnt: int | None = None,
+) -> list[str]:
+    """What follows each prompt, which opens a document, until that ends.
+
+    `load` reads the parameters, once it is known that the rest fits. Temperature 0 takes the most
+    likely token, 1 samples. Says so where texts are longer than the `learnt` tokens of a row of
+    training. Raises ValueError for a mistake in any of these, and where memory is short.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts={prompts!r}: give a list of texts, one at least")
+    if not 0 <= temperature <= LARGEST:
+        raise ValueError(f"temperature={temperature}: 0 is greedy, 1 samples; give 0 or more")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: give a whole number from 0 to 2^32 - 1")
+    tokens, lengths = _rows(prompts, tokenizer)
+    count, time = tokens.shape
+    _check_cache(lm, mesh, count, time, new_tokens)
+    write = _compiled(lm, mesh, count, time, new_tokens)
+    if found := write.memory_analysis():
+        needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+        _check(time, new_tokens, needed, mesh)
+    with jax.set_mesh(mesh):
+        params = load()
+    if learnt is not None and time + new_tokens > learnt:
+        said = f"what comes after {learnt} tokens is beyond the rows of its training"
+        console.print(said, soft_wrap=True, highlight=False)
+    with jax.set_mesh(mesh):
+        how = {"temperature": jnp.float32(temperature), "stop": jnp.int32(tokenizer.bos_id)}
+        written = np.asarray(write(params, tokens, lengths, jax.random.key(seed), **how))
+    ids = (itertools.takewhile(lambda i: i != tokenizer.bos_id, row) for row in written.tolist())
+    return [_text(row, tokenizer) for row in ids]
+
+
+@lru_cache(maxsize=16)
+def _compiled(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> jax.stages.Compiled:
+    """Generation for `count` prompts of at most `time` tokens; its parameters need not be there."""
+    given = (
+        placed(shapes(lm), lm.rules, mesh),
+        jax.ShapeDtypeStruct((count, time), jnp.int32),
+        jax.ShapeDtypeStruct((count,), jnp.int32),
+        jax.eval_shape(partial(jax.random.key, 0)),
+    )
+    how = {"temperature": jnp.float32, "stop": jnp.int32}
+    how = {name: jax.ShapeDtypeStruct((), kind) for name, kind in how.items()}
+    with jax.set_mesh(mesh):
+        return generate.lower(lm, *given, new_tokens=new_tokens, **how).compile()
+
+
+def _check_cache(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> None:
+    """Raises ValueError for more tokens than these devices could hold."""
+    if new_tokens < 1 or time + new_tokens >= 2**31:
+        raise ValueError(f"new_tokens={new_tokens}: write at least one, and fewer than 2^31")
+    rows = -(-count // parts(*BATCH, mesh=mesh))
+    cache = jax.tree.leaves(jax.eval_shape(partial(lm.empty_cache, rows, 1)))
+    each = sum(leaf.size * leaf.dtype.itemsize for leaf in cache) / mesh.shape["tensor"]
+    _check(time, new_tokens, each * (time + new_tokens), mesh)
+
+
+def _check(time: int, new_tokens: int, needed: float, mesh: Mesh) -> None:
+    what = f"new_tokens={new_tokens} after a prompt of {time} tokens"
+    memory.check(what, needed, memory.of_device(mesh), "each device's memory")
+
+
+def _rows(prompts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Each prompt as a document that has begun, padded to the longest; and their lengths."""
+    encoded = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    lengths = np.array([len(ids) for ids in encoded], np.int32)
+    tokens = np.full((len(prompts), lengths.max()), tokenizer.bos_id, np.int32)
+    for row, ids in zip(tokens, encoded, strict=True):
+        row[: len(ids)] = ids
+    return tokens, lengths
+
+
+def _text(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    """Ids that the tokenizer does not have, e.g. of an untrained model, become U+FFFD."""
+    runs = itertools.groupby(ids, lambda i: i < tokenizer.vocab_size)
+    return "".join(
+        tokenizer.decode(run) if known else "\N{REPLACEMENT CHARACTER}" * len(list(run))
+        for known, run in runs
+    )
