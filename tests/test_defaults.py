@@ -43,7 +43,7 @@ DEFAULTS = {
     Students: {"fresh_student": True, "student": None},
     Distillation: {"tolerance": 0.05, "stop_early": True},
     Relearning: {"attacks": ("forget",), "keep_at": ()},
-    Paper: {"seeds": (0,), "together": 64},
+    Paper: {"seeds": (0,), "together": 64, "sinks": ()},
     Pretrain: {"stream": "pretrain", "loss": language_modelling, "draw": "pretrain", "seed": None},
     Unlearn: {"loss": maxent, "trains": None, "draw": "unlearn", "seed": None},
     Distill: {"tolerance": 0.05, "stop_early": True, "stream": "pretrain", "loss": distillation,
@@ -51,7 +51,8 @@ DEFAULTS = {
     Attack: {"learning_rates": (1.0,), "stream": "forget", "loss": language_modelling,
              "prepare": None, "trains": None, "adapt": SAME, "metric": None, "keep_at": ()},
     Attacked: {"draw": "relearn", "seed": None},
-    Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64},
+    Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
+                 "sinks": ()},
     Saving: {"every": 10, "minutes": 5.0, "keep": 2},
 }  # fmt: skip
 

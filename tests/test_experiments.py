@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 import undo_jax
+from undo_jax import cli
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
 from undo_jax.data.prepare import prepare
@@ -23,6 +24,7 @@ from undo_jax.population.loop import Result
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+DIAGRAMS = [name for name, path in FILES.items() if "= Paper(" in path.read_text()]
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 TOY_SETTINGS = {
     "Arithmetic": {"problems": 100, "questions": 2, "validation_rows": 2, "row_length": 24},
@@ -56,7 +58,14 @@ def data(tmp_path_factory):
         yield
 
 
-def _load(path):
+def _load(path, folder):
+    """From a folder without data: what is packed here has other rows than the file says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return _defined(path)
+
+
+def _defined(path):
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -97,11 +106,11 @@ FAST = "language.py"  # of what the others do, arithmetic's is run by many a tes
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(n, marks=() if n == FAST else pytest.mark.slow) for n in FILES],
+    params=[pytest.param(n, marks=() if n == FAST else pytest.mark.slow) for n in DIAGRAMS],
 )
 def shipped(request, tmp_path_factory):
     """An experiment at toy size, a workdir where it has run, and its artifacts."""
-    experiment = _toy(_load(FILES[request.param]))
+    experiment = _toy(_load(FILES[request.param], tmp_path_factory.mktemp("empty")))
     workdir = tmp_path_factory.mktemp("shipped")
     return experiment, workdir, _run(experiment, workdir)
 
@@ -135,8 +144,8 @@ def _times(workdir):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_file_defines_an_experiment(name):
-    assert isinstance(_load(FILES[name]).graph(), experiments.Experiment)
+def test_file_defines_an_experiment(name, tmp_path):
+    assert isinstance(_load(FILES[name], tmp_path).graph(), experiments.Experiment)
 
 
 def test_every_stage_writes_finished_artifacts(shipped):
@@ -217,3 +226,38 @@ def test_a_stage_needs_the_stages_before_it(shipped, tmp_path, trained, only, fi
 def test_unknown_stage(shipped, tmp_path):
     with pytest.raises(ValueError, match="unknown stage 'nope'"):
         _run(shipped[0], tmp_path, kind="nope")
+
+
+@pytest.mark.slow
+def test_graphs_of_their_own_run_and_report(tmp_path, capfd):
+    """Four methods side by side; then from their base, without an oracle. Twice: nothing is new."""
+    short = [f"--{part}.{name} {value}" for part in ("pretrain", "distill", "relearn")
+             for name, value in (("steps", 4), ("eval-every", 2))]  # fmt: skip
+    small = "--setting.problems 400 --setting.questions 2 --setting.validation-rows 1".split()
+    flags = [*" ".join(short).split(), *small, "--learning-rates", "0.01", "--seeds", "0"]
+    arguments = ["--workdir", str(tmp_path / "out"), *flags]
+    cli.main(["run", str(FILES["methods.py"]), *arguments])
+    base = next((tmp_path / "out").glob("pretrain-pretrain-seed0*"))
+    own = arguments[:2] + [*" ".join(short[2:]).split(), *small, *"--learning-rates 0.01".split()]
+    own += [
+        "--unlearn.steps",
+        "4",
+        "--unlearn.eval-every",
+        "2",
+        "--seeds",
+        "0",
+        "--base",
+        str(base),
+    ]
+    cli.main(["run", str(FILES["from_base.py"]), *own])
+    before = _times(tmp_path / "out")
+    cli.main(["run", str(FILES["methods.py"]), *arguments])
+    cli.main(["run", str(FILES["from_base.py"]), *own])
+    assert {p: t for p, t in before.items() if "report-" not in p} == {
+        p: t for p, t in _times(tmp_path / "out").items() if "report-" not in p
+    }
+    text = (tmp_path / "out" / "report-methods" / "summary.md").read_text()
+    for name in ("GradDiff", "MaxEnt", "RMU", "NPO"):
+        assert f"| {name} | " in text and f"| {name}, distilled | " in text
+    text = (tmp_path / "out" / "report-from_base" / "summary.md").read_text()
+    assert "| UNDO α=0.6 | " in text and "| oracle | " not in text

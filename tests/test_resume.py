@@ -677,7 +677,7 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 shipped = module.experiment
 setting = replace(shipped.setting, problems=200, validation_rows=1, questions=2, row_length=12)
-sizes = {"layers": 1, "width": 8, "feed_forward": 8, "heads": 1, "kv_heads": 1, "head_width": 8}
+sizes = dict(layers=1, width=8, feed_forward=8, heads=1, kv_heads=1, head_width=8)
 model = preset("2B", vocabulary=16, **sizes)
 experiment = replace(shipped, name="toy", setting=setting, model=model, seeds=(0,))
 """

@@ -22,12 +22,14 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
+from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
 import undo_jax
-from undo_jax import checkpoint, cli, sinks
-from undo_jax.checkpoint import Artifact, gather
+from undo_jax import cli, sinks
+from undo_jax.artifacts import Artifact
+from undo_jax.progress_folders import progress_folder, remove_progress, training_name
 
 PACKAGE = Path(undo_jax.__file__).parent
 NAMES = [module.name for module in pkgutil.iter_modules(sinks.__path__)]
@@ -35,7 +37,6 @@ EXPERIMENT = """
 from undo_jax.attacks.forget import forget
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.experiment import Experiment
-from undo_jax.models.functional import Functional
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.progress import Saving
@@ -48,7 +49,7 @@ small = {"examine": "train_facts", "questions": 2, "validation_rows": 1}
 experiment = Experiment(
     name="toy",
     setting=Arithmetic(grammar, ("equation",), problems=200, row_length=12, **small),
-    models={"base": Pretrain(Functional(preset("tiny", layers=1)), Training(40, 8, AdamW(), 20))},
+    models={"base": Pretrain(preset("tiny", layers=1), Training(40, 8, AdamW(), 20))},
     attacks=(forget(Training(20, 8, AdamW(), 10), (1e-3, 1e-2)),),
     seeds=(0, 1),
     saving=Saving(every=10, minutes=0),
@@ -372,12 +373,12 @@ def test_what_goes_on_is_one_run_with_each_record_once(online, server, tmp_path)
 
 
 def test_what_is_made_again_has_another_name_for_its_training(tmp_path):
-    artifact = Artifact(checkpoint.epath.Path(tmp_path), "pretrain", "base", 0, {})
-    first = gather([artifact])
-    name = checkpoint.training(first)
-    assert name and checkpoint.training(gather([artifact])) == name
-    checkpoint.scatter(first)
-    assert checkpoint.training(gather([artifact])) != name
+    artifact = Artifact(epath.Path(tmp_path), "pretrain", "base", 0, {})
+    first = progress_folder([artifact])
+    name = training_name(first)
+    assert name and training_name(progress_folder([artifact])) == name
+    remove_progress(first)
+    assert training_name(progress_folder([artifact])) != name
 
 
 # Mistakes

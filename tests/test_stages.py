@@ -62,7 +62,7 @@ class Recorder:
         self.calls = []
 
     def fit(self, task, mesh, members, log, progress, seen=None):
-        folders = [target.folder.name for target in log.targets]
+        folders = [target.folder.name for target, _ in log.targets]
         (bar,) = log.bar.tasks
         self.calls.append((task, members, folders, (bar.description, bar.total)))
         return [
@@ -418,7 +418,9 @@ def test_attacks_are_of_the_rate_that_they_say(ran, tmp_path, monkeypatch):
     targets = []
 
     def fit(task, mesh, members, log, progress, seen=None):
-        targets.extend((m.learning_rate, t.tags) for m, t in zip(members, log.targets, strict=True))
+        targets.extend(
+            (m.learning_rate, tags) for m, (_, tags) in zip(members, log.targets, strict=True)
+        )
         return recorder.fit(task, mesh, members, log, progress)
 
     monkeypatch.setattr(shared, "train_together", fit)
@@ -436,14 +438,14 @@ def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monke
                  ("mixed", 0.5): 0.1, ("mixed", 2.0): 0.4, ("mixed", 4.0): 0.6}  # fmt: skip
 
     def fit(task, mesh, members, log, progress, seen=None):
-        folders = [target.folder.name for target in log.targets]
+        folders = [target.folder.name for target, _ in log.targets]
         if not folders[0].startswith("relearn"):
             return recorder.fit(task, mesh, members, log, progress)
         assert len(members) <= 2 and len(set(folders)) == 1
         held.append(sum(ref() is not None for ref in asked))
         stack, results = [], []  # a result holds the parameters of all
-        for i, (member, target) in enumerate(zip(members, log.targets, strict=True)):
-            score = forgotten[target.tags["attack"], target.tags["learning_rate"]]
+        for i, (member, (_, tags)) in enumerate(zip(members, log.targets, strict=True)):
+            score = forgotten[tags["attack"], tags["learning_rate"]]
             stack.append(_filled(member.params, 100 * score))
             asked.append(weakref.ref(stack[-1]["final"]["norm"]))
             results.append(Result(lambda i=i: stack[i], 7, {"retain": 0.5, "forget": score}))
@@ -500,10 +502,10 @@ def test_the_strongest_attack_becomes_the_artifact(
 
     def fit(task, mesh, members, log, progress, seen=None):
         results = []
-        for member, target in zip(members, log.targets, strict=True):
+        for member, (target, tags) in zip(members, log.targets, strict=True):
             _, model, seed = _parts(target.folder.name)
-            number = rates.index(target.tags["learning_rate"])
-            scores = FORGET[model, seed, target.tags["attack"]][0]
+            number = rates.index(tags["learning_rate"])
+            scores = FORGET[model, seed, tags["attack"]][0]
             found = {"retain": 0.5, "forget": scores[number]}
             results.append(Result(partial(_filled, member.params, number), 7, found))
         sizes.append(len(members))

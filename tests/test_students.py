@@ -72,7 +72,7 @@ def made(tmp_path_factory):
     calls = []
 
     def fit(task, mesh, members, log, progress, seen=None):
-        calls.append((task, members, [target.folder for target in log.targets]))
+        calls.append((task, members, [target.folder for target, _ in log.targets]))
         if task.lm == STUDENT:
             return train_together(task, mesh, members, log)
         return _untrained(task, mesh, members, log, progress)

@@ -137,24 +137,21 @@ def override(experiment: Knobs, flags: list[str]) -> Knobs:
 def _flagged(value: typing.Any, names: Sequence[str] | None = None) -> typing.Any:
     """A dataclass of which each part has the type that it is of, for the parser.
 
-    A field whose type is a protocol has no flags in itself, its value has. Left out are fields
-    other than `names`, and those of a protocol that are none.
+    A field whose type is a protocol has no flags in itself, its value has. Fields other than
+    `names` are left out.
     """
     types, parts = typing.get_type_hints(type(value)), []
     for field in dataclasses.fields(value):
-        kinds = typing.get_args(types[field.name]) or (types[field.name],)
         part = getattr(value, field.name)
-        abstract = any(getattr(kind, "_is_protocol", False) for kind in kinds)
-        if names is not None and field.name not in names or abstract and part is None:
+        if names is not None and field.name not in names:
             continue
         if dataclasses.is_dataclass(part):
             part = _flagged(part)
             parts.append((field.name, type(part), part))
         else:
             parts.append((field.name, types[field.name], part))
-    if [name for name, *_ in parts] == [field.name for field in dataclasses.fields(value)]:
-        if all(part is getattr(value, name) for name, _, part in parts):
-            return value
+    if [(name, kind) for name, kind, _ in parts] == list(types.items()):
+        return value
     shape = dataclasses.make_dataclass(
         type(value).__name__, [(name, kind) for name, kind, _ in parts], frozen=True
     )
@@ -163,7 +160,7 @@ def _flagged(value: typing.Any, names: Sequence[str] | None = None) -> typing.An
 
 def _rebuilt(value: typing.Any, changed: typing.Any) -> typing.Any:
     """The value with all that `changed`, which `_flagged` has made and the parser changed, says."""
-    if type(value) is type(changed):
+    if type(value) is type(changed) or not dataclasses.is_dataclass(changed):
         return changed
     parts = [field.name for field in dataclasses.fields(changed)]
     made = {name: _rebuilt(getattr(value, name), getattr(changed, name)) for name in parts}
