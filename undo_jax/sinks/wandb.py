@@ -73,8 +73,8 @@ def _run(target: Target, tags: Tags, **where: Any) -> Iterator[Callable[[Mapping
     numbered = itertools.count()
 
     def write(fields: Mapping[str, Any]) -> None:
-        number = next(numbered)  # of the record: an evaluation has the step of another one
-        if run is not None and number >= run.starting_step:
+        number = next(numbered)  # W&B's step: of one of ours there may be two records
+        if run is not None and number >= run.starting_step:  # it has had those before
             with _spared(target):
                 run.log({"step": fields["step"], **numbers(fields)}, step=number)
 
