@@ -97,9 +97,8 @@ def _open(target: Target, **how: Any) -> Any:
     if _state != "lost":
         try:
             run = client.init(**how, resume="allow" if _state == "online" else None)
-            if first:
-                online = f"{run.project_url}/groups/{target.experiment}"
-                console.print(f"W&B: {online if _state == 'online' else 'offline'}", soft_wrap=True)
+            if first and _state == "online":
+                console.print(f"W&B: {run.project_url}/groups/{target.experiment}", soft_wrap=True)
             run.define_metric("*", step_metric="step")
             return run
         except client.Error as error:
