@@ -73,8 +73,8 @@ def _run(target: Target, tags: Tags, **where: Any) -> Iterator[Callable[[Mapping
     numbered = itertools.count()
 
     def write(fields: Mapping[str, Any]) -> None:
-        number = next(numbered)  # of the record: an evaluation has the step of another one
-        if run is not None and number >= run.starting_step:
+        number = next(numbered)  # W&B's step: of one of ours there may be two records
+        if run is not None and number >= run.starting_step:  # it has had those before
             with _spared(target):
                 run.log({"step": fields["step"], **numbers(fields)}, step=number)
 
@@ -97,9 +97,8 @@ def _open(target: Target, **how: Any) -> Any:
     if _state != "lost":
         try:
             run = client.init(**how, resume="allow" if _state == "online" else None)
-            if first:
-                online = f"{run.project_url}/groups/{target.experiment}"
-                console.print(f"W&B: {online if _state == 'online' else 'offline'}", soft_wrap=True)
+            if first and _state == "online":
+                console.print(f"W&B: {run.project_url}/groups/{target.experiment}", soft_wrap=True)
             run.define_metric("*", step_metric="step")
             return run
         except client.Error as error:
