@@ -36,6 +36,7 @@ import json
 import os
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,6 +66,13 @@ class Noted:
         if step == {STEPS} - 1 and os.environ.get("DIES") == str(jax.process_index()):
             die_in(os.environ["DIE_IN"])
         return rows
+
+
+@contextmanager
+def noted(target):
+    '''A sink that notes which process has opened it.'''
+    (Path(__file__).parent / f"sink-{{jax.process_index()}}").touch()
+    yield lambda tags, fields: None
 
 
 def die_in(stage):
@@ -103,6 +111,7 @@ experiment = replace(
     relearn=short(shipped.relearn, learning_rates=(0.01,)),
     seeds=(0,),
     mesh=MeshShape(sweep=2, data=2, fsdp=2),
+    sinks=(noted,),
 )
 """
 
@@ -229,6 +238,7 @@ def test_process_0_writes_each_record_once_and_speaks_alone(alone, together):
     assert "report: " in said[0]
     assert (folder / "out" / "report-quickstart" / "index.html").exists()
     assert not [line for line in said[1].splitlines() if "[Gloo]" not in line]
+    assert [path.name for path in folder.glob("sink-*")] == ["sink-0"]
 
 
 def test_a_run_that_is_finished_does_nothing_on_another_mesh(together):
