@@ -215,7 +215,7 @@ def test_rows_are_those_of_the_report(made, run):
 def test_other_parameters_are_scored_and_asked(run):
     """All zero: every token is equally likely, and the first one is the most likely."""
     model = run["base"]
-    nothing = jax.tree.map(lambda x: np.zeros(x.shape), model.params)  # fp64, on the host
+    nothing = jax.tree.map(lambda x: np.zeros(x.shape, "float16"), model.params)  # on the host
     scores = model.score(nothing)
     guess = math.log(model.lm.vocabulary)
     assert scores["cross_entropy/retain"] == pytest.approx(guess, abs=1e-5)
@@ -239,6 +239,7 @@ def test_meshes_stay_inside(made, run, shape):
         if mesh is not None:
             jax.set_mesh(mesh)
         try:
+            assert _equal(run[UNDO].params, whole)  # read now
             assert split.generate(PROMPTS, 5) == run[UNDO].generate(PROMPTS, 5)
             assert split.score() == pytest.approx(run[UNDO].score(), abs=1e-4)
             now = jax.sharding.get_abstract_mesh()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from undo_jax import cli
+from undo_jax.api import open_run
 
 OWN = Path(__file__).parent / "own"
 
@@ -75,6 +76,14 @@ def test_a_model_of_its_own_family_writes(workdir, capsys):
     arguments = ["--prompt", "aa", "--prompt", "BBB", "--new-tokens", "3"]
     cli.main(["generate", str(OWN / "experiment.py"), str(folder), *arguments])
     assert capsys.readouterr().out.split() == ["aaa", "BBB"]
+
+
+def test_it_is_opened_from_python(workdir):
+    """Scored as at the end of its training, by what it writes, too."""
+    base = open_run(workdir, OWN / "experiment.py")["base", 1]
+    _, scores = _eval(workdir, "pretrain-pretrain")
+    assert "written" in scores and base.score() == pytest.approx(scores, abs=1e-5)
+    assert base.generate(["aa", "BBB"], 3) == ["aaa", "BBB"]
 
 
 def test_the_toy_family_reads_with_a_cache_what_it_reads_at_once():
