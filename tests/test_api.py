@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +150,16 @@ def test_it_writes_what_the_command_line_prints(capsys, monkeypatch, made, run):
             assert model.generate(PROMPTS, new_tokens=5, **options) == said
             found.append(tuple(said))
     assert len(set(found)) > len(cases)  # they differ
+
+
+def test_the_command_prints_the_same_in_a_process_of_its_own(made, run):
+    """There it makes the devices ready itself, for an experiment that computes as it is read."""
+    folder = run["base"].folder
+    words = ["generate", made[0], folder, "--prompt", "1+2=", "--new-tokens", "5"]
+    command = [sys.executable, "-m", "undo_jax", *map(str, words)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == run["base"].generate(["1+2="], 5), done.stderr
 
 
 def test_scores_computed_now_are_those_on_disk(made, run):

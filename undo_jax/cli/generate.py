@@ -40,9 +40,8 @@ def generate(
     prompts = [*prompt, *(_lines(prompts_file) if prompts_file else ())]
     if not prompts:
         raise ValueError("no prompts: give --prompt TEXT or --prompts-file FILE")
-    made_by = load(experiment)
-    experiments.prepare_devices(processes)
-    model = open_model(artifact, made_by)
+    experiments.prepare_devices(processes)  # before an experiment, which may compute
+    model = open_model(artifact, load(experiment))
     texts = model.generate(prompts, new_tokens, temperature=temperature, seed=seed)
     if jax.process_index() == 0:
         for text in texts:

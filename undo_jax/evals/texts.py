@@ -50,12 +50,13 @@ def continuations(
     if found := write.memory_analysis():
         needed = found.argument_size_in_bytes + found.temp_size_in_bytes
         _check(time, new_tokens, needed, mesh)
-    if learnt is not None and time + new_tokens > learnt:
-        said = f"what comes after {learnt} tokens is beyond the rows of its training"
-        console.print(said, soft_wrap=True, highlight=False)
     with jax.set_mesh(mesh):
+        params = load()
+        if learnt is not None and time + new_tokens > learnt:
+            said = f"what comes after {learnt} tokens is beyond the rows of its training"
+            console.print(said, soft_wrap=True, highlight=False)
         how = {"temperature": jnp.float32(temperature), "stop": jnp.int32(tokenizer.bos_id)}
-        written = np.asarray(write(load(), tokens, lengths, jax.random.key(seed), **how))
+        written = np.asarray(write(params, tokens, lengths, jax.random.key(seed), **how))
     ids = (itertools.takewhile(lambda i: i != tokenizer.bos_id, row) for row in written.tolist())
     return [_text(row, tokenizer) for row in ids]
 
