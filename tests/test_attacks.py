@@ -230,7 +230,9 @@ def test_steps_are_no_part_of_what_an_attack_is(kept):
     }
 
 
-@pytest.mark.parametrize("together", [64, 2], ids=["one loop", "two loops"])
+@pytest.mark.parametrize(
+    "together", [64, pytest.param(2, marks=pytest.mark.slow)], ids=["one loop", "two loops"]
+)
 def test_missing_steps_are_made_and_nothing_else(kept, tmp_path, together):
     attack, _, workdir = kept
     shutil.copytree(workdir, tmp_path / "out")
@@ -254,6 +256,7 @@ class LostError(Exception):
     """The process dies here."""
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ran):
     """It dies at step 4, is saved at 3: what was kept of step 2 stays, of step 6 is added."""
     attack, _, _ = kept

@@ -66,6 +66,7 @@ def test_the_peak_is_that_of_all_devices(kind, flops):
     assert bench.peak(mesh) == (flops and 4 * flops)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_every_step_is_waited_for(tmp_path):
     speed = bench.measure(
         _work(_slowly), make_mesh(MeshShape(), jax.devices()[:1]), 3, str(tmp_path)
@@ -184,6 +185,7 @@ weak           4     32      3.9k         98%"""
     )
 
 
+@pytest.mark.slow
 def test_scaling(capsys):
     """A mesh of many models counts the tokens of each."""
     flags = ["--mesh", "sweep=2,data=1", "--steps", "1", "--scale", "2,4", "--json"]

@@ -30,7 +30,9 @@ def whole(faults, tmp_path_factory):
     return faults.Bench(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(("kind", "index"), [("kill", 9), ("signal", 7), ("flip", 0)])
+@pytest.mark.parametrize(
+    ("kind", "index"), [pytest.param("kill", 9, marks=pytest.mark.slow), ("signal", 7), ("flip", 0)]
+)
 def test_a_fault_costs_no_bit(kind, index, faults, bench):
     result = faults.attempt(bench, kind, index)
     assert result.faults and result.survived and not result.silent and not result.why, result.why

@@ -207,6 +207,7 @@ def together(tmp_path_factory):
     return folder, _run(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_models_of_one(alone, together):
     folder = together[0] / "out"
     made = {path.parent.name for path in folder.glob("*/summary.json")}
@@ -226,6 +227,7 @@ def test_two_processes_make_the_models_of_one(alone, together):
     assert all(np.abs(one[0] - first[0]).max() > 1e-4 for one in others)
 
 
+@pytest.mark.slow
 def test_process_0_writes_each_record_once_and_speaks_alone(alone, together):
     folder, said = together
     for artifact in alone:
@@ -241,6 +243,7 @@ def test_process_0_writes_each_record_once_and_speaks_alone(alone, together):
     assert [path.name for path in folder.glob("sink-*")] == ["sink-0"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_finished_does_nothing_on_another_mesh(together):
     folder = together[0]
     files = [
@@ -291,7 +294,7 @@ def test_one_process_goes_on_where_one_of_two_died(stage, alone, together, tmp_p
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize("bad", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_where_one_cannot_go_on_the_other_says_which_and_why_not(bad, tmp_path):
     """An experiment's file is missing on one host: it says so, and the other ends like it."""
     folder = _toy(tmp_path / "one")
@@ -328,6 +331,7 @@ def _until_it_listens(process, port):
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_own_rows_once(alone, tmp_path):
     folder = _toy(tmp_path / "rows")
     _run(folder, "--mesh", "data=4,fsdp=2", "--stage", "pretrain")

@@ -235,7 +235,11 @@ def test_the_members_parameters_survive(tmp_path):
     _same(params, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(sweep=2, data=4)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(MeshShape(data=8), marks=pytest.mark.slow), MeshShape(sweep=2, data=4)],
+    ids=str,
+)
 def test_a_model_is_asked_once_and_not_held(tmp_path, shape):
     """Three members begin as two models; neither these nor the teacher live beside the states."""
     asked, alive = [], []

@@ -213,7 +213,7 @@ def straight(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("name", ["one device", "eight"])
+@pytest.mark.parametrize("name", ["one device", pytest.param("eight", marks=pytest.mark.slow)])
 def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, tmp_path):
     trains = optim.Trains(((r"mlp/(down|up)$", (0,)), (r"attention/query$", None)))
     results = _fit(tmp_path / "straight", _mesh(name), trains=trains)
@@ -233,7 +233,11 @@ def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize("name", ["one device", "eight"])
 @pytest.mark.parametrize(  # with saves at 3, 6 and 9; 4 and 8 are evaluations
     "step",
-    [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow), 11],
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        4,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 11)),
+    ],
 )
 def test_a_population_goes_on_bit_for_bit(name, step, straight, tmp_path, capfd):
     results, records, stops = straight(name)
@@ -245,6 +249,7 @@ def test_a_population_goes_on_bit_for_bit(name, step, straight, tmp_path, capfd)
     assert (f"test: goes on from step {step // 3 * 3}\n" in capfd.readouterr().err) == (step > 2)
 
 
+@pytest.mark.slow
 def test_a_loss_at_every_step_costs_nothing(straight, tmp_path):
     """Saved before each step, it dies before each step once."""
     results, records, stops = straight("one device")
@@ -257,7 +262,7 @@ def test_a_loss_at_every_step_costs_nothing(straight, tmp_path):
     assert _records(tmp_path) == records
 
 
-@pytest.mark.parametrize("other", ["one device", "sweep"])
+@pytest.mark.parametrize("other", ["one device", pytest.param("sweep", marks=pytest.mark.slow)])
 def test_it_goes_on_on_other_devices(other, straight, tmp_path):
     """Six lanes become five and eight; the members keep their states."""
     results, records, stops = straight("eight")
@@ -307,7 +312,7 @@ def test_a_save_that_cannot_be_read_is_set_aside(broken, first, straight, tmp_pa
         assert (tmp_path / "progress" / f"unreadable-{name}").is_dir()
 
 
-@pytest.mark.parametrize("item", ["state", "notes"])
+@pytest.mark.parametrize("item", ["state", pytest.param("notes", marks=pytest.mark.slow)])
 def test_a_save_with_a_flipped_bit_is_set_aside(item, straight, tmp_path, capfd):
     """In the largest file of its arrays or its notes; another one would hardly be seen by luck."""
     results, records, stops = straight("one device")
@@ -395,6 +400,7 @@ def filling_disk(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_the_command_on_a_full_disk_says_so_in_its_last_line_alone(filling_disk, toy, two_runs):
     """Wherever it becomes full; with room the same command goes on to the same numbers."""
     disk, size = filling_disk

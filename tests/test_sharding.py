@@ -51,19 +51,29 @@ def _batch():
 
 
 CUBE = MeshShape(sweep=1, data=2, fsdp=2, tensor=2)
+FAST = ("distillation", "rmu")
+SLOW = [name for name in LOSSES if name not in (*FAST, "repnoise")]
 
 
 @pytest.mark.parametrize(
     ("name", "accumulation", "shape"),
     [
-        *((name, 1, CUBE) for name in LOSSES if name != "repnoise"),
+        *((name, 1, CUBE) for name in FAST),
+        *(pytest.param(name, 1, CUBE, marks=pytest.mark.slow) for name in SLOW),
         # XLA aborts on the gradient of three passes in fp32 over both fsdp and tensor
-        ("repnoise", 1, MeshShape(data=2, fsdp=4)),
-        pytest.param("repnoise", 1, MeshShape(data=2, tensor=4), marks=pytest.mark.slow),
+        *(
+            pytest.param("repnoise", 1, shape, marks=pytest.mark.slow)
+            for shape in (MeshShape(data=2, fsdp=4), MeshShape(data=2, tensor=4))
+        ),
         ("distillation", 2, CUBE),
-        ("distillation", 1, MeshShape(data=1, fsdp=8)),
-        ("distillation", 1, MeshShape(data=2, tensor=4)),
-        ("distillation", 1, MeshShape(data=1, tensor=8)),
+        *(
+            pytest.param("distillation", 1, shape, marks=pytest.mark.slow)
+            for shape in (
+                MeshShape(data=1, fsdp=8),
+                MeshShape(data=2, tensor=4),
+                MeshShape(data=1, tensor=8),
+            )
+        ),
     ],
 )
 def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):

@@ -347,7 +347,8 @@ def _online():
         yield Run(name, *about, config, list(map(json.loads, rows)))
 
 
-@pytest.mark.parametrize("online", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("online", [False, True])
 def test_what_goes_on_is_one_run_with_each_record_once(online, server, tmp_path):
     """Killed in one stage and preempted in the next, with sinks of the experiment's own file."""
     (tmp_path / "toy.py").write_text(EXPERIMENT + STOPPED)
@@ -430,7 +431,11 @@ def test_sinks_of_an_experiment_are_functions(given, refused):
     ("environment", "said"),
     [
         ({}, "W&B: not logged in: set WANDB_API_KEY, run `wandb login"),
-        ({"WANDB_API_KEY": "0" * 40}, "check the network, run `wandb login"),
+        pytest.param(
+            {"WANDB_API_KEY": "0" * 40},
+            "check the network, run `wandb login",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_wandb_that_lets_nobody_in_is_told_before_anything_trains(environment, said, tmp_path):

@@ -31,10 +31,12 @@ def print_nowhere(stream: TextIO) -> None:
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Whoever reads no more of what is told does not stop what is told of."""
-        print_nowhere(sys.stderr)
+        print_nowhere(sys.stderr if self.stderr else sys.stdout)
 
 
-console = _Console(stderr=True, markup=False, force_jupyter=False)  # its bars need more there
+# force_jupyter: bars need more than a notebook's output has
+console = _Console(stderr=True, markup=False, force_jupyter=False)  # what goes on
+results = _Console(markup=False, force_jupyter=False)  # what was asked for
 
 Tags = Mapping[str, Any]  # fields that every record of one member carries, e.g. its learning rate
 Write = Callable[[Tags, Mapping[str, Any]], None]  # takes one record: its tags, its other fields

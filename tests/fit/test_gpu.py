@@ -41,6 +41,7 @@ def steps():
         return dict(zip(meshes, made, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_it_fits_and_its_flops_are_those_of_the_architecture(steps, place):
     """One forward pass of the teacher, four of the student (remat), and the head: within 3%.
@@ -60,12 +61,14 @@ def test_it_fits_and_its_flops_are_those_of_the_architecture(steps, place):
     assert 'custom_call_target="__gpu$xla.gpu.triton"' in step.text
 
 
+@pytest.mark.slow
 def test_all_devices_do_as_much_as_one(steps):
     one, eight = steps["h100:1"].cost, steps["h100:8"].cost
     assert 8 * eight.flops == pytest.approx(one.flops, rel=0.02)
     assert eight.memory < one.memory and one.collectives == {}
 
 
+@pytest.mark.slow
 def test_collectives_are_those_of_fsdp(steps):
     """Each weight is gathered twice, the teacher's once, in bf16; gradients are summed in fp32."""
     config, received = LM, steps["h100:8"].cost.collectives
@@ -113,6 +116,7 @@ def test_a_step_that_does_not_fit(capsys):
         assert advice in said.err
 
 
+@pytest.mark.slow
 def test_the_command_and_its_json(capsys):
     """Its keys are those for TPU, its words are of GPUs."""
     flags = "--topology a100:2 --mesh fsdp=2 --stage pretrain --json"

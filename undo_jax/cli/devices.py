@@ -20,10 +20,7 @@ PATIENCE = 300  # seconds that processes wait for each other to start
 
 @dataclass(frozen=True)
 class Processes:
-    """How this process finds the others.
-
-    Raises ValueError where coordinator, processes and process are not given together or not valid.
-    """
+    """How this process finds the others."""  # a heading in the help of commands
 
     distributed: bool = False  # one of several that JAX can find: a TPU pod, Slurm, GKE
     coordinator: str | None = None  # HOST:PORT of process 0, where JAX cannot
@@ -31,6 +28,7 @@ class Processes:
     process: int | None = None  # with coordinator: which one this is, from 0
 
     def __post_init__(self):
+        """Raises ValueError where the last three are not given together, or are not valid."""
         given = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
         missing = [f"--{name}" for name, value in given.items() if value is None]
         if 0 < len(missing) < len(given):

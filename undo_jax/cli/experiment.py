@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import jax
 from etils import epath
-from tyro.conf import AvoidSubcommands, Positional
+from tyro.conf import AvoidSubcommands
 
 from undo_jax import experiment as experiments
 from undo_jax import report as reporting
 from undo_jax import sinks
 from undo_jax.cli.devices import Processes, prepare_devices
-from undo_jax.cli.flags import parse
+from undo_jax.cli.flags import Workdir, parse
 from undo_jax.durable import writing
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, errors_of_users, load
-from undo_jax.log import console
+from undo_jax.log import console, results
 from undo_jax.mesh import parse_mesh
 
 HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
@@ -91,7 +91,7 @@ def processes(options: argparse.Namespace) -> Processes:
     return Processes(*found)
 
 
-def report(workdir: Positional[str]) -> None:
+def report(workdir: Workdir) -> None:
     """Write the reports of all experiments in a workdir again, from their logs.
 
     Args:
@@ -115,7 +115,7 @@ def _report(workdir: str, name: str) -> str:
                 written = reporting.write(workdir, name)
         except reporting.EmptyError as error:
             return str(error)
-        console.print(reporting.table(written))
+        results.print(reporting.table(written))
         place = epath.Path(workdir) / f"report-{name}" / "index.html"
         console.print(f"report: {place}", soft_wrap=True)
     return ""

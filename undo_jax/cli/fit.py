@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tyro.conf import Positional
 
 from undo_jax.cli import experiment as experiments
+from undo_jax.cli.flags import Name
 from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB, Chip, Slice
@@ -84,7 +84,7 @@ def fit(words: list[str]) -> None:
         sys.exit(TOO_LARGE)
 
 
-def xla_flags(name: Positional[str]) -> None:
+def xla_flags(name: Name) -> None:
     """Print a preset of XLA flags, for LIBTPU_INIT_ARGS.
 
     Args:

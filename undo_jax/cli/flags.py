@@ -4,9 +4,18 @@ import contextlib
 import io
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
+from tyro.conf import Positional, arg
+
+# Arguments without a flag, under the names that a command's help gives them.
+ArtifactFolder = Annotated[Positional[str], arg(metavar="ARTIFACT")]
+ExperimentFile = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
+Folder = Annotated[Positional[str], arg(metavar="FOLDER")]
+Name = Annotated[Positional[str], arg(metavar="NAME")]
+Out = Annotated[Positional[str], arg(metavar="OUT")]
+Workdir = Annotated[Positional[str], arg(metavar="WORKDIR")]
 
 
 def parse(target: Callable[..., Any], words: list[str], program: str, **more: Any) -> Any:

@@ -2,11 +2,12 @@
 
 import jax
 from etils import epath
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import UseAppendAction
 
 from undo_jax.api import open_model
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE, Joined
+from undo_jax.cli.flags import ArtifactFolder, ExperimentFile
 from undo_jax.data.files import reading
 from undo_jax.experiment_file import errors_of_users, load
 
@@ -15,8 +16,8 @@ ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 
 @errors_of_users()
 def generate(
-    experiment: Positional[str],
-    artifact: Positional[str],
+    experiment: ExperimentFile,
+    artifact: ArtifactFolder,
     prompt: UseAppendAction[tuple[str, ...]] = (),
     prompts_file: str | None = None,
     new_tokens: int = 64,

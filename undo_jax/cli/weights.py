@@ -9,11 +9,11 @@ from typing import Any, Literal
 import jax
 from etils import epath
 from jax.sharding import Mesh
-from tyro.conf import Positional
 
 from undo_jax import artifacts, checkpoint
 from undo_jax.artifacts import Artifact
 from undo_jax.cli.devices import ALONE, Joined, join
+from undo_jax.cli.flags import ArtifactFolder, Folder, Out
 from undo_jax.data import tokenizer_files
 from undo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from undo_jax.durable import absolute, read_json
@@ -23,7 +23,7 @@ from undo_jax.models import hf, hf_folder, stated
 from undo_jax.models.transformer import Transformer
 
 
-def import_hf(folder: Positional[str], out: Positional[str], processes: Joined = ALONE) -> None:
+def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
     """Turn Hugging Face weights (Gemma-2) into a base for experiments.
 
     Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT is
@@ -50,8 +50,8 @@ def import_hf(folder: Positional[str], out: Positional[str], processes: Joined =
 
 
 def export_hf(
-    artifact: Positional[str],
-    out: Positional[str],
+    artifact: ArtifactFolder,
+    out: Out,
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_gb: float = 5.0,
     tokenizer: str | None = None,
