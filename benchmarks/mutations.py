@@ -43,7 +43,7 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation import mutators
 
 ROOT = Path(__file__).resolve().parent.parent
-OWNERS = {  # modules and the tests that own them, in this order
+OWNERS = {  # modules and the tests that own them, in this order; "slow:" of those marked slow
     "undo_jax/optim.py": ("tests/test_optim.py",),
     "undo_jax/report/*.py": ("tests/report",),
     "undo_jax/report/figures/*.py": ("tests/report",),
@@ -58,11 +58,17 @@ OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/fit/flags.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/roofline.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/search.py": ("tests/fit/test_fit.py",),
-    "undo_jax/recipes/*.py": ("tests/test_stages.py", "tests/test_students.py"),
-    "undo_jax/attacks/*.py": ("tests/test_attacks.py", "tests/test_stages.py"),
+    "undo_jax/recipes/*.py": (
+        "tests/test_stages.py", "tests/test_students.py", "slow:tests/test_students.py",
+    ),
+    "undo_jax/attacks/*.py": (
+        "tests/test_attacks.py", "tests/test_stages.py", "slow:tests/test_attacks.py",
+    ),
     "undo_jax/graph.py": ("tests/test_graph.py", "tests/test_stages.py"),
-    "undo_jax/trainer.py": ("tests/test_stages.py", "tests/test_attacks.py"),
-    "undo_jax/candidates.py": ("tests/test_stages.py", "tests/test_numbers.py"),
+    "undo_jax/trainer.py": ("tests/test_stages.py", "slow:tests/test_attacks.py"),
+    "undo_jax/candidates.py": (
+        "tests/test_stages.py", "tests/test_numbers.py", "slow:tests/test_numbers.py",
+    ),
     "undo_jax/runner.py": ("tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py"),
     "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
     "undo_jax/artifacts.py": (
@@ -73,7 +79,7 @@ OWNERS = {  # modules and the tests that own them, in this order
     "undo_jax/stopping.py": ("tests/test_resume.py",),
     "undo_jax/progress.py": ("tests/test_defaults.py", "tests/test_resume.py"),
     "undo_jax/population/*.py": ("tests/test_population.py", "tests/test_resume.py"),
-    "undo_jax/steps.py": ("tests/test_attacks.py",),
+    "undo_jax/steps.py": ("slow:tests/test_attacks.py",),
     "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),
     "undo_jax/fit/hlo.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
     "undo_jax/fit/costs.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
@@ -281,11 +287,19 @@ class Lane:
         os.environ["PYTHONPATH"] = str(self.folder)
         sys.argv = ["pytest"]
         logging.root.handlers.clear()  # those of libraries would write beside pytest's
-        flags = ["-x", "-q", "-m", "not slow", "--tb=no", "-o", "addopts=--import-mode=importlib"]
-        kept = ["-p", "no:cacheprovider", "--basetemp", str(self.folder / "temporary")]
+        mark, _, path = tests.rpartition(":")
+        flags = ["-x", "-q", "--tb=no", "-o", "addopts=--import-mode=importlib"]
+        kept = [
+            "-m",
+            mark or "not slow",
+            "-p",
+            "no:cacheprovider",
+            "--basetemp",
+            str(self.folder / "temporary"),
+        ]
         status = BROKEN
         try:
-            status = int(pytest.main([*flags, *kept, tests]))
+            status = int(pytest.main([*flags, *kept, path]))
         except BaseException:
             traceback.print_exc()
         finally:

@@ -63,6 +63,7 @@ experiment = Experiment(
     seeds=(0, 3),
 )
 """
+pytestmark = pytest.mark.slow  # all need the run
 UNDO = "UNDO α=0.6"
 PROMPTS = ("1+2=", "3*", "")
 

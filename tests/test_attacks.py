@@ -147,6 +147,7 @@ def _equal(one, other):
     return jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
+@pytest.mark.slow
 def test_an_attack_without_training_is_what_it_prepares(ran):
     models, _ = ran
     before, after = _params(models[None]), _params(models["halved"])
@@ -156,6 +157,7 @@ def test_an_attack_without_training_is_what_it_prepares(ran):
     assert {"retain", "forget"} <= found["eval"].keys()
 
 
+@pytest.mark.slow
 def test_an_adapter_alone_trains(ran):
     models, _ = ran
     found = _params(models["adapter"])
@@ -165,6 +167,7 @@ def test_an_adapter_alone_trains(ran):
     assert tags == {("adapter", rate) for rate in RATES}
 
 
+@pytest.mark.slow
 def test_the_report_has_every_attack(ran):
     _, workdir = ran
     written = report.write(workdir, "toy")
@@ -204,6 +207,7 @@ def _restored(folder, model):
     return jax.device_get(params)
 
 
+@pytest.mark.slow
 def test_the_strongest_of_each_step_is_kept(kept):
     attack, unlearned, _ = kept
     folder = attack.artifact.folder
@@ -220,6 +224,7 @@ def test_the_strongest_of_each_step_is_kept(kept):
     assert not _equal(_restored(folder / "steps" / "2", attack), _params(attack))
 
 
+@pytest.mark.slow
 def test_steps_are_no_part_of_what_an_attack_is(kept):
     attack, _, workdir = kept
     before = _written(workdir)
@@ -230,6 +235,7 @@ def test_steps_are_no_part_of_what_an_attack_is(kept):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "together", [64, pytest.param(2, marks=pytest.mark.slow)], ids=["one loop", "two loops"]
 )
@@ -280,6 +286,7 @@ def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ra
     assert sorted(path.name for path in (again.artifact.folder / "steps").iterdir()) == [*"026"]
 
 
+@pytest.mark.slow
 def test_a_kept_step_can_be_asked_and_exported(kept, tmp_path, capsys):
     attack, _, _ = kept
     folder = str(attack.artifact.folder / "steps" / "2")

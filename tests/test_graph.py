@@ -10,7 +10,7 @@ from etils import epath
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
-from undo_jax.graph import ancestry, check, group_key, plan, seed_of
+from undo_jax.graph import ancestry, check_loss, group_key, plan, seed_of
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
@@ -229,7 +229,7 @@ def test_a_loss_that_gives_no_number_is_refused(made):
         return jax.tree.map(lambda x: vector if x == "vector" else x + 0 * vector[0], made)
 
     with pytest.raises(ValueError, match="loss gives .*: give a number, and numbers by name"):
-        check(Unlearn(BASE, HOW, loss=loss), SETTING)
+        check_loss(Unlearn(BASE, HOW, loss=loss), SETTING)
 
 
 def test_an_import_of_nothing_is_refused_before_anything_is_made():

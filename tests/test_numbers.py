@@ -86,13 +86,9 @@ def _run(losses, workdir, shape):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(MeshShape(sweep=2, data=2, fsdp=2), marks=pytest.mark.slow),
-        MeshShape(sweep=8, data=1),
-    ],
-    ids=str,
+    "shape", [MeshShape(sweep=2, data=2, fsdp=2), MeshShape(sweep=8, data=1)], ids=str
 )
 def test_each_is_what_it_would_be_alone(tmp_path, capfd, shape):
     """Two weights and two seeds are four members of one program, traced once for all."""

@@ -19,7 +19,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.population import lanes, loop
 from undo_jax.population import meter as meters
 from undo_jax.population.compiled import Task
-from undo_jax.population.lanes import Member, Source
+from undo_jax.population.lanes import Inputs, Member
 from undo_jax.population.loop import train_together
 from undo_jax.population.programs import over_members
 from undo_jax.sinks.jsonl import jsonl
@@ -62,9 +62,9 @@ def _never(scores):
 
 
 def _members(stops=(_never,) * MEMBERS):
-    """Five models; two sources, each with its own rows and teacher."""
-    sources = [
-        Source(
+    """Five models; two inputs, each with its own rows and teacher."""
+    inputs = [
+        Inputs(
             {"train": _tokens(seed)}, {"teacher": (LM, partial(INIT, jax.random.key(50 + seed)))}
         )
         for seed in (0, 1)
@@ -75,7 +75,7 @@ def _members(stops=(_never,) * MEMBERS):
             partial(INIT, jax.random.key(i)),
             jax.random.key(100 + i),
             RATES[i],
-            sources[i % 2],
+            inputs[i % 2],
             ends,
         )
         for i, ends in enumerate(stops)
@@ -111,9 +111,9 @@ def by_hand():
     histories = []
     for member in _members():
         state = begin(member.params(), member.key, jnp.float32(member.learning_rate))
-        refs = {name: params() for name, (_, params) in member.source.refs.items()}
+        refs = {name: params() for name, (_, params) in member.inputs.refs.items()}
         history = [state.params]
-        for tokens in member.source.streams["train"]:
+        for tokens in member.inputs.streams["train"]:
             state, _ = step(state, refs, {"train": train.rows(tokens)})
             history.append(state.params)
         histories.append(history)
@@ -256,8 +256,8 @@ def test_a_model_is_asked_once_and_not_held(tmp_path, shape):
         return False
 
     held, models = [], [partial(ask, seed) for seed in (1, 2)]
-    source = Source({"train": _tokens(0)}, {"teacher": (LM, partial(ask, 50))})
-    members = [Member(str(i), models[i], jax.random.key(i), 0.01, source, stop) for i in (0, 1, 1)]
+    inputs = Inputs({"train": _tokens(0)}, {"teacher": (LM, partial(ask, 50))})
+    members = [Member(str(i), models[i], jax.random.key(i), 0.01, inputs, stop) for i in (0, 1, 1)]
     results = _fit(_task(steps=4), members, tmp_path, shape)
     assert sorted(asked) == [1, 2, 50]
     assert len(held) == 3 and not any(held)
@@ -274,8 +274,8 @@ def test_references_are_rounded_before_the_step(tmp_path):
         seen.append({leaf.dtype for leaf in jax.tree.leaves(refs["teacher"].params)})
         return losses.distillation(lm, params, refs, batch, key)
 
-    source = Source({"train": _tokens(0)}, {"teacher": (lm, partial(INIT, jax.random.key(50)))})
-    member = Member("", partial(INIT, jax.random.key(1)), jax.random.key(0), 0.01, source)
+    inputs = Inputs({"train": _tokens(0)}, {"teacher": (lm, partial(INIT, jax.random.key(50)))})
+    member = Member("", partial(INIT, jax.random.key(1)), jax.random.key(0), 0.01, inputs)
     (result,) = _fit(_task(steps=1)._replace(lm=lm, loss=loss), [member], tmp_path, MeshShape())
     assert seen and all(dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")} for dtypes in seen)
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params())} == {jnp.dtype("float32")}

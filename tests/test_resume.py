@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ from undo_jax.log import Target, open_log
 from undo_jax.models.gemma2 import preset
 from undo_jax.population import meter
 from undo_jax.population.compiled import Task
-from undo_jax.population.lanes import Member, Source
+from undo_jax.population.lanes import Inputs, Member
 from undo_jax.population.loop import Result, train_together
 from undo_jax.progress import Saving, open_progress
 from undo_jax.progress_folders import clear_progress, progress_folder
@@ -99,9 +100,9 @@ def _fit(
     folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True,
     trains=None,
 ):  # fmt: skip
-    """Five models of two sources; with `saving`, from the last save on."""
-    sources = [
-        Source(
+    """Five models of two inputs; with `saving`, from the last save on."""
+    inputs = [
+        Inputs(
             {"train": Stream(seed, at)}, {"teacher": (LM, partial(INIT, jax.random.key(50 + seed)))}
         )
         for seed in (0, 1)
@@ -113,7 +114,7 @@ def _fit(
             partial(INIT, jax.random.key(i)),
             jax.random.key(100 + i),
             rates[i],
-            sources[i % 2],
+            inputs[i % 2],
             ends,
         )
         for i, ends in enumerate(stops)
@@ -438,7 +439,7 @@ def test_a_signal_saves_before_the_next_step(number, raised, where, straight, tm
 
     def at(step):
         seen.append(step)
-        if (where, step, seen.count(6)) == ("step", 6, 1):  # once, though there are two sources
+        if (where, step, seen.count(6)) == ("step", 6, 1):  # once, though there are two inputs
             _send(number)
 
     def stop(scores):
@@ -751,8 +752,7 @@ def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_
         finished.append(artifact)
         finish_one(run, artifact, *arguments, **more)
 
-    experiment = cli.experiment.override(experiment, "--saving.every 3 --saving.minutes 0".split())
-    assert experiment.saving == EVERY
+    experiment = replace(experiment, saving=EVERY)
     with monkeypatch.context() as patch, pytest.raises(LostError):
         patch.setattr(shared, "_finish", finish)
         _run(experiment, tmp_path / "a", kind="pretrain")

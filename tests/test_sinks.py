@@ -235,14 +235,17 @@ def _check_wandb(runs, workdir, project):
     assert not left
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_every_record(ran):
     _check_tensorboard(ran)
 
 
+@pytest.mark.slow
 def test_wandb_reads_every_record(ran):
     _check_wandb(_offline(ran), ran, "undo-jax")
 
 
+@pytest.mark.slow
 def test_a_strangers_sink_is_one_new_file(ran):
     for folder, members in _check_members(ran):
         rows = [line.split("\t") for line in (folder / "losses.tsv").read_text().splitlines()]
@@ -255,6 +258,7 @@ def test_a_strangers_sink_is_one_new_file(ran):
         assert sorted(rows) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_sinks_make_no_other_artifacts(ran, monkeypatch):
     """Without them, all is there already."""
     monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)

@@ -83,6 +83,7 @@ def made(tmp_path_factory):
     return {(a.stage, a.model.removesuffix(" by forget")): a for a in artifacts}, calls
 
 
+@pytest.mark.slow
 def test_the_fresh_student_alone_has_its_own_architecture(made):
     for (_, model), artifact in made[0].items():
         wanted = STUDENT if model == "Unlearn-and-Distill" else TEACHER
@@ -93,6 +94,7 @@ def test_the_fresh_student_alone_has_its_own_architecture(made):
         assert params["embedding"].shape == (TEACHER.vocabulary, wanted.width)
 
 
+@pytest.mark.slow
 def test_models_are_trained_and_attacked_with_their_like(made):
     for task, members, folders in made[1]:
         own = {"unlearn-and-distill" in folder.name for folder in folders}
@@ -113,6 +115,7 @@ def test_models_are_trained_and_attacked_with_their_like(made):
     assert len(made[1]) == 2 + 2 + 2  # pretrain, unlearn; two of distill and of relearn
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_each_model(made):
     artifacts, time = made[0], 12
     student, teacher = (m.forward_flops(time) for m in (STUDENT, TEACHER))
@@ -123,6 +126,7 @@ def test_flops_are_those_of_each_model(made):
     assert spent["relearn", "Unlearn-and-Distill"] == tokens * 3 * student
 
 
+@pytest.mark.slow
 def test_artifacts_without_a_student_keep_their_names(made, monkeypatch, tmp_path):
     """Constants: if they change, every workdir there is loses its artifacts."""
     monkeypatch.setattr(shared, "train_together", _untrained)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from undo_jax import artifacts
 from undo_jax.graph import Model, numbers
 from undo_jax.log import Sink, Tags, Target
-from undo_jax.population.lanes import Member, Source
+from undo_jax.population.lanes import Inputs, Member
 from undo_jax.progress import Saving
 from undo_jax.sharding import placement
 from undo_jax.types import Lazy, Scores
@@ -63,7 +63,7 @@ def candidates(
     training: str,
 ) -> list[Candidate]:
     """Every model with each learning rate; `training` is a name that stays when it is resumed."""
-    sources: dict[Any, Source] = {}
+    inputs: dict[Any, Inputs] = {}
     streams: dict[Any, Any] = {}
     found, varied = [], _varied(company)
     for model in company:
@@ -74,20 +74,20 @@ def candidates(
             for name, stream in recipe.streams.items()
         }
         references = {name: model.parent(ref) for name, ref in recipe.references.items()}
-        shared = tuple(orders.items()), tuple(references.items())
-        if shared not in sources:
+        key = tuple(orders.items()), tuple(references.items())
+        if key not in inputs:
             for order in orders.values():
                 if order not in streams:
                     streams[order] = run.setting.stream(*order)
             rows = {name: streams[order] for name, order in orders.items()}
             refs = {n: (ref.recipe.lm, run.load(ref)) for n, ref in references.items()}
-            sources[shared] = Source(rows, refs)
+            inputs[key] = Inputs(rows, refs)
         first, params = _first(run, model)
         ends = partial(recipe.ends, run.setting, parents[model])
         tags, name = [recipe.tags(rate) for rate in recipe.rates], model.artifact.fingerprint
         target = Target(model.artifact.folder, tags, run.experiment, f"{training}-{name}")
         for rate, own in zip(recipe.rates, tags, strict=True):
-            how = model.key, rate, sources[shared], ends, {n: numbers(recipe)[n] for n in varied}
+            how = model.key, rate, inputs[key], ends, {n: numbers(recipe)[n] for n in varied}
             member = Member(first, params, *how)
             found.append(Candidate(model, member, None if model in finished else target, own))
     return found

@@ -16,7 +16,7 @@ from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import writing
 from undo_jax.fit import least
-from undo_jax.graph import Model, ancestry, check, group_key, is_trained, plan, work
+from undo_jax.graph import Model, ancestry, check_loss, group_key, is_trained, plan, work
 from undo_jax.listing import Named, list_models
 from undo_jax.lock import claimed
 from undo_jax.log import Sink
@@ -206,7 +206,7 @@ def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> 
             recipe.check()  # type: ignore[attr-defined]
     trained: list[Any] = list(filter(is_trained, recipes))
     for doing in {group_key(recipe): recipe for recipe in trained}.values():  # one per program
-        check(doing, setting)
+        check_loss(doing, setting)
 
 
 def _check_data(here: Run, unfinished: Sequence[Model]) -> None:

@@ -75,7 +75,7 @@ def work(recipe: Trained, form: RowForm) -> Work:
     return Work(*how, refs, form.row_length, recipe.trains, tuple(form.carries))
 
 
-def check(recipe: Trained, form: RowForm) -> None:
+def check_loss(recipe: Trained, form: RowForm) -> None:
     """Trace a recipe's loss, so that its errors come before anything is trained.
 
     Raises what the loss raises, what `optim.pick` raises for `trains`, and ValueError for a loss of

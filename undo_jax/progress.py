@@ -172,14 +172,14 @@ def open_progress(
     folder: epath.Path, saving: Saving, stop: Stop, last: bool = True
 ) -> Iterator[Saves]:
     """The saves of one loop in a folder; complete when the block ends."""
-    progress = Saves(folder, saving, stop, last)
+    saves = Saves(folder, saving, stop, last)
     try:
-        yield progress
+        yield saves
     except Exception:
         with suppress(OSError):
-            progress.close()
+            saves.close()
         raise
-    progress.close()
+    saves.close()
 
 
 def _line(error: Exception) -> str:

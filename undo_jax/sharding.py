@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from undo_jax.mesh import BATCH, free_axes, parts
 from undo_jax.types import LM, Rules, shapes
 
-ROWS: Rules = (("", P(BATCH)),)
+BY_ROWS: Rules = (("", P(BATCH)),)
 
 
 def path_name(path: Any) -> str:

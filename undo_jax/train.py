@@ -14,7 +14,7 @@ from undo_jax import optim
 from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Packed, Params, Rows
 from undo_jax.types import wants_whole_batch as wants_whole
 
-ROWS = 2**42  # of a stream; a mix of sources counts 2^20 times as many in 64 bits
+MAX_ROWS = 2**42  # of a stream; a mix of sources counts 2^20 times as many in 64 bits
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Training:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
         if self.steps >= 2**31:
             raise ValueError(f"steps={self.steps}: they are counted in 32 bits, up to {2**31 - 1}")
-        if self.steps * self.batch_size > ROWS:
+        if self.steps * self.batch_size > MAX_ROWS:
             raise ValueError(
                 f"steps={self.steps} of batch_size={self.batch_size} rows: a stream has "
-                f"{ROWS} rows, make them fewer"
+                f"{MAX_ROWS} rows, make them fewer"
             )
 
 

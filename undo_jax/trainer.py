@@ -19,14 +19,14 @@ from undo_jax.stopping import Stop, stoppable
 from undo_jax.types import Scores
 
 
-class Found(NamedTuple):
+class Outcome(NamedTuple):
     """What came of a candidate."""
 
     candidate: Candidate
     result: Result
 
 
-Best = dict[Model, Found]
+Best = dict[Model, Outcome]
 
 
 def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) -> None:
@@ -50,14 +50,14 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     task = Task(recipe.lm, *how, recipe.trains, tuple(setting.carries))
     title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
 
-    def fit_from(first: int, log: Log, stop: Stop) -> list[Found]:
+    def fit_from(first: int, log: Log, stop: Stop) -> list[Outcome]:
         """As many candidates as train side by side."""
         group, last = tried[first : first + size], first + size >= len(tried)
         own = replace(log, targets=targets[first : first + size])
-        with open_progress(folder / f"from-{first}", run.saving, stop, last) as progress:
+        with open_progress(folder / f"from-{first}", run.saving, stop, last) as saves:
             seen = partial(_keep, run, group) if recipe.keeps else None
-            results = train_together(task, run.mesh, [c.member for c in group], own, progress, seen)
-        return [Found(*pair) for pair in zip(group, results, strict=True)]
+            results = train_together(task, run.mesh, [c.member for c in group], own, saves, seen)
+        return [Outcome(*pair) for pair in zip(group, results, strict=True)]
 
     best: Best = {}
     with stoppable() as stop:
@@ -74,7 +74,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
 
 def _keep(run: Run, group: Sequence[Candidate], step: int, evaluated: Mapping[int, Result]) -> None:
     """Keep a model's strongest candidate at this step, where that is wanted."""
-    found = [Found(group[number], result) for number, result in evaluated.items()]
+    found = [Outcome(group[number], result) for number, result in evaluated.items()]
     for model, (candidate, result) in _strongest(run, {}, found).items():
         recipe: Any = model.recipe
         before = steps.summary(model.artifact, step)
@@ -107,7 +107,7 @@ def _bytes(run: Run, doing: Work, company: Sequence[Model]) -> float:
     return alone * -(-lanes // run.mesh.shape["sweep"]) + each * len(refs) + batch
 
 
-def _strongest(run: Run, best: Best, candidates: Sequence[Found]) -> Best:
+def _strongest(run: Run, best: Best, candidates: Sequence[Outcome]) -> Best:
     """The best of those before and of these; the first of equals."""
     best = dict(best)
     for found in candidates:
@@ -119,12 +119,12 @@ def _strongest(run: Run, best: Best, candidates: Sequence[Found]) -> Best:
     return best
 
 
-def _taken(found: Found) -> Found:
+def _taken(found: Outcome) -> Outcome:
     params = found.result.params()
     return found._replace(result=found.result._replace(params=lambda: params))
 
 
-def _finish(run: Run, found: Found, parents: Mapping[str, Scores]) -> None:
+def _finish(run: Run, found: Outcome, parents: Mapping[str, Scores]) -> None:
     """Save a trained model and mark its artifact as finished.
 
     FLOPs count a training pass as three forward passes and a reference model as one: an upper

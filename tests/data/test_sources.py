@@ -281,7 +281,7 @@ def tf_records(tfds_folder, tmp_path):
     target.mkdir(parents=True)
     for path in source.iterdir():
         if "array_record" in path.name:
-            records = sources._records(sources.Found("", epath.Path(path), 0), 0, None)
+            records = sources._records(sources.File("", epath.Path(path), 0), 0, None)
             framed = [struct.pack("<Q4x", len(one)) + one + b"crc?" for one in records]
             (target / path.name.replace("array_", "tf")).write_bytes(b"".join(framed))
         else:

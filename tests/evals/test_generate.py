@@ -79,7 +79,11 @@ def test_the_text_tells_of_every_part(change):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("shape", [MeshShape(1, 2, 2, 2), MeshShape(1, 1, 2, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [MeshShape(1, 2, 2, 2), pytest.param(MeshShape(1, 1, 2, 4), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_sharded_tokens_are_those_of_one_device(shape, temperature):
     """Five rows divide over neither mesh, and two key/value heads not over tensor=4."""
     alone = _generate(SPLIT, temperature=temperature)

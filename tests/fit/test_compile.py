@@ -155,8 +155,8 @@ def test_whole_logits_would_be_found():
     [
         ("v4:2x2x1", 320),
         ("v5e:2x2", 640),
-        ("v5p:2x2x1", 320),
-        ("v5p:2x2x1", 4608),
+        pytest.param("v5p:2x2x1", 320, marks=pytest.mark.slow),
+        pytest.param("v5p:2x2x1", 4608, marks=pytest.mark.slow),
         ("v6e:2x2", 1280),
     ],
 )

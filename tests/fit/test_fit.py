@@ -220,7 +220,7 @@ def test_the_search_finds_the_largest_batch(most):
     def attempt(rows):
         assert rows not in tried
         tried.append(rows)
-        return search.Found("none", rows, None, FITS if rows <= most else REFUSED)
+        return search.Variant("none", rows, None, FITS if rows <= most else REFUSED)
 
     found = search.largest(attempt)
     assert (found.rows if found else 0) == min(most, 64)

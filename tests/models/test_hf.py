@@ -354,13 +354,13 @@ def test_tensors_of_another_model_are_refused_unread(single, monkeypatch, name, 
 
 
 def test_a_head_equal_to_the_embedding_is_tolerated(single, monkeypatch):
-    monkeypatch.setattr(hf, "ROWS", 5)
+    monkeypatch.setattr(hf, "ROW_BLOCK", 5)
     _change(single, lm_head__weight=lambda t: t[EMBEDDING].copy())
     jax.tree.map(np.testing.assert_array_equal, hf.load(single, CONFIG, _mesh()), _params())
 
 
 def test_a_head_that_differs_in_its_last_row_is_seen(single, monkeypatch):
-    monkeypatch.setattr(hf, "ROWS", 5)
+    monkeypatch.setattr(hf, "ROW_BLOCK", 5)
 
     def last(tensors):
         table = tensors[EMBEDDING].copy()

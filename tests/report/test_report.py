@@ -40,8 +40,8 @@ from undo_jax.report import (
     write,
 )
 from undo_jax.report.figures import relearning, tradeoff
-from undo_jax.report.logs import Attack, Metric
-from undo_jax.report.numbers import Model, Spread, pick_steps, robustness, strongest
+from undo_jax.report.logs import Evaluation, Measure
+from undo_jax.report.numbers import Row, Spread, pick_steps, robustness, strongest
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -222,7 +222,7 @@ def full(root: Path, seeds: int = 2) -> Workdir:
     return work
 
 
-def row(report: Report, name: str) -> Model:
+def row(report: Report, name: str) -> Row:
     return next(m for m in report.models if m.name == name)
 
 
@@ -319,8 +319,8 @@ def test_several_relearn_artifacts_of_a_model_count_together(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("filtered", [1.0, 0.995, 1.2])
 def test_robustness_is_undefined_without_a_more_robust_oracle(filtered: float) -> None:
-    assert math.isnan(robustness(0.5, 1.0, filtered, Metric("", higher_is_better=True)))
-    assert math.isnan(robustness(0.5, 1.0, 2 - filtered, Metric("", higher_is_better=False)))
+    assert math.isnan(robustness(0.5, 1.0, filtered, Measure("", higher_is_better=True)))
+    assert math.isnan(robustness(0.5, 1.0, 2 - filtered, Measure("", higher_is_better=False)))
 
 
 def test_an_undefined_seed_is_stated_and_left_out_of_the_mean(tmp_path: Path) -> None:
@@ -372,15 +372,15 @@ def test_the_mean_of_equal_values_lies_among_them(value: float) -> None:
 
 
 def test_strongest_passes_over_diverged_scores() -> None:
-    found = [Attack("forget", 1e-3, step, score) for step, score in enumerate((math.nan, 0.5))]
+    found = [Evaluation("forget", 1e-3, step, score) for step, score in enumerate((math.nan, 0.5))]
     for higher_is_better in (True, False):
-        assert strongest(found, Metric("", higher_is_better)) == near(0.5)
-        assert math.isnan(strongest(found[:1], Metric("", higher_is_better)))
+        assert strongest(found, Measure("", higher_is_better)) == near(0.5)
+        assert math.isnan(strongest(found[:1], Measure("", higher_is_better)))
 
 
 def test_a_sweep_that_ends_too_early_is_stated(tmp_path: Path) -> None:
     work = full(tmp_path, seeds=1)
-    (note,) = [n for n in work.report().notes if "end of the learning-rate sweep" in n]
+    (note,) = [n for n in work.report().notes if "end of the learning-rate grid" in n]
     assert note.endswith(
         "stronger: unlearn-only, UNDO α=0.4, UNDO α=0.8, Unlearn-and-Distill, oracle."
     )
@@ -389,7 +389,7 @@ def test_a_sweep_that_ends_too_early_is_stated(tmp_path: Path) -> None:
         ("forget", 1e-2): (0.1, 0.2, 0.2, 0.2),
     }
     work.attack("unlearn-only", curves=better)
-    (note,) = [n for n in work.report().notes if "end of the learning-rate sweep" in n]
+    (note,) = [n for n in work.report().notes if "end of the learning-rate grid" in n]
     assert "unlearn-only" not in note
 
 

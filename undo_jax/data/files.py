@@ -14,7 +14,7 @@ CACHE = "UNDO_JAX_CACHE"  # compiled programs, local copies of files; default ~/
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice
 
 
-class Found(NamedTuple):
+class File(NamedTuple):
     """A file, and its name relative to where the pattern starts: the same wherever that is."""
 
     name: str
@@ -22,7 +22,7 @@ class Found(NamedTuple):
     size: int  # bytes
 
 
-def find(pattern: epath.PathLike) -> list[Found]:
+def find(pattern: epath.PathLike) -> list[File]:
     """Files that a pattern names, sorted: a file, all files below a folder, or a glob.
 
     Hidden files and folders are left out, unless the pattern names one; links are followed.
@@ -51,8 +51,8 @@ def find(pattern: epath.PathLike) -> list[Found]:
     return sorted(found)
 
 
-def _found(root: epath.Path, path: epath.Path) -> Found:
-    return Found(path.relative_to(root).as_posix(), path, path.stat().length or 0)
+def _found(root: epath.Path, path: epath.Path) -> File:
+    return File(path.relative_to(root).as_posix(), path, path.stat().length or 0)
 
 
 def _below(root: epath.Path) -> list[epath.Path]:

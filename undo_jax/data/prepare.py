@@ -20,11 +20,24 @@ from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from undo_jax import memory
-from undo_jax.data import shards as steps
 from undo_jax.data.corpus import MANIFEST, VERSION, Corpus, fingerprint
 from undo_jax.data.files import reading
 from undo_jax.data.packing import cut
-from undo_jax.data.shards import DUPLICATE, SPLITS, WORK, Part, Plan, writing
+from undo_jax.data.shards import (
+    DUPLICATE,
+    SPLITS,
+    WORK,
+    Counts,
+    Part,
+    Plan,
+    load_hashes,
+    paced,
+    pack,
+    read,
+    start_worker,
+    work,
+    writing,
+)
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import publish, read_json, write_json
@@ -145,9 +158,9 @@ def _read(plan: Plan, parts: Sequence[Part], share: float, workers: int) -> list
     todo = [(part,) for part in parts if not part.hashes(plan.folder).exists()]
     before = len(parts) - len(todo)
     with _bar("reading", len(parts)) as show:
-        for shards, documents, _ in _run(steps.read, plan, todo, workers):
+        for shards, documents, _ in _run(read, plan, todo, workers):
             show(before + shards, f"{before + shards}/{len(parts)} shards, {documents} documents")
-    hashes = [steps.load_hashes(plan.folder, part) for part in parts]
+    hashes = [load_hashes(plan.folder, part) for part in parts]
     every = np.concatenate(hashes)
     fates = (every[:, 2] < round(share * 2**64)).astype(np.uint8)
     order = np.lexsort((every[:, 1], every[:, 0]))  # stable: equal documents stay in order
@@ -165,7 +178,7 @@ def _pack(plan: Plan, parts: Sequence[Part], fates: Sequence[np.ndarray], worker
     before = total - sum(wanted[part.number] for part in todo)
     start = time.monotonic()
     with _bar("packing", total) as show:
-        for _, documents, tokens in _run(steps.pack, plan, jobs, workers):
+        for _, documents, tokens in _run(pack, plan, jobs, workers):
             rate = short(tokens / max(time.monotonic() - start, 1e-3))
             show(before + documents, f"{before + documents}/{total} documents, {rate} tok/s")
 
@@ -223,13 +236,13 @@ def _pack_rest(plan: Plan, split: str, rests: Sequence[Sequence[int]]) -> list[d
 
 
 def _run(
-    step: Callable[..., steps.Counts], plan: Plan, jobs: Sequence[Job], workers: int
+    step: Callable[..., Counts], plan: Plan, jobs: Sequence[Job], workers: int
 ) -> Iterator[tuple[int, int, int]]:
     """Run the jobs; yields from time to time how many are done, and their documents and tokens."""
     if workers == 1 or len(jobs) < 2:
         documents = tokens = 0
         for done, job in enumerate(jobs, start=1):
-            for more in steps.paced(step(plan, *job)):
+            for more in paced(step(plan, *job)):
                 documents, tokens = documents + more[0], tokens + more[1]
                 yield done - 1, documents, tokens
         yield len(jobs), documents, tokens
@@ -237,13 +250,11 @@ def _run(
     context = multiprocessing.get_context("spawn")
     shared = context.Array("q", 3)  # documents, tokens, whether to stop
     seen = shared.get_obj()  # without the lock, which a dead process might still hold
-    processes = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, steps.start_worker, (plan, shared)
-    )
+    processes = ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (plan, shared))
     with processes as pool:
         try:
             with _uninterrupted():  # this process, and workers until they are ready for Ctrl-C
-                pending = {pool.submit(steps.work, step, job) for job in jobs}
+                pending = {pool.submit(work, step, job) for job in jobs}
             while pending:
                 done, pending = wait(pending, 0.2, FIRST_COMPLETED)
                 for future in done:

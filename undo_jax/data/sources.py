@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
-from undo_jax.data.files import Found, find, local, missing, open_records, reading
+from undo_jax.data.files import File, find, local, missing, open_records, reading
 
 GROUP = 2**26  # bytes of small text files in one shard
 _RECORDS = 256  # read at a time
@@ -59,7 +59,7 @@ def text(
     """
     if document not in ("line", "blank_line", "file"):
         raise ValueError(f"unknown document {document!r}: choose line, blank_line or file")
-    groups: list[list[Found]] = []
+    groups: list[list[File]] = []
     room = 0
     for file in find(pattern):
         if room < file.size or not groups:
@@ -111,14 +111,14 @@ def tfds(
     return shards
 
 
-def _shard(files: list[Found], how: str | None, read: Callable[[], Iterator[str]]) -> Shard:
+def _shard(files: list[File], how: str | None, read: Callable[[], Iterator[str]]) -> Shard:
     """`how` is how the files are read, e.g. from which field."""
     first, *rest = files
     name = f"{first.name}..{rest[-1].name} ({len(files)} files)" if rest else first.name
     return Shard(name if how is None else f"{name}#{how}", read, sum(file.size for file in files))
 
 
-def _jsonl(file: Found, field: str) -> Iterator[str]:
+def _jsonl(file: File, field: str) -> Iterator[str]:
     for number, line in _lines(file):
         if line := line.strip():
             yield _field(line, field, f"{file.name}:{number}")
@@ -145,7 +145,7 @@ def _checked(value: Any, place: str) -> str:
     return value
 
 
-def _parquet(file: Found, column: str) -> Iterator[str]:
+def _parquet(file: File, column: str) -> Iterator[str]:
     parquet, types = _pyarrow()
     with reading(file.name), file.path.open("rb") as stream:
         table = parquet.ParquetFile(stream)
@@ -165,7 +165,7 @@ def _parquet(file: Found, column: str) -> Iterator[str]:
                 yield _checked(_utf8(scalar.as_py, place), place)
 
 
-def _text(files: list[Found], document: str) -> Iterator[str]:
+def _text(files: list[File], document: str) -> Iterator[str]:
     for file in files:
         lines = (line for _, line in _lines(file))
         if document == "line":
@@ -193,7 +193,7 @@ def _bare(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def _lines(file: Found) -> Iterator[tuple[int, str]]:
+def _lines(file: File) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, from 1, and with their line ends."""
     with reading(file.name), file.path.open("rb") as stream:
         compressed = file.name.endswith(".gz")
@@ -202,14 +202,14 @@ def _lines(file: Found) -> Iterator[tuple[int, str]]:
             yield number, _utf8(line.decode, f"{file.name}:{number}")
 
 
-def _array_record(file: Found, field: str | None) -> Iterator[str]:
+def _array_record(file: File, field: str | None) -> Iterator[str]:
     for number, record in enumerate(_records(file, 0, None), start=1):
         place = f"{file.name} record {number}"
         line = _utf8(record.decode, place)
         yield line if field is None else _field(line, field, place)
 
 
-def _records(file: Found, start: int, count: int | None) -> Iterator[bytes]:
+def _records(file: File, start: int, count: int | None) -> Iterator[bytes]:
     """`count` records from `start`, or all of them, of an ArrayRecord file."""
     reader = open_records(local(file.path))
     with reading(file.name):
@@ -222,7 +222,7 @@ def _records(file: Found, start: int, count: int | None) -> Iterator[bytes]:
         reader.close()
 
 
-def _tfds(file: Found, form: str, skip: int, take: int, folder: str, feature: str) -> Iterator[str]:
+def _tfds(file: File, form: str, skip: int, take: int, folder: str, feature: str) -> Iterator[str]:
     features = _tfds_library().builder_from_directory(folder).info.features
     records = _records if form == "array_record" else _tf_records
     for number, record in enumerate(records(file, skip, take), start=skip + 1):
@@ -231,7 +231,7 @@ def _tfds(file: Found, form: str, skip: int, take: int, folder: str, feature: st
         yield _checked(_utf8(value.decode, place) if isinstance(value, bytes) else value, place)
 
 
-def _tf_records(file: Found, start: int, count: int) -> Iterator[bytes]:
+def _tf_records(file: File, start: int, count: int) -> Iterator[bytes]:
     """`count` records from `start` of a TFRecord file: length, its CRC, data, its CRC."""
     with reading(file.name), file.path.open("rb") as stream:
         for number in range(start + count):

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.ops import head
-from undo_jax.sharding import ROWS, pad_rows, place
+from undo_jax.sharding import BY_ROWS, pad_rows, place
 from undo_jax.types import LM, Key, Params, Rules
 
 WHOLE: Rules = (("", P()),)  # replicated, so that every process can read it
@@ -36,7 +36,7 @@ def generate(
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: write at least one")
     mesh, (count, time) = jax.sharding.get_abstract_mesh(), prompts.shape
-    prompts = place(pad_rows(prompts), ROWS)
+    prompts = place(pad_rows(prompts), BY_ROWS)
     batch, end = prompts.shape[0], -1 if stop is None else stop  # -1: no token
     lengths = jnp.pad(lengths, (0, batch - count), constant_values=1)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
@@ -64,6 +64,6 @@ def generate(
     cache = place(cache, lm.cache_rules(mesh.shape.get("tensor", 1)))
     hidden, cache = lm.extend(params, cache, prompts, jnp.zeros_like(lengths))
     hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
-    written = place(jnp.full((batch, new_tokens), end, jnp.int32), ROWS)
+    written = place(jnp.full((batch, new_tokens), end, jnp.int32), BY_ROWS)
     state = 0, hidden, cache, written, jnp.arange(batch) >= count
     return place(lax.while_loop(unfinished, advance, state)[3][:count], WHOLE)

@@ -14,7 +14,7 @@ from undo_jax.models.architecture import REMAT
 MOST = 64  # rows per chip at once, at most
 
 
-class Found(NamedTuple):
+class Variant(NamedTuple):
     """The largest batch that fits with a policy."""
 
     remat: str
@@ -28,7 +28,7 @@ def search(
     mesh: Mesh,
     options: Mapping[str, str],
     tell: Callable[[str, int, Step], None],
-) -> list[Found]:
+) -> list[Variant]:
     """For each remat policy the largest number of rows per chip, if one row fits.
 
     `tell` is called for every compiled step with its policy, rows and result.
@@ -37,18 +37,18 @@ def search(
     policies = REMAT if hasattr(work.lm, "remat") else ("none",)
     for remat in policies:
 
-        def attempt(rows: int, remat: str = remat) -> Found:
+        def attempt(rows: int, remat: str = remat) -> Variant:
             tried = variant(work, mesh, remat, rows)
             step = compile_step(tried, mesh, options)
             tell(remat, rows, step)
-            return Found(remat, rows, tried, step)
+            return Variant(remat, rows, tried, step)
 
         if best := largest(attempt):
             found.append(best)
     return found
 
 
-def largest(attempt: Callable[[int], Found], most: int = MOST) -> Found | None:
+def largest(attempt: Callable[[int], Variant], most: int = MOST) -> Variant | None:
     """The attempt with the most rows that fits: doubled until one does not, then bisected."""
     best, fails = None, most + 1
     rows = 1

@@ -29,7 +29,7 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 HEAD, IDS = "lm_head.weight", ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION = "generation_config.json"
 UNSTATED = ("document_start", "dtype", "remat", "unroll")  # fields that config.json does not state
-ROWS = 4096  # rows of a table that are compared at a time
+ROW_BLOCK = 4096  # rows of a table that are compared at a time
 
 
 class Tensor(NamedTuple):
@@ -221,7 +221,7 @@ def _same(one: Any, other: Any) -> bool:
     if one.get_shape() != other.get_shape():
         return False
     rows = one.get_shape()[0]
-    parts = [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
+    parts = [slice(start, min(start + ROW_BLOCK, rows)) for start in range(0, rows, ROW_BLOCK)]
     return all(np.array_equal(one[part], other[part]) for part in parts)
 
 

@@ -20,7 +20,7 @@ from undo_jax.types import Edits, Tapped, Taps
 OF_TAPPED: Any = Tapped(P(None, BATCH), P(None, BATCH))  # type: ignore  # sharded over rows
 
 
-def check(taps: Taps | None, edits: Edits | None, layers: int) -> None:
+def check_taps(taps: Taps | None, edits: Edits | None, layers: int) -> None:
     """Raises ValueError for a layer that a model of `layers` layers lacks, or one given twice."""
     taps, edits = taps or Taps(), edits or Edits()
     for name, chosen, count in (

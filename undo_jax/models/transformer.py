@@ -14,7 +14,7 @@ from undo_jax.models import cache
 from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.decoder import SHARDING, Decoder
-from undo_jax.models.taps import check
+from undo_jax.models.taps import check_taps
 from undo_jax.sharding import path_name
 from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps
 
@@ -52,13 +52,13 @@ class Transformer(Architecture):
     def hidden(
         self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
     ) -> Float[Array, "B T D"]:
-        check(None, edits, self.layers)
+        check_taps(None, edits, self.layers)
         return nnx.merge(self._graph, params)(tokens, None, edits)[0]
 
     def tapped(
         self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
     ) -> tuple[Float[Array, "B T D"], Tapped]:
-        check(taps, edits, self.layers)
+        check_taps(taps, edits, self.layers)
         return nnx.merge(self._graph, params)(tokens, taps, edits)
 
     def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:

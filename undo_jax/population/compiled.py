@@ -56,7 +56,7 @@ class Population:
 
     @property
     def _ref_lms(self) -> dict[str, LM]:
-        return {name: lm for name, (lm, _) in self.lanes.sources[0].refs.items()}
+        return {name: lm for name, (lm, _) in self.lanes.inputs[0].refs.items()}
 
     @property
     def like(self) -> train.State:
@@ -65,9 +65,9 @@ class Population:
 
     @cached_property
     def _references(self) -> dict[str, Params]:
-        sources = self.lanes.sources
+        inputs = self.lanes.inputs
         return {
-            name: references(lm, [source.refs[name][1]() for source in sources], self.mesh)
+            name: references(lm, [one.refs[name][1]() for one in inputs], self.mesh)
             for name, lm in self._ref_lms.items()
         }
 
@@ -105,8 +105,8 @@ class Population:
     def _lowered(self) -> Iterator[Lowered]:
         """The programs in the order of `_Made`; the slowest to compile comes first."""
         task, mesh, made, lanes = self.task, self.mesh, self._programs, self.lanes
-        lengths = dict.fromkeys(lanes.sources[0].streams, task.row_length)
-        rows, count = task.training.batch_size, len(lanes.sources)
+        lengths = dict.fromkeys(lanes.inputs[0].streams, task.row_length)
+        rows, count = task.training.batch_size, len(lanes.inputs)
         given = programs.example(made, self._ref_lms, lengths, rows, mesh, count, task.carries)
         yield made.advance.lower(*given)
         states, (_, active, _), _ = given

@@ -19,7 +19,7 @@ from undo_jax.types import LM, Key, Lazy, Packed, Params, Scores
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Inputs:
     """Streams of rows and reference models that members share. Equal only to itself."""
 
     streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1], or `Packed`
@@ -34,7 +34,7 @@ class Member:
     params: Lazy
     key: Key
     learning_rate: float
-    source: Source
+    inputs: Inputs
     ends: Callable[[Scores], bool] = lambda scores: False  # the stop rule
     numbers: Mapping[str, float] = field(default_factory=dict)  # arguments of the loss by keyword
 
@@ -44,7 +44,7 @@ class Lanes(NamedTuple):
 
     indices: list[int]  # the member in each lane; -1: none
     members: list[Member]
-    sources: list[Source]  # each once
+    inputs: list[Inputs]  # each once
     firsts: dict[str, Lazy]  # each once
 
     @property
@@ -54,8 +54,8 @@ class Lanes(NamedTuple):
 
     @property
     def owners(self) -> np.ndarray:
-        """The index of each lane's source."""
-        return np.array([self.sources.index(member.source) for member in self.members])
+        """The index of each lane's inputs."""
+        return np.array([self.inputs.index(member.inputs) for member in self.members])
 
     @property
     def keys(self) -> Key:
@@ -82,8 +82,8 @@ def in_lanes(members: Sequence[Member], devices: int) -> Lanes:
     """Assign members to lanes on `devices` devices of the `sweep` axis."""
     numbers = deal(len(members), devices)
     dealt = [members[max(number, 0)] for number in numbers]
-    sources = list(dict.fromkeys(member.source for member in members))
-    return Lanes(numbers, dealt, sources, {member.first: member.params for member in dealt})
+    inputs = list(dict.fromkeys(member.inputs for member in members))
+    return Lanes(numbers, dealt, inputs, {member.first: member.params for member in dealt})
 
 
 def deal(count: int, hands: int) -> list[int]:
@@ -98,26 +98,26 @@ def deal(count: int, hands: int) -> list[int]:
 
 
 def read(
-    sources: Sequence[Source],
+    inputs: Sequence[Inputs],
     step: int,
     batch_size: int,
     mesh: Mesh,
     carries: Sequence[str] = (),
 ) -> dict[str, jax.Array | Packed]:
-    """Batch `step` of every source's streams, [S, B, T+1]; each process reads its own rows.
+    """Batch `step` of all streams, [S, B, T+1], S inputs; each process reads its own rows.
 
-    A stream that several sources share is read once. Raises ValueError for streams whose rows do
+    A stream in several inputs is read once. Raises ValueError for streams whose rows do
     not have exactly the parts in `carries` beside tokens.
     """
 
     def stacked(name: str, rows: slice) -> Any:
-        streams = [source.streams[name] for source in sources]
+        streams = [one.streams[name] for one in inputs]
         found = {id(stream): stream[step, rows] for stream in {id(s): s for s in streams}.values()}
         for part in found.values():
             _check_carries(name, part, carries)
         return jax.tree.map(lambda *x: np.stack(x), *(found[id(stream)] for stream in streams))
 
-    return {name: assemble(mesh, batch_size, partial(stacked, name)) for name in sources[0].streams}
+    return {name: assemble(mesh, batch_size, partial(stacked, name)) for name in inputs[0].streams}
 
 
 def _check_carries(name: str, rows: Any, carries: Sequence[str]) -> None:

@@ -38,12 +38,12 @@ def train_together(
     mesh: Mesh,
     members: Sequence[Member],
     log: Log,
-    progress: Saves | None = None,
+    saves: Saves | None = None,
     seen: Seen | None = None,
 ) -> list[Result]:
     """Train every member until its stop rule holds at an evaluation, or to the last step.
 
-    A member whose scores are not finite stops, too: it cannot recover. With `progress`, training
+    A member whose scores are not finite stops, too: it cannot recover. With `saves`, training
     resumes from the last save, and is saved on the way: `seen` may be called again for evaluations
     since that save. Raises ValueError where the mesh does not divide the batch, and what
     `Saves.between` raises.
@@ -52,24 +52,24 @@ def train_together(
     check_batch(mesh, training.batch_size, training.accumulation)
     lanes = in_lanes(members, mesh.shape["sweep"])
     population = Population(task, mesh, lanes)
-    loop = _resume(progress, population.like, lanes, log) if progress else None
+    loop = _resume(saves, population.like, lanes, log) if saves else None
     loop = loop or Loop(0, population.start(), lanes.taken, {})
     meter, take = Meter(log, lanes.indices), taker(task.lm, mesh)
     while True:
-        if progress:
-            progress.between(loop.step, lambda: loop.capture(meter))
+        if saves:
+            saves.between(loop.step, lambda: loop.capture(meter))
         if loop.step % training.eval_every == 0 or loop.step == training.steps:
             found = _evaluate(population, loop, meter)
             if seen and found:
                 seen(loop.step, _results(population, loop, take, found))
         if not loop.active.any():
             break
-        batch = read(lanes.sources, loop.step, training.batch_size, mesh, task.carries)
+        batch = read(lanes.inputs, loop.step, training.batch_size, mesh, task.carries)
         loop.states, metrics = population.advance(loop.states, batch, loop.active)
         loop.step += 1
         meter.step(loop.step, loop.active, metrics, batch)
-    if progress:
-        progress.end(loop.step, lambda: loop.capture(meter))
+    if saves:
+        saves.end(loop.step, lambda: loop.capture(meter))
     return [*_results(population, loop, take, range(len(members))).values()]
 
 
@@ -110,7 +110,7 @@ class Loop:
         return self.states, notes
 
 
-def _resume(progress: Saves, like: train.State, dealt: Lanes, log: Log) -> Loop | None:
+def _resume(saves: Saves, like: train.State, dealt: Lanes, log: Log) -> Loop | None:
     """The loop of the last save, if there is one; its lanes may have been arranged otherwise."""
     lanes = dealt.indices
 
@@ -119,7 +119,7 @@ def _resume(progress: Saves, like: train.State, dealt: Lanes, log: Log) -> Loop 
         count = len(notes["lanes"])
         return like if notes["lanes"] == lanes else jax.tree.map(partial(_resize, count), like)
 
-    found = progress.restore(saved)
+    found = saves.restore(saved)
     if found is None:
         return None
     states, notes = found.state, found.notes

@@ -44,9 +44,9 @@ def build(
     """
     optimizer = optim.build(training.optimizer, training.steps)
 
-    def advance_one(member, shared):
+    def advance_one(member, inputs):
         state, owner, active, own = member
-        refs, tokens = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[owner], shared)
+        refs, tokens = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[owner], inputs)
         batch = {name: train.rows(part) for name, part in tokens.items()}
         used = partial(loss, **own) if own else loss
         step = train.make_step(lm, used, optimizer, ref_lms, training.accumulation, trains)
@@ -64,8 +64,8 @@ def build(
     everywhere = NamedSharding(mesh, P())  # replicated: every process can read it
     lifted, jit = over_members(advance_one, mesh), jit_on(mesh)
 
-    def advance(states, beside, shared):
-        return lifted((states, *beside), shared)
+    def advance(states, beside, inputs):
+        return lifted((states, *beside), inputs)
 
     step = jit(advance, donate_argnums=0, out_shardings=(places, everywhere))
     begin = jit(start, out_shardings=places)
@@ -78,12 +78,12 @@ def example(
     streams: Mapping[str, int],
     rows: int,
     mesh: Mesh,
-    sources: int = 1,
+    inputs: int = 1,
     carries: Sequence[str] = (),
 ) -> tuple[Any, Any, Any]:
     """Arguments of `made.advance` as shapes and shardings; `streams` gives each stream's T.
 
-    `sources` is the number of `Source`s, each with its own references and streams; `carries` is
+    `inputs` is the number of `Inputs`, each with its own references and streams; `carries` is
     what the streams have beside tokens, see `Packed`.
     """
     members = made.states.step.shape[0]
@@ -91,11 +91,11 @@ def example(
     place = NamedSharding(mesh, P(None, BATCH))
 
     def reference(lm: LM):
-        stacked = jax.eval_shape(partial(_joined, lm), *[shapes(lm)] * sources)
+        stacked = jax.eval_shape(partial(_joined, lm), *[shapes(lm)] * inputs)
         return placed(stacked, lm.rules, mesh, (None,))
 
     def stream(time: int) -> Any:
-        shape = (sources, rows, time + 1)
+        shape = (inputs, rows, time + 1)
         kinds = {"tokens": jnp.int32, "weights": jnp.float32, "segments": jnp.int32}
         parts = {
             name: jax.ShapeDtypeStruct(shape, kind, sharding=place)
@@ -110,23 +110,23 @@ def example(
 
 
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
-    """Lift `f(member, shared)` to members stacked on a leading axis.
+    """Lift `f(member, inputs)` to members stacked on a leading axis.
 
     Members are sharded over `sweep` and run one after another within a device (`lax.map`), each as
-    it would run alone; the other mesh axes shard one member's work. `shared` is the same for all.
+    it would run alone; the other mesh axes shard one member's work. `inputs` is the same for all.
     """
 
-    def on_device(members, shared):
+    def on_device(members, inputs):
         if jax.tree.leaves(members)[0].shape[0] == 1:  # no loop around a single model
             one = jax.tree.map(lambda x: x[0], members)
-            return jax.tree.map(lambda x: x[None], f(one, shared))
-        return lax.map(lambda member: f(member, shared), members)
+            return jax.tree.map(lambda x: x[None], f(one, inputs))
+        return lax.map(lambda member: f(member, inputs), members)
 
     return on_device if mesh.shape["sweep"] == 1 else over_sweep(on_device, mesh, P("sweep"))
 
 
 def over_sweep(f: Callable[[Any, Any], Any], mesh: Mesh, out_specs: P) -> Callable[..., Any]:
-    """Lift `f(a device's members, shared)` to all members by `shard_map` over `sweep`.
+    """Lift `f(a device's members, inputs)` to all members by `shard_map` over `sweep`.
 
     Axes of size 1 are made manual, too: TPU kernels compile only where no axis is automatic, and
     an inner `shard_map` would not take axes of size 1.

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from undo_jax.report.logs import ROLES, Artifact, Entry, Logs
+from undo_jax.report.logs import ROLES, Entry, Logged, Logs
 from undo_jax.report.notes import Case, notes
 from undo_jax.report.numbers import (
     Adversary,
-    Model,
     Report,
+    Row,
     Spread,
     Stage,
     curve,
@@ -50,7 +50,7 @@ def cases_of(logs: Logs) -> list[Case]:
     """Every model and seed with its attacks, those of its references, and its robustness."""
     finished = {a.folder: a for a in logs.artifacts}
     listed = {entry.artifact: entry.model for entry in logs.entries}
-    on: dict[str | None, dict[str, Artifact]] = {}  # attacked folder -> attacks on it
+    on: dict[str | None, dict[str, Logged]] = {}  # attacked folder -> attacks on it
     for entry in logs.entries:
         done = {folder: finished[folder] for folder in entry.attacks if folder in finished}
         on.setdefault(entry.artifact, {}).update(done)
@@ -102,7 +102,7 @@ def _paired(entries: Iterable[Entry]) -> bool:
     return all(seeds[e.oracle] == e.seed for e in distilled if e.oracle is not None)
 
 
-def _model(cases: Sequence[Case], logs: Logs) -> Model:
+def _model(cases: Sequence[Case], logs: Logs) -> Row:
     """A row of the report: all cases of one label."""
     cases = sorted(cases, key=lambda case: (case.entry.seed is None, case.entry.seed or 0))
     entry = cases[0].entry
@@ -116,7 +116,7 @@ def _model(cases: Sequence[Case], logs: Logs) -> Model:
     def before(name: str) -> Spread:
         return Spread(tuple(case.own.summary["eval"].get(name, math.nan) for case in own))  # type: ignore[union-attr]
 
-    return Model(
+    return Row(
         name=entry.model,
         role=entry.role,
         alpha=entry.alpha,
@@ -160,9 +160,9 @@ def _compute(case: Case, unit: str) -> float:
     return 100 * spent / whole if whole else math.nan
 
 
-def _stages(artifacts: Iterable[Artifact], names: Sequence[str]) -> tuple[Stage, ...]:
+def _stages(artifacts: Iterable[Logged], names: Sequence[str]) -> tuple[Stage, ...]:
     """Ordered by stage as they are made, then by model as in the tables."""
-    groups: dict[tuple[str, str], list[Artifact]] = {}
+    groups: dict[tuple[str, str], list[Logged]] = {}
     for a in artifacts:
         groups.setdefault((a.stage, a.model), []).append(a)
     stages = list(dict.fromkeys(stage for stage, _ in groups))
@@ -171,7 +171,7 @@ def _stages(artifacts: Iterable[Artifact], names: Sequence[str]) -> tuple[Stage,
         stage, model = key
         return stages.index(stage), names.index(model) if model in names else -1, model
 
-    def spread(found: list[Artifact], unit: str) -> Spread:
+    def spread(found: list[Logged], unit: str) -> Spread:
         return Spread(tuple(a.summary[unit] for a in found))
 
     return tuple(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from undo_jax.report.numbers import Model, Report
+from undo_jax.report.numbers import Report, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,12 +51,12 @@ DASHES: Any = {
 }
 
 
-def families(models: Sequence[Model]) -> list[str]:
+def families(models: Sequence[Row]) -> list[str]:
     """The unlearned ancestors of the models, in their order."""
     return list(dict.fromkeys(m.family for m in models if m.family is not None))
 
 
-def palette(models: Sequence[Model]) -> dict[str, str]:
+def palette(models: Sequence[Row]) -> dict[str, str]:
     """A colour per model.
 
     By role, and from light to dark by rank of alpha. With several unlearned ancestors: a hue for
@@ -91,7 +91,7 @@ def palette(models: Sequence[Model]) -> dict[str, str]:
     return colours
 
 
-def linestyle(model: Model, models: Sequence[Model]) -> Any:
+def linestyle(model: Row, models: Sequence[Row]) -> Any:
     """The style of a model's line, by role; some are solid if each model has its own colour."""
     if model.role != "distilled":
         kind = model.role
@@ -101,7 +101,7 @@ def linestyle(model: Model, models: Sequence[Model]) -> Any:
     return "-" if alone else DASHES.get(kind, "-")
 
 
-def marker(model: Model, colour: str) -> dict[str, Any]:
+def marker(model: Row, colour: str) -> dict[str, Any]:
     """A distilled model's marker: a diamond for a fresh student; hollow if it fell short."""
     fresh = model.alpha is None
     return {

@@ -31,7 +31,7 @@ ATTACK = "relearn"  # the stage of attacks
 
 
 @dataclass(frozen=True)
-class Metric:
+class Measure:
     """What a score measures, and which way is better."""
 
     label: str
@@ -46,7 +46,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Attack:
+class Evaluation:
     """One evaluation of an attacked model; the learning rate identifies the adversary."""
 
     data: str
@@ -56,7 +56,7 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Logged:
     """One finished artifact, and the label of the model that it belongs to."""
 
     folder: str
@@ -64,7 +64,7 @@ class Artifact:
     model: str
     seed: int | None  # None: it uses no random numbers
     summary: Json
-    attacks: tuple[Attack, ...] = ()
+    attacks: tuple[Evaluation, ...] = ()
     unreadable: int = 0  # lines of metrics.jsonl
     settings: Json = field(default_factory=dict)  # of its recipe
 
@@ -88,11 +88,11 @@ class Logs:
     """Everything the report draws on."""
 
     name: str
-    retain: Metric
-    forget: Metric
-    others: tuple[Metric, ...]
+    retain: Measure
+    forget: Measure
+    others: tuple[Measure, ...]
     entries: tuple[Entry, ...]
-    artifacts: tuple[Artifact, ...]
+    artifacts: tuple[Logged, ...]
     unfinished: tuple[str, ...]
     owners: dict[str, str]  # folder -> label of the model that the artifact belongs to
 
@@ -153,7 +153,7 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
     )
 
 
-def _metrics(content: Json) -> list[Metric]:
+def _metrics(content: Json) -> list[Measure]:
     """The headline's metrics, of what is retained and of what is forgotten, then the others."""
     metrics, headline = typed(content, "metrics", dict), typed(content, "headline", list)
     if len({*map(str, headline)}) != 2 or not {*headline} <= metrics.keys():
@@ -161,9 +161,9 @@ def _metrics(content: Json) -> list[Metric]:
     return [_metric(name, metrics[name]) for name in dict.fromkeys([*headline, *metrics])]
 
 
-def _metric(name: str, record: Any) -> Metric:
+def _metric(name: str, record: Any) -> Measure:
     label, better = typed(record, "label", str), typed(record, "higher_is_better", bool)
-    return Metric(label, better, typed(record, "unit", str), name)
+    return Measure(label, better, typed(record, "unit", str), name)
 
 
 def _entry(root: epath.Path, record: Any) -> Entry:
@@ -218,10 +218,10 @@ def _check_distinct(entries: tuple[Entry, ...]) -> None:
 def read_artifact(
     folder: epath.Path,
     model: str,
-    metrics: Sequence[Metric],
+    metrics: Sequence[Measure],
     scored: bool = False,
     attack: bool = False,
-) -> Artifact | None:
+) -> Logged | None:
     """One artifact, or None while it is unfinished. Raises ValueError where it is damaged.
 
     `scored`: it must have scores by the first two metrics, the headline. `attack`: it must be an
@@ -248,7 +248,7 @@ def read_artifact(
         told: Json = {name: number(summary.get(name)) for name in costs}
         told |= {"recovered": typed(summary, "recovered", bool, NONE), "eval": scores}
         found, unreadable = _attacks(folder, metrics[1], config, summary) if attacked else ((), 0)
-        return Artifact(
+        return Logged(
             folder=folder.name,
             stage=stage,
             model=model,
@@ -267,10 +267,10 @@ def _settings(config: Json, stage: str) -> Json:
     return own if isinstance(own, dict) else {}
 
 
-Attacks = tuple[tuple[Attack, ...], int]  # and how many lines of the log are unreadable
+Attacks = tuple[tuple[Evaluation, ...], int]  # and how many lines of the log are unreadable
 
 
-def _attacks(folder: epath.Path, forget: Metric, config: Json, summary: Json) -> Attacks:
+def _attacks(folder: epath.Path, forget: Measure, config: Json, summary: Json) -> Attacks:
     """The evaluations of an attack; if it does not train, its scores as if of step 0."""
     path = folder / "metrics.jsonl"
     records, unreadable = read_lines(path) if path.exists() else ([], 0)
@@ -282,18 +282,18 @@ def _attacks(folder: epath.Path, forget: Metric, config: Json, summary: Json) ->
         return found, unreadable
     known = (summary.get("attack"), said.get("name"), folder.name)
     name = next(one for one in known if isinstance(one, str))
-    return (Attack(name, None, 0, number(summary["eval"][metric])),), 0
+    return (Evaluation(name, None, 0, number(summary["eval"][metric])),), 0
 
 
-def read_attacks(records: Iterable[Json], metric: str) -> tuple[Attack, ...]:
+def read_attacks(records: Iterable[Json], metric: str) -> tuple[Evaluation, ...]:
     """Evaluation records; if a step is logged twice (by a resumed run) the later one counts."""
-    found: dict[tuple[str, float, int], Attack] = {}
+    found: dict[tuple[str, float, int], Evaluation] = {}
     for r in records:
         if "eval" in r:
             data, step = typed(r, "attack", str), typed(r, "step", int)
             rate = typed(r, "learning_rate", float, int)
             if not (0 < rate < math.inf and 0 <= step < 2**63):
                 raise ValueError(f"a record of learning rate {rate} at step {step}")
-            attack = Attack(data, float(rate), step, number(r["eval"][metric]))
+            attack = Evaluation(data, float(rate), step, number(r["eval"][metric]))
             found[data, float(rate), step] = attack
     return tuple(found[key] for key in sorted(found))

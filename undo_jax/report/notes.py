@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from undo_jax.report.logs import Artifact, Attack, Entry, Json, Logs
-from undo_jax.report.numbers import MIN_GAP, Model, sole, strongest
+from undo_jax.report.logs import Entry, Evaluation, Json, Logged, Logs
+from undo_jax.report.numbers import MIN_GAP, Row, sole, strongest
 
 OTHERWISE = ("type", "student", "teacher", "alpha", "draw", "seed")  # not settings of distillation
 
@@ -18,15 +18,15 @@ class Case:
 
     entry: Entry
     attacked: bool  # whether an attack on it has finished
-    attacks: tuple[Attack, ...]
-    own: Artifact | None  # None: unfinished
-    oracle: Artifact | None
+    attacks: tuple[Evaluation, ...]
+    own: Logged | None  # None: unfinished
+    oracle: Logged | None
     family: str | None  # label of its unlearned ancestor
     scaled: bool  # whether attacks on both of its references have finished
     robustness: float
 
 
-def notes(logs: Logs, models: Sequence[Model], cases: Sequence[Case]) -> tuple[str, ...]:
+def notes(logs: Logs, models: Sequence[Row], cases: Sequence[Case]) -> tuple[str, ...]:
     """All caveats, one sentence each."""
     return tuple(
         [
@@ -40,7 +40,7 @@ def notes(logs: Logs, models: Sequence[Model], cases: Sequence[Case]) -> tuple[s
     )
 
 
-def _not_recovered(models: Iterable[Model]) -> Iterator[str]:
+def _not_recovered(models: Iterable[Row]) -> Iterator[str]:
     for m in models:
         if m.fell_short:
             short, all_of_it = m.recovered.count(False), len(m.recovered)
@@ -146,9 +146,9 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value, ensure_ascii=False)
 
 
-def _at_ends(models: Iterable[Model], cases: Sequence[Case], logs: Logs) -> Iterator[str]:
-    def at_end(model: Model) -> bool:
-        """Whether for some seed only ends of the sweep are within MIN_GAP of the worst case."""
+def _at_ends(models: Iterable[Row], cases: Sequence[Case], logs: Logs) -> Iterator[str]:
+    def at_end(model: Row) -> bool:
+        """Whether for some seed only ends of the grid are within MIN_GAP of the worst case."""
         rates = sorted({rate for _, rate in model.finals if rate is not None})
         ends = {rates[0], rates[-1]} if len(rates) > 1 else set()
         for case in cases:
@@ -161,7 +161,7 @@ def _at_ends(models: Iterable[Model], cases: Sequence[Case], logs: Logs) -> Iter
 
     if edge := [m.name for m in models if at_end(m)]:
         yield (
-            "The strongest attack lies at an end of the learning-rate sweep, so a wider sweep "
+            "The strongest attack lies at an end of the learning-rate grid, so a wider grid "
             f"could be stronger: {', '.join(edge)}."
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
-from undo_jax.report.logs import Attack, Metric
+from undo_jax.report.logs import Evaluation, Measure
 
 MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
 
@@ -41,7 +41,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Model:
+class Row:
     """A row of the report. Scores are in their metric's unit, robustness and compute in %."""
 
     name: str
@@ -89,10 +89,10 @@ class Report:
     """The numbers of a report and, once written, its files by name."""
 
     name: str
-    retain: Metric
-    forget: Metric
-    others: tuple[Metric, ...]
-    models: tuple[Model, ...]
+    retain: Measure
+    forget: Measure
+    others: tuple[Measure, ...]
+    models: tuple[Row, ...]
     stages: tuple[Stage, ...]
     shown_steps: tuple[int, ...]  # relearning steps the tables quote
     unfinished: tuple[str, ...]
@@ -101,7 +101,7 @@ class Report:
     files: Mapping[str, epath.Path] = field(default_factory=dict)
 
     @property
-    def attacked(self) -> tuple[Model, ...]:
+    def attacked(self) -> tuple[Row, ...]:
         return tuple(m for m in self.models if m.curve)
 
     @property
@@ -136,13 +136,13 @@ def sole(labels: Iterable[str]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def strongest(attacks: Iterable[Attack], metric: Metric) -> float:
+def strongest(attacks: Iterable[Evaluation], metric: Measure) -> float:
     """The forget score of the strongest attack: max, or min where lower is better."""
     scores = [a.forget for a in attacks if math.isfinite(a.forget)]
     return (max if metric.higher_is_better else min)(scores, default=math.nan)
 
 
-def robustness(score: float, unlearned: float, filtered: float, metric: Metric) -> float:
+def robustness(score: float, unlearned: float, filtered: float, metric: Measure) -> float:
     """100 (P - P_unlearn) / (P_oracle - P_unlearn) in %, P the worst-case forget score.
 
     nan unless the oracle is more robust than the unlearned model by at least MIN_GAP.
@@ -159,15 +159,15 @@ def pick_steps(steps: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(set(picked)))
 
 
-def curve(attacks: Iterable[Attack], metric: Metric) -> dict[int, float]:
+def curve(attacks: Iterable[Evaluation], metric: Measure) -> dict[int, float]:
     """Step -> forget score of the strongest attack at that step."""
-    by_step: dict[int, list[Attack]] = {}
+    by_step: dict[int, list[Evaluation]] = {}
     for a in attacks:
         by_step.setdefault(a.step, []).append(a)
     scores = {step: strongest(found, metric) for step, found in sorted(by_step.items())}
     return {step: score for step, score in scores.items() if math.isfinite(score)}
 
 
-def finals(attacks: Iterable[Attack]) -> dict[Adversary, float]:
+def finals(attacks: Iterable[Evaluation]) -> dict[Adversary, float]:
     """Adversary -> forget score at its last step."""
     return {(a.data, a.learning_rate): a.forget for a in sorted(attacks, key=lambda a: a.step)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from undo_jax.report.analysis import adversary_order
-from undo_jax.report.numbers import Model, Report, Spread
+from undo_jax.report.numbers import Report, Row, Spread
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +77,7 @@ def model_grid(report: Report) -> Grid:
     return Grid(header, [_model_row(m, report) for m in report.models])
 
 
-def _model_row(model: Model, report: Report) -> list[str]:
+def _model_row(model: Row, report: Report) -> list[str]:
     return [
         model.name,
         cell(model.retain),
@@ -90,7 +90,7 @@ def _model_row(model: Model, report: Report) -> list[str]:
     ]
 
 
-def _robustness(model: Model) -> str:
+def _robustness(model: Row) -> str:
     """The range over seeds; unlearned models and the oracle define the scale and have none."""
     values = model.robustness
     if values.finite:
@@ -98,7 +98,7 @@ def _robustness(model: Model) -> str:
     return "undefined" if any(model.scaled) else NONE
 
 
-def _compute(model: Model, values: Spread) -> str:
+def _compute(model: Row, values: Spread) -> str:
     return (
         percent(values.mean) if model.role == "oracle" and values.finite else cell(values, percent)
     )
@@ -193,7 +193,7 @@ def table(report: Report) -> Table:
     return made
 
 
-def _shares(model: Model) -> tuple[Spread, ...]:
+def _shares(model: Row) -> tuple[Spread, ...]:
     """Robustness and FLOPs in % of the oracle's; models that define the scale have no range."""
     shares = (model.robustness, model.compute_flops)
     return shares if not model.is_reference else tuple(Spread((s.mean,)) for s in shares)

@@ -14,7 +14,7 @@ from undo_jax.report.drawing import (
     starred,
     text_width,
 )
-from undo_jax.report.numbers import Model, Report, Spread
+from undo_jax.report.numbers import Report, Row, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +112,7 @@ def _frame(ax: Axes, report: Report) -> None:
 
 def _label_ends(
     ax: Axes,
-    models: Sequence[Model],
+    models: Sequence[Row],
     names: dict[str, str],
     colours: dict[str, str],
 ) -> None:
@@ -144,12 +144,12 @@ def _label_ends(
         )
 
 
-def _gap(models: Sequence[Model]) -> float:
+def _gap(models: Sequence[Row]) -> float:
     """Distance between the names of models, in points."""
     return 14.5 if len(models) <= 15 else 10.5
 
 
-def _size(models: Sequence[Model]) -> float:
+def _size(models: Sequence[Row]) -> float:
     """Font size of a name, in points."""
     return 9.5 if len(models) <= 15 else 7.5
 

@@ -15,7 +15,7 @@ from undo_jax.report.drawing import (
     starred,
     text_width,
 )
-from undo_jax.report.numbers import Model, Report, Spread
+from undo_jax.report.numbers import Report, Row, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,7 @@ def caption(report: Report) -> str:
     ).strip()
 
 
-def distilled(report: Report) -> tuple[Model, ...]:
+def distilled(report: Report) -> tuple[Row, ...]:
     """The models that are compared: distilled, with robustness and compute defined."""
     return tuple(
         m
@@ -124,9 +124,9 @@ def _columns(labels: Sequence[str]) -> int:
 
 def _panel(
     ax: Axes,
-    models: Sequence[Model],
+    models: Sequence[Row],
     colours: dict[str, str],
-    compute: Callable[[Model], Spread],
+    compute: Callable[[Row], Spread],
 ) -> None:
     for family in families(models):
         undo = [m for m in models if m.family == family and m.alpha is not None]
@@ -156,7 +156,7 @@ def _panel(
     ax.tick_params(length=0, pad=6)
 
 
-def _limits(ax: Axes, models: Sequence[Model]) -> None:
+def _limits(ax: Axes, models: Sequence[Row]) -> None:
     """Limits of both panels: room for every bar, and for the star at (100, 100)."""
     from matplotlib.ticker import MaxNLocator
 
