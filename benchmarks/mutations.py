@@ -376,7 +376,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lanes", type=int, default=1)
-    parser.add_argument("--only", default="", help="modules whose path contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="modules whose paths contain one of these"
+    )
     parser.add_argument("--again", action="store_true", help="those that survived, once more")
     parser.add_argument("--list", action="store_true", help="what is known, and try nothing")
     options = parser.parse_args()
@@ -386,7 +388,10 @@ def main() -> None:
     for line in results.read_text().splitlines() if results.exists() else ():
         one = json.loads(line)
         known[one["name"]] = one
-    drawn = [m for m in sample(options.count, options.seed) if options.only in m.path]
+    drawn = [
+        m for m in sample(options.count, options.seed)
+        if any(part in m.path for part in options.only)
+    ]  # fmt: skip
     todo = [
         m for m in drawn
         if m.name not in known or options.again and known[m.name]["outcome"] == SURVIVED
