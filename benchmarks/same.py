@@ -70,7 +70,7 @@ def _company(run: Run, company: list[Model]) -> dict[str, Any]:
     how = recipe.loss, training, setting.evaluate, run.material, setting.row_length
     task = Task(recipe.lm, *how, recipe.trains, tuple(setting.carries))
     batches = [
-        read(lanes.sources, step, training.batch_size, run.mesh, task.carries)
+        read(lanes.inputs, step, training.batch_size, run.mesh, task.carries)
         for step in (0, 1, training.steps - 1)
     ]
     fresh = lanes.firsts.values() if recipe.start is None else ()

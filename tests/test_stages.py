@@ -154,7 +154,7 @@ def _shrink(lm, key, params, alpha):
 
 
 def _streams(members):
-    return [{name: made[0] for name, made in m.source.streams.items()} for m in members]
+    return [{name: made[0] for name, made in m.inputs.streams.items()} for m in members]
 
 
 def _names(folders):
@@ -172,7 +172,7 @@ def test_the_base_learns_everything_and_the_oracle_only_what_is_retained(calls):
     names = ["pretrain", "pretrain", "oracle", "oracle"]
     assert _streams(members) == [{"train": name} for name in names]
     assert task.loss is losses.language_modelling
-    assert not any(member.source.refs for member in members)
+    assert not any(member.inputs.refs for member in members)
     assert told == ("pretrain × 4", 1000)
 
 
@@ -222,7 +222,7 @@ def test_unlearning_starts_from_the_base_and_keeps_it_as_reference(calls):
     }
     assert _streams(members) == [{"retain": "retain", "forget": "forget"}] * 2
     assert [_value(member.params()) for member in members] == [301, 501]
-    assert [_value(member.source.refs["base"][1]()) for member in members] == [301, 501]
+    assert [_value(member.inputs.refs["base"][1]()) for member in members] == [301, 501]
     assert told == ("unlearn × 2", 100)
 
 
@@ -232,7 +232,7 @@ def test_students_start_damaged_and_learn_from_the_suppressed_model(calls):
     assert _streams(members) == [{"train": "pretrain"}] * 4
     assert _names(folders) == ["undo-0.25 3", "undo-0.25 5", "unlearn-and-distill 3",
                                "unlearn-and-distill 5"]  # fmt: skip
-    assert [_value(m.source.refs["teacher"][1]()) for m in members] == [303, 503, 303, 503]
+    assert [_value(m.inputs.refs["teacher"][1]()) for m in members] == [303, 503, 303, 503]
     drawn = [_value(members[i].params()) - 0.75 * teacher for i, teacher in ((0, 303), (1, 503))]
     assert all(0 < number < 1 for number in drawn) and abs(drawn[0] - drawn[1]) > 0.001
     for member in members[2:]:
@@ -245,7 +245,7 @@ def test_what_one_seed_shares_no_other_has(calls):
         _, members, folders, _ = calls[stage]
         groups = {}
         for member, folder in zip(members, folders, strict=True):
-            groups.setdefault((_parts(folder)[2], alike(folder)), set()).add(id(member.source))
+            groups.setdefault((_parts(folder)[2], alike(folder)), set()).add(id(member.inputs))
         assert all(len(sources) == 1 for sources in groups.values())
         assert len(set().union(*groups.values())) == len(groups)
 
@@ -542,7 +542,7 @@ def test_no_two_stages_and_no_two_seeds_see_their_data_in_the_same_order(calls):
         (stage, name, _parts(folder)[2]): order
         for stage, (_, members, folders, _) in calls.items()
         for member, folder in zip(members, folders, strict=True)
-        for name, order in member.source.streams.values()
+        for name, order in member.inputs.streams.values()
     }
     assert len(seen) == 2 * (2 + 2 + 1 + 2)  # seeds; pretrain, unlearn, distill, relearn
     orders = [order for (_, name, _), order in seen.items() if name != "oracle"]

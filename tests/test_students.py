@@ -105,7 +105,7 @@ def test_models_are_trained_and_attacked_with_their_like(made):
             assert jax.tree.map(jax.numpy.shape, member.params()) == jax.tree.map(
                 lambda leaf: leaf.shape, wanted
             )
-            for lm, read in member.source.refs.values():
+            for lm, read in member.inputs.refs.values():
                 params = read()
                 assert lm == TEACHER
                 assert params["embedding"].shape[1] == TEACHER.width
