@@ -59,7 +59,8 @@ OWNERS = {  # modules and the tests that own them, in this order; "slow:" of tho
     "undo_jax/fit/roofline.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/search.py": ("tests/fit/test_fit.py",),
     "undo_jax/recipes/*.py": (
-        "tests/test_stages.py", "tests/test_students.py", "slow:tests/test_students.py",
+        "tests/test_stages.py", "tests/test_students.py", "tests/test_graph.py",
+        "slow:tests/test_students.py", "slow:tests/test_cli.py",
     ),
     "undo_jax/attacks/*.py": (
         "tests/test_attacks.py", "tests/test_stages.py", "slow:tests/test_attacks.py",

@@ -47,6 +47,16 @@ def test_equal_recipes_are_one_model_whoever_made_them():
     assert _names(_plan(other).models) == _names(made.models)
 
 
+def test_random_numbers_have_the_names_that_they_always_had():
+    """They decide what models of a graph are: another name is another model."""
+    unlearned = Unlearn(BASE, HOW)
+    student = Perturb(unlearned, 0.5)
+    attacked = Attacked(unlearned, forget(HOW, (1.0,)))
+    recipes = BASE, unlearned, student, Fresh(LM), Distill(unlearned, student, HOW), attacked
+    draws = ["pretrain", "unlearn", "noise", "noise/fresh", "distill", "relearn"]
+    assert [recipe.draw for recipe in recipes] == draws and Import(LM, "base").draw == ""
+
+
 def test_whatever_a_recipe_says_makes_another_model():
     unlearned = Unlearn(BASE, HOW)
     noised = Perturb(unlearned, 0.5)

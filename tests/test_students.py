@@ -18,6 +18,7 @@ from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.population.loop import Result, train_together
+from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
@@ -148,6 +149,12 @@ def test_a_student_that_does_not_meet_its_teacher(student, said):
     with pytest.raises(ValueError, match=said) as error:
         _experiment(student)
     assert "\n" not in str(error.value)
+
+
+def test_a_student_of_another_vocabulary_than_its_teachers():
+    teacher = Pretrain(preset("tiny"), Training(10, 8, AdamW(), eval_every=5))
+    with pytest.raises(ValueError, match="at the vocabulary, make them equal$"):
+        Distill(teacher, Fresh(preset("tiny", vocabulary=32)), teacher.training)
 
 
 def test_a_model_for_a_student_that_is_not_wanted():

@@ -29,7 +29,7 @@ from undo_jax.experiment_file import Knobs, load
 from undo_jax.graph import ancestry, differences
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.report import Point, Result
-from undo_jax.report.logs import Logs
+from undo_jax.report.records import Logs
 from undo_jax.settings import scorer
 from undo_jax.sharding import placement
 from undo_jax.types import LM, Params, shapes

@@ -40,14 +40,20 @@ from undo_jax.report import (
     write,
 )
 from undo_jax.report.figures import relearning, tradeoff
-from undo_jax.report.logs import Evaluation, Measure
 from undo_jax.report.numbers import Row, Spread, pick_steps, robustness, strongest
+from undo_jax.report.records import Evaluation, Measure
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
 
 GOLDEN = Path(__file__).parent / "golden"
 ACCURACY = {"label": "accuracy on × and ÷", "higher_is_better": True}
 CROSS_ENTROPY = {"label": "cross entropy on Korean", "higher_is_better": False}
 STEPS = (0, 10, 20, 30)
+FIGURES = {
+    f"{name}.{kind}"
+    for name in ("relearning", "tradeoff", "training_loss")
+    for kind in ("png", "svg")
+}
+LOSSES = {10: 2.0, 20: 0.5, 30: 0.125}  # of a distillation
 Curves = Mapping[tuple[str, float], tuple[float | None, ...]]
 
 
@@ -98,6 +104,8 @@ class Workdir:
         config = {"stage": stage, "model": "draw", "seed": seed}
         config |= {"fingerprint": "ab", "upstream": [], "config": {stage: settings or {}}}
         (folder / "config.json").write_text(json.dumps(config))
+        if lines is None and stage == "distill":
+            lines = [{"step": step, "loss": loss} for step, loss in LOSSES.items()]
         text = "\n".join(json.dumps(line) for line in lines or [])
         (folder / "metrics.jsonl").write_text(text)
         if finished:
@@ -393,6 +401,15 @@ def test_a_sweep_that_ends_too_early_is_stated(tmp_path: Path) -> None:
     assert "unlearn-only" not in note
 
 
+def test_names_with_commas_are_told_apart(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    for name in ("MaxEnt", "MaxEnt, distilled"):
+        work.add("distill", name, recovered=True)
+        work.attack(name, curves={("forget", r): (0.0, 0.1, 0.2, r) for r in (0.3, 0.5, 0.7)})
+    (note,) = [n for n in work.report().notes if "end of the learning-rate grid" in n]
+    assert note.endswith("stronger: MaxEnt; MaxEnt, distilled.")
+
+
 def test_picked_steps() -> None:
     assert pick_steps(range(0, 61, 5)) == (20, 30, 60)
     assert pick_steps([0, 40, 100]) == (40, 100)
@@ -525,8 +542,9 @@ def test_without_an_oracle_there_is_no_tradeoff(tmp_path: Path) -> None:
     work.save()
     report = write(tmp_path, "known")
     assert {f.name for f in (tmp_path / "report-known").iterdir()} == set(report.files)
-    files = {"relearning.png", "relearning.svg", "summary.md", "index.html"}
-    assert set(report.files) == files
+    assert set(report.files) == {"summary.md", "index.html"} | FIGURES - {
+        "tradeoff.png", "tradeoff.svg"
+    }  # fmt: skip
     grid = model_grid(report)
     assert {line[grid.header.index("robustness %")] for line in grid.rows} == {"–"}
     assert "Robustness is not computed: there is no oracle." in report.notes
@@ -543,7 +561,7 @@ def test_the_same_logs_give_the_same_bytes(tmp_path: Path) -> None:
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black"}):
         assert output(tmp_path / "b") == first
         assert matplotlib.rcParams["font.size"] == 20
-    assert len(first) == 6
+    assert set(first) == {"summary.md", "index.html"} | FIGURES
     assert b"date" not in first["relearning.svg"].lower()
 
 
@@ -574,7 +592,7 @@ def test_the_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:
     assert not parsed.open
     assert all(link.startswith("#") for link in parsed.links)
     assert "<b>" not in text and "&lt;b&gt;" in text and "@import" not in text
-    assert text.count("<svg") == 2 and "<details>" in text and "<?xml" not in text
+    assert text.count("<svg") == len(FIGURES) / 2 and "<details>" in text and "<?xml" not in text
 
 
 def test_markdown_rows_have_as_many_cells_as_their_header(tmp_path: Path) -> None:
@@ -917,7 +935,7 @@ def test_a_report_word_for_word(tmp_path: Path, workdir: Callable[[Path], Workdi
 
 
 @pytest.mark.parametrize("workdir", [many, one])
-@pytest.mark.parametrize("figure", ["relearning", "tradeoff"])
+@pytest.mark.parametrize("figure", ["relearning", "tradeoff", "training_loss"])
 def test_a_figure_stroke_by_stroke(
     tmp_path: Path,
     workdir: Callable[[Path], Workdir],
@@ -927,6 +945,27 @@ def test_a_figure_stroke_by_stroke(
     with drawing.style(figure):
         drawn = artists(figures.discover()[figure].draw(report))
     as_golden(f"{workdir.__name__}-{figure}.txt", drawn)
+
+
+def test_losses_of_distillations_are_means_over_the_seeds_that_still_train(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    for seed, losses in ((1, {10: 4.0, 20: 1.5}), (2, {})):
+        lines = [{"step": step, "loss": loss} for step, loss in losses.items()]
+        lines.append({"step": 20, "eval": {"retain": 0.5, "forget": 0.5}})  # no loss
+        work.add("distill", "UNDO α=0.4", seed, alpha=0.4, recovered=True, lines=lines)
+    rows = {m.name: m.losses for m in work.report().models}
+    means = {step: spread.mean for step, spread in rows["UNDO α=0.4"].items()}
+    assert means == {10: 3.0, 20: 1.0, 30: 0.125}
+    assert not rows["base"] and not rows["unlearn-only"]
+
+
+@pytest.mark.parametrize("loss", ['"low"', "[1]"])
+def test_a_loss_that_is_no_number_is_told_with_its_artifact(tmp_path: Path, loss: str) -> None:
+    work = full(tmp_path, seeds=1)
+    folder = work.add("distill", "another", 0, recovered=True)
+    (folder / "metrics.jsonl").write_text(f'{{"step": 10, "loss": {loss}}}\n')
+    with pytest.raises(ValueError, match=f"{folder.name}.* is no number"):
+        work.report()
 
 
 # ---- imports ----
@@ -1062,7 +1101,7 @@ def test_an_imported_base_without_a_seed_and_no_oracle(tmp_path: Path) -> None:
     assert report.notes == ("Robustness is not computed: there is no oracle.",)
     assert row(report, "base").robustness.finite == () and row(report, "base").seeds == (None,)
     assert ["import", "base", "–", "0", "0", "0"] in stage_grid(report).rows
-    assert set(report.files) == {"relearning.png", "relearning.svg", "summary.md", "index.html"}
+    assert not {"tradeoff.png", "tradeoff.svg"} & set(report.files)
     assert "; seed 0." in report.files["index.html"].read_text()
 
 

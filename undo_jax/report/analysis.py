@@ -1,9 +1,8 @@
 """From logs to numbers: worst-case attacks, robustness and compute of every model."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from undo_jax.report.logs import ROLES, Entry, Logged, Logs
 from undo_jax.report.notes import Case, notes
 from undo_jax.report.numbers import (
     Adversary,
@@ -17,6 +16,7 @@ from undo_jax.report.numbers import (
     robustness,
     strongest,
 )
+from undo_jax.report.records import ROLES, Entry, Logged, Logs
 
 
 class EmptyError(ValueError):
@@ -109,7 +109,6 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
     own = [case for case in cases if case.own is not None]
     attacked = [case for case in cases if case.attacked]
     curves = [curve(case.attacks, logs.forget) for case in attacked]
-    steps = sorted({step for found in curves for step in found})
     ends = [finals(case.attacks) for case in attacked]
     adversaries = sorted({key for found in ends for key in found}, key=adversary_order)
 
@@ -125,15 +124,22 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
         retain=before(logs.retain.name),
         forget=before(logs.forget.name),
         others={metric.name: before(metric.name) for metric in logs.others},
-        curve={step: Spread(tuple(c.get(step, math.nan) for c in curves)) for step in steps},
+        curve=_over_seeds(curves),
         worst=Spread(tuple(strongest(case.attacks, logs.forget) for case in attacked)),
         robustness=Spread(tuple(case.robustness for case in attacked)),
         scaled=tuple(case.scaled for case in attacked),
         compute_steps=Spread(tuple(_compute(case, "steps") for case in own)),
         compute_flops=Spread(tuple(_compute(case, "flops") for case in own)),
         recovered=tuple(_recovered(own)),
+        losses=_over_seeds([case.own.losses for case in own if case.own]),
         finals={k: Spread(tuple(f[k] for f in ends if k in f)) for k in adversaries},
     )
+
+
+def _over_seeds(found: Sequence[Mapping[int, float]]) -> dict[int, Spread]:
+    """A spread for each step, nan for a seed that has none there."""
+    steps = sorted({step for one in found for step in one})
+    return {step: Spread(tuple(one.get(step, math.nan) for one in found)) for step in steps}
 
 
 def adversary_order(adversary: Adversary) -> tuple[str, float]:

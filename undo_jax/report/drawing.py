@@ -144,6 +144,11 @@ def starred(report: Report, mark: str) -> str:
     return f"{mark}: {SHORTFALL} in at least one seed." if short else ""
 
 
+def shortened(name: str) -> str:
+    """A name that is not longer than a line."""
+    return name if len(name) <= 60 else f"{name[:40]}…{name[-19:]}"
+
+
 def text_width(text: str, size: float) -> float:
     """Inches that a text takes at a size in points."""
     from matplotlib.font_manager import FontProperties

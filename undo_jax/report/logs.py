@@ -7,7 +7,6 @@ import math
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from etils import epath
@@ -25,76 +24,16 @@ from undo_jax.report.files import (
     typed,
     verify,
 )
-
-ROLES = ("base", "unlearned", "student", "distilled", "oracle")  # as tables order them
-ATTACK = "relearn"  # the stage of attacks
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What a score measures, and which way is better."""
-
-    label: str
-    higher_is_better: bool
-    unit: str = ""
-    name: str = ""  # in records and summaries
-
-    @property
-    def axis(self) -> str:
-        """Its label, and its unit where it has one."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of an attacked model; the learning rate identifies the adversary."""
-
-    data: str
-    learning_rate: float | None  # None: the attack does not train
-    step: int
-    forget: float
-
-
-@dataclass(frozen=True)
-class Logged:
-    """One finished artifact, and the label of the model that it belongs to."""
-
-    folder: str
-    stage: str  # its kind of recipe
-    model: str
-    seed: int | None  # None: it uses no random numbers
-    summary: Json
-    attacks: tuple[Evaluation, ...] = ()
-    unreadable: int = 0  # lines of metrics.jsonl
-    settings: Json = field(default_factory=dict)  # of its recipe
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the experiment with one seed; artifacts are named by their folders."""
-
-    model: str
-    seed: int | None
-    artifact: str
-    role: str
-    alpha: float | None  # of the noise that its student began with
-    unlearned: str | None  # its unlearned ancestor; an unlearned model's own folder
-    oracle: str | None  # that it is compared with
-    attacks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Logs:
-    """Everything the report draws on."""
-
-    name: str
-    retain: Measure
-    forget: Measure
-    others: tuple[Measure, ...]
-    entries: tuple[Entry, ...]
-    artifacts: tuple[Logged, ...]
-    unfinished: tuple[str, ...]
-    owners: dict[str, str]  # folder -> label of the model that the artifact belongs to
+from undo_jax.report.records import (
+    ATTACK,
+    DISTILLATION,
+    ROLES,
+    Entry,
+    Evaluation,
+    Logged,
+    Logs,
+    Measure,
+)
 
 
 def names(workdir: epath.PathLike) -> list[str]:
@@ -248,6 +187,7 @@ def read_artifact(
         told: Json = {name: number(summary.get(name)) for name in costs}
         told |= {"recovered": typed(summary, "recovered", bool, NONE), "eval": scores}
         found, unreadable = _attacks(folder, metrics[1], config, summary) if attacked else ((), 0)
+        losses, lost = _losses(folder) if stage == DISTILLATION else ({}, 0)
         return Logged(
             folder=folder.name,
             stage=stage,
@@ -255,8 +195,9 @@ def read_artifact(
             seed=seed,
             summary=told,
             attacks=found,
-            unreadable=unreadable,
+            unreadable=unreadable + lost,
             settings=_settings(config, stage),
+            losses=losses,
         )
 
 
@@ -265,6 +206,14 @@ def _settings(config: Json, stage: str) -> Json:
     said = config.get("config")
     own = said.get(stage) if isinstance(said, dict) else None
     return own if isinstance(own, dict) else {}
+
+
+def _losses(folder: epath.Path) -> tuple[dict[int, float], int]:
+    """Training losses by step, and how many lines of the log are unreadable."""
+    path = folder / "metrics.jsonl"
+    records, unreadable = read_lines(path) if path.exists() else ([], 0)
+    found = {typed(r, "step", int): number(r["loss"]) for r in records if "loss" in r}
+    return dict(sorted(found.items())), unreadable
 
 
 Attacks = tuple[tuple[Evaluation, ...], int]  # and how many lines of the log are unreadable

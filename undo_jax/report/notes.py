@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from undo_jax.report.logs import Entry, Evaluation, Json, Logged, Logs
+from undo_jax.report.files import Json
 from undo_jax.report.numbers import MIN_GAP, Row, sole, strongest
+from undo_jax.report.records import Entry, Evaluation, Logged, Logs
 
 OTHERWISE = ("type", "student", "teacher", "alpha", "draw", "seed")  # not settings of distillation
 
@@ -97,7 +98,13 @@ def _missing(case: Case, cases: Sequence[Case]) -> str:
 
 
 def _labels(cases: Iterable[Case]) -> str:
-    return ", ".join(dict.fromkeys(case.entry.model for case in cases))
+    return _listed(dict.fromkeys(case.entry.model for case in cases))
+
+
+def _listed(labels: Iterable[str]) -> str:
+    """Labels one after the other; they may hold commas themselves."""
+    labels = list(labels)
+    return ("; " if any("," in label for label in labels) else ", ").join(labels)
 
 
 def _which(cases: Sequence[Case], named: bool) -> str:
@@ -162,7 +169,7 @@ def _at_ends(models: Iterable[Row], cases: Sequence[Case], logs: Logs) -> Iterat
     if edge := [m.name for m in models if at_end(m)]:
         yield (
             "The strongest attack lies at an end of the learning-rate grid, so a wider grid "
-            f"could be stronger: {', '.join(edge)}."
+            f"could be stronger: {_listed(edge)}."
         )
 
 

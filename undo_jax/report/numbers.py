@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
-from undo_jax.report.logs import Evaluation, Measure
+from undo_jax.report.records import Evaluation, Measure
 
 MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
 
@@ -60,6 +60,7 @@ class Row:
     compute_flops: Spread
     recovered: tuple[bool, ...]  # per distilled seed
     finals: Mapping[Adversary, Spread]  # last score
+    losses: Mapping[int, Spread] = field(default_factory=dict)  # of its distillation, by step
 
     @property
     def fell_short(self) -> bool:

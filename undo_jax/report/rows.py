@@ -4,8 +4,8 @@ import math
 from typing import NamedTuple
 
 from undo_jax.report.analysis import cases_of
-from undo_jax.report.logs import Logs
 from undo_jax.report.numbers import curve, strongest
+from undo_jax.report.records import Logs
 
 
 class Result(NamedTuple):

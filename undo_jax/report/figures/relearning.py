@@ -11,6 +11,7 @@ from undo_jax.report.drawing import (
     darker,
     linestyle,
     palette,
+    shortened,
     starred,
     text_width,
 )
@@ -33,7 +34,7 @@ def draw(report: Report) -> Figure:
 
     models = report.attacked
     colours = palette(report.models)
-    names = {m.name: _shortened(m.name) + (" *" if m.fell_short else "") for m in models}
+    names = {m.name: shortened(m.name) + (" *" if m.fell_short else "") for m in models}
     wanted = 0.42 + 0.083 * max(map(len, names.values()))  # inches for the labels
     margin, width = min(wanted, 3.0), 7.2
     if wanted > margin:  # measured only if names are long
@@ -152,10 +153,6 @@ def _gap(models: Sequence[Row]) -> float:
 def _size(models: Sequence[Row]) -> float:
     """Font size of a name, in points."""
     return 9.5 if len(models) <= 15 else 7.5
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 60 else f"{name[:40]}…{name[-19:]}"
 
 
 def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

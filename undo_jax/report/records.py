@@ -1,0 +1,78 @@
+"""What a report reads of an experiment: its models, their artifacts and evaluations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from undo_jax.report.files import Json
+
+ROLES = ("base", "unlearned", "student", "distilled", "oracle")  # as tables order them
+ATTACK = "relearn"  # the stage of attacks
+DISTILLATION = "distill"  # the stage of distilled models
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a score measures, and which way is better."""
+
+    label: str
+    higher_is_better: bool
+    unit: str = ""
+    name: str = ""  # in records and summaries
+
+    @property
+    def axis(self) -> str:
+        """Its label, and its unit where it has one."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of an attacked model; the learning rate identifies the adversary."""
+
+    data: str
+    learning_rate: float | None  # None: the attack does not train
+    step: int
+    forget: float
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One finished artifact, and the label of the model that it belongs to."""
+
+    folder: str
+    stage: str  # its kind of recipe
+    model: str
+    seed: int | None  # None: it uses no random numbers
+    summary: Json
+    attacks: tuple[Evaluation, ...] = ()
+    unreadable: int = 0  # lines of metrics.jsonl
+    settings: Json = field(default_factory=dict)  # of its recipe
+    losses: Mapping[int, float] = field(default_factory=dict)  # of a distillation, by step
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the experiment with one seed; artifacts are named by their folders."""
+
+    model: str
+    seed: int | None
+    artifact: str
+    role: str
+    alpha: float | None  # of the noise that its student began with
+    unlearned: str | None  # its unlearned ancestor; an unlearned model's own folder
+    oracle: str | None  # that it is compared with
+    attacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Everything the report draws on."""
+
+    name: str
+    retain: Measure
+    forget: Measure
+    others: tuple[Measure, ...]
+    entries: tuple[Entry, ...]
+    artifacts: tuple[Logged, ...]
+    unfinished: tuple[str, ...]
+    owners: dict[str, str]  # folder -> label of the model that the artifact belongs to
