@@ -225,6 +225,27 @@ def test_the_strongest_of_each_step_is_kept(kept):
 
 
 @pytest.mark.slow
+def test_steps_are_kept_where_another_attack_of_the_company_keeps_none(kept, tmp_path):
+    first, second = (forget(LONGER, (rate,), at) for rate, at in ((3e-3, ()), (1e-2, (2,))))
+    attacks = replace(first, name="first"), replace(second, name=NAME)
+    shutil.copytree(kept[2], tmp_path / "out")
+    made = _run(replace(_experiment(), attacks=attacks), tmp_path / "out")[NAME]
+    assert (made.artifact.folder / "steps" / "2" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_an_attack_that_diverged_before_a_step_is_not_made_again(kept, tmp_path):
+    attack = replace(forget(LONGER, (3e18,), (6,)), name=NAME)
+    shutil.copytree(kept[2], tmp_path / "out")
+    experiment = replace(_experiment(), attacks=(attack,))
+    made = _run(experiment, tmp_path / "out")[NAME]
+    assert not (made.artifact.folder / "steps" / "6").exists()
+    before = _written(made.artifact.folder)
+    _run(experiment, tmp_path / "out")
+    assert _written(made.artifact.folder) == before
+
+
+@pytest.mark.slow
 def test_steps_are_no_part_of_what_an_attack_is(kept):
     attack, _, workdir = kept
     before = _written(workdir)
@@ -295,10 +316,20 @@ def test_a_kept_step_can_be_asked_and_exported(kept, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("keep_at", "said"), [((3,), "3 is not evaluated"), ((8,), "8 is not evaluated")]
+    ("keep_at", "said"),
+    [
+        ((3,), "3 is not evaluated"),
+        ((8,), "8 is not evaluated"),
+    ],
 )
 def test_steps_that_are_not_evaluated_cannot_be_kept(keep_at, said):
     with pytest.raises(ValueError, match=said):
         forget(LONGER, THREE, keep_at)
     with pytest.raises(ValueError, match="does not train has no steps"):
         Attack("halved", None, prepare=halved, keep_at=keep_at)
+
+
+@pytest.mark.parametrize("step", [2.0, True])
+def test_steps_to_keep_are_whole_numbers(step):
+    with pytest.raises(ValueError, match=f"{step} is no whole number"):
+        forget(LONGER, THREE, (step,))

@@ -1,9 +1,10 @@
 """Which models a graph of recipes has, and which are one."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
+import numpy as np
 import pytest
 from etils import epath
 
@@ -251,3 +252,114 @@ def test_an_attack_that_prepares_another_model_is_refused():
     attack = Attack("mine", None, prepare=lambda lm, params, key: {})
     with pytest.raises(ValueError, match="attack mine prepares parameters of other names"):
         Attacked(BASE, attack).check()
+
+
+def _making(weight):
+    def weighted(lm, params, refs, batch, key):
+        return graddiff(lm, params, refs, batch, key, retain_weight=weight)
+
+    return weighted
+
+
+class Weighted:
+    """What holds a number and is no dataclass."""
+
+    def __call__(self, lm, params, refs, batch, key):
+        return graddiff(lm, params, refs, batch, key)
+
+    loss = __call__
+
+
+@dataclass(frozen=True)
+class Held:
+    weight: float
+
+    def loss(self, lm, params, refs, batch, key):
+        return graddiff(lm, params, refs, batch, key, retain_weight=self.weight)
+
+
+def once(lm, params, refs, batch, key, weight=0.1):
+    return graddiff(lm, params, refs, batch, key, retain_weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (_making(1.0), "weighted takes weight from where it is defined"),
+        (Weighted().loss, "nothing that files can state"),
+        (Weighted(), "nothing that files can state"),
+        (partial(graddiff, retain_weight=np.ones(3)), "nothing that files can state"),
+        (partial(graddiff, retain_weight={1.0, 2.0}), "nothing that files can state"),
+        (partial(graddiff, retain_weight=1j), "nothing that files can state"),
+    ],
+)
+def test_what_a_name_does_not_tell_is_refused(loss, said):
+    """Two of them would be one model."""
+    with pytest.raises(ValueError, match=said) as error:
+        _plan(Unlearn(BASE, HOW, loss=loss))
+    assert "\n" not in str(error.value)
+
+
+def test_methods_and_defaults_are_told_apart(monkeypatch):
+    one, other = (Unlearn(BASE, HOW, loss=Held(weight).loss) for weight in (0.1, 9.0))
+    assert (
+        _plan(one).of(one)[0].artifact.fingerprint != _plan(other).of(other)[0].artifact.fingerprint
+    )
+    before = _names(_plan(Unlearn(BASE, HOW, loss=once)).models)
+    monkeypatch.setattr(once, "__defaults__", (9.0,))
+    assert _names(_plan(Unlearn(BASE, HOW, loss=once)).models)[-1] != before[-1]
+
+
+@dataclass(frozen=True)
+class Loose(Unlearn):
+    """Its parents are not those that it uses."""
+
+    @property
+    def parents(self):
+        return (Pretrain(LM, HOW),)
+
+
+@dataclass(frozen=True)
+class Elsewhere(Unlearn):
+    @property
+    def parents(self):
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": {"": BASE}}, "'' is no name"),
+        ({"models": {"a": Attacked(BASE, forget(HOW, (1.0,)))}}, "a has the role 'attack'"),
+        ({"models": {"b": replace(BASE, stream=None)}}, "stream=None: give a stream"),
+        ({"models": {"c": Loose(BASE, HOW)}}, "parents makes new recipes at each call"),
+        ({"models": {"d": Elsewhere(BASE, HOW)}}, "references must be among its parents"),
+        ({"seeds": (True,)}, "seed True: give whole numbers"),
+        ({"seeds": (1.0,)}, "seed 1.0: give whole numbers"),
+        ({"seeds": tuple(np.arange(2))}, "give whole numbers"),
+        ({"together": 2.5}, "together=2.5: give a whole number"),
+    ],
+)
+def test_what_cannot_be_in_an_experiment(changes, said):
+    with pytest.raises(ValueError, match=said) as error:
+        _experiment(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_teacher_without_scores_has_nothing_to_recover():
+    student = Perturb(BASE, 0.2)
+    with pytest.raises(ValueError, match="no score to recover: give a trained one"):
+        Distill(student, Fresh(LM), HOW)
+    facts = Distill(student, Fresh(LM), HOW, stop_early=False).facts
+    assert facts(SETTING, {"teacher": {}}, {"retain": 0.5}) == {"recovered": None, "bar": None}
+
+
+def test_a_long_line_of_models_is_seen_once():
+    """Each is made from the one before twice; walked along every path it would take hours."""
+    model = BASE
+    for _ in range(30):
+        unlearned = Unlearn(model, HOW)
+        model = Distill(unlearned, Perturb(unlearned, 0.5), HOW)
+    experiment = _experiment(models={"last": model})
+    last = _plan(*experiment.models.values(), seeds=(0,)).of(model)[0]
+    assert len(last.family) == 1 + 3 * 30

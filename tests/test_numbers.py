@@ -63,6 +63,18 @@ def test_the_numbers_of_a_loss(loss, found):
     assert numbers(_unlearn(loss)) == found
 
 
+def moody(lm, params, refs, batch, key, *, mode="calm", weight=1.0):
+    if mode == "moody" and weight > 1.5:
+        weight = 2 * weight
+    return plain(lm, params, refs, batch, key, weight=weight)
+
+
+def test_each_way_of_a_loss_is_tried():
+    """One may be traced where another may not."""
+    assert numbers(_unlearn(partial(moody, mode="calm", weight=2.0))) == {"weight": 2.0}
+    assert numbers(_unlearn(partial(moody, mode="moody", weight=2.0))) == {}
+
+
 def test_what_trains_as_one_program():
     def together(one, other):
         return group_key(_unlearn(one)) == group_key(_unlearn(other))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,6 +125,19 @@ def test_a_setting_whose_scores_do_not_fit_is_refused(tmp_path, monkeypatch, cap
         cli.main(["run", str(tmp_path / "experiment.py"), "--workdir", str(tmp_path / "out")])
     told = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and said in told[-1], told
+
+
+def test_a_score_at_the_end_that_is_no_number_makes_no_model_diverged(tmp_path, capsys):
+    change = 'def at_end(self, lm, params):\n        return {"written": float("nan")}'
+    (tmp_path / "letters.py").write_text((OWN / "letters.py").read_text() + f"\n    {change}\n")
+    for name in ("bag", "forgetful", "experiment"):
+        (tmp_path / f"{name}.py").write_text((OWN / f"{name}.py").read_text())
+    words = ["--workdir", str(tmp_path / "out"), "--stage", "pretrain"]
+    done = subprocess.run(
+        [sys.executable, "-m", "undo_jax", "run", str(tmp_path / "experiment.py"), *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "diverged" not in done.stderr, done.stderr
 
 
 def test_an_attack_may_be_measured_by_another_metric(tmp_path, capsys):

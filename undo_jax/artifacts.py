@@ -15,8 +15,10 @@ rest, and the others wait for it.
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +99,8 @@ class Artifact:
                 f"{path} is of another artifact, {found.get('fingerprint')}: delete {self.folder}, "
                 "and a run makes it again"
             )
+        if not isinstance(found.get("eval", {}), dict):
+            raise ValueError(f"{path} is damaged: delete {self.folder}, and a run makes it again")
         return {name: value for name, value in found.items() if name not in ("fingerprint", FILES)}
 
 
@@ -203,12 +207,13 @@ def stated_model(folder: epath.Path, otherwise: str) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A configuration as JSON: dataclasses and partials become dicts, functions their names.
 
-    The defaults of a function's keyword-only arguments are included, so that an edited default
-    gives another fingerprint.
+    The defaults of a function's arguments are included, so that an edited default gives another
+    fingerprint, and the object of a method.
 
     A dataclass field with metadata {"identity": False} is left out. A dataclass with a fingerprint,
     such as a tokenizer, is described by that alone: the path of its file does not matter. Numbers
-    keep their type: 30.0 is not 30. Raises ValueError for a function without a name.
+    keep their type: 30.0 is not 30. Raises ValueError for what has no description: a function
+    without a name or with values of where it was defined, and an object of any other type.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -230,13 +235,35 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
-    if callable(value):
-        if value.__name__ == "<lambda>":
-            raise ValueError(f"a lambda of {value.__module__} is a setting: give it a name, by def")
-        name = f"{value.__module__}.{value.__qualname__}"
-        defaults = getattr(value, "__kwdefaults__", None)
-        return {"function": name, "positional": [], **plain(defaults)} if defaults else name
+    if hasattr(value, "__qualname__"):
+        return _function(value)
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(
+            f"{reprlib.repr(value)} is a setting, but nothing that files can state: give numbers, "
+            "texts, tuples, functions, or a frozen dataclass"
+        )
     return value
+
+
+def _function(value: Any) -> Any:
+    """The name of a function or class, with what it holds."""
+    if value.__name__ == "<lambda>":
+        raise ValueError(f"a lambda of {value.__module__} is a setting: give it a name, by def")
+    name = f"{value.__module__}.{value.__qualname__}"
+    if getattr(value, "__closure__", None):
+        held = ", ".join(value.__code__.co_freevars)
+        raise ValueError(
+            f"{name} takes {held} from where it is defined, which its name does not tell: make "
+            f"{held} an argument, and give it by partial(...)"
+        )
+    held = dict(getattr(value, "__kwdefaults__", None) or {})
+    if given := getattr(value, "__defaults__", None):
+        names = value.__code__.co_varnames[: value.__code__.co_argcount][-len(given) :]
+        held |= dict(zip(names, given, strict=True))
+    owner = getattr(value, "__self__", None)
+    if owner is not None and not inspect.ismodule(owner):
+        held["self"] = owner
+    return {"function": name, "positional": [], **plain(held)} if held else name
 
 
 def _equal(value: Any) -> Any:

@@ -11,10 +11,17 @@ import numpy as np
 LARGEST, SMALLEST = (float(x) for x in (np.finfo("f4").max, np.finfo("f4").tiny))  # of fp32
 
 
-def check_numbers(name: str, value: Any) -> None:
-    """Raises ValueError for a number, anywhere in a value, that fp32 or int64 cannot hold."""
+def check_numbers(name: str, value: Any, seen: set[int] | None = None) -> None:
+    """Raises ValueError for a number, anywhere in a value, that fp32 or int64 cannot hold.
+
+    Dataclasses in `seen`, by their ids, are not checked again.
+    """
     parts: Iterable[tuple[str, Any]] = ()
+    seen = set() if seen is None else seen
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
         parts = ((f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
     elif isinstance(value, partial):
         parts = [*((f".{key}", item) for key, item in value.keywords.items()), ("", value.args)]
@@ -29,7 +36,7 @@ def check_numbers(name: str, value: Any) -> None:
     elif isinstance(value, int | np.integer) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name}={value}: give a number of at most 64 bits")
     for part, inner in parts:
-        check_numbers(f"{name}{part}".removeprefix("."), inner)
+        check_numbers(f"{name}{part}".removeprefix("."), inner, seen)
 
 
 def check_function(what: str, function: Any, *arguments: str) -> None:

@@ -30,6 +30,7 @@ from undo_jax.sharding import placement
 from undo_jax.trainer import Run
 from undo_jax.types import LM, shapes, table_shape
 
+ROLES = ("base", "unlearned", "student", "distilled")  # of models that are no attacks
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
 
 
@@ -65,6 +66,11 @@ class Experiment:
         tokenizer = self.setting.get_tokenizer()
         for name, model in self.models.items():
             check_recipe(name, model)
+            if model.role not in ROLES:
+                raise ValueError(
+                    f"{name} has the role {model.role!r}: a model of an experiment is one of "
+                    f"{', '.join(ROLES)}; attacks are given as attacks=(...)"
+                )
             for recipe in ancestry([model]):
                 check_tokens(recipe.draw or recipe.kind, recipe.lm, tokenizer)
 
@@ -90,7 +96,7 @@ def _check_types(experiment: Experiment) -> None:
     if not isinstance(models, Mapping) or not models:
         raise ValueError(f"models={models!r}: give recipes by their names, one at least")
     for name in models:
-        if not isinstance(name, str) or not name.isprintable():
+        if not isinstance(name, str) or not name.isprintable() or not name.strip():
             raise ValueError(f"models: {name!r} is no name: give a text")
     if not isinstance(attacks, tuple | list) or not all(isinstance(a, Attack) for a in attacks):
         raise ValueError(f"attacks={attacks!r}: give a tuple of attacks, e.g. (forget(...),)")
@@ -129,10 +135,10 @@ def check_seeds(seeds: Sequence[int], together: int) -> None:
         raise ValueError("seeds is empty: give at least one")
     check_distinct("seeds", seeds)
     for seed in seeds:
-        if seed != int(seed) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed}: give whole numbers from 0 to 2^32 - 1")
-    if together < 1:
-        raise ValueError(f"together={together}: at least one model must train")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed!r}: give whole numbers from 0 to 2^32 - 1")
+    if type(together) is not int or together < 1:
+        raise ValueError(f"together={together}: give a whole number, at least one model must train")
 
 
 def check_tokens(name: str, lm: LM, tokenizer: Tokenizer) -> None:

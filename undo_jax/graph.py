@@ -117,7 +117,8 @@ def numbers(recipe: Trained) -> dict[str, float]:
     if not isinstance(loss, partial):
         return {}
     found = {name: value for name, value in loss.keywords.items() if type(value) is float}
-    known = loss.func, recipe.lm, tuple(recipe.streams), tuple(sorted(loss.keywords))
+    others = partial(loss, **dict.fromkeys(found, "its own"))
+    known = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(plain(others))
     if found and known not in _TRACEABLE:
         try:
             _traced(replace(work(recipe, _SHORT), loss=loss), tuple(found))
@@ -195,9 +196,15 @@ class Model:
     def family(self) -> list["Model"]:
         """Its ancestors in topological order, and itself at the end."""
         found: dict[Model, None] = {}
-        for parent in self.parents:
-            found |= dict.fromkeys(parent.family)
-        return [*found, self]
+
+        def visit(model: Model) -> None:
+            if model not in found:
+                for parent in model.parents:
+                    visit(parent)
+                found[model] = None
+
+        visit(self)
+        return list(found)
 
     @property
     def key(self) -> Key:

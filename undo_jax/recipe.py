@@ -174,8 +174,15 @@ class Simple:
         return {}
 
 
-def check_recipe(name: str, recipe: Any) -> None:
-    """Raises ValueError for what is not a recipe, or has invalid parts; `name` is the model's."""
+def check_recipe(name: str, recipe: Any, seen: set[int] | None = None) -> None:
+    """Raises ValueError for what is not a recipe, or has invalid parts; `name` is the model's.
+
+    Recipes in `seen`, by their ids, are not checked again.
+    """
+    seen = set() if seen is None else seen
+    if id(recipe) in seen:
+        return
+    seen.add(id(recipe))
     if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "draw")):
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
     who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
@@ -186,9 +193,18 @@ def check_recipe(name: str, recipe: Any) -> None:
         raise ValueError(f"{who}: draw={recipe.draw!r}: give a text that names its random numbers")
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):
         raise ValueError(f"{who}: seed={seed!r}: give a whole number from 0 to 2^32 - 1")
-    for parent in recipe.parents:
-        check_recipe(name, parent)
+    parents = recipe.parents
+    if any(one is not other for one, other in zip(parents, recipe.parents, strict=True)):
+        raise ValueError(f"{who}: parents makes new recipes at each call: hold them in fields")
+    for parent in parents:
+        check_recipe(name, parent, seen)
     if hasattr(recipe, "training"):
+        uses = [*recipe.references.values(), *([recipe.start] if recipe.start else [])]
+        if not all(any(one is parent for parent in parents) for one in uses):
+            raise ValueError(f"{who}: its start and references must be among its parents")
+        for stream in recipe.streams.values():
+            if not isinstance(stream.name, str):
+                raise ValueError(f"{who}: stream={stream.name!r}: give a stream's name")
         training = recipe.training
         if not (isinstance(training, Training) or training is None and recipe.role == "attack"):
             raise ValueError(f"{who}: training={training!r}: give Training(...)")

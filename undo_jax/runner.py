@@ -49,8 +49,9 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
 
 
 def _has_steps(model: Model) -> bool:
-    """Whether the parameters of all steps to keep exist."""
-    wanted = getattr(model.recipe, "keeps", ())
+    """Whether the parameters of all steps to keep exist, up to where a finished training ended."""
+    end = model.artifact.summary().get("steps", 0)
+    wanted = [step for step in getattr(model.recipe, "keeps", ()) if step <= end]
     return all(steps.summary(model.artifact, step) for step in wanted)
 
 
@@ -118,7 +119,9 @@ def _judge(run: Run, made: Sequence[Model]) -> None:
 
     Raises ValueError for those that have diverged and that others are made from.
     """
-    lost = [m for m in made if diverged(m.artifact.summary()["eval"])]
+    timely = [name for name, metric in run.setting.metrics.items() if metric.at == "evaluation"]
+    scores = {model: model.artifact.summary().get("eval", {}) for model in made}
+    lost = [m for m in made if diverged({n: x for n, x in scores[m].items() if n in timely})]
     if fatal := [_who(model) for model in lost if _vital(model)]:
         raise ValueError(
             f"{' and '.join(fatal)}, diverged: its scores are not finite, and those of what is "

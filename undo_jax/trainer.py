@@ -42,6 +42,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     name = progress_folders.training_name(folder)
     tried = candidates(run, company, parents, finished, name)
     goes_on = any(folder.glob("from-*"))
+    keeps = any(model.recipe.keeps for model in company)  # type: ignore[attr-defined]
     for model in company:
         if model not in finished:
             artifacts.begin(model.artifact, with_steps=not goes_on)
@@ -55,7 +56,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
         group, last = tried[first : first + size], first + size >= len(tried)
         own = replace(log, targets=targets[first : first + size])
         with open_progress(folder / f"from-{first}", run.saving, stop, last) as saves:
-            seen = partial(_keep, run, group) if recipe.keeps else None
+            seen = partial(_keep, run, group) if keeps else None
             results = train_together(task, run.mesh, [c.member for c in group], own, saves, seen)
         return [Outcome(*pair) for pair in zip(group, results, strict=True)]
 

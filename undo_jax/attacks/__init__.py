@@ -52,6 +52,8 @@ class Attack:
             raise ValueError(f"learning_rates={rates}: one is given twice, leave it out")
         steps, every = (self.training.steps, self.training.eval_every) if self.training else (-1, 1)
         for step in self.keep_at:
+            if type(step) is not int:
+                raise ValueError(f"keep_at={self.keep_at}: {step!r} is no whole number")
             if not 0 <= step <= steps or step % every and step != steps:
                 raise ValueError(
                     f"keep_at={self.keep_at}: {step} is not evaluated, give steps 0, {every}, "

@@ -33,6 +33,11 @@ class Distill(Simple):
     def __post_init__(self):
         if not self.tolerance > 0:
             raise ValueError(f"tolerance={self.tolerance}: it must be positive")
+        if self.stop_early and not getattr(self.teacher, "scored", True):
+            raise ValueError(
+                "the teacher is a student that has learned nothing yet, and has no score to "
+                "recover: give a trained one, or stop_early=False"
+            )
         student, teacher = (table_shape(one.lm).shape[0] for one in self.parents)
         if student != teacher:
             raise ValueError(
@@ -69,8 +74,9 @@ class Distill(Simple):
         return self.stop_early and self._recovered(judge, parents, scores)
 
     def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
-        recovered = self._recovered(judge, parents, scores)
-        return {"recovered": recovered, "bar": parents["teacher"][judge.headline[0]]}
+        if (bar := parents["teacher"].get(judge.headline[0])) is None:
+            return {"recovered": None, "bar": None}
+        return {"recovered": self._recovered(judge, parents, scores), "bar": bar}
 
     def _recovered(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
         retain, _ = judge.headline
