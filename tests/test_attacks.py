@@ -319,7 +319,7 @@ def test_a_kept_step_can_be_asked_and_exported(kept, tmp_path, capsys):
     ("keep_at", "said"),
     [
         ((3,), "3 is not evaluated"),
-        ((8,), "8 is not evaluated"),
+        ((8,), "8 is not evaluated, give steps 0, 2, 4, ... up to 6"),
     ],
 )
 def test_steps_that_are_not_evaluated_cannot_be_kept(keep_at, said):
