@@ -135,10 +135,23 @@ def override(experiment: Knobs, flags: list[str]) -> Knobs:
     """
     names = HAND_WRITTEN if isinstance(experiment, Experiment) else None
     flagged = _flagged(experiment, names)
-    changed = parse(
-        type(flagged), flags, "undo-jax run", default=flagged, config=(AvoidSubcommands,)
-    )
+    try:
+        changed = parse(
+            type(flagged), flags, "undo-jax run", default=flagged, config=(AvoidSubcommands,)
+        )
+    except ValueError as error:
+        raise ValueError(_second_value(str(error), flags) or str(error)) from error
     return _rebuilt(experiment, changed)
+
+
+def _second_value(said: str, flags: Sequence[str]) -> str:
+    """What to say of a flag that got two values, e.g. of a pattern; nothing of other mistakes."""
+    for flag, first, second in zip(flags, flags[1:], flags[2:], strict=False):
+        bare = not first.startswith("-") and not second.startswith("-")
+        unknown = said.replace(" ", "").startswith(f"Unrecognizedoptions:{second}")
+        if flag.startswith("--") and bare and unknown:
+            return f"{flag} takes one value, but got {first} and {second}: give one of them"
+    return ""
 
 
 def _flagged(value: typing.Any, names: Sequence[str] | None = None) -> typing.Any:
