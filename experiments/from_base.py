@@ -1,7 +1,7 @@
 """From a model you have to a robustly unlearned one: no pretraining, no oracle.
 
     undo-jax run experiments/quickstart.py --workdir runs/quickstart --seeds 0 --stage pretrain
-    undo-jax run experiments/from_base.py --base runs/quickstart/pretrain-pretrain-seed0-*
+    undo-jax run experiments/from_base.py --base runs/quickstart/pretrain-base-seed0-*
 
 The base is a finished artifact, bare Orbax parameters, or a Hugging Face folder. From the
 quickstart's base it takes a minute or two on two CPU cores.

@@ -127,6 +127,8 @@ def _refused(capsys, *arguments):
     ("flags", "said"),
     [
         ("--noise.alphas 0.5 1.5", "alpha=1.5 is outside [0, 1]"),
+        ("--pretrain.base one two", "--pretrain.base takes one value, but got one and two: give"),
+        ("--name toy two three", "--name takes one value, but got toy and two: give one"),
         ("--noise.alpha 0.5", "--noise.alpha"),
         ("--distill.training.steps many", "many"),
         ("--distill.training.steps 0", "steps=0"),

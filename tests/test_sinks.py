@@ -276,6 +276,23 @@ def test_flags_leave_the_sinks_of_a_file_alone():
     assert (changed.sinks, changed.seeds) == (given, (3,))
 
 
+@pytest.mark.parametrize("named", [(), ("wandb",), ("tensorboard", "wandb", "tensorboard")])
+def test_sinks_that_flags_name_come_beside_those_of_the_file(named, tmp_path, monkeypatch):
+    """One that is in both is there once, as the file has it."""
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    ran = []
+    monkeypatch.setattr(cli.experiment.experiments, "run", lambda *given: ran.append(given[0]))
+    more = "def own(target): ...\n\n\nsinks = (partial(wandb, project='mine'), own)\n"
+    path = tmp_path / "toy.py"
+    path.write_text(EXPERIMENT + STOPPED.partition("@contextmanager")[0] + more
+                    + "experiment = replace(experiment, sinks=sinks)\n")  # fmt: skip
+    flags = ("--sinks", *named) if named else ()
+    cli.main(["run", str(path), "--stage", "pretrain", *flags])
+    wandb, own, *further = ran[0].sinks
+    assert (wandb.keywords, own.__name__) == ({"project": "mine"}, "own")
+    assert further == [sinks.find("tensorboard")] * ("tensorboard" in named)
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers W&B's client as far as it asks here, and keeps the rows that it sends."""
 

@@ -1,6 +1,6 @@
 """experiment-NAME.json: the models of an experiment, what each is, and what is measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,8 @@ from undo_jax.graph import Model, ancestry
 from undo_jax.log import console
 from undo_jax.recipe import Recipe
 
+SUMMARY = "summary.json"  # of an artifact that is finished
+
 Named = tuple[str, str | None]  # a model, and the attack on it
 
 
@@ -19,11 +21,14 @@ def list_models(
 ) -> None:
     """Write experiment-NAME.json: its models, what each is, and what is measured.
 
-    Models that an earlier run of this experiment listed under other names stay listed.
+    Models that an earlier run of this experiment listed under other names stay listed, if what they
+    are compared with does.
     """
     setting, path = experiment.setting, workdir / f"experiment-{experiment.name}.json"
     metrics = {name: asdict(metric) for name, metric in setting.metrics.items()}
-    oracles = {m.artifact.seed: m for m in named.get((experiment.oracle or "", None), ())}
+    oracles = {}
+    if experiment.oracle is not None:
+        oracles = {m.artifact.seed: m for m in named[experiment.oracle, None]}
     models, artifacts = [], {}
     for name in experiment.models:
         for model in dict.fromkeys(named[name, None]):  # a pinned seed: one model for all seeds
@@ -46,7 +51,7 @@ def list_models(
         "models": models,
         "artifacts": [{"artifact": m.artifact.folder.name, "model": of} for m, of in listed],
     }
-    write_json(path, _with_others(path, content) if path.exists() else content)
+    write_json(path, _with_others(content, _before(path), workdir))
 
 
 def _entry(
@@ -73,25 +78,88 @@ def _alpha(recipe: Recipe | None) -> float | None:
     return getattr(recipe, "alpha", None)
 
 
-def _with_others(path: epath.Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The content, and the models of other names in the file if its metrics are the same."""
+def _before(path: epath.Path) -> dict[str, Any]:
+    """What an earlier run has written; nothing, where that is damaged: what it listed is lost."""
     try:
         before = read_json(path)
-    except ValueError:  # damaged: what it listed is lost
-        return content
+    except (FileNotFoundError, ValueError):
+        return {}
+    models, artifacts = before.get("models"), before.get("artifacts")
+    if not (isinstance(models, list) and all(map(_is_entry, models))):
+        return {}
+    if not (isinstance(artifacts, list) and all(_has(e, "artifact", "model") for e in artifacts)):
+        return {}
+    return before
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether it is as `_entry` makes them."""
+    if not _has(value, "model", "artifact", "role"):
+        return False
+    references, seed = (value.get("unlearned", 0), value.get("oracle", 0)), value.get("seed", "")
+    attacks = value.get("attacks")
+    return (
+        all(isinstance(folder, str | None) for folder in references)
+        and isinstance(seed, int | None)
+        and isinstance(attacks, list)
+        and all(isinstance(folder, str) for folder in attacks)
+    )
+
+
+def _has(value: Any, *names: str) -> bool:
+    """Whether it is a JSON object with texts of these names."""
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
+
+
+def _with_others(
+    content: dict[str, Any], before: Mapping[str, Any], workdir: epath.Path
+) -> dict[str, Any]:
+    """The content, and of an earlier one with the same metrics the models that go with it.
+
+    These have other names, and are compared with models that are listed. The rest is told.
+    """
     if any(before.get(name) != content[name] for name in ("name", "metrics", "headline")):
         return content
     own = {entry["model"] for entry in content["models"]}
-    folders = {entry["artifact"] for entry in content["models"]}
-    for entry in before["models"]:
-        if entry["model"] in own and entry["artifact"] not in folders:
-            console.print(
-                f"{entry['model']} of {content['name']} was {entry['artifact']} before, which "
-                "stays but is not reported: give the experiment another --name to have both",
-                soft_wrap=True,
-            )
-    others = {
-        part: [entry for entry in before[part] if entry["model"] not in own]
-        for part in ("models", "artifacts")
+    listed = {entry["artifact"] for entry in content["artifacts"]}
+    others = _comparable([e for e in before["models"] if e["model"] not in own], listed)
+    lost = [e for e in before["models"] if e not in others]
+    names = {entry["model"] for entry in others}
+    past = listed | _folders(lost) - _folders(others)
+    kept = [e for e in before["artifacts"] if e["model"] in names and e["artifact"] not in past]
+    reported = _folders([*content["models"], *others])
+    lost = [entry for entry in lost if entry["artifact"] not in reported]
+    _tell(content["name"], [e for e in lost if (workdir / e["artifact"] / SUMMARY).exists()])
+    return {
+        **content,
+        "models": [*content["models"], *others],
+        "artifacts": [*content["artifacts"], *kept],
     }
-    return {**content, **{part: [*content[part], *others[part]] for part in others}}
+
+
+def _folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The artifacts of models, and of the attacks on them."""
+    return {folder for entry in entries for folder in (entry["artifact"], *entry["attacks"])}
+
+
+def _comparable(entries: list[dict[str, Any]], listed: Set[str]) -> list[dict[str, Any]]:
+    """The entries whose unlearned model and oracle are listed, or are entries that stay, too."""
+    known = listed | {entry["artifact"] for entry in entries} | {None}
+    stay = [entry for entry in entries if {entry["unlearned"], entry["oracle"]} <= known]
+    return stay if len(stay) == len(entries) else _comparable(stay, listed)
+
+
+def _tell(experiment: str, lost: Sequence[Mapping[str, Any]]) -> None:
+    """Say which finished models a report no longer has: a line for each name."""
+    for name in dict.fromkeys(entry["model"] for entry in lost):
+        entries = [entry for entry in lost if entry["model"] == name]
+        folders = ", ".join(entry["artifact"] for entry in entries)
+        seeds, stays = "", "stays but is"
+        if len(entries) > 1:
+            seeds = f" (seeds {', '.join(str(entry['seed']) for entry in entries)})"
+            stays = "stay but are"
+        console.print(
+            f"{name}{seeds} of {experiment} was {folders} before, which {stays} not reported: "
+            "give the experiment another --name to have both",
+            soft_wrap=True,
+        )

@@ -623,6 +623,30 @@ def test_the_terminal_table_of_one_seed_has_no_ranges(tmp_path: Path) -> None:
     assert "0.40" in text and "–0" not in text and "Mean" not in text
 
 
+@pytest.mark.parametrize(
+    ("attacked", "end", "said"),
+    [
+        (True, 0.1, "Robustness and FLOPs of distillation: 100 % is the oracle."),
+        (False, None, "attack. Robustness is not computed: there is no oracle."),
+        (False, 0.1, "FLOPs of distillation: 100 % is the oracle. Robustness is not computed: no "
+         "finished attack on oracle."),
+        (True, 1.0, "FLOPs of distillation: 100 % is the oracle. Robustness is undefined for "),
+    ],
+)  # fmt: skip
+def test_the_terminal_table_says_what_100_percent_is(
+    tmp_path: Path, attacked: bool, end: float | None, said: str
+) -> None:
+    work = full(tmp_path, seeds=1)
+    if attacked:
+        work.attack("oracle", curves={("forget", 1e-3): (0.0, end, end, end)})
+    else:
+        gone = [a for a in work.artifacts if a["model"] == "oracle"]
+        gone = [a for a in gone if end is None or a["stage"] == "relearn"]
+        work.artifacts = [a for a in work.artifacts if a not in gone]
+        work.save()
+    assert said in table(work.report()).caption.plain
+
+
 def test_stages_say_what_was_run(tmp_path: Path) -> None:
     rows = stage_grid(full(tmp_path).report()).rows
     assert rows[0] == ["pretrain", "base", "0, 1", "100", "1,000", "1,000"]

@@ -17,7 +17,7 @@ from undo_jax.cli.flags import Workdir, parse
 from undo_jax.durable import writing
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, errors_of_users, load
-from undo_jax.log import console, results
+from undo_jax.log import Sink, console, results
 from undo_jax.mesh import parse_mesh
 
 HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
@@ -46,8 +46,9 @@ def run(words: list[str]) -> None:
     parser.add_argument(
         "--sinks",
         nargs="*",
+        default=(),
         metavar="NAME",
-        help="where records go besides, e.g. tensorboard wandb",
+        help="where records go besides, e.g. tensorboard wandb; the file's own sinks stay",
     )
     add_processes(parser)
     parser.add_argument(
@@ -67,12 +68,18 @@ def run(words: list[str]) -> None:
     if options.mesh is not None:
         experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
     made_of = override(experiment, overrides).graph()
-    if options.sinks is not None:
-        made_of = dataclasses.replace(made_of, sinks=tuple(map(sinks.find, options.sinks)))
+    named = tuple(map(sinks.find, options.sinks))
+    made_of = dataclasses.replace(made_of, sinks=beside(made_of.sinks, named))
     workdir = options.workdir or f"runs/{made_of.name}"
     experiments.run(made_of, workdir, options.stage, options.model)
     if options.stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):
         console.print(empty, soft_wrap=True)
+
+
+def beside(own: Sequence[Sink], named: Sequence[Sink]) -> tuple[Sink, ...]:
+    """A file's own sinks, and of those that a flag names the ones that it does not have."""
+    known = {getattr(sink, "func", sink) for sink in own}
+    return (*own, *(sink for sink in dict.fromkeys(named) if sink not in known))
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -128,10 +135,23 @@ def override(experiment: Knobs, flags: list[str]) -> Knobs:
     """
     names = HAND_WRITTEN if isinstance(experiment, Experiment) else None
     flagged = _flagged(experiment, names)
-    changed = parse(
-        type(flagged), flags, "undo-jax run", default=flagged, config=(AvoidSubcommands,)
-    )
+    try:
+        changed = parse(
+            type(flagged), flags, "undo-jax run", default=flagged, config=(AvoidSubcommands,)
+        )
+    except ValueError as error:
+        raise ValueError(_second_value(str(error), flags) or str(error)) from error
     return _rebuilt(experiment, changed)
+
+
+def _second_value(said: str, flags: Sequence[str]) -> str:
+    """What to say of a flag that got two values, e.g. of a pattern; nothing of other mistakes."""
+    for flag, first, second in zip(flags, flags[1:], flags[2:], strict=False):
+        bare = not first.startswith("-") and not second.startswith("-")
+        unknown = said.replace(" ", "").startswith(f"Unrecognizedoptions:{second}")
+        if flag.startswith("--") and bare and unknown:
+            return f"{flag} takes one value, but got {first} and {second}: give one of them"
+    return ""
 
 
 def _flagged(value: typing.Any, names: Sequence[str] | None = None) -> typing.Any:

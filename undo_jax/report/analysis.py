@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from undo_jax.report.notes import Case, notes
+from undo_jax.report.notes import Case, no_robustness, notes
 from undo_jax.report.numbers import (
     Adversary,
     Report,
@@ -42,6 +42,7 @@ def analyse(logs: Logs) -> Report:
         shown_steps=pick_steps({step for m in models for step in m.curve}),
         unfinished=logs.unfinished,
         notes=notes(logs, models, cases),
+        no_robustness=tuple(no_robustness(cases)),
         paired=_paired(logs.entries),
     )
 

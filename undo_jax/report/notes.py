@@ -32,7 +32,7 @@ def notes(logs: Logs, models: Sequence[Row], cases: Sequence[Case]) -> tuple[str
     return tuple(
         [
             *_not_recovered(models),
-            *_robustness(cases),
+            *no_robustness(cases),
             *_compute(cases),
             *_distilled_differently(logs, cases),
             *_at_ends(models, cases, logs),
@@ -51,7 +51,7 @@ def _not_recovered(models: Iterable[Row]) -> Iterator[str]:
             )
 
 
-def _robustness(cases: Sequence[Case]) -> Iterator[str]:
+def no_robustness(cases: Sequence[Case]) -> Iterator[str]:
     """Why robustness is missing; oracles and bases, which have none to compute, are left out."""
     due = [case for case in cases if case.attacked and case.entry.role not in ("base", "oracle")]
     groups: dict[str, list[Case]] = {}

@@ -98,6 +98,7 @@ class Report:
     shown_steps: tuple[int, ...]  # relearning steps the tables quote
     unfinished: tuple[str, ...]
     notes: tuple[str, ...]
+    no_robustness: tuple[str, ...]  # of the notes those that say why it is missing
     paired: bool  # whether each model is compared with the oracle of its own seed
     files: Mapping[str, epath.Path] = field(default_factory=dict)
 

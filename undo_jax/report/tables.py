@@ -213,9 +213,23 @@ def _short_legend(report: Report) -> str:
     short = [m for m in report.models if m.fell_short]
     return (
         f"{ranges}Retain: {report.retain.axis}; forget: {report.forget.axis}, by the strongest "
-        "attack. Robustness and FLOPs of distillation: 100 % is the oracle."
+        f"attack.{_scale(report)}"
         + (" *: did not recover its teacher's retain score on every seed." if short else "")
     )
+
+
+def _scale(report: Report) -> str:
+    """What 100 % is in the terminal's table, or why there is no robustness in any row."""
+    shares = {
+        "robustness": any(m.robustness.finite for m in report.models),
+        "FLOPs of distillation": any(m.compute_flops.finite for m in report.models),
+    }
+    found = sentence(" and ".join(name for name, known in shares.items() if known))
+    told = f" {found}: 100 % is the oracle." if found else ""
+    if shares["robustness"] or not report.no_robustness:
+        return told
+    why, *others = report.no_robustness
+    return f"{told} {why if not others else 'Robustness is missing: the report says why.'}"
 
 
 def markdown_table(grid: Grid) -> str:

@@ -1,0 +1,154 @@
+"""What experiment-NAME.json keeps of earlier runs under the same name, and what is told of it."""
+
+from dataclasses import replace
+
+import pytest
+from etils import epath
+
+from undo_jax.attacks.forget import forget
+from undo_jax.durable import read_json, write_json
+from undo_jax.experiment import Experiment
+from undo_jax.graph import plan
+from undo_jax.listing import list_models
+from undo_jax.models.gemma2 import preset
+from undo_jax.optim import AdamW
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.perturb import Perturb
+from undo_jax.recipes.pretrain import Pretrain
+from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.train import Training
+
+LM = preset("tiny", vocabulary=80)
+HOW = Training(10, 8, AdamW(1e-3), 5)
+
+
+def _experiment(*alphas, pretrain=HOW, unlearned="unlearned", oracle="oracle", seeds=(0,)):
+    """Students of an unlearned model, which are compared with an oracle."""
+    source = Unlearn(Pretrain(LM, pretrain), HOW)
+    models = {"oracle": Pretrain(LM, pretrain, "oracle"), unlearned: source}
+    models |= {f"UNDO {alpha}": Distill(source, Perturb(source, alpha), HOW) for alpha in alphas}
+    attacks = (forget(HOW, (1.0,)),)
+    return Experiment("x", Arithmetic(problems=100), models, attacks, oracle=oracle, seeds=seeds)
+
+
+def _list(experiment, workdir, finished=True):
+    """What is written for an experiment, as if it had run."""
+    workdir = epath.Path(workdir)
+    named = experiment.recipes()
+    planned = plan(named.values(), experiment.seeds, experiment.setting, workdir)
+    for model in planned.models if finished else ():
+        model.artifact.folder.mkdir(exist_ok=True)
+        (model.artifact.folder / "summary.json").write_text("{}")
+    list_models(experiment, {name: planned.of(one) for name, one in named.items()}, workdir)
+    return read_json(workdir / "experiment-x.json")
+
+
+def _names(listed):
+    return [entry["model"] for entry in listed["models"]]
+
+
+OTHER = replace(HOW, steps=20)
+
+
+@pytest.mark.parametrize(
+    ("then", "kept", "told"),
+    [
+        (_experiment(0.9), ["UNDO 0.2", "UNDO 0.5"], []),
+        (_experiment(0.9, unlearned="another"), ["unlearned", "UNDO 0.2", "UNDO 0.5"], []),
+        (_experiment(0.2, 0.5), [], []),
+        (_experiment(0.9, pretrain=OTHER), [], ["oracle", "unlearned", "UNDO 0.2", "UNDO 0.5"]),
+        (
+            _experiment(0.9, pretrain=OTHER, unlearned="another"),
+            [],
+            ["oracle", "unlearned", "UNDO 0.2", "UNDO 0.5"],
+        ),
+    ],
+)
+def test_what_is_compared_with_models_that_are_gone_goes_too(tmp_path, capsys, then, kept, told):
+    before = _list(_experiment(0.2, 0.5), tmp_path)
+    found = _list(then, tmp_path)
+    assert _names(found) == [*then.models, *kept]
+    known = {entry["artifact"] for entry in found["artifacts"]}
+    for entry in found["models"]:
+        assert {entry["artifact"], entry["unlearned"], entry["oracle"], *entry["attacks"]} <= {
+            *known,
+            None,
+        }
+    assert len(known) == len(found["artifacts"])
+    assert {e["model"] for e in found["artifacts"]} <= {*_names(found)}
+    lines = capsys.readouterr().err.splitlines()
+    folders = {entry["model"]: entry["artifact"] for entry in before["models"]}
+    assert lines == [
+        f"{name} of x was {folders[name]} before, which stays but is not reported: give the "
+        "experiment another --name to have both"
+        for name in told
+    ]
+
+
+def test_a_line_for_all_seeds_of_a_model(tmp_path, capsys):
+    _list(_experiment(0.2, seeds=(0, 1)), tmp_path)
+    _list(_experiment(0.2, pretrain=OTHER, seeds=(0, 1)), tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" of x was ")[0] for line in lines] == [
+        f"{name} (seeds 0, 1)" for name in ("oracle", "unlearned", "UNDO 0.2")
+    ]
+    assert all(line.count("seed") == 3 and "stay but are not" in line for line in lines)
+
+
+def test_of_other_seeds_those_stay_that_can_be_compared(tmp_path, capsys):
+    first = _list(_experiment(0.2, seeds=(0, 1)), tmp_path)
+    found = _list(_experiment(0.9, seeds=(0,)), tmp_path)
+    assert [(e["model"], e["seed"]) for e in found["models"]] == [
+        ("oracle", 0), ("unlearned", 0), ("UNDO 0.9", 0), ("UNDO 0.2", 0)
+    ]  # fmt: skip
+    gone = {f for e in first["models"] if e["seed"] == 1 for f in (e["artifact"], *e["attacks"])}
+    assert not gone & {e["artifact"] for e in found["artifacts"]}
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_what_was_never_made_is_not_told_of(tmp_path, capsys):
+    _list(_experiment(0.2), tmp_path, finished=False)
+    _list(_experiment(0.2, pretrain=OTHER), tmp_path)
+    assert not capsys.readouterr().err
+
+
+def test_a_model_without_a_name_is_no_oracle(tmp_path):
+    found = _list(_experiment(unlearned="", oracle=None), tmp_path)
+    assert {entry["oracle"] for entry in found["models"]} == {None}
+
+
+ENTRY = {"model": "m", "seed": 0, "artifact": "a", "role": "base", "alpha": None,
+         "unlearned": None, "oracle": None, "attacks": []}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"models": [3], "artifacts": []},
+        {"models": {}, "artifacts": []},
+        {"models": [{}], "artifacts": []},
+        {"models": [ENTRY], "artifacts": None},
+        {"models": [ENTRY], "artifacts": [{"artifact": "a"}]},
+        *(
+            {"models": [{**ENTRY, name: odd}], "artifacts": []}
+            for name, odd in [
+                ("model", 3),
+                ("artifact", None),
+                ("unlearned", []),
+                ("oracle", 3),
+                ("attacks", None),
+                ("attacks", [[]]),
+                ("seed", []),
+            ]
+        ),
+    ],
+)
+def test_a_file_that_no_run_has_written_is_written_anew(tmp_path, capsys, parts):
+    wanted = _list(_experiment(0.2), tmp_path)
+    path = epath.Path(tmp_path / "experiment-x.json")
+    same = {name: wanted[name] for name in ("name", "metrics", "headline")}
+    write_json(path, {**same, **parts})
+    assert _list(_experiment(0.2), tmp_path) == wanted
+    assert not capsys.readouterr().err
