@@ -21,14 +21,17 @@ from undo_jax.train import Training
 
 LM = preset("tiny", vocabulary=80)
 HOW = Training(10, 8, AdamW(1e-3), 5)
+OTHER = replace(HOW, steps=20)
 
 
-def _experiment(*alphas, pretrain=HOW, unlearned="unlearned", oracle="oracle", seeds=(0,)):
+def _experiment(
+    *alphas, pretrain=HOW, unlearned="unlearned", oracle="oracle", seeds=(0,), attack=HOW
+):
     """Students of an unlearned model, which are compared with an oracle."""
     source = Unlearn(Pretrain(LM, pretrain), HOW)
     models = {"oracle": Pretrain(LM, pretrain, "oracle"), unlearned: source}
     models |= {f"UNDO {alpha}": Distill(source, Perturb(source, alpha), HOW) for alpha in alphas}
-    attacks = (forget(HOW, (1.0,)),)
+    attacks = (forget(attack, (1.0,)),)
     return Experiment("x", Arithmetic(problems=100), models, attacks, oracle=oracle, seeds=seeds)
 
 
@@ -48,15 +51,13 @@ def _names(listed):
     return [entry["model"] for entry in listed["models"]]
 
 
-OTHER = replace(HOW, steps=20)
-
-
 @pytest.mark.parametrize(
     ("then", "kept", "told"),
     [
         (_experiment(0.9), ["UNDO 0.2", "UNDO 0.5"], []),
         (_experiment(0.9, unlearned="another"), ["unlearned", "UNDO 0.2", "UNDO 0.5"], []),
         (_experiment(0.2, 0.5), [], []),
+        (_experiment(0.9, attack=OTHER), [], ["UNDO 0.2", "UNDO 0.5"]),
         (_experiment(0.9, pretrain=OTHER), [], ["oracle", "unlearned", "UNDO 0.2", "UNDO 0.5"]),
         (
             _experiment(0.9, pretrain=OTHER, unlearned="another"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from undo_jax.artifacts import plain
 from undo_jax.durable import read_json, write_json
 from undo_jax.graph import Model, ancestry
 from undo_jax.log import console
@@ -22,7 +23,7 @@ def list_models(
     """Write experiment-NAME.json: its models, what each is, and what is measured.
 
     Models that an earlier run of this experiment listed under other names stay listed, if what they
-    are compared with does.
+    are compared with does, and if the attacks are the same.
     """
     setting, path = experiment.setting, workdir / f"experiment-{experiment.name}.json"
     metrics = {name: asdict(metric) for name, metric in setting.metrics.items()}
@@ -48,6 +49,7 @@ def list_models(
         "name": experiment.name,
         "metrics": metrics,
         "headline": list(setting.headline),
+        "attacks": {attack.name: plain(attack) for attack in experiment.attacks},
         "models": models,
         "artifacts": [{"artifact": m.artifact.folder.name, "model": of} for m, of in listed],
     }
@@ -116,13 +118,16 @@ def _with_others(
 ) -> dict[str, Any]:
     """The content, and of an earlier one with the same metrics the models that go with it.
 
-    These have other names, and are compared with models that are listed. The rest is told.
+    These have other names, are compared with models that are listed, and are attacked in the same
+    way or not at all. The rest is told.
     """
     if any(before.get(name) != content[name] for name in ("name", "metrics", "headline")):
         return content
     own = {entry["model"] for entry in content["models"]}
     listed = {entry["artifact"] for entry in content["artifacts"]}
-    others = _comparable([e for e in before["models"] if e["model"] not in own], listed)
+    alike = before.get("attacks", content["attacks"]) == content["attacks"]
+    others = [e for e in before["models"] if e["model"] not in own and (alike or not e["attacks"])]
+    others = _comparable(others, listed)
     lost = [e for e in before["models"] if e not in others]
     names = {entry["model"] for entry in others}
     past = listed | _folders(lost) - _folders(others)
