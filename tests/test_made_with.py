@@ -112,3 +112,14 @@ def test_another_tokenizer_is_told_and_one_whose_file_is_gone_is_not(made):
     write_json(folder / "config.json", {"config": {}})  # states neither
     check_tokenizer(folder, replace(setting, tokenizer=Characters("ab")))
     check_setting(folder, setting)
+
+
+@pytest.mark.parametrize("said", [{"config": 3, "tokenizer": "Bytes"}, {"config": {"setting": 3}}])
+def test_what_is_damaged_is_told_in_one_line(made, said):
+    folder, setting = made
+    write_json(folder / "config.json", said)
+    with pytest.raises(ValueError, match="config.json is damaged .its .* is 3.: delete"):
+        check_setting(folder, setting)
+    if "tokenizer" in said:
+        with pytest.raises(ValueError, match="is damaged .its tokenizer is 'Bytes'.: delete"):
+            check_tokenizer(folder, setting)

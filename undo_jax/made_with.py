@@ -1,6 +1,7 @@
 """What an artifact was made with, and whether an experiment has the same tokenizer and setting."""
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,7 +36,7 @@ def check_tokenizer(folder: epath.Path, setting: Setting) -> None:
 
     A tokenizer whose file is not there passes: that is told where it is needed.
     """
-    made = read_json(folder / "config.json").get("tokenizer") or {}
+    made = _part(folder, "tokenizer")
     try:
         tokenizer = setting.get_tokenizer()
         own = tokenizer.fingerprint
@@ -51,13 +52,26 @@ def check_tokenizer(folder: epath.Path, setting: Setting) -> None:
 
 def check_setting(folder: epath.Path, setting: Setting) -> None:
     """Raises ValueError for another setting than config.json states; names a field that differs."""
-    made = read_json(folder / "config.json")["config"].get("setting")
+    made = _part(folder, "config", "setting")
     found = _difference("setting", made, _described(setting, made)) if made else None
     if found:
         name, said, own = found
         raise ValueError(
             f"{folder} was made with {name}={said}, the experiment has {own}: {REMEDY}"
         )
+
+
+def _part(folder: epath.Path, *names: str) -> dict[str, Any]:
+    """A part of config.json; empty where that states none. Raises ValueError for a damaged one."""
+    found = read_json(path := folder / "config.json")
+    for name in names:
+        found = found.get(name) or {}
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{path} is damaged (its {name} is {reprlib.repr(found)}): delete {folder}, and a "
+                "run makes it again"
+            )
+    return found
 
 
 def _described(setting: Any, made: Any) -> Any:
