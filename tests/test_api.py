@@ -14,9 +14,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from undo_jax import cli, report
 from undo_jax.api import make_run, open_model, open_run
+from undo_jax.data.arithmetic import Grammar
+from undo_jax.data.tokenizers import Characters
+from undo_jax.durable import read_json, write_json
+from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import load
 from undo_jax.mesh import MeshShape, make_mesh
 
@@ -318,3 +323,131 @@ def test_a_model_of_another_shape_than_the_experiments_is_refused(copy, tmp_path
     other.write_text(FILE.replace("layers=1", "layers=2"))
     with pytest.raises(ValueError, match="made with model.layers=1, the experiment has 2"):
         open_run(copy[1], other)["base"]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda run: run["base"].generate(["1"], 2.5), "new_tokens=2.5: give a whole number"),
+        (lambda run: run["base"].generate(["1"], "5"), "new_tokens='5': give a whole number"),
+        (lambda run: run["base"].generate(["1"], True), "new_tokens=True: give a whole"),
+        (lambda run: run["base"].generate(["1"], seed=1.5), "seed=1.5: give a whole number"),
+        (lambda run: run["base"].generate(["1"], seed=None), "seed=None: give a whole number"),
+        (lambda run: run["base"].generate(["1"], temperature="x"), "temperature='x': 0 is greedy"),
+        (lambda run: run["base"].generate(["1"], temperature=None), "temperature=None: 0 is"),
+        (lambda run: run["base"].generate([3]), "prompts: 3 is no text: give a list of texts"),
+        (lambda run: run["base"].generate(iter("1")), "prompts=<str.*>: give a list of texts"),
+        (lambda run: run["base"].generate({"1": 2}), "prompts={'1': 2}: give a list of texts"),
+        (lambda run: run["base"].generate(None), "prompts=None: give a list of texts"),
+        (lambda run: run[UNDO].attack(["x"]), r"no finished attack \['x'\]: it has forget, mixed"),
+        (lambda run: run[UNDO].attack(None), "no finished attack None: it has forget, mixed"),
+        (lambda run: run[UNDO].attack("forget").at([5]), r"not kept at step \[5\], but at 0, 5"),
+        (lambda run: run["base", 0, 1], r"run\['base', 0, 1\]: give run\[name\] or run\[name, s"),
+        (lambda run: run["base", "0"], "seed='0': give a whole number"),
+        (lambda run: run["base", [0]], r"seed=\[0\]: give a whole number"),
+        (lambda run: run["base", True], "seed=True: give a whole number"),
+        (lambda run: run[()], r"no model \(\): choose from base"),
+        (lambda run: run[["base"]], r"no model \['base'\]: choose from base"),
+        (lambda run: open_run(run.workdir, Experiment), "give a Python file or Experiment"),
+        (lambda run: open_run(run.workdir, None), "experiment=None: give a Python file or Exp"),
+        (lambda run: open_run(None, run.place.experiment), "workdir=None: give the path of a f"),
+        (lambda run: make_run(3, run.place.experiment), "workdir=3: give the path of a folder"),
+        (lambda run: open_model(None, run.place.experiment), "folder=None: give the path of a f"),
+        (lambda run: open_model("", run.place.experiment), "folder='': give the path of a folder"),
+    ],
+)  # fmt: skip
+def test_values_of_wrong_types_are_told_in_one_line(run, call, said):
+    with pytest.raises(ValueError, match=said) as error:
+        call(run)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_are_numbers(run):
+    model = run["base", np.int64(0)]
+    numpys = model.generate(("1+",), np.int32(3), temperature=np.float32(1), seed=np.uint8(7))
+    assert numpys == model.generate(["1+"], 3, temperature=1, seed=7)
+
+
+def _with(experiment, **setting):
+    return replace(experiment, setting=replace(experiment.setting, **setting))
+
+
+def test_another_tokenizer_than_it_was_made_with_is_refused(made, copy):
+    """Of as many tokens: the model's shape is right, every text would be wrong."""
+    experiment = load(str(made[0]))
+    alphabet = experiment.setting.get_tokenizer().alphabet
+    other = _with(experiment, tokenizer=Characters(alphabet[::-1]))
+    said = r"was made with tokenizer Characters \w{16}, the experiment has Characters \w{16}: give"
+    folder = open_run(copy[1], experiment)["base"].folder
+    for open_it in (lambda: open_model(folder, other), lambda: open_run(copy[1], other)["base"]):
+        with pytest.raises(ValueError, match=f"{said}|with setting.tokenizer=None"):
+            open_it()
+    same = _with(experiment, tokenizer=Characters(alphabet))
+    assert open_model(folder, same).generate(["1+"], 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"row_length": 24}, "setting.row_length=16, the experiment has 24"),
+        (
+            {"grammar": Grammar(largest_term=2, largest_factor=3, spaced=False, held_out=0.0)},
+            "setting.grammar.largest_term=3, the experiment has 2",
+        ),
+        ({"questions": 1}, "setting.questions=None, the experiment has 1"),
+        (
+            {"forms": ("equation", "equation")},
+            r"setting.forms=\['equation'\], the experiment has \[",
+        ),
+    ],
+)
+def test_scores_of_another_setting_than_it_was_made_with_are_refused(made, run, change, said):
+    other, folder = _with(load(str(made[0])), **change), run["base"].folder
+    try:
+        model = open_model(folder, other)
+    except ValueError as error:  # the alphabet is another one, too
+        assert "was made with tokenizer" in str(error)
+    else:
+        assert model.generate(["1+"], 2) and model.params
+        with pytest.raises(ValueError, match=f"was made with {said}.*: give the experiment file"):
+            model.score()
+    with pytest.raises(ValueError, match=f"was made with {said}.*: give the experiment file"):
+        open_run(made[1], other)
+
+
+def _edit(path, change):
+    """Change a sealed JSON file."""
+    content = read_json(epath.Path(path))
+    change(content)
+    write_json(epath.Path(path), content)
+
+
+@pytest.mark.parametrize("name", ["model", "seed"])
+def test_a_description_without_a_name_or_seed_is_told_in_one_line(copy, name):
+    folder = copy[1] / _entry(copy[1], "base")["artifact"]
+    _edit(folder / "config.json", lambda content: content.pop(name))
+    with pytest.raises(ValueError, match=f"config.json states no {name}: delete .*makes it again"):
+        open_model(folder, copy[0])
+
+
+def test_parameters_of_a_step_whose_summary_is_damaged_are_refused(copy):
+    file, workdir = copy
+    attacked = open_run(workdir, file)[UNDO].attack("forget")
+    folder = Path(attacked.folder) / "steps" / "5"
+    summary = folder / "summary.json"
+    whole = summary.read_text()
+    for text, said in (
+        (whole[:20], "is damaged"),
+        (whole.replace('"steps": 5', '"steps": 6'), "does not match its sha256"),
+        ('{"fingerprint": "of another"}', "is of another artifact"),
+    ):
+        assert text != whole
+        summary.write_text(text)
+        for open_it in (lambda: open_model(folder, file), lambda: attacked.at(5)):
+            with pytest.raises(ValueError, match=f"{said}.*: delete .*, and a run makes it again"):
+                open_it()
+    summary.unlink()
+    with pytest.raises(FileNotFoundError, match="holds no finished model"):
+        open_model(folder, file)
+    with pytest.raises(ValueError, match="not kept at step 5, but at 0, its end"):
+        attacked.at(5)

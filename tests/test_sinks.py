@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +29,9 @@ from wandb.proto.wandb_internal_pb2 import Record
 import undo_jax
 from undo_jax import cli, sinks
 from undo_jax.artifacts import Artifact
+from undo_jax.log import Target, open_log
 from undo_jax.progress_folders import progress_folder, remove_progress, training_name
+from undo_jax.sinks.jsonl import jsonl
 
 PACKAGE = Path(undo_jax.__file__).parent
 NAMES = [module.name for module in pkgutil.iter_modules(sinks.__path__)]
@@ -467,3 +469,67 @@ def test_wandb_that_lets_nobody_in_is_told_before_anything_trains(environment, s
     assert status == 2 and told.startswith("undo-jax: ") and told.count("\n") == 1, told
     assert said in told and "or set WANDB_MODE=offline" in told
     assert not any(path.read_text() for path in tmp_path.glob("out/*/metrics.jsonl"))
+
+
+WRONG = {
+    "no context": ("def s(target):\n    return None", "gives None: give a context manager that"),
+    "undecorated": ("def s(target):\n    yield print", "put @contextmanager above its def"),
+    "no argument": ("@contextmanager\ndef s():\n    yield print", "is not called with a target"),
+    "nothing": (
+        "@contextmanager\ndef s(target):\n    if False:\n        yield",
+        "yields nothing: ",
+    ),
+    "none": ("@contextmanager\ndef s(target):\n    yield None", "yields None "),
+    "one argument": (
+        "@contextmanager\ndef s(target):\n    def write(fields): pass\n    yield write",
+        "yields <function s.<locals>.write",
+    ),
+    "twice": (
+        "@contextmanager\ndef s(target):\n    yield lambda tags, fields: None\n    yield 2",
+        "yields more than once: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "said"), WRONG.values(), ids=WRONG)
+def test_what_is_no_sink_is_told_in_one_line_before_anything_trains(code, said, tmp_path):
+    """But that it yields twice shows only as it is closed."""
+    there = {"contextmanager": contextmanager}
+    exec(code, there)
+    trains, target = [], Target(epath.Path(tmp_path), [{}], "toy", "it")
+    with pytest.raises(ValueError, match=r"^sink s .*@contextmanager|^sink s .*: give a") as error:
+        with open_log("pretrain", 1, [(target, {})], (jsonl, there["s"])):
+            trains.append(1)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert bool(trains) == ("more than once" in said)
+
+
+def test_a_sink_needs_no_hash_and_a_class_is_one(tmp_path):
+    class Kept(list):
+        """A list is not hashable."""
+
+        def __call__(self, target):
+            return nullcontext(lambda tags, fields: self.append(fields))
+
+    kept, target = Kept(), Target(epath.Path(tmp_path), [{}], "toy", "it")
+    with open_log("pretrain", 1, [(target, {})], (jsonl, kept, jsonl, partial(kept))) as log:
+        log.record(0, step=1, loss=0.5)
+    assert list(kept) == [{"step": 1, "loss": 0.5}] * 2
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_error_of_training_reaches_a_sink_and_goes_on(tmp_path):
+    seen, target = [], Target(epath.Path(tmp_path), [{}], "toy", "it")
+
+    @contextmanager
+    def watching(target):
+        try:
+            yield lambda tags, fields: None
+        except RuntimeError as error:
+            seen.append(error)
+            raise
+
+    with pytest.raises(RuntimeError, match="of the training"):
+        with open_log("pretrain", 1, [(target, {})], (watching,)):
+            raise RuntimeError("of the training")
+    assert len(seen) == 1

@@ -348,3 +348,26 @@ def test_a_mark_leaves_a_loss_as_it_is():
 
     assert not wants_whole_batch(loss)
     assert whole_batch(loss) is loss and wants_whole_batch(loss)
+
+
+@pytest.mark.parametrize("wrong", [20.5, 8.0, True, "8", None, np.float32(8)], ids=repr)
+@pytest.mark.parametrize("field", ["steps", "batch_size", "eval_every", "accumulation"])
+def test_numbers_of_a_training_are_whole(field, wrong):
+    numbers = {"steps": 8, "batch_size": 8, "eval_every": 8, "accumulation": 1}
+    with pytest.raises(ValueError, match=f"^{field}=.*: give a whole number$") as error:
+        train.Training(**{**numbers, field: wrong}, optimizer=optim.AdamW())
+    assert repr(wrong) in str(error.value)
+
+
+def test_warmup_is_whole_and_an_optimizer_is_one():
+    with pytest.raises(ValueError, match="^optimizer.warmup=2.5: give a whole number$"):
+        train.Training(8, 8, optim.AdamW(warmup=2.5), 8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^optimizer='adam': give AdamW\(...\)$"):
+        train.Training(8, 8, "adam", 8)  # type: ignore[arg-type]
+
+
+def test_whole_numbers_of_numpy_become_those_of_python():
+    training = train.Training(np.int64(8), np.int32(4), optim.AdamW(), np.uint8(2), np.int8(1))
+    assert training == train.Training(8, 4, optim.AdamW(), 2, 1)
+    kinds = {type(value) for name, value in vars(training).items() if name != "optimizer"}
+    assert kinds == {int}

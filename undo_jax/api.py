@@ -22,11 +22,12 @@ from undo_jax import checkpoint
 from undo_jax import experiment as experiments
 from undo_jax import report as reporting
 from undo_jax.artifacts import STEPS, described_model
-from undo_jax.durable import read_json
+from undo_jax.checks import listed, whole
 from undo_jax.evals.texts import continuations
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, load
 from undo_jax.graph import ancestry, differences
+from undo_jax.made_with import REMEDY, check_setting, check_tokenizer, stated
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.report import Point, Result
 from undo_jax.report.records import Logs
@@ -54,18 +55,20 @@ class Place:
     def lm(self, folder: epath.Path) -> LM:
         """The experiment's model that made an artifact.
 
-        Raises FileNotFoundError for no finished artifact, ValueError for one of another model.
+        Raises FileNotFoundError for no finished artifact, ValueError for one of another model or
+        another tokenizer.
         """
         made = described_model(folder)
         lms = [recipe.lm for recipe in ancestry(self.experiment.recipes().values())]
         other = [differences(lm, made) for lm in lms]
         for lm, found in zip(lms, other, strict=True):
             if not found:
+                check_tokenizer(folder, self.experiment.setting)
                 return lm
         name, value = other[0][0]
         raise ValueError(
-            f"{folder} was made with model.{name}={made[name]}, the experiment has {value}: give "
-            "the experiment file that made it"
+            f"{folder} was made with model.{name}={made[name]}, the experiment has {value}: "
+            f"{REMEDY}"
         )
 
 
@@ -119,7 +122,11 @@ class Model:
         )
 
     def score(self, params: Params | None = None) -> dict[str, float]:
-        """All scores of the experiment's setting by name, as at the end of its training."""
+        """All scores of the experiment's setting by name, as at the end of its training.
+
+        Raises ValueError where it was made with another setting.
+        """
+        check_setting(self.folder, self.place.experiment.setting)
         with jax.set_mesh(self.place.mesh):
             return self.place.score(self.lm, self._placed(params))
 
@@ -134,13 +141,13 @@ class Model:
 
         Raises ValueError where no such attack on it has finished.
         """
-        if name not in self.attacks:
-            known = ", ".join(self.attacks) or "none"
+        if name not in list(self.attacks):  # which may be asked for anything
+            known = listed(self.attacks) or "none"
             raise ValueError(f"{self._who} has no finished attack {name!r}: it has {known}")
         return _open(f"{self.name} by {name}", self.seed, self.attacks[name], self.place)
 
     def at(self, step: int) -> "Model":
-        """An attack on it after so many steps; ValueError where these are not kept."""
+        """An attack on it after so many steps; ValueError where these are not kept, or damaged."""
         kept = [path.parent.name for path in (self.folder / STEPS).glob("*/summary.json")]
         if str(step) not in kept:
             known = ", ".join([*sorted(kept, key=int), "its end"])
@@ -149,6 +156,7 @@ class Model:
                 f"keep_at=({step},), and run the experiment again"
             )
         folder = self.folder / STEPS / str(step)
+        stated(folder)
         return replace(self, name=f"{self.name} at step {step}", folder=folder)
 
     def _placed(self, params: Params | None) -> Params:
@@ -183,11 +191,13 @@ class Run:
 
     def __getitem__(self, which: str | tuple[str, int]) -> Model:
         """Raises ValueError for an unknown model, FileNotFoundError for one that is unfinished."""
-        name, seed = which if isinstance(which, tuple) else (which, None)
+        name, *rest = which if isinstance(which, tuple) and which else (which,)
+        if len(rest) > 1:
+            raise ValueError(f"run[{str(which)[1:-1]}]: give run[name] or run[name, seed]")
         seeds = {entry.seed: entry for entry in self.logs.entries if entry.model == name}
         if not seeds:
-            raise ValueError(f"there is no model {name!r}: choose from {', '.join(self)}")
-        seed = next(iter(seeds)) if seed is None else seed
+            raise ValueError(f"there is no model {name!r}: choose from {listed(self)}")
+        seed = next(iter(seeds)) if rest in ([], [None]) else whole("seed", rest[0])
         if seed not in seeds:
             known = ", ".join(map(str, seeds))
             raise ValueError(f"there is no seed {seed} of {name}: choose from {known}")
@@ -217,11 +227,14 @@ class Run:
 def open_run(workdir: epath.PathLike, experiment: Given) -> Run:
     """A run of an experiment as it is now in its workdir, which may be gs://.
 
-    Raises FileNotFoundError where there is none, ValueError for a file of it that is damaged.
+    Raises FileNotFoundError where there is none, ValueError for a file of it that is damaged, and
+    where it was made with another setting.
     """
-    place = _place(experiment)
+    workdir, place = _folder("workdir", workdir), _place(experiment)
     logs = reporting.read_logs(workdir, place.experiment.name)
-    return Run(epath.Path(workdir), logs, place)
+    for one in logs.artifacts[:1]:  # all of a run have one setting
+        check_setting(workdir / one.folder, place.experiment.setting)
+    return Run(workdir, logs, place)
 
 
 def make_run(workdir: epath.PathLike, experiment: Given) -> Run:
@@ -229,7 +242,7 @@ def make_run(workdir: epath.PathLike, experiment: Given) -> Run:
 
     Raises what `undo_jax.experiment.run` does.
     """
-    made_of = _graph(experiment)
+    workdir, made_of = _folder("workdir", workdir), _graph(experiment)
     experiments.run(made_of, workdir)
     return open_run(workdir, made_of)
 
@@ -237,11 +250,11 @@ def make_run(workdir: epath.PathLike, experiment: Given) -> Run:
 def open_model(folder: epath.PathLike, experiment: Given) -> Model:
     """The model of any finished artifact, one that has no name in a report, too.
 
-    Raises FileNotFoundError for no finished artifact, ValueError for one of another model.
+    Raises FileNotFoundError for no finished artifact, ValueError for one that is damaged, or
+    of another model or tokenizer.
     """
-    folder, place = epath.Path(folder), _place(experiment)
-    described_model(folder)
-    said = read_json(folder / "config.json")
+    folder, place = _folder("folder", folder), _place(experiment)
+    said = stated(folder)
     return _open(said["model"], said["seed"], folder, place)
 
 
@@ -249,11 +262,18 @@ def _open(name: str, seed: int | None, folder: epath.Path, place: Place) -> Mode
     return Model(name, seed, folder, place.lm(folder), place)
 
 
+def _folder(name: str, path: Any) -> epath.Path:
+    """Raises ValueError for what is no path."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ValueError(f"{name}={path!r}: give the path of a folder")
+    return epath.Path(path)
+
+
 def _graph(experiment: Given) -> Experiment:
     """Raises ValueError for what is neither an experiment nor a file that defines one."""
     if isinstance(experiment, str | os.PathLike):
         return load(os.fspath(experiment)).graph()
-    if not hasattr(experiment, "graph"):
+    if isinstance(experiment, type) or not callable(getattr(experiment, "graph", None)):
         raise ValueError(f"experiment={experiment!r}: give a Python file or Experiment(...)")
     return experiment.graph()
 

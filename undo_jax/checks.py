@@ -39,6 +39,19 @@ def check_numbers(name: str, value: Any, seen: set[int] | None = None) -> None:
         check_numbers(f"{name}{part}".removeprefix("."), inner, seen)
 
 
+def whole(name: str, value: Any) -> int:
+    """A whole number as an int. Raises ValueError for what is none: 2.0, True, "2"."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name}={value!r}: give a whole number")
+    return int(value)
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names for a message: between semicolons where one has a comma in it."""
+    names = [str(name) for name in names]
+    return ("; " if any("," in name for name in names) else ", ").join(names)
+
+
 def check_function(what: str, function: Any, *arguments: str) -> None:
     """Raises ValueError for what is not a function of these positional arguments."""
     if not callable(function):

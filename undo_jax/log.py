@@ -1,5 +1,6 @@
 """Progress on the terminal while a stage trains, and its records, which sinks take."""
 
+import inspect
 import json
 import os
 import sys
@@ -53,6 +54,7 @@ class Target:
 
 
 Sink = Callable[[Target], AbstractContextManager[Write]]
+GIVE = "give a context manager that yields write(tags, fields)"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ def open_log(
     targets: Sequence[tuple[Target | None, Tags]],
     sinks: Iterable[Sink],
 ) -> Iterator[Log]:
-    """A log for one training loop of `steps` steps; what sinks write is complete when it closes."""
+    """A log for one training loop of `steps` steps; what sinks write is complete when it closes.
+
+    Raises ValueError for what is no sink.
+    """
     bar = Progress(  # narrower than 80 columns
         TextColumn("{task.description:<13}"),
         BarColumn(bar_width=10),
@@ -115,10 +120,67 @@ def open_log(
         disable=jax.process_index() != 0,
     )
     some = dict.fromkeys(t for t, _ in targets if t) if jax.process_index() == 0 else {}
+    sinks = list(sinks)
+    sinks = [sink for number, sink in enumerate(sinks) if sink not in sinks[:number]]
+    for sink in sinks:
+        check_sink(sink)
     with ExitStack() as stack:
-        writes = {t: [stack.enter_context(sink(t)) for sink in dict.fromkeys(sinks)] for t in some}
+        writes = {t: [stack.enter_context(_opened(sink, t)) for sink in sinks] for t in some}
         stack.enter_context(bar)
         yield Log(targets, writes, bar, bar.add_task(title, total=steps, loss=0.0, rate=short(0)))
+
+
+def check_sink(sink: Any) -> None:
+    """Raises ValueError for what can be seen to be no sink before it is opened."""
+    who = f"sink {_name(sink)}"
+    if inspect.isgeneratorfunction(sink):
+        raise ValueError(f"{who} is a generator function: put @contextmanager above its def")
+    if error := _refusal(sink, "target"):
+        raise ValueError(f"{who} is not called with a target alone ({error}): {GIVE}")
+
+
+def _refusal(function: Any, *arguments: str) -> TypeError | None:
+    """Why it cannot be called with these arguments; None where it can, or does not say."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        return error
+    except ValueError:  # it is no Python
+        return None
+    return None
+
+
+def _name(sink: Any) -> str:
+    function = getattr(sink, "func", sink)  # of a partial
+    return getattr(function, "__name__", repr(function))
+
+
+@contextmanager
+def _opened(sink: Sink, target: Target) -> Iterator[Write]:
+    """A sink that is open for a target. Raises ValueError where it is not made as sinks are."""
+    who, made = f"sink {_name(sink)}", sink(target)
+    if not isinstance(made, AbstractContextManager):
+        raise ValueError(f"{who} gives {made!r}: {GIVE}")
+    with ExitStack() as stack:
+        with _yields_once(who):
+            write = stack.enter_context(made)
+        if error := _refusal(write, "tags", "fields"):
+            raise ValueError(f"{who} yields {write!r} ({error}): {GIVE}")
+        yield write
+        with _yields_once(who):
+            stack.close()
+
+
+@contextmanager
+def _yields_once(who: str) -> Iterator[None]:
+    """Raises ValueError where contextlib finds a generator that does not yield once."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = {"generator didn't yield": "nothing", "generator didn't stop": "more than once"}
+        if str(error) not in found:
+            raise
+        raise ValueError(f"{who} yields {found[str(error)]}: {GIVE}") from error
 
 
 def last(folder: epath.Path, name: str) -> float | None:

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from undo_jax import optim
+from undo_jax.checks import whole
 from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Packed, Params, Rows
 from undo_jax.types import wants_whole_batch as wants_whole
 
@@ -21,7 +22,8 @@ MAX_ROWS = 2**42  # of a stream; a mix of sources counts 2^20 times as many in 6
 class Training:
     """Steps, batch and optimizer of a training. Step 0 and the last step are always evaluated.
 
-    Raises ValueError for numbers below 1 and for more rows in all than can be counted.
+    Raises ValueError for numbers that are not whole or below 1, for an optimizer that is none, and
+    for more rows in all than can be counted.
     """
 
     steps: int
@@ -32,8 +34,13 @@ class Training:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "eval_every", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+            value = whole(name, getattr(self, name))
+            object.__setattr__(self, name, value)  # NumPy's become Python's, which JSON takes
+            if value < 1:
+                raise ValueError(f"{name}={value}: it must be at least 1")
+        if not isinstance(self.optimizer, optim.AdamW):
+            raise ValueError(f"optimizer={self.optimizer!r}: give AdamW(...)")
+        whole("optimizer.warmup", self.optimizer.warmup)
         if self.steps >= 2**31:
             raise ValueError(f"steps={self.steps}: they are counted in 32 bits, up to {2**31 - 1}")
         if self.steps * self.batch_size > MAX_ROWS:

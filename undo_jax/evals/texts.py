@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from undo_jax import memory
-from undo_jax.checks import LARGEST
+from undo_jax.checks import LARGEST, whole
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.generate import generate
 from undo_jax.log import console
@@ -37,10 +37,15 @@ def continuations(
     likely token, 1 samples. Says so where texts are longer than the `learnt` tokens of a row of
     training. Raises ValueError for a mistake in any of these, and where memory is short.
     """
-    if isinstance(prompts, str) or not prompts:
+    if not isinstance(prompts, list | tuple) or not prompts:
         raise ValueError(f"prompts={prompts!r}: give a list of texts, one at least")
-    if not 0 <= temperature <= LARGEST:
-        raise ValueError(f"temperature={temperature}: 0 is greedy, 1 samples; give 0 or more")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompts: {prompt!r} is no text: give a list of texts")
+    number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
+    if not (number and 0 <= temperature <= LARGEST):
+        raise ValueError(f"temperature={temperature!r}: 0 is greedy, 1 samples; give 0 or more")
+    new_tokens, seed = whole("new_tokens", new_tokens), whole("seed", seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}: give a whole number from 0 to 2^32 - 1")
     tokens, lengths = _rows(prompts, tokenizer)

@@ -1,14 +1,20 @@
 """What is retained and what forgotten: a setting defines its streams, scores and recovery bar."""
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from undo_jax.checks import check_function
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
+
+REAL = (np.bool_, np.integer, np.floating)  # types of numbers that a score may have
 
 
 class Setting(Protocol):
@@ -89,13 +95,40 @@ def scorer(setting: Setting, material: Any, mesh: Mesh) -> Callable[[LM, Params]
 def scores_at_end(setting: Setting, lm: LM, params: Params) -> dict[str, float]:
     """Scores of the metrics that are taken at the end; empty if there are none.
 
-    Raises ValueError where one is missing.
+    Raises ValueError where one is missing or no number, and for whatever `at_end` raises.
     """
     names = [name for name, metric in setting.metrics.items() if metric.at == "end"]
     if not names:
         return {}
-    found = cast(Examined, setting).at_end(lm, params)
-    return {name: float(found[name]) for name in check_scores(found, names)}
+    who = f"at_end of {type(setting).__name__}"
+    try:
+        found = cast(Examined, setting).at_end(lm, params)
+    except Exception as error:  # it is the user's, and may call anything
+        raise ValueError(f"{who} raised {_told(error)}: mend it, and run it again") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{who} gives {_short(found)}: give numbers by the names of metrics")
+    return {name: _number(who, name, found[name]) for name in check_scores(found, names)}
+
+
+def _told(error: Exception) -> str:
+    """An error in one line, with the line of `at_end` that it came through."""
+    frames = traceback.extract_tb(error.__traceback__)[1:2]  # the first one is our own
+    place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in frames)
+    return f"{type(error).__name__}: {_short(error, str)}{place}".replace(": (", " (")
+
+
+def _short(value: Any, told: Callable[[Any], str] = repr) -> str:
+    """A value in one line, cut where it is long."""
+    text = " ".join(told(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _number(who: str, name: str, value: Any) -> float:
+    """Raises ValueError for a score that is no number."""
+    found = np.asarray(None if isinstance(value, list | tuple) else value)
+    if found.ndim or not any(jnp.issubdtype(found.dtype, kind) for kind in REAL):
+        raise ValueError(f"{who} gives {_short(value)} for {name!r}: give a number")
+    return float(found)
 
 
 def check_metrics(setting: Setting) -> None:
@@ -106,6 +139,8 @@ def check_metrics(setting: Setting) -> None:
             raise ValueError(f"metrics: {name!r} is {metric!r}: give Metric(label, ...) by names")
         if metric.at == "end" and not hasattr(setting, "at_end"):
             raise ValueError(f"metric {name} is taken at the end: give the setting an at_end(...)")
+        if metric.at == "end":
+            check_function("the setting's at_end", setting.at_end, "lm", "params")  # type: ignore
     if len({*setting.headline}) != 2:
         raise ValueError(f"headline={setting.headline}: give the names of two metrics")
     for name in setting.headline:
