@@ -13,7 +13,7 @@ ROWS = (
     "models", "losses", "optim", "log", "digest", "durable", "sinks", "lock", "checkpoint",
     "artifacts", "progress_folders", "steps", "peers", "progress", "data", "train", "evals",
     "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
-    "candidates", "trainer", "runner", "recipes", "listing", "experiment", "paper",
+    "made_with", "candidates", "trainer", "runner", "recipes", "listing", "experiment", "paper",
     "experiment_file", "bench", "report", "api", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (

@@ -114,11 +114,6 @@ def test_what_was_never_made_is_not_told_of(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_model_without_a_name_is_no_oracle(tmp_path):
-    found = _list(_experiment(unlearned="", oracle=None), tmp_path)
-    assert {entry["oracle"] for entry in found["models"]} == {None}
-
-
 ENTRY = {"model": "m", "seed": 0, "artifact": "a", "role": "base", "alpha": None,
          "unlearned": None, "oracle": None, "attacks": []}  # fmt: skip
 

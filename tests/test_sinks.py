@@ -533,3 +533,29 @@ def test_an_error_of_training_reaches_a_sink_and_goes_on(tmp_path):
         with open_log("pretrain", 1, [(target, {})], (watching,)):
             raise RuntimeError("of the training")
     assert len(seen) == 1
+
+
+LATE = """
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+
+@contextmanager
+def late(target):
+    yield lambda tags, fields: None
+    if not Path("mended").exists():
+        raise OSError("too late")
+
+
+experiment = replace(experiment, sinks=(late,), saving=Saving())
+"""
+
+
+def test_a_sink_that_fails_as_it_closes_costs_no_training(tmp_path):
+    (tmp_path / "toy.py").write_text(EXPERIMENT + LATE)
+    status, said = _run(tmp_path, "--stage", "pretrain")
+    assert status == 2 and "too late" in said.splitlines()[-1]
+    (tmp_path / "mended").touch()
+    status, said = _run(tmp_path, "--stage", "pretrain")
+    assert status == 0 and "goes on from step 40" in said, said

@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 
 from undo_jax.artifacts import wait
 from undo_jax.attacks import Attack
-from undo_jax.checks import check_distinct, check_numbers
+from undo_jax.checks import check_distinct, check_numbers, listed
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.durable import writing
 from undo_jax.fit import least
 from undo_jax.graph import Model, ancestry, check_loss, group_key, is_trained, plan, work
 from undo_jax.listing import Named, list_models
 from undo_jax.lock import claimed
-from undo_jax.log import Sink
+from undo_jax.log import Sink, check_sink
 from undo_jax.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe
@@ -60,9 +60,7 @@ class Experiment:
         check_distinct("attacks", [attack.name for attack in self.attacks])
         for name in (*(self.attacked or ()), *([self.oracle] if self.oracle else ())):
             if name not in self.models:
-                raise ValueError(
-                    f"there is no model {name!r}: choose from {', '.join(self.models)}"
-                )
+                raise ValueError(f"there is no model {name!r}: choose from {listed(self.models)}")
         tokenizer = self.setting.get_tokenizer()
         for name, model in self.models.items():
             check_recipe(name, model)
@@ -125,6 +123,8 @@ def check_sinks(sinks: Sequence[Sink]) -> None:
     """Raises ValueError for sinks that are no functions."""
     if not isinstance(sinks, tuple | list) or not all(map(callable, sinks)):
         raise ValueError(f"sinks={sinks!r}: give a tuple of functions, e.g. (tensorboard,)")
+    for sink in sinks:
+        check_sink(sink)
 
 
 def check_seeds(seeds: Sequence[int], together: int) -> None:
@@ -175,7 +175,7 @@ def run(
     """
     named, workdir = experiment.recipes(), epath.Path(workdir)
     if name is not None and name not in experiment.models:
-        known = ", ".join(experiment.models)
+        known = listed(experiment.models)
         raise ValueError(f"there is no model {name!r}: choose from {known}")
     some = [recipe for (of, _), recipe in named.items() if name in (None, of)]
     kinds = list(dict.fromkeys(recipe.kind for recipe in ancestry(named.values())))

@@ -42,18 +42,20 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     name = progress_folders.training_name(folder)
     tried = candidates(run, company, parents, finished, name)
     goes_on = any(folder.glob("from-*"))
+    setting, training, size = run.setting, recipe.training, run.together
+    # what a user's code raises after the last step costs no training
+    risky = bool(run.sinks) or any(metric.at == "end" for metric in setting.metrics.values())
     keeps = any(model.recipe.keeps for model in company)  # type: ignore[attr-defined]
     for model in company:
         if model not in finished:
             artifacts.begin(model.artifact, with_steps=not goes_on)
-    setting, training, size = run.setting, recipe.training, run.together
     how = recipe.loss, training, setting.evaluate, run.material, setting.row_length
     task = Task(recipe.lm, *how, recipe.trains, tuple(setting.carries))
     title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
 
     def fit_from(first: int, log: Log, stop: Stop) -> list[Outcome]:
         """As many candidates as train side by side."""
-        group, last = tried[first : first + size], first + size >= len(tried)
+        group, last = tried[first : first + size], first + size >= len(tried) and not risky
         own = replace(log, targets=targets[first : first + size])
         with open_progress(folder / f"from-{first}", run.saving, stop, last) as saves:
             seen = partial(_keep, run, group) if keeps else None
