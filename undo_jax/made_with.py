@@ -34,8 +34,11 @@ def stated(folder: epath.Path) -> dict[str, Any]:
 def check_tokenizer(folder: epath.Path, setting: Setting) -> None:
     """Raises ValueError for another tokenizer than config.json states, if it states one.
 
-    A tokenizer whose file is not there passes: that is told where it is needed.
+    A tokenizer whose file is not there passes: that is told where it is needed. So does that of
+    imported weights: it may be in another form there, with the same ids.
     """
+    if read_json(folder / "config.json").get("stage") == "import":
+        return
     made = _part(folder, "tokenizer")
     try:
         tokenizer = setting.get_tokenizer()

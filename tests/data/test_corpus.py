@@ -316,7 +316,7 @@ def test_a_folder_of_other_settings_is_refused(changes, said, finished, tmp_path
     if finished:
         prepare(**first)
     else:
-        monkeypatch.setattr(steps, "pack", lambda *_: 1 / 0)
+        monkeypatch.setattr(preparing, "pack", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(**first)
         monkeypatch.undo()
