@@ -257,9 +257,7 @@ def test_steps_are_no_part_of_what_an_attack_is(kept):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "together", [64, pytest.param(2, marks=pytest.mark.slow)], ids=["one loop", "two loops"]
-)
+@pytest.mark.parametrize("together", [64, 2], ids=["one loop", "two loops"])
 def test_missing_steps_are_made_and_nothing_else(kept, tmp_path, together):
     attack, _, workdir = kept
     shutil.copytree(workdir, tmp_path / "out")

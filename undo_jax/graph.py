@@ -117,15 +117,17 @@ def numbers(recipe: Trained) -> dict[str, float]:
     if not isinstance(loss, partial):
         return {}
     found = {name: value for name, value in loss.keywords.items() if type(value) is float}
+    if not found:
+        return {}
     others = partial(loss, **dict.fromkeys(found, "its own"))
     known = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(plain(others))
-    if found and known not in _TRACEABLE:
+    if known not in _TRACEABLE:
         try:
             _traced(replace(work(recipe, _SHORT), loss=loss), tuple(found))
             _TRACEABLE[known] = True
         except Exception:  # a loss may raise anything for a traced number
             _TRACEABLE[known] = False
-    return found if found and _TRACEABLE[known] else {}
+    return found if _TRACEABLE[known] else {}
 
 
 def largest(recipes: Iterable[Recipe], kind: str, form: RowForm) -> Work:

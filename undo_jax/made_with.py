@@ -37,9 +37,10 @@ def check_tokenizer(folder: epath.Path, setting: Setting) -> None:
     A tokenizer whose file is not there passes: that is told where it is needed. So does that of
     imported weights: it may be in another form there, with the same ids.
     """
-    if read_json(folder / "config.json").get("stage") == "import":
+    config = read_json(folder / "config.json")
+    if config.get("stage") == "import":
         return
-    made = _part(folder, "tokenizer")
+    made = _part(folder, config, "tokenizer")
     try:
         tokenizer = setting.get_tokenizer()
         own = tokenizer.fingerprint
@@ -55,7 +56,7 @@ def check_tokenizer(folder: epath.Path, setting: Setting) -> None:
 
 def check_setting(folder: epath.Path, setting: Setting) -> None:
     """Raises ValueError for another setting than config.json states; names a field that differs."""
-    made = _part(folder, "config", "setting")
+    made = _part(folder, read_json(folder / "config.json"), "config", "setting")
     found = _difference("setting", made, _described(setting, made)) if made else None
     if found:
         name, said, own = found
@@ -64,9 +65,9 @@ def check_setting(folder: epath.Path, setting: Setting) -> None:
         )
 
 
-def _part(folder: epath.Path, *names: str) -> dict[str, Any]:
+def _part(folder: epath.Path, found: dict[str, Any], *names: str) -> dict[str, Any]:
     """A part of config.json; empty where that states none. Raises ValueError for a damaged one."""
-    found = read_json(path := folder / "config.json")
+    path = folder / "config.json"
     for name in names:
         found = found.get(name) or {}
         if not isinstance(found, dict):

@@ -208,10 +208,15 @@ def _settings(config: Json, stage: str) -> Json:
     return own if isinstance(own, dict) else {}
 
 
+def _records(folder: epath.Path) -> tuple[list[Json], int]:
+    """The records of its training, none without a log, and how many lines are unreadable."""
+    path = folder / "metrics.jsonl"
+    return read_lines(path) if path.exists() else ([], 0)
+
+
 def _losses(folder: epath.Path) -> tuple[dict[int, float], int]:
     """Training losses by step, and how many lines of the log are unreadable."""
-    path = folder / "metrics.jsonl"
-    records, unreadable = read_lines(path) if path.exists() else ([], 0)
+    records, unreadable = _records(folder)
     found = {typed(r, "step", int): number(r["loss"]) for r in records if "loss" in r}
     return dict(sorted(found.items())), unreadable
 
@@ -221,8 +226,7 @@ Attacks = tuple[tuple[Evaluation, ...], int]  # and how many lines of the log ar
 
 def _attacks(folder: epath.Path, forget: Measure, config: Json, summary: Json) -> Attacks:
     """The evaluations of an attack; if it does not train, its scores as if of step 0."""
-    path = folder / "metrics.jsonl"
-    records, unreadable = read_lines(path) if path.exists() else ([], 0)
+    records, unreadable = _records(folder)
     said = _settings(config, ATTACK).get("attack")
     said = {"metric": None, **(said if isinstance(said, dict) else {})}
     metric = typed(said, "metric", str, NONE) or forget.name
