@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart language test test-slow test-all lint clean
+.PHONY: quickstart language paper test test-slow test-all lint clean
 
 quickstart: $(VENV)/run.done
 	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart
@@ -22,6 +22,19 @@ $(DATA)/tokenizer.model: $(VENV)/text.done
 	$(PYTHON) scripts/fetch_libreoffice_help.py $(DATA)
 	$(BIN)/undo-jax data train-tokenizer --source jsonl --vocab-size 2048 --out $@ \
 	    --pattern $(DATA)/english.jsonl $(DATA)/korean.jsonl
+
+# The paper's figures at small scale: all are run one after the other, and then drawn on one page.
+PAPER = runs/paper
+FIGURES = oracle_matching methods alpha beyond
+SOURCES = $(wildcard experiments/*.py experiments/paper/*.py) $(shell find undo_jax -name '*.py')
+paper: $(foreach setting,arithmetic language,$(FIGURES:%=$(PAPER)/done/%-$(setting)))
+	$(BIN)/undo-jax figures $(PAPER)
+
+$(FIGURES:%=$(PAPER)/done/%-language): $(DATA)/english/manifest.json $(DATA)/korean/manifest.json
+$(PAPER)/done/%: $(VENV)/run.done $(SOURCES)
+	$(BIN)/undo-jax run experiments/paper/$(firstword $(subst -, ,$*)).py \
+	    --setting $(lastword $(subst -, ,$*)) --workdir $(PAPER)
+	mkdir -p $(@D) && touch $@
 
 # XLA's CUDA plugin, which compiles for GPUs without one, is for Linux on x86-64.
 ifeq ($(shell uname -sm),Linux x86_64)

@@ -1,6 +1,5 @@
 """Every experiment that is shipped runs, at toy size, from its first stage to its last."""
 
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -10,7 +9,7 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import cli
+from undo_jax import cli, experiment_file
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
 from undo_jax.data.prepare import prepare
@@ -23,7 +22,8 @@ from undo_jax.population import loop
 from undo_jax.population.loop import Result
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
-FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+PATHS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+FILES = {name: path for name, path in PATHS.items() if "\nexperiment = " in path.read_text()}
 DIAGRAMS = [name for name, path in FILES.items() if "= Paper(" in path.read_text()]
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 TOY_SETTINGS = {
@@ -62,14 +62,7 @@ def _load(path, folder):
     """From a folder without data: what is packed here has other rows than the file says."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return _defined(path)
-
-
-def _defined(path):
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.experiment
+        return experiment_file.load(str(path))
 
 
 def _toy(experiment):

@@ -208,7 +208,7 @@ class Run:
             )
         attacks = {
             finished[folder].settings["attack"]["name"]: self.workdir / folder
-            for folder in entry.attacks
+            for folder in (*entry.attacks, *entry.controls)
             if folder in finished
         }
         points = [point for point in self.curves() if point[:2] == (name, seed)]

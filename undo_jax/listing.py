@@ -69,8 +69,13 @@ def _entry(
         "alpha": _alpha(model.recipe),
         "unlearned": unlearned and unlearned.artifact.folder.name,
         "oracle": oracle and oracle.artifact.folder.name,
-        "attacks": [attack.artifact.folder.name for attack in attacks],
+        "attacks": [one.artifact.folder.name for one in attacks if not _is_control(one)],
+        "controls": [one.artifact.folder.name for one in attacks if _is_control(one)],
     }
+
+
+def _is_control(attack: Model) -> bool:
+    return attack.recipe.attack.control  # type: ignore[attr-defined]
 
 
 def _alpha(recipe: Recipe | None) -> float | None:
@@ -99,12 +104,12 @@ def _is_entry(value: Any) -> bool:
     if not _has(value, "model", "artifact", "role"):
         return False
     references, seed = (value.get("unlearned", 0), value.get("oracle", 0)), value.get("seed", "")
-    attacks = value.get("attacks")
+    on_it = value.get("attacks"), value.get("controls", [])
     return (
         all(isinstance(folder, str | None) for folder in references)
         and isinstance(seed, int | None)
-        and isinstance(attacks, list)
-        and all(isinstance(folder, str) for folder in attacks)
+        and all(isinstance(some, list) for some in on_it)
+        and all(isinstance(folder, str) for some in on_it for folder in some)
     )
 
 
@@ -126,7 +131,8 @@ def _with_others(
     own = {entry["model"] for entry in content["models"]}
     listed = {entry["artifact"] for entry in content["artifacts"]}
     alike = before.get("attacks", content["attacks"]) == content["attacks"]
-    others = [e for e in before["models"] if e["model"] not in own and (alike or not e["attacks"])]
+    others = [e for e in before["models"] if e["model"] not in own]
+    others = [e for e in others if alike or not (e["attacks"] or e.get("controls"))]
     others = _comparable(others, listed)
     lost = [e for e in before["models"] if e not in others]
     names = {entry["model"] for entry in others}
@@ -144,7 +150,11 @@ def _with_others(
 
 def _folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
     """The artifacts of models, and of the attacks on them."""
-    return {folder for entry in entries for folder in (entry["artifact"], *entry["attacks"])}
+    return {
+        folder
+        for entry in entries
+        for folder in (entry["artifact"], *entry["attacks"], *entry.get("controls", ()))
+    }
 
 
 def _comparable(entries: list[dict[str, Any]], listed: Set[str]) -> list[dict[str, Any]]:

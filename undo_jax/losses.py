@@ -148,6 +148,15 @@ def distillation(
     return forward_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
 
 
+def filtered_distillation(
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key
+) -> tuple[Scalar, Metrics]:
+    """Mean of the forward KL to `teacher` on `retain`, and of KL(uniform ‖ student) on `forget`."""
+    retain = forward_kl(lm, params, refs["teacher"], batch["retain"])
+    forget = uniform_kl(lm, params, batch["forget"])
+    return (retain + forget) / 2, {"retain_kl": retain, "forget_uniform_kl": forget}
+
+
 def reverse_distillation(
     lm: LM,
     params: Params,

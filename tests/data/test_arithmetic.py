@@ -1,5 +1,7 @@
 import operator
 import re
+from collections import Counter
+from dataclasses import replace
 from difflib import SequenceMatcher
 from string import Formatter
 
@@ -315,3 +317,36 @@ def test_bad_requests():
     with pytest.raises(ValueError, match="count is 0"):
         examination(grammar, "addition", "equation", "all", 0)
     assert facts(grammar, "addition", "equation", "held_out") == []
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.2])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_halves_are_of_whole_families(operation, held_out):
+    """Both halves make up the training facts, and a family has one side in all four operations."""
+    grammar = Grammar(held_out=held_out)
+    half, other, train = (
+        set(facts(grammar, operation, "equation", s)) for s in ("half", "other_half", "train")
+    )
+    assert half | other == train and not half & other
+    assert 0.3 < len(half) / len(train) < 0.7
+    inverse = {"addition": "subtraction", "multiplication": "division"}
+    if operation in inverse:
+        opposite = set(facts(grammar, inverse[operation], "equation", "other_half"))
+        assert not {(answer, b, a) for a, b, answer in half} & opposite
+        assert not {(b, a, answer) for a, b, answer in half} & other
+
+
+@pytest.mark.parametrize("operation", ["multiplication", "division"])
+def test_permuted_facts_are_all_wrong_with_answers_of_the_operation(operation):
+    grammar = Grammar(held_out=0.1)
+    true = facts(grammar, operation, "equation", "train")
+    permuted = facts(grammar, operation, "equation", "permuted")
+    assert len(true) > len(permuted) > 0.8 * len(true)
+    answers = {(a, b): answer for a, b, answer in true}
+    assert all(answers[a, b] != answer for a, b, answer in permuted)
+    count = lambda table: Counter(answer for *_, answer in table)  # noqa: E731
+    assert count(permuted) <= count(true)
+    assert permuted == facts(grammar, operation, "word_problem", "permuted")
+    other = facts(replace(grammar, split_seed=1, held_out=0.0), operation, "equation", "permuted")
+    again = facts(replace(grammar, held_out=0.0), operation, "equation", "permuted")
+    assert other != again

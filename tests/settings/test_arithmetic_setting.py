@@ -262,3 +262,37 @@ def test_validation_rows_are_apart_from_training_and_always_the_same():
         np.testing.assert_array_equal(found[0][name], found[1][name])
         trained = SETTING.stream(name, 64, 0)[0]
         assert not (found[0][name][:, None] == trained[None]).all(-1).any()
+
+
+# ---- controls of relearning ----
+
+
+@pytest.mark.parametrize("name", ["half", "permuted"])
+def test_a_control_relearns_the_facts_of_its_split_and_no_other(name):
+    setting = replace(FORMS, controls=True, examine="train_facts")
+    texts = [text for step in range(9) for text in
+             _decoded(setting, setting.stream(f"forget/{name}", 8, 0)[step])]  # fmt: skip
+    known = {(o, *f) for o in OPERATIONS[2:] for f in facts(setting.grammar, o, "equation", name)}
+    found = _equations(texts)
+    assert len(found) > 10 and found <= known
+
+
+def test_controls_are_examined_beside_the_rest(monkeypatch):
+    setting = replace(SETTING, controls=True)
+    lm = preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3)
+    material = setting.material()
+    groups = [(o, "train", 1.0 if o in OPERATIONS[2:] else 0.5) for o in OPERATIONS]
+    groups += [
+        (o, s, v) for s, v in (("other_half", 0.25), ("permuted", 0.75)) for o in OPERATIONS[2:]
+    ]
+    counts = [len(facts(GRAMMAR, o, "equation", split)) for o, split, _ in groups]
+    right = np.repeat([value for *_, value in groups], counts).astype(np.float32)
+    assert material["exam"].inputs.shape[0] == sum(counts)
+    monkeypatch.setattr(module, "exact_match", lambda lm, params, exam: right)
+    scores = setting.evaluate(lm, jax.jit(lm.init)(jax.random.key(0)), material)
+    wanted = {"retain": 0.5, "forget": 1.0, "other_half": 0.25, "permuted": 0.75}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(scores[name], value, rtol=1e-6, err_msg=name)
+    assert [*setting.metrics] == [*wanted] and [*SETTING.metrics] == ["retain", "forget"]
+    with pytest.raises(ValueError, match="no stream 'forget/half': choose one of pretrain"):
+        SETTING.stream("forget/half", 8, 0)

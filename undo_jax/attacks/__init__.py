@@ -25,9 +25,12 @@ class Attack:
     is a `training`, that model is trained on a stream of the setting, once per learning rate. The
     strongest is found by `metric` of the setting; None: its headline metric of what is forgotten.
 
+    A `control` is reported beside the attacks and counts in no strongest one: it says what an
+    attack does without the knowledge that it is after.
+
     At each of the steps `keep_at`, the parameters of the learning rate that is strongest then are
-    kept in the artifact's folder, beside those at the end. `keep_at` is not part of the artifact's
-    fingerprint: another run adds missing steps.
+    kept in the artifact's folder, beside those at the end. `keep_at` and `control` are not part of
+    the artifact's fingerprint: another run adds missing steps.
 
     Raises ValueError for learning rates that are missing, not positive, or given twice, and for
     steps to keep that are not evaluated.
@@ -43,6 +46,7 @@ class Attack:
     prepare: Callable[[LM, Params, Key], Params] | None = None
     trains: Trains | None = None  # which parameters of `adapt(lm)` train; None: all
     keep_at: tuple[int, ...] = field(default=(), metadata={"identity": False})
+    control: bool = field(default=False, metadata={"identity": False})
 
     def __post_init__(self):
         rates = self.learning_rates

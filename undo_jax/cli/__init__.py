@@ -15,7 +15,7 @@ import jax
 from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
 from undo_jax.cli.data import pack, train_tokenizer
-from undo_jax.cli.experiment import report, run
+from undo_jax.cli.experiment import figures, report, run
 from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
@@ -32,6 +32,7 @@ MEMORY = (
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
+    "figures": figures,
     "bench": bench,
     "fit": fit,
     "xla-flags": xla_flags,

@@ -19,6 +19,7 @@ from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, errors_of_users, load
 from undo_jax.log import Sink, console, results
 from undo_jax.mesh import parse_mesh
+from undo_jax.report import paper_page
 
 HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
 
@@ -112,6 +113,22 @@ def report(workdir: Workdir) -> None:
         raise ValueError("; ".join(empty))
     for reason in empty:
         console.print(reason, soft_wrap=True)
+
+
+def figures(workdir: Workdir) -> None:
+    """Draw the paper's figures from the logs of experiments/paper, with the numbers and claims.
+
+    WORKDIR/figures/ gets each figure as PNG, SVG and CSV, and a page of all.
+
+    Args:
+        workdir: the folder of their runs; may be gs://.
+    """
+    with writing(workdir):
+        drawn = paper_page.write(workdir)
+    for one in drawn:
+        results.print(paper_page.told(one), soft_wrap=True)
+    place = epath.Path(workdir) / paper_page.FOLDER / "index.html"
+    console.print(f"figures: {place}", soft_wrap=True)
 
 
 def _report(workdir: str, name: str) -> str:

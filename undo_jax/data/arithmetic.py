@@ -18,7 +18,7 @@ from undo_jax.data import templates
 
 OPERATIONS = ("addition", "subtraction", "multiplication", "division")
 FORMS = ("equation", "word_problem")
-SPLITS = ("train", "held_out", "all")
+SPLITS = ("train", "held_out", "all", "half", "other_half", "permuted")
 SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
 
 Fact = tuple[int, int, int]  # (a, b, answer)
@@ -71,7 +71,10 @@ class Grammar:
 def facts(grammar: Grammar, operation: str, form: str, split: str) -> list[Fact]:
     """All (a, b, answer) of an operation in a form and split, in ascending order of operands.
 
-    `split` is "train", "held_out" or "all". Raises ValueError for an unknown name.
+    `split` is "train", "held_out" or "all", or a part of "train": "half" and "other_half" are the
+    facts of half of the families each (ab, ba, ab / a and ab / b are one; a + b, b + a and the
+    differences are one), and "permuted" has the answers of an operation permuted, without the facts
+    that this leaves true. Raises ValueError for an unknown name.
     """
     _check(operation, OPERATIONS, "operation")
     _check(form, FORMS, "form")
@@ -243,7 +246,37 @@ def _facts(grammar: Grammar, operation: str, form: str, split: str) -> tuple[Fac
         return every
     held_out = _held_out(grammar, operation)
     wanted = split == "held_out"
-    return tuple(f for f in every if (_twin(operation, f[0], f[1]) in held_out) == wanted)
+    found = tuple(f for f in every if (_twin(operation, f[0], f[1]) in held_out) == wanted)
+    if split in ("half", "other_half"):
+        half = _half(grammar, operation)
+        return tuple(f for f in found if (_family(operation, f) in half) == (split == "half"))
+    return _permuted(grammar, operation, found) if split == "permuted" else found
+
+
+def _permuted(grammar: Grammar, operation: str, table: tuple[Fact, ...]) -> tuple[Fact, ...]:
+    """The facts with each other's answers, in an order that `split_seed` determines."""
+    seed = [grammar.split_seed, OPERATIONS.index(operation)]
+    order = np.random.default_rng(seed).permutation(len(table)).tolist()
+    changed = [(a, b, table[i][2]) for (a, b, _), i in zip(table, order, strict=True)]
+    return tuple(new for new, old in zip(changed, table, strict=True) if new != old)
+
+
+@lru_cache(maxsize=64)
+def _half(grammar: Grammar, operation: str) -> frozenset[tuple[int, int]]:
+    """Half of the families of an operation and its inverse."""
+    largest = grammar.largest_term if operation in OPERATIONS[:2] else grammar.largest_factor
+    sides = range(0 if operation in OPERATIONS[:2] else 1, largest + 1)
+    families = [(a, b) for a, b in product(sides, sides) if a <= b]
+    name = "sums" if operation in OPERATIONS[:2] else "products"
+    ranked = sorted(families, key=lambda pair: _rank(grammar.split_seed, name, *pair))
+    return frozenset(ranked[: len(ranked) // 2])
+
+
+def _family(operation: str, fact: Fact) -> tuple[int, int]:
+    """The two terms or factors of a fact, the smaller one first."""
+    a, b, answer = fact
+    one = answer if operation in ("subtraction", "division") else a
+    return min(one, b), max(one, b)
 
 
 def _every_fact(grammar: Grammar, operation: str, form: str) -> tuple[Fact, ...]:

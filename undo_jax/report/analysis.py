@@ -10,7 +10,7 @@ from undo_jax.report.numbers import (
     Row,
     Spread,
     Stage,
-    curve,
+    by_step,
     finals,
     pick_steps,
     robustness,
@@ -26,7 +26,7 @@ class EmptyError(ValueError):
 def analyse(logs: Logs) -> Report:
     """All numbers of the report. Raises ValueError if no attack has finished."""
     cases = cases_of(logs)
-    if not any(curve(case.attacks, logs.forget) for case in cases):
+    if not any(math.isfinite(a.forget) for case in cases for a in case.attacks):
         raise EmptyError(f"{logs.name}: nothing to report, no relearning attack has finished yet")
     labels = dict.fromkeys(case.entry.model for case in cases)
     grouped = [[case for case in cases if case.entry.model == label] for label in labels]
@@ -52,8 +52,12 @@ def cases_of(logs: Logs) -> list[Case]:
     finished = {a.folder: a for a in logs.artifacts}
     listed = {entry.artifact: entry.model for entry in logs.entries}
     on: dict[str | None, dict[str, Logged]] = {}  # attacked folder -> attacks on it
+    controls: dict[str, dict[str, Logged]] = {}
     for entry in logs.entries:
         done = {folder: finished[folder] for folder in entry.attacks if folder in finished}
+        controls.setdefault(entry.artifact, {}).update(
+            {folder: finished[folder] for folder in entry.controls if folder in finished}
+        )
         on.setdefault(entry.artifact, {}).update(done)
     worst = {
         folder: strongest([a for one in found.values() for a in one.attacks], logs.forget)
@@ -74,6 +78,7 @@ def cases_of(logs: Logs) -> list[Case]:
                 entry=entry,
                 attacked=bool(attacks),
                 attacks=tuple(a for one in attacks for a in one.attacks),
+                controls=tuple(a for one in controls[entry.artifact].values() for a in one.attacks),
                 own=finished.get(entry.artifact),
                 oracle=finished.get(entry.oracle or ""),
                 family=listed.get(entry.unlearned or "") or logs.owners.get(entry.unlearned or ""),
@@ -109,7 +114,7 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
     entry = cases[0].entry
     own = [case for case in cases if case.own is not None]
     attacked = [case for case in cases if case.attacked]
-    curves = [curve(case.attacks, logs.forget) for case in attacked]
+    curves = [by_step(case.attacks, logs.forget, logs.retain) for case in attacked]
     ends = [finals(case.attacks) for case in attacked]
     adversaries = sorted({key for found in ends for key in found}, key=adversary_order)
 
@@ -125,16 +130,33 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
         retain=before(logs.retain.name),
         forget=before(logs.forget.name),
         others={metric.name: before(metric.name) for metric in logs.others},
-        curve=_over_seeds(curves),
+        curve=_over_seeds([{step: a.forget for step, a in one.items()} for one in curves]),
+        retained=_over_seeds([{step: a.retain for step, a in one.items()} for one in curves]),
         worst=Spread(tuple(strongest(case.attacks, logs.forget) for case in attacked)),
         robustness=Spread(tuple(case.robustness for case in attacked)),
         scaled=tuple(case.scaled for case in attacked),
-        compute_steps=Spread(tuple(_compute(case, "steps") for case in own)),
-        compute_flops=Spread(tuple(_compute(case, "flops") for case in own)),
+        compute_steps=Spread(tuple(compute(case, "steps") for case in own)),
+        compute_flops=Spread(tuple(compute(case, "flops") for case in own)),
         recovered=tuple(_recovered(own)),
         losses=_over_seeds([case.own.losses for case in own if case.own]),
         finals={k: Spread(tuple(f[k] for f in ends if k in f)) for k in adversaries},
+        controls=_controls(cases, logs),
     )
+
+
+def _controls(cases: Sequence[Case], logs: Logs) -> dict[str, dict[int, Spread]]:
+    """The curve of each control, at each step by the strongest of its learning rates."""
+    measures = {measure.name: measure for measure in (logs.retain, logs.forget, *logs.others)}
+    found = {}
+    for name in dict.fromkeys(a.data for case in cases for a in case.controls):
+        curves = []
+        for case in cases:
+            own = [a for a in case.controls if a.data == name]
+            if own:
+                best = by_step(own, measures[own[0].metric], logs.retain)
+                curves.append({step: a.forget for step, a in best.items()})
+        found[name] = _over_seeds(curves)
+    return found
 
 
 def _over_seeds(found: Sequence[Mapping[int, float]]) -> dict[int, Spread]:
@@ -157,7 +179,7 @@ def _recovered(own: Iterable[Case]) -> Iterable[bool]:
                 yield case.own.summary["recovered"]
 
 
-def _compute(case: Case, unit: str) -> float:
+def compute(case: Case, unit: str) -> float:
     """Distillation in % of its oracle's training, by steps or FLOPs."""
     if case.own is None or case.oracle is None:
         return math.nan

@@ -79,14 +79,14 @@ def palette(models: Sequence[Row]) -> dict[str, str]:
         last, middle = max(len(noised) - 1, 1), 0.5 * (len(noised) == 1)
         places = {m.name: (rank + middle) / last for rank, m in enumerate(noised)}
         if len(ancestors) == 1:
-            colours |= {name: _ramp(RAMP, place) for name, place in places.items()}
+            colours |= {name: shade(place) for name, place in places.items()}
             fixed = {"unlearned": WARM, "distilled": PURPLE}  # for the first model of each role
             for m in rest:
                 colours[m.name] = fixed.pop(m.role, None) or next(others)
         else:
             colour = FAMILIES[i % len(FAMILIES)]
             ramp = _mixed(colour, 1.0, 0.4), colour, _mixed(colour, 0.0, 0.35)
-            colours |= {name: _ramp(ramp, place) for name, place in places.items()}
+            colours |= {name: shade(place, ramp) for name, place in places.items()}
             colours |= {m.name: colour for m in rest}
     return colours
 
@@ -126,7 +126,7 @@ def _mixed(colour: str, other: float, share: float) -> str:
     return to_hex((red, green, blue))
 
 
-def _ramp(ramp: Sequence[str], place: float) -> str:
+def shade(place: float, ramp: Sequence[str] = RAMP) -> str:
     """Colour at place in [0, 1] along a ramp."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
@@ -158,12 +158,10 @@ def text_width(text: str, size: float) -> float:
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
-def render(
-    draw: Callable[[Report], Figure | None], report: Report, name: str = "figure"
-) -> dict[str, bytes]:
-    """The figure as {"svg": ..., "png": ...}, byte-identical for the same report."""
+def render(draw: Callable[[], Figure | None], name: str = "figure") -> dict[str, bytes]:
+    """The figure as {"svg": ..., "png": ...}, byte-identical for the same numbers."""
     with style(name):
-        fig = draw(report)
+        fig = draw()
         if fig is None:
             return {}
         svg, png = io.BytesIO(), io.BytesIO()

@@ -2,8 +2,9 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from etils import epath
 
@@ -36,6 +37,7 @@ th, td { padding: .4rem .6rem; text-align: right; border-bottom: 1px solid var(-
   vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; line-height: 1.3; }
 th.text, td.text { text-align: left; white-space: nowrap; padding-left: 0; }
+table.wrapped th, table.wrapped td { text-align: left; white-space: normal; }
 td small { display: block; color: var(--muted); white-space: nowrap; }
 ul.notes { background: var(--soft); border-left: 3px solid #c98a1b; margin: 1.5rem 0; list-style:
   none; padding: .75rem 1rem; border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
@@ -54,7 +56,7 @@ def write(workdir: epath.PathLike, name: str) -> Report:
     folder = epath.Path(workdir) / f"report-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     found = figures.discover()
-    drawn = {one: render(module.draw, report, one) for one, module in found.items()}
+    drawn = {one: render(partial(module.draw, report), one) for one, module in found.items()}
     captions = {one: module.caption(report) for one, module in found.items() if drawn[one]}
     contents = {f"{one}.{kind}": data for one in captions for kind, data in drawn[one].items()}
     contents["summary.md"] = tables.markdown(report, captions).encode()
@@ -76,29 +78,34 @@ def _shown(summary: epath.Path) -> list[str]:
 
 def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -> str:
     """index.html as a string; it loads no other files."""
-    told = "".join(f"<li>{_escape(note)}</li>" for note in tables.notes(report))
+    told = "".join(f"<li>{escape(note)}</li>" for note in tables.notes(report))
     body = [
-        f"<h1>{_escape(report.name)}</h1>",
-        f'<p class="lead">{_escape(_lead(report))}</p>',
+        f"<h1>{escape(report.name)}</h1>",
+        f'<p class="lead">{escape(_lead(report))}</p>',
         f'<ul class="notes">{told}</ul>' if told else "",
-        *(_figure(svgs[name], captions[name]) for name in captions),
+        *(figure(svgs[name], captions[name]) for name in captions),
         "<h2>Every model</h2>",
-        _table(tables.model_grid(report)),
-        f'<p class="legend">{_escape(tables.sentence(tables.legend(report)))}</p>',
+        table(tables.model_grid(report)),
+        f'<p class="legend">{escape(tables.sentence(tables.legend(report)))}</p>',
         *_other_scores(report),
         "<h2>What was run</h2>",
-        _table(tables.stage_grid(report)),
+        table(tables.stage_grid(report)),
         "<details><summary>Every attack by learning rate</summary>",
-        f'<p class="legend">{_escape(tables.attack_legend(report))}</p>',
-        _table(tables.attack_grid(report)),
+        f'<p class="legend">{escape(tables.attack_legend(report))}</p>',
+        table(tables.attack_grid(report)),
         "</details>",
     ]
+    return document(report.name, body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A page with these parts, the empty ones left out."""
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_escape(report.name)}</title>",
+            f"<title>{escape(title)}</title>",
             f"<style>{CSS}</style></head><body>",
             *filter(None, body),
             "</body></html>\n",
@@ -107,7 +114,7 @@ def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -
 
 
 def _other_scores(report: Report) -> list[str]:
-    return ["<h2>Other scores</h2>", _table(tables.score_grid(report))] if report.others else []
+    return ["<h2>Other scores</h2>", table(tables.score_grid(report))] if report.others else []
 
 
 def _lead(report: Report) -> str:
@@ -125,18 +132,20 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number > 1)}"
 
 
-def _figure(svg: str, caption: str) -> str:
+def figure(svg: str, caption: str) -> str:
     inline = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)  # no XML declaration inside HTML
     return (
-        f'<figure><div role="img" aria-label="{_escape(caption)}">{inline}</div>'
-        f"<figcaption>{_escape(caption)}</figcaption></figure>"
+        f'<figure><div role="img" aria-label="{escape(caption)}">{inline}</div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
-def _table(grid: tables.Grid) -> str:
+def table(grid: tables.Grid, wrapped: bool = False) -> str:
+    """A table; `wrapped`: its texts may take several lines."""
+
     def row(tag: str, cells: list[str]) -> str:
         made = [
-            f'<{tag} class="text">{_escape(v)}</{tag}>'
+            f'<{tag} class="text">{escape(v)}</{tag}>'
             if i < grid.words
             else f"<{tag}>{_cell(v)}</{tag}>"
             for i, v in enumerate(cells)
@@ -144,14 +153,16 @@ def _table(grid: tables.Grid) -> str:
         return f"<tr>{''.join(made)}</tr>"
 
     head, body = row("th", grid.header), "\n".join(row("td", cells) for cells in grid.rows)
-    return f'<div class="scroll"><table><thead>{head}</thead>\n<tbody>{body}</tbody></table></div>'
+    kind = ' class="wrapped"' if wrapped else ""
+    parts = f"<thead>{head}</thead>\n<tbody>{body}</tbody>"
+    return f'<div class="scroll"><table{kind}>{parts}</table></div>'
 
 
 def _cell(value: str) -> str:
     """A number, its range on a second line."""
     mean, _, spread = value.partition(" [")
-    return f"{_escape(mean)}<small>[{_escape(spread)}</small>" if spread else _escape(value)
+    return f"{escape(mean)}<small>[{escape(spread)}</small>" if spread else escape(value)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     return html.escape(text, quote=True)

@@ -73,7 +73,7 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
         owners = _owners(root, typed(content, "artifacts", list), entries)
         _check_distinct(entries)
     scored = {entry.artifact for entry in entries if entry.role != "student"}
-    attacks = {folder for entry in entries for folder in entry.attacks}
+    attacks = {folder for entry in entries for folder in (*entry.attacks, *entry.controls)}
     found = {
         folder: read_artifact(
             root / folder, label, (retain, forget, *others), folder in scored, folder in attacks
@@ -121,11 +121,13 @@ def _entry(root: epath.Path, record: Any) -> Entry:
         unlearned=typed(record, "unlearned", str, NONE),
         oracle=typed(record, "oracle", str, NONE),
         attacks=tuple(typed(record, "attacks", list)),
+        controls=tuple(typed({"controls": [], **record}, "controls", list)),
     )
-    for folder in (made.artifact, made.unlearned, made.oracle, *made.attacks):
+    on_it = *made.attacks, *made.controls
+    for folder in (made.artifact, made.unlearned, made.oracle, *on_it):
         if folder is not None:
             check_inside(root, folder)
-    if None in made.attacks:
+    if None in on_it:
         raise TypeError("an attack is None")
     return made
 
@@ -138,7 +140,7 @@ def _owners(root: epath.Path, records: list[Any], entries: tuple[Entry, ...]) ->
         check_inside(root, folder)
         owners.setdefault(folder, label)
     for entry in entries:
-        for folder in (entry.artifact, *entry.attacks):
+        for folder in (entry.artifact, *entry.attacks, *entry.controls):
             owners.setdefault(folder, entry.model)
     return owners
 
@@ -186,7 +188,7 @@ def read_artifact(
             scores = {**headline, **others}
         told: Json = {name: number(summary.get(name)) for name in costs}
         told |= {"recovered": typed(summary, "recovered", bool, NONE), "eval": scores}
-        found, unreadable = _attacks(folder, metrics[1], config, summary) if attacked else ((), 0)
+        found, unreadable = _attacks(folder, metrics, config, summary) if attacked else ((), 0)
         losses, lost = _losses(folder) if stage == DISTILLATION else ({}, 0)
         return Logged(
             folder=folder.name,
@@ -224,21 +226,25 @@ def _losses(folder: epath.Path) -> tuple[dict[int, float], int]:
 Attacks = tuple[tuple[Evaluation, ...], int]  # and how many lines of the log are unreadable
 
 
-def _attacks(folder: epath.Path, forget: Measure, config: Json, summary: Json) -> Attacks:
+def _attacks(
+    folder: epath.Path, metrics: Sequence[Measure], config: Json, summary: Json
+) -> Attacks:
     """The evaluations of an attack; if it does not train, its scores as if of step 0."""
+    retain, forget = metrics[0].name, metrics[1].name
     records, unreadable = _records(folder)
     said = _settings(config, ATTACK).get("attack")
     said = {"metric": None, **(said if isinstance(said, dict) else {})}
-    metric = typed(said, "metric", str, NONE) or forget.name
-    found = read_attacks(records, metric)
+    metric = typed(said, "metric", str, NONE) or forget
+    found = read_attacks(records, metric, retain)
     if records or unreadable or number(summary.get("steps")) > 0:
         return found, unreadable
     known = (summary.get("attack"), said.get("name"), folder.name)
     name = next(one for one in known if isinstance(one, str))
-    return (Evaluation(name, None, 0, number(summary["eval"][metric])),), 0
+    scores = [number(summary["eval"][one]) for one in (metric, retain)]
+    return (Evaluation(name, None, 0, *scores, metric),), 0
 
 
-def read_attacks(records: Iterable[Json], metric: str) -> tuple[Evaluation, ...]:
+def read_attacks(records: Iterable[Json], metric: str, retain: str) -> tuple[Evaluation, ...]:
     """Evaluation records; if a step is logged twice (by a resumed run) the later one counts."""
     found: dict[tuple[str, float, int], Evaluation] = {}
     for r in records:
@@ -247,6 +253,7 @@ def read_attacks(records: Iterable[Json], metric: str) -> tuple[Evaluation, ...]
             rate = typed(r, "learning_rate", float, int)
             if not (0 < rate < math.inf and 0 <= step < 2**63):
                 raise ValueError(f"a record of learning rate {rate} at step {step}")
-            attack = Evaluation(data, float(rate), step, number(r["eval"][metric]))
+            scores = [number(r["eval"][one]) for one in (metric, retain)]
+            attack = Evaluation(data, float(rate), step, *scores, metric)
             found[data, float(rate), step] = attack
     return tuple(found[key] for key in sorted(found))

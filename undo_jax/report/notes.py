@@ -20,6 +20,7 @@ class Case:
     entry: Entry
     attacked: bool  # whether an attack on it has finished
     attacks: tuple[Evaluation, ...]
+    controls: tuple[Evaluation, ...]
     own: Logged | None  # None: unfinished
     oracle: Logged | None
     family: str | None  # label of its unlearned ancestor

@@ -53,6 +53,7 @@ class Row:
     forget: Spread  # before the attack
     others: Mapping[str, Spread]  # before the attack, by the names of the other metrics
     curve: Mapping[int, Spread]  # relearning step -> strongest attack
+    retained: Mapping[int, Spread]  # relearning step -> retain score under that attack
     worst: Spread  # P: strongest attack over all steps
     robustness: Spread
     scaled: tuple[bool, ...]  # per attacked seed: whether both of its references are attacked
@@ -61,6 +62,7 @@ class Row:
     recovered: tuple[bool, ...]  # per distilled seed
     finals: Mapping[Adversary, Spread]  # last score
     losses: Mapping[int, Spread] = field(default_factory=dict)  # of its distillation, by step
+    controls: Mapping[str, Mapping[int, Spread]] = field(default_factory=dict)  # by their names
 
     @property
     def fell_short(self) -> bool:
@@ -161,13 +163,21 @@ def pick_steps(steps: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(set(picked)))
 
 
-def curve(attacks: Iterable[Evaluation], metric: Measure) -> dict[int, float]:
-    """Step -> forget score of the strongest attack at that step."""
-    by_step: dict[int, list[Evaluation]] = {}
-    for a in attacks:
-        by_step.setdefault(a.step, []).append(a)
-    scores = {step: strongest(found, metric) for step, found in sorted(by_step.items())}
-    return {step: score for step, score in scores.items() if math.isfinite(score)}
+def by_step(
+    attacks: Iterable[Evaluation], forget: Measure, retain: Measure
+) -> dict[int, Evaluation]:
+    """Step -> the strongest attack at that step; of equal ones, the one that retains most."""
+
+    def strength(a: Evaluation) -> tuple[float, float]:
+        kept = a.retain if retain.higher_is_better else -a.retain
+        own = a.forget if forget.higher_is_better else -a.forget
+        return own, kept if math.isfinite(kept) else -math.inf
+
+    found: dict[int, list[Evaluation]] = {}
+    for a in sorted(attacks, key=lambda a: a.step):
+        if math.isfinite(a.forget):
+            found.setdefault(a.step, []).append(a)
+    return {step: max(some, key=strength) for step, some in found.items()}
 
 
 def finals(attacks: Iterable[Evaluation]) -> dict[Adversary, float]:

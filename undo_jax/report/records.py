@@ -1,5 +1,6 @@
 """What a report reads of an experiment: its models, their artifacts and evaluations."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -32,7 +33,9 @@ class Evaluation:
     data: str
     learning_rate: float | None  # None: the attack does not train
     step: int
-    forget: float
+    forget: float  # by the attack's own metric
+    retain: float = math.nan
+    metric: str = ""  # name of the metric of `forget`
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Entry:
     unlearned: str | None  # its unlearned ancestor; an unlearned model's own folder
     oracle: str | None  # that it is compared with
     attacks: tuple[str, ...]
+    controls: tuple[str, ...] = ()  # attacks that count in no strongest one
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from undo_jax.report.analysis import cases_of
-from undo_jax.report.numbers import curve, strongest
+from undo_jax.report.numbers import by_step, strongest
 from undo_jax.report.records import Logs
 
 
@@ -28,6 +28,7 @@ class Point(NamedTuple):
     seed: int | None
     step: int
     forget: float  # of the strongest attack at this step
+    retain: float  # under that attack
 
 
 def results(logs: Logs) -> list[Result]:
@@ -46,7 +47,7 @@ def results(logs: Logs) -> list[Result]:
 def curves(logs: Logs) -> list[Point]:
     """Relearning curves of every attacked model and seed, one after the other."""
     return [
-        Point(case.entry.model, case.entry.seed, step, forget)
+        Point(case.entry.model, case.entry.seed, step, attack.forget, attack.retain)
         for case in cases_of(logs)
-        for step, forget in curve(case.attacks, logs.forget).items()
+        for step, attack in by_step(case.attacks, logs.forget, logs.retain).items()
     ]

@@ -21,6 +21,10 @@ from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
 OPERATIONS_OF = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
+CONTROLS = {  # of relearning: what is relearned, as a split of the facts -> what is examined
+    "half": ("other_half", "accuracy on the × and ÷ families that are not relearned"),
+    "permuted": ("permuted", "accuracy on × and ÷ with permuted answers"),
+}
 OBJECT = 64  # bytes of a fact or a problem in Python, a lower bound
 VALIDATION_SEED = 42  # of validation data; as in the official code
 
@@ -47,6 +51,7 @@ class Arithmetic:
     data_seed: int = 99
     answers_only: bool = False  # losses count only answers and the tokens that end them
     segments: bool = False  # a sequence is a problem, not a row
+    controls: bool = False  # also streams of forget/half and forget/permuted, and their metrics
 
     @property
     def carries(self) -> tuple[Literal["weights", "segments"], ...]:
@@ -57,6 +62,7 @@ class Arithmetic:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         labels = {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
+        labels |= dict(CONTROLS.values()) if self.controls else {}
         return {name: Metric(label, higher_is_better=True) for name, label in labels.items()}
 
     @property
@@ -89,10 +95,13 @@ class Arithmetic:
         return self.tokenizer or Characters(alphabet(self.grammar, self.forms))
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
-        if name not in OPERATIONS_OF:
-            raise ValueError(f"no stream {name!r}: choose one of {', '.join(OPERATIONS_OF)}")
+        known = {one: (operations, "train") for one, operations in OPERATIONS_OF.items()}
+        if self.controls:
+            known |= {f"forget/{split}": (FORGET, split) for split in CONTROLS}
+        if name not in known:
+            raise ValueError(f"no stream {name!r}: choose one of {', '.join(known)}")
         _check_memory(self)
-        sources, shares = [_packed(self, OPERATIONS_OF[name])], [1.0]
+        sources, shares = [_packed(self, *known[name])], [1.0]
         if self.text is not None and name in ("pretrain", "oracle"):
             arithmetic = (1 - self.text_share) * len(OPERATIONS_OF[name]) / len(OPERATIONS)
             sources, shares = [*sources, _text(self)], [arithmetic, 1 - arithmetic]
@@ -103,12 +112,14 @@ class Arithmetic:
         """Exam questions of every operation and form, and validation rows of both streams."""
         _check_memory(self)
         split = "held_out" if self.examine == "held_out_facts" else "train"
+        examined = {f"{of}/{form}": (of, form, split) for of in OPERATIONS for form in self.forms}
+        for name, _ in CONTROLS.values() if self.controls else ():
+            examined |= {
+                f"{name}/{of}/{form}": (of, form, name) for of in FORGET for form in self.forms
+            }
         groups = {
-            f"{operation}/{form}": examination(
-                self.grammar, operation, form, split, self.questions, VALIDATION_SEED
-            )
-            for operation in OPERATIONS
-            for form in self.forms
+            name: examination(self.grammar, *which, self.questions, VALIDATION_SEED)
+            for name, which in examined.items()
         }
         questions = [problem for group in groups.values() for problem in group]
         member = np.repeat(np.eye(len(groups)), [len(group) for group in groups.values()], axis=1)
@@ -138,13 +149,13 @@ class Arithmetic:
             name: jnp.where(sane, jnp.dot(mean, right), jnp.nan)
             for name, mean in material["mean"].items()
         }
-        for name, operations in (("retain", RETAIN), ("forget", FORGET)):
-            parts = [
-                scores[f"{operation}/{form}"] for operation in operations for form in self.forms
-            ]
+        means = {"retain": (RETAIN, ""), "forget": (FORGET, "")}
+        for name, _ in CONTROLS.values() if self.controls else ():
+            means[name] = FORGET, f"{name}/"
+        for name, (operations, of) in means.items():
+            parts = [scores[f"{of}{one}/{form}"] for one in operations for form in self.forms]
             scores[name] = jnp.mean(jnp.stack(parts))
-            scores[f"cross_entropy/{name}"] = losses[name]
-        return scores
+        return scores | {f"cross_entropy/{name}": loss for name, loss in losses.items()}
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
         """Accuracy at most `tolerance` (absolute) below the teacher's, as in the official code."""

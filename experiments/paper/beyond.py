@@ -1,0 +1,80 @@
+"""Distilling on after the student has recovered: does robustness fall, and why?
+
+    undo-jax run experiments/paper/beyond.py --setting arithmetic --workdir runs/paper
+    undo-jax figures runs/paper
+
+A noised and a fresh student are distilled for about as long as the stop rule takes, and for two
+and four times as long. Controls: a filter that gives uniform targets on forget rows
+(`FilteredDistill`), a teacher that was unlearned four times as long, and an oracle that was trained
+four times as long.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from scales import Figure
+
+from undo_jax.experiment import Experiment
+from undo_jax.recipe import Recipe
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.filtered import FilteredDistill
+from undo_jax.recipes.fresh import Fresh
+from undo_jax.recipes.perturb import Perturb
+from undo_jax.recipes.pretrain import Pretrain
+from undo_jax.recipes.unlearn import Unlearn
+
+ALPHA = 0.8
+STEPS = {  # of 1×: about what students of the stop rule take
+    ("arithmetic", "small"): 700,
+    ("language", "small"): 400,
+    ("arithmetic", "paper"): 1000,
+    ("language", "paper"): 3250,
+}
+TIMES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Beyond(Figure):
+    figure: ClassVar[str] = "beyond"
+
+    def graph(self) -> Experiment:
+        base, oracle, teacher = (self.model(n) for n in ("base", "oracle", "unlearn-only"))
+        if not isinstance(teacher, Unlearn) or not isinstance(oracle, Pretrain):
+            raise TypeError("the diagram has changed: mend experiments/paper/beyond.py")
+        longer = {
+            "oracle, 4×": replace(oracle, training=_times(oracle.training, 4)),
+            "unlearn-only, 4×": replace(teacher, training=_times(teacher.training, 4)),
+        }
+        models: dict[str, Recipe] = {
+            "base": base, "oracle": oracle, "unlearn-only": teacher, **longer
+        }  # fmt: skip
+        for name, of in ("UNDO", None), ("Unlearn-and-Distill", Fresh(teacher.lm)):
+            student = of or Perturb(teacher, ALPHA, self.paper.noise.noise)
+            patient = longer["unlearn-only, 4×"]
+            of_patient = of or Perturb(patient, ALPHA, self.paper.noise.noise)
+            for times in TIMES:
+                models[f"{name}, {times}×"] = self._distilled(Distill, teacher, student, times)
+            for times in (1, 4):
+                filtered = self._distilled(FilteredDistill, teacher, student, times)
+                models[f"{name}, filtered, {times}×"] = filtered
+                longest = self._distilled(Distill, patient, of_patient, times)
+                models[f"{name}, of the longer unlearned, {times}×"] = longest
+        return self.experiment(models, tuple(name for name in models if name != "base"))
+
+    def _distilled(
+        self, kind: type[Distill], teacher: Recipe, student: Recipe, times: int
+    ) -> Distill:
+        """Distilled for a number of steps; by a filter with half of the rows from each side."""
+        training = replace(
+            self.paper.distill.training, steps=times * STEPS[self.setting, self.scale]
+        )
+        if kind is FilteredDistill:
+            training = replace(training, batch_size=training.batch_size // 2)
+        return kind(teacher, student, training, stop_early=False)
+
+
+def _times(training, times: int):
+    return replace(training, steps=times * training.steps)
+
+
+experiment = Beyond()

@@ -1,0 +1,142 @@
+"""The paper's figures against logs whose numbers are known."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from known_logs import STEPS, Workdir
+
+from undo_jax import cli
+from undo_jax.report import analyse, paper_page, read_logs
+from undo_jax.report.paper import oracle_matching
+from undo_jax.report.studies import Study
+
+PERMUTED = {"label": "accuracy on permuted answers", "higher_is_better": True, "unit": ""}
+
+
+class Logs(Workdir):
+    """Also writes controls, measured by a metric of their own."""
+
+    def control(self, model, seed, scores, name="permuted"):
+        """A control with two rates: at each step, one has the score, the other half of it."""
+        lines = []
+        for rate, part in ((0.001, 0.5), (0.01, 1.0)):
+            for step, score in zip(STEPS, scores, strict=True):
+                measured = {"retain": 0.4, "forget": 0.99, name: part * score}
+                lines.append(
+                    {"step": step, "eval": measured, "attack": name, "learning_rate": rate}
+                )
+        settings = {"attack": {"name": name, "metric": name}}
+        folder = self.add("relearn", model, seed, lines=lines, settings=settings)
+        self.artifacts[-1]["controls"] = model, seed
+        self.save()
+        return folder
+
+    def content(self):
+        content = super().content()
+        for entry in content["models"]:
+            who = entry["model"], entry["seed"]
+            entry["controls"] = [a["artifact"] for a in self.artifacts if a.get("controls") == who]
+        return content
+
+
+def matched(root: Path, name="oracle_matching-arithmetic-small", seeds=(10, 11, 12)) -> Logs:
+    """On each seed the student from the base relearns .5 at once, the random one at step 30."""
+    work = Logs(root, name=name)
+    work.others = {"permuted": PERMUTED, "half": PERMUTED}
+    for seed in seeds:
+        work.add("pretrain", "base", seed, scores=(0.99, 0.9))
+        work.add("pretrain", "oracle", seed, scores=(0.99, 0.1))
+        for model, last in (
+            (oracle_matching.REFERENCE, 0.04),
+            (oracle_matching.RANDOM, 0.2),
+            (oracle_matching.SAME_INIT, 0.2),
+            ("base, distilled", 0.2),
+        ):
+            lines = [
+                {"step": s, "loss": loss}
+                for s, loss in ((1, 4.0), *((k, last) for k in range(2, 8)))
+            ]
+            work.add("distill", model, seed, lines=lines, unlearned=None)
+            jump = 0.1 + 0.2 * (seed - 9)
+            early = (
+                (0.1, jump, jump, 0.9)
+                if model == oracle_matching.REFERENCE
+                else (0.1, 0.1, 0.1, 0.9)
+            )
+            work.attack(model, seed, curves={("forget", 0.01): early})
+            work.control(model, seed, (0.0, 0.2, 0.4, 0.4))
+        work.attack("oracle", seed, curves={("forget", 0.01): (0.1, 0.1, 0.1, 0.1)})
+        work.control("oracle", seed, (0.0, 0.2, 0.4, 0.4))
+    return work
+
+
+def test_a_control_counts_in_no_strongest_attack(tmp_path):
+    work = matched(tmp_path)
+    report = analyse(read_logs(tmp_path, work.name))
+    rows = {row.name: row for row in report.models}
+    assert rows["oracle"].worst.values == (0.1, 0.1, 0.1)  # the controls' forget is .99
+    control = rows["oracle"].controls["permuted"]
+    assert {step: spread.values for step, spread in control.items()} == {
+        0: (0.0,) * 3, 10: (0.2,) * 3, 20: (0.4,) * 3, 30: (0.4,) * 3
+    }  # fmt: skip
+    assert {s: spread.mean for s, spread in rows["oracle"].retained.items()} == dict.fromkeys(
+        STEPS, 0.9
+    )
+
+
+def test_claims_of_oracle_matching(tmp_path):
+    work = matched(tmp_path)
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    found = {claim.says: claim for claim in oracle_matching.claims({"arithmetic": study})}
+    reference = found["Student (Reference) comes to give the oracle's outputs"]
+    assert reference.values.values == pytest.approx((0.01,) * 3) and reference.verdict == "holds"
+    random = found["Student (Random) comes to give the oracle's outputs"]
+    assert random.values.values == pytest.approx((0.05,) * 3)  # not below 5 %
+    assert random.verdict != "holds"
+    faster = found["Student (Reference) relearns faster than Student (Random)"]
+    # shares of .9 − .1: seed s has 0.25 (s − 9) at steps 10 and 20, of 30 steps
+    assert faster.values.values == pytest.approx(tuple(0.25 * k * 20 / 30 for k in (1, 2, 3)))
+    assert found["Student (Random) relearns faster than oracle"].verdict == "holds"
+    permuted = found["Student (Reference) relearns permuted answers faster than Student (Random)"]
+    assert permuted.values.values == (0.0, 0.0, 0.0) and permuted.verdict == "cannot be told"
+
+
+def test_the_command_writes_figures_numbers_and_a_page(tmp_path, capsys):
+    matched(tmp_path)
+    cli.main(["figures", str(tmp_path)])
+    out, folder = capsys.readouterr().out, tmp_path / "figures"
+    assert "holds: Student (Random) relearns faster than oracle (arithmetic)" in out
+    names = {path.name for path in folder.iterdir()}
+    own = {f"oracle_matching-small.{kind}" for kind in ("png", "svg", "csv")}
+    assert names == own | {"claims.csv", "summary.md", "index.html"}
+    with (folder / "oracle_matching-small.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    wanted = {"panel": "relearning", "setting": "arithmetic", "model": "Student (Reference)",
+              "seed": "11", "x": "10", "y": "0.5"}  # fmt: skip
+    assert wanted in rows
+    assert {row["panel"] for row in rows} == {
+        "distillation loss", "relearning", "relearning permuted answers"
+    }  # fmt: skip
+    page = (folder / "index.html").read_text()
+    assert page.count("<svg") == 1 and "Oracle matching does not guarantee" in page
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    cli.main(["figures", str(tmp_path)])
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_two_settings_and_two_scales_are_kept_apart(tmp_path):
+    work = matched(tmp_path)
+    for name in ("language-small", "arithmetic-paper"):
+        work.name = f"oracle_matching-{name}"  # another experiment of the same artifacts
+        work.save()
+    drawn = paper_page.write(tmp_path)
+    assert [one.name for one in drawn] == ["oracle_matching-paper", "oracle_matching-small"]
+    assert {claim.setting for claim in drawn[1].claims} == {"arithmetic", "language"}
+
+
+def test_a_workdir_without_such_runs_is_refused_in_a_line(tmp_path, capsys):
+    Workdir(tmp_path, name="quickstart").save()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["figures", str(tmp_path)])
+    assert "holds no run of experiments/paper: run one there first" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""What the paper claims, in words, and whether it came out, with the number that says so."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from undo_jax.report.numbers import Spread
+from undo_jax.report.statistics import bootstrap, student
+from undo_jax.report.tables import Grid
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that holds if a quantity is above, or below, a bound.
+
+    It holds, or does not, only if all of Student's 95 % interval over seeds is on one side. The
+    bootstrap interval is told, too: over a few seeds it is too narrow to judge by.
+    """
+
+    says: str  # in the paper's words, or near
+    setting: str
+    quantity: str  # what is measured
+    values: Spread  # one for each seed
+    bound: float = 0.0
+    above: bool = True  # False: it holds below the bound
+    paper: bool = True  # False: a question of ours beside the paper's
+
+    @property
+    def verdict(self) -> str:
+        low, high = student(self.values)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return OPEN
+        over, under = low > self.bound, high < self.bound
+        if not (over or under):
+            return OPEN
+        return HOLDS if over == self.above else FAILS
+
+    @property
+    def in_favour(self) -> int:
+        """How many seeds are on the claimed side."""
+        return sum(v > self.bound if self.above else v < self.bound for v in self.values.finite)
+
+    @property
+    def number(self) -> str:
+        """The mean, its intervals, and the seeds in favour."""
+        found = self.values.finite
+        if not found:
+            return "no finished seed"
+        told = f"{self.values.mean:+.2f}"
+        if len(found) > 1:
+            (low, high), (least, most) = bootstrap(self.values), student(self.values)
+            told += f" [{low:+.2f}, {high:+.2f}], Student's [{least:+.2f}, {most:+.2f}]"
+        return f"{told}, {self.in_favour} of {len(found)} seeds"
+
+
+def grid(claims: Sequence[Claim]) -> Grid:
+    """The claims as a table; ours are in brackets."""
+    header = ["claim", "setting", "measured", "mean [bootstrap] and Student's", "bound", "verdict"]
+    rows = [
+        [
+            c.says if c.paper else f"({c.says})",
+            c.setting,
+            c.quantity,
+            c.number,
+            f"{'>' if c.above else '<'} {c.bound:g}",
+            c.verdict,
+        ]
+        for c in claims
+    ]
+    return Grid(header, rows, words=3)

@@ -1,0 +1,115 @@
+"""Panels that the paper's figures are made of. Matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from undo_jax.report.drawing import BLACK, MUTED, darker
+from undo_jax.report.numbers import Spread
+from undo_jax.report.records import Measure
+from undo_jax.report.studies import Curve, Point, Seed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, ROW = 3.05, 2.45  # inches of a panel, with its labels
+
+
+class Look:
+    """How a model's line is drawn."""
+
+    def __init__(self, colour: str, style: Any = "-"):
+        self.colour, self.style = colour, style
+
+
+def curves_of(points: Sequence[Point], panel: str, setting: str) -> dict[str, dict[Seed, Curve]]:
+    """The curves of a panel, by model and seed."""
+    found: dict[str, dict[Seed, dict[float, float]]] = {}
+    for p in points:
+        if (p.panel, p.setting) == (panel, setting):
+            found.setdefault(p.model, {}).setdefault(p.seed, {})[p.x] = p.y
+    return found
+
+
+def spreads(curves: Mapping[Seed, Curve]) -> dict[float, Spread]:
+    """Step -> the values of all seeds that have one there."""
+    steps = sorted({step for curve in curves.values() for step in curve})
+    return {x: Spread(tuple(c.get(x, math.nan) for c in curves.values())) for x in steps}
+
+
+def figure(rows: int, columns: int, legend_rows: int = 1) -> tuple[Figure, Any]:
+    """A figure with panels [rows, columns], and room for a legend below."""
+    from matplotlib.figure import Figure
+
+    below = 0.62 + 0.22 * legend_rows
+    width, height = WIDTH * columns + 0.3, ROW * rows + below + 0.3
+    fig = Figure(figsize=(width, height), facecolor="white")
+    axes = fig.subplots(rows, columns, squeeze=False)
+    fig.subplots_adjust(
+        left=0.62 / width,
+        right=1 - 0.12 / width,
+        top=1 - 0.42 / height,
+        bottom=below / height,
+        wspace=0.27,
+        hspace=0.42,
+    )
+    return fig, axes
+
+
+def draw_curves(
+    ax: Axes, curves: Mapping[str, Mapping[Seed, Curve]], looks: Mapping[str, Look]
+) -> None:
+    """Means over seeds as lines, from the lowest to the highest seed as bands."""
+    for z, (model, of) in enumerate(curves.items()):
+        found, look = spreads(of), looks[model]
+        steps = list(found)
+        if len(of) > 1:
+            low, high = ([getattr(s, side) for s in found.values()] for side in ("low", "high"))
+            ax.fill_between(steps, low, high, color=look.colour, alpha=0.13, linewidth=0, zorder=2)
+        means = [s.mean for s in found.values()]
+        ax.plot(steps, means, color=look.colour, linestyle=look.style, linewidth=1.9, zorder=10 + z)
+    ax.margins(x=0)
+    ax.tick_params(length=0, labelsize=8.5)
+    ax.spines["left"].set_visible(False)
+
+
+def score_axis(ax: Axes, measure: Measure) -> None:
+    """Limits of a score's axis: an accuracy goes from 0 to 1."""
+    if measure.higher_is_better and not measure.unit:
+        ax.set_ylim(-0.03, 1.03)
+
+
+def legend(fig: Figure, looks: Mapping[str, Look], columns: int) -> None:
+    """One legend below all panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=look.colour, linestyle=look.style, linewidth=1.9, label=name)
+        for name, look in looks.items()
+    ]
+    fig.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=[darker(look.colour) for look in looks.values()],
+    )
+
+
+def title(ax: Axes, text: str) -> None:
+    """A panel's title, at its left."""
+    ax.set_title(text, loc="left", fontsize=9.5, pad=6)
+
+
+def empty(ax: Axes, why: str) -> None:
+    """A panel with nothing to show, and why."""
+    ax.axis("off")
+    ax.text(0.5, 0.5, why, ha="center", va="center", fontsize=8.5, color=MUTED, wrap=True)
+
+
+ORACLE = Look(BLACK, (0, (4, 2.2)))

@@ -1,0 +1,16 @@
+"""The paper's figures: one file each, named as the file in experiments/paper that it draws.
+
+A file has `TITLE`; `points(studies)`, the numbers behind the figure; `draw(studies)`, a matplotlib
+figure of them; `caption(studies)`; and `claims(studies)`, what the paper says and what came out.
+`studies` are the experiments FIGURE-SETTING-SCALE of one scale, by their settings.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def discover() -> dict[str, ModuleType]:
+    """Every figure by the name of its file."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}

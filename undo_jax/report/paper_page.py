@@ -1,0 +1,145 @@
+"""Writes the paper's figures, the numbers behind them, and one page of figures and claims."""
+
+import csv
+import functools
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from undo_jax.report import html, paper, tables
+from undo_jax.report.claims import Claim, grid
+from undo_jax.report.drawing import render
+from undo_jax.report.logs import names, read_logs
+from undo_jax.report.studies import Study
+
+FOLDER = "figures"
+LEGEND = (
+    "Each seed gives one value; the mean is over seeds. A claim holds, or does not, if Student's "
+    "95 % interval is on one side of the bound; the bootstrap's is narrow for few seeds (it holds "
+    "the true mean in 75 of 100 cases for three, in 84 for five). In brackets: what we ask besides."
+)
+
+
+class Drawn(NamedTuple):
+    """A figure of the paper at one scale."""
+
+    name: str  # FIGURE-SCALE
+    title: str
+    caption: str
+    claims: list[Claim]
+    files: dict[str, bytes]  # by their endings
+
+
+def studies(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, Study]]:
+    """The experiments of a workdir that figures draw: by figure and scale, then by setting."""
+    found: dict[tuple[str, str], dict[str, Study]] = {}
+    for name in names(workdir):
+        figure, _, rest = name.partition("-")
+        setting, _, scale = rest.partition("-")
+        if figure in paper.discover() and scale:
+            study = Study(setting, read_logs(workdir, name))
+            found.setdefault((figure, scale), {})[setting] = study
+    return found
+
+
+def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
+    """A figure as files."""
+    module, name = paper.discover()[figure], f"{figure}-{scale}"
+    files = render(functools.partial(module.draw, some), name)
+    files["csv"] = _csv(module.points(some))
+    title = f"{module.TITLE} ({scale} scale)"
+    return Drawn(name, title, module.caption(some), module.claims(some), files)
+
+
+def write(workdir: epath.PathLike) -> list[Drawn]:
+    """Write WORKDIR/figures/: PNG, SVG and CSV of each figure, claims.csv, summary.md, index.html.
+
+    Raises FileNotFoundError where no experiment of the workdir belongs to a figure, and what
+    `read_logs` raises.
+    """
+    found = studies(workdir)
+    if not found:
+        known = ", ".join(paper.discover())
+        raise FileNotFoundError(
+            f"{workdir} holds no run of experiments/paper: run one there first ({known})"
+        )
+    drawn = [draw(*which, some) for which, some in found.items()]
+    folder = epath.Path(workdir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in drawn:
+        for kind, data in one.files.items():
+            (folder / f"{one.name}.{kind}").write_bytes(data)
+    (folder / "claims.csv").write_bytes(_csv(_claim_rows(drawn)))
+    (folder / "summary.md").write_text(markdown(drawn))
+    (folder / "index.html").write_text(page(drawn))
+    return drawn
+
+
+def told(one: Drawn) -> str:
+    """A figure's claims for the terminal: two lines each."""
+    lines = [one.title]
+    for c in one.claims:
+        lines += [f"  {c.verdict}: {c.says} ({c.setting})", f"    {c.quantity}: {c.number}"]
+    return "\n".join(lines)
+
+
+def page(drawn: Sequence[Drawn]) -> str:
+    """index.html as a string; it loads no other files."""
+    body = [
+        "<h1>The paper's figures, from our runs</h1>",
+        f'<p class="lead">{html.escape(_counted(drawn))}</p>',
+    ]
+    for one in drawn:
+        body += [
+            f"<h2>{html.escape(one.title)}</h2>",
+            html.figure(one.files["svg"].decode(), one.caption),
+            html.table(grid(one.claims), wrapped=True),
+        ]
+    body.append(f'<p class="legend">{html.escape(LEGEND)}</p>')
+    return html.document("The paper's figures", body)
+
+
+def markdown(drawn: Sequence[Drawn]) -> str:
+    """summary.md: each figure, its caption and its claims."""
+    blocks = ["# The paper's figures, from our runs", _counted(drawn)]
+    for one in drawn:
+        blocks += [f"## {one.title}", f"![{one.name}]({one.name}.png)", one.caption]
+        blocks.append(tables.markdown_table(grid(one.claims)))
+    return "\n\n".join([*blocks, LEGEND]) + "\n"
+
+
+def _counted(drawn: Sequence[Drawn]) -> str:
+    """How many of the paper's claims came out how."""
+    verdicts = [c.verdict for one in drawn for c in one.claims if c.paper]
+    told = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    return f"Of {len(verdicts)} claims, {told}."
+
+
+class ClaimRow(NamedTuple):
+    """A seed's value of a claim's quantity: a row of claims.csv."""
+
+    figure: str
+    setting: str
+    claim: str
+    quantity: str
+    value: float
+    bound: float
+    verdict: str
+
+
+def _claim_rows(drawn: Sequence[Drawn]) -> Iterable[ClaimRow]:
+    for one in drawn:
+        for c in one.claims:
+            for value in c.values.values:
+                said = one.name, c.setting, c.says, c.quantity
+                yield ClaimRow(*said, value, c.bound, c.verdict)
+
+
+def _csv(rows: Iterable[Any]) -> bytes:
+    """NamedTuples as a CSV file, with a header; empty without any."""
+    out, rows = io.StringIO(), list(rows)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([rows[0]._fields, *rows] if rows else [])
+    return out.getvalue().encode()
