@@ -48,7 +48,7 @@ from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_g
 GOLDEN = Path(__file__).parent / "golden"
 FIGURES = {
     f"{name}.{kind}"
-    for name in ("relearning", "tradeoff", "training_loss")
+    for name in ("relearning", "tradeoff", "training_loss", "under_attack")
     for kind in ("png", "svg")
 }
 

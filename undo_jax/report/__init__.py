@@ -10,7 +10,8 @@ from undo_jax.report.html import write
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.numbers import Report
 from undo_jax.report.rows import Point, Result, curves, results
-from undo_jax.report.tables import markdown, table
+from undo_jax.report.summary import markdown
+from undo_jax.report.tables import table
 
 __all__ = [
     "EmptyError",

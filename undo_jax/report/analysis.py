@@ -17,6 +17,7 @@ from undo_jax.report.numbers import (
     strongest,
 )
 from undo_jax.report.records import ROLES, Entry, Logged, Logs
+from undo_jax.report.statistics import area, shares, steps_to
 
 
 class EmptyError(ValueError):
@@ -64,9 +65,14 @@ def cases_of(logs: Logs) -> list[Case]:
         for folder, found in on.items()
         if found
     }
+    bases = _forgets(logs, finished, [e for e in logs.entries if e.role == "base"])
     made = []
     for entry in logs.entries:
         attacks = on[entry.artifact].values()
+        evaluations = tuple(a for one in attacks for a in one.attacks)
+        best = by_step(evaluations, logs.forget, logs.retain)
+        nothing = _forgets(logs, finished, [e for e in logs.entries if e.artifact == entry.oracle])
+        ends = _of(nothing, entry.seed), _of(bases, entry.seed)
         references = _references(entry, logs.entries)
         values = [
             robustness(worst.get(entry.artifact, math.nan), worst[u], worst[o], logs.forget)
@@ -77,7 +83,9 @@ def cases_of(logs: Logs) -> list[Case]:
             Case(
                 entry=entry,
                 attacked=bool(attacks),
-                attacks=tuple(a for one in attacks for a in one.attacks),
+                attacks=evaluations,
+                strongest=best,
+                shares=shares({step: a.forget for step, a in best.items()}, *ends),
                 controls=tuple(a for one in controls[entry.artifact].values() for a in one.attacks),
                 own=finished.get(entry.artifact),
                 oracle=finished.get(entry.oracle or ""),
@@ -87,6 +95,24 @@ def cases_of(logs: Logs) -> list[Case]:
             )
         )
     return made
+
+
+def _forgets(
+    logs: Logs, finished: Mapping[str, Logged], entries: Iterable[Entry]
+) -> dict[int | None, float]:
+    """Forget scores before attacks by seed; nothing if the entries have several names."""
+    if len({entry.model for entry in entries}) > 1:
+        return {}
+    return {
+        entry.seed: finished[entry.artifact].summary["eval"].get(logs.forget.name, math.nan)
+        for entry in entries
+        if entry.artifact in finished
+    }
+
+
+def _of(scores: Mapping[int | None, float], seed: int | None) -> float:
+    """The score of a seed, or the only one."""
+    return scores.get(seed, next(iter(scores.values())) if len(scores) == 1 else math.nan)
 
 
 def _references(entry: Entry, entries: Sequence[Entry]) -> list[tuple[str | None, str | None]]:
@@ -114,7 +140,7 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
     entry = cases[0].entry
     own = [case for case in cases if case.own is not None]
     attacked = [case for case in cases if case.attacked]
-    curves = [by_step(case.attacks, logs.forget, logs.retain) for case in attacked]
+    curves = [case.strongest for case in attacked]
     ends = [finals(case.attacks) for case in attacked]
     adversaries = sorted({key for found in ends for key in found}, key=adversary_order)
 
@@ -127,6 +153,7 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
         alpha=entry.alpha,
         family=next((case.family for case in cases if case.family), None),
         seeds=tuple(case.entry.seed for case in attacked),
+        made=tuple(case.entry.seed for case in own),
         retain=before(logs.retain.name),
         forget=before(logs.forget.name),
         others={metric.name: before(metric.name) for metric in logs.others},
@@ -141,22 +168,26 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
         losses=_over_seeds([case.own.losses for case in own if case.own]),
         finals={k: Spread(tuple(f[k] for f in ends if k in f)) for k in adversaries},
         controls=_controls(cases, logs),
+        area=Spread(tuple(area(case.shares) for case in attacked)),
+        half=Spread(tuple(steps_to(case.shares, 0.5) for case in attacked)),
     )
 
 
 def _controls(cases: Sequence[Case], logs: Logs) -> dict[str, dict[int, Spread]]:
-    """The curve of each control, at each step by the strongest of its learning rates."""
+    """The curve of each control."""
+    names = dict.fromkeys(a.data for case in cases for a in case.controls)
+    found = {name: [control(case, name, logs) for case in cases] for name in names}
+    return {name: _over_seeds([curve for curve in of if curve]) for name, of in found.items()}
+
+
+def control(case: Case, name: str, logs: Logs) -> dict[int, float]:
+    """The score of a control by its own metric, at each step of its strongest learning rate."""
+    own = [a for a in case.controls if a.data == name]
+    if not own:
+        return {}
     measures = {measure.name: measure for measure in (logs.retain, logs.forget, *logs.others)}
-    found = {}
-    for name in dict.fromkeys(a.data for case in cases for a in case.controls):
-        curves = []
-        for case in cases:
-            own = [a for a in case.controls if a.data == name]
-            if own:
-                best = by_step(own, measures[own[0].metric], logs.retain)
-                curves.append({step: a.forget for step, a in best.items()})
-        found[name] = _over_seeds(curves)
-    return found
+    best = by_step(own, measures[own[0].metric], logs.retain)
+    return {step: a.forget for step, a in best.items()}
 
 
 def _over_seeds(found: Sequence[Mapping[int, float]]) -> dict[int, Spread]:

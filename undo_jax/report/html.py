@@ -8,7 +8,7 @@ from functools import partial
 
 from etils import epath
 
-from undo_jax.report import figures, tables
+from undo_jax.report import figures, speed, summary, tables
 from undo_jax.report.analysis import analyse
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import read_logs
@@ -59,7 +59,7 @@ def write(workdir: epath.PathLike, name: str) -> Report:
     drawn = {one: render(partial(module.draw, report), one) for one, module in found.items()}
     captions = {one: module.caption(report) for one, module in found.items() if drawn[one]}
     contents = {f"{one}.{kind}": data for one in captions for kind, data in drawn[one].items()}
-    contents["summary.md"] = tables.markdown(report, captions).encode()
+    contents["summary.md"] = summary.markdown(report, captions).encode()
     svgs = {one: drawn[one]["svg"].decode() for one in captions}
     contents["index.html"] = page(report, svgs, captions).encode()
     for one in {*found, *_shown(folder / "summary.md")} - set(captions):
@@ -87,6 +87,9 @@ def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -
         "<h2>Every model</h2>",
         table(tables.model_grid(report)),
         f'<p class="legend">{escape(tables.sentence(tables.legend(report)))}</p>',
+        "<h2>How fast each relearns</h2>",
+        table(speed.grid(report)),
+        f'<p class="legend">{escape(speed.legend(report))}</p>',
         *_other_scores(report),
         "<h2>What was run</h2>",
         table(tables.stage_grid(report)),

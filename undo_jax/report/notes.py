@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class Case:
     entry: Entry
     attacked: bool  # whether an attack on it has finished
     attacks: tuple[Evaluation, ...]
+    strongest: Mapping[int, Evaluation]  # by relearning step
+    shares: Mapping[int, float]  # relearned at each step: 0 as the oracle before, 1 as the base
     controls: tuple[Evaluation, ...]
     own: Logged | None  # None: unfinished
     oracle: Logged | None

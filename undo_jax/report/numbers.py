@@ -49,6 +49,7 @@ class Row:
     alpha: float | None
     family: str | None  # its unlearned ancestor's label: models of one family share it
     seeds: tuple[int | None, ...]  # attacked seeds
+    made: tuple[int | None, ...]  # finished seeds
     retain: Spread  # before the attack
     forget: Spread  # before the attack
     others: Mapping[str, Spread]  # before the attack, by the names of the other metrics
@@ -57,12 +58,14 @@ class Row:
     worst: Spread  # P: strongest attack over all steps
     robustness: Spread
     scaled: tuple[bool, ...]  # per attacked seed: whether both of its references are attacked
-    compute_steps: Spread
+    compute_steps: Spread  # of finished seeds
     compute_flops: Spread
     recovered: tuple[bool, ...]  # per distilled seed
     finals: Mapping[Adversary, Spread]  # last score
     losses: Mapping[int, Spread] = field(default_factory=dict)  # of its distillation, by step
     controls: Mapping[str, Mapping[int, Spread]] = field(default_factory=dict)  # by their names
+    area: Spread = Spread()  # under the curve of relearned shares, see `Case.shares`
+    half: Spread = Spread()  # steps to a share of a half; infinite if it is not reached
 
     @property
     def fell_short(self) -> bool:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from undo_jax.report.drawing import BLACK, MUTED, darker
 from undo_jax.report.numbers import Spread
 from undo_jax.report.records import Measure
-from undo_jax.report.studies import Curve, Point, Seed
+from undo_jax.report.studies import Point, Seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Spreads = Mapping[float, Spread]  # by step, the values of all seeds
 WIDTH, ROW = 3.05, 2.45  # inches of a panel, with its labels
 
 
@@ -25,17 +26,16 @@ class Look:
         self.colour, self.style = colour, style
 
 
-def curves_of(points: Sequence[Point], panel: str, setting: str) -> dict[str, dict[Seed, Curve]]:
-    """The curves of a panel, by model and seed."""
+def curves_of(points: Sequence[Point], panel: str, setting: str) -> dict[str, Spreads]:
+    """The curves of a panel, by model."""
     found: dict[str, dict[Seed, dict[float, float]]] = {}
     for p in points:
         if (p.panel, p.setting) == (panel, setting):
             found.setdefault(p.model, {}).setdefault(p.seed, {})[p.x] = p.y
-    return found
+    return {model: _spreads(of) for model, of in found.items()}
 
 
-def spreads(curves: Mapping[Seed, Curve]) -> dict[float, Spread]:
-    """Step -> the values of all seeds that have one there."""
+def _spreads(curves: Mapping[Seed, Mapping[float, float]]) -> Spreads:
     steps = sorted({step for curve in curves.values() for step in curve})
     return {x: Spread(tuple(c.get(x, math.nan) for c in curves.values())) for x in steps}
 
@@ -59,14 +59,11 @@ def figure(rows: int, columns: int, legend_rows: int = 1) -> tuple[Figure, Any]:
     return fig, axes
 
 
-def draw_curves(
-    ax: Axes, curves: Mapping[str, Mapping[Seed, Curve]], looks: Mapping[str, Look]
-) -> None:
+def draw_curves(ax: Axes, curves: Mapping[str, Spreads], looks: Mapping[str, Look]) -> None:
     """Means over seeds as lines, from the lowest to the highest seed as bands."""
-    for z, (model, of) in enumerate(curves.items()):
-        found, look = spreads(of), looks[model]
-        steps = list(found)
-        if len(of) > 1:
+    for z, (model, found) in enumerate(curves.items()):
+        steps, look = list(found), looks[model]
+        if any(len(spread.finite) > 1 for spread in found.values()):
             low, high = ([getattr(s, side) for s in found.values()] for side in ("low", "high"))
             ax.fill_between(steps, low, high, color=look.colour, alpha=0.13, linewidth=0, zorder=2)
         means = [s.mean for s in found.values()]

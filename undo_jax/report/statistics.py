@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from undo_jax.report.numbers import Spread
+from undo_jax.report.numbers import MIN_GAP, Spread
 
 LEVEL = 0.95  # of intervals
 
@@ -46,8 +46,13 @@ def student(values: Spread) -> Interval:
 
 
 def shares(curve: Mapping[int, float], nothing: float, everything: float) -> dict[int, float]:
-    """Scores as shares: 0 is `nothing`, a model that never knew; 1 is `everything`, the base."""
-    return {step: (score - nothing) / (everything - nothing) for step, score in curve.items()}
+    """Scores as shares: 0 is `nothing`, a model that never knew; 1 is `everything`, the base.
+
+    nan if these two do not differ by at least MIN_GAP.
+    """
+    gap = everything - nothing
+    gap = gap if abs(gap) >= MIN_GAP else math.nan
+    return {step: (score - nothing) / gap for step, score in curve.items()}
 
 
 def area(curve: Mapping[int, float]) -> float:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from undo_jax.report import statistics
-from undo_jax.report.analysis import analyse, cases_of, compute
+from undo_jax.report.analysis import analyse, cases_of, compute, control
 from undo_jax.report.notes import Case
-from undo_jax.report.numbers import Report, Spread, by_step
+from undo_jax.report.numbers import Report, Spread
 from undo_jax.report.records import Logs, Measure
 
 Seed = int | None
@@ -78,27 +78,37 @@ class Study:
 
     def relearned(self, model: str) -> dict[Seed, Curve]:
         """Forget score of the strongest attack at each step, by seed."""
-        return self._by_step(model, None, "forget")
+        return {
+            seed: {step: a.forget for step, a in case.strongest.items()}
+            for seed, case in self._attacked(model).items()
+        }
 
     def retained(self, model: str) -> dict[Seed, Curve]:
         """Retain score under that attack, by seed."""
-        return self._by_step(model, None, "retain")
+        return {
+            seed: {step: a.retain for step, a in case.strongest.items()}
+            for seed, case in self._attacked(model).items()
+        }
+
+    def shares(self, model: str) -> dict[Seed, Curve]:
+        """Relearned shares by step, by seed: 0 as the oracle before attacks, 1 as the base."""
+        return {seed: case.shares for seed, case in self._attacked(model).items()}
+
+    def areas(self, model: str) -> dict[Seed, float]:
+        """Normalised areas under the relearning curve: the mean of those shares over its steps."""
+        return {seed: statistics.area(curve) for seed, curve in self.shares(model).items()}
 
     def control(self, model: str, name: str) -> dict[Seed, Curve]:
         """Score of a control by its own metric, by seed; empty where there is no such control."""
-        return self._by_step(model, name, "forget")
+        found = {s: control(case, name, self.logs) for s, case in self.cases(model).items()}
+        return {seed: curve for seed, curve in found.items() if curve}
 
-    def _by_step(self, model: str, control: str | None, score: str) -> dict[Seed, Curve]:
-        measures = {m.name: m for m in (self.logs.retain, self.logs.forget, *self.logs.others)}
-        found = {}
-        for seed, case in self.cases(model).items():
-            own = case.attacks if control is None else case.controls
-            own = [a for a in own if control in (None, a.data)]
-            if own:
-                metric = measures[own[0].metric] if control else self.logs.forget
-                best = by_step(own, metric, self.logs.retain)
-                found[seed] = {step: getattr(a, score) for step, a in best.items()}
-        return found
+    def control_areas(self, model: str, name: str) -> dict[Seed, float]:
+        """Mean score of a control over its steps, by seed."""
+        return {s: statistics.area(curve) for s, curve in self.control(model, name).items()}
+
+    def _attacked(self, model: str) -> dict[Seed, Case]:
+        return {seed: case for seed, case in self.cases(model).items() if case.attacked}
 
     def robustness(self, model: str) -> dict[Seed, float]:
         """In %: 0 is its unlearned ancestor, 100 the oracle, by the strongest attack ever."""
@@ -107,30 +117,6 @@ class Study:
     def compute(self, model: str, unit: str) -> dict[Seed, float]:
         """Distillation in % of the oracle's training, by "steps" or "flops"."""
         return {seed: compute(case, unit) for seed, case in self.cases(model).items()}
-
-    def shares(self, model: str, base: str = "base", oracle: str = "oracle") -> dict[Seed, Curve]:
-        """Relearned shares of the base's knowledge: 0 as the oracle before attacks, 1 as the base.
-
-        For each seed, by relearning step.
-        """
-        nothing, everything = (self.before(one, self.forget) for one in (oracle, base))
-        return {
-            seed: statistics.shares(curve, _of(nothing, seed), _of(everything, seed))
-            for seed, curve in self.relearned(model).items()
-        }
-
-    def areas(self, model: str) -> dict[Seed, float]:
-        """Normalised areas under the relearning curve: the mean of those shares over its steps."""
-        return {seed: statistics.area(curve) for seed, curve in self.shares(model).items()}
-
-    def control_areas(self, model: str, name: str) -> dict[Seed, float]:
-        """Mean score of a control over its steps, by seed."""
-        return {s: statistics.area(curve) for s, curve in self.control(model, name).items()}
-
-
-def _of(found: Mapping[Seed, float], seed: Seed) -> float:
-    """A seed's value, or that of the only model for all seeds."""
-    return found.get(seed, next(iter(found.values())) if len(found) == 1 else math.nan)
 
 
 def difference(one: Mapping[Seed, float], other: Mapping[Seed, float]) -> Spread:

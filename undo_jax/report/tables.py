@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -240,23 +240,6 @@ def markdown_table(grid: Grid) -> str:
 
 def _markdown_row(row: Sequence[str]) -> str:
     return "| " + " | ".join(value.replace("|", "\\|") for value in row) + " |"
-
-
-def markdown(report: Report, captions: Mapping[str, str]) -> str:
-    """summary.md: figures, the model table, the notes, what was run and every attack."""
-    figures = [f"![{name}]({name}.png)\n\n{text}" for name, text in captions.items()]
-    told = "\n".join(f"- {note}" for note in notes(report))
-    blocks = [
-        f"# {report.name}",
-        told,
-        *figures,
-        "## Every model\n\n" + markdown_table(model_grid(report)),
-        sentence(legend(report)),
-        "## Other scores\n\n" + markdown_table(score_grid(report)) if report.others else "",
-        "## What was run\n\n" + markdown_table(stage_grid(report)),
-        f"## Every attack\n\n{attack_legend(report)}\n\n" + markdown_table(attack_grid(report)),
-    ]
-    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def sentence(text: str) -> str:

@@ -1,0 +1,57 @@
+"""What the strongest attack leaves of retain, and the same models under control attacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from undo_jax.report import panels
+from undo_jax.report.drawing import linestyle, palette, shortened
+from undo_jax.report.numbers import Report
+from undo_jax.report.panels import Look
+from undo_jax.report.tables import sentence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(report: Report) -> Figure:
+    """Retain score at each relearning step; and a panel for each control."""
+    models = report.attacked
+    colours = palette(report.models)
+    names = {m.name: shortened(m.name) for m in models}
+    looks = {names[m.name]: Look(colours[m.name], linestyle(m, report.models)) for m in models}
+    controls = list(dict.fromkeys(name for m in models for name in m.controls))
+    columns = 2 if len(names) <= 8 else 3
+    fig, axes = panels.figure(1, max(1 + len(controls), 2), legend_rows=-(-len(names) // columns))
+    retained, *others = axes[0]
+    panels.draw_curves(retained, {names[m.name]: m.retained for m in models}, looks)
+    panels.score_axis(retained, report.retain)
+    panels.title(retained, report.retain.axis)
+    for ax, control in zip(others, controls, strict=False):
+        own = {names[m.name]: m.controls[control] for m in models if control in m.controls}
+        panels.draw_curves(ax, own, looks)
+        panels.score_axis(ax, report.forget)
+        panels.title(ax, f"{sentence(control)}, a control")
+    for ax in others[len(controls) :]:
+        ax.axis("off")
+    for ax in (retained, *others[: len(controls)]):
+        ax.set_xlabel("relearning steps", fontsize=8.5)
+    panels.legend(fig, looks, columns)
+    return fig
+
+
+def caption(report: Report) -> str:
+    """What the figure shows, exactly."""
+    controls = list(dict.fromkeys(name for m in report.attacked for name in m.controls))
+    told = (
+        f"{sentence(report.retain.axis)} under the strongest attack at each step, of equally "
+        "strong ones the one that keeps most: an attack that destroys the model recovers nothing "
+        "of use. "
+    )
+    if controls:
+        told += (
+            f"Controls ({', '.join(controls)}) count in no strongest attack, and are measured by "
+            "their own metrics. "
+        )
+    band = "Lines are means over seeds, bands run from the lowest to the highest seed."
+    return told + (band if report.several_seeds else "One seed.")

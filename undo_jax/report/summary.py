@@ -1,0 +1,28 @@
+"""The report as Markdown."""
+
+from collections.abc import Mapping
+
+from undo_jax.report import speed, tables
+from undo_jax.report.numbers import Report
+
+
+def markdown(report: Report, captions: Mapping[str, str]) -> str:
+    """summary.md: figures, the model table, the notes, what was run and every attack."""
+    figures = [f"![{name}]({name}.png)\n\n{text}" for name, text in captions.items()]
+    told = "\n".join(f"- {note}" for note in tables.notes(report))
+    blocks = [
+        f"# {report.name}",
+        told,
+        *figures,
+        "## Every model\n\n" + tables.markdown_table(tables.model_grid(report)),
+        tables.sentence(tables.legend(report)),
+        "## How fast each relearns\n\n" + tables.markdown_table(speed.grid(report)),
+        speed.legend(report),
+        "## Other scores\n\n" + tables.markdown_table(tables.score_grid(report))
+        if report.others
+        else "",
+        "## What was run\n\n" + tables.markdown_table(tables.stage_grid(report)),
+        f"## Every attack\n\n{tables.attack_legend(report)}\n\n"
+        + tables.markdown_table(tables.attack_grid(report)),
+    ]
+    return "\n\n".join(filter(None, blocks)) + "\n"
