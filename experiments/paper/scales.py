@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from undo_jax.attacks import Attack
 from undo_jax.experiment import Experiment
@@ -88,14 +88,13 @@ class Figure:
 @cache
 def _paper(setting: str, scale: str) -> Paper:
     paper = cast(Paper, load(str(Path(__file__).parent.parent / FILES[setting, scale])))
-    changes = {"segments": True}  # a sequence of NPO is a problem, or a document
+    own: Any = paper.setting
+    own = replace(own, segments=True)  # a sequence of NPO is a problem, or a document
     if scale == "paper":
-        return replace(paper, setting=replace(paper.setting, **changes))
-    if setting == "arithmetic":
-        changes["controls"] = True
+        return replace(paper, setting=own)
     return replace(
         paper,
-        setting=replace(paper.setting, **changes),
+        setting=replace(own, controls=True) if setting == "arithmetic" else own,
         relearn=replace(paper.relearn, learning_rates=RATES[setting]),
         seeds=SEEDS[setting],
     )

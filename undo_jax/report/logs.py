@@ -240,8 +240,8 @@ def _attacks(
         return found, unreadable
     known = (summary.get("attack"), said.get("name"), folder.name)
     name = next(one for one in known if isinstance(one, str))
-    scores = [number(summary["eval"][one]) for one in (metric, retain)]
-    return (Evaluation(name, None, 0, *scores, metric),), 0
+    score, kept = (number(summary["eval"][one]) for one in (metric, retain))
+    return (Evaluation(name, None, 0, score, kept, metric),), 0
 
 
 def read_attacks(records: Iterable[Json], metric: str, retain: str) -> tuple[Evaluation, ...]:
@@ -253,7 +253,7 @@ def read_attacks(records: Iterable[Json], metric: str, retain: str) -> tuple[Eva
             rate = typed(r, "learning_rate", float, int)
             if not (0 < rate < math.inf and 0 <= step < 2**63):
                 raise ValueError(f"a record of learning rate {rate} at step {step}")
-            scores = [number(r["eval"][one]) for one in (metric, retain)]
-            attack = Evaluation(data, float(rate), step, *scores, metric)
+            score, kept = (number(r["eval"][one]) for one in (metric, retain))
+            attack = Evaluation(data, float(rate), step, score, kept, metric)
             found[data, float(rate), step] = attack
     return tuple(found[key] for key in sorted(found))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Spreads = Mapping[float, Spread]  # by step, the values of all seeds
+Spreads = Mapping[Any, Spread]  # by step, the values of all seeds
 WIDTH, ROW = 3.05, 2.45  # inches of a panel, with its labels
 
 
