@@ -15,16 +15,27 @@ from scales import Figure
 from undo_jax.experiment import Experiment
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.recipe import Recipe
-from undo_jax.recipes.distill import Distill
-from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.perturb import Perturb
 
-ALPHAS = {
-    "small": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-    "paper": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+SMALL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+ALPHAS = {  # at β = 0.1
+    ("arithmetic", "small"): SMALL,
+    ("language", "small"): SMALL,
+    ("arithmetic", "paper"): (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    ("language", "paper"): (0.1, 0.3, 0.5, 0.7),
 }
-BETAS = {"small": (0.0, 0.05, 0.5, 1.0), "paper": (0.01, 0.05)}
-ABLATED = {"small": (0.4, 0.8), "paper": (0.3, 0.7)}  # the α at which other β are tried
+ABLATED = {  # the α at which other β are tried
+    ("arithmetic", "small"): (0.4, 0.8),
+    ("language", "small"): (0.4, 0.8),
+    ("arithmetic", "paper"): (0.3, 0.7),
+    ("language", "paper"): (0.1, 0.3, 0.5, 0.7),
+}
+BETAS = {
+    ("arithmetic", "small"): (0.0, 0.05, 0.5, 1.0),
+    ("language", "small"): (0.0, 0.05, 0.5, 1.0),
+    ("arithmetic", "paper"): (0.5, 1.0),
+    ("language", "paper"): (0.01, 0.05),
+}
 
 
 @dataclass(frozen=True)
@@ -32,22 +43,19 @@ class Alpha(Figure):
     figure: ClassVar[str] = "alpha"
 
     def graph(self) -> Experiment:
-        teacher, teaching = self.model("unlearn-only"), self.paper.distill
+        teacher, which = self.model("unlearn-only"), (self.setting, self.scale)
         students: dict[str, Recipe] = {
             f"α={alpha:g}": Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
-            for alpha in ALPHAS[self.scale]
+            for alpha in ALPHAS[which]
         }
-        for alpha in ABLATED[self.scale]:
-            for beta in BETAS[self.scale]:
+        for alpha in ABLATED[which]:
+            for beta in BETAS[which]:
                 noise = partial(shrink_perturb, beta=beta)
                 students[f"α={alpha:g} β={beta:g}"] = Perturb(teacher, alpha, noise)
-        students["Unlearn-and-Distill"] = Fresh(teacher.lm)
         distilled: dict[str, Recipe] = {
-            name: Distill(
-                teacher, student, teaching.training, teaching.tolerance, teaching.stop_early
-            )
-            for name, student in students.items()
+            name: self.undo(teacher, student) for name, student in students.items()
         }
+        distilled["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
         known = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
         return self.experiment(
             {**known, **distilled}, attacked=("unlearn-only", *distilled, "oracle")

@@ -31,24 +31,30 @@ class OracleMatching(Figure):
             "Student (Reference)": (oracle, base),
             "Student (Random)": (oracle, Fresh(base.lm)),
             "Student (oracle's init)": (oracle, Fresh(base.lm, draw=oracle.draw)),
-            "base, distilled": (base, Fresh(base.lm)),
         }
         students: dict[str, Recipe] = {
             name: Distill(teacher, student, self.training, stop_early=False)
             for name, (teacher, student) in first.items()
         }
+        students["base, distilled"] = Distill(base, Fresh(base.lm), self.control, stop_early=False)
         return self.experiment(
             {"base": base, "oracle": oracle, **students}, attacked=("oracle", *students)
         )
 
     @property
     def training(self) -> Training:
-        """As in UNDO; in language the paper's scale has weight decay, and 1000 steps."""
-        training = self.paper.distill.training
-        if (self.setting, self.scale) != ("language", "paper"):
-            return training
-        optimizer = replace(training.optimizer, weight_decay=0.1)
-        return replace(training, steps=1000, optimizer=optimizer)
+        """Of the students: as in UNDO; at the paper's scale as in its Unlearn-and-Distill."""
+        if self.scale == "small":
+            return self.paper.distill.training
+        return self.unlearn_and_distill(self.model("oracle")).training
+
+    @property
+    def control(self) -> Training:
+        """Of the base's student: in the paper's arithmetic, 2000 steps at a constant 1e-4."""
+        if (self.setting, self.scale) != ("arithmetic", "paper"):
+            return self.training
+        optimizer = replace(self.training.optimizer, learning_rate=1e-4, decay="constant")
+        return replace(self.training, steps=2000, optimizer=optimizer)
 
 
 experiment = OracleMatching()

@@ -1,8 +1,19 @@
 """What the figures share: two settings at two scales, with their base, oracle and attacks.
 
 Sizes and settings are those of the experiment files in the folder above: `small` is the quickstart
-and language_small.py (two CPU cores), `paper` arithmetic.py and language.py, which say where they
-differ from the official code. Recipes are equal in all figures, so a workdir makes each model once.
+and language_small.py (two CPU cores), `paper` arithmetic.py and language.py, for a slice or a GPU.
+Recipes are equal in all figures, so a workdir makes each model once.
+
+At the paper's scale the values are the official code's, as far as it says them. What differs there,
+beside what those two files say: base, oracle and fresh student have first parameters of their own
+(one file there); the stop rule is tried before the first step, too; parameters, moments and updates
+are fp32 (bf16 there in MaxEnt and relearning); warm-up is (s + 1)/W (s/W there: a first step of
+nothing); the arithmetic attacks are on × ÷, and on the mixture (+ − there by mistake, and the
+mixture); RMU trains layers 5 to 10 alone and has its retain term (there weight decay moves all
+layers, and the term is off); quotients are whole numbers, facts may be held out, and the exam is
+larger. In the small vocabulary of one character a token, MaxEnt's uniform target covers 56 ids that
+no text uses, and the noise of the embedding has 17 times the official limit: --text and --tokenizer
+give the official vocabulary and its English.
 """
 
 from collections.abc import Mapping
@@ -12,12 +23,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from undo_jax.attacks import Attack
+from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import load
 from undo_jax.mesh import MeshShape
 from undo_jax.paper import Paper
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.fresh import Fresh
 from undo_jax.settings.arithmetic import CONTROLS
 
 FILES = {
@@ -29,6 +43,8 @@ FILES = {
 # Settings were chosen on seeds 0 to 2, which are not reported.
 SEEDS = {"arithmetic": (10, 11, 12, 13, 14), "language": (10, 11, 12)}
 RATES = {"arithmetic": (1e-3, 3e-3, 6e-3, 1e-2, 2e-2), "language": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
+ONE_SEED = 42  # of base, oracle and teachers at the paper's scale: there only students vary
+GEMMA = 256_000  # ids of the official vocabulary
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,14 @@ class Figure:
     seeds: tuple[int, ...] | None = None  # None: those that are reported
     mesh: MeshShape | None = None  # None: of the scale
     saving: Saving = Saving()
+    text: str | None = None  # English, a document a line, beside the paper's arithmetic
+    tokenizer: str | None = None  # Gemma's, a SentencePiece model, for that text
+
+    def __post_init__(self):
+        if (self.text is None) != (self.tokenizer is None):
+            raise ValueError("text and tokenizer belong together: give both, or none")
+        if self.text and (self.setting, self.scale) != ("arithmetic", "paper"):
+            raise ValueError("text is for --setting arithmetic --scale paper: leave it out")
 
     @property
     def name(self) -> str:
@@ -49,11 +73,30 @@ class Figure:
     @property
     def paper(self) -> Paper:
         """The paper's diagram in this setting and at this scale."""
-        return _paper(self.setting, self.scale)
+        return _paper(self.setting, self.scale, self.text, self.tokenizer)
 
     def model(self, name: str) -> Recipe:
         """A model of that diagram: base, oracle or unlearn-only."""
-        return self.paper.graph().models[name]
+        return self.once(self.paper.graph().models[name])
+
+    def once(self, recipe: Recipe) -> Recipe:
+        """The recipe; at the paper's scale, with one seed for all seeds of the experiment."""
+        return replace(cast(Any, recipe), seed=ONE_SEED) if self.scale == "paper" else recipe
+
+    def undo(self, teacher: Recipe, student: Recipe) -> Distill:
+        """The teacher distilled into a student until it has recovered."""
+        how = self.paper.distill
+        return Distill(teacher, student, how.training, how.tolerance, how.stop_early)
+
+    def unlearn_and_distill(self, teacher: Recipe) -> Distill:
+        """The teacher distilled into a fresh student; at the paper's scale without a stop rule."""
+        made = self.undo(teacher, Fresh(teacher.lm))
+        if self.scale == "small":
+            return made
+        decay = 0.1 if self.setting == "language" else 0.0
+        optimizer = replace(made.training.optimizer, weight_decay=decay)
+        training = replace(made.training, steps=1000, eval_every=50, optimizer=optimizer)
+        return replace(made, training=training, stop_early=False)
 
     def attacks(self) -> tuple[Attack, ...]:
         """Relearning; and in small arithmetic its controls, see `CONTROLS`."""
@@ -86,10 +129,13 @@ class Figure:
 
 
 @cache
-def _paper(setting: str, scale: str) -> Paper:
+def _paper(setting: str, scale: str, text: str | None = None, model: str | None = None) -> Paper:
     paper = cast(Paper, load(str(Path(__file__).parent.parent / FILES[setting, scale])))
     own: Any = paper.setting
     own = replace(own, segments=True)  # a sequence of NPO is a problem, or a document
+    if text is not None and model is not None:
+        own, lm = replace(own, text=text, tokenizer=load_tokenizer(model)), cast(Any, paper.model)
+        return replace(paper, setting=own, model=replace(lm, vocabulary=GEMMA))
     if scale == "paper":
         return replace(paper, setting=own)
     return replace(

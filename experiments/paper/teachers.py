@@ -63,4 +63,4 @@ def unlearned(figure: Figure, method: str) -> Recipe:
         return figure.model("unlearn-only")
     training, loss, layers = SETTINGS[figure.setting, figure.scale, method]
     trains = None if layers is None else Trains(((r"mlp/down$", layers),))
-    return Unlearn(figure.model("base"), training, loss, trains)
+    return figure.once(Unlearn(figure.model("base"), training, loss, trains))
