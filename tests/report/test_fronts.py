@@ -11,7 +11,8 @@ STAIRS = [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]
 
 
 def test_a_front_leaves_out_what_another_place_matches():
-    found = front([*STAIRS, (1.0, 1.0), (2.0, 1.0), (2.0, 2.0), (math.nan, 9.0), (9.0, math.nan)])
+    others = [(0.5, 3.0), (1.0, 1.0), (2.0, 1.0), (2.0, 2.0), (math.nan, 9.0), (9.0, math.nan)]
+    found = front([*STAIRS, *others])
     assert found == [(3.0, 1.0), (2.0, 2.0), (1.0, 3.0)]
     assert front([]) == []
 
