@@ -11,6 +11,7 @@ from undo_jax.artifacts import plain
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import load
 from undo_jax.graph import group_key
+from undo_jax.report.paper import pareto
 
 FOLDER = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
 METHODS = ("GradDiff", "MaxEnt", "RMU", "NPO", "SAM", "RepNoise", "UNDO")
@@ -45,6 +46,8 @@ def test_methods_have_as_many_settings_and_one_program_each(knobs, setting, scal
     programs = {method: {*map(group_key, found[method].values())} for method in METHODS}
     assert {len(keys) for keys in programs.values()} == {1}
     assert len(set.union(*programs.values())) == len(METHODS)
+    drawn = {pareto.method(name) for name in experiment.models}
+    assert drawn == {None, pareto.ORACLE, *METHODS} == {None, *pareto.MARKS}
     assert experiment.attacked is not None
     assert {*experiment.attacked} == {*experiment.models} - {"base"}
     assert not any(attack.control for attack in experiment.attacks)
@@ -53,13 +56,13 @@ def test_methods_have_as_many_settings_and_one_program_each(knobs, setting, scal
 @pytest.mark.parametrize(("setting", "scale"), BOTH)
 def test_models_of_other_figures_are_made_once(knobs, setting, scale):
     """By what names an artifact: partials of the same function are not equal in Python."""
-    pareto, alpha, methods = (
+    own, alpha, methods = (
         {n: plain(recipe) for n, recipe in knobs(name, setting, scale).graph().models.items()}
         for name in ("pareto", "alpha", "methods")
     )
-    assert all(pareto[name] == alpha[name] for name in ("base", "oracle"))
-    assert alpha["unlearn-only"] in pareto.values()
-    shared = [recipe in alpha.values() for name, recipe in pareto.items() if "UNDO" in name]
+    assert all(own[name] == alpha[name] for name in ("base", "oracle"))
+    assert alpha["unlearn-only"] in own.values()
+    shared = [recipe in alpha.values() for name, recipe in own.items() if "UNDO" in name]
     assert shared.count(False) == (1 if scale == "small" else 0)  # α = 0.1 is not in small alpha.py
     for method in ("GradDiff", "MaxEnt", "RMU"):
-        assert methods[method] in [m for name, m in pareto.items() if name.startswith(method)]
+        assert methods[method] in [m for name, m in own.items() if name.startswith(method)]

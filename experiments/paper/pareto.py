@@ -45,10 +45,10 @@ RATES: dict[tuple[str, str], dict[str, Floats]] = {
     },
     ("language", "small"): {
         "GradDiff": (2e-4, 3e-4, 4e-4, 5e-4, 7e-4, 1e-3),
-        "MaxEnt": (3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3),
-        "RMU": (3e-4, 5e-4, 7e-4, 1e-3, 2e-3, 4e-3),
+        "MaxEnt": (2e-5, 5e-5, 1e-4, 2e-4, 4e-4, 1e-3),
+        "RMU": (3e-4, 5e-4, 7e-4, 1e-3, 2e-3, 6e-3),
         "NPO": (3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3),
-        "SAM": (1e-4, 3e-4, 1e-3), "RepNoise": (1e-4, 3e-4, 1e-3),
+        "SAM": (3e-5, 2e-4, 1e-3), "RepNoise": (3e-5, 2e-4, 1e-3),
     },
     ("arithmetic", "paper"): {
         "GradDiff": LOW, "MaxEnt": HIGH, "RMU": LOW, "NPO": HIGH,
