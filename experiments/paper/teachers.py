@@ -40,7 +40,7 @@ SETTINGS: dict[tuple[str, str, str], tuple[Training, Loss, range | None]] = {
         _small(40, 5e-4), partial(graddiff, retain_weight=5.0), None
     ),
     ("language", "small", "RMU"): (
-        _small(200, 2e-3), partial(rmu, read_layer=2, retain_weight=5.0), range(2)
+        _small(100, 6e-3), partial(rmu, read_layer=2, retain_weight=5.0), range(2)
     ),
     ("arithmetic", "paper", "GradDiff"): (
         _paper(10, 8e-6, 40, 1), partial(graddiff, retain_weight=15.0), None

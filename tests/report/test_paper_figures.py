@@ -8,7 +8,8 @@ from known_logs import STEPS, Workdir
 
 from undo_jax import cli
 from undo_jax.report import analyse, paper_page, read_logs
-from undo_jax.report.paper import oracle_matching
+from undo_jax.report.paper import oracle_matching, pareto
+from undo_jax.report.records import Measure
 from undo_jax.report.studies import Study
 
 PERMUTED = {"label": "accuracy on permuted answers", "higher_is_better": True, "unit": ""}
@@ -140,3 +141,79 @@ def test_a_workdir_without_such_runs_is_refused_in_a_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["figures", str(tmp_path)])
     assert "holds no run of experiments/paper: run one there first" in capsys.readouterr().err
+
+
+def _relearned(work, model, seed, scores):
+    """A model attacked with one rate: its (forget, retain) at each step."""
+    stage = "distill" if model.startswith("UNDO") else "unlearn"
+    work.add("pretrain" if model == "oracle" else stage, model, seed, unlearned=None)
+    lines = [
+        {"step": step, "eval": {"forget": f, "retain": r}, "attack": "forget",
+         "learning_rate": 0.01}
+        for step, (f, r) in zip(STEPS, scores, strict=True)
+    ]  # fmt: skip
+    work.attacked(model, seed, work.add("relearn", model, seed, lines=lines))
+
+
+def settings_of_methods(root: Path, seeds=(10, 11, 12)) -> Logs:
+    """Two settings of UNDO, on opposite sides of the front, and one of other methods."""
+    work = Logs(root, name="pareto-arithmetic-small")
+    for seed in seeds:
+        more = 0.01 * (seed - 11)  # forget, of UNDO's first setting
+        start = (0.5, 0.5)
+        for model, last in {
+            "UNDO α=0.2": (0.5, 0.8),
+            "UNDO α=0.8": (0.2 + more, 0.4),
+            "UNDO α=0.9": (0.6, 0.3),  # dominated
+            "SAM lr=0.1 ρ=0.05": (0.5, 0.9),
+            "RepNoise a=1 β=1": (0.9, 0.4),
+            "oracle": (0.1, 0.9),
+        }.items():
+            _relearned(work, model, seed, (start, start, start, last))
+    return work
+
+
+def test_claims_of_pareto(tmp_path):
+    work = settings_of_methods(tmp_path)
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    assert pareto.columns(study) == (0, 10, 30)  # 2.4 is nearest to 0, which is there already
+    # UNDO: .5 × .8 and, beyond it, (.3 − more) × .4; SAM .5 × .9; RepNoise .1 × .4
+    undo = [0.4 + (0.3 - more) * 0.4 for more in (-0.01, 0.0, 0.01)]
+    areas = pareto.hypervolumes(study, 30)
+    assert [*areas["UNDO"].values()] == pytest.approx(undo)
+    assert [*areas["data filtering"].values()] == pytest.approx([0.81] * 3)
+    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    best = found["UNDO dominates at 30 relearning steps (the best other here: SAM)"]
+    assert best.values.values == pytest.approx([area - 0.45 for area in undo])
+    assert best.verdict == "holds"
+    assert found["UNDO beats RepNoise substantially at 30 relearning steps"].verdict == "holds"
+    ratio = found["UNDO beats SAM substantially at 30 relearning steps"]
+    assert ratio.values.values == pytest.approx([area / 0.45 - 1 for area in undo])
+    assert [says for says in found if "dominates at 0 relearning steps" in says]
+    assert not [says for says in found if "substantially at 0" in says]
+
+
+def test_scores_count_from_the_worst_to_the_best():
+    accuracy = Measure("accuracy", higher_is_better=True)
+    nats = Measure("cross entropy", higher_is_better=False, unit="nats/token")
+    assert [pareto.merit(0.2, accuracy, less) for less in (False, True)] == [0.2, 0.8]
+    assert [pareto.merit(2.0, nats, less) for less in (False, True)] == [0.75, 0.25]
+    assert [pareto.merit(30.0, nats, less) for less in (False, True)] == [0.0, 1.0]  # as of 8 nats
+
+
+def test_pareto_is_drawn_from_the_models_that_have_a_method(tmp_path):
+    work = settings_of_methods(tmp_path)
+    work.add("pretrain", "base", 10)
+    (drawn,) = paper_page.write(tmp_path)
+    assert drawn.files["png"] and "reversed" in drawn.caption
+    rows = list(csv.DictReader(drawn.files["csv"].decode().splitlines()))
+    assert {row["model"].partition(" ")[0] for row in rows} == {
+        "UNDO", "SAM", "RepNoise", "oracle", "data"
+    }  # fmt: skip
+    one = {"panel": "after 30 relearning steps", "setting": "arithmetic", "seed": "11",
+           "model": "UNDO α=0.8", "x": "0.2", "y": "0.4"}  # fmt: skip
+    assert one in rows
+    area = [row for row in rows if (row["panel"], row["model"]) == ("hypervolume", "SAM")]
+    assert {(row["x"], round(float(row["y"]), 9)) for row in area} == {
+        ("0", 0.25), ("10", 0.25), ("30", 0.45)
+    }  # fmt: skip

@@ -1,0 +1,126 @@
+"""Retain against forget under relearning, for many settings of each method (paper §4).
+
+    undo-jax run experiments/paper/pareto.py --setting arithmetic --workdir runs/paper
+    undo-jax figures runs/paper
+
+A model is named METHOD SETTINGS. Settings of a method differ in numbers alone, so that they train
+as one program. Grids of learning rates at the paper's scale are those of the official code. It has
+no NPO, and RepNoise and SAM, which it adds to MaxEnt, without their runs: RepNoise's weights are
+those that its list of models names, at MaxEnt's rate of 8e-5; SAM's ρ are its two, at four of
+MaxEnt's rates; NPO has MaxEnt's rates, and one weight for retain. At small scale the grids were
+chosen on seeds 0 to 2, to go from models that forget little to some that forget nearly all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import ClassVar
+
+from scales import Figure
+from teachers import unlearned
+
+from undo_jax.attacks import Attack
+from undo_jax.experiment import Experiment
+from undo_jax.methods.npo import npo
+from undo_jax.methods.repnoise import repnoise
+from undo_jax.methods.sam import sam
+from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.recipe import Recipe
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.perturb import Perturb
+from undo_jax.recipes.unlearn import Unlearn
+
+Floats = tuple[float, ...]
+LOW = (6e-6, 7e-6, 8e-6, 9e-6, 1e-5, 2e-5, 3e-5, 4e-5)
+MIDDLE = (1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5)
+HIGH = (6e-5, 7e-5, 8e-5, 9e-5, 1e-4, 2e-4, 3e-4, 4e-4)
+RATES: dict[tuple[str, str], dict[str, Floats]] = {
+    ("arithmetic", "small"): {
+        "GradDiff": (2e-4, 3e-4, 4e-4, 5e-4, 8e-4, 1.2e-3),
+        "MaxEnt": (2e-5, 3e-5, 5e-5, 1e-4, 3e-4, 1e-3),
+        "RMU": (3e-4, 5e-4, 7e-4, 1e-3, 2e-3, 4e-3),
+        "NPO": (3e-5, 5e-5, 7e-5, 1e-4, 2e-4, 1e-3),
+        "SAM": (3e-5, 1e-4, 1e-3), "RepNoise": (3e-5, 1e-4, 1e-3),
+    },
+    ("language", "small"): {
+        "GradDiff": (2e-4, 3e-4, 4e-4, 5e-4, 7e-4, 1e-3),
+        "MaxEnt": (2e-5, 5e-5, 1e-4, 2e-4, 4e-4, 1e-3),
+        "RMU": (3e-4, 5e-4, 7e-4, 1e-3, 2e-3, 6e-3),
+        "NPO": (3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3),
+        "SAM": (3e-5, 2e-4, 1e-3), "RepNoise": (3e-5, 2e-4, 1e-3),
+    },
+    ("arithmetic", "paper"): {
+        "GradDiff": LOW, "MaxEnt": HIGH, "RMU": LOW, "NPO": HIGH,
+        "SAM": (7e-5, 9e-5, 2e-4, 4e-4), "RepNoise": (8e-5,),
+    },
+    ("language", "paper"): {
+        "GradDiff": MIDDLE, "MaxEnt": MIDDLE, "RMU": MIDDLE, "NPO": MIDDLE,
+        "SAM": (1e-5, 3e-5, 5e-5, 8e-5), "RepNoise": (8e-5,),
+    },
+}  # fmt: skip
+RHOS = (0.01, 0.05)  # of SAM
+# of RepNoise: a of the ascent, β of the noise
+WEIGHTS: dict[str, tuple[tuple[float, float], ...]] = {
+    "small": ((1.0, 0.1), (4.0, 4.0)),
+    "paper": (
+        (0.1, 1e-3), (0.1, 1e-4), (0.5, 0.1), (0.5, 0.01),
+        (1.0, 0.1), (1.0, 1.0), (2.0, 2.0), (4.0, 4.0),
+    ),
+}  # fmt: skip
+ALPHAS = {  # of UNDO: those of alpha.py where it has them
+    "small": (0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "paper": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+}
+NPO_RETAIN = {"small": 5.0, "paper": 1.0}  # weight of the retain term; open-unlearning: 1
+
+
+@dataclass(frozen=True)
+class Pareto(Figure):
+    figure: ClassVar[str] = "pareto"
+
+    def graph(self) -> Experiment:
+        known = {"base": self.model("base"), "oracle": self.model("oracle")}
+        settings = {**dict(self.unlearned()), **dict(self.distilled())}
+        return self.experiment({**known, **settings}, attacked=("oracle", *settings))
+
+    def attacks(self) -> tuple[Attack, ...]:
+        """Relearning without its controls, which the figure does not show."""
+        return self.paper.graph().attacks
+
+    def unlearned(self) -> Iterator[tuple[str, Recipe]]:
+        """Models of each method but UNDO, by their names."""
+        rates = RATES[self.setting, self.scale]
+        for method in ("GradDiff", "MaxEnt", "RMU"):
+            for rate in rates[method]:
+                yield f"{method} lr={rate:g}", _at(unlearned(self, method), rate)
+        of_maxent = replace(_at(unlearned(self, "MaxEnt"), 1.0), draw="unlearn")
+        for rate in rates["NPO"]:
+            loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
+            yield f"NPO lr={rate:g}", replace(_at(of_maxent, rate), loss=loss)
+        for rate, rho in product(rates["SAM"], RHOS):
+            loss = partial(sam, method=of_maxent.loss, rho=rho)
+            yield f"SAM lr={rate:g} ρ={rho:g}", replace(_at(of_maxent, rate), loss=loss)
+        for rate, (a, beta) in product(rates["RepNoise"], WEIGHTS[self.scale]):
+            loss = partial(repnoise, method=of_maxent.loss, ascent_weight=a, noise_weight=beta)
+            name = f"RepNoise lr={rate:g} a={a:g} β={beta:g}"
+            yield name, replace(_at(of_maxent, rate), loss=loss)
+
+    def distilled(self) -> Iterator[tuple[str, Recipe]]:
+        """UNDO of the MaxEnt teacher, by alpha."""
+        teacher, teaching = unlearned(self, "MaxEnt"), self.paper.distill
+        how = teaching.training, teaching.tolerance, teaching.stop_early
+        for alpha in ALPHAS[self.scale]:
+            student = Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
+            yield f"UNDO α={alpha:g}", Distill(teacher, student, *how)
+
+
+def _at(teacher: Recipe, rate: float) -> Unlearn:
+    """A teacher of the figures with another learning rate."""
+    if not isinstance(teacher, Unlearn):
+        raise TypeError("the diagram has changed: mend experiments/paper/pareto.py")
+    optimizer = replace(teacher.training.optimizer, learning_rate=rate)
+    return replace(teacher, training=replace(teacher.training, optimizer=optimizer))
+
+
+experiment = Pareto()

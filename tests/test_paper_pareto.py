@@ -1,0 +1,68 @@
+"""The Pareto experiment: as many settings of each method, few programs, and models shared."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import undo_jax
+from undo_jax.artifacts import plain
+from undo_jax.experiment import Experiment
+from undo_jax.experiment_file import load
+from undo_jax.graph import group_key
+from undo_jax.report.paper import pareto
+
+FOLDER = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
+METHODS = ("GradDiff", "MaxEnt", "RMU", "NPO", "SAM", "RepNoise", "UNDO")
+BOTH = [(setting, scale) for setting in ("arithmetic", "language") for scale in ("small", "paper")]
+
+
+@pytest.fixture
+def knobs(tmp_path, monkeypatch):
+    """Of a figure in a setting and at a scale, from a folder without data."""
+    monkeypatch.chdir(tmp_path)
+
+    def made(figure, setting, scale):
+        shipped: Any = load(str(FOLDER / f"{figure}.py"))
+        return replace(shipped, setting=setting, scale=scale)
+
+    return made
+
+
+def _by_method(experiment: Experiment) -> dict[str, dict]:
+    found = {}
+    for name, recipe in experiment.models.items():
+        found.setdefault(name.partition(" ")[0], {})[name] = recipe
+    return found
+
+
+@pytest.mark.parametrize(("setting", "scale"), BOTH)
+def test_methods_have_as_many_settings_and_one_program_each(knobs, setting, scale):
+    experiment = knobs("pareto", setting, scale).graph()
+    found = _by_method(experiment)
+    assert tuple(found) == ("base", "oracle", *METHODS)
+    assert {len(found[method]) for method in METHODS} == {6 if scale == "small" else 8}
+    programs = {method: {*map(group_key, found[method].values())} for method in METHODS}
+    assert {len(keys) for keys in programs.values()} == {1}
+    assert len(set.union(*programs.values())) == len(METHODS)
+    drawn = {pareto.method(name) for name in experiment.models}
+    assert drawn == {None, pareto.ORACLE, *METHODS} == {None, *pareto.MARKS}
+    assert experiment.attacked is not None
+    assert {*experiment.attacked} == {*experiment.models} - {"base"}
+    assert not any(attack.control for attack in experiment.attacks)
+
+
+@pytest.mark.parametrize(("setting", "scale"), BOTH)
+def test_models_of_other_figures_are_made_once(knobs, setting, scale):
+    """By what names an artifact: partials of the same function are not equal in Python."""
+    own, alpha, methods = (
+        {n: plain(recipe) for n, recipe in knobs(name, setting, scale).graph().models.items()}
+        for name in ("pareto", "alpha", "methods")
+    )
+    assert all(own[name] == alpha[name] for name in ("base", "oracle"))
+    assert alpha["unlearn-only"] in own.values()
+    shared = [recipe in alpha.values() for name, recipe in own.items() if "UNDO" in name]
+    assert shared.count(False) == (1 if scale == "small" else 0)  # α = 0.1 is not in small alpha.py
+    for method in ("GradDiff", "MaxEnt", "RMU"):
+        assert methods[method] in [m for name, m in own.items() if name.startswith(method)]

@@ -1,0 +1,205 @@
+"""Retain against forget while every setting of every method is relearned (paper §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from undo_jax.report import panels
+from undo_jax.report.claims import Claim
+from undo_jax.report.drawing import BLACK, FAMILIES, MUTED, darker
+from undo_jax.report.fronts import hypervolume
+from undo_jax.report.numbers import Spread
+from undo_jax.report.records import Measure
+from undo_jax.report.studies import Point, Seed, Study, difference
+from undo_jax.report.tables import sentence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLE = "UNDO against other methods: retain and forget under relearning"
+UNDO, ORACLE = "UNDO", "data filtering"
+MARKS = {  # marker, colour and size of each method
+    "GradDiff": ("o", FAMILIES[0], 5.5),
+    "MaxEnt": ("s", FAMILIES[1], 5.0),
+    "RMU": ("^", FAMILIES[2], 6.0),
+    "NPO": ("v", FAMILIES[4], 6.0),
+    "SAM": ("X", FAMILIES[6], 6.0),
+    "RepNoise": ("P", FAMILIES[7], 6.0),
+    UNDO: ("D", FAMILIES[3], 6.0),
+    ORACLE: ("*", BLACK, 12.0),
+}
+EARLY = 40 / 500  # of the attack's steps: the paper's second column
+NATS = 8.0  # the worst retain and the best forget that count, if they are cross entropies
+SUBSTANTIAL = 0.1  # more hypervolume by this share is substantially more
+
+
+def method(model: str) -> str | None:
+    """The method of a model: its name up to the first space. None for models of no method."""
+    name = ORACLE if model == "oracle" else model.partition(" ")[0]
+    return name if name in MARKS else None
+
+
+def columns(study: Study) -> tuple[int, int, int]:
+    """Relearning steps: none, the evaluated one nearest to 40 of 500, and the last."""
+    curves = (c for model in study.models for c in study.relearned(model).values())
+    steps = sorted({step for curve in curves for step in curve}) or [0]
+    early = min(steps[1:] or steps, key=lambda step: abs(step - EARLY * steps[-1]))
+    return steps[0], early, steps[-1]
+
+
+def points(studies: Mapping[str, Study]) -> list[Point]:
+    """Forget and retain score of each model at the steps shown; hypervolumes of the methods."""
+    found: list[Point] = []
+    for setting, study in studies.items():
+        for step in columns(study):
+            for model in filter(method, study.models):
+                kept = study.retained(model)
+                for seed, curve in study.relearned(model).items():
+                    if step in curve:
+                        place = curve[step], kept[seed][step]
+                        found.append(Point(_panel(step), setting, model, seed, *place))
+            for name, of in hypervolumes(study, step).items():
+                for seed, area in of.items():
+                    found.append(Point("hypervolume", setting, name, seed, step, area))
+    return found
+
+
+def _panel(step: int) -> str:
+    return f"after {step} relearning steps"
+
+
+def hypervolumes(study: Study, step: int) -> dict[str, dict[Seed, float]]:
+    """Of each method's front over its settings after a step: its share of what is possible.
+
+    For each seed. Scores count as shares of the way from the worst to the best, see `merit`.
+    """
+    places: dict[str, dict[Seed, list[tuple[float, float]]]] = {}
+    for model in study.models:
+        name, kept = method(model), study.retained(model)
+        for seed, curve in study.relearned(model).items():
+            if name and step in curve:
+                forget = merit(curve[step], study.forget, less=True)
+                retain = merit(kept[seed][step], study.logs.retain)
+                places.setdefault(name, {}).setdefault(seed, []).append((forget, retain))
+    return {n: {s: hypervolume(of) for s, of in seeds.items()} for n, seeds in places.items()}
+
+
+def merit(score: float, measure: Measure, less: bool = False) -> float:
+    """A score as a share of the way from the worst, 0, to the best, 1, and no further.
+
+    Accuracies go from 0 to 1, cross entropies from 0 to `NATS`. `less`: worse scores are better, as
+    of what is forgotten.
+    """
+    share = min(max(score / most(measure), 0.0), 1.0)
+    return share if measure.higher_is_better != less else 1 - share
+
+
+def most(measure: Measure) -> float:
+    """The largest score that counts."""
+    return 1.0 if measure.higher_is_better and not measure.unit else NATS
+
+
+def draw(studies: Mapping[str, Study]) -> Figure:
+    """A row per setting, a column per number of relearning steps; better is to the upper left."""
+    shown = points(studies)
+    fig, axes = panels.figure(len(studies), 3, legend_rows=1)
+    for row, (setting, study) in enumerate(studies.items()):
+        forget, retain = study.forget, study.logs.retain
+        for ax, step in zip(axes[row], columns(study), strict=True):
+            here = [p for p in shown if (p.panel, p.setting) == (_panel(step), setting)]
+            _scatter(ax, here, study)
+            panels.title(ax, f"{sentence(setting)}, {step} steps")
+            ax.set_title("↖ better", loc="right", fontsize=7.5, pad=6, color=MUTED)
+            ax.set_xlabel(forget.axis, fontsize=8.5)
+        axes[row][0].set_ylabel(retain.axis, fontsize=8.5)
+        _same_limits(axes[row], study)
+    _legend(fig)
+    return fig
+
+
+def _scatter(ax: Axes, shown: list[Point], study: Study) -> None:
+    """A marker per model at its means over seeds, those of UNDO joined in the order of alpha."""
+    places: dict[str, list[tuple[float, float]]] = {}
+    limits = most(study.forget), most(study.logs.retain)
+    for model in dict.fromkeys(p.model for p in shown):
+        own = [p for p in shown if p.model == model]
+        x, y = (Spread(tuple(getattr(p, axis) for p in own)).mean for axis in "xy")
+        places.setdefault(str(method(model)), []).append((min(x, limits[0]), min(y, limits[1])))
+    for z, (name, (mark, colour, size)) in enumerate(MARKS.items()):
+        if name in places:
+            x, y = zip(*places[name], strict=True)
+            joined = "-" if name == UNDO else ""
+            ax.plot(
+                x, y, mark, ms=size, color=colour, mec="white", mew=0.6, linestyle=joined,
+                linewidth=1.0, zorder=5 + z, clip_on=False,
+            )  # fmt: skip
+    ax.tick_params(length=0, labelsize=8.5)
+
+
+def _same_limits(row: list[Axes], study: Study) -> None:
+    """One scale for the panels of a setting; axes of cross entropies are reversed."""
+    for axis, measure in (("x", study.forget), ("y", study.logs.retain)):
+        if most(measure) == 1.0:
+            limits = -0.05, 1.05
+        else:
+            found = [getattr(ax, f"get_{axis}lim")() for ax in row]
+            limits = max(high for _, high in found), min(low for low, _ in found)
+        for ax in row:
+            getattr(ax, f"set_{axis}lim")(*limits)
+
+
+def _legend(fig: Figure) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker=mark, ms=size, color=colour, mec="white", mew=0.6, label=name,
+               linestyle="-" if name == UNDO else "")
+        for name, (mark, colour, size) in MARKS.items()
+    ]  # fmt: skip
+    fig.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles),
+        frameon=False, fontsize=8.5, labelcolor=[darker(look[1]) for look in MARKS.values()],
+        handletextpad=0.4, columnspacing=1.4,
+    )  # fmt: skip
+
+
+def caption(studies: Mapping[str, Study]) -> str:
+    """What the figure shows, exactly."""
+    return (
+        "Retain score against forget score, both under the attack whose learning rate brings most "
+        "back at that step on that seed: before relearning, at the step nearest to 40 of 500, and "
+        "at the last. Each marker is a setting of a method (learning rates, weights, α), the mean "
+        "over seeds; those of UNDO are joined in the order of α; the star is data filtering. Axes "
+        f"of cross entropies are reversed, so that better is to the upper left; above {NATS:g} "
+        "nats they are drawn there. The hypervolume of a method is the area that its settings "
+        "dominate, as a share of what is possible. The reference point was fixed before: forget "
+        "accuracy 1 and retain accuracy 0; or a forget cross entropy of 0 and a retain one of "
+        f"{NATS:g} nats, and then a forget cross entropy counts up to {NATS:g}."
+    )
+
+
+def claims(studies: Mapping[str, Study]) -> list[Claim]:
+    """UNDO's front dominates more than any other method's, and substantially more than two."""
+    found = []
+    for setting, study in studies.items():
+        for step in dict.fromkeys(columns(study)):
+            areas = hypervolumes(study, step)
+            own, filtered = areas.pop(UNDO, {}), areas.pop(ORACLE, {})
+            best = max(areas, key=lambda name: Spread(tuple(areas[name].values())).mean)
+            says = f"UNDO dominates at {step} relearning steps (the best other here: {best})"
+            what = "difference of hypervolumes"
+            found.append(Claim(says, setting, what, difference(own, areas[best])))
+            for other in ("RepNoise", "SAM") if step else ():
+                says = f"UNDO beats {other} substantially at {step} relearning steps"
+                ratios = Spread(
+                    tuple(own[s] / areas[other][s] - 1 for s in own if s in areas[other])
+                )
+                what = f"hypervolume over that of {other}, less 1"
+                found.append(Claim(says, setting, what, ratios, bound=SUBSTANTIAL))
+            says = f"data filtering, one model, dominates UNDO at {step} relearning steps"
+            what = "difference of hypervolumes"
+            values = difference(filtered, own)
+            found.append(Claim(says, setting, what, values, paper=False))
+    return found
