@@ -9,8 +9,9 @@ Place = tuple[float, float]
 def front(places: Iterable[Place]) -> list[Place]:
     """The places that no other place matches in both scores, by falling first score."""
     found: list[Place] = []
-    for place in sorted(set(places), reverse=True):
-        if all(map(math.isfinite, place)) and (not found or place[1] > found[-1][1]):
+    known = {place for place in places if all(map(math.isfinite, place))}
+    for place in sorted(known, reverse=True):
+        if not found or place[1] > found[-1][1]:
             found.append(place)
     return found
 
