@@ -205,10 +205,12 @@ def run(
 
 
 def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
-    """Raises ValueError for what the mesh does not divide, and for losses that cannot be traced."""
+    """Raises ValueError for what the mesh does not divide, and for losses and noises that cannot be
+    traced.
+    """
     for recipe in recipes:
         placement(recipe.lm, mesh)
-        if recipe.role == "attack":
+        if recipe.role in ("attack", "student") and hasattr(recipe, "check"):
             recipe.check()  # type: ignore[attr-defined]
     trained: list[Any] = list(filter(is_trained, recipes))
     for doing in {group_key(recipe): recipe for recipe in trained}.values():  # one per program
