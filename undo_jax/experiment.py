@@ -70,6 +70,8 @@ class Experiment:
                     f"{', '.join(ROLES)}; attacks are given as attacks=(...)"
                 )
             for recipe in ancestry([model]):
+                if recipe.role == "classifier":
+                    continue
                 check_tokens(recipe.draw or recipe.kind, recipe.lm, tokenizer)
 
     def graph(self) -> "Experiment":
@@ -226,9 +228,11 @@ def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
         if is_trained(recipe):
             doing: Any = recipe
             streams |= {(s.name, doing.training.batch_size) for s in doing.streams.values()}
+        for stream in getattr(recipe, "samples", {}).values():
+            streams.add((stream.name, recipe.rows))  # type: ignore[attr-defined]
     for name, batch_size in sorted(streams):
         setting.stream(name, batch_size, 0)
     timely = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
-    for lm in {model.recipe.lm for model in unfinished}:
+    for lm in {m.recipe.lm for m in unfinished if m.recipe.role != "classifier"}:
         scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), here.material)
         check_scores(scores, timely)

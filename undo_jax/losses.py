@@ -193,6 +193,24 @@ def filtered_distillation(
     return (retain + forget) / 2, {"retain_kl": retain, "forget_uniform_kl": forget}
 
 
+def classified_distillation(
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key
+) -> tuple[Scalar, Metrics]:
+    """Forward KL to `teacher` on `train`; on documents that are flagged KL(uniform ‖ student).
+
+    The reference `classifier`, a `Probe`, flags documents by the states of `base`.
+    """
+    rows, probe = batch["train"], refs["classifier"]
+    flagged = probe.lm.flags(probe.params, refs["base"], rows)  # type: ignore[attr-defined]
+    kept, left = (
+        rows._replace(weights=jnp.where(here, rows.weights, 0.0)) for here in (~flagged, flagged)
+    )
+    kl = forward_kl(lm, params, refs["teacher"], kept)
+    uniform = uniform_kl(lm, params, left)
+    share = jnp.sum(left.weights)
+    return kl + uniform, {"kept_kl": kl, "flagged_uniform_kl": uniform, "flagged_share": share}
+
+
 def reverse_distillation(
     lm: LM,
     params: Params,
@@ -202,7 +220,7 @@ def reverse_distillation(
     *,
     temperature: Temperature = 1.0,
 ) -> tuple[Scalar, Metrics]:
-    """The same with reverse KL, which is mode-seeking (Gu et al., arXiv 2306.08543)."""
+    """As `distillation`, with reverse KL, which is mode-seeking (Gu et al., arXiv 2306.08543)."""
     return reverse_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
 
 
@@ -215,5 +233,5 @@ def jsd_distillation(
     *,
     temperature: Temperature = 1.0,
 ) -> tuple[Scalar, Metrics]:
-    """The same with the Jensen–Shannon divergence (Agarwal et al., arXiv 2306.13649)."""
+    """As `distillation`, with the Jensen–Shannon divergence (Agarwal et al., arXiv 2306.13649)."""
     return jsd(lm, params, refs["teacher"], batch["train"], temperature), {}

@@ -1,0 +1,90 @@
+"""The classifier of documents, against NumPy and SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from undo_jax.models.gemma2 import preset
+from undo_jax.models.probe import Probe, fit
+from undo_jax.train import rows
+from undo_jax.types import Frozen, Packed
+
+LM = preset("tiny", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
+PARAMS = LM.init(jax.random.key(0))
+PROBE = Probe(LM, 1)
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(0, 24, (3, 8), np.int32)
+DOCUMENTS = np.array([[0, 0, 1, 1, 1, 2, 2, 2], [1] * 8, [0, 1, 2, 3, 4, 5, 6, 7]], np.int32)
+ROWS = rows(Packed(TOKENS, None, DOCUMENTS))
+STATES = np.asarray(LM.activations(PARAMS, TOKENS[:, :-1], 1), np.float64)
+
+
+def _means():
+    """The mean state of each document, by row and number; the last token of a row is no input."""
+    return {
+        (row, number): STATES[row][DOCUMENTS[row, :-1] == number].mean(0)
+        for row in range(3)
+        for number in np.unique(DOCUMENTS[row, :-1])
+    }
+
+
+def test_pooled_are_the_mean_states_of_documents():
+    states, there = PROBE.pooled(PARAMS, ROWS)
+    means = _means()
+    assert there.sum() == len(means) == 3 + 1 + 7
+    found = np.asarray(states).reshape(3, -1, 16)
+    for (row, number), mean in means.items():
+        np.testing.assert_allclose(found[row, number], mean, rtol=1e-5, atol=1e-6)
+        assert there.reshape(3, -1)[row, number] == 1
+
+
+def test_without_segments_a_row_is_a_document():
+    states, there = PROBE.pooled(PARAMS, rows(TOKENS))
+    np.testing.assert_allclose(states[there > 0], STATES.mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_flags_are_of_whole_documents():
+    direction, bias = RNG.normal(size=16).astype(np.float32), 0.05
+    params = {"direction": jnp.asarray(direction), "bias": jnp.asarray(bias)}
+    found = np.asarray(jax.jit(lambda p: PROBE.flags(p, Frozen(LM, PARAMS), ROWS))(params))
+    wanted = {where: mean @ direction + bias > 0 for where, mean in _means().items()}
+    assert 0 < sum(wanted.values()) < len(wanted)
+    for row, t in np.ndindex(3, 7):
+        assert found[row, t] == wanted[row, DOCUMENTS[row, t]], (row, t)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0])
+def test_fit_is_ridge_logistic_regression(penalty):
+    """Of standardised states, with classes of equal weight; what has weight 0 does not count."""
+    labels = (np.arange(40) % 4 == 0).astype(float)
+    states = RNG.normal(size=(40, 5)) * [1, 2, 3, 0.5, 1] + labels[:, None] + 4
+    weights = (np.arange(40) < 36).astype(float)
+    states[36:] = 100.0
+    found = fit(*(jnp.asarray(x, jnp.float32) for x in (states, labels, weights)), penalty)
+    x, y = states[:36], labels[:36]
+    share = np.where(y == 1, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+    mean = share @ x
+    scale = np.sqrt(share @ (x - mean) ** 2)
+
+    def objective(w):
+        z = ((x - mean) / scale) @ w[:-1] + w[-1]
+        return share @ (np.logaddexp(0, z) - y * z) + penalty / 2 * w[:-1] @ w[:-1]
+
+    best = minimize(objective, np.zeros(6), method="BFGS", options={"gtol": 1e-8}).x
+    direction = best[:-1] / scale
+    np.testing.assert_allclose(found["direction"], direction, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(found["bias"], best[-1] - mean @ direction, rtol=2e-3, atol=1e-3)
+
+
+def test_fit_of_separable_classes_is_finite_and_right():
+    labels = np.repeat([0.0, 1.0], 20)
+    states = RNG.normal(size=(40, 3)) + 30 * labels[:, None]
+    found = fit(*(jnp.asarray(x, jnp.float32) for x in (states, labels, np.ones(40))), 0.01)
+    verdicts = states @ np.asarray(found["direction"]) + float(found["bias"]) > 0
+    assert np.array_equal(verdicts, labels == 1)
+
+
+def test_fresh_parameters_flag_nothing():
+    assert not np.any(PROBE.flags(PROBE.init(jax.random.key(0)), Frozen(LM, PARAMS), ROWS))
