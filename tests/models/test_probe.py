@@ -46,13 +46,17 @@ def test_without_segments_a_row_is_a_document():
 
 
 def test_flags_are_of_whole_documents():
-    direction, bias = RNG.normal(size=16).astype(np.float32), 0.05
-    params = {"direction": jnp.asarray(direction), "bias": jnp.asarray(bias)}
-    found = np.asarray(jax.jit(lambda p: PROBE.flags(p, Frozen(LM, PARAMS), ROWS))(params))
-    wanted = {where: mean @ direction + bias > 0 for where, mean in _means().items()}
-    assert 0 < sum(wanted.values()) < len(wanted)
-    for row, t in np.ndindex(3, 7):
-        assert found[row, t] == wanted[row, DOCUMENTS[row, t]], (row, t)
+    flag = jax.jit(lambda p: PROBE.flags(p, Frozen(LM, PARAMS), ROWS))
+    alone = []  # whether a token's own state has its document's verdict
+    for bias in np.linspace(-0.5, 0.5, 20, dtype=np.float32):
+        direction = RNG.normal(size=16).astype(np.float32)
+        found = np.asarray(flag({"direction": jnp.asarray(direction), "bias": jnp.asarray(bias)}))
+        wanted = {where: mean @ direction + bias > 0 for where, mean in _means().items()}
+        for row, t in np.ndindex(3, 7):
+            verdict = wanted[row, DOCUMENTS[row, t]]
+            assert found[row, t] == verdict, (row, t)
+            alone.append((STATES[row, t] @ direction + bias > 0) == verdict)
+    assert 0 < np.mean(alone) < 1
 
 
 @pytest.mark.parametrize("penalty", [0.01, 1.0])
