@@ -206,7 +206,7 @@ def test_points_of_baselines_are_by_group_with_the_names_of_lines(tmp_path):
     study = Study("arithmetic", read_logs(tmp_path, work.name))
     shown = [p for p in baselines.points({"arithmetic": study}) if p.panel.endswith("FLOPs")]
     assert {p.panel for p in shown} == {
-        "students and targets: robustness against FLOPs", "damage: robustness against FLOPs"
+        "students: robustness against FLOPs", "damage: robustness against FLOPs"
     }  # fmt: skip
     of = {p.model: (p.x, p.y) for p in shown if p.panel.startswith("damage")}
     assert of["noise in MLPs"] == pytest.approx((100 * 0.9, 0.0))  # 900 FLOPs of 1000

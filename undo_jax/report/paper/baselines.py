@@ -35,16 +35,16 @@ LOOKS = {
     ALONE: Look(GREY, (0, DOTTED)),
     STATES: Look("#3bb3c4", (0, DASHED)),
     FILTERED: Look("#2f9e5b", (0, MIXED)),
-    "noise in MLPs": Look("#c98a1b"),
-    "random, as MLPs": Look("#c98a1b", (0, DOTTED)),
-    "noise in upper layers": Look("#2f9e5b"),
-    "random, as upper layers": Look("#2f9e5b", (0, DOTTED)),
-    PRUNING: Look(GREY, (0, DASHED)),
+    "noise in MLPs": Look("#a86b4c"),
+    "random, as MLPs": Look("#a86b4c", (0, DOTTED)),
+    "noise in upper layers": Look("#7a7f35"),
+    "random, as upper layers": Look("#7a7f35", (0, DOTTED)),
+    PRUNING: Look("#b0577f", (0, DASHED)),
     "oracle": panels.ORACLE,
 }
 _DAMAGE = tuple(f"{how} {part}" for part in PARTS for how in ("noise in", "random, as"))
 GROUPS = {
-    "students and targets": (
+    "students": (
         "unlearn-only", ALONE, COPY, FRESH, HALF, STATES, FILTERED, UNDO, "oracle"
     ),
     "damage": ("unlearn-only", *_DAMAGE, PRUNING, UNDO, "oracle"),
@@ -107,17 +107,19 @@ def draw(studies: Mapping[str, Study]) -> Figure:
 
 
 def _trade(ax: Axes, found: Mapping[str, Mapping[Seed, Curve]]) -> None:
-    """A point per model at its means over seeds, with bars to the extremes; a star: filtering."""
+    """A point per model at its means over seeds, with bars to the extremes; hollow where its line is
+    dotted. The star is data filtering.
+    """
     for line, of in found.items():
         pairs = [pair for curve in of.values() for pair in curve.items()]
         x, y = (Spread(tuple(pair[axis] for pair in pairs)) for axis in (0, 1))
         if y.finite:
-            look = LOOKS[line]
+            look, hollow = LOOKS[line], LOOKS[line].style == (0, DOTTED)
             ax.errorbar(
                 x.mean, y.mean, xerr=[[x.mean - x.low], [x.high - x.mean]],
                 yerr=[[y.mean - y.low], [y.high - y.mean]], fmt="o" if look.style == "-" else "D",
                 ms=6, color=look.colour, ecolor=look.colour, elinewidth=1.1, zorder=5,
-                markerfacecolor=look.colour if look.style == "-" else "white",
+                markerfacecolor="white" if hollow else look.colour,
             )  # fmt: skip
     ax.plot([100], [100], "*", ms=13, color=BLACK, zorder=6, clip_on=False)
     ax.tick_params(length=0, labelsize=8.5)
@@ -150,7 +152,11 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
     for setting, study in studies.items():
         models = named(study)
         asked = [
-            ("a copy without noise distilled for about as long relearns faster than UNDO", COPY, UNDO),
+            (
+                "a copy without noise distilled for about as long relearns faster than UNDO",
+                COPY,
+                UNDO,
+            ),
             ("noise without distillation relearns faster than UNDO", ALONE, UNDO),
             ("pruning makes a student that relearns faster than UNDO's", PRUNING, UNDO),
             ("states beside logits make UNDO relearn faster", STATES, UNDO),
