@@ -107,8 +107,9 @@ def draw(studies: Mapping[str, Study]) -> Figure:
 
 
 def _trade(ax: Axes, found: Mapping[str, Mapping[Seed, Curve]]) -> None:
-    """A point per model at its means over seeds, with bars to the extremes; hollow where its line is
-    dotted. The star is data filtering.
+    """A point per model at its means over seeds, with bars to the extremes; a star: filtering.
+
+    It is hollow where the model's line is dotted.
     """
     for line, of in found.items():
         pairs = [pair for curve in of.values() for pair in curve.items()]
@@ -185,9 +186,9 @@ def _faster(setting: str, study: Study, says: str, one: str, other: str) -> list
     found = [Claim(says, setting, AREAS, areas, paper=False)]
     permuted = [study.control_areas(model, "permuted") for model in (one, other)]
     if all(permuted):
+        says = f"... and so it is of permuted answers ({one} against {other})"
         what = "the same difference of permuted answers"
-        found.append(Claim(f"... and so it is of permuted answers ({one} against {other})", setting, what,
-                           difference(*permuted), paper=False))  # fmt: skip
+        found.append(Claim(says, setting, what, difference(*permuted), paper=False))
     return found
 
 
