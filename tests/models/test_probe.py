@@ -4,10 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from scipy.optimize import minimize
 
+from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.probe import Probe, fit
+from undo_jax.sharding import shardings
 from undo_jax.train import rows
 from undo_jax.types import Frozen, Packed
 
@@ -92,3 +96,20 @@ def test_fit_of_separable_classes_is_finite_and_right():
 
 def test_fresh_parameters_flag_nothing():
     assert not np.any(PROBE.flags(PROBE.init(jax.random.key(0)), Frozen(LM, PARAMS), ROWS))
+
+
+def test_sharded_equals_unsharded():
+    segments = np.repeat(DOCUMENTS[:1], 8, 0)
+    batch = rows(Packed(RNG.integers(0, 24, (8, 8), np.int32), None, segments))
+    params = {"direction": jnp.asarray(RNG.normal(size=16), jnp.float32), "bias": jnp.zeros(())}
+    flag = jax.jit(lambda of, rows: PROBE.flags(params, Frozen(LM, of), rows))
+    pool = jax.jit(PROBE.pooled)
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
+    placed = jax.device_put(PARAMS, shardings(PARAMS, LM.rules, mesh))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(batch, NamedSharding(mesh, P(BATCH)))
+        flags, (states, _) = flag(placed, split), pool(placed, split)
+    wanted = flag(PARAMS, batch)
+    assert 0 < wanted.sum() < wanted.size
+    np.testing.assert_array_equal(flags, wanted)
+    np.testing.assert_allclose(states, pool(PARAMS, batch)[0], rtol=1e-4, atol=1e-5)
