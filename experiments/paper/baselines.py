@@ -40,21 +40,19 @@ class Baselines(Figure):
 
     def graph(self) -> Experiment:
         teacher, noise = self.model("unlearn-only"), self.paper.noise.noise
-        noised, fresh = Perturb(teacher, ALPHA, noise), Fresh(teacher.lm)
+        noised = Perturb(teacher, ALPHA, noise)
         models: dict[str, Recipe] = {
             name: self.model(name) for name in ("base", "oracle", "unlearn-only")
         }
         models |= {
             "noise alone": noised,
             "copy, distilled": self._copied(teacher),
-            "UNDO": self._distilled(teacher, noised),
-            "UNDO, with states": replace(
-                self._distilled(teacher, noised), loss=activation_distillation
-            ),
+            "UNDO": self.undo(teacher, noised),
+            "UNDO, with states": replace(self.undo(teacher, noised), loss=activation_distillation),
             "UNDO, classifier's filter": self._filtered(teacher, noised),
-            "Unlearn-and-Distill": self._distilled(teacher, fresh),
+            "Unlearn-and-Distill": self.unlearn_and_distill(teacher),
             "half-size student": self._halved(teacher),
-            f"pruning ({ALPHA:.0%})".replace("%", " %"): self._distilled(
+            f"pruning ({ALPHA:.0%})".replace("%", " %"): self.undo(
                 teacher, Perturb(teacher, ALPHA, prune)
             ),
         }
@@ -65,27 +63,23 @@ class Baselines(Figure):
                 (f"noise in {name} {told}", partial(targeted, parts=parts)),
                 (f"random, as {name} {told}", partial(random_mask, share=round(part, 4))),
             ):
-                models[where] = self._distilled(teacher, Perturb(teacher, ALPHA, damage))
+                models[where] = self.undo(teacher, Perturb(teacher, ALPHA, damage))
         return self.experiment(models, tuple(name for name in models if name != "base"))
-
-    def _distilled(self, teacher: Recipe, student: Recipe) -> Distill:
-        how = self.paper.distill
-        return Distill(teacher, student, how.training, how.tolerance, how.stop_early)
 
     def _halved(self, teacher: Recipe) -> Distill:
         """With twice as many steps, at most: in a pilot at small scale it needed 1600 of them."""
-        made = self._distilled(teacher, Fresh(_half(teacher.lm)))
+        made = self.undo(teacher, Fresh(_half(teacher.lm)))
         return replace(made, training=replace(made.training, steps=2 * made.training.steps))
 
     def _filtered(self, teacher: Recipe, student: Recipe) -> Distill:
-        how, base = self.paper.distill, self.model("base")
-        classifier = Classifier(base, layer=base.lm.layers // 2)
+        base, how = self.model("base"), self.paper.distill
+        classifier: Any = self.once(Classifier(base, layer=base.lm.layers // 2))
         known = teacher, student, how.training, how.tolerance, how.stop_early
         return ClassifiedDistill(*known, classifier=classifier)
 
     def _copied(self, teacher: Recipe) -> Distill:
         """Without a stop rule, which a copy meets before the first step."""
-        made = self._distilled(teacher, Perturb(teacher, 0.0, self.paper.noise.noise))
+        made = self.undo(teacher, Perturb(teacher, 0.0, self.paper.noise.noise))
         training = replace(made.training, steps=STEPS[self.setting, self.scale])
         return replace(made, training=training, stop_early=False)
 

@@ -11,7 +11,7 @@ from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import BLACK, GREY, PURPLE, RAMP, WARM
 from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
-from undo_jax.report.studies import Curve, Point, Seed, Study, difference, lines
+from undo_jax.report.studies import Point, Study, difference, lines
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
@@ -90,7 +90,9 @@ def draw(studies: Mapping[str, Study]) -> Figure:
         for ax, what in zip(axes[row], columns, strict=True):
             curves = panels.curves_of(shown, f"{group}: {what}", setting)
             if what == TRADE:
-                _trade(ax, curves)
+                _trade(
+                    ax, [p for p in shown if (p.panel, p.setting) == (f"{group}: {what}", setting)]
+                )
                 panels.title(ax, f"{sentence(setting)}, {group}: robustness, %")
                 ax.set_xlabel("distillation, % of the oracle's FLOPs", fontsize=8.5)
                 continue
@@ -106,14 +108,13 @@ def draw(studies: Mapping[str, Study]) -> Figure:
     return fig
 
 
-def _trade(ax: Axes, found: Mapping[str, Mapping[Seed, Curve]]) -> None:
+def _trade(ax: Axes, shown: list[Point]) -> None:
     """A point per model at its means over seeds, with bars to the extremes; a star: filtering.
 
     It is hollow where the model's line is dotted.
     """
-    for line, of in found.items():
-        pairs = [pair for curve in of.values() for pair in curve.items()]
-        x, y = (Spread(tuple(pair[axis] for pair in pairs)) for axis in (0, 1))
+    for line in dict.fromkeys(p.model for p in shown):
+        x, y = (Spread(tuple(getattr(p, axis) for p in shown if p.model == line)) for axis in "xy")
         if y.finite:
             look, hollow = LOOKS[line], LOOKS[line].style == (0, DOTTED)
             ax.errorbar(
