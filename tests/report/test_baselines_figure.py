@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from controlled_logs import PERMUTED, Logs
 from known_logs import CROSS_ENTROPY
-from test_paper_figures import PERMUTED, Logs
 
 from undo_jax.report import paper_page, read_logs
 from undo_jax.report.paper import baselines
