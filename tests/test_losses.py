@@ -1,5 +1,8 @@
 """The losses of a model against logits formed whole."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +115,45 @@ def test_a_teacher_is_matched_by_itself(name):
     value, gradient = jax.value_and_grad(lambda p: loss(LM, p, refs, BATCH, KEY)[0])(PARAMS)
     assert abs(float(value)) < 1e-6
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) < 1e-6
+
+
+SAME = replace(TEACHER, width=16, final_softcap=None)
+SAME_PARAMS = SAME.init(jax.random.key(2))
+
+
+@pytest.mark.parametrize("state_weight", [0.0, 0.7])
+def test_activation_distillation_adds_the_mean_error_of_the_residual_states(state_weight):
+    refs = {"teacher": Frozen(SAME, SAME_PARAMS)}
+    inputs, errors = TOKENS[:, :-1], []
+    for layer in range(2):  # the embedding and the state after the only layer
+        own, other = (
+            np.asarray(lm.activations(params, inputs, layer), np.float64)
+            for lm, params in ((LM, PARAMS), (SAME, SAME_PARAMS))
+        )
+        errors.append(_mean(((own - other) ** 2).mean(-1)))
+    kl, _ = losses.distillation(LM, PARAMS, refs, BATCH, KEY)
+    loss = partial(losses.activation_distillation, state_weight=state_weight)
+    value, metrics = loss(LM, PARAMS, refs, BATCH, KEY)
+    np.testing.assert_allclose(value, kl + state_weight * np.mean(errors), rtol=1e-5)
+    np.testing.assert_allclose(metrics["state_mse"], np.mean(errors), rtol=1e-5)
+
+
+def test_activation_distillation_has_no_gradient_in_the_teacher():
+    def value(params):
+        refs = {"teacher": Frozen(SAME, params)}
+        return losses.activation_distillation(LM, PARAMS, refs, BATCH, KEY)[0]
+
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.grad(value)(SAME_PARAMS)))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (TEACHER, "width=16, its teacher 8"),
+        (replace(SAME, layers=2), "layers=1, its teacher 2"),
+    ],
+)
+def test_activation_distillation_refuses_a_teacher_of_another_size(teacher, said):
+    refs = {"teacher": Frozen(teacher, teacher.init(KEY))}
+    with pytest.raises(ValueError, match=f"^the student has {said}: their states cannot be"):
+        losses.activation_distillation(LM, PARAMS, refs, BATCH, KEY)

@@ -1,7 +1,7 @@
 """Every file of undo_jax/noises/ keeps the contract of a noise; then each noise's own mathematics.
 
 A new noise needs no edit here, unless it has keyword arguments without a default: their values then
-go into `ARGUMENTS`.
+go into `ARGUMENTS`. One in which nothing is random goes into `SAME_FOR_ALL_KEYS`.
 """
 
 import importlib
@@ -18,10 +18,16 @@ import undo_jax.noises
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.noises.fresh import fresh
+from undo_jax.noises.prune import prune
+from undo_jax.noises.random_mask import random_mask
 from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.noises.targeted import targeted
+from undo_jax.optim import Trains, share
 from undo_jax.sharding import path_name, shardings
 
-ARGUMENTS: dict[str, dict] = {}
+PARTS = Trains(((r"/mlp/", (1, 2)), (r"embedding", None), (r"before_mlp/norm", (2,))))
+ARGUMENTS: dict[str, dict] = {"targeted": {"parts": PARTS}, "random_mask": {"share": 0.4}}
+SAME_FOR_ALL_KEYS = ("prune",)  # names of noises in which nothing is random
 FOLDER = Path(undo_jax.noises.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 LM = preset("2B", layers=3, width=32, feed_forward=64, heads=2, kv_heads=1, head_width=16,
@@ -74,16 +80,31 @@ def test_is_finite_and_keeps_the_tree(noise, alpha):
     for new, old in zip(jax.tree.leaves(damaged), jax.tree.leaves(PARAMS), strict=True):
         assert (new.shape, new.dtype) == (old.shape, old.dtype)
         assert bool(jnp.all(jnp.isfinite(new)))
-        assert not np.array_equal(new, old)
+    assert _changed(damaged)
 
 
-def test_depends_on_the_key_alone(noise):
+def _changed(damaged):
+    """Names of the leaves in which something is changed."""
+    before = _named(PARAMS)
+    return {
+        name for name, leaf in _named(damaged).items() if not np.array_equal(leaf, before[name])
+    }
+
+
+@pytest.mark.parametrize("name", ["fresh", "shrink_perturb", "random_mask"])
+def test_noises_of_a_whole_model_change_every_leaf(name):
+    function = getattr(importlib.import_module(f"undo_jax.noises.{name}"), name)
+    assert _changed(function(LM, KEY, PARAMS, 0.3, **ARGUMENTS.get(name, {}))) == {*_named(PARAMS)}
+
+
+def test_depends_on_the_key_alone(noise, request):
     first, again = noise(KEY, PARAMS, 0.5), noise(KEY, PARAMS, 0.5)
     other = noise(jax.random.key(4), PARAMS, 0.5)
     jax.tree.map(np.testing.assert_array_equal, first, again)
+    drawn = request.node.callspec.params["noise"] not in SAME_FOR_ALL_KEYS
     for name, leaf in _named(first).items():
-        if not name.endswith("norm"):
-            assert not np.array_equal(leaf, _named(other)[name]), name
+        if name in _changed(first) and not name.endswith("norm"):
+            assert np.array_equal(leaf, _named(other)[name]) != drawn, name
 
 
 def test_sharded_equals_unsharded(noise):
@@ -170,3 +191,61 @@ def test_fresh_is_the_initialisation_at_alpha_one_and_the_mean_half_way():
         PARAMS,
         init,
     )
+
+
+def test_targeted_is_shrink_perturb_there_and_nothing_elsewhere():
+    damaged = _named(targeted(LM, KEY, PARAMS, 0.6, parts=PARTS, beta=0.2))
+    whole, before = _named(shrink_perturb(LM, KEY, PARAMS, 0.6, beta=0.2)), _named(PARAMS)
+    layers = dict.fromkeys(["layers/mlp/gate", "layers/mlp/up", "layers/mlp/down"], (1, 2))
+    layers |= {"layers/before_mlp/norm": (2,)}
+    for name, leaf in damaged.items():
+        wanted = np.array(whole[name] if name == "embedding" else before[name])
+        for layer in layers.get(name, ()):
+            wanted[layer] = whole[name][layer]
+        np.testing.assert_array_equal(leaf, wanted, name)
+
+
+def test_the_share_of_the_weights_that_targeted_changes():
+    shapes = jax.eval_shape(LM.init, KEY)
+    width, feed_forward, vocabulary = 32, 64, 48
+    attention = width * 16 * (2 + 1 + 1) + 2 * 16 * width  # query, key, value, output
+    whole = 3 * (3 * width * feed_forward + attention + 4 * width) + width + vocabulary * width
+    changed = 2 * 3 * width * feed_forward + width + vocabulary * width
+    assert share(PARTS, shapes) == changed / whole
+    damaged = targeted(LM, KEY, PARAMS, 0.5, parts=PARTS)
+    equal = jax.tree.map(lambda new, old: np.sum(new == old), damaged, PARAMS)
+    assert sum(jax.tree.leaves(equal)) == whole - changed
+
+
+def test_targeted_refuses_parts_that_are_not_there():
+    with pytest.raises(ValueError, match="^trains: 'mlb' finds none of embedding, final/norm"):
+        targeted(LM, KEY, PARAMS, 0.5, parts=Trains((("mlb", None),)))
+
+
+def test_random_mask_changes_a_share_of_the_weights_as_shrink_perturb_does():
+    damaged = _named(random_mask(LM, KEY, PARAMS, 0.6, share=0.3, beta=0.2))
+    whole, before = _named(shrink_perturb(LM, KEY, PARAMS, 0.6, beta=0.2)), _named(PARAMS)
+    for name, leaf in damaged.items():
+        mask, size = np.asarray(leaf != before[name]), leaf.size
+        np.testing.assert_array_equal(leaf, np.where(mask, whole[name], before[name]), name)
+        assert abs(mask.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / size), name  # 4 standard errors
+    gate, up = (np.asarray(damaged[n] != before[n]) for n in ("layers/mlp/gate", "layers/mlp/up"))
+    assert abs(np.corrcoef(gate.ravel(), up.ravel())[0, 1]) < 0.06  # masks of their own
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
+def test_random_mask_refuses_a_share_that_is_none(wrong):
+    with pytest.raises(ValueError, match="is outside \\[0, 1\\]: give the share of weights"):
+        random_mask(LM, KEY, PARAMS, 0.5, share=wrong)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.77, 1.0])
+def test_prune_sets_the_smallest_weights_of_each_matrix_to_zero(alpha):
+    pruned = _named(jax.jit(partial(prune, LM))(KEY, PARAMS, alpha))
+    for name, w in _named(PARAMS).items():
+        wanted = np.array(w)
+        matrices = wanted if name.startswith("layers/") else wanted[None]
+        for one in matrices if not name.endswith("norm") else ():
+            order = np.argsort(np.abs(one), axis=None)
+            one.reshape(-1)[order[: round(alpha * one.size)]] = 0
+        np.testing.assert_array_equal(pruned[name], wanted, name)

@@ -93,6 +93,19 @@ def candidates(
     return found
 
 
+def samples(run: Run, model: Model) -> list[Any]:
+    """What `make` of a recipe with `samples` gets beside its parents' parameters: their rows."""
+    recipe: Any = model.recipe
+    if not hasattr(recipe, "samples"):
+        return []
+    orders = {
+        name: zlib.crc32(f"{stream.order}/{model.artifact.seed}".encode())
+        for name, stream in recipe.samples.items()
+    }
+    named = recipe.samples.items()
+    return [{n: run.setting.stream(of.name, recipe.rows, orders[n])[0] for n, of in named}]
+
+
 def _varied(company: Sequence[Model]) -> list[str]:
     """The keyword arguments of the loss in which the models differ."""
     recipes: list[Any] = [model.recipe for model in company]

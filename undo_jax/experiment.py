@@ -70,6 +70,8 @@ class Experiment:
                     f"{', '.join(ROLES)}; attacks are given as attacks=(...)"
                 )
             for recipe in ancestry([model]):
+                if recipe.role == "classifier":
+                    continue
                 check_tokens(recipe.draw or recipe.kind, recipe.lm, tokenizer)
 
     def graph(self) -> "Experiment":
@@ -205,10 +207,12 @@ def run(
 
 
 def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
-    """Raises ValueError for what the mesh does not divide, and for losses that cannot be traced."""
+    """Raises ValueError for what the mesh does not divide, and for losses and noises that cannot be
+    traced.
+    """
     for recipe in recipes:
         placement(recipe.lm, mesh)
-        if recipe.role == "attack":
+        if recipe.role in ("attack", "student") and hasattr(recipe, "check"):
             recipe.check()  # type: ignore[attr-defined]
     trained: list[Any] = list(filter(is_trained, recipes))
     for doing in {group_key(recipe): recipe for recipe in trained}.values():  # one per program
@@ -224,9 +228,11 @@ def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
         if is_trained(recipe):
             doing: Any = recipe
             streams |= {(s.name, doing.training.batch_size) for s in doing.streams.values()}
+        for stream in getattr(recipe, "samples", {}).values():
+            streams.add((stream.name, recipe.rows))  # type: ignore[attr-defined]
     for name, batch_size in sorted(streams):
         setting.stream(name, batch_size, 0)
     timely = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
-    for lm in {model.recipe.lm for model in unfinished}:
+    for lm in {m.recipe.lm for m in unfinished if m.recipe.role != "classifier"}:
         scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), here.material)
         check_scores(scores, timely)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from undo_jax.ops import head
 from undo_jax.ops.head_losses import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, HeadLoss
-from undo_jax.types import LM, Batch, Frozen, Key, Metrics, Params, Refs, Rows
+from undo_jax.types import LM, Batch, Frozen, Key, Metrics, Params, Refs, Rows, Taps, table_shape
 
 Scalar = Float[Array, ""]
 Temperature = float | Float[Array, ""]
@@ -88,6 +88,14 @@ def _softened(
     return of_head(loss, lm, params, rows, teacher, temperature)
 
 
+def mse(
+    states: Float[Array, "*n B T D"], wanted: Array, weights: Float[Array, "B T"]
+) -> Float[Array, "*n"]:
+    """Mean squared error over D, weighted over tokens, in fp32."""
+    error = jnp.square(states.astype(jnp.float32) - wanted.astype(jnp.float32))
+    return jnp.sum(weights * jnp.mean(error, -1), (-2, -1))
+
+
 class Sequences(NamedTuple):
     """Sums over sequences: S is 1, or T with segments.
 
@@ -148,6 +156,34 @@ def distillation(
     return forward_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
 
 
+def activation_distillation(
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key, *, state_weight: float = 1.0
+) -> tuple[Scalar, Metrics]:
+    """L = KL(teacher ‖ student) + state_weight · mean over l of MSE(h_l, h_l of `teacher`).
+
+    h_l is the residual stream after l layers, from the scaled embedding, l = 0, to the state before
+    the last norm (as FitNets, arXiv 1412.6550, without a projection). Raises ValueError for a
+    teacher of another width or number of layers.
+    """
+    teacher, rows = refs["teacher"], batch["train"]
+    for name, own, other in (
+        ("width", table_shape(lm).shape[1], table_shape(teacher.lm).shape[1]),
+        ("layers", lm.layers, teacher.lm.layers),
+    ):
+        if own != other:
+            raise ValueError(
+                f"the student has {name}={own}, its teacher {other}: their states cannot be "
+                "compared, distil logits alone (loss=distillation)"
+            )
+    taps = Taps(residual=range(lm.layers + 1))
+    hidden, (states, _) = lm.tapped(params, rows.inputs, taps)
+    theirs, (wanted, _) = teacher.lm.tapped(teacher.params, rows.inputs, taps)
+    student, of_teacher = (hidden, lm.table(params)), (theirs, teacher.lm.table(teacher.params))
+    kl = head.kl_to_teacher(*student, *of_teacher, rows.weights, lm.softcap, teacher.lm.softcap)
+    error = jnp.mean(mse(states, lax.stop_gradient(wanted), rows.weights))
+    return kl + state_weight * error, {"kl": kl, "state_mse": error}
+
+
 def filtered_distillation(
     lm: LM, params: Params, refs: Refs, batch: Batch, key: Key
 ) -> tuple[Scalar, Metrics]:
@@ -155,6 +191,24 @@ def filtered_distillation(
     retain = forward_kl(lm, params, refs["teacher"], batch["retain"])
     forget = uniform_kl(lm, params, batch["forget"])
     return (retain + forget) / 2, {"retain_kl": retain, "forget_uniform_kl": forget}
+
+
+def classified_distillation(
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key
+) -> tuple[Scalar, Metrics]:
+    """Forward KL to `teacher` on `train`; on documents that are flagged KL(uniform ‖ student).
+
+    The reference `classifier`, a `Probe`, flags documents by the states of `base`.
+    """
+    rows, probe = batch["train"], refs["classifier"]
+    flagged = probe.lm.flags(probe.params, refs["base"], rows)  # type: ignore[attr-defined]
+    kept, left = (
+        rows._replace(weights=jnp.where(here, rows.weights, 0.0)) for here in (~flagged, flagged)
+    )
+    kl = forward_kl(lm, params, refs["teacher"], kept)
+    uniform = uniform_kl(lm, params, left)
+    share = jnp.sum(left.weights)
+    return kl + uniform, {"kept_kl": kl, "flagged_uniform_kl": uniform, "flagged_share": share}
 
 
 def reverse_distillation(
@@ -166,7 +220,7 @@ def reverse_distillation(
     *,
     temperature: Temperature = 1.0,
 ) -> tuple[Scalar, Metrics]:
-    """The same with reverse KL, which is mode-seeking (Gu et al., arXiv 2306.08543)."""
+    """As `distillation`, with reverse KL, which is mode-seeking (Gu et al., arXiv 2306.08543)."""
     return reverse_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
 
 
@@ -179,5 +233,5 @@ def jsd_distillation(
     *,
     temperature: Temperature = 1.0,
 ) -> tuple[Scalar, Metrics]:
-    """The same with the Jensen–Shannon divergence (Agarwal et al., arXiv 2306.13649)."""
+    """As `distillation`, with the Jensen–Shannon divergence (Agarwal et al., arXiv 2306.13649)."""
     return jsd(lm, params, refs["teacher"], batch["train"], temperature), {}

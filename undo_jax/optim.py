@@ -136,6 +136,16 @@ def pick(trains: Trains | None, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
+def share(trains: Trains, params: Params) -> float:
+    """The share of all weights that `trains` picks, from 0 to 1. Raises what `pick` does.
+
+    `params` may be shapes.
+    """
+    picked = jax.eval_shape(lambda tree: pick(trains, tree), params)
+    counted, whole = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (picked, params))
+    return counted / whole
+
+
 def put(trains: Trains | None, params: Params, picked: Params) -> Params:
     """The inverse of `pick`: `params` with the values of `picked` for what trains."""
     if trains is None:

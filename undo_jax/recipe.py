@@ -30,7 +30,8 @@ class Recipe(Protocol):
     """
 
     kind: ClassVar[str]
-    role: ClassVar[str]  # in a report: base, unlearned, student, distilled or attack
+    role: ClassVar[str]  # in a report: base, unlearned, student, distilled or attack; or
+    # classifier: its model is no language model, and is in no report
 
     @property
     def lm(self) -> LM:
@@ -76,7 +77,9 @@ class Made(Recipe, Protocol):
 
     scored: ClassVar[bool]  # whether its scores are computed
 
-    def make(self, mesh: Mesh, key: Key | None, *parents: Params) -> Params: ...
+    def make(self, mesh: Mesh, key: Key | None, *parents: Params) -> Params:
+        """Where the recipe has `samples`, streams by name, it also gets `rows` rows of each."""
+        ...
 
 
 class Trained(Recipe, Protocol):
@@ -186,7 +189,8 @@ def check_recipe(name: str, recipe: Any, seen: set[int] | None = None) -> None:
     if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "draw")):
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
     who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
-    if not (hasattr(lm, "init") and hasattr(lm, "hidden")):
+    speaks = hasattr(lm, "hidden") or recipe.role == "classifier"
+    if not (hasattr(lm, "init") and speaks):
         raise ValueError(f'{who}: lm={lm!r} is no model: give e.g. preset("tiny")')
     draws = recipe.kind != "import"
     if not isinstance(recipe.draw, str) or draws and not recipe.draw:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from undo_jax import artifacts, progress_folders, steps
+from undo_jax.candidates import samples
 from undo_jax.graph import Model, group_key, is_trained
 from undo_jax.log import console, last
 from undo_jax.population.loop import diverged
@@ -82,7 +83,8 @@ def _compute(run: Run, model: Model) -> None:
     """Make a model that is not trained."""
     recipe: Any = model.recipe
     key = model.key if recipe.draw else None
-    params = recipe.make(run.mesh, key, *(run.load(parent)() for parent in model.parents))
+    given = [*(run.load(parent)() for parent in model.parents), *samples(run, model)]
+    params = recipe.make(run.mesh, key, *given)
     scores = {}
     if recipe.scored:
         scores = scorer(run.setting, run.material, run.mesh)(recipe.lm, params)

@@ -2,9 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from undo_jax.losses import Scalar
+from undo_jax.losses import Scalar, mse
 from undo_jax.types import LM, Batch, Key, Metrics, Params, Refs
 
 
@@ -33,13 +32,7 @@ def rmu(
     steered = lm.activations(params, forget.inputs, read_layer)
     kept = lm.activations(params, retain.inputs, read_layer)
     wanted = jax.lax.stop_gradient(base.lm.activations(base.params, retain.inputs, read_layer))
-    forget_mse = _mse(steered, target, forget.weights)
-    retain_mse = _mse(kept, wanted, retain.weights)
+    forget_mse = mse(steered, target, forget.weights)
+    retain_mse = mse(kept, wanted, retain.weights)
     loss = forget_mse + retain_weight * retain_mse
     return loss, {"forget_mse": forget_mse, "retain_mse": retain_mse}
-
-
-def _mse(h: Float[Array, "B T D"], target: Array, weights: Float[Array, "B T"]) -> Scalar:
-    """Mean over D, weighted over tokens, in fp32."""
-    error = jnp.square(h.astype(jnp.float32) - target.astype(jnp.float32))
-    return jnp.sum(weights * jnp.mean(error, -1))

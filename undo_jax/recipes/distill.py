@@ -38,7 +38,7 @@ class Distill(Simple):
                 "the teacher is a student that has learned nothing yet, and has no score to "
                 "recover: give a trained one, or stop_early=False"
             )
-        student, teacher = (table_shape(one.lm).shape[0] for one in self.parents)
+        student, teacher = (table_shape(m.lm).shape[0] for m in (self.student, self.teacher))
         if student != teacher:
             raise ValueError(
                 f"the student has vocabulary={student}, its teacher {teacher}: they meet at the "

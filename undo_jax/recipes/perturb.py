@@ -11,7 +11,7 @@ from undo_jax.checks import check_function
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.recipe import Recipe, title
 from undo_jax.sharding import placement
-from undo_jax.types import LM, Key, Noise, Params
+from undo_jax.types import LM, Key, Noise, Params, shapes
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Perturb:
     @property
     def parents(self) -> tuple[Recipe, ...]:
         return (self.model,)
+
+    def check(self) -> None:
+        """Raises what the noise raises, e.g. for parts that the model does not have."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        jax.eval_shape(partial(self.noise, self.lm), key, shapes(self.lm), self.alpha)
 
     def make(self, mesh: Mesh, key: Key, params: Params) -> Params:
         """The model's parameters with noise, sharded as before."""

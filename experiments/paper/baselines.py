@@ -1,0 +1,100 @@
+"""What readers asked for beside UNDO: other damage, other students, other targets.
+
+    undo-jax run experiments/paper/baselines.py --setting arithmetic --workdir runs/paper
+    undo-jax figures runs/paper
+
+Damage: UNDO's noise in the MLPs or in the upper half of the layers alone, each beside a random
+choice of as many weights; and pruning. Students: a copy of the teacher without noise, a noised one
+that is not distilled, and a fresh one of half the width. Targets: states beside logits, and uniform
+targets on documents that a classifier takes for forget data. A name ends in the share of the
+weights that are damaged.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+from beyond import STEPS
+from scales import Figure
+
+from undo_jax.experiment import Experiment
+from undo_jax.losses import activation_distillation
+from undo_jax.noises.prune import prune
+from undo_jax.noises.random_mask import random_mask
+from undo_jax.noises.targeted import targeted
+from undo_jax.optim import Trains, share
+from undo_jax.recipe import Recipe
+from undo_jax.recipes.classifier import Classifier
+from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.filtered import ClassifiedDistill
+from undo_jax.recipes.fresh import Fresh
+from undo_jax.recipes.perturb import Perturb
+from undo_jax.types import LM, shapes
+
+ALPHA = 0.6  # of all noises, and the share that is pruned
+
+
+@dataclass(frozen=True)
+class Baselines(Figure):
+    figure: ClassVar[str] = "baselines"
+
+    def graph(self) -> Experiment:
+        teacher, noise = self.model("unlearn-only"), self.paper.noise.noise
+        noised = Perturb(teacher, ALPHA, noise)
+        models: dict[str, Recipe] = {
+            name: self.model(name) for name in ("base", "oracle", "unlearn-only")
+        }
+        models |= {
+            "noise alone": noised,
+            "copy, distilled": self._copied(teacher),
+            "UNDO": self.undo(teacher, noised),
+            "UNDO, with states": replace(self.undo(teacher, noised), loss=activation_distillation),
+            "UNDO, classifier's filter": self._filtered(teacher, noised),
+            "Unlearn-and-Distill": self.unlearn_and_distill(teacher),
+            "half-size student": self._halved(teacher),
+            f"pruning ({ALPHA:.0%})".replace("%", " %"): self.undo(
+                teacher, Perturb(teacher, ALPHA, prune)
+            ),
+        }
+        for name, parts in _parts(teacher.lm).items():
+            part = share(parts, shapes(teacher.lm))
+            told = f"({100 * part:.0f} %)"
+            for where, damage in (
+                (f"noise in {name} {told}", partial(targeted, parts=parts)),
+                (f"random, as {name} {told}", partial(random_mask, share=round(part, 4))),
+            ):
+                models[where] = self.undo(teacher, Perturb(teacher, ALPHA, damage))
+        return self.experiment(models, tuple(name for name in models if name != "base"))
+
+    def _halved(self, teacher: Recipe) -> Distill:
+        """With twice as many steps, at most: in a pilot at small scale it needed 1600 of them."""
+        made = self.undo(teacher, Fresh(_half(teacher.lm)))
+        return replace(made, training=replace(made.training, steps=2 * made.training.steps))
+
+    def _filtered(self, teacher: Recipe, student: Recipe) -> Distill:
+        base, how = self.model("base"), self.paper.distill
+        classifier: Any = self.once(Classifier(base, layer=base.lm.layers // 2))
+        known = teacher, student, how.training, how.tolerance, how.stop_early
+        return ClassifiedDistill(*known, classifier=classifier)
+
+    def _copied(self, teacher: Recipe) -> Distill:
+        """Without a stop rule, which a copy meets before the first step."""
+        made = self.undo(teacher, Perturb(teacher, 0.0, self.paper.noise.noise))
+        training = replace(made.training, steps=STEPS[self.setting, self.scale])
+        return replace(made, training=training, stop_early=False)
+
+
+def _parts(lm: LM) -> dict[str, Trains]:
+    """What noise is targeted at."""
+    upper = range(lm.layers // 2, lm.layers)
+    return {"MLPs": Trains(((r"/mlp/", None),)), "upper layers": Trains(((r"^layers/", upper),))}
+
+
+def _half(lm: Any) -> LM:
+    """A decoder of half the width, heads and feed-forward width, initialised alike."""
+    scaled = lm.init_stddev == lm.width**-0.5  # by its width, as small ones are
+    half = {n: getattr(lm, n) // 2 for n in ("width", "feed_forward", "heads", "kv_heads")}
+    return replace(lm, **half, init_stddev=half["width"] ** -0.5 if scaled else lm.init_stddev)
+
+
+experiment = Baselines()

@@ -1,0 +1,67 @@
+"""A classifier that tells forget documents from others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from undo_jax.models.probe import Probe, fit
+from undo_jax.recipe import Recipe, Stream
+from undo_jax.sharding import placement
+from undo_jax.train import rows
+from undo_jax.types import Key, Packed, Params
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Logistic regression on a model's states, of a few labelled rows of retain and forget.
+
+    An example is a document, or, in a setting without segments, a row. Raises ValueError for a
+    layer that the model does not have, and for rows or a penalty that are not positive.
+    """
+
+    kind: ClassVar[str] = "classifier"
+    role: ClassVar[str] = "classifier"
+    scored: ClassVar[bool] = False  # it is no language model
+    model: Recipe  # whose states it reads
+    layer: int  # after so many layers
+    rows: int = 64  # labelled rows of each stream
+    penalty: float = 0.01  # see `probe.fit`
+    draw: str = "classifier"
+    seed: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.layer <= self.model.lm.layers:
+            raise ValueError(f"layer={self.layer}: this model has 0 to {self.model.lm.layers}")
+        if self.rows < 1 or not self.penalty > 0:
+            raise ValueError(
+                f"rows={self.rows}, penalty={self.penalty}: a classifier needs both above 0"
+            )
+
+    @property
+    def lm(self) -> Any:
+        return Probe(self.model.lm, self.layer)
+
+    @property
+    def parents(self) -> tuple[Recipe, ...]:
+        return (self.model,)
+
+    @property
+    def samples(self) -> Mapping[str, Stream]:
+        """The labelled streams, of which `make` gets `rows` rows."""
+        return {name: Stream(name, f"classifier/{name}") for name in ("retain", "forget")}
+
+    def make(self, mesh: Mesh, key: Key, params: Params, samples: Mapping[str, Packed]) -> Params:
+        """The fitted classifier; `samples` are the labelled rows."""
+        how = {"out_shardings": placement(self.lm, mesh)}
+        return jax.jit(partial(_fitted, self.lm, self.penalty), **how)(params, samples)
+
+
+def _fitted(lm: Probe, penalty: float, params: Params, samples: Mapping[str, Packed]) -> Params:
+    (retain, n), (forget, m) = (lm.pooled(params, rows(samples[s])) for s in ("retain", "forget"))
+    labels = jnp.concatenate([jnp.zeros(len(n)), jnp.ones(len(m))])
+    return fit(jnp.concatenate([retain, forget]), labels, jnp.concatenate([n, m]), penalty)
