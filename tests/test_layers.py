@@ -14,7 +14,7 @@ ROWS = (
     "artifacts", "progress_folders", "steps", "peers", "progress", "data", "train", "evals",
     "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
     "made_with", "candidates", "trainer", "schedule", "runner", "recipes", "listing", "experiment",
-    "paper", "experiment_file", "bench", "plan", "report", "api", "cli", "__main__",
+    "paper", "experiment_file", "bench", "pace", "plan", "report", "api", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
