@@ -139,7 +139,7 @@ def test_one_model_or_one_kind(tmp_path, known):
         plan(EXPERIMENT, tmp_path, "relearn")
 
 
-def _write(model, members, tokens=1000, flops=5e6):
+def _write(model, members, tokens=1000, flops=5e6, steps=10):
     """The records and the summary of a finished model: (rate, its first and last speed)."""
     begin(model.artifact)
     lines = [
@@ -149,7 +149,7 @@ def _write(model, members, tokens=1000, flops=5e6):
     ]
     text = "\n".join(json.dumps(line) for line in [{"step": 0, "eval": {}}, *lines])
     (model.artifact.folder / "metrics.jsonl").write_text(text)
-    finish(model.artifact, {"steps": 30, "tokens": tokens, "flops": flops, "eval": {}})
+    finish(model.artifact, {"steps": steps, "tokens": tokens, "flops": flops, "eval": {}})
 
 
 def test_records_of_a_population_by_hand(tmp_path):
@@ -175,14 +175,30 @@ def test_a_pace_by_records(tmp_path):
     assert (record.members, record.rate) == (6, 50.0)
     with prepared(EXPERIMENT, tmp_path) as found:
         (known,) = pace.paces(found.run, {"": attacks[2]}, [record]).values()
-        other = record._replace(like="other")
-        assert math.isnan(
-            pace._by_records(found.run, attacks[2], work(attacks[2].recipe, SETTING), [other])
-        )
+        other, doing = record._replace(like="other"), work(attacks[2].recipe, SETTING)
+        step, share = pace._by_records(found.run, attacks[2], doing, [other])
+        assert math.isnan(step) and share == 1
     forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)
     each = 8 * 24 * 3 * forward  # FLOPs of a step
     assert known.basis == "records" and known.evaluation == 0
     assert known.step == pytest.approx(6 * each / 50.0 / 3)
+
+
+def test_a_stop_rule_is_expected_to_end_trainings_as_it_has_ended_others(tmp_path, monkeypatch):
+    """Of at most 20 steps, two seeds took 8 and 12."""
+    one, other, left = _models(tmp_path, "distill")
+    _write(one, [(None, 50.0)], steps=8)
+    _write(other, [(None, 50.0, 60.0)], steps=12)
+    with prepared(EXPERIMENT, tmp_path) as found:
+        records = read_records(epath.Path(tmp_path))
+        (known,) = pace.paces(found.run, {"": left}, records).values()
+        patient = [record._replace(stop_early=False) for record in records]
+        (whole,) = pace.paces(found.run, {"": left}, patient).values()
+    assert known.share == pytest.approx(0.5) and whole.share == 1
+    assert known.step == whole.step
+    monkeypatch.setattr(planning, "paces", lambda run, each, records: dict.fromkeys(each, known))
+    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
+    assert rows["distill"].seconds == pytest.approx(10 * known.step + SAVING)
 
 
 def test_a_pace_that_is_measured_and_one_that_would_take_long(tmp_path, monkeypatch):

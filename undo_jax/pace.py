@@ -33,6 +33,7 @@ class Pace:
     evaluation: float  # 0 where it is part of `step`
     start: float  # compilation, once per program
     basis: Literal["records", "measured", "FLOPs"]
+    share: float = 1.0  # of its steps that a training takes, where a stop rule may end it earlier
 
 
 class Record(NamedTuple):
@@ -43,6 +44,8 @@ class Record(NamedTuple):
     rate: float  # FLOPs per second of all of them, evaluations and saves included
     cost: float  # FLOPs per token
     tokens: int  # of one model
+    share: float  # of their steps that they took
+    stop_early: bool | None  # whether a stop rule could end them; None: the kind has none
 
 
 def paces(run: Run, programs: Mapping[str, Model], records: Sequence[Record]) -> dict[str, Pace]:
@@ -56,9 +59,9 @@ def paces(run: Run, programs: Mapping[str, Model], records: Sequence[Record]) ->
 
 def _pace(run: Run, model: Model, records: Sequence[Record], scored: dict[LM, bench.Speed]) -> Pace:
     doing = work(model.recipe, run.setting)  # type: ignore[arg-type]
-    known = _by_records(run, model, doing, records)
+    known, share = _by_records(run, model, doing, records)
     if not math.isnan(known):
-        return Pace(known, 0.0, 0.0, "records")
+        return Pace(known, 0.0, 0.0, "records", share)
     fastest, step_flops = _fastest(run), bench.flops(doing).total * doing.tokens
     tokens = sum(x.size for x in jax.tree.leaves(run.material) if x.dtype.kind == "i")
     step = step_flops / fastest
@@ -83,10 +86,14 @@ def likeness(description: Mapping[str, Any]) -> str:
     is evaluated. Raises KeyError for what was not trained.
     """
     kind, config = description["stage"], description["config"]
-    own = config[kind]
-    training = own["training"] if "training" in own else own["attack"]["training"]
+    training = _training(config[kind])
     sizes = {name: training[name] for name in ("batch_size", "eval_every", "accumulation")}
     return json.dumps([kind, config["model"], config["setting"], sizes], sort_keys=True)
+
+
+def _training(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The training of a recipe, or of its attack."""
+    return settings["training"] if "training" in settings else settings["attack"]["training"]
 
 
 def read_records(workdir: epath.Path) -> list[Record]:
@@ -94,20 +101,25 @@ def read_records(workdir: epath.Path) -> list[Record]:
 
     Members of a population have the same number for tokens per second at the same step.
     """
-    populations: dict[Any, list[tuple[int, float]]] = {}  # (step, rate) at the end of each member
-    about: dict[Any, tuple[float, int]] = {}
+    ends: dict[Any, list[tuple[int, float]]] = {}  # (step, tokens per second) of each member
+    shares: dict[Any, list[float]] = {}
+    about: dict[Any, tuple[float, int, bool | None]] = {}
     for path in workdir.glob("*/summary.json"):
         with suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            like, summary = likeness(read_json(path.parent / "config.json")), read_json(path)
-            cost, each = summary["flops"] / summary["tokens"], summary["tokens"]
+            described, summary = read_json(path.parent / "config.json"), read_json(path)
+            like, own = likeness(described), described["config"][described["stage"]]
+            each, steps = summary["tokens"], _training(own)["steps"]
+            facts = summary["flops"] / each, each, own.get("stop_early")
             for rates in _rates(path.parent / "metrics.jsonl"):
                 known = like, *rates[0]
-                populations.setdefault(known, []).append(rates[-1])
-                about[known] = cost, each
+                ends.setdefault(known, []).append(rates[-1])
+                shares.setdefault(known, []).append(summary["steps"] / steps)
+                about[known] = facts
     found = []
-    for known, ends in populations.items():
-        (_, rate), (cost, each) = max(ends), about[known]
-        found.append(Record(known[0], len(ends), rate * cost, cost, each))
+    for known, of in ends.items():
+        (_, rate), (cost, each, stop_early) = max(of), about[known]
+        share = sum(shares[known]) / len(of)
+        found.append(Record(known[0], len(of), rate * cost, cost, each, share, stop_early))
     return found
 
 
@@ -122,16 +134,24 @@ def _rates(path: epath.Path) -> list[list[tuple[int, float]]]:
     return list(members.values())
 
 
-def _by_records(run: Run, model: Model, doing: Work, records: Sequence[Record]) -> float:
-    """Seconds per step by the record that is most like it; nan without any. On every process."""
+def _by_records(
+    run: Run, model: Model, doing: Work, records: Sequence[Record]
+) -> tuple[float, float]:
+    """Seconds per step, by the record that is most like it, and the share of the steps to expect.
+
+    nan without a record. The same on every process.
+    """
     like = likeness(json.loads(json.dumps(model.artifact.describe())))
-    some, cost = [r for r in records if r.like == like], bench.flops(doing).total
-    if not some:
-        return float(agreed([math.nan])[0])
-    best = min(some, key=lambda r: (abs(math.log(r.cost / cost)), -r.tokens * r.members))
-    sweep = run.mesh.shape["sweep"]
-    turns = -(-best.members // sweep)
-    return float(agreed([doing.tokens * cost * best.members / turns / best.rate])[0])
+    some, cost, found = [r for r in records if r.like == like], bench.flops(doing).total, math.nan
+    stops = getattr(model.recipe, "stop_early", None)
+    shares = [r.share for r in some if stops and r.stop_early == stops]
+    if some:
+        best = min(some, key=lambda r: (abs(math.log(r.cost / cost)), -r.tokens * r.members))
+        turns = -(-best.members // run.mesh.shape["sweep"])
+        found = doing.tokens * cost * best.members / turns / best.rate
+    share = sum(shares) / len(shares) if shares else 1.0
+    step, share = agreed([found, share]).tolist()
+    return step, share
 
 
 def _fastest(run: Run) -> float:

@@ -129,7 +129,7 @@ def row(
     for size in _sizes(members, run.together):
         turns = -(-size // sweep)
         evaluated = evaluations(steps, recipe.training.eval_every) * pace.evaluation
-        seconds += pace.start + turns * (steps * pace.step + evaluated)
+        seconds += pace.start + turns * (steps * pace.share * pace.step + evaluated)
     stops = any(_stops(model.recipe) for model in program.company)
     needed = least_bytes(run, doing, program.company)
     return Row(*about, members, steps, stops, cost, seconds, needed, pace.basis)

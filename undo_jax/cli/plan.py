@@ -16,7 +16,8 @@ NONE = "–"
 WIDTH = 18  # of the names of models
 MARKS = {"records": "ʳ", "measured": "ᵐ", "FLOPs": "ᶠ"}
 MEANINGS = {
-    "records": "by finished trainings of this workdir that are alike, without compilation",
+    "records": "by finished trainings of this workdir that are alike (those with a stop rule take "
+    "as many steps), without compilation",
     "measured": "a few steps and an evaluation measured on these devices, and compilation",
     "FLOPs": "FLOPs at the speed of a matrix product, too little: measuring would take long",
 }
@@ -91,7 +92,7 @@ def _total(planned: Planned) -> list[str]:
     rows = planned.rows
     new, reused = sum(row.made for row in rows), sum(row.reused for row in rows)
     members, cost = sum(row.members for row in rows), sum(row.flops for row in rows)
-    at_most = "≤ " if any(row.stops for row in rows) else ""
+    at_most = "≤ " if any(row.stops and row.basis != "records" for row in rows) else ""
     largest = max((row.bytes for row in rows), default=0)
     return ["all", "", str(new), str(reused), _count(members), "", short(cost),
             at_most + duration(planned.seconds), memory(largest) if largest else NONE]  # fmt: skip
