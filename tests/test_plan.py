@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_one_model_or_one_kind(tmp_path, known):
         plan(EXPERIMENT, tmp_path, "relearn")
 
 
-def _write(model, members, tokens=1000, flops=5e6, steps=10):
+def _write(model, members, tokens=1000, flops=5e6, steps=10, seconds=0):
     """The records and the summary of a finished model: (rate, its first and last speed)."""
     begin(model.artifact)
     lines = [
@@ -150,6 +151,8 @@ def _write(model, members, tokens=1000, flops=5e6, steps=10):
     text = "\n".join(json.dumps(line) for line in [{"step": 0, "eval": {}}, *lines])
     (model.artifact.folder / "metrics.jsonl").write_text(text)
     finish(model.artifact, {"steps": steps, "tokens": tokens, "flops": flops, "eval": {}})
+    for name, at in (("config", 1000), ("summary", 1000 + seconds)):
+        os.utime(model.artifact.folder / f"{name}.json", (at, at))
 
 
 def test_records_of_a_population_by_hand(tmp_path):
@@ -176,12 +179,25 @@ def test_a_pace_by_records(tmp_path):
     with prepared(EXPERIMENT, tmp_path) as found:
         (known,) = pace.paces(found.run, {"": attacks[2]}, [record]).values()
         other, doing = record._replace(like="other"), work(attacks[2].recipe, SETTING)
-        step, share = pace._by_records(found.run, attacks[2], doing, [other])
-        assert math.isnan(step) and share == 1
+        assert math.isnan(pace._by_records(found.run, attacks[2], doing, [other]).step)
     forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)
     each = 8 * 24 * 3 * forward  # FLOPs of a step
     assert known.basis == "records" and known.evaluation == 0
     assert known.step == pytest.approx(6 * each / 50.0 / 3)
+
+
+def test_what_comes_before_the_first_steps_by_hand(tmp_path):
+    """Of 3000 tokens in 30 steps, a member had 1000 from step 10 to 20, the other 2000 to 30.
+
+    All at 500 tokens/s took 6 of 16 seconds.
+    """
+    one, other, _ = _models(tmp_path, "pretrain")
+    _write(one, [(None, 400.0)], tokens=3000, steps=30, seconds=16)
+    _write(other, [(None, 400.0, 500.0)], tokens=3000, steps=30, seconds=17)
+    (record,) = read_records(epath.Path(tmp_path))
+    assert record.start == pytest.approx(10)
+    os.utime(one.artifact.folder / "summary.json", (1002, 1002))
+    assert read_records(epath.Path(tmp_path))[0].start == 0  # a copy has other times
 
 
 def test_a_stop_rule_is_expected_to_end_trainings_as_it_has_ended_others(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from undo_jax import bench
 from undo_jax.durable import read_json
 from undo_jax.graph import Model, Work, work
+from undo_jax.population.meter import LOG_EVERY
 from undo_jax.schedule import agreed
 from undo_jax.trainer import Run
 from undo_jax.types import LM
@@ -31,7 +32,7 @@ class Pace:
 
     step: float
     evaluation: float  # 0 where it is part of `step`
-    start: float  # compilation, once per program
+    start: float  # compilation, and what else comes before the first steps, once per program
     basis: Literal["records", "measured", "FLOPs"]
     share: float = 1.0  # of its steps that a training takes, where a stop rule may end it earlier
 
@@ -46,6 +47,7 @@ class Record(NamedTuple):
     tokens: int  # of one model
     share: float  # of their steps that they took
     stop_early: bool | None  # whether a stop rule could end them; None: the kind has none
+    start: float  # seconds until the 10th step or so, most of them compilation
 
 
 def paces(run: Run, programs: Mapping[str, Model], records: Sequence[Record]) -> dict[str, Pace]:
@@ -59,9 +61,9 @@ def paces(run: Run, programs: Mapping[str, Model], records: Sequence[Record]) ->
 
 def _pace(run: Run, model: Model, records: Sequence[Record], scored: dict[LM, bench.Speed]) -> Pace:
     doing = work(model.recipe, run.setting)  # type: ignore[arg-type]
-    known, share = _by_records(run, model, doing, records)
-    if not math.isnan(known):
-        return Pace(known, 0.0, 0.0, "records", share)
+    known = _by_records(run, model, doing, records)
+    if not math.isnan(known.step):
+        return known
     fastest, step_flops = _fastest(run), bench.flops(doing).total * doing.tokens
     tokens = sum(x.size for x in jax.tree.leaves(run.material) if x.dtype.kind == "i")
     step = step_flops / fastest
@@ -101,26 +103,49 @@ def read_records(workdir: epath.Path) -> list[Record]:
 
     Members of a population have the same number for tokens per second at the same step.
     """
-    ends: dict[Any, list[tuple[int, float]]] = {}  # (step, tokens per second) of each member
-    shares: dict[Any, list[float]] = {}
-    about: dict[Any, tuple[float, int, bool | None]] = {}
+    populations: dict[Any, list[_Member]] = {}
     for path in workdir.glob("*/summary.json"):
         with suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             described, summary = read_json(path.parent / "config.json"), read_json(path)
             like, own = likeness(described), described["config"][described["stage"]]
-            each, steps = summary["tokens"], _training(own)["steps"]
-            facts = summary["flops"] / each, each, own.get("stop_early")
+            cost, share = summary["flops"] / summary["tokens"], _training(own)["steps"]
+            share, wall = summary["steps"] / share, _seconds(path.parent)
             for rates in _rates(path.parent / "metrics.jsonl"):
-                known = like, *rates[0]
-                ends.setdefault(known, []).append(rates[-1])
-                shares.setdefault(known, []).append(summary["steps"] / steps)
-                about[known] = facts
-    found = []
-    for known, of in ends.items():
-        (_, rate), (cost, each, stop_early) = max(of), about[known]
-        share = sum(shares[known]) / len(of)
-        found.append(Record(known[0], len(of), rate * cost, cost, each, share, stop_early))
-    return found
+                (first, rate), (last, speed) = rates[0], rates[-1]
+                about = cost, summary["tokens"], share, own.get("stop_early"), wall
+                counted = (last - LOG_EVERY) / summary["steps"] * summary["tokens"]
+                member = _Member(*about, last, speed, counted)
+                populations.setdefault((like, first, rate), []).append(member)
+    return [_record(like, members) for (like, *_), members in populations.items()]
+
+
+class _Member(NamedTuple):
+    """What one member of a population tells of it."""
+
+    cost: float  # FLOPs per token
+    tokens: int
+    share: float
+    stop_early: bool | None
+    wall: float  # seconds from the beginning to the end of its artifact
+    last: int  # step of its last record
+    speed: float  # tokens per second of all members until then
+    counted: float  # its tokens until then, from the first record on
+
+
+def _record(like: str, members: Sequence[_Member]) -> Record:
+    """The record of a population."""
+    longest, count = max(members, key=lambda member: member.last), len(members)
+    seconds = sum(member.counted for member in members) / longest.speed
+    start = max(0.0, min(member.wall for member in members) - seconds)
+    share = sum(member.share for member in members) / count
+    facts = longest.cost, longest.tokens, share, longest.stop_early, start
+    return Record(like, count, longest.speed * longest.cost, *facts)
+
+
+def _seconds(folder: epath.Path) -> float:
+    """From the beginning of a training, or from where it was resumed, to its end."""
+    begun, ended = ((folder / f"{name}.json").stat().mtime for name in ("config", "summary"))
+    return float(ended - begun)
 
 
 def _rates(path: epath.Path) -> list[list[tuple[int, float]]]:
@@ -134,24 +159,20 @@ def _rates(path: epath.Path) -> list[list[tuple[int, float]]]:
     return list(members.values())
 
 
-def _by_records(
-    run: Run, model: Model, doing: Work, records: Sequence[Record]
-) -> tuple[float, float]:
-    """Seconds per step, by the record that is most like it, and the share of the steps to expect.
-
-    nan without a record. The same on every process.
-    """
+def _by_records(run: Run, model: Model, doing: Work, records: Sequence[Record]) -> Pace:
+    """By the record that is most like it; nan without one. The same on every process."""
     like = likeness(json.loads(json.dumps(model.artifact.describe())))
-    some, cost, found = [r for r in records if r.like == like], bench.flops(doing).total, math.nan
+    some, cost = [r for r in records if r.like == like], bench.flops(doing).total
     stops = getattr(model.recipe, "stop_early", None)
     shares = [r.share for r in some if stops and r.stop_early == stops]
+    found, start = math.nan, 0.0
     if some:
         best = min(some, key=lambda r: (abs(math.log(r.cost / cost)), -r.tokens * r.members))
         turns = -(-best.members // run.mesh.shape["sweep"])
-        found = doing.tokens * cost * best.members / turns / best.rate
+        found, start = doing.tokens * cost * best.members / turns / best.rate, best.start
     share = sum(shares) / len(shares) if shares else 1.0
-    step, share = agreed([found, share]).tolist()
-    return step, share
+    step, start, share = agreed([found, start, share]).tolist()
+    return Pace(step, 0.0, start, "records", share)
 
 
 def _fastest(run: Run) -> float:

@@ -16,8 +16,8 @@ NONE = "–"
 WIDTH = 18  # of the names of models
 MARKS = {"records": "ʳ", "measured": "ᵐ", "FLOPs": "ᶠ"}
 MEANINGS = {
-    "records": "by finished trainings of this workdir that are alike (those with a stop rule take "
-    "as many steps), without compilation",
+    "records": "as trainings took that are finished here and alike; those with a stop rule end as "
+    "early",
     "measured": "a few steps and an evaluation measured on these devices, and compilation",
     "FLOPs": "FLOPs at the speed of a matrix product, too little: measuring would take long",
 }
