@@ -25,7 +25,7 @@ $(DATA)/tokenizer.model: $(VENV)/text.done
 
 # The paper's figures at small scale: all are run one after the other, and then drawn on one page.
 PAPER = runs/paper
-FIGURES = oracle_matching methods alpha beyond baselines
+FIGURES = oracle_matching methods alpha beyond baselines pareto
 SOURCES = $(wildcard experiments/*.py experiments/paper/*.py) $(shell find undo_jax -name '*.py')
 paper: $(foreach setting,arithmetic language,$(FIGURES:%=$(PAPER)/done/%-$(setting)))
 	$(BIN)/undo-jax figures $(PAPER)

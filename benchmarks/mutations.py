@@ -71,6 +71,11 @@ OWNERS = {  # modules and the tests that own them, in this order; "slow:" of tho
         "tests/test_stages.py", "tests/test_numbers.py", "slow:tests/test_numbers.py",
     ),
     "undo_jax/runner.py": ("tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py"),
+    "undo_jax/schedule.py": (
+        "tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py", "tests/test_plan.py",
+    ),
+    "undo_jax/plan.py": ("tests/test_plan.py",),
+    "undo_jax/pace.py": ("tests/test_plan.py",),
     "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
     "undo_jax/artifacts.py": (
         "tests/test_checkpoint.py", "tests/test_stages.py", "tests/test_resume.py",

@@ -1,23 +1,19 @@
 """Every experiment that is shipped runs, at toy size, from its first stage to its last."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from etils import epath
+from toys import toy_mesh, toy_model, toy_setting, write_corpora
 
 import undo_jax
 from undo_jax import cli, experiment_file
 from undo_jax import experiment as experiments
 from undo_jax import trainer as shared
-from undo_jax.data.prepare import prepare
-from undo_jax.data.sources import jsonl
-from undo_jax.data.train_tokenizer import train_tokenizer
 from undo_jax.durable import read_json
-from undo_jax.mesh import MeshShape, make_mesh
-from undo_jax.models.gemma2 import preset
+from undo_jax.mesh import MeshShape
 from undo_jax.population import loop
 from undo_jax.population.loop import Result
 
@@ -26,10 +22,6 @@ PATHS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("
 FILES = {name: path for name, path in PATHS.items() if "\nexperiment = " in path.read_text()}
 DIAGRAMS = [name for name, path in FILES.items() if "= Paper(" in path.read_text()]
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
-TOY_SETTINGS = {
-    "Arithmetic": {"problems": 100, "questions": 2, "validation_rows": 2, "row_length": 24},
-    "Language": {"validation_rows": 4, "rows_at_once": 2, "row_length": 24},
-}
 
 
 def _run(knobs, workdir, kind=None):
@@ -42,19 +34,8 @@ def _run(knobs, workdir, kind=None):
 @pytest.fixture(scope="module", autouse=True)
 def data(tmp_path_factory):
     """Small corpora and a tokenizer where the language experiments want them."""
-    folder, numbers = tmp_path_factory.mktemp("data"), range(10_000, 10_400)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name in ("language", "language_small"):
-            root = Path("data") / name
-            root.mkdir(parents=True)
-            for language, word in (("english", "number"), ("korean", "숫자")):
-                lines = (json.dumps({"text": f"{word} {n} {word}"}) for n in numbers)
-                (root / f"{language}.jsonl").write_text("\n".join(lines))
-            tokenizer = train_tokenizer(jsonl(root / "*.jsonl"), root / "tokenizer.model", 280)
-            for language in ("english", "korean"):
-                source = jsonl(root / f"{language}.jsonl")
-                prepare(source, tokenizer, root / language, 24, validation_share=0.3)
+        patch.chdir(write_corpora(tmp_path_factory.mktemp("data")))
         yield
 
 
@@ -72,14 +53,7 @@ def _toy(experiment):
         training = replace(part.training, steps=2, eval_every=2, batch_size=8, accumulation=1)
         return replace(part, training=training, **changes)
 
-    setting = replace(experiment.setting, **TOY_SETTINGS[type(experiment.setting).__name__])
-    model = preset("2B", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
-                   vocabulary=8 * -(-setting.get_tokenizer().vocab_size // 8))  # fmt: skip
-    try:
-        make_mesh(experiment.mesh)
-        mesh = experiment.mesh
-    except ValueError:  # a mesh of another number of devices
-        mesh = MeshShape()
+    setting, model = toy_setting(experiment.setting), toy_model(experiment.setting)
     return replace(
         experiment,
         setting=setting,
@@ -90,7 +64,7 @@ def _toy(experiment):
         distill=short(experiment.distill),
         relearn=short(experiment.relearn, learning_rates=experiment.relearn.learning_rates[:2]),
         seeds=experiment.seeds[:1],
-        mesh=mesh,
+        mesh=toy_mesh(experiment.mesh),
     )
 
 

@@ -13,13 +13,13 @@ ROWS = (
     "models", "losses", "optim", "log", "digest", "durable", "sinks", "lock", "checkpoint",
     "artifacts", "progress_folders", "steps", "peers", "progress", "data", "train", "evals",
     "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
-    "made_with", "candidates", "trainer", "runner", "recipes", "listing", "experiment", "paper",
-    "experiment_file", "bench", "report", "api", "cli", "__main__",
+    "made_with", "candidates", "trainer", "schedule", "runner", "recipes", "listing", "experiment",
+    "paper", "experiment_file", "bench", "pace", "plan", "report", "api", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
     "artifacts", "progress_folders", "steps", "progress", "signals", "stopping", "peers",
-    "candidates", "trainer", "runner", "sinks",
+    "candidates", "trainer", "schedule", "runner", "sinks",
 )  # fmt: skip
 LIMITS = {
     "train.py": 150,

@@ -28,7 +28,7 @@ from undo_jax import (
     losses,
     optim,
     progress,
-    runner,
+    schedule,
     signals,
     train,
 )
@@ -652,10 +652,10 @@ def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(t
     a, b, c = models = _models(tmp_path, "abc")
     folder = progress_folder([b.artifact, a.artifact])
     assert progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
-    assert runner._interrupted(models, models) == [[b, a]]  # in the order in which they trained
+    assert schedule._interrupted(models, models) == [[b, a]]  # in the order in which they trained
     _finish(a.artifact)
-    assert runner._interrupted(models, [b, c]) == [[b, a]]
-    assert runner._interrupted(models, [c]) == []
+    assert schedule._interrupted(models, [b, c]) == [[b, a]]
+    assert schedule._interrupted(models, [c]) == []
     clear_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
@@ -667,13 +667,13 @@ def test_what_another_experiment_began_is_left_to_it(tmp_path):
     """It has a model that is none of ours: ours begins anew, and its training is kept."""
     a, b, c = _models(tmp_path, "abc")
     theirs = progress_folder([a.artifact, b.artifact])
-    assert runner._interrupted([a, c], [a, c]) == []
+    assert schedule._interrupted([a, c], [a, c]) == []
     ours = progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
     clear_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
-    assert runner._interrupted([a, b], [b]) == [[a, b]]
+    assert schedule._interrupted([a, b], [b]) == [[a, b]]
 
 
 TOY = """

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import chips, least
 from undo_jax.graph import Work
@@ -116,6 +117,26 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
         with jax.profiler.trace(trace) if trace else nullcontext():
             run(TRACED if trace else 0)
     return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
+
+
+def measure_evaluation(work: Work, evaluate: Any, material: Any, mesh: Mesh) -> Speed:
+    """Evaluate one fresh model for each group of the `sweep` axis, all side by side.
+
+    `evaluate` and `material` are the setting's, see `undo_jax.settings.Setting`.
+    """
+    members, everywhere = mesh.shape["sweep"], NamedSharding(mesh, P())
+    with jax.set_mesh(mesh):
+        how = work.lm, work.loss, work.training, {}, mesh, members, work.trains
+        params = _start(programs.build(*how), work, mesh).params
+        score = programs.over_members(lambda one, given: evaluate(work.lm, one, given), mesh)
+        started = time.perf_counter()
+        score = programs.jit_on(mesh)(score, out_shardings=everywhere).lower(params, material)
+        score, compiled = score.compile(), time.perf_counter()
+        jax.block_until_ready(score(params, material))
+        warm = time.perf_counter()
+        jax.block_until_ready(score(params, material))
+        seconds = time.perf_counter() - warm
+    return Speed(compiled - started, seconds, [seconds], _peak_bytes(mesh))
 
 
 def split(work: Work, devices: int, weak: bool, base: int) -> Work:

@@ -1,10 +1,11 @@
 """An experiment: models by name, what they are made from, and the attacks on them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -162,6 +163,15 @@ def check_tokens(name: str, lm: LM, tokenizer: Tokenizer) -> None:
         )
 
 
+class Prepared(NamedTuple):
+    """An experiment that has passed all checks, in a workdir."""
+
+    run: Run
+    models: Sequence[Model]  # all of it, each once, in topological order
+    wanted: set[Model]
+    named: Mapping[Named, Sequence[Model]]  # one per seed
+
+
 def run(
     experiment: Experiment,
     workdir: epath.PathLike,
@@ -170,10 +180,30 @@ def run(
 ) -> dict[Named, Sequence[Model]]:
     """Make all models of an experiment, or those of a kind, or one by name and its ancestors.
 
-    Returns the models by name, one per seed. Finished ones are not made again. Raises
-    FileNotFoundError where a model is needed that is neither finished nor to be made, ValueError
-    for an unknown kind or name, or parts that do not fit, and OSError where another run has locked
-    the workdir or its disk is full.
+    Returns the models by name, one per seed. Finished ones are not made again. Raises what
+    `prepared` does, FileNotFoundError where a model is needed that is neither finished nor to be
+    made, and OSError where another run has locked the workdir or its disk is full.
+    """
+    workdir = epath.Path(workdir)
+    with prepared(experiment, workdir, kind, name) as found, claimed(workdir):
+        make(found.run, found.models, found.wanted)
+        if jax.process_index() == 0:
+            list_models(experiment, found.named, workdir)
+        wait("experiment.json")
+    return dict(found.named)
+
+
+@contextmanager
+def prepared(
+    experiment: Experiment,
+    workdir: epath.PathLike,
+    kind: str | None = None,
+    name: str | None = None,
+) -> Iterator[Prepared]:
+    """Check all that can be checked before anything trains; within, the mesh is set.
+
+    Raises ValueError for an unknown kind or name, or parts that do not fit, and what the setting
+    and imports raise for missing data.
     """
     named, workdir = experiment.recipes(), epath.Path(workdir)
     if name is not None and name not in experiment.models:
@@ -198,12 +228,7 @@ def run(
         wanted = {model for model in wanted if kind in (None, model.recipe.kind)}
         _check_data(here, [model for model in wanted if not model.artifact.finished])
         made = {name: planned.of(recipe) for name, recipe in named.items()}
-        with claimed(workdir):
-            make(here, planned.models, wanted)
-            if jax.process_index() == 0:
-                list_models(experiment, made, workdir)
-            wait("experiment.json")
-    return made
+        yield Prepared(here, planned.models, wanted, made)
 
 
 def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:

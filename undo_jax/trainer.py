@@ -94,13 +94,16 @@ def companies(run: Run, group: Sequence[Model]) -> list[list[Model]]:
     recipe: Any = group[0].recipe
     size = max(1, run.together // len(recipe.rates))
     there, doing = memory.of_device(run.mesh), work(recipe, run.setting)
-    while size > 1 and _bytes(run, doing, group[:size]) > there:
+    while size > 1 and least_bytes(run, doing, group[:size]) > there:
         size -= 1
     return [list(group[first : first + size]) for first in range(0, len(group), size)]
 
 
-def _bytes(run: Run, doing: Work, company: Sequence[Model]) -> float:
-    """Of a device, at the least: the states of its lanes, and the references of all of them."""
+def least_bytes(run: Run, doing: Work, company: Sequence[Model]) -> float:
+    """Bytes of a device that models trained together need: states of its lanes, all references.
+
+    A lower bound, see `fit.least`.
+    """
     recipe: Any = company[0].recipe
     lanes = len(company) * len(recipe.rates)
     alone, batch = least.least(replace(doing, refs={}), run.mesh)

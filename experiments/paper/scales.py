@@ -45,6 +45,10 @@ SEEDS = {"arithmetic": (10, 11, 12, 13, 14), "language": (10, 11, 12)}
 RATES = {"arithmetic": (1e-3, 3e-3, 6e-3, 1e-2, 2e-2), "language": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 ONE_SEED = 42  # of base, oracle and teachers at the paper's scale: there only students vary
 GEMMA = 256_000  # ids of the official vocabulary
+# At the paper's scale: for chips of 16 GB, e.g. v5e:4x4. All batches divide into these shards and
+# parts; parts do not change the gradient. On one large GPU: --mesh data=1.
+MESHES = {"arithmetic": MeshShape(sweep=-1, data=4), "language": MeshShape(sweep=-1, data=8)}
+PARTS = {"arithmetic": 3, "language": 5}
 
 
 @dataclass(frozen=True)
@@ -133,14 +137,27 @@ def _paper(setting: str, scale: str, text: str | None = None, model: str | None 
     paper = cast(Paper, load(str(Path(__file__).parent.parent / FILES[setting, scale])))
     own: Any = paper.setting
     own = replace(own, segments=True)  # a sequence of NPO is a problem, or a document
-    if text is not None and model is not None:
-        own, lm = replace(own, text=text, tokenizer=load_tokenizer(model)), cast(Any, paper.model)
-        return replace(paper, setting=own, model=replace(lm, vocabulary=GEMMA))
     if scale == "paper":
-        return replace(paper, setting=own)
+        lm: Any = paper.model
+        if text is not None and model is not None:
+            own = replace(own, text=text, tokenizer=load_tokenizer(model))
+            lm = replace(lm, vocabulary=GEMMA)
+        return replace(
+            paper,
+            setting=own,
+            model=lm,
+            pretrain=_in_parts(paper.pretrain, PARTS[setting]),
+            distill=_in_parts(paper.distill, PARTS[setting]),
+            mesh=MESHES[setting],
+        )
     return replace(
         paper,
         setting=replace(own, controls=True) if setting == "arithmetic" else own,
         relearn=replace(paper.relearn, learning_rates=RATES[setting]),
         seeds=SEEDS[setting],
     )
+
+
+def _in_parts(stage: Any, parts: int) -> Any:
+    """A stage whose batches are split into parts, one after another."""
+    return replace(stage, training=replace(stage.training, accumulation=parts))

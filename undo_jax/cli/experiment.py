@@ -12,6 +12,7 @@ from tyro.conf import AvoidSubcommands
 from undo_jax import experiment as experiments
 from undo_jax import report as reporting
 from undo_jax import sinks
+from undo_jax.cli import plan as planning
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import Workdir, parse
 from undo_jax.durable import writing
@@ -19,6 +20,7 @@ from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, errors_of_users, load
 from undo_jax.log import Sink, console, results
 from undo_jax.mesh import parse_mesh
+from undo_jax.plan import plan
 from undo_jax.report import paper_page
 
 HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
@@ -51,6 +53,11 @@ def run(words: list[str]) -> None:
         metavar="NAME",
         help="where records go besides, e.g. tensorboard wandb; the file's own sinks stay",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="train and write nothing: print what would be made and reused, its time and memory",
+    )
     add_processes(parser)
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and every scalar's flag"
@@ -72,6 +79,11 @@ def run(words: list[str]) -> None:
     named = tuple(map(sinks.find, options.sinks))
     made_of = dataclasses.replace(made_of, sinks=beside(made_of.sinks, named))
     workdir = options.workdir or f"runs/{made_of.name}"
+    if options.plan:
+        planned = plan(made_of, workdir, options.stage, options.model)
+        if jax.process_index() == 0:
+            results.print(planning.table(made_of.name, planned))
+        return
     experiments.run(made_of, workdir, options.stage, options.model)
     if options.stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):
         console.print(empty, soft_wrap=True)

@@ -1,0 +1,119 @@
+"""The experiments of the paper's figures run at toy size and are drawn; at full size they build."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from toys import toy, write_corpora
+
+import undo_jax
+from undo_jax import cli, experiment_file
+from undo_jax.cli.experiment import override
+from undo_jax.experiment import Experiment
+from undo_jax.report import paper
+
+ROOT = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
+FILES = {
+    path.stem: str(path)
+    for path in sorted(ROOT.glob("*.py"))
+    if "\nexperiment = " in path.read_text()
+}
+SETTINGS = ("arithmetic", "language")
+FAST = "oracle_matching", "arithmetic"
+SEEDS = "10", "11"
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A folder without data."""
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with small corpora and tokenizers."""
+    return write_corpora(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def small(empty, data, monkeypatch):
+    """Every figure's experiment is of toy size, and the current folder has small corpora.
+
+    What the experiments are made of is read in a folder without data: rows of the small corpora
+    are shorter than they say.
+    """
+    monkeypatch.chdir(empty)
+    experiment_file.load(FILES["methods"])
+    scales = sys.modules["scales"]
+    known, whole = {s: scales._paper(s, "small") for s in SETTINGS}, scales.Figure.experiment
+    monkeypatch.setattr(scales, "_paper", lambda setting, scale: known[setting])
+    monkeypatch.setattr(
+        scales.Figure, "experiment", lambda *given, **more: toy(whole(*given, **more))
+    )
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.chdir(data)
+
+
+def _run(name, setting, workdir, *more):
+    flags = "--setting", setting, "--workdir", str(workdir), "--seeds", *SEEDS
+    cli.main(["run", FILES[name], *flags, *more])
+
+
+def _times(workdir):
+    """When every file of every model was written."""
+    folders = [path.parent for path in workdir.glob("*/summary.json")]
+    files = [path for folder in folders for path in folder.glob("**/*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def _cases():
+    every = [(name, setting) for name in FILES for setting in SETTINGS]
+    return [pytest.param(*one, marks=() if one == FAST else pytest.mark.slow) for one in every]
+
+
+@pytest.mark.parametrize(("name", "setting"), _cases())
+def test_a_figure_is_run_once_and_drawn(name, setting, small, tmp_path, capsys):
+    workdir = tmp_path / "runs"
+    _run(name, setting, workdir)
+    before = _times(workdir)
+    _run(name, setting, workdir)
+    models = [path for path in before if path.name == "summary.json"]
+    assert models and _times(workdir) == before
+    _run(name, setting, workdir, "--plan")
+    assert _times(workdir) == before
+    cli.main(["figures", str(workdir)])
+    written = {path.name for path in (workdir / "figures").iterdir()}
+    assert {f"{name}-small.{kind}" for kind in ("png", "svg", "csv")} <= written
+    assert paper.discover()[name].TITLE in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_figures_share_their_base_and_oracle(setting, small, tmp_path):
+    _run("methods", setting, tmp_path)
+    shared = {path: at for path, at in _times(tmp_path).items() if "pretrain-" in str(path)}
+    names = {path.relative_to(tmp_path).parts[0] for path in shared}
+    assert len(names) == 2 * len(SEEDS)  # base and oracle
+    _run("oracle_matching", setting, tmp_path)
+    assert {p: at for p, at in _times(tmp_path).items() if "pretrain-" in str(p)} == shared
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", FILES)
+def test_a_figure_builds_at_the_papers_scale_without_data(name, setting, empty, monkeypatch):
+    monkeypatch.chdir(empty)
+    flags = ["--scale", "paper", "--setting", setting]
+    made = override(experiment_file.load(FILES[name]), flags).graph()
+    assert isinstance(made, Experiment) and made.name == f"{name}-{setting}-paper"
+    widths = {recipe.lm.width for recipe in made.models.values()}  # type: ignore[attr-defined]
+    assert widths == {{"arithmetic": 768, "language": 320}[setting]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_distillation_at_the_papers_scale_fits_a_slice(empty, monkeypatch, capsys):
+    monkeypatch.chdir(empty)
+    flags = ["--scale", "paper", "--setting", "language", "--stage", "distill"]
+    cli.main(["fit", FILES["oracle_matching"], "--topology", "v5e:4x4", *flags])
+    assert "fits" in capsys.readouterr().out
