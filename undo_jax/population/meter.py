@@ -10,7 +10,8 @@ import numpy as np
 from undo_jax.log import Log
 from undo_jax.types import Metrics
 
-LOG_EVERY = 10  # steps between records; up to twice as many are in flight: with 33, CPUs hang
+LOG_EVERY = 10  # steps between records after the first step's; up to twice as many are in flight:
+# with 33, CPUs hang
 
 
 class Meter:
@@ -25,7 +26,7 @@ class Meter:
             rows = [jax.tree.leaves(part)[0] for part in batch.values()]  # their tokens
             tokens = sum(part.shape[1] * (part.shape[2] - 1) for part in rows)
             self.tokens += int(active.sum()) * tokens
-        if step % LOG_EVERY == 0:
+        if step == 1 or step % LOG_EVERY == 0:
             self.flush()
             self.waiting = step, active.copy(), metrics
 

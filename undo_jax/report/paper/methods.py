@@ -54,9 +54,10 @@ def draw(studies: Mapping[str, Study]) -> Figure:
             panels.draw_curves(ax, curves, LOOKS)
             forget = studies[setting].forget
             panels.score_axis(ax, forget)
-            told = "permuted answers" if what == PERMUTED else forget.axis
-            panels.title(ax, f"{sentence(setting)}, {method}: {told}")
+            panels.title(ax, f"{sentence(setting)}, {method}")
             ax.set_xlabel("relearning steps", fontsize=8.5)
+        told = "the same, permuted answers" if what == PERMUTED else studies[setting].forget.axis
+        axes[row][0].set_ylabel(told, fontsize=8.5)
     panels.legend(fig, LOOKS, len(LOOKS))
     return fig
 
