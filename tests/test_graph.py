@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from etils import epath
 
+from undo_jax.artifacts import plain
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
-from undo_jax.graph import ancestry, check_loss, group_key, plan, seed_of
+from undo_jax.graph import ancestry, check_loss, differences, group_key, plan, seed_of
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
@@ -363,3 +364,12 @@ def test_a_long_line_of_models_is_seen_once():
     experiment = _experiment(models={"last": model})
     last = _plan(*experiment.models.values(), seeds=(0,)).of(model)[0]
     assert len(last.family) == 1 + 3 * 30
+
+
+def test_two_models_differ_in_what_they_compute_not_in_how():
+    lm = preset("tiny", dtype="float32", remat="none", unroll=1)
+    made = plain(replace(lm, dtype="bfloat16", remat="full", unroll=3))
+    assert differences(lm, {**made, "family": "another"}) == []
+    assert differences(lm, {**made, "width": 12, "layers": 9}) == [
+        ("layers", lm.layers), ("width", lm.width)
+    ]  # fmt: skip

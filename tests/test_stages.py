@@ -549,3 +549,28 @@ def test_no_two_stages_and_no_two_seeds_see_their_data_in_the_same_order(calls):
     assert len(set(orders)) == len(orders) == 12
     for seed in SEEDS:
         assert seen["pretrain", "oracle", seed] == seen["pretrain", "pretrain", seed]
+
+
+def test_progress_ends_with_its_training(tmp_path, monkeypatch):
+    """While a company trains there is its own progress alone, and after a run there is none."""
+    recorder, there = Recorder(), []
+
+    def fit(task, mesh, members, log, progress, seen=None):
+        there.append(sorted(path.name for path in tmp_path.glob("progress-*")))
+        return recorder.fit(task, mesh, members, log, progress)
+
+    monkeypatch.setattr(shared, "train_together", fit)
+    _run(_experiment(), tmp_path)
+    assert len(there) > 3 and all(len(folders) == 1 for folders in there)
+    assert not list(tmp_path.glob("progress-*"))
+
+
+def test_progress_of_what_has_finished_is_removed_by_a_later_run(ran, tmp_path):
+    """As of a process that was killed between the two; another's progress stays."""
+    shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
+    finished = [artifact.folder.name for *_, artifact in ran.artifacts][:2]
+    for name, artifacts in (("progress-a", finished), ("progress-b", [*finished, "another"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "artifacts.json").write_text(json.dumps({"artifacts": artifacts}))
+    _run(_experiment(), tmp_path)
+    assert [path.name for path in tmp_path.glob("progress-*")] == ["progress-b"]

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from undo_jax.data.tokenizers import Characters
+from undo_jax.evals import texts
 from undo_jax.evals.generate import generate
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
@@ -201,3 +203,9 @@ def test_samples_are_as_frequent_as_the_softmax_says():
 def test_no_new_tokens_are_refused():
     with pytest.raises(ValueError, match="new_tokens=0"):
         _generate(new_tokens=0)
+
+
+def test_ids_that_the_tokenizer_lacks_stand_between_the_others_in_the_text():
+    tokenizer = Characters("abc")
+    ids = [*tokenizer.encode("ab"), 90, 91, *tokenizer.encode("c")]
+    assert texts._text(ids, tokenizer) == "ab\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}c"
