@@ -336,13 +336,14 @@ class Said:
 
 
 def test_speed_and_loss_are_of_those_that_train_on(monkeypatch):
-    """Three lanes, of members 1, 0 and none; member 0 ends after step 3. A record every 2 steps.
+    """Three lanes, of members 1, 0 and none; member 0 ends after step 3. A record of the first
+    step, and then every 2 steps.
 
     A step reads 4 rows of 5 tokens of one stream and 4 of 7 of another: 48 tokens a member. The
     clock starts with the first record, so that compiling does not count.
     """
     monkeypatch.setattr(meters, "LOG_EVERY", 2)
-    clock = iter([10.0, 12.0, 13.0])
+    clock = iter([10.0, 12.0, 13.0, 16.0])
     monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))
     log = Said()
     meter = meters.Meter(log, [1, 0, -1])
@@ -359,20 +360,22 @@ def test_speed_and_loss_are_of_those_that_train_on(monkeypatch):
     def record(member, step, loss, rate):
         return member, {"step": step, "loss": loss, "norm": loss / 10, "tokens_per_second": rate}
 
-    # the first record is written at step 4, when 4 steps are under way: none has been counted; the
-    # second at step 6, after steps 5 and 6 of one member, in 2 seconds; the last a second later
-    second, last = 2 * 48 / 2, 2 * 48 / 3
+    # the first record is written at step 2, when 2 steps are under way: none has been counted; the
+    # second at step 4, after step 3 of two members and 4 of one, in 2 seconds; the third at step 6,
+    # after two more of one, a second later; the last after three more seconds
+    second, third, last = 3 * 48 / 2, 5 * 48 / 3, 5 * 48 / 6
     assert log.records == [
-        record(1, 2, 2.0, 0.0), record(0, 2, 6.0, 0.0), record(1, 4, 4.0, second),
-        record(1, 6, 6.0, last),
+        record(1, 1, 1.0, 0.0), record(0, 1, 3.0, 0.0),
+        record(1, 2, 2.0, second), record(0, 2, 6.0, second),
+        record(1, 4, 4.0, third), record(1, 6, 6.0, last),
     ]  # fmt: skip
-    assert log.bar == [(2, 4.0, 0.0), (4, 4.0, second), (6, 6.0, last)]
+    assert log.bar == [(1, 2.0, 0.0), (2, 4.0, second), (4, 4.0, third), (6, 6.0, last)]
 
 
 def test_the_speed_of_two_members_is_twice_that_of_one(monkeypatch):
     """Counted from the first record on: steps 5 to 8 of two members, in 4 seconds."""
     monkeypatch.setattr(meters, "LOG_EVERY", 4)
-    clock = iter([100.0, 104.0])
+    clock = iter([100.0, 101.0, 104.0])
     monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))
     log = Said()
     meter = meters.Meter(log, [0, 1])
@@ -383,4 +386,4 @@ def test_the_speed_of_two_members_is_twice_that_of_one(monkeypatch):
             step, np.array([True, True]), {"loss": np.ones(2)}, {"train": np.zeros((2, 8, 17))}
         )
     meter.flush()
-    assert log.bar == [(4, 1.0, 0.0), (8, 1.0, 4 * 2 * 8 * 16 / 4)]
+    assert log.bar == [(1, 1.0, 0.0), (4, 1.0, 0.0), (8, 1.0, 4 * 2 * 8 * 16 / 4)]
