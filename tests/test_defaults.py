@@ -30,7 +30,7 @@ DEFAULTS = {
     Arithmetic: {
         "forms": ("equation", "word_problem"), "problems": 1_000_000, "row_length": 256,
         "examine": "held_out_facts", "questions": 100, "validation_rows": 16, "tokenizer": None,
-        "text": None, "text_share": 0.75, "data_seed": 99, "answers_only": False,
+        "text": None, "text_share": 0.75, "data_seed": 99, "answers_only": False, "controls": False,
         "segments": False,
     },
     Language: {
@@ -49,7 +49,8 @@ DEFAULTS = {
     Distill: {"tolerance": 0.05, "stop_early": True, "stream": "pretrain", "loss": distillation,
               "draw": "distill", "seed": None},
     Attack: {"learning_rates": (1.0,), "stream": "forget", "loss": language_modelling,
-             "prepare": None, "trains": None, "adapt": SAME, "metric": None, "keep_at": ()},
+             "prepare": None, "trains": None, "adapt": SAME, "metric": None, "keep_at": (),
+             "control": False},
     Attacked: {"draw": "relearn", "seed": None},
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
                  "sinks": ()},

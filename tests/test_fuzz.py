@@ -44,6 +44,7 @@ MANIFEST, INDEX = "corpus/manifest.json", "model/model.safetensors.index.json"
 GIVEN = {  # what a command needs to reach its flags
     "run": ("run", QUICKSTART),
     "report": ("report", "run"),
+    "figures": ("figures", "run"),
     "bench": ("bench", QUICKSTART),
     "fit": ("fit", QUICKSTART, "--topology", "v5e:2x2"),
     "xla-flags": ("xla-flags", "overlap"),
@@ -130,6 +131,7 @@ def place(tmp_path_factory):
         patch.setattr(programs, "build", begin)
         patch.setattr(modules["fit"], "mesh_on", begin)
         patch.setattr(modules["experiment"].reporting, "table", begin)
+        patch.setattr(modules["experiment"].paper_page, "draw", begin)
         patch.setattr(sys.modules["undo_jax.data.prepare"], "_read", begin)
         patch.setattr(sys.modules["undo_jax.data.train_tokenizer"], "_train", begin)
         patch.setattr(checkpoint, "restore", begin)
@@ -153,7 +155,12 @@ def _fill():
         scores = {"retain": 1.0, "forget": 1.0}
         artifacts.keep(artifact, params, scores, recovered=stage == "distill" or None)
         shutil.move(artifact.folder, f"run/{name}")
-    record = {"step": 5, "eval": {"forget": 0.5}, "attack": "forget", "learning_rate": 0.1}
+    record = {
+        "step": 5,
+        "eval": {"retain": 0.5, "forget": 0.5},
+        "attack": "forget",
+        "learning_rate": 0.1,
+    }
     Path("run/attacked/metrics.jsonl").write_text(json.dumps(record) + "\n")
     metric = {"label": "x", "higher_is_better": True, "unit": ""}
     model = {"model": "mine", "seed": 0, "artifact": "made", "role": "distilled", "alpha": None,
@@ -162,7 +169,8 @@ def _fill():
     metrics = {"retain": metric, "forget": metric}
     listed = {"name": "x", "metrics": metrics, "headline": [*metrics], "models": [model],
               "artifacts": both}  # fmt: skip
-    Path("run/experiment-x.json").write_text(json.dumps(listed))
+    for name in ("x", "alpha-arithmetic-small"):  # the second one is of a figure
+        Path(f"run/experiment-{name}.json").write_text(json.dumps({**listed, "name": name}))
     shutil.copytree("run", "whole")
 
 
@@ -219,6 +227,8 @@ def test_whatever_a_flag_is_given_is_refused_or_taken(place, command, data):
 READ = {
     "report": ("run/experiment-x.json", "run/made/config.json", "run/attacked/summary.json",
                "run/attacked/metrics.jsonl"),
+    "figures": ("run/experiment-alpha-arithmetic-small.json", "run/made/config.json",
+                "run/attacked/metrics.jsonl"),
     "generate": ("run/made/config.json",),
     "export-hf": ("run/made/config.json",),
     "import-hf": ("model/config.json", INDEX),

@@ -47,7 +47,7 @@ def small(empty, data, monkeypatch):
     experiment_file.load(FILES["methods"])
     scales = sys.modules["scales"]
     known, whole = {s: scales._paper(s, "small") for s in SETTINGS}, scales.Figure.experiment
-    monkeypatch.setattr(scales, "_paper", lambda setting, scale: known[setting])
+    monkeypatch.setattr(scales, "_paper", lambda setting, *_: known[setting])
     monkeypatch.setattr(
         scales.Figure, "experiment", lambda *given, **more: toy(whole(*given, **more))
     )
@@ -107,7 +107,11 @@ def test_a_figure_builds_at_the_papers_scale_without_data(name, setting, empty, 
     made = override(experiment_file.load(FILES[name]), flags).graph()
     assert isinstance(made, Experiment) and made.name == f"{name}-{setting}-paper"
     widths = {recipe.lm.width for recipe in made.models.values()}  # type: ignore[attr-defined]
-    assert widths == {{"arithmetic": 768, "language": 320}[setting]}
+    width = {"arithmetic": 768, "language": 320}[setting]
+    assert widths == {
+        width,
+        *([width // 2] if name == "baselines" else []),
+    }  # its half-size student
 
 
 @pytest.mark.slow

@@ -385,6 +385,7 @@ def test_the_experiments_file_says_what_its_models_are(ran):
                 "unlearned": None if stage == "pretrain" else unlearned,
                 "oracle": folders["pretrain", "oracle", seed][0],
                 "attacks": folders.get(("relearn", slug, seed), []),
+                "controls": [],
             })  # fmt: skip
     assert found["models"] == wanted
     named = {entry["artifact"]: entry["model"] for entry in found["artifacts"]}

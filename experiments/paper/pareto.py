@@ -27,7 +27,6 @@ from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.sam import sam
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.recipe import Recipe
-from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.unlearn import Unlearn
 
@@ -68,9 +67,12 @@ WEIGHTS: dict[str, tuple[tuple[float, float], ...]] = {
         (1.0, 0.1), (1.0, 1.0), (2.0, 2.0), (4.0, 4.0),
     ),
 }  # fmt: skip
-ALPHAS = {  # of UNDO: those of alpha.py where it has them
-    "small": (0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
-    "paper": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+SMALL = [(alpha, 0.1) for alpha in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]
+NOISES = {  # of UNDO, α and β: those of alpha.py where it has them
+    ("arithmetic", "small"): SMALL,
+    ("language", "small"): SMALL,
+    ("arithmetic", "paper"): [(tenths / 10, 0.1) for tenths in range(1, 9)],
+    ("language", "paper"): [*product((0.1, 0.3, 0.5, 0.7), (0.1, 0.05))],
 }
 NPO_RETAIN = {"small": 5.0, "paper": 1.0}  # weight of the retain term; open-unlearning: 1
 
@@ -107,12 +109,12 @@ class Pareto(Figure):
             yield name, replace(_at(of_maxent, rate), loss=loss)
 
     def distilled(self) -> Iterator[tuple[str, Recipe]]:
-        """UNDO of the MaxEnt teacher, by alpha."""
-        teacher, teaching = unlearned(self, "MaxEnt"), self.paper.distill
-        how = teaching.training, teaching.tolerance, teaching.stop_early
-        for alpha in ALPHAS[self.scale]:
-            student = Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
-            yield f"UNDO α={alpha:g}", Distill(teacher, student, *how)
+        """UNDO of the MaxEnt teacher, by its noise."""
+        teacher = unlearned(self, "MaxEnt")
+        for alpha, beta in NOISES[self.setting, self.scale]:
+            student = Perturb(teacher, alpha, partial(shrink_perturb, beta=beta))
+            name = f"UNDO α={alpha:g}" + (f" β={beta:g}" if beta != 0.1 else "")
+            yield name, self.undo(teacher, student)
 
 
 def _at(teacher: Recipe, rate: float) -> Unlearn:

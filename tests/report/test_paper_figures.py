@@ -217,3 +217,14 @@ def test_pareto_is_drawn_from_the_models_that_have_a_method(tmp_path):
     assert {(row["x"], round(float(row["y"]), 9)) for row in area} == {
         ("0", 0.25), ("10", 0.25), ("30", 0.45)
     }  # fmt: skip
+
+
+def test_a_run_with_nothing_to_draw_is_named(tmp_path, capsys):
+    """As of `run --model base`: the experiment is there, and none of what the figure shows."""
+    work = Workdir(tmp_path, name="methods-arithmetic-small")
+    work.add("pretrain", "base", 0)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["figures", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "methods-arithmetic-small: nothing to draw yet, run it to its end" in said
+    assert not (tmp_path / "figures").exists()

@@ -45,8 +45,11 @@ def studies(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, Study]]:
 
 
 def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
-    """A figure as files."""
+    """A figure as files. Raises ValueError where there is nothing to draw yet."""
     module, name = paper.discover()[figure], f"{figure}-{scale}"
+    if not module.points(some):
+        whole = " and ".join(study.logs.name for study in some.values())
+        raise ValueError(f"{whole}: nothing to draw yet, run it to its end")
     files = render(functools.partial(module.draw, some), name)
     files["csv"] = _csv(module.points(some))
     title = f"{module.TITLE} ({scale} scale)"
