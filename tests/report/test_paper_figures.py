@@ -121,6 +121,8 @@ def test_the_command_writes_figures_numbers_and_a_page(tmp_path, capsys):
     }  # fmt: skip
     page = (folder / "index.html").read_text()
     assert page.count("<svg") == 1 and "Oracle matching does not guarantee" in page
+    counted = "Of 4 claims of the paper, 2 came out, 0 did not, and of 2 it cannot be told."
+    assert counted in page
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     cli.main(["figures", str(tmp_path)])
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}

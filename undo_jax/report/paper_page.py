@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from undo_jax.report import html, paper, tables
-from undo_jax.report.claims import Claim, grid
+from undo_jax.report.claims import FAILS, HOLDS, OPEN, Claim, grid
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.studies import Study
@@ -116,8 +116,11 @@ def markdown(drawn: Sequence[Drawn]) -> str:
 def _counted(drawn: Sequence[Drawn]) -> str:
     """How many of the paper's claims came out how."""
     verdicts = [c.verdict for one in drawn for c in one.claims if c.paper]
-    told = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
-    return f"Of {len(verdicts)} claims, {told}."
+    hold, fail, open_ = (verdicts.count(v) for v in (HOLDS, FAILS, OPEN))
+    return (
+        f"Of {len(verdicts)} claims of the paper, {hold} came out, {fail} did not, and of {open_} "
+        "it cannot be told."
+    )
 
 
 class ClaimRow(NamedTuple):
