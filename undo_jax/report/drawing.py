@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INK, MUTED, FAINT = "#1f2328", "#6b7280", "#e3e5e8"
 WARM, PURPLE, BLACK, GREY = "#d1432f", "#8a4fa3", "#111111", "#8b8f96"
 RAMP = ("#57b597", "#2b8fa3", "#24397a")  # low to high alpha
-OTHERS = ("#c98a1b", "#a86b4c", "#7a7f35")
+OTHERS = ("#c98a1b", "#a86b4c", "#7a7f35", "#2b6fb3", "#3bb3c4", "#b0577f")
 FAMILIES = (  # for several unlearned models, far apart in hue and lightness
     "#d1432f", "#2b6fb3", "#2f9e6e", "#8a4fa3", "#d9921a", "#3bb3c4", "#b0577f", "#7a7f35",
 )  # fmt: skip
