@@ -190,10 +190,11 @@ def test_a_curve_is_the_strongest_attack_at_each_step(made, run):
             for line in (made[1] / attack / "metrics.jsonl").read_text().splitlines():
                 record = json.loads(line)
                 if "eval" in record:
-                    by_step.setdefault(record["step"], []).append(record["eval"]["forget"])
-        wanted = [(name, seed, step, max(found)) for step, found in sorted(by_step.items())]
+                    scores = record["eval"]["forget"], record["eval"]["retain"]
+                    by_step.setdefault(record["step"], []).append(scores)
+        wanted = [(name, seed, step, *max(found)) for step, found in sorted(by_step.items())]
         assert run[name, seed].curve() == wanted
-        assert [step for _, _, step, _ in wanted] == [0, 5, 10]
+        assert [step for _, _, step, *_ in wanted] == [0, 5, 10]
     keys = [(point.model, point.seed) for point in run.curves()]
     attacked = ("oracle", "unlearn-only", UNDO)
     assert list(dict.fromkeys(keys)) == [(name, seed) for name in attacked for seed in (0, 3)]

@@ -151,7 +151,7 @@ def _check_members(workdir):
         last = 40 if folder.name.startswith("pretrain") else 20
         for _, records in members.values():
             steps = [record["step"] for record in records if "loss" in record]
-            assert steps == list(range(10, last + 1, 10))
+            assert steps == [1, *range(10, last + 1, 10)]
     return found
 
 

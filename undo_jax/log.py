@@ -183,14 +183,15 @@ def _yields_once(who: str) -> Iterator[None]:
         raise ValueError(f"{who} yields {found[str(error)]}: {GIVE}") from error
 
 
-def last(folder: epath.Path, name: str) -> float | None:
-    """The last number of this name in a folder's records, if there are any."""
+def last(folder: epath.Path, name: str, after: int = 0) -> float | None:
+    """The last number of this name in a folder's records of steps after one, if there are any."""
     path = folder / "metrics.jsonl"
     for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
         with suppress(ValueError):  # what a killed writer has left
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get(name), int | float):
-                return record[name]
+            if not isinstance(record, dict) or not isinstance(record.get(name), int | float):
+                continue
+            return record[name] if record.get("step", after) > after else None
     return None
 
 

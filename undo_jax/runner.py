@@ -68,7 +68,7 @@ def _judge(run: Run, made: Sequence[Model]) -> None:
         console.print(said, soft_wrap=True)
     tokens = run.setting.get_tokenizer().vocab_size
     for model in filter(_vital, made):
-        loss, guess = last(model.artifact.folder, "loss"), math.log(tokens)
+        loss, guess = last(model.artifact.folder, "loss", after=1), math.log(tokens)
         if loss is not None and not loss < guess:
             console.print(
                 f"{_who(model)}, has learned nothing: its loss ends at {loss:.3g}, a guess among "
