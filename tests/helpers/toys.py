@@ -42,9 +42,9 @@ def toy_setting(setting: Any) -> Any:
 
 
 def toy_model(setting: Any) -> Any:
-    """A model of two layers for a setting's tokens."""
+    """A model of three layers, as many as any small one, for a setting's tokens."""
     tokens = setting.get_tokenizer().vocab_size
-    return preset("2B", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
+    return preset("2B", layers=3, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
                   vocabulary=8 * -(-tokens // 8))  # fmt: skip
 
 

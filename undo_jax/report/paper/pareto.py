@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -193,9 +194,8 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
             found.append(Claim(says, setting, what, difference(own, areas[best])))
             for other in ("RepNoise", "SAM") if step else ():
                 says = f"UNDO beats {other} substantially at {step} relearning steps"
-                ratios = Spread(
-                    tuple(own[s] / areas[other][s] - 1 for s in own if s in areas[other])
-                )
+                pairs = [(own[s], areas[other][s]) for s in own if s in areas[other]]
+                ratios = Spread(tuple(one / two - 1 if two else math.inf for one, two in pairs))
                 what = f"hypervolume over that of {other}, less 1"
                 found.append(Claim(says, setting, what, ratios, bound=SUBSTANTIAL))
             says = f"data filtering, one model, dominates UNDO at {step} relearning steps"
