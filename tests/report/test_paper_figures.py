@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from controlled_logs import PERMUTED, Logs
 from known_logs import STEPS, Workdir
 
 from undo_jax import cli
@@ -11,34 +12,6 @@ from undo_jax.report import analyse, paper_page, read_logs
 from undo_jax.report.paper import oracle_matching, pareto
 from undo_jax.report.records import Measure
 from undo_jax.report.studies import Study
-
-PERMUTED = {"label": "accuracy on permuted answers", "higher_is_better": True, "unit": ""}
-
-
-class Logs(Workdir):
-    """Also writes controls, measured by a metric of their own."""
-
-    def control(self, model, seed, scores, name="permuted"):
-        """A control with two rates: at each step, one has the score, the other half of it."""
-        lines = []
-        for rate, part in ((0.001, 0.5), (0.01, 1.0)):
-            for step, score in zip(STEPS, scores, strict=True):
-                measured = {"retain": 0.4, "forget": 0.99, name: part * score}
-                lines.append(
-                    {"step": step, "eval": measured, "attack": name, "learning_rate": rate}
-                )
-        settings = {"attack": {"name": name, "metric": name}}
-        folder = self.add("relearn", model, seed, lines=lines, settings=settings)
-        self.artifacts[-1]["controls"] = model, seed
-        self.save()
-        return folder
-
-    def content(self):
-        content = super().content()
-        for entry in content["models"]:
-            who = entry["model"], entry["seed"]
-            entry["controls"] = [a["artifact"] for a in self.artifacts if a.get("controls") == who]
-        return content
 
 
 def matched(root: Path, name="oracle_matching-arithmetic-small", seeds=(10, 11, 12)) -> Logs:

@@ -65,14 +65,16 @@ def cases_of(logs: Logs) -> list[Case]:
         for folder, found in on.items()
         if found
     }
-    bases = _forgets(logs, finished, [e for e in logs.entries if e.role == "base"])
+    known = [e for e in logs.entries if e.role == "base" and e.artifact in finished]
+    bases = {e.seed: _forget(finished[e.artifact], logs) for e in known}
+    bases = bases if len({e.model for e in known}) <= 1 else {}  # which is meant is not known
     made = []
     for entry in logs.entries:
         attacks = on[entry.artifact].values()
         evaluations = tuple(a for one in attacks for a in one.attacks)
         best = by_step(evaluations, logs.forget, logs.retain)
-        nothing = _forgets(logs, finished, [e for e in logs.entries if e.artifact == entry.oracle])
-        ends = _of(nothing, entry.seed), _of(bases, entry.seed)
+        oracle = finished.get(entry.oracle or "")
+        ends = _forget(oracle, logs), _of(bases, entry.seed)
         references = _references(entry, logs.entries)
         values = [
             robustness(worst.get(entry.artifact, math.nan), worst[u], worst[o], logs.forget)
@@ -88,7 +90,7 @@ def cases_of(logs: Logs) -> list[Case]:
                 shares=shares({step: a.forget for step, a in best.items()}, *ends),
                 controls=tuple(a for one in controls[entry.artifact].values() for a in one.attacks),
                 own=finished.get(entry.artifact),
-                oracle=finished.get(entry.oracle or ""),
+                oracle=oracle,
                 family=listed.get(entry.unlearned or "") or logs.owners.get(entry.unlearned or ""),
                 scaled=bool(values),
                 robustness=next((v for v in values if math.isfinite(v)), math.nan),
@@ -97,17 +99,9 @@ def cases_of(logs: Logs) -> list[Case]:
     return made
 
 
-def _forgets(
-    logs: Logs, finished: Mapping[str, Logged], entries: Iterable[Entry]
-) -> dict[int | None, float]:
-    """Forget scores before attacks by seed; nothing if the entries have several names."""
-    if len({entry.model for entry in entries}) > 1:
-        return {}
-    return {
-        entry.seed: finished[entry.artifact].summary["eval"].get(logs.forget.name, math.nan)
-        for entry in entries
-        if entry.artifact in finished
-    }
+def _forget(made: Logged | None, logs: Logs) -> float:
+    """A model's forget score before attacks."""
+    return math.nan if made is None else made.summary["eval"].get(logs.forget.name, math.nan)
 
 
 def _of(scores: Mapping[int | None, float], seed: int | None) -> float:

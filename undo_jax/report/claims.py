@@ -8,6 +8,7 @@ from undo_jax.report.numbers import Spread
 from undo_jax.report.statistics import bootstrap, student
 from undo_jax.report.tables import Grid
 
+AREAS = "difference of areas under the relearning curves"  # a quantity of many claims
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
 
 

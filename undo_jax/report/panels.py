@@ -73,6 +73,40 @@ def draw_curves(ax: Axes, curves: Mapping[str, Spreads], looks: Mapping[str, Loo
     ax.spines["left"].set_visible(False)
 
 
+def relearning(
+    ax: Axes,
+    curves: Mapping[str, Spreads],
+    looks: Mapping[str, Look],
+    measure: Measure,
+    text: str,
+    otherwise: str = "text has no answers to permute",
+) -> None:
+    """A panel of scores by relearning step; without curves it says why it is empty."""
+    if not curves:
+        return empty(ax, otherwise)
+    draw_curves(ax, curves, looks)
+    score_axis(ax, measure)
+    title(ax, text)
+    ax.set_xlabel("relearning steps", fontsize=8.5)
+
+
+def mark(ax: Axes, points: Sequence[Point], colour: str, shape: str, **more: Any) -> None:
+    """A marker at the means of a model's points, with bars from the lowest to the highest seed."""
+    x, y = (Spread(tuple(getattr(p, axis) for p in points)) for axis in "xy")
+    if y.finite:
+        ax.errorbar(
+            x.mean, y.mean, xerr=[[x.mean - x.low], [x.high - x.mean]],
+            yerr=[[y.mean - y.low], [y.high - y.mean]], fmt=shape, ms=6, color=colour,
+            ecolor=colour, elinewidth=1.1, zorder=5, **more,
+        )  # fmt: skip
+
+
+def data_filtering(ax: Axes) -> None:
+    """The star at (100, 100): all of the robustness, for all of the compute."""
+    ax.plot([100], [100], "*", ms=13, color=BLACK, zorder=6, clip_on=False)
+    ax.tick_params(length=0, labelsize=8.5)
+
+
 def score_axis(ax: Axes, measure: Measure) -> None:
     """Limits of a score's axis: an accuracy goes from 0 to 1."""
     if measure.higher_is_better and not measure.unit:

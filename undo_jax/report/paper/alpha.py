@@ -10,7 +10,7 @@ import numpy as np
 
 from undo_jax.report import panels
 from undo_jax.report.claims import Claim
-from undo_jax.report.drawing import BLACK, PURPLE, WARM, shade
+from undo_jax.report.drawing import PURPLE, WARM, shade
 from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
 from undo_jax.report.studies import Point, Seed, Study, lines
@@ -75,13 +75,8 @@ def draw(studies: Mapping[str, Study]) -> Figure:
                 continue
             curves = panels.curves_of(shown, panel, setting)
             curves = {model: curves[model] for model in looks if model in curves}
-            if not curves:
-                panels.empty(ax, "text has no answers to permute")
-                continue
-            panels.draw_curves(ax, curves, looks)
-            panels.score_axis(ax, study.forget)
-            panels.title(ax, study.forget.axis if panel == FORGET else "the same, permuted answers")
-            ax.set_xlabel("relearning steps", fontsize=8.5)
+            told = study.forget.axis if panel == FORGET else "the same, permuted answers"
+            panels.relearning(ax, curves, looks, study.forget, told)
     panels.legend(fig, looks, columns=-(-len(looks) // 2))
     return fig
 
@@ -95,20 +90,12 @@ def _trade(
         if (p.panel, p.setting) == (panel, setting):
             places.setdefault(p.model, []).append(p)
     for model, of in places.items():
-        x, y = (Spread(tuple(getattr(p, axis) for p in of)) for axis in "xy")
-        if not y.finite:
-            continue
-        if model not in looks:
+        if model in looks:
+            panels.mark(ax, of, looks[model].colour, "D" if model == FRESH else "o")
+        elif (y := Spread(tuple(p.y for p in of))).finite:
+            x = Spread(tuple(p.x for p in of))
             ax.plot(x.mean, y.mean, "x", ms=5, color="#8b8f96", zorder=4)
-            continue
-        colour = looks[model].colour
-        ax.errorbar(
-            x.mean, y.mean, xerr=[[x.mean - x.low], [x.high - x.mean]],
-            yerr=[[y.mean - y.low], [y.high - y.mean]], fmt="D" if model == FRESH else "o",
-            ms=6, color=colour, ecolor=colour, elinewidth=1.1, zorder=5,
-        )  # fmt: skip
-    ax.plot([100], [100], "*", ms=13, color=BLACK, zorder=6, clip_on=False)
-    ax.tick_params(length=0, labelsize=8.5)
+    panels.data_filtering(ax)
 
 
 def caption(studies: Mapping[str, Study]) -> str:

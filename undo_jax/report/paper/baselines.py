@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
-from undo_jax.report.claims import Claim
-from undo_jax.report.drawing import BLACK, GREY, PURPLE, RAMP, WARM
+from undo_jax.report.claims import AREAS, Claim
+from undo_jax.report.drawing import GREY, PURPLE, RAMP, WARM
 from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
 from undo_jax.report.studies import Point, Study, difference, lines
@@ -49,7 +49,6 @@ GROUPS = {
     ),
     "damage": ("unlearn-only", *_DAMAGE, PRUNING, UNDO, "oracle"),
 }  # fmt: skip
-AREAS = "difference of areas under the relearning curves"
 TRADE, FORGET, PERMUTED = "robustness against FLOPs", "relearning", "relearning permuted answers"
 
 
@@ -96,14 +95,9 @@ def draw(studies: Mapping[str, Study]) -> Figure:
                 panels.title(ax, f"{sentence(setting)}, {group}: robustness, %")
                 ax.set_xlabel("distillation, % of the oracle's FLOPs", fontsize=8.5)
                 continue
-            if not curves:
-                panels.empty(ax, "text has no answers to permute")
-                continue
             forget = studies[setting].forget
-            panels.draw_curves(ax, curves, LOOKS)
-            panels.score_axis(ax, forget)
-            panels.title(ax, forget.axis if what == FORGET else "the same, permuted answers")
-            ax.set_xlabel("relearning steps", fontsize=8.5)
+            told = forget.axis if what == FORGET else "the same, permuted answers"
+            panels.relearning(ax, curves, LOOKS, forget, told)
     panels.legend(fig, LOOKS, columns=5)
     return fig
 
@@ -114,17 +108,11 @@ def _trade(ax: Axes, shown: list[Point]) -> None:
     It is hollow where the model's line is dotted.
     """
     for line in dict.fromkeys(p.model for p in shown):
-        x, y = (Spread(tuple(getattr(p, axis) for p in shown if p.model == line)) for axis in "xy")
-        if y.finite:
-            look, hollow = LOOKS[line], LOOKS[line].style == (0, DOTTED)
-            ax.errorbar(
-                x.mean, y.mean, xerr=[[x.mean - x.low], [x.high - x.mean]],
-                yerr=[[y.mean - y.low], [y.high - y.mean]], fmt="o" if look.style == "-" else "D",
-                ms=6, color=look.colour, ecolor=look.colour, elinewidth=1.1, zorder=5,
-                markerfacecolor="white" if hollow else look.colour,
-            )  # fmt: skip
-    ax.plot([100], [100], "*", ms=13, color=BLACK, zorder=6, clip_on=False)
-    ax.tick_params(length=0, labelsize=8.5)
+        look = LOOKS[line]
+        face = "white" if look.style == (0, DOTTED) else look.colour
+        shape, own = "o" if look.style == "-" else "D", [p for p in shown if p.model == line]
+        panels.mark(ax, own, look.colour, shape, markerfacecolor=face)
+    panels.data_filtering(ax)
 
 
 def caption(studies: Mapping[str, Study]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
-from undo_jax.report.claims import Claim
+from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import RAMP, WARM
 from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
@@ -57,14 +57,10 @@ def draw(studies: Mapping[str, Study]) -> Figure:
     for row, (setting, student) in enumerate(rows):
         for ax, what in zip(axes[row], whats, strict=True):
             curves = panels.curves_of(shown, f"{student}: {what}", setting)
-            if not curves:
-                panels.empty(ax, "for arithmetic only")
-                continue
-            panels.draw_curves(ax, {m: c for m, c in curves.items() if m in LOOKS}, LOOKS)
+            curves = {m: c for m, c in curves.items() if m in LOOKS}
+            told = f"{sentence(setting)}, {student}: {what}"
             forget = studies[setting].forget
-            panels.score_axis(ax, forget)
-            panels.title(ax, f"{sentence(setting)}, {student}: {what}")
-            ax.set_xlabel("relearning steps", fontsize=8.5)
+            panels.relearning(ax, curves, LOOKS, forget, told, "for arithmetic only")
     panels.legend(fig, LOOKS, columns=4)
     return fig
 
@@ -116,9 +112,8 @@ def _claims(setting: str, study: Study) -> Iterator[Claim]:
 def _faster(
     one: str, other: str, setting: str, its: Mapping[Seed, float], others: Mapping[Seed, float]
 ) -> Claim:
-    what = "difference of areas under the relearning curves"
     says = f"{one} relearns faster than {other}"
-    return Claim(says, setting, what, difference(its, others), paper=False)
+    return Claim(says, setting, AREAS, difference(its, others), paper=False)
 
 
 def _peaks(curves: Mapping[Seed, Mapping[int, float]]) -> dict[Seed, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
-from undo_jax.report.claims import Claim
+from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import PURPLE, WARM
 from undo_jax.report.panels import Look
 from undo_jax.report.studies import Point, Study, difference, lines
@@ -51,11 +51,8 @@ def draw(studies: Mapping[str, Study]) -> Figure:
     for row, (setting, what) in enumerate(rows):
         for ax, method in zip(axes[row], columns, strict=True):
             curves = panels.curves_of(shown, f"{what}: {method}", setting)
-            panels.draw_curves(ax, curves, LOOKS)
-            forget = studies[setting].forget
-            panels.score_axis(ax, forget)
-            panels.title(ax, f"{sentence(setting)}, {method}")
-            ax.set_xlabel("relearning steps", fontsize=8.5)
+            told = f"{sentence(setting)}, {method}"
+            panels.relearning(ax, curves, LOOKS, studies[setting].forget, told)
         told = "the same, permuted answers" if what == PERMUTED else studies[setting].forget.axis
         axes[row][0].set_ylabel(told, fontsize=8.5)
     panels.legend(fig, LOOKS, len(LOOKS))
@@ -75,19 +72,19 @@ def caption(studies: Mapping[str, Study]) -> str:
 
 def claims(studies: Mapping[str, Study]) -> list[Claim]:
     """In every panel the distilled model relearns more slowly than the unlearned one."""
-    found, what = [], "difference of areas under the relearning curves"
+    found = []
     for setting, study in studies.items():
         for method in methods(study):
             alone, distilled = (study.areas(m) for m in (method, f"{method}, distilled"))
             says = f"distilled {method} relearns more slowly than {method}"
-            found.append(Claim(says, setting, what, difference(alone, distilled)))
+            found.append(Claim(says, setting, AREAS, difference(alone, distilled)))
             says = f"distilled {method} relearns as slowly as data filtering, within 0.05"
             excess = difference(distilled, study.areas("oracle"))
-            found.append(Claim(says, setting, what, excess, bound=0.05, above=False, paper=False))
+            found.append(Claim(says, setting, AREAS, excess, bound=0.05, above=False, paper=False))
             permuted = [
                 study.control_areas(m, "permuted") for m in (method, f"{method}, distilled")
             ]
             if all(permuted):
                 says = f"it learns permuted answers more slowly than {method}, too"
-                found.append(Claim(says, setting, what, difference(*permuted), paper=False))
+                found.append(Claim(says, setting, AREAS, difference(*permuted), paper=False))
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
-from undo_jax.report.claims import Claim
+from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import GREY, WARM
 from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
@@ -54,20 +54,15 @@ def draw(studies: Mapping[str, Study]) -> Figure:
     for row, (setting, study) in enumerate(studies.items()):
         for ax, panel in zip(axes[row], columns, strict=True):
             curves = panels.curves_of(shown, panel, setting)
-            if not curves:
-                panels.empty(ax, "text has no answers to permute")
-                continue
-            panels.draw_curves(ax, curves, LOOKS)
             if panel == LOSS:
+                panels.draw_curves(ax, curves, LOOKS)
                 ax.set_yscale("log")
                 ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 panels.title(ax, f"{sentence(setting)}: {LOSS} (nats)")
                 ax.set_xlabel("distillation steps", fontsize=8.5)
             else:
-                panels.score_axis(ax, study.forget)
-                what = study.forget.axis if panel == FORGET else "the same, permuted answers"
-                panels.title(ax, what)
-                ax.set_xlabel("relearning steps", fontsize=8.5)
+                told = study.forget.axis if panel == FORGET else "the same, permuted answers"
+                panels.relearning(ax, curves, LOOKS, study.forget, told)
     panels.legend(fig, LOOKS, len(LOOKS))
     return fig
 
@@ -121,5 +116,4 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
 
 
 def _faster(setting: str, one: str, other: str, values: Spread, paper: bool = True) -> Claim:
-    quantity = "difference of areas under the relearning curves"
-    return Claim(f"{one} relearns faster than {other}", setting, quantity, values, paper=paper)
+    return Claim(f"{one} relearns faster than {other}", setting, AREAS, values, paper=paper)
