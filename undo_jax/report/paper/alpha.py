@@ -69,7 +69,7 @@ def draw(studies: Mapping[str, Study]) -> Figure:
         for ax, panel in zip(axes[row], columns, strict=True):
             if panel in TRADE.values():
                 _trade(ax, shown, panel, setting, looks)
-                unit = "steps" if panel == TRADE["steps"] else "FLOPs, with the teacher"
+                unit = "steps" if panel == TRADE["steps"] else "FLOPs"
                 panels.title(ax, f"{sentence(setting)}: robustness, %")
                 ax.set_xlabel(f"distillation, % of the oracle's {unit}", fontsize=8.5)
                 continue

@@ -58,9 +58,9 @@ def draw(studies: Mapping[str, Study]) -> Figure:
         for ax, what in zip(axes[row], whats, strict=True):
             curves = panels.curves_of(shown, f"{student}: {what}", setting)
             curves = {m: c for m, c in curves.items() if m in LOOKS}
-            told = f"{sentence(setting)}, {student}: {what}"
             forget = studies[setting].forget
-            panels.relearning(ax, curves, LOOKS, forget, told, "for arithmetic only")
+            panels.relearning(ax, curves, LOOKS, forget, sentence(what), "for arithmetic only")
+        axes[row][0].set_ylabel(f"{sentence(setting)}, {student}", fontsize=8.5)
     panels.legend(fig, LOOKS, columns=4)
     return fig
 
