@@ -26,11 +26,16 @@ $(DATA)/tokenizer.model: $(VENV)/text.done
 # The paper's figures at small scale: all are run one after the other, and then drawn on one page.
 PAPER = runs/paper
 FIGURES = oracle_matching methods alpha beyond baselines pareto
+WIDTHS = 48 96 216
 SOURCES = $(wildcard experiments/*.py experiments/paper/*.py) $(shell find undo_jax -name '*.py')
-paper: $(foreach setting,arithmetic language,$(FIGURES:%=$(PAPER)/done/%-$(setting)))
+paper: $(foreach setting,arithmetic language,$(FIGURES:%=$(PAPER)/done/%-$(setting))) \
+    $(WIDTHS:%=$(PAPER)/done/size-%)
 	$(BIN)/undo-jax figures $(PAPER)
 
 $(FIGURES:%=$(PAPER)/done/%-language): $(DATA)/english/manifest.json $(DATA)/korean/manifest.json
+$(PAPER)/done/size-%: $(VENV)/run.done $(SOURCES)
+	$(BIN)/undo-jax run experiments/paper/size.py --width $* --workdir $(PAPER)
+	mkdir -p $(@D) && touch $@
 $(PAPER)/done/%: $(VENV)/run.done $(SOURCES)
 	$(BIN)/undo-jax run experiments/paper/$(firstword $(subst -, ,$*)).py \
 	    --setting $(lastword $(subst -, ,$*)) --workdir $(PAPER)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from beyond import STEPS
-from scales import Figure
+from scales import Figure, at_width
 
 from undo_jax.experiment import Experiment
 from undo_jax.losses import activation_distillation
@@ -68,7 +68,7 @@ class Baselines(Figure):
 
     def _halved(self, teacher: Recipe) -> Distill:
         """With twice as many steps, at most: in a pilot at small scale it needed 1600 of them."""
-        made = self.undo(teacher, Fresh(_half(teacher.lm)))
+        made = self.undo(teacher, Fresh(at_width(teacher.lm, teacher.lm.width // 2)))
         return replace(made, training=replace(made.training, steps=2 * made.training.steps))
 
     def _filtered(self, teacher: Recipe, student: Recipe) -> Distill:
@@ -88,13 +88,6 @@ def _parts(lm: LM) -> dict[str, Trains]:
     """What noise is targeted at."""
     upper = range(lm.layers // 2, lm.layers)
     return {"MLPs": Trains(((r"/mlp/", None),)), "upper layers": Trains(((r"^layers/", upper),))}
-
-
-def _half(lm: Any) -> LM:
-    """A decoder of half the width, heads and feed-forward width, initialised alike."""
-    scaled = lm.init_stddev == lm.width**-0.5  # by its width, as small ones are
-    half = {n: getattr(lm, n) // 2 for n in ("width", "feed_forward", "heads", "kv_heads")}
-    return replace(lm, **half, init_stddev=half["width"] ** -0.5 if scaled else lm.init_stddev)
 
 
 experiment = Baselines()

@@ -56,7 +56,8 @@ class Workdir:
 
         It is held against models of these names and of its own seed, or else of any.
         """
-        folder = self.root / f"{stage}-{model}-seed{seed}-{len(self.artifacts):08x}"
+        known = len(list(self.root.glob("*-seed*")))  # of other experiments, too
+        folder = self.root / f"{stage}-{model}-seed{seed}-{known:08x}"
         folder.mkdir(parents=True)
         config = {"stage": stage, "model": "draw", "seed": seed}
         config |= {"fingerprint": "ab", "upstream": [], "config": {stage: settings or {}}}

@@ -1,0 +1,93 @@
+"""Does robustness for compute grow with the size of the model?
+
+    undo-jax run experiments/paper/size.py --width 48 --workdir runs/paper
+    undo-jax run experiments/paper/size.py --width 96 --workdir runs/paper
+    undo-jax run experiments/paper/size.py --width 216 --workdir runs/paper
+    undo-jax figures runs/paper
+
+At small scale these have 48, 187 and 939 thousand parameters, and five, five and two seeds. Heads
+and the feed-forward width grow with the width, learning rates of training and of attacks fall with
+it; all else stays.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+from scales import Figure, at_width
+
+from undo_jax.attacks import Attack
+from undo_jax.experiment import Experiment
+from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.paper import Paper
+from undo_jax.recipe import Recipe
+from undo_jax.recipes.perturb import Perturb
+
+ALPHAS = (0.4, 0.8)
+LARGE = 200  # two seeds have to do from this width on at small scale
+
+
+@dataclass(frozen=True)
+class Size(Figure):
+    figure: ClassVar[str] = "size"
+    width: int | None = None  # None: of the setting and scale
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.width is not None:
+            at_width(self.lm, self.width)
+
+    @property
+    def lm(self) -> Any:
+        """The setting's own decoder at this scale."""
+        return super().paper.model
+
+    @property
+    def name(self) -> str:
+        return f"{self.figure}-{self.setting}_width{self.width or self.lm.width}-{self.scale}"
+
+    @property
+    def paper(self) -> Paper:
+        """The paper's diagram with decoders of this width."""
+        own, width = super().paper, self.width or self.lm.width
+        slower = own.model.width / width  # type: ignore[attr-defined]
+        rates = tuple(rate * slower for rate in own.relearn.learning_rates)
+        return replace(
+            own,
+            model=at_width(own.model, width),
+            pretrain=_at(own.pretrain, slower),
+            unlearn=_at(own.unlearn, slower),
+            distill=_at(own.distill, slower),
+            relearn=replace(own.relearn, learning_rates=rates),
+        )
+
+    @property
+    def reported(self) -> tuple[int, ...]:
+        """Those of the setting; two for large models at small scale."""
+        large = self.scale == "small" and (self.width or self.lm.width) >= LARGE
+        return super().reported[: 2 if large else None]
+
+    def attacks(self) -> tuple[Attack, ...]:
+        """Relearning without its controls, which the figure does not show."""
+        return self.paper.graph().attacks
+
+    def graph(self) -> Experiment:
+        known = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
+        teacher, noise = known["unlearn-only"], partial(shrink_perturb, beta=0.1)
+        distilled: dict[str, Recipe] = {
+            f"α={alpha:g}": self.undo(teacher, Perturb(teacher, alpha, noise)) for alpha in ALPHAS
+        }
+        distilled["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
+        return self.experiment(
+            {**known, **distilled}, attacked=("unlearn-only", *distilled, "oracle")
+        )
+
+
+def _at(stage: Any, slower: float) -> Any:
+    """A stage with its learning rate times that."""
+    training = stage.training
+    optimizer = replace(training.optimizer, learning_rate=training.optimizer.learning_rate * slower)
+    return replace(stage, training=replace(training, optimizer=optimizer))
+
+
+experiment = Size()

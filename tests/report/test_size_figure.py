@@ -1,0 +1,67 @@
+"""The figure of sizes against logs whose numbers are known."""
+
+from pathlib import Path
+
+import pytest
+from known_logs import Workdir
+
+from undo_jax.report import paper_page, read_logs
+from undo_jax.report.paper import size
+from undo_jax.report.studies import Study
+
+SPEED = {  # forget score at steps 10 and 20, of .9 at step 30 and .1 at first
+    "unlearn-only": 0.9, "α=0.4": 0.7, "α=0.8": 0.5, "Unlearn-and-Distill": 0.3, "oracle": 0.1,
+}  # fmt: skip
+FLOPS = {"α=0.4": 200.0, "α=0.8": 400.0, "Unlearn-and-Distill": 500.0}  # of 1000 times the size
+WORST = {"unlearn-only": 0.9, "α=0.4": 0.7, "α=0.8": 0.5, "Unlearn-and-Distill": 0.3, "oracle": 0.1}
+
+
+def run(root: Path, width: int, seeds=(10, 11), quicker=1.0) -> Study:
+    """Relearning as in `SPEED`, and students that need `quicker` times less compute."""
+    work = Workdir(root, name=f"size-arithmetic_width{width}-small")
+    for seed in seeds:
+        work.add("pretrain", "base", seed, scores=(0.99, 0.9), flops=1000.0 * width)
+        work.add("pretrain", "oracle", seed, scores=(0.99, 0.1), flops=1000.0 * width)
+        work.add("unlearn", "unlearn-only", seed, scores=(0.99, 0.1))
+        for model, speed in SPEED.items():
+            if model in FLOPS:
+                alpha = float(model[2:]) if "=" in model else None
+                work.add("distill", model, seed, alpha=alpha, flops=FLOPS[model] * width / quicker)
+            work.attack(model, seed, curves={("forget", 0.01): (0.1, speed, speed, WORST[model])})
+    return Study(f"arithmetic_width{width}", read_logs(root, work.name))
+
+
+def test_claims_compare_each_size_with_the_next_smaller_one(tmp_path):
+    large = run(tmp_path, 96, seeds=(10,), quicker=2.0)  # the larger first: sizes are sorted
+    studies = {"arithmetic_width96": large, "arithmetic_width48": run(tmp_path, 48)}
+    found = size.claims(studies)
+    assert not any(claim.paper for claim in found)
+    slower = [c for c in found if c.says == "α=0.4 relearns more slowly than unlearn-only"]
+    assert [c.setting for c in slower] == ["Arithmetic, width 48", "Arithmetic, width 96"]
+    assert [len(c.values.values) for c in slower] == [2, 1]
+    # shares of .9 − .1 at steps 10, 20 and 30 of 30, by trapezoids
+    assert slower[0].values.values == pytest.approx((0.2 * (10 + 10 + 5) / 30 / 0.8,) * 2)
+    (grown,) = (c for c in found if c.says.startswith("α=0.8 is more robust for its FLOPs"))
+    assert grown.says.endswith("than at arithmetic, width 48")
+    assert grown.setting == "Arithmetic, width 96"
+    robust = 100 * (0.5 - 0.9) / (0.1 - 0.9)
+    assert grown.values.values == pytest.approx((robust / 20 - robust / 40,))  # seed 10 alone
+
+
+def test_points_are_of_distilled_models_and_of_relearning(tmp_path):
+    shown = size.points({"arithmetic_width48": run(tmp_path, 48)})
+    trade = {(p.model, p.seed): (p.x, p.y) for p in shown if p.panel == size.TRADE}
+    assert len(trade) == 3 * 2
+    assert trade["Unlearn-and-Distill", 11] == pytest.approx((50.0, 75.0))
+    curves = {p.model for p in shown if p.panel == size.FORGET}
+    assert curves == set(SPEED)
+
+
+def test_sizes_are_one_figure(tmp_path):
+    for width in (96, 48):
+        run(tmp_path, width)
+    (drawn,) = paper_page.write(tmp_path)
+    assert drawn.name == "size-small"
+    told = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
+    assert told in drawn.caption
+    assert drawn.files["png"] and b"Arithmetic, width 96" in drawn.files["svg"]

@@ -1,0 +1,121 @@
+"""Whether robustness for compute grows with the size of the model: a question of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import cycle, pairwise
+from typing import TYPE_CHECKING
+
+from undo_jax.report import panels
+from undo_jax.report.claims import AREAS, Claim
+from undo_jax.report.drawing import PURPLE, WARM, shade
+from undo_jax.report.panels import Look
+from undo_jax.report.paper.alpha import FRESH, alphas
+from undo_jax.report.studies import Point, Seed, Study, difference, lines
+from undo_jax.report.tables import sentence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Robustness for compute, by size"
+TRADE, FORGET = "robustness against FLOPs", "relearning"
+MARKS = {"o": "circles", "s": "squares", "D": "diamonds", "v": "triangles"}  # from the smallest
+
+
+def _by_size(studies: Mapping[str, Study]) -> dict[str, Study]:
+    """The experiments by the FLOPs of their base, which rise with its size."""
+    return dict(sorted(studies.items(), key=lambda one: max(_flops(one[1]), default=0.0)))
+
+
+def _flops(study: Study) -> list[float]:
+    return [
+        case.own.summary["flops"] for case in study.cases("base").values() if case.own is not None
+    ]
+
+
+def _told(setting: str) -> str:
+    """arithmetic_width48 in words."""
+    return sentence(setting.replace("_width", ", width "))
+
+
+def points(studies: Mapping[str, Study]) -> list[Point]:
+    """Robustness and FLOPs of distilled models, and forget scores by relearning step."""
+    found: list[Point] = []
+    for setting, study in _by_size(studies).items():
+        for model in (*alphas(study), FRESH):
+            robustness = study.robustness(model)
+            for seed, spent in study.compute(model, "flops").items():
+                if math.isfinite(spent):
+                    found.append(Point(TRADE, setting, model, seed, spent, robustness[seed]))
+        for model in _looks(study):
+            found += lines(FORGET, setting, model, study.relearned(model))
+    return found
+
+
+def _looks(study: Study) -> dict[str, Look]:
+    grid = [*alphas(study)]
+    shades = {m: Look(shade(rank / max(len(grid) - 1, 1))) for rank, m in enumerate(grid)}
+    fresh = Look(PURPLE, (0, (7, 1.8, 1.2, 1.8)))
+    return {"unlearn-only": Look(WARM), **shades, FRESH: fresh, "oracle": panels.ORACLE}
+
+
+def draw(studies: Mapping[str, Study]) -> Figure:
+    """Robustness by FLOPs, a marker's form for each size; then relearning, a panel for each."""
+    shown, sizes = points(studies), _by_size(studies)
+    looks = {name: look for study in sizes.values() for name, look in _looks(study).items()}
+    fig, axes = panels.figure(1, 1 + len(sizes), legend_rows=2)
+    trade = axes[0][0]
+    for mark, setting in zip(cycle(MARKS), sizes, strict=False):
+        for model, look in looks.items():
+            of = [p for p in shown if (p.panel, p.setting, p.model) == (TRADE, setting, model)]
+            panels.mark(trade, of, look.colour, mark)
+    panels.data_filtering(trade)
+    panels.title(trade, "Robustness, %")
+    trade.set_xlabel("distillation, % of the oracle's FLOPs", fontsize=8.5)
+    for ax, (setting, study) in zip(axes[0][1:], sizes.items(), strict=True):
+        curves = panels.curves_of(shown, FORGET, setting)
+        panels.relearning(ax, curves, looks, study.forget, _told(setting))
+    axes[0][1].set_ylabel(next(iter(sizes.values())).forget.axis, fontsize=8.5)
+    panels.legend(fig, looks, columns=3)
+    return fig
+
+
+def caption(studies: Mapping[str, Study]) -> str:
+    """What the figure shows, exactly."""
+    told = [
+        f"{mark}: {_told(setting).lower()} ({len(study.cases('base'))} seeds)"
+        for mark, (setting, study) in zip(
+            cycle(MARKS.values()), _by_size(studies).items(), strict=False
+        )
+    ]
+    return (
+        "Left: robustness against the FLOPs of distillation in % of the oracle's training, with "
+        f"the teacher's forward pass; {'; '.join(told)}; the star is data filtering. Then: forget "
+        "score against relearning steps, at each step of the strongest learning rate of each "
+        "seed. Bars and bands go from the lowest to the highest seed."
+    )
+
+
+def claims(studies: Mapping[str, Study]) -> list[Claim]:
+    """Whether distilled students relearn more slowly at each size, and how it grows with size."""
+    found, sizes = [], _by_size(studies)
+    for setting, study in sizes.items():
+        for model in (*alphas(study), FRESH):
+            slower = difference(study.areas("unlearn-only"), study.areas(model))
+            says = f"{model} relearns more slowly than unlearn-only"
+            found.append(Claim(says, _told(setting), AREAS, slower, paper=False))
+    for (small, one), (large, other) in pairwise(sizes.items()):
+        for model in (*alphas(one), FRESH):
+            growth = difference(_rates(other, model), _rates(one, model))
+            says = f"{model} is more robust for its FLOPs than at {_told(small).lower()}"
+            what = "difference of robustness ÷ FLOPs, both in % of the oracle's"
+            found.append(Claim(says, _told(large), what, growth, paper=False))
+    return found
+
+
+def _rates(study: Study, model: str) -> dict[Seed, float]:
+    """% of the oracle's robustness for each % of its FLOPs, by seed."""
+    spent = study.compute(model, "flops")
+    known = {seed: r for seed, r in study.robustness(model).items() if spent.get(seed, 0) > 0}
+    return {seed: r / spent[seed] for seed, r in known.items()}
