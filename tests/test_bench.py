@@ -204,6 +204,7 @@ def test_scaling(capsys):
     assert [line.split()[-1] for line in lines[3:]] == ["100%", "75%", "100%", "95%"]
 
 
+@pytest.mark.slow
 def test_scaling_where_models_take_all_devices(capsys):
     """The quickstart's mesh is sweep=-1: rows take them instead."""
     cli.main(["bench", QUICKSTART, "--steps", "1", "--scale", "4", "--json"])

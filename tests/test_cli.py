@@ -326,6 +326,7 @@ def test_a_pretraining_that_diverged_ends_the_run(capsys):
     assert "pretrain of base, seed 0, diverged" not in said
 
 
+@pytest.mark.slow
 def test_a_pretraining_without_effect_is_said(capsys):
     flags = ["--workdir", "out", *QUICK, "--stage", "pretrain"]
     for _ in range(2):

@@ -68,12 +68,8 @@ def _toy(experiment):
     )
 
 
-FAST = "language.py"  # of what the others do, arithmetic's is run by many a test
-
-
 @pytest.fixture(
-    scope="module",
-    params=[pytest.param(n, marks=() if n == FAST else pytest.mark.slow) for n in DIAGRAMS],
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in DIAGRAMS]
 )
 def shipped(request, tmp_path_factory):
     """An experiment at toy size, a workdir where it has run, and its artifacts."""

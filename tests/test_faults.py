@@ -31,7 +31,11 @@ def whole(faults, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "index"), [pytest.param("kill", 9, marks=pytest.mark.slow), ("signal", 7), ("flip", 0)]
+    ("kind", "index"),
+    [
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("kill", 9), ("signal", 7))),
+        ("flip", 0),
+    ],
 )
 def test_a_fault_costs_no_bit(kind, index, faults, bench):
     result = faults.attempt(bench, kind, index)

@@ -297,7 +297,8 @@ def test_one_process_goes_on_where_one_of_two_died(stage, alone, together, tmp_p
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", [0, 1])
 def test_where_one_cannot_go_on_the_other_says_which_and_why_not(bad, tmp_path):
     """An experiment's file is missing on one host: it says so, and the other ends like it."""
     folder = _toy(tmp_path / "one")

@@ -20,7 +20,6 @@ FILES = {
     if "\nexperiment = " in path.read_text()
 }
 SETTINGS = ("arithmetic", "language")
-FAST = "oracle_matching", "arithmetic"
 SEEDS = "10", "11"
 
 
@@ -67,12 +66,9 @@ def _times(workdir):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-def _cases():
-    every = [(name, setting) for name in FILES for setting in SETTINGS]
-    return [pytest.param(*one, marks=() if one == FAST else pytest.mark.slow) for one in every]
-
-
-@pytest.mark.parametrize(("name", "setting"), _cases())
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", FILES)
 def test_a_figure_is_run_once_and_drawn(name, setting, small, tmp_path, capsys):
     workdir = tmp_path / "runs"
     _run(name, setting, workdir)

@@ -217,6 +217,7 @@ def test_a_stop_rule_is_expected_to_end_trainings_as_it_has_ended_others(tmp_pat
     assert rows["distill"].seconds == pytest.approx(10 * known.step + SAVING)
 
 
+@pytest.mark.slow
 def test_a_pace_that_is_measured_and_one_that_would_take_long(tmp_path, monkeypatch):
     with prepared(EXPERIMENT, tmp_path) as found:
         base = next(model for model in found.models if model.recipe.kind == "pretrain")

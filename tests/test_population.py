@@ -122,10 +122,10 @@ def by_hand():
 
 FAST = [  # every axis alone or beside others
     MeshShape(sweep=1, data=2, fsdp=2, tensor=2),
-    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
     MeshShape(sweep=8, data=1),
 ]
 SLOW = [
+    MeshShape(sweep=2, data=1, fsdp=2, tensor=2),
     MeshShape(sweep=1, data=8),
     MeshShape(sweep=2, data=4),
     MeshShape(sweep=2, data=1, fsdp=4),
@@ -198,6 +198,7 @@ def test_members_that_have_ended_are_not_scored_again(tmp_path):
     assert len(scored) == 5 + 5 + 4 + 3  # at steps 0, 4, 8 and 12
 
 
+@pytest.mark.slow
 def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
     """Two such programs at once can wait for each other for good on simulated devices."""
     taker, running, waited = lanes.taker, [], []
@@ -235,11 +236,8 @@ def test_the_members_parameters_survive(tmp_path):
     _same(params, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [pytest.param(MeshShape(data=8), marks=pytest.mark.slow), MeshShape(sweep=2, data=4)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(sweep=2, data=4)], ids=str)
 def test_a_model_is_asked_once_and_not_held(tmp_path, shape):
     """Three members begin as two models; neither these nor the teacher live beside the states."""
     asked, alive = [], []

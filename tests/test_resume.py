@@ -232,7 +232,7 @@ def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, tmp_path):
             assert np.any(old != new) == (path[-1].key in ("down", "up", "query")), path
 
 
-@pytest.mark.parametrize("name", ["one device", "eight"])
+@pytest.mark.parametrize("name", ["one device", pytest.param("eight", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(  # with saves at 3, 6 and 9; 4 and 8 are evaluations
     "step",
     [
@@ -711,6 +711,7 @@ def experiment(toy):
     return cli.experiment.override(cli.experiment.load(str(toy)), flags)
 
 
+@pytest.mark.slow
 def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeypatch):
     """What was interrupted goes on once what it is made from has been made again."""
     lost = []
@@ -746,6 +747,7 @@ def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
     assert not list(tmp_path.glob("progress-*")) and not list(tmp_path.glob("unlearn-*"))
 
 
+@pytest.mark.slow
 def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_path, monkeypatch):
     finished, steps, finish_one = [], [], shared._finish
 
@@ -844,6 +846,7 @@ def two_runs(toy, tmp_path_factory):
     return folder / "out", said
 
 
+@pytest.mark.slow
 def test_of_two_runs_in_one_workdir_the_second_finds_what_the_first_has_made(two_runs):
     """It looks once the first has left, and so removes and trains nothing."""
     workdir, said = two_runs

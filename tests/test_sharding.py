@@ -51,21 +51,20 @@ def _batch():
 
 
 CUBE = MeshShape(sweep=1, data=2, fsdp=2, tensor=2)
-FAST = ("distillation", "rmu")
-SLOW = [name for name in LOSSES if name not in (*FAST, "repnoise")]
+SLOW = [name for name in LOSSES if name not in ("distillation", "repnoise")]
 
 
 @pytest.mark.parametrize(
     ("name", "accumulation", "shape"),
     [
-        *((name, 1, CUBE) for name in FAST),
+        ("distillation", 1, CUBE),
         *(pytest.param(name, 1, CUBE, marks=pytest.mark.slow) for name in SLOW),
         # XLA aborts on the gradient of three passes in fp32 over both fsdp and tensor
         *(
             pytest.param("repnoise", 1, shape, marks=pytest.mark.slow)
             for shape in (MeshShape(data=2, fsdp=4), MeshShape(data=2, tensor=4))
         ),
-        ("distillation", 2, CUBE),
+        pytest.param("distillation", 2, CUBE, marks=pytest.mark.slow),
         *(
             pytest.param("distillation", 1, shape, marks=pytest.mark.slow)
             for shape in (
@@ -114,7 +113,13 @@ def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
 
 
 @pytest.mark.parametrize(
-    "shape", [CUBE, MeshShape(data=1, tensor=8), MeshShape(sweep=2, data=1, tensor=4)], ids=str
+    "shape",
+    [
+        CUBE,
+        pytest.param(MeshShape(data=1, tensor=8), marks=pytest.mark.slow),
+        pytest.param(MeshShape(sweep=2, data=1, tensor=4), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_bfloat16_on_simulated_devices(shape):
     """XLA for CPU aborts on some sums of bf16: see `on_devices`."""

@@ -552,6 +552,7 @@ experiment = replace(experiment, sinks=(late,), saving=Saving())
 """
 
 
+@pytest.mark.slow
 def test_a_sink_that_fails_as_it_closes_costs_no_training(tmp_path):
     (tmp_path / "toy.py").write_text(EXPERIMENT + LATE)
     status, said = _run(tmp_path, "--stage", "pretrain")

@@ -63,7 +63,7 @@ def _moved(before, after):
     ("loss", "optimizer", "accumulation"),
     [
         (losses.language_modelling, SGD, 2),
-        (losses.distillation, ADAM, 2),
+        pytest.param(losses.distillation, ADAM, 2, marks=pytest.mark.slow),
         (losses.distillation, ADAM, 4),
     ],
     ids=["language_modelling-sgd-2", "distillation-adamw-2", "distillation-adamw-4"],

@@ -568,6 +568,37 @@ def test_the_command_as_it_is_typed_on_the_mesh_of_the_quickstart(tmp_path):
 
 
 @needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("fits", [True, False])
+def test_every_program_of_an_experiment(fits, capsys):
+    """A line each; exit status 3 if one does not fit."""
+    flags = (
+        [] if fits else ["--setting.row-length", "4096", "--distill.training.batch-size", "4096"]
+    )
+    words = ["fit", QUICKSTART, "--topology", "v5e-4", "--mesh", "data=4", "--all", *flags]
+    if fits:
+        cli.main(words)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code == TOO_LARGE
+    said = capsys.readouterr()
+    first, gap, header, *lines = said.out.splitlines()
+    assert first == "quickstart on v5e:2x2: 4 chips, mesh data=4" and not gap
+    assert [line.split()[0] for line in lines] == ["pretrain", "unlearn", "distill", "relearn"]
+    assert all(len(line) <= 80 for line in said.out.splitlines())
+    assert header.startswith("stage") and "base, oracle" in lines[0] and "+3" in lines[2]
+    assert ["DOES NOT FIT" in line for line in lines] == [False, False, not fits, False]
+    small = "undo-jax: v5e:2x2 is too small for 1 of 4 programs: try --stage distill for advice"
+    assert said.err.strip() == ("" if fits else small)
+
+
+def test_every_program_is_every_stage(capsys):
+    words = [QUICKSTART, "--topology", "v5e:4x4", "--all", "--stage", "relearn"]
+    assert "leave out --stage and --search" in _refused(capsys, *words).err
+
+
+@needs_libtpu
 def test_the_command_and_its_json(capsys, tmp_path):
     """It keeps no program where the environment names a folder for them: JAX could not read it."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))

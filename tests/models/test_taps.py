@@ -216,7 +216,7 @@ def _wanted(rows, taps):
     [
         (None, 8, ALL, {"remat": "dots"}),
         pytest.param(None, 8, ALL, {"remat": "none"}, marks=pytest.mark.slow),
-        (None, 8, SOME, {"remat": "full", "unroll": 2}),
+        pytest.param(None, 8, SOME, {"remat": "full", "unroll": 2}, marks=pytest.mark.slow),
         pytest.param(CUBE, 8, ALL, {"remat": "dots"}, marks=pytest.mark.slow),
         (CUBE, 3, SOME, {"remat": "full"}),  # rows that the mesh does not divide
         pytest.param(
@@ -252,7 +252,9 @@ def test_gradients_through_taps_and_edits_are_those_of_the_loop(shape, rows, tap
 
 
 @pytest.mark.parametrize(
-    "shape", [None, CUBE, pytest.param(MeshShape(2, 1, 4), marks=pytest.mark.slow)], ids=str
+    "shape",
+    [None, *(pytest.param(s, marks=pytest.mark.slow) for s in (CUBE, MeshShape(2, 1, 4)))],
+    ids=str,
 )
 def test_taps_in_bfloat16_are_the_states_themselves(shape):
     """What `activations` stops at, to the bit on one device; near fp32 on all."""

@@ -9,8 +9,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from undo_jax import graph
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.flags import Name
+from undo_jax.cli.plan import shortened
+from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB, Chip, Slice
@@ -25,7 +28,7 @@ from undo_jax.fit.step import (
     on_chips,
     rows_per_chip,
 )
-from undo_jax.graph import Work, largest
+from undo_jax.graph import Work
 from undo_jax.log import console, short
 from undo_jax.memory import text as memory
 from undo_jax.mesh import parse_mesh
@@ -46,7 +49,10 @@ def fit(words: list[str]) -> None:
     )
     parser.add_argument("experiment", help="a Python file that defines `experiment`")
     parser.add_argument("--topology", required=True, help="e.g. v5e:4x4, v5e-16 or h100:8")
-    parser.add_argument("--stage", default="distill", help="the kind of recipe (default: distill)")
+    parser.add_argument("--stage", help="the kind of recipe (default: distill)")
+    parser.add_argument(
+        "--all", action="store_true", help="every program of the experiment, a line each"
+    )
     parser.add_argument("--mesh", help="e.g. data=4,fsdp=4 (default: the experiment's)")
     parser.add_argument(
         "--search", action="store_true", help="find the largest batch for each remat policy"
@@ -64,22 +70,28 @@ def fit(words: list[str]) -> None:
     knobs = experiments.override(load(options.experiment), overrides)
     experiment = knobs.graph()
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
-    trains = largest(experiment.recipes().values(), options.stage, experiment.setting)
-    work, mesh = on_chips(trains), mesh_on(place, shape)
-    title = {"experiment": experiment.name, "stage": options.stage}
+    mesh = mesh_on(place, shape)
+    if options.all:
+        if options.stage or options.search:
+            raise ValueError("--all is every stage as it is: leave out --stage and --search")
+        return _all(experiment, place, mesh, compiler, options.json)
+    stage = options.stage or "distill"
+    trains = graph.largest(experiment.recipes().values(), stage, experiment.setting)
+    work = on_chips(trains)
+    title = {"experiment": experiment.name, "stage": stage}
     try:
         if options.search:
             return _search(title, work, place, mesh, compiler, options.json)
         step = compile_step(work, mesh, compiler)
     except OverflowError:  # sizes that JAX cannot count
-        check_work(work, mesh, f"{options.stage}.training.", place.chip.hbm)
+        check_work(work, mesh, f"{stage}.training.", place.chip.hbm)
         raise
     facts = {**title, **describe(work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if options.json else table(facts))
     if not facts["fits"]:
         lms = getattr(knobs, "lms", {})
         model = next((name for name, lm in lms.items() if lm == trains.lm), "model")
-        said = advice(options.stage, model, work, place, mesh, step)
+        said = advice(stage, model, work, place, mesh, step)
         print(f"undo-jax: {said}", file=sys.stderr)
         sys.exit(TOO_LARGE)
 
@@ -192,6 +204,47 @@ def advice(stage: str, model: str, work: Work, place: Slice, mesh: Mesh, step: S
 def _enough(step: Step, chip: Chip, parts: int) -> bool:
     """Whether it would fit if temporaries shrank in proportion to the rows."""
     return step.memory.arguments + step.memory.temporaries / parts <= chip.hbm
+
+
+def _all(
+    experiment: Experiment, place: Slice, mesh: Mesh, options: Mapping[str, str], as_json: bool
+) -> None:
+    """Print a line for each program as it is compiled; exit status 3 if one does not fit."""
+    found = []
+    if not as_json:
+        shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+        print(f"{experiment.name} on {place}: {place.chips} chips, mesh {shape or 'of one chip'}\n")
+        print("stage     models              rows    GiB  bound          ms a step")
+    for names, recipe in _programs(experiment):
+        trains = on_chips(graph.work(recipe, experiment.setting))
+        title = {"experiment": experiment.name, "stage": recipe.kind, "models": names}
+        facts = {**title, **describe(trains, place, mesh, compile_step(trains, mesh, options))}
+        found.append(facts)
+        if not as_json:
+            speed = "DOES NOT FIT"
+            if facts["fits"]:
+                speed = f"{facts['bound']:<12} {facts['seconds']['step'] * 1e3:>11.3g}"
+            size = f"{facts['rows']:>5}  {facts['hbm']['total'] / GIB:>5.2f}"
+            print(f"{recipe.kind:<9} {shortened(names):<18} {size}  {speed}", flush=True)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    if large := [facts["stage"] for facts in found if not facts["fits"]]:
+        said = f"{place} is too small for {len(large)} of {len(found)} programs"
+        print(f"undo-jax: {said}: try --stage {large[0]} for advice", file=sys.stderr)
+        sys.exit(TOO_LARGE)
+
+
+def _programs(experiment: Experiment) -> list[tuple[list[str], Any]]:
+    """The programs of an experiment: the models that each trains or attacks, and one of them."""
+    names = {id(recipe): name for (name, _), recipe in experiment.recipes().items()}
+    found: dict[str, list[Any]] = {}
+    for recipe in graph.ancestry(experiment.recipes().values()):
+        if graph.is_trained(recipe):
+            found.setdefault(graph.group_key(recipe), []).append(recipe)  # type: ignore[arg-type]
+    return [
+        (list(dict.fromkeys(names.get(id(r), "an ancestor") for r in some)), some[0])
+        for some in found.values()
+    ]
 
 
 def _search(
