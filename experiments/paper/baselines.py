@@ -68,7 +68,8 @@ class Baselines(Figure):
 
     def _halved(self, teacher: Recipe) -> Distill:
         """With twice as many steps, at most: in a pilot at small scale it needed 1600 of them."""
-        made = self.undo(teacher, Fresh(at_width(teacher.lm, teacher.lm.width // 2)))
+        lm: Any = teacher.lm
+        made = self.undo(teacher, Fresh(at_width(lm, lm.width // 2)))
         return replace(made, training=replace(made.training, steps=2 * made.training.steps))
 
     def _filtered(self, teacher: Recipe, student: Recipe) -> Distill:
