@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from plain import decoder
 
 from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
@@ -64,70 +65,7 @@ EDITS = {
     "all": _edits,
 }
 
-# ---------------------------------------------------------------- the decoder, as plainly as can be
-
-
-def _norm(x, w):
-    return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + CONFIG.norm_epsilon) * (1 + w["norm"])
-
-
-def _rotated(x):
-    """Pairs (i, i + H/2) turned by their angles, as complex numbers."""
-    half = x.shape[-1] // 2
-    angle = jnp.arange(x.shape[1])[:, None] * CONFIG.rope_theta ** (-jnp.arange(half) / half)
-    z = (x[..., :half] + 1j * x[..., half:]) * jnp.exp(1j * angle)[:, None]
-    return jnp.concatenate([z.real, z.imag], -1)
-
-
-def _attention(x, w, layer):
-    heads = lambda y, n: y.reshape(*y.shape[:2], n, CONFIG.head_width)  # noqa: E731
-    q, k, v = (heads(x @ w[n], c) for n, c in (("query", 4), ("key", 2), ("value", 2)))
-    q, k, v = _rotated(q), jnp.repeat(_rotated(k), 2, 2), jnp.repeat(v, 2, 2)
-    scores = CONFIG.attention_scale * jnp.einsum("btnh,bsnh->bnts", q, k)
-    scores = CONFIG.attention_softcap * jnp.tanh(scores / CONFIG.attention_softcap)
-    back = jnp.arange(x.shape[1])[:, None] - jnp.arange(x.shape[1])
-    seen = (back >= 0) & ((back < CONFIG.window) | (layer % 2 == 1))
-    p = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
-    return jnp.einsum("bnts,bsnh->btnh", p, v).reshape(*x.shape[:2], -1) @ w["output"]
-
-
-def _loop(params, tokens, edits=None):
-    """Final hidden states, every residual state, every MLP output."""
-    edits = edits or Edits()
-    x, before = params["embedding"][tokens], 0
-    if edits.prefix is not None:
-        before = edits.prefix.shape[-2]
-        x = jnp.concatenate([jnp.broadcast_to(edits.prefix, (len(x), before, 16)), x], 1)
-    x, states, made = 4.0 * x, [], []  # √16
-
-    def changed(x, place):
-        if place in edits.remove:
-            u = edits.remove[place] / jnp.sqrt(jnp.sum(edits.remove[place] ** 2))
-            x = x @ (jnp.eye(16) - jnp.outer(u, u))
-        if place in edits.add:
-            a = edits.add[place]
-            if a.ndim > 1 and a.shape[-2] > 1:  # by position: of the tokens
-                return x.at[:, before:].add(a)
-            return x + a
-        return x
-
-    x = changed(x, 0)
-    states.append(x)
-    for layer in range(L):
-        w = jax.tree.map(lambda w: w[layer], params["layers"])  # noqa: B023
-        x = x + _norm(_attention(_norm(x, w["before_attention"]), w["attention"], layer),
-                      w["after_attention"])  # fmt: skip
-        y, mlp = _norm(x, w["before_mlp"]), w["mlp"]
-        made.append(
-            (jax.nn.gelu(y @ mlp["gate"], approximate=True) * (y @ mlp["up"])) @ mlp["down"]
-        )
-        x = changed(x + _norm(made[-1], w["after_mlp"]), layer + 1)
-        states.append(x)
-    cut = lambda y: y[:, before:]  # noqa: E731
-    return cut(_norm(x, params["final"])), [*map(cut, states)], [*map(cut, made)]
-
-
-# ------------------------------------------------------------------------------------------- tests
+_loop = partial(decoder, LM)
 
 
 @pytest.mark.parametrize(
