@@ -54,7 +54,8 @@ OWNERS = {  # modules and the tests that own them, in this order; "slow:" of tho
         "tests/test_losses.py", "tests/test_sequence_methods.py", "tests/test_defaults.py",
     ),
     "undo_jax/methods/*.py": (
-        "tests/test_methods_contract.py", "tests/test_sequence_methods.py", "tests/test_plain_methods.py",
+        "tests/test_methods_contract.py", "tests/test_sequence_methods.py",
+        "tests/test_plain_methods.py",
     ),
     "undo_jax/fit/chips.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/flags.py": ("tests/fit/test_fit.py",),
