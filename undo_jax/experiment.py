@@ -23,7 +23,7 @@ from undo_jax.lock import claimed
 from undo_jax.log import Sink, check_sink
 from undo_jax.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.progress import Saving
-from undo_jax.recipe import Recipe, check_recipe
+from undo_jax.recipe import Recipe, check_recipe, is_language_model
 from undo_jax.recipes.attacked import Attacked
 from undo_jax.runner import make
 from undo_jax.settings import Setting, check_metrics, check_scores
@@ -70,9 +70,7 @@ class Experiment:
                     f"{name} has the role {model.role!r}: a model of an experiment is one of "
                     f"{', '.join(ROLES)}; attacks are given as attacks=(...)"
                 )
-            for recipe in ancestry([model]):
-                if recipe.role == "classifier":
-                    continue
+            for recipe in filter(is_language_model, ancestry([model])):
                 check_tokens(recipe.draw or recipe.kind, recipe.lm, tokenizer)
 
     def graph(self) -> "Experiment":
@@ -258,6 +256,6 @@ def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
     for name, batch_size in sorted(streams):
         setting.stream(name, batch_size, 0)
     timely = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
-    for lm in {m.recipe.lm for m in unfinished if m.recipe.role != "classifier"}:
+    for lm in {m.recipe.lm for m in unfinished if is_language_model(m.recipe)}:
         scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), here.material)
         check_scores(scores, timely)

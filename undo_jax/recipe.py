@@ -50,6 +50,11 @@ class Recipe(Protocol):
     def seed(self) -> int | None: ...
 
 
+def is_language_model(recipe: Recipe) -> bool:
+    """Whether its model is one: has tokens, scores and a place in reports."""
+    return recipe.role != "classifier"
+
+
 def title(recipe: Recipe) -> str:
     """The display name of its artifact: the end of `draw`, or else the recipe's own title.
 
@@ -189,8 +194,7 @@ def check_recipe(name: str, recipe: Any, seen: set[int] | None = None) -> None:
     if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "draw")):
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
     who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
-    speaks = hasattr(lm, "hidden") or recipe.role == "classifier"
-    if not (hasattr(lm, "init") and speaks):
+    if not hasattr(lm, "init") or (is_language_model(recipe) and not hasattr(lm, "hidden")):
         raise ValueError(f'{who}: lm={lm!r} is no model: give e.g. preset("tiny")')
     draws = recipe.kind != "import"
     if not isinstance(recipe.draw, str) or draws and not recipe.draw:
