@@ -129,6 +129,7 @@ def test_what_is_no_summary_of_its_own_does_not_finish_an_artifact(damage, saved
     assert not saved.finished and not artifacts.kept(saved)
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and f"{saved.folder.name} is made again" in said
+    assert (damage == "another's") == ("is of another artifact, 01234567: " in said)
 
 
 def test_a_summary_vouches_for_the_files_beside_it(saved):
@@ -367,6 +368,9 @@ def test_a_setting_is_written_as_it_is(tmp_path):
         "method": {"function": "undo_jax.methods.maxent.maxent", "positional": ["positional"],
                    "retain_weight": 0.5},
         "3": [2, [True, None, "x"]],
+    }  # fmt: skip
+    assert artifacts.plain(partial(len, "x")) == {
+        "function": "builtins.len", "positional": ["x"]
     }  # fmt: skip
     assert artifacts.plain(AdamW) == "undo_jax.optim.AdamW"
     tokenizer = Characters("ab")

@@ -370,6 +370,15 @@ def test_speed_and_loss_are_of_those_that_train_on(monkeypatch):
     assert log.bar == [(1, 2.0, 0.0), (2, 4.0, second), (4, 4.0, third), (6, 6.0, last)]
 
 
+def test_records_are_of_the_first_and_of_every_tenth_step():
+    log = Said()
+    meter = meters.Meter(log, [0])
+    for step in range(1, 32):
+        meter.step(step, np.array([True]), {"loss": np.ones(1)}, {"train": np.zeros((1, 4, 6))})
+    meter.flush()
+    assert [record["step"] for _, record in log.records] == [1, 10, 20, 30]
+
+
 def test_the_speed_of_two_members_is_twice_that_of_one(monkeypatch):
     """Counted from the first record on: steps 5 to 8 of two members, in 4 seconds."""
     monkeypatch.setattr(meters, "LOG_EVERY", 4)

@@ -330,6 +330,15 @@ def test_a_save_with_a_flipped_bit_is_set_aside(item, straight, tmp_path, capfd)
     assert (tmp_path / "progress" / "unreadable-9").is_dir()
 
 
+def test_a_save_of_other_members_is_set_aside(straight, tmp_path, capfd):
+    _, _, stops = straight("one device")
+    with _dies_at(5) as at:
+        _fit(tmp_path, _mesh("one device"), EVERY, stops, at)
+    seen = []
+    _fit(tmp_path, _mesh("one device"), EVERY, stops[:4], seen.append)
+    assert seen[0] == 0 and "its notes are of other members" in capfd.readouterr().err
+
+
 def _flip(path):
     """One bit in the middle of a file."""
     content = bytearray(path.read_bytes())
