@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
 from undo_jax.population import programs
 
-ROWS, TIME, VOCABULARY, CHUNKS = 16, 16, 512, 8
+ROWS, TIME, VOCABULARY, CHUNKS = 16, 16, 128, 8
+LARGE = 512  # a vocabulary of which a device holds more tokens than of the batch
 COMMON = {"vocabulary": VOCABULARY, "heads": 4, "kv_heads": 2, "unroll": 1}
 STUDENT = preset("tiny", layers=6, width=64, feed_forward=128, head_width=16, **COMMON)
 TEACHER = preset("tiny", layers=5, width=32, feed_forward=64, head_width=8, **COMMON)
@@ -35,13 +37,13 @@ class Compiled(NamedTuple):
     mesh: dict[str, int]
 
 
-def _compiled(shape, remat="none"):
+def _compiled(shape, remat="none", vocabulary=VOCABULARY):
     """The step; its head goes through the batch in chunks."""
     mesh = make_mesh(parse_mesh(shape))
-    student = preset("tiny", **{**vars(STUDENT), "remat": remat})
-    teacher = TEACHER
+    student = replace(STUDENT, remat=remat, vocabulary=vocabulary)
+    teacher = replace(TEACHER, vocabulary=vocabulary)
     rows = ROWS // (mesh.shape["data"] * mesh.shape["fsdp"])
-    logits = rows * TIME * VOCABULARY // mesh.shape["tensor"]
+    logits = rows * TIME * vocabulary // mesh.shape["tensor"]
     training = train.Training(10, ROWS, optim.AdamW(), eval_every=5)
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
         patch.setattr(head_chunks, "LOGITS_PER_CHUNK", logits // CHUNKS)
@@ -148,6 +150,22 @@ def test_the_head_gathers_its_tables_once_and_reduces_their_gradient_once(compil
     rows = ROWS // (step.mesh["data"] * fsdp)
     assert {one.kind for one in chunks} == ({"all-reduce"} if tensor > 1 else set())
     assert set(_sizes(chunks, "all-reduce")) <= {rows * TIME // CHUNKS}
+
+
+@MESHES
+def test_of_a_large_vocabulary_the_head_gathers_rows_and_no_table(compiled, shape):
+    """And reduces the gradient of the rows: the table's stays where it is."""
+    step = compiled(shape, "none", LARGE)
+    fsdp, tensor = step.mesh["fsdp"], step.mesh["tensor"]
+    outside = _walk(step.program, step.program.entry)[0]
+    tokens = ROWS // step.mesh["data"] * TIME  # of the group
+    gathered = _sizes(outside, "all-gather", fsdp)
+    states = Counter(tokens * config.width for config in (STUDENT, TEACHER))
+    assert gathered.pop(tokens) and gathered == states  # targets and weights; hidden states
+    assert _sizes(outside, "reduce-scatter") == Counter([tokens // fsdp * STUDENT.width])
+    (chunks,) = _loops(step.program, CHUNKS)
+    assert {(one.kind, one.group) for one in chunks} == {("all-reduce", fsdp * tensor)}
+    assert set(_sizes(chunks, "all-reduce")) <= {tokens // CHUNKS}
 
 
 def test_a_step_receives_what_fsdp_costs_and_no_more(compiled):

@@ -40,9 +40,9 @@ def first_of(part: int, *axes: str) -> Any:
     return part * lax.axis_index(there) if there else 0
 
 
-def all_gather(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
-    """All-gather over a mesh axis: the devices' shards, concatenated along an array axis."""
-    there = several(axis_name)
+def all_gather(x: jax.Array, *axis_names: str, axis: int) -> jax.Array:
+    """All-gather over mesh axes: the devices' shards, concatenated along an array axis."""
+    there = several(*axis_names)
     return lax.all_gather(x, there, axis=axis, tiled=True) if there else x
 
 
@@ -68,7 +68,7 @@ def gather_weight(w: jax.Array, dtype: jnp.dtype, spec: P) -> jax.Array:
         return w.astype(dtype)
     axis = spec.index("fsdp")
     # each device gathers its shard along `tensor`: XLA would gather the whole on all of them
-    whole = on_devices(partial(all_gather, axis_name="fsdp", axis=axis), spec, spec, ("tensor",))
+    whole = on_devices(lambda w: all_gather(w, "fsdp", axis=axis), spec, spec, ("tensor",))
     split = on_devices(
         partial(reduce_scatter, axis_name="fsdp", axis=axis), spec, spec, ("tensor",)
     )

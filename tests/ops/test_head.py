@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,19 @@ B, T, D, D2, V = 2, 7, 5, 3, 11
 CHUNKS = pytest.mark.parametrize("chunk", [1, 3, 7, 100, None])  # dividing, not, whole, too large
 CAPS = pytest.mark.parametrize("cap", [None, 2.0])
 NAMES = ["cross_entropy", "kl_to_teacher", "kl_to_uniform"]
-MESHES = pytest.mark.parametrize(
-    "shape",
+MESHES = pytest.mark.parametrize(  # and a vocabulary: of the larger one, rows meet along fsdp
+    ("shape", "vocabulary"),
     [
-        MeshShape(data=8),
-        MeshShape(data=1, fsdp=8),
-        MeshShape(data=1, tensor=8),
-        MeshShape(data=2, fsdp=2, tensor=2),
-        MeshShape(data=1, fsdp=2, tensor=4),
+        (MeshShape(data=8), 16),
+        (MeshShape(data=1, tensor=8), 16),
+        *product(
+            (
+                MeshShape(data=1, fsdp=8),
+                MeshShape(data=2, fsdp=2, tensor=2),
+                MeshShape(data=1, fsdp=2, tensor=4),
+            ),
+            (16, 256),
+        ),
     ],
     ids=str,
 )
@@ -128,9 +134,9 @@ def test_extreme_logits_stay_finite(name, cap):
 
 @MESHES
 @LOSSES
-def test_over_devices_too_the_gradient_in_a_weight_is_its_tokens_loss(name, shape):
+def test_over_devices_too_the_gradient_in_a_weight_is_its_tokens_loss(name, shape, vocabulary):
     """Two rows on up to eight devices; a token of weight 0 has a loss as well."""
-    case = _case(vocabulary=16)
+    case = _case(vocabulary=vocabulary)
     inputs = case["hidden"], case["table"], case["weights"]
     plain = jax.grad(_plain(name, case, 2.0), argnums=(0, 1, 2))(*inputs)
     with jax.set_mesh(make_mesh(shape)):
@@ -274,8 +280,8 @@ def test_log_probabilities_are_those_of_whole_logits(chunk):
 
 
 @MESHES
-def test_over_devices_too_log_probabilities(shape):
-    case = _case(vocabulary=16)
+def test_over_devices_too_log_probabilities(shape, vocabulary):
+    case = _case(vocabulary=vocabulary)
     with jax.set_mesh(make_mesh(shape)):
         ours = _by_token(_ours_log_p(case, 3), case["weights"])(case["hidden"], case["table"])
     _same_by_token(ours, case)
@@ -310,17 +316,17 @@ def test_greedy_is_the_argmax(cap, chunk):
 @MESHES
 @pytest.mark.parametrize("cap", [None, 30.0])
 @pytest.mark.parametrize("chunk", [3, None])
-def test_over_devices_too_greedy_is_the_first_of_the_most_likely(shape, cap, chunk):
+def test_over_devices_too_greedy_is_the_first_of_the_most_likely(shape, vocabulary, cap, chunk):
     """Logits are whole numbers, exact; most tokens have an equal in another device's part."""
-    rng = np.random.default_rng(0)
-    hidden, few = rng.integers(-2, 3, (B, 40, D)), rng.integers(-2, 3, (16, D))
-    table = few[rng.permutation(32) % 16]
+    rng, size = np.random.default_rng(0), 2 * vocabulary
+    hidden, few = rng.integers(-2, 3, (B, 40, D)), rng.integers(-2, 3, (vocabulary, D))
+    table = few[rng.permutation(size) % vocabulary]
     whole = hidden @ table.T
-    first, last = np.argmax(whole, -1), 31 - np.argmax(whole[..., ::-1], -1)
+    first, last = np.argmax(whole, -1), size - 1 - np.argmax(whole[..., ::-1], -1)
     for tensor in (2, 4, 8):  # parts of the vocabulary
-        part = 32 // tensor
+        part = size // tensor
         assert np.mean(first // part != last // part) > 0.4
-        assert len(np.unique(first // part)) >= min(tensor, 4)
+        assert len(np.unique(first // part)) >= min(tensor, 3)
     hidden, table = hidden.astype(np.float32), table.astype(np.float32)
     with jax.set_mesh(make_mesh(shape)):
         ours = jax.jit(lambda h, w: head.greedy(h, w, cap, chunk))(hidden, table)

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,19 @@ from undo_jax.ops.head_losses import HeadLoss, by_autodiff
 
 B, T, D, D2, V = 3, 7, 5, 3, 16
 CAP, TEACHER_CAP, TAU = 2.0, 3.0, 1.7
-MESHES = pytest.mark.parametrize(
-    "shape",
+MESHES = pytest.mark.parametrize(  # and a vocabulary: of the larger one, rows meet along fsdp
+    ("shape", "vocabulary"),
     [
-        MeshShape(data=8),
-        MeshShape(data=1, fsdp=8),
-        MeshShape(data=1, tensor=8),
-        MeshShape(data=2, fsdp=2, tensor=2),
-        MeshShape(data=1, fsdp=2, tensor=4),
+        (MeshShape(data=8), 16),
+        (MeshShape(data=1, tensor=8), 16),
+        *product(
+            (
+                MeshShape(data=1, fsdp=8),
+                MeshShape(data=2, fsdp=2, tensor=2),
+                MeshShape(data=1, fsdp=2, tensor=4),
+            ),
+            (16, 256),
+        ),
     ],
     ids=str,
 )
@@ -62,16 +68,16 @@ def _kernels_that_must_not_be_reached(monkeypatch):
         monkeypatch.setattr(kernels, "loss_and_gradients", reached)
 
 
-def _case(scale=2.0):
+def _case(scale=2.0, vocabulary=V):
     keys = iter(jax.random.split(jax.random.key(0), 8))
     masked = jax.random.uniform(next(keys), (B, T)) > 0.3
     return {
         "hidden": scale * jax.random.normal(next(keys), (B, T, D)),
-        "table": jax.random.normal(next(keys), (V, D)),
-        "targets": jax.random.randint(next(keys), (B, T), 0, V),
+        "table": jax.random.normal(next(keys), (vocabulary, D)),
+        "targets": jax.random.randint(next(keys), (B, T), 0, vocabulary),
         "teacher": head.Teacher(
             2 * jax.random.normal(next(keys), (B, T, D2)),
-            jax.random.normal(next(keys), (V, D2)),
+            jax.random.normal(next(keys), (vocabulary, D2)),
             TEACHER_CAP,
         ),
         "weights": jax.random.uniform(next(keys), (B, T)) * masked,
@@ -89,7 +95,8 @@ def _naive(name, case, hidden, table):
     y = TEACHER_CAP * jnp.tanh(teacher.hidden @ teacher.table.T / TEACHER_CAP)
     if name == "focal":
         tokens = head_losses.Tokens(case["targets"].reshape(-1), None, {"far": jnp.float32(TAU)})
-        return _focal(z.reshape(-1, V), tokens, y.reshape(-1, V)).reshape(B, T)
+        z, y = (x.reshape(B * T, -1) for x in (z, y))
+        return _focal(z, tokens, y).reshape(B, T)
     divergence = LOSSES[name][2](jax.nn.softmax(z / TAU), jax.nn.softmax(y / TAU))
     return TAU**2 * jnp.sum(divergence, -1)
 
@@ -129,9 +136,9 @@ def test_value_and_gradients_are_those_of_whole_logits(name, chunk):
 
 @MESHES
 @NAMES
-def test_over_devices_too(name, shape):
+def test_over_devices_too(name, shape, vocabulary):
     """Three rows on up to eight devices; with `tensor`, 9 tokens of a chunk on 2, 4 or 8."""
-    case = _case()
+    case = _case(vocabulary=vocabulary)
     with jax.set_mesh(make_mesh(shape)):
         ours = jax.jit(_ours(name, case))(*_inputs(case))
     _close(ours, _plain(name, case)(*_inputs(case)))
@@ -186,8 +193,8 @@ def test_no_gradient_reaches_a_teacher_or_what_else_is_read():
 
 
 @MESHES
-def test_any_loss_token_by_token(shape):
-    case = _case()
+def test_any_loss_token_by_token(shape, vocabulary):
+    case = _case(vocabulary=vocabulary)
 
     def value(hidden, table):
         values = head.per_token(FOCAL, hidden, table, CAP, **_others("focal", case), chunk=3)

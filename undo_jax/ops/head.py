@@ -24,9 +24,10 @@ from undo_jax.ops.head_chunks import (
     Table,
     Weights,
     chunk_size,
-    gathered,
     join,
     logits,
+    met,
+    own,
     split,
 )
 from undo_jax.ops.head_losses import (
@@ -174,17 +175,17 @@ def greedy(
     """The most likely next token at each position, the first of equals."""
 
     def on_device(hidden, table):
-        table = gathered(table.astype(hidden.dtype))
+        axes, (rows,), (table,) = met((hidden,), (table.astype(hidden.dtype),))
 
         def pick(h):
             z = logits(h, table, softcap)
-            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], "tensor")
+            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], *axes)
             none = jnp.iinfo(token.dtype).max
-            token = jnp.where(best == lax.pmax(best, several("tensor")), token, none)
-            return lax.pmin(token, several("tensor"))
+            token = jnp.where(best == lax.pmax(best, several(*axes)), token, none)
+            return lax.pmin(token, several(*axes))
 
-        picks = lax.map(pick, split(hidden, chunk or chunk_size(hidden, table)))
-        return join(picks, hidden.shape[1])
+        picks = lax.map(pick, split(rows, chunk or chunk_size(rows, table)))
+        return own(axes, join(picks, hidden.shape[1]), len(hidden))
 
     mapped = on_devices(on_device, (P(BATCH), TABLE), P(BATCH))
     return mapped(pad_rows(hidden), table)[: hidden.shape[0]]

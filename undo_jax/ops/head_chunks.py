@@ -4,10 +4,10 @@ While a chunk's logits are live, its gradients are computed as well. `weighted_s
 the forward pass, so that the backward pass only scales them: one pass over the vocabulary. In
 `per_token` the tokens' cotangents are known only in the backward pass, which recomputes the logits.
 
-On a mesh every device does so for its rows and its shard of the vocabulary. The table is
-all-gathered over `fsdp` once; its gradient is summed in fp32 on each device and reduced once, after
-the last chunk. `head_tpu` or `head_gpu` computes a device's part if `chosen` and if the loss has a
-kernel.
+On a mesh the vocabulary is split over `tensor`. Along `fsdp`, devices have different rows and
+different parts of the tables: either the group's rows are gathered or its tables, see `met`. The
+table's gradient is summed in fp32 on each device and reduced once, after the last chunk. `head_tpu`
+or `head_gpu` computes a device's part if `chosen` and if the loss has a kernel.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from undo_jax.collectives import all_gather, first_of, on_devices, reduce_scatter
 from undo_jax.mesh import BATCH, parts, several
 from undo_jax.ops import head_gpu, head_tile, head_tpu
-from undo_jax.ops.head_losses import HeadLoss, Tokens
+from undo_jax.ops.head_losses import Axes, HeadLoss, Tokens
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
 
@@ -58,7 +58,7 @@ def weighted_sum(
 
     def on_device(hidden, table, tokens, teacher_table, weights):
         values = _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
-        return _summed(loss, weights, values.reshape(weights.shape))
+        return _summed(loss, weights, values)
 
     return on_devices(on_device, INPUTS, P())(hidden, table, tokens, teacher_table, weights)
 
@@ -99,8 +99,7 @@ def per_token(
 
     def on_device(hidden, table, tokens, teacher_table):
         weights = jnp.zeros(hidden.shape[:2])  # unused: losses of tokens do not depend on weights
-        values = _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
-        return values.reshape(weights.shape)
+        return _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
 
     return on_devices(on_device, INPUTS[:-1], P(BATCH))(hidden, table, tokens, teacher_table)
 
@@ -125,31 +124,58 @@ per_token.defvjp(_per_token_forward, _per_token_backward)
 
 def _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
     """The loss of each of the device's tokens, reduced over the whole vocabulary."""
-    tables = gathered((table.astype(hidden.dtype), teacher_table))
+    tables = table.astype(hidden.dtype), teacher_table
+    axes, rows, tables = met((hidden, tokens, weights), tables)
     if kernels := _kernels(loss, hidden.dtype, tables):
-        return kernels.loss(*_flat(loss, softcaps, hidden, tokens, weights, *tables))
-    return _in_chunks(loss, softcaps, chunk, hidden, tokens, *tables)
+        values = kernels.loss(*_flat(loss, softcaps, axes, *rows, *tables))
+        values = values.reshape(rows[-1].shape)
+    else:
+        values = _in_chunks(loss, softcaps, chunk, axes, *rows[:-1], *tables)
+    return own(axes, values, len(hidden))
 
 
 def _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
     """The same, and the gradients of Σ weights · loss in the device's hidden states and table."""
-    dtype, tables = table.dtype, gathered((table.astype(hidden.dtype), teacher_table))
+    tables = table.astype(hidden.dtype), teacher_table
+    axes, rows, tables = met((hidden, tokens, weights), tables)
     if kernels := _kernels(loss, hidden.dtype, tables):
-        arguments = _flat(loss, softcaps, hidden, tokens, weights, *tables)
-        values, d_hidden, d_table = kernels.loss_and_gradients(*arguments)
-        values, d_hidden = values.reshape(weights.shape), d_hidden.reshape(hidden.shape)
+        found = kernels.loss_and_gradients(*_flat(loss, softcaps, axes, *rows, *tables))
+        values, d_hidden, d_table = found
+        values, d_hidden = values.reshape(rows[-1].shape), d_hidden.reshape(rows[0].shape)
     else:
-        values, d_hidden, d_table = _gradients_in_chunks(
-            loss, softcaps, chunk, hidden, tokens, weights, *tables
-        )
+        found = _gradients_in_chunks(loss, softcaps, chunk, axes, *rows, *tables)
+        values, d_hidden, d_table = found
     d_hidden = lax.psum(d_hidden, several("tensor"))
-    d_table = lax.psum(reduce_scatter(d_table, "fsdp", axis=0), several("data"))
-    return values, d_hidden, d_table.astype(dtype)
+    if "fsdp" in axes:
+        d_hidden = reduce_scatter(d_hidden, "fsdp", axis=0)
+    else:
+        d_table = reduce_scatter(d_table, "fsdp", axis=0)
+    d_table = lax.psum(d_table, several("data"))
+    return own(axes, values, len(hidden)), d_hidden, d_table.astype(table.dtype)
 
 
-def gathered(tables: Any) -> Any:
-    """The tables, all-gathered over `fsdp`."""
-    return jax.tree.map(lambda table: all_gather(table, "fsdp", axis=0), tables)
+def met(rows: tuple[Any, ...], tables: tuple[Any, ...]) -> tuple[tuple[str, ...], Any, Any]:
+    """The axes that split the vocabulary; and the rows and the tables that meet on a device.
+
+    Of the group along `fsdp` these are either the device's own rows and all tables, or all rows and
+    its own part of the tables; gradients go the other way. Rows and tables, first of all hidden
+    states [b, T, D] and a table [v, D], are as wide as the models: what is gathered, moved and held
+    is least where there are fewer of them, tokens of the batch or of the vocabulary.
+    """
+    hidden, table = rows[0], tables[0]
+    if several("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
+        return ("tensor", "fsdp"), _gathered(rows), tables
+    return ("tensor",), rows, _gathered(tables)
+
+
+def _gathered(tree: Any) -> Any:
+    return jax.tree.map(lambda x: all_gather(x, "fsdp", axis=0), tree)
+
+
+def own(axes: Axes, values: Array, count: int) -> Array:
+    """Of the values of all rows that met, those of the device's own `count` rows."""
+    first = first_of(count, "fsdp")
+    return lax.dynamic_slice_in_dim(values, first, count) if "fsdp" in axes else values
 
 
 def _kernels(loss: HeadLoss, dtype: jnp.dtype, tables: Any) -> Any:
@@ -173,7 +199,7 @@ def _counted(loss: HeadLoss, weights: Array, x: Array) -> Array:
     return x if loss.kernel else jnp.where(weights != 0, x, 0)
 
 
-def _of_chunk(loss, softcaps, z, tokens, teacher_table):
+def _of_chunk(loss, softcaps, axes, z, tokens, teacher_table):
     """The loss of a chunk's logits, and its gradient in them."""
 
     def teacher():
@@ -181,21 +207,24 @@ def _of_chunk(loss, softcaps, z, tokens, teacher_table):
             raise ValueError("this loss asks for a teacher's logits: give it a teacher")
         return logits(tokens.teacher, teacher_table, softcaps[1])
 
-    return loss.of_chunk(z, tokens, teacher)
+    return loss.of_chunk(z, tokens, teacher, axes)
 
 
-def _in_chunks(loss, softcaps, chunk, hidden, tokens, table, teacher_table):
+def _in_chunks(loss, softcaps, chunk, axes, hidden, tokens, table, teacher_table):
     """The loss of each token, chunk by chunk."""
 
     def of_chunk(piece):
         h, aux = piece
-        return _of_chunk(loss, softcaps, logits(h, table, softcaps[0]), aux, teacher_table)[0]
+        z = logits(h, table, softcaps[0])
+        return _of_chunk(loss, softcaps, axes, z, aux, teacher_table)[0]
 
     pieces = split((hidden, tokens), chunk or chunk_size(hidden, table))
     return join(lax.map(of_chunk, pieces), hidden.shape[1])
 
 
-def _gradients_in_chunks(loss, softcaps, chunk, hidden, tokens, weights, table, teacher_table):
+def _gradients_in_chunks(
+    loss, softcaps, chunk, axes, hidden, tokens, weights, table, teacher_table
+):
     """The same, and the weighted sum's gradients from a device's shard of the vocabulary.
 
     The table's gradient is fp32.
@@ -204,7 +233,7 @@ def _gradients_in_chunks(loss, softcaps, chunk, hidden, tokens, weights, table, 
     def of_chunk(d_table, piece):
         h, aux, w = piece
         z = logits(h, table, softcaps[0])
-        value, dz = _of_chunk(loss, softcaps, z, aux, teacher_table)
+        value, dz = _of_chunk(loss, softcaps, axes, z, aux, teacher_table)
         dz = _counted(loss, w[..., None], dz) * w[..., None]
         if softcaps[0] is not None:
             dz = dz * (1 - jnp.square(z / softcaps[0]))
@@ -220,7 +249,7 @@ def _gradients_in_chunks(loss, softcaps, chunk, hidden, tokens, weights, table, 
     return values, d_hidden, d_table
 
 
-def _flat(loss, softcaps, hidden, tokens, weights, table, teacher_table):
+def _flat(loss, softcaps, axes, hidden, tokens, weights, table, teacher_table):
     """The arguments of the kernels: rows and time flattened to one axis."""
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
@@ -230,7 +259,7 @@ def _flat(loss, softcaps, hidden, tokens, weights, table, teacher_table):
         flat(hidden),
         weights.reshape(-1, 1),
         flat(tokens.teacher) if with_teacher else None,
-        (tokens.targets - first_of(vocabulary, "tensor")).reshape(-1, 1) if with_targets else None,
+        (tokens.targets - first_of(vocabulary, *axes)).reshape(-1, 1) if with_targets else None,
     )
     tables = head_tile.Tables(table, teacher_table if with_teacher else None)
     made = head_tile.Head(
@@ -238,7 +267,8 @@ def _flat(loss, softcaps, hidden, tokens, weights, table, teacher_table):
         softcap=bits[0],
         teacher_softcap=bits[1],
         vocabulary=vocabulary,
-        whole=vocabulary * parts("tensor"),
+        whole=vocabulary * parts(*axes),
+        axes=axes,
     )
     return made, rows, tables
 

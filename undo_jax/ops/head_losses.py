@@ -2,10 +2,10 @@
 
 `by_autodiff` makes one from a plain function of whole logits; that is all that a new loss needs.
 Those here are in closed form: they work on a device's shard of the vocabulary, and
-`over_vocabulary` and `log_softmax` reduce over all of it.
+`total` and `log_softmax` reduce over all of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int
 from undo_jax.collectives import all_gather, first_of
 from undo_jax.mesh import parts, several
 from undo_jax.ops.head_tile import Target
+
+Axes = Sequence[str]  # of the mesh
 
 
 class Tokens(NamedTuple):
@@ -32,15 +34,15 @@ class Tokens(NamedTuple):
 class HeadLoss:
     """A loss l(z) of a token's soft-capped logits z, in chunks on every device and mesh.
 
-    `of_chunk(z, tokens, teacher)` gets a device's logits of a chunk, [B, T, V], the chunk's
-    `Tokens`, and a function that computes the teacher's logits, [B, T, V]. It returns l and ∂l/∂z:
-    [B, T] and [B, T, V].
+    `of_chunk(z, tokens, teacher, axes)` gets a device's logits of a chunk, [B, T, V], the chunk's
+    `Tokens`, a function that computes the teacher's logits, [B, T, V], and the mesh axes that the
+    vocabulary is split over. It returns l and ∂l/∂z: [B, T] and [B, T, V].
 
     `kernel` is the target for which the kernels for TPU and GPU compute exactly this loss (see
     `head_tile`). None: no kernel is used. Raises ValueError for an unknown target.
     """
 
-    of_chunk: Callable[[Array, Tokens, Callable[[], Array]], tuple[Array, Array]]
+    of_chunk: Callable[[Array, Tokens, Callable[[], Array], Axes], tuple[Array, Array]]
     kernel: Target | None = None
 
     def __post_init__(self):
@@ -62,48 +64,43 @@ def by_autodiff(loss: Callable[[Array, Tokens, Array | None], Array]) -> HeadLos
 # -------------------------------------------------------------------------------- in closed form
 
 
-def _cross_entropy(z, tokens, _teacher):
-    log_p, size = log_softmax(z), z.shape[-1]
-    hot = jax.nn.one_hot(tokens.targets - first_of(size, "tensor"), size, dtype=z.dtype)
-    return -over_vocabulary(jnp.sum, lax.psum, hot * log_p), jnp.exp(log_p) - hot
+def _cross_entropy(z, tokens, _teacher, axes):
+    log_p, size = log_softmax(z, axes), z.shape[-1]
+    hot = jax.nn.one_hot(tokens.targets - first_of(size, *axes), size, dtype=z.dtype)
+    return -total(hot * log_p, axes), jnp.exp(log_p) - hot
 
 
-def _kl_to_teacher(z, _tokens, teacher):
-    log_p = log_softmax(z)
-    log_t = log_softmax(teacher())
-    t = jnp.exp(log_t)
-    return over_vocabulary(jnp.sum, lax.psum, t * (log_t - log_p)), jnp.exp(log_p) - t
+def _kl_to_teacher(z, _tokens, teacher, axes):
+    return _forward(log_softmax(z, axes), log_softmax(teacher(), axes), axes)
 
 
-def _kl_to_uniform(z, _tokens, _teacher):
-    log_p, size = log_softmax(z), z.shape[-1] * parts("tensor")
-    loss = -over_vocabulary(jnp.sum, lax.psum, log_p) / size - jnp.log(size)
-    return loss, jnp.exp(log_p) - 1 / size
+def _kl_to_uniform(z, _tokens, _teacher, axes):
+    log_p, size = log_softmax(z, axes), z.shape[-1] * parts(*axes)
+    return -total(log_p, axes) / size - jnp.log(size), jnp.exp(log_p) - 1 / size
 
 
-def _at_temperature(divergence, z, tokens, teacher):
+def _at_temperature(divergence, z, tokens, teacher, axes):
     """τ² · divergence of softmax(z/τ) and softmax(y/τ): τ² keeps the size of the gradient."""
     temperature = tokens.extra[..., None]
-    log_p, log_t = log_softmax(z / temperature), log_softmax(teacher() / temperature)
-    value, gradient = divergence(log_p, log_t)
+    log_p, log_t = (log_softmax(x / temperature, axes) for x in (z, teacher()))
+    value, gradient = divergence(log_p, log_t, axes)
     return jnp.square(tokens.extra) * value, temperature * gradient
 
 
-def _forward(log_p, log_t):
+def _forward(log_p, log_t, axes):
     t = jnp.exp(log_t)
-    return over_vocabulary(jnp.sum, lax.psum, t * (log_t - log_p)), jnp.exp(log_p) - t
+    return total(t * (log_t - log_p), axes), jnp.exp(log_p) - t
 
 
-def _reverse(log_p, log_t):
+def _reverse(log_p, log_t, axes):
     p, ratio = jnp.exp(log_p), log_p - log_t
-    value = over_vocabulary(jnp.sum, lax.psum, p * ratio)
+    value = total(p * ratio, axes)
     return value, p * (ratio - value[..., None])
 
 
-def _jensen_shannon(log_p, log_t):
+def _jensen_shannon(log_p, log_t, axes):
     p, log_m = jnp.exp(log_p), jnp.logaddexp(log_p, log_t) - jnp.log(2.0)
-    of_p = over_vocabulary(jnp.sum, lax.psum, p * (log_p - log_m))
-    of_t = over_vocabulary(jnp.sum, lax.psum, jnp.exp(log_t) * (log_t - log_m))
+    of_p, of_t = total(p * (log_p - log_m), axes), total(jnp.exp(log_t) * (log_t - log_m), axes)
     return (of_p + of_t) / 2, p * (log_p - log_m - of_p[..., None]) / 2
 
 
@@ -116,43 +113,43 @@ REVERSE_KL = HeadLoss(partial(_at_temperature, _reverse))  # KL(p ‖ t)
 JENSEN_SHANNON = HeadLoss(partial(_at_temperature, _jensen_shannon))
 
 
-# ---------------------------- the vocabulary is sharded over `tensor`: z is a device's shard of it
+# ----------------------------- the vocabulary is split over mesh axes: z is a device's shard of it
 
 
-def over_vocabulary(reduce: Callable, combine: Callable, z: Array) -> Array:
-    """A reduction over all of the vocabulary, e.g. (jnp.max, lax.pmax)."""
-    return combine(reduce(z, axis=-1), several("tensor"))
+def total(z: Array, axes: Axes) -> Array:
+    """The sum over all of the vocabulary."""
+    return lax.psum(jnp.sum(z, axis=-1), several(*axes))
 
 
-def log_softmax(z: Array) -> Array:
-    z = z - over_vocabulary(jnp.max, lax.pmax, z)[..., None]
-    return z - jnp.log(over_vocabulary(jnp.sum, lax.psum, jnp.exp(z)))[..., None]
+def log_softmax(z: Array, axes: Axes) -> Array:
+    z = z - lax.pmax(jnp.max(z, axis=-1), several(*axes))[..., None]
+    return z - jnp.log(total(jnp.exp(z), axes))[..., None]
 
 
-def _differentiated(loss, z, tokens, teacher):
+def _differentiated(loss, z, tokens, teacher, axes):
     """`of_chunk` of a plain function.
 
-    An all-to-all over `tensor` gives each device the whole vocabulary for its share of the tokens:
-    no collective is differentiated, and no device repeats another's work.
+    An all-to-all gives each device the whole vocabulary for its share of the tokens: no collective
+    is differentiated, and no device repeats another's work.
     """
-    count, share = z[..., 0].size, -(-z[..., 0].size // parts("tensor"))
+    there, devices = several(*axes), parts(*axes)
+    count, share = z[..., 0].size, -(-z[..., 0].size // devices)
 
-    def shares(x, kept):  # [B, T, ...] -> [tokens, ...], padded to divide `tensor`
+    def shares(x, kept):  # [B, T, ...] -> [tokens, ...], padded to divide the devices
         x = x.reshape(-1, *x.shape[kept:])
-        return jnp.pad(x, [(0, -count % parts("tensor"))] + [(0, 0)] * (x.ndim - 1))
+        return jnp.pad(x, [(0, -count % devices)] + [(0, 0)] * (x.ndim - 1))
 
     def own(x):  # this device's share of a replicated x
-        return lax.dynamic_slice_in_dim(shares(x, 2), first_of(share, "tensor"), share)
+        return lax.dynamic_slice_in_dim(shares(x, 2), first_of(share, *axes), share)
 
     def exchange(x, split, joined):
-        there = several("tensor")
         return lax.all_to_all(x, there, split, joined, tiled=True) if there else x
 
     whole = lambda z: exchange(shares(z, 2), 0, 1)  # noqa: E731
     y = None if tokens.teacher is None else whole(teacher())
     value, pull = jax.vjp(partial(_per_token, loss, jax.tree.map(own, tokens), y), whole(z))
     (dz,) = pull(jnp.ones_like(value))
-    value, dz = all_gather(value, "tensor", axis=0), exchange(dz, 1, 0)
+    value, dz = all_gather(value, *axes, axis=0), exchange(dz, 1, 0)
     return value[:count].reshape(z.shape[:-1]), dz[:count].reshape(z.shape)
 
 

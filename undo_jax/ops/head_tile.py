@@ -51,6 +51,7 @@ class Head(NamedTuple):
     teacher_softcap: float | None
     vocabulary: int  # of one device's table
     whole: int  # of all devices' tables
+    axes: tuple[str, ...] = ()  # mesh axes that the vocabulary is split over
     exp2: Callable[[Any], Any] = jnp.exp2
     tanh: Callable[[Any, float], Any] = lambda x, scale: jnp.tanh(scale * x)
 
@@ -151,7 +152,7 @@ def finish(
     head: Head, found: list[Float[Array, "S R 1"]]
 ) -> tuple[Float[Array, "R 1"], Normalisers]:
     """Each row's loss in nats, from the statistics of S parts of each device's vocabulary."""
-    axes = several("tensor")
+    axes = several(*head.axes)
 
     def over_parts(top, *sums):
         """The maximum of all parts, and sums rescaled to it from each part's own."""

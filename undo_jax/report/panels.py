@@ -61,11 +61,12 @@ def figure(rows: int, columns: int, legend_rows: int = 1) -> tuple[Figure, Any]:
 
 def draw_curves(ax: Axes, curves: Mapping[str, Spreads], looks: Mapping[str, Look]) -> None:
     """Means over seeds as lines, from the lowest to the highest seed as bands."""
+    tint = min(0.13, 0.6 / max(len(curves), 1))  # of bands, which lie over each other
     for z, (model, found) in enumerate(curves.items()):
         steps, look = list(found), looks[model]
         if any(len(spread.finite) > 1 for spread in found.values()):
             low, high = ([getattr(s, side) for s in found.values()] for side in ("low", "high"))
-            ax.fill_between(steps, low, high, color=look.colour, alpha=0.13, linewidth=0, zorder=2)
+            ax.fill_between(steps, low, high, color=look.colour, alpha=tint, linewidth=0, zorder=2)
         means = [s.mean for s in found.values()]
         ax.plot(steps, means, color=look.colour, linestyle=look.style, linewidth=1.9, zorder=10 + z)
     ax.margins(x=0)

@@ -54,7 +54,9 @@ def points(studies: Mapping[str, Study]) -> list[Point]:
 def _looks(study: Study) -> dict[str, Look]:
     grid = alphas(study)
     places = {m: rank / max(len(grid) - 1, 1) for rank, m in enumerate(grid)}
-    looks = {"unlearn-only": Look(WARM), **{m: Look(shade(place)) for m, place in places.items()}}
+    looks = {"unlearn-only": Look(WARM)}
+    for model, place in places.items():  # without noise it is unlearn-only, or near
+        looks[model] = Look(shade(place), "-" if grid[model] else (0, (1, 1.8)))
     return {**looks, FRESH: Look(PURPLE, (0, (7, 1.8, 1.2, 1.8))), "oracle": panels.ORACLE}
 
 
