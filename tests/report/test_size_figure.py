@@ -13,7 +13,6 @@ SPEED = {  # forget score at steps 10 and 20, of .9 at step 30 and .1 at first
     "unlearn-only": 0.9, "α=0.4": 0.7, "α=0.8": 0.5, "Unlearn-and-Distill": 0.3, "oracle": 0.1,
 }  # fmt: skip
 FLOPS = {"α=0.4": 200.0, "α=0.8": 400.0, "Unlearn-and-Distill": 500.0}  # of 1000 times the size
-WORST = {"unlearn-only": 0.9, "α=0.4": 0.7, "α=0.8": 0.5, "Unlearn-and-Distill": 0.3, "oracle": 0.1}
 
 
 def run(root: Path, width: int, seeds=(10, 11), quicker=1.0) -> Study:
@@ -27,7 +26,7 @@ def run(root: Path, width: int, seeds=(10, 11), quicker=1.0) -> Study:
             if model in FLOPS:
                 alpha = float(model[2:]) if "=" in model else None
                 work.add("distill", model, seed, alpha=alpha, flops=FLOPS[model] * width / quicker)
-            work.attack(model, seed, curves={("forget", 0.01): (0.1, speed, speed, WORST[model])})
+            work.attack(model, seed, curves={("forget", 0.01): (0.1, speed, speed, 0.9)})
     return Study(f"arithmetic_width{width}", read_logs(root, work.name))
 
 
@@ -39,12 +38,12 @@ def test_claims_compare_each_size_with_the_next_smaller_one(tmp_path):
     slower = [c for c in found if c.says == "α=0.4 relearns more slowly than unlearn-only"]
     assert [c.setting for c in slower] == ["Arithmetic, width 48", "Arithmetic, width 96"]
     assert [len(c.values.values) for c in slower] == [2, 1]
-    # shares of .9 − .1 at steps 10, 20 and 30 of 30, by trapezoids
-    assert slower[0].values.values == pytest.approx((0.2 * (10 + 10 + 5) / 30 / 0.8,) * 2)
+    # shares of .9 − .1 at steps 10 and 20 of 30, by trapezoids
+    assert slower[0].values.values == pytest.approx((0.2 * 20 / 30 / 0.8,) * 2)
     (grown,) = (c for c in found if c.says.startswith("α=0.8 is more robust for its FLOPs"))
     assert grown.says.endswith("than at arithmetic, width 48")
     assert grown.setting == "Arithmetic, width 96"
-    robust = 100 * (0.5 - 0.9) / (0.1 - 0.9)
+    robust = 100 * (0.9 - 0.5) / (0.9 - 0.1)
     assert grown.values.values == pytest.approx((robust / 20 - robust / 40,))  # seed 10 alone
 
 
