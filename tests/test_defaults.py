@@ -41,7 +41,7 @@ DEFAULTS = {
     Pretraining: {"base": None},
     Unlearning: {"method": maxent, "trains": None},
     Students: {"fresh_student": True, "student": None},
-    Distillation: {"tolerance": 0.05, "stop_early": True},
+    Distillation: {"tolerance": 0.05, "stop_early": True, "filtered": False},
     Relearning: {"attacks": ("forget",), "keep_at": ()},
     Paper: {"seeds": (0,), "together": 64, "sinks": ()},
     Pretrain: {"stream": "pretrain", "loss": language_modelling, "draw": "pretrain", "seed": None},

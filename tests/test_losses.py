@@ -58,6 +58,20 @@ def test_uniform_kl():
     np.testing.assert_allclose(value, _expected()["uniform_kl"], rtol=1e-5)
 
 
+def test_filtered_distillation_is_half_of_each():
+    """Rows on the two sides differ: the mask is that of forget alone."""
+    other = rows(TOKENS, 1 - MASK)
+    batch = {"retain": BATCH["train"], "forget": other}
+    value, metrics = losses.filtered_distillation(LM, PARAMS, REFS, batch, KEY)
+    uniform = -np.log(24) - _log_p(LM, PARAMS).mean(-1)
+    forget = (uniform * (1 - MASK)).sum() / (1 - MASK).sum()
+    retain = _expected()["distillation"]
+    assert abs(forget / retain - 1) > 0.05 and abs(forget / _expected()["uniform_kl"] - 1) > 0.01
+    np.testing.assert_allclose(value, (retain + forget) / 2, rtol=1e-5)
+    found = metrics["retain_kl"], metrics["forget_uniform_kl"]
+    np.testing.assert_allclose(found, (retain, forget), rtol=1e-5)
+
+
 TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 2.5])
 DIVERGENCES = {
     "distillation": lambda p, t: t * np.log(t / p),

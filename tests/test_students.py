@@ -19,6 +19,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.population.loop import Result, train_together
 from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.filtered import FilteredDistill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
@@ -179,3 +180,18 @@ def test_a_student_is_made_sharded(kind):
     query = made["layers"]["attention"]["query"]
     assert query.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     assert query.addressable_shards[0].data.size == query.size // 4
+
+
+def test_a_filtered_distillation_has_as_many_rows_half_of_them_forget_data():
+    shipped = _experiment(None)
+    usual = shipped.graph().models
+    made = replace(shipped, distill=replace(shipped.distill, filtered=True)).graph().models
+    for name in ("UNDO α=0.5", "Unlearn-and-Distill"):
+        recipe, plain = made[name], usual[name]
+        assert type(plain) is Distill and type(recipe) is FilteredDistill
+        assert set(recipe.streams) == {"retain", "forget"}
+        assert 2 * recipe.training.batch_size == plain.training.batch_size == 8
+        assert recipe.student == plain.student and recipe.teacher == plain.teacher
+    odd = replace(shipped.distill.training, batch_size=7)
+    with pytest.raises(ValueError, match="^batch_size=7: half of a filtered batch is forget rows"):
+        replace(shipped.distill, training=odd, filtered=True)

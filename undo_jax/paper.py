@@ -5,7 +5,7 @@ pretrain ─ base ─ unlearn ─┬──────────────�
       └─── oracle ─────────────────────────────────── relearn
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -21,6 +21,7 @@ from undo_jax.optim import Trains
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe
 from undo_jax.recipes.distill import Distill
+from undo_jax.recipes.filtered import FilteredDistill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.imported import Import
 from undo_jax.recipes.perturb import Perturb
@@ -76,11 +77,24 @@ class Students:
 
 @dataclass(frozen=True)
 class Distillation:
-    """Distillation of the unlearned model into every student, until recovered; see `Distill`."""
+    """Distillation of the unlearned model into every student, until recovered; see `Distill`.
+
+    `filtered`: half of each batch is of forget rows, whose targets are uniform, see
+    `FilteredDistill`. Students then stay robust however long they are distilled (docs/RESULTS.md).
+    Raises ValueError for it with an odd batch.
+    """
 
     training: Training
     tolerance: float = 0.05
     stop_early: bool = True  # stop as soon as the student has recovered; False: all steps
+    filtered: bool = False
+
+    def __post_init__(self):
+        if self.filtered and self.training.batch_size % 2:
+            raise ValueError(
+                f"batch_size={self.training.batch_size}: half of a filtered batch is forget rows, "
+                "give an even one"
+            )
 
 
 @dataclass(frozen=True)
@@ -166,11 +180,14 @@ class Paper:
         if self.noise.fresh_student:
             name = "Unlearn-and-Distill"
             students[name] = Fresh(small, draw=f"noise/{name}")
+        kind, studying = Distill, teaching.training
+        if teaching.filtered:  # from each side
+            kind, studying = FilteredDistill, replace(studying, batch_size=studying.batch_size // 2)
         distilled = {
-            name: Distill(
+            name: kind(
                 unlearned,
                 student,
-                teaching.training,
+                studying,
                 teaching.tolerance,
                 teaching.stop_early,
                 draw=f"distill/{name}",

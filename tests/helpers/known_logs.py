@@ -51,6 +51,7 @@ class Workdir:
         oracle: str | None = "oracle",
         settings: dict[str, object] | None = None,
         listed: bool | None = None,
+        made_from: Path | None = None,
     ) -> Path:
         """An artifact and, unless it is a student on its way, a model of the experiment.
 
@@ -60,7 +61,8 @@ class Workdir:
         folder = self.root / f"{stage}-{model}-seed{seed}-{known:08x}"
         folder.mkdir(parents=True)
         config = {"stage": stage, "model": "draw", "seed": seed}
-        config |= {"fingerprint": "ab", "upstream": [], "config": {stage: settings or {}}}
+        upstream = [] if made_from is None else [made_from.name.rpartition("-")[2]]
+        config |= {"fingerprint": "ab", "upstream": upstream, "config": {stage: settings or {}}}
         (folder / "config.json").write_text(json.dumps(config))
         if lines is None and stage == "distill":
             lines = [{"step": step, "loss": loss} for step, loss in LOSSES.items()]

@@ -1,6 +1,7 @@
 """The paper's figures against logs whose numbers are known."""
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,21 @@ def test_a_run_with_nothing_to_draw_is_named(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "methods-arithmetic-small: nothing to draw yet, run it to its end" in said
     assert not (tmp_path / "figures").exists()
+
+
+def test_of_two_models_with_the_role_of_a_base_the_unlearned_one_counts(tmp_path):
+    """E.g. beside an oracle that was trained longer."""
+    work = Workdir(tmp_path, name="beyond-arithmetic-small")
+    base = work.add("pretrain", "base", 0, scores=(0.99, 0.9))
+    work.add("pretrain", "oracle", 0, scores=(0.99, 0.1))
+    longer = work.add("pretrain", "oracle, 4×", 0, scores=(0.99, 0.3))
+    work.add("unlearn", "unlearn-only", 0, scores=(0.99, 0.1), made_from=base)
+    work.attack("unlearn-only", 0, curves={("forget", 0.01): (0.1, 0.5, 0.5, 0.5)})
+
+    def shares():
+        study = Study("arithmetic", read_logs(tmp_path, work.name))
+        return study.shares("unlearn-only")[0][10]
+
+    assert shares() == pytest.approx((0.5 - 0.1) / (0.9 - 0.1))
+    work.add("unlearn", "another", 0, scores=(0.99, 0.1), made_from=longer)
+    assert math.isnan(shares())  # which base is meant is not known

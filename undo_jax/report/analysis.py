@@ -65,10 +65,7 @@ def cases_of(logs: Logs) -> list[Case]:
         for folder, found in on.items()
         if found
     }
-    known = [e for e in logs.entries if e.role == "base" and e.artifact in finished]
-    bases = {e.seed: _forget(finished[e.artifact], logs) for e in known}
-    bases = bases if len({e.model for e in known}) <= 1 else {}  # which is meant is not known
-    made = []
+    bases, made = _bases(logs, finished), []
     for entry in logs.entries:
         attacks = on[entry.artifact].values()
         evaluations = tuple(a for one in attacks for a in one.attacks)
@@ -97,6 +94,19 @@ def cases_of(logs: Logs) -> list[Case]:
             )
         )
     return made
+
+
+def _bases(logs: Logs, finished: Mapping[str, Logged]) -> dict[int | None, float]:
+    """Forget scores of the base before attacks, by seed.
+
+    Of several models with that role it is the one that was unlearned; empty if these are several.
+    """
+    known = [e for e in logs.entries if e.role == "base" and e.artifact in finished]
+    unlearned = [e for e in logs.entries if e.role == "unlearned" and e.artifact in finished]
+    meant = {fingerprint for e in unlearned for fingerprint in finished[e.artifact].upstream}
+    known = [e for e in known if e.artifact.rpartition("-")[2] in meant] or known
+    scores = {e.seed: _forget(finished[e.artifact], logs) for e in known}
+    return scores if len({e.model for e in known}) <= 1 else {}
 
 
 def _forget(made: Logged | None, logs: Logs) -> float:

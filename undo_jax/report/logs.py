@@ -200,7 +200,14 @@ def read_artifact(
             unreadable=unreadable + lost,
             settings=_settings(config, stage),
             losses=losses,
+            upstream=_upstream(config),
         )
+
+
+def _upstream(config: Json) -> tuple[str, ...]:
+    """Fingerprints of what an artifact was made from; none where config.json does not list them."""
+    found = config.get("upstream")
+    return tuple(filter(lambda x: isinstance(x, str), found)) if isinstance(found, list) else ()
 
 
 def _settings(config: Json, stage: str) -> Json:

@@ -51,6 +51,7 @@ class Logged:
     unreadable: int = 0  # lines of metrics.jsonl
     settings: Json = field(default_factory=dict)  # of its recipe
     losses: Mapping[int, float] = field(default_factory=dict)  # of a distillation, by step
+    upstream: tuple[str, ...] = ()  # fingerprints of what it was made from
 
 
 @dataclass(frozen=True)
