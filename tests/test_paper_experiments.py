@@ -101,9 +101,10 @@ def test_a_figure_builds_at_the_papers_scale_without_data(name, setting, empty, 
     monkeypatch.chdir(empty)
     flags = ["--scale", "paper", "--setting", setting]
     made = override(experiment_file.load(FILES[name]), flags).graph()
-    assert isinstance(made, Experiment) and made.name == f"{name}-{setting}-paper"
-    widths = {recipe.lm.width for recipe in made.models.values()}  # type: ignore[attr-defined]
     width = {"arithmetic": 768, "language": 320}[setting]
+    told = f"{setting}_width{width}" if name == "size" else setting
+    assert isinstance(made, Experiment) and made.name == f"{name}-{told}-paper"
+    widths = {recipe.lm.width for recipe in made.models.values()}  # type: ignore[attr-defined]
     assert widths == {
         width,
         *([width // 2] if name == "baselines" else []),
@@ -117,3 +118,26 @@ def test_distillation_at_the_papers_scale_fits_a_slice(empty, monkeypatch, capsy
     flags = ["--scale", "paper", "--setting", "language", "--stage", "distill"]
     cli.main(["fit", FILES["oracle_matching"], "--topology", "v5e:4x4", *flags])
     assert "fits" in capsys.readouterr().out
+
+
+def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
+    monkeypatch.chdir(empty)
+    knobs = experiment_file.load(FILES["size"])
+    own, wide = knobs.graph(), override(knobs, ["--width", "96"]).graph()
+    assert (own.name, wide.name) == (
+        "size-arithmetic_width48-small", "size-arithmetic_width96-small"
+    )  # fmt: skip
+    small, large = (of.models["base"].lm for of in (own, wide))
+    for part in ("width", "heads", "kv_heads", "feed_forward"):
+        assert getattr(large, part) == 2 * getattr(small, part)
+    assert large.head_width == small.head_width and large.init_stddev == 96**-0.5
+    for model in ("base", "unlearn-only", "α=0.8"):
+        rates = [of.models[model].training.optimizer.learning_rate for of in (own, wide)]
+        assert rates[0] == 2 * rates[1], model
+    assert own.attacks[0].learning_rates == tuple(2 * r for r in wide.attacks[0].learning_rates)
+    assert (own.seeds, override(knobs, ["--width", "216"]).graph().seeds) == (
+        (10, 11, 12, 13, 14), (10, 11)
+    )  # fmt: skip
+    for width in ("50", "0", "-12"):
+        with pytest.raises(ValueError, match=f"^width={width}: give a multiple of 12, so that"):
+            override(knobs, ["--width", width])

@@ -16,6 +16,7 @@ no text uses, and the noise of the embedding has 17 times the official limit: --
 give the official vocabulary and its English.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -172,11 +173,12 @@ def _in_parts(stage: Any, parts: int) -> Any:
 def at_width(lm: Any, width: int) -> LM:
     """A decoder of another width, with heads as wide as its own; small ones begin by their width.
 
-    Raises ValueError for a width with which heads or the feed-forward width are no whole numbers.
+    Raises ValueError for a width with which heads or the feed-forward width would not be whole.
     """
-    scaled = {n: getattr(lm, n) * width for n in ("feed_forward", "heads", "kv_heads")}
-    if width < 1 or any(value % lm.width for value in scaled.values()):
-        raise ValueError(f"width={width}: heads or feed-forward would be no whole number")
+    sizes = {name: getattr(lm, name) for name in ("feed_forward", "heads", "kv_heads")}
+    step = lm.width // math.gcd(lm.width, *sizes.values())
+    if width < 1 or width % step:
+        raise ValueError(f"width={width}: give a multiple of {step}, so that heads are whole")
     spread = width**-0.5 if lm.init_stddev == lm.width**-0.5 else lm.init_stddev
-    whole = {name: value // lm.width for name, value in scaled.items()}
-    return replace(lm, **whole, width=width, init_stddev=spread)
+    scaled = {name: size * width // lm.width for name, size in sizes.items()}
+    return replace(lm, **scaled, width=width, init_stddev=spread)

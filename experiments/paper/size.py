@@ -5,7 +5,7 @@
     undo-jax run experiments/paper/size.py --width 216 --workdir runs/paper
     undo-jax figures runs/paper
 
-At small scale these have 48, 187 and 939 thousand parameters, and five, five and two seeds. Heads
+At small scale these have 48, 187 and 940 thousand parameters, and five, five and two seeds. Heads
 and the feed-forward width grow with the width, learning rates of training and of attacks fall with
 it; all else stays.
 """
