@@ -10,6 +10,8 @@ from known_logs import STEPS, Workdir
 
 from undo_jax import cli
 from undo_jax.report import analyse, paper_page, read_logs
+from undo_jax.report.claims import Claim
+from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import oracle_matching, pareto
 from undo_jax.report.records import Measure
 from undo_jax.report.studies import Study
@@ -222,3 +224,8 @@ def test_of_two_models_with_the_role_of_a_base_the_unlearned_one_counts(tmp_path
     assert shares() == pytest.approx((0.5 - 0.1) / (0.9 - 0.1))
     work.add("unlearn", "another", 0, scores=(0.99, 0.1), made_from=longer)
     assert math.isnan(shares())  # which base is meant is not known
+
+
+def test_a_number_that_rounds_to_zero_has_no_minus():
+    claim = Claim("it is", "arithmetic", "a difference", Spread((-0.004, -0.002, 0.003)))
+    assert claim.number.startswith("+0.00 [+0.00, +0.00], Student's [-0.01, +0.01], 1 of 3 seeds")

@@ -49,11 +49,19 @@ class Claim:
         found = self.values.finite
         if not found:
             return "no finished seed"
-        told = f"{self.values.mean:+.2f}"
+        told = _signed(self.values.mean)
         if len(found) > 1:
             (low, high), (least, most) = bootstrap(self.values), student(self.values)
-            told += f" [{low:+.2f}, {high:+.2f}], Student's [{least:+.2f}, {most:+.2f}]"
+            inner, outer = (
+                f"[{_signed(a)}, {_signed(b)}]" for a, b in ((low, high), (least, most))
+            )
+            told += f" {inner}, Student's {outer}"
         return f"{told}, {self.in_favour} of {len(found)} seeds"
+
+
+def _signed(number: float) -> str:
+    """With two digits and its sign; what rounds to zero has a plus."""
+    return f"{round(number, 2) + 0.0:+.2f}"
 
 
 def grid(claims: Sequence[Claim]) -> Grid:
