@@ -148,6 +148,7 @@ def _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weig
     d_hidden = lax.psum(d_hidden, several("tensor"))
     if "fsdp" in axes:
         d_hidden = reduce_scatter(d_hidden, "fsdp", axis=0)
+        d_table = _after(d_table, d_hidden)
     else:
         d_table = reduce_scatter(d_table, "fsdp", axis=0)
     d_table = lax.psum(d_table, several("data"))
@@ -169,7 +170,18 @@ def met(rows: tuple[Any, ...], tables: tuple[Any, ...]) -> tuple[tuple[str, ...]
 
 
 def _gathered(tree: Any) -> Any:
-    return jax.tree.map(lambda x: all_gather(x, "fsdp", axis=0), tree)
+    """All-gathered over `fsdp`, one after another: see `_after`."""
+    leaves, structure = jax.tree.flatten(tree)
+    found: list[Array] = []
+    for leaf in leaves:
+        leaf = _after(leaf, found[-1]) if found else leaf
+        found.append(all_gather(leaf, "fsdp", axis=0))
+    return jax.tree.unflatten(structure, found)
+
+
+def _after(x: Array, done: Array) -> Array:
+    """`x`, once `done` is there: XLA for CPU hangs if devices wait in different collectives."""
+    return lax.optimization_barrier((x, done))[0]
 
 
 def own(axes: Axes, values: Array, count: int) -> Array:
