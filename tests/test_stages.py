@@ -300,14 +300,15 @@ def test_a_summary_says_who_recovered_and_what_it_cost(ran):
 def test_an_artifact_says_what_it_was_made_from(ran):
     """What its recipe says, the setting, the model, and the artifacts before it."""
     experiment, made = _experiment(), {}
-    distill, rates = experiment.distill, experiment.relearn.learning_rates
+    rates, distill = experiment.relearn.learning_rates, {**vars(experiment.distill)}
+    assert not distill.pop("filtered")  # another recipe, if it is
     parts = {
         "unlearn": {
             "training": experiment.unlearn.training,
             "loss": experiment.unlearn.method,
             "trains": TRAINS,
         },
-        "distill": {**vars(distill), "stream": "pretrain", "loss": losses.distillation},
+        "distill": {**distill, "stream": "pretrain", "loss": losses.distillation},
     }
     for stage, model, seed, artifact in ran.artifacts:
         said = json.loads((artifact.folder / "config.json").read_text())

@@ -26,8 +26,6 @@ from undo_jax.ops.head_chunks import (
     chunk_size,
     join,
     logits,
-    met,
-    own,
     split,
 )
 from undo_jax.ops.head_losses import (
@@ -37,6 +35,7 @@ from undo_jax.ops.head_losses import (
     HeadLoss,
     Tokens,
 )
+from undo_jax.ops.head_split import met, own
 from undo_jax.sharding import pad_rows
 
 

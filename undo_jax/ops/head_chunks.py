@@ -5,9 +5,9 @@ the forward pass, so that the backward pass only scales them: one pass over the 
 `per_token` the tokens' cotangents are known only in the backward pass, which recomputes the logits.
 
 On a mesh the vocabulary is split over `tensor`. Along `fsdp`, devices have different rows and
-different parts of the tables: either the group's rows are gathered or its tables, see `met`. The
-table's gradient is summed in fp32 on each device and reduced once, after the last chunk. `head_tpu`
-or `head_gpu` computes a device's part if `chosen` and if the loss has a kernel.
+different parts of the tables: either the group's rows are gathered or its tables, see `head_split`.
+The table's gradient is summed in fp32 on each device and reduced once, after the last chunk.
+`head_tpu` or `head_gpu` computes a device's part if `chosen` and if the loss has a kernel.
 """
 
 from functools import partial
@@ -19,10 +19,11 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from undo_jax.collectives import all_gather, first_of, on_devices, reduce_scatter
+from undo_jax.collectives import first_of, on_devices, reduce_scatter
 from undo_jax.mesh import BATCH, parts, several
 from undo_jax.ops import head_gpu, head_tile, head_tpu
-from undo_jax.ops.head_losses import Axes, HeadLoss, Tokens
+from undo_jax.ops.head_losses import HeadLoss, Tokens
+from undo_jax.ops.head_split import after, met, own
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
 
@@ -148,46 +149,11 @@ def _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weig
     d_hidden = lax.psum(d_hidden, several("tensor"))
     if "fsdp" in axes:
         d_hidden = reduce_scatter(d_hidden, "fsdp", axis=0)
-        d_table = _after(d_table, d_hidden)
+        d_table = after(d_table, d_hidden)
     else:
         d_table = reduce_scatter(d_table, "fsdp", axis=0)
     d_table = lax.psum(d_table, several("data"))
     return own(axes, values, len(hidden)), d_hidden, d_table.astype(table.dtype)
-
-
-def met(rows: tuple[Any, ...], tables: tuple[Any, ...]) -> tuple[tuple[str, ...], Any, Any]:
-    """The axes that split the vocabulary; and the rows and the tables that meet on a device.
-
-    Of the group along `fsdp` these are either the device's own rows and all tables, or all rows and
-    its own part of the tables; gradients go the other way. Rows and tables, first of all hidden
-    states [b, T, D] and a table [v, D], are as wide as the models: what is gathered, moved and held
-    is least where there are fewer of them, tokens of the batch or of the vocabulary.
-    """
-    hidden, table = rows[0], tables[0]
-    if several("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
-        return ("tensor", "fsdp"), _gathered(rows), tables
-    return ("tensor",), rows, _gathered(tables)
-
-
-def _gathered(tree: Any) -> Any:
-    """All-gathered over `fsdp`, one after another: see `_after`."""
-    leaves, structure = jax.tree.flatten(tree)
-    found: list[Array] = []
-    for leaf in leaves:
-        leaf = _after(leaf, found[-1]) if found else leaf
-        found.append(all_gather(leaf, "fsdp", axis=0))
-    return jax.tree.unflatten(structure, found)
-
-
-def _after(x: Array, done: Array) -> Array:
-    """`x`, once `done` is there: XLA for CPU hangs if devices wait in different collectives."""
-    return lax.optimization_barrier((x, done))[0]
-
-
-def own(axes: Axes, values: Array, count: int) -> Array:
-    """Of the values of all rows that met, those of the device's own `count` rows."""
-    first = first_of(count, "fsdp")
-    return lax.dynamic_slice_in_dim(values, first, count) if "fsdp" in axes else values
 
 
 def _kernels(loss: HeadLoss, dtype: jnp.dtype, tables: Any) -> Any:

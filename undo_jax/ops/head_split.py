@@ -1,0 +1,46 @@
+"""How the head's work is split along `fsdp`: which rows and which tables meet on a device."""
+
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array
+
+from undo_jax.collectives import all_gather, first_of
+from undo_jax.mesh import several
+from undo_jax.ops.head_losses import Axes
+
+
+def met(rows: tuple[Any, ...], tables: tuple[Any, ...]) -> tuple[tuple[str, ...], Any, Any]:
+    """The axes that split the vocabulary; and the rows and the tables that meet on a device.
+
+    Of the group along `fsdp` these are either the device's own rows and all tables, or all rows and
+    its own part of the tables; gradients go the other way. Rows and tables, first of all hidden
+    states [b, T, D] and a table [v, D], are as wide as the models: what is gathered, moved and held
+    is least where there are fewer of them, tokens of the batch or of the vocabulary.
+    """
+    hidden, table = rows[0], tables[0]
+    if several("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
+        return ("tensor", "fsdp"), _gathered(rows), tables
+    return ("tensor",), rows, _gathered(tables)
+
+
+def _gathered(tree: Any) -> Any:
+    """All-gathered over `fsdp`, one after another: see `after`."""
+    leaves, structure = jax.tree.flatten(tree)
+    found: list[Array] = []
+    for leaf in leaves:
+        leaf = after(leaf, found[-1]) if found else leaf
+        found.append(all_gather(leaf, "fsdp", axis=0))
+    return jax.tree.unflatten(structure, found)
+
+
+def after(x: Array, done: Array) -> Array:
+    """`x`, once `done` is there: XLA for CPU hangs if devices wait in different collectives."""
+    return lax.optimization_barrier((x, done))[0]
+
+
+def own(axes: Axes, values: Array, count: int) -> Array:
+    """Of the values of all rows that met, those of the device's own `count` rows."""
+    first = first_of(count, "fsdp")
+    return lax.dynamic_slice_in_dim(values, first, count) if "fsdp" in axes else values
