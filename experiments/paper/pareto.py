@@ -20,7 +20,6 @@ from typing import ClassVar
 from scales import Figure
 from teachers import unlearned
 
-from undo_jax.attacks import Attack
 from undo_jax.experiment import Experiment
 from undo_jax.methods.npo import npo
 from undo_jax.methods.repnoise import repnoise
@@ -80,15 +79,12 @@ NPO_RETAIN = {"small": 5.0, "paper": 1.0}  # weight of the retain term; open-unl
 @dataclass(frozen=True)
 class Pareto(Figure):
     figure: ClassVar[str] = "pareto"
+    controlled: ClassVar[bool] = False
 
     def graph(self) -> Experiment:
         known = {"base": self.model("base"), "oracle": self.model("oracle")}
         settings = {**dict(self.unlearned()), **dict(self.distilled())}
         return self.experiment({**known, **settings}, attacked=("oracle", *settings))
-
-    def attacks(self) -> tuple[Attack, ...]:
-        """Relearning without its controls, which the figure does not show."""
-        return self.paper.graph().attacks
 
     def unlearned(self) -> Iterator[tuple[str, Recipe]]:
         """Models of each method but UNDO, by their names."""

@@ -58,6 +58,7 @@ class Figure:
     """What can be set from the command line, e.g. --setting language --scale paper --seeds 0 1."""
 
     figure: ClassVar[str]  # the name of its file here, and of the one in undo_jax/report/paper
+    controlled: ClassVar[bool] = True  # whether it shows the controls of relearning
     setting: Literal["arithmetic", "language"] = "arithmetic"
     scale: Literal["small", "paper"] = "small"
     seeds: tuple[int, ...] | None = None  # None: those that are reported
@@ -110,9 +111,9 @@ class Figure:
         return replace(made, training=training, stop_early=False)
 
     def attacks(self) -> tuple[Attack, ...]:
-        """Relearning; and in small arithmetic its controls, see `CONTROLS`."""
+        """Relearning; and in small arithmetic its controls, see `CONTROLS`, if they are shown."""
         attacks, paper = self.paper.graph().attacks, self.paper
-        if not getattr(paper.setting, "controls", False):
+        if not (self.controlled and getattr(paper.setting, "controls", False)):
             return attacks
         training, rates = paper.relearn.training, paper.relearn.learning_rates
         controls = (

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 from scales import Figure, at_width
 
-from undo_jax.attacks import Attack
 from undo_jax.experiment import Experiment
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Paper
@@ -30,6 +29,7 @@ LARGE = 200  # two seeds have to do from this width on at small scale
 @dataclass(frozen=True)
 class Size(Figure):
     figure: ClassVar[str] = "size"
+    controlled: ClassVar[bool] = False
     width: int | None = None  # None: of the setting and scale
 
     def __post_init__(self):
@@ -66,10 +66,6 @@ class Size(Figure):
         """Those of the setting; two for large models at small scale."""
         large = self.scale == "small" and (self.width or self.lm.width) >= LARGE
         return super().reported[: 2 if large else None]
-
-    def attacks(self) -> tuple[Attack, ...]:
-        """Relearning without its controls, which the figure does not show."""
-        return self.paper.graph().attacks
 
     def graph(self) -> Experiment:
         known = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}

@@ -1,12 +1,12 @@
 import math
 from functools import partial
-from itertools import product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from head_meshes import MESHES
 
 from undo_jax import train
 from undo_jax.mesh import MeshShape, make_mesh
@@ -16,22 +16,6 @@ B, T, D, D2, V = 2, 7, 5, 3, 11
 CHUNKS = pytest.mark.parametrize("chunk", [1, 3, 7, 100, None])  # dividing, not, whole, too large
 CAPS = pytest.mark.parametrize("cap", [None, 2.0])
 NAMES = ["cross_entropy", "kl_to_teacher", "kl_to_uniform"]
-MESHES = pytest.mark.parametrize(  # and a vocabulary: of the larger one, rows meet along fsdp
-    ("shape", "vocabulary"),
-    [
-        (MeshShape(data=8), 16),
-        (MeshShape(data=1, tensor=8), 16),
-        *product(
-            (
-                MeshShape(data=1, fsdp=8),
-                MeshShape(data=2, fsdp=2, tensor=2),
-                MeshShape(data=1, fsdp=2, tensor=4),
-            ),
-            (16, 256),
-        ),
-    ],
-    ids=str,
-)
 LOSSES = pytest.mark.parametrize("name", NAMES)
 
 

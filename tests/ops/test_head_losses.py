@@ -2,12 +2,12 @@
 
 import re
 from functools import partial
-from itertools import product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from head_meshes import MESHES
 
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.ops import head, head_chunks, head_gpu, head_losses, head_tile, head_tpu
@@ -15,22 +15,6 @@ from undo_jax.ops.head_losses import HeadLoss, by_autodiff
 
 B, T, D, D2, V = 3, 7, 5, 3, 16
 CAP, TEACHER_CAP, TAU = 2.0, 3.0, 1.7
-MESHES = pytest.mark.parametrize(  # and a vocabulary: of the larger one, rows meet along fsdp
-    ("shape", "vocabulary"),
-    [
-        (MeshShape(data=8), 16),
-        (MeshShape(data=1, tensor=8), 16),
-        *product(
-            (
-                MeshShape(data=1, fsdp=8),
-                MeshShape(data=2, fsdp=2, tensor=2),
-                MeshShape(data=1, fsdp=2, tensor=4),
-            ),
-            (16, 256),
-        ),
-    ],
-    ids=str,
-)
 
 
 def _focal(z, tokens, y):
