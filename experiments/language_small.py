@@ -15,6 +15,7 @@ from undo_jax.settings.language import Language
 from undo_jax.train import Training
 
 DATA = "data/language_small"
+PARTS = 8  # of a batch, one after another: what a part needs stays in a core's cache
 
 experiment = Paper(
     name="language_small",
@@ -24,7 +25,7 @@ experiment = Paper(
         tokenizer=load_tokenizer(f"{DATA}/tokenizer.model"),
         row_length=128,
         validation_rows=64,
-        rows_at_once=32,
+        rows_at_once=8,
     ),
     model=preset(
         "2B",
@@ -38,6 +39,7 @@ experiment = Paper(
         vocabulary=2048,
         init_stddev=64**-0.5,
         unroll=3,
+        remat="none",
     ),
     pretrain=Pretraining(
         Training(
@@ -45,6 +47,7 @@ experiment = Paper(
             batch_size=16,
             optimizer=AdamW(4e-3, warmup=50, decay="cosine", b2=0.98),
             eval_every=200,
+            accumulation=PARTS,
         )
     ),
     unlearn=Unlearning(
@@ -58,10 +61,17 @@ experiment = Paper(
             batch_size=16,
             optimizer=AdamW(4e-3, warmup=20, decay="cosine", b2=0.98),
             eval_every=25,
+            accumulation=PARTS,
         )
     ),
     relearn=Relearning(
-        Training(steps=60, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=5),
+        Training(
+            steps=60,
+            batch_size=16,
+            optimizer=AdamW(warmup=10, b2=0.98),
+            eval_every=5,
+            accumulation=PARTS,
+        ),
         learning_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     ),
     seeds=(0, 1),

@@ -132,3 +132,9 @@ def free_axes() -> set[str]:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return {name for name, kind in kinds if kind != AxisType.Manual}
+
+
+def device_kind() -> str:
+    """The kind of the current mesh's devices, or of this machine's, e.g. "cpu" or "TPU v5 lite"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return device.device_kind

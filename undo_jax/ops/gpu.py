@@ -9,6 +9,8 @@ from jax.experimental.pallas import triton as plgpu
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
+from undo_jax.mesh import device_kind
+
 LOG2_E = math.log2(math.e)
 INTERPRET = False  # run kernels on a CPU, for tests
 
@@ -27,8 +29,8 @@ GPUS = {  # by prefix of `device_kind`; NVIDIA's data sheets, SXM
 
 def found() -> Gpu | None:
     """The GPU of the current mesh, else of this machine; None if it is not in `GPUS`."""
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    known = (gpu for name, gpu in GPUS.items() if device.device_kind.startswith(name))
+    kind = device_kind()
+    known = (gpu for name, gpu in GPUS.items() if kind.startswith(name))
     return next(known, None)
 
 

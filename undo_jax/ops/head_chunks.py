@@ -20,12 +20,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from undo_jax.collectives import first_of, on_devices, reduce_scatter
-from undo_jax.mesh import BATCH, parts, several
+from undo_jax.mesh import BATCH, device_kind, parts, several
 from undo_jax.ops import head_gpu, head_tile, head_tpu
 from undo_jax.ops.head_losses import HeadLoss, Tokens
 from undo_jax.ops.head_split import after, met, own
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
+# On CPU a chunk's logits stay in a core's cache; but as many tokens as it takes to use a table.
+CACHED_LOGITS, CACHED_TOKENS = 2**18, 128
 
 TABLE = P(("tensor", "fsdp"))
 INPUTS = P(BATCH), TABLE, P(BATCH), TABLE, P(BATCH)  # hidden, table, tokens, teacher's, weights
@@ -217,14 +219,14 @@ def _gradients_in_chunks(
             dz = dz * (1 - jnp.square(z / softcaps[0]))
         dz = dz.astype(h.dtype)
         d_hidden = jnp.einsum("btv,vd->btd", dz, table)
-        d_table += jnp.einsum("btv,btd->vd", dz, h, preferred_element_type=jnp.float32)
+        d_table += jnp.einsum("btd,btv->dv", h, dz, preferred_element_type=jnp.float32)
         return d_table, (value, d_hidden)
 
     pieces = split((hidden, tokens, weights), chunk or chunk_size(hidden, table))
-    start = jnp.zeros(table.shape, jnp.float32)
+    start = jnp.zeros(table.shape[::-1], jnp.float32)
     d_table, made = lax.scan(of_chunk, start, pieces)
     values, d_hidden = (join(x, hidden.shape[1]) for x in made)
-    return values, d_hidden, d_table
+    return values, d_hidden, d_table.T
 
 
 def _flat(loss, softcaps, axes, hidden, tokens, weights, table, teacher_table):
@@ -255,8 +257,12 @@ def _flat(loss, softcaps, axes, hidden, tokens, weights, table, teacher_table):
 
 
 def chunk_size(hidden: Hidden, table: Table) -> int:
-    """Time positions per chunk such that a device's logits stay within LOGITS_PER_CHUNK."""
-    return max(1, LOGITS_PER_CHUNK // (hidden.shape[0] * table.shape[0]))
+    """Time positions per chunk, by LOGITS_PER_CHUNK and on CPU by what its caches hold."""
+    batch, vocabulary = hidden.shape[0], table.shape[0]
+    tokens = LOGITS_PER_CHUNK // vocabulary
+    if device_kind() == "cpu":
+        tokens = min(tokens, max(CACHED_TOKENS, CACHED_LOGITS // vocabulary))
+    return max(1, tokens // batch)
 
 
 def split(tree: Any, size: int) -> Any:
