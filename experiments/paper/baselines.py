@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from beyond import STEPS
-from scales import Figure, at_width
+from scales import Figure, at_width, trained
 
 from undo_jax.experiment import Experiment
 from undo_jax.losses import activation_distillation
@@ -70,7 +70,7 @@ class Baselines(Figure):
         """With twice as many steps, at most: in a pilot at small scale it needed 1600 of them."""
         lm: Any = teacher.lm
         made = self.undo(teacher, Fresh(at_width(lm, lm.width // 2)))
-        return replace(made, training=replace(made.training, steps=2 * made.training.steps))
+        return trained(made, steps=2 * made.training.steps)
 
     def _filtered(self, teacher: Recipe, student: Recipe) -> Distill:
         base, how = self.model("base"), self.paper.distill
@@ -81,8 +81,7 @@ class Baselines(Figure):
     def _copied(self, teacher: Recipe) -> Distill:
         """Without a stop rule, which a copy meets before the first step."""
         made = self.undo(teacher, Perturb(teacher, 0.0, self.paper.noise.noise))
-        training = replace(made.training, steps=STEPS[self.setting, self.scale])
-        return replace(made, training=training, stop_early=False)
+        return trained(replace(made, stop_early=False), steps=STEPS[self.setting, self.scale])
 
 
 def _parts(lm: LM) -> dict[str, Trains]:

@@ -12,7 +12,7 @@ four times as long.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from scales import Figure
+from scales import Figure, trained
 
 from undo_jax.experiment import Experiment
 from undo_jax.recipe import Recipe
@@ -68,7 +68,7 @@ class Beyond(Figure):
 
 def _four_times(recipe: Any) -> Recipe:
     """The recipe, trained four times as long."""
-    return replace(recipe, training=replace(recipe.training, steps=4 * recipe.training.steps))
+    return trained(recipe, steps=4 * recipe.training.steps)
 
 
 experiment = Beyond()

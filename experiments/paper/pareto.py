@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from scales import Figure
+from scales import Figure, at_rate
 from teachers import unlearned
 
 from undo_jax.experiment import Experiment
@@ -27,7 +27,6 @@ from undo_jax.methods.sam import sam
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.recipe import Recipe
 from undo_jax.recipes.perturb import Perturb
-from undo_jax.recipes.unlearn import Unlearn
 
 Floats = tuple[float, ...]
 LOW = (6e-6, 7e-6, 8e-6, 9e-6, 1e-5, 2e-5, 3e-5, 4e-5)
@@ -91,18 +90,19 @@ class Pareto(Figure):
         rates = RATES[self.setting, self.scale]
         for method in ("GradDiff", "MaxEnt", "RMU"):
             for rate in rates[method]:
-                yield f"{method} lr={rate:g}", _at(unlearned(self, method), rate)
-        of_maxent = replace(_at(unlearned(self, "MaxEnt"), 1.0), draw="unlearn")
+                yield f"{method} lr={rate:g}", at_rate(unlearned(self, method), rate)
+        maxent: Any = unlearned(self, "MaxEnt")
+        of_maxent = replace(maxent, draw="unlearn")
         for rate in rates["NPO"]:
             loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
-            yield f"NPO lr={rate:g}", replace(_at(of_maxent, rate), loss=loss)
+            yield f"NPO lr={rate:g}", replace(at_rate(of_maxent, rate), loss=loss)
         for rate, rho in product(rates["SAM"], RHOS):
             loss = partial(sam, method=of_maxent.loss, rho=rho)
-            yield f"SAM lr={rate:g} ρ={rho:g}", replace(_at(of_maxent, rate), loss=loss)
+            yield f"SAM lr={rate:g} ρ={rho:g}", replace(at_rate(of_maxent, rate), loss=loss)
         for rate, (a, beta) in product(rates["RepNoise"], WEIGHTS[self.scale]):
             loss = partial(repnoise, method=of_maxent.loss, ascent_weight=a, noise_weight=beta)
             name = f"RepNoise lr={rate:g} a={a:g} β={beta:g}"
-            yield name, replace(_at(of_maxent, rate), loss=loss)
+            yield name, replace(at_rate(of_maxent, rate), loss=loss)
 
     def distilled(self) -> Iterator[tuple[str, Recipe]]:
         """UNDO of the MaxEnt teacher, by its noise."""
@@ -111,14 +111,6 @@ class Pareto(Figure):
             student = Perturb(teacher, alpha, partial(shrink_perturb, beta=beta))
             name = f"UNDO α={alpha:g}" + (f" β={beta:g}" if beta != 0.1 else "")
             yield name, self.undo(teacher, student)
-
-
-def _at(teacher: Recipe, rate: float) -> Unlearn:
-    """A teacher of the figures with another learning rate."""
-    if not isinstance(teacher, Unlearn):
-        raise TypeError("the diagram has changed: mend experiments/paper/pareto.py")
-    optimizer = replace(teacher.training.optimizer, learning_rate=rate)
-    return replace(teacher, training=replace(teacher.training, optimizer=optimizer))
 
 
 experiment = Pareto()

@@ -107,8 +107,8 @@ class Figure:
             return made
         decay = 0.1 if self.setting == "language" else 0.0
         optimizer = replace(made.training.optimizer, weight_decay=decay)
-        training = replace(made.training, steps=1000, eval_every=50, optimizer=optimizer)
-        return replace(made, training=training, stop_early=False)
+        made = trained(made, steps=1000, eval_every=50, optimizer=optimizer)
+        return replace(made, stop_early=False)
 
     def attacks(self) -> tuple[Attack, ...]:
         """Relearning; and in small arithmetic its controls, see `CONTROLS`, if they are shown."""
@@ -154,8 +154,8 @@ def _paper(setting: str, scale: str, text: str | None = None, model: str | None 
             paper,
             setting=own,
             model=lm,
-            pretrain=_in_parts(paper.pretrain, PARTS[setting]),
-            distill=_in_parts(paper.distill, PARTS[setting]),
+            pretrain=trained(paper.pretrain, accumulation=PARTS[setting]),
+            distill=trained(paper.distill, accumulation=PARTS[setting]),
             mesh=MESHES[setting],
         )
     return replace(
@@ -166,9 +166,14 @@ def _paper(setting: str, scale: str, text: str | None = None, model: str | None 
     )
 
 
-def _in_parts(stage: Any, parts: int) -> Any:
-    """A stage whose batches are split into parts, one after another."""
-    return replace(stage, training=replace(stage.training, accumulation=parts))
+def trained(stage: Any, **changes: Any) -> Any:
+    """A stage or a recipe with other fields of its training."""
+    return replace(stage, training=replace(stage.training, **changes))
+
+
+def at_rate(stage: Any, rate: float) -> Any:
+    """A stage or a recipe with another learning rate."""
+    return trained(stage, optimizer=replace(stage.training.optimizer, learning_rate=rate))
 
 
 def at_width(lm: Any, width: int) -> LM:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-from scales import Figure, at_width
+from scales import Figure, at_rate, at_width
 
 from undo_jax.experiment import Experiment
 from undo_jax.noises.shrink_perturb import shrink_perturb
@@ -55,9 +55,9 @@ class Size(Figure):
         return replace(
             own,
             model=at_width(own.model, width),
-            pretrain=_at(own.pretrain, slower),
-            unlearn=_at(own.unlearn, slower),
-            distill=_at(own.distill, slower),
+            pretrain=_slowed(own.pretrain, slower),
+            unlearn=_slowed(own.unlearn, slower),
+            distill=_slowed(own.distill, slower),
             relearn=replace(own.relearn, learning_rates=rates),
         )
 
@@ -79,11 +79,9 @@ class Size(Figure):
         )
 
 
-def _at(stage: Any, slower: float) -> Any:
+def _slowed(stage: Any, slower: float) -> Any:
     """A stage with its learning rate times that."""
-    training = stage.training
-    optimizer = replace(training.optimizer, learning_rate=training.optimizer.learning_rate * slower)
-    return replace(stage, training=replace(training, optimizer=optimizer))
+    return at_rate(stage, stage.training.optimizer.learning_rate * slower)
 
 
 experiment = Size()

@@ -288,6 +288,22 @@ def test_chunks_fit_their_budget(monkeypatch):
     assert 2 * B * V in sizes and 3 * B * V not in sizes and B * T * V not in sizes
 
 
+@pytest.mark.parametrize(
+    ("kind", "rows", "vocabulary", "positions"),
+    [
+        ("cpu", 16, 2048, 8),  # 128 tokens
+        ("cpu", 4, 262_144, 32),  # 128 tokens
+        ("cpu", 256, 2048, 1),
+        ("cpu", 16, 24, 682),  # 2^18 logits
+        ("TPU v5 lite", 4, 262_144, 256),  # 2^28 logits
+    ],
+)
+def test_chunks_stay_in_the_caches_of_a_cpu(monkeypatch, kind, rows, vocabulary, positions):
+    monkeypatch.setattr(head_chunks, "device_kind", lambda: kind)
+    hidden, table = jnp.zeros((rows, 1024, 1)), jnp.zeros((vocabulary, 1))
+    assert head_chunks.chunk_size(hidden, table) == positions
+
+
 @CAPS
 @CHUNKS
 def test_greedy_is_the_argmax(cap, chunk):
