@@ -10,16 +10,17 @@ import undo_jax
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
     "signals", "stopping", "types", "checks", "memory", "mesh", "sharding", "collectives", "ops",
-    "models", "losses", "optim", "log", "digest", "durable", "sinks", "lock", "checkpoint",
-    "artifacts", "progress_folders", "steps", "peers", "progress", "data", "train", "evals",
-    "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
-    "made_with", "candidates", "trainer", "schedule", "runner", "recipes", "listing", "experiment",
-    "paper", "experiment_file", "bench", "pace", "plan", "report", "api", "cli", "__main__",
+    "models", "losses", "packed", "optim", "log", "digest", "durable", "sinks", "lock",
+    "checkpoint", "artifacts", "progress_folders", "steps", "peers", "progress", "data", "train",
+    "evals", "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
+    "made_with", "candidates", "teacher_cache", "trainer", "schedule", "runner", "recipes",
+    "listing", "experiment", "paper", "experiment_file", "bench", "pace", "plan", "report", "api",
+    "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
     "artifacts", "progress_folders", "steps", "progress", "signals", "stopping", "peers",
-    "candidates", "trainer", "schedule", "runner", "sinks",
+    "candidates", "teacher_cache", "trainer", "schedule", "runner", "sinks",
 )  # fmt: skip
 LIMITS = {
     "train.py": 150,

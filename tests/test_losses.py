@@ -131,6 +131,37 @@ def test_a_teacher_is_matched_by_itself(name):
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) < 1e-6
 
 
+@pytest.mark.parametrize("k", [1, 5, 23])
+def test_top_k_distillation_sees_k_tokens_and_one_rest(k):
+    """In float64, from sorted probabilities."""
+    p, t = (
+        np.exp(_log_p(*of).astype(np.float64)) for of in ((LM, PARAMS), (TEACHER, TEACHER_PARAMS))
+    )
+    order = np.argsort(-t, axis=-1)
+    p, t = (np.take_along_axis(x, order, -1) for x in (p, t))
+    p, t = (np.concatenate([x[..., :k], x[..., k:].sum(-1, keepdims=True)], -1) for x in (p, t))
+    value, _ = losses.top_k_distillation(LM, PARAMS, REFS, BATCH, KEY, k=k)
+    np.testing.assert_allclose(value, _mean((t * np.log(t / p)).sum(-1)), rtol=1e-5)
+    whole, _ = losses.distillation(LM, PARAMS, REFS, BATCH, KEY)
+    assert value < 0.99 * whole if k < 23 else value == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_the_gradient_of_top_k_is_finite_where_nothing_is_left():
+    """A teacher that is certain: the rest has no mass."""
+    certain = {**TEACHER_PARAMS, "embedding": 100.0 * TEACHER_PARAMS["embedding"]}
+    refs = {"teacher": Frozen(replace(TEACHER, final_softcap=None), certain)}
+    loss = lambda p: losses.top_k_distillation(LM, p, refs, BATCH, KEY, k=2)[0]  # noqa: E731
+    value, gradient = jax.value_and_grad(loss)(PARAMS)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("k", [0, 24])
+def test_k_is_a_number_of_tokens_but_not_of_all(k):
+    with pytest.raises(ValueError, match=f"^k={k}: give a number of tokens from 1 to 23$"):
+        losses.top_k_distillation(LM, PARAMS, REFS, BATCH, KEY, k=k)
+
+
 SAME = replace(TEACHER, width=16, final_softcap=None)
 SAME_PARAMS = SAME.init(jax.random.key(2))
 

@@ -1,7 +1,7 @@
 """Trainings that models are chosen from: each model with each of its learning rates, as members."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ class Run:
     together: int  # members trained at once, at most
     experiment: str  # its name
     sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
+    cache_teachers: bool = False  # a teacher's states are stored, and read by its students
     readers: dict[Model, Lazy] = field(default_factory=dict)
 
     @cached_property
@@ -46,6 +47,9 @@ class Run:
         return self.readers[model]
 
 
+Recall = Callable[[Inputs, Mapping[str, Model]], Inputs]
+
+
 class Candidate(NamedTuple):
     """One training of a model, with one learning rate."""
 
@@ -61,8 +65,12 @@ def candidates(
     parents: Mapping[Model, Mapping[str, Scores]],
     finished: Sequence[Model],
     training: str,
+    recall: Recall | None = None,
 ) -> list[Candidate]:
-    """Every model with each learning rate; `training` is a name that stays when it is resumed."""
+    """Every model with each learning rate; `training` is a name that stays when it is resumed.
+
+    `recall` puts a teacher's stored states in the place of the teacher.
+    """
     inputs: dict[Any, Inputs] = {}
     streams: dict[Any, Any] = {}
     found, varied = [], _varied(company)
@@ -81,7 +89,8 @@ def candidates(
                     streams[order] = run.setting.stream(*order)
             rows = {name: streams[order] for name, order in orders.items()}
             refs = {n: (ref.recipe.lm, run.load(ref)) for n, ref in references.items()}
-            inputs[key] = Inputs(rows, refs)
+            made = Inputs(rows, refs)
+            inputs[key] = recall(made, references) if recall else made
         first, params = _first(run, model)
         ends = partial(recipe.ends, run.setting, parents[model])
         tags, name = [recipe.tags(rate) for rate in recipe.rates], model.artifact.fingerprint

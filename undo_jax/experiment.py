@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -175,16 +175,18 @@ def run(
     workdir: epath.PathLike,
     kind: str | None = None,
     name: str | None = None,
+    cache_teachers: bool = False,
 ) -> dict[Named, Sequence[Model]]:
     """Make all models of an experiment, or those of a kind, or one by name and its ancestors.
 
+    With `cache_teachers`, a teacher's hidden states are computed once for all of its students.
     Returns the models by name, one per seed. Finished ones are not made again. Raises what
     `prepared` does, FileNotFoundError where a model is needed that is neither finished nor to be
     made, and OSError where another run has locked the workdir or its disk is full.
     """
     workdir = epath.Path(workdir)
     with prepared(experiment, workdir, kind, name) as found, claimed(workdir):
-        make(found.run, found.models, found.wanted)
+        make(replace(found.run, cache_teachers=cache_teachers), found.models, found.wanted)
         if jax.process_index() == 0:
             list_models(experiment, found.named, workdir)
         wait("experiment.json")

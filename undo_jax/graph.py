@@ -20,9 +20,10 @@ from undo_jax import optim
 from undo_jax.artifacts import Artifact, plain
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.optim import Trains
+from undo_jax.packed import packed_like
 from undo_jax.recipe import Recipe, Trained, title
 from undo_jax.train import Training, check_accumulation, rows
-from undo_jax.types import LM, Frozen, Key, Loss, Packed, rounded_shapes, shapes
+from undo_jax.types import LM, Frozen, Key, Loss, rounded_shapes, shapes
 
 UNSAID = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
 HOW = ("family", "dtype", "remat", "unroll")  # fields that do not change what a model computes
@@ -82,14 +83,14 @@ def check_loss(recipe: Trained, form: RowForm) -> None:
     whole batches with accumulation, or one that does not return a scalar and metrics.
     """
     check_accumulation(recipe.loss, recipe.training.accumulation)
-    made = _traced(work(recipe, form))
+    made = traced(work(recipe, form))
     whole = isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)
     if not whole or any(getattr(x, "shape", None) != () for x in jax.tree.leaves(made)):
         name = getattr(recipe.loss, "__name__", recipe.loss)
         raise ValueError(f"{name} gives {made}: give a number, and numbers by name to be logged")
 
 
-def _traced(doing: Work, numbers: Sequence[str] = ()) -> Any:
+def traced(doing: Work, numbers: Sequence[str] = ()) -> Any:
     """The loss's result, as shapes; `numbers` are keyword arguments that are traced, too."""
 
     def loss(params, refs, packed, own):
@@ -99,10 +100,8 @@ def _traced(doing: Work, numbers: Sequence[str] = ()) -> Any:
         used = partial(doing.loss, **own) if own else doing.loss
         return used(doing.lm, params, frozen, batch, jax.random.key(0))
 
-    shape = doing.training.batch_size, doing.row_length + 1
-    kinds = {"tokens": jnp.int32, "weights": jnp.float32, "segments": jnp.int32}
-    beside = {name: kind for name, kind in kinds.items() if name in ("tokens", *doing.carries)}
-    packed = Packed(**{n: jax.ShapeDtypeStruct(shape, kind) for n, kind in beside.items()})
+    lead = (doing.training.batch_size,)
+    packed = packed_like(lead, doing.row_length, doing.carries, doing.refs)
     refs = {name: rounded_shapes(lm) for name, lm in doing.refs.items()}
     own = dict.fromkeys(numbers, jax.ShapeDtypeStruct((), jnp.float32))
     return jax.eval_shape(loss, shapes(doing.lm), refs, packed, own)
@@ -123,7 +122,7 @@ def numbers(recipe: Trained) -> dict[str, float]:
     known = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(plain(others))
     if known not in _TRACEABLE:
         try:
-            _traced(replace(work(recipe, _SHORT), loss=loss), tuple(found))
+            traced(replace(work(recipe, _SHORT), loss=loss), tuple(found))
             _TRACEABLE[known] = True
         except Exception:  # a loss may raise anything for a traced number
             _TRACEABLE[known] = False

@@ -1,14 +1,17 @@
 """Losses of a model on packed rows: weighted sums over tokens, accumulated in fp32."""
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from undo_jax.models.head_only import hidden_states
 from undo_jax.ops import head
-from undo_jax.ops.head_losses import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, HeadLoss
+from undo_jax.ops.head_losses import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, HeadLoss, by_autodiff
 from undo_jax.types import LM, Batch, Frozen, Key, Metrics, Params, Refs, Rows, Taps, table_shape
 
 Scalar = Float[Array, ""]
@@ -33,7 +36,7 @@ def forward_kl(
     if not isinstance(temperature, int | float) or temperature != 1:
         return _softened(FORWARD_KL, lm, params, teacher, rows, temperature)
     student = lm.hidden(params, rows.inputs), lm.table(params)
-    of_teacher = teacher.lm.hidden(teacher.params, rows.inputs), teacher.lm.table(teacher.params)
+    of_teacher = hidden_states(teacher, rows), teacher.lm.table(teacher.params)
     return head.kl_to_teacher(*student, *of_teacher, rows.weights, lm.softcap, teacher.lm.softcap)
 
 
@@ -74,7 +77,7 @@ def of_head(
     """Any head loss, of targets, a teacher's logits and whatever `extra` it reads: see `head`."""
     hidden, table, known = lm.hidden(params, rows.inputs), lm.table(params), None
     if teacher is not None:
-        of_teacher = teacher.lm.hidden(teacher.params, rows.inputs)
+        of_teacher = hidden_states(teacher, rows)
         known = head.Teacher(of_teacher, teacher.lm.table(teacher.params), teacher.lm.softcap)
     own = hidden, table, rows.weights, lm.softcap
     return head.weighted_sum(loss, *own, targets=rows.targets, teacher=known, extra=extra)
@@ -235,3 +238,32 @@ def jsd_distillation(
 ) -> tuple[Scalar, Metrics]:
     """As `distillation`, with the Jensen–Shannon divergence (Agarwal et al., arXiv 2306.13649)."""
     return jsd(lm, params, refs["teacher"], batch["train"], temperature), {}
+
+
+def top_k_distillation(
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key, *, k: int
+) -> tuple[Scalar, Metrics]:
+    """Forward KL to what is left of `teacher` if only its k likeliest tokens are stored.
+
+    All others are one outcome, with the mass that is left: a lower bound of `distillation`, which
+    asks nothing of how that mass is spread. Raises ValueError unless 0 < k < V.
+    """
+    vocabulary = table_shape(lm).shape[0]
+    if not 0 < k < vocabulary:
+        raise ValueError(f"k={k}: give a number of tokens from 1 to {vocabulary - 1}")
+    return of_head(_top_k(k), lm, params, batch["train"], refs["teacher"]), {}
+
+
+@cache
+def _top_k(k: int) -> HeadLoss:
+    def kl(z: Array, tokens: Any, y: Any) -> Array:
+        log_p, log_t = jax.nn.log_softmax(z), jax.nn.log_softmax(y)
+        known, places = lax.top_k(log_t, k)
+        rows = jnp.arange(len(places))[:, None]
+        rest_p, rest_t = (
+            jax.nn.logsumexp(x.at[rows, places].set(-jnp.inf), -1) for x in (log_p, log_t)
+        )
+        inside = jnp.sum(jnp.exp(known) * (known - log_p[rows, places]), -1)
+        return inside + jnp.exp(rest_t) * (rest_t - rest_p)
+
+    return by_autodiff(kl)

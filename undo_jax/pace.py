@@ -16,8 +16,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from undo_jax import bench
 from undo_jax.durable import read_json
 from undo_jax.graph import Model, Work, work
+from undo_jax.peers import agreed
 from undo_jax.population.meter import LOG_EVERY
-from undo_jax.schedule import agreed
 from undo_jax.trainer import Run
 from undo_jax.types import LM
 

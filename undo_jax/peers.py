@@ -244,3 +244,11 @@ def _outlive_aborts() -> None:
                 os.write(stderr, said)
 
     _start(pass_on)
+
+
+def agreed(values: Any) -> np.ndarray:
+    """Process 0's values, on every process."""
+    values = np.asarray(values)
+    if jax.process_count() > 1 and values.size:
+        values = np.asarray(multihost_utils.broadcast_one_to_all(values))
+    return values

@@ -1,14 +1,13 @@
 """Which models are made next, and which train together. A run and its plan follow one order."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from undo_jax import artifacts, progress_folders, steps
 from undo_jax.graph import Model, group_key, is_trained
+from undo_jax.peers import agreed
 from undo_jax.trainer import Run, companies
 
 
@@ -101,11 +100,3 @@ def _interrupted(models: Sequence[Model], left: Sequence[Model]) -> list[list[Mo
 
 def without(models: Sequence[Model], others: Sequence[Model]) -> list[Model]:
     return [model for model in models if model not in others]
-
-
-def agreed(values: Any) -> np.ndarray:
-    """Process 0's values, on every process."""
-    values = np.asarray(values)
-    if jax.process_count() > 1 and values.size:
-        values = np.asarray(multihost_utils.broadcast_one_to_all(values))
-    return values

@@ -65,7 +65,7 @@ def rows(packed: Int[Array, "B T+1"] | Packed, mask: Int[Array, "B T"] | None = 
 
     If no token counts, all weights are 0. Raises ValueError for `Packed` weights with a mask.
     """
-    tokens, given, segments = packed if isinstance(packed, Packed) else Packed(packed)
+    tokens, given, segments, states = packed if isinstance(packed, Packed) else Packed(packed)
     if given is not None and mask is not None:
         raise ValueError("these rows have weights and a mask: multiply the weights by the mask")
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -73,9 +73,10 @@ def rows(packed: Int[Array, "B T+1"] | Packed, mask: Int[Array, "B T"] | None = 
     if given is not None:
         weights = given[:, 1:].astype(jnp.float32)
         total = jnp.sum(weights)
-        return Rows(inputs, targets, weights / jnp.where(total > 0, total, 1), segments)
+        return Rows(inputs, targets, weights / jnp.where(total > 0, total, 1), segments, states)
     weights = jnp.ones(targets.shape) if mask is None else mask.astype(jnp.float32)
-    return Rows(inputs, targets, weights / jnp.maximum(jnp.sum(weights), 1), segments)
+    weights = weights / jnp.maximum(jnp.sum(weights), 1)
+    return Rows(inputs, targets, weights, segments, states)
 
 
 def start(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from undo_jax import artifacts, memory, progress_folders, steps
+from undo_jax import artifacts, memory, progress_folders, steps, teacher_cache
 from undo_jax.candidates import Candidate, Run, candidates, parent_scores
 from undo_jax.fit import least
 from undo_jax.graph import Model, Work, work
@@ -40,7 +40,9 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     parents = {model: parent_scores(model) for model in company}
     folder = progress_folders.progress_folder([model.artifact for model in company])
     name = progress_folders.training_name(folder)
-    tried = candidates(run, company, parents, finished, name)
+    recalls = run.cache_teachers and teacher_cache.possible(work(recipe, run.setting))
+    recall = partial(teacher_cache.recall, run) if recalls else None
+    tried = candidates(run, company, parents, finished, name, recall)
     goes_on = any(folder.glob("from-*"))
     setting, training, size = run.setting, recipe.training, run.together
     # what a user's code raises after the last step costs no training
@@ -50,7 +52,8 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
         if model not in finished:
             artifacts.begin(model.artifact, with_steps=not goes_on)
     how = recipe.loss, training, setting.evaluate, run.material, setting.row_length
-    task = Task(recipe.lm, *how, recipe.trains, tuple(setting.carries))
+    carries = (*setting.carries, *([teacher_cache.STATES] if recalls else []))
+    task = Task(recipe.lm, *how, recipe.trains, carries)
     title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
 
     def fit_from(first: int, log: Log, stop: Stop) -> list[Outcome]:

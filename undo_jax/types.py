@@ -46,12 +46,16 @@ class Rows(NamedTuple):
 
     `segments[b, t]` is the number of the document, within its row, that `inputs[b, t]` belongs to.
     None: each row is one document.
+
+    `states[b, t]` is the teacher's final hidden state at `inputs[b, t]`, for a teacher of which
+    only the head is at hand, see `undo_jax.models.head_only`.
     """
 
     inputs: Int[Array, "B T"]
     targets: Int[Array, "B T"]
     weights: Float[Array, "B T"]
     segments: Int[Array, "B T"] | None = None
+    states: Float[Array, "B T D"] | None = None
 
 
 class Packed(NamedTuple):
@@ -60,6 +64,7 @@ class Packed(NamedTuple):
     tokens: Any  # int32
     weights: Any = None  # float32 of any scale; 0: the token does not count; None: all 1
     segments: Any = None  # int32, as in `Rows`
+    states: Any = None  # [B, T, D], as in `Rows`
 
 
 Batch = Mapping[str, Rows]  # e.g. {"retain": ..., "forget": ...}

@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 
 from undo_jax.artifacts import Artifact
-from undo_jax.data import corpus as reading
+from undo_jax.data import files
 from undo_jax.data import prepare as preparing
 from undo_jax.data import shards as steps
 from undo_jax.data.corpus import Corpus
@@ -426,7 +426,7 @@ def test_a_flipped_bit_is_told_or_changes_nothing(corpus):
             damaged = bytearray(whole)
             damaged[rng.integers(end)] ^= 1 << rng.integers(8)
             path.write_bytes(damaged)
-            reading._reader.cache_clear()
+            files._reader.cache_clear()
             try:
                 found = Corpus(corpus.folder)
                 rows = {split: found.rows(split)[:] for split in found.splits}
@@ -439,7 +439,7 @@ def test_a_flipped_bit_is_told_or_changes_nothing(corpus):
                     s: r.tolist() for s, r in good.items()
                 }
         path.write_bytes(whole)
-        reading._reader.cache_clear()
+        files._reader.cache_clear()
     assert told > 25
 
 

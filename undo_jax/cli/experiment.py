@@ -58,6 +58,11 @@ def run(words: list[str]) -> None:
         action="store_true",
         help="train and write nothing: print what would be made and reused, its time and memory",
     )
+    parser.add_argument(
+        "--cache-teachers",
+        action="store_true",
+        help="store a teacher's hidden states in the workdir, once for all of its students",
+    )
     add_processes(parser)
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this, and every scalar's flag"
@@ -84,7 +89,7 @@ def run(words: list[str]) -> None:
         if jax.process_index() == 0:
             results.print(planning.table(made_of.name, planned))
         return
-    experiments.run(made_of, workdir, options.stage, options.model)
+    experiments.run(made_of, workdir, options.stage, options.model, options.cache_teachers)
     if options.stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):
         console.print(empty, soft_wrap=True)
 

@@ -14,31 +14,25 @@ import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from undo_jax.data.files import RANDOM_ACCESS, local, open_records, reading
+from undo_jax.data.files import Records, local, read_rows, reading
 from undo_jax.durable import parse
 
 MANIFEST = "manifest.json"
 VERSION = 1
 
 
-class _File(NamedTuple):
-    path: str
-    rows: int
-    sha256: str
-
-
 @dataclass(frozen=True)
 class PackedRows:
     """Rows of one split, [R, T + 1], read when they are asked for; picklable and hashable."""
 
-    files: tuple[_File, ...]
+    files: tuple[Records, ...]
     row_length: int
     stored: str  # dtype on disk
 
@@ -46,39 +40,21 @@ class PackedRows:
     dtype = np.dtype(np.int32)  # of the rows that it gives
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return sum(file.rows for file in self.files)
 
     @property
     def shape(self) -> tuple[int, int]:
         """[R, T + 1]."""
         return len(self), self.row_length + 1
 
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([file.rows for file in self.files])
-
     def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
-        """The rows at these indices, int32 [n, T + 1]; one read per file.
+        """The rows at these indices, int32 [n, T + 1]. Raises what `read_rows` does."""
+        return read_rows(self.files, indices, (self.row_length + 1,), self.stored).astype(np.int32)
 
-        Raises IndexError for an index outside 0..R-1 and OSError for a damaged file.
-        """
-        if isinstance(indices, slice):
-            indices = np.arange(len(self))[indices]
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(
-                f"rows {indices.min()}..{indices.max()} are not all in 0..{len(self) - 1}"
-            )
-        rows = np.empty((len(indices), self.row_length + 1), np.int32)
-        owners = np.searchsorted(self._ends, indices, side="right")
-        for owner in np.unique(owners):
-            own, file = owners == owner, self.files[owner]
-            places = indices[own] - (self._ends[owner] - file.rows)
-            reader = _reader(file)
-            with reading(file.path):
-                records = reader.read(places.tolist())
-            rows[own] = np.frombuffer(b"".join(records), self.stored).reshape(len(places), -1)
-        return rows
+    @property
+    def digest(self) -> str:
+        """Hash of the rows and of the files they are in."""
+        return hashlib.sha256(" ".join(file.sha256 for file in self.files).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -165,7 +141,7 @@ class Corpus:
                 raise OSError(
                     f"{path} has {size} bytes and not {entry['bytes']}: copy or pack it again"
                 )
-            files.append(_File(local(path), entry["rows"], entry["sha256"]))
+            files.append(Records(local(path), entry["rows"], entry["sha256"]))
         settings = self.manifest["settings"]
         return PackedRows(tuple(files), settings["row_length"], settings["dtype"])
 
@@ -198,8 +174,3 @@ def _check(manifest: dict[str, Any]) -> None:
 def fingerprint(content: Mapping[str, Any]) -> str:
     """Hash of all else that a manifest holds."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=256)
-def _reader(file: _File) -> Any:
-    return open_records(file.path, RANDOM_ACCESS)

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
@@ -126,6 +128,44 @@ def open_records(path: str, options: str = "") -> Any:
         if not reader.ok():
             raise OSError("it is no whole ArrayRecord file")
     return reader
+
+
+class Records(NamedTuple):
+    """An ArrayRecord file of rows, one row a record."""
+
+    path: str
+    rows: int
+    sha256: str  # of all rows, one after another
+
+
+def read_rows(
+    files: Sequence[Records], indices: np.ndarray | slice, shape: tuple[int, ...], dtype: Any
+) -> np.ndarray:
+    """The rows at these indices of all files, [n, *shape]; one read per file.
+
+    Raises IndexError for an index outside 0..R-1 and OSError for a damaged file.
+    """
+    ends = np.cumsum([file.rows for file in files])
+    if isinstance(indices, slice):
+        indices = np.arange(ends[-1])[indices]
+    indices = np.asarray(indices, np.int64)
+    if len(indices) and not 0 <= indices.min() <= indices.max() < ends[-1]:
+        raise IndexError(f"rows {indices.min()}..{indices.max()} are not all in 0..{ends[-1] - 1}")
+    rows = np.empty((len(indices), *shape), dtype)
+    owners = np.searchsorted(ends, indices, side="right")
+    for owner in np.unique(owners):
+        own, file = owners == owner, files[owner]
+        places = indices[own] - (ends[owner] - file.rows)
+        reader = _reader(file)
+        with reading(file.path):
+            records = reader.read(places.tolist())
+        rows[own] = np.frombuffer(b"".join(records), dtype).reshape(len(places), *shape)
+    return rows
+
+
+@lru_cache(maxsize=256)
+def _reader(file: Records) -> Any:
+    return open_records(file.path, RANDOM_ACCESS)
 
 
 def missing(library: str) -> ModuleNotFoundError:

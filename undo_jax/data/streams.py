@@ -77,8 +77,14 @@ class Batches(grain.MapDataset[Any]):
         mixing: Sequence[int],
     ):
         super().__init__()
-        self._sources, self._opens, self._batch_size = sources, opens, batch_size
-        self._seed, self._mixing = seed, mixing
+        self.sources = sources
+        self._opens, self._batch_size, self._seed, self._mixing = opens, batch_size, seed, mixing
+
+    def with_states(self, states: Sequence[Any]) -> "Batches":
+        """The same batches, `Packed` with a teacher's states: [R, T, D] of each source's rows."""
+        pairs = zip(self.sources, states, strict=True)
+        sources = [source._replace(states=known) for source, known in pairs]
+        return Batches(sources, self._opens, self._batch_size, self._seed, self._mixing)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -95,23 +101,28 @@ class Batches(grain.MapDataset[Any]):
             raise IndexError(f"batch {step} does not exist; batches count from 0")
         start, stop, stride = rows.indices(self._batch_size)
         first = step * self._batch_size
-        tokens, weights = self._read(first + start, first + max(start, stop))
-        tokens, weights = tokens[::stride], None if weights is None else weights[::stride]
-        numbers = None if self._opens is None else segments(tokens, self._opens)
-        return tokens if weights is numbers is None else Packed(tokens, weights, numbers)
+        packed = self._read(first + start, first + max(start, stop))
+        packed = Packed(*(None if part is None else part[::stride] for part in packed))
+        if self._opens is not None:
+            packed = packed._replace(segments=segments(packed.tokens, self._opens))
+        alone = all(part is None for part in packed[1:])
+        return packed.tokens if alone else packed
 
-    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows start..stop-1 of the endless stream, and their weights."""
-        tokens: Any = np.empty((stop - start, self._sources[0].tokens.shape[1]), np.int32)
-        weights = None if self._sources[0].weights is None else np.empty(tokens.shape, np.float32)
+    def _read(self, start: int, stop: int) -> Packed:
+        """Rows start..stop-1 of the endless stream, and what their sources have beside tokens."""
+        first, kinds = self.sources[0], {"tokens": np.int32, "weights": np.float32}
+        made = {
+            name: np.empty((stop - start, *part.shape[1:]), kinds.get(name, part.dtype))
+            for name, part in first._asdict().items()
+            if part is not None
+        }
         for number, counts in enumerate(_counts(start, stop, self._mixing)):
-            source, here = self._sources[number], np.diff(counts) > 0
+            source, here = self.sources[number], np.diff(counts) > 0
             size = len(source.tokens)
             chosen = _rows(self._seed, number, size, int(counts[0]), int(counts[-1]))
-            tokens[here] = source.tokens[chosen]
-            if weights is not None:
-                weights[here] = source.weights[chosen]  # type: ignore[index]
-        return tokens, weights
+            for name, rows in made.items():
+                rows[here] = getattr(source, name)[chosen]
+        return Packed(**made)
 
 
 def _counts(start: int, stop: int, weights: Sequence[int]) -> list[np.ndarray]:
@@ -174,7 +185,7 @@ def _check_weights(sources: Sequence[Packed]) -> None:
     """Raises ValueError if only some sources have weights, or weights not of the tokens' shape."""
     if len({source.weights is None for source in sources}) > 1:
         raise ValueError("some of the sources have weights, others none: give all of them some")
-    for number, (tokens, weights, _) in enumerate(sources):
+    for number, (tokens, weights, *_) in enumerate(sources):
         if weights is not None and weights.shape != tokens.shape:
             raise ValueError(
                 f"source {number} has weights of shape {weights.shape}, and tokens of shape "

@@ -13,8 +13,9 @@ from jax.stages import Wrapped
 
 from undo_jax import optim, train
 from undo_jax.mesh import BATCH
+from undo_jax.packed import packed_like
 from undo_jax.sharding import placed, shardings
-from undo_jax.types import LM, Loss, Packed, Params, shapes
+from undo_jax.types import LM, Loss, Params, shapes
 
 COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # runs as fast as 3, compiles faster
 
@@ -95,14 +96,9 @@ def example(
         return placed(stacked, lm.rules, mesh, (None,))
 
     def stream(time: int) -> Any:
-        shape = (inputs, rows, time + 1)
-        kinds = {"tokens": jnp.int32, "weights": jnp.float32, "segments": jnp.int32}
-        parts = {
-            name: jax.ShapeDtypeStruct(shape, kind, sharding=place)
-            for name, kind in kinds.items()
-            if name == "tokens" or name in carries
-        }
-        return Packed(**parts) if carries else parts["tokens"]
+        made = packed_like((inputs, rows), time, carries, refs)
+        made = jax.tree.map(lambda x: x.update(sharding=place), made)
+        return made if carries else made.tokens
 
     batch = {name: stream(time) for name, time in streams.items()}
     references = {name: reference(lm) for name, lm in refs.items()}

@@ -1,0 +1,158 @@
+"""A teacher's hidden states, computed once for all of its students (docs/decisions/0012-cache.md).
+
+WORKDIR/states-TEACHER-FINGERPRINT/   of one teacher on one array of rows, see `data.states`
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from undo_jax.artifacts import wait
+from undo_jax.candidates import Run
+from undo_jax.data.states import (
+    MANIFEST,
+    About,
+    States,
+    finish_states,
+    open_states,
+    unwritten,
+    write_file,
+)
+from undo_jax.digest import digest
+from undo_jax.graph import Model, Work, traced
+from undo_jax.log import console
+from undo_jax.memory import text as memory
+from undo_jax.mesh import BATCH, parts
+from undo_jax.models.head_only import HeadOnly, states_like
+from undo_jax.peers import agreed
+from undo_jax.population.lanes import Inputs
+from undo_jax.population.programs import jit_on, over_members
+from undo_jax.stopping import stoppable
+from undo_jax.types import LM, Params
+
+TEACHER = "teacher"  # the reference whose states are stored
+STATES = "states"  # what rows carry then
+ROWS = 16  # computed at once on a device, at least
+
+
+def possible(doing: Work) -> bool:
+    """Whether a work's loss reads nothing of its teacher but its hidden states and its head."""
+    if TEACHER not in doing.refs:
+        return False
+    refs = {**doing.refs, TEACHER: HeadOnly(doing.refs[TEACHER])}
+    try:
+        traced(replace(doing, refs=refs, carries=(*doing.carries, STATES)))
+    except ValueError:
+        return False
+    return True
+
+
+def recall(run: Run, given: Inputs, references: Mapping[str, Model]) -> Inputs:
+    """The same inputs with the teacher's states in the rows, and of the teacher the head alone.
+
+    States that are not stored yet are computed. Raises ValueError for streams that are not made by
+    `undo_jax.data.streams`, and what `open_states` raises.
+    """
+    teacher, (lm, load) = references[TEACHER], given.refs[TEACHER]
+    for name, stream in given.streams.items():
+        if not hasattr(stream, "with_states"):
+            raise ValueError(
+                f"the setting's stream {name} does not say which rows it has, so that a teacher's "
+                "states cannot be stored: make it by undo_jax.data.streams, or leave out "
+                "--cache-teachers"
+            )
+    params, head = load(), HeadOnly(lm)
+    streams = {
+        name: stream.with_states(
+            [_stored(run, teacher, lm, params, source.tokens) for source in stream.sources]
+        )
+        for name, stream in given.streams.items()
+    }
+    kept = jax.jit(head.head)(params)
+    return Inputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
+
+
+def _stored(run: Run, teacher: Model, lm: LM, params: Params, rows: Any) -> States:
+    """The teacher's states of rows, [R, T, D]."""
+    like = states_like(lm, (len(rows), rows.shape[1] - 1))
+    count, length, width = like.shape
+    known = teacher.artifact.fingerprint, digest(params), _hash(rows)
+    about = About(*known, count, length, width, str(like.dtype))
+    slug = re.sub(r"[^a-z0-9.]+", "-", teacher.artifact.model.lower()).strip("-")[:100]
+    folder = teacher.artifact.workdir / f"states-{slug}-{about.fingerprint}"
+    if not agreed((folder / MANIFEST).exists()):
+        _store(run, teacher, lm, params, rows, about, folder)
+    return open_states(folder, about)
+
+
+def _store(
+    run: Run, teacher: Model, lm: LM, params: Params, rows: Any, about: About, folder: epath.Path
+) -> None:
+    """Write the files that are not written yet. Stops between two files if asked to."""
+    console.print(
+        f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}: "
+        f"{about.count:,} rows, {memory(about.count * about.row_bytes)}, in {folder.name}",
+        soft_wrap=True,
+    )
+    left, hidden = agreed(unwritten(folder, about)), _program(lm, run)
+    with stoppable() as stop:
+        for number, (first, end) in enumerate(about.files):
+            blocks = _blocks(run, hidden, params, rows, first, end)
+            if left[number] and jax.process_index() == 0:
+                write_file(folder, about, number, blocks)
+            elif left[number]:
+                all(True for _ in blocks)  # computes along
+            if stop.asked():
+                stop.leave("after a file of states; the same command goes on")
+    if jax.process_index() == 0:
+        finish_states(folder, about)
+    wait(f"states {folder.name}")
+
+
+def _program(lm: LM, run: Run) -> Any:
+    """(blocks of tokens [M, b, T], params) -> their states [M, b, T, D], on every process."""
+
+    def of_block(tokens: Any, params: Params) -> Any:
+        return lm.hidden(lm.rounded(params), tokens)
+
+    everywhere = NamedSharding(run.mesh, P())
+    return jit_on(run.mesh)(over_members(of_block, run.mesh), out_shardings=everywhere)
+
+
+def _blocks(
+    run: Run, hidden: Any, params: Params, rows: Any, first: int, end: int
+) -> Iterator[np.ndarray]:
+    """States of rows first..end-1, [n, T, D] each; one block is computed while one is written."""
+    shards, sweep = parts(*BATCH, mesh=run.mesh), run.mesh.shape["sweep"]
+    size, place = -(-ROWS // shards) * shards, NamedSharding(run.mesh, P("sweep", BATCH))
+    before: tuple[Any, int] | None = None
+    for at in range(first, end, sweep * size):
+        tokens = rows[np.arange(at, min(at + sweep * size, end))][:, :-1]
+        padding = [(0, sweep * size - len(tokens)), (0, 0)]
+        block = np.pad(tokens, padding).astype(np.int32).reshape(sweep, size, -1)
+        now = hidden(jax.device_put(jnp.asarray(block), place), params), len(tokens)
+        if before is not None:
+            yield _fetched(*before)
+        before = now
+    if before is not None:
+        yield _fetched(*before)
+
+
+def _fetched(states: Any, count: int) -> np.ndarray:
+    found = np.asarray(states)
+    return found.reshape(-1, *found.shape[2:])[:count]
+
+
+def _hash(rows: Any) -> str:
+    """Hash of rows: their own, or that of their bytes."""
+    known = getattr(rows, "digest", None)
+    return known or hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
