@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from controlled_logs import PERMUTED, Logs
 from known_logs import STEPS, Workdir
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from undo_jax import cli
 from undo_jax.report import analyse, paper_page, read_logs
@@ -17,22 +18,24 @@ from undo_jax.report.records import Measure
 from undo_jax.report.studies import Study
 
 
-def matched(root: Path, name="oracle_matching-arithmetic-small", seeds=(10, 11, 12)) -> Logs:
+def matched(
+    root: Path, name="oracle_matching-arithmetic-small", seeds=(10, 11, 12), last=0.2
+) -> Logs:
     """On each seed the student from the base relearns .5 at once, the random one at step 30."""
     work = Logs(root, name=name)
     work.others = {"permuted": PERMUTED, "half": PERMUTED}
     for seed in seeds:
         work.add("pretrain", "base", seed, scores=(0.99, 0.9))
         work.add("pretrain", "oracle", seed, scores=(0.99, 0.1))
-        for model, last in (
-            (oracle_matching.REFERENCE, 0.04),
-            (oracle_matching.RANDOM, 0.2),
-            (oracle_matching.SAME_INIT, 0.2),
-            ("base, distilled", 0.2),
+        for model, end in (
+            (oracle_matching.REFERENCE, last / 5),
+            (oracle_matching.RANDOM, last),
+            (oracle_matching.SAME_INIT, last),
+            ("base, distilled", last),
         ):
             lines = [
                 {"step": s, "loss": loss}
-                for s, loss in ((1, 4.0), *((k, last) for k in range(2, 8)))
+                for s, loss in ((1, 4.0), *((k, end) for k in range(2, 8)))
             ]
             work.add("distill", model, seed, lines=lines, unlearned=None)
             jump = 0.1 + 0.2 * (seed - 9)
@@ -77,6 +80,19 @@ def test_claims_of_oracle_matching(tmp_path):
     assert found["Student (Random) relearns faster than oracle"].verdict == "holds"
     permuted = found["Student (Reference) relearns permuted answers faster than Student (Random)"]
     assert permuted.values.values == (0.0, 0.0, 0.0) and permuted.verdict == "cannot be told"
+
+
+@pytest.mark.parametrize("last", [0.2, 2.0, 3.9])
+def test_losses_have_numbers_on_their_axis(tmp_path, last):
+    """Also where they span less than a decade."""
+    work = matched(tmp_path, last=last)
+    fig = oracle_matching.draw({"arithmetic": Study("arithmetic", read_logs(tmp_path, work.name))})
+    FigureCanvasAgg(fig).draw()
+    axis = fig.axes[0].yaxis
+    low, high = fig.axes[0].get_ylim()
+    shown = [t.label1.get_text() for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+    assert len(shown) >= 2 and all(float(text) > 0 for text in shown)
+    assert not any(tick.label1.get_text() for tick in axis.get_minor_ticks())
 
 
 def test_the_command_writes_figures_numbers_and_a_page(tmp_path, capsys):

@@ -46,7 +46,7 @@ def points(studies: Mapping[str, Study]) -> list[Point]:
 
 def draw(studies: Mapping[str, Study]) -> Figure:
     """A row per setting: losses, relearning, and relearning of permuted answers if there is any."""
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     shown = points(studies)
     columns = [LOSS, FORGET, *([PERMUTED] if any(p.panel == PERMUTED for p in shown) else [])]
@@ -57,7 +57,9 @@ def draw(studies: Mapping[str, Study]) -> Figure:
             if panel == LOSS:
                 panels.draw_curves(ax, curves, LOOKS)
                 ax.set_yscale("log")
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                ax.yaxis.set_minor_formatter(NullFormatter())
                 panels.title(ax, f"{sentence(setting)}: {LOSS} (nats)")
                 ax.set_xlabel("distillation steps", fontsize=8.5)
             else:
