@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,21 @@ def test_what_is_made_by_hand(tmp_path, known):
     assert made["pretrain"].flops == 3 * 10 * 8 * 24 * 3 * forward
     assert made["distill"].flops == 3 * 20 * 8 * 24 * (3 + 1) * forward
     assert made["noise"].flops == 0 and made["noise"].basis == ""
+
+
+def test_what_a_stored_teacher_would_save_by_hand(tmp_path, known):
+    """The head's 24 × 8 weights stay; three teachers run over all rows once. States are fp32."""
+    rows = len(SETTING.stream("pretrain", 8, 0).sources[0].tokens)
+    forward, head = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8), 2 * 24 * 8
+    trained, stored = 3 * 20 * 8 * 24, 3 * rows * 24
+    wanted = (trained * (3 * forward + head) + stored * forward) / (trained * 4 * forward)
+    made = {one.kind: one for one in plan(EXPERIMENT, tmp_path).rows}
+    assert wanted < 1 and made["distill"].cached.share == pytest.approx(wanted)
+    assert made["distill"].cached.bytes == stored * 8 * 4
+    assert [kind for kind, one in made.items() if one.cached] == ["distill"]
+    short = replace(STUDENT, training=replace(STUDENT.training, steps=1))
+    once = replace(EXPERIMENT, models={**EXPERIMENT.models, "distilled": short})
+    assert not any(one.cached for one in plan(once, tmp_path).rows)  # it costs more
 
 
 def test_evaluations():
@@ -236,12 +252,14 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     flags = "--setting.problems 200 --setting.questions 2 --mesh sweep=8 --plan".split()
     cli.main(["run", QUICKSTART, "--seeds", "0", *flags])
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    lines = out.splitlines()
     assert not list(tmp_path.iterdir())
     cells = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert cells["pretrain"][1:7] == ["base,", "oracle", "2", "0", "2", "1,000"]
     assert "≤" in cells["distill"] and "≤:" in cells
     assert cells["all"][1:4] == ["17", "0", "25"]
+    assert re.search(r"^--cache-teachers: \d+ % of these FLOPs, .* on disk: UNDO", out, re.M)
     assert max(map(len, lines)) <= 80
 
 

@@ -15,6 +15,7 @@ from undo_jax.listing import Named
 from undo_jax.pace import Pace, paces, read_records
 from undo_jax.recipe import Simple
 from undo_jax.schedule import companies_in_order, todo
+from undo_jax.teacher_cache import Saving, saving
 from undo_jax.trainer import Run, least_bytes
 
 SAVING = 0.3  # seconds to write a model, or to make one without training: small ones on a CPU
@@ -53,6 +54,7 @@ class Row:
     seconds: float
     bytes: float  # of each device, at the least
     basis: str  # of `seconds`, see `Pace`; empty where nothing trains
+    cached: Saving | None = None  # with --cache-teachers, where that saves something
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def row(
         seconds += pace.start + turns * (steps * pace.share * pace.step + evaluated)
     stops = any(_stops(model.recipe) for model in program.company)
     needed = least_bytes(run, doing, program.company)
-    return Row(*about, members, steps, stops, cost, seconds, needed, pace.basis)
+    cached = saving(run, program.company, doing, members * steps * pace.share)
+    return Row(*about, members, steps, stops, cost, seconds, needed, pace.basis, cached)
 
 
 def evaluations(steps: int, every: int) -> int:

@@ -5,9 +5,9 @@ WORKDIR/states-TEACHER-FINGERPRINT/   of one teacher on one array of rows, see `
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,37 @@ def possible(doing: Work) -> bool:
     except ValueError:
         return False
     return True
+
+
+class Saving(NamedTuple):
+    """What a teacher's stored states would change."""
+
+    share: float  # of a training's FLOPs that are left, storing them included
+    bytes: float  # of the states
+
+
+def saving(run: Run, company: Sequence[Model], doing: Work, steps: float) -> Saving | None:
+    """What storing would save models that take so many `steps` in all; None if it saves nothing.
+
+    FLOPs count a training pass as three forward passes. Raises what the setting's streams raise.
+    """
+    recipe: Any = company[0].recipe
+    if not possible(doing):
+        return None
+    teacher, time = doing.refs[TEACHER], doing.row_length
+    forward, head = teacher.forward_flops(time), HeadOnly(teacher).forward_flops(time)
+    streams = {run.setting.stream(one.name, 1, 0) for one in recipe.streams.values()}
+    if not all(hasattr(stream, "sources") for stream in streams):
+        return None
+    rows = sum(len(source.tokens) for stream in streams for source in stream.sources)
+    teachers = {model.parent(model.recipe.references[TEACHER]) for model in company}  # type: ignore[attr-defined]
+    tokens = len(teachers) * rows * time
+    others = 3 * doing.lm.forward_flops(time)
+    others += sum(lm.forward_flops(time) for n, lm in doing.refs.items() if n != TEACHER)
+    before = steps * doing.tokens * (others + forward)
+    after = steps * doing.tokens * (others + head) + tokens * forward
+    like = states_like(teacher, (tokens,))
+    return Saving(after / before, like.size * like.dtype.itemsize) if after < before else None
 
 
 def recall(run: Run, given: Inputs, references: Mapping[str, Model]) -> Inputs:

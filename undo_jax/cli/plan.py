@@ -85,6 +85,11 @@ def legend(planned: Planned) -> str:
     if any(row.stops for row in rows):
         said.append("≤: at most, a stop rule may end it earlier")
     said += [f"{MARKS[b]}: {MEANINGS[b]}" for b in MEANINGS if any(r.basis == b for r in rows)]
+    for one in rows:
+        if one.cached:
+            less, size = f"{100 * one.cached.share:.0f} %", memory(one.cached.bytes)
+            whose = shortened(one.names)
+            said.append(f"--cache-teachers: {less} of these FLOPs, {size} on disk: {whose}")
     return "\n".join(said)
 
 
