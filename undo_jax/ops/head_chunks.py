@@ -41,9 +41,18 @@ Softcaps = tuple[float | None, float | None]  # (student's, teacher's)
 
 def logits(hidden: Hidden, table: Table, softcap: float | None) -> Float[Array, "B T V"]:
     """Soft-capped logits in fp32."""
-    dtype = jnp.float32  # else XLA for TPU and GPU would round the product to hidden's dtype
-    z = jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
+    z = product("btd,vd->btv", hidden, table.astype(hidden.dtype))
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
+
+
+def product(axes: str, x: Array, y: Array) -> Array:
+    """`einsum` with an fp32 result: else XLA for TPU and GPU would round it to the inputs' dtype.
+
+    On CPU the inputs are fp32, too: of bf16 ones XLA refuses some shapes, and computes the same.
+    """
+    if device_kind() == "cpu":
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -219,7 +228,7 @@ def _gradients_in_chunks(
             dz = dz * (1 - jnp.square(z / softcaps[0]))
         dz = dz.astype(h.dtype)
         d_hidden = jnp.einsum("btv,vd->btd", dz, table)
-        d_table += jnp.einsum("btd,btv->dv", h, dz, preferred_element_type=jnp.float32)
+        d_table += product("btd,btv->dv", h, dz)
         return d_table, (value, d_hidden)
 
     pieces = split((hidden, tokens, weights), chunk or chunk_size(hidden, table))
