@@ -2,8 +2,8 @@
 
 The same model, batch and work in both (teacher forward, student forward and backward, clip, AdamW),
 on random tokens; each variant in a process of its own, one after another. PyTorch's are what a good
-user would write with transformers, whose Gemma-2 has eager attention only: fp32 (the official
-code's numerics), bf16 autocast, and that compiled. Ratios are to the first. Needs undo-jax[test].
+user would write with transformers: fp32 (the official code's numerics), bf16 autocast, and that
+compiled. Ratios are to the first. Needs undo-jax[test].
 """
 
 import argparse
@@ -11,7 +11,8 @@ import json
 import subprocess
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,23 +25,49 @@ from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW
 from undo_jax.train import Training
 
-PYTORCH = {  # name: (autocast to bf16, compiled)
-    "PyTorch fp32": (False, False),
-    "PyTorch bf16": (True, False),
-    "PyTorch bf16, compiled": (True, True),
+
+class Variant(NamedTuple):
+    """How PyTorch computes the step."""
+
+    autocast: bool = False  # to bf16
+    compiled: bool = False
+    attention: str = "eager"  # what transformers is asked for
+    liger: bool = False  # Liger's fused head and KL
+
+
+PYTORCH = {
+    "PyTorch fp32": Variant(),
+    "PyTorch bf16": Variant(autocast=True, attention="sdpa"),
+    "PyTorch bf16, compiled": Variant(autocast=True, compiled=True, attention="sdpa"),
+}
+ON_GPU = {  # PyTorch's flex attention has no gradient on CPU, Liger's kernels need a GPU
+    "PyTorch bf16, flex attention": Variant(autocast=True, compiled=True, attention="flex"),
+    "PyTorch bf16, Liger": Variant(autocast=True, attention="sdpa", liger=True),
 }
 OURS = {"undo_jax fp32": "float32", "undo_jax bf16": "bfloat16"}
 LEARNING_RATE = 1e-5
 
 
-def of_pytorch(lm: Transformer, rows: int, length: int, steps: int, variant: str) -> float:
-    """Tokens a second."""
-    import torch
+class Measured(NamedTuple):
+    """Of a step. Bytes are None on CPU."""
+
+    tokens_per_second: float
+    peak_bytes: float | None  # at any time, of what was allocated
+    note: str = ""
+
+
+def pytorch_models(lm: Transformer, attention: str, device: str) -> tuple[list[Any], str]:
+    """Teacher and student, and what is to be said of their attention.
+
+    PyTorch's SDPA has no soft-cap: a model with one has eager attention in its place.
+    """
     import transformers
 
-    autocast, compiled = PYTORCH[variant]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    note = "" if attention == "eager" else f"{attention} attention"
+    if attention == "sdpa" and lm.attention_softcap is not None:
+        attention, note = "eager", "eager attention: SDPA has no soft-cap"
     describe: Any = transformers.Gemma2Config
+    make: Any = transformers.Gemma2ForCausalLM
     theirs = describe(
         vocab_size=lm.vocabulary,
         hidden_size=lm.width,
@@ -54,24 +81,75 @@ def of_pytorch(lm: Transformer, rows: int, length: int, steps: int, variant: str
         final_logit_softcapping=lm.final_softcap,
         sliding_window=lm.window,
         use_cache=False,
-        attn_implementation="eager",
+        attn_implementation=flex() if attention == "flex" else attention,
     )
-    torch.manual_seed(0)
-    make: Any = transformers.Gemma2ForCausalLM
-    teacher, student = make(theirs).to(device).eval(), make(theirs).to(device).train()
-    optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, fused=device == "cuda")
-    tokens = torch.randint(0, lm.vocabulary, (rows, length), device=device)
+    return [make(theirs).to(device).eval(), make(theirs).to(device).train()], note
 
-    def loss() -> Any:
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            with torch.no_grad():
-                wanted = teacher(tokens).logits
-            logits = student(tokens).logits
+
+def flex() -> str:
+    """The name under which transformers finds its flex attention, for autocast.
+
+    Rotary positions leave queries and keys in fp32 there, values are in bf16, and flex attention
+    takes one dtype only.
+    """
+    from transformers.integrations.flex_attention import flex_attention_forward
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def forward(module: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> Any:
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return flex_attention_forward(module, query, key, value, *rest, **more)
+
+    name = "flex_attention_of_one_dtype"
+    ALL_ATTENTION_FUNCTIONS.register(name, forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flex_attention"])
+    return name
+
+
+def pytorch_loss(teacher: Any, student: Any, tokens: Any, variant: Variant) -> Callable[[], Any]:
+    """Σ KL(teacher ‖ student) / rows / T, in nats; Liger's is that of logits without soft-caps."""
+    import torch
+
+    def of_logits() -> Any:
+        with torch.no_grad():
+            wanted = teacher(tokens).logits
+        logits = student(tokens).logits
         log_p, log_t = (z.float().log_softmax(-1).flatten(0, 1) for z in (logits, wanted))
         kl_div = torch.nn.functional.kl_div
         return kl_div(log_p, log_t, log_target=True, reduction="batchmean")
 
-    loss = torch.compile(loss) if compiled else loss
+    def fused() -> Any:
+        from liger_kernel.transformers import LigerFusedLinearJSD  # type: ignore[import-not-found]
+
+        with torch.no_grad():
+            wanted = teacher.model(tokens).last_hidden_state.flatten(0, 1)
+        states = student.model(tokens).last_hidden_state.flatten(0, 1)
+        tables = student.lm_head.weight, teacher.lm_head.weight
+        kl = LigerFusedLinearJSD(jsd_beta=0.0)  # the forward KL
+        return kl(states, tables[0], wanted, tables[1], None)
+
+    def loss() -> Any:
+        kind = tokens.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=variant.autocast):
+            return fused() if variant.liger else of_logits()
+
+    return torch.compile(loss) if variant.compiled else loss
+
+
+def of_pytorch(lm: Transformer, rows: int, length: int, steps: int, variant: Variant) -> Measured:
+    """Measure PyTorch's step. Raises ImportError where Liger is asked for and not installed."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    (teacher, student), note = pytorch_models(lm, variant.attention, device)
+    if variant.liger:
+        import liger_kernel  # type: ignore[import-not-found]  # noqa: F401
+
+        note = "; ".join(filter(None, [note, "another function: no soft-cap of logits"]))
+    optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, fused=device == "cuda")
+    tokens = torch.randint(0, lm.vocabulary, (rows, length), device=device)
+    loss = pytorch_loss(teacher, student, tokens, variant)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -88,15 +166,16 @@ def of_pytorch(lm: Transformer, rows: int, length: int, steps: int, variant: str
         return (time.perf_counter() - started) / count
 
     run(bench.WARM)
-    return rows * length / run(steps)
+    rate = rows * length / run(steps)
+    return Measured(rate, torch.cuda.max_memory_allocated() if device == "cuda" else None, note)
 
 
-def of_jax(lm: Transformer, rows: int, length: int, steps: int) -> float:
-    """Tokens a second."""
+def of_jax(lm: Transformer, rows: int, length: int, steps: int) -> Measured:
+    """Measure the step here."""
     training = Training(100, rows, AdamW(LEARNING_RATE), eval_every=50)
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     speed = bench.measure(distillation(lm, lm, training, length), mesh, steps)
-    return rows * length / speed.seconds
+    return Measured(rows * length / speed.seconds, speed.peak_bytes)
 
 
 def main():
@@ -106,9 +185,8 @@ def main():
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--remat", default="dots")
-    parser.add_argument(
-        "--variants", nargs="+", choices=[*PYTORCH, *OURS], default=[*PYTORCH, *OURS]
-    )
+    default = [*PYTORCH, *OURS]
+    parser.add_argument("--variants", nargs="+", choices=[*default, *ON_GPU], default=default)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = options.rows, options.length, options.steps
@@ -116,7 +194,8 @@ def main():
         lm = preset(options.preset, dtype=OURS[options.one], remat=options.remat)
         return print(json.dumps(of_jax(lm, *size)))
     if options.one:
-        return print(json.dumps(of_pytorch(preset(options.preset), *size, options.one)))
+        variant = {**PYTORCH, **ON_GPU}[options.one]
+        return print(json.dumps(of_pytorch(preset(options.preset), *size, variant)))
     first = None
     print("| variant | tokens/s | ratio |\n| --- | ---: | ---: |")
     for name in options.variants:
@@ -126,7 +205,7 @@ def main():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             print(f"| {name} | {reason[:60]} | |", flush=True)
             continue
-        rate = json.loads(done.stdout.splitlines()[-1])
+        rate = json.loads(done.stdout.splitlines()[-1])[0]
         first = first or rate
         print(f"| {name} | {short(rate)} | {rate / first:.2f} |", flush=True)
 

@@ -80,6 +80,14 @@ def test_every_step_is_waited_for(tmp_path):
     assert list(tmp_path.glob("**/*.xplane.pb"))
 
 
+def test_so_many_models_step_together(monkeypatch):
+    made, build = [], bench.programs.build
+    monkeypatch.setattr(bench.programs, "build", lambda *a: made.append(build(*a)) or made[-1])
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    assert bench.measure(_work(), mesh, 1, members=3).seconds > 0
+    assert made[0].states.step.shape == (3,)
+
+
 @pytest.mark.slow
 def test_devices_that_wait_for_each_other_do_not_hang():
     """Members of two CPU devices, more steps than XLA lets be under way (32)."""

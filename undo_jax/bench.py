@@ -70,8 +70,10 @@ def peak(mesh: Mesh) -> float | None:
     return chip.flops * mesh.size if chip else None
 
 
-def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Speed:
-    """Run the step of one model for each group of the `sweep` axis, on random tokens.
+def measure(
+    work: Work, mesh: Mesh, steps: int, trace: str | None = None, members: int | None = None
+) -> Speed:
+    """Run the step of `members` models together on random tokens; None: one per `sweep` group.
 
     Some more steps, which are not measured, are traced for xprof into the folder `trace`. Raises
     ValueError where the mesh does not divide the batch or the model, and for less than one step;
@@ -85,7 +87,8 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
     except OSError as error:
         raise OSError(f"no trace can go to {trace} ({error.strerror}): give a folder") from error
     least.check_work(work, mesh)
-    training, members = work.training, mesh.shape["sweep"]
+    training = work.training
+    members = int(members or mesh.shape["sweep"])
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
         made = programs.build(work.lm, work.loss, training, work.refs, mesh, members, work.trains)
@@ -93,7 +96,7 @@ def measure(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> Spe
         like = programs.example(
             made, work.refs, streams, training.batch_size, mesh, carries=work.carries
         )
-        states, shared = _start(made, work, mesh), _shared(like[2], work, mesh)
+        states, shared = _start(made, work, mesh, members), _shared(like[2], work, mesh)
         owners, active = np.zeros(members, int), np.ones(members, bool)
         started = time.perf_counter()
         advance = made.advance.lower(states, (owners, active, {}), shared).compile()
@@ -127,7 +130,7 @@ def measure_evaluation(work: Work, evaluate: Any, material: Any, mesh: Mesh) -> 
     members, everywhere = mesh.shape["sweep"], NamedSharding(mesh, P())
     with jax.set_mesh(mesh):
         how = work.lm, work.loss, work.training, {}, mesh, members, work.trains
-        params = _start(programs.build(*how), work, mesh).params
+        params = _start(programs.build(*how), work, mesh, members).params
         score = programs.over_members(lambda one, given: evaluate(work.lm, one, given), mesh)
         started = time.perf_counter()
         score = programs.jit_on(mesh)(score, out_shardings=everywhere).lower(params, material)
@@ -145,9 +148,8 @@ def split(work: Work, devices: int, weak: bool, base: int) -> Work:
     return replace(work, training=replace(work.training, batch_size=rows))
 
 
-def _start(made: programs.Programs, work: Work, mesh: Mesh) -> Any:
+def _start(made: programs.Programs, work: Work, mesh: Mesh, members: int) -> Any:
     """States of fresh members."""
-    members = mesh.shape["sweep"]
     keys = jax.random.split(jax.random.key(1), members)
     return made.start(_fresh(work.lm, mesh), keys, np.full(members, 1e-5, np.float32))
 

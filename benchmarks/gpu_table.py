@@ -1,0 +1,224 @@
+"""What `gpu.py` has measured, as Markdown, beside the targets."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpu_steps import ATTACKS, FULL, MORE, OURS
+from gpu_tiles import constants
+from peer import ON_GPU, PYTORCH
+
+from undo_jax.fit import chips, nvidia
+from undo_jax.log import short
+
+FP32 = "PyTorch fp32"
+FASTER, FASTEST, SMALLER, MFU, WIDE_MFU, SLOWER = 10, 4, 1 / 6, 0.40, 0.45, 3  # the targets
+NONE = "–"
+SAME = [name for name, one in {**PYTORCH, **ON_GPU}.items() if not one.liger]  # the same function
+Found = Mapping[str, Mapping[str, Any]]  # results by case
+
+
+class Target(NamedTuple):
+    what: str
+    wanted: str
+    found: str
+    met: bool | None  # None: not measured
+
+
+def table(folder: Path) -> str:
+    """Raises ValueError where nothing has been measured, or on several devices."""
+    names = "kernels", "steps", "attacks", "tiles"
+    files = {name: folder / f"{name}.json" for name in names}
+    parts = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    if not parts:
+        raise ValueError(f"{folder} has no results: measure a part first")
+    abouts = [part["about"] for part in parts.values()]
+    if any(about != abouts[0] for about in abouts):
+        raise ValueError(f"the parts in {folder} are of several devices: {abouts}")
+    found = {name: parts.get(name, {"results": {}})["results"] for name in names}
+    device = abouts[0]["device"]
+    steps = [Step.read(name, one) for name, one in found["steps"].items()]
+    given = {name: value for name, value in abouts[0].items() if name not in ("device", "dry")}
+    versions = ", ".join(f"{name} {value or 'absent'}" for name, value in given.items())
+    dry = ["A dry run: toy sizes, and what is measured means nothing.", ""] * abouts[0]["dry"]
+    lines = [
+        *(f"# {device}", "", versions, "", *dry),
+        *_section("Targets", "what | target | measured | met", targets(found, steps, device)),
+        *_section("Steps", STEPS, step_rows(steps, device)),
+        *_section("Attacks", ATTACK_COLUMNS, attack_rows(found["attacks"])),
+        *_section("Kernels", KERNELS, kernel_rows(found["kernels"])),
+        *_section("Tiles", TILES, tile_rows(found["tiles"])),
+    ]
+    if changed := constants(found["tiles"]):
+        lines += ["```python", *changed, "```", ""]
+    return "\n".join(lines)
+
+
+def _section(title: str, columns: str, rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table; none without rows. Only the first column is of text."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    rule = "| --- " + "| ---: " * columns.count("|") + "|"
+    return [f"## {title}", "", f"| {columns} |", rule, *lines, ""] if lines else []
+
+
+# ------------------------------------------------------------------------------------------- steps
+
+STEPS = "setting | variant | rows | tokens/s | times fp32 | memory | MFU | note"
+
+
+class Step(NamedTuple):
+    setting: str
+    variant: str
+    rows: int
+    found: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, name: str, found: Mapping[str, Any]) -> "Step":
+        setting, variant, rows = name.split("; ")
+        return cls(setting, variant, int(rows), found)
+
+    @property
+    def rate(self) -> float:
+        return self.found.get("tokens_per_second", 0.0)
+
+    def mfu(self, device: str) -> float | None:
+        chip = chips.of_device(device)
+        return self.rate * self.found["flops_per_token"] / chip.flops if chip else None
+
+
+def _done(steps: Iterable[Step], setting: str, *variants: str) -> list[Step]:
+    """Those that were measured, the fastest first."""
+    found = [s for s in steps if s.setting == setting and s.variant in variants and s.rate]
+    return sorted(found, key=lambda step: -step.rate)
+
+
+def _memory(steps: Sequence[Step], ours: Step, variant: str, device: str) -> tuple[float, bool]:
+    """Bytes of a variant on as many rows as ours, and whether it is more than that: all there is.
+
+    0 where it is not known.
+    """
+    for step in steps:
+        if (step.setting, step.variant, step.rows) == (ours.setting, variant, ours.rows):
+            if FULL in step.found.get("error", ""):
+                sizes = [size for name, size in nvidia.CAPACITY.items() if device.startswith(name)]
+                return float(sum(sizes)), True
+            return step.found.get("peak_bytes") or 0.0, False
+    return 0.0, False
+
+
+def step_rows(steps: Sequence[Step], device: str) -> Iterator[list[str]]:
+    for step in steps:
+        cells = [step.setting, step.variant, str(step.rows)]
+        if not step.rate:
+            yield [*cells, *[NONE] * 4, step.found.get("error", "")]
+            continue
+        first = _done(steps, step.setting, FP32)
+        mfu, full = step.mfu(device), step.found["peak_bytes"]
+        yield [
+            *(*cells, short(step.rate)),
+            f"{step.rate / first[0].rate:.2f}" if first else NONE,
+            f"{short(full)}B" if full else NONE,
+            NONE if mfu is None else f"{mfu:.1%}",
+            step.found["note"],
+        ]
+
+
+# ----------------------------------------------------------------------------------------- targets
+
+
+def targets(found: Mapping[str, Found], steps: Sequence[Step], device: str) -> Iterator[list[str]]:
+    """Every target beside what was measured."""
+    made = [*_kernel_targets(found["kernels"]), *_attack_targets(found["attacks"])]
+    for setting in dict.fromkeys(step.setting for step in steps):
+        made += _step_targets(steps, setting, device)
+    for what, wanted, measured, met in made:
+        yield [what, wanted, measured, NONE if met is None else "yes" if met else "NO"]
+
+
+def _kernel_targets(found: Found) -> Iterator[Target]:
+    if found:
+        well = sum(bool(one.get("well")) for one in found.values())
+        text = f"{well} of {len(found)} cases"
+        yield Target("kernels within their tolerances", "all", text, well == len(found))
+
+
+def _step_targets(steps: Sequence[Step], setting: str, device: str) -> Iterator[Target]:
+    ours = next(iter(_done(steps, setting, OURS)), None)
+    for what, wanted, variants in (
+        ("times PyTorch fp32", FASTER, [FP32]),
+        ("times the fastest PyTorch", FASTEST, SAME),
+    ):
+        theirs = next(iter(_done(steps, setting, *variants)), None)
+        text, met = "not measured", None
+        if ours and theirs:
+            ratio = ours.rate / theirs.rate
+            text, met = f"{ratio:.2f} ({theirs.variant}, {theirs.rows} rows)", ratio >= wanted
+        yield Target(f"{setting}: {what}", f"≥ {wanted}", text, met)
+    text, met, theirs = "not measured", None, next(iter(_done(steps, setting, *SAME)), None)
+    if ours and theirs and (own := ours.found["peak_bytes"]):
+        bytes_, more = _memory(steps, ours, theirs.variant, device)
+        if bytes_:
+            share = own / bytes_
+            text, met = f"{'< ' * more}{share:.3f} ({theirs.variant})", share <= SMALLER
+    yield Target(f"{setting}: memory, of the fastest PyTorch's", "≤ 0.167", text, met)
+    wanted = MFU if setting.startswith("0.1B") else WIDE_MFU
+    best = next(iter(_done(steps, setting, OURS, MORE)), None)
+    mfu = best.mfu(device) if best else None
+    text = f"{mfu:.1%} ({best.rows} rows)" if best and mfu is not None else "not measured"
+    yield Target(f"{setting}: MFU", f"≥ {wanted:.0%}", text, None if mfu is None else mfu >= wanted)
+
+
+def _attack_targets(found: Found) -> Iterator[Target]:
+    for setting, alone, together in _attacks(found):
+        ratio = together["seconds"] / alone["seconds"]
+        what = f"{setting}: {ATTACKS} attacks together, times one"
+        yield Target(what, f"≤ {SLOWER}", f"{ratio:.2f}", ratio <= SLOWER)
+
+
+# ------------------------------------------------------------------------- attacks, kernels, tiles
+
+ATTACK_COLUMNS = "setting | one, ms a step | ten, ms a step | times one | with compilation"
+KERNELS = "case | most of its tolerance | within | ms | XLA, ms | times as fast"
+TILES = "kernel | present | ms | best | ms | times as fast"
+
+
+def _attacks(found: Found) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    for setting in dict.fromkeys(name.split("; ")[0] for name in found):
+        one, ten = (found.get(f"{setting}; {count}", {}) for count in (1, ATTACKS))
+        if "seconds" in one and "seconds" in ten:
+            yield setting, one, ten
+
+
+def attack_rows(found: Found) -> Iterator[list[str]]:
+    for setting, one, ten in _attacks(found):
+        times = [short(1e3 * each["seconds"]) for each in (one, ten)]
+        ratios = [ten[key] / one[key] for key in ("seconds", "whole_seconds")]
+        yield [setting, *times, *(f"{ratio:.2f}" for ratio in ratios)]
+    for name, one in found.items():
+        if "error" in one:
+            yield [name, one["error"], *[NONE] * 3]
+
+
+def kernel_rows(found: Found) -> Iterator[list[str]]:
+    for name, one in found.items():
+        if "error" in one:
+            yield [name, one["error"], "NO", *[NONE] * 3]
+            continue
+        errors = one["errors"].items()
+        worst, most = max(errors, key=lambda e: e[1]["error"] / e[1]["tolerance"])
+        times = [NONE] * 3
+        if "ms" in one:
+            times = [short(one["ms"]), short(one["xla_ms"]), f"{one['xla_ms'] / one['ms']:.2f}"]
+        text = f"{worst}: {most['error']:.1e} of {most['tolerance']:.1e}"
+        yield [name, text, "yes" if one["well"] else "NO", *times]
+
+
+def tile_rows(found: Found) -> Iterator[list[str]]:
+    for name, one in found.items():
+        if "error" in one:
+            yield [name, one["error"], *[NONE] * 4]
+            continue
+        present, best = (" ".join(str(x) for x in one[key].values()) for key in ("present", "best"))
+        ratio = f"{one['present_ms'] / one['best_ms']:.2f}"
+        yield [name, present, short(one["present_ms"]), best, short(one["best_ms"]), ratio]
