@@ -19,13 +19,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 import undo_jax
 from undo_jax import cli, losses
 from undo_jax.cli.experiment import load
-from undo_jax.cli.fit import TOO_LARGE, describe, memory, table
+from undo_jax.cli.fit import TOO_LARGE
 from undo_jax.fit import chips, flags, nvidia, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
 from undo_jax.fit.costs import Cost
+from undo_jax.fit.facts import describe, table
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
 from undo_jax.graph import largest
+from undo_jax.memory import text as memory_text
 from undo_jax.mesh import MeshShape, make_mesh, parse_mesh
 from undo_jax.methods.maxent import maxent
 
@@ -396,7 +398,7 @@ def test_a_variant_has_so_many_rows_on_a_chip():
     made = search.variant(replace(work, training=training), mesh, "full", 5)
     assert made.training == replace(training, batch_size=5 * 4 * 3)
     assert made.lm == replace(work.lm, remat="full")
-    assert step.rows_per_chip(made.training, mesh) == 15
+    assert step.rows_per_shard(made.training, mesh) == 15
 
 
 @pytest.mark.parametrize(
@@ -654,7 +656,8 @@ def test_a_slice_is_as_it_is_written():
 
 FACTS = {
     "stage": "distill", "experiment": "small", "topology": "v5e:4x4", "chips": 16,
-    "mesh": {"data": 4, "fsdp": 4}, "rows": 64, "rows_per_chip": 4, "accumulation": 2,
+    "mesh": {"data": 4, "fsdp": 4}, "models": 1, "rows": 64, "rows_per_chip": 4,
+    "rows_per_shard": 4, "accumulation": 2,
     "row_length": 1024, "remat": "full", "fits": True,
     "hbm": {"arguments": 3.5 * GIB, "outputs": 1536.0, "aliased": 3 * GIB, "code": 7 * 2**20,
             "temporaries": 2.25 * GIB, "shared": 0.0, "total": 5.76 * GIB,
@@ -709,4 +712,4 @@ HBM of a chip   15.76 GiB of 15.75 GiB: DOES NOT FIT
      (1.5 * 2**30, "1.50 GiB"), (2**41, "2.00 TiB")],
 )  # fmt: skip
 def test_bytes_in_words(size, said):
-    assert memory(size) == said
+    assert memory_text(size) == said

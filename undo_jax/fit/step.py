@@ -179,9 +179,15 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
     return Step(memory, costs.cost(text), text)
 
 
-def rows_per_chip(training: Training, mesh: Mesh) -> int:
-    """Rows of a batch on one chip."""
+def rows_per_shard(training: Training, mesh: Mesh) -> int:
+    """Rows of a batch that the chips along `tensor` share."""
     return training.batch_size // parts(*BATCH, mesh=mesh)
+
+
+def rows_per_chip(training: Training, mesh: Mesh) -> float:
+    """One chip's share of a step, in rows: less than one where chips along `tensor` share few."""
+    rows, sharing = rows_per_shard(training, mesh), parts("tensor", mesh=mesh)
+    return rows / sharing if rows % sharing else rows // sharing
 
 
 def _per_chip(tree) -> float:
