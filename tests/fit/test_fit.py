@@ -215,18 +215,63 @@ def test_the_busiest_part_bounds_a_step():
     assert roofline(replace(cost, collectives=received), gpu).bound(gpu) == "NVLink"
 
 
-@pytest.mark.parametrize("most", [0, 1, 5, 8, 11, 33, 63, 64, 100])
-def test_the_search_finds_the_largest_batch(most):
+ROOM = 1000.0
+
+
+def _searched(memory, most=64):
+    """The rows that a search finds where `memory(rows)` bytes are needed, and those it tried."""
     tried = []
 
     def attempt(rows):
-        assert rows not in tried
+        assert rows not in tried and 1 <= rows <= most
         tried.append(rows)
-        return search.Variant("none", rows, None, FITS if rows <= most else REFUSED)
+        size = memory(rows)
+        made = Step(Memory(0, 0, 0, size, 0), Cost() if size <= ROOM else None)
+        return search.Variant("none", rows, None, made)
 
-    found = search.largest(attempt)
-    assert (found.rows if found else 0) == min(most, 64)
-    assert len(tried) <= 12
+    found = search.largest(attempt, ROOM, most)
+    return found.rows if found else 0, tried
+
+
+def _by_hand(memory, most=64):
+    return max((rows for rows in range(1, most + 1) if memory(rows) <= ROOM), default=0)
+
+
+@pytest.mark.parametrize("fixed", [0, 120, 700, 970, 999, 1001])
+@pytest.mark.parametrize("each", [0, 1, 7, 15.6, 16, 33, 90, 130, 300, 600, 2000])
+def test_the_search_needs_two_compilations_and_a_line(fixed, each):
+    """One to confirm it, and one more where a single row is within three hundredths of the room."""
+    memory = lambda rows: fixed + each * rows  # noqa: E731
+    found, tried = _searched(memory)
+    assert found == _by_hand(memory)
+    beyond = memory(found + 1) - ROOM
+    assert len(tried) <= (3 if beyond > 0.03 * ROOM else 4), tried
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        lambda rows: 50 + 8 * rows + 0.7 * rows**2,  # steeper and steeper
+        lambda rows: 50 + 200 * rows**0.5,  # flatter and flatter
+        lambda rows: 900 if rows < 3 else 20 * rows,  # something large is alive with few rows only
+        lambda rows: 100 + 30 * rows if rows < 20 else 2000,  # a wall
+        lambda rows: 300 + 64 * (-(-rows // 4)),  # in steps of four rows
+        lambda rows: 400 + 20 * rows + (13 * rows % 7),  # uneven
+    ],
+)
+def test_the_search_finds_the_largest_batch_where_memory_is_no_line(memory):
+    found, tried = _searched(memory)
+    assert found == _by_hand(memory)
+    assert len(tried) <= 11, tried
+
+
+@pytest.mark.parametrize("told", [0.0, 900.0, 1e9])
+@pytest.mark.parametrize("most", [0, 1, 5, 8, 11, 33, 63, 64, 100])
+def test_the_search_finds_it_where_the_compiler_tells_little(most, told):
+    """No growth of what fits, and of what it refuses a size that says nothing."""
+    found, tried = _searched(lambda rows: 3.0 if rows <= most else max(told, ROOM + 1))
+    assert found == min(most, 64)
+    assert len(tried) <= 11
 
 
 def test_the_policies_are_the_models_own():
@@ -629,9 +674,9 @@ def test_the_command_searches(capsys, monkeypatch):
     """Three rows a chip fit without recomputation and six with it; the fastest comes first."""
 
     def compile_step(work, mesh, options):
-        rows = work.training.batch_size // 4
-        fits = rows <= {"none": 3}.get(work.lm.remat, 6)
-        return replace(FITS, cost=Cost(197e12)) if fits else REFUSED
+        size = work.training.batch_size // 4 * {"none": 5}.get(work.lm.remat, 2.4) * GIB
+        memory = Memory(0, 0, 0, size, 0)
+        return Step(memory, Cost(197e12) if size <= 15.75 * GIB else None)
 
     monkeypatch.setattr(search, "compile_step", compile_step)
     arguments = ["fit", QUICKSTART, "--topology", "v5e-4", "--mesh", "data=4", "--search"]
@@ -639,7 +684,11 @@ def test_the_command_searches(capsys, monkeypatch):
     said = capsys.readouterr()
     first, second = (line.split() for line in said.out.splitlines()[1:3])
     assert first[1] == "6" and first[0] != "none" and second[1] != "0"
-    assert "remat none, 4 rows a chip at once" in said.err
+    assert [line for line in said.err.splitlines() if "none" in line] == [
+        "remat none, 1 rows a chip at once: 5.00 GiB, fits",
+        "remat none, 2 rows a chip at once: 10.00 GiB, fits",
+        "remat none, 3 rows a chip at once: 15.00 GiB, fits",
+    ]
     cli.main([*arguments, "--json"])
     assert {(f["remat"], f["rows_per_chip"]) for f in json.loads(capsys.readouterr().out)} >= {
         ("none", 3), ("full", 6),

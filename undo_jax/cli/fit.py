@@ -144,14 +144,14 @@ def _search(
     def tell(policy: str, rows: int, step: Step) -> None:
         verdict = "fits" if step.cost else "too large"
         console.print(
-            f"remat {policy}, {rows} rows a chip at once: "
+            f"remat {policy}, {short(rows / mesh.shape['tensor'])} rows a chip at once: "
             f"{step.memory.total / GIB:.2f} GiB, {verdict}",
             highlight=False,
         )
 
     found = [
         {**title, **describe(one.work, place, mesh, one.step)}
-        for one in search(work, mesh, options, tell)
+        for one in search(work, mesh, place.chip.hbm, options, tell)
     ]
     found.sort(key=lambda facts: -facts["tokens_per_second"])
     if as_json:
@@ -160,7 +160,7 @@ def _search(
         print("remat  rows a chip    GiB  bound         tokens/s at most")
         for facts in found:
             print(
-                f"{facts['remat']:<5}  {facts['rows_per_chip']:>11}  "
+                f"{facts['remat']:<5}  {short(facts['rows_per_chip']):>11}  "
                 f"{facts['hbm']['total'] / GIB:>5.2f}  {facts['bound']:<12}  "
                 f"{short(facts['tokens_per_second']):>16}"
             )
