@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 
 import undo_jax
-
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB
 from undo_jax.fit.facts import describe

@@ -501,7 +501,7 @@ def test_without_a_compiler_it_says_what_to_install(capsys, monkeypatch, topolog
 @pytest.mark.parametrize(
     ("topology", "mesh", "said"),
     [
-        ("v5e:4x4", "data=4,fsdp=3", "which has 16 chips: e.g. --mesh data=4,fsdp=4 does"),
+        ("v5e:4x4", "data=4,fsdp=3", "which has 16 chips: e.g. --mesh data=2,fsdp=8 does"),
         ("v5p:2x4x4", "data=7", "which has 32 chips: e.g. --mesh data=4,fsdp=8 does"),
     ],
 )
@@ -586,8 +586,8 @@ experiment = replace(experiment, unlearn=replace(experiment.unlearn, method=meth
 @pytest.mark.parametrize("place", ["v4:2x2x1", "v5p:2x4x4", "v6e:4x4", "v5e:16x16"])
 def test_the_suggested_mesh_fits(place):
     found = chips.find(place)
-    mesh = step.mesh_on(found, parse_mesh(step.suggestion(found)))
-    assert mesh.size == found.chips
+    for shape in (step.suggestion(found), step.most_sharded(found)):
+        assert step.mesh_on(found, shape).size == found.chips
 
 
 @needs_libtpu
@@ -597,7 +597,7 @@ def test_a_step_that_does_not_fit(capsys):
     arguments = [QUICKSTART, "--topology", "v5e:4x4", "--mesh", "data=16", *large.split()]
     said = _refused(capsys, *arguments, status=TOO_LARGE)
     assert "DOES NOT FIT" in said.out and all(len(line) <= 80 for line in said.out.splitlines())
-    for advice in ("--model.remat full", "--distill.training.accumulation", "--mesh fsdp=16",
+    for advice in ("--model.remat full", "--distill.training.accumulation", "--mesh data=2,fsdp=8",
                    "--topology v5e:4x8", "v4, v5p, v6e"):  # fmt: skip
         assert advice in said.err
 
@@ -705,7 +705,7 @@ def test_a_slice_is_as_it_is_written():
 
 FACTS = {
     "stage": "distill", "experiment": "small", "topology": "v5e:4x4", "chips": 16,
-    "mesh": {"data": 4, "fsdp": 4}, "models": 1, "rows": 64, "rows_per_chip": 4,
+    "mesh": {"data": 4, "fsdp": 4}, "members": 1, "rows": 64, "rows_per_chip": 4,
     "rows_per_shard": 4, "accumulation": 2,
     "row_length": 1024, "remat": "full", "fits": True,
     "hbm": {"arguments": 3.5 * GIB, "outputs": 1536.0, "aliased": 3 * GIB, "code": 7 * 2**20,
@@ -737,6 +737,33 @@ A step, at the chip's peak
     all-reduce             3MB
 bound by HBM: at most 655k tokens/s"""
     )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "share", "shared", "said"),
+    [
+        ("data=2,fsdp=4", 16, 2, 2, "16 rows of 48 tokens (2 a chip), remat none"),
+        ("sweep=4,data=2", 16, 8, 8,
+         "4 models, each on 16 rows of 48 tokens (8 a chip), remat none"),
+        ("data=2,tensor=4", 16, 2, 8,
+         "16 rows of 48 tokens (2 a chip, 4 chips share 8), remat none"),
+        ("fsdp=2,tensor=4", 2, 0.25, 1,
+         "2 rows of 48 tokens (0.25 a chip, 4 chips share 1), remat none"),
+        ("sweep=2,data=2,tensor=2", 6, 1.5, 3,
+         "2 models, each on 6 rows of 48 tokens (1.5 a chip, 2 chips share 3), remat none"),
+    ],
+)  # fmt: skip
+def test_rows_a_chip_are_a_chips(mesh, batch, share, shared, said):
+    """All models' rows over eight chips, of which those along `tensor` work on the same rows."""
+    work = step.on_chips(_work(load(QUICKSTART), "distill"))
+    work = replace(work, training=replace(work.training, batch_size=batch))
+    grid = make_mesh(parse_mesh(mesh))
+    facts = describe(work, chips.find("v5e:2x4"), grid, REFUSED)
+    assert (facts["rows_per_chip"], facts["rows_per_shard"]) == (share, shared)
+    assert facts["rows_per_chip"] * facts["chips"] == facts["members"] * facts["rows"]
+    assert type(facts["rows_per_chip"]) is type(share)
+    shown = {"experiment": "quickstart", "stage": "distill", **facts}
+    assert table(shown).splitlines()[1] == said
 
 
 def test_the_table_of_what_does_not_fit_word_for_word():

@@ -22,18 +22,21 @@ def _found(flags):
 
 def test_the_step_is_a_distillation_in_bf16():
     found = _found("--preset 0.1B --teacher 2B --length 1024 --rows 48 --remat full")
-    work = found.work
+    work = found.programs[0].work
     assert work.lm == preset("0.1B", dtype="bfloat16", remat="full")
     assert work.refs == {"teacher": preset("2B", dtype="bfloat16")}
     assert work.loss is losses.distillation and work.streams == ("train",)
     assert (work.row_length, work.training.batch_size, work.tokens) == (1024, 48, 1024 * 48)
     assert (work.training.optimizer, work.training.accumulation) == (AdamW(), 1)
     assert work.trains is None and not work.carries
-    assert (found.title["student"], found.title["teacher"]) == ("0.1B", "2B")
+    assert (found.programs[0].title["student"], found.programs[0].title["teacher"]) == (
+        "0.1B",
+        "2B",
+    )
 
 
 def test_a_teacher_is_as_large_as_its_student_and_rows_have_2048_tokens():
-    work = _found("--preset=0.3B").work
+    work = _found("--preset=0.3B").programs[0].work
     assert work.lm == work.refs["teacher"] == preset("0.3B", dtype="bfloat16")
     assert work.row_length == 2048
 
@@ -47,7 +50,7 @@ def test_the_command_without_an_experiment(capsys, tmp_path, monkeypatch):
     facts = json.loads(capsys.readouterr().out)
     assert facts["experiment"] == "tiny from tiny" and facts["stage"] == "distill"
     assert (facts["rows"], facts["row_length"], facts["rows_per_chip"]) == (8, 128, 1)
-    assert facts["mesh"] == {"data": 4, "fsdp": 2} and facts["fits"]
+    assert facts["mesh"] == {"data": 2, "fsdp": 4} and facts["fits"]
     assert not list(tmp_path.iterdir())
 
 

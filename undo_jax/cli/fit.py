@@ -3,29 +3,26 @@
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import jax
 from jax.sharding import Mesh
 
-from undo_jax import graph
 from undo_jax.cli import fit_source
-from undo_jax.cli.fit_source import Source
+from undo_jax.cli.fit_source import Program, Source
 from undo_jax.cli.flags import Name
 from undo_jax.cli.plan import shortened
-from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import errors_of_users
 from undo_jax.fit import chips
-from undo_jax.fit.advice import advice, check_rows
+from undo_jax.fit.advice import advice, check
 from undo_jax.fit.chips import GIB, Slice
 from undo_jax.fit.facts import describe, table
 from undo_jax.fit.flags import arguments, flags
 from undo_jax.fit.least import check_work
 from undo_jax.fit.search import search, variant
-from undo_jax.fit.step import Step, compile_step, mesh_on, on_chips, suggestion
-from undo_jax.graph import Work
+from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, suggestion
 from undo_jax.log import console, short
-from undo_jax.mesh import parse_mesh
+from undo_jax.mesh import MeshShape, parse_mesh
 
 TOO_LARGE = 3  # exit status of a step that does not fit
 
@@ -48,37 +45,40 @@ def fit(words: list[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # loading from it needs a chip
     source = fit_source.find(options, rest)
     given = parse_mesh(options.mesh) if options.mesh else source.mesh
-    mesh = mesh_on(place, given or parse_mesh(suggestion(place)))
-    if source.experiment and options.all:
-        return _all(source.experiment, place, mesh, compiler, options.json)
-    work = source.work
+    mesh = mesh_on(place, given or suggestion(place))
+    if options.all:
+        return _all(source, place, mesh, compiler, options.json)
+    program = source.programs[0]
     if not source.sized:
-        work = variant(work, mesh, getattr(work.lm, "remat", "none"), 1)
+        work = variant(program.work, mesh, getattr(program.work.lm, "remat", "none"), 1)
+        program = replace(program, work=work)
     if options.search:
-        return _search(source.title, work, place, mesh, compiler, options.json)
-    _once(source, work, place, mesh, compiler, options.json)
+        return _search(program, place, mesh, compiler, options.json)
+    _once(program, place, mesh, compiler, options.json)
 
 
 def _once(
-    source: Source,
-    work: Work,
-    place: Slice,
-    mesh: Mesh,
-    options: Mapping[str, str],
-    as_json: bool,
+    program: Program, place: Slice, mesh: Mesh, options: Mapping[str, str], as_json: bool
 ) -> None:
     """Print what is known of one step; exit status 3 and advice if it does not fit."""
-    check_rows(work, mesh, source.names)
-    try:
-        step = compile_step(work, mesh, options)
-    except OverflowError:  # sizes that JAX cannot count
-        check_work(work, mesh, source.names.rows, place.chip.hbm)
-        raise
-    facts = {**source.title, **describe(work, place, mesh, step)}
+    step = _compiled(program, place, mesh, options)
+    facts = {**program.title, **describe(program.work, place, mesh, step)}
     print(json.dumps(facts, indent=1) if as_json else table(facts))
     if not facts["fits"]:
-        print(f"undo-jax: {advice(source.names, work, place, mesh, step)}", file=sys.stderr)
+        said = advice(program.names, program.work, place, mesh, step)
+        print(f"undo-jax: {said}", file=sys.stderr)
         sys.exit(TOO_LARGE)
+
+
+def _compiled(program: Program, place: Slice, mesh: Mesh, options: Mapping[str, str]) -> Step:
+    """The compiled step. Raises ValueError, naming the flag, for sizes that are not possible."""
+    work, names = program.work, program.names
+    check(work, mesh, names)
+    try:
+        return compile_step(work, mesh, options)
+    except OverflowError:  # sizes that JAX cannot count
+        check_work(work, mesh, names.rows, place.chip.hbm)
+        raise
 
 
 def xla_flags(name: Name) -> None:
@@ -91,25 +91,25 @@ def xla_flags(name: Name) -> None:
 
 
 def _all(
-    experiment: Experiment, place: Slice, mesh: Mesh, options: Mapping[str, str], as_json: bool
+    source: Source, place: Slice, mesh: Mesh, options: Mapping[str, str], as_json: bool
 ) -> None:
     """Print a line for each program as it is compiled; exit status 3 if one does not fit."""
     found = []
     if not as_json:
-        shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-        print(f"{experiment.name} on {place}: {place.chips} chips, mesh {shape or 'of one chip'}\n")
+        shape = mesh_text(MeshShape(**mesh.shape)) if mesh.size > 1 else "of one chip"
+        print(f"{source.name} on {place}: {place.chips} chips, mesh {shape}\n")
         print("stage     models              rows    GiB  bound          ms a step")
-    for names, recipe in _programs(experiment):
-        trains = on_chips(graph.work(recipe, experiment.setting))
-        title = {"experiment": experiment.name, "stage": recipe.kind, "models": names}
-        facts = {**title, **describe(trains, place, mesh, compile_step(trains, mesh, options))}
+    for program in source.programs:
+        step = _compiled(program, place, mesh, options)
+        facts = {**describe(program.work, place, mesh, step), **program.title}
         found.append(facts)
         if not as_json:
             speed = "DOES NOT FIT"
             if facts["fits"]:
                 speed = f"{facts['bound']:<12} {facts['seconds']['step'] * 1e3:>11.3g}"
+            names = f"{facts['stage']:<9} {shortened(facts['models']):<18}"
             size = f"{facts['rows']:>5}  {facts['hbm']['total'] / GIB:>5.2f}"
-            print(f"{recipe.kind:<9} {shortened(names):<18} {size}  {speed}", flush=True)
+            print(f"{names} {size}  {speed}", flush=True)
     if as_json:
         print(json.dumps(found, indent=1))
     if large := [facts["stage"] for facts in found if not facts["fits"]]:
@@ -118,26 +118,8 @@ def _all(
         sys.exit(TOO_LARGE)
 
 
-def _programs(experiment: Experiment) -> list[tuple[list[str], Any]]:
-    """The programs of an experiment: the models that each trains or attacks, and one of them."""
-    names = {id(recipe): name for (name, _), recipe in experiment.recipes().items()}
-    found: dict[str, list[Any]] = {}
-    for recipe in graph.ancestry(experiment.recipes().values()):
-        if graph.is_trained(recipe):
-            found.setdefault(graph.group_key(recipe), []).append(recipe)  # type: ignore[arg-type]
-    return [
-        (list(dict.fromkeys(names.get(id(r), "an ancestor") for r in some)), some[0])
-        for some in found.values()
-    ]
-
-
 def _search(
-    title: Mapping[str, str],
-    work: Work,
-    place: Slice,
-    mesh: Mesh,
-    options: Mapping[str, str],
-    as_json: bool,
+    program: Program, place: Slice, mesh: Mesh, options: Mapping[str, str], as_json: bool
 ) -> None:
     """Print the largest batch for each policy, the fastest first."""
 
@@ -150,8 +132,8 @@ def _search(
         )
 
     found = [
-        {**title, **describe(one.work, place, mesh, one.step)}
-        for one in search(work, mesh, place.chip.hbm, options, tell)
+        {**program.title, **describe(one.work, place, mesh, one.step)}
+        for one in search(program.work, mesh, place.chip.hbm, options, tell)
     ]
     found.sort(key=lambda facts: -facts["tokens_per_second"])
     if as_json:

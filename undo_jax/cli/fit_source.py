@@ -1,13 +1,14 @@
 """What `undo-jax fit` compiles: a stage of an experiment, or a distillation between presets."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from undo_jax import graph
 from undo_jax.cli import experiment as experiments
 from undo_jax.experiment import Experiment
-from undo_jax.experiment_file import load
+from undo_jax.experiment_file import Knobs, load
 from undo_jax.fit.advice import Names
 from undo_jax.fit.flags import PRESETS as XLA
 from undo_jax.fit.step import distillation, on_chips
@@ -29,15 +30,22 @@ OF_PRESETS = {  # flags, and what sets the same for an experiment
 
 
 @dataclass(frozen=True)
-class Source:
+class Program:
     """A step to compile, and how a reader changes it."""
 
-    title: Mapping[str, str]
+    title: Mapping[str, Any]
     work: Work
     names: Names
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is asked for."""
+
+    name: str
+    programs: Sequence[Program]
     mesh: MeshShape | None = None  # its own; None: it has none
-    experiment: Experiment | None = None
-    sized: bool = True  # False: its rows are not given
+    sized: bool = True  # False: the rows are not given
 
 
 def parse(words: list[str], described: str | None) -> tuple[argparse.Namespace, list[str]]:
@@ -94,17 +102,44 @@ def _of_experiment(options: argparse.Namespace, rest: list[str]) -> Source:
     knobs = experiments.override(load(options.experiment), rest)
     experiment, stage = knobs.graph(), options.stage or "distill"
     if options.all:
-        stage = next(r.kind for r in experiment.recipes().values() if graph.is_trained(r))
-    work = graph.largest(experiment.recipes().values(), stage, experiment.setting)
-    if isinstance(knobs, Experiment):
-        names = Names("batch_size", "accumulation", "remat", options.experiment)
+        works = [
+            ({"stage": recipe.kind, "models": names}, graph.work(recipe, experiment.setting))
+            for names, recipe in _recipes(experiment)
+        ]
     else:
-        lms = getattr(knobs, "lms", {})
-        model = next((name for name, lm in lms.items() if lm == work.lm), "model")
-        training = f"--{stage}.training"
-        names = Names(f"{training}.batch-size", f"{training}.accumulation", f"--{model}.remat")
-    title = {"experiment": experiment.name, "stage": stage}
-    return Source(title, on_chips(work), names, experiment.mesh, experiment)
+        recipes = experiment.recipes().values()
+        works = [({"stage": stage}, graph.largest(recipes, stage, experiment.setting))]
+    programs = [
+        Program(
+            {"experiment": experiment.name, **title},
+            on_chips(work),
+            _names(knobs, options.experiment, title["stage"], work),
+        )
+        for title, work in works
+    ]
+    return Source(experiment.name, programs, experiment.mesh)
+
+
+def _names(knobs: Knobs, file: str, stage: str, work: Work) -> Names:
+    """What sets the work of a stage."""
+    if isinstance(knobs, Experiment):
+        return Names("batch_size", "accumulation", "remat", file)
+    lms, training = getattr(knobs, "lms", {}), f"--{stage}.training"
+    model = next((name for name, lm in lms.items() if lm == work.lm), "model")
+    return Names(f"{training}.batch-size", f"{training}.accumulation", f"--{model}.remat")
+
+
+def _recipes(experiment: Experiment) -> list[tuple[list[str], Any]]:
+    """The programs of an experiment: the models that each trains or attacks, and one of them."""
+    names = {id(recipe): name for (name, _), recipe in experiment.recipes().items()}
+    found: dict[str, list[Any]] = {}
+    for recipe in graph.ancestry(experiment.recipes().values()):
+        if graph.is_trained(recipe):
+            found.setdefault(graph.group_key(recipe), []).append(recipe)  # type: ignore[arg-type]
+    return [
+        (list(dict.fromkeys(names.get(id(r), "an ancestor") for r in some)), some[0])
+        for some in found.values()
+    ]
 
 
 def _of_presets(options: argparse.Namespace, rest: list[str]) -> Source:
@@ -135,7 +170,8 @@ def _of_presets(options: argparse.Namespace, rest: list[str]) -> Source:
         )
     lm = replace(lm, remat=options.remat) if options.remat is not None else lm
     training = Training(1000, options.rows or 1, AdamW(), eval_every=100)
-    title = {"experiment": f"{student} from {teacher}", "stage": "distill"}
-    title |= {"student": student, "teacher": teacher}
+    name = f"{student} from {teacher}"
+    title = {"experiment": name, "stage": "distill", "student": student, "teacher": teacher}
     work = on_chips(distillation(lm, of_teacher, training, options.length or 2048))
-    return Source(title, work, Names("--rows", None, "--remat"), sized=options.rows is not None)
+    program = Program(title, work, Names("--rows", None, "--remat"))
+    return Source(name, [program], sized=options.rows is not None)

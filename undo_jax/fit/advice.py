@@ -1,15 +1,17 @@
 """What to change of a step that does not fit, or cannot be: in the words that a reader types."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from jax.sharding import Mesh
 
 from undo_jax.fit import chips
 from undo_jax.fit.chips import Chip, Slice
-from undo_jax.fit.step import Step, rows_per_shard
+from undo_jax.fit.step import Step, mesh_text, most_sharded, rows_per_shard, suggestion
 from undo_jax.graph import Work
 from undo_jax.memory import text as memory
+from undo_jax.mesh import MeshShape
 from undo_jax.models.architecture import REMAT
+from undo_jax.sharding import placement
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,22 @@ class Names:
         return f"{name}={value} in {self.file}" if self.file else f"{name} {value}"
 
 
-def check_rows(work: Work, mesh: Mesh, names: Names) -> None:
-    """Raises ValueError, naming a batch that would do, where the mesh does not divide the batch."""
+def check(work: Work, mesh: Mesh, names: Names) -> None:
+    """Raises ValueError, naming what to set, where the mesh does not divide the batch or models."""
     rows, parts = work.training.batch_size, work.training.accumulation
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if not rows % (shards * parts):
-        return
-    least = rows // (shards * parts) * shards * parts
-    near = [size for size in (least, least + shards * parts) if size]
-    over = f"data×fsdp={shards} shards" + (f" of {parts} parts each" if parts > 1 else "")
-    raise ValueError(
-        f"{names.set(names.rows, rows)} does not divide into {over}: give "
-        + " or ".join(map(str, near))
-    )
+    if rows % (shards * parts):
+        least = rows // (shards * parts) * shards * parts
+        near = [str(size) for size in (least, least + shards * parts) if size]
+        over = f"data×fsdp={shards} shards" + (f" of {parts} parts each" if parts > 1 else "")
+        raise ValueError(
+            f"{names.set(names.rows, rows)} does not divide into {over}: give {' or '.join(near)}"
+        )
+    for lm in (work.lm, *work.refs.values()):
+        try:
+            placement(lm, mesh)
+        except ValueError as error:
+            raise ValueError(f"--mesh {mesh_text(MeshShape(**mesh.shape))}: {error}") from error
 
 
 def advice(names: Names, work: Work, place: Slice, mesh: Mesh, step: Step) -> str:
@@ -53,8 +58,8 @@ def advice(names: Names, work: Work, place: Slice, mesh: Mesh, step: Step) -> st
         if names.accumulation:
             changes.append(names.set(names.accumulation, parts * training.accumulation))
         changes.append(names.set(names.rows, training.batch_size // parts))
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] < place.chips:
-        changes.append(f"--mesh fsdp={place.chips}")
+    if shape := _more_sharded(work, place, mesh):
+        changes.append(f"--mesh {mesh_text(shape)}")
     larger = [name for name in chip.topologies if chips.count(name) > place.chips]
     if larger:
         changes.append(f"more chips (--topology {place.kind}:{larger[0]})")
@@ -64,6 +69,17 @@ def advice(names: Names, work: Work, place: Slice, mesh: Mesh, step: Step) -> st
         f"this step needs {memory(total)} a chip and {place} has {memory(chip.hbm)}, "
         f"{memory(total - chip.hbm)} too little: try {' or '.join(changes) or 'a smaller model'}"
     )
+
+
+def _more_sharded(work: Work, place: Slice, mesh: Mesh) -> MeshShape | None:
+    """A mesh with fewer parameters a chip, if there is one that the models allow."""
+    split = lambda shape: shape["fsdp"] * shape["tensor"]  # noqa: E731
+    for shape in (suggestion(place), most_sharded(place)):
+        sizes = asdict(shape)
+        heads = [getattr(lm, "heads", sizes["tensor"]) for lm in (work.lm, *work.refs.values())]
+        if split(sizes) > split(mesh.shape) and not any(n % sizes["tensor"] for n in heads):
+            return shape
+    return None
 
 
 def _enough(step: Step, chip: Chip, parts: int) -> bool:

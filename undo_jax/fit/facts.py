@@ -20,8 +20,8 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
         "topology": str(place),
         "chips": place.chips,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
-        "models": mesh.shape["sweep"],  # that train side by side, each on rows of its own
-        "rows": work.training.batch_size,  # of each model
+        "members": mesh.shape["sweep"],  # models side by side, each with rows of its own
+        "rows": work.training.batch_size,  # of each member
         "rows_per_chip": rows_per_chip(work.training, mesh),  # its share of the work
         "rows_per_shard": rows_per_shard(work.training, mesh),  # that chips along `tensor` share
         "accumulation": work.training.accumulation,
@@ -89,8 +89,8 @@ def table(facts: Mapping[str, Any]) -> str:
 def rows(facts: Mapping[str, Any]) -> str:
     """The line of a table that says how the rows of a step are spread."""
     said = f"{facts['rows']} rows of {facts['row_length']} tokens"
-    if facts["models"] > 1:
-        said = f"{facts['models']} models, each on {said}"
+    if facts["members"] > 1:
+        said = f"{facts['members']} models, each on {said}"
     share = [f"{short(facts['rows_per_chip'])} a chip"]
     if sharing := facts["mesh"].get("tensor"):
         share.append(f"{sharing} chips share {facts['rows_per_shard']}")
