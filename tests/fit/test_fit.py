@@ -678,7 +678,7 @@ def test_the_command_searches(capsys, monkeypatch):
         memory = Memory(0, 0, 0, size, 0)
         return Step(memory, Cost(197e12) if size <= 15.75 * GIB else None)
 
-    monkeypatch.setattr(search, "compile_step", compile_step)
+    monkeypatch.setattr(sys.modules["undo_jax.cli.fit"], "compile_step", compile_step)
     arguments = ["fit", QUICKSTART, "--topology", "v5e-4", "--mesh", "data=4", "--search"]
     cli.main(arguments)
     said = capsys.readouterr()
@@ -693,7 +693,8 @@ def test_the_command_searches(capsys, monkeypatch):
     assert {(f["remat"], f["rows_per_chip"]) for f in json.loads(capsys.readouterr().out)} >= {
         ("none", 3), ("full", 6),
     }  # fmt: skip
-    monkeypatch.setattr(search, "compile_step", lambda *arguments: REFUSED)
+    command = sys.modules["undo_jax.cli.fit"]
+    monkeypatch.setattr(command, "compile_step", lambda *arguments: REFUSED)
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == TOO_LARGE

@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax
 from jax.sharding import Mesh
 
+from undo_jax import signals
 from undo_jax.cli import fit_source
 from undo_jax.cli.fit_source import Program, Source
 from undo_jax.cli.flags import Name
@@ -21,7 +22,8 @@ from undo_jax.fit.flags import arguments, flags
 from undo_jax.fit.least import check_work
 from undo_jax.fit.search import search, variant
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, suggestion
-from undo_jax.log import console, short
+from undo_jax.graph import Work
+from undo_jax.log import console, short, waiting
 from undo_jax.mesh import MeshShape, parse_mesh
 
 TOO_LARGE = 3  # exit status of a step that does not fit
@@ -36,6 +38,7 @@ def fit(words: list[str]) -> None:
     and one line says what to change. Further flags set any scalar of the experiment, e.g.
     --model.remat full --distill.training.batch-size 512.
     """
+    signals.save_nothing()
     options, rest = fit_source.parse(words, fit.__doc__)
     place, preset = chips.find(options.topology), options.xla_flags
     compiler = dict(flags(preset)) if preset else {}
@@ -74,8 +77,11 @@ def _compiled(program: Program, place: Slice, mesh: Mesh, options: Mapping[str, 
     """The compiled step. Raises ValueError, naming the flag, for sizes that are not possible."""
     work, names = program.work, program.names
     check(work, mesh, names)
+    what = f"{program.title['stage']} of {program.title['experiment']} for {place}"
+    size = f"{work.training.batch_size} rows, remat {getattr(work.lm, 'remat', 'none')}"
     try:
-        return compile_step(work, mesh, options)
+        with waiting(f"compiling {what}: {size}"):
+            return compile_step(work, mesh, options)
     except OverflowError:  # sizes that JAX cannot count
         check_work(work, mesh, names.rows, place.chip.hbm)
         raise
@@ -123,6 +129,9 @@ def _search(
 ) -> None:
     """Print the largest batch for each policy, the fastest first."""
 
+    def compiled(work: Work) -> Step:
+        return _compiled(replace(program, work=work), place, mesh, options)
+
     def tell(policy: str, rows: int, step: Step) -> None:
         verdict = "fits" if step.cost else "too large"
         console.print(
@@ -133,7 +142,7 @@ def _search(
 
     found = [
         {**program.title, **describe(one.work, place, mesh, one.step)}
-        for one in search(program.work, mesh, place.chip.hbm, options, tell)
+        for one in search(program.work, mesh, place.chip.hbm, compiled, tell)
     ]
     found.sort(key=lambda facts: -facts["tokens_per_second"])
     if as_json:

@@ -1,12 +1,12 @@
 """The largest batch and the least recomputation that fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from undo_jax.fit.step import Step, compile_step
+from undo_jax.fit.step import Step
 from undo_jax.graph import Work
 from undo_jax.mesh import BATCH, parts
 from undo_jax.models.architecture import REMAT
@@ -28,13 +28,13 @@ def search(
     work: Work,
     mesh: Mesh,
     room: float,
-    options: Mapping[str, str],
+    compiled: Callable[[Work], Step],
     tell: Callable[[str, int, Step], None],
 ) -> list[Variant]:
     """For each remat policy the largest number of rows per chip, if one row fits.
 
-    `room` is a chip's memory in bytes. `tell` is called for every compiled step with its policy,
-    rows and result.
+    `room` is a chip's memory in bytes. `tell` is called for every step that `compiled` has made,
+    with its policy, rows and result.
     """
     found = []
     policies = REMAT if hasattr(work.lm, "remat") else ("none",)
@@ -42,7 +42,7 @@ def search(
 
         def attempt(rows: int, remat: str = remat) -> Variant:
             tried = variant(work, mesh, remat, rows)
-            step = compile_step(tried, mesh, options)
+            step = compiled(tried)
             tell(remat, rows, step)
             return Variant(remat, rows, tried, step)
 
