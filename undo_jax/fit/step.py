@@ -22,7 +22,7 @@ from undo_jax.population import programs
 from undo_jax.train import Training
 from undo_jax.types import LM
 
-OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and locks out other processes
+OFFLINE = {  # else libtpu asks the metadata server, complains on stderr, logs to /tmp and locks
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
