@@ -72,6 +72,7 @@ def test_the_command_without_an_experiment(capsys, tmp_path, monkeypatch):
         ("", "required: EXPERIMENT|--preset"),
         ("--preset 3B", "unknown preset '3B': choose one of tiny, small, 0.1B"),
         ("--preset 2B --teacher 3B", "unknown preset '3B'"),
+        ("--preset 2B --teacher=", "unknown preset ''"),
         ("--preset 2B --remat some", "unknown remat 'some': choose one of none, dots, full"),
         ("--preset 2B --teacher small", "--preset 2B has a vocabulary of 256000 and --teacher "
          "small of 512"),

@@ -156,6 +156,9 @@ def _search(
                 f"{short(facts['tokens_per_second']):>16}"
             )
     if not found:
-        print(f"undo-jax: not one row a chip fits {place}: more chips, or more of fsdp and tensor",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"undo-jax: not one row a chip fits {place}: give more chips (--topology), or more of "
+            "fsdp and tensor (--mesh)",
+            file=sys.stderr,
+        )
         sys.exit(TOO_LARGE)

@@ -161,7 +161,8 @@ def _of_presets(options: argparse.Namespace, rest: list[str]) -> Source:
         value = getattr(options, name)
         if value is not None and not 1 <= value < MOST:
             raise ValueError(f"--{name} {value}: it must be at least 1 and below 2^31")
-    student, teacher = options.preset, options.teacher or options.preset
+    student = options.preset
+    teacher = student if options.teacher is None else options.teacher
     lm, of_teacher = gemma2.preset(student), gemma2.preset(teacher)
     if lm.vocabulary != of_teacher.vocabulary:
         raise ValueError(

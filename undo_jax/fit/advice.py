@@ -43,6 +43,8 @@ def check(work: Work, mesh: Mesh, names: Names) -> None:
         try:
             placement(lm, mesh)
         except ValueError as error:
+            if "mesh axis" not in str(error):
+                raise
             raise ValueError(f"--mesh {mesh_text(MeshShape(**mesh.shape))}: {error}") from error
 
 
