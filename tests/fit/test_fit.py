@@ -257,6 +257,7 @@ def test_the_search_needs_two_compilations_and_a_line(fixed, each):
         lambda rows: 100 + 30 * rows if rows < 20 else 2000,  # a wall
         lambda rows: 300 + 64 * (-(-rows // 4)),  # in steps of four rows
         lambda rows: 400 + 20 * rows + (13 * rows % 7),  # uneven
+        lambda rows: 999 if rows == 30 else 100 + 30.5 * rows,  # what nearly fits is made to fit
     ],
 )
 def test_the_search_finds_the_largest_batch_where_memory_is_no_line(memory):
