@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 
 import undo_jax
-from undo_jax.cli.fit import describe
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB
+from undo_jax.fit.facts import describe
 from undo_jax.fit.search import variant
 from undo_jax.fit.step import compile_step, distillation, for_chips, mesh_on
 from undo_jax.log import short

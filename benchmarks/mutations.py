@@ -61,6 +61,9 @@ OWNERS = {  # modules and the tests that own them, in this order; "slow:" of tho
     "undo_jax/fit/flags.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/roofline.py": ("tests/fit/test_fit.py",),
     "undo_jax/fit/search.py": ("tests/fit/test_fit.py",),
+    "undo_jax/fit/loops.py": ("tests/fit/test_loops.py",),
+    "undo_jax/fit/facts.py": ("tests/fit/test_fit.py",),
+    "undo_jax/fit/advice.py": ("tests/fit/test_advice.py", "tests/fit/test_fit.py"),
     "undo_jax/recipes/*.py": (
         "tests/test_stages.py", "tests/test_students.py", "tests/test_graph.py",
         "slow:tests/test_students.py", "slow:tests/test_cli.py",

@@ -56,6 +56,7 @@ GIVEN = {  # what a command needs to reach its flags
     "import-hf": ("import-hf", "model", "imported"),
     "export-hf": ("export-hf", "run/made", "out"),
 }  # fmt: skip
+FORMS = {**GIVEN, "fit --preset": ("fit", "--preset", "tiny", "--topology", "v5e:2x2")}
 TEXT = st.text(max_size=8).map(lambda text: text if text != "--help" else "")
 NUMBERS = st.sampled_from(
     ("nan", "inf", "-inf", "1e400", "1e39", "1e-50", "0", "-1", "1.5", "0x10", "½", "1_0", "", " ")
@@ -75,7 +76,7 @@ def _say(*words):
 
 def _flags(command):
     """Every flag that a command names in its help; of `run` with those of the experiment."""
-    words = GIVEN[command][:2] if command == "run" else command.split()
+    words = GIVEN[command][:2] if command == "run" else command.replace(" --preset", "").split()
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         cli.main([*words, "--help"])
@@ -209,14 +210,14 @@ def test_a_number_that_cannot_be_is_refused(data):
     assert _is_right((*GIVEN[command], flag, data.draw(BAD[kind])))
 
 
-@pytest.mark.parametrize("command", GIVEN)
+@pytest.mark.parametrize("command", FORMS)
 @given(data=st.data())
 def test_whatever_a_flag_is_given_is_refused_or_taken(place, command, data):
     flags = _flags(command)
     extra = [*(flags or ["--flag"]), "--no-such-flag", ""]
     flag = data.draw(st.sampled_from(extra) | TEXT)
     place.clear()
-    refused = _is_right((*GIVEN[command], flag, data.draw(NUMBERS | TEXT)), may_work=True)
+    refused = _is_right((*FORMS[command], flag, data.draw(NUMBERS | TEXT)), may_work=True)
     for taken in place[:1] if not refused and command == "run" else ():  # recipes
         for recipe in taken:
             for number in _numbers(recipe):
@@ -290,8 +291,9 @@ def test_a_damaged_file_is_refused_or_read(command, file, data):
 
 def test_every_command_is_tried():
     assert GIVEN.keys() == cli.COMMANDS.keys()
-    for command, words in GIVEN.items():
+    for command, words in FORMS.items():
         status, said = _say(*words)
         assert status in (0, 130), (command, said)
     assert {"--seeds", "--model.width", "--workdir"} < set(_flags("run"))
+    assert {"--preset", "--teacher", "--length", "--rows", "--remat"} < set(_flags("fit --preset"))
     assert len(FIELDS) > 80

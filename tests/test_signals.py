@@ -200,3 +200,30 @@ def _until_it_watches(process):
 def _status(process, field):
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_a_command_that_saves_nothing_ends_soon_and_does_not_go_on(number):
+    """Also in native code: a compiler is not waited for."""
+    body = """
+signals.save_nothing()
+lock = (ctypes.c_char * 64)()
+ctypes.CDLL(None).pthread_mutex_lock(lock)
+threading.Timer(0.2, send).start()
+ctypes.CDLL(None).pthread_mutex_lock(lock)"""
+    started = time.monotonic()
+    words = [sys.executable, "-c", PROCESS, str(int(number)), body]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    said = LINE[number].replace("; the same command goes on", "")
+    assert (done.returncode, done.stderr) == (STATUS[number], said)
+    assert time.monotonic() - started < 30  # not the grace of a command that saves
+
+
+def test_the_next_command_of_a_process_saves_again():
+    from undo_jax import signals
+
+    with signals.raising():
+        signals.save_nothing()
+        assert signals.told(KeyboardInterrupt()) == "interrupted"
+    with signals.raising():
+        assert signals.told(KeyboardInterrupt()) == "interrupted; the same command goes on"

@@ -218,7 +218,7 @@ def prepared(
     for recipe in filter(is_trained, recipes):
         doing: Any = recipe
         check_batch(mesh, doing.training.batch_size, doing.training.accumulation)
-        least.check_work(work(doing, setting), mesh, f"{recipe.kind}.training.")
+        least.check_work(work(doing, setting), mesh, f"{recipe.kind}.training.batch_size")
     with jax.set_mesh(mesh), writing(workdir):
         _check_programs(recipes, setting, mesh)
         how = experiment.saving, experiment.together, experiment.name, experiment.sinks

@@ -130,6 +130,21 @@ def open_log(
         yield Log(targets, writes, bar, bar.add_task(title, total=steps, loss=0.0, rate=short(0)))
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """While the block runs, a line on a terminal says for what and for how long; elsewhere none."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        bar.add_task(what, total=None)
+        yield
+
+
 def check_sink(sink: Any) -> None:
     """Raises ValueError for what can be seen to be no sink before it is opened."""
     who = f"sink {_name(sink)}"

@@ -24,10 +24,12 @@ INTERRUPTED = 130  # after Ctrl-C
 STOPS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
 AGAIN = 0.2  # seconds until a signal that was swallowed is raised again
 GRACE = 10.0  # seconds from a signal that raises to the end of the process
+SOON = 0.5  # the same where nothing is saved: a compiler takes minutes to return
 
 _state = "starting"  # then "running": signals raise or ask; then "over": they are ignored
 _reason: BaseException | None = None  # raised by a signal, and not yet out of the block
 _ask: Callable[[int], bool] | None = None  # the function of the current block `asking`
+_saves = True  # False: there is nothing to wait for, and nothing goes on
 _ending = threading.Lock()  # taken once, by the thread that ends the process
 
 
@@ -45,7 +47,14 @@ class Preempted(SystemExit):
 def told(reason: BaseException) -> str:
     """The line that is printed after the signal."""
     what = "stopped by SIGTERM" if isinstance(reason, Preempted) else "interrupted"
-    return f"{what}{f', {reason}' if str(reason) else ''}; the same command goes on"
+    goes_on = "; the same command goes on" if _saves else ""
+    return f"{what}{f', {reason}' if str(reason) else ''}{goes_on}"
+
+
+def save_nothing() -> None:
+    """From here to the end of the block `raising` a signal ends the process soon, whatever runs."""
+    global _saves
+    _saves = False
 
 
 def watch() -> None:
@@ -65,13 +74,13 @@ def raising(*numbers: signal.Signals) -> Iterator[None]:
 
     After the outermost block the exit status is decided, and handlers of `watch` ignore signals.
     """
-    global _state, _reason
+    global _state, _reason, _saves
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     outermost, before = _state != "running", {}
     if outermost:
-        _reason, _state = None, "running"
+        _reason, _state, _saves = None, "running", True
         before = {number: signal.signal(number, _handle) for number in numbers}
     try:
         try:
@@ -175,7 +184,8 @@ def _insist(reader: int) -> None:
             if asked is not _ask or number != signal.SIGINT:
                 asked = _ask
                 continue
-        deadline = time.monotonic() + (GRACE if _state == "running" else 0)
+        grace = (GRACE if _saves else SOON) if _state == "running" else 0
+        deadline = time.monotonic() + grace
         while _state != "over":
             if time.monotonic() >= deadline:
                 reason = _reason or _meant(number)

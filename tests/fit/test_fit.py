@@ -19,13 +19,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 import undo_jax
 from undo_jax import cli, losses
 from undo_jax.cli.experiment import load
-from undo_jax.cli.fit import TOO_LARGE, describe, memory, table
+from undo_jax.cli.fit import TOO_LARGE
 from undo_jax.fit import chips, flags, nvidia, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
 from undo_jax.fit.costs import Cost
+from undo_jax.fit.facts import describe, table
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
 from undo_jax.graph import largest
+from undo_jax.memory import text as memory_text
 from undo_jax.mesh import MeshShape, make_mesh, parse_mesh
 from undo_jax.methods.maxent import maxent
 
@@ -213,18 +215,64 @@ def test_the_busiest_part_bounds_a_step():
     assert roofline(replace(cost, collectives=received), gpu).bound(gpu) == "NVLink"
 
 
-@pytest.mark.parametrize("most", [0, 1, 5, 8, 11, 33, 63, 64, 100])
-def test_the_search_finds_the_largest_batch(most):
+ROOM = 1000.0
+
+
+def _searched(memory, most=64):
+    """The rows that a search finds where `memory(rows)` bytes are needed, and those it tried."""
     tried = []
 
     def attempt(rows):
-        assert rows not in tried
+        assert rows not in tried and 1 <= rows <= most
         tried.append(rows)
-        return search.Variant("none", rows, None, FITS if rows <= most else REFUSED)
+        size = memory(rows)
+        made = Step(Memory(0, 0, 0, size, 0), Cost() if size <= ROOM else None)
+        return search.Variant("none", rows, None, made)
 
-    found = search.largest(attempt)
-    assert (found.rows if found else 0) == min(most, 64)
-    assert len(tried) <= 12
+    found = search.largest(attempt, ROOM, most)
+    return found.rows if found else 0, tried
+
+
+def _by_hand(memory, most=64):
+    return max((rows for rows in range(1, most + 1) if memory(rows) <= ROOM), default=0)
+
+
+@pytest.mark.parametrize("fixed", [0, 120, 700, 970, 999, 1001])
+@pytest.mark.parametrize("each", [0, 1, 7, 15.6, 16, 33, 90, 130, 300, 600, 2000])
+def test_the_search_needs_two_compilations_and_a_line(fixed, each):
+    """One to confirm it, and one more where a single row is within three hundredths of the room."""
+    memory = lambda rows: fixed + each * rows  # noqa: E731
+    found, tried = _searched(memory)
+    assert found == _by_hand(memory)
+    beyond = memory(found + 1) - ROOM
+    assert len(tried) <= (3 if beyond > 0.03 * ROOM else 4), tried
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        lambda rows: 50 + 8 * rows + 0.7 * rows**2,  # steeper and steeper
+        lambda rows: 50 + 200 * rows**0.5,  # flatter and flatter
+        lambda rows: 900 if rows < 3 else 20 * rows,  # something large is alive with few rows only
+        lambda rows: 100 + 30 * rows if rows < 20 else 2000,  # a wall
+        lambda rows: 300 + 64 * (-(-rows // 4)),  # in steps of four rows
+        lambda rows: 400 + 20 * rows + (13 * rows % 7),  # uneven
+        lambda rows: 999 if rows == 30 else 100 + 30.5 * rows,  # what nearly fits is made to fit
+    ],
+)
+def test_the_search_finds_the_largest_batch_where_memory_is_no_line(memory):
+    found, tried = _searched(memory)
+    assert found == _by_hand(memory)
+    assert len(tried) <= 11, tried
+
+
+@pytest.mark.parametrize("told", [0.0, 900.0, 1e9])
+@pytest.mark.parametrize("most", [0, 1, 5, 8, 11, 33, 63, 64, 100])
+def test_the_search_finds_it_where_the_compiler_tells_little(most, told):
+    """No growth of what fits, and of what it refuses a size that says nothing."""
+    found, tried = _searched(lambda rows: 3.0 if rows <= most else max(told, ROOM + 1))
+    assert found == min(most, 64)
+    assert len(tried) <= 11
 
 
 def test_the_policies_are_the_models_own():
@@ -396,7 +444,7 @@ def test_a_variant_has_so_many_rows_on_a_chip():
     made = search.variant(replace(work, training=training), mesh, "full", 5)
     assert made.training == replace(training, batch_size=5 * 4 * 3)
     assert made.lm == replace(work.lm, remat="full")
-    assert step.rows_per_chip(made.training, mesh) == 15
+    assert step.rows_per_shard(made.training, mesh) == 15
 
 
 @pytest.mark.parametrize(
@@ -454,7 +502,7 @@ def test_without_a_compiler_it_says_what_to_install(capsys, monkeypatch, topolog
 @pytest.mark.parametrize(
     ("topology", "mesh", "said"),
     [
-        ("v5e:4x4", "data=4,fsdp=3", "which has 16 chips: e.g. --mesh data=4,fsdp=4 does"),
+        ("v5e:4x4", "data=4,fsdp=3", "which has 16 chips: e.g. --mesh data=2,fsdp=8 does"),
         ("v5p:2x4x4", "data=7", "which has 32 chips: e.g. --mesh data=4,fsdp=8 does"),
     ],
 )
@@ -539,8 +587,8 @@ experiment = replace(experiment, unlearn=replace(experiment.unlearn, method=meth
 @pytest.mark.parametrize("place", ["v4:2x2x1", "v5p:2x4x4", "v6e:4x4", "v5e:16x16"])
 def test_the_suggested_mesh_fits(place):
     found = chips.find(place)
-    mesh = step.mesh_on(found, parse_mesh(step.suggestion(found)))
-    assert mesh.size == found.chips
+    for shape in (step.suggestion(found), step.most_sharded(found)):
+        assert step.mesh_on(found, shape).size == found.chips
 
 
 @needs_libtpu
@@ -550,7 +598,7 @@ def test_a_step_that_does_not_fit(capsys):
     arguments = [QUICKSTART, "--topology", "v5e:4x4", "--mesh", "data=16", *large.split()]
     said = _refused(capsys, *arguments, status=TOO_LARGE)
     assert "DOES NOT FIT" in said.out and all(len(line) <= 80 for line in said.out.splitlines())
-    for advice in ("--model.remat full", "--distill.training.accumulation", "--mesh fsdp=16",
+    for advice in ("--model.remat full", "--distill.training.accumulation", "--mesh data=2,fsdp=8",
                    "--topology v5e:4x8", "v4, v5p, v6e"):  # fmt: skip
         assert advice in said.err
 
@@ -627,22 +675,27 @@ def test_the_command_searches(capsys, monkeypatch):
     """Three rows a chip fit without recomputation and six with it; the fastest comes first."""
 
     def compile_step(work, mesh, options):
-        rows = work.training.batch_size // 4
-        fits = rows <= {"none": 3}.get(work.lm.remat, 6)
-        return replace(FITS, cost=Cost(197e12)) if fits else REFUSED
+        size = work.training.batch_size // 4 * {"none": 5}.get(work.lm.remat, 2.4) * GIB
+        memory = Memory(0, 0, 0, size, 0)
+        return Step(memory, Cost(197e12) if size <= 15.75 * GIB else None)
 
-    monkeypatch.setattr(search, "compile_step", compile_step)
+    monkeypatch.setattr(sys.modules["undo_jax.cli.fit"], "compile_step", compile_step)
     arguments = ["fit", QUICKSTART, "--topology", "v5e-4", "--mesh", "data=4", "--search"]
     cli.main(arguments)
     said = capsys.readouterr()
     first, second = (line.split() for line in said.out.splitlines()[1:3])
     assert first[1] == "6" and first[0] != "none" and second[1] != "0"
-    assert "remat none, 4 rows a chip at once" in said.err
+    assert [line for line in said.err.splitlines() if "none" in line] == [
+        "remat none, 1 rows a chip at once: 5.00 GiB, fits",
+        "remat none, 2 rows a chip at once: 10.00 GiB, fits",
+        "remat none, 3 rows a chip at once: 15.00 GiB, fits",
+    ]
     cli.main([*arguments, "--json"])
     assert {(f["remat"], f["rows_per_chip"]) for f in json.loads(capsys.readouterr().out)} >= {
         ("none", 3), ("full", 6),
     }  # fmt: skip
-    monkeypatch.setattr(search, "compile_step", lambda *arguments: REFUSED)
+    command = sys.modules["undo_jax.cli.fit"]
+    monkeypatch.setattr(command, "compile_step", lambda *arguments: REFUSED)
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == TOO_LARGE
@@ -654,7 +707,8 @@ def test_a_slice_is_as_it_is_written():
 
 FACTS = {
     "stage": "distill", "experiment": "small", "topology": "v5e:4x4", "chips": 16,
-    "mesh": {"data": 4, "fsdp": 4}, "rows": 64, "rows_per_chip": 4, "accumulation": 2,
+    "mesh": {"data": 4, "fsdp": 4}, "members": 1, "rows": 64, "rows_per_chip": 4,
+    "rows_per_shard": 4, "accumulation": 2,
     "row_length": 1024, "remat": "full", "fits": True,
     "hbm": {"arguments": 3.5 * GIB, "outputs": 1536.0, "aliased": 3 * GIB, "code": 7 * 2**20,
             "temporaries": 2.25 * GIB, "shared": 0.0, "total": 5.76 * GIB,
@@ -687,6 +741,33 @@ bound by HBM: at most 655k tokens/s"""
     )
 
 
+@pytest.mark.parametrize(
+    ("mesh", "batch", "share", "shared", "said"),
+    [
+        ("data=2,fsdp=4", 16, 2, 2, "16 rows of 48 tokens (2 a chip), remat none"),
+        ("sweep=4,data=2", 16, 8, 8,
+         "4 models, each on 16 rows of 48 tokens (8 a chip), remat none"),
+        ("data=2,tensor=4", 16, 2, 8,
+         "16 rows of 48 tokens (2 a chip, 4 chips share 8), remat none"),
+        ("fsdp=2,tensor=4", 2, 0.25, 1,
+         "2 rows of 48 tokens (0.25 a chip, 4 chips share 1), remat none"),
+        ("sweep=2,data=2,tensor=2", 6, 1.5, 3,
+         "2 models, each on 6 rows of 48 tokens (1.5 a chip, 2 chips share 3), remat none"),
+    ],
+)  # fmt: skip
+def test_rows_a_chip_are_a_chips(mesh, batch, share, shared, said):
+    """All models' rows over eight chips, of which those along `tensor` work on the same rows."""
+    work = step.on_chips(_work(load(QUICKSTART), "distill"))
+    work = replace(work, training=replace(work.training, batch_size=batch))
+    grid = make_mesh(parse_mesh(mesh))
+    facts = describe(work, chips.find("v5e:2x4"), grid, REFUSED)
+    assert (facts["rows_per_chip"], facts["rows_per_shard"]) == (share, shared)
+    assert facts["rows_per_chip"] * facts["chips"] == facts["members"] * facts["rows"]
+    assert type(facts["rows_per_chip"]) is type(share)
+    shown = {"experiment": "quickstart", "stage": "distill", **facts}
+    assert table(shown).splitlines()[1] == said
+
+
 def test_the_table_of_what_does_not_fit_word_for_word():
     untold = dict.fromkeys(("aliased", "outputs", "code"), 0.0)
     large = {**FACTS["hbm"], **untold, "total": 15.76 * GIB}
@@ -709,4 +790,4 @@ HBM of a chip   15.76 GiB of 15.75 GiB: DOES NOT FIT
      (1.5 * 2**30, "1.50 GiB"), (2**41, "2.00 TiB")],
 )  # fmt: skip
 def test_bytes_in_words(size, said):
-    assert memory(size) == said
+    assert memory_text(size) == said

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 import undo_jax
 from undo_jax import cli
-from undo_jax.cli.fit import TOO_LARGE, table
+from undo_jax.cli.fit import TOO_LARGE
 from undo_jax.fit import chips, costs
+from undo_jax.fit.facts import table
 from undo_jax.fit.step import compile_step, distillation, mesh_on
 from undo_jax.mesh import parse_mesh
 from undo_jax.models.gemma2 import preset

@@ -15,6 +15,7 @@ import jax
 from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
 from undo_jax.cli.data import pack, train_tokenizer
+from undo_jax.cli.devices import keep_libtpu_quiet
 from undo_jax.cli.experiment import figures, report, run
 from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     of stdout has gone (a closed pipe), the command ends as if all had been read.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    keep_libtpu_quiet()
     if not os.environ.get(TRACEBACK):  # an error in a thread that saves is raised here, too
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         sys.excepthook = _only_here

@@ -98,7 +98,7 @@ def table(facts: Mapping[str, Any]) -> str:
             f"{facts['stage']} of {facts['experiment']} on {facts['devices']} × {facts['device']}, "
             f"mesh {mesh}",
             f"{facts['rows']} rows of {facts['row_length']} tokens "
-            f"({facts['rows_per_device']} a device), remat {facts['remat']}",
+            f"({short(facts['rows_per_device'])} a device), remat {facts['remat']}",
             "",
             f"tokens/s   {short(facts['tokens_per_second'])}",
             f"step       {seconds['step']}; waited for: {seconds['p50']}, "

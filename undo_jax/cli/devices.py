@@ -3,12 +3,14 @@
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 from tyro.conf import OmitArgPrefixes
 
 from undo_jax import peers
 from undo_jax.data.files import CACHE, cache
+from undo_jax.fit.step import OFFLINE
 from undo_jax.log import console
 
 PATIENT = {  # seconds that CPU devices wait in a collective; libtpu has no such flags
@@ -50,6 +52,21 @@ class Processes:
 
 ALONE = Processes()
 Joined = OmitArgPrefixes[Processes]  # these fields as flags of a command
+
+
+def keep_libtpu_quiet(dev: Path = Path("/dev")) -> None:
+    """Where there is no TPU, let libtpu say so to JAX alone; before any device is touched.
+
+    JAX asks it for devices wherever it is installed. Nothing changes on a host with a TPU (its
+    drivers make /dev/accel0 or /dev/vfio/0) and where TPUs are asked for by name.
+    """
+    there = [*dev.glob("accel*"), *dev.glob("vfio/[0-9]*")]
+    asked = "tpu" in os.environ.get("JAX_PLATFORMS", "") or "JAX_FORCE_TPU_INIT" in os.environ
+    if there or asked or find_spec("libtpu") is None:
+        return
+    for name, value in OFFLINE.items():
+        if name.startswith(("TPU_", "ALLOW_")):  # the others are XLA's for all devices
+            os.environ.setdefault(name, value)
 
 
 def prepare_devices(processes: Processes = ALONE) -> None:

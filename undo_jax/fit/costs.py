@@ -20,6 +20,7 @@ from undo_jax.fit.hlo import (
     group_size,
     parse,
 )
+from undo_jax.fit.loops import Loops
 
 FREE = {  # move no bytes, or are counted where they start or in what they call
     "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "conditional",
@@ -67,14 +68,19 @@ class _Counting:
     def cost(self, name: str) -> Cost:
         """Cost of one run of a computation and all that it calls."""
         if name not in self._known:
-            scope = self.module.computations[name]
-            self._known[name] = sum((self._of(scope, one) for one in scope.values()), Cost())
+            instructions = self.module.computations[name].values()
+            self._known[name] = sum((self._of(name, one) for one in instructions), Cost())
         return self._known[name]
 
-    def _of(self, scope: Mapping[str, Instruction], one: Instruction) -> Cost:
-        """Cost of one instruction and all that it calls."""
+    @cached_property
+    def _loops(self) -> Loops:
+        return Loops(self.module)
+
+    def _of(self, name: str, one: Instruction) -> Cost:
+        """Cost of one instruction of a computation, and of all that it calls."""
+        scope = self.module.computations[name]
         if one.opcode == "while":
-            return self.cost(one.calls("body")) * self.module.trips(one)
+            return self.cost(one.calls("body")) * self._loops.trips(name, one)
         if one.opcode == "conditional":  # the most expensive branch
             branches = NAME.findall("".join(re.findall(r"computations?=\{?[^},]*[^}]*", one.rest)))
             branches = [name for name in branches if name in self.module.computations]

@@ -66,31 +66,6 @@ class Module:
     entry: str
     devices: int
 
-    def trips(self, loop: Instruction) -> int:
-        """How often a loop's body runs. Raises ValueError where the text does not say.
-
-        XLA for CPU and GPU states it. Otherwise it is the constant that the condition compares
-        with: loops of `lax.scan` and of XLA's own passes count from zero in steps of one.
-        """
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
-            return int(known.group(1))
-        condition, limits, less = loop.calls("condition"), [], True
-        for name in [condition, *self._called(condition)]:
-            for one in self.computations[name].values():
-                if one.opcode == "constant" and re.fullmatch(r"\d+", one.literal):
-                    limits.append(int(one.literal))
-                less = less and "direction=LE" not in one.rest
-        if len(limits) != 1:
-            raise ValueError(f"the loop {loop.name} does not tell how often it runs: {limits}")
-        return limits[0] + (not less)
-
-    def _called(self, name: str) -> list[str]:
-        """The computations that a computation's fusions and calls run."""
-        found = [
-            one.calls("calls") or one.calls("to_apply") for one in self.computations[name].values()
-        ]
-        return [name for name in found if name]
-
 
 def parse(text: str) -> Module:
     """The computations of a module. Raises ValueError where there is no entry computation."""

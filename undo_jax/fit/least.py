@@ -19,17 +19,20 @@ WHOLE = (  # losses that run every layer, forward and backward
 )
 
 
-def check_work(work: Work, mesh: Mesh, prefix: str = "", there: float | None = None) -> None:
+def check_work(
+    work: Work, mesh: Mesh, rows: str = "batch_size", there: float | None = None
+) -> None:
     """Raises ValueError for a step that devices cannot hold, naming what makes it large.
 
-    Its flags begin with `prefix`; `there` is a device's memory in bytes (None: ask the device).
+    `rows` is the name of what sets a batch's rows; `there` a device's memory in bytes (None: ask
+    the device).
     """
     states, batch = least(work, mesh)
     there = memory.of_device(mesh) if there is None else there
     if states > batch:
         what = f"a model of {_sizes(work.lm)}"
     else:
-        what = f"{prefix}batch_size={work.training.batch_size} rows of {work.row_length} tokens"
+        what = f"{rows}={work.training.batch_size} rows of {work.row_length} tokens"
     memory.check(what, states + batch, there, "each device's memory")
 
 

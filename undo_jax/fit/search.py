@@ -1,24 +1,25 @@
 """The largest batch and the least recomputation that fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from undo_jax.fit.step import Step, compile_step
+from undo_jax.fit.step import Step
 from undo_jax.graph import Work
 from undo_jax.mesh import BATCH, parts
 from undo_jax.models.architecture import REMAT
 
 MOST = 64  # rows per chip at once, at most
+CLOSE = 0.03  # of a chip's memory: a line through other sizes is not more exact
 
 
 class Variant(NamedTuple):
-    """The largest batch that fits with a policy."""
+    """A batch that was tried with a policy."""
 
     remat: str
-    rows: int  # per chip at once
+    rows: int  # at once, on a chip or on the chips along `tensor` that share them
     work: Work
     step: Step
 
@@ -26,12 +27,14 @@ class Variant(NamedTuple):
 def search(
     work: Work,
     mesh: Mesh,
-    options: Mapping[str, str],
+    room: float,
+    compiled: Callable[[Work], Step],
     tell: Callable[[str, int, Step], None],
 ) -> list[Variant]:
     """For each remat policy the largest number of rows per chip, if one row fits.
 
-    `tell` is called for every compiled step with its policy, rows and result.
+    `room` is a chip's memory in bytes. `tell` is called for every step that `compiled` has made,
+    with its policy, rows and result.
     """
     found = []
     policies = REMAT if hasattr(work.lm, "remat") else ("none",)
@@ -39,30 +42,60 @@ def search(
 
         def attempt(rows: int, remat: str = remat) -> Variant:
             tried = variant(work, mesh, remat, rows)
-            step = compile_step(tried, mesh, options)
+            step = compiled(tried)
             tell(remat, rows, step)
             return Variant(remat, rows, tried, step)
 
-        if best := largest(attempt):
+        if best := largest(attempt, room):
             found.append(best)
     return found
 
 
-def largest(attempt: Callable[[int], Variant], most: int = MOST) -> Variant | None:
-    """The attempt with the most rows that fits: doubled until one does not, then bisected."""
-    best, fails = None, most + 1
-    rows = 1
-    while rows < fails:
+def largest(attempt: Callable[[int], Variant], room: float, most: int = MOST) -> Variant | None:
+    """The attempt with the most rows that fits into `room` bytes.
+
+    Memory grows by about as much with each row. So one row and two give a line, and the most rows
+    that it lets in are tried; if they are too many, or few enough for more, the line is corrected.
+    """
+    fits: list[Variant] = []
+    worst: Variant | None = None  # of those that do not fit the smallest
+    rows, guesses = 1, 2  # by a line; if those are wrong, what is left is halved
+    while True:
         tried = attempt(rows)
-        if tried.step.cost is None:
-            fails = rows
+        if tried.step.cost:
+            fits.append(tried)
         else:
-            best = tried
-        low = best.rows if best else 0
-        rows = min(2 * rows, most) if fails > most else (low + fails) // 2
-        if rows == low:
-            break
-    return best
+            worst = tried
+        if not fits:
+            return None
+        if worst is None:
+            rows = min(_beyond(fits, room), most)
+        else:
+            rows = _between(fits[-1], worst, room if guesses > 0 else None)
+            guesses -= 1
+        if not fits[-1].rows < rows < (worst.rows if worst else most + 1):
+            return fits[-1]
+
+
+def _beyond(fits: list[Variant], room: float) -> int:
+    """The most rows that fit by the line through the last two attempts; none has failed."""
+    last = fits[-1]
+    if len(fits) == 1:
+        return last.rows + 1
+    grown = last.step.memory.total - fits[-2].step.memory.total
+    each = grown / (last.rows - fits[-2].rows)
+    left = room - last.step.memory.total
+    if each * MOST < left:  # or it does not grow at all
+        return last.rows + MOST
+    nearly = each - left < CLOSE * room  # one more is worth a try
+    return last.rows + max(int(left / each), nearly)
+
+
+def _between(best: Variant, worst: Variant, room: float | None) -> int:
+    """Rows between those that fit and those that do not: by the line through both, or halfway."""
+    low, high, gap = best.step.memory.total, worst.step.memory.total, worst.rows - best.rows
+    share = (room - low) / (high - low) if room and high > room else 0.5
+    return best.rows + min(max(int(share * gap), 1), gap - 1)
 
 
 def variant(work: Work, mesh: Mesh, remat: str, rows: int) -> Work:

@@ -22,7 +22,7 @@ from undo_jax.population import programs
 from undo_jax.train import Training
 from undo_jax.types import LM
 
-OFFLINE = {  # else libtpu asks the metadata server, logs to /tmp and locks out other processes
+OFFLINE = {  # else libtpu asks the metadata server, complains on stderr, logs to /tmp and locks
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -37,6 +37,7 @@ COMPILERS = {  # modules of which one suffices, and the extra that installs it
     "tpu": (("libtpu",), "tpu"),
     "cuda": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "gpu"),
 }
+SMALL = 16  # chips
 REFUSED = (  # libtpu's errors for a program that does not fit, and what they count
     (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)"), "temporaries"),
     (re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"), "total"),
@@ -124,18 +125,38 @@ def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
     try:
         mesh = make_mesh(shape, found.devices)
     except (ValueError, NotImplementedError) as error:
-        text = ",".join(f"{axis}={size}" for axis, size in asdict(shape).items() if size != 1)
         raise ValueError(
-            f"mesh {text} does not fit {place}, which has {place.chips} chips: "
-            f"e.g. --mesh {suggestion(place)} does"
+            f"mesh {mesh_text(shape)} does not fit {place}, which has {place.chips} chips: "
+            f"e.g. --mesh {mesh_text(suggestion(place))} does"
         ) from error
     return mesh
 
 
-def suggestion(place: Slice) -> str:
-    """A mesh that fits: the longest side for data, the others for fsdp."""
-    sides = sorted(int(side) for side in place.topology.split("x"))
-    return f"data={sides[-1]},fsdp={place.chips // sides[-1]}"
+def suggestion(place: Slice) -> MeshShape:
+    """The mesh to begin with, see docs/TPU_PODS.md.
+
+    `data` has two of up to 16 chips, and of more the longest side of the slice; `fsdp` has the
+    others. With all chips along `fsdp` libtpu would make a reduce-scatter an all-reduce.
+    """
+    along = 2 if place.chips <= SMALL else _longest(place)
+    data = min(along, place.chips)
+    return MeshShape(data=data, fsdp=place.chips // data)
+
+
+def most_sharded(place: Slice) -> MeshShape:
+    """A mesh that splits parameters over all chips: along tensor, too, where they are TPUs."""
+    tensor = _longest(place) if place.chip.platform == "tpu" else 1
+    return MeshShape(data=1, fsdp=place.chips // tensor, tensor=tensor)
+
+
+def _longest(place: Slice) -> int:
+    return max(int(side) for side in place.topology.split("x"))
+
+
+def mesh_text(shape: MeshShape) -> str:
+    """A mesh as --mesh takes it, e.g. data=2,fsdp=8."""
+    named = {axis: size for axis, size in asdict(shape).items() if size != 1}
+    return ",".join(f"{axis}={size}" for axis, size in named.items()) or "data=1"
 
 
 def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Step:
@@ -179,9 +200,15 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
     return Step(memory, costs.cost(text), text)
 
 
-def rows_per_chip(training: Training, mesh: Mesh) -> int:
-    """Rows of a batch on one chip."""
+def rows_per_shard(training: Training, mesh: Mesh) -> int:
+    """Rows of a batch that the chips along `tensor` share."""
     return training.batch_size // parts(*BATCH, mesh=mesh)
+
+
+def rows_per_chip(training: Training, mesh: Mesh) -> float:
+    """One chip's share of a step, in rows: less than one where chips along `tensor` share few."""
+    rows, sharing = rows_per_shard(training, mesh), parts("tensor", mesh=mesh)
+    return rows / sharing if rows % sharing else rows // sharing
 
 
 def _per_chip(tree) -> float:

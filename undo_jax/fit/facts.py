@@ -1,0 +1,99 @@
+"""What is known of a compiled step: as JSON, and as a table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from undo_jax.fit import chips
+from undo_jax.fit.chips import Slice
+from undo_jax.fit.roofline import roofline
+from undo_jax.fit.step import Step, rows_per_chip, rows_per_shard
+from undo_jax.graph import Work
+from undo_jax.log import short
+from undo_jax.memory import text as memory
+
+
+def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]:
+    """All that is known of a step, as JSON; no speed if it does not fit."""
+    facts = {
+        "topology": str(place),
+        "chips": place.chips,
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "members": mesh.shape["sweep"],  # models side by side, each with rows of its own
+        "rows": work.training.batch_size,  # of each member
+        "rows_per_chip": rows_per_chip(work.training, mesh),  # its share of the work
+        "rows_per_shard": rows_per_shard(work.training, mesh),  # that chips along `tensor` share
+        "accumulation": work.training.accumulation,
+        "row_length": work.row_length,
+        "remat": getattr(work.lm, "remat", "none"),
+        "fits": step.cost is not None,
+        "hbm": {
+            **vars(step.memory),
+            "shared": step.memory.shared,
+            "total": step.memory.total,
+            "available": place.chip.hbm,
+        },
+    }
+    if step.cost is None:
+        return facts
+    line = roofline(step.cost, place.chip)
+    return facts | {
+        "flops": step.cost.flops,
+        "memory_bytes": step.cost.memory,
+        "collective_bytes": dict(step.cost.collectives),
+        "seconds": {**line._asdict(), "step": line.seconds},
+        "bound": line.bound(place.chip),
+        "tokens_per_second": mesh.shape["sweep"] * work.tokens / line.seconds,
+    }
+
+
+def table(facts: Mapping[str, Any]) -> str:
+    """What `describe` found, in 80 columns."""
+    sizes = facts["hbm"]
+    hbm = {name: memory(abs(size)) for name, size in sizes.items()}
+    mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items()) or "of one chip"
+    verdict = "fits" if facts["fits"] else "DOES NOT FIT"
+    lines = [
+        f"{facts['stage']} of {facts['experiment']} on {facts['topology']}: "
+        f"{facts['chips']} chips, mesh {mesh}",
+        rows(facts),
+        "",
+        f"HBM of a chip   {hbm['total']} of {hbm['available']}: {verdict}",
+        f"  arguments     {hbm['arguments']}",
+        f"  temporaries   {hbm['temporaries']}",
+    ]
+    if sizes["aliased"]:  # unknown for a program that the compiler refuses
+        lines[-2] += f", {hbm['aliased']} of it updated in place"
+        lines.append(f"  other         {hbm['outputs']} outputs, {hbm['code']} program")
+    if sizes["shared"] > 0:
+        lines.append(f"  not at once  -{hbm['shared']}: some take the place of what is done with")
+    elif sizes["shared"] < 0:
+        lines.append(f"  in VMEM       {hbm['shared']}: alive as well, but not in HBM")
+    if not facts["fits"]:
+        return "\n".join(lines)
+    seconds = {name: f"{short(value * 1e3):>5} ms" for name, value in facts["seconds"].items()}
+    received = facts["collective_bytes"]
+    names = [f"{name:<14}" for name in chips.find(facts["topology"]).chip.parts]
+    lines += [
+        "A step, at the chip's peak",
+        f"  {names[0]}{seconds['mxu']}   {short(facts['flops'])} FLOPs",
+        f"  {names[1]}{seconds['hbm']}   {short(facts['memory_bytes'])}B read or written",
+        f"  {names[2]}{seconds['ici']}   {short(sum(received.values()))}B received",
+        *(f"    {kind:<23}{short(received[kind])}B" for kind in sorted(received)),
+        f"bound by {facts['bound']}: at most {short(facts['tokens_per_second'])} tokens/s",
+    ]
+    return "\n".join(lines)
+
+
+def rows(facts: Mapping[str, Any]) -> str:
+    """The line of a table that says how the rows of a step are spread."""
+    said = f"{facts['rows']} rows of {facts['row_length']} tokens"
+    if facts["members"] > 1:
+        said = f"{facts['members']} models, each on {said}"
+    share = [f"{short(facts['rows_per_chip'])} a chip"]
+    if sharing := facts["mesh"].get("tensor"):
+        share.append(f"{sharing} chips share {facts['rows_per_shard']}")
+    if facts["accumulation"] > 1:
+        share.append(f"{facts['accumulation']} parts")
+    return f"{said} ({', '.join(share)}), remat {facts['remat']}"
