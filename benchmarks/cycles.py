@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from undo_jax.fit import chips, costs, hlo  # noqa: E402
+from undo_jax.fit.loops import Loops  # noqa: E402
 from undo_jax.fit.step import mesh_on  # noqa: E402
 from undo_jax.log import short  # noqa: E402
 from undo_jax.mesh import BATCH, MeshShape  # noqa: E402
@@ -66,7 +67,7 @@ def estimated(program: hlo.Module, name: str) -> float:
     total = 0.0
     for one in program.computations[name].values():
         if one.opcode == "while":
-            total += estimated(program, one.calls("body")) * program.trips(one)
+            total += estimated(program, one.calls("body")) * Loops(program).trips(name, one)
         elif found := re.search(r'"estimated_cycles":"(\d+)"', one.rest):
             total += int(found.group(1))
     return total

@@ -11,6 +11,7 @@ import pytest
 
 from undo_jax import losses, optim, train
 from undo_jax.fit import costs, hlo
+from undo_jax.fit.loops import Loops
 from undo_jax.mesh import make_mesh, parse_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
@@ -66,11 +67,11 @@ def compiled():
 
 
 def _walk(program, name):
-    """The collectives of a computation outside of its loops, and the loops."""
+    """The collectives of a computation outside of its loops, and the loops with their places."""
     found, loops = [], []
     for one in program.computations[name].values():
         if one.opcode == "while":
-            loops.append(one)
+            loops.append((name, one))
         elif one.opcode in ("call", "conditional"):
             for called in re.findall(r"(?:to_apply|calls)=%([\w.\-]+)", one.rest):
                 inner = _walk(program, called)
@@ -83,8 +84,8 @@ def _walk(program, name):
 
 def _loops(program, trips):
     """The collectives in the body of each loop that runs so often, in order."""
-    loops = _walk(program, program.entry)[1]
-    bodies = [loop.calls("body") for loop in loops if program.trips(loop) == trips]
+    loops, known = _walk(program, program.entry)[1], Loops(program)
+    bodies = [one.calls("body") for place, one in loops if known.trips(place, one) == trips]
     return [_walk(program, body)[0] for body in bodies]
 
 
