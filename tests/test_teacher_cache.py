@@ -114,6 +114,7 @@ def runs(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_students_are_those_beside_the_teacher(runs):
     (_, beside), (_, cached) = runs[False], runs[True]
     mesh = make_mesh(MeshShape())
@@ -127,6 +128,7 @@ def test_students_are_those_beside_the_teacher(runs):
             assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_states_are_of_all_rows(runs):
     workdir, found = runs[True]
     folders = sorted(workdir.glob("states-*"))
@@ -145,6 +147,7 @@ def _about(folder):
     return json.loads((folder / "manifest.json").read_text())["about"]
 
 
+@pytest.mark.slow
 def test_stored_states_are_read_and_not_computed_again(runs, tmp_path, monkeypatch):
     """The teacher's states are replaced: a student that reads them learns from these."""
     workdir = epath.Path(shutil.copytree(runs[True][0], tmp_path / "runs"))
@@ -167,6 +170,7 @@ def test_stored_states_are_read_and_not_computed_again(runs, tmp_path, monkeypat
         assert abs(scores[0] - scores[1]) > 0.01
 
 
+@pytest.mark.slow
 def test_a_loss_that_reads_more_trains_beside_the_teacher(tmp_path):
     models = {"base": BASE, "states too": _student(activation_distillation, LM)}
     experiments.run(_experiment(models, seeds=(0,)), tmp_path, cache_teachers=True)
