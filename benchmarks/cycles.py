@@ -62,12 +62,12 @@ def program(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
         return run.lower(argument(rows, LENGTH, width), table, *more, weights).compile().as_text()
 
 
-def estimated(program: hlo.Module, name: str) -> float:
+def estimated(loops: Loops, name: str) -> float:
     """XLA's estimates, of a computation as often as its loops run."""
     total = 0.0
-    for one in program.computations[name].values():
+    for one in loops.module.computations[name].values():
         if one.opcode == "while":
-            total += estimated(program, one.calls("body")) * Loops(program).trips(name, one)
+            total += estimated(loops, one.calls("body")) * loops.trips(name, one)
         elif found := re.search(r'"estimated_cycles":"(\d+)"', one.rest):
             total += int(found.group(1))
     return total
@@ -95,7 +95,7 @@ def compiled(place: chips.Slice, width: int, vocabulary: int, name: str, kernels
 def measure(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
     """A row of the table."""
     plain = hlo.parse(compiled(place, width, vocabulary, name, kernels=False))
-    xla = estimated(plain, plain.entry)
+    xla = estimated(Loops(plain), plain.entry)
     hbm = costs.cost(compiled(place, width, vocabulary, name, kernels=True)).memory
     with jax.set_mesh(mesh_on(place, MeshShape(data=place.chips))):
         size = head_tpu.tiles(*([width] * (2 if name == "kl_to_teacher" else 1)))

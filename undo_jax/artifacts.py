@@ -73,9 +73,13 @@ class Artifact:
     def folder(self) -> epath.Path:
         if self.name is not None:
             return self.workdir / self.name
-        slug = re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-")[:100]
         seed = "" if self.seed is None else f"-seed{self.seed}"
-        return self.workdir / f"{self.stage}-{slug}{seed}-{self.fingerprint}"
+        return self.workdir / f"{self.stage}-{self.slug}{seed}-{self.fingerprint}"
+
+    @property
+    def slug(self) -> str:
+        """The model's name as a part of folder names."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-")[:100]
 
     @property
     def finished(self) -> bool:

@@ -4,9 +4,9 @@ WORKDIR/states-TEACHER-FINGERPRINT/   of one teacher on one array of rows, see `
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -102,24 +102,22 @@ def recall(run: Run, given: Inputs, references: Mapping[str, Model]) -> Inputs:
                 "--cache-teachers"
             )
     params, head = load(), HeadOnly(lm)
+    stored = partial(_stored, run, teacher, lm, params, digest(params))
     streams = {
-        name: stream.with_states(
-            [_stored(run, teacher, lm, params, source.tokens) for source in stream.sources]
-        )
+        name: stream.with_states([stored(source.tokens) for source in stream.sources])
         for name, stream in given.streams.items()
     }
     kept = jax.jit(head.head)(params)
     return Inputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
 
 
-def _stored(run: Run, teacher: Model, lm: LM, params: Params, rows: Any) -> States:
-    """The teacher's states of rows, [R, T, D]."""
+def _stored(run: Run, teacher: Model, lm: LM, params: Params, parameters: str, rows: Any) -> States:
+    """The teacher's states of rows, [R, T, D]; `parameters` is the digest of `params`."""
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape
-    known = teacher.artifact.fingerprint, digest(params), _hash(rows)
+    known = teacher.artifact.fingerprint, parameters, _hash(rows)
     about = About(*known, count, length, width, str(like.dtype))
-    slug = re.sub(r"[^a-z0-9.]+", "-", teacher.artifact.model.lower()).strip("-")[:100]
-    folder = teacher.artifact.workdir / f"states-{slug}-{about.fingerprint}"
+    folder = teacher.artifact.workdir / f"states-{teacher.artifact.slug}-{about.fingerprint}"
     if not agreed((folder / MANIFEST).exists()):
         _store(run, teacher, lm, params, rows, about, folder)
     return open_states(folder, about)
@@ -139,7 +137,7 @@ def _store(
         for number, (first, end) in enumerate(about.files):
             blocks = _blocks(run, hidden, params, rows, first, end)
             if left[number] and jax.process_index() == 0:
-                write_file(folder, about, number, blocks)
+                write_file(folder, number, blocks)
             elif left[number]:
                 all(True for _ in blocks)  # computes along
             if stop.asked():

@@ -112,7 +112,7 @@ def unwritten(folder: epath.Path, about: About) -> list[bool]:
     return [_written(folder, number) is None for number in range(len(about.files))]
 
 
-def write_file(folder: epath.Path, about: About, number: int, blocks: Iterator[np.ndarray]) -> None:
+def write_file(folder: epath.Path, number: int, blocks: Iterator[np.ndarray]) -> None:
     """Write the file of that number, from blocks of its rows' states, [n, T, D]."""
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     path = folder / f"{number:05d}.array_record"
