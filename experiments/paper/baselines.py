@@ -5,9 +5,9 @@
 
 Damage: UNDO's noise in the MLPs or in the upper half of the layers alone, each beside a random
 choice of as many weights; and pruning. Students: a copy of the teacher without noise, a noised one
-that is not distilled, and a fresh one of half the width. Targets: states beside logits, and uniform
-targets on documents that a classifier takes for forget data. A name ends in the share of the
-weights that are damaged.
+that is not distilled, and a fresh one of half the width. Targets: states beside logits, the few
+likeliest tokens of each position alone, as one would store them, and uniform targets on documents
+that a classifier takes for forget data. A name ends in the share of the weights that are damaged.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from beyond import STEPS
 from scales import Figure, at_width, trained
 
 from undo_jax.experiment import Experiment
-from undo_jax.losses import activation_distillation
+from undo_jax.losses import activation_distillation, top_k_distillation
 from undo_jax.noises.prune import prune
 from undo_jax.noises.random_mask import random_mask
 from undo_jax.noises.targeted import targeted
@@ -29,9 +29,11 @@ from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.filtered import ClassifiedDistill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.perturb import Perturb
-from undo_jax.types import LM, shapes
+from undo_jax.types import LM, Loss, shapes
 
 ALPHA = 0.6  # of all noises, and the share that is pruned
+TOP = {("arithmetic", "small"): 4}  # tokens kept of 64; of all larger vocabularies:
+TOP_OF_MANY = 32
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Baselines(Figure):
             "copy, distilled": self._copied(teacher),
             "UNDO": self.undo(teacher, noised),
             "UNDO, with states": replace(self.undo(teacher, noised), loss=activation_distillation),
+            "UNDO, top-k logits": replace(self.undo(teacher, noised), loss=self._top_k()),
             "UNDO, classifier's filter": self._filtered(teacher, noised),
             "Unlearn-and-Distill": self.unlearn_and_distill(teacher),
             "half-size student": self._halved(teacher),
@@ -65,6 +68,9 @@ class Baselines(Figure):
             ):
                 models[where] = self.undo(teacher, Perturb(teacher, ALPHA, damage))
         return self.experiment(models, tuple(name for name in models if name != "base"))
+
+    def _top_k(self) -> Loss:
+        return partial(top_k_distillation, k=TOP.get((self.setting, self.scale), TOP_OF_MANY))
 
     def _halved(self, teacher: Recipe) -> Distill:
         """With twice as many steps, at most: in a pilot at small scale it needed 1600 of them."""

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 TITLE = "Baselines beside UNDO"
 UNDO, FRESH = "UNDO", "Unlearn-and-Distill"
-ALONE, COPY, STATES, FILTERED, HALF = (
-    "noise alone", "copy, distilled", "UNDO, with states", "UNDO, classifier's filter",
-    "half-size student",
+ALONE, COPY, STATES, TOP, FILTERED, HALF = (
+    "noise alone", "copy, distilled", "UNDO, with states", "UNDO, top-k logits",
+    "UNDO, classifier's filter", "half-size student",
 )  # fmt: skip
 PRUNING, PARTS = "pruning", ("MLPs", "upper layers")
 DASHED, DOTTED, MIXED = (2.6, 1.4), (1, 1.6), (7, 1.8, 1.2, 1.8)
@@ -34,6 +34,7 @@ LOOKS = {
     COPY: Look("#c98a1b", (0, DASHED)),
     ALONE: Look(GREY, (0, DOTTED)),
     STATES: Look("#3bb3c4", (0, DASHED)),
+    TOP: Look("#3bb3c4", (0, DOTTED)),
     FILTERED: Look("#2f9e5b", (0, MIXED)),
     "noise in MLPs": Look("#a86b4c"),
     "random, as MLPs": Look("#a86b4c", (0, DOTTED)),
@@ -45,7 +46,7 @@ LOOKS = {
 _DAMAGE = tuple(f"{how} {part}" for part in PARTS for how in ("noise in", "random, as"))
 GROUPS = {
     "students": (
-        "unlearn-only", ALONE, COPY, FRESH, HALF, STATES, FILTERED, UNDO, "oracle"
+        "unlearn-only", ALONE, COPY, FRESH, HALF, STATES, TOP, FILTERED, UNDO, "oracle"
     ),
     "damage": ("unlearn-only", *_DAMAGE, PRUNING, UNDO, "oracle"),
 }  # fmt: skip
@@ -128,7 +129,9 @@ def caption(studies: Mapping[str, Study]) -> str:
         "permuted answers, which nobody knew. Bars and bands go from the lowest to the highest "
         "seed. Noise alone: UNDO's student, not distilled, which has forgotten what is retained, "
         "too. Copy: the teacher itself as student, without noise, for a fixed number of steps. "
-        "With states: the error of residual states is added to the loss. Classifier's filter: "
+        "With states: the error of residual states is added to the loss. Top-k logits: of the "
+        "teacher's distribution a student sees the likeliest few tokens and the mass of the rest. "
+        "Classifier's filter: "
         "uniform targets on documents that a classifier of the base's states flags; it has seen "
         "a few labelled rows. Damage: all with UNDO's α and distilled as UNDO; random, as X: noise "
         "on as many weights as in X. Shares of the weights that are damaged, of pruning those of "
@@ -150,6 +153,7 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
             ("noise without distillation relearns faster than UNDO", ALONE, UNDO),
             ("pruning makes a student that relearns faster than UNDO's", PRUNING, UNDO),
             ("states beside logits make UNDO relearn faster", STATES, UNDO),
+            ("UNDO that sees the largest logits alone relearns faster", TOP, UNDO),
             ("UNDO without the classifier's filter relearns faster than with it", UNDO, FILTERED),
         ]
         asked += [
@@ -162,7 +166,7 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
         excess = difference(study.areas(HALF), study.areas(FRESH))
         says = f"a half-size student relearns as slowly as {FRESH}, within 0.05"
         found.append(Claim(says, setting, AREAS, excess, bound=0.05, above=False, paper=False))
-        for line in (ALONE, STATES, FILTERED, HALF):
+        for line in (ALONE, STATES, TOP, FILTERED, HALF):
             says, what = f"{line} keeps as much retain as UNDO, within 0.02", "retain score"
             lost = _kept(study, line, UNDO)
             found.append(Claim(says, setting, what, lost, bound=-0.02, paper=False))
