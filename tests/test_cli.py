@@ -396,6 +396,12 @@ def test_a_run_reports_and_runs_again_at_once(capsys):
     assert (folder / "summary.md").exists()
     told = capsys.readouterr()
     assert "UNDO α=0.5" in told.out and "UNDO α=0.5" not in told.err
+
+
+@pytest.mark.slow
+def test_a_report_is_made_though_nobody_reads_what_is_printed(capsys):
+    cli.main(["run", _toy(), "--workdir", "out", *SHORT])
+    folder, told = Path("out/report-toy"), capsys.readouterr()
     command = [sys.executable, "-m", "undo_jax", "report", "out"]
     for unread, other in (("stderr", told.out), ("stdout", "report: out/report-toy/index.html\n")):
         (folder / "summary.md").unlink()

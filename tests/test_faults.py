@@ -30,13 +30,8 @@ def whole(faults, tmp_path_factory):
     return faults.Bench(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "index"),
-    [
-        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("kill", 9), ("signal", 7))),
-        ("flip", 0),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "index"), [("kill", 9), ("signal", 7), ("flip", 0)])
 def test_a_fault_costs_no_bit(kind, index, faults, bench):
     result = faults.attempt(bench, kind, index)
     assert result.faults and result.survived and not result.silent and not result.why, result.why
@@ -55,6 +50,7 @@ def test_a_fault_costs_no_bit_in_any_stage(kind, index, faults, whole):
     assert result.survived and not result.silent and not result.why, result.why
 
 
+@pytest.mark.slow
 def test_what_differs_is_seen(faults, bench, tmp_path):
     """One bit of an array, of a score, of a record; a folder more."""
     quiet, workdir = bench.quiet, tmp_path / "other"

@@ -215,7 +215,8 @@ def straight(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("name", ["one device", pytest.param("eight", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one device", "eight"])
 def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, tmp_path):
     trains = optim.Trains(((r"mlp/(down|up)$", (0,)), (r"attention/query$", None)))
     results = _fit(tmp_path / "straight", _mesh(name), trains=trains)
@@ -264,7 +265,8 @@ def test_a_loss_at_every_step_costs_nothing(straight, tmp_path):
     assert _records(tmp_path) == records
 
 
-@pytest.mark.parametrize("other", ["one device", pytest.param("sweep", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["one device", "sweep"])
 def test_it_goes_on_on_other_devices(other, straight, tmp_path):
     """Six lanes become five and eight; the members keep their states."""
     results, records, stops = straight("eight")
@@ -599,7 +601,7 @@ def test_ctrl_c_while_a_save_is_read_leaves_it_where_it_is(tmp_path, monkeypatch
     assert _saves(tmp_path) == [3]
 
 
-@pytest.mark.parametrize("when", ["between", "Ctrl-C"])
+@pytest.mark.parametrize("when", ["between", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
 def test_a_signal_between_two_loops_stops_all_processes(when, tmp_path):
     """SIGTERM after the first loop, or Ctrl-C before the first stage is finished."""
     ends, said = _two_processes(tmp_path / "progress", when)

@@ -63,7 +63,14 @@ def _experiment(models, **changes):
 # ------------------------------------------------------------------------- a loss and its gradient
 
 
-@pytest.mark.parametrize("loss", [distillation, reverse_distillation, jsd_distillation])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        distillation,
+        pytest.param(reverse_distillation, marks=pytest.mark.slow),
+        pytest.param(jsd_distillation, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("shape", ["data=1", "data=2,fsdp=2,tensor=2"])
 def test_loss_and_gradient_are_those_beside_the_teacher(loss, shape):
     sizes = parse_mesh(shape)
@@ -181,9 +188,10 @@ def test_a_loss_that_reads_more_trains_beside_the_teacher(tmp_path):
 
 def test_a_stream_without_rows_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("undo_jax.data.streams.Batches.with_states", property(_absent))
-    with pytest.raises(ValueError, match=r"^the setting's stream train does not say which rows"):
+    with pytest.raises(ValueError, match=r"^the setting's stream pretrain does not say which rows"):
         models = {"base": BASE, "small": _student()}
         experiments.run(_experiment(models, seeds=(0,)), tmp_path, cache_teachers=True)
+    assert not list(tmp_path.glob("pretrain-*"))  # nothing has trained yet
 
 
 def _absent(self):

@@ -11,6 +11,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from undo_jax import teacher_cache
 from undo_jax.artifacts import wait
 from undo_jax.attacks import Attack
 from undo_jax.checks import check_distinct, check_numbers, listed
@@ -186,6 +187,8 @@ def run(
     """
     workdir = epath.Path(workdir)
     with prepared(experiment, workdir, kind, name) as found, claimed(workdir):
+        for model in found.wanted if cache_teachers else ():
+            teacher_cache.check(model.recipe, experiment.setting)
         make(replace(found.run, cache_teachers=cache_teachers), found.models, found.wanted)
         if jax.process_index() == 0:
             list_models(experiment, found.named, workdir)

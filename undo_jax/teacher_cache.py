@@ -28,7 +28,7 @@ from undo_jax.data.states import (
     write_file,
 )
 from undo_jax.digest import digest
-from undo_jax.graph import Model, Work, traced
+from undo_jax.graph import Model, Work, is_trained, traced, work
 from undo_jax.log import console
 from undo_jax.memory import text as memory
 from undo_jax.mesh import BATCH, parts
@@ -36,6 +36,8 @@ from undo_jax.models.head_only import HeadOnly, states_like
 from undo_jax.peers import agreed
 from undo_jax.population.lanes import Inputs
 from undo_jax.population.programs import jit_on, over_members
+from undo_jax.recipe import Recipe
+from undo_jax.settings import Setting
 from undo_jax.stopping import stoppable
 from undo_jax.types import LM, Params
 
@@ -87,20 +89,26 @@ def saving(run: Run, company: Sequence[Model], doing: Work, steps: float) -> Sav
     return Saving(after / before, like.size * like.dtype.itemsize) if after < before else None
 
 
+def check(recipe: Recipe, setting: Setting) -> None:
+    """Raises ValueError for a student whose streams are not made by `undo_jax.data.streams`."""
+    doing: Any = recipe
+    if not (is_trained(recipe) and possible(work(doing, setting))):
+        return
+    for one in doing.streams.values():
+        if not hasattr(setting.stream(one.name, 1, 0), "with_states"):
+            raise ValueError(
+                f"the setting's stream {one.name} does not say which rows it has, so that a "
+                "teacher's states cannot be stored: make it by undo_jax.data.streams, or leave "
+                "out --cache-teachers"
+            )
+
+
 def recall(run: Run, given: Inputs, references: Mapping[str, Model]) -> Inputs:
     """The same inputs with the teacher's states in the rows, and of the teacher the head alone.
 
-    States that are not stored yet are computed. Raises ValueError for streams that are not made by
-    `undo_jax.data.streams`, and what `open_states` raises.
+    States that are not stored yet are computed. Raises what `open_states` raises.
     """
     teacher, (lm, load) = references[TEACHER], given.refs[TEACHER]
-    for name, stream in given.streams.items():
-        if not hasattr(stream, "with_states"):
-            raise ValueError(
-                f"the setting's stream {name} does not say which rows it has, so that a teacher's "
-                "states cannot be stored: make it by undo_jax.data.streams, or leave out "
-                "--cache-teachers"
-            )
     params, head = load(), HeadOnly(lm)
     stored = partial(_stored, run, teacher, lm, params, digest(params))
     streams = {

@@ -23,7 +23,6 @@ PARTS = {("language", "pretrain"): 5, ("language", "distill"): 5}
 # Options of libtpu: less of the time, and more HBM traffic. jax 0.12 has none such.
 QUICKLY = {"exec_time_optimization_effort": -1.0} if jax.__version_info__ < (0, 11) else {}
 STAGES = ("pretrain", "unlearn", "distill", "relearn")
-slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +38,17 @@ def _work(experiment, kind):
 
 
 def _cases():
-    """Each for v5e:4x4, the quickstart for others, too; one is quick."""
+    """Each for v5e:4x4, the quickstart for others, too."""
     places = {"quickstart": ("v5e:4x4", "v6e:4x4", "h100:8")}
     for name in ("quickstart", "language_small", "methods", "from_base", *MESHES):
         for place in places.get(name, ("v5e:4x4",)):
             for stage in STAGES[name == "from_base" :]:  # that one pretrains nothing
-                quick = (name, stage, place) == ("quickstart", "distill", "v5e:4x4")
-                yield pytest.param(name, stage, place, marks=() if quick else slow)
+                yield name, stage, place
 
 
 def test_all_that_is_shipped_is_compiled():
     """Each experiment for v5e:4x4 in each stage that trains, the quickstart for others, too."""
-    cases = {getattr(case, "values", case) for case in _cases()}
+    cases = {*_cases()}
     names = {path.stem for path in ROOT.glob("*.py")}
     assert {case[:2] for case in cases if case[2] == "v5e:4x4"} == {
         (name, stage) for name in names for stage in STAGES[name == "from_base" :]
@@ -59,6 +57,7 @@ def test_all_that_is_shipped_is_compiled():
         assert {case[1] for case in cases if case[2] == place} == set(STAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage", "topology"), _cases())
 def test_a_stage_compiles_and_fits(shipped, name, stage, topology):
     place = chips.find(topology)
