@@ -30,8 +30,11 @@ def whole(faults, tmp_path_factory):
     return faults.Bench(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "index"), [("kill", 9), ("signal", 7), ("flip", 0)])
+SHORT = ("flip", 0)
+LONG = [pytest.param(*one, marks=pytest.mark.slow) for one in (("kill", 9), ("signal", 7))]
+
+
+@pytest.mark.parametrize(("kind", "index"), [SHORT, *LONG])
 def test_a_fault_costs_no_bit(kind, index, faults, bench):
     result = faults.attempt(bench, kind, index)
     assert result.faults and result.survived and not result.silent and not result.why, result.why
