@@ -23,9 +23,9 @@ from undo_jax.fit.hlo import (
 from undo_jax.fit.loops import Loops
 
 FREE = {  # move no bytes, or are counted where they start or in what they call
-    "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "conditional",
-    "constant", "get-tuple-element", "opt-barrier", "parameter", "partition-id", "replica-id",
-    "tuple", "while",
+    "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "call-start",
+    "conditional", "constant", "get-tuple-element", "opt-barrier", "parameter", "partition-id",
+    "replica-id", "tuple", "while",
 }  # fmt: skip
 FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")  # of libtpu
 IN_PART = ("dynamic-slice", "gather", "slice")  # read of their first operand what they return
@@ -52,11 +52,11 @@ class Cost:
 def cost(text: str) -> Cost:
     """The cost of a program. Raises ValueError for text that is not optimised HLO."""
     module = parse(text)
-    return _Counting(module).cost(module.entry)
+    return Counting(module).cost(module.entry)
 
 
 @dataclass(frozen=True, eq=False)
-class _Counting:
+class Counting:
     """The cost of a module's computations, cached."""
 
     module: Module
@@ -69,23 +69,23 @@ class _Counting:
         """Cost of one run of a computation and all that it calls."""
         if name not in self._known:
             instructions = self.module.computations[name].values()
-            self._known[name] = sum((self._of(name, one) for one in instructions), Cost())
+            self._known[name] = sum((self.of(name, one) for one in instructions), Cost())
         return self._known[name]
 
     @cached_property
-    def _loops(self) -> Loops:
+    def loops(self) -> Loops:
         return Loops(self.module)
 
-    def _of(self, name: str, one: Instruction) -> Cost:
+    def of(self, name: str, one: Instruction) -> Cost:
         """Cost of one instruction of a computation, and of all that it calls."""
         scope = self.module.computations[name]
         if one.opcode == "while":
-            return self.cost(one.calls("body")) * self._loops.trips(name, one)
+            return self.cost(one.calls("body")) * self.loops.trips(name, one)
         if one.opcode == "conditional":  # the most expensive branch
             branches = NAME.findall("".join(re.findall(r"computations?=\{?[^},]*[^}]*", one.rest)))
             branches = [name for name in branches if name in self.module.computations]
             return max(map(self.cost, branches), key=lambda cost: (cost.flops, cost.memory))
-        if one.opcode in ("call", "async-start"):
+        if one.opcode in ("call", "call-start", "async-start"):  # call-start: on SparseCores
             return self.cost(one.calls("to_apply") or one.calls("calls"))
         inner = Cost()
         if one.opcode == "fusion":  # only its operands and results go through HBM
