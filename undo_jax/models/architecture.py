@@ -1,7 +1,7 @@
 """The configuration of a decoder-only transformer: its sizes, and what differs between families."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from types import NoneType
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ POSITIVE = (
     "init_stddev", "unroll",
 )  # fmt: skip
 REMAT = "none", "dots", "full"
+GRADIENT_SUMS = "reduce_scatter", "all_to_all"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Architecture:
 
     Numbers are converted to the types of their fields: a soft-cap of 30 becomes 30.0. Raises
     ValueError for sizes that are not positive, not whole or not finite, head counts that do not
-    divide and for an unknown dtype or remat policy.
+    divide and for an unknown dtype, remat policy or sum of gradients.
     """
 
     layers: int
@@ -45,12 +46,16 @@ class Architecture:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: fp32 on CPU, else bf16
     remat: Literal["none", "dots", "full"] = "dots"  # dots: keep products and kernels' results
     unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
+    # how gradients are summed over fsdp: a reduce-scatter sends fp32, an all-to-all sends `dtype`
+    gradient_sum: Literal["reduce_scatter", "all_to_all"] = field(
+        default="reduce_scatter", metadata={"identity": False}
+    )
 
     def __post_init__(self):
-        for field in fields(self):
-            kinds, value = get_args(field.type) or (field.type,), getattr(self, field.name)
+        for one in fields(self):
+            kinds, value = get_args(one.type) or (one.type,), getattr(self, one.name)
             if kinds[0] in (int, float) and not (value is None and NoneType in kinds):
-                object.__setattr__(self, field.name, _number(field.name, value, kinds[0]))
+                object.__setattr__(self, one.name, _number(one.name, value, kinds[0]))
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width}: rotary positions need it to be even")
         if self.heads % self.kv_heads:
@@ -61,6 +66,7 @@ class Architecture:
         for name, value, known in (
             ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
             ("remat", self.remat, REMAT),
+            ("gradient_sum", self.gradient_sum, GRADIENT_SUMS),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")

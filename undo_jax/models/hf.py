@@ -28,7 +28,9 @@ from undo_jax.types import Params, shapes
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 HEAD, IDS = "lm_head.weight", ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION = "generation_config.json"
-UNSTATED = ("document_start", "dtype", "remat", "unroll")  # fields that config.json does not state
+UNSTATED = (  # fields that config.json does not state
+    "document_start", "dtype", "remat", "unroll", "gradient_sum",
+)  # fmt: skip
 ROW_BLOCK = 4096  # rows of a table that are compared at a time
 
 
