@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .PHONY: quickstart language paper test test-slow test-all lint clean
+.NOTPARALLEL:  # one run at a time writes into a workdir, and each uses all devices
 
 quickstart: $(VENV)/run.done
 	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart
