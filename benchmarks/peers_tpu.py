@@ -34,6 +34,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -85,13 +86,22 @@ def compiled(python: str, peer: str, work: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         driver = str(DRIVERS / f"{peer}_step.py")
         command = [python, driver, json.dumps(work), folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment(peer)
+        )
         found = sorted(Path(folder).glob("*.json"), reverse=True)  # teacher before student
         if done.returncode or not found:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
             raise ValueError(f"{peer}: {' '.join(command[:2])} fails: {' '.join(last)}")
         return read([(json.loads(at.read_text()), at.with_suffix(".hlo")) for at in found],
                     work["topology"])  # fmt: skip
+
+
+def environment(peer: str) -> dict[str, str]:
+    """Variables of a driver: none of this process's libtpu, and no code of ours for peers."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    known.pop("PYTHONPATH", None)
+    return known | ({"PYTHONPATH": str(ROOT)} if peer == "undo_jax" else {})
 
 
 def read(programs: list[tuple[dict[str, Any], Path]], topology: str) -> dict[str, Any]:
