@@ -1,8 +1,11 @@
 """A folder as Hugging Face lays out a model: config.json and safetensors files."""
 
+import dataclasses
 import importlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,13 +21,15 @@ from undo_jax.models import stated
 from undo_jax.models.transformer import Transformer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+UNSTATED = ("document_start", "dtype", "remat", "unroll")  # fields that config.json does not state
+NO_WEIGHT = re.compile(r"rotary_emb\.inv_freq$")  # buffers that old files hold
 
 
 def family(name: Any, file: epath.Path | str = "the model") -> ModuleType:
     """The module in models/ for a model_type. Raises ValueError where there is none."""
     known = families()
     if name not in known:
-        raise ValueError(f"{file}: model_type={name!r} is not supported: {' or '.join(known)} is")
+        raise ValueError(f"{file}: model_type={name!r} is not supported: {', '.join(known)} are")
     return importlib.import_module(f"undo_jax.models.{name}")
 
 
@@ -43,6 +48,26 @@ def read_config(folder: epath.PathLike) -> Transformer:
     file = local(folder) / CONFIG
     content = read_json(file)
     return family(content.get("model_type"), file).read(file, content)
+
+
+def described(lm: Transformer) -> dict[str, Any]:
+    """The model as config.json; raises ValueError for one that its family's cannot state."""
+    own = family(lm.family)
+    content = own.describe(lm)
+    back = own.read(epath.Path(CONFIG), content)
+    for field in dataclasses.fields(lm):
+        wanted, found = getattr(lm, field.name), getattr(back, field.name)
+        if field.name == "sliding":
+            wanted, found = stated.sliding(lm), stated.sliding(back)
+        elif field.name in UNSTATED:
+            continue
+        close = isinstance(wanted, float) and isinstance(found, float)
+        if not (math.isclose(wanted, found, rel_tol=1e-6) if close else wanted == found):
+            raise ValueError(
+                f"{field.name}={getattr(lm, field.name)} is not what config.json of {lm.family} "
+                "can state: it cannot be exported"
+            )
+    return content
 
 
 def read_ids(folder: epath.PathLike) -> dict[str, Any]:
@@ -90,7 +115,8 @@ def opened(folder: epath.Path, stack: ExitStack) -> dict[str, Any]:
             file = stack.enter_context(safe_open(folder / name, framework="numpy"))
         except SafetensorError as error:
             raise ValueError(f"cannot read {folder / name}: {error}: download it again") from error
-        stored.update({key: file.get_slice(key) for key in file.keys()})
+        weights = [key for key in file.keys() if not NO_WEIGHT.search(key)]
+        stored.update({key: file.get_slice(key) for key in weights})
     return stored
 
 
