@@ -95,7 +95,7 @@ def load(folder: epath.PathLike, lm: Transformer, mesh: Mesh) -> Params:
     wanted, places = shapes(lm), _leaves(placement(lm, mesh))
     folder = local(folder)
     with ExitStack() as stack:
-        stored = opened(folder, stack)
+        stored = opened(folder, stack, getattr(family(lm.family), "text_name", str))
         _check(folder, lm, stored)
         slices: dict[str, list[Any]] = {path: [] for path in places}
         for name, (paths, _, parts) in tensors(lm).items():

@@ -35,7 +35,7 @@ QK_NORMS = {
     "layers/attention/query_norm/norm": "model.layers.{}.self_attn.q_norm.weight",
     "layers/attention/key_norm/norm": "model.layers.{}.self_attn.k_norm.weight",
 }
-FIXED = {"hidden_act": "silu", "mlp_bias": False, "partial_rotary_factor": 1.0}
+FIXED = {"hidden_act": "silu", "mlp_bias": False}
 
 
 def decoder(

@@ -21,6 +21,7 @@ SIZES = {
     "positions": "max_position_embeddings",
 }
 SCALARS = {"norm_epsilon": "rms_norm_eps", "init_stddev": "initializer_range"}
+_PARTIAL = "partial_rotary_factor"
 _ORIGINAL = "original_max_position_embeddings"
 _ROPES = {  # keys beside rope_theta and the type; "su" is an older name of longrope
     "default": (),
@@ -65,19 +66,12 @@ def rope(
     """
     said = said or content.get("rope_scaling") or content.get("rope_parameters") or {}
     kind = said.get("rope_type", said.get("type", "default")) if isinstance(said, dict) else None
-    known = {"rope_theta", "rope_type", "type", "partial_rotary_factor", *_ROPES.get(kind, ())}
-    if (
-        kind not in _ROPES
-        or said.keys() - known
-        or said.get("partial_rotary_factor")
-        not in (
-            None,
-            1,
-        )
-    ):
+    known = {"rope_theta", "rope_type", "type", _PARTIAL, *_ROPES.get(kind, ())}
+    partial = said.get(_PARTIAL, content.get(_PARTIAL)) if kind in _ROPES else None
+    if kind not in _ROPES or said.keys() - known or partial not in (None, 1):
         raise ValueError(
-            f"{file}: rotary positions {said} are not supported: {', '.join(_ROPES)} are, of "
-            "whole heads"
+            f"{file}: rotary positions {said if partial in (None, 1) else {_PARTIAL: partial}} "
+            f"are not supported: {', '.join(_ROPES)} are, of whole heads"
         )
     found = {**content, **said}
     theta = float(positive(file, found, "rope_theta"))
