@@ -17,6 +17,9 @@ LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_fr
 PLAIN = {"rope_type": "default", "rope_theta": 100.0}
 LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 50.0}
 FULL, SLIDES = "full_attention", "sliding_attention"
+LONG = {"rope_type": "longrope", "rope_theta": 30.0, "short_factor": [1.0, 1.5, 2.0],
+        "long_factor": [2.0, 4.0, 8.0]}  # fmt: skip
+TIME = 19  # beyond every window, and beyond the rows that scaled positions were made for
 SIZES = dict(  # odd, with a head width that is not D / N
     vocab_size=37, hidden_size=24, intermediate_size=41, num_hidden_layers=3,
     num_attention_heads=4, num_key_value_heads=2, head_dim=10, rms_norm_eps=1e-3,
@@ -57,8 +60,36 @@ CASES = {  # of each family: what differs from SIZES, the first one with as much
         dict(sliding_window=2, hidden_size=9, num_attention_heads=3, num_key_value_heads=3),
         dict(sliding_window=7, rope_parameters=LLAMA3, head_dim=4),
     ),
+    "gemma3_text": (
+        dict(layer_types=[SLIDES, FULL, SLIDES, FULL], num_hidden_layers=4, attention_bias=True,
+             rope_parameters={FULL: LINEAR, SLIDES: {**PLAIN, "rope_theta": 20.0}},
+             final_logit_softcapping=3.0, num_key_value_heads=1),
+        dict(num_hidden_layers=7, sliding_window=4),  # one period and a bit
+        dict(layer_types=[FULL, FULL, SLIDES], query_pre_attn_scalar=10),
+        dict(num_hidden_layers=2, hidden_size=9, num_attention_heads=3, num_key_value_heads=3,
+             head_dim=4),
+        dict(layer_types=[FULL, SLIDES, FULL], final_logit_softcapping=1.0, sliding_window=TIME),
+        dict(num_hidden_layers=6, sliding_window=2, query_pre_attn_scalar=3),
+    ),
+    "phi3": (
+        dict(rope_parameters=LONG, max_position_embeddings=32, sliding_window=7,
+             original_max_position_embeddings=8),
+        dict(rope_parameters=LONG, max_position_embeddings=64, num_key_value_heads=1,
+             original_max_position_embeddings=TIME),  # short
+        dict(sliding_window=5, tie_word_embeddings=True),
+        dict(rope_parameters=LONG, max_position_embeddings=4, original_max_position_embeddings=4),
+        dict(sliding_window=2, hidden_size=18, num_attention_heads=3, num_key_value_heads=3),
+        dict(rope_parameters=LONG, max_position_embeddings=32, sliding_window=40,
+             original_max_position_embeddings=TIME - 1, num_hidden_layers=1),
+    ),
 }  # fmt: skip
-CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral"}
+CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral",
+           "gemma3_text": "Gemma3", "phi3": "Phi3"}  # fmt: skip
+COMMON = {  # of a family, beside SIZES; None: not given
+    "gemma3_text": {"rope_parameters": None, "tie_word_embeddings": None, "sliding_window": 5,
+                    "query_pre_attn_scalar": 7},
+    "phi3": {"head_dim": None},
+}  # fmt: skip
 FIRST = [pytest.param(family, 0, id=family) for family in CASES]
 OTHERS = [
     pytest.param(family, case, id=f"{family}-{case}", marks=pytest.mark.slow)
@@ -66,7 +97,6 @@ OTHERS = [
     for case in range(1, len(cases))
 ]
 ALL = pytest.mark.parametrize(("family", "case"), [*FIRST, *OTHERS])
-TIME = 19  # beyond every window, and beyond the rows that scaled positions were made for
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +109,11 @@ def torch():
 def _theirs(torch, family, case):
     """A random model of transformers; biases and norms are random, too."""
     transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, f"{CLASSES[family]}Config")(
-        **{**SIZES, **CASES[family][case]}, attn_implementation="eager"
+    given = {**SIZES, **COMMON.get(family, {}), **CASES[family][case]}
+    given = {name: value for name, value in given.items() if value is not None or "pad" in name}
+    text = "Text" if family == "gemma3_text" else ""
+    config = getattr(transformers, f"{CLASSES[family]}{text}Config")(
+        **given, attn_implementation="eager"
     )
     torch.manual_seed(case)
     model = getattr(transformers, f"{CLASSES[family]}ForCausalLM")(config).eval()
