@@ -25,7 +25,9 @@ from undo_jax.models.transformer import Transformer
 
 
 def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
-    """Turn Hugging Face weights (Gemma-2) into a base for experiments.
+    """Turn Hugging Face weights into a base for experiments.
+
+    Of Llama, Qwen2.5, Qwen3, Mistral, Gemma-2, Gemma-3 and Phi-3.
 
     Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT is
     an artifact: `generate` and `export-hf` take it, too.
@@ -47,6 +49,11 @@ def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
     artifacts.keep(base, params, {})
     if jax.process_index() == 0:
         print(f"model={expression(lm)}")
+        names = {lm.family: "preset"}
+        if f"{type(lm.rope_scaling).__name__}(" in expression(lm):
+            names["rope"] = type(lm.rope_scaling).__name__
+        for module, name in names.items():
+            console.print(f"from undo_jax.models.{module} import {name}", soft_wrap=True)
         console.print(f"use it with the flag --pretrain.base {path}", soft_wrap=True)
 
 

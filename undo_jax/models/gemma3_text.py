@@ -64,6 +64,7 @@ FIXED = {
     "attn_logit_softcapping": None,  # transformers ignores it
 }
 _SOFTCAP = "final_logit_softcapping"
+_KINDS = "full_attention", "sliding_attention"
 _PATTERN = "sliding_window_pattern"
 _TEXT = re.compile(r"(model\.)?language_model\.(model\.)?")
 _IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
@@ -112,18 +113,24 @@ def _sliding(file: epath.Path, content: Mapping[str, Any], layers: int) -> tuple
 
 def _ropes(file: epath.Path, content: Mapping[str, Any]) -> tuple[float, Any, float]:
     """Theta and scaling of layers that see everything, and theta of those that slide."""
-    said = content.get("rope_parameters")
-    of = said if isinstance(said, dict) else {}
-    known = {"full_attention", "sliding_attention"}
-    if said is not None and (not isinstance(said, dict) or said.keys() - known):
-        raise ValueError(f"{file}: rope_parameters={said} is not supported: give {sorted(known)}")
-    everything = {**(of.get("full_attention") or {}), **(content.get("rope_scaling") or {})}
-    theta, scaling = stated.rope(file, content, everything or {"rope_type": "default"})
-    local = {"rope_theta": content["rope_local_base_freq"], **(of.get("sliding_attention") or {})}
+    said, scaled = content.get("rope_parameters") or {}, content.get("rope_scaling") or {}
+    parts = [said.get(key) or {} for key in _KINDS] if isinstance(said, dict) else []
+    if not parts or said.keys() - set(_KINDS) or not all(map(_is_dict, (*parts, scaled))):
+        raise ValueError(
+            f"{file}: rotary positions {said or scaled} are not supported: give "
+            f"rope_parameters of {' and '.join(_KINDS)}"
+        )
+    everything = {**parts[0], **scaled} or {"rope_type": "default"}
+    theta, scaling = stated.rope(file, content, everything)
+    local = {"rope_theta": content["rope_local_base_freq"], **parts[1]}
     local_theta, scaled = stated.rope(file, content, local)
     if scaled is not None:
         raise ValueError(f"{file}: rotary positions {local} of layers that slide must be unscaled")
     return theta, scaling, local_theta
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def describe(lm: Transformer) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def rope(
     """
     said = said or content.get("rope_scaling") or content.get("rope_parameters") or {}
     kind = said.get("rope_type", said.get("type", "default")) if isinstance(said, dict) else None
-    known = {"rope_theta", "rope_type", "type", _PARTIAL, *_ROPES.get(kind, ())}
+    kind = kind if isinstance(kind, str) else None
+    known = {"rope_theta", "rope_type", "type", _PARTIAL, *_ROPES.get(kind or "", ())}
     partial = said.get(_PARTIAL, content.get(_PARTIAL)) if kind in _ROPES else None
     if kind not in _ROPES or said.keys() - known or partial not in (None, 1):
         raise ValueError(
