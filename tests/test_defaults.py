@@ -14,6 +14,7 @@ from undo_jax.losses import (
     reverse_distillation,
 )
 from undo_jax.methods.maxent import maxent
+from undo_jax.models.architecture import Architecture
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.progress import Saving
@@ -55,6 +56,14 @@ DEFAULTS = {
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
                  "sinks": ()},
     Saving: {"every": 10, "minutes": 5.0, "keep": 2},
+    Architecture: {
+        "attention_softcap": None, "final_softcap": None, "document_start": None,
+        "rope_theta": 10_000.0, "norm_epsilon": 1e-6, "init_stddev": 0.02, "family": None,
+        "dtype": "auto", "remat": "dots", "unroll": 1, "sliding": (True, False),
+        "local_theta": None, "rope_scaling": None, "positions": 8192, "norm_offset": 1.0,
+        "after_norms": True, "qk_norm": False, "qkv_bias": False, "output_bias": False,
+        "activation": "gelu", "scaled_embedding": True, "own_head": False,
+    },
 }  # fmt: skip
 
 

@@ -20,11 +20,14 @@ from undo_jax.durable import absolute, read_json
 from undo_jax.log import console
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf, hf_folder, stated
+from undo_jax.models.rope import scaling_of
 from undo_jax.models.transformer import Transformer
 
 
 def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
-    """Turn Hugging Face weights (Gemma-2) into a base for experiments.
+    """Turn Hugging Face weights into a base for experiments.
+
+    Of Llama, Qwen2.5, Qwen3, Mistral, Gemma-2, Gemma-3 and Phi-3.
 
     Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT is
     an artifact: `generate` and `export-hf` take it, too.
@@ -37,7 +40,7 @@ def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
     lm, path = hf_folder.read_config(folder), epath.Path(out)
     if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
-    said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf.UNSTATED}
+    said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf_folder.UNSTATED}
     about = {"tokenizer": _described(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, _mesh(lm))
@@ -46,6 +49,11 @@ def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
     artifacts.keep(base, params, {})
     if jax.process_index() == 0:
         print(f"model={expression(lm)}")
+        names = {lm.family: "preset"}
+        if f"{type(lm.rope_scaling).__name__}(" in expression(lm):
+            names["rope"] = type(lm.rope_scaling).__name__
+        for module, name in names.items():
+            console.print(f"from undo_jax.models.{module} import {name}", soft_wrap=True)
         console.print(f"use it with the flag --pretrain.base {path}", soft_wrap=True)
 
 
@@ -108,11 +116,15 @@ def model(artifact: epath.Path) -> Transformer:
     for name, value in fields.items():
         kinds = [type(x) if isinstance(x, str) else x for x in typing.get_args(hints[name])]
         kinds = kinds or [hints[name]]
-        if type(value) not in (*kinds, *([int] if float in kinds else [])):
+        several = {"sliding": list, "rope_scaling": (dict, type(None))}.get(name)
+        known = type(value) in (*kinds, *([int] if float in kinds else []))
+        if not (isinstance(value, several) if several else known):
             raise ValueError(
                 f"{artifact} holds a Transformer with {name}={value!r}: delete it, and a run makes "
                 "it again"
             )
+    if "rope_scaling" in fields:
+        fields["rope_scaling"] = scaling_of(fields["rope_scaling"], artifact)
     return Transformer(**fields)
 
 
