@@ -50,6 +50,15 @@ class Questions:
         return hashlib.sha256(json.dumps(self.listed).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Given:
+    """Questions that are already in memory."""
+
+    listed: tuple[Question, ...]
+
+    pattern = "those given"  # where errors say they are
+
+
 def write_questions(path: str | Path, questions: Sequence[Question]) -> Questions:
     """Write them as JSON lines, which `Questions` reads."""
     rows = [json.dumps(question._asdict(), ensure_ascii=False) for question in questions]
