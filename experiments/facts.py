@@ -27,7 +27,7 @@ experiment = Paper(
     ),
     unlearn=Unlearning(
         Training(
-            steps=100, batch_size=16, optimizer=AdamW(1e-3, warmup=10, b2=0.98), eval_every=25
+            steps=300, batch_size=16, optimizer=AdamW(3e-3, warmup=10, b2=0.98), eval_every=50
         ),
         method=maxent,
     ),
