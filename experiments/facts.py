@@ -34,7 +34,7 @@ experiment = Paper(
     noise=Students(alphas=(0.4, 0.6, 0.8)),
     distill=Distillation(
         Training(
-            steps=1000,
+            steps=1500,
             batch_size=16,
             optimizer=AdamW(6e-3, warmup=20, decay="cosine", b2=0.98),
             eval_every=25,
@@ -42,7 +42,7 @@ experiment = Paper(
     ),
     relearn=Relearning(
         Training(steps=60, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=5),
-        learning_rates=(1e-3, 3e-3, 1e-2),
+        learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
     ),
     seeds=(0, 1, 2),
     mesh=MeshShape(sweep=-1, data=1),

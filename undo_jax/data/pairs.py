@@ -56,9 +56,7 @@ class Pairs:
                 text(record[field], f"{place} field {field!r}")
                 for field in (self.question, self.answer)
             )
-            given = before.replace("{question}", question)
-            bare = given.rstrip()
-            made.append((bare, given[len(bare) :] + answer + after))
+            made.append((before.replace("{question}", question), answer + after))
         if not made:
             raise ValueError(f"{self.pattern} holds no pairs: give one a line, or a row")
         return tuple(made)
