@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from running_sums import RunningSums
 
 from undo_jax.data.questions import Question, write_questions
 from undo_jax.data.tokenizers import Bytes
@@ -14,7 +15,7 @@ from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.sharding import shardings
 
-LM = preset("tiny", layers=1, width=16, feed_forward=16, vocabulary=264, init_stddev=0.3)
+LM = RunningSums(264)
 ASKED = (
     Question(" Which cell has no nucleus? ", ("red", "nerve", "skin", "fat"), 0, "college_biology"),
     Question("2 + 2?", ("3", "4", "5", "6"), 1, "algebra"),
@@ -106,13 +107,15 @@ def test_log_likelihoods_are_those_of_each_choice_alone(quiz, params, style):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["letters", "cloze"])
-def test_they_are_the_same_on_a_mesh(quiz, params, style):
+def test_they_are_the_same_on_a_mesh(quiz, style):
+    lm = preset("tiny", layers=1, width=16, feed_forward=16, vocabulary=264, init_stddev=0.3)
+    params = jax.jit(lm.init)(jax.random.key(0))
     sheets = write_sheets(replace(quiz, style=style), Bytes(), 8)
-    alone = _scored(LM, params, sheets)
+    alone = _scored(lm, params, sheets)
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, shardings(params, LM.rules, mesh))
-        np.testing.assert_allclose(_scored(LM, placed, sheets), alone, rtol=1e-4, atol=1e-4)
+        placed = jax.device_put(params, shardings(params, lm.rules, mesh))
+        np.testing.assert_allclose(_scored(lm, placed, sheets), alone, rtol=1e-4, atol=1e-4)
 
 
 class Letters:
