@@ -6,6 +6,9 @@ import inspect
 import pytest
 
 from undo_jax.attacks import Attack
+from undo_jax.data.fiction import Fiction
+from undo_jax.data.pairs import Pairs
+from undo_jax.evals.quiz import Quiz
 from undo_jax.experiment import Experiment
 from undo_jax.losses import (
     distillation,
@@ -23,6 +26,8 @@ from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings.arithmetic import VALIDATION_SEED, Arithmetic
+from undo_jax.settings.choices import Choices, Part
+from undo_jax.settings.facts import Facts
 from undo_jax.settings.language import Language
 from undo_jax.train import Training
 
@@ -37,6 +42,24 @@ DEFAULTS = {
     Language: {
         "names": ("English", "Korean"), "retain_share": 0.5, "validation_rows": 240,
         "rows_at_once": 8, "row_length": 2048, "segments": False,
+    },
+    Fiction: {"families": 8, "members": 12, "forgotten": 4, "seed": 0},
+    Facts: {
+        "documents": 20_000, "row_length": 64, "validation_rows": 8, "data_seed": 99,
+        "answers_only": False, "segments": False,
+    },
+    Quiz: {
+        "style": "letters", "subject": None, "description": None, "examples": None, "shots": 0,
+        "share": 1.0, "apart": (), "score": "acc", "longest": 2048, "opens": True,
+    },
+    Pairs: {
+        "template": "Question: {question}\nAnswer: {answer}", "question": "question",
+        "answer": "answer", "validation_share": 0.05,
+    },
+    Part: {"share": 1.0},
+    Choices: {
+        "kept": (), "general": (), "row_length": 256, "retain_share": 0.5, "validation_rows": 64,
+        "rows_at_once": 8, "segments": False,
     },
     Training: {"accumulation": 1},
     Pretraining: {"base": None},
