@@ -6,7 +6,14 @@ from jax.sharding import Mesh
 
 from undo_jax.fit import chips
 from undo_jax.fit.chips import Chip, Slice
-from undo_jax.fit.step import Step, mesh_text, more_sharded, most_sharded, rows_per_shard, suggestion
+from undo_jax.fit.step import (
+    Step,
+    mesh_text,
+    more_sharded,
+    most_sharded,
+    rows_per_shard,
+    suggestion,
+)
 from undo_jax.graph import Work
 from undo_jax.memory import text as memory
 from undo_jax.mesh import MeshShape
