@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -186,7 +187,8 @@ def _cut(leaf: jax.Array, layer: int | None, dtype: str) -> jax.Array:
     return (leaf if layer is None else leaf[layer].T).astype(dtype)
 
 
-class _Rows(NamedTuple):
+@dataclass(frozen=True)
+class _Rows:
     """The rows of a stored tensor from `start` on."""
 
     stored: Any

@@ -67,7 +67,8 @@ def described(lm: Transformer) -> dict[str, Any]:
     content = own.describe(lm)
     back = own.read(epath.Path(CONFIG), content)
     for field in dataclasses.fields(lm):
-        wanted, found = getattr(lm, field.name), getattr(back, field.name)
+        wanted: Any = getattr(lm, field.name)
+        found: Any = getattr(back, field.name)
         if field.name == "sliding":
             wanted, found = stated.sliding(lm), stated.sliding(back)
         elif field.name in UNSTATED:

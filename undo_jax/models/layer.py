@@ -138,10 +138,11 @@ class Layer(nnx.Module):
     """
 
     def __init__(self, config: Architecture, rngs: nnx.Rngs):
-        norm = lambda there=True: Norm(config, config.width) if there else None  # noqa: E731
+        norm = lambda: Norm(config, config.width)  # noqa: E731
+        after = lambda: norm() if config.after_norms else None  # noqa: E731
         self.attention, self.mlp = Attention(config, rngs), MLP(config, rngs)
-        self.before_attention, self.after_attention = norm(), norm(config.after_norms)
-        self.before_mlp, self.after_mlp = norm(), norm(config.after_norms)
+        self.before_attention, self.after_attention = norm(), after()
+        self.before_mlp, self.after_mlp = norm(), after()
 
     def __call__(
         self, x: Float[Array, "B T D"], span: Span, cache: Cache | None

@@ -124,8 +124,8 @@ def _check(scaling: Any) -> None:
     """Raises ValueError for numbers that are not above 0, and for tokens that are not whole."""
     for field in fields(scaling):
         value = getattr(scaling, field.name)
-        several = value if isinstance(value, tuple) else (value,)
-        kinds = (int,) if field.type is int else (Real,)
-        if not all(isinstance(x, kinds) and 0 < x < 2**63 for x in several):
+        several: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+        kind: Any = int if field.type is int else Real
+        if not all(isinstance(x, kind) and 0 < x < 2**63 for x in several):
             wanted = "a whole number" if field.type is int else "numbers"
             raise ValueError(f"{field.name}={value!r}: rotary positions need {wanted} above 0")

@@ -35,7 +35,8 @@ _SLIDES = {"sliding_attention": True, "full_attention": False}
 
 def positive(file: epath.Path, content: Mapping[str, Any], key: str, whole: bool = False) -> Any:
     """A number above 0. Raises ValueError for anything else."""
-    value, kinds = content.get(key), (int,) if whole else (int, float)
+    value: Any = content.get(key)
+    kinds = (int,) if whole else (int, float)
     if type(value) not in kinds or not 0 < value < LARGEST:
         kind = "whole number" if whole else "number"
         raise ValueError(f"{file}: {key}={value!r} must be a {kind} above 0, and below 2^63")
