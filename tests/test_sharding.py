@@ -112,12 +112,13 @@ def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
         np.testing.assert_allclose(sharded_metrics[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
         CUBE,
-        pytest.param(MeshShape(data=1, tensor=8), marks=pytest.mark.slow),
-        pytest.param(MeshShape(sweep=2, data=1, tensor=4), marks=pytest.mark.slow),
+        MeshShape(data=1, tensor=8),
+        MeshShape(sweep=2, data=1, tensor=4),
     ],
     ids=str,
 )
