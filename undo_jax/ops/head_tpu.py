@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from undo_jax.ops.head_tile import Head, Tables, TokenRows, padded
 from undo_jax.ops.head_tpu_kernels import (
+    NOTHING,
     Tiles,
     finish,
     gradients,
