@@ -16,6 +16,7 @@ from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.devices import keep_libtpu_quiet
+from undo_jax.cli.evaluate import evaluate
 from undo_jax.cli.experiment import figures, report, run
 from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "xla-flags": xla_flags,
     "generate": generate,
+    "evaluate": evaluate,
     "data pack": pack,
     "data train-tokenizer": train_tokenizer,
     "import-hf": import_hf,
