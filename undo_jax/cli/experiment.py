@@ -147,10 +147,8 @@ def figures(workdir: Workdir) -> None:
         results.print(paper_page.told(one), soft_wrap=True)
     place = epath.Path(workdir) / paper_page.FOLDER / "index.html"
     console.print(f"figures: {place}", soft_wrap=True)
-    if made.others:
-        raise ValueError(
-            "; ".join(f"{name} is not drawn: {why}" for name, why in made.others.items())
-        )
+    if missing := paper_page.undrawn(made):
+        raise ValueError("; ".join(missing))
 
 
 def _report(workdir: str, name: str) -> str:

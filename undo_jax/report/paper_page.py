@@ -127,7 +127,7 @@ def page(made: Page) -> str:
     body = [
         "<h1>The paper's figures, from our runs</h1>",
         f'<p class="lead">{html.escape(_counted(made.drawn))}</p>',
-        html.notes(_undrawn(made)),
+        html.notes(undrawn(made)),
     ]
     for one in made.drawn:
         body += [
@@ -142,14 +142,15 @@ def page(made: Page) -> str:
 
 def markdown(made: Page) -> str:
     """summary.md: each figure, its caption and its claims."""
-    blocks = ["# The paper's figures, from our runs", _counted(made.drawn), *_undrawn(made)]
+    blocks = ["# The paper's figures, from our runs", _counted(made.drawn), *undrawn(made)]
     for one in made.drawn:
         blocks += [f"## {one.title}", *one.missing, f"![{one.name}]({one.name}.png)", one.caption]
         blocks.append(tables.markdown_table(grid(one.claims)))
     return "\n\n".join([*blocks, LEGEND]) + "\n"
 
 
-def _undrawn(made: Page) -> list[str]:
+def undrawn(made: Page) -> list[str]:
+    """A line for each figure that is not drawn."""
     return [f"{name} is not drawn: {reason}" for name, reason in made.others.items()]
 
 
