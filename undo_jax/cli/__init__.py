@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if arguments is None else arguments
     keep_libtpu_quiet()
-    if not os.environ.get(TRACEBACK):  # an error in a thread that saves is raised here, too
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if not os.environ.get(TRACEBACK):  # what fails in a thread that saves is raised here, too
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         sys.excepthook = _only_here
         sys.unraisablehook = _unraisable
     try:
