@@ -3,10 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart language paper test test-slow test-all lint clean
+.PHONY: quickstart facts language paper test test-slow test-all lint clean
+.NOTPARALLEL:  # one run at a time writes into a workdir, and each uses all devices
 
 quickstart: $(VENV)/run.done
 	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart
+
+# Forgetting what is known of invented families.
+facts: $(VENV)/run.done
+	$(BIN)/undo-jax run experiments/facts.py --workdir runs/facts
 
 # The language setting on real text: the help pages of LibreOffice, fetched by apt-get.
 DATA = data/language_small

@@ -2,8 +2,8 @@
 
 The same model, batch and work in both (teacher forward, student forward and backward, clip, AdamW),
 on random tokens; each variant in a process of its own, one after another. PyTorch's are what a good
-user would write with transformers: fp32 (the official code's numerics), bf16 autocast, and that
-compiled. Ratios are to the first. Needs undo-jax[test].
+user would write with transformers: fp32 (the official code's numerics) and bf16 autocast, both
+also compiled. Ratios are to the first. Needs undo-jax[test].
 """
 
 import argparse
@@ -37,6 +37,7 @@ class Variant(NamedTuple):
 
 PYTORCH = {
     "PyTorch fp32": Variant(),
+    "PyTorch fp32, compiled": Variant(compiled=True),
     "PyTorch bf16": Variant(autocast=True, attention="sdpa"),
     "PyTorch bf16, compiled": Variant(autocast=True, compiled=True, attention="sdpa"),
 }

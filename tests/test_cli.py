@@ -1,6 +1,10 @@
 """The command line: bad input is one line and exit status 2, and leaves nothing half-written."""
 
+import asyncio
+import errno
+import gc
 import json
+import logging
 import os
 import re
 import signal
@@ -19,6 +23,7 @@ from safetensors.numpy import load_file
 import undo_jax
 from undo_jax import cli, experiment_file, runner
 from undo_jax.cli.weights import expression
+from undo_jax.durable import writing
 from undo_jax.fit.least import least
 from undo_jax.fit.step import compile_step
 from undo_jax.graph import largest
@@ -87,7 +92,7 @@ def test_what_a_model_is_said_to_hold_it_holds():
     ("model", "rows", "shape", "share"),
     [
         ({"vocabulary": 8192, "width": 96}, 16, MeshShape(data=2, fsdp=2, tensor=2), 0.1),
-        ({}, 4096, MeshShape(data=8), 0.01),
+        pytest.param({}, 4096, MeshShape(data=8), 0.01, marks=pytest.mark.slow),
     ],
 )
 def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, share):
@@ -539,6 +544,30 @@ def test_weights_that_cannot_be_moved(capsys, arguments, said):
     _artifact("empty", **asdict(preset("tiny")))
     assert said in _refused(capsys, *arguments)
     assert not Path("out").exists()
+
+
+def test_files_that_fail_after_the_first_say_nothing(capsys, caplog, monkeypatch):
+    """A disk is full for all files that a save writes; Orbax asks for the first one's error."""
+
+    async def write():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out")
+
+    def save():
+        loop = asyncio.new_event_loop()
+        files = [loop.create_task(write()) for _ in range(3)]
+        try:
+            with writing("out"):
+                loop.run_until_complete(asyncio.wait(files))
+                files[0].result()
+        finally:
+            loop.close()
+            del files
+            gc.collect()
+
+    monkeypatch.setitem(cli.COMMANDS, "save", save)
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)  # as in a new process
+    assert _refused(capsys, "save").startswith("undo-jax: no space is left on the disk of out")
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["data"], ["data", "--help"]])

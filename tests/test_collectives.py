@@ -110,7 +110,9 @@ def _sizes(collectives, kind, group=None):
 
 
 @MESHES
-@pytest.mark.parametrize("remat", ["none", "dots", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "remat", ["none", *(pytest.param(r, marks=pytest.mark.slow) for r in ("dots", "full"))]
+)
 def test_layers_gather_their_weights_and_scatter_their_gradients(compiled, shape, remat):
     step = compiled(shape, remat)
     fsdp, tensor = step.mesh["fsdp"], step.mesh["tensor"]

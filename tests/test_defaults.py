@@ -6,6 +6,9 @@ import inspect
 import pytest
 
 from undo_jax.attacks import Attack
+from undo_jax.data.fiction import Fiction
+from undo_jax.data.pairs import Pairs
+from undo_jax.evals.quiz import Quiz
 from undo_jax.experiment import Experiment
 from undo_jax.losses import (
     distillation,
@@ -14,6 +17,7 @@ from undo_jax.losses import (
     reverse_distillation,
 )
 from undo_jax.methods.maxent import maxent
+from undo_jax.models.architecture import Architecture
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.progress import Saving
@@ -22,6 +26,8 @@ from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings.arithmetic import VALIDATION_SEED, Arithmetic
+from undo_jax.settings.choices import Choices, Part
+from undo_jax.settings.facts import Facts
 from undo_jax.settings.language import Language
 from undo_jax.train import Training
 
@@ -36,6 +42,24 @@ DEFAULTS = {
     Language: {
         "names": ("English", "Korean"), "retain_share": 0.5, "validation_rows": 240,
         "rows_at_once": 8, "row_length": 2048, "segments": False,
+    },
+    Fiction: {"families": 8, "members": 12, "forgotten": 4, "seed": 0},
+    Facts: {
+        "documents": 20_000, "row_length": 64, "validation_rows": 8, "data_seed": 99,
+        "answers_only": False, "segments": False,
+    },
+    Quiz: {
+        "style": "letters", "subject": None, "description": None, "examples": None, "shots": 0,
+        "share": 1.0, "apart": (), "score": "acc", "longest": 2048, "opens": True,
+    },
+    Pairs: {
+        "template": "Question: {question}\nAnswer: {answer}", "question": "question",
+        "answer": "answer", "validation_share": 0.05,
+    },
+    Part: {"share": 1.0},
+    Choices: {
+        "kept": (), "general": (), "row_length": 256, "retain_share": 0.5, "validation_rows": 64,
+        "rows_at_once": 8, "segments": False,
     },
     Training: {"accumulation": 1},
     Pretraining: {"base": None},
@@ -55,6 +79,14 @@ DEFAULTS = {
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
                  "sinks": ()},
     Saving: {"every": 10, "minutes": 5.0, "keep": 2},
+    Architecture: {
+        "attention_softcap": None, "final_softcap": None, "document_start": None,
+        "rope_theta": 10_000.0, "norm_epsilon": 1e-6, "init_stddev": 0.02, "family": None,
+        "dtype": "auto", "remat": "dots", "unroll": 1, "sliding": (True, False),
+        "local_theta": None, "rope_scaling": None, "positions": 8192, "norm_offset": 1.0,
+        "after_norms": True, "qk_norm": False, "qkv_bias": False, "output_bias": False,
+        "activation": "gelu", "scaled_embedding": True, "own_head": False,
+    },
 }  # fmt: skip
 
 

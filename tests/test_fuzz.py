@@ -49,6 +49,7 @@ GIVEN = {  # what a command needs to reach its flags
     "fit": ("fit", QUICKSTART, "--topology", "v5e:2x2"),
     "xla-flags": ("xla-flags", "overlap"),
     "generate": ("generate", QUICKSTART, "run/made", "--prompt", "1"),
+    "evaluate": ("evaluate", "run/made", "--tasks", "mine"),
     "data pack": ("data", "pack", "--source", "jsonl", "--pattern", "a.jsonl", "--tokenizer",
                   "bytes", "--out", "out"),
     "data train-tokenizer": ("data", "train-tokenizer", "--source", "jsonl", "--pattern",
@@ -114,6 +115,7 @@ BAD = {  # for every number of a kind
 def place(tmp_path_factory):
     """A folder with what the commands read; where work would begin, they are stopped."""
     modules = {name: sys.modules[f"undo_jax.cli.{name}"] for name in ("experiment", "bench", "fit")}
+    evaluating = sys.modules["undo_jax.cli.evaluate"]
     asked = []
 
     def begin(*given, **named):
@@ -136,6 +138,8 @@ def place(tmp_path_factory):
         patch.setattr(sys.modules["undo_jax.data.prepare"], "_read", begin)
         patch.setattr(sys.modules["undo_jax.data.train_tokenizer"], "_train", begin)
         patch.setattr(checkpoint, "restore", begin)
+        patch.setattr(evaluating, "find_spec", lambda name: True)  # lm-eval may not be there
+        patch.setattr(evaluating, "_scored", begin)
         patch.setattr(hf, "load", begin)
         reporting = modules["experiment"].reporting
         patch.setattr(reporting, "write", lambda *a: reporting.analyse(reporting.read_logs(*a)))

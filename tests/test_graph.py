@@ -373,3 +373,13 @@ def test_two_models_differ_in_what_they_compute_not_in_how():
     assert differences(lm, {**made, "width": 12, "layers": 9}) == [
         ("layers", lm.layers), ("width", lm.width)
     ]  # fmt: skip
+
+
+def test_what_an_old_description_leaves_out_is_the_default():
+    """A field newer than it: a model that has another value there is another model."""
+    lm = preset("tiny")
+    own_head = replace(lm, own_head=True)
+    assert differences(own_head, plain(lm)) == [("own_head", True)]
+    assert differences(lm, plain(own_head)) == [("own_head", False)]
+    assert differences(own_head, plain(own_head)) == []
+    assert differences(lm, plain(replace(lm, positions=64))) == []  # nothing is computed of it

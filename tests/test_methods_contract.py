@@ -166,6 +166,7 @@ def test_is_deterministic_in_its_key(case):
     jax.tree.map(np.testing.assert_array_equal, first, _at(name, PARAMS))
 
 
+@pytest.mark.slow
 def test_sharded_equals_unsharded(case):
     name, whole = case
     mesh = make_mesh(MeshShape(sweep=1, data=2, fsdp=2, tensor=2))

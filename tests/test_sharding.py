@@ -112,20 +112,16 @@ def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
         np.testing.assert_allclose(sharded_metrics[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "name"),
     [
         (CUBE, "reduce_scatter"),
         (CUBE, "all_to_all"),
-        *(
-            pytest.param(shape, name, marks=pytest.mark.slow)
-            for shape, name in (
-                (MeshShape(data=1, tensor=8), "reduce_scatter"),
-                (MeshShape(sweep=2, data=1, tensor=4), "reduce_scatter"),
-                (MeshShape(sweep=2, data=1, fsdp=4), "all_to_all"),
-                (MeshShape(data=1, fsdp=8), "all_to_all"),
-            )
-        ),
+        (MeshShape(data=1, tensor=8), "reduce_scatter"),
+        (MeshShape(sweep=2, data=1, tensor=4), "reduce_scatter"),
+        (MeshShape(sweep=2, data=1, fsdp=4), "all_to_all"),
+        (MeshShape(data=1, fsdp=8), "all_to_all"),
     ],
     ids=str,
 )

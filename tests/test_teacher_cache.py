@@ -71,7 +71,9 @@ def _experiment(models, **changes):
         pytest.param(jsd_distillation, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("shape", ["data=1", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize(
+    "shape", ["data=1", pytest.param("data=2,fsdp=2,tensor=2", marks=pytest.mark.slow)]
+)
 def test_loss_and_gradient_are_those_beside_the_teacher(loss, shape):
     sizes = parse_mesh(shape)
     count = sizes.data * sizes.fsdp * sizes.tensor

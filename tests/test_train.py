@@ -62,7 +62,7 @@ def _moved(before, after):
 @pytest.mark.parametrize(
     ("loss", "optimizer", "accumulation"),
     [
-        (losses.language_modelling, SGD, 2),
+        pytest.param(losses.language_modelling, SGD, 2, marks=pytest.mark.slow),
         pytest.param(losses.distillation, ADAM, 2, marks=pytest.mark.slow),
         (losses.distillation, ADAM, 4),
     ],

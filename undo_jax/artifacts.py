@@ -214,10 +214,12 @@ def plain(value: Any) -> Any:
     The defaults of a function's arguments are included, so that an edited default gives another
     fingerprint, and the object of a method.
 
-    A dataclass field with metadata {"identity": False} is left out. A dataclass with a fingerprint,
-    such as a tokenizer, is described by that alone: the path of its file does not matter. Numbers
-    keep their type: 30.0 is not 30. Raises ValueError for what has no description: a function
-    without a name or with values of where it was defined, and an object of any other type.
+    A dataclass field with metadata {"identity": False} is left out, and one with {"identity":
+    "changed"}, which is newer than artifacts that lack it, where it has its default. A dataclass
+    with a fingerprint, such as a tokenizer, is described by that alone: the path of its file does
+    not matter. Numbers keep their type: 30.0 is not 30. Raises ValueError for what has no
+    description: a function without a name or with values of where it was defined, and an object of
+    any other type.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -228,7 +230,7 @@ def plain(value: Any) -> Any:
         fields = {
             f.name: plain(getattr(value, f.name))
             for f in dataclasses.fields(value)
-            if f.metadata.get("identity", True)
+            if _is_stated(f, getattr(value, f.name))
         }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
@@ -247,6 +249,18 @@ def plain(value: Any) -> Any:
             "texts, tuples, functions, or a frozen dataclass"
         )
     return value
+
+
+def unstated(value: Any) -> dict[str, Any]:
+    """What a dataclass's description means where it leaves out a newer field: its default."""
+    newer = (f for f in dataclasses.fields(value) if f.metadata.get("identity") == "changed")
+    return {f.name: plain(f.default) for f in newer}
+
+
+def _is_stated(field: dataclasses.Field, value: Any) -> bool:
+    """Whether a description has the field."""
+    identity = field.metadata.get("identity", True)
+    return value != field.default if identity == "changed" else identity
 
 
 def _function(value: Any) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from undo_jax import optim
-from undo_jax.artifacts import Artifact, plain
+from undo_jax.artifacts import Artifact, plain, unstated
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.optim import Trains
 from undo_jax.packed import packed_like
@@ -26,7 +26,13 @@ from undo_jax.train import Training, check_accumulation, rows
 from undo_jax.types import LM, Frozen, Key, Loss, rounded_shapes, shapes
 
 UNSAID = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
-HOW = ("family", "dtype", "remat", "unroll")  # fields that do not change what a model computes
+HOW = (
+    "family",
+    "dtype",
+    "remat",
+    "unroll",
+    "positions",
+)  # fields that do not change what a model computes
 
 
 class _Short(NamedTuple):
@@ -276,5 +282,6 @@ def is_trained(recipe: Recipe) -> bool:
 
 def differences(lm: LM, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The fields, with the model's values, in which it differs from what config.json states."""
-    own = plain(lm).items()
-    return [(n, v) for n, v in own if n not in HOW and made.get(n, v) != v]
+    left_out = unstated(lm)
+    own = {**left_out, **plain(lm)}.items()
+    return [(n, v) for n, v in own if n not in HOW and made.get(n, left_out.get(n, v)) != v]

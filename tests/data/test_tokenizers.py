@@ -10,7 +10,7 @@ from etils import epath
 from undo_jax.artifacts import Artifact
 from undo_jax.data import tokenizer_files
 from undo_jax.data.sources import Shard
-from undo_jax.data.tokenizers import Bytes, Characters, load_tokenizer
+from undo_jax.data.tokenizers import Bytes, Characters, Words, load_tokenizer
 from undo_jax.data.train_tokenizer import train_tokenizer
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 
@@ -94,6 +94,50 @@ def test_characters_name_the_unknown_character():
 def test_characters_refuse_a_bad_alphabet(alphabet, said):
     with pytest.raises(ValueError, match=said):
         Characters(alphabet)
+
+
+SAID = "Ada plays the lute.\nQuestion: What does  Ada_2 play?\nAnswer: the lute"
+
+
+def test_words_have_the_space_before_them():
+    tokenizer = Words("a\t b\t.\t\n")
+    assert tokenizer.encode("a b b.\na") == [1, 2, 2, 3, 4, 1]
+    assert tokenizer.decode([0, 1, 2, 2, 3, 4, 0, 1]) == "a b b.\na"
+    assert (tokenizer.bos_id, tokenizer.vocab_size) == (0, 8)
+    assert tokenizer.decode([5, 7]) == "\ufffd\ufffd"
+    for one in (8, -1):
+        with pytest.raises(ValueError, match=f"token id {one} is outside 0..7"):
+            tokenizer.decode([one])
+    with pytest.raises(ValueError, match="word 'b' is not in the vocabulary"):
+        tokenizer.encode("b")
+
+
+def test_words_of_texts_keep_every_text_as_it_is():
+    tokenizer = Words.of([SAID])
+    assert tokenizer.decode(tokenizer.encode(SAID)) == SAID
+    assert tokenizer.encode(" lute") == tokenizer.encode(" the lute")[1:]
+    assert Words.of([SAID[::-1]]).fingerprint != tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [("a\tb\ta", "repeat 'a'"), ("a b", "'a b', which is no"), ("", "''")]
+)
+def test_words_refuse_what_is_no_word(words, said):
+    with pytest.raises(ValueError, match=said):
+        Words(words)
+
+
+def test_words_are_exported_as_they_are():
+    import tokenizers
+
+    tokenizer = Words.of([SAID])
+    content = json.loads(json.dumps(tokenizer_files.describe(tokenizer)))
+    assert tokenizer_files.described(content) == tokenizer
+    file = tokenizer_files.files(tokenizer)["tokenizer.json"].decode()
+    theirs = tokenizers.Tokenizer.from_str(file)
+    ids = theirs.encode(SAID).ids
+    assert ids == [tokenizer.bos_id, *tokenizer.encode(SAID)]
+    assert theirs.decode(ids) == SAID
 
 
 def test_sentencepiece_round_trip(sentencepiece_path):

@@ -208,4 +208,4 @@ def test_no_new_tokens_are_refused():
 def test_ids_that_the_tokenizer_lacks_stand_between_the_others_in_the_text():
     tokenizer = Characters("abc")
     ids = [*tokenizer.encode("ab"), 90, 91, *tokenizer.encode("c")]
-    assert texts._text(ids, tokenizer) == "ab\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}c"
+    assert texts.text_of(ids, tokenizer) == "ab\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}c"

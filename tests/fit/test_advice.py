@@ -67,9 +67,11 @@ def test_meshes_are_those_of_the_document(place, first, last):
         ("--preset 9B", "v5e:4x4", "data=4,fsdp=4", "--mesh data=2,fsdp=8"),
         ("--preset 9B", "v5e:4x4", "data=2,fsdp=8", "--mesh fsdp=4,tensor=4"),
         ("--preset 9B", "v5e:4x4", "fsdp=4,tensor=4", None),
-        ("--preset 9B", "v5e:16x16", "data=16,fsdp=16", "--mesh fsdp=16,tensor=16"),
-        ("--preset 2B", "v5e:16x16", "data=16,fsdp=16", None),  # 8 heads
-        ("--preset 9B --teacher 2B", "v5e:16x16", "data=16,fsdp=16", None),
+        ("--preset 9B", "v5e:16x16", "data=16,fsdp=16", "--mesh data=4,fsdp=64"),
+        ("--preset 9B", "v5e:16x16", "data=4,fsdp=64", "--mesh fsdp=16,tensor=16"),
+        ("--preset 2B", "v5e:16x16", "data=4,fsdp=64", None),  # 8 heads
+        ("--preset 9B --teacher 2B", "v5e:16x16", "data=4,fsdp=64", None),
+        ("--preset 9B", "v5p:2x4x4", "data=4,fsdp=8", "--mesh fsdp=8,tensor=4"),
         ("--preset 2B", "h100:8", "data=2,fsdp=4", "--mesh fsdp=8"),
     ],
 )

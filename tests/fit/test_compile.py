@@ -102,8 +102,8 @@ def flops_by_hand(size):
     the student a forward pass, the same again for the backward pass, and a product each for the
     gradients of the input and of the weights. Attention's forward pass has two products and its
     backward pass seven (three for the queries, four for keys and values), over blocks of 512
-    tokens up to the diagonal: 10 of 4 × 4. The head makes the student's logits twice and the
-    teacher's once, and two gradients.
+    tokens up to the diagonal: 10 of 4 × 4. The head makes the teacher's logits once, and the
+    student's, which it stores on v5e and v5p but for 0.1B, and two gradients.
     """
     layers, width, feed_forward, heads, kv_heads, head_width = SIZES[size]
     query_and_output = 2 * width * heads * head_width
@@ -111,7 +111,8 @@ def flops_by_hand(size):
     matrices = query_and_output + key_and_value + 3 * width * feed_forward
     product = heads * head_width * LENGTH * 10 / 16
     layer = (1 + 4) * matrices + (2 + 2 * 2 + 7) * product
-    return 2 * (layers * layer + (2 + 1 + 2) * VOCABULARY * width)
+    students = 2 if size == "0.1B" else 1
+    return 2 * (layers * layer + (students + 1 + 2) * VOCABULARY * width)
 
 
 @pytest.mark.slow
@@ -129,6 +130,7 @@ def test_flops_are_those_of_the_architecture(size, place):
 def test_no_scores_no_logits_and_half_a_gigabyte_of_what_is_kept_of_them(size, place):
     """Kept of a block's logits are the teacher's, in 16 bits; more of that size is there not.
 
+    Where the MXU is slower beside HBM, and the model wide, they are kept beside the student's.
     They are of the device's part of the vocabulary, in whole tiles.
     """
     text, config = _step(size, place).text, _work(size).lm
@@ -138,7 +140,8 @@ def test_no_scores_no_logits_and_half_a_gigabyte_of_what_is_kept_of_them(size, p
     assert not [a for a in arrays if a.dims.count(LENGTH) > 1 and math.prod(a.dims) >= scores]
     of_tokens = {a for a in arrays if a.dims and 0 <= a.dims[-1] - vocabulary < 1024}
     large = {a for a in of_tokens if math.prod(a.dims) > 128 * a.dims[-1]}
-    assert {(a.dtype, a.dims[:-1]) for a in large} == {("s16", (1024,))}
+    kept = {"s16"} if size == "0.1B" or place == "v6e:4x4" else {"s16", "f32"}
+    assert {(a.dtype, a.dims[:-1]) for a in large} == {(dtype, (1024,)) for dtype in kept}
     assert max(a.bytes for a in large) < 2**29
 
 

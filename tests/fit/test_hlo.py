@@ -1,5 +1,7 @@
 """What is counted in HLO: by hand in small texts, and against arithmetic in a real program."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,8 +9,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import costs, hlo
+from undo_jax.fit.chips import CHIPS
 from undo_jax.fit.costs import Cost
 from undo_jax.fit.hlo import Array
+from undo_jax.fit.roofline import serial
 
 LOOP = """HloModule loop, num_partitions=8
 
@@ -67,6 +71,19 @@ def test_a_loop_counts_as_often_as_its_condition_lets_it():
     scalars = 4 + 3 * 4 + 2 * 4  # step + one = next; step, zero, zero index the slice
     assert found.memory == 5 * ((w + w) + (x + w + x) + (x + x) + scalars)
     assert found.collectives == {"all-reduce": 5 * 2 * x * 3 / 4}
+
+
+def test_instructions_one_after_another_each_at_its_peak():
+    """The product by its FLOPs; copying the slice, the all-reduce and the sum by their bytes."""
+    text = LOOP.replace("KNOWN", "").replace("GROUPS", "{{0,1,2,3},{4,5,6,7}}")
+    flops, x, w = 2 * 8 * 16 * 16, 8 * 16 * 4, 16 * 16 * 4
+    chip = replace(CHIPS["v5e"], flops=flops / 3, memory=float(x))  # the product: 3 s, and 4 s
+    others = (w + w) / x + 2 + (4 + 3 * 4 + 2 * 4) / x
+    assert serial(text, chip) == pytest.approx(5 * (4 + others))
+    assert serial(text, replace(chip, flops=flops / 9)) == pytest.approx(5 * (9 + others))
+    often = {one.opcode: times for times, one, _ in costs.parts(text)}
+    assert (often["dot"], often["all-reduce"], often["tuple"]) == (5, 5, 5)
+    assert not {"while", "conditional", "call"} & set(often)
 
 
 def test_a_known_trip_count_wins_over_the_condition():

@@ -9,6 +9,7 @@ import pytest
 import undo_jax
 from undo_jax import cli, losses
 from undo_jax.cli import fit_source
+from undo_jax.models import qwen2
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 
@@ -39,6 +40,12 @@ def test_a_teacher_is_as_large_as_its_student_and_rows_have_2048_tokens():
     work = _found("--preset=0.3B").programs[0].work
     assert work.lm == work.refs["teacher"] == preset("0.3B", dtype="bfloat16")
     assert work.row_length == 2048
+
+
+def test_presets_of_other_families_have_their_name_before_them():
+    work = _found("--preset qwen2:0.5B --teacher qwen2:3B").programs[0].work
+    assert work.lm == qwen2.preset("0.5B", dtype="bfloat16")
+    assert work.refs == {"teacher": qwen2.preset("3B", dtype="bfloat16")}
 
 
 @needs_libtpu
@@ -72,6 +79,8 @@ def test_the_command_without_an_experiment(capsys, tmp_path, monkeypatch):
         ("", "required: EXPERIMENT|--preset"),
         ("--preset 3B", "unknown preset '3B': choose one of tiny, small, 0.1B"),
         ("--preset 2B --teacher 3B", "unknown preset '3B'"),
+        ("--preset llama:9B", "unknown preset '9B': choose one of 2-7B"),
+        ("--preset gpt2:9B", "--preset gpt2:9B: model_type='gpt2' is not supported: gemma2, "),
         ("--preset 2B --teacher=", "unknown preset ''"),
         ("--preset 2B --remat some", "unknown remat 'some': choose one of none, dots, full"),
         ("--preset 2B --teacher small", "--preset 2B has a vocabulary of 256000 and --teacher "

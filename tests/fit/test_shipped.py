@@ -40,7 +40,7 @@ def _work(experiment, kind):
 def _cases():
     """Each for v5e:4x4, the quickstart for others, too."""
     places = {"quickstart": ("v5e:4x4", "v6e:4x4", "h100:8")}
-    for name in ("quickstart", "language_small", "methods", "from_base", *MESHES):
+    for name in ("quickstart", "facts", "language_small", "methods", "from_base", *MESHES):
         for place in places.get(name, ("v5e:4x4",)):
             for stage in STAGES[name == "from_base" :]:  # that one pretrains nothing
                 yield name, stage, place

@@ -16,6 +16,7 @@ from undo_jax.train import Training
 
 SIZES = {
     "Arithmetic": {"problems": 100, "questions": 2, "validation_rows": 2, "row_length": 24},
+    "Facts": {"documents": 200, "row_length": 24, "validation_rows": 2},
     "Language": {"validation_rows": 4, "rows_at_once": 2, "row_length": 24},
 }
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from undo_jax.models.decoder import Norm, rope
 from undo_jax.models.gemma2 import preset
+from undo_jax.models.layer import Norm
+from undo_jax.models.rope import frequencies, rope
 from undo_jax.ops.attention import attention
 
 HALF = 2.0**-8  # of a number: the most that rounding to bf16 moves it
@@ -39,14 +40,14 @@ def test_rotary_positions_are_fp32(first, slack):
     turn = np.exp(1j * positions[:, None] * frequency)[None, :, None]
     turned = (exact[..., :16] + 1j * exact[..., 16:]) * turn
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    ours = rope(x, jnp.asarray(positions)[None], 10_000.0)
+    ours = rope(x, jnp.asarray(positions)[None], frequencies(10_000.0, 16))
     _rounded_once(ours, expected, slack)
 
 
 def test_a_norm_is_fp32():
     """Squares of 4096 numbers summed in bf16 would stop growing."""
     x, exact = _numbers(1, (2, 3, 4096), scale=3.0)
-    norm = Norm(preset("tiny", width=4096))
+    norm = Norm(preset("tiny"), 4096)
     _, scale = _numbers(2, 4096, scale=0.3)
     norm.norm = nnx.Param(jnp.asarray(scale, jnp.float32))
     mean = np.mean(exact**2, axis=-1, keepdims=True)

@@ -177,7 +177,7 @@ def _refused(capsys, *words):
 def _logits(model, artifact, tokens, dtype="float32"):
     """Ours, of parameters as they are on disk."""
     lm = replace(model, dtype="float32")
-    params = checkpoint.restore(epath.Path(artifact) / "params", lm, weights._mesh(model))
+    params = checkpoint.restore(epath.Path(artifact) / "params", lm, weights.mesh_of(model))
     params = jax.tree.map(lambda w: np.array(w).astype(dtype).astype(np.float32), params)
     return np.array(head.logits(lm.hidden(params, tokens), lm.table(params), lm.softcap))
 
@@ -240,7 +240,7 @@ def test_the_strongest_attack_is_exported_as_any_model(made, tmp_path):
     """An artifact of the last stage: its model is that of those before it."""
     run = _run(made, "toy")
     lm = run.model
-    params = checkpoint.restore(epath.Path(run.base) / "params", lm, weights._mesh(run.model))
+    params = checkpoint.restore(epath.Path(run.base) / "params", lm, weights.mesh_of(run.model))
     base = _finish(run.experiment, tmp_path, params)
     attacked = _finish(run.experiment, tmp_path, params, "relearn", base)
     _export(attacked.folder, "attacked")

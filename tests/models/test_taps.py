@@ -156,7 +156,9 @@ def _wanted(rows, taps):
         pytest.param(None, 8, ALL, {"remat": "none"}, marks=pytest.mark.slow),
         pytest.param(None, 8, SOME, {"remat": "full", "unroll": 2}, marks=pytest.mark.slow),
         pytest.param(CUBE, 8, ALL, {"remat": "dots"}, marks=pytest.mark.slow),
-        (CUBE, 3, SOME, {"remat": "full"}),  # rows that the mesh does not divide
+        pytest.param(  # rows that the mesh does not divide
+            CUBE, 3, SOME, {"remat": "full"}, marks=pytest.mark.slow
+        ),
         pytest.param(
             MeshShape(data=1, fsdp=8),
             8,

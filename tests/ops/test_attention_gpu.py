@@ -88,6 +88,14 @@ def test_any_length_will_do(time):
     _same(_gradients(_ours, *case), _gradients(_plain, *case))
 
 
+@pytest.mark.slow
+def test_heads_between_two_sizes_are_filled_up(monkeypatch):
+    monkeypatch.setattr(attention_gpu, "PADDED", {20: H})
+    arguments, weights = _case()
+    case = None, _first(), [x[..., :20] for x in arguments], weights[..., :20]
+    _same(_gradients(_ours, *case), _gradients(_plain, *case))
+
+
 @pytest.mark.parametrize("softcap", [None, 50.0])
 def test_logits_may_be_of_any_size(softcap):
     case = softcap, _first(), *_case(size=1e4)  # to 1e5

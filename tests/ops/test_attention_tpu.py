@@ -69,6 +69,28 @@ def test_values_and_gradients_are_those_of_plain_attention(softcap, local, docum
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.max(jnp.abs(b))))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "window"), [(64, WINDOW), (96, None)])
+def test_narrow_heads_and_layers_that_are_all_alike(width, window):
+    """Heads are filled up with zeros; every layer slides, or none does."""
+    arguments, weights = _case()
+    arguments, weights = [x[..., :width] for x in arguments], weights[..., :width]
+
+    def ours(*x):
+        more = {"window": window, "local": None, "documents": None}
+        return attention_tpu.attention(*x, scale=0.25, softcap=None, **more)
+
+    def plain(*x):
+        return _plain(None, window is not None, _opened(False), *x)
+
+    def gradient(f):
+        return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(weights * f(*x)), argnums=(0, 1, 2)))
+
+    found, wanted = gradient(ours)(*arguments), gradient(plain)(*arguments)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.max(jnp.abs(b))))
+
+
 @pytest.mark.parametrize("tensor", [2, 4])  # as many as key/value heads, and twice as many
 def test_heads_are_split_over_tensor(tensor):
     arguments, weights = _case()
@@ -107,9 +129,9 @@ def test_a_model_is_the_same_with_it(monkeypatch, document_start):
 
 @pytest.mark.parametrize(
     ("change", "fits"),
-    [({}, True), ({"time": 200}, False), ({"width": 64}, False), ({"dtype": jnp.float32}, False),
+    [({}, True), ({"time": 200}, False), ({"width": 32}, False), ({"dtype": jnp.float32}, False),
      ({"kv_heads": 1}, True), ({"heads": 3, "kv_heads": 1}, False),
-     ({"heads": 5, "kv_heads": 5}, False),
+     ({"heads": 5, "kv_heads": 5}, False), ({"width": 64}, True), ({"width": 96}, True),
      ({"heads": 6, "kv_heads": 3}, False)],
 )  # fmt: skip
 def test_it_runs_where_the_kernels_divide_the_sizes(monkeypatch, change, fits):

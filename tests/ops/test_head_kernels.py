@@ -113,6 +113,26 @@ def test_in_bfloat16_only_rounding_is_lost(name, shape, kernels):
 
 
 @NAMES
+@pytest.mark.parametrize(
+    ("cap", "vocabulary", "dtype"),
+    [(2.0, V, jnp.bfloat16), (None, V, jnp.float32), (50.0, 768, jnp.float32)],
+)
+def test_logits_that_are_stored_are_those_computed_again(
+    monkeypatch, kernels, name, cap, vocabulary, dtype
+):
+    if kernels is head_gpu:
+        pytest.skip("stores what it can")
+    case = _case(dtype, vocabulary=vocabulary)
+    again, plain = _ours(name, case, cap), _plain(name, case, cap)
+    size = head_tpu.Tiles(16, 256, cores=2, stores=True)
+    monkeypatch.setattr(head_tpu, "tiles", lambda *_: size)
+    ours = _ours(name, case, cap)
+    for a, b, c in zip(*map(jax.tree.leaves, (ours, again, plain)), strict=True):
+        assert _error(a, np.asarray(b, np.float32)) < 1e-4  # a few of bf16 round the other way
+        assert _error(a, c) < (1e-5 if dtype == jnp.float32 else 2 * 2**-9)
+
+
+@NAMES
 @CAPS
 def test_extreme_logits_stay_finite(name, cap):
     case = _case(scale=1e4)
@@ -230,6 +250,24 @@ def test_the_teachers_logits_are_made_once_where_a_softcap_bounds_them(kernels, 
     assert flops == 2 * 16 * V * (4 * D + (1 if cap else 2) * D2)
 
 
+@pytest.mark.parametrize(("stored", "products"), [(4 * 16 * 512, 3), (4 * 16 * 512 - 1, 4)])
+def test_the_students_logits_are_made_once_where_storing_them_pays_and_fits(
+    monkeypatch, kernels, stored, products
+):
+    """A block's: 16 rows, and V in whole tiles of two cores."""
+    if kernels is head_gpu:
+        pytest.skip("stores what it can")
+    size = head_tpu.Tiles(16, 256, cores=2, stores=True)
+    monkeypatch.setattr(head_tpu, "tiles", lambda *_: size)
+    monkeypatch.setattr(head_tpu_kernels, "STORED", stored)
+    case = _case(jnp.bfloat16)
+    gradient = jax.grad(_loss("", "kl_to_teacher", case, 30.0), argnums=(0, 1))
+    program = str(jax.make_jaxpr(gradient)(case["hidden"], case["table"]))
+    flops = sum(map(int, re.findall(r"flops=(\d+)", program)))
+    assert flops == 2 * 16 * V * (products * D + D2)
+    assert ("f32[16,512]" in program) == (products == 3)
+
+
 @pytest.mark.parametrize("cap", [2.0, 30.0, 50.0])
 def test_logits_all_at_the_lower_end_of_the_softcap(cap):
     """As far below the bound, which may stand for the greatest, as they can be."""
@@ -272,7 +310,10 @@ CHIPS = {  # MiB of VMEM, FLOPs and bytes a second of a core, cores
 
 @pytest.mark.parametrize("name", CHIPS)
 def test_tiles_fit_the_memory_of_each_chip_and_keep_its_mxu_busy(monkeypatch, name):
-    """All presets from 0.1B to 27B, but for the widest on v4."""
+    """All presets from 0.1B to 27B, but for the widest on v4.
+
+    Logits are stored where the MXU is slow beside HBM, and the more so the wider the model.
+    """
     vmem, flops, memory, cores = CHIPS[name]
     chip = mock.Mock(
         vmem_capacity_bytes=vmem * 2**20,
@@ -283,6 +324,8 @@ def test_tiles_fit_the_memory_of_each_chip_and_keep_its_mxu_busy(monkeypatch, na
     monkeypatch.setattr(pltpu, "get_tpu_info", lambda: chip)
     for width in (320, 768, 1024, 1280, 2304, 3584, 4608):
         found = TILES(width, width)
+        stores = {"v4": (768,), "v5e": range(768, 4000), "v5p": range(768, 5000), "v6e": ()}
+        assert found is None or found.stores == (width in stores[name])
         assert (found is None) == (name == "v4" and width > 1280)
         if found is not None:
             assert head_tpu._vmem(width, width, found.rows, found.vocabulary) < vmem * 2**20

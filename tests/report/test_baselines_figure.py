@@ -88,7 +88,7 @@ def test_points_of_baselines_are_by_group_with_the_names_of_lines(tmp_path):
 def test_baselines_are_drawn_in_both_settings(tmp_path):
     damaged(tmp_path)
     damaged(tmp_path, "language", seeds=(20, 21))
-    (drawn,) = paper_page.write(tmp_path)
+    (drawn,) = paper_page.write(tmp_path).drawn
     assert drawn.name == "baselines-small" and drawn.files["png"].startswith(b"\x89PNG")
     assert "language: pruning (60 %), noise in MLPs (58 %)" in drawn.caption
     assert {claim.setting for claim in drawn.claims} == {"arithmetic", "language"}

@@ -59,7 +59,7 @@ def test_points_are_of_distilled_models_and_of_relearning(tmp_path):
 def test_sizes_are_one_figure(tmp_path):
     for width in (96, 48):
         run(tmp_path, width)
-    (drawn,) = paper_page.write(tmp_path)
+    (drawn,) = paper_page.write(tmp_path).drawn
     assert drawn.name == "size-small"
     told = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
     assert told in drawn.caption

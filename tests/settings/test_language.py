@@ -135,9 +135,9 @@ def test_recovery_is_a_relative_gap_in_cross_entropy(setting):
         ({"retain_share": 1.0}, "retain_share=1.0: give a share between 0 and 1"),
         ({"retain_share": 0.0}, "retain_share=0.0: give a share between 0 and 1"),
         ({"retain": "long"},
-         "row_length=16, but {long} has rows of 32 tokens: set it so, or pack both to it"),
+         "row_length=16, but {long} has rows of 32 tokens: set it so, or pack all to it"),
         ({"row_length": 8},
-         "row_length=8, but {english} has rows of 16 tokens: set it so, or pack both to it"),
+         "row_length=8, but {english} has rows of 16 tokens: set it so, or pack all to it"),
         ({"retain": "bytes"}, "{bytes} was packed with another tokenizer (257 ids) than the "
          "setting's (16): pack it again with it"),
     ],

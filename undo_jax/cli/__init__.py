@@ -16,6 +16,7 @@ from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.devices import keep_libtpu_quiet
+from undo_jax.cli.evaluate import evaluate
 from undo_jax.cli.experiment import figures, report, run
 from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "xla-flags": xla_flags,
     "generate": generate,
+    "evaluate": evaluate,
     "data pack": pack,
     "data train-tokenizer": train_tokenizer,
     "import-hf": import_hf,
@@ -53,8 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if arguments is None else arguments
     keep_libtpu_quiet()
-    if not os.environ.get(TRACEBACK):  # an error in a thread that saves is raised here, too
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if not os.environ.get(TRACEBACK):  # what fails in a thread that saves is raised here, too
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         sys.excepthook = _only_here
         sys.unraisablehook = _unraisable
     try:

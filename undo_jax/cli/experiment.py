@@ -135,17 +135,20 @@ def report(workdir: Workdir) -> None:
 def figures(workdir: Workdir) -> None:
     """Draw the paper's figures from the logs of experiments/paper, with the numbers and claims.
 
-    WORKDIR/figures/ gets each figure as PNG, SVG and CSV, and a page of all.
+    WORKDIR/figures/ gets each figure as PNG, SVG and CSV, and a page of all. Figures that cannot be
+    drawn are named, with the reason, and the status is 2.
 
     Args:
         workdir: the folder of their runs; may be gs://.
     """
     with writing(workdir):
-        drawn = paper_page.write(workdir)
-    for one in drawn:
+        made = paper_page.write(workdir)
+    for one in made.drawn:
         results.print(paper_page.told(one), soft_wrap=True)
     place = epath.Path(workdir) / paper_page.FOLDER / "index.html"
     console.print(f"figures: {place}", soft_wrap=True)
+    if missing := paper_page.undrawn(made):
+        raise ValueError("; ".join(missing))
 
 
 def _report(workdir: str, name: str) -> str:

@@ -14,11 +14,13 @@ from undo_jax.fit.flags import PRESETS as XLA
 from undo_jax.fit.step import distillation, on_chips
 from undo_jax.graph import Work
 from undo_jax.mesh import MeshShape
-from undo_jax.models import gemma2
+from undo_jax.models import hf_folder
 from undo_jax.models.architecture import REMAT
+from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW
 from undo_jax.train import Training
 
+GEMMA2 = "gemma2"  # the family of presets that name none
 MOST = 2**31  # rows, and tokens of a row: sizes are counted in 32 bits
 OF_EXPERIMENTS = ("stage", "all")
 OF_PRESETS = {  # flags, and what sets the same for an experiment
@@ -73,7 +75,7 @@ def parse(words: list[str], described: str | None) -> tuple[argparse.Namespace, 
         "--all", action="store_true", help="every program of the experiment, a line each"
     )
     presets = parser.add_argument_group("without an experiment: distillation between presets")
-    presets.add_argument("--preset", help="the student: " + ", ".join(gemma2.PRESETS))
+    presets.add_argument("--preset", help="the student: " + "; ".join(_presets()))
     presets.add_argument("--teacher", help="its teacher, a preset, too (default: the student's)")
     presets.add_argument("--length", type=int, help="tokens of a row (default: 2048)")
     presets.add_argument(
@@ -89,6 +91,22 @@ def find(options: argparse.Namespace, rest: list[str]) -> Source:
     if options.preset is None:
         return _of_experiment(options, rest)
     return _of_presets(options, rest)
+
+
+def _preset(name: str) -> Transformer:
+    """The model of a name such as llama:3.2-1B; without a family it is of Gemma-2.
+
+    Raises ValueError for an unknown one.
+    """
+    family, colon, size = name.rpartition(":")
+    return hf_folder.family(family if colon else GEMMA2, f"--preset {name}").preset(size)
+
+
+def _presets() -> list[str]:
+    """All names, by family."""
+    known = {name: ", ".join(hf_folder.family(name).PRESETS) for name in hf_folder.families()}
+    others = [f"{name}:{sizes}" for name, sizes in known.items() if name != GEMMA2]
+    return [known[GEMMA2], *others]
 
 
 def _of_experiment(options: argparse.Namespace, rest: list[str]) -> Source:
@@ -163,7 +181,7 @@ def _of_presets(options: argparse.Namespace, rest: list[str]) -> Source:
             raise ValueError(f"--{name} {value}: it must be at least 1 and below 2^31")
     student = options.preset
     teacher = student if options.teacher is None else options.teacher
-    lm, of_teacher = gemma2.preset(student), gemma2.preset(teacher)
+    lm, of_teacher = map(_preset, (student, teacher))
     if lm.vocabulary != of_teacher.vocabulary:
         raise ValueError(
             f"--preset {student} has a vocabulary of {lm.vocabulary} and --teacher {teacher} of "

@@ -14,6 +14,7 @@ ArtifactFolder = Annotated[Positional[str], arg(metavar="ARTIFACT")]
 ExperimentFile = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 Folder = Annotated[Positional[str], arg(metavar="FOLDER")]
 Name = Annotated[Positional[str], arg(metavar="NAME")]
+ModelFolder = Annotated[Positional[str], arg(metavar="MODEL")]
 Out = Annotated[Positional[str], arg(metavar="OUT")]
 Workdir = Annotated[Positional[str], arg(metavar="WORKDIR")]
 

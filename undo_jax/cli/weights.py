@@ -20,11 +20,14 @@ from undo_jax.durable import absolute, read_json
 from undo_jax.log import console
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf, hf_folder, stated
+from undo_jax.models.rope import scaling_of
 from undo_jax.models.transformer import Transformer
 
 
 def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
-    """Turn Hugging Face weights (Gemma-2) into a base for experiments.
+    """Turn Hugging Face weights into a base for experiments.
+
+    Of Llama, Qwen2.5, Qwen3, Mistral, Gemma-2, Gemma-3 and Phi-3.
 
     Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT is
     an artifact: `generate` and `export-hf` take it, too.
@@ -37,15 +40,20 @@ def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
     lm, path = hf_folder.read_config(folder), epath.Path(out)
     if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
-    said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf.UNSTATED}
+    said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf_folder.UNSTATED}
     about = {"tokenizer": _described(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
-    params = hf.load(folder, lm, _mesh(lm))
+    params = hf.load(folder, lm, mesh_of(lm))
     artifacts.wait(f"import {path.name}")  # else a late process would find OUT already begun
     artifacts.begin(base)
     artifacts.keep(base, params, {})
     if jax.process_index() == 0:
         print(f"model={expression(lm)}")
+        names = {lm.family: "preset"}
+        if f"{type(lm.rope_scaling).__name__}(" in expression(lm):
+            names["rope"] = type(lm.rope_scaling).__name__
+        for module, name in names.items():
+            console.print(f"from undo_jax.models.{module} import {name}", soft_wrap=True)
         console.print(f"use it with the flag --pretrain.base {path}", soft_wrap=True)
 
 
@@ -79,7 +87,7 @@ def export_hf(
     lm = model(folder)
     if absolute(folder) in absolute(epath.Path(out)).parents:
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
-    params = checkpoint.restore(folder / "params", lm, _mesh(lm))
+    params = checkpoint.restore(folder / "params", lm, mesh_of(lm))
     ids, files = _tokens(folder, lm, tokenizer, bos_token)
     hf.save(out, lm, params, dtype, max_shard_gb * 1e9, ids, files)
     console.print(f"written: {out}", soft_wrap=True)
@@ -108,12 +116,35 @@ def model(artifact: epath.Path) -> Transformer:
     for name, value in fields.items():
         kinds = [type(x) if isinstance(x, str) else x for x in typing.get_args(hints[name])]
         kinds = kinds or [hints[name]]
-        if type(value) not in (*kinds, *([int] if float in kinds else [])):
+        several = {"sliding": list, "rope_scaling": (dict, type(None))}.get(name)
+        known = type(value) in (*kinds, *([int] if float in kinds else []))
+        if not (isinstance(value, several) if several else known):
             raise ValueError(
                 f"{artifact} holds a Transformer with {name}={value!r}: delete it, and a run makes "
                 "it again"
             )
+    if "rope_scaling" in fields:
+        fields["rope_scaling"] = scaling_of(fields["rope_scaling"], artifact)
     return Transformer(**fields)
+
+
+def tokenizer_of(
+    folder: epath.Path, lm: Transformer, given: str | None = None, bos_token: str | None = None
+) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer of an artifact's model, and the tokens that end a document.
+
+    `given` is the file, where it is not where config.json says. Raises ValueError for a tokenizer
+    of another model and where there is none, and what the tokenizer raises for its file.
+    """
+    said, own = _said(folder)
+    try:
+        tokenizer = _tokenizer(folder, lm, said, given, bos_token)
+    except (ValueError, OSError, ImportError) as error:
+        if given is not None or bos_token is not None:
+            raise
+        raise ValueError(f"without a tokenizer: {error}; --tokenizer FILE gives one") from error
+    ends = (own or tokenizer_files.ids(tokenizer)).get("eos_token_id", tokenizer.bos_id)
+    return tokenizer, ends if isinstance(ends, list) else [ends]
 
 
 def expression(lm: Transformer) -> str:
@@ -160,14 +191,7 @@ def _tokens(
 
     Raises what `_tokenizer` does for a tokenizer that is given.
     """
-    file = folder / "config.json"
-    said = read_json(file).get("tokenizer") or {}
-    own = said.get("ids", {}) if isinstance(said, dict) else None
-    if not isinstance(own, dict):
-        raise ValueError(
-            f"{file} describes no tokenizer: delete {folder}, and a run makes it again"
-        )
-    own = stated.ids({name: own[name] for name in hf.IDS if name in own}, file)
+    said, own = _said(folder)
     try:
         tokenizer = _tokenizer(folder, lm, said, given, bos_token)
         return own or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
@@ -176,6 +200,18 @@ def _tokens(
             raise
         console.print(f"without a tokenizer: {error}; --tokenizer FILE gives one", soft_wrap=True)
         return own, {}
+
+
+def _said(folder: epath.Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """What config.json says of the tokenizer, and the ids of special tokens in it, if any."""
+    file = folder / "config.json"
+    said = read_json(file).get("tokenizer") or {}
+    own = said.get("ids", {}) if isinstance(said, dict) else None
+    if not isinstance(own, dict):
+        raise ValueError(
+            f"{file} describes no tokenizer: delete {folder}, and a run makes it again"
+        )
+    return said, stated.ids({name: own[name] for name in hf.IDS if name in own}, file)
 
 
 def _tokenizer(
@@ -214,6 +250,6 @@ def _tokenizer(
     return tokenizer
 
 
-def _mesh(lm: Transformer) -> Mesh:
+def mesh_of(lm: Transformer) -> Mesh:
     """Shard over as many devices as the model's sizes allow, all along `fsdp`."""
     return make_mesh(MeshShape(fsdp=math.gcd(len(jax.devices()), lm.width, lm.vocabulary)))

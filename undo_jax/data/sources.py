@@ -3,9 +3,6 @@
 Any function that returns shards makes a source. All paths may be in a bucket (gs://).
 """
 
-import codecs
-import gzip
-import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 from etils import epath
 
 from undo_jax.data.files import File, find, local, missing, open_records, reading
+from undo_jax.data.records import json_object, lines, pyarrow, utf8
+from undo_jax.data.records import text as checked
 
 GROUP = 2**26  # bytes of small text files in one shard
 _RECORDS = 256  # read at a time
@@ -43,7 +42,7 @@ def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
     raises ValueError for a file without the column as text, a row without text or not in UTF-8,
     and OSError for an unreadable file.
     """
-    _pyarrow()
+    pyarrow()
     return [_shard([file], column, partial(_parquet, file, column)) for file in find(pattern)]
 
 
@@ -119,34 +118,18 @@ def _shard(files: list[File], how: str | None, read: Callable[[], Iterator[str]]
 
 
 def _jsonl(file: File, field: str) -> Iterator[str]:
-    for number, line in _lines(file):
+    for number, line in lines(file):
         if line := line.strip():
             yield _field(line, field, f"{file.name}:{number}")
 
 
 def _field(line: str, field: str, place: str) -> str:
     """The field of a JSON object as text."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{place} is a JSON {type(record).__name__}: give an object a line")
-    if field not in record:
-        raise ValueError(f"{place} has no field {field!r}: its fields are {', '.join(record)}")
-    return _checked(record[field], f"{place} field {field!r}")
-
-
-def _checked(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{place} is {type(value).__name__}, not text")
-    if not value.isascii():
-        _utf8(value.encode, place)  # JSON may hold \ud800, which is no character
-    return value
+    return checked(json_object(line, [field], place)[field], f"{place} field {field!r}")
 
 
 def _parquet(file: File, column: str) -> Iterator[str]:
-    parquet, types = _pyarrow()
+    parquet, types = pyarrow()
     with reading(file.name), file.path.open("rb") as stream:
         table = parquet.ParquetFile(stream)
         names = table.schema_arrow.names
@@ -162,17 +145,17 @@ def _parquet(file: File, column: str) -> Iterator[str]:
             for scalar in batch.column(0):
                 number += 1
                 place = f"{file.name} row {number} of column {column!r}"
-                yield _checked(_utf8(scalar.as_py, place), place)
+                yield checked(utf8(scalar.as_py, place), place)
 
 
 def _text(files: list[File], document: str) -> Iterator[str]:
     for file in files:
-        lines = (line for _, line in _lines(file))
+        found = (line for _, line in lines(file))
         if document == "line":
-            yield from (line for line in map(_bare, lines) if line.strip())
+            yield from (line for line in map(_bare, found) if line.strip())
         elif document == "blank_line":
-            yield from _paragraphs(lines)
-        elif (whole := "".join(lines)).strip():
+            yield from _paragraphs(found)
+        elif (whole := "".join(found)).strip():
             yield whole
 
 
@@ -193,19 +176,10 @@ def _bare(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def _lines(file: File) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, from 1, and with their line ends."""
-    with reading(file.name), file.path.open("rb") as stream:
-        compressed = file.name.endswith(".gz")
-        for number, line in enumerate(gzip.open(stream) if compressed else stream, start=1):
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            yield number, _utf8(line.decode, f"{file.name}:{number}")
-
-
 def _array_record(file: File, field: str | None) -> Iterator[str]:
     for number, record in enumerate(_records(file, 0, None), start=1):
         place = f"{file.name} record {number}"
-        line = _utf8(record.decode, place)
+        line = utf8(record.decode, place)
         yield line if field is None else _field(line, field, place)
 
 
@@ -228,7 +202,7 @@ def _tfds(file: File, form: str, skip: int, take: int, folder: str, feature: str
     for number, record in enumerate(records(file, skip, take), start=skip + 1):
         place = f"{file.name} record {number} feature {feature!r}"
         value = features.deserialize_example_np(record)[feature]
-        yield _checked(_utf8(value.decode, place) if isinstance(value, bytes) else value, place)
+        yield checked(utf8(value.decode, place) if isinstance(value, bytes) else value, place)
 
 
 def _tf_records(file: File, start: int, count: int) -> Iterator[bytes]:
@@ -241,13 +215,6 @@ def _tf_records(file: File, start: int, count: int) -> Iterator[bytes]:
                 raise OSError(f"it ends in record {number + 1} of {start + count}")
             if number >= start:
                 yield data[:-4]
-
-
-def _utf8(decode: Callable[[], Any], place: str) -> Any:
-    try:
-        return decode()
-    except UnicodeError:
-        raise ValueError(f"{place} is not UTF-8: convert the file") from None
 
 
 def _tfds_builder(name: str, data_dir: epath.PathLike | None) -> Any:
@@ -272,11 +239,3 @@ def _tfds_library() -> Any:
     except ModuleNotFoundError as error:
         raise missing("tensorflow-datasets") from error
     return tensorflow_datasets
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise missing("pyarrow") from error
-    return pyarrow.parquet, pyarrow.types

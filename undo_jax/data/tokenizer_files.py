@@ -8,13 +8,13 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.data.tokenizers import Bytes, Characters, Tokenizer
+from undo_jax.data.tokenizers import WORD, Bytes, Characters, Tokenizer, Words
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.durable import absolute
 
 BOS = "<bos>"  # for tokenizers whose tokens have no names
 OWN = "{} is a tokenizer of the experiment's own"
-KINDS = {kind.__name__: kind for kind in (Bytes, Characters, SentencePiece, HuggingFace)}
+KINDS = {kind.__name__: kind for kind in (Bytes, Characters, Words, SentencePiece, HuggingFace)}
 
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -119,12 +119,15 @@ def _opened(file: bytes, tokenizer: Tokenizer) -> bytes:
 
 
 def _content(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer.json for bytes or characters, which have no file."""
+    """A tokenizer.json for bytes, characters or words, which have no file."""
     fuse = {"type": "Fuse"}
-    if isinstance(tokenizer, Characters):
-        pieces = {character: i for i, character in enumerate(tokenizer.alphabet, start=1)}
+    if isinstance(tokenizer, Characters | Words):
+        by_words = isinstance(tokenizer, Words)
+        tokens = tokenizer.words.split("\t") if by_words else tokenizer.alphabet
+        pieces = {token: i for i, token in enumerate(tokens, start=1)}
         model = {"type": "WordLevel", "unk_token": "<unk>"}  # not in the vocabulary: an error
-        each = {"pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+        split = {"Regex": WORD if by_words else r"[\s\S]"}
+        each = {"pattern": split, "behavior": "Isolated", "invert": False}
         split, decoder = {"type": "Split", **each}, fuse
     else:
         pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}

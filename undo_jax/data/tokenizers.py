@@ -1,5 +1,6 @@
-"""The tokenizer protocol, tokenizers of bytes and of characters, and loading one by name."""
+"""The tokenizer protocol, tokenizers of bytes, characters and words, and loading one by name."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,8 @@ from typing import Protocol
 from etils import epath
 
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece, content_hash
+
+WORD = r" ?\w+| ?[^\w\s]|\s"  # a word or a mark with the space before it; other white space
 
 
 class Tokenizer(Protocol):
@@ -144,3 +147,72 @@ class Characters:
                 raise ValueError(f"token id {i} is outside 0..{len(characters) - 1}; check the ids")
             text.append(characters[i])
         return "".join(text)
+
+
+@dataclass(frozen=True)
+class Words:
+    """One token per word or punctuation mark, with the space before it, and per other white space.
+
+    `words` are the tokens of a closed vocabulary with tabs between them: ids 1, 2, ... in their
+    order; id 0 is BOS and decodes to nothing. `vocab_size` is rounded up to a multiple of 8; the
+    ids above the words' decode to U+FFFD. Raises ValueError for words that repeat or are none.
+    """
+
+    words: str
+
+    def __post_init__(self) -> None:
+        """Check each word."""
+        listed = self._listed
+        if len(self._ids) < len(listed):
+            repeated = next(word for word in listed if listed.count(word) > 1)
+            raise ValueError(f"words repeat {repeated!r}; give every word once")
+        for word in listed:
+            if re.fullmatch(WORD, word) is None:
+                raise ValueError(f"words hold {word!r}, which is no single word; split it")
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Words":
+        """All words of the texts, sorted; ValueError for a tab, which stands between words."""
+        return cls("\t".join(sorted({word for text in texts for word in re.findall(WORD, text)})))
+
+    @property
+    def vocab_size(self) -> int:
+        """Words and BOS, rounded up to a multiple of 8."""
+        return -(-(len(self._ids) + 1) // 8) * 8
+
+    @property
+    def bos_id(self) -> int:
+        """Always 0."""
+        return 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the words."""
+        return content_hash(self.words.encode())
+
+    @cached_property
+    def _listed(self) -> list[str]:
+        return self.words.split("\t")
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self._listed, start=1)}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; ValueError names a word that is not in the vocabulary."""
+        try:
+            return [self._ids[word] for word in re.findall(WORD, text)]
+        except KeyError as error:
+            raise ValueError(
+                f"word {error.args[0]!r} is not in the vocabulary; add it or clean the text"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; ValueError for an id outside 0..vocab_size-1."""
+        words = ["", *self._listed]
+        words += ["\N{REPLACEMENT CHARACTER}"] * (self.vocab_size - len(words))
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < len(words):
+                raise ValueError(f"token id {i} is outside 0..{len(words) - 1}; check the ids")
+        return "".join(words[i] for i in ids)

@@ -1,18 +1,30 @@
 """Greedy or sampled generation with a key/value cache."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.ops import head
 from undo_jax.sharding import BY_ROWS, pad_rows, place
-from undo_jax.types import LM, Key, Params, Rules
+from undo_jax.types import LM, Cache, Key, Params, Rules
 
 WHOLE: Rules = (("", P()),)  # replicated, so that every process can read it
+
+
+class Writing(NamedTuple):
+    """Rows that are being written, B a multiple of what the mesh splits rows into."""
+
+    step: Int[Array, ""]  # tokens written so far
+    hidden: Float[Array, "B 1 D"]  # at each row's last token
+    cache: Cache
+    written: Int[Array, "B new_tokens"]
+    ended: Bool[Array, " B"]
+    lengths: Int[Array, " B"]  # of the prompts
 
 
 @partial(jax.jit, static_argnames=("lm", "new_tokens"))
@@ -25,23 +37,61 @@ def generate(
     *,
     new_tokens: int,
     temperature: Float[Array, ""] | float = 0.0,
-    stop: Int[Array, ""] | int | None = None,
+    stop: Int[Array, "*n"] | int | None = None,
 ) -> Int[Array, "B new_tokens"]:
     """The continuation of each prompt: the first `lengths` tokens of its row (at least 1).
 
     Temperature 0 takes the most likely token. A row's sample depends on the key and on the row's
-    index, not on other rows. After `stop` a row is filled with it. B need not divide the mesh.
-    Raises ValueError for less than one new token.
+    index, not on other rows. After a `stop` a row is filled with the first of them. B need not
+    divide the mesh. Raises ValueError for less than one new token.
+    """
+    params = lm.rounded(params)  # once, not for every token
+    stop = -1 if stop is None else stop  # -1: no token
+    state = begin(lm, params, prompts, lengths, new_tokens=new_tokens, stop=stop)
+    state = advance(lm, params, state, key, new_tokens, temperature=temperature, stop=stop)
+    return place(state.written[: len(prompts)], WHOLE)
+
+
+def begin(
+    lm: LM,
+    params: Params,
+    prompts: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    *,
+    new_tokens: int,
+    stop: Int[Array, "*n"] | int,
+) -> Writing:
+    """Read the prompts: as many rows as the mesh wants, of which only the first B are written.
+
+    The parameters are `lm.rounded`. Otherwise as `generate`.
     """
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: write at least one")
     mesh, (count, time) = jax.sharding.get_abstract_mesh(), prompts.shape
     prompts = place(pad_rows(prompts), BY_ROWS)
-    batch, end = prompts.shape[0], -1 if stop is None else stop  # -1: no token
+    batch, end = prompts.shape[0], jnp.ravel(stop)[0]
     lengths = jnp.pad(lengths, (0, batch - count), constant_values=1)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
-    params = lm.rounded(params)  # once, not for every token
-    table = lm.table(params)
+    cache = lm.empty_cache(batch, time + new_tokens)
+    cache = place(cache, lm.cache_rules(mesh.shape.get("tensor", 1)))
+    hidden, cache = lm.extend(params, cache, prompts, jnp.zeros_like(lengths))
+    hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
+    written = place(jnp.full((batch, new_tokens), end, jnp.int32), BY_ROWS)
+    return Writing(jnp.int32(0), hidden, cache, written, jnp.arange(batch) >= count, lengths)
+
+
+def advance(
+    lm: LM,
+    params: Params,
+    state: Writing,
+    key: Key,
+    until: Int[Array, ""] | int,
+    *,
+    temperature: Float[Array, ""] | float,
+    stop: Int[Array, "*n"] | int,
+) -> Writing:
+    """Go on until `until` tokens of each row are written, or all have ended. See `begin`."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(state.ended)))
+    table, stop = lm.table(params), jnp.ravel(stop)
 
     def pick(hidden, step):
         """Gumbel-max sampling: argmax(logits + temperature · Gumbel noise)."""
@@ -50,20 +100,14 @@ def generate(
         return jnp.argmax(z + temperature * noise(keys), axis=-1).astype(jnp.int32)
 
     def unfinished(state):
-        step, _, _, _, ended = state
-        return (step < new_tokens) & ~jnp.all(ended)
+        return (state.step < until) & ~jnp.all(state.ended)
 
-    def advance(state):
-        step, hidden, cache, written, ended = state
-        token = jnp.where(ended, end, pick(hidden, step))
+    def write(state):
+        step, hidden, cache, written, ended, lengths = state
+        token = jnp.where(ended, stop[0], pick(hidden, step))
         written = written.at[:, step].set(token)
         hidden, cache = lm.extend(params, cache, token[:, None], lengths + step)
-        return step + 1, hidden, cache, written, ended | (token == end)
+        ended |= jnp.any(token[:, None] == stop, axis=1)
+        return Writing(step + 1, hidden, cache, written, ended, lengths)
 
-    cache = lm.empty_cache(batch, time + new_tokens)
-    cache = place(cache, lm.cache_rules(mesh.shape.get("tensor", 1)))
-    hidden, cache = lm.extend(params, cache, prompts, jnp.zeros_like(lengths))
-    hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
-    written = place(jnp.full((batch, new_tokens), end, jnp.int32), BY_ROWS)
-    state = 0, hidden, cache, written, jnp.arange(batch) >= count
-    return place(lax.while_loop(unfinished, advance, state)[3][:count], WHOLE)
+    return lax.while_loop(unfinished, write, state)

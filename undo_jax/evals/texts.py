@@ -63,7 +63,7 @@ def continuations(
         how = {"temperature": jnp.float32(temperature), "stop": jnp.int32(tokenizer.bos_id)}
         written = np.asarray(write(params, tokens, lengths, jax.random.key(seed), **how))
     ids = (itertools.takewhile(lambda i: i != tokenizer.bos_id, row) for row in written.tolist())
-    return [_text(row, tokenizer) for row in ids]
+    return [text_of(row, tokenizer) for row in ids]
 
 
 @lru_cache(maxsize=16)
@@ -106,7 +106,7 @@ def _rows(prompts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.
     return tokens, lengths
 
 
-def _text(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+def text_of(ids: Iterable[int], tokenizer: Tokenizer) -> str:
     """Ids that the tokenizer does not have, e.g. of an untrained model, become U+FFFD."""
     runs = itertools.groupby(ids, lambda i: i < tokenizer.vocab_size)
     return "".join(

@@ -6,7 +6,14 @@ from jax.sharding import Mesh
 
 from undo_jax.fit import chips
 from undo_jax.fit.chips import Chip, Slice
-from undo_jax.fit.step import Step, mesh_text, most_sharded, rows_per_shard, suggestion
+from undo_jax.fit.step import (
+    Step,
+    mesh_text,
+    more_sharded,
+    most_sharded,
+    rows_per_shard,
+    suggestion,
+)
 from undo_jax.graph import Work
 from undo_jax.memory import text as memory
 from undo_jax.mesh import MeshShape
@@ -76,7 +83,7 @@ def advice(names: Names, work: Work, place: Slice, mesh: Mesh, step: Step) -> st
 def _more_sharded(work: Work, place: Slice, mesh: Mesh) -> MeshShape | None:
     """A mesh with fewer parameters a chip, if there is one that the models allow."""
     split = lambda shape: shape["fsdp"] * shape["tensor"]  # noqa: E731
-    for shape in (suggestion(place), most_sharded(place)):
+    for shape in (suggestion(place), more_sharded(place), most_sharded(place)):
         sizes = asdict(shape)
         heads = [getattr(lm, "heads", sizes["tensor"]) for lm in (work.lm, *work.refs.values())]
         if split(sizes) > split(mesh.shape) and not any(n % sizes["tensor"] for n in heads):

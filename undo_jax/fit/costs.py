@@ -5,7 +5,7 @@ XLA's own `cost_analysis` counts the body of a loop once; here it is counted onc
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -55,6 +55,15 @@ def cost(text: str) -> Cost:
     return Counting(module).cost(module.entry)
 
 
+def parts(text: str) -> Iterator[tuple[float, Instruction, Cost]]:
+    """Of each instruction that a device runs: how often, itself, and its cost once.
+
+    Loops and branches are entered, fusions are not. Raises ValueError as `cost` does.
+    """
+    module = parse(text)
+    return Counting(module).parts(module.entry)
+
+
 @dataclass(frozen=True, eq=False)
 class Counting:
     """The cost of a module's computations, cached."""
@@ -72,21 +81,42 @@ class Counting:
             self._known[name] = sum((self.of(name, one) for one in instructions), Cost())
         return self._known[name]
 
+    def parts(self, name: str, times: float = 1.0) -> Iterator[tuple[float, Instruction, Cost]]:
+        """`parts` of a computation that runs `times` times."""
+        for one in self.module.computations[name].values():
+            called, often = self._runs(name, one)
+            if called:
+                yield from self.parts(called, times * often)
+            else:
+                yield times, one, self.of(name, one)
+
+    def _runs(self, name: str, one: Instruction) -> tuple[str, float]:
+        """The computation that an instruction only runs, and how often; "" if there is none."""
+        if one.opcode == "while":
+            return one.calls("body"), self.loops.trips(name, one)
+        if one.opcode == "conditional":  # the most expensive branch
+            branches = NAME.findall("".join(re.findall(r"computations?=\{?[^},]*[^}]*", one.rest)))
+            branches = [name for name in branches if name in self.module.computations]
+            return max(branches, key=self._size), 1
+        if one.opcode in ("call", "call-start", "async-start"):  # call-start: on SparseCores
+            return one.calls("to_apply") or one.calls("calls"), 1
+        return "", 1
+
+    def _size(self, name: str) -> tuple[float, float]:
+        """By which computations are ordered: FLOPs, then bytes."""
+        cost = self.cost(name)
+        return cost.flops, cost.memory
+
     @cached_property
     def loops(self) -> Loops:
         return Loops(self.module)
 
     def of(self, name: str, one: Instruction) -> Cost:
         """Cost of one instruction of a computation, and of all that it calls."""
+        called, often = self._runs(name, one)
+        if called:
+            return self.cost(called) * often
         scope = self.module.computations[name]
-        if one.opcode == "while":
-            return self.cost(one.calls("body")) * self.loops.trips(name, one)
-        if one.opcode == "conditional":  # the most expensive branch
-            branches = NAME.findall("".join(re.findall(r"computations?=\{?[^},]*[^}]*", one.rest)))
-            branches = [name for name in branches if name in self.module.computations]
-            return max(map(self.cost, branches), key=lambda cost: (cost.flops, cost.memory))
-        if one.opcode in ("call", "call-start", "async-start"):  # call-start: on SparseCores
-            return self.cost(one.calls("to_apply") or one.calls("calls"))
         inner = Cost()
         if one.opcode == "fusion":  # only its operands and results go through HBM
             inside = self.cost(one.calls("calls"))

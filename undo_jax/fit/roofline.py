@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from undo_jax.fit.chips import Chip
-from undo_jax.fit.costs import Cost
+from undo_jax.fit.costs import Cost, parts
 
 
 class Roofline(NamedTuple):
@@ -27,3 +27,15 @@ def roofline(cost: Cost, chip: Chip) -> Roofline:
     """Lower bounds of time: no padding, no waiting, traffic spread evenly over all links."""
     received = sum(cost.collectives.values())
     return Roofline(cost.flops / chip.flops, cost.memory / chip.memory, received / chip.links)
+
+
+def serial(text: str, chip: Chip) -> float:
+    """Seconds of a step whose instructions follow one another, each at the chip's peak.
+
+    An instruction takes as long as its FLOPs or its HBM traffic, whichever is more; collectives
+    are hidden behind others. `text` is optimised HLO.
+    """
+    return sum(
+        times * max(cost.flops / chip.flops, cost.memory / chip.memory)
+        for times, _, cost in parts(text)
+    )

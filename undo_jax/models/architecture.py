@@ -9,22 +9,30 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from undo_jax.models.rope import LongRope, Scaling
+
 POSITIVE = (
     "layers", "width", "feed_forward", "heads", "kv_heads", "head_width", "vocabulary", "window",
-    "attention_scale", "attention_softcap", "final_softcap", "rope_theta", "norm_epsilon",
-    "init_stddev", "unroll",
+    "attention_scale", "attention_softcap", "final_softcap", "rope_theta", "local_theta",
+    "norm_epsilon", "init_stddev", "unroll", "positions",
 )  # fmt: skip
 REMAT = "none", "dots", "full"
 GRADIENT_SUMS = "reduce_scatter", "all_to_all"
 
 
+def since(default: Any) -> Any:
+    """A field that old artifacts lack: their fingerprints stay, for they state it if it differs."""
+    return field(default=default, metadata={"identity": "changed"})
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a decoder, and how it is computed.
+    """The sizes of a decoder, and how it is computed; what families differ in are Gemma-2's values.
 
     Numbers are converted to the types of their fields: a soft-cap of 30 becomes 30.0. Raises
     ValueError for sizes that are not positive, not whole or not finite, head counts that do not
-    divide and for an unknown dtype, remat policy or sum of gradients.
+    divide, a window that no layer has or that is missing, and for an unknown dtype, activation,
+    remat policy or sum of gradients.
     """
 
     layers: int
@@ -35,7 +43,7 @@ class Architecture:
     head_width: int  # H
     vocabulary: int  # V
     attention_scale: float  # multiplies q·k
-    window: int  # sliding window of even layers, in tokens; odd layers see everything
+    window: int | None  # of the layers that slide, in tokens; None: none slides
     attention_softcap: float | None = None
     final_softcap: float | None = None
     document_start: int | None = None  # attention stays within the document this token id opens
@@ -46,16 +54,28 @@ class Architecture:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: fp32 on CPU, else bf16
     remat: Literal["none", "dots", "full"] = "dots"  # dots: keep products and kernels' results
     unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
+    sliding: tuple[bool, ...] = since((True, False))  # which layers slide, over and over
+    local_theta: float | None = since(None)  # of layers that slide, unscaled; None: as the others
+    rope_scaling: Scaling | None = since(None)
+    positions: int = since(8192)  # tokens of a row that it is meant for; nothing is computed of it
+    norm_offset: float = since(1.0)  # norms multiply by norm_offset + w
+    after_norms: bool = since(True)  # also norms of what attention and MLP add to the stream
+    qk_norm: bool = since(False)  # norms of each head's queries and keys
+    qkv_bias: bool = since(False)
+    output_bias: bool = since(False)  # of attention
+    activation: Literal["gelu", "silu"] = since("gelu")  # gelu in its tanh form
+    scaled_embedding: bool = since(True)  # by √D
+    own_head: bool = since(False)  # the head has a table of its own, beside the embedding
     # how gradients are summed over fsdp: a reduce-scatter sends fp32, an all-to-all sends `dtype`
-    gradient_sum: Literal["reduce_scatter", "all_to_all"] = field(
-        default="reduce_scatter", metadata={"identity": False}
-    )
+    gradient_sum: Literal["reduce_scatter", "all_to_all"] = since("reduce_scatter")
 
     def __post_init__(self):
-        for one in fields(self):
-            kinds, value = get_args(one.type) or (one.type,), getattr(self, one.name)
+        for each in fields(self):
+            kinds, value = get_args(each.type) or (each.type,), getattr(self, each.name)
             if kinds[0] in (int, float) and not (value is None and NoneType in kinds):
-                object.__setattr__(self, one.name, _number(one.name, value, kinds[0]))
+                object.__setattr__(self, each.name, _number(each.name, value, kinds[0]))
+            if kinds[0] is bool and each.type is bool and type(value) is not bool:
+                raise ValueError(f"{each.name}={value!r}: it must be True or False")
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width}: rotary positions need it to be even")
         if self.heads % self.kv_heads:
@@ -67,9 +87,28 @@ class Architecture:
             ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
             ("remat", self.remat, REMAT),
             ("gradient_sum", self.gradient_sum, GRADIENT_SUMS),
+            ("activation", self.activation, ("gelu", "silu")),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        """Raises ValueError where windows and rotary positions do not fit."""
+        object.__setattr__(self, "sliding", tuple(self.sliding))
+        if not self.sliding or not all(type(slides) is bool for slides in self.sliding):
+            raise ValueError(f"sliding={self.sliding}: give True or False for each layer in turn")
+        if any(self.sliding) != (self.window is not None):
+            raise ValueError(
+                f"window={self.window} with sliding={self.sliding}: layers that slide need a "
+                "window, and without them it is None"
+            )
+        scaling, half = self.rope_scaling, self.head_width // 2
+        if isinstance(scaling, LongRope) and {len(scaling.short), len(scaling.long)} != {half}:
+            raise ValueError(
+                f"rope_scaling has {len(scaling.short)} short and {len(scaling.long)} long "
+                f"divisors: head_width={self.head_width} needs {half} of each"
+            )
 
     @property
     def compute_dtype(self) -> jnp.dtype:

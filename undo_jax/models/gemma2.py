@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models.stated import positive, rope_theta
-from undo_jax.models.transformer import Transformer
+from undo_jax.models import stated
+from undo_jax.models.transformer import Transformer, chosen
 
 _2B = Transformer(
     layers=26,
@@ -59,21 +59,11 @@ NAMES = {
     "final/norm": "model.norm.weight",
 }
 IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # of Gemma's own tokenizer
-_SIZES = {
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "feed_forward": "intermediate_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_width": "head_dim",
-    "vocabulary": "vocab_size",
-    "window": "sliding_window",
-}
+_SIZES = {**stated.SIZES, "window": "sliding_window"}
 _SCALARS = {
     "attention_softcap": "attn_logit_softcapping",
     "final_softcap": "final_logit_softcapping",
-    "norm_epsilon": "rms_norm_eps",
-    "init_stddev": "initializer_range",
+    **stated.SCALARS,
 }
 _FIXED = {  # fields of config.json for which this decoder supports only these values
     "hidden_activation": "gelu_pytorch_tanh",
@@ -85,9 +75,7 @@ _FIXED = {  # fields of config.json for which this decoder supports only these v
 
 def preset(name: str, **changes) -> Transformer:
     """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return replace(PRESETS[name], **changes)
+    return chosen(PRESETS, name, changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
@@ -95,19 +83,20 @@ def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
 
     Raises ValueError for what this decoder does not support.
     """
-    for key, only in _FIXED.items():
-        if content.get(key) not in (None, only):
-            raise ValueError(f"{file}: {key}={content[key]!r} is not supported: it must be {only}")
-    stated: dict[str, Any] = {}
+    stated.fixed(file, content, _FIXED)
+    found: dict[str, Any] = {}
     for field, key in {**_SIZES, **_SCALARS}.items():
         if key in content:
             none = content[key] is None and field.endswith("softcap")
-            stated[field] = None if none else positive(file, content, key, whole=field in _SIZES)
+            whole = field in _SIZES
+            found[field] = None if none else stated.positive(file, content, key, whole)
     if "query_pre_attn_scalar" in content:
-        stated["attention_scale"] = positive(file, content, "query_pre_attn_scalar") ** -0.5
-    lm = replace(_2B, **stated, rope_theta=rope_theta(file, content, _2B.rope_theta))
+        scalar = stated.positive(file, content, "query_pre_attn_scalar")
+        found["attention_scale"] = scalar**-0.5
+    theta, scaling = stated.rope(file, {"rope_theta": _2B.rope_theta, **content})
+    lm = replace(_2B, **found, rope_theta=theta, rope_scaling=scaling)
     layers = content.get("layer_types")
-    if layers is not None and layers != _layer_types(lm):
+    if layers is not None and layers != stated.described_layers(lm):
         raise ValueError(
             f"{file}: layer_types={layers} is not supported: it must be sliding_attention and "
             f"full_attention in turn, {lm.layers} in all"
@@ -117,30 +106,28 @@ def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
 
 def describe(lm: Transformer) -> dict[str, Any]:
     """A model as config.json. Raises ValueError for one that config.json cannot express."""
-    scalar = max(1, round(lm.attention_scale**-2))
-    if not math.isclose(scalar**-0.5, lm.attention_scale, rel_tol=1e-6):
-        raise ValueError(
-            f"attention_scale={lm.attention_scale} is not 1/√n for a whole n, as Hugging "
-            "Face's query_pre_attn_scalar needs: it cannot be exported"
-        )
-    if lm.width % lm.heads:
-        raise ValueError(
-            f"width={lm.width} is not a multiple of heads={lm.heads}, as transformers "
-            "demands: it cannot be exported"
-        )
+    stated.check_heads(lm)
+    scaling = stated.described_scaling(lm.rope_theta, lm.rope_scaling)
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
         **_FIXED,
         **{key: getattr(lm, field) for field, key in {**_SIZES, **_SCALARS}.items()},
-        "query_pre_attn_scalar": scalar,
-        "layer_types": _layer_types(lm),
+        "query_pre_attn_scalar": scalar(lm),
+        "layer_types": stated.described_layers(lm),
         "rope_theta": lm.rope_theta,  # transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": lm.rope_theta},  # 5
-        "max_position_embeddings": 8192,  # Gemma-2's; nothing is computed from it
+        **({"rope_scaling": scaling} if scaling else {}),
+        "rope_parameters": stated.described_rope(lm.rope_theta, lm.rope_scaling),  # 5
         "attention_dropout": 0.0,
     }
 
 
-def _layer_types(lm: Transformer) -> list[str]:
-    return [("sliding_attention", "full_attention")[i % 2] for i in range(lm.layers)]
+def scalar(lm: Transformer) -> int:
+    """`query_pre_attn_scalar`. Raises ValueError where it would be no whole number."""
+    found = max(1, round(lm.attention_scale**-2))
+    if not math.isclose(found**-0.5, lm.attention_scale, rel_tol=1e-6):
+        raise ValueError(
+            f"attention_scale={lm.attention_scale} is not 1/√n for a whole n, as Hugging "
+            "Face's query_pre_attn_scalar needs: it cannot be exported"
+        )
+    return found

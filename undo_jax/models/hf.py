@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from undo_jax.models.hf_folder import CONFIG, INDEX, SINGLE, family, local, opened, written
+from undo_jax.models.hf_folder import (
+    CONFIG,
+    INDEX,
+    SINGLE,
+    described,
+    family,
+    local,
+    opened,
+    written,
+)
 from undo_jax.models.transformer import Transformer
 from undo_jax.sharding import path_name, placement
 from undo_jax.types import Params, shapes
@@ -28,32 +38,41 @@ from undo_jax.types import Params, shapes
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 HEAD, IDS = "lm_head.weight", ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION = "generation_config.json"
-UNSTATED = (  # fields that config.json does not state
-    "document_start", "dtype", "remat", "unroll", "gradient_sum",
-)  # fmt: skip
 ROW_BLOCK = 4096  # rows of a table that are compared at a time
 
 
 class Tensor(NamedTuple):
-    """The parameter path of a Hugging Face tensor here, and its shape there."""
+    """A Hugging Face tensor: its parameter here, or several whose rows follow each other there."""
 
-    path: str
+    paths: tuple[str, ...]
     layer: int | None  # its index in the stack; None outside the layers
-    shape: tuple[int, ...]
+    parts: tuple[tuple[int, ...], ...]  # the shape of each parameter there
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape there."""
+        return (sum(rows for rows, *_ in self.parts), *self.parts[0][1:])
 
 
 def tensors(lm: Transformer) -> dict[str, Tensor]:
-    """Every tensor of the model by its Hugging Face name, layer by layer."""
+    """Every tensor of the model by its Hugging Face name, layer by layer.
+
+    Raises ValueError for a parameter for which the model's family has no name.
+    """
     leaves, names = _leaves(shapes(lm)), family(lm.family).NAMES
-    inside = [path for path in names if path.startswith("layers/")]
-    places = [("embedding", None), *itertools.product(inside, range(lm.layers))]
-    places = [*sorted(places, key=lambda place: place[1] or 0), ("final/norm", None)]
-    return {
-        names[path].format(layer): Tensor(
-            path, layer, leaves[path].shape if layer is None else leaves[path].shape[:0:-1]
-        )
-        for path, layer in places
-    }
+    if strange := sorted(leaves.keys() - names.keys()):
+        raise ValueError(f"{lm.family} has no tensor for {strange[0]}: it cannot be of this family")
+    own = [path for path in names if path in leaves]
+    inside = [path for path in own if path.startswith("layers/")]
+    after = [path for path in own if path not in ("embedding", *inside)]
+    places = [("embedding", None), *((path, i) for i in range(lm.layers) for path in inside)]
+    found: dict[str, Tensor] = {}
+    for path, layer in [*places, *((path, None) for path in after)]:
+        name, shape = names[path].format(layer), leaves[path].shape
+        shape = shape if layer is None else shape[:0:-1]
+        before = found.get(name, Tensor((), layer, ()))
+        found[name] = Tensor((*before.paths, path), layer, (*before.parts, shape))
+    return found
 
 
 def named(lm: Transformer, params: Params, dtype: str = "float32") -> Iterator[tuple[str, Any]]:
@@ -62,9 +81,10 @@ def named(lm: Transformer, params: Params, dtype: str = "float32") -> Iterator[t
     Every process must iterate over all of them, and gets each whole.
     """
     leaves = _leaves(params)
-    for name, (path, layer, _) in tensors(lm).items():
-        tensor = _cut(leaves[path], layer, dtype)
-        yield name, np.ascontiguousarray(multihost_utils.process_allgather(tensor, tiled=True))
+    for name, (paths, layer, _) in tensors(lm).items():
+        cut = (_cut(leaves[path], layer, dtype) for path in paths)
+        whole = [multihost_utils.process_allgather(part, tiled=True) for part in cut]
+        yield name, np.ascontiguousarray(whole[0] if len(whole) == 1 else np.concatenate(whole))
 
 
 def load(folder: epath.PathLike, lm: Transformer, mesh: Mesh) -> Params:
@@ -76,11 +96,14 @@ def load(folder: epath.PathLike, lm: Transformer, mesh: Mesh) -> Params:
     wanted, places = shapes(lm), _leaves(placement(lm, mesh))
     folder = local(folder)
     with ExitStack() as stack:
-        stored = opened(folder, stack)
+        stored = opened(folder, stack, getattr(family(lm.family), "text_name", str))
         _check(folder, lm, stored)
-        slices: dict[str, list[Any]] = {path: [] for path in family(lm.family).NAMES}
-        for name, tensor in tensors(lm).items():
-            slices[tensor.path].append(stored[name])
+        slices: dict[str, list[Any]] = {path: [] for path in places}
+        for name, (paths, _, parts) in tensors(lm).items():
+            start = 0
+            for path, (rows, *_) in zip(paths, parts, strict=True):
+                slices[path].append(stored[name] if len(paths) == 1 else _Rows(stored[name], start))
+                start += rows
 
         def place(path, leaf):
             name = path_name(path)
@@ -115,7 +138,7 @@ def save(
     ids = {**dict.fromkeys(IDS), **(ids or {})}
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
-    description = {**family(lm.family).describe(lm), "torch_dtype": dtype} | ids
+    description = {**described(lm), "torch_dtype": dtype} | ids
     width = jnp.dtype(dtype).itemsize
     if ids["pad_token_id"] is None:  # to pad batches; it needs no embedding
         ids["pad_token_id"] = ids["bos_token_id"]
@@ -162,6 +185,18 @@ def _check_shapes(lm: Transformer, params: Params) -> None:
 def _cut(leaf: jax.Array, layer: int | None, dtype: str) -> jax.Array:
     """One Hugging Face tensor of a leaf."""
     return (leaf if layer is None else leaf[layer].T).astype(dtype)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a stored tensor from `start` on."""
+
+    stored: Any
+    start: int
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Any:
+        first, *rest = index
+        return self.stored[(slice(first.start + self.start, first.stop + self.start), *rest)]
 
 
 def _reader(
@@ -211,10 +246,10 @@ def _check(folder: epath.Path, lm: Transformer, stored: Mapping[str, Any]) -> No
     extra = next((name for name in stored if name not in wanted and name != HEAD), None)
     if extra is not None:
         raise ValueError(f"{folder} has a tensor {extra} that this model lacks: wrong preset?")
-    if HEAD in stored and not _same(stored[HEAD], stored[table]):
+    if HEAD not in wanted and HEAD in stored and not _same(stored[HEAD], stored[table]):
         raise ValueError(
-            f"{HEAD} in {folder} differs from {table}: a model whose head is not tied to its "
-            "embedding is not supported"
+            f"{HEAD} in {folder} differs from {table}, to which this model's head is tied: "
+            "wrong preset?"
         )
 
 

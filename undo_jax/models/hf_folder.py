@@ -1,10 +1,13 @@
 """A folder as Hugging Face lays out a model: config.json and safetensors files."""
 
+import dataclasses
 import importlib
 import json
+import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +21,18 @@ from undo_jax.models import stated
 from undo_jax.models.transformer import Transformer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+UNSTATED = (  # fields that config.json does not state
+    "document_start", "dtype", "remat", "unroll", "gradient_sum",
+)  # fmt: skip
+WITH_IMAGES = {"gemma3": "gemma3_text"}  # model_type -> that of the text model inside
+NO_WEIGHT = re.compile(r"rotary_emb\.inv_freq$")  # buffers that old files hold
 
 
 def family(name: Any, file: epath.Path | str = "the model") -> ModuleType:
     """The module in models/ for a model_type. Raises ValueError where there is none."""
     known = families()
     if name not in known:
-        raise ValueError(f"{file}: model_type={name!r} is not supported: {' or '.join(known)} is")
+        raise ValueError(f"{file}: model_type={name!r} is not supported: {', '.join(known)} are")
     return importlib.import_module(f"undo_jax.models.{name}")
 
 
@@ -41,8 +49,39 @@ def read_config(folder: epath.PathLike) -> Transformer:
     Raises FileNotFoundError without the file and ValueError for another kind of model.
     """
     file = local(folder) / CONFIG
-    content = read_json(file)
+    content = _of_text(read_json(file))
     return family(content.get("model_type"), file).read(file, content)
+
+
+def _of_text(content: dict[str, Any]) -> dict[str, Any]:
+    """Of a model of images and text, what is stated of its text model."""
+    if content.get("model_type") not in WITH_IMAGES:
+        return content
+    text = content.get("text_config")
+    ids = {name: value for name, value in content.items() if name.endswith("_token_id")}
+    return {**ids, **(text if isinstance(text, dict) else {}),
+            "model_type": WITH_IMAGES[content["model_type"]]}  # fmt: skip
+
+
+def described(lm: Transformer) -> dict[str, Any]:
+    """The model as config.json; raises ValueError for one that its family's cannot state."""
+    own = family(lm.family)
+    content = own.describe(lm)
+    back = own.read(epath.Path(CONFIG), content)
+    for field in dataclasses.fields(lm):
+        wanted: Any = getattr(lm, field.name)
+        found: Any = getattr(back, field.name)
+        if field.name == "sliding":
+            wanted, found = stated.sliding(lm), stated.sliding(back)
+        elif field.name in UNSTATED:
+            continue
+        close = isinstance(wanted, float) and isinstance(found, float)
+        if not (math.isclose(wanted, found, rel_tol=1e-6) if close else wanted == found):
+            raise ValueError(
+                f"{field.name}={getattr(lm, field.name)} is not what config.json of {lm.family} "
+                "can state: it cannot be exported"
+            )
+    return content
 
 
 def read_ids(folder: epath.PathLike) -> dict[str, Any]:
@@ -51,7 +90,7 @@ def read_ids(folder: epath.PathLike) -> dict[str, Any]:
     Raises FileNotFoundError without the file and ValueError for an invalid id.
     """
     file = local(folder) / CONFIG
-    content = read_json(file)
+    content = _of_text(read_json(file))
     own = family(content.get("model_type"), file).IDS
     return stated.ids({name: content.get(name, value) for name, value in own.items()}, file)
 
@@ -64,8 +103,10 @@ def read_bos(folder: epath.PathLike) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def opened(folder: epath.Path, stack: ExitStack) -> dict[str, Any]:
-    """Every stored tensor by name, not read yet.
+def opened(
+    folder: epath.Path, stack: ExitStack, rename: Callable[[str], str | None] = str
+) -> dict[str, Any]:
+    """Every stored tensor by name, as `rename` changes it, not read yet; None leaves one out.
 
     Raises FileNotFoundError for a missing file and ValueError for one that cannot be read.
     """
@@ -90,7 +131,8 @@ def opened(folder: epath.Path, stack: ExitStack) -> dict[str, Any]:
             file = stack.enter_context(safe_open(folder / name, framework="numpy"))
         except SafetensorError as error:
             raise ValueError(f"cannot read {folder / name}: {error}: download it again") from error
-        stored.update({key: file.get_slice(key) for key in file.keys()})
+        named = {key: rename(key) for key in file.keys() if not NO_WEIGHT.search(key)}
+        stored.update({name: file.get_slice(key) for key, name in named.items() if name})
     return stored
 
 

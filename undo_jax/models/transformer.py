@@ -3,8 +3,10 @@
 The Flax NNX module is merged and split inside these functions; nothing outside sees it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import jax
 from flax import nnx
@@ -83,7 +85,7 @@ class Transformer(Architecture):
         return nnx.merge(self._graph, params).extend(cache, tokens, start)
 
     def table(self, params: Params) -> Float[Array, "V D"]:
-        return params["embedding"]
+        return params["head" if self.own_head else "embedding"]
 
     def forward_flops(self, time: int) -> float:
         """FLOPs per token of a forward pass over rows of `time` tokens, head included."""
@@ -91,3 +93,12 @@ class Transformer(Architecture):
         per_layer = projections + 3 * self.width * self.feed_forward
         attended = 2 * self.heads * self.head_width * time  # scores, weighted sum; unmasked
         return 2.0 * (self.layers * (per_layer + attended) + self.vocabulary * self.width)
+
+
+def chosen(
+    presets: Mapping[str, Transformer], name: str, changes: Mapping[str, Any]
+) -> Transformer:
+    """One of a family's presets, with fields changed. Raises ValueError for an unknown name."""
+    if name not in presets:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(presets)}")
+    return replace(presets[name], **changes)

@@ -45,6 +45,12 @@ def heads_divide(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool
     return heads % devices == 0 and 0 in (kv_heads % devices, devices % kv_heads)
 
 
+def pad_width(x: Float[Array, "B T N H"], width: int) -> Float[Array, "B T N W"]:
+    """Heads filled up with zeros to a width that kernels support: products q·k stay the same."""
+    more = width - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))) if more else x
+
+
 def over_heads(
     kernels: Callable[..., Float[Array, "B T N H"]],
     q: Float[Array, "B T N H"],

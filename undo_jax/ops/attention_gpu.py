@@ -11,7 +11,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from undo_jax.ops import gpu
-from undo_jax.ops.attention import heads_divide, over_heads
+from undo_jax.ops.attention import heads_divide, over_heads, pad_width
 
 HIDDEN = -1e30  # a masked logit; finite, because a query may see no key of a block
 
@@ -31,6 +31,9 @@ TILES = {  # by head width: for the output, for the gradient of q, for those of 
     128: (Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 3)),
     256: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 3), Tile(64, 32, 8, 2)),
 }
+
+
+PADDED = {96: 128}  # head widths that are filled up with zeros
 
 
 class Scores(NamedTuple):
@@ -56,7 +59,7 @@ class Scores(NamedTuple):
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
     """Whether the kernels can be used: on a GPU in `GPUS`, in bf16, for supported sizes."""
-    fits = q.shape[3] in TILES and heads_divide(q, k)
+    fits = (q.shape[3] in TILES or q.shape[3] in PADDED) and heads_divide(q, k)
     return gpu.found() is not None and q.dtype == jnp.bfloat16 and fits
 
 
@@ -70,8 +73,10 @@ def attention(
     first: Int[Array, "#B T"],
 ) -> Float[Array, "B T N H"]:
     """Query t sees the keys first[t] to t; `first` must not decrease along T."""
-    first = jnp.broadcast_to(first, q.shape[:2])
-    return over_heads(partial(_attention, Scores(scale, softcap)), q, k, v, first)
+    first, width = jnp.broadcast_to(first, q.shape[:2]), q.shape[3]
+    q, k, v = (pad_width(x, PADDED.get(width, width)) for x in (q, k, v))
+    kernels = partial(_attention, Scores(scale, softcap))
+    return over_heads(kernels, q, k, v, first)[..., :width]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -10,15 +10,17 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.ops.attention import heads_divide, over_heads
+from undo_jax.ops.attention import heads_divide, over_heads, pad_width
 
 LANES = 128  # sizes of heads and blocks are multiples of this
+PADDED = 64, 96  # smaller heads that are filled up with zeros
 INTERPRET = False  # run on a CPU, for tests
 
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
     """Whether the kernels can be used: on TPU, in bf16, for supported sizes."""
-    fits = q.shape[1] % LANES == q.shape[3] % LANES == 0 and heads_divide(q, k)
+    width = q.shape[3] % LANES == 0 or q.shape[3] in PADDED
+    fits = q.shape[1] % LANES == 0 and width and heads_divide(q, k)
     return pltpu.is_tpu_device() and q.dtype == jnp.bfloat16 and fits
 
 
@@ -29,16 +31,19 @@ def attention(
     *,
     scale: float,
     softcap: float | None,
-    window: int,
-    local: Bool[Array, ""],
+    window: int | None,
+    local: Bool[Array, ""] | None,
     documents: Int[Array, "#B T"] | None,
 ) -> Float[Array, "B T N H"]:
     """Token t sees tokens up to itself, of its own document; if `local`, only the last `window`.
 
-    `documents` numbers each token's document; None: each row is one document.
+    `local` None: with a window as True, without one as False. `documents` numbers each token's
+    document; None: each row is one document.
     """
     kernels = partial(_attention, scale=scale, softcap=softcap, window=window)
-    return over_heads(kernels, q, k, v, local, documents)
+    width = q.shape[3]
+    q, k, v = (pad_width(x, -(-width // LANES) * LANES) for x in (q, k, v))
+    return over_heads(kernels, q, k, v, local, documents)[..., :width]
 
 
 def _attention(q, k, v, local, documents, *, scale, softcap, window):
@@ -57,11 +62,11 @@ def _attention(q, k, v, local, documents, *, scale, softcap, window):
         return lambda: each(q, k, v, documents)
 
     far = run(splash.CausalMask((time, time)))
-    if window < time:
-        near = run(splash.LocalMask((time, time), (window - 1, 0), 0))
-        out = lax.cond(local, near, far)
-    else:
+    if window is None or window >= time:
         out = far()
+    else:
+        near = run(splash.LocalMask((time, time), (window - 1, 0), 0))
+        out = near() if local is None else lax.cond(local, near, far)
     return jnp.moveaxis(out.reshape(batch, heads, time, width), 1, 2)
 
 

@@ -1,9 +1,10 @@
 """The head's losses on TPU: logits are only ever in VMEM (Pallas, Mosaic).
 
 A block of rows stays in VMEM while the tables are streamed through it twice: `statistics` computes
-each row's normaliser, `gradients` recomputes each tile of the student's logits, and from it the
-gradients of the rows and of the table. The traffic per block is that of the tables and the table's
-gradient, which takes less time than the MXU's work on `Tiles.rows` rows; logits would take more.
+each row's normaliser, `gradients` recomputes each tile of the student's logits, or reads it, and
+from it the gradients of the rows and of the table. The traffic per block is that of the tables and
+the table's gradient, which takes less time than the MXU's work on `Tiles.rows` rows. Logits of a
+block are stored between the two where that takes less time than the product, and little memory.
 
 This file splits rows into blocks; the kernels in `head_tpu_kernels` process one at a time. See
 docs/decisions/0005-tpu-kernels.md.
@@ -17,9 +18,18 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from undo_jax.ops.head_tile import Head, Tables, TokenRows, padded
-from undo_jax.ops.head_tpu_kernels import Tiles, finish, gradients, keeps, statistics, widths_of
+from undo_jax.ops.head_tpu_kernels import (
+    NOTHING,
+    Tiles,
+    finish,
+    gradients,
+    keeps,
+    statistics,
+    widths_of,
+)
 
 SUBLANES = 16  # of a bf16 register
+REACHED = 0.8  # of HBM's peak, where storing logits is weighed against computing them again
 
 
 def chosen(dtype: jnp.dtype, *widths: int) -> bool:
@@ -32,7 +42,7 @@ def loss(head: Head, rows: TokenRows, tables: Tables) -> Float[Array, "N 1"]:
     size, tables = _fitted(rows, tables)
 
     def of_block(block):
-        found, _ = statistics(head, size, block, tables, keep=False)
+        found, _ = statistics(head, size, block, tables, NOTHING)
         return finish(head, found)[0]
 
     return _joined(lax.map(of_block, _blocks(rows, size.rows)), rows)
@@ -46,7 +56,7 @@ def loss_and_gradients(
     The table's gradient is fp32.
     """
     size, tables = _fitted(rows, tables)
-    keep = keeps(head, rows.hidden.dtype)
+    keep = keeps(head, size, rows, tables)
 
     def of_block(d_table, block):
         found, kept = statistics(head, size, block, tables, keep)
@@ -71,8 +81,31 @@ def tiles(width: int, teacher_width: int = 0) -> Tiles | None:
         for columns in (512, 256, 128):
             fits = _vmem(width, teacher_width, rows, columns) <= 0.8 * chip.vmem_capacity_bytes
             if fits and rows >= fed:
-                return Tiles(rows, columns, chip.num_cores)
+                found = Tiles(rows, columns, chip.num_cores)
+                return found._replace(stores=_pays(width, teacher_width, found))
     return None
+
+
+def _pays(width: int, teacher_width: int, size: Tiles) -> bool:
+    """Whether both kernels take less time if the student's logits are stored in between.
+
+    Each takes as long as its products or its traffic, of tables, of what is stored in 16 bits
+    beside a teacher and of logits; a stored tile of logits also has to fit, twice.
+    """
+    chip = pltpu.get_tpu_info()
+    bandwidth = REACHED * chip.mem_bw_bytes_per_second
+    both, kept, logits = width + teacher_width, 2 * size.rows * bool(teacher_width), 4 * size.rows
+
+    def time(products: int, bytes_moved: int) -> float:
+        """Of a token of the vocabulary."""
+        computed = 2 * size.rows * products / chip.bf16_ops_per_second
+        return max(computed, bytes_moved / bandwidth)
+
+    again = time(both, 2 * both + kept) + time(3 * width, 10 * width + kept)
+    read = time(both, 2 * both + kept + logits) + time(2 * width, 10 * width + kept + logits)
+    needed = _vmem(width, teacher_width, size.rows, size.vocabulary)
+    needed += 2 * logits * size.vocabulary
+    return read < again and needed <= 0.8 * chip.vmem_capacity_bytes
 
 
 def _vmem(width: int, teacher_width: int, rows: int, columns: int) -> int:

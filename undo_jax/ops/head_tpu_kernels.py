@@ -1,7 +1,7 @@
 """One block of the head's rows on TPU, by two kernels (Pallas, Mosaic).
 
 The teacher's logits are computed once: `statistics` stores their difference from the student's, in
-16 bits, for `gradients`.
+16 bits, for `gradients`. Where it pays, it stores the student's, too, in fp32: they are the same.
 """
 
 import math
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from undo_jax.ops import head_tile
 from undo_jax.ops.head_tile import Head, Normalisers, Tables, TokenRows, product
 
 LANES = 128  # of a register
+STORED = 2**28  # bytes of the student's logits, of a block of rows, at most
 STEPS = 2**15 - 1  # quantisation steps of a difference's square root, each side of zero
 
 
@@ -28,25 +29,39 @@ class Tiles(NamedTuple):
     rows: int
     vocabulary: int
     cores: int = 1
+    stores: bool = False  # whether reading a stored tile of logits is faster than computing it
+
+
+class Kept(NamedTuple):
+    """What `statistics` stores for `gradients`, or whether it does; else None, or False."""
+
+    distance: Any  # the student's logits less the teacher's, as `_root`: int16 [R, V]
+    logits: Any  # the student's, fp32 [R, V]
+
+
+NOTHING = Kept(None, None)
 
 
 def widths_of(tables: Tables) -> list[int]:
     return [table.shape[1] for table in jax.tree.leaves(tables)]
 
 
-def keeps(head: Head, dtype: jnp.dtype) -> bool:
-    """Whether the teacher's logits are stored: 16 bits suffice only if the gradient is bf16."""
-    return head.target == "teacher" and math.isfinite(_farthest(head)) and dtype == jnp.bfloat16
+def keeps(head: Head, size: Tiles, rows: TokenRows, tables: Tables) -> Kept:
+    """What is stored. 16 bits suffice for the teacher only if the gradient is bf16."""
+    rounded = rows.hidden.dtype == jnp.bfloat16
+    distance = head.target == "teacher" and math.isfinite(_farthest(head)) and rounded
+    return Kept(distance, size.stores and 4 * size.rows * len(tables.table) <= STORED)
 
 
 def statistics(
-    head: Head, size: Tiles, rows: TokenRows, tables: Tables, keep: bool
-) -> tuple[list[Float[Array, "cores R lanes"]], Int[Array, "R V"] | None]:
-    """Statistics of `head_tile.update` per lane and core; and what is stored, if `keep`."""
+    head: Head, size: Tiles, rows: TokenRows, tables: Tables, keep: Kept
+) -> tuple[list[Float[Array, "cores R lanes"]], Kept]:
+    """Statistics of `head_tile.update` per lane and core; and what is stored."""
     count, vocabulary = len(rows.hidden), len(tables.table)
     start = jax.eval_shape(lambda: head_tile.start(head, count, LANES))
     found = [jax.ShapeDtypeStruct((size.cores, *x.shape), x.dtype) for x in start]
-    kept = jax.ShapeDtypeStruct((count, vocabulary), jnp.int16) if keep else None
+    of = lambda dtype: jax.ShapeDtypeStruct((count, vocabulary), dtype)  # noqa: E731
+    kept = Kept(of(jnp.int16) if keep.distance else None, of(jnp.float32) if keep.logits else None)
     return pl.pallas_call(
         partial(_statistics_kernel, head, size),
         out_shape=(found, kept),
@@ -54,7 +69,7 @@ def statistics(
         in_specs=_read(size, rows, tables),
         out_specs=(jax.tree.map(_of_core, found), jax.tree.map(partial(_beside, size), kept)),
         compiler_params=_params(),
-        cost_estimate=_cost(head, rows, tables, again=0),
+        cost_estimate=_cost(head, rows, tables, sum(widths_of(tables)), again=0),
         name="head_statistics",
     )(rows, tables)
 
@@ -73,12 +88,13 @@ def gradients(
     rows: TokenRows,
     tables: Tables,
     normalisers: Normalisers,
-    kept: Int[Array, "R V"] | None,
+    kept: Kept,
     d_table: Float[Array, "V D"],
 ) -> tuple[Float[Array, "R D"], Float[Array, "V D"]]:
     """A block's gradient in its rows, fp32, and `d_table` plus the block's, added in place."""
-    if kept is not None:
+    if kept.distance is not None:
         rows, tables = rows._replace(teacher=None), tables._replace(teacher=None)
+    made = sum(widths_of(tables)) - (0 if kept.logits is None else tables.table.shape[1])
     inputs = rows, tables, normalisers, kept, d_table
     d_hidden = jax.ShapeDtypeStruct((size.cores, *rows.hidden.shape), jnp.float32)
     d_hidden, d_table = pl.pallas_call(
@@ -94,7 +110,7 @@ def gradients(
         out_specs=(_of_core(d_hidden), _streamed(size, d_table)),
         input_output_aliases={len(jax.tree.leaves(inputs)) - 1: 1},
         compiler_params=_params(),
-        cost_estimate=_cost(head, rows, tables, again=2),
+        cost_estimate=_cost(head, rows, tables, made, again=2),
         name="head_gradients",
     )(*inputs)
     return jnp.sum(d_hidden, axis=0), d_table
@@ -143,12 +159,12 @@ def _params() -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=vmem)
 
 
-def _cost(head: Head, rows: TokenRows, tables: Tables, again: int) -> pl.CostEstimate:
-    """The cost: logits, and `again` more products of their size with the student's width."""
+def _cost(head: Head, rows: TokenRows, tables: Tables, made: int, again: int) -> pl.CostEstimate:
+    """The cost: logits of all `made` widths, and `again` products more with the student's width."""
     size, widths = rows.hidden.shape[0], widths_of(tables)
     more = again * widths[0]
     return pl.CostEstimate(
-        flops=2 * size * head.vocabulary * (sum(widths) + more),
+        flops=2 * size * head.vocabulary * (made + more),
         transcendentals=2 * size * head.vocabulary * len(widths),
         bytes_accessed=(head.vocabulary + size) * (2 * sum(widths) + 4 * more),
     )
@@ -158,15 +174,21 @@ def _cost(head: Head, rows: TokenRows, tables: Tables, again: int) -> pl.CostEst
 
 
 def _tile(
-    head: Head, size: Tiles, rows: TokenRows, tables: Tables, kept: Any = None
+    head: Head, size: Tiles, rows: TokenRows, tables: Tables, kept: Kept = NOTHING
 ) -> head_tile.Tile:
     """This step's tile of logits."""
     first = _number(pl.program_id(0), pl.program_id(1)) * size.vocabulary
-    student = product(rows.hidden, tables.table, 1, 1)
+    student = kept.logits
+    if student is None:
+        student = product(rows.hidden, tables.table, 1, 1)
     teacher = None if rows.teacher is None else product(rows.teacher, tables.teacher, 1, 1)
     ragged = head.vocabulary % (size.cores * size.vocabulary) != 0
     tile = head_tile.tile(head, first, (student, teacher), rows.targets, ragged)
-    return tile if kept is None else tile._replace(y=tile.z - _distance(head, kept))
+    if kept.logits is not None:
+        tile = tile._replace(z=kept.logits)  # soft-capped before
+    if kept.distance is not None:
+        tile = tile._replace(y=tile.z - _distance(head, kept.distance))
+    return tile
 
 
 def _statistics_kernel(head: Head, size: Tiles, rows, tables, found, kept):
@@ -182,8 +204,10 @@ def _statistics_kernel(head: Head, size: Tiles, rows, tables, found, kept):
         seen = head_tile.update(head, seen, columns)
     for out, value in zip(found, seen, strict=True):
         out[...] = value
-    if kept is not None:
-        kept[...] = _root(head, tile.z - tile.y)
+    if kept.distance is not None:
+        kept.distance[...] = _root(head, tile.z - tile.y)
+    if kept.logits is not None:
+        kept.logits[...] = tile.z
 
 
 def _gradients_kernel(

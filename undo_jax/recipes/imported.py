@@ -50,7 +50,7 @@ class Import:
             folder = folder / "params"
         elif (folder / hf_folder.CONFIG).exists():
             lm = hf_folder.read_config(folder)
-            stated = {n: v for n, v in plain(lm).items() if n not in hf.UNSTATED}
+            stated = {n: v for n, v in plain(lm).items() if n not in hf_folder.UNSTATED}
             self._check(stated, "give the folder of such a model")
             return hf.load(folder, lm, mesh)
         return checkpoint.restore(folder, self.lm, mesh)

@@ -16,8 +16,9 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
 class Claim:
     """A claim that holds if a quantity is above, or below, a bound.
 
-    It holds, or does not, only if all of Student's 95 % interval over seeds is on one side. The
-    bootstrap interval is told, too: over a few seeds it is too narrow to judge by.
+    It holds, or does not, only if all of Student's 95 % interval over seeds is on one side, and all
+    that its experiment lists is finished. The bootstrap interval is told, too: over a few seeds it
+    is too narrow to judge by.
     """
 
     says: str  # in the paper's words, or near
@@ -27,11 +28,12 @@ class Claim:
     bound: float = 0.0
     above: bool = True  # False: it holds below the bound
     paper: bool = True  # False: a question of ours beside the paper's
+    finished: bool = True  # False: models or attacks are still missing
 
     @property
     def verdict(self) -> str:
         low, high = student(self.values)
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if not (self.finished and math.isfinite(low) and math.isfinite(high)):
             return OPEN
         over, under = low > self.bound, high < self.bound
         if not (over or under):
@@ -56,7 +58,8 @@ class Claim:
                 f"[{_signed(a)}, {_signed(b)}]" for a, b in ((low, high), (least, most))
             )
             told += f" {inner}, Student's {outer}"
-        return f"{told}, {self.in_favour} of {len(found)} seeds"
+        told += f", {self.in_favour} of {len(found)} seeds"
+        return told if self.finished else f"{told}, unfinished"
 
 
 def _signed(number: float) -> str:
@@ -66,16 +69,16 @@ def _signed(number: float) -> str:
 
 def grid(claims: Sequence[Claim]) -> Grid:
     """The claims as a table; ours are in brackets."""
-    header = ["claim", "setting", "measured", "mean [bootstrap] and Student's", "bound", "verdict"]
+    header = ["claim", "verdict", "setting", "measured", "mean, and intervals", "bound"]
     rows = [
         [
             c.says if c.paper else f"({c.says})",
+            c.verdict,
             c.setting,
             c.quantity,
             c.number,
             f"{'>' if c.above else '<'} {c.bound:g}",
-            c.verdict,
         ]
         for c in claims
     ]
-    return Grid(header, rows, words=3)
+    return Grid(header, rows, words=4)

@@ -58,8 +58,9 @@ def as_written(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{path} is not as a run writes it ({error!r}): delete it, and run the experiment again"
+            f"{path} is not as a run writes it ({why}): delete it, and run the experiment again"
         ) from error
 
 

@@ -30,6 +30,9 @@ figure { margin: 1.75rem 0 0; max-width: 47rem; }
 figure div { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .75rem; }
 figure svg { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .6rem; }
+figure.wide { max-width: none; }
+figure.wide div { overflow-x: auto; }
+figure.wide svg { min-width: 44rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
   width: 100%; }
@@ -78,11 +81,10 @@ def _shown(summary: epath.Path) -> list[str]:
 
 def page(report: Report, svgs: Mapping[str, str], captions: Mapping[str, str]) -> str:
     """index.html as a string; it loads no other files."""
-    told = "".join(f"<li>{escape(note)}</li>" for note in tables.notes(report))
     body = [
         f"<h1>{escape(report.name)}</h1>",
         f'<p class="lead">{escape(_lead(report))}</p>',
-        f'<ul class="notes">{told}</ul>' if told else "",
+        notes(tables.notes(report)),
         *(figure(svgs[name], captions[name]) for name in captions),
         "<h2>Every model</h2>",
         table(tables.model_grid(report)),
@@ -135,10 +137,18 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number > 1)}"
 
 
-def figure(svg: str, caption: str) -> str:
+def notes(told: Iterable[str]) -> str:
+    """A list of remarks, empty without any."""
+    items = "".join(f"<li>{escape(one)}</li>" for one in told)
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def figure(svg: str, caption: str, wide: bool = False) -> str:
+    """`wide`: as wide as the page, and on a phone it scrolls sideways."""
     inline = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)  # no XML declaration inside HTML
+    opened = "<figure class=wide>" if wide else "<figure>"
     return (
-        f'<figure><div role="img" aria-label="{escape(caption)}">{inline}</div>'
+        f'{opened}<div role="img" aria-label="{escape(caption)}">{inline}</div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

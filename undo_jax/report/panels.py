@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Spreads = Mapping[Any, Spread]  # by step, the values of all seeds
+STAR = "*"
 WIDTH, ROW = 3.05, 2.45  # inches of a panel, with its labels
 
 
 class Look:
-    """How a model's line is drawn."""
+    """How a model's line is drawn, and the mark of its point where points stand for models."""
 
-    def __init__(self, colour: str, style: Any = "-"):
-        self.colour, self.style = colour, style
+    def __init__(self, colour: str, style: Any = "-", mark: str = ""):
+        self.colour, self.style, self.mark = colour, style, mark
 
 
 def curves_of(points: Sequence[Point], panel: str, setting: str) -> dict[str, Spreads]:
@@ -104,7 +105,7 @@ def mark(ax: Axes, points: Sequence[Point], colour: str, shape: str, **more: Any
 
 def data_filtering(ax: Axes) -> None:
     """The star at (100, 100): all of the robustness, for all of the compute."""
-    ax.plot([100], [100], "*", ms=13, color=BLACK, zorder=6, clip_on=False)
+    ax.plot([100], [100], STAR, ms=13, color=BLACK, zorder=6, clip_on=False)
     ax.tick_params(length=0, labelsize=8.5)
 
 
@@ -119,9 +120,12 @@ def legend(fig: Figure, looks: Mapping[str, Look], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=look.colour, linestyle=look.style, linewidth=1.9, label=name)
+        Line2D(
+            [], [], color=look.colour, linestyle=look.style, linewidth=1.9, label=name,
+            marker=look.mark, ms=8 if look.mark == STAR else 5,
+        )
         for name, look in looks.items()
-    ]
+    ]  # fmt: skip
     fig.legend(
         handles=handles,
         loc="lower center",
@@ -145,3 +149,4 @@ def empty(ax: Axes, why: str) -> None:
 
 
 ORACLE = Look(BLACK, (0, (4, 2.2)))
+FILTERING = Look(ORACLE.colour, ORACLE.style, STAR)  # the oracle, where models are points

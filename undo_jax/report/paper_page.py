@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -16,9 +17,10 @@ from undo_jax.report.studies import Study
 
 FOLDER = "figures"
 LEGEND = (
-    "Each seed gives one value; the mean is over seeds. A claim holds, or does not, if Student's "
-    "95 % interval is on one side of the bound; the bootstrap's is narrow for few seeds (it holds "
-    "the true mean in 75 of 100 cases for three, in 84 for five). In brackets: what we ask besides."
+    "Each seed gives one value; the mean is over seeds, and its 95 % intervals are the bootstrap's "
+    "and Student's. A claim holds, or does not, if Student's is on one side of the bound; the "
+    "bootstrap's is narrow for few seeds (it holds the true mean in 75 of 100 cases for three, in "
+    "84 for five). Claims in brackets are what we ask besides. Of an unfinished run none is judged."
 )
 
 
@@ -30,22 +32,30 @@ class Drawn(NamedTuple):
     caption: str
     claims: list[Claim]
     files: dict[str, bytes]  # by their endings
+    missing: list[str]  # of each experiment that is unfinished, what is
 
 
-def studies(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, Study]]:
+class Page(NamedTuple):
+    """What `write` has drawn, and why not the others, by FIGURE-SCALE."""
+
+    drawn: list[Drawn]
+    others: dict[str, str]
+
+
+def experiments(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, str]]:
     """The experiments of a workdir that figures draw: by figure and scale, then by setting."""
-    found: dict[tuple[str, str], dict[str, Study]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for name in names(workdir):
         figure, _, rest = name.partition("-")
         setting, _, scale = rest.partition("-")
         if figure in paper.discover() and scale:
-            study = Study(setting, read_logs(workdir, name))
-            found.setdefault((figure, scale), {})[setting] = study
+            found.setdefault((figure, scale), {})[setting] = name
     return found
 
 
 def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
     """A figure as files. Raises ValueError where there is nothing to draw yet."""
+    unfinished = {setting: len(study.logs.unfinished) for setting, study in some.items()}
     module, name = paper.discover()[figure], f"{figure}-{scale}"
     if not module.points(some):
         whole = " and ".join(study.logs.name for study in some.values())
@@ -53,64 +63,95 @@ def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
     files = render(functools.partial(module.draw, some), name)
     files["csv"] = _csv(module.points(some))
     title = f"{module.TITLE} ({scale} scale)"
-    return Drawn(name, title, module.caption(some), module.claims(some), files)
+    claims = [
+        # a claim of another name than a setting's is of all of them together
+        replace(c, finished=not unfinished.get(c.setting, sum(unfinished.values())))
+        for c in module.claims(some)
+    ]
+    missing = [
+        f"{some[setting].logs.name}: {count} of its models and attacks are unfinished"
+        for setting, count in unfinished.items()
+        if count
+    ]
+    return Drawn(name, title, module.caption(some), claims, files, missing)
 
 
-def write(workdir: epath.PathLike) -> list[Drawn]:
+def write(workdir: epath.PathLike) -> Page:
     """Write WORKDIR/figures/: PNG, SVG and CSV of each figure, claims.csv, summary.md, index.html.
 
-    Raises FileNotFoundError where no experiment of the workdir belongs to a figure, and what
-    `read_logs` raises.
+    A figure that cannot be drawn leaves the others as they are, and no files of its own. Raises
+    FileNotFoundError where no experiment of the workdir belongs to a figure, and ValueError where
+    none can be drawn.
     """
-    found = studies(workdir)
+    found = experiments(workdir)
     if not found:
         known = ", ".join(paper.discover())
         raise FileNotFoundError(
             f"{workdir} holds no run of experiments/paper: run one there first ({known})"
         )
-    drawn = [draw(*which, some) for which, some in found.items()]
+    drawn: list[Drawn] = []
+    others: dict[str, str] = {}
+    for (figure, scale), some in found.items():
+        try:
+            read = {setting: Study(setting, read_logs(workdir, n)) for setting, n in some.items()}
+            drawn.append(draw(figure, scale, read))
+        except ValueError as error:  # what is damaged, outdated or not begun
+            others[f"{figure}-{scale}"] = str(error)
+    if not drawn:
+        raise ValueError("; ".join(others.values()))
     folder = epath.Path(workdir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    for name in others:
+        for kind in ("png", "svg", "csv"):  # of an earlier page
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
     for one in drawn:
         for kind, data in one.files.items():
             (folder / f"{one.name}.{kind}").write_bytes(data)
     (folder / "claims.csv").write_bytes(_csv(_claim_rows(drawn)))
-    (folder / "summary.md").write_text(markdown(drawn))
-    (folder / "index.html").write_text(page(drawn))
-    return drawn
+    made = Page(drawn, others)
+    (folder / "summary.md").write_text(markdown(made))
+    (folder / "index.html").write_text(page(made))
+    return made
 
 
 def told(one: Drawn) -> str:
     """A figure's claims for the terminal: two lines each."""
-    lines = [one.title]
+    lines = [one.title, *(f"  {missing}" for missing in one.missing)]
     for c in one.claims:
         lines += [f"  {c.verdict}: {c.says} ({c.setting})", f"    {c.quantity}: {c.number}"]
     return "\n".join(lines)
 
 
-def page(drawn: Sequence[Drawn]) -> str:
+def page(made: Page) -> str:
     """index.html as a string; it loads no other files."""
     body = [
         "<h1>The paper's figures, from our runs</h1>",
-        f'<p class="lead">{html.escape(_counted(drawn))}</p>',
+        f'<p class="lead">{html.escape(_counted(made.drawn))}</p>',
+        html.notes(undrawn(made)),
     ]
-    for one in drawn:
+    for one in made.drawn:
         body += [
             f"<h2>{html.escape(one.title)}</h2>",
-            html.figure(one.files["svg"].decode(), one.caption),
+            html.notes(one.missing),
+            html.figure(one.files["svg"].decode(), one.caption, wide=True),
             html.table(grid(one.claims), wrapped=True),
         ]
     body.append(f'<p class="legend">{html.escape(LEGEND)}</p>')
     return html.document("The paper's figures", body)
 
 
-def markdown(drawn: Sequence[Drawn]) -> str:
+def markdown(made: Page) -> str:
     """summary.md: each figure, its caption and its claims."""
-    blocks = ["# The paper's figures, from our runs", _counted(drawn)]
-    for one in drawn:
-        blocks += [f"## {one.title}", f"![{one.name}]({one.name}.png)", one.caption]
+    blocks = ["# The paper's figures, from our runs", _counted(made.drawn), *undrawn(made)]
+    for one in made.drawn:
+        blocks += [f"## {one.title}", *one.missing, f"![{one.name}]({one.name}.png)", one.caption]
         blocks.append(tables.markdown_table(grid(one.claims)))
     return "\n\n".join([*blocks, LEGEND]) + "\n"
+
+
+def undrawn(made: Page) -> list[str]:
+    """A line for each figure that is not drawn."""
+    return [f"{name} is not drawn: {reason}" for name, reason in made.others.items()]
 
 
 def _counted(drawn: Sequence[Drawn]) -> str:
@@ -124,11 +165,12 @@ def _counted(drawn: Sequence[Drawn]) -> str:
 
 
 class ClaimRow(NamedTuple):
-    """A seed's value of a claim's quantity: a row of claims.csv."""
+    """A seed's value of a claim's quantity, in the order of seeds: a row of claims.csv."""
 
     figure: str
     setting: str
     claim: str
+    paper: bool  # False: a question of ours
     quantity: str
     value: float
     bound: float
@@ -139,7 +181,7 @@ def _claim_rows(drawn: Sequence[Drawn]) -> Iterable[ClaimRow]:
     for one in drawn:
         for c in one.claims:
             for value in c.values.values:
-                said = one.name, c.setting, c.says, c.quantity
+                said = one.name, c.setting, c.says, c.paper, c.quantity
                 yield ClaimRow(*said, value, c.bound, c.verdict)
 
 

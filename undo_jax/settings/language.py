@@ -1,6 +1,6 @@
 """Retain one language, forget another (paper §5): English and Korean, in packed rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,21 +56,7 @@ class Language:
         if not 0 < self.retain_share < 1:
             raise ValueError(f"retain_share={self.retain_share}: give a share between 0 and 1")
         if self.retain.exists and self.forget.exists:
-            self._check_corpora()
-
-    def _check_corpora(self) -> None:
-        for corpus in (self.retain, self.forget):
-            packed = corpus.manifest["settings"]
-            if packed["tokenizer"]["fingerprint"] != self.tokenizer.fingerprint:
-                raise ValueError(
-                    f"{corpus.folder} was packed with another tokenizer ({packed['vocab_size']} "
-                    f"ids) than the setting's ({self.tokenizer.vocab_size}): pack it again with it"
-                )
-            if packed["row_length"] != self.row_length:
-                raise ValueError(
-                    f"row_length={self.row_length}, but {corpus.folder} has rows of "
-                    f"{packed['row_length']} tokens: set it so, or pack both to it"
-                )
+            check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
@@ -78,7 +64,7 @@ class Language:
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         if name not in ("pretrain", "oracle", "retain", "forget"):
             raise ValueError(f"no stream {name!r}: choose pretrain, oracle, retain or forget")
-        self._check_corpora()
+        check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
         retain, forget = self.retain.rows("train"), self.forget.rows("train")
         opens = self.tokenizer.bos_id if self.segments else None
         if name == "pretrain":
@@ -96,6 +82,22 @@ class Language:
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
         """Cross entropy at most `tolerance` (relative) above the teacher's, as in the paper."""
         return student - teacher < tolerance * teacher
+
+
+def check_corpora(corpora: Iterable[Corpus], tokenizer: Tokenizer, row_length: int) -> None:
+    """Raises ValueError for a corpus packed with another tokenizer or to another row length."""
+    for corpus in corpora:
+        packed = corpus.manifest["settings"]
+        if packed["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+            raise ValueError(
+                f"{corpus.folder} was packed with another tokenizer ({packed['vocab_size']} ids) "
+                f"than the setting's ({tokenizer.vocab_size}): pack it again with it"
+            )
+        if packed["row_length"] != row_length:
+            raise ValueError(
+                f"row_length={row_length}, but {corpus.folder} has rows of "
+                f"{packed['row_length']} tokens: set it so, or pack all to it"
+            )
 
 
 def _groups(setting: Language, corpus: Corpus) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from undo_jax.report import panels
 from undo_jax.report.claims import Claim
-from undo_jax.report.drawing import PURPLE, WARM, shade
+from undo_jax.report.drawing import GREY, PURPLE, WARM, shade
 from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
 from undo_jax.report.studies import Point, Seed, Study, lines
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TITLE = "UNDO: robustness for compute"
 FORGET, PERMUTED = "relearning", "relearning permuted answers"
 TRADE = {"steps": "robustness against steps", "flops": "robustness against FLOPs"}
-FRESH = "Unlearn-and-Distill"
+FRESH, OTHERS = "Unlearn-and-Distill", "other β"
 
 
 def alphas(study: Study) -> dict[str, float]:
@@ -56,8 +56,9 @@ def _looks(study: Study) -> dict[str, Look]:
     places = {m: rank / max(len(grid) - 1, 1) for rank, m in enumerate(grid)}
     looks = {"unlearn-only": Look(WARM)}
     for model, place in places.items():  # without noise it is unlearn-only, or near
-        looks[model] = Look(shade(place), "-" if grid[model] else (0, (1, 1.8)))
-    return {**looks, FRESH: Look(PURPLE, (0, (7, 1.8, 1.2, 1.8))), "oracle": panels.ORACLE}
+        looks[model] = Look(shade(place), "-" if grid[model] else (0, (1, 1.8)), "o")
+    fresh = Look(PURPLE, (0, (7, 1.8, 1.2, 1.8)), "D")
+    return {**looks, FRESH: fresh, "oracle": panels.FILTERING, OTHERS: Look(GREY, "", "x")}
 
 
 def draw(studies: Mapping[str, Study]) -> Figure:
@@ -93,10 +94,10 @@ def _trade(
             places.setdefault(p.model, []).append(p)
     for model, of in places.items():
         if model in looks:
-            panels.mark(ax, of, looks[model].colour, "D" if model == FRESH else "o")
+            panels.mark(ax, of, looks[model].colour, looks[model].mark)
         elif (y := Spread(tuple(p.y for p in of))).finite:
             x = Spread(tuple(p.x for p in of))
-            ax.plot(x.mean, y.mean, "x", ms=5, color="#8b8f96", zorder=4)
+            ax.plot(x.mean, y.mean, looks[OTHERS].mark, ms=5, color=GREY, zorder=4)
     panels.data_filtering(ax)
 
 

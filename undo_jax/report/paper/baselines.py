@@ -41,7 +41,7 @@ LOOKS = {
     "noise in upper layers": Look("#7a7f35"),
     "random, as upper layers": Look("#7a7f35", (0, DOTTED)),
     PRUNING: Look("#b0577f", (0, DASHED)),
-    "oracle": panels.ORACLE,
+    "oracle": panels.FILTERING,
 }
 _DAMAGE = tuple(f"{how} {part}" for part in PARTS for how in ("noise in", "random, as"))
 GROUPS = {

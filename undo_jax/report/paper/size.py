@@ -71,7 +71,7 @@ def _looks(study: Study) -> dict[str, Look]:
     grid = [*alphas(study)]
     shades = {m: Look(shade(rank / max(len(grid) - 1, 1))) for rank, m in enumerate(grid)}
     fresh = Look(PURPLE, (0, (7, 1.8, 1.2, 1.8)))
-    return {"unlearn-only": Look(WARM), **shades, FRESH: fresh, "oracle": panels.ORACLE}
+    return {"unlearn-only": Look(WARM), **shades, FRESH: fresh, "oracle": panels.FILTERING}
 
 
 def draw(studies: Mapping[str, Study]) -> Figure:

@@ -1,0 +1,118 @@
+"""`undo-jax evaluate MODEL --tasks ...`: lm-evaluation-harness on a model of any stage."""
+
+import contextlib
+import json as json_format
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+from etils import epath
+
+from undo_jax import checkpoint
+from undo_jax.cli import experiment as experiments
+from undo_jax.cli import weights
+from undo_jax.cli.devices import ALONE, Joined
+from undo_jax.cli.flags import ModelFolder
+from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.evals.served import Served
+from undo_jax.mesh import make_mesh, parse_mesh
+
+ROWS = 16  # of a batch
+INSTALL = "lm-eval is not installed: pip install 'undo-jax[eval]'"
+
+
+def evaluate(
+    model: ModelFolder,
+    tasks: tuple[str, ...],
+    include_path: str | None = None,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = ROWS,
+    max_length: int | None = None,
+    mesh: str | None = None,
+    tokenizer: str | None = None,
+    bos_token: str | None = None,
+    json: bool = False,
+    processes: Joined = ALONE,
+) -> None:
+    """Score a model of any stage on tasks of lm-evaluation-harness, without an export.
+
+    The results are those of its `hf` backend on the exported model. With all of its own flags:
+    python -m undo_jax.cli.harness --model undo_jax --model_args pretrained=MODEL --tasks ...
+
+    Args:
+        model: the folder of a finished model, or one that import-hf made; may be gs://.
+        tasks: names of tasks, groups or tags, or a task's YAML file.
+        include_path: a folder of task files (YAML) of your own.
+        limit: so many of each task's questions; below 1: this share of them.
+        num_fewshot: examples before a question; default: as the task says.
+        batch_size: rows that are computed at a time, on all devices together.
+        max_length: how many tokens the model reads; what is longer is cut on the left. Default: as
+            its exported config.json would say.
+        mesh: devices along each axis, e.g. data=4,fsdp=2; default: all along fsdp.
+        tokenizer: the run's tokenizer, where its file is no longer where the run found it.
+        bos_token: what begins a document, of a Hugging Face tokenizer; default: as in the run.
+        json: print JSON in place of a table.
+    """
+    names = [name for word in tasks for name in word.split(",") if name]
+    _check(names, include_path, limit, num_fewshot)
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value is not None and not 0 < value < 2**31:
+            raise ValueError(f"{name}={value}: give a whole number above 0")
+    if mesh is not None:
+        parse_mesh(mesh)
+    experiments.prepare_devices(processes)
+    weights.model(epath.Path(model))
+    if jax.process_index() != 0:
+        return serve(model, tokenizer, bos_token, mesh)[0].follow()
+    how = tokenizer, bos_token, batch_size, max_length, mesh
+    table, content = _scored(model, how, names, include_path, limit, num_fewshot)
+    print(json_format.dumps({"model": model, **content}, indent=1) if json else table)
+
+
+def serve(
+    folder: str, tokenizer: str | None, bos_token: str | None, mesh: str | None
+) -> tuple[Served, Tokenizer, list[int]]:
+    """A finished artifact's model on all devices, its tokenizer, and the tokens that end a text.
+
+    Raises FileNotFoundError for no finished artifact, and ValueError for one that is damaged, has
+    no tokenizer, or does not fit the mesh.
+    """
+    path = epath.Path(folder)
+    lm = weights.model(path)
+    encoder, ends = weights.tokenizer_of(path, lm, tokenizer, bos_token)
+    devices = weights.mesh_of(lm) if mesh is None else make_mesh(parse_mesh(mesh))
+    params = checkpoint.restore(path / "params", lm, devices)
+    with jax.set_mesh(devices):
+        params = jax.jit(lm.rounded)(params)
+    return Served(lm, params, devices), encoder, ends
+
+
+def _check(
+    names: Sequence[str], include_path: str | None, limit: float | None, num_fewshot: int | None
+) -> None:
+    """Raises ValueError for a flag that cannot be, and ModuleNotFoundError without lm-eval."""
+    if find_spec("lm_eval") is None:
+        raise ModuleNotFoundError(INSTALL, name="lm_eval")
+    if not names:
+        raise ValueError("no tasks: give --tasks NAME")
+    if include_path is not None and not Path(include_path).is_dir():
+        raise FileNotFoundError(f"no folder {include_path}: give one with the YAML files of tasks")
+    if limit is not None and not (0 < limit < 2**31 and (limit < 1 or limit == int(limit))):
+        raise ValueError(f"limit={limit}: give a number of questions, or a share below 1")
+    if num_fewshot is not None and not 0 <= num_fewshot < 2**31:
+        raise ValueError(f"num_fewshot={num_fewshot}: give 0 or more examples")
+
+
+def _scored(model, how, names, include_path, limit, num_fewshot):
+    """See `harness_tasks.results`; what the libraries print goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        from undo_jax.cli import harness, harness_tasks
+
+        manager, tasks = harness_tasks.find(names, include_path)
+        lm = harness.UndoJax(model, *how)
+        found = harness_tasks.results(lm, manager, tasks, limit, num_fewshot)
+        lm.served.end()
+    return found

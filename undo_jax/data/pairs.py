@@ -1,0 +1,110 @@
+"""Questions with their answers as documents of which losses count the answers alone."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from undo_jax.data.packing import pack
+from undo_jax.data.records import records, text
+from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.types import Packed
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Questions and answers in local files, Parquet or JSON lines.
+
+    A document is the `template` with a pair in it, e.g. a chat template of one turn; what counts is
+    all after the question's part of it, and the token that ends the document. Spaces before
+    {answer} belong to the answer. A hash decides which pairs are for validation. Equal documents
+    are the same part of an experiment wherever they lie.
+
+    Raises ValueError for a template without {question} before {answer} and a share outside (0, 1);
+    reading raises what `records` does.
+    """
+
+    pattern: str | Path
+    template: str = "Question: {question}\nAnswer: {answer}"
+    question: str = "question"  # names of the fields
+    answer: str = "answer"
+    validation_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check the template and the share."""
+        before, found, after = self.template.partition("{answer}")
+        if not found or before.count("{question}") != 1 or "{question}" in after:
+            raise ValueError(
+                f"template={self.template!r}: give one {{question}}, and then one {{answer}}"
+            )
+        if not 0 < self.validation_share < 1:
+            raise ValueError(
+                f"validation_share={self.validation_share}: give a share between 0 and 1"
+            )
+
+    @cached_property
+    def documents(self) -> tuple[tuple[str, str], ...]:
+        """Each document as what is given and what is learned."""
+        before, _, after = self.template.partition("{answer}")
+        made = []
+        for place, record in records(self.pattern, (self.question, self.answer)):
+            question, answer = (
+                text(record[field], f"{place} field {field!r}")
+                for field in (self.question, self.answer)
+            )
+            made.append((before.replace("{question}", question), answer + after))
+        if not made:
+            raise ValueError(f"{self.pattern} holds no pairs: give one a line, or a row")
+        return tuple(made)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the documents and of which are for validation."""
+        content = json.dumps([self.documents, self.validation_share])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def rows(
+        self, split: Literal["train", "validation"], tokenizer: Tokenizer, row_length: int
+    ) -> Packed:
+        """Rows of a split, each of which begins with a document, and their weights.
+
+        Raises ValueError for a split that does not fill one row.
+        """
+        return _rows(self, split, tokenizer, row_length)
+
+
+def encode_pair(
+    tokenizer: Tokenizer, context: str, continuation: str
+) -> tuple[list[int], list[int]]:
+    """Tokens of both: those of the context alone, and the rest of those of the whole text.
+
+    Spaces that end the context open the continuation. Both as in lm-evaluation-harness.
+    """
+    alone = tokenizer.encode(context.rstrip())
+    return alone, tokenizer.encode(context + continuation)[len(alone) :]
+
+
+@cache
+def _rows(pairs: Pairs, split: str, tokenizer: Tokenizer, row_length: int) -> Packed:
+    chosen = [one for one in pairs.documents if _held_out(pairs, *one) == (split == "validation")]
+    encoded = [encode_pair(tokenizer, *one) for one in chosen]
+    size = sum(len(given) + len(learned) + 1 for given, learned in encoded)
+    if size < row_length:
+        raise ValueError(
+            f"{pairs.pattern} has {len(chosen)} pairs for {split}, {size} tokens, and a row takes "
+            f"{row_length}: give more, another validation_share, or a shorter row_length"
+        )
+    documents = ([*given, *learned] for given, learned in encoded)
+    rows = pack(documents, row_length, tokenizer.bos_id, align=True)
+    counted = ([0] * len(given) + [1] * len(learned) for given, learned in encoded)
+    weights = pack(counted, row_length, 1, align=True).astype(np.float32)
+    return Packed(rows, weights)
+
+
+def _held_out(pairs: Pairs, given: str, learned: str) -> bool:
+    digest = hashlib.blake2b(f"{given}{learned}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < pairs.validation_share * 2**64

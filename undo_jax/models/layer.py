@@ -1,0 +1,166 @@
+"""One layer of the decoder: attention and MLP, each with its norms.
+
+Every kernel is a plain matrix [in, out], so that "matrix" and "vector" mean the same here as in the
+paper's noise.
+"""
+
+import functools
+import operator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from undo_jax.models.architecture import Architecture
+from undo_jax.models.cache import Cache
+from undo_jax.models.rope import LongRope, frequencies, rope
+from undo_jax.ops import attention_gpu, attention_tpu
+from undo_jax.ops.attention import attention, write
+from undo_jax.ops.linear import linear
+
+
+class Norm(nnx.Module):
+    """RMS norm of the last axis in fp32, scaled by norm_offset + w."""
+
+    def __init__(self, config: Architecture, width: int):
+        self.epsilon, self.offset = config.norm_epsilon, config.norm_offset
+        self.norm = nnx.Param(jnp.full(width, 1 - config.norm_offset))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y * lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
+        return (y * (self.offset + self.norm[...])).astype(x.dtype)
+
+
+class Span(NamedTuple):
+    """What each token sees in one layer: from its document's first slot to its own position."""
+
+    layer: Int[Array, ""]
+    local: Bool[Array, ""] | None  # whether the layer slides; None: all do, or none does
+    opened: Int[Array, "#B T"]
+    positions: Int[Array, "#B T"]
+
+
+def slides(sliding: tuple[bool, ...], layer: Int[Array, ""]) -> Bool[Array, ""] | None:
+    """Whether a layer slides; None where all are alike."""
+    if len(set(sliding)) == 1:
+        return None
+    place = layer % len(sliding)
+    return functools.reduce(operator.or_, (place == i for i, local in enumerate(sliding) if local))
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Architecture, rngs: nnx.Rngs):
+        self.config = config
+        queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.query = matrix(config, rngs, config.width, queries)
+        self.key = matrix(config, rngs, config.width, keys)
+        self.value = matrix(config, rngs, config.width, keys)
+        self.output = matrix(config, rngs, queries, config.width)
+        bias = lambda there, size: nnx.Param(jnp.zeros(size)) if there else None  # noqa: E731
+        self.query_bias = bias(config.qkv_bias, queries)
+        self.key_bias, self.value_bias = (bias(config.qkv_bias, keys) for _ in range(2))
+        self.output_bias = bias(config.output_bias, config.width)
+        norm = lambda: Norm(config, config.head_width) if config.qk_norm else None  # noqa: E731
+        self.query_norm, self.key_norm = norm(), norm()
+
+    def __call__(
+        self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        config, window = self.config, self.config.window
+        split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
+        q = split(affine(x, self.query, self.query_bias))
+        k = split(affine(x, self.key, self.key_bias))
+        v = split(affine(x, self.value, self.value_bias))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = self._rotated(q, k, span, cache)
+        if cache is not None:
+            place = span.layer, span.positions[:, 0]
+            cache = cache._replace(
+                keys=write(cache.keys, k, *place), values=write(cache.values, v, *place)
+            )
+            k, v = cache.keys[span.layer], cache.values[span.layer]
+        scores = {"scale": config.attention_scale, "softcap": config.attention_softcap}
+        first = span.opened
+        if window is not None:
+            first = jnp.maximum(span.positions - window + 1, span.opened)
+        if span.local is not None:
+            first = jnp.where(span.local, first, span.opened)
+        if cache is None and attention_tpu.available(q, k):
+            documents = None if config.document_start is None else span.opened
+            scores |= {"window": window, "local": span.local, "documents": documents}
+            out = attention_tpu.attention(q, k, v, **scores)
+        elif cache is None and attention_gpu.available(q, k):
+            out = attention_gpu.attention(q, k, v, first=first, **scores)
+        else:
+            out = attention(q, k, v, first=first, last=span.positions, **scores)
+        return affine(out.reshape(*x.shape[:2], -1), self.output, self.output_bias), cache
+
+    def _rotated(self, q: Array, k: Array, span: Span, cache: Cache | None) -> tuple[Array, Array]:
+        """Queries and keys at their positions; a cache is as long as its row may become."""
+        config, half = self.config, self.config.head_width // 2
+        scaling, local = config.rope_scaling, config.local_theta
+        length = span.positions.shape[1] if cache is None else cache.keys.shape[2]
+        frequency = frequencies(config.rope_theta, half, scaling, length)
+        if local is not None and span.local is not None:
+            frequency = jnp.where(span.local, frequencies(local, half), frequency)
+        elif local is not None and all(config.sliding):
+            frequency = frequencies(local, half)
+        multiplier = scaling.multiplier if isinstance(scaling, LongRope) else 1.0
+        q, k = (rope(y, span.positions, frequency, multiplier) for y in (q, k))
+        return q, k
+
+
+class MLP(nnx.Module):
+    """Gated: down(activation(gate x) · up x), gelu in its tanh form."""
+
+    def __init__(self, config: Architecture, rngs: nnx.Rngs):
+        self.silu = config.activation == "silu"
+        self.gate = matrix(config, rngs, config.width, config.feed_forward)
+        self.up = matrix(config, rngs, config.width, config.feed_forward)
+        self.down = matrix(config, rngs, config.feed_forward, config.width)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate, up, down = (w.astype(x.dtype) for w in (self.gate, self.up, self.down))
+        gated = linear(x, gate)
+        gated = jax.nn.silu(gated) if self.silu else jax.nn.gelu(gated, approximate=True)
+        return linear(gated * linear(x, up), down)
+
+
+class Layer(nnx.Module):
+    """Attention and MLP, each with a norm before, each added to the residual stream.
+
+    With `after_norms` there is one more norm before each addition.
+    """
+
+    def __init__(self, config: Architecture, rngs: nnx.Rngs):
+        norm = lambda: Norm(config, config.width)  # noqa: E731
+        after = lambda: norm() if config.after_norms else None  # noqa: E731
+        self.attention, self.mlp = Attention(config, rngs), MLP(config, rngs)
+        self.before_attention, self.after_attention = norm(), after()
+        self.before_mlp, self.after_mlp = norm(), after()
+
+    def __call__(
+        self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], Cache | None]:
+        """The residual stream after the layer, the MLP's output, and the cache."""
+        attended, cache = self.attention(self.before_attention(x), span, cache)
+        x = x + (attended if self.after_attention is None else self.after_attention(attended))
+        made = self.mlp(self.before_mlp(x))
+        return x + (made if self.after_mlp is None else self.after_mlp(made)), made, cache
+
+
+def affine(x: Float[Array, "*B I"], w: nnx.Param, bias: nnx.Param | None) -> Float[Array, "*B O"]:
+    """`x @ w`, plus the bias where there is one."""
+    y = linear(x, w.astype(x.dtype))
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def matrix(config: Architecture, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
+    """A matrix drawn from N(0, init_stddev²), in fp32."""
+    draw = jax.random.normal(rngs.params(), (rows, columns), jnp.float32)
+    return nnx.Param(config.init_stddev * draw)

@@ -1,0 +1,55 @@
+"""Mistral 7B and what was made of it, e.g. Zephyr (arXiv 2310.06825): presets, names."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from etils import epath
+
+from undo_jax.models import llama_like, stated
+from undo_jax.models.llama_like import decoder
+from undo_jax.models.transformer import Transformer, chosen
+
+_V1 = decoder(32, 4096, 14336, 32, 8, 32_000, window=4096, norm_epsilon=1e-5, positions=32_768,
+              family="mistral")  # fmt: skip
+_V2 = replace(_V1, window=None, sliding=(False,), rope_theta=1_000_000.0)
+PRESETS = {  # config.json of mistralai/Mistral-7B-v0.1 and so on
+    "7B-v0.1": _V1,  # also HuggingFaceH4/zephyr-7b-beta
+    "7B-v0.2": _V2,
+    "7B-v0.3": replace(_V2, vocabulary=32_768),
+}
+NAMES = llama_like.TENSORS
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+FIXED = {"attention_bias": False}
+DEFAULTS = {  # what a file leaves out, as in transformers
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "sliding_window": 4096,
+}
+
+
+def preset(name: str, **changes: Any) -> Transformer:
+    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
+    return chosen(PRESETS, name, changes)
+
+
+def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+    """The model that a config.json states. Raises ValueError for what is not supported."""
+    stated.fixed(file, content, FIXED)
+    content = {**DEFAULTS, **content}
+    window = llama_like.window(file, content)
+    return llama_like.read(file, content, window=window, family="mistral")
+
+
+def describe(lm: Transformer) -> dict[str, Any]:
+    """A model as config.json."""
+    common = llama_like.describe(lm, "mistral", "MistralForCausalLM")
+    return {**common, "sliding_window": lm.window}
