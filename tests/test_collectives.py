@@ -38,10 +38,10 @@ class Compiled(NamedTuple):
     mesh: dict[str, int]
 
 
-def _compiled(shape, remat="none", vocabulary=VOCABULARY):
+def _compiled(shape, remat="none", vocabulary=VOCABULARY, gradient_sum="reduce_scatter"):
     """The step; its head goes through the batch in chunks."""
     mesh = make_mesh(parse_mesh(shape))
-    student = replace(STUDENT, remat=remat, vocabulary=vocabulary)
+    student = replace(STUDENT, remat=remat, vocabulary=vocabulary, gradient_sum=gradient_sum)
     teacher = replace(TEACHER, vocabulary=vocabulary)
     rows = ROWS // (mesh.shape["data"] * mesh.shape["fsdp"])
     logits = rows * TIME * vocabulary // mesh.shape["tensor"]
@@ -132,6 +132,17 @@ def test_layers_gather_their_weights_and_scatter_their_gradients(compiled, shape
         assert set(reduced) == ({activations} if tensor > 1 else set())
         assert set(_sizes(body, "all-to-all")) == set()
     assert _sizes(forward, "all-reduce").total() == (2 if tensor > 1 else 0)
+
+
+@MESHES
+def test_layers_may_exchange_their_gradients_instead(compiled, shape):
+    """As many elements, in the dtype of the arithmetic; and nothing is scattered there."""
+    step = compiled(shape, "none", VOCABULARY, "all_to_all")
+    fsdp, tensor = step.mesh["fsdp"], step.mesh["tensor"]
+    _, backward = _loops(step.program, STUDENT.layers)
+    parts = Counter(fsdp * [size // (tensor * fsdp) for size in _matrices(STUDENT)])
+    assert _sizes(backward, "all-to-all", fsdp) == parts == _sizes(backward, "all-to-all")
+    assert not _sizes(backward, "reduce-scatter")
 
 
 @MESHES

@@ -82,7 +82,8 @@ DEFAULTS = {
     Architecture: {
         "attention_softcap": None, "final_softcap": None, "document_start": None,
         "rope_theta": 10_000.0, "norm_epsilon": 1e-6, "init_stddev": 0.02, "family": None,
-        "dtype": "auto", "remat": "dots", "unroll": 1, "sliding": (True, False),
+        "dtype": "auto", "remat": "dots", "unroll": 1, "gradient_sum": "reduce_scatter",
+        "sliding": (True, False),
         "local_theta": None, "rope_scaling": None, "positions": 8192, "norm_offset": 1.0,
         "after_norms": True, "qk_norm": False, "qkv_bias": False, "output_bias": False,
         "activation": "gelu", "scaled_embedding": True, "own_head": False,

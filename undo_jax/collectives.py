@@ -52,29 +52,42 @@ def reduce_scatter(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
     The shards are first stacked along a new leading axis: libtpu aborts where shards of the last
     axis are smaller than the TPU's lanes.
     """
-    there = several(axis_name)
-    if not there:
+    return lax.psum_scatter(_stacked(x, axis_name, axis), axis_name) if several(axis_name) else x
+
+
+def exchange(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
+    """What `reduce_scatter` gives, in fp32, by an all-to-all of the shards as they are and a sum.
+
+    So bf16 travels as bf16 and no partial sum is rounded.
+    """
+    if not several(axis_name):
         return x
+    shards = lax.all_to_all(_stacked(x, axis_name, axis), axis_name, 0, 0)
+    return jnp.sum(shards.astype(jnp.float32), 0)
+
+
+def _stacked(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
+    """The devices' shards along an array axis, along a new leading axis."""
     shape = *x.shape[:axis], lax.axis_size(axis_name), -1, *x.shape[axis + 1 :]
-    return lax.psum_scatter(jnp.moveaxis(x.reshape(shape), axis, 0), axis_name)
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
 
 
-def gather_weight(w: jax.Array, dtype: jnp.dtype, spec: P) -> jax.Array:
+def gather_weight(w: jax.Array, dtype: jnp.dtype, spec: P, exchanged: bool = False) -> jax.Array:
     """A weight of this spec, cast, then all-gathered over `fsdp`, inside a `shard_map` over rows.
 
-    Its gradient is reduce-scattered in fp32.
+    Its gradient is summed in fp32: by a reduce-scatter of fp32, or exchanged in this dtype.
     """
     if not several("fsdp"):
         return w.astype(dtype)
     axis = spec.index("fsdp")
     # each device gathers its shard along `tensor`: XLA would gather the whole on all of them
     whole = on_devices(lambda w: all_gather(w, "fsdp", axis=axis), spec, spec, ("tensor",))
-    split = on_devices(
-        partial(reduce_scatter, axis_name="fsdp", axis=axis), spec, spec, ("tensor",)
-    )
+    summed = partial(exchange if exchanged else reduce_scatter, axis_name="fsdp", axis=axis)
+    split = on_devices(summed, spec, spec, ("tensor",))
+    sent = dtype if exchanged else jnp.float32
     return linear_call(
         lambda _, w: whole(w.astype(dtype)),
-        lambda _, gradient: split(gradient.astype(jnp.float32)).astype(w.dtype),
+        lambda _, gradient: split(gradient.astype(sent)).astype(w.dtype),
         (),
         w,
     )

@@ -308,11 +308,14 @@ def test_flags_of_xla():
         "--xla_should_allow_loop_variant_parameter_in_chain=enabled "
         "--xla_should_add_loop_invariant_op_in_chain=enabled "
         "--xla_tpu_enable_ici_ag_pipelining=true --xla_tpu_enable_async_collective_fusion=true "
-        "--xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true"
+        "--xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true "
+        "--xla_tpu_enable_async_all_to_all=true"
     )
     with pytest.raises(ValueError) as error:
         flags.flags("fast")
-    assert str(error.value) == "unknown XLA flags 'fast': choose one of overlap, memory"
+    assert str(error.value) == (
+        "unknown XLA flags 'fast': choose one of overlap, sparse_cores, memory"
+    )
 
 
 def test_a_gpu_as_xla_describes_it():
@@ -478,7 +481,7 @@ def _refused(capsys, *arguments, status=2):
         ("--topology v5e:4x4 --stage noise", "stage 'noise' trains nothing: choose one of pretr"),
         ("--topology v5e:4x4 --mesh rows=2", "unknown axis 'rows'"),
         ("--topology v5e:4x4 --model.layerz 2", "layerz"),
-        ("--topology v5e:4x4 --xla-flags fast", "choose one of overlap, memory"),
+        ("--topology v5e:4x4 --xla-flags fast", "choose one of overlap, sparse_cores, memory"),
         ("--topology h100:8 --xla-flags overlap", "'overlap' are for TPU: h100:8 needs none"),
     ],
 )
@@ -715,6 +718,7 @@ FACTS = {
             "available": 15.75 * GIB},
     "flops": 197e9, "memory_bytes": 81.9e9,
     "collective_bytes": {"all-reduce": 3e6, "all-gather": 5e9},
+    "hidden_bytes": {"all-reduce": 0.0, "all-gather": 4e9},
     "seconds": {"mxu": 1e-3, "hbm": 0.1, "ici": 0.025015, "step": 0.1}, "bound": "HBM",
     "tokens_per_second": 655360.0,
 }  # fmt: skip
@@ -735,7 +739,7 @@ A step, at the chip's peak
   MXU               1 ms   197G FLOPs
   HBM             100 ms   81.9GB read or written
   ICI              25 ms   5GB received
-    all-gather             5GB
+    all-gather             5GB, 4GB of it beside products
     all-reduce             3MB
 bound by HBM: at most 655k tokens/s"""
     )

@@ -91,7 +91,7 @@ def xla_flags(name: Name) -> None:
     """Print a preset of XLA flags, for LIBTPU_INIT_ARGS.
 
     Args:
-        name: overlap or memory.
+        name: overlap, sparse_cores or memory.
     """
     print(arguments(name))
 

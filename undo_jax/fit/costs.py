@@ -23,9 +23,9 @@ from undo_jax.fit.hlo import (
 from undo_jax.fit.loops import Loops
 
 FREE = {  # move no bytes, or are counted where they start or in what they call
-    "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "conditional",
-    "constant", "get-tuple-element", "opt-barrier", "parameter", "partition-id", "replica-id",
-    "tuple", "while",
+    "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "call-start",
+    "conditional", "constant", "get-tuple-element", "opt-barrier", "parameter", "partition-id",
+    "replica-id", "tuple", "while",
 }  # fmt: skip
 FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")  # of libtpu
 IN_PART = ("dynamic-slice", "gather", "slice")  # read of their first operand what they return
@@ -52,7 +52,7 @@ class Cost:
 def cost(text: str) -> Cost:
     """The cost of a program. Raises ValueError for text that is not optimised HLO."""
     module = parse(text)
-    return _Counting(module).cost(module.entry)
+    return Counting(module).cost(module.entry)
 
 
 def parts(text: str) -> Iterator[tuple[float, Instruction, Cost]]:
@@ -61,11 +61,11 @@ def parts(text: str) -> Iterator[tuple[float, Instruction, Cost]]:
     Loops and branches are entered, fusions are not. Raises ValueError as `cost` does.
     """
     module = parse(text)
-    return _Counting(module).parts(module.entry)
+    return Counting(module).parts(module.entry)
 
 
 @dataclass(frozen=True, eq=False)
-class _Counting:
+class Counting:
     """The cost of a module's computations, cached."""
 
     module: Module
@@ -78,7 +78,7 @@ class _Counting:
         """Cost of one run of a computation and all that it calls."""
         if name not in self._known:
             instructions = self.module.computations[name].values()
-            self._known[name] = sum((self._of(name, one) for one in instructions), Cost())
+            self._known[name] = sum((self.of(name, one) for one in instructions), Cost())
         return self._known[name]
 
     def parts(self, name: str, times: float = 1.0) -> Iterator[tuple[float, Instruction, Cost]]:
@@ -88,17 +88,17 @@ class _Counting:
             if called:
                 yield from self.parts(called, times * often)
             else:
-                yield times, one, self._of(name, one)
+                yield times, one, self.of(name, one)
 
     def _runs(self, name: str, one: Instruction) -> tuple[str, float]:
         """The computation that an instruction only runs, and how often; "" if there is none."""
         if one.opcode == "while":
-            return one.calls("body"), self._loops.trips(name, one)
+            return one.calls("body"), self.loops.trips(name, one)
         if one.opcode == "conditional":  # the most expensive branch
             branches = NAME.findall("".join(re.findall(r"computations?=\{?[^},]*[^}]*", one.rest)))
             branches = [name for name in branches if name in self.module.computations]
             return max(branches, key=self._size), 1
-        if one.opcode in ("call", "async-start"):
+        if one.opcode in ("call", "call-start", "async-start"):  # call-start: on SparseCores
             return one.calls("to_apply") or one.calls("calls"), 1
         return "", 1
 
@@ -108,10 +108,10 @@ class _Counting:
         return cost.flops, cost.memory
 
     @cached_property
-    def _loops(self) -> Loops:
+    def loops(self) -> Loops:
         return Loops(self.module)
 
-    def _of(self, name: str, one: Instruction) -> Cost:
+    def of(self, name: str, one: Instruction) -> Cost:
         """Cost of one instruction of a computation, and of all that it calls."""
         called, often = self._runs(name, one)
         if called:

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from undo_jax.fit import chips
 from undo_jax.fit.chips import Slice
+from undo_jax.fit.overlap import overlap
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Step, rows_per_chip, rows_per_shard
 from undo_jax.graph import Work
@@ -42,6 +43,7 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
         "flops": step.cost.flops,
         "memory_bytes": step.cost.memory,
         "collective_bytes": dict(step.cost.collectives),
+        "hidden_bytes": dict(overlap(step.text).hidden) if step.text else {},  # beside products
         "seconds": {**line._asdict(), "step": line.seconds},
         "bound": line.bound(place.chip),
         "tokens_per_second": mesh.shape["sweep"] * work.tokens / line.seconds,
@@ -73,14 +75,17 @@ def table(facts: Mapping[str, Any]) -> str:
     if not facts["fits"]:
         return "\n".join(lines)
     seconds = {name: f"{short(value * 1e3):>5} ms" for name, value in facts["seconds"].items()}
-    received = facts["collective_bytes"]
+    received, hidden = facts["collective_bytes"], facts["hidden_bytes"]
+    beside = {
+        kind: f", {short(size)}B of it beside products" for kind, size in hidden.items() if size
+    }
     names = [f"{name:<14}" for name in chips.find(facts["topology"]).chip.parts]
     lines += [
         "A step, at the chip's peak",
         f"  {names[0]}{seconds['mxu']}   {short(facts['flops'])} FLOPs",
         f"  {names[1]}{seconds['hbm']}   {short(facts['memory_bytes'])}B read or written",
         f"  {names[2]}{seconds['ici']}   {short(sum(received.values()))}B received",
-        *(f"    {kind:<23}{short(received[kind])}B" for kind in sorted(received)),
+        *(f"    {k:<23}{short(received[k])}B{beside.get(k, '')}" for k in sorted(received)),
         f"bound by {facts['bound']}: at most {short(facts['tokens_per_second'])} tokens/s",
     ]
     return "\n".join(lines)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 # Each is described, with its default, in openxla.org/xla/flags_guidance ("Performance Flags",
-# "Memory Flags"). The page spells some values as kEnabled and kBrkga; libtpu takes these.
+# "Memory Flags"), but for those of `sparse_cores`. The page spells some values as kEnabled and
+# kBrkga; libtpu takes these. What they do to a step's schedule: docs/RESULTS.md.
 PRESETS: dict[str, Mapping[str, str]] = {
     "overlap": {  # hide the collectives of fsdp behind arithmetic
         # "Pipelining": all-gathers of the next layer start during this one
@@ -13,6 +14,15 @@ PRESETS: dict[str, Mapping[str, str]] = {
         # "v5e/Async": all-reduces of gradients as well as all-gathers
         "xla_tpu_enable_async_collective_fusion": "true",
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+        # "Async": gradients that models with gradient_sum="all_to_all" exchange
+        "xla_tpu_enable_async_all_to_all": "true",
+    },
+    # v6e: collectives on the SparseCores, beside the cores that multiply (named in MaxText's
+    # benchmarks/xla_flags_library.py)
+    "sparse_cores": {
+        "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+        "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+        "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
     },
     "memory": {  # for a step that nearly fits; compiles longer
         "xla_latency_hiding_scheduler_rerun": "5",

@@ -17,6 +17,7 @@ POSITIVE = (
     "norm_epsilon", "init_stddev", "unroll", "positions",
 )  # fmt: skip
 REMAT = "none", "dots", "full"
+GRADIENT_SUMS = "reduce_scatter", "all_to_all"
 
 
 def since(default: Any) -> Any:
@@ -30,8 +31,8 @@ class Architecture:
 
     Numbers are converted to the types of their fields: a soft-cap of 30 becomes 30.0. Raises
     ValueError for sizes that are not positive, not whole or not finite, head counts that do not
-    divide, a window that no layer has or that is missing, and for an unknown dtype, activation or
-    remat policy.
+    divide, a window that no layer has or that is missing, and for an unknown dtype, activation,
+    remat policy or sum of gradients.
     """
 
     layers: int
@@ -65,6 +66,8 @@ class Architecture:
     activation: Literal["gelu", "silu"] = since("gelu")  # gelu in its tanh form
     scaled_embedding: bool = since(True)  # by √D
     own_head: bool = since(False)  # the head has a table of its own, beside the embedding
+    # how gradients are summed over fsdp: a reduce-scatter sends fp32, an all-to-all sends `dtype`
+    gradient_sum: Literal["reduce_scatter", "all_to_all"] = since("reduce_scatter")
 
     def __post_init__(self):
         for each in fields(self):
@@ -83,6 +86,7 @@ class Architecture:
         for name, value, known in (
             ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
             ("remat", self.remat, REMAT),
+            ("gradient_sum", self.gradient_sum, GRADIENT_SUMS),
             ("activation", self.activation, ("gelu", "silu")),
         ):
             if value not in known:

@@ -129,7 +129,7 @@ class Decoder(nnx.Module):
 
     def _scan(self, layers: int, taps: Taps | None, edits: Edits) -> tuple[Callable, Any]:
         """A function that runs the first `layers` layers, and their parameters."""
-        config, dtype = self.config, self.config.compute_dtype
+        config = self.config
         graph, params = nnx.split(self.layers)
         params = jax.tree.map(lambda w: w[:layers], nnx.to_pure_dict(params))
 
@@ -142,7 +142,7 @@ class Decoder(nnx.Module):
 
             def run(carry, one):
                 (x, tapped, cache), (index, params) = carry, one
-                params = _gathered(params, dtype) if cache is None else params
+                params = _gathered(params, config) if cache is None else params
                 span = Span(index, slides(config.sliding, index), opened, positions)
                 x, made, cache = nnx.merge(graph, params)(x, span, cache)
                 x = edit(x, stacked, edits, index + 1)
@@ -163,11 +163,14 @@ class Decoder(nnx.Module):
         return run_layers, params
 
 
-def _gathered(params: Any, dtype: jnp.dtype) -> Any:
+def _gathered(params: Any, config: Architecture) -> Any:
     """One layer's weights for computation: all-gathered over `fsdp`, matrices cast."""
+    exchanged = config.gradient_sum == "all_to_all"
 
     def of_leaf(path, w):
         spec = P(*spec_of(path, w.ndim, LAYERS)[1:])  # without the axis L
-        return gather_weight(w, dtype, spec) if "fsdp" in spec else w
+        if "fsdp" not in spec:
+            return w
+        return gather_weight(w, config.compute_dtype, spec, exchanged)
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)

@@ -21,7 +21,9 @@ from undo_jax.models import stated
 from undo_jax.models.transformer import Transformer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-UNSTATED = ("document_start", "dtype", "remat", "unroll")  # fields that config.json does not state
+UNSTATED = (  # fields that config.json does not state
+    "document_start", "dtype", "remat", "unroll", "gradient_sum",
+)  # fmt: skip
 WITH_IMAGES = {"gemma3": "gemma3_text"}  # model_type -> that of the text model inside
 NO_WEIGHT = re.compile(r"rotary_emb\.inv_freq$")  # buffers that old files hold
 
