@@ -5,7 +5,7 @@ awaited later, is hidden where a product, of XLA or of a kernel, stands between 
 a single instruction keeps the core waiting.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ def overlap(text: str) -> Overlap:
     if "is_scheduled=true" not in text.partition("\n")[0]:
         raise ValueError("this HLO is not scheduled: give the text of a compiled program")
     counting = costs.Counting(parse(text))
-    hidden, total = Counter[str](), Counter[str]()
+    hidden, total = defaultdict[str, float](float), defaultdict[str, float](float)
     for one in _collectives(counting, counting.module.entry, 1):
         total[one.kind] += one.received
         hidden[one.kind] += one.received * one.beside
