@@ -26,13 +26,9 @@ from undo_jax.train import Training, check_accumulation, rows
 from undo_jax.types import LM, Frozen, Key, Loss, rounded_shapes, shapes
 
 UNSAID = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
-HOW = (
-    "family",
-    "dtype",
-    "remat",
-    "unroll",
-    "positions",
-)  # fields that do not change what a model computes
+HOW = (  # fields that do not change what a model computes
+    "family", "dtype", "remat", "unroll", "gradient_sum", "positions",
+)  # fmt: skip
 
 
 class _Short(NamedTuple):

@@ -5,7 +5,6 @@ WORKDIR/states-TEACHER-FINGERPRINT/   of one teacher on one array of rows, see `
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +27,8 @@ from undo_jax.data.states import (
     write_file,
 )
 from undo_jax.digest import digest
-from undo_jax.graph import Model, Work, is_trained, traced, work
+from undo_jax.fit.cached import TEACHER, per_token, possible
+from undo_jax.graph import Model, Work, is_trained, work
 from undo_jax.log import console
 from undo_jax.memory import text as memory
 from undo_jax.mesh import BATCH, parts
@@ -41,21 +41,7 @@ from undo_jax.settings import Setting
 from undo_jax.stopping import stoppable
 from undo_jax.types import LM, Params
 
-TEACHER = "teacher"  # the reference whose states are stored
-STATES = "states"  # what rows carry then
 ROWS = 16  # computed at once on a device, at least
-
-
-def possible(doing: Work) -> bool:
-    """Whether a work's loss reads nothing of its teacher but its hidden states and its head."""
-    if TEACHER not in doing.refs:
-        return False
-    refs = {**doing.refs, TEACHER: HeadOnly(doing.refs[TEACHER])}
-    try:
-        traced(replace(doing, refs=refs, carries=(*doing.carries, STATES)))
-    except ValueError:
-        return False
-    return True
 
 
 class Saving(NamedTuple):
@@ -68,25 +54,21 @@ class Saving(NamedTuple):
 def saving(run: Run, company: Sequence[Model], doing: Work, steps: float) -> Saving | None:
     """What storing would save models that take so many `steps` in all; None if it saves nothing.
 
-    FLOPs count a training pass as three forward passes. Raises what the setting's streams raise.
+    Raises what the setting's streams raise.
     """
     recipe: Any = company[0].recipe
-    if not possible(doing):
+    token = per_token(doing)
+    if token is None:
         return None
-    teacher, time = doing.refs[TEACHER], doing.row_length
-    forward, head = teacher.forward_flops(time), HeadOnly(teacher).forward_flops(time)
     streams = {run.setting.stream(one.name, 1, 0) for one in recipe.streams.values()}
     if not all(hasattr(stream, "sources") for stream in streams):
         return None
     rows = sum(len(source.tokens) for stream in streams for source in stream.sources)
     teachers = {model.parent(model.recipe.references[TEACHER]) for model in company}  # type: ignore[attr-defined]
-    tokens = len(teachers) * rows * time
-    others = 3 * doing.lm.forward_flops(time)
-    others += sum(lm.forward_flops(time) for n, lm in doing.refs.items() if n != TEACHER)
-    before = steps * doing.tokens * (others + forward)
-    after = steps * doing.tokens * (others + head) + tokens * forward
-    like = states_like(teacher, (tokens,))
-    return Saving(after / before, like.size * like.dtype.itemsize) if after < before else None
+    tokens = len(teachers) * rows * doing.row_length
+    before = steps * doing.tokens * token.beside
+    after = steps * doing.tokens * token.stored + tokens * token.storing
+    return Saving(after / before, tokens * token.bytes) if after < before else None
 
 
 def check(recipe: Recipe, setting: Setting) -> None:

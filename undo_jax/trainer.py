@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from undo_jax import artifacts, memory, progress_folders, steps, teacher_cache
 from undo_jax.candidates import Candidate, Run, candidates, parent_scores
 from undo_jax.fit import least
+from undo_jax.fit.cached import STATES, possible
 from undo_jax.graph import Model, Work, work
 from undo_jax.log import Log, open_log
 from undo_jax.population.compiled import Task
@@ -40,7 +41,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     parents = {model: parent_scores(model) for model in company}
     folder = progress_folders.progress_folder([model.artifact for model in company])
     name = progress_folders.training_name(folder)
-    recalls = run.cache_teachers and teacher_cache.possible(work(recipe, run.setting))
+    recalls = run.cache_teachers and possible(work(recipe, run.setting))
     recall = partial(teacher_cache.recall, run) if recalls else None
     tried = candidates(run, company, parents, finished, name, recall)
     goes_on = any(folder.glob("from-*"))
@@ -52,7 +53,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
         if model not in finished:
             artifacts.begin(model.artifact, with_steps=not goes_on)
     how = recipe.loss, training, setting.evaluate, run.material, setting.row_length
-    carries = (*setting.carries, *([teacher_cache.STATES] if recalls else []))
+    carries = (*setting.carries, *([STATES] if recalls else []))
     task = Task(recipe.lm, *how, recipe.trains, carries)
     title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
 

@@ -162,7 +162,10 @@ def _described(made):
     ],
 )
 def test_the_table_of_a_step(peak, total, last):
-    """Parts of the memory add up; 1.97e12 FLOPs take 10 ms, and 16 rows of 48 tokens 30 ms."""
+    """Parts of the memory add up; 1.97e12 FLOPs take 10 ms, and 16 rows of 48 tokens 30 ms.
+
+    Of four forward passes of 112,896 FLOPs a token three are left, and the teacher's head: 2,304.
+    """
     received = {"all-gather": 4e9, "reduce-scatter": 2e9}
     memory = Memory(3 * 2**20, 2**19, 2**21, 3 * 2**29, 5 * 2**20, peak)
     said = table(_described(Step(memory, Cost(1.97e12, 8.19e9 * 2, received))))
@@ -183,7 +186,8 @@ A step, at the chip's peak
   ICI              30 ms   6GB received
     all-gather             4GB
     reduce-scatter         2GB
-bound by ICI: at most 25.6k tokens/s"""
+bound by ICI: at most 25.6k tokens/s
+--cache-teachers: 76% of the FLOPs, 96B a token stored and read"""
     )
 
 
@@ -614,7 +618,7 @@ def test_the_command_as_it_is_typed_on_the_mesh_of_the_quickstart(tmp_path):
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0] == "distill of quickstart on v5e:4x4: 16 chips, mesh sweep=16"
-    assert "of 15.75 GiB: fits" in lines[3] and lines[-1].startswith("bound by ")
+    assert "of 15.75 GiB: fits" in lines[3] and lines[-2].startswith("bound by ")
     assert not list(tmp_path.iterdir())
 
 
@@ -720,7 +724,7 @@ FACTS = {
     "collective_bytes": {"all-reduce": 3e6, "all-gather": 5e9},
     "hidden_bytes": {"all-reduce": 0.0, "all-gather": 4e9},
     "seconds": {"mxu": 1e-3, "hbm": 0.1, "ici": 0.025015, "step": 0.1}, "bound": "HBM",
-    "tokens_per_second": 655360.0,
+    "tokens_per_second": 655360.0, "cached_teacher": {"flops": 0.335, "bytes_per_token": 4608},
 }  # fmt: skip
 
 
@@ -741,8 +745,11 @@ A step, at the chip's peak
   ICI              25 ms   5GB received
     all-gather             5GB, 4GB of it beside products
     all-reduce             3MB
-bound by HBM: at most 655k tokens/s"""
+bound by HBM: at most 655k tokens/s
+--cache-teachers: 34% of the FLOPs, 4.61kB a token stored and read"""
     )
+    said = table({**FACTS, "cached_teacher": None})
+    assert said.endswith("bound by HBM: at most 655k tokens/s")
 
 
 @pytest.mark.parametrize(

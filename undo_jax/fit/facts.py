@@ -6,6 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from undo_jax.fit import chips
+from undo_jax.fit.cached import per_token
 from undo_jax.fit.chips import Slice
 from undo_jax.fit.overlap import overlap
 from undo_jax.fit.roofline import roofline
@@ -38,7 +39,8 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
     }
     if step.cost is None:
         return facts
-    line = roofline(step.cost, place.chip)
+    line, token = roofline(step.cost, place.chip), per_token(work)
+    cached = token and {"flops": token.stored / token.beside, "bytes_per_token": token.bytes}
     return facts | {
         "flops": step.cost.flops,
         "memory_bytes": step.cost.memory,
@@ -47,6 +49,7 @@ def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]
         "seconds": {**line._asdict(), "step": line.seconds},
         "bound": line.bound(place.chip),
         "tokens_per_second": mesh.shape["sweep"] * work.tokens / line.seconds,
+        "cached_teacher": cached,  # with --cache-teachers, a share of the FLOPs
     }
 
 
@@ -88,6 +91,11 @@ def table(facts: Mapping[str, Any]) -> str:
         *(f"    {k:<23}{short(received[k])}B{beside.get(k, '')}" for k in sorted(received)),
         f"bound by {facts['bound']}: at most {short(facts['tokens_per_second'])} tokens/s",
     ]
+    if cached := facts["cached_teacher"]:
+        read = short(cached["bytes_per_token"])
+        lines.append(
+            f"--cache-teachers: {cached['flops']:.0%} of the FLOPs, {read}B a token stored and read"
+        )
     return "\n".join(lines)
 
 
