@@ -259,6 +259,24 @@ def test_a_run_that_is_finished_does_nothing_on_another_mesh(together):
     assert (folder / "rows-0").read_text() == notes
 
 
+@pytest.mark.slow
+def test_two_processes_store_a_teachers_states_once_for_both(alone, together, tmp_path):
+    """Students are those of a teacher beside them; the same command finds the states again."""
+    folder = _toy(tmp_path / "cached")
+    (folder / "toy.py").write_text(TOY.replace("Noted(name, super().stream(name, batch_size, seed))",
+                                               "super().stream(name, batch_size, seed)"))  # fmt: skip
+    shutil.copytree(together[0] / "cache", folder / "cache")
+    first, second = _run(folder, "--cache-teachers"), _run(folder, "--cache-teachers")
+    assert sum("storing states of unlearn-only" in line for line in first[0].splitlines()) == 1
+    assert not any("storing states" in said for said in (first[1], *second))
+    assert len(list((folder / "out").glob("states-*/manifest.json"))) == 1
+    for artifact in alone:
+        for ours, theirs in zip(
+            _params(folder / "out" / artifact.folder.name), _params(artifact.folder), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6, err_msg=artifact.stage)
+
+
 SAVING = ("--saving.every", "1", "--saving.minutes", "0")
 TRAINED = ("pretrain", "unlearn", "distill", "relearn")
 

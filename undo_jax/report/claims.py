@@ -77,7 +77,7 @@ def grid(claims: Sequence[Claim]) -> Grid:
             c.setting,
             c.quantity,
             c.number,
-            f"{'>' if c.above else '<'} {c.bound:g}",
+            f"{'>' if c.above else '<'}\N{NO-BREAK SPACE}{c.bound:g}",
         ]
         for c in claims
     ]
