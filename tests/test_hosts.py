@@ -263,8 +263,8 @@ def test_a_run_that_is_finished_does_nothing_on_another_mesh(together):
 def test_two_processes_store_a_teachers_states_once_for_both(alone, together, tmp_path):
     """Students are those of a teacher beside them; the same command finds the states again."""
     folder = _toy(tmp_path / "cached")
-    (folder / "toy.py").write_text(TOY.replace("Noted(name, super().stream(name, batch_size, seed))",
-                                               "super().stream(name, batch_size, seed)"))  # fmt: skip
+    own = "super().stream(name, batch_size, seed)"  # a stream that notes what is read has no rows
+    (folder / "toy.py").write_text(TOY.replace(f"Noted(name, {own})", own))
     shutil.copytree(together[0] / "cache", folder / "cache")
     first, second = _run(folder, "--cache-teachers"), _run(folder, "--cache-teachers")
     assert sum("storing states of unlearn-only" in line for line in first[0].splitlines()) == 1

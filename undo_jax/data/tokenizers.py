@@ -1,7 +1,7 @@
 """The tokenizer protocol, tokenizers of bytes, characters and words, and loading one by name."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -82,10 +82,7 @@ class Bytes:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, U+FFFD for invalid UTF-8; ValueError for an id outside 0..256."""
-        ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token id {i} is outside 0..{self.vocab_size - 1}; check the ids")
+        ids = [_checked(int(i), self.vocab_size) for i in ids]
         return bytes(i for i in ids if i != self.bos_id).decode(errors="replace")
 
 
@@ -112,7 +109,7 @@ class Characters:
     @property
     def vocab_size(self) -> int:
         """Alphabet and BOS, rounded up to a multiple of 8."""
-        return -(-(len(self.alphabet) + 1) // 8) * 8
+        return _rounded(len(self.alphabet) + 1)
 
     @property
     def bos_id(self) -> int:
@@ -140,13 +137,7 @@ class Characters:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; ValueError for an id outside 0..vocab_size-1."""
-        characters = "\n" + self.alphabet.ljust(self.vocab_size - 1, "\N{REPLACEMENT CHARACTER}")
-        text = []
-        for i in ids:
-            if not 0 <= i < len(characters):
-                raise ValueError(f"token id {i} is outside 0..{len(characters) - 1}; check the ids")
-            text.append(characters[i])
-        return "".join(text)
+        return _joined(ids, ["\n", *self.alphabet])
 
 
 @dataclass(frozen=True)
@@ -178,7 +169,7 @@ class Words:
     @property
     def vocab_size(self) -> int:
         """Words and BOS, rounded up to a multiple of 8."""
-        return -(-(len(self._ids) + 1) // 8) * 8
+        return _rounded(len(self._ids) + 1)
 
     @property
     def bos_id(self) -> int:
@@ -209,10 +200,21 @@ class Words:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; ValueError for an id outside 0..vocab_size-1."""
-        words = ["", *self._listed]
-        words += ["\N{REPLACEMENT CHARACTER}"] * (self.vocab_size - len(words))
-        ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < len(words):
-                raise ValueError(f"token id {i} is outside 0..{len(words) - 1}; check the ids")
-        return "".join(words[i] for i in ids)
+        return _joined(ids, ["", *self._listed])
+
+
+def _rounded(size: int) -> int:
+    """A number of ids, rounded up to a multiple of 8."""
+    return -(-size // 8) * 8
+
+
+def _joined(ids: Iterable[int], texts: Sequence[str]) -> str:
+    """The ids' texts, U+FFFD for one that is too many; ValueError for an id outside all of them."""
+    ids = [_checked(int(i), _rounded(len(texts))) for i in ids]
+    return "".join(texts[i] if i < len(texts) else "\N{REPLACEMENT CHARACTER}" for i in ids)
+
+
+def _checked(i: int, size: int) -> int:
+    if not 0 <= i < size:
+        raise ValueError(f"token id {i} is outside 0..{size - 1}; check the ids")
+    return i
