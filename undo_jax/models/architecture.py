@@ -65,9 +65,7 @@ class Architecture:
     activation: Literal["gelu", "silu"] = since("gelu")  # gelu in its tanh form
     scaled_embedding: bool = since(True)  # by √D
     own_head: bool = since(False)  # the head has a table of its own, beside the embedding
-    used: int | None = since(
-        None
-    )  # rows of the tables that are tokens, the rest padding; None: all
+    used: int | None = since(None)  # rows of the tables that are tokens, the first; None: all
 
     def __post_init__(self):
         for each in fields(self):

@@ -21,13 +21,7 @@ from undo_jax.models import stated
 from undo_jax.models.transformer import Transformer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-UNSTATED = (
-    "document_start",
-    "dtype",
-    "remat",
-    "unroll",
-    "used",
-)  # fields that config.json does not state
+UNSTATED = "document_start", "dtype", "remat", "unroll", "used"  # what config.json does not state
 WITH_IMAGES = {"gemma3": "gemma3_text"}  # model_type -> that of the text model inside
 _QUANTISED = "quantization_config"
 NO_WEIGHT = re.compile(r"rotary_emb\.inv_freq$")  # buffers that old files hold
@@ -58,7 +52,7 @@ def read_config(folder: epath.PathLike) -> Transformer:
     content = _of_text(whole)
     if kind := whole.get(_QUANTISED) or content.get(_QUANTISED):
         kind = kind.get("quant_method", kind) if isinstance(kind, dict) else kind
-        raise ValueError(f"{file}: {_QUANTISED} ({kind}) is not supported: give weights as trained")
+        raise ValueError(f"{file}: {_QUANTISED} ({kind}) is not supported: give 16 or 32 bits")
     return family(content.get("model_type"), file).read(file, content)
 
 
