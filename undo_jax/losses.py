@@ -107,8 +107,8 @@ def _forward_kl(
 
 def _used(lm: LM, teacher: Frozen | None) -> int | None:
     """Rows of both tables that are tokens: those after them are padding of one at least."""
-    counts = {used(lm), used(lm if teacher is None else teacher.lm)} - {None}
-    return min(counts, default=None)
+    counts = used(lm), used(lm if teacher is None else teacher.lm)
+    return min((count for count in counts if count is not None), default=None)
 
 
 def _softened(
