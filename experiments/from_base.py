@@ -21,6 +21,7 @@ from undo_jax.recipe import Recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.imported import Import
+from undo_jax.recipes.keep_layers import KeepLayers
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings import Setting
@@ -40,6 +41,8 @@ class FromBase:
     learning_rates: tuple[float, ...]
     base: str = "base"  # the folder of its weights
     alphas: tuple[float, ...] = (0.6,)  # of the noise in students; there is also a fresh student
+    every: int = 1  # students with noise keep every so manieth layer of the unlearned model
+    student: LM | None = None  # the fresh student's LM, of any size; None: the base's
     name: str = "from_base"
     model: LM = preset("tiny")
     seeds: tuple[int, ...] = (0, 1)
@@ -49,10 +52,11 @@ class FromBase:
     def graph(self) -> Experiment:
         base = Import(self.model, self.base)
         unlearned = Unlearn(base, self.unlearn, maxent)
+        kept = unlearned if self.every == 1 else KeepLayers(unlearned, self.every)
         students: dict[str, Recipe] = {
-            f"UNDO α={alpha:g}": Perturb(unlearned, alpha) for alpha in self.alphas
+            f"UNDO α={alpha:g}": Perturb(kept, alpha) for alpha in self.alphas
         }
-        students["Unlearn-and-Distill"] = Fresh(self.model)
+        students["Unlearn-and-Distill"] = Fresh(self.student or self.model)
         distilled = {n: Distill(unlearned, one, self.distill) for n, one in students.items()}
         return Experiment(
             name=self.name,

@@ -86,7 +86,7 @@ DEFAULTS = {
         "sliding": (True, False),
         "local_theta": None, "rope_scaling": None, "positions": 8192, "norm_offset": 1.0,
         "after_norms": True, "qk_norm": False, "qkv_bias": False, "output_bias": False,
-        "activation": "gelu", "scaled_embedding": True, "own_head": False,
+        "activation": "gelu", "scaled_embedding": True, "own_head": False, "used": None,
     },
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ from undo_jax.runner import make
 from undo_jax.settings import Setting, check_metrics, check_scores
 from undo_jax.sharding import placement
 from undo_jax.trainer import Run
-from undo_jax.types import LM, shapes, table_shape
+from undo_jax.types import LM, shapes, table_shape, used
 
 ROLES = ("base", "unlearned", "student", "distilled")  # of models that are no attacks
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
@@ -154,6 +154,11 @@ def check_tokens(name: str, lm: LM, tokenizer: Tokenizer) -> None:
         raise ValueError(
             f"{name}.vocabulary={known}, but the tokenizer makes {needed} ids: "
             f"set it to at least {needed}"
+        )
+    if (count := used(lm)) is not None and count < needed:
+        raise ValueError(
+            f"{name}.used={count} counts the rest as padding, but the tokenizer makes {needed} "
+            f"ids: set it to {needed}"
         )
     if opens not in (None, bos):
         raise ValueError(

@@ -12,7 +12,19 @@ from jaxtyping import Array, Float
 from undo_jax.models.head_only import hidden_states
 from undo_jax.ops import head
 from undo_jax.ops.head_losses import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, HeadLoss, by_autodiff
-from undo_jax.types import LM, Batch, Frozen, Key, Metrics, Params, Refs, Rows, Taps, table_shape
+from undo_jax.types import (
+    LM,
+    Batch,
+    Frozen,
+    Key,
+    Metrics,
+    Params,
+    Refs,
+    Rows,
+    Taps,
+    table_shape,
+    used,
+)
 
 Scalar = Float[Array, ""]
 Temperature = float | Float[Array, ""]
@@ -21,7 +33,7 @@ Temperature = float | Float[Array, ""]
 def cross_entropy(lm: LM, params: Params, rows: Rows) -> Scalar:
     """Next-token cross entropy, in nats."""
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    return head.cross_entropy(hidden, table, rows.targets, rows.weights, lm.softcap)
+    return head.cross_entropy(hidden, table, rows.targets, rows.weights, lm.softcap, used=used(lm))
 
 
 def forward_kl(
@@ -35,9 +47,8 @@ def forward_kl(
     """
     if not isinstance(temperature, int | float) or temperature != 1:
         return _softened(FORWARD_KL, lm, params, teacher, rows, temperature)
-    student = lm.hidden(params, rows.inputs), lm.table(params)
-    of_teacher = hidden_states(teacher, rows), teacher.lm.table(teacher.params)
-    return head.kl_to_teacher(*student, *of_teacher, rows.weights, lm.softcap, teacher.lm.softcap)
+    hidden = lm.hidden(params, rows.inputs), hidden_states(teacher, rows)
+    return _forward_kl(lm, params, teacher, rows, *hidden)
 
 
 def reverse_kl(
@@ -57,13 +68,13 @@ def jsd(
 def uniform_kl(lm: LM, params: Params, rows: Rows) -> Scalar:
     """KL(uniform ‖ model), in nats: zero when every next token is equally likely."""
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    return head.kl_to_uniform(hidden, table, rows.weights, lm.softcap)
+    return head.kl_to_uniform(hidden, table, rows.weights, lm.softcap, used=used(lm))
 
 
 def log_probabilities(lm: LM, params: Params, rows: Rows) -> Float[Array, "B T"]:
     """log p of each target."""
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    return head.log_probabilities(hidden, table, rows.targets, lm.softcap)
+    return head.log_probabilities(hidden, table, rows.targets, lm.softcap, used=used(lm))
 
 
 def of_head(
@@ -79,8 +90,25 @@ def of_head(
     if teacher is not None:
         of_teacher = hidden_states(teacher, rows)
         known = head.Teacher(of_teacher, teacher.lm.table(teacher.params), teacher.lm.softcap)
-    own = hidden, table, rows.weights, lm.softcap
-    return head.weighted_sum(loss, *own, targets=rows.targets, teacher=known, extra=extra)
+    own, count = (hidden, table, rows.weights, lm.softcap), _used(lm, teacher)
+    return head.weighted_sum(
+        loss, *own, targets=rows.targets, teacher=known, extra=extra, used=count
+    )
+
+
+def _forward_kl(
+    lm: LM, params: Params, teacher: Frozen, rows: Rows, hidden: Array, theirs: Array
+) -> Scalar:
+    """At temperature 1, of hidden states [B, T, D] and [B, T, D2]."""
+    known = theirs, teacher.lm.table(teacher.params), rows.weights
+    caps, count = (lm.softcap, teacher.lm.softcap), _used(lm, teacher)
+    return head.kl_to_teacher(hidden, lm.table(params), *known, *caps, used=count)
+
+
+def _used(lm: LM, teacher: Frozen | None) -> int | None:
+    """Rows of both tables that are tokens: those after them are padding of one at least."""
+    counts = used(lm), used(lm if teacher is None else teacher.lm)
+    return min((count for count in counts if count is not None), default=None)
 
 
 def _softened(
@@ -181,8 +209,7 @@ def activation_distillation(
     taps = Taps(residual=range(lm.layers + 1))
     hidden, (states, _) = lm.tapped(params, rows.inputs, taps)
     theirs, (wanted, _) = teacher.lm.tapped(teacher.params, rows.inputs, taps)
-    student, of_teacher = (hidden, lm.table(params)), (theirs, teacher.lm.table(teacher.params))
-    kl = head.kl_to_teacher(*student, *of_teacher, rows.weights, lm.softcap, teacher.lm.softcap)
+    kl = _forward_kl(lm, params, teacher, rows, hidden, theirs)
     error = jnp.mean(mse(states, lax.stop_gradient(wanted), rows.weights))
     return kl + state_weight * error, {"kl": kl, "state_mse": error}
 
@@ -248,7 +275,7 @@ def top_k_distillation(
     All others are one outcome, with the mass that is left: a lower bound of `distillation`, which
     asks nothing of how that mass is spread. Raises ValueError unless 0 < k < V.
     """
-    vocabulary = table_shape(lm).shape[0]
+    vocabulary = _used(lm, refs["teacher"]) or table_shape(lm).shape[0]
     if not 0 < k < vocabulary:
         raise ValueError(f"k={k}: give a number of tokens from 1 to {vocabulary - 1}")
     return of_head(_top_k(k), lm, params, batch["train"], refs["teacher"]), {}

@@ -196,7 +196,7 @@ def check_recipe(name: str, recipe: Any, seen: set[int] | None = None) -> None:
     who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
     if not hasattr(lm, "init") or (is_language_model(recipe) and not hasattr(lm, "hidden")):
         raise ValueError(f'{who}: lm={lm!r} is no model: give e.g. preset("tiny")')
-    draws = recipe.kind != "import"
+    draws = recipe.kind not in ("import", "layers")
     if not isinstance(recipe.draw, str) or draws and not recipe.draw:
         raise ValueError(f"{who}: draw={recipe.draw!r}: give a text that names its random numbers")
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):

@@ -197,6 +197,14 @@ def rounded_shapes(lm: LM) -> Params:
     return jax.eval_shape(lm.rounded, shapes(lm))
 
 
+def used(lm: LM) -> int | None:
+    """How many rows of an LM's table are tokens, from the first on: its `used`, if it has one.
+
+    Other rows are padding: no token has their probability. None: there are none.
+    """
+    return getattr(lm, "used", None)
+
+
 def table_shape(lm: LM) -> jax.ShapeDtypeStruct:
     """Shape [V, D] and dtype of the output embedding, rounded as in `lm.rounded`."""
     return jax.eval_shape(lm.table, rounded_shapes(lm))

@@ -20,9 +20,14 @@ from etils import epath
 import undo_jax
 from undo_jax import artifacts, cli
 from undo_jax.artifacts import Artifact
+from undo_jax.data.pairs import Pairs
+from undo_jax.data.questions import Questions
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.trained_tokenizers import HuggingFace
+from undo_jax.evals.choices import log_likelihoods, write_sheets
+from undo_jax.evals.quiz import Quiz
 from undo_jax.models.gemma2 import preset
+from undo_jax.settings.choices import Choices, Part
 
 pytestmark = pytest.mark.slow
 ROOT = Path(undo_jax.__file__).parent.parent
@@ -210,6 +215,57 @@ def test_greedy_texts_are_those_of_transformers(both):
     theirs, ours = ([s["filtered_resps"][0] for s in _samples(x, "write_own")] for x in both)
     assert ours == theirs and len(set(ours)) > 3
     assert not any("\n" in text or "the" in text for text in ours)
+
+
+QUIZZES = {  # of the setting, and the task of lm-eval's kind that asks the same
+    "wmdp": (
+        dict(subject="biology"),
+        {
+            **TASKS["wmdp_own"],
+            "description": "The following are multiple choice questions (with answers) about "
+            "biology.\n\n",
+        },
+    ),
+    "mmlu": (dict(description="", shots=2), TASKS["mmlu_own"]),
+    "cloze": (
+        dict(style="cloze", score="acc_norm", description=""),
+        {**TASKS["cloze_own"], "doc_to_text": "Question: {{question.strip()}}\nAnswer:"},
+    ),
+}
+
+
+def test_the_setting_of_quizzes_scores_the_same(made, tmp_path, monkeypatch):
+    """On the same files: every log-likelihood, and the accuracy. Nothing is cut."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from undo_jax.cli.harness import UndoJax
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(made.folder / "cache"))
+    monkeypatch.chdir(made.folder)
+    files = {split: str(made.folder / "tasks" / f"{split}.jsonl") for split in ("dev", "test")}
+    for name, (_, task) in QUIZZES.items():
+        more = {"task": f"{name}_quiz", "dataset_path": "json",
+                "dataset_kwargs": {"data_files": files}}  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**task, **more}))
+    ours = UndoJax(str(made.artifact), batch_size=8, max_length=400)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    tasks = [f"{name}_quiz" for name in QUIZZES]
+    found = simple_evaluate(ours, tasks=tasks, task_manager=manager, bootstrap_iters=0)
+
+    tokenizer = HuggingFace(str(made.folder / "tokenizer.json"), "<s>")
+    asked, shown = (Questions(files[split]) for split in ("test", "dev"))
+    quizzes = {name: Quiz(asked, examples=shown, **how) for name, (how, _) in QUIZZES.items()}
+    parts = (Part(Pairs(made.folder / "no pairs are read.jsonl")),)
+    setting = Choices(parts, parts, tokenizer, quizzes["wmdp"], kept=tuple(quizzes.items()))
+    scores, params = setting.at_end(made.lm, _params(made.lm)), _params(made.lm)
+    for name, quiz in quizzes.items():
+        samples = _samples(found, f"{name}_quiz")
+        wanted = [[one[0] for one in sample["filtered_resps"]] for sample in samples]
+        log_p = log_likelihoods(made.lm, params, write_sheets(quiz, tokenizer, 8))
+        np.testing.assert_allclose(log_p, np.array(wanted, float), rtol=0, atol=1e-4)
+        theirs = found["results"][f"{name}_quiz"][f"{quiz.score},none"]
+        assert scores[name] == pytest.approx(theirs, abs=1e-7) and 0 < theirs < 1
 
 
 def _said(capsys, *words):

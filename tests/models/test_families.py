@@ -168,6 +168,34 @@ def test_logits_are_those_of_transformers(tmp_path, torch, family, case):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
+def test_bf16_files_are_read_exactly_and_computed_as_well_as_theirs(tmp_path, torch, family):
+    """In fp32 the logits are theirs in fp32; in bf16 no farther from those than theirs are."""
+    model = _theirs(torch, family, 0).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert "bfloat16" in (tmp_path / "config.json").read_text()
+    lm = replace(hf_folder.read_config(tmp_path), dtype="float32")
+    params, tokens = hf.load(tmp_path, lm, _mesh()), _tokens(lm.vocabulary)
+    stored = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
+    for name, tensor in hf.named(lm, params):
+        assert tensor.dtype == np.float32
+        np.testing.assert_array_equal(tensor, stored[name])
+    ours = {
+        dtype: np.asarray(_logits(replace(lm, dtype=dtype), params, tokens))
+        for dtype in ("float32", "bfloat16")
+    }
+    given, theirs = torch.from_numpy(tokens).long(), []
+    for dtype in (torch.float32, torch.bfloat16):  # loaded: `to` would also round rope's buffers
+        again = type(model).from_pretrained(tmp_path, dtype=dtype, attn_implementation="eager")
+        with torch.no_grad():
+            theirs.append(again(input_ids=given, use_cache=False).logits.float().numpy())
+    exact, rounded = theirs
+    np.testing.assert_allclose(ours["float32"], exact, rtol=0, atol=1e-4)
+    error = lambda x: np.sqrt(np.mean((x - exact) ** 2)) / np.std(exact)  # noqa: E731
+    assert 1e-4 < error(ours["bfloat16"]) < max(1.5 * error(rounded), 0.02)
+
+
+@pytest.mark.slow
 @EACH
 def test_gradients_are_those_of_transformers(tmp_path, torch, family, case):
     model = _theirs(torch, family, case)

@@ -264,7 +264,6 @@ def test_what_would_change_the_result_is_refused(family, changes, said):
         ("mistral", "7B-v0.1", {"sliding": (True, False)}, "sliding=(True, False)"),
         ("qwen2", "0.5B", {"qkv_bias": False}, "qkv_bias=False"),
         ("gemma2", "2B", {"own_head": True}, "own_head=True"),
-        ("gemma2", "2B", {"sliding": (True, True, False)}, "layer_types="),
         ("gemma2", "2B", {"local_theta": 100.0}, "local_theta=100.0"),
         ("gemma3_text", "1B", {"attention_softcap": 50.0}, "attention_softcap=50.0"),
         ("phi3", "mini-4k", {"rope_scaling": Linear(2.0)}, "rope_scaling=Linear"),

@@ -192,6 +192,26 @@ def test_every_device_gets_its_slice_and_no_more_is_read(ours, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, params, _params())
 
 
+def test_what_is_read_is_not_copied(ours, monkeypatch):
+    """A CPU device takes the memory that it was read into, or a load would need twice as much."""
+    read, make = set(), jax.make_array_from_callback
+
+    def watched(shape, sharding, callback):
+        def kept(index):
+            part = callback(index)
+            read.add(part.ctypes.data)
+            return part
+
+        return make(shape, sharding, kept)
+
+    monkeypatch.setattr(hf.jax, "make_array_from_callback", watched)
+    monkeypatch.setattr(hf, "ROW_BLOCK", 3)  # of tables of 24 rows, in four parts
+    params = hf.load(ours, CONFIG, _mesh())
+    for leaf in jax.tree.leaves(params):
+        assert {s.data.unsafe_buffer_pointer() for s in leaf.addressable_shards} <= read
+    jax.tree.map(np.testing.assert_array_equal, params, _params())
+
+
 def test_export_of_sharded_parameters_is_the_same(ours, tmp_path):
     placed = jax.device_put(_params(), shardings(_params(), CONFIG.rules, _mesh()))
     hf.save(tmp_path / "sharded", CONFIG, placed, max_shard_bytes=SHARD)
@@ -281,8 +301,9 @@ def test_rope_theta_of_older_files_and_no_softcap(single):
         ({"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"attention_bias": True}, "attention_bias=True"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config (awq) is not"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
-        ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
+        ({"layer_types": ["sliding_attention", "full_attention", "linear"]}, "layer_types"),
         ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
         ({"sliding_window": None}, "sliding_window=None"),
         ({"hidden_size": "16"}, "hidden_size='16'"),

@@ -41,13 +41,15 @@ def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
     if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
     said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf_folder.UNSTATED}
-    about = {"tokenizer": _described(epath.Path(folder))}
+    described, words = _described(epath.Path(folder), lm)
+    about = {"tokenizer": described}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, mesh_of(lm))
     artifacts.wait(f"import {path.name}")  # else a late process would find OUT already begun
     artifacts.begin(base)
     artifacts.keep(base, params, {})
     if jax.process_index() == 0:
+        lm = dataclasses.replace(lm, used=words if words < lm.vocabulary else None)
         print(f"model={expression(lm)}")
         names = {lm.family: "preset"}
         if f"{type(lm.rope_scaling).__name__}(" in expression(lm):
@@ -168,8 +170,11 @@ def _abandoned(path: epath.Path) -> bool:
     return read_json(path / "config.json").get("stage") == "import"
 
 
-def _described(folder: epath.Path) -> dict[str, Any]:
-    """What config.json will say of the tokenizer of a Hugging Face folder: at least its ids."""
+def _described(folder: epath.Path, lm: Transformer) -> tuple[dict[str, Any], int]:
+    """What config.json will say of the tokenizer of a Hugging Face folder: at least its ids.
+
+    And how many of the model's ids it makes: all where it is not known.
+    """
     ids = hf_folder.read_ids(folder)
     found = [folder / f"tokenizer.{kind}" for kind in ("json", "model")]
     for file in [file for file in found if file.is_file()][:1]:
@@ -178,10 +183,15 @@ def _described(folder: epath.Path) -> dict[str, Any]:
             tokenizer = load_tokenizer(file, bos)
             if tokenizer.bos_id != ids["bos_token_id"]:
                 raise ValueError(f"{file} has another BOS than {folder / hf_folder.CONFIG}")
-            return {**tokenizer_files.describe(tokenizer), "ids": ids}
+            if tokenizer.vocab_size > lm.vocabulary:
+                raise ValueError(
+                    f"{file} makes {tokenizer.vocab_size} ids, the model's tables have "
+                    f"{lm.vocabulary} rows"
+                )
+            return {**tokenizer_files.describe(tokenizer), "ids": ids}, tokenizer.vocab_size
         except (ValueError, ImportError) as error:
             console.print(f"without its tokenizer: {error}", soft_wrap=True)
-    return {"ids": ids}
+    return {"ids": ids}, lm.vocabulary
 
 
 def _tokens(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from undo_jax.data.arithmetic import Problem
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.ops import head
-from undo_jax.types import LM, Params
+from undo_jax.types import LM, Params, used
 
 
 class Exam(NamedTuple):
@@ -51,5 +51,5 @@ def exact_match(lm: LM, params: Params, exam: Exam) -> Float[Array, " E"]:
     """
     hidden = lm.hidden(params, exam.inputs)
     hidden = jnp.take_along_axis(hidden, exam.places[..., None], axis=1)
-    picks = head.greedy(hidden, lm.table(params), lm.softcap)
+    picks = head.greedy(hidden, lm.table(params), lm.softcap, used=used(lm))
     return jnp.all((picks == exam.answers) | ~exam.asked, axis=-1).astype(jnp.float32)

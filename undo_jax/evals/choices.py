@@ -16,7 +16,7 @@ from undo_jax.data.pairs import encode_pair
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.quiz import Posed, Quiz
 from undo_jax.ops import head
-from undo_jax.types import LM, Params
+from undo_jax.types import LM, Params, used
 
 LENGTHS = 4  # at most: of the longest row, halves, quarters, eighths
 STEP = 8  # rows have a multiple of so many tokens
@@ -89,7 +89,9 @@ def log_likelihoods(lm: LM, params: Params, sheets: Sheets) -> Float[Array, "N C
         hidden = lm.hidden(params, group.inputs.reshape(count * rows, time))
         flat = lambda x: x.reshape(count * rows, choices * width // rows)  # noqa: E731
         hidden = jnp.take_along_axis(hidden, flat(group.places)[..., None], axis=1)
-        log_p = head.log_probabilities(hidden, lm.table(params), flat(group.targets), lm.softcap)
+        log_p = head.log_probabilities(
+            hidden, lm.table(params), flat(group.targets), lm.softcap, used=used(lm)
+        )
         total = jnp.sum(jnp.where(group.asked, log_p.reshape(group.asked.shape), 0.0), axis=-1)
         return jnp.where(jnp.any(group.asked, axis=-1), total, -jnp.inf)
 

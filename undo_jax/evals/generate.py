@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.ops import head
 from undo_jax.sharding import BY_ROWS, pad_rows, place
-from undo_jax.types import LM, Cache, Key, Params, Rules
+from undo_jax.types import LM, Cache, Key, Params, Rules, used
 
 WHOLE: Rules = (("", P()),)  # replicated, so that every process can read it
 
@@ -95,7 +95,7 @@ def advance(
 
     def pick(hidden, step):
         """Gumbel-max sampling: argmax(logits + temperature · Gumbel noise)."""
-        z = head.logits(hidden, table, lm.softcap)[:, 0]
+        z = head.logits(hidden, table, lm.softcap)[:, 0, : used(lm)]
         noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, step), z.shape[1:]))
         return jnp.argmax(z + temperature * noise(keys), axis=-1).astype(jnp.int32)
 

@@ -21,7 +21,7 @@ from undo_jax.evals.generate import WHOLE, Writing
 from undo_jax.mesh import BATCH, parts
 from undo_jax.ops import head
 from undo_jax.sharding import BY_ROWS, place
-from undo_jax.types import LM, Params
+from undo_jax.types import LM, Params, used
 
 KINDS = "end", "score", "begin", "advance"
 MOST = 4  # arrays of a question
@@ -39,9 +39,9 @@ def score(
     """log p(target) after the token at each position, and whether no other is more likely."""
     hidden = lm.hidden(params, place(tokens, BY_ROWS))
     hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-    table = lm.table(params)
-    log_p = head.log_probabilities(hidden, table, targets, lm.softcap)
-    best = head.greedy(hidden, table, lm.softcap) == targets
+    table, words = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
+    log_p = head.log_probabilities(hidden, table, targets, **words)
+    best = head.greedy(hidden, table, **words) == targets
     return place((log_p, best), WHOLE)
 
 

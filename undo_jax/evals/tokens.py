@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from undo_jax.ops import head
 from undo_jax.ops.head_losses import by_autodiff
-from undo_jax.types import LM, Params, Rows
+from undo_jax.types import LM, Params, Rows, used
 
 
 class Told(NamedTuple):
@@ -23,9 +23,10 @@ class Told(NamedTuple):
 def told(lm: LM, params: Params, rows: Rows) -> Told:
     """Jitted by who calls it; weights are not read."""
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    read = lambda loss: head.per_token(loss, hidden, table, lm.softcap, targets=rows.targets)  # noqa: E731
-    log_p = head.log_probabilities(hidden, table, rows.targets, lm.softcap)
-    likeliest = head.greedy(hidden, table, lm.softcap) == rows.targets
+    own, words = (hidden, table), {"softcap": lm.softcap, "used": used(lm)}
+    read = lambda loss: head.per_token(loss, *own, **words, targets=rows.targets)  # noqa: E731
+    log_p = head.log_probabilities(*own, rows.targets, **words)
+    likeliest = head.greedy(*own, **words) == rows.targets
     return Told(log_p, likeliest, read(_MEAN), jnp.sqrt(read(_VARIANCE)))
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from undo_jax.losses import Scalar, cross_entropy
 from undo_jax.ops import head
-from undo_jax.types import LM, Batch, Key, Loss, Metrics, Params, Refs, Taps, whole_batch
+from undo_jax.types import LM, Batch, Key, Loss, Metrics, Params, Refs, Taps, used, whole_batch
 
 
 @whole_batch  # it compares rows
@@ -35,14 +35,14 @@ def repnoise(
     if len(forget.inputs) < 2:
         raise ValueError("repnoise compares rows of a batch: give batch_size 8, at least 2")
     value, metrics = method(lm, params, refs, batch, key)
-    layers, table, here = range(lm.layers), lm.table(params), forget.weights > 0
+    layers, table, here, size = range(lm.layers), lm.table(params), forget.weights > 0, used(lm)
     hidden, (states, made) = lm.tapped(params, forget.inputs, Taps(layers, layers))
     mmd = jax.checkpoint(lambda one: _mmd(one[0], one[1], here))  # so that the noise is not stored
     noise = jnp.mean(lax.map(mmd, (made, jax.random.split(key, lm.layers))))
-    last = head.cross_entropy(hidden, table, forget.targets, forget.weights, lm.softcap)
+    last = head.cross_entropy(hidden, table, forget.targets, forget.weights, lm.softcap, used=size)
     read = jnp.concatenate(list(lm.final(params, states)), 1)  # concatenated along time
     targets, weights = (jnp.tile(x, (1, lm.layers)) for x in (forget.targets, forget.weights))
-    harm = (last + head.cross_entropy(read, table, targets, weights)) / (lm.layers + 1)
+    harm = (last + head.cross_entropy(read, table, targets, weights, used=size)) / (lm.layers + 1)
     retain = cross_entropy(lm, params, batch["retain"])
     found = {"repnoise_mmd": noise, "repnoise_forget_ce": harm, "repnoise_retain_ce": retain}
     loss = value + retain + noise_weight * noise - ascent_weight * jnp.log1p(harm)

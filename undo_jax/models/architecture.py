@@ -14,7 +14,7 @@ from undo_jax.models.rope import LongRope, Scaling
 POSITIVE = (
     "layers", "width", "feed_forward", "heads", "kv_heads", "head_width", "vocabulary", "window",
     "attention_scale", "attention_softcap", "final_softcap", "rope_theta", "local_theta",
-    "norm_epsilon", "init_stddev", "unroll", "positions",
+    "norm_epsilon", "init_stddev", "unroll", "positions", "used",
 )  # fmt: skip
 REMAT = "none", "dots", "full"
 GRADIENT_SUMS = "reduce_scatter", "all_to_all"
@@ -66,6 +66,7 @@ class Architecture:
     activation: Literal["gelu", "silu"] = since("gelu")  # gelu in its tanh form
     scaled_embedding: bool = since(True)  # by √D
     own_head: bool = since(False)  # the head has a table of its own, beside the embedding
+    used: int | None = since(None)  # rows of the tables that are tokens, the first; None: all
     # how gradients are summed over fsdp: a reduce-scatter sends fp32, an all-to-all sends `dtype`
     gradient_sum: Literal["reduce_scatter", "all_to_all"] = since("reduce_scatter")
 
@@ -83,6 +84,8 @@ class Architecture:
                 f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: "
                 "every key/value head must serve the same number of query heads"
             )
+        if self.used is not None and self.used > self.vocabulary:
+            raise ValueError(f"used={self.used}: the tables have vocabulary={self.vocabulary} rows")
         for name, value, known in (
             ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
             ("remat", self.remat, REMAT),

@@ -59,7 +59,6 @@ NAMES = {
     "final/norm": "model.norm.weight",
 }
 IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # of Gemma's own tokenizer
-_SIZES = {**stated.SIZES, "window": "sliding_window"}
 _SCALARS = {
     "attention_softcap": "attn_logit_softcapping",
     "final_softcap": "final_logit_softcapping",
@@ -85,23 +84,28 @@ def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
     """
     stated.fixed(file, content, _FIXED)
     found: dict[str, Any] = {}
-    for field, key in {**_SIZES, **_SCALARS}.items():
+    for field, key in {**stated.SIZES, **_SCALARS}.items():
         if key in content:
             none = content[key] is None and field.endswith("softcap")
-            whole = field in _SIZES
+            whole = field in stated.SIZES
             found[field] = None if none else stated.positive(file, content, key, whole)
     if "query_pre_attn_scalar" in content:
         scalar = stated.positive(file, content, "query_pre_attn_scalar")
         found["attention_scale"] = scalar**-0.5
+    slides = _sliding(file, content, found.get("layers", _2B.layers))
+    sized = {"sliding_window": _2B.window, **content}
+    window = stated.positive(file, sized, "sliding_window", True) if any(slides) else None
     theta, scaling = stated.rope(file, {"rope_theta": _2B.rope_theta, **content})
-    lm = replace(_2B, **found, rope_theta=theta, rope_scaling=scaling)
-    layers = content.get("layer_types")
-    if layers is not None and layers != stated.described_layers(lm):
-        raise ValueError(
-            f"{file}: layer_types={layers} is not supported: it must be sliding_attention and "
-            f"full_attention in turn, {lm.layers} in all"
-        )
-    return lm
+    return replace(
+        _2B, **found, sliding=slides, window=window, rope_theta=theta, rope_scaling=scaling
+    )
+
+
+def _sliding(file: epath.Path, content: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+    """Which layers slide: as listed, or every other one from the first on."""
+    listed = stated.layer_types(file, content, layers)
+    in_turn = stated.period([i % 2 == 0 for i in range(layers)])
+    return _2B.sliding if listed in (None, in_turn) else listed
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
@@ -112,7 +116,8 @@ def describe(lm: Transformer) -> dict[str, Any]:
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
         **_FIXED,
-        **{key: getattr(lm, field) for field, key in {**_SIZES, **_SCALARS}.items()},
+        **{key: getattr(lm, field) for field, key in {**stated.SIZES, **_SCALARS}.items()},
+        "sliding_window": lm.window or _2B.window,  # transformers wants one where no layer slides
         "query_pre_attn_scalar": scalar(lm),
         "layer_types": stated.described_layers(lm),
         "rope_theta": lm.rope_theta,  # transformers 4

@@ -145,7 +145,7 @@ def describe(lm: Transformer) -> dict[str, Any]:
         **{key: getattr(lm, field) for field, key in fields.items()},
         "attention_bias": lm.qkv_bias,
         "query_pre_attn_scalar": gemma2.scalar(lm),
-        "sliding_window": lm.window,
+        "sliding_window": lm.window or DEFAULTS["sliding_window"],  # wanted where none slides, too
         "layer_types": stated.described_layers(lm),
         "rope_theta": lm.rope_theta,  # transformers 4
         "rope_local_base_freq": local,

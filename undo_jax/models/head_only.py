@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.types import LM, Frozen, Key, Params, Rows, Rules, rounded_shapes, table_shape
+from undo_jax.types import (
+    LM,
+    Frozen,
+    Key,
+    Params,
+    Rows,
+    Rules,
+    rounded_shapes,
+    table_shape,
+    used,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,10 @@ class HeadOnly:
     @property
     def softcap(self) -> float | None:
         return self.whole.softcap
+
+    @property
+    def used(self) -> int | None:
+        return used(self.whole)
 
     @property
     def rules(self) -> Rules:

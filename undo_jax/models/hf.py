@@ -38,7 +38,8 @@ from undo_jax.types import Params, shapes
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 HEAD, IDS = "lm_head.weight", ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION = "generation_config.json"
-ROW_BLOCK = 4096  # rows of a table that are compared at a time
+ROW_BLOCK = 4096  # rows of a table that are read or compared at a time
+ALIGNMENT = 64  # bytes: such memory a CPU device takes as it is; else it copies
 
 
 class Tensor(NamedTuple):
@@ -206,9 +207,14 @@ def _reader(
 
     @functools.cache
     def read(*bounds: tuple[int, int]) -> np.ndarray:
-        part = np.empty([stop - start for start, stop in bounds], np.float32)
+        part = _aligned([stop - start for start, stop in bounds])
         if not stacked:
-            part[:] = slices[0][tuple(slice(*bound) for bound in bounds)]
+            (first, end), *rest = bounds
+            for start in range(first, end, ROW_BLOCK):
+                rows = slice(start, min(start + ROW_BLOCK, end))
+                part[start - first : rows.stop - first] = slices[0][
+                    (rows, *(slice(*bound) for bound in rest))
+                ]
             return part
         cut = tuple(slice(*bound) for bound in reversed(bounds[1:]))
         for i, layer in enumerate(range(*bounds[0])):
@@ -218,6 +224,14 @@ def _reader(
     return lambda index: read(
         *(one.indices(size)[:2] for one, size in zip(index, shape, strict=True))
     )
+
+
+def _aligned(shape: list[int]) -> np.ndarray:
+    """An fp32 array, not yet written."""
+    size = 4 * math.prod(shape)
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(np.float32).reshape(shape)
 
 
 def _check(folder: epath.Path, lm: Transformer, stored: Mapping[str, Any]) -> None:

@@ -22,9 +22,10 @@ from undo_jax.models.transformer import Transformer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 UNSTATED = (  # fields that config.json does not state
-    "document_start", "dtype", "remat", "unroll", "gradient_sum",
+    "document_start", "dtype", "remat", "unroll", "gradient_sum", "used",
 )  # fmt: skip
 WITH_IMAGES = {"gemma3": "gemma3_text"}  # model_type -> that of the text model inside
+_QUANTISED = "quantization_config"
 NO_WEIGHT = re.compile(r"rotary_emb\.inv_freq$")  # buffers that old files hold
 
 
@@ -49,7 +50,11 @@ def read_config(folder: epath.PathLike) -> Transformer:
     Raises FileNotFoundError without the file and ValueError for another kind of model.
     """
     file = local(folder) / CONFIG
-    content = _of_text(read_json(file))
+    whole = read_json(file)
+    content = _of_text(whole)
+    if kind := whole.get(_QUANTISED) or content.get(_QUANTISED):
+        kind = kind.get("quant_method", kind) if isinstance(kind, dict) else kind
+        raise ValueError(f"{file}: {_QUANTISED} ({kind}) is not supported: give 16 or 32 bits")
     return family(content.get("model_type"), file).read(file, content)
 
 

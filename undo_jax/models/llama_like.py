@@ -91,6 +91,21 @@ def read(
     )  # fmt: skip
 
 
+def read_alike(
+    file: epath.Path, content: Mapping[str, Any], defaults: Mapping[str, Any], family: str
+) -> Transformer:
+    """`read`, of a family without biases whose layers all have the window that is stated.
+
+    `defaults` are what a file leaves out. Raises ValueError as `read` does.
+    """
+    stated.fixed(file, content, {"attention_bias": False})
+    content = {**defaults, **content}
+    none = content.get("sliding_window") is None
+    window = None if none else stated.positive(file, content, "sliding_window", whole=True)
+    alike(file, content, window)
+    return read(file, content, window=window, family=family)
+
+
 def alike(file: epath.Path, content: Mapping[str, Any], window: int | None) -> None:
     """Raises ValueError where `layer_types` are not what one window for all layers makes them."""
     layers = stated.positive(file, content, stated.SIZES["layers"], whole=True)
@@ -99,14 +114,6 @@ def alike(file: epath.Path, content: Mapping[str, Any], window: int | None) -> N
             f"{file}: layer_types={content['layer_types']} do not fit sliding_window={window}: "
             "all layers of this family are alike"
         )
-
-
-def window(file: epath.Path, content: Mapping[str, Any]) -> int | None:
-    """`sliding_window`, of all layers. Raises ValueError for layers that are not alike."""
-    none = content.get("sliding_window") is None
-    size = None if none else stated.positive(file, content, "sliding_window", whole=True)
-    alike(file, content, size)
-    return size
 
 
 def describe(lm: Transformer, model_type: str, architecture: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import llama_like, stated
+from undo_jax.models import llama_like
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.transformer import Transformer, chosen
 
@@ -20,7 +20,6 @@ PRESETS = {  # config.json of mistralai/Mistral-7B-v0.1 and so on
 }
 NAMES = llama_like.TENSORS
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
-FIXED = {"attention_bias": False}
 DEFAULTS = {  # what a file leaves out, as in transformers
     "vocab_size": 32_000,
     "hidden_size": 4096,
@@ -43,10 +42,7 @@ def preset(name: str, **changes: Any) -> Transformer:
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
     """The model that a config.json states. Raises ValueError for what is not supported."""
-    stated.fixed(file, content, FIXED)
-    content = {**DEFAULTS, **content}
-    window = llama_like.window(file, content)
-    return llama_like.read(file, content, window=window, family="mistral")
+    return llama_like.read_alike(file, content, DEFAULTS, family="mistral")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:

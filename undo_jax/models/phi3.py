@@ -58,7 +58,6 @@ NAMES = {  # several parameters of one name are its rows, one after the other
     "layers/mlp/up": "model.layers.{}.mlp.gate_up_proj.weight",
 }
 IDS = {"bos_token_id": 1, "eos_token_id": 32_000, "pad_token_id": 32_000}
-FIXED = {"attention_bias": False}
 DEFAULTS = {  # what a file leaves out, as in transformers
     "vocab_size": 32_064,
     "hidden_size": 3072,
@@ -80,10 +79,7 @@ def preset(name: str, **changes: Any) -> Transformer:
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
     """The model that a config.json states. Raises ValueError for what is not supported."""
-    stated.fixed(file, content, FIXED)
-    content = {**DEFAULTS, **content}
-    window = llama_like.window(file, content)
-    return llama_like.read(file, content, window=window, family="phi3")
+    return llama_like.read_alike(file, content, DEFAULTS, family="phi3")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models import cache
+from undo_jax.models import cache, stated
 from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.decoder import SHARDING, Decoder
@@ -86,6 +86,12 @@ class Transformer(Architecture):
 
     def table(self, params: Params) -> Float[Array, "V D"]:
         return params["head" if self.own_head else "embedding"]
+
+    def keeping(self, every: int) -> "Transformer":
+        """Layers 0, every, 2 · every, ... alone, each with the window and positions that it has."""
+        kept = stated.sliding(self)[::every]
+        window = self.window if any(kept) else None
+        return replace(self, layers=len(kept), sliding=stated.period(kept), window=window)
 
     def forward_flops(self, time: int) -> float:
         """FLOPs per token of a forward pass over rows of `time` tokens, head included."""

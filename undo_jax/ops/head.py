@@ -3,6 +3,7 @@
 `weighted_sum` is Σ_bt weights[b, t] · l(z[b, t]) with soft-capped logits z and any `HeadLoss` l,
 `per_token` is l(z[b, t]); `head_chunks` computes them in chunks of time. The gradient with respect
 to a token's weight is that token's loss. No gradient reaches targets, a teacher or `extra`.
+Of tables that are padded, the first `used` rows alone are tokens: nothing depends on the others.
 `reference_*` compute the same in the plainest way, for the tests.
 """
 
@@ -16,17 +17,17 @@ from jaxtyping import Array, Float, Int
 
 from undo_jax.collectives import first_of, on_devices
 from undo_jax.mesh import BATCH, several
-from undo_jax.ops import head_chunks
+from undo_jax.ops import head_chunks, head_tile
 from undo_jax.ops.head_chunks import (
     TABLE,
+    Form,
     Hidden,
     Scalar,
     Table,
     Weights,
     chunk_size,
-    join,
     logits,
-    split,
+    tokens_here,
 )
 from undo_jax.ops.head_losses import (
     CROSS_ENTROPY,
@@ -35,7 +36,7 @@ from undo_jax.ops.head_losses import (
     HeadLoss,
     Tokens,
 )
-from undo_jax.ops.head_split import met, own
+from undo_jax.ops.head_split import join, met, own, split
 from undo_jax.sharding import pad_rows
 
 
@@ -57,6 +58,7 @@ def weighted_sum(
     targets: Int[Array, "B T"] | None = None,
     teacher: Teacher | None = None,
     extra: Any = (),
+    used: int | None = None,
     chunk: int | None = None,
 ) -> Scalar:
     """Σ w · loss. B need not divide the mesh: it is padded with rows of weight 0.
@@ -66,9 +68,9 @@ def weighted_sum(
     """
     tokens, teacher_table, teacher_cap = _others(loss, hidden, targets, teacher, extra)
     hidden, tokens, weights = pad_rows((hidden, tokens, weights))
-    caps = softcap, teacher_cap
+    form = Form(softcap, teacher_cap, used)
     return head_chunks.weighted_sum(
-        loss, caps, chunk, hidden, table, tokens, teacher_table, weights
+        loss, form, chunk, hidden, table, tokens, teacher_table, weights
     )
 
 
@@ -81,6 +83,7 @@ def per_token(
     targets: Int[Array, "B T"] | None = None,
     teacher: Teacher | None = None,
     extra: Any = (),
+    used: int | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "B T"]:
     """The loss of each token. Raises what `weighted_sum` does.
@@ -88,9 +91,9 @@ def per_token(
     The backward pass recomputes the logits: only then is each token's cotangent known.
     """
     tokens, teacher_table, teacher_cap = _others(loss, hidden, targets, teacher, extra)
-    count, caps = hidden.shape[0], (softcap, teacher_cap)
+    count, form = hidden.shape[0], Form(softcap, teacher_cap, used)
     hidden, tokens = pad_rows((hidden, tokens))
-    values: Any = head_chunks.per_token(loss, caps, chunk, hidden, table, tokens, teacher_table)
+    values: Any = head_chunks.per_token(loss, form, chunk, hidden, table, tokens, teacher_table)
     return values[:count]
 
 
@@ -100,9 +103,12 @@ def log_probabilities(
     targets: Int[Array, "B T"],
     softcap: float | None = None,
     chunk: int | None = None,
+    used: int | None = None,
 ) -> Float[Array, "B T"]:
     """log p(target) of each token."""
-    return -per_token(CROSS_ENTROPY, hidden, table, softcap, targets=targets, chunk=chunk)
+    return -per_token(
+        CROSS_ENTROPY, hidden, table, softcap, targets=targets, chunk=chunk, used=used
+    )
 
 
 def cross_entropy(
@@ -112,10 +118,11 @@ def cross_entropy(
     weights: Weights,
     softcap: float | None = None,
     chunk: int | None = None,
+    used: int | None = None,
 ) -> Scalar:
     """Σ w · −log p(target)."""
     return weighted_sum(
-        CROSS_ENTROPY, hidden, table, weights, softcap, targets=targets, chunk=chunk
+        CROSS_ENTROPY, hidden, table, weights, softcap, targets=targets, chunk=chunk, used=used
     )
 
 
@@ -128,11 +135,12 @@ def kl_to_teacher(
     softcap: float | None = None,
     teacher_softcap: float | None = None,
     chunk: int | None = None,
+    used: int | None = None,
 ) -> Scalar:
     """Σ w · KL(p_teacher ‖ p_student) at temperature 1; no gradient reaches the teacher."""
     teacher = Teacher(teacher_hidden, teacher_table, teacher_softcap)
     return weighted_sum(
-        KL_TO_TEACHER, hidden, table, weights, softcap, teacher=teacher, chunk=chunk
+        KL_TO_TEACHER, hidden, table, weights, softcap, teacher=teacher, chunk=chunk, used=used
     )
 
 
@@ -142,9 +150,10 @@ def kl_to_uniform(
     weights: Weights,
     softcap: float | None = None,
     chunk: int | None = None,
+    used: int | None = None,
 ) -> Scalar:
     """Σ w · KL(uniform ‖ p) = Σ w · (logsumexp z − mean z − log V)."""
-    return weighted_sum(KL_TO_UNIFORM, hidden, table, weights, softcap, chunk=chunk)
+    return weighted_sum(KL_TO_UNIFORM, hidden, table, weights, softcap, chunk=chunk, used=used)
 
 
 def _others(
@@ -169,7 +178,11 @@ def _others(
 
 
 def greedy(
-    hidden: Hidden, table: Table, softcap: float | None = None, chunk: int | None = None
+    hidden: Hidden,
+    table: Table,
+    softcap: float | None = None,
+    chunk: int | None = None,
+    used: int | None = None,
 ) -> Int[Array, "B T"]:
     """The most likely next token at each position, the first of equals."""
 
@@ -177,7 +190,8 @@ def greedy(
         axes, (rows,), (table,) = met((hidden,), (table.astype(hidden.dtype),))
 
         def pick(h):
-            z = logits(h, table, softcap)
+            z, here = logits(h, table, softcap), tokens_here(len(table), used, axes)
+            z = z if here is None else jnp.where(here, z, head_tile.NEVER)
             best, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], *axes)
             none = jnp.iinfo(token.dtype).max
             token = jnp.where(best == lax.pmax(best, several(*axes)), token, none)

@@ -11,19 +11,19 @@ The table's gradient is summed in fp32 on each device and reduced once, after th
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from undo_jax.collectives import first_of, on_devices, reduce_scatter
 from undo_jax.mesh import BATCH, device_kind, parts, several
 from undo_jax.ops import head_gpu, head_tile, head_tpu
-from undo_jax.ops.head_losses import HeadLoss, Tokens
-from undo_jax.ops.head_split import after, met, own
+from undo_jax.ops.head_losses import Axes, HeadLoss, Tokens, Vocabulary
+from undo_jax.ops.head_split import after, join, met, own, split
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
 # On CPU a chunk's logits stay in a core's cache; but as many tokens as it takes to use a table.
@@ -36,7 +36,14 @@ Hidden = Float[Array, "B T D"]
 Table = Float[Array, "V D"]
 Weights = Float[Array, "B T"]
 Scalar = Float[Array, ""]
-Softcaps = tuple[float | None, float | None]  # (student's, teacher's)
+
+
+class Form(NamedTuple):
+    """What products of hidden states and tables are before they are logits."""
+
+    softcap: float | None
+    teacher_softcap: float | None
+    used: int | None  # rows of the tables that are tokens, the rest padding; None: all
 
 
 def logits(hidden: Hidden, table: Table, softcap: float | None) -> Float[Array, "B T V"]:
@@ -58,7 +65,7 @@ def product(axes: str, x: Array, y: Array) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def weighted_sum(
     loss: HeadLoss,
-    softcaps: Softcaps,
+    form: Form,
     chunk: int | None,
     hidden: Hidden,
     table: Table,
@@ -69,16 +76,16 @@ def weighted_sum(
     """Σ weights · loss; B divides the mesh."""
 
     def on_device(hidden, table, tokens, teacher_table, weights):
-        values = _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
+        values = _values(loss, form, chunk, hidden, table, tokens, teacher_table, weights)
         return _summed(loss, weights, values)
 
     return on_devices(on_device, INPUTS, P())(hidden, table, tokens, teacher_table, weights)
 
 
-def _forward(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
+def _forward(loss, form, chunk, hidden, table, tokens, teacher_table, weights):
     def on_device(hidden, table, tokens, teacher_table, weights):
         values, d_hidden, d_table = _gradients(
-            loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights
+            loss, form, chunk, hidden, table, tokens, teacher_table, weights
         )
         d_weights = values.astype(weights.dtype)
         return _summed(loss, weights, values), d_hidden, d_table, d_weights
@@ -88,7 +95,7 @@ def _forward(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weight
     return total, tuple(gradients)
 
 
-def _backward(loss, softcaps, chunk, gradients, cotangent):
+def _backward(loss, form, chunk, gradients, cotangent):
     scaled = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), gradients)
     d_hidden, d_table, d_weights = scaled
     return d_hidden, d_table, None, None, d_weights  # None: targets and teacher are constants
@@ -100,7 +107,7 @@ weighted_sum.defvjp(_forward, _backward)
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def per_token(
     loss: HeadLoss,
-    softcaps: Softcaps,
+    form: Form,
     chunk: int | None,
     hidden: Hidden,
     table: Table,
@@ -111,18 +118,18 @@ def per_token(
 
     def on_device(hidden, table, tokens, teacher_table):
         weights = jnp.zeros(hidden.shape[:2])  # unused: losses of tokens do not depend on weights
-        return _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)
+        return _values(loss, form, chunk, hidden, table, tokens, teacher_table, weights)
 
     return on_devices(on_device, INPUTS[:-1], P(BATCH))(hidden, table, tokens, teacher_table)
 
 
-def _per_token_forward(loss, softcaps, chunk, *inputs):
-    return per_token(loss, softcaps, chunk, *inputs), inputs
+def _per_token_forward(loss, form, chunk, *inputs):
+    return per_token(loss, form, chunk, *inputs), inputs
 
 
-def _per_token_backward(loss, softcaps, chunk, inputs, cotangent):
+def _per_token_backward(loss, form, chunk, inputs, cotangent):
     def on_device(hidden, table, tokens, teacher_table, weights):
-        return _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights)[1:]
+        return _gradients(loss, form, chunk, hidden, table, tokens, teacher_table, weights)[1:]
 
     d_hidden, d_table = on_devices(on_device, INPUTS, (P(BATCH), TABLE))(*inputs, cotangent)
     return d_hidden, d_table, None, None
@@ -134,28 +141,28 @@ per_token.defvjp(_per_token_forward, _per_token_backward)
 # ------------------------------------------------------------- on one device, for its rows: [b, T]
 
 
-def _values(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
+def _values(loss, form, chunk, hidden, table, tokens, teacher_table, weights):
     """The loss of each of the device's tokens, reduced over the whole vocabulary."""
     tables = table.astype(hidden.dtype), teacher_table
     axes, rows, tables = met((hidden, tokens, weights), tables)
     if kernels := _kernels(loss, hidden.dtype, tables):
-        values = kernels.loss(*_flat(loss, softcaps, axes, *rows, *tables))
+        values = kernels.loss(*_flat(loss, form, axes, *rows, *tables))
         values = values.reshape(rows[-1].shape)
     else:
-        values = _in_chunks(loss, softcaps, chunk, axes, *rows[:-1], *tables)
+        values = _in_chunks(loss, form, chunk, axes, *rows[:-1], *tables)
     return own(axes, values, len(hidden))
 
 
-def _gradients(loss, softcaps, chunk, hidden, table, tokens, teacher_table, weights):
+def _gradients(loss, form, chunk, hidden, table, tokens, teacher_table, weights):
     """The same, and the gradients of Σ weights · loss in the device's hidden states and table."""
     tables = table.astype(hidden.dtype), teacher_table
     axes, rows, tables = met((hidden, tokens, weights), tables)
     if kernels := _kernels(loss, hidden.dtype, tables):
-        found = kernels.loss_and_gradients(*_flat(loss, softcaps, axes, *rows, *tables))
+        found = kernels.loss_and_gradients(*_flat(loss, form, axes, *rows, *tables))
         values, d_hidden, d_table = found
         values, d_hidden = values.reshape(rows[-1].shape), d_hidden.reshape(rows[0].shape)
     else:
-        found = _gradients_in_chunks(loss, softcaps, chunk, axes, *rows, *tables)
+        found = _gradients_in_chunks(loss, form, chunk, axes, *rows, *tables)
         values, d_hidden, d_table = found
     d_hidden = lax.psum(d_hidden, several("tensor"))
     if "fsdp" in axes:
@@ -188,32 +195,41 @@ def _counted(loss: HeadLoss, weights: Array, x: Array) -> Array:
     return x if loss.kernel else jnp.where(weights != 0, x, 0)
 
 
-def _of_chunk(loss, softcaps, axes, z, tokens, teacher_table):
-    """The loss of a chunk's logits, and its gradient in them."""
+def _of_chunk(loss, form, axes, z, tokens, teacher_table):
+    """The loss of a chunk's logits, and its gradient in them: 0 in those of padding."""
+    here = tokens_here(z.shape[-1], form.used, axes)
+    counted = lambda x, other: x if here is None else jnp.where(here, x, other)  # noqa: E731
 
     def teacher():
         if tokens.teacher is None:
             raise ValueError("this loss asks for a teacher's logits: give it a teacher")
-        return logits(tokens.teacher, teacher_table, softcaps[1])
+        y = logits(tokens.teacher, teacher_table, form.teacher_softcap)
+        return counted(y, head_tile.NEVER)
 
-    return loss.of_chunk(z, tokens, teacher, axes)
+    size = z.shape[-1] * parts(*axes) if form.used is None else form.used
+    vocabulary = Vocabulary(axes, size, here)
+    value, dz = loss.of_chunk(counted(z, head_tile.NEVER), tokens, teacher, vocabulary)
+    return value, counted(dz, 0)
 
 
-def _in_chunks(loss, softcaps, chunk, axes, hidden, tokens, table, teacher_table):
+def tokens_here(size: int, used: int | None, axes: Axes) -> Bool[Array, " V"] | None:
+    """Which of a device's `size` rows of a table are tokens; None where there is no padding."""
+    return None if used is None else first_of(size, *axes) + jnp.arange(size) < used
+
+
+def _in_chunks(loss, form, chunk, axes, hidden, tokens, table, teacher_table):
     """The loss of each token, chunk by chunk."""
 
     def of_chunk(piece):
         h, aux = piece
-        z = logits(h, table, softcaps[0])
-        return _of_chunk(loss, softcaps, axes, z, aux, teacher_table)[0]
+        z = logits(h, table, form.softcap)
+        return _of_chunk(loss, form, axes, z, aux, teacher_table)[0]
 
     pieces = split((hidden, tokens), chunk or chunk_size(hidden, table))
     return join(lax.map(of_chunk, pieces), hidden.shape[1])
 
 
-def _gradients_in_chunks(
-    loss, softcaps, chunk, axes, hidden, tokens, weights, table, teacher_table
-):
+def _gradients_in_chunks(loss, form, chunk, axes, hidden, tokens, weights, table, teacher_table):
     """The same, and the weighted sum's gradients from a device's shard of the vocabulary.
 
     The table's gradient is fp32.
@@ -221,11 +237,11 @@ def _gradients_in_chunks(
 
     def of_chunk(d_table, piece):
         h, aux, w = piece
-        z = logits(h, table, softcaps[0])
-        value, dz = _of_chunk(loss, softcaps, axes, z, aux, teacher_table)
+        z = logits(h, table, form.softcap)
+        value, dz = _of_chunk(loss, form, axes, z, aux, teacher_table)
         dz = _counted(loss, w[..., None], dz) * w[..., None]
-        if softcaps[0] is not None:
-            dz = dz * (1 - jnp.square(z / softcaps[0]))
+        if form.softcap is not None:
+            dz = dz * (1 - jnp.square(z / form.softcap))
         dz = dz.astype(h.dtype)
         d_hidden = jnp.einsum("btv,vd->btd", dz, table)
         d_table += product("btd,btv->dv", h, dz)
@@ -238,17 +254,19 @@ def _gradients_in_chunks(
     return values, d_hidden, d_table.T
 
 
-def _flat(loss, softcaps, axes, hidden, tokens, weights, table, teacher_table):
+def _flat(loss, form, axes, hidden, tokens, weights, table, teacher_table):
     """The arguments of the kernels: rows and time flattened to one axis."""
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
-    vocabulary = table.shape[0]
-    bits = [None if cap is None else cap * head_tile.LOG2_E for cap in softcaps]
+    vocabulary, first = table.shape[0], first_of(table.shape[0], *axes)
+    bits = [None if cap is None else cap * head_tile.LOG2_E for cap in form[:2]]
+    everywhere = lambda used: jnp.full((weights.size, 1), jnp.clip(used - first, 0, vocabulary))  # noqa: E731
     rows = head_tile.TokenRows(
         flat(hidden),
         weights.reshape(-1, 1),
         flat(tokens.teacher) if with_teacher else None,
-        (tokens.targets - first_of(vocabulary, *axes)).reshape(-1, 1) if with_targets else None,
+        (tokens.targets - first).reshape(-1, 1) if with_targets else None,
+        None if form.used is None else everywhere(form.used),
     )
     tables = head_tile.Tables(table, teacher_table if with_teacher else None)
     made = head_tile.Head(
@@ -256,7 +274,7 @@ def _flat(loss, softcaps, axes, hidden, tokens, weights, table, teacher_table):
         softcap=bits[0],
         teacher_softcap=bits[1],
         vocabulary=vocabulary,
-        whole=vocabulary * parts(*axes),
+        whole=vocabulary * parts(*axes) if form.used is None else form.used,
         axes=axes,
     )
     return made, rows, tables
@@ -272,22 +290,3 @@ def chunk_size(hidden: Hidden, table: Table) -> int:
     if device_kind() == "cpu":
         tokens = min(tokens, max(CACHED_TOKENS, CACHED_LOGITS // vocabulary))
     return max(1, tokens // batch)
-
-
-def split(tree: Any, size: int) -> Any:
-    """[B, T, ...] -> [chunks, B, size, ...]; the last chunk is padded with zeros."""
-
-    def split_leaf(x):
-        width = min(size, x.shape[1])
-        count = -(-x.shape[1] // width)
-        padding = [(0, 0), (0, count * width - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, padding).reshape(x.shape[0], count, width, *x.shape[2:])
-        return jnp.moveaxis(x, 1, 0)
-
-    return jax.tree.map(split_leaf, tree)
-
-
-def join(x: Any, time: int) -> Any:
-    """The inverse of `split`."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]

@@ -159,8 +159,8 @@ def _tile(
     """The tile of logits from token `first` of the vocabulary on, at `start` in its block."""
     student = _logits(rows.hidden, tables.table, start)
     teacher = None if rows.teacher is None else _logits(rows.teacher, tables.teacher, start)
-    targets = None if rows.targets is None else _column(rows.targets)
-    return head_tile.tile(head, first, (student, teacher), targets, ragged)
+    targets, used = (x if x is None else _column(x) for x in (rows.targets, rows.used))
+    return head_tile.tile(head, first, (student, teacher), targets, ragged, used)
 
 
 def _logits(hidden: Any, table: Any, start: Any) -> Float[Array, "R C"]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.collectives import all_gather, first_of
 from undo_jax.mesh import parts, several
@@ -30,19 +30,27 @@ class Tokens(NamedTuple):
     extra: Any = ()  # a pytree of [B, T, ...], e.g. a temperature
 
 
+class Vocabulary(NamedTuple):
+    """The vocabulary, of which a device has a shard."""
+
+    axes: Axes  # of the mesh, over which it is split
+    size: int  # tokens of all devices, without padding
+    here: Bool[Array, " V"] | None = None  # which rows of the shard are tokens; None: all
+
+
 @dataclass(frozen=True)
 class HeadLoss:
     """A loss l(z) of a token's soft-capped logits z, in chunks on every device and mesh.
 
-    `of_chunk(z, tokens, teacher, axes)` gets a device's logits of a chunk, [B, T, V], the chunk's
-    `Tokens`, a function that computes the teacher's logits, [B, T, V], and the mesh axes that the
-    vocabulary is split over. It returns l and ∂l/∂z: [B, T] and [B, T, V].
+    `of_chunk(z, tokens, teacher, vocabulary)` gets a device's logits of a chunk, [B, T, V], the
+    chunk's `Tokens`, a function that computes the teacher's logits, [B, T, V], and what the
+    vocabulary is. It returns l and ∂l/∂z: [B, T] and [B, T, V]. Logits of padding are `NEVER`.
 
     `kernel` is the target for which the kernels for TPU and GPU compute exactly this loss (see
     `head_tile`). None: no kernel is used. Raises ValueError for an unknown target.
     """
 
-    of_chunk: Callable[[Array, Tokens, Callable[[], Array], Axes], tuple[Array, Array]]
+    of_chunk: Callable[[Array, Tokens, Callable[[], Array], Vocabulary], tuple[Array, Array]]
     kernel: Target | None = None
 
     def __post_init__(self):
@@ -64,24 +72,28 @@ def by_autodiff(loss: Callable[[Array, Tokens, Array | None], Array]) -> HeadLos
 # -------------------------------------------------------------------------------- in closed form
 
 
-def _cross_entropy(z, tokens, _teacher, axes):
+def _cross_entropy(z, tokens, _teacher, vocabulary):
+    axes = vocabulary.axes
     log_p, size = log_softmax(z, axes), z.shape[-1]
     hot = jax.nn.one_hot(tokens.targets - first_of(size, *axes), size, dtype=z.dtype)
     return -total(hot * log_p, axes), jnp.exp(log_p) - hot
 
 
-def _kl_to_teacher(z, _tokens, teacher, axes):
+def _kl_to_teacher(z, _tokens, teacher, vocabulary):
+    axes = vocabulary.axes
     return _forward(log_softmax(z, axes), log_softmax(teacher(), axes), axes)
 
 
-def _kl_to_uniform(z, _tokens, _teacher, axes):
-    log_p, size = log_softmax(z, axes), z.shape[-1] * parts(*axes)
-    return -total(log_p, axes) / size - jnp.log(size), jnp.exp(log_p) - 1 / size
+def _kl_to_uniform(z, _tokens, _teacher, vocabulary):
+    axes, size, here = vocabulary
+    log_p = log_softmax(z, axes)
+    counted = log_p if here is None else jnp.where(here, log_p, 0.0)
+    return -total(counted, axes) / size - jnp.log(size), jnp.exp(log_p) - 1 / size
 
 
-def _at_temperature(divergence, z, tokens, teacher, axes):
+def _at_temperature(divergence, z, tokens, teacher, vocabulary):
     """τ² · divergence of softmax(z/τ) and softmax(y/τ): τ² keeps the size of the gradient."""
-    temperature = tokens.extra[..., None]
+    axes, temperature = vocabulary.axes, tokens.extra[..., None]
     log_p, log_t = (log_softmax(x / temperature, axes) for x in (z, teacher()))
     value, gradient = divergence(log_p, log_t, axes)
     return jnp.square(tokens.extra) * value, temperature * gradient
@@ -126,12 +138,13 @@ def log_softmax(z: Array, axes: Axes) -> Array:
     return z - jnp.log(total(jnp.exp(z), axes))[..., None]
 
 
-def _differentiated(loss, z, tokens, teacher, axes):
+def _differentiated(loss, z, tokens, teacher, vocabulary):
     """`of_chunk` of a plain function.
 
     An all-to-all gives each device the whole vocabulary for its share of the tokens: no collective
     is differentiated, and no device repeats another's work.
     """
+    axes, size, _ = vocabulary
     there, devices = several(*axes), parts(*axes)
     count, share = z[..., 0].size, -(-z[..., 0].size // devices)
 
@@ -146,8 +159,9 @@ def _differentiated(loss, z, tokens, teacher, axes):
         return lax.all_to_all(x, there, split, joined, tiled=True) if there else x
 
     whole = lambda z: exchange(shares(z, 2), 0, 1)  # noqa: E731
-    y = None if tokens.teacher is None else whole(teacher())
-    value, pull = jax.vjp(partial(_per_token, loss, jax.tree.map(own, tokens), y), whole(z))
+    y = None if tokens.teacher is None else whole(teacher())[:, :size]
+    mine = jax.tree.map(own, tokens)
+    value, pull = jax.vjp(lambda z: _per_token(loss, mine, y, z[:, :size]), whole(z))
     (dz,) = pull(jnp.ones_like(value))
     value, dz = all_gather(value, *axes, axis=0), exchange(dz, 1, 0)
     return value[:count].reshape(z.shape[:-1]), dz[:count].reshape(z.shape)

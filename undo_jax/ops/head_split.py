@@ -1,8 +1,9 @@
-"""How the head's work is split along `fsdp`: which rows and which tables meet on a device."""
+"""How the head's work is split: along `fsdp`, by which rows and tables meet; and into chunks."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
@@ -44,3 +45,22 @@ def own(axes: Axes, values: Array, count: int) -> Array:
     """Of the values of all rows that met, those of the device's own `count` rows."""
     first = first_of(count, "fsdp")
     return lax.dynamic_slice_in_dim(values, first, count) if "fsdp" in axes else values
+
+
+def split(tree: Any, size: int) -> Any:
+    """[B, T, ...] -> [chunks, B, size, ...]; the last chunk is padded with zeros."""
+
+    def split_leaf(x):
+        width = min(size, x.shape[1])
+        count = -(-x.shape[1] // width)
+        padding = [(0, 0), (0, count * width - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding).reshape(x.shape[0], count, width, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    return jax.tree.map(split_leaf, tree)
+
+
+def join(x: Any, time: int) -> Any:
+    """The inverse of `split`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]

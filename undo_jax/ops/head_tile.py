@@ -34,6 +34,7 @@ class TokenRows(NamedTuple):
     weights: Float[Array, "N 1"]
     teacher: Float[Array, "N D2"] | None = None
     targets: Int[Array, "N 1"] | None = None  # counted from the first token of `table`
+    used: Int[Array, "N 1"] | None = None  # rows of `table` that are tokens; None: all
 
 
 class Tables(NamedTuple):
@@ -50,7 +51,7 @@ class Head(NamedTuple):
     softcap: float | None  # bits
     teacher_softcap: float | None
     vocabulary: int  # of one device's table
-    whole: int  # of all devices' tables
+    whole: int  # tokens in all devices' tables
     axes: tuple[str, ...] = ()  # mesh axes that the vocabulary is split over
     exp2: Callable[[Any], Any] = jnp.exp2
     tanh: Callable[[Any, float], Any] = lambda x, scale: jnp.tanh(scale * x)
@@ -83,14 +84,19 @@ def product(a: Any, b: Any, axis: int, other: int) -> Any:
     return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
 
 
-def tile(head: Head, first: Any, raw: tuple[Any, Any], targets: Any, ragged: bool) -> Tile:
+def tile(
+    head: Head, first: Any, raw: tuple[Any, Any], targets: Any, ragged: bool, used: Any = None
+) -> Tile:
     """The tile of tokens from `first` on, of products `raw`: the student's, the teacher's or None.
+
+    `targets` and `used` are those of the tile's rows, see `TokenRows`.
 
     `ragged`: whether some tile has columns beyond the vocabulary's end. A target in another
     device's vocabulary may have the index of such a column, which never counts as a target.
     """
     token = first + lax.broadcasted_iota(jnp.int32, raw[0].shape, 1)
-    here = token < head.vocabulary if ragged else None
+    end = head.vocabulary if used is None else used
+    here = token < end if ragged or used is not None else None
     z = capped(head, raw[0], head.softcap, here)
     y = None if raw[1] is None else capped(head, raw[1], head.teacher_softcap, here)
     hot = None if targets is None else token == targets

@@ -183,7 +183,7 @@ def _tile(
         student = product(rows.hidden, tables.table, 1, 1)
     teacher = None if rows.teacher is None else product(rows.teacher, tables.teacher, 1, 1)
     ragged = head.vocabulary % (size.cores * size.vocabulary) != 0
-    tile = head_tile.tile(head, first, (student, teacher), rows.targets, ragged)
+    tile = head_tile.tile(head, first, (student, teacher), rows.targets, ragged, rows.used)
     if kept.logits is not None:
         tile = tile._replace(z=kept.logits)  # soft-capped before
     if kept.distance is not None:
