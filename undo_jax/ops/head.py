@@ -6,6 +6,7 @@ to a token's weight is that token's loss. No gradient reaches targets, a teacher
 `reference_*` compute the same in the plainest way, for the tests.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from undo_jax.ops.head_losses import (
     CROSS_ENTROPY,
     KL_TO_TEACHER,
     KL_TO_UNIFORM,
+    Axes,
     HeadLoss,
     Tokens,
 )
@@ -168,26 +170,47 @@ def _others(
     return Tokens(targets, teacher_hidden, extra), teacher_table, teacher.softcap
 
 
+def read(
+    of_chunk: Callable[[Array, Any, Axes], Any],
+    hidden: Hidden,
+    table: Table,
+    softcap: float | None = None,
+    *,
+    tokens: Any = (),
+    chunk: int | None = None,
+) -> Any:
+    """What `of_chunk(z, tokens, axes)` gives for each token, a pytree of [B, T]; no gradient.
+
+    `z` are a device's logits of a chunk, `tokens` the chunk's part of a pytree of [B, T], and
+    `axes` the mesh axes that the vocabulary is split over, as in `HeadLoss`.
+    """
+
+    def on_device(hidden, table, tokens):
+        axes, rows, (table,) = met((hidden, tokens), (table.astype(hidden.dtype),))
+        pieces = split(rows, chunk or chunk_size(rows[0], table))
+        found = lax.map(
+            lambda piece: of_chunk(logits(piece[0], table, softcap), *piece[1:], axes), pieces
+        )
+        return jax.tree.map(lambda x: own(axes, join(x, hidden.shape[1]), len(hidden)), found)
+
+    mapped = on_devices(on_device, (P(BATCH), TABLE, P(BATCH)), P(BATCH))
+    rows, others = pad_rows((hidden, tokens))
+    return jax.tree.map(lambda x: x[: hidden.shape[0]], mapped(rows, table, others))
+
+
+def best(z: Float[Array, "B T v"], axes: Axes) -> Int[Array, "B T"]:
+    """The most likely token of the vocabulary, of which `z` is a shard; the first of equals."""
+    top, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], *axes)
+    none = jnp.iinfo(token.dtype).max
+    token = jnp.where(top == lax.pmax(top, several(*axes)), token, none)
+    return lax.pmin(token, several(*axes))
+
+
 def greedy(
     hidden: Hidden, table: Table, softcap: float | None = None, chunk: int | None = None
 ) -> Int[Array, "B T"]:
     """The most likely next token at each position, the first of equals."""
-
-    def on_device(hidden, table):
-        axes, (rows,), (table,) = met((hidden,), (table.astype(hidden.dtype),))
-
-        def pick(h):
-            z = logits(h, table, softcap)
-            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], *axes)
-            none = jnp.iinfo(token.dtype).max
-            token = jnp.where(best == lax.pmax(best, several(*axes)), token, none)
-            return lax.pmin(token, several(*axes))
-
-        picks = lax.map(pick, split(rows, chunk or chunk_size(rows, table)))
-        return own(axes, join(picks, hidden.shape[1]), len(hidden))
-
-    mapped = on_devices(on_device, (P(BATCH), TABLE), P(BATCH))
-    return mapped(pad_rows(hidden), table)[: hidden.shape[0]]
+    return read(lambda z, _, axes: best(z, axes), hidden, table, softcap, chunk=chunk)
 
 
 # ---------------------------------------------------------------------------- plain references
