@@ -35,6 +35,7 @@ from undo_jax.log import console
 from undo_jax.types import LM, Params
 
 STEPS = "steps"  # the folder of parameters kept at chosen steps
+LISTS = "lists"  # key of a summary: numbers, of which other models have as many
 FILES = "files"  # key of a summary: the hashes of the files beside it
 
 
@@ -165,11 +166,21 @@ def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
     wait(f"finish {artifact.folder.name}")
 
 
-def keep(artifact: Artifact, params: Params, scores: Mapping[str, float], **more: Any) -> None:
-    """Save the parameters and finish; costs that `more` does not give are 0."""
+def keep(
+    artifact: Artifact,
+    params: Params,
+    scores: Mapping[str, float],
+    lists: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> None:
+    """Save the parameters and finish; costs that `more` does not give are 0.
+
+    `lists` are numbers that compare it with another model.
+    """
     save(artifact, params)
     untrained = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
-    finish(artifact, {**untrained, "eval": scores, **more})
+    compared = {LISTS: lists} if lists else {}
+    finish(artifact, {**untrained, "eval": scores, **compared, **more})
 
 
 def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:

@@ -187,10 +187,12 @@ def read(
 
     def on_device(hidden, table, tokens):
         axes, rows, (table,) = met((hidden, tokens), (table.astype(hidden.dtype),))
-        pieces = split(rows, chunk or chunk_size(rows[0], table))
-        found = lax.map(
-            lambda piece: of_chunk(logits(piece[0], table, softcap), *piece[1:], axes), pieces
-        )
+
+        def of_piece(piece):
+            h, own_tokens = piece
+            return of_chunk(logits(h, table, softcap), own_tokens, axes)
+
+        found = lax.map(of_piece, split(rows, chunk or chunk_size(rows[0], table)))
         return jax.tree.map(lambda x: own(axes, join(x, hidden.shape[1]), len(hidden)), found)
 
     mapped = on_devices(on_device, (P(BATCH), TABLE, P(BATCH)), P(BATCH))
