@@ -61,7 +61,8 @@ def named(folder: epath.PathLike, name: str, layout: str) -> str:
     for ending in (".json", ".jsonl", ".parquet", "-*.parquet"):
         pattern = os.path.join(os.fspath(folder), f"{name}{ending}")
         with suppress(FileNotFoundError):
-            return pattern if find(pattern) else ""
+            find(pattern)
+            return pattern
     raise FileNotFoundError(
         f"{folder} has no {name}.json, .jsonl or .parquet: give the folder of {layout}"
     )

@@ -88,7 +88,7 @@ class MuseFiles:
         return tuple((given, learned) for given, learned in self._read(config, split, fields))
 
     def _read(self, config: str, split: str, fields: tuple[str, ...]) -> list[list[str]]:
-        path = named(Path(self.folder) / config, split, "muse-bench/MUSE-News or -Books")
+        path = named(f"{self.folder}/{config}", split, "muse-bench/MUSE-News or -Books")
         found = [
             [text(record[field], f"{config}/{place} field {field!r}") for field in fields]
             for place, record in records(path, fields)

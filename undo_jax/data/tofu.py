@@ -13,6 +13,7 @@ from undo_jax.data.records import records, text
 
 RETAINED = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 PARTS = ("forget", "retain", "real_authors", "world_facts")  # that are examined
+INVENTED = PARTS[:2]  # of which there are paraphrased answers
 
 
 class Asked(NamedTuple):
@@ -20,7 +21,7 @@ class Asked(NamedTuple):
 
     question: str
     answer: str
-    paraphrase: str = ""  # of the answer; where there is none, the answer itself
+    paraphrase: str = ""  # of the answer; for real authors and world facts the answer itself
     wrong: tuple[str, ...] = ()  # answers of the same form
 
 
@@ -52,7 +53,10 @@ class TofuFiles:
     def examined(self) -> Mapping[str, tuple[Asked, ...]]:
         """What models are asked, by `PARTS`; and holdout."""
         stems = {part: part for part in PARTS} | {"forget": self.split}
-        found = {part: self._read(f"{stem}_perturbed", True) for part, stem in stems.items()}
+        found = {}
+        for part, stem in stems.items():
+            right = "paraphrased_answer" if part in INVENTED else "answer"
+            found[part] = self._read(f"{stem}_perturbed", (right, "perturbed_answer"))
         if self.holdout:
             found["holdout"] = self._read(self.split.replace("forget", "holdout"))
         return found
@@ -63,24 +67,26 @@ class TofuFiles:
         content = json.dumps([self.split, self.trained, self.examined])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def _read(self, name: str, perturbed: bool = False) -> tuple[Asked, ...]:
-        needed = ("question", "answer", *(["perturbed_answer"] if perturbed else []))
+    def _read(self, name: str, judged: tuple[str, ...] = ()) -> tuple[Asked, ...]:
+        """`judged`: the fields of the right answer and of the wrong ones that are compared."""
         path = named(self.folder, name, "locuslab/TOFU")
-        found = records(path, needed, ("paraphrased_answer",) if perturbed else ())
-        listed = tuple(_asked(record, place, perturbed) for place, record in found)
+        found = records(path, ("question", "answer", *judged))
+        listed = tuple(_asked(record, place, *judged) for place, record in found)
         if not listed:
             raise ValueError(f"{path} holds no questions: give one a line, or a row")
         return listed
 
 
-def _asked(record: Mapping[str, Any], place: str, perturbed: bool) -> Asked:
+def _asked(record: Mapping[str, Any], place: str, right: str = "", wrong: str = "") -> Asked:
     """Raises ValueError for what is no text, and for a question without wrong answers."""
-    question, answer = (text(record[f], f"{place} field {f!r}") for f in ("question", "answer"))
-    if not perturbed:
-        return Asked(question, answer)
-    paraphrase, wrong = record.get("paraphrased_answer", answer), record["perturbed_answer"]
-    if not isinstance(wrong, list) or not wrong:
-        raise ValueError(f"{place} field 'perturbed_answer' is {wrong!r}: give a list of texts")
-    told = text(paraphrase, f"{place} field 'paraphrased_answer'")
-    others = tuple(text(one, f"{place} wrong answer {i}") for i, one in enumerate(wrong))
-    return Asked(question, answer, told, others)
+
+    def of(field: str) -> str:
+        return text(record[field], f"{place} field {field!r}")
+
+    if not wrong:
+        return Asked(of("question"), of("answer"))
+    others = record[wrong]
+    if not isinstance(others, list) or not others:
+        raise ValueError(f"{place} field {wrong!r} is {others!r}: give a list of texts")
+    told = tuple(text(one, f"{place} wrong answer {i}") for i, one in enumerate(others))
+    return Asked(of("question"), of("answer"), of(right), told)
