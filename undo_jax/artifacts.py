@@ -167,20 +167,12 @@ def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
 
 
 def keep(
-    artifact: Artifact,
-    params: Params,
-    scores: Mapping[str, float],
-    lists: Mapping[str, Any] | None = None,
-    **more: Any,
+    artifact: Artifact, params: Params, scores: Mapping, lists: Mapping | None = None, **more: Any
 ) -> None:
-    """Save the parameters and finish; costs that `more` does not give are 0.
-
-    `lists` are numbers that compare it with another model.
-    """
+    """Save the parameters and finish; costs that `more` does not give are 0."""
     save(artifact, params)
     untrained = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
-    compared = {LISTS: lists} if lists else {}
-    finish(artifact, {**untrained, "eval": scores, **compared, **more})
+    finish(artifact, {**untrained, "eval": scores, **({LISTS: lists} if lists else {}), **more})
 
 
 def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
