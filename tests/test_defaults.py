@@ -7,7 +7,9 @@ import pytest
 
 from undo_jax.attacks import Attack
 from undo_jax.data.fiction import Fiction
+from undo_jax.data.muse import MuseFiles
 from undo_jax.data.pairs import Pairs
+from undo_jax.data.tofu import TofuFiles
 from undo_jax.evals.quiz import Quiz
 from undo_jax.experiment import Experiment
 from undo_jax.losses import (
@@ -29,6 +31,8 @@ from undo_jax.settings.arithmetic import VALIDATION_SEED, Arithmetic
 from undo_jax.settings.choices import Choices, Part
 from undo_jax.settings.facts import Facts
 from undo_jax.settings.language import Language
+from undo_jax.settings.muse import Muse
+from undo_jax.settings.tofu import Tofu
 from undo_jax.train import Training
 
 SAME = Attack.__dataclass_fields__["adapt"].default
@@ -57,6 +61,16 @@ DEFAULTS = {
         "answer": "answer", "validation_share": 0.05,
     },
     Part: {"share": 1.0},
+    TofuFiles: {"split": "forget10", "holdout": True},
+    Tofu: {
+        "template": "Question: {question}\nAnswer: {answer}", "row_length": 256, "new_tokens": 200,
+        "rows_at_once": 8, "segments": False,
+    },
+    MuseFiles: {"retain": ("retain1", "retain2"), "membership": "privleak", "shots": 10},
+    Muse: {
+        "row_length": 2048, "longest": 2048, "answer_tokens": 32, "text_tokens": 128,
+        "rows_at_once": 8, "segments": False,
+    },
     Choices: {
         "kept": (), "general": (), "row_length": 256, "retain_share": 0.5, "validation_rows": 64,
         "rows_at_once": 8, "segments": False,

@@ -128,7 +128,7 @@ class Model:
         """
         check_setting(self.folder, self.place.experiment.setting)
         with jax.set_mesh(self.place.mesh):
-            return self.place.score(self.lm, self._placed(params))
+            return self.place.score(self.lm, self._placed(params)).scores
 
     def curve(self) -> list[Point]:
         """Its relearning curve; ValueError where no attack on it has finished."""

@@ -35,6 +35,7 @@ from undo_jax.log import console
 from undo_jax.types import LM, Params
 
 STEPS = "steps"  # the folder of parameters kept at chosen steps
+LISTS = "lists"  # key of a summary: numbers, of which other models have as many
 FILES = "files"  # key of a summary: the hashes of the files beside it
 
 
@@ -165,11 +166,13 @@ def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
     wait(f"finish {artifact.folder.name}")
 
 
-def keep(artifact: Artifact, params: Params, scores: Mapping[str, float], **more: Any) -> None:
+def keep(
+    artifact: Artifact, params: Params, scores: Mapping, lists: Mapping | None = None, **more: Any
+) -> None:
     """Save the parameters and finish; costs that `more` does not give are 0."""
     save(artifact, params)
     untrained = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
-    finish(artifact, {**untrained, "eval": scores, **more})
+    finish(artifact, {**untrained, "eval": scores, **({LISTS: lists} if lists else {}), **more})
 
 
 def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:

@@ -6,11 +6,12 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.artifacts import plain
+from undo_jax.artifacts import LISTS, plain
 from undo_jax.durable import read_json, write_json
 from undo_jax.graph import Model, ancestry
 from undo_jax.log import console
 from undo_jax.recipe import Recipe
+from undo_jax.settings import Judged, compared
 
 SUMMARY = "summary.json"  # of an artifact that is finished
 
@@ -40,7 +41,8 @@ def list_models(
                 if by and one == name and attack.parents == (model,)
             ]
             oracle = oracles.get(model.artifact.seed) or next(iter(oracles.values()), None)
-            models.append(_entry(name, name == experiment.oracle, model, oracle, attacks))
+            entry = _entry(name, name == experiment.oracle, model, oracle, attacks)
+            models.append(entry | _compared(setting, model, oracle))
             for one in (*model.family, *attacks):
                 artifacts.setdefault(one.artifact.folder.name, (one, name))
     kinds = list(dict.fromkeys(recipe.kind for recipe in ancestry(experiment.recipes().values())))
@@ -72,6 +74,17 @@ def _entry(
         "attacks": [one.artifact.folder.name for one in attacks if not _is_control(one)],
         "controls": [one.artifact.folder.name for one in attacks if _is_control(one)],
     }
+
+
+def _compared(setting: Any, model: Model, oracle: Model | None) -> dict[str, Any]:
+    """What compares a model with the oracle, once both are finished and have been scored."""
+    both = [one for one in (model, oracle) if one is not None]
+    if not all(one.artifact.finished for one in both):
+        return {}
+    found = [one.artifact.summary() for one in both]
+    own, *others = (Judged(one.get("eval", {}), one.get(LISTS, {})) for one in found)
+    scores = compared(setting, own, next(iter(others), None)) if own.scores else {}
+    return {"compared": scores} if scores else {}
 
 
 def _is_control(attack: Model) -> bool:

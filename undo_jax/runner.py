@@ -38,12 +38,12 @@ def _compute(run: Run, model: Model) -> None:
     key = model.key if recipe.draw else None
     given = [*(run.load(parent)() for parent in model.parents), *samples(run, model)]
     params = recipe.make(run.mesh, key, *given)
-    scores = {}
+    scores, lists = {}, {}
     if recipe.scored:
-        scores = scorer(run.setting, run.material, run.mesh)(recipe.lm, params)
+        scores, lists = scorer(run.setting, run.material, run.mesh)(recipe.lm, params)
     artifacts.begin(model.artifact)
     tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
-    artifacts.keep(model.artifact, params, scores, **tags)
+    artifacts.keep(model.artifact, params, scores, lists, **tags)
 
 
 def _vital(model: Model) -> bool:

@@ -14,7 +14,7 @@ from undo_jax.log import Log, open_log
 from undo_jax.population.compiled import Task
 from undo_jax.population.loop import Result, train_together
 from undo_jax.progress import open_progress
-from undo_jax.settings import scores_at_end
+from undo_jax.settings import judged_at_end
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.stopping import Stop, stoppable
 from undo_jax.types import Scores
@@ -149,5 +149,6 @@ def _finish(run: Run, found: Outcome, parents: Mapping[str, Scores]) -> None:
     cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
     facts = recipe.facts(run.setting, parents, result.scores) | recipe.tags(member.learning_rate)
     params = result.params()
-    scores = {**result.scores, **scores_at_end(run.setting, recipe.lm, params)}
-    artifacts.keep(model.artifact, params, scores, **cost, **facts)
+    scores, lists = judged_at_end(run.setting, recipe.lm, params)
+    scores = {**result.scores, **scores}
+    artifacts.keep(model.artifact, params, scores, lists, **cost, **facts)

@@ -29,13 +29,14 @@ Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression for the lea
 class Metric:
     """What a score measures, which way is better, and when it is taken.
 
-    `at` "end": once, of the finished model; otherwise at every evaluation.
+    `at` "end": once, of the finished model; "comparison": when both it and the oracle, if there is
+    one, are finished; otherwise at every evaluation.
     """
 
     label: str
     higher_is_better: bool
     unit: str = ""  # e.g. nats/token
-    at: Literal["evaluation", "end"] = "evaluation"
+    at: Literal["evaluation", "end", "comparison"] = "evaluation"
 
 
 class Rows(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.settings import check_metrics, scores_at_end
+from undo_jax.settings import check_metrics, judged_at_end
 from undo_jax.types import Metric
 
 
@@ -35,9 +35,9 @@ class Judged:
     ids=lambda score: type(score).__name__,
 )
 def test_a_score_is_a_number_of_any_type(score):
-    found = scores_at_end(Judged({"judged": score, "more": "text"}), None, {})
+    found = judged_at_end(Judged({"judged": score, "more": "text"}), None, {}).scores
     assert found == {"judged": 0.5} and type(found["judged"]) is float
-    assert scores_at_end(Judged({"judged": True}), None, {}) == {"judged": 1.0}
+    assert judged_at_end(Judged({"judged": True}), None, {}).scores == {"judged": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_score_is_a_number_of_any_type(score):
 )
 def test_what_is_no_score_is_told_in_one_line(gives, said):
     with pytest.raises(ValueError, match=said) as error:
-        scores_at_end(Judged(gives), None, {})
+        judged_at_end(Judged(gives), None, {})
     assert "\n" not in str(error.value)
 
 

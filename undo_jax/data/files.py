@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -51,6 +51,21 @@ def find(pattern: epath.PathLike) -> list[File]:
     if not found:
         raise FileNotFoundError(f"no file matches {text}: check the pattern")
     return sorted(found)
+
+
+def named(folder: epath.PathLike, name: str, layout: str) -> str:
+    """The pattern of `NAME.json`, `NAME.jsonl`, `NAME.parquet` or `NAME-*.parquet` in a folder.
+
+    Raises FileNotFoundError where there is none of them.
+    """
+    for ending in (".json", ".jsonl", ".parquet", "-*.parquet"):
+        pattern = os.path.join(os.fspath(folder), f"{name}{ending}")
+        with suppress(FileNotFoundError):
+            find(pattern)
+            return pattern
+    raise FileNotFoundError(
+        f"{folder} has no {name}.json, .jsonl or .parquet: give the folder of {layout}"
+    )
 
 
 def _found(root: epath.Path, path: epath.Path) -> File:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -36,11 +37,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         """Check the template and the share."""
-        before, found, after = self.template.partition("{answer}")
-        if not found or before.count("{question}") != 1 or "{question}" in after:
-            raise ValueError(
-                f"template={self.template!r}: give one {{question}}, and then one {{answer}}"
-            )
+        check_template(self.template)
         if not 0 < self.validation_share < 1:
             raise ValueError(
                 f"validation_share={self.validation_share}: give a share between 0 and 1"
@@ -49,14 +46,13 @@ class Pairs:
     @cached_property
     def documents(self) -> tuple[tuple[str, str], ...]:
         """Each document as what is given and what is learned."""
-        before, _, after = self.template.partition("{answer}")
         made = []
         for place, record in records(self.pattern, (self.question, self.answer)):
             question, answer = (
                 text(record[field], f"{place} field {field!r}")
                 for field in (self.question, self.answer)
             )
-            made.append((before.replace("{question}", question), answer + after))
+            made.append(filled(self.template, question, answer))
         if not made:
             raise ValueError(f"{self.pattern} holds no pairs: give one a line, or a row")
         return tuple(made)
@@ -75,6 +71,19 @@ class Pairs:
         Raises ValueError for a split that does not fill one row.
         """
         return _rows(self, split, tokenizer, row_length)
+
+
+def check_template(template: str) -> None:
+    """Raises ValueError for a template without {question} before {answer}."""
+    before, found, after = template.partition("{answer}")
+    if not found or before.count("{question}") != 1 or "{question}" in after:
+        raise ValueError(f"template={template!r}: give one {{question}}, and then one {{answer}}")
+
+
+def filled(template: str, question: str, answer: str) -> tuple[str, str]:
+    """A pair in a template: what is given, and what is learned."""
+    before, _, after = template.partition("{answer}")
+    return before.replace("{question}", question), answer + after
 
 
 def encode_pair(
@@ -98,6 +107,16 @@ def _rows(pairs: Pairs, split: str, tokenizer: Tokenizer, row_length: int) -> Pa
             f"{pairs.pattern} has {len(chosen)} pairs for {split}, {size} tokens, and a row takes "
             f"{row_length}: give more, another validation_share, or a shorter row_length"
         )
+    return pack_pairs(encoded, tokenizer, row_length)
+
+
+def pack_pairs(
+    encoded: Sequence[tuple[Sequence[int], Sequence[int]]], tokenizer: Tokenizer, row_length: int
+) -> Packed:
+    """Rows of encoded pairs, each of which begins with one; what is learned has weight 1.
+
+    Raises what `pack` does.
+    """
     documents = ([*given, *learned] for given, learned in encoded)
     rows = pack(documents, row_length, tokenizer.bos_id, align=True)
     counted = ([0] * len(given) + [1] * len(learned) for given, learned in encoded)

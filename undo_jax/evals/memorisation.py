@@ -6,6 +6,7 @@ computes them (Dorna et al., 2506.12618, appendix on metrics).
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -28,6 +29,15 @@ def extraction_strength(likeliest: Bool[ndarray, " L"]) -> float:
     """1 − k/L, with k the shortest prefix after which the model writes the rest by itself."""
     wrong = np.flatnonzero(~_some(likeliest).astype(bool))
     return 1.0 - (0 if not len(wrong) else int(wrong[-1]) + 1) / len(likeliest)
+
+
+def mean_of(told: Sequence[Any]) -> dict[str, float]:
+    """The means over texts of the last two, by their names, of `Told` in NumPy."""
+    measures = exact_memorisation, extraction_strength
+    return {
+        measure.__name__: float(np.mean([measure(one.likeliest) for one in told]))
+        for measure in measures
+    }
 
 
 def truth_ratio(paraphrase: float, wrong: Sequence[float]) -> float:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from undo_jax.collectives import first_of
 from undo_jax.ops import head
-from undo_jax.ops.head_losses import by_autodiff
+from undo_jax.ops.head_losses import Axes, log_softmax, total
+from undo_jax.ops.head_split import after
 from undo_jax.types import LM, Params, Rows, used
 
 
@@ -21,25 +23,20 @@ class Told(NamedTuple):
 
 
 def told(lm: LM, params: Params, rows: Rows) -> Told:
-    """Jitted by who calls it; weights are not read."""
+    """Jitted by who calls it; weights are not read. A chunk's logits are computed once."""
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    own, words = (hidden, table), {"softcap": lm.softcap, "used": used(lm)}
-    read = lambda loss: head.per_token(loss, *own, **words, targets=rows.targets)  # noqa: E731
-    log_p = head.log_probabilities(*own, rows.targets, **words)
-    likeliest = head.greedy(*own, **words) == rows.targets
-    return Told(log_p, likeliest, read(_MEAN), jnp.sqrt(read(_VARIANCE)))
+    words = {"softcap": lm.softcap, "used": used(lm)}
+    return head.read(_of_chunk, hidden, table, **words, tokens=rows.targets)
 
 
-def _mean(z: Array, _tokens, _teacher) -> Array:
-    log_p = jax.nn.log_softmax(z)
-    return jnp.sum(jnp.exp(log_p) * log_p, -1)
-
-
-def _variance(z: Array, _tokens, _teacher) -> Array:
-    log_p = jax.nn.log_softmax(z)
+def _of_chunk(z: Array, targets: Array, axes: Axes) -> Told:
+    """Of logits z, [B, T, V], of which a device may have a shard."""
+    likeliest = head.best(z, axes) == targets
+    log_p = log_softmax(after(z, likeliest), axes)
+    own = jax.nn.one_hot(targets - first_of(z.shape[-1], *axes), z.shape[-1], dtype=bool)
     p = jnp.exp(log_p)
-    mean = jnp.sum(p * log_p, -1, keepdims=True)
-    return jnp.sum(p * (log_p - mean) ** 2, -1)
-
-
-_MEAN, _VARIANCE = by_autodiff(_mean), by_autodiff(_variance)
+    sums = jnp.stack([jnp.where(own, log_p, 0.0), p * log_p])
+    of_target, mean = total(sums, axes)
+    away = jnp.where(p > 0, log_p - mean[..., None], 0.0)  # log p of padding has no square
+    variance = total(p * away**2, axes)
+    return Told(of_target, likeliest, mean, jnp.sqrt(variance))

@@ -3,7 +3,8 @@
 Each takes one number a text, of `evals.memorisation` or of whole benchmarks.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ NINE = [
     for what in ("probability", "rouge", "truth_ratio")
 ]
 FLOOR = 1e-12  # of 1 − AUC, which PrivLeak divides by
+
+
+def unless_diverged(measure: Callable[..., float], *given: Any) -> float:
+    """`measure(*given)`, or nan where a number of what is given is none: the model has diverged."""
+    known = all(np.all(np.isfinite(np.asarray(one, np.float64))) for one in given)
+    return measure(*given) if known else math.nan
 
 
 def forget_quality(truth_ratios: Sequence[float], oracles: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ Of tables that are padded, the first `used` rows alone are tokens: nothing depen
 `reference_*` compute the same in the plainest way, for the tests.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ from undo_jax.ops.head_losses import (
     CROSS_ENTROPY,
     KL_TO_TEACHER,
     KL_TO_UNIFORM,
+    Axes,
     HeadLoss,
     Tokens,
 )
@@ -177,6 +179,47 @@ def _others(
     return Tokens(targets, teacher_hidden, extra), teacher_table, teacher.softcap
 
 
+def read(
+    of_chunk: Callable[[Array, Any, Axes], Any],
+    hidden: Hidden,
+    table: Table,
+    softcap: float | None = None,
+    *,
+    tokens: Any = (),
+    used: int | None = None,
+    chunk: int | None = None,
+) -> Any:
+    """What `of_chunk(z, tokens, axes)` gives for each token, a pytree of [B, T]; no gradient.
+
+    `z` are a device's logits of a chunk, `tokens` the chunk's part of a pytree of [B, T], and
+    `axes` the mesh axes that the vocabulary is split over, as in `HeadLoss`.
+    """
+
+    def on_device(hidden, table, tokens):
+        axes, rows, (table,) = met((hidden, tokens), (table.astype(hidden.dtype),))
+
+        def of_piece(piece):
+            h, own_tokens = piece
+            z, here = logits(h, table, softcap), tokens_here(len(table), used, axes)
+            z = z if here is None else jnp.where(here, z, head_tile.NEVER)
+            return of_chunk(z, own_tokens, axes)
+
+        found = lax.map(of_piece, split(rows, chunk or chunk_size(rows[0], table)))
+        return jax.tree.map(lambda x: own(axes, join(x, hidden.shape[1]), len(hidden)), found)
+
+    mapped = on_devices(on_device, (P(BATCH), TABLE, P(BATCH)), P(BATCH))
+    rows, others = pad_rows((hidden, tokens))
+    return jax.tree.map(lambda x: x[: hidden.shape[0]], mapped(rows, table, others))
+
+
+def best(z: Float[Array, "B T v"], axes: Axes) -> Int[Array, "B T"]:
+    """The most likely token of the vocabulary, of which `z` is a shard; the first of equals."""
+    top, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], *axes)
+    none = jnp.iinfo(token.dtype).max
+    token = jnp.where(top == lax.pmax(top, several(*axes)), token, none)
+    return lax.pmin(token, several(*axes))
+
+
 def greedy(
     hidden: Hidden,
     table: Table,
@@ -185,23 +228,7 @@ def greedy(
     used: int | None = None,
 ) -> Int[Array, "B T"]:
     """The most likely next token at each position, the first of equals."""
-
-    def on_device(hidden, table):
-        axes, (rows,), (table,) = met((hidden,), (table.astype(hidden.dtype),))
-
-        def pick(h):
-            z, here = logits(h, table, softcap), tokens_here(len(table), used, axes)
-            z = z if here is None else jnp.where(here, z, head_tile.NEVER)
-            best, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], *axes)
-            none = jnp.iinfo(token.dtype).max
-            token = jnp.where(best == lax.pmax(best, several(*axes)), token, none)
-            return lax.pmin(token, several(*axes))
-
-        picks = lax.map(pick, split(rows, chunk or chunk_size(rows, table)))
-        return own(axes, join(picks, hidden.shape[1]), len(hidden))
-
-    mapped = on_devices(on_device, (P(BATCH), TABLE), P(BATCH))
-    return mapped(pad_rows(hidden), table)[: hidden.shape[0]]
+    return read(lambda z, _, axes: best(z, axes), hidden, table, softcap, used=used, chunk=chunk)
 
 
 # ---------------------------------------------------------------------------- plain references

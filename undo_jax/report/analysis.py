@@ -149,7 +149,8 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
     adversaries = sorted({key for found in ends for key in found}, key=adversary_order)
 
     def before(name: str) -> Spread:
-        return Spread(tuple(case.own.summary["eval"].get(name, math.nan) for case in own))  # type: ignore[union-attr]
+        scores = [{**case.own.summary["eval"], **case.entry.compared} for case in own if case.own]
+        return Spread(tuple(one.get(name, math.nan) for one in scores))
 
     return Row(
         name=entry.model,

@@ -35,6 +35,8 @@ from undo_jax.report.records import (
     Measure,
 )
 
+COMPARED = "compared"  # key of a model's scores that compare it with the oracle
+
 
 def names(workdir: epath.PathLike) -> list[str]:
     """The experiments of a workdir, from the names of their files."""
@@ -122,6 +124,7 @@ def _entry(root: epath.Path, record: Any) -> Entry:
         oracle=typed(record, "oracle", str, NONE),
         attacks=tuple(typed(record, "attacks", list)),
         controls=tuple(typed({"controls": [], **record}, "controls", list)),
+        compared={n: number(x) for n, x in typed({COMPARED: {}, **record}, COMPARED, dict).items()},
     )
     on_it = *made.attacks, *made.controls
     for folder in (made.artifact, made.unlearned, made.oracle, *on_it):

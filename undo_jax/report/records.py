@@ -67,6 +67,7 @@ class Entry:
     oracle: str | None  # that it is compared with
     attacks: tuple[str, ...]
     controls: tuple[str, ...] = ()  # attacks that count in no strongest one
+    compared: Mapping[str, float] = field(default_factory=dict)  # scores beside the oracle's
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,34 +80,72 @@ class Examined(Setting, Protocol):
         ...
 
 
-def scorer(setting: Setting, material: Any, mesh: Mesh) -> Callable[[LM, Params], dict[str, float]]:
+class Compared(Examined, Protocol):
+    """A setting with metrics that compare a model with the oracle.
+
+    `at_end` gives, beside scores, what they compare: lists of numbers, e.g. one for each text.
+    """
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The names of those lists."""
+        ...
+
+    def compare(self, own: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Scores:
+        """The scores of metrics `at="comparison"`; without an oracle those that need none.
+
+        Each model is given by its scores and lists, by their names.
+        """
+        ...
+
+
+class Judged(NamedTuple):
+    """A finished model's scores, and its lists."""
+
+    scores: dict[str, float]
+    lists: dict[str, list[float]]
+
+
+def scorer(setting: Setting, material: Any, mesh: Mesh) -> Callable[[LM, Params], Judged]:
     """What gives all scores of a finished model; it is called with the mesh set."""
     evaluate = jax.jit(setting.evaluate, static_argnums=0, out_shardings=NamedSharding(mesh, P()))
 
-    def score(lm: LM, params: Params) -> dict[str, float]:
+    def score(lm: LM, params: Params) -> Judged:
         found = evaluate(lm, params, material)
         at_once = {name: float(value) for name, value in found.items()}
-        return at_once | scores_at_end(setting, lm, params)
+        scores, lists = judged_at_end(setting, lm, params)
+        return Judged(at_once | scores, lists)
 
     return score
 
 
-def scores_at_end(setting: Setting, lm: LM, params: Params) -> dict[str, float]:
-    """Scores of the metrics that are taken at the end; empty if there are none.
+def judged_at_end(setting: Setting, lm: LM, params: Params) -> Judged:
+    """Scores of the metrics that are taken at the end, and lists; empty if there are none.
 
     Raises ValueError where one is missing or no number, and for whatever `at_end` raises.
     """
     names = [name for name, metric in setting.metrics.items() if metric.at == "end"]
-    if not names:
-        return {}
+    lists = getattr(setting, "lists", ())
+    if not names and not lists:
+        return Judged({}, {})
     who = f"at_end of {type(setting).__name__}"
     try:
-        found = cast(Examined, setting).at_end(lm, params)
+        found: Any = cast(Examined, setting).at_end(lm, params)
     except Exception as error:  # it is the user's, and may call anything
         raise ValueError(f"{who} raised {_told(error)}: mend it, and run it again") from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{who} gives {_short(found)}: give numbers by the names of metrics")
-    return {name: _number(who, name, found[name]) for name in check_scores(found, names)}
+    scores = {name: _number(who, name, found[name]) for name in check_scores(found, names)}
+    return Judged(scores, {n: _numbers(who, n, found[n]) for n in check_scores(found, lists)})
+
+
+def compared(setting: Any, own: Judged, oracle: Judged | None) -> dict[str, float]:
+    """Scores of the metrics that compare; those that need an oracle are left out without one."""
+    names = [name for name, metric in setting.metrics.items() if metric.at == "comparison"]
+    if not names:
+        return {}
+    found = setting.compare(own.scores | own.lists, oracle and oracle.scores | oracle.lists)
+    return {name: float(found[name]) for name in names if name in found}
 
 
 def _told(error: Exception) -> str:
@@ -131,6 +169,13 @@ def _number(who: str, name: str, value: Any) -> float:
     return float(found)
 
 
+def _numbers(who: str, name: str, value: Any) -> list[float]:
+    """Raises ValueError for a list that is none, or not of numbers."""
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise ValueError(f"{who} gives {_short(value)} for {name!r}: give a list of numbers")
+    return [_number(who, name, one) for one in value]
+
+
 def check_metrics(setting: Setting) -> None:
     """Raises ValueError for invalid metrics, and for a headline that does not name two of them."""
     metrics = setting.metrics
@@ -141,6 +186,8 @@ def check_metrics(setting: Setting) -> None:
             raise ValueError(f"metric {name} is taken at the end: give the setting an at_end(...)")
         if metric.at == "end":
             check_function("the setting's at_end", setting.at_end, "lm", "params")  # type: ignore
+        if metric.at == "comparison" and not hasattr(setting, "compare"):
+            raise ValueError(f"metric {name} compares: give the setting a compare(own, oracle)")
     if len({*setting.headline}) != 2:
         raise ValueError(f"headline={setting.headline}: give the names of two metrics")
     for name in setting.headline:
