@@ -22,6 +22,7 @@ from typing import Literal
 
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
+from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.data.chat import chat
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.pairs import Pairs
@@ -84,6 +85,7 @@ class Wmdp:
     relearn: Relearning
     base: str = "gemma-2-2b"  # a Hugging Face folder, or what import-hf made of one
     data: str = "data/wmdp"
+    corpora: str | None = None  # packed with the base's tokenizer; None: they are in data, too
     subject: Literal["bio", "cyber"] = "bio"
     methods: tuple[Literal["rmu", "maxent"], ...] = ("rmu", "maxent")
     pairs: bool = False  # data/{subject}-{forget,retain}.jsonl, questions with answers, not text
@@ -106,14 +108,21 @@ class Wmdp:
     mesh: MeshShape = MeshShape()
     saving: Saving = Saving()
 
+    def __post_init__(self):
+        check_numbers("", self)
+        check_distinct("methods", self.methods)
+        if not self.methods:
+            raise ValueError("methods is empty: rmu or maxent, or both")
+
     @property
     def lms(self) -> dict[str, LM]:
         return {"model": self.model}
 
     def setting(self) -> Choices:
         data, about = self.data, ABOUT[self.subject]
+        corpora = self.corpora or data
         bos = self.bos_token or read_bos(self.base)
-        wikitext = Part(Corpus(f"{data}/wikitext"), 0.5)
+        wikitext = Part(Corpus(f"{corpora}/wikitext"), 0.5)
 
         def asked(folder: str, source: str, files: str) -> Questions:
             folder = f"{data}/{folder}"
@@ -121,7 +130,7 @@ class Wmdp:
 
         def of(kind: str) -> Part:
             if not self.pairs:
-                return Part(Corpus(f"{data}/{self.subject}-{kind}"), 0.5)
+                return Part(Corpus(f"{corpora}/{self.subject}-{kind}"), 0.5)
             file = f"{data}/{self.subject}-{kind}.jsonl"
             if self.chat is not None:
                 return Part(Pairs(file, chat(self.chat), marked=True), 0.5)
@@ -153,7 +162,7 @@ class Wmdp:
         return Choices(
             retain=(of("retain"), wikitext),
             forget=(of("forget"),),
-            general=tuple(Part(Corpus(f"{data}/{name}"), n) for name, n in general.items()),
+            general=tuple(Part(Corpus(f"{corpora}/{name}"), n) for name, n in general.items()),
             tokenizer=load_tokenizer(self.tokenizer or f"{self.base}/tokenizer.json", bos),
             forgotten=Quiz(
                 asked("wmdp", "cais/wmdp", f"wmdp-{self.subject}/test-*"), subject=about

@@ -20,7 +20,7 @@ ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 MESHES = {
     "arithmetic": "sweep=2,data=8",
     "language": "sweep=2,data=8",
-    "wmdp": "fsdp=8,tensor=2",
+    "wmdp": "sweep=2,fsdp=8",
 }
 # As they stand, 50 and 30 rows of 2048 tokens a chip need 26 and 16 GiB: too much for v5e.
 PARTS = {("language", "pretrain"): 5, ("language", "distill"): 5}
