@@ -76,6 +76,7 @@ GUIDE = (ROOT / "docs" / "YOUR_MODEL.md").read_text()
 COMMANDS = re.sub(r" \\\n +", " ", "\n".join(re.findall(r"```\n(.*?)```", GUIDE, re.DOTALL)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", re.findall(r"undo-jax (?:run|fit) (\S+\.py .*)", COMMANDS))
 def test_flags_of_the_guide_are_those_of_the_experiments(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -86,6 +87,12 @@ def test_flags_of_the_guide_are_those_of_the_experiments(command, tmp_path, monk
     flags = [w for w in words if w not in (*own, "--plan", "--all", "--distributed")]
     knobs = load(file if file == "my_model.py" else str(ROOT / file))
     assert isinstance(override(knobs, flags).graph(), Experiment)
+
+
+def test_the_guides_own_experiment_needs_no_data_to_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_model.py").write_text(re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1])
+    assert set(load("my_model.py").graph().models) == {"base", "unlearn-only", "UNDO"}
 
 
 def test_the_guide_names_commands_that_are_there():

@@ -215,6 +215,7 @@ def _unopened(tokenizer, text):
     return own["input_ids"]
 
 
+@pytest.mark.slow
 def test_without_a_model_it_says_what_to_fetch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = "--model.layers 20 --model.width 8 --model.feed-forward 8 --model.vocabulary 64"
