@@ -34,7 +34,7 @@ from undo_jax.losses import forward_kl, uniform_kl
 from undo_jax.mesh import MeshShape
 from undo_jax.methods.rmu import rmu
 from undo_jax.models.gemma2 import preset
-from undo_jax.models.hf_folder import read_bos
+from undo_jax.models.hf_folder import UNSTATED, read_bos
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.optim import AdamW, Trains
 from undo_jax.paper import Distillation, Relearning, Students
@@ -49,6 +49,7 @@ from undo_jax.settings.choices import NEAR, Choices, Part
 from undo_jax.train import Training
 from undo_jax.types import LM
 
+GEMMA = preset("2B", remat="full")
 ABOUT = {"bio": "biology", "cyber": "cybersecurity"}
 CHOSEN = {  # of each subject and method: learning rate, and the share a of retain in its loss
     ("bio", "rmu"): (5e-5, 0.5),
@@ -58,6 +59,11 @@ CHOSEN = {  # of each subject and method: learning rate, and the share a of reta
 }
 CLOZE = "Complete the following biology questions with the correct answer.\n\n"
 HUB = "fetch it: hf download {} --repo-type dataset --local-dir {}"
+
+
+def sizes(lm: LM) -> LM:
+    """The model without what no folder states of it, e.g. remat."""
+    return replace(lm, **{name: getattr(GEMMA, name) for name in UNSTATED})  # type: ignore
 
 
 def maxent(lm, params, refs, batch, key, *, share: float):
@@ -77,7 +83,10 @@ class Unlearning:
 
 @dataclass(frozen=True)
 class Wmdp:
-    """What can be set from the command line, e.g. --subject cyber --methods maxent."""
+    """What can be set from the command line, e.g. --subject cyber --methods maxent.
+
+    Raises ValueError where they do not fit.
+    """
 
     unlearn: Unlearning
     noise: Students
@@ -103,7 +112,7 @@ class Wmdp:
     tokenizer: str | None = None  # its file; None: tokenizer.json of the base
     bos_token: str | None = None  # None: what the base's tokenizer_config.json says, or <bos>
     name: str = "wmdp"
-    model: LM = preset("2B", remat="full")  # sizes are the base's, if it is a Hugging Face folder
+    model: LM = GEMMA  # sizes are the base's, if it is a Hugging Face folder
     seeds: tuple[int, ...] = (42, 43, 44, 45)  # reference: distillation has seed 60
     mesh: MeshShape = MeshShape()
     saving: Saving = Saving()
@@ -113,6 +122,10 @@ class Wmdp:
         check_distinct("methods", self.methods)
         if not self.methods:
             raise ValueError("methods is empty: rmu or maxent, or both")
+        if self.distill.filtered:
+            raise ValueError("distill.filtered: this experiment distils on general text, drop it")
+        if self.chat is not None and not self.pairs:
+            raise ValueError(f"chat={self.chat} without pairs: corpora have no turns, set pairs")
 
     @property
     def lms(self) -> dict[str, LM]:
@@ -195,6 +208,10 @@ class Wmdp:
 
     def graph(self) -> Experiment:
         lm = stated(self.base, self.model)
+        if sizes(self.model) not in (sizes(GEMMA), sizes(lm)):
+            raise ValueError(
+                f"{self.base} states its model: of --model.* give dtype, remat, unroll"
+            )
         base, models = Import(lm, self.base), {}
         names = {"rmu": "RMU", "maxent": "MaxEnt"}
         teaching, training = self.distill, self.distill.training

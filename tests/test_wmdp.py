@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -22,7 +23,9 @@ from undo_jax.data.pairs import Pairs
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.durable import read_json
+from undo_jax.experiment_file import load
 from undo_jax.models.gemma2 import preset
+from undo_jax.models.hf_folder import described
 
 FILE = str(Path(undo_jax.__file__).parent.parent / "experiments" / "wmdp.py")
 TURNS = (  # as Gemma's
@@ -224,3 +227,30 @@ def test_without_a_model_it_says_what_to_fetch(tmp_path, monkeypatch, capsys):
     (said,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and "\n" not in said
     assert "hf download ORGANISATION/gemma-2-2b --local-dir gemma-2-2b" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": ()}, "methods is empty: rmu or maxent, or both"),
+        ({"methods": ("rmu", "rmu")}, "one is given twice"),
+        ({"chat": "gemma-2-2b-it"}, "chat=gemma-2-2b-it without pairs: corpora have no turns"),
+        ({"coefficient": float("nan")}, "coefficient=nan: give a finite number"),
+        ({"distill": "filtered"}, "distill.filtered: this experiment distils on general text"),
+        ({"model": replace(LM, layers=2)}, "small states its model: of --model.* give dtype"),
+    ],
+)
+def test_knobs_that_would_be_ignored_are_refused(change, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    knobs = load(FILE)
+    if change == {"distill": "filtered"}:
+        change = {"distill": replace(knobs.distill, filtered=True)}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(json.dumps(described(LM)))
+    small = replace(knobs, base="small", first_layer=1, read_layer=2)
+    with pytest.raises(ValueError) as error:
+        replace(small, **change).graph()
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert replace(small, model=replace(knobs.model, remat="none")).graph().models["base"].lm == (
+        replace(LM, remat="none")
+    )
