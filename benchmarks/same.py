@@ -27,7 +27,7 @@ from etils import epath
 
 from undo_jax.candidates import Run, candidates
 from undo_jax.cli.experiment import load, override
-from undo_jax.graph import Model, group_key, is_trained, plan
+from undo_jax.graph import Model, group_key, is_trained, plan, row_length
 from undo_jax.mesh import make_mesh
 from undo_jax.population.compiled import Population, Task
 from undo_jax.population.lanes import in_lanes, read
@@ -67,7 +67,7 @@ def _company(run: Run, company: list[Model]) -> dict[str, Any]:
     tried = candidates(run, company, dict.fromkeys(company, {}), (), "")
     lanes = in_lanes([one.member for one in tried], run.mesh.shape["sweep"])
     setting, training = run.setting, recipe.training
-    how = recipe.loss, training, setting.evaluate, run.material, setting.row_length
+    how = recipe.loss, training, setting.evaluate, run.material, row_length(recipe, setting)
     task = Task(recipe.lm, *how, recipe.trains, tuple(setting.carries))
     batches = [
         read(lanes.inputs, step, training.batch_size, run.mesh, task.carries)

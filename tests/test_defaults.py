@@ -58,7 +58,7 @@ DEFAULTS = {
     },
     Pairs: {
         "template": "Question: {question}\nAnswer: {answer}", "question": "question",
-        "answer": "answer", "validation_share": 0.05,
+        "answer": "answer", "validation_share": 0.05, "marked": False,
     },
     Part: {"share": 1.0},
     TofuFiles: {"split": "forget10", "holdout": True},
@@ -73,7 +73,7 @@ DEFAULTS = {
     },
     Choices: {
         "kept": (), "general": (), "row_length": 256, "retain_share": 0.5, "validation_rows": 64,
-        "rows_at_once": 8, "segments": False,
+        "rows_at_once": 8, "segments": False, "general_row_length": None,
     },
     Training: {"accumulation": 1},
     Pretraining: {"base": None},

@@ -1,4 +1,4 @@
-"""What README.md and CONTRIBUTING.md show can be typed in as it is."""
+"""What README.md, CONTRIBUTING.md and docs/YOUR_MODEL.md show can be typed in as it is."""
 
 import ast
 import re
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import undo_jax
+from undo_jax import cli
 from undo_jax.attacks import Attack
+from undo_jax.cli.experiment import override
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import load
 from undo_jax.log import Target
@@ -68,3 +70,31 @@ def test_headings_that_readme_links_to_are_there():
     titles = [line.removeprefix("## ") for line in CONTRIBUTING.splitlines()]
     anchors = {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles}
     assert set(re.findall(r"CONTRIBUTING\.md#([\w-]+)", README)) <= anchors
+
+
+GUIDE = (ROOT / "docs" / "YOUR_MODEL.md").read_text()
+COMMANDS = re.sub(r" \\\n +", " ", "\n".join(re.findall(r"```\n(.*?)```", GUIDE, re.DOTALL)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", re.findall(r"undo-jax (?:run|fit) (\S+\.py .*)", COMMANDS))
+def test_flags_of_the_guide_are_those_of_the_experiments(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_model.py").write_text(re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1])
+    file, *words = command.split()
+    own = ("--stage", "--topology", "--mesh", "--workdir")
+    words = [w for w, before in zip(words, ["", *words], strict=False) if before not in own]
+    flags = [w for w in words if w not in (*own, "--plan", "--all", "--distributed")]
+    knobs = load(file if file == "my_model.py" else str(ROOT / file))
+    assert isinstance(override(knobs, flags).graph(), Experiment)
+
+
+def test_the_guides_own_experiment_needs_no_data_to_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_model.py").write_text(re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1])
+    assert set(load("my_model.py").graph().models) == {"base", "unlearn-only", "UNDO"}
+
+
+def test_the_guide_names_commands_that_are_there():
+    for words in re.findall(r"undo-jax ((?:data )?[a-z-]+)", COMMANDS):
+        assert words in cli.COMMANDS, words

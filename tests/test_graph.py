@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from undo_jax.artifacts import plain
 from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
-from undo_jax.graph import ancestry, check_loss, differences, group_key, plan, seed_of
+from undo_jax.graph import ancestry, check_loss, differences, group_key, plan, seed_of, work
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
@@ -120,6 +121,26 @@ def test_what_nothing_random_enters_has_no_seed():
     assert seed_of(imported, 3) is None and seed_of(unlearned, 3) == 3
     (one, _) = made.of(imported)
     assert one.artifact.folder.name == f"import-somewhere-{one.artifact.fingerprint}"
+
+
+def test_streams_may_have_rows_of_their_own_length():
+    """Models train together if their rows have one length; a batch has one."""
+    form = _lengths(general=32)
+    unlearned = Unlearn(BASE, HOW)
+    usual = Distill(unlearned, Fresh(LM), HOW)
+    longer = replace(usual, stream="general")
+    assert [work(one, form).row_length for one in (unlearned, usual, longer)] == [24, 24, 32]
+    assert work(longer, form).tokens == 8 * 32
+    assert group_key(usual, form) != group_key(longer, form)
+    assert group_key(usual) == group_key(longer)
+    with pytest.raises(ValueError, match="rows of retain of 24 and forget of 16 tokens: give") as e:
+        work(unlearned, _lengths(forget=16))
+    assert "\n" not in str(e.value)
+
+
+def _lengths(**lengths):
+    """The form of a setting whose rows have 24 tokens, but for these streams."""
+    return SimpleNamespace(row_length=24, row_lengths=lengths, carries=())
 
 
 def test_models_come_after_what_they_are_made_from():

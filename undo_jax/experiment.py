@@ -248,7 +248,9 @@ def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> 
         if recipe.role in ("attack", "student") and hasattr(recipe, "check"):
             recipe.check()  # type: ignore[attr-defined]
     trained: list[Any] = list(filter(is_trained, recipes))
-    for doing in {group_key(recipe): recipe for recipe in trained}.values():  # one per program
+    for doing in {
+        group_key(recipe, setting): recipe for recipe in trained
+    }.values():  # one per program
         check_loss(doing, setting)
 
 

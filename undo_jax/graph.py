@@ -62,7 +62,10 @@ class Work:
 
 
 class RowForm(Protocol):
-    """What a compiled step needs to know of a setting: the form of its rows, and no data."""
+    """What a compiled step needs to know of a setting: the form of its rows, and no data.
+
+    Rows of a stream in `row_lengths`, where it has that, have another length than `row_length`.
+    """
 
     @property
     def row_length(self) -> int: ...
@@ -75,7 +78,18 @@ def work(recipe: Trained, form: RowForm) -> Work:
     """The work of a recipe on rows of a setting."""
     refs = {name: reference.lm for name, reference in recipe.references.items()}
     how = recipe.lm, recipe.loss, recipe.training, tuple(recipe.streams)
-    return Work(*how, refs, form.row_length, recipe.trains, tuple(form.carries))
+    return Work(*how, refs, row_length(recipe, form), recipe.trains, tuple(form.carries))
+
+
+def row_length(recipe: Trained, form: RowForm) -> int:
+    """T, tokens predicted in a row of its streams. Raises ValueError where these differ in it."""
+    own: Mapping[str, int] = getattr(form, "row_lengths", {})
+    names = [stream.name for stream in recipe.streams.values()]
+    found = {name: own.get(name, form.row_length) for name in names}
+    if len(set(found.values())) > 1:
+        said = " and ".join(f"{name} of {length}" for name, length in found.items())
+        raise ValueError(f"{recipe.kind} has rows of {said} tokens: give streams of one length")
+    return found[names[0]]
 
 
 def check_loss(recipe: Trained, form: RowForm) -> None:
@@ -143,12 +157,15 @@ def largest(recipes: Iterable[Recipe], kind: str, form: RowForm) -> Work:
     return max(found, key=lambda one: one.lm.forward_flops(1))
 
 
-def group_key(recipe: Trained) -> str:
-    """A text that is equal for recipes whose models can train together, as one program."""
+def group_key(recipe: Trained, form: RowForm = _SHORT) -> str:
+    """A text that is equal for recipes whose models can train together, as one program.
+
+    `form` is the setting's, where its streams may have rows of several lengths.
+    """
     training, varied = recipe.training, numbers(recipe)
     rateless = replace(training, optimizer=replace(training.optimizer, learning_rate=1.0))
     loss = partial(recipe.loss, **dict.fromkeys(varied, "its own")) if varied else recipe.loss
-    described = work(recipe, _SHORT)
+    described = work(recipe, form)
     parts = {
         **{f.name: plain(getattr(described, f.name)) for f in fields(described)},
         "loss": plain(loss),

@@ -10,7 +10,7 @@ from etils import epath
 from undo_jax import memory
 from undo_jax.bench import flops
 from undo_jax.experiment import Experiment, prepared
-from undo_jax.graph import Model, group_key, is_trained, work
+from undo_jax.graph import Model, RowForm, group_key, is_trained, work
 from undo_jax.listing import Named
 from undo_jax.pace import Pace, paces, read_records
 from undo_jax.recipe import Simple
@@ -100,8 +100,8 @@ def programs(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> li
     reused: dict[str, list[Model]] = {}
     for model in finished:
         if model not in left:
-            reused.setdefault(_key(model), []).append(model)
-    companies = [(_key(one[0]), one) for one in companies_in_order(run, models, left)]
+            reused.setdefault(_key(model, run.setting), []).append(model)
+    companies = [(_key(one[0], run.setting), one) for one in companies_in_order(run, models, left)]
     untrained: dict[str, list[Model]] = {}  # models of a kind, as one program
     for key, company in companies:
         if not is_trained(company[0].recipe):
@@ -153,9 +153,9 @@ def _stops(recipe: Any) -> bool:
     return type(recipe).ends is not Simple.ends and getattr(recipe, "stop_early", True)
 
 
-def _key(model: Model) -> str:
+def _key(model: Model, form: RowForm) -> str:
     recipe: Any = model.recipe
-    return group_key(recipe) if is_trained(recipe) else recipe.kind
+    return group_key(recipe, form) if is_trained(recipe) else recipe.kind
 
 
 def _name(model: Model, named: Mapping[Named, Sequence[Model]]) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from undo_jax import artifacts, progress_folders, steps
-from undo_jax.graph import Model, group_key, is_trained
+from undo_jax.graph import Model, RowForm, group_key, is_trained
 from undo_jax.peers import agreed
 from undo_jax.trainer import Run, companies
 
@@ -47,7 +47,7 @@ def companies_in_order(
             left = without(left, company)
             continue
         waiting = [model for company in interrupted for model in company]
-        group = _next(without(left, waiting), left)
+        group = _next(without(left, waiting), left, run.setting)
         for company in companies(run, group) if is_trained(group[0].recipe) else [group]:
             yield company
             left = without(left, company)
@@ -60,7 +60,7 @@ def _has_steps(model: Model) -> bool:
     return all(steps.summary(model.artifact, step) for step in wanted)
 
 
-def _next(some: Sequence[Model], left: Sequence[Model]) -> list[Model]:
+def _next(some: Sequence[Model], left: Sequence[Model], form: RowForm) -> list[Model]:
     """The models to make now, of `some` of those `left`: a group that can train together.
 
     Complete groups come before those in which some models still wait for parents.
@@ -68,7 +68,7 @@ def _next(some: Sequence[Model], left: Sequence[Model]) -> list[Model]:
     groups: dict[str, list[Model]] = {}
     for model in some:
         trained = is_trained(model.recipe)
-        name = group_key(model.recipe) if trained else model.artifact.fingerprint  # type: ignore
+        name = group_key(model.recipe, form) if trained else model.artifact.fingerprint  # type: ignore
         groups.setdefault(name, []).append(model)
     ready = {
         name: [model for model in group if not set(model.parents) & set(left)]

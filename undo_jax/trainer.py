@@ -9,7 +9,7 @@ from undo_jax import artifacts, memory, progress_folders, steps, teacher_cache
 from undo_jax.candidates import Candidate, Run, candidates, parent_scores
 from undo_jax.fit import least
 from undo_jax.fit.cached import STATES, possible
-from undo_jax.graph import Model, Work, work
+from undo_jax.graph import Model, Work, row_length, work
 from undo_jax.log import Log, open_log
 from undo_jax.population.compiled import Task
 from undo_jax.population.loop import Result, train_together
@@ -52,7 +52,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     for model in company:
         if model not in finished:
             artifacts.begin(model.artifact, with_steps=not goes_on)
-    how = recipe.loss, training, setting.evaluate, run.material, setting.row_length
+    how = recipe.loss, training, setting.evaluate, run.material, row_length(recipe, setting)
     carries = (*setting.carries, *([STATES] if recalls else []))
     task = Task(recipe.lm, *how, recipe.trains, carries)
     title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
@@ -142,7 +142,7 @@ def _finish(run: Run, found: Outcome, parents: Mapping[str, Scores]) -> None:
     """
     (model, member, *_), result = found
     recipe: Any = model.recipe
-    described, time = work(recipe, run.setting), run.setting.row_length
+    described, time = work(recipe, run.setting), row_length(recipe, run.setting)
     tokens = result.steps * described.tokens
     passes = 3 * recipe.lm.forward_flops(time)
     passes += sum(lm.forward_flops(time) for lm in described.refs.values())

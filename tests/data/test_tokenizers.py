@@ -356,3 +356,14 @@ def test_a_tokenizer_of_the_experiments_own_is_described_by_its_ids():
 def test_spaces_that_are_added_or_dropped_are_noticed(sentencepiece_path, tmp_path):
     made = train_tokenizer([Shard("a", lambda: iter(LINES * 20))], tmp_path / "m.model", 300)
     assert made.keeps_spaces and not SentencePiece(sentencepiece_path).keeps_spaces
+
+
+def test_of_a_model_that_is_not_there_it_is_said_how_to_fetch_it(tmp_path):
+    tokenizer = load_tokenizer(tmp_path / "gemma" / "tokenizer.json")
+    with pytest.raises(
+        FileNotFoundError, match="check the path, or hf download ORGANISATION/gemma"
+    ):
+        tokenizer.encode("a")
+    (tmp_path / "gemma").mkdir()
+    with pytest.raises(FileNotFoundError, match="check the path$"):
+        tokenizer.encode("a")

@@ -81,6 +81,21 @@ def test_streams_mix_their_parts_by_shares(setting):
     assert _shares(general) == {"z": 1}
 
 
+def test_general_rows_may_have_a_length_of_their_own(setting):
+    pairs = setting.forget
+    longer = replace(setting, general=pairs, general_row_length=40)
+    assert longer.stream("general", 4, 0)[0].tokens.shape == (4, 41)
+    assert longer.stream("forget", 4, 0)[0].tokens.shape == (4, 25)
+    assert longer.row_lengths == {"general": 40} and setting.row_lengths == {"general": 24}
+    assert plain(replace(setting, general=pairs)).keys() == plain(longer).keys() - {
+        "general_row_length"
+    }
+    with pytest.raises(ValueError, match="general_row_length=40, but .*/a has rows of 24 tokens"):
+        replace(setting, general=setting.retain, general_row_length=40)
+    with pytest.raises(ValueError, match="general_row_length=0: it must be at least 1"):
+        replace(setting, general_row_length=0)
+
+
 def test_text_counts_whole_and_of_pairs_the_answers(setting):
     assert setting.carries == ("weights",)
     text, pairs = (setting.stream(name, 8, 0)[0] for name in ("retain", "forget"))

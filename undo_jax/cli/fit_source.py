@@ -153,7 +153,8 @@ def _recipes(experiment: Experiment) -> list[tuple[list[str], Any]]:
     found: dict[str, list[Any]] = {}
     for recipe in graph.ancestry(experiment.recipes().values()):
         if graph.is_trained(recipe):
-            found.setdefault(graph.group_key(recipe), []).append(recipe)  # type: ignore[arg-type]
+            key = graph.group_key(recipe, experiment.setting)  # type: ignore[arg-type]
+            found.setdefault(key, []).append(recipe)
     return [
         (list(dict.fromkeys(names.get(id(r), "an ancestor") for r in some)), some[0])
         for some in found.values()

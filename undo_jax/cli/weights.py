@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from undo_jax import artifacts, checkpoint
 from undo_jax.artifacts import Artifact
+from undo_jax.cli import card
 from undo_jax.cli.devices import ALONE, Joined, join
 from undo_jax.cli.flags import ArtifactFolder, Folder, Out
 from undo_jax.data import tokenizer_files
@@ -42,7 +43,7 @@ def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
         raise FileExistsError(f"{path} exists: give a new folder")
     said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf_folder.UNSTATED}
     described, words = _described(epath.Path(folder), lm)
-    about = {"tokenizer": described}
+    about = {"tokenizer": described, "licence": card.licence(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, mesh_of(lm))
     artifacts.wait(f"import {path.name}")  # else a late process would find OUT already begun
@@ -71,8 +72,9 @@ def export_hf(
     """Write a model of a run as a folder that Hugging Face transformers loads.
 
     The run's tokenizer is written, too, so that transformers' AutoTokenizer gives the ids of
-    training, BOS first. Hugging Face's configuration cannot state that attention stays within a
-    document (document_start): that is left out.
+    training, BOS first, and a card, README.md: how it was made, its scores, and the licence of its
+    base where that is known. Hugging Face's configuration cannot state that attention stays within
+    a document (document_start): that is left out.
 
     Args:
         artifact: the folder of a finished model, e.g. runs/mine/distill-...; may be gs://.
@@ -91,6 +93,7 @@ def export_hf(
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
     params = checkpoint.restore(folder / "params", lm, mesh_of(lm))
     ids, files = _tokens(folder, lm, tokenizer, bos_token)
+    files = {**files, card.FILE: card.card(folder).encode()}
     hf.save(out, lm, params, dtype, max_shard_gb * 1e9, ids, files)
     console.print(f"written: {out}", soft_wrap=True)
 

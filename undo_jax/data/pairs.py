@@ -1,10 +1,11 @@
 """Questions with their answers as documents of which losses count the answers alone."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +14,21 @@ import numpy as np
 from undo_jax.data.packing import pack
 from undo_jax.data.records import records, text
 from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.data.trained_tokenizers import HuggingFace
 from undo_jax.types import Packed
+
+Tokens = list[int]
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Questions and answers in local files, Parquet or JSON lines.
 
-    A document is the `template` with a pair in it, e.g. a chat template of one turn; what counts is
-    all after the question's part of it, and the token that ends the document. Spaces before
-    {answer} belong to the answer. A hash decides which pairs are for validation. Equal documents
-    are the same part of an experiment wherever they lie.
+    A document is the `template` with a pair in it; what counts is all after the question's part of
+    it, and the token that ends the document. Spaces before {answer} belong to the answer. If it is
+    `marked`, as one that `undo_jax.data.chat.chat` reads, special tokens that it names are these
+    tokens, and spaces before {answer} do not count. A hash decides which pairs are for validation.
+    Equal documents are the same part of an experiment wherever they lie.
 
     Raises ValueError for a template without {question} before {answer} and a share outside (0, 1);
     reading raises what `records` does.
@@ -34,6 +39,7 @@ class Pairs:
     question: str = "question"  # names of the fields
     answer: str = "answer"
     validation_share: float = 0.05
+    marked: bool = False  # the template names special tokens; for a Hugging Face tokenizer
 
     def __post_init__(self) -> None:
         """Check the template and the share."""
@@ -59,16 +65,17 @@ class Pairs:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the documents and of which are for validation."""
-        content = json.dumps([self.documents, self.validation_share])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """Hash of the documents, of which are for validation, and of the template if marked."""
+        content = [self.documents, self.validation_share, *([self.template] * self.marked)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def rows(
         self, split: Literal["train", "validation"], tokenizer: Tokenizer, row_length: int
     ) -> Packed:
         """Rows of a split, each of which begins with a document, and their weights.
 
-        Raises ValueError for a split that does not fill one row.
+        Raises ValueError for a split that does not fill one row and, if the template is marked, for
+        a pair that names a special token and for another tokenizer than Hugging Face's.
         """
         return _rows(self, split, tokenizer, row_length)
 
@@ -100,7 +107,8 @@ def encode_pair(
 @cache
 def _rows(pairs: Pairs, split: str, tokenizer: Tokenizer, row_length: int) -> Packed:
     chosen = [one for one in pairs.documents if _held_out(pairs, *one) == (split == "validation")]
-    encoded = [encode_pair(tokenizer, *one) for one in chosen]
+    encode = _marking(pairs, tokenizer) if pairs.marked else partial(encode_pair, tokenizer)
+    encoded = [encode(*one) for one in chosen]
     size = sum(len(given) + len(learned) + 1 for given, learned in encoded)
     if size < row_length:
         raise ValueError(
@@ -122,6 +130,29 @@ def pack_pairs(
     counted = ([0] * len(given) + [1] * len(learned) for given, learned in encoded)
     weights = pack(counted, row_length, 1, align=True).astype(np.float32)
     return Packed(rows, weights)
+
+
+def _marking(pairs: Pairs, tokenizer: Tokenizer) -> Callable[[str, str], tuple[Tokens, Tokens]]:
+    """Encodes what is given and what is learned as one text that names special tokens."""
+    if not isinstance(tokenizer, HuggingFace):
+        raise ValueError(
+            f"marked={pairs.marked} with {type(tokenizer).__name__}, which has no names of special "
+            "tokens: give a tokenizer.json, or a plain template"
+        )
+
+    def encode(given: str, learned: str) -> tuple[Tokens, Tokens]:
+        for mark in tokenizer.marks:
+            if (given + learned).count(mark) != pairs.template.count(mark):
+                raise ValueError(
+                    f"{pairs.pattern} has a pair with {mark!r}, a special token that only the "
+                    "template may name: clean the text"
+                )
+        alone, whole = tokenizer.encode_marked(given), tokenizer.encode_marked(given + learned)
+        same = (one == other for one, other in zip(alone, whole, strict=False))
+        count = sum(itertools.takewhile(bool, same))  # a token across the border is learned
+        return whole[:count], whole[count:]
+
+    return encode
 
 
 def _held_out(pairs: Pairs, given: str, learned: str) -> bool:

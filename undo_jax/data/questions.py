@@ -29,17 +29,23 @@ class Questions:
 
     `pattern` is a file, a folder or a glob. A `subject` is read where there is one. Equal questions
     are the same part of an experiment wherever they lie. They are read when they are first asked
-    for: then a bad file raises ValueError, in one line, and a missing one FileNotFoundError.
+    for: then a bad file raises ValueError, in one line, and a missing one FileNotFoundError, which
+    says `otherwise`, what to do then.
     """
 
     pattern: str | Path
+    otherwise: str = "check the pattern"
 
     @cached_property
     def listed(self) -> tuple[Question, ...]:
         """All of them, in the order of the files' names."""
         wanted = ("question", "choices", "answer")
         found = records(self.pattern, wanted, ("subject",))
-        listed = tuple(_question(record, place) for place, record in found)
+        try:
+            listed = tuple(_question(record, place) for place, record in found)
+        except FileNotFoundError as error:
+            said = f"no file matches {self.pattern}: {self.otherwise}"
+            raise FileNotFoundError(said) from error
         if not listed:
             raise ValueError(f"{self.pattern} holds no questions: give one a line, or a row")
         return listed

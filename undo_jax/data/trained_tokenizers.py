@@ -121,6 +121,15 @@ class HuggingFace:
 
     @cached_property
     def _tokenizer(self) -> Any:
+        tokenizer = self._read_as_it_is()
+        tokenizer.encode_special_tokens = True  # "<bos>" in a text is text
+        return tokenizer
+
+    @cached_property
+    def _marking(self) -> Any:
+        return self._read_as_it_is()
+
+    def _read_as_it_is(self) -> Any:
         content = self._content
         try:
             import tokenizers
@@ -134,7 +143,6 @@ class HuggingFace:
             ) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # "<bos>" in a text is text
         return tokenizer
 
     @property
@@ -165,6 +173,16 @@ class HuggingFace:
         """Token ids of `text`, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    @cached_property
+    def marks(self) -> frozenset[str]:
+        """Names of all special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of `text`, in which the names of special tokens are these tokens."""
+        return self._marking.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -180,7 +198,10 @@ def _read(path: str | Path) -> bytes:
     if _there(path):
         with reading(str(path)):
             return epath.Path(path).read_bytes()
-    raise FileNotFoundError(f"no tokenizer file at {path}; check the path")
+    folder, other = epath.Path(path).parent, ""
+    if epath.Path(path).name == "tokenizer.json" and not folder.exists():  # of a model
+        other = f", or hf download ORGANISATION/{folder.name} --local-dir {folder}"
+    raise FileNotFoundError(f"no tokenizer file at {path}; check the path{other}")
 
 
 def content_hash(content: bytes) -> str:

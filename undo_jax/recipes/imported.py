@@ -1,6 +1,6 @@
 """A model that exists already."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from etils import epath
@@ -12,6 +12,19 @@ from undo_jax.graph import differences
 from undo_jax.models import hf, hf_folder
 from undo_jax.recipe import Recipe
 from undo_jax.types import LM, Key, Params
+
+
+def stated(path: str, lm: LM) -> LM:
+    """The model that a Hugging Face folder states, with the rest, e.g. remat, of `lm`.
+
+    Without such a folder it is `lm`, which `fit` takes then. Raises ValueError for a config.json of
+    a model that is not supported.
+    """
+    folder = epath.Path(path)
+    if (folder / "summary.json").exists() or not (folder / hf_folder.CONFIG).exists():
+        return lm
+    own = {name: getattr(lm, name) for name in hf_folder.UNSTATED if hasattr(lm, name)}
+    return replace(hf_folder.read_config(folder), **own)
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,10 @@ class Import:
     def check(self) -> None:
         """Raises FileNotFoundError where there are no parameters."""
         if not isinstance(self.path, str) or not epath.Path(self.path).exists():
-            raise FileNotFoundError(f"nothing to import at {self.path}: check the path")
+            raise FileNotFoundError(
+                f"nothing to import at {self.path}: check the path, or hf download "
+                f"ORGANISATION/{epath.Path(self.path).name} --local-dir {self.path}"
+            )
 
     def _check(self, made: dict[str, Any], otherwise: str) -> None:
         for name, value in differences(self.lm, made):

@@ -1,7 +1,7 @@
 """Forget what one quiz asks and keep the rest, as WMDP and MMLU: text, pairs and choices."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -59,7 +59,8 @@ class Choices:
                 forgotten=Quiz(Questions("wmdp-bio"), subject="biology"))
 
     Streams: retain and forget; pretrain, of both by `retain_share`; oracle, as retain; and general,
-    for distillation on text that is neither. Raises ValueError for parts that do not fit together.
+    for distillation on text that is neither, with rows of `general_row_length`. Raises ValueError
+    for parts that do not fit together.
     """
 
     retain: tuple[Part, ...]
@@ -73,6 +74,9 @@ class Choices:
     validation_rows: int = 64  # of each part at most
     rows_at_once: int = 8  # evaluated at once, over all devices
     segments: bool = False  # a sequence is a document, not a row
+    general_row_length: int | None = field(  # reference: 1024; None: row_length
+        default=None, metadata={"identity": "changed"}
+    )
 
     def __post_init__(self):
         names = [name for name, _ in self.kept]
@@ -80,21 +84,28 @@ class Choices:
         for name in names:
             if name in taken or names.count(name) > 1:
                 raise ValueError(f"kept has a quiz {name!r}, a name that is taken: give another")
-        for field in ("row_length", "validation_rows", "rows_at_once"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: it must be at least 1")
-        for field in ("retain", "forget"):
-            if not getattr(self, field):
-                raise ValueError(f"{field} is empty: give it a Part(...) at least")
+        for name in ("row_length", "general_row_length", "validation_rows", "rows_at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: it must be at least 1")
+        for name in ("retain", "forget"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: give it a Part(...) at least")
         if not 0 < self.retain_share < 1:
             raise ValueError(f"retain_share={self.retain_share}: give a share between 0 and 1")
-        if all(corpus.exists for corpus in self._corpora):
-            check_corpora(self._corpora, self.tokenizer, self.row_length)
+        if all(c.exists for c in (*_corpora(self.retain, self.forget), *_corpora(self.general))):
+            self._check_corpora()
 
     @property
-    def _corpora(self) -> list[Corpus]:
-        every = (*self.retain, *self.forget, *self.general)
-        return [part.source for part in every if isinstance(part.source, Corpus)]
+    def row_lengths(self) -> Mapping[str, int]:
+        """Of the streams whose rows have a length of their own."""
+        return {"general": self.general_row_length or self.row_length}
+
+    def _check_corpora(self) -> None:
+        """Raises ValueError for corpora of another tokenizer or row length."""
+        check_corpora(_corpora(self.retain, self.forget), self.tokenizer, self.row_length)
+        length = self.row_lengths["general"]
+        check_corpora(_corpora(self.general), self.tokenizer, length, "general_row_length")
 
     @property
     def _weighted(self) -> bool:
@@ -138,8 +149,9 @@ class Choices:
         if not parts.get(name):
             known = ", ".join(one for one, of in parts.items() if of)
             raise ValueError(f"no stream {name!r}: choose one of {known}")
-        check_corpora(self._corpora, self.tokenizer, self.row_length)
-        sources = [_rows(self, part.source, "train") for part in parts[name]]
+        self._check_corpora()
+        length = self.row_lengths.get(name, self.row_length)
+        sources = [_rows(self, part.source, "train", length) for part in parts[name]]
         opens = self.tokenizer.bos_id if self.segments else None
         return stream(sources, batch_size, seed, [part.share for part in parts[name]], opens)
 
@@ -194,10 +206,17 @@ def _shared(retain: tuple[Sequence[Part], float], rest: tuple[Sequence[Part], fl
     return tuple(made)
 
 
-def _rows(setting: Choices, source: Corpus | Pairs, split: Literal["train", "validation"]):
+def _corpora(*parts: Sequence[Part]) -> list[Corpus]:
+    every = (part.source for some in parts for part in some)
+    return [source for source in every if isinstance(source, Corpus)]
+
+
+def _rows(
+    setting: Choices, source: Corpus | Pairs, split: Literal["train", "validation"], length: int
+) -> Packed:
     """Rows of a part; with weights, as soon as one part of the setting has them."""
     if isinstance(source, Pairs):
-        return source.rows(split, setting.tokenizer, setting.row_length)
+        return source.rows(split, setting.tokenizer, length)
     rows = source.rows(split)
     weights = np.broadcast_to(np.float32(1), rows.shape) if setting._weighted else None
     return Packed(rows, weights)
@@ -207,7 +226,7 @@ def _validation(setting: Choices, parts: Sequence[Part]) -> list[Packed]:
     """The first validation rows of each part, [G, B, T+1]; weights sum to the part's share."""
     total, made = sum(part.share for part in parts), []
     for part in parts:
-        packed = _rows(setting, part.source, "validation")
+        packed = _rows(setting, part.source, "validation", setting.row_length)
         count = min(setting.validation_rows, len(packed.tokens))
         size = min(setting.rows_at_once, count)
         tokens = packed.tokens[np.arange(count)]

@@ -84,8 +84,13 @@ class Language:
         return student - teacher < tolerance * teacher
 
 
-def check_corpora(corpora: Iterable[Corpus], tokenizer: Tokenizer, row_length: int) -> None:
-    """Raises ValueError for a corpus packed with another tokenizer or to another row length."""
+def check_corpora(
+    corpora: Iterable[Corpus], tokenizer: Tokenizer, row_length: int, name: str = "row_length"
+) -> None:
+    """Raises ValueError for a corpus packed with another tokenizer or to another row length.
+
+    `name` is the field that says the length.
+    """
     for corpus in corpora:
         packed = corpus.manifest["settings"]
         if packed["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
@@ -95,7 +100,7 @@ def check_corpora(corpora: Iterable[Corpus], tokenizer: Tokenizer, row_length: i
             )
         if packed["row_length"] != row_length:
             raise ValueError(
-                f"row_length={row_length}, but {corpus.folder} has rows of "
+                f"{name}={row_length}, but {corpus.folder} has rows of "
                 f"{packed['row_length']} tokens: set it so, or pack all to it"
             )
 
