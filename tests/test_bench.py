@@ -80,6 +80,7 @@ def test_every_step_is_waited_for(tmp_path):
     assert list(tmp_path.glob("**/*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_so_many_models_step_together(monkeypatch):
     made, build = [], bench.programs.build
     monkeypatch.setattr(bench.programs, "build", lambda *a: made.append(build(*a)) or made[-1])

@@ -134,6 +134,7 @@ def test_layers_gather_their_weights_and_scatter_their_gradients(compiled, shape
     assert _sizes(forward, "all-reduce").total() == (2 if tensor > 1 else 0)
 
 
+@pytest.mark.slow
 @MESHES
 def test_layers_may_exchange_their_gradients_instead(compiled, shape):
     """As many elements, in the dtype of the arithmetic; and nothing is scattered there."""

@@ -140,6 +140,7 @@ def test_a_score_at_the_end_that_is_no_number_makes_no_model_diverged(tmp_path, 
     assert done.returncode == 0 and "diverged" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_an_attack_may_be_measured_by_another_metric(tmp_path, capsys):
     """Of the rates the one counts that raises it the most; the report's curve is of it."""
     text = (OWN / "experiment.py").read_text()

@@ -332,6 +332,7 @@ def test_a_save_with_a_flipped_bit_is_set_aside(item, straight, tmp_path, capfd)
     assert (tmp_path / "progress" / "unreadable-9").is_dir()
 
 
+@pytest.mark.slow
 def test_a_save_of_other_members_is_set_aside(straight, tmp_path, capfd):
     _, _, stops = straight("one device")
     with _dies_at(5) as at:

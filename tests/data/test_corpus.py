@@ -383,6 +383,7 @@ def test_a_source_that_has_changed_is_no_longer_what_was_packed(tmp_path):
         pack(text(folder))
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(text_files, tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
     command = [sys.executable, "killed.py", str(text_files), str(tmp_path / "out"), "read"]

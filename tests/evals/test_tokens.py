@@ -47,7 +47,9 @@ def test_they_are_those_of_whole_logits_on_one_device_and_eight():
 def test_a_chunks_logits_are_computed_once():
     """Of all products in its program one has as many columns as the vocabulary."""
     params = jax.eval_shape(LM.init, jax.random.key(0))
-    rows = Rows(*(jax.ShapeDtypeStruct((3, 8), kind) for kind in (jnp.int32, jnp.int32, float)))
+    rows = Rows(
+        *(jax.ShapeDtypeStruct((3, 8), kind) for kind in (jnp.int32, jnp.int32, jnp.float32))
+    )
     program = str(jax.make_jaxpr(told, static_argnums=0)(LM, params, rows))
     products = re.findall(r"f32\[([\d,]+)\] = dot_general", program)
     assert sum(shape.split(",")[-1] == str(LM.vocabulary) for shape in products) == 1

@@ -47,8 +47,11 @@ _hidden = jax.jit(lambda lm, params, tokens: lm.hidden(params, tokens), static_a
 _extend = jax.jit(lambda lm, *rest: lm.extend(*rest), static_argnums=0)
 
 
+FORMS = [{}, pytest.param({"remat": "full", "unroll": 3}, marks=pytest.mark.slow)]
+
+
 @BOTH
-@pytest.mark.parametrize("change", [{}, {"remat": "full", "unroll": 3}], ids=str)
+@pytest.mark.parametrize("change", FORMS, ids=str)
 def test_reading_in_pieces_is_reading_at_once(lm, change):
     lm, tokens = replace(lm, **change), _tokens()
     whole, memory, pieces = _hidden(lm, _params(), tokens), lm.empty_cache(3, TIME), []
@@ -143,6 +146,7 @@ def test_no_gradient_crosses_a_border():
     assert (reach(SPLIT)[tokens[0, 5:10]].max(-1) > 1e-4).all()
 
 
+@pytest.mark.slow
 def test_sharded_documents_have_the_states_and_gradient_of_one_device():
     tokens = _tokens(8)
 

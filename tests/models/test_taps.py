@@ -72,8 +72,8 @@ _loop = partial(decoder, LM)
     ("taps", "change"),
     [
         (ALL, {}),
-        (SOME, {"remat": "none", "unroll": 3}),
-        (Taps(mlp=(3, 0)), {"remat": "full"}),
+        pytest.param(SOME, {"remat": "none", "unroll": 3}, marks=pytest.mark.slow),
+        pytest.param(Taps(mlp=(3, 0)), {"remat": "full"}, marks=pytest.mark.slow),
         (Taps((0,)), {}),
         (Taps(), {}),
     ],
