@@ -99,6 +99,7 @@ def test_devices_that_wait_for_each_other_do_not_hang():
     assert json.loads(done.stdout)["seconds"]["step"] > 0
 
 
+@pytest.mark.slow
 def test_the_command_and_its_json(capsys):
     flags = "--stage unlearn --mesh data=4,fsdp=2 --steps 2 --model.remat full"
     cli.main(["bench", QUICKSTART, *flags.split(), "--json"])

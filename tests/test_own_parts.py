@@ -127,6 +127,7 @@ def test_a_setting_whose_scores_do_not_fit_is_refused(tmp_path, monkeypatch, cap
     assert stop.value.code == 2 and said in told[-1], told
 
 
+@pytest.mark.slow
 def test_a_score_at_the_end_that_is_no_number_makes_no_model_diverged(tmp_path, capsys):
     change = 'def at_end(self, lm, params):\n        return {"written": float("nan")}'
     (tmp_path / "letters.py").write_text((OWN / "letters.py").read_text() + f"\n    {change}\n")

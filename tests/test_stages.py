@@ -191,6 +191,7 @@ def test_every_model_begins_and_draws_by_its_own_seed(ran):
     assert len({key[1:] for key in keys}) == 4 + 2 + 4 + 8
 
 
+@pytest.mark.slow
 def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
     """Once, and scored; only the oracles are trained."""
     experiment, recorder = _experiment(), Recorder()

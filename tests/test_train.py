@@ -59,6 +59,7 @@ def _moved(before, after):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "optimizer", "accumulation"),
     [
@@ -241,6 +242,7 @@ def _partly(name, accumulation=1, trains=SOME, steps=3):
     return before, after, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(METHODS))
 def test_what_does_not_train_keeps_every_bit_under_weight_decay(name):
     before, after, _ = _partly(name)

@@ -245,6 +245,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("when", "finished"), [("read", "0000?-hashes"), ("pack", "0000?.json")])
 def test_killed_half_way_and_started_again_it_makes_the_same_files(
     when, finished, text_files, tmp_path

@@ -53,6 +53,7 @@ def _decode(params, problems, longest=5):
     return [w[: w.index(bos)] if bos in w else None for w in written]
 
 
+@pytest.mark.slow
 def test_teacher_forcing_gives_the_verdict_of_greedy_decoding(half_trained):
     problems = _problems()
     written = _decode(half_trained, problems)

@@ -30,6 +30,7 @@ def test_a_terminal_alone_is_told(monkeypatch, terminal):
     assert terminal or not said.getvalue()
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_line_while_it_compiles_and_another_by_ctrl_c(tmp_path):
     """The compiler is in the midst of its work, in native code, and is not waited for."""

@@ -92,6 +92,7 @@ def test_taps_are_what_a_loop_over_layers_meets(taps, change):
         np.testing.assert_allclose(found, made[place], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_edits_are_those_of_a_loop_over_layers(name):
     edits = EDITS[name]()
@@ -149,6 +150,7 @@ def _wanted(rows, taps):
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(_params(), _edits(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "rows", "taps", "change"),
     [
