@@ -292,6 +292,27 @@ def test_an_error_in_a_method_of_ones_own_is_told_by_its_line(capsys, command):
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("command", ["run", "bench", "fit --topology v5e:2x2"])
+def test_a_mistake_in_a_flag_is_not_blamed_on_a_line_of_the_file(capsys, command):
+    file = _toy(
+        "from dataclasses import dataclass\n"
+        "own = experiment\n"
+        "@dataclass(frozen=True)\n"
+        "class Knobs:\n"
+        "    size: int = 1\n"
+        "    def graph(self):\n"
+        "        if self.size != 1:\n"
+        "            raise ValueError(f'size={self.size}: give 1')\n"
+        "        return own.graph()\n"
+        "experiment = Knobs()\n"
+    )
+    name, *flags = command.split()
+    assert _refused(capsys, name, file, *flags, "--size", "2") == "undo-jax: size=2: give 1\n"
+    wrong = Path(file)
+    wrong.write_text(wrong.read_text().replace("size: int = 1", "size: int = 3"))
+    assert "line 1" in _refused(capsys, name, file, *flags, "--size", "2")
+
+
 def test_a_file_may_define_a_setting_of_its_own(capsys):
     file = _toy(
         "from dataclasses import dataclass\n"

@@ -45,7 +45,7 @@ def bench(words: list[str]) -> None:
     parser.error = experiments.refuse
     options, overrides = parser.parse_known_args(words)
     prepare_devices(experiments.processes(options))
-    experiment = experiments.override(load(options.experiment), overrides).graph()
+    experiment = experiments.graph_with(load(options.experiment), overrides)
     shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
     work = largest(experiment.recipes().values(), options.stage, experiment.setting)
     title = {"experiment": experiment.name, "stage": options.stage}

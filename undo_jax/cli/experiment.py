@@ -80,7 +80,7 @@ def run(words: list[str]) -> None:
     experiment: typing.Any = load(options.experiment)
     if options.mesh is not None:
         experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
-    made_of = override(experiment, overrides).graph()
+    made_of = graph_with(experiment, overrides)
     named = tuple(map(sinks.find, options.sinks))
     made_of = dataclasses.replace(made_of, sinks=beside(made_of.sinks, named))
     workdir = options.workdir or f"runs/{made_of.name}"
@@ -163,6 +163,21 @@ def _report(workdir: str, name: str) -> str:
         place = epath.Path(workdir) / f"report-{name}" / "index.html"
         console.print(f"report: {place}", soft_wrap=True)
     return ""
+
+
+def graph_with(experiment: Knobs, flags: list[str]) -> Experiment:
+    """The graph with scalars set by flags.
+
+    Raises ValueError for a mistake in them; it names no line of the experiment's file if that has a
+    graph without them.
+    """
+    try:
+        return override(experiment, flags).graph()
+    except ValueError as error:
+        if not flags:
+            raise
+        experiment.graph()
+        raise ValueError(str(error)) from None
 
 
 def override(experiment: Knobs, flags: list[str]) -> Knobs:

@@ -117,8 +117,8 @@ def _of_experiment(options: argparse.Namespace, rest: list[str]) -> Source:
             raise ValueError(f"--{name} is for --preset: leave it out{other}")
     if options.all and (options.stage or options.search):
         raise ValueError("--all is every stage as it is: leave out --stage and --search")
-    knobs = experiments.override(load(options.experiment), rest)
-    experiment, stage = knobs.graph(), options.stage or "distill"
+    loaded, stage = load(options.experiment), options.stage or "distill"
+    experiment, knobs = experiments.graph_with(loaded, rest), experiments.override(loaded, rest)
     if options.all:
         works = [
             ({"stage": recipe.kind, "models": names}, graph.work(recipe, experiment.setting))
