@@ -39,6 +39,27 @@ def test_both_layouts(tmp_path, suffix):
     assert mmlu.listed == (Question("Which?", ("a", "b", "c", "d"), 2, "law"),)
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_may_be_one_array(tmp_path, indent):
+    lines = _write(tmp_path / "a.jsonl", [ONE, TWO])
+    (tmp_path / "a.json").write_text("\n" + json.dumps([ONE, TWO], indent=indent) + "\n")
+    assert Questions(tmp_path / "a.json").listed == lines.listed
+    for wrong, said in (
+        ([ONE, {**TWO, "answer": 4}], "a.json item 2 has answer=4"),
+        ([ONE, "text"], "a.json item 2 is a JSON str: give an object"),
+        ([ONE, {"answer": 1}], "a.json item 2 has no field 'question': its fields are answer"),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(wrong, indent=indent))
+        with pytest.raises(ValueError, match=f"^{said}"):
+            Questions(tmp_path / "a.json").listed  # noqa: B018
+    (tmp_path / "a.json").write_text(json.dumps(ONE) + "\n[1]\n")
+    with pytest.raises(ValueError, match="^a.json:2 is a JSON list: give an object"):
+        Questions(tmp_path / "a.json").listed  # noqa: B018
+    (tmp_path / "a.json").write_text(json.dumps([ONE, TWO])[:-1])
+    with pytest.raises(ValueError, match="^a.json:1 is not JSON: "):
+        Questions(tmp_path / "a.json").listed  # noqa: B018
+
+
 def test_they_are_the_same_wherever_they_lie_and_however_stored(tmp_path):
     (tmp_path / "all").mkdir()
     stored = _write(tmp_path / "a.parquet", [ONE, TWO])

@@ -20,11 +20,12 @@ LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 def records(
     pattern: epath.PathLike, fields: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each record of Parquet and JSON-lines files, with where it stands, e.g. "dev.jsonl:3".
+    """Each record of Parquet and JSON files, with where it stands, e.g. "dev.jsonl:3".
 
-    A record has all `fields`, and of the `optional` those that the file has. Raises
-    FileNotFoundError where nothing matches, ModuleNotFoundError for Parquet without pyarrow,
-    ValueError for a file of another kind or without a field, and OSError for an unreadable one.
+    JSON files have an object a line, or are one array of objects. A record has all `fields`, and of
+    the `optional` those that the file has. Raises FileNotFoundError where nothing matches,
+    ModuleNotFoundError for Parquet without pyarrow, ValueError for a file of another kind or
+    without a field, and OSError for an unreadable one.
     """
     for file in find(pattern):
         if file.path.name.endswith(".parquet"):
@@ -46,12 +47,19 @@ def lines(file: File) -> Iterator[tuple[int, str]]:
 
 def json_object(line: str, fields: Sequence[str], place: str) -> dict[str, Any]:
     """A JSON object that has all fields. Raises ValueError for anything else."""
+    return _with_fields(_parsed(line, place), fields, place)
+
+
+def _parsed(written: str, place: str) -> Any:
     try:
-        record = json.loads(line)
+        return json.loads(written)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON: {error}") from None
+
+
+def _with_fields(record: Any, fields: Sequence[str], place: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise ValueError(f"{place} is a JSON {type(record).__name__}: give an object a line")
+        raise ValueError(f"{place} is a JSON {type(record).__name__}: give an object")
     for field in fields:
         if field not in record:
             raise ValueError(f"{place} has no field {field!r}: its fields are {', '.join(record)}")
@@ -85,9 +93,16 @@ def pyarrow() -> tuple[Any, Any]:
 
 
 def _of_lines(file: File, fields: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in lines(file):
-        if line := line.strip():
-            place = f"{file.name}:{number}"
+    """JSON lines, or one JSON array of objects, which may go over many lines."""
+    rest, first = lines(file), True
+    for number, line in rest:
+        place = f"{file.name}:{number}"
+        if first and line.lstrip().startswith("["):
+            listed = _parsed(line + "".join(line for _, line in rest), place)
+            for i, item in enumerate(listed, start=1):
+                yield f"{file.name} item {i}", _with_fields(item, fields, f"{file.name} item {i}")
+        elif line := line.strip():
+            first = False
             yield place, json_object(line, fields, place)
 
 
