@@ -42,6 +42,7 @@ QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quicks
 TOY = cli.experiment.load(QUICKSTART)
 MANIFEST, INDEX = "corpus/manifest.json", "model/model.safetensors.index.json"
 GIVEN = {  # what a command needs to reach its flags
+    "init": ("init", "mine"),
     "run": ("run", QUICKSTART),
     "report": ("report", "run"),
     "figures": ("figures", "run"),

@@ -21,6 +21,7 @@ from undo_jax.cli.experiment import figures, report, run
 from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
+from undo_jax.cli.init import init
 from undo_jax.cli.weights import export_hf, import_hf
 from undo_jax.log import print_nowhere
 from undo_jax.signals import Preempted
@@ -32,6 +33,7 @@ MEMORY = (
     "--STAGE.training.accumulation, or fewer rows"
 )
 COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init,
     "run": run,
     "report": report,
     "figures": figures,

@@ -1,0 +1,80 @@
+"""What is installed: the wheel, the source archive, and `undo-jax init`."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import jax
+import pytest
+
+import undo_jax
+from undo_jax import cli
+from undo_jax.cli.experiment import load
+
+ROOT = Path(undo_jax.__file__).parent.parent
+SHIPPED = {p.relative_to(ROOT / "experiments") for p in (ROOT / "experiments").rglob("*.py")}
+
+
+def _found(folder):
+    return {path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_init_copies_all_experiments_and_they_load(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["init", "a/mine"])
+    assert capsys.readouterr().err == "run one: undo-jax run a/mine/quickstart.py\n"
+    assert _found("a") == {Path("mine") / path for path in SHIPPED}
+    assert load("a/mine/paper/alpha.py").graph().name == "alpha-arithmetic-small"
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    cli.main(["init", "."])
+    assert _found(".") == SHIPPED
+
+
+def test_init_changes_nothing_that_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("full").mkdir()
+    for name in ("full/mine.py", "file"):
+        Path(name).write_text("mine")
+    for name in ("full", "file", "."):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["init", name])
+        said = capsys.readouterr().err
+        assert said.endswith("exists and is not empty: give a new folder\n")
+    assert _found(".") == {Path("full/mine.py"), Path("file")}
+
+
+@pytest.mark.slow
+def test_a_wheel_and_a_source_archive_have_all_they_need(tmp_path):
+    """The wheel is made from the source archive, as installers do, and `init` is run from it."""
+
+    def run(*words, cwd=tmp_path, **more):
+        done = subprocess.run(words, cwd=cwd, check=True, capture_output=True, text=True, **more)
+        return done.stdout.splitlines()
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    run("git", "clone", "-q", str(ROOT), "copy")
+    tracked = {Path(name) for name in run("git", "ls-files", cwd=tmp_path / "copy")}
+    run(sys.executable, "-m", "venv", "env")
+    python = str(tmp_path / "env/bin/python")
+    pip = python, "-m", "pip", "--quiet", "--disable-pip-version-check"
+    run(*pip, "install", "setuptools>=77")
+    make = "from setuptools import build_meta; print(build_meta.build_sdist('..'))"
+    archive = run(python, "-c", make, cwd=tmp_path / "copy")[-1]
+    with tarfile.open(tmp_path / archive) as packed:
+        packed.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    hidden = {path for path in tracked if path.parts[0].startswith(".")}
+    assert tracked - hidden <= _found(unpacked)
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", ".", str(unpacked))
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        code = {path for path in tracked if path.parts[0] == "undo_jax"}
+        assert code <= {Path(name) for name in packed.namelist()}
+    run(*pip, "install", "--no-deps", str(wheel))
+    told = "from undo_jax.cli import init; print(*init.experiments(), sep='\\n')"
+    libraries = {"PYTHONPATH": str(Path(jax.__file__).parent.parent)}  # and not this checkout
+    assert {Path(name) for name in run(python, "-c", told, env=libraries)} == SHIPPED
