@@ -5,7 +5,6 @@ import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-import undo_jax
 from undo_jax.cli.flags import Folder
 from undo_jax.log import console
 
@@ -40,7 +39,7 @@ def experiments() -> dict[str, Path]:
 
     Raises FileNotFoundError where the package was installed without them.
     """
-    beside = Path(undo_jax.__file__).parent.parent / "experiments"  # in a checkout
+    beside = Path(__file__).parents[2] / "experiments"  # in a checkout
     if (beside / "quickstart.py").is_file():
         return {path.relative_to(beside).as_posix(): path for path in beside.rglob("*.py")}
     try:
