@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart facts language paper test test-slow test-all lint clean
+.PHONY: quickstart facts language paper test test-slow test-all lint docs clean
 .NOTPARALLEL:  # one run at a time writes into a workdir, and each uses all devices
 
 quickstart: $(VENV)/run.done
@@ -70,7 +70,10 @@ lint: $(VENV)/lint.done
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-$(VENV)/run.done $(VENV)/text.done $(VENV)/test.done $(VENV)/lint.done: $(VENV)/%.done: pyproject.toml constraints.txt
+docs: $(VENV)/docs.done
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning -b html docs build/docs
+
+$(VENV)/docs.done $(VENV)/run.done $(VENV)/text.done $(VENV)/test.done $(VENV)/lint.done: $(VENV)/%.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint constraints.txt --editable '.$(if $(filter run,$*),,[$*])'

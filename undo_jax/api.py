@@ -1,8 +1,10 @@
 """Runs from Python: a model by its name, its parameters, what it writes, its scores and curve.
 
-run = open_run("runs/quickstart", "experiments/quickstart.py")
-model = run["UNDO α=0.6"]
-model.generate(["1+1="], new_tokens=4)
+E.g.::
+
+    run = open_run("runs/quickstart", "experiments/quickstart.py")
+    model = run["UNDO α=0.6"]
+    model.generate(["1+1="], new_tokens=4)
 
 Meshes stay inside: models compute on all devices, split as far as the experiment's mesh fits them.
 """

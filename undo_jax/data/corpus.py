@@ -1,6 +1,7 @@
 """A corpus on disk: packed rows of text in ArrayRecord files, described by manifest.json.
 
-FOLDER/
+Its folder holds::
+
     manifest.json               settings, counts, files; written last: a folder without it is
                                 unfinished
     train-00000.array_record    rows of the first shard, T + 1 little-endian integers a record

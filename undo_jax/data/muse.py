@@ -19,7 +19,7 @@ class MuseFiles:
     """A folder with `CONFIG/SPLIT-*.parquet`, or `CONFIG/SPLIT.jsonl` or .json of JSON lines.
 
     It needs raw/forget and raw/ of each of `retain`, verbmem/forget, knowmem/{forget,retain}_qa
-    and, with `shots`, the same as *_qa_icl; and forget and holdout of `membership`, a config with
+    and, with `shots`, the same as `*_qa_icl`; and forget and holdout of `membership`, a config with
     texts that were trained and texts of the same kind that were not: "privleak", or "raw". Equal
     content is the same part of an experiment wherever it lies. Raises ValueError for numbers and
     names that make no sense; reading raises it for a bad file, and FileNotFoundError for a missing

@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 class TofuFiles:
     """A folder of `NAME.json`, JSON lines, or `NAME.parquet`, for a split of forgotten authors.
 
-    It needs forgetXX and retainYY, the *_perturbed files of forgetXX, retain, real_authors and
+    It needs forgetXX and retainYY, the `*_perturbed` files of forgetXX, retain, real_authors and
     world_facts, and with `holdout` holdoutXX, whose authors no model is trained on. Equal questions
     are the same part of an experiment wherever they lie. Raises ValueError for an unknown split;
     reading raises it for a bad file, and FileNotFoundError for a missing one, in one line.

@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(name: epath.PathLike, bos_token: str | None = None) -> Tokenizer:
-    """ "bytes", a SentencePiece *.model or a Hugging Face *.json file, which may name its BOS.
+    """ "bytes", a SentencePiece `*.model` or Hugging Face `*.json` file, which may name its BOS.
 
     Raises ValueError for another name, for a `bos_token` with another kind of tokenizer, and what
     the tokenizer raises for its file.

@@ -34,7 +34,7 @@ class Tofu:
 
         Tofu(TofuFiles("TOFU", "forget10"), load_tokenizer("tokenizer.json", "<bos>"))
 
-    What is retained and both parts of the real world are examined on the *_perturbed files. Streams
+    What is retained and both parts of the real world are examined on `*_perturbed` files. Streams
     are pretrain (all authors), oracle and retain (retained ones) and forget. Raises ValueError for
     a template without {question} before {answer}, and sizes that are not positive; `material`
     raises ModuleNotFoundError without the package rouge-score.

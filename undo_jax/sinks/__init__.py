@@ -1,4 +1,4 @@
-"""Where records go: a sink is one file with one function of the file's name.
+"""Where records go: a sink is one file with one function of the file's name::
 
     @contextmanager
     def NAME(target: Target) -> Iterator[Write]:  # target: one artifact in training

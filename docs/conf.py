@@ -1,0 +1,25 @@
+"""Sphinx builds the site from these pages: `make docs`."""
+
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+project, author, copyright = "undo_jax", "the undo_jax developers", "the undo_jax developers"
+version = release = version_of("undo-jax")
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
+exclude_patterns = ["_build", "**/*.csv"]
+myst_heading_anchors = 4
+nb_execution_mode = "off"  # a test runs the tutorial; the page shows what it gave then
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+suppress_warnings = ["misc.highlighting_failure"]  # shell lines with placeholders
+
+html_theme = "furo"
+html_title = "undo_jax"
+html_static_path, html_css_files = ["site"], ["tables.css"]
+html_copy_source = False
