@@ -12,7 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from undo_jax import cli
 from undo_jax.report import analyse, paper_page, read_logs
 from undo_jax.report.claims import Claim
-from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import oracle_matching, pareto
 from undo_jax.report.records import Measure
 from undo_jax.report.studies import Study
@@ -70,16 +69,16 @@ def test_claims_of_oracle_matching(tmp_path):
     study = Study("arithmetic", read_logs(tmp_path, work.name))
     found = {claim.says: claim for claim in oracle_matching.claims({"arithmetic": study})}
     reference = found["Student (Reference) comes to give the oracle's outputs"]
-    assert reference.values.values == pytest.approx((0.01,) * 3) and reference.verdict == "holds"
+    assert reference.spread.values == pytest.approx((0.01,) * 3) and reference.verdict == "holds"
     random = found["Student (Random) comes to give the oracle's outputs"]
-    assert random.values.values == pytest.approx((0.05,) * 3)  # not below 5 %
+    assert random.spread.values == pytest.approx((0.05,) * 3)  # not below 5 %
     assert random.verdict != "holds"
     faster = found["Student (Reference) relearns faster than Student (Random)"]
     # shares of .9 − .1: seed s has 0.25 (s − 9) at steps 10 and 20, of 30 steps
-    assert faster.values.values == pytest.approx(tuple(0.25 * k * 20 / 30 for k in (1, 2, 3)))
+    assert faster.spread.values == pytest.approx(tuple(0.25 * k * 20 / 30 for k in (1, 2, 3)))
     assert found["Student (Random) relearns faster than oracle"].verdict == "holds"
     permuted = found["Student (Reference) relearns permuted answers faster than Student (Random)"]
-    assert permuted.values.values == (0.0, 0.0, 0.0) and permuted.verdict == "cannot be told"
+    assert permuted.spread.values == (0.0, 0.0, 0.0) and permuted.verdict == "cannot be told"
 
 
 @pytest.mark.parametrize("last", [0.2, 2.0, 3.9])
@@ -140,13 +139,46 @@ def test_of_an_unfinished_run_no_claim_is_judged(tmp_path, capsys):
     (tmp_path / attack / "summary.json").unlink()
     cli.main(["figures", str(tmp_path)])
     out = capsys.readouterr().out
-    assert "holds: Student" not in out and ", unfinished" in out
+    assert "holds: Student" not in out and "unfinished: Student" in out
     for file in ("index.html", "summary.md"):
         told = (tmp_path / "figures" / file).read_text()
-        assert "Of 8 claims of the paper, 0 came out, 0 did not" in told
+        assert "0 came out, 0 did not, and of 0 it cannot be told. 8 are of unfinished" in told
         for setting in ("arithmetic", "language"):
-            missing = f"oracle_matching-{setting}-small: 1 of its models and attacks are unfinished"
-            assert missing in told
+            missing = f"oracle_matching-{setting}-small is unfinished, so that none of its claims"
+            assert f"{missing} is judged; run it to its end. Without {attack}" in told
+    with (tmp_path / "figures" / "claims.csv").open() as file:
+        assert {row["verdict"] for row in csv.DictReader(file)} == {"unfinished"}
+
+
+def test_claims_in_numbers_name_their_seeds(tmp_path):
+    work = matched(tmp_path)
+    paper_page.write(tmp_path)
+    with (tmp_path / "figures" / "claims.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if "faster than oracle" in r["claim"]]
+    assert [r["seed"] for r in rows][:3] == ["10", "11", "12"]
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    areas = study.areas("Student (Reference)"), study.areas("oracle")
+    wanted = [areas[0][seed] - areas[1][seed] for seed in (10, 11, 12)]
+    assert [float(r["value"]) for r in rows][:3] == pytest.approx(wanted)
+
+
+def test_figures_of_an_earlier_run_do_not_stay(tmp_path, capsys):
+    """What the workdir has no experiment of any more is no figure of it; other files are left."""
+    matched(tmp_path)
+    work = settings_of_methods(tmp_path)
+    paper_page.write(tmp_path)
+    folder = tmp_path / "figures"
+    for name in ("mine.png", "pareto.csv"):
+        (folder / name).write_text("mine")
+    before = {path.name for path in folder.iterdir()}
+    (tmp_path / f"experiment-{work.name}.json").unlink()
+    paper_page.write(tmp_path)
+    gone = {f"pareto-small.{kind}" for kind in ("png", "svg", "csv")}
+    assert gone < before and {path.name for path in folder.iterdir()} == before - gone
+    for name, said in (("no", "no does not exist"), ("figures/mine.png", "mine.png is a file")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["figures", str(tmp_path / name)])
+        assert f"{said}: give the workdir of experiments/paper" in capsys.readouterr().err
 
 
 def test_what_cannot_be_drawn_is_named_and_leaves_the_others(tmp_path, capsys):
@@ -218,11 +250,11 @@ def test_claims_of_pareto(tmp_path):
     assert [*areas["data filtering"].values()] == pytest.approx([0.81] * 3)
     found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
     best = found["UNDO dominates at 30 relearning steps (the best other here: SAM)"]
-    assert best.values.values == pytest.approx([area - 0.45 for area in undo])
+    assert best.spread.values == pytest.approx([area - 0.45 for area in undo])
     assert best.verdict == "holds"
     assert found["UNDO beats RepNoise substantially at 30 relearning steps"].verdict == "holds"
     more = found["UNDO beats SAM substantially at 30 relearning steps"]
-    assert more.values.values == pytest.approx([area - 1.1 * 0.45 for area in undo])
+    assert more.spread.values == pytest.approx([area - 1.1 * 0.45 for area in undo])
     assert [says for says in found if "dominates at 0 relearning steps" in says]
     assert not [says for says in found if "substantially at 0" in says]
 
@@ -283,5 +315,5 @@ def test_of_two_models_with_the_role_of_a_base_the_unlearned_one_counts(tmp_path
 
 
 def test_a_number_that_rounds_to_zero_has_no_minus():
-    claim = Claim("it is", "arithmetic", "a difference", Spread((-0.004, -0.002, 0.003)))
+    claim = Claim("it is", "arithmetic", "a difference", {0: -0.004, 1: -0.002, 2: 0.003})
     assert claim.number.startswith("+0.00 [+0.00, +0.00], Student's [-0.01, +0.01], 1 of 3 seeds")

@@ -63,12 +63,12 @@ def test_curves_by_hand():
     ],
 )
 def test_verdict(values, bound, above, verdict):
-    claim = Claim("says", "arithmetic", "quantity", Spread(values), bound, above)
+    claim = Claim("says", "arithmetic", "quantity", dict(enumerate(values)), bound, above)
     assert claim.verdict == verdict
 
 
 def test_the_number_of_a_claim_is_golden():
-    claim = Claim("says", "arithmetic", "quantity", Spread((1.0, 2.0, 3.0)), bound=1.5)
+    claim = Claim("says", "arithmetic", "quantity", {0: 1.0, 1: 2.0, 2: 3.0}, bound=1.5)
     assert claim.number == "+2.00 [+1.00, +3.00], Student's [-0.48, +4.48], 2 of 3 seeds"
-    assert Claim("", "", "", Spread((0.25,))).number == "+0.25, 1 of 1 seeds"
-    assert Claim("", "", "", Spread(())).number == "no finished seed"
+    assert Claim("", "", "", {7: 0.25}).number == "+0.25, 1 of 1 seeds"
+    assert Claim("", "", "", {}).number == "no finished seed"

@@ -145,6 +145,7 @@ def figures(workdir: Workdir) -> None:
         made = paper_page.write(workdir)
     for one in made.drawn:
         results.print(paper_page.told(one), soft_wrap=True)
+    results.print(f"\n{paper_page.BRACKETS}", soft_wrap=True)
     place = epath.Path(workdir) / paper_page.FOLDER / "index.html"
     console.print(f"figures: {place}", soft_wrap=True)
     if missing := paper_page.undrawn(made):

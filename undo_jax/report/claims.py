@@ -1,7 +1,7 @@
 """What the paper claims, in words, and whether it came out, with the number that says so."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from undo_jax.report.numbers import Spread
@@ -10,6 +10,7 @@ from undo_jax.report.tables import Grid
 
 AREAS = "difference of areas under the relearning curves"  # a quantity of many claims
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,22 @@ class Claim:
     says: str  # in the paper's words, or near
     setting: str
     quantity: str  # what is measured
-    values: Spread  # one for each seed
+    values: Mapping[int | None, float]  # by seed
     bound: float = 0.0
     above: bool = True  # False: it holds below the bound
     paper: bool = True  # False: a question of ours beside the paper's
     finished: bool = True  # False: models or attacks are still missing
 
     @property
+    def spread(self) -> Spread:
+        return Spread(tuple(self.values.values()))
+
+    @property
     def verdict(self) -> str:
-        low, high = student(self.values)
-        if not (self.finished and math.isfinite(low) and math.isfinite(high)):
+        low, high = student(self.spread)
+        if not self.finished:
+            return UNFINISHED
+        if not (math.isfinite(low) and math.isfinite(high)):
             return OPEN
         over, under = low > self.bound, high < self.bound
         if not (over or under):
@@ -43,23 +50,23 @@ class Claim:
     @property
     def in_favour(self) -> int:
         """How many seeds are on the claimed side."""
-        return sum(v > self.bound if self.above else v < self.bound for v in self.values.finite)
+        return sum(v > self.bound if self.above else v < self.bound for v in self.spread.finite)
 
     @property
     def number(self) -> str:
         """The mean, its intervals, and the seeds in favour."""
-        found = self.values.finite
+        spread = self.spread
+        found = spread.finite
         if not found:
             return "no finished seed"
-        told = _signed(self.values.mean)
+        told = _signed(spread.mean)
         if len(found) > 1:
-            (low, high), (least, most) = bootstrap(self.values), student(self.values)
+            (low, high), (least, most) = bootstrap(spread), student(spread)
             inner, outer = (
                 f"[{_signed(a)}, {_signed(b)}]" for a, b in ((low, high), (least, most))
             )
             told += f" {inner}, Student's {outer}"
-        told += f", {self.in_favour} of {len(found)} seeds"
-        return told if self.finished else f"{told}, unfinished"
+        return f"{told}, {self.in_favour} of {len(found)} seeds"
 
 
 def _signed(number: float) -> str:

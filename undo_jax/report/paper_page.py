@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from undo_jax.report import html, paper, tables
-from undo_jax.report.claims import FAILS, HOLDS, OPEN, Claim, grid
+from undo_jax.report.claims import FAILS, HOLDS, OPEN, UNFINISHED, Claim, grid
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.studies import Study
 
 FOLDER = "figures"
+BRACKETS = "In brackets: the bootstrap's 95 % interval over seeds, and Student's, which judges."
+KINDS = ("png", "svg", "csv")
 LEGEND = (
     "Each seed gives one value; the mean is over seeds, and its 95 % intervals are the bootstrap's "
     "and Student's. A claim holds, or does not, if Student's is on one side of the bound; the "
@@ -69,9 +71,10 @@ def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
         for c in module.claims(some)
     ]
     missing = [
-        f"{some[setting].logs.name}: {count} of its models and attacks are unfinished"
-        for setting, count in unfinished.items()
-        if count
+        f"{study.logs.name} is unfinished, so that none of its claims is judged; run it to its "
+        f"end. Without {_listed(study.logs.unfinished)}"
+        for study in some.values()
+        if study.logs.unfinished
     ]
     return Drawn(name, title, module.caption(some), claims, files, missing)
 
@@ -83,6 +86,10 @@ def write(workdir: epath.PathLike) -> Page:
     FileNotFoundError where no experiment of the workdir belongs to a figure, and ValueError where
     none can be drawn.
     """
+    place = epath.Path(workdir)
+    if not place.is_dir():
+        what = "is a file" if place.exists() else "does not exist"
+        raise FileNotFoundError(f"{workdir} {what}: give the workdir of experiments/paper")
     found = experiments(workdir)
     if not found:
         known = ", ".join(paper.discover())
@@ -99,11 +106,11 @@ def write(workdir: epath.PathLike) -> Page:
             others[f"{figure}-{scale}"] = str(error)
     if not drawn:
         raise ValueError("; ".join(others.values()))
-    folder = epath.Path(workdir) / FOLDER
+    folder = place / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for name in others:
-        for kind in ("png", "svg", "csv"):  # of an earlier page
-            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    for earlier in (path for kind in KINDS for path in folder.glob(f"*.{kind}")):
+        if _drawn_as(earlier.stem) and earlier.stem not in {one.name for one in drawn}:
+            earlier.unlink()
     for one in drawn:
         for kind, data in one.files.items():
             (folder / f"{one.name}.{kind}").write_bytes(data)
@@ -112,6 +119,18 @@ def write(workdir: epath.PathLike) -> Page:
     (folder / "summary.md").write_text(markdown(made))
     (folder / "index.html").write_text(page(made))
     return made
+
+
+def _drawn_as(name: str) -> bool:
+    """Whether a file of this name is one that is drawn here, as FIGURE-SCALE."""
+    figure, scaled, _ = name.partition("-")
+    return bool(scaled) and figure in paper.discover()
+
+
+def _listed(folders: Sequence[str]) -> str:
+    """A few names, and how many there are besides."""
+    few, more = folders[:3], len(folders) - 3
+    return ", ".join(few) + (f" and {more} others" if more > 0 else "")
 
 
 def told(one: Drawn) -> str:
@@ -157,21 +176,23 @@ def undrawn(made: Page) -> list[str]:
 def _counted(drawn: Sequence[Drawn]) -> str:
     """How many of the paper's claims came out how."""
     verdicts = [c.verdict for one in drawn for c in one.claims if c.paper]
-    hold, fail, open_ = (verdicts.count(v) for v in (HOLDS, FAILS, OPEN))
+    hold, fail, open_, rest = (verdicts.count(v) for v in (HOLDS, FAILS, OPEN, UNFINISHED))
+    unjudged = f" {rest} are of unfinished runs." if rest else ""
     return (
         f"Of {len(verdicts)} claims of the paper, {hold} came out, {fail} did not, and of {open_} "
-        "it cannot be told."
+        f"it cannot be told.{unjudged}"
     )
 
 
 class ClaimRow(NamedTuple):
-    """A seed's value of a claim's quantity, in the order of seeds: a row of claims.csv."""
+    """A seed's value of a claim's quantity: a row of claims.csv."""
 
     figure: str
     setting: str
     claim: str
     paper: bool  # False: a question of ours
     quantity: str
+    seed: int | None
     value: float
     bound: float
     verdict: str
@@ -180,9 +201,9 @@ class ClaimRow(NamedTuple):
 def _claim_rows(drawn: Sequence[Drawn]) -> Iterable[ClaimRow]:
     for one in drawn:
         for c in one.claims:
-            for value in c.values.values:
+            for seed, value in c.values.items():
                 said = one.name, c.setting, c.says, c.paper, c.quantity
-                yield ClaimRow(*said, value, c.bound, c.verdict)
+                yield ClaimRow(*said, seed, value, c.bound, c.verdict)
 
 
 def _csv(rows: Iterable[Any]) -> bytes:

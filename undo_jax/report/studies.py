@@ -11,7 +11,7 @@ from typing import NamedTuple
 from undo_jax.report import statistics
 from undo_jax.report.analysis import analyse, cases_of, compute, control
 from undo_jax.report.notes import Case
-from undo_jax.report.numbers import Report, Spread
+from undo_jax.report.numbers import Report
 from undo_jax.report.records import Logs, Measure
 
 Seed = int | None
@@ -119,9 +119,9 @@ class Study:
         return {seed: compute(case, unit) for seed, case in self.cases(model).items()}
 
 
-def difference(one: Mapping[Seed, float], other: Mapping[Seed, float]) -> Spread:
+def difference(one: Mapping[Seed, float], other: Mapping[Seed, float]) -> dict[Seed, float]:
     """one − other for each seed that both have."""
-    return Spread(tuple(one[seed] - other[seed] for seed in one if seed in other))
+    return {seed: one[seed] - other[seed] for seed in one if seed in other}
 
 
 def lines(panel: str, setting: str, model: str, curves: Mapping[Seed, Curve]) -> Iterable[Point]:

@@ -125,22 +125,20 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
             ("robustness rises with α", robust, "% of robustness per unit of α"),
             ("the compute of distillation rises with α", spent, "% of the oracle's steps per α"),
         ):
-            slopes = [_slope([*grid.values()], _at(values, s)) for s in seeds]
-            found.append(
-                Claim(says, setting, f"slope over the grid, {unit}", Spread(tuple(slopes)))
-            )
-        likeness = [_correlation(_at(spent, s), _at(robust, s)) for s in seeds]
+            slopes = {s: _slope([*grid.values()], _at(values, s)) for s in seeds}
+            found.append(Claim(says, setting, f"slope over the grid, {unit}", slopes))
+        likeness = {s: _correlation(_at(spent, s), _at(robust, s)) for s in seeds}
         found.append(
             Claim(
                 "robustness for compute is near a line",
                 setting,
                 "correlation of robustness and steps over α",
-                Spread(tuple(likeness)),
+                likeness,
                 bound=0.9,
             )
         )
         best = max(grid, key=lambda m: Spread(tuple(robust[m].values())).mean)
-        best_robust, best_spent = (Spread(tuple(of[best].values())) for of in (robust, spent))
+        best_robust, best_spent = (of[best] for of in (robust, spent))
         says = f"at its strongest (here {best}) UNDO is as robust as data filtering, within 10 %"
         found.append(Claim(says, setting, "robustness, %", best_robust, bound=90.0))
         says = f"... at no more than 80 % of its compute ({best})"
@@ -158,12 +156,11 @@ def _betas(setting: str, study: Study) -> list[Claim]:
         others = [m for m in study.models if m.startswith(f"{model} β=")]
         if others:
             of = [study.robustness(m) for m in (model, *others)]
-            spans = [max(o[s] for o in of) - min(o[s] for o in of) for s in of[0]]
+            spans = {s: max(o[s] for o in of) - min(o[s] for o in of) for s in of[0]}
             told = ", ".join(m.partition("β=")[2] for m in others)
             says = f"β (0.1, {told}) makes a difference of less than 20 % at {model}"
-            values = Spread(tuple(spans))
             what = "robustness, %: highest less lowest over β"
-            found.append(Claim(says, setting, what, values, bound=20.0, above=False, paper=False))
+            found.append(Claim(says, setting, what, spans, bound=20.0, above=False, paper=False))
     return found
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import GREY, PURPLE, RAMP, WARM
-from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
-from undo_jax.report.studies import Point, Study, difference, lines
+from undo_jax.report.studies import Point, Seed, Study, difference, lines
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
@@ -185,11 +184,11 @@ def _faster(setting: str, study: Study, says: str, one: str, other: str) -> list
     return found
 
 
-def _kept(study: Study, one: str, other: str) -> Spread:
+def _kept(study: Study, one: str, other: str) -> dict[Seed, float]:
     """How much better the retain score of one model is before its attack than the other's."""
     scores = [
         {seed: curve[min(curve)] for seed, curve in study.retained(model).items() if curve}
         for model in (one, other)
     ]
     better = 1 if study.logs.retain.higher_is_better else -1
-    return Spread(tuple(better * v for v in difference(*scores).values))
+    return {seed: better * v for seed, v in difference(*scores).items()}

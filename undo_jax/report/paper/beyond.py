@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import RAMP, WARM
-from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
 from undo_jax.report.studies import Point, Seed, Study, difference, lines
 from undo_jax.report.tables import sentence
@@ -104,7 +103,7 @@ def _claims(setting: str, study: Study) -> Iterator[Claim]:
             yield _faster(f"{student} distilled 4×", f"so and {remedy}", setting, areas[four], own)
         kept = [study.before(m, study.logs.retain) for m in (f"{student}, filtered, 4×", four)]
         better = 1 if study.logs.retain.higher_is_better else -1
-        changes = Spread(tuple(better * v for v in difference(*kept).values))
+        changes = {seed: better * v for seed, v in difference(*kept).items()}
         says = f"{student} distilled 4× and filtered keeps retain, within 0.02"
         yield Claim(says, setting, "difference of retain", changes, bound=-0.02, paper=False)
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import GREY, WARM
-from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
-from undo_jax.report.studies import Point, Study, difference, lines
+from undo_jax.report.studies import Point, Seed, Study, difference, lines
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
@@ -89,13 +88,13 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
         first = {seed: next(iter(c.values())) for seed, c in study.losses(RANDOM).items() if c}
         for student in (REFERENCE, RANDOM):
             ends = {seed: list(c.values())[-ENDS:] for seed, c in study.losses(student).items()}
-            ratios = [sum(e) / len(e) / first[s] for s, e in ends.items() if e and s in first]
+            ratios = {s: sum(e) / len(e) / first[s] for s, e in ends.items() if e and s in first}
             found.append(
                 Claim(
                     f"{student} comes to give the oracle's outputs",
                     setting,
                     f"its last loss (mean of {ENDS}) ÷ the first of {RANDOM}",
-                    Spread(tuple(ratios)),
+                    ratios,
                     bound=MATCHED,
                     above=False,
                 )
@@ -117,5 +116,7 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
     return found
 
 
-def _faster(setting: str, one: str, other: str, values: Spread, paper: bool = True) -> Claim:
+def _faster(
+    setting: str, one: str, other: str, values: Mapping[Seed, float], paper: bool = True
+) -> Claim:
     return Claim(f"{one} relearns faster than {other}", setting, AREAS, values, paper=paper)
