@@ -23,7 +23,7 @@ language: $(DATA)/english/manifest.json $(DATA)/korean/manifest.json
 $(DATA)/%/manifest.json: $(DATA)/tokenizer.model
 	$(PACK) --pattern $(DATA)/$*.jsonl --out $(DATA)/$*
 
-$(DATA)/tokenizer.model: $(VENV)/text.done
+$(DATA)/tokenizer.model: | $(VENV)/text.done
 	$(PYTHON) scripts/fetch_libreoffice_help.py $(DATA)
 	$(BIN)/undo-jax data train-tokenizer --source jsonl --vocab-size 2048 --out $@ \
 	    --pattern $(DATA)/english.jsonl $(DATA)/korean.jsonl
