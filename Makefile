@@ -3,11 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart facts language paper test test-slow test-all lint clean
+.PHONY: quickstart demo facts language paper test test-slow test-all lint clean
 .NOTPARALLEL:  # one run at a time writes into a workdir, and each uses all devices
 
 quickstart: $(VENV)/run.done
-	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart
+	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart \
+	    --relearn.keep-at 5 10 20 30 40 50
+
+# A page of what its models answer, before and under attack.
+demo: quickstart
+	$(BIN)/undo-jax demo runs/quickstart
 
 # Forgetting what is known of invented families.
 facts: $(VENV)/run.done

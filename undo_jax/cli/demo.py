@@ -19,7 +19,7 @@ from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import Column, columns, missing, seed_of, steps
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
-from undo_jax.durable import writing
+from undo_jax.durable import read_json, writing
 from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.log import console, waiting
 from undo_jax.paper import Paper
@@ -77,10 +77,7 @@ def demo(
         raise ValueError("--out writes the page, --serve serves it: give one of them")
     if not 0 <= port < 2**16:
         raise ValueError(f"port={port}: give one from 0 to {2**16 - 1}")
-    if serve:
-        from undo_jax.demo import server  # its libraries are an extra
-
-        named = server.hosts(host, allowed_hosts)
+    named = _hosts(host, allowed_hosts) if serve else frozenset()
     file = experiment or _file(workdir)
     experiments.prepare_devices(ALONE)  # before an experiment, which may compute
     save_nothing()
@@ -120,10 +117,7 @@ def demo(
     if lost:
         console.print(" ".join(filter(None, lost)), soft_wrap=True, highlight=False)
     if serve:
-        application = server.app(html, desk, known, described["ends"], named)
-        for address in server.serve(application, host, port):
-            console.print(f"demo: {address} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
-        return
+        return _serve(html, desk, known, described["ends"], named, (host, port))
     folder = epath.Path(out or epath.Path(workdir) / f"demo-{run.logs.name}")
     if jax.process_index() == 0:
         with writing(folder):
@@ -132,22 +126,54 @@ def demo(
     console.print(f"demo: {folder / 'index.html'}", soft_wrap=True, highlight=False)
 
 
+def _hosts(host: str, allowed: tuple[str, ...]) -> frozenset[str]:
+    """The host names that the server takes. Raises ModuleNotFoundError without the extra."""
+    from undo_jax.demo import server  # its libraries are an extra
+
+    return server.hosts(host, allowed)
+
+
+def _serve(
+    html: str,
+    desk: Desk,
+    known: tuple[int, ...],
+    ends: bool,
+    named: frozenset[str],
+    address: tuple[str, int],
+) -> None:
+    from undo_jax.demo import server
+
+    application = server.app(html, desk, known, ends, named)
+    for url in server.serve(application, *address):
+        console.print(f"demo: {url} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
+
+
 def _file(workdir: str) -> str:
-    """The file of the workdir's experiment, by its name.
+    """The file that made the workdir's experiment: as its runs tell, or by its name.
 
     Raises FileNotFoundError where the workdir has no experiment, ValueError where it is unclear.
     """
     names = reporting.names(workdir)
     if not names:
         raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
-    paths = [Path(folder) / f"{name}.py" for name in names for folder in ("experiments", ".")]
-    found = [path for path in paths if path.is_file()]
-    if len(found) != 1:
+    told = [word for name in names for word in _words(epath.Path(workdir), name)]
+    told += [f"{folder}{name}.py" for name in names for folder in ("experiments/", "")]
+    found = [file for file in dict.fromkeys(told) if file.endswith(".py") and Path(file).is_file()]
+    if len({Path(file).resolve() for file in found}) != 1:
         raise ValueError(
             f"{workdir} holds {listed(names)}: give --experiment FILE, the Python file that made "
             "what is to be shown"
         )
-    return str(found[0])
+    return found[0]
+
+
+def _words(workdir: epath.Path, name: str) -> list[str]:
+    """The words of the commands that have run an experiment; none where they are not told."""
+    try:
+        runs = read_json(workdir / f"experiment-{name}.json").get("runs")
+        return [word for run in runs or [] for word in shlex.split(run["command"])]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _lead(run: Run, seed: int | None) -> str:

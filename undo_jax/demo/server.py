@@ -54,7 +54,8 @@ def hosts(host: str, allowed: Sequence[str]) -> frozenset[str]:
     for name in allowed:
         if not name or any(character in name for character in "/@ \t\n"):
             raise ValueError(f"allowed_hosts: {name!r} is no name of a host: give one, no URL")
-    return frozenset(name.lower().strip("[]") for name in (*HERE, host, *allowed) if name)
+    own = () if host in EVERYWHERE else (host,)
+    return frozenset(name.lower().strip("[]") for name in (*HERE, *own, *allowed))
 
 
 def app(html: str, desk: Desk, steps: Collection[int], ends: bool, named: Collection[str]) -> Any:
@@ -113,7 +114,7 @@ def serve(application: Any, host: str, port: int) -> Iterator[str]:
         server = _Server(
             uvicorn.Config(
                 application,
-                log_level="warning",
+                log_level="error",
                 access_log=False,
                 limit_concurrency=CONNECTIONS,
                 timeout_keep_alive=5,
@@ -226,11 +227,10 @@ def _asked(content: Any, steps: Collection[int], ends: bool) -> tuple[Question, 
     if not isinstance(content, dict) or not content.keys() <= {"prompt", "answer", "step"}:
         raise HTTPException(400, 'send {"prompt": TEXT, "answer": TEXT, "step": NUMBER}')
     prompt, answer, step = content.get("prompt"), content.get("answer", ""), content.get("step", 0)
-    for name, value in (("prompt", prompt), ("answer", answer)):
-        if not isinstance(value, str):
-            raise HTTPException(400, f"{name} is no text")
-        if any(0xD800 <= ord(character) < 0xE000 for character in value):
-            raise HTTPException(400, f"{name} is no text: it has half of a surrogate pair")
+    if not (isinstance(prompt, str) and isinstance(answer, str)):
+        raise HTTPException(400, "prompt and answer: give texts")
+    if any(0xD800 <= ord(character) < 0xE000 for character in prompt + answer):
+        raise HTTPException(400, "prompt and answer: half of a surrogate pair is no text")
     if not prompt.strip():
         raise HTTPException(400, "the prompt is empty: write one")
     if type(step) is not int or step not in steps:

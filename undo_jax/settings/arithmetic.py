@@ -164,10 +164,9 @@ class Arithmetic:
         split = "held_out" if self.examine == "held_out_facts" else "train"
         count = max(EXAMPLES // len(self.forms), 1)
         return [
-            Example(problem.prompt, problem.answer, part)
+            Example(problem.prompt, problem.answer, "retain" if of in RETAIN else "forget")
             for form in self.forms
-            for part, operations in (("retain", RETAIN), ("forget", FORGET))
-            for of in operations
+            for of in OPERATIONS
             for problem in examination(self.grammar, of, form, split, count, VALIDATION_SEED)
         ]
 

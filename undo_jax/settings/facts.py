@@ -105,7 +105,7 @@ class Facts:
         for part in PARTS:
             asked = [statements(fact)[-1] for fact in facts(self.fiction, part)]
             order = np.random.default_rng(self.data_seed).permutation(len(asked))[:EXAMPLES]
-            found += [Example(*asked[i], part) for i in order]
+            found += [Example(asked[i].given, asked[i].learned, part) for i in order]
         return found
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:

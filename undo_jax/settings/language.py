@@ -86,10 +86,12 @@ class Language:
 
     def examples(self) -> list[Example]:
         """How some validation texts of either language begin, and go on."""
+        parts: tuple[tuple[Literal["retain", "forget"], Corpus], ...]
+        parts = ("retain", self.retain), ("forget", self.forget)
         return [
-            Example(*text, part, ends=False)
-            for part in ("retain", "forget")
-            for text in _beginnings(self.tokenizer, getattr(self, part))
+            Example(given, learned, part, ends=False)
+            for part, corpus in parts
+            for given, learned in _beginnings(self.tokenizer, corpus)
         ]
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:

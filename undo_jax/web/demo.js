@@ -10,6 +10,7 @@ const state = {
   free: null, hidden: new Set(), view: data.view,
 };
 const asked = new Map(); // replies to free prompts, by step and prompt
+const shortNames = labels(data.examples.map((one) => one.prompt));
 let curves = null, playing = null, telling = null;
 
 /** What is shown side by side: each model, or two of them before and under attack. */
@@ -91,14 +92,14 @@ function dot(i) {
 function heat() {
   const shown = slots(), groups = [["retain", "to keep"], ["forget", "to forget"]];
   const names = shown.map((slot) => el("th", { scope: "col" },
-    el("span", {}, dot(slot.i), slot.when ? `${slot.name}, ${slot.when}` : slot.name)));
+    el("span", {}, dot(slot.i), slot.when ? `${slot.name}, step ${data.steps[slot.step]}` : slot.name)));
   const bodies = groups.map(([part, name]) => el("tbody", {},
     el("tr", {}, el("th", { class: "group", scope: "rowgroup", colspan: shown.length + 1 }, name)),
     ...data.examples.map((one, at) => [one, at]).filter(([one]) => one.part === part)
       .map(([one, at]) => el("tr", { class: at === state.example && !state.free ? "chosen" : "" },
         el("th", { scope: "row" }, el("button", { type: "button", title: one.prompt,
           "aria-pressed": String(at === state.example && !state.free),
-          "data-example": at, onclick: () => choose(at) }, one.prompt)),
+          "data-example": at, onclick: () => choose(at) }, shortNames[at])),
         ...shown.map((slot) => cell(data.replies[at][slot.step][slot.i], part))))));
   const focused = document.activeElement?.dataset?.example;
   fill($("heat"), el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "question"), ...names)),
@@ -165,6 +166,7 @@ function show() {
     : one.part === "retain" ? "A question to keep" : "Your question";
   $("kind").className = `kind ${one?.part || ""}`;
   $("asked").textContent = one ? one.prompt : "Choose a question";
+  $("asked").classList.toggle("long", (one?.prompt.length || 0) > 24);
   fill($("right"), ...(one?.answer ? ["right answer: ", el("b", {}, one.answer.trim())] : []));
   fill($("cards"), ...(one ? slots().map(card) : []));
   $("cards").className = `cards ${state.view}`;
@@ -261,7 +263,8 @@ function begin() {
   $("free-note").hidden = data.live;
   fill($("free-note"), "This page holds the answers to these examples. To ask questions of your own: ",
     el("code", {}, data.serve));
-  fill($("footer"), ...data.notes.map(([text, command]) => el("p", {}, text,
+  const made = [`Made by undo_jax ${data.version} on ${data.date}:`, data.command];
+  fill($("footer"), ...[...data.notes, made].map(([text, command]) => el("p", {}, text,
     ...(command ? [" ", el("code", {}, command)] : []))));
   curves = new Curves($("plots"), data, colours, (step) => {
     const known = data.steps.map((s) => Math.abs(s - step));

@@ -100,3 +100,16 @@ function stepName(step, last) {
 function afterSteps(step) {
   return step === 0 ? "before the attack" : `after ${step} ${step === 1 ? "step" : "steps"}`;
 }
+
+/** Short names of prompts: long ones without what all of them begin and end with. */
+function labels(prompts) {
+  if (!prompts.length || Math.max(...prompts.map((one) => one.length)) <= 24) return prompts;
+  const common = (texts) => {
+    let n = 0;
+    while (texts.every((one) => n < one.length && one[n] === texts[0][n])) n += 1;
+    return n;
+  };
+  const back = (one) => [...one].reverse().join("");
+  const first = common(prompts), last = common(prompts.map((one) => back(one.slice(first))));
+  return prompts.map((one) => one.slice(first, one.length - last).trim() || one);
+}
