@@ -104,6 +104,9 @@ def test_examples_of_a_file(tmp_path):
     wanted = [Example("a", " b", "forget"), Example("c", "", "retain")]
     assert examples_of(None, str(file)) == wanted
     assert examples_of(object(), None) == []  # a setting without any
+    file.write_text('{"prompt": "a", "part": "retain"}\n' * 201)
+    with pytest.raises(ValueError, match="has 201 examples: give 1 to 200"):
+        examples_of(None, str(file))
     with pytest.raises(FileNotFoundError, match="no prompts file .*: give JSON lines"):
         examples_of(None, str(tmp_path / "none.jsonl"))
 
@@ -129,6 +132,7 @@ def test_a_line_that_is_no_example_is_named(tmp_path, line):
         ("nowhere --port 70000", "port=70000: give one from 0 to 65535"),
         ("nowhere --serve --out there", "--out writes the page, --serve serves it"),
         ("nowhere --view mine", "mine"),
+        (". --out mine", "mine/index.html is no demo, and would be lost: give another folder"),
         (". --experiment none.py", "no experiment file none.py"),
         (".", ". holds x: give --experiment FILE, the Python file that made what is to be shown"),
     ],
@@ -137,6 +141,8 @@ def test_what_cannot_be_is_one_line(capsys, monkeypatch, tmp_path, flags, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
     (tmp_path / "experiment-x.json").write_text("{}")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("<p>mine")
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo", *flags.split()])
     told = capsys.readouterr().err

@@ -4,7 +4,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import jax
 from etils import epath
 
 from undo_jax import memory
@@ -25,6 +24,7 @@ from undo_jax.log import console, waiting
 from undo_jax.paper import Paper
 from undo_jax.signals import save_nothing
 
+FILE, TITLE = "index.html", b"what did unlearning remove?</title>"
 LEAD = (
     "The models of {of} were made to forget (scored by {forget}) and to keep the rest (by "
     "{retain}). An attacker then fine-tunes them on what they forgot. Move the slider, and see "
@@ -77,6 +77,8 @@ def demo(
         raise ValueError("--out writes the page, --serve serves it: give one of them")
     if not 0 <= port < 2**16:
         raise ValueError(f"port={port}: give one from 0 to {2**16 - 1}")
+    if out is not None:
+        _check_out(out)
     named = _hosts(host, allowed_hosts) if serve else frozenset()
     file = experiment or _file(workdir)
     experiments.prepare_devices(ALONE)  # before an experiment, which may compute
@@ -119,11 +121,17 @@ def demo(
     if serve:
         return _serve(html, desk, known, described["ends"], named, (host, port))
     folder = epath.Path(out or epath.Path(workdir) / f"demo-{run.logs.name}")
-    if jax.process_index() == 0:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "index.html").write_bytes(html.encode(errors="replace"))
-    console.print(f"demo: {folder / 'index.html'}", soft_wrap=True, highlight=False)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_bytes(html.encode(errors="replace"))
+    console.print(f"demo: {folder / FILE}", soft_wrap=True, highlight=False)
+
+
+def _check_out(out: str) -> None:
+    """Raises ValueError where a folder has an index.html that is no demo."""
+    file = epath.Path(out) / FILE
+    if file.exists() and TITLE not in file.read_bytes():
+        raise ValueError(f"{file} is no demo, and would be lost: give another folder as --out")
 
 
 def _hosts(host: str, allowed: tuple[str, ...]) -> frozenset[str]:

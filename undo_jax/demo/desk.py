@@ -38,7 +38,8 @@ class Desk:
 
     def replies(self, questions: Sequence[Question], step: int) -> list[list[Reply | None]]:
         """For each question the reply of each column; None of one that is not kept at the step."""
-        asked = encode(self.form, questions)
+        parts = [questions[i : i + ROWS] for i in range(0, len(questions), ROWS)]
+        asked = [(part, encode(self.form, part)) for part in parts]
         told: list[list[Reply | None]] = []
         for column in self.columns:
             found = column.at(step)
@@ -46,7 +47,7 @@ class Desk:
                 told.append([None] * len(questions))
                 continue
             own = self._params((column.name, step if column.strongest else 0), found)
-            told.append([*ask(self.form, *own, questions, asked)])
+            told.append([reply for part in asked for reply in ask(self.form, *own, *part)])
         return [[column[i] for column in told] for i in range(len(questions))]
 
     def _params(self, key: tuple[str, int], found: Callable[[], Model]) -> tuple[LM, Params]:

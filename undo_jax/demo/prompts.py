@@ -8,6 +8,7 @@ from etils import epath
 from undo_jax.data.files import reading
 from undo_jax.settings import Example, Shown
 
+MOST = 200  # examples of a page
 FORM = '{"prompt": TEXT, "answer": TEXT, "part": "retain" or "forget"}'
 
 
@@ -27,8 +28,8 @@ def _read(path: str) -> list[Example]:
     with reading(path):
         lines = epath.Path(path).read_bytes().decode("utf-8-sig").splitlines()
     found = [_example(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise ValueError(f"{path} is empty: give JSON lines, {FORM}")
+    if not 1 <= len(found) <= MOST:
+        raise ValueError(f"{path} has {len(found)} examples: give 1 to {MOST} JSON lines, {FORM}")
     return found
 
 

@@ -247,7 +247,8 @@ function begin() {
   $("step").max = data.steps.length - 1;
   $("key").textContent = data.examples.every((one) => one.ends)
     ? "the probability of the right answer." : "the probability of the right text, per token.";
-  fill($("ticks"), ...data.steps.map((step) => el("span", {}, step)));
+  const every = Math.ceil(data.steps.length / 13);
+  fill($("ticks"), ...data.steps.map((step, i) => el("span", {}, i % every ? "" : step)));
   $("step").addEventListener("input", () => { play(false); move(Number($("step").value)); });
   $("play").addEventListener("click", () => play(playing === null));
   $("play").disabled = data.steps.length < 2;
@@ -256,7 +257,10 @@ function begin() {
     event.preventDefault();
     const prompt = $("free-prompt").value;
     if (!prompt.trim()) { $("free-error").textContent = "Write a prompt first."; return; }
-    state.free = { prompt, answer: $("free-answer").value, ends: data.ends };
+    const space = data.examples.length && data.examples.every((one) => one.answer.startsWith(" "));
+    const right = $("free-answer").value;
+    const answer = right && space && !right.startsWith(" ") ? ` ${right}` : right;
+    state.free = { prompt, answer, ends: data.ends };
     show();
     ask();
   });

@@ -77,6 +77,7 @@ class Curves {
     ctx.save();
     ctx.strokeStyle = ink;
     ctx.lineWidth = ratio;
+    ctx.setLineDash([]);
     ctx.beginPath();
     ctx.moveTo(x, bbox.top);
     ctx.lineTo(x, bbox.top + bbox.height);
