@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow  # all compile
 LM = PAPER.model
 TOKENIZER = PAPER.setting.get_tokenizer()
 SHOWN = (0, KEPT, LAST)
+WORDS = " " + TOKENIZER.alphabet  # ids 1, 2, ...; the model knows more of them
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_probabilities_are_those_of_the_model(page):
         params = _params(data["models"][i]["name"], data["steps"][at])
         p = _next(params, one["prompt"])
         best = np.argsort(-p)[:5]
-        texts = [None if j == 0 else TOKENIZER.decode([j]) for j in best.tolist()]
+        texts = [None if j == 0 else WORDS[j : j + 1] or UNKNOWN for j in best.tolist()]
         assert [text for text, _ in reply["top"]] == texts
         np.testing.assert_allclose([q for _, q in reply["top"]], p[best], atol=1e-4)
         whole, text = 1.0, one["prompt"]
@@ -133,7 +135,7 @@ def test_live_answers_are_the_static_ones(page, workdir):
     desk = Desk(run, columns(run, 0), 16)
     made = server.app("", desk, SHOWN, True, server.hosts("127.0.0.1", ()))
     with starlette.TestClient(made, base_url="http://127.0.0.1") as client:
-        for i, one in enumerate(data["examples"]):
+        for i, one in list(enumerate(data["examples"]))[::3]:
             for at, step in enumerate(SHOWN):
                 asked = {"prompt": one["prompt"], "answer": one["answer"], "step": step}
                 live = client.post("/answers", json=asked).json()["replies"]
