@@ -99,7 +99,7 @@ function heat() {
       .map(([one, at]) => el("tr", { class: at === state.example && !state.free ? "chosen" : "" },
         el("th", { scope: "row" }, el("button", { type: "button", title: one.prompt,
           "aria-pressed": String(at === state.example && !state.free),
-          "data-example": at, onclick: () => choose(at) }, shortNames[at])),
+          "data-example": at, onclick: () => choose(at) }, el("span", {}, shortNames[at]))),
         ...shown.map((slot) => cell(data.replies[at][slot.step][slot.i], part))))));
   const focused = document.activeElement?.dataset?.example;
   fill($("heat"), el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "question"), ...names)),
