@@ -53,7 +53,8 @@ def live(workdir):
     yield found[1]
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
-    assert process.stderr.read() == "interrupted\n"
+    with process.stderr:
+        assert process.stderr.read() == "interrupted\n"
 
 
 def _cards(page):
@@ -89,12 +90,14 @@ def test_the_slider_moves_every_answer_and_the_point_on_every_curve(browser, sta
             assert page.evaluate(points) == [[step, len(MODELS) + 1]] * 2
             told = page.get_attribute("#step", "aria-valuetext")
             assert told == (f"{step} of {LAST} steps" if step else "not begun")
-        page.wait_for_function(
-            "document.getElementById('status').textContent.startsWith('after 20')"
+        page.locator("#status", has_text=f"after {LAST} steps: base answers").wait_for(
+            state="attached"
         )
         first = page.inner_text("#status")
         page.keyboard.press("Home")
-        page.wait_for_function("document.getElementById('status').textContent.startsWith('before')")
+        page.locator("#status", has_text="before the attack: base answers").wait_for(
+            state="attached"
+        )
         assert page.inner_text("#status") != first
         page.locator(".u-over").first.click(
             position={"x": 5, "y": 5}
@@ -142,8 +145,9 @@ def test_examples_views_models_and_numbers(browser, static):  # noqa: F811
 def test_the_attack_plays(browser, static):  # noqa: F811
     with opened(browser, static) as page:
         page.click("#play")
-        page.wait_for_function("document.getElementById('step').value === '2'")
-        page.wait_for_function("document.getElementById('play').textContent === '▶'")
+        page.locator("#step-told", has_text=f"{LAST} of {LAST} steps").wait_for()
+        page.locator("#play", has_text="▶").wait_for()
+        assert page.input_value("#step") == "2"
 
 
 def test_a_visitors_prompt_is_answered_live_as_text(browser, live, capsys, workdir, monkeypatch):  # noqa: F811
@@ -169,17 +173,18 @@ def test_a_visitors_prompt_is_answered_live_as_text(browser, live, capsys, workd
 
 
 def test_a_prompt_that_cannot_be_read_is_told(browser, live):  # noqa: F811
-    with opened(browser, f"{live}") as page:
+    page = browser.new_page()  # the refused request is on its console
+    try:
+        page.goto(live)
         page.fill("#free-prompt", " ")
         page.click("#free button")
         assert page.inner_text("#free-error") == "Write a prompt first."
-        page.evaluate("window.onerror = null")
+        page.fill("#free-prompt", "<img src=x onerror=alert(1)>")
         with page.expect_response("**/answers") as refused:
-            page.fill("#free-prompt", "<img src=x onerror=alert(1)>")
             page.click("#free button")
         assert refused.value.status == 422
-        page.wait_for_function(
-            "document.getElementById('free-error').textContent.includes('alphabet')"
-        )
+        page.locator("#free-error", has_text="'<' is not in the alphabet").wait_for()
         assert page.inner_text("#asked") == "<img src=x onerror=alert(1)>"
         assert page.locator("img").count() == 0
+    finally:
+        page.close()
