@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_numbers_that_json_does_not_have_are_no_page():
 
 
 def _column(name, role, alpha=None):
-    return Column(name, role, alpha, (1.0, 1.0), {}, {})
+    return Column(name, role, alpha, (1.0, 1.0), {}, Any, {})  # type: ignore
 
 
 def test_the_official_view_has_the_unlearned_model_and_its_fresh_student():

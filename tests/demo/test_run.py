@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -154,6 +155,9 @@ def test_steps_that_are_not_kept_are_not_shown(tmp_path, shown):
     assert missing(shown) == ((5,), 4 * size)
     bare = columns(open_run(write_run(tmp_path, kept=False), FILE), 0)
     assert steps(bare) == (0, LAST) and missing(bare) == ((5, KEPT), 8 * size)
+    lost = [replace(shown[1], opens={0: shown[1].opens[0]}), replace(shown[2], opens={})]
+    with pytest.raises(ValueError, match="no step of the attack at which all models are on disk"):
+        steps(lost)
 
 
 def test_a_text_that_goes_on_is_judged_per_token(workdir, shown):

@@ -25,11 +25,12 @@ class Column:
     alpha: float | None
     scores: tuple[float, float]  # before attacks, of what is retained and of what is forgotten
     strongest: Mapping[int, Evaluation]  # by step; empty for a model that is not attacked
-    opens: Mapping[int, Callable[[], Model]] = field(repr=False)  # by step; 0 of any model
+    model: Model = field(repr=False)  # before attacks
+    opens: Mapping[int, Callable[[], Model]] = field(repr=False)  # it under attack, by step
 
     def at(self, step: int) -> Callable[[], Model] | None:
         """What opens its model at a step of the attack; None where that is not on disk."""
-        return self.opens.get(step if self.strongest else 0)
+        return self.opens.get(step) if self.strongest else lambda: self.model
 
 
 def seed_of(run: Run, seed: int | None) -> int | None:
@@ -58,9 +59,14 @@ def columns(run: Run, seed: int | None) -> list[Column]:
 
 
 def steps(shown: list[Column]) -> tuple[int, ...]:
-    """The steps at which every attacked model can be shown."""
+    """The steps at which every attacked model can be shown. Raises ValueError if there is none."""
     attacked = [set(column.opens) for column in shown if column.strongest]
-    return tuple(sorted(set.intersection(*attacked)))
+    if not (found := set.intersection(*attacked)):
+        raise ValueError(
+            "there is no step of the attack at which all models are on disk: give the attack "
+            "keep_at=(...), and run the experiment again"
+        )
+    return tuple(sorted(found))
 
 
 def missing(shown: list[Column]) -> tuple[tuple[int, ...], int]:
@@ -68,7 +74,7 @@ def missing(shown: list[Column]) -> tuple[tuple[int, ...], int]:
     known = steps(shown)
     attacked = [column for column in shown if column.strongest]
     lost = {step for one in attacked for step in one.strongest} - set(known)
-    each = [parameters(column.opens[0]().lm) * BYTES for column in attacked]
+    each = [parameters(column.model.lm) * BYTES for column in attacked]
     return tuple(sorted(lost)), len(lost) * sum(each)
 
 
@@ -77,13 +83,13 @@ def _column(run: Run, case: Case) -> Column:
     assert own is not None
     model = run[entry.model, entry.seed] if entry.seed is not None else run[entry.model]
     attacks = {attack.name: attack for attack in run.place.experiment.attacks}
-    opens: dict[int, Callable[[], Model]] = {0: lambda: model}
+    opens: dict[int, Callable[[], Model]] = {}
     for step, evaluation in case.strongest.items():
         if found := _opener(run.logs, model, attacks, case, step, evaluation):
             opens[step] = found
     scores = own.summary["eval"]
     before = scores[run.logs.retain.name], scores[run.logs.forget.name]
-    return Column(entry.model, entry.role, entry.alpha, before, case.strongest, opens)
+    return Column(entry.model, entry.role, entry.alpha, before, case.strongest, model, opens)
 
 
 def _opener(
