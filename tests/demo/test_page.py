@@ -18,7 +18,7 @@ from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
 from undo_jax.settings import Example
 
-NASTY = "</script><img src=x onerror=alert(1)><!-- & \u2028 \u2029 'quoted\" ✓"
+NASTY = "</script ></script><img src=x onerror=alert(1)><!-- & \u2028 \u2029 'quoted\" ✓"
 
 
 class Scripts(HTMLParser):
