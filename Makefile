@@ -3,11 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart facts language paper test test-slow test-all lint docs clean
+.PHONY: quickstart demo serve facts language paper test test-slow test-all lint docs clean
 .NOTPARALLEL:  # one run at a time writes into a workdir, and each uses all devices
 
 quickstart: $(VENV)/run.done
-	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart
+	$(BIN)/undo-jax run experiments/quickstart.py --workdir runs/quickstart \
+	    --relearn.keep-at 5 10 20 30 40 50
+
+# A page of what its models answer, before and under attack; and a server that answers prompts, too.
+demo: quickstart
+	$(BIN)/undo-jax demo runs/quickstart
+
+serve: quickstart $(VENV)/demo.done
+	$(BIN)/undo-jax demo runs/quickstart --serve
 
 # Forgetting what is known of invented families.
 facts: $(VENV)/run.done
@@ -73,7 +81,7 @@ lint: $(VENV)/lint.done
 docs: $(VENV)/docs.done
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning -b html docs build/docs
 
-$(VENV)/docs.done $(VENV)/run.done $(VENV)/text.done $(VENV)/test.done $(VENV)/lint.done: $(VENV)/%.done: pyproject.toml constraints.txt
+$(foreach name,run demo text test lint docs,$(VENV)/$(name).done): $(VENV)/%.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint constraints.txt --editable '.$(if $(filter run,$*),,[$*])'

@@ -46,6 +46,7 @@ GIVEN = {  # what a command needs to reach its flags
     "run": ("run", QUICKSTART),
     "report": ("report", "run"),
     "figures": ("figures", "run"),
+    "demo": ("demo", "run", "--experiment", "x.py"),
     "bench": ("bench", QUICKSTART),
     "fit": ("fit", QUICKSTART, "--topology", "v5e:2x2"),
     "xla-flags": ("xla-flags", "overlap"),
@@ -154,8 +155,9 @@ def _fill():
     assert status == 0, said
     params = jax.jit(TOY.model.init)(jax.random.key(0))
     hf.save("model", TOY.model, params, max_shard_bytes=50_000)
+    recipes = {"distill": None, "relearn": {"attack": {"name": "forget"}}}
     for stage, name in (("distill", "made"), ("relearn", "attacked")):
-        parts = {stage: None, "setting": TOY.setting, "model": TOY.model}
+        parts = {stage: recipes[stage], "setting": TOY.setting, "model": TOY.model}
         artifact = Artifact(checkpoint.epath.Path("run"), stage, "base", 0, parts)
         artifacts.begin(artifact)
         scores = {"retain": 1.0, "forget": 1.0}
@@ -177,6 +179,10 @@ def _fill():
               "artifacts": both}  # fmt: skip
     for name in ("x", "alpha-arithmetic-small"):  # the second one is of a figure
         Path(f"run/experiment-{name}.json").write_text(json.dumps({**listed, "name": name}))
+    Path("x.py").write_text(
+        "import dataclasses\nfrom undo_jax.experiment_file import load\n"
+        f"experiment = dataclasses.replace(load({QUICKSTART!r}), name='x')\n"
+    )
     shutil.copytree("run", "whole")
 
 
@@ -235,6 +241,7 @@ READ = {
                "run/attacked/metrics.jsonl"),
     "figures": ("run/experiment-alpha-arithmetic-small.json", "run/made/config.json",
                 "run/attacked/metrics.jsonl"),
+    "demo": ("run/experiment-x.json", "run/made/config.json", "run/attacked/config.json"),
     "generate": ("run/made/config.json",),
     "export-hf": ("run/made/config.json",),
     "import-hf": ("model/config.json", INDEX),

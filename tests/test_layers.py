@@ -15,7 +15,7 @@ ROWS = (
     "evals", "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
     "made_with", "candidates", "teacher_cache", "trainer", "schedule", "runner", "recipes",
     "listing", "experiment", "paper", "experiment_file", "bench", "pace", "plan", "report", "api",
-    "cli", "__main__",
+    "demo", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",

@@ -32,7 +32,7 @@ from undo_jax.graph import ancestry, differences
 from undo_jax.made_with import REMEDY, check_setting, check_tokenizer, stated
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.report import Point, Result
-from undo_jax.report.records import Logs
+from undo_jax.report.records import Logged, Logs
 from undo_jax.settings import scorer
 from undo_jax.sharding import placement
 from undo_jax.types import LM, Params, shapes
@@ -209,13 +209,23 @@ class Run:
                 f"{name}, seed {seed}, is not finished in {self.workdir}: run the experiment again"
             )
         attacks = {
-            finished[folder].settings["attack"]["name"]: self.workdir / folder
+            self._attack(finished[folder]): self.workdir / folder
             for folder in (*entry.attacks, *entry.controls)
             if folder in finished
         }
         points = [point for point in self.curves() if point[:2] == (name, seed)]
         opened = _open(name, seed, self.workdir / entry.artifact, self.place)
         return replace(opened, attacks=attacks, points=points)
+
+    def _attack(self, made: Logged) -> str:
+        """The name of an attack. Raises ValueError where its config.json states none."""
+        said = made.settings.get("attack")
+        name = said.get("name") if isinstance(said, dict) else None
+        if not isinstance(name, str):
+            folder = self.workdir / made.folder
+            again = f"delete {folder}, and run the experiment again"
+            raise ValueError(f"{folder / 'config.json'} states no attack: {again}")
+        return name
 
     def results(self) -> list[Result]:
         """A row for every model and seed: scores before and under attack, robustness."""

@@ -15,6 +15,7 @@ import jax
 from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
 from undo_jax.cli.data import pack, train_tokenizer
+from undo_jax.cli.demo import demo
 from undo_jax.cli.devices import keep_libtpu_quiet
 from undo_jax.cli.evaluate import evaluate
 from undo_jax.cli.experiment import figures, report, run
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
     "figures": figures,
+    "demo": demo,
     "bench": bench,
     "fit": fit,
     "xla-flags": xla_flags,

@@ -1,7 +1,7 @@
 """What is retained and what forgotten: a setting defines its streams, scores and recovery bar."""
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import jax
@@ -96,6 +96,23 @@ class Compared(Examined, Protocol):
 
         Each model is given by its scores and lists, by their names.
         """
+        ...
+
+
+class Example(NamedTuple):
+    """A question that tells what a model knows: what opens a document, and what comes next."""
+
+    prompt: str
+    answer: str
+    part: Literal["retain", "forget"]
+    ends: bool = True  # whether the document ends after the answer
+
+
+class Shown(Setting, Protocol):
+    """A setting that has examples for the demo."""
+
+    def examples(self) -> Sequence[Example]:
+        """A few questions about what is retained, and as many about what is forgotten."""
         ...
 
 

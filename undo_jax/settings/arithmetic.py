@@ -16,6 +16,7 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.losses import cross_entropy
+from undo_jax.settings import Example
 from undo_jax.train import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
@@ -26,6 +27,7 @@ CONTROLS = {  # of relearning: what is relearned, as a split of the facts -> wha
     "permuted": ("permuted", "accuracy on × and ÷ with permuted answers"),
 }
 OBJECT = 64  # bytes of a fact or a problem in Python, a lower bound
+EXAMPLES = 4  # of each operation
 VALIDATION_SEED = 42  # of validation data; as in the official code
 
 
@@ -156,6 +158,17 @@ class Arithmetic:
             parts = [scores[f"{of}{one}/{form}"] for one in operations for form in self.forms]
             scores[name] = jnp.mean(jnp.stack(parts))
         return scores | {f"cross_entropy/{name}": loss for name, loss in losses.items()}
+
+    def examples(self) -> list[Example]:
+        """Problems of the examination, as many of each operation, equations first."""
+        split = "held_out" if self.examine == "held_out_facts" else "train"
+        count = max(EXAMPLES // len(self.forms), 1)
+        return [
+            Example(problem.prompt, problem.answer, "retain" if of in RETAIN else "forget")
+            for form in self.forms
+            for of in OPERATIONS
+            for problem in examination(self.grammar, of, form, split, count, VALIDATION_SEED)
+        ]
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
         """Accuracy at most `tolerance` (absolute) below the teacher's, as in the official code."""

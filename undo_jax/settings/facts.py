@@ -16,9 +16,11 @@ from undo_jax.data.tokenizers import Tokenizer, Words
 from undo_jax.evals.choices import log_likelihoods, right, write_sheets
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
+from undo_jax.settings import Example
 from undo_jax.train import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
+EXAMPLES = 8  # of either part
 LARGE = 2**12  # rows of an evaluation at once
 
 
@@ -96,6 +98,15 @@ class Facts:
             if part == "forget":
                 scores["other_half"] = jnp.dot(others, verdicts)
         return scores
+
+    def examples(self) -> list[Example]:
+        """Questions about people of either part, at random."""
+        found = []
+        for part in PARTS:
+            asked = [statements(fact)[-1] for fact in facts(self.fiction, part)]
+            order = np.random.default_rng(self.data_seed).permutation(len(asked))[:EXAMPLES]
+            found += [Example(asked[i].given, asked[i].learned, part) for i in order]
+        return found
 
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
         """Accuracy at most `tolerance` (absolute) below the teacher's, as in arithmetic."""

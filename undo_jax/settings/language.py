@@ -10,7 +10,12 @@ from undo_jax.data.corpus import Corpus
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.loss import mean_cross_entropy
+from undo_jax.settings import Example
 from undo_jax.types import LM, Metric, Metrics, Params
+
+EXAMPLES = 6  # texts of either language
+SEARCHED = 200  # rows
+GIVEN, LEARNED = 12, 4  # tokens of one: its prompt, and what comes next
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,16 @@ class Language:
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
         return {name: mean_cross_entropy(lm, params, rows) for name, rows in material.items()}
 
+    def examples(self) -> list[Example]:
+        """How some validation texts of either language begin, and go on."""
+        parts: tuple[tuple[Literal["retain", "forget"], Corpus], ...]
+        parts = ("retain", self.retain), ("forget", self.forget)
+        return [
+            Example(given, learned, part, ends=False)
+            for part, corpus in parts
+            for given, learned in _beginnings(self.tokenizer, corpus)
+        ]
+
     def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
         """Cross entropy at most `tolerance` (relative) above the teacher's, as in the paper."""
         return student - teacher < tolerance * teacher
@@ -103,6 +118,19 @@ def check_corpora(
                 f"{name}={row_length}, but {corpus.folder} has rows of "
                 f"{packed['row_length']} tokens: set it so, or pack all to it"
             )
+
+
+def _beginnings(tokenizer: Tokenizer, corpus: Corpus) -> list[tuple[str, str]]:
+    """The first tokens of some validation documents, and those that follow."""
+    rows, found = corpus.rows("validation"), []
+    for ids in rows[np.arange(min(len(rows), SEARCHED))].tolist():
+        opens = ids.index(tokenizer.bos_id) + 1 if tokenizer.bos_id in ids else len(ids)
+        some = ids[opens : opens + GIVEN + LEARNED]
+        given, text = tokenizer.decode(some[:GIVEN]), tokenizer.decode(some)
+        whole = len(some) == GIVEN + LEARNED and tokenizer.bos_id not in some
+        if whole and text.startswith(given) and "\N{REPLACEMENT CHARACTER}" not in text:
+            found.append((given, text.removeprefix(given)))
+    return found[:EXAMPLES]
 
 
 def _groups(setting: Language, corpus: Corpus) -> np.ndarray:

@@ -1,0 +1,223 @@
+"""The demo's server: who is answered, what is refused, and how many questions wait. No model."""
+
+import asyncio
+import json
+
+import pytest
+
+pytest.importorskip("starlette", reason="pip install undo-jax[demo]")
+pytest.importorskip("uvicorn", reason="pip install undo-jax[demo]")
+
+from starlette.testclient import TestClient  # noqa: E402
+
+from undo_jax.demo.ask import Question, Reply  # noqa: E402
+from undo_jax.demo.queue import BusyError, Queue  # noqa: E402
+from undo_jax.demo.server import app, hosts  # noqa: E402
+
+URL = "http://127.0.0.1:8000"
+JSON = {"Content-Type": "application/json"}
+ASKED = {"prompt": "1+1=", "answer": "2", "step": 5}
+
+
+class Desk:
+    """Says what it is asked."""
+
+    def check(self, question):
+        if "<" in question.prompt:
+            raise ValueError("character '<' is not in the alphabet")
+
+    def replies(self, questions, step):
+        if any(one.prompt == "broken" for one in questions):
+            raise RuntimeError("a fault")
+        return [[Reply(f"{one.prompt} at {step}", 0.5, (("2", 0.5), (None, 0.1))), None]
+                for one in questions]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def client():
+    made = app("<p>page", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
+    with TestClient(made, base_url=URL, raise_server_exceptions=False) as running:
+        yield running
+
+
+def _refused(response, status, said):
+    assert response.status_code == status
+    assert list(response.json()) == ["error"] and said in response.json()["error"]
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_a_question_is_answered_by_every_model(client):
+    response = client.post("/answers", json=ASKED)
+    assert response.status_code == 200
+    top = [["2", 0.5], [None, 0.1]]
+    wanted = {"text": "1+1= at 5", "probability": 0.5, "top": top}
+    assert response.json() == {"replies": [wanted, None]}
+    page = client.get("/")
+    assert page.text == "<p>page" and page.headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"", 400, "no JSON"),
+        (b"\xff\xfe\x00", 400, "no JSON"),
+        (b"[" * 60_000, 400, "no JSON"),
+        (b"[]", 400, '{"prompt": TEXT'),
+        (b'{"prompt": "1", "other": 1}', 400, '{"prompt": TEXT'),
+        (b'{"step": 0}', 400, "give texts"),
+        (b'{"prompt": 1}', 400, "give texts"),
+        (b'{"prompt": "1", "answer": null}', 400, "give texts"),
+        (rb'{"prompt": "\ud800"}', 400, "surrogate"),
+        (b'{"prompt": "  "}', 400, "empty"),
+        (b'{"prompt": "1", "step": 4}', 400, "choose one of 0, 5"),
+        (b'{"prompt": "1", "step": false}', 400, "choose one of 0, 5"),
+        (b'{"prompt": "1", "step": NaN}', 400, "choose one of 0, 5"),
+        (b'{"prompt": "<script>alert(1)</script>"}', 422, "'<' is not in the alphabet"),
+        (json.dumps({"prompt": "1" * 10**6}).encode(), 413, "larger than 65536 bytes"),
+    ],
+)
+def test_what_is_no_question_is_refused(client, body, status, said):
+    _refused(client.post("/answers", content=body, headers=JSON), status, said)
+
+
+def test_a_body_of_no_stated_length_is_bounded_and_must_be_json(client):
+    def parts():
+        for _ in range(100):
+            yield b"1" * 1000
+
+    _refused(client.post("/answers", content=parts(), headers=JSON), 413, "larger than")
+    _refused(
+        client.post("/answers", content=b"{}", headers={"Content-Type": "text/plain"}), 415, ""
+    )
+    _refused(client.get("/answers"), 405, "")
+    _refused(client.get("/other"), 404, "")
+
+
+def test_a_fault_of_the_models_is_told_without_its_text(client):
+    response = client.post("/answers", json={**ASKED, "prompt": "broken"})
+    _refused(response, 500, "could not answer")
+    assert "a fault" not in response.text
+    assert client.post("/answers", json=ASKED).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "evil.example@127.0.0.1"}, 200),  # a user's name; no browser sends one
+        ({"Host": "127.0.0.1:x"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "http://localhost:8000"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1.evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+    ],
+)
+def test_other_hosts_and_other_sites_pages_are_refused(client, headers, status):
+    for response in (client.get("/", headers=headers),
+                     client.post("/answers", json=ASKED, headers=headers)):  # fmt: skip
+        assert response.status_code == status
+        if status == 403:
+            assert list(response.json()) == ["error"]
+
+
+def test_names_of_this_machine_are_to_be_given():
+    assert hosts("10.0.0.7", ("Demo.Example",)) >= {"10.0.0.7", "demo.example", "localhost"}
+    for everywhere in ("0.0.0.0", "::", ""):
+        with pytest.raises(ValueError, match="give --allowed-hosts"):
+            hosts(everywhere, ())
+        assert "demo" in hosts(everywhere, ("demo",)) and everywhere not in hosts(
+            everywhere, ("demo",)
+        )
+    for name in ("http://demo/", "a b", ""):
+        with pytest.raises(ValueError, match="is no name of a host"):
+            hosts("127.0.0.1", (name,))
+
+
+def _questions(count):
+    return [Question(str(i)) for i in range(count)]
+
+
+def _run(work, compute, **options):
+    """The result of `work(queue)` on a queue that computes so."""
+
+    async def inside():
+        queue = Queue(compute, 4, **options)
+        queue.start()
+        try:
+            return await work(queue)
+        finally:
+            await queue.stop()
+
+    return asyncio.run(inside())
+
+
+def test_questions_of_one_step_are_answered_together_and_equal_ones_once():
+    batches = []
+
+    def compute(questions, step):
+        batches.append((step, [one.prompt for one in questions]))
+        return [f"{one.prompt} at {step}" for one in questions]
+
+    async def work(queue):
+        asked = [(one, step) for one in _questions(5) for step in (0, 7)] * 2
+        return asked, await asyncio.gather(*(queue.answer(*one) for one in asked))
+
+    asked, found = _run(work, compute)
+    assert found == [f"{one.prompt} at {step}" for one, step in asked]
+    assert batches == [(0, list("0123")), (7, list("0123")), (0, ["4"]), (7, ["4"])]
+
+
+def test_answers_are_remembered_up_to_a_number():
+    count = 0
+
+    def compute(questions, step):
+        nonlocal count
+        count += len(questions)
+        return [one.prompt for one in questions]
+
+    async def work(queue):
+        for prompt in ("0", "1", "0", "2", "0", "1"):  # 1 is the oldest when 2 comes
+            assert await queue.answer(Question(prompt), 0) == prompt
+
+    _run(work, compute, remembered=2)
+    assert count == 4
+
+
+def test_too_many_questions_are_refused_and_the_others_answered():
+    async def work(queue):
+        tasks = [queue.answer(one, 0) for one in _questions(10)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = _run(work, lambda questions, step: [one.prompt for one in questions], waiting=6)
+    assert found[:6] == list("012345")
+    assert all(isinstance(one, BusyError) for one in found[6:]) and len(found) == 10
+
+
+def test_a_visitor_who_leaves_takes_nobody_along():
+    async def work(queue):
+        first = asyncio.create_task(queue.answer(Question("a"), 0))
+        second = asyncio.create_task(queue.answer(Question("a"), 0))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert _run(work, lambda questions, step: ["b"] * len(questions)) == "b"
+
+
+def test_the_busy_server_says_when_to_come_again(monkeypatch):
+    async def busy(*_):
+        raise BusyError
+
+    monkeypatch.setattr(Queue, "answer", busy)
+    made = app("", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
+    with TestClient(made, base_url=URL) as client:
+        response = client.post("/answers", json=ASKED)
+    _refused(response, 503, "ask again")
+    assert response.headers["retry-after"] == "1"

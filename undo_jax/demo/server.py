@@ -1,0 +1,246 @@
+"""The demo's server: its page, and answers to what visitors ask; made of Starlette and uvicorn."""
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from undo_jax import signals
+from undo_jax.demo.ask import Question
+from undo_jax.demo.description import told
+from undo_jax.demo.desk import ROWS, Desk
+from undo_jax.demo.queue import BusyError, Queue
+
+INSTALL = "starlette and uvicorn are not installed: pip install 'undo-jax[demo]'"
+LARGEST = 2**16  # bytes of a request's body
+SLOWEST = 10.0  # seconds that a body may take to come
+CONNECTIONS = 512
+HERE = ("localhost", "127.0.0.1", "::1")
+EVERYWHERE = ("0.0.0.0", "::", "")
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+except ImportError as error:
+    raise ModuleNotFoundError(INSTALL, name=error.name) from error
+
+
+def hosts(host: str, allowed: Sequence[str]) -> frozenset[str]:
+    """The host names that requests may name: those of this machine, `host` and what is allowed.
+
+    Raises ValueError where all addresses are listened to and no name is given.
+    """
+    if host in EVERYWHERE and not allowed:
+        raise ValueError(
+            f"host={host!r} listens on all addresses: give --allowed-hosts with the names by which "
+            "visitors call this machine"
+        )
+    for name in allowed:
+        if not name or any(character in name for character in "/@ \t\n"):
+            raise ValueError(f"allowed_hosts: {name!r} is no name of a host: give one, no URL")
+    own = () if host in EVERYWHERE else (host,)
+    return frozenset(name.lower().strip("[]") for name in (*HERE, *own, *allowed))
+
+
+def app(html: str, desk: Desk, steps: Collection[int], ends: bool, named: Collection[str]) -> Any:
+    """The page at /, and replies at /answers, to hosts of these names alone.
+
+    A question is a POST of JSON, {"prompt", "answer", "step"}, to which the reply of every model
+    comes back; an error is {"error"} with a status of 4xx or 5xx.
+    """
+
+    def compute(questions: Sequence[Question], step: int) -> list[Any]:
+        return [[told(reply) for reply in of] for of in desk.replies(questions, step)]
+
+    queue: Queue | None = None
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        nonlocal queue
+        queue = Queue(compute, ROWS)
+        queue.start()
+        yield
+        await queue.stop()
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(html)
+
+    async def answers(request: Request) -> Response:
+        question, step = _asked(await _body(request), steps, ends)
+        try:
+            desk.check(question)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        assert queue is not None
+        try:
+            return JSONResponse({"replies": await queue.answer(question, step)})
+        except BusyError as error:
+            said = "too many questions are waiting: ask again in a second"
+            raise HTTPException(503, said, {"Retry-After": "1"}) from error
+
+    routes = [Route("/", page), Route("/answers", answers, methods=["POST"])]
+    made = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _refused, Exception: _failed},
+    )
+    return _guarded(made, named)
+
+
+def serve(application: Any, host: str, port: int) -> Iterator[str]:
+    """Serve until a signal comes: yields the address once it listens.
+
+    Raises OSError for an address that cannot be had.
+    """
+    with _listening(host, port) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{listener.getsockname()[1]}/"
+        server = _Server(
+            uvicorn.Config(
+                application,
+                log_level="error",
+                access_log=False,
+                limit_concurrency=CONNECTIONS,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=3,
+                server_header=False,
+            )
+        )
+        heard: list[int] = []
+
+        def stop(number: int) -> bool:
+            heard.append(number)
+            server.should_exit = True
+            return True
+
+        with signals.asking(stop):
+            server.run(sockets=[listener])
+    for number in heard[:1]:
+        signals.leave(KeyboardInterrupt() if number == signal.SIGINT else signals.Preempted())
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the command's."""
+        yield
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+    except (OSError, OverflowError) as error:
+        raise OSError(
+            f"cannot listen on port {port} of {host!r} ({error}): give another --port, 0 for any "
+            "free one, or another --host"
+        ) from error
+    with listener:
+        yield listener
+
+
+def _guarded(application: Any, named: Collection[str]) -> Any:
+    """Only for requests that name one of these hosts, and come from a page of it, if from any.
+
+    So no page of another site can ask by a name that it has pointed to this machine.
+    """
+
+    async def guard(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await application(scope, receive, send)
+        found = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        wrong = None
+        if _name(f"//{found.get(b'host', '')}") not in named:
+            wrong = "this host name is not allowed: see --allowed-hosts"
+        elif b"origin" in found and _name(found[b"origin"]) not in named:
+            wrong = "requests of other sites' pages are refused"
+
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        if wrong is not None:
+            return await JSONResponse({"error": wrong}, 403)(scope, receive, sending)
+        await application(scope, receive, sending)
+
+    return guard
+
+
+def _name(url: str) -> str | None:
+    """The host name of a URL, as `hosts` has it; None for what is none."""
+    try:
+        found = urlsplit(url)
+        _ = found.port
+        name = found.hostname
+    except ValueError:
+        return None
+    try:
+        return str(ip_address(name or ""))
+    except ValueError:
+        return name
+
+
+async def _body(request: Request) -> Any:
+    """The JSON of a request. Raises HTTPException for one that is large, slow or no JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, "send JSON, as Content-Type: application/json")
+    large = HTTPException(413, f"the question is larger than {LARGEST} bytes: make it shorter")
+    if int(request.headers.get("content-length", "0")) > LARGEST:
+        raise large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(SLOWEST):
+            async for part in request.stream():
+                body += part
+                if len(body) > LARGEST:
+                    raise large
+    except TimeoutError as error:
+        raise HTTPException(408, "the question came too slowly") from error
+    try:
+        return json.loads(bytes(body).decode())
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the question is no JSON in UTF-8") from error
+
+
+def _asked(content: Any, steps: Collection[int], ends: bool) -> tuple[Question, int]:
+    """What is asked. Raises HTTPException for what is no question."""
+    if not isinstance(content, dict) or not content.keys() <= {"prompt", "answer", "step"}:
+        raise HTTPException(400, 'send {"prompt": TEXT, "answer": TEXT, "step": NUMBER}')
+    prompt, answer, step = content.get("prompt"), content.get("answer", ""), content.get("step", 0)
+    if not (isinstance(prompt, str) and isinstance(answer, str)):
+        raise HTTPException(400, "prompt and answer: give texts")
+    if any(0xD800 <= ord(character) < 0xE000 for character in prompt + answer):
+        raise HTTPException(400, "prompt and answer: half of a surrogate pair is no text")
+    if not prompt.strip():
+        raise HTTPException(400, "the prompt is empty: write one")
+    if type(step) is not int or step not in steps:
+        raise HTTPException(400, f"step: choose one of {', '.join(map(str, sorted(steps)))}")
+    return Question(prompt, answer, ends), step
+
+
+async def _refused(_: Request, error: Any) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return JSONResponse({"error": "the models could not answer; see the server's output"}, 500)
