@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import typing
 from collections.abc import Sequence
 
@@ -89,7 +90,8 @@ def run(words: list[str]) -> None:
         if jax.process_index() == 0:
             results.print(planning.table(made_of.name, planned))
         return
-    experiments.run(made_of, workdir, options.stage, options.model, options.cache_teachers)
+    how = options.stage, options.model, options.cache_teachers
+    experiments.run(made_of, workdir, *how, shlex.join(["undo-jax", "run", *words]))
     if options.stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):
         console.print(empty, soft_wrap=True)
 
