@@ -34,7 +34,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def added(before: Any, this: Mapping[str, Any], new: bool) -> list[Mapping[str, Any]]:
+def added(before: Any, this: Mapping[str, Any], new: bool) -> list[Any]:
     """The origins of an experiment with that of a run, which is `new` if it made anything.
 
     A command that is there and has made nothing changes nothing.

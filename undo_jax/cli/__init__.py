@@ -14,6 +14,7 @@ import jax
 
 from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
+from undo_jax.cli.compare import compare
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.devices import keep_libtpu_quiet
 from undo_jax.cli.evaluate import evaluate
@@ -22,6 +23,7 @@ from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
 from undo_jax.cli.weights import export_hf, import_hf
+from undo_jax.cli.workdirs import clean, list_workdir
 from undo_jax.log import print_nowhere
 from undo_jax.signals import Preempted
 
@@ -35,6 +37,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
     "figures": figures,
+    "list": list_workdir,
+    "compare": compare,
+    "clean": clean,
     "bench": bench,
     "fit": fit,
     "xla-flags": xla_flags,

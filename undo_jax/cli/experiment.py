@@ -127,9 +127,14 @@ def report(workdir: Workdir) -> None:
     names = reporting.names(workdir)
     if not names:
         raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
-    empty = list(filter(None, [_report(workdir, name) for name in names]))
-    if len(empty) == len(names):
-        raise ValueError("; ".join(empty))
+    empty, wrong = [], []
+    for name in names:
+        try:
+            empty += filter(None, [_report(workdir, name)])
+        except ValueError as error:  # of a damaged file: the others are written all the same
+            wrong.append(str(error))
+    if len(empty) + len(wrong) == len(names) or wrong:
+        raise ValueError("; ".join([*wrong, *empty]))
     for reason in empty:
         console.print(reason, soft_wrap=True)
 

@@ -14,6 +14,7 @@ from undo_jax.report.drawing import render
 from undo_jax.report.logs import read_logs
 from undo_jax.report.numbers import Report
 from undo_jax.report.page import document, escape, figure, notes, table
+from undo_jax.report.records import Origin
 from undo_jax.report.series import Series
 
 
@@ -92,14 +93,21 @@ def _figure(name: str, svg: str, caption: str, series: Series | None) -> str:
 
 def _origin(report: Report) -> list[str]:
     """Commands, versions and settings."""
-    commands = table(made.origin_grid(report), "Commands", wrapped=True) if report.origins else ""
+    commands = "".join(f"<li>{_command(one)}</li>" for one in report.origins)
     return [
-        commands,
+        commands and f'<ol class="commands">{commands}</ol>',
         f'<p class="legend made">{escape(made.versions(report))}</p>',
         "<details><summary>Every setting</summary>",
         table(made.choice_grid(report), "Every setting", wrapped=True),
         "</details>",
     ]
+
+
+def _command(one: Origin) -> str:
+    """A command that ended; a line of it does not break inside a word."""
+    words = (f"<span>{escape(word)}</span>" for word in one.command.split(" "))
+    when = escape(one.date.replace("T", " ").replace("Z", " UTC"))
+    return f"ended {when} on {escape(one.devices)}<code>{' '.join(words)}</code>"
 
 
 def _other_scores(report: Report) -> list[str]:

@@ -1,19 +1,13 @@
 """How an experiment was made, as tables: settings, and the commands that are recorded."""
 
 from undo_jax.report.numbers import Report
-from undo_jax.report.tables import NONE, Grid
+from undo_jax.report.tables import Grid
 
 
 def choice_grid(report: Report) -> Grid:
     """A row for each setting."""
     rows = [[c.part, c.name, c.value] for c in report.choices]
     return Grid(["of", "setting", "value"], rows, words=3)
-
-
-def origin_grid(report: Report) -> Grid:
-    """A row for each command that made a part of it."""
-    rows = [[o.date or NONE, o.command or NONE, o.devices or NONE] for o in report.origins]
-    return Grid(["ended (UTC)", "command", "devices"], rows, words=3)
 
 
 def versions(report: Report) -> str:

@@ -41,7 +41,7 @@ class Style:
     colour: str
     dashes: tuple[float, ...] = ()  # in widths of the line; solid without any
     mark: str = "circle"  # or "diamond", "star"
-    hollow: bool = False
+    hollow: bool = False  # it fell short: a hollow mark, or a star after the name of a line
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,10 @@ def curve(
 def styles(models: Sequence[Row], report: Report) -> dict[str, Style]:
     """Styles of models as the figures draw them."""
     colours = palette(report.models)
-    return {m.name: Style(colours[m.name], dashes(linestyle(m, report.models))) for m in models}
+    return {
+        m.name: Style(colours[m.name], dashes(linestyle(m, report.models)), hollow=m.fell_short)
+        for m in models
+    }
 
 
 def dashes(line: Any) -> tuple[float, ...]:

@@ -80,7 +80,7 @@ const drawing = (() => {
   }
 
   /* What both kinds of plots share. */
-  function frame({ panel, colours, width, logX, logY, font }) {
+  function frame({ panel, colours, width, tall, logX, logY, font }) {
     const axis = { stroke: colours.ink, font, ticks: { show: false }, labelFont: font, gap: 6 };
     const grid = { stroke: colours.line, width: 1 };
     const range = (u, low, high) => {
@@ -91,8 +91,8 @@ const drawing = (() => {
       return [Math.min(panel.limits[0], low) - 0.03, Math.max(panel.limits[1], high) + 0.03];
     };
     return {
-      width, height: Math.round(Math.min(Math.max(0.62 * width, 250), 360)),
-      legend: { show: false }, hooks: {}, padding: [8, 12, 0, 0],
+      width, height: Math.round(Math.min(Math.max(0.62 * width, 250), tall ? 480 : 360)),
+      legend: { show: false }, focus: { alpha: 0.15 }, hooks: {}, padding: [8, 12, 0, 0],
       cursor: { y: false, drag: { x: false, y: false } },
       scales: {
         x: { time: false, ...(logX ? { distr: 4, asinh: 1 } : {}) },
@@ -132,7 +132,7 @@ const drawing = (() => {
       const dash = dashes.map((length) => 2.2 * length);
       const single = panel.xs.length === 1 ? { points: { show: true } } : {};
       column(line.spreads.map((one) => one?.mean),
-        { stroke: legible(colour, colours.page), width: 2.2, dash, ...single });
+        { label: line.name, stroke: legible(colour, colours.page), width: 2.2, dash, ...single });
     }
     const last = panel.xs[panel.xs.length - 1], first = panel.xs[0];
     options.scales.x.range = () => (last > first ? [Math.min(first, known.logX ? first : 0), last]
@@ -168,6 +168,7 @@ const drawing = (() => {
       }
       for (const line of shown) {
         const style = data.styles[line.name], colour = legible(style.colour, colours.page);
+        context.globalAlpha = state.focus === null || state.focus === line.name ? 1 : 0.15;
         [context.strokeStyle, context.fillStyle] = [faint(colour, 0.7), faint(colour, 0.5)];
         context.lineWidth = 1.5 * ratio;
         if (state.seeds) {

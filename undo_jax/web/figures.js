@@ -12,7 +12,7 @@
     const marks = panels[0].marks;
     const severalSeeds = panels.some((panel) => panel.lines.some((line) => line.seeds.size > 1));
     const state = {
-      hidden: new Set(), seeds: false, logX: false,
+      hidden: new Set(), focus: null, seeds: false, logX: false,
       logY: panels.map((panel) => panel.log === true),
       x: panels[0].marks ? panels[0].xs[0] : lastOfAll(panels[0]),
     };
@@ -28,13 +28,26 @@
         state.hidden.has(name) ? state.hidden.delete(name) : state.hidden.add(name);
         redraw();
       });
+      for (const [event, on] of [["pointerenter", true], ["focus", true], ["pointerleave", false],
+        ["blur", false]]) button.addEventListener(event, () => emphasise(on ? name : null));
       return button;
     });
+
+    /* The others are faint while a model's button is pointed at. */
+    function emphasise(name) {
+      if (state.focus === name || state.hidden.has(name)) return;
+      state.focus = name;
+      for (const plot of plots) {
+        const at = plot.series.findIndex((one) => name !== null && one.label === name);
+        marks ? plot.redraw(false) : plot.setSeries(at < 0 ? null : at, { focus: true });
+      }
+    }
 
     function plotted(index) {
       const panel = panels[index], box = boxes[index], colours = theme();
       const width = Math.floor(box.getBoundingClientRect().width), logY = state.logY[index];
-      const known = { panel, state, data, colours, width, logY, logX: state.logX, font: FONT };
+      const tall = panels.length === 1 && names.length > 10;
+      const known = { panel, state, data, colours, width, tall, logY, logX: state.logX, font: FONT };
       const options = (marks ? drawing.marks : drawing.curves)(known);
       options.cursor.move = (u, left, top) =>
         left < 0 ? [u.valToPos(nearest(panel.xs, state.x), "x"), -10] :
@@ -59,7 +72,8 @@
       names.forEach((name, i) => {
         const style = data.styles[name], colour = legible(style.colour, theme().page);
         toggles[i].setAttribute("aria-pressed", String(!state.hidden.has(name)));
-        toggles[i].replaceChildren(swatch(style, colour, marks, theme().page), name);
+        const star = style.hollow && !marks ? " *" : "";
+        toggles[i].replaceChildren(swatch(style, colour, marks, theme().page), name + star);
       });
       tell();  // before the plots, which take the width that it leaves
       plots.splice(0).forEach((plot) => plot.destroy());
