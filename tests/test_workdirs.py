@@ -15,6 +15,7 @@ from known_logs import Workdir
 
 import undo_jax
 from undo_jax import cleaning, cli
+from undo_jax import report as reporting
 from undo_jax.durable import read_json, write_json
 from undo_jax.inventory import artifacts, experiments
 
@@ -118,11 +119,15 @@ def test_what_no_run_has_made_is_no_artifact(made, tmp_path):
     own.mkdir()
     write_json(epath.Path(own) / "config.json", {"fingerprint": "11111111", "stage": "elsewhere"})
     (root / own.name).symlink_to(own)
+    write_json(epath.Path(own) / "artifacts.json", {"artifacts": ["gone"]})
+    (root / "progress-pretrain-33333333").symlink_to(own)
     other = root / "pretrain-base-seed0-22222222"  # a copy under another name
     other.mkdir()
     config = (root / made.names["base"] / "config.json").read_bytes()
     (other / "config.json").write_bytes(config)
     assert artifacts(made.root).keys() == before
+    known = {one.folder.name for one in cleaning.whole(made.root, ()).removals}
+    assert known == before
 
 
 def test_clean_keeps_what_an_experiment_reaches(made, capsys):
@@ -137,6 +142,7 @@ def test_clean_keeps_what_an_experiment_reaches(made, capsys):
     for part in ("1 × distill", "1 × noise", "1 × relearn", "1 × saves"):
         assert part in told
     assert "pretrain" not in told and "experiment-two.json lists 2 models" in told
+    assert "experiment-one.json lists" not in told
     status, told = _say(capsys, "clean", root / "experiment-one.json", "--yes")
     kept = {names[name] for name in ("base", "gone", "noise 0.2", "0.2", "attack 0.2")}
     others = {"experiment-one.json", "experiment-two.json", "report-two", "notes.txt"}
@@ -396,3 +402,12 @@ def test_a_run_after_clean_makes_again_only_what_it_needs(tmp_path, capsys):
     status, told = _say(capsys, "clean", file, "--workdir", root, "--yes")  # other steps: all goes
     assert status == 0 and "experiment-quickstart.json is removed" in told
     assert [path.name for path in root.iterdir()] == ["report-quickstart"]
+
+
+def test_report_goes_on_after_a_damaged_file(tmp_path, capsys, monkeypatch):
+    _known(tmp_path)
+    (tmp_path / "experiment-bad.json").write_text("{")  # the first one
+    monkeypatch.setattr(reporting, "write", lambda *of: reporting.analyse(reporting.read_logs(*of)))
+    status, told = _say(capsys, "report", tmp_path)
+    assert status == 2 and "experiment-bad.json is damaged" in told
+    assert "unlearn-only" in told and f"report: {tmp_path}" in told

@@ -4,14 +4,14 @@ First the experiments' files stop listing what will go; then each artifact loses
 that it counts as unfinished, and then the rest. Nothing is touched that a run has not written.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
 from undo_jax.durable import read_json, write_json
-from undo_jax.inventory import NAMED, Found, Listed, artifacts, experiments, usage
+from undo_jax.inventory import NAMED, Found, Listed, artifacts, experiments, is_link, usage
 from undo_jax.listing import folders
 from undo_jax.progress_folders import artifacts_of
 
@@ -104,13 +104,18 @@ def _before_unfinished(workdir: epath.Path, there: Mapping[str, Found]) -> set[s
 
 def _trainings(workdir: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
     """Folders of saves, and the artifacts that train there; none that a run has not written."""
-    for folder in sorted(workdir.glob("progress-*")):
+    for folder in _folders(workdir, "progress-*"):
         try:
             names = artifacts_of(folder)
         except (OSError, ValueError):
             continue
         if names:
             yield folder, names
+
+
+def _folders(workdir: epath.Path, pattern: str) -> list[epath.Path]:
+    """Folders of the workdir itself, in order; no links."""
+    return [one for one in sorted(workdir.glob(pattern)) if one.is_dir() and not is_link(one)]
 
 
 def without(one: Listed, going: Collection[str]) -> dict[str, Any] | None:
@@ -122,15 +127,20 @@ def without(one: Listed, going: Collection[str]) -> dict[str, Any] | None:
     for entry in one.content["models"]:
         if {entry["artifact"], entry["unlearned"], entry["oracle"]} & {*going}:
             continue
-        on = {k: [f for f in entry.get(k, []) if f not in going] for k in ("attacks", "controls")}
-        models.append({**entry, **on})
+        on = {k: entry[k] for k in ("attacks", "controls") if k in entry}
+        left = {k: [folder for folder in of if folder not in going] for k, of in on.items()}
+        models.append({**entry, **left})
     if not models:
         return None
     listed = [e for e in one.content["artifacts"] if e["artifact"] not in going]
-    names = {entry["model"] for entry in models}
-    listed = [e for e in listed if e["model"] in names or e["artifact"] in folders(models)]
+    names, before = ({e["model"] for e in of} for of in (models, one.content["models"]))
+    listed = [e for e in listed if e["model"] not in before - names or _is_of(e, models)]
     content = {**one.content, "models": models, "artifacts": listed}
     return {**content, "changed": content != one.content}
+
+
+def _is_of(artifact: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bool:
+    return artifact["artifact"] in folders(models)
 
 
 def _own(one: Found) -> int:
@@ -145,12 +155,12 @@ def _beside(
     for folder, names in _trainings(workdir):
         if not {*names} & {*kept}:
             yield Removal(folder, "saves", usage(folder)[0])
-    for folder in sorted(workdir.glob(f"*{REMAINS}")):
+    for folder in _folders(workdir, f"*{REMAINS}"):
         known = NAMED.fullmatch(folder.name.removesuffix(REMAINS))
         if known and {path.name for path in folder.iterdir()} <= {"config.json"}:
             yield Removal(folder, "remains", usage(folder)[0])
     fingerprints = {there[name].fingerprint for name in kept if name in there}
-    for folder in sorted(workdir.glob("states-*")):
+    for folder in _folders(workdir, "states-*"):
         try:
             model = read_json(folder / "manifest.json")["about"]["model"]
         except (OSError, ValueError, KeyError, TypeError):

@@ -60,7 +60,7 @@ def artifacts(workdir: epath.PathLike) -> dict[str, Found]:
     root = epath.Path(workdir)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no workdir {workdir}: give the folder of a run")
-    found = (_artifact(folder) for folder in sorted(root.iterdir()) if not _is_link(folder))
+    found = (_artifact(folder) for folder in sorted(root.iterdir()) if not is_link(folder))
     return {one.folder.name: one for one in found if one is not None}
 
 
@@ -112,7 +112,7 @@ def _is_own(name: str) -> bool:
     return name.removesuffix(".tmp") in OWN or ".orbax-checkpoint-tmp" in name
 
 
-def _is_link(path: epath.Path) -> bool:
+def is_link(path: epath.Path) -> bool:
     return not remote(path) and os.path.islink(path)
 
 

@@ -47,7 +47,8 @@
       const panel = panels[index], box = boxes[index], colours = theme();
       const width = Math.floor(box.getBoundingClientRect().width), logY = state.logY[index];
       const tall = panels.length === 1 && names.length > 10;
-      const known = { panel, state, data, colours, width, tall, logY, logX: state.logX, font: FONT };
+      const size = { width, tall, font: FONT };
+      const known = { panel, state, data, colours, ...size, logY, logX: state.logX };
       const options = (marks ? drawing.marks : drawing.curves)(known);
       options.cursor.move = (u, left, top) =>
         left < 0 ? [u.valToPos(nearest(panel.xs, state.x), "x"), -10] :
@@ -76,8 +77,11 @@
         toggles[i].replaceChildren(swatch(style, colour, marks, theme().page), name + star);
       });
       tell();  // before the plots, which take the width that it leaves
+      const pointed = state.focus;
+      state.focus = null;
       plots.splice(0).forEach((plot) => plot.destroy());
       panels.forEach((_, index) => plots.push(plotted(index)));
+      emphasise(pointed);
     }
 
     function tell() {

@@ -131,7 +131,8 @@ const numbers = (() => {
 
   /* Caption, header and an empty body of the table of values. */
   function heads(panels, marks) {
-    const [caption, head, body] = ["caption", "thead", "tbody"].map((t) => document.createElement(t));
+    const [caption, head, body] =
+      ["caption", "thead", "tbody"].map((tag) => document.createElement(tag));
     const several = panels.length > 1;
     const titles = marks
       ? [panels[0].y, ...panels.map((panel) => panel.x)]

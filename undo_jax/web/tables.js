@@ -34,7 +34,9 @@
         return direction === "descending" ? -order : order;
       };
       body.append(...(direction === "none" ? written : [...written].sort(compare)));
-      headers.forEach((header, i) => header.setAttribute("aria-sort", i === column ? direction : "none"));
+      headers.forEach((header, i) => {
+        header.setAttribute("aria-sort", i === column ? direction : "none");
+      });
     }
 
     headers.forEach((header, column) => {
