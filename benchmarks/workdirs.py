@@ -37,7 +37,13 @@ SMALL = (
     )
 ).split()  # fmt: skip
 TIMEOUT = 300  # seconds that a command may take
-UNLIKE = {"tokens_per_second", "files", "sha256"}  # keys of JSON that are not the same twice
+UNLIKE = {
+    "tokens_per_second",
+    "files",
+    "sha256",
+    "runs",
+}  # keys of JSON that are not the same twice
+COMMANDS = rb"(?s)<h2>How it was made</h2>.*?(?=<details>)"  # of a report's page
 USUAL = r"tok/s|\[Gloo\]|goes on from step|stopping after the next save|^\s*$"  # lines on stderr
 
 
@@ -183,8 +189,10 @@ def made(workdir: Path) -> dict[str, Any]:
 
 
 def reported(workdir: Path) -> dict[str, bytes]:
+    """The report's files, without the commands that made it and their dates."""
     files = (path for path in workdir.glob("report-*/**/*") if path.is_file())
-    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+    found = {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+    return {name: re.sub(COMMANDS, b"", content) for name, content in found.items()}
 
 
 def arrays(path: Path) -> Any:

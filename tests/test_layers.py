@@ -14,8 +14,8 @@ ROWS = (
     "checkpoint", "artifacts", "progress_folders", "steps", "peers", "progress", "data", "train",
     "evals", "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
     "made_with", "candidates", "teacher_cache", "trainer", "schedule", "runner", "recipes",
-    "listing", "experiment", "paper", "experiment_file", "bench", "pace", "plan", "report", "api",
-    "demo", "cli", "__main__",
+    "origin", "listing", "experiment", "paper", "experiment_file", "bench", "pace", "plan",
+    "inventory", "cleaning", "report", "api", "demo", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",

@@ -1,7 +1,10 @@
 """What experiment-NAME.json keeps of earlier runs under the same name, and what is told of it."""
 
+import datetime
+import sys
 from dataclasses import replace
 
+import jax
 import pytest
 from etils import epath
 
@@ -12,6 +15,7 @@ from undo_jax.graph import plan
 from undo_jax.listing import list_models
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
+from undo_jax.origin import origin
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
@@ -148,3 +152,47 @@ def test_a_file_that_no_run_has_written_is_written_anew(tmp_path, capsys, parts)
     write_json(path, {**same, **parts})
     assert _list(_experiment(0.2), tmp_path) == wanted
     assert not capsys.readouterr().err
+
+
+def test_commands_are_remembered_and_the_same_one_that_makes_nothing_is_not(tmp_path):
+    path = epath.Path(tmp_path / "experiment-x.json")
+
+    def listed(command, date, new=True, experiment=None):
+        made_of = experiment or _experiment(0.2)
+        named = made_of.recipes()
+        planned = plan(named.values(), made_of.seeds, made_of.setting, path.parent)
+        of = {name: planned.of(one) for name, one in named.items()}
+        list_models(made_of, of, path.parent, {"command": command, "date": date}, new)
+        return [(one["command"], one["date"]) for one in read_json(path)["runs"]]
+
+    assert listed("a", 1) == [("a", 1)]
+    assert listed("a", 2, new=False) == [("a", 1)]
+    before = path.read_bytes()
+    assert listed("a", 3, new=False) and path.read_bytes() == before  # the same report
+    assert listed("b", 4, new=False) == [("a", 1), ("b", 4)]
+    assert listed("a", 5) == [("a", 1), ("b", 4), ("a", 5)]
+    content = read_json(path)
+    write_json(path, {**content, "headline": content["headline"][::-1]})
+    assert listed("c", 6) == [("c", 6)]  # it measured otherwise
+    write_json(path, {**read_json(path), "runs": ["odd", {"command": "c", "date": 6}]})
+    assert listed("c", 7, new=False) == [("c", 6)]
+
+
+def test_the_origin_of_a_run_has_its_command_date_devices_and_versions():
+    made = origin("undo-jax run x.py")
+    assert made["command"] == "undo-jax run x.py"
+    then = datetime.datetime.fromisoformat(made["date"])
+    assert abs(datetime.datetime.now(datetime.UTC) - then) < datetime.timedelta(minutes=1)
+    assert made["devices"] == f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    assert made["versions"]["jax"] == jax.__version__
+    assert made["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_models_of_an_earlier_command_are_marked_until_they_are_listed_again(tmp_path):
+    def earlier(listed):
+        return {e["model"] for e in listed["models"] if e.get("earlier")}
+
+    assert not earlier(_list(_experiment(0.2), tmp_path))
+    assert earlier(_list(_experiment(0.9), tmp_path)) == {"UNDO 0.2"}
+    assert earlier(_list(_experiment(0.5), tmp_path)) == {"UNDO 0.2", "UNDO 0.9"}
+    assert earlier(_list(_experiment(0.2), tmp_path)) == {"UNDO 0.5", "UNDO 0.9"}

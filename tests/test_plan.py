@@ -62,6 +62,7 @@ def _finish(models):
     """Mark models as finished, without training them."""
     for model in models:
         begin(model.artifact)
+        (model.artifact.folder / "params").mkdir()
         finish(model.artifact, {"eval": {}})
 
 
@@ -133,6 +134,18 @@ def test_no_more_train_at_once_than_are_allowed(tmp_path, known):
     assert {one.seconds for one in alone} == {2 * (100 + 3 * 2 + 2 * 5) + SAVING}
 
 
+def test_a_finished_model_without_parameters_is_made_again_where_they_are_needed(tmp_path, known):
+    base, *_ = _models(tmp_path, "pretrain")
+    unlearned, *others = _models(tmp_path, "unlearn")
+    _finish([base, unlearned])
+    (base.artifact.folder / "params").rmdir()
+    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
+    assert (rows["pretrain"].made, rows["unlearn"].made) == (2, 2)  # of three seeds, no child waits
+    (unlearned.artifact.folder / "params").rmdir()  # its students need it, and it needs the base
+    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
+    assert (rows["pretrain"].made, rows["unlearn"].made) == (3, 3)
+
+
 def test_a_finished_model_trains_along_in_an_interrupted_company(tmp_path):
     models = _models(tmp_path, "pretrain")
     _finish(models[:1])
@@ -159,6 +172,7 @@ def test_one_model_or_one_kind(tmp_path, known):
 def _write(model, members, tokens=1000, flops=5e6, steps=10, seconds=0):
     """The records and the summary of a finished model: (rate, its first and last speed)."""
     begin(model.artifact)
+    (model.artifact.folder / "params").mkdir()
     lines = [
         {"step": step, "tokens_per_second": speed, **({"learning_rate": rate} if rate else {})}
         for rate, *speeds in members

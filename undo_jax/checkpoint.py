@@ -39,6 +39,10 @@ def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
     cannot be read, or holds other parameters than were saved.
     """
     path = absolute(epath.Path(path))
+    if not path.exists() and (path.parent / "summary.json").exists():
+        raise FileNotFoundError(
+            f"{path.parent} has no parameters any more: delete it, and a run makes it again"
+        )
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     wanted = shapes(lm)

@@ -23,6 +23,7 @@ from undo_jax.listing import Named, list_models
 from undo_jax.lock import claimed
 from undo_jax.log import Sink, check_sink
 from undo_jax.mesh import MeshShape, check_batch, make_mesh
+from undo_jax.origin import origin
 from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe, check_recipe, is_language_model
 from undo_jax.recipes.attacked import Attacked
@@ -182,10 +183,12 @@ def run(
     kind: str | None = None,
     name: str | None = None,
     cache_teachers: bool = False,
+    command: str = "from Python",
 ) -> dict[Named, Sequence[Model]]:
     """Make all models of an experiment, or those of a kind, or one by name and its ancestors.
 
     With `cache_teachers`, a teacher's hidden states are computed once for all of its students.
+    `command` is what a report says of how it was made.
     Returns the models by name, one per seed. Finished ones are not made again. Raises what
     `prepared` does, FileNotFoundError where a model is needed that is neither finished nor to be
     made, and OSError where another run has locked the workdir or its disk is full.
@@ -194,9 +197,10 @@ def run(
     with prepared(experiment, workdir, kind, name) as found, claimed(workdir):
         for model in found.wanted if cache_teachers else ():
             teacher_cache.check(model.recipe, experiment.setting)
+        new = not all(model.artifact.finished for model in found.wanted)
         make(replace(found.run, cache_teachers=cache_teachers), found.models, found.wanted)
         if jax.process_index() == 0:
-            list_models(experiment, found.named, workdir)
+            list_models(experiment, found.named, workdir, origin(command), new)
         wait("experiment.json")
     return dict(found.named)
 

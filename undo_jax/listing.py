@@ -10,6 +10,7 @@ from undo_jax.artifacts import LISTS, plain
 from undo_jax.durable import read_json, write_json
 from undo_jax.graph import Model, ancestry
 from undo_jax.log import console
+from undo_jax.origin import added
 from undo_jax.recipe import Recipe
 from undo_jax.settings import Judged, compared
 
@@ -19,9 +20,15 @@ Named = tuple[str, str | None]  # a model, and the attack on it
 
 
 def list_models(
-    experiment: Any, named: Mapping[Named, Sequence[Model]], workdir: epath.Path
+    experiment: Any,
+    named: Mapping[Named, Sequence[Model]],
+    workdir: epath.Path,
+    this: Mapping[str, Any] | None = None,
+    new: bool = True,
 ) -> None:
-    """Write experiment-NAME.json: its models, what each is, and what is measured.
+    """Write experiment-NAME.json: its models, what each is, what is measured, and where from.
+
+    `this` is the origin of the run that ends, which is `new` if it has made anything.
 
     Models that an earlier run of this experiment listed under other names stay listed, if what they
     are compared with does, and if the attacks are the same.
@@ -55,7 +62,11 @@ def list_models(
         "models": models,
         "artifacts": [{"artifact": m.artifact.folder.name, "model": of} for m, of in listed],
     }
-    write_json(path, _with_others(content, _before(path), workdir))
+    before = _before(path)
+    content = _with_others(content, before, workdir)
+    if this is not None:
+        content["runs"] = added(before.get("runs") if _same(content, before) else [], this, new)
+    write_json(path, content)
 
 
 def _entry(
@@ -104,12 +115,24 @@ def _before(path: epath.Path) -> dict[str, Any]:
         before = read_json(path)
     except (FileNotFoundError, ValueError):
         return {}
-    models, artifacts = before.get("models"), before.get("artifacts")
+    return before if is_listing(before) else {}
+
+
+def is_listing(content: Mapping[str, Any]) -> bool:
+    """Whether the models and artifacts of an experiment's file are as `list_models` writes them."""
+    models, artifacts = content.get("models"), content.get("artifacts")
     if not (isinstance(models, list) and all(map(_is_entry, models))):
-        return {}
-    if not (isinstance(artifacts, list) and all(_has(e, "artifact", "model") for e in artifacts)):
-        return {}
-    return before
+        return False
+    return isinstance(artifacts, list) and all(_has(e, "artifact", "model") for e in artifacts)
+
+
+def folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The artifacts of models, and of the attacks on them."""
+    return {
+        folder
+        for entry in entries
+        for folder in (entry["artifact"], *entry["attacks"], *entry.get("controls", ()))
+    }
 
 
 def _is_entry(value: Any) -> bool:
@@ -139,7 +162,7 @@ def _with_others(
     These have other names, are compared with models that are listed, and are attacked in the same
     way or not at all. The rest is told.
     """
-    if any(before.get(name) != content[name] for name in ("name", "metrics", "headline")):
+    if not _same(content, before):
         return content
     own = {entry["model"] for entry in content["models"]}
     listed = {entry["artifact"] for entry in content["artifacts"]}
@@ -149,25 +172,21 @@ def _with_others(
     others = _comparable(others, listed)
     lost = [e for e in before["models"] if e not in others]
     names = {entry["model"] for entry in others}
-    past = listed | _folders(lost) - _folders(others)
+    past = listed | folders(lost) - folders(others)
     kept = [e for e in before["artifacts"] if e["model"] in names and e["artifact"] not in past]
-    reported = _folders([*content["models"], *others])
+    reported = folders([*content["models"], *others])
     lost = [entry for entry in lost if entry["artifact"] not in reported]
     _tell(content["name"], [e for e in lost if (workdir / e["artifact"] / SUMMARY).exists()])
     return {
         **content,
-        "models": [*content["models"], *others],
+        "models": [*content["models"], *({**entry, "earlier": True} for entry in others)],
         "artifacts": [*content["artifacts"], *kept],
     }
 
 
-def _folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The artifacts of models, and of the attacks on them."""
-    return {
-        folder
-        for entry in entries
-        for folder in (entry["artifact"], *entry["attacks"], *entry.get("controls", ()))
-    }
+def _same(content: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether an earlier content is of the same experiment, measured in the same way."""
+    return all(before.get(name) == content[name] for name in ("name", "metrics", "headline"))
 
 
 def _comparable(entries: list[dict[str, Any]], listed: Set[str]) -> list[dict[str, Any]]:

@@ -18,16 +18,17 @@ PATIENCE = 60  # seconds that a run waits for another one to leave its workdir
 
 
 @contextmanager
-def claimed(workdir: epath.Path) -> Iterator[None]:
+def claimed(workdir: epath.Path, patience: float | None = None) -> Iterator[None]:
     """Keep other runs from writing into a workdir, as long as this process lives.
 
     Enter it before reading anything there. A block that fails leaves no empty folder behind. It
     works only on file systems with locks, not in buckets. Raises OSError, on every process of this
-    run, where another run still holds the lock after `PATIENCE` seconds.
+    run, where another run still holds the lock after `patience` seconds, by default `PATIENCE`.
     """
     workdir = absolute(workdir)
     missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    taken = jax.process_index() == 0 and _taken(workdir)
+    seconds = PATIENCE if patience is None else patience
+    taken = jax.process_index() == 0 and _taken(workdir, seconds)
     if jax.process_count() > 1:
         taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
     if taken:
@@ -45,9 +46,9 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
         raise
 
 
-def _taken(workdir: epath.Path) -> bool:
-    """Lock a workdir; whether another process still holds it after `PATIENCE` seconds."""
-    end = time.monotonic() + PATIENCE
+def _taken(workdir: epath.Path, seconds: float) -> bool:
+    """Lock a workdir; whether another process still holds it after so many seconds."""
+    end = time.monotonic() + seconds
     while not remote(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         try:
@@ -58,6 +59,22 @@ def _taken(workdir: epath.Path) -> bool:
             if time.monotonic() > end:
                 return True
             time.sleep(0.2)
+    return False
+
+
+def busy(workdir: epath.Path) -> bool:
+    """Whether another process writes into a workdir at this moment, as far as a lock tells."""
+    if remote(workdir):
+        return False
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks here
+        return False
+    finally:
+        os.close(descriptor)
     return False
 
 

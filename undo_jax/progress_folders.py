@@ -39,14 +39,14 @@ def training_name(folder: epath.Path) -> str:
 
 def interrupted(workdir: epath.Path) -> list[list[str]]:
     """The folders of artifacts whose training was interrupted: a list for each company."""
-    return [_listed(folder) for folder in sorted(workdir.glob("progress-*"))]
+    return [artifacts_of(folder) for folder in sorted(workdir.glob("progress-*"))]
 
 
 def clear_progress(workdir: epath.Path) -> None:
     """Remove the progress of artifacts that are all finished."""
     if jax.process_index() == 0:
         for folder in workdir.glob("progress-*"):
-            if all((workdir / name / "summary.json").exists() for name in _listed(folder)):
+            if all((workdir / name / "summary.json").exists() for name in artifacts_of(folder)):
                 folder.rmtree()
 
 
@@ -56,8 +56,11 @@ def remove_progress(folder: epath.Path) -> None:
         folder.rmtree()
 
 
-def _listed(progress: epath.Path) -> list[str]:
-    """The artifacts that a progress folder belongs to, in the order in which they train."""
+def artifacts_of(progress: epath.Path) -> list[str]:
+    """The artifacts that a progress folder belongs to, in the order in which they train.
+
+    Raises ValueError where it does not say.
+    """
     described = progress / "artifacts.json"
     names = read_json(described).get("artifacts") if described.exists() else []
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):

@@ -24,7 +24,18 @@ def todo(models: Sequence[Model], wanted: Collection[Model]) -> Todo:
     finished = [m for m, done in zip(models, kept, strict=True) if done]
     whole = agreed([m in finished and _has_steps(m) for m in models])
     left = [m for m, done in zip(models, whole, strict=True) if m in wanted and not done]
-    return Todo(left, finished)
+    lost = _lost(models, left, finished)
+    return Todo([m for m in models if m in left or m in lost], without(finished, lost))
+
+
+def _lost(models: Sequence[Model], left: Sequence[Model], finished: Sequence[Model]) -> list[Model]:
+    """Finished models without parameters, which were removed, that a model to be made needs."""
+    gone = agreed([m in finished and not (m.artifact.folder / "params").exists() for m in models])
+    without_parameters = [m for m, no in zip(models, gone, strict=True) if no]
+    lost: set[Model] = set()
+    while more := {p for m in (*left, *lost) for p in m.parents if p in without_parameters} - lost:
+        lost |= more
+    return [m for m in models if m in lost]
 
 
 def companies_in_order(

@@ -27,6 +27,7 @@ from known_logs import CROSS_ENTROPY, STAGES, STEPS, Curves, Workdir
 
 import undo_jax.report as package
 import undo_jax.report.html as page
+import undo_jax.report.page as pages
 from undo_jax.durable import file_hash, write_json
 from undo_jax.report import (
     Report,
@@ -49,7 +50,7 @@ GOLDEN = Path(__file__).parent / "golden"
 FIGURES = {
     f"{name}.{kind}"
     for name in ("relearning", "tradeoff", "training_loss", "under_attack")
-    for kind in ("png", "svg")
+    for kind in ("png", "svg", "csv")
 }
 
 
@@ -407,7 +408,7 @@ def test_without_an_oracle_there_is_no_tradeoff(tmp_path: Path) -> None:
     report = write(tmp_path, "known")
     assert {f.name for f in (tmp_path / "report-known").iterdir()} == set(report.files)
     assert set(report.files) == {"summary.md", "index.html"} | FIGURES - {
-        "tradeoff.png", "tradeoff.svg"
+        "tradeoff.png", "tradeoff.svg", "tradeoff.csv"
     }  # fmt: skip
     grid = model_grid(report)
     assert {line[grid.header.index("robustness %")] for line in grid.rows} == {"–"}
@@ -454,9 +455,10 @@ def test_the_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:
     parsed = Page()
     parsed.feed(text)
     assert not parsed.open
-    assert all(link.startswith("#") for link in parsed.links)
+    there = {path.name for path in (tmp_path / "report-known").iterdir()}
+    assert all(link.startswith("#") or link in there for link in parsed.links)
     assert "<b>" not in text and "&lt;b&gt;" in text and "@import" not in text
-    assert text.count("<svg") == len(FIGURES) / 2 and "<details>" in text and "<?xml" not in text
+    assert text.count("<svg") == len(FIGURES) / 3 and "<details>" in text and "<?xml" not in text
 
 
 def test_markdown_rows_have_as_many_cells_as_their_header(tmp_path: Path) -> None:
@@ -816,7 +818,10 @@ def test_a_report_word_for_word(tmp_path: Path, workdir: Callable[[Path], Workdi
             captions["tradeoff"] = tradeoff.caption(report)
     as_golden(f"{name}.md", markdown(report, captions))
     svgs = dict.fromkeys(captions, '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg></svg>')
-    as_golden(f"{name}.html", page.page(report, svgs, captions).replace(page.CSS, ""))
+    numbers = {figure: figures.discover()[figure].series(report) for figure in captions}
+    html = page.page(report, svgs, captions, numbers)
+    html = html.replace(pages.css(), "").replace(pages.script(), "")
+    as_golden(f"{name}.html", re.sub("'sha256-[^']*'", "", html))
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(table(report))
     as_golden(f"{name}.txt", console.export_text())

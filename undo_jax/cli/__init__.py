@@ -14,6 +14,7 @@ import jax
 
 from undo_jax import peers, signals
 from undo_jax.cli.bench import bench
+from undo_jax.cli.compare import compare
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.demo import demo
 from undo_jax.cli.devices import keep_libtpu_quiet
@@ -24,6 +25,7 @@ from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
 from undo_jax.cli.init import init
 from undo_jax.cli.weights import export_hf, import_hf
+from undo_jax.cli.workdirs import clean, list_workdir
 from undo_jax.log import print_nowhere
 from undo_jax.signals import Preempted
 
@@ -39,6 +41,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "figures": figures,
     "demo": demo,
+    "list": list_workdir,
+    "compare": compare,
+    "clean": clean,
     "bench": bench,
     "fit": fit,
     "xla-flags": xla_flags,

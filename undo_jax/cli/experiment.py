@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import typing
 from collections.abc import Sequence
 
@@ -89,7 +90,8 @@ def run(words: list[str]) -> None:
         if jax.process_index() == 0:
             results.print(planning.table(made_of.name, planned))
         return
-    experiments.run(made_of, workdir, options.stage, options.model, options.cache_teachers)
+    how = options.stage, options.model, options.cache_teachers
+    experiments.run(made_of, workdir, *how, shlex.join(["undo-jax", "run", *words]))
     if options.stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):
         console.print(empty, soft_wrap=True)
 
@@ -125,9 +127,14 @@ def report(workdir: Workdir) -> None:
     names = reporting.names(workdir)
     if not names:
         raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
-    empty = list(filter(None, [_report(workdir, name) for name in names]))
-    if len(empty) == len(names):
-        raise ValueError("; ".join(empty))
+    empty, wrong = [], []
+    for name in names:
+        try:
+            empty += filter(None, [_report(workdir, name)])
+        except ValueError as error:  # of a damaged file: the others are written all the same
+            wrong.append(str(error))
+    if len(empty) + len(wrong) == len(names) or wrong:
+        raise ValueError("; ".join([*wrong, *empty]))
     for reason in empty:
         console.print(reason, soft_wrap=True)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from undo_jax.report.choices import choices
 from undo_jax.report.notes import Case, no_robustness, notes
 from undo_jax.report.numbers import (
     Adversary,
@@ -45,6 +46,8 @@ def analyse(logs: Logs) -> Report:
         notes=notes(logs, models, cases),
         no_robustness=tuple(no_robustness(cases)),
         paired=_paired(logs.entries),
+        origins=logs.origins,
+        choices=tuple(choices(logs.artifacts)),
     )
 
 
@@ -172,17 +175,16 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
         recovered=tuple(_recovered(own)),
         losses=_over_seeds([case.own.losses for case in own if case.own]),
         finals={k: Spread(tuple(f[k] for f in ends if k in f)) for k in adversaries},
-        controls=_controls(cases, logs),
+        controls=_controls(attacked, logs),
         area=Spread(tuple(area(case.shares) for case in attacked)),
         half=Spread(tuple(steps_to(case.shares, 0.5) for case in attacked)),
     )
 
 
 def _controls(cases: Sequence[Case], logs: Logs) -> dict[str, dict[int, Spread]]:
-    """The curve of each control."""
+    """The curve of each control, over the same seeds as those of attacks."""
     names = dict.fromkeys(a.data for case in cases for a in case.controls)
-    found = {name: [control(case, name, logs) for case in cases] for name in names}
-    return {name: _over_seeds([curve for curve in of if curve]) for name, of in found.items()}
+    return {name: _over_seeds([control(case, name, logs) for case in cases]) for name in names}
 
 
 def control(case: Case, name: str, logs: Logs) -> dict[int, float]:

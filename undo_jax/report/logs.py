@@ -33,6 +33,7 @@ from undo_jax.report.records import (
     Logged,
     Logs,
     Measure,
+    Origin,
 )
 
 COMPARED = "compared"  # key of a model's scores that compare it with the oracle
@@ -74,6 +75,7 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
         entries = tuple(_entry(root, one) for one in typed(content, "models", list))
         owners = _owners(root, typed(content, "artifacts", list), entries)
         _check_distinct(entries)
+        origins = tuple(map(_origin, typed({"runs": [], **content}, "runs", list)))
     scored = {entry.artifact for entry in entries if entry.role != "student"}
     attacks = {folder for entry in entries for folder in (*entry.attacks, *entry.controls)}
     found = {
@@ -91,7 +93,15 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
         artifacts=tuple(a for a in found.values() if a is not None),
         unfinished=tuple(folder for folder, a in found.items() if a is None),
         owners=owners,
+        origins=origins,
     )
+
+
+def _origin(record: Any) -> Origin:
+    """What is recorded of a command."""
+    versions = typed(record, "versions", dict)
+    said = (typed(record, name, str) for name in ("command", "date", "devices"))
+    return Origin(*said, {name: typed(versions, name, str) for name in versions})
 
 
 def _metrics(content: Json) -> list[Measure]:
@@ -124,6 +134,7 @@ def _entry(root: epath.Path, record: Any) -> Entry:
         oracle=typed(record, "oracle", str, NONE),
         attacks=tuple(typed(record, "attacks", list)),
         controls=tuple(typed({"controls": [], **record}, "controls", list)),
+        earlier=typed({"earlier": False, **record}, "earlier", bool),
         compared={n: number(x) for n, x in typed({COMPARED: {}, **record}, COMPARED, dict).items()},
     )
     on_it = *made.attacks, *made.controls
@@ -204,6 +215,7 @@ def read_artifact(
             settings=_settings(config, stage),
             losses=losses,
             upstream=_upstream(config),
+            around=_around(config, stage),
         )
 
 
@@ -218,6 +230,12 @@ def _settings(config: Json, stage: str) -> Json:
     said = config.get("config")
     own = said.get(stage) if isinstance(said, dict) else None
     return own if isinstance(own, dict) else {}
+
+
+def _around(config: Json, stage: str) -> Json:
+    """The other parts of its config: the setting, and the model."""
+    said = config.get("config")
+    return {k: v for k, v in said.items() if k != stage} if isinstance(said, dict) else {}
 
 
 def _records(folder: epath.Path) -> tuple[list[Json], int]:

@@ -40,6 +40,7 @@ def notes(logs: Logs, models: Sequence[Row], cases: Sequence[Case]) -> tuple[str
             *_distilled_differently(logs, cases),
             *_at_ends(models, cases, logs),
             *_left_out(logs),
+            *_earlier(logs),
         ]
     )
 
@@ -123,7 +124,7 @@ def _distilled_differently(logs: Logs, cases: Sequence[Case]) -> Iterator[str]:
     """Settings of distillation that differ between distilled models, and which has which value."""
     folders = {c.entry.artifact: c for c in cases if c.entry.role == "distilled" and c.own}
     flat = {
-        folder: dict(_flatten(_settings(case.own.settings)))
+        folder: dict(flatten(_settings(case.own.settings)))
         for folder, case in folders.items()
         if case.own is not None
     }
@@ -145,11 +146,11 @@ def _settings(own: Json) -> Json:
     return {name: value for name, value in own.items() if name not in OTHERWISE}
 
 
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted path -> value as JSON; equal numbers are written alike."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _flatten(inner, f"{path}.{name}".removeprefix("."))
+            yield from flatten(inner, f"{path}.{name}".removeprefix("."))
     else:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -182,3 +183,8 @@ def _left_out(logs: Logs) -> Iterator[str]:
         yield f"Left out: {broken} evaluations with a non-finite forget score."
     if unreadable := sum(a.unreadable for a in logs.artifacts):
         yield f"Left out: {unreadable} unreadable lines of metrics.jsonl."
+
+
+def _earlier(logs: Logs) -> Iterator[str]:
+    if found := list(dict.fromkeys(e.model for e in logs.entries if e.earlier)):
+        yield f"Of an earlier command under this name, not of the last one: {_listed(found)}."

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
-from undo_jax.report.records import Evaluation, Measure
+from undo_jax.report.records import Evaluation, Measure, Origin
 
 MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
 
@@ -91,6 +91,15 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A setting of a part of the experiment, e.g. of a stage."""
+
+    part: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The numbers of a report and, once written, its files by name."""
 
@@ -106,6 +115,8 @@ class Report:
     no_robustness: tuple[str, ...]  # of the notes those that say why it is missing
     paired: bool  # whether each model is compared with the oracle of its own seed
     files: Mapping[str, epath.Path] = field(default_factory=dict)
+    origins: tuple[Origin, ...] = ()  # the commands that made it
+    choices: tuple[Choice, ...] = ()
 
     @property
     def attacked(self) -> tuple[Row, ...]:

@@ -1,18 +1,18 @@
 """Writes the paper's figures, the numbers behind them, and one page of figures and claims."""
 
-import csv
 import functools
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etils import epath
 
-from undo_jax.report import html, paper, tables
+from undo_jax.report import page as pages
+from undo_jax.report import paper, tables
 from undo_jax.report.claims import FAILS, HOLDS, OPEN, UNFINISHED, Claim, grid
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import names, read_logs
+from undo_jax.report.series import csv_text
 from undo_jax.report.studies import Study
 
 FOLDER = "figures"
@@ -63,7 +63,7 @@ def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
         whole = " and ".join(study.logs.name for study in some.values())
         raise ValueError(f"{whole}: nothing to draw yet, run it to its end")
     files = render(functools.partial(module.draw, some), name)
-    files["csv"] = _csv(module.points(some))
+    files["csv"] = csv_text(module.points(some)).encode()
     title = f"{module.TITLE} ({scale} scale)"
     claims = [
         # a claim of another name than a setting's is of all of them together
@@ -114,7 +114,7 @@ def write(workdir: epath.PathLike) -> Page:
     for one in drawn:
         for kind, data in one.files.items():
             (folder / f"{one.name}.{kind}").write_bytes(data)
-    (folder / "claims.csv").write_bytes(_csv(_claim_rows(drawn)))
+    (folder / "claims.csv").write_bytes(csv_text(_claim_rows(drawn)).encode())
     made = Page(drawn, others)
     (folder / "summary.md").write_text(markdown(made))
     (folder / "index.html").write_text(page(made))
@@ -145,18 +145,22 @@ def page(made: Page) -> str:
     """index.html as a string; it loads no other files."""
     body = [
         "<h1>The paper's figures, from our runs</h1>",
-        f'<p class="lead">{html.escape(_counted(made.drawn))}</p>',
-        html.notes(undrawn(made)),
+        f'<p class="lead">{pages.escape(_counted(made.drawn))}</p>',
+        pages.notes(undrawn(made)),
     ]
     for one in made.drawn:
         body += [
-            f"<h2>{html.escape(one.title)}</h2>",
-            html.notes(one.missing),
-            html.figure(one.files["svg"].decode(), one.caption, wide=True),
-            html.table(grid(one.claims), wrapped=True),
+            f"<h2>{pages.escape(one.title)}</h2>",
+            pages.notes(one.missing),
+            pages.figure(one.files["svg"].decode(), one.caption, _files(one.name), wide=True),
+            pages.table(grid(one.claims), f"Claims: {one.title}", wrapped=True),
         ]
-    body.append(f'<p class="legend">{html.escape(LEGEND)}</p>')
-    return html.document("The paper's figures", body)
+    body.append(f'<p class="legend">{pages.escape(LEGEND)}</p>')
+    return pages.document("The paper's figures", body)
+
+
+def _files(name: str) -> dict[str, str]:
+    return {kind: f"{name}.{kind}" for kind in ("png", "csv")}
 
 
 def markdown(made: Page) -> str:
@@ -204,11 +208,3 @@ def _claim_rows(drawn: Sequence[Drawn]) -> Iterable[ClaimRow]:
             for seed, value in c.values.items():
                 said = one.name, c.setting, c.says, c.paper, c.quantity
                 yield ClaimRow(*said, seed, value, c.bound, c.verdict)
-
-
-def _csv(rows: Iterable[Any]) -> bytes:
-    """NamedTuples as a CSV file, with a header; empty without any."""
-    out, rows = io.StringIO(), list(rows)
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([rows[0]._fields, *rows] if rows else [])
-    return out.getvalue().encode()

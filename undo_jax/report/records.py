@@ -52,6 +52,17 @@ class Logged:
     settings: Json = field(default_factory=dict)  # of its recipe
     losses: Mapping[int, float] = field(default_factory=dict)  # of a distillation, by step
     upstream: tuple[str, ...] = ()  # fingerprints of what it was made from
+    around: Json = field(default_factory=dict)  # the setting, the model: config less its recipe
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One command that made a part of an experiment; empty where it is not recorded."""
+
+    command: str = ""
+    date: str = ""  # of its end, ISO 8601 in UTC
+    devices: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)  # of packages
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,7 @@ class Entry:
     attacks: tuple[str, ...]
     controls: tuple[str, ...] = ()  # attacks that count in no strongest one
     compared: Mapping[str, float] = field(default_factory=dict)  # scores beside the oracle's
+    earlier: bool = False  # whether an earlier command listed it, and the last one did not
 
 
 @dataclass(frozen=True)
@@ -82,3 +94,4 @@ class Logs:
     artifacts: tuple[Logged, ...]
     unfinished: tuple[str, ...]
     owners: dict[str, str]  # folder -> label of the model that the artifact belongs to
+    origins: tuple[Origin, ...] = ()

@@ -16,6 +16,7 @@ from undo_jax.report.drawing import (
     text_width,
 )
 from undo_jax.report.numbers import Report, Row, Spread
+from undo_jax.report.series import Panel, Series, curve, limits, logarithmic, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +89,20 @@ def caption(report: Report) -> str:
         + (band if report.several_seeds else "One seed, so no bands. ")
         + starred(report, "A name with *")
     ).strip()
+
+
+def series(report: Report) -> Series:
+    """The numbers of the figure."""
+    measure = report.forget
+    panel = Panel(
+        "relearning",
+        "relearning steps",
+        _score_axis(report),
+        log=logarithmic(measure),
+        limits=limits(measure),
+    )
+    points = (p for m in report.attacked for p in curve(panel.name, m.name, m.seeds, m.curve))
+    return Series((panel,), styles(report.attacked, report), tuple(points))
 
 
 def _frame(ax: Axes, report: Report) -> None:

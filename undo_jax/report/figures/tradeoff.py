@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from undo_jax.report.drawing import (
     text_width,
 )
 from undo_jax.report.numbers import Report, Row, Spread
+from undo_jax.report.series import Panel, Point, Series, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +51,7 @@ def draw(report: Report) -> Figure | None:
     right.set_title(
         "b   in FLOPs, with the teacher's forward pass", loc="left", fontsize=9.5, pad=8
     )
-    zero = report.unlearned or "its unlearned model"
-    title = f"robustness, %  (0 = {zero}, 100 = {report.oracle})"
-    fig.text(0.012, 1 - 0.2 / height, title, va="center", fontsize=10.5)
+    fig.text(0.012, 1 - 0.2 / height, _score_axis(report), va="center", fontsize=10.5)
     fig.text(
         0.525,
         (below - 0.42) / height,
@@ -100,6 +100,27 @@ def caption(report: Report) -> str:
     ).strip()
 
 
+def series(report: Report) -> Series:
+    """The numbers of the figure, and the star."""
+    models, star = distilled(report), f"data filtering ({report.oracle})"
+    colours, y = palette(report.models), _score_axis(report)
+    steps = Panel("steps", f"compute, % of the {report.oracle}'s training steps", y, marks=True)
+    flops = Panel("FLOPs", f"compute, % of the {report.oracle}'s FLOPs", y, marks=True)
+    points = []
+    for panel, of in ((steps, lambda m: m.compute_steps), (flops, lambda m: m.compute_flops)):
+        points.append(Point(panel.name, star, None, 100.0, 100.0))
+        for m in models:
+            robust = dict(zip(m.seeds, m.robustness.values, strict=True))
+            for seed, spent in zip(m.made, of(m).values, strict=True):
+                points.append(Point(panel.name, m.name, seed, spent, robust.get(seed, math.nan)))
+    shapes = {m.name: "diamond" if m.alpha is None else "circle" for m in models}
+    looks = {m.name: Style(colours[m.name], (), shapes[m.name], m.fell_short) for m in models}
+    looks[star] = Style(BLACK, mark="star")
+    joined = (_by_alpha(models, family) for family in families(models))
+    paths = tuple(tuple(m.name for m in some) for some in joined)
+    return Series((steps, flops), looks, tuple(points), paths)
+
+
 def distilled(report: Report) -> tuple[Row, ...]:
     """The models that are compared: distilled, with robustness and compute defined."""
     return tuple(
@@ -122,6 +143,17 @@ def _columns(labels: Sequence[str]) -> int:
     return 1
 
 
+def _score_axis(report: Report) -> str:
+    zero = report.unlearned or "its unlearned model"
+    return f"robustness, %  (0 = {zero}, 100 = {report.oracle})"
+
+
+def _by_alpha(models: Sequence[Row], family: str) -> list[Row]:
+    """A family's noised students, from the lowest to the highest alpha."""
+    undo = [m for m in models if m.family == family and m.alpha is not None]
+    return sorted(undo, key=lambda m: m.alpha or 0.0)
+
+
 def _panel(
     ax: Axes,
     models: Sequence[Row],
@@ -129,8 +161,7 @@ def _panel(
     compute: Callable[[Row], Spread],
 ) -> None:
     for family in families(models):
-        undo = [m for m in models if m.family == family and m.alpha is not None]
-        undo.sort(key=lambda m: m.alpha or 0.0)
+        undo = _by_alpha(models, family)
         ax.plot(
             [compute(m).mean for m in undo],
             [m.robustness.mean for m in undo],

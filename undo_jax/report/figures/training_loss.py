@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from undo_jax.report.drawing import MUTED, darker, linestyle, palette, shortened, text_width
 from undo_jax.report.numbers import Report, Row
+from undo_jax.report.series import Panel, Series, curve, styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,6 +63,14 @@ def caption(report: Report) -> str:
         f"point is one batch. Lines are means over the seeds that still train; {band}. A low loss "
         "says how well a student matches its teacher, not how robust it is."
     )
+
+
+def series(report: Report) -> Series:
+    """The numbers of the figure."""
+    models = _distilled(report)
+    panel = Panel("training_loss", "distillation steps", "distillation loss", log=True)
+    points = (p for m in models for p in curve(panel.name, m.name, m.made, m.losses))
+    return Series((panel,), styles(models, report), tuple(points))
 
 
 def _distilled(report: Report) -> list[Row]:

@@ -8,6 +8,7 @@ from undo_jax.report import panels
 from undo_jax.report.drawing import linestyle, palette, shortened
 from undo_jax.report.numbers import Report
 from undo_jax.report.panels import Look
+from undo_jax.report.series import Panel, Series, curve, limits, logarithmic, styles
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
@@ -55,3 +56,33 @@ def caption(report: Report) -> str:
         )
     band = "Lines are means over seeds, bands run from the lowest to the highest seed."
     return told + (band if report.several_seeds else "One seed.")
+
+
+def series(report: Report) -> Series:
+    """The numbers of the figure."""
+    models, steps = report.attacked, "relearning steps"
+    controls = list(dict.fromkeys(name for m in models for name in m.controls))
+    panels = [
+        Panel(
+            "retain",
+            steps,
+            f"{report.retain.axis}, under the strongest attack",
+            log=logarithmic(report.retain),
+            limits=limits(report.retain),
+        )
+    ]
+    points = [p for m in models for p in curve("retain", m.name, m.seeds, m.retained)]
+    for name in controls:
+        panel = f"control {name}"
+        panels.append(
+            Panel(
+                panel,
+                steps,
+                f"{sentence(name)}, a control",
+                log=logarithmic(report.forget),
+                limits=limits(report.forget),
+            )
+        )
+        for m in models:
+            points += curve(panel, m.name, m.seeds, m.controls.get(name, {}))
+    return Series(tuple(panels), styles(models, report), tuple(points))
