@@ -1,5 +1,6 @@
 """Trainings that models are chosen from: each model with each of its learning rates, as members."""
 
+import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax import artifacts
+from undo_jax.artifacts import plain
 from undo_jax.graph import Model, numbers
 from undo_jax.log import Sink, Tags, Target
 from undo_jax.population.lanes import Inputs, Member
@@ -130,8 +132,10 @@ def _first(run: Run, model: Model) -> tuple[str, Lazy]:
         return model.artifact.fingerprint, partial(init, model.key)
     start = model.parent(recipe.start)
     load = run.load(start)
-    if recipe.prepares:
-        return model.artifact.fingerprint, lambda: recipe.make(run.mesh, model.key, load())
+    if recipe.preparation is not None:
+        key = recipe.draw, model.artifact.seed, recipe.lm, recipe.preparation
+        made = [parent.artifact.fingerprint for parent in model.parents], plain(key)
+        return json.dumps(made), lambda: recipe.make(run.mesh, model.key, load())
     return start.artifact.fingerprint, load
 
 

@@ -119,8 +119,12 @@ class Trained(Recipe, Protocol):
         ...
 
     @property
-    def prepares(self) -> bool:
-        """Whether `make`, see `Made`, first changes the parameters it starts from."""
+    def preparation(self) -> Any:
+        """How `make`, see `Made`, first changes the parameters it starts from; None: it does not.
+
+        A setting, as files state them: models that are alike in it, and in what they start from and
+        their random numbers, start from the same parameters.
+        """
         ...
 
     @property
@@ -157,7 +161,7 @@ class Simple:
     """Defaults of `Trained` to inherit."""
 
     vital: ClassVar[bool] = False
-    prepares: ClassVar[bool] = False
+    preparation: Any = None
     trains: Any = None
     keeps: tuple[int, ...] = ()
 

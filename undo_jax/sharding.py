@@ -26,13 +26,14 @@ def path_name(path: Any) -> str:
 def spec_of(path: Any, ndim: int, rules: Rules) -> P:
     """The spec of a leaf: of the first rule whose regular expression matches in its path.
 
-    Scalars are replicated. Raises ValueError where no rule matches.
+    Scalars are replicated, and what has fewer axes than the spec, such as factored moments. Raises
+    ValueError where no rule matches.
     """
     name = path_name(path)
     spec = P() if not ndim else next((s for r, s in rules if re.search(r, name)), None)
     if spec is None:
         raise ValueError(f"no sharding rule matches {name!r}: add one to the model's table")
-    return spec
+    return spec if len(spec) <= ndim else P()
 
 
 def specs(tree: Any, rules: Rules) -> Any:

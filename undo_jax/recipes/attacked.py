@@ -60,8 +60,8 @@ class Attacked(Simple):
         return self.model
 
     @property
-    def prepares(self) -> bool:  # type: ignore[override]
-        return self.attack.prepare is not None
+    def preparation(self) -> Any:  # type: ignore[override]
+        return self.attack.prepare and (self.attack.prepare, self.attack.adapt)
 
     @property
     def streams(self) -> Mapping[str, Stream]:
