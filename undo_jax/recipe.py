@@ -18,6 +18,13 @@ class Stream(NamedTuple):
 
     name: str  # one of the setting's streams
     order: str  # names the order, together with the seed
+    rows: int | None = None  # the first so many alone, over and over; None: all there are
+    opening: tuple[str, int] | None = None  # another stream, for so many steps before
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all streams that it reads."""
+        return (self.name,) if self.opening is None else (self.name, self.opening[0])
 
 
 class Recipe(Protocol):

@@ -89,7 +89,7 @@ def _to_levels(
     known = jnp.asarray(levels, jnp.float32)
     groups = _grouped(w, size)
     scale = jnp.max(jnp.abs(groups), axis=-1, keepdims=True)
-    relative = groups / jnp.where(scale > 0, scale, 1)
+    relative = _divided(groups, jnp.where(scale > 0, scale, 1))
     between = (known[1:] + known[:-1]) / 2
     found = known[jnp.searchsorted(between, relative)] * scale
     return found.reshape(*w.shape[:-1], -1)[..., : w.shape[-1]]
@@ -98,9 +98,13 @@ def _to_levels(
 def _to_whole(w: Float[Array, "*n I"], largest: int, size: int) -> Float[Array, "*n I"]:
     """The nearest whole number, even ones where two are, times each group's scale."""
     groups = _grouped(w, size)
-    # XLA would multiply by 1/largest instead, which rounds otherwise
-    divisor = lax.optimization_barrier(jnp.float32(largest))
-    scale = jnp.max(jnp.abs(groups), axis=-1, keepdims=True) / divisor
-    found = jnp.round(groups / jnp.where(scale > 0, scale, 1))
+    most = jnp.max(jnp.abs(groups), axis=-1, keepdims=True)
+    scale = _divided(most, jnp.float32(largest))
+    found = jnp.round(_divided(groups, jnp.where(scale > 0, scale, 1)))
     found = jnp.clip(found, -largest, largest) * scale
     return found.reshape(*w.shape[:-1], -1)[..., : w.shape[-1]]
+
+
+def _divided(x: Array, y: Array) -> Array:
+    """x / y, rounded once: XLA multiplies by 1/y where it sees that y is one number for many."""
+    return x / lax.optimization_barrier(jnp.broadcast_to(y, x.shape))
