@@ -26,14 +26,13 @@ def path_name(path: Any) -> str:
 def spec_of(path: Any, ndim: int, rules: Rules) -> P:
     """The spec of a leaf: of the first rule whose regular expression matches in its path.
 
-    Scalars are replicated, and what has fewer axes than the spec, such as factored moments. Raises
-    ValueError where no rule matches.
+    Scalars are replicated. Raises ValueError where no rule matches.
     """
     name = path_name(path)
     spec = P() if not ndim else next((s for r, s in rules if re.search(r, name)), None)
     if spec is None:
         raise ValueError(f"no sharding rule matches {name!r}: add one to the model's table")
-    return spec if len(spec) <= ndim else P()
+    return spec
 
 
 def specs(tree: Any, rules: Rules) -> Any:
@@ -48,12 +47,14 @@ def shardings(
 ) -> Any:
     """Shardings of a pytree of arrays; `lead` are the mesh axes of extra leading array axes.
 
-    Raises ValueError where no rule matches or a mesh axis does not divide a dimension.
+    What has fewer axes than the spec of its path, such as factored moments, is replicated. Raises
+    ValueError where no rule matches or a mesh axis does not divide a dimension.
     """
 
     def of_leaf(path, leaf):
         shape = leaf.shape[len(lead) :]
         spec = spec_of(path, len(shape), rules)
+        spec = spec if len(spec) <= len(shape) else P()
         for size, axes in zip(shape, spec, strict=False):
             axes = axes if isinstance(axes, tuple) else (axes,)
             parts = {axis: mesh.shape[axis] for axis in axes if axis is not None}

@@ -115,7 +115,7 @@ def least_bytes(run: Run, doing: Work, company: Sequence[Model]) -> float:
     with_refs, _ = least.least(doing, run.mesh)
     refs = {model.parent(ref) for model in company for ref in model.recipe.references.values()}  # type: ignore[attr-defined]
     each = (with_refs - alone) / max(len(doing.refs), 1)
-    starts = {model.parent(model.recipe.start) for model in company if recipe.start}
+    starts = {model.parent(model.recipe.start) for model in company if recipe.start}  # type: ignore[attr-defined]
     shared, at_once = 0.0, -(-lanes // run.mesh.shape["sweep"])
     if shares(doing.trains, lanes, len(starts)):
         split = run.mesh.shape["fsdp"] * run.mesh.shape["tensor"]

@@ -111,7 +111,7 @@ def _draw(
     rng = np.random.default_rng(seed)
 
     def one(choices: Sequence[Any]) -> Any:
-        return choices[rng.integers(len(choices))]
+        return choices[int(rng.integers(len(choices)))]
 
     optimizer, multiple = one(space.optimizers)
     schedule, batch, steps = one(space.schedules), one(space.batch_sizes), one(space.steps)

@@ -33,7 +33,8 @@ def merged(lm: Transformer, params: Params) -> tuple[Transformer, Params]:
     """The decoder without adapters that computes the same: each matrix is W + (α/r) A B."""
     if lm.adapters is None:
         return lm, params
-    scale, flat = lm.adapters.alpha / lm.adapters.rank, traverse_util.flatten_dict(params)
+    scale = lm.adapters.alpha / lm.adapters.rank
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(params))
     found = {path: w for path, w in flat.items() if not path[-1].endswith((A, B, KEY))}
     for *to, name in found:
         a = flat.get((*to, name + A))

@@ -168,16 +168,18 @@ def affine(x: Float[Array, "*B I"], w: nnx.Param, bias: nnx.Param | None) -> Flo
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def add_adapters(module: nnx.Module, adapters: Adapters | None, rngs: nnx.Rngs) -> None:
+def add_adapters(module: Any, adapters: Adapters | None, rngs: nnx.Rngs) -> None:
     """Beside each target of a module its A, normal with deviation 1/r, and its B, zero."""
     module.adapters = adapters
-    for name in adapters.targets if adapters else ():
+    if adapters is None:
+        return
+    for name in adapters.targets:
         if (beside := getattr(module, name, None)) is not None:
             (rows, columns), rank = beside.shape, adapters.rank
             a = jax.random.normal(rngs.params(), (rows, rank), jnp.float32) / rank
             setattr(module, f"{name}_lora_a", nnx.Param(a))
             setattr(module, f"{name}_lora_b", nnx.Param(jnp.zeros((rank, columns))))
-    if adapters and adapters.dropout:
+    if adapters.dropout:
         module.lora_key = nnx.Param(jnp.zeros(2, jnp.uint32))
 
 

@@ -91,7 +91,7 @@ class Population:
         return (programs.beginnings(self.task.lm, trees, self.mesh),)
 
     @cached_property
-    def _complete(self) -> Callable[[Params, Any, Params], Params]:
+    def _complete(self) -> Any:
         """(Models stacked, an index, what trains of one) -> that model."""
 
         def complete(stacked, origin, own):

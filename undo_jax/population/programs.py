@@ -75,10 +75,9 @@ def build(
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
     rates = jax.ShapeDtypeStruct((members,), jnp.float32)
-    first = shapes(lm)
-    if shared:
-        start, first = start_beside, (_stacked_shapes(lm, 1), np.zeros(members, np.int32))
-    states = placed(jax.eval_shape(start, first, keys, rates), lm.rules, mesh, ("sweep",))
+    one: Any = (_stacked_shapes(lm, 1), np.zeros(members, np.int32)) if shared else shapes(lm)
+    begin: Any = start_beside if shared else start
+    states = placed(jax.eval_shape(begin, one, keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # replicated: every process can read it
     lifted, jit = over_members(advance_one, mesh), jit_on(mesh)
@@ -87,7 +86,7 @@ def build(
         return lifted((states, *beside), inputs)
 
     step = jit(advance, donate_argnums=0, out_shardings=(places, everywhere))
-    begin = jit(start, out_shardings=places)
+    begin = jit(begin, out_shardings=places)
     return Programs(begin, step, states, dict.fromkeys(numbers, rates))
 
 
