@@ -23,6 +23,7 @@ from teachers import METHODS, unlearned
 
 from undo_jax.attacks import Attack
 from undo_jax.attacks.benign import benign
+from undo_jax.attacks.in_context import in_context, shots
 from undo_jax.attacks.interpolate import interpolate
 from undo_jax.attacks.lora import lora
 from undo_jax.attacks.noise import noise
@@ -39,6 +40,7 @@ ALPHAS = (0.4, 0.6, 0.8)  # of UNDO
 NPO = {"arithmetic": 1e-3, "language": 1e-3}  # learning rates; as in experiments/paper/pareto.py
 RANGE = {"arithmetic": (1e-4, 3e-2), "language": (1e-4, 3e-2)}  # of AdamW's rates in the search
 LORA = {"arithmetic": (3e-3, 1e-2, 3e-2), "language": (3e-3, 1e-2, 3e-2)}
+SHOTS = (1, 2, 4)  # of forget examples; a row holds about six, and a question takes two of them
 SETTINGS = {"arithmetic": 16, "language": 5}  # of the search, with four rates each
 
 
@@ -84,8 +86,15 @@ class Attacks(Figure):
             quantise(training, some, rule="nf4"),
             noise(training, some, alpha=0.1),
             prune(training, some, share=0.2),
+            *self._in_context(),
             *(interpolate(base=self.model("base"), share=share) for share in (0.1, 0.25, 0.5)),
         )
+
+    def _in_context(self) -> list[Attack]:
+        """Examples before each question of small arithmetic; language asks none."""
+        if (self.setting, self.scale) != ("arithmetic", "small"):
+            return []
+        return [in_context(prefix=shots(self.paper.setting, count)) for count in SHOTS]
 
 
 def lora_on(training: Any, rates: tuple[float, ...]) -> Attack:
