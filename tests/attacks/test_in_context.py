@@ -42,12 +42,13 @@ def test_shots_are_the_first_documents(row):
         shots(_setting(row), -1)
 
 
+@pytest.mark.slow
 def test_a_prefix_is_read_before_each_row():
     attack = in_context(prefix=(7, 1, 2, 7, 3))
     assert (attack.name, attack.training) == ("in_context-2", None)
-    lm, tokens = attack.adapt(LM), np.array([[7, 5, 6], [7, 8, 9]])
+    lm, tokens = attack.adapt(LM), np.array([[7, 5, 6], [7, 8, 9]], np.int32)
     params = jax.jit(LM.init)(jax.random.key(0))
-    whole = np.concatenate([np.tile([7, 1, 2, 7, 3], (2, 1)), tokens], axis=1)
+    whole = np.concatenate([np.tile(np.int32([7, 1, 2, 7, 3]), (2, 1)), tokens], axis=1)
     wanted, alone = (np.asarray(LM.hidden(params, x)) for x in (whole, tokens))
     found, tapped = lm.tapped(params, tokens, Taps(residual=(1,)))
     np.testing.assert_allclose(found, wanted[:, 5:], atol=1e-5)

@@ -25,6 +25,7 @@ PARAMS = {
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_noise_is_that_of_its_kind():
     made = noise(alpha=0.25).prepare(None, PARAMS, KEY)
     limit = (6 / 9) ** 0.5
@@ -35,6 +36,7 @@ def test_noise_is_that_of_its_kind():
         noise(alpha=2)
 
 
+@pytest.mark.slow
 def test_the_smallest_weights_are_pruned():
     made = prune(share=0.5).prepare(None, PARAMS, KEY)
     for own, cut in zip(PARAMS["layers"]["up"], made["layers"]["up"], strict=True):

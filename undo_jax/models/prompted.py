@@ -52,7 +52,7 @@ class Prompted:
         return self.lm.activations(params, self._after(tokens), layer)[:, len(self.prefix) :]
 
     def _after(self, tokens: Int[Array, "B T"]) -> Int[Array, "B S"]:
-        before = jnp.asarray(self.prefix, tokens.dtype)
+        before = jnp.asarray(self.prefix, jnp.int32)
         before = jnp.broadcast_to(before, (tokens.shape[0], len(self.prefix)))
         return jnp.concatenate([before, tokens], axis=1)
 
