@@ -184,7 +184,7 @@ def _by_hand(task, member, steps=4):
 
 
 MESHES = {
-    "one": MeshShape(),
+    "data": MeshShape(data=8),
     "sweep": MeshShape(sweep=8),
     "rows": MeshShape(data=2, fsdp=4),
     "all": MeshShape(sweep=2, data=2, fsdp=2),

@@ -51,7 +51,7 @@ ATTACKS = (
     interpolate(HOW, RATES, base=BASE, share=0.25),
     *search(HOW, RATES, settings=4, rates=2, optimizers=SEARCHED, rows=(None, 3)),
 )
-MESHES = {"sweep": MeshShape(sweep=8), "rows": MeshShape(data=2, fsdp=2)}
+MESHES = {"sweep": MeshShape(sweep=8), "rows": MeshShape(data=2, fsdp=4)}
 
 
 def _experiment(attacks, mesh):
@@ -88,7 +88,11 @@ def _attacked(before, folder, mesh):
 
 @pytest.fixture(scope="module")
 def alone(before, tmp_path_factory):
-    return _attacked(before, tmp_path_factory.mktemp("alone") / "out", MeshShape())
+    """The same on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = make_mesh(MeshShape(), jax.devices()[:1])
+        patch.setattr(experiments, "make_mesh", lambda shape: one)
+        return _attacked(before, tmp_path_factory.mktemp("alone") / "out", MeshShape())
 
 
 @pytest.mark.slow

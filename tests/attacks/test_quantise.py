@@ -5,8 +5,12 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from undo_jax.attacks.quantise import FP4, NF4, quantise, quantised
+from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.models import hf
+from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 from undo_jax.train import Training
 
@@ -99,3 +103,22 @@ def test_names_and_what_is_refused():
         quantise(rule="int3")
     with pytest.raises(ValueError, match="group=0: give a whole number of weights above 0"):
         quantise(group=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["nf4", "fp4", "int8", "int4"])
+def test_it_is_what_the_rule_makes_of_an_exported_model(rule, tmp_path):
+    """Of the files of a Hugging Face folder, whose matrices are [out, in], one per layer."""
+    lm = preset("tiny", family="gemma2", layers=2, width=24, feed_forward=40, vocabulary=32)
+    mesh, params = make_mesh(MeshShape()), jax.jit(lm.init)(jax.random.key(0))
+    hf.save(tmp_path / "hf", lm, params)
+    file = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(file)
+    for name, w in tensors.items():
+        if ".layers." in name and w.ndim == 2:
+            tensors[name] = np.ascontiguousarray(by_numpy(w.T[None], rule, None)[0].T)
+    save_file(tensors, file, metadata={"format": "pt"})
+    imported = hf.load(tmp_path / "hf", lm, mesh)
+    made = jax.jit(partial(quantise(rule=rule).prepare, lm))(params, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, made, imported)
+    assert not np.array_equal(made["layers"]["mlp"]["up"], params["layers"]["mlp"]["up"])
