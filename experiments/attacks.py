@@ -5,8 +5,8 @@
 
 The models are those of the paper's figures (experiments/paper), which a workdir makes once: the
 base, four unlearned models, UNDO at three α, Unlearn-and-Distill, and the oracle, with which every
-attack is to be compared. Settings of the attacks are those of the papers that docs/RESULTS.md
-names, with learning rates for models as small as these.
+attack is to be compared. Settings of the attacks are those of the papers that their files name,
+with ranks and learning rates for models as small as these, chosen on no run yet.
 """
 
 import sys
@@ -37,9 +37,9 @@ from undo_jax.recipe import Recipe
 from undo_jax.recipes.perturb import Perturb
 
 ALPHAS = (0.4, 0.6, 0.8)  # of UNDO
-NPO = {"arithmetic": 1e-3, "language": 1e-3}  # learning rates; as in experiments/paper/pareto.py
-RANGE = {"arithmetic": (1e-4, 3e-2), "language": (1e-4, 3e-2)}  # of AdamW's rates in the search
-LORA = {"arithmetic": (3e-3, 1e-2, 3e-2), "language": (3e-3, 1e-2, 3e-2)}
+NPO = {"small": 1e-3, "paper": 8e-5}  # learning rates, of those in experiments/paper/pareto.py
+RANGE = {"small": (1e-4, 3e-2), "paper": (1e-6, 1e-3)}  # of AdamW's rates in the search
+LORA = {"small": (3e-3, 1e-2, 3e-2), "paper": (2e-5, 2e-4, 1e-3)}
 SHOTS = (1, 2, 4)  # of forget examples; a row holds about six, and a question takes two of them
 SETTINGS = {"arithmetic": 16, "language": 5}  # of the search, with four rates each
 
@@ -64,7 +64,7 @@ class Attacks(Figure):
         """NPO as in the figure of fronts."""
         of_maxent: Any = replace(unlearned(self, "MaxEnt"), draw="unlearn")  # type: ignore[arg-type]
         loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
-        return replace(at_rate(of_maxent, NPO[self.setting]), loss=loss)
+        return replace(at_rate(of_maxent, NPO[self.scale]), loss=loss)
 
     def attacks(self) -> tuple[Attack, ...]:
         """The paper's own relearning and its controls, and what critics use."""
@@ -72,7 +72,7 @@ class Attacks(Figure):
         some = rates[1::2]  # two of five: after damage the best rates are those before it
         searched = search(
             training,
-            RANGE[self.setting],
+            RANGE[self.scale],
             settings=self.settings or SETTINGS[self.setting],
             batch_sizes=(training.batch_size // 2, training.batch_size),
         )
@@ -80,8 +80,8 @@ class Attacks(Figure):
             *super().attacks(),
             *searched,
             benign(training, some),
-            lora(training, LORA[self.setting], rank=8, alpha=16.0),
-            lora_on(training, LORA[self.setting]),
+            lora(training, LORA[self.scale], rank=8, alpha=16.0),
+            lora_on(training, LORA[self.scale]),
             *(quantise(rule=rule) for rule in ("nf4", "fp4", "int8", "int4")),
             quantise(training, some, rule="nf4"),
             noise(training, some, alpha=0.1),
