@@ -21,8 +21,10 @@ def interpolate(
 ) -> Attack:
     """θ' = (1 − share) θ + share θ_base; then, with a `training`, relearn from there.
 
-    `base` is the recipe of the base, e.g. one of the experiment's models. From `share` = 1 on it is
-    the base itself: look for the smallest at which knowledge comes back, beside the oracle's.
+    `base` is the recipe of the base, e.g. one of the experiment's models. It is a control: whoever
+    has the base needs no attack, and at `share` = 1 any model becomes it. Look for the smallest
+    share at which knowledge comes back, beside the oracle's.
+
     Raises ValueError for a share outside [0, 1], and where the two models differ in shape.
     """
     if not 0 <= share <= 1:
@@ -35,6 +37,7 @@ def interpolate(
         prepare=partial(between, share=share),
         keep_at=keep_at,
         others=() if base is None else (base,),
+        control=True,
     )
 
 
