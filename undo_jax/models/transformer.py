@@ -95,8 +95,10 @@ class Transformer(Architecture):
         return replace(self, layers=len(kept), sliding=stated.period(kept), window=window)
 
     @property
-    def _adapters_flops(self) -> int:
-        """Multiplications per token and layer."""
+    def _adapters_products(self) -> int:
+        """Multiplications per token and layer in adapters."""
+        if self.adapters is None:
+            return 0
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         sizes = {"query": queries, "key": keys, "value": keys, "output": queries}
         sides = [self.width + sizes.get(name, self.feed_forward) for name in self.adapters.targets]
@@ -107,8 +109,7 @@ class Transformer(Architecture):
         projections = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
         per_layer = projections + 3 * self.width * self.feed_forward
         attended = 2 * self.heads * self.head_width * time  # scores, weighted sum; unmasked
-        if self.adapters is not None:
-            per_layer += self._adapters_flops
+        per_layer += self._adapters_products
         return 2.0 * (self.layers * (per_layer + attended) + self.vocabulary * self.width)
 
 
