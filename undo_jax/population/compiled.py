@@ -88,7 +88,9 @@ class Population:
         if not self.shared:
             return ()
         trees = [params() for params in self.lanes.firsts.values()]
-        return (programs.beginnings(self.task.lm, trees, self.mesh),)
+        # one program with collectives at a time: on CPU devices two may wait for each other
+        jax.block_until_ready(self._references)
+        return (jax.block_until_ready(programs.beginnings(self.task.lm, trees, self.mesh)),)
 
     @cached_property
     def _complete(self) -> Any:
@@ -116,7 +118,8 @@ class Population:
         (first, params), *others = self.lanes.firsts.items()
         keys, rates = self.lanes.keys, self.lanes.rates
         if self.shared:
-            return made.start((*self._beginnings, self.lanes.origins), keys, rates)
+            states = made.start((*self._beginnings, self.lanes.origins), keys, rates)
+            return jax.block_until_ready(states)
         states = made.start(jax.device_put(params(), place), keys, rates)
         for first, params in others:
             assert made.put is not None
