@@ -241,7 +241,7 @@ def test_what_is_shared_goes_on_on_other_devices(tmp_path):
     """And trains as if nothing were."""
     how = {"trains": SOME, "starts": 2}
     with _dies_at(8) as at:
-        _fit(tmp_path / "again", _mesh("eight"), EVERY, at=at, **how)
+        _fit(tmp_path / "again", _mesh("one device"), EVERY, at=at, **how)
     results = _fit(tmp_path / "again", _mesh("sweep"), EVERY, **how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "shares", lambda *_: False)

@@ -117,7 +117,7 @@ def least_bytes(run: Run, doing: Work, company: Sequence[Model]) -> float:
     each = (with_refs - alone) / max(len(doing.refs), 1)
     starts = {model.parent(model.recipe.start) for model in company if recipe.start}  # type: ignore[attr-defined]
     shared, at_once = 0.0, -(-lanes // run.mesh.shape["sweep"])
-    if shares(doing.trains, lanes, len(starts)):
+    if shares(doing.trains, lanes, len(starts), run.mesh):
         split = run.mesh.shape["fsdp"] * run.mesh.shape["tensor"]
         shared = 4 * parameters(doing.lm) / split
     return shared * len(starts) + (alone - shared) * at_once + each * len(refs) + batch

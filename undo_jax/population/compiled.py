@@ -58,7 +58,8 @@ class Population:
     def shared(self) -> bool:
         """Whether what does not train is held once for members that start alike."""
         lanes = self.lanes
-        return shares(self.task.trains, int(lanes.taken.sum()), len(lanes.firsts))
+        count = int(lanes.taken.sum()), len(lanes.firsts)
+        return shares(self.task.trains, *count, self.mesh)
 
     @property
     def _ref_lms(self) -> dict[str, LM]:

@@ -84,13 +84,14 @@ class Lanes(NamedTuple):
         return np.array([member.first == first for member in self.members])
 
 
-def shares(trains: Trains | None, members: int, firsts: int) -> bool:
+def shares(trains: Trains | None, members: int, firsts: int, mesh: Mesh) -> bool:
     """Whether parameters that do not train are held once for members that start alike.
 
-    They are on every device along `sweep`: so only where on average two members start alike. The
-    mesh does not count, for saves hold what is not shared.
+    They are on every device along `sweep`: so only where on average two members start alike, and
+    where the other axes, which would shard them, have one device.
     """
-    return trains is not None and members >= 2 * firsts
+    alone = mesh.shape["sweep"] == mesh.size
+    return trains is not None and members >= 2 * firsts and alone
 
 
 def in_lanes(members: Sequence[Member], devices: int) -> Lanes:
