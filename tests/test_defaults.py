@@ -6,6 +6,7 @@ import inspect
 import pytest
 
 from undo_jax.attacks import Attack
+from undo_jax.attacks.lora import lora
 from undo_jax.data.fiction import Fiction
 from undo_jax.data.muse import MuseFiles
 from undo_jax.data.pairs import Pairs
@@ -19,8 +20,9 @@ from undo_jax.losses import (
     reverse_distillation,
 )
 from undo_jax.methods.maxent import maxent
-from undo_jax.models.architecture import Architecture
+from undo_jax.models.architecture import Adapters, Architecture
 from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.optim import SGD, Adafactor, Lion
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.progress import Saving
 from undo_jax.recipes.attacked import Attacked
@@ -36,6 +38,7 @@ from undo_jax.settings.tofu import Tofu
 from undo_jax.train import Training
 
 SAME = Attack.__dataclass_fields__["adapt"].default
+SCHEDULED = {"learning_rate": 1.0, "warmup": 0, "decay": "constant", "end": 0.1}
 DEFAULTS = {
     Arithmetic: {
         "forms": ("equation", "word_problem"), "problems": 1_000_000, "row_length": 256,
@@ -88,7 +91,7 @@ DEFAULTS = {
               "draw": "distill", "seed": None},
     Attack: {"learning_rates": (1.0,), "stream": "forget", "loss": language_modelling,
              "prepare": None, "trains": None, "adapt": SAME, "metric": None, "keep_at": (),
-             "control": False},
+             "control": False, "rows": None, "opening": None, "others": ()},
     Attacked: {"draw": "relearn", "seed": None},
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
                  "sinks": ()},
@@ -101,7 +104,13 @@ DEFAULTS = {
         "local_theta": None, "rope_scaling": None, "positions": 8192, "norm_offset": 1.0,
         "after_norms": True, "qk_norm": False, "qkv_bias": False, "output_bias": False,
         "activation": "gelu", "scaled_embedding": True, "own_head": False, "used": None,
+        "adapters": None,
     },
+    Adapters: {"targets": ("query", "key", "value", "output", "gate", "up", "down"),
+               "dropout": 0.0},
+    SGD: {**SCHEDULED, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "clip": 1.0},
+    Lion: {**SCHEDULED, "b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "clip": 1.0},
+    Adafactor: {**SCHEDULED, "decay_rate": 0.8, "weight_decay": 0.0, "clip": 1.0},
 }  # fmt: skip
 
 
@@ -111,6 +120,12 @@ def test_defaults(kind):
     plain = (int, float, str, bool, tuple, type(None))
     found = {n: v for n, v in values.items() if isinstance(v, plain) or inspect.isfunction(v)}
     assert found == DEFAULTS[kind]
+
+
+def test_lora_is_that_of_the_red_team_of_tar():
+    """Its rank, α and dropout (arXiv 2408.00761)."""
+    given = inspect.signature(lora).parameters
+    assert [given[n].default for n in ("rank", "alpha", "dropout")] == [16, 32.0, 0.05]
 
 
 def test_the_noise_is_shrink_and_perturb_with_the_papers_beta():

@@ -123,6 +123,68 @@ def test_a_walk_by_hand():
     np.testing.assert_allclose(_walk(CONFIGS["all constants"]), walk, rtol=1e-5)
 
 
+def _by_hand(update, *state):
+    """Parameters after each gradient, clipped to a norm of 1, by `update(g, *state)`."""
+    w, walk = np.array([1.0, -2.0, 0.5]), []
+    for gradient in map(np.array, GRADIENTS):
+        gradient = gradient / max(1, np.sqrt(np.sum(gradient**2)))
+        step, *state = update(gradient, *state)
+        w = w - 0.05 * (step + 0.03 * w)
+        walk.append(w)
+    return walk
+
+
+def test_a_walk_by_sgd_with_momentum():
+    def update(g, v):
+        return (v := 0.9 * v + g), v
+
+    found = _walk(optim.SGD(weight_decay=0.03))
+    np.testing.assert_allclose(found, _by_hand(update, np.zeros(3)), rtol=1e-5)
+
+
+def test_a_walk_by_lion():
+    """Algorithm 2 of arXiv 2302.06675."""
+
+    def update(g, m):
+        return np.sign(0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g
+
+    found = _walk(optim.Lion(weight_decay=0.03))
+    np.testing.assert_allclose(found, _by_hand(update, np.zeros(3)), rtol=1e-5)
+
+
+def test_a_walk_by_adafactor():
+    """Algorithm 5 of arXiv 1804.04235 without factors, which vectors do not have."""
+
+    def update(g, v, t):
+        decay = 1 - (t + 1.0) ** -0.8
+        v = decay * v + (1 - decay) * (g**2 + 1e-30)
+        step = g / np.sqrt(v)
+        return step / max(1, np.sqrt(np.mean(step**2))), v, t + 1
+
+    found = _walk(optim.Adafactor(weight_decay=0.03))
+    np.testing.assert_allclose(found, _by_hand(update, np.zeros(3), 0), rtol=1e-5)
+
+
+def test_adafactor_keeps_a_row_and_a_column_of_a_large_matrix():
+    made = optim.build(optim.Adafactor(), 5).init({"w": jnp.zeros((128, 256))})
+    sizes = sorted(x.size for x in jax.tree.leaves(made))
+    assert sizes[-2:] == [128, 256]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: optim.SGD(momentum=1.0), r"momentum=1.0: it must be in \[0, 1\)"),
+        (lambda: optim.Lion(b2=-0.1), r"b2=-0.1: it must be in \[0, 1\)"),
+        (lambda: optim.Adafactor(decay_rate=1.5), r"decay_rate=1.5: it must be in \[0, 1\)"),
+        (lambda: optim.SGD(clip=0.0), "clip=0.0: it must be positive"),
+    ],
+)
+def test_numbers_of_other_optimizers_are_checked(made, said):
+    with pytest.raises(ValueError, match=said):
+        made()
+
+
 def test_the_default_constants_are_those_of_the_literature():
     """Kingma & Ba's (arXiv 1412.6980); small gradients show epsilon."""
     config = AdamW()

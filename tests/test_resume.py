@@ -37,7 +37,7 @@ from undo_jax import trainer as shared
 from undo_jax.artifacts import Artifact
 from undo_jax.log import Target, open_log
 from undo_jax.models.gemma2 import preset
-from undo_jax.population import meter
+from undo_jax.population import compiled, meter
 from undo_jax.population.compiled import Task
 from undo_jax.population.lanes import Inputs, Member
 from undo_jax.population.loop import Result, train_together
@@ -53,6 +53,7 @@ INIT = jax.jit(LM.init)
 STEPS, BATCH, MEMBERS = 12, 8, 5
 SHAPES = {"one device": (1, 1, 1, 1), "eight": (2, 2, 2, 1), "sweep": (8, 1, 1, 1)}
 EVERY = Saving(every=3, minutes=0)
+SOME = optim.Trains(((r"mlp/(down|up)$", (0,)), (r"attention/query$", None)))
 
 
 class LostError(Exception):
@@ -99,9 +100,9 @@ def _nothing(step):
 
 def _fit(
     folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True,
-    trains=None,
+    trains=None, starts=MEMBERS,
 ):  # fmt: skip
-    """Five models of two inputs; with `saving`, from the last save on."""
+    """Five models of two inputs that start from so many; with `saving`, from the last save on."""
     inputs = [
         Inputs(
             {"train": Stream(seed, at)}, {"teacher": (LM, partial(INIT, jax.random.key(50 + seed)))}
@@ -111,8 +112,8 @@ def _fit(
     rates = (0.01, 0.02, 0.03, 0.01, 0.02)
     members = [
         Member(
-            str(i),
-            partial(INIT, jax.random.key(i)),
+            str(i % starts),
+            partial(INIT, jax.random.key(i % starts)),
             jax.random.key(100 + i),
             rates[i],
             inputs[i % 2],
@@ -216,21 +217,35 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("starts", [MEMBERS, 2], ids=["own starts", "two starts"])
 @pytest.mark.parametrize("name", ["one device", "eight"])
-def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, tmp_path):
-    trains = optim.Trains(((r"mlp/(down|up)$", (0,)), (r"attention/query$", None)))
-    results = _fit(tmp_path / "straight", _mesh(name), trains=trains)
+def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, starts, tmp_path):
+    """Also where members start alike, and share what does not train."""
+    how = {"trains": SOME, "starts": starts}
+    results = _fit(tmp_path / "straight", _mesh(name), **how)
     with _dies_at(8) as at:
-        _fit(tmp_path / "again", _mesh(name), EVERY, at=at, trains=trains)
+        _fit(tmp_path / "again", _mesh(name), EVERY, at=at, **how)
     assert _saves(tmp_path / "again") == [3, 6]
-    _same(_fit(tmp_path / "again", _mesh(name), EVERY, trains=trains), results)
+    _same(_fit(tmp_path / "again", _mesh(name), EVERY, **how), results)
     assert _records(tmp_path / "again") == _records(tmp_path / "straight")
     for i, result in enumerate(results):
-        for path, old in jax.tree_util.tree_leaves_with_path(INIT(jax.random.key(i))):
+        for path, old in jax.tree_util.tree_leaves_with_path(INIT(jax.random.key(i % starts))):
             new = result.params
             for key in path:
                 new = new[key.key]
             assert np.any(old != new) == (path[-1].key in ("down", "up", "query")), path
+
+
+@pytest.mark.slow
+def test_what_is_shared_goes_on_on_other_devices(tmp_path):
+    """And trains as if nothing were."""
+    how = {"trains": SOME, "starts": 2}
+    with _dies_at(8) as at:
+        _fit(tmp_path / "again", _mesh("one device"), EVERY, at=at, **how)
+    results = _fit(tmp_path / "again", _mesh("sweep"), EVERY, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "shares", lambda *_: False)
+        _same(results, _fit(tmp_path / "stacked", _mesh("one device"), **how), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["one device", pytest.param("eight", marks=pytest.mark.slow)])

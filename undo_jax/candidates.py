@@ -1,5 +1,6 @@
 """Trainings that models are chosen from: each model with each of its learning rates, as members."""
 
+import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax import artifacts
+from undo_jax.artifacts import plain
+from undo_jax.data.streams import Few, Then
 from undo_jax.graph import Model, numbers
 from undo_jax.log import Sink, Tags, Target
 from undo_jax.population.lanes import Inputs, Member
 from undo_jax.progress import Saving
+from undo_jax.recipe import Stream
 from undo_jax.sharding import placement
 from undo_jax.types import Lazy, Scores
 
@@ -78,7 +82,7 @@ def candidates(
         recipe: Any = model.recipe
         seed, batch = model.artifact.seed, recipe.training.batch_size
         orders = {
-            name: (stream.name, batch, zlib.crc32(f"{stream.order}/{seed}".encode()))
+            name: (stream, batch, zlib.crc32(f"{stream.order}/{seed}".encode()))
             for name, stream in recipe.streams.items()
         }
         references = {name: model.parent(ref) for name, ref in recipe.references.items()}
@@ -86,7 +90,7 @@ def candidates(
         if key not in inputs:
             for order in orders.values():
                 if order not in streams:
-                    streams[order] = run.setting.stream(*order)
+                    streams[order] = _rows(run.setting, *order)
             rows = {name: streams[order] for name, order in orders.items()}
             refs = {n: (ref.recipe.lm, run.load(ref)) for n, ref in references.items()}
             made = Inputs(rows, refs)
@@ -100,6 +104,17 @@ def candidates(
             member = Member(first, params, *how)
             found.append(Candidate(model, member, None if model in finished else target, own))
     return found
+
+
+def _rows(setting: Any, stream: Stream, batch_size: int, seed: int) -> Any:
+    """The batches of a stream, as a recipe wants them."""
+    made = setting.stream(stream.name, batch_size, seed)
+    if stream.rows is not None:
+        made = Few(made, batch_size, stream.rows)
+    if stream.opening is not None:
+        name, steps = stream.opening
+        made = Then(setting.stream(name, batch_size, seed), steps, made)
+    return made
 
 
 def samples(run: Run, model: Model) -> list[Any]:
@@ -129,9 +144,16 @@ def _first(run: Run, model: Model) -> tuple[str, Lazy]:
         init = jax.jit(recipe.lm.init, out_shardings=placement(recipe.lm, run.mesh))
         return model.artifact.fingerprint, partial(init, model.key)
     start = model.parent(recipe.start)
+    parents = list(model.parents)
+    parents.remove(start)
+    others = [run.load(parent) for parent in parents]
     load = run.load(start)
-    if recipe.prepares:
-        return model.artifact.fingerprint, lambda: recipe.make(run.mesh, model.key, load())
+    if recipe.preparation is not None:
+        key = recipe.draw, model.artifact.seed, recipe.lm, recipe.preparation
+        made = [parent.artifact.fingerprint for parent in model.parents], plain(key)
+        return json.dumps(made), lambda: recipe.make(
+            run.mesh, model.key, load(), *(other() for other in others)
+        )
     return start.artifact.fingerprint, load
 
 

@@ -266,7 +266,8 @@ def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
             recipe.check()  # type: ignore[attr-defined]
         if is_trained(recipe):
             doing: Any = recipe
-            streams |= {(s.name, doing.training.batch_size) for s in doing.streams.values()}
+            names = [name for stream in doing.streams.values() for name in stream.names]
+            streams |= {(name, doing.training.batch_size) for name in names}
         for stream in getattr(recipe, "samples", {}).values():
             streams.add((stream.name, recipe.rows))  # type: ignore[attr-defined]
     for name, batch_size in sorted(streams):

@@ -84,7 +84,7 @@ def work(recipe: Trained, form: RowForm) -> Work:
 def row_length(recipe: Trained, form: RowForm) -> int:
     """T, tokens predicted in a row of its streams. Raises ValueError where these differ in it."""
     own: Mapping[str, int] = getattr(form, "row_lengths", {})
-    names = [stream.name for stream in recipe.streams.values()]
+    names = [name for stream in recipe.streams.values() for name in stream.names]
     found = {name: own.get(name, form.row_length) for name in names}
     if len(set(found.values())) > 1:
         said = " and ".join(f"{name} of {length}" for name, length in found.items())

@@ -45,7 +45,7 @@ def list_models(
                 attack
                 for (one, by), of in named.items()
                 for attack in dict.fromkeys(of)
-                if by and one == name and attack.parents == (model,)
+                if by and one == name and attack.parents[0] is model
             ]
             oracle = oracles.get(model.artifact.seed) or next(iter(oracles.values()), None)
             entry = _entry(name, name == experiment.oracle, model, oracle, attacks)

@@ -1,7 +1,7 @@
-"""AdamW and its schedule, as values that build an optax chain; and which parameters train."""
+"""Optimizers and their schedules, as values that build an optax chain; which parameters train."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ STACKED = "layers/"  # the paths of leaves [L, ...]
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """AdamW with a global-norm clip, a linear warm-up and a decay to `end` × the peak rate.
+class Optimizer:
+    """What all have: a linear warm-up and a decay to `end` × the peak rate. Use e.g. `AdamW`.
 
     Raises ValueError for a number out of its range and an unknown decay or dtype.
     """
@@ -27,6 +27,45 @@ class AdamW:
     warmup: int = 0  # steps; the first update already has 1/warmup of the peak rate
     decay: Literal["cosine", "linear", "constant"] = "constant"
     end: float = 0.1  # rate one step after the last ÷ peak rate
+
+    def __post_init__(self):
+        self._check(("learning_rate", "epsilon", "clip"), lambda x: x > 0, "must be positive")
+        at_least_0 = ("warmup", "end", "weight_decay")
+        self._check(at_least_0, lambda x: x >= 0, "must not be negative")
+        if self.warmup >= 2**31:
+            raise ValueError(f"warmup={self.warmup}: steps are counted in 32 bits: give fewer")
+        self._check(
+            ("b1", "b2", "momentum", "decay_rate"), lambda x: 0 <= x < 1, "must be in [0, 1)"
+        )
+        if self.decay not in ("cosine", "linear", "constant"):
+            raise ValueError(f"unknown decay {self.decay!r}: cosine, linear or constant")
+        moment = getattr(self, "first_moment", "float32")
+        if moment not in ("float32", "bfloat16"):
+            raise ValueError(f"first_moment={moment!r}: float32 or bfloat16")
+
+    def _check(self, names: Iterable[str], holds: Callable[[float], bool], what: str) -> None:
+        for name in names:
+            if hasattr(self, name) and not holds(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)}: it {what}")
+
+    @property
+    def update(self) -> optax.GradientTransformation:
+        """What it makes of a gradient, at a learning rate of 1."""
+        raise NotImplementedError("an optimizer is e.g. AdamW")
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes that it keeps per weight, at least."""
+        return 0
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """AdamW with a global-norm clip, a linear warm-up and a decay to `end` × the peak rate.
+
+    Raises ValueError for a number out of its range and an unknown decay or dtype.
+    """
+
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-8
@@ -34,25 +73,70 @@ class AdamW:
     clip: float = 1.0
     first_moment: Literal["float32", "bfloat16"] = "float32"  # the second moment needs fp32
 
-    def __post_init__(self):
-        for name in ("learning_rate", "epsilon", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be positive")
-        for name in ("warmup", "end", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must not be negative")
-        if self.warmup >= 2**31:
-            raise ValueError(f"warmup={self.warmup}: steps are counted in 32 bits: give fewer")
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be in [0, 1)")
-        if self.decay not in ("cosine", "linear", "constant"):
-            raise ValueError(f"unknown decay {self.decay!r}: cosine, linear or constant")
-        if self.first_moment not in ("float32", "bfloat16"):
-            raise ValueError(f"first_moment={self.first_moment!r}: float32 or bfloat16")
+    @property
+    def update(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.epsilon, mu_dtype=self.first_moment)
+
+    @property
+    def moment_bytes(self) -> int:
+        return 4 + (2 if self.first_moment == "bfloat16" else 4)
 
 
-def schedule(config: AdamW, steps: int) -> optax.Schedule:
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, v ← m v + g. Raises ValueError as `AdamW` does."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    @property
+    def update(self) -> optax.GradientTransformation:
+        return optax.trace(self.momentum, self.nesterov)
+
+    @property
+    def moment_bytes(self) -> int:
+        return 4
+
+
+@dataclass(frozen=True)
+class Lion(Optimizer):
+    """Lion: the sign of a momentum (arXiv 2302.06675). Raises ValueError as `AdamW` does."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    @property
+    def update(self) -> optax.GradientTransformation:
+        return optax.scale_by_lion(self.b1, self.b2)
+
+    @property
+    def moment_bytes(self) -> int:
+        return 4
+
+
+@dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Adafactor with a rate as AdamW's (arXiv 1804.04235 §6: an update's RMS is at most 1).
+
+    Second moments are factored where both sides of a matrix have 128 elements. Raises ValueError as
+    `AdamW` does.
+    """
+
+    decay_rate: float = 0.8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    @property
+    def update(self) -> optax.GradientTransformation:
+        scaled = optax.scale_by_factored_rms(decay_rate=self.decay_rate)
+        return optax.chain(scaled, optax.clip_by_block_rms(1.0))
+
+
+def schedule(config: Optimizer, steps: int) -> optax.Schedule:
     """The learning rate at each of `steps` updates as a fraction of its peak."""
     warmup, rest = config.warmup, max(1, steps - config.warmup)
 
@@ -68,12 +152,12 @@ def schedule(config: AdamW, steps: int) -> optax.Schedule:
     return fraction
 
 
-def build(config: AdamW, steps: int) -> optax.GradientTransformation:
+def build(config: Any, steps: int) -> optax.GradientTransformation:
     """The optax chain at a peak learning rate of 1; the step multiplies by each member's own."""
     factor = schedule(config, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.scale_by_adam(config.b1, config.b2, config.epsilon, mu_dtype=config.first_moment),
+        config.update,
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_schedule(factor),
         optax.scale(-1.0),

@@ -18,6 +18,13 @@ class Stream(NamedTuple):
 
     name: str  # one of the setting's streams
     order: str  # names the order, together with the seed
+    rows: int | None = None  # the first so many alone, over and over; None: all there are
+    opening: tuple[str, int] | None = None  # another stream, for so many steps before
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all streams that it reads."""
+        return (self.name,) if self.opening is None else (self.name, self.opening[0])
 
 
 class Recipe(Protocol):
@@ -119,8 +126,12 @@ class Trained(Recipe, Protocol):
         ...
 
     @property
-    def prepares(self) -> bool:
-        """Whether `make`, see `Made`, first changes the parameters it starts from."""
+    def preparation(self) -> Any:
+        """How `make`, see `Made`, first changes the parameters it starts from; None: it does not.
+
+        A setting, as files state them: models that are alike in it, and in what they start from and
+        their random numbers, start from the same parameters.
+        """
         ...
 
     @property
@@ -157,7 +168,7 @@ class Simple:
     """Defaults of `Trained` to inherit."""
 
     vital: ClassVar[bool] = False
-    prepares: ClassVar[bool] = False
+    preparation: Any = None
     trains: Any = None
     keeps: tuple[int, ...] = ()
 

@@ -47,12 +47,14 @@ def shardings(
 ) -> Any:
     """Shardings of a pytree of arrays; `lead` are the mesh axes of extra leading array axes.
 
-    Raises ValueError where no rule matches or a mesh axis does not divide a dimension.
+    What has fewer axes than the spec of its path, such as factored moments, is replicated. Raises
+    ValueError where no rule matches or a mesh axis does not divide a dimension.
     """
 
     def of_leaf(path, leaf):
         shape = leaf.shape[len(lead) :]
         spec = spec_of(path, len(shape), rules)
+        spec = spec if len(spec) <= len(shape) else P()
         for size, axes in zip(shape, spec, strict=False):
             axes = axes if isinstance(axes, tuple) else (axes,)
             parts = {axis: mesh.shape[axis] for axis in axes if axis is not None}

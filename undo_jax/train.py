@@ -28,7 +28,7 @@ class Training:
 
     steps: int
     batch_size: int  # rows per step, over all devices
-    optimizer: optim.AdamW
+    optimizer: optim.Optimizer
     eval_every: int  # steps
     accumulation: int = 1
 
@@ -38,7 +38,7 @@ class Training:
             object.__setattr__(self, name, value)  # NumPy's become Python's, which JSON takes
             if value < 1:
                 raise ValueError(f"{name}={value}: it must be at least 1")
-        if not isinstance(self.optimizer, optim.AdamW):
+        if not isinstance(self.optimizer, optim.Optimizer):
             raise ValueError(f"optimizer={self.optimizer!r}: give AdamW(...)")
         whole("optimizer.warmup", self.optimizer.warmup)
         if self.steps >= 2**31:

@@ -12,12 +12,13 @@ from undo_jax.fit.cached import STATES, possible
 from undo_jax.graph import Model, Work, row_length, work
 from undo_jax.log import Log, open_log
 from undo_jax.population.compiled import Task
+from undo_jax.population.lanes import shares
 from undo_jax.population.loop import Result, train_together
 from undo_jax.progress import open_progress
 from undo_jax.settings import judged_at_end
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.stopping import Stop, stoppable
-from undo_jax.types import Scores
+from undo_jax.types import Scores, parameters
 
 
 class Outcome(NamedTuple):
@@ -114,7 +115,12 @@ def least_bytes(run: Run, doing: Work, company: Sequence[Model]) -> float:
     with_refs, _ = least.least(doing, run.mesh)
     refs = {model.parent(ref) for model in company for ref in model.recipe.references.values()}  # type: ignore[attr-defined]
     each = (with_refs - alone) / max(len(doing.refs), 1)
-    return alone * -(-lanes // run.mesh.shape["sweep"]) + each * len(refs) + batch
+    starts = {model.parent(model.recipe.start) for model in company if recipe.start}  # type: ignore[attr-defined]
+    shared, at_once = 0.0, -(-lanes // run.mesh.shape["sweep"])
+    if shares(doing.trains, lanes, len(starts), run.mesh):
+        split = run.mesh.shape["fsdp"] * run.mesh.shape["tensor"]
+        shared = 4 * parameters(doing.lm) / split
+    return shared * len(starts) + (alone - shared) * at_once + each * len(refs) + batch
 
 
 def _strongest(run: Run, best: Best, candidates: Sequence[Outcome]) -> Best:

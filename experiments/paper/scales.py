@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from undo_jax.attacks import Attack
+from undo_jax.attacks.held_out import held_out
+from undo_jax.attacks.permuted import permuted
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import load
@@ -33,7 +35,6 @@ from undo_jax.progress import Saving
 from undo_jax.recipe import Recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
-from undo_jax.settings.arithmetic import CONTROLS
 from undo_jax.types import LM
 
 FILES = {
@@ -111,16 +112,13 @@ class Figure:
         return replace(made, stop_early=False)
 
     def attacks(self) -> tuple[Attack, ...]:
-        """Relearning; and in small arithmetic its controls, see `CONTROLS`, if they are shown."""
+        """Relearning; and in small arithmetic its controls, if they are shown."""
         attacks, paper = self.paper.graph().attacks, self.paper
         if not (self.controlled and getattr(paper.setting, "controls", False)):
             return attacks
         training, rates = paper.relearn.training, paper.relearn.learning_rates
-        controls = (
-            Attack(name, training, rates, stream=f"forget/{name}", metric=metric, control=True)
-            for name, (metric, _) in CONTROLS.items()
-        )
-        return (*attacks, *controls)
+        half = replace(held_out(training, rates), name="half")
+        return (*attacks, half, permuted(training, rates))
 
     def experiment(
         self, models: Mapping[str, Recipe], attacked: tuple[str, ...] | None = None

@@ -45,7 +45,8 @@ def _work(experiment, kind):
 def _cases():
     """Each for v5e:4x4, the quickstart for others, too."""
     places = {"quickstart": ("v5e:4x4", "v6e:4x4", "h100:8")}
-    for name in ("quickstart", "facts", "language_small", "methods", "from_base", *MESHES):
+    small = "quickstart", "facts", "language_small", "methods", "attacks", "from_base"
+    for name in (*small, *MESHES):
         for place in places.get(name, ("v5e:4x4",)):
             for stage in STAGES[name in OF_A_BASE :]:
                 yield name, stage, place

@@ -68,7 +68,8 @@ def toy(experiment: Experiment) -> Experiment:
         if isinstance(value, Attack):
             rates, keep = value.learning_rates[:2], ()
             training = value.training and _short(value.training)
-            return replace(value, training=training, learning_rates=rates, keep_at=keep)
+            how = {"training": training, "learning_rates": rates, "keep_at": keep}
+            return replace(value, **how, others=tuple(map(small, value.others)))  # type: ignore
         if hasattr(value, "init") and hasattr(value, "hidden"):
             return model
         if not (is_dataclass(value) and hasattr(value, "parents")):

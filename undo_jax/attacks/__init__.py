@@ -5,11 +5,13 @@ An attack tries to bring back what was unlearned; of several, the strongest coun
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from undo_jax.checks import whole
 from undo_jax.losses import language_modelling
 from undo_jax.optim import Trains
 from undo_jax.train import Training
-from undo_jax.types import LM, Key, Loss, Params
+from undo_jax.types import LM, Loss, Params
 
 
 def _same(lm: LM) -> LM:
@@ -20,10 +22,13 @@ def _same(lm: LM) -> LM:
 class Attack:
     """What is done to a model, and how hard.
 
-    First `prepare(lm, params, key)` makes the parameters of the model `adapt(lm)`, e.g. a quantised
-    one, or one with an adapter beside frozen weights; None leaves them as they are. Then, if there
-    is a `training`, that model is trained on a stream of the setting, once per learning rate. The
-    strongest is found by `metric` of the setting; None: its headline metric of what is forgotten.
+    First `prepare(lm, params, key, *others)` makes the parameters of the model `adapt(lm)`, e.g. a
+    quantised one, or one with an adapter beside frozen weights; None leaves them as they are. The
+    attacker also has the models of the recipes `others`. Then, if there is a `training`, that model
+    is trained on a stream of the setting, once per learning rate: on its first `rows` alone, over
+    and over, if that is given, and after an `opening`: another stream, for a share of the steps.
+    The strongest is found by `metric` of the setting; None: its headline metric of what is
+    forgotten.
 
     A `control` is reported beside the attacks and counts in no strongest one: it says what an
     attack does without the knowledge that it is after.
@@ -32,8 +37,8 @@ class Attack:
     kept in the artifact's folder, beside those at the end. `keep_at` and `control` are not part of
     the artifact's fingerprint: another run adds missing steps.
 
-    Raises ValueError for learning rates that are missing, not positive, or given twice, and for
-    steps to keep that are not evaluated.
+    Raises ValueError for learning rates that are missing, not positive, or given twice, for no
+    rows, an opening that is all or none of the training, and steps to keep that are not evaluated.
     """
 
     name: str
@@ -43,8 +48,13 @@ class Attack:
     metric: str | None = None
     loss: Loss = language_modelling
     adapt: Callable[[LM], LM] = _same
-    prepare: Callable[[LM, Params, Key], Params] | None = None
+    prepare: Callable[..., Params] | None = None
     trains: Trains | None = None  # which parameters of `adapt(lm)` train; None: all
+    rows: int | None = field(default=None, metadata={"identity": "changed"})  # None: all there are
+    opening: tuple[str, float] | None = field(default=None, metadata={"identity": "changed"})
+    others: tuple[Any, ...] = field(
+        default=(), metadata={"identity": False}
+    )  # recipes: its parents
     keep_at: tuple[int, ...] = field(default=(), metadata={"identity": False})
     control: bool = field(default=False, metadata={"identity": False})
 
@@ -54,6 +64,13 @@ class Attack:
             raise ValueError(f"learning_rates={rates}: give positive rates")
         if len(set(rates)) < len(rates):
             raise ValueError(f"learning_rates={rates}: one is given twice, leave it out")
+        if self.rows is not None and not whole("rows", self.rows) > 0:
+            raise ValueError(
+                f"rows={self.rows}: attack {self.name} starves, it has nothing to train on: give "
+                "1 or more, or None for all"
+            )
+        if self.opening is not None and not 0 < self.opening[1] < 1:
+            raise ValueError(f"opening={self.opening}: give a stream, and a share between 0 and 1")
         steps, every = (self.training.steps, self.training.eval_every) if self.training else (-1, 1)
         for step in self.keep_at:
             if type(step) is not int:
@@ -65,3 +82,11 @@ class Attack:
                     if self.training
                     else f"keep_at={self.keep_at}: an attack that does not train has no steps"
                 )
+
+    @property
+    def data(self) -> tuple[str, str, int | None, tuple[str, int] | None]:
+        """What it trains on: a stream, the name of its order, rows, and the opening in steps."""
+        opening = None
+        if self.opening is not None and self.training is not None:
+            opening = self.opening[0], round(self.opening[1] * self.training.steps)
+        return self.stream, f"relearn/{self.name}", self.rows, opening

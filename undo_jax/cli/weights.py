@@ -21,6 +21,8 @@ from undo_jax.durable import absolute, read_json
 from undo_jax.log import console
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf, hf_folder, stated
+from undo_jax.models.adapters import merged
+from undo_jax.models.architecture import Adapters
 from undo_jax.models.rope import scaling_of
 from undo_jax.models.transformer import Transformer
 
@@ -92,6 +94,7 @@ def export_hf(
     if absolute(folder) in absolute(epath.Path(out)).parents:
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
     params = checkpoint.restore(folder / "params", lm, mesh_of(lm))
+    lm, params = merged(lm, params)  # there is no place for adapters in a folder of this kind
     ids, files = _tokens(folder, lm, tokenizer, bos_token)
     files = {**files, card.FILE: card.card(folder).encode()}
     hf.save(out, lm, params, dtype, max_shard_gb * 1e9, ids, files)
@@ -121,7 +124,8 @@ def model(artifact: epath.Path) -> Transformer:
     for name, value in fields.items():
         kinds = [type(x) if isinstance(x, str) else x for x in typing.get_args(hints[name])]
         kinds = kinds or [hints[name]]
-        several = {"sliding": list, "rope_scaling": (dict, type(None))}.get(name)
+        nested = (dict, type(None))
+        several = {"sliding": list, "rope_scaling": nested, "adapters": nested}.get(name)
         known = type(value) in (*kinds, *([int] if float in kinds else []))
         if not (isinstance(value, several) if several else known):
             raise ValueError(
@@ -130,6 +134,8 @@ def model(artifact: epath.Path) -> Transformer:
             )
     if "rope_scaling" in fields:
         fields["rope_scaling"] = scaling_of(fields["rope_scaling"], artifact)
+    if made := fields.get("adapters"):
+        fields["adapters"] = Adapters(**{name: v for name, v in made.items() if name != "type"})
     return Transformer(**fields)
 
 

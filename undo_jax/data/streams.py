@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 
 from undo_jax.data.packing import segments
@@ -123,6 +124,35 @@ class Batches(grain.MapDataset[Any]):
             for name, rows in made.items():
                 rows[here] = getattr(source, name)[chosen]
         return Packed(**made)
+
+
+class Few:
+    """The first `count` rows of batches, over and over."""
+
+    def __init__(self, batches: Any, batch_size: int, count: int):
+        parts = [batches[step, slice(None)] for step in range(-(-count // batch_size))]
+        self._rows = jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
+        self._batch_size, self._count = batch_size, count
+
+    def __getitem__(self, index: tuple[int, slice]) -> Any:
+        """Some rows of a batch."""
+        step, rows = index
+        chosen = np.arange(self._batch_size)[rows] + step * self._batch_size
+        return jax.tree.map(lambda x: x[chosen % self._count], self._rows)
+
+
+class Then:
+    """So many batches of one stream, then those of another, from its first on."""
+
+    def __init__(self, opening: Any, steps: int, batches: Any):
+        self._opening, self._steps, self._batches = opening, steps, batches
+
+    def __getitem__(self, index: tuple[int, slice]) -> Any:
+        """Some rows of a batch."""
+        step, rows = index
+        if step < self._steps:
+            return self._opening[step, rows]
+        return self._batches[step - self._steps, rows]
 
 
 def _counts(start: int, stop: int, weights: Sequence[int]) -> list[np.ndarray]:

@@ -44,8 +44,7 @@ def least(work: Work, mesh: Mesh) -> tuple[float, float]:
     Batch: its tokens, and each layer's input, which is kept for the backward pass.
     """
     training, table = work.training, table_shape(work.lm)
-    moments = 4 + (2 if training.optimizer.first_moment == "bfloat16" else 4)
-    states = parameters(work.lm) * 4 + _trained(work) * (4 + moments)
+    states = parameters(work.lm) * 4 + _trained(work) * (4 + training.optimizer.moment_bytes)
     for lm in work.refs.values():
         leaves = jax.tree.leaves(rounded_shapes(lm))
         states += sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

@@ -18,11 +18,39 @@ POSITIVE = (
 )  # fmt: skip
 REMAT = "none", "dots", "full"
 GRADIENT_SUMS = "reduce_scatter", "all_to_all"
+MATRICES = "query", "key", "value", "output", "gate", "up", "down"  # of a layer
 
 
 def since(default: Any) -> Any:
     """A field that old artifacts lack: their fingerprints stay, for they state it if it differs."""
     return field(default=default, metadata={"identity": "changed"})
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Low-rank matrices beside those of the layers: x W + (α/r) x A B (LoRA, arXiv 2106.09685).
+
+    With `dropout`, elements of the adapters' inputs are zeroed at that rate, and the others scaled
+    by 1/(1 − rate), by keys that are parameters: see `undo_jax.attacks.lora`. Raises ValueError for
+    numbers out of their range, and for no or unknown targets.
+    """
+
+    rank: int  # r
+    alpha: float
+    targets: tuple[str, ...] = MATRICES
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "rank", _number("rank", self.rank, int))
+        object.__setattr__(self, "alpha", _number("alpha", self.alpha, float))
+        object.__setattr__(self, "targets", tuple(self.targets))
+        for name in ("rank", "alpha"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: give a share of at least 0 and below 1")
+        if not self.targets or not {*self.targets} <= {*MATRICES}:
+            raise ValueError(f"targets={self.targets}: choose from {', '.join(MATRICES)}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +97,7 @@ class Architecture:
     used: int | None = since(None)  # rows of the tables that are tokens, the first; None: all
     # how gradients are summed over fsdp: a reduce-scatter sends fp32, an all-to-all sends `dtype`
     gradient_sum: Literal["reduce_scatter", "all_to_all"] = since("reduce_scatter")
+    adapters: Adapters | None = since(None)  # beside the layers' matrices
 
     def __post_init__(self):
         for each in fields(self):

@@ -29,7 +29,7 @@ LAYERS: Rules = (
     (r"attention/output$", P(None, "tensor", "fsdp")),
     (r"mlp/(gate|up)$", P(None, "fsdp", "tensor")),
     (r"mlp/down$", P(None, "tensor", "fsdp")),
-    (r"(norm|bias)$", P()),
+    (r"(norm|bias|lora_a|lora_b|lora_key)$", P()),
 )
 SHARDING: Rules = ((r"(embedding|head)$", P(("tensor", "fsdp"))), *LAYERS)
 KEPT = {  # what the backward pass keeps of a layer, by remat policy; never gathered weights

@@ -6,7 +6,8 @@ paper's noise.
 
 import functools
 import operator
-from typing import NamedTuple
+import zlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.models.architecture import Architecture
+from undo_jax.collectives import first_of
+from undo_jax.mesh import BATCH
+from undo_jax.models.architecture import Adapters, Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.rope import LongRope, frequencies, rope
 from undo_jax.ops import attention_gpu, attention_tpu
@@ -66,15 +69,16 @@ class Attention(nnx.Module):
         self.output_bias = bias(config.output_bias, config.width)
         norm = lambda: Norm(config, config.head_width) if config.qk_norm else None  # noqa: E731
         self.query_norm, self.key_norm = norm(), norm()
+        add_adapters(self, config.adapters, rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         config, window = self.config, self.config.window
         split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
-        q = split(affine(x, self.query, self.query_bias))
-        k = split(affine(x, self.key, self.key_bias))
-        v = split(affine(x, self.value, self.value_bias))
+        q = split(adapted(self, "query", x, affine(x, self.query, self.query_bias)))
+        k = split(adapted(self, "key", x, affine(x, self.key, self.key_bias)))
+        v = split(adapted(self, "value", x, affine(x, self.value, self.value_bias)))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = self._rotated(q, k, span, cache)
@@ -98,7 +102,9 @@ class Attention(nnx.Module):
             out = attention_gpu.attention(q, k, v, first=first, **scores)
         else:
             out = attention(q, k, v, first=first, last=span.positions, **scores)
-        return affine(out.reshape(*x.shape[:2], -1), self.output, self.output_bias), cache
+        out = out.reshape(*x.shape[:2], -1)
+        made = affine(out, self.output, self.output_bias)
+        return adapted(self, "output", out, made), cache
 
     def _rotated(self, q: Array, k: Array, span: Span, cache: Cache | None) -> tuple[Array, Array]:
         """Queries and keys at their positions; a cache is as long as its row may become."""
@@ -123,12 +129,14 @@ class MLP(nnx.Module):
         self.gate = matrix(config, rngs, config.width, config.feed_forward)
         self.up = matrix(config, rngs, config.width, config.feed_forward)
         self.down = matrix(config, rngs, config.feed_forward, config.width)
+        add_adapters(self, config.adapters, rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up, down = (w.astype(x.dtype) for w in (self.gate, self.up, self.down))
-        gated = linear(x, gate)
+        gated = adapted(self, "gate", x, linear(x, gate))
         gated = jax.nn.silu(gated) if self.silu else jax.nn.gelu(gated, approximate=True)
-        return linear(gated * linear(x, up), down)
+        inner = gated * adapted(self, "up", x, linear(x, up))
+        return adapted(self, "down", inner, linear(inner, down))
 
 
 class Layer(nnx.Module):
@@ -158,6 +166,43 @@ def affine(x: Float[Array, "*B I"], w: nnx.Param, bias: nnx.Param | None) -> Flo
     """`x @ w`, plus the bias where there is one."""
     y = linear(x, w.astype(x.dtype))
     return y if bias is None else y + bias.astype(x.dtype)
+
+
+def add_adapters(module: Any, adapters: Adapters | None, rngs: nnx.Rngs) -> None:
+    """Beside each target of a module its A, normal with deviation 1/r, and its B, zero."""
+    module.adapters = adapters
+    if adapters is None:
+        return
+    for name in adapters.targets:
+        if (beside := getattr(module, name, None)) is not None:
+            (rows, columns), rank = beside.shape, adapters.rank
+            a = jax.random.normal(rngs.params(), (rows, rank), jnp.float32) / rank
+            setattr(module, f"{name}_lora_a", nnx.Param(a))
+            setattr(module, f"{name}_lora_b", nnx.Param(jnp.zeros((rank, columns))))
+    if adapters.dropout:
+        module.lora_key = nnx.Param(jnp.zeros(2, jnp.uint32))
+
+
+def adapted(
+    module: Any, name: str, x: Float[Array, "B T I"], y: Float[Array, "B T O"]
+) -> Float[Array, "B T O"]:
+    """`y`, what a matrix makes of `x`, plus (α/r) x A B where the matrix has an adapter."""
+    adapters, a = module.adapters, getattr(module, f"{name}_lora_a", None)
+    if a is None:
+        return y
+    if adapters.dropout:
+        x = _dropped(module.lora_key[...], name, x, adapters.dropout)
+    b = getattr(module, f"{name}_lora_b")
+    low = linear(linear(x, a.astype(x.dtype)), b.astype(x.dtype))
+    return y + (adapters.alpha / adapters.rank) * low
+
+
+def _dropped(key: Array, name: str, x: Float[Array, "B T I"], rate: float) -> Float[Array, "B T I"]:
+    """Dropout with a key for each row of the whole batch, however it is split over devices."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(key), zlib.crc32(name.encode()))
+    rows = first_of(x.shape[0], *BATCH) + jnp.arange(x.shape[0])
+    draw = lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, x.shape[1:])  # noqa: E731
+    return jnp.where(jax.vmap(draw)(rows), x / (1 - rate), 0).astype(x.dtype)
 
 
 def matrix(config: Architecture, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:

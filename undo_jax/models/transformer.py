@@ -47,7 +47,8 @@ class Transformer(Architecture):
         """Matrices in the compute dtype; norms' vectors stay in fp32."""
 
         def of_leaf(path, w):
-            return w if path_name(path).endswith("norm") else w.astype(self.compute_dtype)
+            kept = path_name(path).endswith(("norm", "lora_key"))
+            return w if kept else w.astype(self.compute_dtype)
 
         return jax.tree_util.tree_map_with_path(of_leaf, params)
 
@@ -93,11 +94,22 @@ class Transformer(Architecture):
         window = self.window if any(kept) else None
         return replace(self, layers=len(kept), sliding=stated.period(kept), window=window)
 
+    @property
+    def _adapters_products(self) -> int:
+        """Multiplications per token and layer in adapters."""
+        if self.adapters is None:
+            return 0
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        sizes = {"query": queries, "key": keys, "value": keys, "output": queries}
+        sides = [self.width + sizes.get(name, self.feed_forward) for name in self.adapters.targets]
+        return self.adapters.rank * sum(sides)
+
     def forward_flops(self, time: int) -> float:
         """FLOPs per token of a forward pass over rows of `time` tokens, head included."""
         projections = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
         per_layer = projections + 3 * self.width * self.feed_forward
         attended = 2 * self.heads * self.head_width * time  # scores, weighted sum; unmasked
+        per_layer += self._adapters_products
         return 2.0 * (self.layers * (per_layer + attended) + self.vocabulary * self.width)
 
 

@@ -14,7 +14,7 @@ from jax.stages import Compiled, Lowered
 
 from undo_jax import memory, optim, train
 from undo_jax.population import programs
-from undo_jax.population.lanes import Lanes, put
+from undo_jax.population.lanes import Lanes, put, shares
 from undo_jax.population.programs import Programs, jit_on, over_members, references, while_active
 from undo_jax.sharding import placed, placement
 from undo_jax.types import LM, Loss, Metrics, Params, shapes
@@ -52,7 +52,14 @@ class Population:
     def _programs(self) -> Programs:
         task, members = self.task, self.lanes.members
         how = task.lm, task.loss, task.training, self._ref_lms, self.mesh, len(members)
-        return programs.build(*how, task.trains, tuple(self.lanes.values))
+        return programs.build(*how, task.trains, tuple(self.lanes.values), self.shared)
+
+    @property
+    def shared(self) -> bool:
+        """Whether what does not train is held once for members that start alike."""
+        lanes = self.lanes
+        count = int(lanes.taken.sum()), len(lanes.firsts)
+        return shares(self.task.trains, *count, self.mesh)
 
     @property
     def _ref_lms(self) -> dict[str, LM]:
@@ -72,8 +79,34 @@ class Population:
         }
 
     @cached_property
-    def _owners(self) -> np.ndarray:
-        return self.lanes.owners
+    def _owners(self) -> Any:
+        lanes = self.lanes
+        return (lanes.owners, lanes.origins) if self.shared else lanes.owners
+
+    @cached_property
+    def _beginnings(self) -> tuple[Params, ...]:
+        """What members start from, if that is shared."""
+        if not self.shared:
+            return ()
+        trees = [params() for params in self.lanes.firsts.values()]
+        # one program with collectives at a time: on CPU devices two may wait for each other
+        jax.block_until_ready(self._references)
+        return (jax.block_until_ready(programs.beginnings(self.task.lm, trees, self.mesh)),)
+
+    @cached_property
+    def _complete(self) -> Any:
+        """(Models stacked, an index, what trains of one) -> that model."""
+
+        def complete(stacked, origin, own):
+            return optim.put(self.task.trains, jax.tree.map(lambda x: x[origin], stacked), own)
+
+        return jax.jit(complete, out_shardings=placement(self.task.lm, self.mesh))
+
+    def whole(self, own: Params, lane: int) -> Params:
+        """The parameters of a lane's model, from those that its state holds."""
+        if not self.shared:
+            return own
+        return self._complete(*self._beginnings, self.lanes.origins[lane], own)
 
     @cached_property
     def _values(self) -> dict[str, np.ndarray]:
@@ -85,6 +118,9 @@ class Population:
         made, place = self._compiled, placement(self.task.lm, self.mesh)
         (first, params), *others = self.lanes.firsts.items()
         keys, rates = self.lanes.keys, self.lanes.rates
+        if self.shared:
+            states = made.start((*self._beginnings, self.lanes.origins), keys, rates)
+            return jax.block_until_ready(states)
         states = made.start(jax.device_put(params(), place), keys, rates)
         for first, params in others:
             assert made.put is not None
@@ -96,30 +132,46 @@ class Population:
     def advance(self, states: train.State, batch: Any, active: Any) -> tuple[train.State, Metrics]:
         """One step of the active members; `states` is donated."""
         beside = self._owners, active, self._values
-        return self._compiled.advance(states, beside, (self._references, batch))
+        inputs = self._references, batch, *self._beginnings
+        return self._compiled.advance(states, beside, inputs)
 
     def score(self, params: Params, active: Any) -> Metrics:
         """Scores of the active members, [M]; 0 for others."""
-        return self._compiled.score((params, active), self.task.material)
+        material = self.task.material
+        if self.shared:
+            given = params, active, self.lanes.origins
+            return self._compiled.score(given, (material, *self._beginnings))
+        return self._compiled.score((params, active), material)
 
     def _lowered(self) -> Iterator[Lowered]:
         """The programs in the order of `_Made`; the slowest to compile comes first."""
         task, mesh, made, lanes = self.task, self.mesh, self._programs, self.lanes
         lengths = dict.fromkeys(lanes.inputs[0].streams, task.row_length)
         rows, count = task.training.batch_size, len(lanes.inputs)
-        given = programs.example(made, self._ref_lms, lengths, rows, mesh, count, task.carries)
+        how = made, self._ref_lms, lengths, rows, mesh, count, task.carries
+        given = programs.example(*how, (task.lm, len(lanes.firsts)) if self.shared else None)
         yield made.advance.lower(*given)
-        states, (_, active, _), _ = given
+        states, (_, active, _), inputs = given
+        stacked = inputs[2:]
         evaluate = partial(task.evaluate, task.lm)
 
         def score_one(member, material):
-            params, active = member
+            params, active, *origin = member
+            if self.shared:
+                (origin,), (material, stacked) = origin, material
+                first = jax.tree.map(lambda x: x[origin], stacked)
+                params = optim.put(task.trains, first, params)
             rest = lambda made, *_: programs.zeros(made)  # noqa: E731
             return while_active(len(lanes.members), active, evaluate, rest, params, material)
 
         everywhere = NamedSharding(mesh, P())
         score_all = jit_on(mesh)(over_members(score_one, mesh), out_shardings=everywhere)
-        yield score_all.lower((states.params, active), task.material)
+        scored = states.params, active
+        if self.shared:
+            yield score_all.lower((*scored, lanes.origins), (task.material, *stacked))
+            yield made.start.lower((*stacked, lanes.origins), lanes.keys, lanes.rates)
+            return
+        yield score_all.lower(scored, task.material)
         model = placed(shapes(task.lm), task.lm.rules, mesh)
         yield made.start.lower(model, lanes.keys, lanes.rates)
         if len(lanes.firsts) > 1:

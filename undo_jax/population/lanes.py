@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
+from undo_jax.optim import Trains, pick
 from undo_jax.population.programs import over_sweep
-from undo_jax.sharding import assemble, placement
-from undo_jax.types import LM, Key, Lazy, Packed, Params, Scores
+from undo_jax.sharding import assemble, shardings
+from undo_jax.types import LM, Key, Lazy, Packed, Params, Scores, shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,11 @@ class Lanes(NamedTuple):
         return np.array([self.inputs.index(member.inputs) for member in self.members])
 
     @property
+    def origins(self) -> np.ndarray:
+        """The index, among `firsts`, of the parameters that each lane starts from."""
+        return np.array([[*self.firsts].index(member.first) for member in self.members], np.int32)
+
+    @property
     def keys(self) -> Key:
         return jnp.stack([member.key for member in self.members])
 
@@ -76,6 +82,16 @@ class Lanes(NamedTuple):
     def beginning_as(self, first: str) -> np.ndarray:
         """Which lanes start from these parameters."""
         return np.array([member.first == first for member in self.members])
+
+
+def shares(trains: Trains | None, members: int, firsts: int, mesh: Mesh) -> bool:
+    """Whether parameters that do not train are held once for members that start alike.
+
+    They are on every device along `sweep`: so only where on average two members start alike, and
+    where the other axes, which would shard them, have one device.
+    """
+    alone = mesh.shape["sweep"] == mesh.size
+    return trains is not None and members >= 2 * firsts and alone
 
 
 def in_lanes(members: Sequence[Member], devices: int) -> Lanes:
@@ -139,10 +155,11 @@ def put(stacked: Params, params: Params, here: Bool[Array, " M"]) -> Params:
     return jax.tree.map(of_leaf, stacked, params)
 
 
-def taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:
+def taker(lm: LM, mesh: Mesh, trains: Trains | None = None) -> Callable[[Params, int], Params]:
     """A function that takes one lane of stacked parameters, sharded like a single model.
 
-    Only that lane is sent over `sweep`; plain indexing would all-gather the whole stack.
+    They are those that `trains` picks. Only that lane is sent over `sweep`; plain indexing would
+    all-gather the whole stack.
     """
 
     def alone(stacked: Params, lane):
@@ -156,4 +173,5 @@ def taker(lm: LM, mesh: Mesh) -> Callable[[Params, int], Params]:
         return jax.tree.map(lambda w: lax.psum(jnp.where(here, w, 0), "sweep"), found)
 
     take = alone if mesh.shape["sweep"] == 1 else over_sweep(of_device, mesh, P())
-    return jax.jit(take, out_shardings=placement(lm, mesh))
+    like = jax.eval_shape(partial(pick, trains), shapes(lm))
+    return jax.jit(take, out_shardings=shardings(like, lm.rules, mesh))

@@ -54,7 +54,8 @@ def train_together(
     population = Population(task, mesh, lanes)
     loop = _resume(saves, population.like, lanes, log) if saves else None
     loop = loop or Loop(0, population.start(), lanes.taken, {})
-    meter, take = Meter(log, lanes.indices), taker(task.lm, mesh)
+    picked = (task.trains,) if population.shared else ()
+    meter, take = Meter(log, lanes.indices), taker(task.lm, mesh, *picked)
     while True:
         if saves:
             saves.between(loop.step, lambda: loop.capture(meter))
@@ -80,7 +81,8 @@ def _results(population: Population, loop: "Loop", take: Any, members: Iterable[
     def taken(lane: int) -> Params:
         # one at a time: two programs with collectives at once on CPU devices may deadlock, each
         # waiting for devices that are in the other
-        return jax.block_until_ready(take(params, lane))
+        own = jax.block_until_ready(take(params, lane))
+        return jax.block_until_ready(population.whole(own, lane))
 
     lanes = {member: population.lanes.indices.index(member) for member in members}
     return {

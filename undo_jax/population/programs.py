@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,7 +24,8 @@ COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # runs as fast as 3,
 class Programs(NamedTuple):
     """The jitted programs of a population; no array exists yet."""
 
-    start: Wrapped  # (params of one model, keys, learning rates) -> states of that model
+    start: Wrapped  # (params of one model, keys, learning rates) -> states of that model; or, with
+    # `shared`, ((the models stacked, the index of each member's), keys, rates) -> states
     advance: Wrapped  # (states, (owners, active, numbers), (refs, batch)) -> (states, metrics)
     states: train.State  # shapes and shardings of the members' states, [M, ...]
     numbers: Mapping[str, jax.ShapeDtypeStruct]  # arguments of the loss by keyword, [M]
@@ -38,19 +40,25 @@ def build(
     members: int,
     trains: optim.Trains | None = None,
     numbers: Sequence[str] = (),
+    shared: bool = False,
 ) -> Programs:
     """The programs that train `members` models together. `advance` donates the states.
 
-    `numbers` are keyword arguments of the loss whose values differ between members.
+    `numbers` are keyword arguments of the loss whose values differ between members. With `shared`,
+    the parameters in the states are those that train, see `optim.pick`, and `advance` also takes
+    the models that members start from, which have the others.
     """
     optimizer = optim.build(training.optimizer, training.steps)
 
     def advance_one(member, inputs):
         state, owner, active, own = member
-        refs, tokens = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[owner], inputs)
+        owner, origin = owner if shared else (owner, None)
+        refs, tokens = _of(owner, inputs[:2])
         batch = {name: train.rows(part) for name, part in tokens.items()}
         used = partial(loss, **own) if own else loss
         step = train.make_step(lm, used, optimizer, ref_lms, training.accumulation, trains)
+        if shared:
+            step = _beside(step, trains, _of(origin, inputs[2]))
         rest = lambda made, state, *_: (state, zeros(made[1]))  # noqa: E731
         return while_active(members, active, step, rest, state, refs, batch)
 
@@ -58,9 +66,18 @@ def build(
         begin_one = lambda key, rate: train.start(params, key, rate, optimizer, trains)  # noqa: E731
         return jax.vmap(begin_one)(keys, rates)
 
+    def start_beside(firsts, keys, rates):
+        stacked, origins = firsts
+        picked = jax.vmap(partial(optim.pick, trains))(stacked)
+        own = jax.tree.map(lambda x: x[origins], picked)
+        begin_one = lambda own, key, rate: train.start(own, key, rate, optimizer)  # noqa: E731
+        return jax.vmap(begin_one)(own, keys, rates)
+
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
     rates = jax.ShapeDtypeStruct((members,), jnp.float32)
-    states = placed(jax.eval_shape(start, shapes(lm), keys, rates), lm.rules, mesh, ("sweep",))
+    one: Any = (_stacked_shapes(lm, 1), np.zeros(members, np.int32)) if shared else shapes(lm)
+    begin: Any = start_beside if shared else start
+    states = placed(jax.eval_shape(begin, one, keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # replicated: every process can read it
     lifted, jit = over_members(advance_one, mesh), jit_on(mesh)
@@ -69,7 +86,7 @@ def build(
         return lifted((states, *beside), inputs)
 
     step = jit(advance, donate_argnums=0, out_shardings=(places, everywhere))
-    begin = jit(start, out_shardings=places)
+    begin = jit(begin, out_shardings=places)
     return Programs(begin, step, states, dict.fromkeys(numbers, rates))
 
 
@@ -81,11 +98,13 @@ def example(
     mesh: Mesh,
     inputs: int = 1,
     carries: Sequence[str] = (),
+    firsts: tuple[LM, int] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Arguments of `made.advance` as shapes and shardings; `streams` gives each stream's T.
 
     `inputs` is the number of `Inputs`, each with its own references and streams; `carries` is
-    what the streams have beside tokens, see `Packed`.
+    what the streams have beside tokens, see `Packed`; `firsts` the model that is trained, and from
+    how many members start, where `made` shares them.
     """
     members = made.states.step.shape[0]
     owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
@@ -102,7 +121,31 @@ def example(
 
     batch = {name: stream(time) for name, time in streams.items()}
     references = {name: reference(lm) for name, lm in refs.items()}
-    return made.states, (owners, active, made.numbers), (references, batch)
+    if firsts is None:
+        return made.states, (owners, active, made.numbers), (references, batch)
+    lm, count = firsts
+    stacked = placed(_stacked_shapes(lm, count), lm.rules, mesh, (None,))
+    return made.states, ((owners, owners), active, made.numbers), (references, batch, stacked)
+
+
+def _beside(step: Any, trains: optim.Trains | None, frozen: Params) -> Any:
+    """A step of states whose parameters are those that train alone; the others are `frozen`'s."""
+
+    def own(state, refs, batch):
+        whole = state._replace(params=optim.put(trains, frozen, state.params))
+        state, metrics = step(whole, refs, batch)
+        return state._replace(params=optim.pick(trains, state.params)), metrics
+
+    return own
+
+
+def _stacked_shapes(lm: LM, count: int) -> Params:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shapes(lm))
+
+
+def _of(index: Any, stacked: Any) -> Any:
+    """One of stacked arrays."""
+    return jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[index], stacked)
 
 
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
@@ -165,7 +208,15 @@ def jit_on(mesh: Mesh) -> Callable[..., Any]:
 
 def references(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
     """Reference models stacked on a new replicated axis, as in `example`."""
-    join = partial(_joined, lm)
+    return _stacked(partial(_joined, lm), lm, trees, mesh)
+
+
+def beginnings(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
+    """The models that members start from, unrounded, stacked as references are."""
+    return _stacked(lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees), lm, trees, mesh)
+
+
+def _stacked(join: Callable[..., Params], lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
     places = shardings(jax.eval_shape(join, *trees), lm.rules, mesh, (None,))
     return jax.jit(join, out_shardings=places)(*trees)
 

@@ -41,7 +41,7 @@ class Attacked(Simple):
 
     @property
     def parents(self) -> tuple[Recipe, ...]:
-        return (self.model,)
+        return self.model, *self.attack.others
 
     @property
     def training(self) -> Training | None:
@@ -60,12 +60,12 @@ class Attacked(Simple):
         return self.model
 
     @property
-    def prepares(self) -> bool:  # type: ignore[override]
-        return self.attack.prepare is not None
+    def preparation(self) -> Any:  # type: ignore[override]
+        return self.attack.prepare and (self.attack.prepare, self.attack.adapt)
 
     @property
     def streams(self) -> Mapping[str, Stream]:
-        return {"train": Stream(self.attack.stream, f"relearn/{self.attack.name}")}
+        return {"train": Stream(*self.attack.data)}
 
     @property
     def keeps(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -75,8 +75,7 @@ class Attacked(Simple):
     def rates(self) -> tuple[float, ...]:
         if self.training is None:
             return ()
-        whole = self.training.optimizer.learning_rate
-        return tuple(whole * rate for rate in self.attack.learning_rates)
+        return tuple(self.training.optimizer.learning_rate * r for r in self.attack.learning_rates)
 
     def strength(self, judge: Judge, scores: Scores) -> float:
         """How strong the attack was; one that diverged is the weakest."""
@@ -87,13 +86,13 @@ class Attacked(Simple):
     def tags(self, rate: float | None) -> dict[str, Any]:
         return {"attack": self.attack.name, "learning_rate": rate}
 
-    def make(self, mesh: Mesh, key: Key, params: Params) -> Params:
+    def make(self, mesh: Mesh, key: Key, params: Params, *others: Params) -> Params:
         """The model's parameters as the attack prepares them."""
         if self.attack.prepare is None:
             return params
         places = placement(self.lm, mesh)
         prepare = jax.jit(self.attack.prepare, static_argnums=0, out_shardings=places)
-        return prepare(self.model.lm, params, key)
+        return prepare(self.model.lm, params, key, *others)
 
     def check(self) -> None:
         """Raises ValueError if the prepared parameters do not fit the model under attack."""
@@ -101,7 +100,8 @@ class Attacked(Simple):
         if prepare is None:
             return
         key = jax.eval_shape(lambda: jax.random.key(0))
-        made = jax.eval_shape(partial(prepare, lm), shapes(lm), key)
+        others = [shapes(other.lm) for other in self.attack.others]
+        made = jax.eval_shape(partial(prepare, lm), shapes(lm), key, *others)
         wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (shapes(self.lm), made))
         if wanted != found:
             raise ValueError(

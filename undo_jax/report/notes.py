@@ -39,6 +39,7 @@ def notes(logs: Logs, models: Sequence[Row], cases: Sequence[Case]) -> tuple[str
             *_compute(cases),
             *_distilled_differently(logs, cases),
             *_at_ends(models, cases, logs),
+            *_in_vain(cases, logs),
             *_left_out(logs),
             *_earlier(logs),
         ]
@@ -175,6 +176,28 @@ def _at_ends(models: Iterable[Row], cases: Sequence[Case], logs: Logs) -> Iterat
             "The strongest attack lies at an end of the learning-rate grid, so a wider grid "
             f"could be stronger: {_listed(edge)}."
         )
+
+
+def _in_vain(cases: Sequence[Case], logs: Logs) -> Iterator[str]:
+    """Attacks that diverged at each of their rates, and those that brought nothing back."""
+    sign = 1 if logs.forget.higher_is_better else -1
+    lost: dict[str, dict[str, None]] = {}
+    gains: dict[str, list[bool]] = {}  # whether it gained anything, by attack
+    for case in cases:
+        before = case.own.summary["eval"].get(logs.forget.name, math.nan) if case.own else math.nan
+        for name in dict.fromkeys(a.data for a in case.attacks):
+            own = [a for a in case.attacks if a.data == name]
+            ends = {a.learning_rate: a.forget for a in sorted(own, key=lambda a: a.step)}
+            if not any(map(math.isfinite, ends.values())):
+                lost.setdefault(name, {})[case.entry.model] = None
+            elif case.entry.role not in ("base", "oracle") and math.isfinite(before):
+                gain = sign * (strongest(own, logs.forget) - before)
+                gains.setdefault(name, []).append(gain >= MIN_GAP)
+    if lost:
+        told = "; ".join(f"{name} on {_listed(models)}" for name, models in lost.items())
+        yield f"Diverged at every learning rate: {told}."
+    if vain := [name for name, gained in gains.items() if not any(gained)]:
+        yield f"Brought nothing back of any model: {_listed(vain)}."
 
 
 def _left_out(logs: Logs) -> Iterator[str]:

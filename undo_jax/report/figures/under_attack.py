@@ -21,7 +21,7 @@ def draw(report: Report) -> Figure:
     colours = palette(report.models)
     names = {m.name: shortened(m.name) for m in models}
     looks = {names[m.name]: Look(colours[m.name], linestyle(m, report.models)) for m in models}
-    controls = list(dict.fromkeys(name for m in models for name in m.controls))
+    controls, _ = _controls(report)
     columns = 2 if len(names) <= 8 else 3
     fig, axes = panels.figure(1, max(1 + len(controls), 2), legend_rows=-(-len(names) // columns))
     retained, *others = axes[0]
@@ -43,7 +43,7 @@ def draw(report: Report) -> Figure:
 
 def caption(report: Report) -> str:
     """What the figure shows, exactly."""
-    controls = list(dict.fromkeys(name for m in report.attacked for name in m.controls))
+    controls, untrained = _controls(report)
     told = (
         f"{sentence(report.retain.axis)} under the strongest attack at each step, of equally "
         "strong ones the one that keeps most: an attack that destroys the model recovers nothing "
@@ -54,10 +54,15 @@ def caption(report: Report) -> str:
             f"Controls ({', '.join(controls)}) count in no strongest attack, and are measured by "
             "their own metrics. "
         )
+    for control in untrained:
+        found = {m.name: m.controls[control] for m in report.attacked if control in m.controls}
+        ends = (f"{name} {curve[max(curve)].mean:.2f}" for name, curve in found.items())
+        told += f"{sentence(control)}, a control without training: {', '.join(ends)}. "
     band = "Lines are means over seeds, bands run from the lowest to the highest seed."
     return told + (band if report.several_seeds else "One seed.")
 
 
+<<<<<<< HEAD
 def series(report: Report) -> Series:
     """The numbers of the figure."""
     models, steps = report.attacked, "relearning steps"
@@ -86,3 +91,14 @@ def series(report: Report) -> Series:
         for m in models:
             points += curve(panel, m.name, m.seeds, m.controls.get(name, {}))
     return Series(tuple(panels), styles(models, report), tuple(points))
+=======
+def _controls(report: Report) -> tuple[list[str], list[str]]:
+    """Controls that train, which have curves, and those that do not."""
+    found: dict[str, bool] = {}
+    for model in report.attacked:
+        for name, curve in model.controls.items():
+            found[name] = found.get(name, False) or len(curve) > 1
+    return [n for n, trains in found.items() if trains], [
+        n for n, trains in found.items() if not trains
+    ]
+>>>>>>> attacks

@@ -34,12 +34,22 @@ HOW = Training(2, 8, AdamW(), 1)
 RATES = (1e-3, 1e-2)
 
 
+STREAMS = {"mixed": "pretrain", "benign": "retain", "held_out": "forget/half",
+           "permuted": "forget/permuted"}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_has_one_attack_that_is_named_as_the_file(name):
-    attack = getattr(importlib.import_module(f"undo_jax.attacks.{name}"), name)(HOW, RATES)
-    assert isinstance(attack, Attack) and attack.name == name
-    assert (attack.training, attack.learning_rates) == (HOW, RATES)
-    assert {"forget": "forget", "mixed": "pretrain"}.get(name, attack.stream) == attack.stream
+    """Or with more behind it; a search is several, each with rates between those given."""
+    made = getattr(importlib.import_module(f"undo_jax.attacks.{name}"), name)(HOW, RATES)
+    for attack in made if isinstance(made, tuple) else (made,):
+        assert isinstance(attack, Attack)
+        assert attack.name == name or attack.name.startswith(f"{name}-")
+        assert attack.training is not None and attack.training.steps == HOW.steps
+        if made is attack:
+            assert (attack.training, attack.learning_rates) == (HOW, RATES)
+            assert attack.stream == STREAMS.get(name, "forget")
+        assert json.loads(json.dumps(artifacts.plain(attack)))["name"] == attack.name
 
 
 @pytest.mark.parametrize("rates", [(), (0.0,), (-1.0, 1.0), (float("nan"),), (1.0, 1.0)])

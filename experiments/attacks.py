@@ -1,0 +1,106 @@
+"""Does distillation survive what critics use? Ten models under a search, LoRA, quantisation, ...
+
+    undo-jax run experiments/attacks.py --setting arithmetic --workdir runs/paper
+    undo-jax run experiments/attacks.py --setting language --seeds 10 11 --workdir runs/paper
+
+The models are those of the paper's figures (experiments/paper), which a workdir makes once: the
+base, four unlearned models, UNDO at three α, Unlearn-and-Distill, and the oracle, with which every
+attack is to be compared. Settings of the attacks are those of the papers that their files name,
+with ranks and learning rates for models as small as these, chosen on no run yet.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+sys.path.append(str(Path(__file__).parent / "paper"))
+
+from pareto import NPO_RETAIN
+from scales import Figure, at_rate
+from teachers import METHODS, unlearned
+
+from undo_jax.attacks import Attack
+from undo_jax.attacks.benign import benign
+from undo_jax.attacks.in_context import in_context, shots
+from undo_jax.attacks.interpolate import interpolate
+from undo_jax.attacks.lora import lora
+from undo_jax.attacks.noise import noise
+from undo_jax.attacks.prune import prune
+from undo_jax.attacks.quantise import quantise
+from undo_jax.attacks.search import search
+from undo_jax.experiment import Experiment
+from undo_jax.methods.npo import npo
+from undo_jax.noises.shrink_perturb import shrink_perturb
+from undo_jax.recipe import Recipe
+from undo_jax.recipes.perturb import Perturb
+
+ALPHAS = (0.4, 0.6, 0.8)  # of UNDO
+NPO = {"small": 1e-3, "paper": 8e-5}  # learning rates, of those in experiments/paper/pareto.py
+RANGE = {"small": (1e-4, 3e-2), "paper": (1e-6, 1e-3)}  # of AdamW's rates in the search
+LORA = {"small": (3e-3, 1e-2, 3e-2), "paper": (2e-5, 2e-4, 1e-3)}
+SHOTS = (1, 2, 4)  # of forget examples; a row holds about six, and a question takes two of them
+SETTINGS = {"arithmetic": 16, "language": 5}  # of the search, with four rates each
+
+
+@dataclass(frozen=True)
+class Attacks(Figure):
+    figure: ClassVar[str] = "attacks"
+    settings: int | None = None  # of the search; None: 16 in arithmetic and 5 in language
+
+    def graph(self) -> Experiment:
+        teacher = unlearned(self, "MaxEnt")
+        models = {"base": self.model("base"), "oracle": self.model("oracle")}
+        models |= {method: unlearned(self, method) for method in METHODS}
+        models["NPO"] = self._npo()
+        for alpha in ALPHAS:
+            student = Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
+            models[f"UNDO α={alpha:g}"] = self.undo(teacher, student)
+        models["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
+        return self.experiment(models)
+
+    def _npo(self) -> Recipe:
+        """NPO as in the figure of fronts."""
+        of_maxent: Any = replace(unlearned(self, "MaxEnt"), draw="unlearn")  # type: ignore[arg-type]
+        loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
+        return replace(at_rate(of_maxent, NPO[self.scale]), loss=loss)
+
+    def attacks(self) -> tuple[Attack, ...]:
+        """The paper's own relearning and its controls, and what critics use."""
+        training, rates = self.paper.relearn.training, self.paper.relearn.learning_rates
+        some = rates[1::2]  # two of five: after damage the best rates are those before it
+        searched = search(
+            training,
+            RANGE[self.scale],
+            settings=self.settings or SETTINGS[self.setting],
+            batch_sizes=(training.batch_size // 2, training.batch_size),
+        )
+        return (
+            *super().attacks(),
+            *searched,
+            benign(training, some),
+            lora(training, LORA[self.scale], rank=8, alpha=16.0),
+            lora_on(training, LORA[self.scale]),
+            *(quantise(rule=rule) for rule in ("nf4", "fp4", "int8", "int4")),
+            quantise(training, some, rule="nf4"),
+            noise(training, some, alpha=0.1),
+            prune(training, some, share=0.2),
+            *self._in_context(),
+            *(interpolate(base=self.model("base"), share=share) for share in (0.1, 0.25, 0.5)),
+        )
+
+    def _in_context(self) -> list[Attack]:
+        """Examples before each question of small arithmetic; language asks none."""
+        if (self.setting, self.scale) != ("arithmetic", "small"):
+            return []
+        return [in_context(prefix=shots(self.paper.setting, count)) for count in SHOTS]
+
+
+def lora_on(training: Any, rates: tuple[float, ...]) -> Attack:
+    """LoRA on retained data alone (arXiv 2409.18025)."""
+    made = lora(training, rates, rank=8, alpha=16.0, stream="retain")
+    return replace(made, name="lora-benign")
+
+
+experiment = Attacks()

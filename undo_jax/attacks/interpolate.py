@@ -1,0 +1,51 @@
+"""Interpolation towards the base, which an attacker has where it is published (linear paths)."""
+
+from functools import partial
+from typing import Any
+
+import jax
+
+from undo_jax.attacks import Attack
+from undo_jax.train import Training
+from undo_jax.types import LM, Key, Params
+
+
+def interpolate(
+    training: Training | None = None,
+    learning_rates: tuple[float, ...] = (1.0,),
+    keep_at: tuple[int, ...] = (),
+    *,
+    base: Any = None,
+    share: float = 0.5,
+    stream: str = "forget",
+) -> Attack:
+    """θ' = (1 − share) θ + share θ_base; then, with a `training`, relearn from there.
+
+    `base` is the recipe of the base, e.g. one of the experiment's models. It is a control: whoever
+    has the base needs no attack, and at `share` = 1 any model becomes it. Look for the smallest
+    share at which knowledge comes back, beside the oracle's.
+
+    Raises ValueError for a share outside [0, 1], and where the two models differ in shape.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share} is outside [0, 1]: 0 is the model, 1 the base")
+    return Attack(
+        f"interpolate-{share:g}" + ("" if training is None else "-relearn"),
+        training,
+        learning_rates,
+        stream=stream,
+        prepare=partial(between, share=share),
+        keep_at=keep_at,
+        others=() if base is None else (base,),
+        control=True,
+    )
+
+
+def between(lm: LM, params: Params, key: Key, *others: Params, share: float) -> Params:
+    """Parameters on the line to the base's. Raises ValueError as `interpolate` does."""
+    if len(others) != 1:
+        raise ValueError("interpolate needs the base: give base=, the recipe of that model")
+    own, of_base = (jax.tree.map(lambda w: w.shape, tree) for tree in (params, *others))
+    if own != of_base:
+        raise ValueError("interpolate needs a base of the model's own shape: attack another model")
+    return jax.tree.map(lambda w, b: (1 - share) * w + share * b, params, *others)
