@@ -13,6 +13,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -40,7 +41,6 @@ ROWS = (8, 4, 2, 1)  # of 2048 tokens on a chip at once; the largest that fits i
 ROW_LENGTH, REMAT = 2048, "full"
 ROOT = Path(undo_jax.__file__).parent.parent
 KEPT, DOCUMENT = ROOT / "runs" / "fit_table.json", ROOT / "docs" / "TPU_PODS.md"
-BEGIN, END = "<!-- fit table: begin -->", "<!-- fit table: end -->"
 
 
 def measure(student: str, teacher: str, place: str) -> dict:
@@ -70,25 +70,25 @@ def versions() -> str:
     )
 
 
-def fill(students: list[str], teachers: list[str], slices: list[str]) -> dict[str, dict]:
-    """Measure what is not kept yet; a cell's name is its arguments."""
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+def fill(names: Iterable[str], script: str, place: Path) -> dict[str, dict]:
+    """Measure what a file does not keep yet; a cell's name is the script's arguments for it."""
+    kept = json.loads(place.read_text()) if place.exists() else {}
     now = versions()
     cells = kept["cells"] if kept.get("versions") == now else {}
-    for name in (f"{s} {t} {p}" for s in students for t in teachers for p in slices):
+    for name in names:
         if name in cells:
             continue
-        command = [sys.executable, __file__, "--cell", *name.split()]
+        command = [sys.executable, script, "--cell", *name.split()]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             print(f"{name}: exit status {done.returncode}", file=sys.stderr)
             continue
         cells[name] = json.loads(done.stdout.splitlines()[-1])
-        KEPT.parent.mkdir(exist_ok=True)
-        written = KEPT.with_suffix(".tmp")
+        place.parent.mkdir(exist_ok=True)
+        written = place.with_suffix(".tmp")
         written.write_text(json.dumps({"versions": now, "cells": cells}, indent=1))
-        written.rename(KEPT)
-        print(line(name, cells[name]))
+        written.rename(place)
+        print(f"{name}: {'fits' if cells[name]['fits'] else 'does not fit'}", flush=True)
     return cells
 
 
@@ -116,11 +116,15 @@ def write(cells: dict[str, dict]) -> None:
     missing = len(order) - sum(name in cells for name in order)
     note = f"{versions().partition(', code')[0]}; rows of {ROW_LENGTH} tokens; remat {REMAT}."
     note += f" {missing} of {len(order)} are not measured yet." if missing else ""
-    text = DOCUMENT.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    body = "\n".join(["", "", *lines, "", note, "", ""])
-    DOCUMENT.write_text(before + BEGIN + body + END + after)
+    replaced(DOCUMENT, [*lines, "", note], "fit table")
+
+
+def replaced(document: Path, lines: list[str], name: str) -> None:
+    """Put lines between a document's two markers of this name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = document.read_text().split(begin)
+    _, after = rest.split(end)
+    document.write_text(before + "\n".join([begin, "", *lines, "", end]) + after)
 
 
 def main():
@@ -132,7 +136,8 @@ def main():
     options = parser.parse_args()
     if options.cell:
         return print(json.dumps(measure(*options.cell)))
-    write(fill(options.students, options.teachers, options.slices))
+    asked = itertools.product(options.students, options.teachers, options.slices)
+    write(fill(map(" ".join, asked), __file__, KEPT))
 
 
 if __name__ == "__main__":

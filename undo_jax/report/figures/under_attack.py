@@ -62,11 +62,10 @@ def caption(report: Report) -> str:
     return told + (band if report.several_seeds else "One seed.")
 
 
-<<<<<<< HEAD
 def series(report: Report) -> Series:
     """The numbers of the figure."""
     models, steps = report.attacked, "relearning steps"
-    controls = list(dict.fromkeys(name for m in models for name in m.controls))
+    controls, _ = _controls(report)
     panels = [
         Panel(
             "retain",
@@ -91,7 +90,8 @@ def series(report: Report) -> Series:
         for m in models:
             points += curve(panel, m.name, m.seeds, m.controls.get(name, {}))
     return Series(tuple(panels), styles(models, report), tuple(points))
-=======
+
+
 def _controls(report: Report) -> tuple[list[str], list[str]]:
     """Controls that train, which have curves, and those that do not."""
     found: dict[str, bool] = {}
@@ -101,4 +101,3 @@ def _controls(report: Report) -> tuple[list[str], list[str]]:
     return [n for n, trains in found.items() if trains], [
         n for n, trains in found.items() if not trains
     ]
->>>>>>> attacks

@@ -1,0 +1,103 @@
+"""Whether the paper's scale fits v5e:4x4: `python benchmarks/fit_paper.py [--setting language]`.
+
+Compiles every program of experiments/paper at --scale paper (the extra undo-jax[tpu]) on the mesh
+of its setting, and writes the table into docs/RESULTS.md. Figures share programs, and those that
+differ in steps or in numbers alone are one. What is compiled is kept in runs/fit_paper.json, so the
+same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from fit_table import GIB, ROOT, fill, replaced, versions
+
+from undo_jax import graph
+from undo_jax.cli.experiment import override
+from undo_jax.experiment import Experiment
+from undo_jax.experiment_file import load
+from undo_jax.fit import chips
+from undo_jax.fit.facts import describe
+from undo_jax.fit.step import compile_step, mesh_on, on_chips
+from undo_jax.log import short
+
+FIGURES = ("alpha", "methods", "pareto", "beyond", "baselines", "oracle_matching")
+SETTINGS, SLICE = ("arithmetic", "language"), "v5e:4x4"
+KEPT, DOCUMENT = ROOT / "runs" / "fit_paper.json", ROOT / "docs" / "RESULTS.md"
+
+
+def experiment(setting: str, figure: str) -> Experiment:
+    knobs = load(str(ROOT / "experiments" / "paper" / f"{figure}.py"))
+    return override(knobs, ["--scale", "paper", "--setting", setting]).graph()
+
+
+def programs(setting: str) -> Iterator[tuple[str, str, str, Any]]:
+    """Each program's figure, stage, a model that it trains or attacks, and that model's recipe."""
+    seen = set()
+    for figure in FIGURES:
+        made = experiment(setting, figure)
+        recipes = made.recipes()
+        names = {id(recipe): name for (name, _), recipe in recipes.items()}
+        for recipe in graph.ancestry(recipes.values()):
+            if not graph.is_trained(recipe):
+                continue
+            parts = json.loads(graph.group_key(recipe, made.setting))  # type: ignore[arg-type]
+            parts = {k: v for k, v in parts.items() if k not in ("stop", "evaluate")}
+            parts["training"] = None, recipe.training.batch_size, recipe.training.accumulation
+            key = json.dumps(parts, sort_keys=True)
+            if key not in seen:
+                seen.add(key)
+                known = [names[id(one)] for one in (recipe, *recipe.parents) if id(one) in names]
+                yield figure, recipe.kind, known[0] if known else "an ancestor", recipe
+
+
+def measure(setting: str, number: int) -> dict[str, Any]:
+    """What the compiler says of one program."""
+    jax.config.update("jax_platforms", "cpu")
+    figure, kind, name, recipe = list(programs(setting))[number]
+    made, place = experiment(setting, figure), chips.find(SLICE)
+    work, mesh = on_chips(graph.work(recipe, made.setting)), mesh_on(place, made.mesh)
+    title = {"setting": setting, "figure": figure, "stage": kind, "model": name}
+    return title | describe(work, place, mesh, compile_step(work, mesh))
+
+
+def line(facts: dict[str, Any]) -> str:
+    """A row of the table."""
+    mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items())
+    rows, parts = str(facts["rows"]), facts["accumulation"]
+    parted = f"{rows} in {parts} parts" if parts > 1 else rows
+    fits = facts["fits"]
+    bound = facts["bound"] if fits else "does not fit"
+    columns = [
+        facts["setting"], facts["stage"], facts["model"], mesh, parted,
+        f"{facts['hbm']['total'] / GIB:.2f}", bound,
+        short(1e3 * facts["seconds"]["step"]) if fits else "",
+    ]  # fmt: skip
+    return f"| {' | '.join(columns)} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--setting", choices=SETTINGS, nargs="+", default=list(SETTINGS))
+    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        return print(json.dumps(measure(options.cell[0], int(options.cell[1]))))
+    sizes = {setting: sum(1 for _ in programs(setting)) for setting in SETTINGS}
+    order = [f"{setting} {i}" for setting in SETTINGS for i in range(sizes[setting])]
+    cells = fill([n for n in order if n.split()[0] in options.setting], __file__, KEPT)
+    head = "setting | stage | a model | mesh | rows | GiB a chip | bound by | ms a step"
+    lines = [f"| {head} |", "|" + " --- |" * 5 + " ---: | --- | ---: |"]
+    lines += [line(cells[name]) for name in order if name in cells]
+    missing = len(order) - sum(name in cells for name in order)
+    note = f"{versions().partition(', code')[0]}; of 15.75 GiB a chip."
+    note += f" {missing} of {len(order)} are not compiled yet." if missing else ""
+    replaced(DOCUMENT, [*lines, "", note], "fit of the paper's scale")
+    return sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
