@@ -96,8 +96,8 @@ def _controls(report: Report) -> tuple[list[str], list[str]]:
     """Controls that train, which have curves, and those that do not."""
     found: dict[str, bool] = {}
     for model in report.attacked:
-        for name, curve in model.controls.items():
-            found[name] = found.get(name, False) or len(curve) > 1
+        for name, scores in model.controls.items():
+            found[name] = found.get(name, False) or len(scores) > 1
     return [n for n, trains in found.items() if trains], [
         n for n, trains in found.items() if not trains
     ]
