@@ -101,7 +101,7 @@ def _rows(one: Side, other: Side, short: bool = False) -> Iterator[list[str]]:
 
 
 def _row(a: Quantity, b: Quantity) -> list[str]:
-    pairs, told = difference(b.values, a.values).finite, NONE
+    pairs, told = Spread(tuple(difference(b.values, a.values).values())).finite, NONE
     if pairs:
         of = Spread(pairs)
         low, high = student(of)

@@ -100,8 +100,8 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
 def _origin(record: Any) -> Origin:
     """What is recorded of a command."""
     versions = typed(record, "versions", dict)
-    said = (typed(record, name, str) for name in ("command", "date", "devices"))
-    return Origin(*said, {name: typed(versions, name, str) for name in versions})
+    command, date, devices = (typed(record, name, str) for name in ("command", "date", "devices"))
+    return Origin(command, date, devices, {name: typed(versions, name, str) for name in versions})
 
 
 def _metrics(content: Json) -> list[Measure]:
