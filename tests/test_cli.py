@@ -205,7 +205,7 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, flags, said):
         (("report", "nowhere"), "nowhere holds no finished run"),
         (("report", "nowhere", "--seeds"), "--seeds"),
         (("report",), "the folder of their runs"),
-        (("train",), "unknown command 'train': choose one of run, report, "),
+        (("train",), "unknown command 'train': choose one of init, run, report, "),
     ],
 )
 def test_a_command_that_cannot_be_meant(capsys, arguments, said):
@@ -550,7 +550,7 @@ def _artifact(folder, **model):
         (("export-hf", "new", "out"), "holds a Transformer speed: only a Transformer of this"),
         (("export-hf", "other", "out"), "holds a Llama"),
         (("export-hf", "partial", "out"), "holds a Transformer without width"),
-        (("export-hf", "empty", "out"), "no checkpoint at"),
+        (("export-hf", "empty", "out"), "empty has no parameters any more: delete it"),
         (("export-hf", "empty", "out", "--dtype", "int8"), "int8"),
     ],
 )

@@ -60,14 +60,14 @@ def test_claims_of_baselines(tmp_path):
         ("UNDO without the classifier's filter relearns faster than with it", 0.3 - 0.2),
         ("a half-size student relearns as slowly as Unlearn-and-Distill, within 0.05", 0.3 - 0.2),
     ):
-        assert found[says].values.values == pytest.approx((speeds * part,)), says
+        assert found[says].spread.values == pytest.approx((speeds * part,)), says
     for part_of, speeds in (("MLPs", 0.4 - 0.5), ("upper layers", 0.7 - 0.5)):
         claim = next(c for says, c in found.items() if says.startswith(f"noise in {part_of} makes"))
-        assert claim.values.values == pytest.approx((speeds * part,)), part_of
+        assert claim.spread.values == pytest.approx((speeds * part,)), part_of
     permuted = found["... and so it is of permuted answers (copy, distilled against UNDO)"]
-    assert permuted.values.values == pytest.approx(((0.8 - 0.3) / 2 * 20 / 30,))
+    assert permuted.spread.values == pytest.approx(((0.8 - 0.3) / 2 * 20 / 30,))
     kept = found["noise alone keeps as much retain as UNDO, within 0.02"]
-    assert kept.values.values == (0.0,) and kept.bound == -0.02
+    assert kept.spread.values == (0.0,) and kept.bound == -0.02
 
 
 def test_points_of_baselines_are_by_group_with_the_names_of_lines(tmp_path):
