@@ -1,10 +1,12 @@
 """Sphinx builds the site from these pages: `make docs`."""
 
+import re
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 project, author, copyright = "undo_jax", "the undo_jax developers", "the undo_jax developers"
 version = release = version_of("undo-jax")
@@ -23,3 +25,18 @@ html_theme = "furo"
 html_title = "undo_jax"
 html_static_path, html_css_files = ["site"], ["tables.css"]
 html_copy_source = False
+
+
+def setup(app):
+    """A file in a folder of methods, attacks and the like is on the page without being listed."""
+    app.connect("source-read", _list_modules)
+
+
+def _list_modules(app, page, source):
+    def listed(found):
+        files = sorted((ROOT / found[1].replace(".", "/")).glob("*.py"))
+        names = [f"{found[1]}.{file.stem}".removesuffix(".__init__") for file in files]
+        return "\n".join(f".. automodule:: {name}\n   :members:\n" for name in names)
+
+    if page == "api":
+        source[0] = re.sub(r"\.\. every module of (\S+)", listed, source[0])
