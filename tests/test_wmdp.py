@@ -237,6 +237,8 @@ def test_without_a_model_it_says_what_to_fetch(tmp_path, monkeypatch, capsys):
         ({"chat": "gemma-2-2b-it"}, "chat=gemma-2-2b-it without pairs: corpora have no turns"),
         ({"coefficient": float("nan")}, "coefficient=nan: give a finite number"),
         ({"distill": "filtered"}, "distill.filtered: this experiment distils on general text"),
+        ({"read_layer": 15}, "first_layer=1 and read_layer=15 of small, which has layers 0 to "),
+        ({"first_layer": 2}, ": say which RMU trains and reads, e.g. --first-layer "),
         ({"model": replace(LM, layers=2)}, "small states its model: of --model.* give dtype"),
     ],
 )
