@@ -53,10 +53,10 @@ def test_a_json_file_may_be_one_array(tmp_path, indent):
         with pytest.raises(ValueError, match=f"/{said}"):
             Questions(tmp_path / "a.json").listed  # noqa: B018
     (tmp_path / "a.json").write_text(json.dumps(ONE) + "\n[1]\n")
-    with pytest.raises(ValueError, match="^a.json:2 is a JSON list: give an object"):
+    with pytest.raises(ValueError, match="/a.json:2 is a JSON list: give an object"):
         Questions(tmp_path / "a.json").listed  # noqa: B018
     (tmp_path / "a.json").write_text(json.dumps([ONE, TWO])[:-1])
-    with pytest.raises(ValueError, match="^a.json:1 is not JSON: "):
+    with pytest.raises(ValueError, match="/a.json:1 is not JSON: "):
         Questions(tmp_path / "a.json").listed  # noqa: B018
 
 
