@@ -130,6 +130,13 @@ def test_what_opens_a_document(qwen, config, generation, settings, wanted):
     assert hf_special.read_bos(qwen) == wanted
 
 
+def test_a_folder_without_a_tokenizer_is_told(qwen, capsys):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (qwen / name).unlink()
+    cli.main(["import-hf", "qwen", "base"])
+    assert "without a tokenizer: qwen has none" in capsys.readouterr().err
+
+
 def test_bos_may_be_given(qwen, tmp_path):
     cli.main(["import-hf", "qwen", "base", "--bos-token", "<|im_start|>"])
     assert _json(tmp_path / "base" / "config.json")["tokenizer"]["ids"]["bos_token_id"] == 3
@@ -158,6 +165,7 @@ def test_a_tokenizer_that_cannot_be_used_stops_an_import(qwen, capsys, tmp_path)
     assert "bos_token_id=600 is outside the model's table of 24" in _refused(capsys, *words)
 
 
+@pytest.mark.slow
 def test_an_import_is_asked_without_an_experiment(qwen, capsys):
     params = {name: np.array(w) for name, w in load_file(qwen / "model.safetensors").items()}
     table = params["model.embed_tokens.weight"]

@@ -71,8 +71,6 @@ def imported(
         said = hf_special.read(folder).generation
         described = {**tokenizer_files.describe(tokenizer), "ids": ids, "generation": said}
         return described, tokenizer.vocab_size
-    if not without:
-        console.print(f"without a tokenizer: {folder} has none", soft_wrap=True)
     return {"ids": ids, "generation": hf_special.read(folder).generation}, lm.vocabulary
 
 

@@ -64,6 +64,8 @@ def import_hf(
             names["rope"] = type(lm.rope_scaling).__name__
         for module, name in names.items():
             console.print(f"from undo_jax.models.{module} import {name}", soft_wrap=True)
+        if not without_tokenizer and "type" not in described:
+            console.print(f"without a tokenizer: {folder} has none", soft_wrap=True)
         console.print(f"use it with the flag --pretrain.base {path}", soft_wrap=True)
 
 
