@@ -232,7 +232,7 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("undo_jax.cli.weights.join", stopped)
     for words in ("import-hf a b", "export-hf a b"):
         with pytest.raises(SystemExit) as stop:
-            cli.main(words.split())
+            cli.main([*words.split()])
         assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
     made = type("Made", (), {"sinks": (), "name": "mine"})()
     monkeypatch.setattr("undo_jax.cli.experiment.graph_with", lambda *_: made)
