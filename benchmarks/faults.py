@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from workdirs import EXPERIMENT, TIMEOUT, TRAINED, Bench, Done, differences, near, parsed, reported
+from workdirs import TIMEOUT, TRAINED, Bench, Done, differences, near, parsed, reported
 
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 LISTED = "experiment-quickstart.json"
@@ -171,7 +171,7 @@ def asked(
 def generate(bench: Bench, artifact: Path) -> tuple[Done, Any]:
     """What a model says."""
     words = "--prompt", "3+4=", "--new-tokens", "4"
-    done = bench.start("generate", EXPERIMENT, artifact, *words).end()
+    done = bench.start("generate", artifact, *words).end()
     return done, done.out
 
 

@@ -3,8 +3,9 @@
     undo-jax run experiments/quickstart.py --workdir runs/quickstart --seeds 0 --stage pretrain
     undo-jax run experiments/from_base.py --base runs/quickstart/pretrain-base-seed0-*
 
-The base is a finished artifact, bare Orbax parameters, or a Hugging Face folder. From the
-quickstart's base it takes a minute or two on two CPU cores.
+The base is a finished artifact, bare Orbax parameters, or a Hugging Face folder, of the model and
+the setting below: `preset("tiny")` and arithmetic. For another model, docs/YOUR_MODEL.md has a
+file. From the quickstart's base it takes a minute or two on two CPU cores.
 """
 
 from dataclasses import dataclass

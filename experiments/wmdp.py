@@ -34,7 +34,8 @@ from undo_jax.losses import forward_kl, uniform_kl
 from undo_jax.mesh import MeshShape
 from undo_jax.methods.rmu import rmu
 from undo_jax.models.gemma2 import preset
-from undo_jax.models.hf_folder import UNSTATED, read_bos
+from undo_jax.models.hf_folder import UNSTATED
+from undo_jax.models.hf_special import read_bos
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.optim import AdamW, Trains
 from undo_jax.paper import Distillation, Relearning, Students
@@ -110,7 +111,7 @@ class Wmdp:
     read_layer: int = 15  # and steers the states after read_layer layers
     coefficient: float = 80.0
     tokenizer: str | None = None  # its file; None: tokenizer.json of the base
-    bos_token: str | None = None  # None: what the base's tokenizer_config.json says, or <bos>
+    bos_token: str | None = None  # None: what the base's folder says, or <bos>
     name: str = "wmdp"
     model: LM = GEMMA  # sizes are the base's, if it is a Hugging Face folder
     seeds: tuple[int, ...] = (42, 43, 44, 45)  # reference: distillation has seed 60
@@ -197,6 +198,14 @@ class Wmdp:
             return Unlearn(base, training, partial(maxent, share=share), draw="unlearn/MaxEnt")
         # The reference's (1 − a) forget + a retain, times 1 / (1 − a): the clip apart, AdamW takes
         # the same steps.
+        layers = getattr(base.lm, "layers", self.read_layer)
+        if not self.first_layer < self.read_layer <= layers:
+            first, read = layers // 3, max(layers // 2, layers // 3 + 1)
+            raise ValueError(
+                f"first_layer={self.first_layer} and read_layer={self.read_layer} of {self.base}, "
+                f"which has layers 0 to {layers - 1}: say which RMU trains and reads, e.g. "
+                f"--first-layer {first} --read-layer {read}"
+            )
         loss = partial(
             rmu,
             read_layer=self.read_layer,

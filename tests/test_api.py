@@ -152,7 +152,7 @@ def test_it_writes_what_the_command_line_prints(capsys, monkeypatch, made, run):
     for folder, model in cases.items():
         for more in ((), ("--temperature", "1.5", "--seed", "7")):
             options = {"temperature": 1.5, "seed": 7} if more else {}
-            said = _said(capsys, "generate", made[0], folder, *flags, *more)
+            said = _said(capsys, "generate", folder, *flags, *more)
             assert model.generate(PROMPTS, new_tokens=5, **options) == said
             found.append(tuple(said))
     assert len(set(found)) > len(cases)  # they differ
@@ -161,7 +161,7 @@ def test_it_writes_what_the_command_line_prints(capsys, monkeypatch, made, run):
 def test_the_command_prints_the_same_in_a_process_of_its_own(made, run):
     """There it makes the devices ready itself, for an experiment that computes as it is read."""
     folder = run["base"].folder
-    words = ["generate", made[0], folder, "--prompt", "1+2=", "--new-tokens", "5"]
+    words = ["generate", folder, "--prompt", "1+2=", "--new-tokens", "5"]
     command = [sys.executable, "-m", "undo_jax", *map(str, words)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

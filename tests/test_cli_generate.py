@@ -1,5 +1,6 @@
 """`undo-jax generate`: what it prints, and what it refuses."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import undo_jax
 from undo_jax import artifacts, checkpoint, cli, memory
 from undo_jax.artifacts import Artifact
+from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
 
@@ -44,7 +46,9 @@ def params():
 def folder(params, tmp_path_factory):
     """A finished artifact of the quickstart."""
     parts = {"distill": None, "setting": TOY.setting, "model": TOY.model}
-    artifact = Artifact(tmp_path_factory.mktemp("run"), "distill", "UNDO", 0, parts)
+    about = {"tokenizer": describe(TOKENIZER)}
+    workdir = tmp_path_factory.mktemp("run")
+    artifact = Artifact(workdir, "distill", "UNDO", 0, parts, about=about)
     artifacts.begin(artifact)
     artifacts.keep(artifact, params, {})
     return artifact.folder
@@ -83,17 +87,18 @@ def test_it_prints_the_continuation_of_each_prompt(capsys, params, folder, tmp_p
     assert len(set(wanted)) == 3 and min(map(len, wanted)) < 12  # one ends, one does not
     assert max(map(len, wanted)) == 12
     flags = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    said = _said(capsys, QUICKSTART, folder, *flags, "--new-tokens", 12)
+    said = _said(capsys, folder, *flags, "--new-tokens", 12)
     assert said.splitlines() == wanted
     file = tmp_path / "prompts.txt"
     file.write_text("".join(f"{prompt}\n" for prompt in PROMPTS[1:]))
     flags = ["--prompt", PROMPTS[0], "--prompts-file", file, "--new-tokens", 12]
-    assert _said(capsys, QUICKSTART, folder, *flags).splitlines() == wanted
+    assert _said(capsys, folder, "--experiment", QUICKSTART, *flags).splitlines() == wanted
+    assert _said(capsys, folder, *flags).splitlines() == wanted
 
 
 def test_what_no_row_of_training_reached_is_said(capsys, folder):
     for new_tokens, beyond in ((46, False), (47, True)):
-        cli.main(["generate", QUICKSTART, str(folder), "--prompt", "1", "--new-tokens",
+        cli.main(["generate", str(folder), "--prompt", "1", "--new-tokens",
                   str(new_tokens)])  # fmt: skip
         said = capsys.readouterr().err
         assert ("what comes after 48 tokens is beyond the rows of its training" in said) == beyond
@@ -105,13 +110,13 @@ def test_more_than_memory_holds_is_refused_by_what_the_program_takes(capsys, fol
     least = 2 * model.layers * model.kv_heads * model.head_width * 4 * 502
     monkeypatch.setattr(memory, "host", lambda: 8 * 1.2 * least)
     flags = ("--prompt", "1", "--new-tokens", "500")
-    assert "new_tokens=500" in _refused(capsys, QUICKSTART, folder, *flags)
+    assert "new_tokens=500" in _refused(capsys, folder, "--experiment", QUICKSTART, *flags)
     monkeypatch.setattr(memory, "host", lambda: 8 * 20 * least)
-    assert _said(capsys, QUICKSTART, folder, *flags)
+    assert _said(capsys, folder, "--experiment", QUICKSTART, *flags)
 
 
 def test_the_seed_sets_a_sample(capsys, params, folder):
-    flags = (QUICKSTART, folder, "--prompt", "1+", "--new-tokens", 20, "--temperature", 2.0)
+    flags = (folder, "--prompt", "1+", "--new-tokens", 20, "--temperature", 2.0)
     first, again, other = (
         _said(capsys, *flags, *more) for more in ((), ("--seed", 0), ("--seed", 1))
     )
@@ -138,13 +143,13 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
     artifact = Artifact(tmp_path, "noise", "fresh", 0, {"noise": None, "model": model})
     artifacts.begin(artifact)
     artifacts.keep(artifact, jax.device_put(params), {})
-    said = _said(capsys, file, artifact.folder, "--prompt", "1", "--new-tokens", 4)
+    said = _said(capsys, artifact.folder, "--experiment", file, "--prompt", "1", "--new-tokens", 4)
     assert said == UNKNOWN * 4 + "\n"
 
 
 def test_a_continuation_is_one_line(capsys, folder, monkeypatch):
     monkeypatch.setattr(Characters, "decode", lambda tokenizer, ids: "a\nb\r\\")
-    said = _said(capsys, QUICKSTART, folder, "--prompt", PROMPTS[0], "--new-tokens", 30)
+    said = _said(capsys, folder, "--prompt", PROMPTS[0], "--new-tokens", 30)
     assert r"a\nb\r\\" in said and said.count("\n") == 1 and "\r" not in said
 
 
@@ -167,30 +172,30 @@ def test_a_continuation_is_one_line(capsys, folder, monkeypatch):
     ],
 )
 def test_bad_flags_are_one_line(capsys, folder, flags, said):
-    assert said in _refused(capsys, QUICKSTART, folder, *flags.split())
+    assert said in _refused(capsys, folder, *flags.split())
 
 
 def test_a_folder_that_is_no_finished_artifact(capsys, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "summary.json").unlink()
     for path in (tmp_path / "unfinished", tmp_path / "nowhere", folder / "params"):
-        refused = _refused(capsys, QUICKSTART, path, "--prompt", "1")
+        refused = _refused(capsys, path, "--prompt", "1")
         assert f"{path} holds no finished model" in refused
 
 
 def test_an_artifact_of_another_model_or_vocabulary(capsys, folder, tmp_path):
-    refused = _refused(capsys, ARITHMETIC, folder, "--prompt", "1")
+    refused = _refused(capsys, folder, "--experiment", ARITHMETIC, "--prompt", "1")
     assert "was made with model.layers=2, the experiment has 14" in refused
     file = tmp_path / "other.py"
     file.write_text(
         Path(QUICKSTART).read_text().replace('preset("tiny")', 'preset("tiny", vocabulary=8)')
     )
-    assert "model.vocabulary=8" in _refused(capsys, file, folder, "--prompt", "1")
+    assert "model.vocabulary=8" in _refused(capsys, folder, "--experiment", file, "--prompt", "1")
     file.write_text(
         Path(QUICKSTART).read_text().replace('preset("tiny")', 'preset("tiny", vocabulary=32)')
     )
     assert "model.vocabulary=24, the experiment has 32" in _refused(
-        capsys, file, folder, "--prompt", "1"
+        capsys, folder, "--experiment", file, "--prompt", "1"
     )
 
 
@@ -201,6 +206,17 @@ def test_parameters_that_do_not_fit_their_description(capsys, folder, tmp_path):
     artifacts.save(Artifact(tmp_path, "x", "y", 0, None), jax.jit(model.init)(jax.random.key(0)))
     checkpoint.wait_until_saved()
     next(tmp_path.glob("x-y-*/params")).rename(tmp_path / "mixed" / "params")
-    assert "is of another model" in _refused(
-        capsys, QUICKSTART, tmp_path / "mixed", "--prompt", "1"
-    )
+    assert "is of another model" in _refused(capsys, tmp_path / "mixed", "--prompt", "1")
+
+
+def test_what_only_an_experiment_knows_is_asked_for(capsys, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "own")
+    file = tmp_path / "own" / "config.json"
+    content = json.loads(file.read_text()) | {"sha256": None}
+    content["tokenizer"] |= {"type": "Mine"}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    refused = _refused(capsys, tmp_path / "own", "--prompt", "1")
+    assert "Mine is a tokenizer of the experiment's own" in refused
+    assert "--tokenizer FILE gives one, or --experiment FILE" in refused
+    flags = ("--experiment", QUICKSTART, "--tokenizer", "bytes", "--prompt", "1")
+    assert "has its own tokenizer: drop --tokenizer" in _refused(capsys, folder, *flags)

@@ -75,7 +75,7 @@ def test_the_noise_is_in_the_student(workdir):
 def test_a_model_of_its_own_family_writes(workdir, capsys):
     folder = next(workdir.glob("pretrain-pretrain-seed0*"))
     arguments = ["--prompt", "aa", "--prompt", "BBB", "--new-tokens", "3"]
-    cli.main(["generate", str(OWN / "experiment.py"), str(folder), *arguments])
+    cli.main(["generate", str(folder), "--experiment", str(OWN / "experiment.py"), *arguments])
     assert capsys.readouterr().out.split() == ["aaa", "BBB"]
 
 

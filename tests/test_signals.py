@@ -219,6 +219,32 @@ ctypes.CDLL(None).pthread_mutex_lock(lock)"""
     assert time.monotonic() - started < 30  # not the grace of a command that saves
 
 
+def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
+    from undo_jax import cli
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("experiment = None")
+    for name in ("load", "prepare_devices"):
+        monkeypatch.setattr(f"undo_jax.cli.experiment.{name}", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.weights.join", stopped)
+    for words in ("import-hf a b", "export-hf a b"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*words.split()])
+        assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+    made = type("Made", (), {"sinks": (), "name": "mine"})()
+    monkeypatch.setattr("undo_jax.cli.experiment.graph_with", lambda *_: made)
+    monkeypatch.setattr("dataclasses.replace", lambda made, **_: made)
+    monkeypatch.setattr("undo_jax.cli.experiment.plan", stopped)
+    monkeypatch.setattr("undo_jax.experiment.run", stopped)
+    for more, said in (("--plan", ""), ("", "; the same command goes on")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["run", "mine.py", *more.split()])
+        assert (stop.value.code, capsys.readouterr().err) == (130, f"interrupted{said}\n")
+
+
 def test_the_next_command_of_a_process_saves_again():
     from undo_jax import signals
 

@@ -151,6 +151,12 @@ def test_from_a_base_on_disk_to_an_export_that_is_judged(tmp_path, monkeypatch, 
     cli.main(["export-hf", str(made["distill-rmu-undo-0.25-seed42"]), "out"])
     _is_a_card(Path("out/README.md").read_text())
     _encodes_as_transformers(tmp_path)
+    settings = read_json(epath.Path("out/tokenizer_config.json"))
+    assert settings["chat_template"] == TURNS
+    capfd.readouterr()
+    asked = ["--prompt", "What is", "--new-tokens", "2"]
+    cli.main(["generate", str(made["distill-rmu-undo-0.25-seed42"]), *asked])
+    assert capfd.readouterr().out.count("\n") == 1
     capfd.readouterr()
     cli.main([*run, "--plan"])
     assert "all" in capfd.readouterr().out
@@ -237,6 +243,8 @@ def test_without_a_model_it_says_what_to_fetch(tmp_path, monkeypatch, capsys):
         ({"chat": "gemma-2-2b-it"}, "chat=gemma-2-2b-it without pairs: corpora have no turns"),
         ({"coefficient": float("nan")}, "coefficient=nan: give a finite number"),
         ({"distill": "filtered"}, "distill.filtered: this experiment distils on general text"),
+        ({"read_layer": 15}, "first_layer=1 and read_layer=15 of small, which has layers 0 to "),
+        ({"first_layer": 2}, ": say which RMU trains and reads, e.g. --first-layer "),
         ({"model": replace(LM, layers=2)}, "small states its model: of --model.* give dtype"),
     ],
 )

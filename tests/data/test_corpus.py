@@ -317,7 +317,7 @@ def test_a_folder_of_other_settings_is_refused(changes, said, finished, tmp_path
     if finished:
         prepare(**first)
     else:
-        monkeypatch.setattr(preparing, "pack", lambda *_: 1 / 0)
+        monkeypatch.setattr(preparing, "_finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(**first)
         monkeypatch.undo()
@@ -350,6 +350,16 @@ def test_bad_input(changes, said, tmp_path):
         prepare(folder=tmp_path / "c", **{**fine, **changes})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "c" / "manifest.json").exists()
+
+
+def test_a_command_that_packed_nothing_is_corrected(tmp_path):
+    """The shards, the tokenizer and the length are others than at first."""
+    folder, source = tmp_path / "c", _source(_texts(20), [10, 10])
+    with pytest.raises(ValueError, match="character"):
+        prepare(_source(_texts(8), [8]), Characters("0123456789 "), folder, 64)
+    assert (folder / "unfinished" / "plan.json").exists()
+    made = prepare(source, Bytes(), folder, 32)
+    assert made.fingerprint == prepare(source, Bytes(), tmp_path / "new", 32).fingerprint
 
 
 def test_a_folder_that_holds_other_files_is_refused(tmp_path):

@@ -163,7 +163,18 @@ def test_a_visitors_prompt_is_answered_live_as_text(browser, live, capsys, workd
         cards = _cards(page)
         folder = next(workdir.glob("relearn-oracle-*"))
         capsys.readouterr()
-        cli.main(["generate", FILE, str(folder), "--prompt", "12*12=", "--new-tokens", "16"])
+        cli.main(
+            [
+                "generate",
+                str(folder),
+                "--experiment",
+                FILE,
+                "--prompt",
+                "12*12=",
+                "--new-tokens",
+                "16",
+            ]
+        )
         assert cards["oracle", LAST] == capsys.readouterr().out.removesuffix("\n")
         page.focus("#step")
         page.keyboard.press("ArrowLeft")

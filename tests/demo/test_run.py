@@ -101,7 +101,7 @@ def test_its_answers_are_what_generate_prints(capsys, monkeypatch, page, workdir
             folders |= {KEPT: attack / "steps" / str(KEPT), LAST: attack}
         for step, folder in folders.items():
             capsys.readouterr()
-            cli.main(["generate", FILE, str(folder), *flags, "--new-tokens", "16"])
+            cli.main(["generate", str(folder), "--experiment", FILE, *flags, "--new-tokens", "16"])
             said = capsys.readouterr().out.splitlines()
             at = data["steps"].index(step)
             assert [reply[at][i]["text"] for reply in data["replies"]] == said

@@ -177,10 +177,11 @@ def test_questions_with_fewer_choices(tmp_path, params):
         ({"shots": -1}, "shots=-1: give 0 or more"),
         ({"shots": 1, "examples": None}, "shots=1 without examples: give a file of them"),
         ({"longest": 1}, "longest=1: give at least 2 tokens"),
-        ({"shots": 2}, "shots=2, but there are 1 examples about 'college_biology': give more, or "
+        ({"shots": 2}, "shots=2, but {shown} has 1 examples about 'college_biology': give more, or "
          "fewer shots"),
         ({"apart": ("law",)},
-         "apart='law' is no subject of algebra, college_biology: give one of them"),
+         "{file} has no question about 'law', which is to be told apart: add some, or choose from "
+         "its subjects (algebra, college_biology)"),
         ({"longest": 100}, "question 0 of {file} has 151 tokens and longest=100: raise it, or give "
          "fewer shots"),
     ],
@@ -188,4 +189,5 @@ def test_questions_with_fewer_choices(tmp_path, params):
 def test_what_cannot_be_asked_is_refused(quiz, change, said):
     with pytest.raises(ValueError) as error:
         write_sheets(replace(quiz, **change), Bytes(), 8)
-    assert str(error.value) == said.format(file=quiz.questions.pattern)
+    files = {"file": quiz.questions.pattern, "shown": quiz.examples.pattern}
+    assert str(error.value) == said.format(**files)

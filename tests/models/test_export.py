@@ -327,7 +327,7 @@ def test_transformers_writes_what_undo_jax_generate_prints(made, transformers, c
     run = _run(made, "toy")
     _export(run.base, "out")
     capsys.readouterr()
-    cli.main(["generate", str(made / "toy.py"), str(run.base), "--prompt", "1+", "--prompt", "7*8=",
+    cli.main(["generate", str(run.base), "--prompt", "1+", "--prompt", "7*8=",
               "--new-tokens", "12"])  # fmt: skip
     said = capsys.readouterr().out.splitlines()
     model = transformers.AutoModelForCausalLM.from_pretrained("out").eval()
@@ -550,9 +550,9 @@ def test_an_import_can_be_asked_and_is_a_base(made, capsys, monkeypatch):
     cli.main(["import-hf", "first", "base"])
     capsys.readouterr()
     asked = ["--prompt", "1+", "--new-tokens", "8"]
-    cli.main(["generate", str(made / "toy.py"), "base", *asked])
+    cli.main(["generate", "base", *asked])
     said = capsys.readouterr().out
-    cli.main(["generate", str(made / "toy.py"), str(run.base), *asked])
+    cli.main(["generate", str(run.base), *asked])
     assert capsys.readouterr().out == said != "\n"
     shutil.copytree(made / "toy", "out")  # its oracle is finished
     for base in ("base", "base/params"):
@@ -596,9 +596,9 @@ def test_an_import_says_which_tokenizer_it_cannot_use(made, capsys):
     Path("first/tokenizer.json").write_text("{}")
     _tokenizers_file("pieces.json")
     capsys.readouterr()
-    cli.main(["import-hf", "first", "base"])
-    said = capsys.readouterr().err
-    assert "without its tokenizer: first/tokenizer.json is not a tokenizers file" in said
+    said = _refused(capsys, "import-hf", "first", "base")
+    assert "first/tokenizer.json is not a tokenizers file" in said and "--without-tok" in said
+    cli.main(["import-hf", "first", "base", "--without-tokenizer"])
     assert "pieces.json opens a document with 2, base with 0" in _refused(
         capsys, "export-hf", "base", "out", "--tokenizer", "pieces.json", "--bos-token", "<s>"
     )

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from undo_jax import artifacts
 from undo_jax.cli import weights
 from undo_jax.mesh import MeshShape, make_mesh
-from undo_jax.models import gemma2, hf, hf_folder, llama, stated
+from undo_jax.models import gemma2, hf, hf_folder, hf_special, llama, stated
 from undo_jax.models.gemma3_text import text_name
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.rope import Linear, Llama3, LongRope, frequencies, rope
@@ -301,7 +301,7 @@ def test_the_text_config_of_a_model_with_images_is_read(tmp_path):
     content = {"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106]}
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert hf_folder.read_config(tmp_path) == FAMILIES["gemma3_text"].preset("4B")
-    assert hf_folder.read_ids(tmp_path)["eos_token_id"] == [1, 106]
+    assert hf_special.read_ids(tmp_path)["eos_token_id"] == [1, 106]
 
 
 def test_layers_are_repeated():

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import undo_jax
 from undo_jax.mesh import MeshShape, make_mesh
-from undo_jax.models import gemma2, hf, hf_folder
+from undo_jax.models import gemma2, hf, hf_folder, hf_special
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.ops import head
 from undo_jax.sharding import path_name, shardings
@@ -269,23 +269,23 @@ def test_what_a_configuration_leaves_out_is_the_2b_model(tmp_path):
 )
 def test_ids_of_special_tokens_are_read(single, stated, wanted):
     _config_json(single, **{**dict.fromkeys(hf.IDS, "absent"), **stated})
-    assert tuple(hf_folder.read_ids(single).values()) == wanted
+    assert tuple(hf_special.read_ids(single).values()) == wanted
 
 
 @pytest.mark.parametrize("value", ["2", -1, 2.0, True, [2]])
 def test_what_is_no_id_is_refused(single, value):
     _config_json(single, bos_token_id=value)
     with pytest.raises(ValueError, match="bos_token_id=.* is no token id"):
-        hf_folder.read_ids(single)
+        hf_special.read_ids(single)
 
 
 @pytest.mark.parametrize(
     ("token", "wanted"), [("<s>", "<s>"), ({"content": "<s>"}, "<s>"), (None, None), (3, None)]
 )
 def test_the_name_of_bos_is_read(tmp_path, token, wanted):
-    assert hf_folder.read_bos(tmp_path) is None
+    assert hf_special.read_bos(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": token}))
-    assert hf_folder.read_bos(tmp_path) == wanted
+    assert hf_special.read_bos(tmp_path) == wanted
 
 
 def test_rope_theta_of_older_files_and_no_softcap(single):
@@ -354,14 +354,14 @@ EMBEDDING = "model.embed_tokens.weight"
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        (GATE, None, (f"no tensor {GATE}", "wrong preset?")),
+        (GATE, None, (f"no tensor {GATE}", "download the folder again")),
         (EMBEDDING, None, (f"no tensor {EMBEDDING}",)),
         ("model.layers.3.mlp.up_proj.weight", lambda t: t[UP].copy(),
          ("a tensor model.layers.3.mlp.up_proj.weight",)),
         (UP, lambda t: np.ascontiguousarray(t[UP].T),
-         (UP, "shape (16, 24)", "needs (24, 16)", "wrong preset?")),
+         (UP, "shape (16, 24)", "needs (24, 16)", "download the folder again")),
         (EMBEDDING, lambda t: t[EMBEDDING][:32],
-         (EMBEDDING, "holds 32 token ids", "vocabulary=36", "set vocabulary=32")),
+         (EMBEDDING, "holds 32 token ids", "vocabulary=36", "download the folder again")),
         (UP, lambda t: t[UP].astype(np.int8), (UP, "type I8")),
         ("lm_head.weight", lambda t: t[EMBEDDING] + 1, ("lm_head.weight", "differs")),
         ("lm_head.weight", lambda t: t[EMBEDDING][:-1], ("lm_head.weight", "differs")),
@@ -396,7 +396,7 @@ def test_a_head_that_differs_in_its_last_row_is_seen(single, monkeypatch):
 
 def test_another_preset_names_a_tensor(single):
     for config in (replace(CONFIG, layers=2), replace(CONFIG, layers=4), replace(CONFIG, width=32)):
-        with pytest.raises(ValueError, match=r"wrong preset\?"):
+        with pytest.raises(ValueError, match=r"download the folder again"):
             hf.load(single, config, _mesh())
 
 

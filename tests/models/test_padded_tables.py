@@ -42,16 +42,19 @@ def test_an_import_says_how_many_rows_are_tokens(folder, capsys, words, said):
     assert eval(made.out.removeprefix("model="), {"preset": llama.preset}).used == (
         19 if said else None
     )
-    assert ("used=" in made.out) == bool(said) and "without its tokenizer" not in made.err
+    assert ("used=" in made.out) == bool(said) and "without" not in made.err
     assert "used" not in (folder.parent / "base" / "config.json").read_text()
 
 
-def test_a_tokenizer_that_is_larger_than_the_table_does_not_come_along(folder, capsys):
+def test_a_tokenizer_that_is_larger_than_the_table_is_refused(folder, capsys):
     _tokenizer(folder, 30)
-    cli.main(["import-hf", "theirs", "base"])
-    made = capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["import-hf", "theirs", "base"])
     said = "theirs/tokenizer.json makes 30 ids, the model's tables have 24 rows"
-    assert f"without its tokenizer: {said}\n" in made.err and "used=" not in made.out
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert not (folder.parent / "base").exists()
+    cli.main(["import-hf", "theirs", "base", "--without-tokenizer"])
+    assert "used=" not in capsys.readouterr().out
 
 
 def test_fewer_rows_than_ids_or_more_than_there_are_is_refused():

@@ -69,6 +69,13 @@ def _shares(stream):
     return {letter: letters.count(letter) / len(letters) for letter in set(letters)}
 
 
+def test_a_quiz_that_is_kept_is_checked_before_anything_trains(setting):
+    (name, quiz), *_ = setting.kept
+    lacking = replace(setting, kept=((name, replace(quiz, apart=("anatomy",))),))
+    with pytest.raises(ValueError, match=r"quiz.jsonl has no question about 'anatomy'"):
+        lacking.material()
+
+
 def test_streams_mix_their_parts_by_shares(setting):
     found = {name: _shares(setting.stream(name, 32, 0)) for name in
              ("pretrain", "oracle", "retain", "forget")}  # fmt: skip

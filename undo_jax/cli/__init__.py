@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.unraisablehook = _unraisable
     try:
         with signals.raising(*signals.STOPS):
+            if words[:1] != ["run"] and words[:2] != ["data", "pack"]:
+                signals.save_nothing()  # the same command begins anew
             _find(words)()
     except (KeyboardInterrupt, Preempted) as stop:
         _say(signals.told(stop))
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
             return print_nowhere(sys.stdout)
         peers.explain(error)
-        said = str(error)
+        said = _of_system(error) if isinstance(error, OSError) else str(error)
         if isinstance(error, jax.errors.JaxRuntimeError):
             if EXHAUSTED not in said:
                 raise
@@ -118,6 +120,13 @@ def _overview(group: str = "") -> str:
     width = max(map(len, commands))
     lines = [f"  {n:<{width}}  {(f.__doc__ or '').splitlines()[0]}" for n, f in commands.items()]
     return "\n".join(["usage: undo-jax COMMAND ... (COMMAND --help tells more)", "", *lines])
+
+
+def _of_system(error: OSError) -> str:
+    """The error; one of the operating system alone says what it is about, and what to do."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}: check the path, and who may write there"
 
 
 def _unread(stream: TextIO) -> bool:

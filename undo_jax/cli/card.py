@@ -31,8 +31,8 @@ class Made(NamedTuple):
         return (self.about.get("config") or {}).get(self.about.get("stage")) or {}
 
 
-def card(artifact: epath.Path) -> str:
-    """The card of an artifact's model, from the files of its workdir alone."""
+def card(artifact: epath.Path, of_tokenizer: str | None = None) -> str:
+    """The card of an artifact's model, from the files of its workdir alone, and a note."""
     lineage = list(_lineage(artifact))
     made, licence = lineage[-1], _licence_of(lineage)
     head = {"library_name": "transformers", **licence, "tags": ["unlearning", "undo_jax"]}
@@ -47,6 +47,7 @@ def card(artifact: epath.Path) -> str:
         + "\n\n".join(filter(None, map(_settings, lineage))),
         "## Data\n\n"
         + _json((made.about.get("config") or {}).get("setting"), "No data is stated."),
+        *([] if of_tokenizer is None else [f"## Tokenizer\n\n{of_tokenizer}"]),
         "## Scores\n\n" + _scores(made),
         "## Robustness\n\n" + _robustness(made.folder),
         "## Licence\n\n" + (_said(licence) if licence else UNKNOWN),
@@ -57,7 +58,8 @@ def card(artifact: epath.Path) -> str:
 def licence(folder: epath.Path) -> dict[str, str]:
     """What the card in a folder says of its licence; nothing where it has no card, or says none."""
     file = folder / FILE
-    lines = file.read_text().splitlines() if file.is_file() else []
+    text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
+    lines = text.splitlines()
     if lines[:1] != ["---"] or "---" not in lines[1:]:
         return {}
     said = (line.partition(":") for line in lines[1 : lines.index("---", 1)])

@@ -11,8 +11,8 @@ import jax
 from etils import epath
 
 from undo_jax import checkpoint
+from undo_jax.cli import artifact_tokenizer, weights
 from undo_jax.cli import experiment as experiments
-from undo_jax.cli import weights
 from undo_jax.cli.devices import ALONE, Joined
 from undo_jax.cli.flags import ModelFolder
 from undo_jax.data.tokenizers import Tokenizer
@@ -82,7 +82,7 @@ def serve(
     """
     path = epath.Path(folder)
     lm = weights.model(path)
-    encoder, ends = weights.tokenizer_of(path, lm, tokenizer, bos_token)
+    encoder, ends = artifact_tokenizer.of(path, lm, tokenizer, bos_token)
     devices = weights.mesh_of(lm) if mesh is None else make_mesh(parse_mesh(mesh))
     params = checkpoint.restore(path / "params", lm, devices)
     with jax.set_mesh(devices):

@@ -12,7 +12,7 @@ from tyro.conf import AvoidSubcommands
 
 from undo_jax import experiment as experiments
 from undo_jax import report as reporting
-from undo_jax import sinks
+from undo_jax import signals, sinks
 from undo_jax.cli import plan as planning
 from undo_jax.cli.devices import Processes, prepare_devices
 from undo_jax.cli.flags import Workdir, parse
@@ -86,6 +86,7 @@ def run(words: list[str]) -> None:
     made_of = dataclasses.replace(made_of, sinks=beside(made_of.sinks, named))
     workdir = options.workdir or f"runs/{made_of.name}"
     if options.plan:
+        signals.save_nothing()
         planned = plan(made_of, workdir, options.stage, options.model)
         if jax.process_index() == 0:
             results.print(planning.table(made_of.name, planned))

@@ -8,7 +8,6 @@ from dataclasses import replace
 import jax
 from jax.sharding import Mesh
 
-from undo_jax import signals
 from undo_jax.cli import fit_source
 from undo_jax.cli.fit_source import Program, Source
 from undo_jax.cli.flags import Name
@@ -38,7 +37,6 @@ def fit(words: list[str]) -> None:
     and one line says what to change. Further flags set any scalar of the experiment, e.g.
     --model.remat full --distill.training.batch-size 512.
     """
-    signals.save_nothing()
     options, rest = fit_source.parse(words, fit.__doc__)
     place, preset = chips.find(options.topology), options.xla_flags
     compiler = dict(flags(preset)) if preset else {}

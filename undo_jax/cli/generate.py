@@ -1,14 +1,20 @@
-"""`undo-jax generate EXPERIMENT ARTIFACT`."""
+"""`undo-jax generate MODEL`."""
+
+from typing import Any
 
 import jax
 from etils import epath
 from tyro.conf import UseAppendAction
 
+from undo_jax import checkpoint
 from undo_jax.api import open_model
+from undo_jax.cli import artifact_tokenizer, weights
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE, Joined
-from undo_jax.cli.flags import ArtifactFolder, ExperimentFile
+from undo_jax.cli.flags import ModelFolder
 from undo_jax.data.files import reading
+from undo_jax.durable import read_json
+from undo_jax.evals.texts import continuations
 from undo_jax.experiment_file import errors_of_users, load
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
@@ -16,13 +22,15 @@ ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 
 @errors_of_users()
 def generate(
-    experiment: ExperimentFile,
-    artifact: ArtifactFolder,
+    model: ModelFolder,
     prompt: UseAppendAction[tuple[str, ...]] = (),
     prompts_file: str | None = None,
     new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    tokenizer: str | None = None,
+    bos_token: str | None = None,
+    experiment: str | None = None,
     processes: Joined = ALONE,
 ) -> None:
     """Continue prompts with the model of any stage; each continuation is a line on stdout.
@@ -30,23 +38,61 @@ def generate(
     In it a line break is written as \\n or \\r, and a backslash as two.
 
     Args:
-        experiment: the Python file of the experiment that made the artifact.
-        artifact: the artifact's folder, e.g. WORKDIR/distill-...; may be gs://.
+        model: the folder of a finished model, or one that import-hf made; may be gs://.
         prompt: a text to continue, from the start of a document; give it again for more.
         prompts_file: a UTF-8 file, one prompt a line; may be gs://.
         new_tokens: the most tokens to write; a document that ends before ends its line.
         temperature: 0 for the most likely token, 1 for a sample of the model's distribution.
         seed: of the samples.
+        tokenizer: the run's tokenizer, where its file is no longer where the run found it.
+        bos_token: what begins a document, of a Hugging Face tokenizer; default: as in the run.
+        experiment: the Python file that made the model, where it defines a kind of model or
+            tokenizer of its own.
     """
     prompts = [*prompt, *(_lines(prompts_file) if prompts_file else ())]
     if not prompts:
         raise ValueError("no prompts: give --prompt TEXT or --prompts-file FILE")
+    if experiment is not None and (tokenizer, bos_token) != (None, None):
+        raise ValueError(f"experiment={experiment} has its own tokenizer: drop --tokenizer")
     experiments.prepare_devices(processes)  # before an experiment, which may compute
-    model = open_model(artifact, load(experiment))
-    texts = model.generate(prompts, new_tokens, temperature=temperature, seed=seed)
+    how = {"new_tokens": new_tokens, "temperature": temperature, "seed": seed}
+    if experiment is not None:
+        texts = open_model(model, load(experiment)).generate(prompts, **how)
+    else:
+        texts = _alone(epath.Path(model), tokenizer, bos_token, prompts, how)
     if jax.process_index() == 0:
         for text in texts:
             print(text.translate(ESCAPES))
+
+
+def _alone(
+    folder: epath.Path,
+    tokenizer: str | None,
+    bos_token: str | None,
+    prompts: list[str],
+    how: dict[str, Any],
+) -> list[str]:
+    """The continuations by what the artifact's config.json says of its model and tokenizer."""
+    lm = weights.model(folder)
+    try:
+        own, ends = artifact_tokenizer.of(folder, lm, tokenizer, bos_token)
+    except ValueError as error:
+        if tokenizer is not None:
+            raise
+        raise ValueError(f"{error}, or --experiment FILE") from error
+    mesh, said = weights.mesh_of(lm), read_json(folder / "config.json")
+    for name in ("config", "setting", "row_length"):
+        said = said.get(name) if isinstance(said, dict) else None
+    return continuations(
+        lm,
+        lambda: checkpoint.restore(folder / "params", lm, mesh),
+        prompts,
+        own,
+        mesh,
+        learnt=said if type(said) is int else None,
+        ends=ends,
+        **how,
+    )
 
 
 def _lines(path: str) -> list[str]:

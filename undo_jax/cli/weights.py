@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,22 +11,26 @@ from jax.sharding import Mesh
 
 from undo_jax import artifacts, checkpoint
 from undo_jax.artifacts import Artifact
-from undo_jax.cli import card
+from undo_jax.cli import artifact_tokenizer, card
 from undo_jax.cli.devices import ALONE, Joined, join
 from undo_jax.cli.flags import ArtifactFolder, Folder, Out
-from undo_jax.data import tokenizer_files
-from undo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from undo_jax.durable import absolute, read_json
 from undo_jax.log import console
 from undo_jax.mesh import MeshShape, make_mesh
-from undo_jax.models import hf, hf_folder, stated
+from undo_jax.models import hf, hf_folder
 from undo_jax.models.adapters import merged
 from undo_jax.models.architecture import Adapters
 from undo_jax.models.rope import scaling_of
 from undo_jax.models.transformer import Transformer
 
 
-def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
+def import_hf(
+    folder: Folder,
+    out: Out,
+    bos_token: str | None = None,
+    without_tokenizer: bool = False,
+    processes: Joined = ALONE,
+) -> None:
     """Turn Hugging Face weights into a base for experiments.
 
     Of Llama, Qwen2.5, Qwen3, Mistral, Gemma-2, Gemma-3 and Phi-3.
@@ -38,13 +41,17 @@ def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
     Args:
         folder: config.json and safetensors files, on this machine; OUT records its tokenizer.
         out: the new artifact; may be gs://.
+        bos_token: what opens a document; default: the BOS that the folder states, or, where it has
+            none, e.g. of Qwen, what ends a text there.
+        without_tokenizer: import the weights alone, of a folder whose tokenizer cannot be used.
     """
     join(processes)
     lm, path = hf_folder.read_config(folder), epath.Path(out)
     if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
     said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf_folder.UNSTATED}
-    described, words = _described(epath.Path(folder), lm)
+    asked = epath.Path(folder), lm, bos_token, without_tokenizer
+    described, words = artifact_tokenizer.imported(*asked)
     about = {"tokenizer": described, "licence": card.licence(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, mesh_of(lm))
@@ -59,6 +66,8 @@ def import_hf(folder: Folder, out: Out, processes: Joined = ALONE) -> None:
             names["rope"] = type(lm.rope_scaling).__name__
         for module, name in names.items():
             console.print(f"from undo_jax.models.{module} import {name}", soft_wrap=True)
+        if not without_tokenizer and "type" not in described:
+            console.print(f"without a tokenizer: {folder} has none", soft_wrap=True)
         console.print(f"use it with the flag --pretrain.base {path}", soft_wrap=True)
 
 
@@ -74,8 +83,9 @@ def export_hf(
     """Write a model of a run as a folder that Hugging Face transformers loads.
 
     The run's tokenizer is written, too, so that transformers' AutoTokenizer gives the ids of
-    training, BOS first, and a card, README.md: how it was made, its scores, and the licence of its
-    base where that is known. Hugging Face's configuration cannot state that attention stays within
+    training, BOS first, with the chat template and generation_config.json of the tokenizer's
+    folder; and a card, README.md: how it was made, its scores, and the licence of its base where
+    that is known. Hugging Face's configuration cannot state that attention stays within
     a document (document_start): that is left out.
 
     Args:
@@ -95,8 +105,8 @@ def export_hf(
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
     params = checkpoint.restore(folder / "params", lm, mesh_of(lm))
     lm, params = merged(lm, params)  # there is no place for adapters in a folder of this kind
-    ids, files = _tokens(folder, lm, tokenizer, bos_token)
-    files = {**files, card.FILE: card.card(folder).encode()}
+    ids, files, note = artifact_tokenizer.exported(folder, lm, tokenizer, bos_token)
+    files = {**files, card.FILE: card.card(folder, note).encode()}
     hf.save(out, lm, params, dtype, max_shard_gb * 1e9, ids, files)
     console.print(f"written: {out}", soft_wrap=True)
 
@@ -112,7 +122,7 @@ def model(artifact: epath.Path) -> Transformer:
     if kind != Transformer.__name__ or unknown:
         raise ValueError(
             f"{artifact} holds a {kind} {' '.join(unknown)}: only a Transformer of this version "
-            "can be exported"
+            "is read without its experiment"
         )
     for field in dataclasses.fields(Transformer):
         if field.default is dataclasses.MISSING and field.name not in fields:
@@ -139,25 +149,6 @@ def model(artifact: epath.Path) -> Transformer:
     return Transformer(**fields)
 
 
-def tokenizer_of(
-    folder: epath.Path, lm: Transformer, given: str | None = None, bos_token: str | None = None
-) -> tuple[Tokenizer, list[int]]:
-    """The tokenizer of an artifact's model, and the tokens that end a document.
-
-    `given` is the file, where it is not where config.json says. Raises ValueError for a tokenizer
-    of another model and where there is none, and what the tokenizer raises for its file.
-    """
-    said, own = _said(folder)
-    try:
-        tokenizer = _tokenizer(folder, lm, said, given, bos_token)
-    except (ValueError, OSError, ImportError) as error:
-        if given is not None or bos_token is not None:
-            raise
-        raise ValueError(f"without a tokenizer: {error}; --tokenizer FILE gives one") from error
-    ends = (own or tokenizer_files.ids(tokenizer)).get("eos_token_id", tokenizer.bos_id)
-    return tokenizer, ends if isinstance(ends, list) else [ends]
-
-
 def expression(lm: Transformer) -> str:
     """Python for a model: a preset of its family, with the fields that differ."""
 
@@ -177,96 +168,6 @@ def _abandoned(path: epath.Path) -> bool:
     if "summary.json" in names or "config.json" not in names:
         return not names
     return read_json(path / "config.json").get("stage") == "import"
-
-
-def _described(folder: epath.Path, lm: Transformer) -> tuple[dict[str, Any], int]:
-    """What config.json will say of the tokenizer of a Hugging Face folder: at least its ids.
-
-    And how many of the model's ids it makes: all where it is not known.
-    """
-    ids = hf_folder.read_ids(folder)
-    found = [folder / f"tokenizer.{kind}" for kind in ("json", "model")]
-    for file in [file for file in found if file.is_file()][:1]:
-        try:
-            bos = hf_folder.read_bos(folder) if file.suffix == ".json" else None
-            tokenizer = load_tokenizer(file, bos)
-            if tokenizer.bos_id != ids["bos_token_id"]:
-                raise ValueError(f"{file} has another BOS than {folder / hf_folder.CONFIG}")
-            if tokenizer.vocab_size > lm.vocabulary:
-                raise ValueError(
-                    f"{file} makes {tokenizer.vocab_size} ids, the model's tables have "
-                    f"{lm.vocabulary} rows"
-                )
-            return {**tokenizer_files.describe(tokenizer), "ids": ids}, tokenizer.vocab_size
-        except (ValueError, ImportError) as error:
-            console.print(f"without its tokenizer: {error}", soft_wrap=True)
-    return {"ids": ids}, lm.vocabulary
-
-
-def _tokens(
-    folder: epath.Path, lm: Transformer, given: str | None, bos_token: str | None
-) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
-    """Ids of an artifact's special tokens, and its tokenizer's files; prints why if there are none.
-
-    Raises what `_tokenizer` does for a tokenizer that is given.
-    """
-    said, own = _said(folder)
-    try:
-        tokenizer = _tokenizer(folder, lm, said, given, bos_token)
-        return own or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
-    except (ValueError, OSError, ImportError) as error:
-        if given is not None or bos_token is not None:
-            raise
-        console.print(f"without a tokenizer: {error}; --tokenizer FILE gives one", soft_wrap=True)
-        return own, {}
-
-
-def _said(folder: epath.Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """What config.json says of the tokenizer, and the ids of special tokens in it, if any."""
-    file = folder / "config.json"
-    said = read_json(file).get("tokenizer") or {}
-    own = said.get("ids", {}) if isinstance(said, dict) else None
-    if not isinstance(own, dict):
-        raise ValueError(
-            f"{file} describes no tokenizer: delete {folder}, and a run makes it again"
-        )
-    return said, stated.ids({name: own[name] for name in hf.IDS if name in own}, file)
-
-
-def _tokenizer(
-    folder: epath.Path,
-    lm: Transformer,
-    said: Mapping[str, Any],
-    given: str | None,
-    bos_token: str | None,
-) -> Tokenizer:
-    """The tokenizer given, or what config.json says of one.
-
-    Raises ValueError where there is none, where it is not the one that config.json describes, and
-    where the model lacks its ids; and what the tokenizer raises for its file.
-    """
-    if given is not None:
-        own = said.get("bos_token") if given.endswith(".json") else None
-        tokenizer = load_tokenizer(given, bos_token or own)
-    elif bos_token is not None:
-        raise ValueError(f"bos_token={bos_token} of which file? give --tokenizer FILE")
-    elif "type" not in said:
-        raise ValueError(f"{folder / 'config.json'} names none")
-    else:
-        tokenizer = tokenizer_files.described(said)
-    name = given or said.get("path") or said["type"]
-    if tokenizer.fingerprint != said.get("fingerprint", tokenizer.fingerprint):
-        trained = said.get("path") or said["type"]
-        raise ValueError(f"{name} is not what {folder} was trained with, which is {trained}")
-    opens = said.get("ids", {}).get("bos_token_id", tokenizer.bos_id)
-    if tokenizer.bos_id != opens:
-        raise ValueError(f"{name} opens a document with {tokenizer.bos_id}, {folder} with {opens}")
-    if tokenizer.vocab_size > lm.vocabulary:
-        raise ValueError(
-            f"{name} makes {tokenizer.vocab_size} ids, the model of {folder} knows "
-            f"{lm.vocabulary}: it is another model's tokenizer"
-        )
-    return tokenizer
 
 
 def mesh_of(lm: Transformer) -> Mesh:

@@ -7,9 +7,10 @@ from typing import Any, NoReturn
 from etils import epath
 
 from undo_jax.data.files import missing
-from undo_jax.models.hf_folder import local, read_bos, read_json
+from undo_jax.models.hf_folder import local, read_json
+from undo_jax.models.hf_special import SETTINGS, read_bos, text_of
 
-SETTINGS, OWN_FILE = "tokenizer_config.json", "chat_template.jinja"
+OWN_FILE = "chat_template.jinja"
 PLACES = ("{question}", "{answer}")
 DAY = datetime(2024, 7, 26, tzinfo=UTC)  # what Llama's template calls today if nobody says
 
@@ -29,7 +30,9 @@ def chat(folder: epath.PathLike, system: str | None = None) -> str:
     messages = [] if system is None else [{"role": "system", "content": system}]
     for role, place in zip(("user", "assistant"), PLACES, strict=True):
         messages.append({"role": role, "content": place})
-    special = {name: _name(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+    special = {
+        name: text_of(settings.get(name)) or "" for name in ("bos_token", "eos_token", "pad_token")
+    }
     made = _rendered(folder, _source(folder, settings), messages=messages, **special)
     made = made.removeprefix(read_bos(folder) or "")
     if [made.count(place) for place in PLACES] != [1, 1]:
@@ -53,11 +56,6 @@ def _source(folder: epath.Path, settings: dict[str, Any]) -> str:
             "conversations, or a plain template"
         )
     return found
-
-
-def _name(token: Any) -> str:
-    token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else ""
 
 
 def _rendered(folder: epath.Path, source: str, **values: Any) -> str:

@@ -127,17 +127,20 @@ def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
     Raises ValueError for a folder of other settings, or with other files.
     """
     finished, plan = (folder / MANIFEST).exists(), folder / WORK / "plan.json"
+    packed = [path for path in folder.iterdir() if path.name != WORK] if folder.exists() else []
     if finished or plan.exists():
         again = f"delete {folder}, and pack again"
         known = Corpus(str(folder)).manifest["settings"] if finished else read_json(plan, again)
         other = [name for name, value in settings.items() if known.get(name) != value]
-        if other:
+        if not other:
+            return finished
+        if packed or list(plan.parent.glob("*[0-9].json")):
             raise ValueError(
                 f"{folder} was packed with another {_difference(other[0], known, settings)}: give "
                 "another folder, or delete this one"
             )
-        return finished
-    if folder.exists() and [path for path in folder.iterdir() if path.name != WORK]:
+        plan.parent.rmtree()  # of a command that packed nothing, e.g. by the name of a field
+    if packed:
         raise ValueError(f"{folder} holds other files: give an empty or a new folder")
     plan.parent.mkdir(parents=True, exist_ok=True)
     write_json(plan, settings)

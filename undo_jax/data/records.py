@@ -20,7 +20,7 @@ LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 def records(
     pattern: epath.PathLike, fields: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each record of Parquet and JSON files, with where it stands, e.g. "dev.jsonl:3".
+    """Each record of Parquet and JSON files, with where it stands, e.g. "data/dev.jsonl:3".
 
     JSON files have an object a line, or are one array of objects. A record has all `fields`, and of
     the `optional` those that the file has. Raises FileNotFoundError where nothing matches,
@@ -33,16 +33,16 @@ def records(
         elif file.path.name.endswith(LINES):
             yield from _of_lines(file, fields)
         else:
-            raise ValueError(f"{file.name} is no *.parquet or *.jsonl: convert it, or rename it")
+            raise ValueError(f"{file.path} is no *.parquet or *.jsonl: convert it, or rename it")
 
 
 def lines(file: File) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, from 1, and with their line ends; of *.gz decompressed."""
-    with reading(file.name), file.path.open("rb") as stream:
+    with reading(str(file.path)), file.path.open("rb") as stream:
         compressed = file.name.endswith(".gz")
         for number, line in enumerate(gzip.open(stream) if compressed else stream, start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            yield number, utf8(line.decode, f"{file.name}:{number}")
+            yield number, utf8(line.decode, f"{file.path}:{number}")
 
 
 def json_object(line: str, fields: Sequence[str], place: str) -> dict[str, Any]:
@@ -96,11 +96,11 @@ def _of_lines(file: File, fields: Sequence[str]) -> Iterator[tuple[str, Mapping[
     """JSON lines, or one JSON array of objects, which may go over many lines."""
     rest, first = lines(file), True
     for number, line in rest:
-        place = f"{file.name}:{number}"
+        place = f"{file.path}:{number}"
         if first and line.lstrip().startswith("["):
             listed = _parsed(line + "".join(line for _, line in rest), place)
             for i, item in enumerate(listed, start=1):
-                yield f"{file.name} item {i}", _with_fields(item, fields, f"{file.name} item {i}")
+                yield f"{file.path} item {i}", _with_fields(item, fields, f"{file.path} item {i}")
         elif line := line.strip():
             first = False
             yield place, json_object(line, fields, place)
@@ -110,15 +110,15 @@ def _of_parquet(
     file: File, fields: Sequence[str], optional: Sequence[str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     parquet, _ = pyarrow()
-    with reading(file.name), file.path.open("rb") as stream:
+    with reading(str(file.path)), file.path.open("rb") as stream:
         table, number = parquet.ParquetFile(stream), 0
         names = table.schema_arrow.names
         for field in fields:
             if field not in names:
                 known = ", ".join(names)
-                raise ValueError(f"{file.name} has no column {field!r}: it has {known}")
+                raise ValueError(f"{file.path} has no column {field!r}: it has {known}")
         columns = [*fields, *(name for name in optional if name in names)]
         for batch in table.iter_batches(batch_size=_RECORDS, columns=columns):
-            for record in utf8(batch.to_pylist, file.name):
+            for record in utf8(batch.to_pylist, str(file.path)):
                 number += 1
-                yield f"{file.name} row {number}", record
+                yield f"{file.path} row {number}", record

@@ -120,7 +120,7 @@ def _shard(files: list[File], how: str | None, read: Callable[[], Iterator[str]]
 def _jsonl(file: File, field: str) -> Iterator[str]:
     for number, line in lines(file):
         if line := line.strip():
-            yield _field(line, field, f"{file.name}:{number}")
+            yield _field(line, field, f"{file.path}:{number}")
 
 
 def _field(line: str, field: str, place: str) -> str:
@@ -130,21 +130,21 @@ def _field(line: str, field: str, place: str) -> str:
 
 def _parquet(file: File, column: str) -> Iterator[str]:
     parquet, types = pyarrow()
-    with reading(file.name), file.path.open("rb") as stream:
+    with reading(str(file.path)), file.path.open("rb") as stream:
         table = parquet.ParquetFile(stream)
         names = table.schema_arrow.names
         if column not in names:
-            raise ValueError(f"{file.name} has no column {column!r}: it has {', '.join(names)}")
+            raise ValueError(f"{file.path} has no column {column!r}: it has {', '.join(names)}")
         kind = table.schema_arrow.field(column).type
         if types.is_dictionary(kind):
             kind = kind.value_type
         if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-            raise ValueError(f"{file.name} column {column!r} is {kind}, not text")
+            raise ValueError(f"{file.path} column {column!r} is {kind}, not text")
         number = 0
         for batch in table.iter_batches(batch_size=_RECORDS, columns=[column]):
             for scalar in batch.column(0):
                 number += 1
-                place = f"{file.name} row {number} of column {column!r}"
+                place = f"{file.path} row {number} of column {column!r}"
                 yield checked(utf8(scalar.as_py, place), place)
 
 
@@ -178,7 +178,7 @@ def _bare(line: str) -> str:
 
 def _array_record(file: File, field: str | None) -> Iterator[str]:
     for number, record in enumerate(_records(file, 0, None), start=1):
-        place = f"{file.name} record {number}"
+        place = f"{file.path} record {number}"
         line = utf8(record.decode, place)
         yield line if field is None else _field(line, field, place)
 
@@ -186,7 +186,7 @@ def _array_record(file: File, field: str | None) -> Iterator[str]:
 def _records(file: File, start: int, count: int | None) -> Iterator[bytes]:
     """`count` records from `start`, or all of them, of an ArrayRecord file."""
     reader = open_records(local(file.path))
-    with reading(file.name):
+    with reading(str(file.path)):
         whole = reader.num_records()
         stop = whole if count is None else start + count
         if stop > whole:
@@ -200,14 +200,14 @@ def _tfds(file: File, form: str, skip: int, take: int, folder: str, feature: str
     features = _tfds_library().builder_from_directory(folder).info.features
     records = _records if form == "array_record" else _tf_records
     for number, record in enumerate(records(file, skip, take), start=skip + 1):
-        place = f"{file.name} record {number} feature {feature!r}"
+        place = f"{file.path} record {number} feature {feature!r}"
         value = features.deserialize_example_np(record)[feature]
         yield checked(utf8(value.decode, place) if isinstance(value, bytes) else value, place)
 
 
 def _tf_records(file: File, start: int, count: int) -> Iterator[bytes]:
     """`count` records from `start` of a TFRecord file: length, its CRC, data, its CRC."""
-    with reading(file.name), file.path.open("rb") as stream:
+    with reading(str(file.path)), file.path.open("rb") as stream:
         for number in range(start + count):
             head = stream.read(12)
             data = stream.read(struct.unpack("<Q4x", head)[0] + 4) if len(head) == 12 else b""

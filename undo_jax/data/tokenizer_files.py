@@ -11,10 +11,18 @@ from etils import epath
 from undo_jax.data.tokenizers import WORD, Bytes, Characters, Tokenizer, Words
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.durable import absolute
+from undo_jax.models import hf_special
+from undo_jax.models.hf_special import IDS, SETTINGS, text_of
 
 BOS = "<bos>"  # for tokenizers whose tokens have no names
 OWN = "{} is a tokenizer of the experiment's own"
-KINDS = {kind.__name__: kind for kind in (Bytes, Characters, Words, SentencePiece, HuggingFace)}
+TEMPLATE = "chat_template.jinja"
+KEPT = (  # of a base's tokenizer_config.json: what does not change a text's ids
+    "chat_template", "model_max_length", "padding_side", "truncation_side", "unk_token",
+    "additional_special_tokens", "extra_special_tokens", "split_special_tokens",
+)  # fmt: skip
+FROM_FILE = SentencePiece, HuggingFace
+KINDS = {kind.__name__: kind for kind in (Bytes, Characters, Words, *FROM_FILE)}
 
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -24,7 +32,9 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     content = {"type": name, **{field.name: getattr(tokenizer, field.name) for field in fields}}
     if "path" in content:
         content["path"] = os.fspath(absolute(epath.Path(content["path"])))
-    return {**content, "fingerprint": tokenizer.fingerprint, "ids": ids(tokenizer)}
+    said = generation(tokenizer)
+    more = {"generation": said} if said else {}
+    return {**content, "fingerprint": tokenizer.fingerprint, "ids": ids(tokenizer), **more}
 
 
 def described(content: Mapping[str, Any]) -> Tokenizer:
@@ -48,20 +58,45 @@ def described(content: Mapping[str, Any]) -> Tokenizer:
 def ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """Its bos_token_id, eos_token_id and pad_token_id, as Hugging Face's configurations name them.
 
-    A document ends where the next one opens, so BOS is an end-of-text id, beside EOS if it has one.
+    A document ends where the next one opens, so BOS is an end-of-text id, after those that the
+    tokenizer's folder states, or the EOS of a usual name, if it has one.
     """
     special = _special(tokenizer)
     bos, eos, pad = (special.get(kind, (None, None))[1] for kind in ("bos", "eos", "pad"))
-    return {
-        "bos_token_id": bos,
-        "eos_token_id": bos if eos in (None, bos) else [eos, bos],
-        "pad_token_id": pad,
-    }
+    ends = [] if eos is None else [eos]
+    if isinstance(tokenizer, FROM_FILE) and (said := tokenizer.beside) is not None:
+        known = [i for i in hf_special.ends(said) if tokenizer.name_of(i) is not None]
+        named, padding = (_named(tokenizer, said, f"{kind}_token") for kind in ("eos", "pad"))
+        ends = known or ([] if named is None else [named]) or ends
+        pads = said.ids.get(IDS[2]), said.generation.get(IDS[2]), padding
+        pad = next((i for i in pads if i is not None and tokenizer.name_of(i) is not None), pad)
+    ends = [*dict.fromkeys([*ends, bos])]
+    return dict(zip(IDS, (bos, ends[0] if len(ends) == 1 else ends, pad), strict=True))
+
+
+def generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json of the tokenizer's folder, but for the ids; empty without one."""
+    said = _beside(tokenizer)
+    return {} if said is None else {n: v for n, v in said.generation.items() if n not in IDS}
+
+
+def splits(tokenizer: Tokenizer) -> bool:
+    """Whether the exported tokenizer takes names of special tokens in a text for text.
+
+    In training they always are, but in conversations. The tokenizer of a Hugging Face folder does
+    what it does there, where conversations need them to be tokens.
+    """
+    said = _beside(tokenizer)
+    if isinstance(tokenizer, SentencePiece) or said is None or not said.settings:
+        return True
+    return said.settings.get("split_special_tokens") is True
 
 
 def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """Files from which transformers makes a tokenizer that encodes as in training, BOS first.
 
+    Of the tokenizer's Hugging Face folder come the chat template and what `KEPT` names; see
+    `splits` for texts with names of special tokens.
     For SentencePiece unigram models, transformers reads the names of control pieces in a text as
     these pieces, and may split runs of one character otherwise: its sums have another precision.
     Raises ValueError for a tokenizer that transformers would read as another one.
@@ -79,18 +114,47 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
         made = {"tokenizer.json": _opened(epath.Path(tokenizer.path).read_bytes(), tokenizer)}
     else:
         made = {"tokenizer.json": _opened(_bytes(_content(tokenizer)), tokenizer)}
-    special = {kind: name for kind, (name, _) in _special(tokenizer).items()}
+    own, template = {}, {}
+    if isinstance(tokenizer, FROM_FILE) and (said := tokenizer.beside) is not None:
+        own, file = said.settings, epath.Path(tokenizer.path).parent / TEMPLATE
+        template = {TEMPLATE: file.read_bytes()} if file.is_file() else {}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": True,
         "add_eos_token": False,
-        "bos_token": special["bos"],
-        "eos_token": special.get("eos", special["bos"]),
-        "pad_token": special.get("pad", special["bos"]),
-        "split_special_tokens": True,  # "<bos>" in a text is text
+        **_names(tokenizer),
         "clean_up_tokenization_spaces": False,
+        **{name: own[name] for name in KEPT if name in own},
+        "split_special_tokens": splits(tokenizer),
     }
-    return {**made, "tokenizer_config.json": _bytes(settings)}
+    return {**made, SETTINGS: _bytes(settings), **template}
+
+
+def _names(tokenizer: Tokenizer) -> dict[str, str]:
+    """bos_token, eos_token and pad_token, which are those of `ids`.
+
+    EOS is the one of a Hugging Face folder if it is among them, or else the first.
+    """
+    special, found = _special(tokenizer), ids(tokenizer)
+    bos = special["bos"][0]
+    eos, pad = (special.get(kind, special["bos"])[0] for kind in ("eos", "pad"))
+    if isinstance(tokenizer, FROM_FILE) and (said := tokenizer.beside) is not None:
+        listed, own = hf_special.listed(found[IDS[1]]), _named(tokenizer, said, "eos_token")
+        eos = tokenizer.name_of(own if own is not None and own in listed else listed[0])
+        pad = bos if found[IDS[2]] is None else tokenizer.name_of(found[IDS[2]])
+    return {"bos_token": bos, "eos_token": str(eos), "pad_token": str(pad)}
+
+
+def _named(
+    tokenizer: SentencePiece | HuggingFace, said: hf_special.Special, which: str
+) -> int | None:
+    """The id of a token that tokenizer_config.json names; None if it names none, or it is not."""
+    name = text_of(said.settings.get(which))
+    return None if name is None else tokenizer.id_of(name)
+
+
+def _beside(tokenizer: Any) -> hf_special.Special | None:
+    return getattr(tokenizer, "beside", None)
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:

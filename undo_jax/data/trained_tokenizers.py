@@ -10,8 +10,9 @@ from typing import Any
 from etils import epath
 
 from undo_jax.data.files import missing, reading
+from undo_jax.models import hf_special
+from undo_jax.models.hf_special import ENDS, Special
 
-ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")  # usual names; a file does not say
 PADS = ("<pad>", "[PAD]")
 
 
@@ -72,6 +73,20 @@ class SentencePiece:
         model = self._processor
         ids = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id()}
         return {name: (model.id_to_piece(i), i) for name, i in ids.items() if i >= 0}
+
+    @cached_property
+    def beside(self) -> Special | None:
+        """What the Hugging Face folder says whose tokenizer.model this is, if it is one's."""
+        return _beside(self.path, "tokenizer.model")
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a piece; None for one that it lacks."""
+        found = self._processor.piece_to_id(token)
+        return found if self._processor.id_to_piece(found) == token else None
+
+    def name_of(self, number: int) -> str | None:
+        """The piece of an id; None for one that it lacks."""
+        return self._processor.id_to_piece(number) if number < self.vocab_size else None
 
     @property
     def keeps_spaces(self) -> bool:
@@ -159,6 +174,19 @@ class HuggingFace:
         """Id of `bos_token`."""
         return self._tokenizer.token_to_id(self.bos_token)
 
+    @cached_property
+    def beside(self) -> Special | None:
+        """What the Hugging Face folder says whose tokenizer.json this is, if it is one's."""
+        return _beside(self.path, "tokenizer.json")
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token; None for one that it lacks."""
+        return self._tokenizer.token_to_id(token)
+
+    def name_of(self, number: int) -> str | None:
+        """The token of an id; None for one that it lacks."""
+        return self._tokenizer.id_to_token(number) if number < 2**32 else None
+
     @property
     def special(self) -> dict[str, tuple[str, int]]:
         """Names and ids of bos and, by their usual names, of eos and pad."""
@@ -186,6 +214,13 @@ class HuggingFace:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _beside(path: str | Path, name: str) -> Special | None:
+    """Of another file than `name` nothing is known. Raises ValueError for damaged JSON."""
+    file = epath.Path(path)
+    with reading(str(path)):
+        return hf_special.read(file.parent) if file.name == name else None
 
 
 def _there(path: str | Path) -> bool:

@@ -73,13 +73,19 @@ class Quiz:
         for subject in self.apart:
             if subject not in subjects:
                 known = ", ".join(sorted(subjects)[:60])
-                raise ValueError(f"apart={subject!r} is no subject of {known}: give one of them")
+                raise ValueError(
+                    f"{self.questions.pattern} has no question about {subject!r}, which is to be "
+                    f"told apart: add some, or choose from its subjects ({known})"
+                )
         heads = {subject: self._head(subject) for subject in subjects}
         return [self._posed(question, heads[question.subject]) for question in asked]
 
     def _posed(self, question: Question, head: str) -> Posed:
         if self.style == "cloze" and "" in question.choices:
-            raise ValueError(f"{question.question[:80]!r} has an empty choice: drop the question")
+            raise ValueError(
+                f"{self.questions.pattern}: {question.question[:80]!r} has an empty choice: drop "
+                "the question"
+            )
         answers = tuple(f" {choice}" for choice in _scored(question, self.style))
         return Posed(head + _asked(question, self.style), answers, question)
 
@@ -90,8 +96,8 @@ class Quiz:
         own = [one for one in self._examples if one.subject == subject][: self.shots]
         if len(own) < self.shots:
             raise ValueError(
-                f"shots={self.shots}, but there are {len(own)} examples about {subject!r}: give "
-                "more, or fewer shots"
+                f"shots={self.shots}, but {getattr(self.examples, 'pattern', 'nothing')} has "
+                f"{len(own)} examples about {subject!r}: give more, or fewer shots"
             )
         shown = (
             f"{_asked(q, self.style)} {_scored(q, self.style)[q.answer]}{BETWEEN}" for q in own

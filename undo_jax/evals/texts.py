@@ -11,10 +11,12 @@ from jax.sharding import Mesh
 
 from undo_jax import memory
 from undo_jax.checks import LARGEST, whole
+from undo_jax.data.tokenizer_files import ids as special_ids
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.generate import generate
 from undo_jax.log import console
 from undo_jax.mesh import BATCH, parts
+from undo_jax.models.hf_special import listed
 from undo_jax.sharding import placed
 from undo_jax.types import LM, Lazy, shapes
 
@@ -30,8 +32,11 @@ def continuations(
     temperature: float = 0.0,
     seed: int = 0,
     learnt: int | None = None,
+    ends: Sequence[int] = (),
 ) -> list[str]:
-    """What follows each prompt, which opens a document, until that ends.
+    """What follows each prompt, which opens a document, until that ends: by a token in `ends`.
+
+    Those of the tokenizer, if none are given.
 
     `load` reads the parameters, once it is known that the rest fits. Temperature 0 takes the most
     likely token, 1 samples. Says so where texts are longer than the `learnt` tokens of a row of
@@ -51,7 +56,8 @@ def continuations(
     tokens, lengths = _rows(prompts, tokenizer)
     count, time = tokens.shape
     _check_cache(lm, mesh, count, time, new_tokens)
-    write = _compiled(lm, mesh, count, time, new_tokens)
+    ends = list(ends) or listed(special_ids(tokenizer)["eos_token_id"])
+    write = _compiled(lm, mesh, count, time, new_tokens, len(ends))
     if found := write.memory_analysis():
         needed = found.argument_size_in_bytes + found.temp_size_in_bytes
         _check(time, new_tokens, needed, mesh)
@@ -60,14 +66,16 @@ def continuations(
         if learnt is not None and time + new_tokens > learnt:
             said = f"what comes after {learnt} tokens is beyond the rows of its training"
             console.print(said, soft_wrap=True, highlight=False)
-        how = {"temperature": jnp.float32(temperature), "stop": jnp.int32(tokenizer.bos_id)}
+        how = {"temperature": jnp.float32(temperature), "stop": jnp.array(ends, jnp.int32)}
         written = np.asarray(write(params, tokens, lengths, jax.random.key(seed), **how))
-    ids = (itertools.takewhile(lambda i: i != tokenizer.bos_id, row) for row in written.tolist())
+    ids = (itertools.takewhile(lambda i: i not in ends, row) for row in written.tolist())
     return [text_of(row, tokenizer) for row in ids]
 
 
 @lru_cache(maxsize=16)
-def _compiled(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> jax.stages.Compiled:
+def _compiled(
+    lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int, ends: int
+) -> jax.stages.Compiled:
     """Generation for `count` prompts of at most `time` tokens; its parameters need not be there."""
     given = (
         placed(shapes(lm), lm.rules, mesh),
@@ -75,8 +83,10 @@ def _compiled(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> jax
         jax.ShapeDtypeStruct((count,), jnp.int32),
         jax.eval_shape(partial(jax.random.key, 0)),
     )
-    how = {"temperature": jnp.float32, "stop": jnp.int32}
-    how = {name: jax.ShapeDtypeStruct((), kind) for name, kind in how.items()}
+    how = {
+        "temperature": jax.ShapeDtypeStruct((), jnp.float32),
+        "stop": jax.ShapeDtypeStruct((ends,), jnp.int32),
+    }
     with jax.set_mesh(mesh):
         return generate.lower(lm, *given, new_tokens=new_tokens, **how).compile()
 

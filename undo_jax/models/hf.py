@@ -31,13 +31,14 @@ from undo_jax.models.hf_folder import (
     opened,
     written,
 )
+from undo_jax.models.hf_special import GENERATION, IDS
 from undo_jax.models.transformer import Transformer
 from undo_jax.sharding import path_name, placement
 from undo_jax.types import Params, shapes
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-HEAD, IDS = "lm_head.weight", ("bos_token_id", "eos_token_id", "pad_token_id")
-GENERATION = "generation_config.json"
+HEAD = "lm_head.weight"
+_AGAIN = "download the folder again, or give the model that its config.json states"
 ROW_BLOCK = 4096  # rows of a table that are read or compared at a time
 ALIGNMENT = 64  # bytes: such memory a CPU device takes as it is; else it copies
 
@@ -239,19 +240,16 @@ def _check(folder: epath.Path, lm: Transformer, stored: Mapping[str, Any]) -> No
     wanted, table = tensors(lm), family(lm.family).NAMES["embedding"]
     for name, tensor in wanted.items():
         if name not in stored:
-            raise ValueError(
-                f"{folder} has no tensor {name}, which this model needs: wrong preset?"
-            )
+            raise ValueError(f"{folder} has no tensor {name}, which this model needs: {_AGAIN}")
         shape, dtype = tuple(stored[name].get_shape()), stored[name].get_dtype()
         if name == table and len(shape) == 2 and shape[0] != lm.vocabulary:
             raise ValueError(
                 f"{name} in {folder} holds {shape[0]} token ids, this model "
-                f"vocabulary={lm.vocabulary}: set vocabulary={shape[0]}"
+                f"vocabulary={lm.vocabulary}: {_AGAIN}"
             )
         if shape != tensor.shape:
             raise ValueError(
-                f"{name} in {folder} has shape {shape}, this model needs {tensor.shape}: "
-                "wrong preset?"
+                f"{name} in {folder} has shape {shape}, this model needs {tensor.shape}: {_AGAIN}"
             )
         if dtype not in DTYPES:
             raise ValueError(
@@ -259,11 +257,10 @@ def _check(folder: epath.Path, lm: Transformer, stored: Mapping[str, Any]) -> No
             )
     extra = next((name for name in stored if name not in wanted and name != HEAD), None)
     if extra is not None:
-        raise ValueError(f"{folder} has a tensor {extra} that this model lacks: wrong preset?")
+        raise ValueError(f"{folder} has a tensor {extra} that this model lacks: {_AGAIN}")
     if HEAD not in wanted and HEAD in stored and not _same(stored[HEAD], stored[table]):
         raise ValueError(
-            f"{HEAD} in {folder} differs from {table}, to which this model's head is tied: "
-            "wrong preset?"
+            f"{HEAD} in {folder} differs from {table}, to which this model's head is tied: {_AGAIN}"
         )
 
 

@@ -9,11 +9,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
@@ -51,14 +53,18 @@ def read_config(folder: epath.PathLike) -> Transformer:
     """
     file = local(folder) / CONFIG
     whole = read_json(file)
-    content = _of_text(whole)
+    content = of_text(whole)
     if kind := whole.get(_QUANTISED) or content.get(_QUANTISED):
         kind = kind.get("quant_method", kind) if isinstance(kind, dict) else kind
         raise ValueError(f"{file}: {_QUANTISED} ({kind}) is not supported: give 16 or 32 bits")
-    return family(content.get("model_type"), file).read(file, content)
+    own = family(content.get("model_type"), file)
+    try:
+        return own.read(file, content)
+    except ValueError as error:  # of sizes that do not fit together, which name no file
+        raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
 
 
-def _of_text(content: dict[str, Any]) -> dict[str, Any]:
+def of_text(content: dict[str, Any]) -> dict[str, Any]:
     """Of a model of images and text, what is stated of its text model."""
     if content.get("model_type") not in WITH_IMAGES:
         return content
@@ -89,28 +95,33 @@ def described(lm: Transformer) -> dict[str, Any]:
     return content
 
 
-def read_ids(folder: epath.PathLike) -> dict[str, Any]:
-    """Ids of the special tokens that config.json states; missing ones are the family's defaults.
+@dataclass(frozen=True)
+class Stored:
+    """A stored tensor. What is read of it is finite, else ValueError."""
 
-    Raises FileNotFoundError without the file and ValueError for an invalid id.
-    """
-    file = local(folder) / CONFIG
-    content = _of_text(read_json(file))
-    own = family(content.get("model_type"), file).IDS
-    return stated.ids({name: content.get(name, value) for name, value in own.items()}, file)
+    name: str
+    file: epath.Path
+    tensor: Any  # a slice of safetensors
 
+    def get_shape(self) -> list[int]:
+        return self.tensor.get_shape()
 
-def read_bos(folder: epath.PathLike) -> str | None:
-    """The BOS token's text, from tokenizer_config.json; None where it states none."""
-    file = local(folder) / "tokenizer_config.json"
-    token = read_json(file).get("bos_token") if file.is_file() else None
-    token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else None
+    def get_dtype(self) -> str:
+        return self.tensor.get_dtype()
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        part = self.tensor[index]
+        if not np.isfinite(part).all():
+            raise ValueError(
+                f"{self.name} in {self.file} holds NaN or infinity: download the folder again, or "
+                "give another checkpoint"
+            )
+        return part
 
 
 def opened(
     folder: epath.Path, stack: ExitStack, rename: Callable[[str], str | None] = str
-) -> dict[str, Any]:
+) -> dict[str, Stored]:
     """Every stored tensor by name, as `rename` changes it, not read yet; None leaves one out.
 
     Raises FileNotFoundError for a missing file and ValueError for one that cannot be read.
@@ -128,16 +139,25 @@ def opened(
                 raise ValueError(f"{folder / INDEX} lists {name!r}, which is no file's name")
     else:
         raise FileNotFoundError(f"no {SINGLE} in {folder}: give a folder of safetensors weights")
-    stored = {}
+    stored: dict[str, Stored] = {}
     for name in names:
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
+            if (folder / name).exists():
+                raise FileNotFoundError(f"{folder / name} is no file: download it again")
             raise FileNotFoundError(f"no {name} in {folder}, which {INDEX} lists: download it")
         try:
             file = stack.enter_context(safe_open(folder / name, framework="numpy"))
         except SafetensorError as error:
             raise ValueError(f"cannot read {folder / name}: {error}: download it again") from error
-        named = {key: rename(key) for key in file.keys() if not NO_WEIGHT.search(key)}
-        stored.update({name: file.get_slice(key) for key, name in named.items() if name})
+        for key in file.keys():
+            tensor = None if NO_WEIGHT.search(key) else rename(key)
+            if tensor in stored:
+                raise ValueError(
+                    f"{folder} has tensor {key} twice, in {stored[tensor].file.name} and {name}: "
+                    "download the folder again"
+                )
+            if tensor:
+                stored[tensor] = Stored(key, folder / name, file.get_slice(key))
     return stored
 
 

@@ -156,7 +156,12 @@ class Choices:
         return stream(sources, batch_size, seed, [part.share for part in parts[name]], opens)
 
     def material(self) -> Any:
-        """The quiz, and validation rows in groups, of both kinds."""
+        """The quiz, and validation rows in groups, of both kinds.
+
+        Raises ValueError for a quiz that cannot be asked, one of those that are kept, too.
+        """
+        for _, quiz in self.kept:
+            quiz.posed()
         return {
             "quiz": _sheets(self.forgotten, self.tokenizer, self.rows_at_once),
             "retain": _validation(self, self.retain),
