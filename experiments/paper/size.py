@@ -29,7 +29,6 @@ LARGE = 200  # two seeds have to do from this width on at small scale
 @dataclass(frozen=True)
 class Size(Figure):
     figure: ClassVar[str] = "size"
-    controlled: ClassVar[bool] = False
     width: int | None = None  # None: of the setting and scale
 
     def __post_init__(self):

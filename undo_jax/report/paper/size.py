@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TITLE = "Robustness for compute, by size"
 TRADE, FORGET = "robustness against FLOPs", "relearning"
+PERMUTED = "relearning permuted answers"
 MARKS = {"o": "circles", "s": "squares", "D": "diamonds", "v": "triangles"}  # from the smallest
 
 
@@ -55,7 +56,7 @@ def _told(setting: str) -> str:
 
 
 def points(studies: Mapping[str, Study]) -> list[Point]:
-    """Robustness and FLOPs of distilled models, and forget scores by relearning step."""
+    """Robustness and FLOPs of distilled models; forget scores by step, of permuted answers, too."""
     found: list[Point] = []
     for setting, study in _by_size(studies).items():
         for model in (*alphas(study), FRESH):
@@ -64,6 +65,7 @@ def points(studies: Mapping[str, Study]) -> list[Point]:
                 found.append(Point(TRADE, setting, model, seed, spent[seed], robust))
         for model in _looks(study):
             found += lines(FORGET, setting, model, study.relearned(model))
+            found += lines(PERMUTED, setting, model, study.control(model, "permuted"))
     return found
 
 
@@ -75,10 +77,11 @@ def _looks(study: Study) -> dict[str, Look]:
 
 
 def draw(studies: Mapping[str, Study]) -> Figure:
-    """Robustness by FLOPs, a marker's form for each size; then relearning, a panel for each."""
+    """Robustness by FLOPs, a marker's form for each size; then relearning, a column for each."""
     shown, sizes = points(studies), _by_size(studies)
     looks = {name: look for study in sizes.values() for name, look in _looks(study).items()}
-    fig, axes = panels.figure(1, 1 + len(sizes), legend_rows=2)
+    rows = [what for what in (FORGET, PERMUTED) if any(p.panel == what for p in shown)]
+    fig, axes = panels.figure(len(rows), 1 + len(sizes), legend_rows=2)
     trade = axes[0][0]
     for mark, setting in zip(cycle(MARKS), sizes, strict=False):
         for model, look in looks.items():
@@ -87,10 +90,15 @@ def draw(studies: Mapping[str, Study]) -> Figure:
     panels.data_filtering(trade)
     panels.title(trade, "Robustness by areas, %")
     trade.set_xlabel("distillation, % of the oracle's FLOPs", fontsize=8.5)
-    for ax, (setting, study) in zip(axes[0][1:], sizes.items(), strict=True):
-        curves = panels.curves_of(shown, FORGET, setting)
-        panels.relearning(ax, curves, looks, study.forget, _told(setting))
-    axes[0][1].set_ylabel(next(iter(sizes.values())).forget.axis, fontsize=8.5)
+    axis = next(iter(sizes.values())).forget.axis
+    for row, what in zip(axes, rows, strict=True):
+        for ax, (setting, study) in zip(row[1:], sizes.items(), strict=True):
+            curves = panels.curves_of(shown, what, setting)
+            panels.relearning(ax, curves, looks, study.forget, _told(setting))
+        told = "the same, permuted answers" if what == PERMUTED else axis
+        row[1].set_ylabel(told, fontsize=8.5)
+    for row in axes[1:]:
+        row[0].set_axis_off()
     panels.legend(fig, looks, columns=3)
     return fig
 
@@ -109,7 +117,8 @@ def caption(studies: Mapping[str, Study]) -> str:
         "the oracle among them; against the FLOPs of distillation in % of the oracle's training, "
         f"with the teacher's forward pass; {'; '.join(told)}; the star is data filtering. Then: "
         "forget score against relearning steps, at each step of the strongest learning rate of "
-        "each seed. Bars and bands go from the lowest to the highest seed."
+        "each seed; below, of permuted answers, which nobody knew. Bars and bands go from the lowest "
+        "to the highest seed."
     )
 
 
