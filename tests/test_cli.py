@@ -292,6 +292,19 @@ def test_an_error_in_a_method_of_ones_own_is_told_by_its_line(capsys, command):
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--seeds 1.5", "--seeds 1.5: give whole numbers"),
+        ("--noise.alphas a b", "--noise.alphas a b: give numbers"),
+        ("--pretrain.training.steps x", "--pretrain.training.steps x: give a whole number"),
+        ("--distill.tolerance x", "--distill.tolerance x: give a number"),
+    ],
+)
+def test_what_does_not_parse_is_told_without_types(capsys, flags, said):
+    assert _refused(capsys, "run", str(QUICKSTART), *flags.split()) == f"undo-jax: {said}\n"
+
+
 @pytest.mark.parametrize("command", ["run", "bench", "fit --topology v5e:2x2"])
 def test_a_mistake_in_a_flag_is_not_blamed_on_a_line_of_the_file(capsys, command):
     file = _toy(

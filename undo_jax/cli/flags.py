@@ -18,6 +18,13 @@ ModelFolder = Annotated[Positional[str], arg(metavar="MODEL")]
 Out = Annotated[Positional[str], arg(metavar="OUT")]
 Workdir = Annotated[Positional[str], arg(metavar="WORKDIR")]
 
+FORMS = {  # of values, as tyro writes them
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "[INT [INT ...]]": "whole numbers",
+    "[FLOAT [FLOAT ...]]": "numbers",
+}
+
 
 def parse(target: Callable[..., Any], words: list[str], program: str, **more: Any) -> Any:
     """Parse `words` by tyro for a dataclass or function; `more` goes to `tyro.cli`.
@@ -33,4 +40,15 @@ def parse(target: Callable[..., Any], words: list[str], program: str, **more: An
             raise
         _title, _, body = said.getvalue().partition("\n")
         body = body.partition("For full helptext")[0]
-        raise ValueError(" ".join(re.sub("[─│╭╮╰╯]|-{3,}", " ", body).split())) from stop
+        raise ValueError(_short(" ".join(re.sub("[─│╭╮╰╯]|-{3,}", " ", body).split()))) from stop
+
+
+def _short(said: str) -> str:
+    """What tyro says of a value that does not parse, without the types that it tried."""
+    parsed = re.match(r"Error parsing (-\S+): (.*?) Argument helptext: -\S+ (.*)", said)
+    if not parsed or not (values := re.search(r"'[^\[\]]*'", parsed[2])):
+        return said
+    wanted = parsed[3].removeprefix("{None}|").removeprefix("{")
+    form = next((told for name, told in FORMS.items() if wanted.startswith(name)), None)
+    given = " ".join(re.findall("'(.*?)'", values[0]))
+    return said if form is None else f"{parsed[1]} {given}: give {form}"

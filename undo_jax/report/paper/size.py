@@ -117,8 +117,8 @@ def caption(studies: Mapping[str, Study]) -> str:
         "the oracle among them; against the FLOPs of distillation in % of the oracle's training, "
         f"with the teacher's forward pass; {'; '.join(told)}; the star is data filtering. Then: "
         "forget score against relearning steps, at each step of the strongest learning rate of "
-        "each seed; below, of permuted answers, which nobody knew. Bars and bands go from the lowest "
-        "to the highest seed."
+        "each seed; below, of permuted answers, which nobody knew. Bars and bands go from the "
+        "lowest to the highest seed."
     )
 
 
