@@ -146,7 +146,7 @@ def _members(count, models=1):
 
     starts = [jax.jit(partial(first, i)) for i in range(models)]
     return [
-        Member(str(i % models), starts[i % models], jax.random.key(9), 1e-2 * (1 + i), inputs)
+        Member(str(i % models), starts[i % models], jax.random.key(9), 2e-3 * (1 + i), inputs)
         for i in range(count)
     ]
 
@@ -224,7 +224,7 @@ def test_sixty_four_adapters_need_at_most_twice_the_memory_of_one():
 
     def needed(count):
         member = _members(1)[0]
-        mesh = make_mesh(MeshShape())
+        mesh = make_mesh(MeshShape(), jax.devices()[:1])
         with jax.set_mesh(mesh):
             lanes = in_lanes(
                 [replace(member, learning_rate=1e-3 * (i + 1)) for i in range(count)], 1
