@@ -53,7 +53,7 @@ GIVEN = {  # what a command needs to reach its flags
     "bench": ("bench", QUICKSTART),
     "fit": ("fit", QUICKSTART, "--topology", "v5e:2x2"),
     "xla-flags": ("xla-flags", "overlap"),
-    "generate": ("generate", "run/made", "--prompt", "1"),
+    "generate": ("generate", "run/made", "--experiment", QUICKSTART, "--prompt", "1"),
     "evaluate": ("evaluate", "run/made", "--tasks", "mine"),
     "data pack": ("data", "pack", "--source", "jsonl", "--pattern", "a.jsonl", "--tokenizer",
                   "bytes", "--out", "out"),
