@@ -65,9 +65,9 @@ def _split(said: str) -> tuple[epath.Path, str]:
 def _of_artifact(folder: epath.Path) -> Side:
     """The model with a seed that is in a folder."""
     for path in sorted(folder.parent.glob("experiment-*.json")):
-        for entry in inventory.read_listing(path, {}).content.get("models", []):
+        one = inventory.read_listing(path, {})
+        for entry in one.content.get("models", []):
             if entry["artifact"] == folder.name:
-                one = inventory.read_listing(path, {})
                 study = Study("", read_logs(folder.parent, one.name))
                 return Side(study, entry["model"], entry["seed"])
     raise ValueError(f"{folder} is no model of a report: give one of those that `list` names")

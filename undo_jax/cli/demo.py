@@ -22,7 +22,6 @@ from undo_jax.durable import read_json, writing
 from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.log import console, waiting
 from undo_jax.paper import Paper
-from undo_jax.signals import save_nothing
 
 FILE, TITLE = "index.html", b"what did unlearning remove?</title>"
 LEAD = (
@@ -82,7 +81,6 @@ def demo(
     named = _hosts(host, allowed_hosts) if serve else frozenset()
     file = experiment or _file(workdir)
     experiments.prepare_devices(ALONE)  # before an experiment, which may compute
-    save_nothing()
     knobs: Any = load(file)
     run = open_run(workdir, knobs)
     seed = seed_of(run, seed)
