@@ -365,5 +365,5 @@ def test_of_a_model_that_is_not_there_it_is_said_how_to_fetch_it(tmp_path):
     ):
         tokenizer.encode("a")
     (tmp_path / "gemma").mkdir()
-    with pytest.raises(FileNotFoundError, match="check the path$"):
+    with pytest.raises(FileNotFoundError, match="check the path, or make the data first"):
         tokenizer.encode("a")

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,10 @@ def test_of_two_models_with_the_role_of_a_base_the_unlearned_one_counts(tmp_path
     assert math.isnan(shares())  # which base is meant is not known
 
 
-def test_a_number_that_rounds_to_zero_has_no_minus():
-    claim = Claim("it is", "arithmetic", "a difference", {0: -0.004, 1: -0.002, 2: 0.003})
-    assert claim.number.startswith("+0.00 [+0.00, +0.00], Student's [-0.01, +0.01], 1 of 3 seeds")
+def test_numbers_have_the_decimals_that_tell_them_from_the_bound():
+    claim = Claim("it is", "arithmetic", "a difference", {0: -0.04, 1: -0.0004, 2: 0.5, 3: 0.0})
+    assert claim.number.startswith("+0.11 [-0.03, +0.37], Student's [-0.29, +0.52], 1 of 4 seeds")
+    near = replace(claim, values={0: -0.0004, 1: -0.0002})
+    assert near.number.startswith("-0.0003 [-0.0004, -0.0002], Student's")
+    bounded = replace(claim, values={0: 0.0498}, bound=0.05)
+    assert bounded.number.startswith("+0.0498, 0 of 1 seeds")

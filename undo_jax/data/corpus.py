@@ -87,8 +87,8 @@ class Corpus:
             text = path.read_bytes() if path.exists() else None
         if text is None:
             raise FileNotFoundError(
-                f"{self.folder} is no finished corpus, it has no {MANIFEST}: pack it, or go on "
-                "with the command that began it"
+                f"{self.folder} is no finished corpus, it has no {MANIFEST}: pack it as the "
+                "experiment's file says, or go on with the command that began it"
             )
         manifest = parse(text, str(path), "pack the corpus again")
         version = manifest.get("version") if isinstance(manifest, dict) else None

@@ -233,7 +233,8 @@ def _read(path: str | Path) -> bytes:
     if _there(path):
         with reading(str(path)):
             return epath.Path(path).read_bytes()
-    folder, other = epath.Path(path).parent, ""
+    folder = epath.Path(path).parent
+    other = ", or make the data first, as the experiment's file says"
     if epath.Path(path).name == "tokenizer.json" and not folder.exists():  # of a model
         other = f", or hf download ORGANISATION/{folder.name} --local-dir {folder}"
     raise FileNotFoundError(f"no tokenizer file at {path}; check the path{other}")

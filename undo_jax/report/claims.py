@@ -59,19 +59,20 @@ class Claim:
         found = spread.finite
         if not found:
             return "no finished seed"
-        told = _signed(spread.mean)
+        told = _signed(spread.mean, self.bound)
         if len(found) > 1:
-            (low, high), (least, most) = bootstrap(spread), student(spread)
             inner, outer = (
-                f"[{_signed(a)}, {_signed(b)}]" for a, b in ((low, high), (least, most))
+                f"[{', '.join(_signed(end, self.bound) for end in ends)}]"
+                for ends in (bootstrap(spread), student(spread))
             )
             told += f" {inner}, Student's {outer}"
         return f"{told}, {self.in_favour} of {len(found)} seeds"
 
 
-def _signed(number: float) -> str:
-    """With two digits and its sign; what rounds to zero has a plus."""
-    return f"{round(number, 2) + 0.0:+.2f}"
+def _signed(number: float, bound: float) -> str:
+    """With its sign and two decimals; with up to four where two do not tell it from the bound."""
+    digits = next((n for n in (2, 3, 4) if abs(number - bound) >= 10.0**-n), 2)
+    return f"{round(number, digits) + 0.0:+.{digits}f}"
 
 
 def grid(claims: Sequence[Claim]) -> Grid:

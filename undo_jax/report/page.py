@@ -93,16 +93,18 @@ def _island(numbers: Mapping[str, Any]) -> str:
 
 
 def table(grid: Grid, label: str, wrapped: bool = False) -> str:
-    """A table, whose label a screen reader says; `wrapped`: its texts may take several lines."""
+    """A table, whose label a screen reader says.
+
+    `wrapped`: its texts may take several lines, and on a phone each row is a list of its cells.
+    """
 
     def row(tag: str, cells: list[str]) -> str:
-        scope = ' scope="col"' if tag == "th" else ""
-        made = [
-            f'<{tag}{scope} class="text">{escape(v)}</{tag}>'
-            if i < grid.words
-            else f"<{tag}{scope}>{_cell(v)}</{tag}>"
-            for i, v in enumerate(cells)
-        ]
+        made = []
+        for i, (name, value) in enumerate(zip(grid.header, cells, strict=True)):
+            kind = ' class="text"' if i < grid.words else ""
+            about = ' scope="col"' if tag == "th" else f' data-label="{escape(name)}"'
+            inner = escape(value) if kind else _cell(value)
+            made.append(f"<{tag}{about if tag == 'th' or wrapped else ''}{kind}>{inner}</{tag}>")
         return f"<tr>{''.join(made)}</tr>"
 
     head, body = row("th", grid.header), "\n".join(row("td", cells) for cells in grid.rows)
