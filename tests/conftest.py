@@ -15,11 +15,13 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-FLAGS = [  # on a busy machine, eight devices may wait long for each other
+FLAGS = [  # eight devices may wait long for each other, and not for ever: see cli/devices.py
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
     "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
 ]
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start, too
+os.environ["PJRT_NPROC"] = "64"  # threads of all CPU devices: a waiting collective holds one
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -461,7 +461,22 @@ def test_simulated_devices_wait_long_for_each_other(monkeypatch, libtpu):
     monkeypatch.setattr(devices, "jax", SimpleNamespace(config=settings))
     own = "--xla_cpu_collective_call_terminate_timeout_seconds=7"
     monkeypatch.setenv("XLA_FLAGS", own)
-    devices._be_patient()
+    devices._let_cpus_wait(-1)
     flags = os.environ["XLA_FLAGS"].split()
-    warn = "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
-    assert flags == ([own] if libtpu else [own, warn])
+    more = [
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    ]
+    assert flags == [own, *(() if libtpu else more)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "known", "threads"), [(8, None, "64"), (8, "9", "9"), (1, None, None)]
+)
+def test_devices_that_are_asked_for_have_threads_to_wait(monkeypatch, asked, known, threads):
+    """One that waits in a collective holds a thread, and may wait in several at once."""
+    monkeypatch.delenv(devices.THREADS, raising=False)
+    if known:
+        monkeypatch.setenv(devices.THREADS, known)
+    devices._let_cpus_wait(asked)
+    assert os.environ.get(devices.THREADS) == threads

@@ -13,10 +13,16 @@ from undo_jax.data.files import CACHE, cache
 from undo_jax.fit.step import OFFLINE
 from undo_jax.log import console
 
-PATIENT = {  # seconds that CPU devices wait in a collective; libtpu has no such flags
-    "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
-    "xla_cpu_collective_call_terminate_timeout_seconds": 3600,
+# XLA's flags for several CPU devices; libtpu has none of them. They wait for each other in seconds:
+# on a busy machine the default, 40, ends programs. And in a program's collectives one by one: XLA
+# runs those that do not need each other side by side, each holds a thread while it waits, and with
+# few threads all hold one and none is left for those that they wait for.
+SEVERAL_CPUS = {
+    "xla_cpu_collective_call_warn_stuck_timeout_seconds": "300",
+    "xla_cpu_collective_call_terminate_timeout_seconds": "3600",
+    "xla_cpu_enable_concurrency_optimized_scheduler": "false",
 }
+THREADS = "PJRT_NPROC"  # how many XLA's CPU devices have together
 PATIENCE = 300  # seconds that processes wait for each other to start
 
 
@@ -73,22 +79,25 @@ def prepare_devices(processes: Processes = ALONE) -> None:
     """Join the other processes, if there are any, and turn on the compilation cache.
 
     A CPU becomes one device per core, so that members train in parallel, unless JAX_NUM_CPU_DEVICES
-    says otherwise.
+    says otherwise: then meshes are tried, and threads are many, which costs time.
     """
-    if jax.config.values["jax_num_cpu_devices"] < 0:
+    asked = jax.config.values["jax_num_cpu_devices"]
+    if asked < 0:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
         jax.config.update("jax_num_cpu_devices", len(affinity) or os.cpu_count() or 1)
     jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE) or str(cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    _be_patient()
+    _let_cpus_wait(asked)
     join(processes)
 
 
-def _be_patient() -> None:
-    """Raise the time CPU devices wait in collectives: on a busy machine XLA aborts after 40 s."""
+def _let_cpus_wait(asked: int) -> None:
+    """Let CPU devices wait for each other without end or deadlock; `asked`: how many, or -1."""
+    if asked > 1:
+        os.environ.setdefault(THREADS, str(8 * asked))
     if find_spec("libtpu") is None or jax.config.values["jax_platforms"] == "cpu":
         known = os.environ.get("XLA_FLAGS", "")
-        new = [f"--{flag}={s}" for flag, s in PATIENT.items() if flag not in known]
+        new = [f"--{flag}={value}" for flag, value in SEVERAL_CPUS.items() if flag not in known]
         os.environ["XLA_FLAGS"] = " ".join([*known.split(), *new])
 
 
