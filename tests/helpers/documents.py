@@ -11,6 +11,9 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import undo_jax
 
@@ -51,7 +54,9 @@ def blocks(document: Path, *languages: str) -> list[str]:
     return [text for name, text in FENCE.findall(document.read_text()) if name in languages]
 
 
-def typed(shell: Sequence[str], folder: Path, place: Path, states: Sequence[str] = ()) -> list[Call]:
+def typed(
+    shell: Sequence[str], folder: Path, place: Path, states: Sequence[str] = ()
+) -> list[Call]:
     """The commands of blocks for a shell, given in `folder`; recorders are written into `place`.
 
     Raises ValueError where bash finds a mistake, or a program that has no recorder.
@@ -76,6 +81,12 @@ def typed(shell: Sequence[str], folder: Path, place: Path, states: Sequence[str]
         where, program, *given = (next(words) for _ in range(int(count) + 2))
         found.append(Call(os.path.basename(program), tuple(given), where))
     return found
+
+
+def job_of(manifest: Path) -> Any:
+    """The only job's specification in the manifest of a JobSet."""
+    (job,) = yaml.safe_load(manifest.read_text())["spec"]["replicatedJobs"]
+    return job["template"]["spec"]
 
 
 def lay_out(folder: Path) -> None:
