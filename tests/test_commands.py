@@ -14,6 +14,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -28,8 +29,8 @@ from undo_jax import experiment as experiments
 from undo_jax.cli import workdirs
 from undo_jax.mesh import axis_sizes
 
-DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-             if blocks(path, "sh")]  # fmt: skip
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [path for path in PAGES if blocks(path, "sh")]
 LANGUAGES = re.compile(r"sh|console|text|python|\{[\w-]+\}.*")
 STATES = ("ACTIVE", "SUSPENDED", "", "WAITING_FOR_RESOURCES", "ACTIVE")  # of a slice, when asked
 EXECUTED = ("init", "report", "demo", "list", "compare", "clean", "generate", "export-hf",
@@ -70,6 +71,7 @@ def reader(tmp_path_factory):
     """The folder of a reader."""
     folder = tmp_path_factory.mktemp("reader")
     lay_out(folder)
+    shutil.copytree(ROOT / "experiments", folder / "mine")  # undo-jax init mine
     _files(folder, DOCUMENTS)
     return folder
 
@@ -224,19 +226,18 @@ def test_experiments_have_these_flags(document, reader, tmp_path, begins, monkey
 @pytest.mark.slow
 def test_what_is_executed(tmp_path, monkeypatch, capsys):
     """In a folder where the quickstart has run; a person at the terminal says yes."""
-    folder, empty = tmp_path / "reader", tmp_path / "empty"
-    for new in (folder / "runs", empty):
-        new.mkdir(parents=True)
+    folder = tmp_path / "reader"
+    (folder / "runs").mkdir(parents=True)
     lay_out(folder)
     write_run(folder / "runs" / "quickstart")
     asked = {"prompt": "2+3=", "answer": "5", "part": "retain"}
     (folder / "questions.jsonl").write_text(json.dumps(asked) + "\n")
     monkeypatch.setattr(workdirs, "_agreed", lambda question: bool(question))
+    monkeypatch.chdir(folder)
     done = set()
     for number, document in enumerate(sorted(DOCUMENTS, key=lambda path: path.stem == "EXPLORING")):
         (tmp_path / str(number)).mkdir()
         for call in _ours(_calls(document, folder, tmp_path / str(number))):
-            monkeypatch.chdir(empty if call.words[0] == "init" else folder)
             if _is_executed(call) and not any(word.startswith("runs/wmdp") for word in call.words):
                 assert _status(call.words) == 0, (call, capsys.readouterr().err)
                 done.add(_command(call.words))
@@ -255,9 +256,17 @@ def _brings_a_slice_back(calls):
     assert all(part in line for part, line in zip(wanted, told, strict=True)), told
 
 
-@pytest.mark.parametrize(
-    "document", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
+def test_what_a_sentence_names_is_there(document):
+    """`undo-jax COMMAND` and `make TARGET` between sentences; what follows may have gaps."""
+    text, targets = document.read_text(), (ROOT / "Makefile").read_text()
+    for name in re.findall(r"`undo-jax ((?:data )?[a-z-]+)", text):
+        assert _command(tuple(name.split())) in cli.COMMANDS, name
+    for name in re.findall(r"`make ([a-z][\w-]*)", text):
+        assert re.search(rf"(?m)^(?:[\w -]* )?{name}(?: [\w -]*)?:", targets), name
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_block_says_its_language(document):
     """So that a block for a shell is found."""
     fences = re.findall(r"^ *(?:```|~~~)(.*)$", document.read_text(), re.MULTILINE)
