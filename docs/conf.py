@@ -29,10 +29,10 @@ html_copy_source = False
 
 def setup(app):
     """A file in a folder of methods, attacks and the like is on the page without being listed."""
-    app.connect("source-read", _list_modules)
+    app.connect("source-read", _read)
 
 
-def _list_modules(app, page, source):
+def _read(app, page, source):
     def listed(found):
         files = sorted((ROOT / found[1].replace(".", "/")).glob("*.py"))
         names = [f"{found[1]}.{file.stem}".removesuffix(".__init__") for file in files]
@@ -40,3 +40,4 @@ def _list_modules(app, page, source):
 
     if page == "api":
         source[0] = re.sub(r"\.\. every module of (\S+)", listed, source[0])
+    source[0] = source[0].replace("](../CONTRIBUTING.md", "](contributing.md")  # it is a page here

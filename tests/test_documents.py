@@ -1,49 +1,97 @@
-"""What README.md, CONTRIBUTING.md and docs/YOUR_MODEL.md show can be typed in as it is."""
+"""What README.md, CONTRIBUTING.md and the documents show is as they say, and links lead on.
+
+Commands for a shell are in tests/test_commands.py.
+"""
 
 import ast
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pytest
+from documents import ROOT, blocks
 
-import undo_jax
-from undo_jax import cli
+from undo_jax import graph
 from undo_jax.attacks import Attack
-from undo_jax.cli.experiment import override
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import load
 from undo_jax.log import Target
 from undo_jax.optim import AdamW
 from undo_jax.train import Training
 
-ROOT = Path(undo_jax.__file__).parent.parent
-README, CONTRIBUTING = ((ROOT / f"{name}.md").read_text() for name in ("README", "CONTRIBUTING"))
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DOCS = ROOT / "docs"
+SITE = sorted(DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+PYTHON = {f"{page.stem}-{i}": text for page in SITE
+          for i, text in enumerate(blocks(page, "python"))}  # fmt: skip
 
 
-def _block(part):
-    (found,) = [block for block in BLOCKS if part in block]
+def _block(page, part):
+    (found,) = [block for block in blocks(DOCS / f"{page}.md", "python") if part in block]
     return found
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A reader's folder, with the shipped experiments."""
+    monkeypatch.chdir(tmp_path)
+    Path("experiments").symlink_to(ROOT / "experiments")
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", PYTHON.values(), ids=PYTHON)
 def test_every_block_is_python(block):
     ast.parse(block)
 
 
-def test_the_graph_is_an_experiment_whose_name_no_other_has(tmp_path):
-    path = tmp_path / "my_graph.py"
-    path.write_text(_block("# my_graph.py"))
-    made = load(str(path)).graph()
+def test_the_graph_is_an_experiment_whose_name_no_other_has(folder):
+    Path("my_graph.py").write_text(_block("YOUR_EXPERIMENT", "# my_graph.py"))
+    made = load("my_graph.py").graph()
     assert len(made.models) == 5
     shipped = [load(str(one)) for one in (ROOT / "experiments").glob("*.py")]
     assert made.name not in {one.name for one in shipped}
 
 
+def test_the_guides_own_experiment_needs_no_data_to_be_loaded(folder):
+    Path("my_model.py").write_text(_block("YOUR_MODEL", "# my_model.py"))
+    assert set(load("my_model.py").graph().models) == {"base", "unlearn-only", "UNDO"}
+
+
+def _artifacts(experiment, folder):
+    """Names of the folders of all that an experiment makes."""
+    made = graph.plan(experiment.recipes().values(), experiment.seeds, experiment.setting, folder)
+    return {model.artifact.folder.name for model in made.models}
+
+
+def _own_and_shipped(page, folder, *files):
+    """What the experiment in the last of a page's files makes, and what the quickstart makes."""
+    for name in files:
+        Path(name).write_text(_block(page, f"# {name}"))
+    shipped = load("experiments/quickstart.py").graph()
+    return _artifacts(load(files[-1]).graph(), folder), _artifacts(shipped, folder)
+
+
+def _kinds(artifacts):
+    return {name.split("-")[0] for name in artifacts}
+
+
+def test_a_method_of_ones_own_reuses_the_quickstarts_base_and_oracle(folder):
+    own, shipped = _own_and_shipped("YOUR_METHOD", folder, "forget_less.py", "my_method.py")
+    assert _kinds(own - shipped) == {"unlearn", "noise", "distill", "relearn"}
+    assert {name for name in shipped if name.startswith("pretrain-")} <= own
+
+
+def test_an_attack_of_ones_own_reuses_the_quickstarts_models(folder):
+    own, shipped = _own_and_shipped("YOUR_ATTACK", folder, "my_attack.py")
+    assert shipped < own and _kinds(own - shipped) == {"relearn"}
+    assert all("-by-few-" in name for name in own - shipped)
+
+
 def test_the_sink_writes(tmp_path):
     names = {"Paper": lambda *_, **given: given["sinks"]}
-    exec(_block("def losses"), names)
+    exec(_block("RUNNING", "def losses"), names)
     (sink,) = names["experiment"]
     with sink(Target(tmp_path, (), "x", "x")) as write:
         write({}, {"step": 1, "loss": 0.5})
@@ -60,41 +108,38 @@ def test_an_attack_as_it_is_shown_is_one():
     assert isinstance(replace(paper.graph(), attacks=(attack,)), Experiment)
 
 
-def test_links_inside_the_repository_lead_somewhere():
-    for text in (README, CONTRIBUTING):
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            assert (ROOT / link).exists(), link
+def _text(page):
+    """A page without its blocks of code."""
+    if page.suffix == ".ipynb":
+        cells = nbformat.read(page, as_version=4).cells
+        return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
 
 
-def test_headings_that_readme_links_to_are_there():
-    titles = [line.removeprefix("## ") for line in CONTRIBUTING.splitlines()]
-    anchors = {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles}
-    assert set(re.findall(r"CONTRIBUTING\.md#([\w-]+)", README)) <= anchors
+def _anchors(page):
+    """Names of a page's headings, as code hosts and the site make them."""
+    titles = re.findall(r"(?m)^#+ (.*)$", _text(page))
+    return {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles}
 
 
-GUIDE = (ROOT / "docs" / "YOUR_MODEL.md").read_text()
-COMMANDS = re.sub(r" \\\n +", " ", "\n".join(re.findall(r"```\n(.*?)```", GUIDE, re.DOTALL)))
+@pytest.mark.parametrize("page", [*PAGES, DOCS / "tutorial.ipynb"], ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_somewhere(page):
+    for link, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", _text(page)):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), f"{link}#{anchor}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", re.findall(r"undo-jax (?:run|fit) (\S+\.py .*)", COMMANDS))
-def test_flags_of_the_guide_are_those_of_the_experiments(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("my_model.py").write_text(re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1])
-    file, *words = command.split()
-    own = ("--stage", "--topology", "--mesh", "--workdir")
-    words = [w for w, before in zip(words, ["", *words], strict=False) if before not in own]
-    flags = [w for w in words if w not in (*own, "--plan", "--all", "--distributed")]
-    knobs = load(file if file == "my_model.py" else str(ROOT / file))
-    assert isinstance(override(knobs, flags).graph(), Experiment)
+def test_every_page_of_the_site_can_be_found():
+    """In the site by its lists, and from README.md on a code host."""
+    listed = "\n".join((DOCS / name).read_text() for name in ("index.md", "decisions.md"))
+    readme = (ROOT / "README.md").read_text()
+    for page in SITE:
+        name = page.relative_to(DOCS).with_suffix("").as_posix()
+        if page.parent == DOCS and page.stem not in ("index", "contributing", "decisions"):
+            assert re.search(rf"(?m)^{name}$", listed), name
+            assert f"(docs/{name}.md)" in readme or name == "api", name
 
 
-def test_the_guides_own_experiment_needs_no_data_to_be_loaded(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("my_model.py").write_text(re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1])
-    assert set(load("my_model.py").graph().models) == {"base", "unlearn-only", "UNDO"}
-
-
-def test_the_guide_names_commands_that_are_there():
-    for words in re.findall(r"undo-jax ((?:data )?[a-z-]+)", COMMANDS):
-        assert words in cli.COMMANDS, words
+def test_what_a_visitor_reads_first_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200

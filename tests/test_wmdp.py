@@ -13,9 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tokenizers
+from documents import ROOT, blocks, typed
 from etils import epath
 
-import undo_jax
 from undo_jax import artifacts, checkpoint, cli
 from undo_jax.cli import weights
 from undo_jax.data.chat import chat
@@ -27,7 +27,7 @@ from undo_jax.experiment_file import load
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.hf_folder import described
 
-FILE = str(Path(undo_jax.__file__).parent.parent / "experiments" / "wmdp.py")
+FILE = str(ROOT / "experiments" / "wmdp.py")
 TURNS = (  # as Gemma's
     "{{ bos_token }}{% for m in messages %}<start_of_turn>"
     "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
@@ -160,6 +160,19 @@ def test_from_a_base_on_disk_to_an_export_that_is_judged(tmp_path, monkeypatch, 
     capfd.readouterr()
     cli.main([*run, "--plan"])
     assert "all" in capfd.readouterr().out
+    _is_judged_as_the_guide_types_it(tmp_path)
+
+
+def _is_judged_as_the_guide_types_it(folder):
+    """Section 4 of docs/YOUR_MODEL.md, without lm-eval."""
+    shell = blocks(ROOT / "docs" / "YOUR_MODEL.md", "sh")
+    (section,) = (text for text in shell if text.startswith("undo-jax report runs/wmdp\n"))
+    calls = [call.words for call in typed([section], folder, folder / "recorders")]
+    for words in calls:
+        if words[0] != "evaluate":
+            cli.main(list(words))
+    assert [words[0] for words in calls].count("evaluate") == len(calls) - 3
+    assert read_json(epath.Path("unlearned/config.json"))["torch_dtype"] == "bfloat16"
 
 
 def _is_half_shrunk(made):

@@ -11,6 +11,7 @@ import undo_jax
 from undo_jax import artifacts, steps
 from undo_jax.artifacts import Artifact
 from undo_jax.checkpoint import wait_until_saved
+from undo_jax.data.tokenizer_files import describe
 from undo_jax.experiment_file import load
 
 FILE = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
@@ -50,11 +51,13 @@ def write_run(folder: Path, kept: bool = True) -> Path:
     workdir = epath.Path(folder)
     entries, owners = [], []
     setting, lm = PAPER.setting, PAPER.model
+    about = {"tokenizer": describe(setting.get_tokenizer())}
     for i, (name, (role, alpha)) in enumerate(MODELS.items()):
         stage = {"base": "pretrain", "oracle": "pretrain", "unlearned": "unlearn"}.get(
             role, "distill"
         )
-        artifact = Artifact(workdir, stage, name, 0, {stage: None, "setting": setting, "model": lm})
+        parts = {stage: None, "setting": setting, "model": lm}
+        artifact = Artifact(workdir, stage, name, 0, parts, about=about)
         more = {"recovered": True} if role == "distilled" else {}
         artifacts.begin(artifact)
         artifacts.keep(artifact, random_params(i), {"retain": 0.9, "forget": 0.1 * i}, **more)
