@@ -19,7 +19,8 @@ ROWS = (
 )  # fmt: skip
 PLUMBING = (
     "train", "population", "mesh", "sharding", "collectives", "optim", "clock", "log", "lock",
-    "checkpoint", "artifacts", "progress_folders", "steps", "progress", "signals", "stopping", "peers",
+    "checkpoint", "artifacts", "progress_folders", "steps", "progress", "signals", "stopping",
+    "peers",
     "candidates", "teacher_cache", "trainer", "schedule", "runner", "sinks",
 )  # fmt: skip
 LIMITS = {
