@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import os
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +79,6 @@ def _check(said):
     assert not leaks, leaks
     options = _options(said)
     assert "-h, --help" in options
-    assert sum(name in said for name in options) == len(options)
     short = {name: text for name, text in options.items() if len(text.split()) < 2}
     assert not short, f"no sentence of help: {short}"
     more = {name: text for name, text in options.items() if re.search(r"\. [A-Z]", text)}
@@ -167,7 +170,38 @@ def test_these_tests_see_what_is_wrong(monkeypatch):
         _check(said.replace("{None}|STR", "STR").replace("default: None", "default: x"))
 
 
-def test_without_a_terminal_there_are_no_colours(capfd):
-    with pytest.raises(SystemExit):
-        cli.main(["list", "--help"])
-    assert "\x1b" not in capfd.readouterr().out and sys.stdout is not None
+ASKED = {  # what is typed before the tab, and what it becomes
+    "undo-jax exp": ["export-hf"],
+    "undo-jax data ": ["-h", "--help", "pack", "train-tokenizer"],
+    "undo-jax run x.py --wor": ["--workdir"],
+    "undo-jax data pack --joining ": ["exact", "reference"],
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_flags(monkeypatch, tmp_path):
+    script = tmp_path / "completion.bash"
+    script.write_text(_shown(lambda: cli.main(["completion", "bash"]), monkeypatch))
+    tries = [
+        f"COMP_WORDS=({' '.join(map(shlex.quote, asked.split(' ')))}); COMPREPLY=()\n"
+        f"COMP_CWORD={asked.count(' ')}; _tyro_undo_jax; echo ${{COMPREPLY[@]}}"
+        for asked in ASKED
+    ]
+    lines = [f"source {script}", *tries, "complete -p undo-jax"]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    done = subprocess.run(
+        ["bash", "--norc", "-c", "\n".join(lines)],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *completed, how = done.stdout.splitlines()
+    assert [line.split() for line in completed] == [*ASKED.values()]
+    assert "-o default" in how and not done.stderr  # and files, where there is nothing else
+
+
+@pytest.mark.parametrize(("shell", "first"), [("zsh", "#compdef undo-jax"), ("fish", "# ")])
+def test_other_shells_complete_them(shell, first, monkeypatch):
+    said = _shown(lambda: cli.main(["completion", shell]), monkeypatch)
+    assert said.startswith(first) and "train-tokenizer" in said
