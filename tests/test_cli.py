@@ -461,6 +461,23 @@ def test_a_report_is_made_though_nobody_reads_what_is_printed(capsys):
         assert (folder / "summary.md").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["toy.py --seeds 7 8", "--seeds 7 8 toy.py --workdir out", "--sinks tensorboard toy.py "
+     "--seeds 7 8", "--distill.no-stop-early --seeds=7 toy.py --seeds 8 --workdir=out"],
+)  # fmt: skip
+def test_the_experiment_may_stand_behind_flags(monkeypatch, words):
+    """And what was typed is what the report says."""
+    asked = []
+    monkeypatch.setattr(cli.experiment.experiments, "run", lambda *given: asked.append(given))
+    monkeypatch.setattr(cli.experiment, "_report", lambda *_: "")
+    _toy()
+    cli.main(["run", *words.split()])
+    (made, workdir, *_, command) = asked[0]
+    assert made.seeds[-1] == 8 and workdir == ("out" if "out" in words else "runs/toy")
+    assert command == f"undo-jax run {words}"
+
+
 DATA = "data pack --out out --tokenizer bytes --row-length 8".split()
 
 

@@ -136,15 +136,19 @@ def _find(words: list[str]) -> Callable[[], None]:
     described = {"description": flags.described(command)}
     if "flags" not in inspect.signature(command).parameters:
         return parse(later, rest, program, **described)
-    if asked != words:  # with the flags of an experiment, if it is named
+    file = next((word for word in rest if word.endswith(".py")), None)
+    if asked != words:
         with contextlib.suppress(SystemExit):
             parse(later, ["--help"], program, **described)
-        files = [word for word in rest if word.endswith(".py")]
-        return functools.partial(show_flags, files[0], program) if files else int
+        return functools.partial(show_flags, file, program) if file else lambda: None
+    if file:  # may stand behind a flag of its own, whose values the parser does not know
+        rest.remove(file)
+        rest.insert(0, file)
     made, further = parse(later, rest, program, return_unknown_args=True, **described)
+    values = () if made.args == ("[]",) else made.args  # tyro's where unknown flags come first
     typed = {"flags": tuple(further), "command": shlex.join(["undo-jax", *words])}
-    named = {n: typed[n] for n in typed if n in inspect.signature(command).parameters}
-    return functools.partial(made, **named)
+    known = {name: typed[name] for name in typed.keys() & made.keywords.keys()}
+    return functools.partial(command, *values, **{**made.keywords, **known})
 
 
 def _overview(group: str = "") -> str:

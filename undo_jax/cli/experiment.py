@@ -243,6 +243,7 @@ def _rebuilt(value: typing.Any, changed: typing.Any) -> typing.Any:
     """The value with all that `changed`, which `_flagged` has made and the parser changed, says."""
     if not dataclasses.is_dataclass(changed):
         return changed
-    parts = [field.name for field in dataclasses.fields(changed)]
-    made = {name: _rebuilt(getattr(value, name), getattr(changed, name)) for name in parts}
-    return dataclasses.replace(value, **made)
+    before = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    made = {name: _rebuilt(part, getattr(changed, name)) for name, part in before.items()}
+    same = all(made[name] is part for name, part in before.items())
+    return value if same else dataclasses.replace(value, **made)
