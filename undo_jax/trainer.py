@@ -10,7 +10,7 @@ from undo_jax.candidates import Candidate, Run, candidates, parent_scores
 from undo_jax.fit import least
 from undo_jax.fit.cached import STATES, possible
 from undo_jax.graph import Model, Work, row_length, work
-from undo_jax.log import Log, open_log
+from undo_jax.log import Log, open_log, waiting
 from undo_jax.population.compiled import Task
 from undo_jax.population.lanes import shares
 from undo_jax.population.loop import Result, diverged, train_together
@@ -65,6 +65,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     task = Task(recipe.lm, *how, recipe.trains, carries)
     title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
     names, firsts = [model.artifact.model for model in company], range(0, len(tried), size)
+    ran: list[Ran] = []
 
     def fit_from(first: int, log: Log, stop: Stop) -> list[Outcome]:
         """As many candidates as train side by side."""
@@ -74,23 +75,22 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
         with open_progress(folder / f"from-{first}", run.saving, stop, last) as saves:
             seen = partial(_keep, run, group) if keeps else None
             results = train_together(task, run.mesh, [c.member for c in group], own, saves, seen)
+        ran.extend(Ran(one.steps, diverged(one.scores)) for one in results)
         return [Outcome(*pair) for pair in zip(group, results, strict=True)]
 
     best: Best = {}
-    ran: list[Ran] = []
     with stoppable() as stop:
         steps, sinks = training.steps * len(firsts), (jsonl, *run.sinks)
         with open_log(title, steps, targets, sinks, some(names)) as log:
             for first in firsts:
                 # what the others have learned is let go
                 best = {model: _taken(found) for model, found in best.items()}
-                outcomes = fit_from(first, log, stop)
-                ran += [Ran(o.result.steps, diverged(o.result.scores)) for o in outcomes]
-                best = _strongest(run, best, outcomes)
+                best = _strongest(run, best, fit_from(first, log, stop))
             log.ends(ending(getattr(recipe, "ended", "stopped"), ran, training.steps))
-        for model, found in best.items():
-            if model not in finished:
-                _finish(run, found, parents[model])
+        with waiting(f"{title}: last scores, and saving"):
+            for model, found in best.items():
+                if model not in finished:
+                    _finish(run, found, parents[model])
         progress_folders.remove_progress(folder)
 
 
