@@ -126,7 +126,7 @@ class Adafactor(Optimizer):
     `AdamW` does.
     """
 
-    decay_rate: float = 0.8  # how fast the second moment forgets
+    decay_rate: float = 0.8  # power by which the second moment decays
     weight_decay: float = 0.0  # of every parameter, times the rate
     clip: float = 1.0  # largest global norm of a gradient
 
