@@ -91,15 +91,15 @@ class Log:
         done, total = self.before + step, self._shown.total
         self.seen.append((time.monotonic(), done))
         left = clock(seconds_left(self.seen, int(total or 0)))
-        told = {"at": f"{done}/{total}", "loss": f"loss {loss:.4f}"}
-        speed = f" {short(rate):>6} tok/s"
-        self.bar.update(self.task, completed=done, **told, speed=speed, left=f"eta {left}")
+        at, lost, speed = f"{done}/{total}", f"loss {loss:.4f}", f" {short(rate):>6} tok/s"
+        told = {"at": at, "loss": lost, "speed": speed, "left": f"eta {left}"}
+        self._update(done, told)
 
     def ends(self, how: str) -> None:
         """The bar is full; `how` says why, where that is before the last step."""
         total = self._shown.total
         told = {"at": how, "speed": ""} if how else {"at": f"{total}/{total}"}
-        self.bar.update(self.task, completed=total, **told, left="")
+        self._update(total, {**told, "left": ""})
         if self.bar.disable:
             self.tell("ends,")
 
@@ -114,6 +114,9 @@ class Log:
         """One line above the bar, or without one."""
         if jax.process_index() == 0:
             console.print(f"{self._shown.description}: {what}", highlight=False, soft_wrap=True)
+
+    def _update(self, done: float | None, fields: Any) -> None:
+        self.bar.update(self.task, completed=done, **fields)
 
     @property
     def _shown(self) -> Task:
@@ -160,7 +163,7 @@ def open_log(
         writes = {t: [stack.enter_context(_opened(sink, t)) for sink in sinks] for t in some}
         stack.enter_context(bar)
         title = f"{title} ({of})" if of and bar.disable else title
-        begun = {"at": f"0/{steps}", "loss": "", "speed": "", "left": "starting"}
+        begun: Any = {"at": f"0/{steps}", "loss": "", "speed": "", "left": "starting"}
         log = Log(targets, writes, bar, bar.add_task(title, total=steps, **begun))
         if bar.disable:
             log.say(f"starts, {steps} steps")

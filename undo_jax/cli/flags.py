@@ -60,10 +60,10 @@ def _metavar(hint: Any) -> str | None:
     if origin is Literal:
         return "{" + ",".join(map(str, parts)) + "}"
     if origin is tuple:
-        names = [_metavar(part) for part in parts if part is not ...]
-        return (
-            (f"[{names[0]} ...]" if parts[-1] is ... else " ".join(names)) if all(names) else None
-        )
+        names = [_metavar(part) or "" for part in parts if part is not ...]
+        if not all(names):
+            return None
+        return f"[{names[0]} ...]" if parts[-1] is ... else " ".join(names)
     if origin in (typing.Union, types.UnionType):
         names = {_metavar(part) for part in parts if part is not type(None)}
         return names.pop() if len(names) == 1 else None
