@@ -428,8 +428,9 @@ def test_a_run_reports_and_runs_again_at_once(capsys, monkeypatch):
     file = _toy()
     with terminals.told(os.openpty, monkeypatch) as said:
         cli.main(["run", file, "--workdir", "out", "--stage", "pretrain", *SHORT])
-    shown = terminals.lines("".join(said))[-1]
-    assert re.match(rf"pretrain × 2  {terminals.BAR} 2/2 loss \d\.\d{{4}} .*0:\d\d:\d\d *$", shown)
+    shown = "\n".join(terminals.lines("".join(said)))
+    full = rf"^pretrain × 2  {terminals.BAR} 2/2 loss \d\.\d{{4}} .*0:\d\d:\d\d *$"
+    assert re.search(full, shown, re.M), shown
     with terminals.told(os.pipe, monkeypatch) as said:
         cli.main(["run", file, "--workdir", "out", *SHORT])
     unlearning, _, distilling, distilled, *_ = "".join(said).splitlines()
