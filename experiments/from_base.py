@@ -39,14 +39,14 @@ class FromBase:
     unlearn: Training
     distill: Training
     relearn: Training
-    learning_rates: tuple[float, ...]
+    learning_rates: tuple[float, ...]  # of the attacks, times the optimizer's own
     base: str = "base"  # the folder of its weights
     alphas: tuple[float, ...] = (0.6,)  # of the noise in students; there is also a fresh student
     every: int = 1  # students with noise keep every so manieth layer of the unlearned model
     student: LM | None = None  # the fresh student's LM, of any size; None: the base's
-    name: str = "from_base"
+    name: str = "from_base"  # of the experiment; names files
     model: LM = preset("tiny")
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1)  # each makes a model of every kind
     mesh: MeshShape = MeshShape(sweep=-1, data=1)
     saving: Saving = Saving()
 

@@ -42,10 +42,10 @@ class Methods:
     pretrain: Training
     distill: Training
     relearn: Training
-    learning_rates: tuple[float, ...]
-    name: str = "methods"
+    learning_rates: tuple[float, ...]  # of the attacks, times the optimizer's own
+    name: str = "methods"  # of the experiment; names files
     model: LM = preset("tiny")
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2)  # each makes a model of every kind
     mesh: MeshShape = MeshShape(sweep=-1, data=1)
     saving: Saving = Saving()
 

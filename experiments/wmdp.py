@@ -94,25 +94,26 @@ class Wmdp:
     distill: Distillation
     relearn: Relearning
     base: str = "gemma-2-2b"  # a Hugging Face folder, or what import-hf made of one
-    data: str = "data/wmdp"
+    data: str = "data/wmdp"  # the folder of corpora and questions
     corpora: str | None = None  # packed with the base's tokenizer; None: they are in data, too
-    subject: Literal["bio", "cyber"] = "bio"
-    methods: tuple[Literal["rmu", "maxent"], ...] = ("rmu", "maxent")
+    subject: Literal["bio", "cyber"] = "bio"  # what is forgotten
+    methods: tuple[Literal["rmu", "maxent"], ...] = ("rmu", "maxent")  # each alone and distilled
     pairs: bool = False  # data/{subject}-{forget,retain}.jsonl, questions with answers, not text
     chat: str | None = None  # a folder whose chat template pairs are put into
+    # further quizzes that are scored
     kept: tuple[Literal["mmlu", "robust", "cloze"], ...] = ("mmlu", "robust", "cloze")
     shots: int = 5  # of MMLU
     share: float = 0.4  # of MMLU's questions, the first of each subject
     row_length: int = 256  # of unlearning and relearning
     general_row_length: int = 1024  # of distillation
-    validation_rows: int = 64
-    rows_at_once: int = 16
+    validation_rows: int = 64  # of each corpus, for its cross entropy
+    rows_at_once: int = 16  # evaluated at once, over all devices
     first_layer: int = 10  # RMU trains the MLPs of layers first_layer to read_layer - 1
     read_layer: int = 15  # and steers the states after read_layer layers
-    coefficient: float = 80.0
+    coefficient: float = 80.0  # of RMU's random direction
     tokenizer: str | None = None  # its file; None: tokenizer.json of the base
     bos_token: str | None = None  # None: what the base's folder says, or <bos>
-    name: str = "wmdp"
+    name: str = "wmdp"  # of the experiment; names files
     model: LM = GEMMA  # sizes are the base's, if it is a Hugging Face folder
     seeds: tuple[int, ...] = (42, 43, 44, 45)  # reference: distillation has seed 60
     mesh: MeshShape = MeshShape()

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import terminals
 from safetensors.numpy import load_file
 
 import undo_jax
@@ -422,9 +423,21 @@ def test_a_text_file_that_is_empty_or_missing(capsys, content, said):
     assert not Path("runs").exists()
 
 
-def test_a_run_reports_and_runs_again_at_once(capsys):
+def test_a_run_reports_and_runs_again_at_once(capsys, monkeypatch):
+    """A terminal has a bar; elsewhere each stage has a line at its start and at its end."""
     file = _toy()
-    cli.main(["run", file, "--workdir", "out", *SHORT])
+    with terminals.told(os.openpty, monkeypatch) as said:
+        cli.main(["run", file, "--workdir", "out", "--stage", "pretrain", *SHORT])
+    shown = "\n".join(terminals.lines("".join(said)))
+    full = rf"^pretrain × 2  {terminals.BAR} 2/2 loss \d\.\d{{4}} .*0:\d\d:\d\d *$"
+    assert re.search(full, shown, re.M), shown
+    with terminals.told(os.pipe, monkeypatch) as said:
+        cli.main(["run", file, "--workdir", "out", *SHORT])
+    unlearning, _, distilling, distilled, *_ = "".join(said).splitlines()
+    assert unlearning == "unlearn × 1 (unlearn-only): starts, 2 steps"
+    assert distilling == "distill × 2 (UNDO α=0.5, Unlearn-and-Distill): starts, 2 steps"
+    assert "Unlearn-and-Distill): ends, all recovered at step 0, after 0:" in distilled
+    assert len("".join(said).splitlines()) == 7  # the last one says where the report is
     folder = Path("out/report-toy")
     assert {"index.html", "summary.md", "relearning.png"} <= {p.name for p in folder.iterdir()}
     before = {p: p.stat().st_mtime_ns for p in Path("out").glob("*/params/*")}
@@ -447,6 +460,23 @@ def test_a_report_is_made_though_nobody_reads_what_is_printed(capsys):
         status, said = _unread(command, unread)
         assert status == 0 and said.splitlines()[-1] == other.splitlines()[-1]
         assert (folder / "summary.md").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["toy.py --seeds 7 8", "--seeds 7 8 toy.py --workdir out", "--sinks tensorboard toy.py "
+     "--seeds 7 8", "--distill.no-stop-early --seeds=7 toy.py --seeds 8 --workdir=out"],
+)  # fmt: skip
+def test_the_experiment_may_stand_behind_flags(monkeypatch, words):
+    """And what was typed is what the report says."""
+    asked = []
+    monkeypatch.setattr(cli.experiment.experiments, "run", lambda *given: asked.append(given))
+    monkeypatch.setattr(cli.experiment, "_report", lambda *_: "")
+    _toy()
+    cli.main(["run", *words.split()])
+    (made, workdir, *_, command) = asked[0]
+    assert made.seeds[-1] == 8 and workdir == ("out" if "out" in words else "runs/toy")
+    assert command == f"undo-jax run {words}"
 
 
 DATA = "data pack --out out --tokenizer bytes --row-length 8".split()
@@ -683,7 +713,8 @@ def test_ctrl_c_leaves_a_workdir_that_goes_on(tmp_path):
     assert {path.parent.name.split("-")[0] for path in kept} == {"pretrain", "unlearn", "noise"}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     if step := re.fullmatch(r"saved at step (\d+)", saved[1]):
-        assert f"distill × 2: goes on from step {step[1]}\n" in done.stderr
+        names = "UNDO α=0.5, Unlearn-and-Distill"
+        assert f"distill × 2 ({names}): goes on from step {step[1]}\n" in done.stderr
         assert not list(Path("out").glob("progress-*"))
     else:
         assert saved[1] == "before the first step"

@@ -61,6 +61,7 @@ GIVEN = {  # what a command needs to reach its flags
                              "a.jsonl", "--out", "out.model", "--vocab-size", "280"),
     "import-hf": ("import-hf", "model", "imported"),
     "export-hf": ("export-hf", "run/made", "out"),
+    "completion": ("completion", "bash"),
 }  # fmt: skip
 FORMS = {**GIVEN, "fit --preset": ("fit", "--preset", "tiny", "--topology", "v5e:2x2")}
 TEXT = st.text(max_size=8).map(lambda text: text if text != "--help" else "")

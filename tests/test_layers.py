@@ -10,7 +10,7 @@ import undo_jax
 ROOT = Path(undo_jax.__file__).parent
 ROWS = (
     "signals", "stopping", "types", "checks", "memory", "mesh", "sharding", "collectives", "ops",
-    "models", "losses", "packed", "optim", "log", "digest", "durable", "sinks", "lock",
+    "models", "losses", "packed", "optim", "clock", "log", "digest", "durable", "sinks", "lock",
     "checkpoint", "artifacts", "progress_folders", "steps", "peers", "progress", "data", "train",
     "evals", "population", "methods", "noises", "attacks", "settings", "recipe", "graph", "fit",
     "made_with", "candidates", "teacher_cache", "trainer", "schedule", "runner", "recipes",
@@ -18,8 +18,9 @@ ROWS = (
     "inventory", "cleaning", "report", "api", "demo", "cli", "__main__",
 )  # fmt: skip
 PLUMBING = (
-    "train", "population", "mesh", "sharding", "collectives", "optim", "log", "lock", "checkpoint",
-    "artifacts", "progress_folders", "steps", "progress", "signals", "stopping", "peers",
+    "train", "population", "mesh", "sharding", "collectives", "optim", "clock", "log", "lock",
+    "checkpoint", "artifacts", "progress_folders", "steps", "progress", "signals", "stopping",
+    "peers",
     "candidates", "teacher_cache", "trainer", "schedule", "runner", "sinks",
 )  # fmt: skip
 LIMITS = {

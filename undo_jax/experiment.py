@@ -41,13 +41,13 @@ NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
 class Experiment:
     """Everything that a run depends on. Raises ValueError where the parts do not fit."""
 
-    name: str
+    name: str  # of the experiment; names files
     setting: Setting
     models: Mapping[str, Recipe]  # by the names that they have in a report
     attacks: tuple[Attack, ...] = ()
     attacked: tuple[str, ...] | None = None  # names of models; None: all
     oracle: str | None = None  # name of the model that defines 100 % robust
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)  # each makes a model of every kind
     together: int = 64  # members trained at once, at most; fewer if memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)

@@ -4,6 +4,8 @@ import inspect
 import json
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,14 +14,11 @@ from typing import Any, TextIO
 import jax
 from etils import epath
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
+
+from undo_jax.clock import clock, every, seconds_left
+
+HALF_MINUTE = 30.0  # seconds between two lines of what goes on, where there is no terminal
 
 
 def print_nowhere(stream: TextIO) -> None:
@@ -38,6 +37,12 @@ class _Console(Console):
 # force_jupyter: bars need more than a notebook's output has
 console = _Console(stderr=True, markup=False, force_jupyter=False)  # what goes on
 results = _Console(markup=False, force_jupyter=False)  # what was asked for
+
+
+def on_terminal() -> bool:
+    """Whether what goes on is shown on a terminal, where bars move. Colours may be forced in CI."""
+    return console.is_interactive and console.file.isatty()
+
 
 Tags = Mapping[str, Any]  # fields that every record of one member carries, e.g. its learning rate
 Write = Callable[[Tags, Mapping[str, Any]], None]  # takes one record: its tags, its other fields
@@ -68,7 +73,9 @@ class Log:
     writes: Mapping[Target, Sequence[Write]]
     bar: Progress
     task: TaskID
+    before: int = 0  # steps of loops before, where one bar is of several
     history: list[tuple[int, str]] = field(default_factory=list, init=False)  # (member, record)
+    seen: deque[tuple[float, int]] = field(default_factory=deque, init=False)  # (time, steps)
 
     def record(self, member: int, **fields: Any) -> None:
         """Give one record of a member to the sinks."""
@@ -81,12 +88,39 @@ class Log:
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """Move the bar: steps done, mean training loss, tokens per second over all members."""
-        self.bar.update(self.task, completed=step, loss=loss, rate=short(rate))
+        done, total = self.before + step, self._shown.total
+        self.seen.append((time.monotonic(), done))
+        left = clock(seconds_left(self.seen, int(total or 0)))
+        at, lost, speed = f"{done}/{total}", f"loss {loss:.4f}", f" {short(rate):>6} tok/s"
+        told = {"at": at, "loss": lost, "speed": speed, "left": f"eta {left}"}
+        self._update(done, told)
+
+    def ends(self, how: str) -> None:
+        """The bar is full; `how` says why, where that is before the last step."""
+        total = self._shown.total
+        told = {"at": how, "speed": ""} if how else {"at": f"{total}/{total}"}
+        self._update(total, {**told, "left": ""})
+        if self.bar.disable:
+            self.tell("ends,")
+
+    def tell(self, what: str = "step") -> None:
+        """One line of how far it is."""
+        shown = self._shown
+        told = " ".join("{at} {loss}{speed}".format(**shown.fields).split())
+        left = shown.fields["left"] or f"after {clock(shown.finished_time)}"
+        self.say(f"{what} {told}, {left}")
 
     def say(self, what: str) -> None:
-        """One line above the bar."""
-        if not self.bar.disable:
-            self.bar.console.print(f"{self.bar.tasks[0].description}: {what}", highlight=False)
+        """One line above the bar, or without one."""
+        if jax.process_index() == 0:
+            console.print(f"{self._shown.description}: {what}", highlight=False, soft_wrap=True)
+
+    def _update(self, done: float | None, fields: Any) -> None:
+        self.bar.update(self.task, completed=done, **fields)
+
+    @property
+    def _shown(self) -> Task:
+        return self.bar.tasks[0]
 
     def _write(self, member: int, record: str) -> None:
         self.history.append((member, record))
@@ -103,21 +137,22 @@ def open_log(
     steps: int,
     targets: Sequence[tuple[Target | None, Tags]],
     sinks: Iterable[Sink],
+    of: str = "",
+    interval: float = HALF_MINUTE,
 ) -> Iterator[Log]:
     """A log for one training loop of `steps` steps; what sinks write is complete when it closes.
 
-    Raises ValueError for what is no sink.
+    A terminal has a bar. Elsewhere lines say how far it is, at the start, every `interval` seconds
+    and at the end, with the models that it is `of`. Raises ValueError for what is no sink.
     """
     bar = Progress(  # narrower than 80 columns
         TextColumn("{task.description:<13}"),
         BarColumn(bar_width=10),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("loss {task.fields[loss]:.4f} {task.fields[rate]:>6} tok/s"),
+        TextColumn("{task.fields[at]} {task.fields[loss]}{task.fields[speed]}"),
         TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[left]}"),
         console=console,
-        disable=jax.process_index() != 0,
+        disable=not on_terminal() or jax.process_index() != 0,
     )
     some = dict.fromkeys(t for t, _ in targets if t) if jax.process_index() == 0 else {}
     sinks = list(sinks)
@@ -127,18 +162,32 @@ def open_log(
     with ExitStack() as stack:
         writes = {t: [stack.enter_context(_opened(sink, t)) for sink in sinks] for t in some}
         stack.enter_context(bar)
-        yield Log(targets, writes, bar, bar.add_task(title, total=steps, loss=0.0, rate=short(0)))
+        title = f"{title} ({of})" if of and bar.disable else title
+        begun: Any = {"at": f"0/{steps}", "loss": "", "speed": "", "left": "starting"}
+        log = Log(targets, writes, bar, bar.add_task(title, total=steps, **begun))
+        if bar.disable:
+            log.say(f"starts, {steps} steps")
+            stack.enter_context(every(interval, log.tell))
+        yield log
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """While the block runs, a line on a terminal says for what and for how long; elsewhere none."""
+def waiting(what: str, interval: float = HALF_MINUTE) -> Iterator[None]:
+    """While the block runs, a line on a terminal says for what and for how long.
+
+    Elsewhere there is one every `interval` seconds.
+    """
+    began = time.monotonic()
+
+    def tell() -> None:
+        console.print(f"{what}: {clock(time.monotonic() - began)}", soft_wrap=True)
+
+    if not on_terminal():
+        with every(interval, tell):
+            yield
+        return
     bar = Progress(
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+        TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
     )
     with bar:
         bar.add_task(what, total=None)

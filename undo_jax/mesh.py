@@ -22,10 +22,10 @@ class MeshShape:
     product.
     """
 
-    sweep: int = 1
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    sweep: int = 1  # devices that hold different models
+    data: int = -1  # devices that hold different rows
+    fsdp: int = 1  # devices that hold different rows, and shards of parameters
+    tensor: int = 1  # devices that hold shards of matrix products
 
 
 AXES = tuple(MeshShape.__annotations__)

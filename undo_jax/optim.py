@@ -25,7 +25,7 @@ class Optimizer:
 
     learning_rate: float = 1.0  # the peak; a grid of learning rates multiplies it
     warmup: int = 0  # steps; the first update already has 1/warmup of the peak rate
-    decay: Literal["cosine", "linear", "constant"] = "constant"
+    decay: Literal["cosine", "linear", "constant"] = "constant"  # of the rate, after the warm-up
     end: float = 0.1  # rate one step after the last ÷ peak rate
 
     def __post_init__(self):
@@ -66,11 +66,11 @@ class AdamW(Optimizer):
     Raises ValueError for a number out of its range and an unknown decay or dtype.
     """
 
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.999  # decay of the second moment
+    epsilon: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.0  # of every parameter, times the rate
+    clip: float = 1.0  # largest global norm of a gradient
     first_moment: Literal["float32", "bfloat16"] = "float32"  # the second moment needs fp32
 
     @property
@@ -86,10 +86,10 @@ class AdamW(Optimizer):
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, v ← m v + g. Raises ValueError as `AdamW` does."""
 
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    momentum: float = 0.9  # decay of the sum of gradients
+    nesterov: bool = False  # momentum is applied ahead of the step
+    weight_decay: float = 0.0  # of every parameter, times the rate
+    clip: float = 1.0  # largest global norm of a gradient
 
     @property
     def update(self) -> optax.GradientTransformation:
@@ -104,10 +104,10 @@ class SGD(Optimizer):
 class Lion(Optimizer):
     """Lion: the sign of a momentum (arXiv 2302.06675). Raises ValueError as `AdamW` does."""
 
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    b1: float = 0.9  # share of the momentum in an update
+    b2: float = 0.99  # decay of the momentum
+    weight_decay: float = 0.0  # of every parameter, times the rate
+    clip: float = 1.0  # largest global norm of a gradient
 
     @property
     def update(self) -> optax.GradientTransformation:
@@ -126,9 +126,9 @@ class Adafactor(Optimizer):
     `AdamW` does.
     """
 
-    decay_rate: float = 0.8
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    decay_rate: float = 0.8  # power by which the second moment decays
+    weight_decay: float = 0.0  # of every parameter, times the rate
+    clip: float = 1.0  # largest global norm of a gradient
 
     @property
     def update(self) -> optax.GradientTransformation:

@@ -62,7 +62,7 @@ class Students:
     `fresh_student`.
     """
 
-    alphas: tuple[float, ...]
+    alphas: tuple[float, ...]  # shares of noise, a student each; 0 keeps the unlearned model
     noise: Noise = partial(shrink_perturb, beta=0.1)
     fresh_student: bool = True  # Unlearn-and-Distill (paper §3)
     student: LM | None = None  # the fresh student's LM, of any size; None: its teacher's
@@ -85,9 +85,9 @@ class Distillation:
     """
 
     training: Training
-    tolerance: float = 0.05
+    tolerance: float = 0.05  # recovered: within so much of the teacher's retain score
     stop_early: bool = True  # stop as soon as the student has recovered; False: all steps
-    filtered: bool = False
+    filtered: bool = False  # half of each batch is of forget rows, with uniform targets
 
     def __post_init__(self):
         if self.filtered and self.training.batch_size % 2:
@@ -105,8 +105,8 @@ class Relearning:
     """
 
     training: Training
-    learning_rates: tuple[float, ...]
-    attacks: tuple[Literal["forget", "mixed"], ...] = ("forget",)
+    learning_rates: tuple[float, ...]  # of the attacks, times the optimizer's own
+    attacks: tuple[Literal["forget", "mixed"], ...] = ("forget",)  # mixed: pretraining rows
     keep_at: tuple[int, ...] = ()  # steps at which the strongest attack's parameters are kept
 
     def __post_init__(self):
@@ -123,7 +123,7 @@ class Relearning:
 class Paper:
     """The knobs of the paper's diagram. Raises ValueError where the parts do not fit."""
 
-    name: str
+    name: str  # of the experiment; names files
     setting: Setting
     model: LM
     pretrain: Pretraining
@@ -131,7 +131,7 @@ class Paper:
     noise: Students
     distill: Distillation
     relearn: Relearning
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)  # each makes a model of every kind
     together: int = 64  # models trained side by side at most; less where memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)

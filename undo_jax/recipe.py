@@ -151,7 +151,8 @@ class Trained(Recipe, Protocol):
     def ends(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
         """The stop rule: whether training ends at these scores, before its last step.
 
-        `parents` are the last scores of the references and of `start`, by their names.
+        `parents` are the last scores of the references and of `start`, by their names. What the
+        rule finds is called `ended` where the recipe has such a text, e.g. recovered.
         """
         ...
 

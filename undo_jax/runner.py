@@ -7,7 +7,7 @@ from typing import Any
 from undo_jax import artifacts, progress_folders
 from undo_jax.candidates import samples
 from undo_jax.graph import Model, is_trained
-from undo_jax.log import console, last
+from undo_jax.log import console, last, waiting
 from undo_jax.population.loop import diverged
 from undo_jax.schedule import companies_in_order, todo, without
 from undo_jax.settings import scorer
@@ -26,7 +26,8 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
         if is_trained(company[0].recipe):
             train(run, company, [m for m in company if m not in left or m in finished])
         else:
-            _compute(run, company[0])
+            with waiting(_who(company[0])):
+                _compute(run, company[0])
         left = without(left, company)
         _judge(run, company)
     progress_folders.clear_progress(models[0].artifact.workdir)

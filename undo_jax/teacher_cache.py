@@ -29,7 +29,7 @@ from undo_jax.data.states import (
 from undo_jax.digest import digest
 from undo_jax.fit.cached import TEACHER, per_token, possible
 from undo_jax.graph import Model, Work, is_trained, work
-from undo_jax.log import console
+from undo_jax.log import console, waiting
 from undo_jax.memory import text as memory
 from undo_jax.mesh import BATCH, parts
 from undo_jax.models.head_only import HeadOnly, states_like
@@ -117,13 +117,11 @@ def _store(
     run: Run, teacher: Model, lm: LM, params: Params, rows: Any, about: About, folder: epath.Path
 ) -> None:
     """Write the files that are not written yet. Stops between two files if asked to."""
-    console.print(
-        f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}: "
-        f"{about.count:,} rows, {memory(about.count * about.row_bytes)}, in {folder.name}",
-        soft_wrap=True,
-    )
+    what = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"
+    size = f"{about.count:,} rows, {memory(about.count * about.row_bytes)}"
+    console.print(f"{what}: {size}, in {folder.name}", soft_wrap=True)
     left, hidden = agreed(unwritten(folder, about)), _program(lm, run)
-    with stoppable() as stop:
+    with stoppable() as stop, waiting(what):
         for number, (first, end) in enumerate(about.files):
             blocks = _blocks(run, hidden, params, rows, first, end)
             if left[number] and jax.process_index() == 0:

@@ -26,11 +26,11 @@ class Training:
     for more rows in all than can be counted.
     """
 
-    steps: int
+    steps: int  # updates of the parameters, at most
     batch_size: int  # rows per step, over all devices
     optimizer: optim.Optimizer
-    eval_every: int  # steps
-    accumulation: int = 1
+    eval_every: int  # steps between two evaluations
+    accumulation: int = 1  # parts that a batch is computed in, for less memory
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "eval_every", "accumulation"):

@@ -10,10 +10,10 @@ from undo_jax.candidates import Candidate, Run, candidates, parent_scores
 from undo_jax.fit import least
 from undo_jax.fit.cached import STATES, possible
 from undo_jax.graph import Model, Work, row_length, work
-from undo_jax.log import Log, open_log
+from undo_jax.log import Log, open_log, waiting
 from undo_jax.population.compiled import Task
 from undo_jax.population.lanes import shares
-from undo_jax.population.loop import Result, train_together
+from undo_jax.population.loop import Result, diverged, train_together
 from undo_jax.progress import open_progress
 from undo_jax.settings import judged_at_end
 from undo_jax.sinks.jsonl import jsonl
@@ -26,6 +26,13 @@ class Outcome(NamedTuple):
 
     candidate: Candidate
     result: Result
+
+
+class Ran(NamedTuple):
+    """How the training of a candidate ended."""
+
+    steps: int
+    diverged: bool
 
 
 Best = dict[Model, Outcome]
@@ -57,27 +64,54 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     carries = (*setting.carries, *([STATES] if recalls else []))
     task = Task(recipe.lm, *how, recipe.trains, carries)
     title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
+    names, firsts = [model.artifact.model for model in company], range(0, len(tried), size)
+    ran: list[Ran] = []
 
     def fit_from(first: int, log: Log, stop: Stop) -> list[Outcome]:
         """As many candidates as train side by side."""
         group, last = tried[first : first + size], first + size >= len(tried) and not risky
-        own = replace(log, targets=targets[first : first + size])
+        before = first // size * training.steps
+        own = replace(log, targets=targets[first : first + size], before=before)
         with open_progress(folder / f"from-{first}", run.saving, stop, last) as saves:
             seen = partial(_keep, run, group) if keeps else None
             results = train_together(task, run.mesh, [c.member for c in group], own, saves, seen)
+        ran.extend(Ran(one.steps, diverged(one.scores)) for one in results)
         return [Outcome(*pair) for pair in zip(group, results, strict=True)]
 
     best: Best = {}
     with stoppable() as stop:
-        with open_log(title, training.steps, targets, (jsonl, *run.sinks)) as log:
-            for first in range(0, len(tried), size):
+        steps, sinks = training.steps * len(firsts), (jsonl, *run.sinks)
+        with open_log(title, steps, targets, sinks, some(names)) as log:
+            for first in firsts:
                 # what the others have learned is let go
                 best = {model: _taken(found) for model, found in best.items()}
                 best = _strongest(run, best, fit_from(first, log, stop))
-        for model, found in best.items():
-            if model not in finished:
-                _finish(run, found, parents[model])
+            log.ends(ending(getattr(recipe, "ended", "stopped"), ran, training.steps))
+        with waiting(f"{title}: last scores, and saving"):
+            for model, found in best.items():
+                if model not in finished:
+                    _finish(run, found, parents[model])
         progress_folders.remove_progress(folder)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, each once, and the number of the others."""
+    names = list(dict.fromkeys(names))
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
+
+
+def ending(word: str, ran: Sequence[Ran], steps: int) -> str:
+    """How trainings ended that all stopped before the last step, e.g. all recovered at step 850.
+
+    `word` says it of those that the stop rule has ended.
+    """
+    last = max(one.steps for one in ran)
+    if last >= steps:
+        return ""
+    counts = {word: sum(not one.diverged for one in ran), "diverged": sum(o.diverged for o in ran)}
+    told = [f"{'all' if n == len(ran) else n} {what}" for what, n in counts.items() if n]
+    return f"{', '.join(told)} at step {last}"
 
 
 def _keep(run: Run, group: Sequence[Candidate], step: int, evaluated: Mapping[int, Result]) -> None:

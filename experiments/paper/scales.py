@@ -60,9 +60,9 @@ class Figure:
 
     figure: ClassVar[str]  # the name of its file here, and of the one in undo_jax/report/paper
     controlled: ClassVar[bool] = True  # whether it shows the controls of relearning
-    setting: Literal["arithmetic", "language"] = "arithmetic"
-    scale: Literal["small", "paper"] = "small"
-    seeds: tuple[int, ...] | None = None  # None: those that are reported
+    setting: Literal["arithmetic", "language"] = "arithmetic"  # which of the paper's two settings
+    scale: Literal["small", "paper"] = "small"  # small: of this repository; paper: as published
+    seeds: tuple[int, ...] | None = None  # each makes a model of every kind; None: those reported
     mesh: MeshShape | None = None  # None: of the scale
     saving: Saving = Saving()
     text: str | None = None  # English, a document a line, beside the paper's arithmetic

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fit_words import found
 
 import undo_jax
 from undo_jax import cli
-from undo_jax.cli import fit_source
 from undo_jax.fit import chips, step
 from undo_jax.fit.advice import Names, advice, check
 from undo_jax.fit.chips import GIB
@@ -30,8 +30,7 @@ class _Chips:
 
 
 def _program(words, accumulation=1):
-    made = fit_source.find(*fit_source.parse([*words.split(), "--topology", "v5e:4x4"], None))
-    made = made.programs[0]
+    made = found(words).programs[0]
     training = replace(made.work.training, accumulation=accumulation)
     return replace(made, work=replace(made.work, training=training))
 

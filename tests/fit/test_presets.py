@@ -5,20 +5,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from fit_words import found as _found
 
 import undo_jax
 from undo_jax import cli, losses
-from undo_jax.cli import fit_source
 from undo_jax.models import qwen2
 from undo_jax.models.gemma2 import preset
 from undo_jax.optim import AdamW
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
-
-
-def _found(flags):
-    return fit_source.find(*fit_source.parse([*flags.split(), "--topology", "v5e:4x4"], None))
 
 
 def test_the_step_is_a_distillation_in_bf16():
@@ -76,7 +72,7 @@ def test_the_command_without_an_experiment(capsys, tmp_path, monkeypatch):
         (f"{QUICKSTART} --stage unlearn --rows 3", "give --unlearn.training.batch-size"),
         (f"{QUICKSTART} --length 9", "give --setting.row-length"),
         (f"{QUICKSTART} --remat full", "give --model.remat"),
-        ("", "required: EXPERIMENT|--preset"),
+        ("", "which experiment? give its file, or a preset with --preset"),
         ("--preset 3B", "unknown preset '3B': choose one of tiny, small, 0.1B"),
         ("--preset 2B --teacher 3B", "unknown preset '3B'"),
         ("--preset llama:9B", "unknown preset '9B': choose one of 2-7B"),
@@ -90,7 +86,7 @@ def test_the_command_without_an_experiment(capsys, tmp_path, monkeypatch):
         ("--preset 2B --rows 0", "--rows 0: it must be at least 1 and below 2^31"),
         ("--preset 2B --length -7", "--length -7: it must be at least 1"),
         ("--preset 2B --rows 2147483648", "--rows 2147483648: it must be at least 1 and below"),
-        ("--preset 2B --rows many", "argument --rows: invalid int value: 'many'"),
+        ("--preset 2B --rows many", "--rows many: give a whole number"),
     ],
 )  # fmt: skip
 def test_flags_that_do_not_belong_together_are_refused_by_name(capsys, words, said):

@@ -19,11 +19,11 @@ FIT = "-m undo_jax fit --preset small --length 2048 --rows 4 --topology v5e:2x2"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_alone_is_told(monkeypatch, terminal):
+def test_a_terminal_alone_is_told_at_once(monkeypatch, terminal):
     said = io.StringIO()
-    monkeypatch.setattr(
-        log, "console", Console(file=said, force_terminal=terminal, no_color=True, width=80)
-    )
+    said.isatty = lambda: terminal
+    console = Console(file=said, force_terminal=terminal, no_color=True, width=80)
+    monkeypatch.setattr(log, "console", console)
     with log.waiting("compiling it"):
         time.sleep(0.3)
     assert ("compiling it 0:00:00" in said.getvalue()) == terminal

@@ -1,10 +1,15 @@
 """The command line: a command is a function, and its arguments are its flags."""
 
+import contextlib
 import functools
+import inspect
 import logging
 import os
 import select
+import shlex
+import shutil
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
@@ -13,13 +18,15 @@ from typing import Any, TextIO
 import jax
 
 from undo_jax import peers, signals
+from undo_jax.cli import flags
 from undo_jax.cli.bench import bench
 from undo_jax.cli.compare import compare
+from undo_jax.cli.completion import Shell, tree
 from undo_jax.cli.data import pack, train_tokenizer
 from undo_jax.cli.demo import demo
 from undo_jax.cli.devices import keep_libtpu_quiet
 from undo_jax.cli.evaluate import evaluate
-from undo_jax.cli.experiment import figures, report, run
+from undo_jax.cli.experiment import figures, report, run, show_flags
 from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
@@ -35,6 +42,22 @@ MEMORY = (
     "a device has no memory for it; `undo-jax fit` tells what fits: another --mesh, a larger "
     "--STAGE.training.accumulation, or fewer rows"
 )
+
+
+def completion(shell: Shell) -> None:
+    """Print what makes a shell complete commands and flags: eval "$(undo-jax completion bash)".
+
+    Flags of an experiment are not completed: they depend on its file.
+
+    Args:
+        shell: the shell that evaluates it; fish reads it with `| source`.
+    """
+    with contextlib.suppress(SystemExit):
+        parse(tree(COMMANDS), ["--tyro-print-completion", shell], "undo-jax")
+    if shell == "bash":  # which completes no files by itself, e.g. of `run`
+        print("complete -o default -F _tyro_undo_jax undo-jax")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "init": init,
     "run": run,
@@ -53,6 +76,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data train-tokenizer": train_tokenizer,
     "import-hf": import_hf,
     "export-hf": export_hf,
+    "completion": completion,
 }
 
 
@@ -103,22 +127,43 @@ def _find(words: list[str]) -> Callable[[], None]:
     name = next((name for name in known if tuple(words[: len(name)]) == name), None)
     if name is None:
         raise ValueError(f"unknown command {words[0]!r}: choose one of {', '.join(COMMANDS)}")
-    command, rest = known[name], words[len(name) :]
-    if command in (run, bench, fit):  # their flags depend on the experiment
-        return functools.partial(command, rest)
+    command, rest, program = known[name], words[len(name) :], " ".join(("undo-jax", *name))
 
     @functools.wraps(command)
     def later(*values, **named):
         return functools.partial(command, *values, **named)
 
-    return parse(later, rest, " ".join(("undo-jax", *name)))
+    described = {"description": flags.described(command)}
+    if "flags" not in inspect.signature(command).parameters:
+        return parse(later, rest, program, **described)
+    file = next((word for word in rest if word.endswith(".py")), None)
+    if asked != words:
+        with contextlib.suppress(SystemExit):
+            parse(later, ["--help"], program, **described)
+        return functools.partial(show_flags, file, program) if file else lambda: None
+    if file:  # may stand behind a flag of its own, whose values the parser does not know
+        rest.remove(file)
+        rest.insert(0, file)
+    made, further = parse(later, rest, program, return_unknown_args=True, **described)
+    values = () if made.args == ("[]",) else made.args  # tyro's where unknown flags come first
+    typed = {"flags": tuple(further), "command": shlex.join(["undo-jax", *words])}
+    known = {name: typed[name] for name in typed.keys() & made.keywords.keys()}
+    return functools.partial(command, *values, **{**made.keywords, **known})
 
 
 def _overview(group: str = "") -> str:
     """The commands, or those of a group."""
     commands = {n: f for n, f in COMMANDS.items() if n.startswith(group)}
     width = max(map(len, commands))
-    lines = [f"  {n:<{width}}  {(f.__doc__ or '').splitlines()[0]}" for n, f in commands.items()]
+    lines = [
+        textwrap.fill(
+            (function.__doc__ or "").splitlines()[0],
+            shutil.get_terminal_size().columns,
+            initial_indent=f"  {name:<{width}}  ",
+            subsequent_indent=" " * (width + 4),
+        )
+        for name, function in commands.items()
+    ]
     return "\n".join(["usage: undo-jax COMMAND ... (COMMAND --help tells more)", "", *lines])
 
 

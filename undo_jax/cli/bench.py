@@ -1,9 +1,8 @@
 """`undo-jax bench EXPERIMENT`."""
 
-import argparse
 import dataclasses
-import json
 from collections.abc import Mapping
+from json import dumps
 from typing import Any
 
 import jax
@@ -12,7 +11,8 @@ from jax.sharding import Mesh
 
 from undo_jax.bench import flops, measure, peak, split
 from undo_jax.cli import experiment as experiments
-from undo_jax.cli.devices import prepare_devices
+from undo_jax.cli.devices import ALONE, Joined, prepare_devices
+from undo_jax.cli.flags import ExperimentFile, Further, MaybeText, Switch
 from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.fit.step import rows_per_chip
 from undo_jax.graph import Work, largest
@@ -22,41 +22,47 @@ from undo_jax.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
 
 
 @errors_of_users()
-def bench(words: list[str]) -> None:
+def bench(
+    experiment: ExperimentFile,
+    /,
+    *,
+    stage: str = "distill",
+    mesh: MaybeText = None,
+    steps: int = 20,
+    trace: MaybeText = None,
+    scale: MaybeText = None,
+    json: Switch = False,
+    processes: Joined = ALONE,
+    flags: Further = (),
+) -> None:
     """How fast a stage's train step runs on these devices: tokens/s, MFU, memory.
 
     MFU counts FLOPs by the model: a training pass counts as three forward passes, a teacher as one,
     recomputation as none; the peak is the device's in bf16. Further flags set any scalar of the
     experiment, e.g. --model.remat full --distill.training.batch-size 512.
+
+    Args:
+        experiment: a Python file that defines `experiment`.
+        stage: the kind of recipe.
+        mesh: devices along each axis, e.g. data=4,fsdp=2; the experiment's by default.
+        steps: so many are measured, twice.
+        trace: a folder for an xprof trace of some steps.
+        scale: numbers of devices, e.g. 1,2,4,8: strong and weak scaling over data.
+        json: print JSON in place of a table.
     """
-    parser = argparse.ArgumentParser(
-        prog="undo-jax bench", allow_abbrev=False, description=bench.__doc__
-    )
-    parser.add_argument("experiment", help="a Python file that defines `experiment`")
-    parser.add_argument("--stage", default="distill", help="the kind of recipe (default: distill)")
-    parser.add_argument("--mesh", help="e.g. data=4,fsdp=2 (default: the experiment's)")
-    parser.add_argument("--steps", type=int, default=20, help="to measure, twice (default: 20)")
-    parser.add_argument("--trace", help="a folder for an xprof trace of some steps")
-    parser.add_argument(
-        "--scale", help="numbers of devices, e.g. 1,2,4,8: strong and weak scaling over data"
-    )
-    parser.add_argument("--json", action="store_true", help="for machines")
-    experiments.add_processes(parser)
-    parser.error = experiments.refuse
-    options, overrides = parser.parse_known_args(words)
-    prepare_devices(experiments.processes(options))
-    experiment = experiments.graph_with(load(options.experiment), overrides)
-    shape = parse_mesh(options.mesh) if options.mesh else experiment.mesh
-    work = largest(experiment.recipes().values(), options.stage, experiment.setting)
-    title = {"experiment": experiment.name, "stage": options.stage}
-    if options.scale:
-        found = scale(work, shape, _counts(options.scale), options.steps)
+    prepare_devices(processes)
+    made_of = experiments.graph_with(load(experiment), flags)
+    shape = parse_mesh(mesh) if mesh else made_of.mesh
+    work = largest(made_of.recipes().values(), stage, made_of.setting)
+    title = {"experiment": made_of.name, "stage": stage}
+    if scale:
+        found = scaled(work, shape, _counts(scale), steps)
         facts, say = {**title, **found}, scaling
     else:
-        facts = {**title, **describe(work, make_mesh(shape), options.steps, options.trace)}
+        facts = {**title, **describe(work, make_mesh(shape), steps, trace)}
         say = table
     if jax.process_index() == 0:
-        print(json.dumps(facts, indent=1) if options.json else say(facts))
+        print(dumps(facts, indent=1) if json else say(facts))
 
 
 def describe(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def table(facts: Mapping[str, Any]) -> str:
     )
 
 
-def scale(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[str, Any]:
+def scaled(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[str, Any]:
     """The step on this machine's first devices, for each count; `data` gets those left over.
 
     Strong scaling keeps the batch, weak scaling keeps the rows per device. Raises
@@ -133,7 +139,7 @@ def scale(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[s
 
 
 def scaling(facts: Mapping[str, Any]) -> str:
-    """What `scale` found, in 80 columns: efficiency is tokens/s per device, first line = 1."""
+    """What `scaled` found, in 80 columns: efficiency is tokens/s per device, first line = 1."""
     lines = [
         f"{facts['stage']} of {facts['experiment']}",
         "",

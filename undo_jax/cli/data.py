@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from undo_jax.cli.flags import MaybeText, Texts
 from undo_jax.data import sources
 from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard
@@ -19,18 +20,18 @@ class Text:
 
     source: Literal["jsonl", "parquet", "text", "array_record", "tfds"]
     """What kind of files hold it."""
-    pattern: tuple[str, ...] = ()
+    pattern: Texts = ()
     """Files, folders or quoted globs such as 'shards/*.jsonl.gz'; may be gs://."""
-    field: str | None = None
+    field: MaybeText = None
     """Field, column or feature with the text; array_record without one holds plain text."""
     document: Literal["line", "blank_line", "file"] = "line"
     """What a document of plain text is: a line, a block between blank lines, or a file."""
-    name: str | None = None
+    name: MaybeText = None
     """TensorFlow data set, e.g. wiki40b/en."""
     split: str = "train"
-    """Its split, e.g. 'train[:10%]'."""
-    data_dir: str | None = None
-    """The folder of its prepared files; default: TensorFlow Datasets' own."""
+    """Split of that data set, e.g. 'train[:10%]'."""
+    data_dir: MaybeText = None
+    """The folder of its prepared files, by default TensorFlow Datasets' own."""
 
 
 From = Annotated[Text, arg(name="")]
@@ -45,7 +46,7 @@ def pack(
     joining: Literal["exact", "reference"] = "exact",
     seed: int = 0,
     workers: int = 1,
-    bos_token: str | None = None,
+    bos_token: MaybeText = None,
 ) -> None:
     """Pack text into rows of tokens, once.
 
@@ -58,8 +59,8 @@ def pack(
         validation_share: share of documents kept out of training.
         joining: exact loses no token; reference joins documents as the official code does.
         seed: of the choice of validation documents.
-        workers: processes.
-        bos_token: what begins a document, of a Hugging Face tokenizer; default: <bos>.
+        workers: processes that pack at once.
+        bos_token: what begins a document, of a Hugging Face tokenizer, by default <bos>.
     """
     corpus = prepare(
         shards(text),

@@ -12,7 +12,7 @@ from undo_jax.api import Run, open_run
 from undo_jax.checks import listed
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE
-from undo_jax.cli.flags import Workdir
+from undo_jax.cli.flags import MaybeInt, MaybeText, Switch, Texts, Workdir
 from undo_jax.demo.description import View, check_view, describe, official_step, question
 from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import Column, columns, missing, seed_of, steps
@@ -39,16 +39,16 @@ STRONGEST = (
 @errors_of_users()
 def demo(
     workdir: Workdir,
-    experiment: str | None = None,
-    out: str | None = None,
+    experiment: MaybeText = None,
+    out: MaybeText = None,
     view: View = "all",
-    seed: int | None = None,
-    prompts_file: str | None = None,
+    seed: MaybeInt = None,
+    prompts_file: MaybeText = None,
     new_tokens: int = 16,
-    serve: bool = False,
+    serve: Switch = False,
     host: str = "127.0.0.1",
     port: int = 8000,
-    allowed_hosts: tuple[str, ...] = (),
+    allowed_hosts: Texts = (),
 ) -> None:
     """Make a page where visitors see what the models of a run answer, before and under attack.
 
@@ -58,17 +58,14 @@ def demo(
 
     Args:
         workdir: the folder of the run; may be gs://.
-        experiment: the Python file that made it; default: experiments/NAME.py or NAME.py, by the
-            name of the workdir's experiment.
-        out: the folder where index.html is written; default: WORKDIR/demo-NAME.
-        view: all models, or the article's 2 × 2: the unlearned model and the distilled one, before
-            and under attack; the page has both.
-        seed: whose models are shown; default: the run's first.
-        prompts_file: your examples in place of the setting's: JSON lines with "prompt", "answer"
-            and "part", which is "retain" or "forget".
+        experiment: the Python file that made it; by default NAME.py, here or in experiments.
+        out: the folder where index.html is written, by default WORKDIR/demo-NAME.
+        view: what the page begins with, all models or the article's 2 × 2.
+        seed: whose models are shown, by default the run's first.
+        prompts_file: your examples, JSON lines with prompt, answer and part: retain or forget.
         new_tokens: the most tokens of an answer.
         serve: serve the page, and answer prompts; Ctrl-C ends it.
-        host: with --serve, the address to listen on; the default is for this machine alone.
+        host: with --serve, the address to listen on; as it is, for this machine alone.
         port: with --serve; 0 takes a free one.
         allowed_hosts: names, other than --host, by which visitors may call the server.
     """

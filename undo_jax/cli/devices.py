@@ -9,6 +9,7 @@ import jax
 from tyro.conf import OmitArgPrefixes
 
 from undo_jax import peers
+from undo_jax.cli.flags import MaybeInt, MaybeText, Switch
 from undo_jax.data.files import CACHE, cache
 from undo_jax.fit.step import OFFLINE
 from undo_jax.log import console
@@ -30,10 +31,10 @@ PATIENCE = 300  # seconds that processes wait for each other to start
 class Processes:
     """How this process finds the others."""  # a heading in the help of commands
 
-    distributed: bool = False  # one of several that JAX can find: a TPU pod, Slurm, GKE
-    coordinator: str | None = None  # HOST:PORT of process 0, where JAX cannot
-    processes: int | None = None  # with coordinator: how many there are
-    process: int | None = None  # with coordinator: which one this is, from 0
+    distributed: Switch = False  # one of several that JAX can find: a TPU pod, Slurm, GKE
+    coordinator: MaybeText = None  # HOST:PORT of process 0, where JAX cannot find them
+    processes: MaybeInt = None  # with --coordinator: how many there are
+    process: MaybeInt = None  # with --coordinator: which one this is, from 0
 
     def __post_init__(self):
         """Raises ValueError where the last three are not given together, or are not valid."""

@@ -14,7 +14,7 @@ from undo_jax import checkpoint
 from undo_jax.cli import artifact_tokenizer, weights
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE, Joined
-from undo_jax.cli.flags import ModelFolder
+from undo_jax.cli.flags import MaybeFloat, MaybeInt, MaybeText, ModelFolder, Switch, Texts
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.served import Served
 from undo_jax.mesh import make_mesh, parse_mesh
@@ -25,16 +25,16 @@ INSTALL = "lm-eval is not installed: pip install 'undo-jax[eval]'"
 
 def evaluate(
     model: ModelFolder,
-    tasks: tuple[str, ...],
-    include_path: str | None = None,
-    limit: float | None = None,
-    num_fewshot: int | None = None,
+    tasks: Texts,
+    include_path: MaybeText = None,
+    limit: MaybeFloat = None,
+    num_fewshot: MaybeInt = None,
     batch_size: int = ROWS,
-    max_length: int | None = None,
-    mesh: str | None = None,
-    tokenizer: str | None = None,
-    bos_token: str | None = None,
-    json: bool = False,
+    max_length: MaybeInt = None,
+    mesh: MaybeText = None,
+    tokenizer: MaybeText = None,
+    bos_token: MaybeText = None,
+    json: Switch = False,
     processes: Joined = ALONE,
 ) -> None:
     """Score a model of any stage on tasks of lm-evaluation-harness, without an export.
@@ -47,13 +47,12 @@ def evaluate(
         tasks: names of tasks, groups or tags, or a task's YAML file.
         include_path: a folder of task files (YAML) of your own.
         limit: so many of each task's questions; below 1: this share of them.
-        num_fewshot: examples before a question; default: as the task says.
+        num_fewshot: examples before a question, by default as the task says.
         batch_size: rows that are computed at a time, on all devices together.
-        max_length: how many tokens the model reads; what is longer is cut on the left. Default: as
-            its exported config.json would say.
-        mesh: devices along each axis, e.g. data=4,fsdp=2; default: all along fsdp.
+        max_length: tokens that it reads at most, by default as an exported config.json says.
+        mesh: devices along each axis, e.g. data=4,fsdp=2; by default all along fsdp.
         tokenizer: the run's tokenizer, where its file is no longer where the run found it.
-        bos_token: what begins a document, of a Hugging Face tokenizer; default: as in the run.
+        bos_token: what begins a document, of a Hugging Face tokenizer, by default the run's.
         json: print JSON in place of a table.
     """
     names = [name for word in tasks for name in word.split(",") if name]

@@ -1,99 +1,97 @@
 """`undo-jax run EXPERIMENT` and `undo-jax report WORKDIR`."""
 
-import argparse
 import dataclasses
-import shlex
 import typing
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 from etils import epath
-from tyro.conf import AvoidSubcommands
+from tyro.conf import AvoidSubcommands, Fixed
 
 from undo_jax import experiment as experiments
+from undo_jax import plan as planner
 from undo_jax import report as reporting
-from undo_jax import signals, sinks
+from undo_jax import signals
+from undo_jax import sinks as sinking
 from undo_jax.cli import plan as planning
-from undo_jax.cli.devices import Processes, prepare_devices
-from undo_jax.cli.flags import Workdir, parse
+from undo_jax.cli.devices import ALONE, Joined, prepare_devices
+from undo_jax.cli.flags import (
+    AsTyped,
+    Further,
+    MaybeExperiment,
+    MaybeText,
+    Switch,
+    Texts,
+    Workdir,
+    parse,
+    plain,
+    sentence,
+)
 from undo_jax.durable import writing
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, errors_of_users, load
 from undo_jax.log import Sink, console, results
 from undo_jax.mesh import parse_mesh
-from undo_jax.plan import plan
 from undo_jax.report import paper_page
 
+SCALARS = "Scalars of the experiment, with the values that its file gives them."
+PLACE = ("__module__", "__firstlineno__")  # of a class's source; the second from Python 3.13 on
 HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
 
 
 @errors_of_users()
-def run(words: list[str]) -> None:
+def run(
+    experiment: MaybeExperiment = None,
+    /,
+    *,
+    workdir: MaybeText = None,
+    stage: MaybeText = None,
+    model: MaybeText = None,
+    mesh: MaybeText = None,
+    sinks: Texts = (),
+    plan: Switch = False,
+    cache_teachers: Switch = False,
+    processes: Joined = ALONE,
+    flags: Further = (),
+    command: AsTyped = "",
+) -> None:
     """Run an experiment, or go on with it; finished stages are skipped.
 
-    SIGTERM (a preemption) and Ctrl-C save the training under way; the same command then goes on
-    from that step. Exit status: 0 done, 2 bad input or a failure told in one line, 75 stopped by
-    SIGTERM or because another process died, 130 by Ctrl-C (a second one stops at once). A training
-    that is killed goes on from its last save, see --saving.minutes.
-
     Further flags set any scalar of the experiment, e.g. --seeds 0 1: give its file and --help to
-    see them.
+    see them. SIGTERM (a preemption) and Ctrl-C save the training under way; the same command then
+    goes on from that step. A training that is killed goes on from its last save, see
+    --saving.minutes. Exit status: 0 done, 2 bad input or a failure told in one line, 75 stopped by
+    SIGTERM or because another process died, 130 by Ctrl-C (a second one stops at once).
+
+    Args:
+        experiment: a Python file that defines `experiment`.
+        workdir: where artifacts go, runs/NAME by default; may be gs://.
+        stage: only models of this kind, e.g. distill.
+        model: only this model, what it is made from, and its attacks.
+        mesh: devices along each axis, e.g. data=4,fsdp=2; -1: all that are left.
+        sinks: where records go besides, e.g. tensorboard wandb; the file's own sinks stay.
+        plan: train nothing: print what would be made and reused, its time and memory.
+        cache_teachers: store a teacher's hidden states in the workdir, once for all students.
     """
-    parser = argparse.ArgumentParser(
-        prog="undo-jax run", add_help=False, allow_abbrev=False, description=run.__doc__
-    )
-    parser.add_argument("experiment", nargs="?", help="a Python file that defines `experiment`")
-    parser.add_argument("--workdir", help="where artifacts go (default: runs/NAME); may be gs://")
-    parser.add_argument("--stage", help="only models of this kind, e.g. distill")
-    parser.add_argument("--model", help="only this model, what it is made from, and its attacks")
-    parser.add_argument("--mesh", help="devices along each axis, e.g. data=4,fsdp=2; -1: all left")
-    parser.add_argument(
-        "--sinks",
-        nargs="*",
-        default=(),
-        metavar="NAME",
-        help="where records go besides, e.g. tensorboard wandb; the file's own sinks stay",
-    )
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="train and write nothing: print what would be made and reused, its time and memory",
-    )
-    parser.add_argument(
-        "--cache-teachers",
-        action="store_true",
-        help="store a teacher's hidden states in the workdir, once for all of its students",
-    )
-    add_processes(parser)
-    parser.add_argument(
-        "-h", "--help", action="store_true", help="show this, and every scalar's flag"
-    )
-    parser.error = refuse
-    options, overrides = parser.parse_known_args(words)
-    if options.help:
-        parser.print_help()
-        overrides.append("--help")
-    if options.experiment is None:
-        if options.help:
-            return
+    if experiment is None:
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
-    prepare_devices(processes(options))
-    experiment: typing.Any = load(options.experiment)
-    if options.mesh is not None:
-        experiment = dataclasses.replace(experiment, mesh=parse_mesh(options.mesh))
-    made_of = graph_with(experiment, overrides)
-    named = tuple(map(sinks.find, options.sinks))
+    prepare_devices(processes)
+    knobs: typing.Any = load(experiment)
+    if mesh is not None:
+        knobs = dataclasses.replace(knobs, mesh=parse_mesh(mesh))
+    made_of = graph_with(knobs, flags)
+    named = tuple(map(sinking.find, sinks))
     made_of = dataclasses.replace(made_of, sinks=beside(made_of.sinks, named))
-    workdir = options.workdir or f"runs/{made_of.name}"
-    if options.plan:
+    workdir = workdir or f"runs/{made_of.name}"
+    if plan:
         signals.save_nothing()
-        planned = plan(made_of, workdir, options.stage, options.model)
+        planned = planner.plan(made_of, workdir, stage, model)
         if jax.process_index() == 0:
             results.print(planning.table(made_of.name, planned))
         return
-    how = options.stage, options.model, options.cache_teachers
-    experiments.run(made_of, workdir, *how, shlex.join(["undo-jax", "run", *words]))
-    if options.stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):
+    experiments.run(made_of, workdir, stage, model, cache_teachers, command)
+    if stage in (None, "relearn") and (empty := _report(workdir, made_of.name)):
         console.print(empty, soft_wrap=True)
 
 
@@ -101,22 +99,6 @@ def beside(own: Sequence[Sink], named: Sequence[Sink]) -> tuple[Sink, ...]:
     """A file's own sinks, and of those that a flag names the ones that it does not have."""
     known = {getattr(sink, "func", sink) for sink in own}
     return (*own, *(sink for sink in dict.fromkeys(named) if sink not in known))
-
-
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Flags for one of several processes."""
-    parser.add_argument(
-        "--distributed", action="store_true", help="one of several processes: TPU pod, Slurm, GKE"
-    )
-    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where they find no other")
-    parser.add_argument("--processes", type=int, help="with --coordinator: how many there are")
-    parser.add_argument("--process", type=int, help="with --coordinator: which one this is, from 0")
-
-
-def processes(options: argparse.Namespace) -> Processes:
-    """What those flags say."""
-    found = options.distributed, options.coordinator, options.processes, options.process
-    return Processes(*found)
 
 
 def report(workdir: Workdir) -> None:
@@ -174,7 +156,7 @@ def _report(workdir: str, name: str) -> str:
     return ""
 
 
-def graph_with(experiment: Knobs, flags: list[str]) -> Experiment:
+def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
     """The graph with scalars set by flags.
 
     Raises ValueError for a mistake in them; it names no line of the experiment's file if that has a
@@ -189,20 +171,24 @@ def graph_with(experiment: Knobs, flags: list[str]) -> Experiment:
         raise ValueError(str(error)) from None
 
 
-def override(experiment: Knobs, flags: list[str]) -> Knobs:
+def override(experiment: Knobs, flags: Sequence[str], program: str = "undo-jax run") -> Knobs:
     """The experiment with scalars set by flags. Raises ValueError for a mistake in them.
 
     A graph that is written by hand has flags for its name, seeds, mesh and saves alone.
     """
     names = HAND_WRITTEN if isinstance(experiment, Experiment) else None
     flagged = _flagged(experiment, names)
+    how = {"default": flagged, "description": SCALARS, "config": (AvoidSubcommands,)}
     try:
-        changed = parse(
-            type(flagged), flags, "undo-jax run", default=flagged, config=(AvoidSubcommands,)
-        )
+        changed = parse(type(flagged), [*flags], program, **how)
     except ValueError as error:
         raise ValueError(_second_value(str(error), flags) or str(error)) from error
     return _rebuilt(experiment, changed)
+
+
+def show_flags(file: str, program: str) -> None:
+    """Print the flags of an experiment."""
+    override(load(file), ["--help"], f"{program} EXPERIMENT")
 
 
 def _second_value(said: str, flags: Sequence[str]) -> str:
@@ -219,35 +205,45 @@ def _flagged(value: typing.Any, names: Sequence[str] | None = None) -> typing.An
     """A dataclass of which each part has the type that it is of, for the parser.
 
     A field whose type is a protocol has no flags in itself, its value has. Fields other than
-    `names` are left out.
+    `names` have none. It checks nothing, and stands where its class does, for the parser reads the
+    comments beside its fields.
     """
-    types, parts = typing.get_type_hints(type(value)), []
+    kind, given, parts = type(value), {}, []
+    hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(value):
-        part = getattr(value, field.name)
+        part, hint = getattr(value, field.name), hints[field.name]
         if names is not None and field.name not in names:
-            continue
-        if dataclasses.is_dataclass(part):
+            hint = Fixed[hint]
+        elif dataclasses.is_dataclass(part):
             part = _flagged(part)
-            parts.append((field.name, type(part), part))
+            hint = type(part)
         else:
-            parts.append((field.name, types[field.name], part))
-    if [(name, kind) for name, kind, _ in parts] == list(types.items()):
-        return value
+            hint = plain(hint, part)
+        given[field.name] = part
+        parts.append((field.name, hint, dataclasses.field(default_factory=partial(_same, part))))
     shape = dataclasses.make_dataclass(
-        type(value).__name__, [(name, kind) for name, kind, _ in parts], frozen=True
+        kind.__name__,
+        parts,
+        bases=(kind,),
+        namespace={"__doc__": sentence(kind.__doc__), "__post_init__": lambda self: None},
+        frozen=True,
+        eq=False,
     )
-    return shape(**{name: part for name, _, part in parts})
+    for name in filter(vars(kind).__contains__, PLACE):
+        setattr(shape, name, getattr(kind, name))
+    shape.__qualname__ = kind.__qualname__
+    return shape(**given)
+
+
+def _same(value: typing.Any) -> typing.Any:
+    return value
 
 
 def _rebuilt(value: typing.Any, changed: typing.Any) -> typing.Any:
     """The value with all that `changed`, which `_flagged` has made and the parser changed, says."""
-    if type(value) is type(changed) or not dataclasses.is_dataclass(changed):
+    if not dataclasses.is_dataclass(changed):
         return changed
-    parts = [field.name for field in dataclasses.fields(changed)]
-    made = {name: _rebuilt(getattr(value, name), getattr(changed, name)) for name in parts}
-    return dataclasses.replace(value, **made)
-
-
-def refuse(message: str) -> typing.NoReturn:
-    """What a parser does with words that do not fit."""
-    raise ValueError(message)
+    before = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    made = {name: _rebuilt(part, getattr(changed, name)) for name, part in before.items()}
+    same = all(made[name] is part for name, part in before.items())
+    return value if same else dataclasses.replace(value, **made)

@@ -1,25 +1,28 @@
 """`undo-jax fit EXPERIMENT --topology v5e:4x4`, or `fit --preset 2B --topology v5e:4x4`."""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from json import dumps
 
 import jax
 from jax.sharding import Mesh
+from tyro.conf import OmitArgPrefixes
 
 from undo_jax.cli import fit_source
-from undo_jax.cli.fit_source import Program, Source
-from undo_jax.cli.flags import Name
+from undo_jax.cli.fit_source import NO_PRESETS, Asked, Presets, Program, Source
+from undo_jax.cli.flags import Further, MaybeExperiment, MaybeText, Name, Switch
 from undo_jax.cli.plan import shortened
 from undo_jax.experiment_file import errors_of_users
 from undo_jax.fit import chips
 from undo_jax.fit.advice import advice, check
 from undo_jax.fit.chips import GIB, Slice
 from undo_jax.fit.facts import describe, table
-from undo_jax.fit.flags import arguments, flags
+from undo_jax.fit.flags import arguments
+from undo_jax.fit.flags import flags as presets_of
 from undo_jax.fit.least import check_work
-from undo_jax.fit.search import search, variant
+from undo_jax.fit.search import search as largest
+from undo_jax.fit.search import variant
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, suggestion
 from undo_jax.graph import Work
 from undo_jax.log import console, short, waiting
@@ -29,33 +32,55 @@ TOO_LARGE = 3  # exit status of a step that does not fit
 
 
 @errors_of_users()
-def fit(words: list[str]) -> None:
+def fit(
+    experiment: MaybeExperiment = None,
+    /,
+    *,
+    topology: str,
+    mesh: MaybeText = None,
+    stage: MaybeText = None,
+    all: Switch = False,
+    search: Switch = False,
+    xla_flags: MaybeText = None,
+    json: Switch = False,
+    presets: OmitArgPrefixes[Presets] = NO_PRESETS,
+    flags: Further = (),
+) -> None:
     """Does a step fit a TPU slice, or GPUs, and how fast is it at best? Neither is needed.
 
     The train step of an experiment's stage is compiled ahead of time for them, or with --preset the
     distillation of a model of that size, which needs no experiment. Exit status 3: it does not fit,
     and one line says what to change. Further flags set any scalar of the experiment, e.g.
     --model.remat full --distill.training.batch-size 512.
+
+    Args:
+        experiment: a Python file that defines `experiment`; with --preset no file is needed.
+        topology: e.g. v5e:4x4, v5e-16 or h100:8.
+        mesh: e.g. data=4,fsdp=4; by default the experiment's, or of presets one that fits.
+        stage: of an experiment, the kind of recipe; distill by default.
+        all: every program of the experiment, a line each.
+        search: find the largest batch for each remat policy.
+        xla_flags: compile for TPU with a preset: overlap, sparse_cores or memory.
+        json: print JSON in place of a table.
     """
-    options, rest = fit_source.parse(words, fit.__doc__)
-    place, preset = chips.find(options.topology), options.xla_flags
-    compiler = dict(flags(preset)) if preset else {}
+    place = chips.find(topology)
+    compiler = dict(presets_of(xla_flags)) if xla_flags else {}
     if compiler and place.chip.platform != "tpu":
-        raise ValueError(f"XLA flags {preset!r} are for TPU: {place} needs none")
+        raise ValueError(f"XLA flags {xla_flags!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # loading from it needs a chip
-    source = fit_source.find(options, rest)
-    given = parse_mesh(options.mesh) if options.mesh else source.mesh
-    mesh = mesh_on(place, given or suggestion(place))
-    if options.all:
-        return _all(source, place, mesh, compiler, options.json)
+    source = fit_source.find(Asked(experiment, stage, all, search, presets), flags)
+    given = parse_mesh(mesh) if mesh else source.mesh
+    chosen = mesh_on(place, given or suggestion(place))
+    if all:
+        return _all(source, place, chosen, compiler, json)
     program = source.programs[0]
     if not source.sized:
-        work = variant(program.work, mesh, getattr(program.work.lm, "remat", "none"), 1)
+        work = variant(program.work, chosen, getattr(program.work.lm, "remat", "none"), 1)
         program = replace(program, work=work)
-    if options.search:
-        return _search(program, place, mesh, compiler, options.json)
-    _once(program, place, mesh, compiler, options.json)
+    if search:
+        return _search(program, place, chosen, compiler, json)
+    _once(program, place, chosen, compiler, json)
 
 
 def _once(
@@ -64,7 +89,7 @@ def _once(
     """Print what is known of one step; exit status 3 and advice if it does not fit."""
     step = _compiled(program, place, mesh, options)
     facts = {**program.title, **describe(program.work, place, mesh, step)}
-    print(json.dumps(facts, indent=1) if as_json else table(facts))
+    print(dumps(facts, indent=1) if as_json else table(facts))
     if not facts["fits"]:
         said = advice(program.names, program.work, place, mesh, step)
         print(f"undo-jax: {said}", file=sys.stderr)
@@ -115,7 +140,7 @@ def _all(
             size = f"{facts['rows']:>5}  {facts['hbm']['total'] / GIB:>5.2f}"
             print(f"{names} {size}  {speed}", flush=True)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(dumps(found, indent=1))
     if large := [facts["stage"] for facts in found if not facts["fits"]]:
         said = f"{place} is too small for {len(large)} of {len(found)} programs"
         print(f"undo-jax: {said}: try --stage {large[0]} for advice", file=sys.stderr)
@@ -140,11 +165,11 @@ def _search(
 
     found = [
         {**program.title, **describe(one.work, place, mesh, one.step)}
-        for one in search(program.work, mesh, place.chip.hbm, compiled, tell)
+        for one in largest(program.work, mesh, place.chip.hbm, compiled, tell)
     ]
     found.sort(key=lambda facts: -facts["tokens_per_second"])
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(dumps(found, indent=1))
     elif found:
         print("remat  rows a chip    GiB  bound         tokens/s at most")
         for facts in found:

@@ -1,21 +1,21 @@
 """What `undo-jax fit` compiles: a stage of an experiment, or a distillation between presets."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+from tyro.conf import arg
 
 from undo_jax import graph
 from undo_jax.cli import experiment as experiments
+from undo_jax.cli.flags import MaybeInt, MaybeText
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, load
 from undo_jax.fit.advice import Names
-from undo_jax.fit.flags import PRESETS as XLA
 from undo_jax.fit.step import distillation, on_chips
 from undo_jax.graph import Work
 from undo_jax.mesh import MeshShape
 from undo_jax.models import hf_folder
-from undo_jax.models.architecture import REMAT
 from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW
 from undo_jax.train import Training
@@ -29,6 +29,40 @@ OF_PRESETS = {  # flags, and what sets the same for an experiment
     "rows": "--STAGE.training.batch-size",
     "remat": "--model.remat",
 }
+
+
+def presets() -> list[str]:
+    """All names, by family."""
+    known = {name: ", ".join(hf_folder.family(name).PRESETS) for name in hf_folder.families()}
+    others = [f"{name}:{sizes}" for name, sizes in known.items() if name != GEMMA2]
+    return [known[GEMMA2], *others]
+
+
+Preset = Annotated[MaybeText, arg(help="the student: " + "; ".join(presets()))]
+
+
+@dataclass(frozen=True)
+class Presets:
+    """Without an experiment: a distillation between presets."""  # a heading in help
+
+    preset: Preset = None
+    teacher: MaybeText = None  # its teacher, a preset, too; the student's by default
+    length: MaybeInt = None  # tokens of a row; 2048 by default
+    rows: MaybeInt = None  # of a batch, over all devices; one for each data×fsdp by default
+    remat: MaybeText = None  # none, dots or full; the preset's own by default
+
+
+NO_PRESETS = Presets()
+
+
+class Asked(NamedTuple):
+    """What is asked for, as flags say it."""
+
+    experiment: str | None
+    stage: str | None
+    all: bool
+    search: bool
+    presets: Presets
 
 
 @dataclass(frozen=True)
@@ -50,47 +84,11 @@ class Source:
     sized: bool = True  # False: the rows are not given
 
 
-def parse(words: list[str], described: str | None) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of the command, and the words that it does not know."""
-    parser = argparse.ArgumentParser(prog="undo-jax fit", allow_abbrev=False, description=described)
-    of_presets = any(word.partition("=")[0] == "--preset" for word in words)
-    if not of_presets:
-        parser.add_argument(
-            "experiment",
-            metavar="EXPERIMENT|--preset",
-            help="a Python file that defines `experiment`; with --preset no file is needed",
-        )
-    parser.add_argument("--topology", required=True, help="e.g. v5e:4x4, v5e-16 or h100:8")
-    parser.add_argument(
-        "--mesh", help="e.g. data=4,fsdp=4 (default: the experiment's; of presets: one that fits)"
-    )
-    parser.add_argument(
-        "--search", action="store_true", help="find the largest batch for each remat policy"
-    )
-    parser.add_argument("--xla-flags", help="compile for TPU with a preset: " + ", ".join(XLA))
-    parser.add_argument("--json", action="store_true", help="for machines")
-    file = parser.add_argument_group("of an experiment")
-    file.add_argument("--stage", help="the kind of recipe (default: distill)")
-    file.add_argument(
-        "--all", action="store_true", help="every program of the experiment, a line each"
-    )
-    presets = parser.add_argument_group("without an experiment: distillation between presets")
-    presets.add_argument("--preset", help="the student: " + "; ".join(_presets()))
-    presets.add_argument("--teacher", help="its teacher, a preset, too (default: the student's)")
-    presets.add_argument("--length", type=int, help="tokens of a row (default: 2048)")
-    presets.add_argument(
-        "--rows", type=int, help="of a batch, over all devices (default: one for each data×fsdp)"
-    )
-    presets.add_argument("--remat", help=f"{', '.join(REMAT)} (default: the preset's own)")
-    parser.error = experiments.refuse
-    return parser.parse_known_args(words)
-
-
-def find(options: argparse.Namespace, rest: list[str]) -> Source:
+def find(asked: Asked, rest: Sequence[str]) -> Source:
     """What these flags ask for. Raises ValueError for flags that do not belong together."""
-    if options.preset is None:
-        return _of_experiment(options, rest)
-    return _of_presets(options, rest)
+    if asked.presets.preset is None:
+        return _of_experiment(asked, rest)
+    return _of_presets(asked, rest)
 
 
 def _preset(name: str) -> Transformer:
@@ -102,24 +100,19 @@ def _preset(name: str) -> Transformer:
     return hf_folder.family(family if colon else GEMMA2, f"--preset {name}").preset(size)
 
 
-def _presets() -> list[str]:
-    """All names, by family."""
-    known = {name: ", ".join(hf_folder.family(name).PRESETS) for name in hf_folder.families()}
-    others = [f"{name}:{sizes}" for name, sizes in known.items() if name != GEMMA2]
-    return [known[GEMMA2], *others]
-
-
-def _of_experiment(options: argparse.Namespace, rest: list[str]) -> Source:
+def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
     for name, instead in OF_PRESETS.items():
-        if getattr(options, name) is not None:
-            stage = options.stage or "distill"
+        if getattr(asked.presets, name) is not None:
+            stage = asked.stage or "distill"
             other = f", or give {instead}".replace("STAGE", stage) if instead else ""
             raise ValueError(f"--{name} is for --preset: leave it out{other}")
-    if options.all and (options.stage or options.search):
+    if asked.all and (asked.stage or asked.search):
         raise ValueError("--all is every stage as it is: leave out --stage and --search")
-    loaded, stage = load(options.experiment), options.stage or "distill"
+    if asked.experiment is None:
+        raise ValueError("which experiment? give its file, or a preset with --preset")
+    loaded, stage = load(asked.experiment), asked.stage or "distill"
     experiment, knobs = experiments.graph_with(loaded, rest), experiments.override(loaded, rest)
-    if options.all:
+    if asked.all:
         works = [
             ({"stage": recipe.kind, "models": names}, graph.work(recipe, experiment.setting))
             for names, recipe in _recipes(experiment)
@@ -131,7 +124,7 @@ def _of_experiment(options: argparse.Namespace, rest: list[str]) -> Source:
         Program(
             {"experiment": experiment.name, **title},
             on_chips(work),
-            _names(knobs, options.experiment, title["stage"], work),
+            _names(knobs, asked.experiment, title["stage"], work),
         )
         for title, work in works
     ]
@@ -161,8 +154,10 @@ def _recipes(experiment: Experiment) -> list[tuple[list[str], Any]]:
     ]
 
 
-def _of_presets(options: argparse.Namespace, rest: list[str]) -> Source:
-    strange = [f"--{name}" for name in OF_EXPERIMENTS if getattr(options, name)] + rest
+def _of_presets(asked: Asked, rest: Sequence[str]) -> Source:
+    given, preset = asked.presets, str(asked.presets.preset)
+    file = [] if asked.experiment is None else [asked.experiment]
+    strange = [f"--{name}" for name in OF_EXPERIMENTS if getattr(asked, name)] + [*file, *rest]
     if strange and strange[0].startswith("-"):
         raise ValueError(
             f"{strange[0]} is for an experiment's file: leave it out beside --preset, which takes "
@@ -170,28 +165,28 @@ def _of_presets(options: argparse.Namespace, rest: list[str]) -> Source:
         )
     if strange:
         raise ValueError(
-            f"{strange[0]!r} beside --preset {options.preset}: give the file of an experiment or "
+            f"{strange[0]!r} beside --preset {preset}: give the file of an experiment or "
             "a preset, not both"
         )
     for name in ("rows", "remat"):
-        if options.search and getattr(options, name) is not None:
+        if asked.search and getattr(given, name) is not None:
             raise ValueError(f"--{name} beside --search, which finds it: leave out one of them")
     for name in ("length", "rows"):
-        value = getattr(options, name)
+        value = getattr(given, name)
         if value is not None and not 1 <= value < MOST:
             raise ValueError(f"--{name} {value}: it must be at least 1 and below 2^31")
-    student = options.preset
-    teacher = student if options.teacher is None else options.teacher
+    student = preset
+    teacher = student if given.teacher is None else given.teacher
     lm, of_teacher = map(_preset, (student, teacher))
     if lm.vocabulary != of_teacher.vocabulary:
         raise ValueError(
             f"--preset {student} has a vocabulary of {lm.vocabulary} and --teacher {teacher} of "
             f"{of_teacher.vocabulary}: they meet there, choose two of the same"
         )
-    lm = replace(lm, remat=options.remat) if options.remat is not None else lm
-    training = Training(1000, options.rows or 1, AdamW(), eval_every=100)
+    lm = replace(lm, remat=given.remat) if given.remat is not None else lm
+    training = Training(1000, given.rows or 1, AdamW(), eval_every=100)
     name = f"{student} from {teacher}"
     title = {"experiment": name, "stage": "distill", "student": student, "teacher": teacher}
-    work = on_chips(distillation(lm, of_teacher, training, options.length or 2048))
+    work = on_chips(distillation(lm, of_teacher, training, given.length or 2048))
     program = Program(title, work, Names("--rows", None, "--remat"))
-    return Source(name, [program], sized=options.rows is not None)
+    return Source(name, [program], sized=given.rows is not None)

@@ -1,29 +1,90 @@
-"""Command-line flags from types, with errors in one line."""
+"""Command-line flags from types, with help in plain words and errors in one line."""
 
 import contextlib
+import inspect
 import io
 import re
+import shutil
+import textwrap
+import types
+import typing
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, SuppressFixed, arg
 
 # Arguments without a flag, under the names that a command's help gives them.
 ArtifactFolder = Annotated[Positional[str], arg(metavar="ARTIFACT")]
 ExperimentFile = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
+MaybeExperiment = Annotated[
+    Positional[str | None], arg(metavar="[EXPERIMENT]", help_behavior_hint="")
+]
 Folder = Annotated[Positional[str], arg(metavar="FOLDER")]
 Name = Annotated[Positional[str], arg(metavar="NAME")]
 ModelFolder = Annotated[Positional[str], arg(metavar="MODEL")]
 Out = Annotated[Positional[str], arg(metavar="OUT")]
 Workdir = Annotated[Positional[str], arg(metavar="WORKDIR")]
 
-FORMS = {  # of values, as tyro writes them
+# Flags that may be left out. Help says nothing of None, which is what they are then.
+MaybeText = Annotated[str | None, arg(metavar="STR", help_behavior_hint="")]
+MaybeInt = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+MaybeFloat = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
+Texts = Annotated[tuple[str, ...], arg(metavar="[STR ...]", help_behavior_hint="")]
+Switch = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]  # False without the flag
+
+# What `undo_jax.cli` gives to commands that take the flags of an experiment, too.
+Further = Suppress[tuple[str, ...]]  # those flags
+AsTyped = Suppress[str]  # the whole command
+
+FORMS = {  # of values, as help writes them
     "INT": "a whole number",
     "FLOAT": "a number",
-    "[INT [INT ...]]": "whole numbers",
-    "[FLOAT [FLOAT ...]]": "numbers",
+    "[INT ...]": "whole numbers",
+    "[FLOAT ...]": "numbers",
 }
+NAMES = {str: "STR", Path: "STR", int: "INT", float: "FLOAT", bool: "{True,False}"}
+
+
+def plain(hint: Any, default: Any) -> Any:
+    """The type of a flag, whose help then says neither None nor an empty default, nor a union."""
+    metavar = None if hint is bool else _metavar(hint)
+    empty = default is None or (isinstance(default, tuple) and not default)
+    return Annotated[hint, arg(metavar=metavar, help_behavior_hint="" if empty else None)]
+
+
+def _metavar(hint: Any) -> str | None:
+    """How help calls the values of a type; None: as tyro does."""
+    parts, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin is Literal:
+        return "{" + ",".join(map(str, parts)) + "}"
+    if origin is tuple:
+        names = [_metavar(part) or "" for part in parts if part is not ...]
+        if not all(names):
+            return None
+        return f"[{names[0]} ...]" if parts[-1] is ... else " ".join(names)
+    if origin in (typing.Union, types.UnionType):
+        names = {_metavar(part) for part in parts if part is not type(None)}
+        return names.pop() if len(names) == 1 else None
+    return NAMES.get(hint)
+
+
+def sentence(doc: str | None) -> str:
+    """The first sentence of a docstring."""
+    first = " ".join((doc or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", first)[0]
+
+
+def described(function: Callable[..., Any]) -> str:
+    """The docstring of a command without its arguments, in lines that fit the terminal.
+
+    They are indented, for tyro joins lines that begin with a letter.
+    """
+    text = (inspect.getdoc(function) or "").partition("\nArgs:")[0]
+    how = {"width": shutil.get_terminal_size().columns, "initial_indent": "  "}
+    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
+    return "\n".join(textwrap.fill(p, subsequent_indent="  ", **how) for p in paragraphs)
 
 
 def parse(target: Callable[..., Any], words: list[str], program: str, **more: Any) -> Any:
@@ -31,10 +92,10 @@ def parse(target: Callable[..., Any], words: list[str], program: str, **more: An
 
     Raises ValueError, in one line, for words that do not fit.
     """
-    said = io.StringIO()
+    said, config = io.StringIO(), (SuppressFixed, *more.pop("config", ()))
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(target, args=words, prog=program, **more)
+            return tyro.cli(target, args=words, prog=program, config=config, **more)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -48,7 +109,6 @@ def _short(said: str) -> str:
     parsed = re.match(r"Error parsing (-\S+): (.*?) Argument helptext: -\S+ (.*)", said)
     if not parsed or not (values := re.search(r"'[^\[\]]*'", parsed[2])):
         return said
-    wanted = parsed[3].removeprefix("{None}|").removeprefix("{")
-    form = next((told for name, told in FORMS.items() if wanted.startswith(name)), None)
+    form = next((told for name, told in FORMS.items() if parsed[3].startswith(name)), None)
     given = " ".join(re.findall("'(.*?)'", values[0]))
     return said if form is None else f"{parsed[1]} {given}: give {form}"

@@ -11,7 +11,7 @@ from undo_jax.api import open_model
 from undo_jax.cli import artifact_tokenizer, weights
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE, Joined
-from undo_jax.cli.flags import ModelFolder
+from undo_jax.cli.flags import MaybeText, ModelFolder
 from undo_jax.data.files import reading
 from undo_jax.durable import read_json
 from undo_jax.evals.texts import continuations
@@ -24,13 +24,13 @@ ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 def generate(
     model: ModelFolder,
     prompt: UseAppendAction[tuple[str, ...]] = (),
-    prompts_file: str | None = None,
+    prompts_file: MaybeText = None,
     new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    tokenizer: str | None = None,
-    bos_token: str | None = None,
-    experiment: str | None = None,
+    tokenizer: MaybeText = None,
+    bos_token: MaybeText = None,
+    experiment: MaybeText = None,
     processes: Joined = ALONE,
 ) -> None:
     """Continue prompts with the model of any stage; each continuation is a line on stdout.
@@ -45,9 +45,8 @@ def generate(
         temperature: 0 for the most likely token, 1 for a sample of the model's distribution.
         seed: of the samples.
         tokenizer: the run's tokenizer, where its file is no longer where the run found it.
-        bos_token: what begins a document, of a Hugging Face tokenizer; default: as in the run.
-        experiment: the Python file that made the model, where it defines a kind of model or
-            tokenizer of its own.
+        bos_token: what begins a document, of a Hugging Face tokenizer, by default the run's.
+        experiment: the Python file that made the model, where its parts are of that file.
     """
     prompts = [*prompt, *(_lines(prompts_file) if prompts_file else ())]
     if not prompts:

@@ -13,7 +13,7 @@ from undo_jax import artifacts, checkpoint
 from undo_jax.artifacts import Artifact
 from undo_jax.cli import artifact_tokenizer, card
 from undo_jax.cli.devices import ALONE, Joined, join
-from undo_jax.cli.flags import ArtifactFolder, Folder, Out
+from undo_jax.cli.flags import ArtifactFolder, Folder, MaybeText, Out, Switch
 from undo_jax.durable import absolute, read_json
 from undo_jax.log import console
 from undo_jax.mesh import MeshShape, make_mesh
@@ -27,8 +27,8 @@ from undo_jax.models.transformer import Transformer
 def import_hf(
     folder: Folder,
     out: Out,
-    bos_token: str | None = None,
-    without_tokenizer: bool = False,
+    bos_token: MaybeText = None,
+    without_tokenizer: Switch = False,
     processes: Joined = ALONE,
 ) -> None:
     """Turn Hugging Face weights into a base for experiments.
@@ -41,8 +41,7 @@ def import_hf(
     Args:
         folder: config.json and safetensors files, on this machine; OUT records its tokenizer.
         out: the new artifact; may be gs://.
-        bos_token: what opens a document; default: the BOS that the folder states, or, where it has
-            none, e.g. of Qwen, what ends a text there.
+        bos_token: what opens a document, by default the folder's BOS, else what ends a text.
         without_tokenizer: import the weights alone, of a folder whose tokenizer cannot be used.
     """
     join(processes)
@@ -76,8 +75,8 @@ def export_hf(
     out: Out,
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_gb: float = 5.0,
-    tokenizer: str | None = None,
-    bos_token: str | None = None,
+    tokenizer: MaybeText = None,
+    bos_token: MaybeText = None,
     processes: Joined = ALONE,
 ) -> None:
     """Write a model of a run as a folder that Hugging Face transformers loads.
@@ -94,7 +93,7 @@ def export_hf(
         dtype: float32 is exact; rounding to bfloat16 may undo small updates.
         max_shard_gb: the largest size of a weights file, in GB.
         tokenizer: the run's tokenizer, where its file is no longer where the run found it.
-        bos_token: what begins a document, of a Hugging Face tokenizer; default: as in the run.
+        bos_token: what begins a document, of a Hugging Face tokenizer, by default the run's.
     """
     if not 0 < max_shard_gb < math.inf:
         raise ValueError(f"max_shard_gb={max_shard_gb}: give a number of GB above 0")

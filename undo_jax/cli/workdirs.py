@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from undo_jax import cleaning, inventory, lock
 from undo_jax.cleaning import Cleaning
-from undo_jax.cli.flags import Workdir
+from undo_jax.cli.flags import MaybeText, Switch, Workdir
 from undo_jax.durable import absolute, remote
 from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.graph import plan
@@ -19,7 +19,7 @@ from undo_jax.inventory import Found, Listed
 from undo_jax.log import console, results
 from undo_jax.memory import text as memory
 
-Files = Annotated[Positional[tuple[str, ...]], arg(metavar="FILES")]
+Files = Annotated[Positional[tuple[str, ...]], arg(metavar="FILES", help_behavior_hint="")]
 NONE = "–"
 ROWS = 20  # kinds of what goes that are listed
 
@@ -110,20 +110,21 @@ def duration(seconds: float) -> str:
 
 @errors_of_users()
 def clean(
-    files: Files, /, workdir: str | None = None, yes: bool = False, parameters_only: bool = False
+    files: Files, /, workdir: MaybeText = None, yes: Switch = False, parameters_only: Switch = False
 ) -> None:
     """Remove from a workdir what these experiments do not reach, after asking.
 
     An experiment is a Python file, or WORKDIR/experiment-NAME.json for what its runs have listed,
     with the flags that they had. Its models, what they are made from and the attacks on them stay.
-    Reports stay, and so does what a run has not made.
+    Reports stay, and so does what a run has not made. --parameters-only also keeps the parameters
+    of these experiments' models, and of what unfinished ones are made from, and all logs; a run
+    makes again what it needs.
 
     Args:
         files: experiments to keep.
-        workdir: where to remove (default: runs/NAME, or the folder of the JSON file).
+        workdir: where to remove, by default runs/NAME, or the folder of the JSON file.
         yes: do not ask.
-        parameters_only: remove parameters alone, but not those of the models of these experiments
-            and of what unfinished ones are made from. Logs stay; a run makes again what it needs.
+        parameters_only: remove parameters alone, of attacks and of what is not of these files.
     """
     if not files:
         raise ValueError("which experiments stay? e.g. undo-jax clean runs/mine/experiment-x.json")

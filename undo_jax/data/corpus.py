@@ -60,9 +60,9 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Reads what `undo_jax.data.prepare.prepare` packed; its path is not part of its identity."""
+    """Reads what `undo-jax data pack` made; its path is not part of its identity."""
 
-    folder: str | Path
+    folder: str | Path  # of packed rows, see `undo-jax data pack`
 
     def __post_init__(self) -> None:
         """Read the manifest at once, so that a bad folder fails here.

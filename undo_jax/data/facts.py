@@ -31,12 +31,12 @@ class Grammar:
     Raises ValueError for a range below 1, a share outside [0, 1) or an unknown answer format.
     """
 
-    largest_term: int = 50
-    largest_factor: int = 20
-    spaced: bool = True
-    division_answers: Literal["integer", "float"] = "integer"
-    held_out: float = 0.1
-    split_seed: int = 0
+    largest_term: int = 50  # of sums and differences
+    largest_factor: int = 20  # of products, and of divisors and quotients
+    spaced: bool = True  # spaces around signs, as in 1 + 1 = 2
+    division_answers: Literal["integer", "float"] = "integer"  # how quotients are written: 2 or 2.0
+    held_out: float = 0.1  # share of each operation's facts that no training sees
+    split_seed: int = 0  # of the choice of these facts
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -61,10 +61,10 @@ class Fiction:
     sizes below 1, no family that is kept, more people than names, and a negative seed.
     """
 
-    families: int = 8
-    members: int = 12  # of a family
-    forgotten: int = 4  # families
-    seed: int = 0
+    families: int = 8  # number of families
+    members: int = 12  # persons of a family
+    forgotten: int = 4  # families that are forgotten, the last
+    seed: int = 0  # of what is invented
 
     def __post_init__(self) -> None:
         """Check every field."""

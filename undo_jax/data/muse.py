@@ -26,9 +26,9 @@ class MuseFiles:
     one, in one line.
     """
 
-    folder: str | Path
+    folder: str | Path  # of the files of MUSE
     retain: tuple[str, ...] = ("retain1", "retain2")  # splits of raw; the first is stream retain
-    membership: str = "privleak"
+    membership: str = "privleak"  # the config with forget and holdout: privleak or raw
     shots: int = 10  # questions with answers that stand before one; reference: 10
 
     def __post_init__(self):

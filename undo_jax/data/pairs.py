@@ -34,11 +34,11 @@ class Pairs:
     reading raises what `records` does.
     """
 
-    pattern: str | Path
-    template: str = "Question: {question}\nAnswer: {answer}"
+    pattern: str | Path  # files, a folder or a glob of questions with answers
+    template: str = "Question: {question}\nAnswer: {answer}"  # how a pair is written
     question: str = "question"  # names of the fields
-    answer: str = "answer"
-    validation_share: float = 0.05
+    answer: str = "answer"  # name of the field of answers
+    validation_share: float = 0.05  # of pairs, kept out of training
     marked: bool = False  # the template names special tokens; for a Hugging Face tokenizer
 
     def __post_init__(self) -> None:

@@ -35,9 +35,9 @@ class TofuFiles:
     reading raises it for a bad file, and FileNotFoundError for a missing one, in one line.
     """
 
-    folder: str | Path
-    split: str = "forget10"
-    holdout: bool = True
+    folder: str | Path  # of the files of TOFU
+    split: str = "forget10"  # of authors that are forgotten: forget01, forget05 or forget10
+    holdout: bool = True  # there are authors that no model is trained on
 
     def __post_init__(self):
         if self.split not in RETAINED:

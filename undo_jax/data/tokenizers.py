@@ -94,7 +94,7 @@ class Characters:
     up to a multiple of 8; the ids above the alphabet's decode to U+FFFD.
     """
 
-    alphabet: str
+    alphabet: str  # its characters, in the order of their ids
 
     def __post_init__(self) -> None:
         """Raise ValueError for an alphabet that is empty, repeats or holds a newline."""
@@ -149,7 +149,7 @@ class Words:
     ids above the words' decode to U+FFFD. Raises ValueError for words that repeat or are none.
     """
 
-    words: str
+    words: str  # of the vocabulary, between tabs
 
     def __post_init__(self) -> None:
         """Check each word."""

@@ -20,7 +20,7 @@ PADS = ("<pad>", "[PAD]")
 class SentencePiece:
     """A SentencePiece model file. Control pieces such as BOS decode to nothing."""
 
-    path: str | Path
+    path: str | Path  # of its file, *.model
 
     def __post_init__(self) -> None:
         """Load at once, so that a bad file fails here.
@@ -109,8 +109,8 @@ class HuggingFace:
     Truncation and padding set in the file are switched off.
     """
 
-    path: str | Path
-    bos_token: str = "<bos>"
+    path: str | Path  # of its file, tokenizer.json
+    bos_token: str = "<bos>"  # what begins a document
 
     def __post_init__(self) -> None:
         """Load at once, so that a bad file fails here.

@@ -41,14 +41,14 @@ class Quiz:
     """
 
     questions: Questions | Given
-    style: Literal["letters", "cloze"] = "letters"
+    style: Literal["letters", "cloze"] = "letters"  # cloze: choices complete a text
     subject: str | None = None  # in the description; None: the question's own
     description: str | None = None  # with {subject}; None: that of the style
     examples: Questions | Given | None = None
-    shots: int = 0
+    shots: int = 0  # examples before a question
     share: float = 1.0  # of each subject's questions, the first ones
     apart: tuple[str, ...] = ()  # subjects whose score is also told apart from the others'
-    score: Literal["acc", "acc_norm", "acc_bytes"] = "acc"
+    score: Literal["acc", "acc_norm", "acc_bytes"] = "acc"  # how choices are compared
     longest: int = 2048  # tokens of a prompt and a choice
     opens: bool = True  # the tokenizer's BOS comes first
 

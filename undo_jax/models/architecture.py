@@ -35,10 +35,10 @@ class Adapters:
     numbers out of their range, and for no or unknown targets.
     """
 
-    rank: int  # r
-    alpha: float
-    targets: tuple[str, ...] = MATRICES
-    dropout: float = 0.0
+    rank: int  # r, the width between their two matrices
+    alpha: float  # their product counts alpha / r times
+    targets: tuple[str, ...] = MATRICES  # the matrices that have adapters
+    dropout: float = 0.0  # share of an adapter's inputs that are dropped
 
     def __post_init__(self):
         object.__setattr__(self, "rank", _number("rank", self.rank, int))
@@ -63,21 +63,21 @@ class Architecture:
     remat policy or sum of gradients.
     """
 
-    layers: int
-    width: int  # D
-    feed_forward: int  # F
-    heads: int  # N
-    kv_heads: int  # K
-    head_width: int  # H
-    vocabulary: int  # V
-    attention_scale: float  # multiplies q·k
+    layers: int  # number of blocks of attention and MLP
+    width: int  # D, of the residual stream
+    feed_forward: int  # F, width of the MLP
+    heads: int  # N, heads of queries
+    kv_heads: int  # K, heads of keys and values
+    head_width: int  # H, width of a head
+    vocabulary: int  # V, rows of the embedding
+    attention_scale: float  # multiplies q·k before the softmax
     window: int | None  # of the layers that slide, in tokens; None: none slides
-    attention_softcap: float | None = None
-    final_softcap: float | None = None
+    attention_softcap: float | None = None  # bounds q·k by a tanh; None: no bound
+    final_softcap: float | None = None  # bounds logits by a tanh; None: no bound
     document_start: int | None = None  # attention stays within the document this token id opens
-    rope_theta: float = 10_000.0
-    norm_epsilon: float = 1e-6
-    init_stddev: float = 0.02
+    rope_theta: float = 10_000.0  # base of the rotary wavelengths
+    norm_epsilon: float = 1e-6  # added to the mean square in norms
+    init_stddev: float = 0.02  # standard deviation of new matrices
     family: str | None = None  # the file in models/ with its Hugging Face names
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: fp32 on CPU, else bf16
     remat: Literal["none", "dots", "full"] = "dots"  # dots: keep products and kernels' results
@@ -89,10 +89,10 @@ class Architecture:
     norm_offset: float = since(1.0)  # norms multiply by norm_offset + w
     after_norms: bool = since(True)  # also norms of what attention and MLP add to the stream
     qk_norm: bool = since(False)  # norms of each head's queries and keys
-    qkv_bias: bool = since(False)
-    output_bias: bool = since(False)  # of attention
+    qkv_bias: bool = since(False)  # biases of queries, keys and values
+    output_bias: bool = since(False)  # a bias of attention's output
     activation: Literal["gelu", "silu"] = since("gelu")  # gelu in its tanh form
-    scaled_embedding: bool = since(True)  # by √D
+    scaled_embedding: bool = since(True)  # embeddings are multiplied by √D
     own_head: bool = since(False)  # the head has a table of its own, beside the embedding
     used: int | None = since(None)  # rows of the tables that are tokens, the first; None: all
     # how gradients are summed over fsdp: a reduce-scatter sends fp32, an all-to-all sends `dtype`

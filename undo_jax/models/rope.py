@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 class Linear:
     """All frequencies are divided by `factor` (position interpolation, arXiv 2306.15595)."""
 
-    factor: float
+    factor: float  # how many times longer rows may be
 
     def __post_init__(self):
         _check(self)
@@ -28,10 +28,10 @@ class Llama3:
     between them the divisor is a blend.
     """
 
-    factor: float
-    low: float = 1.0
-    high: float = 4.0
-    original: int = 8192
+    factor: float  # how many times longer rows may be
+    low: float = 1.0  # turns in `original` tokens
+    high: float = 4.0  # turns in `original` tokens
+    original: int = 8192  # tokens of a row that the model was first trained for
 
     def __post_init__(self):
         _check(self)

@@ -20,6 +20,7 @@ class Distill(Simple):
 
     kind: ClassVar[str] = "distill"
     role: ClassVar[str] = "distilled"
+    ended: ClassVar[str] = "recovered"
     teacher: Recipe
     student: Recipe
     training: Training

@@ -41,16 +41,17 @@ class Arithmetic:
     """
 
     grammar: Grammar = Grammar()
-    forms: tuple[str, ...] = FORMS
+    forms: tuple[str, ...] = FORMS  # how problems are written: equation, word_problem
     problems: int = 1_000_000  # drawn per form for each stream; reference: 1M + 1M over four
-    row_length: int = 256
-    examine: Literal["held_out_facts", "train_facts"] = "held_out_facts"  # reference: train_facts
+    row_length: int = 256  # tokens predicted in a row
+    # facts that scores ask for; reference: train_facts
+    examine: Literal["held_out_facts", "train_facts"] = "held_out_facts"
     questions: int | None = 100  # per operation and form; None: every fact
     validation_rows: int = 16  # per stream, for its cross entropy
     tokenizer: Tokenizer | None = None  # None: one token per character
     text: str | None = None  # UTF-8 files, one document a line, mixed into pretrain and oracle
     text_share: float = 0.75  # of pretrain; larger for the oracle, which sees half the arithmetic
-    data_seed: int = 99
+    data_seed: int = 99  # of the problems, the same for all models
     answers_only: bool = False  # losses count only answers and the tokens that end them
     segments: bool = False  # a sequence is a problem, not a row
     controls: bool = False  # also streams of forget/half and forget/permuted, and their metrics

@@ -36,9 +36,9 @@ class Facts:
 
     fiction: Fiction = Fiction()
     documents: int = 20_000  # drawn for each stream
-    row_length: int = 64
+    row_length: int = 64  # tokens predicted in a row
     validation_rows: int = 8  # per stream, for its cross entropy
-    data_seed: int = 99
+    data_seed: int = 99  # of the documents, the same for all models
     answers_only: bool = False  # losses count only values and the tokens that end them
     segments: bool = False  # a sequence is a statement, not a row
 

@@ -30,7 +30,7 @@ class Language:
     forget: Corpus
     tokenizer: Tokenizer  # the one that both were packed with
     row_length: int = 2048  # tokens predicted in a row; both corpora are packed to it
-    names: tuple[str, str] = ("English", "Korean")
+    names: tuple[str, str] = ("English", "Korean")  # of retain and forget, in reports
     retain_share: float = 0.5  # of the pretraining mixture; reference: .5
     validation_rows: int = 240  # per language; reference: 500k tokens, 244 rows of 2048
     rows_at_once: int = 8  # evaluated at once, over all devices

@@ -39,7 +39,7 @@ class Muse:
 
     files: MuseFiles
     tokenizer: Tokenizer
-    row_length: int = 2048  # reference: 2048
+    row_length: int = 2048  # tokens predicted in a row; reference: 2048
     longest: int = 2048  # tokens of a text of privleak that are read; reference: 2048
     answer_tokens: int = 32  # of an answer that is written; reference: 32
     text_tokens: int = 128  # of how a text goes on, written and compared; reference: 128

@@ -43,7 +43,7 @@ class Tofu:
     files: TofuFiles
     tokenizer: Tokenizer
     template: str = "Question: {question}\nAnswer: {answer}"  # e.g. a chat template of one turn
-    row_length: int = 256
+    row_length: int = 256  # tokens predicted in a row
     new_tokens: int = 200  # of an answer that is written; reference: 200
     rows_at_once: int = 8  # evaluated at once, over all devices
     segments: bool = False  # a sequence is a question with its answer, not a row

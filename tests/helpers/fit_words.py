@@ -1,0 +1,20 @@
+"""What `undo-jax fit` would compile."""
+
+import functools
+
+from undo_jax.cli import fit_source
+from undo_jax.cli.fit import fit
+from undo_jax.cli.flags import parse
+
+
+def found(words):
+    """The source that the words of a command name."""
+
+    @functools.wraps(fit)
+    def given(*values, **named):
+        return values, named
+
+    words = [*words.split(), "--topology", "v5e:4x4"]
+    ((file,), named), further = parse(given, words, "fit", return_unknown_args=True)
+    fields = fit_source.Asked._fields[1:]
+    return fit_source.find(fit_source.Asked(file, *(named[name] for name in fields)), further)
