@@ -35,7 +35,7 @@ def _opening(said: Said) -> float:
     given = of(said, "opening")
     if given is None:
         return 0
-    share = given[1] if isinstance(given, list) and len(given) == 2 else None
+    share: Any = given[1] if isinstance(given, list) and len(given) == 2 else None
     found = share * whole(said, "training", "steps") if type(share) in (int, float) else math.nan
     return round(found) if math.isfinite(found) else math.nan
 
