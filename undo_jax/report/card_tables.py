@@ -121,10 +121,11 @@ def legend(report: Report) -> str:
             "example is a different row of training data; area: under the curve of that share, "
             "of the strongest trial at each step. "
         )
-    own = {a.attack: a.measure for m in report.attacked for a in m.attacks if a.control}
-    if own:
-        named = "; ".join(f"{name} by {measure.axis}" for name, measure in own.items())
-        text += f"Controls count in no strongest attack: {named}. "
+    lines = {line.attack: line for m in report.attacked for line in m.attacks if line.control}
+    if lines:
+        own = [f"{name} by {line.measure.axis}" for name, line in lines.items()
+               if line.measure.name != report.forget.name]  # fmt: skip
+        text += "Controls count in no strongest attack" + (f": {'; '.join(own)}. " if own else ". ")
     return text.strip()
 
 

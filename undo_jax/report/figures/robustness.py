@@ -82,7 +82,7 @@ def caption(report: Report) -> str:
         f"{over}; darker is more brought back. Framed: the strongest attack on a model. "
     )
     if any(a.control for a in _attacks(report)):
-        text += "Controls, below, count in no strongest attack, and have metrics of their own. "
+        text += "Controls, below, count in no strongest attack, and may have metrics of their own. "
     return text + "The file of numbers has each seed, and how soon half was back."
 
 
