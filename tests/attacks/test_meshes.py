@@ -59,6 +59,13 @@ ATTACKS = (
     ablation(base=BASE, tokens=((0, 1, 2, 3), (0, 4, 5, 6))),
     *search(HOW, RATES, settings=4, rates=2, optimizers=SEARCHED, rows=(None, 3)),
 )
+INSIDE = {  # what is beside the model, and is no longer 0
+    "logit_lens-1": set(),
+    "linear_probe-1": {"probe"},
+    "soft_prompt": {"prompt"},
+    "ablation": {"directions"},
+}
+BESIDE = set().union(*INSIDE.values())
 MESHES = {"sweep": MeshShape(sweep=8), "rows": MeshShape(data=2, fsdp=4)}
 
 
@@ -117,7 +124,12 @@ def test_every_attack_is_that_of_one_device(mesh, before, alone, tmp_path):
 def test_an_attack_changes_what_it_says(alone):
     """So that the comparison is of something."""
     for (model, attack), params in alone.items():
-        if attack is not None:
+        if attack in INSIDE:  # the model is the same, to the bit
+            inner = params.get("model", params)
+            jax.tree.map(np.testing.assert_array_equal, inner, alone[model, None])
+            moved = {name for name, w in params.items() if name in BESIDE and np.any(w)}
+            assert moved == (set() if (model, attack) == ("base", "ablation") else INSIDE[attack])
+        elif attack is not None:
             kept = alone[model, None]["layers"]["mlp"]["up"]
             same = np.array_equal(kept, params["layers"]["mlp"]["up"])
             of_itself = model == "base" and attack == "interpolate-0.5"
