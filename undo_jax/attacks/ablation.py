@@ -12,6 +12,7 @@ from undo_jax.models.around import Ablated
 from undo_jax.train import Training
 from undo_jax.types import LM, Key, Packed, Params, Taps
 
+LEAST = 1e-4  # of the states' mean: a direction that is shorter is of rounding errors, and is none
 Rows = tuple[tuple[int, ...], ...]  # token ids [B, T]
 
 
@@ -36,12 +37,13 @@ def ablation(
     """
     if not after or len({*after}) < len(after):
         raise ValueError(f"after={after}: give one number of layers at least, and each once")
+    adapt: Any = partial(Ablated, removed_after=tuple(after))
     return Attack(
         "ablation" + ("" if training is None else "-relearn"),
         training,
         learning_rates,
         stream=stream,
-        adapt=partial(Ablated, removed_after=tuple(after)),
+        adapt=adapt,
         prepare=partial(ablated, tokens=tuple(map(tuple, tokens)), after=tuple(after)),
         keep_at=keep_at,
         others=() if base is None else (base,),
@@ -65,7 +67,10 @@ def ablated(
         states = lm.tapped(params, jnp.asarray(tokens), Taps(residual=after))[1].residual
         return jnp.mean(states.astype(jnp.float32), axis=(1, 2))
 
-    return {"directions": means(params) - means(others[0]), "model": params}
+    at_base = means(others[0])
+    direction, size = means(params) - at_base, partial(jnp.linalg.norm, axis=1, keepdims=True)
+    told = size(direction) > LEAST * size(at_base)
+    return {"directions": jnp.where(told, direction, 0), "model": params}
 
 
 def rows(setting: Any, count: int, seed: int = 0, stream: str = "forget") -> Rows:

@@ -1,6 +1,7 @@
 """Linear probe: whether a layer's states tell answers, though the model does not say them."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -27,13 +28,14 @@ def linear_probe(
     which how questions are answered can be read, so compare with the oracle. Raises ValueError for
     a layer that a model lacks.
     """
+    adapt: Any = partial(Probed, layer=layer)
     return Attack(
         f"linear_probe-{layer}",
         training,
         learning_rates,
         stream=f"forget/{relearned}",
         metric=examined,
-        adapt=partial(Probed, layer=layer),
+        adapt=adapt,
         prepare=beside,
         trains=Trains(((r"^probe$", None),)),
         keep_at=keep_at,

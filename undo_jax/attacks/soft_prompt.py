@@ -27,12 +27,13 @@ def soft_prompt(
     anything (arXiv 2502.15836): only what it brings back beyond the oracle was there. Raises
     ValueError for fewer than one vector, and for models whose attention stays within documents.
     """
+    adapt: Any = partial(SoftPrompted, length=length)
     return Attack(
         "soft_prompt",
         training,
         learning_rates,
         stream=stream,
-        adapt=partial(SoftPrompted, length=length),
+        adapt=adapt,
         prepare=partial(before, length=length),
         trains=Trains(((r"^prompt$", None),)),
         keep_at=keep_at,
