@@ -6,7 +6,8 @@
 The models are those of the paper's figures (experiments/paper), which a workdir makes once: the
 base, four unlearned models, UNDO at three α, Unlearn-and-Distill, and the oracle, with which every
 attack is to be compared. Settings of the attacks are those of the papers that their files name,
-with ranks and learning rates for models as small as these, chosen on no run yet.
+with ranks and learning rates for models as small as these; the small search is denser around rates
+that were the strongest on seeds 0 to 2, which are not reported.
 """
 
 import sys
@@ -22,14 +23,18 @@ from scales import Figure, at_rate
 from teachers import METHODS, unlearned
 
 from undo_jax.attacks import Attack
+from undo_jax.attacks.ablation import ablation, rows
 from undo_jax.attacks.benign import benign
 from undo_jax.attacks.in_context import in_context, shots
 from undo_jax.attacks.interpolate import interpolate
+from undo_jax.attacks.linear_probe import linear_probe
+from undo_jax.attacks.logit_lens import logit_lens
 from undo_jax.attacks.lora import lora
 from undo_jax.attacks.noise import noise
 from undo_jax.attacks.prune import prune
 from undo_jax.attacks.quantise import quantise
 from undo_jax.attacks.search import search
+from undo_jax.attacks.soft_prompt import soft_prompt
 from undo_jax.experiment import Experiment
 from undo_jax.methods.npo import npo
 from undo_jax.noises.shrink_perturb import shrink_perturb
@@ -39,15 +44,18 @@ from undo_jax.recipes.perturb import Perturb
 ALPHAS = (0.4, 0.6, 0.8)  # of UNDO
 NPO = {"small": 1e-3, "paper": 8e-5}  # learning rates, of those in experiments/paper/pareto.py
 RANGE = {"small": (1e-4, 3e-2), "paper": (1e-6, 1e-3)}  # of AdamW's rates in the search
+STRONG = {"small": {"AdamW": 5e-3, "SGD": 3e-2}, "paper": {}}  # rates, by optimizers
 LORA = {"small": (3e-3, 1e-2, 3e-2), "paper": (2e-5, 2e-4, 1e-3)}
+PROMPT = (1e-2, 3e-2, 1e-1)  # of a soft prompt
+PROBE = (3e-2, 1e-1)
 SHOTS = (1, 2, 4)  # of forget examples; a row holds about six, and a question takes two of them
-SETTINGS = {"arithmetic": 16, "language": 5}  # of the search, with four rates each
+SETTINGS = {"arithmetic": 12, "language": 5}  # of the search, with four rates each
 
 
 @dataclass(frozen=True)
 class Attacks(Figure):
     figure: ClassVar[str] = "attacks"
-    settings: int | None = None  # of the search; None: 16 in arithmetic and 5 in language
+    settings: int | None = None  # of the search; None: 12 in arithmetic and 5 in language
 
     def graph(self) -> Experiment:
         teacher = unlearned(self, "MaxEnt")
@@ -75,6 +83,7 @@ class Attacks(Figure):
             RANGE[self.scale],
             settings=self.settings or SETTINGS[self.setting],
             batch_sizes=(training.batch_size // 2, training.batch_size),
+            around=STRONG[self.scale],
         )
         return (
             *super().attacks(),
@@ -87,6 +96,7 @@ class Attacks(Figure):
             noise(training, some, alpha=0.1),
             prune(training, some, share=0.2),
             *self._in_context(),
+            *self._inside(training),
             *(interpolate(base=self.model("base"), share=share) for share in (0.1, 0.25, 0.5)),
         )
 
@@ -95,6 +105,20 @@ class Attacks(Figure):
         if (self.setting, self.scale) != ("arithmetic", "small"):
             return []
         return [in_context(prefix=shots(self.paper.setting, count)) for count in SHOTS]
+
+    def _inside(self, training: Any) -> list[Attack]:
+        """What each layer of small arithmetic says; the last one's lens is the model itself."""
+        if (self.setting, self.scale) != ("arithmetic", "small"):
+            return []
+        base = self.model("base")
+        layers = range(1, base.lm.layers + 1)
+        tokens = rows(self.paper.setting, 8)
+        return [
+            *(logit_lens(layer=layer) for layer in layers[:-1]),
+            *(linear_probe(training, PROBE, layer=layer) for layer in layers),
+            ablation(base=base, tokens=tokens, after=tuple(layers)),
+            soft_prompt(training, PROMPT),
+        ]
 
 
 def lora_on(training: Any, rates: tuple[float, ...]) -> Attack:

@@ -7,6 +7,7 @@ import pytest
 
 from undo_jax.attacks import Attack
 from undo_jax.attacks.lora import lora
+from undo_jax.attacks.soft_prompt import soft_prompt
 from undo_jax.data.fiction import Fiction
 from undo_jax.data.muse import MuseFiles
 from undo_jax.data.pairs import Pairs
@@ -126,6 +127,10 @@ def test_lora_is_that_of_the_red_team_of_tar():
     """Its rank, α and dropout (arXiv 2408.00761)."""
     given = inspect.signature(lora).parameters
     assert [given[n].default for n in ("rank", "alpha", "dropout")] == [16, 32.0, 0.05]
+
+
+def test_a_soft_prompt_is_as_long_as_that_of_tamperbench():
+    assert inspect.signature(soft_prompt).parameters["length"].default == 10
 
 
 def test_the_noise_is_shrink_and_perturb_with_the_papers_beta():

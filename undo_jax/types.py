@@ -93,7 +93,7 @@ class Edits(NamedTuple):
     returns the edited stream.
     """
 
-    remove: Mapping[int, Float[Array, " D"]] = {}  # x − (x·u) u / ‖u‖²; u is not zero
+    remove: Mapping[int, Float[Array, " D"]] = {}  # x − (x·u) u / ‖u‖²; x if u is zero
     add: Mapping[int, Array] = {}  # then x + a: [D], or what broadcasts to [B, T, D]
     prefix: Array | None = None  # [P, D] or [B, P, D]: embeddings, scaled as those of tokens are,
     # that stand before the tokens. Hidden states and taps are of the tokens alone

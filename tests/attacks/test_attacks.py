@@ -35,7 +35,7 @@ RATES = (1e-3, 1e-2)
 
 
 STREAMS = {"mixed": "pretrain", "benign": "retain", "held_out": "forget/half",
-           "permuted": "forget/permuted"}  # fmt: skip
+           "permuted": "forget/permuted", "linear_probe": "forget/half"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

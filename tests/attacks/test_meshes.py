@@ -10,10 +10,13 @@ from toys import toy_setting
 
 from undo_jax import artifacts, optim
 from undo_jax import experiment as experiments
+from undo_jax.attacks.ablation import ablation
 from undo_jax.attacks.benign import benign
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.held_out import held_out
 from undo_jax.attacks.interpolate import interpolate
+from undo_jax.attacks.linear_probe import linear_probe
+from undo_jax.attacks.logit_lens import logit_lens
 from undo_jax.attacks.lora import lora
 from undo_jax.attacks.mixed import mixed
 from undo_jax.attacks.noise import noise
@@ -21,6 +24,7 @@ from undo_jax.attacks.permuted import permuted
 from undo_jax.attacks.prune import prune
 from undo_jax.attacks.quantise import quantise
 from undo_jax.attacks.search import search
+from undo_jax.attacks.soft_prompt import soft_prompt
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.experiment import Experiment
 from undo_jax.mesh import MeshShape, make_mesh
@@ -49,8 +53,19 @@ ATTACKS = (
     prune(HOW, RATES),
     interpolate(base=BASE),
     interpolate(HOW, RATES, base=BASE, share=0.25),
+    logit_lens(),
+    linear_probe(HOW, RATES),
+    soft_prompt(HOW, RATES),
+    ablation(base=BASE, tokens=((0, 1, 2, 3), (0, 4, 5, 6))),
     *search(HOW, RATES, settings=4, rates=2, optimizers=SEARCHED, rows=(None, 3)),
 )
+INSIDE = {  # what is beside the model, and is no longer 0
+    "logit_lens-1": set(),
+    "linear_probe-1": {"probe"},
+    "soft_prompt": {"prompt"},
+    "ablation": {"directions"},
+}
+BESIDE = set().union(*INSIDE.values())
 MESHES = {"sweep": MeshShape(sweep=8), "rows": MeshShape(data=2, fsdp=4)}
 
 
@@ -109,7 +124,12 @@ def test_every_attack_is_that_of_one_device(mesh, before, alone, tmp_path):
 def test_an_attack_changes_what_it_says(alone):
     """So that the comparison is of something."""
     for (model, attack), params in alone.items():
-        if attack is not None:
+        if attack in INSIDE:  # the model is the same, to the bit
+            inner = params.get("model", params)
+            jax.tree.map(np.testing.assert_array_equal, inner, alone[model, None])
+            moved = {name for name, w in params.items() if name in BESIDE and np.any(w)}
+            assert moved == (set() if (model, attack) == ("base", "ablation") else INSIDE[attack])
+        elif attack is not None:
             kept = alone[model, None]["layers"]["mlp"]["up"]
             same = np.array_equal(kept, params["layers"]["mlp"]["up"])
             of_itself = model == "base" and attack == "interpolate-0.5"

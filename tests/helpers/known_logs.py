@@ -93,8 +93,14 @@ class Workdir:
         alpha: float | None = None,
         finished: bool = True,
         curves: Curves,
+        setup: dict[str, object] | None = None,
+        control: bool = False,
+        retain: float = 0.9,
     ) -> Path:
-        """An attack on a model, which becomes one where it is none: by default a student."""
+        """An attack on a model, which becomes one where it is none: by default a student.
+
+        `setup` is what its config.json says of the attack.
+        """
         if self.entry(model, seed) is None:
             stage = STAGES.get(model, "distill" if "UNDO" in model else "noise")
             scores = None if stage == "noise" else (0.9, 0.1)
@@ -104,10 +110,17 @@ class Workdir:
             who = {"attack": data, "learning_rate": rate}
             for step, score in zip(STEPS, scores, strict=True):
                 lines.append({"step": step, "loss": 1.0, **who})
-                lines.append({"step": step, "eval": {"retain": 0.9, "forget": score}, **who})
-        return self.attacked(
-            model, seed, self.add("relearn", model, seed, lines=lines, finished=finished)
+                lines.append({"step": step, "eval": {"retain": retain, "forget": score}, **who})
+        made = self.add(
+            "relearn",
+            model,
+            seed,
+            lines=lines,
+            finished=finished,
+            settings=setup and {"attack": setup},
         )
+        self.artifacts[-1]["control"] = control
+        return self.attacked(model, seed, made)
 
     def attacked(self, model: str, seed: int | None, folder: Path) -> Path:
         """It is an attack on that model."""
@@ -134,8 +147,12 @@ class Workdir:
             own = entry["artifact"] if entry["role"] == "unlearned" else None
             held = {"unlearned": own or self.held(entry["unlearned"], entry["seed"])}
             held |= {"oracle": self.held(entry["oracle"], entry["seed"])}
-            attacks = [a["artifact"] for a in self.artifacts if a.get("on") == who]
-            models.append({**entry, **held, "attacks": attacks})
+            on_it = [a for a in self.artifacts if a.get("on") == who]
+            kinds = {
+                kind: [a["artifact"] for a in on_it if a.get("control", False) is control]
+                for kind, control in (("attacks", False), ("controls", True))
+            }
+            models.append({**entry, **held, **kinds})
         retain = {"label": "accuracy on + and −", "higher_is_better": True, "unit": ""}
         metrics = {"retain": retain, "forget": {"unit": "", **self.forget}, **self.others}
         metrics = {"metrics": metrics, "headline": ["retain", "forget"]}

@@ -92,7 +92,7 @@ def test_numbers_cannot_end_their_element(tmp_path: Path) -> None:
     odd = '</script><b>\u2028, "x"\n'
     panel = Panel("a", "x", "y")
     series = Series((panel,), {odd: Style("#000000")}, (Point("a", odd, 0, 1, 0.5),))
-    html = figure("<svg></svg>", "caption", {"csv": "a.csv"}, series)
+    html = figure("<svg></svg>", "caption", {"csv": "a.csv"}, series.plain())
     inside = re.findall(r'<script type="application/json" class="numbers">(.*?)</script>', html)
     assert len(inside) == 1 and "<" not in inside[0]
     assert [*json.loads(inside[0])["styles"]] == [odd]

@@ -49,7 +49,7 @@ from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_g
 GOLDEN = Path(__file__).parent / "golden"
 FIGURES = {
     f"{name}.{kind}"
-    for name in ("relearning", "tradeoff", "training_loss", "under_attack")
+    for name in ("relearning", "robustness", "tradeoff", "training_loss", "under_attack")
     for kind in ("png", "svg", "csv")
 }
 
@@ -818,7 +818,7 @@ def test_a_report_word_for_word(tmp_path: Path, workdir: Callable[[Path], Workdi
             captions["tradeoff"] = tradeoff.caption(report)
     as_golden(f"{name}.md", markdown(report, captions))
     svgs = dict.fromkeys(captions, '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg></svg>')
-    numbers = {figure: figures.discover()[figure].series(report) for figure in captions}
+    numbers = {figure: figures.discover()[figure].series(report).plain() for figure in captions}
     html = page.page(report, svgs, captions, numbers)
     html = html.replace(pages.css(), "").replace(pages.script(), "")
     as_golden(f"{name}.html", re.sub("'sha256-[^']*'", "", html))

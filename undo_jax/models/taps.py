@@ -67,7 +67,8 @@ def stack(edits: Edits, prefix: int) -> Stacked:
     remove, add = None, None
     if edits.remove:
         given = jnp.stack([u.astype(jnp.float32) for u in edits.remove.values()])
-        units = given / jnp.linalg.norm(given, axis=-1, keepdims=True)
+        norms = jnp.linalg.norm(given, axis=-1, keepdims=True)
+        units = given / jnp.where(norms > 0, norms, 1)
         remove = jnp.pad(units, ((0, 1), (0, 0)))
     if edits.add:
         each = [jnp.reshape(a, (1,) * (3 - a.ndim) + a.shape) for a in edits.add.values()]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from undo_jax.report.cards import HALF, card, spaces
 from undo_jax.report.choices import choices
 from undo_jax.report.notes import Case, no_robustness, notes
 from undo_jax.report.numbers import (
@@ -17,7 +18,7 @@ from undo_jax.report.numbers import (
     robustness,
     strongest,
 )
-from undo_jax.report.records import ROLES, Entry, Logged, Logs
+from undo_jax.report.records import ROLES, Entry, Logged, Logs, Measure
 from undo_jax.report.statistics import area, shares, steps_to
 
 
@@ -48,6 +49,7 @@ def analyse(logs: Logs) -> Report:
         paired=_paired(logs.entries),
         origins=logs.origins,
         choices=tuple(choices(logs.artifacts)),
+        spaces=spaces(cases, models),
     )
 
 
@@ -70,11 +72,10 @@ def cases_of(logs: Logs) -> list[Case]:
     }
     bases, made = _bases(logs, finished), []
     for entry in logs.entries:
-        attacks = on[entry.artifact].values()
-        evaluations = tuple(a for one in attacks for a in one.attacks)
-        best = by_step(evaluations, logs.forget, logs.retain)
-        oracle = finished.get(entry.oracle or "")
-        ends = _forget(oracle, logs), _of(bases, entry.seed)
+        attacks = tuple(on[entry.artifact].values())
+        best = by_step((a for one in attacks for a in one.attacks), logs.forget, logs.retain)
+        oracle, base = finished.get(entry.oracle or ""), _of(bases, entry.seed)
+        ends = _forget(oracle, logs), _forget(base, logs)
         references = _references(entry, logs.entries)
         values = [
             robustness(worst.get(entry.artifact, math.nan), worst[u], worst[o], logs.forget)
@@ -84,13 +85,13 @@ def cases_of(logs: Logs) -> list[Case]:
         made.append(
             Case(
                 entry=entry,
-                attacked=bool(attacks),
-                attacks=evaluations,
+                attacked_by=attacks,
+                controlled_by=tuple(controls[entry.artifact].values()),
                 strongest=best,
                 shares=shares({step: a.forget for step, a in best.items()}, *ends),
-                controls=tuple(a for one in controls[entry.artifact].values() for a in one.attacks),
                 own=finished.get(entry.artifact),
                 oracle=oracle,
+                base=base,
                 family=listed.get(entry.unlearned or "") or logs.owners.get(entry.unlearned or ""),
                 scaled=bool(values),
                 robustness=next((v for v in values if math.isfinite(v)), math.nan),
@@ -99,8 +100,8 @@ def cases_of(logs: Logs) -> list[Case]:
     return made
 
 
-def _bases(logs: Logs, finished: Mapping[str, Logged]) -> dict[int | None, float]:
-    """Forget scores of the base before attacks, by seed.
+def _bases(logs: Logs, finished: Mapping[str, Logged]) -> dict[int | None, Logged]:
+    """The base before attacks, by seed.
 
     Of several models with that role it is the one that was unlearned; empty if these are several.
     """
@@ -108,8 +109,9 @@ def _bases(logs: Logs, finished: Mapping[str, Logged]) -> dict[int | None, float
     unlearned = [e for e in logs.entries if e.role == "unlearned" and e.artifact in finished]
     meant = {fingerprint for e in unlearned for fingerprint in finished[e.artifact].upstream}
     known = [e for e in known if e.artifact.rpartition("-")[2] in meant] or known
-    scores = {e.seed: _forget(finished[e.artifact], logs) for e in known}
-    return scores if len({e.model for e in known}) <= 1 else {}
+    return (
+        {e.seed: finished[e.artifact] for e in known} if len({e.model for e in known}) <= 1 else {}
+    )
 
 
 def _forget(made: Logged | None, logs: Logs) -> float:
@@ -117,9 +119,9 @@ def _forget(made: Logged | None, logs: Logs) -> float:
     return math.nan if made is None else made.summary["eval"].get(logs.forget.name, math.nan)
 
 
-def _of(scores: Mapping[int | None, float], seed: int | None) -> float:
-    """The score of a seed, or the only one."""
-    return scores.get(seed, next(iter(scores.values())) if len(scores) == 1 else math.nan)
+def _of(bases: Mapping[int | None, Logged], seed: int | None) -> Logged | None:
+    """The base of a seed, or the only one."""
+    return bases.get(seed, next(iter(bases.values())) if len(bases) == 1 else None)
 
 
 def _references(entry: Entry, entries: Sequence[Entry]) -> list[tuple[str | None, str | None]]:
@@ -177,7 +179,8 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
         finals={k: Spread(tuple(f[k] for f in ends if k in f)) for k in adversaries},
         controls=_controls(attacked, logs),
         area=Spread(tuple(area(case.shares) for case in attacked)),
-        half=Spread(tuple(steps_to(case.shares, 0.5) for case in attacked)),
+        half=Spread(tuple(steps_to(case.shares, HALF) for case in attacked)),
+        attacks=card(attacked, _measures(logs), logs.retain),
     )
 
 
@@ -192,9 +195,12 @@ def control(case: Case, name: str, logs: Logs) -> dict[int, float]:
     own = [a for a in case.controls if a.data == name]
     if not own:
         return {}
-    measures = {measure.name: measure for measure in (logs.retain, logs.forget, *logs.others)}
-    best = by_step(own, measures[own[0].metric], logs.retain)
+    best = by_step(own, _measures(logs)[own[0].metric], logs.retain)
     return {step: a.forget for step, a in best.items()}
+
+
+def _measures(logs: Logs) -> dict[str, Measure]:
+    return {measure.name: measure for measure in (logs.retain, logs.forget, *logs.others)}
 
 
 def _over_seeds(found: Sequence[Mapping[int, float]]) -> dict[int, Spread]:

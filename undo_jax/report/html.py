@@ -5,17 +5,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 from etils import epath
 
-from undo_jax.report import figures, made, speed, summary, tables
+from undo_jax.report import card_tables, figures, made, speed, summary, tables
 from undo_jax.report.analysis import analyse
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import read_logs
 from undo_jax.report.numbers import Report
 from undo_jax.report.page import document, escape, figure, notes, table
 from undo_jax.report.records import Origin
-from undo_jax.report.series import Series
+from undo_jax.report.series import csv_text
 
 
 def write(workdir: epath.PathLike, name: str) -> Report:
@@ -33,8 +34,8 @@ def write(workdir: epath.PathLike, name: str) -> Report:
     contents = {f"{one}.{kind}": data for one in captions for kind, data in drawn[one].items()}
     contents["summary.md"] = summary.markdown(report, captions).encode()
     svgs = {one: drawn[one]["svg"].decode() for one in captions}
-    numbers = {n: m.series(report) for n, m in found.items() if n in captions and _has_series(m)}
-    contents |= {f"{one}.csv": series.csv.encode() for one, series in numbers.items()}
+    numbers = {one: told for one in captions if (told := _numbers(found[one], report))}
+    contents |= {f"{one}.csv": told["csv"].encode() for one, told in numbers.items()}
     contents["index.html"] = page(report, svgs, captions, numbers).encode()
     for one in {*found, *_shown(folder / "summary.md")}:
         for file in (f"{one}.{kind}" for kind in ("png", "svg", "csv")):
@@ -45,8 +46,11 @@ def write(workdir: epath.PathLike, name: str) -> Report:
     return replace(report, files={file: folder / file for file in contents})
 
 
-def _has_series(module: ModuleType) -> bool:
-    return callable(getattr(module, "series", None))
+def _numbers(module: ModuleType, report: Report) -> dict[str, Any]:
+    """The numbers of a figure: its CSV file, and what draws it for the mouse; empty without any."""
+    if callable(getattr(module, "series", None)):
+        return module.series(report).plain()
+    return {"csv": csv_text(module.rows(report))} if hasattr(module, "rows") else {}
 
 
 def _shown(summary: epath.Path) -> list[str]:
@@ -59,7 +63,7 @@ def page(
     report: Report,
     svgs: Mapping[str, str],
     captions: Mapping[str, str],
-    numbers: Mapping[str, Series] = MappingProxyType({}),
+    numbers: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> str:
     """index.html as a string; it loads no other files. Figures with numbers are read by mouse."""
     body = [
@@ -73,6 +77,7 @@ def page(
         "<h2>How fast each relearns</h2>",
         table(speed.grid(report), "How fast each relearns"),
         f'<p class="legend">{escape(speed.legend(report))}</p>',
+        *_cards(report),
         *_other_scores(report),
         "<h2>What was run</h2>",
         table(tables.stage_grid(report), "What was run"),
@@ -86,9 +91,29 @@ def page(
     return document(report.name, body)
 
 
-def _figure(name: str, svg: str, caption: str, series: Series | None) -> str:
-    files = {"png": f"{name}.png"} | ({"csv": f"{name}.csv"} if series else {})
-    return figure(svg, caption, files, series)
+def _figure(name: str, svg: str, caption: str, numbers: Mapping[str, Any] | None) -> str:
+    files = {"png": f"{name}.png"} | ({"csv": f"{name}.csv"} if numbers else {})
+    return figure(svg, caption, files, numbers)
+
+
+def _cards(report: Report) -> list[str]:
+    """A card for each attacked model, and what the attacks were drawn from."""
+    made = []
+    for m in report.attacked:
+        made += [
+            f"<details><summary>{escape(m.name)}: {escape(card_tables.headline(m))}</summary>",
+            *(f'<p class="legend">{escape(line)}</p>' for line in card_tables.told(m)),
+            table(card_tables.card_grid(report, m), f"Robustness card of {m.name}"),
+            "</details>",
+        ]
+    return [
+        "<h2>Robustness cards</h2>",
+        f'<p class="legend">{escape(card_tables.legend(report))}</p>',
+        *made,
+        "<details><summary>What each attack searched</summary>",
+        table(card_tables.space_grid(report), "What each attack searched", wrapped=True),
+        "</details>",
+    ]
 
 
 def _origin(report: Report) -> list[str]:

@@ -18,16 +18,29 @@ class Case:
     """A model with one seed."""
 
     entry: Entry
-    attacked: bool  # whether an attack on it has finished
-    attacks: tuple[Evaluation, ...]
+    attacked_by: tuple[Logged, ...]  # finished attacks on it, without controls
+    controlled_by: tuple[Logged, ...]
     strongest: Mapping[int, Evaluation]  # by relearning step
     shares: Mapping[int, float]  # relearned at each step: 0 as the oracle before, 1 as the base
-    controls: tuple[Evaluation, ...]
     own: Logged | None  # None: unfinished
     oracle: Logged | None
+    base: Logged | None
     family: str | None  # label of its unlearned ancestor
     scaled: bool  # whether attacks on both of its references have finished
     robustness: float
+
+    @property
+    def attacked(self) -> bool:
+        """Whether an attack on it has finished."""
+        return bool(self.attacked_by)
+
+    @property
+    def attacks(self) -> tuple[Evaluation, ...]:
+        return tuple(a for one in self.attacked_by for a in one.attacks)
+
+    @property
+    def controls(self) -> tuple[Evaluation, ...]:
+        return tuple(a for one in self.controlled_by for a in one.attacks)
 
 
 def notes(logs: Logs, models: Sequence[Row], cases: Sequence[Case]) -> tuple[str, ...]:
@@ -39,7 +52,7 @@ def notes(logs: Logs, models: Sequence[Row], cases: Sequence[Case]) -> tuple[str
             *_compute(cases),
             *_distilled_differently(logs, cases),
             *_at_ends(models, cases, logs),
-            *_in_vain(cases, logs),
+            *_in_vain(models),
             *_left_out(logs),
             *_earlier(logs),
         ]
@@ -178,26 +191,26 @@ def _at_ends(models: Iterable[Row], cases: Sequence[Case], logs: Logs) -> Iterat
         )
 
 
-def _in_vain(cases: Sequence[Case], logs: Logs) -> Iterator[str]:
-    """Attacks that diverged at each of their rates, and those that brought nothing back."""
-    sign = 1 if logs.forget.higher_is_better else -1
+def _in_vain(models: Sequence[Row]) -> Iterator[str]:
+    """Attacks that starved, that diverged at each of their rates, and that brought nothing back."""
+    starved: dict[str, None] = {}
     lost: dict[str, dict[str, None]] = {}
-    gains: dict[str, list[bool]] = {}  # whether it gained anything, by attack
-    for case in cases:
-        before = case.own.summary["eval"].get(logs.forget.name, math.nan) if case.own else math.nan
-        for name in dict.fromkeys(a.data for a in case.attacks):
-            own = [a for a in case.attacks if a.data == name]
-            ends = {a.learning_rate: a.forget for a in sorted(own, key=lambda a: a.step)}
-            if not any(map(math.isfinite, ends.values())):
-                lost.setdefault(name, {})[case.entry.model] = None
-            elif case.entry.role not in ("base", "oracle") and math.isfinite(before):
-                gain = sign * (strongest(own, logs.forget) - before)
-                gains.setdefault(name, []).append(gain >= MIN_GAP)
+    vain: dict[str, list[bool]] = {}  # of each model
+    for m in models:
+        for attack in (a for a in m.attacks if not a.control):
+            if attack.starved:
+                starved[attack.attack] = None
+            if attack.diverged:
+                lost.setdefault(attack.attack, {})[m.name] = None
+            if m.role not in ("base", "oracle") and attack.gain.finite:
+                vain.setdefault(attack.attack, []).append(attack.in_vain)
+    if starved:
+        yield f"Starved, without an example to train on: {_listed(starved)}."
     if lost:
         told = "; ".join(f"{name} on {_listed(models)}" for name, models in lost.items())
         yield f"Diverged at every learning rate: {told}."
-    if vain := [name for name, gained in gains.items() if not any(gained)]:
-        yield f"Brought nothing back of any model: {_listed(vain)}."
+    if nothing := [name for name, of_models in vain.items() if all(of_models)]:
+        yield f"Brought nothing back of any model: {_listed(nothing)}."
 
 
 def _left_out(logs: Logs) -> Iterator[str]:

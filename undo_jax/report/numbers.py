@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from etils import epath
@@ -41,6 +41,41 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Attacked:
+    """One attack on a model, over its attacked seeds: a line of its robustness card.
+
+    Scores are by the attack's own metric; nan for a seed without one, or where undefined.
+    """
+
+    attack: str  # a search is one attack
+    control: bool
+    measure: Measure
+    strongest: tuple[Evaluation | None, ...]  # at any step, of any setting; None: no score
+    worst: Spread  # its score
+    retain: Spread  # and what it leaves
+    gain: Spread  # by how much that is more than before the attack
+    area: Spread  # under the curve of relearned shares of the strongest setting at each step
+    steps: Spread  # the fewest to a share of a half; infinite if it is not reached
+    examples: Spread  # likewise
+    trials: int  # settings × learning rates
+    last: int  # step
+    most: float  # examples
+    trains: bool
+    diverged: int  # seeds in which each trial ended without a finite score
+
+    @property
+    def starved(self) -> bool:
+        """Whether it trained without an example."""
+        return self.trains and self.most == 0
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether it brought nothing back, though it trained to its end on something."""
+        tried = self.gain.finite and not self.starved and not self.diverged
+        return bool(tried) and self.gain.high < MIN_GAP
+
+
+@dataclass(frozen=True)
 class Row:
     """A row of the report. Scores are in their metric's unit, robustness and compute in %."""
 
@@ -66,6 +101,7 @@ class Row:
     controls: Mapping[str, Mapping[int, Spread]] = field(default_factory=dict)  # by their names
     area: Spread = Spread()  # under the curve of relearned shares, see `Case.shares`
     half: Spread = Spread()  # steps to a share of a half; infinite if it is not reached
+    attacks: tuple[Attacked, ...] = ()  # its robustness card
 
     @property
     def fell_short(self) -> bool:
@@ -100,6 +136,18 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Space:
+    """What one attack was drawn from."""
+
+    attack: str
+    control: bool
+    settings: int
+    trials: int  # settings × learning rates
+    learning_rates: tuple[float, ...]
+    values: Mapping[str, tuple[str, ...]]  # e.g. of optimizers; none where nothing trains
+
+
+@dataclass(frozen=True)
 class Report:
     """The numbers of a report and, once written, its files by name."""
 
@@ -117,6 +165,7 @@ class Report:
     files: Mapping[str, epath.Path] = field(default_factory=dict)
     origins: tuple[Origin, ...] = ()  # the commands that made it
     choices: tuple[Choice, ...] = ()
+    spaces: tuple[Space, ...] = ()  # of the attacks
 
     @property
     def attacked(self) -> tuple[Row, ...]:
@@ -177,21 +226,26 @@ def pick_steps(steps: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(set(picked)))
 
 
-def by_step(
-    attacks: Iterable[Evaluation], forget: Measure, retain: Measure
-) -> dict[int, Evaluation]:
-    """Step -> the strongest attack at that step; of equal ones, the one that retains most."""
+def strength(forget: Measure, retain: Measure) -> Callable[[Evaluation], tuple[float, float]]:
+    """Sort key: how strong an attack is and, of equally strong ones, how much it retains."""
 
-    def strength(a: Evaluation) -> tuple[float, float]:
+    def of(a: Evaluation) -> tuple[float, float]:
         kept = a.retain if retain.higher_is_better else -a.retain
         own = a.forget if forget.higher_is_better else -a.forget
         return own, kept if math.isfinite(kept) else -math.inf
 
+    return of
+
+
+def by_step(
+    attacks: Iterable[Evaluation], forget: Measure, retain: Measure
+) -> dict[int, Evaluation]:
+    """Step -> the strongest attack at that step; of equal ones, the one that retains most."""
     found: dict[int, list[Evaluation]] = {}
     for a in sorted(attacks, key=lambda a: a.step):
         if math.isfinite(a.forget):
             found.setdefault(a.step, []).append(a)
-    return {step: max(some, key=strength) for step, some in found.items()}
+    return {step: max(some, key=strength(forget, retain)) for step, some in found.items()}
 
 
 def finals(attacks: Iterable[Evaluation]) -> dict[Adversary, float]:

@@ -14,7 +14,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from undo_jax.report.series import Series
 from undo_jax.report.tables import Grid
 
 SCRIPTS = ("uPlot.iife.min.js", "numbers.js", "drawing.js", "figures.js", "tables.js")
@@ -65,16 +64,22 @@ def notes(told: Iterable[str]) -> str:
 
 
 def figure(
-    svg: str, caption: str, files: Mapping[str, str], series: Series | None = None, wide=False
+    svg: str,
+    caption: str,
+    files: Mapping[str, str],
+    numbers: Mapping[str, Any] | None = None,
+    wide=False,
 ) -> str:
     """A figure, its caption and its files, which lie beside the page.
 
-    `files` are names by their kinds, "png" and "csv": a link to each, saved under that name. `wide`
-    is as wide as the page, and on a phone it scrolls sideways.
+    `files` are names by their kinds, "png" and "csv": a link to each, saved under that name.
+    `numbers` are the text of the CSV file and, to draw the figure for the mouse, what
+    `Series.plain` gives beside it. `wide` is as wide as the page, and on a phone it scrolls
+    sideways.
     """
     inline = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)  # no XML declaration inside HTML
     opened = "<figure class=wide>" if wide else "<figure>"
-    numbers = "" if series is None else _island(series.plain())
+    island = "" if numbers is None else _island(numbers)
     links = "".join(
         f' <a class="{kind}" href="{escape(name)}" download="{escape(name)}">{kind.upper()}</a>'
         for kind, name in files.items()
@@ -82,7 +87,7 @@ def figure(
     return (
         f'{opened}<div class="static" role="img" tabindex="0" aria-label="{escape(caption)}">'
         f"{inline}</div><figcaption>{escape(caption)}</figcaption>"
-        f'{links and f"""<p class="downloads">Download{links}</p>"""}{numbers}</figure>'
+        f'{links and f"""<p class="downloads">Download{links}</p>"""}{island}</figure>'
     )
 
 

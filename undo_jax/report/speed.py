@@ -3,7 +3,7 @@
 import math
 
 from undo_jax.report.numbers import Report, Row, Spread
-from undo_jax.report.statistics import bootstrap
+from undo_jax.report.statistics import bootstrap, paired
 from undo_jax.report.tables import NONE, Grid, cell
 
 
@@ -15,7 +15,10 @@ def grid(report: Report) -> Grid:
     rows = []
     for m in report.attacked:
         last = list(m.retained.values())[-1]
-        excess = NONE if oracle in (None, m) else _told(_paired(m, oracle), ".2f", sign="+")
+        excess = NONE
+        if oracle not in (None, m):
+            difference = paired(m.seeds, m.area, oracle.seeds, oracle.area)
+            excess = _told(difference, ".2f", sign="+")
         pairs = zip(m.robustness.values, _of_seeds(m), strict=True)
         rate = Spread(tuple(r / f if f > 0 else math.nan for r, f in pairs))
         rate = Spread() if m.is_reference else rate
@@ -31,14 +34,6 @@ def _of_seeds(model: Row) -> tuple[float, ...]:
     return tuple(known.get(seed, math.nan) for seed in model.seeds)
 
 
-def _paired(model: Row, oracle: Row) -> Spread:
-    """Differences of areas, seed by seed; one oracle for all seeds counts for each."""
-    of = dict(zip(oracle.seeds, oracle.area.values, strict=True))
-    sole_one = oracle.area.values[0] if len(of) == 1 else math.nan
-    pairs = zip(model.seeds, model.area.values, strict=True)
-    return Spread(tuple(area - of.get(seed, sole_one) for seed, area in pairs))
-
-
 def _told(values: Spread, form: str, sign: str = "") -> str:
     """`mean [bootstrap interval]`; – where undefined."""
     if not values.finite:
@@ -49,13 +44,18 @@ def _told(values: Spread, form: str, sign: str = "") -> str:
 
 
 def _half(model: Row) -> str:
-    """The median over seeds, and how many did not get there."""
-    known = sorted(v for v in model.half.values if not math.isnan(v))
-    if not known or any(math.isnan(a) for a in model.area.values):
+    if any(math.isnan(a) for a in model.area.values):
+        return NONE
+    return reached(model.half, list(model.curve)[-1])
+
+
+def reached(values: Spread, last: float) -> str:
+    """The median over seeds of when something was reached, and how many did not get there."""
+    known = sorted(v for v in values.values if not math.isnan(v))
+    if not known:
         return NONE
     missed, middle = sum(map(math.isinf, known)), known[(len(known) - 1) // 2]
-    last = list(model.curve)[-1]
-    told = f"> {last}" if math.isinf(middle) else f"{middle:.0f}"
+    told = f"> {last:.0f}" if math.isinf(middle) else f"{middle:.0f}"
     some = 0 < missed < len(known)
     return told + (f" (not in {missed} of {len(known)} seeds)" if some else "")
 

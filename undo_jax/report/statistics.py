@@ -1,7 +1,7 @@
 """Statistics over seeds, and of relearning curves."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +43,16 @@ def student(values: Spread) -> Interval:
     error = float(np.std(found, ddof=1)) / math.sqrt(len(found))
     reach = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * error
     return Interval(values.mean - reach, values.mean + reach)
+
+
+def paired(
+    seeds: Sequence[int | None], values: Spread, of: Sequence[int | None], others: Spread
+) -> Spread:
+    """values − others, seed by seed; one value for all seeds counts for each."""
+    known = dict(zip(of, others.values, strict=True))
+    sole_one = others.values[0] if len(known) == 1 else math.nan
+    pairs = zip(seeds, values.values, strict=True)
+    return Spread(tuple(value - known.get(seed, sole_one) for seed, value in pairs))
 
 
 def shares(curve: Mapping[int, float], nothing: float, everything: float) -> dict[int, float]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from undo_jax.report import speed, tables
-from undo_jax.report.numbers import Report
+from undo_jax.report import card_tables, speed, tables
+from undo_jax.report.numbers import Report, Row
 
 
 def markdown(report: Report, captions: Mapping[str, str]) -> str:
@@ -18,6 +18,9 @@ def markdown(report: Report, captions: Mapping[str, str]) -> str:
         tables.sentence(tables.legend(report)),
         "## How fast each relearns\n\n" + tables.markdown_table(speed.grid(report)),
         speed.legend(report),
+        "## Robustness cards\n\n" + card_tables.legend(report),
+        *(_card(report, m) for m in report.attacked),
+        "### What each attack searched\n\n" + tables.markdown_table(card_tables.space_grid(report)),
         "## Other scores\n\n" + tables.markdown_table(tables.score_grid(report))
         if report.others
         else "",
@@ -26,3 +29,10 @@ def markdown(report: Report, captions: Mapping[str, str]) -> str:
         + tables.markdown_table(tables.attack_grid(report)),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _card(report: Report, model: Row) -> str:
+    """A model's card."""
+    grid = tables.markdown_table(card_tables.card_grid(report, model))
+    told = "\n".join(f"- {line}" for line in card_tables.told(model))
+    return "\n\n".join((f"### {model.name}: {card_tables.headline(model)}", told, grid))

@@ -2,8 +2,9 @@
 
 `draw` gives a matplotlib figure, or None where there is nothing to draw; `caption` says exactly
 what the figure shows. With a third function, `series(report)`, the page also draws the figure for
-the mouse, from the numbers that it returns, and offers them as a CSV file. A report shows every
-file that is here, in the order of their names.
+the mouse, from the numbers that it returns, and offers them as a CSV file; with `rows(report)`,
+which returns NamedTuples, there is a CSV file alone. A report shows every file that is here, in the
+order of their names.
 """
 
 import importlib

@@ -1,0 +1,47 @@
+"""Soft prompt: vectors before every row are all that trains (TamperBench)."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from undo_jax.attacks import Attack
+from undo_jax.models.around import SoftPrompted
+from undo_jax.optim import Trains
+from undo_jax.train import Training
+from undo_jax.types import LM, Key, Params, used
+
+
+def soft_prompt(
+    training: Training,
+    learning_rates: tuple[float, ...],
+    keep_at: tuple[int, ...] = (),
+    *,
+    length: int = 10,
+    stream: str = "forget",
+) -> Attack:
+    """Train `length` vectors that stand before each row as embeddings do; the model is frozen.
+
+    They begin as embeddings of random tokens. With enough freedom an input makes any model say
+    anything (arXiv 2502.15836): only what it brings back beyond the oracle was there. Raises
+    ValueError for fewer than one vector, and for models whose attention stays within documents.
+    """
+    adapt: Any = partial(SoftPrompted, length=length)
+    return Attack(
+        "soft_prompt",
+        training,
+        learning_rates,
+        stream=stream,
+        adapt=adapt,
+        prepare=partial(before, length=length),
+        trains=Trains(((r"^prompt$", None),)),
+        keep_at=keep_at,
+    )
+
+
+def before(lm: LM, params: Any, key: Key, *, length: int) -> Params:
+    """The model's parameters, and the embeddings of random tokens."""
+    table = params["embedding"] if "embedding" in params else lm.table(params)
+    chosen = jax.random.randint(key, (length,), 0, used(lm) or table.shape[0])
+    return {"prompt": table[chosen].astype(jnp.float32), "model": params}
