@@ -4,6 +4,8 @@ import csv
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from controlled_logs import PERMUTED, Logs
@@ -13,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from undo_jax import cli
 from undo_jax.report import analyse, paper_page, read_logs
 from undo_jax.report.claims import Claim
-from undo_jax.report.paper import oracle_matching, pareto
+from undo_jax.report.paper import oracle_matching, pareto, size
 from undo_jax.report.records import Measure
-from undo_jax.report.studies import Study
+from undo_jax.report.studies import Study, difference
 
 
 def matched(
@@ -322,3 +324,56 @@ def test_numbers_have_the_decimals_that_tell_them_from_the_bound():
     assert near.number.startswith("-0.0003 [-0.0004, -0.0002], Student's")
     bounded = replace(claim, values={0: 0.0498}, bound=0.05)
     assert bounded.number.startswith("+0.0498, 0 of 1 seeds")
+
+
+def test_a_seed_without_a_number_decides_nothing():
+    claim = Claim("it is", "arithmetic", "a difference", {0: 1.0, 1: 1.1, 2: 0.9, 3: 1.0})
+    assert claim.verdict == "holds"
+    lost = replace(claim, values={**claim.values, 3: math.nan})
+    assert lost.verdict == "cannot be told"
+    assert lost.number.endswith("3 of 3 seeds; none on seed 3")
+
+
+def test_what_touches_the_bound_but_for_rounding_is_on_neither_side():
+    values = dict.fromkeys(range(3), 0.90 - 0.92)
+    claim = Claim("it is", "arithmetic", "a difference", values, bound=-0.02)
+    assert claim.verdict == "cannot be told" and claim.in_favour == 0
+    assert replace(claim, values=dict.fromkeys(range(3), -0.0199)).verdict == "holds"
+    assert replace(claim, values=dict.fromkeys(range(3), -0.0201)).verdict == "does not hold"
+
+
+def test_a_model_that_is_made_once_is_paired_with_each_seed():
+    assert difference({1: 3.0, 2: 4.0}, {42: 1.0}) == {1: 2.0, 2: 3.0}
+    assert difference({42: 1.0}, {1: 3.0, 2: 4.0}) == {1: -2.0, 2: -3.0}
+    assert difference({1: 3.0, 2: 4.0}, {1: 1.0}) == {1: 2.0}  # one of its seeds is finished
+    assert difference({1: 3.0}, {}) == difference({1: 3.0, 2: 4.0}, {5: 1.0, 6: 1.0}) == {}
+
+
+def test_attacks_that_diverged_leave_no_area(tmp_path: Path) -> None:
+    """Scores over half of the steps are not those over all of them."""
+    work = matched(tmp_path, seeds=(10, 11))
+    seed = 12
+    work.add("pretrain", "base", seed, scores=(0.99, 0.9))
+    work.add("pretrain", "oracle", seed, scores=(0.99, 0.1))
+    work.add("distill", oracle_matching.RANDOM, seed, unlearned=None)
+    lost = (0.1, 0.3, math.nan, math.nan)
+    work.attack(oracle_matching.RANDOM, seed, curves={("forget", 0.01): lost})
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    assert list(study.relearned(oracle_matching.RANDOM)[seed]) == [*STEPS[:2]]
+    areas = study.areas(oracle_matching.RANDOM)
+    assert math.isnan(areas[seed]) and math.isfinite(areas[10]) and math.isfinite(areas[11])
+    rows = {row.name: row for row in analyse(read_logs(tmp_path, work.name)).models}
+    assert [math.isfinite(v) for v in rows[oracle_matching.RANDOM].area.values] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_robustness_by_areas_of_models_made_once_and_of_oracles_that_relearn_faster():
+    def slow(oracle):
+        areas = {"unlearn-only": {42: 0.8}, "oracle": {42: oracle}, "UNDO": {1: 0.4, 2: 0.6}}
+        return size.slowness(cast(Study, SimpleNamespace(areas=areas.get)), "UNDO")
+
+    assert slow(0.3) == pytest.approx({1: 80.0, 2: 40.0})
+    assert all(math.isnan(value) for value in slow(0.9).values())

@@ -150,6 +150,7 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
     own = [case for case in cases if case.own is not None]
     attacked = [case for case in cases if case.attacked]
     curves = [case.strongest for case in attacked]
+    last = max((step for curve in curves for step in curve), default=0)
     ends = [finals(case.attacks) for case in attacked]
     adversaries = sorted({key for found in ends for key in found}, key=adversary_order)
 
@@ -178,7 +179,7 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
         losses=_over_seeds([case.own.losses for case in own if case.own]),
         finals={k: Spread(tuple(f[k] for f in ends if k in f)) for k in adversaries},
         controls=_controls(attacked, logs),
-        area=Spread(tuple(area(case.shares) for case in attacked)),
+        area=Spread(tuple(area(case.shares, last) for case in attacked)),
         half=Spread(tuple(steps_to(case.shares, HALF) for case in attacked)),
         attacks=card(attacked, _measures(logs), logs.retain),
     )

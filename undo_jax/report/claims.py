@@ -11,15 +11,16 @@ from undo_jax.report.tables import Grid
 AREAS = "difference of areas under the relearning curves"  # a quantity of many claims
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
 UNFINISHED = "unfinished"
+TOUCHING = 1e-9  # nearer to the bound than this is on neither side: rounding
 
 
 @dataclass(frozen=True)
 class Claim:
     """A claim that holds if a quantity is above, or below, a bound.
 
-    It holds, or does not, only if all of Student's 95 % interval over seeds is on one side, and all
-    that its experiment lists is finished. The bootstrap interval is told, too: over a few seeds it
-    is too narrow to judge by.
+    It holds, or does not, only if all of Student's 95 % interval over seeds is on one side, each
+    seed has a number (one that diverged has none), and all that its experiment lists is finished.
+    The bootstrap interval is told, too: over a few seeds it is too narrow to judge by.
     """
 
     says: str  # in the paper's words, or near
@@ -40,9 +41,9 @@ class Claim:
         low, high = student(self.spread)
         if not self.finished:
             return UNFINISHED
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if self._without or not (math.isfinite(low) and math.isfinite(high)):
             return OPEN
-        over, under = low > self.bound, high < self.bound
+        over, under = low - self.bound > TOUCHING, self.bound - high > TOUCHING
         if not (over or under):
             return OPEN
         return HOLDS if over == self.above else FAILS
@@ -50,7 +51,13 @@ class Claim:
     @property
     def in_favour(self) -> int:
         """How many seeds are on the claimed side."""
-        return sum(v > self.bound if self.above else v < self.bound for v in self.spread.finite)
+        sign = 1 if self.above else -1
+        return sum(sign * (v - self.bound) > TOUCHING for v in self.spread.finite)
+
+    @property
+    def _without(self) -> list[int | None]:
+        """Seeds without a number."""
+        return [seed for seed, value in self.values.items() if not math.isfinite(value)]
 
     @property
     def number(self) -> str:
@@ -66,7 +73,9 @@ class Claim:
                 for ends in (bootstrap(spread), student(spread))
             )
             told += f" {inner}, Student's {outer}"
-        return f"{told}, {self.in_favour} of {len(found)} seeds"
+        told += f", {self.in_favour} of {len(found)} seeds"
+        none = ", ".join(map(str, self._without))
+        return f"{told}; none on seed {none}" if none else told
 
 
 def _signed(number: float, bound: float) -> str:

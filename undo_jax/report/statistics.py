@@ -65,10 +65,13 @@ def shares(curve: Mapping[int, float], nothing: float, everything: float) -> dic
     return {step: (score - nothing) / gap for step, score in curve.items()}
 
 
-def area(curve: Mapping[int, float]) -> float:
-    """The area under a curve by trapezoids, as a mean over its steps; nan for a single step."""
+def area(curve: Mapping[int, float], last: int = 0) -> float:
+    """The area under a curve by trapezoids, as a mean over its steps.
+
+    nan for a single step, and where the curve ends before the step `last`: all attacks diverged.
+    """
     steps, scores = list(curve), list(curve.values())
-    reach = steps[-1] - steps[0] if steps else 0
+    reach = steps[-1] - steps[0] if steps and steps[-1] >= last else 0
     return float(np.trapezoid(scores, steps)) / reach if reach else math.nan
 
 

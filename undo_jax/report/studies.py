@@ -96,7 +96,7 @@ class Study:
 
     def areas(self, model: str) -> dict[Seed, float]:
         """Normalised areas under the relearning curve: the mean of those shares over its steps."""
-        return {seed: statistics.area(curve) for seed, curve in self.shares(model).items()}
+        return {seed: statistics.area(c, self._last) for seed, c in self.shares(model).items()}
 
     def control(self, model: str, name: str) -> dict[Seed, Curve]:
         """Score of a control by its own metric, by seed; empty where there is no such control."""
@@ -105,7 +105,15 @@ class Study:
 
     def control_areas(self, model: str, name: str) -> dict[Seed, float]:
         """Mean score of a control over its steps, by seed."""
-        return {s: statistics.area(curve) for s, curve in self.control(model, name).items()}
+        curves = [curve for one in self.models for curve in self.control(one, name).values()]
+        last = max((max(curve) for curve in curves), default=0)
+        return {s: statistics.area(curve, last) for s, curve in self.control(model, name).items()}
+
+    @functools.cached_property
+    def _last(self) -> int:
+        """The last step of attacks."""
+        cases = [case for seeds in self._cases.values() for case in seeds.values()]
+        return max((step for case in cases for step in case.strongest), default=0)
 
     def _attacked(self, model: str) -> dict[Seed, Case]:
         return {seed: case for seed, case in self.cases(model).items() if case.attacked}
@@ -119,9 +127,22 @@ class Study:
         return {seed: compute(case, unit) for seed, case in self.cases(model).items()}
 
 
+def pairs(
+    one: Mapping[Seed, float], other: Mapping[Seed, float]
+) -> dict[Seed, tuple[float, float]]:
+    """Two models' values for each seed that both have.
+
+    A model that is made once for all, under a seed of its own, has one value for each.
+    """
+    if not one.keys() & other.keys():
+        one = dict.fromkeys(other, *one.values()) if len(one) == 1 else one
+        other = dict.fromkeys(one, *other.values()) if len(other) == 1 else other
+    return {seed: (one[seed], other[seed]) for seed in one if seed in other}
+
+
 def difference(one: Mapping[Seed, float], other: Mapping[Seed, float]) -> dict[Seed, float]:
-    """one − other for each seed that both have."""
-    return {seed: one[seed] - other[seed] for seed in one if seed in other}
+    """one − other, by `pairs`."""
+    return {seed: its - others for seed, (its, others) in pairs(one, other).items()}
 
 
 def lines(panel: str, setting: str, model: str, curves: Mapping[Seed, Curve]) -> Iterable[Point]:

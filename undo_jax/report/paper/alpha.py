@@ -137,7 +137,7 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
                 bound=0.9,
             )
         )
-        best = max(grid, key=lambda m: Spread(tuple(robust[m].values())).mean)
+        best = max(grid, key=lambda m: np.nan_to_num(np.mean([*robust[m].values()]), nan=-np.inf))
         best_robust, best_spent = (of[best] for of in (robust, spent))
         says = f"at its strongest (here {best}) UNDO is as robust as data filtering, within 10 %"
         found.append(Claim(says, setting, "robustness, %", best_robust, bound=90.0))
@@ -156,7 +156,7 @@ def _betas(setting: str, study: Study) -> list[Claim]:
         others = [m for m in study.models if m.startswith(f"{model} β=")]
         if others:
             of = [study.robustness(m) for m in (model, *others)]
-            spans = {s: max(o[s] for o in of) - min(o[s] for o in of) for s in of[0]}
+            spans = {s: float(np.ptp([o.get(s, math.nan) for o in of])) for s in of[0]}
             told = ", ".join(m.partition("β=")[2] for m in others)
             says = f"β (0.1, {told}) makes a difference of less than 20 % at {model}"
             what = "robustness, %: highest less lowest over β"

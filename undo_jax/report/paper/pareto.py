@@ -174,9 +174,10 @@ def caption(studies: Mapping[str, Study]) -> str:
         "over seeds; those of UNDO are joined in the order of α; the star is data filtering. Axes "
         f"of cross entropies are reversed, so that better is to the upper left; above {NATS:g} "
         "nats they are drawn there. The hypervolume of a method is the area that its settings "
-        "dominate, as a share of what is possible. The reference point was fixed before: forget "
-        "accuracy 1 and retain accuracy 0; or a forget cross entropy of 0 and a retain one of "
-        f"{NATS:g} nats, and then a forget cross entropy counts up to {NATS:g}."
+        "dominate, as a share of what is possible; one that diverged dominates nothing. The "
+        "reference point was fixed before: forget accuracy 1 and retain accuracy 0; or a forget "
+        f"cross entropy of 0 and a retain one of {NATS:g} nats, and then a forget cross entropy "
+        f"counts up to {NATS:g}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from undo_jax.report.drawing import PURPLE, WARM, shade
 from undo_jax.report.numbers import MIN_GAP
 from undo_jax.report.panels import Look
 from undo_jax.report.paper.alpha import FRESH, alphas
-from undo_jax.report.studies import Point, Seed, Study, difference, lines
+from undo_jax.report.studies import Point, Seed, Study, difference, lines, pairs
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
@@ -28,14 +29,13 @@ def slowness(study: Study, model: str) -> dict[Seed, float]:
     """How slowly a model relearns, in % by areas: 0 is unlearn-only, 100 the oracle; by seed.
 
     Robustness proper asks for the highest score of the whole attack. Large models, the oracle among
-    them, have all of it by then.
+    them, have all of it by then. nan where the oracle does not relearn more slowly.
     """
     nothing, everything = study.areas("unlearn-only"), study.areas("oracle")
-    gaps = {s: nothing[s] - everything[s] for s in nothing if s in everything}
+    behind, gaps = difference(nothing, study.areas(model)), difference(nothing, everything)
     return {
-        seed: 100 * (nothing[seed] - area) / gaps[seed]
-        for seed, area in study.areas(model).items()
-        if abs(gaps.get(seed, 0)) >= MIN_GAP
+        seed: 100 * its / gap if gap >= MIN_GAP else math.nan
+        for seed, (its, gap) in pairs(behind, gaps).items()
     }
 
 
@@ -62,7 +62,8 @@ def points(studies: Mapping[str, Study]) -> list[Point]:
         for model in (*alphas(study), FRESH):
             spent = study.compute(model, "flops")
             for seed, robust in slowness(study, model).items():
-                found.append(Point(TRADE, setting, model, seed, spent[seed], robust))
+                if math.isfinite(robust):
+                    found.append(Point(TRADE, setting, model, seed, spent[seed], robust))
         for model in _looks(study):
             found += lines(FORGET, setting, model, study.relearned(model))
             found += lines(PERMUTED, setting, model, study.control(model, "permuted"))
