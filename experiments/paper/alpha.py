@@ -3,6 +3,8 @@
     undo-jax run experiments/paper/alpha.py --setting arithmetic --workdir runs/paper
     undo-jax figures runs/paper
 
+The language setting reads the text that `make language` fetches.
+
 Students of every α at β = 0.1, and of other β at two α; and a fresh one, Unlearn-and-Distill.
 """
 

@@ -3,6 +3,8 @@
     undo-jax run experiments/paper/baselines.py --setting arithmetic --workdir runs/paper
     undo-jax figures runs/paper
 
+The language setting reads the text that `make language` fetches.
+
 Damage: UNDO's noise in the MLPs or in the upper half of the layers alone, each beside a random
 choice of as many weights; and pruning. Students: a copy of the teacher without noise, a noised one
 that is not distilled, and a fresh one of half the width. Targets: states beside logits, the few

@@ -3,6 +3,8 @@
     undo-jax run experiments/paper/beyond.py --setting arithmetic --workdir runs/paper
     undo-jax figures runs/paper
 
+The language setting reads the text that `make language` fetches.
+
 A noised and a fresh student are distilled for about as long as the stop rule takes, and for two
 and four times as long. Controls: a filter that gives uniform targets on forget rows
 (`FilteredDistill`), a teacher that was unlearned four times as long, and an oracle that was trained

@@ -3,6 +3,8 @@
     undo-jax run experiments/paper/methods.py --setting arithmetic --workdir runs/paper
     undo-jax figures runs/paper
 
+The language setting reads the text that `make language` fetches.
+
 Three methods, each attacked as it is and after distillation into a fresh student.
 """
 

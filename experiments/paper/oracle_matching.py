@@ -3,6 +3,8 @@
     undo-jax run experiments/paper/oracle_matching.py --setting arithmetic --workdir runs/paper
     undo-jax figures runs/paper
 
+The language setting reads the text that `make language` fetches.
+
 Two students are distilled from the oracle, which has seen no forget data, until their outputs are
 the same as its own: one begins as the base, which has seen it, one at random. There is no noise and
 no stop rule. Controls: a student with the oracle's own first parameters, which is the official

@@ -3,6 +3,8 @@
     undo-jax run experiments/paper/pareto.py --setting arithmetic --workdir runs/paper
     undo-jax figures runs/paper
 
+The language setting reads the text that `make language` fetches.
+
 A model is named METHOD SETTINGS. Settings of a method differ in numbers alone, so that they train
 as one program. Grids of learning rates at the paper's scale are those of the official code. It has
 no NPO, and RepNoise and SAM, which it adds to MaxEnt, without their runs: RepNoise's weights are

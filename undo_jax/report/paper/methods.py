@@ -85,6 +85,6 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
                 study.control_areas(m, "permuted") for m in (method, f"{method}, distilled")
             ]
             if all(permuted):
-                says = f"it learns permuted answers more slowly than {method}, too"
+                says = f"distilled {method} learns permuted answers more slowly than {method}, too"
                 found.append(Claim(says, setting, AREAS, difference(*permuted), paper=False))
     return found
