@@ -61,16 +61,17 @@ def test_a_mesh_that_is_none(text, said):
     assert "\n" not in str(error.value)
 
 
-def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch):
+def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", lambda e, *_: asked.append(e.mesh))
     file = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
     for flags in ("", "--mesh data=4", "--mesh data=4,fsdp=2 --mesh.data 2"):
-        cli.experiment.run([file, "--stage", "noise", *flags.split()])
+        cli.main(["run", file, "--stage", "noise", *flags.split()])
     assert asked == [MeshShape(-1, 1), MeshShape(1, 4), MeshShape(1, 2, 2)]
-    with pytest.raises(ValueError, match="no number"):
-        cli.experiment.run([file, "--mesh", "data=all"])
+    with pytest.raises(SystemExit):
+        cli.main(["run", file, "--mesh", "data=all"])
+    assert "no number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
     made = type("Made", (), {"sinks": (), "name": "mine"})()
     monkeypatch.setattr("undo_jax.cli.experiment.graph_with", lambda *_: made)
     monkeypatch.setattr("dataclasses.replace", lambda made, **_: made)
-    monkeypatch.setattr("undo_jax.cli.experiment.plan", stopped)
+    monkeypatch.setattr("undo_jax.plan.plan", stopped)
     monkeypatch.setattr("undo_jax.experiment.run", stopped)
     for more, said in (("--plan", ""), ("", "; the same command goes on")):
         with pytest.raises(SystemExit) as stop:

@@ -173,7 +173,7 @@ def test_the_base_learns_everything_and_the_oracle_only_what_is_retained(calls):
     assert _streams(members) == [{"train": name} for name in names]
     assert task.loss is losses.language_modelling
     assert not any(member.inputs.refs for member in members)
-    assert told == ("pretrain × 4", 1000)
+    assert told == ("pretrain × 4 (base, oracle)", 1000)
 
 
 def test_every_model_begins_and_draws_by_its_own_seed(ran):
@@ -224,7 +224,7 @@ def test_unlearning_starts_from_the_base_and_keeps_it_as_reference(calls):
     assert _streams(members) == [{"retain": "retain", "forget": "forget"}] * 2
     assert [_value(member.params()) for member in members] == [301, 501]
     assert [_value(member.inputs.refs["base"][1]()) for member in members] == [301, 501]
-    assert told == ("unlearn × 2", 100)
+    assert told == ("unlearn × 2 (unlearn-only)", 100)
 
 
 def test_students_start_damaged_and_learn_from_the_suppressed_model(calls):
@@ -409,7 +409,7 @@ def test_every_model_is_attacked_with_forget_data_and_the_mixture_at_every_rate(
     assert attacked == [_mark(folder) for folder in folders]
     wanted = {100 * seed + model for seed in SEEDS for model in (12, 13, 14, 15)}
     assert set(attacked) == wanted
-    assert told == ("relearn × 32", 60)
+    assert told == ("relearn × 32 (unlearn-only by forget, unlearn-only by mixed and 6 more)", 60)
 
 
 def test_attacks_are_of_the_rate_that_they_say(ran, tmp_path, monkeypatch):
@@ -534,7 +534,7 @@ def test_the_strongest_attack_becomes_the_artifact(
         np.testing.assert_equal(found["eval"]["forget"], scores[number])
         assert _value(checkpoint.restore(artifact.folder / "params", lm, mesh)) == number
     assert len(attacked) == 16 and max(sizes) == group
-    told = [line for line in capfd.readouterr().err.splitlines() if "diverged" in line]
+    told = [line for line in capfd.readouterr().err.splitlines() if "diverged:" in line]
     assert told == ["relearn of oracle by forget, seed 5, diverged: its scores are not finite; "
                     "lower its learning rate"]  # fmt: skip
 
