@@ -1,6 +1,7 @@
 """What experiment-NAME.json keeps of earlier runs under the same name, and what is told of it."""
 
 import datetime
+import re
 import sys
 from dataclasses import replace
 
@@ -8,6 +9,8 @@ import jax
 import pytest
 from etils import epath
 
+from undo_jax import cli
+from undo_jax import experiment as experiments
 from undo_jax.attacks.forget import forget
 from undo_jax.durable import read_json, write_json
 from undo_jax.experiment import Experiment
@@ -196,3 +199,26 @@ def test_models_of_an_earlier_command_are_marked_until_they_are_listed_again(tmp
     assert earlier(_list(_experiment(0.9), tmp_path)) == {"UNDO 0.2"}
     assert earlier(_list(_experiment(0.5), tmp_path)) == {"UNDO 0.2", "UNDO 0.9"}
     assert earlier(_list(_experiment(0.2), tmp_path)) == {"UNDO 0.5", "UNDO 0.9"}
+
+
+def test_a_run_that_is_stopped_is_listed_with_what_it_has_not_made(tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    knobs = _experiment(0.5)
+    monkeypatch.setattr(experiments, "make", stopped)
+    for command in ("first", "second"):
+        with pytest.raises(KeyboardInterrupt):
+            experiments.run(knobs, tmp_path, command=command)
+    found = read_json(tmp_path / "experiment-x.json")
+    assert _names(found) == ["oracle", "unlearned", "UNDO 0.5"] and found["runs"] == []
+    assert not any((tmp_path / a["artifact"]).exists() for a in found["artifacts"])
+    cli.main(["list", str(tmp_path)])
+    assert re.search(r"^x: (\d+) of \1 unfinished", capsys.readouterr().out, re.MULTILINE)
+    _list(knobs, tmp_path)
+    again = replace(knobs, seeds=(0, 1))
+    before = {**read_json(tmp_path / "experiment-x.json"), "runs": [{"command": "whole"}]}
+    write_json(epath.Path(tmp_path) / "experiment-x.json", before)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.run(again, tmp_path)
+    assert read_json(tmp_path / "experiment-x.json")["runs"] == [{"command": "whole"}]

@@ -198,6 +198,8 @@ def run(
         for model in found.wanted if cache_teachers else ():
             teacher_cache.check(model.recipe, experiment.setting)
         new = not all(model.artifact.finished for model in found.wanted)
+        if new and jax.process_index() == 0:
+            list_models(experiment, found.named, workdir)
         make(replace(found.run, cache_teachers=cache_teachers), found.models, found.wanted)
         if jax.process_index() == 0:
             list_models(experiment, found.named, workdir, origin(command), new)

@@ -28,7 +28,8 @@ def list_models(
 ) -> None:
     """Write experiment-NAME.json: its models, what each is, what is measured, and where from.
 
-    `this` is the origin of the run that ends, which is `new` if it has made anything.
+    `this` is the origin of the run that ends, which is `new` if it has made anything; None where
+    one begins: what it has not made yet is listed, and counts as unfinished.
 
     Models that an earlier run of this experiment listed under other names stay listed, if what they
     are compared with does, and if the attacks are the same.
@@ -64,8 +65,8 @@ def list_models(
     }
     before = _before(path)
     content = _with_others(content, before, workdir)
-    if this is not None:
-        content["runs"] = added(before.get("runs") if _same(content, before) else [], this, new)
+    runs = before.get("runs", []) if _same(content, before) else []
+    content["runs"] = runs if this is None else added(runs, this, new)
     write_json(path, content)
 
 
