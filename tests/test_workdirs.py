@@ -99,7 +99,7 @@ def test_list_tells_models_stages_and_what_is_unfinished(made, capsys):
     assert any(line.startswith("two: 1 of 5 unfinished, ") for line in lines)
     assert any(line.startswith("UNDO 0.2 distill×1 relearn×1 2/2 ") for line in lines)
     assert any(line.startswith("UNDO 0.8 distill×1 relearn×1 1/2 ") for line in lines)
-    at = lines.index("of no experiment that has ended:")
+    at = lines.index("of no experiment that is listed:")
     assert lines[at + 2].startswith("distill 0/1 ")
     assert lines[-1].startswith("9 artifacts; ") and "KiB" in lines[-1]
 

@@ -40,7 +40,7 @@ def list_workdir(workdir: Workdir) -> None:
     known = {name for one in found for name in one.owners}
     others = [one for name, one in there.items() if name not in known]
     if others:
-        results.print("of no experiment that has ended:", soft_wrap=True)
+        results.print("of no experiment that is listed:", soft_wrap=True)
         rows = [(stage, some) for stage, some in _by_stage(others).items()]
         results.print(*_table(rows, now), sep="\n", soft_wrap=True, highlight=False)
     root = absolute(epath.Path(workdir))
