@@ -105,7 +105,7 @@ def begins(monkeypatch):
     for name in ("experiment", "bench"):
         monkeypatch.setattr(of[name], "prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", begin)
-    monkeypatch.setattr(of["experiment"], "plan", begin)
+    monkeypatch.setattr("undo_jax.plan.plan", begin)
     monkeypatch.setattr(of["bench"], "measure", begin)
     monkeypatch.setattr(of["fit"], "mesh_on", chips)
 

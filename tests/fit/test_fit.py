@@ -645,7 +645,8 @@ def test_every_program_of_an_experiment(fits, capsys):
     assert header.startswith("stage") and "base, oracle" in lines[0] and "+3" in lines[2]
     assert ["DOES NOT FIT" in line for line in lines] == [False, False, not fits, False]
     small = "undo-jax: v5e:2x2 is too small for 1 of 4 programs: try --stage distill for advice"
-    assert said.err.strip() == ("" if fits else small)
+    told = [line for line in said.err.splitlines() if not line.startswith("compiling ")]
+    assert told == ([] if fits else [small])  # a busy machine tells of its compilations, too
 
 
 def test_every_program_is_every_stage(capsys):

@@ -37,12 +37,14 @@ class Result(NamedTuple):
     area: float | None
 
 
-def draw(report: Report) -> Figure:
-    """Mean worst score of each attack on each model."""
+def draw(report: Report) -> Figure | None:
+    """Mean worst score of each attack on each model; None for a single attack."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     models, attacks = report.attacked, _attacks(report)
+    if len(attacks) < 2:
+        return None
     names, labels = [shortened(m.name) for m in models], [_label(a) for a in attacks]
     left, top = (0.2 + max(text_width(n, SIZE) for n in some) for some in (labels, names))
     gap = 0.5 * (0 < sum(a.control for a in attacks) < len(attacks))  # before controls, in cells
