@@ -68,14 +68,19 @@ def file_hash(path: epath.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def publish(path: epath.Path, text: str) -> None:
+def publish(path: epath.Path, content: str | bytes) -> None:
     """Write a file: atomically, and on the disk on return."""
+    data = content.encode() if isinstance(content, str) else content
     if remote(path):
-        path.write_text(text)
+        path.write_bytes(data)
         return
     written = path.with_name(f"{path.name}.tmp")
-    written.write_text(text)
-    flush(written)
+    try:
+        written.write_bytes(data)
+        flush(written)
+    except OSError:
+        written.unlink(missing_ok=True)  # the disk is full
+        raise
     written.replace(path)
     flush(path.parent)
 
@@ -117,8 +122,11 @@ class FullError(OSError):
 
 
 @contextmanager
-def writing(place: epath.PathLike) -> Iterator[None]:
-    """Raises FullError if the block fails on a full disk: that of `place`, if no file is named."""
+def writing(place: epath.PathLike, then: str = "goes on from what is saved") -> Iterator[None]:
+    """Raises FullError if the block fails on a full disk: that of `place`, if no file is named.
+
+    `then` is what the same command does once there is room.
+    """
     try:
         yield
     except FullError:
@@ -130,7 +138,7 @@ def writing(place: epath.PathLike) -> Iterator[None]:
         named = (name for e in causes if (name := getattr(e, "filename", None)))
         raise FullError(
             f"no space is left on the disk of {next(named, os.fspath(place))}: make room, and the "
-            "same command goes on from what is saved"
+            f"same command {then}"
         ) from error
 
 

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from undo_jax.durable import absolute, remote
 
 PATIENCE = 60  # seconds that a run waits for another one to leave its workdir
+BUSY = "another process writes into {}: wait until it has ended"
 
 
 @contextmanager
@@ -32,10 +33,7 @@ def claimed(workdir: epath.Path, patience: float | None = None) -> Iterator[None
     if jax.process_count() > 1:
         taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
     if taken:
-        raise OSError(
-            f"another process writes into {workdir}: wait until it has ended, or give another "
-            "workdir"
-        )
+        raise OSError(BUSY.format(workdir) + ", or give another workdir")
     try:
         yield
     except BaseException:
@@ -44,6 +42,15 @@ def claimed(workdir: epath.Path, patience: float | None = None) -> Iterator[None
                 for folder in missing:
                     os.rmdir(folder)
         raise
+
+
+def hold(folder: epath.Path) -> None:
+    """Keep others that hold it from writing into a folder, as long as this process lives.
+
+    For a command that needs no devices. The folder is made. Raises OSError as `claimed` does.
+    """
+    if _taken(absolute(folder), PATIENCE):
+        raise OSError(BUSY.format(folder))
 
 
 def _taken(workdir: epath.Path, seconds: float) -> bool:

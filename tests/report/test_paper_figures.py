@@ -1,7 +1,14 @@
 """The paper's figures against logs whose numbers are known."""
 
+import contextlib
 import csv
+import fcntl
+import json
 import math
+import os
+import re
+import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +19,13 @@ from controlled_logs import PERMUTED, Logs
 from known_logs import STEPS, Workdir
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from undo_jax import cli
+from undo_jax import cli, lock
 from undo_jax.report import analyse, paper_page, read_logs
 from undo_jax.report.claims import Claim
 from undo_jax.report.paper import oracle_matching, pareto, size
 from undo_jax.report.records import Measure
 from undo_jax.report.studies import Study, difference
+from undo_jax.report.tables import Grid, markdown_table
 
 
 def matched(
@@ -178,10 +186,9 @@ def test_figures_of_an_earlier_run_do_not_stay(tmp_path, capsys):
     paper_page.write(tmp_path)
     gone = {f"pareto-small.{kind}" for kind in ("png", "svg", "csv")}
     assert gone < before and {path.name for path in folder.iterdir()} == before - gone
-    for name, said in (("no", "no does not exist"), ("figures/mine.png", "mine.png is a file")):
-        with pytest.raises(SystemExit, match="2"):
-            cli.main(["figures", str(tmp_path / name)])
-        assert f"{said}: give the workdir of experiments/paper" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["figures", str(tmp_path / "no")])
+    assert "no is no folder: give the workdir of experiments/paper" in capsys.readouterr().err
 
 
 def test_what_cannot_be_drawn_is_named_and_leaves_the_others(tmp_path, capsys):
@@ -377,3 +384,235 @@ def test_robustness_by_areas_of_models_made_once_and_of_oracles_that_relearn_fas
 
     assert slow(0.3) == pytest.approx({1: 80.0, 2: 40.0})
     assert all(math.isnan(value) for value in slow(0.9).values())
+
+
+def _refused(capsys, *words: object) -> str:
+    """What a command says that ends with status 2: in one line."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*map(str, words)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("undo-jax: ")
+    return last
+
+
+def _names(root: Path) -> set[str]:
+    return {path.name for path in (root / "figures").iterdir()}
+
+
+def with_alphas(root: Path, seeds=(10, 11, 12), grid=(0.0, 0.4, 0.8), without=()) -> Logs:
+    """Students by α, one of them with another β; `without` some (model, seed)."""
+    work = Logs(root, name="alpha-arithmetic-small")
+    students = {f"α={alpha:g}": alpha for alpha in grid}
+    students |= {f"α={grid[1]:g} β=0.5": grid[1]} if grid else {}
+    for seed in seeds:
+        work.add("pretrain", "base", seed, scores=(0.99, 0.9))
+        work.add("pretrain", "oracle", seed, scores=(0.99, 0.1))
+        for model, alpha in {"unlearn-only": None, **students, "Unlearn-and-Distill": 0}.items():
+            last = 0.9 if alpha is None else 0.5 - 0.4 * alpha
+            if (model, seed) not in without:
+                if alpha is not None:
+                    work.add("distill", model, seed, alpha=alpha if "α" in model else None)
+                work.attack(model, seed, curves={("forget", 0.01): (0.1, last, last, last)})
+        work.attack("oracle", seed, curves={("forget", 0.01): (0.1, 0.1, 0.1, 0.2)})
+    return work
+
+
+def _without(work: Logs, *models: str) -> None:
+    work.artifacts = [a for a in work.artifacts if not a["model"].startswith(models)]
+    work.save()
+
+
+def _logs(work: Logs, stage: str, model: str) -> list[Path]:
+    own = [a for a in work.artifacts if (a["stage"], a["model"]) == (stage, model)]
+    return [work.root / a["artifact"] / "metrics.jsonl" for a in own]
+
+
+def _changed(work: Logs, stage: str, model: str, change: Callable[[dict], None]) -> None:
+    """Change the records of a model's logs."""
+    for path in _logs(work, stage, model):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            change(record)
+        path.write_text("\n".join(map(json.dumps, records)))
+
+
+@pytest.mark.parametrize(
+    ("make", "figure", "said"),
+    [
+        (lambda root: with_alphas(root, grid=()), "alpha", "model with an α"),
+        (lambda root: _without(settings_of_methods(root), "RepNoise"), "pareto",
+         "attacked model of RepNoise"),
+        (lambda root: _without(settings_of_methods(root), "RepNoise", "SAM"), "pareto",
+         "attacked model of RepNoise"),
+    ],
+)  # fmt: skip
+def test_a_model_that_lacks_is_named(tmp_path, capsys, make, figure, said):
+    """Which figure, what it lacks, and what to do; the others are drawn."""
+    matched(tmp_path)
+    make(tmp_path)
+    assert _refused(capsys, "figures", tmp_path) == (
+        f"undo-jax: {figure}-small is not drawn: {figure}-arithmetic-small has no {said}: run "
+        "the experiment again with its models"
+    )
+    assert {"oracle_matching-small.png", "index.html"} < _names(tmp_path)
+    assert f"{figure}-small.png" not in _names(tmp_path)
+
+
+def test_of_a_seed_that_lacks_another_beta_its_difference_cannot_be_told(tmp_path):
+    with_alphas(tmp_path, without=[("α=0.4 β=0.5", 12)])
+    (drawn,) = paper_page.write(tmp_path).drawn
+    assert drawn.name == "alpha-small" and len(drawn.claims) == 6
+    (betas,) = (c for c in drawn.claims if c.says.startswith("β (0.1, 0.5) makes a difference"))
+    assert betas.verdict == "cannot be told" and math.isnan(betas.values[12])
+
+
+def _folder(work: Logs) -> None:
+    path = _logs(work, "relearn", "oracle")[0]
+    path.unlink()
+    path.mkdir()
+
+
+def _unlisted(work: Logs) -> None:
+    work.others = {}
+    work.save()
+
+
+def _device(work: Logs) -> None:
+    """A file that cannot be read, by nobody."""
+    path = _logs(work, "relearn", "oracle")[0]
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as made, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)
+        made.bind(path.name)
+
+
+def _late(work: Logs) -> None:
+    path = _logs(work, "distill", oracle_matching.RANDOM)[0]
+    path.write_text(path.read_text() + "\n" + json.dumps({"step": 10**400, "loss": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_folder, r"relearn-oracle-.* is not as a run writes it \(.*Is a directory.*: delete it"),
+        (_device, r"metrics.jsonl: No such device or address: check what it is, and who may read"),
+        (_unlisted, r"lists no metric 'permuted', which relearn-.* is scored by: run the exper"),
+        (_late, r"distill-.* \(a loss at step 10+\.\.\.0+\): delete it, and run the exper"),
+    ],
+)
+def test_logs_that_cannot_be_read_leave_the_other_figures(tmp_path, capsys, damage, said):
+    damage(matched(tmp_path))
+    settings_of_methods(tmp_path)
+    told = _refused(capsys, "figures", tmp_path)
+    assert re.fullmatch(f"undo-jax: oracle_matching-small is not drawn: .*{said}.*", told)
+    assert "pareto-small.png" in _names(tmp_path)
+
+
+def test_extreme_numbers_are_drawn(tmp_path, capsys):
+    """Nothing is a share of a first loss of 0; scores that no float32 holds have diverged."""
+    work = matched(tmp_path)
+    _changed(work, "distill", oracle_matching.RANDOM, lambda record: record.update(loss=0.0))
+
+    def grow(record):
+        if record.get("attack") == "forget" and "eval" in record:
+            record["eval"]["forget"] = 3e38 if record["step"] else 1.5e308
+
+    _changed(work, "relearn", oracle_matching.REFERENCE, grow)
+    cli.main(["figures", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "cannot be told: Student (Random) comes to give the oracle's outputs" in out
+    assert "holds: Student (Random) relearns faster than oracle" in out
+    numbers = (tmp_path / "figures" / "oracle_matching-small.csv").read_text()
+    rows = list(csv.DictReader(numbers.splitlines()))
+    reference = [row for row in rows if row["model"] == oracle_matching.REFERENCE]
+    assert {row["y"] for row in reference if row["panel"] == "relearning"} == {"3e+38"}
+
+
+def test_a_reader_sees_files_whole(tmp_path):
+    """Those of before until a file is there anew: also while, or if never, it is written."""
+    work = matched(tmp_path)
+    cli.main(["figures", str(tmp_path)])
+    with contextlib.ExitStack() as files:
+        opened = {
+            path: (path.read_bytes(), files.enter_context(path.open("rb")))
+            for path in (tmp_path / "figures").iterdir()
+        }
+        assert len(opened) == 6
+        _changed(work, "distill", oracle_matching.RANDOM, lambda record: record.update(loss=0.5))
+        cli.main(["figures", str(tmp_path)])
+        for path, (before, file) in opened.items():
+            assert file.read() == before, path
+            assert path.name == "index.html" or path.suffix == ".md" or path.read_bytes() != before
+    assert _names(tmp_path) == {path.name for path in opened}
+
+
+def test_two_commands_do_not_write_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    matched(tmp_path)
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        told = _refused(capsys, "figures", tmp_path)
+        assert f"another process writes into {folder}: wait until it has ended" in told
+        assert not _names(tmp_path)
+    finally:
+        os.close(held)
+    cli.main(["figures", str(tmp_path)])
+    assert len(_names(tmp_path)) == 6
+
+
+def test_on_a_full_disk_the_files_stay_as_they_were(tmp_path, capsys):
+    work = matched(tmp_path)
+    cli.main(["figures", str(tmp_path)])
+    folder = tmp_path / "figures"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    _changed(work, "distill", oracle_matching.RANDOM, lambda record: record.update(loss=0.5))
+    full = folder / "oracle_matching-small.svg.tmp"
+    full.symlink_to("/dev/full")
+    told = _refused(capsys, "figures", tmp_path)
+    assert told.startswith(f"undo-jax: no space is left on the disk of {tmp_path}")
+    assert told.endswith(": make room, and the same command begins anew")
+    assert _names(tmp_path) == before.keys()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_is_in_the_way_is_named(tmp_path, capsys):
+    matched(tmp_path)
+    (tmp_path / "figures").write_text("mine")
+    told = _refused(capsys, "figures", tmp_path)
+    assert f"{tmp_path / 'figures'} is a file: move it away" in told
+    assert (tmp_path / "figures").read_text() == "mine"
+
+
+def test_a_first_run_that_was_killed_is_unfinished(tmp_path, capsys):
+    """Its experiment's file comes last."""
+    work = Workdir(tmp_path, name="alpha-arithmetic-small")
+    work.add("pretrain", "base", 0, finished=False)
+    work.file.unlink()
+    told = _refused(capsys, "figures", tmp_path)
+    assert "holds an unfinished run: the same `undo-jax run` goes on with it" in told
+
+
+def test_a_name_without_a_setting_is_of_no_figure(tmp_path, capsys):
+    matched(tmp_path, name="oracle_matching--small")
+    assert "holds no run of experiments/paper" in _refused(capsys, "figures", tmp_path)
+
+
+def test_a_line_break_in_a_name_breaks_no_table():
+    made = markdown_table(Grid(["a", "b"], [["one\ntwo\r\nthree\u2028|", "1"]]))
+    assert made == "| a | b |\n| --- | ---: |\n| one two three \\| | 1 |"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["figures"], ["report"], ["list"], ["demo"], ["clean", "x.py", "--workdir"],
+     ["run", "x.py", "--plan", "--workdir"]],
+)  # fmt: skip
+def test_a_workdir_is_a_folder(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert "the workdir is empty: give the name of a folder" in _refused(capsys, *words, "")
+    assert "file is a file: give a folder as workdir" in _refused(capsys, *words, "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,5 +1,6 @@
 """The figure of sizes against logs whose numbers are known."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,18 @@ def test_sizes_are_one_figure(tmp_path):
     told = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
     assert told in drawn.caption
     assert drawn.files["png"] and b"Arithmetic, width 96" in drawn.files["svg"]
+
+
+def test_what_is_unfinished_leaves_claims_of_other_sizes_judged(tmp_path):
+    for width in (48, 96, 192):
+        run(tmp_path, width)
+    listed = json.loads((tmp_path / "experiment-size-arithmetic_width96-small.json").read_text())
+    (tmp_path / listed["models"][-1]["attacks"][0] / "summary.json").unlink()
+    (drawn,) = paper_page.write(tmp_path).drawn
+    assert len(drawn.missing) == 1
+    found = {(c.setting[-2:], " than at " in c.says): c.finished for c in drawn.claims}
+    slower, grown = False, True
+    assert found == {
+        ("48", slower): True, ("96", slower): False, ("92", slower): True,
+        ("96", grown): False, ("92", grown): False,
+    }  # fmt: skip

@@ -127,7 +127,7 @@ def _find(words: list[str]) -> Callable[[], None]:
     name = next((name for name in known if tuple(words[: len(name)]) == name), None)
     if name is None:
         raise ValueError(f"unknown command {words[0]!r}: choose one of {', '.join(COMMANDS)}")
-    command, rest, program = known[name], words[len(name) :], " ".join(("undo-jax", *name))
+    command, rest, program = _checked(known[name]), words[len(name) :], f"undo-jax {' '.join(name)}"
 
     @functools.wraps(command)
     def later(*values, **named):
@@ -149,6 +149,18 @@ def _find(words: list[str]) -> Callable[[], None]:
     typed = {"flags": tuple(further), "command": shlex.join(["undo-jax", *words])}
     known = {name: typed[name] for name in typed.keys() & made.keywords.keys()}
     return functools.partial(command, *values, **{**made.keywords, **known})
+
+
+def _checked(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, which refuses a workdir that cannot be one."""
+
+    @functools.wraps(command)
+    def checked(*values, **named):
+        given = inspect.signature(command).bind(*values, **named).arguments
+        flags.check_workdir(given.get("workdir"))
+        command(*values, **named)
+
+    return checked
 
 
 def _overview(group: str = "") -> str:

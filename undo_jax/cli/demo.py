@@ -116,7 +116,7 @@ def demo(
     if serve:
         return _serve(html, desk, known, described["ends"], named, (host, port))
     folder = epath.Path(out or epath.Path(workdir) / f"demo-{run.logs.name}")
-    with writing(folder):
+    with writing(folder, "begins anew"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).write_bytes(html.encode(errors="replace"))
     console.print(f"demo: {folder / FILE}", soft_wrap=True, highlight=False)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -28,9 +28,10 @@ from undo_jax.cli.flags import (
     plain,
     sentence,
 )
-from undo_jax.durable import writing
+from undo_jax.durable import publish, writing
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, errors_of_users, load
+from undo_jax.lock import hold
 from undo_jax.log import Sink, console, results
 from undo_jax.mesh import parse_mesh
 from undo_jax.report import paper_page
@@ -131,8 +132,8 @@ def figures(workdir: Workdir) -> None:
     Args:
         workdir: the folder of their runs; may be gs://.
     """
-    with writing(workdir):
-        made = paper_page.write(workdir)
+    with writing(workdir, "begins anew"):
+        made = paper_page.write(workdir, _publish)
     for one in made.drawn:
         results.print(paper_page.told(one), soft_wrap=True)
     results.print(f"\n{paper_page.BRACKETS}", soft_wrap=True)
@@ -140,6 +141,13 @@ def figures(workdir: Workdir) -> None:
     console.print(f"figures: {place}", soft_wrap=True)
     if missing := paper_page.undrawn(made):
         raise ValueError("; ".join(missing))
+
+
+def _publish(folder: epath.Path, contents: Mapping[str, bytes]) -> None:
+    """Write files, each of which appears whole, also where the same command runs twice at once."""
+    hold(folder)
+    for name, data in contents.items():
+        publish(folder / name, data)
 
 
 def _report(workdir: str, name: str) -> str:

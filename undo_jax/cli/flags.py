@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, SuppressFixed, arg
 
+from undo_jax.durable import remote
+
 # Arguments without a flag, under the names that a command's help gives them.
 ArtifactFolder = Annotated[Positional[str], arg(metavar="ARTIFACT")]
 ExperimentFile = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
@@ -45,6 +47,14 @@ FORMS = {  # of values, as help writes them
     "[FLOAT ...]": "numbers",
 }
 NAMES = {str: "STR", Path: "STR", int: "INT", float: "FLOAT", bool: "{True,False}"}
+
+
+def check_workdir(place: str | None) -> None:
+    """Raises ValueError for a workdir that is empty, or that is no folder."""
+    if place == "":
+        raise ValueError("the workdir is empty: give the name of a folder")
+    if place and not remote(place) and Path(place).exists() and not Path(place).is_dir():
+        raise ValueError(f"{place} is a file: give a folder as workdir")
 
 
 def plain(hint: Any, default: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 NONE = type(None)
+LARGEST = 3.4028235e38  # float32, in which models compute
 
 Json = dict[str, Any]
 
@@ -26,7 +27,7 @@ def verify(folder: epath.Path, summary: Json | None) -> None:
     known = summary.get("files") if isinstance(summary, dict) and not wrong else None
     for name, known_hash in known.items() if isinstance(known, dict) else ():
         path = folder / name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != known_hash:
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known_hash:
             wrong.append(name)
     if wrong:
         raise ValueError(
@@ -48,7 +49,7 @@ def read_json(path: epath.Path, remedy: str) -> Any:
     """A JSON file. Raises ValueError where it is damaged."""
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
 
 
@@ -57,7 +58,9 @@ def as_written(path: epath.Path) -> Iterator[None]:
     """Turn errors in the block, of JSON that no run has written, into one ValueError."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+    except (
+        KeyError, TypeError, AttributeError, ValueError, OverflowError, IsADirectoryError
+    ) as error:  # fmt: skip
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{path} is not as a run writes it ({why}): delete it, and run the experiment again"
@@ -98,10 +101,11 @@ def read_lines(path: epath.Path) -> tuple[list[Json], int]:
 
 
 def number(value: Any) -> float:
-    """A number; None is nan. Raises TypeError for anything else."""
+    """A number; None is nan, and what no float32 holds infinite. Raises TypeError for others."""
     if type(value) not in (int, float, NONE):
         raise TypeError(f"{reprlib.repr(value)} is no number")
-    return math.nan if value is None else float(value)
+    found = math.nan if value is None else float(value)
+    return math.copysign(math.inf, found) if abs(found) > LARGEST else found
 
 
 def check_name(name: str) -> None:

@@ -36,6 +36,7 @@ from undo_jax.report.records import (
     Origin,
 )
 
+LAST = 2**63  # steps are below
 COMPARED = "compared"  # key of a model's scores that compare it with the oracle
 
 
@@ -84,6 +85,12 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
         )
         for folder, label in owners.items()
     }
+    known = {measure.name for measure in (retain, forget, *others)}
+    scores = ((folder, a.metric) for folder, made in found.items() if made for a in made.attacks)
+    if lost := next(((folder, metric) for folder, metric in scores if metric not in known), None):
+        raise ValueError(
+            f"{path} lists no metric {lost[1]!r}, which {lost[0]} is scored by: {again}"
+        )
     return Logs(
         name=name,
         retain=retain,
@@ -248,6 +255,8 @@ def _losses(folder: epath.Path) -> tuple[dict[int, float], int]:
     """Training losses by step, and how many lines of the log are unreadable."""
     records, unreadable = _records(folder)
     found = {typed(r, "step", int): number(r["loss"]) for r in records if "loss" in r}
+    if wrong := [step for step in found if not 0 <= step < LAST]:
+        raise ValueError(f"a loss at step {reprlib.repr(wrong[0])}")
     return dict(sorted(found.items())), unreadable
 
 
@@ -279,7 +288,7 @@ def read_attacks(records: Iterable[Json], metric: str, retain: str) -> tuple[Eva
         if "eval" in r:
             data, step = typed(r, "attack", str), typed(r, "step", int)
             rate = typed(r, "learning_rate", float, int)
-            if not (0 < rate < math.inf and 0 <= step < 2**63):
+            if not (0 < rate < math.inf and 0 <= step < LAST):
                 raise ValueError(f"a record of learning rate {rate} at step {step}")
             score, kept = (number(r["eval"][one]) for one in (metric, retain))
             attack = Evaluation(data, float(rate), step, score, kept, metric)

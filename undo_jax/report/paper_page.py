@@ -1,7 +1,7 @@
 """Writes the paper's figures, the numbers behind them, and one page of figures and claims."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -50,14 +50,14 @@ def experiments(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, str]
     for name in names(workdir):
         figure, _, rest = name.partition("-")
         setting, _, scale = rest.partition("-")
-        if figure in paper.discover() and scale:
+        if figure in paper.discover() and setting and scale:
             found.setdefault((figure, scale), {})[setting] = name
     return found
 
 
 def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
     """A figure as files. Raises ValueError where there is nothing to draw yet."""
-    unfinished = {setting: len(study.logs.unfinished) for setting, study in some.items()}
+    unfinished = {setting for setting, study in some.items() if study.logs.unfinished}
     module, name = paper.discover()[figure], f"{figure}-{scale}"
     if not module.points(some):
         whole = " and ".join(study.logs.name for study in some.values())
@@ -66,9 +66,7 @@ def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
     files["csv"] = csv_text(module.points(some)).encode()
     title = f"{module.TITLE} ({scale} scale)"
     claims = [
-        # a claim of another name than a setting's is of all of them together
-        replace(c, finished=not unfinished.get(c.setting, sum(unfinished.values())))
-        for c in module.claims(some)
+        replace(c, finished=c.finished and c.setting not in unfinished) for c in module.claims(some)
     ]
     missing = [
         f"{study.logs.name} is unfinished, so that none of its claims is judged; run it to its "
@@ -79,18 +77,41 @@ def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
     return Drawn(name, title, module.caption(some), claims, files, missing)
 
 
-def write(workdir: epath.PathLike) -> Page:
+def _study(workdir: epath.PathLike, setting: str, name: str) -> Study:
+    """An experiment of a figure. Raises ValueError for files that cannot be read."""
+    try:
+        return Study(setting, read_logs(workdir, name))
+    except OSError as error:
+        what = f"{error.filename or name}: {error.strerror or error}"
+        raise ValueError(f"{what}: check what it is, and who may read it") from error
+
+
+def put(folder: epath.Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def write(
+    workdir: epath.PathLike, publish: Callable[[epath.Path, Mapping[str, bytes]], None] = put
+) -> Page:
     """Write WORKDIR/figures/: PNG, SVG and CSV of each figure, claims.csv, summary.md, index.html.
 
-    A figure that cannot be drawn leaves the others as they are, and no files of its own. Raises
-    FileNotFoundError where no experiment of the workdir belongs to a figure, and ValueError where
-    none can be drawn.
+    A figure that cannot be drawn leaves the others as they are, and no files of its own. `publish`
+    makes the folder and writes its files. Raises FileNotFoundError where no experiment of the
+    workdir belongs to a figure, and ValueError where none can be drawn.
     """
-    place = epath.Path(workdir)
+    place, folder = epath.Path(workdir), epath.Path(workdir) / FOLDER
     if not place.is_dir():
-        what = "is a file" if place.exists() else "does not exist"
-        raise FileNotFoundError(f"{workdir} {what}: give the workdir of experiments/paper")
+        raise FileNotFoundError(f"{workdir} is no folder: give the workdir of experiments/paper")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: move it away, for the figures go there")
     found = experiments(workdir)
+    if not found and not names(workdir) and any(place.glob("*/config.json")):
+        raise FileNotFoundError(
+            f"{workdir} holds an unfinished run: the same `undo-jax run` goes on with it"
+        )
     if not found:
         known = ", ".join(paper.discover())
         raise FileNotFoundError(
@@ -100,25 +121,25 @@ def write(workdir: epath.PathLike) -> Page:
     others: dict[str, str] = {}
     for (figure, scale), some in found.items():
         try:
-            read = {setting: Study(setting, read_logs(workdir, n)) for setting, n in some.items()}
-            drawn.append(draw(figure, scale, read))
-        except ValueError as error:  # what is damaged, outdated or not begun
+            studies = {setting: _study(workdir, setting, name) for setting, name in some.items()}
+            drawn.append(draw(figure, scale, studies))
+        except ValueError as error:  # what is damaged, outdated, not begun or incomplete
             others[f"{figure}-{scale}"] = str(error)
     if not drawn:
         raise ValueError("; ".join(others.values()))
-    folder = place / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    made = Page(drawn, others)
+    publish(folder, contents(made))
     for earlier in (path for kind in KINDS for path in folder.glob(f"*.{kind}")):
         if _drawn_as(earlier.stem) and earlier.stem not in {one.name for one in drawn}:
-            earlier.unlink()
-    for one in drawn:
-        for kind, data in one.files.items():
-            (folder / f"{one.name}.{kind}").write_bytes(data)
-    (folder / "claims.csv").write_bytes(csv_text(_claim_rows(drawn)).encode())
-    made = Page(drawn, others)
-    (folder / "summary.md").write_text(markdown(made))
-    (folder / "index.html").write_text(page(made))
+            earlier.unlink(missing_ok=True)
     return made
+
+
+def contents(made: Page) -> dict[str, bytes]:
+    """The files by their names, the page last."""
+    files = {f"{one.name}.{kind}": one.files[kind] for one in made.drawn for kind in one.files}
+    files["claims.csv"] = csv_text(_claim_rows(made.drawn)).encode()
+    return files | {"summary.md": markdown(made).encode(), "index.html": page(made).encode()}
 
 
 def _drawn_as(name: str) -> bool:

@@ -239,7 +239,8 @@ def markdown_table(grid: Grid) -> str:
 
 
 def _markdown_row(row: Sequence[str]) -> str:
-    return "| " + " | ".join(value.replace("|", "\\|") for value in row) + " |"
+    cells = (" ".join(value.splitlines()).replace("|", "\\|") for value in row)
+    return f"| {' | '.join(cells)} |"
 
 
 def sentence(text: str) -> str:

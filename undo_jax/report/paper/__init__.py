@@ -9,6 +9,13 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from undo_jax.report.studies import Study
+
+
+def lacking(study: Study, what: str) -> ValueError:
+    """Says what an experiment lacks of a figure, and what to do."""
+    return ValueError(f"{study.logs.name} has no {what}: run the experiment again with its models")
+
 
 def discover() -> dict[str, ModuleType]:
     """Every figure by the name of its file."""

@@ -13,6 +13,7 @@ from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import GREY, PURPLE, WARM, shade
 from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
+from undo_jax.report.paper import lacking
 from undo_jax.report.studies import Point, Seed, Study, lines
 from undo_jax.report.tables import sentence
 
@@ -118,6 +119,8 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
     found = []
     for setting, study in studies.items():
         grid = alphas(study)
+        if not grid:
+            raise lacking(study, "model with an α")
         robust = {model: study.robustness(model) for model in grid}
         spent = {model: study.compute(model, "steps") for model in grid}
         seeds = list(study.cases(next(iter(grid))))

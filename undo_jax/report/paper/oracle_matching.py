@@ -88,7 +88,7 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
         first = {seed: next(iter(c.values())) for seed, c in study.losses(RANDOM).items() if c}
         for student in (REFERENCE, RANDOM):
             ends = {seed: list(c.values())[-ENDS:] for seed, c in study.losses(student).items()}
-            ratios = {s: sum(e) / len(e) / first[s] for s, e in ends.items() if e and s in first}
+            ratios = {s: sum(e) / len(e) / first[s] for s, e in ends.items() if e and first.get(s)}
             found.append(
                 Claim(
                     f"{student} comes to give the oracle's outputs",

@@ -130,13 +130,15 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
         for model in (*alphas(study), FRESH):
             slower = difference(study.areas("unlearn-only"), study.areas(model))
             says = f"{model} relearns more slowly than unlearn-only"
-            found.append(Claim(says, _told(setting), AREAS, slower, paper=False))
+            done = not study.logs.unfinished
+            found.append(Claim(says, _told(setting), AREAS, slower, paper=False, finished=done))
     for (small, one), (large, other) in pairwise(sizes.items()):
         for model in (*alphas(one), FRESH):
             growth = difference(_rates(other, model), _rates(one, model))
             says = f"{model} is more robust for its FLOPs than at {_told(small).lower()}"
             what = "difference of robustness by areas ÷ FLOPs, both in % of the oracle's"
-            found.append(Claim(says, _told(large), what, growth, paper=False))
+            done = not (one.logs.unfinished or other.logs.unfinished)
+            found.append(Claim(says, _told(large), what, growth, paper=False, finished=done))
     return found
 
 
