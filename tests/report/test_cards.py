@@ -193,8 +193,12 @@ def test_one_attack_without_a_seed_has_a_card(tmp_path: Path) -> None:
     text = (tmp_path / "report-known" / "summary.md").read_text()
     assert "### unlearn-only: strongest forget, 3.00" in text
     assert "Strongest: forget at learning rate 0.001, step 20." in text
-    (found,) = csv.DictReader((tmp_path / "report-known" / "robustness.csv").open())
-    assert (found["seed"], found["worst"], found["area"]) == ("", "3.0", "")
+    assert not (tmp_path / "report-known" / "robustness.csv").exists()  # nor is there a heat map
+    work.attack("unlearn-only", None, curves={("lora", 1e-3): (9.0, 8.0, 6.0, 5.0)})
+    cli.main(["report", str(tmp_path)])
+    one, other = csv.DictReader((tmp_path / "report-known" / "robustness.csv").open())
+    assert (one["seed"], one["worst"], one["area"]) == ("", "3.0", "")
+    assert (other["attack"], other["worst"]) == ("lora", "5.0")
 
 
 def test_the_heat_map_is_darker_where_more_is_back(tmp_path: Path) -> None:

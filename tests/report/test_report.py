@@ -1202,6 +1202,9 @@ def test_a_figure_keeps_the_contract(
 ) -> None:
     module, report = figures.discover()[figure], workdir(tmp_path, seeds=seeds).report()
     made, again = (drawing.render(partial(module.draw, report), figure) for _ in range(2))
+    if (figure, workdir) == ("robustness", methods):  # one attack: a heat map says nothing more
+        assert made == {}
+        return
     assert set(made) == {"svg", "png"} and made == again
     assert made["png"].startswith(b"\x89PNG") and b"<svg" in made["svg"]
     assert module.caption(report).endswith(".")
