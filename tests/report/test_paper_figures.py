@@ -616,3 +616,10 @@ def test_a_workdir_is_a_folder(tmp_path, monkeypatch, capsys, words):
     assert "the workdir is empty: give the name of a folder" in _refused(capsys, *words, "")
     assert "file is a file: give a folder as workdir" in _refused(capsys, *words, "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_where_the_paper_claims_nothing_nothing_is_counted():
+    ours = Claim("it is", "arithmetic", "a difference", {0: 1.0}, paper=False)
+    one = paper_page.Drawn("size-small", "Size", "", [ours], {"svg": b"<svg></svg>"}, [])
+    page = paper_page.page(paper_page.Page([one], {}))
+    assert "The paper claims nothing" in page and '<a href="claims.csv"' in page

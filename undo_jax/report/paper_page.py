@@ -16,13 +16,15 @@ from undo_jax.report.series import csv_text
 from undo_jax.report.studies import Study
 
 FOLDER = "figures"
+CLAIMS = "claims.csv"
 BRACKETS = "In brackets: the bootstrap's 95 % interval over seeds, and Student's, which judges."
 KINDS = ("png", "svg", "csv")
 LEGEND = (
     "Each seed gives one value; the mean is over seeds, and its 95 % intervals are the bootstrap's "
     "and Student's. A claim holds, or does not, if Student's is on one side of the bound; the "
     "bootstrap's is narrow for few seeds (it holds the true mean in 75 of 100 cases for three, in "
-    "84 for five). Claims in brackets are what we ask besides. Of an unfinished run none is judged."
+    "84 for five). With a seed that has no number, because a training diverged, it cannot be told. "
+    "Claims in brackets are what we ask besides. Of an unfinished run none is judged."
 )
 
 
@@ -138,7 +140,7 @@ def write(
 def contents(made: Page) -> dict[str, bytes]:
     """The files by their names, the page last."""
     files = {f"{one.name}.{kind}": one.files[kind] for one in made.drawn for kind in one.files}
-    files["claims.csv"] = csv_text(_claim_rows(made.drawn)).encode()
+    files[CLAIMS] = csv_text(_claim_rows(made.drawn)).encode()
     return files | {"summary.md": markdown(made).encode(), "index.html": page(made).encode()}
 
 
@@ -167,6 +169,7 @@ def page(made: Page) -> str:
     body = [
         "<h1>The paper's figures, from our runs</h1>",
         f'<p class="lead">{pages.escape(_counted(made.drawn))}</p>',
+        f'<p class="downloads">Download <a href="{CLAIMS}" download="{CLAIMS}">all claims</a></p>',
         pages.notes(undrawn(made)),
     ]
     for one in made.drawn:
@@ -203,6 +206,8 @@ def _counted(drawn: Sequence[Drawn]) -> str:
     verdicts = [c.verdict for one in drawn for c in one.claims if c.paper]
     hold, fail, open_, rest = (verdicts.count(v) for v in (HOLDS, FAILS, OPEN, UNFINISHED))
     unjudged = f" {rest} are of unfinished runs." if rest else ""
+    if not verdicts:
+        return "The paper claims nothing of what is shown here; the questions are ours."
     return (
         f"Of {len(verdicts)} claims of the paper, {hold} came out, {fail} did not, and of {open_} "
         f"it cannot be told.{unjudged}"
