@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -198,9 +198,14 @@ def run(
         for model in found.wanted if cache_teachers else ():
             teacher_cache.check(model.recipe, experiment.setting)
         new = not all(model.artifact.finished for model in found.wanted)
-        if new and jax.process_index() == 0:
-            list_models(experiment, found.named, workdir)
-        make(replace(found.run, cache_teachers=cache_teachers), found.models, found.wanted)
+
+        @cache  # once, and not before what is given has proved good
+        def begins() -> None:
+            if jax.process_index() == 0:
+                list_models(experiment, found.named, workdir)
+
+        how = replace(found.run, cache_teachers=cache_teachers)
+        make(how, found.models, found.wanted, begins)
         if jax.process_index() == 0:
             list_models(experiment, found.named, workdir, origin(command), new)
         wait("experiment.json")

@@ -1,7 +1,7 @@
 """Makes the models of a graph: together those that can train together, and none twice."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from undo_jax import artifacts, progress_folders
@@ -14,8 +14,15 @@ from undo_jax.settings import scorer
 from undo_jax.trainer import Run, train
 
 
-def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
+def make(
+    run: Run,
+    models: Sequence[Model],
+    wanted: Collection[Model],
+    begins: Callable[[], None] = lambda: None,
+) -> None:
     """Make those of the models that are wanted and not finished, each after its parents.
+
+    `begins` is called before each training, and after what is made without one.
 
     Raises FileNotFoundError if a model is needed that is neither wanted nor finished, and
     ValueError if one has diverged that others are made from.
@@ -24,10 +31,12 @@ def make(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> None:
     _judge(run, list(filter(_vital, finished)))
     for company in companies_in_order(run, models, left):
         if is_trained(company[0].recipe):
+            begins()
             train(run, company, [m for m in company if m not in left or m in finished])
         else:
             with waiting(_who(company[0])):
                 _compute(run, company[0])
+            begins()
         left = without(left, company)
         _judge(run, company)
     progress_folders.clear_progress(models[0].artifact.workdir)
