@@ -877,7 +877,8 @@ def two_runs(toy, tmp_path_factory):
 def test_of_two_runs_in_one_workdir_the_second_finds_what_the_first_has_made(two_runs):
     """It looks once the first has left, and so removes and trains nothing."""
     workdir, said = two_runs
-    assert sorted(text.count("pretrain × 2") for text in said) == [0, 1], said
+    begun = "pretrain × 2 (base, oracle): starts"
+    assert sorted(text.count(begun) for text in said) == [0, 1], said
     assert len(list(workdir.glob("pretrain-*/summary.json"))) == 2
 
 
