@@ -44,7 +44,9 @@ UNLIKE = {
     "runs",
 }  # keys of JSON that are not the same twice
 COMMANDS = rb"(?s)<h2>How it was made</h2>.*?(?=<details>)"  # of a report's page
-USUAL = r"tok/s|\[Gloo\]|goes on from step|stopping after the next save|^\s*$"  # lines on stderr
+USUAL = (  # lines on stderr
+    r"tok/s|\[Gloo\]|: starts, \d+ steps$|goes on from step|stopping after the next save|^\s*$"
+)
 
 
 class Done(NamedTuple):

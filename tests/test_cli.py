@@ -354,7 +354,7 @@ def test_a_pretraining_that_diverged_ends_the_run(capsys):
     who = "pretrain of base, seed 0 and pretrain of oracle, seed 0, diverged"
     assert stop.value.code == 2 and last.startswith(f"undo-jax: {who}: its scores are not finite")
     assert "lower its learning rate" in last
-    made = sorted(Path("out").glob("*-*"))
+    made = sorted(path for path in Path("out").glob("*-*") if path.is_dir())
     assert [path.name.split("-seed")[0] for path in made] == ["pretrain-base", "pretrain-oracle"]
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
     assert f"undo-jax: {_refused(capsys, *command, rate, '1e30')[10:]}".strip() == last
