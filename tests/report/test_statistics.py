@@ -8,7 +8,7 @@ import pytest
 
 from undo_jax.report.claims import FAILS, HOLDS, OPEN, Claim
 from undo_jax.report.numbers import Spread
-from undo_jax.report.statistics import area, bootstrap, shares, steps_to, student
+from undo_jax.report.statistics import area, bootstrap, paired, shares, steps_to, student
 
 
 def test_bootstrap_is_that_of_every_resample():
@@ -48,6 +48,21 @@ def test_curves_by_hand():
     assert math.isnan(area({0: 0.3})) and math.isnan(area({}))
     entropy = shares({0: 6.0, 10: 3.0}, nothing=6.0, everything=2.0)  # lower is better
     assert entropy == pytest.approx({0: 0.0, 10: 0.75})
+
+
+def test_seeds_are_paired_by_name_or_lent_by_one_that_is_no_seed_of_theirs():
+    def less(mine, others):
+        return paired(*_given(mine), *_given(others)).values
+
+    def _given(values):
+        return tuple(values), Spread(tuple(values.values()))
+
+    assert less({1: 3.0, 2: 4.0}, {2: 1.0, 1: 1.5}) == (1.5, 3.0)
+    assert less({1: 3.0, 2: 4.0}, {42: 1.0}) == (2.0, 3.0)  # made once for all
+    assert less({42: 1.0}, {1: 3.0, 2: 4.0}) == (-2.0, -3.0)
+    known, unknown = less({1: 3.0, 2: 4.0}, {1: 1.0})  # the other's second is not finished
+    assert known == 2.0 and math.isnan(unknown)
+    assert less({1: 3.0}, {}) == less({}, {1: 3.0}) == ()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from undo_jax.report.numbers import MIN_GAP, Spread
 
 LEVEL = 0.95  # of intervals
 
+Seed = int | None
+
 
 class Interval(NamedTuple):
     """An interval of a mean over seeds; nan where there are too few."""
@@ -45,14 +47,27 @@ def student(values: Spread) -> Interval:
     return Interval(values.mean - reach, values.mean + reach)
 
 
-def paired(
-    seeds: Sequence[int | None], values: Spread, of: Sequence[int | None], others: Spread
-) -> Spread:
-    """values − others, seed by seed; one value for all seeds counts for each."""
-    known = dict(zip(of, others.values, strict=True))
-    sole_one = others.values[0] if len(known) == 1 else math.nan
-    pairs = zip(seeds, values.values, strict=True)
-    return Spread(tuple(value - known.get(seed, sole_one) for seed, value in pairs))
+def pairs(
+    one: Mapping[Seed, float], other: Mapping[Seed, float]
+) -> dict[Seed, tuple[float, float]]:
+    """Two models' values for each seed that both have.
+
+    A model that is made once for all, under a seed of its own, has one value for each.
+    """
+    if not one.keys() & other.keys():
+        one = dict.fromkeys(other, *one.values()) if len(one) == 1 else one
+        other = dict.fromkeys(one, *other.values()) if len(other) == 1 else other
+    return {seed: (one[seed], other[seed]) for seed in one if seed in other}
+
+
+def paired(seeds: Sequence[Seed], values: Spread, of: Sequence[Seed], others: Spread) -> Spread:
+    """values − others, by `pairs`; nan for a seed that the others lack."""
+    found = pairs(
+        dict(zip(seeds, values.values, strict=True)), dict(zip(of, others.values, strict=True))
+    )
+    shown = seeds if found.keys() & {*seeds} else found  # else made once, and lent to all of these
+    both = (found.get(seed, (math.nan, math.nan)) for seed in shown)
+    return Spread(tuple(one - other for one, other in both))
 
 
 def shares(curve: Mapping[int, float], nothing: float, everything: float) -> dict[int, float]:

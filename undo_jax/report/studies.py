@@ -13,8 +13,8 @@ from undo_jax.report.analysis import analyse, cases_of, compute, control
 from undo_jax.report.notes import Case
 from undo_jax.report.numbers import Report
 from undo_jax.report.records import Logs, Measure
+from undo_jax.report.statistics import Seed
 
-Seed = int | None
 Curve = Mapping[int, float]  # a score by step
 
 
@@ -127,22 +127,9 @@ class Study:
         return {seed: compute(case, unit) for seed, case in self.cases(model).items()}
 
 
-def pairs(
-    one: Mapping[Seed, float], other: Mapping[Seed, float]
-) -> dict[Seed, tuple[float, float]]:
-    """Two models' values for each seed that both have.
-
-    A model that is made once for all, under a seed of its own, has one value for each.
-    """
-    if not one.keys() & other.keys():
-        one = dict.fromkeys(other, *one.values()) if len(one) == 1 else one
-        other = dict.fromkeys(one, *other.values()) if len(other) == 1 else other
-    return {seed: (one[seed], other[seed]) for seed in one if seed in other}
-
-
 def difference(one: Mapping[Seed, float], other: Mapping[Seed, float]) -> dict[Seed, float]:
-    """one − other, by `pairs`."""
-    return {seed: its - others for seed, (its, others) in pairs(one, other).items()}
+    """one − other, by `statistics.pairs`."""
+    return {seed: its - others for seed, (its, others) in statistics.pairs(one, other).items()}
 
 
 def lines(panel: str, setting: str, model: str, curves: Mapping[Seed, Curve]) -> Iterable[Point]:

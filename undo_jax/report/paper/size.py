@@ -13,7 +13,8 @@ from undo_jax.report.drawing import PURPLE, WARM, shade
 from undo_jax.report.numbers import MIN_GAP
 from undo_jax.report.panels import Look
 from undo_jax.report.paper.alpha import FRESH, alphas
-from undo_jax.report.studies import Point, Seed, Study, difference, lines, pairs
+from undo_jax.report.statistics import Seed, pairs
+from undo_jax.report.studies import Point, Study, difference, lines
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
