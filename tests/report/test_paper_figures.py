@@ -546,36 +546,44 @@ def test_a_reader_sees_files_whole(tmp_path):
     assert _names(tmp_path) == {path.name for path in opened}
 
 
-def test_two_commands_do_not_write_at_once(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("command", ["figures", "report"])
+def test_two_commands_do_not_write_at_once(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0)
-    matched(tmp_path)
-    folder = tmp_path / "figures"
+    work = matched(tmp_path)
+    folder = tmp_path / (command if command == "figures" else f"report-{work.name}")
     folder.mkdir()
     held = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        told = _refused(capsys, "figures", tmp_path)
+        told = _refused(capsys, command, tmp_path)
         assert f"another process writes into {folder}: wait until it has ended" in told
-        assert not _names(tmp_path)
+        assert not list(folder.iterdir())
     finally:
         os.close(held)
-    cli.main(["figures", str(tmp_path)])
-    assert len(_names(tmp_path)) == 6
+    cli.main([command, str(tmp_path)])
+    assert len(list(folder.iterdir())) >= 6
 
 
-def test_on_a_full_disk_the_files_stay_as_they_were(tmp_path, capsys):
+@pytest.mark.parametrize("command", ["figures", "report"])
+def test_on_a_full_disk_the_files_stay_as_they_were(command, tmp_path, capsys):
     work = matched(tmp_path)
-    cli.main(["figures", str(tmp_path)])
-    folder = tmp_path / "figures"
+    cli.main([command, str(tmp_path)])
+    name = command if command == "figures" else f"report-{work.name}"
+    folder, files = (
+        tmp_path / name,
+        {"figures": "oracle_matching-small.svg", "report": "index.html"},
+    )
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     _changed(work, "distill", oracle_matching.RANDOM, lambda record: record.update(loss=0.5))
-    full = folder / "oracle_matching-small.svg.tmp"
+    full = folder / f"{files[command]}.tmp"
     full.symlink_to("/dev/full")
-    told = _refused(capsys, "figures", tmp_path)
+    told = _refused(capsys, command, tmp_path)
     assert told.startswith(f"undo-jax: no space is left on the disk of {tmp_path}")
-    assert told.endswith(": make room, and the same command begins anew")
-    assert _names(tmp_path) == before.keys()
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    again = "begins anew" if command == "figures" else "writes the report"
+    assert told.endswith(f": make room, and the same command {again}")
+    assert {path.name for path in folder.iterdir()} == before.keys()
+    whole = before if command == "figures" else {"index.html": before["index.html"]}
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
 
 
 def test_what_is_in_the_way_is_named(tmp_path, capsys):

@@ -154,8 +154,8 @@ def _report(workdir: str, name: str) -> str:
     """Write a report, or say why there is nothing to write."""
     if jax.process_index() == 0:
         try:
-            with writing(workdir):
-                written = reporting.write(workdir, name)
+            with writing(workdir, "writes the report"):
+                written = reporting.write(workdir, name, _publish)
         except reporting.EmptyError as error:
             return str(error)
         results.print(reporting.table(written))

@@ -15,19 +15,19 @@ from undo_jax.report.drawing import render
 from undo_jax.report.logs import read_logs
 from undo_jax.report.numbers import Report
 from undo_jax.report.page import document, escape, figure, notes, table
+from undo_jax.report.publishing import Publish, put
 from undo_jax.report.records import Origin
 from undo_jax.report.series import csv_text
 
 
-def write(workdir: epath.PathLike, name: str) -> Report:
+def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
     """Write WORKDIR/report-NAME/ of one experiment from its logs.
 
-    Raises FileNotFoundError where the workdir has no such experiment, and ValueError where a file
-    is damaged or no attack has finished.
+    `publish` makes the folder and writes its files. Raises FileNotFoundError where the workdir has
+    no such experiment, and ValueError where a file is damaged or no attack has finished.
     """
     report = analyse(read_logs(workdir, name))
     folder = epath.Path(workdir) / f"report-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
     found = figures.discover()
     drawn = {one: render(partial(module.draw, report), one) for one, module in found.items()}
     captions = {one: module.caption(report) for one, module in found.items() if drawn[one]}
@@ -37,12 +37,12 @@ def write(workdir: epath.PathLike, name: str) -> Report:
     numbers = {one: told for one in captions if (told := _numbers(found[one], report))}
     contents |= {f"{one}.csv": told["csv"].encode() for one, told in numbers.items()}
     contents["index.html"] = page(report, svgs, captions, numbers).encode()
-    for one in {*found, *_shown(folder / "summary.md")}:
+    earlier = _shown(folder / "summary.md")
+    publish(folder, contents)
+    for one in {*found, *earlier}:
         for file in (f"{one}.{kind}" for kind in ("png", "svg", "csv")):
             if file not in contents:
                 (folder / file).unlink(missing_ok=True)
-    for file, data in contents.items():
-        (folder / file).write_bytes(data)
     return replace(report, files={file: folder / file for file in contents})
 
 

@@ -1,7 +1,7 @@
 """Writes the paper's figures, the numbers behind them, and one page of figures and claims."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from undo_jax.report import paper, tables
 from undo_jax.report.claims import FAILS, HOLDS, OPEN, UNFINISHED, Claim, grid
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import names, read_logs
+from undo_jax.report.publishing import Publish, put
 from undo_jax.report.series import csv_text
 from undo_jax.report.studies import Study
 
@@ -88,16 +89,7 @@ def _study(workdir: epath.PathLike, setting: str, name: str) -> Study:
         raise ValueError(f"{what}: check what it is, and who may read it") from error
 
 
-def put(folder: epath.Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-
-
-def write(
-    workdir: epath.PathLike, publish: Callable[[epath.Path, Mapping[str, bytes]], None] = put
-) -> Page:
+def write(workdir: epath.PathLike, publish: Publish = put) -> Page:
     """Write WORKDIR/figures/: PNG, SVG and CSV of each figure, claims.csv, summary.md, index.html.
 
     A figure that cannot be drawn leaves the others as they are, and no files of its own. `publish`
