@@ -2,11 +2,11 @@
 
 It needs two packed corpora and the tokenizer they were packed with, a million documents or so each:
 
-    undo-jax data train-tokenizer --source parquet --pattern english/*.parquet korean/*.parquet \
-        --vocab-size 32000 --out data/language/tokenizer.model
-    undo-jax data pack --source parquet --pattern english/*.parquet --validation-share 0.001 \
+    undo-jax data train-tokenizer --source parquet --pattern 'english/*.parquet' \
+        'korean/*.parquet' --vocab-size 32000 --out data/language/tokenizer.model
+    undo-jax data pack --source parquet --pattern 'english/*.parquet' --validation-share 0.001 \
         --tokenizer data/language/tokenizer.model --out data/language/english
-    undo-jax data pack --source parquet --pattern korean/*.parquet --validation-share 0.001 \
+    undo-jax data pack --source parquet --pattern 'korean/*.parquet' --validation-share 0.001 \
         --tokenizer data/language/tokenizer.model --out data/language/korean
 
 The reference has FineWeb-Edu and FineWeb-2 (kor_Hang), 1e9 tokens each, in Gemma's own 256k
