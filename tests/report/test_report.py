@@ -38,6 +38,7 @@ from undo_jax.report import (
     names,
     read_logs,
     results,
+    speed,
     table,
     write,
 )
@@ -410,8 +411,7 @@ def test_without_an_oracle_there_is_no_tradeoff(tmp_path: Path) -> None:
     assert set(report.files) == {"summary.md", "index.html"} | FIGURES - {
         "tradeoff.png", "tradeoff.svg", "tradeoff.csv"
     }  # fmt: skip
-    grid = model_grid(report)
-    assert {line[grid.header.index("robustness %")] for line in grid.rows} == {"–"}
+    assert not {"robustness %", "compute % FLOPs"} & {*model_grid(report).header}
     assert "Robustness is not computed: there is no oracle." in report.notes
 
 
@@ -995,7 +995,17 @@ def test_an_imported_base_without_a_seed_and_no_oracle(tmp_path: Path) -> None:
     assert row(report, "base").robustness.finite == () and row(report, "base").seeds == (None,)
     assert ["import", "base", "–", "0", "0", "0"] in stage_grid(report).rows
     assert not {"tradeoff.png", "tradeoff.svg"} & set(report.files)
-    assert "; seed 0." in report.files["index.html"].read_text()
+    page, summary = (report.files[name].read_text() for name in ("index.html", "summary.md"))
+    assert "; seed 0." in page
+    assert "robust" not in " ".join(model_grid(report).header)
+    assert speed.grid(report).header == ["model", "retain at the last step"]
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(table(report))
+    shown = page[page.index("<h2>Every model") : page.index("<h2>What was run")]
+    for text in (shown, summary[summary.index("## Every model") :], console.export_text()):
+        plain = re.sub("<style>.*?</style>|<svg.*?</svg>", "", text, flags=re.DOTALL)
+        plain = " ".join(plain.split()).replace(report.notes[0], "")
+        assert not re.search("%|oracle|[Rr]obustness (?!card)", plain), plain
 
 
 def test_an_imported_oracle_has_no_compute(tmp_path: Path) -> None:

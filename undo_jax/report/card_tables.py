@@ -8,7 +8,7 @@ from typing import NamedTuple
 from undo_jax.report.numbers import Attacked, Report, Row, Space
 from undo_jax.report.speed import reached
 from undo_jax.report.statistics import paired
-from undo_jax.report.tables import NONE, Grid, cell, count
+from undo_jax.report.tables import NONE, Grid, cell, count, filled
 
 
 class Column(NamedTuple):
@@ -51,9 +51,12 @@ def card_grid(report: Report, model: Row) -> Grid:
             excess = [_excess(a, of.get(a.attack), model, oracle) for a in lines]
             columns.append((f"worst − {report.oracle}'s", excess))
     columns.append(("trials", [count(line.trials) for line in lines]))
-    shown = [(name, cells) for name, cells in columns if {*cells} != {NONE}]
-    rows = [list(cells) for cells in zip(*(cells for _, cells in shown), strict=True)]
-    return Grid([name for name, _ in shown], rows)
+    return _of_columns(columns)
+
+
+def _of_columns(columns: Sequence[tuple[str, list[str]]]) -> Grid:
+    rows = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
+    return filled(Grid([name for name, _ in columns], rows))
 
 
 def _oracle(report: Report, model: Row) -> Row | None:
@@ -142,9 +145,7 @@ def space_grid(report: Report) -> Grid:
         ("learning rates", [_rates(s) for s in spaces]),
         *((name, [_some(s.values[name]) for s in spaces]) for name in _names(spaces)),
     ]
-    shown = [(name, cells) for name, cells in columns if {*cells} != {NONE}]
-    rows = [list(cells) for cells in zip(*(cells for _, cells in shown), strict=True)]
-    return Grid([name for name, _ in shown], rows)
+    return _of_columns(columns)
 
 
 def _names(spaces: Sequence[Space]) -> list[str]:

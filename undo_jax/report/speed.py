@@ -4,11 +4,14 @@ import math
 
 from undo_jax.report.numbers import Report, Row, Spread
 from undo_jax.report.statistics import bootstrap, paired
-from undo_jax.report.tables import NONE, Grid, cell
+from undo_jax.report.tables import NONE, Grid, cell, filled
 
 
 def grid(report: Report) -> Grid:
-    """A row per attacked model: how fast it relearns, what it keeps, robustness for compute."""
+    """A row per attacked model: how fast it relearns, what it keeps, robustness for compute.
+
+    What no model has is left out, e.g. areas where there is no oracle.
+    """
     header = ["model", "area", "area − oracle's", "steps to a half", "retain at the last step"]
     header += ["robustness ÷ FLOPs"]
     oracle = next((m for m in report.models if m.role == "oracle" and m.curve), None)
@@ -25,7 +28,7 @@ def grid(report: Report) -> Grid:
         rows.append(
             [m.name, _told(m.area, ".2f"), excess, _half(m), cell(last), _told(rate, ".2f")]
         )
-    return Grid(header, rows)
+    return filled(Grid(header, rows))
 
 
 def _of_seeds(model: Row) -> tuple[float, ...]:
@@ -62,13 +65,23 @@ def reached(values: Spread, last: float) -> str:
 
 def legend(report: Report) -> str:
     """How to read the table of speeds."""
-    return (
-        "Area: under the relearning curve of the strongest attack at each step, as a mean over "
-        f"steps, in shares: 0 is the {report.oracle} before attacks, 1 the base. Then its "
-        "difference from the oracle's, seed by seed. Intervals are 95 % bootstrap intervals of the "
-        "mean over seeds, narrow where seeds are few. Steps to a half: the median over seeds of "
-        "the first evaluated step with a share of a half. Retain is under that attack, mean "
-        "[lowest, highest]: an attack that destroys the model recovers nothing of use. Robustness "
-        "÷ FLOPs: % of the oracle's robustness for each % of its pretraining FLOPs that "
-        "distillation took."
+    header = grid(report).header
+    text = ""
+    if "area" in header:
+        text += (
+            "Area: under the relearning curve of the strongest attack at each step, as a mean over "
+            f"steps, in shares: 0 is the {report.oracle} before attacks, 1 the base. Then its "
+            "difference from the oracle's, seed by seed. Intervals are 95 % bootstrap intervals of "
+            "the mean over seeds, narrow where seeds are few. Steps to a half: the median over "
+            "seeds of the first evaluated step with a share of a half. "
+        )
+    text += (
+        "Retain is under the strongest attack, mean [lowest, highest]: an attack that destroys the "
+        "model recovers nothing of use."
     )
+    if "robustness ÷ FLOPs" in header:
+        text += (
+            " Robustness ÷ FLOPs: % of the oracle's robustness for each % of its pretraining FLOPs "
+            "that distillation took."
+        )
+    return text

@@ -25,6 +25,14 @@ class Grid:
     words: int = 1
 
 
+def filled(grid: Grid) -> Grid:
+    """The table without the columns of numbers that hold nothing in any row."""
+    known = [any(row[i] != NONE for row in grid.rows) for i in range(len(grid.header))]
+    kept = [i for i, some in enumerate(known) if some or i < grid.words]
+    rows = [[row[i] for i in kept] for row in grid.rows]
+    return Grid([grid.header[i] for i in kept], rows, grid.words)
+
+
 # ---- cells ----
 
 
@@ -70,11 +78,14 @@ def same_or_range(values: Spread) -> str:
 
 
 def model_grid(report: Report) -> Grid:
-    """A row per model: scores before and under attack, robustness, compute, recovery."""
+    """A row per model: scores before and under attack, robustness, compute, recovery.
+
+    What no model has is left out, e.g. robustness where there is no oracle.
+    """
     header = ["model", "retain before", "forget before"]
     header += [f"forget at step {step}" for step in report.shown_steps]
     header += ["robustness %", "compute % steps", "compute % FLOPs", "recovered"]
-    return Grid(header, [_model_row(m, report) for m in report.models])
+    return filled(Grid(header, [_model_row(m, report) for m in report.models]))
 
 
 def _model_row(model: Row, report: Report) -> list[str]:
@@ -152,11 +163,15 @@ def legend(report: Report) -> str:
     """How to read the model table."""
     worst = "highest" if report.forget.higher_is_better else "lowest"
     ranges = "mean [lowest, highest] over seeds; " if report.several_seeds else ""
+    header = model_grid(report).header
+    compute = any(name.startswith("compute") for name in header)
     return (
         f"{ranges}retain: {report.retain.axis} ({_better(report.retain.higher_is_better)} is "
         f"better); forget: {report.forget.axis}; at step n: after n relearning steps, "
-        f"the {worst} over learning rates and attack data; compute: distillation as % of the "
-        "oracle's pretraining; recovered: seeds that met the retain bar of distillation."
+        f"the {worst} over learning rates and attack data"
+        + "; compute: distillation as % of the oracle's pretraining" * compute
+        + "; recovered: seeds that met the retain bar of distillation" * ("recovered" in header)
+        + "."
     )
 
 
@@ -182,14 +197,22 @@ def table(report: Report) -> Table:
         padding=0,
     )
     shown = list(dict.fromkeys((report.shown_steps[0], report.shown_steps[-1])))
-    after = [f"forget\nstep {step}" for step in shown]
-    header = ["model", "retain\nbefore", "forget\nbefore", *after, "robust-\nness %", "FLOPs %"]
-    for i, name in enumerate(header):
-        made.add_column(name, justify="right" if i else "left", no_wrap=i > 0, vertical="top")
-    for m in report.models:
-        scores = (m.retain, m.forget, *(m.curve.get(step, Spread()) for step in shown))
-        cells = [*((s, score) for s in scores), *((s, percent) for s in _shares(m))]
-        made.add_row(m.name + " *" * m.fell_short, *(Text.assemble(*_lines(*c)) for c in cells))
+    shares = [_shares(m) for m in report.models]
+    columns = [
+        ("retain\nbefore", score, [m.retain for m in report.models]),
+        ("forget\nbefore", score, [m.forget for m in report.models]),
+        *((f"forget\nstep {step}", score, [m.curve.get(step, Spread()) for m in report.models])
+          for step in shown),
+        ("robust-\nness %", percent, [robustness for robustness, _ in shares]),
+        ("FLOPs %", percent, [flops for _, flops in shares]),
+    ]  # fmt: skip
+    columns = [column for column in columns if any(values.finite for values in column[2])]
+    made.add_column("model", vertical="top")
+    for name, *_ in columns:
+        made.add_column(name, justify="right", no_wrap=True, vertical="top")
+    for i, m in enumerate(report.models):
+        cells = (Text.assemble(*_lines(values[i], form)) for _, form, values in columns)
+        made.add_row(m.name + " *" * m.fell_short, *cells)
     return made
 
 
