@@ -20,6 +20,7 @@ LM = qwen2.preset(
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 NAMES = ("<pad>", "<|endoftext|>", "<|im_end|>", "<|im_start|>", "a", "b", "<", "end")
 CHAT = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+TOOLS = "{{ messages | length }}"
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,8 @@ def made(tmp_path_factory):
     _write(folder, "tokenizer_config.json", bos_token=None, eos_token="<|im_end|>")
     _write(folder, "generation_config.json", eos_token_id=[2, 1], top_k=20, _from="it")
     (folder / "chat_template.jinja").write_text(CHAT)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(TOOLS)
     return folder
 
 
@@ -86,6 +89,7 @@ def test_a_base_goes_back_with_its_ends_its_settings_and_its_conversations(qwen,
     assert _json(out / "generation_config.json") == wanted
     assert (settings["bos_token"], settings["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
     assert (out / "chat_template.jinja").read_text() == CHAT
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == TOOLS
     assert "split_special_tokens=True" in (out / "README.md").read_text()
 
 
@@ -96,6 +100,7 @@ def test_auto_tokenizer_of_an_export_reads_conversations_as_the_base_does(qwen):
     theirs, ours = map(transformers.AutoTokenizer.from_pretrained, ("qwen", "out"))
     said = [{"role": "user", "content": "a b"}]
     for one in (theirs, ours):
+        assert one.apply_chat_template(said, chat_template="tool_use", tokenize=False) == "1"
         assert one.encode(one.apply_chat_template(said, tokenize=False))[-4:] == [3, 4, 5, 2]
     trained = HuggingFace(qwen / "tokenizer.json", "<|endoftext|>")
     assert ours.encode("a b a") == [1, *trained.encode("a b a")]

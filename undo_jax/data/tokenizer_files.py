@@ -16,7 +16,7 @@ from undo_jax.models.hf_special import IDS, SETTINGS, text_of
 
 BOS = "<bos>"  # for tokenizers whose tokens have no names
 OWN = "{} is a tokenizer of the experiment's own"
-TEMPLATE = "chat_template.jinja"
+TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
 KEPT = (  # of a base's tokenizer_config.json: what does not change a text's ids
     "chat_template", "model_max_length", "padding_side", "truncation_side", "unk_token",
     "additional_special_tokens", "extra_special_tokens", "split_special_tokens",
@@ -95,7 +95,7 @@ def splits(tokenizer: Tokenizer) -> bool:
 def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """Files from which transformers makes a tokenizer that encodes as in training, BOS first.
 
-    Of the tokenizer's Hugging Face folder come the chat template and what `KEPT` names; see
+    Of the tokenizer's Hugging Face folder come the chat templates and what `KEPT` names; see
     `splits` for texts with names of special tokens.
     For SentencePiece unigram models, transformers reads the names of control pieces in a text as
     these pieces, and may split runs of one character otherwise: its sums have another precision.
@@ -114,10 +114,11 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
         made = {"tokenizer.json": _opened(epath.Path(tokenizer.path).read_bytes(), tokenizer)}
     else:
         made = {"tokenizer.json": _opened(_bytes(_content(tokenizer)), tokenizer)}
-    own, template = {}, {}
+    own, templates = {}, {}
     if isinstance(tokenizer, FROM_FILE) and (said := tokenizer.beside) is not None:
-        own, file = said.settings, epath.Path(tokenizer.path).parent / TEMPLATE
-        template = {TEMPLATE: file.read_bytes()} if file.is_file() else {}
+        own, folder = said.settings, epath.Path(tokenizer.path).parent
+        found = (file for pattern in TEMPLATES for file in folder.glob(pattern))
+        templates = {str(file.relative_to(folder)): file.read_bytes() for file in found}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": True,
@@ -127,7 +128,7 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
         **{name: own[name] for name in KEPT if name in own},
         "split_special_tokens": splits(tokenizer),
     }
-    return {**made, SETTINGS: _bytes(settings), **template}
+    return {**made, SETTINGS: _bytes(settings), **templates}
 
 
 def _names(tokenizer: Tokenizer) -> dict[str, str]:

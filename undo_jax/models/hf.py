@@ -164,6 +164,7 @@ def save(
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
                 (made / INDEX).write_text(json.dumps(index, indent=2) + "\n")
             for name, content in more.items():
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
                 (made / name).write_bytes(content)
 
 
