@@ -145,7 +145,7 @@ def _drawn_as(name: str) -> bool:
 def _listed(folders: Sequence[str]) -> str:
     """A few names, and how many there are besides."""
     few, more = folders[:3], len(folders) - 3
-    return ", ".join(few) + (f" and {more} others" if more > 0 else "")
+    return ", ".join(few) + (f" and {more} more" if more > 0 else "")
 
 
 def told(one: Drawn) -> str:
