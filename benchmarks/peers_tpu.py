@@ -4,7 +4,9 @@
 
 needs undo-jax[tpu], and the peers in environments of their own (Python 3.12):
 
-    python3.12 -m venv maxtext; maxtext/bin/pip install 'maxtext[tpu]==0.2.5' google-tunix==0.1.7
+    python3.12 -m venv maxtext
+    maxtext/bin/pip install 'maxtext[tpu]==0.2.5' google-metrax perfetto
+    maxtext/bin/pip install --no-deps google-tunix==0.1.7
     python3.12 -m venv tunix;   tunix/bin/pip install 'google-tunix[prod]==0.1.7'
 
 Each peer's own trainer lowers its own step in its environment (`peers/`), for libtpu there; the
