@@ -42,7 +42,8 @@ from undo_jax.report import (
     table,
     write,
 )
-from undo_jax.report.figures import relearning, tradeoff
+from undo_jax.report.figures import relearning, tradeoff, under_attack
+from undo_jax.report.figures import robustness as heat_map
 from undo_jax.report.numbers import Row, Spread, pick_steps, robustness, strongest
 from undo_jax.report.records import Evaluation, Measure
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
@@ -1079,6 +1080,17 @@ def test_an_attack_that_does_not_train_counts_at_step_0(tmp_path: Path) -> None:
     assert grid.header == ["model", "attack data", "without training", "0.0001", "0.001"]
     assert ["oracle", "nf4", "0.35", "–", "–"] in grid.rows
     assert not [n for n in report.notes if "end of the learning-rate" in n and "oracle" in n]
+
+
+def test_controls_that_do_not_train_are_named_where_they_are_drawn(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    work.attacked("oracle", 0, work.add("relearn", "oracle", steps=0, scores=(0.9, 0.35),
+                  settings={"attack": {"name": "halfway", "control": True}}))  # fmt: skip
+    report = work.report()
+    assert "halfway" in {one.attack for one in heat_map.rows(report)}
+    assert "Controls without training (halfway) are in the heat map. " in under_attack.caption(
+        report
+    )
 
 
 def test_only_attacks_that_do_not_train(tmp_path: Path) -> None:

@@ -54,10 +54,8 @@ def caption(report: Report) -> str:
             f"Controls ({', '.join(controls)}) count in no strongest attack, and are measured by "
             "their own metrics. "
         )
-    for control in untrained:
-        found = {m.name: m.controls[control] for m in report.attacked if control in m.controls}
-        ends = (f"{name} {curve[max(curve)].mean:.2f}" for name, curve in found.items())
-        told += f"{sentence(control)}, a control without training: {', '.join(ends)}. "
+    if untrained:
+        told += f"Controls without training ({', '.join(untrained)}) are in the heat map. "
     band = "Lines are means over seeds, bands run from the lowest to the highest seed."
     return told + (band if report.several_seeds else "One seed.")
 
