@@ -1084,13 +1084,14 @@ def test_an_attack_that_does_not_train_counts_at_step_0(tmp_path: Path) -> None:
 
 def test_controls_that_do_not_train_are_named_where_they_are_drawn(tmp_path: Path) -> None:
     work = full(tmp_path, seeds=1)
-    work.attacked("oracle", 0, work.add("relearn", "oracle", steps=0, scores=(0.9, 0.35),
-                  settings={"attack": {"name": "halfway", "control": True}}))  # fmt: skip
+    made = work.add("relearn", "oracle", steps=0, scores=(0.9, 0.35),
+                    settings={"attack": {"name": "halfway"}})  # fmt: skip
+    work.artifacts[-1]["control"] = True
+    work.attacked("oracle", 0, made)
     report = work.report()
     assert "halfway" in {one.attack for one in heat_map.rows(report)}
-    assert "Controls without training (halfway) are in the heat map. " in under_attack.caption(
-        report
-    )
+    told = "Controls without training (halfway) are in the heat map. "
+    assert told in under_attack.caption(report)
 
 
 def test_only_attacks_that_do_not_train(tmp_path: Path) -> None:
