@@ -1,7 +1,10 @@
 """A teacher's states are computed once, and its students train as beside the teacher."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from etils import epath
 from flipped_bits import flipped_bits
 
-from undo_jax import artifacts, train
+from undo_jax import artifacts, signals, teacher_cache, train
 from undo_jax import experiment as experiments
 from undo_jax.data import files, states
 from undo_jax.data.arithmetic import Grammar
@@ -51,7 +54,7 @@ ABOUT = About("a model", "its numbers", "its rows", 10, 3, 2, "float32")
 VALUES = np.arange(60, dtype=np.float32).reshape(10, 3, 2)
 
 
-def _student(loss=distillation, lm=STUDENT, teacher=BASE):
+def _student(loss=distillation, lm=STUDENT, teacher: Any = BASE):
     return Distill(teacher, Fresh(lm), HOW, stop_early=False, loss=loss)
 
 
@@ -247,6 +250,36 @@ def test_writing_goes_on_where_it_stopped(stored):
     assert unwritten(stored, ABOUT) == [True] * 4
 
 
+def test_what_is_half_written_leaves_the_disk(tmp_path):
+    def full():
+        yield VALUES[:1]
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = epath.Path(tmp_path)
+    (folder / "unfinished").mkdir()
+    (folder / "unfinished/00001.array_record.1.tmp").write_text("of a process that was killed")
+    with pytest.raises(OSError, match="No space left"):
+        write_file(folder, 0, full())
+    assert [path.name for path in tmp_path.rglob("*")] == ["unfinished"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_after_a_file_of_states(tmp_path, monkeypatch):
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+        write_file(*given)
+
+    monkeypatch.setattr(teacher_cache, "write_file", interrupted)
+    models = {"small": _student(teacher=Fresh(LM))}
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        how = {"seeds": (0,), "mesh": MeshShape()}
+        experiments.run(_experiment(models, **how), tmp_path, cache_teachers=True)
+    said = "interrupted, after a file of states; the same command goes on"
+    assert signals.told(stopped.value) == said
+    (folder,) = tmp_path.glob("states-*")
+    assert (folder / "00000.array_record").exists() and not (folder / "manifest.json").exists()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("model", "another"), ("parameters", "other numbers"), ("rows", "other rows"), ("count", 11),
@@ -271,7 +304,10 @@ def test_cut_and_missing_files_are_refused(stored):
 def test_a_damaged_manifest_is_refused(stored):
     path = stored / "manifest.json"
     text = path.read_text()
-    for damaged in (text[:-5], "{}", "null", text.replace('"rows": 3', '"rows": 2')):
+    unsealed = {"about": vars(ABOUT), "files": [{"name": "00000.array_record"}] * 4}
+    others = [json.dumps(unsealed), json.dumps({**unsealed, "files": [1, 2, 3, 4]})]
+    cut = [text[:-5], "{}", "null", text.replace('"rows": 3', '"rows": 2')]
+    for damaged in cut + others:
         path.write_text(damaged)
         with pytest.raises(ValueError, match=r"delete .*, and a run makes them again$"):
             open_states(stored, ABOUT)

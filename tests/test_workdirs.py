@@ -154,6 +154,21 @@ def test_clean_keeps_what_an_experiment_reaches(made, capsys):
     assert status == 2 and "there is no workdir" in told
 
 
+def test_states_of_teachers_go_with_them(made, capsys):
+    """Those of one that stays do not, and neither do damaged ones; unfinished ones have a name."""
+    for number, (name, model) in enumerate((("base", "base"), ("attack 0.8", "0.8-by-forget"))):
+        finished = made.root / f"states-x-{number:08d}"
+        finished.mkdir()
+        write_json(finished / "manifest.json", {"about": {"model": made.names[name][-8:]}})
+        (made.root / f"states-{model}-{number:08d}" / "unfinished").mkdir(parents=True)
+    (made.root / "states-x-22222222").mkdir()
+    (made.root / "states-x-22222222" / "manifest.json").write_text("{")
+    status, told = _say(capsys, "clean", Path(made.root) / "experiment-one.json", "--yes")
+    assert status == 0 and "2 × states" in told
+    left = {path.name for path in made.root.glob("states-*")}
+    assert left == {"states-x-00000000", "states-base-00000000", "states-x-22222222"}
+
+
 @pytest.mark.parametrize(("answer", "goes"), [("n", False), ("", False), ("y", True)])
 def test_clean_asks_at_a_terminal(made, capsys, monkeypatch, answer, goes):
     terminal = io.StringIO(f"{answer}\n")

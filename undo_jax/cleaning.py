@@ -161,12 +161,20 @@ def _beside(
             yield Removal(folder, "remains", usage(folder)[0])
     fingerprints = {there[name].fingerprint for name in kept if name in there}
     for folder in _folders(workdir, "states-*"):
-        try:
-            model = read_json(folder / "manifest.json")["about"]["model"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if model not in fingerprints:
+        if not _may_be_of(folder, fingerprints, kept):
             yield Removal(folder, "states", usage(folder)[0])
+
+
+def _may_be_of(folder: epath.Path, fingerprints: Collection[str], names: Collection[str]) -> bool:
+    """Whether states may be of one of these artifacts. Unfinished ones say so by name alone."""
+    path, named = folder / "manifest.json", NAMED.fullmatch(folder.name)
+    if named and not path.exists() and (folder / "unfinished").is_dir():
+        model = named[1].removeprefix("states-")
+        return any(f"-{model}-" in name for name in names)
+    try:
+        return read_json(path)["about"]["model"] in fingerprints
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def carry_out(cleaning: Cleaning) -> Iterator[Removal]:

@@ -129,7 +129,7 @@ def _store(
             elif left[number]:
                 all(True for _ in blocks)  # computes along
             if stop.asked():
-                stop.leave("after a file of states; the same command goes on")
+                stop.leave("after a file of states")
     if jax.process_index() == 0:
         finish_states(folder, about)
     wait(f"states {folder.name}")

@@ -291,6 +291,7 @@ def test_the_policies_are_the_models_own():
         ("Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm. Exceeded hbm capacity "
          "by 4.36G.", 20.10 * GIB),
         ("temporaries: required for HLO temporaries (1.5T)", 1537 * GIB),
+        ("temporaries: required for HLO temporaries (446.26P)", (446.26 * 2**20 + 1) * GIB),
     ],
 )  # fmt: skip
 def test_what_a_refused_program_needs(message, total):
@@ -515,6 +516,19 @@ def test_without_a_compiler_it_says_what_to_install(capsys, monkeypatch, topolog
 )
 def test_a_mesh_of_another_size_is_told_one_that_fits(capsys, topology, mesh, said):
     assert said in _refused(capsys, QUICKSTART, "--topology", topology, "--mesh", mesh).err
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        ("v5e:2x2", "--rows=4 rows of 100000000 tokens: needs at least"),
+        ("v5p:2x2x1", "rows of 100000000 tokens cannot be compiled: make them shorter"),
+    ],
+)
+def test_rows_that_libtpu_cannot_count_are_refused(capsys, topology, said):
+    words = f"--preset tiny --topology {topology} --rows 4 --length 100000000"
+    assert said in _refused(capsys, *words.split()).err
 
 
 @needs_libtpu

@@ -105,9 +105,9 @@ def _compiled(program: Program, place: Slice, mesh: Mesh, options: Mapping[str, 
     try:
         with waiting(f"compiling {what}: {size}"):
             return compile_step(work, mesh, options)
-    except OverflowError:  # sizes that JAX cannot count
+    except OverflowError as error:  # sizes that JAX, or libtpu, cannot count
         check_work(work, mesh, names.rows, place.chip.hbm)
-        raise
+        raise ValueError(str(error)) from error
 
 
 def xla_flags(name: Name) -> None:

@@ -265,7 +265,10 @@ def publishing(path: epath.Path) -> Iterator[str]:
     else:
         work = path.parent if path.parent.name == WORK else path.parent / WORK
         unfinished = work / f"{path.name}.{os.getpid()}.tmp"
-        yield os.fspath(unfinished)
-        flush(unfinished)
-        os.replace(unfinished, path)
+        try:
+            yield os.fspath(unfinished)
+            flush(unfinished)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)  # the disk is full, or we are asked to stop
         flush(path.parent)

@@ -97,7 +97,8 @@ def open_states(folder: epath.Path, about: About) -> States:
 
 
 def _entries(folder: epath.Path, entries: Any, about: About, remedy: str) -> Iterator[Records]:
-    if not isinstance(entries, list) or len(entries) != len(about.files):
+    known = isinstance(entries, list) and all(map(_is_entry, entries))
+    if not known or len(entries) != len(about.files):
         raise ValueError(f"{folder / MANIFEST} is damaged (its files): {remedy}")
     for entry, (first, end) in zip(entries, about.files, strict=True):
         path = folder / entry["name"]
@@ -107,15 +108,25 @@ def _entries(folder: epath.Path, entries: Any, about: About, remedy: str) -> Ite
         yield Records(local(path), entry["rows"], entry["sha256"])
 
 
+def _is_entry(entry: Any) -> bool:
+    kinds = {"name": str, "rows": int, "bytes": int, "sha256": str}
+    return isinstance(entry, dict) and all(isinstance(entry.get(n), k) for n, k in kinds.items())
+
+
 def unwritten(folder: epath.Path, about: About) -> list[bool]:
     """Which files are not written yet, in a folder that may be unfinished or not exist."""
     return [_written(folder, number) is None for number in range(len(about.files))]
 
 
 def write_file(folder: epath.Path, number: int, blocks: Iterator[np.ndarray]) -> None:
-    """Write the file of that number, from blocks of its rows' states, [n, T, D]."""
+    """Write the file of that number, from blocks of its rows' states, [n, T, D].
+
+    No other process may write into the folder.
+    """
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     path = folder / f"{number:05d}.array_record"
+    for left in (folder / WORK).glob("*.tmp"):  # by a process that was killed
+        left.unlink()
     with writing(path) as rows:
         for block in blocks:
             rows.write(block)

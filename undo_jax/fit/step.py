@@ -38,9 +38,10 @@ COMPILERS = {  # modules of which one suffices, and the extra that installs it
     "cuda": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "gpu"),
 }
 SMALL = 16  # chips
+SCORES = 2**55  # of attention on a chip, at most: of more libtpu overflows, and ends this process
 REFUSED = (  # libtpu's errors for a program that does not fit, and what they count
-    (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)"), "temporaries"),
-    (re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"), "total"),
+    (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGTPE])\)"), "temporaries"),
+    (re.compile(r"Used ([\d.]+)([KMGTPE]) of [\d.]+[KMGT] hbm"), "total"),
 )
 
 
@@ -173,11 +174,17 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
 
     libtpu refuses a program that does not fit; XLA for GPU compiles it and reports what it needs.
     Raises ValueError where the mesh does not divide the batch or the model, and for a step that
-    cannot be compiled for these chips at all.
+    cannot be compiled for these chips at all; OverflowError for sizes that cannot be counted.
     """
     training, chip = work.training, chips.of_device(mesh.devices.flat[0].device_kind)
     flags = {**(chip.flags if chip else {}), **(options or {})}
     check_batch(mesh, training.batch_size, training.accumulation)
+    at_once = rows_per_shard(training, mesh) // training.accumulation
+    heads = max(getattr(lm, "heads", 1) for lm in (work.lm, *work.refs.values()))
+    if at_once * heads * work.row_length**2 > SCORES:
+        raise OverflowError(
+            f"rows of {work.row_length} tokens cannot be compiled: make them shorter"
+        )
     with jax.set_mesh(mesh):
         made = programs.build(
             work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"], work.trains
@@ -234,7 +241,7 @@ def _refused(message: str, arguments: float) -> Memory:
     """The memory of a program that libtpu refused. Raises ValueError if its size was not why."""
     for pattern, kind in REFUSED:
         if found := pattern.search(message):
-            size = float(found.group(1)) * 1024 ** (" KMGT".index(found.group(2)))
+            size = float(found.group(1)) * 1024 ** (" KMGTPE".index(found.group(2)))
             return Memory(arguments, 0.0, 0.0, size - arguments * (kind == "total"), 0.0)
     first = next((line.strip() for line in message.splitlines() if line.strip()), "no reason told")
     raise ValueError(f"XLA cannot compile this step: {first}")
