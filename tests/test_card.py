@@ -46,6 +46,17 @@ def test_the_licence_is_that_of_the_card_of_the_base(tmp_path, base):
     assert "It is not known: no experiment of its workdir has attacked it." in text
 
 
+def test_an_ancestor_of_teacher_and_student_is_told_once(tmp_path, base):
+    _artifact(tmp_path, "import", "gemma", "0a", path=str(base))
+    _artifact(tmp_path, "unlearn", "rmu", "0b", ["0a"], training={"steps": 7})
+    _artifact(tmp_path, "noise", "undo", "0c", ["0b"], alpha=0.5)
+    made = _artifact(tmp_path, "distill", "undo", "0d", ["0c", "0b"], training={"steps": 8})
+    text = card(epath.Path(made))
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert rows[2:6] == ["| import", "| unlearn", "| noise", "| distill"]
+    assert text.count("unlearn of rmu:") == 1
+
+
 def test_an_import_keeps_the_licence_though_the_folder_is_gone(tmp_path, base):
     kept = {"licence": licence(epath.Path(base))}
     first = _artifact(tmp_path, "import", "base", "0a", about=kept)

@@ -252,6 +252,29 @@ def test_a_file_that_defines_no_experiment(capsys, monkeypatch, text, said):
     assert said in _refused(capsys, "run", "mine.py")
 
 
+@pytest.mark.parametrize("own", ["open('gemma-2-2b')", "1 / 0", "Training(0, 1, None, 1)"])
+def test_a_mistake_in_flags_is_told_though_the_file_has_no_graph_without_them(capsys, own):
+    """E.g. experiments/wmdp.py where its base is not there, and --base names another."""
+    lines = (
+        "from dataclasses import dataclass",
+        "from undo_jax.mesh import MeshShape",
+        "from undo_jax.train import Training",
+        "@dataclass(frozen=True)",
+        "class Mine:",
+        "    base: str = 'gemma-2-2b'",
+        "    name: str = 'mine'",
+        "    mesh: MeshShape = MeshShape()",
+        "    def graph(self):",
+        "        if self.base == 'gemma-2-2b':",
+        f"            {own}",
+        "        raise ValueError(f'first_layer=10 of {self.base}')",
+        "experiment = Mine()",
+    )
+    Path("mine.py").write_text("\n".join(lines))
+    said = _refused(capsys, "run", "mine.py", "--base", "small", "--plan")
+    assert "mine.py, line 12: first_layer=10 of small" in said
+
+
 def test_what_is_no_file_defines_no_experiment(capsys):
     Path("folder.py").mkdir()
     Path("words.txt").write_text("a")

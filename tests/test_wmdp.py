@@ -161,6 +161,16 @@ def test_from_a_base_on_disk_to_an_export_that_is_judged(tmp_path, monkeypatch, 
     cli.main([*run, "--plan"])
     assert "all" in capfd.readouterr().out
     _is_judged_as_the_guide_types_it(tmp_path)
+    _is_compiled_for_without_weights_or_text()
+
+
+def _is_compiled_for_without_weights_or_text():
+    """As section 2 of docs/YOUR_MODEL.md types it, where text is packed for another base."""
+    Path("other").mkdir()
+    Path("other/config.json").write_text(json.dumps(described(replace(LM, layers=4))))
+    flags = "--base other --corpora data/other --first-layer 1 --read-layer 2".split()
+    made = cli.experiment.graph_with(load(FILE), flags)
+    assert made.models["base"].lm.layers == 4
 
 
 def _is_judged_as_the_guide_types_it(folder):
@@ -203,7 +213,8 @@ def _is_a_card(text):
         "| MaxEnt",
         "| MaxEnt, UNDO α=0.25",
     ]
-    assert "Here it is RMU, UNDO α=0.25" in table and "| – |" in table  # there is no oracle
+    assert "Here it is RMU, UNDO α=0.25" in table and "there is no oracle" in table
+    assert "| model | before | after relearning |\n" in table and "robustness, %" not in table
 
 
 def _encodes_as_transformers(root):

@@ -81,7 +81,8 @@ def test_a_base_goes_back_with_its_ends_its_settings_and_its_conversations(qwen,
     said = capsys.readouterr()
     assert "used=8" in said.out and "without" not in said.err
     cli.main(["export-hf", "base", "out"])
-    assert capsys.readouterr().err.startswith("written")
+    said = capsys.readouterr().err
+    assert "without" not in said and said.endswith("written: out\n")
     out = tmp_path / "out"
     config, settings = _json(out / "config.json"), _json(out / "tokenizer_config.json")
     assert {name: config[name] for name in IDS} == IDS
@@ -104,6 +105,43 @@ def test_auto_tokenizer_of_an_export_reads_conversations_as_the_base_does(qwen):
         assert one.encode(one.apply_chat_template(said, tokenize=False))[-4:] == [3, 4, 5, 2]
     trained = HuggingFace(qwen / "tokenizer.json", "<|endoftext|>")
     assert ours.encode("a b a") == [1, *trained.encode("a b a")]
+
+
+def _export(folder, capsys):
+    """The tokenizer of a folder, exported to out; what export says, and the card."""
+    trained = HuggingFace(folder / "tokenizer.json", "<|endoftext|>")
+    cli.main(["import-hf", str(folder), "base"])
+    capsys.readouterr()
+    cli.main(["export-hf", "base", "out"])
+    return trained, "".join(capsys.readouterr()), folder.parent / "out" / "README.md"
+
+
+def test_a_tokenizer_that_auto_tokenizer_takes_for_qwens_is_told(qwen, capsys):
+    """A text is split at spaces, for a model of a type of which AutoTokenizer knows better."""
+    transformers = pytest.importorskip("transformers")
+    trained, said, card = _export(qwen, capsys)
+    told = "load it with PreTrainedTokenizerFast"
+    assert told in said and told in card.read_text()
+    wanted = [1, *trained.encode("ab")]
+    assert transformers.AutoTokenizer.from_pretrained("out").encode("ab") != wanted
+    assert transformers.PreTrainedTokenizerFast.from_pretrained("out").encode("ab") == wanted
+
+
+def test_of_a_tokenizer_that_is_qwens_it_is_not_told(qwen, capsys):
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    vocab = {name: i for i, name in enumerate([*NAMES, "ab"])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")]))
+    made.normalizer = tokenizers.normalizers.NFC()
+    words = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\s+|\S+"), "isolated")
+    pieces = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([words, pieces])
+    made.add_special_tokens(list(NAMES[:4]))
+    made.save(str(qwen / "tokenizer.json"))
+    trained, said, card = _export(qwen, capsys)
+    assert "PreTrainedTokenizerFast" not in said + card.read_text()
+    wanted = [1, *trained.encode("abb")]
+    assert transformers.AutoTokenizer.from_pretrained("out").encode("abb") == wanted == [1, 8, 5]
 
 
 def test_what_trained_on_a_base_ends_as_the_base_does(qwen):

@@ -20,6 +20,10 @@ MARKS = (
     "conversations need it. In training they were text, but in question-answer pairs with a chat "
     "template: `split_special_tokens=True` gives that."
 )
+QWEN2 = (
+    "AutoTokenizer of transformers 5 splits a text for a qwen2 model as Qwen does, which this "
+    "tokenizer does not: load it with PreTrainedTokenizerFast, which gives the ids of training."
+)
 
 
 class _Said(NamedTuple):
@@ -109,14 +113,18 @@ def exported(
 ) -> tuple[Mapping[str, Any], Mapping[str, bytes], str | None]:
     """Ids of an artifact's special tokens, its tokenizer's files, and what its card says of it.
 
-    Prints why where there is no tokenizer. Raises what `_tokenizer` does for one that is given.
+    Prints why where there is no tokenizer, and where AutoTokenizer would read it as another one.
+    Raises what `_tokenizer` does for one that is given.
     """
     said = _said(folder)
-    ids, files, note, generation = said.ids, {}, None, said.generation
+    ids, files, notes, generation = said.ids, {}, [], said.generation
     try:
         tokenizer = _tokenizer(folder, lm, said, given, bos_token)
         ids, files = ids or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
-        note = None if tokenizer_files.splits(tokenizer) else MARKS
+        notes = [] if tokenizer_files.splits(tokenizer) else [MARKS]
+        if lm.family == "qwen2" and not tokenizer_files.is_qwens(files):
+            console.print(QWEN2, soft_wrap=True)
+            notes.append(QWEN2)
         generation = generation or tokenizer_files.generation(tokenizer)
     except (ValueError, OSError, ImportError) as error:
         if given is not None or bos_token is not None:
@@ -127,7 +135,7 @@ def exported(
         pads = {"pad_token_id": ids.get("bos_token_id") if pad is None else pad}  # as in `hf.save`
         content = json.dumps({**dict.fromkeys(IDS), **ids, **pads, **generation}, indent=2)
         files = {**files, GENERATION: f"{content}\n".encode()}
-    return ids, files, note
+    return ids, files, "\n\n".join(notes) or None
 
 
 def _said(folder: epath.Path) -> _Said:

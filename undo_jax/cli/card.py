@@ -33,7 +33,7 @@ class Made(NamedTuple):
 
 def card(artifact: epath.Path, of_tokenizer: str | None = None) -> str:
     """The card of an artifact's model, from the files of its workdir alone, and a note."""
-    lineage = list(_lineage(artifact))
+    lineage = list({made.folder.name: made for made in _lineage(artifact)}.values())
     made, licence = lineage[-1], _licence_of(lineage)
     head = {"library_name": "transformers", **licence, "tags": ["unlearning", "undo_jax"]}
     blocks = [
@@ -143,15 +143,19 @@ def _robustness(folder: epath.Path) -> str:
             continue
         forget, seed = logs.forget, own[0].seed
         better = "lower" if forget.higher_is_better else "higher"
+        names = ("model", "before", "after relearning", "robustness, %")
         rows = [
             (one.model, _number(one.forget), _number(one.worst), _number(one.robustness))
             for one in report.results(logs)
             if one.seed in (seed, None)
         ]
-        table = _table(("model", "before", "after relearning", "robustness, %"), rows)
+        more = "Robustness is 0 for the unlearned model and 100 for the oracle; – is undefined."
+        if not any(one.role == "oracle" for one in logs.entries):
+            names, rows = names[:-1], [row[:-1] for row in rows]
+            more = "Robustness is not computed: there is no oracle."
+        table = _table(names, rows)
         of = f"Experiment {name}: {forget.label}, before and after the strongest attack ({better} "
         told = f"is more robust), seed {seed}. Here it is {own[0].model}."
-        more = "Robustness is 0 for the unlearned model and 100 for the oracle; – is undefined."
         blocks.append(f"{of}{told} {more}\n\n{table}")
     return "\n\n".join(blocks) or "It is not known: no experiment of its workdir has attacked it."
 

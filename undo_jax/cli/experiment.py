@@ -173,10 +173,18 @@ def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
     try:
         return override(experiment, flags).graph()
     except ValueError as error:
-        if not flags:
+        if not flags or not _has_graph(experiment):
             raise
-        experiment.graph()
         raise ValueError(str(error)) from None
+
+
+def _has_graph(experiment: Knobs) -> bool:
+    """Whether it has a graph as it stands, e.g. the folders that its file names are there."""
+    try:
+        experiment.graph()
+    except Exception:
+        return False
+    return True
 
 
 def override(experiment: Knobs, flags: Sequence[str], program: str = "undo-jax run") -> Knobs:

@@ -131,6 +131,18 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     return {**made, SETTINGS: _bytes(settings), **templates}
 
 
+def is_qwens(made: Mapping[str, bytes]) -> bool:
+    """Whether `files` splits a text as Qwen's does: in NFC, by one pattern, into bytes.
+
+    Of a folder of model type qwen2 AutoTokenizer takes vocabulary and merges, and splits so
+    (transformers 5.23, models/auto/tokenization_auto.py).
+    """
+    content = json.loads(made.get("tokenizer.json", b"{}"))
+    normalizer, splitter = (content.get(name) or {} for name in ("normalizer", "pre_tokenizer"))
+    steps = [step["type"] for step in splitter.get("pretokenizers", ())]
+    return normalizer.get("type") == "NFC" and steps == ["Split", "ByteLevel"]
+
+
 def _names(tokenizer: Tokenizer) -> dict[str, str]:
     """bos_token, eos_token and pad_token, which are those of `ids`.
 
