@@ -188,6 +188,14 @@ def test_an_attack_and_a_control_of_one_name_are_two(tmp_path: Path) -> None:
     assert written[2:4] == ["0.70", "0.70"] and written[-2:] == ["0.80", "0.30"]
 
 
+def test_controls_alone_are_no_report_and_said_to_be(tmp_path: Path, capsys) -> None:
+    work = Workdir(tmp_path)
+    work.attack("unlearn-only", control=True, curves={("half", 1e-2): (0.1, 0.1, 1.0, 0.3)})
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(tmp_path)])
+    assert "known: nothing to report, all attacks are controls" in capsys.readouterr().err
+
+
 def test_the_page_has_cards_and_a_heat_map(tmp_path: Path, capsys) -> None:
     known(tmp_path)
     cli.main(["report", str(tmp_path)])
