@@ -33,7 +33,8 @@ def ablation(
     is a control. The source also leaves out outliers, and questions that the model still answers.
     With a `training`, relearn from there.
 
-    Raises ValueError for no base or one of another shape, no tokens, and no layers.
+    Raises ValueError for no base or one of another shape, no tokens, no layers, and tokens and
+    layers that the model lacks.
     """
     if not after or len({*after}) < len(after):
         raise ValueError(f"after={after}: give one number of layers at least, and each once")
