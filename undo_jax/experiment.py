@@ -65,6 +65,9 @@ class Experiment:
             if name not in self.models:
                 raise ValueError(f"there is no model {name!r}: choose from {listed(self.models)}")
         tokenizer = self.setting.get_tokenizer()
+        for attack in self.attacks:
+            for other in attack.others:
+                check_recipe(f"the other model of attack {attack.name}", other)
         for name, model in self.models.items():
             check_recipe(name, model)
             if model.role not in ROLES:

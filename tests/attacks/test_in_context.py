@@ -65,3 +65,8 @@ def test_what_a_prefix_cannot_be_before():
         attack.adapt(preset("tiny", document_start=0))
     with pytest.raises(ValueError, match="does not generate"):
         attack.adapt(LM).empty_cache(1, 8)
+    for wrong, said in ((99, "99: this model has ids from 0 to"), (-1, "-1: this model has ids")):
+        with pytest.raises(ValueError, match=f"tokens: {said}"):
+            in_context(prefix=(7, wrong)).adapt(LM)
+    with pytest.raises(ValueError, match="give whole numbers, ids of tokens"):
+        in_context(prefix=(7, 1.5)).adapt(LM)

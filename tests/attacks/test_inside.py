@@ -204,6 +204,12 @@ def test_embeddings_of_tokens_as_a_prompt_are_these_tokens(params):
         (lambda: ablation().prepare(LM, {}, None, {}), "ablation needs tokens"),
         (lambda: ablation(tokens=SOME).prepare(LM, {"a": TOKENS}, None, {"a": TOKENS[:2]}),
          "a base of the model's own shape"),
+        (lambda: ablation(tokens=((99, 2),)).prepare(LM, {}, None, {}), "tokens: 99: this model"),
+        (lambda: ablation(tokens=((-1, 2),)).prepare(LM, {}, None, {}), "tokens: -1: this model"),
+        (lambda: ablation(tokens=((1.5, 2),)).prepare(LM, {}, None, {}), "give whole numbers"),
+        (lambda: ablation(tokens=((1, 2), (3,))).prepare(LM, {}, None, {}), "rows of one length"),
+        (lambda: ablation(tokens=((),)).prepare(LM, {}, None, {}), "ablation needs tokens"),
+        (lambda: ablation(tokens=SOME, after=(1.0,)).prepare(LM, {}, None, {}), "layer=1.0: this"),
         (lambda: logit_lens().adapt(LM).empty_cache(1, 8), "a Lens model does not generate"),
     ],
 )  # fmt: skip

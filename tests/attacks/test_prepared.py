@@ -1,18 +1,23 @@
 """Attacks that first change a model, and data that an attacker has."""
 
+import importlib
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import undo_jax
 from undo_jax.attacks import Attack
 from undo_jax.attacks.benign import benign
 from undo_jax.attacks.interpolate import interpolate
 from undo_jax.attacks.noise import noise
 from undo_jax.attacks.prune import prune
 from undo_jax.data.streams import Few, Then
-from undo_jax.optim import AdamW
+from undo_jax.experiment_file import load
+from undo_jax.optim import AdamW, Trains
 from undo_jax.train import Training
 from undo_jax.types import Packed
 
@@ -101,3 +106,44 @@ def test_an_attack_that_starves_says_so():
         Attack("forget", HOW, (1e-3,), rows=0)
     with pytest.raises(ValueError, match="opening=.*give a stream, and a share between 0 and 1"):
         Attack("forget", HOW, (1e-3,), opening=("retain", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"training": "long"}, "training='long': give Training"),
+        ({"learning_rates": 1e-3}, "learning_rates=0.001: give a tuple"),
+        ({"keep_at": 1}, "keep_at=1: give a tuple"),
+        ({"others": "base"}, "others='base': give a tuple"),
+        ({"stream": None}, "stream=None: give a stream's name"),
+        ({"opening": "retain"}, "opening='retain': give a stream, and a share"),
+        ({"opening": (None, 0.5)}, "opening=.None, 0.5.: give a stream, and a share"),
+        ({"opening": ("retain", "half")}, "opening=.*: give a stream, and a share"),
+        ({"adapt": None}, "adapt=None is no function"),
+        ({"loss": None}, "loss=None is no function"),
+        ({"prepare": 3}, "prepare=3 is no function"),
+        ({"trains": "all"}, "trains='all': give Trains"),
+        ({"opening": ("retain", 0.01)}, "of 10 steps that is 0: give a share that is some"),
+        ({"opening": ("retain", 0.99)}, "of 10 steps that is 10: give a share that is some"),
+        ({"training": None}, "attack mine does nothing: give it a training"),
+        ({"training": None, "rows": 4}, "attack mine has rows and no training"),
+        ({"training": None, "opening": ("retain", 0.5)}, "mine has opening and no training"),
+        ({"training": None, "trains": Trains(((".", None),))}, "mine has trains and no training"),
+    ],
+)
+def test_what_is_no_attack(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Attack(**{"name": "mine", "training": HOW, "learning_rates": (1e-3,), **wrong})
+
+
+def test_what_trains_needs_a_training():
+    for name in ("forget", "mixed", "benign", "held_out", "permuted", "lora", "soft_prompt"):
+        make = getattr(importlib.import_module(f"undo_jax.attacks.{name}"), name)
+        with pytest.raises(ValueError, match=f"attack {name} (does nothing|has trains and no)"):
+            make(None, (1e-3,))
+
+
+def test_the_other_model_of_an_attack_is_a_recipe():
+    toy = load(str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"))
+    with pytest.raises(ValueError, match="other model of attack interpolate-0.5 is 'base': give a"):
+        replace(toy.graph(), attacks=(interpolate(base="base"),))

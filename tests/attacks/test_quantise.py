@@ -81,6 +81,14 @@ def test_it_is_numpys_bit_for_bit(weights, rule, group, width):
         np.testing.assert_array_equal(kept, everywhere)
 
 
+@pytest.mark.parametrize("rule", ["nf4", "int4"])
+def test_a_group_that_is_larger_than_all_weights_is_all_of_them(rule):
+    """And nothing fills it up: 2^40 numbers are 4 TiB."""
+    w = {"layers": {"up": np.random.default_rng(0).normal(size=(1, 6, 3)).astype(np.float32)}}
+    found = quantised(None, w, None, rule=rule, group=2**40)["layers"]["up"]
+    np.testing.assert_array_equal(found, by_numpy(w["layers"]["up"], rule, 2**40))
+
+
 @pytest.mark.parametrize("rule", ["nf4", "fp4"])
 def test_the_levels_are_those_published(rule):
     levels = np.array(NF4 if rule == "nf4" else FP4)

@@ -62,6 +62,11 @@ def test_half_of_the_rates_are_near_a_strong_one():
         ({"seed": -1}, "seed=-1: it must be 0 or more"),
         ({"schedules": ("linear",)}, "choose from constant, cosine, warm-up"),
         ({"data": ()}, "data is empty"),
+        ({"batch_sizes": ()}, "batch_sizes is empty"),
+        ({"steps": ()}, "steps is empty"),
+        ({"optimizers": ((SGD(), 0.0),)}, "SGD.* with rates times 0.0: give a positive number"),
+        ({"around": {"adamw": 1e-2}}, "around=.*: choose from Adafactor, AdamW, Lion, SGD"),
+        ({"around": {"AdamW": -1.0}}, "around=.*: give positive rates"),
         ({"rows": (0,)}, "rows=0: attack search-0-0.* starves"),
     ],
 )
@@ -70,6 +75,8 @@ def test_what_cannot_be_searched(wrong, said):
         search(HOW, RANGE, **wrong)
     with pytest.raises(ValueError, match="give positive rates, the ends of a range"):
         search(HOW, ())
+    with pytest.raises(ValueError, match="give positive rates, the ends of a range"):
+        search(HOW, (1e-3, math.inf))
     assert len(OTHERS) == 3
 
 

@@ -164,6 +164,38 @@ def test_what_was_searched_and_how_large_it_is(tmp_path: Path) -> None:
     assert cells["half (control)"]["optimizers"] == "–"
 
 
+def test_an_attack_and_a_control_of_one_name_are_two(tmp_path: Path) -> None:
+    """As of two searches, one of which is a control."""
+    from undo_jax.report.figures import robustness
+
+    work = known(tmp_path, (0,))
+    for model, end in {"oracle": 0.3, "unlearn-only": 0.8}.items():
+        own = {("search-9-0-Lion", 1e-2): (0.1, 0.1, end, 0.1)}
+        work.attack(model, control=True, curves=own, setup=setup("SGD"))
+    report = work.report()
+    grid = card_grid(report, row(report, "unlearn-only"))
+    cells = {line[0]: dict(zip(grid.header, line, strict=True)) for line in grid.rows}
+    assert cells["search"]["worst − oracle's"] == "0.00"  # 0.7 of both
+    assert cells["search (control)"]["worst − oracle's"] == "0.50"
+    searched = {line[0]: line[1:3] for line in space_grid(report).rows}
+    assert (searched["search"], searched["search (control)"]) == (["2", "2"], ["1", "1"])
+    fig = robustness.draw(report)
+    assert fig is not None
+    (ax,) = fig.axes
+    told = [text.get_text() for text in ax.get_yticklabels()]
+    assert told == ["forget", "search", "lora", "prune", "half (control)", "search (control)"]
+    written = [text.get_text() for text in ax.texts]
+    assert written[2:4] == ["0.70", "0.70"] and written[-2:] == ["0.80", "0.30"]
+
+
+def test_controls_alone_are_no_report_and_said_to_be(tmp_path: Path, capsys) -> None:
+    work = Workdir(tmp_path)
+    work.attack("unlearn-only", control=True, curves={("half", 1e-2): (0.1, 0.1, 1.0, 0.3)})
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(tmp_path)])
+    assert "known: nothing to report, all attacks are controls" in capsys.readouterr().err
+
+
 def test_the_page_has_cards_and_a_heat_map(tmp_path: Path, capsys) -> None:
     known(tmp_path)
     cli.main(["report", str(tmp_path)])

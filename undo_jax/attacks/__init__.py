@@ -37,8 +37,9 @@ class Attack:
     kept in the artifact's folder, beside those at the end. `keep_at` and `control` are not part of
     the artifact's fingerprint: another run adds missing steps.
 
-    Raises ValueError for learning rates that are missing, not positive, or given twice, for no
-    rows, an opening that is all or none of the training, and steps to keep that are not evaluated.
+    Raises ValueError for what is not of its field's kind, learning rates that are missing, not
+    positive, or given twice, no rows, an opening that is all or none of the training, steps to keep
+    that are not evaluated, and for rows, an opening or parameters to train without a training.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Attack:
     control: bool = field(default=False, metadata={"identity": False})
 
     def __post_init__(self):
+        _check_kinds(self)
         rates = self.learning_rates
         if not rates or not all(rate > 0 for rate in rates):
             raise ValueError(f"learning_rates={rates}: give positive rates")
@@ -71,6 +73,13 @@ class Attack:
             )
         if self.opening is not None and not 0 < self.opening[1] < 1:
             raise ValueError(f"opening={self.opening}: give a stream, and a share between 0 and 1")
+        if self.opening is not None and self.training is not None:
+            opens = round(self.opening[1] * self.training.steps)
+            if not 0 < opens < self.training.steps:
+                raise ValueError(
+                    f"opening={self.opening}: of {self.training.steps} steps that is {opens}: give "
+                    "a share that is some of them, and not all"
+                )
         steps, every = (self.training.steps, self.training.eval_every) if self.training else (-1, 1)
         for step in self.keep_at:
             if type(step) is not int:
@@ -90,3 +99,31 @@ class Attack:
         if self.opening is not None and self.training is not None:
             opening = self.opening[0], round(self.opening[1] * self.training.steps)
         return self.stream, f"relearn/{self.name}", self.rows, opening
+
+
+def _check_kinds(attack: Attack) -> None:
+    """Raises ValueError for what is not of its field's kind, and for a training that lacks."""
+    training, opening = attack.training, attack.opening
+    if not (training is None or isinstance(training, Training)):
+        raise ValueError(f"training={training!r}: give Training(...), or None")
+    for name in ("learning_rates", "keep_at", "others"):
+        if not isinstance(getattr(attack, name), tuple | list):
+            raise ValueError(f"{name}={getattr(attack, name)!r}: give a tuple")
+    if not isinstance(attack.stream, str):
+        raise ValueError(f"stream={attack.stream!r}: give a stream's name")
+    match opening:
+        case None | (str(), int() | float()):
+            pass
+        case _:
+            raise ValueError(f"opening={opening!r}: give a stream, and a share between 0 and 1")
+    for name in ("adapt", "loss", "prepare"):
+        if not (callable(getattr(attack, name)) or name == "prepare" and attack.prepare is None):
+            raise ValueError(f"{name}={getattr(attack, name)!r} is no function")
+    if not (attack.trains is None or isinstance(attack.trains, Trains)):
+        raise ValueError(f"trains={attack.trains!r}: give Trains(...)")
+    if training is None:
+        for name in ("rows", "opening", "trains"):
+            if getattr(attack, name) is not None:
+                raise ValueError(f"attack {attack.name} has {name} and no training: give it one")
+        if attack.prepare is None and attack.adapt is _same:
+            raise ValueError(f"attack {attack.name} does nothing: give it a training or prepare")

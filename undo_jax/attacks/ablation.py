@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from undo_jax.attacks import Attack
-from undo_jax.models.around import Ablated
+from undo_jax.models.around import Ablated, check_layer, check_tokens
 from undo_jax.train import Training
 from undo_jax.types import LM, Key, Packed, Params, Taps
 
@@ -33,7 +33,8 @@ def ablation(
     is a control. The source also leaves out outliers, and questions that the model still answers.
     With a `training`, relearn from there.
 
-    Raises ValueError for no base or one of another shape, no tokens, and no layers.
+    Raises ValueError for no base or one of another shape, no tokens, no layers, and tokens and
+    layers that the model lacks.
     """
     if not after or len({*after}) < len(after):
         raise ValueError(f"after={after}: give one number of layers at least, and each once")
@@ -57,8 +58,11 @@ def ablated(
     """The model's parameters, and the directions. Raises ValueError as `ablation` does."""
     if len(others) != 1:
         raise ValueError("ablation needs the base: give base=, the recipe of that model")
-    if not tokens:
+    if not tokens or not all(tokens):
         raise ValueError("ablation needs tokens: give rows of forgotten text, as `rows` does")
+    check_tokens(lm, tokens)
+    for layer in after:
+        check_layer(lm, layer)
     own, of_base = (jax.tree.map(jnp.shape, tree) for tree in (params, *others))
     if own != of_base:
         raise ValueError("ablation needs a base of the model's own shape: attack another model")

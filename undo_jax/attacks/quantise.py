@@ -77,7 +77,8 @@ def quantised(lm: LM, params: Params, key: Key, *, rule: Rule, group: int | None
 
 
 def _grouped(w: Float[Array, "*n I"], size: int) -> Float[Array, "*n G g"]:
-    """The last axis in groups of a size; zeros fill up the last one."""
+    """The last axis in groups of a size, or one group; zeros fill up the last one."""
+    size = min(size, w.shape[-1])
     padded = jnp.pad(w, [(0, 0)] * (w.ndim - 1) + [(0, -w.shape[-1] % size)])
     return padded.reshape(*w.shape[:-1], -1, size)
 

@@ -26,7 +26,7 @@ SPREAD = 0.5  # of log rates around one that is known to be strong
 
 @dataclass(frozen=True)
 class Space:
-    """What a search draws from; each with equal odds. Raises ValueError for what is empty."""
+    """What a search draws from, each with equal odds. Raises ValueError for what is none."""
 
     optimizers: tuple[tuple[Optimizer, float], ...]  # with the multiple of the rates
     schedules: tuple[str, ...] = SCHEDULES
@@ -42,6 +42,9 @@ class Space:
         for name in ("optimizers", "schedules", "batch_sizes", "steps", "rows", "data"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: give one at least to draw from")
+        for optimizer, multiple in self.optimizers:
+            if not 0 < multiple < np.inf:
+                raise ValueError(f"{optimizer} with rates times {multiple}: give a positive number")
 
 
 def search(
@@ -82,18 +85,24 @@ def search(
             raise ValueError(f"{name}={value}: a search draws at least 1")
     if whole("seed", seed) < 0:
         raise ValueError(f"seed={seed}: it must be 0 or more")
-    if not learning_rates or not all(rate > 0 for rate in learning_rates):
+    if not learning_rates or not all(0 < rate < np.inf for rate in learning_rates):
         raise ValueError(
             f"learning_rates={learning_rates}: give positive rates, the ends of a range"
         )
     space = Space(
         ((training.optimizer, 1.0), *optimizers),
         schedules,
-        batch_sizes or (training.batch_size,),
-        steps or (training.steps,),
+        (training.batch_size,) if batch_sizes is None else batch_sizes,
+        (training.steps,) if steps is None else steps,
         rows,
         data,
     )
+    known = {type(optimizer).__name__ for optimizer, _ in space.optimizers}
+    for name, rate in (around or {}).items():
+        if name not in known:
+            raise ValueError(f"around={around}: choose from {', '.join(sorted(known))}")
+        if not 0 < rate < np.inf:
+            raise ValueError(f"around={around}: give positive rates")
     ends = min(learning_rates), max(learning_rates)
     drawn = (_draw(space, training, ends, rates, (seed, i), around or {}) for i in range(settings))
     return tuple(replace(attack, keep_at=_kept(keep_at, attack)) for attack in drawn)

@@ -1,14 +1,16 @@
 """Language models around another one: they read or change what is inside it."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps, table_shape
+from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps, table_shape, used
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,26 @@ def check_layer(lm: Any, layer: Any) -> None:
     """Raises ValueError for a number of layers that a model does not have."""
     if type(layer) is not int or not 0 <= layer <= lm.layers:
         raise ValueError(f"layer={layer!r}: this model has 0 to {lm.layers}")
+
+
+def check_tokens(lm: Any, tokens: Any) -> None:
+    """Raises ValueError for what are no rows of token ids of a model."""
+    try:
+        found = np.asarray(tokens)
+    except ValueError:
+        raise ValueError("tokens: give rows of one length") from None
+    count = _ids(lm)
+    if found.size and not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"tokens: {found.flat[0]!r}: give whole numbers, ids of tokens")
+    if found.size and (found.min() < 0 or found.max() >= count):
+        wrong = next(token for token in found.flat if not 0 <= token < count)
+        raise ValueError(f"tokens: {wrong}: this model has ids from 0 to {count - 1}")
+
+
+@cache  # models are made from attacks again and again
+def _ids(lm: Any) -> int:
+    """How many ids of tokens a model has."""
+    return used(lm) or table_shape(lm).shape[0]
 
 
 def check_prefix(lm: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models.around import Around, check_prefix
+from undo_jax.models.around import Around, check_prefix, check_tokens
 from undo_jax.types import LM, Edits, Params, Tapped, Taps
 
 
@@ -14,13 +14,14 @@ from undo_jax.types import LM, Edits, Params, Tapped, Taps
 class Prompted(Around):
     """An `LM` with the parameters of `lm`, which first reads `prefix`, token ids, in every row.
 
-    Hidden states and taps are of the row's tokens alone. Raises ValueError for a model whose
-    attention stays within documents.
+    Hidden states and taps are of the row's tokens alone. Raises ValueError for ids that the model
+    does not have, and for a model whose attention stays within documents.
     """
 
     prefix: tuple[int, ...]
 
     def __post_init__(self):
+        check_tokens(self.lm, self.prefix)
         object.__setattr__(self, "prefix", tuple(map(int, self.prefix)))
         check_prefix(self.lm)
 

@@ -30,7 +30,11 @@ def analyse(logs: Logs) -> Report:
     """All numbers of the report. Raises ValueError if no attack has finished."""
     cases = cases_of(logs)
     if not any(math.isfinite(a.forget) for case in cases for a in case.attacks):
-        raise EmptyError(f"{logs.name}: nothing to report, no relearning attack has finished yet")
+        alone = any(case.controlled_by for case in cases) and not any(
+            e.attacks for e in logs.entries
+        )
+        why = "all attacks are controls" if alone else "no relearning attack has finished yet"
+        raise EmptyError(f"{logs.name}: nothing to report, {why}")
     labels = dict.fromkeys(case.entry.model for case in cases)
     grouped = [[case for case in cases if case.entry.model == label] for label in labels]
     grouped.sort(key=lambda some: ROLES.index(some[0].entry.role))  # stable

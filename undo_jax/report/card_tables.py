@@ -42,13 +42,15 @@ def card_grid(report: Report, model: Row) -> Grid:
     """A row for each attack on a model, all beside the oracle's; what no attack has is left out."""
     lines, oracle = ordered(model), _oracle(report, model)
     columns = [("attack", [f"{a.attack} (control)" if a.control else a.attack for a in lines])]
-    of = {} if oracle is None else {line.attack: line for line in oracle.attacks}
+    of = {} if oracle is None else {(a.attack, a.control): a for a in oracle.attacks}
+    beside = [of.get((line.attack, line.control)) for line in lines]
     for column in COLUMNS:
         columns.append((column.header, [column.told(line) for line in lines]))
-        beside = [column.told(of[a.attack]) if a.attack in of else NONE for a in lines]
-        columns.append((f"{report.oracle}'s {column.short}", beside))
+        theirs = [NONE if other is None else column.told(other) for other in beside]
+        columns.append((f"{report.oracle}'s {column.short}", theirs))
         if column is COLUMNS[0]:
-            excess = [_excess(a, of.get(a.attack), model, oracle) for a in lines]
+            pairs = zip(lines, beside, strict=True)
+            excess = [_excess(line, other, model, oracle) for line, other in pairs]
             columns.append((f"worst − {report.oracle}'s", excess))
     columns.append(("trials", [count(line.trials) for line in lines]))
     return _of_columns(columns)

@@ -52,19 +52,22 @@ def card(
 
 
 def spaces(cases: Sequence[Case], models: Sequence[Row]) -> tuple[Space, ...]:
-    """Each attack's, in the order of the cards."""
-    lines = {line.attack: line for m in models for line in m.attacks}
-    trials = {name: max(a.trials for m in models for a in m.attacks if a.attack == name)
-              for name in lines}  # fmt: skip
-    found: dict[str, dict[str, object]] = {name: {} for name in lines}  # settings by full name
+    """Each attack's, in the order of the cards; an attack and a control may have one name."""
+    lines = {(line.control, line.attack): line for m in models for line in m.attacks}
+    trials = dict.fromkeys(lines, 0)
+    for line in (line for m in models for line in m.attacks):
+        one = line.control, line.attack
+        trials[one] = max(trials[one], line.trials)
+    found: dict[tuple[bool, str], dict[str, object]] = {one: {} for one in lines}  # by full name
     for case in cases:
-        for made in (*case.attacked_by, *case.controlled_by):
-            for name in dict.fromkeys(a.data for a in made.attacks):
-                found[attack_of(name)][name] = made.settings.get("attack")
-    ordered = sorted(lines.values(), key=lambda line: line.control)  # stable
+        for control, some in ((False, case.attacked_by), (True, case.controlled_by)):
+            for made in some:
+                for name in dict.fromkeys(a.data for a in made.attacks):
+                    found[control, attack_of(name)][name] = made.settings.get("attack")
+    ordered = sorted(lines, key=lambda one: one[0])  # stable
     return tuple(
-        space(line.attack, line.control, trials[line.attack], [*found[line.attack].values()])
-        for line in ordered
+        space(name, control, trials[control, name], [*found[control, name].values()])
+        for control, name in ordered
     )
 
 

@@ -56,7 +56,7 @@ def draw(report: Report) -> Figure | None:
     for i, attack in enumerate(attacks):
         y = i + gap * attack.control
         for j, model in enumerate(models):
-            line = next((a for a in model.attacks if a.attack == attack.attack), None)
+            line = next((a for a in model.attacks if _same(a, attack)), None)
             if line is not None:
                 place = _place(line, ends[attack.measure.name])
                 ax.add_patch(
@@ -107,7 +107,7 @@ def _known(value: float) -> float | None:
 
 def _attacks(report: Report) -> list[Attacked]:
     """Each attack once, in the order of the experiment; controls last."""
-    found = {a.attack: a for m in report.attacked for a in m.attacks}
+    found = {(a.attack, a.control): a for m in report.attacked for a in m.attacks}
     return sorted(found.values(), key=lambda a: a.control)
 
 
@@ -143,7 +143,12 @@ def _write(ax: Axes, j: int, y: float, line: Attacked, place: float) -> None:
 def _strongest(model: Row, attacks: list[Attacked]) -> int | None:
     """Which of the attacks is strongest on a model."""
     best = next((a for a in ordered(model) if not a.control and a.worst.finite), None)
-    return next((i for i, a in enumerate(attacks) if best and a.attack == best.attack), None)
+    return next((i for i, a in enumerate(attacks) if best and _same(a, best)), None)
+
+
+def _same(one: Attacked, other: Attacked) -> bool:
+    """Whether two lines are of one attack; a control may have an attack's name."""
+    return (one.attack, one.control) == (other.attack, other.control)
 
 
 def _axes(
