@@ -99,7 +99,7 @@ def test_what_is_the_same_in_content_passes(made, change):
 )
 def test_the_first_field_that_differs_is_told(made, change, said):
     folder, setting = made
-    with pytest.raises(ValueError, match=f"was made with {said}.*: give the experiment file that"):
+    with pytest.raises(ValueError, match=f"was made with {said}.*: give the .* flags of its run"):
         check_setting(folder, replace(setting, **change(folder)))
 
 

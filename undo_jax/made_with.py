@@ -12,7 +12,7 @@ from undo_jax.artifacts import described_model, plain
 from undo_jax.durable import read_json
 from undo_jax.settings import Setting
 
-REMEDY = "give the experiment file that made it"
+REMEDY = "give the experiment file that made it, with what flags of its run set written in"
 
 
 def stated(folder: epath.Path) -> dict[str, Any]:

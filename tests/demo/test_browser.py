@@ -66,6 +66,12 @@ def _cards(page):
     }  # fmt: skip
 
 
+def test_without_scripts_it_says_so_and_shows_no_empty_controls(browser, static):  # noqa: F811
+    with opened(browser, static, java_script_enabled=False) as page:
+        assert "needs JavaScript" in page.locator("noscript p:visible").inner_text()
+        assert page.locator("button:visible, input:visible, h2:visible").count() == 0
+
+
 @pytest.mark.parametrize(("size", "scheme"), ALL)
 def test_it_opens_from_disk_and_is_fit_for_all(browser, static, size, scheme):  # noqa: F811
     with opened(browser, static, size, scheme) as page:

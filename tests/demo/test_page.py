@@ -75,8 +75,8 @@ def test_numbers_that_json_does_not_have_are_no_page():
         page({"name": "x", "live": False, "p": float("nan")})
 
 
-def _column(name, role, alpha=None):
-    return Column(name, role, alpha, (1.0, 1.0), {}, Any, {})  # type: ignore
+def _column(name, role, alpha=None, unlearned="maxent"):
+    return Column(name, role, alpha, unlearned, (1.0, 1.0), {}, Any, {})  # type: ignore
 
 
 def test_the_official_view_has_the_unlearned_model_and_its_fresh_student():
@@ -92,6 +92,9 @@ def test_the_official_view_has_the_unlearned_model_and_its_fresh_student():
     assert pair([one for one in shown if one.name != "fresh"]) == [1, 2]  # the noisiest one
     assert pair([one for one in shown if one.role != "unlearned"]) == []
     assert pair(shown[:2]) == []
+    others = [_column(name, "unlearned", unlearned=name) for name in ("graddiff", "maxent")]
+    assert pair([*others, *shown[2:]]) == [1, 3]  # GradDiff has no student
+    assert pair([others[0], *shown[2:]]) == []
     assert [official_step(steps) for steps in ((0, 20, 50, 60), (0, 40, 100), (60, 100))] == [
         50, 40, 60,
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def _next(params, text):
     return np.exp(z - z.max()) / np.exp(z - z.max()).sum()
 
 
-def test_the_page_has_every_model_at_the_steps_on_disk(page):
+def test_the_page_has_every_model_at_the_steps_on_disk(page, workdir):
     data, file = page
     assert [model["name"] for model in data["models"]] == list(MODELS)
     assert data["steps"] == list(SHOWN) and data["seed"] == 0 and not data["live"]
@@ -75,8 +76,10 @@ def test_the_page_has_every_model_at_the_steps_on_disk(page):
         a, sign, b = re.fullmatch(r"(\d+)(.)(\d+)=", one["prompt"]).groups()
         assert int(one["answer"]) == facts[sign](int(a), int(b))
         assert one["part"] == ("retain" if sign in "+-" else "forget")
-    told = [command for _, command in data["notes"] if command]
-    assert any(command.endswith("--relearn.keep-at 5 10") for command in told)
+    told = [shlex.split(command) for _, command in data["notes"] if command]
+    again = ["--cache-teachers", "--noise.alphas", "0.6"]  # as the run was made
+    words = ["undo-jax", "run", FILE, "--workdir", str(workdir), *again]
+    assert told == [[*words, "--relearn.keep-at", "5", "10"]]
 
 
 def test_curves_are_of_the_strongest_attack_at_each_step(page):

@@ -13,6 +13,7 @@ from undo_jax.artifacts import Artifact
 from undo_jax.checkpoint import wait_until_saved
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.experiment_file import load
+from undo_jax.origin import origin
 
 FILE = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 PAPER: Any = load(FILE)
@@ -26,6 +27,9 @@ MODELS = {  # name: role, alpha
     "oracle": ("oracle", None),
 }
 RATES = (0.001, 0.01)
+COMMAND = (
+    f"undo-jax run --relearn.keep_at 10 --cache-teachers {FILE} --workdir w --noise.alphas 0.6"
+)
 
 
 def random_params(seed: int) -> Any:
@@ -72,7 +76,7 @@ def write_run(folder: Path, kept: bool = True) -> Path:
         for name, metric in setting.metrics.items()
     }
     listed = {"name": "quickstart", "metrics": metrics, "headline": ["retain", "forget"],
-              "models": entries, "artifacts": owners}  # fmt: skip
+              "models": entries, "artifacts": owners, "runs": [origin(COMMAND)]}  # fmt: skip
     (workdir / "experiment-quickstart.json").write_text(json.dumps(listed))
     return folder
 

@@ -30,6 +30,7 @@ LEAD = (
     "whose answers come back: what was only suppressed returns within a few steps, what is gone "
     "has to be learnt anew, as by the oracle, which never knew it."
 )
+NOT_AGAIN = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # flags of a run
 STRONGEST = (
     "At each step, scores and answers are of the attack that is strongest then, of all kinds and "
     "learning rates."
@@ -191,7 +192,7 @@ def _missing(run: Run, shown: list[Column], file: str, knobs: Any) -> tuple[str,
     if not lost:
         return None
     said = (
-        f"Of the attack's evaluated steps, {len(lost)} are not on disk and cannot be shown (about "
+        f"Of the attack's evaluated steps, {len(lost)} cannot be shown, not being on disk (about "
         f"{memory.text(size)} for these models)"
     )
     known = steps(shown)
@@ -202,5 +203,17 @@ def _missing(run: Run, shown: list[Column], file: str, knobs: Any) -> tuple[str,
             f"{said}: give the attack keep_at=({every.replace(' ', ', ')}), and run it again.",
             None,
         )
-    words = shlex.join(["undo-jax", "run", file, "--workdir", str(run.workdir)])
-    return f"{said}. This keeps them:", f"{words} --relearn.keep-at {every}"
+    words = ["undo-jax", "run", file, "--workdir", str(run.workdir), *_flags(run)]
+    return f"{said}. This keeps them:", f"{shlex.join(words)} --relearn.keep-at {every}"
+
+
+def _flags(run: Run) -> list[str]:
+    """The flags by which the run's last command set scalars, with their values."""
+    found: list[list[str]] = []
+    for word in shlex.split(run.logs.origins[-1].command) if run.logs.origins else []:
+        if word.startswith("--"):
+            found.append([word])
+        elif found and not word.endswith(".py"):
+            found[-1].append(word)
+    kept = [of for of in found if of[0].split("=")[0].replace("_", "-") not in NOT_AGAIN]
+    return [word for of in kept for word in of]

@@ -57,14 +57,17 @@ def question(example: Example) -> Question:
 
 
 def pair(columns: Sequence[Column]) -> list[int]:
-    """The official demo's two models: the unlearned, and a fresh student (or the noisiest) of it.
+    """The official demo's two models: an unlearned one, and its fresh (or noisiest) student.
 
-    Empty where one of them is missing.
+    It is the first unlearned model that has a student; empty where none has.
     """
-    unlearned = [i for i, one in enumerate(columns) if one.role == "unlearned"]
     distilled = [i for i, one in enumerate(columns) if one.role == "distilled"]
     distilled.sort(key=lambda i: math.inf if columns[i].alpha is None else columns[i].alpha or 0)
-    return [unlearned[0], distilled[-1]] if unlearned and distilled else []
+    for i, teacher in enumerate(columns):
+        students = [j for j in distilled if columns[j].unlearned == teacher.unlearned]
+        if teacher.role == "unlearned" and students:
+            return [i, students[-1]]
+    return []
 
 
 def official_step(steps: Sequence[int]) -> int:

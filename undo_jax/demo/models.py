@@ -23,6 +23,7 @@ class Column:
     name: str
     role: str
     alpha: float | None
+    unlearned: str | None  # the folder of its unlearned ancestor; an unlearned model's own
     scores: tuple[float, float]  # before attacks, of what is retained and of what is forgotten
     strongest: Mapping[int, Evaluation]  # by step; empty for a model that is not attacked
     model: Model = field(repr=False)  # before attacks
@@ -89,7 +90,8 @@ def _column(run: Run, case: Case) -> Column:
             opens[step] = found
     scores = own.summary["eval"]
     before = scores[run.logs.retain.name], scores[run.logs.forget.name]
-    return Column(entry.model, entry.role, entry.alpha, before, case.strongest, model, opens)
+    made = entry.role, entry.alpha, entry.unlearned
+    return Column(entry.model, *made, before, case.strongest, model, opens)
 
 
 def _opener(

@@ -81,7 +81,8 @@ def caption(report: Report) -> str:
     over = ", mean over seeds" if report.several_seeds else ""
     text = (
         f"The {worst} {report.forget.axis} at any step, learning rate and setting of each attack"
-        f"{over}; darker is more brought back. Framed: the strongest attack on a model. "
+        f"{over}; the more a cell stands out, the more is back. "
+        "Framed: the strongest attack on a model. "
     )
     if any(a.control for a in _attacks(report)):
         text += "Controls, below, count in no strongest attack, and may have metrics of their own. "
