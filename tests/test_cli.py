@@ -23,11 +23,11 @@ from safetensors.numpy import load_file
 
 import undo_jax
 from undo_jax import cli, experiment_file, runner
+from undo_jax.cli.fit_source import of_stage
 from undo_jax.cli.weights import expression
 from undo_jax.durable import writing
 from undo_jax.fit.least import least
 from undo_jax.fit.step import compile_step
-from undo_jax.graph import largest
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf
 from undo_jax.models.gemma2 import PRESETS, preset
@@ -102,8 +102,7 @@ def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, s
     training = replace(experiment.distill.training, batch_size=rows)
     distilled = replace(experiment.distill, training=training)
     changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
-    recipes = changed.graph().recipes().values()
-    work = largest(recipes, "distill", changed.setting)
+    _, work = of_stage(changed.graph(), "distill")
     needed, step = sum(least(work, mesh)), compile_step(work, mesh)
     taken = step.memory.arguments + step.memory.temporaries
     assert share * taken < needed < taken

@@ -145,18 +145,6 @@ def numbers(recipe: Trained) -> dict[str, float]:
     return found if _TRACEABLE[known] else {}
 
 
-def largest(recipes: Iterable[Recipe], kind: str, form: RowForm) -> Work:
-    """The work of the largest model that recipes of a kind train.
-
-    Raises ValueError for a kind that trains none.
-    """
-    trained: list[Any] = [recipe for recipe in ancestry(recipes) if is_trained(recipe)]
-    if kind not in (kinds := list(dict.fromkeys(recipe.kind for recipe in trained))):
-        raise ValueError(f"stage {kind!r} trains nothing: choose one of {', '.join(kinds)}")
-    found = [work(recipe, form) for recipe in trained if recipe.kind == kind]
-    return max(found, key=lambda one: one.lm.forward_flops(1))
-
-
 def group_key(recipe: Trained, form: RowForm = _SHORT) -> str:
     """A text that is equal for recipes whose models can train together, as one program.
 

@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from undo_jax.bench import flops, measure, peak, split
 from undo_jax.cli import experiment as experiments
 from undo_jax.cli.devices import ALONE, Joined, prepare_devices
+from undo_jax.cli.fit_source import of_stage
 from undo_jax.cli.flags import ExperimentFile, Further, MaybeText, Switch
 from undo_jax.experiment_file import errors_of_users, load
+from undo_jax.fit.facts import which
 from undo_jax.fit.step import rows_per_chip
-from undo_jax.graph import Work, largest
+from undo_jax.graph import Work
 from undo_jax.log import short
 from undo_jax.memory import text as memory
 from undo_jax.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
@@ -53,8 +55,8 @@ def bench(
     prepare_devices(processes)
     made_of = experiments.graph_with(load(experiment), flags)
     shape = parse_mesh(mesh) if mesh else made_of.mesh
-    work = largest(made_of.recipes().values(), stage, made_of.setting)
-    title = {"experiment": made_of.name, "stage": stage}
+    stated, work = of_stage(made_of, stage)
+    title = {"experiment": made_of.name, **stated}
     if scale:
         found = scaled(work, shape, _counts(scale), steps)
         facts, say = {**title, **found}, scaling
@@ -103,6 +105,7 @@ def table(facts: Mapping[str, Any]) -> str:
         [
             f"{facts['stage']} of {facts['experiment']} on {facts['devices']} × {facts['device']}, "
             f"mesh {mesh}",
+            *which(facts),
             f"{facts['rows']} rows of {facts['row_length']} tokens "
             f"({short(facts['rows_per_device'])} a device), remat {facts['remat']}",
             "",
@@ -142,6 +145,7 @@ def scaling(facts: Mapping[str, Any]) -> str:
     """What `scaled` found, in 80 columns: efficiency is tokens/s per device, first line = 1."""
     lines = [
         f"{facts['stage']} of {facts['experiment']}",
+        *which(facts),
         "",
         "scaling  devices   rows  tokens/s  efficiency",
     ]

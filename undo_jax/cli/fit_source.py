@@ -114,12 +114,11 @@ def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
     experiment, knobs = experiments.graph_with(loaded, rest), experiments.override(loaded, rest)
     if asked.all:
         works = [
-            ({"stage": recipe.kind, "models": names}, graph.work(recipe, experiment.setting))
-            for names, recipe in _recipes(experiment)
+            ({"stage": one.kind, "models": names}, graph.work(one, experiment.setting))
+            for names, one in trained(experiment)
         ]
     else:
-        recipes = experiment.recipes().values()
-        works = [({"stage": stage}, graph.largest(recipes, stage, experiment.setting))]
+        works = [of_stage(experiment, stage)]
     programs = [
         Program(
             {"experiment": experiment.name, **title},
@@ -140,18 +139,39 @@ def _names(knobs: Knobs, file: str, stage: str, work: Work) -> Names:
     return Names(f"{training}.batch-size", f"{training}.accumulation", f"--{model}.remat")
 
 
-def _recipes(experiment: Experiment) -> list[tuple[list[str], Any]]:
-    """The programs of an experiment: the models that each trains or attacks, and one of them."""
-    names = {id(recipe): name for (name, _), recipe in experiment.recipes().items()}
+def trained(experiment: Experiment) -> list[tuple[list[str], Any]]:
+    """The programs of an experiment: the models that each trains or attacks, and one recipe."""
+    named = experiment.recipes()
+    names = {id(recipe): name for (name, _), recipe in named.items()}
     found: dict[str, list[Any]] = {}
-    for recipe in graph.ancestry(experiment.recipes().values()):
-        if graph.is_trained(recipe):
-            key = graph.group_key(recipe, experiment.setting)  # type: ignore[arg-type]
-            found.setdefault(key, []).append(recipe)
+    for recipe in filter(graph.is_trained, graph.ancestry(named.values())):
+        key = graph.group_key(recipe, experiment.setting)  # type: ignore[arg-type]
+        found.setdefault(key, []).append(recipe)
     return [
-        (list(dict.fromkeys(names.get(id(r), "an ancestor") for r in some)), some[0])
+        (list(dict.fromkeys(names.get(id(recipe), "an ancestor") for recipe in some)), some[0])
         for some in found.values()
     ]
+
+
+def of_stage(experiment: Experiment, stage: str) -> tuple[dict[str, Any], Work]:
+    """The largest program of a stage, with what says which it is.
+
+    That is the one with the largest model, of equal ones one that trains all of it, beside the most
+    references. Raises ValueError for a stage that trains nothing.
+    """
+    found = trained(experiment)
+    if stage not in (kinds := list(dict.fromkeys(one.kind for _, one in found))):
+        raise ValueError(f"stage {stage!r} trains nothing: choose one of {', '.join(kinds)}")
+    own = [
+        (names, graph.work(one, experiment.setting)) for names, one in found if one.kind == stage
+    ]
+
+    def size(program: tuple[list[str], Work]) -> tuple[float, bool, int]:
+        work = program[1]
+        return work.lm.forward_flops(1), work.trains is None, len(work.refs)
+
+    names, work = max(own, key=size)
+    return {"stage": stage, "models": names, "programs": len(own)}, work
 
 
 def _of_presets(asked: Asked, rest: Sequence[str]) -> Source:

@@ -62,6 +62,7 @@ def table(facts: Mapping[str, Any]) -> str:
     lines = [
         f"{facts['stage']} of {facts['experiment']} on {facts['topology']}: "
         f"{facts['chips']} chips, mesh {mesh}",
+        *which(facts),
         rows(facts),
         "",
         f"HBM of a chip   {hbm['total']} of {hbm['available']}: {verdict}",
@@ -97,6 +98,15 @@ def table(facts: Mapping[str, Any]) -> str:
             f"--cache-teachers: {cached['flops']:.0%} of the FLOPs, {read}B a token stored and read"
         )
     return "\n".join(lines)
+
+
+def which(facts: Mapping[str, Any]) -> list[str]:
+    """Whose program it is, in a line, where its stage has several."""
+    if facts.get("programs", 1) == 1:
+        return []
+    name, *others = facts["models"]
+    more = f" and {len(others)} more" if others else ""
+    return [f"of {name}{more}: the largest of this stage's {facts['programs']} programs"]
 
 
 def rows(facts: Mapping[str, Any]) -> str:
