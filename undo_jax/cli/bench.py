@@ -54,7 +54,7 @@ def bench(
     """
     prepare_devices(processes)
     made_of = experiments.graph_with(load(experiment), flags)
-    shape = parse_mesh(mesh) if mesh else made_of.mesh
+    shape = parse_mesh(mesh) if mesh is not None else made_of.mesh
     stated, work = of_stage(made_of, stage)
     title = {"experiment": made_of.name, **stated}
     if scale:

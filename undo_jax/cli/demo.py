@@ -32,8 +32,8 @@ LEAD = (
 )
 NOT_AGAIN = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # flags of a run
 STRONGEST = (
-    "At each step, scores and answers are of the attack that is strongest then, of all kinds and "
-    "learning rates."
+    "At step 0 no model is attacked. At each other step, scores and answers are of the attack that "
+    "is strongest then, of all kinds and learning rates."
 )
 
 

@@ -64,13 +64,13 @@ def fit(
         json: print JSON in place of a table.
     """
     place = chips.find(topology)
-    compiler = dict(presets_of(xla_flags)) if xla_flags else {}
+    compiler = dict(presets_of(xla_flags)) if xla_flags is not None else {}
     if compiler and place.chip.platform != "tpu":
         raise ValueError(f"XLA flags {xla_flags!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # loading from it needs a chip
     source = fit_source.find(Asked(experiment, stage, all, search, presets), flags)
-    given = parse_mesh(mesh) if mesh else source.mesh
+    given = parse_mesh(mesh) if mesh is not None else source.mesh
     chosen = mesh_on(place, given or suggestion(place))
     if all:
         return _all(source, place, chosen, compiler, json)

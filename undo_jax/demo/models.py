@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from undo_jax.api import Model, Run
-from undo_jax.attacks import Attack
 from undo_jax.checks import listed
 from undo_jax.report.analysis import cases_of
 from undo_jax.report.notes import Case
@@ -14,6 +13,7 @@ from undo_jax.report.records import ROLES, Evaluation, Logs
 from undo_jax.types import parameters
 
 BYTES = 4  # of a parameter on disk
+UNATTACKED = "no attack"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Column:
     alpha: float | None
     unlearned: str | None  # the folder of its unlearned ancestor; an unlearned model's own
     scores: tuple[float, float]  # before attacks, of what is retained and of what is forgotten
-    strongest: Mapping[int, Evaluation]  # by step; empty for a model that is not attacked
+    strongest: Mapping[int, Evaluation]  # by step; at 0 no attack; empty if it is not attacked
     model: Model = field(repr=False)  # before attacks
     opens: Mapping[int, Callable[[], Model]] = field(repr=False)  # it under attack, by step
 
@@ -83,30 +83,30 @@ def _column(run: Run, case: Case) -> Column:
     entry, own = case.entry, case.own
     assert own is not None
     model = run[entry.model, entry.seed] if entry.seed is not None else run[entry.model]
-    attacks = {attack.name: attack for attack in run.place.experiment.attacks}
-    opens: dict[int, Callable[[], Model]] = {}
-    for step, evaluation in case.strongest.items():
-        if found := _opener(run.logs, model, attacks, case, step, evaluation):
-            opens[step] = found
     scores = own.summary["eval"]
     before = scores[run.logs.retain.name], scores[run.logs.forget.name]
+    opens: dict[int, Callable[[], Model]] = {}
+    strongest = dict(case.strongest)
+    for step, evaluation in case.strongest.items():
+        if found := _opener(run.logs, model, case, step, evaluation):
+            opens[step] = found
+    if strongest:  # some attacks damage a model before their first step, or need none
+        strongest[0] = Evaluation(UNATTACKED, None, 0, forget=before[1], retain=before[0])
+        opens[0] = lambda: model
     made = entry.role, entry.alpha, entry.unlearned
-    return Column(entry.model, *made, before, case.strongest, model, opens)
+    return Column(entry.model, *made, before, strongest, model, opens)
 
 
 def _opener(
     logs: Logs,
     model: Model,
-    attacks: Mapping[str, Attack],
     case: Case,
     step: int,
     evaluation: Evaluation,
 ) -> Callable[[], Model] | None:
     """What opens the parameters that an evaluation is of; None where they are not on disk."""
     name = evaluation.data
-    folder, attack = model.attacks.get(name), attacks.get(name)
-    if step == 0 and attack is not None and attack.prepare is None:
-        return lambda: model  # it has not begun
+    folder = model.attacks.get(name)
     if folder is None:
         return None
     if (folder / "steps" / str(step) / "summary.json").exists():

@@ -74,7 +74,7 @@ function mix(from, to, share) {
 function percent(p) {
   if (p === null || p === undefined) return MISSING;
   const value = 100 * p;
-  if (value > 0 && value < 0.1) return "<0.1 %";
+  if (value < 0.1) return "<0.1 %";
   return `${value < 1 || (value > 99 && value < 100) ? value.toFixed(1) : value.toFixed(0)} %`;
 }
 
