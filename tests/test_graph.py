@@ -14,6 +14,7 @@ from undo_jax.attacks import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.experiment import Experiment
 from undo_jax.graph import ancestry, check_loss, differences, group_key, plan, seed_of, work
+from undo_jax.losses import top_k_distillation
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
@@ -247,6 +248,15 @@ def test_parts_of_another_kind_are_refused(changes, said):
 def test_a_teacher_of_another_vocabulary_is_refused():
     with pytest.raises(ValueError, match="vocabulary=88, its teacher 80: they meet"):
         Distill(BASE, Fresh(preset("tiny", vocabulary=88)), HOW)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [(top_k_distillation, "'k': give it by partial"), (None, "loss=None is no function")],
+)
+def test_a_distillation_by_what_is_no_loss_is_refused(loss, said):
+    with pytest.raises(ValueError, match=said):
+        Distill(BASE, Fresh(LM), HOW, loss=loss)
 
 
 @pytest.mark.parametrize("noise", [None, lambda lm, key: None])

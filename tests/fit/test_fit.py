@@ -20,13 +20,13 @@ import undo_jax
 from undo_jax import cli, losses
 from undo_jax.cli.experiment import load
 from undo_jax.cli.fit import TOO_LARGE
+from undo_jax.cli.fit_source import of_stage
 from undo_jax.fit import chips, flags, nvidia, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
 from undo_jax.fit.costs import Cost
 from undo_jax.fit.facts import describe, table
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
-from undo_jax.graph import largest
 from undo_jax.memory import text as memory_text
 from undo_jax.mesh import MeshShape, make_mesh, parse_mesh
 from undo_jax.methods.maxent import maxent
@@ -406,7 +406,7 @@ def test_a_compiler_is_asked_for_the_slice_and_left_alone(monkeypatch, place, as
 
 def _work(knobs, kind):
     experiment = knobs.graph()
-    return largest(experiment.recipes().values(), kind, experiment.setting)
+    return of_stage(experiment, kind)[1]
 
 
 def test_a_stage_is_the_work_that_the_pipeline_does():
@@ -485,6 +485,7 @@ def _refused(capsys, *arguments, status=2):
         ("--topology v5e:5x5", "v5e has 2x2"),
         ("--topology v5e:4x4 --stage noise", "stage 'noise' trains nothing: choose one of pretr"),
         ("--topology v5e:4x4 --mesh rows=2", "unknown axis 'rows'"),
+        ("--topology v5e:4x4 --mesh=", "unknown axis ''"),
         ("--topology v5e:4x4 --model.layerz 2", "layerz"),
         ("--topology v5e:4x4 --xla-flags fast", "choose one of overlap, sparse_cores, memory"),
         ("--topology h100:8 --xla-flags overlap", "'overlap' are for TPU: h100:8 needs none"),

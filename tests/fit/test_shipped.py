@@ -10,9 +10,9 @@ import pytest
 
 import undo_jax
 from undo_jax.cli.experiment import load
+from undo_jax.cli.fit_source import of_stage
 from undo_jax.fit import chips
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
-from undo_jax.graph import largest
 from undo_jax.mesh import parse_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
@@ -39,7 +39,7 @@ def shipped(tmp_path_factory):
 
 
 def _work(experiment, kind):
-    return on_chips(largest(experiment.recipes().values(), kind, experiment.setting))
+    return on_chips(of_stage(experiment, kind)[1])
 
 
 def _cases():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from undo_jax.checks import check_function
 from undo_jax.losses import distillation
 from undo_jax.recipe import Judge, Recipe, Simple, Stream, title
 from undo_jax.train import Training
@@ -15,7 +16,7 @@ class Distill(Simple):
     """Train the student on the teacher's logits on a stream, without labels (paper §3).
 
     The student has recovered once its retain score is within `tolerance` of the teacher's. Raises
-    ValueError for a tolerance that is not positive, and for vocabularies that differ.
+    ValueError for what is no loss, a tolerance that is not positive, and vocabularies that differ.
     """
 
     kind: ClassVar[str] = "distill"
@@ -32,6 +33,7 @@ class Distill(Simple):
     seed: int | None = None
 
     def __post_init__(self):
+        check_function("loss", self.loss, "lm", "params", "refs", "batch", "key")
         if not self.tolerance > 0:
             raise ValueError(f"tolerance={self.tolerance}: it must be positive")
         if self.stop_early and not getattr(self.teacher, "scored", True):
