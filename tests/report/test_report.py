@@ -1000,6 +1000,7 @@ def test_an_imported_base_without_a_seed_and_no_oracle(tmp_path: Path) -> None:
     assert "; seed 0." in page
     assert "robust" not in " ".join(model_grid(report).header)
     assert speed.grid(report).header == ["model", "retain at the last step"]
+    assert "<h2>What each keeps under attack</h2>" in page and "How fast" not in page + summary
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(table(report))
     shown = page[page.index("<h2>Every model") : page.index("<h2>What was run")]

@@ -176,7 +176,13 @@ def _overview(group: str = "") -> str:
         )
         for name, function in commands.items()
     ]
-    return "\n".join(["usage: undo-jax COMMAND ... (COMMAND --help tells more)", "", *lines])
+    return "\n".join(
+        [
+            "usage: undo-jax COMMAND ... (COMMAND --help tells more), or undo-jax --version",
+            "",
+            *lines,
+        ]
+    )
 
 
 def _of_system(error: OSError) -> str:

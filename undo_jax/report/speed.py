@@ -63,6 +63,13 @@ def reached(values: Spread, last: float) -> str:
     return told + (f" (not in {missed} of {len(known)} seeds)" if some else "")
 
 
+def title(report: Report) -> str:
+    """What the table of speeds tells."""
+    if "area" in grid(report).header:
+        return "How fast each relearns"
+    return "What each keeps under attack"
+
+
 def legend(report: Report) -> str:
     """How to read the table of speeds."""
     header = grid(report).header

@@ -16,7 +16,7 @@ def markdown(report: Report, captions: Mapping[str, str]) -> str:
         *figures,
         "## Every model\n\n" + tables.markdown_table(tables.model_grid(report)),
         tables.sentence(tables.legend(report)),
-        "## How fast each relearns\n\n" + tables.markdown_table(speed.grid(report)),
+        f"## {speed.title(report)}\n\n" + tables.markdown_table(speed.grid(report)),
         speed.legend(report),
         "## Robustness cards\n\n" + card_tables.legend(report),
         *(_card(report, m) for m in report.attacked),

@@ -32,7 +32,7 @@ def draw(report: Report) -> Figure:
         own = {names[m.name]: m.controls[control] for m in models if control in m.controls}
         panels.draw_curves(ax, own, looks)
         panels.score_axis(ax, report.forget)
-        panels.title(ax, f"{sentence(control)}, a control")
+        panels.title(ax, f"{control} (control)")
     for ax in others[len(controls) :]:
         ax.axis("off")
     for ax in (retained, *others[: len(controls)]):
@@ -80,7 +80,7 @@ def series(report: Report) -> Series:
             Panel(
                 panel,
                 steps,
-                f"{sentence(name)}, a control",
+                f"{name} (control)",
                 log=logarithmic(report.forget),
                 limits=limits(report.forget),
             )
