@@ -42,6 +42,24 @@ def test_without_a_terminal_there_are_lines_at_intervals(monkeypatch):
     assert 1 <= len(steps) <= most and steps == sorted(steps), steps
 
 
+def test_while_nothing_new_comes_it_is_told_for_how_long(monkeypatch):
+    """An evaluation or a compilation: the time that was left is no news."""
+    monkeypatch.setattr(logs, "HALF_MINUTE", 0.05)
+    with (
+        told(os.pipe, monkeypatch) as said,
+        logs.open_log("distill", 1000, [], [], interval=0.2) as log,
+    ):
+        for step in (10, 20):
+            log.progress(step, 1.0, 307_000)
+        time.sleep(0.5)
+        log.ends("")
+    first, *middle, last = "".join(said).splitlines()
+    assert middle and set(middle) == {
+        "distill: step 20/1000 loss 1.0000 307k tok/s, last record 0:00 ago"
+    }
+    assert "ago" not in first + last
+
+
 def test_without_a_terminal_what_is_short_has_two_lines(monkeypatch):
     with told(os.pipe, monkeypatch) as said:
         _train(1010, how="", interval=logs.HALF_MINUTE)

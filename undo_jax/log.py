@@ -108,6 +108,9 @@ class Log:
         shown = self._shown
         told = " ".join("{at} {loss}{speed}".format(**shown.fields).split())
         left = shown.fields["left"] or f"after {clock(shown.finished_time)}"
+        waits = time.monotonic() - self.seen[-1][0] if self.seen and shown.fields["left"] else 0.0
+        if waits > HALF_MINUTE:  # it evaluates, or compiles
+            left = f"last record {clock(waits)} ago"
         self.say(f"{what} {told}, {left}")
 
     def say(self, what: str) -> None:
