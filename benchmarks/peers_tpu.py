@@ -129,7 +129,7 @@ def needed(message: str) -> float:
     """Bytes that a refused program asks for. Raises ValueError if size was not the reason."""
     for pattern, _ in REFUSED:
         if found := pattern.search(message):
-            return float(found.group(1)) * 1024 ** (" KMGT".index(found.group(2)))
+            return float(found.group(1)) * 1024 ** (" KMGTPE".index(found.group(2)))
     raise ValueError(f"the compiler refuses the step: {message.strip().splitlines()[0]}")
 
 
