@@ -148,7 +148,7 @@ def place(tmp_path_factory):
         patch.setattr(evaluating, "_scored", begin)
         patch.setattr(hf, "load", begin)
         reporting = modules["experiment"].reporting
-        patch.setattr(reporting, "write", lambda *a: reporting.analyse(reporting.read_logs(*a)))
+        patch.setattr(reporting, "write", lambda *a: reporting.analyse(reporting.read_logs(*a[:2])))
         yield asked
 
 
