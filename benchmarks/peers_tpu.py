@@ -47,7 +47,7 @@ from typing import Any
 import undo_jax
 from undo_jax.fit import chips, costs
 from undo_jax.fit.roofline import roofline, serial
-from undo_jax.fit.step import REFUSED, mesh_text
+from undo_jax.fit.step import REFUSED, counted, mesh_text
 from undo_jax.log import short
 from undo_jax.mesh import parse_mesh
 from undo_jax.models.gemma2 import preset
@@ -129,7 +129,7 @@ def needed(message: str) -> float:
     """Bytes that a refused program asks for. Raises ValueError if size was not the reason."""
     for pattern, _ in REFUSED:
         if found := pattern.search(message):
-            return float(found.group(1)) * 1024 ** (" KMGTPE".index(found.group(2)))
+            return counted(found)
     raise ValueError(f"the compiler refuses the step: {message.strip().splitlines()[0]}")
 
 

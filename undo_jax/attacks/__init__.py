@@ -73,8 +73,9 @@ class Attack:
             )
         if self.opening is not None and not 0 < self.opening[1] < 1:
             raise ValueError(f"opening={self.opening}: give a stream, and a share between 0 and 1")
-        if self.opening is not None and self.training is not None:
-            opens = round(self.opening[1] * self.training.steps)
+        opening = self.data[-1]
+        if opening is not None and self.training is not None:
+            opens = opening[1]
             if not 0 < opens < self.training.steps:
                 raise ValueError(
                     f"opening={self.opening}: of {self.training.steps} steps that is {opens}: give "

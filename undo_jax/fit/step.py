@@ -237,11 +237,16 @@ def _per_chip(tree) -> float:
     return float(sum(sizes))
 
 
+def counted(found: re.Match[str]) -> float:
+    """The bytes that a match of `REFUSED` names."""
+    return float(found.group(1)) * 1024 ** (" KMGTPE".index(found.group(2)))
+
+
 def _refused(message: str, arguments: float) -> Memory:
     """The memory of a program that libtpu refused. Raises ValueError if its size was not why."""
     for pattern, kind in REFUSED:
         if found := pattern.search(message):
-            size = float(found.group(1)) * 1024 ** (" KMGTPE".index(found.group(2)))
+            size = counted(found)
             return Memory(arguments, 0.0, 0.0, size - arguments * (kind == "total"), 0.0)
     first = next((line.strip() for line in message.splitlines() if line.strip()), "no reason told")
     raise ValueError(f"XLA cannot compile this step: {first}")

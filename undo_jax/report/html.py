@@ -66,6 +66,7 @@ def page(
     numbers: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> str:
     """index.html as a string; it loads no other files. Figures with numbers are read by mouse."""
+    speeds = speed.grid(report)
     body = [
         f"<h1>{escape(report.name)}</h1>",
         f'<p class="lead">{escape(_lead(report))}</p>',
@@ -74,9 +75,9 @@ def page(
         "<h2>Every model</h2>",
         table(tables.model_grid(report), "Every model"),
         f'<p class="legend">{escape(tables.sentence(tables.legend(report)))}</p>',
-        f"<h2>{speed.title(report)}</h2>",
-        table(speed.grid(report), speed.title(report)),
-        f'<p class="legend">{escape(speed.legend(report))}</p>',
+        f"<h2>{speed.title(speeds)}</h2>",
+        table(speeds, speed.title(speeds)),
+        f'<p class="legend">{escape(speed.legend(report, speeds))}</p>',
         *_cards(report),
         *_other_scores(report),
         "<h2>What was run</h2>",

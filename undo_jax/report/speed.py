@@ -63,18 +63,17 @@ def reached(values: Spread, last: float) -> str:
     return told + (f" (not in {missed} of {len(known)} seeds)" if some else "")
 
 
-def title(report: Report) -> str:
-    """What the table of speeds tells."""
-    if "area" in grid(report).header:
+def title(shown: Grid) -> str:
+    """What a table of speeds tells."""
+    if "area" in shown.header:
         return "How fast each relearns"
     return "What each keeps under attack"
 
 
-def legend(report: Report) -> str:
+def legend(report: Report, shown: Grid) -> str:
     """How to read the table of speeds."""
-    header = grid(report).header
     text = ""
-    if "area" in header:
+    if "area" in shown.header:
         text += (
             "Area: under the relearning curve of the strongest attack at each step, as a mean over "
             f"steps, in shares: 0 is the {report.oracle} before attacks, 1 the base. Then its "
@@ -86,7 +85,7 @@ def legend(report: Report) -> str:
         "Retain is under the strongest attack, mean [lowest, highest]: an attack that destroys the "
         "model recovers nothing of use."
     )
-    if "robustness ÷ FLOPs" in header:
+    if "robustness ÷ FLOPs" in shown.header:
         text += (
             " Robustness ÷ FLOPs: % of the oracle's robustness for each % of its pretraining FLOPs "
             "that distillation took."

@@ -10,14 +10,15 @@ def markdown(report: Report, captions: Mapping[str, str]) -> str:
     """summary.md: figures, the model table, the notes, what was run and every attack."""
     figures = [f"![{name}]({name}.png)\n\n{text}" for name, text in captions.items()]
     told = "\n".join(f"- {note}" for note in tables.notes(report))
+    speeds = speed.grid(report)
     blocks = [
         f"# {report.name}",
         told,
         *figures,
         "## Every model\n\n" + tables.markdown_table(tables.model_grid(report)),
         tables.sentence(tables.legend(report)),
-        f"## {speed.title(report)}\n\n" + tables.markdown_table(speed.grid(report)),
-        speed.legend(report),
+        f"## {speed.title(speeds)}\n\n" + tables.markdown_table(speeds),
+        speed.legend(report, speeds),
         "## Robustness cards\n\n" + card_tables.legend(report),
         *(_card(report, m) for m in report.attacked),
         "### What each attack searched\n\n" + tables.markdown_table(card_tables.space_grid(report)),
