@@ -32,7 +32,7 @@ from undo_jax.train import Training
 
 STUDENTS, TEACHERS = ("0.1B", "2B", "9B", "27B"), ("2B", "9B")
 SLICES = {  # and the meshes that are tried in turn, until a row a chip fits
-    "v5e-16": ("data=2,fsdp=8", "fsdp=4,tensor=4"),
+    "v5e-16": ("data=2,fsdp=8", "fsdp=16", "fsdp=4,tensor=4"),
     "v5e-256": ("data=16,fsdp=16", "data=4,fsdp=64"),
     "v5p-64": ("data=4,fsdp=8", "fsdp=8,tensor=4"),
     "v6e-256": ("data=16,fsdp=16", "data=4,fsdp=64"),

@@ -9,6 +9,7 @@ XLA's CUDA plugin is in a folder of its own (see the Makefile): beside jax it wo
 in every program that does not say it wants a CPU.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -30,6 +31,9 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 if jax.__version_info__ < (0, 11):  # later there are no others
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # twice as fast to compile
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
+
+MAPS = Path("/proc/self/maps")  # of this process: compiled programs are several each
+MOST_MAPS = 40_000  # Linux allows 65,530, and aborts a process that asks for more
 
 PLUGIN = Path(sys.prefix, "gpu")
 if PLUGIN.is_dir():
@@ -68,6 +72,9 @@ def _undone():
 def _nothing_of_other_modules():
     with _undone():
         yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
