@@ -99,8 +99,9 @@ class Workdir:
     ) -> Path:
         """An attack on a model, which becomes one where it is none: by default a student.
 
-        `setup` is what its config.json says of the attack.
+        `setup` is what its config.json says of the attack; its metric has the same scores.
         """
+        metric = str((setup or {}).get("metric", "forget"))
         if self.entry(model, seed) is None:
             stage = STAGES.get(model, "distill" if "UNDO" in model else "noise")
             scores = None if stage == "noise" else (0.9, 0.1)
@@ -110,7 +111,8 @@ class Workdir:
             who = {"attack": data, "learning_rate": rate}
             for step, score in zip(STEPS, scores, strict=True):
                 lines.append({"step": step, "loss": 1.0, **who})
-                lines.append({"step": step, "eval": {"retain": retain, "forget": score}, **who})
+                scores_then = {"retain": retain, "forget": score, metric: score}
+                lines.append({"step": step, "eval": scores_then, **who})
         made = self.add(
             "relearn",
             model,

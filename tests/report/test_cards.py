@@ -65,7 +65,7 @@ def test_a_card_has_a_line_for_each_attack(tmp_path: Path) -> None:
     assert card["forget"].retain.values == pytest.approx((0.4, 0.4))
     assert card["search"].worst.values == pytest.approx((0.7, 0.6))
     assert [a and a.data for a in card["search"].strongest] == ["search-7-1-Lion-rowsNone"] * 2
-    assert [line.trials for line in card.values()] == [2, 2, 1, 1, 1]
+    assert [line.trials for line in card.values()] == [(n, n) for n in (2, 2, 1, 1, 1)]
     assert card["half"].control and card["half"].worst.values == pytest.approx((1.0, 1.0))
 
 
@@ -186,6 +186,32 @@ def test_an_attack_and_a_control_of_one_name_are_two(tmp_path: Path) -> None:
     assert told == ["forget", "search", "lora", "prune", "half (control)", "search (control)"]
     written = [text.get_text() for text in ax.texts]
     assert written[2:4] == ["0.70", "0.70"] and written[-2:] == ["0.80", "0.30"]
+
+
+def test_draws_that_are_scored_by_different_metrics_share_no_line(tmp_path: Path) -> None:
+    work = known(tmp_path, (0,))
+    work.others = {"half": {"label": "accuracy on the other half", "higher_is_better": True, "unit": ""}}
+    for number, how in enumerate((setup(), setup("SGD", metric="half"))):
+        own = {(f"mine-8-{number}", 1e-2): (0.1, 0.1, 0.3 + number / 2, 0.1)}
+        work.attack("unlearn-only", curves=own, setup=how)
+    report = work.report()
+    card = lines(row(report, "unlearn-only"))
+    found = {name: (card[name].measure.name, card[name].worst.mean) for name in card}
+    assert found["mine"] == ("forget", 0.3) and found["mine-half"] == ("half", 0.8)
+    searched = {cells[0]: cells[1:3] for cells in space_grid(report).rows}
+    assert searched["mine"] == searched["mine-half"] == ["1", "1"]
+
+
+def test_a_seed_that_an_attack_has_not_reached_has_no_trials(tmp_path: Path) -> None:
+    from undo_jax.report.figures import robustness
+
+    work = known(tmp_path)
+    work.attack("unlearn-only", 1, curves={("late", 1e-2): (0.1, 0.2, 0.3, 0.4)})
+    report = work.report()
+    late = {r.seed: (r.trials, r.worst) for r in robustness.rows(report) if r.attack == "late"}
+    assert late == {0: (0, None), 1: (1, 0.4)}
+    cells = {line[0]: line for line in card_grid(report, row(report, "unlearn-only")).rows}
+    assert cells["late"][-1] == "1"
 
 
 def test_controls_alone_are_no_report_and_said_to_be(tmp_path: Path, capsys) -> None:

@@ -53,7 +53,7 @@ def analyse(logs: Logs) -> Report:
         paired=_paired(logs.entries),
         origins=logs.origins,
         choices=tuple(choices(logs.artifacts)),
-        spaces=spaces(cases, models),
+        spaces=spaces(cases, models, logs.forget.name),
     )
 
 
@@ -185,7 +185,7 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
         controls=_controls(attacked, logs),
         area=Spread(tuple(area(case.shares, last) for case in attacked)),
         half=Spread(tuple(steps_to(case.shares, HALF) for case in attacked)),
-        attacks=card(attacked, _measures(logs), logs.retain),
+        attacks=card(attacked, _measures(logs), logs.retain, logs.forget.name),
     )
 
 

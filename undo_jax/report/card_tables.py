@@ -52,7 +52,7 @@ def card_grid(report: Report, model: Row) -> Grid:
             pairs = zip(lines, beside, strict=True)
             excess = [_excess(line, other, model, oracle) for line, other in pairs]
             columns.append((f"worst − {report.oracle}'s", excess))
-    columns.append(("trials", [count(line.trials) for line in lines]))
+    columns.append(("trials", [count(max(line.trials)) for line in lines]))
     return _of_columns(columns)
 
 

@@ -15,10 +15,15 @@ DRAWN = re.compile(r"(.+?)-\d+-\d+(?:-|$)")  # NAME-SEED-NUMBER-...: what a sear
 HALF = 0.5  # a share: of what the base knew beyond the oracle
 
 
-def attack_of(name: str) -> str:
-    """The attack as a card names it: all that one search drew is one attack."""
-    drawn = DRAWN.match(name)
-    return drawn[1] if drawn else name
+def attack_of(one: Evaluation, headline: str) -> str:
+    """The attack as a card names it: all that one search drew, scored alike, is one attack.
+
+    Its name also has the metric, where that is not the headline's of what is forgotten.
+    """
+    drawn = DRAWN.match(one.data)
+    if not drawn:
+        return one.data
+    return drawn[1] if one.metric == headline else f"{drawn[1]}-{one.metric}"
 
 
 class Trial(NamedTuple):
@@ -39,11 +44,11 @@ class Outcome(NamedTuple):
 
 
 def card(
-    cases: Sequence[Case], measures: Mapping[str, Measure], retain: Measure
+    cases: Sequence[Case], measures: Mapping[str, Measure], retain: Measure, headline: str
 ) -> tuple[Attacked, ...]:
     """A line for each attack on a model, over its seeds; controls come last."""
-    attacks = [_trials(case.attacked_by) for case in cases]
-    controls = [_trials(case.controlled_by) for case in cases]
+    attacks = [_trials(case.attacked_by, headline) for case in cases]
+    controls = [_trials(case.controlled_by, headline) for case in cases]
     return tuple(
         _line(name, some is controls, [of.get(name, []) for of in some], cases, measures, retain)
         for some in (attacks, controls)
@@ -51,19 +56,20 @@ def card(
     )
 
 
-def spaces(cases: Sequence[Case], models: Sequence[Row]) -> tuple[Space, ...]:
+def spaces(cases: Sequence[Case], models: Sequence[Row], headline: str) -> tuple[Space, ...]:
     """Each attack's, in the order of the cards; an attack and a control may have one name."""
     lines = {(line.control, line.attack): line for m in models for line in m.attacks}
     trials = dict.fromkeys(lines, 0)
     for line in (line for m in models for line in m.attacks):
         one = line.control, line.attack
-        trials[one] = max(trials[one], line.trials)
+        trials[one] = max(trials[one], *line.trials)
     found: dict[tuple[bool, str], dict[str, object]] = {one: {} for one in lines}  # by full name
     for case in cases:
         for control, some in ((False, case.attacked_by), (True, case.controlled_by)):
             for made in some:
-                for name in dict.fromkeys(a.data for a in made.attacks):
-                    found[control, attack_of(name)][name] = made.settings.get("attack")
+                for a in {a.data: a for a in made.attacks}.values():
+                    said = made.settings.get("attack")
+                    found[control, attack_of(a, headline)][a.data] = said
     ordered = sorted(lines, key=lambda one: one[0])  # stable
     return tuple(
         space(name, control, trials[control, name], [*found[control, name].values()])
@@ -71,13 +77,13 @@ def spaces(cases: Sequence[Case], models: Sequence[Row]) -> tuple[Space, ...]:
     )
 
 
-def _trials(made: Sequence[Logged]) -> dict[str, list[Trial]]:
+def _trials(made: Sequence[Logged], headline: str) -> dict[str, list[Trial]]:
     """All evaluations by the attack's name."""
     found: dict[str, list[Trial]] = {}
     for one in made:
         for a in one.attacks:
             trial = Trial(a, examples(one.settings.get("attack"), a.step))
-            found.setdefault(attack_of(a.data), []).append(trial)
+            found.setdefault(attack_of(a, headline), []).append(trial)
     return found
 
 
@@ -107,7 +113,7 @@ def _line(
         area=Spread(tuple(one.area for one in found)),
         steps=Spread(tuple(one.steps for one in found)),
         examples=Spread(tuple(one.examples for one in found)),
-        trials=max(map(len, rates)),
+        trials=tuple(map(len, rates)),
         last=max(a.step for a, _ in every),
         most=max(known, default=math.nan),
         trains=any(a.learning_rate is not None for a, _ in every),

@@ -57,7 +57,7 @@ class Attacked:
     area: Spread  # under the curve of relearned shares of the strongest setting at each step
     steps: Spread  # the fewest to a share of a half; infinite if it is not reached
     examples: Spread  # likewise
-    trials: int  # settings × learning rates
+    trials: tuple[int, ...]  # of each seed: settings × learning rates
     last: int  # step
     most: float  # examples
     trains: bool

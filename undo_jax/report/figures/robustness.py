@@ -93,7 +93,7 @@ def rows(report: Report) -> list[Result]:
     """Every attack on every model and seed."""
     return [
         Result(
-            m.name, seed, a.attack, a.control, a.measure.name, a.trials,
+            m.name, seed, a.attack, a.control, a.measure.name, a.trials[i],
             *(_known(of.values[i]) for of in (a.worst, a.retain, a.steps, a.examples, a.area)),
         )
         for m in report.attacked
