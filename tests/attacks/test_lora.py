@@ -105,12 +105,19 @@ def test_dropout_is_of_the_adapters_inputs(params):
         ({"alpha": -1.0}, "alpha=-1.0: it must be positive"),
         ({"targets": ("keys",)}, "choose from query, key"),
         ({"targets": ()}, "choose from query, key"),
+        ({"dropout": 1.0}, "dropout=1.0: give a share"),
     ],
 )
 def test_what_is_no_adapter(wrong, said):
     with pytest.raises(ValueError, match=said):
         lora(HOW, (1e-2,), **wrong)
     assert set(MATRICES) == set(Adapters(1, 1.0).targets)
+
+
+def test_a_rank_that_no_matrix_has_is_refused():
+    assert lora(HOW, (1e-2,), rank=LM.width).adapt(LM).adapters.rank == 16
+    with pytest.raises(ValueError, match="rank=1000000000000: no matrix .* above its width, 16"):
+        lora(HOW, (1e-2,), rank=10**12).adapt(LM)
 
 
 def test_a_model_with_adapters_takes_no_others():

@@ -41,6 +41,12 @@ def test_noise_is_that_of_its_kind():
         noise(alpha=2)
 
 
+def test_what_is_no_noise_is_refused():
+    for wrong, said in ((None, "kind=None is no function"), (lambda lm, key: key, "too many")):
+        with pytest.raises(ValueError, match=said):
+            noise(kind=wrong)
+
+
 @pytest.mark.slow
 def test_the_smallest_weights_are_pruned():
     made = prune(share=0.5).prepare(None, PARAMS, KEY)
@@ -122,6 +128,9 @@ def test_an_attack_that_starves_says_so():
         ({"adapt": None}, "adapt=None is no function"),
         ({"loss": None}, "loss=None is no function"),
         ({"prepare": 3}, "prepare=3 is no function"),
+        ({"prepare": lambda lm, params: params}, "prepare <lambda>: too many positional"),
+        ({"adapt": lambda lm, params: lm}, "adapt <lambda>: missing a required argument: 'params'"),
+        ({"loss": lambda lm, params, batch: 0.0}, "loss <lambda>: too many positional"),
         ({"trains": "all"}, "trains='all': give Trains"),
         ({"opening": ("retain", 0.01)}, "of 10 steps that is 0: give a share that is some"),
         ({"opening": ("retain", 0.99)}, "of 10 steps that is 10: give a share that is some"),

@@ -68,6 +68,7 @@ def test_half_of_the_rates_are_near_a_strong_one():
         ({"around": {"adamw": 1e-2}}, "around=.*: choose from Adafactor, AdamW, Lion, SGD"),
         ({"around": {"AdamW": -1.0}}, "around=.*: give positive rates"),
         ({"rows": (0,)}, "rows=0: attack search-0-0.* starves"),
+        ({"keep_at": (0, 65), "steps": (20, 60)}, "no setting reaches step 65, the longest has 60"),
     ],
 )
 def test_what_cannot_be_searched(wrong, said):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from undo_jax.checks import whole
+from undo_jax.checks import check_function, whole
 from undo_jax.losses import language_modelling
 from undo_jax.optim import Trains
 from undo_jax.train import Training
@@ -39,7 +39,8 @@ class Attack:
 
     Raises ValueError for what is not of its field's kind, learning rates that are missing, not
     positive, or given twice, no rows, an opening that is all or none of the training, steps to keep
-    that are not evaluated, and for rows, an opening or parameters to train without a training.
+    that are not evaluated, functions of other arguments, and for rows, an opening or parameters to
+    train without a training.
     """
 
     name: str
@@ -117,9 +118,11 @@ def _check_kinds(attack: Attack) -> None:
             pass
         case _:
             raise ValueError(f"opening={opening!r}: give a stream, and a share between 0 and 1")
-    for name in ("adapt", "loss", "prepare"):
-        if not (callable(getattr(attack, name)) or name == "prepare" and attack.prepare is None):
-            raise ValueError(f"{name}={getattr(attack, name)!r} is no function")
+    check_function("adapt", attack.adapt, "lm")
+    check_function("loss", attack.loss, "lm", "params", "refs", "batch", "key")
+    if attack.prepare is not None:
+        others = (f"other {i}" for i, _ in enumerate(attack.others))
+        check_function("prepare", attack.prepare, "lm", "params", "key", *others)
     if not (attack.trains is None or isinstance(attack.trains, Trains)):
         raise ValueError(f"trains={attack.trains!r}: give Trains(...)")
     if training is None:

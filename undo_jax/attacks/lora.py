@@ -1,5 +1,6 @@
 """Relearning by low-rank adapters beside frozen weights (LoRA, arXiv 2106.09685)."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,8 +30,10 @@ def lora(
 
     The defaults are those of the red team of TAR (arXiv 2408.00761). The weights of the model stay
     bit for bit, and are in memory once for all of its attacks that train together.
+
+    Raises ValueError for what `Adapters` does not take, and a rank above the model's width.
     """
-    adapters = Adapters(rank, alpha, targets)
+    adapters = replace(Adapters(rank, alpha, targets, dropout), dropout=0.0)  # the loss has it
     return Attack(
         "lora",
         training,

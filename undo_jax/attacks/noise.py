@@ -3,6 +3,7 @@
 from functools import partial
 
 from undo_jax.attacks import Attack
+from undo_jax.checks import check_function
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.train import Training
 from undo_jax.types import LM, Key, Noise, Params
@@ -19,8 +20,9 @@ def noise(
 ) -> Attack:
     """A noise of strength `alpha` on all parameters; then, with a `training`, relearn from there.
 
-    Raises ValueError for an alpha outside [0, 1].
+    Raises ValueError for an alpha outside [0, 1], and a kind that is no noise.
     """
+    check_function("kind", kind, "lm", "key", "params", "alpha")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} is outside [0, 1]: 0 is no noise, 1 all of it")
     return Attack(

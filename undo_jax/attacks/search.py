@@ -78,7 +78,9 @@ def search(
     number of steps train as one program.
 
     A setting depends on the seed and its number alone, so that a larger search has the attacks of a
-    smaller one, and is at least as strong. Raises ValueError for numbers out of their range.
+    smaller one, and is at least as strong. Each keeps those steps of `keep_at` that it reaches.
+
+    Raises ValueError for numbers out of their range, and steps to keep that no setting reaches.
     """
     for name, value in ("settings", settings), ("rates", rates):
         if whole(name, value) < 1:
@@ -97,6 +99,11 @@ def search(
         rows,
         data,
     )
+    if late := [step for step in keep_at if step > max(space.steps)]:
+        raise ValueError(
+            f"keep_at={keep_at}: no setting reaches step {late[0]}, the longest has "
+            f"{max(space.steps)}: leave it out"
+        )
     known = {type(optimizer).__name__ for optimizer, _ in space.optimizers}
     for name, rate in (around or {}).items():
         if name not in known:

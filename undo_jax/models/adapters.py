@@ -14,12 +14,20 @@ A, B, KEY = "_lora_a", "_lora_b", "lora_key"
 
 
 def adapted(lm: Any, adapters: Adapters) -> Transformer:
-    """The decoder with adapters. Raises ValueError for another model, or one that has some."""
+    """The decoder with adapters.
+
+    Raises ValueError for another model, one that has some, and a rank above its width.
+    """
     if not isinstance(lm, Transformer) or lm.adapters is not None:
         had = (
             "has adapters already" if isinstance(lm, Transformer) else "is no decoder of this kind"
         )
         raise ValueError(f"{lm!r} {had}: give a Transformer without adapters")
+    if adapters.rank > lm.width:  # which is a side of each matrix
+        raise ValueError(
+            f"rank={adapters.rank}: no matrix of this model has a rank above its width, "
+            f"{lm.width}: give at most that"
+        )
     return replace(lm, adapters=adapters)
 
 
