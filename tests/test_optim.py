@@ -1,4 +1,5 @@
 import re
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,29 @@ def test_adafactor_keeps_a_row_and_a_column_of_a_large_matrix():
 def test_numbers_of_other_optimizers_are_checked(made, said):
     with pytest.raises(ValueError, match=said):
         made()
+
+
+def test_an_optimizer_of_ones_own_has_what_all_have():
+    @dataclass(frozen=True)
+    class Adagrad(optim.Optimizer):
+        weight_decay: float = 0.0
+        clip: float = 1.0
+
+        @property
+        def update(self):
+            return optax.scale_by_rss(initial_accumulator_value=0.0)
+
+    built = optim.build(Adagrad(), 10)
+    params = {"w": jnp.array([1.0, -2.0])}
+    update, _ = built.update({"w": jnp.array([0.3, -0.2])}, built.init(params), params)
+    np.testing.assert_allclose(update["w"], [-1, 1], rtol=1e-4)
+
+    @dataclass(frozen=True)
+    class Bare(optim.Optimizer):
+        clip: float = 1.0
+
+    with pytest.raises(ValueError, match="Bare lacks weight_decay, update: see those of SGD"):
+        Bare()
 
 
 def test_the_default_constants_are_those_of_the_literature():

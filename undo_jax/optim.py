@@ -20,7 +20,11 @@ STACKED = "layers/"  # the paths of leaves [L, ...]
 class Optimizer:
     """What all have: a linear warm-up and a decay to `end` × the peak rate. Use e.g. `AdamW`.
 
-    Raises ValueError for a number out of its range and an unknown decay or dtype.
+    One of your own is a frozen dataclass under it, with fields `weight_decay` and `clip` as those
+    of `SGD` and a property `update`.
+
+    Raises ValueError for a number out of its range, an unknown decay or dtype, and a class that
+    lacks any of these.
     """
 
     learning_rate: float = 1.0  # the peak; a grid of learning rates multiplies it
@@ -29,6 +33,11 @@ class Optimizer:
     end: float = 0.1  # rate one step after the last ÷ peak rate
 
     def __post_init__(self):
+        lacks = [name for name in ("weight_decay", "clip") if not hasattr(self, name)]
+        if type(self).update is Optimizer.update:
+            lacks.append("update")
+        if lacks:
+            raise ValueError(f"{type(self).__name__} lacks {', '.join(lacks)}: see those of SGD")
         self._check(("learning_rate", "epsilon", "clip"), lambda x: x > 0, "must be positive")
         at_least_0 = ("warmup", "end", "weight_decay")
         self._check(at_least_0, lambda x: x >= 0, "must not be negative")
