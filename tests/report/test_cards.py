@@ -164,6 +164,18 @@ def test_what_was_searched_and_how_large_it_is(tmp_path: Path) -> None:
     assert cells["half (control)"]["optimizers"] == "–"
 
 
+def test_what_was_searched_is_told_apart_where_it_has_commas(tmp_path: Path) -> None:
+    work = known(tmp_path, (0,))
+    for number, warmup in enumerate((0, 5)):
+        how = setup()
+        how["training"]["optimizer"]["warmup"] = warmup
+        own = {(f"wide-1-{number}", 1e-2): (0.1, 0.1, 0.2, 0.1)}
+        work.attack("unlearn-only", curves=own, setup=how)
+    grid = space_grid(work.report())
+    cells = {line[0]: dict(zip(grid.header, line, strict=True)) for line in grid.rows}
+    assert cells["wide"]["schedules"] == "constant; constant, 5 steps of warm-up"
+
+
 def test_an_attack_and_a_control_of_one_name_are_two(tmp_path: Path) -> None:
     """As of two searches, one of which is a control."""
     from undo_jax.report.figures import robustness
@@ -190,7 +202,9 @@ def test_an_attack_and_a_control_of_one_name_are_two(tmp_path: Path) -> None:
 
 def test_draws_that_are_scored_by_different_metrics_share_no_line(tmp_path: Path) -> None:
     work = known(tmp_path, (0,))
-    work.others = {"half": {"label": "accuracy on the other half", "higher_is_better": True, "unit": ""}}
+    work.others = {
+        "half": {"label": "accuracy on the other half", "higher_is_better": True, "unit": ""}
+    }
     for number, how in enumerate((setup(), setup("SGD", metric="half"))):
         own = {(f"mine-8-{number}", 1e-2): (0.1, 0.1, 0.3 + number / 2, 0.1)}
         work.attack("unlearn-only", curves=own, setup=how)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from undo_jax.report.notes import listed
 from undo_jax.report.numbers import Attacked, Report, Row, Space
 from undo_jax.report.speed import reached
 from undo_jax.report.statistics import paired
@@ -164,4 +165,4 @@ def _rates(space: Space) -> str:
 
 
 def _some(values: Sequence[str]) -> str:
-    return ", ".join(values) if values else NONE
+    return listed(values) if values else NONE

@@ -116,10 +116,10 @@ def _missing(case: Case, cases: Sequence[Case]) -> str:
 
 
 def _labels(cases: Iterable[Case]) -> str:
-    return _listed(dict.fromkeys(case.entry.model for case in cases))
+    return listed(dict.fromkeys(case.entry.model for case in cases))
 
 
-def _listed(labels: Iterable[str]) -> str:
+def listed(labels: Iterable[str]) -> str:
     """Labels one after the other; they may hold commas themselves."""
     labels = list(labels)
     return ("; " if any("," in label for label in labels) else ", ").join(labels)
@@ -187,7 +187,7 @@ def _at_ends(models: Iterable[Row], cases: Sequence[Case], logs: Logs) -> Iterat
     if edge := [m.name for m in models if at_end(m)]:
         yield (
             "The strongest attack lies at an end of the learning-rate grid, so a wider grid "
-            f"could be stronger: {_listed(edge)}."
+            f"could be stronger: {listed(edge)}."
         )
 
 
@@ -205,12 +205,12 @@ def _in_vain(models: Sequence[Row]) -> Iterator[str]:
             if m.role not in ("base", "oracle") and attack.gain.finite:
                 vain.setdefault(attack.attack, []).append(attack.in_vain)
     if starved:
-        yield f"Starved, without an example to train on: {_listed(starved)}."
+        yield f"Starved, without an example to train on: {listed(starved)}."
     if lost:
-        told = "; ".join(f"{name} on {_listed(models)}" for name, models in lost.items())
+        told = "; ".join(f"{name} on {listed(models)}" for name, models in lost.items())
         yield f"Diverged at every learning rate: {told}."
     if nothing := [name for name, of_models in vain.items() if all(of_models)]:
-        yield f"Brought nothing back of any model: {_listed(nothing)}."
+        yield f"Brought nothing back of any model: {listed(nothing)}."
 
 
 def _left_out(logs: Logs) -> Iterator[str]:
@@ -223,4 +223,4 @@ def _left_out(logs: Logs) -> Iterator[str]:
 
 def _earlier(logs: Logs) -> Iterator[str]:
     if found := list(dict.fromkeys(e.model for e in logs.entries if e.earlier)):
-        yield f"Of an earlier command under this name, not of the last one: {_listed(found)}."
+        yield f"Of an earlier command under this name, not of the last one: {listed(found)}."
