@@ -65,6 +65,10 @@ def test_sizes_are_one_figure(tmp_path):
     told = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
     assert told in drawn.caption
     assert drawn.files["png"] and b"Arithmetic, width 96" in drawn.files["svg"]
+    (legend,) = size.draw({str(width): run(tmp_path / "one", width) for width in (48, 96)}).legends
+    shown = {text.get_text(): mark.get_marker() for text, mark in zip(
+        legend.get_texts(), legend.legend_handles, strict=True)}  # fmt: skip
+    assert (shown["48"], shown["96"], shown["oracle"]) == ("o", "s", "*")
 
 
 def test_what_is_unfinished_leaves_claims_of_other_sizes_judged(tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
-from undo_jax.report.drawing import PURPLE, WARM, shade
+from undo_jax.report.drawing import MUTED, PURPLE, WARM, shade
 from undo_jax.report.numbers import MIN_GAP
 from undo_jax.report.panels import Look
 from undo_jax.report.paper.alpha import FRESH, alphas
@@ -78,6 +78,11 @@ def _looks(study: Study) -> dict[str, Look]:
     return {"unlearn-only": Look(WARM), **shades, FRESH: fresh, "oracle": panels.FILTERING}
 
 
+def _marks(sizes: Mapping[str, Study]) -> dict[str, str]:
+    """A mark for each size."""
+    return dict(zip(sizes, cycle(MARKS), strict=False))
+
+
 def draw(studies: Mapping[str, Study]) -> Figure:
     """Robustness by FLOPs, a marker's form for each size; then relearning, a column for each."""
     shown, sizes = points(studies), _by_size(studies)
@@ -85,7 +90,8 @@ def draw(studies: Mapping[str, Study]) -> Figure:
     rows = [what for what in (FORGET, PERMUTED) if any(p.panel == what for p in shown)]
     fig, axes = panels.figure(len(rows), 1 + len(sizes), legend_rows=2)
     trade = axes[0][0]
-    for mark, setting in zip(cycle(MARKS), sizes, strict=False):
+    marks = _marks(sizes)
+    for setting, mark in marks.items():
         for model, look in looks.items():
             of = [p for p in shown if (p.panel, p.setting, p.model) == (TRADE, setting, model)]
             panels.mark(trade, of, look.colour, mark)
@@ -101,17 +107,16 @@ def draw(studies: Mapping[str, Study]) -> Figure:
         row[1].set_ylabel(told, fontsize=8.5)
     for row in axes[1:]:
         row[0].set_axis_off()
-    panels.legend(fig, looks, columns=3)
+    of_marks = {_told(setting): Look(MUTED, "", mark) for setting, mark in marks.items()}
+    panels.legend(fig, looks | of_marks, columns=4)
     return fig
 
 
 def caption(studies: Mapping[str, Study]) -> str:
     """What the figure shows, exactly."""
     told = [
-        f"{mark}: {_told(setting).lower()} ({len(study.cases('base'))} seeds)"
-        for mark, (setting, study) in zip(
-            cycle(MARKS.values()), _by_size(studies).items(), strict=False
-        )
+        f"{MARKS[mark]}: {_told(setting).lower()} ({len(studies[setting].cases('base'))} seeds)"
+        for setting, mark in _marks(_by_size(studies)).items()
     ]
     return (
         "Left: robustness by areas under the relearning curve, (A_unlearn-only − A) / "
