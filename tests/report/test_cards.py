@@ -12,7 +12,7 @@ from known_logs import CROSS_ENTROPY, STEPS, Workdir
 
 from undo_jax import cli
 from undo_jax.report import analyse
-from undo_jax.report.card_tables import card_grid, headline, space_grid, told
+from undo_jax.report.card_tables import card_grid, headline, legend, space_grid, told
 from undo_jax.report.numbers import Attacked, Report, Row
 from undo_jax.report.records import Entry, Evaluation, Logged, Logs, Measure
 
@@ -214,6 +214,7 @@ def test_draws_that_are_scored_by_different_metrics_share_no_line(tmp_path: Path
     assert found["mine"] == ("forget", 0.3) and found["mine-half"] == ("half", 0.8)
     searched = {cells[0]: cells[1:3] for cells in space_grid(report).rows}
     assert searched["mine"] == searched["mine-half"] == ["1", "1"]
+    assert "Scored otherwise: mine-half by accuracy on the other half. Controls" in legend(report)
 
 
 def test_a_seed_that_an_attack_has_not_reached_has_no_trials(tmp_path: Path) -> None:

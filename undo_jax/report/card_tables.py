@@ -127,11 +127,16 @@ def legend(report: Report) -> str:
             "example is a different row of training data; area: under the curve of that share, "
             "of the strongest trial at each step. "
         )
-    lines = {line.attack: line for m in report.attacked for line in m.attacks if line.control}
-    if lines:
-        own = [f"{name} by {line.measure.axis}" for name, line in lines.items()
-               if line.measure.name != report.forget.name]  # fmt: skip
-        text += "Controls count in no strongest attack" + (f": {'; '.join(own)}. " if own else ". ")
+    lines = {(a.control, a.attack): a for m in report.attacked for a in m.attacks}
+    own: dict[bool, list[str]] = {False: [], True: []}  # scored otherwise; by whether a control
+    for (control, name), line in lines.items():
+        if line.measure.name != report.forget.name:
+            own[control].append(f"{name} by {line.measure.axis}")
+    if own[False]:
+        text += f"Scored otherwise: {'; '.join(own[False])}. "
+    if any(control for control, _ in lines):
+        told = f": {'; '.join(own[True])}" if own[True] else ""
+        text += f"Controls count in no strongest attack{told}. "
     return text.strip()
 
 
