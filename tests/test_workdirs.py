@@ -422,7 +422,9 @@ def test_a_run_after_clean_makes_again_only_what_it_needs(tmp_path, capsys):
 def test_report_goes_on_after_a_damaged_file(tmp_path, capsys, monkeypatch):
     _known(tmp_path)
     (tmp_path / "experiment-bad.json").write_text("{")  # the first one
-    monkeypatch.setattr(reporting, "write", lambda *a: reporting.analyse(reporting.read_logs(*a[:2])))
+    monkeypatch.setattr(
+        reporting, "write", lambda *a: reporting.analyse(reporting.read_logs(*a[:2]))
+    )
     status, told = _say(capsys, "report", tmp_path)
     assert status == 2 and "experiment-bad.json is damaged" in told
     assert "unlearn-only" in told and f"report: {tmp_path}" in told
