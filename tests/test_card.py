@@ -42,7 +42,8 @@ def test_the_licence_is_that_of_the_card_of_the_base(tmp_path, base):
     assert _head(text)["license"] == '"gemma"' and "license: gemma, license_link: https" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert rows[2:4] == ["| import | gemma | 3 | 7 | 70 |", "| unlearn | rmu | 3 | 7 | 70 |"]
-    assert '"steps": 7' in text and '"type": "Mine"' in text and "| x | 0.5 |" in text
+    assert '"steps": 7' in text and "| x | 0.5 |" in text
+    assert '## Data\n\n```json\n{\n "type": "Mine"\n}' in text
     assert "It is not known: no experiment of its workdir has attacked it." in text
 
 

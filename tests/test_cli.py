@@ -328,6 +328,26 @@ def test_what_does_not_parse_is_told_without_types(capsys, flags, said):
     assert _refused(capsys, "run", str(QUICKSTART), *flags.split()) == f"undo-jax: {said}\n"
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            "--relearn.learning-rate 3",
+            "options: --relearn.learning-rate, 3; perhaps you meant: --relearn.learning-rates, "
+            "--relearn.training.optimizer.learning-rate\n",
+        ),
+        (
+            "--seds 1 --unlearn.trainng.steps 2",  # told in any order
+            "; arguments similar to --unlearn.trainng.steps: --unlearn.training.steps, --",
+        ),
+    ],
+)
+def test_a_flag_that_is_not_known_names_those_like_it(capsys, flags, said):
+    told = _refused(capsys, "run", str(QUICKSTART), *flags.split())
+    assert told.startswith("undo-jax: Unrecognized options: --") and said in told
+    assert "FLOAT" not in told and "INT" not in told and "(default" not in told
+
+
 @pytest.mark.parametrize("command", ["run", "bench", "fit --topology v5e:2x2"])
 def test_a_mistake_in_a_flag_is_not_blamed_on_a_line_of_the_file(capsys, command):
     file = _toy(

@@ -202,7 +202,9 @@ def _is_a_card(text):
     assert 'license: "gemma"' in head.splitlines() and "license: gemma. Check" in body
     for said in ("| import | tiny-gemma | – | 0 | 0 |", "| unlearn | RMU | 42 | 2 | 768 |",
                  "| distill | RMU, UNDO α=0.25 | 42 | 2 | 768 |", '"retain_weight": 1.0',
-                 "| mmlu_apart | ", "Experiment wmdp: accuracy on what is forgotten"):  # fmt: skip
+                 "| mmlu_apart | ", "Experiment wmdp: accuracy on what is forgotten",
+                 "seed 42; RMU, UNDO α=0.25 of experiment wmdp.\n",
+                 "Sources go by fingerprints of their content"):  # fmt: skip
         assert said in body, said
     table = body.partition("## Robustness")[2].partition("## Licence")[0]
     names = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]

@@ -271,3 +271,8 @@ def short(rate: float) -> str:
             return f"{rate:.3g}{unit}"
         rate /= 1000
     return f"{rate:.3g}P"
+
+
+def brief(seconds: float) -> str:
+    """Seconds in three digits, below one of them in ms, e.g. 531 ms, 2.69 s."""
+    return f"{short(1e3 * seconds)} ms" if seconds < 0.9995 else f"{short(seconds)} s"

@@ -298,6 +298,7 @@ def test_rope_theta_of_older_files_and_no_softcap(single):
     [
         ({"model_type": "gpt2"}, "model_type='gpt2'"),
         ({"model_type": "absent"}, "model_type=None"),
+        ({"model_type": ["gemma2"]}, "model_type=['gemma2']"),
         ({"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"attention_bias": True}, "attention_bias=True"),

@@ -18,7 +18,7 @@ from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.fit.facts import which
 from undo_jax.fit.step import rows_per_chip
 from undo_jax.graph import Work
-from undo_jax.log import short
+from undo_jax.log import brief, short
 from undo_jax.memory import text as memory
 from undo_jax.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
 
@@ -98,7 +98,7 @@ def describe(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> di
 def table(facts: Mapping[str, Any]) -> str:
     """What `describe` found, in 80 columns."""
     mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items()) or "of one device"
-    seconds = {name: f"{short(1e3 * value)} ms" for name, value in facts["seconds"].items()}
+    seconds = {name: brief(value) for name, value in facts["seconds"].items()}
     cost = {name: short(value) for name, value in facts["flops_per_token"].items()}
     mfu, full = facts["mfu"], facts["peak_bytes"]
     return "\n".join(

@@ -1,7 +1,7 @@
 """README.md of an exported model: how it was made, its scores, and the licence of its base."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -9,6 +9,7 @@ from etils import epath
 from undo_jax import report
 from undo_jax.durable import read_json
 from undo_jax.log import console
+from undo_jax.report.records import Entry, Logs
 
 FILE = "README.md"
 LICENCE = ("license", "license_name", "license_link")  # what a card's head says of it
@@ -35,21 +36,23 @@ def card(artifact: epath.Path, of_tokenizer: str | None = None) -> str:
     """The card of an artifact's model, from the files of its workdir alone, and a note."""
     lineage = list({made.folder.name: made for made in _lineage(artifact)}.values())
     made, licence = lineage[-1], _licence_of(lineage)
+    named = list(_experiments(artifact))
     head = {"library_name": "transformers", **licence, "tags": ["unlearning", "undo_jax"]}
     blocks = [
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items()) + "\n---",
         f"# {artifact.name}",
         "Made by undo_jax, in stage "
-        f"{made.about.get('stage')} of {made.about.get('model')}, seed {made.about.get('seed')}.",
+        f"{made.about.get('stage')} of {made.about.get('model')}, seed {made.about.get('seed')}"
+        + "".join(f"; {own.model} of experiment {name}" for name, _, own in named)
+        + ".",
         "## Method\n\nIts ancestors and itself, in the order in which they were made:\n\n"
         + _table(("stage", "model", "seed", "steps", "tokens"), map(_row, lineage))
         + "\n\n"
         + "\n\n".join(filter(None, map(_settings, lineage))),
-        "## Data\n\n"
-        + _json((made.about.get("config") or {}).get("setting"), "No data is stated."),
+        "## Data\n\n" + _data((made.about.get("config") or {}).get("setting")),
         *([] if of_tokenizer is None else [f"## Tokenizer\n\n{of_tokenizer}"]),
         "## Scores\n\n" + _scores(made),
-        "## Robustness\n\n" + _robustness(made.folder),
+        "## Robustness\n\n" + _robustness(named),
         "## Licence\n\n" + (_said(licence) if licence else UNKNOWN),
     ]
     return "\n\n".join(blocks) + "\n"
@@ -112,6 +115,14 @@ def _settings(made: Made) -> str:
     return f"{made.about.get('stage')} of {made.about.get('model')}:\n\n" + _json(made.own, "")
 
 
+def _data(setting: Any) -> str:
+    said = _json(setting, "No data is stated.")
+    if '"fingerprint"' not in said:
+        return said
+    told = "Sources go by fingerprints of their content: the experiment's file names them."
+    return f"{told}\n\n{said}"
+
+
 def _json(content: Any, otherwise: str) -> str:
     if not content:
         return otherwise
@@ -126,22 +137,26 @@ def _scores(made: Made) -> str:
     return _table(("score", "value"), ((name, f"{value:.4g}") for name, value in found.items()))
 
 
-def _robustness(folder: epath.Path) -> str:
-    """Of each experiment that has the model: its forget score after the strongest attack.
-
-    Beside it stand the other models of the experiment with its seed.
-    """
-    blocks = []
+def _experiments(folder: epath.Path) -> Iterator[tuple[str, Logs, Entry]]:
+    """Each experiment that has the model: its name, its logs, and the model there."""
     for name in report.names(folder.parent):
         try:
             logs = report.read_logs(folder.parent, name)
         except (OSError, ValueError) as error:
             console.print(f"the card lacks experiment {name}: {error}", soft_wrap=True)
             continue
-        own = [entry for entry in logs.entries if entry.artifact == folder.name]
-        if not own:
-            continue
-        forget, seed = logs.forget, own[0].seed
+        if own := [entry for entry in logs.entries if entry.artifact == folder.name]:
+            yield name, logs, own[0]
+
+
+def _robustness(named: Sequence[tuple[str, Logs, Entry]]) -> str:
+    """Of each experiment that has the model: its forget score after the strongest attack.
+
+    Beside it stand the other models of the experiment with its seed.
+    """
+    blocks = []
+    for name, logs, own in named:
+        forget, seed = logs.forget, own.seed
         better = "lower" if forget.higher_is_better else "higher"
         names = ("model", "before", "after relearning", "robustness, %")
         rows = [
@@ -155,7 +170,7 @@ def _robustness(folder: epath.Path) -> str:
             more = "Robustness is not computed: there is no oracle."
         table = _table(names, rows)
         of = f"Experiment {name}: {forget.label}, before and after the strongest attack ({better} "
-        told = f"is more robust), seed {seed}. Here it is {own[0].model}."
+        told = f"is more robust), seed {seed}. Here it is {own.model}."
         blocks.append(f"{of}{told} {more}\n\n{table}")
     return "\n\n".join(blocks) or "It is not known: no experiment of its workdir has attacked it."
 

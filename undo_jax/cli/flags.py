@@ -111,7 +111,16 @@ def parse(target: Callable[..., Any], words: list[str], program: str, **more: An
             raise
         _title, _, body = said.getvalue().partition("\n")
         body = body.partition("For full helptext")[0]
-        raise ValueError(_short(" ".join(re.sub("[─│╭╮╰╯]|-{3,}", " ", body).split()))) from stop
+        said = " ".join(re.sub("[─│╭╮╰╯]|-{3,}", " ", body).split())
+        raise ValueError(_similar(_short(said))) from stop
+
+
+def _similar(said: str) -> str:
+    """What tyro says of unknown flags: of those like them the names alone."""
+    first, *rest = re.split(r"(Perhaps you meant:|Arguments similar to \S+:)", said)
+    listed = (dict.fromkeys(re.findall(r"(?<!\S)--[\w.-]+", text)) for text in rest[1::2])
+    more = (f"; {of} {', '.join(names)}" for of, names in zip(rest[::2], listed, strict=True))
+    return first.strip() + "".join(f"{text[:2]}{text[2].lower()}{text[3:]}" for text in more)
 
 
 def _short(said: str) -> str:

@@ -12,7 +12,7 @@ from undo_jax.fit.overlap import overlap
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Step, rows_per_chip, rows_per_shard
 from undo_jax.graph import Work
-from undo_jax.log import short
+from undo_jax.log import brief, short
 from undo_jax.memory import text as memory
 
 
@@ -78,7 +78,7 @@ def table(facts: Mapping[str, Any]) -> str:
         lines.append(f"  in VMEM       {hbm['shared']}: alive as well, but not in HBM")
     if not facts["fits"]:
         return "\n".join(lines)
-    seconds = {name: f"{short(value * 1e3):>5} ms" for name, value in facts["seconds"].items()}
+    seconds = {name: f"{brief(value):>8}" for name, value in facts["seconds"].items()}
     received, hidden = facts["collective_bytes"], facts["hidden_bytes"]
     beside = {
         kind: f", {short(size)}B of it beside products" for kind, size in hidden.items() if size

@@ -66,12 +66,12 @@ def read_config(folder: epath.PathLike) -> Transformer:
 
 def of_text(content: dict[str, Any]) -> dict[str, Any]:
     """Of a model of images and text, what is stated of its text model."""
-    if content.get("model_type") not in WITH_IMAGES:
+    if not isinstance(name := content.get("model_type"), str) or name not in WITH_IMAGES:
         return content
     text = content.get("text_config")
     ids = {name: value for name, value in content.items() if name.endswith("_token_id")}
     return {**ids, **(text if isinstance(text, dict) else {}),
-            "model_type": WITH_IMAGES[content["model_type"]]}  # fmt: skip
+            "model_type": WITH_IMAGES[name]}  # fmt: skip
 
 
 def described(lm: Transformer) -> dict[str, Any]:
