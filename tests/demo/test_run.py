@@ -41,7 +41,7 @@ def page(workdir, tmp_path_factory):
     out = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
-        cli.main(["demo", str(workdir), "--experiment", FILE, "--out", str(out)])
+        cli.main(["demo", str(workdir), "--experiment", FILE, "--seed", "0", "--out", str(out)])
     text = (out / "index.html").read_text()
     data = re.search('<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert data is not None
@@ -69,6 +69,17 @@ def test_the_page_has_every_model_at_the_steps_on_disk(page, workdir):
     assert [model["name"] for model in data["models"]] == list(MODELS)
     assert data["steps"] == list(SHOWN) and data["seed"] == 0 and not data["live"]
     assert file.stat().st_size < 5 * 2**20
+    words = [
+        "undo-jax",
+        "demo",
+        str(workdir),
+        "--experiment",
+        FILE,
+        "--seed",
+        "0",
+    ]  # as it was made
+    assert shlex.split(data["command"]) == words
+    assert shlex.split(data["serve"]) == [*words, "--serve"]
     parts = [one["part"] for one in data["examples"]]
     assert parts.count("retain") == parts.count("forget") == 8
     facts = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}

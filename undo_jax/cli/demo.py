@@ -23,6 +23,7 @@ from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.log import console, waiting
 from undo_jax.paper import Paper
 
+NEW_TOKENS = 16
 FILE, TITLE = "index.html", b"what did unlearning remove?</title>"
 LEAD = (
     "The models of {of} were made to forget (scored by {forget}) and to keep the rest (by "
@@ -45,7 +46,7 @@ def demo(
     view: View = "all",
     seed: MaybeInt = None,
     prompts_file: MaybeText = None,
-    new_tokens: int = 16,
+    new_tokens: int = NEW_TOKENS,
     serve: Switch = False,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -77,6 +78,7 @@ def demo(
     if out is not None:
         _check_out(out)
     named = _hosts(host, allowed_hosts) if serve else frozenset()
+    command = _command(workdir, experiment, seed, prompts_file, new_tokens)
     file = experiment or _file(workdir)
     experiments.prepare_devices(ALONE)  # before an experiment, which may compute
     knobs: Any = load(file)
@@ -86,8 +88,6 @@ def demo(
     check_view(view, shown)
     examples = examples_of(run.place.experiment.setting, prompts_file)
     desk, known = Desk(run, shown, new_tokens), steps(shown)
-    words = shlex.join([str(workdir), *(["--experiment", experiment] if experiment else [])])
-    command = f"undo-jax demo {words}"
     asked = [question(example) for example in examples]
     with waiting(f"{len(examples)} questions to {len(shown)} models at {len(known)} steps"):
         by_step = [desk.replies(asked, step) for step in known] if asked else []
@@ -121,6 +121,16 @@ def demo(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).write_bytes(html.encode(errors="replace"))
     console.print(f"demo: {folder / FILE}", soft_wrap=True, highlight=False)
+
+
+def _command(
+    workdir: str, experiment: str | None, seed: int | None, prompts_file: str | None, tokens: int
+) -> str:
+    """The command that shows the same."""
+    given = {"--experiment": experiment, "--seed": seed, "--prompts-file": prompts_file}
+    given |= {"--new-tokens": tokens} if tokens != NEW_TOKENS else {}
+    words = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    return shlex.join(map(str, ["undo-jax", "demo", workdir, *words]))
 
 
 def _check_out(out: str) -> None:
