@@ -11,7 +11,7 @@ const state = {
 };
 const asked = new Map(); // replies to free prompts, by step and prompt
 const shortNames = labels(data.examples.map((one) => one.prompt));
-let curves = null, playing = null, telling = null;
+let curves = null, playing = null, telling = null, judged = null;  // the right answer last given
 
 /** What is shown side by side: each model, or two of them before and under attack. */
 function slots() {
@@ -253,12 +253,15 @@ function begin() {
   $("play").addEventListener("click", () => play(playing === null));
   $("play").disabled = data.steps.length < 2;
   $("free").hidden = !data.live;
+  $("free-prompt").addEventListener("input", () => {  // another question has another right answer
+    if ($("free-answer").value === judged) $("free-answer").value = "";
+  });
   $("free").addEventListener("submit", (event) => {
     event.preventDefault();
     const prompt = $("free-prompt").value;
     if (!prompt.trim()) { $("free-error").textContent = "Write a prompt first."; return; }
     const space = data.examples.length && data.examples.every((one) => one.answer.startsWith(" "));
-    const right = $("free-answer").value;
+    const right = judged = $("free-answer").value;
     const answer = right && space && !right.startsWith(" ") ? ` ${right}` : right;
     state.free = { prompt, answer, ends: data.ends };
     show();
