@@ -90,6 +90,8 @@ def test_the_slider_moves_every_answer_and_the_point_on_every_curve(browser, sta
             if at:
                 page.keyboard.press("ArrowRight")
             cards = _cards(page)
+            told = page.locator(".card .role").all_inner_texts()
+            assert told[:2] == ["before unlearning; is not attacked", "the base after unlearning"]
             for i, name in enumerate(MODELS):
                 text = data["replies"][data["shown"]][at][i]["text"]
                 assert cards[name, step] == (text.strip() or "(nothing)")

@@ -29,8 +29,9 @@ LEAD = (
     "The models of {of} were made to forget (scored by {forget}) and to keep the rest (by "
     "{retain}). An attacker then fine-tunes them on what they forgot. Move the slider, and see "
     "whose answers come back: what was only suppressed returns within a few steps, what is gone "
-    "has to be learnt anew, as by the oracle, which never knew it."
+    "has to be learnt anew{oracle}."
 )
+ORACLE = ", as by the oracle, which never knew it"
 NOT_AGAIN = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # flags of a run
 STRONGEST = (
     "At step 0 no model is attacked. At each other step, scores and answers are of the attack that "
@@ -101,7 +102,7 @@ def demo(
         examples,
         [list(of) for of in zip(*by_step, strict=True)],
         seed,
-        lead=_lead(run, seed),
+        lead=_lead(run, shown, seed),
         notes=notes,
         view=view,
         first=official_step(known) if view == "official" else known[0],
@@ -190,10 +191,11 @@ def _words(workdir: epath.Path, name: str) -> list[str]:
         return []
 
 
-def _lead(run: Run, seed: int | None) -> str:
+def _lead(run: Run, shown: list[Column], seed: int | None) -> str:
     logs = run.logs
     of = f"run {logs.name}" if seed is None else f"run {logs.name}, seed {seed},"
-    return LEAD.format(of=of, forget=logs.forget.label, retain=logs.retain.label)
+    oracle = ORACLE * any(one.role == "oracle" and bool(one.strongest) for one in shown)
+    return LEAD.format(of=of, forget=logs.forget.label, retain=logs.retain.label, oracle=oracle)
 
 
 def _missing(run: Run, shown: list[Column], file: str, knobs: Any) -> tuple[str, str | None] | None:
