@@ -102,8 +102,13 @@ def test_an_oracle_that_is_not_attacked_is_no_measure(page, workdir, tmp_path, m
     monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
     shutil.copytree(workdir, tmp_path / "w")
     next((tmp_path / "w").glob("relearn-oracle-*/summary.json")).unlink()
+    made = tmp_path / "w" / "demo-quickstart" / "index.html"
+    made.parent.mkdir()
+    made.write_text("an earlier page")
+    (tmp_path / "kept").hardlink_to(made)
     cli.main(["demo", str(tmp_path / "w"), "--experiment", FILE])
-    data = _data(tmp_path / "w" / "demo-quickstart" / "index.html")
+    assert (tmp_path / "kept").read_text() == "an earlier page"  # replaced, not written over
+    data = _data(made)
     assert data["models"][-1]["role"] == "oracle" and data["models"][-1]["curve"] == []
     assert data["lead"].endswith("what is gone has to be learnt anew.")
     assert page[0]["lead"].endswith("learnt anew, as by the oracle, which never knew it.")

@@ -18,7 +18,7 @@ from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import Column, columns, missing, seed_of, steps
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
-from undo_jax.durable import read_json, writing
+from undo_jax.durable import publish, read_json, writing
 from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.log import console, waiting
 from undo_jax.paper import Paper
@@ -120,7 +120,7 @@ def demo(
     folder = epath.Path(out or epath.Path(workdir) / f"demo-{run.logs.name}")
     with writing(folder, "begins anew"):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_bytes(html.encode(errors="replace"))
+        publish(folder / FILE, html.encode(errors="replace"))
     console.print(f"demo: {folder / FILE}", soft_wrap=True, highlight=False)
 
 
