@@ -204,7 +204,9 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, flags, said):
         (("run", "missing.py"), "no experiment file missing.py"),
         (("report", "nowhere"), "nowhere holds no finished run"),
         (("report", "nowhere", "--seeds"), "--seeds"),
-        (("report",), "the folder of their runs"),
+        (("report",), "report needs WORKDIR (the folder of their runs; may be gs://)"),
+        (("compare",), "compare needs A (a model or an experiment) and B (another one)"),
+        (("evaluate", "x"), "evaluate needs --tasks [STR ...] (names of tasks, "),
         (("train",), "unknown command 'train': choose one of init, run, report, "),
     ],
 )

@@ -90,6 +90,8 @@ def test_the_slider_moves_every_answer_and_the_point_on_every_curve(browser, sta
             if at:
                 page.keyboard.press("ArrowRight")
             cards = _cards(page)
+            told = page.locator(".card .role").all_inner_texts()
+            assert told[:2] == ["before unlearning; is not attacked", "the base after unlearning"]
             for i, name in enumerate(MODELS):
                 text = data["replies"][data["shown"]][at][i]["text"]
                 assert cards[name, step] == (text.strip() or "(nothing)")
@@ -187,6 +189,11 @@ def test_a_visitors_prompt_is_answered_live_as_text(browser, live, capsys, workd
         page.locator(f".card[data-step='{KEPT}'] .text").nth(4).wait_for()
         assert _cards(page)["oracle", KEPT] != cards["oracle", LAST]
         assert page.inner_text("#right") == "right answer: 144"
+        page.fill("#free-prompt", "11*11=")  # has another right answer
+        assert page.input_value("#free-answer") == ""
+        page.fill("#free-answer", "121")
+        page.fill("#free-prompt", "11*12=")  # one that was not asked for yet stays
+        assert page.input_value("#free-answer") == "121"
 
 
 def test_a_prompt_that_cannot_be_read_is_told(browser, live):  # noqa: F811

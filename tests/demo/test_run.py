@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,11 +42,15 @@ def page(workdir, tmp_path_factory):
     out = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
-        cli.main(["demo", str(workdir), "--experiment", FILE, "--out", str(out)])
-    text = (out / "index.html").read_text()
-    data = re.search('<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    assert data is not None
-    return json.loads(data[1]), out / "index.html"
+        cli.main(["demo", str(workdir), "--experiment", FILE, "--seed", "0", "--out", str(out)])
+    return _data(out / "index.html"), out / "index.html"
+
+
+def _data(file):
+    found = re.search('<script type="application/json" id="data">(.*?)</script>',
+                      file.read_text(), re.S)  # fmt: skip
+    assert found is not None
+    return json.loads(found[1])
 
 
 def _params(model, step):
@@ -69,6 +74,17 @@ def test_the_page_has_every_model_at_the_steps_on_disk(page, workdir):
     assert [model["name"] for model in data["models"]] == list(MODELS)
     assert data["steps"] == list(SHOWN) and data["seed"] == 0 and not data["live"]
     assert file.stat().st_size < 5 * 2**20
+    words = [
+        "undo-jax",
+        "demo",
+        str(workdir),
+        "--experiment",
+        FILE,
+        "--seed",
+        "0",
+    ]  # as it was made
+    assert shlex.split(data["command"]) == words
+    assert shlex.split(data["serve"]) == [*words, "--serve"]
     parts = [one["part"] for one in data["examples"]]
     assert parts.count("retain") == parts.count("forget") == 8
     facts = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
@@ -80,6 +96,22 @@ def test_the_page_has_every_model_at_the_steps_on_disk(page, workdir):
     again = ["--cache-teachers", "--noise.alphas", "0.6"]  # as the run was made
     words = ["undo-jax", "run", FILE, "--workdir", str(workdir), *again]
     assert told == [[*words, "--relearn.keep-at", "5", "10"]]
+
+
+def test_an_oracle_that_is_not_attacked_is_no_measure(page, workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    shutil.copytree(workdir, tmp_path / "w")
+    next((tmp_path / "w").glob("relearn-oracle-*/summary.json")).unlink()
+    made = tmp_path / "w" / "demo-quickstart" / "index.html"
+    made.parent.mkdir()
+    made.write_text("an earlier page")
+    (tmp_path / "kept").hardlink_to(made)
+    cli.main(["demo", str(tmp_path / "w"), "--experiment", FILE])
+    assert (tmp_path / "kept").read_text() == "an earlier page"  # replaced, not written over
+    data = _data(made)
+    assert data["models"][-1]["role"] == "oracle" and data["models"][-1]["curve"] == []
+    assert data["lead"].endswith("what is gone has to be learnt anew.")
+    assert page[0]["lead"].endswith("learnt anew, as by the oracle, which never knew it.")
 
 
 def test_curves_are_of_the_strongest_attack_at_each_step(page):

@@ -2,6 +2,11 @@
 
 import asyncio
 import json
+import os
+import signal
+import socket
+from threading import Thread
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -10,6 +15,8 @@ pytest.importorskip("uvicorn", reason="pip install undo-jax[demo]")
 
 from starlette.testclient import TestClient  # noqa: E402
 
+from undo_jax import signals  # noqa: E402
+from undo_jax.demo import server  # noqa: E402
 from undo_jax.demo.ask import Question, Reply  # noqa: E402
 from undo_jax.demo.queue import BusyError, Queue  # noqa: E402
 from undo_jax.demo.server import app, hosts  # noqa: E402
@@ -92,6 +99,50 @@ def test_a_body_of_no_stated_length_is_bounded_and_must_be_json(client):
     )
     _refused(client.get("/answers"), 405, "")
     _refused(client.get("/other"), 404, "")
+
+
+def test_a_visitor_who_leaves_within_a_question_is_no_fault():
+    came = iter([{"type": "http.request", "body": b"{", "more_body": True},
+                 {"type": "http.disconnect"}])  # fmt: skip
+    told = []
+
+    async def receive():
+        return next(came)
+
+    async def send(message):
+        told.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/answers", "headers": headers}
+    made = app("", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
+    asyncio.run(made(scope, receive, send))
+    assert told[0]["status"] == 400
+
+
+def test_connections_without_a_request_are_closed(monkeypatch):
+    monkeypatch.setattr(server, "SLOWEST", 0.3)
+    asked = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    ends = []
+
+    def visit(port):
+        try:
+            for sent in (b"", asked[:-2], asked + asked[:5]):
+                with socket.create_connection(("127.0.0.1", port), timeout=4) as connection:
+                    connection.sendall(sent)
+                    found = b""
+                    while part := connection.recv(4096):
+                        found += part
+                    ends.append(found.endswith(b"<p>page") if len(sent) > len(asked) else not found)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    made = app("<p>page", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
+    with pytest.raises(KeyboardInterrupt), signals.raising(*signals.STOPS):
+        for url in server.serve(made, "127.0.0.1", 0):
+            visitor = Thread(target=visit, args=(urlsplit(url).port,))
+            visitor.start()
+    visitor.join()
+    assert ends == [True, True, True]
 
 
 def test_a_fault_of_the_models_is_told_without_its_text(client):

@@ -13,8 +13,9 @@ from known_logs import Workdir
 
 from undo_jax.report import figures
 from undo_jax.report.html import page
-from undo_jax.report.page import figure
+from undo_jax.report.page import figure, table
 from undo_jax.report.series import Panel, Point, Series, Style
+from undo_jax.report.tables import Grid
 
 MADE = {
     "command": "undo-jax run known.py --seeds 0",
@@ -86,6 +87,19 @@ def test_losses_and_what_is_retained_have_a_csv_too(tmp_path: Path) -> None:
     work = known(tmp_path)
     assert ["training_loss", "UNDO", "1", "30", "0.125"] in _rows(work, "training_loss")
     assert ["retain", "oracle", "0", "10", "0.9"] in _rows(work, "under_attack")
+
+
+def test_the_lead_counts_few_learning_rates_and_gives_the_range_of_many(tmp_path: Path) -> None:
+    work = known(tmp_path)
+    assert "for 30 steps at 2 learning rates; seeds" in page(work.report(), {}, {})
+    many = {("search", i * 1e-3): (0.0, 0.1, 0.1, 0.1) for i in range(2, 8)}
+    work.attack("UNDO", 0, alpha=0.4, curves=many)
+    assert "at learning rates from 0.0001 to 0.007; seeds" in page(work.report(), {}, {})
+
+
+def test_negative_numbers_have_the_minus_of_the_figures() -> None:
+    html = table(Grid(["model-1", "a"], [["x -1", "-0.01 [-0.12, 0.05]"], ["y", "1e-05"]]), "t")
+    assert ">x -1<" in html and ">−0.01<small>[−0.12, 0.05]</small><" in html and ">1e-05<" in html
 
 
 def test_numbers_cannot_end_their_element(tmp_path: Path) -> None:

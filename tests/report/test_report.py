@@ -1232,3 +1232,13 @@ def test_a_figure_keeps_the_contract(
     assert set(made) == {"svg", "png"} and made == again
     assert made["png"].startswith(b"\x89PNG") and b"<svg" in made["svg"]
     assert module.caption(report).endswith(".")
+
+
+def test_many_controls_are_drawn_in_rows_of_three(tmp_path: Path) -> None:
+    work = full(tmp_path, seeds=1)
+    for i in range(4):
+        work.attack("oracle", 0, curves={(f"probe-{i}", 1e-3): (0.0, 0.1, 0.2, 0.3)}, control=True)
+    fig = under_attack.draw(work.report())
+    places = [ax.get_position() for ax in fig.axes if ax.axison]
+    assert len(places) == 5 and len({place.y0 for place in places}) == 2
+    assert max(place.x1 for place in places) < 1 and fig.get_figwidth() < 10

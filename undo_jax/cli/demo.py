@@ -18,18 +18,20 @@ from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import Column, columns, missing, seed_of, steps
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
-from undo_jax.durable import read_json, writing
+from undo_jax.durable import publish, read_json, writing
 from undo_jax.experiment_file import errors_of_users, load
 from undo_jax.log import console, waiting
 from undo_jax.paper import Paper
 
+NEW_TOKENS = 16
 FILE, TITLE = "index.html", b"what did unlearning remove?</title>"
 LEAD = (
     "The models of {of} were made to forget (scored by {forget}) and to keep the rest (by "
     "{retain}). An attacker then fine-tunes them on what they forgot. Move the slider, and see "
     "whose answers come back: what was only suppressed returns within a few steps, what is gone "
-    "has to be learnt anew, as by the oracle, which never knew it."
+    "has to be learnt anew{oracle}."
 )
+ORACLE = ", as by the oracle, which never knew it"
 NOT_AGAIN = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # flags of a run
 STRONGEST = (
     "At step 0 no model is attacked. At each other step, scores and answers are of the attack that "
@@ -45,7 +47,7 @@ def demo(
     view: View = "all",
     seed: MaybeInt = None,
     prompts_file: MaybeText = None,
-    new_tokens: int = 16,
+    new_tokens: int = NEW_TOKENS,
     serve: Switch = False,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -77,6 +79,7 @@ def demo(
     if out is not None:
         _check_out(out)
     named = _hosts(host, allowed_hosts) if serve else frozenset()
+    command = _command(workdir, experiment, seed, prompts_file, new_tokens)
     file = experiment or _file(workdir)
     experiments.prepare_devices(ALONE)  # before an experiment, which may compute
     knobs: Any = load(file)
@@ -86,8 +89,6 @@ def demo(
     check_view(view, shown)
     examples = examples_of(run.place.experiment.setting, prompts_file)
     desk, known = Desk(run, shown, new_tokens), steps(shown)
-    words = shlex.join([str(workdir), *(["--experiment", experiment] if experiment else [])])
-    command = f"undo-jax demo {words}"
     asked = [question(example) for example in examples]
     with waiting(f"{len(examples)} questions to {len(shown)} models at {len(known)} steps"):
         by_step = [desk.replies(asked, step) for step in known] if asked else []
@@ -101,7 +102,7 @@ def demo(
         examples,
         [list(of) for of in zip(*by_step, strict=True)],
         seed,
-        lead=_lead(run, seed),
+        lead=_lead(run, shown, seed),
         notes=notes,
         view=view,
         first=official_step(known) if view == "official" else known[0],
@@ -119,8 +120,18 @@ def demo(
     folder = epath.Path(out or epath.Path(workdir) / f"demo-{run.logs.name}")
     with writing(folder, "begins anew"):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_bytes(html.encode(errors="replace"))
+        publish(folder / FILE, html.encode(errors="replace"))
     console.print(f"demo: {folder / FILE}", soft_wrap=True, highlight=False)
+
+
+def _command(
+    workdir: str, experiment: str | None, seed: int | None, prompts_file: str | None, tokens: int
+) -> str:
+    """The command that shows the same."""
+    given = {"--experiment": experiment, "--seed": seed, "--prompts-file": prompts_file}
+    given |= {"--new-tokens": tokens} if tokens != NEW_TOKENS else {}
+    words = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    return shlex.join(map(str, ["undo-jax", "demo", workdir, *words]))
 
 
 def _check_out(out: str) -> None:
@@ -180,10 +191,11 @@ def _words(workdir: epath.Path, name: str) -> list[str]:
         return []
 
 
-def _lead(run: Run, seed: int | None) -> str:
+def _lead(run: Run, shown: list[Column], seed: int | None) -> str:
     logs = run.logs
     of = f"run {logs.name}" if seed is None else f"run {logs.name}, seed {seed},"
-    return LEAD.format(of=of, forget=logs.forget.label, retain=logs.retain.label)
+    oracle = ORACLE * any(one.role == "oracle" and bool(one.strongest) for one in shown)
+    return LEAD.format(of=of, forget=logs.forget.label, retain=logs.retain.label, oracle=oracle)
 
 
 def _missing(run: Run, shown: list[Column], file: str, knobs: Any) -> tuple[str, str | None] | None:

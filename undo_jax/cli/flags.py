@@ -48,6 +48,9 @@ FORMS = {  # of values, as help writes them
 }
 NAMES = {str: "STR", Path: "STR", int: "INT", float: "FLOAT", bool: "{True,False}"}
 
+# A flag or an argument, the name of its values, and what it says of itself.
+REQUIRED = r"((?:--\S+ )?(?:\[.*?\]|\S+)) (.*?)\.? \(required\)"
+
 
 def check_workdir(place: str | None) -> None:
     """Raises ValueError for a workdir that is empty, or that is no folder."""
@@ -125,6 +128,9 @@ def _similar(said: str) -> str:
 
 def _short(said: str) -> str:
     """What tyro says of a value that does not parse, without the types that it tried."""
+    if lacking := re.match(r"Missing from (?:undo-jax )?(.*?): (?=.)", said):
+        each = re.findall(REQUIRED, said[lacking.end() :])
+        return f"{lacking[1]} needs {' and '.join(f'{name} ({what})' for name, what in each)}"
     parsed = re.match(r"Error parsing (-\S+): (.*?) Argument helptext: -\S+ (.*)", said)
     if not parsed or not (values := re.search(r"'[^\[\]]*'", parsed[2])):
         return said

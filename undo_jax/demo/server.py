@@ -18,7 +18,7 @@ from undo_jax.demo.queue import BusyError, Queue
 
 INSTALL = "starlette and uvicorn are not installed: pip install 'undo-jax[demo]'"
 LARGEST = 2**16  # bytes of a request's body
-SLOWEST = 10.0  # seconds that a body may take to come
+SLOWEST = 10.0  # seconds that the head of a request, or its body, may take to come
 CONNECTIONS = 512
 HERE = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::", "")
@@ -34,9 +34,10 @@ try:
     import uvicorn
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
     raise ModuleNotFoundError(INSTALL, name=error.name) from error
 
@@ -114,6 +115,8 @@ def serve(application: Any, host: str, port: int) -> Iterator[str]:
         server = _Server(
             uvicorn.Config(
                 application,
+                http=_Connection,
+                ws="none",
                 log_level="error",
                 access_log=False,
                 limit_concurrency=CONNECTIONS,
@@ -133,6 +136,22 @@ def serve(application: Any, host: str, port: int) -> Iterator[str]:
             server.run(sockets=[listener])
     for number in heard[:1]:
         signals.leave(KeyboardInterrupt() if number == signal.SIGINT else signals.Preempted())
+
+
+class _Connection(H11Protocol):
+    """Closed where the head of a request does not come in time, for which uvicorn would wait."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(SLOWEST, self._late, None)
+
+    def on_response_complete(self) -> None:
+        self.loop.call_later(SLOWEST, self._late, self.cycle)
+        super().on_response_complete()
+
+    def _late(self, before: Any) -> None:
+        if self.cycle is before:  # no request since
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -216,6 +235,8 @@ async def _body(request: Request) -> Any:
                     raise large
     except TimeoutError as error:
         raise HTTPException(408, "the question came too slowly") from error
+    except ClientDisconnect as error:  # nobody reads this
+        raise HTTPException(400, "the question did not come to its end") from error
     try:
         return json.loads(bytes(body).decode())
     except (ValueError, RecursionError) as error:

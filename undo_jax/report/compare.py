@@ -85,8 +85,8 @@ def _check(one: Side, other: Side) -> None:
     for a, b in ((logs.retain, others.retain), (logs.forget, others.forget)):
         if (a.name, a.axis) != (b.name, b.axis):
             raise ValueError(
-                f"{one.name} is measured by {a.axis}, {other.name} by {b.axis}: these cannot be "
-                "compared"
+                f"A ({one.name}) is measured by {a.axis}, B ({other.name}) by {b.axis}: these "
+                "cannot be compared"
             )
 
 

@@ -19,6 +19,8 @@ from undo_jax.report.publishing import Publish, put
 from undo_jax.report.records import Origin
 from undo_jax.report.series import csv_text
 
+MANY = 5  # learning rates that are still counted
+
 
 def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
     """Write WORKDIR/report-NAME/ of one experiment from its logs.
@@ -143,9 +145,13 @@ def _other_scores(report: Report) -> list[str]:
 
 def _lead(report: Report) -> str:
     last = max(step for m in report.attacked for step in m.curve)
-    rates = {rate for m in report.attacked for _, rate in m.finals if rate is not None}
+    rates = sorted({rate for m in report.attacked for _, rate in m.finals if rate is not None})
     count = _count(len(report.attacked), "model")
     how = f" by relearning for {last} steps at {_count(len(rates), 'learning rate')}"
+    if len(rates) > MANY:  # of searches, which draw them
+        how = (
+            f" by relearning for {last} steps at learning rates from {rates[0]:g} to {rates[-1]:g}"
+        )
     seeds = f"; seed{'s' * (len(report.seeds) > 1)} {', '.join(map(str, report.seeds))}"
     return (
         f"{count} attacked{how if rates else ' without training'}{seeds if report.seeds else ''}."

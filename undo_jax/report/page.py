@@ -18,6 +18,7 @@ from undo_jax.report.tables import Grid
 
 SCRIPTS = ("uPlot.iife.min.js", "numbers.js", "drawing.js", "figures.js", "tables.js")
 SCRIPTS += ("downloads.js",)
+NEGATIVE = re.compile(r"(?<!\w)-(?=\d)")  # its sign
 
 
 @cache
@@ -120,8 +121,8 @@ def table(grid: Grid, label: str, wrapped: bool = False) -> str:
 
 
 def _cell(value: str) -> str:
-    """A number, its range on a second line."""
-    mean, _, spread = value.partition(" [")
+    """A number, its range on a second line; negative ones as the figures beside write them."""
+    mean, _, spread = NEGATIVE.sub("−", value).partition(" [")
     return f"{escape(mean)}<small>[{escape(spread)}</small>" if spread else escape(value)
 
 

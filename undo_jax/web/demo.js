@@ -11,7 +11,7 @@ const state = {
 };
 const asked = new Map(); // replies to free prompts, by step and prompt
 const shortNames = labels(data.examples.map((one) => one.prompt));
-let curves = null, playing = null, telling = null;
+let curves = null, playing = null, telling = null, judged = null;  // the right answer last given
 
 /** What is shown side by side: each model, or two of them before and under attack. */
 function slots() {
@@ -47,7 +47,8 @@ function scoresAt(model, step) {
 function card(slot) {
   const { model, i, step } = slot, reply = replyOf(slot), now = scoresAt(model, step);
   const head = el("h3", {}, dot(i), slot.name);
-  const parts = [head, el("p", { class: "role" }, slot.when || (ROLE[model.role] || String)(model))];
+  const role = ROLE[model.role](model) + (model.curve.length ? "" : "; is not attacked");
+  const parts = [head, el("p", { class: "role" }, slot.when || role)];
   if (reply === undefined) parts.push(el("p", { class: "waiting" }, "…"));
   else if (reply === null) parts.push(el("p", { class: "waiting" }, "not kept at this step"));
   else parts.push(answer(reply, `tokens-${i}-${step}`), likelihood(reply));
@@ -253,12 +254,15 @@ function begin() {
   $("play").addEventListener("click", () => play(playing === null));
   $("play").disabled = data.steps.length < 2;
   $("free").hidden = !data.live;
+  $("free-prompt").addEventListener("input", () => {  // another question has another right answer
+    if ($("free-answer").value === judged) $("free-answer").value = "";
+  });
   $("free").addEventListener("submit", (event) => {
     event.preventDefault();
     const prompt = $("free-prompt").value;
     if (!prompt.trim()) { $("free-error").textContent = "Write a prompt first."; return; }
     const space = data.examples.length && data.examples.every((one) => one.answer.startsWith(" "));
-    const right = $("free-answer").value;
+    const right = judged = $("free-answer").value;
     const answer = right && space && !right.startsWith(" ") ? ` ${right}` : right;
     state.free = { prompt, answer, ends: data.ends };
     show();

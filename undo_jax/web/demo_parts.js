@@ -4,7 +4,7 @@
 
 const MISSING = "–";
 const ROLE = {
-  base: () => "before unlearning; is not attacked",
+  base: () => "before unlearning",
   unlearned: () => "the base after unlearning",
   distilled: (model) => model.alpha === null ? "distilled into a fresh student"
     : `distilled into a student with noise ${model.alpha}`,

@@ -14,6 +14,8 @@ from undo_jax.report.tables import sentence
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BESIDE = 3  # panels of a row, which are still read on a page
+
 
 def draw(report: Report) -> Figure:
     """Retain score at each relearning step; and a panel for each control."""
@@ -22,9 +24,13 @@ def draw(report: Report) -> Figure:
     names = {m.name: shortened(m.name) for m in models}
     looks = {names[m.name]: Look(colours[m.name], linestyle(m, report.models)) for m in models}
     controls, _ = _controls(report)
-    columns = 2 if len(names) <= 8 else 3
-    fig, axes = panels.figure(1, max(1 + len(controls), 2), legend_rows=-(-len(names) // columns))
-    retained, *others = axes[0]
+    columns, count = 2 if len(names) <= 8 else 3, 1 + len(controls)
+    beside = min(max(count, 2), BESIDE)
+    rows, legend_rows = (
+        -(-number // of) for number, of in ((count, beside), (len(names), columns))
+    )
+    fig, axes = panels.figure(rows, beside, legend_rows)
+    retained, *others = axes.flat
     panels.draw_curves(retained, {names[m.name]: m.retained for m in models}, looks)
     panels.score_axis(retained, report.retain)
     panels.title(retained, report.retain.axis)
