@@ -126,8 +126,8 @@ def test_connections_without_a_request_are_closed(monkeypatch):
 
     def visit(port):
         try:
-            for sent in (b"", asked[:-2], asked + asked[:5]):
-                with socket.create_connection(("127.0.0.1", port), timeout=4) as connection:
+            for sent in (asked + asked[:5], b"", asked[:-2]):  # first one that waits for the server
+                with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                     connection.sendall(sent)
                     found = b""
                     while part := connection.recv(4096):

@@ -47,7 +47,8 @@ function scoresAt(model, step) {
 function card(slot) {
   const { model, i, step } = slot, reply = replyOf(slot), now = scoresAt(model, step);
   const head = el("h3", {}, dot(i), slot.name);
-  const role = ROLE[model.role](model) + (model.curve.length ? "" : "; is not attacked");
+  const what = ROLE[model.role] ? ROLE[model.role](model) : model.role;
+  const role = what + (model.curve.length ? "" : "; is not attacked");
   const parts = [head, el("p", { class: "role" }, slot.when || role)];
   if (reply === undefined) parts.push(el("p", { class: "waiting" }, "…"));
   else if (reply === null) parts.push(el("p", { class: "waiting" }, "not kept at this step"));
