@@ -12,6 +12,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from arguments import checked, positive
+
 from undo_jax import experiment as experiments
 from undo_jax.cli.devices import prepare_devices
 from undo_jax.experiment import Experiment
@@ -28,9 +30,9 @@ from undo_jax.types import parameters
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=256, help="of the teacher")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--width", type=_width, default=256, help="of the teacher")
+    parser.add_argument("--layers", type=positive, default=6)
+    parser.add_argument("--steps", type=positive, default=60)
     options = parser.parse_args()
     prepare_devices()
     large = preset("tiny", layers=options.layers)
@@ -60,6 +62,14 @@ def main() -> None:
             print(f"{'stored' if cached else 'beside'}: {rates[-1]:,.0f} tokens/s, last loss "
                   f"{losses[-1]:.6f}, {seconds:.1f} s in all", flush=True)  # fmt: skip
     print(f"a step takes {found[False] / found[True]:.2f} of the time")
+
+
+@checked
+def _width(text: str) -> int:
+    """A width of four heads, of even width in a student of half of it, too."""
+    if positive(text) % 16:
+        raise ValueError(f"{text}: give a multiple of 16")
+    return int(text)
 
 
 def _at(lm, width):

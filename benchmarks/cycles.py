@@ -30,7 +30,7 @@ from undo_jax.fit.loops import Loops  # noqa: E402
 from undo_jax.fit.step import mesh_on  # noqa: E402
 from undo_jax.log import short  # noqa: E402
 from undo_jax.mesh import BATCH, MeshShape  # noqa: E402
-from undo_jax.models.gemma2 import preset  # noqa: E402
+from undo_jax.models.gemma2 import PRESETS, preset  # noqa: E402
 from undo_jax.ops import head, head_tpu  # noqa: E402
 
 PLACES = "v5e:2x2", "v5p:2x2x1", "v6e:2x2"
@@ -113,8 +113,9 @@ def measure(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["0.1B", "2B"])
-    parser.add_argument("--losses", nargs="+", default=["kl_to_teacher", "cross_entropy"])
+    parser.add_argument("--sizes", nargs="+", default=["0.1B", "2B"], choices=PRESETS)
+    losses = ["kl_to_teacher", "cross_entropy"]
+    parser.add_argument("--losses", nargs="+", default=losses, choices=[*losses, "kl_to_uniform"])
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     print(

@@ -5,6 +5,7 @@ of the final, padded length (jitted once, so that it is never compiled again), w
 last position only. Compilation is not timed.
 """
 
+import argparse
 import time
 
 import jax
@@ -47,6 +48,7 @@ def timed(decode, *arguments):
 
 
 def main():
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     params = jax.jit(LM.init)(jax.random.key(0))
     params["layers"]["after_mlp"]["norm"] += 5  # or the embedding would only repeat itself
     prompts = jax.random.randint(jax.random.key(1), (BATCH, PROMPT), 0, LM.vocabulary)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+from arguments import known_topology, positive
 
 from undo_jax import bench
 from undo_jax.fit import chips
@@ -82,11 +83,13 @@ def bounded(topology: str) -> Callable[[Work], float]:
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="small")
-    parser.add_argument("--vocabulary", type=int, help="of the base (default: the preset's)")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=128, help="tokens of a row")
-    parser.add_argument("--steps", type=int, default=20, help="measured at each size")
-    parser.add_argument("--topology", help="compile for it and measure nothing, e.g. h100:1")
+    parser.add_argument("--vocabulary", type=positive, help="of the base (default: the preset's)")
+    parser.add_argument("--rows", type=positive, default=4)
+    parser.add_argument("--length", type=positive, default=128, help="tokens of a row")
+    parser.add_argument("--steps", type=positive, default=20, help="measured at each size")
+    parser.add_argument(
+        "--topology", type=known_topology, help="compile for it and measure nothing, e.g. h100:1"
+    )
     options = parser.parse_args()
     lm = preset(options.preset, **({"dtype": "bfloat16"} if options.topology else {}))
     lm = replace(lm, vocabulary=options.vocabulary or lm.vocabulary)

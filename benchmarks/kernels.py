@@ -5,6 +5,7 @@ does all of it, with kernels for attention, and with those for the head too. It 
 does, what that would take at its peaks, and the memory of a chip.
 """
 
+import argparse
 import itertools
 from unittest import mock
 
@@ -26,6 +27,7 @@ MODULES = {"tpu": (attention_tpu, head_tpu), "cuda": (attention_gpu, head_gpu)}
 
 
 def main():
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     jax.config.update("jax_platforms", "cpu")
     print(
         "| size | chips | kernels | FLOPs | HBM traffic | FLOPs, ms | HBM, ms | tokens/s at most |"

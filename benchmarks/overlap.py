@@ -8,6 +8,7 @@ import argparse
 import itertools
 
 import jax
+from arguments import known_topology
 
 from undo_jax.fit import chips
 from undo_jax.fit.flags import PRESETS, flags
@@ -55,8 +56,9 @@ def measure(size: str, place: str, xla_flags: str, gradient_sum: str) -> str:
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--slices", nargs="+", default=PLACES)
-    parser.add_argument("--xla-flags", nargs="+", default=["none", *PRESETS], help="presets")
+    parser.add_argument("--slices", nargs="+", type=known_topology, default=PLACES)
+    presets = ["none", *PRESETS]
+    parser.add_argument("--xla-flags", nargs="+", default=presets, choices=presets)
     parser.add_argument("--gradients", nargs="+", default=GRADIENT_SUMS, choices=GRADIENT_SUMS)
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

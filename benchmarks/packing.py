@@ -4,6 +4,7 @@ It prints tokens of generated text per CPU second of each, the best of three tur
 Packing reads JSON lines twice, removes duplicates, tokenises, packs and writes.
 """
 
+import argparse
 import json
 import tempfile
 import time
@@ -23,6 +24,7 @@ DOCUMENTS, SHARDS, VOCABULARY, ROW_LENGTH, TURNS = 10_000, 4, 8000, 1024, 3
 
 def main() -> None:
     """Measure both kinds of tokenizer."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_text(folder)

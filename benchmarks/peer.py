@@ -15,11 +15,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from arguments import positive
 
 from undo_jax import bench
 from undo_jax.fit.step import distillation
 from undo_jax.log import short
 from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.models.architecture import REMAT
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
 from undo_jax.optim import AdamW
@@ -182,10 +184,10 @@ def of_jax(lm: Transformer, rows: int, length: int, steps: int) -> Measured:
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="0.1B")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--remat", default="dots")
+    parser.add_argument("--rows", type=positive, default=4)
+    parser.add_argument("--length", type=positive, default=2048, help="tokens of a row")
+    parser.add_argument("--steps", type=positive, default=10)
+    parser.add_argument("--remat", choices=REMAT, default="dots")
     default = [*PYTORCH, *OURS]
     parser.add_argument("--variants", nargs="+", choices=[*default, *ON_GPU], default=default)
     parser.add_argument("--one", help=argparse.SUPPRESS)

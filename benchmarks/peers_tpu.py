@@ -37,12 +37,15 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from arguments import checked, known_topology, positive
 
 import undo_jax
 from undo_jax.fit import chips, costs
@@ -212,16 +215,41 @@ def _digest(paths: Any) -> str:
     return made.hexdigest()[:12]
 
 
+def _rows(text: str) -> int | str:
+    return text if text == "most" else positive(text)
+
+
+@checked
+def _python(text: str) -> str:
+    if not shutil.which(text):
+        raise ValueError(f"no Python at {text}: its environment is made as said above")
+    return text
+
+
 def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES))
-    parser.add_argument("--rows", nargs="+", default=["1", "most"], help="a number, or most")
-    parser.add_argument("--undo-jax", default=sys.executable, metavar="PYTHON")
-    parser.add_argument("--maxtext", metavar="PYTHON", help="of MaxText's environment")
-    parser.add_argument("--tunix", metavar="PYTHON", help="of tunix's environment")
-    parser.add_argument("--mesh", nargs=2, action="append", default=[], metavar=("STEP", "MESH"))
+    parser.add_argument("--topologies", nargs="+", type=known_topology, default=list(TOPOLOGIES))
+    parser.add_argument(
+        "--rows", nargs="+", type=_rows, default=[1, "most"], help="on each chip, or most"
+    )
+    parser.add_argument("--undo-jax", type=_python, default=sys.executable, metavar="PYTHON")
+    parser.add_argument(
+        "--maxtext", type=_python, metavar="PYTHON", help="of MaxText's environment"
+    )
+    parser.add_argument("--tunix", type=_python, metavar="PYTHON", help="of tunix's environment")
+    parser.add_argument("--mesh", nargs=2, action="append", default=[], metavar=("STEP", "MESH"),
+                        help="another mesh, e.g. maxtext data=2,fsdp=8")  # fmt: skip
     options = parser.parse_args()
+    for step, mesh in options.mesh:
+        if step not in PEERS:
+            parser.error(f"--mesh {step}: give one of {', '.join(PEERS)}, and its mesh")
+        try:
+            parse_mesh(mesh)
+        except ValueError as error:
+            parser.error(str(error))
     pythons = {peer: vars(options)[peer] for peer in PEERS if vars(options)[peer]}
     meshes, cells = PEERS | dict(options.mesh), Cells(pythons)
     print(f"| {HEAD} |\n|{' --- |' * len(HEAD.split(' | '))}")
@@ -232,7 +260,7 @@ def main():
             return cells.measure(peer, size, topology, mesh, rows)  # noqa: B023
 
         try:
-            counts = [most(measure, available) or 1 if n == "most" else int(n)
+            counts = [most(measure, available) or 1 if n == "most" else n
                       for n in options.rows]  # fmt: skip
             for rows in dict.fromkeys(counts):
                 named = cells.name(peer)

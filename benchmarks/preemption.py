@@ -5,6 +5,7 @@ then runs to its end. Each start must go on from the very step the stop before h
 end must be, bit for bit, that of a run that nothing stopped.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -13,7 +14,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from arguments import positive
 
 from undo_jax import cli
 from undo_jax.signals import PREEMPTED
@@ -37,7 +38,9 @@ FLAGS = (
 
 def main() -> None:
     """Stop, check and compare."""
-    moments, chance = int(sys.argv[1]) if len(sys.argv) > 1 else 20, random.Random(0)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("moments", nargs="?", type=positive, default=20)
+    moments, chance = parser.parse_args().moments, random.Random(0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that comes after a run's end
     with tempfile.TemporaryDirectory() as name:
         os.environ["UNDO_JAX_CACHE"] = f"{name}/cache"

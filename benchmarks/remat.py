@@ -8,6 +8,7 @@ import argparse
 from dataclasses import replace
 
 import jax
+from arguments import known_topology, positive
 from growth import measured, work
 
 from undo_jax.fit import chips
@@ -46,10 +47,12 @@ def count(works: dict[str, Work], topology: str, mesh: str) -> None:
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="small")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=256, help="tokens of a row")
-    parser.add_argument("--steps", type=int, default=20, help="measured")
-    parser.add_argument("--topology", help="compile for it and measure nothing, e.g. h100:1")
+    parser.add_argument("--rows", type=positive, default=4)
+    parser.add_argument("--length", type=positive, default=256, help="tokens of a row")
+    parser.add_argument("--steps", type=positive, default=20, help="measured")
+    parser.add_argument(
+        "--topology", type=known_topology, help="compile for it and measure nothing, e.g. h100:1"
+    )
     parser.add_argument("--mesh", default="data=-1")
     options = parser.parse_args()
     config = preset(options.preset, **({"dtype": "bfloat16"} if options.topology else {}))

@@ -74,6 +74,7 @@ def test_the_command_without_an_experiment(capsys, tmp_path, monkeypatch):
         (f"{QUICKSTART} --remat full", "give --model.remat"),
         ("", "which experiment? give its file, or a preset with --preset"),
         ("--preset 3B", "unknown preset '3B': choose one of tiny, small, 0.1B"),
+        ("--preset 3B", "9B, 27B; gemma3_text:270M, "),
         ("--preset 2B --teacher 3B", "unknown preset '3B'"),
         ("--preset llama:9B", "unknown preset '9B': choose one of 2-7B"),
         ("--preset gpt2:9B", "--preset gpt2:9B: model_type='gpt2' is not supported: gemma2, "),

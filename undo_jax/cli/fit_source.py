@@ -97,6 +97,8 @@ def _preset(name: str) -> Transformer:
     Raises ValueError for an unknown one.
     """
     family, colon, size = name.rpartition(":")
+    if not colon and name not in hf_folder.family(GEMMA2).PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {'; '.join(presets())}")
     return hf_folder.family(family if colon else GEMMA2, f"--preset {name}").preset(size)
 
 
