@@ -18,6 +18,7 @@ import pytest
 import undo_jax
 from undo_jax import bench, cli, losses, train
 from undo_jax.cli.bench import scaling, table
+from undo_jax.fit.step import distillation
 from undo_jax.graph import Work
 from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
@@ -97,6 +98,45 @@ def test_devices_that_wait_for_each_other_do_not_hang():
     steps = ["--stage", "relearn", "--mesh", "sweep=2,data=1", "--steps", "80", "--json"]
     done = subprocess.run([*command, *steps], env=environment, capture_output=True, timeout=300)
     assert json.loads(done.stdout)["seconds"]["step"] > 0
+
+
+@pytest.mark.slow
+def test_a_distillation_between_presets(capsys):
+    """One row for each of data×fsdp, if no number is given; the model as its preset has it."""
+    cli.main(
+        "bench --preset tiny --length 16 --mesh data=2,fsdp=2,tensor=2 --steps 1 --json".split()
+    )
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["experiment"], facts["student"], facts["teacher"]) == (
+        "tiny from tiny",
+        "tiny",
+        "tiny",
+    )
+    assert (facts["rows"], facts["row_length"], facts["rows_per_device"]) == (4, 16, 0.5)
+    step = bench.flops(distillation(preset("tiny"), preset("tiny"), TRAINING, 16))
+    assert facts["flops_per_token"]["total"] == step.total
+    cli.main("bench --preset tiny --rows 8 --length 16 --steps 1 --scale 1,2".split())
+    assert "weak           2     16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "which experiment? give its file, or a preset with --preset"),
+        (
+            "--preset tiny --scale 1,2",
+            "--scale beside --preset splits a batch: give it with --rows",
+        ),
+        ("--preset tiny --stage distill", "--stage is for an experiment's file"),
+        (f"{QUICKSTART} --length 16", "--length is for --preset: leave it out"),
+        ("--preset tini", "unknown preset 'tini': choose one of"),
+    ],
+)
+def test_presets_and_experiments_do_not_mix(capsys, words, said):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", *words.split()])
+    refused = capsys.readouterr().err
+    assert stop.value.code == 2 and said in refused and refused.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 import functools
 
-from undo_jax.cli import fit_source
-from undo_jax.cli.fit import fit
+from undo_jax.cli.fit import find, fit
+from undo_jax.cli.fit_source import Asked
 from undo_jax.cli.flags import parse
 
 
@@ -16,5 +16,4 @@ def found(words):
 
     words = [*words.split(), "--topology", "v5e:4x4"]
     ((file,), named), further = parse(given, words, "fit", return_unknown_args=True)
-    fields = fit_source.Asked._fields[1:]
-    return fit_source.find(fit_source.Asked(file, *(named[name] for name in fields)), further)
+    return find(Asked(file, *(named[name] for name in Asked._fields[1:])), further)

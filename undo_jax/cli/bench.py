@@ -1,4 +1,4 @@
-"""`undo-jax bench EXPERIMENT`."""
+"""`undo-jax bench EXPERIMENT`, or `bench --preset 2B`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tyro.conf import OmitArgPrefixes
 
 from undo_jax.bench import flops, measure, peak, split
-from undo_jax.cli import experiment as experiments
+from undo_jax.cli import fit_source
 from undo_jax.cli.devices import ALONE, Joined, prepare_devices
-from undo_jax.cli.fit_source import of_stage
-from undo_jax.cli.flags import ExperimentFile, Further, MaybeText, Switch
-from undo_jax.experiment_file import errors_of_users, load
+from undo_jax.cli.fit_source import NO_PRESETS, Asked, Presets
+from undo_jax.cli.flags import Further, MaybeExperiment, MaybeText, Switch
+from undo_jax.experiment_file import errors_of_users
 from undo_jax.fit.facts import which
+from undo_jax.fit.search import variant
 from undo_jax.fit.step import rows_per_chip
 from undo_jax.graph import Work
 from undo_jax.log import brief, short
@@ -25,44 +27,49 @@ from undo_jax.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
 
 @errors_of_users()
 def bench(
-    experiment: ExperimentFile,
+    experiment: MaybeExperiment = None,
     /,
     *,
-    stage: str = "distill",
+    stage: MaybeText = None,
     mesh: MaybeText = None,
     steps: int = 20,
     trace: MaybeText = None,
     scale: MaybeText = None,
     json: Switch = False,
+    presets: OmitArgPrefixes[Presets] = NO_PRESETS,
     processes: Joined = ALONE,
     flags: Further = (),
 ) -> None:
-    """How fast a stage's train step runs on these devices: tokens/s, MFU, memory.
+    """How fast a train step runs on these devices: tokens/s, MFU, memory.
 
-    MFU counts FLOPs by the model: a training pass counts as three forward passes, a teacher as one,
-    recomputation as none; the peak is the device's in bf16. Further flags set any scalar of the
-    experiment, e.g. --model.remat full --distill.training.batch-size 512.
+    It is that of an experiment's stage, or with --preset the distillation of a model of that size,
+    the step that `fit --preset` compiles. MFU counts FLOPs by the model: a training pass counts as
+    three forward passes, a teacher as one, recomputation as none; the peak is the device's in bf16.
+    Further flags set any scalar of the experiment, e.g. --model.remat full
+    --distill.training.batch-size 512.
 
     Args:
-        experiment: a Python file that defines `experiment`.
-        stage: the kind of recipe.
-        mesh: devices along each axis, e.g. data=4,fsdp=2; the experiment's by default.
+        experiment: a Python file that defines `experiment`; with --preset no file is needed.
+        stage: of an experiment, the kind of recipe; distill by default.
+        mesh: devices along each axis, e.g. data=4,fsdp=2; by default the experiment's, or data=-1.
         steps: so many are measured, twice.
         trace: a folder for an xprof trace of some steps.
         scale: numbers of devices, e.g. 1,2,4,8: strong and weak scaling over data.
         json: print JSON in place of a table.
     """
     prepare_devices(processes)
-    made_of = experiments.graph_with(load(experiment), flags)
-    shape = parse_mesh(mesh) if mesh is not None else made_of.mesh
-    stated, work = of_stage(made_of, stage)
-    title = {"experiment": made_of.name, **stated}
+    source = fit_source.find(Asked(experiment, stage, False, False, presets), flags)
+    shape = parse_mesh(mesh) if mesh is not None else source.mesh or MeshShape()
+    program = source.programs[0]
     if scale:
-        found = scaled(work, shape, _counts(scale), steps)
-        facts, say = {**title, **found}, scaling
+        if not source.sized:
+            raise ValueError("--scale beside --preset splits a batch: give it with --rows")
+        found = scaled(program.work, shape, _counts(scale), steps)
+        facts, say = {**program.title, **found}, scaling
     else:
-        facts = {**title, **describe(work, make_mesh(shape), steps, trace)}
-        say = table
+        on, work = make_mesh(shape), program.work
+        work = work if source.sized else variant(work, on, getattr(work.lm, "remat", "none"), 1)
+        facts, say = {**program.title, **describe(work, on, steps, trace)}, table
     if jax.process_index() == 0:
         print(dumps(facts, indent=1) if json else say(facts))
 

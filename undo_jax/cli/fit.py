@@ -1,7 +1,7 @@
 """`undo-jax fit EXPERIMENT --topology v5e:4x4`, or `fit --preset 2B --topology v5e:4x4`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from json import dumps
 
@@ -23,7 +23,7 @@ from undo_jax.fit.flags import flags as presets_of
 from undo_jax.fit.least import check_work
 from undo_jax.fit.search import search as largest
 from undo_jax.fit.search import variant
-from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, suggestion
+from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
 from undo_jax.graph import Work
 from undo_jax.log import console, short, waiting
 from undo_jax.mesh import MeshShape, parse_mesh
@@ -69,7 +69,7 @@ def fit(
         raise ValueError(f"XLA flags {xla_flags!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # loading from it needs a chip
-    source = fit_source.find(Asked(experiment, stage, all, search, presets), flags)
+    source = find(Asked(experiment, stage, all, search, presets), flags)
     given = parse_mesh(mesh) if mesh is not None else source.mesh
     chosen = mesh_on(place, given or suggestion(place))
     if all:
@@ -81,6 +81,13 @@ def fit(
     if search:
         return _search(program, place, chosen, compiler, json)
     _once(program, place, chosen, compiler, json)
+
+
+def find(asked: Asked, flags: Sequence[str]) -> Source:
+    """What is asked for, with models as they are on chips."""
+    source = fit_source.find(asked, flags)
+    programs = [replace(one, work=on_chips(one.work)) for one in source.programs]
+    return replace(source, programs=programs)
 
 
 def _once(

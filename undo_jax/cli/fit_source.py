@@ -1,4 +1,4 @@
-"""What `undo-jax fit` compiles: a stage of an experiment, or a distillation between presets."""
+"""The step that `fit` compiles and `bench` measures: of an experiment, or between presets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from undo_jax.cli.flags import MaybeInt, MaybeText
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, load
 from undo_jax.fit.advice import Names
-from undo_jax.fit.step import distillation, on_chips
+from undo_jax.fit.step import distillation
 from undo_jax.graph import Work
 from undo_jax.mesh import MeshShape
 from undo_jax.models import hf_folder
@@ -67,7 +67,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """A step to compile, and how a reader changes it."""
+    """A step, and how a reader changes it."""
 
     title: Mapping[str, Any]
     work: Work
@@ -124,7 +124,7 @@ def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
     programs = [
         Program(
             {"experiment": experiment.name, **title},
-            on_chips(work),
+            work,
             _names(knobs, asked.experiment, title["stage"], work),
         )
         for title, work in works
@@ -209,6 +209,6 @@ def _of_presets(asked: Asked, rest: Sequence[str]) -> Source:
     training = Training(1000, given.rows or 1, AdamW(), eval_every=100)
     name = f"{student} from {teacher}"
     title = {"experiment": name, "stage": "distill", "student": student, "teacher": teacher}
-    work = on_chips(distillation(lm, of_teacher, training, given.length or 2048))
+    work = distillation(lm, of_teacher, training, given.length or 2048)
     program = Program(title, work, Names("--rows", None, "--remat"))
     return Source(name, [program], sized=given.rows is not None)
