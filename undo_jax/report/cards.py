@@ -115,7 +115,7 @@ def _line(
         examples=Spread(tuple(one.examples for one in found)),
         trials=tuple(map(len, rates)),
         last=max(a.step for a, _ in every),
-        most=max(known, default=math.nan),
+        most=max(known, default=math.inf),
         trains=any(a.learning_rate is not None for a, _ in every),
         diverged=sum(map(_diverged, by_seed)),
     )

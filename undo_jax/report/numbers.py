@@ -59,7 +59,7 @@ class Attacked:
     examples: Spread  # likewise
     trials: tuple[int, ...]  # of each seed: settings × learning rates
     last: int  # step
-    most: float  # examples
+    most: float  # examples; infinite if they are not known
     trains: bool
     diverged: int  # seeds in which each trial ended without a finite score
 
