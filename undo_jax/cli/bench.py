@@ -17,7 +17,6 @@ from undo_jax.cli.fit_source import NO_PRESETS, Asked, Presets
 from undo_jax.cli.flags import Further, MaybeExperiment, MaybeText, Switch
 from undo_jax.experiment_file import errors_of_users
 from undo_jax.fit.facts import which
-from undo_jax.fit.search import variant
 from undo_jax.fit.step import rows_per_chip
 from undo_jax.graph import Work
 from undo_jax.log import brief, short
@@ -60,16 +59,16 @@ def bench(
     prepare_devices(processes)
     source = fit_source.find(Asked(experiment, stage, False, False, presets), flags)
     shape = parse_mesh(mesh) if mesh is not None else source.mesh or MeshShape()
-    program = source.programs[0]
     if scale:
         if not source.sized:
             raise ValueError("--scale beside --preset splits a batch: give it with --rows")
-        found = scaled(program.work, shape, _counts(scale), steps)
-        facts, say = {**program.title, **found}, scaling
+        program = source.programs[0]
+        found, say = scaled(program.work, shape, _counts(scale), steps), scaling
     else:
-        on, work = make_mesh(shape), program.work
-        work = work if source.sized else variant(work, on, getattr(work.lm, "remat", "none"), 1)
-        facts, say = {**program.title, **describe(work, on, steps, trace)}, table
+        on = make_mesh(shape)
+        program = fit_source.first(source, on)
+        found, say = describe(program.work, on, steps, trace), table
+    facts = {**program.title, **found}
     if jax.process_index() == 0:
         print(dumps(facts, indent=1) if json else say(facts))
 

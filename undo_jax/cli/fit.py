@@ -22,7 +22,6 @@ from undo_jax.fit.flags import arguments
 from undo_jax.fit.flags import flags as presets_of
 from undo_jax.fit.least import check_work
 from undo_jax.fit.search import search as largest
-from undo_jax.fit.search import variant
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
 from undo_jax.graph import Work
 from undo_jax.log import console, short, waiting
@@ -74,10 +73,7 @@ def fit(
     chosen = mesh_on(place, given or suggestion(place))
     if all:
         return _all(source, place, chosen, compiler, json)
-    program = source.programs[0]
-    if not source.sized:
-        work = variant(program.work, chosen, getattr(program.work.lm, "remat", "none"), 1)
-        program = replace(program, work=work)
+    program = fit_source.first(source, chosen)
     if search:
         return _search(program, place, chosen, compiler, json)
     _once(program, place, chosen, compiler, json)

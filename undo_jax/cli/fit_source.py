@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
+from jax.sharding import Mesh
 from tyro.conf import arg
 
 from undo_jax import graph
@@ -12,6 +13,7 @@ from undo_jax.cli.flags import MaybeInt, MaybeText
 from undo_jax.experiment import Experiment
 from undo_jax.experiment_file import Knobs, load
 from undo_jax.fit.advice import Names
+from undo_jax.fit.search import variant
 from undo_jax.fit.step import distillation
 from undo_jax.graph import Work
 from undo_jax.mesh import MeshShape
@@ -89,6 +91,15 @@ def find(asked: Asked, rest: Sequence[str]) -> Source:
     if asked.presets.preset is None:
         return _of_experiment(asked, rest)
     return _of_presets(asked, rest)
+
+
+def first(source: Source, mesh: Mesh) -> Program:
+    """Its first program; of presets without a number of rows, one for each data×fsdp."""
+    program = source.programs[0]
+    if source.sized:
+        return program
+    remat = getattr(program.work.lm, "remat", "none")
+    return replace(program, work=variant(program.work, mesh, remat, 1))
 
 
 def _preset(name: str) -> Transformer:
