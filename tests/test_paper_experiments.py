@@ -120,6 +120,19 @@ def test_distillation_at_the_papers_scale_fits_a_slice(empty, monkeypatch, capsy
     assert "fits" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_oracle_matching_can_be_longer(scale, empty, monkeypatch):
+    monkeypatch.chdir(empty)
+    knobs = experiment_file.load(FILES["oracle_matching"])
+    own, longer = (override(knobs, ["--scale", scale, *f]).graph() for f in ([], ["--steps", "3"]))
+    assert (own.name, longer.name) == (
+        f"oracle_matching-arithmetic-{scale}", f"oracle_matching-arithmetic_steps3-{scale}"
+    )  # fmt: skip
+    lengths = {name: recipe.training.steps for name, recipe in longer.models.items()}
+    known = {name: own.models[name].training.steps for name in ("base", "oracle")}
+    assert lengths == {name: known.get(name, 3) for name in own.models}
+
+
 def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
     monkeypatch.chdir(empty)
     knobs = experiment_file.load(FILES["size"])

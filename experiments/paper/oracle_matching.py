@@ -8,7 +8,8 @@ The language setting reads the text that `make language` fetches.
 Two students are distilled from the oracle, which has seen no forget data, until their outputs are
 the same as its own: one begins as the base, which has seen it, one at random. There is no noise and
 no stop rule. Controls: a student with the oracle's own first parameters, which is the official
-code's random one, and the base distilled into a random student.
+code's random one, and the base distilled into a random student. --steps distils for longer, and is
+a row of its own in the figure.
 """
 
 from dataclasses import dataclass, replace
@@ -26,6 +27,12 @@ from undo_jax.train import Training
 @dataclass(frozen=True)
 class OracleMatching(Figure):
     figure: ClassVar[str] = "oracle_matching"
+    steps: int | None = None  # of each student; None: of the setting and scale
+
+    @property
+    def name(self) -> str:
+        length = "" if self.steps is None else f"_steps{self.steps}"
+        return f"{self.figure}-{self.setting}{length}-{self.scale}"
 
     @property
     def reported(self) -> tuple[int, ...]:
@@ -54,8 +61,10 @@ class OracleMatching(Figure):
     def training(self) -> Training:
         """Of the students: as in UNDO; at the paper's scale as in its Unlearn-and-Distill."""
         if self.scale == "small":
-            return self.paper.distill.training
-        return self.unlearn_and_distill(self.model("oracle")).training
+            own = self.paper.distill.training
+        else:
+            own = self.unlearn_and_distill(self.model("oracle")).training
+        return own if self.steps is None else replace(own, steps=self.steps)
 
     @property
     def control(self) -> Training:
@@ -63,7 +72,7 @@ class OracleMatching(Figure):
         if (self.setting, self.scale) != ("arithmetic", "paper"):
             return self.training
         optimizer = replace(self.training.optimizer, learning_rate=1e-4, decay="constant")
-        return replace(self.training, steps=2000, optimizer=optimizer)
+        return replace(self.training, steps=self.steps or 2000, optimizer=optimizer)
 
 
 experiment = OracleMatching()

@@ -80,7 +80,6 @@ NPO_RETAIN = {"small": 5.0, "paper": 1.0}  # weight of the retain term; open-unl
 @dataclass(frozen=True)
 class Pareto(Figure):
     figure: ClassVar[str] = "pareto"
-    controlled: ClassVar[bool] = False
 
     def graph(self) -> Experiment:
         known = {"base": self.model("base"), "oracle": self.model("oracle")}

@@ -59,7 +59,6 @@ class Figure:
     """What can be set from the command line, e.g. --setting language --scale paper --seeds 0 1."""
 
     figure: ClassVar[str]  # the name of its file here, and of the one in undo_jax/report/paper
-    controlled: ClassVar[bool] = True  # whether it shows the controls of relearning
     setting: Literal["arithmetic", "language"] = "arithmetic"  # which of the paper's two settings
     scale: Literal["small", "paper"] = "small"  # small: of this repository; paper: as published
     seeds: tuple[int, ...] | None = None  # each makes a model of every kind; None: those reported
@@ -112,9 +111,9 @@ class Figure:
         return replace(made, stop_early=False)
 
     def attacks(self) -> tuple[Attack, ...]:
-        """Relearning; and in small arithmetic its controls, if they are shown."""
+        """Relearning; and in small arithmetic its controls."""
         attacks, paper = self.paper.graph().attacks, self.paper
-        if not (self.controlled and getattr(paper.setting, "controls", False)):
+        if not getattr(paper.setting, "controls", False):
             return attacks
         training, rates = paper.relearn.training, paper.relearn.learning_rates
         half = replace(held_out(training, rates), name="half")

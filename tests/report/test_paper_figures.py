@@ -269,6 +269,40 @@ def test_claims_of_pareto(tmp_path):
     assert not [says for says in found if "substantially at 0" in says]
 
 
+def test_pareto_has_the_permuted_control_beside_it(tmp_path):
+    work = settings_of_methods(tmp_path)
+    work.others = {"permuted": PERMUTED}
+    learned = {"UNDO α=0.2": 0.3, "UNDO α=0.8": 0.2, "UNDO α=0.9": 0.6, "oracle": 0.1,
+               "SAM lr=0.1 ρ=0.05": 0.4, "RepNoise a=1 β=1": 0.7}  # fmt: skip
+    for seed in (10, 11, 12):
+        for model, score in learned.items():
+            work.control(model, seed, (0.0, 0.0, score / 2, score))
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    # retain is .4 under every control: of a front only the least permuted score counts
+    areas = pareto.hypervolumes(study, 30, pareto.PERMUTED)
+    best = {"UNDO": 0.2, "SAM": 0.4, "RepNoise": 0.7, "data filtering": 0.1}
+    for method, score in best.items():
+        assert [*areas[method].values()] == pytest.approx([0.4 * (1 - score)] * 3), method
+    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    says = "of permuted answers, too, UNDO dominates at 30 relearning steps (the best other here: "
+    claim = found[says + "SAM)"]
+    assert claim.spread.values == pytest.approx([0.08] * 3) and not claim.paper
+    (drawn,) = paper_page.write(tmp_path).drawn
+    rows = list(csv.DictReader(drawn.files["csv"].decode().splitlines()))
+    one = {"panel": "after 30 steps on permuted answers", "setting": "arithmetic", "seed": "11",
+           "model": "UNDO α=0.8", "x": "0.2", "y": "0.4"}  # fmt: skip
+    assert one in rows
+    assert drawn.files["svg"].count(b"permuted answers") == 3  # a label a column, of one row
+
+
+def test_a_longer_distillation_is_a_row_of_its_own(tmp_path):
+    for length in ("", "_steps1600"):
+        matched(tmp_path, name=f"oracle_matching-language{length}-small")
+    (drawn,) = paper_page.write(tmp_path).drawn
+    assert b"Language, steps 1600: distillation loss" in drawn.files["svg"]
+    assert {c.setting for c in drawn.claims} == {"language", "language, steps 1600"}
+
+
 def test_scores_count_from_the_worst_to_the_best():
     accuracy = Measure("accuracy", higher_is_better=True)
     nats = Measure("cross entropy", higher_is_better=False, unit="nats/token")

@@ -37,13 +37,13 @@ def test_claims_compare_each_size_with_the_next_smaller_one(tmp_path):
     found = size.claims(studies)
     assert not any(claim.paper for claim in found)
     slower = [c for c in found if c.says == "α=0.4 relearns more slowly than unlearn-only"]
-    assert [c.setting for c in slower] == ["Arithmetic, width 48", "Arithmetic, width 96"]
+    assert [c.setting for c in slower] == ["arithmetic_width48", "arithmetic_width96"]
     assert [len(c.spread.values) for c in slower] == [2, 1]
     # shares of .9 − .1 at steps 10 and 20 of 30, by trapezoids
     assert slower[0].spread.values == pytest.approx((0.2 * 20 / 30 / 0.8,) * 2)
     (grown,) = (c for c in found if c.says.startswith("α=0.8 is more robust for its FLOPs"))
     assert grown.says.endswith("than at arithmetic, width 48")
-    assert grown.setting == "Arithmetic, width 96"
+    assert grown.setting == "arithmetic_width96"
     robust = 100 * (0.9 - 0.5) / (0.9 - 0.1)
     assert grown.spread.values == pytest.approx((robust / 20 - robust / 40,))  # seed 10 alone
 

@@ -18,7 +18,7 @@ from undo_jax.report.numbers import (
     robustness,
     strongest,
 )
-from undo_jax.report.records import ROLES, Entry, Logged, Logs, Measure
+from undo_jax.report.records import ROLES, Entry, Evaluation, Logged, Logs, Measure
 from undo_jax.report.statistics import area, shares, steps_to
 
 
@@ -192,16 +192,19 @@ def _model(cases: Sequence[Case], logs: Logs) -> Row:
 def _controls(cases: Sequence[Case], logs: Logs) -> dict[str, dict[int, Spread]]:
     """The curve of each control, over the same seeds as those of attacks."""
     names = dict.fromkeys(a.data for case in cases for a in case.controls)
-    return {name: _over_seeds([control(case, name, logs) for case in cases]) for name in names}
+    found = {name: [control(case, name, logs) for case in cases] for name in names}
+    return {
+        name: _over_seeds([{step: a.forget for step, a in curve.items()} for curve in of])
+        for name, of in found.items()
+    }
 
 
-def control(case: Case, name: str, logs: Logs) -> dict[int, float]:
-    """The score of a control by its own metric, at each step of its strongest learning rate."""
+def control(case: Case, name: str, logs: Logs) -> dict[int, Evaluation]:
+    """At each step a control's evaluation at its strongest learning rate, by its own metric."""
     own = [a for a in case.controls if a.data == name]
     if not own:
         return {}
-    best = by_step(own, _measures(logs)[own[0].metric], logs.retain)
-    return {step: a.forget for step, a in best.items()}
+    return by_step(own, _measures(logs)[own[0].metric], logs.retain)
 
 
 def _measures(logs: Logs) -> dict[str, Measure]:

@@ -69,7 +69,12 @@ def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
     files["csv"] = csv_text(module.points(some)).encode()
     title = f"{module.TITLE} ({scale} scale)"
     claims = [
-        replace(c, finished=c.finished and c.setting not in unfinished) for c in module.claims(some)
+        replace(
+            c,
+            setting=tables.of_setting(c.setting),
+            finished=c.finished and c.setting not in unfinished,
+        )
+        for c in module.claims(some)
     ]
     missing = [
         f"{study.logs.name} is unfinished, so that none of its claims is judged; run it to its "

@@ -12,7 +12,7 @@ from undo_jax.report import statistics
 from undo_jax.report.analysis import analyse, cases_of, compute, control
 from undo_jax.report.notes import Case
 from undo_jax.report.numbers import Report
-from undo_jax.report.records import Logs, Measure
+from undo_jax.report.records import Evaluation, Logs, Measure
 from undo_jax.report.statistics import Seed
 
 Curve = Mapping[int, float]  # a score by step
@@ -100,6 +100,19 @@ class Study:
 
     def control(self, model: str, name: str) -> dict[Seed, Curve]:
         """Score of a control by its own metric, by seed; empty where there is no such control."""
+        return {
+            seed: {step: a.forget for step, a in curve.items()}
+            for seed, curve in self._controlled(model, name).items()
+        }
+
+    def control_retained(self, model: str, name: str) -> dict[Seed, Curve]:
+        """Retain score under that control, by seed."""
+        return {
+            seed: {step: a.retain for step, a in curve.items()}
+            for seed, curve in self._controlled(model, name).items()
+        }
+
+    def _controlled(self, model: str, name: str) -> dict[Seed, dict[int, Evaluation]]:
         found = {s: control(case, name, self.logs) for s, case in self.cases(model).items()}
         return {seed: curve for seed, curve in found.items() if curve}
 

@@ -271,6 +271,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def of_setting(name: str) -> str:
+    """A setting in words: arithmetic_width48 is “arithmetic, width 48”."""
+    return re.sub(r"_([a-z]+)(\d+)$", r", \1 \2", name)
+
+
 def attack_legend(report: Report) -> str:
     """How to read the attack table."""
     over = ", mean over seeds" if report.several_seeds else ""

@@ -10,7 +10,7 @@ from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import GREY, WARM
 from undo_jax.report.panels import Look
 from undo_jax.report.studies import Point, Seed, Study, difference, lines
-from undo_jax.report.tables import sentence
+from undo_jax.report.tables import of_setting, sentence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def draw(studies: Mapping[str, Study]) -> Figure:
                 ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 ax.yaxis.set_minor_formatter(NullFormatter())
-                panels.title(ax, f"{sentence(setting)}: {LOSS} (nats)")
+                panels.title(ax, f"{sentence(of_setting(setting))}: {LOSS} (nats)")
                 ax.set_xlabel("distillation steps", fontsize=8.5)
             else:
                 told = study.forget.axis if panel == FORGET else "the same, permuted answers"

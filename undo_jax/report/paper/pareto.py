@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
@@ -12,13 +13,14 @@ from undo_jax.report.fronts import hypervolume
 from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import lacking
 from undo_jax.report.records import Measure
-from undo_jax.report.studies import Point, Seed, Study, difference
+from undo_jax.report.studies import Curve, Point, Seed, Study, difference
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Curves = Mapping[Seed, Curve]
 TITLE = "UNDO against other methods: retain and forget under relearning"
 UNDO, ORACLE = "UNDO", "data filtering"
 MARKS = {  # marker, colour and size of each method
@@ -35,6 +37,8 @@ BEATEN = ("RepNoise", "SAM")  # substantially, as the paper says
 EARLY = 40 / 500  # of the attack's steps: the paper's second column
 NATS = 8.0  # the worst retain and the best forget that count, if they are cross entropies
 SUBSTANTIAL = 0.1  # more hypervolume by this share is substantially more
+GAIN = "difference of hypervolumes"
+RELEARNED, PERMUTED = "relearning steps", "steps on permuted answers"
 
 
 def method(model: str) -> str | None:
@@ -55,32 +59,40 @@ def points(studies: Mapping[str, Study]) -> list[Point]:
     """Forget and retain score of each model at the steps shown; hypervolumes of the methods."""
     found: list[Point] = []
     for setting, study in studies.items():
-        for step in columns(study):
+        for what, step in product((RELEARNED, PERMUTED), columns(study)):
             for model in filter(method, study.models):
-                kept = study.retained(model)
-                for seed, curve in study.relearned(model).items():
+                scores, kept = _scores(study, model, what)
+                for seed, curve in scores.items():
                     if step in curve:
                         place = curve[step], kept[seed][step]
-                        found.append(Point(_panel(step), setting, model, seed, *place))
-            for name, of in hypervolumes(study, step).items():
+                        found.append(Point(_panel(step, what), setting, model, seed, *place))
+            for name, of in hypervolumes(study, step, what).items():
                 for seed, area in of.items():
-                    found.append(Point("hypervolume", setting, name, seed, step, area))
+                    panel = "hypervolume" if what == RELEARNED else f"hypervolume, {what}"
+                    found.append(Point(panel, setting, name, seed, step, area))
     return found
 
 
-def _panel(step: int) -> str:
-    return f"after {step} relearning steps"
+def _panel(step: int, what: str) -> str:
+    return f"after {step} {what}"
 
 
-def hypervolumes(study: Study, step: int) -> dict[str, dict[Seed, float]]:
+def _scores(study: Study, model: str, what: str) -> tuple[Curves, Curves]:
+    """Scores of what is relearned and of what is kept, by seed and step; empty without any."""
+    if what == PERMUTED:
+        return study.control(model, "permuted"), study.control_retained(model, "permuted")
+    return study.relearned(model), study.retained(model)
+
+
+def hypervolumes(study: Study, step: int, what: str = RELEARNED) -> dict[str, dict[Seed, float]]:
     """Of each method's front over its settings after a step: its share of what is possible.
 
     For each seed. Scores count as shares of the way from the worst to the best, see `merit`.
     """
     places: dict[str, dict[Seed, list[tuple[float, float]]]] = {}
     for model in study.models:
-        name, kept = method(model), study.retained(model)
-        for seed, curve in study.relearned(model).items():
+        name, (scores, kept) = method(model), _scores(study, model, what)
+        for seed, curve in scores.items():
             if name and step in curve:
                 forget = merit(curve[step], study.forget, less=True)
                 retain = merit(kept[seed][step], study.logs.retain)
@@ -104,19 +116,28 @@ def most(measure: Measure) -> float:
 
 
 def draw(studies: Mapping[str, Study]) -> Figure:
-    """A row per setting, a column per number of relearning steps; better is to the upper left."""
+    """A row per setting, a column per number of relearning steps; better is to the upper left.
+
+    Where answers can be permuted, a second row shows the models that relearn those instead.
+    """
     shown = points(studies)
-    fig, axes = panels.figure(len(studies), 3, legend_rows=1)
-    for row, (setting, study) in enumerate(studies.items()):
-        forget, retain = study.forget, study.logs.retain
-        for ax, step in zip(axes[row], columns(study), strict=True):
-            here = [p for p in shown if (p.panel, p.setting) == (_panel(step), setting)]
+    rows = [
+        (setting, what)
+        for setting, what in product(studies, (RELEARNED, PERMUTED))
+        if any(p.setting == setting and p.panel.endswith(f" {what}") for p in shown)
+    ]
+    fig, axes = panels.figure(len(rows), 3, legend_rows=1)
+    for row, (setting, what) in zip(axes, rows, strict=True):
+        study = studies[setting]
+        for ax, step in zip(row, columns(study), strict=True):
+            here = [p for p in shown if (p.panel, p.setting) == (_panel(step, what), setting)]
             _scatter(ax, here, study)
             panels.title(ax, f"{sentence(setting)}, {step} steps")
             ax.set_title("↖ better", loc="right", fontsize=7.5, pad=6, color=MUTED)
-            ax.set_xlabel(forget.axis, fontsize=8.5)
-        axes[row][0].set_ylabel(retain.axis, fontsize=8.5)
-        _same_limits(axes[row], study)
+            told = study.forget.axis if what == RELEARNED else "the same, permuted answers"
+            ax.set_xlabel(told, fontsize=8.5)
+        row[0].set_ylabel(study.logs.retain.axis, fontsize=8.5)
+        _same_limits(row, study)
     _legend(fig)
     return fig
 
@@ -173,7 +194,10 @@ def caption(studies: Mapping[str, Study]) -> str:
         "Retain score against forget score, both under the attack whose learning rate brings most "
         "back at that step on that seed: before relearning, at the step nearest to 40 of 500, and "
         "at the last. Each marker is a setting of a method (learning rates, weights, α), the mean "
-        "over seeds; those of UNDO are joined in the order of α; the star is data filtering. Axes "
+        "over seeds; those of UNDO are joined in the order of α; the star is data filtering. Where "
+        "answers can be permuted, the row below shows the same models relearn × and ÷ with "
+        "permuted answers, which none of them knew: what sets a method apart there, too, is not "
+        "what it knows. Axes "
         f"of cross entropies are reversed, so that better is to the upper left; above {NATS:g} "
         "nats they are drawn there. The hypervolume of a method is the area that its settings "
         "dominate, as a share of what is possible; one that diverged dominates nothing. The "
@@ -192,17 +216,30 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
             own, filtered = areas.pop(UNDO, {}), areas.pop(ORACLE, {})
             if absent := [name for name in BEATEN if name not in areas]:
                 raise lacking(study, f"attacked model of {absent[0]}")
-            best = max(areas, key=lambda name: Spread(tuple(areas[name].values())).mean)
+            best = _largest(areas)
             says = f"UNDO dominates at {step} relearning steps (the best other here: {best})"
-            what = "difference of hypervolumes"
-            found.append(Claim(says, setting, what, difference(own, areas[best])))
+            found.append(Claim(says, setting, GAIN, difference(own, areas[best])))
             for other in BEATEN if step else ():
                 says = f"UNDO beats {other} substantially at {step} relearning steps"
                 more = {seed: (1 + SUBSTANTIAL) * area for seed, area in areas[other].items()}
                 what = f"its hypervolume less {1 + SUBSTANTIAL:g} times that of {other}"
                 found.append(Claim(says, setting, what, difference(own, more)))
             says = f"data filtering, one model, dominates UNDO at {step} relearning steps"
-            what = "difference of hypervolumes"
             values = difference(filtered, own)
-            found.append(Claim(says, setting, what, values, paper=False))
+            found.append(Claim(says, setting, GAIN, values, paper=False))
+        for step in dict.fromkeys(columns(study)[1:]):
+            areas = hypervolumes(study, step, PERMUTED)
+            own = areas.pop(UNDO, {})
+            areas.pop(ORACLE, None)
+            if own and areas:
+                best = _largest(areas)
+                says = f"of permuted answers, too, UNDO dominates at {step} relearning steps (the "
+                says += f"best other here: {best})"
+                values = difference(own, areas[best])
+                found.append(Claim(says, setting, GAIN, values, paper=False))
     return found
+
+
+def _largest(areas: Mapping[str, Mapping[Seed, float]]) -> str:
+    """The method with the largest hypervolume, by its mean over seeds."""
+    return max(areas, key=lambda name: Spread(tuple(areas[name].values())).mean)

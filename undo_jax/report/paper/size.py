@@ -15,7 +15,7 @@ from undo_jax.report.panels import Look
 from undo_jax.report.paper.alpha import FRESH, alphas
 from undo_jax.report.statistics import Seed, pairs
 from undo_jax.report.studies import Point, Study, difference, lines
-from undo_jax.report.tables import sentence
+from undo_jax.report.tables import of_setting, sentence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,11 +49,6 @@ def _flops(study: Study) -> list[float]:
     return [
         case.own.summary["flops"] for case in study.cases("base").values() if case.own is not None
     ]
-
-
-def _told(setting: str) -> str:
-    """arithmetic_width48 in words."""
-    return sentence(setting.replace("_width", ", width "))
 
 
 def points(studies: Mapping[str, Study]) -> list[Point]:
@@ -102,12 +97,12 @@ def draw(studies: Mapping[str, Study]) -> Figure:
     for row, what in zip(axes, rows, strict=True):
         for ax, (setting, study) in zip(row[1:], sizes.items(), strict=True):
             curves = panels.curves_of(shown, what, setting)
-            panels.relearning(ax, curves, looks, study.forget, _told(setting))
+            panels.relearning(ax, curves, looks, study.forget, sentence(of_setting(setting)))
         told = "the same, permuted answers" if what == PERMUTED else axis
         row[1].set_ylabel(told, fontsize=8.5)
     for row in axes[1:]:
         row[0].set_axis_off()
-    of_marks = {_told(setting): Look(MUTED, "", mark) for setting, mark in marks.items()}
+    of_marks = {sentence(of_setting(name)): Look(MUTED, "", mark) for name, mark in marks.items()}
     panels.legend(fig, looks | of_marks, columns=4)
     return fig
 
@@ -115,7 +110,7 @@ def draw(studies: Mapping[str, Study]) -> Figure:
 def caption(studies: Mapping[str, Study]) -> str:
     """What the figure shows, exactly."""
     told = [
-        f"{MARKS[mark]}: {_told(setting).lower()} ({len(studies[setting].cases('base'))} seeds)"
+        f"{MARKS[mark]}: {of_setting(setting)} ({len(studies[setting].cases('base'))} seeds)"
         for setting, mark in _marks(_by_size(studies)).items()
     ]
     return (
@@ -136,15 +131,14 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
         for model in (*alphas(study), FRESH):
             slower = difference(study.areas("unlearn-only"), study.areas(model))
             says = f"{model} relearns more slowly than unlearn-only"
-            done = not study.logs.unfinished
-            found.append(Claim(says, _told(setting), AREAS, slower, paper=False, finished=done))
+            found.append(Claim(says, setting, AREAS, slower, paper=False))
     for (small, one), (large, other) in pairwise(sizes.items()):
         for model in (*alphas(one), FRESH):
             growth = difference(_rates(other, model), _rates(one, model))
-            says = f"{model} is more robust for its FLOPs than at {_told(small).lower()}"
+            says = f"{model} is more robust for its FLOPs than at {of_setting(small)}"
             what = "difference of robustness by areas ÷ FLOPs, both in % of the oracle's"
-            done = not (one.logs.unfinished or other.logs.unfinished)
-            found.append(Claim(says, _told(large), what, growth, paper=False, finished=done))
+            done = not one.logs.unfinished
+            found.append(Claim(says, large, what, growth, paper=False, finished=done))
     return found
 
 
