@@ -22,8 +22,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from undo_jax import cli, lock
 from undo_jax.report import analyse, paper_page, read_logs
 from undo_jax.report.claims import Claim
+from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import oracle_matching, pareto, size
 from undo_jax.report.records import Measure
+from undo_jax.report.statistics import student
 from undo_jax.report.studies import Study, difference
 from undo_jax.report.tables import Grid, markdown_table
 
@@ -171,6 +173,25 @@ def test_claims_in_numbers_name_their_seeds(tmp_path):
     areas = study.areas("Student (Reference)"), study.areas("oracle")
     wanted = [areas[0][seed] - areas[1][seed] for seed in (10, 11, 12)]
     assert [float(r["value"]) for r in rows][:3] == pytest.approx(wanted)
+
+
+def test_claims_in_numbers_can_be_judged_without_the_page(tmp_path):
+    """By their values, bounds and sides alone, as by the page's Student's intervals."""
+    matched(tmp_path)
+    (drawn,) = paper_page.write(tmp_path).drawn
+    with (tmp_path / "figures" / "claims.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    sides = set()
+    for claim in drawn.claims:
+        of = [row for row in rows if row["claim"] == claim.says]
+        (side,), (verdict,) = {row["side"] for row in of}, {row["verdict"] for row in of}
+        sign = {"above": 1, "below": -1}[side]
+        beyond = [sign * (float(row["value"]) - float(row["bound"])) for row in of]
+        low, high = student(Spread(tuple(beyond)))
+        if verdict != "cannot be told":
+            sides.add(side)
+            assert low > 0 if verdict == "holds" else high < 0
+    assert sides == {"above", "below"}
 
 
 def test_figures_of_an_earlier_run_do_not_stay(tmp_path, capsys):

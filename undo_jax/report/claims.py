@@ -49,6 +49,11 @@ class Claim:
         return HOLDS if over == self.above else FAILS
 
     @property
+    def side(self) -> str:
+        """Of the bound, where the claim holds: "above" or "below"."""
+        return "above" if self.above else "below"
+
+    @property
     def in_favour(self) -> int:
         """How many seeds are on the claimed side."""
         sign = 1 if self.above else -1

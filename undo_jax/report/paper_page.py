@@ -221,6 +221,7 @@ class ClaimRow(NamedTuple):
     quantity: str
     seed: int | None
     value: float
+    side: str  # of the bound on which the claim holds: "above" or "below"
     bound: float
     verdict: str
 
@@ -230,4 +231,4 @@ def _claim_rows(drawn: Sequence[Drawn]) -> Iterable[ClaimRow]:
         for c in one.claims:
             for seed, value in c.values.items():
                 said = one.name, c.setting, c.says, c.paper, c.quantity
-                yield ClaimRow(*said, seed, value, c.bound, c.verdict)
+                yield ClaimRow(*said, seed, value, c.side, c.bound, c.verdict)
