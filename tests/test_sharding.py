@@ -233,8 +233,8 @@ def test_minus_one_takes_the_devices_that_are_left():
         (MeshShape(sweep=-1, data=-1), "at most one may be -1"),
         (MeshShape(data=0), "sizes are positive"),
         (MeshShape(data=-2), "sizes are positive"),
-        (MeshShape(data=3), "does not fit 8 devices"),
-        (MeshShape(sweep=3, data=-1), "does not fit 8 devices"),
+        (MeshShape(data=3), "does not fit 8 devices: make the product of its axes equal to that"),
+        (MeshShape(sweep=3, data=-1), "does not fit 8 devices: its other axes make 3, give some"),
         (MeshShape(sweep=2, data=2), "sweep=2, data=2, fsdp=1, tensor=1 does not fit"),
     ],
 )

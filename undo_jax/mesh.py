@@ -73,10 +73,12 @@ def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
     if -1 in sizes and count % fixed == 0:
         sizes[sizes.index(-1)] = count // fixed
     if math.prod(sizes) != count:
-        raise ValueError(
-            f"mesh {text} does not fit {count} devices: "
-            "make the product of its axes equal to that, or set one axis to -1"
+        remedy = (
+            f"its other axes make {fixed}, give some that divide {count}, e.g. --mesh data=-1"
+            if -1 in sizes
+            else "make the product of its axes equal to that, or set one axis to -1"
         )
+        raise ValueError(f"mesh {text} does not fit {count} devices: {remedy}")
     return tuple(sizes)
 
 
