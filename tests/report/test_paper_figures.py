@@ -186,12 +186,23 @@ def test_claims_in_numbers_can_be_judged_without_the_page(tmp_path):
         of = [row for row in rows if row["claim"] == claim.says]
         (side,), (verdict,) = {row["side"] for row in of}, {row["verdict"] for row in of}
         sign = {"above": 1, "below": -1}[side]
-        beyond = [sign * (float(row["value"]) - float(row["bound"])) for row in of]
-        low, high = student(Spread(tuple(beyond)))
+        past = [sign * (float(row["value"]) - float(row["bound"])) for row in of]
+        low, high = student(Spread(tuple(past)))
         if verdict != "cannot be told":
             sides.add(side)
             assert low > 0 if verdict == "holds" else high < 0
     assert sides == {"above", "below"}
+
+
+def test_the_page_says_what_an_area_is_and_why_one_seed_judges_nothing(tmp_path, capsys):
+    matched(tmp_path, seeds=(10,))
+    cli.main(["figures", str(tmp_path)])
+    assert "one seed has none" in capsys.readouterr().out
+    for file in ("index.html", "summary.md"):
+        told = (tmp_path / "figures" / file).read_text().replace("&#x27;", "'")
+        assert "and of 4 it cannot be told" in told
+        assert "One seed alone has no interval" in told
+        assert "0 is the oracle's forget score before attacks, 1 the base's" in told
 
 
 def test_figures_of_an_earlier_run_do_not_stay(tmp_path, capsys):

@@ -18,14 +18,20 @@ from undo_jax.report.studies import Study
 
 FOLDER = "figures"
 CLAIMS = "claims.csv"
-BRACKETS = "In brackets: the bootstrap's 95 % interval over seeds, and Student's, which judges."
+BRACKETS = (
+    "In brackets: the bootstrap's 95 % interval over seeds, and Student's, which judges; one seed "
+    "has none."
+)
 KINDS = ("png", "svg", "csv")
 LEGEND = (
     "Each seed gives one value; the mean is over seeds, and its 95 % intervals are the bootstrap's "
     "and Student's. A claim holds, or does not, if Student's is on one side of the bound; the "
     "bootstrap's is narrow for few seeds (it holds the true mean in 75 of 100 cases for three, in "
-    "84 for five). With a seed that has no number, because a training diverged, it cannot be told. "
-    "Claims in brackets are what we ask besides. Of an unfinished run none is judged."
+    "84 for five). One seed alone has no interval: it cannot be told. Nor can it with a seed that "
+    "has no number, because a training diverged. Claims in brackets are what we ask besides. Of an "
+    "unfinished run none is judged. An area under a relearning curve is the mean over its steps of "
+    "the share that is relearned: 0 is the oracle's forget score before attacks, 1 the base's; of "
+    "permuted answers it is the mean accuracy."
 )
 
 
