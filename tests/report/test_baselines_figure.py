@@ -91,5 +91,6 @@ def test_baselines_are_drawn_in_both_settings(tmp_path):
     (drawn,) = paper_page.write(tmp_path).drawn
     assert drawn.name == "baselines-small" and drawn.files["png"].startswith(b"\x89PNG")
     assert "language: pruning (60 %), noise in MLPs (58 %)" in drawn.caption
+    assert "a diamond, which is hollow where it is dotted" in drawn.caption
     assert {claim.setting for claim in drawn.claims} == {"arithmetic", "language"}
     assert not [c for c in drawn.claims if c.setting == "language" and "permuted" in c.says]

@@ -23,10 +23,10 @@ from undo_jax import cli, lock
 from undo_jax.report import analyse, paper_page, read_logs
 from undo_jax.report.claims import Claim
 from undo_jax.report.numbers import Spread
-from undo_jax.report.paper import oracle_matching, pareto, size
+from undo_jax.report.paper import beyond, oracle_matching, pareto, size
 from undo_jax.report.records import Measure
 from undo_jax.report.statistics import student
-from undo_jax.report.studies import Study, difference
+from undo_jax.report.studies import Point, Study, difference
 from undo_jax.report.tables import Grid, markdown_table
 
 
@@ -92,6 +92,16 @@ def test_claims_of_oracle_matching(tmp_path):
     assert found["Student (Random) relearns faster than oracle"].verdict == "holds"
     permuted = found["Student (Reference) relearns permuted answers faster than Student (Random)"]
     assert permuted.spread.values == (0.0, 0.0, 0.0) and permuted.verdict == "cannot be told"
+
+
+def test_beyond_says_what_its_curves_are_of(tmp_path, monkeypatch):
+    study = Study("arithmetic", read_logs(tmp_path, matched(tmp_path).name))
+    found = [Point("UNDO: relearning", "arithmetic", "1×", 10, step, 0.1) for step in (0, 10)]
+    monkeypatch.setattr(beyond, "points", lambda _: found)
+    fig = beyond.draw({"arithmetic": study})
+    assert fig.axes[0].get_ylabel() == "Arithmetic, UNDO\naccuracy on × and ÷"
+    FigureCanvasAgg(fig).draw()
+    assert fig.axes[0].yaxis.label.get_window_extent().x0 >= 0
 
 
 @pytest.mark.parametrize("last", [0.2, 2.0, 3.9])

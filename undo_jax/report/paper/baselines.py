@@ -123,7 +123,8 @@ def caption(studies: Mapping[str, Study]) -> str:
     ]
     return (
         "Left: robustness against the FLOPs of distillation, with all models that it reads, in % "
-        "of the oracle's training; the star is data filtering. Then: forget score against "
+        "of the oracle's training; a circle where the model's line is solid, else a diamond, which "
+        "is hollow where it is dotted; the star is data filtering. Then: forget score against "
         "relearning steps, at each step of the strongest learning rate of each seed, and of "
         "permuted answers, which nobody knew. Bars and bands go from the lowest to the highest "
         "seed. Noise alone: UNDO's student, not distilled, which has forgotten what is retained, "

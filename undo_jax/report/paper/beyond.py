@@ -59,7 +59,8 @@ def draw(studies: Mapping[str, Study]) -> Figure:
             curves = {m: c for m, c in curves.items() if m in LOOKS}
             forget = studies[setting].forget
             panels.relearning(ax, curves, LOOKS, forget, sentence(what), "for arithmetic only")
-        axes[row][0].set_ylabel(f"{sentence(setting)}, {student}", fontsize=8.5)
+        told = f"{sentence(setting)}, {student}\n{studies[setting].forget.axis}"
+        axes[row][0].set_ylabel(told, fontsize=8.5)
     panels.legend(fig, LOOKS, columns=4)
     return fig
 
