@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import cli, pace, progress_folders
+from undo_jax import cli, experiment, pace, progress_folders
 from undo_jax import plan as planning
 from undo_jax.artifacts import begin, finish
 from undo_jax.attacks.forget import forget
@@ -275,6 +276,21 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys,
     assert cells["all"][1:4] == ["17", "0", "25"]
     assert re.search(r"^--cache-teachers: \d+ % of these FLOPs, .* on disk: UNDO", out, re.M)
     assert max(map(len, lines)) <= 80
+
+
+def test_rows_that_are_waited_for_are_named(tmp_path, monkeypatch, known):
+    """A million problems take a minute a stream."""
+    named = []
+
+    @contextmanager
+    def waiting(what):
+        named.append(what)
+        yield
+
+    monkeypatch.setattr(experiment, "waiting", waiting)
+    plan(EXPERIMENT, tmp_path)
+    streams = "forget", "pretrain", "retain"
+    assert dict.fromkeys(named) == dict.fromkeys(f"rows of the stream {s}" for s in streams)
 
 
 def test_cells():

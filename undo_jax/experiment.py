@@ -21,7 +21,7 @@ from undo_jax.fit import least
 from undo_jax.graph import Model, ancestry, check_loss, group_key, is_trained, plan, work
 from undo_jax.listing import Named, list_models
 from undo_jax.lock import claimed
-from undo_jax.log import Sink, check_sink
+from undo_jax.log import Sink, check_sink, waiting
 from undo_jax.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.origin import origin
 from undo_jax.progress import Saving
@@ -281,7 +281,8 @@ def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
         for stream in getattr(recipe, "samples", {}).values():
             streams.add((stream.name, recipe.rows))  # type: ignore[attr-defined]
     for name, batch_size in sorted(streams):
-        setting.stream(name, batch_size, 0)
+        with waiting(f"rows of the stream {name}"):
+            setting.stream(name, batch_size, 0)
     timely = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
     for lm in {m.recipe.lm for m in unfinished if is_language_model(m.recipe)}:
         scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), here.material)

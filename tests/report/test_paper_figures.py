@@ -341,7 +341,7 @@ def test_a_longer_distillation_is_a_row_of_its_own(tmp_path):
     for length in ("", "_steps1600"):
         matched(tmp_path, name=f"oracle_matching-language{length}-small")
     (drawn,) = paper_page.write(tmp_path).drawn
-    assert b"Language, steps 1600: distillation loss" in drawn.files["svg"]
+    assert b"Language, steps 1600: loss" in drawn.files["svg"]
     assert {c.setting for c in drawn.claims} == {"language", "language, steps 1600"}
 
 

@@ -72,7 +72,8 @@ def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
         whole = " and ".join(study.logs.name for study in some.values())
         raise ValueError(f"{whole}: nothing to draw yet, run it to its end")
     files = render(functools.partial(module.draw, some), name)
-    files["csv"] = csv_text(module.points(some)).encode()
+    shown = [p._replace(setting=tables.of_setting(p.setting)) for p in module.points(some)]
+    files["csv"] = csv_text(shown).encode()
     title = f"{module.TITLE} ({scale} scale)"
     claims = [
         replace(

@@ -59,7 +59,7 @@ def draw(studies: Mapping[str, Study]) -> Figure:
                 ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 ax.yaxis.set_minor_formatter(NullFormatter())
-                panels.title(ax, f"{sentence(of_setting(setting))}: {LOSS} (nats)")
+                panels.title(ax, f"{sentence(of_setting(setting))}: loss (nats)")
                 ax.set_xlabel("distillation steps", fontsize=8.5)
             else:
                 told = study.forget.axis if panel == FORGET else "the same, permuted answers"
