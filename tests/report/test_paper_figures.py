@@ -350,6 +350,14 @@ def test_a_method_that_diverged_on_each_seed_leaves_the_others(tmp_path):
     assert len(paper_page.write(tmp_path).drawn) == 1
 
 
+def test_of_an_attack_scored_twice_each_place_is_there_once(tmp_path, monkeypatch):
+    """The step nearest to 40 of 500 is then the last one, too."""
+    work = settings_of_methods(tmp_path)
+    monkeypatch.setattr(pareto, "columns", lambda _: (0, 30, 30))
+    found = pareto.points({"arithmetic": Study("arithmetic", read_logs(tmp_path, work.name))})
+    assert len(found) == len({*found}) and {p.panel for p in found} > {"after 30 relearning steps"}
+
+
 def test_what_has_no_number_on_a_seed_is_not_judged(tmp_path):
     """A control that diverged, and a distillation without losses: its seed is not left out."""
     work = matched(tmp_path, last=0.02, lost=[12])
