@@ -38,6 +38,9 @@ $(DATA)/tokenizer.model: | $(VENV)/text.done
 
 # The paper's figures at small scale: all are run one after the other, and then drawn on one page.
 PAPER = runs/paper
+ifneq ($(words $(PAPER)),1)
+$(error PAPER=$(PAPER): give one folder, without spaces in its name)
+endif
 FIGURES = oracle_matching methods alpha beyond baselines pareto
 WIDTHS = 48 96 216
 SOURCES = $(wildcard experiments/*.py experiments/paper/*.py) $(shell find undo_jax -name '*.py')

@@ -256,6 +256,15 @@ def _brings_a_slice_back(calls):
     assert all(part in line for part, line in zip(wanted, told, strict=True)), told
 
 
+@pytest.mark.parametrize("folder", ["my paper", ""])
+def test_make_wants_one_folder_for_the_paper(folder):
+    """Of two words it would make two targets, and write beside the folder that was meant."""
+    told = ["make", "--dry-run", "paper", f"PAPER={folder}"]
+    done = subprocess.run(told, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert f"PAPER={folder}: give one folder, without spaces in its name" in done.stderr
+
+
 @pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_what_a_sentence_names_is_there(document):
     """`undo-jax COMMAND` and `make TARGET` between sentences; what follows may have gaps."""

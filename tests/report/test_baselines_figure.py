@@ -1,5 +1,6 @@
 """The figure of the baselines against logs whose numbers are known."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,11 @@ SPEED = {  # forget score at steps 10 and 20, of .9 at step 30 and .1 at first
 FLOPS = {name: 100.0 * rank for rank, name in enumerate(SPEED)}  # the oracle's are 1000
 
 
-def damaged(root: Path, setting="arithmetic", seeds=(10, 11)) -> Logs:
-    """On each seed the same speeds; permuted answers are learned half as well."""
+def damaged(root: Path, setting="arithmetic", seeds=(10, 11), lost=()) -> Logs:
+    """On each seed the same speeds; permuted answers are learned half as well.
+
+    On the lost seeds UNDO has no scores: it diverged.
+    """
     kind = {} if setting == "arithmetic" else {"forget": CROSS_ENTROPY}
     work = Logs(root, name=f"baselines-{setting}-small", **kind)
     work.others = {} if kind else {"permuted": PERMUTED, "half": PERMUTED}
@@ -39,6 +43,7 @@ def damaged(root: Path, setting="arithmetic", seeds=(10, 11)) -> Logs:
                 work.add("distill", model, seed, flops=FLOPS[model])
             speed += 0.01 * (seed - 10) * len(model) % 0.1
             curve = (0.1, speed, speed, 0.9 if model != "oracle" else speed)
+            curve = (math.nan,) * 4 if model == "UNDO" and seed in lost else curve
             work.attack(model, seed, curves={("forget", 0.01): tuple(map(scored, curve))})
             if not kind:
                 work.control(model, seed, tuple(x / 2 for x in curve))
@@ -68,6 +73,14 @@ def test_claims_of_baselines(tmp_path):
     assert permuted.spread.values == pytest.approx(((0.8 - 0.3) / 2 * 20 / 30,))
     kept = found["noise alone keeps as much retain as UNDO, within 0.02"]
     assert kept.spread.values == (0.0,) and kept.bound == -0.02
+
+
+def test_a_seed_whose_undo_diverged_has_no_number(tmp_path):
+    work = damaged(tmp_path, lost=[11])
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    for claim in baselines.claims({"arithmetic": study}):
+        if claim.says.endswith((" UNDO", " than UNDO", "UNDO, within 0.02", " against UNDO)")):
+            assert claim.values.keys() == {10, 11} and math.isnan(claim.values[11]), claim.says
 
 
 def test_points_of_baselines_are_by_group_with_the_names_of_lines(tmp_path):

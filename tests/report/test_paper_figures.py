@@ -31,9 +31,12 @@ from undo_jax.report.tables import Grid, markdown_table
 
 
 def matched(
-    root: Path, name="oracle_matching-arithmetic-small", seeds=(10, 11, 12), last=0.2
+    root: Path, name="oracle_matching-arithmetic-small", seeds=(10, 11, 12), last=0.2, lost=()
 ) -> Logs:
-    """On each seed the student from the base relearns .5 at once, the random one at step 30."""
+    """On each seed the student from the base relearns .5 at once, the random one at step 30.
+
+    On the lost seeds there are no losses of distillation, and permuted answers have no scores.
+    """
     work = Logs(root, name=name)
     work.others = {"permuted": PERMUTED, "half": PERMUTED}
     for seed in seeds:
@@ -49,6 +52,7 @@ def matched(
                 {"step": s, "loss": loss}
                 for s, loss in ((1, 4.0), *((k, end) for k in range(2, 8)))
             ]
+            lines = [] if seed in lost else lines
             work.add("distill", model, seed, lines=lines, unlearned=None)
             jump = 0.1 + 0.2 * (seed - 9)
             early = (
@@ -57,7 +61,7 @@ def matched(
                 else (0.1, 0.1, 0.1, 0.9)
             )
             work.attack(model, seed, curves={("forget", 0.01): early})
-            work.control(model, seed, (0.0, 0.2, 0.4, 0.4))
+            work.control(model, seed, (math.nan,) * 4 if seed in lost else (0.0, 0.2, 0.4, 0.4))
         work.attack("oracle", seed, curves={("forget", 0.01): (0.1, 0.1, 0.1, 0.1)})
         work.control("oracle", seed, (0.0, 0.2, 0.4, 0.4))
     return work
@@ -273,8 +277,14 @@ def _relearned(work, model, seed, scores):
     work.attacked(model, seed, work.add("relearn", model, seed, lines=lines))
 
 
-def settings_of_methods(root: Path, seeds=(10, 11, 12)) -> Logs:
-    """Two settings of UNDO, on opposite sides of the front, and one of other methods."""
+DIVERGED = (math.nan, math.nan)
+
+
+def settings_of_methods(root: Path, seeds=(10, 11, 12), diverged=()) -> Logs:
+    """Two settings of UNDO, on opposite sides of the front, and one of other methods.
+
+    A model whose method and seed are among the diverged ones has no scores from step 20 on.
+    """
     work = Logs(root, name="pareto-arithmetic-small")
     for seed in seeds:
         more = 0.01 * (seed - 11)  # forget, of UNDO's first setting
@@ -287,7 +297,9 @@ def settings_of_methods(root: Path, seeds=(10, 11, 12)) -> Logs:
             "RepNoise a=1 β=1": (0.9, 0.4),
             "oracle": (0.1, 0.9),
         }.items():
-            _relearned(work, model, seed, (start, start, start, last))
+            lost = (pareto.method(model), seed) in diverged
+            then = (DIVERGED,) * 2 if lost else (start, last)
+            _relearned(work, model, seed, (start, start, *then))
     return work
 
 
@@ -309,6 +321,56 @@ def test_claims_of_pareto(tmp_path):
     assert more.spread.values == pytest.approx([area - 1.1 * 0.45 for area in undo])
     assert [says for says in found if "dominates at 0 relearning steps" in says]
     assert not [says for says in found if "substantially at 0" in says]
+
+
+@pytest.mark.parametrize("method", ["UNDO", "SAM"])
+def test_a_method_without_a_number_on_a_seed_is_not_judged(method, tmp_path):
+    work = settings_of_methods(tmp_path, diverged=[(method, 12)])
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    for says in (
+        "UNDO dominates at 30 relearning steps (the best other here: SAM)",
+        "UNDO beats SAM substantially at 30 relearning steps",
+    ):
+        claim = found[says]
+        assert claim.verdict == "cannot be told" and "none on seed 12" in claim.number, says
+        assert claim.in_favour == 2  # the others
+    held = found["UNDO beats RepNoise substantially at 30 relearning steps"].verdict == "holds"
+    assert held == (method != "UNDO")
+    assert all(math.isfinite(p.y) for p in pareto.points({"arithmetic": study}))
+
+
+def test_a_method_that_diverged_on_each_seed_leaves_the_others(tmp_path):
+    work = settings_of_methods(tmp_path, diverged=[("SAM", seed) for seed in (10, 11, 12)])
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    assert found["UNDO dominates at 30 relearning steps (the best other here: RepNoise)"]
+    beaten = found["UNDO beats SAM substantially at 30 relearning steps"]
+    assert beaten.verdict == "cannot be told" and not beaten.spread.finite
+    assert len(paper_page.write(tmp_path).drawn) == 1
+
+
+def test_of_an_attack_scored_twice_each_place_is_there_once(tmp_path, monkeypatch):
+    """The step nearest to 40 of 500 is then the last one, too."""
+    work = settings_of_methods(tmp_path)
+    monkeypatch.setattr(pareto, "columns", lambda _: (0, 30, 30))
+    found = pareto.points({"arithmetic": Study("arithmetic", read_logs(tmp_path, work.name))})
+    assert len(found) == len({*found}) and {p.panel for p in found} > {"after 30 relearning steps"}
+
+
+def test_what_has_no_number_on_a_seed_is_not_judged(tmp_path):
+    """A control that diverged, and a distillation without losses: its seed is not left out."""
+    work = matched(tmp_path, last=0.02, lost=[12])
+    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    found = {claim.says: claim for claim in oracle_matching.claims({"arithmetic": study})}
+    for says in (
+        "Student (Reference) relearns permuted answers faster than Student (Random)",
+        "Student (Random) comes to give the oracle's outputs",
+    ):
+        assert [*found[says].values] == [10, 11, 12] and "none on seed 12" in found[says].number
+        assert found[says].verdict == "cannot be told"
+    relearned = found["Student (Reference) relearns faster than Student (Random)"]
+    assert len(relearned.spread.finite) == 3  # it counts no control
 
 
 def test_pareto_has_the_permuted_control_beside_it(tmp_path):
@@ -338,11 +400,13 @@ def test_pareto_has_the_permuted_control_beside_it(tmp_path):
 
 
 def test_a_longer_distillation_is_a_row_of_its_own(tmp_path):
-    for length in ("", "_steps1600"):
+    for length in ("", "_steps1600", "_steps200"):
         matched(tmp_path, name=f"oracle_matching-language{length}-small")
     (drawn,) = paper_page.write(tmp_path).drawn
     assert b"Language, steps 1600: loss" in drawn.files["svg"]
-    assert {c.setting for c in drawn.claims} == {"language", "language, steps 1600"}
+    assert [*dict.fromkeys(c.setting for c in drawn.claims)] == [
+        "language", "language, steps 200", "language, steps 1600"
+    ]  # fmt: skip
 
 
 def test_scores_count_from_the_worst_to_the_best():

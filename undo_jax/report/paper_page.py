@@ -1,6 +1,7 @@
 """Writes the paper's figures, the numbers behind them, and one page of figures and claims."""
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -54,14 +55,22 @@ class Page(NamedTuple):
 
 
 def experiments(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, str]]:
-    """The experiments of a workdir that figures draw: by figure and scale, then by setting."""
+    """The experiments of a workdir that figures draw: by figure and scale, then by setting.
+
+    In the order of their names, numbers by their size: _steps200 comes before _steps1000.
+    """
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for name in names(workdir):
+    for name in sorted(names(workdir), key=_in_parts):
         figure, _, rest = name.partition("-")
         setting, _, scale = rest.partition("-")
         if figure in paper.discover() and setting and scale:
             found.setdefault((figure, scale), {})[setting] = name
     return found
+
+
+def _in_parts(name: str) -> list[str | int]:
+    """A name as its text and its numbers, which take turns."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:

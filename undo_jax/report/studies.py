@@ -99,7 +99,10 @@ class Study:
         return {seed: statistics.area(c, self._last) for seed, c in self.shares(model).items()}
 
     def control(self, model: str, name: str) -> dict[Seed, Curve]:
-        """Score of a control by its own metric, by seed; empty where there is no such control."""
+        """Score of a control by its own metric, by seed; none where there is no such control.
+
+        A seed whose training diverged has an empty curve.
+        """
         return {
             seed: {step: a.forget for step, a in curve.items()}
             for seed, curve in self._controlled(model, name).items()
@@ -113,13 +116,16 @@ class Study:
         }
 
     def _controlled(self, model: str, name: str) -> dict[Seed, dict[int, Evaluation]]:
-        found = {s: control(case, name, self.logs) for s, case in self.cases(model).items()}
-        return {seed: curve for seed, curve in found.items() if curve}
+        return {
+            seed: control(case, name, self.logs)
+            for seed, case in self.cases(model).items()
+            if any(a.data == name for a in case.controls)
+        }
 
     def control_areas(self, model: str, name: str) -> dict[Seed, float]:
         """Mean score of a control over its steps, by seed."""
         curves = [curve for one in self.models for curve in self.control(one, name).values()]
-        last = max((max(curve) for curve in curves), default=0)
+        last = max((step for curve in curves for step in curve), default=0)
         return {s: statistics.area(curve, last) for s, curve in self.control(model, name).items()}
 
     @functools.cached_property

@@ -188,7 +188,10 @@ def _faster(setting: str, study: Study, says: str, one: str, other: str) -> list
 def _kept(study: Study, one: str, other: str) -> dict[Seed, float]:
     """How much better the retain score of one model is before its attack than the other's."""
     scores = [
-        {seed: curve[min(curve)] for seed, curve in study.retained(model).items() if curve}
+        {
+            seed: curve[min(curve)] if curve else math.nan
+            for seed, curve in study.retained(model).items()
+        }
         for model in (one, other)
     ]
     better = 1 if study.logs.retain.higher_is_better else -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -117,4 +118,4 @@ def _faster(
 
 
 def _peaks(curves: Mapping[Seed, Mapping[int, float]]) -> dict[Seed, float]:
-    return {seed: max(curve.values()) for seed, curve in curves.items()}
+    return {seed: max(curve.values(), default=math.nan) for seed, curve in curves.items()}

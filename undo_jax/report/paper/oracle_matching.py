@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
@@ -85,10 +86,10 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
     """Both students match the oracle; the one that has seen forget data relearns faster."""
     found = []
     for setting, study in studies.items():
-        first = {seed: next(iter(c.values())) for seed, c in study.losses(RANDOM).items() if c}
+        first = {s: next(iter(c.values()), math.nan) for s, c in study.losses(RANDOM).items()}
         for student in (REFERENCE, RANDOM):
             ends = {seed: list(c.values())[-ENDS:] for seed, c in study.losses(student).items()}
-            ratios = {s: sum(e) / len(e) / first[s] for s, e in ends.items() if e and first.get(s)}
+            ratios = {s: _ratio(e, first[s]) for s, e in ends.items() if s in first}
             found.append(
                 Claim(
                     f"{student} comes to give the oracle's outputs",
@@ -114,6 +115,11 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
                 Claim(says, setting, "difference of areas", difference(*permuted), paper=False)
             )
     return found
+
+
+def _ratio(ends: Sequence[float], first: float) -> float:
+    """The mean of the last losses ÷ a first one; nan where there are none, or that is 0."""
+    return math.fsum(ends) / len(ends) / first if ends and first else math.nan
 
 
 def _faster(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ def points(studies: Mapping[str, Study]) -> list[Point]:
     """Forget and retain score of each model at the steps shown; hypervolumes of the methods."""
     found: list[Point] = []
     for setting, study in studies.items():
-        for what, step in product((RELEARNED, PERMUTED), columns(study)):
+        for what, step in product((RELEARNED, PERMUTED), dict.fromkeys(columns(study))):
             for model in filter(method, study.models):
                 scores, kept = _scores(study, model, what)
                 for seed, curve in scores.items():
@@ -69,7 +70,8 @@ def points(studies: Mapping[str, Study]) -> list[Point]:
             for name, of in hypervolumes(study, step, what).items():
                 for seed, area in of.items():
                     panel = "hypervolume" if what == RELEARNED else f"hypervolume, {what}"
-                    found.append(Point(panel, setting, name, seed, step, area))
+                    if math.isfinite(area):
+                        found.append(Point(panel, setting, name, seed, step, area))
     return found
 
 
@@ -87,17 +89,21 @@ def _scores(study: Study, model: str, what: str) -> tuple[Curves, Curves]:
 def hypervolumes(study: Study, step: int, what: str = RELEARNED) -> dict[str, dict[Seed, float]]:
     """Of each method's front over its settings after a step: its share of what is possible.
 
-    For each seed. Scores count as shares of the way from the worst to the best, see `merit`.
+    For each seed; nan where all settings diverged. Scores count as shares of the way from the worst
+    to the best, see `merit`.
     """
     places: dict[str, dict[Seed, list[tuple[float, float]]]] = {}
-    for model in study.models:
-        name, (scores, kept) = method(model), _scores(study, model, what)
+    for model in filter(method, study.models):
+        scores, kept = _scores(study, model, what)
         for seed, curve in scores.items():
-            if name and step in curve:
+            of = places.setdefault(str(method(model)), {}).setdefault(seed, [])
+            if step in curve:
                 forget = merit(curve[step], study.forget, less=True)
-                retain = merit(kept[seed][step], study.logs.retain)
-                places.setdefault(name, {}).setdefault(seed, []).append((forget, retain))
-    return {n: {s: hypervolume(of) for s, of in seeds.items()} for n, seeds in places.items()}
+                of.append((forget, merit(kept[seed][step], study.logs.retain)))
+    return {
+        name: {seed: hypervolume(of) if of else math.nan for seed, of in seeds.items()}
+        for name, seeds in places.items()
+    }
 
 
 def merit(score: float, measure: Measure, less: bool = False) -> float:
@@ -241,5 +247,6 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
 
 
 def _largest(areas: Mapping[str, Mapping[Seed, float]]) -> str:
-    """The method with the largest hypervolume, by its mean over seeds."""
-    return max(areas, key=lambda name: Spread(tuple(areas[name].values())).mean)
+    """The method with the largest hypervolume, by its mean over seeds; any, if none has one."""
+    means = {name: Spread(tuple(of.values())).mean for name, of in areas.items()}
+    return max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
