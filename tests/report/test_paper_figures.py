@@ -60,7 +60,8 @@ def matched(
                 if model == oracle_matching.REFERENCE
                 else (0.1, 0.1, 0.1, 0.9)
             )
-            work.attack(model, seed, curves={("forget", 0.01): early})
+            kept = 0.8 if model == oracle_matching.RANDOM else 0.9
+            work.attack(model, seed, curves={("forget", 0.01): early}, retain=kept)
             work.control(model, seed, (math.nan,) * 4 if seed in lost else (0.0, 0.2, 0.4, 0.4))
         work.attack("oracle", seed, curves={("forget", 0.01): (0.1, 0.1, 0.1, 0.1)})
         work.control("oracle", seed, (0.0, 0.2, 0.4, 0.4))
@@ -90,6 +91,9 @@ def test_claims_of_oracle_matching(tmp_path):
     random = found["Student (Random) comes to give the oracle's outputs"]
     assert random.spread.values == pytest.approx((0.05,) * 3)  # not below 5 %
     assert random.verdict != "holds"
+    for who, less in ("Student (Reference)", 0.0), ("Student (Random)", 0.1):
+        kept = found[f"{who} keeps as much retain as the oracle, within 0.05"]
+        assert kept.spread.values == pytest.approx((-less,) * 3) and not kept.paper
     faster = found["Student (Reference) relearns faster than Student (Random)"]
     # shares of .9 − .1: seed s has 0.25 (s − 9) at steps 10 and 20, of 30 steps
     assert faster.spread.values == pytest.approx(tuple(0.25 * k * 20 / 30 for k in (1, 2, 3)))

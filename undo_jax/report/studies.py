@@ -90,6 +90,15 @@ class Study:
             for seed, case in self._attacked(model).items()
         }
 
+    def kept(self, one: str, other: str) -> dict[Seed, float]:
+        """How much better the retain score of one model is before its attack than the other's."""
+        scores = [
+            {seed: curve[min(curve)] if curve else math.nan for seed, curve in found.items()}
+            for found in map(self.retained, (one, other))
+        ]
+        better = 1 if self.logs.retain.higher_is_better else -1
+        return {seed: better * more for seed, more in difference(*scores).items()}
+
     def shares(self, model: str) -> dict[Seed, Curve]:
         """Relearned shares by step, by seed: 0 as the oracle before attacks, 1 as the base."""
         return {seed: case.shares for seed, case in self._attacked(model).items()}

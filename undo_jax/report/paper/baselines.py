@@ -10,7 +10,7 @@ from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import GREY, PURPLE, RAMP, WARM
 from undo_jax.report.panels import Look
-from undo_jax.report.studies import Point, Seed, Study, difference, lines
+from undo_jax.report.studies import Point, Study, difference, lines
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
         found.append(Claim(says, setting, AREAS, excess, bound=0.05, above=False, paper=False))
         for line in (ALONE, STATES, TOP, FILTERED, HALF):
             says, what = f"{line} keeps as much retain as UNDO, within 0.02", "retain score"
-            lost = _kept(study, line, UNDO)
+            lost = study.kept(line, UNDO)
             found.append(Claim(says, setting, what, lost, bound=-0.02, paper=False))
     return found
 
@@ -183,16 +183,3 @@ def _faster(setting: str, study: Study, says: str, one: str, other: str) -> list
         what = "the same difference of permuted answers"
         found.append(Claim(says, setting, what, difference(*permuted), paper=False))
     return found
-
-
-def _kept(study: Study, one: str, other: str) -> dict[Seed, float]:
-    """How much better the retain score of one model is before its attack than the other's."""
-    scores = [
-        {
-            seed: curve[min(curve)] if curve else math.nan
-            for seed, curve in study.retained(model).items()
-        }
-        for model in (one, other)
-    ]
-    better = 1 if study.logs.retain.higher_is_better else -1
-    return {seed: better * v for seed, v in difference(*scores).items()}
