@@ -30,9 +30,8 @@ class OracleMatching(Figure):
     steps: int | None = None  # of each student; None: of the setting and scale
 
     @property
-    def name(self) -> str:
-        length = "" if self.steps is None else f"_steps{self.steps}"
-        return f"{self.figure}-{self.setting}{length}-{self.scale}"
+    def variant(self) -> str:
+        return "" if self.steps is None else f"_steps{self.steps}"
 
     @property
     def reported(self) -> tuple[int, ...]:

@@ -75,7 +75,12 @@ class Figure:
 
     @property
     def name(self) -> str:
-        return f"{self.figure}-{self.setting}-{self.scale}"
+        return f"{self.figure}-{self.setting}{self.variant}-{self.scale}"
+
+    @property
+    def variant(self) -> str:
+        """What sets it apart in its setting, e.g. _width96: a row of its own in the figure."""
+        return ""
 
     @property
     def paper(self) -> Paper:

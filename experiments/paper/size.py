@@ -42,8 +42,8 @@ class Size(Figure):
         return super().paper.model
 
     @property
-    def name(self) -> str:
-        return f"{self.figure}-{self.setting}_width{self.width or self.lm.width}-{self.scale}"
+    def variant(self) -> str:
+        return f"_width{self.width or self.lm.width}"
 
     @property
     def paper(self) -> Paper:

@@ -70,19 +70,20 @@ def experiments(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, str]
 
 def _in_parts(name: str) -> list[str | int]:
     """A name as its text and its numbers, which take turns."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
     """A figure as files. Raises ValueError where there is nothing to draw yet."""
     unfinished = {setting for setting, study in some.items() if study.logs.unfinished}
     module, name = paper.discover()[figure], f"{figure}-{scale}"
-    if not module.points(some):
+    points = module.points(some)
+    if not points:
         whole = " and ".join(study.logs.name for study in some.values())
         raise ValueError(f"{whole}: nothing to draw yet, run it to its end")
     files = render(functools.partial(module.draw, some), name)
-    shown = [p._replace(setting=tables.of_setting(p.setting)) for p in module.points(some)]
-    files["csv"] = csv_text(shown).encode()
+    told = [point._replace(setting=tables.of_setting(point.setting)) for point in points]
+    files["csv"] = csv_text(told).encode()
     title = f"{module.TITLE} ({scale} scale)"
     claims = [
         replace(

@@ -222,9 +222,7 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
             own, filtered = areas.pop(UNDO, {}), areas.pop(ORACLE, {})
             if absent := [name for name in BEATEN if name not in areas]:
                 raise lacking(study, f"attacked model of {absent[0]}")
-            best = _largest(areas)
-            says = f"UNDO dominates at {step} relearning steps (the best other here: {best})"
-            found.append(Claim(says, setting, GAIN, difference(own, areas[best])))
+            found.append(_dominates("UNDO dominates", step, setting, own, areas))
             for other in BEATEN if step else ():
                 says = f"UNDO beats {other} substantially at {step} relearning steps"
                 more = {seed: (1 + SUBSTANTIAL) * area for seed, area in areas[other].items()}
@@ -238,15 +236,21 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
             own = areas.pop(UNDO, {})
             areas.pop(ORACLE, None)
             if own and areas:
-                best = _largest(areas)
-                says = f"of permuted answers, too, UNDO dominates at {step} relearning steps (the "
-                says += f"best other here: {best})"
-                values = difference(own, areas[best])
-                found.append(Claim(says, setting, GAIN, values, paper=False))
+                says = "of permuted answers, too, UNDO dominates"
+                found.append(_dominates(says, step, setting, own, areas, paper=False))
     return found
 
 
-def _largest(areas: Mapping[str, Mapping[Seed, float]]) -> str:
-    """The method with the largest hypervolume, by its mean over seeds; any, if none has one."""
-    means = {name: Spread(tuple(of.values())).mean for name, of in areas.items()}
-    return max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
+def _dominates(
+    says: str,
+    step: int,
+    setting: str,
+    own: Mapping[Seed, float],
+    others: Mapping[str, Mapping[Seed, float]],
+    paper: bool = True,
+) -> Claim:
+    """UNDO against the method whose hypervolume has the largest mean; any, if none has one."""
+    means = {name: Spread(tuple(of.values())).mean for name, of in others.items()}
+    best = max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
+    whole = f"{says} at {step} relearning steps (the best other here: {best})"
+    return Claim(whole, setting, GAIN, difference(own, others[best]), paper=paper)
