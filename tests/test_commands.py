@@ -259,7 +259,7 @@ def _brings_a_slice_back(calls):
 @pytest.mark.parametrize("folder", ["my paper", ""])
 def test_make_wants_one_folder_for_the_paper(folder):
     """Of two words it would make two targets, and write beside the folder that was meant."""
-    told = ["make", "--dry-run", "paper", f"PAPER={folder}"]
+    told = ["make", "--no-print-directory", "--dry-run", "paper", f"PAPER={folder}"]
     done = subprocess.run(told, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
     assert f"PAPER={folder}: give one folder, without spaces in its name" in done.stderr
