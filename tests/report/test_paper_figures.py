@@ -421,6 +421,20 @@ def test_scores_count_from_the_worst_to_the_best():
     assert [pareto.merit(30.0, nats, less) for less in (False, True)] == [0.0, 1.0]  # as of 8 nats
 
 
+@pytest.mark.parametrize("begun", [("UNDO", "oracle"), ("SAM",), ("UNDO", "SAM", "RepNoise")])
+def test_pareto_is_drawn_while_methods_wait_for_their_attacks(begun, tmp_path):
+    """What is there is shown, and nothing is judged."""
+    work = settings_of_methods(tmp_path)
+    for entry in work.content()["models"]:
+        for attack in entry["attacks"] if not entry["model"].startswith(begun) else ():
+            (tmp_path / attack / "summary.json").unlink()
+    (drawn,) = paper_page.write(tmp_path).drawn
+    rows = csv.DictReader(drawn.files["csv"].decode().splitlines())
+    shown = {row["model"].partition(" ")[0] for row in rows if row["panel"].startswith("after")}
+    assert shown == {*begun} and "is unfinished" in drawn.missing[0]
+    assert {claim.verdict for claim in drawn.claims} <= {"unfinished"}
+
+
 def test_pareto_is_drawn_from_the_models_that_have_a_method(tmp_path):
     work = settings_of_methods(tmp_path)
     work.add("pretrain", "base", 10)

@@ -220,7 +220,10 @@ def claims(studies: Mapping[str, Study]) -> list[Claim]:
         for step in dict.fromkeys(columns(study)):
             areas = hypervolumes(study, step)
             own, filtered = areas.pop(UNDO, {}), areas.pop(ORACLE, {})
-            if absent := [name for name in BEATEN if name not in areas]:
+            absent = [name for name in BEATEN if name not in areas]
+            if absent and study.logs.unfinished:
+                break  # their attacks may be to come
+            if absent:
                 raise lacking(study, f"attacked model of {absent[0]}")
             found.append(_dominates("UNDO dominates", step, setting, own, areas))
             for other in BEATEN if step else ():
