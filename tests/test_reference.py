@@ -12,6 +12,7 @@ import pytest
 import undo_jax
 from undo_jax.experiment_file import load
 from undo_jax.optim import AdamW
+from undo_jax.report.tables import of_setting
 from undo_jax.train import Training
 
 PAPER = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
@@ -20,6 +21,15 @@ PAPER = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
 def figure(name, **changes):
     changes = {"scale": "paper", "text": "english.txt", "tokenizer": "gemma.model", **changes}
     return dataclasses.replace(load(str(PAPER / f"{name}.py")), **changes)
+
+
+def test_english_beside_arithmetic_is_a_row_of_its_own():
+    """The experiments of one workdir are told apart by their names."""
+    assert figure("methods").name == "methods-arithmetic_text-paper"
+    assert figure("methods", text=None, tokenizer=None).name == "methods-arithmetic-paper"
+    longer = figure("oracle_matching", steps=5)
+    assert longer.name == "oracle_matching-arithmetic_text_steps5-paper"
+    assert of_setting("arithmetic_text_steps5") == "arithmetic, text, steps 5"
 
 
 def fields(value, path=""):

@@ -31,7 +31,7 @@ class OracleMatching(Figure):
 
     @property
     def variant(self) -> str:
-        return "" if self.steps is None else f"_steps{self.steps}"
+        return super().variant + ("" if self.steps is None else f"_steps{self.steps}")
 
     @property
     def reported(self) -> tuple[int, ...]:

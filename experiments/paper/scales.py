@@ -80,7 +80,7 @@ class Figure:
     @property
     def variant(self) -> str:
         """What sets it apart in its setting, e.g. _width96: a row of its own in the figure."""
-        return ""
+        return "_text" if self.text else ""
 
     @property
     def paper(self) -> Paper:

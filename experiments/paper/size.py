@@ -43,7 +43,7 @@ class Size(Figure):
 
     @property
     def variant(self) -> str:
-        return f"_width{self.width or self.lm.width}"
+        return f"{super().variant}_width{self.width or self.lm.width}"
 
     @property
     def paper(self) -> Paper:

@@ -272,8 +272,8 @@ def sentence(text: str) -> str:
 
 
 def of_setting(name: str) -> str:
-    """A setting in words: arithmetic_width48 is “arithmetic, width 48”."""
-    return re.sub(r"_([a-z]+)(\d+)$", r", \1 \2", name)
+    """A setting in words: arithmetic_text_width48 is “arithmetic, text, width 48”."""
+    return re.sub(r"_([a-z]+)(\d*)", lambda part: f", {part[1]} {part[2]}".rstrip(), name)
 
 
 def attack_legend(report: Report) -> str:
