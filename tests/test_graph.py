@@ -286,6 +286,12 @@ def test_an_attack_that_prepares_another_model_is_refused():
         Attacked(BASE, attack).check()
 
 
+def test_an_attack_that_adapts_to_no_model_is_refused():
+    attack = Attack("mine", None, prepare=lambda lm, params, key: params, adapt=lambda lm: None)
+    with pytest.raises(ValueError, match="attack mine adapts .* to None, which is no model"):
+        Attacked(BASE, attack)
+
+
 def _making(weight):
     def weighted(lm, params, refs, batch, key):
         return graddiff(lm, params, refs, batch, key, retain_weight=weight)
