@@ -287,9 +287,10 @@ def test_an_attack_that_prepares_another_model_is_refused():
 
 
 def test_an_attack_that_adapts_to_no_model_is_refused():
-    attack = Attack("mine", None, prepare=lambda lm, params, key: params, adapt=lambda lm: None)
-    with pytest.raises(ValueError, match="attack mine adapts .* to None, which is no model"):
-        Attacked(BASE, attack)
+    attack = replace(forget(HOW, (1.0,)), name="mine", adapt=lambda lm: None)
+    experiment = _experiment(models={"base": BASE}, attacks=(attack,))
+    with pytest.raises(ValueError, match="relearn of base by mine: lm=None is no model"):
+        experiment.recipes()
 
 
 def _making(weight):

@@ -83,7 +83,11 @@ class Experiment:
         return self
 
     def recipes(self) -> dict[Named, Recipe]:
-        """Every model by (its name, None), and attacked ones by (its name, the attack's name)."""
+        """Every model by (its name, None), and attacked ones by (its name, the attack's name).
+
+        Raises ValueError where an attack adapts a model to what is none.
+        """
+        seen: set[int] = set()
         named: dict[Named, Recipe] = {(name, None): made for name, made in self.models.items()}
         for name in self.models if self.attacked is None else self.attacked:
             for attack in self.attacks:
@@ -91,6 +95,7 @@ class Experiment:
                 drawn = recipe.draw.rpartition("/")[2]
                 draw = f"relearn/{drawn}" if drawn else "relearn"
                 named[name, attack.name] = Attacked(recipe, attack, draw=draw)
+                check_recipe(f"{name} by {attack.name}", named[name, attack.name], seen)
         return named
 
 

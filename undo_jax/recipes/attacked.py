@@ -20,10 +20,7 @@ from undo_jax.types import LM, Key, Loss, Params, Scores, shapes
 
 @dataclass(frozen=True)
 class Attacked(Simple):
-    """A model after an attack: its parameters are those of the strongest rate at the end.
-
-    Raises ValueError if the attack adapts the model to what is none.
-    """
+    """A model after an attack: its parameters are those of the strongest rate at the end."""
 
     kind: ClassVar[str] = "relearn"
     role: ClassVar[str] = "attack"
@@ -32,13 +29,6 @@ class Attacked(Simple):
     attack: Attack
     draw: str = "relearn"
     seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not hasattr(self.lm, "hidden"):
-            raise ValueError(
-                f"attack {self.attack.name} adapts {title(self.model)} to {self.lm!r}, which is no "
-                "model: return a language model"
-            )
 
     @property
     def lm(self) -> LM:
