@@ -630,7 +630,8 @@ def test_the_command_as_it_is_typed_on_the_mesh_of_the_quickstart(tmp_path):
     """Its only axis of several chips is `sweep`."""
     words = [sys.executable, "-m", "undo_jax", "fit", QUICKSTART, "--topology", "v5e:4x4"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr[-2000:]
+    told = [t for t in done.stderr.splitlines() if not t.startswith("compiling distill of ")]
+    assert done.returncode == 0 and not told, done.stderr[-2000:]  # slow machines tell of waiting
     lines = done.stdout.splitlines()
     assert lines[0] == "distill of quickstart on v5e:4x4: 16 chips, mesh sweep=16"
     assert "of 15.75 GiB: fits" in lines[3] and lines[-2].startswith("bound by ")
