@@ -421,7 +421,7 @@ def test_scores_count_from_the_worst_to_the_best():
     assert [pareto.merit(30.0, nats, less) for less in (False, True)] == [0.0, 1.0]  # as of 8 nats
 
 
-@pytest.mark.parametrize("begun", [("UNDO", "oracle"), ("SAM",), ("UNDO", "SAM", "RepNoise")])
+@pytest.mark.parametrize("begun", [("UNDO", "oracle"), ("SAM",), ("SAM", "RepNoise")])
 def test_pareto_is_drawn_while_methods_wait_for_their_attacks(begun, tmp_path):
     """What is there is shown, and nothing is judged."""
     work = settings_of_methods(tmp_path)
