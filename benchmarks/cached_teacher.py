@@ -14,17 +14,17 @@ from pathlib import Path
 
 from arguments import checked, positive
 
-from undo_jax import experiment as experiments
 from undo_jax.cli.devices import prepare_devices
-from undo_jax.experiment import Experiment
-from undo_jax.mesh import MeshShape
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.pretrain import Pretrain
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 from undo_jax.types import parameters
 
 

@@ -28,10 +28,10 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 from undo_jax.fit import chips, costs, hlo  # noqa: E402
 from undo_jax.fit.loops import Loops  # noqa: E402
 from undo_jax.fit.step import mesh_on  # noqa: E402
-from undo_jax.log import short  # noqa: E402
-from undo_jax.mesh import BATCH, MeshShape  # noqa: E402
+from undo_jax.logs.log import short  # noqa: E402
 from undo_jax.models.gemma2 import PRESETS, preset  # noqa: E402
 from undo_jax.ops import head, head_tpu  # noqa: E402
+from undo_jax.runtime.mesh import BATCH, MeshShape  # noqa: E402
 
 PLACES = "v5e:2x2", "v5p:2x2x1", "v6e:2x2"
 PER_CYCLE = {"v5e": 2**17, "v5p": 2**17, "v6e": 2**19}  # FLOPs of a core's MXUs

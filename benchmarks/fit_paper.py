@@ -15,14 +15,14 @@ from typing import Any
 import jax
 from fit_table import GIB, ROOT, fill, replaced, versions
 
-from undo_jax import graph
 from undo_jax.cli.experiment import override
-from undo_jax.experiment import Experiment
-from undo_jax.experiment_file import load
 from undo_jax.fit import chips
 from undo_jax.fit.facts import describe
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
-from undo_jax.log import short
+from undo_jax.graph.nodes import nodes
+from undo_jax.logs.log import short
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.load_experiment import load
 
 FIGURES = ("alpha", "methods", "pareto", "beyond", "baselines", "oracle_matching")
 SETTINGS, SLICE = ("arithmetic", "language"), "v5e:4x4"
@@ -41,10 +41,10 @@ def programs(setting: str) -> Iterator[tuple[str, str, str, Any]]:
         made = experiment(setting, figure)
         recipes = made.recipes()
         names = {id(recipe): name for (name, _), recipe in recipes.items()}
-        for recipe in graph.ancestry(recipes.values()):
-            if not graph.is_trained(recipe):
+        for recipe in nodes.ancestry(recipes.values()):
+            if not nodes.is_trained(recipe):
                 continue
-            parts = json.loads(graph.group_key(recipe, made.setting))  # type: ignore[arg-type]
+            parts = json.loads(nodes.group_key(recipe, made.setting))  # type: ignore[arg-type]
             parts = {k: v for k, v in parts.items() if k not in ("stop", "evaluate")}
             parts["training"] = None, recipe.training.batch_size, recipe.training.accumulation
             key = json.dumps(parts, sort_keys=True)
@@ -59,7 +59,7 @@ def measure(setting: str, number: int) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     figure, kind, name, recipe = list(programs(setting))[number]
     made, place = experiment(setting, figure), chips.find(SLICE)
-    work, mesh = on_chips(graph.work(recipe, made.setting)), mesh_on(place, made.mesh)
+    work, mesh = on_chips(nodes.work(recipe, made.setting)), mesh_on(place, made.mesh)
     title = {"setting": setting, "figure": figure, "stage": kind, "model": name}
     return title | describe(work, place, mesh, compile_step(work, mesh))
 

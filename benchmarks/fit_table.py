@@ -24,11 +24,11 @@ from undo_jax.fit.chips import GIB
 from undo_jax.fit.facts import describe
 from undo_jax.fit.search import variant
 from undo_jax.fit.step import compile_step, distillation, for_chips, mesh_on
-from undo_jax.log import short
-from undo_jax.mesh import parse_mesh
+from undo_jax.logs.log import short
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import parse_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 STUDENTS, TEACHERS = ("0.1B", "2B", "9B", "27B"), ("2B", "9B")
 SLICES = {  # and the meshes that are tried in turn, until a row a chip fits

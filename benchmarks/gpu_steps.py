@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 from peer import ON_GPU, PYTORCH, of_jax, of_pytorch
 
-from undo_jax import bench, losses
+from undo_jax import losses
+from undo_jax.fit import bench
 from undo_jax.fit.step import distillation
-from undo_jax.graph import Work
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.graph.nodes import Work
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 LIMIT, GROUP = 300, 1  # seconds of a case, cases of a process
 FULL = "out of memory"

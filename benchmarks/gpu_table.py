@@ -10,7 +10,7 @@ from gpu_tiles import constants
 from peer import ON_GPU, PYTORCH
 
 from undo_jax.fit import chips, nvidia
-from undo_jax.log import short
+from undo_jax.logs.log import short
 
 FP32 = "PyTorch fp32"
 FASTER, FASTEST, SMALLER, MFU, WIDE_MFU, SLOWER = 10, 4, 1 / 6, 0.40, 0.45, 3  # the targets

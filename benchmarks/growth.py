@@ -14,17 +14,16 @@ import jax
 import numpy as np
 from arguments import known_topology, positive
 
-from undo_jax import bench
-from undo_jax.fit import chips
+from undo_jax.fit import bench, chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.graph import Work
-from undo_jax.log import short
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.graph.nodes import Work
+from undo_jax.logs.log import short
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 FACTORS = 1, 2, 4, 8
 

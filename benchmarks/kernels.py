@@ -15,10 +15,10 @@ from growth import work
 from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, mesh_on
-from undo_jax.log import short
-from undo_jax.mesh import MeshShape
+from undo_jax.logs.log import short
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import attention_gpu, attention_tpu, head_gpu, head_tpu
+from undo_jax.runtime.mesh import MeshShape
 
 SIZES = {"0.1B": (4, 4), "0.3B": (4, 2), "2B": (8, 1)}  # fsdp, rows on a chip
 PLACES = "v5e:4x4", "v6e:4x4", "h100:1"

@@ -22,9 +22,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf, hf_folder
 from undo_jax.models.transformer import Transformer
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 
 SHARD = 0.6e9  # bytes of a file, at most
 DEVICES = 1, 8

@@ -44,11 +44,11 @@ from mutmut.mutation import mutators
 
 ROOT = Path(__file__).resolve().parent.parent
 OWNERS = {  # modules and the tests that own them, in this order; "slow:" of those marked slow
-    "undo_jax/optim.py": ("tests/test_optim.py",),
+    "undo_jax/training/optim.py": ("tests/test_optim.py",),
     "undo_jax/report/*.py": ("tests/report",),
     "undo_jax/report/figures/*.py": ("tests/report",),
     "undo_jax/noises/*.py": ("tests/test_noises.py",),
-    "undo_jax/train.py": ("tests/test_train.py",),
+    "undo_jax/training/train_step.py": ("tests/test_train.py",),
     "undo_jax/settings/*.py": ("tests/settings", "tests/test_defaults.py"),
     "undo_jax/losses.py": (
         "tests/test_losses.py", "tests/test_sequence_methods.py", "tests/test_defaults.py",
@@ -71,27 +71,31 @@ OWNERS = {  # modules and the tests that own them, in this order; "slow:" of tho
     "undo_jax/attacks/*.py": (
         "tests/test_attacks.py", "tests/test_stages.py", "slow:tests/test_attacks.py",
     ),
-    "undo_jax/graph.py": ("tests/test_graph.py", "tests/test_stages.py", "tests/test_numbers.py"),
-    "undo_jax/trainer.py": ("tests/test_stages.py", "slow:tests/test_attacks.py"),
-    "undo_jax/candidates.py": (
+    "undo_jax/graph/nodes.py": (
+        "tests/test_graph.py", "tests/test_stages.py", "tests/test_numbers.py",
+    ),
+    "undo_jax/runner/train_group.py": ("tests/test_stages.py", "slow:tests/test_attacks.py"),
+    "undo_jax/runner/trials.py": (
         "tests/test_stages.py", "tests/test_numbers.py", "slow:tests/test_numbers.py",
     ),
-    "undo_jax/runner.py": ("tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py"),
-    "undo_jax/schedule.py": (
+    "undo_jax/runner/make.py": (
+        "tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py",
+    ),
+    "undo_jax/runner/scheduler.py": (
         "tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py", "tests/test_plan.py",
     ),
-    "undo_jax/plan.py": ("tests/test_plan.py",),
-    "undo_jax/pace.py": ("tests/test_plan.py",),
+    "undo_jax/runner/dry_run.py": ("tests/test_plan.py",),
+    "undo_jax/runner/time_estimate.py": ("tests/test_plan.py",),
     "undo_jax/evals/*.py": ("tests/evals", "tests/settings"),
-    "undo_jax/artifacts.py": (
+    "undo_jax/store/artifacts.py": (
         "tests/test_checkpoint.py", "tests/test_stages.py", "tests/test_resume.py",
     ),
-    "undo_jax/checkpoint.py": ("tests/test_checkpoint.py", "tests/test_stages.py"),
-    "undo_jax/lock.py": ("tests/test_checkpoint.py", "tests/test_resume.py"),
-    "undo_jax/stopping.py": ("tests/test_resume.py",),
-    "undo_jax/progress.py": ("tests/test_defaults.py", "tests/test_resume.py"),
+    "undo_jax/store/param_checkpoint.py": ("tests/test_checkpoint.py", "tests/test_stages.py"),
+    "undo_jax/runtime/workdir_lock.py": ("tests/test_checkpoint.py", "tests/test_resume.py"),
+    "undo_jax/runtime/preemption.py": ("tests/test_resume.py",),
+    "undo_jax/store/train_checkpoints.py": ("tests/test_defaults.py", "tests/test_resume.py"),
     "undo_jax/population/*.py": ("tests/test_population.py", "tests/test_resume.py"),
-    "undo_jax/steps.py": ("slow:tests/test_attacks.py",),
+    "undo_jax/store/snapshots.py": ("slow:tests/test_attacks.py",),
     "undo_jax/fit/nvidia.py": ("tests/fit/test_fit.py", "tests/fit/test_gpu.py"),
     "undo_jax/fit/hlo.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),
     "undo_jax/fit/costs.py": ("tests/fit/test_hlo.py", "tests/fit/test_compile.py"),

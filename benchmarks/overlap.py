@@ -15,12 +15,12 @@ from undo_jax.fit.flags import PRESETS, flags
 from undo_jax.fit.overlap import overlap
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.log import short
-from undo_jax.mesh import parse_mesh
+from undo_jax.logs.log import short
 from undo_jax.models.architecture import GRADIENT_SUMS
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import parse_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 CASES = {"0.1B": ("data=4,fsdp=4", 64), "2B": ("data=2,fsdp=8", 16)}  # mesh, rows of a batch
 PLACES = "v5e:4x4", "v5p:2x2x4", "v6e:4x4"

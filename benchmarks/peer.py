@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import jax
 from arguments import positive
 
-from undo_jax import bench
+from undo_jax.fit import bench
 from undo_jax.fit.step import distillation
-from undo_jax.log import short
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.logs.log import short
 from undo_jax.models.architecture import REMAT
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 
 class Variant(NamedTuple):

@@ -51,9 +51,9 @@ import undo_jax
 from undo_jax.fit import chips, costs
 from undo_jax.fit.roofline import roofline, serial
 from undo_jax.fit.step import REFUSED, counted, mesh_text
-from undo_jax.log import short
-from undo_jax.mesh import parse_mesh
+from undo_jax.logs.log import short
 from undo_jax.models.gemma2 import preset
+from undo_jax.runtime.mesh import parse_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent
 DRIVERS = Path(__file__).parent / "peers"

@@ -23,8 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from arguments import positive
 
-from undo_jax import cli
-from undo_jax.signals import PREEMPTED
+from undo_jax.cli import main as cli
+from undo_jax.runtime.signals import PREEMPTED
 
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "quickstart.py"
 SECONDS = 10  # at most, from a start to its signal

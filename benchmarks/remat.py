@@ -15,10 +15,10 @@ from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT
 from undo_jax.fit.step import compile_step, mesh_on
-from undo_jax.graph import Work
-from undo_jax.log import short
-from undo_jax.mesh import parse_mesh
+from undo_jax.graph.nodes import Work
+from undo_jax.logs.log import short
 from undo_jax.models.gemma2 import PRESETS, preset
+from undo_jax.runtime.mesh import parse_mesh
 
 
 def measure(works: dict[str, Work], steps: int) -> None:

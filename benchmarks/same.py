@@ -25,13 +25,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from undo_jax.candidates import Run, candidates
 from undo_jax.cli.experiment import load, override
-from undo_jax.graph import Model, group_key, is_trained, plan, row_length
-from undo_jax.mesh import make_mesh
-from undo_jax.population.compiled import Population, Task
-from undo_jax.population.lanes import in_lanes, read
-from undo_jax.trainer import companies
+from undo_jax.graph.nodes import Model, group_key, is_trained, plan, row_length
+from undo_jax.runner.train_group import companies
+from undo_jax.runner.trials import Run, candidates
+from undo_jax.runtime.mesh import make_mesh
+from undo_jax.training.population import Population, Task
+from undo_jax.training.trial import in_lanes, read
 
 COSTS = ("steps", "tokens", "flops", "eval", "recovered", "bar", "attack", "learning_rate")
 

@@ -22,7 +22,7 @@ from pareto import NPO_RETAIN
 from scales import Figure, at_rate
 from teachers import METHODS, unlearned
 
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.attacks.ablation import ablation, rows
 from undo_jax.attacks.benign import benign
 from undo_jax.attacks.in_context import in_context, shots
@@ -35,11 +35,11 @@ from undo_jax.attacks.prune import prune
 from undo_jax.attacks.quantise import quantise
 from undo_jax.attacks.search import search
 from undo_jax.attacks.soft_prompt import soft_prompt
-from undo_jax.experiment import Experiment
+from undo_jax.graph.recipe import Recipe
 from undo_jax.methods.npo import npo
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.perturb import Perturb
+from undo_jax.runner.experiment import Experiment
 
 ALPHAS = (0.4, 0.6, 0.8)  # of UNDO
 NPO = {"small": 1e-3, "paper": 8e-5}  # learning rates, of those in experiments/paper/pareto.py

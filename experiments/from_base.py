@@ -12,22 +12,22 @@ from dataclasses import dataclass
 
 from undo_jax.attacks.forget import forget
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.experiment import Experiment
-from undo_jax.mesh import MeshShape
+from undo_jax.graph.recipe import Recipe
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.progress import Saving
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.imported import Import
 from undo_jax.recipes.keep_layers import KeepLayers
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.settings import Setting
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape
+from undo_jax.setting import Setting
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.store.train_checkpoints import Saving
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM
 
 

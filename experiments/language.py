@@ -22,10 +22,10 @@ from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.optim import AdamW
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
 from undo_jax.settings.language import Language
-from undo_jax.train import Training
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 DATA = "data/language"
 

@@ -6,13 +6,13 @@ packs them and runs this.
 
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.tokenizers import load_tokenizer
-from undo_jax.mesh import MeshShape
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
+from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.language import Language
-from undo_jax.train import Training
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 DATA = "data/language_small"
 PARTS = 8  # of a batch, one after another: what a part needs stays in a core's cache

@@ -5,13 +5,13 @@ reference. The point is the shape of the relearning curves.
 """
 
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.mesh import MeshShape
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
+from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 experiment = Paper(
     name="quickstart",

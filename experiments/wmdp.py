@@ -29,25 +29,25 @@ from undo_jax.data.pairs import Pairs
 from undo_jax.data.questions import Questions
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.evals.quiz import Quiz
-from undo_jax.experiment import Experiment
+from undo_jax.graph.recipe import Recipe
 from undo_jax.losses import forward_kl, uniform_kl
-from undo_jax.mesh import MeshShape
 from undo_jax.methods.rmu import rmu
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.hf_folder import UNSTATED
 from undo_jax.models.hf_special import read_bos
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.optim import AdamW, Trains
 from undo_jax.paper import Distillation, Relearning, Students
-from undo_jax.progress import Saving
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.imported import Import, stated
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.choices import NEAR, Choices, Part
-from undo_jax.train import Training
+from undo_jax.store.train_checkpoints import Saving
+from undo_jax.training.optim import AdamW, Trains
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM
 
 GEMMA = preset("2B", remat="full")

@@ -16,28 +16,29 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from undo_jax import cli, report
+from undo_jax import report
 from undo_jax.api import make_run, open_model, open_run
+from undo_jax.cli import main as cli
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.data.tokenizers import Characters
-from undo_jax.durable import read_json, write_json
-from undo_jax.experiment import Experiment
-from undo_jax.experiment_file import load
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.load_experiment import load
+from undo_jax.runtime.atomic_files import read_json, write_json
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 
 FILE = """
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.experiment import Experiment
+from undo_jax.runner.experiment import Experiment
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
+from undo_jax.training.optim import AdamW
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.training.train_step import Training
 
 lm = preset("tiny", layers=1)
 grammar = Grammar(largest_term=3, largest_factor=3, spaced=False, held_out=0.0)

@@ -8,23 +8,23 @@ import pytest
 from benchmark_folders import write_muse, write_tofu
 from scipy import stats
 
-from undo_jax import cli
 from undo_jax.api import open_run
+from undo_jax.cli import main as cli
 
 EXPERIMENT = """
 from undo_jax.attacks.forget import forget
 from undo_jax.data.muse import MuseFiles
 from undo_jax.data.tofu import TofuFiles
 from undo_jax.data.tokenizers import Bytes
-from undo_jax.experiment import Experiment
+from undo_jax.runner.experiment import Experiment
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
+from undo_jax.training.optim import AdamW
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.settings.muse import Muse
 from undo_jax.settings.tofu import Tofu
-from undo_jax.train import Training
+from undo_jax.training.train_step import Training
 
 lm = preset("2B", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
             vocabulary={vocabulary}, dtype="float32")

@@ -16,17 +16,18 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from undo_jax import artifacts, checkpoint, lock
-from undo_jax.artifacts import Artifact
 from undo_jax.data.tokenizers import Characters
-from undo_jax.durable import seal
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.sharding import shardings
-from undo_jax.train import Training
+from undo_jax.runtime import workdir_lock
+from undo_jax.runtime.atomic_files import seal
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
+from undo_jax.store import artifacts, param_checkpoint
+from undo_jax.store.artifacts import Artifact
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 MODEL = preset("2B", layers=2, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
                vocabulary=16)  # fmt: skip
@@ -55,8 +56,8 @@ def _one_line(error):
 
 
 def _write(path, params):
-    checkpoint.save(path, params)
-    checkpoint.wait_until_saved()
+    param_checkpoint.save(path, params)
+    param_checkpoint.wait_until_saved()
 
 
 @pytest.fixture
@@ -86,7 +87,9 @@ def test_round_trip_in_a_relative_folder(tmp_path, params, mesh, monkeypatch):
     artifacts.keep(artifact, params, {"score": 0.5})
     jax.tree.map(np.testing.assert_array_equal, artifacts.load(artifact, LM, mesh), params)
     relative = epath.Path("runs/mine") / artifact.folder.name / "params"
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(relative, LM, mesh), params)
+    jax.tree.map(
+        np.testing.assert_array_equal, param_checkpoint.restore(relative, LM, mesh), params
+    )
     assert (tmp_path / "runs" / "mine" / artifact.folder.name / "params").is_dir()
 
 
@@ -94,7 +97,7 @@ def test_bare_parameters_round_trip(tmp_path, params, mesh, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = epath.Path("bare")
     _write(path, params)
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(path, LM, mesh), params)
+    jax.tree.map(np.testing.assert_array_equal, param_checkpoint.restore(path, LM, mesh), params)
 
 
 def test_an_artifact_without_a_summary_is_not_finished(saved, mesh):
@@ -142,7 +145,7 @@ def test_an_artifact_is_finished_once_its_parameters_are_there(tmp_path, params,
     """And on the disk: the summary is the last to be written."""
     artifact, seen = _artifact(tmp_path), []
     artifacts.begin(artifact)
-    writer, flush = checkpoint._checkpointer(), artifacts.flush_all
+    writer, flush = param_checkpoint._checkpointer(), artifacts.flush_all
     wait = writer.wait_until_finished
 
     def see(name, then, *given):
@@ -172,7 +175,7 @@ def test_every_flipped_bit_of_parameters_is_told_or_changes_nothing(tmp_path, pa
         damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
         file.write_bytes(damaged)
         try:
-            loaded = checkpoint.restore(path, LM, mesh)
+            loaded = param_checkpoint.restore(path, LM, mesh)
         except ValueError as error:
             assert "\n" not in str(error) and str(path) in str(error)
             told.append(file)
@@ -184,7 +187,7 @@ def test_every_flipped_bit_of_parameters_is_told_or_changes_nothing(tmp_path, pa
 
 
 def test_parameters_that_are_not_those_saved_are_named(saved, mesh, monkeypatch):
-    monkeypatch.setattr(checkpoint, "digest", lambda params: "00000000")
+    monkeypatch.setattr(param_checkpoint, "digest", lambda params: "00000000")
     with pytest.raises(ValueError, match="its parameters are not those that were saved") as error:
         artifacts.load(saved, LM, mesh)
     assert f"delete {saved.folder}, and a run makes it again" in _one_line(error)
@@ -193,7 +196,7 @@ def test_parameters_that_are_not_those_saved_are_named(saved, mesh, monkeypatch)
 def test_a_path_may_be_text_and_another_dtype_is_verified_as_it_was_saved(tmp_path, params, mesh):
     rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
     _write(epath.Path(tmp_path) / "bf16", rounded)
-    loaded = checkpoint.restore(str(tmp_path / "bf16"), LM, mesh)
+    loaded = param_checkpoint.restore(str(tmp_path / "bf16"), LM, mesh)
     for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(rounded), strict=True):
         assert ours.dtype == jnp.float32
         np.testing.assert_array_equal(ours, theirs.astype(jnp.float32))
@@ -202,7 +205,7 @@ def test_a_path_may_be_text_and_another_dtype_is_verified_as_it_was_saved(tmp_pa
 def test_parameters_of_other_making_have_no_digest(tmp_path, params, mesh):
     with ocp.StandardCheckpointer() as writer:
         writer.save(tmp_path / "theirs", params)
-    loaded = checkpoint.restore(tmp_path / "theirs", LM, mesh)
+    loaded = param_checkpoint.restore(tmp_path / "theirs", LM, mesh)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
@@ -214,7 +217,7 @@ def test_begin_removes_what_was_left(saved):
 def test_foreign_checkpoint_names_the_leaf_and_both_shapes(saved, mesh):
     wider = replace(MODEL, width=32)
     with pytest.raises(ValueError) as error:
-        checkpoint.restore(saved.folder / "params", wider, mesh)
+        param_checkpoint.restore(saved.folder / "params", wider, mesh)
     message = _one_line(error)
     for part in ("embedding", "(16, 16)", "(16, 32)"):
         assert part in message
@@ -222,7 +225,7 @@ def test_foreign_checkpoint_names_the_leaf_and_both_shapes(saved, mesh):
 
 def test_missing_path(tmp_path, mesh):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        checkpoint.restore(epath.Path(tmp_path / "nothing"), LM, mesh)
+        param_checkpoint.restore(epath.Path(tmp_path / "nothing"), LM, mesh)
 
 
 @pytest.mark.parametrize("names", [(), ("a.txt",), ("_METADATA",)])
@@ -230,7 +233,7 @@ def test_garbage_directory(tmp_path, mesh, names):
     for name in names:
         (tmp_path / name).write_text("not a checkpoint\n\n")
     with pytest.raises(ValueError) as error:
-        checkpoint.restore(epath.Path(tmp_path), LM, mesh)
+        param_checkpoint.restore(epath.Path(tmp_path), LM, mesh)
     assert f"cannot read a checkpoint at {tmp_path}" in _one_line(error)
 
 
@@ -240,9 +243,9 @@ def test_damaged_arrays_are_told_in_one_line(saved, mesh, monkeypatch):
     def fail(*_):
         raise Exception("Encountered\na spec") from ValueError("OUT_OF_RANGE: 7\nin a file")
 
-    monkeypatch.setattr(checkpoint._checkpointer(), "restore", fail)
+    monkeypatch.setattr(param_checkpoint._checkpointer(), "restore", fail)
     with pytest.raises(ValueError) as error:
-        checkpoint.restore(saved.folder / "params", LM, mesh)
+        param_checkpoint.restore(saved.folder / "params", LM, mesh)
     message = _one_line(error)
     assert f"cannot read a checkpoint at {saved.folder / 'params'}: OUT_OF_RANGE: 7; " in message
     assert f"delete {saved.folder}, and a run makes it again" in message
@@ -321,20 +324,20 @@ def test_a_function_without_a_name_is_refused(tmp_path):
 
 
 def test_a_workdir_that_another_process_writes_into(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0)
+    monkeypatch.setattr(workdir_lock, "PATIENCE", 0)
     workdir = epath.Path(tmp_path / "new" / "run")
     workdir.mkdir(parents=True)
     other = os.open(workdir, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)  # as if it were another process
     with (
         pytest.raises(OSError, match="another process writes into .*new/run: wait") as error,
-        lock.claimed(workdir),
+        workdir_lock.claimed(workdir),
     ):
         raise AssertionError("it went on")
     assert _one_line(error) and not list(workdir.iterdir())
     os.close(other)
     for _ in range(2):  # the second time this process has it
-        with lock.claimed(workdir):
+        with workdir_lock.claimed(workdir):
             pass
     with pytest.raises(BlockingIOError):
         fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -372,7 +375,7 @@ def test_a_setting_is_written_as_it_is(tmp_path):
     assert artifacts.plain(partial(len, "x")) == {
         "function": "builtins.len", "positional": ["x"]
     }  # fmt: skip
-    assert artifacts.plain(AdamW) == "undo_jax.optim.AdamW"
+    assert artifacts.plain(AdamW) == "undo_jax.training.optim.AdamW"
     tokenizer = Characters("ab")
     assert artifacts.plain(tokenizer) == {
         "type": "Characters", "fingerprint": tokenizer.fingerprint
@@ -383,12 +386,12 @@ def test_a_run_that_fails_leaves_no_empty_workdir_and_locks_the_next_one(tmp_pat
     """The folder that is made anew is another one, and locked in its turn."""
     workdir = epath.Path(tmp_path / "new" / "run")
     for _ in range(2):
-        with pytest.raises(ValueError, match="bad input"), lock.claimed(workdir):
+        with pytest.raises(ValueError, match="bad input"), workdir_lock.claimed(workdir):
             with pytest.raises(BlockingIOError):
                 fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
             raise ValueError("bad input")
         assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match="later"), lock.claimed(workdir):
+    with pytest.raises(ValueError, match="later"), workdir_lock.claimed(workdir):
         (workdir / "artifact").mkdir()
         raise ValueError("later")
     assert (workdir / "artifact").is_dir()

@@ -9,18 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax import checkpoint, losses
-from undo_jax import experiment as experiments
+from undo_jax import losses
 from undo_jax.attacks.forget import forget
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.experiment import Experiment
 from undo_jax.losses import activation_distillation
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.probe import Probe
 from undo_jax.noises.prune import prune
 from undo_jax.noises.targeted import targeted
-from undo_jax.optim import AdamW, Trains
 from undo_jax.recipes.classifier import Classifier
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.filtered import ClassifiedDistill
@@ -28,8 +24,13 @@ from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training, rows
+from undo_jax.store import param_checkpoint
+from undo_jax.training.optim import AdamW, Trains
+from undo_jax.training.train_step import Training, rows
 from undo_jax.types import Frozen, Packed
 
 LM = preset("tiny", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
@@ -135,7 +136,7 @@ def test_a_classifier_is_an_artifact_of_each_seed_that_the_report_does_not_list(
     folders = sorted(workdir.glob("classifier-*"))
     assert [folder.name.split("-")[2] for folder in folders] == ["seed0", "seed1"]
     params = [
-        checkpoint.restore(folder / "params", CLASSIFIER.lm, make_mesh(MeshShape(data=8)))
+        param_checkpoint.restore(folder / "params", CLASSIFIER.lm, make_mesh(MeshShape(data=8)))
         for folder in folders
     ]
     assert params[0]["direction"].shape == (16,)

@@ -22,16 +22,17 @@ import terminals
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax import cli, experiment_file, runner
-from undo_jax.cli.fit_source import of_stage
+from undo_jax.cli import main as cli
+from undo_jax.cli.step_source import of_stage
 from undo_jax.cli.weights import expression
-from undo_jax.durable import writing
 from undo_jax.fit.least import least
 from undo_jax.fit.step import compile_step
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf
 from undo_jax.models.gemma2 import PRESETS, preset
-from undo_jax.optim import Trains
+from undo_jax.runner import load_experiment, make
+from undo_jax.runtime.atomic_files import writing
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training.optim import Trains
 from undo_jax.types import parameters
 
 ROOT = Path(undo_jax.__file__).parent.parent
@@ -240,7 +241,7 @@ def test_a_command_that_cannot_be_meant(capsys, arguments, said):
         (b"\xff\xfea\0", "mine.py, line 1: "),
         ("import helper", "helper.py, line 2: ZeroDivisionError: division by zero"),
         (
-            "from undo_jax.train import Training\n\nTraining(0, 1, None, 1)",
+            "from undo_jax.training.train_step import Training\n\nTraining(0, 1, None, 1)",
             "mine.py, line 3: steps=0: it must be at least 1",
         ),
         ("def __getattr__(name):\n    return {}[name]", "mine.py, line 2: KeyError: 'experiment'"),
@@ -258,8 +259,8 @@ def test_a_mistake_in_flags_is_told_though_the_file_has_no_graph_without_them(ca
     """E.g. experiments/wmdp.py where its base is not there, and --base names another."""
     lines = (
         "from dataclasses import dataclass",
-        "from undo_jax.mesh import MeshShape",
-        "from undo_jax.train import Training",
+        "from undo_jax.runtime.mesh import MeshShape",
+        "from undo_jax.training.train_step import Training",
         "@dataclass(frozen=True)",
         "class Mine:",
         "    base: str = 'gemma-2-2b'",
@@ -295,8 +296,8 @@ def test_what_a_device_has_no_memory_for_is_told_in_one_line(capsys, monkeypatch
     def train(*_):
         jax.numpy.zeros(2**50, "int8").block_until_ready()
 
-    monkeypatch.setattr(runner, "train", train)
-    monkeypatch.setattr(experiment_file, "_is_users", lambda file: False)  # this file is none
+    monkeypatch.setattr(make, "train", train)
+    monkeypatch.setattr(load_experiment, "_is_users", lambda file: False)  # this file is none
     said = _refused(capsys, "run", str(QUICKSTART))
     assert "1125899906842624 bytes" in said
     assert "undo-jax fit" in said and "accumulation" in said
@@ -445,7 +446,7 @@ def test_a_method_that_cannot_be_is_refused_before_anything_is_trained(capsys, m
         "from functools import partial\n"
         "from undo_jax.methods.maxent import maxent\n"
         "from undo_jax.methods.rmu import rmu\n"
-        "from undo_jax.optim import Trains\n"
+        "from undo_jax.training.optim import Trains\n"
         f"unlearn = replace(experiment.unlearn, method={method})\n"
         "experiment = replace(experiment, unlearn=unlearn)\n"
     )

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import undo_jax
-from undo_jax import artifacts, checkpoint, cli, memory
-from undo_jax.artifacts import Artifact
+from undo_jax.cli import main as cli
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
+from undo_jax.runtime import device_memory
+from undo_jax.store import artifacts, param_checkpoint
+from undo_jax.store.artifacts import Artifact
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 QUICKSTART, ARITHMETIC = str(ROOT / "quickstart.py"), str(ROOT / "arithmetic.py")
@@ -108,10 +110,10 @@ def test_more_than_memory_holds_is_refused_by_what_the_program_takes(capsys, fol
     """By arithmetic it would fit; XLA knows better."""
     model = TOY.model
     least = 2 * model.layers * model.kv_heads * model.head_width * 4 * 502
-    monkeypatch.setattr(memory, "host", lambda: 8 * 1.2 * least)
+    monkeypatch.setattr(device_memory, "host", lambda: 8 * 1.2 * least)
     flags = ("--prompt", "1", "--new-tokens", "500")
     assert "new_tokens=500" in _refused(capsys, folder, "--experiment", QUICKSTART, *flags)
-    monkeypatch.setattr(memory, "host", lambda: 8 * 20 * least)
+    monkeypatch.setattr(device_memory, "host", lambda: 8 * 20 * least)
     assert _said(capsys, folder, "--experiment", QUICKSTART, *flags)
 
 
@@ -130,7 +132,7 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
     file.write_text(
         "import importlib.util\n"
         "from dataclasses import replace\n"
-        "from undo_jax.mesh import MeshShape\n"
+        "from undo_jax.runtime.mesh import MeshShape\n"
         f"spec = importlib.util.spec_from_file_location('quickstart', {QUICKSTART!r})\n"
         "module = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(module)\n"
@@ -204,7 +206,7 @@ def test_parameters_that_do_not_fit_their_description(capsys, folder, tmp_path):
     shutil.rmtree(tmp_path / "mixed" / "params")
     model = replace(TOY.model, width=24)
     artifacts.save(Artifact(tmp_path, "x", "y", 0, None), jax.jit(model.init)(jax.random.key(0)))
-    checkpoint.wait_until_saved()
+    param_checkpoint.wait_until_saved()
     next(tmp_path.glob("x-y-*/params")).rename(tmp_path / "mixed" / "params")
     assert "is of another model" in _refused(capsys, tmp_path / "mixed", "--prompt", "1")
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from undo_jax import losses, optim, train
+from undo_jax import losses
 from undo_jax.fit import costs, hlo
 from undo_jax.fit.loops import Loops
-from undo_jax.mesh import make_mesh, parse_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
-from undo_jax.population import programs
+from undo_jax.runtime.mesh import make_mesh, parse_mesh
+from undo_jax.training import optim, programs, train_step
 
 ROWS, TIME, VOCABULARY, CHUNKS = 16, 16, 128, 8
 LARGE = 512  # a vocabulary of which a device holds more tokens than of the batch
@@ -45,7 +45,7 @@ def _compiled(shape, remat="none", vocabulary=VOCABULARY, gradient_sum="reduce_s
     teacher = replace(TEACHER, vocabulary=vocabulary)
     rows = ROWS // (mesh.shape["data"] * mesh.shape["fsdp"])
     logits = rows * TIME * vocabulary // mesh.shape["tensor"]
-    training = train.Training(10, ROWS, optim.AdamW(), eval_every=5)
+    training = train_step.Training(10, ROWS, optim.AdamW(), eval_every=5)
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
         patch.setattr(head_chunks, "LOGITS_PER_CHUNK", logits // CHUNKS)
         refs = {"teacher": teacher}

@@ -24,10 +24,10 @@ import pytest
 from demo_run import write_run
 from documents import PROGRAMS, ROOT, Call, blocks, job_of, lay_out, typed
 
-from undo_jax import cli
-from undo_jax import experiment as experiments
+from undo_jax.cli import main as cli
 from undo_jax.cli import workdirs
-from undo_jax.mesh import axis_sizes
+from undo_jax.runner import experiment as experiments
+from undo_jax.runtime.mesh import axis_sizes
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [path for path in PAGES if blocks(path, "sh")]
@@ -105,7 +105,7 @@ def begins(monkeypatch):
     for name in ("experiment", "bench"):
         monkeypatch.setattr(of[name], "prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", begin)
-    monkeypatch.setattr("undo_jax.plan.plan", begin)
+    monkeypatch.setattr("undo_jax.runner.dry_run.plan", begin)
     monkeypatch.setattr(of["bench"], "measure", begin)
     monkeypatch.setattr(of["fit"], "mesh_on", chips)
 

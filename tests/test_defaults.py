@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.attacks.lora import lora
 from undo_jax.attacks.soft_prompt import soft_prompt
 from undo_jax.data.fiction import Fiction
@@ -13,7 +13,6 @@ from undo_jax.data.muse import MuseFiles
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.tofu import TofuFiles
 from undo_jax.evals.quiz import Quiz
-from undo_jax.experiment import Experiment
 from undo_jax.losses import (
     distillation,
     jsd_distillation,
@@ -23,20 +22,21 @@ from undo_jax.losses import (
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.architecture import Adapters, Architecture
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.optim import SGD, Adafactor, Lion
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
-from undo_jax.progress import Saving
 from undo_jax.recipes.attacked import Attacked
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.runner.experiment import Experiment
 from undo_jax.settings.arithmetic import VALIDATION_SEED, Arithmetic
 from undo_jax.settings.choices import Choices, Part
 from undo_jax.settings.facts import Facts
 from undo_jax.settings.language import Language
 from undo_jax.settings.muse import Muse
 from undo_jax.settings.tofu import Tofu
-from undo_jax.train import Training
+from undo_jax.store.train_checkpoints import Saving
+from undo_jax.training.optim import SGD, Adafactor, Lion
+from undo_jax.training.train_step import Training
 
 SAME = Attack.__dataclass_fields__["adapt"].default
 SCHEDULED = {"learning_rate": 1.0, "warmup": 0, "decay": "constant", "end": 0.1}

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 from documents import ROOT, job_of
 
-from undo_jax.mesh import axis_sizes, parse_mesh
+from undo_jax.runtime.mesh import axis_sizes, parse_mesh
 
 LINES = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
 COPIED = [word for line in LINES if line.startswith("COPY ") for word in line.split()[1:-1]]

@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax import digest as module
-from undo_jax.digest import digest
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.store import array_digest as module
+from undo_jax.store.array_digest import digest
 
 MASK = 2**32 - 1
 

@@ -12,13 +12,13 @@ import nbformat
 import pytest
 from documents import ROOT, blocks
 
-from undo_jax import graph
-from undo_jax.attacks import Attack
-from undo_jax.experiment import Experiment
-from undo_jax.experiment_file import load
-from undo_jax.log import Target
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.graph.nodes import nodes
+from undo_jax.logs.log import Target
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.load_experiment import load
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 DOCS = ROOT / "docs"
 SITE = sorted(DOCS.rglob("*.md"))
@@ -61,7 +61,7 @@ def test_the_guides_own_experiment_needs_no_data_to_be_loaded(folder):
 
 def _artifacts(experiment, folder):
     """Names of the folders of all that an experiment makes."""
-    made = graph.plan(experiment.recipes().values(), experiment.seeds, experiment.setting, folder)
+    made = nodes.plan(experiment.recipes().values(), experiment.seeds, experiment.setting, folder)
     return {model.artifact.folder.name for model in made.models}
 
 

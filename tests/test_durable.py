@@ -7,8 +7,16 @@ import os
 import pytest
 from etils import epath
 
-from undo_jax import durable
-from undo_jax.durable import FullError, publish, read_json, seal, unseal, write_json, writing
+from undo_jax.runtime import atomic_files
+from undo_jax.runtime.atomic_files import (
+    FullError,
+    publish,
+    read_json,
+    seal,
+    unseal,
+    write_json,
+    writing,
+)
 
 CONTENT = {"name": "α", "scores": {"retain": 0.1, "forget": float("inf")}, "list": [1, 2.5, None]}
 
@@ -87,7 +95,7 @@ def test_what_fails_before_it_is_whole_leaves_the_old(path, monkeypatch):
     def lost(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(durable, "flush", lost)
+    monkeypatch.setattr(atomic_files, "flush", lost)
     with pytest.raises(OSError):
         write_json(path, {"name": "new"})
     assert read_json(path) == CONTENT
@@ -120,14 +128,14 @@ def test_other_errors_pass():
 
 def test_buckets_are_left_to_themselves(monkeypatch):
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it opened"))
-    durable.flush(epath.Path("gs://bucket/run"))
-    durable.flush_all(epath.Path("gs://bucket/run"))
-    assert durable.remote("gs://bucket") and not durable.remote("/gs/bucket")
+    atomic_files.flush(epath.Path("gs://bucket/run"))
+    atomic_files.flush_all(epath.Path("gs://bucket/run"))
+    assert atomic_files.remote("gs://bucket") and not atomic_files.remote("/gs/bucket")
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/runs/mine", "/runs/mine"])
 def test_absolute_paths_stay_as_they_are(path):
-    assert durable.absolute(epath.Path(path)).as_posix() == path
+    assert atomic_files.absolute(epath.Path(path)).as_posix() == path
 
 
 def test_json_is_readable_by_others(path):

@@ -9,13 +9,14 @@ from etils import epath
 from toys import toy_mesh, toy_model, toy_setting, write_corpora
 
 import undo_jax
-from undo_jax import cli, experiment_file
-from undo_jax import experiment as experiments
-from undo_jax import trainer as shared
-from undo_jax.durable import read_json
-from undo_jax.mesh import MeshShape
-from undo_jax.population import loop
-from undo_jax.population.loop import Result
+from undo_jax.cli import main as cli
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner import load_experiment
+from undo_jax.runner import train_group as shared
+from undo_jax.runtime.atomic_files import read_json
+from undo_jax.runtime.mesh import MeshShape
+from undo_jax.training import loop
+from undo_jax.training.loop import Result
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 PATHS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -43,7 +44,7 @@ def _load(path, folder):
     """From a folder without data: what is packed here has other rows than the file says."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return experiment_file.load(str(path))
+        return load_experiment.load(str(path))
 
 
 def _toy(experiment):

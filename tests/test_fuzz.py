@@ -22,11 +22,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import undo_jax
-from undo_jax import artifacts, checkpoint, cli
-from undo_jax import experiment as experiments
-from undo_jax.artifacts import Artifact
+from undo_jax.cli import main as cli
 from undo_jax.models import hf
-from undo_jax.population import programs
+from undo_jax.runner import experiment as experiments
+from undo_jax.store import artifacts, param_checkpoint
+from undo_jax.store.artifacts import Artifact
+from undo_jax.training import programs
 
 common = {
     "deadline": None,
@@ -134,7 +135,7 @@ def place(tmp_path_factory):
         _fill()
         for name in ("experiment", "bench"):
             patch.setattr(modules[name], "prepare_devices", lambda *_: None)
-        patch.setattr(sys.modules["undo_jax.peers"], "meet", lambda *_: None)
+        patch.setattr(sys.modules["undo_jax.runtime.process_watch"], "meet", lambda *_: None)
         patch.setattr(jax.distributed, "initialize", begin)
         patch.setattr(experiments, "plan", begin)
         patch.setattr(programs, "build", begin)
@@ -143,7 +144,7 @@ def place(tmp_path_factory):
         patch.setattr(modules["experiment"].paper_page, "draw", begin)
         patch.setattr(sys.modules["undo_jax.data.prepare"], "_read", begin)
         patch.setattr(sys.modules["undo_jax.data.train_tokenizer"], "_train", begin)
-        patch.setattr(checkpoint, "restore", begin)
+        patch.setattr(param_checkpoint, "restore", begin)
         patch.setattr(evaluating, "find_spec", lambda name: True)  # lm-eval may not be there
         patch.setattr(evaluating, "_scored", begin)
         patch.setattr(hf, "load", begin)
@@ -162,7 +163,7 @@ def _fill():
     recipes = {"distill": None, "relearn": {"attack": {"name": "forget"}}}
     for stage, name in (("distill", "made"), ("relearn", "attacked")):
         parts = {stage: recipes[stage], "setting": TOY.setting, "model": TOY.model}
-        artifact = Artifact(checkpoint.epath.Path("run"), stage, "base", 0, parts)
+        artifact = Artifact(param_checkpoint.epath.Path("run"), stage, "base", 0, parts)
         artifacts.begin(artifact)
         scores = {"retain": 1.0, "forget": 1.0}
         artifacts.keep(artifact, params, scores, recovered=stage == "distill" or None)
@@ -184,7 +185,7 @@ def _fill():
     for name in ("x", "alpha-arithmetic-small"):  # the second one is of a figure
         Path(f"run/experiment-{name}.json").write_text(json.dumps({**listed, "name": name}))
     Path("x.py").write_text(
-        "import dataclasses\nfrom undo_jax.experiment_file import load\n"
+        "import dataclasses\nfrom undo_jax.runner.load_experiment import load\n"
         f"experiment = dataclasses.replace(load({QUICKSTART!r}), name='x')\n"
     )
     shutil.copytree("run", "whole")

@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from undo_jax.artifacts import plain
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.attacks.forget import forget
-from undo_jax.experiment import Experiment
-from undo_jax.graph import ancestry, check_loss, differences, group_key, plan, seed_of, work
+from undo_jax.graph.nodes import ancestry, check_loss, differences, group_key, plan, seed_of, work
 from undo_jax.losses import top_k_distillation
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
 from undo_jax.recipes.attacked import Attacked
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
@@ -26,8 +23,11 @@ from undo_jax.recipes.imported import Import
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.runner.experiment import Experiment
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.store.artifacts import plain
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 LM = preset("tiny", vocabulary=80)
 HOW = Training(10, 8, AdamW(1e-3), 5)

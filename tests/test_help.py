@@ -14,17 +14,18 @@ from pathlib import Path
 import pytest
 
 import undo_jax
-from undo_jax import cli, optim
 from undo_jax.cli import flags
+from undo_jax.cli import main as cli
 from undo_jax.cli.experiment import override
 from undo_jax.data.muse import MuseFiles
 from undo_jax.data.tofu import TofuFiles
 from undo_jax.data.tokenizers import Bytes
-from undo_jax.experiment import Experiment
 from undo_jax.models import gemma3_text, llama
 from undo_jax.models.architecture import Adapters
+from undo_jax.runner.experiment import Experiment
 from undo_jax.settings.muse import Muse
 from undo_jax.settings.tofu import Tofu
+from undo_jax.training import optim
 
 ROOT = Path(undo_jax.__file__).parent.parent
 FILES = [

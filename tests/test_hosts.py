@@ -18,15 +18,16 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import checkpoint, cli
-from undo_jax import experiment as experiments
 from undo_jax.cli import devices
+from undo_jax.cli import main as cli
 from undo_jax.cli.devices import Processes
 from undo_jax.cli.weights import model
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.population.lanes import taker
-from undo_jax.sharding import assemble, own_rows, shardings
+from undo_jax.runner import experiment as experiments
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import assemble, own_rows, shardings
+from undo_jax.store import param_checkpoint
+from undo_jax.training.trial import taker
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 BATCH, STEPS = 8, 2
@@ -44,7 +45,7 @@ from pathlib import Path
 import jax
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.mesh import MeshShape
+from undo_jax.runtime.mesh import MeshShape
 
 spec = importlib.util.spec_from_file_location("quickstart", {str(QUICKSTART)!r})
 module = importlib.util.module_from_spec(spec)
@@ -181,7 +182,7 @@ def _artifacts(knobs, workdir, kind=None):
 
 def _params(folder):
     config = model(epath.Path(folder))
-    params = checkpoint.restore(epath.Path(folder) / "params", config, _mesh())
+    params = param_checkpoint.restore(epath.Path(folder) / "params", config, _mesh())
     return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
 

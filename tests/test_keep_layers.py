@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.graph.recipe import check_recipe
 from undo_jax.models import gemma2, gemma3_text, hf, hf_folder, qwen2
 from undo_jax.ops import head
-from undo_jax.optim import AdamW
-from undo_jax.recipe import check_recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.imported import Import
 from undo_jax.recipes.keep_layers import KeepLayers
 from undo_jax.recipes.perturb import Perturb
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 TINY = dict(width=16, feed_forward=12, heads=2, kv_heads=1, head_width=8, vocabulary=24)
 FULL, SLIDES = "full_attention", "sliding_attention"

@@ -9,22 +9,22 @@ import jax
 import pytest
 from etils import epath
 
-from undo_jax import cli
-from undo_jax import experiment as experiments
 from undo_jax.attacks.forget import forget
-from undo_jax.durable import read_json, write_json
-from undo_jax.experiment import Experiment
-from undo_jax.graph import plan
-from undo_jax.listing import list_models
+from undo_jax.cli import main as cli
+from undo_jax.graph.nodes import plan
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.origin import origin
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.atomic_files import read_json, write_json
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
+from undo_jax.workdir.manifest import list_models
+from undo_jax.workdir.provenance import origin
 
 LM = preset("tiny", vocabulary=80)
 HOW = Training(10, 8, AdamW(1e-3), 5)

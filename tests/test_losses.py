@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from undo_jax import losses
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
-from undo_jax.train import rows
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training.train_step import rows
 from undo_jax.types import Frozen
 
 SMALL = {"layers": 1, "heads": 2, "kv_heads": 1, "head_width": 8, "init_stddev": 0.3}

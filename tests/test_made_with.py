@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from etils import epath
 
-from undo_jax.artifacts import plain
 from undo_jax.data.tokenizers import Bytes, Characters
-from undo_jax.durable import write_json
-from undo_jax.made_with import check_setting, check_tokenizer
+from undo_jax.runtime.atomic_files import write_json
+from undo_jax.store.artifacts import plain
+from undo_jax.workdir.compatibility import check_setting, check_tokenizer
 
 
 @dataclass(frozen=True)

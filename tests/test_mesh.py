@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import undo_jax
-from undo_jax import cli
-from undo_jax import experiment as experiments
-from undo_jax.mesh import MeshShape, make_mesh, over_slices, parse_mesh
+from undo_jax.cli import main as cli
+from undo_jax.runner import experiment as experiments
+from undo_jax.runtime.mesh import MeshShape, make_mesh, over_slices, parse_mesh
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from jax.sharding import PartitionSpec as P
 
 import undo_jax.methods
 from undo_jax.losses import cross_entropy, uniform_kl
-from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.methods.maxent import maxent
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.rmu import rmu
 from undo_jax.methods.sam import sam
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import path_name, shardings
-from undo_jax.train import rows
+from undo_jax.runtime.mesh import BATCH, MeshShape, make_mesh
+from undo_jax.runtime.sharding import path_name, shardings
+from undo_jax.training.train_step import rows
 from undo_jax.types import Frozen, Taps
 
 ARGUMENTS = {"repnoise": {"method": maxent}, "rmu": {"read_layer": 2},

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 import undo_jax.noises
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.noises.fresh import fresh
 from undo_jax.noises.prune import prune
 from undo_jax.noises.random_mask import random_mask
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.noises.targeted import targeted
-from undo_jax.optim import Trains, share
-from undo_jax.sharding import path_name, shardings
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import path_name, shardings
+from undo_jax.training.optim import Trains, share
 
 PARTS = Trains(((r"/mlp/", (1, 2)), (r"embedding", None), (r"before_mlp/norm", (2,))))
 ARGUMENTS: dict[str, dict] = {"targeted": {"parts": PARTS}, "random_mask": {"share": 0.4}}

@@ -7,22 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from undo_jax import artifacts
-from undo_jax import experiment as experiments
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.experiment import Experiment
-from undo_jax.graph import group_key, numbers
+from undo_jax.graph.nodes import group_key, numbers
 from undo_jax.losses import cross_entropy
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.methods.sam import sam
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.store import artifacts
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 GRAMMAR = Grammar(largest_term=6, largest_factor=5, spaced=False, held_out=0.0)
 SETTING = Arithmetic(grammar=GRAMMAR, forms=("equation",), problems=200, row_length=12,

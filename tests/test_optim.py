@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from undo_jax import optim
-from undo_jax.optim import AdamW, Trains, pick, put
+from undo_jax.training import optim
+from undo_jax.training.optim import AdamW, Trains, pick, put
 
 
 def _rates(config, steps):

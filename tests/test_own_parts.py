@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax import cli
 from undo_jax.api import open_run
+from undo_jax.cli import main as cli
 
 OWN = Path(__file__).parent / "own"
 

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import undo_jax
-from undo_jax import cli
+from undo_jax.cli import main as cli
 from undo_jax.cli.experiment import load
 
 ROOT = Path(undo_jax.__file__).parent.parent

@@ -8,10 +8,11 @@ import pytest
 from toys import toy, write_corpora
 
 import undo_jax
-from undo_jax import cli, experiment_file
+from undo_jax.cli import main as cli
 from undo_jax.cli.experiment import override
-from undo_jax.experiment import Experiment
 from undo_jax.report import paper
+from undo_jax.runner import load_experiment
+from undo_jax.runner.experiment import Experiment
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
 FILES = {
@@ -43,7 +44,7 @@ def small(empty, data, monkeypatch):
     are shorter than they say.
     """
     monkeypatch.chdir(empty)
-    experiment_file.load(FILES["methods"])
+    load_experiment.load(FILES["methods"])
     scales = sys.modules["scales"]
     known, whole = {s: scales._paper(s, "small") for s in SETTINGS}, scales.Figure.experiment
     monkeypatch.setattr(scales, "_paper", lambda setting, *_: known[setting])
@@ -100,7 +101,7 @@ def test_figures_share_their_base_and_oracle(setting, small, tmp_path):
 def test_a_figure_builds_at_the_papers_scale_without_data(name, setting, empty, monkeypatch):
     monkeypatch.chdir(empty)
     flags = ["--scale", "paper", "--setting", setting]
-    made = override(experiment_file.load(FILES[name]), flags).graph()
+    made = override(load_experiment.load(FILES[name]), flags).graph()
     width = {"arithmetic": 768, "language": 320}[setting]
     told = f"{setting}_width{width}" if name == "size" else setting
     assert isinstance(made, Experiment) and made.name == f"{name}-{told}-paper"
@@ -123,7 +124,7 @@ def test_distillation_at_the_papers_scale_fits_a_slice(empty, monkeypatch, capsy
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_oracle_matching_can_be_longer(scale, empty, monkeypatch):
     monkeypatch.chdir(empty)
-    knobs = experiment_file.load(FILES["oracle_matching"])
+    knobs = load_experiment.load(FILES["oracle_matching"])
     own, longer = (override(knobs, ["--scale", scale, *f]).graph() for f in ([], ["--steps", "3"]))
     assert (own.name, longer.name) == (
         f"oracle_matching-arithmetic-{scale}", f"oracle_matching-arithmetic_steps3-{scale}"
@@ -135,7 +136,7 @@ def test_oracle_matching_can_be_longer(scale, empty, monkeypatch):
 
 def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
     monkeypatch.chdir(empty)
-    knobs = experiment_file.load(FILES["size"])
+    knobs = load_experiment.load(FILES["size"])
     own, wide = knobs.graph(), override(knobs, ["--width", "96"]).graph()
     assert (own.name, wide.name) == (
         "size-arithmetic_width48-small", "size-arithmetic_width96-small"

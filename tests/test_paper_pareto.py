@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import undo_jax
-from undo_jax.artifacts import plain
-from undo_jax.experiment import Experiment
-from undo_jax.experiment_file import load
-from undo_jax.graph import group_key
+from undo_jax.graph.nodes import group_key
 from undo_jax.report.paper import pareto
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.load_experiment import load
+from undo_jax.store.artifacts import plain
 
 FOLDER = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
 METHODS = ("GradDiff", "MaxEnt", "RMU", "NPO", "SAM", "RepNoise", "UNDO")

@@ -16,8 +16,8 @@ from undo_jax.methods.npo import npo
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.sam import sam
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import path_name
-from undo_jax.train import rows
+from undo_jax.runtime.sharding import path_name
+from undo_jax.training.train_step import rows
 from undo_jax.types import Frozen
 
 LM = preset("2B", layers=3, width=16, feed_forward=32, heads=4, kv_heads=2, head_width=8,

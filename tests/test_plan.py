@@ -13,24 +13,26 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import cli, experiment, pace, progress_folders
-from undo_jax import plan as planning
-from undo_jax.artifacts import begin, finish
 from undo_jax.attacks.forget import forget
+from undo_jax.cli import main as cli
 from undo_jax.cli.plan import duration, shortened
-from undo_jax.experiment import Experiment, prepared
-from undo_jax.graph import work
-from undo_jax.mesh import MeshShape
+from undo_jax.graph.nodes import work
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.pace import Pace, read_records
-from undo_jax.plan import SAVING, evaluations, plan, programs, row
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.runner import dry_run as planning
+from undo_jax.runner import experiment, time_estimate
+from undo_jax.runner.dry_run import SAVING, evaluations, plan, programs, row
+from undo_jax.runner.experiment import Experiment, prepared
+from undo_jax.runner.time_estimate import Pace, read_records
+from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.store import progress_folders
+from undo_jax.store.artifacts import begin, finish
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 SETTING = Arithmetic(problems=50, row_length=24, forms=("equation",), examine="train_facts",
@@ -208,9 +210,9 @@ def test_a_pace_by_records(tmp_path):
     (record,) = read_records(epath.Path(tmp_path))
     assert (record.members, record.rate) == (6, 50.0)
     with prepared(EXPERIMENT, tmp_path) as found:
-        (known,) = pace.paces(found.run, {"": attacks[2]}, [record]).values()
+        (known,) = time_estimate.paces(found.run, {"": attacks[2]}, [record]).values()
         other, doing = record._replace(like="other"), work(attacks[2].recipe, SETTING)
-        assert math.isnan(pace._by_records(found.run, attacks[2], doing, [other]).step)
+        assert math.isnan(time_estimate._by_records(found.run, attacks[2], doing, [other]).step)
     forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)
     each = 8 * 24 * 3 * forward  # FLOPs of a step
     assert known.basis == "records" and known.evaluation == 0
@@ -238,9 +240,9 @@ def test_a_stop_rule_is_expected_to_end_trainings_as_it_has_ended_others(tmp_pat
     _write(other, [(None, 50.0, 60.0)], steps=12)
     with prepared(EXPERIMENT, tmp_path) as found:
         records = read_records(epath.Path(tmp_path))
-        (known,) = pace.paces(found.run, {"": left}, records).values()
+        (known,) = time_estimate.paces(found.run, {"": left}, records).values()
         patient = [record._replace(stop_early=False) for record in records]
-        (whole,) = pace.paces(found.run, {"": left}, patient).values()
+        (whole,) = time_estimate.paces(found.run, {"": left}, patient).values()
     assert known.share == pytest.approx(0.5) and whole.share == 1
     assert known.step == whole.step
     monkeypatch.setattr(planning, "paces", lambda run, each, records: dict.fromkeys(each, known))
@@ -252,9 +254,9 @@ def test_a_stop_rule_is_expected_to_end_trainings_as_it_has_ended_others(tmp_pat
 def test_a_pace_that_is_measured_and_one_that_would_take_long(tmp_path, monkeypatch):
     with prepared(EXPERIMENT, tmp_path) as found:
         base = next(model for model in found.models if model.recipe.kind == "pretrain")
-        (measured,) = pace.paces(found.run, {"": base}, []).values()
-        monkeypatch.setattr(pace, "_fastest", lambda run: 1e3)
-        (guessed,) = pace.paces(found.run, {"": base}, []).values()
+        (measured,) = time_estimate.paces(found.run, {"": base}, []).values()
+        monkeypatch.setattr(time_estimate, "_fastest", lambda run: 1e3)
+        (guessed,) = time_estimate.paces(found.run, {"": base}, []).values()
     assert measured.basis == "measured" and 0 < measured.step < 10
     assert 0 < measured.evaluation < 10 and measured.start > 0
     forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from etils import epath
 
-from undo_jax import losses, memory, optim, train
+from undo_jax import losses
 from undo_jax.evals.generate import generate
-from undo_jax.log import Target, open_log
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.logs.log import Target, open_log
 from undo_jax.models.gemma2 import preset
-from undo_jax.population import lanes, loop
-from undo_jax.population import meter as meters
-from undo_jax.population.compiled import Task
-from undo_jax.population.lanes import Inputs, Member
-from undo_jax.population.loop import train_together
-from undo_jax.population.programs import over_members
+from undo_jax.runtime import device_memory
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.sinks.jsonl import jsonl
+from undo_jax.training import loop, optim, train_step, trial
+from undo_jax.training import meter as meters
+from undo_jax.training.loop import train_together
+from undo_jax.training.population import Task
+from undo_jax.training.programs import over_members
+from undo_jax.training.trial import Inputs, Member
 
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
@@ -35,11 +36,11 @@ def _task(steps=STEPS):
     return Task(
         lm=LM,
         loss=losses.distillation,
-        training=train.Training(
+        training=train_step.Training(
             steps, BATCH, optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3), eval_every=4
         ),
         evaluate=lambda lm, params, material: {
-            "ce": losses.cross_entropy(lm, params, train.rows(material))
+            "ce": losses.cross_entropy(lm, params, train_step.rows(material))
         },
         material=_tokens(77, 1)[0],
         row_length=5,
@@ -106,15 +107,15 @@ def by_hand():
     """
     task = _task()
     optimizer = optim.build(task.training.optimizer, STEPS)
-    step = jax.jit(train.make_step(LM, task.loss, optimizer, {"teacher": LM}))
-    begin = jax.jit(lambda params, key, rate: train.start(params, key, rate, optimizer))
+    step = jax.jit(train_step.make_step(LM, task.loss, optimizer, {"teacher": LM}))
+    begin = jax.jit(lambda params, key, rate: train_step.start(params, key, rate, optimizer))
     histories = []
     for member in _members():
         state = begin(member.params(), member.key, jnp.float32(member.learning_rate))
         refs = {name: params() for name, (_, params) in member.inputs.refs.items()}
         history = [state.params]
         for tokens in member.inputs.streams["train"]:
-            state, _ = step(state, refs, {"train": train.rows(tokens)})
+            state, _ = step(state, refs, {"train": train_step.rows(tokens)})
             history.append(state.params)
         histories.append(history)
     return histories
@@ -201,7 +202,7 @@ def test_members_that_have_ended_are_not_scored_again(tmp_path):
 @pytest.mark.slow
 def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
     """Two such programs at once can wait for each other for good on simulated devices."""
-    taker, running, waited = lanes.taker, [], []
+    taker, running, waited = trial.taker, [], []
 
     @jax.jit
     def slowly(params):  # half a second of arithmetic
@@ -281,7 +282,7 @@ def test_references_are_rounded_before_the_step(tmp_path):
 
 def test_a_batch_the_mesh_does_not_divide_is_refused(tmp_path):
     task = _task()
-    training = train.Training(2, 6, task.training.optimizer, eval_every=1)
+    training = train_step.Training(2, 6, task.training.optimizer, eval_every=1)
     with pytest.raises(ValueError, match="batch of 6 rows"):
         _fit(task._replace(training=training), _members()[:1], tmp_path, MeshShape(data=8))
 
@@ -289,7 +290,7 @@ def test_a_batch_the_mesh_does_not_divide_is_refused(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 17])
 @pytest.mark.parametrize("hands", [1, 2, 3, 8])
 def test_every_member_is_dealt_once_and_hands_are_even(count, hands):
-    dealt = lanes.deal(count, hands)
+    dealt = trial.deal(count, hands)
     assert len(dealt) % hands == 0
     assert sorted(m for m in dealt if m >= 0) == list(range(count))
     shares = np.array(dealt).reshape(hands, -1)
@@ -312,7 +313,7 @@ def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
 
 
 def test_what_the_devices_cannot_hold_is_refused_when_it_is_compiled(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "host", lambda: 8 * 2**10)
+    monkeypatch.setattr(device_memory, "host", lambda: 8 * 2**10)
     with pytest.raises(ValueError, match="5 models trained together on batches of 8 rows: needs"):
         _fit(_task(), _members(), tmp_path, MeshShape(sweep=8, data=1))
 

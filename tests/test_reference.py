@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import undo_jax
-from undo_jax.experiment_file import load
-from undo_jax.optim import AdamW
 from undo_jax.report.tables import of_setting
-from undo_jax.train import Training
+from undo_jax.runner.load_experiment import load
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 PAPER = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
 

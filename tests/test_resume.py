@@ -22,30 +22,25 @@ from etils import epath
 from jax.sharding import AxisType, Mesh
 
 import undo_jax
-from undo_jax import (
-    artifacts,
-    cli,
-    losses,
-    optim,
-    progress,
-    schedule,
-    signals,
-    train,
-)
-from undo_jax import experiment as experiments
-from undo_jax import trainer as shared
-from undo_jax.artifacts import Artifact
-from undo_jax.log import Target, open_log
+from undo_jax import losses
+from undo_jax.cli import main as cli
+from undo_jax.logs.log import Target, open_log
 from undo_jax.models.gemma2 import preset
-from undo_jax.population import compiled, meter
-from undo_jax.population.compiled import Task
-from undo_jax.population.lanes import Inputs, Member
-from undo_jax.population.loop import Result, train_together
-from undo_jax.progress import Saving, open_progress
-from undo_jax.progress_folders import clear_progress, progress_folder
-from undo_jax.signals import PREEMPTED, Preempted
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner import scheduler
+from undo_jax.runner import train_group as shared
+from undo_jax.runtime import signals
+from undo_jax.runtime.preemption import Stop, stoppable
+from undo_jax.runtime.signals import PREEMPTED, Preempted
 from undo_jax.sinks.jsonl import jsonl
-from undo_jax.stopping import Stop, stoppable
+from undo_jax.store import artifacts, train_checkpoints
+from undo_jax.store.artifacts import Artifact
+from undo_jax.store.progress_folders import clear_progress, progress_folder
+from undo_jax.store.train_checkpoints import Saving, open_progress
+from undo_jax.training import meter, optim, population, train_step
+from undo_jax.training.loop import Result, train_together
+from undo_jax.training.population import Task
+from undo_jax.training.trial import Inputs, Member
 
 ROOT = Path(undo_jax.__file__).parent.parent
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
@@ -125,9 +120,9 @@ def _fit(
     task = Task(
         lm=LM,
         loss=losses.distillation,
-        training=train.Training(STEPS, BATCH, adam, eval_every=4),
+        training=train_step.Training(STEPS, BATCH, adam, eval_every=4),
         evaluate=lambda lm, params, rows: {
-            "ce": losses.cross_entropy(lm, params, train.rows(rows))
+            "ce": losses.cross_entropy(lm, params, train_step.rows(rows))
         },
         material=_tokens(77),
         row_length=5,
@@ -244,7 +239,7 @@ def test_what_is_shared_goes_on_on_other_devices(tmp_path):
         _fit(tmp_path / "again", _mesh("one device"), EVERY, at=at, **how)
     results = _fit(tmp_path / "again", _mesh("sweep"), EVERY, **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "shares", lambda *_: False)
+        patch.setattr(population, "shares", lambda *_: False)
         _same(results, _fit(tmp_path / "stacked", _mesh("one device"), **how), atol=1e-5)
 
 
@@ -536,8 +531,8 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
-from undo_jax.progress import Saving, open_progress
-from undo_jax.stopping import stoppable
+from undo_jax.store.train_checkpoints import Saving, open_progress
+from undo_jax.runtime.preemption import stoppable
 
 jax.config.update("jax_platforms", "cpu")
 address, process, folder, when = sys.argv[1:]
@@ -611,7 +606,7 @@ def test_ctrl_c_while_a_save_is_read_leaves_it_where_it_is(tmp_path, monkeypatch
     with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as progress:
         progress.save(3, {"x": np.zeros(2)}, {})
     with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as progress:
-        monkeypatch.setattr(progress, "_read", read)
+        monkeypatch.setattr(train_checkpoints, "_read", read)
         with pytest.raises(KeyboardInterrupt), signals.raising(signal.SIGINT):
             progress.restore(lambda notes: {"x": np.zeros(2)})
     assert _saves(tmp_path) == [3]
@@ -643,7 +638,7 @@ def test_the_last_saves_are_kept(tmp_path):
 def test_minutes_pass_between_two_saves(tmp_path, monkeypatch):
     now = iter(range(0, 6000, 60))
     clock = SimpleNamespace(monotonic=lambda: next(now))
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(train_checkpoints, "time", clock)
     assert _loop(tmp_path, Saving(every=1, minutes=2.0, keep=99), range(1, 9)) == [2, 4, 6, 8]
 
 
@@ -679,10 +674,10 @@ def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(t
     a, b, c = models = _models(tmp_path, "abc")
     folder = progress_folder([b.artifact, a.artifact])
     assert progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
-    assert schedule._interrupted(models, models) == [[b, a]]  # in the order in which they trained
+    assert scheduler._interrupted(models, models) == [[b, a]]  # in the order in which they trained
     _finish(a.artifact)
-    assert schedule._interrupted(models, [b, c]) == [[b, a]]
-    assert schedule._interrupted(models, [c]) == []
+    assert scheduler._interrupted(models, [b, c]) == [[b, a]]
+    assert scheduler._interrupted(models, [c]) == []
     clear_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
@@ -694,13 +689,13 @@ def test_what_another_experiment_began_is_left_to_it(tmp_path):
     """It has a model that is none of ours: ours begins anew, and its training is kept."""
     a, b, c = _models(tmp_path, "abc")
     theirs = progress_folder([a.artifact, b.artifact])
-    assert schedule._interrupted([a, c], [a, c]) == []
+    assert scheduler._interrupted([a, c], [a, c]) == []
     ours = progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
     clear_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
-    assert schedule._interrupted([a, b], [b]) == [[a, b]]
+    assert scheduler._interrupted([a, b], [b]) == [[a, b]]
 
 
 TOY = """

@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax import losses, train
-from undo_jax.mesh import BATCH, MeshShape, make_mesh
+from undo_jax import losses
 from undo_jax.methods.npo import npo
 from undo_jax.methods.simnpo import simnpo
 from undo_jax.methods.undial import undial
+from undo_jax.runtime.mesh import BATCH, MeshShape, make_mesh
+from undo_jax.training import train_step
 from undo_jax.types import Frozen, Packed
 
 B, T, D, V = 8, 9, 6, 24
@@ -70,7 +71,7 @@ def _batch(segmented=True):
         weights = (rng.random((B, T + 1)) > 0.3).astype(np.float32) if masked else None
         if masked:
             weights[6, 5:] = 0  # the last document of its row
-        return train.rows(Packed(tokens, weights, SEGMENTS if segmented else None))
+        return train_step.rows(Packed(tokens, weights, SEGMENTS if segmented else None))
 
     return {"forget": rows(True), "retain": rows(False)}
 
@@ -215,8 +216,8 @@ def test_each_makes_forget_less_likely(name):
 @NAMES
 def test_accumulation_changes_nothing(name):
     def after(accumulation):
-        step = train.make_step(LM, METHODS[name], optax.sgd(1.0), {"base": LM}, accumulation)
-        state = train.start(PARAMS, KEY, jnp.float32(1), optax.sgd(1.0))
+        step = train_step.make_step(LM, METHODS[name], optax.sgd(1.0), {"base": LM}, accumulation)
+        state = train_step.start(PARAMS, KEY, jnp.float32(1), optax.sgd(1.0))
         state, metrics = jax.jit(step)(state, {"base": BASE}, BATCH_OF_DOCUMENTS)
         return {"metrics": metrics, "params": state.params}
 
@@ -260,7 +261,7 @@ def test_sums_of_sequences_by_hand():
     weights = jnp.array([[1, 1, 0, 2, 1, 0], [0, 1, 1, 1, 1, 1]]) / 10
     values = jnp.array([[1.0, 2, jnp.nan, 4, 5, 6], [1, 2, 3, 4, 5, 6]])
     segments = jnp.array([[0, 0, 0, 1, 1, 2], [4, 3, 3, 4, 4, 4]])
-    rows = train.rows(jnp.zeros((2, 7), jnp.int32))._replace(weights=weights)
+    rows = train_step.rows(jnp.zeros((2, 7), jnp.int32))._replace(weights=weights)
     found = jax.jit(losses.by_sequence)(rows._replace(segments=segments), values)
     ends = np.array(found.weights) > 0
     np.testing.assert_allclose(
@@ -278,7 +279,7 @@ def test_long_documents_are_summed_without_a_drift():
     """200 tokens before a document change nothing of its sum, as differences of sums would."""
     values = jnp.concatenate([jnp.full((1, 200), 1e6), jnp.full((1, 24), 1e-3)], 1)
     segments = jnp.concatenate([jnp.zeros((1, 200), jnp.int32), jnp.ones((1, 24), jnp.int32)], 1)
-    rows = train.rows(Packed(jnp.zeros((1, 225), jnp.int32)))._replace(segments=segments)
+    rows = train_step.rows(Packed(jnp.zeros((1, 225), jnp.int32)))._replace(segments=segments)
     np.testing.assert_allclose(
         jax.jit(losses.by_sequence)(rows, values).totals[0, -1], 0.024, rtol=1e-5
     )

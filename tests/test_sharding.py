@@ -9,14 +9,16 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax import collectives, losses, optim, train
-from undo_jax.mesh import BATCH, MeshShape, check_batch, make_mesh
+from undo_jax import losses
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.rmu import rmu
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import shardings
+from undo_jax.runtime import collectives
+from undo_jax.runtime.mesh import BATCH, MeshShape, check_batch, make_mesh
+from undo_jax.runtime.sharding import shardings
+from undo_jax.training import optim, train_step
 
 LM = preset(
     "tiny",
@@ -47,7 +49,7 @@ def _batch():
     keys = jax.random.split(jax.random.key(1), len(names))
     tokens = (jax.random.randint(k, (8, 7), 0, LM.vocabulary) for k in keys)
     uneven = jnp.arange(6)[None, :] <= jnp.arange(8)[:, None]
-    return {name: train.rows(t, uneven) for name, t in zip(names, tokens, strict=True)}
+    return {name: train_step.rows(t, uneven) for name, t in zip(names, tokens, strict=True)}
 
 
 CUBE = MeshShape(sweep=1, data=2, fsdp=2, tensor=2)
@@ -79,8 +81,8 @@ def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
     loss, lms = LOSSES[name]
     optimizer = optim.build(optim.AdamW(epsilon=1e-3), 10)
     trains = TRAINS.get(name)
-    step = train.make_step(LM, loss, optimizer, lms, accumulation, trains)
-    start = partial(train.start, optimizer=optimizer, trains=trains)
+    step = train_step.make_step(LM, loss, optimizer, lms, accumulation, trains)
+    start = partial(train_step.start, optimizer=optimizer, trains=trains)
     state = start(jax.jit(LM.init)(jax.random.key(0)), jax.random.key(5), jnp.float32(0.01))
     refs = {ref: jax.jit(lm.init)(jax.random.key(9)) for ref, lm in lms.items()}
     batch = _batch()
@@ -179,7 +181,8 @@ def test_every_leaf_of_a_state_has_a_rule():
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     optimizer = optim.build(optim.AdamW(), 10)
     state = jax.eval_shape(
-        lambda key: train.start(LM.init(key), key, jnp.float32(1), optimizer), jax.random.key(0)
+        lambda key: train_step.start(LM.init(key), key, jnp.float32(1), optimizer),
+        jax.random.key(0),
     )
     placed = shardings(state, LM.rules, mesh)
     assert placed.params["embedding"].spec == P(("tensor", "fsdp"))

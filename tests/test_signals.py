@@ -145,9 +145,9 @@ def test_the_library_leaves_signals_alone():
     script = """
 import signal, sys
 before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], sys.unraisablehook
-import undo_jax.__main__, undo_jax.signals
+import undo_jax.__main__, undo_jax.runtime.signals
 assert "jax" not in sys.modules and "numpy" not in sys.modules
-with undo_jax.signals.raising(*undo_jax.signals.STOPS):
+with undo_jax.runtime.signals.raising(*undo_jax.runtime.signals.STOPS):
     assert signal.getsignal(signal.SIGINT) is not before[0][0]
 assert before == ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
                   sys.unraisablehook)
@@ -220,7 +220,7 @@ ctypes.CDLL(None).pthread_mutex_lock(lock)"""
 
 
 def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
-    from undo_jax import cli
+    from undo_jax.cli import main as cli
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
@@ -237,8 +237,8 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
     made = type("Made", (), {"sinks": (), "name": "mine"})()
     monkeypatch.setattr("undo_jax.cli.experiment.graph_with", lambda *_: made)
     monkeypatch.setattr("dataclasses.replace", lambda made, **_: made)
-    monkeypatch.setattr("undo_jax.plan.plan", stopped)
-    monkeypatch.setattr("undo_jax.experiment.run", stopped)
+    monkeypatch.setattr("undo_jax.runner.dry_run.plan", stopped)
+    monkeypatch.setattr("undo_jax.runner.experiment.run", stopped)
     for more, said in (("--plan", ""), ("", "; the same command goes on")):
         with pytest.raises(SystemExit) as stop:
             cli.main(["run", "mine.py", *more.split()])
@@ -246,7 +246,7 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
 
 
 def test_the_next_command_of_a_process_saves_again():
-    from undo_jax import signals
+    from undo_jax.runtime import signals
 
     with signals.raising():
         signals.save_nothing()

@@ -27,24 +27,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 
 import undo_jax
-from undo_jax import cli, sinks
-from undo_jax.artifacts import Artifact
-from undo_jax.log import Target, open_log
-from undo_jax.progress_folders import progress_folder, remove_progress, training_name
+from undo_jax import sinks
+from undo_jax.cli import main as cli
+from undo_jax.logs.log import Target, open_log
 from undo_jax.sinks.jsonl import jsonl
+from undo_jax.store.artifacts import Artifact
+from undo_jax.store.progress_folders import progress_folder, remove_progress, training_name
 
 PACKAGE = Path(undo_jax.__file__).parent
 NAMES = [module.name for module in pkgutil.iter_modules(sinks.__path__)]
 EXPERIMENT = """
 from undo_jax.attacks.forget import forget
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.experiment import Experiment
+from undo_jax.runner.experiment import Experiment
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.progress import Saving
+from undo_jax.training.optim import AdamW
+from undo_jax.store.train_checkpoints import Saving
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.training.train_step import Training
 
 grammar = Grammar(12, 9, spaced=False, held_out=0.0)
 small = {"examine": "train_facts", "questions": 2, "validation_rows": 1}

@@ -18,18 +18,19 @@ import pytest
 from etils import epath
 
 import undo_jax
-from undo_jax import checkpoint, losses
-from undo_jax import experiment as experiments
-from undo_jax import trainer as shared
-from undo_jax.artifacts import load, plain
+from undo_jax import losses
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
-from undo_jax.durable import read_json
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import Trains
-from undo_jax.population.loop import Result
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner import train_group as shared
+from undo_jax.runtime.atomic_files import read_json
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.store import param_checkpoint
+from undo_jax.store.artifacts import load, plain
+from undo_jax.training.loop import Result
+from undo_jax.training.optim import Trains
 from undo_jax.types import Metric, shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
@@ -197,8 +198,8 @@ def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
     experiment, recorder = _experiment(), Recorder()
     lm, mesh = experiment.model, make_mesh(MeshShape())
     params = jax.tree.map(lambda w: np.full(w.shape, 7, w.dtype), shapes(lm))
-    checkpoint.save(epath.Path(tmp_path / "given"), params)
-    checkpoint.wait_until_saved()
+    param_checkpoint.save(epath.Path(tmp_path / "given"), params)
+    param_checkpoint.wait_until_saved()
     monkeypatch.setattr(shared, "train_together", recorder.fit)
     pretrain = replace(experiment.pretrain, base=str(tmp_path / "given"))
     artifacts = _run(replace(experiment, pretrain=pretrain), tmp_path / "run")
@@ -532,7 +533,7 @@ def test_the_strongest_attack_becomes_the_artifact(
         found = artifact.summary()
         assert (found["attack"], found["learning_rate"]) == (attack, rates[number]), (model, seed)
         np.testing.assert_equal(found["eval"]["forget"], scores[number])
-        assert _value(checkpoint.restore(artifact.folder / "params", lm, mesh)) == number
+        assert _value(param_checkpoint.restore(artifact.folder / "params", lm, mesh)) == number
     assert len(attacked) == 16 and max(sizes) == group
     told = [line for line in capfd.readouterr().err.splitlines() if "diverged:" in line]
     assert told == ["relearn of oracle by forget, seed 5, diverged: its scores are not finite; "

@@ -10,21 +10,21 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import undo_jax
-from undo_jax import checkpoint
-from undo_jax import experiment as experiments
-from undo_jax import trainer as shared
-from undo_jax.artifacts import plain
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.population.loop import Result, train_together
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.filtered import FilteredDistill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
-from undo_jax.sharding import shardings
-from undo_jax.train import Training
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner import train_group as shared
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
+from undo_jax.store import param_checkpoint
+from undo_jax.store.artifacts import plain
+from undo_jax.training.loop import Result, train_together
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
@@ -92,7 +92,7 @@ def test_the_fresh_student_alone_has_its_own_architecture(made):
         described = json.loads((artifact.folder / "config.json").read_text())
         assert described["config"]["model"] == plain(wanted)
         mesh = make_mesh(MeshShape(data=4, fsdp=2))
-        params = checkpoint.restore(artifact.folder / "params", wanted, mesh)
+        params = param_checkpoint.restore(artifact.folder / "params", wanted, mesh)
         assert params["embedding"].shape == (TEACHER.vocabulary, wanted.width)
 
 

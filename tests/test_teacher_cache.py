@@ -17,30 +17,33 @@ import pytest
 from etils import epath
 from flipped_bits import flipped_bits
 
-from undo_jax import artifacts, signals, teacher_cache, train
-from undo_jax import experiment as experiments
 from undo_jax.data import files, states
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.data.states import About, finish_states, open_states, unwritten, write_file
 from undo_jax.data.streams import stream
-from undo_jax.experiment import Experiment
-from undo_jax.graph import work
+from undo_jax.graph.nodes import work
 from undo_jax.losses import (
     activation_distillation,
     distillation,
     jsd_distillation,
     reverse_distillation,
 )
-from undo_jax.mesh import MeshShape, make_mesh, parse_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.head_only import HeadOnly
-from undo_jax.optim import AdamW
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.pretrain import Pretrain
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner import teacher_cache
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.teacher_cache import possible
+from undo_jax.runtime import signals
+from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.teacher_cache import possible
-from undo_jax.train import Training
+from undo_jax.store import artifacts
+from undo_jax.training import train_step
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 from undo_jax.types import Frozen, Packed, Rows
 
 GRAMMAR = Grammar(largest_term=6, largest_factor=5, spaced=False, held_out=0.0)
@@ -88,7 +91,7 @@ def test_loss_and_gradient_are_those_beside_the_teacher(loss, shape):
 
         def run(frozen, packed):
             def objective(params):
-                batch = {"train": train.rows(packed)}
+                batch = {"train": train_step.rows(packed)}
                 return loss(STUDENT, params, {"teacher": frozen}, batch, jax.random.key(0))[0]
 
             return jax.jit(jax.value_and_grad(objective))(params)
@@ -336,4 +339,4 @@ def test_batches_carry_the_states_of_their_rows():
         np.testing.assert_array_equal(packed.states[..., 1], plain[:, :4] / 2)
         some = batches.with_states(known)[step, 1:3]
         np.testing.assert_array_equal(some.states, packed.states[1:3])
-        assert isinstance(train.rows(packed), Rows)
+        assert isinstance(train_step.rows(packed), Rows)

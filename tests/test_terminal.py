@@ -8,9 +8,9 @@ from collections import deque
 import pytest
 from terminals import BAR, lines, told
 
-from undo_jax import log as logs
-from undo_jax.clock import RECENT, clock, seconds_left
-from undo_jax.trainer import Ran, ending, some
+from undo_jax.logs import log as logs
+from undo_jax.logs.eta import RECENT, clock, seconds_left
+from undo_jax.runner.train_group import Ran, ending, some
 
 
 def _train(end=860, how="all recovered at step 850", interval=0.2):

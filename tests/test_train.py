@@ -6,13 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from undo_jax import losses, optim, train
+from undo_jax import losses
 from undo_jax.methods.maxent import maxent
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.rmu import rmu
 from undo_jax.methods.sam import sam
 from undo_jax.models.gemma2 import preset
 from undo_jax.paper import Unlearning
+from undo_jax.training import optim, train_step
 from undo_jax.types import Frozen, Packed, Rows, wants_whole_batch, whole_batch
 
 LM = preset("tiny", layers=1, width=16, feed_forward=24, head_width=8, init_stddev=0.25)
@@ -26,11 +27,11 @@ def _batch():
     tokens = jax.random.randint(keys[0], (8, 7), 0, LM.vocabulary)
     share = jnp.array([0.05, 1, 0.3, 0, 1, 0.9, 0.1, 0.6])[:, None]
     mask = jax.random.uniform(keys[1], (8, 6)) < share
-    return {"train": train.rows(tokens, mask)}
+    return {"train": train_step.rows(tokens, mask)}
 
 
 def _state(optimizer, learning_rate=0.01):
-    return train.start(_params(0), jax.random.key(5), jnp.float32(learning_rate), optimizer)
+    return train_step.start(_params(0), jax.random.key(5), jnp.float32(learning_rate), optimizer)
 
 
 @cache
@@ -44,7 +45,7 @@ def _teacher():
 
 @cache
 def _step(loss, optimizer, accumulation=1):
-    return jax.jit(train.make_step(LM, loss, optimizer, {"teacher": LM}, accumulation))
+    return jax.jit(train_step.make_step(LM, loss, optimizer, {"teacher": LM}, accumulation))
 
 
 def _close(ours, theirs, **tolerance):
@@ -83,7 +84,7 @@ def test_accumulation_changes_no_update(loss, optimizer, accumulation):
 
 def test_every_row_is_used_once_when_accumulating():
     batch = {"train": np.arange(8)[:, None]}
-    parts = train._split(batch, 4)["train"]
+    parts = train_step._split(batch, 4)["train"]
     assert parts.shape == (4, 2, 1) and sorted(parts.ravel()) == list(range(8))
 
 
@@ -168,12 +169,12 @@ def test_the_loss_falls():
 
 def test_rows_predict_the_next_token_with_weights_that_sum_to_one():
     tokens = jnp.arange(12).reshape(2, 6)
-    rows = train.rows(tokens, jnp.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 1]]))
+    rows = train_step.rows(tokens, jnp.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 1]]))
     assert isinstance(rows, Rows)
     np.testing.assert_array_equal(rows.targets, rows.inputs + 1)
     np.testing.assert_allclose(rows.weights, [[0.25, 0, 0, 0, 0], [0.25, 0.25, 0, 0, 0.25]])
-    np.testing.assert_allclose(train.rows(tokens).weights, 0.1)
-    np.testing.assert_array_equal(train.rows(tokens, jnp.zeros((2, 5))).weights, 0)
+    np.testing.assert_allclose(train_step.rows(tokens).weights, 0.1)
+    np.testing.assert_array_equal(train_step.rows(tokens, jnp.zeros((2, 5))).weights, 0)
 
 
 def test_weights_and_documents_of_a_stream_pass_through():
@@ -181,20 +182,20 @@ def test_weights_and_documents_of_a_stream_pass_through():
     tokens = jnp.arange(12).reshape(2, 6)
     weights = jnp.array([[9, 0.1, 0, 0.2, 0, 0], [9, 0, 0, 0, 0, 0.2]])
     segments = jnp.array([[0, 0, 0, 1, 1, 2], [7, 7, 8, 8, 8, 8]])
-    rows = train.rows(Packed(tokens, weights, segments))
+    rows = train_step.rows(Packed(tokens, weights, segments))
     np.testing.assert_array_equal(rows.inputs, tokens[:, :-1])
     np.testing.assert_array_equal(rows.targets, rows.inputs + 1)
     np.testing.assert_allclose(rows.weights, [[0.2, 0, 0.4, 0, 0], [0, 0, 0, 0, 0.4]], rtol=1e-6)
     np.testing.assert_array_equal(rows.segments, segments[:, :-1])
     assert rows.weights.dtype == jnp.float32
-    np.testing.assert_array_equal(train.rows(Packed(tokens, 0 * weights)).weights, 0)
-    whole = train.rows(Packed(tokens.astype(jnp.int32), np.ones((2, 6), np.int8)))
+    np.testing.assert_array_equal(train_step.rows(Packed(tokens, 0 * weights)).weights, 0)
+    whole = train_step.rows(Packed(tokens.astype(jnp.int32), np.ones((2, 6), np.int8)))
     np.testing.assert_allclose(whole.weights, 0.1)
 
 
 def test_rows_without_documents_have_no_more_leaves_than_before():
     tokens = jnp.arange(12).reshape(2, 6)
-    for rows in (train.rows(tokens), train.rows(Packed(tokens))):
+    for rows in (train_step.rows(tokens), train_step.rows(Packed(tokens))):
         assert rows.segments is None and len(jax.tree.leaves(rows)) == 3
         np.testing.assert_allclose(rows.weights, 0.1)
 
@@ -202,19 +203,19 @@ def test_rows_without_documents_have_no_more_leaves_than_before():
 def test_weights_and_a_mask_are_one_too_many():
     packed = Packed(jnp.zeros((2, 6), int), jnp.ones((2, 6)))
     with pytest.raises(ValueError, match="^these rows have weights and a mask: multiply the"):
-        train.rows(packed, jnp.ones((2, 5)))
+        train_step.rows(packed, jnp.ones((2, 5)))
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "eval_every", "accumulation"])
 def test_a_training_of_nothing_is_refused(name):
     fields = {"steps": 1, "batch_size": 1, "eval_every": 1, "accumulation": 1, name: 0}
     with pytest.raises(ValueError, match=f"^{name}=0: it must be at least 1$"):
-        train.Training(optimizer=optim.AdamW(), **fields)
+        train_step.Training(optimizer=optim.AdamW(), **fields)
 
 
 def test_a_batch_is_one_part_unless_it_is_said():
-    assert train.Training(1, 1, optim.AdamW(), 1).accumulation == 1
-    train.Training(1, 1, optim.AdamW(), 1, 1)  # the least there is
+    assert train_step.Training(1, 1, optim.AdamW(), 1).accumulation == 1
+    train_step.Training(1, 1, optim.AdamW(), 1, 1)  # the least there is
 
 
 DEEP = preset("tiny", layers=4, width=16, feed_forward=24, head_width=8)
@@ -232,9 +233,9 @@ def _partly(name, accumulation=1, trains=SOME, steps=3):
     """States before and after some steps with weight decay, and the metrics of the last."""
     loss, lms = METHODS[name]
     optimizer = optim.build(optim.AdamW(weight_decay=0.1, epsilon=1e-3), 10)
-    step = jax.jit(train.make_step(DEEP, loss, optimizer, lms, accumulation, trains))
+    step = jax.jit(train_step.make_step(DEEP, loss, optimizer, lms, accumulation, trains))
     params = jax.jit(DEEP.init)(jax.random.key(0))
-    before = train.start(params, jax.random.key(5), jnp.float32(0.01), optimizer, trains)
+    before = train_step.start(params, jax.random.key(5), jnp.float32(0.01), optimizer, trains)
     refs = {ref: jax.jit(DEEP.init)(jax.random.key(9)) for ref in lms}
     batch, after, metrics = dict.fromkeys(("train", *BOTH), _batch()["train"]), before, {}
     for _ in range(steps):
@@ -294,9 +295,9 @@ def test_gradients_of_what_does_not_train_are_not_computed():
     optimizer = optim.build(optim.AdamW(), 10)
 
     def flops(trains):
-        step = train.make_step(DEEP, losses.language_modelling, optimizer, {}, 1, trains)
+        step = train_step.make_step(DEEP, losses.language_modelling, optimizer, {}, 1, trains)
         state = jax.eval_shape(
-            lambda key: train.start(DEEP.init(key), key, jnp.float32(1), optimizer, trains),
+            lambda key: train_step.start(DEEP.init(key), key, jnp.float32(1), optimizer, trains),
             jax.random.key(0),
         )
         return jax.jit(step).lower(state, {}, _batch()).compile().cost_analysis()["flops"]
@@ -337,11 +338,11 @@ def test_sam_moves_only_what_trains_to_its_worst_place():
 def test_a_loss_of_whole_batches_is_not_accumulated(loss):
     said = "^accumulation=2: this loss is no sum over rows, so that .*: set it to 1$"
     with pytest.raises(ValueError, match=said):
-        train.make_step(DEEP, loss, ADAM, BASE, 2)
+        train_step.make_step(DEEP, loss, ADAM, BASE, 2)
     with pytest.raises(ValueError, match=said):
-        Unlearning(train.Training(1, 8, optim.AdamW(), 1, accumulation=2), method=loss)
-    Unlearning(train.Training(1, 8, optim.AdamW(), 1), method=loss)
-    train.check_accumulation(partial(sam, method=maxent), 2)
+        Unlearning(train_step.Training(1, 8, optim.AdamW(), 1, accumulation=2), method=loss)
+    Unlearning(train_step.Training(1, 8, optim.AdamW(), 1), method=loss)
+    train_step.check_accumulation(partial(sam, method=maxent), 2)
 
 
 def test_a_mark_leaves_a_loss_as_it_is():
@@ -357,19 +358,19 @@ def test_a_mark_leaves_a_loss_as_it_is():
 def test_numbers_of_a_training_are_whole(field, wrong):
     numbers = {"steps": 8, "batch_size": 8, "eval_every": 8, "accumulation": 1}
     with pytest.raises(ValueError, match=f"^{field}=.*: give a whole number$") as error:
-        train.Training(**{**numbers, field: wrong}, optimizer=optim.AdamW())
+        train_step.Training(**{**numbers, field: wrong}, optimizer=optim.AdamW())
     assert repr(wrong) in str(error.value)
 
 
 def test_warmup_is_whole_and_an_optimizer_is_one():
     with pytest.raises(ValueError, match="^optimizer.warmup=2.5: give a whole number$"):
-        train.Training(8, 8, optim.AdamW(warmup=2.5), 8)  # type: ignore[arg-type]
+        train_step.Training(8, 8, optim.AdamW(warmup=2.5), 8)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^optimizer='adam': give AdamW\(...\)$"):
-        train.Training(8, 8, "adam", 8)  # type: ignore[arg-type]
+        train_step.Training(8, 8, "adam", 8)  # type: ignore[arg-type]
 
 
 def test_whole_numbers_of_numpy_become_those_of_python():
-    training = train.Training(np.int64(8), np.int32(4), optim.AdamW(), np.uint8(2), np.int8(1))
-    assert training == train.Training(8, 4, optim.AdamW(), 2, 1)
+    training = train_step.Training(np.int64(8), np.int32(4), optim.AdamW(), np.uint8(2), np.int8(1))
+    assert training == train_step.Training(8, 4, optim.AdamW(), 2, 1)
     kinds = {type(value) for name, value in vars(training).items() if name != "optimizer"}
     assert kinds == {int}

@@ -16,16 +16,17 @@ import tokenizers
 from documents import ROOT, blocks, typed
 from etils import epath
 
-from undo_jax import artifacts, checkpoint, cli
+from undo_jax.cli import main as cli
 from undo_jax.cli import weights
 from undo_jax.data.chat import chat
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.tokenizers import load_tokenizer
-from undo_jax.durable import read_json
-from undo_jax.experiment_file import load
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.hf_folder import described
+from undo_jax.runner.load_experiment import load
+from undo_jax.runtime.atomic_files import read_json
+from undo_jax.store import artifacts, param_checkpoint
 
 FILE = str(ROOT / "experiments" / "wmdp.py")
 TURNS = (  # as Gemma's
@@ -189,7 +190,7 @@ def _is_half_shrunk(made):
     """α = 0.25 without noise: θ' = 0.75 θ, whatever the seed."""
     mesh = weights.mesh_of(LM)
     one, other = (
-        checkpoint.restore(epath.Path(made[f"{name}-seed42"]) / "params", LM, mesh)
+        param_checkpoint.restore(epath.Path(made[f"{name}-seed42"]) / "params", LM, mesh)
         for name in ("unlearn-rmu", "noise-rmu-undo-0.25")
     )
     for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):

@@ -14,10 +14,11 @@ from etils import epath
 from known_logs import Workdir
 
 import undo_jax
-from undo_jax import cleaning, cli
 from undo_jax import report as reporting
-from undo_jax.durable import read_json, write_json
-from undo_jax.inventory import artifacts, experiments
+from undo_jax.cli import main as cli
+from undo_jax.runtime.atomic_files import read_json, write_json
+from undo_jax.workdir import cleaning
+from undo_jax.workdir.inventory import artifacts, experiments
 
 EMPTY = {"metrics": {}, "headline": [], "attacks": {}}
 

@@ -4,14 +4,15 @@ import signal
 import sys
 from contextlib import suppress
 
-from undo_jax import signals
+from undo_jax.runtime import signals
 
 
 def main() -> None:
-    """Run a command and end the process with its status: see `undo_jax.cli.main`."""
+    """Run a command and end the process with its status: see `undo_jax.cli.main.main`."""
     signals.watch()
-    from undo_jax import cli, peers
-    from undo_jax.log import print_nowhere
+    from undo_jax.cli import main as cli
+    from undo_jax.logs.log import print_nowhere
+    from undo_jax.runtime import process_watch
 
     status = 0
     try:
@@ -21,7 +22,7 @@ def main() -> None:
             print(stop.code, file=sys.stderr)
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
-        peers.explain(error)
+        process_watch.explain(error)
         sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     with suppress(OSError):
@@ -30,7 +31,7 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads it, and the interpreter would flush it again
         print_nowhere(sys.stdout)
-    peers.bye(status)
+    process_watch.bye(status)
     if status:  # not waiting for threads that still compile or write
         signals.end(status)
     for number in signals.STOPS:  # all is done; Python resets our handlers before it exits

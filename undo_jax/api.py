@@ -20,22 +20,22 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax import checkpoint
-from undo_jax import experiment as experiments
 from undo_jax import report as reporting
-from undo_jax.artifacts import STEPS, described_model
 from undo_jax.checks import listed, whole
 from undo_jax.evals.texts import continuations
-from undo_jax.experiment import Experiment
-from undo_jax.experiment_file import Knobs, load
-from undo_jax.graph import ancestry, differences
-from undo_jax.made_with import REMEDY, check_setting, check_tokenizer, stated
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.graph.nodes import ancestry, differences
 from undo_jax.report import Point, Result
 from undo_jax.report.records import Logged, Logs
-from undo_jax.settings import scorer
-from undo_jax.sharding import placement
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.load_experiment import Knobs, load
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import placement
+from undo_jax.setting import scorer
+from undo_jax.store import param_checkpoint
+from undo_jax.store.artifacts import STEPS, described_model
 from undo_jax.types import LM, Params, shapes
+from undo_jax.workdir.compatibility import REMEDY, check_setting, check_tokenizer, stated
 
 Given = Knobs | str | os.PathLike[str]  # an experiment, or the Python file that defines it
 
@@ -94,7 +94,7 @@ class Model:
     def params(self) -> Params:
         """Its parameters, a tree of plain dicts, read once; ValueError where they are damaged."""
         with jax.set_mesh(self.place.mesh):
-            return checkpoint.restore(self.folder / "params", self.lm, self.place.mesh)
+            return param_checkpoint.restore(self.folder / "params", self.lm, self.place.mesh)
 
     def generate(
         self,
@@ -252,7 +252,7 @@ def open_run(workdir: epath.PathLike, experiment: Given) -> Run:
 def make_run(workdir: epath.PathLike, experiment: Given) -> Run:
     """Train whatever of an experiment is not finished in a workdir, and open it.
 
-    Raises what `undo_jax.experiment.run` does.
+    Raises what `undo_jax.runner.experiment.run` does.
     """
     workdir, made_of = _folder("workdir", workdir), _graph(experiment)
     experiments.run(made_of, workdir)

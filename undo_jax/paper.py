@@ -12,14 +12,10 @@ from typing import Literal
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
-from undo_jax.experiment import Experiment, check_seeds, check_tokens
-from undo_jax.log import Sink
-from undo_jax.mesh import MeshShape
+from undo_jax.graph.recipe import Recipe
+from undo_jax.logs.log import Sink
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.optim import Trains
-from undo_jax.progress import Saving
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.filtered import FilteredDistill
 from undo_jax.recipes.fresh import Fresh
@@ -27,8 +23,12 @@ from undo_jax.recipes.imported import Import
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.settings import Setting
-from undo_jax.train import Training, check_accumulation
+from undo_jax.runner.experiment import Experiment, check_seeds, check_tokens
+from undo_jax.runtime.mesh import MeshShape
+from undo_jax.setting import Setting
+from undo_jax.store.train_checkpoints import Saving
+from undo_jax.training.optim import Trains
+from undo_jax.training.train_step import Training, check_accumulation
 from undo_jax.types import LM, Loss, Noise, table_shape
 
 ATTACKS = {"forget": forget, "mixed": mixed}

@@ -9,10 +9,10 @@ import jax
 
 from undo_jax.fit import chips
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.mesh import MeshShape
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import MeshShape
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 
 def main(case: dict[str, Any], folder: Path) -> None:

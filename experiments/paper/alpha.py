@@ -14,10 +14,10 @@ from typing import ClassVar
 
 from scales import Figure
 
-from undo_jax.experiment import Experiment
+from undo_jax.graph.recipe import Recipe
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.perturb import Perturb
+from undo_jax.runner.experiment import Experiment
 
 SMALL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ALPHAS = {  # at β = 0.1

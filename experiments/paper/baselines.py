@@ -19,18 +19,18 @@ from typing import Any, ClassVar
 from beyond import STEPS
 from scales import Figure, at_width, trained
 
-from undo_jax.experiment import Experiment
+from undo_jax.graph.recipe import Recipe
 from undo_jax.losses import activation_distillation, top_k_distillation
 from undo_jax.noises.prune import prune
 from undo_jax.noises.random_mask import random_mask
 from undo_jax.noises.targeted import targeted
-from undo_jax.optim import Trains, share
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.classifier import Classifier
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.filtered import ClassifiedDistill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.perturb import Perturb
+from undo_jax.runner.experiment import Experiment
+from undo_jax.training.optim import Trains, share
 from undo_jax.types import LM, Loss, shapes
 
 ALPHA = 0.6  # of all noises, and the share that is pruned

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 from scales import Figure, trained
 
-from undo_jax.experiment import Experiment
-from undo_jax.recipe import Recipe
+from undo_jax.graph.recipe import Recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.filtered import FilteredDistill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.perturb import Perturb
+from undo_jax.runner.experiment import Experiment
 
 ALPHA = 0.8
 STEPS = {  # of 1×: about what students of the stop rule take

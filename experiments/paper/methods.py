@@ -14,8 +14,8 @@ from typing import ClassVar
 from scales import Figure
 from teachers import METHODS, unlearned
 
-from undo_jax.experiment import Experiment
-from undo_jax.recipe import Recipe
+from undo_jax.graph.recipe import Recipe
+from undo_jax.runner.experiment import Experiment
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import ClassVar
 
 from scales import Figure
 
-from undo_jax.experiment import Experiment
-from undo_jax.recipe import Recipe
+from undo_jax.graph.recipe import Recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
-from undo_jax.train import Training
+from undo_jax.runner.experiment import Experiment
+from undo_jax.training.train_step import Training
 
 
 @dataclass(frozen=True)

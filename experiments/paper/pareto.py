@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 from scales import Figure, at_rate
 from teachers import unlearned
 
-from undo_jax.experiment import Experiment
+from undo_jax.graph.recipe import Recipe
 from undo_jax.methods.npo import npo
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.sam import sam
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.perturb import Perturb
+from undo_jax.runner.experiment import Experiment
 
 Floats = tuple[float, ...]
 LOW = (6e-6, 7e-6, 8e-6, 9e-6, 1e-5, 2e-5, 3e-5, 4e-5)

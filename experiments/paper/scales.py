@@ -23,18 +23,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.attacks.held_out import held_out
 from undo_jax.attacks.permuted import permuted
 from undo_jax.data.tokenizers import load_tokenizer
-from undo_jax.experiment import Experiment
-from undo_jax.experiment_file import load
-from undo_jax.mesh import MeshShape
+from undo_jax.graph.recipe import Recipe
 from undo_jax.paper import Paper
-from undo_jax.progress import Saving
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.load_experiment import load
+from undo_jax.runtime.mesh import MeshShape
+from undo_jax.store.train_checkpoints import Saving
 from undo_jax.types import LM
 
 FILES = {

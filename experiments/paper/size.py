@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 from scales import Figure, at_rate, at_width
 
-from undo_jax.experiment import Experiment
+from undo_jax.graph.recipe import Recipe
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Paper
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.perturb import Perturb
+from undo_jax.runner.experiment import Experiment
 
 ALPHAS = (0.4, 0.8)
 LARGE = 200  # two seeds have to do from this width on at small scale

@@ -9,12 +9,12 @@ from functools import partial
 
 from scales import Figure
 
+from undo_jax.graph.recipe import Recipe
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.rmu import rmu
-from undo_jax.optim import AdamW, Trains
-from undo_jax.recipe import Recipe
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.train import Training
+from undo_jax.training.optim import AdamW, Trains
+from undo_jax.training.train_step import Training
 from undo_jax.types import Loss
 
 METHODS = ("GradDiff", "MaxEnt", "RMU")

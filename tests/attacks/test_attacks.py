@@ -15,18 +15,21 @@ from etils import epath
 from jax.sharding import PartitionSpec
 
 import undo_jax
-from undo_jax import artifacts, checkpoint, cli, report, trainer
-from undo_jax import experiment as experiments
-from undo_jax.attacks import Attack
+from undo_jax import report
+from undo_jax.attack import Attack
 from undo_jax.attacks.forget import forget
-from undo_jax.experiment import Experiment
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.cli import main as cli
 from undo_jax.models.transformer import Transformer
-from undo_jax.optim import AdamW, Trains
-from undo_jax.progress import Saving
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.train import Training
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner import train_group
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.store import artifacts, param_checkpoint
+from undo_jax.store.train_checkpoints import Saving
+from undo_jax.training.optim import AdamW, Trains
+from undo_jax.training.train_step import Training
 
 ROOT = Path(undo_jax.__file__).parent
 NAMES = sorted(path.stem for path in (ROOT / "attacks").glob("*.py") if path.stem != "__init__")
@@ -211,7 +214,7 @@ def kept(tmp_path_factory, ran):
 
 
 def _restored(folder, model):
-    params = checkpoint.restore(
+    params = param_checkpoint.restore(
         epath.Path(folder) / "params", model.recipe.lm, make_mesh(MeshShape())
     )
     return jax.device_get(params)
@@ -298,7 +301,7 @@ def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ra
     shutil.copytree(ran[1], tmp_path / "out")
     saving = Saving(every=3, minutes=0)
     dying = replace(_keeping((0, 2, 6)), saving=saving)
-    keep = trainer._keep
+    keep = train_group._keep
 
     def die(run, group, step, evaluated):
         if step == 4:
@@ -306,7 +309,7 @@ def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ra
         keep(run, group, step, evaluated)
 
     with monkeypatch.context() as patch, pytest.raises(LostError):
-        patch.setattr(trainer, "_keep", die)
+        patch.setattr(train_group, "_keep", die)
         _run(dying, tmp_path / "out")
     again = _run(dying, tmp_path / "out")[NAME]
     for place in ("", "steps/0", "steps/2", "steps/6"):

@@ -10,15 +10,15 @@ import optax
 import pytest
 from plain import decoder
 
-from undo_jax import optim
 from undo_jax.attacks.ablation import ablation
 from undo_jax.attacks.linear_probe import linear_probe
 from undo_jax.attacks.logit_lens import logit_lens
 from undo_jax.attacks.soft_prompt import soft_prompt
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.prompted import prompted
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.training import optim
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 from undo_jax.types import Edits, Rows, Taps
 
 LM = preset("tiny", layers=2, width=16, feed_forward=32, head_width=8, vocabulary=24,

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax import losses, optim, train
+from undo_jax import losses
 from undo_jax.attacks.lora import lora
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.adapters import merged
 from undo_jax.models.architecture import MATRICES, Adapters
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.population.compiled import Population, Task
-from undo_jax.population.lanes import Inputs, Member, in_lanes
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training import optim, train_step
+from undo_jax.training.optim import AdamW
+from undo_jax.training.population import Population, Task
+from undo_jax.training.train_step import Training
+from undo_jax.training.trial import Inputs, Member, in_lanes
 
 LM = preset("tiny", layers=2, width=16, feed_forward=32, head_width=8, init_stddev=0.25)
 HOW = Training(4, 8, AdamW(), 2)
@@ -86,7 +87,7 @@ def test_dropout_is_of_the_adapters_inputs(params):
         base = lm.init(jax.random.key(0))
         beside = attack.prepare(lm, base, jax.random.key(1))
         beside["layers"]["mlp"]["down_lora_b"] += 0.001
-        batch = {"train": train.rows(TOKENS)}
+        batch = {"train": train_step.rows(TOKENS)}
         of = lambda loss, key: loss(adapted, beside, {}, batch, key)[0]  # noqa: E731
         dropped = jax.vmap(partial(of, attack.loss))(jax.random.split(jax.random.key(2), 200))
         return dropped, of(losses.language_modelling, jax.random.key(0))
@@ -134,7 +135,7 @@ def _task(dropout):
         loss=lora(HOW, (1e-2,), rank=4, alpha=8.0, dropout=dropout).loss,
         training=HOW,
         evaluate=lambda lm, params, material: {
-            "ce": losses.cross_entropy(lm, params, train.rows(material))
+            "ce": losses.cross_entropy(lm, params, train_step.rows(material))
         },
         material=TOKENS,
         row_length=5,
@@ -181,12 +182,12 @@ def _trained(task, members, shape, steps=4):
 def _by_hand(task, member, steps=4):
     """The same by a plain loop of the train step, whole parameters in its state."""
     optimizer = optim.build(HOW.optimizer, HOW.steps)
-    step = jax.jit(train.make_step(ADAPTED, task.loss, optimizer, {}, 1, ATTACK.trains))
+    step = jax.jit(train_step.make_step(ADAPTED, task.loss, optimizer, {}, 1, ATTACK.trains))
     rate = jnp.float32(member.learning_rate)
-    state = train.start(member.params(), member.key, rate, optimizer, ATTACK.trains)
+    state = train_step.start(member.params(), member.key, rate, optimizer, ATTACK.trains)
     for number in range(steps):
         rows = member.inputs.streams["train"][number]
-        state, _ = step(state, {}, {"train": train.rows(rows)})
+        state, _ = step(state, {}, {"train": train_step.rows(rows)})
     return jax.device_get(state.params)
 
 
@@ -211,7 +212,7 @@ def test_a_population_over_one_frozen_model_trains_as_each_alone(mesh, dropout):
         assert np.abs(moved).max() > 1e-3
         close = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
         jax.tree.map(close, found[number], wanted)
-        ce = losses.cross_entropy(ADAPTED, wanted, train.rows(TOKENS))
+        ce = losses.cross_entropy(ADAPTED, wanted, train_step.rows(TOKENS))
         np.testing.assert_allclose(scores[number], ce, atol=1e-4)
         base = member.params()
         np.testing.assert_array_equal(found[number]["embedding"], base["embedding"])

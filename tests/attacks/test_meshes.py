@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from toys import toy_setting
 
-from undo_jax import artifacts, optim
-from undo_jax import experiment as experiments
 from undo_jax.attacks.ablation import ablation
 from undo_jax.attacks.benign import benign
 from undo_jax.attacks.forget import forget
@@ -26,14 +24,17 @@ from undo_jax.attacks.quantise import quantise
 from undo_jax.attacks.search import search
 from undo_jax.attacks.soft_prompt import soft_prompt
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.experiment import Experiment
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import Training
+from undo_jax.store import artifacts
+from undo_jax.training import optim
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 # A larger epsilon: where gradients vanish, Adam's first steps are signs of rounding errors.
 HOW, RATES = Training(5, 8, AdamW(epsilon=1e-3), 5), (1e-3, 1e-2)

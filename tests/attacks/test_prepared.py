@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import undo_jax
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.attacks.benign import benign
 from undo_jax.attacks.interpolate import interpolate
 from undo_jax.attacks.noise import noise
 from undo_jax.attacks.prune import prune
 from undo_jax.data.streams import Few, Then
-from undo_jax.experiment_file import load
-from undo_jax.optim import AdamW, Trains
-from undo_jax.train import Training
+from undo_jax.runner.load_experiment import load
+from undo_jax.training.optim import AdamW, Trains
+from undo_jax.training.train_step import Training
 from undo_jax.types import Packed
 
 HOW = Training(10, 4, AdamW(), 2)

@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from undo_jax.attacks.quantise import FP4, NF4, quantise, quantised
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 # As published: QLoRA's appendix E to seven digits, and bitsandbytes' table.
 PUBLISHED = {

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undo_jax.attacks.search import OTHERS, search
-from undo_jax.optim import SGD, AdamW
 from undo_jax.report.numbers import by_step, strongest
 from undo_jax.report.records import Evaluation, Measure
-from undo_jax.train import Training
+from undo_jax.training.optim import SGD, AdamW
+from undo_jax.training.train_step import Training
 
 HOW = Training(60, 16, AdamW(0.5, b2=0.98), 5)
 RANGE = (1e-6, 1e-3)

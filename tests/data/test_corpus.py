@@ -16,7 +16,6 @@ import pytest
 from etils import epath
 from flipped_bits import flipped_bits
 
-from undo_jax.artifacts import Artifact
 from undo_jax.data import prepare as preparing
 from undo_jax.data import shards as steps
 from undo_jax.data.corpus import Corpus
@@ -24,6 +23,7 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard, jsonl, text
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Bytes, Characters
+from undo_jax.store.artifacts import Artifact
 
 BOS = 256
 ROOT = str(Path(__file__).parent.parent.parent)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from undo_jax.artifacts import Artifact
 from undo_jax.data import tokenizer_files
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Bytes, Characters, Words, load_tokenizer
 from undo_jax.data.train_tokenizer import train_tokenizer
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
+from undo_jax.store.artifacts import Artifact
 
 LINES = ["the cat sat on the mat", "a dog ran to the red barn", "12 + 7 = 19", "we see a big sea"]
 

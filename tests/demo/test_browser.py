@@ -10,7 +10,7 @@ import pytest
 from browser import SCHEMES, SIZES, browser, opened, overflow, violations  # noqa: F401
 from demo_run import FILE, KEPT, LAST, MODELS, write_run
 
-from undo_jax import cli
+from undo_jax.cli import main as cli
 
 pytestmark = pytest.mark.slow
 ALL = [(size, scheme) for size in SIZES for scheme in SCHEMES]

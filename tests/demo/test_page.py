@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import undo_jax.demo
-from undo_jax import cli
+from undo_jax.cli import main as cli
 from undo_jax.demo.description import official_step, pair
 from undo_jax.demo.models import Column
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
-from undo_jax.settings import Example
+from undo_jax.setting import Example
 
 NASTY = "</script ></script><img src=x onerror=alert(1)><!-- & \u2028 \u2029 'quoted\" ✓"
 

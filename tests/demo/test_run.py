@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from demo_run import FILE, KEPT, LAST, MODELS, PAPER, RATES, random_params, score, write_run
 
-from undo_jax import cli
 from undo_jax.api import open_run
+from undo_jax.cli import main as cli
 from undo_jax.demo.ask import Question
 from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import columns, missing, seed_of, steps

@@ -15,11 +15,11 @@ pytest.importorskip("uvicorn", reason="pip install undo-jax[demo]")
 
 from starlette.testclient import TestClient  # noqa: E402
 
-from undo_jax import signals  # noqa: E402
 from undo_jax.demo import server  # noqa: E402
 from undo_jax.demo.ask import Question, Reply  # noqa: E402
 from undo_jax.demo.queue import BusyError, Queue  # noqa: E402
 from undo_jax.demo.server import app, hosts  # noqa: E402
+from undo_jax.runtime import signals  # noqa: E402
 
 URL = "http://127.0.0.1:8000"
 JSON = {"Content-Type": "application/json"}

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax import losses, optim, train
+from undo_jax import losses
 from undo_jax.data.arithmetic import OPERATIONS, Grammar, Problem, alphabet, facts, render_equation
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.evals.generate import generate
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.training import optim, train_step
 
 GRAMMAR = Grammar(largest_term=9, largest_factor=4, spaced=False, held_out=0.0)
 SETTING = Arithmetic(
@@ -26,12 +27,14 @@ _verdicts = jax.jit(partial(exact_match, LM))
 @pytest.fixture(scope="module")
 def half_trained():
     optimizer = optim.build(optim.AdamW(b2=0.98, warmup=10), STEPS)
-    step = jax.jit(train.make_step(LM, losses.language_modelling, optimizer, {}), donate_argnums=0)
+    step = jax.jit(
+        train_step.make_step(LM, losses.language_modelling, optimizer, {}), donate_argnums=0
+    )
     params = jax.jit(LM.init)(jax.random.key(0))
-    state = train.start(params, jax.random.key(1), jnp.float32(5e-3), optimizer)
+    state = train_step.start(params, jax.random.key(1), jnp.float32(5e-3), optimizer)
     stream = SETTING.stream("pretrain", 16, 0)
     for i in range(STEPS):
-        state, _ = step(state, {}, {"train": train.rows(jnp.asarray(stream[i]))})
+        state, _ = step(state, {}, {"train": train_step.rows(jnp.asarray(stream[i]))})
     return state.params
 
 

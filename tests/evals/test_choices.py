@@ -11,9 +11,9 @@ from undo_jax.data.questions import Question, write_questions
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.evals.choices import log_likelihoods, right, write_sheets
 from undo_jax.evals.quiz import Quiz
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import shardings
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
 
 LM = RunningSums(264)
 ASKED = (

@@ -9,11 +9,11 @@ import pytest
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals import texts
 from undo_jax.evals.generate import generate
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.transformer import Transformer
 from undo_jax.ops import head
-from undo_jax.sharding import shardings
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
 
 BOS = 3
 LM = preset("2B",

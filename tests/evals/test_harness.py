@@ -18,8 +18,7 @@ import yaml
 from etils import epath
 
 import undo_jax
-from undo_jax import artifacts, cli
-from undo_jax.artifacts import Artifact
+from undo_jax.cli import main as cli
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.questions import Questions
 from undo_jax.data.tokenizer_files import describe
@@ -28,6 +27,8 @@ from undo_jax.evals.choices import log_likelihoods, write_sheets
 from undo_jax.evals.quiz import Quiz
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.choices import Choices, Part
+from undo_jax.store import artifacts
+from undo_jax.store.artifacts import Artifact
 
 pytestmark = pytest.mark.slow
 ROOT = Path(undo_jax.__file__).parent.parent

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from undo_jax.evals import memorisation, unlearned
+from undo_jax.evals import memorisation, tofu_muse
 
 HALVES = np.log(np.array([0.5, 0.25, 0.5, 0.125]))
 
@@ -37,8 +37,8 @@ def test_what_a_model_writes_by_itself(likeliest, exact, strength):
 
 def test_truth_ratio_is_the_mean_of_wrong_answers_over_the_right_one():
     assert memorisation.truth_ratio(0.4, [0.1, 0.3]) == pytest.approx(0.5)
-    assert unlearned.forgotten([0.5, 2.0, 1.0]) == pytest.approx((0.5 + 0.5 + 1) / 3)
-    assert unlearned.kept([0.25, 3.0]) == pytest.approx(0.75 / 2)
+    assert tofu_muse.forgotten([0.5, 2.0, 1.0]) == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert tofu_muse.kept([0.25, 3.0]) == pytest.approx(0.75 / 2)
 
 
 def test_min_k_is_of_the_lowest_tokens():
@@ -55,25 +55,25 @@ def test_min_k_is_of_the_lowest_tokens():
 def test_forget_quality_is_scipys_test():
     rng = np.random.default_rng(0)
     ours, oracles = rng.uniform(size=80), rng.uniform(size=60) ** 4
-    assert unlearned.forget_quality(ours, ours) == 1.0
-    assert unlearned.forget_quality(ours, oracles) == stats.ks_2samp(ours, oracles).pvalue < 1e-4
+    assert tofu_muse.forget_quality(ours, ours) == 1.0
+    assert tofu_muse.forget_quality(ours, oracles) == stats.ks_2samp(ours, oracles).pvalue < 1e-4
     # of the six orders of two and two numbers, two are as far apart
-    assert unlearned.forget_quality([1.0, 2.0], [3.0, 4.0]) == pytest.approx(2 / 6)
+    assert tofu_muse.forget_quality([1.0, 2.0], [3.0, 4.0]) == pytest.approx(2 / 6)
 
 
 def test_utility_is_the_harmonic_mean_of_nine():
-    scores = dict.fromkeys(unlearned.NINE, 0.5) | {unlearned.NINE[0]: 0.25}
-    assert unlearned.model_utility(scores) == pytest.approx(9 / (8 / 0.5 + 1 / 0.25))
-    assert unlearned.model_utility(scores | {unlearned.NINE[3]: 0.0}) == 0.0
+    scores = dict.fromkeys(tofu_muse.NINE, 0.5) | {tofu_muse.NINE[0]: 0.25}
+    assert tofu_muse.model_utility(scores) == pytest.approx(9 / (8 / 0.5 + 1 / 0.25))
+    assert tofu_muse.model_utility(scores | {tofu_muse.NINE[3]: 0.0}) == 0.0
 
 
 def test_membership():
     """Of six pairs the first is lower in three, and equal in one."""
-    area = unlearned.area_under_curve([1.0, 3.0], [1.0, 2.0, 4.0])
+    area = tofu_muse.area_under_curve([1.0, 3.0], [1.0, 2.0, 4.0])
     assert area == pytest.approx((0.5 + 1 + 1 + 1) / 6)
-    assert unlearned.privacy_leak(1.0) == -100.0  # as the model that was trained on it
-    assert unlearned.privacy_leak(0.4, 0.6) == pytest.approx(50.0)
-    assert unlearned.privacy_leak(0.6, 0.6) == 0.0
+    assert tofu_muse.privacy_leak(1.0) == -100.0  # as the model that was trained on it
+    assert tofu_muse.privacy_leak(0.4, 0.6) == pytest.approx(50.0)
+    assert tofu_muse.privacy_leak(0.6, 0.6) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_membership():
         (lambda: memorisation.loss(np.zeros(0)), "a text without tokens"),
         (lambda: memorisation.min_k(HALVES, 0.0), "share=0.0"),
         (lambda: memorisation.truth_ratio(0.5, []), "without"),
-        (lambda: unlearned.forget_quality([], [1.0]), "truth ratios of the model"),
-        (lambda: unlearned.forget_quality([1.0], [math.nan]), "truth ratios of the oracle"),
-        (lambda: unlearned.model_utility({}), "retain/probability"),
-        (lambda: unlearned.area_under_curve([], [1.0]), "members and others"),
-        (lambda: unlearned.privacy_leak(1.5), "area=1.5"),
+        (lambda: tofu_muse.forget_quality([], [1.0]), "truth ratios of the model"),
+        (lambda: tofu_muse.forget_quality([1.0], [math.nan]), "truth ratios of the oracle"),
+        (lambda: tofu_muse.model_utility({}), "retain/probability"),
+        (lambda: tofu_muse.area_under_curve([], [1.0]), "members and others"),
+        (lambda: tofu_muse.privacy_leak(1.5), "area=1.5"),
     ],
 )
 def test_what_has_no_score_is_refused(wrong, said):

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from undo_jax import cli
+from undo_jax.cli import main as cli
 from undo_jax.evals import requests
 from undo_jax.evals.requests import Request, answers, batches, padded
 from undo_jax.evals.served import Served
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
-from undo_jax.sharding import placement
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import placement
 
 VOCABULARY = 40
 LM = preset("2B", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,

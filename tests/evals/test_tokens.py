@@ -8,10 +8,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.evals.tokens import told
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.evals.token_stats import told
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import shardings
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
 from undo_jax.types import Rows
 
 LM = preset("tiny", dtype="float32")

@@ -7,12 +7,12 @@ import pytest
 from fit_words import found
 
 import undo_jax
-from undo_jax import cli
+from undo_jax.cli import main as cli
 from undo_jax.fit import chips, step
 from undo_jax.fit.advice import Names, advice, check
 from undo_jax.fit.chips import GIB
 from undo_jax.fit.step import Memory, Step
-from undo_jax.mesh import AXES, make_mesh, parse_mesh
+from undo_jax.runtime.mesh import AXES, make_mesh, parse_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")

@@ -12,11 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import chips, hlo
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.mesh import BATCH, parse_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import BATCH, parse_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 from undo_jax.types import shapes
 
 pytestmark = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")

@@ -17,19 +17,20 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 import undo_jax
-from undo_jax import cli, losses
+from undo_jax import losses
+from undo_jax.cli import main as cli
 from undo_jax.cli.experiment import load
 from undo_jax.cli.fit import TOO_LARGE
-from undo_jax.cli.fit_source import of_stage
+from undo_jax.cli.step_source import of_stage
 from undo_jax.fit import chips, flags, nvidia, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
 from undo_jax.fit.costs import Cost
 from undo_jax.fit.facts import describe, table
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
-from undo_jax.memory import text as memory_text
-from undo_jax.mesh import MeshShape, make_mesh, parse_mesh
 from undo_jax.methods.maxent import maxent
+from undo_jax.runtime.device_memory import text as memory_text
+from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 FITS, REFUSED = Step(Memory(1, 0, 0, 2, 0), Cost()), Step(Memory(1, 0, 0, 200, 0), None)

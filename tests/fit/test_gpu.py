@@ -13,15 +13,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import undo_jax
-from undo_jax import cli
+from undo_jax.cli import main as cli
 from undo_jax.cli.fit import TOO_LARGE
 from undo_jax.fit import chips, costs
 from undo_jax.fit.facts import table
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.mesh import parse_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
-from undo_jax.train import Training
+from undo_jax.runtime.mesh import parse_mesh
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 pytestmark = pytest.mark.skipif(
     find_spec("jax_cuda13_plugin") is None, reason="jax_cuda13_plugin is not installed"

@@ -18,7 +18,9 @@ NAMES = ("TPU_LOG_DIR", "TPU_STDERR_LOG_LEVEL", "ALLOW_MULTIPLE_LIBTPU_LOAD")
 @pytest.mark.skipif(any(Path("/dev").glob("accel*")), reason="here is a TPU")
 def test_a_command_where_there_is_no_tpu(tmp_path):
     """JAX looks for one after a command has begun: nothing is said, and nothing logged."""
-    code = "from undo_jax import cli; cli.main(['--version']); import jax; jax.devices()"
+    code = (
+        "from undo_jax.cli import main as cli; cli.main(['--version']); import jax; jax.devices()"
+    )
     hidden = ("JAX_", "TPU_", "ALLOW_", "XLA_")
     environment = {n: v for n, v in os.environ.items() if not n.startswith(hidden)}
     with subprocess.Popen(

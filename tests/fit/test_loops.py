@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import chips, costs
 from undo_jax.fit.step import mesh_on
-from undo_jax.mesh import parse_mesh
+from undo_jax.runtime.mesh import parse_mesh
 
 LOOP = """HloModule loop
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from undo_jax.fit import chips
 from undo_jax.fit.overlap import overlap
 from undo_jax.fit.step import mesh_on
-from undo_jax.mesh import parse_mesh
+from undo_jax.runtime.mesh import parse_mesh
 
 PRODUCT = "  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}\n"
 KERNEL = (

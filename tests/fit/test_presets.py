@@ -8,10 +8,11 @@ import pytest
 from fit_words import found as _found
 
 import undo_jax
-from undo_jax import cli, losses
+from undo_jax import losses
+from undo_jax.cli import main as cli
 from undo_jax.models import qwen2
 from undo_jax.models.gemma2 import preset
-from undo_jax.optim import AdamW
+from undo_jax.training.optim import AdamW
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")

@@ -10,10 +10,10 @@ import pytest
 
 import undo_jax
 from undo_jax.cli.experiment import load
-from undo_jax.cli.fit_source import of_stage
+from undo_jax.cli.step_source import of_stage
 from undo_jax.fit import chips
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
-from undo_jax.mesh import parse_mesh
+from undo_jax.runtime.mesh import parse_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 # Batches of 360 and 40 rows, of 8, and of 40 and 24, do not divide into 16 shards, but into 8.

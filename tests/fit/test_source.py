@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import undo_jax
-from undo_jax import cli
-from undo_jax.cli.fit_source import of_stage, trained
-from undo_jax.experiment_file import load
+from undo_jax.cli import main as cli
+from undo_jax.cli.step_source import of_stage, trained
 from undo_jax.fit.facts import which
-from undo_jax.optim import Trains
+from undo_jax.runner.load_experiment import load
+from undo_jax.training.optim import Trains
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
 

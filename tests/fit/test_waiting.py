@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import pytest
 from rich.console import Console
 
-from undo_jax import log
+from undo_jax.logs import log
 
 needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
 FIT = "-m undo_jax fit --preset small --length 2048 --rows 4 --topology v5e:2x2"

@@ -8,12 +8,12 @@ import jax
 from etils import epath
 
 import undo_jax
-from undo_jax import artifacts, steps
-from undo_jax.artifacts import Artifact
-from undo_jax.checkpoint import wait_until_saved
 from undo_jax.data.tokenizer_files import describe
-from undo_jax.experiment_file import load
-from undo_jax.origin import origin
+from undo_jax.runner.load_experiment import load
+from undo_jax.store import artifacts, snapshots
+from undo_jax.store.artifacts import Artifact
+from undo_jax.store.param_checkpoint import wait_until_saved
+from undo_jax.workdir.provenance import origin
 
 FILE = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 PAPER: Any = load(FILE)
@@ -94,7 +94,7 @@ def _attack(workdir: epath.Path, name: str, i: int, kept: bool) -> str:
     (artifact.folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     if kept:
         scores = {"retain": 0.8, "forget": score(i, RATES[1], KEPT)}
-        steps.keep(artifact, KEPT, random_params(100 + i), scores)
+        snapshots.keep(artifact, KEPT, random_params(100 + i), scores)
     end = {"retain": 0.8, "forget": score(i, RATES[1], LAST)}
     artifacts.keep(artifact, random_params(200 + i), end)
     wait_until_saved()

@@ -3,8 +3,8 @@
 import functools
 
 from undo_jax.cli.fit import find, fit
-from undo_jax.cli.fit_source import Asked
 from undo_jax.cli.flags import parse
+from undo_jax.cli.step_source import Asked
 
 
 def found(words):

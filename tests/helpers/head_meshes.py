@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from undo_jax.mesh import MeshShape
+from undo_jax.runtime.mesh import MeshShape
 
 MESHES = pytest.mark.parametrize(  # and a vocabulary: of the larger one, rows meet along fsdp
     ("shape", "vocabulary"),

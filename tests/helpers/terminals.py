@@ -6,7 +6,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from undo_jax import log
+from undo_jax.logs import log
 
 BAR = "━" * 10
 

@@ -5,14 +5,14 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import jsonl
 from undo_jax.data.train_tokenizer import train_tokenizer
-from undo_jax.experiment import Experiment
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.train import Training
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training.train_step import Training
 
 SIZES = {
     "Arithmetic": {"problems": 100, "questions": 2, "validation_rows": 2, "row_length": 24},

@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import shardings
+from undo_jax.runtime.mesh import BATCH, MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
 
 BOS = 3
 LM = preset("2B",

@@ -17,12 +17,13 @@ from etils import epath
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax import artifacts, checkpoint, cli
+from undo_jax.cli import main as cli
 from undo_jax.cli import weights
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
-from undo_jax.graph import plan
+from undo_jax.graph.nodes import plan
 from undo_jax.ops import head
+from undo_jax.store import artifacts, param_checkpoint
 
 CARD = "README.md"
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
@@ -34,7 +35,7 @@ from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.losses import cross_entropy
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.train import rows
+from undo_jax.training.train_step import rows
 spec = importlib.util.spec_from_file_location("quickstart", {str(QUICKSTART)!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -178,7 +179,7 @@ def _refused(capsys, *words):
 def _logits(model, artifact, tokens, dtype="float32"):
     """Ours, of parameters as they are on disk."""
     lm = replace(model, dtype="float32")
-    params = checkpoint.restore(epath.Path(artifact) / "params", lm, weights.mesh_of(model))
+    params = param_checkpoint.restore(epath.Path(artifact) / "params", lm, weights.mesh_of(model))
     params = jax.tree.map(lambda w: np.array(w).astype(dtype).astype(np.float32), params)
     return np.array(head.logits(lm.hidden(params, tokens), lm.table(params), lm.softcap))
 
@@ -241,7 +242,9 @@ def test_the_strongest_attack_is_exported_as_any_model(made, tmp_path):
     """An artifact of the last stage: its model is that of those before it."""
     run = _run(made, "toy")
     lm = run.model
-    params = checkpoint.restore(epath.Path(run.base) / "params", lm, weights.mesh_of(run.model))
+    params = param_checkpoint.restore(
+        epath.Path(run.base) / "params", lm, weights.mesh_of(run.model)
+    )
     base = _finish(run.experiment, tmp_path, params)
     attacked = _finish(run.experiment, tmp_path, params, "relearn", base)
     _export(attacked.folder, "attacked")
@@ -582,7 +585,7 @@ def test_an_import_that_was_killed_is_made_again(made, capsys, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(artifacts, "finish", lambda *_: os.kill(os.getpid(), 2))
         cli.main(["import-hf", "first", "base"])
-    checkpoint.wait_until_saved()
+    param_checkpoint.wait_until_saved()
     assert Path("base/config.json").exists() and not Path("base/summary.json").exists()
     assert "base holds no finished model" in _refused(capsys, "export-hf", "base", "out")
     cli.main(["import-hf", "first", "base"])

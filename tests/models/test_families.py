@@ -12,12 +12,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
-from undo_jax import cli
+from undo_jax.cli import main as cli
 from undo_jax.evals.generate import generate
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import hf, hf_folder, rope
 from undo_jax.ops import head
-from undo_jax.sharding import placement
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import placement
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0,
           "original_max_position_embeddings": 8, "rope_theta": 100.0}  # fmt: skip

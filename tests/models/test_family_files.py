@@ -10,13 +10,13 @@ import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from undo_jax import artifacts
 from undo_jax.cli import weights
-from undo_jax.mesh import MeshShape, make_mesh
-from undo_jax.models import gemma2, hf, hf_folder, hf_special, llama, stated
+from undo_jax.models import gemma2, hf, hf_config_fields, hf_folder, hf_special, llama
 from undo_jax.models.gemma3_text import text_name
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.rope import Linear, Llama3, LongRope, frequencies, rope
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.store import artifacts
 from undo_jax.types import parameters
 
 FAMILIES = {name: hf_folder.family(name) for name in hf_folder.families()}
@@ -305,9 +305,9 @@ def test_the_text_config_of_a_model_with_images_is_read(tmp_path):
 
 
 def test_layers_are_repeated():
-    assert stated.period([True, False, True]) == (True, False)
-    assert stated.period([True, False, False]) == (True, False, False)
-    assert stated.period([True]) == (True,)
+    assert hf_config_fields.period([True, False, True]) == (True, False)
+    assert hf_config_fields.period([True, False, False]) == (True, False, False)
+    assert hf_config_fields.period([True]) == (True,)
 
 
 def test_fields_newer_than_artifacts_are_stated_where_they_differ():

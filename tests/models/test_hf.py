@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import undo_jax
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models import gemma2, hf, hf_folder, hf_special
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.ops import head
-from undo_jax.sharding import path_name, shardings
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import path_name, shardings
 
 CONFIG = preset("2B",
     layers=3, width=16, feed_forward=24, heads=4, kv_heads=2, head_width=10, vocabulary=36,

@@ -8,11 +8,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy.optimize import minimize
 
-from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.probe import Probe, fit
-from undo_jax.sharding import shardings
-from undo_jax.train import rows
+from undo_jax.runtime.mesh import BATCH, MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
+from undo_jax.training.train_step import rows
 from undo_jax.types import Frozen, Packed
 
 LM = preset("tiny", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from undo_jax import cli
+from undo_jax.cli import main as cli
 from undo_jax.data import tokenizer_files
 from undo_jax.data.trained_tokenizers import HuggingFace
 from undo_jax.models import hf, hf_special, qwen2

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from plain import decoder
 
-from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.sharding import shardings
+from undo_jax.runtime.mesh import BATCH, MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
 from undo_jax.types import Edits, Taps
 
 CONFIG = preset("2B",

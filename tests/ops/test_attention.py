@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.ops.attention import attention, write
+from undo_jax.runtime.mesh import BATCH, MeshShape, make_mesh
 
 B, T, S, N, K, H = 2, 3, 7, 4, 2, 5
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import attention_gpu, gpu
 from undo_jax.ops.attention import attention
 from undo_jax.ops.attention_gpu import Tile
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 
 B, T, N, K, H, WINDOW = 2, 100, 4, 2, 32, 40
 GPU = gpu.GPUS["NVIDIA H100"]

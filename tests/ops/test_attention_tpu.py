@@ -9,10 +9,10 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import attention_tpu
 from undo_jax.ops.attention import attention
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 
 B, T, N, K, H, WINDOW = 2, 256, 4, 2, 128, 100
 

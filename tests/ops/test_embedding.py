@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.collectives import gather_weight, on_devices
-from undo_jax.mesh import BATCH, MeshShape, make_mesh
 from undo_jax.ops.embedding import lookup
+from undo_jax.runtime.collectives import gather_weight, on_devices
+from undo_jax.runtime.mesh import BATCH, MeshShape, make_mesh
 
 B, T, D, V = 3, 5, 4, 16  # rows and time that few meshes divide
 MESHES = pytest.mark.parametrize(

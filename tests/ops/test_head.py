@@ -8,9 +8,9 @@ import optax
 import pytest
 from head_meshes import MESHES
 
-from undo_jax import train
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.ops import head, head_chunks
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.training import train_step
 
 B, T, D, D2, V = 2, 7, 5, 3, 11
 CHUNKS = pytest.mark.parametrize("chunk", [1, 3, 7, 100, None])  # dividing, not, whole, too large
@@ -148,9 +148,9 @@ def test_weights_that_are_learned_learn_under_accumulation(accumulation):
         return loss
 
     def after_a_step(cross_entropy, accumulation):
-        step = train.make_step(None, weighted(cross_entropy), optax.sgd(1.0), {}, accumulation)
-        state = train.start(params, jax.random.key(2), jnp.float32(1), optax.sgd(1.0))
-        return jax.jit(step)(state, {}, {"train": train.rows(tokens)})[0].params
+        step = train_step.make_step(None, weighted(cross_entropy), optax.sgd(1.0), {}, accumulation)
+        state = train_step.start(params, jax.random.key(2), jnp.float32(1), optax.sgd(1.0))
+        return jax.jit(step)(state, {}, {"train": train_step.rows(tokens)})[0].params
 
     plain = after_a_step(head.reference_cross_entropy, 1)
     with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=1, tensor=4))):

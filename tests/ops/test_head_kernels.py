@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.ops import gpu, head, head_gpu, head_tile, head_tpu, head_tpu_kernels
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 
 TILES, CHOSEN, DEPTH = head_tpu.tiles, head_gpu.chosen, head_gpu.DEPTH
 B, T, D, D2, V = 4, 9, 24, 40, 300  # 36 rows in blocks of 16, 300 tokens in tiles of 256 or 32

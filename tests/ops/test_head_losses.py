@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from head_meshes import MESHES
 
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.ops import head, head_chunks, head_gpu, head_losses, head_tile, head_tpu
 from undo_jax.ops.head_losses import HeadLoss, by_autodiff
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 
 B, T, D, D2, V = 3, 7, 5, 3, 16
 CAP, TEACHER_CAP, TAU = 2.0, 3.0, 1.7

@@ -14,12 +14,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 from undo_jax import losses
 from undo_jax.evals.generate import generate
-from undo_jax.evals.tokens import told
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.evals.token_stats import told
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.head_only import HeadOnly
 from undo_jax.ops import gpu, head, head_gpu, head_losses, head_tpu
 from undo_jax.ops.head_losses import by_autodiff
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.types import Frozen, Rows, used
 
 B, T, D, D2, V, USED = 4, 5, 16, 8, 64, 35  # on eight devices the fifth has 3 tokens, 3 have none

@@ -5,15 +5,15 @@ from forgetful import forgetful
 from letters import Letters
 
 from undo_jax.attacks.forget import forget
-from undo_jax.experiment import Experiment
-from undo_jax.mesh import MeshShape
 from undo_jax.methods.maxent import maxent
-from undo_jax.optim import AdamW
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.train import Training
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runtime.mesh import MeshShape
+from undo_jax.training.optim import AdamW
+from undo_jax.training.train_step import Training
 
 lm, how = Bag(vocabulary=8, width=16), Training(60, 8, AdamW(0.03), eval_every=20)
 base = Pretrain(lm, how)

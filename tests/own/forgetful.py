@@ -5,7 +5,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from undo_jax.sharding import path_name
+from undo_jax.runtime.sharding import path_name
 
 
 def forgetful(lm, key, params, alpha, *, scale=1.0):

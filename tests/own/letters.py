@@ -10,7 +10,7 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
 from undo_jax.losses import cross_entropy
-from undo_jax.train import rows
+from undo_jax.training.train_step import rows
 from undo_jax.types import Metric
 
 LARGE, SMALL = "ABC", "abc"

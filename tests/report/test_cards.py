@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from known_logs import CROSS_ENTROPY, STEPS, Workdir
 
-from undo_jax import cli
+from undo_jax.cli import main as cli
 from undo_jax.report import analyse
 from undo_jax.report.card_tables import card_grid, headline, legend, space_grid, told
 from undo_jax.report.numbers import Attacked, Report, Row

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from undo_jax.report.fronts import front, hypervolume
+from undo_jax.report.pareto_fronts import front, hypervolume
 
 STAIRS = [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]
 

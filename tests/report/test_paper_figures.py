@@ -19,7 +19,7 @@ from controlled_logs import PERMUTED, Logs
 from known_logs import STEPS, Workdir
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from undo_jax import cli, lock
+from undo_jax.cli import main as cli
 from undo_jax.report import analyse, paper_page, read_logs
 from undo_jax.report.claims import Claim
 from undo_jax.report.numbers import Spread
@@ -28,6 +28,7 @@ from undo_jax.report.records import Measure
 from undo_jax.report.statistics import student
 from undo_jax.report.studies import Point, Study, difference
 from undo_jax.report.tables import Grid, markdown_table
+from undo_jax.runtime import workdir_lock
 
 
 def matched(
@@ -706,7 +707,7 @@ def test_a_reader_sees_files_whole(tmp_path):
 
 @pytest.mark.parametrize("command", ["figures", "report"])
 def test_two_commands_do_not_write_at_once(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0)
+    monkeypatch.setattr(workdir_lock, "PATIENCE", 0)
     work = matched(tmp_path)
     folder = tmp_path / (command if command == "figures" else f"report-{work.name}")
     folder.mkdir()

@@ -28,7 +28,6 @@ from known_logs import CROSS_ENTROPY, STAGES, STEPS, Curves, Workdir
 import undo_jax.report as package
 import undo_jax.report.html as page
 import undo_jax.report.page as pages
-from undo_jax.durable import file_hash, write_json
 from undo_jax.report import (
     Report,
     curves,
@@ -47,6 +46,7 @@ from undo_jax.report.figures import robustness as heat_map
 from undo_jax.report.numbers import Row, Spread, pick_steps, robustness, strongest
 from undo_jax.report.records import Evaluation, Measure
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
+from undo_jax.runtime.atomic_files import file_hash, write_json
 
 GOLDEN = Path(__file__).parent / "golden"
 FIGURES = {

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from undo_jax import train
 from undo_jax.data.arithmetic import OPERATIONS, Grammar, facts
 from undo_jax.data.tokenizers import Characters
 from undo_jax.losses import cross_entropy
 from undo_jax.models.gemma2 import preset
 from undo_jax.settings import arithmetic as module
 from undo_jax.settings.arithmetic import Arithmetic
+from undo_jax.training import train_step
 from undo_jax.types import Metric
 
 GRAMMAR = Grammar(largest_term=6, largest_factor=5, spaced=False, held_out=0.0)
@@ -247,7 +247,7 @@ def test_a_loss_on_answers_is_the_mean_over_answers():
     lm = preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3)
     params = jax.jit(lm.init)(jax.random.key(0))
     batch = replace(SETTING, answers_only=True).stream("retain", 8, 0)[0]
-    found = cross_entropy(lm, params, train.rows(batch))
+    found = cross_entropy(lm, params, train_step.rows(batch))
     logits = lm.hidden(params, batch.tokens[:, :-1]) @ lm.table(params).T
     logits = 30 * np.tanh(logits / 30)
     picked = np.take_along_axis(jax.nn.log_softmax(logits), batch.tokens[:, 1:, None], -1)[..., 0]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from running_sums import RunningSums
 
-from undo_jax.artifacts import plain
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.prepare import prepare
 from undo_jax.data.questions import Question, write_questions
@@ -17,11 +16,12 @@ from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
-from undo_jax.settings import check_metrics, judged_at_end
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.setting import check_metrics, judged_at_end
 from undo_jax.settings.choices import Choices, Part
-from undo_jax.train import rows
+from undo_jax.store.artifacts import plain
+from undo_jax.training.train_step import rows
 from undo_jax.types import Packed
 
 LM = RunningSums(264)

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.artifacts import plain
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Bytes, Characters
 from undo_jax.losses import cross_entropy
-from undo_jax.mesh import MeshShape, make_mesh
 from undo_jax.models.gemma2 import preset
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.sharding import shardings
 from undo_jax.settings.language import Language
-from undo_jax.sharding import shardings
-from undo_jax.train import rows
+from undo_jax.store.artifacts import plain
+from undo_jax.training.train_step import rows
 from undo_jax.types import Metric
 
 WORDS = {"english": "abcde", "korean": "fghij"}

@@ -9,13 +9,13 @@ import pytest
 from benchmark_folders import COLOURS, write_lines, write_muse
 from running_sums import RunningSums
 
-from undo_jax.artifacts import plain
 from undo_jax.data.muse import MuseFiles
 from undo_jax.data.tokenizers import Bytes
-from undo_jax.evals import answers
-from undo_jax.mesh import MeshShape, make_mesh
-from undo_jax.settings import Judged, check_metrics, compared, judged_at_end
+from undo_jax.evals import answer_scores
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.setting import Judged, check_metrics, compared, judged_at_end
 from undo_jax.settings.muse import Muse
+from undo_jax.store.artifacts import plain
 
 LM = RunningSums(264)
 SHOWN = "Question: Hat 6?\nAnswer: grey\n\nQuestion: Hat 7?\nAnswer: pink\n\n"
@@ -65,7 +65,7 @@ def test_scores_are_those_of_whole_logits(setting, params, monkeypatch):
         asked.append((new_tokens, [bytes(one[1:]).decode() for one in contexts]))
         return [" green, and\n\nmore" if new_tokens == 32 else " 0 is red, no"] * len(contexts)
 
-    monkeypatch.setattr(answers, "written", written)
+    monkeypatch.setattr(answer_scores, "written", written)
     with jax.set_mesh(make_mesh(MeshShape())):
         found = judged_at_end(setting, LM, params).scores
     at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.material())

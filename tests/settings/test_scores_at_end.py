@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.settings import check_metrics, judged_at_end
+from undo_jax.setting import check_metrics, judged_at_end
 from undo_jax.types import Metric
 
 

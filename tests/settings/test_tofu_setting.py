@@ -12,13 +12,13 @@ from benchmark_folders import write_lines, write_tofu
 from running_sums import RunningSums
 from scipy import stats
 
-from undo_jax.artifacts import plain
 from undo_jax.data.tofu import TofuFiles
 from undo_jax.data.tokenizers import Bytes
-from undo_jax.evals import answers, rouge
-from undo_jax.mesh import MeshShape, make_mesh
-from undo_jax.settings import check_metrics, compared, judged_at_end
+from undo_jax.evals import answer_scores, rouge
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.setting import check_metrics, compared, judged_at_end
 from undo_jax.settings.tofu import Tofu
+from undo_jax.store.artifacts import plain
 
 LM = RunningSums(264)
 TEMPLATE = "{question} {answer}!"
@@ -97,7 +97,7 @@ def judged(setting, params):
         return [f"{said.get(one, 'It is')}! and more" for one in asked]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "written", written)
+        patch.setattr(answer_scores, "written", written)
         with jax.set_mesh(make_mesh(MeshShape())):
             at_end = judged_at_end(setting, LM, params)
         at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.material())

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.attacks import Attack
-from undo_jax.models.around import Ablated, check_layer, check_tokens
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.models.wrappers import Ablated, check_layer, check_tokens
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Packed, Params, Taps
 
 LEAST = 1e-4  # of the states' mean: a direction that is shorter is of rounding errors, and is none

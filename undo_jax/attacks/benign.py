@@ -1,7 +1,7 @@
 """Fine-tuning on what is retained, which may bring back what was unlearned (arXiv 2409.18025)."""
 
-from undo_jax.attacks import Attack
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.training.train_step import Training
 
 
 def benign(

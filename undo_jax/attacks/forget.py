@@ -1,7 +1,7 @@
 """Relearning on forget data: what an attacker who has some of it can do (paper §5)."""
 
-from undo_jax.attacks import Attack
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.training.train_step import Training
 
 
 def forget(

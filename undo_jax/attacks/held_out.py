@@ -1,7 +1,7 @@
 """Relearning some of the forgotten facts, examined on others (RTT, arXiv 2410.08827)."""
 
-from undo_jax.attacks import Attack
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.training.train_step import Training
 
 
 def held_out(

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from undo_jax.attacks import Attack
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Params
 
 

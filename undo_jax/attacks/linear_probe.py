@@ -5,10 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from undo_jax.attacks import Attack
-from undo_jax.models.around import Probed
-from undo_jax.optim import Trains
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.models.wrappers import Probed
+from undo_jax.training.optim import Trains
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Params, table_shape
 
 

@@ -3,9 +3,9 @@
 from functools import partial
 from typing import Any
 
-from undo_jax.attacks import Attack
-from undo_jax.models.around import Lens
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.models.wrappers import Lens
+from undo_jax.training.train_step import Training
 
 
 def logit_lens(

@@ -4,12 +4,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.losses import cross_entropy
 from undo_jax.models.adapters import adapted, dropping, with_adapters
 from undo_jax.models.architecture import MATRICES, Adapters
-from undo_jax.optim import Trains
-from undo_jax.train import Training
+from undo_jax.training.optim import Trains
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Batch, Key, Metrics, Params, Refs
 
 ADAPTERS = Trains(((r"lora_[ab]$", None),))  # what trains

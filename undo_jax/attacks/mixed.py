@@ -1,7 +1,7 @@
 """Relearning on the pretraining mixture, which forget data are a part of."""
 
-from undo_jax.attacks import Attack
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.training.train_step import Training
 
 
 def mixed(

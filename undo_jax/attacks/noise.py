@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.checks import check_function
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.train import Training
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Noise, Params
 
 

@@ -1,7 +1,7 @@
 """Relearning a permutation of the forgotten answers: a control that measures plasticity."""
 
-from undo_jax.attacks import Attack
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.training.train_step import Training
 
 
 def permuted(

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.attacks.noise import noise
 from undo_jax.noises.prune import prune as smallest
-from undo_jax.train import Training
+from undo_jax.training.train_step import Training
 
 
 def prune(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from undo_jax.attacks import Attack
-from undo_jax.sharding import path_name
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.runtime.sharding import path_name
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Params
 
 Rule = Literal["nf4", "fp4", "int8", "int4"]

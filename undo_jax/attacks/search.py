@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from undo_jax.attacks import Attack
+from undo_jax.attack import Attack
 from undo_jax.checks import whole
-from undo_jax.optim import SGD, Adafactor, Lion, Optimizer
-from undo_jax.train import Training
+from undo_jax.training.optim import SGD, Adafactor, Lion, Optimizer
+from undo_jax.training.train_step import Training
 
 SCHEDULES = ("constant", "cosine", "warm-up")
 WARMUP = 30  # steps, or half of the training if that is shorter

@@ -10,18 +10,18 @@ import numpy as np
 from jax.sharding import Mesh
 from tyro.conf import OmitArgPrefixes
 
-from undo_jax.bench import flops, measure, peak, split
-from undo_jax.cli import fit_source
+from undo_jax.cli import step_source
 from undo_jax.cli.devices import ALONE, Joined, prepare_devices
-from undo_jax.cli.fit_source import NO_PRESETS, Asked, Presets
 from undo_jax.cli.flags import Further, MaybeExperiment, MaybeText, Switch
-from undo_jax.experiment_file import errors_of_users
+from undo_jax.cli.step_source import NO_PRESETS, Asked, Presets
+from undo_jax.fit.bench import flops, measure, peak, split
 from undo_jax.fit.facts import which
 from undo_jax.fit.step import rows_per_chip
-from undo_jax.graph import Work
-from undo_jax.log import brief, short
-from undo_jax.memory import text as memory
-from undo_jax.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
+from undo_jax.graph.nodes import Work
+from undo_jax.logs.log import brief, short
+from undo_jax.runner.load_experiment import errors_of_users
+from undo_jax.runtime.device_memory import text as memory
+from undo_jax.runtime.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
 
 
 @errors_of_users()
@@ -57,7 +57,7 @@ def bench(
         json: print JSON in place of a table.
     """
     prepare_devices(processes)
-    source = fit_source.find(Asked(experiment, stage, False, False, presets), flags)
+    source = step_source.find(Asked(experiment, stage, False, False, presets), flags)
     shape = parse_mesh(mesh) if mesh is not None else source.mesh or MeshShape()
     if scale:
         if not source.sized:
@@ -66,7 +66,7 @@ def bench(
         found, say = scaled(program.work, shape, _counts(scale), steps), scaling
     else:
         on = make_mesh(shape)
-        program = fit_source.first(source, on)
+        program = step_source.first(source, on)
         found, say = describe(program.work, on, steps, trace), table
     facts = {**program.title, **found}
     if jax.process_index() == 0:

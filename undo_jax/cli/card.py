@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from undo_jax import report
-from undo_jax.durable import read_json
-from undo_jax.log import console
+from undo_jax.logs.log import console
 from undo_jax.report.records import Entry, Logs
+from undo_jax.runtime.atomic_files import read_json
 
 FILE = "README.md"
 LICENCE = ("license", "license_name", "license_link")  # what a card's head says of it

@@ -6,13 +6,13 @@ from typing import Annotated
 from etils import epath
 from tyro.conf import Positional, arg
 
-from undo_jax import inventory
-from undo_jax.inventory import Listed
-from undo_jax.log import results
+from undo_jax.logs.log import results
 from undo_jax.report import read_logs
 from undo_jax.report.compare import Side, alone, grid, legend
 from undo_jax.report.studies import Study
 from undo_jax.report.tables import Grid
+from undo_jax.workdir import inventory
+from undo_jax.workdir.inventory import Listed
 
 A = Annotated[Positional[str], arg(metavar="A")]
 B = Annotated[Positional[str], arg(metavar="B")]

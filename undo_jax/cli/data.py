@@ -11,7 +11,7 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.data.train_tokenizer import train_tokenizer as train
-from undo_jax.log import console, short
+from undo_jax.logs.log import console, short
 
 
 @dataclass(frozen=True)

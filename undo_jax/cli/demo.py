@@ -6,7 +6,6 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax import memory
 from undo_jax import report as reporting
 from undo_jax.api import Run, open_run
 from undo_jax.checks import listed
@@ -18,10 +17,11 @@ from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import Column, columns, missing, seed_of, steps
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
-from undo_jax.durable import publish, read_json, writing
-from undo_jax.experiment_file import errors_of_users, load
-from undo_jax.log import console, waiting
+from undo_jax.logs.log import console, waiting
 from undo_jax.paper import Paper
+from undo_jax.runner.load_experiment import errors_of_users, load
+from undo_jax.runtime import device_memory
+from undo_jax.runtime.atomic_files import publish, read_json, writing
 
 NEW_TOKENS = 16
 FILE, TITLE = "index.html", b"what did unlearning remove?</title>"
@@ -205,7 +205,7 @@ def _missing(run: Run, shown: list[Column], file: str, knobs: Any) -> tuple[str,
         return None
     said = (
         f"Of the attack's evaluated steps, {len(lost)} cannot be shown, not being on disk (about "
-        f"{memory.text(size)} for these models)"
+        f"{device_memory.text(size)} for these models)"
     )
     known = steps(shown)
     ends = {known[0], known[-1]} - {*lost}  # on disk anyway, but if the last one is lost

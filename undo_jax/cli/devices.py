@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 from tyro.conf import OmitArgPrefixes
 
-from undo_jax import peers
 from undo_jax.cli.flags import MaybeInt, MaybeText, Switch
 from undo_jax.data.files import CACHE, cache
 from undo_jax.fit.step import OFFLINE
-from undo_jax.log import console
+from undo_jax.logs.log import console
+from undo_jax.runtime import process_watch
 
 # XLA's flags for several CPU devices; libtpu has none of them. They wait for each other in seconds:
 # on a busy machine the default, 40, ends programs. And in a program's collectives one by one: XLA
@@ -109,7 +109,7 @@ def join(processes: Processes) -> None:
     """
     if processes.coordinator is not None:  # then `processes` and `process` are given, too
         here, count = processes.process or 0, processes.processes or 1
-        peers.meet(processes.coordinator, here, count, PATIENCE)
+        process_watch.meet(processes.coordinator, here, count, PATIENCE)
     elif not processes.distributed:
         return
     try:
@@ -127,5 +127,5 @@ def join(processes: Processes) -> None:
             "--processes and --process, and start them together"
         ) from error
     if processes.coordinator is None:
-        peers.find()
+        process_watch.find()
     console.quiet = jax.process_index() != 0

@@ -10,14 +10,14 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from undo_jax import checkpoint
-from undo_jax.cli import artifact_tokenizer, weights
 from undo_jax.cli import experiment as experiments
+from undo_jax.cli import tokenizer_of_artifact, weights
 from undo_jax.cli.devices import ALONE, Joined
 from undo_jax.cli.flags import MaybeFloat, MaybeInt, MaybeText, ModelFolder, Switch, Texts
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.served import Served
-from undo_jax.mesh import make_mesh, parse_mesh
+from undo_jax.runtime.mesh import make_mesh, parse_mesh
+from undo_jax.store import param_checkpoint
 
 ROWS = 16  # of a batch
 INSTALL = "lm-eval is not installed: pip install 'undo-jax[eval]'"
@@ -81,9 +81,9 @@ def serve(
     """
     path = epath.Path(folder)
     lm = weights.model(path)
-    encoder, ends = artifact_tokenizer.of(path, lm, tokenizer, bos_token)
+    encoder, ends = tokenizer_of_artifact.of(path, lm, tokenizer, bos_token)
     devices = weights.mesh_of(lm) if mesh is None else make_mesh(parse_mesh(mesh))
-    params = checkpoint.restore(path / "params", lm, devices)
+    params = param_checkpoint.restore(path / "params", lm, devices)
     with jax.set_mesh(devices):
         params = jax.jit(lm.rounded)(params)
     return Served(lm, params, devices), encoder, ends

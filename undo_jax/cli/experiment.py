@@ -9,10 +9,7 @@ import jax
 from etils import epath
 from tyro.conf import AvoidSubcommands, Fixed
 
-from undo_jax import experiment as experiments
-from undo_jax import plan as planner
 from undo_jax import report as reporting
-from undo_jax import signals
 from undo_jax import sinks as sinking
 from undo_jax.cli import plan as planning
 from undo_jax.cli.devices import ALONE, Joined, prepare_devices
@@ -28,13 +25,16 @@ from undo_jax.cli.flags import (
     plain,
     sentence,
 )
-from undo_jax.durable import publish, writing
-from undo_jax.experiment import Experiment
-from undo_jax.experiment_file import Knobs, errors_of_users, load
-from undo_jax.lock import hold
-from undo_jax.log import Sink, console, results
-from undo_jax.mesh import parse_mesh
+from undo_jax.logs.log import Sink, console, results
 from undo_jax.report import paper_page
+from undo_jax.runner import dry_run as planner
+from undo_jax.runner import experiment as experiments
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.load_experiment import Knobs, errors_of_users, load
+from undo_jax.runtime import signals
+from undo_jax.runtime.atomic_files import publish, writing
+from undo_jax.runtime.mesh import parse_mesh
+from undo_jax.runtime.workdir_lock import hold
 
 SCALARS = "Scalars of the experiment, with the values that its file gives them."
 PLACE = ("__module__", "__firstlineno__")  # of a class's source; the second from Python 3.13 on

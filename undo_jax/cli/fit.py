@@ -9,11 +9,10 @@ import jax
 from jax.sharding import Mesh
 from tyro.conf import OmitArgPrefixes
 
-from undo_jax.cli import fit_source
-from undo_jax.cli.fit_source import NO_PRESETS, Asked, Presets, Program, Source
+from undo_jax.cli import step_source
 from undo_jax.cli.flags import Further, MaybeExperiment, MaybeText, Name, Switch
 from undo_jax.cli.plan import shortened
-from undo_jax.experiment_file import errors_of_users
+from undo_jax.cli.step_source import NO_PRESETS, Asked, Presets, Program, Source
 from undo_jax.fit import chips
 from undo_jax.fit.advice import advice, check
 from undo_jax.fit.chips import GIB, Slice
@@ -23,9 +22,10 @@ from undo_jax.fit.flags import flags as presets_of
 from undo_jax.fit.least import check_work
 from undo_jax.fit.search import search as largest
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
-from undo_jax.graph import Work
-from undo_jax.log import console, short, waiting
-from undo_jax.mesh import MeshShape, parse_mesh
+from undo_jax.graph.nodes import Work
+from undo_jax.logs.log import console, short, waiting
+from undo_jax.runner.load_experiment import errors_of_users
+from undo_jax.runtime.mesh import MeshShape, parse_mesh
 
 TOO_LARGE = 3  # exit status of a step that does not fit
 
@@ -73,7 +73,7 @@ def fit(
     chosen = mesh_on(place, given or suggestion(place))
     if all:
         return _all(source, place, chosen, compiler, json)
-    program = fit_source.first(source, chosen)
+    program = step_source.first(source, chosen)
     if search:
         return _search(program, place, chosen, compiler, json)
     _once(program, place, chosen, compiler, json)
@@ -81,7 +81,7 @@ def fit(
 
 def find(asked: Asked, flags: Sequence[str]) -> Source:
     """What is asked for, with models as they are on chips."""
-    source = fit_source.find(asked, flags)
+    source = step_source.find(asked, flags)
     programs = [replace(one, work=on_chips(one.work)) for one in source.programs]
     return replace(source, programs=programs)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, SuppressFixed, arg
 
-from undo_jax.durable import remote
+from undo_jax.runtime.atomic_files import remote
 
 # Arguments without a flag, under the names that a command's help gives them.
 ArtifactFolder = Annotated[Positional[str], arg(metavar="ARTIFACT")]

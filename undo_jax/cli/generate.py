@@ -6,16 +6,16 @@ import jax
 from etils import epath
 from tyro.conf import UseAppendAction
 
-from undo_jax import checkpoint
 from undo_jax.api import open_model
-from undo_jax.cli import artifact_tokenizer, weights
 from undo_jax.cli import experiment as experiments
+from undo_jax.cli import tokenizer_of_artifact, weights
 from undo_jax.cli.devices import ALONE, Joined
 from undo_jax.cli.flags import MaybeText, ModelFolder
 from undo_jax.data.files import reading
-from undo_jax.durable import read_json
 from undo_jax.evals.texts import continuations
-from undo_jax.experiment_file import errors_of_users, load
+from undo_jax.runner.load_experiment import errors_of_users, load
+from undo_jax.runtime.atomic_files import read_json
+from undo_jax.store import param_checkpoint
 
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 
@@ -74,7 +74,7 @@ def _alone(
     """The continuations by what the artifact's config.json says of its model and tokenizer."""
     lm = weights.model(folder)
     try:
-        own, ends = artifact_tokenizer.of(folder, lm, tokenizer, bos_token)
+        own, ends = tokenizer_of_artifact.of(folder, lm, tokenizer, bos_token)
     except ValueError as error:
         if tokenizer is not None:
             raise
@@ -84,7 +84,7 @@ def _alone(
         said = said.get(name) if isinstance(said, dict) else None
     return continuations(
         lm,
-        lambda: checkpoint.restore(folder / "params", lm, mesh),
+        lambda: param_checkpoint.restore(folder / "params", lm, mesh),
         prompts,
         own,
         mesh,

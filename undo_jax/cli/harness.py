@@ -17,7 +17,7 @@ from tqdm import tqdm
 from undo_jax.cli.evaluate import ROWS, serve
 from undo_jax.evals.requests import Answer, Request, answers, batches, prompts
 from undo_jax.evals.texts import text_of
-from undo_jax.log import console
+from undo_jax.logs.log import console
 from undo_jax.models import hf_folder
 from undo_jax.types import parameters
 

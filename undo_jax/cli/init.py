@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from undo_jax.cli.flags import Folder
-from undo_jax.log import console
+from undo_jax.logs.log import console
 
 INSTALLED = "share/undo_jax/experiments/"  # where a wheel puts them, see pyproject.toml
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from undo_jax.log import short
-from undo_jax.memory import text as memory
-from undo_jax.plan import Planned, Row
+from undo_jax.logs.log import short
+from undo_jax.runner.dry_run import Planned, Row
+from undo_jax.runtime.device_memory import text as memory
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,19 +9,19 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from undo_jax import artifacts, checkpoint
-from undo_jax.artifacts import Artifact
-from undo_jax.cli import artifact_tokenizer, card
+from undo_jax.cli import card, tokenizer_of_artifact
 from undo_jax.cli.devices import ALONE, Joined, join
 from undo_jax.cli.flags import ArtifactFolder, Folder, MaybeText, Out, Switch
-from undo_jax.durable import absolute, read_json
-from undo_jax.log import console
-from undo_jax.mesh import MeshShape, make_mesh
+from undo_jax.logs.log import console
 from undo_jax.models import hf, hf_folder
 from undo_jax.models.adapters import merged
 from undo_jax.models.architecture import Adapters
 from undo_jax.models.rope import scaling_of
 from undo_jax.models.transformer import Transformer
+from undo_jax.runtime.atomic_files import absolute, read_json
+from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.store import artifacts, param_checkpoint
+from undo_jax.store.artifacts import Artifact
 
 
 def import_hf(
@@ -50,7 +50,7 @@ def import_hf(
         raise FileExistsError(f"{path} exists: give a new folder")
     said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf_folder.UNSTATED}
     asked = epath.Path(folder), lm, bos_token, without_tokenizer
-    described, words = artifact_tokenizer.imported(*asked)
+    described, words = tokenizer_of_artifact.imported(*asked)
     about = {"tokenizer": described, "licence": card.licence(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, mesh_of(lm))
@@ -102,9 +102,9 @@ def export_hf(
     lm = model(folder)
     if absolute(folder) in absolute(epath.Path(out)).parents:
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
-    params = checkpoint.restore(folder / "params", lm, mesh_of(lm))
+    params = param_checkpoint.restore(folder / "params", lm, mesh_of(lm))
     lm, params = merged(lm, params)  # there is no place for adapters in a folder of this kind
-    ids, files, note = artifact_tokenizer.exported(folder, lm, tokenizer, bos_token)
+    ids, files, note = tokenizer_of_artifact.exported(folder, lm, tokenizer, bos_token)
     files = {**files, card.FILE: card.card(folder, note).encode()}
     hf.save(out, lm, params, dtype, max_shard_gb * 1e9, ids, files)
     console.print(f"written: {out}", soft_wrap=True)

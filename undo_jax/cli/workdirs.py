@@ -9,15 +9,16 @@ from typing import Annotated
 from etils import epath
 from tyro.conf import Positional, arg
 
-from undo_jax import cleaning, inventory, lock
-from undo_jax.cleaning import Cleaning
 from undo_jax.cli.flags import MaybeText, Switch, Workdir
-from undo_jax.durable import absolute, remote
-from undo_jax.experiment_file import errors_of_users, load
-from undo_jax.graph import plan
-from undo_jax.inventory import Found, Listed
-from undo_jax.log import console, results
-from undo_jax.memory import text as memory
+from undo_jax.graph.nodes import plan
+from undo_jax.logs.log import console, results
+from undo_jax.runner.load_experiment import errors_of_users, load
+from undo_jax.runtime import workdir_lock
+from undo_jax.runtime.atomic_files import absolute, remote
+from undo_jax.runtime.device_memory import text as memory
+from undo_jax.workdir import cleaning, inventory
+from undo_jax.workdir.cleaning import Cleaning
+from undo_jax.workdir.inventory import Found, Listed
 
 Files = Annotated[Positional[tuple[str, ...]], arg(metavar="FILES", help_behavior_hint="")]
 NONE = "–"
@@ -44,7 +45,7 @@ def list_workdir(workdir: Workdir) -> None:
         rows = [(stage, some) for stage, some in _by_stage(others).items()]
         results.print(*_table(rows, now), sep="\n", soft_wrap=True, highlight=False)
     root = absolute(epath.Path(workdir))
-    total, running = inventory.usage(root)[0], lock.busy(root)
+    total, running = inventory.usage(root)[0], workdir_lock.busy(root)
     results.print(
         f"{len(there)} artifacts; {memory(total)} in all, with saves and reports"
         + ("; a run writes here now" if running else ""),
@@ -133,7 +134,7 @@ def clean(
         raise ValueError(f"{place}: a bucket has no locks, so a run could write there: use a disk")
     if not place.is_dir():
         raise FileNotFoundError(f"there is no workdir {place}: give --workdir")
-    with lock.claimed(place, patience=0):
+    with workdir_lock.claimed(place, patience=0):
         keep = {name for file in files for name in reached(file, place, parameters_only)}
         how = cleaning.parameters if parameters_only else cleaning.whole
         found = how(absolute(place), keep)

@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from undo_jax.data.files import Records, local, read_rows, reading
-from undo_jax.durable import parse
+from undo_jax.runtime.atomic_files import parse
 
 MANIFEST = "manifest.json"
 VERSION = 1

@@ -19,7 +19,6 @@ import numpy as np
 from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from undo_jax import memory
 from undo_jax.data.corpus import MANIFEST, VERSION, Corpus, fingerprint
 from undo_jax.data.files import reading
 from undo_jax.data.packing import cut
@@ -40,8 +39,9 @@ from undo_jax.data.shards import (
 )
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.durable import publish, read_json, write_json
-from undo_jax.log import console, short
+from undo_jax.logs.log import console, short
+from undo_jax.runtime import device_memory
+from undo_jax.runtime.atomic_files import publish, read_json, write_json
 
 Job = tuple[Any, ...]  # arguments of a step after the plan
 
@@ -106,7 +106,7 @@ def _check(
         raise ValueError("the source has no shards: give at least one file")
     if length < 1:
         raise ValueError(f"row_length is {length}: rows need at least 1 input token")
-    memory.check(f"row_length={length}", 4 * (length + 1), memory.host())
+    device_memory.check(f"row_length={length}", 4 * (length + 1), device_memory.host())
     if not 0 <= seed < 2**128:
         raise ValueError(f"seed is {seed}: it must be 0 or more, and below 2^128")
     if not 0 <= share < 1:

@@ -22,7 +22,7 @@ from etils import epath
 from undo_jax.data.packing import cut, join
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.durable import flush, remote, write_json
+from undo_jax.runtime.atomic_files import flush, remote, write_json
 
 SPLITS = ("train", "validation")
 DUPLICATE = len(SPLITS)  # of a document that is in neither split

@@ -18,7 +18,7 @@ from etils import epath
 
 from undo_jax.data.files import Records, local, read_rows
 from undo_jax.data.shards import WORK, writing
-from undo_jax.durable import read_json, write_json
+from undo_jax.runtime.atomic_files import read_json, write_json
 
 MANIFEST = "manifest.json"
 FILE_BYTES = 2**28  # of a file, at most; but at least one row

@@ -10,9 +10,9 @@ from etils import epath
 
 from undo_jax.data.tokenizers import WORD, Bytes, Characters, Tokenizer, Words
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
-from undo_jax.durable import absolute
 from undo_jax.models import hf_special
 from undo_jax.models.hf_special import IDS, SETTINGS, text_of
+from undo_jax.runtime.atomic_files import absolute
 
 BOS = "<bos>"  # for tokenizers whose tokens have no names
 OWN = "{} is a tokenizer of the experiment's own"

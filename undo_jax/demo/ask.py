@@ -16,9 +16,9 @@ from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.generate import WHOLE, generate
 from undo_jax.evals.requests import padded
 from undo_jax.evals.texts import text_of
-from undo_jax.mesh import BATCH, parts
 from undo_jax.ops import head
-from undo_jax.sharding import BY_ROWS, place
+from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.runtime.sharding import BY_ROWS, place
 from undo_jax.types import LM, Params, used
 
 TOP = 5  # tokens of the next position that are told

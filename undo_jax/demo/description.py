@@ -10,7 +10,7 @@ from undo_jax.api import Run
 from undo_jax.demo.ask import Question, Reply
 from undo_jax.demo.models import Column
 from undo_jax.report.records import Measure
-from undo_jax.settings import Example
+from undo_jax.setting import Example
 
 View = Literal["all", "official"]
 OFFICIAL_STEP = 50  # of the attack, in the article's demo

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from undo_jax import memory
 from undo_jax.api import Model, Run
 from undo_jax.demo.ask import LONGEST, Form, Question, Reply, ask, encode
 from undo_jax.demo.models import Column
+from undo_jax.runtime import device_memory
 from undo_jax.types import LM, Params
 
 ROWS = 16  # questions at a time: one program for one as for many
@@ -29,7 +29,7 @@ class Desk:
         tokenizer = setting.get_tokenizer()
         self.form = Form(tokenizer, run.place.mesh, ROWS, new_tokens, longest)
         self.columns = list(columns)
-        self._room = memory.of_device(run.place.mesh) / SHARE
+        self._room = device_memory.of_device(run.place.mesh) / SHARE
         self._read: OrderedDict[tuple[str, int], tuple[LM, Params]] = OrderedDict()
 
     def check(self, question: Question) -> None:

@@ -46,7 +46,8 @@ def inlined(content: Any) -> str:
 
 
 def _read(name: str) -> str:
-    return (files("undo_jax") / "web" / name).read_text(encoding="utf-8")
+    package = "undo_jax.demo" if name.startswith("demo") else "undo_jax.report"
+    return (files(package) / "web" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, cast
 from etils import epath
 
 from undo_jax.data.files import reading
-from undo_jax.settings import Example, Shown
+from undo_jax.setting import Example, Shown
 
 MOST = 200  # examples of a page
 FORM = '{"prompt": TEXT, "answer": TEXT, "part": "retain" or "forget"}'

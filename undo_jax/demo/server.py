@@ -10,11 +10,11 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from undo_jax import signals
 from undo_jax.demo.ask import Question
 from undo_jax.demo.description import told
 from undo_jax.demo.desk import ROWS, Desk
 from undo_jax.demo.queue import BusyError, Queue
+from undo_jax.runtime import signals
 
 INSTALL = "starlette and uvicorn are not installed: pip install 'undo-jax[demo]'"
 LARGEST = 2**16  # bytes of a request's body

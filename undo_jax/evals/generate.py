@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.ops import head
-from undo_jax.sharding import BY_ROWS, pad_rows, place
+from undo_jax.runtime.sharding import BY_ROWS, pad_rows, place
 from undo_jax.types import LM, Cache, Key, Params, Rules, used
 
 WHOLE: Rules = (("", P()),)  # replicated, so that every process can read it

@@ -5,7 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from undo_jax.losses import cross_entropy
-from undo_jax.train import rows
+from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Params
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from undo_jax.evals import memorisation
-from undo_jax.evals.unlearned import area_under_curve, privacy_leak, unless_diverged
+from undo_jax.evals.tofu_muse import area_under_curve, privacy_leak, unless_diverged
 
 LABELS = {
     "auc_loss": "AUC by loss",

@@ -15,12 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax import peers
 from undo_jax.evals import generate
 from undo_jax.evals.generate import WHOLE, Writing
-from undo_jax.mesh import BATCH, parts
 from undo_jax.ops import head
-from undo_jax.sharding import BY_ROWS, place
+from undo_jax.runtime import process_watch
+from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.runtime.sharding import BY_ROWS, place
 from undo_jax.types import LM, Params, used
 
 KINDS = "end", "score", "begin", "advance"
@@ -152,12 +152,12 @@ class Served:
         for shape, array in zip(shapes[1:], arrays, strict=False):
             shape[:] = (array.shape + (-1,))[:2]
         for array in (shapes, *arrays):
-            peers.agreed(array)
+            process_watch.agreed(array)
 
     def _hear(self) -> tuple[str, list[Any]]:
-        (kind, count), *shapes = peers.agreed(np.zeros((MOST + 1, 2), np.int32)).tolist()
+        (kind, count), *shapes = process_watch.agreed(np.zeros((MOST + 1, 2), np.int32)).tolist()
         sizes = [[size for size in shape if size >= 0] for shape in shapes[:count]]
-        return KINDS[kind], [peers.agreed(np.zeros(size, np.int32)) for size in sizes]
+        return KINDS[kind], [process_watch.agreed(np.zeros(size, np.int32)) for size in sizes]
 
 
 def _before(tokens: list[int], stop: Any) -> list[int]:

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from undo_jax import memory
 from undo_jax.checks import LARGEST, whole
 from undo_jax.data.tokenizer_files import ids as special_ids
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.generate import generate
-from undo_jax.log import console
-from undo_jax.mesh import BATCH, parts
+from undo_jax.logs.log import console
 from undo_jax.models.hf_special import listed
-from undo_jax.sharding import placed
+from undo_jax.runtime import device_memory
+from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.runtime.sharding import placed
 from undo_jax.types import LM, Lazy, shapes
 
 
@@ -103,7 +103,7 @@ def _check_cache(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> 
 
 def _check(time: int, new_tokens: int, needed: float, mesh: Mesh) -> None:
     what = f"new_tokens={new_tokens} after a prompt of {time} tokens"
-    memory.check(what, needed, memory.of_device(mesh), "each device's memory")
+    device_memory.check(what, needed, device_memory.of_device(mesh), "each device's memory")
 
 
 def _rows(prompts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

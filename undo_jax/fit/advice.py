@@ -14,11 +14,11 @@ from undo_jax.fit.step import (
     rows_per_shard,
     suggestion,
 )
-from undo_jax.graph import Work
-from undo_jax.memory import text as memory
-from undo_jax.mesh import MeshShape
+from undo_jax.graph.nodes import Work
 from undo_jax.models.architecture import REMAT
-from undo_jax.sharding import placement
+from undo_jax.runtime.device_memory import text as memory
+from undo_jax.runtime.mesh import MeshShape
+from undo_jax.runtime.sharding import placement
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from undo_jax.graph import Work, traced
+from undo_jax.graph.nodes import Work, traced
 from undo_jax.models.head_only import HeadOnly, states_like
 from undo_jax.types import LM
 

@@ -11,9 +11,9 @@ from undo_jax.fit.chips import Slice
 from undo_jax.fit.overlap import overlap
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Step, rows_per_chip, rows_per_shard
-from undo_jax.graph import Work
-from undo_jax.log import brief, short
-from undo_jax.memory import text as memory
+from undo_jax.graph.nodes import Work
+from undo_jax.logs.log import brief, short
+from undo_jax.runtime.device_memory import text as memory
 
 
 def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from functools import partial
 import jax
 from jax.sharding import Mesh
 
-from undo_jax import losses, memory, optim
-from undo_jax.graph import Work
-from undo_jax.mesh import BATCH, parts
+from undo_jax import losses
+from undo_jax.graph.nodes import Work
+from undo_jax.runtime import device_memory
+from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.training import optim
 from undo_jax.types import LM, parameters, rounded_shapes, shapes, table_shape
 
 WHOLE = (  # losses that run every layer, forward and backward
@@ -28,12 +30,12 @@ def check_work(
     the device).
     """
     states, batch = least(work, mesh)
-    there = memory.of_device(mesh) if there is None else there
+    there = device_memory.of_device(mesh) if there is None else there
     if states > batch:
         what = f"a model of {_sizes(work.lm)}"
     else:
         what = f"{rows}={work.training.batch_size} rows of {work.row_length} tokens"
-    memory.check(what, states + batch, there, "each device's memory")
+    device_memory.check(what, states + batch, there, "each device's memory")
 
 
 def least(work: Work, mesh: Mesh) -> tuple[float, float]:

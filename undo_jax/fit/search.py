@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from undo_jax.fit.step import Step
-from undo_jax.graph import Work
-from undo_jax.mesh import BATCH, parts
+from undo_jax.graph.nodes import Work
 from undo_jax.models.architecture import REMAT
+from undo_jax.runtime.mesh import BATCH, parts
 
 MOST = 64  # rows per chip at once, at most
 CLOSE = 0.03  # of a chip's memory: a line through other sizes is not more exact

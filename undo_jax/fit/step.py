@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from undo_jax import losses
 from undo_jax.fit import chips, costs
 from undo_jax.fit.chips import Slice
-from undo_jax.graph import Work
-from undo_jax.mesh import BATCH, MeshShape, check_batch, make_mesh, parts
-from undo_jax.population import programs
-from undo_jax.train import Training
+from undo_jax.graph.nodes import Work
+from undo_jax.runtime.mesh import BATCH, MeshShape, check_batch, make_mesh, parts
+from undo_jax.training import programs
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM
 
 OFFLINE = {  # else libtpu asks the metadata server, complains on stderr, logs to /tmp and locks

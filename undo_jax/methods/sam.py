@@ -6,7 +6,7 @@ import optax
 from jax import lax
 
 from undo_jax.losses import Scalar
-from undo_jax.optim import Trains, pick, put
+from undo_jax.training.optim import Trains, pick, put
 from undo_jax.types import LM, Batch, Key, Loss, Metrics, Params, Refs
 
 

@@ -14,14 +14,14 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.collectives import gather_weight, on_devices
-from undo_jax.mesh import BATCH
+from undo_jax.models.activations import OF_TAPPED, Stacked, edit, nothing_yet, record, stack
 from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.layer import Layer, Norm, Span, matrix, slides
-from undo_jax.models.taps import OF_TAPPED, Stacked, edit, nothing_yet, record, stack
 from undo_jax.ops.embedding import lookup
-from undo_jax.sharding import pad_rows, spec_of, specs
+from undo_jax.runtime.collectives import gather_weight, on_devices
+from undo_jax.runtime.mesh import BATCH
+from undo_jax.runtime.sharding import pad_rows, spec_of, specs
 from undo_jax.types import Edits, Key, Rules, Tapped, Taps
 
 LAYERS: Rules = (

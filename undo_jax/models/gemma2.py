@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import stated
+from undo_jax.models import hf_config_fields
 from undo_jax.models.transformer import Transformer, chosen
 
 _2B = Transformer(
@@ -62,7 +62,7 @@ IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # of Gemma's ow
 _SCALARS = {
     "attention_softcap": "attn_logit_softcapping",
     "final_softcap": "final_logit_softcapping",
-    **stated.SCALARS,
+    **hf_config_fields.SCALARS,
 }
 _FIXED = {  # fields of config.json for which this decoder supports only these values
     "hidden_activation": "gelu_pytorch_tanh",
@@ -82,20 +82,20 @@ def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
 
     Raises ValueError for what this decoder does not support.
     """
-    stated.fixed(file, content, _FIXED)
+    hf_config_fields.fixed(file, content, _FIXED)
     found: dict[str, Any] = {}
-    for field, key in {**stated.SIZES, **_SCALARS}.items():
+    for field, key in {**hf_config_fields.SIZES, **_SCALARS}.items():
         if key in content:
             none = content[key] is None and field.endswith("softcap")
-            whole = field in stated.SIZES
-            found[field] = None if none else stated.positive(file, content, key, whole)
+            whole = field in hf_config_fields.SIZES
+            found[field] = None if none else hf_config_fields.positive(file, content, key, whole)
     if "query_pre_attn_scalar" in content:
-        scalar = stated.positive(file, content, "query_pre_attn_scalar")
+        scalar = hf_config_fields.positive(file, content, "query_pre_attn_scalar")
         found["attention_scale"] = scalar**-0.5
     slides = _sliding(file, content, found.get("layers", _2B.layers))
     sized = {"sliding_window": _2B.window, **content}
-    window = stated.positive(file, sized, "sliding_window", True) if any(slides) else None
-    theta, scaling = stated.rope(file, {"rope_theta": _2B.rope_theta, **content})
+    window = hf_config_fields.positive(file, sized, "sliding_window", True) if any(slides) else None
+    theta, scaling = hf_config_fields.rope(file, {"rope_theta": _2B.rope_theta, **content})
     return replace(
         _2B, **found, sliding=slides, window=window, rope_theta=theta, rope_scaling=scaling
     )
@@ -103,26 +103,28 @@ def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
 
 def _sliding(file: epath.Path, content: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     """Which layers slide: as listed, or every other one from the first on."""
-    listed = stated.layer_types(file, content, layers)
-    in_turn = stated.period([i % 2 == 0 for i in range(layers)])
+    listed = hf_config_fields.layer_types(file, content, layers)
+    in_turn = hf_config_fields.period([i % 2 == 0 for i in range(layers)])
     return _2B.sliding if listed in (None, in_turn) else listed
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
     """A model as config.json. Raises ValueError for one that config.json cannot express."""
-    stated.check_heads(lm)
-    scaling = stated.described_scaling(lm.rope_theta, lm.rope_scaling)
+    hf_config_fields.check_heads(lm)
+    scaling = hf_config_fields.described_scaling(lm.rope_theta, lm.rope_scaling)
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
         **_FIXED,
-        **{key: getattr(lm, field) for field, key in {**stated.SIZES, **_SCALARS}.items()},
+        **{
+            key: getattr(lm, field) for field, key in {**hf_config_fields.SIZES, **_SCALARS}.items()
+        },
         "sliding_window": lm.window or _2B.window,  # transformers wants one where no layer slides
         "query_pre_attn_scalar": scalar(lm),
-        "layer_types": stated.described_layers(lm),
+        "layer_types": hf_config_fields.described_layers(lm),
         "rope_theta": lm.rope_theta,  # transformers 4
         **({"rope_scaling": scaling} if scaling else {}),
-        "rope_parameters": stated.described_rope(lm.rope_theta, lm.rope_scaling),  # 5
+        "rope_parameters": hf_config_fields.described_rope(lm.rope_theta, lm.rope_scaling),  # 5
         "attention_dropout": 0.0,
     }
 

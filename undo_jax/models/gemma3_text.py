@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import gemma2, llama_like, stated
+from undo_jax.models import gemma2, hf_config_fields, llama_like
 from undo_jax.models.rope import Linear
 from undo_jax.models.transformer import Transformer, chosen
 
@@ -84,31 +84,39 @@ def text_name(name: str) -> str | None:
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
     """The model that a config.json states. Raises ValueError for what is not supported."""
-    stated.fixed(file, content, FIXED)
+    hf_config_fields.fixed(file, content, FIXED)
     content = {**DEFAULTS, **content}
-    whole = {n: stated.positive(file, content, key, True) for n, key in stated.SIZES.items()}
-    numbers = {n: stated.positive(file, content, key) for n, key in stated.SCALARS.items()}
+    whole = {
+        n: hf_config_fields.positive(file, content, key, True)
+        for n, key in hf_config_fields.SIZES.items()
+    }
+    numbers = {
+        n: hf_config_fields.positive(file, content, key)
+        for n, key in hf_config_fields.SCALARS.items()
+    }
     uncapped = content.get(_SOFTCAP) is None
     slides = _sliding(file, content, whole["layers"])
-    window = stated.positive(file, content, "sliding_window", True) if any(slides) else None
+    window = (
+        hf_config_fields.positive(file, content, "sliding_window", True) if any(slides) else None
+    )
     theta, scaling, local = _ropes(file, content)
-    bias = stated.flag(file, content, "attention_bias")
+    bias = hf_config_fields.flag(file, content, "attention_bias")
     return replace(
         _1B, **whole, **numbers, sliding=slides, window=window, rope_theta=theta,
         rope_scaling=scaling, local_theta=local, qkv_bias=bias, output_bias=bias,
-        final_softcap=None if uncapped else stated.positive(file, content, _SOFTCAP),
-        attention_scale=stated.positive(file, content, "query_pre_attn_scalar") ** -0.5,
+        final_softcap=None if uncapped else hf_config_fields.positive(file, content, _SOFTCAP),
+        attention_scale=hf_config_fields.positive(file, content, "query_pre_attn_scalar") ** -0.5,
     )  # fmt: skip
 
 
 def _sliding(file: epath.Path, content: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     """Which layers slide: as listed, or all but every sixth, or of another number."""
-    listed = stated.layer_types(file, content, layers)
+    listed = hf_config_fields.layer_types(file, content, layers)
     if listed is not None:
         return listed
     every = {_PATTERN: content.get(_PATTERN, content.get(f"_{_PATTERN}", 6))}
-    size = stated.positive(file, every, _PATTERN, whole=True)
-    return stated.period([bool((i + 1) % size) for i in range(layers)])
+    size = hf_config_fields.positive(file, every, _PATTERN, whole=True)
+    return hf_config_fields.period([bool((i + 1) % size) for i in range(layers)])
 
 
 def _ropes(file: epath.Path, content: Mapping[str, Any]) -> tuple[float, Any, float]:
@@ -121,9 +129,9 @@ def _ropes(file: epath.Path, content: Mapping[str, Any]) -> tuple[float, Any, fl
             f"rope_parameters of {' and '.join(_KINDS)}"
         )
     everything = {**parts[0], **scaled} or {"rope_type": "default"}
-    theta, scaling = stated.rope(file, content, everything)
+    theta, scaling = hf_config_fields.rope(file, content, everything)
     local = {"rope_theta": content["rope_local_base_freq"], **parts[1]}
-    local_theta, scaled = stated.rope(file, content, local)
+    local_theta, scaled = hf_config_fields.rope(file, content, local)
     if scaled is not None:
         raise ValueError(f"{file}: rotary positions {local} of layers that slide must be unscaled")
     return theta, scaling, local_theta
@@ -135,8 +143,8 @@ def _is_dict(value: Any) -> bool:
 
 def describe(lm: Transformer) -> dict[str, Any]:
     """A model as config.json. Raises ValueError for one that config.json cannot express."""
-    stated.check_heads(lm)
-    fields = {**stated.SIZES, **stated.SCALARS, "final_softcap": _SOFTCAP}
+    hf_config_fields.check_heads(lm)
+    fields = {**hf_config_fields.SIZES, **hf_config_fields.SCALARS, "final_softcap": _SOFTCAP}
     local = lm.rope_theta if lm.local_theta is None else lm.local_theta
     return {
         "architectures": ["Gemma3ForCausalLM"],
@@ -146,13 +154,13 @@ def describe(lm: Transformer) -> dict[str, Any]:
         "attention_bias": lm.qkv_bias,
         "query_pre_attn_scalar": gemma2.scalar(lm),
         "sliding_window": lm.window or DEFAULTS["sliding_window"],  # wanted where none slides, too
-        "layer_types": stated.described_layers(lm),
+        "layer_types": hf_config_fields.described_layers(lm),
         "rope_theta": lm.rope_theta,  # transformers 4
         "rope_local_base_freq": local,
-        "rope_scaling": stated.described_scaling(lm.rope_theta, lm.rope_scaling),
+        "rope_scaling": hf_config_fields.described_scaling(lm.rope_theta, lm.rope_scaling),
         "rope_parameters": {  # 5
-            "full_attention": stated.described_rope(lm.rope_theta, lm.rope_scaling),
-            "sliding_attention": stated.described_rope(local, None),
+            "full_attention": hf_config_fields.described_rope(lm.rope_theta, lm.rope_scaling),
+            "sliding_attention": hf_config_fields.described_rope(local, None),
         },
         "attention_dropout": 0.0,
     }

@@ -33,7 +33,7 @@ from undo_jax.models.hf_folder import (
 )
 from undo_jax.models.hf_special import GENERATION, IDS
 from undo_jax.models.transformer import Transformer
-from undo_jax.sharding import path_name, placement
+from undo_jax.runtime.sharding import path_name, placement
 from undo_jax.types import Params, shapes
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

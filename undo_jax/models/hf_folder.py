@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-from undo_jax.models import stated
+from undo_jax.models import hf_config_fields
 from undo_jax.models.transformer import Transformer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -83,7 +83,7 @@ def described(lm: Transformer) -> dict[str, Any]:
         wanted: Any = getattr(lm, field.name)
         found: Any = getattr(back, field.name)
         if field.name == "sliding":
-            wanted, found = stated.sliding(lm), stated.sliding(back)
+            wanted, found = hf_config_fields.sliding(lm), hf_config_fields.sliding(back)
         elif field.name in UNSTATED:
             continue
         close = isinstance(wanted, float) and isinstance(found, float)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from undo_jax.models import stated
+from undo_jax.models import hf_config_fields
 from undo_jax.models.hf_folder import CONFIG, families, family, local, of_text, read_json
 
 GENERATION, SETTINGS = "generation_config.json", "tokenizer_config.json"
@@ -27,7 +27,7 @@ def read(folder: epath.Path) -> Special:
         for name in (CONFIG, GENERATION, SETTINGS)
     )
     generation = {name: value for name, value in generation.items() if not name.startswith("_")}
-    stated.ids({n: generation[n] for n in IDS if n in generation}, folder / GENERATION)
+    hf_config_fields.ids({n: generation[n] for n in IDS if n in generation}, folder / GENERATION)
     ids = read_ids(folder) if of_text(config).get("model_type") in families() else {}
     return Special(ids, generation, settings)
 
@@ -41,7 +41,9 @@ def read_ids(folder: epath.PathLike, rows: int | None = None) -> dict[str, Any]:
     file = epath.Path(folder) / CONFIG
     content = of_text(read_json(file))
     own = family(content.get("model_type"), file).IDS
-    found = stated.ids({name: content.get(name, value) for name, value in own.items()}, file)
+    found = hf_config_fields.ids(
+        {name: content.get(name, value) for name, value in own.items()}, file
+    )
     for name in (name for name in own if name in content):
         for number in listed(found[name]):
             if rows is not None and number >= rows:

@@ -15,14 +15,14 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.collectives import first_of
-from undo_jax.mesh import BATCH
 from undo_jax.models.architecture import Adapters, Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.rope import LongRope, frequencies, rope
 from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
 from undo_jax.ops.linear import linear
+from undo_jax.runtime.collectives import first_of
+from undo_jax.runtime.mesh import BATCH
 
 
 class Norm(nnx.Module):

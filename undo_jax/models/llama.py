@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import llama_like, stated
+from undo_jax.models import hf_config_fields, llama_like
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.rope import Llama3
 from undo_jax.models.transformer import Transformer, chosen
@@ -51,12 +51,12 @@ def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
     """The model that a config.json states. Raises ValueError for what is not supported."""
     content = {**DEFAULTS, **content}
     llama_like.alike(file, content, None)
-    bias = stated.flag(file, content, "attention_bias")
+    bias = hf_config_fields.flag(file, content, "attention_bias")
     return llama_like.read(file, content, qkv_bias=bias, output_bias=bias, family="llama")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
     """A model as config.json. Raises ValueError for one that transformers does not take."""
-    stated.check_heads(lm)
+    hf_config_fields.check_heads(lm)
     common = llama_like.describe(lm, "llama", "LlamaForCausalLM")
     return {**common, "attention_bias": lm.qkv_bias, "mlp_bias": False}

@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import stated
+from undo_jax.models import hf_config_fields
 from undo_jax.models.transformer import Transformer
 
 # Parameter path -> Hugging Face's tensor name, as in `gemma2.NAMES`; those that a model lacks count
@@ -74,17 +74,22 @@ def read(
 
     Raises ValueError for what this decoder does not support.
     """
-    stated.fixed(file, content, FIXED)
+    hf_config_fields.fixed(file, content, FIXED)
     content = dict(content)
     if content.get("num_key_value_heads") is None:
         content["num_key_value_heads"] = content["num_attention_heads"]
-    sizes = dict(stated.SIZES)
+    sizes = dict(hf_config_fields.SIZES)
     if content.get("head_dim") is None:
         del sizes["head_width"]
-    found = {name: stated.positive(file, content, key, True) for name, key in sizes.items()}
-    scalars = {n: float(stated.positive(file, content, k)) for n, k in stated.SCALARS.items()}
-    theta, scaling = stated.rope(file, content)
-    own_head = not stated.flag(file, content, "tie_word_embeddings")
+    found = {
+        name: hf_config_fields.positive(file, content, key, True) for name, key in sizes.items()
+    }
+    scalars = {
+        n: float(hf_config_fields.positive(file, content, k))
+        for n, k in hf_config_fields.SCALARS.items()
+    }
+    theta, scaling = hf_config_fields.rope(file, content)
+    own_head = not hf_config_fields.flag(file, content, "tie_word_embeddings")
     return decoder(
         **found, **scalars, window=window, own_head=own_head, rope_theta=theta,
         rope_scaling=scaling, **more,
@@ -98,18 +103,20 @@ def read_alike(
 
     `defaults` are what a file leaves out. Raises ValueError as `read` does.
     """
-    stated.fixed(file, content, {"attention_bias": False})
+    hf_config_fields.fixed(file, content, {"attention_bias": False})
     content = {**defaults, **content}
     none = content.get("sliding_window") is None
-    window = None if none else stated.positive(file, content, "sliding_window", whole=True)
+    window = (
+        None if none else hf_config_fields.positive(file, content, "sliding_window", whole=True)
+    )
     alike(file, content, window)
     return read(file, content, window=window, family=family)
 
 
 def alike(file: epath.Path, content: Mapping[str, Any], window: int | None) -> None:
     """Raises ValueError where `layer_types` are not what one window for all layers makes them."""
-    layers = stated.positive(file, content, stated.SIZES["layers"], whole=True)
-    if stated.layer_types(file, content, layers) not in (None, (window is not None,)):
+    layers = hf_config_fields.positive(file, content, hf_config_fields.SIZES["layers"], whole=True)
+    if hf_config_fields.layer_types(file, content, layers) not in (None, (window is not None,)):
         raise ValueError(
             f"{file}: layer_types={content['layer_types']} do not fit sliding_window={window}: "
             "all layers of this family are alike"
@@ -118,7 +125,7 @@ def alike(file: epath.Path, content: Mapping[str, Any], window: int | None) -> N
 
 def describe(lm: Transformer, model_type: str, architecture: str) -> dict[str, Any]:
     """A model as config.json, but for the fields that only some of these families have."""
-    fields = {**stated.SIZES, **stated.SCALARS}
+    fields = {**hf_config_fields.SIZES, **hf_config_fields.SCALARS}
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -126,7 +133,7 @@ def describe(lm: Transformer, model_type: str, architecture: str) -> dict[str, A
         **{key: getattr(lm, field) for field, key in fields.items()},
         "tie_word_embeddings": not lm.own_head,
         "rope_theta": lm.rope_theta,  # transformers 4
-        "rope_scaling": stated.described_scaling(lm.rope_theta, lm.rope_scaling),
-        "rope_parameters": stated.described_rope(lm.rope_theta, lm.rope_scaling),  # 5
+        "rope_scaling": hf_config_fields.described_scaling(lm.rope_theta, lm.rope_scaling),
+        "rope_parameters": hf_config_fields.described_rope(lm.rope_theta, lm.rope_scaling),  # 5
         "attention_dropout": 0.0,
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import llama_like, stated
+from undo_jax.models import hf_config_fields, llama_like
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.rope import LongRope
 from undo_jax.models.transformer import Transformer, chosen
@@ -84,7 +84,7 @@ def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
 
 def describe(lm: Transformer) -> dict[str, Any]:
     """A model as config.json. Raises ValueError for one that transformers does not take."""
-    stated.check_heads(lm)
+    hf_config_fields.check_heads(lm)
     common = llama_like.describe(lm, "phi3", "Phi3ForCausalLM")
     del common["head_dim"]  # transformers checks the divisors against D / N
     scaling = lm.rope_scaling

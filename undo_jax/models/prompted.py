@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models.around import Around, check_prefix, check_tokens
+from undo_jax.models.wrappers import Around, check_prefix, check_tokens
 from undo_jax.types import LM, Edits, Params, Tapped, Taps
 
 

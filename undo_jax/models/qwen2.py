@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import llama_like, stated
+from undo_jax.models import hf_config_fields, llama_like
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.transformer import Transformer, chosen
 
@@ -48,7 +48,7 @@ def preset(name: str, **changes: Any) -> Transformer:
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
     """The model that a config.json states. Raises ValueError for what is not supported."""
-    stated.fixed(file, content, FIXED)
+    hf_config_fields.fixed(file, content, FIXED)
     content = {**DEFAULTS, **content}
     return llama_like.read(file, content, **windows(file, content), qkv_bias=True, family="qwen2")
 
@@ -58,15 +58,18 @@ def windows(file: epath.Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for layers that do not fit.
     """
-    layers = stated.positive(file, content, stated.SIZES["layers"], whole=True)
-    listed, size = stated.layer_types(file, content, layers), None
-    if stated.flag(file, content, "use_sliding_window") and content["sliding_window"] is not None:
-        size = stated.positive(file, content, "sliding_window", whole=True)
+    layers = hf_config_fields.positive(file, content, hf_config_fields.SIZES["layers"], whole=True)
+    listed, size = hf_config_fields.layer_types(file, content, layers), None
+    if (
+        hf_config_fields.flag(file, content, "use_sliding_window")
+        and content["sliding_window"] is not None
+    ):
+        size = hf_config_fields.positive(file, content, "sliding_window", whole=True)
     first = content["max_window_layers"]
     if listed is None and size is not None:
         if type(first) is not int or first < 0:
             raise ValueError(f"{file}: max_window_layers={first!r} must be a number of layers")
-        listed = stated.period([i >= first for i in range(layers)])
+        listed = hf_config_fields.period([i >= first for i in range(layers)])
     listed = (False,) if listed is None else listed
     if any(listed) and size is None:
         raise ValueError(
@@ -86,6 +89,6 @@ def described_windows(lm: Transformer) -> dict[str, Any]:
     return {
         "use_sliding_window": lm.window is not None,
         "sliding_window": lm.window,
-        "max_window_layers": [*stated.sliding(lm), True].index(True),
-        "layer_types": stated.described_layers(lm),
+        "max_window_layers": [*hf_config_fields.sliding(lm), True].index(True),
+        "layer_types": hf_config_fields.described_layers(lm),
     }

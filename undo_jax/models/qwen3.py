@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import llama_like, qwen2, stated
+from undo_jax.models import hf_config_fields, llama_like, qwen2
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.transformer import Transformer, chosen
 
@@ -33,7 +33,7 @@ def preset(name: str, **changes: Any) -> Transformer:
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
     """The model that a config.json states. Raises ValueError for what is not supported."""
     content = {**DEFAULTS, **content}
-    bias = stated.flag(file, content, "attention_bias")
+    bias = hf_config_fields.flag(file, content, "attention_bias")
     more = {"qk_norm": True, "qkv_bias": bias, "output_bias": bias, "family": "qwen3"}
     return llama_like.read(file, content, **qwen2.windows(file, content), **more)
 

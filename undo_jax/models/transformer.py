@@ -12,12 +12,12 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models import cache, stated
+from undo_jax.models import cache, hf_config_fields
+from undo_jax.models.activations import check_taps
 from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.decoder import SHARDING, Decoder
-from undo_jax.models.taps import check_taps
-from undo_jax.sharding import path_name
+from undo_jax.runtime.sharding import path_name
 from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps
 
 
@@ -90,9 +90,9 @@ class Transformer(Architecture):
 
     def keeping(self, every: int) -> "Transformer":
         """Layers 0, every, 2 · every, ... alone, each with the window and positions that it has."""
-        kept = stated.sliding(self)[::every]
+        kept = hf_config_fields.sliding(self)[::every]
         window = self.window if any(kept) else None
-        return replace(self, layers=len(kept), sliding=stated.period(kept), window=window)
+        return replace(self, layers=len(kept), sliding=hf_config_fields.period(kept), window=window)
 
     @property
     def _adapters_products(self) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.sharding import path_name
+from undo_jax.runtime.sharding import path_name
 from undo_jax.types import LM, Key, Params
 
 

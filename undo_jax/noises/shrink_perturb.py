@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from undo_jax.sharding import path_name
+from undo_jax.runtime.sharding import path_name
 from undo_jax.types import LM, Key, Params
 
 

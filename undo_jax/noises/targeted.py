@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float
 
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.optim import Trains, pick, put
+from undo_jax.training.optim import Trains, pick, put
 from undo_jax.types import LM, Key, Params
 
 

@@ -9,8 +9,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.collectives import on_devices
-from undo_jax.mesh import parts
+from undo_jax.runtime.collectives import on_devices
+from undo_jax.runtime.mesh import parts
 
 
 def attention(

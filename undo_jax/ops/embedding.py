@@ -7,9 +7,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.collectives import all_gather, first_of, on_devices, reduce_scatter
-from undo_jax.mesh import BATCH, parts, several
-from undo_jax.sharding import pad_rows
+from undo_jax.runtime.collectives import all_gather, first_of, on_devices, reduce_scatter
+from undo_jax.runtime.mesh import BATCH, parts, several
+from undo_jax.runtime.sharding import pad_rows
 
 
 def lookup(

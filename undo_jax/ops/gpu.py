@@ -9,7 +9,7 @@ from jax.experimental.pallas import triton as plgpu
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
-from undo_jax.mesh import device_kind
+from undo_jax.runtime.mesh import device_kind
 
 LOG2_E = math.log2(math.e)
 INTERPRET = False  # run kernels on a CPU, for tests

@@ -16,8 +16,6 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.collectives import first_of, on_devices
-from undo_jax.mesh import BATCH, several
 from undo_jax.ops import head_chunks, head_tile
 from undo_jax.ops.head_chunks import (
     TABLE,
@@ -39,7 +37,9 @@ from undo_jax.ops.head_losses import (
     Tokens,
 )
 from undo_jax.ops.head_split import join, met, own, split
-from undo_jax.sharding import pad_rows
+from undo_jax.runtime.collectives import first_of, on_devices
+from undo_jax.runtime.mesh import BATCH, several
+from undo_jax.runtime.sharding import pad_rows
 
 
 class Teacher(NamedTuple):

@@ -19,11 +19,11 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from undo_jax.collectives import first_of, on_devices, reduce_scatter
-from undo_jax.mesh import BATCH, device_kind, parts, several
 from undo_jax.ops import head_gpu, head_tile, head_tpu
 from undo_jax.ops.head_losses import Axes, HeadLoss, Tokens, Vocabulary
 from undo_jax.ops.head_split import after, join, met, own, split
+from undo_jax.runtime.collectives import first_of, on_devices, reduce_scatter
+from undo_jax.runtime.mesh import BATCH, device_kind, parts, several
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
 # On CPU a chunk's logits stay in a core's cache; but as many tokens as it takes to use a table.

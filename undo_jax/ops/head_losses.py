@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.collectives import all_gather, first_of
-from undo_jax.mesh import parts, several
 from undo_jax.ops.head_tile import Target
+from undo_jax.runtime.collectives import all_gather, first_of
+from undo_jax.runtime.mesh import parts, several
 
 Axes = Sequence[str]  # of the mesh
 

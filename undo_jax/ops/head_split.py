@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from undo_jax.collectives import all_gather, first_of
-from undo_jax.mesh import several
 from undo_jax.ops.head_losses import Axes
+from undo_jax.runtime.collectives import all_gather, first_of
+from undo_jax.runtime.mesh import several
 
 
 def met(rows: tuple[Any, ...], tables: tuple[Any, ...]) -> tuple[tuple[str, ...], Any, Any]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from undo_jax.mesh import several
+from undo_jax.runtime.mesh import several
 
 Target = Literal["teacher", "token", "uniform"]  # which q
 NEVER = -1e30  # the logit of columns beyond the vocabulary

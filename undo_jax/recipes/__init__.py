@@ -1,4 +1,4 @@
-"""What a model can be made from: one file per kind, a frozen dataclass; `undo_jax.recipe.Recipe`.
+"""What a model can be made from: one file per kind, a frozen dataclass; see `graph.recipe.Recipe`.
 
-A recipe says what is made; `undo_jax.runner` makes it.
+A recipe says what is made; `undo_jax.runner.make` makes it.
 """

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from undo_jax.attacks import Attack
-from undo_jax.optim import Trains
-from undo_jax.recipe import Judge, Recipe, Simple, Stream, title
-from undo_jax.sharding import placement
-from undo_jax.train import Training
+from undo_jax.attack import Attack
+from undo_jax.graph.recipe import Judge, Recipe, Simple, Stream, title
+from undo_jax.runtime.sharding import placement
+from undo_jax.training.optim import Trains
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Loss, Params, Scores, shapes
 
 

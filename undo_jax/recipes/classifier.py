@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from undo_jax.graph.recipe import Recipe, Stream
 from undo_jax.models.probe import Probe, fit
-from undo_jax.recipe import Recipe, Stream
-from undo_jax.sharding import placement
-from undo_jax.train import rows
+from undo_jax.runtime.sharding import placement
+from undo_jax.training.train_step import rows
 from undo_jax.types import Key, Packed, Params
 
 

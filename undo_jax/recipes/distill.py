@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from undo_jax.checks import check_function
+from undo_jax.graph.recipe import Judge, Recipe, Simple, Stream, title
 from undo_jax.losses import distillation
-from undo_jax.recipe import Judge, Recipe, Simple, Stream, title
-from undo_jax.train import Training
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Loss, Scores, table_shape
 
 

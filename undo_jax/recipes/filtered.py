@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from undo_jax.graph.recipe import Recipe, Stream
 from undo_jax.losses import classified_distillation, filtered_distillation
-from undo_jax.recipe import Recipe, Stream
 from undo_jax.recipes.classifier import Classifier
 from undo_jax.recipes.distill import Distill
 from undo_jax.types import Loss

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax
 from jax.sharding import Mesh
 
-from undo_jax.recipe import Recipe
-from undo_jax.sharding import placement
+from undo_jax.graph.recipe import Recipe
+from undo_jax.runtime.sharding import placement
 from undo_jax.types import LM, Key, Params
 
 

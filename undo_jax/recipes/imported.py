@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 from etils import epath
 from jax.sharding import Mesh
 
-from undo_jax import checkpoint
-from undo_jax.artifacts import plain, stated_model
-from undo_jax.graph import differences
+from undo_jax.graph.nodes import differences
+from undo_jax.graph.recipe import Recipe
 from undo_jax.models import hf, hf_folder
-from undo_jax.recipe import Recipe
+from undo_jax.store import param_checkpoint
+from undo_jax.store.artifacts import plain, stated_model
 from undo_jax.types import LM, Key, Params
 
 
@@ -66,7 +66,7 @@ class Import:
             stated = {n: v for n, v in plain(lm).items() if n not in hf_folder.UNSTATED}
             self._check(stated, "give the folder of such a model")
             return hf.load(folder, lm, mesh)
-        return checkpoint.restore(folder, self.lm, mesh)
+        return param_checkpoint.restore(folder, self.lm, mesh)
 
     def check(self) -> None:
         """Raises FileNotFoundError where there are no parameters."""

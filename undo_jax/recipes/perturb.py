@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from undo_jax.checks import check_function
+from undo_jax.graph.recipe import Recipe, title
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.recipe import Recipe, title
-from undo_jax.sharding import placement
+from undo_jax.runtime.sharding import placement
 from undo_jax.types import LM, Key, Noise, Params, shapes
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from undo_jax.graph.recipe import Recipe, Simple, Stream
 from undo_jax.losses import language_modelling
-from undo_jax.recipe import Recipe, Simple, Stream
-from undo_jax.train import Training
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Loss
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from undo_jax.checks import check_function
+from undo_jax.graph.recipe import Recipe, Simple, Stream
 from undo_jax.methods.maxent import maxent
-from undo_jax.optim import Trains
-from undo_jax.recipe import Recipe, Simple, Stream
-from undo_jax.train import Training, check_accumulation
+from undo_jax.training.optim import Trains
+from undo_jax.training.train_step import Training, check_accumulation
 from undo_jax.types import LM, Loss
 
 

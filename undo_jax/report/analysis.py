@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from undo_jax.report.cards import HALF, card, spaces
-from undo_jax.report.choices import choices
+from undo_jax.report.config_table import choices
 from undo_jax.report.notes import Case, no_robustness, notes
 from undo_jax.report.numbers import (
     Adversary,

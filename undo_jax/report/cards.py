@@ -8,7 +8,7 @@ from typing import NamedTuple
 from undo_jax.report.notes import Case
 from undo_jax.report.numbers import MIN_GAP, Attacked, Row, Space, Spread, by_step, finals, strength
 from undo_jax.report.records import Evaluation, Logged, Measure
-from undo_jax.report.spaces import examples, space
+from undo_jax.report.search_spaces import examples, space
 from undo_jax.report.statistics import area, shares, steps_to
 
 DRAWN = re.compile(r"(.+?)-\d+-\d+(?:-|$)")  # NAME-SEED-NUMBER-...: what a search drew

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.report import card_tables, figures, made, speed, summary, tables
+from undo_jax.report import card_tables, figures, provenance_table, speed, summary, tables
 from undo_jax.report.analysis import analyse
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import read_logs
@@ -124,9 +124,9 @@ def _origin(report: Report) -> list[str]:
     commands = "".join(f"<li>{_command(one)}</li>" for one in report.origins)
     return [
         commands and f'<ol class="commands">{commands}</ol>',
-        f'<p class="legend made">{escape(made.versions(report))}</p>',
+        f'<p class="legend made">{escape(provenance_table.versions(report))}</p>',
         "<details><summary>Every setting</summary>",
-        table(made.choice_grid(report), "Every setting", wrapped=True),
+        table(provenance_table.choice_grid(report), "Every setting", wrapped=True),
         "</details>",
     ]
 

@@ -24,7 +24,7 @@ NEGATIVE = re.compile(r"(?<!\w)-(?=\d)")  # its sign
 @cache
 def web(*names: str) -> str:
     """Files of undo_jax/web, one after the other."""
-    folder = resources.files("undo_jax") / "web"
+    folder = resources.files("undo_jax.report") / "web"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 

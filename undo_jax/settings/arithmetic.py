@@ -8,7 +8,6 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax import memory
 from undo_jax.data import sources
 from undo_jax.data.arithmetic import FORMS, OPERATIONS, Grammar, alphabet, examination, sample
 from undo_jax.data.packing import pack
@@ -16,8 +15,9 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.losses import cross_entropy
-from undo_jax.settings import Example
-from undo_jax.train import rows
+from undo_jax.runtime import device_memory
+from undo_jax.setting import Example
+from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
@@ -178,7 +178,7 @@ class Arithmetic:
 
 def _check_memory(setting: Arithmetic) -> None:
     """Raises ValueError for problems or facts that do not fit into this machine's memory."""
-    grammar, forms, there = setting.grammar, len(setting.forms), memory.host()
+    grammar, forms, there = setting.grammar, len(setting.forms), device_memory.host()
     questions, rows = setting.questions or 0, setting.validation_rows * setting.row_length
     needed = {
         f"problems={setting.problems}": setting.problems * forms,
@@ -188,7 +188,7 @@ def _check_memory(setting: Arithmetic) -> None:
         f"validation_rows={setting.validation_rows} of row_length={setting.row_length}": rows,
     }
     for what, count in needed.items():
-        memory.check(f"setting.{what}", OBJECT * count, there)
+        device_memory.check(f"setting.{what}", OBJECT * count, there)
 
 
 @cache

@@ -19,8 +19,8 @@ from undo_jax.evals.choices import Sheets, accuracy, log_likelihoods, right, wri
 from undo_jax.evals.generate import WHOLE
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
+from undo_jax.runtime.sharding import place
 from undo_jax.settings.language import check_corpora
-from undo_jax.sharding import place
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Rows, Scores
 
 NEAR = {  # subjects of MMLU near to what WMDP asks, to be told apart from the others

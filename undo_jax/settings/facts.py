@@ -16,8 +16,8 @@ from undo_jax.data.tokenizers import Tokenizer, Words
 from undo_jax.evals.choices import log_likelihoods, right, write_sheets
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
-from undo_jax.settings import Example
-from undo_jax.train import rows
+from undo_jax.setting import Example
+from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
 EXAMPLES = 8  # of either part

@@ -10,7 +10,7 @@ from undo_jax.data.corpus import Corpus
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.loss import mean_cross_entropy
-from undo_jax.settings import Example
+from undo_jax.setting import Example
 from undo_jax.types import LM, Metric, Metrics, Params
 
 EXAMPLES = 6  # texts of either language

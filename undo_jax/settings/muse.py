@@ -12,8 +12,8 @@ from undo_jax.data.packing import pack
 from undo_jax.data.pairs import filled
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.evals import answers, membership, memorisation, rouge
-from undo_jax.evals.answers import Batches
+from undo_jax.evals import answer_scores, membership, memorisation, rouge
+from undo_jax.evals.answer_scores import Batches
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
 TEMPLATE = "Question: {question}\nAnswer: {answer}"
@@ -91,7 +91,10 @@ class Muse:
         return {part: _asked(self, part).rows for part in PARTS}
 
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
-        return {part: answers.mean_probability(lm, params, rows) for part, rows in material.items()}
+        return {
+            part: answer_scores.mean_probability(lm, params, rows)
+            for part, rows in material.items()
+        }
 
     def at_end(self, lm: LM, params: Params) -> Mapping[str, Any]:
         """What the model writes, and how well it knows forgotten texts."""
@@ -101,7 +104,7 @@ class Muse:
             said = self._written(lm, params, given, self.answer_tokens)
             wanted = [right for _, right in self.files.questions[part]]
             found[f"{part}_rouge"] = rouge.rouge_l(
-                wanted, [answers.before(one, STOPS) for one in said]
+                wanted, [answer_scores.before(one, STOPS) for one in said]
             )
         prompts, rest = zip(*self.files.verbatim, strict=True)
         begun = [
@@ -109,9 +112,9 @@ class Muse:
         ]
         said = self._written(lm, params, prompts, self.text_tokens)
         found["verbatim_rouge"] = rouge.rouge_l(begun, said, "fmeasure")
-        found |= memorisation.mean_of(answers.tell(lm, params, _verbatim(self)))
+        found |= memorisation.mean_of(answer_scores.tell(lm, params, _verbatim(self)))
         members, others = (
-            list(zip(answers.tell(lm, params, _members(self, split)), texts, strict=True))
+            list(zip(answer_scores.tell(lm, params, _members(self, split)), texts, strict=True))
             for split, texts in self.files.members.items()
         )
         return {**found, **membership.areas(members, others)}
@@ -124,9 +127,9 @@ class Muse:
         return teacher - student < tolerance
 
     def _written(self, lm: LM, params: Params, given: Sequence[str], new_tokens: int) -> list[str]:
-        contexts = [answers.opened(self.tokenizer, one) for one in given]
+        contexts = [answer_scores.opened(self.tokenizer, one) for one in given]
         how = {"new_tokens": new_tokens, "rows_at_once": self.rows_at_once}
-        return answers.written(lm, params, contexts, self.tokenizer, **how)
+        return answer_scores.written(lm, params, contexts, self.tokenizer, **how)
 
 
 def _context(files: MuseFiles, part: str, pair: Pair) -> str:
@@ -139,23 +142,23 @@ def _context(files: MuseFiles, part: str, pair: Pair) -> str:
 def _asked(setting: Muse, part: str) -> Batches:
     """Answers after their questions; a document does not end there."""
     pairs = ((_context(setting.files, part, one), one[1]) for one in setting.files.questions[part])
-    texts = [answers.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
-    return answers.in_batches(texts, setting.rows_at_once)
+    texts = [answer_scores.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
+    return answer_scores.in_batches(texts, setting.rows_at_once)
 
 
 @cache
 def _verbatim(setting: Muse) -> Batches:
     pairs = setting.files.verbatim
-    texts = [answers.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
-    return answers.in_batches(texts, setting.rows_at_once)
+    texts = [answer_scores.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
+    return answer_scores.in_batches(texts, setting.rows_at_once)
 
 
 @cache
 def _members(setting: Muse, split: str) -> Batches:
     """Texts that a model was trained on, or others."""
     read = setting.files.members[split]
-    texts = [answers.whole(setting.tokenizer, one, setting.longest) for one in read]
-    return answers.in_batches(texts, setting.rows_at_once)
+    texts = [answer_scores.whole(setting.tokenizer, one, setting.longest) for one in read]
+    return answer_scores.in_batches(texts, setting.rows_at_once)
 
 
 @cache

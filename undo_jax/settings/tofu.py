@@ -12,8 +12,8 @@ from undo_jax.data.pairs import check_template, encode_pair, filled, pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.evals import answers, membership, memorisation, rouge, unlearned
-from undo_jax.evals.answers import Batches
+from undo_jax.evals import answer_scores, membership, memorisation, rouge, tofu_muse
+from undo_jax.evals.answer_scores import Batches
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Scores
 
 SAID = {
@@ -103,7 +103,10 @@ class Tofu:
         return {part: _answers(self, part, "answer").rows for part in INVENTED}
 
     def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
-        return {part: answers.mean_probability(lm, params, rows) for part, rows in material.items()}
+        return {
+            part: answer_scores.mean_probability(lm, params, rows)
+            for part, rows in material.items()
+        }
 
     def at_end(self, lm: LM, params: Params) -> Mapping[str, Any]:
         """Scores of answers that are given and of those that are written, and truth ratios."""
@@ -113,21 +116,21 @@ class Tofu:
             if part == "forget":
                 found |= {"truth_ratios": ratios, **memorisation.mean_of(right)}
                 found |= self._membership(lm, params, right) if self.files.holdout else {}
-            judge = unlearned.forgotten if part == "forget" else unlearned.kept
+            judge = tofu_muse.forgotten if part == "forget" else tofu_muse.kept
             found[f"{part}_probability"] = float(np.mean(probabilities))
             found[f"{part}_truth_ratio"] = judge(ratios)
             wanted = [one.answer for one in self.files.examined[part]]
             found[f"{part}_rouge"] = rouge.rouge_l(wanted, self._written(lm, params, part))
-        nine = {name: found[name.replace("/", "_")] for name in unlearned.NINE}
+        nine = {name: found[name.replace("/", "_")] for name in tofu_muse.NINE}
         known = np.isfinite([*nine.values()]).all()  # else it has diverged
-        return {**found, "model_utility": unlearned.model_utility(nine) if known else math.nan}
+        return {**found, "model_utility": tofu_muse.model_utility(nine) if known else math.nan}
 
     def compare(self, own: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Scores:
         """Forget quality, for which there must be an oracle, and PrivLeak."""
         found = {"privleak": membership.leak(own, oracle)} if self.files.holdout else {}
         if oracle is not None:
             both = own["truth_ratios"], oracle["truth_ratios"]
-            quality = unlearned.unless_diverged(unlearned.forget_quality, *both)
+            quality = tofu_muse.unless_diverged(tofu_muse.forget_quality, *both)
             found["forget_quality"] = quality
         return found
 
@@ -139,14 +142,14 @@ class Tofu:
         """What the model answers, up to what follows answers in the template."""
         _, after = filled(self.template, "", "")
         given = [filled(self.template, one.question, "")[0] for one in self.files.examined[part]]
-        contexts = [answers.opened(self.tokenizer, one) for one in given]
+        contexts = [answer_scores.opened(self.tokenizer, one) for one in given]
         how = {"new_tokens": self.new_tokens, "rows_at_once": self.rows_at_once}
-        said = answers.written(lm, params, contexts, self.tokenizer, **how)
-        return [answers.before(text, (after,)) for text in said]
+        said = answer_scores.written(lm, params, contexts, self.tokenizer, **how)
+        return [answer_scores.before(text, (after,)) for text in said]
 
     def _membership(self, lm: LM, params: Params, forgotten: Any) -> dict[str, float]:
         """Answers about the forgotten authors against those about authors of the holdout."""
-        others = answers.tell(lm, params, _answers(self, "holdout", "answer"))
+        others = answer_scores.tell(lm, params, _answers(self, "holdout", "answer"))
         sides = (
             [(told, one.answer) for told, one in zip(of, self.files.examined[part], strict=True)]
             for part, of in (("forget", forgotten), ("holdout", others))
@@ -160,10 +163,10 @@ def _judged(
     """What a model says of each answer, the answer's probability, and the truth ratio."""
 
     def probabilities(kind: Kind) -> np.ndarray:
-        told = answers.tell(lm, params, _answers(setting, part, kind))
+        told = answer_scores.tell(lm, params, _answers(setting, part, kind))
         return np.array([memorisation.probability(one.log_p) for one in told])
 
-    right = answers.tell(lm, params, _answers(setting, part, "answer"))
+    right = answer_scores.tell(lm, params, _answers(setting, part, "answer"))
     own = np.array([memorisation.probability(one.log_p) for one in right])
     ends = np.cumsum([len(one.wrong) for one in setting.files.examined[part]])
     wrong = [some.tolist() for some in np.split(probabilities("wrong"), ends[:-1])]
@@ -181,8 +184,8 @@ def _answers(setting: Tofu, part: str, kind: Kind) -> Batches:
     for one in setting.files.examined[part]:
         said = {"answer": (one.answer,), "paraphrase": (one.paraphrase,), "wrong": one.wrong}[kind]
         pairs = (filled(setting.template, one.question, text) for text in said)
-        texts += [answers.answer(setting.tokenizer, *pair) for pair in pairs]
-    return answers.in_batches(texts, setting.rows_at_once)
+        texts += [answer_scores.answer(setting.tokenizer, *pair) for pair in pairs]
+    return answer_scores.in_batches(texts, setting.rows_at_once)
 
 
 @cache

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from undo_jax.log import Sink, Tags
+from undo_jax.logs.log import Sink, Tags
 
 
 def find(name: str) -> Sink:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from undo_jax.log import Tags, Target, Write
+from undo_jax.logs.log import Tags, Target, Write
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
-from undo_jax.log import Tags, Target, Write
+from undo_jax.logs.log import Tags, Target, Write
 from undo_jax.sinks import label, numbers
 
 try:

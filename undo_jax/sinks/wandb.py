@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from undo_jax.durable import remote
-from undo_jax.log import Tags, Target, Write, console
+from undo_jax.logs.log import Tags, Target, Write, console
+from undo_jax.runtime.atomic_files import remote
 from undo_jax.sinks import label, numbers
 
 try:

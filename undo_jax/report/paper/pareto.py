@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from undo_jax.report import panels
 from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import BLACK, FAMILIES, MUTED, darker
-from undo_jax.report.fronts import hypervolume
 from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import lacking
+from undo_jax.report.pareto_fronts import hypervolume
 from undo_jax.report.records import Measure
 from undo_jax.report.studies import Curve, Point, Seed, Study, difference
 from undo_jax.report.tables import sentence

@@ -1,0 +1,1 @@
+"""Recipes, and the graph of models that they describe."""

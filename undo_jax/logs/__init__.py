@@ -1,0 +1,1 @@
+"""Records of training, and what a terminal shows of it."""

@@ -1,0 +1,1 @@
+"""Experiments: checked, scheduled, trained, saved."""

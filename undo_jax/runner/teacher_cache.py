@@ -1,0 +1,175 @@
+"""A teacher's hidden states, computed once for all of its students (docs/decisions/0012-cache.md).
+
+WORKDIR/states-TEACHER-FINGERPRINT/   of one teacher on one array of rows, see `data.states`
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from undo_jax.data.states import (
+    MANIFEST,
+    About,
+    States,
+    finish_states,
+    open_states,
+    unwritten,
+    write_file,
+)
+from undo_jax.fit.cached import TEACHER, per_token, possible
+from undo_jax.graph.nodes import Model, Work, is_trained, work
+from undo_jax.graph.recipe import Recipe
+from undo_jax.logs.log import console, waiting
+from undo_jax.models.head_only import HeadOnly, states_like
+from undo_jax.runner.trials import Run
+from undo_jax.runtime.device_memory import text as memory
+from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.runtime.preemption import stoppable
+from undo_jax.runtime.process_watch import agreed
+from undo_jax.setting import Setting
+from undo_jax.store.array_digest import digest
+from undo_jax.store.artifacts import wait
+from undo_jax.training.programs import jit_on, over_members
+from undo_jax.training.trial import Inputs
+from undo_jax.types import LM, Params
+
+ROWS = 16  # computed at once on a device, at least
+
+
+class Saving(NamedTuple):
+    """What a teacher's stored states would change."""
+
+    share: float  # of a training's FLOPs that are left, storing them included
+    bytes: float  # of the states
+
+
+def saving(run: Run, company: Sequence[Model], doing: Work, steps: float) -> Saving | None:
+    """What storing would save models that take so many `steps` in all; None if it saves nothing.
+
+    Raises what the setting's streams raise.
+    """
+    recipe: Any = company[0].recipe
+    token = per_token(doing)
+    if token is None:
+        return None
+    streams = {run.setting.stream(one.name, 1, 0) for one in recipe.streams.values()}
+    if not all(hasattr(stream, "sources") for stream in streams):
+        return None
+    rows = sum(len(source.tokens) for stream in streams for source in stream.sources)
+    teachers = {model.parent(model.recipe.references[TEACHER]) for model in company}  # type: ignore[attr-defined]
+    tokens = len(teachers) * rows * doing.row_length
+    before = steps * doing.tokens * token.beside
+    after = steps * doing.tokens * token.stored + tokens * token.storing
+    return Saving(after / before, tokens * token.bytes) if after < before else None
+
+
+def check(recipe: Recipe, setting: Setting) -> None:
+    """Raises ValueError for a student whose streams are not made by `undo_jax.data.streams`."""
+    doing: Any = recipe
+    if not (is_trained(recipe) and possible(work(doing, setting))):
+        return
+    for one in doing.streams.values():
+        if not hasattr(setting.stream(one.name, 1, 0), "with_states"):
+            raise ValueError(
+                f"the setting's stream {one.name} does not say which rows it has, so that a "
+                "teacher's states cannot be stored: make it by undo_jax.data.streams, or leave "
+                "out --cache-teachers"
+            )
+
+
+def recall(run: Run, given: Inputs, references: Mapping[str, Model]) -> Inputs:
+    """The same inputs with the teacher's states in the rows, and of the teacher the head alone.
+
+    States that are not stored yet are computed. Raises what `open_states` raises.
+    """
+    teacher, (lm, load) = references[TEACHER], given.refs[TEACHER]
+    params, head = load(), HeadOnly(lm)
+    stored = partial(_stored, run, teacher, lm, params, digest(params))
+    streams = {
+        name: stream.with_states([stored(source.tokens) for source in stream.sources])
+        for name, stream in given.streams.items()
+    }
+    kept = jax.jit(head.head)(params)
+    return Inputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
+
+
+def _stored(run: Run, teacher: Model, lm: LM, params: Params, parameters: str, rows: Any) -> States:
+    """The teacher's states of rows, [R, T, D]; `parameters` is the digest of `params`."""
+    like = states_like(lm, (len(rows), rows.shape[1] - 1))
+    count, length, width = like.shape
+    known = teacher.artifact.fingerprint, parameters, _hash(rows)
+    about = About(*known, count, length, width, str(like.dtype))
+    folder = teacher.artifact.workdir / f"states-{teacher.artifact.slug}-{about.fingerprint}"
+    if not agreed((folder / MANIFEST).exists()):
+        _store(run, teacher, lm, params, rows, about, folder)
+    return open_states(folder, about)
+
+
+def _store(
+    run: Run, teacher: Model, lm: LM, params: Params, rows: Any, about: About, folder: epath.Path
+) -> None:
+    """Write the files that are not written yet. Stops between two files if asked to."""
+    what = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"
+    size = f"{about.count:,} rows, {memory(about.count * about.row_bytes)}"
+    console.print(f"{what}: {size}, in {folder.name}", soft_wrap=True)
+    left, hidden = agreed(unwritten(folder, about)), _program(lm, run)
+    with stoppable() as stop, waiting(what):
+        for number, (first, end) in enumerate(about.files):
+            blocks = _blocks(run, hidden, params, rows, first, end)
+            if left[number] and jax.process_index() == 0:
+                write_file(folder, number, blocks)
+            elif left[number]:
+                all(True for _ in blocks)  # computes along
+            if stop.asked():
+                stop.leave("after a file of states")
+    if jax.process_index() == 0:
+        finish_states(folder, about)
+    wait(f"states {folder.name}")
+
+
+def _program(lm: LM, run: Run) -> Any:
+    """(blocks of tokens [M, b, T], params) -> their states [M, b, T, D], on every process."""
+
+    def of_block(tokens: Any, params: Params) -> Any:
+        return lm.hidden(lm.rounded(params), tokens)
+
+    everywhere = NamedSharding(run.mesh, P())
+    return jit_on(run.mesh)(over_members(of_block, run.mesh), out_shardings=everywhere)
+
+
+def _blocks(
+    run: Run, hidden: Any, params: Params, rows: Any, first: int, end: int
+) -> Iterator[np.ndarray]:
+    """States of rows first..end-1, [n, T, D] each; one block is computed while one is written."""
+    shards, sweep = parts(*BATCH, mesh=run.mesh), run.mesh.shape["sweep"]
+    size, place = -(-ROWS // shards) * shards, NamedSharding(run.mesh, P("sweep", BATCH))
+    before: tuple[Any, int] | None = None
+    for at in range(first, end, sweep * size):
+        tokens = rows[np.arange(at, min(at + sweep * size, end))][:, :-1]
+        padding = [(0, sweep * size - len(tokens)), (0, 0)]
+        block = np.pad(tokens, padding).astype(np.int32).reshape(sweep, size, -1)
+        now = hidden(jax.device_put(jnp.asarray(block), place), params), len(tokens)
+        if before is not None:
+            yield _fetched(*before)
+        before = now
+    if before is not None:
+        yield _fetched(*before)
+
+
+def _fetched(states: Any, count: int) -> np.ndarray:
+    found = np.asarray(states)
+    return found.reshape(-1, *found.shape[2:])[:count]
+
+
+def _hash(rows: Any) -> str:
+    """Hash of rows: their own, or that of their bytes."""
+    known = getattr(rows, "digest", None)
+    return known or hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()

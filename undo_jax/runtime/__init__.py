@@ -1,0 +1,1 @@
+"""Devices and processes: meshes, sharding, collectives, memory, signals, files, locks."""

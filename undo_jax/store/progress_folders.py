@@ -1,0 +1,70 @@
+"""Progress on disk of artifacts that train together.
+
+WORKDIR/progress-STAGE-FINGERPRINT/   for artifacts that train together, until all are finished
+    artifacts.json  their folders, and a name for this training
+    */              checkpoints of their training
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+
+from undo_jax.runtime.atomic_files import read_json, write_json
+from undo_jax.store.artifacts import Artifact, wait
+
+
+def progress_folder(artifacts: Sequence[Artifact]) -> epath.Path:
+    """The folder for the progress of artifacts made together; created if there is none."""
+    names = [artifact.folder.name for artifact in artifacts]
+    text = json.dumps([artifact.fingerprint for artifact in artifacts])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        listed = {"artifacts": names, "training": training_name(folder) or secrets.token_hex(4)}
+        write_json(folder / "artifacts.json", listed)
+    wait(f"progress {folder.name}")
+    return folder
+
+
+def training_name(folder: epath.Path) -> str:
+    """A name for the training that has this progress, and for no other; none before it begins."""
+    described = folder / "artifacts.json"
+    return read_json(described).get("training", "") if described.exists() else ""
+
+
+def interrupted(workdir: epath.Path) -> list[list[str]]:
+    """The folders of artifacts whose training was interrupted: a list for each company."""
+    return [artifacts_of(folder) for folder in sorted(workdir.glob("progress-*"))]
+
+
+def clear_progress(workdir: epath.Path) -> None:
+    """Remove the progress of artifacts that are all finished."""
+    if jax.process_index() == 0:
+        for folder in workdir.glob("progress-*"):
+            if all((workdir / name / "summary.json").exists() for name in artifacts_of(folder)):
+                folder.rmtree()
+
+
+def remove_progress(folder: epath.Path) -> None:
+    """Remove the progress of artifacts that are finished."""
+    if jax.process_index() == 0:
+        folder.rmtree()
+
+
+def artifacts_of(progress: epath.Path) -> list[str]:
+    """The artifacts that a progress folder belongs to, in the order in which they train.
+
+    Raises ValueError where it does not say.
+    """
+    described = progress / "artifacts.json"
+    names = read_json(described).get("artifacts") if described.exists() else []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(
+            f"{described} lists no artifacts: delete {progress}, and a run trains them again"
+        )
+    return names

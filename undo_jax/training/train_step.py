@@ -1,0 +1,150 @@
+"""The one train step of every stage: pure, sharded by its arguments, exact under accumulation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from undo_jax.checks import whole
+from undo_jax.training import optim
+from undo_jax.types import LM, Frozen, Key, Loss, Metrics, Packed, Params, Rows
+from undo_jax.types import wants_whole_batch as wants_whole
+
+MAX_ROWS = 2**42  # of a stream; a mix of sources counts 2^20 times as many in 64 bits
+
+
+@dataclass(frozen=True)
+class Training:
+    """Steps, batch and optimizer of a training. Step 0 and the last step are always evaluated.
+
+    Raises ValueError for numbers that are not whole or below 1, for an optimizer that is none, and
+    for more rows in all than can be counted.
+    """
+
+    steps: int  # updates of the parameters, at most
+    batch_size: int  # rows per step, over all devices
+    optimizer: optim.Optimizer
+    eval_every: int  # steps between two evaluations
+    accumulation: int = 1  # parts that a batch is computed in, for less memory
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "eval_every", "accumulation"):
+            value = whole(name, getattr(self, name))
+            object.__setattr__(self, name, value)  # NumPy's become Python's, which JSON takes
+            if value < 1:
+                raise ValueError(f"{name}={value}: it must be at least 1")
+        if not isinstance(self.optimizer, optim.Optimizer):
+            raise ValueError(f"optimizer={self.optimizer!r}: give AdamW(...)")
+        whole("optimizer.warmup", self.optimizer.warmup)
+        if self.steps >= 2**31:
+            raise ValueError(f"steps={self.steps}: they are counted in 32 bits, up to {2**31 - 1}")
+        if self.steps * self.batch_size > MAX_ROWS:
+            raise ValueError(
+                f"steps={self.steps} of batch_size={self.batch_size} rows: a stream has "
+                f"{MAX_ROWS} rows, make them fewer"
+            )
+
+
+class State(NamedTuple):
+    """Everything a step changes: fp32 master weights and moments."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    key: Key
+    learning_rate: Float[Array, ""]  # the peak; the schedule is a fraction of it
+
+
+def rows(packed: Int[Array, "B T+1"] | Packed, mask: Int[Array, "B T"] | None = None) -> Rows:
+    """Inputs, targets and weights that sum to 1 over the tokens of the whole batch.
+
+    If no token counts, all weights are 0. Raises ValueError for `Packed` weights with a mask.
+    """
+    tokens, given, segments, states = packed if isinstance(packed, Packed) else Packed(packed)
+    if given is not None and mask is not None:
+        raise ValueError("these rows have weights and a mask: multiply the weights by the mask")
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    segments = None if segments is None else segments[:, :-1]
+    if given is not None:
+        weights = given[:, 1:].astype(jnp.float32)
+        total = jnp.sum(weights)
+        return Rows(inputs, targets, weights / jnp.where(total > 0, total, 1), segments, states)
+    weights = jnp.ones(targets.shape) if mask is None else mask.astype(jnp.float32)
+    weights = weights / jnp.maximum(jnp.sum(weights), 1)
+    return Rows(inputs, targets, weights, segments, states)
+
+
+def start(
+    params: Params,
+    key: Key,
+    learning_rate: Float[Array, ""],
+    optimizer: optax.GradientTransformation,
+    trains: optim.Trains | None = None,
+) -> State:
+    """The state before the first step; moments only for what trains. Raises what `pick` does."""
+    moments = optimizer.init(optim.pick(trains, params))
+    return State(jnp.zeros((), jnp.int32), params, moments, key, learning_rate)
+
+
+def make_step(
+    lm: LM,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ref_lms: Mapping[str, LM],
+    accumulation: int = 1,
+    trains: optim.Trains | None = None,
+) -> Callable[[State, Mapping[str, Params], Mapping[str, Rows]], tuple[State, Metrics]]:
+    """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller.
+
+    Only what `trains` (None: all) has a gradient, which the clip and the metric `gradient_norm` are
+    of; other parameters stay bit for bit. Raises what `check_accumulation` does.
+    """
+    check_accumulation(loss, accumulation)
+
+    def step(state: State, refs, batch):
+        frozen = {name: Frozen(ref_lms[name], params) for name, params in refs.items()}
+        key, own = jax.random.fold_in(state.key, state.step), optim.pick(trains, state.params)
+
+        def objective(own, part, key):
+            return loss(lm, optim.put(trains, state.params, own), frozen, part, key)
+
+        def gradient(part, key):
+            (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(own, part, key)
+            return grads, {"loss": value, **metrics}
+
+        def accumulate(total, part):  # weights sum to 1 over all parts: gradients just add
+            return jax.tree.map(jnp.add, total, gradient(*part)), None
+
+        parts = _split(batch, accumulation), jax.random.split(key, accumulation)
+        first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
+        grads, metrics = gradient(*first)
+        if accumulation > 1:
+            (grads, metrics), _ = lax.scan(accumulate, (grads, metrics), rest)
+        updates, opt_state = optimizer.update(grads, state.opt_state, own)
+        updates = jax.tree.map(lambda u: state.learning_rate * u, updates)
+        params = optim.put(trains, state.params, optax.apply_updates(own, updates))
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+def check_accumulation(loss: Loss, accumulation: int) -> None:
+    """Raises ValueError for accumulation with a loss of whole batches."""
+    if accumulation > 1 and wants_whole(loss):
+        raise ValueError(
+            f"accumulation={accumulation}: this loss is no sum over rows, so that parts of a batch "
+            "would have another one: set it to 1"
+        )
+
+
+def _split(batch, count: int):
+    """[B, ...] -> [count, B/count, ...]; each part has rows of every device."""
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch
+    )

@@ -1,0 +1,1 @@
+"""What a workdir contains: its manifest, inventory, provenance, cleaning."""

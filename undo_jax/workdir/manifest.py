@@ -1,0 +1,213 @@
+"""experiment-NAME.json: the models of an experiment, what each is, and what is measured."""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict
+from typing import Any
+
+from etils import epath
+
+from undo_jax.graph.nodes import Model, ancestry
+from undo_jax.graph.recipe import Recipe
+from undo_jax.logs.log import console
+from undo_jax.runtime.atomic_files import read_json, write_json
+from undo_jax.setting import Judged, compared
+from undo_jax.store.artifacts import LISTS, plain
+from undo_jax.workdir.provenance import added
+
+SUMMARY = "summary.json"  # of an artifact that is finished
+
+Named = tuple[str, str | None]  # a model, and the attack on it
+
+
+def list_models(
+    experiment: Any,
+    named: Mapping[Named, Sequence[Model]],
+    workdir: epath.Path,
+    this: Mapping[str, Any] | None = None,
+    new: bool = True,
+) -> None:
+    """Write experiment-NAME.json: its models, what each is, what is measured, and where from.
+
+    `this` is the origin of the run that ends, which is `new` if it has made anything; None where
+    one begins: what it has not made yet is listed, and counts as unfinished.
+
+    Models that an earlier run of this experiment listed under other names stay listed, if what they
+    are compared with does, and if the attacks are the same.
+    """
+    setting, path = experiment.setting, workdir / f"experiment-{experiment.name}.json"
+    metrics = {name: asdict(metric) for name, metric in setting.metrics.items()}
+    oracles = {}
+    if experiment.oracle is not None:
+        oracles = {m.artifact.seed: m for m in named[experiment.oracle, None]}
+    models, artifacts = [], {}
+    for name in experiment.models:
+        for model in dict.fromkeys(named[name, None]):  # a pinned seed: one model for all seeds
+            attacks = [
+                attack
+                for (one, by), of in named.items()
+                for attack in dict.fromkeys(of)
+                if by and one == name and attack.parents[0] is model
+            ]
+            oracle = oracles.get(model.artifact.seed) or next(iter(oracles.values()), None)
+            entry = _entry(name, name == experiment.oracle, model, oracle, attacks)
+            models.append(entry | _compared(setting, model, oracle))
+            for one in (*model.family, *attacks):
+                artifacts.setdefault(one.artifact.folder.name, (one, name))
+    kinds = list(dict.fromkeys(recipe.kind for recipe in ancestry(experiment.recipes().values())))
+    listed = sorted(artifacts.values(), key=lambda one: kinds.index(one[0].recipe.kind))
+    content = {
+        "name": experiment.name,
+        "metrics": metrics,
+        "headline": list(setting.headline),
+        "attacks": {attack.name: plain(attack) for attack in experiment.attacks},
+        "models": models,
+        "artifacts": [{"artifact": m.artifact.folder.name, "model": of} for m, of in listed],
+    }
+    before = _before(path)
+    content = _with_others(content, before, workdir)
+    runs = before.get("runs", []) if _same(content, before) else []
+    content["runs"] = runs if this is None else added(runs, this, new)
+    write_json(path, content)
+
+
+def _entry(
+    name: str, is_oracle: bool, model: Model, oracle: Model | None, attacks: Sequence[Model]
+) -> dict[str, Any]:
+    """The entry of a model with a seed in experiment-NAME.json."""
+    unlearned = next((m for m in model.family[::-1] if m.recipe.role == "unlearned"), None)
+    return {
+        "model": name,
+        "seed": model.artifact.seed,
+        "artifact": model.artifact.folder.name,
+        "role": "oracle" if is_oracle else model.recipe.role,
+        "alpha": _alpha(model.recipe),
+        "unlearned": unlearned and unlearned.artifact.folder.name,
+        "oracle": oracle and oracle.artifact.folder.name,
+        "attacks": [one.artifact.folder.name for one in attacks if not _is_control(one)],
+        "controls": [one.artifact.folder.name for one in attacks if _is_control(one)],
+    }
+
+
+def _compared(setting: Any, model: Model, oracle: Model | None) -> dict[str, Any]:
+    """What compares a model with the oracle, once both are finished and have been scored."""
+    both = [one for one in (model, oracle) if one is not None]
+    if not all(one.artifact.finished for one in both):
+        return {}
+    found = [one.artifact.summary() for one in both]
+    own, *others = (Judged(one.get("eval", {}), one.get(LISTS, {})) for one in found)
+    scores = compared(setting, own, next(iter(others), None)) if own.scores else {}
+    return {"compared": scores} if scores else {}
+
+
+def _is_control(attack: Model) -> bool:
+    return attack.recipe.attack.control  # type: ignore[attr-defined]
+
+
+def _alpha(recipe: Recipe | None) -> float | None:
+    """The alpha of the noise that a model started from."""
+    while recipe is not None and not hasattr(recipe, "alpha"):
+        recipe = getattr(recipe, "start", None)
+    return getattr(recipe, "alpha", None)
+
+
+def _before(path: epath.Path) -> dict[str, Any]:
+    """What an earlier run has written; nothing, where that is damaged: what it listed is lost."""
+    try:
+        before = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return before if is_listing(before) else {}
+
+
+def is_listing(content: Mapping[str, Any]) -> bool:
+    """Whether the models and artifacts of an experiment's file are as `list_models` writes them."""
+    models, artifacts = content.get("models"), content.get("artifacts")
+    if not (isinstance(models, list) and all(map(_is_entry, models))):
+        return False
+    return isinstance(artifacts, list) and all(_has(e, "artifact", "model") for e in artifacts)
+
+
+def folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The artifacts of models, and of the attacks on them."""
+    return {
+        folder
+        for entry in entries
+        for folder in (entry["artifact"], *entry["attacks"], *entry.get("controls", ()))
+    }
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether it is as `_entry` makes them."""
+    if not _has(value, "model", "artifact", "role"):
+        return False
+    references, seed = (value.get("unlearned", 0), value.get("oracle", 0)), value.get("seed", "")
+    on_it = value.get("attacks"), value.get("controls", [])
+    return (
+        all(isinstance(folder, str | None) for folder in references)
+        and isinstance(seed, int | None)
+        and all(isinstance(some, list) for some in on_it)
+        and all(isinstance(folder, str) for some in on_it for folder in some)
+    )
+
+
+def _has(value: Any, *names: str) -> bool:
+    """Whether it is a JSON object with texts of these names."""
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
+
+
+def _with_others(
+    content: dict[str, Any], before: Mapping[str, Any], workdir: epath.Path
+) -> dict[str, Any]:
+    """The content, and of an earlier one with the same metrics the models that go with it.
+
+    These have other names, are compared with models that are listed, and are attacked in the same
+    way or not at all. The rest is told.
+    """
+    if not _same(content, before):
+        return content
+    own = {entry["model"] for entry in content["models"]}
+    listed = {entry["artifact"] for entry in content["artifacts"]}
+    alike = before.get("attacks", content["attacks"]) == content["attacks"]
+    others = [e for e in before["models"] if e["model"] not in own]
+    others = [e for e in others if alike or not (e["attacks"] or e.get("controls"))]
+    others = _comparable(others, listed)
+    lost = [e for e in before["models"] if e not in others]
+    names = {entry["model"] for entry in others}
+    past = listed | folders(lost) - folders(others)
+    kept = [e for e in before["artifacts"] if e["model"] in names and e["artifact"] not in past]
+    reported = folders([*content["models"], *others])
+    lost = [entry for entry in lost if entry["artifact"] not in reported]
+    _tell(content["name"], [e for e in lost if (workdir / e["artifact"] / SUMMARY).exists()])
+    return {
+        **content,
+        "models": [*content["models"], *({**entry, "earlier": True} for entry in others)],
+        "artifacts": [*content["artifacts"], *kept],
+    }
+
+
+def _same(content: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether an earlier content is of the same experiment, measured in the same way."""
+    return all(before.get(name) == content[name] for name in ("name", "metrics", "headline"))
+
+
+def _comparable(entries: list[dict[str, Any]], listed: Set[str]) -> list[dict[str, Any]]:
+    """The entries whose unlearned model and oracle are listed, or are entries that stay, too."""
+    known = listed | {entry["artifact"] for entry in entries} | {None}
+    stay = [entry for entry in entries if {entry["unlearned"], entry["oracle"]} <= known]
+    return stay if len(stay) == len(entries) else _comparable(stay, listed)
+
+
+def _tell(experiment: str, lost: Sequence[Mapping[str, Any]]) -> None:
+    """Say which finished models a report no longer has: a line for each name."""
+    for name in dict.fromkeys(entry["model"] for entry in lost):
+        entries = [entry for entry in lost if entry["model"] == name]
+        folders = ", ".join(entry["artifact"] for entry in entries)
+        seeds, stays = "", "stays but is"
+        if len(entries) > 1:
+            seeds = f" (seeds {', '.join(str(entry['seed']) for entry in entries)})"
+            stays = "stay but are"
+        console.print(
+            f"{name}{seeds} of {experiment} was {folders} before, which {stays} not reported: "
+            "give the experiment another --name to have both",
+            soft_wrap=True,
+        )
