@@ -67,10 +67,10 @@ def _company(run: Run, company: list[Model]) -> dict[str, Any]:
     tried = candidates(run, company, dict.fromkeys(company, {}), (), "")
     lanes = in_lanes([one.member for one in tried], run.mesh.shape["sweep"])
     setting, training = run.setting, recipe.training
-    how = recipe.loss, training, setting.evaluate, run.material, row_length(recipe, setting)
-    task = Task(recipe.lm, *how, recipe.trains, tuple(setting.carries))
+    how = recipe.loss, training, setting.evaluate, run.eval_data, row_length(recipe, setting)
+    task = Task(recipe.lm, *how, recipe.trains, tuple(setting.batch_fields))
     batches = [
-        read(lanes.inputs, step, training.batch_size, run.mesh, task.carries)
+        read(lanes.inputs, step, training.batch_size, run.mesh, task.batch_fields)
         for step in (0, 1, training.steps - 1)
     ]
     fresh = lanes.firsts.values() if recipe.start is None else ()

@@ -70,7 +70,7 @@ class Attacks(Figure):
 
     def _npo(self) -> Recipe:
         """NPO as in the figure of fronts."""
-        of_maxent: Any = replace(unlearned(self, "MaxEnt"), draw="unlearn")  # type: ignore[arg-type]
+        of_maxent: Any = replace(unlearned(self, "MaxEnt"), rng_name="unlearn")  # type: ignore[arg-type]
         loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
         return replace(at_rate(of_maxent, NPO[self.scale]), loss=loss)
 

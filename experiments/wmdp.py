@@ -196,7 +196,7 @@ class Wmdp:
         rate *= training.optimizer.learning_rate
         training = replace(training, optimizer=replace(training.optimizer, learning_rate=rate))
         if method == "maxent":
-            return Unlearn(base, training, partial(maxent, share=share), draw="unlearn/MaxEnt")
+            return Unlearn(base, training, partial(maxent, share=share), rng_name="unlearn/MaxEnt")
         # The reference's (1 − a) forget + a retain, times 1 / (1 − a): the clip apart, AdamW takes
         # the same steps.
         layers = getattr(base.lm, "layers", self.read_layer)
@@ -214,7 +214,7 @@ class Wmdp:
             retain_weight=share / (1 - share),
         )
         trains = Trains(((r"mlp/down$", range(self.first_layer, self.read_layer)),))
-        return Unlearn(base, training, loss, trains, draw="unlearn/RMU")
+        return Unlearn(base, training, loss, trains, rng_name="unlearn/RMU")
 
     def graph(self) -> Experiment:
         lm = stated(self.base, self.model)
@@ -232,13 +232,13 @@ class Wmdp:
             for alpha in self.noise.alphas:
                 title = f"{name}, UNDO α={alpha:g}"
                 draw = f"noise/{title}"
-                students[title] = Perturb(unlearned, alpha, self.noise.noise, draw=draw)
+                students[title] = Perturb(unlearned, alpha, self.noise.noise, rng_name=draw)
             if self.noise.fresh_student:
                 title = f"{name}, Unlearn-and-Distill"
-                students[title] = Fresh(self.noise.student or lm, draw=f"noise/{title}")
+                students[title] = Fresh(self.noise.student or lm, rng_name=f"noise/{title}")
             for title, student in students.items():
                 how = training, teaching.tolerance, teaching.stop_early, "general"
-                models[title] = Distill(unlearned, student, *how, draw=f"distill/{title}")
+                models[title] = Distill(unlearned, student, *how, rng_name=f"distill/{title}")
         attacks = {"forget": forget, "mixed": mixed}
         attacking = self.relearn
         how = attacking.training, attacking.learning_rates, attacking.keep_at

@@ -22,6 +22,7 @@ import terminals
 from safetensors.numpy import load_file
 
 import undo_jax
+from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.cli.step_source import of_stage
 from undo_jax.cli.weights import expression
@@ -57,7 +58,7 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    for module in (cli.experiment, sys.modules[cli.bench.__module__]):
+    for module in (experiment_command, sys.modules[cli.bench.__module__]):
         monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
@@ -99,7 +100,7 @@ def test_what_a_model_is_said_to_hold_it_holds():
 )
 def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, share):
     """And not far less, where the model or the batch is large."""
-    experiment, mesh = cli.experiment.load(QUICKSTART), make_mesh(shape)
+    experiment, mesh = experiment_command.load(QUICKSTART), make_mesh(shape)
     training = replace(experiment.distill.training, batch_size=rows)
     distilled = replace(experiment.distill, training=training)
     changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
@@ -516,8 +517,8 @@ def test_a_report_is_made_though_nobody_reads_what_is_printed():
 def test_the_experiment_may_stand_behind_flags(monkeypatch, words):
     """And what was typed is what the report says."""
     asked = []
-    monkeypatch.setattr(cli.experiment.experiments, "run", lambda *given: asked.append(given))
-    monkeypatch.setattr(cli.experiment, "_report", lambda *_: "")
+    monkeypatch.setattr(experiment_command.experiments, "run", lambda *given: asked.append(given))
+    monkeypatch.setattr(experiment_command, "_report", lambda *_: "")
     _toy()
     cli.main(["run", *words.split()])
     (made, workdir, *_, command) = asked[0]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import undo_jax
+from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.tokenizers import Characters
@@ -20,7 +21,7 @@ from undo_jax.store.artifacts import Artifact
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 QUICKSTART, ARITHMETIC = str(ROOT / "quickstart.py"), str(ROOT / "arithmetic.py")
-TOY = cli.experiment.load(QUICKSTART)
+TOY = experiment_command.load(QUICKSTART)
 TOKENIZER = TOY.setting.get_tokenizer()
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # the model knows 24 ids, the tokenizer 16
 PROMPTS = ("7*8=", "12-", "")
@@ -29,7 +30,7 @@ PROMPTS = ("7*8=", "12-", "")
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch):
     """The tests' devices are ready."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from documents import ROOT, blocks
 
 from undo_jax.attack import Attack
-from undo_jax.graph.nodes import nodes
+from undo_jax.graph import nodes
 from undo_jax.logs.log import Target
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load

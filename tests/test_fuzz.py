@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import undo_jax
+from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.models import hf
 from undo_jax.runner import experiment as experiments
@@ -40,7 +41,7 @@ settings.register_profile("long", max_examples=160, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
-TOY = cli.experiment.load(QUICKSTART)
+TOY = experiment_command.load(QUICKSTART)
 MANIFEST, INDEX = "corpus/manifest.json", "model/model.safetensors.index.json"
 GIVEN = {  # what a command needs to reach its flags
     "init": ("init", "mine"),

@@ -58,7 +58,7 @@ def test_random_numbers_have_the_names_that_they_always_had():
     attacked = Attacked(unlearned, forget(HOW, (1.0,)))
     recipes = BASE, unlearned, student, Fresh(LM), Distill(unlearned, student, HOW), attacked
     draws = ["pretrain", "unlearn", "noise", "noise/fresh", "distill", "relearn"]
-    assert [recipe.draw for recipe in recipes] == draws and Import(LM, "base").draw == ""
+    assert [recipe.rng_name for recipe in recipes] == draws and Import(LM, "base").rng_name == ""
 
 
 def test_whatever_a_recipe_says_makes_another_model():
@@ -67,14 +67,14 @@ def test_whatever_a_recipe_says_makes_another_model():
     recipes = [
         BASE,
         replace(BASE, stream="oracle"),
-        replace(BASE, draw="pretrain/other"),
-        replace(BASE, draw="other/pretrain"),
+        replace(BASE, rng_name="pretrain/other"),
+        replace(BASE, rng_name="other/pretrain"),
         replace(BASE, lm=preset("tiny", vocabulary=88)),
         replace(BASE, training=replace(HOW, steps=11)),
         unlearned,
         replace(unlearned, loss=graddiff),
         replace(unlearned, loss=partial(maxent, retain_weight=2.0)),
-        Unlearn(replace(BASE, draw="pretrain/other"), HOW),
+        Unlearn(replace(BASE, rng_name="pretrain/other"), HOW),
         Unlearn(unlearned, HOW),
         noised,
         replace(noised, alpha=0.25),
@@ -141,7 +141,7 @@ def test_streams_may_have_rows_of_their_own_length():
 
 def _lengths(**lengths):
     """The form of a setting whose rows have 24 tokens, but for these streams."""
-    return SimpleNamespace(row_length=24, row_lengths=lengths, carries=())
+    return SimpleNamespace(row_length=24, row_lengths=lengths, batch_fields=())
 
 
 def test_models_come_after_what_they_are_made_from():
@@ -222,8 +222,8 @@ def _wrong(value):
         ({"models": {"\ud800": BASE}}, "is no name"),
         (_wrong("base"), "mine is 'base': give a recipe"),
         (_wrong(Pretrain("tiny", HOW)), "is no model: give e.g. preset"),
-        (_wrong(replace(BASE, draw="")), "draw='': give a text"),
-        (_wrong(replace(BASE, draw=3)), "draw=3: give a text"),
+        (_wrong(replace(BASE, rng_name="")), "rng_name='': give a text"),
+        (_wrong(replace(BASE, rng_name=3)), "rng_name=3: give a text"),
         (_wrong(replace(BASE, seed=-1)), "seed=-1: give a whole number"),
         (_wrong(replace(BASE, seed="7")), "seed='7': give a whole number"),
         (_wrong(replace(BASE, training=None)), "training=None: give Training"),

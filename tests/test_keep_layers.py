@@ -74,7 +74,7 @@ def test_it_stands_wherever_a_student_does():
     made = Distill(teacher, Perturb(pruned, 0.5), Training(1, 1, AdamW(1e-3), eval_every=1))
     check_recipe("pruned", made)
     assert made.lm == replace(lm, layers=2, sliding=(True,)) and pruned.parents == (teacher,)
-    assert pruned.title == "anywhere 1 of 2 layers" and pruned.draw == ""
+    assert pruned.title == "anywhere 1 of 2 layers" and pruned.rng_name == ""
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.0, True, "2"])

@@ -106,7 +106,7 @@ def test_the_toy_family_reads_with_a_cache_what_it_reads_at_once():
         ("metrics = {'large': 'loss', 'known': None}", "give Metric(label, ...)"),
         ("at_end = property()", "give the setting an at_end"),
         ("def at_end(self, lm, params):\n        return {}", "gives no score 'written'"),
-        ("def evaluate(self, lm, params, material):\n        return {'large': jnp.zeros(())}",
+        ("def evaluate(self, lm, params, eval_data):\n        return {'large': jnp.zeros(())}",
          "gives no score 'known'"),
     ],
 )  # fmt: skip

@@ -39,10 +39,10 @@ def _task(steps=STEPS):
         training=train_step.Training(
             steps, BATCH, optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3), eval_every=4
         ),
-        evaluate=lambda lm, params, material: {
-            "ce": losses.cross_entropy(lm, params, train_step.rows(material))
+        evaluate=lambda lm, params, eval_data: {
+            "ce": losses.cross_entropy(lm, params, train_step.rows(eval_data))
         },
-        material=_tokens(77, 1)[0],
+        eval_data=_tokens(77, 1)[0],
         row_length=5,
     )
 
@@ -140,7 +140,7 @@ SHAPES = [*FAST, *(pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW
 def test_members_train_together_as_each_would_alone(shape, tmp_path, by_hand):
     members, task = _members([_stop_at(STOPS.get(i)) for i in range(MEMBERS)]), _task()
     results = _fit(task, members, tmp_path, shape)
-    score = jax.jit(lambda params: task.evaluate(LM, params, task.material))
+    score = jax.jit(lambda params: task.evaluate(LM, params, task.eval_data))
     assert [result.steps for result in results] == [STOPS.get(i, STEPS) for i in range(MEMBERS)]
     for i, result in enumerate(results):
         _same(result.params(), by_hand[i][result.steps], rtol=0, atol=1e-5)

@@ -124,7 +124,7 @@ def _fit(
         evaluate=lambda lm, params, rows: {
             "ce": losses.cross_entropy(lm, params, train_step.rows(rows))
         },
-        material=_tokens(77),
+        eval_data=_tokens(77),
         row_length=5,
         trains=trains,
     )

@@ -49,11 +49,11 @@ class Named(Arithmetic):
     def stream(self, name, batch_size, seed):
         return name, seed
 
-    def material(self):
+    def eval_data(self):
         return np.float32(0.25)
 
-    def evaluate(self, lm, params, material):
-        return {"retain": jnp.mean(params["embedding"]), "forget": material}
+    def evaluate(self, lm, params, eval_data):
+        return {"retain": jnp.mean(params["embedding"]), "forget": eval_data}
 
 
 class Recorder:

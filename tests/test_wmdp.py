@@ -16,6 +16,7 @@ import tokenizers
 from documents import ROOT, blocks, typed
 from etils import epath
 
+from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.cli import weights
 from undo_jax.data.chat import chat
@@ -170,7 +171,7 @@ def _is_compiled_for_without_weights_or_text():
     Path("other").mkdir()
     Path("other/config.json").write_text(json.dumps(described(replace(LM, layers=4))))
     flags = "--base other --corpora data/other --first-layer 1 --read-layer 2".split()
-    made = cli.experiment.graph_with(load(FILE), flags)
+    made = experiment_command.graph_with(load(FILE), flags)
     assert made.models["base"].lm.layers == 4
 
 

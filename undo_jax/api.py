@@ -51,8 +51,8 @@ class Place:
     def score(self) -> Any:
         """See `scorer`; compiled once for all models of one architecture."""
         setting = self.experiment.setting
-        material = jax.device_put(setting.material(), NamedSharding(self.mesh, P()))
-        return scorer(setting, material, self.mesh)
+        eval_data = jax.device_put(setting.eval_data(), NamedSharding(self.mesh, P()))
+        return scorer(setting, eval_data, self.mesh)
 
     def lm(self, folder: epath.Path) -> LM:
         """The experiment's model that made an artifact.

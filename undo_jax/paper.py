@@ -161,25 +161,25 @@ class Paper:
         lm, small = self.model, self.noise.student or self.model
         learning, teaching = self.pretrain.training, self.distill
         attacking = self.relearn
-        base: Recipe = Pretrain(lm, learning, "pretrain", draw="pretrain/base")
+        base: Recipe = Pretrain(lm, learning, "pretrain", rng_name="pretrain/base")
         if self.pretrain.base is not None:
             base = Import(lm, self.pretrain.base)
-        oracle = Pretrain(lm, learning, "oracle", draw="pretrain/oracle")
+        oracle = Pretrain(lm, learning, "oracle", rng_name="pretrain/oracle")
         unlearning = self.unlearn
         unlearned = Unlearn(
             base,
             unlearning.training,
             unlearning.method,
             unlearning.trains,
-            draw="unlearn/unlearn-only",
+            rng_name="unlearn/unlearn-only",
         )
         students: dict[str, Recipe] = {}
         for alpha in self.noise.alphas:
             name = f"UNDO α={alpha:g}"
-            students[name] = Perturb(unlearned, alpha, self.noise.noise, draw=f"noise/{name}")
+            students[name] = Perturb(unlearned, alpha, self.noise.noise, rng_name=f"noise/{name}")
         if self.noise.fresh_student:
             name = "Unlearn-and-Distill"
-            students[name] = Fresh(small, draw=f"noise/{name}")
+            students[name] = Fresh(small, rng_name=f"noise/{name}")
         kind, studying = Distill, teaching.training
         if teaching.filtered:  # from each side
             kind, studying = FilteredDistill, replace(studying, batch_size=studying.batch_size // 2)
@@ -190,7 +190,7 @@ class Paper:
                 studying,
                 teaching.tolerance,
                 teaching.stop_early,
-                draw=f"distill/{name}",
+                rng_name=f"distill/{name}",
             )
             for name, student in students.items()
         }

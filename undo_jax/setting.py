@@ -26,7 +26,7 @@ class Setting(Protocol):
         ...
 
     @property
-    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
         """What its streams have beside tokens."""
         ...
 
@@ -55,11 +55,11 @@ class Setting(Protocol):
         """
         ...
 
-    def material(self) -> Any:
+    def eval_data(self) -> Any:
         """The arrays that `evaluate` needs."""
         ...
 
-    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
+    def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
         """Scores of one model at an evaluation; only metrics are reported. Pure, to be jitted."""
         ...
 
@@ -123,12 +123,12 @@ class Judged(NamedTuple):
     lists: dict[str, list[float]]
 
 
-def scorer(setting: Setting, material: Any, mesh: Mesh) -> Callable[[LM, Params], Judged]:
+def scorer(setting: Setting, eval_data: Any, mesh: Mesh) -> Callable[[LM, Params], Judged]:
     """What gives all scores of a finished model; it is called with the mesh set."""
     evaluate = jax.jit(setting.evaluate, static_argnums=0, out_shardings=NamedSharding(mesh, P()))
 
     def score(lm: LM, params: Params) -> Judged:
-        found = evaluate(lm, params, material)
+        found = evaluate(lm, params, eval_data)
         at_once = {name: float(value) for name, value in found.items()}
         scores, lists = judged_at_end(setting, lm, params)
         return Judged(at_once | scores, lists)

@@ -45,7 +45,7 @@ class OracleMatching(Figure):
         first = {
             "Student (Reference)": (oracle, base),
             "Student (Random)": (oracle, Fresh(base.lm)),
-            "Student (oracle's init)": (oracle, Fresh(base.lm, draw=oracle.draw)),
+            "Student (oracle's init)": (oracle, Fresh(base.lm, rng_name=oracle.rng_name)),
         }
         students: dict[str, Recipe] = {
             name: Distill(teacher, student, self.training, stop_early=False)

@@ -93,7 +93,7 @@ class Pareto(Figure):
             for rate in rates[method]:
                 yield f"{method} lr={rate:g}", at_rate(unlearned(self, method), rate)
         maxent: Any = unlearned(self, "MaxEnt")
-        of_maxent = replace(maxent, draw="unlearn")
+        of_maxent = replace(maxent, rng_name="unlearn")
         for rate in rates["NPO"]:
             loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
             yield f"NPO lr={rate:g}", replace(at_rate(of_maxent, rate), loss=loss)

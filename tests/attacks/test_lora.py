@@ -134,10 +134,10 @@ def _task(dropout):
         lm=ADAPTED,
         loss=lora(HOW, (1e-2,), rank=4, alpha=8.0, dropout=dropout).loss,
         training=HOW,
-        evaluate=lambda lm, params, material: {
-            "ce": losses.cross_entropy(lm, params, train_step.rows(material))
+        evaluate=lambda lm, params, eval_data: {
+            "ce": losses.cross_entropy(lm, params, train_step.rows(eval_data))
         },
-        material=TOKENS,
+        eval_data=TOKENS,
         row_length=5,
         trains=ATTACK.trains,
     )

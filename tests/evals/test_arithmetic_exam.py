@@ -107,8 +107,8 @@ def test_an_exam_spelled_out():
 
 
 def test_scores_are_means_over_operations(half_trained):
-    material = SETTING.material()
-    scores = jax.jit(partial(SETTING.evaluate, LM))(half_trained, material)
+    eval_data = SETTING.eval_data()
+    scores = jax.jit(partial(SETTING.evaluate, LM))(half_trained, eval_data)
     problems = _problems()
     right = _verdicts(half_trained, write_exam(problems, TOKENIZER))
     mean = {

@@ -417,7 +417,7 @@ def test_a_stage_is_the_work_that_the_pipeline_does():
     experiment = replace(shipped, noise=replace(shipped.noise, student=small))
     stages = ("pretrain", "unlearn", "distill", "relearn")
     found = {stage: _work(experiment, stage) for stage in stages}
-    plain = {"streams": ("train",), "row_length": 48, "trains": None, "carries": ()}
+    plain = {"streams": ("train",), "row_length": 48, "trains": None, "batch_fields": ()}
     wanted = {
         "pretrain": {**plain, "loss": losses.language_modelling, "refs": {}},
         "unlearn": {**plain, "loss": maxent, "refs": {"base": base},

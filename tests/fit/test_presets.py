@@ -26,7 +26,7 @@ def test_the_step_is_a_distillation_in_bf16():
     assert work.loss is losses.distillation and work.streams == ("train",)
     assert (work.row_length, work.training.batch_size, work.tokens) == (1024, 48, 1024 * 48)
     assert (work.training.optimizer, work.training.accumulation) == (AdamW(), 1)
-    assert work.trains is None and not work.carries
+    assert work.trains is None and not work.batch_fields
     assert (found.programs[0].title["student"], found.programs[0].title["teacher"]) == (
         "0.1B",
         "2B",

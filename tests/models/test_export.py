@@ -17,6 +17,7 @@ from etils import epath
 from safetensors.numpy import load_file
 
 import undo_jax
+from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.cli import weights
 from undo_jax.data.tokenizers import Bytes
@@ -43,8 +44,8 @@ spec.loader.exec_module(module)
 
 @dataclass(frozen=True)
 class Losses(Arithmetic):
-    def evaluate(self, lm, params, material):  # without an exam, which takes long to compile
-        return {{n: cross_entropy(lm, params, rows(part)) for n, part in material["rows"].items()}}
+    def evaluate(self, lm, params, eval_data):  # without an exam, which takes long to compile
+        return {{n: cross_entropy(lm, params, rows(part)) for n, part in eval_data["rows"].items()}}
 
 
 given = {{**vars(module.experiment.setting), "problems": 50, "validation_rows": 1, "questions": 2}}
@@ -84,7 +85,7 @@ MODELS = {  # of a workdir each: what the file adds, and flags
 @pytest.fixture(autouse=True)
 def here(made, monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -94,7 +95,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     before = os.getcwd()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+        patch.setattr(experiment_command, "prepare_devices", lambda *_: None)
         patch.chdir(folder)
         Path("lines.txt").write_text("\n".join(LINES * 20))
         cli.main("data train-tokenizer --source text --pattern lines.txt --out bpe.model "
@@ -104,7 +105,7 @@ def made(tmp_path_factory):
             Path(f"{name}.py").write_text(TOY + more + LAST)
             if name != "pieces":
                 cli.main(["run", f"{name}.py", "--workdir", name, *SHORT, *flags.split()])
-        untrained = cli.experiment.load("pieces.py")
+        untrained = experiment_command.load("pieces.py")
         params = jax.jit(untrained.model.init)(jax.random.key(0))
         _finish(untrained, "pieces", params)
     assert os.getcwd() == before
@@ -151,8 +152,8 @@ def _run(made, name):
     """An experiment as it ran, and its base."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
-        loaded = cli.experiment.load(f"{name}.py")
-        experiment = cli.experiment.override(loaded, MODELS[name][1].split())
+        loaded = experiment_command.load(f"{name}.py")
+        experiment = experiment_command.override(loaded, MODELS[name][1].split())
         tokenizer = experiment.setting.get_tokenizer()
         tokenizer.encode("1")  # its file is read
     (base,) = (made / name).glob("pretrain-base-*")

@@ -20,7 +20,7 @@ LARGE, SMALL = "ABC", "abc"
 class Letters:
     row_length: int = 8
 
-    carries = ()
+    batch_fields = ()
     metrics = {
         "large": Metric("loss on large letters", higher_is_better=False, unit="nats/token"),
         "known": Metric("small letters that are expected", higher_is_better=True),
@@ -41,11 +41,11 @@ class Letters:
         letters = {"pretrain": LARGE + SMALL, "oracle": LARGE, "retain": LARGE, "forget": SMALL}
         return stream([self._rows(letters[name])], batch_size, seed)
 
-    def material(self):
+    def eval_data(self):
         return self._rows(LARGE), self._rows(SMALL)
 
-    def evaluate(self, lm, params, material):
-        large, small = map(rows, material)
+    def evaluate(self, lm, params, eval_data):
+        large, small = map(rows, eval_data)
         logits = lm.hidden(params, small.inputs) @ lm.table(params).T
         right = jnp.argmax(logits, -1) == small.targets
         return {

@@ -1120,8 +1120,10 @@ def test_other_settings_of_distillation_are_told(tmp_path: Path) -> None:
         how = {"type": "Distill", "training": {"steps": 100, "rate": 1e-3}, "alpha": 0.4}
         work.add("unlearn", "unlearn-only")
         work.attack("unlearn-only", curves={("forget", 1e-3): (0.0, 0.2, 0.1, 0.1)})
-        work.add("distill", "a", settings={**how, "student": 1, "draw": "distill/a"})
-        work.add("distill", "b", settings={**how, "student": 2, "draw": "distill/b", **settings})
+        work.add("distill", "a", settings={**how, "student": 1, "rng_name": "distill/a"})
+        work.add(
+            "distill", "b", settings={**how, "student": 2, "rng_name": "distill/b", **settings}
+        )
         return [note for note in work.report().notes if "distilled" in note]
 
     assert noted(tmp_path / "a", alpha=0.8) == []

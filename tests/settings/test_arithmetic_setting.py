@@ -48,24 +48,24 @@ def test_text_is_mixed_into_pretraining_and_the_oracles_share_makes_up_for_it(tm
 def test_a_model_that_has_diverged_has_no_scores():
     lm = preset("tiny", layers=1, width=16, feed_forward=16)
     params = jax.tree.map(lambda w: w * np.nan, jax.jit(lm.init)(jax.random.key(0)))
-    scores = jax.jit(SETTING.evaluate, static_argnums=0)(lm, params, SETTING.material())
+    scores = jax.jit(SETTING.evaluate, static_argnums=0)(lm, params, SETTING.eval_data())
     assert len(scores) == 8 and all(np.isnan(score) for score in scores.values())
 
 
 def test_what_several_processes_hold_is_as_they_put_it_there():
     """JAX compares what it put on devices, where there is no float64."""
-    for leaf in jax.tree.leaves(SETTING.material()):
+    for leaf in jax.tree.leaves(SETTING.eval_data()):
         assert leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype)
 
 
 def test_scores_are_means_over_operations(monkeypatch):
     lm = preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3)
-    material = SETTING.material()
+    eval_data = SETTING.eval_data()
     counts = [36, 21, 25, 25]  # facts of + - * /, in this order in the exam
     right = np.repeat([0.5, 0.25, 1.0, 0.5], counts).astype(np.float32)
-    assert material["exam"].inputs.shape[0] == sum(counts)
+    assert eval_data["exam"].inputs.shape[0] == sum(counts)
     monkeypatch.setattr(module, "exact_match", lambda lm, params, exam: right)
-    scores = SETTING.evaluate(lm, jax.jit(lm.init)(jax.random.key(0)), material)
+    scores = SETTING.evaluate(lm, jax.jit(lm.init)(jax.random.key(0)), eval_data)
     wanted = {"addition/equation": 0.5, "subtraction/equation": 0.25, "retain": 0.375,
               "multiplication/equation": 1.0, "division/equation": 0.5, "forget": 0.75}  # fmt: skip
     for name, value in wanted.items():
@@ -118,7 +118,7 @@ def _decoded(setting, rows):
 
 def _exam_texts(setting):
     """The questions of the exam, in its order: the prompt and the answer."""
-    exam, tokenizer = setting.material()["exam"], setting.get_tokenizer()
+    exam, tokenizer = setting.eval_data()["exam"], setting.get_tokenizer()
     prompts = [tokenizer.decode(row).strip("\n") + "\n" for row in np.asarray(exam.inputs)]
     answers = [
         tokenizer.decode(row[mask]).removesuffix("\n")
@@ -141,7 +141,7 @@ def test_the_exam_asks_the_facts_that_it_says(examine, split, other):
     prompts, _ = _exam_texts(setting)
     asked = _equations(prompts)
     assert asked == known[split] and not asked & known[other]
-    rows = setting.material()["rows"]
+    rows = setting.eval_data()["rows"]
     for name, operations in (("retain", OPERATIONS[:2]), ("forget", OPERATIONS[2:])):
         validated = _equations(_decoded(setting, rows[name]))
         assert rows[name].shape == (3, 97)
@@ -156,10 +156,10 @@ def test_the_exam_asks_the_facts_that_it_says(examine, split, other):
 def test_the_exam_has_every_operation_in_both_forms(monkeypatch):
     """Five questions of each; a score is the mean of its own, retain and forget of four groups."""
     lm = preset("tiny", layers=1, width=16, feed_forward=16, vocabulary=80)
-    material = FORMS.material()
+    eval_data = FORMS.eval_data()
     prompts, answers = _exam_texts(FORMS)
     groups = [f"{o}/{form}" for o in OPERATIONS for form in ("equation", "word_problem")]
-    assert len(prompts) == 5 * len(groups) and set(material["mean"]) == set(groups)
+    assert len(prompts) == 5 * len(groups) and set(eval_data["mean"]) == set(groups)
     for number, group in enumerate(groups):
         own = prompts[5 * number : 5 * number + 5]
         operation, form = group.split("/")
@@ -169,14 +169,14 @@ def test_the_exam_has_every_operation_in_both_forms(monkeypatch):
     assert all(answer.strip().isdigit() for answer in answers)
     right = np.array([[i < number for i in range(5)] for number in (0, 1, 2, 3, 4, 5, 2, 1)])
     monkeypatch.setattr(module, "exact_match", lambda *_: right.ravel().astype(np.float32))
-    scores = FORMS.evaluate(lm, jax.jit(lm.init)(jax.random.key(0)), material)
+    scores = FORMS.evaluate(lm, jax.jit(lm.init)(jax.random.key(0)), eval_data)
     for group, wanted in zip(groups, (0, 0.2, 0.4, 0.6, 0.8, 1, 0.4, 0.2), strict=True):
         np.testing.assert_allclose(scores[group], wanted, rtol=1e-6, err_msg=group)
     np.testing.assert_allclose([scores["retain"], scores["forget"]], [0.3, 0.6], rtol=1e-6)
 
 
 def test_validation_is_of_both_forms():
-    for name, rows in FORMS.material()["rows"].items():
+    for name, rows in FORMS.eval_data()["rows"].items():
         problems = "".join(_decoded(FORMS, rows)).split("\n")
         words = [line for line in problems if re.search("[a-z]{3}", line)]
         assert 0 < len(words) < len(problems), name
@@ -221,7 +221,7 @@ def test_an_empty_text_is_refused(tmp_path):
 def test_answers_alone_may_count_and_problems_be_segments(tmp_path):
     """An answer and the token that ends it; by the characters of each row."""
     setting = replace(SETTING, answers_only=True, segments=True)
-    assert setting.carries == ("weights", "segments") and SETTING.carries == ()
+    assert setting.batch_fields == ("weights", "segments") and SETTING.batch_fields == ()
     tokenizer = setting.get_tokenizer()
     for name in ("pretrain", "forget"):
         batch = setting.stream(name, 16, 0)[0]
@@ -257,7 +257,7 @@ def test_a_loss_on_answers_is_the_mean_over_answers():
 
 def test_validation_rows_are_apart_from_training_and_always_the_same():
     """Of a seed of their own, whatever that of the training data is."""
-    found = [replace(SETTING, data_seed=seed).material()["rows"] for seed in (99, 1)]
+    found = [replace(SETTING, data_seed=seed).eval_data()["rows"] for seed in (99, 1)]
     for name in ("retain", "forget"):
         np.testing.assert_array_equal(found[0][name], found[1][name])
         trained = SETTING.stream(name, 64, 0)[0]
@@ -280,16 +280,16 @@ def test_a_control_relearns_the_facts_of_its_split_and_no_other(name):
 def test_controls_are_examined_beside_the_rest(monkeypatch):
     setting = replace(SETTING, controls=True)
     lm = preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3)
-    material = setting.material()
+    eval_data = setting.eval_data()
     groups = [(o, "train", 1.0 if o in OPERATIONS[2:] else 0.5) for o in OPERATIONS]
     groups += [
         (o, s, v) for s, v in (("other_half", 0.25), ("permuted", 0.75)) for o in OPERATIONS[2:]
     ]
     counts = [len(facts(GRAMMAR, o, "equation", split)) for o, split, _ in groups]
     right = np.repeat([value for *_, value in groups], counts).astype(np.float32)
-    assert material["exam"].inputs.shape[0] == sum(counts)
+    assert eval_data["exam"].inputs.shape[0] == sum(counts)
     monkeypatch.setattr(module, "exact_match", lambda lm, params, exam: right)
-    scores = setting.evaluate(lm, jax.jit(lm.init)(jax.random.key(0)), material)
+    scores = setting.evaluate(lm, jax.jit(lm.init)(jax.random.key(0)), eval_data)
     wanted = {"retain": 0.5, "forget": 1.0, "other_half": 0.25, "permuted": 0.75}
     for name, value in wanted.items():
         np.testing.assert_allclose(scores[name], value, rtol=1e-6, err_msg=name)

@@ -73,7 +73,7 @@ def test_a_quiz_that_is_kept_is_checked_before_anything_trains(setting):
     (name, quiz), *_ = setting.kept
     lacking = replace(setting, kept=((name, replace(quiz, apart=("anatomy",))),))
     with pytest.raises(ValueError, match=r"quiz.jsonl has no question about 'anatomy'"):
-        lacking.material()
+        lacking.eval_data()
 
 
 def test_streams_mix_their_parts_by_shares(setting):
@@ -104,17 +104,17 @@ def test_general_rows_may_have_a_length_of_their_own(setting):
 
 
 def test_text_counts_whole_and_of_pairs_the_answers(setting):
-    assert setting.carries == ("weights",)
+    assert setting.batch_fields == ("weights",)
     text, pairs = (setting.stream(name, 8, 0)[0] for name in ("retain", "forget"))
     assert (text.weights == 1).all()
     told = {chr(token) for token in pairs.tokens[pairs.weights > 0] if token < 256}
     assert "y" in told and "z" not in told and ":" not in told
     alone = replace(setting, forget=setting.retain)
-    assert alone.carries == () and isinstance(alone.stream("forget", 8, 0)[0], np.ndarray)
+    assert alone.batch_fields == () and isinstance(alone.stream("forget", 8, 0)[0], np.ndarray)
 
 
 def test_retain_is_the_parts_loss_by_shares(setting, params):
-    scores = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.material())
+    scores = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
     held = [part.source.rows("validation")[np.arange(4)] for part in setting.retain]
     a, b = (_loss(params, Packed(one, np.ones(one.shape))) for one in held)
     np.testing.assert_allclose(scores["retain"], 0.75 * a + 0.25 * b, rtol=1e-5)
@@ -142,7 +142,7 @@ def test_the_end_scores_a_quiz_as_an_evaluation_does(setting):
     """Both ask the same questions here."""
     lm = preset("tiny", layers=1, width=16, feed_forward=16, vocabulary=264, init_stddev=0.3)
     params = jax.jit(lm.init)(jax.random.key(0))
-    scores = jax.jit(setting.evaluate, static_argnums=0)(lm, params, setting.material())
+    scores = jax.jit(setting.evaluate, static_argnums=0)(lm, params, setting.eval_data())
     with jax.set_mesh(make_mesh(MeshShape(data=4, tensor=2))):
         found = setting.at_end(lm, params)
     assert found["mmlu"] == pytest.approx(float(scores["forget"]))

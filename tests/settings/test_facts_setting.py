@@ -76,7 +76,7 @@ def test_scores_are_accuracies_on_each_part(monkeypatch):
             known[prompt] = TOKENIZER.encode(f" {fact.value if right else wrong}")[0]
     monkeypatch.setattr("undo_jax.settings.facts.cross_entropy", lambda *_: jnp.float32(0))
     evaluate = jax.jit(SETTING.evaluate, static_argnums=0)
-    scores = evaluate(Knowing(known), {}, SETTING.material())
+    scores = evaluate(Knowing(known), {}, SETTING.eval_data())
     assert {name: float(scores[name]) for name in SETTING.metrics} == {
         "retain": 1.0, "forget": 0.5, "other_half": 0.0
     }  # fmt: skip
@@ -88,8 +88,8 @@ def test_losses_may_count_values_alone():
     values = {fact.value for part in ("retain", "forget") for fact in facts(SETTING.fiction, part)}
     counted = {TOKENIZER.decode([token]).strip() for token in tokens[weights]}
     assert counted <= values | {".", ""} and len(counted) > 10
-    assert replace(SETTING, answers_only=True).carries == ("weights",)
-    assert SETTING.carries == ()
+    assert replace(SETTING, answers_only=True).batch_fields == ("weights",)
+    assert SETTING.batch_fields == ()
     for row, numbers in zip(batch.tokens.tolist(), batch.segments.tolist(), strict=True):
         assert numbers == [row[: t + 1].count(TOKENIZER.bos_id) for t in range(len(row))]
 
@@ -109,6 +109,6 @@ def test_recovery_is_an_absolute_gap():
 def test_an_untrained_model_is_at_chance():
     lm = preset("tiny", vocabulary=120)
     params = jax.jit(lm.init)(jax.random.key(0))
-    scores = jax.jit(Facts().evaluate, static_argnums=0)(lm, params, Facts().material())
+    scores = jax.jit(Facts().evaluate, static_argnums=0)(lm, params, Facts().eval_data())
     for name in ("retain", "forget"):
         np.testing.assert_allclose(scores[name], 0.25, atol=0.12)

@@ -89,14 +89,14 @@ def test_training_and_validation_rows_are_of_different_documents(setting):
         return {word for word in text.split() if len(word) == 8}
 
     seen = words(setting.retain.rows("train")[:])
-    held_out = words(setting.material()["retain"].reshape(-1, 17))
+    held_out = words(setting.eval_data()["retain"].reshape(-1, 17))
     assert len(held_out) > 5 and len(seen) > 50 and not seen & held_out
 
 
 def test_scores_are_mean_cross_entropies_of_the_validation_rows(setting):
     lm = preset("tiny", layers=1, width=16, feed_forward=16, init_stddev=0.3)
     params = jax.jit(lm.init)(jax.random.key(0))
-    scores = jax.jit(setting.evaluate, static_argnums=0)(lm, params, setting.material())
+    scores = jax.jit(setting.evaluate, static_argnums=0)(lm, params, setting.eval_data())
     for name, corpus in (("retain", setting.retain), ("forget", setting.forget)):
         whole = rows(jnp.asarray(corpus.rows("validation")[:16]))
         np.testing.assert_allclose(scores[name], cross_entropy(lm, params, whole), rtol=1e-5)
@@ -105,9 +105,11 @@ def test_scores_are_mean_cross_entropies_of_the_validation_rows(setting):
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, shardings(params, lm.rules, mesh))
-        evaluate = jax.jit(setting.evaluate, static_argnums=0).lower(lm, placed, setting.material())
+        evaluate = jax.jit(setting.evaluate, static_argnums=0).lower(
+            lm, placed, setting.eval_data()
+        )
         program = evaluate.compile()
-        sharded = program(placed, setting.material())
+        sharded = program(placed, setting.eval_data())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sharded, scores)
     assert "f32[2,16,16]" in program.as_text()  # 2 of the 8 rows of a group on each device
     assert "f32[8,16,16]" not in program.as_text()
@@ -153,7 +155,7 @@ def test_parts_that_do_not_fit_are_refused(setting, corpora, change, said):
 def test_too_few_validation_rows_are_refused(setting):
     have = len(setting.retain.rows("validation"))
     with pytest.raises(ValueError) as error:
-        replace(setting, validation_rows=800).material()
+        replace(setting, validation_rows=800).eval_data()
     assert str(error.value) == (
         f"{setting.retain.folder} has {have} validation rows and validation_rows=800: set it "
         "lower, or pack with a larger validation share"
@@ -164,7 +166,7 @@ def test_as_many_validation_rows_as_there_are(setting):
     have = len(setting.retain.rows("validation"))
     exact = replace(setting, validation_rows=have, rows_at_once=1)
     np.testing.assert_array_equal(
-        exact.material()["retain"][:, 0], setting.retain.rows("validation")[:]
+        exact.eval_data()["retain"][:, 0], setting.retain.rows("validation")[:]
     )
 
 
@@ -187,6 +189,6 @@ def test_segments_are_documents(setting):
 def test_without_its_corpora_it_has_no_rows_and_says_so(setting, tmp_path):
     absent = replace(setting, retain=Corpus(tmp_path / "nowhere"))
     assert (absent.row_length, absent.get_tokenizer()) == (16, TOKENIZER)
-    for use in (lambda: absent.stream("retain", 8, 0), absent.material):
+    for use in (lambda: absent.stream("retain", 8, 0), absent.eval_data):
         with pytest.raises(FileNotFoundError, match="nowhere is no finished corpus"):
             use()

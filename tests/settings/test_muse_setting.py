@@ -47,7 +47,7 @@ def _asked(number):
 
 
 def test_streams_are_whole_texts(setting):
-    assert setting.carries == ()
+    assert setting.batch_fields == ()
     numbers = {"forget": "01", "oracle": "234", "retain": "23", "pretrain": "01234"}
     for name, wanted in numbers.items():
         rows = setting.stream(name, 64, 0)[0]
@@ -68,7 +68,7 @@ def test_scores_are_those_of_whole_logits(setting, params, monkeypatch):
     monkeypatch.setattr(answer_scores, "written", written)
     with jax.set_mesh(make_mesh(MeshShape())):
         found = judged_at_end(setting, LM, params).scores
-    at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.material())
+    at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
     for part, numbers in (("forget", (0, 1)), ("retain", (2, 3))):
         p = [np.exp(np.mean(_log_p(params, _asked(n), f" {COLOURS[n]}")[0])) for n in numbers]
         assert float(at_once[part]) == pytest.approx(np.mean(p), rel=1e-4)

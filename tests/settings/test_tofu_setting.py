@@ -71,7 +71,7 @@ def _documents(row):
 
 
 def test_streams_are_questions_of_which_answers_count(setting):
-    assert setting.carries == ("weights",)
+    assert setting.batch_fields == ("weights",)
     numbers = {"forget": "012", "oracle": "345678", "retain": "345678", "pretrain": "012345678"}
     for name, wanted in numbers.items():
         packed = setting.stream(name, 64, 0)[0]
@@ -100,7 +100,7 @@ def judged(setting, params):
         patch.setattr(answer_scores, "written", written)
         with jax.set_mesh(make_mesh(MeshShape())):
             at_end = judged_at_end(setting, LM, params)
-        at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.material())
+        at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
     return {name: float(x) for name, x in at_once.items()}, at_end
 
 
@@ -239,4 +239,4 @@ def test_rouge_l_is_the_longest_common_subsequence_of_stems(setting, monkeypatch
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     said = r"rouge-score is not installed; run `pip install undo_jax\[rouge\]`"
     with pytest.raises(ModuleNotFoundError, match=said):
-        setting.material()
+        setting.eval_data()

@@ -94,7 +94,7 @@ def measure(
         made = programs.build(work.lm, work.loss, training, work.refs, mesh, members, work.trains)
         streams = dict.fromkeys(work.streams, work.row_length)
         like = programs.example(
-            made, work.refs, streams, training.batch_size, mesh, carries=work.carries
+            made, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
         )
         states, shared = _start(made, work, mesh, members), _shared(like[2], work, mesh)
         owners, active = np.zeros(members, int), np.ones(members, bool)
@@ -122,10 +122,10 @@ def measure(
     return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
 
 
-def measure_evaluation(work: Work, evaluate: Any, material: Any, mesh: Mesh) -> Speed:
+def measure_evaluation(work: Work, evaluate: Any, eval_data: Any, mesh: Mesh) -> Speed:
     """Evaluate one fresh model for each group of the `sweep` axis, all side by side.
 
-    `evaluate` and `material` are the setting's, see `undo_jax.setting.Setting`.
+    `evaluate` and `eval_data` are the setting's, see `undo_jax.setting.Setting`.
     """
     members, everywhere = mesh.shape["sweep"], NamedSharding(mesh, P())
     with jax.set_mesh(mesh):
@@ -133,11 +133,11 @@ def measure_evaluation(work: Work, evaluate: Any, material: Any, mesh: Mesh) -> 
         params = _start(programs.build(*how), work, mesh, members).params
         score = programs.over_members(lambda one, given: evaluate(work.lm, one, given), mesh)
         started = time.perf_counter()
-        score = programs.jit_on(mesh)(score, out_shardings=everywhere).lower(params, material)
+        score = programs.jit_on(mesh)(score, out_shardings=everywhere).lower(params, eval_data)
         score, compiled = score.compile(), time.perf_counter()
-        jax.block_until_ready(score(params, material))
+        jax.block_until_ready(score(params, eval_data))
         warm = time.perf_counter()
-        jax.block_until_ready(score(params, material))
+        jax.block_until_ready(score(params, eval_data))
         seconds = time.perf_counter() - warm
     return Speed(compiled - started, seconds, [seconds], _peak_bytes(mesh))
 

@@ -17,7 +17,7 @@ def possible(work: Work) -> bool:
         return False
     refs = {**work.refs, TEACHER: HeadOnly(work.refs[TEACHER])}
     try:
-        traced(replace(work, refs=refs, carries=(*work.carries, STATES)))
+        traced(replace(work, refs=refs, batch_fields=(*work.batch_fields, STATES)))
     except ValueError:
         return False
     return True

@@ -191,7 +191,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
         )
         streams = dict.fromkeys(work.streams, work.row_length)
         arguments = programs.example(
-            made, work.refs, streams, training.batch_size, mesh, carries=work.carries
+            made, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
         )
         traced = made.advance.trace(*arguments)
         try:

@@ -35,7 +35,7 @@ class _Short(NamedTuple):
     """A stand-in for a setting's rows, where their length does not matter."""
 
     row_length: int = 8
-    carries: tuple[str, ...] = ()
+    batch_fields: tuple[str, ...] = ()
 
 
 _SHORT = _Short()
@@ -53,7 +53,7 @@ class Work:
     refs: Mapping[str, LM]
     row_length: int
     trains: Trains | None = None  # which parameters train; None: all
-    carries: tuple[str, ...] = ()  # what the streams have beside tokens, see `Packed`
+    batch_fields: tuple[str, ...] = ()  # what the streams have beside tokens, see `Packed`
 
     @property
     def tokens(self) -> int:
@@ -71,14 +71,14 @@ class RowForm(Protocol):
     def row_length(self) -> int: ...
 
     @property
-    def carries(self) -> tuple[str, ...]: ...
+    def batch_fields(self) -> tuple[str, ...]: ...
 
 
 def work(recipe: Trained, form: RowForm) -> Work:
     """The work of a recipe on rows of a setting."""
     refs = {name: reference.lm for name, reference in recipe.references.items()}
     how = recipe.lm, recipe.loss, recipe.training, tuple(recipe.streams)
-    return Work(*how, refs, row_length(recipe, form), recipe.trains, tuple(form.carries))
+    return Work(*how, refs, row_length(recipe, form), recipe.trains, tuple(form.batch_fields))
 
 
 def row_length(recipe: Trained, form: RowForm) -> int:
@@ -117,7 +117,7 @@ def traced(doing: Work, numbers: Sequence[str] = ()) -> Any:
         return used(doing.lm, params, frozen, batch, jax.random.key(0))
 
     lead = (doing.training.batch_size,)
-    packed = packed_like(lead, doing.row_length, doing.carries, doing.refs)
+    packed = packed_like(lead, doing.row_length, doing.batch_fields, doing.refs)
     refs = {name: rounded_shapes(lm) for name, lm in doing.refs.items()}
     own = dict.fromkeys(numbers, jax.ShapeDtypeStruct((), jnp.float32))
     return jax.eval_shape(loss, shapes(doing.lm), refs, packed, own)
@@ -167,7 +167,7 @@ def seed_of(recipe: Recipe, seed: int | None) -> int | None:
     """The seed of a recipe's model for an experiment's `seed`; None if nothing is random."""
     if recipe.seed is not None:
         return recipe.seed
-    draws = recipe.draw or any(seed_of(parent, seed) is not None for parent in recipe.parents)
+    draws = recipe.rng_name or any(seed_of(parent, seed) is not None for parent in recipe.parents)
     return seed if draws else None
 
 
@@ -216,10 +216,10 @@ class Model:
 
     @property
     def key(self) -> Key:
-        """The PRNG key of its seed and its recipe's `draw`."""
+        """The PRNG key of its seed and its recipe's `rng_name`."""
         seed = self.artifact.seed
         assert seed is not None, "nothing of it is random"
-        return jax.random.fold_in(jax.random.key(seed), zlib.crc32(self.recipe.draw.encode()))
+        return jax.random.fold_in(jax.random.key(seed), zlib.crc32(self.recipe.rng_name.encode()))
 
 
 @dataclass(frozen=True)

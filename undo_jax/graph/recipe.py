@@ -30,9 +30,9 @@ class Stream(NamedTuple):
 class Recipe(Protocol):
     """What a model is made from: a frozen dataclass, one file per kind in recipes/.
 
-    Its random numbers are determined by the seed and by `draw`, which is part of its fingerprint:
-    two recipes with the same `draw` use the same numbers, whatever else differs. A recipe that uses
-    none has no `draw`. A `seed` that is given replaces each of the experiment's seeds, for the
+    Its random numbers are determined by the seed and by `rng_name`, which is part of its fingerprint:
+    two recipes with the same `rng_name` use the same numbers, whatever else differs. A recipe that uses
+    none has no `rng_name`. A `seed` that is given replaces each of the experiment's seeds, for the
     recipe and for what it is made from.
     """
 
@@ -51,7 +51,7 @@ class Recipe(Protocol):
         ...
 
     @property
-    def draw(self) -> str: ...
+    def rng_name(self) -> str: ...
 
     @property
     def seed(self) -> int | None: ...
@@ -63,11 +63,11 @@ def is_language_model(recipe: Recipe) -> bool:
 
 
 def title(recipe: Recipe) -> str:
-    """The display name of its artifact: the end of `draw`, or else the recipe's own title.
+    """The display name of its artifact: the end of `rng_name`, or else the recipe's own title.
 
-    All attacks on a model have one `draw`, and so use their own titles.
+    All attacks on a model have one `rng_name`, and so use their own titles.
     """
-    _, own, name = recipe.draw.rpartition("/")
+    _, own, name = recipe.rng_name.rpartition("/")
     attack = recipe.role == "attack"
     return name if own and not attack else getattr(recipe, "title", recipe.kind)
 
@@ -203,14 +203,16 @@ def check_recipe(name: str, recipe: Any, seen: set[int] | None = None) -> None:
     if id(recipe) in seen:
         return
     seen.add(id(recipe))
-    if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "draw")):
+    if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "rng_name")):
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
     who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
     if not hasattr(lm, "init") or (is_language_model(recipe) and not hasattr(lm, "hidden")):
         raise ValueError(f'{who}: lm={lm!r} is no model: give e.g. preset("tiny")')
     draws = recipe.kind not in ("import", "layers")
-    if not isinstance(recipe.draw, str) or draws and not recipe.draw:
-        raise ValueError(f"{who}: draw={recipe.draw!r}: give a text that names its random numbers")
+    if not isinstance(recipe.rng_name, str) or draws and not recipe.rng_name:
+        raise ValueError(
+            f"{who}: rng_name={recipe.rng_name!r}: give a text that names its random numbers"
+        )
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):
         raise ValueError(f"{who}: seed={seed!r}: give a whole number from 0 to 2^32 - 1")
     parents = recipe.parents

@@ -44,7 +44,9 @@ def on_terminal() -> bool:
     return console.is_interactive and console.file.isatty()
 
 
-Tags = Mapping[str, Any]  # fields that every record of one member carries, e.g. its learning rate
+Tags = Mapping[
+    str, Any
+]  # fields that every record of one member batch_fields, e.g. its learning rate
 Write = Callable[[Tags, Mapping[str, Any]], None]  # takes one record: its tags, its other fields
 
 

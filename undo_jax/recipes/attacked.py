@@ -27,7 +27,7 @@ class Attacked(Simple):
     scored: ClassVar[bool] = True
     model: Recipe
     attack: Attack
-    draw: str = "relearn"
+    rng_name: str = "relearn"
     seed: int | None = None
 
     @property

@@ -31,7 +31,7 @@ class Classifier:
     layer: int  # after so many layers
     rows: int = 64  # labelled rows of each stream
     penalty: float = 0.01  # see `probe.fit`
-    draw: str = "classifier"
+    rng_name: str = "classifier"
     seed: int | None = None
 
     def __post_init__(self):

@@ -29,7 +29,7 @@ class Distill(Simple):
     stop_early: bool = True  # stop as soon as the student has recovered; False: all steps
     stream: str = "pretrain"
     loss: Loss = distillation
-    draw: str = "distill"
+    rng_name: str = "distill"
     seed: int | None = None
 
     def __post_init__(self):

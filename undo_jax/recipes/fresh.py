@@ -19,7 +19,7 @@ class Fresh:
     role: ClassVar[str] = "student"
     scored: ClassVar[bool] = False  # it has learned nothing yet
     lm: LM
-    draw: str = "noise/fresh"
+    rng_name: str = "noise/fresh"
     seed: int | None = None
 
     @property

@@ -41,7 +41,7 @@ class Import:
     vital: ClassVar[bool] = True
     lm: LM
     path: str
-    draw: str = ""
+    rng_name: str = ""
     seed: int | None = None
 
     @property

@@ -24,7 +24,7 @@ class KeepLayers:
     scored: ClassVar[bool] = False  # it has not learned to do without the others
     model: Recipe
     every: int = 2
-    draw: str = ""  # nothing is random
+    rng_name: str = ""  # nothing is random
     seed: int | None = None
 
     def __post_init__(self):

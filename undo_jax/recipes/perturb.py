@@ -27,7 +27,7 @@ class Perturb:
     model: Recipe
     alpha: float
     noise: Noise = partial(shrink_perturb, beta=0.1)
-    draw: str = "noise"
+    rng_name: str = "noise"
     seed: int | None = None
 
     def __post_init__(self):

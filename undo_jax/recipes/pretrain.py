@@ -21,7 +21,7 @@ class Pretrain(Simple):
     training: Training
     stream: str = "pretrain"
     loss: Loss = language_modelling
-    draw: str = "pretrain"
+    rng_name: str = "pretrain"
     seed: int | None = None
 
     @property

@@ -26,7 +26,7 @@ class Unlearn(Simple):
     training: Training
     loss: Loss = maxent
     trains: Trains | None = None  # which parameters train; None: all
-    draw: str = "unlearn"
+    rng_name: str = "unlearn"
     seed: int | None = None
 
     def __post_init__(self):

@@ -10,7 +10,14 @@ from undo_jax.report.files import Json
 from undo_jax.report.numbers import MIN_GAP, Row, sole, strongest
 from undo_jax.report.records import Entry, Evaluation, Logged, Logs
 
-OTHERWISE = ("type", "student", "teacher", "alpha", "draw", "seed")  # not settings of distillation
+OTHERWISE = (
+    "type",
+    "student",
+    "teacher",
+    "alpha",
+    "rng_name",
+    "seed",
+)  # not settings of distillation
 
 
 @dataclass(frozen=True)

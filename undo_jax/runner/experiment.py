@@ -76,7 +76,7 @@ class Experiment:
                     f"{', '.join(ROLES)}; attacks are given as attacks=(...)"
                 )
             for recipe in filter(is_language_model, ancestry([model])):
-                check_tokens(recipe.draw or recipe.kind, recipe.lm, tokenizer)
+                check_tokens(recipe.rng_name or recipe.kind, recipe.lm, tokenizer)
 
     def graph(self) -> "Experiment":
         """Itself: an experiment can be used where knobs are expected."""
@@ -92,9 +92,9 @@ class Experiment:
         for name in self.models if self.attacked is None else self.attacked:
             for attack in self.attacks:
                 recipe = self.models[name]
-                drawn = recipe.draw.rpartition("/")[2]
+                drawn = recipe.rng_name.rpartition("/")[2]
                 draw = f"relearn/{drawn}" if drawn else "relearn"
-                named[name, attack.name] = Attacked(recipe, attack, draw=draw)
+                named[name, attack.name] = Attacked(recipe, attack, rng_name=draw)
                 check_recipe(f"{name} by {attack.name}", named[name, attack.name], seen)
         return named
 
@@ -290,5 +290,5 @@ def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
             setting.stream(name, batch_size, 0)
     timely = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
     for lm in {m.recipe.lm for m in unfinished if is_language_model(m.recipe)}:
-        scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), here.material)
+        scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), here.eval_data)
         check_scores(scores, timely)

@@ -45,12 +45,12 @@ def make(
 def _compute(run: Run, model: Model) -> None:
     """Make a model that is not trained."""
     recipe: Any = model.recipe
-    key = model.key if recipe.draw else None
+    key = model.key if recipe.rng_name else None
     given = [*(run.load(parent)() for parent in model.parents), *samples(run, model)]
     params = recipe.make(run.mesh, key, *given)
     scores, lists = {}, {}
     if recipe.scored:
-        scores, lists = scorer(run.setting, run.material, run.mesh)(recipe.lm, params)
+        scores, lists = scorer(run.setting, run.eval_data, run.mesh)(recipe.lm, params)
     artifacts.begin(model.artifact)
     tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
     artifacts.keep(model.artifact, params, scores, lists, **tags)

@@ -65,7 +65,7 @@ def _pace(run: Run, model: Model, records: Sequence[Record], scored: dict[LM, be
     if not math.isnan(known.step):
         return known
     fastest, step_flops = _fastest(run), bench.flops(doing).total * doing.tokens
-    tokens = sum(x.size for x in jax.tree.leaves(run.material) if x.dtype.kind == "i")
+    tokens = sum(x.size for x in jax.tree.leaves(run.eval_data) if x.dtype.kind == "i")
     step = step_flops / fastest
     evaluation = tokens * doing.lm.forward_flops(doing.row_length) / fastest
     steps = 20 if 40 * step < QUICK else 3
@@ -74,7 +74,7 @@ def _pace(run: Run, model: Model, records: Sequence[Record], scored: dict[LM, be
     with _uncached():
         trained = bench.measure(doing, run.mesh, steps)
         if doing.lm not in scored:
-            how = run.setting.evaluate, run.material, run.mesh
+            how = run.setting.evaluate, run.eval_data, run.mesh
             scored[doing.lm] = bench.measure_evaluation(doing, *how)
     start = trained.compile_seconds + scored[doing.lm].compile_seconds
     step, evaluation, start = agreed([trained.seconds, scored[doing.lm].seconds, start]).tolist()

@@ -62,9 +62,9 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     for model in company:
         if model not in finished:
             artifacts.begin(model.artifact, with_steps=not goes_on)
-    how = recipe.loss, training, setting.evaluate, run.material, row_length(recipe, setting)
-    carries = (*setting.carries, *([STATES] if recalls else []))
-    task = Task(recipe.lm, *how, recipe.trains, carries)
+    how = recipe.loss, training, setting.evaluate, run.eval_data, row_length(recipe, setting)
+    batch_fields = (*setting.batch_fields, *([STATES] if recalls else []))
+    task = Task(recipe.lm, *how, recipe.trains, batch_fields)
     title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
     names, firsts = [model.artifact.model for model in company], range(0, len(tried), size)
     ran: list[Ran] = []

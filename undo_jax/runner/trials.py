@@ -37,9 +37,9 @@ class Run:
     readers: dict[Model, Lazy] = field(default_factory=dict)
 
     @cached_property
-    def material(self) -> Any:
+    def eval_data(self) -> Any:
         """The arrays of the setting's evaluation, replicated over all devices."""
-        return jax.device_put(self.setting.material(), NamedSharding(self.mesh, P()))
+        return jax.device_put(self.setting.eval_data(), NamedSharding(self.mesh, P()))
 
     def load(self, model: Model) -> Lazy:
         """A function that reads a finished model, one for all callers. Raises FileNotFoundError."""
@@ -149,7 +149,7 @@ def _first(run: Run, model: Model) -> tuple[str, Lazy]:
     others = [run.load(parent) for parent in parents]
     load = run.load(start)
     if recipe.preparation is not None:
-        key = recipe.draw, model.artifact.seed, recipe.lm, recipe.preparation
+        key = recipe.rng_name, model.artifact.seed, recipe.lm, recipe.preparation
         made = [parent.artifact.fingerprint for parent in model.parents], plain(key)
         return json.dumps(made), lambda: recipe.make(
             run.mesh, model.key, load(), *(other() for other in others)

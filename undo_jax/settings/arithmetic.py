@@ -57,7 +57,7 @@ class Arithmetic:
     controls: bool = False  # also streams of forget/half and forget/permuted, and their metrics
 
     @property
-    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
         return (("weights",) if self.answers_only else ()) + (
             ("segments",) if self.segments else ()
         )
@@ -111,7 +111,7 @@ class Arithmetic:
         opens = self.get_tokenizer().bos_id if self.segments else None
         return stream(sources, batch_size, seed, shares, opens)
 
-    def material(self) -> Any:
+    def eval_data(self) -> Any:
         """Exam questions of every operation and form, and validation rows of both streams."""
         _check_memory(self)
         split = "held_out" if self.examine == "held_out_facts" else "train"
@@ -138,19 +138,19 @@ class Arithmetic:
             },
         }
 
-    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
+    def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
         """Accuracy per operation/form, their means, and cross entropy (nats) per stream.
 
         Accuracies of a model that has diverged are nan, not 0.
         """
-        right = exact_match(lm, params, material["exam"])
+        right = exact_match(lm, params, eval_data["exam"])
         losses = {
-            name: cross_entropy(lm, params, rows(part)) for name, part in material["rows"].items()
+            name: cross_entropy(lm, params, rows(part)) for name, part in eval_data["rows"].items()
         }
         sane = jnp.isfinite(sum(losses.values()))
         scores = {
             name: jnp.where(sane, jnp.dot(mean, right), jnp.nan)
-            for name, mean in material["mean"].items()
+            for name, mean in eval_data["mean"].items()
         }
         means = {"retain": (RETAIN, ""), "forget": (FORGET, "")}
         for name, _ in CONTROLS.values() if self.controls else ():

@@ -113,7 +113,7 @@ class Choices:
         return any(isinstance(part.source, Pairs) for part in every)
 
     @property
-    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
         return (("weights",) if self._weighted else ()) + (("segments",) if self.segments else ())
 
     @property
@@ -155,7 +155,7 @@ class Choices:
         opens = self.tokenizer.bos_id if self.segments else None
         return stream(sources, batch_size, seed, [part.share for part in parts[name]], opens)
 
-    def material(self) -> Any:
+    def eval_data(self) -> Any:
         """The quiz, and validation rows in groups, of both kinds.
 
         Raises ValueError for a quiz that cannot be asked, one of those that are kept, too.
@@ -168,9 +168,9 @@ class Choices:
             "forget_text": _validation(self, self.forget),
         }
 
-    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
-        found = {name: _loss(lm, params, material[name]) for name in ("retain", "forget_text")}
-        return {**found, "forget": accuracy(lm, params, material["quiz"])}
+    def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
+        found = {name: _loss(lm, params, eval_data[name]) for name in ("retain", "forget_text")}
+        return {**found, "forget": accuracy(lm, params, eval_data["quiz"])}
 
     def at_end(self, lm: LM, params: Params) -> Scores:
         """Scores of the quizzes that are kept, and of their subjects apart."""

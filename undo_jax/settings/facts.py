@@ -50,7 +50,7 @@ class Facts:
             raise ValueError(f"data_seed={self.data_seed}: it must be 0 or more")
 
     @property
-    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
         return (("weights",) if self.answers_only else ()) + (
             ("segments",) if self.segments else ()
         )
@@ -84,14 +84,14 @@ class Facts:
         opens = self.get_tokenizer().bos_id if self.segments else None
         return stream([_packed(self, known[name])], batch_size, seed, opens=opens)
 
-    def material(self) -> Any:
+    def eval_data(self) -> Any:
         """The questions of both parts, and rows of their statements."""
         return {part: _questions(self, part) for part in PARTS}
 
-    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
+    def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
         """Accuracies, and cross entropy (nats) on rows of each part."""
         scores = {}
-        for part, (sheets, others, packed) in material.items():
+        for part, (sheets, others, packed) in eval_data.items():
             verdicts = right(log_likelihoods(lm, params, sheets), sheets)
             scores[part] = jnp.mean(verdicts)
             scores[f"cross_entropy/{part}"] = cross_entropy(lm, params, rows(packed))

@@ -37,7 +37,7 @@ class Language:
     segments: bool = False  # a sequence is a document, not a row
 
     @property
-    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
         return ("segments",) if self.segments else ()
 
     @property
@@ -77,12 +77,12 @@ class Language:
             return stream([retain, forget], batch_size, seed, shares, opens)
         return stream([forget if name == "forget" else retain], batch_size, seed, opens=opens)
 
-    def material(self) -> Any:
+    def eval_data(self) -> Any:
         """Validation rows of both languages, in groups. Raises ValueError if there are too few."""
         return {name: _groups(self, getattr(self, name)) for name in ("retain", "forget")}
 
-    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
-        return {name: mean_cross_entropy(lm, params, rows) for name, rows in material.items()}
+    def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
+        return {name: mean_cross_entropy(lm, params, rows) for name, rows in eval_data.items()}
 
     def examples(self) -> list[Example]:
         """How some validation texts of either language begin, and go on."""

@@ -33,7 +33,7 @@ class Muse:
         Muse(MuseFiles("MUSE-News"), load_tokenizer("tokenizer.model"))
 
     Streams are of whole texts: pretrain (forget and all of `files.retain`), oracle (these), retain
-    (the first of them) and forget. Raises ValueError for sizes that are not positive; `material`
+    (the first of them) and forget. Raises ValueError for sizes that are not positive; `eval_data`
     raises ModuleNotFoundError without the package rouge-score.
     """
 
@@ -54,7 +54,7 @@ class Muse:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
 
     @property
-    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
         return ("segments",) if self.segments else ()
 
     @property
@@ -85,15 +85,15 @@ class Muse:
         opens = self.tokenizer.bos_id if self.segments else None
         return stream([_packed(self, splits[name])], batch_size, seed, opens=opens)
 
-    def material(self) -> Any:
+    def eval_data(self) -> Any:
         """Questions with their answers, of both parts."""
         rouge.scorer()
         return {part: _asked(self, part).rows for part in PARTS}
 
-    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
+    def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
         return {
             part: answer_scores.mean_probability(lm, params, rows)
-            for part, rows in material.items()
+            for part, rows in eval_data.items()
         }
 
     def at_end(self, lm: LM, params: Params) -> Mapping[str, Any]:

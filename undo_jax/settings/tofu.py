@@ -36,7 +36,7 @@ class Tofu:
 
     What is retained and both parts of the real world are examined on `*_perturbed` files. Streams
     are pretrain (all authors), oracle and retain (retained ones) and forget. Raises ValueError for
-    a template without {question} before {answer}, and sizes that are not positive; `material`
+    a template without {question} before {answer}, and sizes that are not positive; `eval_data`
     raises ModuleNotFoundError without the package rouge-score.
     """
 
@@ -57,7 +57,7 @@ class Tofu:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
 
     @property
-    def carries(self) -> tuple[Literal["weights", "segments"], ...]:
+    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
         return ("weights", "segments") if self.segments else ("weights",)
 
     @property
@@ -97,15 +97,15 @@ class Tofu:
         opens = self.tokenizer.bos_id if self.segments else None
         return stream([_packed(self, parts[name])], batch_size, seed, opens=opens)
 
-    def material(self) -> Any:
+    def eval_data(self) -> Any:
         """The answers of both parts."""
         rouge.scorer()
         return {part: _answers(self, part, "answer").rows for part in INVENTED}
 
-    def evaluate(self, lm: LM, params: Params, material: Any) -> Metrics:
+    def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
         return {
             part: answer_scores.mean_probability(lm, params, rows)
-            for part, rows in material.items()
+            for part, rows in eval_data.items()
         }
 
     def at_end(self, lm: LM, params: Params) -> Mapping[str, Any]:

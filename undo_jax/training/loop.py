@@ -65,7 +65,7 @@ def train_together(
                 seen(loop.step, _results(population, loop, take, found))
         if not loop.active.any():
             break
-        batch = read(lanes.inputs, loop.step, training.batch_size, mesh, task.carries)
+        batch = read(lanes.inputs, loop.step, training.batch_size, mesh, task.batch_fields)
         loop.states, metrics = population.advance(loop.states, batch, loop.active)
         loop.step += 1
         meter.step(loop.step, loop.active, metrics, batch)

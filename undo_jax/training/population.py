@@ -26,11 +26,11 @@ class Task(NamedTuple):
     lm: LM
     loss: Loss
     training: train_step.Training
-    evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `material`
-    material: Any  # a pytree of arrays
+    evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `eval_data`
+    eval_data: Any  # a pytree of arrays
     row_length: int  # T of every stream
     trains: optim.Trains | None = None  # which parameters train; None: all
-    carries: tuple[str, ...] = ()  # what streams have beside tokens, see `Packed`
+    batch_fields: tuple[str, ...] = ()  # what streams have beside tokens, see `Packed`
 
 
 class _Made(NamedTuple):
@@ -139,41 +139,41 @@ class Population:
 
     def score(self, params: Params, active: Any) -> Metrics:
         """Scores of the active members, [M]; 0 for others."""
-        material = self.task.material
+        eval_data = self.task.eval_data
         if self.shared:
             given = params, active, self.lanes.origins
-            return self._compiled.score(given, (material, *self._beginnings))
-        return self._compiled.score((params, active), material)
+            return self._compiled.score(given, (eval_data, *self._beginnings))
+        return self._compiled.score((params, active), eval_data)
 
     def _lowered(self) -> Iterator[Lowered]:
         """The programs in the order of `_Made`; the slowest to compile comes first."""
         task, mesh, made, lanes = self.task, self.mesh, self._programs, self.lanes
         lengths = dict.fromkeys(lanes.inputs[0].streams, task.row_length)
         rows, count = task.training.batch_size, len(lanes.inputs)
-        how = made, self._ref_lms, lengths, rows, mesh, count, task.carries
+        how = made, self._ref_lms, lengths, rows, mesh, count, task.batch_fields
         given = programs.example(*how, (task.lm, len(lanes.firsts)) if self.shared else None)
         yield made.advance.lower(*given)
         states, (_, active, _), inputs = given
         stacked = inputs[2:]
         evaluate = partial(task.evaluate, task.lm)
 
-        def score_one(member, material):
+        def score_one(member, eval_data):
             params, active, *origin = member
             if self.shared:
-                (origin,), (material, stacked) = origin, material
+                (origin,), (eval_data, stacked) = origin, eval_data
                 first = jax.tree.map(lambda x: x[origin], stacked)
                 params = optim.put(task.trains, first, params)
             rest = lambda made, *_: programs.zeros(made)  # noqa: E731
-            return while_active(len(lanes.members), active, evaluate, rest, params, material)
+            return while_active(len(lanes.members), active, evaluate, rest, params, eval_data)
 
         everywhere = NamedSharding(mesh, P())
         score_all = jit_on(mesh)(over_members(score_one, mesh), out_shardings=everywhere)
         scored = states.params, active
         if self.shared:
-            yield score_all.lower((*scored, lanes.origins), (task.material, *stacked))
+            yield score_all.lower((*scored, lanes.origins), (task.eval_data, *stacked))
             yield made.start.lower((*stacked, lanes.origins), lanes.keys, lanes.rates)
             return
-        yield score_all.lower(scored, task.material)
+        yield score_all.lower(scored, task.eval_data)
         model = placed(shapes(task.lm), task.lm.rules, mesh)
         yield made.start.lower(model, lanes.keys, lanes.rates)
         if len(lanes.firsts) > 1:

@@ -97,12 +97,12 @@ def example(
     rows: int,
     mesh: Mesh,
     inputs: int = 1,
-    carries: Sequence[str] = (),
+    batch_fields: Sequence[str] = (),
     firsts: tuple[LM, int] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Arguments of `made.advance` as shapes and shardings; `streams` gives each stream's T.
 
-    `inputs` is the number of `Inputs`, each with its own references and streams; `carries` is
+    `inputs` is the number of `Inputs`, each with its own references and streams; `batch_fields` is
     what the streams have beside tokens, see `Packed`; `firsts` the model that is trained, and from
     how many members start, where `made` shares them.
     """
@@ -115,9 +115,9 @@ def example(
         return placed(stacked, lm.rules, mesh, (None,))
 
     def stream(time: int) -> Any:
-        made = packed_like((inputs, rows), time, carries, refs)
+        made = packed_like((inputs, rows), time, batch_fields, refs)
         made = jax.tree.map(lambda x: x.update(sharding=place), made)
-        return made if carries else made.tokens
+        return made if batch_fields else made.tokens
 
     batch = {name: stream(time) for name, time in streams.items()}
     references = {name: reference(lm) for name, lm in refs.items()}

@@ -118,30 +118,30 @@ def read(
     step: int,
     batch_size: int,
     mesh: Mesh,
-    carries: Sequence[str] = (),
+    batch_fields: Sequence[str] = (),
 ) -> dict[str, jax.Array | Packed]:
     """Batch `step` of all streams, [S, B, T+1], S inputs; each process reads its own rows.
 
     A stream in several inputs is read once. Raises ValueError for streams whose rows do
-    not have exactly the parts in `carries` beside tokens.
+    not have exactly the parts in `batch_fields` beside tokens.
     """
 
     def stacked(name: str, rows: slice) -> Any:
         streams = [one.streams[name] for one in inputs]
         found = {id(stream): stream[step, rows] for stream in {id(s): s for s in streams}.values()}
         for part in found.values():
-            _check_carries(name, part, carries)
+            _check_carries(name, part, batch_fields)
         return jax.tree.map(lambda *x: np.stack(x), *(found[id(stream)] for stream in streams))
 
     return {name: assemble(mesh, batch_size, partial(stacked, name)) for name in inputs[0].streams}
 
 
-def _check_carries(name: str, rows: Any, carries: Sequence[str]) -> None:
+def _check_carries(name: str, rows: Any, batch_fields: Sequence[str]) -> None:
     beside = Packed._fields[1:] if isinstance(rows, Packed) else ()
-    if {part for part in beside if getattr(rows, part) is not None} != {*carries}:
-        said = " and ".join(carries) or "nothing"
+    if {part for part in beside if getattr(rows, part) is not None} != {*batch_fields}:
+        said = " and ".join(batch_fields) or "nothing"
         raise ValueError(
-            f"the stream {name} has other things beside tokens than the setting says it carries, "
+            f"the stream {name} has other things beside tokens than the setting says it batch_fields, "
             f"{said}: make them agree"
         )
 
