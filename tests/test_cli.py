@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 import undo_jax
 from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
+from undo_jax.cli.bench import bench
 from undo_jax.cli.step_source import of_stage
 from undo_jax.cli.weights import expression
 from undo_jax.fit.least import least
@@ -58,7 +59,7 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    for module in (experiment_command, sys.modules[cli.bench.__module__]):
+    for module in (experiment_command, sys.modules[bench.__module__]):
         monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 

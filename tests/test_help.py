@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from undo_jax.experiment_command import override
 
 import undo_jax
+from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import flags
 from undo_jax.cli import main as cli
-from undo_jax.cli.experiment import override
 from undo_jax.data.muse import MuseFiles
 from undo_jax.data.tofu import TofuFiles
 from undo_jax.data.tokenizers import Bytes
@@ -139,7 +140,7 @@ def test_the_help_of_what_no_shipped_experiment_has(monkeypatch):
 
 
 def test_a_graph_that_is_written_by_hand_has_few_flags(monkeypatch):
-    made = cli.experiment.load(str(ROOT / "experiments/quickstart.py")).graph()
+    made = experiment_command.load(str(ROOT / "experiments/quickstart.py")).graph()
     assert isinstance(made, Experiment)
     options = _check(_shown(lambda: override(made, ["--help"]), monkeypatch))
     names = [re.split("[ .]", name)[0] for name in options]

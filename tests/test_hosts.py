@@ -19,6 +19,7 @@ from etils import epath
 
 import undo_jax
 from undo_jax.cli import devices
+from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.cli.devices import Processes
 from undo_jax.cli.weights import model
@@ -198,7 +199,7 @@ def _records(folder):
 def alone(tmp_path_factory):
     """The workdir of one process, and its artifacts."""
     folder = _toy(tmp_path_factory.mktemp("hosts") / "alone")
-    experiment = cli.experiment.load(str(folder / "toy.py"))
+    experiment = experiment_command.load(str(folder / "toy.py"))
     return _artifacts(experiment, folder / "out")
 
 
@@ -305,7 +306,7 @@ def test_one_process_goes_on_where_one_of_two_died(stage, alone, together, tmp_p
     folder = _toy(tmp_path / "killed")
     shutil.copytree(together[0] / "cache", folder / "cache")
     _run(folder, *SAVING, die_in=stage, dies=1)
-    experiment = cli.experiment.load(str(folder / "toy.py"))
+    experiment = experiment_command.load(str(folder / "toy.py"))
     made = _artifacts(experiment, folder / "out", kind=stage)
     assert "goes on from step 1" in capfd.readouterr().err
     known = {artifact.folder.name: artifact.folder for artifact in alone}

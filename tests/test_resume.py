@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh
 
 import undo_jax
 from undo_jax import losses
-from undo_jax.cli import main as cli
+from undo_jax.cli import experiment as experiment_command
 from undo_jax.logs.log import Target, open_log
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
@@ -730,7 +730,7 @@ def toy(tmp_path_factory):
 @pytest.fixture
 def experiment(toy):
     flags = "--pretrain.training.steps 4 --pretrain.training.eval-every 2".split()
-    return cli.experiment.override(cli.experiment.load(str(toy)), flags)
+    return experiment_command.override(experiment_command.load(str(toy)), flags)
 
 
 @pytest.mark.slow

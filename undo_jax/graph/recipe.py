@@ -30,9 +30,9 @@ class Stream(NamedTuple):
 class Recipe(Protocol):
     """What a model is made from: a frozen dataclass, one file per kind in recipes/.
 
-    Its random numbers are determined by the seed and by `rng_name`, which is part of its fingerprint:
-    two recipes with the same `rng_name` use the same numbers, whatever else differs. A recipe that uses
-    none has no `rng_name`. A `seed` that is given replaces each of the experiment's seeds, for the
+    Its random numbers are determined by the seed and by `rng_name`, which is part of its
+    fingerprint: two recipes with the same `rng_name` use the same numbers, whatever else differs. A
+    recipe that uses none has no `rng_name`. A `seed` that is given replaces each of the experiment's seeds, for the
     recipe and for what it is made from.
     """
 

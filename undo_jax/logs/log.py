@@ -44,9 +44,7 @@ def on_terminal() -> bool:
     return console.is_interactive and console.file.isatty()
 
 
-Tags = Mapping[
-    str, Any
-]  # fields that every record of one member batch_fields, e.g. its learning rate
+Tags = Mapping[str, Any]  # fields of every record of one member, e.g. its learning rate
 Write = Callable[[Tags, Mapping[str, Any]], None]  # takes one record: its tags, its other fields
 
 

@@ -139,10 +139,10 @@ def read(
 def _check_carries(name: str, rows: Any, batch_fields: Sequence[str]) -> None:
     beside = Packed._fields[1:] if isinstance(rows, Packed) else ()
     if {part for part in beside if getattr(rows, part) is not None} != {*batch_fields}:
-        said = " and ".join(batch_fields) or "nothing"
+        declared = " and ".join(batch_fields) or "nothing"
         raise ValueError(
-            f"the stream {name} has other things beside tokens than the setting says it batch_fields, "
-            f"{said}: make them agree"
+            f"the stream {name} does not have the fields beside tokens that batch_fields of the "
+            f"setting names, {declared}: make them agree"
         )
 
 
