@@ -23,7 +23,8 @@ from undo_jax.recipes.imported import Import
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.runner.experiment import Experiment, check_seeds, check_tokens
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.experiment_checks import check_seeds, check_tokens
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.setting import Setting
 from undo_jax.store.train_checkpoints import Saving
