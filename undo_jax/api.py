@@ -31,7 +31,7 @@ from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import Knobs, load
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import placement
-from undo_jax.setting import scorer
+from undo_jax.scoring import make_scorer
 from undo_jax.store import param_checkpoint
 from undo_jax.store.artifacts import STEPS, described_model
 from undo_jax.types import LM, Params, shapes
@@ -49,10 +49,10 @@ class Place:
 
     @cached_property
     def score(self) -> Any:
-        """See `scorer`; compiled once for all models of one architecture."""
+        """See `make_scorer`; compiled once for all models of one architecture."""
         setting = self.experiment.setting
         eval_data = jax.device_put(setting.eval_data(), NamedSharding(self.mesh, P()))
-        return scorer(setting, eval_data, self.mesh)
+        return make_scorer(setting, eval_data, self.mesh)
 
     def lm(self, folder: epath.Path) -> LM:
         """The experiment's model that made an artifact.

@@ -18,7 +18,8 @@ from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.setting import check_metrics, judged_at_end
+from undo_jax.scoring import score_at_end
+from undo_jax.setting import check_metrics
 from undo_jax.settings.choices import Choices, Part
 from undo_jax.store.artifacts import plain
 from undo_jax.training.train_step import rows
@@ -129,7 +130,7 @@ def test_quizzes_that_are_kept_are_asked_at_the_end(setting, params, monkeypatch
     check_metrics(setting)
     monkeypatch.setattr("undo_jax.settings.choices._verdicts", lambda *_: np.array([1.0, 0, 1]))
     with jax.set_mesh(make_mesh(MeshShape())):
-        found = judged_at_end(setting, LM, params).scores
+        found = score_at_end(setting, LM, params).scores
     assert found == {"mmlu": pytest.approx(2 / 3), "mmlu_apart": 0.0, "mmlu_rest": 1.0}
     assert {name: one.at for name, one in setting.metrics.items()} == {
         "retain": "evaluation", "forget": "evaluation", "forget_text": "evaluation",

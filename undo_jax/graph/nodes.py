@@ -36,6 +36,7 @@ class _Short(NamedTuple):
 
     row_length: int = 8
     batch_fields: tuple[str, ...] = ()
+    row_lengths: Mapping[str, int] = {}
 
 
 _SHORT = _Short()
@@ -64,7 +65,7 @@ class Work:
 class RowForm(Protocol):
     """What a compiled step needs to know of a setting: the form of its rows, and no data.
 
-    Rows of a stream in `row_lengths`, where it has that, have another length than `row_length`.
+    Rows of a stream in `row_lengths` have another length than `row_length`.
     """
 
     @property
@@ -72,6 +73,9 @@ class RowForm(Protocol):
 
     @property
     def batch_fields(self) -> tuple[str, ...]: ...
+
+    @property
+    def row_lengths(self) -> Mapping[str, int]: ...
 
 
 def work(recipe: Trained, form: RowForm) -> Work:
@@ -83,9 +87,8 @@ def work(recipe: Trained, form: RowForm) -> Work:
 
 def row_length(recipe: Trained, form: RowForm) -> int:
     """T, tokens predicted in a row of its streams. Raises ValueError where these differ in it."""
-    own: Mapping[str, int] = getattr(form, "row_lengths", {})
     names = [name for stream in recipe.streams.values() for name in stream.names]
-    found = {name: own.get(name, form.row_length) for name in names}
+    found = {name: form.row_lengths.get(name, form.row_length) for name in names}
     if len(set(found.values())) > 1:
         said = " and ".join(f"{name} of {length}" for name, length in found.items())
         raise ValueError(f"{recipe.kind} has rows of {said} tokens: give streams of one length")

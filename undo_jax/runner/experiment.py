@@ -26,7 +26,7 @@ from undo_jax.runtime.atomic_files import writing
 from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.runtime.sharding import placement
 from undo_jax.runtime.workdir_lock import claimed
-from undo_jax.setting import Setting, check_metrics, check_scores
+from undo_jax.setting import Setting, check_metrics, check_score_names
 from undo_jax.store.artifacts import wait
 from undo_jax.store.train_checkpoints import Saving
 from undo_jax.types import LM, shapes, table_shape, used
@@ -291,4 +291,4 @@ def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
     timely = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
     for lm in {m.recipe.lm for m in unfinished if is_language_model(m.recipe)}:
         scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), here.eval_data)
-        check_scores(scores, timely)
+        check_score_names(scores, timely)

@@ -9,7 +9,7 @@ from undo_jax.logs.log import console, last, waiting
 from undo_jax.runner.scheduler import companies_in_order, todo, without
 from undo_jax.runner.train_group import Run, train
 from undo_jax.runner.trials import samples
-from undo_jax.setting import scorer
+from undo_jax.scoring import make_scorer
 from undo_jax.store import artifacts, progress_folders
 from undo_jax.training.loop import diverged
 
@@ -50,7 +50,7 @@ def _compute(run: Run, model: Model) -> None:
     params = recipe.make(run.mesh, key, *given)
     scores, lists = {}, {}
     if recipe.scored:
-        scores, lists = scorer(run.setting, run.eval_data, run.mesh)(recipe.lm, params)
+        scores, lists = make_scorer(run.setting, run.eval_data, run.mesh)(recipe.lm, params)
     artifacts.begin(model.artifact)
     tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
     artifacts.keep(model.artifact, params, scores, lists, **tags)

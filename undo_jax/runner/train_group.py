@@ -13,7 +13,7 @@ from undo_jax.runner import teacher_cache
 from undo_jax.runner.trials import Candidate, Run, candidates, parent_scores
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.preemption import Stop, stoppable
-from undo_jax.setting import judged_at_end
+from undo_jax.scoring import score_at_end
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store import artifacts, progress_folders, snapshots
 from undo_jax.store.train_checkpoints import open_progress
@@ -191,6 +191,6 @@ def _finish(run: Run, found: Outcome, parents: Mapping[str, Scores]) -> None:
     cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
     facts = recipe.facts(run.setting, parents, result.scores) | recipe.tags(member.learning_rate)
     params = result.params()
-    scores, lists = judged_at_end(run.setting, recipe.lm, params)
+    scores, lists = score_at_end(run.setting, recipe.lm, params)
     scores = {**result.scores, **scores}
     artifacts.keep(model.artifact, params, scores, lists, **cost, **facts)

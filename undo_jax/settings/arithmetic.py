@@ -16,7 +16,7 @@ from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.losses import cross_entropy
 from undo_jax.runtime import device_memory
-from undo_jax.setting import Example
+from undo_jax.setting import BatchField, Example, Setting, name_batch_fields
 from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
@@ -32,7 +32,7 @@ VALIDATION_SEED = 42  # of validation data; as in the official code
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(Setting):
     """Scores are accuracies: the mean over operations and forms of + − (retain) and × ÷ (forget).
 
     Raises ValueError for an unknown `examine`, unknown or missing forms, a size that is not
@@ -57,20 +57,14 @@ class Arithmetic:
     controls: bool = False  # also streams of forget/half and forget/permuted, and their metrics
 
     @property
-    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
-        return (("weights",) if self.answers_only else ()) + (
-            ("segments",) if self.segments else ()
-        )
+    def batch_fields(self) -> tuple[BatchField, ...]:
+        return name_batch_fields(weights=self.answers_only, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         labels = {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
         labels |= dict(CONTROLS.values()) if self.controls else {}
         return {name: Metric(label, higher_is_better=True) for name, label in labels.items()}
-
-    @property
-    def headline(self) -> tuple[str, str]:
-        return "retain", "forget"
 
     def __post_init__(self):
         if not self.forms:
@@ -170,10 +164,6 @@ class Arithmetic:
             for of in OPERATIONS
             for problem in examination(self.grammar, of, form, split, count, VALIDATION_SEED)
         ]
-
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Accuracy at most `tolerance` (absolute) below the teacher's, as in the official code."""
-        return teacher - student < tolerance
 
 
 def _check_memory(setting: Arithmetic) -> None:

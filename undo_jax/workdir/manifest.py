@@ -10,7 +10,7 @@ from undo_jax.graph.nodes import Model, ancestry
 from undo_jax.graph.recipe import Recipe
 from undo_jax.logs.log import console
 from undo_jax.runtime.atomic_files import read_json, write_json
-from undo_jax.setting import Judged, compared
+from undo_jax.scoring import ModelScores, compare_with_oracle
 from undo_jax.store.artifacts import LISTS, plain
 from undo_jax.workdir.provenance import added
 
@@ -94,8 +94,8 @@ def _compared(setting: Any, model: Model, oracle: Model | None) -> dict[str, Any
     if not all(one.artifact.finished for one in both):
         return {}
     found = [one.artifact.summary() for one in both]
-    own, *others = (Judged(one.get("eval", {}), one.get(LISTS, {})) for one in found)
-    scores = compared(setting, own, next(iter(others), None)) if own.scores else {}
+    own, *others = (ModelScores(one.get("eval", {}), one.get(LISTS, {})) for one in found)
+    scores = compare_with_oracle(setting, own, next(iter(others), None)) if own.scores else {}
     return {"compared": scores} if scores else {}
 
 
