@@ -50,6 +50,7 @@ GIVEN = {  # what a command needs to reach its flags
     "figures": ("figures", "run"),
     "demo": ("demo", "run", "--experiment", "x.py"),
     "list": ("list", "run"),
+    "score": ("score", "run", "repetition", "--experiment", "x.py"),
     "compare": ("compare", "run/made", "run/made"),
     "clean": ("clean", "run/experiment-x.json", "--yes"),
     "bench": ("bench", QUICKSTART),

@@ -29,7 +29,7 @@ from undo_jax.report.records import Logged, Logs
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import Knobs, load
-from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.mesh import make_mesh_without_sweep
 from undo_jax.runtime.sharding import placement
 from undo_jax.scoring import make_scorer
 from undo_jax.store import param_checkpoint
@@ -293,8 +293,4 @@ def _graph(experiment: Given) -> Experiment:
 def _place(experiment: Given) -> Place:
     """On the experiment's mesh, if it fits, with all devices for rows that do not split a model."""
     made_of = _graph(experiment)
-    try:
-        mesh = make_mesh(replace(made_of.mesh, sweep=1, data=-1))
-    except ValueError:  # of another number of devices
-        mesh = make_mesh(MeshShape())
-    return Place(made_of, mesh)
+    return Place(made_of, make_mesh_without_sweep(made_of.mesh))

@@ -25,6 +25,7 @@ from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner.experiment import Experiment, check_seeds, check_tokens
 from undo_jax.runtime.mesh import MeshShape
+from undo_jax.scoring import Score
 from undo_jax.setting import Setting
 from undo_jax.store.train_checkpoints import Saving
 from undo_jax.training.optim import Trains
@@ -136,6 +137,7 @@ class Paper:
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
+    scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 
     def __post_init__(self):
         check_numbers("", self)
@@ -210,4 +212,5 @@ class Paper:
             mesh=self.mesh,
             saving=self.saving,
             sinks=self.sinks,
+            scores=self.scores,
         )

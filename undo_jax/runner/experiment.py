@@ -26,6 +26,7 @@ from undo_jax.runtime.atomic_files import writing
 from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.runtime.sharding import placement
 from undo_jax.runtime.workdir_lock import claimed
+from undo_jax.scoring import Score, check_scores
 from undo_jax.setting import Setting, check_metrics, check_score_names
 from undo_jax.store.artifacts import wait
 from undo_jax.store.train_checkpoints import Saving
@@ -52,6 +53,7 @@ class Experiment:
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
+    scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 
     def __post_init__(self):
         if not (isinstance(self.name, str) and re.fullmatch(NAME, self.name, re.ASCII)):
@@ -125,6 +127,7 @@ def _check_types(experiment: Experiment) -> None:
     if not (attacked is None or isinstance(attacked, tuple | list)):
         raise ValueError(f"attacked={attacked!r}: give a tuple of names")
     check_sinks(experiment.sinks)
+    check_scores(experiment.scores)
     for name, kind in (("mesh", MeshShape), ("saving", Saving)):
         if not isinstance(getattr(experiment, name), kind):
             raise ValueError(f"{name}={getattr(experiment, name)!r}: give {kind.__name__}(...)")
@@ -249,7 +252,7 @@ def prepared(
     with jax.set_mesh(mesh), writing(workdir):
         _check_programs(recipes, setting, mesh)
         how = experiment.saving, experiment.together, experiment.name, experiment.sinks
-        here = Run(setting, mesh, *how)
+        here = Run(setting, mesh, *how, experiment.scores)
         planned = plan(named.values(), experiment.seeds, setting, workdir)
         wanted = {one for recipe in some for model in planned.of(recipe) for one in model.family}
         wanted = {model for model in wanted if kind in (None, model.recipe.kind)}

@@ -7,6 +7,7 @@ from typing import Any
 from undo_jax.graph.nodes import Model, is_trained
 from undo_jax.logs.log import console, last, waiting
 from undo_jax.runner.scheduler import companies_in_order, todo, without
+from undo_jax.runner.score_models import score_models
 from undo_jax.runner.train_group import Run, train
 from undo_jax.runner.trials import samples
 from undo_jax.scoring import make_scorer
@@ -29,6 +30,7 @@ def make(
     """
     left, finished = todo(models, wanted)
     _judge(run, list(filter(_vital, finished)))
+    score_models(run, [model for model in finished if model not in left])
     for company in companies_in_order(run, models, left):
         if is_trained(company[0].recipe):
             begins()
@@ -39,6 +41,7 @@ def make(
             begins()
         left = without(left, company)
         _judge(run, company)
+        score_models(run, company)
     progress_folders.clear_progress(models[0].artifact.workdir)
 
 

@@ -16,6 +16,7 @@ from undo_jax.graph.nodes import Model, numbers
 from undo_jax.graph.recipe import Stream
 from undo_jax.logs.log import Sink, Tags, Target
 from undo_jax.runtime.sharding import placement
+from undo_jax.scoring import Score
 from undo_jax.store import artifacts
 from undo_jax.store.artifacts import plain
 from undo_jax.store.train_checkpoints import Saving
@@ -33,6 +34,7 @@ class Run:
     together: int  # members trained at once, at most
     experiment: str  # its name
     sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
+    scores: Sequence[Score] = ()  # of finished models, besides those of the setting
     cache_teachers: bool = False  # a teacher's states are stored, and read by its students
     readers: dict[Model, Lazy] = field(default_factory=dict)
 
