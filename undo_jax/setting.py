@@ -117,6 +117,13 @@ class Setting(ABC):
         return ()
 
 
+def check_stream(name: str, names: Iterable[str]) -> None:
+    """Raises ValueError if a stream's name is not among those that a setting has."""
+    names = list(names)
+    if name not in names:
+        raise ValueError(f"no stream {name!r}: choose one of {', '.join(names)}")
+
+
 def name_batch_fields(*, weights: bool, segments: bool) -> tuple[BatchField, ...]:
     """Returns the names of the fields that are present."""
     present: dict[BatchField, bool] = {"weights": weights, "segments": segments}

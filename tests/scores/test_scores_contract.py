@@ -5,14 +5,16 @@ A new score needs no edit here.
 
 import inspect
 import math
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from small_settings import small_arithmetic
 
 from undo_jax import scores
-from undo_jax.data.arithmetic import Grammar
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
@@ -20,17 +22,8 @@ from undo_jax.scores.cross_entropy import cross_entropy
 from undo_jax.scores.parameter_norm import parameter_norm
 from undo_jax.scores.repetition import _repeated
 from undo_jax.scoring import check_scores, compute_score
-from undo_jax.settings.arithmetic import Arithmetic
 
-SETTING = Arithmetic(
-    grammar=Grammar(largest_term=12, largest_factor=9, spaced=False, held_out=0.0),
-    forms=("equation",),
-    problems=200,
-    row_length=16,
-    examine="train_facts",
-    questions=2,
-    validation_rows=1,
-)
+SETTING = small_arithmetic(Path())
 LM = preset("2B", layers=2, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,
             vocabulary=24, dtype="float32")  # fmt: skip
 NAMES = scores.names()
@@ -81,7 +74,7 @@ def test_gives_the_same_numbers_again_and_on_a_mesh(name, one_device):
 
 @pytest.mark.parametrize("answers_only", [False, True])
 def test_cross_entropy_is_the_mean_over_tokens_that_count(one_device, answers_only):
-    setting = Arithmetic(**{**vars(SETTING), "answers_only": answers_only})
+    setting = replace(SETTING, answers_only=answers_only)
     with jax.set_mesh(one_device):
         numbers = cross_entropy(LM, _params(), setting, batches=2, batch_size=3)
     for stream, number in numbers.items():

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from benchmark_folders import COLOURS, write_lines, write_muse
 from running_sums import RunningSums
+from small_settings import small_muse
 
 from undo_jax.data.muse import MuseFiles
-from undo_jax.data.tokenizers import Bytes
 from undo_jax.evals import answer_scores
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.scoring import ModelScores, compare_with_oracle, score_at_end
 from undo_jax.setting import check_metrics
-from undo_jax.settings.muse import Muse
 from undo_jax.store.artifacts import plain
 
 LM = RunningSums(264)
@@ -24,8 +23,7 @@ SHOWN = "Question: Hat 6?\nAnswer: grey\n\nQuestion: Hat 7?\nAnswer: pink\n\n"
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    files = MuseFiles(write_muse(tmp_path_factory.mktemp("muse")), shots=2)
-    return Muse(files, Bytes(), row_length=24, longest=20, text_tokens=12, rows_at_once=2)
+    return small_muse(tmp_path_factory.mktemp("muse"))
 
 
 @pytest.fixture(scope="module")

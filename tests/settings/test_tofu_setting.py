@@ -11,14 +11,13 @@ import pytest
 from benchmark_folders import write_lines, write_tofu
 from running_sums import RunningSums
 from scipy import stats
+from small_settings import small_tofu
 
 from undo_jax.data.tofu import TofuFiles
-from undo_jax.data.tokenizers import Bytes
 from undo_jax.evals import answer_scores, rouge
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.scoring import compare_with_oracle, score_at_end
 from undo_jax.setting import check_metrics
-from undo_jax.settings.tofu import Tofu
 from undo_jax.store.artifacts import plain
 
 LM = RunningSums(264)
@@ -27,8 +26,7 @@ TEMPLATE = "{question} {answer}!"
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    files = TofuFiles(write_tofu(tmp_path_factory.mktemp("tofu")))
-    return Tofu(files, Bytes(), TEMPLATE, row_length=24, new_tokens=8, rows_at_once=2)
+    return small_tofu(tmp_path_factory.mktemp("tofu"))
 
 
 @pytest.fixture(scope="module")
