@@ -18,7 +18,7 @@ LAYERS = {  # a file imports from its own package and from the layers above its 
     "attacks and settings": ("attack", "setting"),
     "graph": ("graph",),
     "methods": ("evals", "methods", "noises"),
-    "plug-ins and tools": ("attacks", "fit", "recipes", "settings", "workdir"),
+    "plug-ins and tools": ("attacks", "fit", "recipes", "scores", "settings", "workdir"),
     "runs": ("runner",),
     "experiments": ("api", "paper"),
     "demo": ("demo",),

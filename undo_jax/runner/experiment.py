@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from undo_jax.attack import Attack
 from undo_jax.checks import check_distinct, check_numbers, listed
+from undo_jax.evals.scoring import Score
 from undo_jax.fit import least
 from undo_jax.graph.model_graph import ModelNode, ancestry, build_graph
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, TrainedRecipe, check_recipe
@@ -27,7 +28,7 @@ from undo_jax.runtime.atomic_files import writing
 from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.runtime.sharding import placement
 from undo_jax.runtime.workdir_lock import claimed
-from undo_jax.setting import Setting, check_metrics, check_scores
+from undo_jax.setting import Setting, check_metrics, check_score_names
 from undo_jax.store.artifacts import wait
 from undo_jax.store.train_checkpoints import Saving
 from undo_jax.types import shapes
@@ -52,6 +53,7 @@ class Experiment:
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
+    scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 
     def __post_init__(self):
         if not (isinstance(self.name, str) and re.fullmatch(NAME, self.name, re.ASCII)):
@@ -196,6 +198,7 @@ def prepared(
             together=experiment.together,
             experiment=experiment.name,
             sinks=experiment.sinks,
+            scores=experiment.scores,
         )
         graph = build_graph(named.values(), experiment.seeds, setting, workdir)
         selected = {
@@ -237,4 +240,4 @@ def _check_data(context: RunContext, unfinished: Sequence[ModelNode]) -> None:
     evaluated = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
     for lm in {model.recipe.lm for model in unfinished if model.recipe.is_language_model}:
         scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), context.eval_data)
-        check_scores(scores, evaluated)
+        check_score_names(scores, evaluated)

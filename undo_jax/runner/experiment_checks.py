@@ -7,6 +7,7 @@ from typing import Any
 from undo_jax.attack import Attack
 from undo_jax.checks import check_distinct
 from undo_jax.data.tokenizers import Tokenizer
+from undo_jax.evals.scoring import check_scores
 from undo_jax.logs.log import Sink, check_sink
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.store.train_checkpoints import Saving
@@ -44,6 +45,7 @@ def check_parts(experiment: Any) -> None:
     if not (experiment.attacked is None or isinstance(experiment.attacked, tuple | list)):
         raise ValueError(f"attacked={experiment.attacked!r}: give a tuple of names")
     check_sinks(experiment.sinks)
+    check_scores(experiment.scores)
     for name, kind in (("mesh", MeshShape), ("saving", Saving)):
         if not isinstance(getattr(experiment, name), kind):
             raise ValueError(f"{name}={getattr(experiment, name)!r}: give {kind.__name__}(...)")

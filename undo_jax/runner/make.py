@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 
+from undo_jax.evals.scoring import make_scorer
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe
 from undo_jax.logs.log import console, last, waiting
 from undo_jax.runner.scheduler import find_work, order_groups, without
+from undo_jax.runner.score_models import score_models
 from undo_jax.runner.train_group import train_group
 from undo_jax.runner.trials import RunContext, read_samples
-from undo_jax.setting import scorer
 from undo_jax.store import artifacts, progress_folders
 from undo_jax.training.loop import has_diverged
 
@@ -34,6 +35,7 @@ def make_models(
     """
     to_make, finished = find_work(models, selected)
     _check_scores(run, [model for model in finished if model.recipe.must_converge])
+    score_models(run, [model for model in finished if model not in to_make])
     for group in order_groups(run, models, to_make):
         if isinstance(group[0].recipe, TrainedRecipe):
             on_start()
@@ -44,6 +46,7 @@ def make_models(
             on_start()
         to_make = without(to_make, group)
         _check_scores(run, group)
+        score_models(run, group)
     progress_folders.clear_progress(models[0].artifact.workdir)
 
 
@@ -56,7 +59,7 @@ def _compute(run: RunContext, model: ModelNode) -> None:
     params = recipe.compute(run.mesh, key, parents, read_samples(run, model))
     scores, lists = {}, {}
     if recipe.is_scored:
-        scores, lists = scorer(run.setting, run.eval_data, run.mesh)(recipe.lm, params)
+        scores, lists = make_scorer(run.setting, run.eval_data, run.mesh)(recipe.lm, params)
     artifacts.begin(model.artifact)
     artifacts.keep(model.artifact, params, scores, lists, **recipe.record_tags(None))
 

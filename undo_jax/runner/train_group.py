@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from undo_jax.evals.scoring import score_at_end
 from undo_jax.fit.cached import STATES, possible
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.train_specs import train_spec
@@ -11,7 +12,6 @@ from undo_jax.logs.log import Log, open_log, waiting
 from undo_jax.runner import teacher_cache
 from undo_jax.runner.trials import RunContext, make_trials, scores_of_parents, trained_recipe
 from undo_jax.runtime.preemption import Stop, stoppable
-from undo_jax.setting import judged_at_end
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store import artifacts, progress_folders, snapshots
 from undo_jax.store.train_checkpoints import open_progress
@@ -196,6 +196,6 @@ def _finish(
     fields = recipe.summary_fields(run.setting, parent_scores, result.scores)
     tags = recipe.record_tags(result.trial.learning_rate)
     params = result.params()
-    end_scores, lists = judged_at_end(run.setting, recipe.lm, params)
+    end_scores, lists = score_at_end(run.setting, recipe.lm, params)
     scores = {**result.scores, **end_scores}
     artifacts.keep(model.artifact, params, scores, lists, **cost, **fields | tags)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.data.streams import Few, Then
+from undo_jax.evals.scoring import Score
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.recipe import ComputedRecipe, Stream, TrainedRecipe
 from undo_jax.graph.train_specs import traceable_kwargs
@@ -38,6 +39,7 @@ class RunContext:
     together: int  # trials trained at once, at most
     experiment: str  # its name
     sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
+    scores: Sequence[Score] = ()  # of finished models, besides those of the setting
     cache_teachers: bool = False  # a teacher's states are stored, and read by its students
     readers: dict[ModelNode, Lazy] = field(default_factory=dict)
 

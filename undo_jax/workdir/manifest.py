@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 
+from undo_jax.evals.scoring import ModelScores, compare_with_oracle
 from undo_jax.graph.model_graph import ModelNode, ancestry
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.logs.log import console
 from undo_jax.runtime.atomic_files import read_json, write_json
-from undo_jax.setting import Judged, compared
 from undo_jax.store.artifacts import LISTS, plain
 from undo_jax.workdir.provenance import added
 
@@ -98,8 +98,8 @@ def _compared(setting: Any, model: ModelNode, oracle: ModelNode | None) -> dict[
     if not all(one.artifact.finished for one in both):
         return {}
     found = [one.artifact.summary() for one in both]
-    own, *others = (Judged(one.get("eval", {}), one.get(LISTS, {})) for one in found)
-    scores = compared(setting, own, next(iter(others), None)) if own.scores else {}
+    own, *others = (ModelScores(one.get("eval", {}), one.get(LISTS, {})) for one in found)
+    scores = compare_with_oracle(setting, own, next(iter(others), None)) if own.scores else {}
     return {"compared": scores} if scores else {}
 
 
