@@ -26,9 +26,6 @@ from undo_jax.training.train_step import Training, check_accumulation, rows
 from undo_jax.types import LM, Frozen, Key, Loss, rounded_shapes, shapes
 
 UNSAID = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
-HOW = (  # fields that do not change what a model computes
-    "family", "dtype", "remat", "unroll", "gradient_sum", "positions",
-)  # fmt: skip
 
 
 class _Short(NamedTuple):
@@ -285,4 +282,6 @@ def differences(lm: LM, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The fields, with the model's values, in which it differs from what config.json states."""
     left_out = unstated(lm)
     own = {**left_out, **plain(lm)}.items()
-    return [(n, v) for n, v in own if n not in HOW and made.get(n, left_out.get(n, v)) != v]
+    model: Any = lm  # a dataclass
+    ignored = {f.name for f in fields(model) if not f.metadata.get("affects_values", True)}
+    return [(n, v) for n, v in own if n not in ignored and made.get(n, left_out.get(n, v)) != v]
