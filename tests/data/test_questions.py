@@ -50,7 +50,7 @@ def test_a_json_file_may_be_one_array(tmp_path, indent):
         ([ONE, {"answer": 1}], "a.json item 2 has no field 'question': its fields are answer"),
     ):
         (tmp_path / "a.json").write_text(json.dumps(content, indent=indent))
-        with pytest.raises(ValueError, match=f"/{said}"):
+        with pytest.raises(ValueError, match=f"/{message}"):
             Questions(tmp_path / "a.json").listed  # noqa: B018
     (tmp_path / "a.json").write_text(json.dumps(ONE) + "\n[1]\n")
     with pytest.raises(ValueError, match="/a.json:2 is a JSON list: give an object"):
