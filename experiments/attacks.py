@@ -57,7 +57,7 @@ class Attacks(Figure):
     figure: ClassVar[str] = "attacks"
     settings: int | None = None  # of the search; None: 12 in arithmetic and 5 in language
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         teacher = unlearned(self, "MaxEnt")
         models = {"base": self.model("base"), "oracle": self.model("oracle")}
         models |= {method: unlearned(self, method) for method in METHODS}
@@ -66,7 +66,7 @@ class Attacks(Figure):
             student = Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
             models[f"UNDO α={alpha:g}"] = self.undo(teacher, student)
         models["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
-        return self.experiment(models)
+        return self.with_models(models)
 
     def _npo(self) -> Recipe:
         """NPO as in the figure of fronts."""

@@ -50,7 +50,7 @@ class FromBase:
     mesh: MeshShape = MeshShape(sweep=-1, data=1)
     saving: Saving = Saving()
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         base = Import(self.model, self.base)
         unlearned = Unlearn(base, self.unlearn, maxent)
         kept = unlearned if self.every == 1 else KeepLayers(unlearned, self.every)

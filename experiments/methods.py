@@ -49,7 +49,7 @@ class Methods:
     mesh: MeshShape = MeshShape(sweep=-1, data=1)
     saving: Saving = Saving()
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         lm = self.model
         base = Pretrain(lm, self.pretrain)
         down = Trains(((r"mlp/down$", (0, 1)),))  # RMU trains the layers below the one it reads

@@ -216,7 +216,7 @@ class Wmdp:
         trains = Trains(((r"mlp/down$", range(self.first_layer, self.read_layer)),))
         return Unlearn(base, training, loss, trains, rng_name="unlearn/RMU")
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         lm = stated(self.base, self.model)
         if sizes(self.model) not in (sizes(GEMMA), sizes(lm)):
             raise ValueError(

@@ -46,10 +46,11 @@ def small(empty, data, monkeypatch):
     monkeypatch.chdir(empty)
     load_experiment.load(FILES["methods"])
     scales = sys.modules["scales"]
-    known, whole = {s: scales._paper(s, "small") for s in SETTINGS}, scales.Figure.experiment
-    monkeypatch.setattr(scales, "_paper", lambda setting, *_: known[setting])
+    papers = {s: scales._paper(s, "small") for s in SETTINGS}
+    with_models = scales.Figure.with_models
+    monkeypatch.setattr(scales, "_paper", lambda setting, *_: papers[setting])
     monkeypatch.setattr(
-        scales.Figure, "experiment", lambda *given, **more: toy(whole(*given, **more))
+        scales.Figure, "with_models", lambda *args, **kwargs: toy(with_models(*args, **kwargs))
     )
     monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
     monkeypatch.chdir(data)
@@ -101,7 +102,7 @@ def test_figures_share_their_base_and_oracle(setting, small, tmp_path):
 def test_a_figure_builds_at_the_papers_scale_without_data(name, setting, empty, monkeypatch):
     monkeypatch.chdir(empty)
     flags = ["--scale", "paper", "--setting", setting]
-    made = override(load_experiment.load(FILES[name]), flags).graph()
+    made = override(load_experiment.load(FILES[name]), flags).experiment()
     width = {"arithmetic": 768, "language": 320}[setting]
     told = f"{setting}_width{width}" if name == "size" else setting
     assert isinstance(made, Experiment) and made.name == f"{name}-{told}-paper"
@@ -124,8 +125,10 @@ def test_distillation_at_the_papers_scale_fits_a_slice(empty, monkeypatch, capsy
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_oracle_matching_can_be_longer(scale, empty, monkeypatch):
     monkeypatch.chdir(empty)
-    knobs = load_experiment.load(FILES["oracle_matching"])
-    own, longer = (override(knobs, ["--scale", scale, *f]).graph() for f in ([], ["--steps", "3"]))
+    config = load_experiment.load(FILES["oracle_matching"])
+    own, longer = (
+        override(config, ["--scale", scale, *f]).experiment() for f in ([], ["--steps", "3"])
+    )
     assert (own.name, longer.name) == (
         f"oracle_matching-arithmetic-{scale}", f"oracle_matching-arithmetic_steps3-{scale}"
     )  # fmt: skip
@@ -136,8 +139,8 @@ def test_oracle_matching_can_be_longer(scale, empty, monkeypatch):
 
 def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
     monkeypatch.chdir(empty)
-    knobs = load_experiment.load(FILES["size"])
-    own, wide = knobs.graph(), override(knobs, ["--width", "96"]).graph()
+    config = load_experiment.load(FILES["size"])
+    own, wide = config.experiment(), override(config, ["--width", "96"]).experiment()
     assert (own.name, wide.name) == (
         "size-arithmetic_width48-small", "size-arithmetic_width96-small"
     )  # fmt: skip
@@ -149,9 +152,9 @@ def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
         rates = [of.models[model].training.optimizer.learning_rate for of in (own, wide)]
         assert rates[0] == 2 * rates[1], model
     assert own.attacks[0].learning_rates == tuple(2 * r for r in wide.attacks[0].learning_rates)
-    assert (own.seeds, override(knobs, ["--width", "216"]).graph().seeds) == (
+    assert (own.seeds, override(config, ["--width", "216"]).experiment().seeds) == (
         (10, 11, 12, 13, 14), (10, 11)
     )  # fmt: skip
     for width in ("50", "0", "-12"):
         with pytest.raises(ValueError, match=f"^width={width}: give a multiple of 12, so that"):
-            override(knobs, ["--width", width])
+            override(config, ["--width", width])

@@ -31,9 +31,9 @@ TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=
 STUDENT = replace(TEACHER, layers=2, width=8, feed_forward=24, heads=4)
 
 
-def _run(knobs, workdir, kind=None):
+def _run(config, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
-    made = experiments.run(knobs.graph(), workdir, kind)
+    made = experiments.run(config.experiment(), workdir, kind)
     models = (one for found in made.values() for model in found for one in model.family)
     return list(dict.fromkeys(model.artifact for model in models))
 
@@ -184,8 +184,8 @@ def test_a_student_is_made_sharded(kind):
 
 def test_a_filtered_distillation_has_as_many_rows_half_of_them_forget_data():
     shipped = _experiment(None)
-    usual = shipped.graph().models
-    made = replace(shipped, distill=replace(shipped.distill, filtered=True)).graph().models
+    usual = shipped.experiment().models
+    made = replace(shipped, distill=replace(shipped.distill, filtered=True)).experiment().models
     for name in ("UNDO α=0.5", "Unlearn-and-Distill"):
         recipe, plain = made[name], usual[name]
         assert type(plain) is Distill and type(recipe) is FilteredDistill

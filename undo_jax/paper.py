@@ -1,4 +1,4 @@
-"""The paper's diagram as a graph of models, from a few knobs.
+"""The paper's diagram as a graph of models, from a few settings.
 
 pretrain ─ base ─ unlearn ─┬───────────────────────── relearn
       │                    └ noise ─ distill ──────── relearn
@@ -121,7 +121,7 @@ class Relearning:
 
 @dataclass(frozen=True)
 class Paper:
-    """The knobs of the paper's diagram. Raises ValueError where the parts do not fit."""
+    """The settings of the paper's diagram. Raises ValueError where the parts do not fit."""
 
     name: str  # of the experiment; names files
     setting: Setting
@@ -148,15 +148,15 @@ class Paper:
                     f"{name}.vocabulary={own}, but its teacher has {teachers}: they meet at the "
                     "vocabulary, make them equal"
                 )
-        self.graph()
+        self.experiment()
 
     @property
     def lms(self) -> dict[str, LM]:
-        """Every LM that is trained, by the knob that holds it."""
+        """Every LM that is trained, by the field that holds it."""
         student = {} if self.noise.student is None else {"noise.student": self.noise.student}
         return {"model": self.model, **student}
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         """The models of the paper's Figure 1; all but the base are attacked."""
         lm, small = self.model, self.noise.student or self.model
         learning, teaching = self.pretrain.training, self.distill

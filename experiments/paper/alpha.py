@@ -44,7 +44,7 @@ BETAS = {
 class Alpha(Figure):
     figure: ClassVar[str] = "alpha"
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         teacher, which = self.model("unlearn-only"), (self.setting, self.scale)
         students: dict[str, Recipe] = {
             f"α={alpha:g}": Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
@@ -59,7 +59,7 @@ class Alpha(Figure):
         }
         distilled["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
         known = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
-        return self.experiment(
+        return self.with_models(
             {**known, **distilled}, attacked=("unlearn-only", *distilled, "oracle")
         )
 

@@ -42,7 +42,7 @@ TOP_OF_MANY = 32
 class Baselines(Figure):
     figure: ClassVar[str] = "baselines"
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         teacher, noise = self.model("unlearn-only"), self.paper.noise.noise
         noised = Perturb(teacher, ALPHA, noise)
         models: dict[str, Recipe] = {
@@ -69,7 +69,7 @@ class Baselines(Figure):
                 (f"random, as {name} {told}", partial(random_mask, share=round(part, 4))),
             ):
                 models[where] = self.undo(teacher, Perturb(teacher, ALPHA, damage))
-        return self.experiment(models, tuple(name for name in models if name != "base"))
+        return self.with_models(models, tuple(name for name in models if name != "base"))
 
     def _top_k(self) -> Loss:
         return partial(top_k_distillation, k=TOP.get((self.setting, self.scale), TOP_OF_MANY))

@@ -37,7 +37,7 @@ TIMES = (1, 2, 4)
 class Beyond(Figure):
     figure: ClassVar[str] = "beyond"
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         base, oracle, teacher = (self.model(n) for n in ("base", "oracle", "unlearn-only"))
         longer = {"oracle, 4×": _four_times(oracle), "unlearn-only, 4×": _four_times(teacher)}
         models: dict[str, Recipe] = {
@@ -54,7 +54,7 @@ class Beyond(Figure):
                 models[f"{name}, filtered, {times}×"] = filtered
                 longest = self._distilled(Distill, patient, of_patient, times)
                 models[f"{name}, of the longer unlearned, {times}×"] = longest
-        return self.experiment(models, tuple(name for name in models if name != "base"))
+        return self.with_models(models, tuple(name for name in models if name != "base"))
 
     def _distilled(
         self, kind: type[Distill], teacher: Recipe, student: Recipe, times: int

@@ -22,7 +22,7 @@ from undo_jax.runner.experiment import Experiment
 class Methods(Figure):
     figure: ClassVar[str] = "methods"
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         models: dict[str, Recipe] = {name: self.model(name) for name in ("base", "oracle")}
         attacked = ["oracle"]
         for method in METHODS:
@@ -30,7 +30,7 @@ class Methods(Figure):
             models[method] = teacher
             models[f"{method}, distilled"] = self.unlearn_and_distill(teacher)
             attacked += [method, f"{method}, distilled"]
-        return self.experiment(models, tuple(attacked))
+        return self.with_models(models, tuple(attacked))
 
 
 experiment = Methods()

@@ -40,7 +40,7 @@ class OracleMatching(Figure):
             return tuple(range(10, 20))
         return super().reported
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         base, oracle = self.model("base"), self.model("oracle")
         first = {
             "Student (Reference)": (oracle, base),
@@ -52,7 +52,7 @@ class OracleMatching(Figure):
             for name, (teacher, student) in first.items()
         }
         students["base, distilled"] = Distill(base, Fresh(base.lm), self.control, stop_early=False)
-        return self.experiment(
+        return self.with_models(
             {"base": base, "oracle": oracle, **students}, attacked=("oracle", *students)
         )
 

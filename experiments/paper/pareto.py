@@ -81,10 +81,10 @@ NPO_RETAIN = {"small": 5.0, "paper": 1.0}  # weight of the retain term; open-unl
 class Pareto(Figure):
     figure: ClassVar[str] = "pareto"
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         known = {"base": self.model("base"), "oracle": self.model("oracle")}
         settings = {**dict(self.unlearned()), **dict(self.distilled())}
-        return self.experiment({**known, **settings}, attacked=("oracle", *settings))
+        return self.with_models({**known, **settings}, attacked=("oracle", *settings))
 
     def unlearned(self) -> Iterator[tuple[str, Recipe]]:
         """Models of each method but UNDO, by their names."""

@@ -94,7 +94,7 @@ class Figure:
 
     def model(self, name: str) -> Recipe:
         """A model of that diagram: base, oracle or unlearn-only."""
-        return self.once(self.paper.graph().models[name])
+        return self.once(self.paper.experiment().models[name])
 
     def once(self, recipe: Recipe) -> Recipe:
         """The recipe; at the paper's scale, with one seed for all seeds of the experiment."""
@@ -117,14 +117,14 @@ class Figure:
 
     def attacks(self) -> tuple[Attack, ...]:
         """Relearning; and in small arithmetic its controls."""
-        attacks, paper = self.paper.graph().attacks, self.paper
+        attacks, paper = self.paper.experiment().attacks, self.paper
         if not getattr(paper.setting, "controls", False):
             return attacks
         training, rates = paper.relearn.training, paper.relearn.learning_rates
         half = replace(held_out(training, rates), name="half")
         return (*attacks, half, permuted(training, rates))
 
-    def experiment(
+    def with_models(
         self, models: Mapping[str, Recipe], attacked: tuple[str, ...] | None = None
     ) -> Experiment:
         """The experiment with these models."""

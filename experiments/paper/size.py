@@ -66,14 +66,14 @@ class Size(Figure):
         large = self.scale == "small" and (self.width or self.lm.width) >= LARGE
         return super().reported[: 2 if large else None]
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         known = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
         teacher, noise = known["unlearn-only"], partial(shrink_perturb, beta=0.1)
         distilled: dict[str, Recipe] = {
             f"α={alpha:g}": self.undo(teacher, Perturb(teacher, alpha, noise)) for alpha in ALPHAS
         }
         distilled["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
-        return self.experiment(
+        return self.with_models(
             {**known, **distilled}, attacked=("unlearn-only", *distilled, "oracle")
         )
 

@@ -30,7 +30,7 @@ from undo_jax.report import paper_page
 from undo_jax.runner import dry_run as planner
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import Knobs, errors_of_users, load
+from undo_jax.runner.load_experiment import ExperimentConfig, errors_of_users, load
 from undo_jax.runtime import signals
 from undo_jax.runtime.atomic_files import publish, writing
 from undo_jax.runtime.mesh import parse_mesh
@@ -38,7 +38,13 @@ from undo_jax.runtime.workdir_lock import hold
 
 SCALARS = "Scalars of the experiment, with the values that its file gives them."
 PLACE = ("__module__", "__firstlineno__")  # of a class's source; the second from Python 3.13 on
-HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
+HAND_WRITTEN = (
+    "name",
+    "seeds",
+    "together",
+    "mesh",
+    "saving",
+)  # what flags change of an `Experiment`
 
 
 @errors_of_users()
@@ -78,10 +84,10 @@ def run(
     if experiment is None:
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
     prepare_devices(processes)
-    knobs: typing.Any = load(experiment)
+    config: typing.Any = load(experiment)
     if mesh is not None:
-        knobs = dataclasses.replace(knobs, mesh=parse_mesh(mesh))
-    made_of = graph_with(knobs, flags)
+        config = dataclasses.replace(config, mesh=parse_mesh(mesh))
+    made_of = experiment_with(config, flags)
     named = tuple(map(sinking.find, sinks))
     made_of = dataclasses.replace(made_of, sinks=beside(made_of.sinks, named))
     workdir = workdir or f"runs/{made_of.name}"
@@ -164,33 +170,35 @@ def _report(workdir: str, name: str) -> str:
     return ""
 
 
-def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
-    """The graph with scalars set by flags.
+def experiment_with(experiment: ExperimentConfig, flags: Sequence[str]) -> Experiment:
+    """Returns the experiment with scalars set by flags.
 
-    Raises ValueError for a mistake in them; it names no line of the experiment's file if that has a
-    graph without them.
+    Raises ValueError for a mistake in them; it names no line of the experiment's file if the file
+    is valid without them.
     """
     try:
-        return override(experiment, flags).graph()
+        return override(experiment, flags).experiment()
     except ValueError as error:
-        if not flags or not _has_graph(experiment):
+        if not flags or not _builds(experiment):
             raise
         raise ValueError(str(error)) from None
 
 
-def _has_graph(experiment: Knobs) -> bool:
-    """Whether it has a graph as it stands, e.g. the folders that its file names are there."""
+def _builds(experiment: ExperimentConfig) -> bool:
+    """Returns whether the experiment is valid without flags, e.g. its folders exist."""
     try:
-        experiment.graph()
+        experiment.experiment()
     except Exception:
         return False
     return True
 
 
-def override(experiment: Knobs, flags: Sequence[str], program: str = "undo-jax run") -> Knobs:
+def override(
+    experiment: ExperimentConfig, flags: Sequence[str], program: str = "undo-jax run"
+) -> ExperimentConfig:
     """The experiment with scalars set by flags. Raises ValueError for a mistake in them.
 
-    A graph that is written by hand has flags for its name, seeds, mesh and saves alone.
+    An `Experiment` that is written by hand has flags for its name, seeds, mesh and saves alone.
     """
     names = HAND_WRITTEN if isinstance(experiment, Experiment) else None
     flagged = _flagged(experiment, names)

@@ -16,8 +16,8 @@ from undo_jax.runtime.mesh import MeshShape
 from undo_jax.runtime.signals import Preempted
 
 
-class Knobs(typing.Protocol):
-    """What an experiment's file defines: a frozen dataclass with an `Experiment`, or one itself."""
+class ExperimentConfig(typing.Protocol):
+    """A frozen dataclass of settings that builds an `Experiment`; an experiment's file defines one."""
 
     @property
     def name(self) -> str: ...
@@ -25,12 +25,12 @@ class Knobs(typing.Protocol):
     @property
     def mesh(self) -> MeshShape: ...
 
-    def graph(self) -> Experiment:
-        """The models that the knobs say."""
+    def experiment(self) -> Experiment:
+        """Returns the experiment that these settings describe."""
         ...
 
 
-def load(path: str) -> Knobs:
+def load(path: str) -> ExperimentConfig:
     """The `experiment` that a Python file defines; it may import files beside it.
 
     Raises FileNotFoundError without the file and ValueError where it defines none or ends in an
@@ -47,9 +47,9 @@ def load(path: str) -> Knobs:
     with errors_of_users(path):
         spec.loader.exec_module(module)
         experiment = getattr(module, "experiment", None)
-    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "graph")):
+    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "experiment")):
         raise ValueError(f"{path} defines no `experiment = Paper(...)` or `Experiment(...)`")
-    return typing.cast(Knobs, experiment)
+    return typing.cast(ExperimentConfig, experiment)
 
 
 @contextmanager
