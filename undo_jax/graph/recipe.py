@@ -32,8 +32,8 @@ class Recipe(Protocol):
 
     Its random numbers are determined by the seed and by `rng_name`, which is part of its
     fingerprint: two recipes with the same `rng_name` use the same numbers, whatever else differs. A
-    recipe that uses none has no `rng_name`. A `seed` that is given replaces each of the experiment's seeds, for the
-    recipe and for what it is made from.
+    recipe that uses none has no `rng_name`. A `seed` that is given replaces each of the
+    experiment's seeds, for the recipe and for what it is made from.
     """
 
     kind: ClassVar[str]

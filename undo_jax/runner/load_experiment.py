@@ -17,7 +17,7 @@ from undo_jax.runtime.signals import Preempted
 
 
 class ExperimentConfig(typing.Protocol):
-    """A frozen dataclass of settings that builds an `Experiment`; an experiment's file defines one."""
+    """A frozen dataclass of settings that builds an `Experiment`; an experiment file defines it."""
 
     @property
     def name(self) -> str: ...
