@@ -19,7 +19,7 @@ from undo_jax.cli.experiment import override
 from undo_jax.fit import chips
 from undo_jax.fit.facts import describe
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
-from undo_jax.graph.nodes import nodes
+from undo_jax.graph import nodes
 from undo_jax.logs.log import short
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load

@@ -1,5 +1,7 @@
 """The experiments of the paper's figures run at toy size and are drawn; at full size they build."""
 
+import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,6 +97,40 @@ def test_figures_share_their_base_and_oracle(setting, small, tmp_path):
     assert len(names) == 2 * len(SEEDS)  # base and oracle
     _run("oracle_matching", setting, tmp_path)
     assert {p: at for p, at in _times(tmp_path).items() if "pretrain-" in str(p)} == shared
+
+
+def _make_paper(folder):
+    """The runs of `make paper` in a folder, by figure: their flags."""
+    command = ["make", "--dry-run", "paper"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    runs = {}
+    for line in result.stdout.splitlines():
+        if "undo-jax run experiments/paper/" in line:
+            path, *flags = line.partition("undo-jax run ")[2].split()
+            assert flags[-2:] == ["--workdir", "runs/paper"]
+            runs.setdefault(Path(path).stem, []).append(" ".join(flags[:-2]))
+    return runs
+
+
+def test_make_paper_runs_every_figure():
+    both = [f"--setting {setting}" for setting in SETTINGS]
+    runs = _make_paper(ROOT.parent.parent)
+    assert {*runs} == {*FILES} == {*paper.discover()}
+    assert runs.pop("size") == ["--width 48", "--width 96", "--width 216"]
+    assert list(runs.values()) == [both] * len(runs)
+    order = ["oracle_matching", "methods", "alpha", "beyond", "baselines", "pareto"]
+    assert [name for name in runs if name in order] == order
+
+
+def test_make_paper_runs_a_new_figure(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT.parent.parent / name, tmp_path)
+    (tmp_path / "undo_jax").mkdir()
+    folder = shutil.copytree(ROOT, tmp_path / "experiments" / "paper")
+    before = _make_paper(tmp_path)
+    assert "new" not in before
+    (folder / "new.py").write_text("# make paper 15: --setting language\nexperiment = None\n")
+    assert _make_paper(tmp_path) == before | {"new": ["--setting language"]}
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -64,4 +64,6 @@ class Alpha(Figure):
         )
 
 
+# make paper 13: --setting arithmetic
+# make paper 23: --setting language
 experiment = Alpha()

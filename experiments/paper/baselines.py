@@ -98,4 +98,6 @@ def _parts(lm: LM) -> dict[str, Trains]:
     return {"MLPs": Trains(((r"/mlp/", None),)), "upper layers": Trains(((r"^layers/", upper),))}
 
 
+# make paper 15: --setting arithmetic
+# make paper 25: --setting language
 experiment = Baselines()

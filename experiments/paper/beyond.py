@@ -73,4 +73,6 @@ def _four_times(recipe: Any) -> Recipe:
     return trained(recipe, steps=4 * recipe.training.steps)
 
 
+# make paper 14: --setting arithmetic
+# make paper 24: --setting language
 experiment = Beyond()

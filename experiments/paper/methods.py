@@ -33,4 +33,6 @@ class Methods(Figure):
         return self.with_models(models, tuple(attacked))
 
 
+# make paper 12: --setting arithmetic
+# make paper 22: --setting language
 experiment = Methods()

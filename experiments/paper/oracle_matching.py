@@ -74,4 +74,6 @@ class OracleMatching(Figure):
         return replace(self.training, steps=self.steps or 2000, optimizer=optimizer)
 
 
+# make paper 11: --setting arithmetic
+# make paper 21: --setting language
 experiment = OracleMatching()

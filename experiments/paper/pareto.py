@@ -114,4 +114,6 @@ class Pareto(Figure):
             yield name, self.undo(teacher, student)
 
 
+# make paper 16: --setting arithmetic
+# make paper 26: --setting language
 experiment = Pareto()

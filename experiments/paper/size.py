@@ -83,4 +83,7 @@ def _slowed(stage: Any, slower: float) -> Any:
     return at_rate(stage, stage.training.optimizer.learning_rate * slower)
 
 
+# make paper 31: --width 48
+# make paper 32: --width 96
+# make paper 33: --width 216
 experiment = Size()
