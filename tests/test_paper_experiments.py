@@ -192,5 +192,5 @@ def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
         (10, 11, 12, 13, 14), (10, 11)
     )  # fmt: skip
     for width in ("50", "0", "-12"):
-        with pytest.raises(ValueError, match=f"^width={width}: give a multiple of 12, so that"):
+        with pytest.raises(ValueError, match=f"^width={width}: give a multiple of 12, so that the"):
             override(config, ["--width", width])

@@ -141,7 +141,7 @@ def test_artifacts_without_a_student_keep_their_names(made, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("student", "said"),
     [
-        (replace(STUDENT, vocabulary=32), "noise.student.vocabulary=32, but its teacher has 24"),
+        (replace(STUDENT, vocabulary=32), "noise.student.vocabulary=32 differs from its teacher's 24"),
         (replace(STUDENT, vocabulary=8), "noise.student.vocabulary=8, but the tokenizer makes"),
         (replace(STUDENT, document_start=3), "noise.student.document_start=3"),
     ],
@@ -193,5 +193,5 @@ def test_a_filtered_distillation_has_as_many_rows_half_of_them_forget_data():
         assert 2 * recipe.training.batch_size == plain.training.batch_size == 8
         assert recipe.student == plain.student and recipe.teacher == plain.teacher
     odd = replace(shipped.distill.training, batch_size=7)
-    with pytest.raises(ValueError, match="^batch_size=7: half of a filtered batch is forget rows"):
+    with pytest.raises(ValueError, match="^batch_size=7: half of a filtered batch are forget rows"):
         replace(shipped.distill, training=odd, filtered=True)

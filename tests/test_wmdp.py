@@ -272,8 +272,8 @@ def test_without_a_model_it_says_what_to_fetch(tmp_path, monkeypatch, capsys):
         ({"coefficient": float("nan")}, "coefficient=nan: give a finite number"),
         ({"distill": "filtered"}, "distill.filtered: this experiment distils on general text"),
         ({"read_layer": 15}, "first_layer=1 and read_layer=15 of small, which has layers 0 to "),
-        ({"first_layer": 2}, ": say which RMU trains and reads, e.g. --first-layer "),
-        ({"model": replace(LM, layers=2)}, "small states its model: of --model.* give dtype"),
+        ({"first_layer": 2}, ": choose what RMU trains and reads, e.g. --first-layer "),
+        ({"model": replace(LM, layers=2)}, "small states its model: give only dtype, remat"),
     ],
 )
 def test_knobs_that_would_be_ignored_are_refused(change, said, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from undo_jax.runner.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class Methods(Figure):
+class DistilledMethods(Figure):
     figure: ClassVar[str] = "methods"
 
     def experiment(self) -> Experiment:
@@ -35,4 +35,4 @@ class Methods(Figure):
 
 # make paper 12: --setting arithmetic
 # make paper 22: --setting language
-experiment = Methods()
+experiment = DistilledMethods()
