@@ -141,7 +141,10 @@ def test_artifacts_without_a_student_keep_their_names(made, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("student", "said"),
     [
-        (replace(STUDENT, vocabulary=32), "noise.student.vocabulary=32 differs from its teacher's 24"),
+        (
+            replace(STUDENT, vocabulary=32),
+            "noise.student.vocabulary=32 differs from its teacher's 24",
+        ),
         (replace(STUDENT, vocabulary=8), "noise.student.vocabulary=8, but the tokenizer makes"),
         (replace(STUDENT, document_start=3), "noise.student.document_start=3"),
     ],

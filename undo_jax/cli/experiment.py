@@ -139,14 +139,14 @@ def figures(workdir: Workdir) -> None:
         workdir: the folder of their runs; may be gs://.
     """
     with writing(workdir, "begins anew"):
-        made = paper_page.write(workdir, _publish)
-    for one in made.drawn:
-        results.print(paper_page.told(one), soft_wrap=True)
+        page = paper_page.write(workdir, _publish)
+    for figure in page.drawn:
+        results.print(paper_page.claims_text(figure), soft_wrap=True)
     results.print(f"\n{paper_page.BRACKETS}", soft_wrap=True)
     place = epath.Path(workdir) / paper_page.FOLDER / "index.html"
     console.print(f"figures: {place}", soft_wrap=True)
-    if missing := paper_page.undrawn(made):
-        raise ValueError("; ".join(missing))
+    if page.undrawn:
+        raise ValueError("; ".join(page.notes))
 
 
 def _publish(folder: epath.Path, contents: Mapping[str, bytes]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from undo_jax.report.drawing import BLACK, MUTED, darker
 from undo_jax.report.numbers import Spread
 from undo_jax.report.records import Measure
-from undo_jax.report.studies import Point, Seed
+from undo_jax.report.studies import PaperPoint, Seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ class Look:
         self.colour, self.style, self.mark = colour, style, mark
 
 
-def curves_of(points: Sequence[Point], panel: str, setting: str) -> dict[str, Spreads]:
+def curves_of(points: Sequence[PaperPoint], panel: str, setting: str) -> dict[str, Spreads]:
     """The curves of a panel, by model."""
     found: dict[str, dict[Seed, dict[float, float]]] = {}
     for p in points:
@@ -92,7 +92,7 @@ def relearning(
     ax.set_xlabel("relearning steps", fontsize=8.5)
 
 
-def mark(ax: Axes, points: Sequence[Point], colour: str, shape: str, **more: Any) -> None:
+def mark(ax: Axes, points: Sequence[PaperPoint], colour: str, shape: str, **more: Any) -> None:
     """A marker at the means of a model's points, with bars from the lowest to the highest seed."""
     x, y = (Spread(tuple(getattr(p, axis) for p in points)) for axis in "xy")
     if y.finite:
