@@ -48,7 +48,7 @@ class Unmade(RunContext):
 
 def describe(path: str, flags: list[str]) -> dict[str, Any]:
     """Of every company of an experiment's models."""
-    experiment = override(load(path), flags).graph()
+    experiment = override(load(path), flags).experiment()
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
         run = Unmade(setting, mesh, experiment.saving, experiment.together, "")

@@ -16,7 +16,7 @@ from undo_jax.runtime.mesh import MeshShape
 from undo_jax.runtime.signals import Preempted
 
 
-class ExperimentSource(typing.Protocol):
+class ExperimentConfig(typing.Protocol):
     """What an experiment file defines: a frozen dataclass that makes an `Experiment`, or is one."""
 
     @property
@@ -25,12 +25,12 @@ class ExperimentSource(typing.Protocol):
     @property
     def mesh(self) -> MeshShape: ...
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         """Returns the experiment."""
         ...
 
 
-def load(path: str) -> ExperimentSource:
+def load(path: str) -> ExperimentConfig:
     """Returns the `experiment` that a Python file defines. The file may import files beside it.
 
     Raises:
@@ -48,9 +48,9 @@ def load(path: str) -> ExperimentSource:
     with errors_of_users(path):
         spec.loader.exec_module(module)
         experiment = getattr(module, "experiment", None)
-    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "graph")):
+    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "experiment")):
         raise ValueError(f"{path} defines no `experiment = Paper(...)` or `Experiment(...)`")
-    return typing.cast(ExperimentSource, experiment)
+    return typing.cast(ExperimentConfig, experiment)
 
 
 @contextmanager
