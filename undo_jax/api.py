@@ -37,9 +37,7 @@ from undo_jax.store.artifacts import STEPS, described_model
 from undo_jax.types import LM, Params, shapes
 from undo_jax.workdir.compatibility import REMEDY, check_setting, check_tokenizer, stated
 
-Given = (
-    ExperimentSource | str | os.PathLike[str]
-)  # an experiment, or the Python file that defines it
+Given = ExperimentSource | str | os.PathLike[str]  # a value, or the Python file that defines it
 
 
 @dataclass(frozen=True, eq=False)
