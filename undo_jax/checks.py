@@ -63,7 +63,7 @@ def check_function(name: str, function: Any, *arguments: str) -> None:
         raise ValueError(f"{name} {called}: {error}: give it by partial({called}, ...)") from error
 
 
-def check_at_least(minimum: int, owner: Any, *names: str) -> None:
+def check_fields_at_least(minimum: int, owner: Any, *names: str) -> None:
     """Raises ValueError if one of the owner's fields is below the minimum; None passes."""
     for name in names:
         value = getattr(owner, name)
@@ -71,7 +71,7 @@ def check_at_least(minimum: int, owner: Any, *names: str) -> None:
             raise ValueError(f"{name}={value}: it must be at least {minimum}")
 
 
-def check_share(name: str, value: float) -> None:
+def check_inner_share(name: str, value: float) -> None:
     """Raises ValueError for a share that is not inside of (0, 1)."""
     if not 0 < value < 1:
         raise ValueError(f"{name}={value}: give a share between 0 and 1")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from undo_jax.report import statistics
-from undo_jax.report.analysis import analyse, cases_of, compute, control
-from undo_jax.report.notes import Case
+from undo_jax.report.analysis import analyse
+from undo_jax.report.cases import Case, cases_of
 from undo_jax.report.numbers import Report
 from undo_jax.report.records import Evaluation, Logs, Measure
 from undo_jax.report.statistics import Seed
@@ -67,14 +67,14 @@ class Study:
     def before(self, model: str, measure: Measure) -> dict[Seed, float]:
         """Returns a score before any attack."""
         return {
-            seed: case.own.summary["eval"].get(measure.name, math.nan)
+            seed: case.artifact.summary["eval"].get(measure.name, math.nan)
             for seed, case in self.cases(model).items()
-            if case.own is not None
+            if case.artifact is not None
         }
 
     def losses(self, model: str) -> dict[Seed, Curve]:
         """Returns the training losses of a distillation."""
-        return {s: case.own.losses for s, case in self.cases(model).items() if case.own}
+        return {s: case.artifact.losses for s, case in self.cases(model).items() if case.artifact}
 
     def relearned(self, model: str) -> dict[Seed, Curve]:
         """Returns the forget score of the strongest attack at each step."""
@@ -114,7 +114,7 @@ class Study:
 
     def _controlled(self, model: str, name: str) -> dict[Seed, dict[int, Evaluation]]:
         return {
-            seed: control(case, name, self.logs)
+            seed: case.control(name, self.logs)
             for seed, case in self.cases(model).items()
             if any(evaluation.data == name for evaluation in case.controls)
         }
@@ -140,7 +140,7 @@ class Study:
 
     def compute(self, model: str, unit: str) -> dict[Seed, float]:
         """Returns distillation in % of the oracle's training, by "steps" or "flops"."""
-        return {seed: compute(case, unit) for seed, case in self.cases(model).items()}
+        return {seed: case.compute(unit) for seed, case in self.cases(model).items()}
 
 
 def _scores(name: str, curves: Mapping[Seed, Mapping[int, Evaluation]]) -> dict[Seed, Curve]:
