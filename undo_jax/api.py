@@ -29,7 +29,7 @@ from undo_jax.report import Point, Result
 from undo_jax.report.records import Logged, Logs
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import ExperimentConfig, load
+from undo_jax.runner.load_experiment import ExperimentSource, load
 from undo_jax.runtime.mesh import make_mesh_without_sweep
 from undo_jax.runtime.sharding import placement
 from undo_jax.store import param_checkpoint
@@ -37,9 +37,7 @@ from undo_jax.store.artifacts import STEPS, described_model
 from undo_jax.types import LM, Params, shapes
 from undo_jax.workdir.compatibility import REMEDY, check_setting, check_tokenizer, stated
 
-Given = (
-    ExperimentConfig | str | os.PathLike[str]
-)  # an experiment, or the Python file that defines it
+Given = ExperimentSource | str | os.PathLike[str]  # a value, or the Python file that defines it
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,5 +292,5 @@ def _experiment(experiment: Given) -> Experiment:
 
 def _place(experiment: Given) -> Place:
     """On the experiment's mesh, if it fits, with all devices for rows that do not split a model."""
-    built = _experiment(experiment)
-    return Place(built, make_mesh_without_sweep(built.mesh))
+    made_of = _experiment(experiment)
+    return Place(made_of, make_mesh_without_sweep(made_of.mesh))

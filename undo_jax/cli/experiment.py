@@ -31,7 +31,7 @@ from undo_jax.report import paper_page
 from undo_jax.runner import dry_run as planner
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import ExperimentConfig, errors_of_users, load
+from undo_jax.runner.load_experiment import ExperimentSource, errors_of_users, load
 from undo_jax.runtime import signals
 from undo_jax.runtime.atomic_files import publish, writing
 from undo_jax.runtime.mesh import parse_mesh
@@ -40,7 +40,7 @@ from undo_jax.runtime.workdir_lock import hold
 SCALARS = "Scalars of the experiment, with the values that its file gives them."
 PLACE = ("__module__", "__firstlineno__")  # of a class's source; the second from Python 3.13 on
 Plugin = typing.TypeVar("Plugin", bound=Callable)  # a sink or a score
-HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
+HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags can change
 
 
 @errors_of_users()
@@ -82,7 +82,7 @@ def run(
     if experiment is None:
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
     prepare_devices(processes)
-    made_of = load_with(experiment, mesh, flags)
+    made_of = load_with_flags(experiment, mesh, flags)
     named = tuple(map(sinking.find, sinks))
     named_scores = tuple(map(score_plugins.find, scores))
     made_of = dataclasses.replace(
@@ -170,8 +170,8 @@ def _report(workdir: str, name: str) -> str:
     return ""
 
 
-def load_with(file: str, mesh: str | None, flags: Sequence[str]) -> Experiment:
-    """Returns the experiment in a file, with scalars set by flags.
+def load_with_flags(file: str, mesh: str | None, flags: Sequence[str]) -> Experiment:
+    """Returns the experiment in a file, with scalars set by flags; see `experiment_with`.
 
     `mesh` is the value of the flag --mesh, e.g. data=4; None: the file's own mesh.
     """
@@ -181,8 +181,8 @@ def load_with(file: str, mesh: str | None, flags: Sequence[str]) -> Experiment:
     return experiment_with(source, flags)
 
 
-def experiment_with(experiment: ExperimentConfig, flags: Sequence[str]) -> Experiment:
-    """The graph with scalars set by flags.
+def experiment_with(experiment: ExperimentSource, flags: Sequence[str]) -> Experiment:
+    """Returns the experiment with scalars set by flags.
 
     Raises ValueError for a mistake in them; it names no line of the experiment's file if the file
     is valid without them.
@@ -195,8 +195,8 @@ def experiment_with(experiment: ExperimentConfig, flags: Sequence[str]) -> Exper
         raise ValueError(str(error)) from None
 
 
-def _builds(experiment: ExperimentConfig) -> bool:
-    """Whether it has a graph as it stands, e.g. the folders that its file names are there."""
+def _builds(experiment: ExperimentSource) -> bool:
+    """Returns whether the experiment is valid without flags, e.g. its folders exist."""
     try:
         experiment.experiment()
     except Exception:
@@ -205,8 +205,8 @@ def _builds(experiment: ExperimentConfig) -> bool:
 
 
 def override(
-    experiment: ExperimentConfig, flags: Sequence[str], program: str = "undo-jax run"
-) -> ExperimentConfig:
+    experiment: ExperimentSource, flags: Sequence[str], program: str = "undo-jax run"
+) -> ExperimentSource:
     """The experiment with scalars set by flags. Raises ValueError for a mistake in them.
 
     An `Experiment` that is written by hand has flags for its name, seeds, mesh and saves alone.

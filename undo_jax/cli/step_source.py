@@ -18,7 +18,7 @@ from undo_jax.graph.train_specs import group_key, train_spec
 from undo_jax.models import hf_folder
 from undo_jax.models.transformer import Transformer
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import ExperimentConfig, load
+from undo_jax.runner.load_experiment import ExperimentSource, load
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_spec import TrainSpec
@@ -148,7 +148,7 @@ def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
     return Source(experiment.name, programs, experiment.mesh)
 
 
-def _names(config: ExperimentConfig, file: str, stage: str, work: TrainSpec) -> Names:
+def _names(config: ExperimentSource, file: str, stage: str, work: TrainSpec) -> Names:
     """What sets the work of a stage."""
     if isinstance(config, Experiment):
         return Names("batch_size", "accumulation", "remat", file)

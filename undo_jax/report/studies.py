@@ -73,7 +73,7 @@ class Study:
         }
 
     def losses(self, model: str) -> dict[Seed, Curve]:
-        """Training losses of a distillation, by seed."""
+        """Returns the training losses of a distillation."""
         return {s: case.artifact.losses for s, case in self.cases(model).items() if case.artifact}
 
     def relearned(self, model: str) -> dict[Seed, Curve]:
@@ -139,7 +139,7 @@ class Study:
         return {seed: case.robustness for seed, case in self.cases(model).items()}
 
     def compute(self, model: str, unit: str) -> dict[Seed, float]:
-        """Distillation in % of the oracle's training, by "steps" or "flops"."""
+        """Returns distillation in % of the oracle's training, by "steps" or "flops"."""
         return {seed: case.compute(unit) for seed, case in self.cases(model).items()}
 
 

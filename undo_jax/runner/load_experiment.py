@@ -16,7 +16,7 @@ from undo_jax.runtime.mesh import MeshShape
 from undo_jax.runtime.signals import Preempted
 
 
-class ExperimentConfig(typing.Protocol):
+class ExperimentSource(typing.Protocol):
     """What an experiment file defines: a frozen dataclass that makes an `Experiment`, or is one."""
 
     @property
@@ -30,7 +30,7 @@ class ExperimentConfig(typing.Protocol):
         ...
 
 
-def load(path: str) -> ExperimentConfig:
+def load(path: str) -> ExperimentSource:
     """Returns the `experiment` that a Python file defines. The file may import files beside it.
 
     Raises:
@@ -50,7 +50,7 @@ def load(path: str) -> ExperimentConfig:
         experiment = getattr(module, "experiment", None)
     if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "experiment")):
         raise ValueError(f"{path} defines no `experiment = Paper(...)` or `Experiment(...)`")
-    return typing.cast(ExperimentConfig, experiment)
+    return typing.cast(ExperimentSource, experiment)
 
 
 @contextmanager
