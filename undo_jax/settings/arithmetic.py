@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from undo_jax.checks import check_at_least, check_share
 from undo_jax.data import sources
 from undo_jax.data.arithmetic import (
     FORMS,
