@@ -85,7 +85,7 @@ DEFAULTS = {
     Students: {"fresh_student": True, "student": None},
     Distillation: {"tolerance": 0.05, "stop_early": True, "filtered": False},
     Relearning: {"attacks": ("forget",), "keep_at": ()},
-    Paper: {"seeds": (0,), "together": 64, "sinks": ()},
+    Paper: {"seeds": (0,), "together": 64, "sinks": (), "scores": ()},
     Pretrain: {"stream": "pretrain", "loss": language_modelling, "rng_name": "pretrain",
                "seed": None},
     Unlearn: {"loss": maxent, "trains": None, "rng_name": "unlearn", "seed": None},
@@ -96,7 +96,7 @@ DEFAULTS = {
              "control": False, "rows": None, "opening": None, "others": ()},
     TrainedAttack: {"rng_name": "relearn", "seed": None},
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
-                 "sinks": ()},
+                 "sinks": (), "scores": ()},
     Saving: {"every": 10, "minutes": 5.0, "keep": 2},
     Architecture: {
         "attention_softcap": None, "final_softcap": None, "document_start": None,

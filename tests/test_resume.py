@@ -39,7 +39,7 @@ from undo_jax.store.progress_folders import clear_progress, progress_folder
 from undo_jax.store.train_checkpoints import Saving, open_progress
 from undo_jax.training import meter, optim, population, train_step
 from undo_jax.training.loop import train_together
-from undo_jax.training.population import Evaluation
+from undo_jax.training.population import Evaluator
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.trial import Trial, TrialInputs, TrialResult
 
@@ -127,7 +127,7 @@ def _fit(
         row_length=5,
         trains=trains,
     )
-    evaluation = Evaluation(
+    evaluation = Evaluator(
         lambda lm, params, rows: {"ce": losses.cross_entropy(lm, params, train_step.rows(rows))},
         _tokens(77),
     )
