@@ -165,9 +165,9 @@ def _fill():
     for stage, name in (("distill", "made"), ("relearn", "attacked")):
         parts = {stage: recipes[stage], "setting": TOY.setting, "model": TOY.model}
         artifact = Artifact(param_checkpoint.epath.Path("run"), stage, "base", 0, parts)
-        artifacts.begin(artifact)
+        artifacts.prepare_folder(artifact)
         scores = {"retain": 1.0, "forget": 1.0}
-        artifacts.keep(artifact, params, scores, recovered=stage == "distill" or None)
+        artifacts.save_artifact(artifact, params, scores, recovered=stage == "distill" or None)
         shutil.move(artifact.folder, f"run/{name}")
     record = {
         "step": 5,

@@ -26,7 +26,7 @@ from undo_jax.cli.weights import model
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.runtime.sharding import assemble, own_rows, shardings
+from undo_jax.runtime.sharding import assemble_batch, local_rows, shardings
 from undo_jax.store import param_checkpoint
 from undo_jax.training.trial import taker
 
@@ -405,8 +405,8 @@ def test_rows_are_read_once_however_many_devices_hold_them(shape):
         return batch[:, rows]
 
     mesh = _mesh(**shape)
-    placed = assemble(mesh, 16, read)
-    assert reads == own_rows(mesh, 16) == [slice(0, 16)]
+    placed = assemble_batch(mesh, 16, read)
+    assert reads == local_rows(mesh, 16) == [slice(0, 16)]
     np.testing.assert_array_equal(placed, batch)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 16 // shards, 5)}

@@ -10,7 +10,7 @@ import pytest
 import undo_jax
 from undo_jax.cli import main as cli
 from undo_jax.runner import experiment as experiments
-from undo_jax.runtime.mesh import MeshShape, make_mesh, over_slices, parse_mesh
+from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh, split_over_slices
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch, capsys)
     ],
 )
 def test_slices_lie_along_sweep_or_else_data(sizes, count, within, across):
-    assert over_slices(sizes, count) == (within, across)
+    assert split_over_slices(sizes, count) == (within, across)
 
 
 def test_slices_that_only_the_inner_axes_divide_over():
     with pytest.raises(ValueError, match="make sweep or data a multiple of 2") as error:
-        over_slices((1, 1, 8, 2), 2)
+        split_over_slices((1, 1, 8, 2), 2)
     assert "sweep=1, data=1, fsdp=8, tensor=2 does not split over 2 slices" in str(error.value)
     assert "\n" not in str(error.value)
 

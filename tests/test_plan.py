@@ -24,13 +24,13 @@ from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner import dry_run as planning
 from undo_jax.runner import experiment, time_estimate
-from undo_jax.runner.dry_run import SAVING, evaluations, plan, programs, row
+from undo_jax.runner.dry_run import SAVING, evaluations, make_row, plan_groups, plan_run
 from undo_jax.runner.experiment import Experiment, prepared
 from undo_jax.runner.time_estimate import Pace, read_records
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store import progress_folders
-from undo_jax.store.artifacts import begin, finish
+from undo_jax.store.artifacts import mark_finished, prepare_folder
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
 
@@ -64,9 +64,9 @@ def known(monkeypatch):
 def _finish(models):
     """Mark models as finished, without training them."""
     for model in models:
-        begin(model.artifact)
+        prepare_folder(model.artifact)
         (model.artifact.folder / "params").mkdir()
-        finish(model.artifact, {"eval": {}})
+        mark_finished(model.artifact, {"eval": {}})
 
 
 def _models(workdir, kind):
@@ -77,7 +77,7 @@ def _models(workdir, kind):
 def test_what_is_made_by_hand(tmp_path, known):
     """Three seeds on two groups of devices take two turns; the attack has three rates."""
     workdir = tmp_path / "not there"
-    made = {one.kind: one for one in plan(EXPERIMENT, workdir).rows}
+    made = {one.kind: one for one in plan_run(EXPERIMENT, workdir).rows}
     assert not workdir.exists()
     assert list(made) == ["pretrain", "unlearn", "noise", "distill", "relearn"]
     assert [(one.made, one.reused) for one in made.values()] == [(3, 0)] * 4 + [(6, 0)]
@@ -104,13 +104,13 @@ def test_what_a_stored_teacher_would_save_by_hand(tmp_path, known):
     forward, head = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8), 2 * 24 * 8
     trained, stored = 3 * 20 * 8 * 24, 3 * rows * 24
     wanted = (trained * (3 * forward + head) + stored * forward) / (trained * 4 * forward)
-    made = {one.kind: one for one in plan(EXPERIMENT, tmp_path).rows}
+    made = {one.kind: one for one in plan_run(EXPERIMENT, tmp_path).rows}
     assert wanted < 1 and made["distill"].cached.share == pytest.approx(wanted)
     assert made["distill"].cached.bytes == stored * 8 * 4
     assert [kind for kind, one in made.items() if one.cached] == ["distill"]
     short = replace(STUDENT, training=replace(STUDENT.training, steps=1))
     once = replace(EXPERIMENT, models={**EXPERIMENT.models, "distilled": short})
-    assert not any(one.cached for one in plan(once, tmp_path).rows)  # it costs more
+    assert not any(one.cached for one in plan_run(once, tmp_path).rows)  # it costs more
 
 
 def test_evaluations():
@@ -120,7 +120,7 @@ def test_evaluations():
 def test_what_is_finished_is_reused_and_costs_nothing(tmp_path, known):
     base = _models(tmp_path, "pretrain")
     _finish([*base, *_models(tmp_path, "unlearn")[:1]])
-    rows = plan(EXPERIMENT, tmp_path).rows
+    rows = plan_run(EXPERIMENT, tmp_path).rows
     assert [(one.kind, one.made, one.reused) for one in rows] == [
         ("pretrain", 0, 3), ("unlearn", 2, 1), ("noise", 3, 0), ("distill", 3, 0), ("relearn", 6, 0)
     ]  # fmt: skip
@@ -130,9 +130,9 @@ def test_what_is_finished_is_reused_and_costs_nothing(tmp_path, known):
 
 def test_no_more_train_at_once_than_are_allowed(tmp_path, known):
     """Of four members at most, one attacked model has three."""
-    rows = plan(replace(EXPERIMENT, together=4), tmp_path).rows
+    rows = plan_run(replace(EXPERIMENT, together=4), tmp_path).rows
     assert [one.members for one in rows if one.kind == "relearn"] == [3] * 6
-    rows = plan(replace(EXPERIMENT, together=2), tmp_path).rows
+    rows = plan_run(replace(EXPERIMENT, together=2), tmp_path).rows
     alone = [one for one in rows if one.kind == "relearn"]  # two rates side by side, then one
     assert {one.seconds for one in alone} == {2 * (100 + 3 * 2 + 2 * 5) + SAVING}
 
@@ -142,39 +142,39 @@ def test_a_finished_model_without_parameters_is_made_again_where_they_are_needed
     unlearned, *others = _models(tmp_path, "unlearn")
     _finish([base, unlearned])
     (base.artifact.folder / "params").rmdir()
-    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
+    rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
     assert (rows["pretrain"].made, rows["unlearn"].made) == (2, 2)  # of three seeds, no child waits
     (unlearned.artifact.folder / "params").rmdir()  # its students need it, and it needs the base
-    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
+    rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
     assert (rows["pretrain"].made, rows["unlearn"].made) == (3, 3)
 
 
 def test_a_finished_model_trains_along_in_an_interrupted_company(tmp_path):
     models = _models(tmp_path, "pretrain")
     _finish(models[:1])
-    progress_folders.progress_folder([model.artifact for model in models[:2]])
+    progress_folders.make_progress_folder([model.artifact for model in models[:2]])
     with prepared(EXPERIMENT, tmp_path, "pretrain") as found:
-        some = programs(found.run, found.models, found.wanted)
-        rows = [row(one, found.run, KNOWN, found.named) for one in some]
+        some = plan_groups(found.run, found.models, found.wanted)
+        rows = [make_row(one, found.run, KNOWN, found.named) for one in some]
     assert [(one.made, one.members) for one in rows] == [(1, 2), (1, 1)]
     assert sum(one.reused for one in rows) == 1
 
 
 def test_one_model_or_one_kind(tmp_path, known):
-    rows = plan(EXPERIMENT, tmp_path, name="unlearned").rows
+    rows = plan_run(EXPERIMENT, tmp_path, name="unlearned").rows
     assert [(one.kind, one.made) for one in rows] == [
         ("pretrain", 3),
         ("unlearn", 3),
         ("relearn", 3),
     ]
-    assert [one.kind for one in plan(EXPERIMENT, tmp_path, "pretrain").rows] == ["pretrain"]
+    assert [one.kind for one in plan_run(EXPERIMENT, tmp_path, "pretrain").rows] == ["pretrain"]
     with pytest.raises(FileNotFoundError, match="run stage unlearn first"):
-        plan(EXPERIMENT, tmp_path, "relearn")
+        plan_run(EXPERIMENT, tmp_path, "relearn")
 
 
 def _write(model, members, tokens=1000, flops=5e6, steps=10, seconds=0):
     """The records and the summary of a finished model: (rate, its first and last speed)."""
-    begin(model.artifact)
+    prepare_folder(model.artifact)
     (model.artifact.folder / "params").mkdir()
     lines = [
         {"step": step, "tokens_per_second": speed, **({"learning_rate": rate} if rate else {})}
@@ -183,7 +183,7 @@ def _write(model, members, tokens=1000, flops=5e6, steps=10, seconds=0):
     ]
     text = "\n".join(json.dumps(line) for line in [{"step": 0, "eval": {}}, *lines])
     (model.artifact.folder / "metrics.jsonl").write_text(text)
-    finish(model.artifact, {"steps": steps, "tokens": tokens, "flops": flops, "eval": {}})
+    mark_finished(model.artifact, {"steps": steps, "tokens": tokens, "flops": flops, "eval": {}})
     for name, at in (("config", 1000), ("summary", 1000 + seconds)):
         os.utime(model.artifact.folder / f"{name}.json", (at, at))
 
@@ -246,7 +246,7 @@ def test_a_stop_rule_is_expected_to_end_trainings_as_it_has_ended_others(tmp_pat
     assert known.share == pytest.approx(0.5) and whole.share == 1
     assert known.step == whole.step
     monkeypatch.setattr(planning, "paces", lambda run, each, records: dict.fromkeys(each, known))
-    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
+    rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
     assert rows["distill"].seconds == pytest.approx(10 * known.step + SAVING)
 
 
@@ -290,7 +290,7 @@ def test_rows_that_are_waited_for_are_named(tmp_path, monkeypatch, known):
         yield
 
     monkeypatch.setattr(experiment, "waiting", waiting)
-    plan(EXPERIMENT, tmp_path)
+    plan_run(EXPERIMENT, tmp_path)
     streams = "forget", "pretrain", "retain"
     assert dict.fromkeys(named) == dict.fromkeys(f"rows of the stream {s}" for s in streams)
 

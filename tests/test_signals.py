@@ -147,7 +147,7 @@ import signal, sys
 before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], sys.unraisablehook
 import undo_jax.__main__, undo_jax.runtime.signals
 assert "jax" not in sys.modules and "numpy" not in sys.modules
-with undo_jax.runtime.signals.raising(*undo_jax.runtime.signals.STOPS):
+with undo_jax.runtime.signals.raise_on_signals(*undo_jax.runtime.signals.EXIT_STATUSES):
     assert signal.getsignal(signal.SIGINT) is not before[0][0]
 assert before == ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
                   sys.unraisablehook)
@@ -237,7 +237,7 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
     made = type("Made", (), {"sinks": (), "name": "mine"})()
     monkeypatch.setattr("undo_jax.cli.experiment.graph_with", lambda *_: made)
     monkeypatch.setattr("dataclasses.replace", lambda made, **_: made)
-    monkeypatch.setattr("undo_jax.runner.dry_run.plan", stopped)
+    monkeypatch.setattr("undo_jax.runner.dry_run.plan_run", stopped)
     monkeypatch.setattr("undo_jax.runner.experiment.run", stopped)
     for more, said in (("--plan", ""), ("", "; the same command goes on")):
         with pytest.raises(SystemExit) as stop:
@@ -248,8 +248,8 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
 def test_the_next_command_of_a_process_saves_again():
     from undo_jax.runtime import signals
 
-    with signals.raising():
-        signals.save_nothing()
-        assert signals.told(KeyboardInterrupt()) == "interrupted"
-    with signals.raising():
-        assert signals.told(KeyboardInterrupt()) == "interrupted; the same command goes on"
+    with signals.raise_on_signals():
+        signals.expect_no_saves()
+        assert signals.describe_stop(KeyboardInterrupt()) == "interrupted"
+    with signals.raise_on_signals():
+        assert signals.describe_stop(KeyboardInterrupt()) == "interrupted; the same command goes on"

@@ -30,12 +30,12 @@ from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import Knobs, load
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.setting import scorer
 from undo_jax.store import param_checkpoint
-from undo_jax.store.artifacts import STEPS, described_model
+from undo_jax.store.artifacts import STEPS, read_finished_model
 from undo_jax.types import LM, Params, shapes
-from undo_jax.workdir.compatibility import REMEDY, check_setting, check_tokenizer, stated
+from undo_jax.workdir.compatibility import REMEDY, check_setting, check_tokenizer, read_config
 
 Given = Knobs | str | os.PathLike[str]  # an experiment, or the Python file that defines it
 
@@ -60,7 +60,7 @@ class Place:
         Raises FileNotFoundError for no finished artifact, ValueError for one of another model or
         another tokenizer.
         """
-        made = described_model(folder)
+        made = read_finished_model(folder)
         lms = [recipe.lm for recipe in ancestry(self.experiment.recipes().values())]
         other = [differences(lm, made) for lm in lms]
         for lm, found in zip(lms, other, strict=True):
@@ -158,7 +158,7 @@ class Model:
                 f"keep_at=({step},), and run the experiment again"
             )
         folder = self.folder / STEPS / str(step)
-        stated(folder)
+        read_config(folder)
         return replace(self, name=f"{self.name} at step {step}", folder=folder)
 
     def _placed(self, params: Params | None) -> Params:
@@ -169,7 +169,7 @@ class Model:
         if jax.tree.map(jax.numpy.shape, own) != given:
             raise ValueError(f"params are of another model than {self._who}: {given}")
         params = jax.tree.map(lambda x, want: jax.numpy.asarray(x, want.dtype), params, own)
-        return jax.device_put(params, placement(self.lm, self.place.mesh))
+        return jax.device_put(params, param_shardings(self.lm, self.place.mesh))
 
     @property
     def _who(self) -> str:
@@ -266,7 +266,7 @@ def open_model(folder: epath.PathLike, experiment: Given) -> Model:
     of another model or tokenizer.
     """
     folder, place = _folder("folder", folder), _place(experiment)
-    said = stated(folder)
+    said = read_config(folder)
     return _open(said["model"], said["seed"], folder, place)
 
 

@@ -32,9 +32,9 @@ from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import Knobs, errors_of_users, load
 from undo_jax.runtime import signals
-from undo_jax.runtime.atomic_files import publish, writing
+from undo_jax.runtime.atomic_files import report_full_disk, write_atomically
 from undo_jax.runtime.mesh import parse_mesh
-from undo_jax.runtime.workdir_lock import hold
+from undo_jax.runtime.workdir_lock import lock_folder
 
 SCALARS = "Scalars of the experiment, with the values that its file gives them."
 PLACE = ("__module__", "__firstlineno__")  # of a class's source; the second from Python 3.13 on
@@ -82,12 +82,12 @@ def run(
     if mesh is not None:
         knobs = dataclasses.replace(knobs, mesh=parse_mesh(mesh))
     made_of = graph_with(knobs, flags)
-    named = tuple(map(sinking.find, sinks))
+    named = tuple(map(sinking.find_sink, sinks))
     made_of = dataclasses.replace(made_of, sinks=beside(made_of.sinks, named))
     workdir = workdir or f"runs/{made_of.name}"
     if plan:
-        signals.save_nothing()
-        planned = planner.plan(made_of, workdir, stage, model)
+        signals.expect_no_saves()
+        planned = planner.plan_run(made_of, workdir, stage, model)
         if jax.process_index() == 0:
             results.print(planning.table(made_of.name, planned))
         return
@@ -132,7 +132,7 @@ def figures(workdir: Workdir) -> None:
     Args:
         workdir: the folder of their runs; may be gs://.
     """
-    with writing(workdir, "begins anew"):
+    with report_full_disk(workdir, "begins anew"):
         made = paper_page.write(workdir, _publish)
     for one in made.drawn:
         results.print(paper_page.told(one), soft_wrap=True)
@@ -145,16 +145,16 @@ def figures(workdir: Workdir) -> None:
 
 def _publish(folder: epath.Path, contents: Mapping[str, bytes]) -> None:
     """Write files, each of which appears whole, also where the same command runs twice at once."""
-    hold(folder)
+    lock_folder(folder)
     for name, data in contents.items():
-        publish(folder / name, data)
+        write_atomically(folder / name, data)
 
 
 def _report(workdir: str, name: str) -> str:
     """Write a report, or say why there is nothing to write."""
     if jax.process_index() == 0:
         try:
-            with writing(workdir, "writes the report"):
+            with report_full_disk(workdir, "writes the report"):
                 written = reporting.write(workdir, name, _publish)
         except reporting.EmptyError as error:
             return str(error)

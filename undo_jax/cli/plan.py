@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from undo_jax.logs.log import short
-from undo_jax.runner.dry_run import Planned, Row
-from undo_jax.runtime.device_memory import text as memory
+from undo_jax.logs.log import format_number
+from undo_jax.runner.dry_run import PlanRow, RunPlan
+from undo_jax.runtime.device_memory import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,7 @@ MEANINGS = {
 }
 
 
-def table(name: str, planned: Planned) -> Table:
+def table(name: str, planned: RunPlan) -> Table:
     """A line for each program, and the totals, in 80 columns."""
     from rich import box
     from rich.table import Table
@@ -40,16 +40,16 @@ def table(name: str, planned: Planned) -> Table:
         show_footer=True,
     )
     rows, total = planned.rows, _total(planned)
-    columns: list[tuple[str, Callable[[Row], str]]] = [
+    columns: list[tuple[str, Callable[[PlanRow], str]]] = [
         ("kind", lambda row: row.kind),
         ("models", lambda row: shortened(row.names)),
         ("new", lambda row: str(row.made)),
         ("reused", lambda row: str(row.reused)),
         ("mem-\nbers", lambda row: _count(row.members)),
         ("steps", _steps),
-        ("FLOPs", lambda row: short(row.flops)),
+        ("FLOPs", lambda row: format_number(row.flops)),
         ("time", _time),
-        ("memory", lambda row: memory(row.bytes) if row.bytes else NONE),
+        ("memory", lambda row: format_bytes(row.bytes) if row.bytes else NONE),
     ]
     for number, (header, _) in enumerate(columns):
         side = "left" if number < 2 else "right"
@@ -77,39 +77,40 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
 
 
-def legend(planned: Planned) -> str:
+def legend(planned: RunPlan) -> str:
     """What the numbers are, in a few lines."""
     rows = planned.rows
-    said = [f"memory: at least, of {memory(planned.bytes)} on each of {planned.devices} "
+    said = [f"memory: at least, of {format_bytes(planned.bytes)} on each of {planned.devices} "
             f"{planned.device}"]  # fmt: skip
     if any(row.stops for row in rows):
         said.append("≤: at most, a stop rule may end it earlier")
     said += [f"{MARKS[b]}: {MEANINGS[b]}" for b in MEANINGS if any(r.basis == b for r in rows)]
     for one in rows:
         if one.cached:
-            less, size = f"{100 * one.cached.share:.0f} %", memory(one.cached.bytes)
+            less, size = f"{100 * one.cached.share:.0f} %", format_bytes(one.cached.bytes)
             whose = shortened(one.names)
             said.append(f"--cache-teachers: {less} of these FLOPs, {size} on disk: {whose}")
     return "\n".join(said)
 
 
-def _total(planned: Planned) -> list[str]:
+def _total(planned: RunPlan) -> list[str]:
     rows = planned.rows
     new, reused = sum(row.made for row in rows), sum(row.reused for row in rows)
     members, cost = sum(row.members for row in rows), sum(row.flops for row in rows)
     at_most = "≤ " if any(row.stops and row.basis != "records" for row in rows) else ""
     largest = max((row.bytes for row in rows), default=0)
-    return ["all", "", str(new), str(reused), _count(members), "", short(cost),
-            at_most + duration(planned.seconds), memory(largest) if largest else NONE]  # fmt: skip
+    return ["all", "", str(new), str(reused), _count(members), "", format_number(cost),
+            at_most + duration(planned.seconds),
+            format_bytes(largest) if largest else NONE]  # fmt: skip
 
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else NONE
 
 
-def _steps(row: Row) -> str:
+def _steps(row: PlanRow) -> str:
     return ("≤ " if row.stops else "") + _count(row.steps)
 
 
-def _time(row: Row) -> str:
+def _time(row: PlanRow) -> str:
     return duration(row.seconds) + MARKS.get(row.basis, " ") if row.made else NONE

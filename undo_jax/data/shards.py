@@ -22,7 +22,7 @@ from etils import epath
 from undo_jax.data.packing import cut, join
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.runtime.atomic_files import flush, remote, write_json
+from undo_jax.runtime.atomic_files import fsync, is_remote, write_json
 
 SPLITS = ("train", "validation")
 DUPLICATE = len(SPLITS)  # of a document that is in neither split
@@ -258,7 +258,7 @@ def writing(path: epath.Path) -> Iterator[RowFile]:
 @contextmanager
 def publishing(path: epath.Path) -> Iterator[str]:
     """A local path to write to; if the block raises no error, the file is then moved to `path`."""
-    if remote(path):
+    if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             yield f"{folder}/{path.name}"
             epath.Path(f"{folder}/{path.name}").copy(path, overwrite=True)
@@ -267,8 +267,8 @@ def publishing(path: epath.Path) -> Iterator[str]:
         unfinished = work / f"{path.name}.{os.getpid()}.tmp"
         try:
             yield os.fspath(unfinished)
-            flush(unfinished)
+            fsync(unfinished)
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)  # the disk is full, or we are asked to stop
-        flush(path.parent)
+        fsync(path.parent)

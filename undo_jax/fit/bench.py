@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from undo_jax.fit import chips, least
 from undo_jax.graph.nodes import Work
 from undo_jax.runtime.mesh import check_batch
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.training import programs
 from undo_jax.training.meter import LOG_EVERY
 from undo_jax.types import LM, Packed, table_shape
@@ -177,7 +177,7 @@ def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
 
 
 def _fresh(lm: LM, mesh: Mesh) -> Any:
-    return jax.jit(lm.init, out_shardings=placement(lm, mesh))(jax.random.key(0))
+    return jax.jit(lm.init, out_shardings=param_shardings(lm, mesh))(jax.random.key(0))
 
 
 def _peak_bytes(mesh: Mesh) -> float | None:

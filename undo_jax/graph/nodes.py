@@ -18,7 +18,7 @@ from etils import epath
 
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.graph.recipe import Recipe, Trained, title
-from undo_jax.store.artifacts import Artifact, plain, unstated
+from undo_jax.store.artifacts import Artifact, omitted_defaults, to_json
 from undo_jax.training import optim
 from undo_jax.training.batch_shapes import packed_like
 from undo_jax.training.optim import Trains
@@ -135,7 +135,7 @@ def numbers(recipe: Trained) -> dict[str, float]:
     if not found:
         return {}
     others = partial(loss, **dict.fromkeys(found, "its own"))
-    known = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(plain(others))
+    known = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(to_json(others))
     if known not in _TRACEABLE:
         try:
             traced(replace(work(recipe, _SHORT), loss=loss), tuple(found))
@@ -155,10 +155,10 @@ def group_key(recipe: Trained, form: RowForm = _SHORT) -> str:
     loss = partial(recipe.loss, **dict.fromkeys(varied, "its own")) if varied else recipe.loss
     described = work(recipe, form)
     parts = {
-        **{f.name: plain(getattr(described, f.name)) for f in fields(described)},
-        "loss": plain(loss),
+        **{f.name: to_json(getattr(described, f.name)) for f in fields(described)},
+        "loss": to_json(loss),
         "kind": recipe.kind,
-        "training": plain(rateless),
+        "training": to_json(rateless),
     }
     return json.dumps(parts, sort_keys=True)
 
@@ -283,6 +283,6 @@ def is_trained(recipe: Recipe) -> bool:
 
 def differences(lm: LM, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The fields, with the model's values, in which it differs from what config.json states."""
-    left_out = unstated(lm)
-    own = {**left_out, **plain(lm)}.items()
+    left_out = omitted_defaults(lm)
+    own = {**left_out, **to_json(lm)}.items()
     return [(n, v) for n, v in own if n not in HOW and made.get(n, left_out.get(n, v)) != v]

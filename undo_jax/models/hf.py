@@ -33,7 +33,7 @@ from undo_jax.models.hf_folder import (
 )
 from undo_jax.models.hf_special import GENERATION, IDS
 from undo_jax.models.transformer import Transformer
-from undo_jax.runtime.sharding import path_name, placement
+from undo_jax.runtime.sharding import param_shardings, path_name
 from undo_jax.types import Params, shapes
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -95,7 +95,7 @@ def load(folder: epath.PathLike, lm: Transformer, mesh: Mesh) -> Params:
     Raises FileNotFoundError for a missing file and ValueError for one that cannot be read and for
     tensors that are not this model's, all before any weight is read.
     """
-    wanted, places = shapes(lm), _leaves(placement(lm, mesh))
+    wanted, places = shapes(lm), _leaves(param_shardings(lm, mesh))
     folder = local(folder)
     with ExitStack() as stack:
         stored = opened(folder, stack, getattr(family(lm.family), "text_name", str))

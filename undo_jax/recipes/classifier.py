@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from undo_jax.graph.recipe import Recipe, Stream
 from undo_jax.models.probe import Probe, fit
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.training.train_step import rows
 from undo_jax.types import Key, Packed, Params
 
@@ -57,7 +57,7 @@ class Classifier:
 
     def make(self, mesh: Mesh, key: Key, params: Params, samples: Mapping[str, Packed]) -> Params:
         """The fitted classifier; `samples` are the labelled rows."""
-        how = {"out_shardings": placement(self.lm, mesh)}
+        how = {"out_shardings": param_shardings(self.lm, mesh)}
         return jax.jit(partial(_fitted, self.lm, self.penalty), **how)(params, samples)
 
 

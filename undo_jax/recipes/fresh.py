@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from undo_jax.graph.recipe import Recipe
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.types import LM, Key, Params
 
 
@@ -28,4 +28,4 @@ class Fresh:
 
     def make(self, mesh: Mesh, key: Key) -> Params:
         """Fresh parameters, sharded as the model's rules say."""
-        return jax.jit(self.lm.init, out_shardings=placement(self.lm, mesh))(key)
+        return jax.jit(self.lm.init, out_shardings=param_shardings(self.lm, mesh))(key)

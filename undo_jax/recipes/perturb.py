@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from undo_jax.checks import check_function
 from undo_jax.graph.recipe import Recipe, title
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.types import LM, Key, Noise, Params, shapes
 
 
@@ -55,6 +55,6 @@ class Perturb:
 
     def make(self, mesh: Mesh, key: Key, params: Params) -> Params:
         """The model's parameters with noise, sharded as before."""
-        places = placement(self.lm, mesh)
+        places = param_shardings(self.lm, mesh)
         mix = jax.jit(self.noise, static_argnums=0, out_shardings=places)
         return mix(self.lm, key, params, self.alpha)

@@ -12,7 +12,7 @@ from undo_jax.graph.nodes import Model, RowForm, group_key, is_trained, work
 from undo_jax.graph.recipe import Simple
 from undo_jax.runner.experiment import Experiment, prepared
 from undo_jax.runner.scheduler import companies_in_order, todo
-from undo_jax.runner.teacher_cache import Saving, saving
+from undo_jax.runner.teacher_cache import CacheSavings, estimate_savings
 from undo_jax.runner.time_estimate import Pace, paces, read_records
 from undo_jax.runner.train_group import Run, least_bytes
 from undo_jax.runtime import device_memory
@@ -22,7 +22,7 @@ SAVING = 0.3  # seconds to write a model, or to make one without training: small
 
 
 @dataclass(frozen=True)
-class Program:
+class PlannedGroup:
     """Models that train together as one program, or those of a kind that are not trained."""
 
     key: str  # equal for models that can train together
@@ -40,7 +40,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """A program's numbers. Costs are 0 where nothing trains."""
 
     kind: str
@@ -54,14 +54,14 @@ class Row:
     seconds: float
     bytes: float  # of each device, at the least
     basis: str  # of `seconds`, see `Pace`; empty where nothing trains
-    cached: Saving | None = None  # with --cache-teachers, where that saves something
+    cached: CacheSavings | None = None  # with --cache-teachers, where that saves something
 
 
 @dataclass(frozen=True)
-class Planned:
+class RunPlan:
     """A run's rows, in the order in which it makes them; what is reused whole comes first."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     device: str
     devices: int
     bytes: float  # that each device has
@@ -71,12 +71,12 @@ class Planned:
         return sum(row.seconds for row in self.rows)
 
 
-def plan(
+def plan_run(
     experiment: Experiment,
     workdir: epath.PathLike,
     kind: str | None = None,
     name: str | None = None,
-) -> Planned:
+) -> RunPlan:
     """What `experiment.run` would do with these arguments. Raises what that raises before training.
 
     Seconds per FLOP are those of finished trainings in the workdir that are alike; else a few steps
@@ -84,17 +84,17 @@ def plan(
     """
     with prepared(experiment, workdir, kind, name) as found:
         run = found.run
-        some = programs(run, found.models, found.wanted)
+        some = plan_groups(run, found.models, found.wanted)
         each = {one.key: one.company[0] for one in some if one.trained}
         known = paces(run, each, read_records(epath.Path(workdir)))
         rows = tuple(
-            row(one, run, known[one.key] if one.trained else None, found.named) for one in some
+            make_row(one, run, known[one.key] if one.trained else None, found.named) for one in some
         )
-        there = device_memory.of_device(run.mesh)
-    return Planned(rows, run.mesh.devices.flat[0].device_kind, run.mesh.size, there)
+        there = device_memory.device_bytes(run.mesh)
+    return RunPlan(rows, run.mesh.devices.flat[0].device_kind, run.mesh.size, there)
 
 
-def programs(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> list[Program]:
+def plan_groups(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> list[PlannedGroup]:
     """The programs of a run. Raises what `companies_in_order` does."""
     left, finished = todo(models, wanted)
     reused: dict[str, list[Model]] = {}
@@ -111,18 +111,18 @@ def programs(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> li
         together = untrained.pop(key, []) if key in untrained else company
         if is_trained(company[0].recipe) or together is not company:
             made = tuple(model for model in together if model in left)
-            found.append(Program(key, tuple(together), made, tuple(reused.pop(key, ()))))
-    return [*(Program(key, (), (), tuple(some)) for key, some in reused.items()), *found]
+            found.append(PlannedGroup(key, tuple(together), made, tuple(reused.pop(key, ()))))
+    return [*(PlannedGroup(key, (), (), tuple(some)) for key, some in reused.items()), *found]
 
 
-def row(
-    program: Program, run: Run, pace: Pace | None, named: Mapping[Named, Sequence[Model]]
-) -> Row:
+def make_row(
+    program: PlannedGroup, run: Run, pace: Pace | None, named: Mapping[Named, Sequence[Model]]
+) -> PlanRow:
     """A program's numbers; `pace` is None where nothing trains."""
     names = tuple(dict.fromkeys(_name(m, named) for m in (*program.made, *program.reused)))
     about = program.kind, names, len(program.made), len(program.reused)
     if pace is None:
-        return Row(*about, 0, 0, False, 0.0, SAVING * len(program.made), 0.0, "")
+        return PlanRow(*about, 0, 0, False, 0.0, SAVING * len(program.made), 0.0, "")
     recipe: Any = program.company[0].recipe
     doing, members = work(recipe, run.setting), len(program.company) * len(recipe.rates)
     steps, sweep = recipe.training.steps, run.mesh.shape["sweep"]
@@ -134,8 +134,8 @@ def row(
         seconds += pace.start + turns * (steps * pace.share * pace.step + evaluated)
     stops = any(_stops(model.recipe) for model in program.company)
     needed = least_bytes(run, doing, program.company)
-    cached = saving(run, program.company, doing, members * steps * pace.share)
-    return Row(*about, members, steps, stops, cost, seconds, needed, pace.basis, cached)
+    cached = estimate_savings(run, program.company, doing, members * steps * pace.share)
+    return PlanRow(*about, members, steps, stops, cost, seconds, needed, pace.basis, cached)
 
 
 def evaluations(steps: int, every: int) -> int:

@@ -17,21 +17,21 @@ from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.fit import least
 from undo_jax.graph.nodes import Model, ancestry, check_loss, group_key, is_trained, plan, work
 from undo_jax.graph.recipe import Recipe, check_recipe, is_language_model
-from undo_jax.logs.log import Sink, check_sink, waiting
+from undo_jax.logs.log import Sink, check_sink, show_waiting
 from undo_jax.recipes.attacked import Attacked
 from undo_jax.runner import teacher_cache
 from undo_jax.runner.make import make
 from undo_jax.runner.train_group import Run
-from undo_jax.runtime.atomic_files import writing
+from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
-from undo_jax.runtime.sharding import placement
-from undo_jax.runtime.workdir_lock import claimed
+from undo_jax.runtime.sharding import param_shardings
+from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.setting import Setting, check_metrics, check_scores
-from undo_jax.store.artifacts import wait
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.artifacts import barrier
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.types import LM, shapes, table_shape, used
-from undo_jax.workdir.manifest import Named, list_models
-from undo_jax.workdir.provenance import origin
+from undo_jax.workdir.manifest import Named, write_manifest
+from undo_jax.workdir.provenance import describe_run
 
 ROLES = ("base", "unlearned", "student", "distilled")  # of models that are no attacks
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
@@ -50,7 +50,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)  # each makes a model of every kind
     together: int = 64  # members trained at once, at most; fewer if memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
-    saving: Saving = field(default_factory=Saving)
+    saving: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
 
     def __post_init__(self):
@@ -125,7 +125,7 @@ def _check_types(experiment: Experiment) -> None:
     if not (attacked is None or isinstance(attacked, tuple | list)):
         raise ValueError(f"attacked={attacked!r}: give a tuple of names")
     check_sinks(experiment.sinks)
-    for name, kind in (("mesh", MeshShape), ("saving", Saving)):
+    for name, kind in (("mesh", MeshShape), ("saving", CheckpointPolicy)):
         if not isinstance(getattr(experiment, name), kind):
             raise ValueError(f"{name}={getattr(experiment, name)!r}: give {kind.__name__}(...)")
 
@@ -202,21 +202,21 @@ def run(
     made, and OSError where another run has locked the workdir or its disk is full.
     """
     workdir = epath.Path(workdir)
-    with prepared(experiment, workdir, kind, name) as found, claimed(workdir):
+    with prepared(experiment, workdir, kind, name) as found, lock_workdir(workdir):
         for model in found.wanted if cache_teachers else ():
-            teacher_cache.check(model.recipe, experiment.setting)
+            teacher_cache.check_streams(model.recipe, experiment.setting)
         new = not all(model.artifact.finished for model in found.wanted)
 
         @cache  # once, and not before what is given has proved good
         def begins() -> None:
             if jax.process_index() == 0:
-                list_models(experiment, found.named, workdir)
+                write_manifest(experiment, found.named, workdir)
 
         how = replace(found.run, cache_teachers=cache_teachers)
         make(how, found.models, found.wanted, begins)
         if jax.process_index() == 0:
-            list_models(experiment, found.named, workdir, origin(command), new)
-        wait("experiment.json")
+            write_manifest(experiment, found.named, workdir, describe_run(command), new)
+        barrier("experiment.json")
     return dict(found.named)
 
 
@@ -246,7 +246,7 @@ def prepared(
         doing: Any = recipe
         check_batch(mesh, doing.training.batch_size, doing.training.accumulation)
         least.check_work(work(doing, setting), mesh, f"{recipe.kind}.training.batch_size")
-    with jax.set_mesh(mesh), writing(workdir):
+    with jax.set_mesh(mesh), report_full_disk(workdir):
         _check_programs(recipes, setting, mesh)
         how = experiment.saving, experiment.together, experiment.name, experiment.sinks
         here = Run(setting, mesh, *how)
@@ -263,7 +263,7 @@ def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> 
     traced.
     """
     for recipe in recipes:
-        placement(recipe.lm, mesh)
+        param_shardings(recipe.lm, mesh)
         if recipe.role in ("attack", "student") and hasattr(recipe, "check"):
             recipe.check()  # type: ignore[attr-defined]
     trained: list[Any] = list(filter(is_trained, recipes))
@@ -286,7 +286,7 @@ def _check_data(here: Run, unfinished: Sequence[Model]) -> None:
         for stream in getattr(recipe, "samples", {}).values():
             streams.add((stream.name, recipe.rows))  # type: ignore[attr-defined]
     for name, batch_size in sorted(streams):
-        with waiting(f"rows of the stream {name}"):
+        with show_waiting(f"rows of the stream {name}"):
             setting.stream(name, batch_size, 0)
     timely = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
     for lm in {m.recipe.lm for m in unfinished if is_language_model(m.recipe)}:

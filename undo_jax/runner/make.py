@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from undo_jax.graph.nodes import Model, is_trained
-from undo_jax.logs.log import console, last, waiting
+from undo_jax.logs.log import console, read_last_number, show_waiting
 from undo_jax.runner.scheduler import companies_in_order, todo, without
 from undo_jax.runner.train_group import Run, train
 from undo_jax.runner.trials import samples
@@ -34,12 +34,12 @@ def make(
             begins()
             train(run, company, [m for m in company if m not in left or m in finished])
         else:
-            with waiting(_who(company[0])):
+            with show_waiting(_who(company[0])):
                 _compute(run, company[0])
             begins()
         left = without(left, company)
         _judge(run, company)
-    progress_folders.clear_progress(models[0].artifact.workdir)
+    progress_folders.remove_finished_progress(models[0].artifact.workdir)
 
 
 def _compute(run: Run, model: Model) -> None:
@@ -51,9 +51,9 @@ def _compute(run: Run, model: Model) -> None:
     scores, lists = {}, {}
     if recipe.scored:
         scores, lists = scorer(run.setting, run.eval_data, run.mesh)(recipe.lm, params)
-    artifacts.begin(model.artifact)
+    artifacts.prepare_folder(model.artifact)
     tags = recipe.tags(None) if hasattr(recipe, "tags") else {}
-    artifacts.keep(model.artifact, params, scores, lists, **tags)
+    artifacts.save_artifact(model.artifact, params, scores, lists, **tags)
 
 
 def _vital(model: Model) -> bool:
@@ -78,7 +78,7 @@ def _judge(run: Run, made: Sequence[Model]) -> None:
         console.print(said, soft_wrap=True)
     tokens = run.setting.get_tokenizer().vocab_size
     for model in filter(_vital, made):
-        loss, guess = last(model.artifact.folder, "loss", after=1), math.log(tokens)
+        loss, guess = read_last_number(model.artifact.folder, "loss", after=1), math.log(tokens)
         if loss is not None and not loss < guess:
             console.print(
                 f"{_who(model)}, has learned nothing: its loss ends at {loss:.3g}, a guess among "

@@ -7,7 +7,7 @@ import numpy as np
 
 from undo_jax.graph.nodes import Model, RowForm, group_key, is_trained
 from undo_jax.runner.train_group import Run, companies
-from undo_jax.runtime.process_watch import agreed
+from undo_jax.runtime.process_watch import agree_on
 from undo_jax.store import artifacts, progress_folders, snapshots
 
 
@@ -20,9 +20,9 @@ class Todo(NamedTuple):
 
 def todo(models: Sequence[Model], wanted: Collection[Model]) -> Todo:
     """Those of the models that are wanted: to be made, and finished."""
-    kept = agreed([m in wanted and artifacts.kept(m.artifact) for m in models])
+    kept = agree_on([m in wanted and artifacts.is_finished(m.artifact) for m in models])
     finished = [m for m, done in zip(models, kept, strict=True) if done]
-    whole = agreed([m in finished and _has_steps(m) for m in models])
+    whole = agree_on([m in finished and _has_steps(m) for m in models])
     left = [m for m, done in zip(models, whole, strict=True) if m in wanted and not done]
     lost = _lost(models, left, finished)
     return Todo([m for m in models if m in left or m in lost], without(finished, lost))
@@ -30,7 +30,7 @@ def todo(models: Sequence[Model], wanted: Collection[Model]) -> Todo:
 
 def _lost(models: Sequence[Model], left: Sequence[Model], finished: Sequence[Model]) -> list[Model]:
     """Finished models without parameters, which were removed, that a model to be made needs."""
-    gone = agreed([m in finished and not (m.artifact.folder / "params").exists() for m in models])
+    gone = agree_on([m in finished and not (m.artifact.folder / "params").exists() for m in models])
     without_parameters = [m for m, no in zip(models, gone, strict=True) if no]
     lost: set[Model] = set()
     while more := {p for m in (*left, *lost) for p in m.parents if p in without_parameters} - lost:
@@ -68,7 +68,7 @@ def _has_steps(model: Model) -> bool:
     """Whether the parameters of all steps to keep exist, up to where a finished training ended."""
     end = model.artifact.summary().get("steps", 0)
     wanted = [step for step in getattr(model.recipe, "keeps", ()) if step <= end]
-    return all(snapshots.summary(model.artifact, step) for step in wanted)
+    return all(snapshots.read_summary(model.artifact, step) for step in wanted)
 
 
 def _next(some: Sequence[Model], left: Sequence[Model], form: RowForm) -> list[Model]:
@@ -98,12 +98,12 @@ def _interrupted(models: Sequence[Model], left: Sequence[Model]) -> list[list[Mo
     here = {model.artifact.folder.name: index for index, model in enumerate(models)}
     todo = {model.artifact.folder.name for model in left}
     order = np.full((2, len(models)), -1)  # of each model: its company, its index in it
-    for number, names in enumerate(progress_folders.interrupted(models[0].artifact.workdir)):
+    for number, names in enumerate(progress_folders.list_interrupted(models[0].artifact.workdir)):
         if set(names) <= here.keys() and set(names) & todo:
             for place, name in enumerate(names):
                 order[:, here[name]] = number, place
     found: dict[int, list[tuple[int, Model]]] = {}
-    for model, (number, place) in zip(models, agreed(order).T.tolist(), strict=True):
+    for model, (number, place) in zip(models, agree_on(order).T.tolist(), strict=True):
         if number >= 0:
             found.setdefault(number, []).append((place, model))
     return [[model for _, model in sorted(some, key=lambda one: one[0])] for some in found.values()]

@@ -17,7 +17,7 @@ from undo_jax.fit import bench
 from undo_jax.graph.nodes import Model, Work, work
 from undo_jax.runner.train_group import Run
 from undo_jax.runtime.atomic_files import read_json
-from undo_jax.runtime.process_watch import agreed
+from undo_jax.runtime.process_watch import agree_on
 from undo_jax.training.meter import LOG_EVERY
 from undo_jax.types import LM
 
@@ -77,7 +77,7 @@ def _pace(run: Run, model: Model, records: Sequence[Record], scored: dict[LM, be
             how = run.setting.evaluate, run.eval_data, run.mesh
             scored[doing.lm] = bench.measure_evaluation(doing, *how)
     start = trained.compile_seconds + scored[doing.lm].compile_seconds
-    step, evaluation, start = agreed([trained.seconds, scored[doing.lm].seconds, start]).tolist()
+    step, evaluation, start = agree_on([trained.seconds, scored[doing.lm].seconds, start]).tolist()
     return Pace(step, evaluation, start, "measured")
 
 
@@ -171,7 +171,7 @@ def _by_records(run: Run, model: Model, doing: Work, records: Sequence[Record]) 
         turns = -(-best.members // run.mesh.shape["sweep"])
         found, start = doing.tokens * cost * best.members / turns / best.rate, best.start
     share = sum(shares) / len(shares) if shares else 1.0
-    step, start, share = agreed([found, start, share]).tolist()
+    step, start, share = agree_on([found, start, share]).tolist()
     return Pace(step, 0.0, start, "records", share)
 
 
@@ -182,7 +182,7 @@ def _fastest(run: Run) -> float:
     jax.block_until_ready(product(square))
     started = time.perf_counter()
     jax.block_until_ready(product(square))
-    seconds = float(agreed([time.perf_counter() - started])[0])
+    seconds = float(agree_on([time.perf_counter() - started])[0])
     alone = 1 if _accelerated(run) else run.mesh.size  # the cores of a CPU share the product
     return 2 * SIDE**3 / seconds / alone * run.mesh.size / run.mesh.shape["sweep"]
 

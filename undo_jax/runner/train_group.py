@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from undo_jax.fit import least
 from undo_jax.fit.cached import STATES, possible
 from undo_jax.graph.nodes import Model, Work, row_length, work
-from undo_jax.logs.log import Log, open_log, waiting
+from undo_jax.logs.log import Log, open_log, show_waiting
 from undo_jax.runner import teacher_cache
 from undo_jax.runner.trials import Candidate, Run, candidates, parent_scores
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.preemption import Stop, stoppable
+from undo_jax.runtime.preemption import Stop, defer_signals
 from undo_jax.setting import judged_at_end
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store import artifacts, progress_folders, snapshots
-from undo_jax.store.train_checkpoints import open_progress
+from undo_jax.store.train_checkpoints import open_checkpoints
 from undo_jax.training.loop import Result, diverged, train_together
 from undo_jax.training.population import Task
 from undo_jax.training.trial import shares
@@ -49,10 +49,10 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     """
     recipe: Any = company[0].recipe
     parents = {model: parent_scores(model) for model in company}
-    folder = progress_folders.progress_folder([model.artifact for model in company])
-    name = progress_folders.training_name(folder)
+    folder = progress_folders.make_progress_folder([model.artifact for model in company])
+    name = progress_folders.read_training_name(folder)
     recalls = run.cache_teachers and possible(work(recipe, run.setting))
-    recall = partial(teacher_cache.recall, run) if recalls else None
+    recall = partial(teacher_cache.use_stored_states, run) if recalls else None
     tried = candidates(run, company, parents, finished, name, recall)
     goes_on = any(folder.glob("from-*"))
     setting, training, size = run.setting, recipe.training, run.together
@@ -61,7 +61,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     keeps = any(model.recipe.keeps for model in company)  # type: ignore[attr-defined]
     for model in company:
         if model not in finished:
-            artifacts.begin(model.artifact, with_steps=not goes_on)
+            artifacts.prepare_folder(model.artifact, with_steps=not goes_on)
     how = recipe.loss, training, setting.evaluate, run.eval_data, row_length(recipe, setting)
     batch_fields = (*setting.batch_fields, *([STATES] if recalls else []))
     task = Task(recipe.lm, *how, recipe.trains, batch_fields)
@@ -74,14 +74,14 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
         group, last = tried[first : first + size], first + size >= len(tried) and not risky
         before = first // size * training.steps
         own = replace(log, targets=targets[first : first + size], before=before)
-        with open_progress(folder / f"from-{first}", run.saving, stop, last) as saves:
+        with open_checkpoints(folder / f"from-{first}", run.saving, stop, last) as saves:
             seen = partial(_keep, run, group) if keeps else None
             results = train_together(task, run.mesh, [c.member for c in group], own, saves, seen)
         ran.extend(Ran(one.steps, diverged(one.scores)) for one in results)
         return [Outcome(*pair) for pair in zip(group, results, strict=True)]
 
     best: Best = {}
-    with stoppable() as stop:
+    with defer_signals() as stop:
         steps, sinks = training.steps * len(firsts), (jsonl, *run.sinks)
         with open_log(title, steps, targets, sinks, some(names)) as log:
             for first in firsts:
@@ -89,7 +89,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
                 best = {model: _taken(found) for model, found in best.items()}
                 best = _strongest(run, best, fit_from(first, log, stop))
             log.ends(ending(getattr(recipe, "ended", "stopped"), ran, training.steps))
-        with waiting(f"{title}: last scores, and saving"):
+        with show_waiting(f"{title}: last scores, and saving"):
             for model, found in best.items():
                 if model not in finished:
                     _finish(run, found, parents[model])
@@ -121,20 +121,20 @@ def _keep(run: Run, group: Sequence[Candidate], step: int, evaluated: Mapping[in
     found = [Outcome(group[number], result) for number, result in evaluated.items()]
     for model, (candidate, result) in _strongest(run, {}, found).items():
         recipe: Any = model.recipe
-        before = snapshots.summary(model.artifact, step)
+        before = snapshots.read_summary(model.artifact, step)
         strength = partial(recipe.strength, run.setting)
         if step in recipe.keeps and not (
             before and strength(before["eval"]) >= strength(result.scores)
         ):
             tags = recipe.tags(candidate.member.learning_rate)
-            snapshots.keep(model.artifact, step, result.params(), result.scores, **tags)
+            snapshots.save_snapshot(model.artifact, step, result.params(), result.scores, **tags)
 
 
 def companies(run: Run, group: Sequence[Model]) -> list[list[Model]]:
     """Models of one work, cut so that a company has at most `together` lanes, and fits memory."""
     recipe: Any = group[0].recipe
     size = max(1, run.together // len(recipe.rates))
-    there, doing = device_memory.of_device(run.mesh), work(recipe, run.setting)
+    there, doing = device_memory.device_bytes(run.mesh), work(recipe, run.setting)
     while size > 1 and least_bytes(run, doing, group[:size]) > there:
         size -= 1
     return [list(group[first : first + size]) for first in range(0, len(group), size)]
@@ -193,4 +193,4 @@ def _finish(run: Run, found: Outcome, parents: Mapping[str, Scores]) -> None:
     params = result.params()
     scores, lists = judged_at_end(run.setting, recipe.lm, params)
     scores = {**result.scores, **scores}
-    artifacts.keep(model.artifact, params, scores, lists, **cost, **facts)
+    artifacts.save_artifact(model.artifact, params, scores, lists, **cost, **facts)

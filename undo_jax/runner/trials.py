@@ -15,10 +15,10 @@ from undo_jax.data.streams import Few, Then
 from undo_jax.graph.nodes import Model, numbers
 from undo_jax.graph.recipe import Stream
 from undo_jax.logs.log import Sink, Tags, Target
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.store import artifacts
-from undo_jax.store.artifacts import plain
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.artifacts import to_json
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.trial import Inputs, Member
 from undo_jax.types import Lazy, Scores
 
@@ -29,7 +29,7 @@ class Run:
 
     setting: Any
     mesh: Mesh
-    saving: Saving
+    saving: CheckpointPolicy
     together: int  # members trained at once, at most
     experiment: str  # its name
     sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
@@ -46,7 +46,7 @@ class Run:
         model.artifact.summary()
         if model not in self.readers:
             self.readers[model] = partial(
-                artifacts.load, model.artifact, model.recipe.lm, self.mesh
+                artifacts.load_params, model.artifact, model.recipe.lm, self.mesh
             )
         return self.readers[model]
 
@@ -141,7 +141,7 @@ def _first(run: Run, model: Model) -> tuple[str, Lazy]:
     """A model's first parameters: a name for them, and a function that reads or makes them."""
     recipe: Any = model.recipe
     if recipe.start is None:
-        init = jax.jit(recipe.lm.init, out_shardings=placement(recipe.lm, run.mesh))
+        init = jax.jit(recipe.lm.init, out_shardings=param_shardings(recipe.lm, run.mesh))
         return model.artifact.fingerprint, partial(init, model.key)
     start = model.parent(recipe.start)
     parents = list(model.parents)
@@ -150,7 +150,7 @@ def _first(run: Run, model: Model) -> tuple[str, Lazy]:
     load = run.load(start)
     if recipe.preparation is not None:
         key = recipe.rng_name, model.artifact.seed, recipe.lm, recipe.preparation
-        made = [parent.artifact.fingerprint for parent in model.parents], plain(key)
+        made = [parent.artifact.fingerprint for parent in model.parents], to_json(key)
         return json.dumps(made), lambda: recipe.make(
             run.mesh, model.key, load(), *(other() for other in others)
         )

@@ -10,8 +10,8 @@ from jax import lax
 from jax.custom_derivatives import linear_call
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.runtime.mesh import AXES, free_axes, several
-from undo_jax.runtime.sharding import restrict
+from undo_jax.runtime.mesh import AXES, auto_axes, split_axes
+from undo_jax.runtime.sharding import restrict_spec
 
 
 def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] = AXES) -> Callable:
@@ -19,14 +19,14 @@ def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] =
 
     Arrays are sharded over those of `axes` that have several devices: inside, `several` gives them.
     """
-    free = free_axes()
-    split = free & set(several(*axes))
+    free = auto_axes()
+    split = free & set(split_axes(*axes))
     if not split:
         return f
-    if split == set(several(*free)):  # XLA for CPU sums bf16 only where all axes are split
+    if split == set(split_axes(*free)):  # XLA for CPU sums bf16 only where all axes are split
         split = free
     in_specs, out_specs = (
-        jax.tree.map(partial(restrict, axes=split), specs, is_leaf=lambda x: isinstance(x, P))
+        jax.tree.map(partial(restrict_spec, axes=split), specs, is_leaf=lambda x: isinstance(x, P))
         for specs in (in_specs, out_specs)
     )
     return jax.shard_map(
@@ -34,15 +34,15 @@ def on_devices(f: Callable, in_specs: Any, out_specs: Any, axes: Sequence[str] =
     )
 
 
-def first_of(part: int, *axes: str) -> Any:
+def shard_offset(part: int, *axes: str) -> Any:
     """The index of the first element of a device's shard, of size `part`, over these mesh axes."""
-    there = several(*axes)
+    there = split_axes(*axes)
     return part * lax.axis_index(there) if there else 0
 
 
 def all_gather(x: jax.Array, *axis_names: str, axis: int) -> jax.Array:
     """All-gather over mesh axes: the devices' shards, concatenated along an array axis."""
-    there = several(*axis_names)
+    there = split_axes(*axis_names)
     return lax.all_gather(x, there, axis=axis, tiled=True) if there else x
 
 
@@ -52,15 +52,15 @@ def reduce_scatter(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
     The shards are first stacked along a new leading axis: libtpu aborts where shards of the last
     axis are smaller than the TPU's lanes.
     """
-    return lax.psum_scatter(_stacked(x, axis_name, axis), axis_name) if several(axis_name) else x
+    return lax.psum_scatter(_stacked(x, axis_name, axis), axis_name) if split_axes(axis_name) else x
 
 
-def exchange(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
+def all_to_all_sum(x: jax.Array, axis_name: str, axis: int) -> jax.Array:
     """What `reduce_scatter` gives, in fp32, by an all-to-all of the shards as they are and a sum.
 
     So bf16 travels as bf16 and no partial sum is rounded.
     """
-    if not several(axis_name):
+    if not split_axes(axis_name):
         return x
     shards = lax.all_to_all(_stacked(x, axis_name, axis), axis_name, 0, 0)
     return jnp.sum(shards.astype(jnp.float32), 0)
@@ -77,12 +77,12 @@ def gather_weight(w: jax.Array, dtype: jnp.dtype, spec: P, exchanged: bool = Fal
 
     Its gradient is summed in fp32: by a reduce-scatter of fp32, or exchanged in this dtype.
     """
-    if not several("fsdp"):
+    if not split_axes("fsdp"):
         return w.astype(dtype)
     axis = spec.index("fsdp")
     # each device gathers its shard along `tensor`: XLA would gather the whole on all of them
     whole = on_devices(lambda w: all_gather(w, "fsdp", axis=axis), spec, spec, ("tensor",))
-    summed = partial(exchange if exchanged else reduce_scatter, axis_name="fsdp", axis=axis)
+    summed = partial(all_to_all_sum if exchanged else reduce_scatter, axis_name="fsdp", axis=axis)
     split = on_devices(summed, spec, spec, ("tensor",))
     sent = dtype if exchanged else jnp.float32
     return linear_call(

@@ -59,7 +59,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     if len(slices) == 1:
         grid = mesh_utils.create_device_mesh(sizes, devices, **split)
     else:
-        within, across = over_slices(sizes, len(slices))
+        within, across = split_over_slices(sizes, len(slices))
         grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -82,7 +82,7 @@ def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def split_over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Axis sizes within a slice, and across `count` slices: these lie along `sweep`, else `data`.
 
     `sweep` never communicates, `data` all-reduces gradients once a step; `fsdp` and `tensor`
@@ -109,7 +109,7 @@ def _text(sizes: Mapping[str, int]) -> str:
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
     """Raises ValueError where the mesh does not divide a batch of `batch_size` rows."""
-    shards = parts(*BATCH, mesh=mesh)
+    shards = shard_count(*BATCH, mesh=mesh)
     if batch_size % (shards * accumulation):
         raise ValueError(
             f"a batch of {batch_size} rows does not divide into data×fsdp={shards} shards of "
@@ -117,19 +117,19 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
         )
 
 
-def parts(*axes: str, mesh: Mesh | AbstractMesh | None = None) -> int:
+def shard_count(*axes: str, mesh: Mesh | AbstractMesh | None = None) -> int:
     """Into how many shards these axes split an array; `mesh` None is the current one, if any."""
     shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
     return math.prod(shape.get(axis, 1) for axis in axes)
 
 
-def several(*axes: str) -> tuple[str, ...]:
+def split_axes(*axes: str) -> tuple[str, ...]:
     """Those of these axes of the current mesh that have several devices."""
     shape = jax.sharding.get_abstract_mesh().shape
     return tuple(axis for axis in axes if shape.get(axis, 1) > 1)
 
 
-def free_axes() -> set[str]:
+def auto_axes() -> set[str]:
     """The axes of the current mesh that are not manual: XLA may partition along them."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)

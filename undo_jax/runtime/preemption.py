@@ -35,11 +35,13 @@ class Stop:
 
     def leave(self, said: str) -> NoReturn:
         """Raises Preempted, or KeyboardInterrupt after Ctrl-C."""
-        signals.leave(KeyboardInterrupt(said) if self.signal == signal.SIGINT else Preempted(said))
+        signals.raise_stop(
+            KeyboardInterrupt(said) if self.signal == signal.SIGINT else Preempted(said)
+        )
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def defer_signals() -> Iterator[Stop]:
     """In this block SIGTERM and Ctrl-C only ask to stop; a request still open at its end raises.
 
     A second Ctrl-C stops at once. With several processes JAX handles SIGTERM: its preemption
@@ -61,8 +63,8 @@ def stoppable() -> Iterator[Stop]:
             os.kill(os.getpid(), signal.SIGTERM)
         return True
 
-    with signals.raising(signal.SIGINT, *([signal.SIGTERM] if alone else [])):
-        with signals.asking(ask):
+    with signals.raise_on_signals(signal.SIGINT, *([signal.SIGTERM] if alone else [])):
+        with signals.ask_on_signals(ask):
             yield stop
         if stop.asked():
             stop.leave("after a finished stage")

@@ -37,7 +37,7 @@ _count = 1  # number of processes
 _leaving = threading.Event()  # this process has sent its own
 
 
-def meet(coordinator: str, process: int, processes: int, patience: float) -> None:
+def connect_processes(coordinator: str, process: int, processes: int, patience: float) -> None:
     """Wait until all processes have connected to process 0, at the address that JAX uses later.
 
     If some do not start in time, ends those that have. Raises ConnectionError where process 0
@@ -67,7 +67,7 @@ def meet(coordinator: str, process: int, processes: int, patience: float) -> Non
         _tell(connection, HERE)
 
 
-def find() -> None:
+def connect_found_processes() -> None:
     """Connect the processes that JAX has found, at an address that process 0 broadcasts."""
     processes, here = jax.process_count(), jax.process_index() == 0
     if processes == 1:
@@ -84,7 +84,7 @@ def find() -> None:
         _watch(0, reached, processes)
 
 
-def explain(error: BaseException) -> None:
+def exit_if_another_failed(error: BaseException) -> None:
     """If this error may come from another process's failure, end with that one's line instead."""
     deadline = time.monotonic() + 2
     while _connections and not isinstance(error, SystemExit) and time.monotonic() < deadline:
@@ -93,7 +93,7 @@ def explain(error: BaseException) -> None:
         time.sleep(0.05)
 
 
-def bye(status: int) -> None:
+def announce_exit(status: int) -> None:
     """Send the others this process's status; process 0, without which JAX aborts, ends last."""
     _leaving.set()
     for connection in list(_connections.values()):
@@ -209,7 +209,7 @@ def _end(status: int, line: str) -> None:
     if 0 not in _connections:
         for connection in list(_connections.values()):
             _tell(connection, f"end {status} {line}")
-    signals.end(status, line)
+    signals.exit_now(status, line)
 
 
 def _tell(connection: socket.socket, line: str) -> None:
@@ -246,7 +246,7 @@ def _outlive_aborts() -> None:
     _start(pass_on)
 
 
-def agreed(values: Any) -> np.ndarray:
+def agree_on(values: Any) -> np.ndarray:
     """Process 0's values, on every process."""
     values = np.asarray(values)
     if jax.process_count() > 1 and values.size:

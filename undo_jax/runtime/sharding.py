@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.runtime.mesh import BATCH, free_axes, parts
+from undo_jax.runtime.mesh import BATCH, auto_axes, shard_count
 from undo_jax.types import LM, Rules, shapes
 
 BY_ROWS: Rules = (("", P(BATCH)),)
@@ -23,7 +23,7 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def spec_of(path: Any, ndim: int, rules: Rules) -> P:
+def match_spec(path: Any, ndim: int, rules: Rules) -> P:
     """The spec of a leaf: of the first rule whose regular expression matches in its path.
 
     Scalars are replicated. Raises ValueError where no rule matches.
@@ -35,10 +35,10 @@ def spec_of(path: Any, ndim: int, rules: Rules) -> P:
     return spec
 
 
-def specs(tree: Any, rules: Rules) -> Any:
+def match_specs(tree: Any, rules: Rules) -> Any:
     """The specs of all leaves."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: spec_of(path, leaf.ndim, rules), tree
+        lambda path, leaf: match_spec(path, leaf.ndim, rules), tree
     )
 
 
@@ -53,7 +53,7 @@ def shardings(
 
     def of_leaf(path, leaf):
         shape = leaf.shape[len(lead) :]
-        spec = spec_of(path, len(shape), rules)
+        spec = match_spec(path, len(shape), rules)
         spec = spec if len(spec) <= len(shape) else P()
         for size, axes in zip(shape, spec, strict=False):
             axes = axes if isinstance(axes, tuple) else (axes,)
@@ -69,7 +69,7 @@ def shardings(
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def placed(
+def with_shardings(
     tree: Any, rules: Rules, mesh: Mesh | AbstractMesh, lead: tuple[str | None, ...] = ()
 ) -> Any:
     """Shapes with their shardings. Raises what `shardings` does."""
@@ -80,27 +80,27 @@ def placed(
     )
 
 
-def placement(lm: LM, mesh: Mesh) -> Any:
+def param_shardings(lm: LM, mesh: Mesh) -> Any:
     """The sharding of each parameter of a model. Raises ValueError if the mesh does not fit it."""
     return shardings(shapes(lm), lm.rules, mesh)
 
 
-def place(tree: Any, rules: Rules) -> Any:
+def constrain(tree: Any, rules: Rules) -> Any:
     """Constrain a pytree to the rules' shardings, along axes that no `shard_map` has split."""
-    mesh, free = jax.sharding.get_abstract_mesh(), free_axes()
+    mesh, free = jax.sharding.get_abstract_mesh(), auto_axes()
     if not free:
         return tree
-    kept = lambda place: NamedSharding(mesh, restrict(place.spec, free))  # noqa: E731
+    kept = lambda place: NamedSharding(mesh, restrict_spec(place.spec, free))  # noqa: E731
     return lax.with_sharding_constraint(tree, jax.tree.map(kept, shardings(tree, rules, mesh)))
 
 
-def restrict(spec: P, axes: Collection[str]) -> P:
+def restrict_spec(spec: P, axes: Collection[str]) -> P:
     """A spec without all axes but these."""
     parts = (part if isinstance(part, tuple) else (part,) for part in spec)
     return P(*(tuple(axis for axis in part if axis in axes) or None for part in parts))
 
 
-def own_rows(mesh: Mesh, count: int) -> list[slice]:
+def local_rows(mesh: Mesh, count: int) -> list[slice]:
     """The rows of a batch of `count` on this process's devices, as few ascending slices."""
     held = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((count,)).values()
     runs: list[slice] = []
@@ -111,9 +111,9 @@ def own_rows(mesh: Mesh, count: int) -> list[slice]:
     return runs
 
 
-def assemble(mesh: Mesh, count: int, read: Callable[[slice], Any]) -> Any:
+def assemble_batch(mesh: Mesh, count: int, read: Callable[[slice], Any]) -> Any:
     """A batch, arrays [groups, count, ...], over all devices; each process reads only its rows."""
-    runs = own_rows(mesh, count)
+    runs = local_rows(mesh, count)
     sharding = NamedSharding(mesh, P(None, BATCH))
 
     def of_leaf(*parts: np.ndarray) -> jax.Array:
@@ -133,6 +133,6 @@ def pad_rows(tree: Any) -> Any:
     """Leaves [B, ...] padded with rows of zeros until the mesh divides B."""
 
     def pad(x):
-        return jnp.pad(x, [(0, -x.shape[0] % parts(*BATCH))] + [(0, 0)] * (x.ndim - 1))
+        return jnp.pad(x, [(0, -x.shape[0] % shard_count(*BATCH))] + [(0, 0)] * (x.ndim - 1))
 
     return jax.tree.map(pad, tree)

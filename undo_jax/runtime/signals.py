@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 PREEMPTED = 75  # exit status after SIGTERM, EX_TEMPFAIL: the same command resumes
 INTERRUPTED = 130  # after Ctrl-C
-STOPS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
+EXIT_STATUSES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
 AGAIN = 0.2  # seconds until a signal that was swallowed is raised again
 GRACE = 10.0  # seconds from a signal that raises to the end of the process
 SOON = 0.5  # the same where nothing is saved: a compiler takes minutes to return
@@ -44,32 +44,32 @@ class Preempted(SystemExit):
         return self.said
 
 
-def told(reason: BaseException) -> str:
+def describe_stop(reason: BaseException) -> str:
     """The line that is printed after the signal."""
     what = "stopped by SIGTERM" if isinstance(reason, Preempted) else "interrupted"
     goes_on = "; the same command goes on" if _saves else ""
     return f"{what}{f', {reason}' if str(reason) else ''}{goes_on}"
 
 
-def save_nothing() -> None:
+def expect_no_saves() -> None:
     """From here to the end of the block `raising` a signal ends the process soon, whatever runs."""
     global _saves
     _saves = False
 
 
-def watch() -> None:
+def install_handlers() -> None:
     """From here on a signal ends this process, whatever it does. Only for our own command."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in STOPS:
+    for number in EXIT_STATUSES:
         signal.signal(number, _handle)
-    sys.unraisablehook = unraisable
+    sys.unraisablehook = unraisable_hook
     threading.Thread(target=_insist, args=(reader,), daemon=True).start()
 
 
 @contextmanager
-def raising(*numbers: signal.Signals) -> Iterator[None]:
+def raise_on_signals(*numbers: signal.Signals) -> Iterator[None]:
     """In this block the signals raise; if that is swallowed, the end of the block raises it again.
 
     After the outermost block the exit status is decided, and handlers of `watch` ignore signals.
@@ -99,7 +99,7 @@ def raising(*numbers: signal.Signals) -> Iterator[None]:
 
 
 @contextmanager
-def asking(ask: Callable[[int], bool]) -> Iterator[None]:
+def ask_on_signals(ask: Callable[[int], bool]) -> Iterator[None]:
     """In this part of a block `raising`, a signal raises only if `ask(signal)` returns False."""
     global _ask
     _ask = ask
@@ -109,7 +109,7 @@ def asking(ask: Callable[[int], bool]) -> Iterator[None]:
         _ask = None
 
 
-def leave(reason: BaseException) -> NoReturn:
+def raise_stop(reason: BaseException) -> NoReturn:
     """Raise `reason`, or what a signal has raised already; later signals change nothing."""
     global _reason
     if _state != "running":
@@ -118,13 +118,13 @@ def leave(reason: BaseException) -> NoReturn:
     raise _reason
 
 
-def reraise() -> None:
+def reraise_swallowed() -> None:
     """Raise a signal's exception again where a library has turned it into its own error."""
     if _state == "running" and _reason is not None:
         raise _reason
 
 
-def end(status: int, line: str = "") -> None:
+def exit_now(status: int, line: str = "") -> None:
     """End this process now, with a line, unless another thread is about to."""
     if not _ending.acquire(blocking=False):
         return
@@ -142,7 +142,7 @@ def _handle(number: int, _: Any) -> None:
     if _state == "over":
         return
     if _state == "starting":
-        return end(STOPS[signal.Signals(number)], told(_meant(number)))
+        return exit_now(EXIT_STATUSES[signal.Signals(number)], describe_stop(_meant(number)))
     if _reason is None:
         if _ask is not None and _ask(number):
             return
@@ -166,7 +166,7 @@ def _comes_from(error: BaseException | None, reason: BaseException | None) -> bo
     return False
 
 
-def unraisable(what: Any) -> None:
+def unraisable_hook(what: Any) -> None:
     """Do not report a signal's exception that is swallowed: it is raised again."""
     if not _comes_from(what.exc_value, _reason):
         sys.__unraisablehook__(what)
@@ -178,7 +178,7 @@ def _insist(reader: int) -> None:
     assert main is not None
     while True:
         number = os.read(reader, 1)[0]
-        if number not in STOPS:
+        if number not in EXIT_STATUSES:
             continue
         if _state == "running" and _ask is not None and _reason is None:
             if asked is not _ask or number != signal.SIGINT:
@@ -189,6 +189,6 @@ def _insist(reader: int) -> None:
         while _state != "over":
             if time.monotonic() >= deadline:
                 reason = _reason or _meant(number)
-                end(STOPS[signal.Signals(number)], told(reason))
+                exit_now(EXIT_STATUSES[signal.Signals(number)], describe_stop(reason))
             signal.pthread_kill(main, number)
             time.sleep(AGAIN)

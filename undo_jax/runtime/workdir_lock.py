@@ -12,21 +12,21 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from undo_jax.runtime.atomic_files import absolute, remote
+from undo_jax.runtime.atomic_files import absolute_path, is_remote
 
 PATIENCE = 60  # seconds that a run waits for another one to leave its workdir
 BUSY = "another process writes into {}: wait until it has ended"
 
 
 @contextmanager
-def claimed(workdir: epath.Path, patience: float | None = None) -> Iterator[None]:
+def lock_workdir(workdir: epath.Path, patience: float | None = None) -> Iterator[None]:
     """Keep other runs from writing into a workdir, as long as this process lives.
 
     Enter it before reading anything there. A block that fails leaves no empty folder behind. It
     works only on file systems with locks, not in buckets. Raises OSError, on every process of this
     run, where another run still holds the lock after `patience` seconds, by default `PATIENCE`.
     """
-    workdir = absolute(workdir)
+    workdir = absolute_path(workdir)
     missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     seconds = PATIENCE if patience is None else patience
     taken = jax.process_index() == 0 and _taken(workdir, seconds)
@@ -37,26 +37,26 @@ def claimed(workdir: epath.Path, patience: float | None = None) -> Iterator[None
     try:
         yield
     except BaseException:
-        if jax.process_index() == 0 and not remote(workdir):
+        if jax.process_index() == 0 and not is_remote(workdir):
             with suppress(OSError):  # it is not empty, or gone
                 for folder in missing:
                     os.rmdir(folder)
         raise
 
 
-def hold(folder: epath.Path) -> None:
+def lock_folder(folder: epath.Path) -> None:
     """Keep others that hold it from writing into a folder, as long as this process lives.
 
     For a command that needs no devices. The folder is made. Raises OSError as `claimed` does.
     """
-    if _taken(absolute(folder), PATIENCE):
+    if _taken(absolute_path(folder), PATIENCE):
         raise OSError(BUSY.format(folder))
 
 
 def _taken(workdir: epath.Path, seconds: float) -> bool:
     """Lock a workdir; whether another process still holds it after so many seconds."""
     end = time.monotonic() + seconds
-    while not remote(workdir):
+    while not is_remote(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         try:
             found = os.stat(workdir)
@@ -69,9 +69,9 @@ def _taken(workdir: epath.Path, seconds: float) -> bool:
     return False
 
 
-def busy(workdir: epath.Path) -> bool:
+def is_locked(workdir: epath.Path) -> bool:
     """Whether another process writes into a workdir at this moment, as far as a lock tells."""
-    if remote(workdir):
+    if is_remote(workdir):
         return False
     descriptor = os.open(workdir, os.O_RDONLY)
     try:

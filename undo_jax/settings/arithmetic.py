@@ -178,7 +178,7 @@ class Arithmetic:
 
 def _check_memory(setting: Arithmetic) -> None:
     """Raises ValueError for problems or facts that do not fit into this machine's memory."""
-    grammar, forms, there = setting.grammar, len(setting.forms), device_memory.host()
+    grammar, forms, there = setting.grammar, len(setting.forms), device_memory.host_bytes()
     questions, rows = setting.questions or 0, setting.validation_rows * setting.row_length
     needed = {
         f"problems={setting.problems}": setting.problems * forms,
@@ -188,7 +188,7 @@ def _check_memory(setting: Arithmetic) -> None:
         f"validation_rows={setting.validation_rows} of row_length={setting.row_length}": rows,
     }
     for what, count in needed.items():
-        device_memory.check(f"setting.{what}", OBJECT * count, there)
+        device_memory.check_fits(f"setting.{what}", OBJECT * count, there)
 
 
 @cache

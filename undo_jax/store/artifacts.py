@@ -30,7 +30,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from undo_jax.logs.log import console
-from undo_jax.runtime.atomic_files import file_hash, flush_all, read_json, write_json
+from undo_jax.runtime.atomic_files import fsync_tree, hash_file, read_json, write_json
 from undo_jax.store import param_checkpoint
 from undo_jax.types import LM, Params
 
@@ -59,7 +59,7 @@ class Artifact:
             "model": self.model,
             "seed": self.seed,
             "upstream": [artifact.fingerprint for artifact in self.upstream],
-            "config": plain(self.config),
+            "config": to_json(self.config),
         }
 
     @functools.cached_property
@@ -109,7 +109,7 @@ class Artifact:
         return {name: value for name, value in found.items() if name not in ("fingerprint", FILES)}
 
 
-def kept(artifact: Artifact) -> bool:
+def is_finished(artifact: Artifact) -> bool:
     """Whether it is finished; a damaged summary does not count, and is reported on the terminal."""
     try:
         artifact.summary()
@@ -122,7 +122,7 @@ def kept(artifact: Artifact) -> bool:
     return True
 
 
-def begin(artifact: Artifact, with_steps: bool = True) -> None:
+def prepare_folder(artifact: Artifact, with_steps: bool = True) -> None:
     """Make a folder that holds config.json alone; what an interrupted run left in it is removed.
 
     With `with_steps` False, for training that resumes, the parameters in steps/ stay. Raises
@@ -134,7 +134,7 @@ def begin(artifact: Artifact, with_steps: bool = True) -> None:
                 path.rmtree() if path.is_dir() else path.unlink()
         artifact.folder.mkdir(parents=True, exist_ok=True)
         write_description(artifact, artifact.folder)
-    wait(f"begin {artifact.folder.name}")
+    barrier(f"begin {artifact.folder.name}")
     if not artifact.folder.exists():
         raise FileNotFoundError(
             f"process {jax.process_index()} does not see {artifact.folder} of process 0: give a "
@@ -148,40 +148,42 @@ def write_description(artifact: Artifact, folder: epath.Path) -> None:
     write_json(folder / "config.json", description)
 
 
-def save(artifact: Artifact, params: Params) -> None:
+def start_saving(artifact: Artifact, params: Params) -> None:
     """Start writing the parameters; `finish` waits for them."""
     param_checkpoint.save(artifact.folder / "params", params)
 
 
-def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
+def mark_finished(artifact: Artifact, summary: Mapping[str, Any]) -> None:
     """Wait for the parameters, then mark the artifact as finished, atomically."""
     param_checkpoint.wait_until_saved()
     if jax.process_index() == 0:
-        flush_all(artifact.folder)
+        fsync_tree(artifact.folder)
         hashes = {
-            file.name: file_hash(file) for file in artifact.folder.iterdir() if file.is_file()
+            file.name: hash_file(file) for file in artifact.folder.iterdir() if file.is_file()
         }
         marked = {**summary, "fingerprint": artifact.fingerprint, FILES: hashes}
         write_json(artifact.folder / "summary.json", marked)
-    wait(f"finish {artifact.folder.name}")
+    barrier(f"finish {artifact.folder.name}")
 
 
-def keep(
+def save_artifact(
     artifact: Artifact, params: Params, scores: Mapping, lists: Mapping | None = None, **more: Any
 ) -> None:
     """Save the parameters and finish; costs that `more` does not give are 0."""
-    save(artifact, params)
+    start_saving(artifact, params)
     untrained = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
-    finish(artifact, {**untrained, "eval": scores, **({LISTS: lists} if lists else {}), **more})
+    mark_finished(
+        artifact, {**untrained, "eval": scores, **({LISTS: lists} if lists else {}), **more}
+    )
 
 
-def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
+def load_params(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
     """The parameters of a finished artifact, sharded over the mesh by the model's rules."""
     artifact.summary()
     return param_checkpoint.restore(artifact.folder / "params", lm, mesh)
 
 
-def described_model(artifact: epath.Path) -> dict[str, Any]:
+def read_finished_model(artifact: epath.Path) -> dict[str, Any]:
     """The fields of a finished artifact's model.
 
     Raises FileNotFoundError where there is none and ValueError for one that is damaged.
@@ -190,15 +192,15 @@ def described_model(artifact: epath.Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{artifact} holds no finished model: give a folder inside the workdir of a run"
         )
-    return stated_model(artifact, f"delete {artifact}, and a run makes it again")
+    return read_model_fields(artifact, f"delete {artifact}, and a run makes it again")
 
 
-def wait(name: str) -> None:
+def barrier(name: str) -> None:
     """Barrier: wait until every process has called it with this name."""
     multihost_utils.sync_global_devices(name)
 
 
-def stated_model(folder: epath.Path, otherwise: str) -> dict[str, Any]:
+def read_model_fields(folder: epath.Path, otherwise: str) -> dict[str, Any]:
     """The fields of the model that a folder's config.json describes.
 
     Raises ValueError where it describes none; the message ends in `otherwise`, what to do then.
@@ -211,7 +213,7 @@ def stated_model(folder: epath.Path, otherwise: str) -> dict[str, Any]:
         raise ValueError(f"{path} describes no model ({error!r}): {otherwise}") from error
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """A configuration as JSON: dataclasses and partials become dicts, functions their names.
 
     The defaults of a function's arguments are included, so that an edited default gives another
@@ -231,19 +233,19 @@ def plain(value: Any) -> Any:
         if fingerprint is not None:
             return {"type": type(value).__name__, "fingerprint": fingerprint}
         fields = {
-            f.name: plain(getattr(value, f.name))
+            f.name: to_json(getattr(value, f.name))
             for f in dataclasses.fields(value)
             if _is_stated(f, getattr(value, f.name))
         }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
-        called = plain(value.func)
+        called = to_json(value.func)
         called = called if isinstance(called, dict) else {"function": called}
-        return {**called, "positional": plain(value.args), **plain(value.keywords)}
+        return {**called, "positional": to_json(value.args), **to_json(value.keywords)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if hasattr(value, "__qualname__"):
         return _function(value)
     if not isinstance(value, str | int | float | None):
@@ -254,10 +256,10 @@ def plain(value: Any) -> Any:
     return value
 
 
-def unstated(value: Any) -> dict[str, Any]:
+def omitted_defaults(value: Any) -> dict[str, Any]:
     """What a dataclass's description means where it leaves out a newer field: its default."""
     newer = (f for f in dataclasses.fields(value) if f.metadata.get("identity") == "changed")
-    return {f.name: plain(f.default) for f in newer}
+    return {f.name: to_json(f.default) for f in newer}
 
 
 def _is_stated(field: dataclasses.Field, value: Any) -> bool:
@@ -284,7 +286,7 @@ def _function(value: Any) -> Any:
     owner = getattr(value, "__self__", None)
     if owner is not None and not inspect.ismodule(owner):
         held["self"] = owner
-    return {"function": name, "positional": [], **plain(held)} if held else name
+    return {"function": name, "positional": [], **to_json(held)} if held else name
 
 
 def _equal(value: Any) -> Any:

@@ -14,8 +14,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from undo_jax.runtime import signals
-from undo_jax.runtime.atomic_files import absolute
-from undo_jax.runtime.sharding import path_name, placed
+from undo_jax.runtime.atomic_files import absolute_path
+from undo_jax.runtime.sharding import path_name, with_shardings
 from undo_jax.store.array_digest import digest
 from undo_jax.types import LM, Params, shapes
 
@@ -24,7 +24,7 @@ DIGEST = "digest"  # key of the metadata: the digest of the arrays
 
 def save(path: epath.Path, params: Params) -> None:
     """Start writing the parameters; `wait_until_saved` waits for them."""
-    _checkpointer().save(absolute(path), params, custom_metadata={DIGEST: digest(params)})
+    _checkpointer().save(absolute_path(path), params, custom_metadata={DIGEST: digest(params)})
 
 
 def wait_until_saved() -> None:
@@ -38,7 +38,7 @@ def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
     Raises FileNotFoundError where there is none and ValueError where it belongs to another model,
     cannot be read, or holds other parameters than were saved.
     """
-    path = absolute(epath.Path(path))
+    path = absolute_path(epath.Path(path))
     if not path.exists() and (path.parent / "summary.json").exists():
         raise FileNotFoundError(
             f"{path.parent} has no parameters any more: delete it, and a run makes it again"
@@ -61,7 +61,7 @@ def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
                 f"checkpoint {path} is of another model: {name} has shape "
                 f"{have.get(name, 'none')}, this model needs {want.get(name, 'none')}"
             )
-    target = placed(wanted, lm.rules, mesh)
+    target = with_shardings(wanted, lm.rules, mesh)
     if known:  # the digest is of the arrays in the dtypes they were saved in
         target = jax.tree.map(lambda x, saved: x.update(dtype=saved.dtype), target, metadata.tree)
     with _readable(path):
@@ -77,7 +77,7 @@ def _readable(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        signals.reraise()
+        signals.reraise_swallowed()
         reason = str(error.__cause__ or error).split("\n")[0]
         remedy = f"delete {path.parent}, and a run makes it again"
         raise ValueError(

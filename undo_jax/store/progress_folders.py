@@ -14,10 +14,10 @@ import jax
 from etils import epath
 
 from undo_jax.runtime.atomic_files import read_json, write_json
-from undo_jax.store.artifacts import Artifact, wait
+from undo_jax.store.artifacts import Artifact, barrier
 
 
-def progress_folder(artifacts: Sequence[Artifact]) -> epath.Path:
+def make_progress_folder(artifacts: Sequence[Artifact]) -> epath.Path:
     """The folder for the progress of artifacts made together; created if there is none."""
     names = [artifact.folder.name for artifact in artifacts]
     text = json.dumps([artifact.fingerprint for artifact in artifacts])
@@ -25,28 +25,33 @@ def progress_folder(artifacts: Sequence[Artifact]) -> epath.Path:
     folder = artifacts[0].workdir / f"progress-{artifacts[0].stage}-{digest}"
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        listed = {"artifacts": names, "training": training_name(folder) or secrets.token_hex(4)}
+        listed = {
+            "artifacts": names,
+            "training": read_training_name(folder) or secrets.token_hex(4),
+        }
         write_json(folder / "artifacts.json", listed)
-    wait(f"progress {folder.name}")
+    barrier(f"progress {folder.name}")
     return folder
 
 
-def training_name(folder: epath.Path) -> str:
+def read_training_name(folder: epath.Path) -> str:
     """A name for the training that has this progress, and for no other; none before it begins."""
     described = folder / "artifacts.json"
     return read_json(described).get("training", "") if described.exists() else ""
 
 
-def interrupted(workdir: epath.Path) -> list[list[str]]:
+def list_interrupted(workdir: epath.Path) -> list[list[str]]:
     """The folders of artifacts whose training was interrupted: a list for each company."""
-    return [artifacts_of(folder) for folder in sorted(workdir.glob("progress-*"))]
+    return [read_artifact_names(folder) for folder in sorted(workdir.glob("progress-*"))]
 
 
-def clear_progress(workdir: epath.Path) -> None:
+def remove_finished_progress(workdir: epath.Path) -> None:
     """Remove the progress of artifacts that are all finished."""
     if jax.process_index() == 0:
         for folder in workdir.glob("progress-*"):
-            if all((workdir / name / "summary.json").exists() for name in artifacts_of(folder)):
+            if all(
+                (workdir / name / "summary.json").exists() for name in read_artifact_names(folder)
+            ):
                 folder.rmtree()
 
 
@@ -56,7 +61,7 @@ def remove_progress(folder: epath.Path) -> None:
         folder.rmtree()
 
 
-def artifacts_of(progress: epath.Path) -> list[str]:
+def read_artifact_names(progress: epath.Path) -> list[str]:
     """The artifacts that a progress folder belongs to, in the order in which they train.
 
     Raises ValueError where it does not say.

@@ -19,13 +19,20 @@ from jax.experimental import multihost_utils
 
 from undo_jax.logs.log import console
 from undo_jax.runtime import signals
-from undo_jax.runtime.atomic_files import FullError, absolute, flush_all, seal, unseal, writing
+from undo_jax.runtime.atomic_files import (
+    DiskFullError,
+    absolute_path,
+    add_checksum,
+    fsync_tree,
+    report_full_disk,
+    verify_checksum,
+)
 from undo_jax.runtime.preemption import Stop
 from undo_jax.store.array_digest import digest
 
 
 @dataclass(frozen=True)
-class Saving:
+class CheckpointPolicy:
     """How often a loop is saved. It is also saved when it is asked to stop.
 
     Raises ValueError for values out of range.
@@ -43,7 +50,7 @@ class Saving:
             )
 
 
-class Saved(NamedTuple):
+class SavedState(NamedTuple):
     """The state of a loop before `step`."""
 
     step: int
@@ -51,40 +58,40 @@ class Saved(NamedTuple):
     notes: Any
 
 
-class Saves:
+class TrainCheckpoints:
     """The saves of one loop: writes and reads them.
 
     If `last` is False, another loop follows, and the state at the end is saved, too.
     """
 
-    def __init__(self, folder: epath.Path, saving: Saving, stop: Stop, last: bool = True):
+    def __init__(self, folder: epath.Path, saving: CheckpointPolicy, stop: Stop, last: bool = True):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=saving.keep, cleanup_tmp_directories=True, save_root_metadata=False
         )
-        self.folder, self.saving, self.stop, self.last = absolute(folder), saving, stop, last
+        self.folder, self.saving, self.stop, self.last = absolute_path(folder), saving, stop, last
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.step, self.time = 0, time.monotonic()  # of the last save, at first of the start
 
-    def restore(self, like: Callable[[Any], Any]) -> Saved | None:
+    def restore(self, like: Callable[[Any], Any]) -> SavedState | None:
         """The newest save that can be read; `like(notes)` gives its state's shapes and shardings.
 
         A save that cannot be read is renamed, and reported in a line.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                known = unseal(self._read(step, notes=ocp.args.JsonRestore()))
+                known = verify_checksum(self._read(step, notes=ocp.args.JsonRestore()))
                 notes = known["notes"]
                 state = self._read(step, state=ocp.args.StandardRestore(like(notes)))
                 if digest(state) != known["state"]:
                     raise ValueError("its arrays are not those that were saved")
             except Exception as error:  # Orbax and TensorStore raise many types
-                signals.reraise()
+                signals.reraise_swallowed()
                 aside = self.folder / f"unreadable-{step}"
                 console.print(f"cannot read a save, now {aside}: {_line(error)}", soft_wrap=True)
                 self._set_aside(step, aside)
                 continue
             self.step, self.time = step, time.monotonic()
-            return Saved(step, state, notes)
+            return SavedState(step, state, notes)
         return None
 
     def between(self, step: int, capture: Callable[[], tuple[Any, Any]]) -> None:
@@ -110,7 +117,7 @@ class Saves:
 
         Raises OSError if this or the previous save failed.
         """
-        known = seal({"notes": notes, "state": digest(state)})
+        known = add_checksum({"notes": notes, "state": digest(state)})
         content = ocp.args.Composite(
             state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(known)
         )
@@ -131,7 +138,7 @@ class Saves:
         """Wait for the previous save, and flush it to the disk."""
         self.manager.wait_until_finished()
         if self.step and jax.process_index() == 0:
-            flush_all(self.folder)
+            fsync_tree(self.folder)
 
     def _due(self, step: int) -> bool:
         if step % self.saving.every:
@@ -155,12 +162,12 @@ class Saves:
     @contextmanager
     def _failing(self) -> Iterator[None]:
         try:
-            with writing(self.folder):
+            with report_full_disk(self.folder):
                 yield
-        except FullError:
+        except DiskFullError:
             raise
         except Exception as error:
-            signals.reraise()
+            signals.reraise_swallowed()
             raise OSError(
                 f"cannot save to {self.folder}: {_line(error)}; older saves are intact, and the "
                 "same command goes on from the last of them"
@@ -168,11 +175,11 @@ class Saves:
 
 
 @contextmanager
-def open_progress(
-    folder: epath.Path, saving: Saving, stop: Stop, last: bool = True
-) -> Iterator[Saves]:
+def open_checkpoints(
+    folder: epath.Path, saving: CheckpointPolicy, stop: Stop, last: bool = True
+) -> Iterator[TrainCheckpoints]:
     """The saves of one loop in a folder; complete when the block ends."""
-    saves = Saves(folder, saving, stop, last)
+    saves = TrainCheckpoints(folder, saving, stop, last)
     try:
         yield saves
     except Exception:

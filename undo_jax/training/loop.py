@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.logs.log import Log
 from undo_jax.runtime.mesh import check_batch
-from undo_jax.store.train_checkpoints import Saves
+from undo_jax.store.train_checkpoints import TrainCheckpoints
 from undo_jax.training import train_step
 from undo_jax.training.meter import Meter
 from undo_jax.training.population import Population, Task
@@ -38,7 +38,7 @@ def train_together(
     mesh: Mesh,
     members: Sequence[Member],
     log: Log,
-    saves: Saves | None = None,
+    saves: TrainCheckpoints | None = None,
     seen: Seen | None = None,
 ) -> list[Result]:
     """Train every member until its stop rule holds at an evaluation, or to the last step.
@@ -112,7 +112,7 @@ class Loop:
         return self.states, notes
 
 
-def _resume(saves: Saves, like: train_step.State, dealt: Lanes, log: Log) -> Loop | None:
+def _resume(saves: TrainCheckpoints, like: train_step.State, dealt: Lanes, log: Log) -> Loop | None:
     """The loop of the last save, if there is one; its lanes may have been arranged otherwise."""
     lanes = dealt.indices
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered
 
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.sharding import placed, placement
+from undo_jax.runtime.sharding import param_shardings, with_shardings
 from undo_jax.training import optim, programs, train_step
 from undo_jax.training.programs import Programs, jit_on, over_members, references, while_active
 from undo_jax.training.trial import Lanes, put, shares
@@ -100,7 +100,7 @@ class Population:
         def complete(stacked, origin, own):
             return optim.put(self.task.trains, jax.tree.map(lambda x: x[origin], stacked), own)
 
-        return jax.jit(complete, out_shardings=placement(self.task.lm, self.mesh))
+        return jax.jit(complete, out_shardings=param_shardings(self.task.lm, self.mesh))
 
     def whole(self, own: Params, lane: int) -> Params:
         """The parameters of a lane's model, from those that its state holds."""
@@ -115,7 +115,7 @@ class Population:
     def start(self) -> train_step.State:
         """The members' first states. Models are loaded one at a time, each into its lanes."""
         _ = self._references  # loaded before the states take memory
-        made, place = self._compiled, placement(self.task.lm, self.mesh)
+        made, place = self._compiled, param_shardings(self.task.lm, self.mesh)
         (first, params), *others = self.lanes.firsts.items()
         keys, rates = self.lanes.keys, self.lanes.rates
         if self.shared:
@@ -174,7 +174,7 @@ class Population:
             yield made.start.lower((*stacked, lanes.origins), lanes.keys, lanes.rates)
             return
         yield score_all.lower(scored, task.eval_data)
-        model = placed(shapes(task.lm), task.lm.rules, mesh)
+        model = with_shardings(shapes(task.lm), task.lm.rules, mesh)
         yield made.start.lower(model, lanes.keys, lanes.rates)
         if len(lanes.firsts) > 1:
             places = jax.tree.map(lambda x: x.sharding, states.params)
@@ -190,7 +190,7 @@ class Population:
             needed = found.argument_size_in_bytes + found.temp_size_in_bytes
             count, rows = int(self.lanes.taken.sum()), self.task.training.batch_size
             what = f"{count} models trained together on batches of {rows} rows"
-            device_memory.check(
-                what, needed, device_memory.of_device(self.mesh), "each device's memory"
+            device_memory.check_fits(
+                what, needed, device_memory.device_bytes(self.mesh), "each device's memory"
             )
         return _Made(advance, score, start, more[0] if more else None)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Wrapped
 
 from undo_jax.runtime.mesh import BATCH
-from undo_jax.runtime.sharding import placed, shardings
+from undo_jax.runtime.sharding import shardings, with_shardings
 from undo_jax.training import optim, train_step
 from undo_jax.training.batch_shapes import packed_like
 from undo_jax.types import LM, Loss, Params, shapes
@@ -77,7 +77,7 @@ def build(
     rates = jax.ShapeDtypeStruct((members,), jnp.float32)
     one: Any = (_stacked_shapes(lm, 1), np.zeros(members, np.int32)) if shared else shapes(lm)
     begin: Any = start_beside if shared else start
-    states = placed(jax.eval_shape(begin, one, keys, rates), lm.rules, mesh, ("sweep",))
+    states = with_shardings(jax.eval_shape(begin, one, keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
     everywhere = NamedSharding(mesh, P())  # replicated: every process can read it
     lifted, jit = over_members(advance_one, mesh), jit_on(mesh)
@@ -112,7 +112,7 @@ def example(
 
     def reference(lm: LM):
         stacked = jax.eval_shape(partial(_joined, lm), *[shapes(lm)] * inputs)
-        return placed(stacked, lm.rules, mesh, (None,))
+        return with_shardings(stacked, lm.rules, mesh, (None,))
 
     def stream(time: int) -> Any:
         made = packed_like((inputs, rows), time, batch_fields, refs)
@@ -124,7 +124,7 @@ def example(
     if firsts is None:
         return made.states, (owners, active, made.numbers), (references, batch)
     lm, count = firsts
-    stacked = placed(_stacked_shapes(lm, count), lm.rules, mesh, (None,))
+    stacked = with_shardings(_stacked_shapes(lm, count), lm.rules, mesh, (None,))
     return made.states, ((owners, owners), active, made.numbers), (references, batch, stacked)
 
 

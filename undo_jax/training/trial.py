@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
-from undo_jax.runtime.sharding import assemble, shardings
+from undo_jax.runtime.sharding import assemble_batch, shardings
 from undo_jax.training.optim import Trains, pick
 from undo_jax.training.programs import over_sweep
 from undo_jax.types import LM, Key, Lazy, Packed, Params, Scores, shapes
@@ -133,7 +133,9 @@ def read(
             _check_carries(name, part, batch_fields)
         return jax.tree.map(lambda *x: np.stack(x), *(found[id(stream)] for stream in streams))
 
-    return {name: assemble(mesh, batch_size, partial(stacked, name)) for name in inputs[0].streams}
+    return {
+        name: assemble_batch(mesh, batch_size, partial(stacked, name)) for name in inputs[0].streams
+    }
 
 
 def _check_carries(name: str, rows: Any, batch_fields: Sequence[str]) -> None:
