@@ -145,7 +145,7 @@ def test_an_artifact_is_finished_once_its_parameters_are_there(tmp_path, params,
     """And on the disk: the summary is the last to be written."""
     artifact, seen = _artifact(tmp_path), []
     artifacts.prepare_folder(artifact)
-    writer, flush = param_checkpoint._checkpointer(), artifacts.flush_all
+    writer, flush = param_checkpoint._checkpointer(), artifacts.fsync_tree
     wait = writer.wait_until_finished
 
     def see(name, then, *given):
@@ -154,7 +154,7 @@ def test_an_artifact_is_finished_once_its_parameters_are_there(tmp_path, params,
         seen.append((name, "params" in made, "summary.json" in made))
 
     monkeypatch.setattr(writer, "wait_until_finished", lambda: see("waited", wait))
-    monkeypatch.setattr(artifacts, "flush_all", lambda path: see("flushed", flush, path))
+    monkeypatch.setattr(artifacts, "fsync_tree", lambda path: see("flushed", flush, path))
     artifacts.save_artifact(artifact, params, {})
     assert seen[-2:] == [("waited", True, False), ("flushed", True, False)]
     assert artifact.finished
@@ -319,7 +319,7 @@ def test_config_json_holds_values_as_they_were_typed(tmp_path):
 
 
 def test_a_function_without_a_name_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a lambda of .* is a setting: give it a name"):
+    with pytest.raises(ValueError, match="a setting is a lambda of .*: define it by def"):
         _artifact(tmp_path, config={"method": lambda: None}).describe()
 
 

@@ -84,7 +84,7 @@ def test_every_number_of_an_experiment_is_checked(capsys):
 def test_sizes_that_cannot_be_compiled_for_are_told_by_their_need(capsys, flag):
     flags = f"--topology v5e:2x2 --mesh fsdp=4 {flag}".split()
     said = _refused(capsys, "fit", QUICKSTART, *flags)
-    assert "a model of" in said and "and there are 15.75 GiB" in said
+    assert "a model of" in said and "but only 15.75 GiB are available" in said
 
 
 def test_what_a_model_is_said_to_hold_it_holds():

@@ -136,7 +136,9 @@ def place(tmp_path_factory):
         _fill()
         for name in ("experiment", "bench"):
             patch.setattr(modules[name], "prepare_devices", lambda *_: None)
-        patch.setattr(sys.modules["undo_jax.runtime.process_watch"], "meet", lambda *_: None)
+        patch.setattr(
+            sys.modules["undo_jax.runtime.process_watch"], "connect_processes", lambda *_: None
+        )
         patch.setattr(jax.distributed, "initialize", begin)
         patch.setattr(experiments, "plan", begin)
         patch.setattr(programs, "build", begin)

@@ -328,7 +328,7 @@ def test_where_one_cannot_go_on_the_other_says_which_and_why_not(bad, tmp_path):
         said = [process.communicate(timeout=200)[1] for process in running]
     assert [process.returncode for process in running] == [2, 2], said
     assert said[bad].startswith("undo-jax: no experiment file missing.py")
-    other = f"undo-jax: process {bad} of 2 has ended with status 2: see what it says\n"
+    other = f"undo-jax: process {bad} of 2 has ended with status 2: see its output\n"
     assert said[1 - bad] == other and said[bad].count("\n") == 1
 
 

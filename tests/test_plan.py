@@ -289,7 +289,7 @@ def test_rows_that_are_waited_for_are_named(tmp_path, monkeypatch, known):
         named.append(what)
         yield
 
-    monkeypatch.setattr(experiment, "waiting", waiting)
+    monkeypatch.setattr(experiment, "show_waiting", waiting)
     plan_run(EXPERIMENT, tmp_path)
     streams = "forget", "pretrain", "retain"
     assert dict.fromkeys(named) == dict.fromkeys(f"rows of the stream {s}" for s in streams)

@@ -318,7 +318,7 @@ def test_a_save_that_cannot_be_read_is_set_aside(broken, first, straight, tmp_pa
     seen = []
     _same(_fit(tmp_path, _mesh("one device"), EVERY, stops, seen.append), results)
     said = capfd.readouterr().err
-    assert said.count("cannot read a save, now ") == len(broken)
+    assert said.count("cannot read a save, renamed to ") == len(broken)
     assert said.count("\n") <= len(broken) + 2 and "Traceback" not in said
     assert seen[0] == first and _records(tmp_path) == records
     assert _saves(tmp_path) == [9, 12]
@@ -338,7 +338,7 @@ def test_a_save_with_a_flipped_bit_is_set_aside(item, straight, tmp_path, capfd)
     _same(_fit(tmp_path, _mesh("one device"), EVERY, stops, seen.append), results)
     said = capfd.readouterr().err
     assert seen[0] == 6 and _records(tmp_path) == records
-    assert "cannot read a save, now " in said and "Traceback" not in said
+    assert "cannot read a save, renamed to " in said and "Traceback" not in said
     assert (tmp_path / "progress" / "unreadable-9").is_dir()
 
 
@@ -485,7 +485,7 @@ def test_a_signal_saves_before_the_next_step(number, raised, where, straight, tm
 def test_a_second_ctrl_c_stops_at_once(capfd):
     with pytest.raises(KeyboardInterrupt, match="not saved"), defer_signals() as asked:
         _send(signal.SIGINT)
-        assert asked.asked()
+        assert asked.is_requested()
         said = "\nstopping after the next save; Ctrl-C again stops at once\n"
         assert capfd.readouterr().err == said
         _send(signal.SIGINT)
@@ -542,7 +542,7 @@ x = jax.make_array_from_callback((2,), place, lambda index: np.zeros(2, np.float
 advance = jax.jit(lambda x: x + 1)
 with defer_signals() as stop:
     for step in range(30):
-        assert not stop.asked()
+        assert not stop.is_requested()
     if when == "Ctrl-C" and process == "1":
         os.kill(os.getpid(), signal.SIGINT)
 if when == "between" and process == "1":
@@ -553,7 +553,7 @@ with (
     open_checkpoints(epath.Path(folder), CheckpointPolicy(), stop) as progress,
 ):
     for step in range(100_000):
-        progress.between(step, lambda: ({"x": x}, {"step": step}))
+        progress.save_if_due(step, lambda: ({"x": x}, {"step": step}))
         x = advance(x)
         if step == 20 and process == "1" and when == "within":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -613,7 +613,7 @@ def test_ctrl_c_while_a_save_is_read_leaves_it_where_it_is(tmp_path, monkeypatch
     with open_checkpoints(
         epath.Path(tmp_path) / "progress", CheckpointPolicy(), Stop()
     ) as progress:
-        monkeypatch.setattr(train_checkpoints, "_read", read)
+        monkeypatch.setattr(progress, "_read", read)
         with pytest.raises(KeyboardInterrupt), signals.raise_on_signals(signal.SIGINT):
             progress.restore(lambda notes: {"x": np.zeros(2)})
     assert _saves(tmp_path) == [3]
@@ -634,7 +634,7 @@ def _loop(folder, saving, steps, stop=None):
     """Saves of a loop that does nothing, at each of these steps."""
     with open_checkpoints(epath.Path(folder) / "progress", saving, stop or Stop()) as saved:
         for step in steps:
-            saved.between(step, lambda step=step: ({"x": np.full(2, step)}, {"step": step}))
+            saved.save_if_due(step, lambda step=step: ({"x": np.full(2, step)}, {"step": step}))
     return _saves(folder)
 
 

@@ -237,7 +237,7 @@ def test_minus_one_takes_the_devices_that_are_left():
         (MeshShape(data=0), "sizes are positive"),
         (MeshShape(data=-2), "sizes are positive"),
         (MeshShape(data=3), "does not fit 8 devices: make the product of its axes equal to that"),
-        (MeshShape(sweep=3, data=-1), "does not fit 8 devices: its other axes make 3, give some"),
+        (MeshShape(sweep=3, data=-1), "does not fit 8 devices: the product 3 of its other axes"),
         (MeshShape(sweep=2, data=2), "sweep=2, data=2, fsdp=1, tensor=1 does not fit"),
     ],
 )

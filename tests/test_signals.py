@@ -72,18 +72,18 @@ finally:
 PROCESS = """
 import ctypes, gc, os, sys, threading, time
 from pathlib import Path
-from undo_jax import signals
+from undo_jax.runtime import signals
 number = int(sys.argv[1])
 def send():
     os.kill(os.getpid(), number)
-signals.watch()
+signals.install_handlers()
 signals.GRACE = 100
 try:
-    with signals.raising(*signals.STOPS):
+    with signals.raise_on_signals(*signals.EXIT_STATUSES):
         exec(sys.argv[2])
 except (KeyboardInterrupt, signals.Preempted) as stop:
     send()  # once more, which changes nothing
-    signals.end(signals.STOPS[number], signals.told(stop))
+    signals.exit_now(signals.EXIT_STATUSES[number], signals.describe_stop(stop))
 send(); time.sleep(0.5)  # after its end, a command's status stands
 print("done")
 """
@@ -126,7 +126,7 @@ seen = []
 def ask(number):
     seen.append(number)
     return len(seen) < 2
-with signals.asking(ask):
+with signals.ask_on_signals(ask):
     send(); time.sleep(0.5)
     assert seen == [number]
     send(); time.sleep(60)"""
@@ -206,7 +206,7 @@ def _status(process, field):
 def test_a_command_that_saves_nothing_ends_soon_and_does_not_go_on(number):
     """Also in native code: a compiler is not waited for."""
     body = """
-signals.save_nothing()
+signals.expect_no_saves()
 lock = (ctypes.c_char * 64)()
 ctypes.CDLL(None).pthread_mutex_lock(lock)
 threading.Timer(0.2, send).start()

@@ -461,7 +461,7 @@ def test_a_variant_has_so_many_rows_on_a_chip():
     [
         ("data=4,pipeline=4", "unknown axis 'pipeline'"),
         ("data=4,data=4", "axis twice"),
-        ("data=four", "data=four is no number"),
+        ("data=four", "data=four is not a number"),
     ],
 )
 def test_a_mesh_that_cannot_be_meant(text, said):

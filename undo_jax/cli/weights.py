@@ -20,6 +20,7 @@ from undo_jax.models.rope import scaling_of
 from undo_jax.models.transformer import Transformer
 from undo_jax.runtime.atomic_files import absolute_path, read_json
 from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.processes import barrier
 from undo_jax.store import artifacts, param_checkpoint
 from undo_jax.store.artifacts import Artifact
 
@@ -54,7 +55,7 @@ def import_hf(
     about = {"tokenizer": described, "licence": card.licence(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, mesh_of(lm))
-    artifacts.barrier(f"import {path.name}")  # else a late process would find OUT already begun
+    barrier(f"import {path.name}")  # else a late process would find OUT already begun
     artifacts.prepare_folder(base)
     artifacts.save_artifact(base, params, {})
     if jax.process_index() == 0:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from undo_jax.evals import generate
 from undo_jax.evals.generate import WHOLE, Writing
 from undo_jax.ops import head
-from undo_jax.runtime import process_watch
+from undo_jax.runtime import processes
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.runtime.sharding import BY_ROWS, constrain
 from undo_jax.types import LM, Params, used
@@ -152,12 +152,12 @@ class Served:
         for shape, array in zip(shapes[1:], arrays, strict=False):
             shape[:] = (array.shape + (-1,))[:2]
         for array in (shapes, *arrays):
-            process_watch.agree_on(array)
+            processes.agree_on(array)
 
     def _hear(self) -> tuple[str, list[Any]]:
-        (kind, count), *shapes = process_watch.agree_on(np.zeros((MOST + 1, 2), np.int32)).tolist()
+        (kind, count), *shapes = processes.agree_on(np.zeros((MOST + 1, 2), np.int32)).tolist()
         sizes = [[size for size in shape if size >= 0] for shape in shapes[:count]]
-        return KINDS[kind], [process_watch.agree_on(np.zeros(size, np.int32)) for size in sizes]
+        return KINDS[kind], [processes.agree_on(np.zeros(size, np.int32)) for size in sizes]
 
 
 def _before(tokens: list[int], stop: Any) -> list[int]:

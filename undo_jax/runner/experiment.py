@@ -24,10 +24,10 @@ from undo_jax.runner.make import make
 from undo_jax.runner.train_group import Run
 from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
+from undo_jax.runtime.processes import barrier
 from undo_jax.runtime.sharding import param_shardings
 from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.setting import Setting, check_metrics, check_scores
-from undo_jax.store.artifacts import barrier
 from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.types import LM, shapes, table_shape, used
 from undo_jax.workdir.manifest import Named, write_manifest

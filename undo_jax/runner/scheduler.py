@@ -7,7 +7,7 @@ import numpy as np
 
 from undo_jax.graph.nodes import Model, RowForm, group_key, is_trained
 from undo_jax.runner.train_group import Run, companies
-from undo_jax.runtime.process_watch import agree_on
+from undo_jax.runtime.processes import agree_on
 from undo_jax.store import artifacts, progress_folders, snapshots
 
 

@@ -33,10 +33,9 @@ from undo_jax.runner.trials import Run
 from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.runtime.preemption import defer_signals
-from undo_jax.runtime.process_watch import agree_on
+from undo_jax.runtime.processes import agree_on, barrier
 from undo_jax.setting import Setting
 from undo_jax.store.array_digest import digest
-from undo_jax.store.artifacts import barrier
 from undo_jax.training.programs import jit_on, over_members
 from undo_jax.training.trial import Inputs
 from undo_jax.types import LM, Params
@@ -130,7 +129,7 @@ def _store(
                 write_file(folder, number, blocks)
             elif left[number]:
                 all(True for _ in blocks)  # computes along
-            if stop.asked():
+            if stop.is_requested():
                 stop.leave("after a file of states")
     if jax.process_index() == 0:
         finish_states(folder, about)

@@ -17,7 +17,7 @@ from undo_jax.fit import bench
 from undo_jax.graph.nodes import Model, Work, work
 from undo_jax.runner.train_group import Run
 from undo_jax.runtime.atomic_files import read_json
-from undo_jax.runtime.process_watch import agree_on
+from undo_jax.runtime.processes import agree_on
 from undo_jax.training.meter import LOG_EVERY
 from undo_jax.types import LM
 

@@ -61,7 +61,7 @@ def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) ->
     keeps = any(model.recipe.keeps for model in company)  # type: ignore[attr-defined]
     for model in company:
         if model not in finished:
-            artifacts.prepare_folder(model.artifact, with_steps=not goes_on)
+            artifacts.prepare_folder(model.artifact, remove_snapshots=not goes_on)
     how = recipe.loss, training, setting.evaluate, run.eval_data, row_length(recipe, setting)
     batch_fields = (*setting.batch_fields, *([STATES] if recalls else []))
     task = Task(recipe.lm, *how, recipe.trains, batch_fields)

@@ -46,7 +46,7 @@ def train_together(
     A member whose scores are not finite stops, too: it cannot recover. With `saves`, training
     resumes from the last save, and is saved on the way: `seen` may be called again for evaluations
     since that save. Raises ValueError where the mesh does not divide the batch, and what
-    `Saves.between` raises.
+    `TrainCheckpoints.save_if_due` raises.
     """
     training = task.training
     check_batch(mesh, training.batch_size, training.accumulation)
@@ -58,7 +58,7 @@ def train_together(
     meter, take = Meter(log, lanes.indices), taker(task.lm, mesh, *picked)
     while True:
         if saves:
-            saves.between(loop.step, lambda: loop.capture(meter))
+            saves.save_if_due(loop.step, lambda: loop.capture(meter))
         if loop.step % training.eval_every == 0 or loop.step == training.steps:
             found = _evaluate(population, loop, meter)
             if seen and found:
@@ -70,7 +70,7 @@ def train_together(
         loop.step += 1
         meter.step(loop.step, loop.active, metrics, batch)
     if saves:
-        saves.end(loop.step, lambda: loop.capture(meter))
+        saves.save_at_end(loop.step, lambda: loop.capture(meter))
     return [*_results(population, loop, take, range(len(members))).values()]
 
 
