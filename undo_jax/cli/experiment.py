@@ -72,7 +72,7 @@ def run(
         model: only this model, what it is made from, and its attacks.
         mesh: devices along each axis, e.g. data=4,fsdp=2; -1: all that are left.
         sinks: where records go besides, e.g. tensorboard wandb; the file's own sinks stay.
-        plan: train nothing: print what would be made and reused, its time and memory.
+        plan: train nothing: print what would be made and reused, its FLOPs, memory and known time.
         cache_teachers: store a teacher's hidden states in the workdir, once for all students.
     """
     if experiment is None:

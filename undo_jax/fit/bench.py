@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from undo_jax.fit import chips, least
 from undo_jax.graph.nodes import Work
@@ -120,26 +119,6 @@ def measure(
         with jax.profiler.trace(trace) if trace else nullcontext():
             run(TRACED if trace else 0)
     return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
-
-
-def measure_evaluation(work: Work, evaluate: Any, eval_data: Any, mesh: Mesh) -> Speed:
-    """Evaluate one fresh model for each group of the `sweep` axis, all side by side.
-
-    `evaluate` and `eval_data` are the setting's, see `undo_jax.setting.Setting`.
-    """
-    members, everywhere = mesh.shape["sweep"], NamedSharding(mesh, P())
-    with jax.set_mesh(mesh):
-        how = work.lm, work.loss, work.training, {}, mesh, members, work.trains
-        params = _start(programs.build(*how), work, mesh, members).params
-        score = programs.over_members(lambda one, given: evaluate(work.lm, one, given), mesh)
-        started = time.perf_counter()
-        score = programs.jit_on(mesh)(score, out_shardings=everywhere).lower(params, eval_data)
-        score, compiled = score.compile(), time.perf_counter()
-        jax.block_until_ready(score(params, eval_data))
-        warm = time.perf_counter()
-        jax.block_until_ready(score(params, eval_data))
-        seconds = time.perf_counter() - warm
-    return Speed(compiled - started, seconds, [seconds], _peak_bytes(mesh))
 
 
 def split(work: Work, devices: int, weak: bool, base: int) -> Work:
