@@ -81,13 +81,13 @@ def test_what_is_made_by_hand(tmp_path, known):
     assert not workdir.exists()
     assert list(made) == ["pretrain", "unlearn", "noise", "distill", "relearn"]
     assert [(one.made, one.reused) for one in made.values()] == [(3, 0)] * 4 + [(6, 0)]
-    assert [one.members for one in made.values()] == [3, 3, 0, 3, 18]
+    assert [one.trials for one in made.values()] == [3, 3, 0, 3, 18]
     assert [one.steps for one in made.values()] == [10, 6, 0, 20, 3]
     assert [one.stops for one in made.values()] == [False, False, False, True, False]
     assert made["pretrain"].names == ("base",)
     assert made["relearn"].names == ("unlearned", "distilled")
     assert made["pretrain"].seconds == pytest.approx(100 + 2 * 10 * 2)
-    assert made["relearn"].seconds == pytest.approx(100 + 9 * 3 * 2)  # 18 members in 9 turns
+    assert made["relearn"].seconds == pytest.approx(100 + 9 * 3 * 2)  # 18 trials in 9 turns
     # a token meets 4 × 8 × 8 weights of attention, 3 × 8 × 8, and 24 × 8 of the head, and
     # attends to 24 others, twice; forward and backward are three forward passes
     forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)
@@ -118,14 +118,14 @@ def test_what_is_finished_is_reused_and_costs_nothing(tmp_path, known):
     assert [(one.kind, one.made, one.reused) for one in rows] == [
         ("pretrain", 0, 3), ("unlearn", 2, 1), ("noise", 3, 0), ("distill", 3, 0), ("relearn", 6, 0)
     ]  # fmt: skip
-    assert rows[0].seconds == rows[0].flops == rows[0].members == 0
-    assert rows[1].members == 2
+    assert rows[0].seconds == rows[0].flops == rows[0].trials == 0
+    assert rows[1].trials == 2
 
 
 def test_no_more_train_at_once_than_are_allowed(tmp_path, known):
-    """Of four members at most, one attacked model has three."""
+    """Of four trials at most, one attacked model has three."""
     rows = plan_run(replace(EXPERIMENT, together=4), tmp_path).rows
-    assert [one.members for one in rows if one.kind == "relearn"] == [3] * 6
+    assert [one.trials for one in rows if one.kind == "relearn"] == [3] * 6
     rows = plan_run(replace(EXPERIMENT, together=2), tmp_path).rows
     alone = [one for one in rows if one.kind == "relearn"]  # two rates side by side, then one
     assert {one.seconds for one in alone} == {2 * (100 + 3 * 2)}
@@ -148,9 +148,9 @@ def test_a_finished_model_trains_along_in_an_interrupted_company(tmp_path):
     _finish(models[:1])
     progress_folders.make_progress_folder([model.artifact for model in models[:2]])
     with prepared(EXPERIMENT, tmp_path, "pretrain") as found:
-        some = plan_groups(found.run, found.models, found.wanted)
+        some = plan_groups(found.run, found.models, found.selected)
         rows = [make_row(one, found.run, PACE, found.named) for one in some]
-    assert [(one.made, one.members) for one in rows] == [(1, 2), (1, 1)]
+    assert [(one.made, one.trials) for one in rows] == [(1, 2), (1, 1)]
     assert sum(one.reused for one in rows) == 1
 
 
@@ -166,13 +166,13 @@ def test_one_model_or_one_kind(tmp_path, known):
         plan_run(EXPERIMENT, tmp_path, "relearn")
 
 
-def _write(model, members, tokens=1000, flops=5e6, steps=10, seconds=0):
+def _write(model, trials, tokens=1000, flops=5e6, steps=10, seconds=0):
     """The records and the summary of a finished model: (rate, its first and last speed)."""
     prepare_folder(model.artifact)
     (model.artifact.folder / "params").mkdir()
     lines = [
         {"step": step, "tokens_per_second": speed, **({"learning_rate": rate} if rate else {})}
-        for rate, *speeds in members
+        for rate, *speeds in trials
         for step, speed in zip((10, 20, 30), (0.0, *speeds), strict=False)
     ]
     text = "\n".join(json.dumps(line) for line in [{"step": 0, "eval": {}}, *lines])
@@ -213,7 +213,7 @@ def test_a_pace_by_records(tmp_path):
 
 
 def test_what_comes_before_the_first_steps_by_hand(tmp_path):
-    """Of 3000 tokens in 30 steps, a member had 1000 from step 10 to 20, the other 2000 to 30.
+    """Of 3000 tokens in 30 steps, a trial had 1000 from step 10 to 20, the other 2000 to 30.
 
     All at 500 tokens/s took 6 of 16 seconds.
     """

@@ -554,7 +554,7 @@ def late(target):
         raise OSError("too late")
 
 
-experiment = replace(experiment, sinks=(late,), saving=Saving())
+experiment = replace(experiment, sinks=(late,), saving=CheckpointPolicy())
 """
 
 

@@ -39,7 +39,7 @@ def table(name: str, plan: RunPlan) -> Table:
         ("models", lambda row: shortened(row.names)),
         ("new", lambda row: str(row.made)),
         ("reused", lambda row: str(row.reused)),
-        ("mem-\nbers", lambda row: _count(row.members)),
+        ("mem-\nbers", lambda row: _count(row.trials)),
         ("steps", _steps),
         ("FLOPs", lambda row: format_number(row.flops)),
         ("time", _time),
@@ -93,7 +93,7 @@ def legend(plan: RunPlan) -> str:
 def _total(plan: RunPlan) -> list[str]:
     rows = plan.rows
     new, reused = sum(row.made for row in rows), sum(row.reused for row in rows)
-    members, cost = sum(row.members for row in rows), sum(row.flops for row in rows)
+    members, cost = sum(row.trials for row in rows), sum(row.flops for row in rows)
     largest = max((row.bytes for row in rows), default=0)
     return ["all", "", str(new), str(reused), _count(members), "", format_number(cost),
             duration(plan.seconds) if plan.is_timed else UNKNOWN,

@@ -8,13 +8,15 @@ from typing import Any
 from etils import epath
 
 from undo_jax.fit.bench import flops
-from undo_jax.graph.nodes import Model, RowForm, group_key, is_trained, work
-from undo_jax.graph.recipe import Simple
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.recipe import TrainedRecipe
+from undo_jax.graph.train_specs import RowFormat, group_key, train_spec
 from undo_jax.runner.experiment import Experiment, prepared
-from undo_jax.runner.scheduler import companies_in_order, todo
+from undo_jax.runner.scheduler import find_work, order_groups
+from undo_jax.runner.split_group import least_bytes
 from undo_jax.runner.teacher_cache import CacheSavings, estimate_savings
 from undo_jax.runner.time_estimate import Pace, estimate_paces, read_records
-from undo_jax.runner.train_group import Run, least_bytes
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime import device_memory
 from undo_jax.workdir.manifest import Named
 
@@ -24,9 +26,9 @@ class PlannedGroup:
     """Models that train together as one program, or those of a kind that are not trained."""
 
     key: str  # equal for models that can train together
-    trained: tuple[Model, ...]  # models that train together; empty if all are finished
-    new: tuple[Model, ...]  # those of them that are not finished
-    reused: tuple[Model, ...]  # finished ones that could have trained with them
+    trained: tuple[ModelNode, ...]  # models that train together; empty if all are finished
+    new: tuple[ModelNode, ...]  # those of them that are not finished
+    reused: tuple[ModelNode, ...]  # finished ones that could have trained with them
 
     @property
     def kind(self) -> str:
@@ -34,7 +36,7 @@ class PlannedGroup:
 
     @property
     def is_training(self) -> bool:
-        return bool(self.trained) and is_trained(self.trained[0].recipe)
+        return bool(self.trained) and isinstance(self.trained[0].recipe, TrainedRecipe)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PlanRow:
     names: tuple[str, ...]  # of models as the report calls them, for all their seeds
     made: int  # number of models
     reused: int  # number of models
-    members: int = 0  # models to train times their learning rates
+    trials: int = 0  # models to train times their learning rates
     steps: int = 0  # at most, if a stop rule may end a training earlier
     stops: bool = False  # whether there is such a rule
     flops: float = 0.0
@@ -87,7 +89,7 @@ def plan_run(
     """
     with prepared(experiment, workdir, kind, name) as ready:
         run = ready.run
-        groups = plan_groups(run, ready.models, ready.wanted)
+        groups = plan_groups(run, ready.models, ready.selected)
         models = {group.key: group.trained[0] for group in groups if group.is_training}
         paces = estimate_paces(run, models, read_records(epath.Path(workdir)))
         rows = tuple(make_row(group, run, paces.get(group.key), ready.named) for group in groups)
@@ -95,23 +97,23 @@ def plan_run(
     return RunPlan(rows, run.mesh.devices.flat[0].device_kind, run.mesh.size, available)
 
 
-def plan_groups(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> list[PlannedGroup]:
-    """Returns the groups of a run, in order. Raises what `companies_in_order` raises."""
-    left, finished = todo(models, wanted)
-    reused: dict[str, list[Model]] = {}
+def plan_groups(
+    run: RunContext, models: Sequence[ModelNode], wanted: Collection[ModelNode]
+) -> list[PlannedGroup]:
+    """Returns the groups of a run, in order. Raises what `order_groups` raises."""
+    left, finished = find_work(models, wanted)
+    reused: dict[str, list[ModelNode]] = {}
     for model in finished:
         if model not in left:
             reused.setdefault(_key(model, run.setting), []).append(model)
-    ordered = [
-        (_key(group[0], run.setting), group) for group in companies_in_order(run, models, left)
-    ]
-    untrained: dict[str, list[Model]] = {}  # models of a kind, as one group
+    ordered = [(_key(group[0], run.setting), group) for group in order_groups(run, models, left)]
+    untrained: dict[str, list[ModelNode]] = {}  # models of a kind, as one group
     for key, group in ordered:
-        if not is_trained(group[0].recipe):
+        if not isinstance(group[0].recipe, TrainedRecipe):
             untrained.setdefault(key, []).extend(group)
     planned = []
     for key, group in ordered:
-        if not is_trained(group[0].recipe):
+        if not isinstance(group[0].recipe, TrainedRecipe):
             if key not in untrained:  # it is in the group of an earlier model
                 continue
             group = untrained.pop(key)
@@ -121,51 +123,50 @@ def plan_groups(run: Run, models: Sequence[Model], wanted: Collection[Model]) ->
 
 
 def make_row(
-    group: PlannedGroup, run: Run, pace: Pace | None, named: Mapping[Named, Sequence[Model]]
+    group: PlannedGroup,
+    run: RunContext,
+    pace: Pace | None,
+    named: Mapping[Named, Sequence[ModelNode]],
 ) -> PlanRow:
     """Returns the numbers of a group; without a `pace` its seconds are unknown."""
     names = tuple(dict.fromkeys(_name(m, named) for m in (*group.new, *group.reused)))
     made, reused = len(group.new), len(group.reused)
     if not group.is_training:
         return PlanRow(group.kind, names, made, reused)
-    recipe: Any = group.trained[0].recipe
-    spec, members = work(recipe, run.setting), len(group.trained) * len(recipe.rates)
+    recipes: list[Any] = [model.recipe for model in group.trained]
+    recipe = recipes[0]
+    spec, trials = train_spec(recipe, run.setting), len(group.trained) * len(recipe.learning_rates)
     steps, fraction = recipe.training.steps, pace.fraction if pace else 1.0
     return PlanRow(
         kind=group.kind,
         names=names,
         made=made,
         reused=reused,
-        members=members,
+        trials=trials,
         steps=steps,
-        stops=any(_may_stop(model.recipe) for model in group.trained),
-        flops=members * steps * spec.tokens * flops(spec).total,
-        seconds=_seconds(pace, run, members, steps) if pace else None,
+        stops=any(recipe.may_stop_early for recipe in recipes),
+        flops=trials * steps * spec.tokens * flops(spec).total,
+        seconds=_seconds(pace, run, trials, steps) if pace else None,
         bytes=least_bytes(run, spec, group.trained),
-        cached=estimate_savings(run, group.trained, spec, members * steps * fraction),
+        cached=estimate_savings(run, group.trained, spec, trials * steps * fraction),
     )
 
 
-def _seconds(pace: Pace, run: Run, members: int, steps: int) -> float:
+def _seconds(pace: Pace, run: RunContext, trials: int, steps: int) -> float:
     """Returns the seconds of trials that train at most `run.together` at once."""
     seconds = 0.0
-    for first in range(0, members, run.together):
-        turns = -(-min(run.together, members - first) // run.mesh.shape["sweep"])
+    for first in range(0, trials, run.together):
+        turns = -(-min(run.together, trials - first) // run.mesh.shape["sweep"])
         seconds += pace.start + turns * steps * pace.fraction * pace.step
     return seconds
 
 
-def _may_stop(recipe: Any) -> bool:
-    """Returns whether a training may end before its last step."""
-    return type(recipe).ends is not Simple.ends and getattr(recipe, "stop_early", True)
-
-
-def _key(model: Model, form: RowForm) -> str:
+def _key(model: ModelNode, row_format: RowFormat) -> str:
     recipe: Any = model.recipe
-    return group_key(recipe, form) if is_trained(recipe) else recipe.kind
+    return group_key(recipe, row_format) if isinstance(recipe, TrainedRecipe) else recipe.kind
 
 
-def _name(model: Model, named: Mapping[Named, Sequence[Model]]) -> str:
+def _name(model: ModelNode, named: Mapping[Named, Sequence[ModelNode]]) -> str:
     """Returns its name in the report, that of the model attacked, or else its artifact's."""
     names = (name for (name, _), models in named.items() if model in models)
     return next(itertools.chain(names, [model.artifact.model]))

@@ -25,19 +25,22 @@ from undo_jax.data.states import (
     write_file,
 )
 from undo_jax.fit.cached import TEACHER, per_token, possible
-from undo_jax.graph.nodes import Model, Work, is_trained, work
-from undo_jax.graph.recipe import Recipe
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.recipe import Recipe, TrainedRecipe
+from undo_jax.graph.train_specs import train_spec
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.models.head_only import HeadOnly, states_like
-from undo_jax.runner.trials import Run
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.runtime.preemption import defer_signals
-from undo_jax.runtime.processes import agree_on, barrier
+from undo_jax.runtime.process_watch import agree_on
 from undo_jax.setting import Setting
 from undo_jax.store.array_digest import digest
+from undo_jax.store.artifacts import barrier
 from undo_jax.training.programs import jit_on, over_members
-from undo_jax.training.trial import Inputs
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.trial import TrialInputs
 from undo_jax.types import LM, Params
 
 ROWS = 16  # computed at once on a device, at least
@@ -51,7 +54,7 @@ class CacheSavings(NamedTuple):
 
 
 def estimate_savings(
-    run: Run, company: Sequence[Model], doing: Work, steps: float
+    run: RunContext, company: Sequence[ModelNode], doing: TrainSpec, steps: float
 ) -> CacheSavings | None:
     """What storing would save models that take so many `steps` in all; None if it saves nothing.
 
@@ -75,7 +78,7 @@ def estimate_savings(
 def check_streams(recipe: Recipe, setting: Setting) -> None:
     """Raises ValueError for a student whose streams are not made by `undo_jax.data.streams`."""
     doing: Any = recipe
-    if not (is_trained(recipe) and possible(work(doing, setting))):
+    if not (isinstance(recipe, TrainedRecipe) and possible(train_spec(doing, setting))):
         return
     for one in doing.streams.values():
         if not hasattr(setting.stream(one.name, 1, 0), "with_states"):
@@ -86,7 +89,9 @@ def check_streams(recipe: Recipe, setting: Setting) -> None:
             )
 
 
-def use_stored_states(run: Run, given: Inputs, references: Mapping[str, Model]) -> Inputs:
+def use_stored_states(
+    run: RunContext, given: TrialInputs, references: Mapping[str, ModelNode]
+) -> TrialInputs:
     """The same inputs with the teacher's states in the rows, and of the teacher the head alone.
 
     States that are not stored yet are computed. Raises what `open_states` raises.
@@ -99,10 +104,12 @@ def use_stored_states(run: Run, given: Inputs, references: Mapping[str, Model]) 
         for name, stream in given.streams.items()
     }
     kept = jax.jit(head.head)(params)
-    return Inputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
+    return TrialInputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
 
 
-def _stored(run: Run, teacher: Model, lm: LM, params: Params, parameters: str, rows: Any) -> States:
+def _stored(
+    run: RunContext, teacher: ModelNode, lm: LM, params: Params, parameters: str, rows: Any
+) -> States:
     """The teacher's states of rows, [R, T, D]; `parameters` is the digest of `params`."""
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape
@@ -115,7 +122,13 @@ def _stored(run: Run, teacher: Model, lm: LM, params: Params, parameters: str, r
 
 
 def _store(
-    run: Run, teacher: Model, lm: LM, params: Params, rows: Any, about: About, folder: epath.Path
+    run: RunContext,
+    teacher: ModelNode,
+    lm: LM,
+    params: Params,
+    rows: Any,
+    about: About,
+    folder: epath.Path,
 ) -> None:
     """Write the files that are not written yet. Stops between two files if asked to."""
     what = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"
@@ -136,7 +149,7 @@ def _store(
     barrier(f"states {folder.name}")
 
 
-def _program(lm: LM, run: Run) -> Any:
+def _program(lm: LM, run: RunContext) -> Any:
     """(blocks of tokens [M, b, T], params) -> their states [M, b, T, D], on every process."""
 
     def of_block(tokens: Any, params: Params) -> Any:
@@ -147,7 +160,7 @@ def _program(lm: LM, run: Run) -> Any:
 
 
 def _blocks(
-    run: Run, hidden: Any, params: Params, rows: Any, first: int, end: int
+    run: RunContext, hidden: Any, params: Params, rows: Any, first: int, end: int
 ) -> Iterator[np.ndarray]:
     """States of rows first..end-1, [n, T, D] each; one block is computed while one is written."""
     shards, sweep = shard_count(*BATCH, mesh=run.mesh), run.mesh.shape["sweep"]

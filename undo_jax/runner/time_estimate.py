@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from undo_jax.fit import bench
-from undo_jax.graph.nodes import Model, work
-from undo_jax.runner.train_group import Run
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.train_specs import train_spec
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.runtime.processes import agree_on
 from undo_jax.training.meter import LOG_EVERY
@@ -42,7 +43,7 @@ class PaceRecord(NamedTuple):
 
 
 def estimate_paces(
-    run: Run, models: Mapping[str, Model], records: Sequence[PaceRecord]
+    run: RunContext, models: Mapping[str, ModelNode], records: Sequence[PaceRecord]
 ) -> dict[str, Pace | None]:
     """Estimates the pace of each group of models that train together.
 
@@ -57,10 +58,10 @@ def estimate_paces(
     return {key: _estimate_pace(run, model, records) for key, model in models.items()}
 
 
-def _estimate_pace(run: Run, model: Model, records: Sequence[PaceRecord]) -> Pace | None:
+def _estimate_pace(run: RunContext, model: ModelNode, records: Sequence[PaceRecord]) -> Pace | None:
     """Estimates the pace from the record with the closest FLOPs per token, then the longest."""
     like = likeness(json.loads(json.dumps(model.artifact.describe())))
-    spec = work(model.recipe, run.setting)  # type: ignore[arg-type]
+    spec = train_spec(model.recipe, run.setting)  # type: ignore[arg-type]
     cost = bench.flops(spec).total
     alike = [record for record in records if record.like == like]
     step, start, fraction = math.nan, 0.0, 1.0

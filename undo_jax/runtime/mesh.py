@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 import jax
@@ -77,6 +77,14 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
             within, across, devices, allow_split_physical_axes=True
         )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def make_mesh_without_sweep(shape: MeshShape) -> Mesh:
+    """Returns a mesh for one model: of the shape if it fits, else of all devices along `data`."""
+    try:
+        return make_mesh(replace(shape, sweep=1, data=-1))
+    except ValueError:  # a shape for another number of devices
+        return make_mesh(MeshShape())
 
 
 def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.data.fiction import KINDS, PARTS, Fact, Fiction, facts, questions, statements
+from undo_jax.data.fiction import KINDS, PARTS, Fiction, PersonFact, facts, questions, statements
 from undo_jax.data.packing import pack
 from undo_jax.data.questions import Given
 from undo_jax.data.streams import stream
@@ -16,7 +16,7 @@ from undo_jax.data.tokenizers import Tokenizer, Words
 from undo_jax.evals.choices import log_likelihoods, right, write_sheets
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
-from undo_jax.setting import Example
+from undo_jax.setting import BatchField, Example, Setting, name_batch_fields
 from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
@@ -25,7 +25,7 @@ LARGE = 2**12  # rows of an evaluation at once
 
 
 @dataclass(frozen=True)
-class Facts:
+class Facts(Setting):
     """Scores are accuracies on questions with four choices: 0.25 is chance.
 
     A model that never saw the forgotten families is a true oracle: it knows the language, how
@@ -50,10 +50,8 @@ class Facts:
             raise ValueError(f"data_seed={self.data_seed}: it must be 0 or more")
 
     @property
-    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
-        return (("weights",) if self.answers_only else ()) + (
-            ("segments",) if self.segments else ()
-        )
+    def batch_fields(self) -> tuple[BatchField, ...]:
+        return name_batch_fields(weights=self.answers_only, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -62,10 +60,6 @@ class Facts:
             "forget": Metric("accuracy on families that are forgotten", higher_is_better=True),
             "other_half": Metric("accuracy on the forgotten not relearned", higher_is_better=True),
         }
-
-    @property
-    def headline(self) -> tuple[str, str]:
-        return "retain", "forget"
 
     def get_tokenizer(self) -> Tokenizer:
         return _tokenizer(self.fiction)
@@ -105,12 +99,8 @@ class Facts:
         for part in PARTS:
             asked = [statements(fact)[-1] for fact in facts(self.fiction, part)]
             order = np.random.default_rng(self.data_seed).permutation(len(asked))[:EXAMPLES]
-            found += [Example(asked[i].given, asked[i].learned, part) for i in order]
+            found += [Example(asked[i].prompt, asked[i].answer, part) for i in order]
         return found
-
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Accuracy at most `tolerance` (absolute) below the teacher's, as in arithmetic."""
-        return teacher - student < tolerance
 
 
 def _questions(setting: Facts, part: Literal["retain", "forget"]) -> tuple[Any, np.ndarray, Any]:
@@ -128,16 +118,16 @@ def _questions(setting: Facts, part: Literal["retain", "forget"]) -> tuple[Any, 
 def _tokenizer(fiction: Fiction) -> Words:
     """Every word of all statements and choices."""
     known = (fact for part in PARTS for fact in facts(fiction, part))
-    texts = [one.given + one.learned for fact in known for one in statements(fact)]
+    texts = [one.prompt + one.answer for fact in known for one in statements(fact)]
     return Words.of([*texts, *(f" {value}" for kind in KINDS.values() for value in kind.values)])
 
 
 @cache
-def _packed(setting: Facts, known: tuple[Fact, ...]) -> Packed:
+def _packed(setting: Facts, known: tuple[PersonFact, ...]) -> Packed:
     """Rows of random statements, each row starting at one."""
     tokenizer, rng = setting.get_tokenizer(), np.random.default_rng(setting.data_seed)
     said = [one for fact in known for one in statements(fact)]
-    texts = [(tokenizer.encode(one.given), tokenizer.encode(one.learned)) for one in said]
+    texts = [(tokenizer.encode(one.prompt), tokenizer.encode(one.answer)) for one in said]
     drawn = [texts[i] for i in rng.integers(len(texts), size=setting.documents)]
     documents = ([*given, *learned] for given, learned in drawn)
     packed, weights = pack(documents, setting.row_length, tokenizer.bos_id, align=True), None

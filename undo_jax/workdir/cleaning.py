@@ -23,7 +23,8 @@ from undo_jax.workdir.inventory import (
 )
 from undo_jax.workdir.manifest import artifact_folders
 
-ORDER = ("summary.json", "params", "steps", "metrics.jsonl")  # then config.json: see `_end`
+# config.json goes last, see `_end`
+ORDER = ("summary.json", "scores.json", "params", "steps", "metrics.jsonl")
 REMAINS = ".removed"  # of a folder's name, when only config.json is left in it
 PARAMETERS = ("params",)
 
