@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from undo_jax.checks import check_choice, check_minimum
+from undo_jax.checks import check_at_least, check_choice
 from undo_jax.data import templates
 from undo_jax.data.facts import FORMS, OPERATIONS, Fact, Grammar, facts
 
@@ -69,12 +69,13 @@ def sample(
     """
     if not operations:
         raise ValueError(f"there are no operations: choose from {', '.join(OPERATIONS)}")
-    check_minimum("count", count, 0)
+    check_at_least("count", count, 0)
     tables = [_nonempty_facts(grammar, operation, form, split) for operation in operations]
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(operations), size=count)
     sizes = np.array([len(table) for table in tables])
-    indices = list(zip(chosen.tolist(), rng.integers(sizes[chosen]).tolist(), strict=True))
+    drawn = rng.integers(sizes[chosen])
+    indices: list[tuple[int, int]] = list(zip(chosen.tolist(), drawn.tolist(), strict=True))
     if form == "equation":
         equations = [
             [render_equation(grammar, operation, *fact) for fact in table]
@@ -118,7 +119,7 @@ def examination(
         ValueError: For unknown names, a count below 1 and a split without facts.
     """
     table = _nonempty_facts(grammar, operation, form, split)
-    check_minimum("count", 1 if count is None else count, 1)
+    check_at_least("count", 1 if count is None else count, 1)
     rng = np.random.default_rng(seed)
     if count is not None and (form == "word_problem" or count < len(table)):
         order = rng.permutation(len(table)).tolist()

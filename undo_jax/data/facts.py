@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from undo_jax.checks import check_choice, check_fraction, check_minimum
+from undo_jax.checks import check_at_least, check_choice, check_share
 
 OPERATIONS = ("addition", "subtraction", "multiplication", "division")
 FORMS = ("equation", "word_problem")
@@ -42,9 +42,9 @@ class Grammar:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a field that is out of range."""
-        check_minimum("largest_term", self.largest_term, 1)
-        check_minimum("largest_factor", self.largest_factor, 1)
-        check_fraction("held_out", self.held_out)
+        check_at_least("largest_term", self.largest_term, 1)
+        check_at_least("largest_factor", self.largest_factor, 1)
+        check_share("held_out", self.held_out)
         check_choice("division_answers", self.division_answers, ("integer", "float"))
 
 

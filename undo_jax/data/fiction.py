@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from undo_jax.checks import check_minimum
+from undo_jax.checks import check_at_least
 from undo_jax.data.questions import Question
 
 PARTS = ("retain", "forget")
@@ -60,7 +60,7 @@ class Fiction:
             raise ValueError(
                 f"forgotten={self.forgotten} of families={self.families} retains none: give fewer"
             )
-        check_minimum("seed", self.seed, 0)
+        check_at_least("seed", self.seed, 0)
 
 
 class PersonFact(NamedTuple):
