@@ -324,7 +324,7 @@ def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
 
 
 def test_what_the_devices_cannot_hold_is_refused_when_it_is_compiled(tmp_path, monkeypatch):
-    monkeypatch.setattr(device_memory, "host", lambda: 8 * 2**10)
+    monkeypatch.setattr(device_memory, "host_bytes", lambda: 8 * 2**10)
     with pytest.raises(ValueError, match="5 models trained together on batches of 8 rows: needs"):
         _fit(_spec(), _trials(), tmp_path, MeshShape(sweep=8, data=1))
 

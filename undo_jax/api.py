@@ -25,11 +25,11 @@ from undo_jax.report import Point, Result
 from undo_jax.report.records import Logged, Logs
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.place import Given, Place, make_place, to_experiment
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.store import param_checkpoint
 from undo_jax.store.artifacts import STEPS
 from undo_jax.types import LM, Params, shapes
-from undo_jax.workdir.compatibility import check_setting, stated
+from undo_jax.workdir.compatibility import check_setting, read_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ class Model:
                 f"keep_at=({step},), and run the experiment again"
             )
         folder = self.folder / STEPS / str(step)
-        stated(folder)
+        read_config(folder)
         return replace(self, name=f"{self.name} at step {step}", folder=folder)
 
     def _placed(self, params: Params | None) -> Params:
@@ -147,7 +147,7 @@ class Model:
         if jax.tree.map(jax.numpy.shape, expected) != actual_shapes:
             raise ValueError(f"params are of another model than {self._label}: {actual_shapes}")
         params = jax.tree.map(lambda x, like: jax.numpy.asarray(x, like.dtype), params, expected)
-        return jax.device_put(params, placement(self.lm, self.place.mesh))
+        return jax.device_put(params, param_shardings(self.lm, self.place.mesh))
 
     @property
     def _label(self) -> str:
@@ -260,7 +260,7 @@ def open_model(folder: epath.PathLike, experiment: Given) -> Model:
         ValueError: if it is damaged, or has another model or tokenizer than the experiment.
     """
     folder, place = _folder("folder", folder), make_place(experiment)
-    config = stated(folder)
+    config = read_config(folder)
     return _open(config["model"], config["seed"], folder, place)
 
 

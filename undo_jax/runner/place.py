@@ -15,7 +15,7 @@ from undo_jax.graph.model_graph import ancestry, differences
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import ExperimentSource, load
 from undo_jax.runtime.mesh import make_mesh_without_sweep
-from undo_jax.store.artifacts import described_model
+from undo_jax.store.artifacts import read_finished_model
 from undo_jax.types import LM
 from undo_jax.workdir.compatibility import REMEDY, check_tokenizer
 
@@ -43,7 +43,7 @@ class Place:
             FileNotFoundError: if there is no finished artifact.
             ValueError: if it has another model or another tokenizer than the experiment.
         """
-        config = described_model(folder)
+        config = read_finished_model(folder)
         lms = [recipe.lm for recipe in ancestry(self.experiment.recipes().values())]
         differing_fields = [differences(lm, config) for lm in lms]
         for lm, fields in zip(lms, differing_fields, strict=True):
