@@ -100,7 +100,7 @@ def test_retain_is_the_parts_loss_by_shares(setting, params):
 
 def test_quizzes_that_are_kept_are_asked_at_the_end(setting, params, monkeypatch):
     check_metrics(setting)
-    monkeypatch.setattr("undo_jax.settings.choices._verdicts", lambda *_: np.array([1.0, 0, 1]))
+    monkeypatch.setattr("undo_jax.settings.choices._answer_quiz", lambda *_: np.array([1.0, 0, 1]))
     with jax.set_mesh(make_mesh(MeshShape())):
         found = score_at_end(setting, LM, params).scores
     assert found == {"mmlu": pytest.approx(2 / 3), "mmlu_apart": 0.0, "mmlu_rest": 1.0}
@@ -151,7 +151,7 @@ def test_parts_that_do_not_fit_are_refused(setting, change, said):
 
 @pytest.mark.parametrize("share", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_part_has_a_share(setting, share):
-    with pytest.raises(ValueError, match=f"share={share}: give one above 0"):
+    with pytest.raises(ValueError, match=f"share={share}: give a positive number"):
         replace(setting.retain[0], share=share)
 
 

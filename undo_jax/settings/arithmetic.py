@@ -21,6 +21,7 @@ from undo_jax.data.arithmetic import (
     sample,
 )
 from undo_jax.data.packing import pack
+from undo_jax.data.pairs import pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
@@ -222,12 +223,10 @@ def _pack_problems(
     encoded = [
         (tokenizer.encode(problems[i].prompt), tokenizer.encode(problems[i].answer)) for i in order
     ]
+    if setting.answers_only:
+        return pack_pairs(encoded, tokenizer, setting.row_length)
     documents = ([*prompt, *answer] for prompt, answer in encoded)
-    rows, weights = pack(documents, setting.row_length, tokenizer.bos_id, align=True), None
-    if setting.answers_only:  # weights, packed like tokens: documents have the same lengths
-        counted = ([0] * len(prompt) + [1] * len(answer) for prompt, answer in encoded)
-        weights = pack(counted, setting.row_length, 1, align=True).astype(np.float32)
-    return Packed(rows, weights)
+    return Packed(pack(documents, setting.row_length, tokenizer.bos_id, align=True))
 
 
 @cache
