@@ -12,6 +12,7 @@ from typing import Literal
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
+from undo_jax.evals.scoring import Score
 from undo_jax.graph.recipe import Recipe
 from undo_jax.logs.log import Sink
 from undo_jax.methods.maxent import maxent
@@ -23,9 +24,9 @@ from undo_jax.recipes.imported import Import
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.runner.experiment import Experiment, check_seeds, check_tokens
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.experiment_checks import check_seeds, check_tokens
 from undo_jax.runtime.mesh import MeshShape
-from undo_jax.scoring import Score
 from undo_jax.setting import Setting
 from undo_jax.store.train_checkpoints import Saving
 from undo_jax.training.optim import Trains

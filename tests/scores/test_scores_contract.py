@@ -15,13 +15,13 @@ import pytest
 from small_settings import small_arithmetic
 
 from undo_jax import scores
+from undo_jax.evals.scoring import check_scores, compute_score
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
 from undo_jax.scores.cross_entropy import cross_entropy
 from undo_jax.scores.parameter_norm import parameter_norm
 from undo_jax.scores.repetition import _repeated
-from undo_jax.scoring import check_scores, compute_score
 
 SETTING = small_arithmetic(Path())
 LM = preset("2B", layers=2, width=16, feed_forward=32, heads=2, kv_heads=2, head_width=8,

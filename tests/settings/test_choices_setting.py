@@ -10,10 +10,10 @@ from running_sums import RunningSums
 from small_settings import small_choices
 
 from undo_jax.data.tokenizers import Bytes
+from undo_jax.evals.scoring import score_at_end
 from undo_jax.losses import cross_entropy
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.scoring import score_at_end
 from undo_jax.setting import check_metrics
 from undo_jax.store.artifacts import plain
 from undo_jax.training.train_step import rows

@@ -12,8 +12,8 @@ from small_settings import small_muse
 
 from undo_jax.data.muse import MuseFiles
 from undo_jax.evals import answer_scores
+from undo_jax.evals.scoring import ModelScores, compare_with_oracle, score_at_end
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.scoring import ModelScores, compare_with_oracle, score_at_end
 from undo_jax.setting import check_metrics
 from undo_jax.store.artifacts import plain
 

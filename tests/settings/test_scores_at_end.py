@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.scoring import score_at_end
+from undo_jax.evals.scoring import score_at_end
 from undo_jax.setting import check_metrics
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.types import Metric

@@ -16,9 +16,9 @@ import pytest
 from small_settings import SMALL
 
 import undo_jax.settings
+from undo_jax.evals.scoring import compare_with_oracle, make_scorer
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.scoring import compare_with_oracle, make_scorer
 from undo_jax.setting import Example, Setting, check_metrics
 from undo_jax.store.artifacts import plain
 from undo_jax.types import Packed

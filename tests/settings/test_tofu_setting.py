@@ -15,8 +15,8 @@ from small_settings import small_tofu
 
 from undo_jax.data.tofu import TofuFiles
 from undo_jax.evals import answer_scores, rouge
+from undo_jax.evals.scoring import compare_with_oracle, score_at_end
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.scoring import compare_with_oracle, score_at_end
 from undo_jax.setting import check_metrics
 from undo_jax.store.artifacts import plain
 

@@ -31,7 +31,7 @@ from undo_jax.report import paper_page
 from undo_jax.runner import dry_run as planner
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import Knobs, errors_of_users, load
+from undo_jax.runner.load_experiment import ExperimentSource, errors_of_users, load
 from undo_jax.runtime import signals
 from undo_jax.runtime.atomic_files import publish, writing
 from undo_jax.runtime.mesh import parse_mesh
@@ -175,13 +175,13 @@ def load_graph(file: str, mesh: str | None, flags: Sequence[str]) -> Experiment:
 
     `mesh` is the value of the flag --mesh, e.g. data=4; None: the file's own mesh.
     """
-    knobs: typing.Any = load(file)
+    source: typing.Any = load(file)
     if mesh is not None:
-        knobs = dataclasses.replace(knobs, mesh=parse_mesh(mesh))
-    return graph_with(knobs, flags)
+        source = dataclasses.replace(source, mesh=parse_mesh(mesh))
+    return graph_with(source, flags)
 
 
-def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
+def graph_with(experiment: ExperimentSource, flags: Sequence[str]) -> Experiment:
     """The graph with scalars set by flags.
 
     Raises ValueError for a mistake in them; it names no line of the experiment's file if that has a
@@ -195,7 +195,7 @@ def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
         raise ValueError(str(error)) from None
 
 
-def _has_graph(experiment: Knobs) -> bool:
+def _has_graph(experiment: ExperimentSource) -> bool:
     """Whether it has a graph as it stands, e.g. the folders that its file names are there."""
     try:
         experiment.graph()
@@ -204,7 +204,9 @@ def _has_graph(experiment: Knobs) -> bool:
     return True
 
 
-def override(experiment: Knobs, flags: Sequence[str], program: str = "undo-jax run") -> Knobs:
+def override(
+    experiment: ExperimentSource, flags: Sequence[str], program: str = "undo-jax run"
+) -> ExperimentSource:
     """The experiment with scalars set by flags. Raises ValueError for a mistake in them.
 
     A graph that is written by hand has flags for its name, seeds, mesh and saves alone.

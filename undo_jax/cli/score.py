@@ -16,16 +16,16 @@ from undo_jax.checks import check_distinct
 from undo_jax.cli.devices import ALONE, Joined, prepare_devices
 from undo_jax.cli.experiment import load_graph, run
 from undo_jax.cli.flags import MaybeText, Switch, Workdir, parse
-from undo_jax.graph.nodes import plan
+from undo_jax.evals.scoring import Score, score_name
+from undo_jax.graph.model_graph import build_graph
 from undo_jax.logs.log import results
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runner.score_models import ScoreCounts, score_models
-from undo_jax.runner.trials import Run
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.atomic_files import writing
 from undo_jax.runtime.mesh import make_mesh_without_sweep
 from undo_jax.runtime.workdir_lock import claimed
-from undo_jax.scoring import Score, score_name
 from undo_jax.workdir import inventory
 from undo_jax.workdir.inventory import Listed
 
@@ -134,11 +134,11 @@ def _score(
     """Scores the finished models of an experiment whose folders are not in `seen`; adds them."""
     mesh, setting = make_mesh_without_sweep(experiment.mesh), experiment.setting
     with jax.set_mesh(mesh), claimed(workdir), writing(workdir, "goes on with the next model"):
-        planned = plan(experiment.recipes().values(), experiment.seeds, setting, workdir)
+        planned = build_graph(experiment.recipes().values(), experiment.seeds, setting, workdir)
         folders = {model.artifact.folder.name: model for model in planned.models}
         models = [m for name, m in folders.items() if name not in seen and m.artifact.finished]
         seen |= {model.artifact.folder.name for model in models}
-        scoring = Run(
+        scoring = RunContext(
             setting,
             mesh,
             saving=experiment.saving,

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from undo_jax.checks import listed
-from undo_jax.graph.nodes import Model, is_trained
-from undo_jax.graph.recipe import is_language_model
+from undo_jax.evals.scoring import Score, compute_score, score_name
+from undo_jax.graph.model_graph import ModelNode
 from undo_jax.logs.log import console, waiting
-from undo_jax.runner.trials import Run
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.process_watch import agreed
-from undo_jax.scoring import Score, compute_score, score_name
 from undo_jax.store.artifacts import plain, wait
 from undo_jax.store.score_files import read_scores, write_scores
 
@@ -25,7 +24,7 @@ class ScoreCounts(NamedTuple):
     without_params: int
 
 
-def score_models(run: Run, models: Sequence[Model], again: bool = False) -> ScoreCounts:
+def score_models(run: RunContext, models: Sequence[ModelNode], again: bool = False) -> ScoreCounts:
     """Computes the scores of `run.scores` that finished models lack, and stores them.
 
     Models that are not scored by the setting either, e.g. noised ones, are left out. Those whose
@@ -70,15 +69,15 @@ def score_models(run: Run, models: Sequence[Model], again: bool = False) -> Scor
     return ScoreCounts(scored, len(models) - scored - len(removed), len(removed))
 
 
-def _is_scored(model: Model) -> bool:
+def _is_scored(model: ModelNode) -> bool:
     """Whether the setting scores such models, too."""
     recipe: Any = model.recipe
-    return is_language_model(recipe) and (is_trained(recipe) or recipe.scored)
+    return recipe.is_language_model and recipe.is_scored
 
 
 def _score(
-    run: Run,
-    model: Model,
+    run: RunContext,
+    model: ModelNode,
     scores: Sequence[Score],
     configs: Mapping[str, Any],
     entries: Mapping[str, Any],
@@ -95,7 +94,7 @@ def _score(
     wait(f"scores of {name}")
 
 
-def _stored(model: Model) -> dict[str, Any]:
+def _stored(model: ModelNode) -> dict[str, Any]:
     """Returns the entries of a model's scores.json; none if it is damaged, after a line."""
     try:
         return read_scores(model.artifact)

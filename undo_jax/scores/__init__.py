@@ -11,7 +11,7 @@ not part of any fingerprint: they can be added to models that are finished.
 import importlib
 import pkgutil
 
-from undo_jax.scoring import Score
+from undo_jax.evals.scoring import Score
 
 
 def names() -> list[str]:
