@@ -33,7 +33,7 @@ DEVICES = 1, 8
 def write(folder: Path, lm: Transformer) -> None:
     """A folder of random weights, one file in memory at a time."""
     folder.mkdir(parents=True)
-    (folder / hf_folder.CONFIG).write_text(json.dumps(hf_folder.described(lm)))
+    (folder / hf_folder.CONFIG).write_text(json.dumps(hf_folder.describe(lm)))
     random, where, content = np.random.default_rng(0), {}, {}
     names = hf.tensors(lm)
 

@@ -73,6 +73,7 @@ def test_a_wheel_and_a_source_archive_have_all_they_need(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         code = {path for path in tracked if path.parts[0] == "undo_jax"}
+        assert Path("undo_jax/data/word_problems.json") in code
         assert code <= {Path(name) for name in packed.namelist()}
     run(*pip, "install", "--no-deps", str(wheel))
     (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")

@@ -23,8 +23,8 @@ from undo_jax.data.chat import chat
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.tokenizers import load_tokenizer
+from undo_jax.models import hf_folder
 from undo_jax.models.gemma2 import preset
-from undo_jax.models.hf_folder import described
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.store import artifacts, param_checkpoint
@@ -169,7 +169,7 @@ def test_from_a_base_on_disk_to_an_export_that_is_judged(tmp_path, monkeypatch, 
 def _is_compiled_for_without_weights_or_text():
     """As section 2 of docs/YOUR_MODEL.md types it, where text is packed for another base."""
     Path("other").mkdir()
-    Path("other/config.json").write_text(json.dumps(described(replace(LM, layers=4))))
+    Path("other/config.json").write_text(json.dumps(hf_folder.describe(replace(LM, layers=4))))
     flags = "--base other --corpora data/other --first-layer 1 --read-layer 2".split()
     made = experiment_command.graph_with(load(FILE), flags)
     assert made.models["base"].lm.layers == 4
@@ -282,7 +282,7 @@ def test_knobs_that_would_be_ignored_are_refused(change, said, tmp_path, monkeyp
     if change == {"distill": "filtered"}:
         change = {"distill": replace(knobs.distill, filtered=True)}
     (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "config.json").write_text(json.dumps(described(LM)))
+    (tmp_path / "small" / "config.json").write_text(json.dumps(hf_folder.describe(LM)))
     small = replace(knobs, base="small", first_layer=1, read_layer=2)
     with pytest.raises(ValueError) as error:
         replace(small, **change).graph()

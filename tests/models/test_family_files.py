@@ -44,7 +44,7 @@ PRESETS = [(family, name) for family, module in FAMILIES.items() for name in mod
 @pytest.mark.parametrize(("family", "name"), PRESETS)
 def test_a_preset_survives_config_json(family, name):
     lm = FAMILIES[family].preset(name)
-    text = json.dumps(hf_folder.described(lm))
+    text = json.dumps(hf_folder.describe(lm))
     back = FAMILIES[family].read(epath.Path("config.json"), json.loads(text))
     assert back == replace(lm, remat="dots", unroll=1)
     assert isinstance(json.loads(text)["rope_theta"], float)
@@ -273,7 +273,7 @@ def test_what_would_change_the_result_is_refused(family, changes, said):
 )
 def test_a_model_that_config_json_cannot_state_is_not_exported(family, name, changes, said):
     with pytest.raises(ValueError) as error:
-        hf_folder.described(FAMILIES[family].preset(name, **changes))
+        hf_folder.describe(FAMILIES[family].preset(name, **changes))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 

@@ -150,7 +150,7 @@ def _said(folder: epath.Path) -> _Said:
             f"{file} describes no tokenizer: delete {folder}, and a run makes it again"
         )
     for ids in (own, generation):
-        hf_config_fields.ids({name: ids[name] for name in IDS if name in ids}, file)
+        hf_config_fields.check_ids({name: ids[name] for name in IDS if name in ids}, file)
     return _Said(said, {name: own[name] for name in IDS if name in own}, generation)
 
 

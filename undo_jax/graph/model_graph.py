@@ -19,9 +19,6 @@ from undo_jax.store.artifacts import Artifact, plain, unstated
 from undo_jax.types import LM, Key
 
 NOT_IN_CONFIG = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
-HOW = (  # fields that do not change what a model computes
-    "family", "dtype", "remat", "unroll", "gradient_sum", "positions",
-)  # fmt: skip
 
 
 def seed_of(recipe: Recipe, seed: int | None) -> int | None:
@@ -151,13 +148,21 @@ def _artifact(
     return Artifact(workdir, recipe.kind, recipe.title, seed, config, upstream, about=about)
 
 
-def differences(lm: LM, made: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the fields, with their values in `lm`, in which it differs from a config.json.
+def differences(lm: LM, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the fields in which a model differs from what a config.json states.
 
     Args:
-        lm: the model.
-        made: the model as config.json states it.
+        lm: the model, a dataclass. Fields with the metadata `affects_values` False are ignored.
+        config: the model as config.json states it.
+
+    Returns:
+        Names of fields, with their values in `lm`.
     """
-    left_out = unstated(lm)
-    own = {**left_out, **plain(lm)}.items()
-    return [(n, v) for n, v in own if n not in HOW and made.get(n, left_out.get(n, v)) != v]
+    defaults = unstated(lm)
+    model: Any = lm
+    ignored = {f.name for f in fields(model) if not f.metadata.get("affects_values", True)}
+    return [
+        (name, value)
+        for name, value in {**defaults, **plain(lm)}.items()
+        if name not in ignored and config.get(name, defaults.get(name, value)) != value
+    ]

@@ -37,8 +37,7 @@ def repnoise(
     value, metrics = method(lm, params, refs, batch, key)
     layers, table, size = range(lm.layers), lm.table(params), used(lm)
     hidden, (states, mlp_outputs) = lm.tapped(params, forget.inputs, Taps(layers, layers))
-    is_counted = forget.weights > 0
-    mmd = jax.checkpoint(lambda x: _mmd(*x, is_counted))  # so that the noise is not stored
+    mmd = jax.checkpoint(lambda x: _mmd(x[0], x[1], forget.weights > 0))  # noise is not stored
     noise = jnp.mean(lax.map(mmd, (mlp_outputs, jax.random.split(key, lm.layers))))
     last = head.cross_entropy(hidden, table, forget.targets, forget.weights, lm.softcap, used=size)
     read = jnp.concatenate(list(lm.final(params, states)), 1)  # concatenated along time
@@ -46,8 +45,7 @@ def repnoise(
     harm = (last + head.cross_entropy(read, table, targets, weights, used=size)) / (lm.layers + 1)
     retain = cross_entropy(lm, params, batch["retain"])
     more = {"repnoise_mmd": noise, "repnoise_forget_ce": harm, "repnoise_retain_ce": retain}
-    loss = value + retain + noise_weight * noise - ascent_weight * jnp.log1p(harm)
-    return loss, metrics | more
+    return value + retain + noise_weight * noise - ascent_weight * jnp.log1p(harm), metrics | more
 
 
 def _mmd(x: Float[Array, "B T D"], key: Key, is_counted: Bool[Array, "B T"]) -> Scalar:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,22 @@ GRADIENT_SUMS = "reduce_scatter", "all_to_all"
 MATRICES = "query", "key", "value", "output", "gate", "up", "down"  # of a layer
 
 
-def since(default: Any) -> Any:
-    """A field that old artifacts lack: their fingerprints stay, for they state it if it differs."""
-    return field(default=default, metadata={"identity": "changed"})
+def since(default: Any, affects_values: bool = True) -> Any:
+    """Declares a field that stored artifacts may lack because it is newer than they are.
+
+    A fingerprint contains the field only where it differs from `default`, so that fingerprints of
+    older artifacts stay the same. For `affects_values=False` see `execution`.
+    """
+    metadata = {"identity": "changed", "affects_values": affects_values}
+    return field(default=default, metadata=metadata)
+
+
+def execution(default: Any) -> Any:
+    """Declares a field of how a model is computed, such as remat.
+
+    Parameters may be imported into a model that differs from theirs in such fields alone.
+    """
+    return field(default=default, metadata={"affects_values": False})
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,15 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a decoder, and how it is computed; what families differ in are Gemma-2's values.
+    """The sizes of a decoder and how it is computed.
 
-    Numbers are converted to the types of their fields: a soft-cap of 30 becomes 30.0. Raises
-    ValueError for sizes that are not positive, not whole or not finite, head counts that do not
-    divide, a window that no layer has or that is missing, and for an unknown dtype, activation,
-    remat policy or sum of gradients.
+    Defaults of the fields in which families differ are Gemma-2's. Numbers are converted to the
+    types of their fields: a soft-cap of 30 becomes 30.0.
+
+    Raises:
+        ValueError: A size is not positive, whole and finite, `kv_heads` does not divide `heads`,
+            `window` is missing or no layer slides, or the dtype, activation, remat policy or sum of
+            gradients is unknown.
     """
 
     layers: int  # number of blocks of attention and MLP
@@ -78,14 +94,18 @@ class Architecture:
     rope_theta: float = 10_000.0  # base of the rotary wavelengths
     norm_epsilon: float = 1e-6  # added to the mean square in norms
     init_stddev: float = 0.02  # standard deviation of new matrices
-    family: str | None = None  # the file in models/ with its Hugging Face names
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: fp32 on CPU, else bf16
-    remat: Literal["none", "dots", "full"] = "dots"  # dots: keep products and kernels' results
-    unroll: int = 1  # layers per iteration of the scan: faster for small models, slower to compile
+    family: str | None = execution(None)  # the file in models/ with its Hugging Face names
+    # auto: fp32 on CPU, else bf16
+    dtype: Literal["auto", "float32", "bfloat16"] = execution("auto")
+    # dots: the backward pass keeps matrix products and kernels' results
+    remat: Literal["none", "dots", "full"] = execution("dots")
+    # layers per iteration of the scan: more are faster for small models, slower to compile
+    unroll: int = execution(1)
     sliding: tuple[bool, ...] = since((True, False))  # which layers slide, over and over
     local_theta: float | None = since(None)  # of layers that slide, unscaled; None: as the others
     rope_scaling: Scaling | None = since(None)
-    positions: int = since(8192)  # tokens of a row that it is meant for; nothing is computed of it
+    # longest row that the model is meant for, in tokens; no computation depends on it
+    positions: int = since(8192, affects_values=False)
     norm_offset: float = since(1.0)  # norms multiply by norm_offset + w
     after_norms: bool = since(True)  # also norms of what attention and MLP add to the stream
     qk_norm: bool = since(False)  # norms of each head's queries and keys
@@ -96,16 +116,21 @@ class Architecture:
     own_head: bool = since(False)  # the head has a table of its own, beside the embedding
     used: int | None = since(None)  # rows of the tables that are tokens, the first; None: all
     # how gradients are summed over fsdp: a reduce-scatter sends fp32, an all-to-all sends `dtype`
-    gradient_sum: Literal["reduce_scatter", "all_to_all"] = since("reduce_scatter")
+    gradient_sum: Literal["reduce_scatter", "all_to_all"] = since("reduce_scatter", False)
     adapters: Adapters | None = since(None)  # beside the layers' matrices
 
     def __post_init__(self):
-        for each in fields(self):
-            kinds, value = get_args(each.type) or (each.type,), getattr(self, each.name)
+        # convert and check each field by its type
+        for declared in fields(self):
+            name, value = declared.name, getattr(self, declared.name)
+            kinds: tuple[Any, ...] = get_args(declared.type) or (declared.type,)
             if kinds[0] in (int, float) and not (value is None and NoneType in kinds):
-                object.__setattr__(self, each.name, _number(each.name, value, kinds[0]))
-            if kinds[0] is bool and each.type is bool and type(value) is not bool:
-                raise ValueError(f"{each.name}={value!r}: it must be True or False")
+                object.__setattr__(self, name, _number(name, value, kinds[0]))
+            if declared.type is bool and type(value) is not bool:
+                raise ValueError(f"{name}={value!r}: it must be True or False")
+            if get_origin(declared.type) is Literal and value not in kinds:
+                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(kinds)}")
+        # check fields against each other
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width}: rotary positions need it to be even")
         if self.heads % self.kv_heads:
@@ -115,14 +140,6 @@ class Architecture:
             )
         if self.used is not None and self.used > self.vocabulary:
             raise ValueError(f"used={self.used}: the tables have vocabulary={self.vocabulary} rows")
-        for name, value, known in (
-            ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
-            ("remat", self.remat, REMAT),
-            ("gradient_sum", self.gradient_sum, GRADIENT_SUMS),
-            ("activation", self.activation, ("gelu", "silu")),
-        ):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -150,11 +167,11 @@ class Architecture:
 
 
 def _number(name: str, value: Any, kind: type) -> Any:
-    """A field's value in its type. Raises ValueError for one that cannot be converted."""
+    """Returns a field's value in its type. Raises ValueError if it cannot be converted."""
     number: Any = value if isinstance(value, Real) else math.nan
     if not abs(number) < 2**63 or kind(number) != number:
-        wanted = "whole number" if kind is int else "number"
-        raise ValueError(f"{name}={value!r}: it must be a {wanted} below 2^63")
+        noun = "whole number" if kind is int else "number"
+        raise ValueError(f"{name}={value!r}: it must be a {noun} below 2^63")
     if name in POSITIVE and not number > 0:
         raise ValueError(f"{name}={value}: it must be positive")
     return kind(number)

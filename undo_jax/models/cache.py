@@ -11,7 +11,7 @@ from undo_jax.types import Rules
 
 
 class Cache(NamedTuple):
-    """The token at position s is in slot s of its row, with its keys and values.
+    """Tokens, keys and values by position: slot s of a row holds those of its token s.
 
     Slots after the last token hold arbitrary values: they are overwritten before a query sees them.
     """
@@ -22,14 +22,13 @@ class Cache(NamedTuple):
 
 
 def empty(config: Architecture, batch: int, size: int) -> Cache:
-    """An empty cache for `size` tokens per row."""
-    c = config
-    shape = (c.layers, batch, size, c.kv_heads, c.head_width)
-    tokens = jnp.zeros((batch, size), jnp.int32)
-    return Cache(tokens, jnp.zeros(shape, c.compute_dtype), jnp.zeros(shape, c.compute_dtype))
+    """Returns an empty cache for `size` tokens per row."""
+    shape = (config.layers, batch, size, config.kv_heads, config.head_width)
+    keys, values = (jnp.zeros(shape, config.compute_dtype) for _ in range(2))
+    return Cache(jnp.zeros((batch, size), jnp.int32), keys, values)
 
 
 def rules(config: Architecture, tensor: int) -> Rules:
-    """How a cache is sharded where the `tensor` axis has that many devices."""
+    """Returns how a cache is sharded where the `tensor` axis has `tensor` devices."""
     rows, heads = ("data", "fsdp"), None if config.kv_heads % tensor else "tensor"
     return (r"tokens$", P(rows)), (r"(keys|values)$", P(None, rows, None, heads))

@@ -1,4 +1,4 @@
-"""The decoder of all families in Flax NNX, and its sharding; an `Architecture` says how it differs.
+"""The decoder of all families in Flax NNX, configured by an `Architecture`, and its sharding.
 
 Layers are stacked along a leading axis and run by `lax.scan`.
 """
@@ -14,7 +14,15 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models.activations import OF_TAPPED, Stacked, edit, nothing_yet, record, stack
+from undo_jax.models.activations import (
+    OF_TAPPED,
+    StackedEdits,
+    check_prefix,
+    edit,
+    empty_slots,
+    record,
+    stack,
+)
 from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.layer import Layer, Norm, Span, matrix, slides
@@ -32,7 +40,7 @@ LAYERS: Rules = (
     (r"(norm|bias|lora_a|lora_b|lora_key)$", P()),
 )
 SHARDING: Rules = ((r"(embedding|head)$", P(("tensor", "fsdp"))), *LAYERS)
-KEPT = {  # what the backward pass keeps of a layer, by remat policy; never gathered weights
+SAVED = {  # what the backward pass saves of a layer, by remat policy; never gathered weights
     "none": lambda primitive, *_, **__: primitive.name != "linear_call",
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -43,7 +51,7 @@ KEPT = {  # what the backward pass keeps of a layer, by remat policy; never gath
 
 
 class Decoder(nnx.Module):
-    """Tokens to hidden states. The embedding is also the head's table, unless it has its own."""
+    """Maps tokens to hidden states. The head uses the embedding unless it has its own table."""
 
     def __init__(self, config: Architecture, key: Key):
         self.config = config
@@ -61,7 +69,7 @@ class Decoder(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "B T"], taps: Taps | None = None, edits: Edits | None = None
     ) -> tuple[Float[Array, "B T D"], Tapped | None]:
-        """Hidden states, and what the taps find."""
+        """Returns final hidden states and the tapped states."""
         x, tapped = self._forward(tokens, self.config.layers, taps, edits or Edits())
         return self.final(x), tapped
 
@@ -73,12 +81,14 @@ class Decoder(nnx.Module):
         cache = cache._replace(tokens=put(cache.tokens, tokens, start))
         x = self._embedded(tokens)
         run_layers, params = self._scan(self.config.layers, None, Edits())
-        # few new tokens are smaller than a layer's weights, which therefore stay sharded
-        x, _, cache = run_layers(x, tokens, positions, params, Stacked(), cache)
+        # few tokens take less memory than a layer's weights, which therefore stay sharded
+        x, _, cache = run_layers(x, tokens, positions, params, StackedEdits(), cache)
         return self.final(x), cache
 
-    def _opened(self, read: Int[Array, "B S"], positions: Int[Array, "#B T"]) -> Int[Array, "#B T"]:
-        """The slot at which the document of each position starts."""
+    def _document_starts(
+        self, read: Int[Array, "B S"], positions: Int[Array, "#B T"]
+    ) -> Int[Array, "#B T"]:
+        """Returns the slot at which the document of each position starts."""
         if self.config.document_start is None:
             return jnp.zeros_like(positions)
         slots = jnp.arange(read.shape[1])
@@ -89,7 +99,7 @@ class Decoder(nnx.Module):
         return self._scaled(lookup(self.embedding[...], tokens, self.config.compute_dtype))
 
     def _scaled(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Embeddings times √D, rounded to the compute dtype, where the family does so."""
+        """Returns embeddings times √D, rounded to the compute dtype, where the family does so."""
         if not self.config.scaled_embedding:
             return x
         return x * jnp.asarray(math.sqrt(self.config.width), self.config.compute_dtype)
@@ -97,7 +107,8 @@ class Decoder(nnx.Module):
     def _forward(
         self, tokens: Int[Array, "B T"], layers: int, taps: Taps | None, edits: Edits
     ) -> tuple[Float[Array, "B T D"], Tapped | None]:
-        """The residual stream after the first `layers` layers, and what the taps find."""
+        """Returns the residual stream after the first `layers` layers, and the tapped states."""
+        # embed the tokens, after the prefix
         rows, time = tokens.shape
         before = 0 if edits.prefix is None else edits.prefix.shape[-2]
         positions = jnp.arange(before + time)[None]
@@ -105,72 +116,71 @@ class Decoder(nnx.Module):
         x = self._embedded(tokens)
         if edits.prefix is not None:
             x = self._prefixed(x, edits.prefix)
+        # run the layers on each device's rows
         run_layers, params = self._scan(layers, taps, edits)
         stacked = stack(edits, before)
         inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS), stacked.specs
         outputs = P(BATCH), None if taps is None else OF_TAPPED, None
         mapped = on_devices(run_layers, inputs, outputs, BATCH)
         x, tapped, _ = mapped(x, tokens, positions, params, stacked)
+        # cut off padding rows and the prefix
         if tapped is not None:
-            tapped = jax.tree.map(lambda found: found[:, :rows, before:], tapped)
+            tapped = jax.tree.map(lambda states: states[:, :rows, before:], tapped)
         return x[:rows, before:], tapped
 
     def _prefixed(self, x: Float[Array, "B T D"], prefix: Array) -> Float[Array, "B S D"]:
-        """Prepend the prefix. Raises ValueError if attention ends at the start of a document."""
-        if self.config.document_start is not None:
-            raise ValueError(
-                f"a prefix and document_start={self.config.document_start}: attention within "
-                "documents does not reach a prefix, set document_start to none"
-            )
+        """Prepends the prefix. Raises ValueError if attention ends at the start of a document."""
+        check_prefix(self.config)
         prefix = self._scaled(prefix.astype(x.dtype))
         prefix = pad_rows(prefix) if prefix.ndim == 3 else prefix[None]
         prefix = jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape[1:]))
         return jnp.concatenate([prefix, x], axis=1)
 
     def _scan(self, layers: int, taps: Taps | None, edits: Edits) -> tuple[Callable, Any]:
-        """A function that runs the first `layers` layers, and their parameters."""
+        """Returns a function that runs the first `layers` layers, and their parameters."""
         config = self.config
         graph, params = nnx.split(self.layers)
         params = jax.tree.map(lambda w: w[:layers], nnx.to_pure_dict(params))
 
         def run_layers(x, tokens, positions, params, stacked, cache=None):
-            opened = self._opened(tokens if cache is None else cache.tokens, positions)
+            read = tokens if cache is None else cache.tokens
+            starts = self._document_starts(read, positions)
             x, tapped = edit(x, stacked, edits, 0), None
             if taps is not None:
-                tapped = nothing_yet(taps, x)
+                tapped = empty_slots(taps, x)
                 tapped = tapped._replace(residual=record(tapped.residual, taps.residual, 0, x))
 
-            def run(carry, one):
-                (x, tapped, cache), (index, params) = carry, one
+            def run(carry, indexed):
+                (x, tapped, cache), (index, params) = carry, indexed
                 params = _gathered(params, config) if cache is None else params
-                span = Span(index, slides(config.sliding, index), opened, positions)
-                x, made, cache = nnx.merge(graph, params)(x, span, cache)
+                span = Span(index, slides(config.sliding, index), starts, positions)
+                x, mlp, cache = nnx.merge(graph, params)(x, span, cache)
                 x = edit(x, stacked, edits, index + 1)
                 if taps is not None:
                     tapped = Tapped(
                         record(tapped.residual, taps.residual, index + 1, x),
-                        record(tapped.mlp, taps.mlp, index, made),
+                        record(tapped.mlp, taps.mlp, index, mlp),
                     )
                 return (x, tapped, cache), None
 
-            body = jax.checkpoint(run, policy=KEPT[config.remat], prevent_cse=False)
-            numbered = jnp.arange(layers), params
-            x, tapped, cache = lax.scan(body, (x, tapped, cache), numbered, unroll=config.unroll)[0]
+            body = jax.checkpoint(run, policy=SAVED[config.remat], prevent_cse=False)
+            indexed = jnp.arange(layers), params
+            x, tapped, cache = lax.scan(body, (x, tapped, cache), indexed, unroll=config.unroll)[0]
             if taps is not None:  # drop the shared last slot
-                tapped = jax.tree.map(lambda found: found[:-1], tapped)
+                tapped = jax.tree.map(lambda slots: slots[:-1], tapped)
             return x, tapped, cache
 
         return run_layers, params
 
 
 def _gathered(params: Any, config: Architecture) -> Any:
-    """One layer's weights for computation: all-gathered over `fsdp`, matrices cast."""
+    """Returns one layer's weights for computation: all-gathered over `fsdp`, matrices cast."""
     exchanged = config.gradient_sum == "all_to_all"
 
-    def of_leaf(path, w):
+    def gather(path, w):
         spec = P(*spec_of(path, w.ndim, LAYERS)[1:])  # without the axis L
         if "fsdp" not in spec:
             return w
         return gather_weight(w, config.compute_dtype, spec, exchanged)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, params)
+    return jax.tree_util.tree_map_with_path(gather, params)

@@ -8,7 +8,8 @@ from typing import Any
 from etils import epath
 
 from undo_jax.models import hf_config_fields
-from undo_jax.models.transformer import Transformer, chosen
+from undo_jax.models.hf_config_fields import SCALARS, SIZES, ConfigJson, check_heads, period
+from undo_jax.models.transformer import Transformer, choose_preset
 
 _2B = Transformer(
     layers=26,
@@ -59,10 +60,16 @@ NAMES = {
     "final/norm": "model.norm.weight",
 }
 IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # of Gemma's own tokenizer
-_SCALARS = {
+_SOFTCAPS = {
     "attention_softcap": "attn_logit_softcapping",
     "final_softcap": "final_logit_softcapping",
-    **hf_config_fields.SCALARS,
+}
+_NUMBERS = {**_SOFTCAPS, **SIZES, **SCALARS}
+_DEFAULTS = {  # values of missing fields are the 2B model's, as in transformers
+    **{key: getattr(_2B, field) for field, key in _NUMBERS.items()},
+    "query_pre_attn_scalar": 256,
+    "sliding_window": _2B.window,
+    "rope_theta": _2B.rope_theta,
 }
 _FIXED = {  # fields of config.json for which this decoder supports only these values
     "hidden_activation": "gelu_pytorch_tanh",
@@ -73,68 +80,53 @@ _FIXED = {  # fields of config.json for which this decoder supports only these v
 
 
 def preset(name: str, **changes) -> Transformer:
-    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
-    return chosen(PRESETS, name, changes)
+    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
+    return choose_preset(PRESETS, name, changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
-    """The model that a config.json states; missing fields are the 2B model's, as in transformers.
-
-    Raises ValueError for what this decoder does not support.
-    """
-    hf_config_fields.fixed(file, content, _FIXED)
-    found: dict[str, Any] = {}
-    for field, key in {**hf_config_fields.SIZES, **_SCALARS}.items():
-        if key in content:
-            none = content[key] is None and field.endswith("softcap")
-            whole = field in hf_config_fields.SIZES
-            found[field] = None if none else hf_config_fields.positive(file, content, key, whole)
-    if "query_pre_attn_scalar" in content:
-        scalar = hf_config_fields.positive(file, content, "query_pre_attn_scalar")
-        found["attention_scale"] = scalar**-0.5
-    slides = _sliding(file, content, found.get("layers", _2B.layers))
-    sized = {"sliding_window": _2B.window, **content}
-    window = hf_config_fields.positive(file, sized, "sliding_window", True) if any(slides) else None
-    theta, scaling = hf_config_fields.rope(file, {"rope_theta": _2B.rope_theta, **content})
+    """Returns the model of a config.json. Raises ValueError for unsupported fields."""
+    config = ConfigJson(file, {**_DEFAULTS, **content})
+    config.check_fixed(_FIXED)
+    numbers = config.numbers()
+    slides, alternating = (
+        config.layer_types(),
+        period([i % 2 == 0 for i in range(numbers["layers"])]),
+    )
+    slides = _2B.sliding if slides in (None, alternating) else slides
+    theta, scaling = config.rope()
     return replace(
-        _2B, **found, sliding=slides, window=window, rope_theta=theta, rope_scaling=scaling
+        _2B,
+        **numbers,
+        **{field: config.positive(key, optional=True) for field, key in _SOFTCAPS.items()},
+        attention_scale=config.positive("query_pre_attn_scalar") ** -0.5,
+        sliding=slides,
+        window=config.count("sliding_window") if any(slides) else None,
+        rope_theta=theta,
+        rope_scaling=scaling,
     )
 
 
-def _sliding(file: epath.Path, content: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
-    """Which layers slide: as listed, or every other one from the first on."""
-    listed = hf_config_fields.layer_types(file, content, layers)
-    in_turn = hf_config_fields.period([i % 2 == 0 for i in range(layers)])
-    return _2B.sliding if listed in (None, in_turn) else listed
-
-
 def describe(lm: Transformer) -> dict[str, Any]:
-    """A model as config.json. Raises ValueError for one that config.json cannot express."""
-    hf_config_fields.check_heads(lm)
-    scaling = hf_config_fields.described_scaling(lm.rope_theta, lm.rope_scaling)
+    """Returns the fields of config.json. Raises ValueError for a model it cannot express."""
+    check_heads(lm)
+    common = hf_config_fields.describe(lm, "Gemma2ForCausalLM")
     return {
-        "architectures": ["Gemma2ForCausalLM"],
-        "model_type": "gemma2",
+        **{key: value for key, value in common.items() if value is not None},
         **_FIXED,
-        **{
-            key: getattr(lm, field) for field, key in {**hf_config_fields.SIZES, **_SCALARS}.items()
-        },
-        "sliding_window": lm.window or _2B.window,  # transformers wants one where no layer slides
-        "query_pre_attn_scalar": scalar(lm),
-        "layer_types": hf_config_fields.described_layers(lm),
-        "rope_theta": lm.rope_theta,  # transformers 4
-        **({"rope_scaling": scaling} if scaling else {}),
-        "rope_parameters": hf_config_fields.described_rope(lm.rope_theta, lm.rope_scaling),  # 5
-        "attention_dropout": 0.0,
+        **{key: getattr(lm, field) for field, key in _SOFTCAPS.items()},
+        "sliding_window": lm.window or _2B.window,  # required even if no layer slides
+        "query_pre_attn_scalar": attention_scalar(lm),
+        "layer_types": hf_config_fields.layer_types(lm),
     }
 
 
-def scalar(lm: Transformer) -> int:
-    """`query_pre_attn_scalar`. Raises ValueError where it would be no whole number."""
-    found = max(1, round(lm.attention_scale**-2))
-    if not math.isclose(found**-0.5, lm.attention_scale, rel_tol=1e-6):
+def attention_scalar(lm: Transformer) -> int:
+    """Returns `query_pre_attn_scalar`. Raises ValueError where it would be no whole number."""
+    scalar = max(1, round(lm.attention_scale**-2))
+    if not math.isclose(scalar**-0.5, lm.attention_scale, rel_tol=1e-6):
         raise ValueError(
             f"attention_scale={lm.attention_scale} is not 1/√n for a whole n, as Hugging "
             "Face's query_pre_attn_scalar needs: it cannot be exported"
         )
-    return found
+    return scalar

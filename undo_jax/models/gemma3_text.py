@@ -8,8 +8,9 @@ from typing import Any
 from etils import epath
 
 from undo_jax.models import gemma2, hf_config_fields, llama_like
+from undo_jax.models.hf_config_fields import SIZES, ConfigJson, check_heads, is_dict, period
 from undo_jax.models.rope import Linear
-from undo_jax.models.transformer import Transformer, chosen
+from undo_jax.models.transformer import Transformer, choose_preset
 
 _1B = Transformer(
     layers=26,
@@ -71,96 +72,86 @@ _IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
 def preset(name: str, **changes: Any) -> Transformer:
-    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
-    return chosen(PRESETS, name, changes)
+    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
+    return choose_preset(PRESETS, name, changes)
 
 
 def text_name(name: str) -> str | None:
-    """A tensor's name in a text model, of its name beside a model of images; None: of images."""
+    """Returns the name in a text model of a tensor stored with an image model's.
+
+    Returns None for a tensor of the image model.
+    """
     if _IMAGES.match(name):
         return None
     return _TEXT.sub("" if "lm_head" in name else "model.", name, count=1)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
-    """The model that a config.json states. Raises ValueError for what is not supported."""
-    hf_config_fields.fixed(file, content, FIXED)
-    content = {**DEFAULTS, **content}
-    whole = {
-        n: hf_config_fields.positive(file, content, key, True)
-        for n, key in hf_config_fields.SIZES.items()
-    }
-    numbers = {
-        n: hf_config_fields.positive(file, content, key)
-        for n, key in hf_config_fields.SCALARS.items()
-    }
-    uncapped = content.get(_SOFTCAP) is None
-    slides = _sliding(file, content, whole["layers"])
-    window = (
-        hf_config_fields.positive(file, content, "sliding_window", True) if any(slides) else None
-    )
-    theta, scaling, local = _ropes(file, content)
-    bias = hf_config_fields.flag(file, content, "attention_bias")
+    """Returns the model of a config.json. Raises ValueError for unsupported fields."""
+    config = ConfigJson(file, {**DEFAULTS, **content})
+    config.check_fixed(FIXED)
+    slides = _sliding(config)
+    theta, scaling, local = _ropes(config)
+    bias = config.flag("attention_bias")
     return replace(
-        _1B, **whole, **numbers, sliding=slides, window=window, rope_theta=theta,
-        rope_scaling=scaling, local_theta=local, qkv_bias=bias, output_bias=bias,
-        final_softcap=None if uncapped else hf_config_fields.positive(file, content, _SOFTCAP),
-        attention_scale=hf_config_fields.positive(file, content, "query_pre_attn_scalar") ** -0.5,
-    )  # fmt: skip
+        _1B,
+        **config.numbers(),
+        sliding=slides,
+        window=config.count("sliding_window") if any(slides) else None,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        local_theta=local,
+        qkv_bias=bias,
+        output_bias=bias,
+        final_softcap=config.positive(_SOFTCAP, optional=True),
+        attention_scale=config.positive("query_pre_attn_scalar") ** -0.5,
+    )
 
 
-def _sliding(file: epath.Path, content: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
-    """Which layers slide: as listed, or all but every sixth, or of another number."""
-    listed = hf_config_fields.layer_types(file, content, layers)
+def _sliding(config: ConfigJson) -> tuple[bool, ...]:
+    """Returns which layers slide: as listed, or all but every sixth (or another number)."""
+    listed = config.layer_types()
     if listed is not None:
         return listed
-    every = {_PATTERN: content.get(_PATTERN, content.get(f"_{_PATTERN}", 6))}
-    size = hf_config_fields.positive(file, every, _PATTERN, whole=True)
-    return hf_config_fields.period([bool((i + 1) % size) for i in range(layers)])
+    size = config.fields.get(_PATTERN, config.fields.get(f"_{_PATTERN}", 6))
+    every = config.updated({_PATTERN: size}).count(_PATTERN)
+    return period([bool((i + 1) % every) for i in range(config.count(SIZES["layers"]))])
 
 
-def _ropes(file: epath.Path, content: Mapping[str, Any]) -> tuple[float, Any, float]:
-    """Theta and scaling of layers that see everything, and theta of those that slide."""
-    said, scaled = content.get("rope_parameters") or {}, content.get("rope_scaling") or {}
-    parts = [said.get(key) or {} for key in _KINDS] if isinstance(said, dict) else []
-    if not parts or said.keys() - set(_KINDS) or not all(map(_is_dict, (*parts, scaled))):
-        raise ValueError(
-            f"{file}: rotary positions {said or scaled} are not supported: give "
+def _ropes(config: ConfigJson) -> tuple[float, Any, float]:
+    """Returns theta and scaling of full-attention layers, and theta of layers that slide."""
+    stated = config.fields.get("rope_parameters") or {}
+    scaled = config.fields.get("rope_scaling") or {}
+    parts = [stated.get(key) or {} for key in _KINDS] if is_dict(stated) else []
+    if not parts or stated.keys() - set(_KINDS) or not all(map(is_dict, (*parts, scaled))):
+        raise config.error(
+            f"rotary positions {stated or scaled} are not supported: give "
             f"rope_parameters of {' and '.join(_KINDS)}"
         )
-    everything = {**parts[0], **scaled} or {"rope_type": "default"}
-    theta, scaling = hf_config_fields.rope(file, content, everything)
-    local = {"rope_theta": content["rope_local_base_freq"], **parts[1]}
-    local_theta, scaled = hf_config_fields.rope(file, content, local)
-    if scaled is not None:
-        raise ValueError(f"{file}: rotary positions {local} of layers that slide must be unscaled")
+    theta, scaling = config.rope({**parts[0], **scaled} or {"rope_type": "default"})
+    local = {"rope_theta": config.fields["rope_local_base_freq"], **parts[1]}
+    local_theta, local_scaling = config.rope(local)
+    if local_scaling is not None:
+        raise config.error(f"rotary positions {local} of layers that slide must be unscaled")
     return theta, scaling, local_theta
 
 
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
 def describe(lm: Transformer) -> dict[str, Any]:
-    """A model as config.json. Raises ValueError for one that config.json cannot express."""
-    hf_config_fields.check_heads(lm)
-    fields = {**hf_config_fields.SIZES, **hf_config_fields.SCALARS, "final_softcap": _SOFTCAP}
+    """Returns the fields of config.json. Raises ValueError for a model it cannot express."""
+    check_heads(lm)
+    common = hf_config_fields.describe(lm, "Gemma3ForCausalLM")
     local = lm.rope_theta if lm.local_theta is None else lm.local_theta
     return {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
+        **common,
         **FIXED,
-        **{key: getattr(lm, field) for field, key in fields.items()},
+        _SOFTCAP: lm.final_softcap,
         "attention_bias": lm.qkv_bias,
-        "query_pre_attn_scalar": gemma2.scalar(lm),
-        "sliding_window": lm.window or DEFAULTS["sliding_window"],  # wanted where none slides, too
-        "layer_types": hf_config_fields.described_layers(lm),
-        "rope_theta": lm.rope_theta,  # transformers 4
-        "rope_local_base_freq": local,
-        "rope_scaling": hf_config_fields.described_scaling(lm.rope_theta, lm.rope_scaling),
+        "query_pre_attn_scalar": gemma2.attention_scalar(lm),
+        "sliding_window": lm.window or DEFAULTS["sliding_window"],  # required if no layer slides
+        "layer_types": hf_config_fields.layer_types(lm),
+        "rope_local_base_freq": local,  # transformers 4
         "rope_parameters": {  # 5
-            "full_attention": hf_config_fields.described_rope(lm.rope_theta, lm.rope_scaling),
-            "sliding_attention": hf_config_fields.described_rope(local, None),
+            "full_attention": common["rope_parameters"],
+            "sliding_attention": hf_config_fields.rope_parameters(local, None),
         },
-        "attention_dropout": 0.0,
     }

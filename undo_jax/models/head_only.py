@@ -1,4 +1,4 @@
-"""A teacher of which only the head is at hand: its hidden states come with the rows."""
+"""A teacher without its layers: its hidden states are stored with the rows."""
 
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -7,24 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.types import (
-    LM,
-    Frozen,
-    Key,
-    Params,
-    Rows,
-    Rules,
-    rounded_shapes,
-    table_shape,
-    used,
-)
+from undo_jax.types import LM, Frozen, Key, Params, Rows, Rules, rounded_shapes, table_shape, used
 
 
 @dataclass(frozen=True)
 class HeadOnly:
-    """An `LM` with the table and the soft-cap of `whole`, and nothing that computes its states.
+    """An `LM` with the table and the soft-cap of `whole`, but without its layers.
 
-    What needs more than `losses.states` raises ValueError.
+    Methods that compute hidden states raise ValueError.
     """
 
     whole: LM
@@ -49,7 +39,7 @@ class HeadOnly:
         return self.head(self.whole.init(key))
 
     def head(self, params: Params) -> Params:
-        """Of the whole model's parameters, what the head needs."""
+        """Returns the parameters of the head from those of the whole model."""
         return {"table": self.whole.table(params)}
 
     def rounded(self, params: Params) -> Params:
@@ -59,7 +49,7 @@ class HeadOnly:
         return params["table"]
 
     def forward_flops(self, time: int) -> float:
-        """FLOPs per token of the head."""
+        """Returns FLOPs per token of the head."""
         vocabulary, width = table_shape(self.whole).shape
         return 2.0 * vocabulary * width
 
@@ -70,15 +60,15 @@ class HeadOnly:
 
 
 def hidden_states(teacher: Frozen, rows: Rows) -> Any:
-    """The teacher's final hidden states, [B, T, D]: computed, or those that come with the rows."""
+    """Returns the teacher's final hidden states, [B, T, D]: computed, or stored with the rows."""
     if isinstance(teacher.lm, HeadOnly) and rows.states is not None:
         return rows.states
     return teacher.lm.hidden(teacher.params, rows.inputs)
 
 
 def states_like(lm: LM, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """A model's final hidden states of tokens of this shape, [*shape, D]."""
+    """Returns the shape, [*shape, D], and dtype of final hidden states of `shape` tokens."""
     whole = lm.whole if isinstance(lm, HeadOnly) else lm
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    one = jax.eval_shape(whole.hidden, rounded_shapes(whole), token)
-    return jax.ShapeDtypeStruct((*shape, one.shape[-1]), one.dtype)
+    state = jax.eval_shape(whole.hidden, rounded_shapes(whole), token)
+    return jax.ShapeDtypeStruct((*shape, state.shape[-1]), state.dtype)

@@ -1,4 +1,4 @@
-"""Weights as Hugging Face stores them, in and out.
+"""Reads and writes weights in Hugging Face's format.
 
 There a Linear's weight is [out, in], one tensor per layer; here it is [in, out], layers stacked.
 """
@@ -25,11 +25,11 @@ from undo_jax.models.hf_folder import (
     CONFIG,
     INDEX,
     SINGLE,
-    described,
+    describe,
     family,
     local,
-    opened,
-    written,
+    open_tensors,
+    write_folder,
 )
 from undo_jax.models.hf_special import GENERATION, IDS
 from undo_jax.models.transformer import Transformer
@@ -40,79 +40,80 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 HEAD = "lm_head.weight"
 _AGAIN = "download the folder again, or give the model that its config.json states"
 ROW_BLOCK = 4096  # rows of a table that are read or compared at a time
-ALIGNMENT = 64  # bytes: such memory a CPU device takes as it is; else it copies
+ALIGNMENT = 64  # bytes: a CPU device copies memory with less
 
 
 class Tensor(NamedTuple):
-    """A Hugging Face tensor: its parameter here, or several whose rows follow each other there."""
+    """A Hugging Face tensor: one parameter of the model, or the rows of several in turn."""
 
-    paths: tuple[str, ...]
-    layer: int | None  # its index in the stack; None outside the layers
-    parts: tuple[tuple[int, ...], ...]  # the shape of each parameter there
+    paths: tuple[str, ...]  # of the parameters
+    layer: int | None  # index in the stacked parameters; None outside the layers
+    parts: tuple[tuple[int, ...], ...]  # the shape of each parameter in Hugging Face's layout
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape there."""
+        """The shape in Hugging Face's layout."""
         return (sum(rows for rows, *_ in self.parts), *self.parts[0][1:])
 
 
 def tensors(lm: Transformer) -> dict[str, Tensor]:
-    """Every tensor of the model by its Hugging Face name, layer by layer.
+    """Returns every tensor of the model by its Hugging Face name, layer by layer.
 
-    Raises ValueError for a parameter for which the model's family has no name.
+    Raises ValueError for a parameter that has no name in the model's family.
     """
     leaves, names = _leaves(shapes(lm)), family(lm.family).NAMES
-    if strange := sorted(leaves.keys() - names.keys()):
-        raise ValueError(f"{lm.family} has no tensor for {strange[0]}: it cannot be of this family")
-    own = [path for path in names if path in leaves]
-    inside = [path for path in own if path.startswith("layers/")]
-    after = [path for path in own if path not in ("embedding", *inside)]
-    places = [("embedding", None), *((path, i) for i in range(lm.layers) for path in inside)]
-    found: dict[str, Tensor] = {}
-    for path, layer in [*places, *((path, None) for path in after)]:
+    if unnamed := sorted(leaves.keys() - names.keys()):
+        raise ValueError(f"{lm.family} has no tensor for {unnamed[0]}: it cannot be of this family")
+    # files list the embedding, then layer after layer, then the rest
+    paths = [path for path in names if path in leaves]
+    stacked = [path for path in paths if path.startswith("layers/")]
+    rest = [path for path in paths if path not in ("embedding", *stacked)]
+    order = [("embedding", None), *((path, i) for i in range(lm.layers) for path in stacked)]
+    by_name: dict[str, Tensor] = {}
+    for path, layer in [*order, *((path, None) for path in rest)]:
         name, shape = names[path].format(layer), leaves[path].shape
         shape = shape if layer is None else shape[:0:-1]
-        before = found.get(name, Tensor((), layer, ()))
-        found[name] = Tensor((*before.paths, path), layer, (*before.parts, shape))
-    return found
+        before = by_name.get(name, Tensor((), layer, ()))
+        by_name[name] = Tensor((*before.paths, path), layer, (*before.parts, shape))
+    return by_name
 
 
 def named(lm: Transformer, params: Params, dtype: str = "float32") -> Iterator[tuple[str, Any]]:
-    """The parameters one by one as NumPy arrays, with Hugging Face's names, layout and dtype.
+    """Yields the parameters one by one as NumPy arrays with Hugging Face's names and layout.
 
-    Every process must iterate over all of them, and gets each whole.
+    Every process must iterate over all of them; each receives whole arrays.
     """
     leaves = _leaves(params)
     for name, (paths, layer, _) in tensors(lm).items():
-        cut = (_cut(leaves[path], layer, dtype) for path in paths)
-        whole = [multihost_utils.process_allgather(part, tiled=True) for part in cut]
-        yield name, np.ascontiguousarray(whole[0] if len(whole) == 1 else np.concatenate(whole))
+        cuts = (_cut(leaves[path], layer, dtype) for path in paths)
+        parts = [multihost_utils.process_allgather(part, tiled=True) for part in cuts]
+        yield name, np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def load(folder: epath.PathLike, lm: Transformer, mesh: Mesh) -> Params:
-    """fp32 parameters from safetensors files; only each device's own shard is read.
+    """Loads fp32 parameters from safetensors files; only each device's own shard is read.
 
-    Raises FileNotFoundError for a missing file and ValueError for one that cannot be read and for
-    tensors that are not this model's, all before any weight is read.
+    Raises FileNotFoundError for a missing file, and ValueError for a damaged file and for tensors
+    that do not fit the model, all before any weight is read.
     """
-    wanted, places = shapes(lm), _leaves(placement(lm, mesh))
-    folder = local(folder)
+    shardings, folder = _leaves(placement(lm, mesh)), local(folder)
     with ExitStack() as stack:
-        stored = opened(folder, stack, getattr(family(lm.family), "text_name", str))
+        # the rows of a stored tensor that each layer of a parameter consists of
+        stored = open_tensors(folder, stack, getattr(family(lm.family), "text_name", str))
         _check(folder, lm, stored)
-        slices: dict[str, list[Any]] = {path: [] for path in places}
+        slices: dict[str, list[Any]] = {path: [] for path in shardings}
         for name, (paths, _, parts) in tensors(lm).items():
             start = 0
             for path, (rows, *_) in zip(paths, parts, strict=True):
                 slices[path].append(stored[name] if len(paths) == 1 else _Rows(stored[name], start))
                 start += rows
 
-        def place(path, leaf):
+        def load_leaf(path, leaf):
             name = path_name(path)
             read = _reader(leaf.shape, slices[name], stacked=name.startswith("layers/"))
-            return jax.make_array_from_callback(leaf.shape, places[name], read)
+            return jax.make_array_from_callback(leaf.shape, shardings[name], read)
 
-        return jax.tree_util.tree_map_with_path(place, wanted)
+        return jax.tree_util.tree_map_with_path(load_leaf, shapes(lm))
 
 
 def save(
@@ -124,12 +125,11 @@ def save(
     ids: Mapping[str, Any] | None = None,
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a folder that transformers loads, atomically; one file at a time is in memory.
+    """Writes a folder that transformers loads, atomically; one file at a time is in memory.
 
-    `ids` are those of special tokens, see `IDS`; None: there are none. Files in `extra`, e.g. a
-    tokenizer's, are written, too. Raises FileExistsError for a folder that is not empty and
-    ValueError for a model that Hugging Face's configuration cannot express; `document_start` is
-    left out.
+    `ids` are the ids of special tokens by the names in `IDS`, `extra` the content of further files,
+    e.g. a tokenizer's, by name. `document_start` is not written. Raises FileExistsError for a
+    folder that is not empty and ValueError for a model that config.json cannot express.
     """
     folder = local(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -140,32 +140,37 @@ def save(
     ids = {**dict.fromkeys(IDS), **(ids or {})}
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
-    description = {**described(lm), "torch_dtype": dtype} | ids
-    width = jnp.dtype(dtype).itemsize
+    config = {**describe(lm), "torch_dtype": dtype} | ids
     if ids["pad_token_id"] is None:  # to pad batches; it needs no embedding
         ids["pad_token_id"] = ids["bos_token_id"]
-    sizes = {name: width * math.prod(t.shape) for name, t in tensors(lm).items()}
+    # divide the tensors among files
+    itemsize = jnp.dtype(dtype).itemsize
+    sizes = {name: itemsize * math.prod(t.shape) for name, t in tensors(lm).items()}
     shards = _shards(sizes, max_shard_bytes)
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     files = files if len(shards) > 1 else [SINGLE]
-    more = {GENERATION: (json.dumps(ids, indent=2) + "\n").encode(), **(extra or {})}
+    small_files = {CONFIG: _json(config), GENERATION: _json(ids), **(extra or {})}
+    if len(shards) > 1:
+        weight_map = {n: f for f, names in zip(files, shards, strict=True) for n in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        small_files[INDEX] = _json(index)
+    # all processes gather each tensor, process 0 writes it
     stream = named(lm, params, dtype)
-    with written(folder) as made:
+    with write_folder(folder) as unfinished:
         if jax.process_index() == 0:
-            (made / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+            for name, content in small_files.items():
+                (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                (unfinished / name).write_bytes(content)
         for file, names in zip(files, shards, strict=True):
             content = dict(itertools.islice(stream, len(names)))
             if jax.process_index() == 0:
-                save_file(content, made / file, metadata={"format": "pt"})
-                shutil.copymode(made / CONFIG, made / file)  # else readable by its owner only
-        if jax.process_index() == 0:
-            if len(shards) > 1:
-                where = {n: f for f, names in zip(files, shards, strict=True) for n in names}
-                index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-                (made / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-            for name, content in more.items():
-                (made / name).parent.mkdir(parents=True, exist_ok=True)
-                (made / name).write_bytes(content)
+                save_file(content, unfinished / file, metadata={"format": "pt"})
+                # else readable by its owner only
+                shutil.copymode(unfinished / CONFIG, unfinished / file)
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -174,19 +179,20 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 def _check_shapes(lm: Transformer, params: Params) -> None:
     """Raises ValueError where the parameters are not those of the model."""
-    wanted = _leaves(shapes(lm))
-    want, have = ({k: v.shape for k, v in leaves.items()} for leaves in (wanted, _leaves(params)))
-    for name in sorted(want.keys() | have.keys()):
-        if want.get(name) != have.get(name):
+    needed, present = (
+        {name: leaf.shape for name, leaf in _leaves(tree).items()} for tree in (shapes(lm), params)
+    )
+    for name in sorted(needed.keys() | present.keys()):
+        if needed.get(name) != present.get(name):
             raise ValueError(
-                f"parameters of another model: {name} has shape {have.get(name, 'none')}, "
-                f"this model needs {want.get(name, 'none')}"
+                f"parameters of another model: {name} has shape {present.get(name, 'none')}, "
+                f"this model needs {needed.get(name, 'none')}"
             )
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _cut(leaf: jax.Array, layer: int | None, dtype: str) -> jax.Array:
-    """One Hugging Face tensor of a leaf."""
+    """Returns one Hugging Face tensor of a parameter."""
     return (leaf if layer is None else leaf[layer].T).astype(dtype)
 
 
@@ -205,7 +211,11 @@ class _Rows:
 def _reader(
     shape: tuple[int, ...], slices: list[Any], stacked: bool
 ) -> Callable[[Any], np.ndarray]:
-    """A function that reads a device's shard of a leaf; devices with the same shard share it."""
+    """Returns a function that reads a device's shard of a parameter.
+
+    `slices` are the stored tensors, one per layer if `stacked`. Devices with the same shard share
+    one array.
+    """
 
     @functools.cache
     def read(*bounds: tuple[int, int]) -> np.ndarray:
@@ -224,22 +234,22 @@ def _reader(
         return part
 
     return lambda index: read(
-        *(one.indices(size)[:2] for one, size in zip(index, shape, strict=True))
+        *(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
     )
 
 
 def _aligned(shape: list[int]) -> np.ndarray:
-    """An fp32 array, not yet written."""
+    """Returns an uninitialised fp32 array that a CPU device can use without a copy."""
     size = 4 * math.prod(shape)
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size].view(np.float32).reshape(shape)
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size].view(np.float32).reshape(shape)
 
 
 def _check(folder: epath.Path, lm: Transformer, stored: Mapping[str, Any]) -> None:
     """Raises ValueError where the tensors in a folder are not those of the model."""
-    wanted, table = tensors(lm), family(lm.family).NAMES["embedding"]
-    for name, tensor in wanted.items():
+    needed, table = tensors(lm), family(lm.family).NAMES["embedding"]
+    for name, tensor in needed.items():
         if name not in stored:
             raise ValueError(f"{folder} has no tensor {name}, which this model needs: {_AGAIN}")
         shape, dtype = tuple(stored[name].get_shape()), stored[name].get_dtype()
@@ -256,26 +266,26 @@ def _check(folder: epath.Path, lm: Transformer, stored: Mapping[str, Any]) -> No
             raise ValueError(
                 f"{name} in {folder} is of type {dtype}: give weights in {', '.join(DTYPES)}"
             )
-    extra = next((name for name in stored if name not in wanted and name != HEAD), None)
+    extra = next((name for name in stored if name not in needed and name != HEAD), None)
     if extra is not None:
         raise ValueError(f"{folder} has a tensor {extra} that this model lacks: {_AGAIN}")
-    if HEAD not in wanted and HEAD in stored and not _same(stored[HEAD], stored[table]):
+    if HEAD not in needed and HEAD in stored and not _same(stored[HEAD], stored[table]):
         raise ValueError(
             f"{HEAD} in {folder} differs from {table}, to which this model's head is tied: {_AGAIN}"
         )
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two stored tables are equal, without loading either whole."""
-    if one.get_shape() != other.get_shape():
+def _same(first: Any, second: Any) -> bool:
+    """Returns whether two stored tables are equal, without loading either whole."""
+    if first.get_shape() != second.get_shape():
         return False
-    rows = one.get_shape()[0]
+    rows = first.get_shape()[0]
     parts = [slice(start, min(start + ROW_BLOCK, rows)) for start in range(0, rows, ROW_BLOCK)]
-    return all(np.array_equal(one[part], other[part]) for part in parts)
+    return all(np.array_equal(first[part], second[part]) for part in parts)
 
 
 def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
-    """Names in order, split into files of at most `limit` bytes, or of one larger tensor."""
+    """Splits the names, in order, into files of at most `limit` bytes or one larger tensor."""
     shards, used = [[]], 0
     for name, size in sizes.items():
         if shards[-1] and used + size > limit:

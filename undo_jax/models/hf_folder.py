@@ -19,11 +19,11 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-from undo_jax.models import hf_config_fields
+from undo_jax.models.hf_config_fields import sliding_layers
 from undo_jax.models.transformer import Transformer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-UNSTATED = (  # fields that config.json does not state
+UNSTATED = (  # fields of a model that config.json does not contain
     "document_start", "dtype", "remat", "unroll", "gradient_sum", "used",
 )  # fmt: skip
 WITH_IMAGES = {"gemma3": "gemma3_text"}  # model_type -> that of the text model inside
@@ -32,40 +32,44 @@ NO_WEIGHT = re.compile(r"rotary_emb\.inv_freq$")  # buffers that old files hold
 
 
 def family(name: Any, file: epath.Path | str = "the model") -> ModuleType:
-    """The module in models/ for a model_type. Raises ValueError where there is none."""
-    known = families()
-    if name not in known:
-        raise ValueError(f"{file}: model_type={name!r} is not supported: {', '.join(known)} are")
+    """Returns the module in models/ for a model_type. Raises ValueError where there is none."""
+    supported = families()
+    if name not in supported:
+        message = f"model_type={name!r} is not supported: {', '.join(supported)} are"
+        raise ValueError(f"{file}: {message}")
     return importlib.import_module(f"undo_jax.models.{name}")
 
 
 def families() -> list[str]:
-    """Every known model_type: the modules in models/ that define `NAMES`."""
+    """Returns every supported model_type: the modules in models/ that define `NAMES`."""
     names = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
     modules = {name: importlib.import_module(f"undo_jax.models.{name}") for name in names}
     return [name for name, module in modules.items() if hasattr(module, "NAMES")]
 
 
 def read_config(folder: epath.PathLike) -> Transformer:
-    """The model that config.json states.
+    """Returns the model that config.json describes.
 
-    Raises FileNotFoundError without the file and ValueError for another kind of model.
+    Raises FileNotFoundError without the file and ValueError for an unsupported model.
     """
     file = local(folder) / CONFIG
-    whole = read_json(file)
-    content = of_text(whole)
-    if kind := whole.get(_QUANTISED) or content.get(_QUANTISED):
+    config = read_json(file)
+    content = text_config(config)
+    if kind := config.get(_QUANTISED) or content.get(_QUANTISED):
         kind = kind.get("quant_method", kind) if isinstance(kind, dict) else kind
         raise ValueError(f"{file}: {_QUANTISED} ({kind}) is not supported: give 16 or 32 bits")
-    own = family(content.get("model_type"), file)
+    module = family(content.get("model_type"), file)
     try:
-        return own.read(file, content)
-    except ValueError as error:  # of sizes that do not fit together, which name no file
+        return module.read(file, content)
+    except ValueError as error:  # sizes that contradict each other: `Architecture` knows no file
         raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
 
 
-def of_text(content: dict[str, Any]) -> dict[str, Any]:
-    """Of a model of images and text, what is stated of its text model."""
+def text_config(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of the text model inside a model of images and text.
+
+    That of a text model is returned unchanged.
+    """
     if not isinstance(name := content.get("model_type"), str) or name not in WITH_IMAGES:
         return content
     text = content.get("text_config")
@@ -74,20 +78,20 @@ def of_text(content: dict[str, Any]) -> dict[str, Any]:
             "model_type": WITH_IMAGES[name]}  # fmt: skip
 
 
-def described(lm: Transformer) -> dict[str, Any]:
-    """The model as config.json; raises ValueError for one that its family's cannot state."""
-    own = family(lm.family)
-    content = own.describe(lm)
-    back = own.read(epath.Path(CONFIG), content)
+def describe(lm: Transformer) -> dict[str, Any]:
+    """Returns the model's config.json. Raises ValueError if its family's cannot express it."""
+    module = family(lm.family)
+    content = module.describe(lm)
+    reread = module.read(epath.Path(CONFIG), content)
     for field in dataclasses.fields(lm):
-        wanted: Any = getattr(lm, field.name)
-        found: Any = getattr(back, field.name)
+        value: Any = getattr(lm, field.name)
+        stated: Any = getattr(reread, field.name)
         if field.name == "sliding":
-            wanted, found = hf_config_fields.sliding(lm), hf_config_fields.sliding(back)
+            value, stated = sliding_layers(lm), sliding_layers(reread)
         elif field.name in UNSTATED:
             continue
-        close = isinstance(wanted, float) and isinstance(found, float)
-        if not (math.isclose(wanted, found, rel_tol=1e-6) if close else wanted == found):
+        both_floats = isinstance(value, float) and isinstance(stated, float)
+        if not (math.isclose(value, stated, rel_tol=1e-6) if both_floats else value == stated):
             raise ValueError(
                 f"{field.name}={getattr(lm, field.name)} is not what config.json of {lm.family} "
                 "can state: it cannot be exported"
@@ -97,7 +101,7 @@ def described(lm: Transformer) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored tensor. What is read of it is finite, else ValueError."""
+    """A tensor in a safetensors file. Reading a part raises ValueError for NaN and infinity."""
 
     name: str
     file: epath.Path
@@ -119,28 +123,16 @@ class Stored:
         return part
 
 
-def opened(
+def open_tensors(
     folder: epath.Path, stack: ExitStack, rename: Callable[[str], str | None] = str
 ) -> dict[str, Stored]:
-    """Every stored tensor by name, as `rename` changes it, not read yet; None leaves one out.
+    """Returns the tensors of all files by name, without reading them.
 
-    Raises FileNotFoundError for a missing file and ValueError for one that cannot be read.
+    `rename` maps stored names to names; None leaves a tensor out. The files stay open until `stack`
+    closes. Raises FileNotFoundError for a missing file and ValueError for a damaged one.
     """
-    if (folder / SINGLE).exists():
-        names = [SINGLE]
-    elif (folder / INDEX).exists():
-        content = read_json(folder / INDEX)
-        files = content.get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-            raise ValueError(f"{folder / INDEX} has no weight_map: download it again")
-        names = sorted(set(files.values()))
-        for name in names:
-            if name != os.path.basename(name) or name in ("", ".", ".."):
-                raise ValueError(f"{folder / INDEX} lists {name!r}, which is no file's name")
-    else:
-        raise FileNotFoundError(f"no {SINGLE} in {folder}: give a folder of safetensors weights")
     stored: dict[str, Stored] = {}
-    for name in names:
+    for name in _weight_files(folder):
         if not (folder / name).is_file():
             if (folder / name).exists():
                 raise FileNotFoundError(f"{folder / name} is no file: download it again")
@@ -161,7 +153,25 @@ def opened(
     return stored
 
 
+def _weight_files(folder: epath.Path) -> list[str]:
+    """Returns the names of a folder's safetensors files: the only one, or those of the index."""
+    if (folder / SINGLE).exists():
+        return [SINGLE]
+    if (folder / INDEX).exists():
+        content = read_json(folder / INDEX)
+        files = content.get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise ValueError(f"{folder / INDEX} has no weight_map: download it again")
+        names = sorted(set(files.values()))
+        for name in names:
+            if name != os.path.basename(name) or name in ("", ".", ".."):
+                raise ValueError(f"{folder / INDEX} lists {name!r}, which is no file's name")
+        return names
+    raise FileNotFoundError(f"no {SINGLE} in {folder}: give a folder of safetensors weights")
+
+
 def read_json(file: epath.Path) -> dict[str, Any]:
+    """Returns a file's JSON object. Raises FileNotFoundError or ValueError where there is none."""
     if not file.is_file():
         raise FileNotFoundError(f"no {file.name} in {file.parent}: give the folder of a model")
     try:
@@ -174,7 +184,7 @@ def read_json(file: epath.Path) -> dict[str, Any]:
 
 
 def local(folder: epath.PathLike) -> epath.Path:
-    """The folder. Raises ValueError for a bucket: safetensors files are mapped into memory."""
+    """Returns a folder's path. Raises ValueError for a bucket: safetensors are memory-mapped."""
     path = epath.Path(folder)
     if "://" in os.fspath(path):
         raise ValueError(f"{path} is not on this machine: use a local folder, and copy it")
@@ -182,16 +192,16 @@ def local(folder: epath.PathLike) -> epath.Path:
 
 
 @contextmanager
-def written(folder: epath.Path) -> Iterator[epath.Path]:
-    """A temporary folder that is renamed to `folder` at the end; process 0 writes into it."""
-    made = folder.parent / f"{folder.name}.unfinished"
+def write_folder(folder: epath.Path) -> Iterator[epath.Path]:
+    """Yields a temporary folder for process 0 to write into, and renames it to `folder`."""
+    unfinished = folder.parent / f"{folder.name}.unfinished"
     if jax.process_index() == 0:
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
     try:
-        yield made
+        yield unfinished
         if jax.process_index() == 0:
-            os.rename(made, folder)
+            os.rename(unfinished, folder)
     finally:
         if jax.process_index() == 0:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,11 +1,11 @@
-"""Special tokens of a Hugging Face folder: what its JSON files say opens and ends a document."""
+"""The special tokens of a Hugging Face folder, which open and end documents."""
 
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from undo_jax.models import hf_config_fields
-from undo_jax.models.hf_folder import CONFIG, families, family, local, of_text, read_json
+from undo_jax.models.hf_config_fields import check_ids
+from undo_jax.models.hf_folder import CONFIG, families, family, local, read_json, text_config
 
 GENERATION, SETTINGS = "generation_config.json", "tokenizer_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -13,7 +13,7 @@ ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")  # usual names of t
 
 
 class Special(NamedTuple):
-    """What the files of a folder state; nothing where a file is missing."""
+    """The JSON files of a folder that define special tokens; empty where a file is missing."""
 
     ids: dict[str, Any]  # `IDS`, of config.json
     generation: dict[str, Any]  # generation_config.json
@@ -21,80 +21,80 @@ class Special(NamedTuple):
 
 
 def read(folder: epath.Path) -> Special:
-    """What a folder says. Raises ValueError for a file that is damaged, and for an invalid id."""
+    """Reads a folder's files. Raises ValueError for a damaged file and for an invalid id."""
     config, generation, settings = (
         read_json(folder / name) if (folder / name).is_file() else {}
         for name in (CONFIG, GENERATION, SETTINGS)
     )
     generation = {name: value for name, value in generation.items() if not name.startswith("_")}
-    hf_config_fields.ids({n: generation[n] for n in IDS if n in generation}, folder / GENERATION)
-    ids = read_ids(folder) if of_text(config).get("model_type") in families() else {}
+    check_ids({n: generation[n] for n in IDS if n in generation}, folder / GENERATION)
+    ids = read_ids(folder) if text_config(config).get("model_type") in families() else {}
     return Special(ids, generation, settings)
 
 
 def read_ids(folder: epath.PathLike, rows: int | None = None) -> dict[str, Any]:
-    """Ids of the special tokens that config.json states; missing ones are the family's defaults.
+    """Returns the ids of special tokens in config.json; missing ones are the family's defaults.
 
-    Raises FileNotFoundError without the file and ValueError for an invalid id, and for one that is
-    stated and lies outside the table, which has `rows`.
+    Raises FileNotFoundError without the file and ValueError for an invalid id, and for one in the
+    file that is outside the model's table of `rows` rows.
     """
     file = epath.Path(folder) / CONFIG
-    content = of_text(read_json(file))
-    own = family(content.get("model_type"), file).IDS
-    found = hf_config_fields.ids(
-        {name: content.get(name, value) for name, value in own.items()}, file
-    )
-    for name in (name for name in own if name in content):
-        for number in listed(found[name]):
+    content = text_config(read_json(file))
+    defaults = family(content.get("model_type"), file).IDS
+    ids = check_ids({name: content.get(name, value) for name, value in defaults.items()}, file)
+    for name in (name for name in defaults if name in content):
+        for number in listed(ids[name]):
             if rows is not None and number >= rows:
                 raise ValueError(
                     f"{file}: {name}={number} is outside the model's table of {rows} rows: "
                     "download the folder again, or correct it"
                 )
-    return found
+    return ids
 
 
 def read_bos(folder: epath.PathLike) -> str | None:
-    """The text of the token that opens a document; None where nothing tells it.
+    """Returns the text of the token that opens a document; None where no file defines it.
 
-    tokenizer_config.json states it; or else it is the token of config.json's bos_token_id; or else,
-    of those that end a text, the one with a usual name, or the first. Raises what `read` does.
+    It is that of tokenizer_config.json; else the token of config.json's bos_token_id; else, of the
+    tokens that end a text, the one with a usual name, or the first. Raises what `read` does.
     """
     folder = local(folder)
-    said = read(folder)
-    if (token := text_of(said.settings.get("bos_token"))) is not None:
+    special = read(folder)
+    if (token := text_of(special.settings.get("bos_token"))) is not None:
         return token
     file = folder / "tokenizer.json"
     names = _names(read_json(file)) if file.is_file() else {}
-    if (number := said.ids.get(IDS[0])) is not None:
+    if (number := special.ids.get(IDS[0])) is not None:
         return names.get(number)
-    found = [names[number] for number in ends(said) if number in names]
-    return next((name for name in found if name in ENDS), found[0] if found else None)
+    candidates = [names[number] for number in ends(special) if number in names]
+    first = candidates[0] if candidates else None
+    return next((name for name in candidates if name in ENDS), first)
 
 
-def ends(said: Special) -> list[int]:
-    """Ids of the tokens that end a text: those of config.json, then those of generation."""
-    return [*dict.fromkeys(listed(said.ids.get(IDS[1])) + listed(said.generation.get(IDS[1])))]
+def ends(special: Special) -> list[int]:
+    """Returns ids of the tokens that end a text: config.json's, then generation_config.json's."""
+    ids = listed(special.ids.get(IDS[1])) + listed(special.generation.get(IDS[1]))
+    return [*dict.fromkeys(ids)]
 
 
 def listed(ids: Any) -> list[int]:
-    """The ids that a configuration states: several, one or none."""
+    """Returns the ids of a configuration, which may be a list, one id or null, as a list."""
     return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def text_of(token: Any) -> str | None:
-    """A token's text, which may stand in an object; None for anything else."""
+    """Returns a token's text, which may be inside an object; None for anything else."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
 
 
 def _names(content: dict[str, Any]) -> dict[Any, str]:
-    """Tokens by their ids, of a tokenizer.json; empty where it is none."""
+    """Returns the tokens of a tokenizer.json by their ids; empty for another file."""
     model, added = content.get("model"), content.get("added_tokens")
-    known = model.get("vocab") if isinstance(model, dict) else None
-    names = {i: name for name, i in known.items()} if isinstance(known, dict) else {}
-    if isinstance(known, list):  # of a unigram model: pairs of a piece and its score
-        names = {i: pair[0] for i, pair in enumerate(known) if isinstance(pair, list) and pair}
-    more = added if isinstance(added, list) else []
-    names |= {one.get("id"): one.get("content") for one in more if isinstance(one, dict)}
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    names = {i: name for name, i in vocabulary.items()} if isinstance(vocabulary, dict) else {}
+    if isinstance(vocabulary, list):  # a unigram model: pairs of a piece and its score
+        names = {i: pair[0] for i, pair in enumerate(vocabulary) if isinstance(pair, list) and pair}
+    tokens = added if isinstance(added, list) else []
+    names |= {token.get("id"): token.get("content") for token in tokens if isinstance(token, dict)}
     return {i: name for i, name in names.items() if type(i) is int and isinstance(name, str)}

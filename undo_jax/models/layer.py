@@ -1,6 +1,6 @@
 """One layer of the decoder: attention and MLP, each with its norms.
 
-Every kernel is a plain matrix [in, out], so that "matrix" and "vector" mean the same here as in the
+Every kernel is a plain matrix [in, out], so that "matrix" and "vector" mean the same as in the
 paper's noise.
 """
 
@@ -39,16 +39,16 @@ class Norm(nnx.Module):
 
 
 class Span(NamedTuple):
-    """What each token sees in one layer: from its document's first slot to its own position."""
+    """The keys each token attends to in one layer: from its document's start to its position."""
 
     layer: Int[Array, ""]
     local: Bool[Array, ""] | None  # whether the layer slides; None: all do, or none does
-    opened: Int[Array, "#B T"]
+    starts: Int[Array, "#B T"]  # slot of the first token of each token's document
     positions: Int[Array, "#B T"]
 
 
 def slides(sliding: tuple[bool, ...], layer: Int[Array, ""]) -> Bool[Array, ""] | None:
-    """Whether a layer slides; None where all are alike."""
+    """Returns whether a layer slides; None where all layers are alike."""
     if len(set(sliding)) == 1:
         return None
     place = layer % len(sliding)
@@ -63,7 +63,7 @@ class Attention(nnx.Module):
         self.key = matrix(config, rngs, config.width, keys)
         self.value = matrix(config, rngs, config.width, keys)
         self.output = matrix(config, rngs, queries, config.width)
-        bias = lambda there, size: nnx.Param(jnp.zeros(size)) if there else None  # noqa: E731
+        bias = lambda exists, size: nnx.Param(jnp.zeros(size)) if exists else None  # noqa: E731
         self.query_bias = bias(config.qkv_bias, queries)
         self.key_bias, self.value_bias = (bias(config.qkv_bias, keys) for _ in range(2))
         self.output_bias = bias(config.output_bias, config.width)
@@ -75,6 +75,7 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         config, window = self.config, self.config.window
+        # project to heads of queries, keys and values
         split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
         q = split(adapted(self, "query", x, affine(x, self.query, self.query_bias)))
         k = split(adapted(self, "key", x, affine(x, self.key, self.key_bias)))
@@ -82,20 +83,22 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = self._rotated(q, k, span, cache)
+        # append keys and values to the cache
         if cache is not None:
             place = span.layer, span.positions[:, 0]
             cache = cache._replace(
                 keys=write(cache.keys, k, *place), values=write(cache.values, v, *place)
             )
             k, v = cache.keys[span.layer], cache.values[span.layer]
+        # attend with the kernel of the platform
         scores = {"scale": config.attention_scale, "softcap": config.attention_softcap}
-        first = span.opened
+        first = span.starts
         if window is not None:
-            first = jnp.maximum(span.positions - window + 1, span.opened)
+            first = jnp.maximum(span.positions - window + 1, span.starts)
         if span.local is not None:
-            first = jnp.where(span.local, first, span.opened)
+            first = jnp.where(span.local, first, span.starts)
         if cache is None and attention_tpu.available(q, k):
-            documents = None if config.document_start is None else span.opened
+            documents = None if config.document_start is None else span.starts
             scores |= {"window": window, "local": span.local, "documents": documents}
             out = attention_tpu.attention(q, k, v, **scores)
         elif cache is None and attention_gpu.available(q, k):
@@ -103,11 +106,10 @@ class Attention(nnx.Module):
         else:
             out = attention(q, k, v, first=first, last=span.positions, **scores)
         out = out.reshape(*x.shape[:2], -1)
-        made = affine(out, self.output, self.output_bias)
-        return adapted(self, "output", out, made), cache
+        return adapted(self, "output", out, affine(out, self.output, self.output_bias)), cache
 
     def _rotated(self, q: Array, k: Array, span: Span, cache: Cache | None) -> tuple[Array, Array]:
-        """Queries and keys at their positions; a cache is as long as its row may become."""
+        """Rotates queries and keys to their positions; a cache is as long as its row may become."""
         config, half = self.config, self.config.head_width // 2
         scaling, local = config.rope_scaling, config.local_theta
         length = span.positions.shape[1] if cache is None else cache.keys.shape[2]
@@ -122,7 +124,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Gated: down(activation(gate x) · up x), gelu in its tanh form."""
+    """Computes down(activation(gate x) · up x), where gelu is in its tanh form."""
 
     def __init__(self, config: Architecture, rngs: nnx.Rngs):
         self.silu = config.activation == "silu"
@@ -155,27 +157,27 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], Cache | None]:
-        """The residual stream after the layer, the MLP's output, and the cache."""
+        """Returns the residual stream after the layer, the MLP's output, and the cache."""
         attended, cache = self.attention(self.before_attention(x), span, cache)
         x = x + (attended if self.after_attention is None else self.after_attention(attended))
-        made = self.mlp(self.before_mlp(x))
-        return x + (made if self.after_mlp is None else self.after_mlp(made)), made, cache
+        mlp = self.mlp(self.before_mlp(x))
+        return x + (mlp if self.after_mlp is None else self.after_mlp(mlp)), mlp, cache
 
 
 def affine(x: Float[Array, "*B I"], w: nnx.Param, bias: nnx.Param | None) -> Float[Array, "*B O"]:
-    """`x @ w`, plus the bias where there is one."""
+    """Returns `x @ w`, plus the bias where there is one."""
     y = linear(x, w.astype(x.dtype))
     return y if bias is None else y + bias.astype(x.dtype)
 
 
 def add_adapters(module: Any, adapters: Adapters | None, rngs: nnx.Rngs) -> None:
-    """Beside each target of a module its A, normal with deviation 1/r, and its B, zero."""
+    """Adds an adapter to each target of a module: A, normal with deviation 1/r, and B, zero."""
     module.adapters = adapters
     if adapters is None:
         return
     for name in adapters.targets:
-        if (beside := getattr(module, name, None)) is not None:
-            (rows, columns), rank = beside.shape, adapters.rank
+        if (weight := getattr(module, name, None)) is not None:
+            (rows, columns), rank = weight.shape, adapters.rank
             a = jax.random.normal(rngs.params(), (rows, rank), jnp.float32) / rank
             setattr(module, f"{name}_lora_a", nnx.Param(a))
             setattr(module, f"{name}_lora_b", nnx.Param(jnp.zeros((rank, columns))))
@@ -186,7 +188,7 @@ def add_adapters(module: Any, adapters: Adapters | None, rngs: nnx.Rngs) -> None
 def adapted(
     module: Any, name: str, x: Float[Array, "B T I"], y: Float[Array, "B T O"]
 ) -> Float[Array, "B T O"]:
-    """`y`, what a matrix makes of `x`, plus (α/r) x A B where the matrix has an adapter."""
+    """Returns `y`, the product of `x` and a matrix, plus (α/r) x A B where it has an adapter."""
     adapters, a = module.adapters, getattr(module, f"{name}_lora_a", None)
     if a is None:
         return y
@@ -198,7 +200,7 @@ def adapted(
 
 
 def _dropped(key: Array, name: str, x: Float[Array, "B T I"], rate: float) -> Float[Array, "B T I"]:
-    """Dropout with a key for each row of the whole batch, however it is split over devices."""
+    """Applies dropout with one key per row of the batch, however it is split over devices."""
     key = jax.random.fold_in(jax.random.wrap_key_data(key), zlib.crc32(name.encode()))
     rows = first_of(x.shape[0], *BATCH) + jnp.arange(x.shape[0])
     draw = lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, x.shape[1:])  # noqa: E731
@@ -206,6 +208,6 @@ def _dropped(key: Array, name: str, x: Float[Array, "B T I"], rate: float) -> Fl
 
 
 def matrix(config: Architecture, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
-    """A matrix drawn from N(0, init_stddev²), in fp32."""
+    """Returns an fp32 matrix drawn from N(0, init_stddev²)."""
     draw = jax.random.normal(rngs.params(), (rows, columns), jnp.float32)
     return nnx.Param(config.init_stddev * draw)

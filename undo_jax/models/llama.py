@@ -6,10 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import hf_config_fields, llama_like
+from undo_jax.models import llama_like
+from undo_jax.models.hf_config_fields import ConfigJson, check_heads
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.rope import Llama3
-from undo_jax.models.transformer import Transformer, chosen
+from undo_jax.models.transformer import Transformer, choose_preset
 
 _3 = decoder(32, 4096, 14336, 32, 8, 128_256, rope_theta=500_000.0, norm_epsilon=1e-5,
              family="llama")  # fmt: skip
@@ -43,20 +44,20 @@ DEFAULTS = {  # what a file leaves out, as in transformers
 
 
 def preset(name: str, **changes: Any) -> Transformer:
-    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
-    return chosen(PRESETS, name, changes)
+    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
+    return choose_preset(PRESETS, name, changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
-    """The model that a config.json states. Raises ValueError for what is not supported."""
-    content = {**DEFAULTS, **content}
-    llama_like.alike(file, content, None)
-    bias = hf_config_fields.flag(file, content, "attention_bias")
-    return llama_like.read(file, content, qkv_bias=bias, output_bias=bias, family="llama")
+    """Returns the model of a config.json. Raises ValueError for unsupported fields."""
+    config = ConfigJson(file, {**DEFAULTS, **content})
+    llama_like.check_alike(config, None)
+    bias = config.flag("attention_bias")
+    return llama_like.read(config, qkv_bias=bias, output_bias=bias, family="llama")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
-    """A model as config.json. Raises ValueError for one that transformers does not take."""
-    hf_config_fields.check_heads(lm)
-    common = llama_like.describe(lm, "llama", "LlamaForCausalLM")
+    """Returns the fields of config.json. Raises ValueError for a model it cannot express."""
+    check_heads(lm)
+    common = llama_like.describe(lm, "LlamaForCausalLM")
     return {**common, "attention_bias": lm.qkv_bias, "mlp_bias": False}

@@ -1,4 +1,4 @@
-"""What Llama and the families after it share: a decoder, tensor names, fields of config.json."""
+"""Shared by Llama and the families that follow it: sizes, tensor names, config.json fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 from etils import epath
 
 from undo_jax.models import hf_config_fields
+from undo_jax.models.hf_config_fields import ConfigJson
 from undo_jax.models.transformer import Transformer
 
-# Parameter path -> Hugging Face's tensor name, as in `gemma2.NAMES`; those that a model lacks count
-# for nothing.
+# Parameter path -> Hugging Face's tensor name, as in `gemma2.NAMES`; names of parameters that a
+# model lacks are ignored.
 BIASES = {
     "layers/attention/query_bias": "model.layers.{}.self_attn.q_proj.bias",
     "layers/attention/key_bias": "model.layers.{}.self_attn.k_proj.bias",
@@ -50,9 +51,13 @@ def decoder(
     window: int | None = None,
     **more: Any,
 ) -> Transformer:
-    """Two plain norms per layer, SwiGLU, a head of its own; with a window all layers slide."""
+    """Returns a decoder with two plain norms per layer, SwiGLU and an untied head.
+
+    With a window all layers slide.
+    """
     head_width = width // heads if head_width is None else head_width
-    given = {
+    fields = {
+        "window": window,
         "sliding": (window is not None,),
         "norm_offset": 0.0,
         "after_norms": False,
@@ -63,77 +68,56 @@ def decoder(
         **more,
     }
     return Transformer(
-        layers, width, feed_forward, heads, kv_heads, head_width, vocabulary, window=window, **given
+        layers, width, feed_forward, heads, kv_heads, head_width, vocabulary, **fields
     )
 
 
-def read(
-    file: epath.Path, content: Mapping[str, Any], window: int | None = None, **more: Any
-) -> Transformer:
-    """The model that a whole config.json states, by the fields that all these families have.
+def read(config: ConfigJson, window: int | None = None, **more: Any) -> Transformer:
+    """Returns the model of a config.json, from the fields that all these families have.
 
-    Raises ValueError for what this decoder does not support.
+    `more` are fields of the model. Raises ValueError for unsupported fields.
     """
-    hf_config_fields.fixed(file, content, FIXED)
-    content = dict(content)
-    if content.get("num_key_value_heads") is None:
-        content["num_key_value_heads"] = content["num_attention_heads"]
-    sizes = dict(hf_config_fields.SIZES)
-    if content.get("head_dim") is None:
-        del sizes["head_width"]
-    found = {
-        name: hf_config_fields.positive(file, content, key, True) for name, key in sizes.items()
-    }
-    scalars = {
-        n: float(hf_config_fields.positive(file, content, k))
-        for n, k in hf_config_fields.SCALARS.items()
-    }
-    theta, scaling = hf_config_fields.rope(file, content)
-    own_head = not hf_config_fields.flag(file, content, "tie_word_embeddings")
+    config.check_fixed(FIXED)
+    if config.fields.get("num_key_value_heads") is None:
+        config = config.updated({"num_key_value_heads": config.fields["num_attention_heads"]})
+    theta, scaling = config.rope()
     return decoder(
-        **found, **scalars, window=window, own_head=own_head, rope_theta=theta,
-        rope_scaling=scaling, **more,
-    )  # fmt: skip
+        **config.numbers(optional=("head_dim",)),
+        window=window,
+        own_head=not config.flag("tie_word_embeddings"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        **more,
+    )
 
 
 def read_alike(
     file: epath.Path, content: Mapping[str, Any], defaults: Mapping[str, Any], family: str
 ) -> Transformer:
-    """`read`, of a family without biases whose layers all have the window that is stated.
+    """Returns the model of a family without biases whose layers all have the same window.
 
-    `defaults` are what a file leaves out. Raises ValueError as `read` does.
+    `defaults` are the values of missing fields. Raises ValueError as `read` does.
     """
-    hf_config_fields.fixed(file, content, {"attention_bias": False})
-    content = {**defaults, **content}
-    none = content.get("sliding_window") is None
-    window = (
-        None if none else hf_config_fields.positive(file, content, "sliding_window", whole=True)
-    )
-    alike(file, content, window)
-    return read(file, content, window=window, family=family)
+    config = ConfigJson(file, {**defaults, **content})
+    config.check_fixed({"attention_bias": False})
+    window = config.count("sliding_window", optional=True)
+    check_alike(config, window)
+    return read(config, window=window, family=family)
 
 
-def alike(file: epath.Path, content: Mapping[str, Any], window: int | None) -> None:
-    """Raises ValueError where `layer_types` are not what one window for all layers makes them."""
-    layers = hf_config_fields.positive(file, content, hf_config_fields.SIZES["layers"], whole=True)
-    if hf_config_fields.layer_types(file, content, layers) not in (None, (window is not None,)):
-        raise ValueError(
-            f"{file}: layer_types={content['layer_types']} do not fit sliding_window={window}: "
+def check_alike(config: ConfigJson, window: int | None) -> None:
+    """Raises ValueError where `layer_types` contradicts one window (or none) for all layers."""
+    if config.layer_types() not in (None, (window is not None,)):
+        raise config.error(
+            f"layer_types={config.fields['layer_types']} do not fit sliding_window={window}: "
             "all layers of this family are alike"
         )
 
 
-def describe(lm: Transformer, model_type: str, architecture: str) -> dict[str, Any]:
-    """A model as config.json, but for the fields that only some of these families have."""
-    fields = {**hf_config_fields.SIZES, **hf_config_fields.SCALARS}
+def describe(lm: Transformer, architecture: str) -> dict[str, Any]:
+    """Returns the fields of config.json that all these families have."""
     return {
-        "architectures": [architecture],
-        "model_type": model_type,
+        **hf_config_fields.describe(lm, architecture),
         "hidden_act": "silu",
-        **{key: getattr(lm, field) for field, key in fields.items()},
         "tie_word_embeddings": not lm.own_head,
-        "rope_theta": lm.rope_theta,  # transformers 4
-        "rope_scaling": hf_config_fields.described_scaling(lm.rope_theta, lm.rope_scaling),
-        "rope_parameters": hf_config_fields.described_rope(lm.rope_theta, lm.rope_scaling),  # 5
-        "attention_dropout": 0.0,
     }

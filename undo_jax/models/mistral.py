@@ -8,7 +8,7 @@ from etils import epath
 
 from undo_jax.models import llama_like
 from undo_jax.models.llama_like import decoder
-from undo_jax.models.transformer import Transformer, chosen
+from undo_jax.models.transformer import Transformer, choose_preset
 
 _V1 = decoder(32, 4096, 14336, 32, 8, 32_000, window=4096, norm_epsilon=1e-5, positions=32_768,
               family="mistral")  # fmt: skip
@@ -36,16 +36,16 @@ DEFAULTS = {  # what a file leaves out, as in transformers
 
 
 def preset(name: str, **changes: Any) -> Transformer:
-    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
-    return chosen(PRESETS, name, changes)
+    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
+    return choose_preset(PRESETS, name, changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
-    """The model that a config.json states. Raises ValueError for what is not supported."""
+    """Returns the model of a config.json. Raises ValueError for unsupported fields."""
     return llama_like.read_alike(file, content, DEFAULTS, family="mistral")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
-    """A model as config.json."""
-    common = llama_like.describe(lm, "mistral", "MistralForCausalLM")
+    """Returns the fields of config.json."""
+    common = llama_like.describe(lm, "MistralForCausalLM")
     return {**common, "sliding_window": lm.window}

@@ -6,10 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import hf_config_fields, llama_like
+from undo_jax.models import llama_like
+from undo_jax.models.hf_config_fields import check_heads
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.rope import LongRope
-from undo_jax.models.transformer import Transformer, chosen
+from undo_jax.models.transformer import Transformer, choose_preset
 
 # config.json of microsoft/Phi-3.5-mini-instruct
 _SHORT = (
@@ -73,19 +74,19 @@ DEFAULTS = {  # what a file leaves out, as in transformers
 
 
 def preset(name: str, **changes: Any) -> Transformer:
-    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
-    return chosen(PRESETS, name, changes)
+    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
+    return choose_preset(PRESETS, name, changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
-    """The model that a config.json states. Raises ValueError for what is not supported."""
+    """Returns the model of a config.json. Raises ValueError for unsupported fields."""
     return llama_like.read_alike(file, content, DEFAULTS, family="phi3")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
-    """A model as config.json. Raises ValueError for one that transformers does not take."""
-    hf_config_fields.check_heads(lm)
-    common = llama_like.describe(lm, "phi3", "Phi3ForCausalLM")
+    """Returns the fields of config.json. Raises ValueError for a model it cannot express."""
+    check_heads(lm)
+    common = llama_like.describe(lm, "Phi3ForCausalLM")
     del common["head_dim"]  # transformers checks the divisors against D / N
     scaling = lm.rope_scaling
     more: dict[str, Any] = {"sliding_window": lm.window}

@@ -16,11 +16,11 @@ NEWTON = 30  # iterations; a dozen are enough
 class Probe:
     """Logistic regression on the mean of a document's residual states after `layer` layers.
 
-    It is no language model, but has what is made, stored and read of one: `init`, `rules`,
-    `rounded` and `forward_flops`. Its parameters are a direction [D] and a bias.
+    It is no language model, but has the methods that stored models need: `init`, `rules`, `rounded`
+    and `forward_flops`. Its parameters are a direction [D] and a bias.
     """
 
-    lm: LM  # whose states it reads
+    lm: LM  # the model whose states it reads
     layer: int
 
     @property
@@ -28,19 +28,22 @@ class Probe:
         return (("", P()),)
 
     def init(self, key: Key) -> Params:
-        """Zeros: both classes are equally likely."""
+        """Returns zeros: both classes are equally likely."""
         return {"direction": jnp.zeros(table_shape(self.lm).shape[1]), "bias": jnp.zeros(())}
 
     def rounded(self, params: Params) -> Params:
         return params
 
     def forward_flops(self, time: int) -> float:
-        """FLOPs per token of the classifier alone: its reading of the states is the model's."""
+        """Returns FLOPs per token of the classifier alone, without the language model."""
         return 2.0 * table_shape(self.lm).shape[1]
 
-    def flags(self, params: Params, of: Frozen, rows: Rows) -> Bool[Array, "B T"]:
-        """Whether each token's document is of the second class; `of` is the model it reads."""
-        states = of.lm.activations(of.params, rows.inputs, self.layer)
+    def flags(self, params: Params, reader: Frozen, rows: Rows) -> Bool[Array, "B T"]:
+        """Returns whether each token's document is of the second class.
+
+        `reader` is the language model whose states are classified.
+        """
+        states = reader.lm.activations(reader.params, rows.inputs, self.layer)
         scores = states.astype(jnp.float32) @ params["direction"]
         documents = _documents(rows)
         sums, counts = _sums(scores, documents), _sums(jnp.ones(scores.shape), documents)
@@ -50,9 +53,9 @@ class Probe:
     def pooled(
         self, params: Params, rows: Rows
     ) -> tuple[Float[Array, "documents D"], Float[Array, " documents"]]:
-        """Each document's mean state, by the parameters of `lm`; and 1 where there is a document.
+        """Returns the mean state of each document, and 1 where there is a document, else 0.
 
-        B · (T + 1) of both: a row has at most so many documents.
+        `params` are those of `lm`. There are B · (T + 1) slots: a row has at most T + 1 documents.
         """
         states = self.lm.activations(params, rows.inputs, self.layer).astype(jnp.float32)
         documents = _documents(rows)
@@ -67,11 +70,11 @@ def fit(
     weights: Float[Array, " n"],
     penalty: float,
 ) -> Params:
-    """The parameters of a `Probe`: ridge logistic regression, by Newton's method.
+    """Returns the parameters of a `Probe`, fitted by ridge logistic regression (Newton's method).
 
-    It minimises the mean over examples, with classes of equal weight in all, of the cross entropy,
-    plus penalty / 2 · |w|², w of standardised states. Labels are 0 or 1; what has weight 0 does not
-    count.
+    The objective is the cross entropy, averaged with equal total weight for both classes, plus
+    penalty / 2 · |w|², where w acts on standardised states. Labels are 0 or 1; examples of weight 0
+    are ignored.
     """
     ones, zeros = weights * labels, weights * (1 - labels)
     share = (ones / jnp.sum(ones) + zeros / jnp.sum(zeros)) / 2
@@ -93,11 +96,11 @@ def fit(
 
 
 def _documents(rows: Rows) -> Array:
-    """Each token's document within its row; without segments a row is one."""
+    """Returns the number of each token's document in its row; 0 without segments."""
     return jnp.zeros_like(rows.inputs) if rows.segments is None else rows.segments
 
 
 def _sums(values: Array, documents: Array) -> Array:
-    """Values [B, T, ...] summed over the tokens of each document, [B, T + 1, ...]."""
+    """Sums values [B, T, ...] over the tokens of each document, [B, T + 1, ...]."""
     most = documents.shape[1] + 1
     return jax.vmap(lambda v, d: jax.ops.segment_sum(v, d, most))(values, documents)

@@ -1,4 +1,4 @@
-"""A model that reads the same tokens before every row."""
+"""A language model that reads the same tokens before every row."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,16 +6,17 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from undo_jax.models.wrappers import Around, check_prefix, check_tokens
+from undo_jax.models.activations import check_prefix
+from undo_jax.models.wrappers import Wrapper, check_tokens
 from undo_jax.types import LM, Edits, Params, Tapped, Taps
 
 
 @dataclass(frozen=True)
-class Prompted(Around):
-    """An `LM` with the parameters of `lm`, which first reads `prefix`, token ids, in every row.
+class Prompted(Wrapper):
+    """An `LM` with the parameters of `lm` that reads the token ids `prefix` before every row.
 
-    Hidden states and taps are of the row's tokens alone. Raises ValueError for ids that the model
-    does not have, and for a model whose attention stays within documents.
+    Hidden states and taps are those of the row's tokens alone. Raises ValueError for ids that the
+    model does not have, and for a model whose attention stays within documents.
     """
 
     prefix: tuple[int, ...]
@@ -33,9 +34,9 @@ class Prompted(Around):
     def tapped(
         self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
     ) -> tuple[Float[Array, "B T D"], Tapped]:
-        hidden, found = self.lm.tapped(params, self._after(tokens), taps, edits)
-        own = slice(len(self.prefix), None)
-        return hidden[:, own], Tapped(*(states[:, :, own] for states in found))
+        hidden, tapped = self.lm.tapped(params, self._after(tokens), taps, edits)
+        rest = slice(len(self.prefix), None)
+        return hidden[:, rest], Tapped(*(states[:, :, rest] for states in tapped))
 
     def activations(
         self, params: Params, tokens: Int[Array, "B T"], layer: int
@@ -49,5 +50,5 @@ class Prompted(Around):
 
 
 def prompted(lm: LM, prefix: tuple[int, ...]) -> Any:
-    """The model with a prefix; without one, itself."""
+    """Returns the model with a prefix, or the model itself if `prefix` is empty."""
     return Prompted(lm, prefix) if prefix else lm

@@ -7,8 +7,9 @@ from typing import Any
 from etils import epath
 
 from undo_jax.models import hf_config_fields, llama_like
+from undo_jax.models.hf_config_fields import SIZES, ConfigJson, period
 from undo_jax.models.llama_like import decoder
-from undo_jax.models.transformer import Transformer, chosen
+from undo_jax.models.transformer import Transformer, choose_preset
 
 _7B = decoder(28, 3584, 18944, 28, 4, 152_064, rope_theta=1_000_000.0, qkv_bias=True,
               positions=131_072, family="qwen2")  # fmt: skip
@@ -42,53 +43,50 @@ FIXED = {"attention_bias": True}  # transformers has no model of this family wit
 
 
 def preset(name: str, **changes: Any) -> Transformer:
-    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
-    return chosen(PRESETS, name, changes)
+    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
+    return choose_preset(PRESETS, name, changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
-    """The model that a config.json states. Raises ValueError for what is not supported."""
-    hf_config_fields.fixed(file, content, FIXED)
-    content = {**DEFAULTS, **content}
-    return llama_like.read(file, content, **windows(file, content), qkv_bias=True, family="qwen2")
+    """Returns the model of a config.json. Raises ValueError for unsupported fields."""
+    config = ConfigJson(file, {**DEFAULTS, **content})
+    config.check_fixed(FIXED)
+    return llama_like.read(config, **read_windows(config), qkv_bias=True, family="qwen2")
 
 
-def windows(file: epath.Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The window, if it is in use, and which layers have it: those that a file lists, or the last.
+def read_windows(config: ConfigJson) -> dict[str, Any]:
+    """Returns the model's fields `sliding` and `window`.
 
-    Raises ValueError for layers that do not fit.
+    Layers that slide are those listed in `layer_types`, else those from `max_window_layers` on.
+    Raises ValueError for layers that slide without a window.
     """
-    layers = hf_config_fields.positive(file, content, hf_config_fields.SIZES["layers"], whole=True)
-    listed, size = hf_config_fields.layer_types(file, content, layers), None
-    if (
-        hf_config_fields.flag(file, content, "use_sliding_window")
-        and content["sliding_window"] is not None
-    ):
-        size = hf_config_fields.positive(file, content, "sliding_window", whole=True)
-    first = content["max_window_layers"]
-    if listed is None and size is not None:
+    fields, slides, window = config.fields, config.layer_types(), None
+    if config.flag("use_sliding_window"):
+        window = config.count("sliding_window", optional=True)
+    first = fields["max_window_layers"]
+    if slides is None and window is not None:
         if type(first) is not int or first < 0:
-            raise ValueError(f"{file}: max_window_layers={first!r} must be a number of layers")
-        listed = hf_config_fields.period([i >= first for i in range(layers)])
-    listed = (False,) if listed is None else listed
-    if any(listed) and size is None:
-        raise ValueError(
-            f"{file}: layer_types={content['layer_types']} do not fit "
-            f"use_sliding_window={content.get('use_sliding_window')}: no layer has a window"
+            raise config.error(f"max_window_layers={first!r} must be a number of layers")
+        slides = period([i >= first for i in range(config.count(SIZES["layers"]))])
+    slides = (False,) if slides is None else slides
+    if any(slides) and window is None:
+        raise config.error(
+            f"layer_types={fields['layer_types']} do not fit "
+            f"use_sliding_window={fields.get('use_sliding_window')}: no layer has a window"
         )
-    return {"sliding": listed, "window": size if any(listed) else None}
+    return {"sliding": slides, "window": window if any(slides) else None}
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
-    """A model as config.json."""
-    return {**llama_like.describe(lm, "qwen2", "Qwen2ForCausalLM"), **described_windows(lm)}
+    """Returns the fields of config.json."""
+    return {**llama_like.describe(lm, "Qwen2ForCausalLM"), **describe_windows(lm)}
 
 
-def described_windows(lm: Transformer) -> dict[str, Any]:
-    """The fields that `windows` reads."""
+def describe_windows(lm: Transformer) -> dict[str, Any]:
+    """Returns the fields of config.json that `read_windows` reads."""
     return {
         "use_sliding_window": lm.window is not None,
         "sliding_window": lm.window,
-        "max_window_layers": [*hf_config_fields.sliding(lm), True].index(True),
-        "layer_types": hf_config_fields.described_layers(lm),
+        "max_window_layers": [*hf_config_fields.sliding_layers(lm), True].index(True),
+        "layer_types": hf_config_fields.layer_types(lm),
     }

@@ -6,9 +6,10 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.models import hf_config_fields, llama_like, qwen2
+from undo_jax.models import llama_like, qwen2
+from undo_jax.models.hf_config_fields import ConfigJson
 from undo_jax.models.llama_like import decoder
-from undo_jax.models.transformer import Transformer, chosen
+from undo_jax.models.transformer import Transformer, choose_preset
 
 _8B = decoder(36, 4096, 12288, 32, 8, 151_936, head_width=128, rope_theta=1_000_000.0, qk_norm=True,
               positions=40_960, family="qwen3")  # fmt: skip
@@ -26,19 +27,19 @@ DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128}  # what a file leaves out, as in 
 
 
 def preset(name: str, **changes: Any) -> Transformer:
-    """A model of a named size, with any fields changed. Raises ValueError for an unknown name."""
-    return chosen(PRESETS, name, changes)
+    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
+    return choose_preset(PRESETS, name, changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
-    """The model that a config.json states. Raises ValueError for what is not supported."""
-    content = {**DEFAULTS, **content}
-    bias = hf_config_fields.flag(file, content, "attention_bias")
+    """Returns the model of a config.json. Raises ValueError for unsupported fields."""
+    config = ConfigJson(file, {**DEFAULTS, **content})
+    bias = config.flag("attention_bias")
     more = {"qk_norm": True, "qkv_bias": bias, "output_bias": bias, "family": "qwen3"}
-    return llama_like.read(file, content, **qwen2.windows(file, content), **more)
+    return llama_like.read(config, **qwen2.read_windows(config), **more)
 
 
 def describe(lm: Transformer) -> dict[str, Any]:
-    """A model as config.json."""
-    common = llama_like.describe(lm, "qwen3", "Qwen3ForCausalLM")
-    return {**common, **qwen2.described_windows(lm), "attention_bias": lm.qkv_bias}
+    """Returns the fields of config.json."""
+    common = llama_like.describe(lm, "Qwen3ForCausalLM")
+    return {**common, **qwen2.describe_windows(lm), "attention_bias": lm.qkv_bias}

@@ -1,4 +1,4 @@
-"""Rotary positions: the frequencies that families use, and the rotation."""
+"""Rotary position embeddings: the frequencies of all model families, and the rotation."""
 
 import math
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ class LongRope:
     short: tuple[float, ...]  # H / 2 numbers
     long: tuple[float, ...]
     original: int  # tokens of a row that the model was first trained for
-    maximum: int  # and those that it was extended to
+    maximum: int  # tokens of a row that it was extended to
 
     def __post_init__(self):
         object.__setattr__(self, "short", tuple(self.short))
@@ -69,9 +69,9 @@ Scaling = Linear | Llama3 | LongRope
 
 
 def scaling_of(described: Mapping[str, Any] | None, where: Any) -> Scaling | None:
-    """The scaling that an artifact's config.json describes.
+    """Returns the scaling that an artifact's config.json describes.
 
-    Raises ValueError, which names the artifact `where`, for what describes none.
+    Raises ValueError, which names the artifact `where`, for an invalid description.
     """
     if described is None:
         return None
@@ -89,14 +89,21 @@ def scaling_of(described: Mapping[str, Any] | None, where: Any) -> Scaling | Non
 def frequencies(
     theta: float, half: int, scaling: Scaling | None = None, length: int = 0
 ) -> Float[Array, " half"]:
-    """Radians per token of each rotated pair, in fp32, for rows of `length` tokens."""
+    """Returns radians per token of each rotated pair, in fp32.
+
+    Args:
+        theta: The base of the wavelengths.
+        half: The number of rotated pairs, half the width of a head.
+        scaling: How the frequencies are scaled; None: not at all.
+        length: Tokens of a row, by which LongRoPE chooses its divisors.
+    """
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if isinstance(scaling, Linear):
         return frequency / scaling.factor
     if isinstance(scaling, Llama3):
         turns = frequency * (scaling.original / (2 * math.pi))
-        kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
-        return frequency * (kept + (1 - kept) / scaling.factor)
+        unscaled = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        return frequency * (unscaled + (1 - unscaled) / scaling.factor)
     if isinstance(scaling, LongRope):
         divisors = scaling.long if length > scaling.original else scaling.short
         return frequency / jnp.asarray(divisors, jnp.float32)
@@ -109,7 +116,11 @@ def rope(
     frequency: Float[Array, " half"],
     multiplier: float = 1.0,
 ) -> Float[Array, "B T N H"]:
-    """Rotary embedding: the two halves of H are the rotated pairs; angles in fp32."""
+    """Rotates `x` by the angles positions · frequency, computed in fp32.
+
+    Element i of the first half of H and element i of the second half are a pair. The result is
+    multiplied by `multiplier`.
+    """
     half = x.shape[-1] // 2
     angle = positions.astype(jnp.float32)[..., None, None] * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -124,8 +135,8 @@ def _check(scaling: Any) -> None:
     """Raises ValueError for numbers that are not above 0, and for tokens that are not whole."""
     for field in fields(scaling):
         value = getattr(scaling, field.name)
-        several: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+        numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
         kind: Any = int if field.type is int else Real
-        if not all(isinstance(x, kind) and 0 < x < 2**63 for x in several):
-            wanted = "a whole number" if field.type is int else "numbers"
-            raise ValueError(f"{field.name}={value!r}: rotary positions need {wanted} above 0")
+        if not all(isinstance(x, kind) and 0 < x < 2**63 for x in numbers):
+            noun = "a whole number" if field.type is int else "numbers"
+            raise ValueError(f"{field.name}={value!r}: rotary positions need {noun} above 0")

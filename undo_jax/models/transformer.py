@@ -44,13 +44,13 @@ class Transformer(Architecture):
         return nnx.to_pure_dict(nnx.state(Decoder(self, key), nnx.Param))
 
     def rounded(self, params: Params) -> Params:
-        """Matrices in the compute dtype; norms' vectors stay in fp32."""
+        """Returns the parameters with matrices in the compute dtype; norms stay in fp32."""
 
-        def of_leaf(path, w):
-            kept = path_name(path).endswith(("norm", "lora_key"))
-            return w if kept else w.astype(self.compute_dtype)
+        def round_leaf(path, w):
+            is_exact = path_name(path).endswith(("norm", "lora_key"))
+            return w if is_exact else w.astype(self.compute_dtype)
 
-        return jax.tree_util.tree_map_with_path(of_leaf, params)
+        return jax.tree_util.tree_map_with_path(round_leaf, params)
 
     def hidden(
         self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
@@ -89,14 +89,14 @@ class Transformer(Architecture):
         return params["head" if self.own_head else "embedding"]
 
     def keeping(self, every: int) -> "Transformer":
-        """Layers 0, every, 2 · every, ... alone, each with the window and positions that it has."""
-        kept = hf_config_fields.sliding(self)[::every]
-        window = self.window if any(kept) else None
-        return replace(self, layers=len(kept), sliding=hf_config_fields.period(kept), window=window)
+        """Returns the model of layers 0, every, 2 · every, ...; each keeps its window, if any."""
+        slides = hf_config_fields.sliding_layers(self)[::every]
+        window, sliding = self.window if any(slides) else None, hf_config_fields.period(slides)
+        return replace(self, layers=len(slides), sliding=sliding, window=window)
 
     @property
     def _adapters_products(self) -> int:
-        """Multiplications per token and layer in adapters."""
+        """Returns the multiplications per token and layer in adapters."""
         if self.adapters is None:
             return 0
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
@@ -105,7 +105,7 @@ class Transformer(Architecture):
         return self.adapters.rank * sum(sides)
 
     def forward_flops(self, time: int) -> float:
-        """FLOPs per token of a forward pass over rows of `time` tokens, head included."""
+        """Returns FLOPs per token of a forward pass over rows of `time` tokens, head included."""
         projections = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
         per_layer = projections + 3 * self.width * self.feed_forward
         attended = 2 * self.heads * self.head_width * time  # scores, weighted sum; unmasked
@@ -113,10 +113,13 @@ class Transformer(Architecture):
         return 2.0 * (self.layers * (per_layer + attended) + self.vocabulary * self.width)
 
 
-def chosen(
+def choose_preset(
     presets: Mapping[str, Transformer], name: str, changes: Mapping[str, Any]
 ) -> Transformer:
-    """One of a family's presets, with fields changed. Raises ValueError for an unknown name."""
+    """Returns one of a family's presets, with fields changed.
+
+    Raises ValueError for an unknown name.
+    """
     if name not in presets:
         raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(presets)}")
     return replace(presets[name], **changes)

@@ -1,4 +1,4 @@
-"""Language models around another one: they read or change what is inside it."""
+"""Language models that wrap another one and read or change its activations."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -10,12 +10,16 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from undo_jax.models.activations import check_prefix
 from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps, table_shape, used
 
 
 @dataclass(frozen=True)
-class Around:
-    """An `LM` with all that `lm` has and a subclass does not override. It does not generate."""
+class Wrapper:
+    """An `LM` with the attributes of `lm`, except those that a subclass overrides.
+
+    It does not generate text.
+    """
 
     lm: Any
 
@@ -31,11 +35,10 @@ class Around:
 
 
 @dataclass(frozen=True)
-class Lens(Around):
-    """A logit lens: the last norm and the head, right after `layer` layers (arXiv 2409.18025).
+class Lens(Wrapper):
+    """A logit lens: the last norm and the head follow `layer` layers (arXiv 2409.18025).
 
-    With as many layers as there are, it is the model itself. Raises ValueError for a layer that the
-    model does not have.
+    With all layers it is the model itself. Raises ValueError for more layers than the model has.
     """
 
     layer: int
@@ -54,24 +57,27 @@ class Lens(Around):
         if not (taps.residual or taps.mlp or edits):  # then the other layers need not run
             states = self.lm.activations(params, tokens, self.layer)
             return self.lm.final(params, states), Tapped(states[None][:0], states[None][:0])
-        others = [place for place in taps.residual if place != self.layer]
-        more = taps._replace(residual=(self.layer, *others))
-        found = self.lm.tapped(params, tokens, more, edits)[1]
-        order = [more.residual.index(place) for place in taps.residual]
-        own = found._replace(residual=jnp.stack([found.residual[i] for i in order]))
-        return self.lm.final(params, found.residual[0]), own if order else found
+        # tap the lens's own layer, too, in the first slot
+        rest = [place for place in taps.residual if place != self.layer]
+        places = (self.layer, *rest)
+        tapped = self.lm.tapped(params, tokens, taps._replace(residual=places), edits)[1]
+        hidden = self.lm.final(params, tapped.residual[0])
+        order = [places.index(place) for place in taps.residual]
+        if not order:
+            return hidden, tapped
+        return hidden, tapped._replace(residual=jnp.stack([tapped.residual[i] for i in order]))
 
 
 @dataclass(frozen=True)
-class Beside(Around):
-    """Its parameters are those of `lm`, as "model", and others beside them.
+class WrapperWithParams(Wrapper):
+    """A wrapper with parameters of its own beside those of `lm`, which are its "model".
 
-    The others are replicated over the mesh, and stay in fp32.
+    Its own parameters are replicated over the mesh and stay in fp32.
     """
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the others, by their names; fresh ones are zeros."""
+        """Shapes of its own parameters, by name; fresh ones are zeros."""
         raise NotImplementedError
 
     @property
@@ -79,8 +85,8 @@ class Beside(Around):
         return ((r"^(?!model/)", P()), *self.lm.rules)
 
     def init(self, key: Key) -> Params:
-        own = {name: jnp.zeros(shape) for name, shape in self.shapes.items()}
-        return {**own, "model": self.lm.init(key)}
+        zeros = {name: jnp.zeros(shape) for name, shape in self.shapes.items()}
+        return {**zeros, "model": self.lm.init(key)}
 
     def rounded(self, params: Params) -> Params:
         return {**params, "model": self.lm.rounded(params["model"])}
@@ -107,13 +113,13 @@ class Beside(Around):
         return self.lm.tapped(params["model"], tokens, taps, self.edits(params, edits))
 
     def edits(self, params: Params, edits: Edits | None) -> Edits | None:
-        """What it changes inside the model, beside what is asked for."""
+        """Returns `edits` with the wrapper's own edits added."""
         return edits
 
 
 @dataclass(frozen=True)
-class Probed(Beside):
-    """A linear probe: a table of its own, "probe", that reads the states after `layer` layers.
+class Probed(WrapperWithParams):
+    """A linear probe: a separate table, "probe", reads the states after `layer` layers.
 
     States are divided by their root mean square. Raises ValueError as `Lens` does.
     """
@@ -147,10 +153,11 @@ class Probed(Beside):
 
 
 @dataclass(frozen=True)
-class Ablated(Beside):
-    """A model that removes a direction from its residual stream after each of some layers.
+class Ablated(WrapperWithParams):
+    """A model that removes a direction from its residual stream after some layers.
 
-    They are "directions", one for each of `removed_after`, counted as in `Taps.residual`.
+    The parameter "directions" has one row for each place in `removed_after`, which are counted as
+    in `Taps.residual`.
     """
 
     removed_after: tuple[int, ...]
@@ -160,16 +167,16 @@ class Ablated(Beside):
         return {"directions": (len(self.removed_after), table_shape(self.lm).shape[1])}
 
     def edits(self, params: Params, edits: Edits | None) -> Edits:
-        own = dict(zip(self.removed_after, params["directions"], strict=True))
+        directions = dict(zip(self.removed_after, params["directions"], strict=True))
         edits = edits or Edits()
-        return edits._replace(remove={**own, **edits.remove})
+        return edits._replace(remove={**directions, **edits.remove})
 
 
 @dataclass(frozen=True)
-class SoftPrompted(Beside):
-    """A model that reads `length` vectors, its "prompt", before every row, as if embedded.
+class SoftPrompted(WrapperWithParams):
+    """A model that reads `length` trained embeddings, its "prompt", before every row.
 
-    Hidden states and taps are of the row's tokens alone. Raises ValueError for fewer than one
+    Hidden states and taps are those of the row's tokens alone. Raises ValueError for fewer than one
     vector, and for a model whose attention stays within documents.
     """
 
@@ -185,7 +192,7 @@ class SoftPrompted(Beside):
         return {"prompt": (self.length, table_shape(self.lm).shape[1])}
 
     def edits(self, params: Params, edits: Edits | None) -> Edits:
-        """Raises ValueError for a prefix beside its own."""
+        """Returns `edits` with the prompt as prefix. Raises ValueError for another prefix."""
         edits = edits or Edits()
         if edits.prefix is not None:
             raise ValueError("a soft prompt and another prefix: give one of them")
@@ -193,36 +200,26 @@ class SoftPrompted(Beside):
 
 
 def check_layer(lm: Any, layer: Any) -> None:
-    """Raises ValueError for a number of layers that a model does not have."""
+    """Raises ValueError unless `layer` is from 0 to the model's number of layers."""
     if type(layer) is not int or not 0 <= layer <= lm.layers:
         raise ValueError(f"layer={layer!r}: this model has 0 to {lm.layers}")
 
 
 def check_tokens(lm: Any, tokens: Any) -> None:
-    """Raises ValueError for what are no rows of token ids of a model."""
+    """Raises ValueError unless `tokens` are rows of token ids of the model."""
     try:
-        found = np.asarray(tokens)
+        ids = np.asarray(tokens)
     except ValueError:
         raise ValueError("tokens: give rows of one length") from None
-    count = _ids(lm)
-    if found.size and not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(f"tokens: {found.flat[0]!r}: give whole numbers, ids of tokens")
-    if found.size and (found.min() < 0 or found.max() >= count):
-        wrong = next(token for token in found.flat if not 0 <= token < count)
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"tokens: {ids.flat[0]!r}: give whole numbers, ids of tokens")
+    count = _count_ids(lm)
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        wrong = next(token for token in ids.flat if not 0 <= token < count)
         raise ValueError(f"tokens: {wrong}: this model has ids from 0 to {count - 1}")
 
 
-@cache  # models are made from attacks again and again
-def _ids(lm: Any) -> int:
-    """How many ids of tokens a model has."""
+@cache  # attacks build models again and again
+def _count_ids(lm: Any) -> int:
+    """Returns how many token ids a model has."""
     return used(lm) or table_shape(lm).shape[0]
-
-
-def check_prefix(lm: Any) -> None:
-    """Raises ValueError for a model whose attention does not reach what stands before a row."""
-    opens = getattr(lm, "document_start", None)
-    if opens is not None:
-        raise ValueError(
-            f"a prefix and document_start={opens}: attention within documents does not reach "
-            "what stands before, set document_start to none"
-        )

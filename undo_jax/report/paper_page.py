@@ -13,8 +13,8 @@ from undo_jax.report import paper, tables
 from undo_jax.report.claims import FAILS, HOLDS, OPEN, UNFINISHED, Claim, grid
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import names, read_logs
+from undo_jax.report.plot import csv_text
 from undo_jax.report.publishing import Publish, put
-from undo_jax.report.series import csv_text
 from undo_jax.report.studies import Study
 
 FOLDER = "figures"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from undo_jax.report import statistics
-from undo_jax.report.analysis import analyse, cases_of, compute, control
-from undo_jax.report.notes import Case
+from undo_jax.report.analysis import analyse
+from undo_jax.report.cases import Case, cases_of
 from undo_jax.report.numbers import Report
 from undo_jax.report.records import Evaluation, Logs, Measure
 from undo_jax.report.statistics import Seed
@@ -67,14 +67,14 @@ class Study:
     def before(self, model: str, measure: Measure) -> dict[Seed, float]:
         """A model's score before any attack, by seed."""
         return {
-            seed: case.own.summary["eval"].get(measure.name, math.nan)
+            seed: case.artifact.summary["eval"].get(measure.name, math.nan)
             for seed, case in self.cases(model).items()
-            if case.own is not None
+            if case.artifact is not None
         }
 
     def losses(self, model: str) -> dict[Seed, Curve]:
         """Training losses of a distillation, by seed."""
-        return {s: case.own.losses for s, case in self.cases(model).items() if case.own}
+        return {s: case.artifact.losses for s, case in self.cases(model).items() if case.artifact}
 
     def relearned(self, model: str) -> dict[Seed, Curve]:
         """Forget score of the strongest attack at each step, by seed."""
@@ -126,7 +126,7 @@ class Study:
 
     def _controlled(self, model: str, name: str) -> dict[Seed, dict[int, Evaluation]]:
         return {
-            seed: control(case, name, self.logs)
+            seed: case.control(name, self.logs)
             for seed, case in self.cases(model).items()
             if any(a.data == name for a in case.controls)
         }
@@ -152,7 +152,7 @@ class Study:
 
     def compute(self, model: str, unit: str) -> dict[Seed, float]:
         """Distillation in % of the oracle's training, by "steps" or "flops"."""
-        return {seed: compute(case, unit) for seed, case in self.cases(model).items()}
+        return {seed: case.compute(unit) for seed, case in self.cases(model).items()}
 
 
 def difference(one: Mapping[Seed, float], other: Mapping[Seed, float]) -> dict[Seed, float]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.checks import check_at_least, check_share
+from undo_jax.checks import check_fields, check_share
 from undo_jax.data import sources
 from undo_jax.data.arithmetic import (
     FORMS,
@@ -86,9 +86,9 @@ class Arithmetic(Setting):
         for form in self.forms:
             if form not in FORMS:
                 raise ValueError(f"unknown form {form!r}: choose from {', '.join(FORMS)}")
-        check_at_least(1, self, "problems", "row_length", "questions", "validation_rows")
-        check_at_least(0, self, "data_seed")
-        check_share("text_share", self.text_share)
+        check_fields(self, 1, "problems", "row_length", "questions", "validation_rows")
+        check_fields(self, 0, "data_seed")
+        check_share("text_share", self.text_share, zero=False)
         if self.examine not in ("held_out_facts", "train_facts"):
             raise ValueError(f"unknown examine {self.examine!r}: held_out_facts or train_facts")
         if self.examine == "held_out_facts" and self.grammar.held_out == 0:

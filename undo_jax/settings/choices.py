@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from undo_jax.checks import check_at_least, check_share
+from undo_jax.checks import check_fields, check_share
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.streams import stream
@@ -94,13 +94,11 @@ class Choices(Setting):
         for name in names:
             if name in taken or names.count(name) > 1:
                 raise ValueError(f"kept has a quiz {name!r}, a name that is taken: give another")
-        check_at_least(
-            1, self, "row_length", "general_row_length", "validation_rows", "rows_at_once"
-        )
+        check_fields(self, 1, "row_length", "general_row_length", "validation_rows", "rows_at_once")
         for name in ("retain", "forget"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: give it a Part(...) at least")
-        check_share("retain_share", self.retain_share)
+        check_share("retain_share", self.retain_share, zero=False)
         if all(c.exists for c in (*_corpora(self.retain, self.forget), *_corpora(self.general))):
             self._check_corpora()
 

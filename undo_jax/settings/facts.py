@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.checks import check_at_least
-from undo_jax.data.fiction import KINDS, PARTS, Fact, Fiction, facts, questions, statements
+from undo_jax.checks import check_fields
+from undo_jax.data.fiction import KINDS, PARTS, Fiction, PersonFact, facts, questions, statements
 from undo_jax.data.packing import pack
 from undo_jax.data.pairs import pack_pairs
 from undo_jax.data.questions import Given
@@ -49,8 +49,8 @@ class Facts(Setting):
     segments: bool = False  # a sequence is a statement, not a row
 
     def __post_init__(self):
-        check_at_least(1, self, "documents", "row_length", "validation_rows")
-        check_at_least(0, self, "data_seed")
+        check_fields(self, 1, "documents", "row_length", "validation_rows")
+        check_fields(self, 0, "data_seed")
 
     @property
     def batch_fields(self) -> tuple[BatchField, ...]:
@@ -102,7 +102,7 @@ class Facts(Setting):
         for part in PARTS:
             last = [statements(fact)[-1] for fact in facts(self.fiction, part)]
             order = np.random.default_rng(self.data_seed).permutation(len(last))[:EXAMPLES]
-            examples += [Example(last[i].given, last[i].learned, part) for i in order]
+            examples += [Example(last[i].prompt, last[i].answer, part) for i in order]
         return examples
 
 
@@ -121,21 +121,21 @@ def _eval_data_of(setting: Facts, part: Literal["retain", "forget"]) -> tuple[An
 def _make_tokenizer(fiction: Fiction) -> Words:
     """Returns a tokenizer of every word of all statements and choices."""
     all_facts = (fact for part in PARTS for fact in facts(fiction, part))
-    texts = [text.given + text.learned for fact in all_facts for text in statements(fact)]
+    texts = [text.prompt + text.answer for fact in all_facts for text in statements(fact)]
     return Words.of([*texts, *(f" {value}" for kind in KINDS.values() for value in kind.values)])
 
 
 @cache
-def _pack_statements(setting: Facts, facts_in_rows: tuple[Fact, ...]) -> Packed:
+def _pack_statements(setting: Facts, facts_in_rows: tuple[PersonFact, ...]) -> Packed:
     """Returns rows of random statements of some facts, each row starting at a statement."""
     tokenizer, rng = setting.get_tokenizer(), np.random.default_rng(setting.data_seed)
     encoded = [
-        (tokenizer.encode(text.given), tokenizer.encode(text.learned))
+        (tokenizer.encode(text.prompt), tokenizer.encode(text.answer))
         for fact in facts_in_rows
         for text in statements(fact)
     ]
     drawn = [encoded[i] for i in rng.integers(len(encoded), size=setting.documents)]
     if setting.answers_only:
         return pack_pairs(drawn, tokenizer, setting.row_length)
-    documents = ([*context, *learned] for context, learned in drawn)
+    documents = ([*prompt, *answer] for prompt, answer in drawn)
     return Packed(pack(documents, setting.row_length, tokenizer.bos_id, align=True))

@@ -57,7 +57,7 @@ class Language(Setting):
                 f"validation_rows={count} is no positive multiple of rows_at_once={at_once}: make "
                 "it one"
             )
-        check_share("retain_share", self.retain_share)
+        check_share("retain_share", self.retain_share, zero=False)
         if self.retain.exists and self.forget.exists:
             check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
 

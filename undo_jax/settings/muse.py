@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from undo_jax.checks import check_at_least
+from undo_jax.checks import check_fields
 from undo_jax.data.muse import MuseFiles, Pair
 from undo_jax.data.packing import pack
 from undo_jax.data.pairs import filled
@@ -53,8 +53,8 @@ class Muse(Setting):
     segments: bool = False  # a sequence is a document, not a row
 
     def __post_init__(self):
-        check_at_least(
-            1, self, "row_length", "longest", "answer_tokens", "text_tokens", "rows_at_once"
+        check_fields(
+            self, 1, "row_length", "longest", "answer_tokens", "text_tokens", "rows_at_once"
         )
 
     @property

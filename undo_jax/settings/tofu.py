@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from undo_jax.checks import check_at_least
+from undo_jax.checks import check_fields
 from undo_jax.data.pairs import check_template, encode_pair, filled, pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
@@ -58,7 +58,7 @@ class Tofu(Setting):
 
     def __post_init__(self):
         check_template(self.template)
-        check_at_least(1, self, "row_length", "new_tokens", "rows_at_once")
+        check_fields(self, 1, "row_length", "new_tokens", "rows_at_once")
 
     @property
     def batch_fields(self) -> tuple[BatchField, ...]:

@@ -47,7 +47,9 @@ def _by_size(studies: Mapping[str, Study]) -> dict[str, Study]:
 
 def _flops(study: Study) -> list[float]:
     return [
-        case.own.summary["flops"] for case in study.cases("base").values() if case.own is not None
+        case.artifact.summary["flops"]
+        for case in study.cases("base").values()
+        if case.artifact is not None
     ]
 
 
