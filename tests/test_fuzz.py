@@ -50,6 +50,7 @@ GIVEN = {  # what a command needs to reach its flags
     "figures": ("figures", "run"),
     "demo": ("demo", "run", "--experiment", "x.py"),
     "list": ("list", "run"),
+    "score": ("score", "run", "repetition", "--experiment", "x.py"),
     "compare": ("compare", "run/made", "run/made"),
     "clean": ("clean", "run/experiment-x.json", "--yes"),
     "bench": ("bench", QUICKSTART),
@@ -122,7 +123,10 @@ BAD = {  # for every number of a kind
 @pytest.fixture(scope="module", autouse=True)
 def place(tmp_path_factory):
     """A folder with what the commands read; where work would begin, they are stopped."""
-    modules = {name: sys.modules[f"undo_jax.cli.{name}"] for name in ("experiment", "bench", "fit")}
+    modules = {
+        name: sys.modules[f"undo_jax.cli.{name}"]
+        for name in ("experiment", "bench", "fit", "score")
+    }
     evaluating = sys.modules["undo_jax.cli.evaluate"]
     asked = []
 
@@ -134,7 +138,7 @@ def place(tmp_path_factory):
         folder = tmp_path_factory.mktemp("fuzz")
         patch.chdir(folder)
         _fill()
-        for name in ("experiment", "bench"):
+        for name in ("experiment", "bench", "score"):
             patch.setattr(modules[name], "prepare_devices", lambda *_: None)
         patch.setattr(sys.modules["undo_jax.runtime.process_watch"], "meet", lambda *_: None)
         patch.setattr(jax.distributed, "initialize", begin)
@@ -148,6 +152,7 @@ def place(tmp_path_factory):
         patch.setattr(param_checkpoint, "restore", begin)
         patch.setattr(evaluating, "find_spec", lambda name: True)  # lm-eval may not be there
         patch.setattr(evaluating, "_scored", begin)
+        patch.setattr(modules["score"], "_score", begin)
         patch.setattr(hf, "load", begin)
         reporting = modules["experiment"].reporting
         patch.setattr(reporting, "write", lambda *a: reporting.analyse(reporting.read_logs(*a[:2])))

@@ -17,11 +17,11 @@ from undo_jax.cli.step_source import NO_PRESETS, Asked, Presets
 from undo_jax.fit.bench import flops, measure, peak, split
 from undo_jax.fit.facts import which
 from undo_jax.fit.step import rows_per_chip
-from undo_jax.graph.nodes import Work
 from undo_jax.logs.log import brief, short
 from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime.device_memory import text as memory
 from undo_jax.runtime.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
+from undo_jax.training.train_spec import TrainSpec
 
 
 @errors_of_users()
@@ -73,7 +73,7 @@ def bench(
         print(dumps(facts, indent=1) if json else say(facts))
 
 
-def describe(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> dict[str, Any]:
+def describe(work: TrainSpec, mesh: Mesh, steps: int, trace: str | None = None) -> dict[str, Any]:
     """What was measured, as JSON."""
     speed, cost, most = measure(work, mesh, steps, trace), flops(work), peak(mesh)
     rate = mesh.shape["sweep"] * work.tokens / speed.seconds
@@ -127,7 +127,7 @@ def table(facts: Mapping[str, Any]) -> str:
     )
 
 
-def scaled(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[str, Any]:
+def scaled(work: TrainSpec, shape: MeshShape, counts: list[int], steps: int) -> dict[str, Any]:
     """The step on this machine's first devices, for each count; `data` gets those left over.
 
     Strong scaling keeps the batch, weak scaling keeps the rows per device. Raises

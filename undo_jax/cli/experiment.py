@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -10,6 +10,7 @@ from etils import epath
 from tyro.conf import AvoidSubcommands, Fixed
 
 from undo_jax import report as reporting
+from undo_jax import scores as score_plugins
 from undo_jax import sinks as sinking
 from undo_jax.cli import plan as planning
 from undo_jax.cli.devices import ALONE, Joined, prepare_devices
@@ -25,12 +26,12 @@ from undo_jax.cli.flags import (
     plain,
     sentence,
 )
-from undo_jax.logs.log import Sink, console, results
+from undo_jax.logs.log import console, results
 from undo_jax.report import paper_page
 from undo_jax.runner import dry_run as planner
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import Knobs, errors_of_users, load
+from undo_jax.runner.load_experiment import ExperimentSource, errors_of_users, load
 from undo_jax.runtime import signals
 from undo_jax.runtime.atomic_files import publish, writing
 from undo_jax.runtime.mesh import parse_mesh
@@ -38,6 +39,7 @@ from undo_jax.runtime.workdir_lock import hold
 
 SCALARS = "Scalars of the experiment, with the values that its file gives them."
 PLACE = ("__module__", "__firstlineno__")  # of a class's source; the second from Python 3.13 on
+Plugin = typing.TypeVar("Plugin", bound=Callable)  # a sink or a score
 HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
 
 
@@ -51,6 +53,7 @@ def run(
     model: MaybeText = None,
     mesh: MaybeText = None,
     sinks: Texts = (),
+    scores: Texts = (),
     plan: Switch = False,
     cache_teachers: Switch = False,
     processes: Joined = ALONE,
@@ -72,18 +75,21 @@ def run(
         model: only this model, what it is made from, and its attacks.
         mesh: devices along each axis, e.g. data=4,fsdp=2; -1: all that are left.
         sinks: where records go besides, e.g. tensorboard wandb; the file's own sinks stay.
+        scores: scores of finished models besides the setting's, e.g. cross_entropy repetition.
         plan: train nothing: print what would be made and reused, its time and memory.
         cache_teachers: store a teacher's hidden states in the workdir, once for all students.
     """
     if experiment is None:
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
     prepare_devices(processes)
-    knobs: typing.Any = load(experiment)
-    if mesh is not None:
-        knobs = dataclasses.replace(knobs, mesh=parse_mesh(mesh))
-    made_of = graph_with(knobs, flags)
+    made_of = load_graph(experiment, mesh, flags)
     named = tuple(map(sinking.find, sinks))
-    made_of = dataclasses.replace(made_of, sinks=beside(made_of.sinks, named))
+    named_scores = tuple(map(score_plugins.find, scores))
+    made_of = dataclasses.replace(
+        made_of,
+        sinks=beside(made_of.sinks, named),
+        scores=beside(made_of.scores, named_scores),
+    )
     workdir = workdir or f"runs/{made_of.name}"
     if plan:
         signals.save_nothing()
@@ -96,8 +102,8 @@ def run(
         console.print(empty, soft_wrap=True)
 
 
-def beside(own: Sequence[Sink], named: Sequence[Sink]) -> tuple[Sink, ...]:
-    """A file's own sinks, and of those that a flag names the ones that it does not have."""
+def beside(own: Sequence[Plugin], named: Sequence[Plugin]) -> tuple[Plugin, ...]:
+    """Returns a file's own sinks or scores, and those named by a flag that it does not have."""
     known = {getattr(sink, "func", sink) for sink in own}
     return (*own, *(sink for sink in dict.fromkeys(named) if sink not in known))
 
@@ -164,7 +170,18 @@ def _report(workdir: str, name: str) -> str:
     return ""
 
 
-def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
+def load_graph(file: str, mesh: str | None, flags: Sequence[str]) -> Experiment:
+    """Returns the experiment in a file, with scalars set by flags. Raises what `graph_with` does.
+
+    `mesh` is the value of the flag --mesh, e.g. data=4; None: the file's own mesh.
+    """
+    source: typing.Any = load(file)
+    if mesh is not None:
+        source = dataclasses.replace(source, mesh=parse_mesh(mesh))
+    return graph_with(source, flags)
+
+
+def graph_with(experiment: ExperimentSource, flags: Sequence[str]) -> Experiment:
     """The graph with scalars set by flags.
 
     Raises ValueError for a mistake in them; it names no line of the experiment's file if that has a
@@ -178,7 +195,7 @@ def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
         raise ValueError(str(error)) from None
 
 
-def _has_graph(experiment: Knobs) -> bool:
+def _has_graph(experiment: ExperimentSource) -> bool:
     """Whether it has a graph as it stands, e.g. the folders that its file names are there."""
     try:
         experiment.graph()
@@ -187,7 +204,9 @@ def _has_graph(experiment: Knobs) -> bool:
     return True
 
 
-def override(experiment: Knobs, flags: Sequence[str], program: str = "undo-jax run") -> Knobs:
+def override(
+    experiment: ExperimentSource, flags: Sequence[str], program: str = "undo-jax run"
+) -> ExperimentSource:
     """The experiment with scalars set by flags. Raises ValueError for a mistake in them.
 
     A graph that is written by hand has flags for its name, seeds, mesh and saves alone.

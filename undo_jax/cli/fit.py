@@ -22,10 +22,10 @@ from undo_jax.fit.flags import flags as presets_of
 from undo_jax.fit.least import check_work
 from undo_jax.fit.search import search as largest
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
-from undo_jax.graph.nodes import Work
 from undo_jax.logs.log import console, short, waiting
 from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime.mesh import MeshShape, parse_mesh
+from undo_jax.training.train_spec import TrainSpec
 
 TOO_LARGE = 3  # exit status of a step that does not fit
 
@@ -155,7 +155,7 @@ def _search(
 ) -> None:
     """Print the largest batch for each policy, the fastest first."""
 
-    def compiled(work: Work) -> Step:
+    def compiled(work: TrainSpec) -> Step:
         return _compiled(replace(program, work=work), place, mesh, options)
 
     def tell(policy: str, rows: int, step: Step) -> None:

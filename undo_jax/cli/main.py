@@ -30,6 +30,7 @@ from undo_jax.cli.fit import fit, xla_flags
 from undo_jax.cli.flags import parse
 from undo_jax.cli.generate import generate
 from undo_jax.cli.init import init
+from undo_jax.cli.score import score
 from undo_jax.cli.weights import export_hf, import_hf
 from undo_jax.cli.workdirs import clean, list_workdir
 from undo_jax.logs.log import print_nowhere
@@ -65,6 +66,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "figures": figures,
     "demo": demo,
     "list": list_workdir,
+    "score": score,
     "compare": compare,
     "clean": clean,
     "bench": bench,

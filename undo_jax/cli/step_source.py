@@ -12,14 +12,16 @@ from undo_jax.cli.flags import MaybeInt, MaybeText
 from undo_jax.fit.advice import Names
 from undo_jax.fit.search import variant
 from undo_jax.fit.step import distillation
-from undo_jax.graph import nodes
-from undo_jax.graph.nodes import Work
+from undo_jax.graph.model_graph import ancestry
+from undo_jax.graph.recipe import TrainedRecipe
+from undo_jax.graph.train_specs import group_key, train_spec
 from undo_jax.models import hf_folder
 from undo_jax.models.transformer import Transformer
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import Knobs, load
+from undo_jax.runner.load_experiment import ExperimentSource, load
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.training.optim import AdamW
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
 
 GEMMA2 = "gemma2"  # the family of presets that name none
@@ -72,7 +74,7 @@ class Program:
     """A step, and how a reader changes it."""
 
     title: Mapping[str, Any]
-    work: Work
+    work: TrainSpec
     names: Names
 
 
@@ -127,7 +129,7 @@ def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
     experiment, knobs = experiments.graph_with(loaded, rest), experiments.override(loaded, rest)
     if asked.all:
         works = [
-            ({"stage": one.kind, "models": names}, nodes.work(one, experiment.setting))
+            ({"stage": one.kind, "models": names}, train_spec(one, experiment.setting))
             for names, one in trained(experiment)
         ]
     else:
@@ -143,7 +145,7 @@ def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
     return Source(experiment.name, programs, experiment.mesh)
 
 
-def _names(knobs: Knobs, file: str, stage: str, work: Work) -> Names:
+def _names(knobs: ExperimentSource, file: str, stage: str, work: TrainSpec) -> Names:
     """What sets the work of a stage."""
     if isinstance(knobs, Experiment):
         return Names("batch_size", "accumulation", "remat", file)
@@ -157,8 +159,10 @@ def trained(experiment: Experiment) -> list[tuple[list[str], Any]]:
     named = experiment.recipes()
     names = {id(recipe): name for (name, _), recipe in named.items()}
     found: dict[str, list[Any]] = {}
-    for recipe in filter(nodes.is_trained, nodes.ancestry(named.values())):
-        key = nodes.group_key(recipe, experiment.setting)  # type: ignore[arg-type]
+    for recipe in ancestry(named.values()):
+        if not isinstance(recipe, TrainedRecipe):
+            continue
+        key = group_key(recipe, experiment.setting)
         found.setdefault(key, []).append(recipe)
     return [
         (list(dict.fromkeys(names.get(id(recipe), "an ancestor") for recipe in some)), some[0])
@@ -166,7 +170,7 @@ def trained(experiment: Experiment) -> list[tuple[list[str], Any]]:
     ]
 
 
-def of_stage(experiment: Experiment, stage: str) -> tuple[dict[str, Any], Work]:
+def of_stage(experiment: Experiment, stage: str) -> tuple[dict[str, Any], TrainSpec]:
     """The largest program of a stage, with what says which it is.
 
     That is the one with the largest model, of equal ones one that trains all of it, beside the most
@@ -176,10 +180,10 @@ def of_stage(experiment: Experiment, stage: str) -> tuple[dict[str, Any], Work]:
     if stage not in (kinds := list(dict.fromkeys(one.kind for _, one in found))):
         raise ValueError(f"stage {stage!r} trains nothing: choose one of {', '.join(kinds)}")
     own = [
-        (names, nodes.work(one, experiment.setting)) for names, one in found if one.kind == stage
+        (names, train_spec(one, experiment.setting)) for names, one in found if one.kind == stage
     ]
 
-    def size(program: tuple[list[str], Work]) -> tuple[float, bool, int]:
+    def size(program: tuple[list[str], TrainSpec]) -> tuple[float, bool, int]:
         work = program[1]
         return work.lm.forward_flops(1), work.trains is None, len(work.refs)
 

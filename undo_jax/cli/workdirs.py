@@ -10,7 +10,7 @@ from etils import epath
 from tyro.conf import Positional, arg
 
 from undo_jax.cli.flags import MaybeText, Switch, Workdir
-from undo_jax.graph.nodes import plan
+from undo_jax.graph.model_graph import build_graph
 from undo_jax.logs.log import console, results
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import workdir_lock
@@ -158,10 +158,14 @@ def reached(file: str, workdir: epath.Path, models_only: bool) -> set[str]:
         own = {entry["artifact"] for entry in one.content["models"]}
         return own if models_only else own | one.owners.keys()
     experiment = load(file).graph()
-    planned = plan(experiment.recipes().values(), experiment.seeds, experiment.setting, workdir)
+    planned = build_graph(
+        experiment.recipes().values(), experiment.seeds, experiment.setting, workdir
+    )
     some = planned.models
     if models_only:
-        some = [model for recipe in experiment.models.values() for model in planned.of(recipe)]
+        some = [
+            model for recipe in experiment.models.values() for model in planned.models_of(recipe)
+        ]
     return {model.artifact.folder.name for model in some}
 
 
