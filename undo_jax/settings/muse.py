@@ -13,7 +13,7 @@ from undo_jax.data.pairs import filled
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge
-from undo_jax.evals.answer_scores import Batches
+from undo_jax.evals.answer_scores import TextBatches
 from undo_jax.setting import BatchField, Setting, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
@@ -99,7 +99,7 @@ class Muse(Setting):
             said = self._written(lm, params, given, self.answer_tokens)
             wanted = [right for _, right in self.files.questions[part]]
             found[f"{part}_rouge"] = rouge.rouge_l(
-                wanted, [answer_scores.before(one, STOPS) for one in said]
+                wanted, [answer_scores.cut_at(one, STOPS) for one in said]
             )
         prompts, rest = zip(*self.files.verbatim, strict=True)
         begun = [
@@ -107,9 +107,17 @@ class Muse(Setting):
         ]
         said = self._written(lm, params, prompts, self.text_tokens)
         found["verbatim_rouge"] = rouge.rouge_l(begun, said, "fmeasure")
-        found |= memorisation.mean_of(answer_scores.tell(lm, params, _verbatim(self)))
+        found |= memorisation.mean_memorisation(
+            answer_scores.compute_stats(lm, params, _verbatim(self))
+        )
         members, others = (
-            list(zip(answer_scores.tell(lm, params, _members(self, split)), texts, strict=True))
+            list(
+                zip(
+                    answer_scores.compute_stats(lm, params, _members(self, split)),
+                    texts,
+                    strict=True,
+                )
+            )
             for split, texts in self.files.members.items()
         )
         return {**found, **membership.areas(members, others)}
@@ -118,9 +126,9 @@ class Muse(Setting):
         return {"privleak": membership.leak(model, oracle)}
 
     def _written(self, lm: LM, params: Params, given: Sequence[str], new_tokens: int) -> list[str]:
-        contexts = [answer_scores.opened(self.tokenizer, one) for one in given]
+        contexts = [answer_scores.encode_context(self.tokenizer, one) for one in given]
         how = {"new_tokens": new_tokens, "rows_at_once": self.rows_at_once}
-        return answer_scores.written(lm, params, contexts, self.tokenizer, **how)
+        return answer_scores.write_continuations(lm, params, contexts, self.tokenizer, **how)
 
 
 def _context(files: MuseFiles, part: str, pair: Pair) -> str:
@@ -130,26 +138,26 @@ def _context(files: MuseFiles, part: str, pair: Pair) -> str:
 
 
 @cache
-def _asked(setting: Muse, part: str) -> Batches:
+def _asked(setting: Muse, part: str) -> TextBatches:
     """Answers after their questions; a document does not end there."""
     pairs = ((_context(setting.files, part, one), one[1]) for one in setting.files.questions[part])
-    texts = [answer_scores.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+    texts = [answer_scores.encode_answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
 
 
 @cache
-def _verbatim(setting: Muse) -> Batches:
+def _verbatim(setting: Muse) -> TextBatches:
     pairs = setting.files.verbatim
-    texts = [answer_scores.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+    texts = [answer_scores.encode_answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
 
 
 @cache
-def _members(setting: Muse, split: str) -> Batches:
+def _members(setting: Muse, split: str) -> TextBatches:
     """Texts that a model was trained on, or others."""
     read = setting.files.members[split]
-    texts = [answer_scores.whole(setting.tokenizer, one, setting.longest) for one in read]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+    texts = [answer_scores.encode_text(setting.tokenizer, one, setting.longest) for one in read]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
 
 
 @cache

@@ -13,7 +13,7 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge, tofu_muse
-from undo_jax.evals.answer_scores import Batches
+from undo_jax.evals.answer_scores import TextBatches
 from undo_jax.setting import BatchField, Setting, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Scores
 
@@ -111,9 +111,11 @@ class Tofu(Setting):
         for part in PARTS:
             right, probabilities, ratios = _judged(self, lm, params, part)
             if part == "forget":
-                found |= {"truth_ratios": ratios, **memorisation.mean_of(right)}
+                found |= {"truth_ratios": ratios, **memorisation.mean_memorisation(right)}
                 found |= self._membership(lm, params, right) if self.files.holdout else {}
-            judge = tofu_muse.forgotten if part == "forget" else tofu_muse.kept
+            judge = (
+                tofu_muse.truth_ratio_forget if part == "forget" else tofu_muse.truth_ratio_retain
+            )
             found[f"{part}_probability"] = float(np.mean(probabilities))
             found[f"{part}_truth_ratio"] = judge(ratios)
             wanted = [one.answer for one in self.files.examined[part]]
@@ -135,14 +137,14 @@ class Tofu(Setting):
         """What the model answers, up to what follows answers in the template."""
         _, after = filled(self.template, "", "")
         given = [filled(self.template, one.question, "")[0] for one in self.files.examined[part]]
-        contexts = [answer_scores.opened(self.tokenizer, one) for one in given]
+        contexts = [answer_scores.encode_context(self.tokenizer, one) for one in given]
         how = {"new_tokens": self.new_tokens, "rows_at_once": self.rows_at_once}
-        said = answer_scores.written(lm, params, contexts, self.tokenizer, **how)
-        return [answer_scores.before(text, (after,)) for text in said]
+        said = answer_scores.write_continuations(lm, params, contexts, self.tokenizer, **how)
+        return [answer_scores.cut_at(text, (after,)) for text in said]
 
     def _membership(self, lm: LM, params: Params, forgotten: Any) -> dict[str, float]:
         """Answers about the forgotten authors against those about authors of the holdout."""
-        others = answer_scores.tell(lm, params, _answers(self, "holdout", "answer"))
+        others = answer_scores.compute_stats(lm, params, _answers(self, "holdout", "answer"))
         sides = (
             [(told, one.answer) for told, one in zip(of, self.files.examined[part], strict=True)]
             for part, of in (("forget", forgotten), ("holdout", others))
@@ -156,10 +158,10 @@ def _judged(
     """What a model says of each answer, the answer's probability, and the truth ratio."""
 
     def probabilities(kind: Kind) -> np.ndarray:
-        told = answer_scores.tell(lm, params, _answers(setting, part, kind))
+        told = answer_scores.compute_stats(lm, params, _answers(setting, part, kind))
         return np.array([memorisation.probability(one.log_p) for one in told])
 
-    right = answer_scores.tell(lm, params, _answers(setting, part, "answer"))
+    right = answer_scores.compute_stats(lm, params, _answers(setting, part, "answer"))
     own = np.array([memorisation.probability(one.log_p) for one in right])
     ends = np.cumsum([len(one.wrong) for one in setting.files.examined[part]])
     wrong = [some.tolist() for some in np.split(probabilities("wrong"), ends[:-1])]
@@ -171,14 +173,14 @@ def _judged(
 
 
 @cache
-def _answers(setting: Tofu, part: str, kind: Kind) -> Batches:
+def _answers(setting: Tofu, part: str, kind: Kind) -> TextBatches:
     """A part's answers, paraphrases or wrong answers, each after its question."""
     texts = []
     for one in setting.files.examined[part]:
         said = {"answer": (one.answer,), "paraphrase": (one.paraphrase,), "wrong": one.wrong}[kind]
         pairs = (filled(setting.template, one.question, text) for text in said)
-        texts += [answer_scores.answer(setting.tokenizer, *pair) for pair in pairs]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+        texts += [answer_scores.encode_answer(setting.tokenizer, *pair) for pair in pairs]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
 
 
 @cache
