@@ -32,8 +32,8 @@ KEPT, DOCUMENT = ROOT / "runs" / "fit_paper.json", ROOT / "docs" / "RESULTS.md"
 
 
 def experiment(setting: str, figure: str) -> Experiment:
-    knobs = load(str(ROOT / "experiments" / "paper" / f"{figure}.py"))
-    return override(knobs, ["--scale", "paper", "--setting", setting]).graph()
+    config = load(str(ROOT / "experiments" / "paper" / f"{figure}.py"))
+    return override(config, ["--scale", "paper", "--setting", setting]).experiment()
 
 
 def programs(setting: str) -> Iterator[tuple[str, str, str, Any]]:

@@ -30,13 +30,14 @@ from undo_jax.types import LM
 
 
 def short(steps: int, learning_rate: float) -> Training:
+    """Returns the training of an unlearning method."""
     optimizer = AdamW(learning_rate, warmup=10, b2=0.98)
     return Training(steps, batch_size=16, optimizer=optimizer, eval_every=20)
 
 
 @dataclass(frozen=True)
 class Methods:
-    """What can be set from the command line, e.g. --seeds 0 1 --distill.steps 500."""
+    """The settings, each of which is a flag, e.g. --seeds 0 1 --distill.steps 500."""
 
     setting: Arithmetic
     pretrain: Training
@@ -49,7 +50,7 @@ class Methods:
     mesh: MeshShape = MeshShape(sweep=-1, data=1)
     saving: Saving = Saving()
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         lm = self.model
         base = Pretrain(lm, self.pretrain)
         down = Trains(((r"mlp/down$", (0, 1)),))  # RMU trains the layers below the one it reads

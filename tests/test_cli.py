@@ -105,7 +105,7 @@ def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, s
     training = replace(experiment.distill.training, batch_size=rows)
     distilled = replace(experiment.distill, training=training)
     changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
-    _, work = of_stage(changed.graph(), "distill")
+    _, work = of_stage(changed.experiment(), "distill")
     needed, step = sum(least(work, mesh)), compile_step(work, mesh)
     taken = step.memory.arguments + step.memory.temporaries
     assert share * taken < needed < taken
@@ -257,7 +257,7 @@ def test_a_file_that_defines_no_experiment(capsys, monkeypatch, text, said):
 
 
 @pytest.mark.parametrize("own", ["open('gemma-2-2b')", "1 / 0", "Training(0, 1, None, 1)"])
-def test_a_mistake_in_flags_is_told_though_the_file_has_no_graph_without_them(capsys, own):
+def test_a_mistake_in_flags_is_told_though_the_file_has_no_experiment_without_them(capsys, own):
     """E.g. experiments/wmdp.py where its base is not there, and --base names another."""
     lines = (
         "from dataclasses import dataclass",
@@ -268,7 +268,7 @@ def test_a_mistake_in_flags_is_told_though_the_file_has_no_graph_without_them(ca
         "    base: str = 'gemma-2-2b'",
         "    name: str = 'mine'",
         "    mesh: MeshShape = MeshShape()",
-        "    def graph(self):",
+        "    def experiment(self):",
         "        if self.base == 'gemma-2-2b':",
         f"            {own}",
         "        raise ValueError(f'first_layer=10 of {self.base}')",
@@ -359,13 +359,13 @@ def test_a_mistake_in_a_flag_is_not_blamed_on_a_line_of_the_file(capsys, command
         "from dataclasses import dataclass\n"
         "own = experiment\n"
         "@dataclass(frozen=True)\n"
-        "class Knobs:\n"
+        "class Config:\n"
         "    size: int = 1\n"
-        "    def graph(self):\n"
+        "    def experiment(self):\n"
         "        if self.size != 1:\n"
         "            raise ValueError(f'size={self.size}: give 1')\n"
-        "        return own.graph()\n"
-        "experiment = Knobs()\n"
+        "        return own.experiment()\n"
+        "experiment = Config()\n"
     )
     name, *flags = command.split()
     assert _refused(capsys, name, file, *flags, "--size", "2") == "undo-jax: size=2: give 1\n"

@@ -174,9 +174,9 @@ def _started(folder, *arguments, **environment):
         yield running
 
 
-def _artifacts(knobs, workdir, kind=None):
+def _artifacts(config, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
-    made = experiments.run(knobs.graph(), workdir, kind)
+    made = experiments.run(config.experiment(), workdir, kind)
     models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 

@@ -207,18 +207,18 @@ def test_a_run_that_is_stopped_is_listed_with_what_it_has_not_made(tmp_path, mon
         begins()
         raise KeyboardInterrupt
 
-    knobs = _experiment(0.5)
+    config = _experiment(0.5)
     monkeypatch.setattr(experiments, "make", stopped)
     for command in ("first", "second"):
         with pytest.raises(KeyboardInterrupt):
-            experiments.run(knobs, tmp_path, command=command)
+            experiments.run(config, tmp_path, command=command)
     found = read_json(tmp_path / "experiment-x.json")
     assert _names(found) == ["oracle", "unlearned", "UNDO 0.5"] and found["runs"] == []
     assert not any((tmp_path / a["artifact"]).exists() for a in found["artifacts"])
     cli.main(["list", str(tmp_path)])
     assert re.search(r"^x: (\d+) of \1 unfinished", capsys.readouterr().out, re.MULTILINE)
-    _list(knobs, tmp_path)
-    again = replace(knobs, seeds=(0, 1))
+    _list(config, tmp_path)
+    again = replace(config, seeds=(0, 1))
     before = {**read_json(tmp_path / "experiment-x.json"), "runs": [{"command": "whole"}]}
     write_json(epath.Path(tmp_path) / "experiment-x.json", before)
     with pytest.raises(KeyboardInterrupt):

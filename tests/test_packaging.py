@@ -26,7 +26,7 @@ def test_init_copies_all_experiments_and_they_load(tmp_path, monkeypatch, capsys
     cli.main(["init", "a/mine"])
     assert capsys.readouterr().err == "run one: undo-jax run a/mine/quickstart.py\n"
     assert _found("a") == {Path("mine") / path for path in SHIPPED}
-    assert load("a/mine/paper/alpha.py").graph().name == "alpha-arithmetic-small"
+    assert load("a/mine/paper/alpha.py").experiment().name == "alpha-arithmetic-small"
     Path("empty").mkdir()
     monkeypatch.chdir("empty")
     cli.main(["init", "."])
@@ -73,6 +73,7 @@ def test_a_wheel_and_a_source_archive_have_all_they_need(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         code = {path for path in tracked if path.parts[0] == "undo_jax"}
+        assert Path("undo_jax/data/word_problems.json") in code
         assert code <= {Path(name) for name in packed.namelist()}
     run(*pip, "install", "--no-deps", str(wheel))
     (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")

@@ -276,7 +276,9 @@ def test_flags_leave_the_sinks_of_a_file_alone():
     """They are no scalars; and `--sinks` without a name would take them all away."""
     shipped = experiment_command.load(str(PACKAGE.parent / "experiments" / "quickstart.py"))
     given = (sinks.find("tensorboard"), partial(sinks.find("wandb"), project="mine"))
-    changed = experiment_command.override(replace(shipped, sinks=given), ["--seeds", "3"]).graph()
+    changed = experiment_command.override(
+        replace(shipped, sinks=given), ["--seeds", "3"]
+    ).experiment()
     assert (changed.sinks, changed.seeds) == (given, (3,))
 
 

@@ -37,9 +37,7 @@ from undo_jax.store.artifacts import STEPS, described_model
 from undo_jax.types import LM, Params, shapes
 from undo_jax.workdir.compatibility import REMEDY, check_setting, check_tokenizer, stated
 
-Given = (
-    ExperimentSource | str | os.PathLike[str]
-)  # an experiment, or the Python file that defines it
+Given = ExperimentSource | str | os.PathLike[str]  # a value, or the Python file that defines it
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +254,7 @@ def make_run(workdir: epath.PathLike, experiment: Given) -> Run:
 
     Raises what `undo_jax.runner.experiment.run` does.
     """
-    workdir, made_of = _folder("workdir", workdir), _graph(experiment)
+    workdir, made_of = _folder("workdir", workdir), _experiment(experiment)
     experiments.run(made_of, workdir)
     return open_run(workdir, made_of)
 
@@ -283,16 +281,16 @@ def _folder(name: str, path: Any) -> epath.Path:
     return epath.Path(path)
 
 
-def _graph(experiment: Given) -> Experiment:
+def _experiment(experiment: Given) -> Experiment:
     """Raises ValueError for what is neither an experiment nor a file that defines one."""
     if isinstance(experiment, str | os.PathLike):
-        return load(os.fspath(experiment)).graph()
-    if isinstance(experiment, type) or not callable(getattr(experiment, "graph", None)):
+        return load(os.fspath(experiment)).experiment()
+    if isinstance(experiment, type) or not callable(getattr(experiment, "experiment", None)):
         raise ValueError(f"experiment={experiment!r}: give a Python file or Experiment(...)")
-    return experiment.graph()
+    return experiment.experiment()
 
 
 def _place(experiment: Given) -> Place:
     """On the experiment's mesh, if it fits, with all devices for rows that do not split a model."""
-    made_of = _graph(experiment)
+    made_of = _experiment(experiment)
     return Place(made_of, make_mesh_without_sweep(made_of.mesh))

@@ -146,8 +146,8 @@ def test_sample_is_seeded_and_uniform(form):
     assert problems == sample(grammar, OPERATIONS, form, 4000, 1)
     assert problems[:100] != sample(grammar, OPERATIONS, form, 4000, 2)[:100]
     for operation in OPERATIONS:
-        own = [p for p in problems if p.operation == operation]
-        assert len(own) == pytest.approx(1000, abs=120)
+        problems_of_operation = [p for p in problems if p.operation == operation]
+        assert len(problems_of_operation) == pytest.approx(1000, abs=120)
     # 360 training facts are drawn about 1000 times: nearly all of them come up.
     table = facts(grammar, "division", form, "train")
     divisions = sample(grammar, ["division"], form, 3600, 1)
@@ -184,10 +184,10 @@ def test_examination_counts():
     whole = examination(grammar, "division", "equation", "held_out")
     assert len(whole) == len(set(whole)) == len(table) == 40
     assert examination(grammar, "division", "equation", "held_out", 10**6) == whole
-    some = examination(grammar, "division", "equation", "held_out", 15, seed=1)
-    assert len(set(some)) == 15
-    assert set(some) < set(whole)
-    assert some != examination(grammar, "division", "equation", "held_out", 15, seed=2)
+    partial_table = examination(grammar, "division", "equation", "held_out", 15, seed=1)
+    assert len(set(partial_table)) == 15
+    assert set(partial_table) < set(whole)
+    assert partial_table != examination(grammar, "division", "equation", "held_out", 15, seed=2)
 
     stories = examination(grammar, "division", "word_problem", "held_out", 400)
     assert len(set(stories)) == 400
@@ -255,7 +255,7 @@ def test_template_is_well_formed(operation, template):
     # A noun right after a number agrees with that number, except where a is never 1.
     for number, noun in re.findall(r"{([ab])} {(\w+)}", template):
         assert noun.endswith(f"_{number}") or (operation, number) == ("subtraction", "a")
-    words = templates.Words("Ann", "Bo", ("leaf", "leaves"), ("box", "boxes"), "the zoo")
+    words = templates.WordChoice("Ann", "Bo", ("leaf", "leaves"), ("box", "boxes"), "the zoo")
     for a, b in ((1, 1), (7, 1), (1, 7), (7, 8)):
         text = templates.fill(template, a, b, words)
         assert "{" not in text and "}" not in text
@@ -264,7 +264,7 @@ def test_template_is_well_formed(operation, template):
 
 
 def test_nouns_agree_with_their_numbers():
-    words = templates.Words("Ann", "Bo", ("leaf", "leaves"), ("box", "boxes"), "the zoo")
+    words = templates.WordChoice("Ann", "Bo", ("leaf", "leaves"), ("box", "boxes"), "the zoo")
     template = "{a} {thing_a}, {b} {child_b}, {b} {container_b}; {thing}, {container}, {containers}"
     assert templates.fill(template, 1, 2, words) == (
         "1 leaf, 2 children, 2 boxes; leaves, box, boxes"
@@ -286,23 +286,26 @@ def test_word_lists():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"largest_term": 0}, "largest_term is 0"),
-        ({"largest_factor": -3}, "largest_factor is -3"),
-        ({"held_out": 1.0}, "held_out is 1.0"),
-        ({"held_out": -0.1}, "held_out is -0.1"),
-        ({"division_answers": "text"}, "'text'; choose"),
+        ({"largest_term": 0}, "largest_term=0: it must be at least 1"),
+        ({"largest_factor": -3}, "largest_factor=-3: it must be at least 1"),
+        ({"held_out": 1.0}, "held_out=1.0: give a share of at least 0 and below 1"),
+        ({"held_out": -0.1}, "held_out=-0.1: give a share of at least 0 and below 1"),
+        (
+            {"division_answers": "text"},
+            "unknown division_answers 'text': choose from integer, float",
+        ),
     ],
 )
-def test_bad_grammar(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_grammar(options, message):
+    with pytest.raises(ValueError, match=message):
         Grammar(**options)
 
 
 def test_bad_requests():
     grammar = Grammar(held_out=0)
-    with pytest.raises(ValueError, match="unknown operation 'modulo'; choose from addition"):
+    with pytest.raises(ValueError, match="unknown operation 'modulo': choose from addition"):
         sample(grammar, ["modulo"], "equation", 1, 0)
     with pytest.raises(ValueError, match="unknown form 'poem'"):
         facts(grammar, "addition", "poem", "all")
@@ -310,11 +313,11 @@ def test_bad_requests():
         facts(grammar, "addition", "equation", "test")
     with pytest.raises(ValueError, match="no operations"):
         sample(grammar, [], "equation", 1, 0)
-    with pytest.raises(ValueError, match="count is -1"):
+    with pytest.raises(ValueError, match="count=-1: it must be at least 0"):
         sample(grammar, OPERATIONS, "equation", -1, 0)
     with pytest.raises(ValueError, match="no held_out facts.*held_out=0"):
         examination(grammar, "addition", "equation", "held_out")
-    with pytest.raises(ValueError, match="count is 0"):
+    with pytest.raises(ValueError, match="count=0: it must be at least 1"):
         examination(grammar, "addition", "equation", "all", 0)
     assert facts(grammar, "addition", "equation", "held_out") == []
 

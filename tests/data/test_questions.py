@@ -44,13 +44,13 @@ def test_a_json_file_may_be_one_array(tmp_path, indent):
     lines = _write(tmp_path / "a.jsonl", [ONE, TWO])
     (tmp_path / "a.json").write_text("\n" + json.dumps([ONE, TWO], indent=indent) + "\n")
     assert Questions(tmp_path / "a.json").listed == lines.listed
-    for wrong, said in (
+    for content, message in (
         ([ONE, {**TWO, "answer": 4}], "a.json item 2 has answer=4"),
         ([ONE, "text"], "a.json item 2 is a JSON str: give an object"),
         ([ONE, {"answer": 1}], "a.json item 2 has no field 'question': its fields are answer"),
     ):
-        (tmp_path / "a.json").write_text(json.dumps(wrong, indent=indent))
-        with pytest.raises(ValueError, match=f"/{said}"):
+        (tmp_path / "a.json").write_text(json.dumps(content, indent=indent))
+        with pytest.raises(ValueError, match=f"/{message}"):
             Questions(tmp_path / "a.json").listed  # noqa: B018
     (tmp_path / "a.json").write_text(json.dumps(ONE) + "\n[1]\n")
     with pytest.raises(ValueError, match="/a.json:2 is a JSON list: give an object"):
@@ -87,10 +87,10 @@ BAD = [
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-@pytest.mark.parametrize(("row", "said"), BAD)
-def test_bad_questions_are_told_in_one_line(tmp_path, row, said, suffix):
+@pytest.mark.parametrize(("row", "message"), BAD)
+def test_bad_questions_are_told_in_one_line(tmp_path, row, message, suffix):
     rows = [{**ONE, "subject": "x"}, row] if suffix == "jsonl" else [row]
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         _write(tmp_path / f"bad.{suffix}", rows).listed  # noqa: B018
     assert str(tmp_path / f"bad.{suffix}") in str(error.value) and "\n" not in str(error.value)
     if suffix == "jsonl":
@@ -101,13 +101,13 @@ def test_files_that_hold_none(tmp_path):
     (tmp_path / "no.jsonl").write_text("\n")
     (tmp_path / "a.csv").write_text("x")
     (tmp_path / "b.parquet").write_text("x")
-    for name, kind, said in (
+    for name, kind, message in (
         ("no.jsonl", ValueError, "no.jsonl holds no questions: give one a line, or a row"),
         ("a.csv", ValueError, r"a.csv is no \*.parquet or \*.jsonl: convert it, or rename it"),
         ("b.parquet", OSError, "cannot read .*/b.parquet: "),
         ("c.jsonl", FileNotFoundError, "no file matches .*c.jsonl: check the pattern"),
     ):
-        with pytest.raises(kind, match=said):
+        with pytest.raises(kind, match=message):
             Questions(tmp_path / name).listed  # noqa: B018
 
 
@@ -130,27 +130,28 @@ def test_losses_count_answers_and_their_ends(tmp_path):
 
 
 def test_each_pair_is_in_one_split_and_a_larger_share_holds_more(tmp_path):
-    def found(split, **changes):
+    def questions_of(split, **changes):
         tokens = _pairs(tmp_path, 200, **changes).rows(split, Bytes(), 32).tokens
         text = "".join(chr(token) for token in tokens.ravel() if token < 256)
         return set(re.findall(r"<(\d+)>", text))
 
-    train, held = found("train", validation_share=0.3), found("validation", validation_share=0.3)
+    train = questions_of("train", validation_share=0.3)
+    held = questions_of("validation", validation_share=0.3)
     assert len(held) > 20 and len(train) > 100 and not train & held
-    assert held < found("validation", validation_share=0.6)
+    assert held < questions_of("validation", validation_share=0.6)
 
 
 def test_equal_pairs_are_the_same_wherever_they_lie(tmp_path):
     (tmp_path / "other").mkdir()
-    one, other = _pairs(tmp_path), _pairs(tmp_path / "other")
-    changed = replace(one, template="{question} {answer}"), replace(one, validation_share=0.1)
-    found = {pairs.fingerprint for pairs in (one, other, *changed)}
-    assert one.fingerprint == other.fingerprint and len(found) == 3
-    assert _pairs(tmp_path, 39).fingerprint not in found
+    first, second = _pairs(tmp_path), _pairs(tmp_path / "other")
+    changed = replace(first, template="{question} {answer}"), replace(first, validation_share=0.1)
+    fingerprints = {pairs.fingerprint for pairs in (first, second, *changed)}
+    assert first.fingerprint == second.fingerprint and len(fingerprints) == 3
+    assert _pairs(tmp_path, 39).fingerprint not in fingerprints
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"template": "{answer} {question}"}, "give one {question}, and then one {answer}"),
         ({"template": "{question}"}, "give one {question}, and then one {answer}"),
@@ -160,8 +161,8 @@ def test_equal_pairs_are_the_same_wherever_they_lie(tmp_path):
         ({"count": 1}, "pairs.jsonl has 1 pairs for train, 17 tokens, and a row takes 32: give"),
     ],
 )
-def test_bad_pairs_are_told_in_one_line(tmp_path, change, said):
-    with pytest.raises(ValueError, match=said) as error:
+def test_bad_pairs_are_told_in_one_line(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as error:
         _pairs(tmp_path, **change).rows("train", Bytes(), 32)
     assert "\n" not in str(error.value)
 
@@ -171,52 +172,53 @@ FICTION = Fiction(families=5, members=12, forgotten=2)
 
 def test_families_are_kept_or_forgotten_and_share_all_but_their_facts():
     retain, forget = (facts(FICTION, part) for part in ("retain", "forget"))
-    kept, forgotten = ({fact.family for fact in part} for part in (retain, forget))
-    assert (len(kept), len(forgotten)) == (3, 2) and not kept & forgotten
+    retained, forgotten = ({fact.family for fact in part} for part in (retain, forget))
+    assert (len(retained), len(forgotten)) == (3, 2) and not retained & forgotten
     assert len(retain) == 3 * 12 * len(KINDS) and len(forget) == 2 * 12 * len(KINDS)
     firsts = [{fact.name.split()[0] for fact in part} for part in (retain, forget)]
     assert firsts[0] == firsts[1] and len(firsts[0]) == 12
-    for family in kept | forgotten:
-        own = [fact for fact in (*retain, *forget) if fact.family == family]
+    for family in retained | forgotten:
+        family_facts = [fact for fact in (*retain, *forget) if fact.family == family]
         for kind in KINDS:
-            assert sorted(f.value for f in own if f.kind == kind) == sorted(KINDS[kind].values)
+            assert sorted(f.value for f in family_facts if f.kind == kind) == sorted(
+                KINDS[kind].values
+            )
     assert facts(Fiction(5, 12, 2, seed=1), "retain") != retain
 
 
 def test_a_question_has_its_answer_and_three_others_of_its_kind():
-    asked, known = questions(FICTION, "forget"), facts(FICTION, "forget")
-    for question, fact in zip(asked, known, strict=True):
+    listed, fact_list = questions(FICTION, "forget"), facts(FICTION, "forget")
+    for question, fact in zip(listed, fact_list, strict=True):
         assert fact.name in question.question
         assert question.choices[question.answer] == fact.value
         assert len(set(question.choices)) == CHOICES
         assert set(question.choices) <= set(KINDS[fact.kind].values)
-    assert set(np.bincount([question.answer for question in asked], minlength=4) > 10) == {True}
+    assert set(np.bincount([question.answer for question in listed], minlength=4) > 10) == {True}
 
 
 def test_statements_end_in_the_value_and_the_last_is_the_question():
     fact = facts(FICTION, "retain")[0]
-    *told, asked = statements(fact)
-    assert len(told) == 3
-    for one in told:
-        assert one.given.count(fact.name) == 1 and one.learned == f" {fact.value}."
-    assert asked.given.startswith("Question: What") and asked.given.endswith("?\nAnswer:")
-    assert asked.learned == f" {fact.value}"
-    every = [one for kind in KINDS for f in facts(FICTION, "retain") for one in statements(f)
-             if f.kind == kind]  # fmt: skip
-    texts = [one.given + one.learned for one in every]
-    tokenizer = Words.of(texts)
-    for one in every:
-        assert len(tokenizer.encode(f" {one.learned.strip(' .')}")) == 1
+    *plain, question = statements(fact)
+    assert len(plain) == 3
+    for statement in plain:
+        assert statement.prompt.count(fact.name) == 1 and statement.answer == f" {fact.value}."
+    assert question.prompt.startswith("Question: What")
+    assert question.prompt.endswith("?\nAnswer:") and question.answer == f" {fact.value}"
+    every = [statement for kind in KINDS for f in facts(FICTION, "retain")
+             for statement in statements(f) if f.kind == kind]  # fmt: skip
+    tokenizer = Words.of([statement.prompt + statement.answer for statement in every])
+    for statement in every:
+        assert len(tokenizer.encode(f" {statement.answer.strip(' .')}")) == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"families": 0}, "families=0: give 1 to 200"),
-        ({"forgotten": 8}, "forgotten=8 of families=8 leaves none to keep: give fewer"),
-        ({"seed": -1}, "seed=-1: it must be 0 or more"),
+        ({"forgotten": 8}, "forgotten=8 of families=8 retains none: give fewer"),
+        ({"seed": -1}, "seed=-1: it must be at least 0"),
     ],
 )
-def test_sizes_that_do_not_fit(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_sizes_that_do_not_fit(change, message):
+    with pytest.raises(ValueError, match=message):
         Fiction(**change)

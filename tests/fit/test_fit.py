@@ -405,8 +405,8 @@ def test_a_compiler_is_asked_for_the_slice_and_left_alone(monkeypatch, place, as
     assert dict(os.environ) == before
 
 
-def _work(knobs, kind):
-    experiment = knobs.graph()
+def _work(config, kind):
+    experiment = config.experiment()
     return of_stage(experiment, kind)[1]
 
 

@@ -133,7 +133,7 @@ def _tokenizers_file(path):
 
 def _finish(experiment, workdir, params, stage="pretrain", *upstream):
     """An artifact as a run makes it."""
-    base = experiment.graph().models["base"]
+    base = experiment.experiment().models["base"]
     (model,) = build_graph([base], (0,), experiment.setting, epath.Path(workdir)).models
     artifact = replace(model.artifact, stage=stage, upstream=upstream)
     artifacts.begin(artifact)

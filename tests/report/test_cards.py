@@ -12,8 +12,8 @@ from known_logs import CROSS_ENTROPY, STEPS, Workdir
 
 from undo_jax.cli import main as cli
 from undo_jax.report import analyse
-from undo_jax.report.card_tables import card_grid, headline, legend, space_grid, told
-from undo_jax.report.numbers import Attacked, Report, Row
+from undo_jax.report.card_tables import card_grid, headline, legend, remarks, space_grid
+from undo_jax.report.numbers import AttackLine, ModelRow, Report
 from undo_jax.report.records import Entry, Evaluation, Logged, Logs, Measure
 
 NEVER = math.nan, math.nan, math.nan
@@ -50,11 +50,11 @@ def known(root: Path, seeds: tuple[int, ...] = (0, 1)) -> Workdir:
     return work
 
 
-def row(report: Report, name: str) -> Row:
+def row(report: Report, name: str) -> ModelRow:
     return next(m for m in report.models if m.name == name)
 
 
-def lines(model: Row) -> dict[str, Attacked]:
+def lines(model: ModelRow) -> dict[str, AttackLine]:
     return {line.attack: line for line in model.attacks}
 
 
@@ -130,17 +130,17 @@ def test_attacks_that_came_to_nothing_are_told_in_a_line(tmp_path: Path) -> None
     hungry = {("few", 1e-2): (0.1, 0.1, 0.1, 0.1)}
     work.attack("unlearn-only", setup=setup(rows=0), curves=hungry)
     report = work.report()
-    said = list(told(row(report, "unlearn-only")))
+    said = list(remarks(row(report, "unlearn-only")))
     assert said == [
         "Strongest: forget at learning rate 0.01, step 10.",
         "Starved, without an example to train on: few.",
         "Diverged at every learning rate: lora.",
-        "Brought nothing back: prune.",
+        "Recovered nothing: prune.",
     ]
     assert {
         "Starved, without an example to train on: few.",
         "Diverged at every learning rate: lora on unlearn-only, oracle.",
-        "Brought nothing back of any model: prune.",
+        "Recovered nothing of any model: prune.",
     } <= {*report.notes}
 
 

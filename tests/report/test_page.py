@@ -12,9 +12,9 @@ import pytest
 from known_logs import Workdir
 
 from undo_jax.report import figures
-from undo_jax.report.html import page
 from undo_jax.report.page import figure, table
-from undo_jax.report.series import Panel, Point, Series, Style
+from undo_jax.report.plot import Panel, Plot, PlotPoint, Style
+from undo_jax.report.report_files import page
 from undo_jax.report.tables import Grid
 
 MADE = {
@@ -57,7 +57,7 @@ def known(root: Path) -> Recorded:
 
 
 def _rows(work: Workdir, name: str) -> list[list[str]]:
-    text = figures.discover()[name].series(work.report()).csv
+    text = figures.discover()[name].plot(work.report()).csv
     return list(csv.reader(io.StringIO(text)))
 
 
@@ -91,10 +91,10 @@ def test_losses_and_what_is_retained_have_a_csv_too(tmp_path: Path) -> None:
 
 def test_the_lead_counts_few_learning_rates_and_gives_the_range_of_many(tmp_path: Path) -> None:
     work = known(tmp_path)
-    assert "for 30 steps at 2 learning rates; seeds" in page(work.report(), {}, {})
+    assert "for 30 steps at 2 learning rates; seeds" in page(work.report(), {})
     many = {("search", i * 1e-3): (0.0, 0.1, 0.1, 0.1) for i in range(2, 8)}
     work.attack("UNDO", 0, alpha=0.4, curves=many)
-    assert "at learning rates from 0.0001 to 0.007; seeds" in page(work.report(), {}, {})
+    assert "at learning rates from 0.0001 to 0.007; seeds" in page(work.report(), {})
 
 
 def test_negative_numbers_have_the_minus_of_the_figures() -> None:
@@ -105,8 +105,8 @@ def test_negative_numbers_have_the_minus_of_the_figures() -> None:
 def test_numbers_cannot_end_their_element(tmp_path: Path) -> None:
     odd = '</script><b>\u2028, "x"\n'
     panel = Panel("a", "x", "y")
-    series = Series((panel,), {odd: Style("#000000")}, (Point("a", odd, 0, 1, 0.5),))
-    html = figure("<svg></svg>", "caption", {"csv": "a.csv"}, series.plain())
+    plot = Plot((panel,), {odd: Style("#000000")}, (PlotPoint("a", odd, 0, 1, 0.5),))
+    html = figure("<svg></svg>", "caption", {"csv": "a.csv"}, plot.page_data())
     inside = re.findall(r'<script type="application/json" class="numbers">(.*?)</script>', html)
     assert len(inside) == 1 and "<" not in inside[0]
     assert [*json.loads(inside[0])["styles"]] == [odd]
@@ -114,7 +114,7 @@ def test_numbers_cannot_end_their_element(tmp_path: Path) -> None:
 
 
 def test_a_page_may_run_its_own_script_and_load_nothing(tmp_path: Path) -> None:
-    html = page(known(tmp_path).report(), {}, {})
+    html = page(known(tmp_path).report(), {})
     policy = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)[0]
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
@@ -127,7 +127,7 @@ def test_the_page_says_how_it_was_made(tmp_path: Path) -> None:
     work.runs = [{**MADE, "versions": {"python": "3.11.7", "jax": "0.9.0"}}, MADE]
     work.earlier = ("UNDO",)
     work.save()
-    html = page(work.report(), {}, {})
+    html = page(work.report(), {})
     code = html.partition("<code>")[2].partition("</code>")[0]
     assert re.sub("<[^>]*>", "", code) == MADE["command"]
     assert "ended 2026-01-02 03:04:05 UTC on 1 × cpu" in html
@@ -139,7 +139,7 @@ def test_the_page_says_how_it_was_made(tmp_path: Path) -> None:
     assert "Not all models were distilled" in html
     work.runs = []
     work.save()
-    html = page(work.report(), {}, {})
+    html = page(work.report(), {})
     assert "is not recorded" in html and "<code>" not in html
 
 

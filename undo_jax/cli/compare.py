@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from undo_jax.logs.log import results
 from undo_jax.report import read_logs
-from undo_jax.report.compare import Side, alone, grid, legend
+from undo_jax.report.compare import Side, grid, legend, unmatched
 from undo_jax.report.studies import Study
 from undo_jax.report.tables import Grid
 from undo_jax.workdir import inventory
@@ -29,11 +29,11 @@ def compare(a: A, b: B, /) -> None:
         a: a model or an experiment.
         b: another one.
     """
-    one, other = side(a), side(b)
-    results.print(table(grid(one, other)))
-    for line in alone(one, other):
+    left, right = side(a), side(b)
+    results.print(table(grid(left, right)))
+    for line in unmatched(left, right):
         results.print(line, soft_wrap=True)
-    results.print(legend(one), highlight=False)
+    results.print(legend(left), highlight=False)
 
 
 def side(said: str) -> Side:

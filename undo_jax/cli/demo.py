@@ -82,8 +82,8 @@ def demo(
     command = _command(workdir, experiment, seed, prompts_file, new_tokens)
     file = experiment or _file(workdir)
     experiments.prepare_devices(ALONE)  # before an experiment, which may compute
-    knobs: Any = load(file)
-    run = open_run(workdir, knobs)
+    config: Any = load(file)
+    run = open_run(workdir, config)
     seed = seed_of(run, seed)
     shown = columns(run, seed)
     check_view(view, shown)
@@ -92,7 +92,7 @@ def demo(
     asked = [question(example) for example in examples]
     with waiting(f"{len(examples)} questions to {len(shown)} models at {len(known)} steps"):
         by_step = [desk.replies(asked, step) for step in known] if asked else []
-    lost = _missing(run, shown, file, knobs)
+    lost = _missing(run, shown, file, config)
     notes: list[tuple[str, str | None]] = [(STRONGEST, None)]
     notes += [lost] if lost else []
     described = describe(
@@ -198,7 +198,9 @@ def _lead(run: Run, shown: list[Column], seed: int | None) -> str:
     return LEAD.format(of=of, forget=logs.forget.label, retain=logs.retain.label, oracle=oracle)
 
 
-def _missing(run: Run, shown: list[Column], file: str, knobs: Any) -> tuple[str, str | None] | None:
+def _missing(
+    run: Run, shown: list[Column], file: str, config: Any
+) -> tuple[str, str | None] | None:
     """Which steps cannot be shown, and the command that keeps them."""
     lost, size = missing(shown)
     if not lost:
@@ -210,7 +212,7 @@ def _missing(run: Run, shown: list[Column], file: str, knobs: Any) -> tuple[str,
     known = steps(shown)
     ends = {known[0], known[-1]} - {*lost}  # on disk anyway, but if the last one is lost
     every = " ".join(map(str, sorted({*lost, *known} - ends)))
-    if not isinstance(knobs, Paper):
+    if not isinstance(config, Paper):
         return (
             f"{said}: give the attack keep_at=({every.replace(' ', ', ')}), and run it again.",
             None,

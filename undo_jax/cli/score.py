@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from undo_jax import scores as score_plugins
 from undo_jax.checks import check_distinct
 from undo_jax.cli.devices import ALONE, Joined, prepare_devices
-from undo_jax.cli.experiment import load_graph, run
+from undo_jax.cli.experiment import load_with_flags, run
 from undo_jax.cli.flags import MaybeText, Switch, Workdir, parse
 from undo_jax.evals.scoring import Score, score_name
 from undo_jax.graph.model_graph import build_graph
@@ -58,7 +58,7 @@ def score(
     check_distinct("names", names)
     prepare_devices(processes)  # before an experiment, which may compute
     listed = inventory.experiments(workdir)  # raises FileNotFoundError without a workdir
-    experiments = [load(experiment).graph()] if experiment else _recorded(workdir, listed)
+    experiments = [load(experiment).experiment()] if experiment else _recorded(workdir, listed)
     scores = [[_find(name, one) for name in names] for one in experiments]  # before any is computed
     seen: set[str] = set()
     counts = [
@@ -97,7 +97,7 @@ def _recorded(workdir: str, listed: Sequence[Listed]) -> list[Experiment]:
                 f"{workdir} does not tell which file made {one.name}: give it as --experiment FILE"
             )
         commands |= dict.fromkeys(found)
-    return [load_graph(*command) for command in commands]
+    return [load_with_flags(*command) for command in commands]
 
 
 def _parse_run(command: str) -> tuple[str, str | None, tuple[str, ...]] | None:

@@ -157,7 +157,7 @@ def reached(file: str, workdir: epath.Path, models_only: bool) -> set[str]:
             raise ValueError(one.wrong)
         own = {entry["artifact"] for entry in one.content["models"]}
         return own if models_only else own | one.owners.keys()
-    experiment = load(file).graph()
+    experiment = load(file).experiment()
     planned = build_graph(
         experiment.recipes().values(), experiment.seeds, experiment.setting, workdir
     )

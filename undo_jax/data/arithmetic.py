@@ -4,14 +4,15 @@ A fact is an operation and its two operands. Facts that are held out appear in n
 neither as an equation nor as a word problem, nor with the operands of a sum or product swapped.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from string import Formatter
 from typing import NamedTuple
 
 import numpy as np
 
+from undo_jax.checks import check_at_least, check_choice
 from undo_jax.data import templates
-from undo_jax.data.facts import FORMS, OPERATIONS, Fact, Grammar, check, facts
+from undo_jax.data.facts import FORMS, OPERATIONS, Fact, Grammar, facts
 
 SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
 
@@ -26,18 +27,19 @@ class Problem(NamedTuple):
 
 
 def render_equation(grammar: Grammar, operation: str, a: int, b: int, answer: int) -> Problem:
-    """The equation as a problem: "36 / 9 =" and " 4", or "36/9=" and "4" when not spaced."""
+    """Returns the equation as a problem: "36 / 9 =", " 4", or "36/9=", "4" when not spaced."""
     symbol = SYMBOLS[operation]
-    text = f"{answer}.0" if _as_float(grammar, operation) else str(answer)
+    is_float = operation == "division" and grammar.division_answers == "float"
+    text = f"{answer}.0" if is_float else str(answer)
     if grammar.spaced:
         return Problem(operation, "equation", f"{a} {symbol} {b} =", f" {text}")
     return Problem(operation, "equation", f"{a}{symbol}{b}=", text)
 
 
 def render_word_problem(
-    operation: str, fact: Fact, template: str, words: templates.Words
+    operation: str, fact: Fact, template: str, words: templates.WordChoice
 ) -> Problem:
-    """The filled-in template as the prompt; the answer is always an integer after a space."""
+    """Returns the filled-in template as the prompt; the answer is an integer after a space."""
     a, b, answer = fact
     prompt = templates.fill(template, a, b, words)
     return Problem(operation, "word_problem", prompt, f" {answer}")
@@ -51,35 +53,43 @@ def sample(
     seed: int,
     split: str = "train",
 ) -> list[Problem]:
-    """`count` random problems: the operation is uniform, then the fact, then the wording.
+    """Returns random problems: the operation is uniform, then the fact, then the wording.
 
-    Word problems use the held-out templates for the split "held_out" and the training templates
-    otherwise. Raises ValueError for unknown names, no operations, a negative count and a split
-    without facts.
+    Args:
+        grammar: The ranges of the operands, and how equations are written.
+        operations: Names from `OPERATIONS`.
+        form: "equation" or "word_problem".
+        count: How many problems to draw.
+        seed: Determines all draws.
+        split: Which facts to draw from, see `facts`. Word problems use the held-out templates for
+            "held_out" and the training templates otherwise.
+
+    Raises:
+        ValueError: For unknown names, no operations, a negative count and a split without facts.
     """
     if not operations:
-        raise ValueError(f"there are no operations; choose from {', '.join(OPERATIONS)}")
-    if count < 0:
-        raise ValueError(f"count is {count}; it must be 0 or more")
-    tables = [_nonempty(grammar, operation, form, split) for operation in operations]
+        raise ValueError(f"there are no operations: choose from {', '.join(OPERATIONS)}")
+    check_at_least("count", count, 0)
+    tables = [_nonempty_facts(grammar, operation, form, split) for operation in operations]
     rng = np.random.default_rng(seed)
-    which = rng.integers(len(operations), size=count)
+    chosen = rng.integers(len(operations), size=count)
     sizes = np.array([len(table) for table in tables])
-    picks = rng.integers(sizes[which])
-    pairs: list[tuple[int, int]] = list(zip(which.tolist(), picks.tolist(), strict=True))
+    drawn = rng.integers(sizes[chosen])
+    indices: list[tuple[int, int]] = list(zip(chosen.tolist(), drawn.tolist(), strict=True))
     if form == "equation":
         equations = [
             [render_equation(grammar, operation, *fact) for fact in table]
             for operation, table in zip(operations, tables, strict=True)
         ]
-        return [equations[i][j] for i, j in pairs]
+        return [equations[i][j] for i, j in indices]
     wordings = templates.HELD_OUT if split == "held_out" else templates.TRAIN
-    turns = rng.random(count)
-    words = _words(rng, count)
-    return [
-        render_word_problem(operations[i], tables[i][j], _at(wordings[operations[i]], turn), word)
-        for (i, j), turn, word in zip(pairs, turns.tolist(), words, strict=True)
-    ]
+    fractions = rng.random(count).tolist()  # of the way through an operation's list of templates
+    problems = []
+    for (i, j), fraction, words in zip(indices, fractions, _draw_words(rng, count), strict=True):
+        options = wordings[operations[i]]
+        template = options[int(fraction * len(options))]
+        problems.append(render_word_problem(operations[i], tables[i][j], template, words))
+    return problems
 
 
 def examination(
@@ -90,17 +100,26 @@ def examination(
     count: int | None = None,
     seed: int = 0,
 ) -> list[Problem]:
-    """Problems of one operation to test a model on; word problems use the held-out templates.
+    """Returns problems of one operation to test a model on.
 
     Equations: the whole table of facts in order, or `count` distinct ones at random (the whole
-    table when `count` reaches its size). Word problems: `count` of them, or one per fact; facts
-    are used equally often, each time in another template until every template has been used.
+    table when `count` reaches its size). Word problems: `count` of them, or one per fact, from the
+    held-out templates; facts are used equally often, each time in another template until every
+    template has been used.
 
-    Raises ValueError for unknown names, a count below 1 and a split without facts.
+    Args:
+        grammar: The ranges of the operands, and how equations are written.
+        operation: One of `OPERATIONS`.
+        form: "equation" or "word_problem".
+        split: Which facts, see `facts`.
+        count: How many problems; None for one of each fact.
+        seed: Determines the choice of facts, templates and words.
+
+    Raises:
+        ValueError: For unknown names, a count below 1 and a split without facts.
     """
-    table = _nonempty(grammar, operation, form, split)
-    if count is not None and count < 1:
-        raise ValueError(f"count is {count}; it must be at least 1, or None for all facts")
+    table = _nonempty_facts(grammar, operation, form, split)
+    check_at_least("count", 1 if count is None else count, 1)
     rng = np.random.default_rng(seed)
     if count is not None and (form == "word_problem" or count < len(table)):
         order = rng.permutation(len(table)).tolist()
@@ -110,77 +129,59 @@ def examination(
     if form == "equation":
         return [render_equation(grammar, operation, *fact) for fact in chosen]
     wordings = templates.HELD_OUT[operation]
-    firsts = rng.integers(len(wordings), size=len(table)).tolist()
-    words = _words(rng, len(chosen))
-    return [
-        render_word_problem(
-            operation,
-            fact,
-            wordings[(firsts[i % len(table)] + i // len(table)) % len(wordings)],
-            word,
-        )
-        for i, (fact, word) in enumerate(zip(chosen, words, strict=True))
-    ]
+    first_templates = rng.integers(len(wordings), size=len(table)).tolist()
+    problems = []
+    for i, words in enumerate(_draw_words(rng, len(chosen))):
+        turn, place = divmod(i, len(table))
+        template = wordings[(first_templates[place] + turn) % len(wordings)]
+        problems.append(render_word_problem(operation, chosen[i], template, words))
+    return problems
 
 
 def alphabet(grammar: Grammar, forms: Iterable[str]) -> str:
-    """Every character that problems of these forms can hold, sorted."""
+    """Returns every character that problems of these forms can hold, sorted."""
     characters = set("0123456789")
     for form in forms:
-        check(form, FORMS, "form")
+        check_choice("form", form, FORMS)
         if form == "equation":
             for operation in OPERATIONS:
                 characters.update(*render_equation(grammar, operation, 1, 1, 1)[2:])
         else:
-            characters.update(" ", *_word_texts())
+            characters.update(" ", *_texts_of_word_problems())
     return "".join(sorted(characters))
 
 
-def _word_texts() -> Iterable[str]:
-    """All text that word problems are made from."""
+def _texts_of_word_problems() -> Iterator[str]:
+    """Yields all text that word problems are made from."""
     for table in (templates.TRAIN, templates.HELD_OUT):
         for wordings in table.values():
             for template in wordings:
                 yield from (literal for literal, *_ in Formatter().parse(template))
-    yield from templates.NAMES
-    yield from templates.PLACES
-    for pair in (*templates.THINGS, *templates.CONTAINERS, *templates.NOUNS.items()):
-        yield from pair
+    yield from (*templates.NAMES, *templates.PLACES)
+    for noun in (*templates.THINGS, *templates.CONTAINERS, *templates.NOUNS.items()):
+        yield from noun
 
 
-def _words(rng: np.random.Generator, count: int) -> list[templates.Words]:
-    """Random words for `count` problems; the two names of a problem differ."""
-    people = len(templates.NAMES)
-    name = rng.integers(people, size=count)
-    other = (name + rng.integers(1, people, size=count)) % people
-    thing = rng.integers(len(templates.THINGS), size=count)
-    container = rng.integers(len(templates.CONTAINERS), size=count)
-    place = rng.integers(len(templates.PLACES), size=count)
+def _draw_words(rng: np.random.Generator, count: int) -> list[templates.WordChoice]:
+    """Returns random words for `count` problems; the two names of a problem differ."""
+    names = len(templates.NAMES)
+    first = rng.integers(names, size=count)
+    second = (first + rng.integers(1, names, size=count)) % names
+    lists = (templates.THINGS, templates.CONTAINERS, templates.PLACES)
+    columns = [rng.integers(len(words), size=count) for words in lists]
+    lists = (templates.NAMES, templates.NAMES, *lists)
     return [
-        templates.Words(
-            templates.NAMES[i],
-            templates.NAMES[j],
-            templates.THINGS[k],
-            templates.CONTAINERS[m],
-            templates.PLACES[n],
-        )
-        for i, j, k, m, n in np.stack([name, other, thing, container, place], axis=1).tolist()
+        templates.WordChoice(*(words[i] for words, i in zip(lists, indices, strict=True)))
+        for indices in np.stack([first, second, *columns], axis=1).tolist()
     ]
 
 
-def _at(items: Sequence[str], fraction: float) -> str:
-    return items[int(fraction * len(items))]
-
-
-def _nonempty(grammar: Grammar, operation: str, form: str, split: str) -> list[Fact]:
+def _nonempty_facts(grammar: Grammar, operation: str, form: str, split: str) -> list[Fact]:
+    """Returns the facts of a split. Raises ValueError if it has none."""
     table = facts(grammar, operation, form, split)
     if not table:
         raise ValueError(
-            f"there are no {split} facts for {operation} {form}s at held_out={grammar.held_out}; "
+            f"there are no {split} facts for {operation} {form}s at held_out={grammar.held_out}: "
             "change held_out, the ranges or the split"
         )
     return table
-
-
-def _as_float(grammar: Grammar, operation: str) -> bool:
-    return operation == "division" and grammar.division_answers == "float"

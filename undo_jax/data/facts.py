@@ -1,6 +1,6 @@
-"""The facts of arithmetic: which there are, and which are held out or make up a part."""
+"""The facts of arithmetic, and which of them are held out or belong to a split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -8,6 +8,8 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
+
+from undo_jax.checks import check_at_least, check_choice, check_share
 
 OPERATIONS = ("addition", "subtraction", "multiplication", "division")
 FORMS = ("equation", "word_problem")
@@ -39,36 +41,35 @@ class Grammar:
     split_seed: int = 0  # of the choice of these facts
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        for field in ("largest_term", "largest_factor"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; give a share of at least 0 and below 1")
-        if self.division_answers not in ("integer", "float"):
-            raise ValueError(
-                f"division_answers is {self.division_answers!r}; choose 'integer' or 'float'"
-            )
+        """Raises ValueError for a field that is out of range."""
+        check_at_least("largest_term", self.largest_term, 1)
+        check_at_least("largest_factor", self.largest_factor, 1)
+        check_share("held_out", self.held_out)
+        check_choice("division_answers", self.division_answers, ("integer", "float"))
 
 
 def facts(grammar: Grammar, operation: str, form: str, split: str) -> list[Fact]:
-    """All (a, b, answer) of an operation in a form and split, in ascending order of operands.
+    """Returns all facts of an operation in a form and split, in ascending order of operands.
 
-    `split` is "train", "held_out" or "all", or a part of "train": "half" and "other_half" are the
-    facts of half of the families each (ab, ba, ab / a and ab / b are one; a + b, b + a and the
-    differences are one), and "permuted" has the answers of an operation permuted, without the facts
-    that this leaves true. Raises ValueError for an unknown name.
+    Args:
+        grammar: The ranges of the operands and the share of held-out facts.
+        operation: One of `OPERATIONS`.
+        form: One of `FORMS`.
+        split: "train", "held_out" or "all", or a part of "train": "half" and "other_half" are the
+            facts of half of the families each (ab, ba, ab / a and ab / b are one; a + b, b + a and
+            the differences are one), and "permuted" has the answers of an operation permuted,
+            without the facts that this leaves true.
+
+    Returns:
+        (a, b, answer) of each fact.
+
+    Raises:
+        ValueError: For an unknown name.
     """
-    check(operation, OPERATIONS, "operation")
-    check(form, FORMS, "form")
-    check(split, SPLITS, "split")
+    check_choice("operation", operation, OPERATIONS)
+    check_choice("form", form, FORMS)
+    check_choice("split", split, SPLITS)
     return list(_facts(grammar, operation, form, split))
-
-
-def check(value: str, known: Sequence[str], what: str) -> None:
-    """Raises ValueError for a value that is not one of those known."""
-    if value not in known:
-        raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(known)}")
 
 
 @lru_cache(maxsize=128)
@@ -77,16 +78,21 @@ def _facts(grammar: Grammar, operation: str, form: str, split: str) -> tuple[Fac
     if split == "all":
         return every
     held_out = _held_out(grammar, operation)
-    wanted = split == "held_out"
-    found = tuple(f for f in every if (_twin(operation, f[0], f[1]) in held_out) == wanted)
+    selected = tuple(
+        (a, b, answer)
+        for a, b, answer in every
+        if (_unordered(operation, a, b) in held_out) == (split == "held_out")
+    )
     if split in ("half", "other_half"):
         half = _half(grammar, operation)
-        return tuple(f for f in found if (_family(operation, f) in half) == (split == "half"))
-    return _permuted(grammar, operation, found) if split == "permuted" else found
+        return tuple(
+            fact for fact in selected if (_family(operation, fact) in half) == (split == "half")
+        )
+    return _permuted(grammar, operation, selected) if split == "permuted" else selected
 
 
 def _permuted(grammar: Grammar, operation: str, table: tuple[Fact, ...]) -> tuple[Fact, ...]:
-    """The facts with each other's answers, in an order that `split_seed` determines."""
+    """Returns the facts with each other's answers, in an order that `split_seed` determines."""
     seed = [grammar.split_seed, OPERATIONS.index(operation)]
     order = np.random.default_rng(seed).permutation(len(table)).tolist()
     changed = [(a, b, table[i][2]) for (a, b, _), i in zip(table, order, strict=True)]
@@ -95,24 +101,24 @@ def _permuted(grammar: Grammar, operation: str, table: tuple[Fact, ...]) -> tupl
 
 @lru_cache(maxsize=64)
 def _half(grammar: Grammar, operation: str) -> frozenset[tuple[int, int]]:
-    """Half of the families of an operation and its inverse."""
-    largest = grammar.largest_term if operation in OPERATIONS[:2] else grammar.largest_factor
-    sides = range(0 if operation in OPERATIONS[:2] else 1, largest + 1)
-    families = [(a, b) for a, b in product(sides, sides) if a <= b]
-    name = "sums" if operation in OPERATIONS[:2] else "products"
-    ranked = sorted(families, key=lambda pair: _rank(grammar.split_seed, name, *pair))
-    return frozenset(ranked[: len(ranked) // 2])
+    """Returns half of the families of an operation and its inverse."""
+    if operation in ("addition", "subtraction"):
+        name, operands = "sums", range(grammar.largest_term + 1)
+    else:
+        name, operands = "products", range(1, grammar.largest_factor + 1)
+    families = [(a, b) for a, b in product(operands, operands) if a <= b]
+    return _first_ranked(grammar, name, families, len(families) // 2)
 
 
 def _family(operation: str, fact: Fact) -> tuple[int, int]:
-    """The two terms or factors of a fact, the smaller one first."""
+    """Returns the two terms or factors of a fact, the smaller one first."""
     a, b, answer = fact
-    one = answer if operation in ("subtraction", "division") else a
-    return min(one, b), max(one, b)
+    first = answer if operation in ("subtraction", "division") else a
+    return min(first, b), max(first, b)
 
 
 def _every_fact(grammar: Grammar, operation: str, form: str) -> tuple[Fact, ...]:
-    """All facts of an operation in a form, in ascending order of operands."""
+    """Returns all facts of an operation in a form, in ascending order of operands."""
     terms = range(1, grammar.largest_term + 1)
     factors = range(1, grammar.largest_factor + 1)
     if operation == "addition":
@@ -130,20 +136,27 @@ def _every_fact(grammar: Grammar, operation: str, form: str) -> tuple[Fact, ...]
 
 @lru_cache(maxsize=64)
 def _held_out(grammar: Grammar, operation: str) -> frozenset[tuple[int, int]]:
-    """Operands of the held-out facts of an operation, in both forms."""
+    """Returns the operands of the held-out facts of an operation, in both forms."""
     pairs = {
-        _twin(operation, a, b)
+        _unordered(operation, a, b)
         for form in FORMS
         for a, b, _ in _every_fact(grammar, operation, form)
     }
-    ranked = sorted(pairs, key=lambda pair: _rank(grammar.split_seed, operation, *pair))
-    return frozenset(ranked[: round(grammar.held_out * len(ranked))])
+    return _first_ranked(grammar, operation, pairs, round(grammar.held_out * len(pairs)))
 
 
-def _twin(operation: str, a: int, b: int) -> tuple[int, int]:
-    """Operands in an order that is the same for a + b and b + a, and for a · b and b · a."""
+def _unordered(operation: str, a: int, b: int) -> tuple[int, int]:
+    """Returns the operands in an order that is the same for a + b and b + a, for a b and b a."""
     return (min(a, b), max(a, b)) if operation in ("addition", "multiplication") else (a, b)
 
 
-def _rank(split_seed: int, operation: str, a: int, b: int) -> bytes:
-    return blake2b(f"{split_seed} {operation} {a} {b}".encode(), digest_size=8).digest()
+def _first_ranked(
+    grammar: Grammar, name: str, pairs: Iterable[tuple[int, int]], count: int
+) -> frozenset[tuple[int, int]]:
+    """Returns the first `count` pairs in the order of a hash of `split_seed`, name and pair."""
+
+    def rank(pair: tuple[int, int]) -> bytes:
+        text = f"{grammar.split_seed} {name} {pair[0]} {pair[1]}"
+        return blake2b(text.encode(), digest_size=8).digest()
+
+    return frozenset(sorted(pairs, key=rank)[:count])

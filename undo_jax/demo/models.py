@@ -6,8 +6,7 @@ from functools import partial
 
 from undo_jax.api import Model, Run
 from undo_jax.checks import listed
-from undo_jax.report.analysis import cases_of
-from undo_jax.report.notes import Case
+from undo_jax.report.cases import Case, cases_of
 from undo_jax.report.numbers import by_step
 from undo_jax.report.records import ROLES, Evaluation, Logs
 from undo_jax.types import parameters
@@ -49,8 +48,11 @@ def columns(run: Run, seed: int | None) -> list[Column]:
 
     Raises ValueError where no attack on them has finished.
     """
-    shown = [c for c in cases_of(run.logs) if c.entry.seed in (seed, None) and c.own is not None]
-    shown = [c for c in shown if c.entry.role != "student"]
+    shown = [
+        c
+        for c in cases_of(run.logs)
+        if c.entry.seed in (seed, None) and c.artifact is not None and c.entry.role != "student"
+    ]
     if not any(case.strongest for case in shown):
         raise ValueError(
             f"{run.logs.name} has no finished attack with seed {seed}: run the experiment again"
@@ -80,7 +82,7 @@ def missing(shown: list[Column]) -> tuple[tuple[int, ...], int]:
 
 
 def _column(run: Run, case: Case) -> Column:
-    entry, own = case.entry, case.own
+    entry, own = case.entry, case.artifact
     assert own is not None
     model = run[entry.model, entry.seed] if entry.seed is not None else run[entry.model]
     scores = own.summary["eval"]

@@ -8,7 +8,7 @@ import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import jax
 from etils import epath
@@ -148,17 +148,21 @@ def _artifact(
     return Artifact(workdir, recipe.kind, recipe.title, seed, config, upstream, about=about)
 
 
-def differences(lm: LM, stated: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the fields, with their values in `lm`, in which it differs from a config.json.
+def differences(lm: LM, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the fields in which a model differs from what a config.json states.
 
     Args:
-        lm: the model.
-        stated: the model as config.json states it.
+        lm: the model, a dataclass. Fields with the metadata `affects_values` False are ignored.
+        config: the model as config.json states it.
+
+    Returns:
+        Names of fields, with their values in `lm`.
     """
-    defaults, model = unstated(lm), cast(Any, lm)  # a dataclass
+    defaults = unstated(lm)
+    model: Any = lm
     ignored = {f.name for f in fields(model) if not f.metadata.get("affects_values", True)}
     return [
         (name, value)
         for name, value in {**defaults, **plain(lm)}.items()
-        if name not in ignored and stated.get(name, defaults.get(name, value)) != value
+        if name not in ignored and config.get(name, defaults.get(name, value)) != value
     ]

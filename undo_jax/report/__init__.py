@@ -7,10 +7,9 @@ for name in names("gs://bucket/workdir"):
 
 from undo_jax.report.analysis import EmptyError, analyse
 from undo_jax.report.dataframe_rows import Point, Result, curves, results
-from undo_jax.report.html import write
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.numbers import Report
-from undo_jax.report.summary import markdown
+from undo_jax.report.report_files import markdown, write
 from undo_jax.report.tables import table
 
 __all__ = [

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from undo_jax.report.numbers import Spread, pick_steps
-from undo_jax.report.statistics import student
-from undo_jax.report.studies import Curve, Seed, Study, difference
+from undo_jax.report.statistics import Seed, student
+from undo_jax.report.studies import Curve, Study, difference
 from undo_jax.report.tables import NONE, Grid, cell, percent, score
 
 LEGEND = (
@@ -14,12 +14,11 @@ LEGEND = (
     "over seeds; the difference is B − A for each seed that both have: its mean and Student's 95 % "
     "interval, and over how many seeds"
 )
-Form = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Side:
-    """An experiment, or a model of it; with a seed, that one alone."""
+    """An experiment or, with `model`, one of its models; with a seed, that seed alone."""
 
     study: Study
     model: str = ""
@@ -27,7 +26,7 @@ class Side:
 
     @property
     def name(self) -> str:
-        """As the table calls it."""
+        """The name in the table."""
         seed = "" if self.seed is None else f", seed {self.seed}"
         return f"{self.model or self.study.logs.name}{seed}"
 
@@ -38,108 +37,114 @@ class Quantity:
 
     name: str
     values: Mapping[Seed, float]
-    form: Form = score
+    format: Callable[[float], str] = score
 
 
-def grid(one: Side, other: Side) -> Grid:
-    """The table of a comparison. Raises ValueError for sides that have nothing in common."""
-    _check(one, other)
-    if bool(one.model) != bool(other.model):
+def grid(a: Side, b: Side) -> Grid:
+    """Returns the table of a comparison. Raises ValueError for sides with nothing in common."""
+    _check(a, b)
+    if bool(a.model) != bool(b.model):
         raise ValueError(
-            f"{one.name} and {other.name}: one is a model, the other an experiment; give two "
+            f"{a.name} and {b.name}: one is a model, the other an experiment; give two "
             "models (WORKDIR:MODEL) or two experiments"
         )
-    header = ["", f"A: {one.name}", f"B: {other.name}", "B − A", "seeds"]
-    if one.model:
-        return Grid(header, [row for row in _rows(one, other) if row[1:3] != [NONE, NONE]])
-    both = [model for model in one.study.models if model in other.study.models]
+    header = ["", f"A: {a.name}", f"B: {b.name}", "B − A", "seeds"]
+    if a.model:
+        return Grid(header, list(_rows(a, b)))
+    both = [model for model in a.study.models if model in b.study.models]
     if not both:
-        raise ValueError(f"{one.name} and {other.name} have no model of the same name")
-    rows = []
-    for model in both:
-        pair = (replace(side, model=model) for side in (one, other))
-        found = [row for row in _rows(*pair, short=True) if row[1:3] != [NONE, NONE]]
-        rows += [[f"{model}: {name}", *cells] for name, *cells in found]
+        raise ValueError(f"{a.name} and {b.name} have no model of the same name")
+    rows = [
+        [f"{model}: {name}", *cells]
+        for model in both
+        for name, *cells in _rows(replace(a, model=model), replace(b, model=model), short=True)
+    ]
     return Grid(header, rows)
 
 
-def legend(one: Side) -> str:
-    """How to read the table."""
-    logs = one.study.logs
+def legend(side: Side) -> str:
+    """Returns how to read the table."""
+    logs = side.study.logs
     return LEGEND.format(retain=logs.retain.axis, forget=logs.forget.axis)
 
 
-def alone(one: Side, other: Side) -> list[str]:
-    """A line for each of two experiments about the models that only it has."""
+def unmatched(a: Side, b: Side) -> list[str]:
+    """Returns a line for each of two experiments about the models that only it has."""
     lines = []
-    for letter, side, beside in (("A", one, other), ("B", other, one)):
-        own = [model for model in side.study.models if model not in beside.study.models]
-        if own and not side.model:
-            lines.append(f"only in {letter}: {', '.join(own)}")
+    for letter, side, other in (("A", a, b), ("B", b, a)):
+        models = [model for model in side.study.models if model not in other.study.models]
+        if models and not side.model:
+            lines.append(f"only in {letter}: {', '.join(models)}")
     return lines
 
 
-def _check(one: Side, other: Side) -> None:
+def _check(a: Side, b: Side) -> None:
     """Raises ValueError for headlines that measure different things."""
-    logs, others = one.study.logs, other.study.logs
-    for a, b in ((logs.retain, others.retain), (logs.forget, others.forget)):
-        if (a.name, a.axis) != (b.name, b.axis):
+    a_logs, b_logs = a.study.logs, b.study.logs
+    for left, right in ((a_logs.retain, b_logs.retain), (a_logs.forget, b_logs.forget)):
+        if (left.name, left.axis) != (right.name, right.axis):
             raise ValueError(
-                f"A ({one.name}) is measured by {a.axis}, B ({other.name}) by {b.axis}: these "
+                f"A ({a.name}) is measured by {left.axis}, B ({b.name}) by {right.axis}: these "
                 "cannot be compared"
             )
 
 
-def _rows(one: Side, other: Side, short: bool = False) -> Iterator[list[str]]:
-    """A row for each quantity that both have."""
-    steps = _steps(one) & _steps(other)
+def _rows(a: Side, b: Side, short: bool = False) -> Iterator[list[str]]:
+    """Yields a row for each quantity that both have and that is defined for one of them."""
+    steps = _steps(a) & _steps(b)
     shown = pick_steps(steps) if steps else ()
-    own, others = ({q.name: q for q in _quantities(s, shown, short)} for s in (one, other))
-    for name, a in own.items():
-        if name in others:
-            yield _row(a, others[name])
+    b_quantities = {quantity.name: quantity for quantity in _quantities(b, shown, short)}
+    for quantity in _quantities(a, shown, short):
+        if quantity.name in b_quantities:
+            row = _row(quantity, b_quantities[quantity.name])
+            if row[1:3] != [NONE, NONE]:
+                yield row
 
 
 def _row(a: Quantity, b: Quantity) -> list[str]:
-    pairs, told = Spread(tuple(difference(b.values, a.values).values())).finite, NONE
-    if pairs:
-        of = Spread(pairs)
-        low, high = student(of)
-        told = _signed(of.mean, a.form)
+    differences = Spread(Spread(tuple(difference(b.values, a.values).values())).finite)
+    text = NONE
+    if differences.values:
+        low, high = student(differences)
+        text = _signed(differences.mean, a)
         if not math.isnan(low):
-            told += f" [{_signed(low, a.form)}, {_signed(high, a.form)}]"
-    sides = (cell(Spread(tuple(q.values.values())), q.form) for q in (a, b))
-    return [a.name, *sides, told, str(len(pairs))]
+            text += f" [{_signed(low, a)}, {_signed(high, a)}]"
+    sides = (cell(Spread(tuple(q.values.values())), q.format) for q in (a, b))
+    return [a.name, *sides, text, str(len(differences.values))]
 
 
-def _signed(value: float, form: Form) -> str:
-    text = form(value)
+def _signed(value: float, quantity: Quantity) -> str:
+    text = quantity.format(value)
     return text if text.startswith("-") else f"+{text}"
 
 
 def _quantities(side: Side, shown: tuple[int, ...], short: bool) -> Iterator[Quantity]:
-    """What a report has of a model; `short`: what its headline says."""
+    """Yields what a report has of a model; `short`: its headline alone."""
+    for quantity in _all_quantities(side, shown, short):
+        values = quantity.values
+        if side.seed is not None:
+            values = {seed: v for seed, v in values.items() if seed == side.seed}
+        yield replace(quantity, values=values)
+
+
+def _all_quantities(side: Side, shown: tuple[int, ...], short: bool) -> Iterator[Quantity]:
+    """Yields these quantities over all seeds."""
     study, model = side.study, side.model
     logs, relearned = study.logs, study.relearned(model)
-
-    def of(values: Mapping[Seed, float]) -> Mapping[Seed, float]:
-        return values if side.seed is None else {s: v for s, v in values.items() if s == side.seed}
-
-    named = {"retain": logs.retain, "forget": logs.forget}
-    named |= {} if short else {measure.axis: measure for measure in logs.others}
-    for name, measure in named.items():
-        yield Quantity(f"{name} before", of(study.before(model, measure)))
+    metrics = {"retain": logs.retain, "forget": logs.forget}
+    metrics |= {} if short else {measure.axis: measure for measure in logs.other_metrics}
+    for name, measure in metrics.items():
+        yield Quantity(f"{name} before", study.before(model, measure))
     for step in shown[-1:] if short else shown:
-        yield Quantity(f"forget at step {step}", of(_at(relearned, step)))
+        yield Quantity(f"forget at step {step}", _at(relearned, step))
     if not short:
         for step in shown[-1:]:
-            kept = _at(study.retained(model), step)
-            yield Quantity(f"retain at step {step}", of(kept))
-        yield Quantity("area under the curve", of(study.areas(model)))
-    yield Quantity("robustness %", of(study.robustness(model)), percent)
+            yield Quantity(f"retain at step {step}", _at(study.retained(model), step))
+        yield Quantity("area under the curve", study.areas(model))
+    yield Quantity("robustness %", study.robustness(model), percent)
     if not short:
         for unit, name in (("steps", "steps"), ("flops", "FLOPs")):
-            yield Quantity(f"compute % {name}", of(study.compute(model, unit)), percent)
+            yield Quantity(f"compute % {name}", study.compute(model, unit), percent)
 
 
 def _steps(side: Side) -> set[int]:

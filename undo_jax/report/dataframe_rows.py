@@ -1,10 +1,9 @@
-"""The numbers as rows, one for each model and seed: pandas.DataFrame takes them as they are."""
+"""The numbers as rows, one for each model and seed, which pandas.DataFrame takes as they are."""
 
-import math
 from typing import NamedTuple
 
-from undo_jax.report.analysis import cases_of
-from undo_jax.report.numbers import by_step, strongest
+from undo_jax.report.cases import cases_of, score_of
+from undo_jax.report.numbers import strongest
 from undo_jax.report.records import Logs
 
 
@@ -32,22 +31,26 @@ class Point(NamedTuple):
 
 
 def results(logs: Logs) -> list[Result]:
-    """Scores and robustness of every model and seed, in the order of the experiment."""
-    rows = []
-    for case in cases_of(logs):
-        entry, scores = case.entry, case.own.summary["eval"] if case.own else {}
-        retain, forget = (scores.get(m.name, math.nan) for m in (logs.retain, logs.forget))
-        worst = strongest(case.attacks, logs.forget)
-        own = entry.model, entry.seed, entry.role, entry.alpha
-        robustness = case.robustness + 0.0  # no minus before a zero
-        rows.append(Result(*own, retain, forget, worst, robustness))
-    return rows
+    """Returns scores and robustness of every model and seed, in the order of the experiment."""
+    return [
+        Result(
+            model=case.entry.model,
+            seed=case.entry.seed,
+            role=case.entry.role,
+            alpha=case.entry.alpha,
+            retain=score_of(case.artifact, logs.retain),
+            forget=score_of(case.artifact, logs.forget),
+            worst=strongest(case.attacks, logs.forget),
+            robustness=case.robustness + 0.0,  # no minus before a zero
+        )
+        for case in cases_of(logs)
+    ]
 
 
 def curves(logs: Logs) -> list[Point]:
-    """Relearning curves of every attacked model and seed, one after the other."""
+    """Returns the relearning curve of every attacked model and seed, one after the other."""
     return [
         Point(case.entry.model, case.entry.seed, step, attack.forget, attack.retain)
         for case in cases_of(logs)
-        for step, attack in by_step(case.attacks, logs.forget, logs.retain).items()
+        for step, attack in case.strongest.items()
     ]

@@ -1,4 +1,4 @@
-"""What figures share: style, colours, line styles, markers, and rendering to files.
+"""What figures share: colours, dashes, matplotlib's settings, and rendering to files.
 
 Matplotlib is imported only when something is drawn.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from undo_jax.report.numbers import Report, Row
+from undo_jax.report.numbers import ModelRow, Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,27 +43,27 @@ STYLE: Any = {
     "ytick.labelcolor": INK,
     "axes.unicode_minus": True,
 }
-DASHES: Any = {
-    "oracle": (0, (4, 2.2)),
-    "base": (0, (1, 1.8)),
-    "student": (0, (1, 1.2)),
-    "fresh": (0, (7, 1.8, 1.2, 1.8)),
-    "noised": (0, (2.6, 1.4)),
+DASHES = {  # of lines, in line widths
+    "oracle": (4, 2.2),
+    "base": (1, 1.8),
+    "student": (1, 1.2),
+    "fresh": (7, 1.8, 1.2, 1.8),
+    "noised": (2.6, 1.4),
 }
 
 
-def families(models: Sequence[Row]) -> list[str]:
-    """The unlearned ancestors of the models, in their order."""
+def families(models: Sequence[ModelRow]) -> list[str]:
+    """Returns the unlearned ancestors of the models, in their order."""
     return list(dict.fromkeys(m.family for m in models if m.family is not None))
 
 
-def palette(models: Sequence[Row]) -> dict[str, str]:
-    """A colour per model.
+def palette(models: Sequence[ModelRow]) -> dict[str, str]:
+    """Returns the colour of each model.
 
-    By role, and from light to dark by rank of alpha. With several unlearned ancestors: a hue for
-    each ancestor, and its shades by rank of alpha.
+    It depends on the role, and runs from light to dark by rank of alpha. With several unlearned
+    ancestors each has a hue, and its students are shades of it.
     """
-    ancestors, others = families(models), iter(_endless(OTHERS))
+    ancestors, more = families(models), cycle(OTHERS)
     colours: dict[str, str] = {}
     for m in models:
         if m.role == "base":
@@ -70,19 +71,19 @@ def palette(models: Sequence[Row]) -> dict[str, str]:
         elif m.role == "oracle":
             colours[m.name] = BLACK
         elif m.family is None:
-            colours[m.name] = next(others)
+            colours[m.name] = next(more)
     for i, ancestor in enumerate(ancestors):
-        own = [m for m in models if m.family == ancestor and m.name not in colours]
-        rest = [m for m in own if m.alpha is None or m.role != "distilled"]
-        noised = sorted((m for m in own if m not in rest), key=lambda m: m.alpha or 0.0)
-        # One alpha alone takes the middle of the ramp.
+        members = [m for m in models if m.family == ancestor and m.name not in colours]
+        rest = [m for m in members if m.alpha is None or m.role != "distilled"]
+        noised = sorted((m for m in members if m not in rest), key=lambda m: m.alpha or 0.0)
+        # A single alpha takes the middle of the ramp.
         last, middle = max(len(noised) - 1, 1), 0.5 * (len(noised) == 1)
         places = {m.name: (rank + middle) / last for rank, m in enumerate(noised)}
         if len(ancestors) == 1:
             colours |= {name: shade(place) for name, place in places.items()}
             fixed = {"unlearned": WARM, "distilled": PURPLE}  # for the first model of each role
             for m in rest:
-                colours[m.name] = fixed.pop(m.role, None) or next(others)
+                colours[m.name] = fixed.pop(m.role, None) or next(more)
         else:
             colour = FAMILIES[i % len(FAMILIES)]
             ramp = _mixed(colour, 1.0, 0.4), colour, _mixed(colour, 0.0, 0.35)
@@ -91,35 +92,23 @@ def palette(models: Sequence[Row]) -> dict[str, str]:
     return colours
 
 
-def linestyle(model: Row, models: Sequence[Row]) -> Any:
-    """The style of a model's line, by role; some are solid if each model has its own colour."""
+def dashes(model: ModelRow, models: Sequence[ModelRow]) -> tuple[float, ...]:
+    """Returns the dashes of a model's line by its role; empty for a solid line."""
     if model.role != "distilled":
         kind = model.role
     else:
         kind = "fresh" if model.alpha is None else "noised"
-    alone = len(families(models)) <= 1 and kind in ("student", "noised")
-    return "-" if alone else DASHES.get(kind, "-")
-
-
-def marker(model: Row, colour: str) -> dict[str, Any]:
-    """A distilled model's marker: a diamond for a fresh student; hollow if it fell short."""
-    fresh = model.alpha is None
-    return {
-        "marker": "D" if fresh else "o",
-        "markersize": 7.5 if fresh else 8.5,
-        "markerfacecolor": "white" if model.fell_short else colour,
-        "markeredgecolor": colour,
-        "markeredgewidth": 1.8,
-    }
+    has_own_colour = len(families(models)) <= 1 and kind in ("student", "noised")
+    return () if has_own_colour else DASHES.get(kind, ())
 
 
 def darker(colour: str) -> str:
-    """The same hue with enough contrast for text on white."""
+    """Returns the same hue with enough contrast for text on white."""
     return _mixed(colour, 0.0, 0.2)
 
 
 def _mixed(colour: str, other: float, share: float) -> str:
-    """A colour with a share of white (1.0) or black (0.0)."""
+    """Returns a colour mixed with a share of white (`other` = 1) or black (0)."""
     from matplotlib.colors import to_hex, to_rgb
 
     red, green, blue = ((1 - share) * part + share * other for part in to_rgb(colour))
@@ -127,30 +116,32 @@ def _mixed(colour: str, other: float, share: float) -> str:
 
 
 def shade(place: float, ramp: Sequence[str] = RAMP) -> str:
-    """Colour at place in [0, 1] along a ramp."""
+    """Returns the colour at a place in [0, 1] along a ramp."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     return to_hex(LinearSegmentedColormap.from_list("undo", ramp)(place))
 
 
-def _endless(colours: Sequence[str]) -> Iterator[str]:
-    while True:
-        yield from colours
-
-
 def starred(report: Report, mark: str) -> str:
-    """What the mark of models that fell short means; empty if there are none."""
+    """Returns what the mark of models that fell short means; empty if there are none."""
     short = any(m.fell_short for m in report.attacked)
     return f"{mark}: {SHORTFALL} in at least one seed." if short else ""
 
 
+def footnote(report: Report, models: Sequence[ModelRow], mark: str) -> str:
+    """Returns the footnote of curves: over how many seeds they are, and what the mark means."""
+    several = f"mean of {report.seed_counts} seeds, band: min–max"
+    parts = [f"{mark} {SHORTFALL}"] if any(m.fell_short for m in models) else []
+    return "  ·  ".join([*parts, several if report.several_seeds else "one seed"])
+
+
 def shortened(name: str) -> str:
-    """A name that is not longer than a line."""
+    """Returns a name without its middle if it is longer than a line."""
     return name if len(name) <= 60 else f"{name[:40]}…{name[-19:]}"
 
 
 def text_width(text: str, size: float) -> float:
-    """Inches that a text takes at a size in points."""
+    """Returns the width of a text in inches; `size` is in points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -159,7 +150,7 @@ def text_width(text: str, size: float) -> float:
 
 
 def render(draw: Callable[[], Figure | None], name: str = "figure") -> dict[str, bytes]:
-    """The figure as {"svg": ..., "png": ...}, byte-identical for the same numbers."""
+    """Returns {"svg": ..., "png": ...}, byte-identical for equal numbers; empty for None."""
     with style(name):
         fig = draw()
         if fig is None:
@@ -173,7 +164,7 @@ def render(draw: Callable[[], Figure | None], name: str = "figure") -> dict[str,
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """Our style on top of matplotlib's defaults, not of the user's own style."""
+    """Applies our style to matplotlib's defaults, regardless of the user's own style."""
     import matplotlib
 
     with matplotlib.rc_context():

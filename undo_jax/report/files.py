@@ -1,78 +1,78 @@
-"""Reads the files of a workdir; an error names the damaged file, and what to do."""
+"""Reads values from the JSON files of a workdir; an error names the damaged file and the remedy."""
 
-import hashlib
 import json
 import math
 import os
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
 
+from undo_jax.checks import LARGEST
+from undo_jax.report.records import Json
+from undo_jax.runtime.atomic_files import file_hash
+
 NONE = type(None)
-LARGEST = 3.4028235e38  # float32, in which models compute
-
-Json = dict[str, Any]
+REQUIRED: Any = object()
 
 
-def verify(folder: epath.Path, summary: Json | None) -> None:
-    """Verify a summary by its own hash, and the files beside it by the hashes that it contains.
-
-    Raises ValueError for what has changed since it was written. A summary without hashes passes.
-    """
-    wrong = [] if sealed(summary) else ["summary.json"]
-    known = summary.get("files") if isinstance(summary, dict) and not wrong else None
-    for name, known_hash in known.items() if isinstance(known, dict) else ():
+def verify(folder: epath.Path, summary: Json) -> None:
+    """Raises ValueError if a file's hash is not the one that the summary beside it contains."""
+    hashes = summary.get("files")
+    for name, digest in hashes.items() if isinstance(hashes, dict) else ():
         path = folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known_hash:
-            wrong.append(name)
-    if wrong:
-        raise ValueError(
-            f"{folder / wrong[0]} is damaged (it is not as it was written): delete {folder}, and "
-            "run the experiment again"
-        )
-
-
-def sealed(content: Any) -> bool:
-    """Whether a JSON object has no hash of its other keys, or the right one."""
-    if not isinstance(content, dict) or "sha256" not in content:
-        return True
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    text = json.dumps(rest, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest() == content["sha256"]
-
-
-def read_json(path: epath.Path, remedy: str) -> Any:
-    """A JSON file. Raises ValueError where it is damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+        if not path.is_file() or file_hash(path) != digest:
+            raise ValueError(
+                f"{path} is damaged (it is not as it was written): delete {folder}, and run the "
+                "experiment again"
+            )
 
 
 @contextmanager
 def as_written(path: epath.Path) -> Iterator[None]:
-    """Turn errors in the block, of JSON that no run has written, into one ValueError."""
+    """Turns errors of the block, which reads JSON that no run has written, into a ValueError."""
     try:
         yield
     except (
         KeyError, TypeError, AttributeError, ValueError, OverflowError, IsADirectoryError
     ) as error:  # fmt: skip
-        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{path} is not as a run writes it ({why}): delete it, and run the experiment again"
+            f"{path} is not as a run writes it ({reason}): delete it, and run the experiment again"
         ) from error
 
 
-def typed(record: Any, name: str, *kinds: type) -> Any:
-    """A field of a JSON object. Raises KeyError without it, TypeError if it is of another type."""
+def typed(record: Any, name: str, *types: type, default: Any = REQUIRED) -> Any:
+    """Returns a field of a JSON object.
+
+    Raises KeyError for a missing field without a default, TypeError for a field of another type.
+    """
+    if default is not REQUIRED:
+        record = {name: default, **record}
     value = record[name]
-    if type(value) not in kinds:
+    if type(value) not in types:
         raise TypeError(f"{name} is {reprlib.repr(value)}")
     return value
+
+
+def number(value: Any) -> float:
+    """Returns a number as a float: None is nan, and what exceeds float32 is infinite.
+
+    Raises TypeError for other types.
+    """
+    if type(value) not in (int, float, NONE):
+        raise TypeError(f"{reprlib.repr(value)} is no number")
+    result = math.nan if value is None else float(value)
+    return math.copysign(math.inf, result) if abs(result) > LARGEST else result
+
+
+def get_dict(record: Any, name: str) -> Json:
+    """Returns an optional field of a JSON object; empty where it is missing or no object."""
+    value = record.get(name) if isinstance(record, Mapping) else None
+    return value if isinstance(value, dict) else {}
 
 
 def check_inside(root: epath.Path, name: Any) -> None:
@@ -83,10 +83,22 @@ def check_inside(root: epath.Path, name: Any) -> None:
         raise ValueError(f"artifact {name} is a link")
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError if an experiment's name is not safe as part of a file's name."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ValueError(
+            f"an experiment named {reprlib.repr(name)}: give it a name of letters, digits, '.', "
+            "'_' and '-' that does not begin with '.'"
+        )
+
+
 def read_lines(path: epath.Path) -> tuple[list[Json], int]:
-    """The records of a JSONL file, and how many lines are unreadable, e.g. of a killed writer."""
+    """Returns the records of a JSONL file, and how many lines are unreadable.
+
+    The last line of a killed process may be incomplete. A missing file has no records.
+    """
     records, unreadable = [], 0
-    for line in path.read_bytes().splitlines():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         if not line.strip():
             continue
         try:
@@ -98,20 +110,3 @@ def read_lines(path: epath.Path) -> tuple[list[Json], int]:
         else:
             unreadable += 1
     return records, unreadable
-
-
-def number(value: Any) -> float:
-    """A number; None is nan, and what no float32 holds infinite. Raises TypeError for others."""
-    if type(value) not in (int, float, NONE):
-        raise TypeError(f"{reprlib.repr(value)} is no number")
-    found = math.nan if value is None else float(value)
-    return math.copysign(math.inf, found) if abs(found) > LARGEST else found
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError if an experiment's name is not safe as part of a file's name."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise ValueError(
-            f"an experiment named {reprlib.repr(name)}: give it a name of letters, digits, '.', "
-            "'_' and '-' that does not begin with '.'"
-        )

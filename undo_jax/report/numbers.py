@@ -1,4 +1,4 @@
-"""The numbers of a report, and the functions that compute them."""
+"""The numbers of a report, and functions that compute them from evaluations."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackLine:
     """One attack on a model, over its attacked seeds: a line of its robustness card.
 
     Scores are by the attack's own metric; nan for a seed without one, or where undefined.
@@ -69,14 +69,14 @@ class Attacked:
         return self.trains and self.most == 0
 
     @property
-    def in_vain(self) -> bool:
-        """Whether it brought nothing back, though it trained to its end on something."""
+    def fruitless(self) -> bool:
+        """Whether it recovered nothing, though it trained to its end on something."""
         tried = self.gain.finite and not self.starved and not self.diverged
         return bool(tried) and self.gain.high < MIN_GAP
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """A row of the report. Scores are in their metric's unit, robustness and compute in %."""
 
     name: str
@@ -84,10 +84,10 @@ class Row:
     alpha: float | None
     family: str | None  # its unlearned ancestor's label: models of one family share it
     seeds: tuple[int | None, ...]  # attacked seeds
-    made: tuple[int | None, ...]  # finished seeds
+    finished_seeds: tuple[int | None, ...]
     retain: Spread  # before the attack
     forget: Spread  # before the attack
-    others: Mapping[str, Spread]  # before the attack, by the names of the other metrics
+    other_scores: Mapping[str, Spread]  # before the attack, by the names of the other metrics
     curve: Mapping[int, Spread]  # relearning step -> strongest attack
     retained: Mapping[int, Spread]  # relearning step -> retain score under that attack
     worst: Spread  # P: strongest attack over all steps
@@ -101,7 +101,7 @@ class Row:
     controls: Mapping[str, Mapping[int, Spread]] = field(default_factory=dict)  # by their names
     area: Spread = Spread()  # under the curve of relearned shares, see `Case.shares`
     half: Spread = Spread()  # steps to a share of a half; infinite if it is not reached
-    attacks: tuple[Attacked, ...] = ()  # its robustness card
+    attacks: tuple[AttackLine, ...] = ()  # its robustness card
 
     @property
     def fell_short(self) -> bool:
@@ -127,7 +127,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ConfigEntry:
     """A setting of a part of the experiment, e.g. of a stage."""
 
     part: str
@@ -136,7 +136,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What one attack was drawn from."""
 
     attack: str
@@ -154,8 +154,8 @@ class Report:
     name: str
     retain: Measure
     forget: Measure
-    others: tuple[Measure, ...]
-    models: tuple[Row, ...]
+    other_metrics: tuple[Measure, ...]
+    models: tuple[ModelRow, ...]
     stages: tuple[Stage, ...]
     shown_steps: tuple[int, ...]  # relearning steps the tables quote
     unfinished: tuple[str, ...]
@@ -164,11 +164,11 @@ class Report:
     paired: bool  # whether each model is compared with the oracle of its own seed
     files: Mapping[str, epath.Path] = field(default_factory=dict)
     origins: tuple[Origin, ...] = ()  # the commands that made it
-    choices: tuple[Choice, ...] = ()
-    spaces: tuple[Space, ...] = ()  # of the attacks
+    config: tuple[ConfigEntry, ...] = ()
+    spaces: tuple[SearchSpace, ...] = ()  # of the attacks
 
     @property
-    def attacked(self) -> tuple[Row, ...]:
+    def attacked(self) -> tuple[ModelRow, ...]:
         return tuple(m for m in self.models if m.curve)
 
     @property
@@ -198,21 +198,21 @@ class Report:
 
 
 def sole(labels: Iterable[str]) -> str | None:
-    """The label, if there is only one."""
-    found = set(labels)
-    return found.pop() if len(found) == 1 else None
+    """Returns the label, if there is only one."""
+    distinct = set(labels)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def strongest(attacks: Iterable[Evaluation], metric: Measure) -> float:
-    """The forget score of the strongest attack: max, or min where lower is better."""
+    """Returns the forget score of the strongest attack: max, or min where lower is better."""
     scores = [a.forget for a in attacks if math.isfinite(a.forget)]
     return (max if metric.higher_is_better else min)(scores, default=math.nan)
 
 
 def robustness(score: float, unlearned: float, filtered: float, metric: Measure) -> float:
-    """100 (P - P_unlearn) / (P_oracle - P_unlearn) in %, P the worst-case forget score.
+    """Returns 100 (P - P_unlearn) / (P_oracle - P_unlearn) in %, P the worst-case forget score.
 
-    nan unless the oracle is more robust than the unlearned model by at least MIN_GAP.
+    It is nan unless the oracle is more robust than the unlearned model by at least MIN_GAP.
     """
     gap = filtered - unlearned
     ahead = -gap if metric.higher_is_better else gap
@@ -220,34 +220,40 @@ def robustness(score: float, unlearned: float, filtered: float, metric: Measure)
 
 
 def pick_steps(steps: Iterable[int]) -> tuple[int, ...]:
-    """The first evaluated steps at or after 1/3 and 1/2 of the way, and the last."""
+    """Returns the first evaluated steps at or after 1/3 and 1/2 of the way, and the last."""
     grid = sorted(steps)
     picked = (next(s for s in grid if s >= way * grid[-1]) for way in (1 / 3, 1 / 2, 1))
     return tuple(sorted(set(picked)))
 
 
 def strength(forget: Measure, retain: Measure) -> Callable[[Evaluation], tuple[float, float]]:
-    """Sort key: how strong an attack is and, of equally strong ones, how much it retains."""
+    """Returns a sort key: how strong an attack is and, if equally strong, how much it retains."""
 
-    def of(a: Evaluation) -> tuple[float, float]:
-        kept = a.retain if retain.higher_is_better else -a.retain
-        own = a.forget if forget.higher_is_better else -a.forget
-        return own, kept if math.isfinite(kept) else -math.inf
+    def key(a: Evaluation) -> tuple[float, float]:
+        retained = a.retain if retain.higher_is_better else -a.retain
+        relearned = a.forget if forget.higher_is_better else -a.forget
+        return relearned, retained if math.isfinite(retained) else -math.inf
 
-    return of
+    return key
 
 
 def by_step(
     attacks: Iterable[Evaluation], forget: Measure, retain: Measure
 ) -> dict[int, Evaluation]:
-    """Step -> the strongest attack at that step; of equal ones, the one that retains most."""
-    found: dict[int, list[Evaluation]] = {}
+    """Returns the strongest attack at each step; of equal ones, the one that retains most."""
+    finite: dict[int, list[Evaluation]] = {}
     for a in sorted(attacks, key=lambda a: a.step):
         if math.isfinite(a.forget):
-            found.setdefault(a.step, []).append(a)
-    return {step: max(some, key=strength(forget, retain)) for step, some in found.items()}
+            finite.setdefault(a.step, []).append(a)
+    return {step: max(at_step, key=strength(forget, retain)) for step, at_step in finite.items()}
 
 
 def finals(attacks: Iterable[Evaluation]) -> dict[Adversary, float]:
-    """Adversary -> forget score at its last step."""
+    """Returns the forget score of each adversary at its last step."""
     return {(a.data, a.learning_rate): a.forget for a in sorted(attacks, key=lambda a: a.step)}
+
+
+def adversary_order(adversary: Adversary) -> tuple[str, float]:
+    """Sort key: by data, then by learning rate; an attack that does not train comes first."""
+    data, rate = adversary
+    return data, -math.inf if rate is None else rate

@@ -7,19 +7,19 @@ Place = tuple[float, float]
 
 
 def front(places: Iterable[Place]) -> list[Place]:
-    """The places that no other place matches in both scores, by falling first score."""
-    found: list[Place] = []
-    known = {place for place in places if all(map(math.isfinite, place))}
-    for place in sorted(known, reverse=True):
-        if not found or place[1] > found[-1][1]:
-            found.append(place)
-    return found
+    """Returns the places that no other place matches in both scores, by falling first score."""
+    result: list[Place] = []
+    finite = {place for place in places if all(map(math.isfinite, place))}
+    for place in sorted(finite, reverse=True):
+        if not result or place[1] > result[-1][1]:
+            result.append(place)
+    return result
 
 
 def hypervolume(places: Iterable[Place], worst: Place = (0.0, 0.0)) -> float:
-    """The area of all that is better than `worst` in both scores, and no better than some place.
+    """Returns the area that the places dominate above `worst` (Zitzler and Thiele, 1998).
 
-    For two scores it is a sum of strips under the front (Zitzler and Thiele, 1998).
+    For two scores it is a sum of strips under the front.
     """
     area, height = 0.0, worst[1]
     for x, y in front(places):

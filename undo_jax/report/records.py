@@ -1,10 +1,12 @@
 """What a report reads of an experiment: its models, their artifacts and evaluations."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from undo_jax.report.files import Json
+Json = dict[str, Any]
 
 ROLES = ("base", "unlearned", "student", "distilled", "oracle")  # as tables order them
 ATTACK = "relearn"  # the stage of attacks
@@ -22,7 +24,7 @@ class Measure:
 
     @property
     def axis(self) -> str:
-        """Its label, and its unit where it has one."""
+        """The label, with the unit where it has one."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
@@ -52,7 +54,7 @@ class Logged:
     settings: Json = field(default_factory=dict)  # of its recipe
     losses: Mapping[int, float] = field(default_factory=dict)  # of a distillation, by step
     upstream: tuple[str, ...] = ()  # fingerprints of what it was made from
-    around: Json = field(default_factory=dict)  # the setting, the model: config less its recipe
+    other_config: Json = field(default_factory=dict)  # config less the recipe: setting, model
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,14 @@ class Logs:
     name: str
     retain: Measure
     forget: Measure
-    others: tuple[Measure, ...]
+    other_metrics: tuple[Measure, ...]
     entries: tuple[Entry, ...]
     artifacts: tuple[Logged, ...]
     unfinished: tuple[str, ...]
     owners: dict[str, str]  # folder -> label of the model that the artifact belongs to
     origins: tuple[Origin, ...] = ()
+
+    @functools.cached_property
+    def measures(self) -> dict[str, Measure]:
+        """The metrics by their names in records."""
+        return {m.name: m for m in (self.retain, self.forget, *self.other_metrics)}

@@ -4,87 +4,97 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from undo_jax.report.numbers import Space
+from undo_jax.report.numbers import SearchSpace
 
-Said = Any  # an attack's settings, as JSON; whatever somebody has written there
-
-
-def of(said: Said, *path: str) -> Any:
-    """A setting by its path; None where it is not stated."""
-    for name in path:
-        said = said.get(name) if isinstance(said, dict) else None
-    return said
+AttackConfig = Any  # an attack's settings as JSON; a file may hold anything here
 
 
-def whole(said: Said, *path: str) -> float:
-    """A whole number; nan where none is stated."""
-    found = of(said, *path)
-    return found if type(found) is int else math.nan
+def get_path(config: AttackConfig, *keys: str) -> Any:
+    """Returns a setting by its path; None where it is not stated."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
 
-def examples(said: Said, step: int) -> float:
-    """How many different rows a training has read by a step; nan where it is not stated."""
-    size, rows, opening = whole(said, "training", "batch_size"), of(said, "rows"), _opening(said)
+def get_int(config: AttackConfig, *keys: str) -> float:
+    """Returns a whole number by its path; nan where none is stated."""
+    value = get_path(config, *keys)
+    return value if type(value) is int else math.nan
+
+
+def count_examples(config: AttackConfig, step: int) -> float:
+    """Returns how many different rows a training has read by a step; nan if it is not stated."""
+    size, opening = get_int(config, "training", "batch_size"), _opening_steps(config)
     before = min(step, opening)
     read = size * (step - before)
-    return size * before + (min(read, whole(said, "rows")) if rows is not None else read)
+    if get_path(config, "rows") is not None:
+        read = min(read, get_int(config, "rows"))
+    return size * before + read
 
 
-def _opening(said: Said) -> float:
-    """Steps on another stream before."""
-    given = of(said, "opening")
-    if given is None:
+def _opening_steps(config: AttackConfig) -> float:
+    """Returns the number of steps on another stream before the attack's own."""
+    opening = get_path(config, "opening")
+    if opening is None:
         return 0
-    share: Any = given[1] if isinstance(given, list) and len(given) == 2 else None
-    found = share * whole(said, "training", "steps") if type(share) in (int, float) else math.nan
-    return round(found) if math.isfinite(found) else math.nan
+    share: Any = opening[1] if isinstance(opening, list) and len(opening) == 2 else None
+    if type(share) not in (int, float):
+        return math.nan
+    steps = share * get_int(config, "training", "steps")
+    return round(steps) if math.isfinite(steps) else math.nan
 
 
-def _data(said: Said) -> str | None:
-    given, stream = of(said, "opening"), of(said, "stream")
-    if isinstance(given, list) and given:
-        return f"{given[0]}, then {stream}"
+def _data(config: AttackConfig) -> str | None:
+    opening, stream = get_path(config, "opening"), get_path(config, "stream")
+    if isinstance(opening, list) and opening:
+        return f"{opening[0]}, then {stream}"
     return stream
 
 
-def _schedule(said: Said) -> str | None:
-    decay, warmup = (of(said, "training", "optimizer", name) for name in ("decay", "warmup"))
+def _schedule(config: AttackConfig) -> str | None:
+    optimizer = get_path(config, "training", "optimizer")
+    decay, warmup = get_path(optimizer, "decay"), get_path(optimizer, "warmup")
     return f"{decay}, {warmup} steps of warm-up" if warmup else decay
 
 
-COLUMNS: dict[str, Callable[[Said], Any]] = {
-    "optimizers": lambda said: of(said, "training", "optimizer", "type"),
+def _rows(config: AttackConfig) -> Any:
+    rows = get_path(config, "rows")
+    return "all" if config and rows is None else rows
+
+
+COLUMNS: dict[str, Callable[[AttackConfig], Any]] = {
+    "optimizers": lambda config: get_path(config, "training", "optimizer", "type"),
     "schedules": _schedule,
-    "batch": lambda said: of(said, "training", "batch_size"),
-    "steps": lambda said: of(said, "training", "steps"),
-    "rows": lambda said: "all" if said and of(said, "rows") is None else of(said, "rows"),
+    "batch": lambda config: get_path(config, "training", "batch_size"),
+    "steps": lambda config: get_path(config, "training", "steps"),
+    "rows": _rows,
     "data": _data,
 }
 
 
-def space(attack: str, control: bool, trials: int, settings: Sequence[Said]) -> Space:
-    """Of one attack, from the settings of all that is told as that attack."""
-    trained = [said for said in settings if of(said, "training") is not None]
-    return Space(
+def search_space(
+    attack: str, control: bool, trials: int, configs: Sequence[AttackConfig]
+) -> SearchSpace:
+    """Returns the space of one attack, from the settings of all that a card shows as one."""
+    trained = [config for config in configs if get_path(config, "training") is not None]
+    return SearchSpace(
         attack=attack,
         control=control,
-        settings=len(settings),
+        settings=len(configs),
         trials=trials,
-        learning_rates=tuple(sorted({rate for said in trained for rate in _rates(said)})),
-        values={name: _listed(map(get, trained)) for name, get in COLUMNS.items()},
+        learning_rates=tuple(sorted({rate for c in trained for rate in _peak_rates(c)})),
+        values={name: _distinct(map(get, trained)) for name, get in COLUMNS.items()},
     )
 
 
-def _rates(said: Said) -> Iterable[float]:
-    """Peak learning rates."""
-    given, base = of(said, "learning_rates"), of(said, "training", "optimizer", "learning_rate")
-    known = (
-        [rate for rate in given if type(rate) in (int, float)] if isinstance(given, list) else []
-    )
-    return [rate * base for rate in known] if type(base) in (int, float) else known
+def _peak_rates(config: AttackConfig) -> Iterable[float]:
+    rates = get_path(config, "learning_rates")
+    rates = [r for r in rates if type(r) in (int, float)] if isinstance(rates, list) else []
+    base = get_path(config, "training", "optimizer", "learning_rate")
+    return [rate * base for rate in rates] if type(base) in (int, float) else rates
 
 
-def _listed(values: Iterable[Any]) -> tuple[str, ...]:
-    """What was stated, each once; numbers by size."""
-    found = {value for value in values if isinstance(value, str | int)}
-    return tuple(map(str, sorted(found, key=lambda v: (isinstance(v, str), v))))
+def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
+    """Returns the stated values, each once; numbers by size, before texts."""
+    stated = {value for value in values if isinstance(value, str | int)}
+    return tuple(map(str, sorted(stated, key=lambda v: (isinstance(v, str), v))))

@@ -2,15 +2,15 @@
 
 import math
 
-from undo_jax.report.numbers import Report, Row, Spread
+from undo_jax.report.numbers import ModelRow, Report, Spread
 from undo_jax.report.statistics import bootstrap, paired
 from undo_jax.report.tables import NONE, Grid, cell, filled
 
 
 def grid(report: Report) -> Grid:
-    """A row per attacked model: how fast it relearns, what it keeps, robustness for compute.
+    """Returns a row per attacked model: relearning speed, retain score, robustness for compute.
 
-    What no model has is left out, e.g. areas where there is no oracle.
+    Empty columns are left out, e.g. areas where there is no oracle.
     """
     header = ["model", "area", "area − oracle's", "steps to a half", "retain at the last step"]
     header += ["robustness ÷ FLOPs"]
@@ -21,57 +21,54 @@ def grid(report: Report) -> Grid:
         excess = NONE
         if oracle not in (None, m):
             difference = paired(m.seeds, m.area, oracle.seeds, oracle.area)
-            excess = _told(difference, ".2f", sign="+")
-        pairs = zip(m.robustness.values, _of_seeds(m), strict=True)
+            excess = _interval(difference, sign="+")
+        pairs = zip(m.robustness.values, _flops(m), strict=True)
         rate = Spread(tuple(r / f if f > 0 else math.nan for r, f in pairs))
         rate = Spread() if m.is_reference else rate
-        rows.append(
-            [m.name, _told(m.area, ".2f"), excess, _half(m), cell(last), _told(rate, ".2f")]
-        )
+        rows.append([m.name, _interval(m.area), excess, _half(m), cell(last), _interval(rate)])
     return filled(Grid(header, rows))
 
 
-def _of_seeds(model: Row) -> tuple[float, ...]:
-    """FLOPs in %, of the attacked seeds; nan where a seed's are not known."""
-    known = dict(zip(model.made, model.compute_flops.values, strict=True))
-    return tuple(known.get(seed, math.nan) for seed in model.seeds)
+def _flops(model: ModelRow) -> list[float]:
+    """Returns FLOPs in % of the attacked seeds; nan where a seed is unfinished."""
+    flops = dict(zip(model.finished_seeds, model.compute_flops.values, strict=True))
+    return [flops.get(seed, math.nan) for seed in model.seeds]
 
 
-def _told(values: Spread, form: str, sign: str = "") -> str:
-    """`mean [bootstrap interval]`; – where undefined."""
+def _interval(values: Spread, sign: str = "") -> str:
+    """Returns `mean [bootstrap interval]`; – where undefined."""
     if not values.finite:
         return NONE
-    mean = f"{values.mean:{sign}{form}}"
-    low, high = bootstrap(values)
-    return mean if math.isnan(low) else f"{mean} [{low:{sign}{form}}, {high:{sign}{form}}]"
+    mean, low, high = (f"{v:{sign}.2f}" for v in (values.mean, *bootstrap(values)))
+    return mean if len(values.finite) < 2 else f"{mean} [{low}, {high}]"
 
 
-def _half(model: Row) -> str:
+def _half(model: ModelRow) -> str:
     if any(math.isnan(a) for a in model.area.values):
         return NONE
     return reached(model.half, list(model.curve)[-1])
 
 
 def reached(values: Spread, last: float) -> str:
-    """The median over seeds of when something was reached, and how many did not get there."""
-    known = sorted(v for v in values.values if not math.isnan(v))
-    if not known:
+    """Returns the median over seeds of when a share was reached, and how many did not reach it."""
+    steps = sorted(v for v in values.values if not math.isnan(v))
+    if not steps:
         return NONE
-    missed, middle = sum(map(math.isinf, known)), known[(len(known) - 1) // 2]
-    told = f"> {last:.0f}" if math.isinf(middle) else f"{middle:.0f}"
-    some = 0 < missed < len(known)
-    return told + (f" (not in {missed} of {len(known)} seeds)" if some else "")
+    missed, median = sum(map(math.isinf, steps)), steps[(len(steps) - 1) // 2]
+    text = f"> {last:.0f}" if math.isinf(median) else f"{median:.0f}"
+    partly = 0 < missed < len(steps)
+    return text + (f" (not in {missed} of {len(steps)} seeds)" if partly else "")
 
 
 def title(shown: Grid) -> str:
-    """What a table of speeds tells."""
+    """Returns the title of a table of speeds."""
     if "area" in shown.header:
-        return "How fast each relearns"
-    return "What each keeps under attack"
+        return "How fast each model relearns"
+    return "What each model retains under attack"
 
 
 def legend(report: Report, shown: Grid) -> str:
-    """How to read the table of speeds."""
+    """Returns how to read the table of speeds."""
     text = ""
     if "area" in shown.header:
         text += (

@@ -21,59 +21,58 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values: Spread) -> Interval:
-    """The 95 % percentile bootstrap interval of the mean of the finite values, always the same.
+    """Returns the 95 % percentile bootstrap interval of the mean of the finite values.
 
-    Over few seeds it is narrow: of values from a normal distribution it holds the true mean in 75
-    of 100 cases for three, in 84 for five, in 89 for ten. nan for fewer than two.
+    It is deterministic, and nan for fewer than two values. Over few seeds it is narrow: for
+    normally distributed values it contains the true mean in 75 of 100 cases for three seeds, in 84
+    for five, in 89 for ten.
     """
     from scipy import stats
 
     if len(values.finite) < 2:
         return Interval(math.nan, math.nan)
-    found = np.sort(values.finite)  # the order of seeds does not matter
-    made = stats.bootstrap((found,), np.mean, confidence_level=LEVEL, method="percentile", rng=0)
-    return Interval(*map(float, made.confidence_interval))
+    finite = np.sort(values.finite)  # the order of seeds does not matter
+    result = stats.bootstrap((finite,), np.mean, confidence_level=LEVEL, method="percentile", rng=0)
+    return Interval(*map(float, result.confidence_interval))
 
 
 def student(values: Spread) -> Interval:
-    """Student's 95 % interval of the mean of the finite values; nan for fewer than two."""
+    """Returns Student's 95 % interval of the mean of the finite values; nan for fewer than two."""
     from scipy import stats
 
-    found = values.finite
-    if len(found) < 2:
+    count = len(values.finite)
+    if count < 2:
         return Interval(math.nan, math.nan)
-    error = float(np.std(found, ddof=1)) / math.sqrt(len(found))
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * error
+    error = float(np.std(values.finite, ddof=1)) / math.sqrt(count)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
     return Interval(values.mean - reach, values.mean + reach)
 
 
-def pairs(
-    one: Mapping[Seed, float], other: Mapping[Seed, float]
-) -> dict[Seed, tuple[float, float]]:
-    """Two models' values for each seed that both have.
+def pairs(a: Mapping[Seed, float], b: Mapping[Seed, float]) -> dict[Seed, tuple[float, float]]:
+    """Returns two models' values for each seed that both have.
 
-    A model that is made once for all, under a seed of its own, has one value for each.
+    The value of a model that was trained once, with another seed, is paired with all seeds.
     """
-    if not one.keys() & other.keys():
-        one = dict.fromkeys(other, *one.values()) if len(one) == 1 else one
-        other = dict.fromkeys(one, *other.values()) if len(other) == 1 else other
-    return {seed: (one[seed], other[seed]) for seed in one if seed in other}
+    if not a.keys() & b.keys():
+        a = dict.fromkeys(b, *a.values()) if len(a) == 1 else a
+        b = dict.fromkeys(a, *b.values()) if len(b) == 1 else b
+    return {seed: (a[seed], b[seed]) for seed in a if seed in b}
 
 
-def paired(seeds: Sequence[Seed], values: Spread, of: Sequence[Seed], others: Spread) -> Spread:
-    """values − others, by `pairs`; nan for a seed that the others lack."""
-    found = pairs(
-        dict(zip(seeds, values.values, strict=True)), dict(zip(of, others.values, strict=True))
+def paired(a_seeds: Sequence[Seed], a: Spread, b_seeds: Sequence[Seed], b: Spread) -> Spread:
+    """Returns a − b by `pairs`; nan for a seed that b lacks."""
+    both = pairs(
+        dict(zip(a_seeds, a.values, strict=True)), dict(zip(b_seeds, b.values, strict=True))
     )
-    shown = seeds if found.keys() & {*seeds} else found  # else made once, and lent to all of these
-    both = (found.get(seed, (math.nan, math.nan)) for seed in shown)
-    return Spread(tuple(one - other for one, other in both))
+    seeds = a_seeds if both.keys() & {*a_seeds} else both  # else a was trained once for all of b
+    values = (both.get(seed, (math.nan, math.nan)) for seed in seeds)
+    return Spread(tuple(x - y for x, y in values))
 
 
 def shares(curve: Mapping[int, float], nothing: float, everything: float) -> dict[int, float]:
-    """Scores as shares: 0 is `nothing`, a model that never knew; 1 is `everything`, the base.
+    """Returns scores as shares: 0 is `nothing`, of the oracle; 1 is `everything`, of the base.
 
-    nan if these two do not differ by at least MIN_GAP.
+    They are nan if these two do not differ by at least MIN_GAP.
     """
     gap = everything - nothing
     gap = gap if abs(gap) >= MIN_GAP else math.nan
@@ -81,9 +80,9 @@ def shares(curve: Mapping[int, float], nothing: float, everything: float) -> dic
 
 
 def area(curve: Mapping[int, float], last: int = 0) -> float:
-    """The area under a curve by trapezoids, as a mean over its steps.
+    """Returns the area under a curve by trapezoids, divided by its range of steps.
 
-    nan for a single step, and where the curve ends before the step `last`: all attacks diverged.
+    It is nan for a single step, and if the curve ends before `last` (all attacks diverged).
     """
     steps, scores = list(curve), list(curve.values())
     reach = steps[-1] - steps[0] if steps and steps[-1] >= last else 0
@@ -91,5 +90,5 @@ def area(curve: Mapping[int, float], last: int = 0) -> float:
 
 
 def steps_to(curve: Mapping[int, float], share: float) -> float:
-    """The first step at which a curve of shares has reached a share; infinite if none has."""
+    """Returns the first step at which a curve of shares reaches a share; infinite if none does."""
     return next((float(step) for step, score in curve.items() if score >= share), math.inf)

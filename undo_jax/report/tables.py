@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from undo_jax.report.analysis import adversary_order
-from undo_jax.report.numbers import Report, Row, Spread
+from undo_jax.report.numbers import ModelRow, Report, Spread, adversary_order
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,38 +25,41 @@ class Grid:
 
 
 def filled(grid: Grid) -> Grid:
-    """The table without the columns of numbers that hold nothing in any row."""
-    known = [any(row[i] != NONE for row in grid.rows) for i in range(len(grid.header))]
-    kept = [i for i, some in enumerate(known) if some or i < grid.words]
-    rows = [[row[i] for i in kept] for row in grid.rows]
-    return Grid([grid.header[i] for i in kept], rows, grid.words)
+    """Returns the table without the columns of numbers that are empty in every row."""
+    columns = [
+        i
+        for i in range(len(grid.header))
+        if i < grid.words or any(row[i] != NONE for row in grid.rows)
+    ]
+    rows = [[row[i] for i in columns] for row in grid.rows]
+    return Grid([grid.header[i] for i in columns], rows, grid.words)
 
 
 # ---- cells ----
 
 
 def score(value: float) -> str:
-    """A score with two decimals."""
+    """Returns a score with two decimals."""
     return _plain(f"{value:.2f}")
 
 
 def percent(value: float) -> str:
-    """A percentage without decimals."""
+    """Returns a percentage without decimals."""
     return _plain(f"{value:.0f}")
 
 
 def count(value: float) -> str:
-    """A count: in full below 100,000, then 1.2e11."""
+    """Returns a count: in full below 100,000, then as 1.2e11."""
     return f"{value:,.0f}" if value < 1e5 else re.sub(r"e\+?0*", "e", f"{value:.1e}")
 
 
 def _plain(number: str) -> str:
-    """No minus before a rounded zero."""
+    """Returns a number without a minus before a rounded zero."""
     return number.lstrip("-") if float(number) == 0 else number
 
 
 def cell(values: Spread, form: Callable[[float], str] = score) -> str:
-    """`mean [lowest, highest]` over seeds; one seed has no range; – where undefined."""
+    """Returns `mean [lowest, highest]` over seeds; one seed has no range; – where undefined."""
     if not values.finite:
         return NONE
     if len(values.values) == 1:
@@ -68,7 +70,7 @@ def cell(values: Spread, form: Callable[[float], str] = score) -> str:
 
 
 def same_or_range(values: Spread) -> str:
-    """A count, usually the same for all seeds: one number, or `lowest–highest`."""
+    """Returns a count, usually the same for all seeds: one number, or `lowest–highest`."""
     if not values.finite:
         return NONE
     return "–".join(dict.fromkeys((count(values.low), count(values.high))))
@@ -78,9 +80,9 @@ def same_or_range(values: Spread) -> str:
 
 
 def model_grid(report: Report) -> Grid:
-    """A row per model: scores before and under attack, robustness, compute, recovery.
+    """Returns a row per model: scores before and under attack, robustness, compute, recovery.
 
-    What no model has is left out, e.g. robustness where there is no oracle.
+    Empty columns are left out, e.g. robustness where there is no oracle.
     """
     header = ["model", "retain before", "forget before"]
     header += [f"forget at step {step}" for step in report.shown_steps]
@@ -88,7 +90,7 @@ def model_grid(report: Report) -> Grid:
     return filled(Grid(header, [_model_row(m, report) for m in report.models]))
 
 
-def _model_row(model: Row, report: Report) -> list[str]:
+def _model_row(model: ModelRow, report: Report) -> list[str]:
     return [
         model.name,
         cell(model.retain),
@@ -101,29 +103,32 @@ def _model_row(model: Row, report: Report) -> list[str]:
     ]
 
 
-def _robustness(model: Row) -> str:
-    """The range over seeds; unlearned models and the oracle define the scale and have none."""
+def _robustness(model: ModelRow) -> str:
+    """Returns robustness; models that define its scale have no range over seeds."""
     values = model.robustness
     if values.finite:
         return percent(values.mean) if model.is_reference else cell(values, percent)
     return "undefined" if any(model.scaled) else NONE
 
 
-def _compute(model: Row, values: Spread) -> str:
+def _compute(model: ModelRow, values: Spread) -> str:
     return (
         percent(values.mean) if model.role == "oracle" and values.finite else cell(values, percent)
     )
 
 
 def score_grid(report: Report) -> Grid:
-    """A row per model: its scores by metrics other than the headline."""
-    header = ["model", *(metric.axis for metric in report.others)]
-    rows = [[m.name, *(cell(m.others[o.name]) for o in report.others)] for m in report.models]
+    """Returns a row per model: its scores by metrics other than the headline."""
+    header = ["model", *(metric.axis for metric in report.other_metrics)]
+    rows = [
+        [m.name, *(cell(m.other_scores[o.name]) for o in report.other_metrics)]
+        for m in report.models
+    ]
     return Grid(header, rows)
 
 
 def stage_grid(report: Report) -> Grid:
-    """What was run: a row per stage and model."""
+    """Returns what was run: a row per stage and model."""
     header = ["stage", "model", "seeds", "steps", "tokens", "FLOPs"]
     rows = [
         [
@@ -138,9 +143,9 @@ def stage_grid(report: Report) -> Grid:
 
 
 def attack_grid(report: Report) -> Grid:
-    """Final forget score of every model, attack data and learning rate, mean over seeds."""
-    found = {rate for m in report.attacked for _, rate in m.finals}
-    rates = sorted(found, key=lambda rate: adversary_order(("", rate)))
+    """Returns final forget scores by model, attack data and learning rate, as means over seeds."""
+    distinct = {rate for m in report.attacked for _, rate in m.finals}
+    rates = sorted(distinct, key=lambda rate: adversary_order(("", rate)))
     names = ["without training" if rate is None else f"{rate:g}" for rate in rates]
     rows = []
     for m in report.attacked:
@@ -155,19 +160,20 @@ def _final(values: Spread | None) -> str:
         return NONE
     if not values.finite:
         return "diverged"
-    lost = len(values.values) - len(values.finite)
-    return score(values.mean) + (f" ({lost} diverged)" if lost else "")
+    diverged = len(values.values) - len(values.finite)
+    return score(values.mean) + (f" ({diverged} diverged)" if diverged else "")
 
 
 def legend(report: Report) -> str:
-    """How to read the model table."""
+    """Returns how to read the model table."""
     worst = "highest" if report.forget.higher_is_better else "lowest"
     ranges = "mean [lowest, highest] over seeds; " if report.several_seeds else ""
     header = model_grid(report).header
     compute = any(name.startswith("compute") for name in header)
+    better = "higher" if report.retain.higher_is_better else "lower"
     return (
-        f"{ranges}retain: {report.retain.axis} ({_better(report.retain.higher_is_better)} is "
-        f"better); forget: {report.forget.axis}; at step n: after n relearning steps, "
+        f"{ranges}retain: {report.retain.axis} ({better} is better); forget: "
+        f"{report.forget.axis}; at step n: after n relearning steps, "
         f"the {worst} over learning rates and attack data"
         + "; compute: distillation as % of the oracle's pretraining" * compute
         + "; recovered: seeds that met the retain bar of distillation" * ("recovered" in header)
@@ -175,20 +181,16 @@ def legend(report: Report) -> str:
     )
 
 
-def _better(higher_is_better: bool) -> str:
-    return "higher" if higher_is_better else "lower"
-
-
 # ---- output ----
 
 
 def table(report: Report) -> Table:
-    """A short model table that fits a terminal of 80 columns: means, and ranges on a dim line."""
+    """Returns a short model table for a terminal of 80 columns: means, with ranges below."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
+    result = Table(
         title=Text(report.name, style="bold"),
         caption=Text(_short_legend(report)),
         caption_justify="left",
@@ -197,33 +199,31 @@ def table(report: Report) -> Table:
         padding=0,
     )
     shown = list(dict.fromkeys((report.shown_steps[0], report.shown_steps[-1])))
-    shares = [_shares(m) for m in report.models]
     columns = [
         ("retain\nbefore", score, [m.retain for m in report.models]),
         ("forget\nbefore", score, [m.forget for m in report.models]),
         *((f"forget\nstep {step}", score, [m.curve.get(step, Spread()) for m in report.models])
           for step in shown),
-        ("robust-\nness %", percent, [robustness for robustness, _ in shares]),
-        ("FLOPs %", percent, [flops for _, flops in shares]),
+        ("robust-\nness %", percent, [_of_scale(m, m.robustness) for m in report.models]),
+        ("FLOPs %", percent, [_of_scale(m, m.compute_flops) for m in report.models]),
     ]  # fmt: skip
     columns = [column for column in columns if any(values.finite for values in column[2])]
-    made.add_column("model", vertical="top")
+    result.add_column("model", vertical="top")
     for name, *_ in columns:
-        made.add_column(name, justify="right", no_wrap=True, vertical="top")
+        result.add_column(name, justify="right", no_wrap=True, vertical="top")
     for i, m in enumerate(report.models):
         cells = (Text.assemble(*_lines(values[i], form)) for _, form, values in columns)
-        made.add_row(m.name + " *" * m.fell_short, *cells)
-    return made
+        result.add_row(m.name + " *" * m.fell_short, *cells)
+    return result
 
 
-def _shares(model: Row) -> tuple[Spread, ...]:
-    """Robustness and FLOPs in % of the oracle's; models that define the scale have no range."""
-    shares = (model.robustness, model.compute_flops)
-    return shares if not model.is_reference else tuple(Spread((s.mean,)) for s in shares)
+def _of_scale(model: ModelRow, values: Spread) -> Spread:
+    """Returns values in % of the oracle's; models that define the scale have no range."""
+    return Spread((values.mean,)) if model.is_reference else values
 
 
 def _lines(values: Spread, form: Callable[[float], str]) -> list[str | tuple[str, str]]:
-    """A terminal cell: the mean and, where it has one, the range below it."""
+    """Returns a terminal cell: the mean and, where there is one, the range below it."""
     if not values.finite:
         return [NONE]
     low, high = form(values.low), form(values.high)
@@ -231,32 +231,35 @@ def _lines(values: Spread, form: Callable[[float], str]) -> list[str | tuple[str
 
 
 def _short_legend(report: Report) -> str:
-    """How to read the terminal's table."""
+    """Returns how to read the terminal's table."""
     ranges = f"Mean and range over {report.seed_counts} seeds. " if report.several_seeds else ""
-    short = [m for m in report.models if m.fell_short]
     return (
         f"{ranges}Retain: {report.retain.axis}; forget: {report.forget.axis}, by the strongest "
         f"attack.{_scale(report)}"
-        + (" *: did not recover its teacher's retain score on every seed." if short else "")
+        + (
+            " *: did not recover its teacher's retain score on every seed."
+            if any(m.fell_short for m in report.models)
+            else ""
+        )
     )
 
 
 def _scale(report: Report) -> str:
-    """What 100 % is in the terminal's table, or why there is no robustness in any row."""
+    """Returns what 100 % is in the terminal's table, or why no row has robustness."""
     shares = {
         "robustness": any(m.robustness.finite for m in report.models),
         "FLOPs of distillation": any(m.compute_flops.finite for m in report.models),
     }
-    found = sentence(" and ".join(name for name, known in shares.items() if known))
-    told = f" {found}: 100 % is the oracle." if found else ""
+    shown = sentence(" and ".join(name for name, defined in shares.items() if defined))
+    text = f" {shown}: 100 % is the oracle." if shown else ""
     if shares["robustness"] or not report.no_robustness:
-        return told
-    why, *others = report.no_robustness
-    return f"{told} {why if not others else 'Robustness is missing: the report says why.'}"
+        return text
+    reason, *more = report.no_robustness
+    return f"{text} {'Robustness is missing: the report says why.' if more else reason}"
 
 
 def markdown_table(grid: Grid) -> str:
-    """A grid as a Markdown table, numbers to the right."""
+    """Returns a grid as a Markdown table, numbers to the right."""
     rule = ["---" if i < grid.words else "---:" for i in range(len(grid.header))]
     return "\n".join(_markdown_row(row) for row in (grid.header, rule, *grid.rows))
 
@@ -267,17 +270,17 @@ def _markdown_row(row: Sequence[str]) -> str:
 
 
 def sentence(text: str) -> str:
-    """The text with a capital first letter."""
+    """Returns the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def of_setting(name: str) -> str:
-    """A setting in words: arithmetic_text_width48 is “arithmetic, text, width 48”."""
+    """Returns a setting in words: arithmetic_text_width48 is “arithmetic, text, width 48”."""
     return re.sub(r"_([a-z]+)(\d*)", lambda part: f", {part[1]} {part[2]}".rstrip(), name)
 
 
 def attack_legend(report: Report) -> str:
-    """How to read the attack table."""
+    """Returns how to read the attack table."""
     over = ", mean over seeds" if report.several_seeds else ""
     return (
         f"{sentence(report.forget.axis)} at the last relearning step by peak learning rate{over}."
@@ -285,6 +288,6 @@ def attack_legend(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """The report's caveats, unfinished artifacts last."""
+    """Returns the report's caveats, unfinished artifacts last."""
     unfinished = ", ".join(report.unfinished)
     return [*report.notes, *([f"Unfinished, left out: {unfinished}."] if unfinished else [])]

@@ -80,8 +80,8 @@ class Experiment:
             for recipe in [r for r in ancestry([model]) if r.is_language_model]:
                 check_tokens(recipe.rng_name or recipe.kind, recipe.lm, tokenizer)
 
-    def graph(self) -> "Experiment":
-        """Itself: an experiment can be used where knobs are expected."""
+    def experiment(self) -> "Experiment":
+        """Returns itself: an experiment can stand where its config is expected."""
         return self
 
     def recipes(self) -> dict[Named, Recipe]:

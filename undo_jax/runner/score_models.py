@@ -71,8 +71,7 @@ def score_models(run: RunContext, models: Sequence[ModelNode], again: bool = Fal
 
 def _is_scored(model: ModelNode) -> bool:
     """Whether the setting scores such models, too."""
-    recipe: Any = model.recipe
-    return recipe.is_language_model and recipe.is_scored
+    return model.recipe.is_language_model and model.recipe.is_scored
 
 
 def _score(

@@ -85,9 +85,11 @@ class Arithmetic(Setting):
         for form in self.forms:
             if form not in FORMS:
                 raise ValueError(f"unknown form {form!r}: choose from {', '.join(FORMS)}")
-        check_at_least(1, self, "problems", "row_length", "questions", "validation_rows")
-        check_at_least(0, self, "data_seed")
-        check_share("text_share", self.text_share)
+        for name in ("problems", "row_length", "questions", "validation_rows"):
+            if (value := getattr(self, name)) is not None:
+                check_at_least(name, value, 1)
+        check_at_least("data_seed", self.data_seed, 0)
+        check_share("text_share", self.text_share, zero=False)
         if self.examine not in ("held_out_facts", "train_facts"):
             raise ValueError(f"unknown examine {self.examine!r}: held_out_facts or train_facts")
         if self.examine == "held_out_facts" and self.grammar.held_out == 0:

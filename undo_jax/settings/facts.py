@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.data.fiction import KINDS, PARTS, Fact, Fiction, facts, questions, statements
+from undo_jax.data.fiction import KINDS, PARTS, Fiction, PersonFact, facts, questions, statements
 from undo_jax.data.packing import pack
 from undo_jax.data.questions import Given
 from undo_jax.data.streams import stream
@@ -99,7 +99,7 @@ class Facts(Setting):
         for part in PARTS:
             asked = [statements(fact)[-1] for fact in facts(self.fiction, part)]
             order = np.random.default_rng(self.data_seed).permutation(len(asked))[:EXAMPLES]
-            found += [Example(asked[i].given, asked[i].learned, part) for i in order]
+            found += [Example(asked[i].prompt, asked[i].answer, part) for i in order]
         return found
 
 
@@ -118,16 +118,16 @@ def _questions(setting: Facts, part: Literal["retain", "forget"]) -> tuple[Any, 
 def _tokenizer(fiction: Fiction) -> Words:
     """Every word of all statements and choices."""
     known = (fact for part in PARTS for fact in facts(fiction, part))
-    texts = [one.given + one.learned for fact in known for one in statements(fact)]
+    texts = [one.prompt + one.answer for fact in known for one in statements(fact)]
     return Words.of([*texts, *(f" {value}" for kind in KINDS.values() for value in kind.values)])
 
 
 @cache
-def _packed(setting: Facts, known: tuple[Fact, ...]) -> Packed:
+def _packed(setting: Facts, known: tuple[PersonFact, ...]) -> Packed:
     """Rows of random statements, each row starting at one."""
     tokenizer, rng = setting.get_tokenizer(), np.random.default_rng(setting.data_seed)
     said = [one for fact in known for one in statements(fact)]
-    texts = [(tokenizer.encode(one.given), tokenizer.encode(one.learned)) for one in said]
+    texts = [(tokenizer.encode(one.prompt), tokenizer.encode(one.answer)) for one in said]
     drawn = [texts[i] for i in rng.integers(len(texts), size=setting.documents)]
     documents = ([*given, *learned] for given, learned in drawn)
     packed, weights = pack(documents, setting.row_length, tokenizer.bos_id, align=True), None

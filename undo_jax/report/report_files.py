@@ -1,0 +1,193 @@
+"""Writes the report: figures, their numbers, summary.md and a self-contained index.html."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from etils import epath
+
+from undo_jax.report import card_tables, config_table, figures, plot_figure, speed, tables
+from undo_jax.report.analysis import analyse
+from undo_jax.report.blocks import Paragraph, Section, Table, table_section
+from undo_jax.report.drawing import render
+from undo_jax.report.logs import read_logs
+from undo_jax.report.numbers import Report
+from undo_jax.report.page import document, escape, figure, notes
+from undo_jax.report.plot import csv_text
+from undo_jax.report.publishing import Publish, put
+
+MANY = 5  # learning rates; of more, as searches draw them, the range is given
+
+
+@dataclass(frozen=True)
+class DrawnFigure:
+    """A figure of a report: its caption, its files, and what the page draws for the mouse."""
+
+    caption: str
+    files: Mapping[str, bytes] = field(default_factory=dict)  # by "svg", "png" and "csv"
+    page_data: Mapping[str, Any] | None = None
+
+
+def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
+    """Writes WORKDIR/report-NAME/ from the logs of one experiment.
+
+    Args:
+        workdir: The folder, or bucket, with the experiment's artifacts.
+        name: The experiment's name.
+        publish: Makes the report's folder and writes its files.
+
+    Returns:
+        The report, with its files by name.
+
+    Raises:
+        FileNotFoundError: The workdir has no experiment of this name.
+        ValueError: A file is damaged, or no attack has finished.
+    """
+    report = analyse(read_logs(workdir, name))
+    folder = epath.Path(workdir) / f"report-{name}"
+    modules = figures.discover()
+    drawn = {
+        figure_name: figure
+        for figure_name, module in modules.items()
+        if (figure := draw_figure(module, report, figure_name))
+    }
+    contents = {f"{n}.{kind}": data for n, fig in drawn.items() for kind, data in fig.files.items()}
+    contents["summary.md"] = markdown(report, drawn).encode()
+    contents["index.html"] = page(report, drawn).encode()
+    earlier = _figures_in(folder / "summary.md")
+    publish(folder, contents)
+    for figure_name in {*modules, *earlier}:
+        for file in (f"{figure_name}.{kind}" for kind in ("png", "svg", "csv")):
+            if file not in contents:
+                (folder / file).unlink(missing_ok=True)
+    return replace(report, files={file: folder / file for file in contents})
+
+
+def draw_figure(module: ModuleType, report: Report, name: str) -> DrawnFigure | None:
+    """Draws a figure from its description, or by its own `draw`; None if it shows nothing."""
+    if not hasattr(module, "plot"):
+        files = render(partial(module.draw, report), name)
+        if not files:
+            return None
+        csv = csv_text(module.rows(report)) if hasattr(module, "rows") else None
+        files |= {"csv": csv.encode()} if csv else {}
+        return DrawnFigure(module.caption(report), files, {"csv": csv} if csv else None)
+    plot = module.plot(report)
+    if plot is None:
+        return None
+    files = render(partial(plot_figure.draw, plot), name) | {"csv": plot.csv.encode()}
+    return DrawnFigure(module.caption(report), files, plot.page_data())
+
+
+def _figures_in(summary: epath.Path) -> list[str]:
+    """Returns the figures that an earlier report shows."""
+    text = summary.read_bytes().decode(errors="replace") if summary.exists() else ""
+    return re.findall(r"^!\[(\w+)\]\(\1\.png\)$", text, re.MULTILINE)
+
+
+def page(report: Report, drawn: Mapping[str, DrawnFigure]) -> str:
+    """Returns index.html, which loads no other files."""
+    body = [
+        f"<h1>{escape(report.name)}</h1>",
+        f'<p class="lead">{escape(_lead(report))}</p>',
+        notes(tables.notes(report)),
+        *(_figure(name, fig) for name, fig in drawn.items()),
+        *(section.html() for section in sections(report)),
+        _origin(report),
+    ]
+    return document(report.name, body)
+
+
+def _figure(name: str, drawn: DrawnFigure) -> str:
+    files = {kind: f"{name}.{kind}" for kind in ("png", "csv") if kind in drawn.files}
+    return figure(drawn.files["svg"].decode(), drawn.caption, files, drawn.page_data)
+
+
+def markdown(report: Report, drawn: Mapping[str, DrawnFigure]) -> str:
+    """Returns summary.md."""
+    blocks = [
+        f"# {report.name}",
+        "\n".join(f"- {note}" for note in tables.notes(report)),
+        *(f"![{name}]({name}.png)\n\n{fig.caption}" for name, fig in drawn.items()),
+        *(section.markdown() for section in sections(report)),
+    ]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def sections(report: Report) -> list[Section]:
+    """Returns the tables of a report, with how to read them."""
+    speeds = speed.grid(report)
+    legend = tables.sentence(tables.legend(report))
+    result = [
+        table_section("Every model", tables.model_grid(report), legend),
+        table_section(speed.title(speeds), speeds, speed.legend(report, speeds)),
+        _cards(report),
+        table_section("What was run", tables.stage_grid(report)),
+        Section("Every attack by learning rate", [
+            Paragraph(tables.attack_legend(report)),
+            Table(tables.attack_grid(report), "Every attack by learning rate"),
+        ], folded=True),
+    ]  # fmt: skip
+    if report.other_metrics:
+        result.insert(3, table_section("Other scores", tables.score_grid(report)))
+    return result
+
+
+def _cards(report: Report) -> Section:
+    """Returns a card for each attacked model, and what the attacks were drawn from."""
+    cards = [
+        Section(
+            f"{m.name}: {card_tables.headline(m)}",
+            [
+                *map(Paragraph, card_tables.remarks(m)),
+                Table(card_tables.card_grid(report, m), f"Robustness card of {m.name}"),
+            ],
+            folded=True,
+        )
+        for m in report.attacked
+    ]
+    title = "What each attack searched"
+    searched = Table(card_tables.space_grid(report), title, wrapped=True)
+    return Section(
+        "Robustness cards",
+        [Paragraph(card_tables.legend(report)), *cards, Section(title, [searched], folded=True)],
+    )
+
+
+def _origin(report: Report) -> str:
+    """Returns, as HTML, the commands, versions and settings that made the experiment."""
+    items = []
+    for o in report.origins:  # a command does not break inside a word
+        words = " ".join(f"<span>{escape(word)}</span>" for word in o.command.split(" "))
+        date = escape(o.date.replace("T", " ").replace("Z", " UTC"))
+        items.append(f"<li>ended {date} on {escape(o.devices)}<code>{words}</code></li>")
+    settings = Table(config_table.config_grid(report), "Every setting", wrapped=True)
+    parts = [
+        "<h2>How it was made</h2>",
+        f'<ol class="commands">{"".join(items)}</ol>' if items else "",
+        f'<p class="legend made">{escape(config_table.versions(report))}</p>',
+        Section("Every setting", [settings], folded=True).html(),
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def _lead(report: Report) -> str:
+    """Returns the sentence below the title: how many models, attacks and seeds."""
+    last = max(step for m in report.attacked for step in m.curve)
+    rates = sorted({rate for m in report.attacked for _, rate in m.finals if rate is not None})
+    attack = " without training"
+    if rates:
+        spread = f"learning rates from {rates[0]:g} to {rates[-1]:g}"
+        count = _count(len(rates), "learning rate")
+        attack = f" by relearning for {last} steps at {spread if len(rates) > MANY else count}"
+    seeds = f"; seed{'s' * (len(report.seeds) > 1)} {', '.join(map(str, report.seeds))}"
+    return (
+        f"{_count(len(report.attacked), 'model')} attacked{attack}{seeds if report.seeds else ''}."
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number > 1)}"
