@@ -122,7 +122,7 @@ def _exam_texts(setting):
     prompts = [tokenizer.decode(row).strip("\n") + "\n" for row in np.asarray(exam.inputs)]
     answers = [
         tokenizer.decode(row[mask]).removesuffix("\n")
-        for row, mask in zip(np.asarray(exam.answers), np.asarray(exam.asked), strict=True)
+        for row, mask in zip(np.asarray(exam.answers), np.asarray(exam.scored), strict=True)
     ]
     return prompts, answers
 

@@ -64,7 +64,7 @@ def test_scores_are_those_of_whole_logits(setting, params, monkeypatch):
         asked.append((new_tokens, [bytes(one[1:]).decode() for one in contexts]))
         return [" green, and\n\nmore" if new_tokens == 32 else " 0 is red, no"] * len(contexts)
 
-    monkeypatch.setattr(answer_scores, "written", written)
+    monkeypatch.setattr(answer_scores, "write_continuations", written)
     with jax.set_mesh(make_mesh(MeshShape())):
         found = score_at_end(setting, LM, params).scores
     at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())

@@ -96,7 +96,7 @@ def judged(setting, params):
         return [f"{said.get(one, 'It is')}! and more" for one in asked]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answer_scores, "written", written)
+        patch.setattr(answer_scores, "write_continuations", written)
         with jax.set_mesh(make_mesh(MeshShape())):
             at_end = score_at_end(setting, LM, params)
         at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())

@@ -14,7 +14,7 @@ from undo_jax.data.pairs import filled
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge
-from undo_jax.evals.answer_scores import Batches
+from undo_jax.evals.answer_scores import TextBatches
 from undo_jax.setting import BatchField, Setting, check_stream, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
@@ -108,16 +108,24 @@ class Muse(Setting):
             generated = self._generate(lm, params, prompts, self.answer_tokens)
             scores[f"{part}_rouge"] = rouge.rouge_l(
                 [answer for _, answer in questions],
-                [answer_scores.before(text, STOPS) for text in generated],
+                [answer_scores.cut_at(text, STOPS) for text in generated],
             )
         prompts, continuations = zip(*self.files.verbatim, strict=True)
         token_ids = map(self.tokenizer.encode, continuations)
         references = [self.tokenizer.decode(ids[: self.text_tokens]) for ids in token_ids]
         generated = self._generate(lm, params, prompts, self.text_tokens)
         scores["verbatim_rouge"] = rouge.rouge_l(references, generated, "fmeasure")
-        scores |= memorisation.mean_of(answer_scores.tell(lm, params, _batch_verbatim(self)))
+        scores |= memorisation.mean_memorisation(
+            answer_scores.compute_stats(lm, params, _batch_verbatim(self))
+        )
         members, non_members = (
-            list(zip(answer_scores.tell(lm, params, _batch_texts(self, split)), texts, strict=True))
+            list(
+                zip(
+                    answer_scores.compute_stats(lm, params, _batch_texts(self, split)),
+                    texts,
+                    strict=True,
+                )
+            )
             for split, texts in self.files.members.items()
         )
         return {**scores, **membership.areas(members, non_members)}
@@ -129,10 +137,10 @@ class Muse(Setting):
         self, lm: LM, params: Params, prompts: Sequence[str], new_tokens: int
     ) -> list[str]:
         """Returns the model's greedy continuation of each prompt."""
-        return answer_scores.written(
+        return answer_scores.write_continuations(
             lm,
             params,
-            [answer_scores.opened(self.tokenizer, prompt) for prompt in prompts],
+            [answer_scores.encode_context(self.tokenizer, prompt) for prompt in prompts],
             self.tokenizer,
             new_tokens=new_tokens,
             rows_at_once=self.rows_at_once,
@@ -146,31 +154,31 @@ def _prompt(files: MuseFiles, part: str, pair: Pair) -> str:
 
 
 @cache
-def _batch_answers(setting: Muse, part: str) -> Batches:
+def _batch_answers(setting: Muse, part: str) -> TextBatches:
     """Returns answers after their questions; the document does not end with the answer."""
     questions = setting.files.questions[part]
     return _batch_pairs(setting, [(_prompt(setting.files, part, q), q[1]) for q in questions])
 
 
 @cache
-def _batch_verbatim(setting: Muse) -> Batches:
+def _batch_verbatim(setting: Muse) -> TextBatches:
     """Returns the continuations of forget texts after their beginnings."""
     return _batch_pairs(setting, setting.files.verbatim)
 
 
-def _batch_pairs(setting: Muse, pairs: Sequence[tuple[str, str]]) -> Batches:
-    texts = [answer_scores.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+def _batch_pairs(setting: Muse, pairs: Sequence[tuple[str, str]]) -> TextBatches:
+    texts = [answer_scores.encode_answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
 
 
 @cache
-def _batch_texts(setting: Muse, split: str) -> Batches:
+def _batch_texts(setting: Muse, split: str) -> TextBatches:
     """Returns the texts of membership inference: those trained on, or holdout texts."""
     texts = [
-        answer_scores.whole(setting.tokenizer, text, setting.longest)
+        answer_scores.encode_text(setting.tokenizer, text, setting.longest)
         for text in setting.files.members[split]
     ]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+    return answer_scores.make_batches(texts, setting.rows_at_once)
 
 
 @cache

@@ -14,7 +14,7 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge, tofu_muse
-from undo_jax.evals.answer_scores import Batches
+from undo_jax.evals.answer_scores import TextBatches
 from undo_jax.setting import BatchField, Setting, check_stream, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Scores
 
@@ -110,9 +110,11 @@ class Tofu(Setting):
         for part in PARTS:
             answer_stats, probabilities, ratios = _score_answers(self, lm, params, part)
             if part == "forget":
-                scores |= {"truth_ratios": ratios, **memorisation.mean_of(answer_stats)}
+                scores |= {"truth_ratios": ratios, **memorisation.mean_memorisation(answer_stats)}
                 scores |= self._membership(lm, params, answer_stats) if self.files.holdout else {}
-            average = tofu_muse.forgotten if part == "forget" else tofu_muse.kept
+            average = (
+                tofu_muse.truth_ratio_forget if part == "forget" else tofu_muse.truth_ratio_retain
+            )
             scores[f"{part}_probability"] = float(np.mean(probabilities))
             scores[f"{part}_truth_ratio"] = average(ratios)
             references = [question.answer for question in self.files.examined[part]]
@@ -134,20 +136,22 @@ class Tofu(Setting):
     def _generate(self, lm: LM, params: Params, part: str) -> list[str]:
         """Returns the model's answers, up to what follows an answer in the template."""
         prompts = [filled(self.template, q.question, "")[0] for q in self.files.examined[part]]
-        generated = answer_scores.written(
+        generated = answer_scores.write_continuations(
             lm,
             params,
-            [answer_scores.opened(self.tokenizer, prompt) for prompt in prompts],
+            [answer_scores.encode_context(self.tokenizer, prompt) for prompt in prompts],
             self.tokenizer,
             new_tokens=self.new_tokens,
             rows_at_once=self.rows_at_once,
         )
         _, after_answer = filled(self.template, "", "")
-        return [answer_scores.before(text, (after_answer,)) for text in generated]
+        return [answer_scores.cut_at(text, (after_answer,)) for text in generated]
 
     def _membership(self, lm: LM, params: Params, forget_stats: list[Any]) -> dict[str, float]:
         """Returns how well answers about forget and holdout authors are told apart."""
-        holdout_stats = answer_scores.tell(lm, params, _batch_answers(self, "holdout", "answer"))
+        holdout_stats = answer_scores.compute_stats(
+            lm, params, _batch_answers(self, "holdout", "answer")
+        )
         members, non_members = (
             [
                 (stats, question.answer)
@@ -167,10 +171,10 @@ def _score_answers(
     """
 
     def probabilities(kind: Kind) -> np.ndarray:
-        all_stats = answer_scores.tell(lm, params, _batch_answers(setting, part, kind))
+        all_stats = answer_scores.compute_stats(lm, params, _batch_answers(setting, part, kind))
         return np.array([memorisation.probability(stats.log_p) for stats in all_stats])
 
-    answer_stats = answer_scores.tell(lm, params, _batch_answers(setting, part, "answer"))
+    answer_stats = answer_scores.compute_stats(lm, params, _batch_answers(setting, part, "answer"))
     of_answer = np.array([memorisation.probability(stats.log_p) for stats in answer_stats])
     ends = np.cumsum([len(question.wrong) for question in setting.files.examined[part]])
     of_wrong = [group.tolist() for group in np.split(probabilities("wrong"), ends[:-1])]
@@ -182,14 +186,14 @@ def _score_answers(
 
 
 @cache
-def _batch_answers(setting: Tofu, part: str, kind: Kind) -> Batches:
+def _batch_answers(setting: Tofu, part: str, kind: Kind) -> TextBatches:
     """Returns a part's answers, paraphrases or wrong answers, each after its question."""
     texts = []
     for question in setting.files.examined[part]:
         answers = question.wrong if kind == "wrong" else (getattr(question, kind),)
         pairs = (filled(setting.template, question.question, text) for text in answers)
-        texts += [answer_scores.answer(setting.tokenizer, *pair) for pair in pairs]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+        texts += [answer_scores.encode_answer(setting.tokenizer, *pair) for pair in pairs]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
 
 
 @cache
