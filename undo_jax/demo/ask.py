@@ -17,8 +17,8 @@ from undo_jax.evals.generate import WHOLE, generate
 from undo_jax.evals.requests import padded
 from undo_jax.evals.texts import text_of
 from undo_jax.ops import head
-from undo_jax.runtime.mesh import BATCH, parts
-from undo_jax.runtime.sharding import BY_ROWS, place
+from undo_jax.runtime.mesh import BATCH, shard_count
+from undo_jax.runtime.sharding import BY_ROWS, constrain
 from undo_jax.types import LM, Params, used
 
 TOP = 5  # likeliest next tokens that a reply has
@@ -67,7 +67,7 @@ def encode(form: QuestionFormat, questions: Sequence[DemoQuestion]) -> EncodedQu
 
     Raises ValueError for a text that is too long or that the tokenizer cannot encode.
     """
-    shards = parts(*BATCH, mesh=form.mesh)
+    shards = shard_count(*BATCH, mesh=form.mesh)
     count = -(-max(form.rows, len(questions)) // shards) * shards
     encoded = [_encode(form, question) for question in questions]
     longest = max(len(tokens) for row in encoded for tokens in row[:2])
@@ -118,7 +118,7 @@ def _answer(
     written = generate(lm, params, prompts, lengths, key, new_tokens=new_tokens, stop=stop)
 
     # The answers' log probabilities.
-    hidden = lm.hidden(params, place(documents, BY_ROWS))
+    hidden = lm.hidden(params, constrain(documents, BY_ROWS))
     table, vocabulary = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
     log_p = head.log_probabilities(hidden[:, :-1], table, documents[:, 1:], **vocabulary)
     position = jnp.arange(1, documents.shape[1])
@@ -126,11 +126,11 @@ def _answer(
     log_p = jnp.sum(jnp.where(is_answer, log_p, 0.0), axis=1)
 
     # The distribution after each prompt.
-    hidden = lm.hidden(params, place(prompts, BY_ROWS))
+    hidden = lm.hidden(params, constrain(prompts, BY_ROWS))
     hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
     z = head.logits(hidden, table, lm.softcap)[:, 0, : used(lm)]
     top, ids = jax.lax.top_k(jax.nn.softmax(z), min(TOP, z.shape[-1]))
-    return place((written, log_p, ids, top), WHOLE)
+    return constrain((written, log_p, ids, top), WHOLE)
 
 
 def _encode(form: QuestionFormat, question: DemoQuestion) -> tuple[list[int], list[int], int]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.checks import check_fields_at_least, check_inner_share
+from undo_jax.checks import check_at_least, check_share
 from undo_jax.data import sources
 from undo_jax.data.arithmetic import (
     FORMS,
@@ -85,9 +85,11 @@ class Arithmetic(Setting):
         for form in self.forms:
             if form not in FORMS:
                 raise ValueError(f"unknown form {form!r}: choose from {', '.join(FORMS)}")
-        check_fields_at_least(1, self, "problems", "row_length", "questions", "validation_rows")
-        check_fields_at_least(0, self, "data_seed")
-        check_inner_share("text_share", self.text_share)
+        for name in ("problems", "row_length", "questions", "validation_rows"):
+            if (value := getattr(self, name)) is not None:
+                check_at_least(name, value, 1)
+        check_at_least("data_seed", self.data_seed, 0)
+        check_share("text_share", self.text_share, zero=False)
         if self.examine not in ("held_out_facts", "train_facts"):
             raise ValueError(f"unknown examine {self.examine!r}: held_out_facts or train_facts")
         if self.examine == "held_out_facts" and self.grammar.held_out == 0:
@@ -197,7 +199,9 @@ def _check_memory(setting: Arithmetic) -> None:
         ),
     }
     for field, count in counts.items():
-        device_memory.check(f"setting.{field}", BYTES_PER_PROBLEM * count, device_memory.host())
+        device_memory.check_fits(
+            f"setting.{field}", BYTES_PER_PROBLEM * count, device_memory.host_bytes()
+        )
 
 
 @cache
