@@ -1,165 +1,124 @@
-"""Does a change of the code change numbers? Describe an experiment, or run it, before and after.
+"""Does a change of the code change results? `python benchmarks/same.py compare WORKDIR WORKDIR`.
 
-python benchmarks/same.py describe EXPERIMENT OUT.json [--seeds 0 ...]
-    what each training would do, without doing it: keys, rates, order of lanes, first parameters,
-    three batches of each stream, and the programs as StableHLO; hashes of them
-python benchmarks/same.py compare ONE OTHER
-    two such files; or two workdirs after runs: parameters, records, scores and costs of every
-    model, but not folders' names and speeds
+Run an experiment before the change into one workdir and after it into another, then compare them.
+Models are paired by stage, name, seed and attack, not by their folders, whose fingerprints may
+change. Of each, all that a run writes is compared: every record, the scores and costs of the
+summary, and every parameter array, also those saved at chosen steps. Not compared are speeds and
+hashes of files, which hold speeds.
 
-A difference is a line, and the exit status 1.
+Each difference is printed as one line. The exit status is 0 if there is none, 1 if there are some,
+and 2 if a workdir holds no models.
 """
 
 import argparse
 import hashlib
 import json
 import sys
-import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
+from workdirs import read_arrays
 
-from undo_jax.cli.experiment import load, override
-from undo_jax.graph.model_graph import ModelNode, build_graph
-from undo_jax.graph.recipe import TrainedRecipe
-from undo_jax.graph.train_specs import group_key, row_length
-from undo_jax.runner.split_group import split_group
-from undo_jax.runner.trials import RunContext, make_trials
-from undo_jax.runtime.mesh import make_mesh
-from undo_jax.training.population import Population
-from undo_jax.training.train_spec import TrainSpec
-from undo_jax.training.trial import assign_slots, read_batch
-
-COSTS = ("steps", "tokens", "flops", "eval", "recovered", "bar", "attack", "learning_rate")
+RUN_SPECIFIC = ("fingerprint", "files", "sha256", "tokens_per_second", "runs")  # JSON keys
+SHOWN = 120  # characters of a value in a line
 
 
-class Unmade(RunContext):
-    """Nothing is read: programs are made of shapes."""
+def describe_workdir(workdir: Path) -> dict[str, Any]:
+    """Returns the results of each model of a workdir, by its stage, name, seed and attack.
 
-    def load(self, model: ModelNode) -> Any:
-        return lambda: None
-
-
-def describe(path: str, flags: list[str]) -> dict[str, Any]:
-    """Of every company of an experiment's models."""
-    experiment = override(load(path), flags).graph()
-    mesh, setting = make_mesh(experiment.mesh), experiment.setting
-    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        run = Unmade(setting, mesh, experiment.saving, experiment.together, "")
-        models = build_graph(
-            experiment.recipes().values(), experiment.seeds, setting, epath.Path(folder)
-        ).models
-        trained = sorted((m for m in models if isinstance(m.recipe, TrainedRecipe)), key=_group_key)
-        groups = [list(group) for _, group in groupby(trained, _group_key)]
-        made = [_company(run, some) for group in groups for some in split_group(run, group)]
-    return {f"{one['kind']} of {one['models'][0]}": one for one in made}
-
-
-def _group_key(model: ModelNode) -> str:
-    return group_key(model.recipe)  # type: ignore[arg-type]
+    Models that share all four, because the workdir holds several experiments, are numbered in the
+    order of their results.
+    """
+    same_name = defaultdict(list)
+    for config_file in sorted(workdir.glob("*/config.json")):
+        config = json.loads(config_file.read_text())
+        results = describe_model(config_file.parent)
+        attack = results.get("summary", {}).get("attack")
+        name = f"{config['stage']} of {config['model']}, seed {config['seed']}"
+        same_name[name + (f", attack {attack}" if attack else "")].append(results)
+    models = {}
+    for name, all_results in same_name.items():
+        all_results.sort(key=lambda results: json.dumps(results, sort_keys=True))
+        for number, results in enumerate(all_results, start=1):
+            models[name + (f" (number {number})" if len(all_results) > 1 else "")] = results
+    return models
 
 
-def _company(run: RunContext, company: list[ModelNode]) -> dict[str, Any]:
-    recipe: Any = company[0].recipe
-    tried = make_trials(run, company, dict.fromkeys(company, {}), (), "")
-    lanes = assign_slots([one.member for one in tried], run.mesh.shape["sweep"])
-    setting, training = run.setting, recipe.training
-    how = recipe.loss, training, setting.evaluate, run.eval_data, row_length(recipe, setting)
-    task = TrainSpec(recipe.lm, *how, recipe.trains, tuple(setting.batch_fields))
-    batches = [
-        read_batch(lanes.inputs, step, training.batch_size, run.mesh, task.batch_fields)
-        for step in (0, 1, training.steps - 1)
-    ]
-    fresh = lanes.firsts.values() if recipe.start is None else ()
+def describe_model(folder: Path) -> dict[str, Any]:
+    """Returns the summary, records and parameter digests in a model's folder.
+
+    An unfinished model has no summary.
+    """
+    summary_file, records_file = folder / "summary.json", folder / "metrics.jsonl"
+    results: dict[str, Any] = {"records": [], "params": {}}
+    if summary_file.exists():
+        results["summary"] = _comparable(json.loads(summary_file.read_text()))
+    if records_file.exists():
+        lines = records_file.read_text().splitlines()
+        results["records"] = [_comparable(json.loads(line)) for line in lines]
+    for params in (folder / "params", *sorted(folder.glob("steps/*/params"))):
+        if params.exists():
+            results["params"][str(params.relative_to(folder))] = digest_arrays(params)
+    return results
+
+
+def digest_arrays(params: Path) -> dict[str, str]:
+    """Returns a SHA-256 digest of the type, shape and bytes of each array of a checkpoint.
+
+    Raises ValueError if the checkpoint cannot be read.
+    """
+    arrays = read_arrays(params.resolve())
+    if isinstance(arrays, str):
+        raise ValueError(f"{params} is {arrays}")
     return {
-        "kind": recipe.kind,
-        "models": [f"{one.artifact.model}, seed {one.artifact.seed}" for one in company],
-        "lanes": lanes.indices,
-        "keys": jax.random.key_data(lanes.keys).tolist(),
-        "rates": lanes.rates.tolist(),
-        "first parameters": [_hash(params()) for params in fresh],
-        "batches": [_hash(batch) for batch in batches],
-        "programs": [
-            hashlib.sha256(lowered.as_text().encode()).hexdigest()
-            for lowered in Population(task, run.mesh, lanes)._lowered()
-        ],
+        name: hashlib.sha256(f"{dtype} {shape} ".encode() + content).hexdigest()
+        for name, (dtype, shape, content) in arrays.items()
     }
 
 
-def _hash(tree: Any) -> str:
-    made = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(tree)):
-        made.update(np.ascontiguousarray(leaf).tobytes())
-    return made.hexdigest()
+def _comparable(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in RUN_SPECIFIC}
 
 
-def workdir(folder: Path) -> dict[str, Any]:
-    """Every finished model of a workdir, by what it is called."""
-    made: dict[str, Any] = {}
-    for summary in sorted(folder.glob("*/summary.json")):
-        own = summary.parent
-        said = json.loads((own / "config.json").read_text())
-        name = f"{said['stage']} of {said['model']}, seed {said['seed']}"
-        told, records = json.loads(summary.read_text()), own / "metrics.jsonl"
-        lines = records.read_text().splitlines() if records.exists() else []
-        made[name] = {
-            "parameters": _hash(_parameters(own / "params")),
-            **{name: told.get(name) for name in COSTS},
-            "records": [
-                {n: value for n, value in json.loads(line).items() if n != "tokens_per_second"}
-                for line in lines
-            ],
-        }
-    return made
-
-
-def _parameters(path: Path) -> Any:
-    """As they are stored, on one device."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored: Any = checkpointer.metadata(path.resolve()).item_metadata
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), stored.tree
-        )
-        return checkpointer.restore(path.resolve(), like)
-
-
-def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
-    """Where they differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in {**one, **other}:
-            if name not in one or name not in other:
-                yield f"{place} {name}: only in {'one' if name in one else 'the other'}"
+def find_differences(first: Any, second: Any, place: str = "") -> Iterator[str]:
+    """Yields a line for each value that differs, or that only one of the two has."""
+    if isinstance(first, list) and isinstance(second, list):
+        first, second = dict(enumerate(first)), dict(enumerate(second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        for name in {**first, **second}:
+            inner_place = f"{place}: {name}" if place else str(name)
+            if name not in second:
+                yield f"{inner_place} is only in the first"
+            elif name not in first:
+                yield f"{inner_place} is only in the second"
             else:
-                yield from differences(one[name], other[name], f"{place} {name}")
-    elif one != other:
-        yield f"{place}: {str(one)[:200]} and {str(other)[:200]}"
+                yield from find_differences(first[name], second[name], inner_place)
+    elif json.dumps(first) != json.dumps(second):  # NaN equals NaN, and 1 is not 1.0
+        yield f"{place}: {str(first)[:SHOWN]} became {str(second)[:SHOWN]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("describe", "compare"))
-    parser.add_argument("one")
-    parser.add_argument("other")
-    options, flags = parser.parse_known_args()
-    if options.what == "describe":
-        made = describe(options.one, flags)
-        Path(options.other).write_text(json.dumps(made, indent=1))
-        return print(f"{len(made)} companies: {options.other}")
-    read_in = lambda path: workdir(path) if path.is_dir() else json.loads(path.read_text())  # noqa: E731
-    one, other = (read_in(Path(path)) for path in (options.one, options.other))
-    found = list(differences(one, other))
-    count = sum(len(model.get("records", ())) for model in one.values())
-    print("\n".join(found) or f"equal: {len(one)} of each, with {count} records")
-    sys.exit(bool(found))
+    parser.add_argument("command", choices=("compare",))
+    parser.add_argument("first", type=Path, help="the workdir of a run before the change")
+    parser.add_argument("second", type=Path, help="the workdir of a run after it")
+    options = parser.parse_args()
+    first, second = describe_workdir(options.first), describe_workdir(options.second)
+    for workdir, models in ((options.first, first), (options.second, second)):
+        if not models:
+            parser.error(f"{workdir}: no models there: give the workdir of a run")
+    lines = list(find_differences(first, second))
+    records = sum(len(results["records"]) for results in first.values())
+    arrays = sum(
+        len(digests) for results in first.values() for digests in results["params"].values()
+    )
+    counts = f"{len(first)} models, {records} records, {arrays} parameter arrays"
+    print("\n".join(lines) or f"equal: {counts}")
+    sys.exit(bool(lines))
 
 
 if __name__ == "__main__":

@@ -181,7 +181,9 @@ class Bench:
 def made(workdir: Path) -> dict[str, Any]:
     """All that is the same twice: arrays as bytes, JSON as values, the report's files."""
     found: dict[str, Any] = {"folders": sorted(path.name for path in workdir.iterdir())}
-    found |= {str(path.relative_to(workdir)): arrays(path) for path in workdir.glob("*/params")}
+    found |= {
+        str(path.relative_to(workdir)): read_arrays(path) for path in workdir.glob("*/params")
+    }
     for pattern in ("*.json", "*/config.json", "*/summary.json", "*/metrics.jsonl"):
         for path in workdir.glob(pattern):
             text = path.read_text(errors="replace")
@@ -197,7 +199,7 @@ def reported(workdir: Path) -> dict[str, bytes]:
     return {name: re.sub(COMMANDS, b"", content) for name, content in found.items()}
 
 
-def arrays(path: Path) -> Any:
+def read_arrays(path: Path) -> Any:
     """Each array's type, shape and bytes, as Orbax alone reads them."""
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     try:

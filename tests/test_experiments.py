@@ -25,9 +25,9 @@ DIAGRAMS = [name for name, path in FILES.items() if "= Paper(" in path.read_text
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 
 
-def _run(knobs, workdir, kind=None):
+def _run(config, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
-    made = experiments.run(knobs.graph(), workdir, kind)
+    made = experiments.run(config.experiment(), workdir, kind)
     models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
@@ -109,7 +109,7 @@ def _times(workdir):
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_defines_an_experiment(name, tmp_path):
-    assert isinstance(_load(FILES[name], tmp_path).graph(), experiments.Experiment)
+    assert isinstance(_load(FILES[name], tmp_path).experiment(), experiments.Experiment)
 
 
 def test_every_stage_writes_finished_artifacts(shipped):

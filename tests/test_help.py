@@ -140,7 +140,7 @@ def test_the_help_of_what_no_shipped_experiment_has(monkeypatch):
 
 
 def test_a_graph_that_is_written_by_hand_has_few_flags(monkeypatch):
-    made = experiment_command.load(str(ROOT / "experiments/quickstart.py")).graph()
+    made = experiment_command.load(str(ROOT / "experiments/quickstart.py")).experiment()
     assert isinstance(made, Experiment)
     options = _check(_shown(lambda: override(made, ["--help"]), monkeypatch))
     names = [re.split("[ .]", name)[0] for name in options]

@@ -26,7 +26,7 @@ def test_init_copies_all_experiments_and_they_load(tmp_path, monkeypatch, capsys
     cli.main(["init", "a/mine"])
     assert capsys.readouterr().err == "run one: undo-jax run a/mine/quickstart.py\n"
     assert _found("a") == {Path("mine") / path for path in SHIPPED}
-    assert load("a/mine/paper/alpha.py").graph().name == "alpha-arithmetic-small"
+    assert load("a/mine/paper/alpha.py").experiment().name == "alpha-arithmetic-small"
     Path("empty").mkdir()
     monkeypatch.chdir("empty")
     cli.main(["init", "."])

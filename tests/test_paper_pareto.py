@@ -11,7 +11,7 @@ from undo_jax.graph.train_specs import group_key
 from undo_jax.report.paper import pareto
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 
 FOLDER = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
 METHODS = ("GradDiff", "MaxEnt", "RMU", "NPO", "SAM", "RepNoise", "UNDO")
@@ -19,7 +19,7 @@ BOTH = [(setting, scale) for setting in ("arithmetic", "language") for scale in 
 
 
 @pytest.fixture
-def knobs(tmp_path, monkeypatch):
+def config(tmp_path, monkeypatch):
     """Of a figure in a setting and at a scale, from a folder without data."""
     monkeypatch.chdir(tmp_path)
 
@@ -38,8 +38,8 @@ def _by_method(experiment: Experiment) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize(("setting", "scale"), BOTH)
-def test_methods_have_as_many_settings_and_one_program_each(knobs, setting, scale):
-    experiment = knobs("pareto", setting, scale).graph()
+def test_methods_have_as_many_settings_and_one_program_each(config, setting, scale):
+    experiment = config("pareto", setting, scale).experiment()
     found = _by_method(experiment)
     assert tuple(found) == ("base", "oracle", *METHODS)
     assert {len(found[method]) for method in METHODS} == {6 if scale == "small" else 8}
@@ -56,10 +56,13 @@ def test_methods_have_as_many_settings_and_one_program_each(knobs, setting, scal
 
 
 @pytest.mark.parametrize(("setting", "scale"), BOTH)
-def test_models_of_other_figures_are_made_once(knobs, setting, scale):
+def test_models_of_other_figures_are_made_once(config, setting, scale):
     """By what names an artifact: partials of the same function are not equal in Python."""
     own, alpha, methods = (
-        {n: plain(recipe) for n, recipe in knobs(name, setting, scale).graph().models.items()}
+        {
+            n: to_json(recipe)
+            for n, recipe in config(name, setting, scale).experiment().models.items()
+        }
         for name in ("pareto", "alpha", "methods")
     )
     assert all(own[name] == alpha[name] for name in ("base", "oracle"))

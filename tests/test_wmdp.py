@@ -67,11 +67,11 @@ def _base(root):
     made.train_from_iterator(["question and answer about the model"] * 4, trainer)
     made.save(str(root / "tokenizer.json"))
     about = {"tokenizer": describe(load_tokenizer(root / "tokenizer.json", "<bos>"))}
-    config = {"model": artifacts.plain(LM)}
+    config = {"model": artifacts.to_json(LM)}
     folder = epath.Path(root)
     base = artifacts.Artifact(folder, "import", "base", 0, config, (), about, "random")
-    artifacts.begin(base)
-    artifacts.keep(base, jax.jit(LM.init)(jax.random.key(0)), {})
+    artifacts.prepare_folder(base)
+    artifacts.save_artifact(base, jax.jit(LM.init)(jax.random.key(0)), {})
     cli.main(["export-hf", "random", "tiny-gemma"])
     settings = read_json(epath.Path(root / "tiny-gemma" / "tokenizer_config.json"))
     (root / "tiny-gemma" / "tokenizer_config.json").write_text(
@@ -171,7 +171,7 @@ def _is_compiled_for_without_weights_or_text():
     Path("other").mkdir()
     Path("other/config.json").write_text(json.dumps(hf_folder.describe(replace(LM, layers=4))))
     flags = "--base other --corpora data/other --first-layer 1 --read-layer 2".split()
-    made = experiment_command.graph_with(load(FILE), flags)
+    made = experiment_command.experiment_with(load(FILE), flags)
     assert made.models["base"].lm.layers == 4
 
 
@@ -272,21 +272,21 @@ def test_without_a_model_it_says_what_to_fetch(tmp_path, monkeypatch, capsys):
         ({"coefficient": float("nan")}, "coefficient=nan: give a finite number"),
         ({"distill": "filtered"}, "distill.filtered: this experiment distils on general text"),
         ({"read_layer": 15}, "first_layer=1 and read_layer=15 of small, which has layers 0 to "),
-        ({"first_layer": 2}, ": say which RMU trains and reads, e.g. --first-layer "),
-        ({"model": replace(LM, layers=2)}, "small states its model: of --model.* give dtype"),
+        ({"first_layer": 2}, ": choose what RMU trains and reads, e.g. --first-layer "),
+        ({"model": replace(LM, layers=2)}, "small states its model: give only dtype, remat"),
     ],
 )
 def test_knobs_that_would_be_ignored_are_refused(change, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    knobs = load(FILE)
+    config = load(FILE)
     if change == {"distill": "filtered"}:
-        change = {"distill": replace(knobs.distill, filtered=True)}
+        change = {"distill": replace(config.distill, filtered=True)}
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").write_text(json.dumps(hf_folder.describe(LM)))
-    small = replace(knobs, base="small", first_layer=1, read_layer=2)
+    small = replace(config, base="small", first_layer=1, read_layer=2)
     with pytest.raises(ValueError) as error:
-        replace(small, **change).graph()
+        replace(small, **change).experiment()
     assert said in str(error.value) and "\n" not in str(error.value)
-    assert replace(small, model=replace(knobs.model, remat="none")).graph().models["base"].lm == (
-        replace(LM, remat="none")
-    )
+    assert replace(small, model=replace(config.model, remat="none")).experiment().models[
+        "base"
+    ].lm == (replace(LM, remat="none"))

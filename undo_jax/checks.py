@@ -86,11 +86,11 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 def check_at_least(name: str, value: Any, least: float) -> None:
     """Raises ValueError for a number below `least`."""
     if not value >= least:
-        raise ValueError(f"{name}={value}: give at least {least}")
+        raise ValueError(f"{name}={value}: it must be at least {least}")
 
 
 def check_share(name: str, value: float, zero: bool = True) -> None:
     """Raises ValueError for a share outside [0, 1), or outside (0, 1) if it may not be zero."""
     if not 0 <= value < 1 or (value == 0 and not zero):
-        least = "of at least 0" if zero else "above 0"
-        raise ValueError(f"{name}={value}: give a share {least} and below 1")
+        allowed = "of at least 0 and below 1" if zero else "between 0 and 1"
+        raise ValueError(f"{name}={value}: give a share {allowed}")

@@ -155,4 +155,4 @@ def test_what_trains_needs_a_training():
 def test_the_other_model_of_an_attack_is_a_recipe():
     toy = load(str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"))
     with pytest.raises(ValueError, match="other model of attack interpolate-0.5 is 'base': give a"):
-        replace(toy.graph(), attacks=(interpolate(base="base"),))
+        replace(toy.experiment(), attacks=(interpolate(base="base"),))

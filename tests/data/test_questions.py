@@ -216,7 +216,7 @@ def test_statements_end_in_the_value_and_the_last_is_the_question():
     [
         ({"families": 0}, "families=0: give 1 to 200"),
         ({"forgotten": 8}, "forgotten=8 of families=8 retains none: give fewer"),
-        ({"seed": -1}, "seed=-1: give at least 0"),
+        ({"seed": -1}, "seed=-1: it must be at least 0"),
     ],
 )
 def test_sizes_that_do_not_fit(change, message):

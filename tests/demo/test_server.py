@@ -137,7 +137,7 @@ def test_connections_without_a_request_are_closed(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     made = app("<p>page", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
-    with pytest.raises(KeyboardInterrupt), signals.raising(*signals.STOPS):
+    with pytest.raises(KeyboardInterrupt), signals.raise_on_signals(*signals.EXIT_STATUSES):
         for url in server.serve(made, "127.0.0.1", 0):
             visitor = Thread(target=visit, args=(urlsplit(url).port,))
             visitor.start()

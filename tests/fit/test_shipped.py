@@ -35,7 +35,7 @@ def shipped(tmp_path_factory):
     """An experiment by its name, where there are neither data nor tokenizers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("empty"))
-        yield cache(lambda name: load(str(ROOT / f"{name}.py")).graph())
+        yield cache(lambda name: load(str(ROOT / f"{name}.py")).experiment())
 
 
 def _work(experiment, kind):

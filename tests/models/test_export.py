@@ -133,11 +133,11 @@ def _tokenizers_file(path):
 
 def _finish(experiment, workdir, params, stage="pretrain", *upstream):
     """An artifact as a run makes it."""
-    base = experiment.graph().models["base"]
+    base = experiment.experiment().models["base"]
     (model,) = build_graph([base], (0,), experiment.setting, epath.Path(workdir)).models
     artifact = replace(model.artifact, stage=stage, upstream=upstream)
-    artifacts.begin(artifact)
-    artifacts.keep(artifact, params, {})
+    artifacts.prepare_folder(artifact)
+    artifacts.save_artifact(artifact, params, {})
     return artifact
 
 
@@ -584,7 +584,7 @@ def test_a_base_that_is_another_model_of_the_same_shapes_is_refused(made, capsys
 def test_an_import_that_was_killed_is_made_again(made, capsys, monkeypatch):
     _export(_run(made, "toy").base, "first")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(artifacts, "finish", lambda *_: os.kill(os.getpid(), 2))
+        patch.setattr(artifacts, "mark_finished", lambda *_: os.kill(os.getpid(), 2))
         cli.main(["import-hf", "first", "base"])
     param_checkpoint.wait_until_saved()
     assert Path("base/config.json").exists() and not Path("base/summary.json").exists()

@@ -311,18 +311,18 @@ def test_layers_are_repeated():
 
 
 def test_fields_newer_than_artifacts_are_stated_where_they_differ():
-    said = artifacts.plain(gemma2.preset("tiny"))
+    said = artifacts.to_json(gemma2.preset("tiny"))
     newer = "sliding local_theta rope_scaling positions norm_offset after_norms qk_norm qkv_bias"
     assert not said.keys() & {*newer.split(), "output_bias", "activation", "own_head"}
     lm = llama.preset("3.2-1B")
-    stated_now = artifacts.plain(lm)
+    stated_now = artifacts.to_json(lm)
     assert stated_now["norm_offset"] == 0 and stated_now["sliding"] == [False]
     assert stated_now["rope_scaling"]["type"] == "Llama3" and "own_head" not in stated_now
 
 
 def _artifact(folder, lm, **changes):
     (folder / "summary.json").write_text("{}")
-    model = {**artifacts.plain(lm), **changes}
+    model = {**artifacts.to_json(lm), **changes}
     (folder / "config.json").write_text(json.dumps({"config": {"model": model}}))
     return epath.Path(folder)
 

@@ -53,7 +53,7 @@ def damaged(root: Path, setting="arithmetic", seeds=(10, 11), lost=()) -> Logs:
 def test_claims_of_baselines(tmp_path):
     work = damaged(tmp_path, seeds=(10,))
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in baselines.claims({"arithmetic": study})}
+    found = {claim.says: claim for claim in baselines.claims([study])}
     assert not any(claim.paper for claim in found.values())
     part = 20 / 30 / 0.8  # of the steps at that speed, of a share of .9 − .1
     for says, speeds in (
@@ -78,7 +78,7 @@ def test_claims_of_baselines(tmp_path):
 def test_a_seed_whose_undo_diverged_has_no_number(tmp_path):
     work = damaged(tmp_path, lost=[11])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    for claim in baselines.claims({"arithmetic": study}):
+    for claim in baselines.claims([study]):
         if claim.says.endswith((" UNDO", " than UNDO", "UNDO, within 0.02", " against UNDO)")):
             assert claim.values.keys() == {10, 11} and math.isnan(claim.values[11]), claim.says
 
@@ -86,7 +86,7 @@ def test_a_seed_whose_undo_diverged_has_no_number(tmp_path):
 def test_points_of_baselines_are_by_group_with_the_names_of_lines(tmp_path):
     work = damaged(tmp_path, seeds=(10,))
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    shown = [p for p in baselines.points({"arithmetic": study}) if p.panel.endswith("FLOPs")]
+    shown = [p for p in baselines.points([study]) if p.panel.endswith("FLOPs")]
     assert {p.panel for p in shown} == {
         "students: robustness against FLOPs", "damage: robustness against FLOPs"
     }  # fmt: skip

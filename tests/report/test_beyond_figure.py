@@ -39,7 +39,7 @@ def longer(root, lost) -> Logs:
 def test_of_a_control_that_diverged_it_cannot_be_told(tmp_path):
     work = longer(tmp_path, lost=[("UNDO, 4×", 11)])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in beyond.claims({"arithmetic": study})}
+    found = {claim.says: claim for claim in beyond.claims([study])}
     for says in (
         "UNDO distilled 4×, of permuted answers, relearns faster than 1×",
         "UNDO distilled 4× knows more of families not relearned than the oracle",

@@ -26,7 +26,7 @@ from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import beyond, oracle_matching, pareto, size
 from undo_jax.report.records import Measure
 from undo_jax.report.statistics import student
-from undo_jax.report.studies import Point, Study, difference
+from undo_jax.report.studies import PaperPoint, Study, difference
 from undo_jax.report.tables import Grid, markdown_table
 from undo_jax.runtime import workdir_lock
 
@@ -86,7 +86,7 @@ def test_a_control_counts_in_no_strongest_attack(tmp_path):
 def test_claims_of_oracle_matching(tmp_path):
     work = matched(tmp_path)
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in oracle_matching.claims({"arithmetic": study})}
+    found = {claim.says: claim for claim in oracle_matching.claims([study])}
     reference = found["Student (Reference) comes to give the oracle's outputs"]
     assert reference.spread.values == pytest.approx((0.01,) * 3) and reference.verdict == "holds"
     random = found["Student (Random) comes to give the oracle's outputs"]
@@ -105,9 +105,9 @@ def test_claims_of_oracle_matching(tmp_path):
 
 def test_beyond_says_what_its_curves_are_of(tmp_path, monkeypatch):
     study = Study("arithmetic", read_logs(tmp_path, matched(tmp_path).name))
-    found = [Point("UNDO: relearning", "arithmetic", "1×", 10, step, 0.1) for step in (0, 10)]
+    found = [PaperPoint("UNDO: relearning", "arithmetic", "1×", 10, step, 0.1) for step in (0, 10)]
     monkeypatch.setattr(beyond, "points", lambda _: found)
-    fig = beyond.draw({"arithmetic": study})
+    fig = beyond.draw([study])
     assert fig.axes[0].get_ylabel() == "Arithmetic, UNDO\naccuracy on × and ÷"
     FigureCanvasAgg(fig).draw()
     assert fig.axes[0].yaxis.label.get_window_extent().x0 >= 0
@@ -117,7 +117,7 @@ def test_beyond_says_what_its_curves_are_of(tmp_path, monkeypatch):
 def test_losses_have_numbers_on_their_axis(tmp_path, last):
     """Also where they span less than a decade."""
     work = matched(tmp_path, last=last)
-    fig = oracle_matching.draw({"arithmetic": Study("arithmetic", read_logs(tmp_path, work.name))})
+    fig = oracle_matching.draw([Study("arithmetic", read_logs(tmp_path, work.name))])
     FigureCanvasAgg(fig).draw()
     axis = fig.axes[0].yaxis
     low, high = fig.axes[0].get_ylim()
@@ -317,7 +317,7 @@ def test_claims_of_pareto(tmp_path):
     areas = pareto.hypervolumes(study, 30)
     assert [*areas["UNDO"].values()] == pytest.approx(undo)
     assert [*areas["data filtering"].values()] == pytest.approx([0.81] * 3)
-    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    found = {claim.says: claim for claim in pareto.claims([study])}
     best = found["UNDO dominates at 30 relearning steps (the best other here: SAM)"]
     assert best.spread.values == pytest.approx([area - 0.45 for area in undo])
     assert best.verdict == "holds"
@@ -332,7 +332,7 @@ def test_claims_of_pareto(tmp_path):
 def test_a_method_without_a_number_on_a_seed_is_not_judged(method, tmp_path):
     work = settings_of_methods(tmp_path, diverged=[(method, 12)])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    found = {claim.says: claim for claim in pareto.claims([study])}
     for says in (
         "UNDO dominates at 30 relearning steps (the best other here: SAM)",
         "UNDO beats SAM substantially at 30 relearning steps",
@@ -342,13 +342,13 @@ def test_a_method_without_a_number_on_a_seed_is_not_judged(method, tmp_path):
         assert claim.in_favour == 2  # the others
     held = found["UNDO beats RepNoise substantially at 30 relearning steps"].verdict == "holds"
     assert held == (method != "UNDO")
-    assert all(math.isfinite(p.y) for p in pareto.points({"arithmetic": study}))
+    assert all(math.isfinite(p.y) for p in pareto.points([study]))
 
 
 def test_a_method_that_diverged_on_each_seed_leaves_the_others(tmp_path):
     work = settings_of_methods(tmp_path, diverged=[("SAM", seed) for seed in (10, 11, 12)])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    found = {claim.says: claim for claim in pareto.claims([study])}
     assert found["UNDO dominates at 30 relearning steps (the best other here: RepNoise)"]
     beaten = found["UNDO beats SAM substantially at 30 relearning steps"]
     assert beaten.verdict == "cannot be told" and not beaten.spread.finite
@@ -359,7 +359,7 @@ def test_of_an_attack_scored_twice_each_place_is_there_once(tmp_path, monkeypatc
     """The step nearest to 40 of 500 is then the last one, too."""
     work = settings_of_methods(tmp_path)
     monkeypatch.setattr(pareto, "columns", lambda _: (0, 30, 30))
-    found = pareto.points({"arithmetic": Study("arithmetic", read_logs(tmp_path, work.name))})
+    found = list(pareto.points([Study("arithmetic", read_logs(tmp_path, work.name))]))
     assert len(found) == len({*found}) and {p.panel for p in found} > {"after 30 relearning steps"}
 
 
@@ -367,7 +367,7 @@ def test_what_has_no_number_on_a_seed_is_not_judged(tmp_path):
     """A control that diverged, and a distillation without losses: its seed is not left out."""
     work = matched(tmp_path, last=0.02, lost=[12])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in oracle_matching.claims({"arithmetic": study})}
+    found = {claim.says: claim for claim in oracle_matching.claims([study])}
     for says in (
         "Student (Reference) relearns permuted answers faster than Student (Random)",
         "Student (Random) comes to give the oracle's outputs",
@@ -392,7 +392,7 @@ def test_pareto_has_the_permuted_control_beside_it(tmp_path):
     best = {"UNDO": 0.2, "SAM": 0.4, "RepNoise": 0.7, "data filtering": 0.1}
     for method, score in best.items():
         assert [*areas[method].values()] == pytest.approx([0.4 * (1 - score)] * 3), method
-    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    found = {claim.says: claim for claim in pareto.claims([study])}
     says = "of permuted answers, too, UNDO dominates at 30 relearning steps (the best other here: "
     claim = found[says + "SAM)"]
     assert claim.spread.values == pytest.approx([0.08] * 3) and not claim.paper
@@ -787,6 +787,6 @@ def test_a_workdir_is_a_folder(tmp_path, monkeypatch, capsys, words):
 
 def test_where_the_paper_claims_nothing_nothing_is_counted():
     ours = Claim("it is", "arithmetic", "a difference", {0: 1.0}, paper=False)
-    one = paper_page.Drawn("size-small", "Size", "", [ours], {"svg": b"<svg></svg>"}, [])
-    page = paper_page.page(paper_page.Page([one], {}))
+    one = paper_page.DrawnFigure("size-small", "Size", "", [ours], {"svg": b"<svg></svg>"}, [])
+    page = paper_page.html(paper_page.PaperPage([one], {}))
     assert "The paper claims nothing" in page and '<a href="claims.csv"' in page

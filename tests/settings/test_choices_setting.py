@@ -15,7 +15,7 @@ from undo_jax.losses import cross_entropy
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.setting import check_metrics
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.training.train_step import rows
 from undo_jax.types import Packed
 
@@ -67,7 +67,7 @@ def test_general_rows_may_have_a_length_of_their_own(setting):
     assert longer.stream("general", 4, 0)[0].tokens.shape == (4, 41)
     assert longer.stream("forget", 4, 0)[0].tokens.shape == (4, 25)
     assert longer.row_lengths == {"general": 40} and setting.row_lengths == {"general": 24}
-    assert plain(replace(setting, general=pairs)).keys() == plain(longer).keys() - {
+    assert to_json(replace(setting, general=pairs)).keys() == to_json(longer).keys() - {
         "general_row_length"
     }
     with pytest.raises(ValueError, match="general_row_length=40, but .*/a has rows of 24 tokens"):
@@ -123,10 +123,10 @@ def test_the_end_scores_a_quiz_as_an_evaluation_does(setting):
 
 
 def test_a_setting_is_its_content(setting):
-    described = plain(setting)
+    described = to_json(setting)
     assert json.loads(json.dumps(described)) == described
     quiz = replace(setting.forgotten, shots=1, examples=setting.forgotten.questions)
-    assert plain(replace(setting, forgotten=quiz)) != described
+    assert to_json(replace(setting, forgotten=quiz)) != described
 
 
 @pytest.mark.parametrize(

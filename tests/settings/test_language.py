@@ -17,7 +17,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
 from undo_jax.settings.language import Language
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.training.train_step import rows
 from undo_jax.types import Metric
 
@@ -173,8 +173,8 @@ def test_as_many_validation_rows_as_there_are(setting):
 def test_the_setting_is_the_same_wherever_its_corpora_lie(setting, tmp_path):
     shutil.copytree(setting.retain.folder, tmp_path / "elsewhere")
     moved = replace(setting, retain=Corpus(tmp_path / "elsewhere"))
-    assert plain(moved) == plain(setting)
-    assert plain(replace(setting, retain=setting.forget)) != plain(setting)
+    assert to_json(moved) == to_json(setting)
+    assert to_json(replace(setting, retain=setting.forget)) != to_json(setting)
 
 
 def test_segments_are_documents(setting):

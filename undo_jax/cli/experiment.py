@@ -33,14 +33,14 @@ from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import ExperimentSource, errors_of_users, load
 from undo_jax.runtime import signals
-from undo_jax.runtime.atomic_files import publish, writing
+from undo_jax.runtime.atomic_files import report_full_disk, write_atomically
 from undo_jax.runtime.mesh import parse_mesh
-from undo_jax.runtime.workdir_lock import hold
+from undo_jax.runtime.workdir_lock import lock_folder
 
 SCALARS = "Scalars of the experiment, with the values that its file gives them."
 PLACE = ("__module__", "__firstlineno__")  # of a class's source; the second from Python 3.13 on
 Plugin = typing.TypeVar("Plugin", bound=Callable)  # a sink or a score
-HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags change of a graph
+HAND_WRITTEN = ("name", "seeds", "together", "mesh", "saving")  # what flags can change
 
 
 @errors_of_users()
@@ -76,14 +76,14 @@ def run(
         mesh: devices along each axis, e.g. data=4,fsdp=2; -1: all that are left.
         sinks: where records go besides, e.g. tensorboard wandb; the file's own sinks stay.
         scores: scores of finished models besides the setting's, e.g. cross_entropy repetition.
-        plan: train nothing: print what would be made and reused, its time and memory.
+        plan: train nothing: print what would be made and reused, its FLOPs, memory and known time.
         cache_teachers: store a teacher's hidden states in the workdir, once for all students.
     """
     if experiment is None:
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
     prepare_devices(processes)
-    made_of = load_graph(experiment, mesh, flags)
-    named = tuple(map(sinking.find, sinks))
+    made_of = load_with_flags(experiment, mesh, flags)
+    named = tuple(map(sinking.find_sink, sinks))
     named_scores = tuple(map(score_plugins.find, scores))
     made_of = dataclasses.replace(
         made_of,
@@ -92,8 +92,8 @@ def run(
     )
     workdir = workdir or f"runs/{made_of.name}"
     if plan:
-        signals.save_nothing()
-        planned = planner.plan(made_of, workdir, stage, model)
+        signals.expect_no_saves()
+        planned = planner.plan_run(made_of, workdir, stage, model)
         if jax.process_index() == 0:
             results.print(planning.table(made_of.name, planned))
         return
@@ -138,29 +138,29 @@ def figures(workdir: Workdir) -> None:
     Args:
         workdir: the folder of their runs; may be gs://.
     """
-    with writing(workdir, "begins anew"):
-        made = paper_page.write(workdir, _publish)
-    for one in made.drawn:
-        results.print(paper_page.told(one), soft_wrap=True)
+    with report_full_disk(workdir, "begins anew"):
+        page = paper_page.write(workdir, _publish)
+    for figure in page.drawn:
+        results.print(paper_page.claims_text(figure), soft_wrap=True)
     results.print(f"\n{paper_page.BRACKETS}", soft_wrap=True)
     place = epath.Path(workdir) / paper_page.FOLDER / "index.html"
     console.print(f"figures: {place}", soft_wrap=True)
-    if missing := paper_page.undrawn(made):
-        raise ValueError("; ".join(missing))
+    if page.undrawn:
+        raise ValueError("; ".join(page.notes))
 
 
 def _publish(folder: epath.Path, contents: Mapping[str, bytes]) -> None:
     """Write files, each of which appears whole, also where the same command runs twice at once."""
-    hold(folder)
+    lock_folder(folder)
     for name, data in contents.items():
-        publish(folder / name, data)
+        write_atomically(folder / name, data)
 
 
 def _report(workdir: str, name: str) -> str:
     """Write a report, or say why there is nothing to write."""
     if jax.process_index() == 0:
         try:
-            with writing(workdir, "writes the report"):
+            with report_full_disk(workdir, "writes the report"):
                 written = reporting.write(workdir, name, _publish)
         except reporting.EmptyError as error:
             return str(error)
@@ -170,35 +170,35 @@ def _report(workdir: str, name: str) -> str:
     return ""
 
 
-def load_graph(file: str, mesh: str | None, flags: Sequence[str]) -> Experiment:
-    """Returns the experiment in a file, with scalars set by flags. Raises what `graph_with` does.
+def load_with_flags(file: str, mesh: str | None, flags: Sequence[str]) -> Experiment:
+    """Returns the experiment in a file, with scalars set by flags; see `experiment_with`.
 
     `mesh` is the value of the flag --mesh, e.g. data=4; None: the file's own mesh.
     """
     source: typing.Any = load(file)
     if mesh is not None:
         source = dataclasses.replace(source, mesh=parse_mesh(mesh))
-    return graph_with(source, flags)
+    return experiment_with(source, flags)
 
 
-def graph_with(experiment: ExperimentSource, flags: Sequence[str]) -> Experiment:
-    """The graph with scalars set by flags.
+def experiment_with(experiment: ExperimentSource, flags: Sequence[str]) -> Experiment:
+    """Returns the experiment with scalars set by flags.
 
-    Raises ValueError for a mistake in them; it names no line of the experiment's file if that has a
-    graph without them.
+    Raises ValueError for a mistake in them; it names no line of the experiment's file if the file
+    is valid without them.
     """
     try:
-        return override(experiment, flags).graph()
+        return override(experiment, flags).experiment()
     except ValueError as error:
-        if not flags or not _has_graph(experiment):
+        if not flags or not _builds(experiment):
             raise
         raise ValueError(str(error)) from None
 
 
-def _has_graph(experiment: ExperimentSource) -> bool:
-    """Whether it has a graph as it stands, e.g. the folders that its file names are there."""
+def _builds(experiment: ExperimentSource) -> bool:
+    """Returns whether the experiment is valid without flags, e.g. its folders exist."""
     try:
-        experiment.graph()
+        experiment.experiment()
     except Exception:
         return False
     return True
@@ -209,7 +209,7 @@ def override(
 ) -> ExperimentSource:
     """The experiment with scalars set by flags. Raises ValueError for a mistake in them.
 
-    A graph that is written by hand has flags for its name, seeds, mesh and saves alone.
+    An `Experiment` that is written by hand has flags for its name, seeds, mesh and saves alone.
     """
     names = HAND_WRITTEN if isinstance(experiment, Experiment) else None
     flagged = _flagged(experiment, names)

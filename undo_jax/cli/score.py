@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from undo_jax import scores as score_plugins
 from undo_jax.checks import check_distinct
 from undo_jax.cli.devices import ALONE, Joined, prepare_devices
-from undo_jax.cli.experiment import load_graph, run
+from undo_jax.cli.experiment import load_with_flags, run
 from undo_jax.cli.flags import MaybeText, Switch, Workdir, parse
 from undo_jax.evals.scoring import Score, score_name
 from undo_jax.graph.model_graph import build_graph
@@ -23,11 +23,11 @@ from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runner.score_models import ScoreCounts, score_models
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.atomic_files import writing
+from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import make_mesh_without_sweep
-from undo_jax.runtime.workdir_lock import claimed
+from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.workdir import inventory
-from undo_jax.workdir.inventory import Listed
+from undo_jax.workdir.inventory import StoredExperiment
 
 Names = Annotated[Positional[tuple[str, ...]], arg(metavar="NAMES", help_behavior_hint="")]
 
@@ -57,8 +57,8 @@ def score(
         raise ValueError(f"which scores? choose from {', '.join(score_plugins.names())}")
     check_distinct("names", names)
     prepare_devices(processes)  # before an experiment, which may compute
-    listed = inventory.experiments(workdir)  # raises FileNotFoundError without a workdir
-    experiments = [load(experiment).graph()] if experiment else _recorded(workdir, listed)
+    listed = inventory.scan_experiments(workdir)  # raises FileNotFoundError without a workdir
+    experiments = [load(experiment).experiment()] if experiment else _recorded(workdir, listed)
     # all names are looked up before anything is computed
     scores = [[_find(name, made_of) for name in names] for made_of in experiments]
     seen: set[str] = set()
@@ -78,7 +78,7 @@ def score(
         results.print(f"{message}; `undo-jax report {workdir}` shows them", soft_wrap=True)
 
 
-def _recorded(workdir: str, listed: Sequence[Listed]) -> list[Experiment]:
+def _recorded(workdir: str, listed: Sequence[StoredExperiment]) -> list[Experiment]:
     """Returns the experiments that made a workdir, from the commands of its runs.
 
     Raises FileNotFoundError if the workdir has no experiment, and ValueError if one has no command
@@ -98,7 +98,7 @@ def _recorded(workdir: str, listed: Sequence[Listed]) -> list[Experiment]:
                 "--experiment FILE"
             )
         commands |= dict.fromkeys(filter(None, parsed))
-    return [load_graph(*command) for command in commands]
+    return [load_with_flags(*command) for command in commands]
 
 
 def _parse_run(command: str) -> tuple[str, str | None, tuple[str, ...]] | None:
@@ -133,7 +133,11 @@ def _score(
 ) -> ScoreCounts:
     """Scores the finished models of an experiment whose folders are not in `seen`; adds them."""
     mesh, setting = make_mesh_without_sweep(experiment.mesh), experiment.setting
-    with jax.set_mesh(mesh), claimed(workdir), writing(workdir, "goes on with the next model"):
+    with (
+        jax.set_mesh(mesh),
+        lock_workdir(workdir),
+        report_full_disk(workdir, "goes on with the next model"),
+    ):
         planned = build_graph(experiment.recipes().values(), experiment.seeds, setting, workdir)
         folders = {model.artifact.folder.name: model for model in planned.models}
         models = [m for name, m in folders.items() if name not in seen and m.artifact.finished]

@@ -126,7 +126,10 @@ def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
     if asked.experiment is None:
         raise ValueError("which experiment? give its file, or a preset with --preset")
     loaded, stage = load(asked.experiment), asked.stage or "distill"
-    experiment, knobs = experiments.graph_with(loaded, rest), experiments.override(loaded, rest)
+    experiment, config = (
+        experiments.experiment_with(loaded, rest),
+        experiments.override(loaded, rest),
+    )
     if asked.all:
         works = [
             ({"stage": one.kind, "models": names}, train_spec(one, experiment.setting))
@@ -138,18 +141,18 @@ def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
         Program(
             {"experiment": experiment.name, **title},
             work,
-            _names(knobs, asked.experiment, title["stage"], work),
+            _names(config, asked.experiment, title["stage"], work),
         )
         for title, work in works
     ]
     return Source(experiment.name, programs, experiment.mesh)
 
 
-def _names(knobs: ExperimentSource, file: str, stage: str, work: TrainSpec) -> Names:
+def _names(config: ExperimentSource, file: str, stage: str, work: TrainSpec) -> Names:
     """What sets the work of a stage."""
-    if isinstance(knobs, Experiment):
+    if isinstance(config, Experiment):
         return Names("batch_size", "accumulation", "remat", file)
-    lms, training = getattr(knobs, "lms", {}), f"--{stage}.training"
+    lms, training = getattr(config, "lms", {}), f"--{stage}.training"
     model = next((name for name, lm in lms.items() if lm == work.lm), "model")
     return Names(f"{training}.batch-size", f"{training}.accumulation", f"--{model}.remat")
 

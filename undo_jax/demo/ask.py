@@ -17,8 +17,8 @@ from undo_jax.evals.generate import WHOLE, generate
 from undo_jax.evals.requests import padded
 from undo_jax.evals.texts import text_of
 from undo_jax.ops import head
-from undo_jax.runtime.mesh import BATCH, parts
-from undo_jax.runtime.sharding import BY_ROWS, place
+from undo_jax.runtime.mesh import BATCH, shard_count
+from undo_jax.runtime.sharding import BY_ROWS, constrain
 from undo_jax.types import LM, Params, used
 
 TOP = 5  # tokens of the next position that are told
@@ -68,7 +68,7 @@ def encode(form: Form, questions: Sequence[Question]) -> Asked:
 
     Raises ValueError for a text that the tokenizer does not know or that is too long.
     """
-    shards = parts(*BATCH, mesh=form.mesh)
+    shards = shard_count(*BATCH, mesh=form.mesh)
     count = -(-max(form.rows, len(questions)) // shards) * shards
     encoded = [_encode(form, question) for question in questions]
     longest = max(len(row) for one in encoded for row in one[:2])
@@ -110,17 +110,17 @@ def _answer(
     prompts, lengths, whole, first, last = asked
     key = jax.random.key(0)
     written = generate(lm, params, prompts, lengths, key, new_tokens=new_tokens, stop=stop)
-    hidden = lm.hidden(params, place(whole, BY_ROWS))
+    hidden = lm.hidden(params, constrain(whole, BY_ROWS))
     table, words = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
     log_p = head.log_probabilities(hidden[:, :-1], table, whole[:, 1:], **words)
     place_of = jnp.arange(1, whole.shape[1])
     counted = (place_of >= first[:, None]) & (place_of < last[:, None])
     log_p = jnp.sum(jnp.where(counted, log_p, 0.0), axis=1)
-    hidden = lm.hidden(params, place(prompts, BY_ROWS))
+    hidden = lm.hidden(params, constrain(prompts, BY_ROWS))
     hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
     z = head.logits(hidden, table, lm.softcap)[:, 0, : used(lm)]
     top, ids = jax.lax.top_k(jax.nn.softmax(z), min(TOP, z.shape[-1]))
-    return place((written, log_p, ids, top), WHOLE)
+    return constrain((written, log_p, ids, top), WHOLE)
 
 
 def _encode(form: Form, question: Question) -> tuple[list[int], list[int], int]:

@@ -29,7 +29,7 @@ class Desk:
         tokenizer = setting.get_tokenizer()
         self.form = Form(tokenizer, run.place.mesh, ROWS, new_tokens, longest)
         self.columns = list(columns)
-        self._room = device_memory.of_device(run.place.mesh) / SHARE
+        self._room = device_memory.device_bytes(run.place.mesh) / SHARE
         self._read: OrderedDict[tuple[str, int], tuple[LM, Params]] = OrderedDict()
 
     def check(self, question: Question) -> None:

@@ -132,10 +132,10 @@ def serve(application: Any, host: str, port: int) -> Iterator[str]:
             server.should_exit = True
             return True
 
-        with signals.asking(stop):
+        with signals.ask_on_signals(stop):
             server.run(sockets=[listener])
     for number in heard[:1]:
-        signals.leave(KeyboardInterrupt() if number == signal.SIGINT else signals.Preempted())
+        signals.raise_stop(KeyboardInterrupt() if number == signal.SIGINT else signals.Preempted())
 
 
 class _Connection(H11Protocol):

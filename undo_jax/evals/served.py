@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 from undo_jax.evals import generate
 from undo_jax.evals.generate import WHOLE, Writing
 from undo_jax.ops import head
-from undo_jax.runtime import process_watch
-from undo_jax.runtime.mesh import BATCH, parts
-from undo_jax.runtime.sharding import BY_ROWS, place
+from undo_jax.runtime import processes
+from undo_jax.runtime.mesh import BATCH, shard_count
+from undo_jax.runtime.sharding import BY_ROWS, constrain
 from undo_jax.types import LM, Params, used
 
 KINDS = "end", "score", "begin", "advance"
@@ -37,12 +37,12 @@ def score(
     targets: Int[Array, "B Q"],
 ) -> tuple[Float[Array, "B Q"], Bool[Array, "B Q"]]:
     """log p(target) after the token at each position, and whether no other is more likely."""
-    hidden = lm.hidden(params, place(tokens, BY_ROWS))
+    hidden = lm.hidden(params, constrain(tokens, BY_ROWS))
     hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
     table, words = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
     log_p = head.log_probabilities(hidden, table, targets, **words)
     best = head.greedy(hidden, table, **words) == targets
-    return place((log_p, best), WHOLE)
+    return constrain((log_p, best), WHOLE)
 
 
 @partial(jax.jit, static_argnames=("lm", "new_tokens"))
@@ -65,7 +65,7 @@ def advance(
     """See `evals.generate`; rows that have `ended` end. Also what is written, and which end."""
     state = state._replace(ended=state.ended | ended)
     state = generate.advance(lm, params, state, key, until, temperature=temperature, stop=stop)
-    return state, place((state.written, state.ended), WHOLE)
+    return state, constrain((state.written, state.ended), WHOLE)
 
 
 class Served:
@@ -77,7 +77,7 @@ class Served:
 
     def rows(self, wanted: int) -> int:
         """The number of rows of a batch: at least `wanted`, and what the mesh splits evenly."""
-        shards = parts(*BATCH, mesh=self.mesh)
+        shards = shard_count(*BATCH, mesh=self.mesh)
         return -(-wanted // shards) * shards
 
     def score(self, tokens: Any, positions: Any, targets: Any) -> tuple[Any, Any]:
@@ -152,12 +152,12 @@ class Served:
         for shape, array in zip(shapes[1:], arrays, strict=False):
             shape[:] = (array.shape + (-1,))[:2]
         for array in (shapes, *arrays):
-            process_watch.agreed(array)
+            processes.agree_on(array)
 
     def _hear(self) -> tuple[str, list[Any]]:
-        (kind, count), *shapes = process_watch.agreed(np.zeros((MOST + 1, 2), np.int32)).tolist()
+        (kind, count), *shapes = processes.agree_on(np.zeros((MOST + 1, 2), np.int32)).tolist()
         sizes = [[size for size in shape if size >= 0] for shape in shapes[:count]]
-        return KINDS[kind], [process_watch.agreed(np.zeros(size, np.int32)) for size in sizes]
+        return KINDS[kind], [processes.agree_on(np.zeros(size, np.int32)) for size in sizes]
 
 
 def _before(tokens: list[int], stop: Any) -> list[int]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from undo_jax.ops import head
 from undo_jax.ops.head_losses import Axes, log_softmax, total
 from undo_jax.ops.head_split import after
-from undo_jax.runtime.collectives import first_of
+from undo_jax.runtime.collectives import shard_offset
 from undo_jax.types import LM, Params, Rows, used
 
 
@@ -33,7 +33,7 @@ def _of_chunk(z: Array, targets: Array, axes: Axes) -> Told:
     """Of logits z, [B, T, V], of which a device may have a shard."""
     likeliest = head.best(z, axes) == targets
     log_p = log_softmax(after(z, likeliest), axes)
-    own = jax.nn.one_hot(targets - first_of(z.shape[-1], *axes), z.shape[-1], dtype=bool)
+    own = jax.nn.one_hot(targets - shard_offset(z.shape[-1], *axes), z.shape[-1], dtype=bool)
     p = jnp.exp(log_p)
     sums = jnp.stack([jnp.where(own, log_p, 0.0), p * log_p])
     of_target, mean = total(sums, axes)

@@ -16,8 +16,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.ops.head_tile import Target
-from undo_jax.runtime.collectives import all_gather, first_of
-from undo_jax.runtime.mesh import parts, several
+from undo_jax.runtime.collectives import all_gather, shard_offset
+from undo_jax.runtime.mesh import shard_count, split_axes
 
 Axes = Sequence[str]  # of the mesh
 
@@ -75,7 +75,7 @@ def by_autodiff(loss: Callable[[Array, Tokens, Array | None], Array]) -> HeadLos
 def _cross_entropy(z, tokens, _teacher, vocabulary):
     axes = vocabulary.axes
     log_p, size = log_softmax(z, axes), z.shape[-1]
-    hot = jax.nn.one_hot(tokens.targets - first_of(size, *axes), size, dtype=z.dtype)
+    hot = jax.nn.one_hot(tokens.targets - shard_offset(size, *axes), size, dtype=z.dtype)
     return -total(hot * log_p, axes), jnp.exp(log_p) - hot
 
 
@@ -130,11 +130,11 @@ JENSEN_SHANNON = HeadLoss(partial(_at_temperature, _jensen_shannon))
 
 def total(z: Array, axes: Axes) -> Array:
     """The sum over all of the vocabulary."""
-    return lax.psum(jnp.sum(z, axis=-1), several(*axes))
+    return lax.psum(jnp.sum(z, axis=-1), split_axes(*axes))
 
 
 def log_softmax(z: Array, axes: Axes) -> Array:
-    z = z - lax.pmax(jnp.max(z, axis=-1), several(*axes))[..., None]
+    z = z - lax.pmax(jnp.max(z, axis=-1), split_axes(*axes))[..., None]
     return z - jnp.log(total(jnp.exp(z), axes))[..., None]
 
 
@@ -145,7 +145,7 @@ def _differentiated(loss, z, tokens, teacher, vocabulary):
     is differentiated, and no device repeats another's work.
     """
     axes, size, _ = vocabulary
-    there, devices = several(*axes), parts(*axes)
+    there, devices = split_axes(*axes), shard_count(*axes)
     count, share = z[..., 0].size, -(-z[..., 0].size // devices)
 
     def shares(x, kept):  # [B, T, ...] -> [tokens, ...], padded to divide the devices
@@ -153,7 +153,7 @@ def _differentiated(loss, z, tokens, teacher, vocabulary):
         return jnp.pad(x, [(0, -count % devices)] + [(0, 0)] * (x.ndim - 1))
 
     def own(x):  # this device's share of a replicated x
-        return lax.dynamic_slice_in_dim(shares(x, 2), first_of(share, *axes), share)
+        return lax.dynamic_slice_in_dim(shares(x, 2), shard_offset(share, *axes), share)
 
     def exchange(x, split, joined):
         return lax.all_to_all(x, there, split, joined, tiled=True) if there else x

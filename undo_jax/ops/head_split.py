@@ -8,8 +8,8 @@ from jax import lax
 from jaxtyping import Array
 
 from undo_jax.ops.head_losses import Axes
-from undo_jax.runtime.collectives import all_gather, first_of
-from undo_jax.runtime.mesh import several
+from undo_jax.runtime.collectives import all_gather, shard_offset
+from undo_jax.runtime.mesh import split_axes
 
 
 def met(rows: tuple[Any, ...], tables: tuple[Any, ...]) -> tuple[tuple[str, ...], Any, Any]:
@@ -21,7 +21,7 @@ def met(rows: tuple[Any, ...], tables: tuple[Any, ...]) -> tuple[tuple[str, ...]
     is least where there are fewer of them, tokens of the batch or of the vocabulary.
     """
     hidden, table = rows[0], tables[0]
-    if several("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
+    if split_axes("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
         return ("tensor", "fsdp"), _gathered(rows), tables
     return ("tensor",), rows, _gathered(tables)
 
@@ -43,7 +43,7 @@ def after(x: Array, done: Array) -> Array:
 
 def own(axes: Axes, values: Array, count: int) -> Array:
     """Of the values of all rows that met, those of the device's own `count` rows."""
-    first = first_of(count, "fsdp")
+    first = shard_offset(count, "fsdp")
     return lax.dynamic_slice_in_dim(values, first, count) if "fsdp" in axes else values
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from undo_jax.runtime.mesh import several
+from undo_jax.runtime.mesh import split_axes
 
 Target = Literal["teacher", "token", "uniform"]  # which q
 NEVER = -1e30  # the logit of columns beyond the vocabulary
@@ -158,7 +158,7 @@ def finish(
     head: Head, found: list[Float[Array, "S R 1"]]
 ) -> tuple[Float[Array, "R 1"], Normalisers]:
     """Each row's loss in nats, from the statistics of S parts of each device's vocabulary."""
-    axes = several(*head.axes)
+    axes = split_axes(*head.axes)
 
     def over_parts(top, *sums):
         """The maximum of all parts, and sums rescaled to it from each part's own."""

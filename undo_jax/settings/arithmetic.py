@@ -198,7 +198,9 @@ def _check_memory(setting: Arithmetic) -> None:
         ),
     }
     for field, count in counts.items():
-        device_memory.check(f"setting.{field}", BYTES_PER_PROBLEM * count, device_memory.host())
+        device_memory.check_fits(
+            f"setting.{field}", BYTES_PER_PROBLEM * count, device_memory.host_bytes()
+        )
 
 
 @cache

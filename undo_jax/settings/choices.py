@@ -20,7 +20,7 @@ from undo_jax.evals.choices import Sheets, accuracy, log_likelihoods, right, wri
 from undo_jax.evals.generate import WHOLE
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
-from undo_jax.runtime.sharding import place
+from undo_jax.runtime.sharding import constrain
 from undo_jax.setting import BatchField, Setting, check_stream, name_batch_fields
 from undo_jax.settings.language import check_corpora
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Rows, Scores
@@ -193,7 +193,7 @@ class Choices(Setting):
 @jax.jit(static_argnums=0)
 def _answer_quiz(lm: LM, params: Params, sheets: Sheets) -> Float[Array, " N"]:
     """Returns 1 for each question that is answered right, else 0; on every process."""
-    return place(right(log_likelihoods(lm, lm.rounded(params), sheets), sheets), WHOLE)
+    return constrain(right(log_likelihoods(lm, lm.rounded(params), sheets), sheets), WHOLE)
 
 
 @cache
