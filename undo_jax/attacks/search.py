@@ -29,7 +29,7 @@ SPREAD = 0.5  # of log rates around a strong one
 
 
 @dataclass(frozen=True)
-class SearchSpace:
+class AttackSpace:
     """What a search draws from, each value with equal odds. Raises ValueError for empty fields."""
 
     optimizers: tuple[tuple[Optimizer, float], ...]  # with the multiple of the rates
@@ -106,7 +106,7 @@ def search(
         raise ValueError(
             f"learning_rates={learning_rates}: give positive rates, the ends of a range"
         )
-    space = SearchSpace(
+    space = AttackSpace(
         ((training.optimizer, 1.0), *optimizers),
         schedules,
         (training.batch_size,) if batch_sizes is None else batch_sizes,
@@ -131,7 +131,7 @@ def search(
 
 
 def _draw(
-    space: SearchSpace,
+    space: AttackSpace,
     training: Training,
     ends: tuple[float, float],
     count: int,
