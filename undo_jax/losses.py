@@ -24,7 +24,7 @@ from undo_jax.types import (
     Taps,
     table_shape,
     used,
-)
+)  # fmt: skip
 
 Scalar = Float[Array, ""]
 Temperature = float | Float[Array, ""]
