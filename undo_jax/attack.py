@@ -23,12 +23,12 @@ def _same(lm: LM) -> LM:
 class Attack:
     """What is done to a model, and at which learning rates.
 
-    First, `prepare(lm, params, key, *extra_params)` returns the parameters of the model `adapt(lm)`,
+    First, `prepare(lm, params, key, *extra_params)` returns parameters of the model `adapt(lm)`,
     e.g. quantised ones, or ones with an adapter beside frozen weights; None leaves them unchanged.
     The attacker also has the models of the recipes `extra_models`. Then, if there is a `training`,
     that model is trained on a stream of the setting, once per learning rate: on only its first
-    `rows`, over and over, if these are given, and after an `opening`: another stream, for a share of
-    the steps. The strongest trial is found by `metric` of the setting, or, if that is None, by its
+    `rows`, over and over, if these are given, and after an `opening`: another stream, for a share
+    of the steps. The strongest trial is found by `metric` of the setting, or, if that is None, by its
     headline metric of forget data.
 
     A `control` is reported beside the attacks but never counts as the strongest: it shows what an
