@@ -23,7 +23,7 @@ from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import AdamW, Trains
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM
@@ -48,7 +48,7 @@ class Methods:
     model: LM = preset("tiny")
     seeds: tuple[int, ...] = (0, 1, 2)  # each makes a model of every kind
     mesh: MeshShape = MeshShape(sweep=-1, data=1)
-    saving: Saving = Saving()
+    saving: CheckpointPolicy = CheckpointPolicy()
 
     def experiment(self) -> Experiment:
         lm = self.model

@@ -41,7 +41,7 @@ from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.choices import NEAR, Choices, Part
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import AdamW, Trains
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM
@@ -114,7 +114,7 @@ class Wmdp:
     model: LM = GEMMA  # sizes are the base's, if it is a Hugging Face folder
     seeds: tuple[int, ...] = (42, 43, 44, 45)  # reference: distillation has seed 60
     mesh: MeshShape = MeshShape()
-    saving: Saving = Saving()
+    saving: CheckpointPolicy = CheckpointPolicy()
 
     def __post_init__(self):
         check_numbers("", self)

@@ -32,7 +32,7 @@ from undo_jax.fit.step import compile_step
 from undo_jax.models import hf
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.runner import load_experiment, make
-from undo_jax.runtime.atomic_files import writing
+from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training.optim import Trains
 from undo_jax.types import parameters
@@ -84,7 +84,7 @@ def test_every_number_of_an_experiment_is_checked(capsys):
 def test_sizes_that_cannot_be_compiled_for_are_told_by_their_need(capsys, flag):
     flags = f"--topology v5e:2x2 --mesh fsdp=4 {flag}".split()
     said = _refused(capsys, "fit", QUICKSTART, *flags)
-    assert "a model of" in said and "and there are 15.75 GiB" in said
+    assert "a model of" in said and "but only 15.75 GiB are available" in said
 
 
 def test_what_a_model_is_said_to_hold_it_holds():
@@ -175,7 +175,7 @@ def _refused(capsys, *arguments):
             "steps=1073741824 of batch_size=8192 rows: a stream has 4398046511104 rows",
         ),
         (f"--unlearn.training.optimizer.warmup {2**31}", "warmup=2147483648: steps are counted"),
-        ("--setting.data-seed -1", "data_seed=-1: it must be 0 or more"),
+        ("--setting.data-seed -1", "data_seed=-1: give at least 0"),
         (
             "--pretrain.training.optimizer.learning-rate inf",
             "pretrain.training.optimizer.learning_rate=inf: give a finite number",
@@ -668,7 +668,7 @@ def test_files_that_fail_after_the_first_say_nothing(capsys, caplog, monkeypatch
         loop = asyncio.new_event_loop()
         files = [loop.create_task(write()) for _ in range(3)]
         try:
-            with writing("out"):
+            with report_full_disk("out"):
                 loop.run_until_complete(asyncio.wait(files))
                 files[0].result()
         finally:

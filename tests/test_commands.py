@@ -105,7 +105,7 @@ def begins(monkeypatch):
     for name in ("experiment", "bench"):
         monkeypatch.setattr(of[name], "prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", begin)
-    monkeypatch.setattr("undo_jax.runner.dry_run.plan", begin)
+    monkeypatch.setattr("undo_jax.runner.dry_run.plan_run", begin)
     monkeypatch.setattr(of["bench"], "measure", begin)
     monkeypatch.setattr(of["fit"], "mesh_on", chips)
 

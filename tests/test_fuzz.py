@@ -140,7 +140,9 @@ def place(tmp_path_factory):
         _fill()
         for name in ("experiment", "bench", "score"):
             patch.setattr(modules[name], "prepare_devices", lambda *_: None)
-        patch.setattr(sys.modules["undo_jax.runtime.process_watch"], "meet", lambda *_: None)
+        patch.setattr(
+            sys.modules["undo_jax.runtime.process_watch"], "connect_processes", lambda *_: None
+        )
         patch.setattr(jax.distributed, "initialize", begin)
         patch.setattr(experiments, "plan", begin)
         patch.setattr(programs, "build", begin)
@@ -170,9 +172,9 @@ def _fill():
     for stage, name in (("distill", "made"), ("relearn", "attacked")):
         parts = {stage: recipes[stage], "setting": TOY.setting, "model": TOY.model}
         artifact = Artifact(param_checkpoint.epath.Path("run"), stage, "base", 0, parts)
-        artifacts.begin(artifact)
+        artifacts.prepare_folder(artifact)
         scores = {"retain": 1.0, "forget": 1.0}
-        artifacts.keep(artifact, params, scores, recovered=stage == "distill" or None)
+        artifacts.save_artifact(artifact, params, scores, recovered=stage == "distill" or None)
         shutil.move(artifact.folder, f"run/{name}")
     record = {
         "step": 5,

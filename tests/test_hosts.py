@@ -26,7 +26,7 @@ from undo_jax.cli.weights import model
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.runtime.sharding import assemble, own_rows, shardings
+from undo_jax.runtime.sharding import assemble_batch, local_rows, shardings
 from undo_jax.store import param_checkpoint
 from undo_jax.training.trial import make_take
 
@@ -328,7 +328,7 @@ def test_where_one_cannot_go_on_the_other_says_which_and_why_not(bad, tmp_path):
         said = [process.communicate(timeout=200)[1] for process in running]
     assert [process.returncode for process in running] == [2, 2], said
     assert said[bad].startswith("undo-jax: no experiment file missing.py")
-    other = f"undo-jax: process {bad} of 2 has ended with status 2: see what it says\n"
+    other = f"undo-jax: process {bad} of 2 has ended with status 2: see its output\n"
     assert said[1 - bad] == other and said[bad].count("\n") == 1
 
 
@@ -405,8 +405,8 @@ def test_rows_are_read_once_however_many_devices_hold_them(shape):
         return batch[:, rows]
 
     mesh = _mesh(**shape)
-    placed = assemble(mesh, 16, read)
-    assert reads == own_rows(mesh, 16) == [slice(0, 16)]
+    placed = assemble_batch(mesh, 16, read)
+    assert reads == local_rows(mesh, 16) == [slice(0, 16)]
     np.testing.assert_array_equal(placed, batch)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 16 // shards, 5)}

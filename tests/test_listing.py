@@ -23,8 +23,8 @@ from undo_jax.runtime.atomic_files import read_json, write_json
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
-from undo_jax.workdir.manifest import list_models
-from undo_jax.workdir.provenance import origin
+from undo_jax.workdir.manifest import write_manifest
+from undo_jax.workdir.provenance import describe_run
 
 LM = preset("tiny", vocabulary=80)
 HOW = Training(10, 8, AdamW(1e-3), 5)
@@ -50,7 +50,7 @@ def _list(experiment, workdir, finished=True):
     for model in planned.models if finished else ():
         model.artifact.folder.mkdir(exist_ok=True)
         (model.artifact.folder / "summary.json").write_text("{}")
-    list_models(experiment, {name: planned.of(one) for name, one in named.items()}, workdir)
+    write_manifest(experiment, {name: planned.of(one) for name, one in named.items()}, workdir)
     return read_json(workdir / "experiment-x.json")
 
 
@@ -165,7 +165,7 @@ def test_commands_are_remembered_and_the_same_one_that_makes_nothing_is_not(tmp_
         named = made_of.recipes()
         planned = build_graph(named.values(), made_of.seeds, made_of.setting, path.parent)
         of = {name: planned.of(one) for name, one in named.items()}
-        list_models(made_of, of, path.parent, {"command": command, "date": date}, new)
+        write_manifest(made_of, of, path.parent, {"command": command, "date": date}, new)
         return [(one["command"], one["date"]) for one in read_json(path)["runs"]]
 
     assert listed("a", 1) == [("a", 1)]
@@ -182,7 +182,7 @@ def test_commands_are_remembered_and_the_same_one_that_makes_nothing_is_not(tmp_
 
 
 def test_the_origin_of_a_run_has_its_command_date_devices_and_versions():
-    made = origin("undo-jax run x.py")
+    made = describe_run("undo-jax run x.py")
     assert made["command"] == "undo-jax run x.py"
     then = datetime.datetime.fromisoformat(made["date"])
     assert abs(datetime.datetime.now(datetime.UTC) - then) < datetime.timedelta(minutes=1)

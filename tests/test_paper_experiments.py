@@ -54,7 +54,7 @@ def small(empty, data, monkeypatch):
     monkeypatch.setattr(
         scales.Figure, "with_models", lambda *args, **kwargs: toy(with_models(*args, **kwargs))
     )
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     monkeypatch.chdir(data)
 
 

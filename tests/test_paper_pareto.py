@@ -11,7 +11,7 @@ from undo_jax.graph.train_specs import group_key
 from undo_jax.report.paper import pareto
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 
 FOLDER = Path(undo_jax.__file__).parent.parent / "experiments" / "paper"
 METHODS = ("GradDiff", "MaxEnt", "RMU", "NPO", "SAM", "RepNoise", "UNDO")
@@ -59,7 +59,10 @@ def test_methods_have_as_many_settings_and_one_program_each(config, setting, sca
 def test_models_of_other_figures_are_made_once(config, setting, scale):
     """By what names an artifact: partials of the same function are not equal in Python."""
     own, alpha, methods = (
-        {n: plain(recipe) for n, recipe in config(name, setting, scale).experiment().models.items()}
+        {
+            n: to_json(recipe)
+            for n, recipe in config(name, setting, scale).experiment().models.items()
+        }
         for name in ("pareto", "alpha", "methods")
     )
     assert all(own[name] == alpha[name] for name in ("base", "oracle"))

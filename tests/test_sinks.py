@@ -33,7 +33,11 @@ from undo_jax.cli import main as cli
 from undo_jax.logs.log import Target, open_log
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store.artifacts import Artifact
-from undo_jax.store.progress_folders import progress_folder, remove_progress, training_name
+from undo_jax.store.progress_folders import (
+    make_progress_folder,
+    read_training_name,
+    remove_progress,
+)
 
 PACKAGE = Path(undo_jax.__file__).parent
 NAMES = [module.name for module in pkgutil.iter_modules(sinks.__path__)]
@@ -43,7 +47,7 @@ from undo_jax.data.arithmetic import Grammar
 from undo_jax.runner.experiment import Experiment
 from undo_jax.models.gemma2 import preset
 from undo_jax.training.optim import AdamW
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.training.train_step import Training
@@ -56,7 +60,7 @@ experiment = Experiment(
     models={"base": Pretrain(preset("tiny", layers=1), Training(40, 8, AdamW(), 20))},
     attacks=(forget(Training(20, 8, AdamW(), 10), (1e-3, 1e-2)),),
     seeds=(0, 1),
-    saving=Saving(every=10, minutes=0),
+    saving=CheckpointPolicy(every=10, minutes=0),
 )
 """
 TSV = '''
@@ -275,7 +279,7 @@ def test_sinks_make_no_other_artifacts(ran, monkeypatch):
 def test_flags_leave_the_sinks_of_a_file_alone():
     """They are no scalars; and `--sinks` without a name would take them all away."""
     shipped = experiment_command.load(str(PACKAGE.parent / "experiments" / "quickstart.py"))
-    given = (sinks.find("tensorboard"), partial(sinks.find("wandb"), project="mine"))
+    given = (sinks.find_sink("tensorboard"), partial(sinks.find_sink("wandb"), project="mine"))
     changed = experiment_command.override(
         replace(shipped, sinks=given), ["--seeds", "3"]
     ).experiment()
@@ -296,7 +300,7 @@ def test_sinks_that_flags_name_come_beside_those_of_the_file(named, tmp_path, mo
     cli.main(["run", str(path), "--stage", "pretrain", *flags])
     wandb, own, *further = ran[0].sinks
     assert (wandb.keywords, own.__name__) == ({"project": "mine"}, "own")
-    assert further == [sinks.find("tensorboard")] * ("tensorboard" in named)
+    assert further == [sinks.find_sink("tensorboard")] * ("tensorboard" in named)
 
 
 class Server(BaseHTTPRequestHandler):
@@ -403,11 +407,11 @@ def test_what_goes_on_is_one_run_with_each_record_once(online, server, tmp_path)
 
 def test_what_is_made_again_has_another_name_for_its_training(tmp_path):
     artifact = Artifact(epath.Path(tmp_path), "pretrain", "base", 0, {})
-    first = progress_folder([artifact])
-    name = training_name(first)
-    assert name and training_name(progress_folder([artifact])) == name
+    first = make_progress_folder([artifact])
+    name = read_training_name(first)
+    assert name and read_training_name(make_progress_folder([artifact])) == name
     remove_progress(first)
-    assert training_name(progress_folder([artifact])) != name
+    assert read_training_name(make_progress_folder([artifact])) != name
 
 
 # Mistakes
@@ -552,7 +556,7 @@ def late(target):
         raise OSError("too late")
 
 
-experiment = replace(experiment, sinks=(late,), saving=Saving())
+experiment = replace(experiment, sinks=(late,), saving=CheckpointPolicy())
 """
 
 

@@ -21,7 +21,7 @@ from undo_jax.runner import train_group as shared
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
 from undo_jax.store import param_checkpoint
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.training.loop import train_together
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
@@ -91,7 +91,7 @@ def test_the_fresh_student_alone_has_its_own_architecture(made):
     for (_, model), artifact in made[0].items():
         wanted = STUDENT if model == "Unlearn-and-Distill" else TEACHER
         described = json.loads((artifact.folder / "config.json").read_text())
-        assert described["config"]["model"] == plain(wanted)
+        assert described["config"]["model"] == to_json(wanted)
         mesh = make_mesh(MeshShape(data=4, fsdp=2))
         params = param_checkpoint.restore(artifact.folder / "params", wanted, mesh)
         assert params["embedding"].shape == (TEACHER.vocabulary, wanted.width)

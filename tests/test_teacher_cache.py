@@ -138,7 +138,7 @@ def test_students_are_those_beside_the_teacher(runs):
     for name in ("small", "as large"):
         for one, other in zip(beside[name, None], cached[name, None], strict=True):
             assert one.artifact.fingerprint == other.artifact.fingerprint
-            pair = [artifacts.load(m.artifact, m.recipe.lm, mesh) for m in (one, other)]
+            pair = [artifacts.load_params(m.artifact, m.recipe.lm, mesh) for m in (one, other)]
             for a, b in zip(*map(jax.tree.leaves, pair), strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-5)
             scores = [m.artifact.summary()["eval"]["cross_entropy/retain"] for m in (one, other)]
@@ -152,7 +152,7 @@ def test_states_are_of_all_rows(runs):
     assert len(folders) == 2 and not list(runs[False][0].glob("states-*"))  # one for each seed
     rows = SETTING.stream("pretrain", 8, 0).sources[0].tokens
     for model in found["base", None]:
-        params = artifacts.load(model.artifact, LM, make_mesh(MeshShape()))
+        params = artifacts.load_params(model.artifact, LM, make_mesh(MeshShape()))
         wanted = np.asarray(LM.hidden(params, jnp.asarray(rows[:, :-1])))
         folder = next(f for f in folders if _about(f)["model"] == model.artifact.fingerprint)
         about = About(**_about(folder))
@@ -278,7 +278,7 @@ def test_ctrl_c_stops_after_a_file_of_states(tmp_path, monkeypatch):
         how = {"seeds": (0,), "mesh": MeshShape()}
         experiments.run(_experiment(models, **how), tmp_path, cache_teachers=True)
     said = "interrupted, after a file of states; the same command goes on"
-    assert signals.told(stopped.value) == said
+    assert signals.describe_stop(stopped.value) == said
     (folder,) = tmp_path.glob("states-*")
     assert (folder / "00000.array_record").exists() and not (folder / "manifest.json").exists()
 

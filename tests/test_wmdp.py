@@ -67,11 +67,11 @@ def _base(root):
     made.train_from_iterator(["question and answer about the model"] * 4, trainer)
     made.save(str(root / "tokenizer.json"))
     about = {"tokenizer": describe(load_tokenizer(root / "tokenizer.json", "<bos>"))}
-    config = {"model": artifacts.plain(LM)}
+    config = {"model": artifacts.to_json(LM)}
     folder = epath.Path(root)
     base = artifacts.Artifact(folder, "import", "base", 0, config, (), about, "random")
-    artifacts.begin(base)
-    artifacts.keep(base, jax.jit(LM.init)(jax.random.key(0)), {})
+    artifacts.prepare_folder(base)
+    artifacts.save_artifact(base, jax.jit(LM.init)(jax.random.key(0)), {})
     cli.main(["export-hf", "random", "tiny-gemma"])
     settings = read_json(epath.Path(root / "tiny-gemma" / "tokenizer_config.json"))
     (root / "tiny-gemma" / "tokenizer_config.json").write_text(

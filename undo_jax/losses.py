@@ -85,15 +85,9 @@ def of_head(
     teacher: Frozen | None = None,
     extra: Any = (),
 ) -> Scalar:
-    """Returns any head loss, summed over the tokens of rows with their weights.
+    """Returns a head loss, summed over the tokens of rows with their weights.
 
-    Args:
-        loss: the head loss, e.g. of `by_autodiff`.
-        lm: the model.
-        params: its parameters.
-        rows: the rows.
-        teacher: a frozen model whose logits the loss reads; None: it reads none.
-        extra: whatever else the loss reads.
+    `teacher` is a frozen model whose logits the loss reads, and `extra` whatever else it reads.
     """
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
     teacher_head = None
@@ -102,32 +96,20 @@ def of_head(
             hidden_states(teacher, rows), teacher.lm.table(teacher.params), teacher.lm.softcap
         )
     return head.weighted_sum(
-        loss,
-        hidden,
-        table,
-        rows.weights,
-        lm.softcap,
-        targets=rows.targets,
-        teacher=teacher_head,
-        extra=extra,
-        used=_used(lm, teacher),
-    )
+        loss, hidden, table, rows.weights, lm.softcap,
+        targets=rows.targets, teacher=teacher_head, extra=extra, used=_used(lm, teacher),
+    )  # fmt: skip
 
 
 def _forward_kl(
     lm: LM, params: Params, teacher: Frozen, rows: Rows, hidden: Array, theirs: Array
 ) -> Scalar:
     """At temperature 1, of hidden states [B, T, D] and [B, T, D2]."""
+    table, teacher_table = lm.table(params), teacher.lm.table(teacher.params)
     return head.kl_to_teacher(
-        hidden,
-        lm.table(params),
-        theirs,
-        teacher.lm.table(teacher.params),
-        rows.weights,
-        lm.softcap,
-        teacher.lm.softcap,
+        hidden, table, theirs, teacher_table, rows.weights, lm.softcap, teacher.lm.softcap,
         used=_used(lm, teacher),
-    )
+    )  # fmt: skip
 
 
 def _used(lm: LM, teacher: Frozen | None) -> int | None:

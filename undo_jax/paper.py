@@ -29,7 +29,7 @@ from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.experiment_checks import check_seeds, check_tokens
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.setting import Setting
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training, check_accumulation
 from undo_jax.types import LM, Loss, Noise, table_shape
@@ -175,7 +175,7 @@ class Paper:
     seeds: tuple[int, ...] = (0,)  # one model of every kind per seed
     together: int = 64  # models trained side by side at most; less where memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
-    saving: Saving = field(default_factory=Saving)
+    saving: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
     scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 

@@ -34,7 +34,7 @@ from undo_jax.recipes.fresh import Fresh
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.mesh import MeshShape
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.types import LM
 
 FILES = {
@@ -63,7 +63,7 @@ class Figure:
     scale: Literal["small", "paper"] = "small"  # small: of this repository; paper: as published
     seeds: tuple[int, ...] | None = None  # one model of every kind per seed; None: those reported
     mesh: MeshShape | None = None  # None: of the scale
-    saving: Saving = Saving()
+    saving: CheckpointPolicy = CheckpointPolicy()
     text: str | None = None  # English, a document a line, beside the paper's arithmetic
     tokenizer: str | None = None  # Gemma's, a SentencePiece model, for that text
 

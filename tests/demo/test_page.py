@@ -5,7 +5,9 @@ import hashlib
 import json
 import re
 import sys
+from functools import partial
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +15,10 @@ import pytest
 import undo_jax.demo
 from undo_jax.cli import main as cli
 from undo_jax.demo.description import official_step, pair
-from undo_jax.demo.models import Column
+from undo_jax.demo.models import ModelColumn
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
-from undo_jax.setting import Example
+from undo_jax.setting import Example, Setting
 
 NASTY = "</script ></script><img src=x onerror=alert(1)><!-- & \u2028 \u2029 'quoted\" ✓"
 
@@ -76,7 +78,7 @@ def test_numbers_that_json_does_not_have_are_no_page():
 
 
 def _column(name, role, alpha=None, unlearned="maxent"):
-    return Column(name, role, alpha, unlearned, (1.0, 1.0), {}, Any, {})  # type: ignore
+    return ModelColumn(name, role, alpha, unlearned, (1.0, 1.0), {}, Any, {})  # type: ignore
 
 
 def test_the_official_view_has_the_unlearned_model_and_its_fresh_student():
@@ -108,7 +110,8 @@ def test_examples_of_a_file(tmp_path):
     )
     wanted = [Example("a", " b", "forget"), Example("c", "", "retain")]
     assert examples_of(None, str(file)) == wanted
-    assert examples_of(object(), None) == []  # a setting without any
+    without: Any = SimpleNamespace(examples=partial(Setting.examples, None))
+    assert examples_of(without, None) == []
     file.write_text('{"prompt": "a", "part": "retain"}\n' * 201)
     with pytest.raises(ValueError, match="has 201 examples: give 1 to 200"):
         examples_of(None, str(file))
@@ -144,7 +147,7 @@ def test_a_line_that_is_no_example_is_named(tmp_path, line):
 )
 def test_what_cannot_be_is_one_line(capsys, monkeypatch, tmp_path, flags, said):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     (tmp_path / "experiment-x.json").write_text("{}")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("<p>mine")

@@ -14,7 +14,7 @@ from demo_run import FILE, KEPT, LAST, MODELS, PAPER, RATES, random_params, scor
 
 from undo_jax.api import open_run
 from undo_jax.cli import main as cli
-from undo_jax.demo.ask import Question
+from undo_jax.demo.ask import DemoQuestion
 from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import columns, missing, seed_of, steps
 
@@ -41,7 +41,7 @@ def page(workdir, tmp_path_factory):
     """The data of the static page, and the page."""
     out = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+        patch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
         cli.main(["demo", str(workdir), "--experiment", FILE, "--seed", "0", "--out", str(out)])
     return _data(out / "index.html"), out / "index.html"
 
@@ -99,7 +99,7 @@ def test_the_page_has_every_model_at_the_steps_on_disk(page, workdir):
 
 
 def test_an_oracle_that_is_not_attacked_is_no_measure(page, workdir, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     shutil.copytree(workdir, tmp_path / "w")
     next((tmp_path / "w").glob("relearn-oracle-*/summary.json")).unlink()
     made = tmp_path / "w" / "demo-quickstart" / "index.html"
@@ -126,7 +126,7 @@ def test_curves_are_of_the_strongest_attack_at_each_step(page):
 
 def test_its_answers_are_what_generate_prints(capsys, monkeypatch, page, workdir):
     data, _ = page
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     listed = json.loads((workdir / "experiment-quickstart.json").read_text())["models"]
     flags = [word for one in data["examples"] for word in ("--prompt", one["prompt"])]
     found = set()
@@ -191,14 +191,14 @@ def test_steps_that_are_not_kept_are_not_shown(tmp_path, shown):
     assert missing(shown) == ((5,), 4 * size)
     bare = columns(open_run(write_run(tmp_path, kept=False), FILE), 0)
     assert steps(bare) == (0, LAST) and missing(bare) == ((5, KEPT), 8 * size)
-    lost = [replace(shown[1], opens={0: shown[1].opens[0]}), replace(shown[2], opens={})]
+    lost = [replace(shown[1], openers={0: shown[1].openers[0]}), replace(shown[2], openers={})]
     with pytest.raises(ValueError, match="no step of the attack at which all models are on disk"):
         steps(lost)
 
 
 def test_a_text_that_goes_on_is_judged_per_token(workdir, shown):
     desk = Desk(open_run(workdir, FILE), shown[:1], 4)
-    ends, goes_on = desk.replies([Question("1+2=", "34"), Question("1+2=", "34", False)], 0)
+    ends, goes_on = desk.replies([DemoQuestion("1+2=", "34"), DemoQuestion("1+2=", "34", False)], 0)
     params = random_params(0)
     three, four = TOKENIZER.encode("34")
     p = _next(params, "1+2=")[three] * _next(params, "1+2=3")[four]
@@ -210,11 +210,11 @@ def test_a_text_that_goes_on_is_judged_per_token(workdir, shown):
 
 def test_parameters_stay_while_there_is_room(workdir, shown):
     desk = Desk(open_run(workdir, FILE), shown, 4)
-    first = desk.replies([Question("1+2=")], KEPT)
+    first = desk.replies([DemoQuestion("1+2=")], KEPT)
     desk._room = 1.0
-    desk.replies([Question("1+2=")], 0)
-    assert len(desk._read) == 1
-    assert desk.replies([Question("1+2=")], KEPT) == first
+    desk.replies([DemoQuestion("1+2=")], 0)
+    assert len(desk._cache) == 1
+    assert desk.replies([DemoQuestion("1+2=")], KEPT) == first
 
 
 def test_other_seeds_are_named(workdir):

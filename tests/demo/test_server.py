@@ -16,7 +16,7 @@ pytest.importorskip("uvicorn", reason="pip install undo-jax[demo]")
 from starlette.testclient import TestClient  # noqa: E402
 
 from undo_jax.demo import server  # noqa: E402
-from undo_jax.demo.ask import Question, Reply  # noqa: E402
+from undo_jax.demo.ask import DemoQuestion, Reply  # noqa: E402
 from undo_jax.demo.queue import BusyError, Queue  # noqa: E402
 from undo_jax.demo.server import app, hosts  # noqa: E402
 from undo_jax.runtime import signals  # noqa: E402
@@ -137,7 +137,7 @@ def test_connections_without_a_request_are_closed(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     made = app("<p>page", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
-    with pytest.raises(KeyboardInterrupt), signals.raising(*signals.STOPS):
+    with pytest.raises(KeyboardInterrupt), signals.raise_on_signals(*signals.EXIT_STATUSES):
         for url in server.serve(made, "127.0.0.1", 0):
             visitor = Thread(target=visit, args=(urlsplit(url).port,))
             visitor.start()
@@ -192,7 +192,7 @@ def test_names_of_this_machine_are_to_be_given():
 
 
 def _questions(count):
-    return [Question(str(i)) for i in range(count)]
+    return [DemoQuestion(str(i)) for i in range(count)]
 
 
 def _run(work, compute, **options):
@@ -235,7 +235,7 @@ def test_answers_are_remembered_up_to_a_number():
 
     async def work(queue):
         for prompt in ("0", "1", "0", "2", "0", "1"):  # 1 is the oldest when 2 comes
-            assert await queue.answer(Question(prompt), 0) == prompt
+            assert await queue.answer(DemoQuestion(prompt), 0) == prompt
 
     _run(work, compute, remembered=2)
     assert count == 4
@@ -253,8 +253,8 @@ def test_too_many_questions_are_refused_and_the_others_answered():
 
 def test_a_visitor_who_leaves_takes_nobody_along():
     async def work(queue):
-        first = asyncio.create_task(queue.answer(Question("a"), 0))
-        second = asyncio.create_task(queue.answer(Question("a"), 0))
+        first = asyncio.create_task(queue.answer(DemoQuestion("a"), 0))
+        second = asyncio.create_task(queue.answer(DemoQuestion("a"), 0))
         await asyncio.sleep(0)
         first.cancel()
         return await second

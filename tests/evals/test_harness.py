@@ -98,8 +98,8 @@ def made(tmp_path_factory):
         )  # fmt: skip
         about = {"tokenizer": describe(tokenizer)}
         artifact = Artifact(epath.Path(folder), "distill", "mine", 0, {"model": lm}, (), about)
-        artifacts.begin(artifact)
-        artifacts.keep(artifact, _params(lm), {})
+        artifacts.prepare_folder(artifact)
+        artifacts.save_artifact(artifact, _params(lm), {})
         cli.main(["export-hf", str(artifact.folder), "out"])
         _write_tasks(folder / "tasks")
         yield SimpleNamespace(folder=folder, artifact=artifact.folder, lm=lm)
@@ -277,7 +277,7 @@ def _said(capsys, *words):
 @pytest.fixture
 def here(made, monkeypatch):
     """The current folder is that of the model; the tests' devices are ready."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(made.folder / "cache"))
     monkeypatch.chdir(made.folder)
 

@@ -17,7 +17,7 @@ from undo_jax.evals.served import Served
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 
 VOCABULARY = 40
 LM = preset("2B", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
@@ -104,7 +104,7 @@ def _params():
 def _served():
     mesh = make_mesh(MeshShape(fsdp=2))
     with jax.set_mesh(mesh):
-        return Served(LM, jax.device_put(_params(), placement(LM, mesh)), mesh)
+        return Served(LM, jax.device_put(_params(), param_shardings(LM, mesh)), mesh)
 
 
 def _answered(served):

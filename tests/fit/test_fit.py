@@ -29,7 +29,7 @@ from undo_jax.fit.facts import describe, table
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
 from undo_jax.methods.maxent import maxent
-from undo_jax.runtime.device_memory import text as memory_text
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
@@ -461,7 +461,7 @@ def test_a_variant_has_so_many_rows_on_a_chip():
     [
         ("data=4,pipeline=4", "unknown axis 'pipeline'"),
         ("data=4,data=4", "axis twice"),
-        ("data=four", "data=four is no number"),
+        ("data=four", "data=four is not a number"),
     ],
 )
 def test_a_mesh_that_cannot_be_meant(text, said):
@@ -819,4 +819,4 @@ HBM of a chip   15.76 GiB of 15.75 GiB: DOES NOT FIT
      (1.5 * 2**30, "1.50 GiB"), (2**41, "2.00 TiB")],
 )  # fmt: skip
 def test_bytes_in_words(size, said):
-    assert memory_text(size) == said
+    assert format_bytes(size) == said

@@ -136,8 +136,8 @@ def _finish(experiment, workdir, params, stage="pretrain", *upstream):
     base = experiment.experiment().models["base"]
     (model,) = build_graph([base], (0,), experiment.setting, epath.Path(workdir)).models
     artifact = replace(model.artifact, stage=stage, upstream=upstream)
-    artifacts.begin(artifact)
-    artifacts.keep(artifact, params, {})
+    artifacts.prepare_folder(artifact)
+    artifacts.save_artifact(artifact, params, {})
     return artifact
 
 
@@ -585,7 +585,7 @@ def test_a_base_that_is_another_model_of_the_same_shapes_is_refused(runs, capsys
 def test_an_import_that_was_killed_is_made_again(runs, capsys, monkeypatch):
     _export(_run(runs, "toy").base, "first")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(artifacts, "finish", lambda *_: os.kill(os.getpid(), 2))
+        patch.setattr(artifacts, "mark_finished", lambda *_: os.kill(os.getpid(), 2))
         cli.main(["import-hf", "first", "base"])
     param_checkpoint.wait_until_saved()
     assert Path("base/config.json").exists() and not Path("base/summary.json").exists()

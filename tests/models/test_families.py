@@ -17,7 +17,7 @@ from undo_jax.evals.generate import generate
 from undo_jax.models import hf, hf_folder, rope
 from undo_jax.ops import head
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0,
           "original_max_position_embeddings": 8, "rope_theta": 100.0}  # fmt: skip
@@ -229,7 +229,7 @@ def test_a_mesh_changes_no_value(tmp_path, torch, family, case):
     alone = _gradient(lm, params, tokens)
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, placement(lm, mesh))
+        placed = jax.device_put(params, param_shardings(lm, mesh))
         together = _gradient(lm, placed, jax.device_put(tokens, NamedSharding(mesh, P())))
     for (path, a), b in zip(
         jax.tree.leaves_with_path(alone), jax.tree.leaves(together), strict=True

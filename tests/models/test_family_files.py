@@ -294,18 +294,18 @@ def test_layers_are_repeated():
 
 
 def test_fields_newer_than_artifacts_are_stated_where_they_differ():
-    message = artifacts.plain(gemma2.preset("tiny"))
+    stated = artifacts.to_json(gemma2.preset("tiny"))
     newer = "sliding local_theta rope_scaling positions norm_offset after_norms qk_norm qkv_bias"
-    assert not message.keys() & {*newer.split(), "output_bias", "activation", "own_head"}
+    assert not stated.keys() & {*newer.split(), "output_bias", "activation", "own_head"}
     lm = llama.preset("3.2-1B")
-    stated_now = artifacts.plain(lm)
-    assert stated_now["norm_offset"] == 0 and stated_now["sliding"] == [False]
-    assert stated_now["rope_scaling"]["type"] == "Llama3" and "own_head" not in stated_now
+    stated_llama = artifacts.to_json(lm)
+    assert stated_llama["norm_offset"] == 0 and stated_llama["sliding"] == [False]
+    assert stated_llama["rope_scaling"]["type"] == "Llama3" and "own_head" not in stated_llama
 
 
 def _artifact(folder, lm, **changes):
     (folder / "summary.json").write_text("{}")
-    model = {**artifacts.plain(lm), **changes}
+    model = {**artifacts.to_json(lm), **changes}
     (folder / "config.json").write_text(json.dumps({"config": {"model": model}}))
     return epath.Path(folder)
 

@@ -15,7 +15,7 @@ from undo_jax.evals import answer_scores
 from undo_jax.evals.scoring import ModelScores, compare_with_oracle, score_at_end
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.setting import check_metrics
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 
 LM = RunningSums(264)
 SHOWN = "Question: Hat 6?\nAnswer: grey\n\nQuestion: Hat 7?\nAnswer: pink\n\n"
@@ -101,12 +101,12 @@ def test_privleak_is_beside_the_oracle_or_chance(setting):
 
 
 def test_a_setting_is_its_content(setting, tmp_path):
-    described = plain(setting)
+    described = to_json(setting)
     assert json.loads(json.dumps(described)) == described
     files = MuseFiles(write_muse(tmp_path), shots=2)
-    assert plain(replace(setting, files=files)) == described
+    assert to_json(replace(setting, files=files)) == described
     for change in ({"shots": 1}, {"retain": ("retain1",)}, {"membership": "raw"}):
-        changed = plain(replace(setting, files=replace(files, **change)))
+        changed = to_json(replace(setting, files=replace(files, **change)))
         assert (changed != described) == (change != {"membership": "raw"})  # the same texts here
 
 
@@ -140,7 +140,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, rows, said):
 def test_parts_that_do_not_fit_are_refused(setting, change, said):
     with pytest.raises(ValueError, match=said):
         replace(setting.files, **change)
-    with pytest.raises(ValueError, match="longest=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="longest=0: give at least 1"):
         replace(setting, longest=0)
     long = replace(setting, row_length=10_000)
     with pytest.raises(ValueError, match="raw/forget of .* tokens, and a row takes row_length=100"):

@@ -18,7 +18,7 @@ from undo_jax.evals import answer_scores, rouge
 from undo_jax.evals.scoring import compare_with_oracle, score_at_end
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.setting import check_metrics
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 
 LM = RunningSums(264)
 TEMPLATE = "{question} {answer}!"
@@ -183,12 +183,12 @@ def test_comparisons_want_an_oracle_or_say_what_they_can(setting, judged):
 
 
 def test_a_setting_is_its_content(setting, tmp_path):
-    described = plain(setting)
+    described = to_json(setting)
     assert json.loads(json.dumps(described)) == described
     elsewhere = replace(setting, files=TofuFiles(write_tofu(tmp_path)))
-    assert plain(elsewhere) == described
+    assert to_json(elsewhere) == described
     write_lines(tmp_path / "retain90.json", [{"question": "Hat?", "answer": "None."}])
-    assert plain(replace(setting, files=TofuFiles(tmp_path))) != described
+    assert to_json(replace(setting, files=TofuFiles(tmp_path))) != described
 
 
 @pytest.mark.parametrize(
@@ -216,8 +216,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, row, said):
     ("change", "said"),
     [
         ({"template": "{answer}"}, "give one {question}, and then one {answer}"),
-        ({"row_length": 0}, "row_length=0: it must be at least 1"),
-        ({"new_tokens": 0}, "new_tokens=0: it must be at least 1"),
+        ({"row_length": 0}, "row_length=0: give at least 1"),
+        ({"new_tokens": 0}, "new_tokens=0: give at least 1"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(setting, change, said):

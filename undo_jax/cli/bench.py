@@ -17,9 +17,9 @@ from undo_jax.cli.step_source import NO_PRESETS, Asked, Presets
 from undo_jax.fit.bench import flops, measure, peak, split
 from undo_jax.fit.facts import which
 from undo_jax.fit.step import rows_per_chip
-from undo_jax.logs.log import brief, short
+from undo_jax.logs.log import format_number, format_seconds
 from undo_jax.runner.load_experiment import errors_of_users
-from undo_jax.runtime.device_memory import text as memory
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
 from undo_jax.training.train_spec import TrainSpec
 
@@ -104,8 +104,8 @@ def describe(work: TrainSpec, mesh: Mesh, steps: int, trace: str | None = None) 
 def table(facts: Mapping[str, Any]) -> str:
     """What `describe` found, in 80 columns."""
     mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items()) or "of one device"
-    seconds = {name: brief(value) for name, value in facts["seconds"].items()}
-    cost = {name: short(value) for name, value in facts["flops_per_token"].items()}
+    seconds = {name: format_seconds(value) for name, value in facts["seconds"].items()}
+    cost = {name: format_number(value) for name, value in facts["flops_per_token"].items()}
     mfu, full = facts["mfu"], facts["peak_bytes"]
     return "\n".join(
         [
@@ -113,16 +113,16 @@ def table(facts: Mapping[str, Any]) -> str:
             f"mesh {mesh}",
             *which(facts),
             f"{facts['rows']} rows of {facts['row_length']} tokens "
-            f"({short(facts['rows_per_device'])} a device), remat {facts['remat']}",
+            f"({format_number(facts['rows_per_device'])} a device), remat {facts['remat']}",
             "",
-            f"tokens/s   {short(facts['tokens_per_second'])}",
+            f"tokens/s   {format_number(facts['tokens_per_second'])}",
             f"step       {seconds['step']}; waited for: {seconds['p50']}, "
             f"p10 {seconds['p10']}, p90 {seconds['p90']}",
             f"compile    {seconds['compile']}",
             f"MFU        {'the peak of this device is not known' if mfu is None else f'{mfu:.1%}'}",
-            f"FLOPs      {short(facts['flops_per_second'])}/s; a token {cost['total']}: body "
-            f"{cost['body']}, head {cost['head']}, references {cost['references']}",
-            f"memory     {'this device does not tell' if full is None else memory(full)}",
+            f"FLOPs      {format_number(facts['flops_per_second'])}/s; a token {cost['total']}: "
+            f"body {cost['body']}, head {cost['head']}, references {cost['references']}",
+            f"memory     {'this device does not tell' if full is None else format_bytes(full)}",
         ]
     )
 
@@ -161,7 +161,7 @@ def scaling(facts: Mapping[str, Any]) -> str:
             gain = one["tokens_per_second"] / first["tokens_per_second"]
             lines.append(
                 f"{kind:<7}  {one['devices']:>7}  {one['rows']:>5}  "
-                f"{short(one['tokens_per_second']):>8}  "
+                f"{format_number(one['tokens_per_second']):>8}  "
                 f"{gain * first['devices'] / one['devices']:>10.0%}"
             )
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from undo_jax.report.compare import Side, grid, legend, unmatched
 from undo_jax.report.studies import Study
 from undo_jax.report.tables import Grid
 from undo_jax.workdir import inventory
-from undo_jax.workdir.inventory import Listed
+from undo_jax.workdir.inventory import StoredExperiment
 
 A = Annotated[Positional[str], arg(metavar="A")]
 B = Annotated[Positional[str], arg(metavar="B")]
@@ -42,10 +42,10 @@ def side(said: str) -> Side:
     if (place / "config.json").exists():
         return _of_artifact(place)
     if place.suffix == ".json":
-        found = [inventory.read_listing(place, {})]
+        found = [inventory.read_experiment(place, {})]
     else:
         paths = sorted(place.glob("experiment-*.json"))
-        found = [inventory.read_listing(path, {}) for path in paths]
+        found = [inventory.read_experiment(path, {}) for path in paths]
     one = _chosen(place, [one for one in found if not model or model in _models(one)], model)
     return Side(Study("", read_logs(one.path.parent, one.name)), model)
 
@@ -65,7 +65,7 @@ def _split(said: str) -> tuple[epath.Path, str]:
 def _of_artifact(folder: epath.Path) -> Side:
     """The model with a seed that is in a folder."""
     for path in sorted(folder.parent.glob("experiment-*.json")):
-        one = inventory.read_listing(path, {})
+        one = inventory.read_experiment(path, {})
         for entry in one.content.get("models", []):
             if entry["artifact"] == folder.name:
                 study = Study("", read_logs(folder.parent, one.name))
@@ -73,11 +73,11 @@ def _of_artifact(folder: epath.Path) -> Side:
     raise ValueError(f"{folder} is no model of a report: give one of those that `list` names")
 
 
-def _models(one: Listed) -> list[str]:
+def _models(one: StoredExperiment) -> list[str]:
     return [entry["model"] for entry in one.content.get("models", [])]
 
 
-def _chosen(place: epath.Path, found: list[Listed], model: str) -> Listed:
+def _chosen(place: epath.Path, found: list[StoredExperiment], model: str) -> StoredExperiment:
     """The only one. Raises ValueError for none or several, and what is wrong with it."""
     what = f"experiment with a model {model!r}" if model else "experiment"
     if not found:

@@ -11,7 +11,7 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.data.train_tokenizer import train_tokenizer as train
-from undo_jax.logs.log import console, short
+from undo_jax.logs.log import console, format_number
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def pack(
     used = sum(counts[name]["tokens_in_rows"] for name in corpus.splits)
     console.print(
         f"{out}: {rows} of {row_length} from {counts['documents']} documents "
-        f"({counts['duplicates']} duplicates); {used / tokens:.1%} of {short(tokens)} tokens",
+        f"({counts['duplicates']} duplicates); {used / tokens:.1%} of "
+        f"{format_number(tokens)} tokens",
         soft_wrap=True,
         highlight=False,
     )

@@ -14,14 +14,14 @@ from undo_jax.cli.devices import ALONE
 from undo_jax.cli.flags import MaybeInt, MaybeText, Switch, Texts, Workdir
 from undo_jax.demo.description import View, check_view, describe, official_step, question
 from undo_jax.demo.desk import Desk
-from undo_jax.demo.models import Column, columns, missing, seed_of, steps
+from undo_jax.demo.models import ModelColumn, columns, missing, seed_of, steps
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
-from undo_jax.logs.log import console, waiting
+from undo_jax.logs.log import console, show_waiting
 from undo_jax.paper import Paper
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.atomic_files import publish, read_json, writing
+from undo_jax.runtime.atomic_files import read_json, report_full_disk, write_atomically
 
 NEW_TOKENS = 16
 FILE, TITLE = "index.html", b"what did unlearning remove?</title>"
@@ -90,7 +90,7 @@ def demo(
     examples = examples_of(run.place.experiment.setting, prompts_file)
     desk, known = Desk(run, shown, new_tokens), steps(shown)
     asked = [question(example) for example in examples]
-    with waiting(f"{len(examples)} questions to {len(shown)} models at {len(known)} steps"):
+    with show_waiting(f"{len(examples)} questions to {len(shown)} models at {len(known)} steps"):
         by_step = [desk.replies(asked, step) for step in known] if asked else []
     lost = _missing(run, shown, file, config)
     notes: list[tuple[str, str | None]] = [(STRONGEST, None)]
@@ -118,9 +118,9 @@ def demo(
     if serve:
         return _serve(html, desk, known, described["ends"], named, (host, port))
     folder = epath.Path(out or epath.Path(workdir) / f"demo-{run.logs.name}")
-    with writing(folder, "begins anew"):
+    with report_full_disk(folder, "begins anew"):
         folder.mkdir(parents=True, exist_ok=True)
-        publish(folder / FILE, html.encode(errors="replace"))
+        write_atomically(folder / FILE, html.encode(errors="replace"))
     console.print(f"demo: {folder / FILE}", soft_wrap=True, highlight=False)
 
 
@@ -191,7 +191,7 @@ def _words(workdir: epath.Path, name: str) -> list[str]:
         return []
 
 
-def _lead(run: Run, shown: list[Column], seed: int | None) -> str:
+def _lead(run: Run, shown: list[ModelColumn], seed: int | None) -> str:
     logs = run.logs
     of = f"run {logs.name}" if seed is None else f"run {logs.name}, seed {seed},"
     oracle = ORACLE * any(one.role == "oracle" and bool(one.strongest) for one in shown)
@@ -199,7 +199,7 @@ def _lead(run: Run, shown: list[Column], seed: int | None) -> str:
 
 
 def _missing(
-    run: Run, shown: list[Column], file: str, config: Any
+    run: Run, shown: list[ModelColumn], file: str, config: Any
 ) -> tuple[str, str | None] | None:
     """Which steps cannot be shown, and the command that keeps them."""
     lost, size = missing(shown)
@@ -207,7 +207,7 @@ def _missing(
         return None
     said = (
         f"Of the attack's evaluated steps, {len(lost)} cannot be shown, not being on disk (about "
-        f"{device_memory.text(size)} for these models)"
+        f"{device_memory.format_bytes(size)} for these models)"
     )
     known = steps(shown)
     ends = {known[0], known[-1]} - {*lost}  # on disk anyway, but if the last one is lost

@@ -109,7 +109,7 @@ def join(processes: Processes) -> None:
     """
     if processes.coordinator is not None:  # then `processes` and `process` are given, too
         here, count = processes.process or 0, processes.processes or 1
-        process_watch.meet(processes.coordinator, here, count, PATIENCE)
+        process_watch.connect_processes(processes.coordinator, here, count, PATIENCE)
     elif not processes.distributed:
         return
     try:
@@ -127,5 +127,5 @@ def join(processes: Processes) -> None:
             "--processes and --process, and start them together"
         ) from error
     if processes.coordinator is None:
-        process_watch.find()
+        process_watch.connect_found_processes()
     console.quiet = jax.process_index() != 0

@@ -33,9 +33,9 @@ from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import ExperimentSource, errors_of_users, load
 from undo_jax.runtime import signals
-from undo_jax.runtime.atomic_files import publish, writing
+from undo_jax.runtime.atomic_files import report_full_disk, write_atomically
 from undo_jax.runtime.mesh import parse_mesh
-from undo_jax.runtime.workdir_lock import hold
+from undo_jax.runtime.workdir_lock import lock_folder
 
 SCALARS = "Scalars of the experiment, with the values that its file gives them."
 PLACE = ("__module__", "__firstlineno__")  # of a class's source; the second from Python 3.13 on
@@ -76,14 +76,14 @@ def run(
         mesh: devices along each axis, e.g. data=4,fsdp=2; -1: all that are left.
         sinks: where records go besides, e.g. tensorboard wandb; the file's own sinks stay.
         scores: scores of finished models besides the setting's, e.g. cross_entropy repetition.
-        plan: train nothing: print what would be made and reused, its time and memory.
+        plan: train nothing: print what would be made and reused, its FLOPs, memory and known time.
         cache_teachers: store a teacher's hidden states in the workdir, once for all students.
     """
     if experiment is None:
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
     prepare_devices(processes)
     made_of = load_with_flags(experiment, mesh, flags)
-    named = tuple(map(sinking.find, sinks))
+    named = tuple(map(sinking.find_sink, sinks))
     named_scores = tuple(map(score_plugins.find, scores))
     made_of = dataclasses.replace(
         made_of,
@@ -92,8 +92,8 @@ def run(
     )
     workdir = workdir or f"runs/{made_of.name}"
     if plan:
-        signals.save_nothing()
-        planned = planner.plan(made_of, workdir, stage, model)
+        signals.expect_no_saves()
+        planned = planner.plan_run(made_of, workdir, stage, model)
         if jax.process_index() == 0:
             results.print(planning.table(made_of.name, planned))
         return
@@ -138,7 +138,7 @@ def figures(workdir: Workdir) -> None:
     Args:
         workdir: the folder of their runs; may be gs://.
     """
-    with writing(workdir, "begins anew"):
+    with report_full_disk(workdir, "begins anew"):
         page = paper_page.write(workdir, _publish)
     for figure in page.drawn:
         results.print(paper_page.claims_text(figure), soft_wrap=True)
@@ -151,16 +151,16 @@ def figures(workdir: Workdir) -> None:
 
 def _publish(folder: epath.Path, contents: Mapping[str, bytes]) -> None:
     """Write files, each of which appears whole, also where the same command runs twice at once."""
-    hold(folder)
+    lock_folder(folder)
     for name, data in contents.items():
-        publish(folder / name, data)
+        write_atomically(folder / name, data)
 
 
 def _report(workdir: str, name: str) -> str:
     """Write a report, or say why there is nothing to write."""
     if jax.process_index() == 0:
         try:
-            with writing(workdir, "writes the report"):
+            with report_full_disk(workdir, "writes the report"):
                 written = reporting.write(workdir, name, _publish)
         except reporting.EmptyError as error:
             return str(error)

@@ -22,7 +22,7 @@ from undo_jax.fit.flags import flags as presets_of
 from undo_jax.fit.least import check_work
 from undo_jax.fit.search import search as largest
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
-from undo_jax.logs.log import console, short, waiting
+from undo_jax.logs.log import console, format_number, show_waiting
 from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime.mesh import MeshShape, parse_mesh
 from undo_jax.training.train_spec import TrainSpec
@@ -106,7 +106,7 @@ def _compiled(program: Program, place: Slice, mesh: Mesh, options: Mapping[str, 
     what = f"{program.title['stage']} of {program.title['experiment']} for {place}"
     size = f"{work.training.batch_size} rows, remat {getattr(work.lm, 'remat', 'none')}"
     try:
-        with waiting(f"compiling {what}: {size}"):
+        with show_waiting(f"compiling {what}: {size}"):
             return compile_step(work, mesh, options)
     except OverflowError as error:  # sizes that JAX, or libtpu, cannot count
         check_work(work, mesh, names.rows, place.chip.hbm)
@@ -161,7 +161,7 @@ def _search(
     def tell(policy: str, rows: int, step: Step) -> None:
         verdict = "fits" if step.cost else "too large"
         console.print(
-            f"remat {policy}, {short(rows / mesh.shape['tensor'])} rows a chip at once: "
+            f"remat {policy}, {format_number(rows / mesh.shape['tensor'])} rows a chip at once: "
             f"{step.memory.total / GIB:.2f} GiB, {verdict}",
             highlight=False,
         )
@@ -177,9 +177,9 @@ def _search(
         print("remat  rows a chip    GiB  bound         tokens/s at most")
         for facts in found:
             print(
-                f"{facts['remat']:<5}  {short(facts['rows_per_chip']):>11}  "
+                f"{facts['remat']:<5}  {format_number(facts['rows_per_chip']):>11}  "
                 f"{facts['hbm']['total'] / GIB:>5.2f}  {facts['bound']:<12}  "
-                f"{short(facts['tokens_per_second']):>16}"
+                f"{format_number(facts['tokens_per_second']):>16}"
             )
     if not found:
         print(

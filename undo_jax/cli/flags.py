@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, SuppressFixed, arg
 
-from undo_jax.runtime.atomic_files import remote
+from undo_jax.runtime.atomic_files import is_remote
 
 # Arguments without a flag, under the names that a command's help gives them.
 ArtifactFolder = Annotated[Positional[str], arg(metavar="ARTIFACT")]
@@ -56,7 +56,7 @@ def check_workdir(place: str | None) -> None:
     """Raises ValueError for a workdir that is empty, or that is no folder."""
     if place == "":
         raise ValueError("the workdir is empty: give the name of a folder")
-    if place and not remote(place) and Path(place).exists() and not Path(place).is_dir():
+    if place and not is_remote(place) and Path(place).exists() and not Path(place).is_dir():
         raise ValueError(f"{place} is a file: give a folder as workdir")
 
 

@@ -33,7 +33,7 @@ from undo_jax.cli.init import init
 from undo_jax.cli.score import score
 from undo_jax.cli.weights import export_hf, import_hf
 from undo_jax.cli.workdirs import clean, list_workdir
-from undo_jax.logs.log import print_nowhere
+from undo_jax.logs.log import discard_output
 from undo_jax.runtime import process_watch, signals
 from undo_jax.runtime.signals import Preempted
 
@@ -96,17 +96,17 @@ def main(arguments: list[str] | None = None) -> None:
         sys.excepthook = _only_here
         sys.unraisablehook = _unraisable
     try:
-        with signals.raising(*signals.STOPS):
+        with signals.raise_on_signals(*signals.EXIT_STATUSES):
             if words[:1] != ["run"] and words[:2] != ["data", "pack"]:
-                signals.save_nothing()  # the same command begins anew
+                signals.expect_no_saves()  # the same command begins anew
             _find(words)()
     except (KeyboardInterrupt, Preempted) as stop:
-        _say(signals.told(stop))
+        _say(signals.describe_stop(stop))
         sys.exit(signals.PREEMPTED if isinstance(stop, Preempted) else signals.INTERRUPTED)
     except (ValueError, OSError, ImportError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
-            return print_nowhere(sys.stdout)
-        process_watch.explain(error)
+            return discard_output(sys.stdout)
+        process_watch.exit_if_another_failed(error)
         said = _of_system(error) if isinstance(error, OSError) else str(error)
         if isinstance(error, jax.errors.JaxRuntimeError):
             if EXHAUSTED not in said:
@@ -206,7 +206,7 @@ def _say(line: str) -> None:
     try:
         print(line, file=sys.stderr)
     except BrokenPipeError:
-        print_nowhere(sys.stderr)
+        discard_output(sys.stderr)
 
 
 def _only_here(*error: Any) -> None:
@@ -218,4 +218,4 @@ def _only_here(*error: Any) -> None:
 def _unraisable(what: Any) -> None:
     """Ignore that other writes find Orbax's event loop closed after one write has failed."""
     if str(what.exc_value) != "Event loop is closed":
-        signals.unraisable(what)
+        signals.unraisable_hook(what)

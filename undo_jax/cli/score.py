@@ -23,11 +23,11 @@ from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runner.score_models import ScoreCounts, score_models
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.atomic_files import writing
+from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import make_mesh_without_sweep
-from undo_jax.runtime.workdir_lock import claimed
+from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.workdir import inventory
-from undo_jax.workdir.inventory import Listed
+from undo_jax.workdir.inventory import StoredExperiment
 
 Names = Annotated[Positional[tuple[str, ...]], arg(metavar="NAMES", help_behavior_hint="")]
 
@@ -57,13 +57,14 @@ def score(
         raise ValueError(f"which scores? choose from {', '.join(score_plugins.names())}")
     check_distinct("names", names)
     prepare_devices(processes)  # before an experiment, which may compute
-    listed = inventory.experiments(workdir)  # raises FileNotFoundError without a workdir
+    listed = inventory.scan_experiments(workdir)  # raises FileNotFoundError without a workdir
     experiments = [load(experiment).experiment()] if experiment else _recorded(workdir, listed)
-    scores = [[_find(name, one) for name in names] for one in experiments]  # before any is computed
+    # all names are looked up before anything is computed
+    scores = [[_find(name, made_of) for name in names] for made_of in experiments]
     seen: set[str] = set()
     counts = [
-        _score(one, epath.Path(workdir), its_scores, again, seen)
-        for one, its_scores in zip(experiments, scores, strict=True)
+        _score(made_of, epath.Path(workdir), its_scores, again, seen)
+        for made_of, its_scores in zip(experiments, scores, strict=True)
     ]
     scored, complete, without_params = map(sum, zip(*counts, strict=True))
     if not seen:
@@ -77,7 +78,7 @@ def score(
         results.print(f"{message}; `undo-jax report {workdir}` shows them", soft_wrap=True)
 
 
-def _recorded(workdir: str, listed: Sequence[Listed]) -> list[Experiment]:
+def _recorded(workdir: str, listed: Sequence[StoredExperiment]) -> list[Experiment]:
     """Returns the experiments that made a workdir, from the commands of its runs.
 
     Raises FileNotFoundError if the workdir has no experiment, and ValueError if one has no command
@@ -86,17 +87,17 @@ def _recorded(workdir: str, listed: Sequence[Listed]) -> list[Experiment]:
     if not listed:
         raise FileNotFoundError(f"{workdir} holds no run: give the workdir of one")
     commands: dict[tuple[str, str | None, tuple[str, ...]], None] = {}
-    for one in listed:
-        if one.wrong:
-            raise ValueError(one.wrong)
-        runs = one.content.get("runs") or []
+    for listing in listed:
+        if listing.wrong:
+            raise ValueError(listing.wrong)
+        runs = listing.content.get("runs") or []
         parsed = [_parse_run(str(entry.get("command", ""))) for entry in runs]
-        found = [command for command in parsed if command is not None]
-        if not found:
+        if not any(parsed):
             raise ValueError(
-                f"{workdir} does not tell which file made {one.name}: give it as --experiment FILE"
+                f"{workdir} does not tell which file made {listing.name}: give it as "
+                "--experiment FILE"
             )
-        commands |= dict.fromkeys(found)
+        commands |= dict.fromkeys(filter(None, parsed))
     return [load_with_flags(*command) for command in commands]
 
 
@@ -119,8 +120,8 @@ def _bind_run(*arguments: Any, **keywords: Any) -> dict[str, Any]:
 
 def _find(name: str, experiment: Experiment) -> Score:
     """Returns the experiment's own score of a name, or the one in undo_jax/scores."""
-    own = {score_name(score): score for score in experiment.scores}
-    return own[name] if name in own else score_plugins.find(name)
+    own_scores = {score_name(score): score for score in experiment.scores}
+    return own_scores.get(name) or score_plugins.find(name)
 
 
 def _score(
@@ -132,7 +133,11 @@ def _score(
 ) -> ScoreCounts:
     """Scores the finished models of an experiment whose folders are not in `seen`; adds them."""
     mesh, setting = make_mesh_without_sweep(experiment.mesh), experiment.setting
-    with jax.set_mesh(mesh), claimed(workdir), writing(workdir, "goes on with the next model"):
+    with (
+        jax.set_mesh(mesh),
+        lock_workdir(workdir),
+        report_full_disk(workdir, "goes on with the next model"),
+    ):
         planned = build_graph(experiment.recipes().values(), experiment.seeds, setting, workdir)
         folders = {model.artifact.folder.name: model for model in planned.models}
         models = [m for name, m in folders.items() if name not in seen and m.artifact.finished]

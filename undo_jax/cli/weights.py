@@ -18,8 +18,9 @@ from undo_jax.models.adapters import merged
 from undo_jax.models.architecture import Adapters
 from undo_jax.models.rope import scaling_of
 from undo_jax.models.transformer import Transformer
-from undo_jax.runtime.atomic_files import absolute, read_json
+from undo_jax.runtime.atomic_files import absolute_path, read_json
 from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runtime.processes import barrier
 from undo_jax.store import artifacts, param_checkpoint
 from undo_jax.store.artifacts import Artifact
 
@@ -48,15 +49,15 @@ def import_hf(
     lm, path = hf_folder.read_config(folder), epath.Path(out)
     if path.exists() and not _abandoned(path):
         raise FileExistsError(f"{path} exists: give a new folder")
-    said = {n: v for n, v in artifacts.plain(lm).items() if n not in hf_folder.UNSTATED}
+    said = {n: v for n, v in artifacts.to_json(lm).items() if n not in hf_folder.UNSTATED}
     asked = epath.Path(folder), lm, bos_token, without_tokenizer
     described, words = tokenizer_of_artifact.imported(*asked)
     about = {"tokenizer": described, "licence": card.licence(epath.Path(folder))}
     base = Artifact(path.parent, "import", "base", 0, {"model": said}, (), about, path.name)
     params = hf.load(folder, lm, mesh_of(lm))
-    artifacts.wait(f"import {path.name}")  # else a late process would find OUT already begun
-    artifacts.begin(base)
-    artifacts.keep(base, params, {})
+    barrier(f"import {path.name}")  # else a late process would find OUT already begun
+    artifacts.prepare_folder(base)
+    artifacts.save_artifact(base, params, {})
     if jax.process_index() == 0:
         lm = dataclasses.replace(lm, used=words if words < lm.vocabulary else None)
         print(f"model={expression(lm)}")
@@ -100,7 +101,7 @@ def export_hf(
     join(processes)
     folder = epath.Path(artifact)
     lm = model(folder)
-    if absolute(folder) in absolute(epath.Path(out)).parents:
+    if absolute_path(folder) in absolute_path(epath.Path(out)).parents:
         raise ValueError(f"{out} is inside the artifact {folder}: give a folder outside")
     params = param_checkpoint.restore(folder / "params", lm, mesh_of(lm))
     lm, params = merged(lm, params)  # there is no place for adapters in a folder of this kind
@@ -115,7 +116,7 @@ def model(artifact: epath.Path) -> Transformer:
 
     Raises FileNotFoundError where there is no finished artifact and ValueError for another model.
     """
-    fields = artifacts.described_model(artifact)
+    fields = artifacts.read_finished_model(artifact)
     kind, known = fields.pop("type"), {field.name for field in dataclasses.fields(Transformer)}
     unknown = sorted(fields.keys() - known)
     if kind != Transformer.__name__ or unknown:

@@ -14,11 +14,11 @@ from undo_jax.graph.model_graph import build_graph
 from undo_jax.logs.log import console, results
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import workdir_lock
-from undo_jax.runtime.atomic_files import absolute, remote
-from undo_jax.runtime.device_memory import text as memory
+from undo_jax.runtime.atomic_files import absolute_path, is_remote
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.workdir import cleaning, inventory
 from undo_jax.workdir.cleaning import Cleaning
-from undo_jax.workdir.inventory import Found, Listed
+from undo_jax.workdir.inventory import StoredArtifact, StoredExperiment
 
 Files = Annotated[Positional[tuple[str, ...]], arg(metavar="FILES", help_behavior_hint="")]
 NONE = "–"
@@ -31,8 +31,8 @@ def list_workdir(workdir: Workdir) -> None:
     Args:
         workdir: the folder of their runs; may be gs://.
     """
-    there = inventory.artifacts(workdir)
-    found = inventory.experiments(workdir, there)
+    there = inventory.scan_artifacts(workdir)
+    found = inventory.scan_experiments(workdir, there)
     if not there and not found:
         raise FileNotFoundError(f"{workdir} holds no run: give the workdir of one")
     now = datetime.datetime.now().timestamp()
@@ -44,40 +44,40 @@ def list_workdir(workdir: Workdir) -> None:
         results.print("of no experiment that is listed:", soft_wrap=True)
         rows = [(stage, some) for stage, some in _by_stage(others).items()]
         results.print(*_table(rows, now), sep="\n", soft_wrap=True, highlight=False)
-    root = absolute(epath.Path(workdir))
-    total, running = inventory.usage(root)[0], workdir_lock.busy(root)
+    root = absolute_path(epath.Path(workdir))
+    total, running = inventory.disk_usage(root)[0], workdir_lock.is_locked(root)
     results.print(
-        f"{len(there)} artifacts; {memory(total)} in all, with saves and reports"
+        f"{len(there)} artifacts; {format_bytes(total)} in all, with saves and reports"
         + ("; a run writes here now" if running else ""),
         soft_wrap=True, highlight=False,
     )  # fmt: skip
 
 
-def experiment_lines(one: Listed, now: float) -> list[str]:
+def experiment_lines(one: StoredExperiment, now: float) -> list[str]:
     """An experiment's line, and one for each of its models."""
     if one.wrong:
         return [f"{one.name}: {one.wrong}", ""]
     left = len(one.missing)
     state = f"{left} of {len(one.owners)} unfinished" if left else "finished"
-    groups: dict[str, list[Found]] = {model: [] for model in one.owners.values()}
+    groups: dict[str, list[StoredArtifact]] = {model: [] for model in one.owners.values()}
     for folder, made in one.artifacts.items():
         groups[one.owners[folder]].append(made)
     lists = {model: list(one.owners.values()).count(model) for model in groups}
     earlier = {entry["model"] for entry in one.content["models"] if entry.get("earlier")}
     rows = [(f"{m} (earlier)" if m in earlier else m, some) for m, some in groups.items()]
-    size = memory(sum(made.bytes for made in one.artifacts.values()))
+    size = format_bytes(sum(made.bytes for made in one.artifacts.values()))
     return [f"{one.name}: {state}, {size}", *_table(rows, now, list(lists.values())), ""]
 
 
-def _by_stage(some: Iterable[Found]) -> dict[str, list[Found]]:
-    found: dict[str, list[Found]] = {}
+def _by_stage(some: Iterable[StoredArtifact]) -> dict[str, list[StoredArtifact]]:
+    found: dict[str, list[StoredArtifact]] = {}
     for one in some:
         found.setdefault(one.stage, []).append(one)
     return found
 
 
 def _table(
-    rows: Sequence[tuple[str, Sequence[Found]]], now: float, wanted: Sequence[int] = ()
+    rows: Sequence[tuple[str, Sequence[StoredArtifact]]], now: float, wanted: Sequence[int] = ()
 ) -> list[str]:
     """Lines of a table: finished artifacts of all, by stage, size, age of the last one."""
     cells = [("model" if wanted else "stage", "stages", "finished", "size", "age")]
@@ -87,7 +87,7 @@ def _table(
         size, last = sum(one.bytes for one in some), max((one.changed for one in some), default=0)
         told = " ".join(f"{stage}×{len(of)}" for stage, of in stages.items()) or NONE
         age = duration(now - last) if last else NONE
-        cells.append((name, told, f"{done}/{count}", memory(size), age))
+        cells.append((name, told, f"{done}/{count}", format_bytes(size), age))
     if not wanted:  # a row is a stage
         cells = [(name, "", *others) for name, _, *others in cells]
     widths = [max(len(row[column]) for row in cells) for column in range(5)]
@@ -130,29 +130,29 @@ def clean(
     if not files:
         raise ValueError("which experiments stay? e.g. undo-jax clean runs/mine/experiment-x.json")
     place = epath.Path(workdir) if workdir else _only(sorted({str(_workdir(f)) for f in files}))
-    if remote(place):
+    if is_remote(place):
         raise ValueError(f"{place}: a bucket has no locks, so a run could write there: use a disk")
     if not place.is_dir():
         raise FileNotFoundError(f"there is no workdir {place}: give --workdir")
-    with workdir_lock.claimed(place, patience=0):
+    with workdir_lock.lock_workdir(place, patience=0):
         keep = {name for file in files for name in reached(file, place, parameters_only)}
-        how = cleaning.parameters if parameters_only else cleaning.whole
-        found = how(absolute(place), keep)
+        how = cleaning.plan_params_cleaning if parameters_only else cleaning.plan_cleaning
+        found = how(absolute_path(place), keep)
         for line in told(found, parameters_only):
             results.print(line, soft_wrap=True, highlight=False)
         if not found.removals and not found.listings:
             return
-        if not (yes or _agreed(f"remove {memory(found.bytes)} from {place}? [y/N] ")):
+        if not (yes or _agreed(f"remove {format_bytes(found.bytes)} from {place}? [y/N] ")):
             results.print("nothing is removed")
             return
-        gone = list(cleaning.carry_out(found))
-        console.print(f"removed {memory(sum(one.bytes for one in gone))}", soft_wrap=True)
+        gone = list(cleaning.apply_cleaning(found))
+        console.print(f"removed {format_bytes(sum(one.bytes for one in gone))}", soft_wrap=True)
 
 
 def reached(file: str, workdir: epath.Path, models_only: bool) -> set[str]:
     """Names of folders of an experiment's artifacts, or of its models alone."""
     if file.endswith(".json"):
-        one = inventory.read_listing(epath.Path(file), {})
+        one = inventory.read_experiment(epath.Path(file), {})
         if one.wrong:
             raise ValueError(one.wrong)
         own = {entry["artifact"] for entry in one.content["models"]}
@@ -175,14 +175,14 @@ def told(found: Cleaning, parameters_only: bool) -> list[str]:
     for one in found.removals:
         kinds.setdefault(one.what, []).append(one.bytes)
     of = "parameters of " if parameters_only else ""
-    lines = [f"  {of}{len(s)} × {kind}: {memory(sum(s))}" for kind, s in kinds.items()]
+    lines = [f"  {of}{len(s)} × {kind}: {format_bytes(sum(s))}" for kind, s in kinds.items()]
     for path, content in found.listings.items():
         left = "is removed" if content is None else f"lists {len(content['models'])} models"
         lines.append(f"  {path.name} {left}")
     lines += [f"  stays, for it is not ours or damaged: {name}" for name in found.stays]
     if not kinds and not found.listings:
         return ["nothing to remove", *lines]
-    return [f"{len(found.removals)} to remove, {memory(found.bytes)}:", *lines]
+    return [f"{len(found.removals)} to remove, {format_bytes(found.bytes)}:", *lines]
 
 
 def _workdir(file: str) -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from undo_jax.data.files import Records, local, read_rows, reading
-from undo_jax.runtime.atomic_files import parse
+from undo_jax.runtime.atomic_files import parse_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -90,7 +90,7 @@ class Corpus:
                 f"{self.folder} is no finished corpus, it has no {MANIFEST}: pack it as the "
                 "experiment's file says, or go on with the command that began it"
             )
-        manifest = parse(text, str(path), "pack the corpus again")
+        manifest = parse_json(text, str(path), "pack the corpus again")
         version = manifest.get("version") if isinstance(manifest, dict) else None
         if version != VERSION:
             raise ValueError(

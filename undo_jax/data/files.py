@@ -12,6 +12,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from undo_jax.runtime.atomic_files import atomic_file
+
 CACHE = "UNDO_JAX_CACHE"  # compiled programs, local copies of files; default ~/.cache/undo_jax
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice
 
@@ -120,9 +122,9 @@ def local(path: epath.Path) -> str:
         copy = cache() / "files" / f"{key}-{path.name}"
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
-            path.copy(unfinished, overwrite=True)
-            os.replace(unfinished, copy)
+            temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
+            with atomic_file(epath.Path(copy), epath.Path(temporary)):
+                path.copy(temporary, overwrite=True)
     return str(copy)
 
 

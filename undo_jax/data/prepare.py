@@ -39,9 +39,9 @@ from undo_jax.data.shards import (
 )
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.logs.log import console, short
+from undo_jax.logs.log import console, format_number
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.atomic_files import publish, read_json, write_json
+from undo_jax.runtime.atomic_files import read_json, write_atomically, write_json
 
 Job = tuple[Any, ...]  # arguments of a step after the plan
 
@@ -106,7 +106,7 @@ def _check(
         raise ValueError("the source has no shards: give at least one file")
     if length < 1:
         raise ValueError(f"row_length is {length}: rows need at least 1 input token")
-    device_memory.check(f"row_length={length}", 4 * (length + 1), device_memory.host())
+    device_memory.check_fits(f"row_length={length}", 4 * (length + 1), device_memory.host_bytes())
     if not 0 <= seed < 2**128:
         raise ValueError(f"seed is {seed}: it must be 0 or more, and below 2^128")
     if not 0 <= share < 1:
@@ -182,7 +182,7 @@ def _pack(plan: Plan, parts: Sequence[Part], fates: Sequence[np.ndarray], worker
     start = time.monotonic()
     with _bar("packing", total) as show:
         for _, documents, tokens in _run(pack, plan, jobs, workers):
-            rate = short(tokens / max(time.monotonic() - start, 1e-3))
+            rate = format_number(tokens / max(time.monotonic() - start, 1e-3))
             show(before + documents, f"{before + documents}/{total} documents, {rate} tok/s")
 
 
@@ -215,7 +215,7 @@ def _finish(
             )
     content = {"version": VERSION, "settings": settings, "counts": counts, "files": files}
     marked = {"fingerprint": fingerprint(content), **content}
-    publish(plan.folder / MANIFEST, json.dumps(marked, indent=1))
+    write_atomically(plan.folder / MANIFEST, json.dumps(marked, indent=1))
 
 
 def _duplicates(fate: np.ndarray) -> int:

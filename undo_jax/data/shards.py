@@ -8,7 +8,6 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from etils import epath
 from undo_jax.data.packing import cut, join
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.runtime.atomic_files import flush, remote, write_json
+from undo_jax.runtime.atomic_files import atomic_file, write_json
 
 SPLITS = ("train", "validation")
 DUPLICATE = len(SPLITS)  # of a document that is in neither split
@@ -258,17 +257,6 @@ def writing(path: epath.Path) -> Iterator[RowFile]:
 @contextmanager
 def publishing(path: epath.Path) -> Iterator[str]:
     """A local path to write to; if the block raises no error, the file is then moved to `path`."""
-    if remote(path):
-        with tempfile.TemporaryDirectory() as folder:
-            yield f"{folder}/{path.name}"
-            epath.Path(f"{folder}/{path.name}").copy(path, overwrite=True)
-    else:
-        work = path.parent if path.parent.name == WORK else path.parent / WORK
-        unfinished = work / f"{path.name}.{os.getpid()}.tmp"
-        try:
-            yield os.fspath(unfinished)
-            flush(unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)  # the disk is full, or we are asked to stop
-        flush(path.parent)
+    work = path.parent if path.parent.name == WORK else path.parent / WORK
+    with atomic_file(path, work / f"{path.name}.{os.getpid()}.tmp") as temporary:
+        yield os.fspath(temporary)

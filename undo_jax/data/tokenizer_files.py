@@ -12,7 +12,7 @@ from undo_jax.data.tokenizers import WORD, Bytes, Characters, Tokenizer, Words
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.models import hf_special
 from undo_jax.models.hf_special import IDS, SETTINGS, text_of
-from undo_jax.runtime.atomic_files import absolute
+from undo_jax.runtime.atomic_files import absolute_path
 
 BOS = "<bos>"  # for tokenizers whose tokens have no names
 OWN = "{} is a tokenizer of the experiment's own"
@@ -31,7 +31,7 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     fields = dataclasses.fields(KINDS[name]) if type(tokenizer) in KINDS.values() else ()
     content = {"type": name, **{field.name: getattr(tokenizer, field.name) for field in fields}}
     if "path" in content:
-        content["path"] = os.fspath(absolute(epath.Path(content["path"])))
+        content["path"] = os.fspath(absolute_path(epath.Path(content["path"])))
     said = generation(tokenizer)
     more = {"generation": said} if said else {}
     return {**content, "fingerprint": tokenizer.fingerprint, "ids": ids(tokenizer), **more}

@@ -12,6 +12,7 @@ from etils import epath
 from undo_jax.data.files import missing, reading
 from undo_jax.data.sources import Shard
 from undo_jax.data.trained_tokenizers import SentencePiece
+from undo_jax.runtime.atomic_files import write_atomically
 
 LONGEST = 4096  # bytes of a sentence; SentencePiece skips longer ones
 OWN = 258  # pieces that every vocabulary has: 256 bytes, BOS and unknown
@@ -54,9 +55,7 @@ def train_tokenizer(
     model = _train(sample, vocab_size, model_type, character_coverage)
     with reading(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.parent / f".{path.name}.{os.getpid()}.tmp"
-        unfinished.write_bytes(model)
-        unfinished.replace(path)
+        write_atomically(path, model)
     return SentencePiece(os.fspath(path))
 
 

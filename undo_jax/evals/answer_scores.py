@@ -18,7 +18,7 @@ from undo_jax.evals.requests import padded, prompts
 from undo_jax.evals.texts import text_of
 from undo_jax.evals.token_stats import TokenStats, compute_token_stats
 from undo_jax.ops import head
-from undo_jax.runtime.sharding import BY_ROWS, pad_rows, place
+from undo_jax.runtime.sharding import BY_ROWS, constrain, pad_rows
 from undo_jax.types import LM, Params, Rows
 
 LONGEST = 2**30  # tokens of a row
@@ -150,9 +150,9 @@ def write_continuations(
 @partial(jax.jit, static_argnames="lm")
 def _group_stats(lm: LM, params: Params, rows: Rows) -> TokenStats:
     """Computes the statistics of a group of rows, on every process."""
-    count, rows = len(rows.inputs), place(pad_rows(rows), BY_ROWS)
+    count, rows = len(rows.inputs), constrain(pad_rows(rows), BY_ROWS)
     stats = compute_token_stats(lm, lm.rounded(params), rows)
-    return place(jax.tree.map(lambda x: x[:count], stats), WHOLE)
+    return constrain(jax.tree.map(lambda x: x[:count], stats), WHOLE)
 
 
 def _rows(texts: Sequence[ScoredText], length: int, size: int) -> Rows:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.ops import head
-from undo_jax.runtime.sharding import BY_ROWS, pad_rows, place
+from undo_jax.runtime.sharding import BY_ROWS, constrain, pad_rows
 from undo_jax.types import LM, Cache, Key, Params, Rules, used
 
 WHOLE: Rules = (("", P()),)  # replicated, so that every process can read it
@@ -58,7 +58,7 @@ def generate(
     stop = -1 if stop is None else stop  # -1: no token
     state = begin(lm, params, prompts, lengths, new_tokens=new_tokens, stop=stop)
     state = advance(lm, params, state, key, new_tokens, temperature=temperature, stop=stop)
-    return place(state.written[: len(prompts)], WHOLE)
+    return constrain(state.written[: len(prompts)], WHOLE)
 
 
 def begin(
@@ -77,14 +77,14 @@ def begin(
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: write at least one")
     mesh, (count, time) = jax.sharding.get_abstract_mesh(), prompts.shape
-    prompts = place(pad_rows(prompts), BY_ROWS)
+    prompts = constrain(pad_rows(prompts), BY_ROWS)
     batch, end = prompts.shape[0], jnp.ravel(stop)[0]
     lengths = jnp.pad(lengths, (0, batch - count), constant_values=1)
     cache = lm.empty_cache(batch, time + new_tokens)
-    cache = place(cache, lm.cache_rules(mesh.shape.get("tensor", 1)))
+    cache = constrain(cache, lm.cache_rules(mesh.shape.get("tensor", 1)))
     hidden, cache = lm.extend(params, cache, prompts, jnp.zeros_like(lengths))
     hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
-    written = place(jnp.full((batch, new_tokens), end, jnp.int32), BY_ROWS)
+    written = constrain(jnp.full((batch, new_tokens), end, jnp.int32), BY_ROWS)
     return Writing(jnp.int32(0), hidden, cache, written, jnp.arange(batch) >= count, lengths)
 
 

@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 from undo_jax.evals import generate
 from undo_jax.evals.generate import WHOLE, Writing
 from undo_jax.ops import head
-from undo_jax.runtime import process_watch
-from undo_jax.runtime.mesh import BATCH, parts
-from undo_jax.runtime.sharding import BY_ROWS, place
+from undo_jax.runtime import processes
+from undo_jax.runtime.mesh import BATCH, shard_count
+from undo_jax.runtime.sharding import BY_ROWS, constrain
 from undo_jax.types import LM, Params, used
 
 KINDS = "end", "score", "begin", "advance"
@@ -37,12 +37,12 @@ def score(
     targets: Int[Array, "B Q"],
 ) -> tuple[Float[Array, "B Q"], Bool[Array, "B Q"]]:
     """Returns log p(target) after the token at each position, and whether it is the likeliest."""
-    hidden = lm.hidden(params, place(tokens, BY_ROWS))
+    hidden = lm.hidden(params, constrain(tokens, BY_ROWS))
     hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
     table, options = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
     log_p = head.log_probabilities(hidden, table, targets, **options)
     best = head.greedy(hidden, table, **options) == targets
-    return place((log_p, best), WHOLE)
+    return constrain((log_p, best), WHOLE)
 
 
 @partial(jax.jit, static_argnames=("lm", "new_tokens"))
@@ -68,7 +68,7 @@ def advance(
     """
     state = state._replace(ended=state.ended | ended)
     state = generate.advance(lm, params, state, key, until, temperature=temperature, stop=stop)
-    return state, place((state.written, state.ended), WHOLE)
+    return state, constrain((state.written, state.ended), WHOLE)
 
 
 class Served:
@@ -80,7 +80,7 @@ class Served:
 
     def rows(self, least: int) -> int:
         """Returns the number of rows of a batch: at least `least`, and split evenly by the mesh."""
-        shards = parts(*BATCH, mesh=self.mesh)
+        shards = shard_count(*BATCH, mesh=self.mesh)
         return -(-least // shards) * shards
 
     def score(self, tokens: Any, positions: Any, targets: Any) -> tuple[Any, Any]:
@@ -155,13 +155,13 @@ class Served:
         for shape, array in zip(shapes[1:], arrays, strict=False):
             shape[:] = (array.shape + (-1,))[:2]
         for array in (shapes, *arrays):
-            process_watch.agreed(array)
+            processes.agree_on(array)
 
     def _receive(self) -> tuple[str, list[Any]]:
         """Receives what `_send` sends."""
-        (kind, count), *shapes = process_watch.agreed(np.zeros((MOST + 1, 2), np.int32)).tolist()
+        (kind, count), *shapes = processes.agree_on(np.zeros((MOST + 1, 2), np.int32)).tolist()
         sizes = [[size for size in shape if size >= 0] for shape in shapes[:count]]
-        return KINDS[kind], [process_watch.agreed(np.zeros(size, np.int32)) for size in sizes]
+        return KINDS[kind], [processes.agree_on(np.zeros(size, np.int32)) for size in sizes]
 
 
 def _before(tokens: list[int], stop: Any) -> list[int]:

@@ -17,8 +17,8 @@ from undo_jax.evals.requests import prompts as padded_rows
 from undo_jax.logs.log import console
 from undo_jax.models.hf_special import listed
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.mesh import BATCH, parts
-from undo_jax.runtime.sharding import placed
+from undo_jax.runtime.mesh import BATCH, shard_count
+from undo_jax.runtime.sharding import with_shardings
 from undo_jax.types import LM, Lazy, shapes
 
 
@@ -91,7 +91,7 @@ def _compiled(
 ) -> jax.stages.Compiled:
     """Compiles generation for `count` prompts of at most `time` tokens, without parameters."""
     arguments = (
-        placed(shapes(lm), lm.rules, mesh),
+        with_shardings(shapes(lm), lm.rules, mesh),
         jax.ShapeDtypeStruct((count, time), jnp.int32),
         jax.ShapeDtypeStruct((count,), jnp.int32),
         jax.eval_shape(partial(jax.random.key, 0)),
@@ -108,7 +108,7 @@ def _check_cache(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> 
     """Raises ValueError for more tokens than fit into these devices' memory."""
     if new_tokens < 1 or time + new_tokens >= 2**31:
         raise ValueError(f"new_tokens={new_tokens}: write at least one, and fewer than 2^31")
-    rows = -(-count // parts(*BATCH, mesh=mesh))
+    rows = -(-count // shard_count(*BATCH, mesh=mesh))
     cache = jax.tree.leaves(jax.eval_shape(partial(lm.empty_cache, rows, 1)))
     per_token = sum(leaf.size * leaf.dtype.itemsize for leaf in cache) / mesh.shape["tensor"]
     _check_memory(time, new_tokens, per_token * (time + new_tokens), mesh)
@@ -116,7 +116,9 @@ def _check_cache(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> 
 
 def _check_memory(time: int, new_tokens: int, needed: float, mesh: Mesh) -> None:
     subject = f"new_tokens={new_tokens} after a prompt of {time} tokens"
-    device_memory.check(subject, needed, device_memory.of_device(mesh), "each device's memory")
+    device_memory.check_fits(
+        subject, needed, device_memory.device_bytes(mesh), "each device's memory"
+    )
 
 
 def text_of(ids: Iterable[int], tokenizer: Tokenizer) -> str:

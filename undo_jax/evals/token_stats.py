@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from undo_jax.ops import head
 from undo_jax.ops.head_losses import Axes, log_softmax, total
 from undo_jax.ops.head_split import after
-from undo_jax.runtime.collectives import first_of
+from undo_jax.runtime.collectives import shard_offset
 from undo_jax.types import LM, Params, Rows, used
 
 
@@ -35,7 +35,7 @@ def _chunk_stats(z: Array, targets: Array, axes: Axes) -> TokenStats:
     """Computes the statistics from logits z, [B, T, V], of which a device may have a shard."""
     likeliest = head.best(z, axes) == targets
     log_p = log_softmax(after(z, likeliest), axes)
-    is_target = jax.nn.one_hot(targets - first_of(z.shape[-1], *axes), z.shape[-1], dtype=bool)
+    is_target = jax.nn.one_hot(targets - shard_offset(z.shape[-1], *axes), z.shape[-1], dtype=bool)
     p = jnp.exp(log_p)
     sums = jnp.stack([jnp.where(is_target, log_p, 0.0), p * log_p])
     target_log_p, mean = total(sums, axes)

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from undo_jax import losses
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.training import optim
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.types import LM, parameters, rounded_shapes, shapes, table_shape
@@ -30,12 +30,12 @@ def check_work(
     the device).
     """
     states, batch = least(work, mesh)
-    there = device_memory.of_device(mesh) if there is None else there
+    there = device_memory.device_bytes(mesh) if there is None else there
     if states > batch:
         what = f"a model of {_sizes(work.lm)}"
     else:
         what = f"{rows}={work.training.batch_size} rows of {work.row_length} tokens"
-    device_memory.check(what, states + batch, there, "each device's memory")
+    device_memory.check_fits(what, states + batch, there, "each device's memory")
 
 
 def least(work: TrainSpec, mesh: Mesh) -> tuple[float, float]:
@@ -50,7 +50,7 @@ def least(work: TrainSpec, mesh: Mesh) -> tuple[float, float]:
     for lm in work.refs.values():
         leaves = jax.tree.leaves(rounded_shapes(lm))
         states += sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    rows = -(-training.batch_size // parts(*BATCH, mesh=mesh))
+    rows = -(-training.batch_size // shard_count(*BATCH, mesh=mesh))
     tokens = 4 * rows * (work.row_length + 1) * len(work.streams)
     at_once = -(-rows // training.accumulation)
     loss = work.loss.func if isinstance(work.loss, partial) else work.loss

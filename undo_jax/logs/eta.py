@@ -8,7 +8,7 @@ from contextlib import contextmanager
 RECENT = 60.0  # seconds; a rate is that of the last minute, or of the last two records
 
 
-def seconds_left(seen: deque[tuple[float, int]], total: int) -> float | None:
+def estimate_seconds_left(seen: deque[tuple[float, int]], total: int) -> float | None:
     """Seconds until `total` steps are done, at the recent rate; None before there is one.
 
     `seen` has the time and the steps done of each record, the first one after compilation. Records
@@ -22,7 +22,7 @@ def seconds_left(seen: deque[tuple[float, int]], total: int) -> float | None:
     return (total - last) * (now - began) / (last - first)
 
 
-def clock(seconds: float | None) -> str:
+def format_clock(seconds: float | None) -> str:
     """Seconds as on a clock, e.g. 1:05 or 2:00:00; – for None."""
     if seconds is None:
         return "–"
@@ -32,7 +32,7 @@ def clock(seconds: float | None) -> str:
 
 
 @contextmanager
-def every(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
+def call_every(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
     """While the block runs, `tell` is called every so many seconds, by a thread of its own."""
     over = threading.Event()
 

@@ -16,12 +16,12 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
 
-from undo_jax.logs.eta import clock, every, seconds_left
+from undo_jax.logs.eta import call_every, estimate_seconds_left, format_clock
 
 HALF_MINUTE = 30.0  # seconds between two lines of what goes on, where there is no terminal
 
 
-def print_nowhere(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """From here on, what is printed to the stream is lost, and no error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
@@ -31,7 +31,7 @@ def print_nowhere(stream: TextIO) -> None:
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Whoever reads no more of what is told does not stop what is told of."""
-        print_nowhere(sys.stderr if self.stderr else sys.stdout)
+        discard_output(sys.stderr if self.stderr else sys.stdout)
 
 
 # force_jupyter: bars need more than a notebook's output has
@@ -39,7 +39,7 @@ console = _Console(stderr=True, markup=False, force_jupyter=False)  # what goes 
 results = _Console(markup=False, force_jupyter=False)  # what was asked for
 
 
-def on_terminal() -> bool:
+def is_on_terminal() -> bool:
     """Whether what goes on is shown on a terminal, where bars move. Colours may be forced in CI."""
     return console.is_interactive and console.file.isatty()
 
@@ -90,8 +90,8 @@ class Log:
         """Move the bar: steps done, mean training loss, tokens per second over all members."""
         done, total = self.before + step, self._shown.total
         self.seen.append((time.monotonic(), done))
-        left = clock(seconds_left(self.seen, int(total or 0)))
-        at, lost, speed = f"{done}/{total}", f"loss {loss:.4f}", f" {short(rate):>6} tok/s"
+        left = format_clock(estimate_seconds_left(self.seen, int(total or 0)))
+        at, lost, speed = f"{done}/{total}", f"loss {loss:.4f}", f" {format_number(rate):>6} tok/s"
         told = {"at": at, "loss": lost, "speed": speed, "left": f"eta {left}"}
         self._update(done, told)
 
@@ -107,10 +107,10 @@ class Log:
         """One line of how far it is."""
         shown = self._shown
         told = " ".join("{at} {loss}{speed}".format(**shown.fields).split())
-        left = shown.fields["left"] or f"after {clock(shown.finished_time)}"
+        left = shown.fields["left"] or f"after {format_clock(shown.finished_time)}"
         waits = time.monotonic() - self.seen[-1][0] if self.seen and shown.fields["left"] else 0.0
         if waits > HALF_MINUTE:  # it evaluates, or compiles
-            left = f"last record {clock(waits)} ago"
+            left = f"last record {format_clock(waits)} ago"
         self.say(f"{what} {told}, {left}")
 
     def say(self, what: str) -> None:
@@ -155,7 +155,7 @@ def open_log(
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
         console=console,
-        disable=not on_terminal() or jax.process_index() != 0,
+        disable=not is_on_terminal() or jax.process_index() != 0,
     )
     some = dict.fromkeys(t for t, _ in targets if t) if jax.process_index() == 0 else {}
     sinks = list(sinks)
@@ -170,12 +170,12 @@ def open_log(
         log = Log(targets, writes, bar, bar.add_task(title, total=steps, **begun))
         if bar.disable:
             log.say(f"starts, {steps} steps")
-            stack.enter_context(every(interval, log.tell))
+            stack.enter_context(call_every(interval, log.tell))
         yield log
 
 
 @contextmanager
-def waiting(what: str, interval: float = HALF_MINUTE) -> Iterator[None]:
+def show_waiting(what: str, interval: float = HALF_MINUTE) -> Iterator[None]:
     """While the block runs, a line on a terminal says for what and for how long.
 
     Elsewhere there is one every `interval` seconds.
@@ -183,10 +183,10 @@ def waiting(what: str, interval: float = HALF_MINUTE) -> Iterator[None]:
     began = time.monotonic()
 
     def tell() -> None:
-        console.print(f"{what}: {clock(time.monotonic() - began)}", soft_wrap=True)
+        console.print(f"{what}: {format_clock(time.monotonic() - began)}", soft_wrap=True)
 
-    if not on_terminal():
-        with every(interval, tell):
+    if not is_on_terminal():
+        with call_every(interval, tell):
             yield
         return
     bar = Progress(
@@ -250,7 +250,7 @@ def _yields_once(who: str) -> Iterator[None]:
         raise ValueError(f"{who} yields {found[str(error)]}: {GIVE}") from error
 
 
-def last(folder: epath.Path, name: str, after: int = 0) -> float | None:
+def read_last_number(folder: epath.Path, name: str, after: int = 0) -> float | None:
     """The last number of this name in a folder's records of steps after one, if there are any."""
     path = folder / "metrics.jsonl"
     for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
@@ -262,7 +262,7 @@ def last(folder: epath.Path, name: str, after: int = 0) -> float | None:
     return None
 
 
-def short(rate: float) -> str:
+def format_number(rate: float) -> str:
     """A number in three digits, e.g. 307k; – before there is one."""
     if not rate:
         return "–"
@@ -273,6 +273,8 @@ def short(rate: float) -> str:
     return f"{rate:.3g}P"
 
 
-def brief(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds in three digits, below one of them in ms, e.g. 531 ms, 2.69 s."""
-    return f"{short(1e3 * seconds)} ms" if seconds < 0.9995 else f"{short(seconds)} s"
+    return (
+        f"{format_number(1e3 * seconds)} ms" if seconds < 0.9995 else f"{format_number(seconds)} s"
+    )

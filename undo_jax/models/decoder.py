@@ -29,7 +29,7 @@ from undo_jax.models.layer import Layer, Norm, Span, matrix, slides
 from undo_jax.ops.embedding import lookup
 from undo_jax.runtime.collectives import gather_weight, on_devices
 from undo_jax.runtime.mesh import BATCH
-from undo_jax.runtime.sharding import pad_rows, spec_of, specs
+from undo_jax.runtime.sharding import match_spec, match_specs, pad_rows
 from undo_jax.types import Edits, Key, Rules, States, Tapped, Taps, TokenIds
 
 LAYERS: Rules = (
@@ -119,7 +119,7 @@ class Decoder(nnx.Module):
         # run the layers on each device's rows
         run_layers, params = self._scan(layers, taps, edits)
         stacked = stack(edits, before)
-        inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS), stacked.specs
+        inputs = P(BATCH), P(BATCH), P(), match_specs(params, LAYERS), stacked.specs
         outputs = P(BATCH), None if taps is None else OF_TAPPED, None
         mapped = on_devices(run_layers, inputs, outputs, BATCH)
         x, tapped, _ = mapped(x, tokens, positions, params, stacked)
@@ -178,7 +178,7 @@ def _gathered(params: Any, config: Architecture) -> Any:
     exchanged = config.gradient_sum == "all_to_all"
 
     def gather(path, w):
-        spec = P(*spec_of(path, w.ndim, LAYERS)[1:])  # without the axis L
+        spec = P(*match_spec(path, w.ndim, LAYERS)[1:])  # without the axis L
         if "fsdp" not in spec:
             return w
         return gather_weight(w, config.compute_dtype, spec, exchanged)

@@ -21,7 +21,7 @@ from undo_jax.models.rope import LongRope, frequencies, rope
 from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
 from undo_jax.ops.linear import linear
-from undo_jax.runtime.collectives import first_of
+from undo_jax.runtime.collectives import shard_offset
 from undo_jax.runtime.mesh import BATCH
 from undo_jax.types import States
 
@@ -201,7 +201,7 @@ def adapted(
 def _dropped(key: Array, name: str, x: Float[Array, "B T I"], rate: float) -> Float[Array, "B T I"]:
     """Applies dropout with one key per row of the batch, however it is split over devices."""
     key = jax.random.fold_in(jax.random.wrap_key_data(key), zlib.crc32(name.encode()))
-    rows = first_of(x.shape[0], *BATCH) + jnp.arange(x.shape[0])
+    rows = shard_offset(x.shape[0], *BATCH) + jnp.arange(x.shape[0])
     draw = lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, x.shape[1:])  # noqa: E731
     return jnp.where(jax.vmap(draw)(rows), x / (1 - rate), 0).astype(x.dtype)
 

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.runtime.collectives import on_devices
-from undo_jax.runtime.mesh import parts
+from undo_jax.runtime.mesh import shard_count
 
 
 def attention(
@@ -56,7 +56,7 @@ def heads_divide(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool
 
     It must divide the query heads, and divide or be divided by the key/value heads.
     """
-    heads, kv_heads, devices = q.shape[2], k.shape[2], parts("tensor")
+    heads, kv_heads, devices = q.shape[2], k.shape[2], shard_count("tensor")
     return heads % devices == 0 and 0 in (kv_heads % devices, devices % kv_heads)
 
 
@@ -77,8 +77,8 @@ def over_heads(
 
     Where `tensor` has more devices than there are key/value heads, several share the same head.
     """
-    if k.shape[2] < parts("tensor"):
-        k, v = (jnp.repeat(x, parts("tensor") // k.shape[2], axis=2) for x in (k, v))
+    if k.shape[2] < shard_count("tensor"):
+        k, v = (jnp.repeat(x, shard_count("tensor") // k.shape[2], axis=2) for x in (k, v))
     split = P(None, None, "tensor")
     inputs = (split, split, split, *[P()] * len(replicated))
     return on_devices(kernels, inputs, split, ("tensor",))(q, k, v, *replicated)

@@ -7,8 +7,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from undo_jax.runtime.collectives import all_gather, first_of, on_devices, reduce_scatter
-from undo_jax.runtime.mesh import BATCH, parts, several
+from undo_jax.runtime.collectives import all_gather, on_devices, reduce_scatter, shard_offset
+from undo_jax.runtime.mesh import BATCH, shard_count, split_axes
 from undo_jax.runtime.sharding import pad_rows
 
 
@@ -24,15 +24,15 @@ def lookup(
 
     def look_up(table, group):
         vocabulary = table.shape[0]
-        local = group - first_of(vocabulary, "tensor", "fsdp")
+        local = group - shard_offset(vocabulary, "tensor", "fsdp")
         embedded = table[jnp.clip(local, 0, vocabulary - 1)].astype(dtype)
-        if several("tensor", "fsdp"):
+        if split_axes("tensor", "fsdp"):
             in_shard = (local >= 0) & (local < vocabulary)
             embedded = jnp.where(in_shard[..., None], embedded, 0)
-        return lax.psum(reduce_scatter(embedded, "fsdp", axis=0), several("tensor"))
+        return lax.psum(reduce_scatter(embedded, "fsdp", axis=0), split_axes("tensor"))
 
     def on_device(table, tokens):
-        group, pieces = all_gather(tokens, "fsdp", axis=0), parts("fsdp")
+        group, pieces = all_gather(tokens, "fsdp", axis=0), shard_count("fsdp")
         if pieces == 1:
             return look_up(table, group)
         time = group.shape[1]

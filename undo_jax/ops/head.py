@@ -37,8 +37,8 @@ from undo_jax.ops.head_losses import (
     Tokens,
 )
 from undo_jax.ops.head_split import device_rows, gather_smaller, join, split
-from undo_jax.runtime.collectives import first_of, on_devices
-from undo_jax.runtime.mesh import BATCH, several
+from undo_jax.runtime.collectives import on_devices, shard_offset
+from undo_jax.runtime.mesh import BATCH, split_axes
 from undo_jax.runtime.sharding import pad_rows
 
 
@@ -238,10 +238,10 @@ def read(
 
 def best(z: Float[Array, "B T v"], axes: Axes) -> Int[Array, "B T"]:
     """Returns the most likely token, the first of equals; `z` is a shard of the vocabulary."""
-    top, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], *axes)
+    top, token = jnp.max(z, -1), jnp.argmax(z, -1) + shard_offset(z.shape[-1], *axes)
     none = jnp.iinfo(token.dtype).max
-    token = jnp.where(top == lax.pmax(top, several(*axes)), token, none)
-    return lax.pmin(token, several(*axes))
+    token = jnp.where(top == lax.pmax(top, split_axes(*axes)), token, none)
+    return lax.pmin(token, split_axes(*axes))
 
 
 def greedy(

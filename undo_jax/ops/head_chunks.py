@@ -22,8 +22,8 @@ from jaxtyping import Array, Bool, Float
 from undo_jax.ops import head_gpu, head_tile, head_tpu
 from undo_jax.ops.head_losses import Axes, HeadLoss, Tokens, Vocabulary
 from undo_jax.ops.head_split import after, device_rows, gather_smaller, join, split
-from undo_jax.runtime.collectives import first_of, on_devices, reduce_scatter
-from undo_jax.runtime.mesh import BATCH, device_kind, parts, several
+from undo_jax.runtime.collectives import on_devices, reduce_scatter, shard_offset
+from undo_jax.runtime.mesh import BATCH, device_kind, shard_count, split_axes
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
 # On CPU a chunk's logits stay in a core's cache, but it has enough tokens to make use of a table.
@@ -164,13 +164,13 @@ def _gradients(loss, form, chunk, hidden, table, tokens, teacher_table, weights)
     else:
         values, d_hidden, d_table = _gradients_in_chunks(loss, form, chunk, axes, *rows, *tables)
     # sum the gradients over devices
-    d_hidden = lax.psum(d_hidden, several("tensor"))
+    d_hidden = lax.psum(d_hidden, split_axes("tensor"))
     if "fsdp" in axes:
         d_hidden = reduce_scatter(d_hidden, "fsdp", axis=0)
         d_table = after(d_table, d_hidden)
     else:
         d_table = reduce_scatter(d_table, "fsdp", axis=0)
-    d_table = lax.psum(d_table, several("data"))
+    d_table = lax.psum(d_table, split_axes("data"))
     return device_rows(axes, values, len(hidden)), d_hidden, d_table.astype(table.dtype)
 
 
@@ -184,7 +184,7 @@ def _kernels(loss: HeadLoss, dtype: jnp.dtype, tables: Any) -> Any:
 
 def _summed(loss: HeadLoss, weights: Weights, values: Float[Array, "B T"]) -> Scalar:
     """Returns the weighted sum of the losses of all devices' tokens."""
-    return lax.psum(jnp.sum(weights * _counted(loss, weights, values)), several(*BATCH))
+    return lax.psum(jnp.sum(weights * _counted(loss, weights, values)), split_axes(*BATCH))
 
 
 def _counted(loss: HeadLoss, weights: Array, x: Array) -> Array:
@@ -206,7 +206,7 @@ def _of_chunk(loss, form, axes, z, tokens, teacher_table):
         y = logits(tokens.teacher, teacher_table, form.teacher_softcap)
         return mask(y, head_tile.NEVER)
 
-    size = z.shape[-1] * parts(*axes) if form.used is None else form.used
+    size = z.shape[-1] * shard_count(*axes) if form.used is None else form.used
     vocabulary = Vocabulary(axes, size, valid)
     value, dz = loss.of_chunk(mask(z, head_tile.NEVER), tokens, teacher, vocabulary)
     return value, mask(dz, 0)
@@ -214,7 +214,7 @@ def _of_chunk(loss, form, axes, z, tokens, teacher_table):
 
 def valid_rows(size: int, used: int | None, axes: Axes) -> Bool[Array, " V"] | None:
     """Returns which of a device's `size` rows of a table are tokens; None without padding."""
-    return None if used is None else first_of(size, *axes) + jnp.arange(size) < used
+    return None if used is None else shard_offset(size, *axes) + jnp.arange(size) < used
 
 
 def _in_chunks(loss, form, chunk, axes, hidden, tokens, table, teacher_table):
@@ -258,7 +258,7 @@ def _flat(loss, form, axes, hidden, tokens, weights, table, teacher_table):
     """Returns the arguments of the kernels, with rows and time flattened to one axis."""
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
-    vocabulary, first = table.shape[0], first_of(table.shape[0], *axes)
+    vocabulary, first = table.shape[0], shard_offset(table.shape[0], *axes)
     bits = [None if cap is None else cap * head_tile.LOG2_E for cap in form[:2]]
     used = None
     if form.used is not None:
@@ -276,7 +276,7 @@ def _flat(loss, form, axes, hidden, tokens, weights, table, teacher_table):
         softcap=bits[0],
         teacher_softcap=bits[1],
         vocabulary=vocabulary,
-        total_vocabulary=vocabulary * parts(*axes) if form.used is None else form.used,
+        total_vocabulary=vocabulary * shard_count(*axes) if form.used is None else form.used,
         axes=axes,
     )
     return spec, rows, tables

@@ -16,8 +16,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.ops.head_tile import TargetKind
-from undo_jax.runtime.collectives import all_gather, first_of
-from undo_jax.runtime.mesh import parts, several
+from undo_jax.runtime.collectives import all_gather, shard_offset
+from undo_jax.runtime.mesh import shard_count, split_axes
 
 Axes = Sequence[str]  # axes of the mesh
 
@@ -81,7 +81,7 @@ def by_autodiff(loss: Callable[[Array, Tokens, Array | None], Array]) -> HeadLos
 def _cross_entropy(z, tokens, _teacher, vocabulary):
     axes = vocabulary.axes
     log_p, size = log_softmax(z, axes), z.shape[-1]
-    hot = jax.nn.one_hot(tokens.targets - first_of(size, *axes), size, dtype=z.dtype)
+    hot = jax.nn.one_hot(tokens.targets - shard_offset(size, *axes), size, dtype=z.dtype)
     return -total(hot * log_p, axes), jnp.exp(log_p) - hot
 
 
@@ -136,11 +136,11 @@ JENSEN_SHANNON = HeadLoss(partial(_at_temperature, _jensen_shannon))
 
 def total(z: Array, axes: Axes) -> Array:
     """Returns the sum over the whole vocabulary."""
-    return lax.psum(jnp.sum(z, axis=-1), several(*axes))
+    return lax.psum(jnp.sum(z, axis=-1), split_axes(*axes))
 
 
 def log_softmax(z: Array, axes: Axes) -> Array:
-    z = z - lax.pmax(jnp.max(z, axis=-1), several(*axes))[..., None]
+    z = z - lax.pmax(jnp.max(z, axis=-1), split_axes(*axes))[..., None]
     return z - jnp.log(total(jnp.exp(z), axes))[..., None]
 
 
@@ -151,7 +151,7 @@ def _differentiated(loss, z, tokens, teacher, vocabulary):
     is differentiated, and no device repeats another's work.
     """
     axes, size, _ = vocabulary
-    split_axes, devices = several(*axes), parts(*axes)
+    used_axes, devices = split_axes(*axes), shard_count(*axes)
     count, share = z[..., 0].size, -(-z[..., 0].size // devices)
 
     def flatten(x):  # [B, T, ...] -> [tokens, ...], padded to divide the devices
@@ -159,10 +159,10 @@ def _differentiated(loss, z, tokens, teacher, vocabulary):
         return jnp.pad(x, [(0, -count % devices)] + [(0, 0)] * (x.ndim - 1))
 
     def take_share(x):  # this device's share of a replicated x
-        return lax.dynamic_slice_in_dim(flatten(x), first_of(share, *axes), share)
+        return lax.dynamic_slice_in_dim(flatten(x), shard_offset(share, *axes), share)
 
     def exchange(x, split, joined):
-        return lax.all_to_all(x, split_axes, split, joined, tiled=True) if split_axes else x
+        return lax.all_to_all(x, used_axes, split, joined, tiled=True) if used_axes else x
 
     # differentiate the loss of this device's tokens, over the whole vocabulary
     gather = lambda z: exchange(flatten(z), 0, 1)  # noqa: E731

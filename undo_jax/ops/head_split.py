@@ -8,8 +8,8 @@ from jax import lax
 from jaxtyping import Array
 
 from undo_jax.ops.head_losses import Axes
-from undo_jax.runtime.collectives import all_gather, first_of
-from undo_jax.runtime.mesh import several
+from undo_jax.runtime.collectives import all_gather, shard_offset
+from undo_jax.runtime.mesh import split_axes
 
 
 def gather_smaller(
@@ -25,7 +25,7 @@ def gather_smaller(
         The mesh axes that split the vocabulary, and the rows and the tables of a device.
     """
     hidden, table = rows[0], tables[0]
-    if several("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
+    if split_axes("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
         return ("tensor", "fsdp"), _gathered(rows), tables
     return ("tensor",), rows, _gathered(tables)
 
@@ -50,7 +50,7 @@ def after(x: Array, done: Array) -> Array:
 
 def device_rows(axes: Axes, values: Array, count: int) -> Array:
     """Returns the values of a device's own `count` rows, where rows were gathered."""
-    first = first_of(count, "fsdp")
+    first = shard_offset(count, "fsdp")
     return lax.dynamic_slice_in_dim(values, first, count) if "fsdp" in axes else values
 
 

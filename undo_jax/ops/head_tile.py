@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from undo_jax.runtime.mesh import several
+from undo_jax.runtime.mesh import split_axes
 
 TargetKind = Literal["teacher", "token", "uniform"]  # which q
 NEVER = -1e30  # the logit of columns beyond the vocabulary
@@ -167,7 +167,7 @@ def finish(
     head: HeadSpec, stats: list[Float[Array, "S R 1"]]
 ) -> tuple[Float[Array, "R 1"], Normalisers]:
     """Returns each row's loss in nats from the statistics of S parts of the vocabulary."""
-    axes = several(*head.axes)
+    axes = split_axes(*head.axes)
 
     def over_parts(top, *sums):
         """Returns the maximum over all parts, and the sums rescaled to it and added up."""

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from undo_jax.attack import Attack
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, Stream, TrainedRecipe
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.setting import Setting
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
@@ -66,7 +66,7 @@ class _Attacked(Recipe):
         """Returns the model's parameters as the attack prepares them."""
         if self.attack.prepare is None:
             return params
-        places = placement(self.lm, mesh)
+        places = param_shardings(self.lm, mesh)
         prepare = jax.jit(self.attack.prepare, static_argnums=0, out_shardings=places)
         return prepare(self.model.lm, params, key, *other_parents)
 

@@ -20,7 +20,7 @@ from typing import Any
 from undo_jax.logs.log import Sink, Tags
 
 
-def find(name: str) -> Sink:
+def find_sink(name: str) -> Sink:
     """The sink in the file of this name. Raises ValueError where there is none."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     if name not in names:
@@ -28,17 +28,17 @@ def find(name: str) -> Sink:
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 
-def label(tags: Tags) -> str:
+def format_tags(tags: Tags) -> str:
     """Tags as a name, also of a folder; of no tags the empty one."""
     return re.sub(r"[^\w.,=+-]+", "-", ",".join(f"{n}={value}" for n, value in tags.items()))
 
 
-def numbers(fields: Mapping[str, Any]) -> dict[str, float]:
+def flatten_numbers(fields: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record but its step; one inside another, as eval/NAME."""
     found: dict[str, float] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}/{inner}": number for inner, number in numbers(value).items()}
+            found |= {f"{name}/{inner}": number for inner, number in flatten_numbers(value).items()}
         elif name != "step":
             found[name] = value
     return found

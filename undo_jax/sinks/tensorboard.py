@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 from undo_jax.logs.log import Tags, Target, Write
-from undo_jax.sinks import label, numbers
+from undo_jax.sinks import flatten_numbers, format_tags
 
 try:
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
@@ -33,16 +33,16 @@ def tensorboard(target: Target) -> Iterator[Write]:
     with ExitStack() as stack:
         files = {}
         for tags in target.members:
-            folder = target.folder.parent / "tensorboard" / target.folder.name / label(tags)
+            folder = target.folder.parent / "tensorboard" / target.folder.name / format_tags(tags)
             folder.mkdir(parents=True, exist_ok=True)
-            file = files[label(tags)] = stack.enter_context((folder / name).open("wb"))
+            file = files[format_tags(tags)] = stack.enter_context((folder / name).open("wb"))
             _put(file, file_version="brain.Event:2")
             _put(file, step=0, session_log=SessionLog(status=SessionLog.START))
 
         def write(tags: Tags, fields: Mapping[str, Any]) -> None:
-            found = numbers(fields).items()
+            found = flatten_numbers(fields).items()
             values = [Summary.Value(tag=name, simple_value=number) for name, number in found]
-            _put(files[label(tags)], step=fields["step"], summary=Summary(value=values))
+            _put(files[format_tags(tags)], step=fields["step"], summary=Summary(value=values))
 
         yield write
 

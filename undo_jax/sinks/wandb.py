@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from undo_jax.logs.log import Tags, Target, Write, console
-from undo_jax.runtime.atomic_files import remote
-from undo_jax.sinks import label, numbers
+from undo_jax.runtime.atomic_files import is_remote
+from undo_jax.sinks import flatten_numbers, format_tags
 
 try:
     import wandb as client
@@ -37,12 +37,14 @@ def wandb(
     project = project or os.environ.get("WANDB_PROJECT", "undo-jax")
     with ExitStack() as stack:
         runs = {
-            label(tags): stack.enter_context(_run(target, tags, project=project, entity=entity))
+            format_tags(tags): stack.enter_context(
+                _run(target, tags, project=project, entity=entity)
+            )
             for tags in target.members
         }
 
         def write(tags: Tags, fields: Mapping[str, Any]) -> None:
-            runs[label(tags)](fields)
+            runs[format_tags(tags)](fields)
 
         yield write
 
@@ -56,10 +58,10 @@ def _run(target: Target, tags: Tags, **where: Any) -> Iterator[Callable[[Mapping
         **where,
         group=target.experiment,
         job_type=described["stage"],
-        name=" ".join(filter(None, (target.folder.name, label(tags)))),
+        name=" ".join(filter(None, (target.folder.name, format_tags(tags)))),
         id=f"{target.training}-{target.members.index(tags)}",
         config={**described, **tags},
-        dir=None if remote(target.folder) else os.fspath(target.folder),
+        dir=None if is_remote(target.folder) else os.fspath(target.folder),
         reinit="create_new",  # others are open in this process
         settings=client.Settings(
             console="off",
@@ -76,7 +78,7 @@ def _run(target: Target, tags: Tags, **where: Any) -> Iterator[Callable[[Mapping
         number = next(numbered)  # W&B's step: of one of ours there may be two records
         if run is not None and number >= run.starting_step:  # it has had those before
             with _spared(target):
-                run.log({"step": fields["step"], **numbers(fields)}, step=number)
+                run.log({"step": fields["step"], **flatten_numbers(fields)}, step=number)
 
     status = 1
     try:

@@ -11,9 +11,17 @@ from typing import Any
 from etils import epath
 
 from undo_jax.runtime.atomic_files import read_json, write_json
-from undo_jax.store.progress_folders import artifacts_of
-from undo_jax.workdir.inventory import NAMED, Found, Listed, artifacts, experiments, is_link, usage
-from undo_jax.workdir.manifest import folders
+from undo_jax.store.progress_folders import read_artifact_names
+from undo_jax.workdir.inventory import (
+    NAMED,
+    StoredArtifact,
+    StoredExperiment,
+    disk_usage,
+    is_link,
+    scan_artifacts,
+    scan_experiments,
+)
+from undo_jax.workdir.manifest import artifact_folders
 
 # config.json goes last, see `_end`
 ORDER = ("summary.json", "scores.json", "params", "steps", "metrics.jsonl")
@@ -44,38 +52,38 @@ class Cleaning:
         return sum(one.bytes for one in self.removals)
 
 
-def whole(workdir: epath.Path, reached: Collection[str]) -> Cleaning:
+def plan_cleaning(workdir: epath.Path, reached: Collection[str]) -> Cleaning:
     """Everything goes but the artifacts with these names of folders, and their ancestors."""
-    there = artifacts(workdir)
-    kept = with_ancestors(there, reached)
+    there = scan_artifacts(workdir)
+    kept = add_ancestors(there, reached)
     going = {name: one for name, one in there.items() if name not in kept}
     removals = [Removal(one.folder, one.stage, _own(one), ORDER) for one in going.values()]
     removals += _beside(workdir, there, kept)
     strange = [f"{o.folder.name}/{name}" for o in going.values() for name in o.strange]
-    found = experiments(workdir, there)
-    listings = {one.path: without(one, going) for one in found if not one.wrong}
+    found = scan_experiments(workdir, there)
+    listings = {one.path: drop_models(one, going) for one in found if not one.wrong}
     changed = {path: new for path, new in listings.items() if new is None or new.pop("changed")}
     wrong = [f"{one.path.name} ({one.wrong})" for one in found if one.wrong]
     return Cleaning(tuple(removals), changed, (*wrong, *strange))
 
 
-def parameters(workdir: epath.Path, models: Collection[str]) -> Cleaning:
+def plan_params_cleaning(workdir: epath.Path, models: Collection[str]) -> Cleaning:
     """Parameters go of all finished artifacts but these, and those that unfinished ones need.
 
     Logs and summaries stay, and so do parameters kept at chosen steps.
     """
-    there = artifacts(workdir)
+    there = scan_artifacts(workdir)
     needed = set(models) | _before_unfinished(workdir, there)
     removals = []
     for one in (one for name, one in there.items() if one.finished and name not in needed):
         some = [one.folder / name for name in ("params", "params.tmp")]
         if any(path.exists() for path in some):
-            size = sum(usage(path)[0] for path in some)
+            size = sum(disk_usage(path)[0] for path in some)
             removals.append(Removal(one.folder, one.stage, size, PARAMETERS))
     return Cleaning(tuple(removals), {})
 
 
-def with_ancestors(there: Mapping[str, Found], names: Collection[str]) -> set[str]:
+def add_ancestors(there: Mapping[str, StoredArtifact], names: Collection[str]) -> set[str]:
     """These artifacts and all that they were made from, as far as it is there."""
     by_fingerprint = {one.fingerprint: name for name, one in there.items()}
     known, waiting = set(), set(names)
@@ -88,18 +96,18 @@ def with_ancestors(there: Mapping[str, Found], names: Collection[str]) -> set[st
     return known
 
 
-def _before_unfinished(workdir: epath.Path, there: Mapping[str, Found]) -> set[str]:
+def _before_unfinished(workdir: epath.Path, there: Mapping[str, StoredArtifact]) -> set[str]:
     """What is needed to make those that are unfinished, and those that train with them."""
     by_fingerprint = {one.fingerprint: name for name, one in there.items()}
     begun = {name for name, one in there.items() if not one.finished}
     begun |= {name for _, names in _trainings(workdir) for name in names if name in there}
     parents = {fingerprint for name in begun for fingerprint in there[name].parents}
     needed = {by_fingerprint[one] for one in parents & by_fingerprint.keys()}
-    for one in experiments(workdir, dict(there)):
+    for one in scan_experiments(workdir, dict(there)):
         for entry in one.content.get("models", []):
-            if any(name not in there for name in folders([entry])):
+            if any(name not in there for name in artifact_folders([entry])):
                 known = {entry["artifact"], entry["unlearned"]} & there.keys()
-                needed |= with_ancestors(there, known)
+                needed |= add_ancestors(there, known)
     return needed
 
 
@@ -107,7 +115,7 @@ def _trainings(workdir: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
     """Folders of saves, and the artifacts that train there; none that a run has not written."""
     for folder in _folders(workdir, "progress-*"):
         try:
-            names = artifacts_of(folder)
+            names = read_artifact_names(folder)
         except (OSError, ValueError):
             continue
         if names:
@@ -119,7 +127,7 @@ def _folders(workdir: epath.Path, pattern: str) -> list[epath.Path]:
     return [one for one in sorted(workdir.glob(pattern)) if one.is_dir() and not is_link(one)]
 
 
-def without(one: Listed, going: Collection[str]) -> dict[str, Any] | None:
+def drop_models(one: StoredExperiment, going: Collection[str]) -> dict[str, Any] | None:
     """An experiment's file without models that go, or are compared with such; None: none is left.
 
     `changed` says whether that is another content.
@@ -141,29 +149,29 @@ def without(one: Listed, going: Collection[str]) -> dict[str, Any] | None:
 
 
 def _is_of(artifact: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bool:
-    return artifact["artifact"] in folders(models)
+    return artifact["artifact"] in artifact_folders(models)
 
 
-def _own(one: Found) -> int:
+def _own(one: StoredArtifact) -> int:
     """Bytes of an artifact's own files."""
-    return one.bytes - sum(usage(one.folder / name)[0] for name in one.strange)
+    return one.bytes - sum(disk_usage(one.folder / name)[0] for name in one.strange)
 
 
 def _beside(
-    workdir: epath.Path, there: Mapping[str, Found], kept: Collection[str]
+    workdir: epath.Path, there: Mapping[str, StoredArtifact], kept: Collection[str]
 ) -> Iterator[Removal]:
     """Saves of trainings of which nothing is kept, and states of teachers that are not kept."""
     for folder, names in _trainings(workdir):
         if not {*names} & {*kept}:
-            yield Removal(folder, "saves", usage(folder)[0])
+            yield Removal(folder, "saves", disk_usage(folder)[0])
     for folder in _folders(workdir, f"*{REMAINS}"):
         known = NAMED.fullmatch(folder.name.removesuffix(REMAINS))
         if known and {path.name for path in folder.iterdir()} <= {"config.json"}:
-            yield Removal(folder, "remains", usage(folder)[0])
+            yield Removal(folder, "remains", disk_usage(folder)[0])
     fingerprints = {there[name].fingerprint for name in kept if name in there}
     for folder in _folders(workdir, "states-*"):
         if not _may_be_of(folder, fingerprints, kept):
-            yield Removal(folder, "states", usage(folder)[0])
+            yield Removal(folder, "states", disk_usage(folder)[0])
 
 
 def _may_be_of(folder: epath.Path, fingerprints: Collection[str], names: Collection[str]) -> bool:
@@ -178,7 +186,7 @@ def _may_be_of(folder: epath.Path, fingerprints: Collection[str], names: Collect
         return True
 
 
-def carry_out(cleaning: Cleaning) -> Iterator[Removal]:
+def apply_cleaning(cleaning: Cleaning) -> Iterator[Removal]:
     """Remove it all, in an order in which a kill does no harm; yields what has gone."""
     for path, content in cleaning.listings.items():
         path.unlink() if content is None else write_json(path, content)

@@ -10,17 +10,17 @@ from etils import epath
 
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.setting import Setting
-from undo_jax.store.artifacts import described_model, plain
+from undo_jax.store.artifacts import read_finished_model, to_json
 
 REMEDY = "give the experiment file that made it, with what flags of its run set written in"
 
 
-def stated(folder: epath.Path) -> dict[str, Any]:
+def read_config(folder: epath.Path) -> dict[str, Any]:
     """What the config.json of a finished model states.
 
     Raises FileNotFoundError where there is no finished model, ValueError for one that is damaged.
     """
-    described_model(folder)
+    read_finished_model(folder)
     again = f"delete {folder}, and a run makes it again"
     made, summary = (read_json(folder / f"{name}.json", again) for name in ("config", "summary"))
     for name, kinds in {"model": str, "seed": int | None}.items():
@@ -81,13 +81,13 @@ def _part(folder: epath.Path, found: dict[str, Any], *names: str) -> dict[str, A
 def _described(setting: Any, made: Any) -> Any:
     """The setting as JSON; fields whose files are not there are taken to be as they were."""
     try:
-        return plain(setting)
+        return to_json(setting)
     except FileNotFoundError:
         found = {"type": type(setting).__name__}
         for field in dataclasses.fields(setting):
             if field.metadata.get("identity", True):
                 try:
-                    found[field.name] = plain(getattr(setting, field.name))
+                    found[field.name] = to_json(getattr(setting, field.name))
                 except FileNotFoundError:
                     found[field.name] = made.get(field.name)
         return found

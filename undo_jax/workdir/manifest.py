@@ -11,15 +11,15 @@ from undo_jax.graph.model_graph import ModelNode, ancestry
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.logs.log import console
 from undo_jax.runtime.atomic_files import read_json, write_json
-from undo_jax.store.artifacts import LISTS, plain
-from undo_jax.workdir.provenance import added
+from undo_jax.store.artifacts import LISTS, to_json
+from undo_jax.workdir.provenance import add_run
 
 SUMMARY = "summary.json"  # of an artifact that is finished
 
 Named = tuple[str, str | None]  # a model, and the attack on it
 
 
-def list_models(
+def write_manifest(
     experiment: Any,
     named: Mapping[Named, Sequence[ModelNode]],
     workdir: epath.Path,
@@ -59,14 +59,14 @@ def list_models(
         "name": experiment.name,
         "metrics": metrics,
         "headline": list(setting.headline),
-        "attacks": {attack.name: plain(attack) for attack in experiment.attacks},
+        "attacks": {attack.name: to_json(attack) for attack in experiment.attacks},
         "models": models,
         "artifacts": [{"artifact": m.artifact.folder.name, "model": of} for m, of in listed],
     }
     before = _before(path)
     content = _with_others(content, before, workdir)
     runs = before.get("runs", []) if _same(content, before) else []
-    content["runs"] = runs if this is None else added(runs, this, new)
+    content["runs"] = runs if this is None else add_run(runs, this, new)
     write_json(path, content)
 
 
@@ -120,10 +120,10 @@ def _before(path: epath.Path) -> dict[str, Any]:
         before = read_json(path)
     except (FileNotFoundError, ValueError):
         return {}
-    return before if is_listing(before) else {}
+    return before if is_manifest(before) else {}
 
 
-def is_listing(content: Mapping[str, Any]) -> bool:
+def is_manifest(content: Mapping[str, Any]) -> bool:
     """Whether the models and artifacts of an experiment's file are as `list_models` writes them."""
     models, artifacts = content.get("models"), content.get("artifacts")
     if not (isinstance(models, list) and all(map(_is_entry, models))):
@@ -131,7 +131,7 @@ def is_listing(content: Mapping[str, Any]) -> bool:
     return isinstance(artifacts, list) and all(_has(e, "artifact", "model") for e in artifacts)
 
 
-def folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+def artifact_folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
     """The artifacts of models, and of the attacks on them."""
     return {
         folder
@@ -177,9 +177,9 @@ def _with_others(
     others = _comparable(others, listed)
     lost = [e for e in before["models"] if e not in others]
     names = {entry["model"] for entry in others}
-    past = listed | folders(lost) - folders(others)
+    past = listed | artifact_folders(lost) - artifact_folders(others)
     kept = [e for e in before["artifacts"] if e["model"] in names and e["artifact"] not in past]
-    reported = folders([*content["models"], *others])
+    reported = artifact_folders([*content["models"], *others])
     lost = [entry for entry in lost if entry["artifact"] not in reported]
     _tell(content["name"], [e for e in lost if (workdir / e["artifact"] / SUMMARY).exists()])
     return {

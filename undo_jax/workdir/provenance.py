@@ -12,7 +12,7 @@ PACKAGES = ("undo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 LAST = 50  # commands that are remembered
 
 
-def origin(command: str) -> dict[str, Any]:
+def describe_run(command: str) -> dict[str, Any]:
     """What is known of the run that ends now, as JSON."""
     now = datetime.datetime.now(datetime.UTC)
     kinds = {device.device_kind: 0 for device in jax.devices()}
@@ -34,7 +34,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def added(before: Any, this: Mapping[str, Any], new: bool) -> list[Any]:
+def add_run(before: Any, this: Mapping[str, Any], new: bool) -> list[Any]:
     """The origins of an experiment with that of a run, which is `new` if it made anything.
 
     A command that is there and has made nothing changes nothing.
