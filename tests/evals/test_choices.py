@@ -180,8 +180,8 @@ def test_questions_with_fewer_choices(tmp_path, params):
         ({"shots": 2}, "shots=2, but {shown} has 1 examples about 'college_biology': give more, or "
          "fewer shots"),
         ({"apart": ("law",)},
-         "{file} has no question about 'law', which is to be told apart: add some, or choose from "
-         "its subjects (algebra, college_biology)"),
+         "{file} has no question about 'law', which is to be scored apart: add some, or choose "
+         "from its subjects (algebra, college_biology)"),
         ({"longest": 100}, "question 0 of {file} has 151 tokens and longest=100: raise it, or give "
          "fewer shots"),
     ],

@@ -37,8 +37,8 @@ def test_what_a_model_writes_by_itself(likeliest, exact, strength):
 
 def test_truth_ratio_is_the_mean_of_wrong_answers_over_the_right_one():
     assert memorisation.truth_ratio(0.4, [0.1, 0.3]) == pytest.approx(0.5)
-    assert tofu_muse.forgotten([0.5, 2.0, 1.0]) == pytest.approx((0.5 + 0.5 + 1) / 3)
-    assert tofu_muse.kept([0.25, 3.0]) == pytest.approx(0.75 / 2)
+    assert tofu_muse.truth_ratio_forget([0.5, 2.0, 1.0]) == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert tofu_muse.truth_ratio_retain([0.25, 3.0]) == pytest.approx(0.75 / 2)
 
 
 def test_min_k_is_of_the_lowest_tokens():
@@ -85,7 +85,7 @@ def test_membership():
         (lambda: tofu_muse.forget_quality([], [1.0]), "truth ratios of the model"),
         (lambda: tofu_muse.forget_quality([1.0], [math.nan]), "truth ratios of the oracle"),
         (lambda: tofu_muse.model_utility({}), "retain/probability"),
-        (lambda: tofu_muse.area_under_curve([], [1.0]), "members and others"),
+        (lambda: tofu_muse.area_under_curve([], [1.0]), "members and nonmembers"),
         (lambda: tofu_muse.privacy_leak(1.5), "area=1.5"),
     ],
 )

@@ -46,11 +46,11 @@ def test_each_is_asked_once_and_letters_share_a_row():
     made = list(batches(asked, 4, reach=64))
     assert [batch.tokens.shape for batch in made] == [(4, 64), (4, 48), (4, 32)]
     assert [batch.positions.shape[1] for batch in made] == [2, 64, 8]
-    assert sorted(index for batch in made for index, *_ in batch.asked) == list(range(9))
+    assert sorted(index for batch in made for index, *_ in batch.requests) == list(range(9))
     last = made[-1]
-    assert len({row for index, row, _ in last.asked if index in (0, 1, 2, 3, 4, 8)}) == 1
+    assert len({row for index, row, _ in last.requests if index in (0, 1, 2, 3, 4, 8)}) == 1
     for batch in made:
-        for index, row, part in batch.asked:
+        for index, row, part in batch.requests:
             context, continuation = asked[index]
             whole = [*context, *continuation]
             read = whole[:-1][-64:]  # cut on the left
@@ -65,7 +65,7 @@ def test_batches_of_a_length_have_as_many_rows():
     asked = [Request([i], [1]) for i in range(1, 10)]
     made = list(batches(asked, 4, reach=64))
     assert [batch.tokens.shape for batch in made] == [(4, 32)] * 3
-    assert [len(batch.asked) for batch in made] == [4, 4, 1]
+    assert [len(batch.requests) for batch in made] == [4, 4, 1]
 
 
 def test_an_answer_is_the_sum_of_its_own_part():

@@ -176,11 +176,11 @@ def test_with_a_cache_it_is_not_used(monkeypatch):
      ({"heads": 6, "kv_heads": 3}, False)],
 )  # fmt: skip
 def test_it_runs_where_the_kernels_fit_the_sizes(monkeypatch, change, fits):
-    monkeypatch.setattr(gpu, "found", lambda: GPU)
+    monkeypatch.setattr(gpu, "supported_gpu", lambda: GPU)
     of = {"time": T, "width": H, "heads": N, "kv_heads": K, "dtype": jnp.bfloat16} | change
     q = jnp.zeros((B, of["time"], of["heads"], of["width"]), of["dtype"])
     k = jnp.zeros((B, of["time"], of["kv_heads"], of["width"]), of["dtype"])
     with jax.set_mesh(make_mesh(MeshShape(data=4, tensor=2))):
         assert attention_gpu.available(q, k) == fits
-    monkeypatch.setattr(gpu, "found", lambda: None)
+    monkeypatch.setattr(gpu, "supported_gpu", lambda: None)
     assert not attention_gpu.available(q, k)

@@ -188,7 +188,7 @@ def test_on_which_gpu_and_for_which_widths(monkeypatch):
     """Widths are the student's and, of a distillation, the teacher's: those of 0.1B and wider."""
 
     def chosen(name, *widths, dtype=jnp.bfloat16):
-        monkeypatch.setattr(gpu, "found", lambda: gpu.GPUS.get(name))
+        monkeypatch.setattr(gpu, "supported_gpu", lambda: gpu.GPUS.get(name))
         monkeypatch.setattr(head_gpu, "DEPTH", DEPTH)
         return CHOSEN(dtype, *widths)
 
@@ -204,14 +204,14 @@ def test_on_which_gpu_and_for_which_widths(monkeypatch):
 def test_gpus_are_known_by_their_kind(monkeypatch):
     device = mock.Mock(device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert gpu.found() == gpu.GPUS["NVIDIA H100"]
+    assert gpu.supported_gpu() == gpu.GPUS["NVIDIA H100"]
     device.device_kind = "cpu"
-    assert gpu.found() is None
+    assert gpu.supported_gpu() is None
 
 
 def test_a_kept_difference_is_off_by_half_a_step_at_most():
     """Steps are 2 √(R d) / 32767 wide at a distance d of the greatest, R, but for the first."""
-    made = head_tile.Head("teacher", 30.0, 20.0, V, V)
+    made = head_tile.HeadSpec("teacher", 30.0, 20.0, V, V)
     distance = np.sort(np.random.default_rng(0).uniform(-50, 50, 10_000)).astype(np.float32)
     found = head_tpu_kernels._distance(made, head_tpu_kernels._root(made, distance))
     step = 2 * np.sqrt(50 * np.abs(distance)) / 32767 + 50 / 32767**2

@@ -203,7 +203,7 @@ def test_a_kernel_that_does_not_exist_is_refused():
 
 
 def test_the_kernels_know_no_other_target():
-    made = head_tile.Head("reverse", None, None, V, V)  # type: ignore[arg-type]
+    made = head_tile.HeadSpec("reverse", None, None, V, V)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match="^target='reverse': kernels know teacher, token, uniform;"
     ):

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from undo_jax import losses
 from undo_jax.evals.generate import generate
-from undo_jax.evals.token_stats import told
+from undo_jax.evals.token_stats import compute_token_stats
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.head_only import HeadOnly
 from undo_jax.ops import gpu, head, head_gpu, head_losses, head_tpu
@@ -210,10 +210,10 @@ def test_a_model_says_how_many_rows_are_tokens():
         np.testing.assert_allclose(found, kl, rtol=1e-4)
         uniform = -np.log(19) - np.mean(log_p)
         np.testing.assert_allclose(losses.uniform_kl(LM, params, rows), uniform, rtol=1e-4)
-        told_of = told(LM, params, rows)
-        np.testing.assert_allclose(told_of.mean, np.sum(np.exp(log_p) * log_p, -1), rtol=1e-4)
+        stats = compute_token_stats(LM, params, rows)
+        np.testing.assert_allclose(stats.mean, np.sum(np.exp(log_p) * log_p, -1), rtol=1e-4)
         picked = log_p.argmax(-1) == np.asarray(rows.targets)
-        np.testing.assert_array_equal(told_of.likeliest, picked)
+        np.testing.assert_array_equal(stats.likeliest, picked)
 
 
 @pytest.mark.slow

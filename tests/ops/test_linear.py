@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.models.decoder import KEPT
+from undo_jax.models.decoder import SAVED
 from undo_jax.ops import linear as module
 from undo_jax.ops.linear import linear
 
@@ -33,7 +33,7 @@ def test_remat_keeps_it_as_it_keeps_a_plain_product(product):
         def loss(x, w):
             return jnp.sum(jnp.sin(product(jnp.sin(product(x, w)), w)))
 
-        step = jax.grad(jax.checkpoint(loss, policy=KEPT[remat]), (0, 1))
+        step = jax.grad(jax.checkpoint(loss, policy=SAVED[remat]), (0, 1))
         return str(jax.make_jaxpr(step)(x, w)).count("dot_general[")
 
     assert products("full") == products("dots") + 2
