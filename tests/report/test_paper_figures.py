@@ -795,6 +795,6 @@ def test_a_workdir_is_a_folder(tmp_path, monkeypatch, capsys, words):
 
 def test_where_the_paper_claims_nothing_nothing_is_counted():
     ours = Claim("it is", "arithmetic", "a difference", {0: 1.0}, paper=False)
-    figure = paper_page.DrawnFigure("size-small", "Size", "", [ours], {"svg": b"<svg></svg>"}, [])
+    figure = paper_page.PaperFigure("size-small", "Size", "", [ours], {"svg": b"<svg></svg>"}, [])
     page = paper_page.html(paper_page.PaperPage([figure], {}))
     assert "The paper claims nothing" in page and '<a href="claims.csv"' in page
