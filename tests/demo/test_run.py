@@ -47,10 +47,10 @@ def page(workdir, tmp_path_factory):
 
 
 def _data(file):
-    found = re.search('<script type="application/json" id="data">(.*?)</script>',
+    match = re.search('<script type="application/json" id="data">(.*?)</script>',
                       file.read_text(), re.S)  # fmt: skip
-    assert found is not None
-    return json.loads(found[1])
+    assert match is not None
+    return json.loads(match[1])
 
 
 def _params(model, step):
@@ -85,30 +85,30 @@ def test_the_page_has_every_model_at_the_steps_on_disk(page, workdir):
     ]  # as it was made
     assert shlex.split(data["command"]) == words
     assert shlex.split(data["serve"]) == [*words, "--serve"]
-    parts = [one["part"] for one in data["examples"]]
+    parts = [example["part"] for example in data["examples"]]
     assert parts.count("retain") == parts.count("forget") == 8
     facts = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
-    for one in data["examples"]:
-        a, sign, b = re.fullmatch(r"(\d+)(.)(\d+)=", one["prompt"]).groups()
-        assert int(one["answer"]) == facts[sign](int(a), int(b))
-        assert one["part"] == ("retain" if sign in "+-" else "forget")
-    told = [shlex.split(command) for _, command in data["notes"] if command]
+    for example in data["examples"]:
+        a, sign, b = re.fullmatch(r"(\d+)(.)(\d+)=", example["prompt"]).groups()
+        assert int(example["answer"]) == facts[sign](int(a), int(b))
+        assert example["part"] == ("retain" if sign in "+-" else "forget")
+    commands = [shlex.split(command) for _, command in data["notes"] if command]
     again = ["--cache-teachers", "--noise.alphas", "0.6"]  # as the run was made
     words = ["undo-jax", "run", FILE, "--workdir", str(workdir), *again]
-    assert told == [[*words, "--relearn.keep-at", "5", "10"]]
+    assert commands == [[*words, "--relearn.keep-at", "5", "10"]]
 
 
 def test_an_oracle_that_is_not_attacked_is_no_measure(page, workdir, tmp_path, monkeypatch):
     monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     shutil.copytree(workdir, tmp_path / "w")
     next((tmp_path / "w").glob("relearn-oracle-*/summary.json")).unlink()
-    made = tmp_path / "w" / "demo-quickstart" / "index.html"
-    made.parent.mkdir()
-    made.write_text("an earlier page")
-    (tmp_path / "kept").hardlink_to(made)
+    html = tmp_path / "w" / "demo-quickstart" / "index.html"
+    html.parent.mkdir()
+    html.write_text("an earlier page")
+    (tmp_path / "kept").hardlink_to(html)
     cli.main(["demo", str(tmp_path / "w"), "--experiment", FILE])
     assert (tmp_path / "kept").read_text() == "an earlier page"  # replaced, not written over
-    data = _data(made)
+    data = _data(html)
     assert data["models"][-1]["role"] == "oracle" and data["models"][-1]["curve"] == []
     assert data["lead"].endswith("what is gone has to be learnt anew.")
     assert page[0]["lead"].endswith("learnt anew, as by the oracle, which never knew it.")
@@ -116,11 +116,11 @@ def test_an_oracle_that_is_not_attacked_is_no_measure(page, workdir, tmp_path, m
 
 def test_curves_are_of_the_strongest_attack_at_each_step(page):
     for i, model in enumerate(page[0]["models"]):
-        wanted = [[0, 0.9, pytest.approx(0.1 * i)]]  # its own scores
-        wanted += [
+        expected = [[0, 0.9, pytest.approx(0.1 * i)]]  # its own scores
+        expected += [
             [step, 0.8, max(score(i, rate, step) for rate in RATES)] for step in (5, KEPT, LAST)
         ]
-        assert model["curve"] == ([] if model["role"] == "base" else wanted)
+        assert model["curve"] == ([] if model["role"] == "base" else expected)
         assert model["scores"] == [0.9, pytest.approx(0.1 * i)]
 
 
@@ -128,8 +128,8 @@ def test_its_answers_are_what_generate_prints(capsys, monkeypatch, page, workdir
     data, _ = page
     monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     listed = json.loads((workdir / "experiment-quickstart.json").read_text())["models"]
-    flags = [word for one in data["examples"] for word in ("--prompt", one["prompt"])]
-    found = set()
+    flags = [word for example in data["examples"] for word in ("--prompt", example["prompt"])]
+    texts = set()
     for i, entry in enumerate(listed):
         folders = {0: workdir / entry["artifact"]}
         if entry["attacks"]:
@@ -138,26 +138,26 @@ def test_its_answers_are_what_generate_prints(capsys, monkeypatch, page, workdir
         for step, folder in folders.items():
             capsys.readouterr()
             cli.main(["generate", str(folder), "--experiment", FILE, *flags, "--new-tokens", "16"])
-            said = capsys.readouterr().out.splitlines()
+            lines = capsys.readouterr().out.splitlines()
             at = data["steps"].index(step)
-            assert [reply[at][i]["text"] for reply in data["replies"]] == said
-            found.add(tuple(said))
-    assert len(found) == 1 + 4 * 3  # all differ
+            assert [reply[at][i]["text"] for reply in data["replies"]] == lines
+            texts.add(tuple(lines))
+    assert len(texts) == 1 + 4 * 3  # all differ
 
 
 def test_probabilities_are_those_of_the_model(page):
     data, _ = page
-    some = [(0, 0, 0), (3, 1, 2), (9, 1, 4), (12, 2, 1), (15, 2, 3)]
-    for example, at, i in some:
-        reply, one = data["replies"][example][at][i], data["examples"][example]
+    places = [(0, 0, 0), (3, 1, 2), (9, 1, 4), (12, 2, 1), (15, 2, 3)]
+    for index, at, i in places:
+        reply, example = data["replies"][index][at][i], data["examples"][index]
         params = _params(data["models"][i]["name"], data["steps"][at])
-        p = _next(params, one["prompt"])
+        p = _next(params, example["prompt"])
         best = np.argsort(-p)[:5]
         texts = [None if j == 0 else WORDS[j : j + 1] or UNKNOWN for j in best.tolist()]
         assert [text for text, _ in reply["top"]] == texts
         np.testing.assert_allclose([q for _, q in reply["top"]], p[best], atol=1e-4)
-        whole, text = 1.0, one["prompt"]
-        for token in [*TOKENIZER.encode(one["answer"]), TOKENIZER.bos_id]:
+        whole, text = 1.0, example["prompt"]
+        for token in [*TOKENIZER.encode(example["answer"]), TOKENIZER.bos_id]:
             whole *= _next(params, text)[token]
             text += TOKENIZER.decode([token]) if token else ""
         assert reply["probability"] == pytest.approx(whole, abs=1e-4)
@@ -170,12 +170,12 @@ def test_live_answers_are_the_static_ones(page, workdir):
     data, _ = page
     run = open_run(workdir, FILE)
     desk = Desk(run, columns(run, 0), 16)
-    made = server.app("", desk, SHOWN, True, server.hosts("127.0.0.1", ()))
-    with starlette.TestClient(made, base_url="http://127.0.0.1") as client:
-        for i, one in list(enumerate(data["examples"]))[::3]:
+    application = server.app("", desk, SHOWN, True, server.hosts("127.0.0.1", ()))
+    with starlette.TestClient(application, base_url="http://127.0.0.1") as client:
+        for i, example in list(enumerate(data["examples"]))[::3]:
             for at, step in enumerate(SHOWN):
-                asked = {"prompt": one["prompt"], "answer": one["answer"], "step": step}
-                live = client.post("/answers", json=asked).json()["replies"]
+                body = {"prompt": example["prompt"], "answer": example["answer"], "step": step}
+                live = client.post("/answers", json=body).json()["replies"]
                 for mine, static in zip(live, data["replies"][i][at], strict=True):
                     assert mine["text"] == static["text"]
                     assert mine["probability"] == pytest.approx(static["probability"], abs=2e-4)
