@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from undo_jax.experiment_command import override
 
 import undo_jax
 from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import flags
 from undo_jax.cli import main as cli
+from undo_jax.cli.experiment import override
 from undo_jax.data.muse import MuseFiles
 from undo_jax.data.tofu import TofuFiles
 from undo_jax.data.tokenizers import Bytes

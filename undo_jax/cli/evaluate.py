@@ -11,15 +11,12 @@ import jax
 from etils import epath
 
 from undo_jax.cli import experiment as experiments
-from undo_jax.cli import tokenizer_of_artifact, weights
+from undo_jax.cli import weights
 from undo_jax.cli.devices import ALONE, Joined
 from undo_jax.cli.flags import MaybeFloat, MaybeInt, MaybeText, ModelFolder, Switch, Texts
-from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.evals.served import Served
-from undo_jax.runtime.mesh import make_mesh, parse_mesh
-from undo_jax.store import param_checkpoint
+from undo_jax.cli.served_artifact import ROWS, serve
+from undo_jax.runtime.mesh import parse_mesh
 
-ROWS = 16  # of a batch
 INSTALL = "lm-eval is not installed: pip install 'undo-jax[eval]'"
 
 
@@ -69,24 +66,6 @@ def evaluate(
     how = tokenizer, bos_token, batch_size, max_length, mesh
     table, content = _scored(model, how, names, include_path, limit, num_fewshot)
     print(json_format.dumps({"model": model, **content}, indent=1) if json else table)
-
-
-def serve(
-    folder: str, tokenizer: str | None, bos_token: str | None, mesh: str | None
-) -> tuple[Served, Tokenizer, list[int]]:
-    """A finished artifact's model on all devices, its tokenizer, and the tokens that end a text.
-
-    Raises FileNotFoundError for no finished artifact, and ValueError for one that is damaged, has
-    no tokenizer, or does not fit the mesh.
-    """
-    path = epath.Path(folder)
-    lm = weights.model(path)
-    encoder, ends = tokenizer_of_artifact.of(path, lm, tokenizer, bos_token)
-    devices = weights.mesh_of(lm) if mesh is None else make_mesh(parse_mesh(mesh))
-    params = param_checkpoint.restore(path / "params", lm, devices)
-    with jax.set_mesh(devices):
-        params = jax.jit(lm.rounded)(params)
-    return Served(lm, params, devices), encoder, ends
 
 
 def _check(

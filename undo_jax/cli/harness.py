@@ -14,7 +14,7 @@ from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports
 from lm_eval.api.registry import model_registry  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
-from undo_jax.cli.evaluate import ROWS, serve
+from undo_jax.cli.served_artifact import ROWS, serve
 from undo_jax.evals.requests import Answer, Request, answers, batches, prompts
 from undo_jax.evals.texts import text_of
 from undo_jax.logs.log import console
