@@ -25,8 +25,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from undo_jax.cli.experiment import load, override
+from undo_jax.cli.experiment_flags import override
 from undo_jax.graph.nodes import Model, group_key, is_trained, plan, row_length
+from undo_jax.runner.load_experiment import load
 from undo_jax.runner.train_group import companies
 from undo_jax.runner.trials import Run, candidates
 from undo_jax.runtime.mesh import make_mesh

@@ -63,7 +63,7 @@ def test_a_mesh_that_is_none(text, said):
 
 def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", lambda e, *_: asked.append(e.mesh))
     file = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
     for flags in ("", "--mesh data=4", "--mesh data=4,fsdp=2 --mesh.data 2"):

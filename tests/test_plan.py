@@ -265,7 +265,7 @@ def test_a_pace_that_is_measured_and_one_that_would_take_long(tmp_path, monkeypa
 
 
 def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys, known):
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     flags = "--setting.problems 200 --setting.questions 2 --mesh sweep=8 --plan".split()
     cli.main(["run", QUICKSTART, "--seeds", "0", *flags])

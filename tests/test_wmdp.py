@@ -16,9 +16,8 @@ import tokenizers
 from documents import ROOT, blocks, typed
 from etils import epath
 
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import artifact_lm, experiment_flags
 from undo_jax.cli import main as cli
-from undo_jax.cli import weights
 from undo_jax.data.chat import chat
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.tokenizer_files import describe
@@ -171,7 +170,7 @@ def _is_compiled_for_without_weights_or_text():
     Path("other").mkdir()
     Path("other/config.json").write_text(json.dumps(described(replace(LM, layers=4))))
     flags = "--base other --corpora data/other --first-layer 1 --read-layer 2".split()
-    made = experiment_command.graph_with(load(FILE), flags)
+    made = experiment_flags.graph_with(load(FILE), flags)
     assert made.models["base"].lm.layers == 4
 
 
@@ -189,7 +188,7 @@ def _is_judged_as_the_guide_types_it(folder):
 
 def _is_half_shrunk(made):
     """α = 0.25 without noise: θ' = 0.75 θ, whatever the seed."""
-    mesh = weights.mesh_of(LM)
+    mesh = artifact_lm.mesh_of(LM)
     one, other = (
         param_checkpoint.restore(epath.Path(made[f"{name}-seed42"]) / "params", LM, mesh)
         for name in ("unlearn-rmu", "noise-rmu-undo-0.25")

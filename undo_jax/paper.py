@@ -14,6 +14,7 @@ from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.graph.recipe import Recipe
 from undo_jax.logs.log import Sink
+from undo_jax.losses import distillation
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.recipes.distill import Distill
@@ -88,8 +89,11 @@ class Distillation:
     tolerance: float = 0.05  # recovered: within so much of the teacher's retain score
     stop_early: bool = True  # stop as soon as the student has recovered; False: all steps
     filtered: bool = False  # half of each batch is of forget rows, with uniform targets
+    loss: Loss = distillation  # of the student beside its teacher
 
     def __post_init__(self):
+        if self.filtered and self.loss is not distillation:
+            raise ValueError("filtered=True has a loss of its own: leave out filtered or loss")
         if self.filtered and self.training.batch_size % 2:
             raise ValueError(
                 f"batch_size={self.training.batch_size}: half of a filtered batch is forget rows, "
@@ -180,7 +184,7 @@ class Paper:
         if self.noise.fresh_student:
             name = "Unlearn-and-Distill"
             students[name] = Fresh(small, rng_name=f"noise/{name}")
-        kind, studying = Distill, teaching.training
+        kind, studying = partial(Distill, loss=teaching.loss), teaching.training
         if teaching.filtered:  # from each side
             kind, studying = FilteredDistill, replace(studying, batch_size=studying.batch_size // 2)
         distilled = {

@@ -30,7 +30,7 @@ class _Chips:
 
 
 def _program(words, accumulation=1):
-    made = found(words).programs[0]
+    made = found(words).steps[0]
     training = replace(made.work.training, accumulation=accumulation)
     return replace(made, work=replace(made.work, training=training))
 

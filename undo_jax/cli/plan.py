@@ -7,29 +7,36 @@ from typing import TYPE_CHECKING
 
 from undo_jax.logs.log import short
 from undo_jax.runner.dry_run import Planned, Row
-from undo_jax.runtime.device_memory import text as memory
+from undo_jax.runtime.device_memory import text as format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NONE = "–"
 WIDTH = 18  # of the names of models
-MARKS = {"records": "ʳ", "measured": "ᵐ", "FLOPs": "ᶠ"}
-MEANINGS = {
-    "records": "as trainings took that are finished here and alike; those with a stop rule end as "
-    "early",
-    "measured": "a few steps and an evaluation measured on these devices, and compilation",
-    "FLOPs": "FLOPs at the speed of a matrix product, too little: measuring would take long",
+BASES = {  # of an estimated time: its mark in the table, and its line in the legend
+    "records": (
+        "ʳ",
+        "as trainings took that are finished here and alike; those with a stop rule end as early",
+    ),
+    "measured": (
+        "ᵐ",
+        "a few steps and an evaluation measured on these devices, and compilation",
+    ),
+    "FLOPs": (
+        "ᶠ",
+        "FLOPs at the speed of a matrix product, too little: measuring would take long",
+    ),
 }
 
 
 def table(name: str, planned: Planned) -> Table:
-    """A line for each program, and the totals, in 80 columns."""
+    """Returns a table of 80 columns: a line for each program, and the totals."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
+    plan_table = Table(
         title=Text(f"{name}: what a run would do", style="bold"),
         caption=Text(legend(planned)),
         caption_justify="left",
@@ -39,28 +46,26 @@ def table(name: str, planned: Planned) -> Table:
         pad_edge=False,
         show_footer=True,
     )
-    rows, total = planned.rows, _total(planned)
-    columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("kind", lambda row: row.kind),
-        ("models", lambda row: shortened(row.names)),
-        ("new", lambda row: str(row.made)),
-        ("reused", lambda row: str(row.reused)),
-        ("mem-\nbers", lambda row: _count(row.members)),
-        ("steps", _steps),
-        ("FLOPs", lambda row: short(row.flops)),
-        ("time", _time),
-        ("memory", lambda row: memory(row.bytes) if row.bytes else NONE),
+    columns: list[tuple[str, Callable[[Row], str], str]] = [
+        ("kind", lambda row: row.kind, "left"),
+        ("models", lambda row: shortened(row.names), "left"),
+        ("new", lambda row: str(row.made), "right"),
+        ("reused", lambda row: str(row.reused), "right"),
+        ("mem-\nbers", lambda row: _count(row.members), "right"),
+        ("steps", _steps, "right"),
+        ("FLOPs", lambda row: short(row.flops), "right"),
+        ("time", _time, "right"),
+        ("memory", lambda row: _memory(row.bytes), "right"),
     ]
-    for number, (header, _) in enumerate(columns):
-        side = "left" if number < 2 else "right"
-        made.add_column(header, total[number], justify=side, no_wrap=True)
-    for one in rows:
-        made.add_row(*(cell(one) for _, cell in columns))
-    return made
+    for (header, _, side), total in zip(columns, _totals(planned), strict=True):
+        plan_table.add_column(header, total, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    for row in planned.rows:
+        plan_table.add_row(*(cell(row) for _, cell, _ in columns))
+    return plan_table
 
 
 def shortened(names: Sequence[str]) -> str:
-    """As many names as have place, and the number of the others."""
+    """Returns as many names as have place, and the number of the others."""
     for count in range(len(names), 0, -1):
         more = f" +{len(names) - count}" if count < len(names) else ""
         if len(text := ", ".join(names[:count]) + more) <= WIDTH:
@@ -70,7 +75,7 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them, e.g. 42 s, 7.5 min, 3.2 h."""
+    """Returns seconds in the unit that suits them, e.g. 42 s, 7.5 min, 3.2 h."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -78,29 +83,45 @@ def duration(seconds: float) -> str:
 
 
 def legend(planned: Planned) -> str:
-    """What the numbers are, in a few lines."""
+    """Returns what the numbers of the table are, in a few lines."""
     rows = planned.rows
-    said = [f"memory: at least, of {memory(planned.bytes)} on each of {planned.devices} "
-            f"{planned.device}"]  # fmt: skip
+    lines = [
+        f"memory: at least, of {format_bytes(planned.bytes)} on each of {planned.devices} "
+        f"{planned.device}"
+    ]
     if any(row.stops for row in rows):
-        said.append("≤: at most, a stop rule may end it earlier")
-    said += [f"{MARKS[b]}: {MEANINGS[b]}" for b in MEANINGS if any(r.basis == b for r in rows)]
-    for one in rows:
-        if one.cached:
-            less, size = f"{100 * one.cached.share:.0f} %", memory(one.cached.bytes)
-            whose = shortened(one.names)
-            said.append(f"--cache-teachers: {less} of these FLOPs, {size} on disk: {whose}")
-    return "\n".join(said)
+        lines.append("≤: at most, a stop rule may end it earlier")
+    for basis, (mark, meaning) in BASES.items():
+        if any(row.basis == basis for row in rows):
+            lines.append(f"{mark}: {meaning}")
+    for row in rows:
+        if row.cached:
+            lines.append(
+                f"--cache-teachers: {100 * row.cached.share:.0f} % of these FLOPs, "
+                f"{format_bytes(row.cached.bytes)} on disk: {shortened(row.names)}"
+            )
+    return "\n".join(lines)
 
 
-def _total(planned: Planned) -> list[str]:
+def _totals(planned: Planned) -> list[str]:
+    """Returns the last line of the table."""
     rows = planned.rows
-    new, reused = sum(row.made for row in rows), sum(row.reused for row in rows)
-    members, cost = sum(row.members for row in rows), sum(row.flops for row in rows)
     at_most = "≤ " if any(row.stops and row.basis != "records" for row in rows) else ""
-    largest = max((row.bytes for row in rows), default=0)
-    return ["all", "", str(new), str(reused), _count(members), "", short(cost),
-            at_most + duration(planned.seconds), memory(largest) if largest else NONE]  # fmt: skip
+    return [
+        "all",
+        "",
+        str(sum(row.made for row in rows)),
+        str(sum(row.reused for row in rows)),
+        _count(sum(row.members for row in rows)),
+        "",
+        short(sum(row.flops for row in rows)),
+        at_most + duration(planned.seconds),
+        _memory(max((row.bytes for row in rows), default=0)),
+    ]
+
+
+def _memory(count: float) -> str:
+    return format_bytes(count) if count else NONE
 
 
 def _count(number: int) -> str:
@@ -112,4 +133,5 @@ def _steps(row: Row) -> str:
 
 
 def _time(row: Row) -> str:
-    return duration(row.seconds) + MARKS.get(row.basis, " ") if row.made else NONE
+    mark, _ = BASES.get(row.basis, (" ", ""))
+    return duration(row.seconds) + mark if row.made else NONE

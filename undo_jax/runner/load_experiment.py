@@ -85,7 +85,7 @@ def _place(error: BaseException) -> str | None:
 def _is_users(file: str) -> bool:
     """Whether a file is neither this package's nor Python's nor an installed library's."""
     named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    path, folders = Path(file).resolve(), [*named, Path(__file__).parent]
+    path, folders = Path(file).resolve(), [*named, Path(__file__).parents[1]]
     return path.is_file() and not any(path.is_relative_to(Path(own).resolve()) for own in folders)
 
 

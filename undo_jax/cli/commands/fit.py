@@ -1,32 +1,40 @@
 """`undo-jax fit EXPERIMENT --topology v5e:4x4`, or `fit --preset 2B --topology v5e:4x4`."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from json import dumps
+from typing import NoReturn
 
 import jax
 from jax.sharding import Mesh
 from tyro.conf import OmitArgPrefixes
 
-from undo_jax.cli import step_source
-from undo_jax.cli.flags import Further, MaybeExperiment, MaybeText, Name, Switch
+from undo_jax.cli.flags import ExperimentFlags, MaybeExperiment, MaybeText, Switch
 from undo_jax.cli.plan import shortened
-from undo_jax.cli.step_source import NO_PRESETS, Asked, Presets, Program, Source
+from undo_jax.cli.step_source import (
+    NO_PRESETS,
+    Presets,
+    StepRequest,
+    StepSource,
+    TitledStep,
+    find_steps,
+    first_step,
+)
 from undo_jax.fit import chips
 from undo_jax.fit.advice import advice, check
 from undo_jax.fit.chips import GIB, Slice
 from undo_jax.fit.facts import describe, table
-from undo_jax.fit.flags import arguments
-from undo_jax.fit.flags import flags as presets_of
+from undo_jax.fit.flags import flags as xla_preset
 from undo_jax.fit.least import check_work
-from undo_jax.fit.search import search as largest
+from undo_jax.fit.search import search as largest_batches
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
 from undo_jax.graph.nodes import Work
 from undo_jax.logs.log import console, short, waiting
 from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime.mesh import MeshShape, parse_mesh
 
+ORDER = 10
 TOO_LARGE = 3  # exit status of a step that does not fit
 
 
@@ -43,7 +51,7 @@ def fit(
     xla_flags: MaybeText = None,
     json: Switch = False,
     presets: OmitArgPrefixes[Presets] = NO_PRESETS,
-    flags: Further = (),
+    flags: ExperimentFlags = (),
 ) -> None:
     """Does a step fit a TPU slice, or GPUs, and how fast is it at best? Neither is needed.
 
@@ -63,78 +71,77 @@ def fit(
         json: print JSON in place of a table.
     """
     place = chips.find(topology)
-    compiler = dict(presets_of(xla_flags)) if xla_flags is not None else {}
-    if compiler and place.chip.platform != "tpu":
+    options = dict(xla_preset(xla_flags)) if xla_flags is not None else {}
+    if options and place.chip.platform != "tpu":
         raise ValueError(f"XLA flags {xla_flags!r} are for TPU: {place} needs none")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # loading from it needs a chip
-    source = find(Asked(experiment, stage, all, search, presets), flags)
-    given = parse_mesh(mesh) if mesh is not None else source.mesh
-    chosen = mesh_on(place, given or suggestion(place))
+    source = find_on_chips(StepRequest(experiment, stage, all, search, presets), flags)
+    shape = parse_mesh(mesh) if mesh is not None else source.mesh
+    target = _Target(place, mesh_on(place, shape or suggestion(place)), options)
     if all:
-        return _all(source, place, chosen, compiler, json)
-    program = step_source.first(source, chosen)
+        return _print_all(source, target, json)
+    step = first_step(source, target.mesh)
     if search:
-        return _search(program, place, chosen, compiler, json)
-    _once(program, place, chosen, compiler, json)
+        return _print_search(step, target, json)
+    _print_one(step, target, json)
 
 
-def find(asked: Asked, flags: Sequence[str]) -> Source:
-    """What is asked for, with models as they are on chips."""
-    source = step_source.find(asked, flags)
-    programs = [replace(one, work=on_chips(one.work)) for one in source.programs]
-    return replace(source, programs=programs)
+@dataclass(frozen=True)
+class _Target:
+    """What steps are compiled for."""
+
+    place: Slice
+    mesh: Mesh
+    options: dict[str, str]  # of XLA
 
 
-def _once(
-    program: Program, place: Slice, mesh: Mesh, options: Mapping[str, str], as_json: bool
-) -> None:
-    """Print what is known of one step; exit status 3 and advice if it does not fit."""
-    step = _compiled(program, place, mesh, options)
-    facts = {**program.title, **describe(program.work, place, mesh, step)}
+def find_on_chips(request: StepRequest, flags: Sequence[str]) -> StepSource:
+    """Returns the steps that flags ask for, with models as they are on chips."""
+    source = find_steps(request, flags)
+    steps = [replace(step, work=on_chips(step.work)) for step in source.steps]
+    return replace(source, steps=steps)
+
+
+def _print_one(step: TitledStep, target: _Target, as_json: bool) -> None:
+    """Print the facts of one step; exit status 3 and advice if it does not fit."""
+    compiled = _compile(step, target)
+    facts = {**step.title, **describe(step.work, target.place, target.mesh, compiled)}
     print(dumps(facts, indent=1) if as_json else table(facts))
     if not facts["fits"]:
-        said = advice(program.names, program.work, place, mesh, step)
-        print(f"undo-jax: {said}", file=sys.stderr)
-        sys.exit(TOO_LARGE)
+        _exit_too_large(advice(step.names, step.work, target.place, target.mesh, compiled))
 
 
-def _compiled(program: Program, place: Slice, mesh: Mesh, options: Mapping[str, str]) -> Step:
-    """The compiled step. Raises ValueError, naming the flag, for sizes that are not possible."""
-    work, names = program.work, program.names
-    check(work, mesh, names)
-    what = f"{program.title['stage']} of {program.title['experiment']} for {place}"
+def _compile(step: TitledStep, target: _Target) -> Step:
+    """Returns the compiled step. Raises ValueError, naming the flag, for impossible sizes."""
+    work = step.work
+    check(work, target.mesh, step.names)
+    name = f"{step.title['stage']} of {step.title['experiment']} for {target.place}"
     size = f"{work.training.batch_size} rows, remat {getattr(work.lm, 'remat', 'none')}"
     try:
-        with waiting(f"compiling {what}: {size}"):
-            return compile_step(work, mesh, options)
+        with waiting(f"compiling {name}: {size}"):
+            return compile_step(work, target.mesh, target.options)
     except OverflowError as error:  # sizes that JAX, or libtpu, cannot count
-        check_work(work, mesh, names.rows, place.chip.hbm)
+        check_work(work, target.mesh, step.names.rows, target.place.chip.hbm)
         raise ValueError(str(error)) from error
 
 
-def xla_flags(name: Name) -> None:
-    """Print a preset of XLA flags, for LIBTPU_INIT_ARGS.
-
-    Args:
-        name: overlap, sparse_cores or memory.
-    """
-    print(arguments(name))
+def _exit_too_large(message: str) -> NoReturn:
+    print(f"undo-jax: {message}", file=sys.stderr)
+    sys.exit(TOO_LARGE)
 
 
-def _all(
-    source: Source, place: Slice, mesh: Mesh, options: Mapping[str, str], as_json: bool
-) -> None:
+def _print_all(source: StepSource, target: _Target, as_json: bool) -> None:
     """Print a line for each program as it is compiled; exit status 3 if one does not fit."""
-    found = []
+    place, mesh = target.place, target.mesh
+    programs = []
     if not as_json:
         shape = mesh_text(MeshShape(**mesh.shape)) if mesh.size > 1 else "of one chip"
         print(f"{source.name} on {place}: {place.chips} chips, mesh {shape}\n")
         print("stage     models              rows    GiB  bound          ms a step")
-    for program in source.programs:
-        step = _compiled(program, place, mesh, options)
-        facts = {**describe(program.work, place, mesh, step), **program.title}
-        found.append(facts)
+    for step in source.steps:
+        facts = {**describe(step.work, place, mesh, _compile(step, target)), **step.title}
+        programs.append(facts)
         if not as_json:
             speed = "DOES NOT FIT"
             if facts["fits"]:
@@ -143,48 +150,46 @@ def _all(
             size = f"{facts['rows']:>5}  {facts['hbm']['total'] / GIB:>5.2f}"
             print(f"{names} {size}  {speed}", flush=True)
     if as_json:
-        print(dumps(found, indent=1))
-    if large := [facts["stage"] for facts in found if not facts["fits"]]:
-        said = f"{place} is too small for {len(large)} of {len(found)} programs"
-        print(f"undo-jax: {said}: try --stage {large[0]} for advice", file=sys.stderr)
-        sys.exit(TOO_LARGE)
+        print(dumps(programs, indent=1))
+    if large := [facts["stage"] for facts in programs if not facts["fits"]]:
+        _exit_too_large(
+            f"{place} is too small for {len(large)} of {len(programs)} programs: try --stage "
+            f"{large[0]} for advice"
+        )
 
 
-def _search(
-    program: Program, place: Slice, mesh: Mesh, options: Mapping[str, str], as_json: bool
-) -> None:
+def _print_search(step: TitledStep, target: _Target, as_json: bool) -> None:
     """Print the largest batch for each policy, the fastest first."""
+    place, mesh = target.place, target.mesh
 
-    def compiled(work: Work) -> Step:
-        return _compiled(replace(program, work=work), place, mesh, options)
+    def compile_variant(work: Work) -> Step:
+        return _compile(replace(step, work=work), target)
 
-    def tell(policy: str, rows: int, step: Step) -> None:
-        verdict = "fits" if step.cost else "too large"
+    def print_attempt(policy: str, rows: int, compiled: Step) -> None:
+        verdict = "fits" if compiled.cost else "too large"
         console.print(
             f"remat {policy}, {short(rows / mesh.shape['tensor'])} rows a chip at once: "
-            f"{step.memory.total / GIB:.2f} GiB, {verdict}",
+            f"{compiled.memory.total / GIB:.2f} GiB, {verdict}",
             highlight=False,
         )
 
-    found = [
-        {**program.title, **describe(one.work, place, mesh, one.step)}
-        for one in largest(program.work, mesh, place.chip.hbm, compiled, tell)
+    batches = [
+        {**step.title, **describe(best.work, place, mesh, best.step)}
+        for best in largest_batches(step.work, mesh, place.chip.hbm, compile_variant, print_attempt)
     ]
-    found.sort(key=lambda facts: -facts["tokens_per_second"])
+    batches.sort(key=lambda facts: -facts["tokens_per_second"])
     if as_json:
-        print(dumps(found, indent=1))
-    elif found:
+        print(dumps(batches, indent=1))
+    elif batches:
         print("remat  rows a chip    GiB  bound         tokens/s at most")
-        for facts in found:
+        for facts in batches:
             print(
                 f"{facts['remat']:<5}  {short(facts['rows_per_chip']):>11}  "
                 f"{facts['hbm']['total'] / GIB:>5.2f}  {facts['bound']:<12}  "
                 f"{short(facts['tokens_per_second']):>16}"
             )
-    if not found:
-        print(
-            f"undo-jax: not one row a chip fits {place}: give more chips (--topology), or more of "
-            "fsdp and tensor (--mesh)",
-            file=sys.stderr,
+    if not batches:
+        _exit_too_large(
+            f"not one row a chip fits {place}: give more chips (--topology), or more of fsdp and "
+            "tensor (--mesh)"
         )
-        sys.exit(TOO_LARGE)

@@ -1,0 +1,91 @@
+"""`undo-jax run EXPERIMENT`."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from undo_jax import sinks as sink_files
+from undo_jax.cli import devices, experiment_reports
+from undo_jax.cli import plan as plan_table
+from undo_jax.cli.devices import ALONE, Joined
+from undo_jax.cli.experiment_flags import graph_with
+from undo_jax.cli.flags import (
+    ExperimentFlags,
+    MaybeExperiment,
+    MaybeText,
+    Switch,
+    Texts,
+    TypedCommand,
+)
+from undo_jax.logs.log import Sink, console, results
+from undo_jax.runner import dry_run
+from undo_jax.runner import experiment as runner
+from undo_jax.runner.load_experiment import errors_of_users, load
+from undo_jax.runtime import signals
+from undo_jax.runtime.mesh import parse_mesh
+
+ORDER = 2
+
+
+@errors_of_users()
+def run(
+    experiment: MaybeExperiment = None,
+    /,
+    *,
+    workdir: MaybeText = None,
+    stage: MaybeText = None,
+    model: MaybeText = None,
+    mesh: MaybeText = None,
+    sinks: Texts = (),
+    plan: Switch = False,
+    cache_teachers: Switch = False,
+    processes: Joined = ALONE,
+    flags: ExperimentFlags = (),
+    command: TypedCommand = "",
+) -> None:
+    """Run an experiment, or resume it; finished stages are skipped.
+
+    Further flags set any scalar of the experiment, e.g. --seeds 0 1: give its file and --help to
+    see them. SIGTERM (a preemption) and Ctrl-C save the training under way; the same command then
+    goes on from that step. A training that is killed goes on from its last save, see
+    --saving.minutes. Exit status: 0 done, 2 bad input or a failure told in one line, 75 stopped by
+    SIGTERM or because another process died, 130 by Ctrl-C (a second one stops at once).
+
+    Args:
+        experiment: a Python file that defines `experiment`.
+        workdir: where artifacts go, runs/NAME by default; may be gs://.
+        stage: only models of this kind, e.g. distill.
+        model: only this model, what it is made from, and its attacks.
+        mesh: devices along each axis, e.g. data=4,fsdp=2; -1: all that are left.
+        sinks: where records go besides, e.g. tensorboard wandb; the file's own sinks stay.
+        plan: train nothing: print what would be made and reused, its time and memory.
+        cache_teachers: store a teacher's hidden states in the workdir, once for all students.
+    """
+    if experiment is None:
+        raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
+    devices.prepare_devices(processes)  # before an experiment, which may compute
+    knobs: Any = load(experiment)
+    if mesh is not None:
+        knobs = dataclasses.replace(knobs, mesh=parse_mesh(mesh))
+    graph = graph_with(knobs, flags)
+    graph = dataclasses.replace(graph, sinks=add_sinks(graph.sinks, sinks))
+    workdir = workdir or f"runs/{graph.name}"
+    if plan:
+        signals.save_nothing()
+        planned = dry_run.plan(graph, workdir, stage, model)
+        if jax.process_index() == 0:
+            results.print(plan_table.table(graph.name, planned))
+        return
+    runner.run(graph, workdir, stage, model, cache_teachers, command)
+    if stage in (None, "relearn"):
+        if reason := experiment_reports.write_report(workdir, graph.name):
+            console.print(reason, soft_wrap=True)
+
+
+def add_sinks(sinks: Sequence[Sink], names: Sequence[str]) -> tuple[Sink, ...]:
+    """Returns an experiment's sinks, and those of these names that it does not have yet."""
+    functions = {getattr(sink, "func", sink) for sink in sinks}
+    named = dict.fromkeys(map(sink_files.find, names))
+    return (*sinks, *(sink for sink in named if sink not in functions))
