@@ -19,7 +19,9 @@ from undo_jax.cli.experiment_flags import override
 from undo_jax.fit import chips
 from undo_jax.fit.facts import describe
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
-from undo_jax.graph.nodes import nodes
+from undo_jax.graph.model_graph import ancestry
+from undo_jax.graph.recipe import TrainedRecipe
+from undo_jax.graph.train_specs import group_key, train_spec
 from undo_jax.logs.log import short
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
@@ -41,10 +43,10 @@ def programs(setting: str) -> Iterator[tuple[str, str, str, Any]]:
         made = experiment(setting, figure)
         recipes = made.recipes()
         names = {id(recipe): name for (name, _), recipe in recipes.items()}
-        for recipe in nodes.ancestry(recipes.values()):
-            if not nodes.is_trained(recipe):
+        for recipe in ancestry(recipes.values()):
+            if not isinstance(recipe, TrainedRecipe):
                 continue
-            parts = json.loads(nodes.group_key(recipe, made.setting))  # type: ignore[arg-type]
+            parts = json.loads(group_key(recipe, made.setting))
             parts = {k: v for k, v in parts.items() if k not in ("stop", "evaluate")}
             parts["training"] = None, recipe.training.batch_size, recipe.training.accumulation
             key = json.dumps(parts, sort_keys=True)
@@ -59,7 +61,7 @@ def measure(setting: str, number: int) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     figure, kind, name, recipe = list(programs(setting))[number]
     made, place = experiment(setting, figure), chips.find(SLICE)
-    work, mesh = on_chips(nodes.work(recipe, made.setting)), mesh_on(place, made.mesh)
+    work, mesh = on_chips(train_spec(recipe, made.setting)), mesh_on(place, made.mesh)
     title = {"setting": setting, "figure": figure, "stage": kind, "model": name}
     return title | describe(work, place, mesh, compile_step(work, mesh))
 

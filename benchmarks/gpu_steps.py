@@ -13,10 +13,10 @@ from peer import ON_GPU, PYTORCH, of_jax, of_pytorch
 from undo_jax import losses
 from undo_jax.fit import bench
 from undo_jax.fit.step import distillation
-from undo_jax.graph.nodes import Work
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training.optim import AdamW
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
 
 LIMIT, GROUP = 300, 1  # seconds of a case, cases of a process
@@ -105,7 +105,7 @@ def measure_attacks(name: str, dry: bool) -> dict[str, Any]:
     setting, count = name.split("; ")
     size, rows, length = (ATTACKED_TOYS if dry else ATTACKED)[setting]
     training = Training(ATTACK_STEPS, rows, AdamW(warmup=10), eval_every=50)
-    work = Work(preset(size), losses.language_modelling, training, ("train",), {}, length)
+    work = TrainSpec(preset(size), losses.language_modelling, training, ("train",), {}, length)
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     speed = bench.measure(work, mesh, 2 if dry else 50, members=int(count))
     whole = speed.compile_seconds + ATTACK_STEPS * speed.seconds

@@ -17,24 +17,24 @@ from arguments import known_topology, positive
 from undo_jax.fit import bench, chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.graph.nodes import Work
 from undo_jax.logs.log import short
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training.optim import AdamW
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
 
 FACTORS = 1, 2, 4, 8
 
 
-def work(lm: Transformer, rows: int, length: int) -> Work:
+def work(lm: Transformer, rows: int, length: int) -> TrainSpec:
     """A step on so many rows of so many tokens."""
     training = Training(steps=100, batch_size=rows, optimizer=AdamW(), eval_every=10)
     return distillation(lm, lm, training, length)
 
 
-def cases(lm: Transformer, rows: int, length: int) -> dict[str, list[tuple[int, Work]]]:
+def cases(lm: Transformer, rows: int, length: int) -> dict[str, list[tuple[int, TrainSpec]]]:
     """What is doubled: its sizes, and the step at each."""
     make = {
         "rows": (rows, lambda n: work(lm, n, length)),
@@ -58,19 +58,19 @@ def from_line(sizes: np.ndarray, times: np.ndarray) -> float:
     return float(np.max(np.abs((fixed + slope * sizes) / times - 1)))
 
 
-def measured(steps: int) -> Callable[[Work], float]:
+def measured(steps: int) -> Callable[[TrainSpec], float]:
     """Seconds of a step on these devices, the least of so many: other programs only add."""
     mesh = make_mesh(MeshShape())
     return lambda work: min(bench.measure(work, mesh, steps).each)
 
 
-def bounded(topology: str) -> Callable[[Work], float]:
+def bounded(topology: str) -> Callable[[TrainSpec], float]:
     """Seconds of a step on chips that are not there, at their peaks."""
     jax.config.update("jax_platforms", "cpu")
     place = chips.find(topology)
     mesh = mesh_on(place, MeshShape())
 
-    def seconds(work: Work) -> float:
+    def seconds(work: TrainSpec) -> float:
         step = compile_step(work, mesh)
         if step.cost is None:
             raise ValueError(f"{work.tokens} tokens do not fit {topology}: start from less")

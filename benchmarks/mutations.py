@@ -71,7 +71,7 @@ OWNERS = {  # modules and the tests that own them, in this order; "slow:" of tho
     "undo_jax/attacks/*.py": (
         "tests/test_attacks.py", "tests/test_stages.py", "slow:tests/test_attacks.py",
     ),
-    "undo_jax/graph/nodes.py": (
+    "undo_jax/graph/model_graph.py": (
         "tests/test_graph.py", "tests/test_stages.py", "tests/test_numbers.py",
     ),
     "undo_jax/runner/train_group.py": ("tests/test_stages.py", "slow:tests/test_attacks.py"),

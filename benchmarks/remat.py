@@ -15,13 +15,13 @@ from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT
 from undo_jax.fit.step import compile_step, mesh_on
-from undo_jax.graph.nodes import Work
 from undo_jax.logs.log import short
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.runtime.mesh import parse_mesh
+from undo_jax.training.train_spec import TrainSpec
 
 
-def measure(works: dict[str, Work], steps: int) -> None:
+def measure(works: dict[str, TrainSpec], steps: int) -> None:
     """Times here, and as multiples of the first."""
     print("| remat | a step, ms | times the first |\n| --- | ---: | ---: |")
     seconds, first = measured(steps), 0.0
@@ -31,7 +31,7 @@ def measure(works: dict[str, Work], steps: int) -> None:
         print(f"| {remat} | {short(1e3 * time)} | {time / first:.2f} |", flush=True)
 
 
-def count(works: dict[str, Work], topology: str, mesh: str) -> None:
+def count(works: dict[str, TrainSpec], topology: str, mesh: str) -> None:
     """What a chip does, by the compiler, at its peaks."""
     jax.config.update("jax_platforms", "cpu")
     place = chips.find(topology)

@@ -26,21 +26,24 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from undo_jax.cli.experiment_flags import override
-from undo_jax.graph.nodes import Model, group_key, is_trained, plan, row_length
+from undo_jax.graph.model_graph import ModelNode, build_graph
+from undo_jax.graph.recipe import TrainedRecipe
+from undo_jax.graph.train_specs import group_key, row_length
 from undo_jax.runner.load_experiment import load
-from undo_jax.runner.train_group import companies
-from undo_jax.runner.trials import Run, candidates
+from undo_jax.runner.split_group import split_group
+from undo_jax.runner.trials import RunContext, make_trials
 from undo_jax.runtime.mesh import make_mesh
-from undo_jax.training.population import Population, Task
-from undo_jax.training.trial import in_lanes, read
+from undo_jax.training.population import Population
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.trial import assign_slots, read_batch
 
 COSTS = ("steps", "tokens", "flops", "eval", "recovered", "bar", "attack", "learning_rate")
 
 
-class Unmade(Run):
+class Unmade(RunContext):
     """Nothing is read: programs are made of shapes."""
 
-    def load(self, model: Model) -> Any:
+    def load(self, model: ModelNode) -> Any:
         return lambda: None
 
 
@@ -50,28 +53,28 @@ def describe(path: str, flags: list[str]) -> dict[str, Any]:
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
         run = Unmade(setting, mesh, experiment.saving, experiment.together, "")
-        models = plan(
+        models = build_graph(
             experiment.recipes().values(), experiment.seeds, setting, epath.Path(folder)
         ).models
-        trained = sorted((m for m in models if is_trained(m.recipe)), key=_group_key)
+        trained = sorted((m for m in models if isinstance(m.recipe, TrainedRecipe)), key=_group_key)
         groups = [list(group) for _, group in groupby(trained, _group_key)]
-        made = [_company(run, some) for group in groups for some in companies(run, group)]
+        made = [_company(run, some) for group in groups for some in split_group(run, group)]
     return {f"{one['kind']} of {one['models'][0]}": one for one in made}
 
 
-def _group_key(model: Model) -> str:
+def _group_key(model: ModelNode) -> str:
     return group_key(model.recipe)  # type: ignore[arg-type]
 
 
-def _company(run: Run, company: list[Model]) -> dict[str, Any]:
+def _company(run: RunContext, company: list[ModelNode]) -> dict[str, Any]:
     recipe: Any = company[0].recipe
-    tried = candidates(run, company, dict.fromkeys(company, {}), (), "")
-    lanes = in_lanes([one.member for one in tried], run.mesh.shape["sweep"])
+    tried = make_trials(run, company, dict.fromkeys(company, {}), (), "")
+    lanes = assign_slots([one.member for one in tried], run.mesh.shape["sweep"])
     setting, training = run.setting, recipe.training
     how = recipe.loss, training, setting.evaluate, run.eval_data, row_length(recipe, setting)
-    task = Task(recipe.lm, *how, recipe.trains, tuple(setting.batch_fields))
+    task = TrainSpec(recipe.lm, *how, recipe.trains, tuple(setting.batch_fields))
     batches = [
-        read(lanes.inputs, step, training.batch_size, run.mesh, task.batch_fields)
+        read_batch(lanes.inputs, step, training.batch_size, run.mesh, task.batch_fields)
         for step in (0, 1, training.steps - 1)
     ]
     fresh = lanes.firsts.values() if recipe.start is None else ()

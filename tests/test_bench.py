@@ -21,11 +21,11 @@ from undo_jax.cli import main as cli
 from undo_jax.cli.commands.bench import scaling, table
 from undo_jax.fit import bench
 from undo_jax.fit.step import distillation
-from undo_jax.graph.nodes import Work
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training import train_step
 from undo_jax.training.optim import AdamW
+from undo_jax.training.train_spec import TrainSpec
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 LM = preset("tiny", layers=3, width=8, feed_forward=20, heads=2, kv_heads=1,
@@ -34,7 +34,7 @@ TRAINING = train_step.Training(steps=100, batch_size=8, optimizer=AdamW(), eval_
 
 
 def _work(loss=losses.language_modelling, refs=None):
-    return Work(LM, loss, TRAINING, ("train",), refs or {}, 12)
+    return TrainSpec(LM, loss, TRAINING, ("train",), refs or {}, 12)
 
 
 def _detour(x):

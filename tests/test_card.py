@@ -35,7 +35,10 @@ def _head(text):
 
 
 def test_the_licence_is_that_of_the_card_of_the_base(tmp_path, base):
-    assert read_licence(epath.Path(base)) == {"license": "gemma", "license_link": "https://x.org/terms"}
+    assert read_licence(epath.Path(base)) == {
+        "license": "gemma",
+        "license_link": "https://x.org/terms",
+    }
     _artifact(tmp_path, "import", "gemma", "0a", path=str(base))
     unlearned = _artifact(tmp_path, "unlearn", "rmu", "0b", ["0a"], training={"steps": 7})
     text = card(epath.Path(unlearned))

@@ -23,7 +23,7 @@ from undo_jax.methods.maxent import maxent
 from undo_jax.models.architecture import Adapters, Architecture
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Distillation, Paper, Pretraining, Relearning, Students, Unlearning
-from undo_jax.recipes.attacked import Attacked
+from undo_jax.recipes.attacked import TrainedAttack
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
@@ -86,14 +86,15 @@ DEFAULTS = {
     Distillation: {"tolerance": 0.05, "stop_early": True, "filtered": False},
     Relearning: {"attacks": ("forget",), "keep_at": ()},
     Paper: {"seeds": (0,), "together": 64, "sinks": ()},
-    Pretrain: {"stream": "pretrain", "loss": language_modelling, "draw": "pretrain", "seed": None},
-    Unlearn: {"loss": maxent, "trains": None, "draw": "unlearn", "seed": None},
+    Pretrain: {"stream": "pretrain", "loss": language_modelling, "rng_name": "pretrain",
+               "seed": None},
+    Unlearn: {"loss": maxent, "trains": None, "rng_name": "unlearn", "seed": None},
     Distill: {"tolerance": 0.05, "stop_early": True, "stream": "pretrain", "loss": distillation,
-              "draw": "distill", "seed": None},
+              "rng_name": "distill", "seed": None},
     Attack: {"learning_rates": (1.0,), "stream": "forget", "loss": language_modelling,
              "prepare": None, "trains": None, "adapt": SAME, "metric": None, "keep_at": (),
              "control": False, "rows": None, "opening": None, "others": ()},
-    Attacked: {"draw": "relearn", "seed": None},
+    TrainedAttack: {"rng_name": "relearn", "seed": None},
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
                  "sinks": ()},
     Saving: {"every": 10, "minutes": 5.0, "keep": 2},

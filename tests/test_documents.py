@@ -13,7 +13,7 @@ import pytest
 from documents import ROOT, blocks
 
 from undo_jax.attack import Attack
-from undo_jax.graph import nodes
+from undo_jax.graph.model_graph import build_graph
 from undo_jax.logs.log import Target
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
@@ -61,7 +61,7 @@ def test_the_guides_own_experiment_needs_no_data_to_be_loaded(folder):
 
 def _artifacts(experiment, folder):
     """Names of the folders of all that an experiment makes."""
-    made = nodes.plan(experiment.recipes().values(), experiment.seeds, experiment.setting, folder)
+    made = build_graph(experiment.recipes().values(), experiment.seeds, experiment.setting, folder)
     return {model.artifact.folder.name for model in made.models}
 
 

@@ -16,7 +16,7 @@ from undo_jax.runner import train_group as shared
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.training import loop
-from undo_jax.training.loop import Result
+from undo_jax.training.trial import TrialResult
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 PATHS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -28,7 +28,7 @@ STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 def _run(knobs, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
     made = experiments.run(knobs.graph(), workdir, kind)
-    models = (one for found in made.values() for model in found for one in model.family)
+    models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
 
@@ -89,12 +89,12 @@ def again(shipped, tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """No training: its members keep their parameters. The calls, as numbers of members."""
+    """No training: its trials keep their parameters. The calls, as numbers of trials."""
     calls = []
 
-    def fit(task, mesh, members, log, progress, seen=None):
-        calls.append(len(members))
-        return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
+    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+        calls.append(len(trials))
+        return [TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5}) for t in trials]
 
     monkeypatch.setattr(loop, "train_together", fit)
     monkeypatch.setattr(shared, "train_together", fit)

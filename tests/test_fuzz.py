@@ -51,6 +51,7 @@ GIVEN = {  # what a command needs to reach its flags
     "figures": ("figures", "run"),
     "demo": ("demo", "run", "--experiment", "x.py"),
     "list": ("list", "run"),
+    "score": ("score", "run", "repetition", "--experiment", "x.py"),
     "compare": ("compare", "run/made", "run/made"),
     "clean": ("clean", "run/experiment-x.json", "--yes"),
     "bench": ("bench", QUICKSTART),
@@ -147,6 +148,7 @@ def place(tmp_path_factory):
         evaluate = "undo_jax.cli.commands.evaluate"
         patch.setattr(f"{evaluate}.find_spec", lambda name: True)  # lm-eval may not be there
         patch.setattr(f"{evaluate}._score", begin)
+        patch.setattr("undo_jax.cli.commands.score._score", begin)
         patch.setattr(hf, "load", begin)
         patch.setattr(report, "write", lambda *a: report.analyse(report.read_logs(*a[:2])))
         yield asked

@@ -11,12 +11,13 @@ from etils import epath
 
 from undo_jax.attack import Attack
 from undo_jax.attacks.forget import forget
-from undo_jax.graph.nodes import ancestry, check_loss, differences, group_key, plan, seed_of, work
+from undo_jax.graph.model_graph import ancestry, build_graph, differences, seed_of
+from undo_jax.graph.train_specs import check_loss, group_key, train_spec
 from undo_jax.losses import top_k_distillation
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
-from undo_jax.recipes.attacked import Attacked
+from undo_jax.recipes.attacked import TrainedAttack, attacked
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.imported import Import
@@ -36,7 +37,7 @@ BASE = Pretrain(LM, HOW)
 
 
 def _plan(*recipes, seeds=(0, 1)):
-    return plan(recipes, seeds, SETTING, epath.Path("runs"))
+    return build_graph(recipes, seeds, SETTING, epath.Path("runs"))
 
 
 def _names(models):
@@ -47,7 +48,7 @@ def test_equal_recipes_are_one_model_whoever_made_them():
     one, other = (Distill(Unlearn(Pretrain(LM, HOW), HOW), Fresh(LM), HOW) for _ in range(2))
     made = _plan(one, other)
     assert len(made.models) == 2 * 4  # base, unlearned, fresh, distilled; two seeds
-    assert made.of(one) == made.of(other)
+    assert made.models_of(one) == made.models_of(other)
     assert _names(_plan(other).models) == _names(made.models)
 
 
@@ -55,7 +56,7 @@ def test_random_numbers_have_the_names_that_they_always_had():
     """They decide what models of a graph are: another name is another model."""
     unlearned = Unlearn(BASE, HOW)
     student = Perturb(unlearned, 0.5)
-    attacked = Attacked(unlearned, forget(HOW, (1.0,)))
+    attacked = TrainedAttack(unlearned, forget(HOW, (1.0,)))
     recipes = BASE, unlearned, student, Fresh(LM), Distill(unlearned, student, HOW), attacked
     draws = ["pretrain", "unlearn", "noise", "noise/fresh", "distill", "relearn"]
     assert [recipe.rng_name for recipe in recipes] == draws and Import(LM, "base").rng_name == ""
@@ -84,10 +85,12 @@ def test_whatever_a_recipe_says_makes_another_model():
         Distill(BASE, noised, HOW),
         Distill(unlearned, BASE, HOW),
         Distill(unlearned, noised, HOW, tolerance=0.1),
-        Attacked(unlearned, forget(HOW, (1.0,))),
-        Attacked(unlearned, forget(HOW, (1.0, 2.0))),
+        TrainedAttack(unlearned, forget(HOW, (1.0,))),
+        TrainedAttack(unlearned, forget(HOW, (1.0, 2.0))),
     ]
-    names = [_plan(recipe, seeds=(0,)).of(recipe)[0].artifact.fingerprint for recipe in recipes]
+    names = [
+        _plan(recipe, seeds=(0,)).models_of(recipe)[0].artifact.fingerprint for recipe in recipes
+    ]
     assert len(set(names)) == len(recipes)
 
 
@@ -97,7 +100,7 @@ def test_what_draws_alike_shares_its_random_numbers_and_nothing_else_does():
     keys = [
         tuple(jax.random.key_data(model.key).tolist())
         for recipe in recipes
-        for model in _plan(recipe).of(recipe)
+        for model in _plan(recipe).models_of(recipe)
     ]
     assert keys[:2] == keys[2:4] and len(set(keys)) == 6
 
@@ -107,8 +110,8 @@ def test_a_pinned_seed_holds_for_what_a_model_is_made_from():
     unlearned = Unlearn(BASE, HOW, seed=42)
     student = Distill(unlearned, Perturb(unlearned, 0.5), HOW)
     made = _plan(unlearned, student)
-    assert [model.artifact.seed for model in made.of(student)] == [0, 1]
-    assert [model.artifact.seed for model in made.of(unlearned)] == [42, 42]
+    assert [model.artifact.seed for model in made.models_of(student)] == [0, 1]
+    assert [model.artifact.seed for model in made.models_of(unlearned)] == [42, 42]
     assert [model.artifact.seed for model in made.models if model.recipe is BASE] == [42]
     assert len(made.models) == 2 + 2 * 2
 
@@ -117,10 +120,10 @@ def test_what_nothing_random_enters_has_no_seed():
     imported = Import(LM, "somewhere")
     unlearned = Unlearn(imported, HOW)
     made = _plan(imported, unlearned)
-    assert [model.artifact.seed for model in made.of(imported)] == [None, None]
-    assert len(set(made.of(imported))) == 1 and len(set(made.of(unlearned))) == 2
+    assert [model.artifact.seed for model in made.models_of(imported)] == [None, None]
+    assert len(set(made.models_of(imported))) == 1 and len(set(made.models_of(unlearned))) == 2
     assert seed_of(imported, 3) is None and seed_of(unlearned, 3) == 3
-    (one, _) = made.of(imported)
+    (one, _) = made.models_of(imported)
     assert one.artifact.folder.name == f"import-somewhere-{one.artifact.fingerprint}"
 
 
@@ -130,12 +133,12 @@ def test_streams_may_have_rows_of_their_own_length():
     unlearned = Unlearn(BASE, HOW)
     usual = Distill(unlearned, Fresh(LM), HOW)
     longer = replace(usual, stream="general")
-    assert [work(one, form).row_length for one in (unlearned, usual, longer)] == [24, 24, 32]
-    assert work(longer, form).tokens == 8 * 32
+    assert [train_spec(one, form).row_length for one in (unlearned, usual, longer)] == [24, 24, 32]
+    assert train_spec(longer, form).tokens == 8 * 32
     assert group_key(usual, form) != group_key(longer, form)
     assert group_key(usual) == group_key(longer)
     with pytest.raises(ValueError, match="rows of retain of 24 and forget of 16 tokens: give") as e:
-        work(unlearned, _lengths(forget=16))
+        train_spec(unlearned, _lengths(forget=16))
     assert "\n" not in str(e.value)
 
 
@@ -169,7 +172,7 @@ def test_what_trains_as_one_program_is_group_key():
         unlearned,
         replace(unlearned, loss=graddiff),
         students[0],
-        Attacked(base, forget(HOW, (1.0,))),
+        TrainedAttack(base, forget(HOW, (1.0,))),
     ]
     assert len({group_key(recipe) for recipe in others}) == len(others)
 
@@ -277,13 +280,13 @@ def test_a_loss_that_gives_no_number_is_refused(made):
 
 def test_an_import_of_nothing_is_refused_before_anything_is_made():
     with pytest.raises(FileNotFoundError, match="nothing to import at /nowhere: check the path"):
-        Import(LM, "/nowhere").check()
+        Import(LM, "/nowhere").check_sources()
 
 
 def test_an_attack_that_prepares_another_model_is_refused():
     attack = Attack("mine", None, prepare=lambda lm, params, key: {})
     with pytest.raises(ValueError, match="attack mine prepares parameters of other names"):
-        Attacked(BASE, attack).check()
+        attacked(BASE, attack, "relearn").validate()
 
 
 def test_an_attack_that_adapts_to_no_model_is_refused():
@@ -342,7 +345,8 @@ def test_what_a_name_does_not_tell_is_refused(loss, said):
 def test_methods_and_defaults_are_told_apart(monkeypatch):
     one, other = (Unlearn(BASE, HOW, loss=Held(weight).loss) for weight in (0.1, 9.0))
     assert (
-        _plan(one).of(one)[0].artifact.fingerprint != _plan(other).of(other)[0].artifact.fingerprint
+        _plan(one).models_of(one)[0].artifact.fingerprint
+        != _plan(other).models_of(other)[0].artifact.fingerprint
     )
     before = _names(_plan(Unlearn(BASE, HOW, loss=once)).models)
     monkeypatch.setattr(once, "__defaults__", (9.0,))
@@ -369,7 +373,7 @@ class Elsewhere(Unlearn):
     ("changes", "said"),
     [
         ({"models": {"": BASE}}, "'' is no name"),
-        ({"models": {"a": Attacked(BASE, forget(HOW, (1.0,)))}}, "a has the role 'attack'"),
+        ({"models": {"a": TrainedAttack(BASE, forget(HOW, (1.0,)))}}, "a has the role 'attack'"),
         ({"models": {"b": replace(BASE, stream=None)}}, "stream=None: give a stream"),
         ({"models": {"c": Loose(BASE, HOW)}}, "parents makes new recipes at each call"),
         ({"models": {"d": Elsewhere(BASE, HOW)}}, "references must be among its parents"),
@@ -389,8 +393,11 @@ def test_a_teacher_without_scores_has_nothing_to_recover():
     student = Perturb(BASE, 0.2)
     with pytest.raises(ValueError, match="no score to recover: give a trained one"):
         Distill(student, Fresh(LM), HOW)
-    facts = Distill(student, Fresh(LM), HOW, stop_early=False).facts
-    assert facts(SETTING, {"teacher": {}}, {"retain": 0.5}) == {"recovered": None, "bar": None}
+    summary_fields = Distill(student, Fresh(LM), HOW, stop_early=False).summary_fields
+    assert summary_fields(SETTING, {"teacher": {}}, {"retain": 0.5}) == {
+        "recovered": None,
+        "bar": None,
+    }
 
 
 def test_a_long_line_of_models_is_seen_once():
@@ -400,8 +407,8 @@ def test_a_long_line_of_models_is_seen_once():
         unlearned = Unlearn(model, HOW)
         model = Distill(unlearned, Perturb(unlearned, 0.5), HOW)
     experiment = _experiment(models={"last": model})
-    last = _plan(*experiment.models.values(), seeds=(0,)).of(model)[0]
-    assert len(last.family) == 1 + 3 * 30
+    last = _plan(*experiment.models.values(), seeds=(0,)).models_of(model)[0]
+    assert len(last.lineage) == 1 + 3 * 30
 
 
 def test_two_models_differ_in_what_they_compute_not_in_how():

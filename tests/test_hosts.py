@@ -27,7 +27,7 @@ from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import assemble, own_rows, shardings
 from undo_jax.store import param_checkpoint
-from undo_jax.training.trial import taker
+from undo_jax.training.trial import make_take
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 BATCH, STEPS = 8, 2
@@ -176,7 +176,7 @@ def _started(folder, *arguments, **environment):
 def _artifacts(knobs, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
     made = experiments.run(knobs.graph(), workdir, kind)
-    models = (one for found in made.values() for model in found for one in model.family)
+    models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
 
@@ -370,23 +370,23 @@ def test_each_process_reads_its_own_rows_once(alone, tmp_path):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
-def _lead(tree, members):
+def _lead(tree, trials):
     """Shapes of a population of such models."""
-    return jax.tree.map(lambda w: jax.ShapeDtypeStruct((members, *w.shape), w.dtype), tree)
+    return jax.tree.map(lambda w: jax.ShapeDtypeStruct((trials, *w.shape), w.dtype), tree)
 
 
 @pytest.mark.parametrize("shape", [{"sweep": 2, "data": 1, "fsdp": 4}, {"sweep": 8, "data": 1}])
 def test_a_member_leaves_its_population_alone(shape):
-    """No device has room made for the others: a member comes out, and no more is kept meanwhile."""
-    lm, mesh, members = preset("tiny"), _mesh(**shape), 8
+    """No device has room made for the others: a trial comes out, and no more is kept meanwhile."""
+    lm, mesh, trials = preset("tiny"), _mesh(**shape), 8
     alone = jax.eval_shape(lm.init, jax.random.key(0))
-    placement = shardings(_lead(alone, members), lm.rules, mesh, ("sweep",))
+    placement = shardings(_lead(alone, trials), lm.rules, mesh, ("sweep",))
     stacked = jax.tree.map(
         lambda w, place: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place),
-        _lead(alone, members),
+        _lead(alone, trials),
         placement,
     )
-    taken = taker(lm, mesh).lower(stacked, 3).compile()
+    taken = make_take(lm, mesh).lower(stacked, 3).compile()
     memory = taken.memory_analysis()
     assert memory.temp_size_in_bytes < 1.1 * memory.output_size_in_bytes
     assert taken.output_shardings == shardings(alone, lm.rules, mesh)

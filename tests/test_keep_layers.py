@@ -52,7 +52,7 @@ def test_every_third_layer_stays_and_nothing_else_changes(shape):
     params = lm.init(jax.random.key(0))
     recipe = KeepLayers(_base(lm), 3)
     with jax.set_mesh(mesh := make_mesh(shape)):
-        found = recipe.make(mesh, None, params)
+        found = recipe.compute(mesh, None, [params])
     assert jax.tree.structure(found) == jax.tree.structure(params)
     for path, leaf in jax.tree.leaves_with_path(found):
         whole = np.asarray(params[path[0].key] if len(path) == 1 else _at(params, path))
@@ -140,7 +140,7 @@ def test_transformers_gives_the_logits_of_its_own_model_without_the_layers(tmp_p
 
     lm = replace(hf_folder.read_config(tmp_path / "base"), dtype="float32")
     mesh, recipe = make_mesh(MeshShape()), KeepLayers(_base(lm), every)
-    params = recipe.make(mesh, None, hf.load(tmp_path / "base", lm, mesh))
+    params = recipe.compute(mesh, None, [hf.load(tmp_path / "base", lm, mesh)])
     ours = recipe.lm.hidden(params, jnp.asarray(tokens))
     ours = head.logits(ours, recipe.lm.table(params), recipe.lm.softcap)
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-4)

@@ -15,9 +15,10 @@ LAYERS = {  # a file imports from its own package and from the layers above its 
     "operations": ("ops", "sinks", "store"),
     "models": ("models",),
     "training": ("data", "losses", "training"),
-    "graph": ("attack", "graph", "setting"),
+    "attacks and settings": ("attack", "setting"),
+    "graph": ("graph",),
     "methods": ("evals", "methods", "noises"),
-    "plug-ins and tools": ("attacks", "fit", "recipes", "settings", "workdir"),
+    "plug-ins and tools": ("attacks", "fit", "recipes", "scores", "settings", "workdir"),
     "runs": ("runner",),
     "experiments": ("api", "paper"),
     "demo": ("demo",),
@@ -29,8 +30,8 @@ METHOD_FREE = ("logs", "runtime", "sinks", "store", "training")  # these never m
 METHOD_FREE_FILES = ("runner/scheduler.py", "runner/make.py", "runner/train_group.py",
                      "runner/trials.py", "runner/teacher_cache.py")  # fmt: skip
 LIMITS = {
-    "training/train_step.py": 150,
-    "recipes/*.py": 110,
+    "training/train_step.py": 180,
+    "recipes/*.py": 150,
     "runner/train_group.py": 210,
     "runner/make.py": 165,
     "methods/*.py": 60,

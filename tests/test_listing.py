@@ -11,7 +11,7 @@ from etils import epath
 
 from undo_jax.attacks.forget import forget
 from undo_jax.cli import main as cli
-from undo_jax.graph.nodes import plan
+from undo_jax.graph.model_graph import build_graph
 from undo_jax.models.gemma2 import preset
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.perturb import Perturb
@@ -46,7 +46,7 @@ def _list(experiment, workdir, finished=True):
     """What is written for an experiment, as if it had run."""
     workdir = epath.Path(workdir)
     named = experiment.recipes()
-    planned = plan(named.values(), experiment.seeds, experiment.setting, workdir)
+    planned = build_graph(named.values(), experiment.seeds, experiment.setting, workdir)
     for model in planned.models if finished else ():
         model.artifact.folder.mkdir(exist_ok=True)
         (model.artifact.folder / "summary.json").write_text("{}")
@@ -163,7 +163,7 @@ def test_commands_are_remembered_and_the_same_one_that_makes_nothing_is_not(tmp_
     def listed(command, date, new=True, experiment=None):
         made_of = experiment or _experiment(0.2)
         named = made_of.recipes()
-        planned = plan(named.values(), made_of.seeds, made_of.setting, path.parent)
+        planned = build_graph(named.values(), made_of.seeds, made_of.setting, path.parent)
         of = {name: planned.of(one) for name, one in named.items()}
         list_models(made_of, of, path.parent, {"command": command, "date": date}, new)
         return [(one["command"], one["date"]) for one in read_json(path)["runs"]]

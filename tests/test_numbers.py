@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.graph.nodes import group_key, numbers
+from undo_jax.graph.train_specs import group_key, traceable_kwargs
 from undo_jax.losses import cross_entropy
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
@@ -60,7 +60,7 @@ def _unlearn(loss):
     ],
 )
 def test_the_numbers_of_a_loss(loss, found):
-    assert numbers(_unlearn(loss)) == found
+    assert traceable_kwargs(_unlearn(loss)) == found
 
 
 def moody(lm, params, refs, batch, key, *, mode="calm", weight=1.0):
@@ -71,8 +71,8 @@ def moody(lm, params, refs, batch, key, *, mode="calm", weight=1.0):
 
 def test_each_way_of_a_loss_is_tried():
     """One may be traced where another may not."""
-    assert numbers(_unlearn(partial(moody, mode="calm", weight=2.0))) == {"weight": 2.0}
-    assert numbers(_unlearn(partial(moody, mode="moody", weight=2.0))) == {}
+    assert traceable_kwargs(_unlearn(partial(moody, mode="calm", weight=2.0))) == {"weight": 2.0}
+    assert traceable_kwargs(_unlearn(partial(moody, mode="moody", weight=2.0))) == {}
 
 
 def test_what_trains_as_one_program():
@@ -103,7 +103,7 @@ def _run(losses, workdir, shape):
     "shape", [MeshShape(sweep=2, data=2, fsdp=2), MeshShape(sweep=8, data=1)], ids=str
 )
 def test_each_is_what_it_would_be_alone(tmp_path, capfd, shape):
-    """Two weights and two seeds are four members of one program, traced once for all."""
+    """Two weights and two seeds are four trials of one program, traced once for all."""
     losses = {f"{weight:g}": partial(plain, weight=weight) for weight in (0.5, 4.0)}
     TRACED.clear()
     together = _run(losses, tmp_path / "together", shape)
@@ -128,7 +128,7 @@ def test_a_grid_is_not_part_of_what_a_model_is(tmp_path):
     for some in ((0.5,), (0.5, 4.0)):
         models = {f"{weight:g}": _unlearn(partial(plain, weight=weight)) for weight in some}
         experiment = replace(Experiment("grid", SETTING, models), seeds=(0,))
-        made = experiments.plan(
+        made = experiments.build_graph(
             experiment.recipes().values(), (0,), SETTING, experiments.epath.Path(tmp_path)
         )
         names.append({model.artifact.folder.name for model in made.models})

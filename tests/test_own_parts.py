@@ -100,11 +100,11 @@ def test_the_toy_family_reads_with_a_cache_what_it_reads_at_once():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ('headline = ("large", "nothing")', "headline names 'nothing': choose a metric of eval"),
+        ('headline = ("large", "nothing")', "headline names 'nothing': choose a metric with at="),
         ('headline = ("large", "written")', "headline names 'written'"),
         ('headline = ("large", "large")', "give the names of two metrics"),
         ("metrics = {'large': 'loss', 'known': None}", "give Metric(label, ...)"),
-        ("at_end = property()", "give the setting an at_end"),
+        ("at_end = Setting.at_end", "give the setting an at_end"),
         ("def at_end(self, lm, params):\n        return {}", "gives no score 'written'"),
         ("def evaluate(self, lm, params, eval_data):\n        return {'large': jnp.zeros(())}",
          "gives no score 'known'"),

@@ -16,7 +16,7 @@ import undo_jax
 from undo_jax.attacks.forget import forget
 from undo_jax.cli import main as cli
 from undo_jax.cli.plan import duration, shortened
-from undo_jax.graph.nodes import work
+from undo_jax.graph.train_specs import train_spec
 from undo_jax.models.gemma2 import preset
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
@@ -81,14 +81,14 @@ def test_what_is_made_by_hand(tmp_path, known):
     assert not workdir.exists()
     assert list(made) == ["pretrain", "unlearn", "noise", "distill", "relearn"]
     assert [(one.made, one.reused) for one in made.values()] == [(3, 0)] * 4 + [(6, 0)]
-    assert [one.members for one in made.values()] == [3, 3, 0, 3, 18]
+    assert [one.trials for one in made.values()] == [3, 3, 0, 3, 18]
     assert [one.steps for one in made.values()] == [10, 6, 0, 20, 3]
     assert [one.stops for one in made.values()] == [False, False, False, True, False]
     assert made["pretrain"].names == ("base",)
     assert made["relearn"].names == ("unlearned", "distilled")
     # evaluated at steps 0, 4, 8 and 10
     assert made["pretrain"].seconds == pytest.approx(100 + 2 * (10 * 2 + 4 * 5) + 3 * SAVING)
-    # 18 members in 9 turns, evaluated at steps 0 and 3
+    # 18 trials in 9 turns, evaluated at steps 0 and 3
     assert made["relearn"].seconds == pytest.approx(100 + 9 * (3 * 2 + 2 * 5) + 6 * SAVING)
     # a token meets 4 × 8 × 8 weights of attention, 3 × 8 × 8, and 24 × 8 of the head, and
     # attends to 24 others, twice; forward and backward are three forward passes
@@ -124,14 +124,14 @@ def test_what_is_finished_is_reused_and_costs_nothing(tmp_path, known):
     assert [(one.kind, one.made, one.reused) for one in rows] == [
         ("pretrain", 0, 3), ("unlearn", 2, 1), ("noise", 3, 0), ("distill", 3, 0), ("relearn", 6, 0)
     ]  # fmt: skip
-    assert rows[0].seconds == rows[0].flops == rows[0].members == 0
-    assert rows[1].members == 2
+    assert rows[0].seconds == rows[0].flops == rows[0].trials == 0
+    assert rows[1].trials == 2
 
 
 def test_no_more_train_at_once_than_are_allowed(tmp_path, known):
-    """Of four members at most, one attacked model has three."""
+    """Of four trials at most, one attacked model has three."""
     rows = plan(replace(EXPERIMENT, together=4), tmp_path).rows
-    assert [one.members for one in rows if one.kind == "relearn"] == [3] * 6
+    assert [one.trials for one in rows if one.kind == "relearn"] == [3] * 6
     rows = plan(replace(EXPERIMENT, together=2), tmp_path).rows
     alone = [one for one in rows if one.kind == "relearn"]  # two rates side by side, then one
     assert {one.seconds for one in alone} == {2 * (100 + 3 * 2 + 2 * 5) + SAVING}
@@ -156,7 +156,7 @@ def test_a_finished_model_trains_along_in_an_interrupted_company(tmp_path):
     with prepared(EXPERIMENT, tmp_path, "pretrain") as found:
         some = programs(found.run, found.models, found.wanted)
         rows = [row(one, found.run, KNOWN, found.named) for one in some]
-    assert [(one.made, one.members) for one in rows] == [(1, 2), (1, 1)]
+    assert [(one.made, one.trials) for one in rows] == [(1, 2), (1, 1)]
     assert sum(one.reused for one in rows) == 1
 
 
@@ -172,13 +172,13 @@ def test_one_model_or_one_kind(tmp_path, known):
         plan(EXPERIMENT, tmp_path, "relearn")
 
 
-def _write(model, members, tokens=1000, flops=5e6, steps=10, seconds=0):
+def _write(model, trials, tokens=1000, flops=5e6, steps=10, seconds=0):
     """The records and the summary of a finished model: (rate, its first and last speed)."""
     begin(model.artifact)
     (model.artifact.folder / "params").mkdir()
     lines = [
         {"step": step, "tokens_per_second": speed, **({"learning_rate": rate} if rate else {})}
-        for rate, *speeds in members
+        for rate, *speeds in trials
         for step, speed in zip((10, 20, 30), (0.0, *speeds), strict=False)
     ]
     text = "\n".join(json.dumps(line) for line in [{"step": 0, "eval": {}}, *lines])
@@ -194,8 +194,8 @@ def test_records_of_a_population_by_hand(tmp_path):
     _write(one, [(None, 400.0)])
     _write(other, [(None, 400.0, 500.0)])
     _write(alone, [(None, 300.0)])
-    found = sorted(read_records(epath.Path(tmp_path)), key=lambda record: record.members)
-    assert [(r.members, r.rate, r.cost) for r in found] == [(1, 300.0 * 5e3, 5e3),
+    found = sorted(read_records(epath.Path(tmp_path)), key=lambda record: record.trials)
+    assert [(r.trials, r.rate, r.cost) for r in found] == [(1, 300.0 * 5e3, 5e3),
                                                             (2, 500.0 * 5e3, 5e3)]  # fmt: skip
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "summary.json").write_text("{")
@@ -208,10 +208,10 @@ def test_a_pace_by_records(tmp_path):
     _write(attacks[0], [(rate, 50.0) for rate in (1e-3, 2e-3, 3e-3)], flops=1000.0)
     _write(attacks[1], [(rate, 50.0) for rate in (1e-3, 2e-3, 3e-3)], flops=1000.0)
     (record,) = read_records(epath.Path(tmp_path))
-    assert (record.members, record.rate) == (6, 50.0)
+    assert (record.trials, record.rate) == (6, 50.0)
     with prepared(EXPERIMENT, tmp_path) as found:
         (known,) = time_estimate.paces(found.run, {"": attacks[2]}, [record]).values()
-        other, doing = record._replace(like="other"), work(attacks[2].recipe, SETTING)
+        other, doing = record._replace(like="other"), train_spec(attacks[2].recipe, SETTING)
         assert math.isnan(time_estimate._by_records(found.run, attacks[2], doing, [other]).step)
     forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)
     each = 8 * 24 * 3 * forward  # FLOPs of a step
@@ -220,7 +220,7 @@ def test_a_pace_by_records(tmp_path):
 
 
 def test_what_comes_before_the_first_steps_by_hand(tmp_path):
-    """Of 3000 tokens in 30 steps, a member had 1000 from step 10 to 20, the other 2000 to 30.
+    """Of 3000 tokens in 30 steps, a trial had 1000 from step 10 to 20, the other 2000 to 30.
 
     All at 500 tokens/s took 6 of 16 seconds.
     """

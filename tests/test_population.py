@@ -18,33 +18,36 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.sinks.jsonl import jsonl
-from undo_jax.training import loop, optim, train_step, trial
+from undo_jax.training import loop, optim, train_step
 from undo_jax.training import meter as meters
 from undo_jax.training.loop import train_together
-from undo_jax.training.population import Task
+from undo_jax.training.population import Evaluation
 from undo_jax.training.programs import over_members
-from undo_jax.training.trial import Inputs, Member
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.trial import Trial, TrialInputs, deal
 
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
-STEPS, BATCH, MEMBERS = 12, 8, 5
+STEPS, BATCH, TRIALS = 12, 8, 5
 RATES = (0.01, 0.02, 0.03, 0.01, 0.02)
-STOPS = {1: 4, 3: 8}  # member -> the step it stops at; the others run to the end
+STOPS = {1: 4, 3: 8}  # trial -> the step it stops at; the others run to the end
 
 
-def _task(steps=STEPS):
-    return Task(
+def _spec(steps=STEPS):
+    return TrainSpec(
         lm=LM,
         loss=losses.distillation,
         training=train_step.Training(
             steps, BATCH, optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3), eval_every=4
         ),
-        evaluate=lambda lm, params, eval_data: {
-            "ce": losses.cross_entropy(lm, params, train_step.rows(eval_data))
-        },
-        eval_data=_tokens(77, 1)[0],
+        streams=("train",),
+        refs={"teacher": LM},
         row_length=5,
     )
+
+
+def _cross_entropy(lm, params, eval_data):
+    return {"ce": losses.cross_entropy(lm, params, train_step.rows(eval_data))}
 
 
 def _stop_at(step):
@@ -62,16 +65,16 @@ def _never(scores):
     return False
 
 
-def _members(stops=(_never,) * MEMBERS):
+def _trials(stops=(_never,) * TRIALS):
     """Five models; two inputs, each with its own rows and teacher."""
     inputs = [
-        Inputs(
+        TrialInputs(
             {"train": _tokens(seed)}, {"teacher": (LM, partial(INIT, jax.random.key(50 + seed)))}
         )
         for seed in (0, 1)
     ]
     return [
-        Member(
+        Trial(
             str(i),
             partial(INIT, jax.random.key(i)),
             jax.random.key(100 + i),
@@ -83,15 +86,16 @@ def _members(stops=(_never,) * MEMBERS):
     ]
 
 
-def _fit(task, members, folder, shape):
+def _fit(spec, trials, folder, shape, evaluate=_cross_entropy):
     targets = []
-    for i in range(len(members)):
+    for i in range(len(trials)):
         path = epath.Path(folder) / str(i)
         path.mkdir(parents=True, exist_ok=True)
         targets.append((Target(path, [{"member": i}], "test", str(i)), {"member": i}))
     mesh = make_mesh(shape)
-    with jax.set_mesh(mesh), open_log("test", task.training.steps, targets, [jsonl]) as log:
-        return train_together(task, mesh, members, log)
+    with jax.set_mesh(mesh), open_log("test", spec.training.steps, targets, [jsonl]) as log:
+        evaluation = Evaluation(evaluate, _tokens(77, 1)[0])
+        return train_together(spec, evaluation, mesh, trials, log)
 
 
 def _same(ours, theirs, **tolerance):
@@ -101,20 +105,20 @@ def _same(ours, theirs, **tolerance):
 
 @pytest.fixture(scope="module")
 def by_hand():
-    """Every member's parameters after each step of a plain loop over the train step, on a device.
+    """Every trial's parameters after each step of a plain loop over the train step, on a device.
 
-    by_hand[member][step].
+    by_hand[trial][step].
     """
-    task = _task()
-    optimizer = optim.build(task.training.optimizer, STEPS)
-    step = jax.jit(train_step.make_step(LM, task.loss, optimizer, {"teacher": LM}))
+    spec = _spec()
+    optimizer = optim.build(spec.training.optimizer, STEPS)
+    step = jax.jit(train_step.make_step(LM, spec.loss, optimizer, {"teacher": LM}))
     begin = jax.jit(lambda params, key, rate: train_step.start(params, key, rate, optimizer))
     histories = []
-    for member in _members():
-        state = begin(member.params(), member.key, jnp.float32(member.learning_rate))
-        refs = {name: params() for name, (_, params) in member.inputs.refs.items()}
+    for trial in _trials():
+        state = begin(trial.init_params(), trial.key, jnp.float32(trial.learning_rate))
+        refs = {name: params() for name, (_, params) in trial.inputs.refs.items()}
         history = [state.params]
-        for tokens in member.inputs.streams["train"]:
+        for tokens in trial.inputs.streams["train"]:
             state, _ = step(state, refs, {"train": train_step.rows(tokens)})
             history.append(state.params)
         histories.append(history)
@@ -138,10 +142,10 @@ SHAPES = [*FAST, *(pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_members_train_together_as_each_would_alone(shape, tmp_path, by_hand):
-    members, task = _members([_stop_at(STOPS.get(i)) for i in range(MEMBERS)]), _task()
-    results = _fit(task, members, tmp_path, shape)
-    score = jax.jit(lambda params: task.evaluate(LM, params, task.eval_data))
-    assert [result.steps for result in results] == [STOPS.get(i, STEPS) for i in range(MEMBERS)]
+    trials, spec = _trials([_stop_at(STOPS.get(i)) for i in range(TRIALS)]), _spec()
+    results = _fit(spec, trials, tmp_path, shape)
+    score = jax.jit(lambda params: _cross_entropy(LM, params, _tokens(77, 1)[0]))
+    assert [result.steps for result in results] == [STOPS.get(i, STEPS) for i in range(TRIALS)]
     for i, result in enumerate(results):
         _same(result.params(), by_hand[i][result.steps], rtol=0, atol=1e-5)
         expected = score(by_hand[i][result.steps])["ce"]
@@ -154,47 +158,46 @@ def test_members_train_together_as_each_would_alone(shape, tmp_path, by_hand):
 
 
 def test_one_member_alone_is_the_plain_loop(tmp_path, by_hand):
-    member = _members()[2]
-    (result,) = _fit(_task(), [member], tmp_path, MeshShape(sweep=1, data=8))
+    trial = _trials()[2]
+    (result,) = _fit(_spec(), [trial], tmp_path, MeshShape(sweep=1, data=8))
     assert result.steps == STEPS
     _same(result.params(), by_hand[2][STEPS], rtol=0, atol=1e-5)
 
 
 def test_a_population_that_is_done_at_once_is_not_trained(tmp_path):
-    members = _members([lambda scores: True] * 2)
-    results = _fit(_task(), members, tmp_path, MeshShape(sweep=2, data=4))
-    for member, result in zip(members, results, strict=True):
+    trials = _trials([lambda scores: True] * 2)
+    results = _fit(_spec(), trials, tmp_path, MeshShape(sweep=2, data=4))
+    for trial, result in zip(trials, results, strict=True):
         assert result.steps == 0
-        _same(result.params(), member.params(), rtol=0, atol=0)
+        _same(result.params(), trial.init_params(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[-1]], ids=str)
 def test_members_may_write_text(shape):
-    """Arrays are placed inside a member, too: along the axes that `sweep` has left."""
+    """Arrays are placed inside a trial, too: along the axes that `sweep` has left."""
     mesh, prompts = make_mesh(shape), jnp.asarray(_tokens(3, 1)[0, :3])
-    members = jax.vmap(LM.init)(jax.random.split(jax.random.key(0), 8))
+    trials = jax.vmap(LM.init)(jax.random.split(jax.random.key(0), 8))
 
     def write(params, prompts):
         lengths, key = jnp.array([6, 2, 4]), jax.random.key(1)
         return generate(LM, params, prompts, lengths, key, new_tokens=5)
 
-    alone = jax.jit(jax.vmap(write, (0, None)))(members, prompts)
+    alone = jax.jit(jax.vmap(write, (0, None)))(trials, prompts)
     with jax.set_mesh(mesh):
-        together = jax.jit(over_members(write, mesh))(members, prompts)
+        together = jax.jit(over_members(write, mesh))(trials, prompts)
     np.testing.assert_array_equal(together, alone)
     assert len(np.unique(alone)) > 3
 
 
 def test_members_that_have_ended_are_not_scored_again(tmp_path):
-    task, scored = _task(), []
-    members = _members([_stop_at(STOPS.get(i, STEPS)) for i in range(MEMBERS)])
+    spec, scored = _spec(), []
+    trials = _trials([_stop_at(STOPS.get(i, STEPS)) for i in range(TRIALS)])
 
     def evaluate(*arguments):
         jax.debug.callback(lambda: scored.append(1))
-        return task.evaluate(*arguments)
+        return _cross_entropy(*arguments)
 
-    counting = task._replace(evaluate=evaluate)
-    _fit(counting, members, tmp_path, MeshShape(sweep=1, data=8))
+    _fit(spec, trials, tmp_path, MeshShape(sweep=1, data=8), evaluate)
     jax.effects_barrier()
     assert len(scored) == 5 + 5 + 4 + 3  # at steps 0, 4, 8 and 12
 
@@ -202,7 +205,7 @@ def test_members_that_have_ended_are_not_scored_again(tmp_path):
 @pytest.mark.slow
 def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
     """Two such programs at once can wait for each other for good on simulated devices."""
-    taker, running, waited = trial.taker, [], []
+    make_take, running, waited = loop.make_take, [], []
 
     @jax.jit
     def slowly(params):  # half a second of arithmetic
@@ -210,8 +213,8 @@ def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
         detour = jax.lax.fori_loop(0, 400, turn, jnp.full((300, 300), 0.1))
         return jax.tree.map(lambda w: w + 0 * detour[0, 0], params)
 
-    def slow_taker(lm, mesh):
-        take = taker(lm, mesh)
+    def make_slow_take(lm, mesh, trains=None):
+        take = make_take(lm, mesh, trains)
 
         def noted(stacked, lane):
             waited.extend(leaf.is_ready() for leaf in running)
@@ -221,26 +224,27 @@ def test_members_are_taken_out_one_after_another(tmp_path, monkeypatch):
 
         return noted
 
-    monkeypatch.setattr(loop, "taker", slow_taker)
-    members = _members([lambda scores: True] * 3)
-    for result in _fit(_task(), members, tmp_path, MeshShape(sweep=2, data=4)):
+    monkeypatch.setattr(loop, "make_take", make_slow_take)
+    trials = _trials([lambda scores: True] * 3)
+    for result in _fit(_spec(), trials, tmp_path, MeshShape(sweep=2, data=4)):
         result.params()
     assert len(waited) > 2 and all(waited)
 
 
 def test_the_members_parameters_survive(tmp_path):
     """States are donated from step to step; what the caller passed in is not."""
-    params = [member.params() for member in _members()[:2]]
+    params = [trial.init_params() for trial in _trials()[:2]]
     before = jax.tree.map(np.array, params)
-    members = [replace(m, params=lambda p=p: p) for m, p in zip(_members(), params, strict=False)]
-    _fit(_task(steps=1), members, tmp_path, MeshShape(sweep=2, data=4))
+    pairs = zip(_trials(), params, strict=False)
+    trials = [replace(trial, init_params=lambda p=p: p) for trial, p in pairs]
+    _fit(_spec(steps=1), trials, tmp_path, MeshShape(sweep=2, data=4))
     _same(params, before, rtol=0, atol=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(sweep=2, data=4)], ids=str)
 def test_a_model_is_asked_once_and_not_held(tmp_path, shape):
-    """Three members begin as two models; neither these nor the teacher live beside the states."""
+    """Three trials begin as two models; neither these nor the teacher live beside the states."""
     asked, alive = [], []
 
     def ask(seed):
@@ -255,9 +259,9 @@ def test_a_model_is_asked_once_and_not_held(tmp_path, shape):
         return False
 
     held, models = [], [partial(ask, seed) for seed in (1, 2)]
-    inputs = Inputs({"train": _tokens(0)}, {"teacher": (LM, partial(ask, 50))})
-    members = [Member(str(i), models[i], jax.random.key(i), 0.01, inputs, stop) for i in (0, 1, 1)]
-    results = _fit(_task(steps=4), members, tmp_path, shape)
+    inputs = TrialInputs({"train": _tokens(0)}, {"teacher": (LM, partial(ask, 50))})
+    trials = [Trial(str(i), models[i], jax.random.key(i), 0.01, inputs, stop) for i in (0, 1, 1)]
+    results = _fit(_spec(steps=4), trials, tmp_path, shape)
     assert sorted(asked) == [1, 2, 50]
     assert len(held) == 3 and not any(held)
     alone = [result.params() for result in results]
@@ -273,24 +277,31 @@ def test_references_are_rounded_before_the_step(tmp_path):
         seen.append({leaf.dtype for leaf in jax.tree.leaves(refs["teacher"].params)})
         return losses.distillation(lm, params, refs, batch, key)
 
-    inputs = Inputs({"train": _tokens(0)}, {"teacher": (lm, partial(INIT, jax.random.key(50)))})
-    member = Member("", partial(INIT, jax.random.key(1)), jax.random.key(0), 0.01, inputs)
-    (result,) = _fit(_task(steps=1)._replace(lm=lm, loss=loss), [member], tmp_path, MeshShape())
+    inputs = TrialInputs(
+        {"train": _tokens(0)}, {"teacher": (lm, partial(INIT, jax.random.key(50)))}
+    )
+    trial = Trial("", partial(INIT, jax.random.key(1)), jax.random.key(0), 0.01, inputs)
+    (result,) = _fit(
+        replace(_spec(steps=1), lm=lm, loss=loss, refs={"teacher": lm}),
+        [trial],
+        tmp_path,
+        MeshShape(),
+    )
     assert seen and all(dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")} for dtypes in seen)
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params())} == {jnp.dtype("float32")}
 
 
 def test_a_batch_the_mesh_does_not_divide_is_refused(tmp_path):
-    task = _task()
-    training = train_step.Training(2, 6, task.training.optimizer, eval_every=1)
+    spec = _spec()
+    training = train_step.Training(2, 6, spec.training.optimizer, eval_every=1)
     with pytest.raises(ValueError, match="batch of 6 rows"):
-        _fit(task._replace(training=training), _members()[:1], tmp_path, MeshShape(data=8))
+        _fit(replace(spec, training=training), _trials()[:1], tmp_path, MeshShape(data=8))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 17])
 @pytest.mark.parametrize("hands", [1, 2, 3, 8])
 def test_every_member_is_dealt_once_and_hands_are_even(count, hands):
-    dealt = trial.deal(count, hands)
+    dealt = deal(count, hands)
     assert len(dealt) % hands == 0
     assert sorted(m for m in dealt if m >= 0) == list(range(count))
     shares = np.array(dealt).reshape(hands, -1)
@@ -303,11 +314,11 @@ def test_every_member_is_dealt_once_and_hands_are_even(count, hands):
 
 def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
     """The others train as they would alone."""
-    members = _members()
-    members[2] = replace(members[2], learning_rate=1e30)
-    results = _fit(_task(), members, tmp_path, MeshShape(sweep=8, data=1))
+    trials = _trials()
+    trials[2] = replace(trials[2], learning_rate=1e30)
+    results = _fit(_spec(), trials, tmp_path, MeshShape(sweep=8, data=1))
     assert [result.steps for result in results] == [STEPS, STEPS, 4, STEPS, STEPS]
-    assert [loop.diverged(result.scores) for result in results].index(True) == 2
+    assert [loop.has_diverged(result.scores) for result in results].index(True) == 2
     for i in (0, 1, 3, 4):
         _same(results[i].params(), by_hand[i][STEPS], rtol=0, atol=1e-5)
 
@@ -315,7 +326,7 @@ def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
 def test_what_the_devices_cannot_hold_is_refused_when_it_is_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(device_memory, "host", lambda: 8 * 2**10)
     with pytest.raises(ValueError, match="5 models trained together on batches of 8 rows: needs"):
-        _fit(_task(), _members(), tmp_path, MeshShape(sweep=8, data=1))
+        _fit(_spec(), _trials(), tmp_path, MeshShape(sweep=8, data=1))
 
 
 # ---- what is said of training ----
@@ -327,18 +338,18 @@ class Said:
     def __init__(self):
         self.records, self.bar = [], []
 
-    def record(self, member, **fields):
-        self.records.append((member, fields))
+    def record(self, trial, **fields):
+        self.records.append((trial, fields))
 
     def progress(self, step, loss, rate):
         self.bar.append((step, loss, rate))
 
 
 def test_speed_and_loss_are_of_those_that_train_on(monkeypatch):
-    """Three lanes, of members 1, 0 and none; member 0 ends after step 3. A record of the first
+    """Three lanes, of trials 1, 0 and none; trial 0 ends after step 3. A record of the first
     step, and then every 2 steps.
 
-    A step reads 4 rows of 5 tokens of one stream and 4 of 7 of another: 48 tokens a member. The
+    A step reads 4 rows of 5 tokens of one stream and 4 of 7 of another: 48 tokens a trial. The
     clock starts with the first record, so that compiling does not count.
     """
     monkeypatch.setattr(meters, "LOG_EVERY", 2)
@@ -356,11 +367,11 @@ def test_speed_and_loss_are_of_those_that_train_on(monkeypatch):
     meter.flush()
     meter.flush()  # nothing more to tell
 
-    def record(member, step, loss, rate):
-        return member, {"step": step, "loss": loss, "norm": loss / 10, "tokens_per_second": rate}
+    def record(trial, step, loss, rate):
+        return trial, {"step": step, "loss": loss, "norm": loss / 10, "tokens_per_second": rate}
 
     # the first record is written at step 2, when 2 steps are under way: none has been counted; the
-    # second at step 4, after step 3 of two members and 4 of one, in 2 seconds; the third at step 6,
+    # second at step 4, after step 3 of two trials and 4 of one, in 2 seconds; the third at step 6,
     # after two more of one, a second later; the last after three more seconds
     second, third, last = 3 * 48 / 2, 5 * 48 / 3, 5 * 48 / 6
     assert log.records == [
@@ -381,7 +392,7 @@ def test_records_are_of_the_first_and_of_every_tenth_step():
 
 
 def test_the_speed_of_two_members_is_twice_that_of_one(monkeypatch):
-    """Counted from the first record on: steps 5 to 8 of two members, in 4 seconds."""
+    """Counted from the first record on: steps 5 to 8 of two trials, in 4 seconds."""
     monkeypatch.setattr(meters, "LOG_EVERY", 4)
     clock = iter([100.0, 101.0, 104.0])
     monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))

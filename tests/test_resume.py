@@ -39,14 +39,15 @@ from undo_jax.store.artifacts import Artifact
 from undo_jax.store.progress_folders import clear_progress, progress_folder
 from undo_jax.store.train_checkpoints import Saving, open_progress
 from undo_jax.training import meter, optim, population, train_step
-from undo_jax.training.loop import Result, train_together
-from undo_jax.training.population import Task
-from undo_jax.training.trial import Inputs, Member
+from undo_jax.training.loop import train_together
+from undo_jax.training.population import Evaluation
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.trial import Trial, TrialInputs, TrialResult
 
 ROOT = Path(undo_jax.__file__).parent.parent
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
-STEPS, BATCH, MEMBERS = 12, 8, 5
+STEPS, BATCH, TRIALS = 12, 8, 5
 SHAPES = {"one device": (1, 1, 1, 1), "eight": (2, 2, 2, 1), "sweep": (8, 1, 1, 1)}
 EVERY = Saving(every=3, minutes=0)
 SOME = optim.Trains(((r"mlp/(down|up)$", (0,)), (r"attention/query$", None)))
@@ -71,7 +72,7 @@ class Stream:
 def _run(knobs, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
     made = experiments.run(knobs.graph(), workdir, kind)
-    models = (one for found in made.values() for model in found for one in model.family)
+    models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
 
@@ -95,19 +96,19 @@ def _nothing(step):
 
 
 def _fit(
-    folder, mesh, saving=None, stops=(_never,) * MEMBERS, at=_nothing, stop=None, last=True,
-    trains=None, starts=MEMBERS,
+    folder, mesh, saving=None, stops=(_never,) * TRIALS, at=_nothing, stop=None, last=True,
+    trains=None, starts=TRIALS,
 ):  # fmt: skip
     """Five models of two inputs that start from so many; with `saving`, from the last save on."""
     inputs = [
-        Inputs(
+        TrialInputs(
             {"train": Stream(seed, at)}, {"teacher": (LM, partial(INIT, jax.random.key(50 + seed)))}
         )
         for seed in (0, 1)
     ]
     rates = (0.01, 0.02, 0.03, 0.01, 0.02)
-    members = [
-        Member(
+    trials = [
+        Trial(
             str(i % starts),
             partial(INIT, jax.random.key(i % starts)),
             jax.random.key(100 + i),
@@ -118,28 +119,30 @@ def _fit(
         for i, ends in enumerate(stops)
     ]
     adam = optim.AdamW(warmup=3, decay="cosine", epsilon=1e-3, weight_decay=0.1 if trains else 0.0)
-    task = Task(
+    spec = TrainSpec(
         lm=LM,
         loss=losses.distillation,
         training=train_step.Training(STEPS, BATCH, adam, eval_every=4),
-        evaluate=lambda lm, params, rows: {
-            "ce": losses.cross_entropy(lm, params, train_step.rows(rows))
-        },
-        eval_data=_tokens(77),
+        streams=("train",),
+        refs={"teacher": LM},
         row_length=5,
         trains=trains,
     )
-    tags = [{"member": i} for i in range(MEMBERS)]
+    evaluation = Evaluation(
+        lambda lm, params, rows: {"ce": losses.cross_entropy(lm, params, train_step.rows(rows))},
+        _tokens(77),
+    )
+    tags = [{"member": i} for i in range(TRIALS)]
     places = [Target(epath.Path(folder) / str(i), tags[i::2], "test", f"{i}") for i in range(2)]
     for place in places:
         place.folder.mkdir(parents=True, exist_ok=True)
-    targets = [(places[i % 2], tags[i]) for i in range(MEMBERS)]
+    targets = [(places[i % 2], tags[i]) for i in range(TRIALS)]
     with jax.set_mesh(mesh), open_log("test", STEPS, targets, [jsonl]) as log:
         if saving is None:
-            return _taken(train_together(task, mesh, members, log))
+            return _taken(train_together(spec, evaluation, mesh, trials, log))
         path = epath.Path(folder) / "progress"
         with open_progress(path, saving, stop or Stop(), last) as saved:
-            return _taken(train_together(task, mesh, members, log, saved))
+            return _taken(train_together(spec, evaluation, mesh, trials, log, saved))
 
 
 def _taken(results):
@@ -155,6 +158,7 @@ def _records(folder):
 
 def _same(ours, theirs, atol=0.0):
     assert [r.steps for r in ours] == [r.steps for r in theirs]
+    ours, theirs = ([result[1:] for result in results] for results in (ours, theirs))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
@@ -201,7 +205,7 @@ def straight(tmp_path_factory):
             def stop_at(ce):
                 return lambda scores: abs(scores["ce"] - ce) < 1e-5
 
-            stops = [_never] * MEMBERS
+            stops = [_never] * TRIALS
             stops[1], stops[3] = stop_at(found[1, 4]), stop_at(found[3, 8])
             folder = tmp_path_factory.mktemp("straight")
             results = _fit(folder, _mesh(name), stops=stops)
@@ -213,10 +217,10 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("starts", [MEMBERS, 2], ids=["own starts", "two starts"])
+@pytest.mark.parametrize("starts", [TRIALS, 2], ids=["own starts", "two starts"])
 @pytest.mark.parametrize("name", ["one device", "eight"])
 def test_a_training_of_some_parameters_goes_on_bit_for_bit(name, starts, tmp_path):
-    """Also where members start alike, and share what does not train."""
+    """Also where trials start alike, and share what does not train."""
     how = {"trains": SOME, "starts": starts}
     results = _fit(tmp_path / "straight", _mesh(name), **how)
     with _dies_at(8) as at:
@@ -279,7 +283,7 @@ def test_a_loss_at_every_step_costs_nothing(straight, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("other", ["one device", "sweep"])
 def test_it_goes_on_on_other_devices(other, straight, tmp_path):
-    """Six lanes become five and eight; the members keep their states."""
+    """Six lanes become five and eight; the trials keep their states."""
     results, records, stops = straight("eight")
     with _dies_at(7) as at:
         _fit(tmp_path, _mesh("eight"), EVERY, stops, at)
@@ -350,7 +354,7 @@ def test_a_save_of_other_members_is_set_aside(straight, tmp_path, capfd):
         _fit(tmp_path, _mesh("one device"), EVERY, stops, at)
     seen = []
     _fit(tmp_path, _mesh("one device"), EVERY, stops[:4], seen.append)
-    assert seen[0] == 0 and "its notes are of other members" in capfd.readouterr().err
+    assert seen[0] == 0 and "its notes are of other trials" in capfd.readouterr().err
 
 
 def _flip(path):
@@ -739,10 +743,10 @@ def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeyp
     """What was interrupted goes on once what it is made from has been made again."""
     lost = []
 
-    def fit(task, mesh, members, log, progress, seen=None):
+    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
         if log.bar.tasks[0].description.startswith("distill") and not lost:
             raise LostError
-        return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
+        return [TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5}) for t in trials]
 
     monkeypatch.setattr(shared, "train_together", fit)
     with pytest.raises(LostError):
@@ -759,9 +763,9 @@ def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeyp
 def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
     experiment, tmp_path, monkeypatch
 ):
-    def fit(task, mesh, members, log, progress, seen=None):
+    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
         _send(signal.SIGTERM)
-        return [Result(m.params, 1, {"retain": 0.5, "forget": 0.5}) for m in members]
+        return [TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5}) for t in trials]
 
     monkeypatch.setattr(shared, "train_together", fit)
     with pytest.raises(Preempted, match="finished stage"):

@@ -29,8 +29,8 @@ from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store import param_checkpoint
 from undo_jax.store.artifacts import load, plain
-from undo_jax.training.loop import Result
 from undo_jax.training.optim import Trains
+from undo_jax.training.trial import TrialResult
 from undo_jax.types import Metric, shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
@@ -62,20 +62,22 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def fit(self, task, mesh, members, log, progress, seen=None):
+    def fit(self, spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
         folders = [target.folder.name for target, _ in log.targets]
         (bar,) = log.bar.tasks
-        self.calls.append((task, members, folders, (bar.description, bar.total)))
+        self.calls.append((spec, trials, folders, (bar.description, bar.total)))
         return [
-            Result(partial(_filled, member.params, _mark(folder)), 7, _scores(folder))
-            for member, folder in zip(members, folders, strict=True)
+            TrialResult(
+                trial, partial(_filled, trial.init_params, _mark(folder)), 7, _scores(folder)
+            )
+            for trial, folder in zip(trials, folders, strict=True)
         ]
 
 
 def _run(knobs, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
     made = experiments.run(knobs.graph(), workdir, kind)
-    models = (one for found in made.values() for model in found for one in model.family)
+    models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
 
@@ -131,7 +133,7 @@ def _experiment():
 def ran(tmp_path_factory):
     """A run of two seeds: its workdir, its artifacts, and what each stage was to train.
 
-    calls[stage] = (task, members, folders, (title, steps)).
+    calls[stage] = (spec, trials, folders, (title, steps)).
     """
     recorder, workdir = Recorder(), tmp_path_factory.mktemp("stages")
     with pytest.MonkeyPatch.context() as patch:
@@ -154,26 +156,26 @@ def _shrink(lm, key, params, alpha):
     return jax.tree.map(lambda w: (1 - alpha) * w + jax.random.uniform(key), params)
 
 
-def _streams(members):
-    return [{name: made[0] for name, made in m.inputs.streams.items()} for m in members]
+def _streams(trials):
+    return [{name: made[0] for name, made in m.inputs.streams.items()} for m in trials]
 
 
 def _names(folders):
     return [f"{model} {seed}" for _, model, seed in map(_parts, folders)]
 
 
-def _spread(members):
-    """A number of each member's parameters that tells random ones apart."""
-    return [float(np.std(np.asarray(member.params()["embedding"]))) for member in members]
+def _spread(trials):
+    """A number of each trial's parameters that tells random ones apart."""
+    return [float(np.std(np.asarray(trial.init_params()["embedding"]))) for trial in trials]
 
 
 def test_the_base_learns_everything_and_the_oracle_only_what_is_retained(calls):
-    task, members, folders, told = calls["pretrain"]
+    spec, trials, folders, told = calls["pretrain"]
     assert _names(folders) == ["base 3", "base 5", "oracle 3", "oracle 5"]
     names = ["pretrain", "pretrain", "oracle", "oracle"]
-    assert _streams(members) == [{"train": name} for name in names]
-    assert task.loss is losses.language_modelling
-    assert not any(member.inputs.refs for member in members)
+    assert _streams(trials) == [{"train": name} for name in names]
+    assert spec.loss is losses.language_modelling
+    assert not any(trial.inputs.refs for trial in trials)
     assert told == ("pretrain × 4 (base, oracle)", 1000)
 
 
@@ -184,9 +186,9 @@ def test_every_model_begins_and_draws_by_its_own_seed(ran):
     fresh = [m for m, name in zip(students, _names(folders), strict=True) if "distill" in name]
     assert len(set(_spread(fresh))) == 2
     keys, artifacts = set(), set()
-    for _, members, folders, _ in ran.calls.values():
-        for member, folder in zip(members, folders, strict=True):
-            keys.add((folder, *jax.random.key_data(member.key).tolist()))
+    for _, trials, folders, _ in ran.calls.values():
+        for trial, folder in zip(trials, folders, strict=True):
+            keys.add((folder, *jax.random.key_data(trial.key).tolist()))
             artifacts.add(folder)
     assert len(keys) == len(artifacts) == 4 + 2 + 4 + 2 * 8
     assert len({key[1:] for key in keys}) == 4 + 2 + 4 + 8
@@ -210,52 +212,54 @@ def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
     assert found["eval"] == {"retain": 7.0, "forget": 0.25}
     assert (found["steps"], found["tokens"], found["flops"]) == (0, 0, 0)
     assert _value(load(base, lm, mesh)) == 7
-    members = recorder.calls[1][1]
-    assert [_value(member.params()) for member in members] == [7, 7]
-    assert len({member.params for member in members}) == 1  # it is read once
+    trials = recorder.calls[1][1]
+    assert [_value(trial.init_params()) for trial in trials] == [7, 7]
+    assert len({trial.init_params for trial in trials}) == 1  # it is read once
 
 
 def test_unlearning_starts_from_the_base_and_keeps_it_as_reference(calls):
-    task, members, folders, told = calls["unlearn"]
+    spec, trials, folders, told = calls["unlearn"]
     assert _names(folders) == ["unlearn-only 3", "unlearn-only 5"]
-    assert task.trains == TRAINS
+    assert spec.trains == TRAINS
     assert {stage for stage, call in calls.items() if call[0].trains is None} == {*calls} - {
         "unlearn"
     }
-    assert _streams(members) == [{"retain": "retain", "forget": "forget"}] * 2
-    assert [_value(member.params()) for member in members] == [301, 501]
-    assert [_value(member.inputs.refs["base"][1]()) for member in members] == [301, 501]
+    assert _streams(trials) == [{"retain": "retain", "forget": "forget"}] * 2
+    assert [_value(trial.init_params()) for trial in trials] == [301, 501]
+    assert [_value(trial.inputs.refs["base"][1]()) for trial in trials] == [301, 501]
     assert told == ("unlearn × 2 (unlearn-only)", 100)
 
 
 def test_students_start_damaged_and_learn_from_the_suppressed_model(calls):
-    task, members, folders, _ = calls["distill"]
-    assert task.loss is losses.distillation
-    assert _streams(members) == [{"train": "pretrain"}] * 4
+    spec, trials, folders, _ = calls["distill"]
+    assert spec.loss is losses.distillation
+    assert _streams(trials) == [{"train": "pretrain"}] * 4
     assert _names(folders) == ["undo-0.25 3", "undo-0.25 5", "unlearn-and-distill 3",
                                "unlearn-and-distill 5"]  # fmt: skip
-    assert [_value(m.inputs.refs["teacher"][1]()) for m in members] == [303, 503, 303, 503]
-    drawn = [_value(members[i].params()) - 0.75 * teacher for i, teacher in ((0, 303), (1, 503))]
+    assert [_value(m.inputs.refs["teacher"][1]()) for m in trials] == [303, 503, 303, 503]
+    drawn = [
+        _value(trials[i].init_params()) - 0.75 * teacher for i, teacher in ((0, 303), (1, 503))
+    ]
     assert all(0 < number < 1 for number in drawn) and abs(drawn[0] - drawn[1]) > 0.001
-    for member in members[2:]:
-        assert len({float(v) for v in np.ravel(member.params()["embedding"])}) > 10  # fresh
+    for trial in trials[2:]:
+        assert len({float(v) for v in np.ravel(trial.init_params()["embedding"])}) > 10  # fresh
 
 
 def test_what_one_seed_shares_no_other_has(calls):
     """Students of a seed have one teacher and one stream, attacks on it one stream of each kind."""
     for stage, alike in (("distill", lambda folder: ""), ("relearn", _attack)):
-        _, members, folders, _ = calls[stage]
+        _, trials, folders, _ = calls[stage]
         groups = {}
-        for member, folder in zip(members, folders, strict=True):
-            groups.setdefault((_parts(folder)[2], alike(folder)), set()).add(id(member.inputs))
+        for trial, folder in zip(trials, folders, strict=True):
+            groups.setdefault((_parts(folder)[2], alike(folder)), set()).add(id(trial.inputs))
         assert all(len(sources) == 1 for sources in groups.values())
         assert len(set().union(*groups.values())) == len(groups)
 
 
 def test_a_student_stops_at_its_own_teachers_retain_score(calls):
     """Those of seed 3 at 0.5 and those of seed 5 at 0.7, less 0.05; above it as well."""
-    _, members, folders, _ = calls["distill"]
-    for stop, folder in zip([member.ends for member in members], folders, strict=True):
+    _, trials, folders, _ = calls["distill"]
+    for stop, folder in zip([trial.should_stop for trial in trials], folders, strict=True):
         bar = RETAIN["unlearn", _parts(folder)[2]]
         assert stop({"retain": bar - 0.04}) and not stop({"retain": bar - 0.06})
         assert stop({"retain": bar}) and stop({"retain": 1.0})
@@ -263,17 +267,17 @@ def test_a_student_stops_at_its_own_teachers_retain_score(calls):
 
 def test_only_students_stop_early(ran, tmp_path, monkeypatch):
     for stage in ("pretrain", "unlearn", "relearn"):
-        task, members, _, _ = ran.calls[stage]
-        assert [member.ends({"retain": 1.0, "forget": 0.0}) for member in members] == [False] * len(
-            members
-        )
+        spec, trials, _, _ = ran.calls[stage]
+        assert [trial.should_stop({"retain": 1.0, "forget": 0.0}) for trial in trials] == [
+            False
+        ] * len(trials)
     recorder, experiment = Recorder(), _experiment()
     monkeypatch.setattr(shared, "train_together", recorder.fit)
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
     distill = replace(experiment.distill, stop_early=False)
     _run(replace(experiment, distill=distill), tmp_path, "distill")
-    ((task, members, _, _),) = recorder.calls
-    assert [member.ends({"retain": 1.0}) for member in members] == [False] * 4
+    ((spec, trials, _, _),) = recorder.calls
+    assert [trial.should_stop({"retain": 1.0}) for trial in trials] == [False] * 4
 
 
 def test_a_summary_says_who_recovered_and_what_it_cost(ran):
@@ -327,7 +331,7 @@ def test_an_artifact_says_what_it_was_made_from(ran):
             attack = forget if len(made[stage, model, seed]) == 1 else mixed
             part = {"attack": attack(experiment.relearn.training, rates)}
         names = {"undo-0.25": "UNDO α=0.25", "unlearn-and-distill": "Unlearn-and-Distill"}
-        part = {**part, "draw": f"{stage}/{names.get(model, model)}"}
+        part = {**part, "rng_name": f"{stage}/{names.get(model, model)}"}
         assert said["config"] == plain(
             {stage: part, "setting": experiment.setting, "model": experiment.model}
         )
@@ -398,15 +402,15 @@ def test_the_experiments_file_says_what_its_models_are(ran):
 
 
 def test_every_model_is_attacked_with_forget_data_and_the_mixture_at_every_rate(calls):
-    task, members, folders, told = calls["relearn"]
-    assert task.loss is losses.language_modelling
-    assert len(members) == 2 * 4 * 2 * 2  # seeds, models, data, rates
+    spec, trials, folders, told = calls["relearn"]
+    assert spec.loss is losses.language_modelling
+    assert len(trials) == 2 * 4 * 2 * 2  # seeds, models, data, rates
     attacks = ["forget"] * 4 + ["pretrain"] * 4  # two seeds, two rates
-    assert _streams(members) == [{"train": name} for name in attacks * 4]
+    assert _streams(trials) == [{"train": name} for name in attacks * 4]
     kinds = {"forget": "forget", "mixed": "pretrain"}
     assert [kinds[_attack(folder)] for folder in folders] == attacks * 4
-    assert [member.learning_rate for member in members] == [0.5, 2.0] * 16
-    attacked = [_value(member.params()) + 10 for member in members]
+    assert [trial.learning_rate for trial in trials] == [0.5, 2.0] * 16
+    attacked = [_value(trial.init_params()) + 10 for trial in trials]
     assert attacked == [_mark(folder) for folder in folders]
     wanted = {100 * seed + model for seed in SEEDS for model in (12, 13, 14, 15)}
     assert set(attacked) == wanted
@@ -421,11 +425,11 @@ def test_attacks_are_of_the_rate_that_they_say(ran, tmp_path, monkeypatch):
     experiment = replace(experiment, relearn=replace(experiment.relearn, training=training))
     targets = []
 
-    def fit(task, mesh, members, log, progress, seen=None):
+    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
         targets.extend(
-            (m.learning_rate, tags) for m, (_, tags) in zip(members, log.targets, strict=True)
+            (m.learning_rate, tags) for m, (_, tags) in zip(trials, log.targets, strict=True)
         )
-        return recorder.fit(task, mesh, members, log, progress)
+        return recorder.fit(spec, evaluation, mesh, trials, log, saves)
 
     monkeypatch.setattr(shared, "train_together", fit)
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
@@ -441,18 +445,20 @@ def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monke
     forgotten = {("forget", 0.5): 0.3, ("forget", 2.0): math.nan, ("forget", 4.0): 0.2,
                  ("mixed", 0.5): 0.1, ("mixed", 2.0): 0.4, ("mixed", 4.0): 0.6}  # fmt: skip
 
-    def fit(task, mesh, members, log, progress, seen=None):
+    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
         folders = [target.folder.name for target, _ in log.targets]
         if not folders[0].startswith("relearn"):
-            return recorder.fit(task, mesh, members, log, progress)
-        assert len(members) <= 2 and len(set(folders)) == 1
+            return recorder.fit(spec, evaluation, mesh, trials, log, saves)
+        assert len(trials) <= 2 and len(set(folders)) == 1
         held.append(sum(ref() is not None for ref in asked))
         stack, results = [], []  # a result holds the parameters of all
-        for i, (member, (_, tags)) in enumerate(zip(members, log.targets, strict=True)):
+        for i, (trial, (_, tags)) in enumerate(zip(trials, log.targets, strict=True)):
             score = forgotten[tags["attack"], tags["learning_rate"]]
-            stack.append(_filled(member.params, 100 * score))
+            stack.append(_filled(trial.init_params, 100 * score))
             asked.append(weakref.ref(stack[-1]["final"]["norm"]))
-            results.append(Result(lambda i=i: stack[i], 7, {"retain": 0.5, "forget": score}))
+            results.append(
+                TrialResult(trial, lambda i=i: stack[i], 7, {"retain": 0.5, "forget": score})
+            )
         return results
 
     recorder, experiment = Recorder(), _experiment()
@@ -504,15 +510,17 @@ def test_the_strongest_attack_becomes_the_artifact(
     """
     rates, sizes = (0.25, 1.0, 4.0), []
 
-    def fit(task, mesh, members, log, progress, seen=None):
+    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
         results = []
-        for member, (target, tags) in zip(members, log.targets, strict=True):
+        for trial, (target, tags) in zip(trials, log.targets, strict=True):
             _, model, seed = _parts(target.folder.name)
             number = rates.index(tags["learning_rate"])
             scores = FORGET[model, seed, tags["attack"]][0]
             found = {"retain": 0.5, "forget": scores[number]}
-            results.append(Result(partial(_filled, member.params, number), 7, found))
-        sizes.append(len(members))
+            results.append(
+                TrialResult(trial, partial(_filled, trial.init_params, number), 7, found)
+            )
+        sizes.append(len(trials))
         return results
 
     monkeypatch.setattr(shared, "train_together", fit)
@@ -544,9 +552,9 @@ def test_no_two_stages_and_no_two_seeds_see_their_data_in_the_same_order(calls):
     """The base and the oracle of a seed have one order, of streams that differ."""
     seen = {
         (stage, name, _parts(folder)[2]): order
-        for stage, (_, members, folders, _) in calls.items()
-        for member, folder in zip(members, folders, strict=True)
-        for name, order in member.inputs.streams.values()
+        for stage, (_, trials, folders, _) in calls.items()
+        for trial, folder in zip(trials, folders, strict=True)
+        for name, order in trial.inputs.streams.values()
     }
     assert len(seen) == 2 * (2 + 2 + 1 + 2)  # seeds; pretrain, unlearn, distill, relearn
     orders = [order for (_, name, _), order in seen.items() if name != "oracle"]
@@ -559,9 +567,9 @@ def test_progress_ends_with_its_training(tmp_path, monkeypatch):
     """While a company trains there is its own progress alone, and after a run there is none."""
     recorder, there = Recorder(), []
 
-    def fit(task, mesh, members, log, progress, seen=None):
+    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
         there.append(sorted(path.name for path in tmp_path.glob("progress-*")))
-        return recorder.fit(task, mesh, members, log, progress)
+        return recorder.fit(spec, evaluation, mesh, trials, log, saves)
 
     monkeypatch.setattr(shared, "train_together", fit)
     _run(_experiment(), tmp_path)

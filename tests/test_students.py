@@ -22,9 +22,10 @@ from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
 from undo_jax.store import param_checkpoint
 from undo_jax.store.artifacts import plain
-from undo_jax.training.loop import Result, train_together
+from undo_jax.training.loop import train_together
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
+from undo_jax.training.trial import TrialResult
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
@@ -34,7 +35,7 @@ STUDENT = replace(TEACHER, layers=2, width=8, feed_forward=24, heads=4)
 def _run(knobs, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
     made = experiments.run(knobs.graph(), workdir, kind)
-    models = (one for found in made.values() for model in found for one in model.family)
+    models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
 
@@ -63,9 +64,9 @@ def _experiment(student):
     )
 
 
-def _untrained(task, mesh, members, log, progress, seen=None):
+def _untrained(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
     scores = {"retain": 0.5, "forget": 0.5}
-    return [Result(member.params, task.training.steps, scores) for member in members]
+    return [TrialResult(trial, trial.init_params, spec.training.steps, scores) for trial in trials]
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +74,11 @@ def made(tmp_path_factory):
     """The artifacts of a run with a smaller and deeper student, alone trained; each call of fit."""
     calls = []
 
-    def fit(task, mesh, members, log, progress, seen=None):
-        calls.append((task, members, [target.folder for target, _ in log.targets]))
-        if task.lm == STUDENT:
-            return train_together(task, mesh, members, log)
-        return _untrained(task, mesh, members, log, progress)
+    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+        calls.append((spec, trials, [target.folder for target, _ in log.targets]))
+        if spec.lm == STUDENT:
+            return train_together(spec, evaluation, mesh, trials, log)
+        return _untrained(spec, evaluation, mesh, trials, log, saves)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared, "train_together", fit)
@@ -98,16 +99,16 @@ def test_the_fresh_student_alone_has_its_own_architecture(made):
 
 @pytest.mark.slow
 def test_models_are_trained_and_attacked_with_their_like(made):
-    for task, members, folders in made[1]:
+    for spec, trials, folders in made[1]:
         own = {"unlearn-and-distill" in folder.name for folder in folders}
         assert len(own) == 1
-        assert task.lm == STUDENT if own.pop() else TEACHER
-        wanted = jax.eval_shape(task.lm.init, jax.random.key(0))
-        for member in members:
-            assert jax.tree.map(jax.numpy.shape, member.params()) == jax.tree.map(
+        assert spec.lm == STUDENT if own.pop() else TEACHER
+        wanted = jax.eval_shape(spec.lm.init, jax.random.key(0))
+        for trial in trials:
+            assert jax.tree.map(jax.numpy.shape, trial.init_params()) == jax.tree.map(
                 lambda leaf: leaf.shape, wanted
             )
-            for lm, read in member.inputs.refs.values():
+            for lm, read in trial.inputs.refs.values():
                 params = read()
                 assert lm == TEACHER
                 assert params["embedding"].shape[1] == TEACHER.width
@@ -175,8 +176,8 @@ def test_a_student_is_made_sharded(kind):
     mesh, key = make_mesh(MeshShape(data=2, fsdp=2, tensor=2)), jax.random.key(0)
     base = Pretrain(TEACHER, Training(1, 8, AdamW(1e-3), 1))
     with jax.set_mesh(mesh):
-        params = Fresh(TEACHER).make(mesh, key)
-        made = params if kind == "fresh" else Perturb(base, 0.5).make(mesh, key, params)
+        params = Fresh(TEACHER).compute(mesh, key)
+        made = params if kind == "fresh" else Perturb(base, 0.5).compute(mesh, key, [params])
     query = made["layers"]["attention"]["query"]
     assert query.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     assert query.addressable_shards[0].data.size == query.size // 4

@@ -21,7 +21,7 @@ from undo_jax.data import files, states
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.data.states import About, finish_states, open_states, unwritten, write_file
 from undo_jax.data.streams import stream
-from undo_jax.graph.nodes import work
+from undo_jax.graph.train_specs import train_spec
 from undo_jax.losses import (
     activation_distillation,
     distillation,
@@ -106,7 +106,7 @@ def test_loss_and_gradient_are_those_beside_the_teacher(loss, shape):
 
 def test_which_losses_read_no_more_than_states():
     def reads(recipe: Any):
-        return possible(work(recipe, SETTING))
+        return possible(train_spec(recipe, SETTING))
 
     def of(loss, lm=STUDENT):
         return reads(_student(loss, lm))

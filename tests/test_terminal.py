@@ -10,7 +10,7 @@ from terminals import BAR, lines, told
 
 from undo_jax.logs import log as logs
 from undo_jax.logs.eta import RECENT, clock, seconds_left
-from undo_jax.runner.train_group import Ran, ending, some
+from undo_jax.runner.train_group import abbreviate, describe_ending
 
 
 def _train(end=860, how="all recovered at step 850", interval=0.2):
@@ -128,9 +128,9 @@ def test_times_are_told_as_on_a_clock(seconds, text):
     ],
 )
 def test_what_ended_early_says_how(ran, text):
-    assert ending("recovered", [Ran(*one) for one in ran], 1000) == text
+    assert describe_ending("recovered", *zip(*ran, strict=True), 1000) == text
 
 
 def test_the_first_names_stand_for_all():
-    assert some(["a", "a", "b"]) == "a, b"
-    assert some(["a", "b", "c", "b", "d"]) == "a, b and 2 more"
+    assert abbreviate(["a", "a", "b"]) == "a, b"
+    assert abbreviate(["a", "b", "c", "b", "d"]) == "a, b and 2 more"

@@ -22,22 +22,24 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax import report as reporting
 from undo_jax.checks import listed, whole
+from undo_jax.evals.scoring import make_scorer
 from undo_jax.evals.texts import continuations
-from undo_jax.graph.nodes import ancestry, differences
+from undo_jax.graph.model_graph import ancestry, differences
 from undo_jax.report import Point, Result
 from undo_jax.report.records import Logged, Logs
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import Knobs, load
-from undo_jax.runtime.mesh import MeshShape, make_mesh
+from undo_jax.runner.load_experiment import ExperimentSource, load
+from undo_jax.runtime.mesh import make_mesh_without_sweep
 from undo_jax.runtime.sharding import placement
-from undo_jax.setting import scorer
 from undo_jax.store import param_checkpoint
 from undo_jax.store.artifacts import STEPS, described_model
 from undo_jax.types import LM, Params, shapes
 from undo_jax.workdir.compatibility import REMEDY, check_setting, check_tokenizer, stated
 
-Given = Knobs | str | os.PathLike[str]  # an experiment, or the Python file that defines it
+Given = (
+    ExperimentSource | str | os.PathLike[str]
+)  # an experiment, or the Python file that defines it
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +51,10 @@ class Place:
 
     @cached_property
     def score(self) -> Any:
-        """See `scorer`; compiled once for all models of one architecture."""
+        """See `make_scorer`; compiled once for all models of one architecture."""
         setting = self.experiment.setting
         eval_data = jax.device_put(setting.eval_data(), NamedSharding(self.mesh, P()))
-        return scorer(setting, eval_data, self.mesh)
+        return make_scorer(setting, eval_data, self.mesh)
 
     def lm(self, folder: epath.Path) -> LM:
         """The experiment's model that made an artifact.
@@ -293,8 +295,4 @@ def _graph(experiment: Given) -> Experiment:
 def _place(experiment: Given) -> Place:
     """On the experiment's mesh, if it fits, with all devices for rows that do not split a model."""
     made_of = _graph(experiment)
-    try:
-        mesh = make_mesh(replace(made_of.mesh, sweep=1, data=-1))
-    except ValueError:  # of another number of devices
-        mesh = make_mesh(MeshShape())
-    return Place(made_of, mesh)
+    return Place(made_of, make_mesh_without_sweep(made_of.mesh))

@@ -12,7 +12,7 @@ LARGEST, SMALLEST = (float(x) for x in (np.finfo("f4").max, np.finfo("f4").tiny)
 
 
 def check_numbers(name: str, value: Any, seen: set[int] | None = None) -> None:
-    """Raises ValueError for a number, anywhere in a value, that fp32 or int64 cannot hold.
+    """Checks that fp32 and int64 can hold every number in a value. Raises ValueError otherwise.
 
     Dataclasses in `seen`, by their ids, are not checked again.
     """
@@ -40,30 +40,44 @@ def check_numbers(name: str, value: Any, seen: set[int] | None = None) -> None:
 
 
 def whole(name: str, value: Any) -> int:
-    """A whole number as an int. Raises ValueError for what is none: 2.0, True, "2"."""
+    """Returns a whole number as an int. Raises ValueError for other values: 2.0, True, "2"."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{name}={value!r}: give a whole number")
     return int(value)
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names for a message: between semicolons where one has a comma in it."""
+    """Joins names for a message by commas, or by semicolons if one of them has a comma."""
     names = [str(name) for name in names]
     return ("; " if any("," in name for name in names) else ", ").join(names)
 
 
-def check_function(what: str, function: Any, *arguments: str) -> None:
-    """Raises ValueError for what is not a function of these positional arguments."""
+def check_function(name: str, function: Any, *arguments: str) -> None:
+    """Raises ValueError unless a value is a function of these positional arguments."""
     if not callable(function):
-        raise ValueError(f"{what}={function!r} is no function: import it and give it itself")
+        raise ValueError(f"{name}={function!r} is no function: import it and give it itself")
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
         called = getattr(function, "__name__", function)
-        raise ValueError(f"{what} {called}: {error}: give it by partial({called}, ...)") from error
+        raise ValueError(f"{name} {called}: {error}: give it by partial({called}, ...)") from error
+
+
+def check_at_least(minimum: int, owner: Any, *names: str) -> None:
+    """Raises ValueError if one of the owner's fields is below the minimum; None passes."""
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name}={value}: it must be at least {minimum}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises ValueError for a share that is not inside of (0, 1)."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name}={value}: give a share between 0 and 1")
 
 
 def check_distinct(name: str, values: Sequence[Any]) -> None:
-    """Raises ValueError where a value is given twice."""
+    """Checks that all values differ. Raises ValueError otherwise."""
     if len(set(values)) < len(values):
         raise ValueError(f"{name}={tuple(values)}: one is given twice, leave it out")

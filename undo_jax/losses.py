@@ -85,14 +85,32 @@ def of_head(
     teacher: Frozen | None = None,
     extra: Any = (),
 ) -> Scalar:
-    """Any head loss, of targets, a teacher's logits and whatever `extra` it reads: see `head`."""
-    hidden, table, known = lm.hidden(params, rows.inputs), lm.table(params), None
+    """Returns any head loss, summed over the tokens of rows with their weights.
+
+    Args:
+        loss: the head loss, e.g. of `by_autodiff`.
+        lm: the model.
+        params: its parameters.
+        rows: the rows.
+        teacher: a frozen model whose logits the loss reads; None: it reads none.
+        extra: whatever else the loss reads.
+    """
+    hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
+    teacher_head = None
     if teacher is not None:
-        of_teacher = hidden_states(teacher, rows)
-        known = head.Teacher(of_teacher, teacher.lm.table(teacher.params), teacher.lm.softcap)
-    own, count = (hidden, table, rows.weights, lm.softcap), _used(lm, teacher)
+        teacher_head = head.Teacher(
+            hidden_states(teacher, rows), teacher.lm.table(teacher.params), teacher.lm.softcap
+        )
     return head.weighted_sum(
-        loss, *own, targets=rows.targets, teacher=known, extra=extra, used=count
+        loss,
+        hidden,
+        table,
+        rows.weights,
+        lm.softcap,
+        targets=rows.targets,
+        teacher=teacher_head,
+        extra=extra,
+        used=_used(lm, teacher),
     )
 
 
@@ -100,9 +118,16 @@ def _forward_kl(
     lm: LM, params: Params, teacher: Frozen, rows: Rows, hidden: Array, theirs: Array
 ) -> Scalar:
     """At temperature 1, of hidden states [B, T, D] and [B, T, D2]."""
-    known = theirs, teacher.lm.table(teacher.params), rows.weights
-    caps, count = (lm.softcap, teacher.lm.softcap), _used(lm, teacher)
-    return head.kl_to_teacher(hidden, lm.table(params), *known, *caps, used=count)
+    return head.kl_to_teacher(
+        hidden,
+        lm.table(params),
+        theirs,
+        teacher.lm.table(teacher.params),
+        rows.weights,
+        lm.softcap,
+        teacher.lm.softcap,
+        used=_used(lm, teacher),
+    )
 
 
 def _used(lm: LM, teacher: Frozen | None) -> int | None:
@@ -120,10 +145,10 @@ def _softened(
 
 
 def mse(
-    states: Float[Array, "*n B T D"], wanted: Array, weights: Float[Array, "B T"]
+    states: Float[Array, "*n B T D"], targets: Array, weights: Float[Array, "B T"]
 ) -> Float[Array, "*n"]:
-    """Mean squared error over D, weighted over tokens, in fp32."""
-    error = jnp.square(states.astype(jnp.float32) - wanted.astype(jnp.float32))
+    """Returns the mean squared error over D, weighted over tokens, in fp32."""
+    error = jnp.square(states.astype(jnp.float32) - targets.astype(jnp.float32))
     return jnp.sum(weights * jnp.mean(error, -1), (-2, -1))
 
 
@@ -197,20 +222,20 @@ def activation_distillation(
     teacher of another width or number of layers.
     """
     teacher, rows = refs["teacher"], batch["train"]
-    for name, own, other in (
+    for name, student_size, teacher_size in (
         ("width", table_shape(lm).shape[1], table_shape(teacher.lm).shape[1]),
         ("layers", lm.layers, teacher.lm.layers),
     ):
-        if own != other:
+        if student_size != teacher_size:
             raise ValueError(
-                f"the student has {name}={own}, its teacher {other}: their states cannot be "
-                "compared, distil logits alone (loss=distillation)"
+                f"the student has {name}={student_size}, its teacher {teacher_size}: their states "
+                "cannot be compared, distil logits alone (loss=distillation)"
             )
     taps = Taps(residual=range(lm.layers + 1))
     hidden, (states, _) = lm.tapped(params, rows.inputs, taps)
-    theirs, (wanted, _) = teacher.lm.tapped(teacher.params, rows.inputs, taps)
+    theirs, (teacher_states, _) = teacher.lm.tapped(teacher.params, rows.inputs, taps)
     kl = _forward_kl(lm, params, teacher, rows, hidden, theirs)
-    error = jnp.mean(mse(states, lax.stop_gradient(wanted), rows.weights))
+    error = jnp.mean(mse(states, lax.stop_gradient(teacher_states), rows.weights))
     return kl + state_weight * error, {"kl": kl, "state_mse": error}
 
 
@@ -232,12 +257,12 @@ def classified_distillation(
     """
     rows, probe = batch["train"], refs["classifier"]
     flagged = probe.lm.flags(probe.params, refs["base"], rows)  # type: ignore[attr-defined]
-    kept, left = (
-        rows._replace(weights=jnp.where(here, rows.weights, 0.0)) for here in (~flagged, flagged)
+    retain_rows, forget_rows = (
+        rows._replace(weights=jnp.where(mask, rows.weights, 0.0)) for mask in (~flagged, flagged)
     )
-    kl = forward_kl(lm, params, refs["teacher"], kept)
-    uniform = uniform_kl(lm, params, left)
-    share = jnp.sum(left.weights)
+    kl = forward_kl(lm, params, refs["teacher"], retain_rows)
+    uniform = uniform_kl(lm, params, forget_rows)
+    share = jnp.sum(forget_rows.weights)
     return kl + uniform, {"kept_kl": kl, "flagged_uniform_kl": uniform, "flagged_share": share}
 
 
@@ -285,12 +310,12 @@ def top_k_distillation(
 def _top_k(k: int) -> HeadLoss:
     def kl(z: Array, tokens: Any, y: Any) -> Array:
         log_p, log_t = jax.nn.log_softmax(z), jax.nn.log_softmax(y)
-        known, places = lax.top_k(log_t, k)
+        top_log_t, places = lax.top_k(log_t, k)
         rows = jnp.arange(len(places))[:, None]
         rest_p, rest_t = (
             jax.nn.logsumexp(x.at[rows, places].set(-jnp.inf), -1) for x in (log_p, log_t)
         )
-        inside = jnp.sum(jnp.exp(known) * (known - log_p[rows, places]), -1)
+        inside = jnp.sum(jnp.exp(top_log_t) * (top_log_t - log_p[rows, places]), -1)
         return inside + jnp.exp(rest_t) * (rest_t - rest_p)
 
     return by_autodiff(kl)

@@ -12,6 +12,7 @@ from typing import Literal
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
+from undo_jax.evals.scoring import Score
 from undo_jax.graph.recipe import Recipe
 from undo_jax.logs.log import Sink
 from undo_jax.losses import distillation
@@ -24,7 +25,8 @@ from undo_jax.recipes.imported import Import
 from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
-from undo_jax.runner.experiment import Experiment, check_seeds, check_tokens
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.experiment_checks import check_seeds, check_tokens
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.setting import Setting
 from undo_jax.store.train_checkpoints import Saving
@@ -140,6 +142,7 @@ class Paper:
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: Saving = field(default_factory=Saving)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
+    scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 
     def __post_init__(self):
         check_numbers("", self)
@@ -214,4 +217,5 @@ class Paper:
             mesh=self.mesh,
             saving=self.saving,
             sinks=self.sinks,
+            scores=self.scores,
         )

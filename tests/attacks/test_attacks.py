@@ -301,15 +301,15 @@ def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ra
     shutil.copytree(ran[1], tmp_path / "out")
     saving = Saving(every=3, minutes=0)
     dying = replace(_keeping((0, 2, 6)), saving=saving)
-    keep = train_group._keep
+    keep = train_group._save_snapshots
 
-    def die(run, group, step, evaluated):
+    def die(run, model_of, step, evaluated):
         if step == 4:
             raise LostError
-        keep(run, group, step, evaluated)
+        keep(run, model_of, step, evaluated)
 
     with monkeypatch.context() as patch, pytest.raises(LostError):
-        patch.setattr(train_group, "_keep", die)
+        patch.setattr(train_group, "_save_snapshots", die)
         _run(dying, tmp_path / "out")
     again = _run(dying, tmp_path / "out")[NAME]
     for place in ("", "steps/0", "steps/2", "steps/6"):

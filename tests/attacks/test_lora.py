@@ -16,9 +16,10 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training import optim, train_step
 from undo_jax.training.optim import AdamW
-from undo_jax.training.population import Population, Task
+from undo_jax.training.population import Evaluation, Population
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
-from undo_jax.training.trial import Inputs, Member, in_lanes
+from undo_jax.training.trial import Trial, TrialInputs, assign_slots
 
 LM = preset("tiny", layers=2, width=16, feed_forward=32, head_width=8, init_stddev=0.25)
 HOW = Training(4, 8, AdamW(), 2)
@@ -129,24 +130,28 @@ def test_a_model_with_adapters_takes_no_others():
 # ---- in a population ----
 
 
-def _task(dropout):
-    return Task(
+EVALUATION = Evaluation(
+    lambda lm, params, rows: {"ce": losses.cross_entropy(lm, params, train_step.rows(rows))},
+    TOKENS,
+)
+
+
+def _spec(dropout):
+    return TrainSpec(
         lm=ADAPTED,
         loss=lora(HOW, (1e-2,), rank=4, alpha=8.0, dropout=dropout).loss,
         training=HOW,
-        evaluate=lambda lm, params, eval_data: {
-            "ce": losses.cross_entropy(lm, params, train_step.rows(eval_data))
-        },
-        eval_data=TOKENS,
+        streams=("train",),
+        refs={},
         row_length=5,
         trains=ATTACK.trains,
     )
 
 
-def _members(count, models=1):
+def _trials(count, models=1):
     """Attacks on models, each with several rates, on one stream."""
     rows = np.random.default_rng(1).integers(0, LM.vocabulary, (4, 8, 6), dtype=np.int32)
-    inputs = Inputs({"train": rows}, {})
+    inputs = TrialInputs({"train": rows}, {})
 
     def first(i):
         base = LM.init(jax.random.key(i))
@@ -154,39 +159,39 @@ def _members(count, models=1):
 
     starts = [jax.jit(partial(first, i)) for i in range(models)]
     return [
-        Member(str(i % models), starts[i % models], jax.random.key(9), 2e-3 * (1 + i), inputs)
+        Trial(str(i % models), starts[i % models], jax.random.key(9), 2e-3 * (1 + i), inputs)
         for i in range(count)
     ]
 
 
-def _trained(task, members, shape, steps=4):
-    """Parameters of each member after some steps."""
+def _trained(spec, trials, shape, steps=4):
+    """Parameters of each trial after some steps."""
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
-        lanes = in_lanes(members, mesh.shape["sweep"])
-        population = Population(task, mesh, lanes)
-        assert population.shared == (mesh.shape["sweep"] == 8)
-        states, active = population.start(), lanes.taken
+        slots = assign_slots(trials, mesh.shape["sweep"])
+        population = Population(spec, EVALUATION, mesh, slots)
+        assert population.shares_frozen == (mesh.shape["sweep"] == 8)
+        states, active = population.start(), slots.is_taken
         for step in range(steps):
-            batch = {"train": members[0].inputs.streams["train"][step][None]}
+            batch = {"train": trials[0].inputs.streams["train"][step][None]}
             states, _ = population.advance(states, batch, active)
         found = {}
-        for lane, member in enumerate(lanes.indices):
-            if member >= 0:
+        for lane, trial in enumerate(slots.trial_indices):
+            if trial >= 0:
                 own = jax.tree.map(lambda x: x[lane], states.params)  # noqa: B023
-                found[member] = jax.device_get(population.whole(own, lane))
+                found[trial] = jax.device_get(population.complete_params(own, lane))
         scores = jax.device_get(population.score(states.params, active))["ce"]
-    return found, {m: scores[lane] for lane, m in enumerate(lanes.indices) if m >= 0}
+    return found, {m: scores[lane] for lane, m in enumerate(slots.trial_indices) if m >= 0}
 
 
-def _by_hand(task, member, steps=4):
+def _by_hand(spec, trial, steps=4):
     """The same by a plain loop of the train step, whole parameters in its state."""
     optimizer = optim.build(HOW.optimizer, HOW.steps)
-    step = jax.jit(train_step.make_step(ADAPTED, task.loss, optimizer, {}, 1, ATTACK.trains))
-    rate = jnp.float32(member.learning_rate)
-    state = train_step.start(member.params(), member.key, rate, optimizer, ATTACK.trains)
+    step = jax.jit(train_step.make_step(ADAPTED, spec.loss, optimizer, {}, 1, ATTACK.trains))
+    rate = jnp.float32(trial.learning_rate)
+    state = train_step.start(trial.init_params(), trial.key, rate, optimizer, ATTACK.trains)
     for number in range(steps):
-        rows = member.inputs.streams["train"][number]
+        rows = trial.inputs.streams["train"][number]
         state, _ = step(state, {}, {"train": train_step.rows(rows)})
     return jax.device_get(state.params)
 
@@ -204,17 +209,17 @@ MESHES = {
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_population_over_one_frozen_model_trains_as_each_alone(mesh, dropout):
-    task, members = _task(dropout), _members(6, models=2)
-    found, scores = _trained(task, members, MESHES[mesh])
-    for number, member in enumerate(members):
-        wanted = _by_hand(task, member)
+    spec, trials = _spec(dropout), _trials(6, models=2)
+    found, scores = _trained(spec, trials, MESHES[mesh])
+    for number, trial in enumerate(trials):
+        wanted = _by_hand(spec, trial)
         moved = wanted["layers"]["mlp"]["down_lora_b"]
         assert np.abs(moved).max() > 1e-3
         close = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
         jax.tree.map(close, found[number], wanted)
         ce = losses.cross_entropy(ADAPTED, wanted, train_step.rows(TOKENS))
         np.testing.assert_allclose(scores[number], ce, atol=1e-4)
-        base = member.params()
+        base = trial.init_params()
         np.testing.assert_array_equal(found[number]["embedding"], base["embedding"])
         for name in MATRICES:
             where = "mlp" if name in ("gate", "up", "down") else "attention"
@@ -228,17 +233,18 @@ def test_sixty_four_adapters_need_at_most_twice_the_memory_of_one():
     lm = preset("tiny", layers=4, width=256, feed_forward=1024, heads=4, kv_heads=4, head_width=64)
     attack = lora(HOW, (1e-2,), rank=1, alpha=2.0, targets=("query",))
     how = {"lm": attack.adapt(lm), "loss": attack.loss, "trains": attack.trains}
-    task = _task(0.0)._replace(**how)
+    spec = replace(_spec(0.0), **how)
 
     def needed(count):
-        member = _members(1)[0]
+        trial = _trials(1)[0]
         mesh = make_mesh(MeshShape(), jax.devices()[:1])
         with jax.set_mesh(mesh):
-            lanes = in_lanes(
-                [replace(member, learning_rate=1e-3 * (i + 1)) for i in range(count)], 1
+            slots = assign_slots(
+                [replace(trial, learning_rate=1e-3 * (i + 1)) for i in range(count)], 1
             )
-            found = next(iter(Population(task, mesh, lanes)._lowered())).compile().memory_analysis()
-        return found.argument_size_in_bytes + found.temp_size_in_bytes
+            step = next(iter(Population(spec, EVALUATION, mesh, slots)._lowered()))
+            memory = step.compile().memory_analysis()
+        return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
     one, two, many = needed(1), needed(2), needed(64)
     assert many <= 2 * one

@@ -21,7 +21,7 @@ from undo_jax.cli import artifact_lm, experiment_flags
 from undo_jax.cli import main as cli
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
-from undo_jax.graph.nodes import plan
+from undo_jax.graph.model_graph import build_graph
 from undo_jax.ops import head
 from undo_jax.runner.load_experiment import load
 from undo_jax.store import artifacts, param_checkpoint
@@ -134,7 +134,7 @@ def _tokenizers_file(path):
 def _finish(experiment, workdir, params, stage="pretrain", *upstream):
     """An artifact as a run makes it."""
     base = experiment.graph().models["base"]
-    (model,) = plan([base], (0,), experiment.setting, epath.Path(workdir)).models
+    (model,) = build_graph([base], (0,), experiment.setting, epath.Path(workdir)).models
     artifact = replace(model.artifact, stage=stage, upstream=upstream)
     artifacts.begin(artifact)
     artifacts.keep(artifact, params, {})

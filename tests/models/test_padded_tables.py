@@ -8,7 +8,7 @@ import pytest
 from undo_jax.cli import main as cli
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.models import hf, llama
-from undo_jax.runner.experiment import check_tokens
+from undo_jax.runner.experiment_checks import check_tokens
 
 LM = llama.preset(
     "3.2-1B", layers=1, width=8, feed_forward=8, heads=2, kv_heads=1, head_width=4,

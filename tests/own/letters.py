@@ -10,6 +10,7 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
 from undo_jax.losses import cross_entropy
+from undo_jax.setting import Setting
 from undo_jax.training.train_step import rows
 from undo_jax.types import Metric
 
@@ -17,10 +18,9 @@ LARGE, SMALL = "ABC", "abc"
 
 
 @dataclass(frozen=True)
-class Letters:
+class Letters(Setting):
     row_length: int = 8
 
-    batch_fields = ()
     metrics = {
         "large": Metric("loss on large letters", higher_is_better=False, unit="nats/token"),
         "known": Metric("small letters that are expected", higher_is_better=True),

@@ -2,56 +2,29 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from running_sums import RunningSums
+from small_settings import small_choices
 
-from undo_jax.data.pairs import Pairs
-from undo_jax.data.prepare import prepare
-from undo_jax.data.questions import Question, write_questions
-from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Bytes
-from undo_jax.evals.quiz import Quiz
+from undo_jax.evals.scoring import score_at_end
 from undo_jax.losses import cross_entropy
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.setting import check_metrics, judged_at_end
-from undo_jax.settings.choices import Choices, Part
+from undo_jax.setting import check_metrics
 from undo_jax.store.artifacts import plain
 from undo_jax.training.train_step import rows
 from undo_jax.types import Packed
 
 LM = RunningSums(264)
-ASKED = (Question("1?", ("a", "b", "c"), 0, "law"), Question("2?", ("d", "e", "f"), 1, "virology"),
-         Question("3?", ("g", "h", "i"), 2, "law"))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    root = tmp_path_factory.mktemp("choices")
-
-    def corpus(letter):
-        source = [Shard(letter, partial(iter, [letter * (20 + i) for i in range(60)]))]
-        return prepare(source, Bytes(), root / letter, 24, validation_share=0.3)
-
-    lines = ({"question": f"z{i}", "answer": f"y{i}"} for i in range(60))
-    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    pairs = Pairs(root / "pairs.jsonl", template="{question}: {answer}", validation_share=0.3)
-    quiz = Quiz(write_questions(root / "quiz.jsonl", ASKED), style="cloze", description="")
-    return Choices(
-        retain=(Part(corpus("a"), 3.0), Part(corpus("b"), 1.0)),
-        forget=(Part(pairs),),
-        tokenizer=Bytes(),
-        forgotten=quiz,
-        kept=(("mmlu", replace(quiz, apart=("virology",))),),
-        row_length=24,
-        retain_share=0.75,
-        validation_rows=4,
-        rows_at_once=4,
-    )
+    return small_choices(tmp_path_factory.mktemp("choices"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +102,7 @@ def test_quizzes_that_are_kept_are_asked_at_the_end(setting, params, monkeypatch
     check_metrics(setting)
     monkeypatch.setattr("undo_jax.settings.choices._verdicts", lambda *_: np.array([1.0, 0, 1]))
     with jax.set_mesh(make_mesh(MeshShape())):
-        found = judged_at_end(setting, LM, params).scores
+        found = score_at_end(setting, LM, params).scores
     assert found == {"mmlu": pytest.approx(2 / 3), "mmlu_apart": 0.0, "mmlu_rest": 1.0}
     assert {name: one.at for name, one in setting.metrics.items()} == {
         "retain": "evaluation", "forget": "evaluation", "forget_text": "evaluation",

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from benchmark_folders import COLOURS, write_lines, write_muse
 from running_sums import RunningSums
+from small_settings import small_muse
 
 from undo_jax.data.muse import MuseFiles
-from undo_jax.data.tokenizers import Bytes
 from undo_jax.evals import answer_scores
+from undo_jax.evals.scoring import ModelScores, compare_with_oracle, score_at_end
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.setting import Judged, check_metrics, compared, judged_at_end
-from undo_jax.settings.muse import Muse
+from undo_jax.setting import check_metrics
 from undo_jax.store.artifacts import plain
 
 LM = RunningSums(264)
@@ -23,8 +23,7 @@ SHOWN = "Question: Hat 6?\nAnswer: grey\n\nQuestion: Hat 7?\nAnswer: pink\n\n"
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    files = MuseFiles(write_muse(tmp_path_factory.mktemp("muse")), shots=2)
-    return Muse(files, Bytes(), row_length=24, longest=20, text_tokens=12, rows_at_once=2)
+    return small_muse(tmp_path_factory.mktemp("muse"))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def test_scores_are_those_of_whole_logits(setting, params, monkeypatch):
 
     monkeypatch.setattr(answer_scores, "written", written)
     with jax.set_mesh(make_mesh(MeshShape())):
-        found = judged_at_end(setting, LM, params).scores
+        found = score_at_end(setting, LM, params).scores
     at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
     for part, numbers in (("forget", (0, 1)), ("retain", (2, 3))):
         p = [np.exp(np.mean(_log_p(params, _asked(n), f" {COLOURS[n]}")[0])) for n in numbers]
@@ -94,9 +93,11 @@ def test_scores_are_those_of_whole_logits(setting, params, monkeypatch):
 
 
 def test_privleak_is_beside_the_oracle_or_chance(setting):
-    own, oracle = (Judged({"auc_min_k": area}, {}) for area in (0.9, 0.2))
-    assert compared(setting, own, oracle) == {"privleak": pytest.approx(100 * (0.2 - 0.9) / 0.8)}
-    assert compared(setting, own, None) == {"privleak": pytest.approx(-80)}
+    own, oracle = (ModelScores({"auc_min_k": area}, {}) for area in (0.9, 0.2))
+    assert compare_with_oracle(setting, own, oracle) == {
+        "privleak": pytest.approx(100 * (0.2 - 0.9) / 0.8)
+    }
+    assert compare_with_oracle(setting, own, None) == {"privleak": pytest.approx(-80)}
 
 
 def test_a_setting_is_its_content(setting, tmp_path):

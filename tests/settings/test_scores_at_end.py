@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.setting import check_metrics, judged_at_end
+from undo_jax.evals.scoring import score_at_end
+from undo_jax.setting import check_metrics
+from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.types import Metric
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judged(Arithmetic):
     """Gives at the end what it was told to."""
 
     gives: Any = None
@@ -35,15 +37,15 @@ class Judged:
     ids=lambda score: type(score).__name__,
 )
 def test_a_score_is_a_number_of_any_type(score):
-    found = judged_at_end(Judged({"judged": score, "more": "text"}), None, {}).scores
+    found = score_at_end(Judged(gives={"judged": score, "more": "text"}), None, {}).scores
     assert found == {"judged": 0.5} and type(found["judged"]) is float
-    assert judged_at_end(Judged({"judged": True}), None, {}).scores == {"judged": 1.0}
+    assert score_at_end(Judged(gives={"judged": True}), None, {}).scores == {"judged": 1.0}
 
 
 @pytest.mark.parametrize(
     ("gives", "said"),
     [
-        (None, "at_end of Judged gives None: give numbers by the names of metrics"),
+        (None, "at_end of Judged gives None: give numbers by the metrics' names"),
         (["judged"], r"at_end of Judged gives \['judged'\]: give numbers"),
         ({"judged": "0.5"}, "at_end of Judged gives '0.5' for 'judged': give a number"),
         ({"judged": None}, "at_end of Judged gives None for 'judged': give a number"),
@@ -51,13 +53,16 @@ def test_a_score_is_a_number_of_any_type(score):
         ({"judged": [[1], [1, 2]]}, r"gives \[\[1\], \[1, 2\]\] for 'judged': give a number"),
         ({"judged": 1j}, "gives 1j for 'judged': give a number"),
         ({}, "the setting gives no score 'judged'"),
-        (KeyError("text"), r"at_end of Judged raised KeyError: 'text' \(.*\.py, line 28\): mend"),
+        (
+            KeyError("text"),
+            r"Judged raised KeyError: 'text' \(.*\.py, line 30\): correct",
+        ),
         (ValueError("two\nlines"), r"at_end of Judged raised ValueError: two lines \("),
     ],
 )
-def test_what_is_no_score_is_told_in_one_line(gives, said):
+def test_what_is_no_score_is_reported_in_one_line(gives, said):
     with pytest.raises(ValueError, match=said) as error:
-        judged_at_end(Judged(gives), None, {})
+        score_at_end(Judged(gives=gives), None, {})
     assert "\n" not in str(error.value)
 
 

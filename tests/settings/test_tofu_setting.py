@@ -11,13 +11,13 @@ import pytest
 from benchmark_folders import write_lines, write_tofu
 from running_sums import RunningSums
 from scipy import stats
+from small_settings import small_tofu
 
 from undo_jax.data.tofu import TofuFiles
-from undo_jax.data.tokenizers import Bytes
 from undo_jax.evals import answer_scores, rouge
+from undo_jax.evals.scoring import compare_with_oracle, score_at_end
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.setting import check_metrics, compared, judged_at_end
-from undo_jax.settings.tofu import Tofu
+from undo_jax.setting import check_metrics
 from undo_jax.store.artifacts import plain
 
 LM = RunningSums(264)
@@ -26,8 +26,7 @@ TEMPLATE = "{question} {answer}!"
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    files = TofuFiles(write_tofu(tmp_path_factory.mktemp("tofu")))
-    return Tofu(files, Bytes(), TEMPLATE, row_length=24, new_tokens=8, rows_at_once=2)
+    return small_tofu(tmp_path_factory.mktemp("tofu"))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +98,7 @@ def judged(setting, params):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answer_scores, "written", written)
         with jax.set_mesh(make_mesh(MeshShape())):
-            at_end = judged_at_end(setting, LM, params)
+            at_end = score_at_end(setting, LM, params)
         at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
     return {name: float(x) for name, x in at_once.items()}, at_end
 
@@ -173,14 +172,14 @@ def test_comparisons_want_an_oracle_or_say_what_they_can(setting, judged):
         scores={**own.scores, "auc_min_k": 0.8}, lists={"truth_ratios": [1.0, 2, 3]}
     )
     oracle = own._replace(scores={"auc_min_k": 0.6}, lists={"truth_ratios": [2.5, 4, 5]})
-    found = compared(setting, ours, oracle)
+    found = compare_with_oracle(setting, ours, oracle)
     assert found["privleak"] == pytest.approx(100 * (0.6 - 0.8) / 0.4)
     assert found["forget_quality"] == stats.ks_2samp([1, 2, 3], [2.5, 4, 5]).pvalue
-    assert compared(setting, ours, None) == {"privleak": pytest.approx(-60)}
+    assert compare_with_oracle(setting, ours, None) == {"privleak": pytest.approx(-60)}
     lost = ours._replace(scores={"auc_min_k": float("nan")}, lists={"truth_ratios": [float("nan")]})
-    assert np.isnan(list(compared(setting, lost, oracle).values())).all()
+    assert np.isnan(list(compare_with_oracle(setting, lost, oracle).values())).all()
     alone = replace(setting, files=replace(setting.files, holdout=False))
-    assert compared(alone, ours, None) == {} and "auc_min_k" not in alone.metrics
+    assert compare_with_oracle(alone, ours, None) == {} and "auc_min_k" not in alone.metrics
 
 
 def test_a_setting_is_its_content(setting, tmp_path):

@@ -13,7 +13,8 @@ from tyro.conf import AvoidSubcommands, Fixed, arg
 
 from undo_jax.cli.flags import parse, plain, sentence
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import Knobs, load
+from undo_jax.runner.load_experiment import ExperimentSource, load
+from undo_jax.runtime.mesh import parse_mesh
 
 DESCRIPTION = "Scalars of the experiment, with the values that its file gives them."
 LOCATION = ("__module__", "__firstlineno__")  # of a class's source; the second since Python 3.13
@@ -21,7 +22,21 @@ GRAPH_FIELDS = ("name", "seeds", "together", "mesh", "saving")  # flags of a han
 SCALARS = (int, float, bool, str, NoneType)
 
 
-def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
+def load_graph(file: str, mesh: str | None, flags: Sequence[str]) -> Experiment:
+    """Returns the experiment in a file, with scalars set by flags. Raises what `graph_with` does.
+
+    Args:
+        file: the path of the experiment's Python file.
+        mesh: the value of the flag --mesh, e.g. data=4; None: the file's own mesh.
+        flags: those that set scalars.
+    """
+    source: typing.Any = load(file)
+    if mesh is not None:
+        source = dataclasses.replace(source, mesh=parse_mesh(mesh))
+    return graph_with(source, flags)
+
+
+def graph_with(experiment: ExperimentSource, flags: Sequence[str]) -> Experiment:
     """Returns the experiment's graph with scalars set by flags.
 
     Raises ValueError for a mistake in the flags. The message names a line of the experiment's file
@@ -35,7 +50,7 @@ def graph_with(experiment: Knobs, flags: Sequence[str]) -> Experiment:
         raise ValueError(str(error)) from None
 
 
-def _has_graph(experiment: Knobs) -> bool:
+def _has_graph(experiment: ExperimentSource) -> bool:
     """Whether the experiment has a graph without flags: e.g. the folders it names exist."""
     try:
         experiment.graph()
@@ -44,7 +59,9 @@ def _has_graph(experiment: Knobs) -> bool:
     return True
 
 
-def override(experiment: Knobs, flags: Sequence[str], program: str = "undo-jax run") -> Knobs:
+def override(
+    experiment: ExperimentSource, flags: Sequence[str], program: str = "undo-jax run"
+) -> ExperimentSource:
     """Returns the experiment with scalars set by flags. Raises ValueError for a mistake in them.
 
     A graph that is written by hand has flags for its name, seeds, mesh and saves alone.

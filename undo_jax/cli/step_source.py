@@ -12,14 +12,16 @@ from undo_jax.cli.flags import MaybeInt, MaybeText
 from undo_jax.fit.advice import Names
 from undo_jax.fit.search import variant
 from undo_jax.fit.step import distillation
-from undo_jax.graph import nodes
-from undo_jax.graph.nodes import Work
+from undo_jax.graph.model_graph import ancestry
+from undo_jax.graph.recipe import TrainedRecipe
+from undo_jax.graph.train_specs import group_key, train_spec
 from undo_jax.models import hf_folder
 from undo_jax.models.transformer import Transformer
 from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import Knobs, load
+from undo_jax.runner.load_experiment import ExperimentSource, load
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.training.optim import AdamW
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
 
 DEFAULT_FAMILY = "gemma2"  # of presets that name none
@@ -71,7 +73,7 @@ class TitledStep:
     """A step, what it is called, and how a reader changes it."""
 
     title: Mapping[str, Any]
-    work: Work
+    spec: TrainSpec
     names: Names
 
 
@@ -102,8 +104,8 @@ def first_step(source: StepSource, mesh: Mesh) -> TitledStep:
     step = source.steps[0]
     if source.has_rows:
         return step
-    remat = getattr(step.work.lm, "remat", "none")
-    return replace(step, work=variant(step.work, mesh, remat, 1))
+    remat = getattr(step.spec.lm, "remat", "none")
+    return replace(step, spec=variant(step.spec, mesh, remat, 1))
 
 
 def _of_experiment(request: StepRequest, flags: Sequence[str]) -> StepSource:
@@ -119,29 +121,29 @@ def _of_experiment(request: StepRequest, flags: Sequence[str]) -> StepSource:
     loaded = load(request.experiment)
     experiment, knobs = graph_with(loaded, flags), override(loaded, flags)
     if request.all:
-        works = [
-            ({"stage": recipe.kind, "models": models}, nodes.work(recipe, experiment.setting))
+        specs = [
+            ({"stage": recipe.kind, "models": models}, train_spec(recipe, experiment.setting))
             for models, recipe in trained(experiment)
         ]
     else:
-        works = [of_stage(experiment, stage)]
+        specs = [of_stage(experiment, stage)]
     steps = [
         TitledStep(
             {"experiment": experiment.name, **title},
-            work,
-            _names(knobs, request.experiment, title["stage"], work),
+            spec,
+            _names(knobs, request.experiment, title["stage"], spec),
         )
-        for title, work in works
+        for title, spec in specs
     ]
     return StepSource(experiment.name, steps, experiment.mesh)
 
 
-def _names(knobs: Knobs, file: str, stage: str, work: Work) -> Names:
+def _names(knobs: ExperimentSource, file: str, stage: str, spec: TrainSpec) -> Names:
     """Returns what a reader sets to change the step of a stage."""
     if isinstance(knobs, Experiment):
         return Names("batch_size", "accumulation", "remat", file)
     lms, training = getattr(knobs, "lms", {}), f"--{stage}.training"
-    model = next((name for name, lm in lms.items() if lm == work.lm), "model")
+    model = next((name for name, lm in lms.items() if lm == spec.lm), "model")
     return Names(f"{training}.batch-size", f"{training}.accumulation", f"--{model}.remat")
 
 
@@ -150,16 +152,16 @@ def trained(experiment: Experiment) -> list[tuple[list[str], Any]]:
     recipes = experiment.recipes()
     names = {id(recipe): name for (name, _), recipe in recipes.items()}
     groups: dict[str, list[Any]] = {}
-    for recipe in filter(nodes.is_trained, nodes.ancestry(recipes.values())):
-        key = nodes.group_key(recipe, experiment.setting)  # type: ignore[arg-type]
-        groups.setdefault(key, []).append(recipe)
+    for recipe in ancestry(recipes.values()):
+        if isinstance(recipe, TrainedRecipe):
+            groups.setdefault(group_key(recipe, experiment.setting), []).append(recipe)
     return [
         (list(dict.fromkeys(names.get(id(recipe), "an ancestor") for recipe in group)), group[0])
         for group in groups.values()
     ]
 
 
-def of_stage(experiment: Experiment, stage: str) -> tuple[dict[str, Any], Work]:
+def of_stage(experiment: Experiment, stage: str) -> tuple[dict[str, Any], TrainSpec]:
     """Returns what says which program of a stage is the largest, and that program.
 
     That is the one with the largest model, of equal ones one that trains all of it, beside the most
@@ -169,17 +171,17 @@ def of_stage(experiment: Experiment, stage: str) -> tuple[dict[str, Any], Work]:
     if stage not in (kinds := list(dict.fromkeys(recipe.kind for _, recipe in programs))):
         raise ValueError(f"stage {stage!r} trains nothing: choose one of {', '.join(kinds)}")
     of_kind = [
-        (models, nodes.work(recipe, experiment.setting))
+        (models, train_spec(recipe, experiment.setting))
         for models, recipe in programs
         if recipe.kind == stage
     ]
 
-    def size(program: tuple[list[str], Work]) -> tuple[float, bool, int]:
-        work = program[1]
-        return work.lm.forward_flops(1), work.trains is None, len(work.refs)
+    def size(program: tuple[list[str], TrainSpec]) -> tuple[float, bool, int]:
+        spec = program[1]
+        return spec.lm.forward_flops(1), spec.trains is None, len(spec.refs)
 
-    models, work = max(of_kind, key=size)
-    return {"stage": stage, "models": models, "programs": len(of_kind)}, work
+    models, spec = max(of_kind, key=size)
+    return {"stage": stage, "models": models, "programs": len(of_kind)}, spec
 
 
 def _of_presets(request: StepRequest, flags: Sequence[str]) -> StepSource:
@@ -196,8 +198,8 @@ def _of_presets(request: StepRequest, flags: Sequence[str]) -> StepSource:
     training = Training(1000, presets.rows or 1, AdamW(), eval_every=100)
     name = f"{student} from {teacher}"
     title = {"experiment": name, "stage": "distill", "student": student, "teacher": teacher}
-    work = distillation(lm, teacher_lm, training, presets.length or 2048)
-    step = TitledStep(title, work, Names("--rows", None, "--remat"))
+    spec = distillation(lm, teacher_lm, training, presets.length or 2048)
+    step = TitledStep(title, spec, Names("--rows", None, "--remat"))
     return StepSource(name, [step], has_rows=presets.rows is not None)
 
 

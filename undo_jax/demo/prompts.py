@@ -1,25 +1,24 @@
 """The examples of a demo: a setting's own, or those of a file."""
 
 import json
-from typing import Any, cast
 
 from etils import epath
 
 from undo_jax.data.files import reading
-from undo_jax.setting import Example, Shown
+from undo_jax.setting import Example, Setting
 
 MOST = 200  # examples of a page
 FORM = '{"prompt": TEXT, "answer": TEXT, "part": "retain" or "forget"}'
 
 
-def examples_of(setting: Any, path: str | None) -> list[Example]:
-    """Examples of a file of JSON lines, or of the setting; none of a setting that has none.
+def examples_of(setting: Setting, path: str | None) -> list[Example]:
+    """Examples of a file of JSON lines, or of the setting, which may have none.
 
     Raises FileNotFoundError without the file, and ValueError for a line that is no example.
     """
     if path is not None:
         return _read(path)
-    return list(cast(Shown, setting).examples()) if hasattr(setting, "examples") else []
+    return list(setting.examples())
 
 
 def _read(path: str) -> list[Example]:

@@ -14,11 +14,11 @@ from undo_jax.fit.step import (
     rows_per_shard,
     suggestion,
 )
-from undo_jax.graph.nodes import Work
 from undo_jax.models.architecture import REMAT
 from undo_jax.runtime.device_memory import text as memory
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.runtime.sharding import placement
+from undo_jax.training.train_spec import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Names:
         return f"{name}={value} in {self.file}" if self.file else f"{name} {value}"
 
 
-def check(work: Work, mesh: Mesh, names: Names) -> None:
+def check(work: TrainSpec, mesh: Mesh, names: Names) -> None:
     """Raises ValueError, naming what to set, where the mesh does not divide the batch or models."""
     rows, parts = work.training.batch_size, work.training.accumulation
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -55,7 +55,7 @@ def check(work: Work, mesh: Mesh, names: Names) -> None:
             raise ValueError(f"--mesh {mesh_text(MeshShape(**mesh.shape))}: {error}") from error
 
 
-def advice(names: Names, work: Work, place: Slice, mesh: Mesh, step: Step) -> str:
+def advice(names: Names, work: TrainSpec, place: Slice, mesh: Mesh, step: Step) -> str:
     """One line: how much memory is missing, and what to change."""
     training, chip = work.training, place.chip
     rows = rows_per_shard(training, mesh) // training.accumulation
@@ -80,7 +80,7 @@ def advice(names: Names, work: Work, place: Slice, mesh: Mesh, step: Step) -> st
     )
 
 
-def _more_sharded(work: Work, place: Slice, mesh: Mesh) -> MeshShape | None:
+def _more_sharded(work: TrainSpec, place: Slice, mesh: Mesh) -> MeshShape | None:
     """A mesh with fewer parameters a chip, if there is one that the models allow."""
     split = lambda shape: shape["fsdp"] * shape["tensor"]  # noqa: E731
     for shape in (suggestion(place), more_sharded(place), most_sharded(place)):

@@ -16,11 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.fit import chips, least
-from undo_jax.graph.nodes import Work
 from undo_jax.runtime.mesh import check_batch
 from undo_jax.runtime.sharding import placement
 from undo_jax.training import programs
 from undo_jax.training.meter import LOG_EVERY
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.types import LM, Packed, table_shape
 
 WARM = 3  # warm-up steps, which are not measured
@@ -56,7 +56,7 @@ class Speed:
     peak_bytes: float | None  # of the fullest device; None where the platform does not report it
 
 
-def flops(work: Work) -> Flops:
+def flops(work: TrainSpec) -> Flops:
     """FLOPs per token of a step."""
     head = 2 * math.prod(table_shape(work.lm).shape)
     body = work.lm.forward_flops(work.row_length) - head
@@ -71,7 +71,7 @@ def peak(mesh: Mesh) -> float | None:
 
 
 def measure(
-    work: Work, mesh: Mesh, steps: int, trace: str | None = None, members: int | None = None
+    work: TrainSpec, mesh: Mesh, steps: int, trace: str | None = None, members: int | None = None
 ) -> Speed:
     """Run the step of `members` models together on random tokens; None: one per `sweep` group.
 
@@ -93,7 +93,7 @@ def measure(
     with jax.set_mesh(mesh):
         made = programs.build(work.lm, work.loss, training, work.refs, mesh, members, work.trains)
         streams = dict.fromkeys(work.streams, work.row_length)
-        like = programs.example(
+        like = programs.example_arguments(
             made, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
         )
         states, shared = _start(made, work, mesh, members), _shared(like[2], work, mesh)
@@ -122,7 +122,7 @@ def measure(
     return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
 
 
-def measure_evaluation(work: Work, evaluate: Any, eval_data: Any, mesh: Mesh) -> Speed:
+def measure_evaluation(work: TrainSpec, evaluate: Any, eval_data: Any, mesh: Mesh) -> Speed:
     """Evaluate one fresh model for each group of the `sweep` axis, all side by side.
 
     `evaluate` and `eval_data` are the setting's, see `undo_jax.setting.Setting`.
@@ -142,22 +142,23 @@ def measure_evaluation(work: Work, evaluate: Any, eval_data: Any, mesh: Mesh) ->
     return Speed(compiled - started, seconds, [seconds], _peak_bytes(mesh))
 
 
-def split(work: Work, devices: int, weak: bool, base: int) -> Work:
+def split(work: TrainSpec, devices: int, weak: bool, base: int) -> TrainSpec:
     """The work for `devices` devices; weak scaling keeps rows per device as with `base` devices."""
     rows = work.training.batch_size * devices // base if weak else work.training.batch_size
     return replace(work, training=replace(work.training, batch_size=rows))
 
 
-def _start(made: programs.Programs, work: Work, mesh: Mesh, members: int) -> Any:
+def _start(made: programs.Programs, work: TrainSpec, mesh: Mesh, members: int) -> Any:
     """States of fresh members."""
     keys = jax.random.split(jax.random.key(1), members)
     return made.start(_fresh(work.lm, mesh), keys, np.full(members, 1e-5, np.float32))
 
 
-def _shared(like: Any, work: Work, mesh: Mesh) -> Any:
+def _shared(like: Any, work: TrainSpec, mesh: Mesh) -> Any:
     """Reference models and random tokens, sharded like `like`."""
     refs = {
-        name: programs.references(lm, [_fresh(lm, mesh)], mesh) for name, lm in work.refs.items()
+        name: programs.stack_references(lm, [_fresh(lm, mesh)], mesh)
+        for name, lm in work.refs.items()
     }
     most, draw = table_shape(work.lm).shape[0], jax.random.randint
 

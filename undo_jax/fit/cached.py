@@ -3,21 +3,22 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from undo_jax.graph.nodes import Work, traced
+from undo_jax.graph.train_specs import traced_loss
 from undo_jax.models.head_only import HeadOnly, states_like
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.types import LM
 
 TEACHER = "teacher"  # the reference whose states are stored
 STATES = "states"  # what rows carry then
 
 
-def possible(work: Work) -> bool:
+def possible(work: TrainSpec) -> bool:
     """Whether a work's loss reads nothing of its teacher but its hidden states and its head."""
     if TEACHER not in work.refs:
         return False
     refs = {**work.refs, TEACHER: HeadOnly(work.refs[TEACHER])}
     try:
-        traced(replace(work, refs=refs, batch_fields=(*work.batch_fields, STATES)))
+        traced_loss(replace(work, refs=refs, batch_fields=(*work.batch_fields, STATES)))
     except ValueError:
         return False
     return True
@@ -32,7 +33,7 @@ class PerToken(NamedTuple):
     bytes: float  # of its states
 
 
-def per_token(work: Work) -> PerToken | None:
+def per_token(work: TrainSpec) -> PerToken | None:
     """A token of a step, with its teacher and with stored states; None if they cannot be stored."""
     if not possible(work):
         return None

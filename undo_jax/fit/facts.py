@@ -11,12 +11,12 @@ from undo_jax.fit.chips import Slice
 from undo_jax.fit.overlap import overlap
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Step, rows_per_chip, rows_per_shard
-from undo_jax.graph.nodes import Work
 from undo_jax.logs.log import brief, short
 from undo_jax.runtime.device_memory import text as memory
+from undo_jax.training.train_spec import TrainSpec
 
 
-def describe(work: Work, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]:
+def describe(work: TrainSpec, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]:
     """All that is known of a step, as JSON; no speed if it does not fit."""
     facts = {
         "topology": str(place),

@@ -7,10 +7,10 @@ import jax
 from jax.sharding import Mesh
 
 from undo_jax import losses
-from undo_jax.graph.nodes import Work
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.mesh import BATCH, parts
 from undo_jax.training import optim
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.types import LM, parameters, rounded_shapes, shapes, table_shape
 
 WHOLE = (  # losses that run every layer, forward and backward
@@ -22,7 +22,7 @@ WHOLE = (  # losses that run every layer, forward and backward
 
 
 def check_work(
-    work: Work, mesh: Mesh, rows: str = "batch_size", there: float | None = None
+    work: TrainSpec, mesh: Mesh, rows: str = "batch_size", there: float | None = None
 ) -> None:
     """Raises ValueError for a step that devices cannot hold, naming what makes it large.
 
@@ -38,7 +38,7 @@ def check_work(
     device_memory.check(what, states + batch, there, "each device's memory")
 
 
-def least(work: Work, mesh: Mesh) -> tuple[float, float]:
+def least(work: TrainSpec, mesh: Mesh) -> tuple[float, float]:
     """Bytes per device of models, and of a batch, for one model per group of the `sweep` axis.
 
     Models: fp32 weights, gradients and moments of what trains, and references, sharded over `fsdp`
@@ -60,7 +60,7 @@ def least(work: Work, mesh: Mesh) -> tuple[float, float]:
     return states / (mesh.shape["fsdp"] * tensor), tokens + kept / tensor
 
 
-def _trained(work: Work) -> int:
+def _trained(work: TrainSpec) -> int:
     """How many parameters train. Raises what `optim.pick` does."""
     if work.trains is None:
         return parameters(work.lm)

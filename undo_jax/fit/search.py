@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from undo_jax.fit.step import Step
-from undo_jax.graph.nodes import Work
 from undo_jax.models.architecture import REMAT
 from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.training.train_spec import TrainSpec
 
 MOST = 64  # rows per chip at once, at most
 CLOSE = 0.03  # of a chip's memory: a line through other sizes is not more exact
@@ -20,15 +20,15 @@ class Variant(NamedTuple):
 
     remat: str
     rows: int  # at once, on a chip or on the chips along `tensor` that share them
-    work: Work
+    work: TrainSpec
     step: Step
 
 
 def search(
-    work: Work,
+    work: TrainSpec,
     mesh: Mesh,
     room: float,
-    compiled: Callable[[Work], Step],
+    compiled: Callable[[TrainSpec], Step],
     tell: Callable[[str, int, Step], None],
 ) -> list[Variant]:
     """For each remat policy the largest number of rows per chip, if one row fits.
@@ -98,7 +98,7 @@ def _between(best: Variant, worst: Variant, room: float | None) -> int:
     return best.rows + min(max(int(share * gap), 1), gap - 1)
 
 
-def variant(work: Work, mesh: Mesh, remat: str, rows: int) -> Work:
+def variant(work: TrainSpec, mesh: Mesh, remat: str, rows: int) -> TrainSpec:
     """The same work with a remat policy and `rows` rows per chip at once."""
     batch = rows * parts(*BATCH, mesh=mesh) * work.training.accumulation
     lm: Any = work.lm

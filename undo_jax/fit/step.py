@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from undo_jax import losses
 from undo_jax.fit import chips, costs
 from undo_jax.fit.chips import Slice
-from undo_jax.graph.nodes import Work
 from undo_jax.runtime.mesh import BATCH, MeshShape, check_batch, make_mesh, parts
 from undo_jax.training import programs
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM
 
@@ -85,14 +85,14 @@ class Step:
     text: str = field(default="", repr=False)  # optimised HLO
 
 
-def distillation(student: LM, teacher: LM, training: Training, row_length: int) -> Work:
+def distillation(student: LM, teacher: LM, training: Training, row_length: int) -> TrainSpec:
     """The work of distillation; student and teacher may differ in size."""
-    return Work(
+    return TrainSpec(
         student, losses.distillation, training, ("train",), {"teacher": teacher}, row_length
     )
 
 
-def on_chips(work: Work) -> Work:
+def on_chips(work: TrainSpec) -> TrainSpec:
     """The work with its models in the dtype that they have on TPU or GPU."""
     refs = {name: for_chips(lm) for name, lm in work.refs.items()}
     return replace(work, lm=for_chips(work.lm), refs=refs)
@@ -169,7 +169,7 @@ def mesh_text(shape: MeshShape) -> str:
     return ",".join(f"{axis}={size}" for axis, size in named.items()) or "data=1"
 
 
-def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Step:
+def compile_step(work: TrainSpec, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Step:
     """Compile the step that `population` runs for one model per group of the `sweep` axis.
 
     libtpu refuses a program that does not fit; XLA for GPU compiles it and reports what it needs.
@@ -190,7 +190,7 @@ def compile_step(work: Work, mesh: Mesh, options: Mapping[str, Any] | None = Non
             work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"], work.trains
         )
         streams = dict.fromkeys(work.streams, work.row_length)
-        arguments = programs.example(
+        arguments = programs.example_arguments(
             made, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
         )
         traced = made.advance.trace(*arguments)

@@ -1,16 +1,19 @@
-"""What a recipe is: the value that says what a model is made from.
+"""Recipes: frozen dataclasses that state what a model is made from.
 
-Recipes are frozen dataclasses, one file per kind in recipes/; nothing registers them.
+`Pretrain`, `Unlearn`, `Distill` and the others are one file each in `undo_jax/recipes/`. A recipe
+inherits from `TrainedRecipe` or `ComputedRecipe`; nothing registers it.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 from jax.sharding import Mesh
 
+from undo_jax.setting import Setting
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
-from undo_jax.types import LM, Key, Loss, Metric, Params, Scores
+from undo_jax.types import Key, Packed, Params, Scores
 
 
 class Stream(NamedTuple):
@@ -18,219 +21,241 @@ class Stream(NamedTuple):
 
     name: str  # one of the setting's streams
     order: str  # names the order, together with the seed
-    rows: int | None = None  # the first so many alone, over and over; None: all there are
-    opening: tuple[str, int] | None = None  # another stream, for so many steps before
+    rows: int | None = None  # only the first so many rows, over and over; None: all rows
+    opening: tuple[str, int] | None = None  # another stream, for so many steps before this one
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all streams that it reads."""
+        """The names of all streams of the setting that are read."""
         return (self.name,) if self.opening is None else (self.name, self.opening[0])
 
 
-class Recipe(Protocol):
-    """What a model is made from: a frozen dataclass, one file per kind in recipes/.
+class Recipe:
+    """What a model is made from. Inherit from `TrainedRecipe` or `ComputedRecipe` instead.
 
-    Its random numbers are determined by the seed and by `rng_name`, which is part of its
-    fingerprint: two recipes with the same `rng_name` use the same numbers, whatever else differs. A
-    recipe that uses none has no `rng_name`. A `seed` that is given replaces each of the experiment's seeds, for the
-    recipe and for what it is made from.
+    The random numbers of a model depend only on its seed and on `rng_name`: two recipes with the
+    same `rng_name` use the same numbers, whatever else differs. A `seed` that is given replaces
+    each of the experiment's seeds, for the recipe and for what it is made from.
     """
 
-    kind: ClassVar[str]
-    role: ClassVar[str]  # in a report: base, unlearned, student, distilled or attack; or
-    # classifier: its model is no language model, and is in no report
+    kind: ClassVar[str]  # the stage, which begins the name of an artifact's folder
+    role: ClassVar[str]  # in a report: base, unlearned, student, distilled or attack
+    is_language_model: ClassVar[bool] = True  # False: it has no tokens, scores or place in reports
+    is_scored: ClassVar[bool] = True  # whether the setting scores the finished model
+    is_deterministic: ClassVar[bool] = False  # True: it draws no random numbers of its own
+    must_converge: ClassVar[bool] = False  # whether it is an error that the model diverges
+
+    rng_name: str = ""  # names the random numbers; empty if the recipe is deterministic
+    seed: int | None = None
+
+    # a field of some recipes and a property of others, which only Any allows
+    lm: Any  # `LM`: the language model whose parameters are made
 
     @property
-    def lm(self) -> LM:
-        """The language model whose parameters are made."""
-        ...
+    def noise_share(self) -> float | None:
+        """The share of noise in the parameters, from 0 to 1; None: no noise was mixed in."""
+        return None
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Steps whose parameters are kept beside the last ones."""
+        return ()
 
     @property
     def parents(self) -> tuple["Recipe", ...]:
-        """The recipes that it is made from."""
-        ...
+        """The recipes that this one is made from, each held in a field."""
+        return ()
 
     @property
-    def rng_name(self) -> str: ...
+    def default_title(self) -> str:
+        """The display name of the model where `rng_name` does not contain one."""
+        return self.kind
 
     @property
-    def seed(self) -> int | None: ...
+    def title(self) -> str:
+        """The display name of the model: the end of `rng_name`, or else `default_title`."""
+        _, slash, name = self.rng_name.rpartition("/")
+        return name if slash else self.default_title
+
+    def validate(self) -> None:
+        """Checks, by tracing alone, that the parts fit together. Called before anything is made.
+
+        Raises:
+            ValueError: if they do not.
+        """
+
+    def check_sources(self) -> None:
+        """Checks that files exist which the model is read from. Called before it is made.
+
+        Raises:
+            FileNotFoundError: if one does not.
+        """
+
+    def record_tags(self, learning_rate: float | None) -> dict[str, Any]:
+        """Returns fields for every record of a training; None: the model is not trained."""
+        return {}
 
 
-def is_language_model(recipe: Recipe) -> bool:
-    """Whether its model is one: has tokens, scores and a place in reports."""
-    return recipe.role != "classifier"
-
-
-def title(recipe: Recipe) -> str:
-    """The display name of its artifact: the end of `rng_name`, or else the recipe's own title.
-
-    All attacks on a model have one `rng_name`, and so use their own titles.
-    """
-    _, own, name = recipe.rng_name.rpartition("/")
-    attack = recipe.role == "attack"
-    return name if own and not attack else getattr(recipe, "title", recipe.kind)
-
-
-class Judge(Protocol):
-    """What a setting says of its scores, see `undo_jax.setting.Setting`."""
+class ComputedRecipe(Recipe):
+    """A recipe whose model is computed from the parameters of its parents."""
 
     @property
-    def metrics(self) -> Mapping[str, Metric]: ...
+    def samples(self) -> Mapping[str, Stream]:
+        """Streams of which `compute` gets the first `sample_rows` rows."""
+        return {}
 
     @property
-    def headline(self) -> tuple[str, str]: ...
+    def sample_rows(self) -> int:
+        """The number of rows of each stream in `samples`."""
+        return 0
 
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool: ...
+    def compute(
+        self,
+        mesh: Mesh,
+        key: Key | None,
+        parents: Sequence[Params] = (),
+        samples: Mapping[str, Packed] = MappingProxyType({}),
+    ) -> Params:
+        """Returns the model's parameters, sharded over the mesh by the rules of `lm`.
+
+        Args:
+            mesh: the devices.
+            key: the PRNG key of the seed and `rng_name`; None if the recipe is deterministic.
+            parents: the parameters of each of the recipe's `parents`.
+            samples: packed rows of each of the recipe's `samples`.
+        """
+        raise NotImplementedError
 
 
-class Made(Recipe, Protocol):
-    """A recipe whose model is computed from its parents' parameters."""
-
-    scored: ClassVar[bool]  # whether its scores are computed
-
-    def make(self, mesh: Mesh, key: Key | None, *parents: Params) -> Params:
-        """Where the recipe has `samples`, streams by name, it also gets `rows` rows of each."""
-        ...
-
-
-class Trained(Recipe, Protocol):
+class TrainedRecipe(Recipe):
     """A recipe whose model is trained."""
 
-    vital: ClassVar[bool]  # whether it is an error that it diverges: others are made from it
+    stop_word: ClassVar[str] = "stopped"  # how a log calls a training that `should_stop` has ended
+
+    # fields of some recipes and properties of others, which only Any allows
+    training: Any  # `Training`: steps, batch size and optimizer
+    loss: Any  # `Loss`: the objective
+    trains: Any = None  # `Trains`: which parameters train; None: all
 
     @property
-    def training(self) -> Training: ...
-
-    @property
-    def loss(self) -> Loss: ...
-
-    @property
-    def trains(self) -> Trains | None:
-        """Which parameters train; None: all."""
-        ...
+    def start_transform(self) -> Any:
+        """The identity of what `transform_start` does; None: it does nothing."""
+        return None
 
     @property
     def streams(self) -> Mapping[str, Stream]:
         """The streams of a batch by their names in it; `training.batch_size` rows of each."""
-        ...
+        raise NotImplementedError
 
     @property
     def references(self) -> Mapping[str, Recipe]:
-        """The models that the loss reads, by their names in it."""
-        ...
+        """The frozen models that the loss reads, by their names in it; all are parents."""
+        return {}
 
     @property
     def start(self) -> Recipe | None:
-        """The recipe whose model's parameters it starts from; None: fresh ones."""
-        ...
+        """The parent whose parameters the training starts from; None: fresh parameters."""
+        return None
 
-    @property
-    def preparation(self) -> Any:
-        """How `make`, see `Made`, first changes the parameters it starts from; None: it does not.
+    def transform_start(
+        self, mesh: Mesh, key: Key, start: Params, other_parents: Sequence[Params]
+    ) -> Params:
+        """Returns the parameters that are trained, made from those of `start`.
 
-        A setting, as files state them: models that are alike in it, and in what they start from and
-        their random numbers, start from the same parameters.
+        It is called only if `start_transform` is not None. Models with equal `start_transform`,
+        parents and random numbers share one copy of the result.
+
+        Args:
+            mesh: the devices.
+            key: the PRNG key of the seed and `rng_name`.
+            start: the parameters of the model `start`.
+            other_parents: the parameters of the other parents.
         """
-        ...
+        raise NotImplementedError
 
     @property
-    def rates(self) -> tuple[float, ...]:
-        """Peak learning rates: a model is trained with each; the strongest becomes the model."""
-        ...
+    def learning_rates(self) -> tuple[float, ...]:
+        """Peak learning rates: one trial each; the trial with the highest score becomes the model.
 
-    @property
-    def keeps(self) -> tuple[int, ...]:
-        """Steps at which the parameters of the rate that is strongest then are kept, too."""
-        ...
-
-    def strength(self, judge: Judge, scores: Scores) -> float:
-        """The number by which rates are compared: the largest is the strongest."""
-        ...
-
-    def ends(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
-        """The stop rule: whether training ends at these scores, before its last step.
-
-        `parents` are the last scores of the references and of `start`, by their names. What the
-        rule finds is called `ended` where the recipe has such a text, e.g. recovered.
+        See `attack_score`.
         """
-        ...
+        return (self.training.optimizer.learning_rate,)
 
-    def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
-        """Further entries of its summary, from its last scores."""
-        ...
-
-    def tags(self, rate: float | None) -> dict[str, Any]:
-        """Fields of every record of the training with this rate; None: there is no training."""
-        ...
-
-
-class Simple:
-    """Defaults of `Trained` to inherit."""
-
-    vital: ClassVar[bool] = False
-    preparation: Any = None
-    trains: Any = None
-    keeps: tuple[int, ...] = ()
-
-    @property
-    def references(self) -> Mapping[str, Recipe]:
-        return {}
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        return (self.training.optimizer.learning_rate,)  # type: ignore[attr-defined]
-
-    def strength(self, judge: Judge, scores: Scores) -> float:
+    def attack_score(self, setting: Setting, scores: Scores) -> float:
+        """Returns the number by which trials are compared: the largest is the strongest."""
         return 0.0
 
-    def ends(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
+    @property
+    def may_stop_early(self) -> bool:
+        """Whether `should_stop` can end a training before its last step."""
+        return type(self).should_stop is not TrainedRecipe.should_stop
+
+    def should_stop(
+        self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
+    ) -> bool:
+        """The stop rule: returns whether training ends at an evaluation, before its last step.
+
+        Args:
+            setting: the setting that computed the scores.
+            parent_scores: the last scores of `start` and of the references, by their names.
+            scores: the scores of the model at this evaluation.
+        """
         return False
 
-    def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
+    def summary_fields(
+        self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
+    ) -> dict[str, Any]:
+        """Returns further entries of summary.json. The arguments are those of `should_stop`."""
         return {}
 
-    def tags(self, rate: float | None) -> dict[str, Any]:
-        return {}
 
+def check_recipe(name: str, recipe: Any, checked: set[int] | None = None) -> None:
+    """Checks a recipe and all that it is made from.
 
-def check_recipe(name: str, recipe: Any, seen: set[int] | None = None) -> None:
-    """Raises ValueError for what is not a recipe, or has invalid parts; `name` is the model's.
+    Args:
+        name: the name of the model in the experiment.
+        recipe: the recipe.
+        checked: the `id`s of recipes that are not checked again; extended in place.
 
-    Recipes in `seen`, by their ids, are not checked again.
+    Raises:
+        ValueError: for a value that is not a recipe, or one with invalid parts.
     """
-    seen = set() if seen is None else seen
-    if id(recipe) in seen:
+    checked = set() if checked is None else checked
+    if id(recipe) in checked:
         return
-    seen.add(id(recipe))
-    if not all(hasattr(recipe, part) for part in ("kind", "role", "parents", "lm", "rng_name")):
+    checked.add(id(recipe))
+    if not isinstance(recipe, TrainedRecipe | ComputedRecipe) or not hasattr(recipe, "lm"):
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
-    who, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
-    if not hasattr(lm, "init") or (is_language_model(recipe) and not hasattr(lm, "hidden")):
-        raise ValueError(f'{who}: lm={lm!r} is no model: give e.g. preset("tiny")')
-    draws = recipe.kind not in ("import", "layers")
-    if not isinstance(recipe.rng_name, str) or draws and not recipe.rng_name:
+    where, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
+    if not hasattr(lm, "init") or (recipe.is_language_model and not hasattr(lm, "hidden")):
+        raise ValueError(f'{where}: lm={lm!r} is no model: give e.g. preset("tiny")')
+    rng_name = recipe.rng_name
+    if not isinstance(rng_name, str) or not (rng_name or recipe.is_deterministic):
         raise ValueError(
-            f"{who}: rng_name={recipe.rng_name!r}: give a text that names its random numbers"
+            f"{where}: rng_name={rng_name!r}: give a text that names its random numbers"
         )
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):
-        raise ValueError(f"{who}: seed={seed!r}: give a whole number from 0 to 2^32 - 1")
+        raise ValueError(f"{where}: seed={seed!r}: give a whole number from 0 to 2^32 - 1")
     parents = recipe.parents
-    if any(one is not other for one, other in zip(parents, recipe.parents, strict=True)):
-        raise ValueError(f"{who}: parents makes new recipes at each call: hold them in fields")
+    if any(first is not second for first, second in zip(parents, recipe.parents, strict=True)):
+        raise ValueError(f"{where}: parents makes new recipes at each call: hold them in fields")
     for parent in parents:
-        check_recipe(name, parent, seen)
-    if hasattr(recipe, "training"):
-        uses = [*recipe.references.values(), *([recipe.start] if recipe.start else [])]
-        if not all(any(one is parent for parent in parents) for one in uses):
-            raise ValueError(f"{who}: its start and references must be among its parents")
-        for stream in recipe.streams.values():
-            if not isinstance(stream.name, str):
-                raise ValueError(f"{who}: stream={stream.name!r}: give a stream's name")
-        training = recipe.training
-        if not (isinstance(training, Training) or training is None and recipe.role == "attack"):
-            raise ValueError(f"{who}: training={training!r}: give Training(...)")
-        if not callable(recipe.loss):
-            raise ValueError(f"{who}: loss={recipe.loss!r} is no function")
-        if not (recipe.trains is None or isinstance(recipe.trains, Trains)):
-            raise ValueError(f"{who}: trains={recipe.trains!r}: give Trains(...)")
+        check_recipe(name, parent, checked)
+    if isinstance(recipe, TrainedRecipe):
+        _check_training(where, recipe)
+
+
+def _check_training(where: str, recipe: TrainedRecipe) -> None:
+    """Raises ValueError for invalid parts of a recipe that is trained."""
+    read = [*recipe.references.values(), *([recipe.start] if recipe.start else [])]
+    if not all(any(model is parent for parent in recipe.parents) for model in read):
+        raise ValueError(f"{where}: its start and references must be among its parents")
+    for stream in recipe.streams.values():
+        if not isinstance(stream.name, str):
+            raise ValueError(f"{where}: stream={stream.name!r}: give a stream's name")
+    if not isinstance(recipe.training, Training):
+        raise ValueError(f"{where}: training={recipe.training!r}: give Training(...)")
+    if not callable(recipe.loss):
+        raise ValueError(f"{where}: loss={recipe.loss!r} is no function")
+    if not (recipe.trains is None or isinstance(recipe.trains, Trains)):
+        raise ValueError(f"{where}: trains={recipe.trains!r}: give Trains(...)")

@@ -1,7 +1,7 @@
-"""A model under attack."""
+"""A model under attack: trained by the attacker, or only prepared."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -11,20 +11,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from undo_jax.attack import Attack
-from undo_jax.graph.recipe import Judge, Recipe, Simple, Stream, title
+from undo_jax.graph.recipe import ComputedRecipe, Recipe, Stream, TrainedRecipe
 from undo_jax.runtime.sharding import placement
+from undo_jax.setting import Setting
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Loss, Params, Scores, shapes
 
 
 @dataclass(frozen=True)
-class Attacked(Simple):
-    """A model after an attack: its parameters are those of the strongest rate at the end."""
+class _Attacked(Recipe):
+    """What `TrainedAttack` and `UntrainedAttack` share."""
 
     kind: ClassVar[str] = "relearn"
     role: ClassVar[str] = "attack"
-    scored: ClassVar[bool] = True
     model: Recipe
     attack: Attack
     rng_name: str = "relearn"
@@ -35,16 +35,60 @@ class Attacked(Simple):
         return self.attack.adapt(self.model.lm)
 
     @property
-    def title(self) -> str:
-        """The display name of its artifact."""
-        return f"{title(self.model)} by {self.attack.name}"
+    def title(self) -> str:  # all attacks on a model share one rng_name
+        return f"{self.model.title} by {self.attack.name}"
 
     @property
     def parents(self) -> tuple[Recipe, ...]:
         return self.model, *self.attack.others
 
+    def record_tags(self, learning_rate: float | None) -> dict[str, Any]:
+        return {"attack": self.attack.name, "learning_rate": learning_rate}
+
+    def validate(self) -> None:
+        """Raises ValueError if the prepared parameters do not fit the model under attack."""
+        prepare, lm = self.attack.prepare, self.model.lm
+        if prepare is None:
+            return
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        other_shapes = [shapes(other.lm) for other in self.attack.others]
+        prepared = jax.eval_shape(partial(prepare, lm), shapes(lm), key, *other_shapes)
+        expected, actual = (jax.tree.map(jnp.shape, tree) for tree in (shapes(self.lm), prepared))
+        if expected != actual:
+            raise ValueError(
+                f"attack {self.attack.name} prepares parameters of other names or shapes than the "
+                f"model has that it attacks: {actual} and {expected}"
+            )
+
+    def _prepare(
+        self, mesh: Mesh, key: Key | None, params: Params, other_parents: Sequence[Params]
+    ) -> Params:
+        """Returns the model's parameters as the attack prepares them."""
+        if self.attack.prepare is None:
+            return params
+        places = placement(self.lm, mesh)
+        prepare = jax.jit(self.attack.prepare, static_argnums=0, out_shardings=places)
+        return prepare(self.model.lm, params, key, *other_parents)
+
+
+@dataclass(frozen=True)
+class UntrainedAttack(_Attacked, ComputedRecipe):
+    """A model after an attack that does not train: its parameters as the attack prepares them."""
+
+    def compute(
+        self, mesh: Mesh, key: Key | None, parents: Sequence[Params] = (), samples=None
+    ) -> Params:
+        """Returns the prepared parameters."""
+        return self._prepare(mesh, key, parents[0], parents[1:])
+
+
+@dataclass(frozen=True)
+class TrainedAttack(_Attacked, TrainedRecipe):
+    """A model after an attack that trains: the strongest learning rate's parameters at the end."""
+
     @property
-    def training(self) -> Training | None:
+    def training(self) -> Training:
+        assert self.attack.training is not None, "an attack without training is an UntrainedAttack"
         return self.attack.training
 
     @property
@@ -60,51 +104,41 @@ class Attacked(Simple):
         return self.model
 
     @property
-    def preparation(self) -> Any:  # type: ignore[override]
+    def start_transform(self) -> Any:
         return self.attack.prepare and (self.attack.prepare, self.attack.adapt)
+
+    def transform_start(
+        self, mesh: Mesh, key: Key, start: Params, other_parents: Sequence[Params]
+    ) -> Params:
+        return self._prepare(mesh, key, start, other_parents)
 
     @property
     def streams(self) -> Mapping[str, Stream]:
         return {"train": Stream(*self.attack.data)}
 
     @property
-    def keeps(self) -> tuple[int, ...]:  # type: ignore[override]
+    def snapshot_steps(self) -> tuple[int, ...]:
         return self.attack.keep_at
 
     @property
-    def rates(self) -> tuple[float, ...]:
-        if self.training is None:
-            return ()
-        return tuple(self.training.optimizer.learning_rate * r for r in self.attack.learning_rates)
+    def learning_rates(self) -> tuple[float, ...]:
+        peak = self.training.optimizer.learning_rate
+        return tuple(peak * factor for factor in self.attack.learning_rates)
 
-    def strength(self, judge: Judge, scores: Scores) -> float:
-        """How strong the attack was; one that diverged is the weakest."""
-        metric = self.attack.metric or judge.headline[1]
-        score = scores[metric] if judge.metrics[metric].higher_is_better else -scores[metric]
+    def attack_score(self, setting: Setting, scores: Scores) -> float:
+        """Returns the forget score, as larger is stronger; -inf for an attack that diverged."""
+        metric = self.attack.metric or setting.headline[1]
+        score = scores[metric] if setting.metrics[metric].higher_is_better else -scores[metric]
         return score if math.isfinite(score) else -math.inf
 
-    def tags(self, rate: float | None) -> dict[str, Any]:
-        return {"attack": self.attack.name, "learning_rate": rate}
 
-    def make(self, mesh: Mesh, key: Key, params: Params, *others: Params) -> Params:
-        """The model's parameters as the attack prepares them."""
-        if self.attack.prepare is None:
-            return params
-        places = placement(self.lm, mesh)
-        prepare = jax.jit(self.attack.prepare, static_argnums=0, out_shardings=places)
-        return prepare(self.model.lm, params, key, *others)
+def attacked(model: Recipe, attack: Attack, rng_name: str) -> TrainedAttack | UntrainedAttack:
+    """Returns the recipe of a model under attack.
 
-    def check(self) -> None:
-        """Raises ValueError if the prepared parameters do not fit the model under attack."""
-        prepare, lm = self.attack.prepare, self.model.lm
-        if prepare is None:
-            return
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        others = [shapes(other.lm) for other in self.attack.others]
-        made = jax.eval_shape(partial(prepare, lm), shapes(lm), key, *others)
-        wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (shapes(self.lm), made))
-        if wanted != found:
-            raise ValueError(
-                f"attack {self.attack.name} prepares parameters of other names or shapes than the "
-                f"model has that it attacks: {found} and {wanted}"
-            )
+    Args:
+        model: the recipe of the model that is attacked.
+        attack: the attack.
+        rng_name: names the random numbers; the same for all attacks on a model.
+    """
+    recipe = UntrainedAttack if attack.training is None else TrainedAttack
+    return recipe(model, attack, rng_name=rng_name)

@@ -1,15 +1,16 @@
 """A classifier that tells forget documents from others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from undo_jax.graph.recipe import Recipe, Stream
+from undo_jax.graph.recipe import ComputedRecipe, Recipe, Stream
 from undo_jax.models.probe import Probe, fit
 from undo_jax.runtime.sharding import placement
 from undo_jax.training.train_step import rows
@@ -17,7 +18,7 @@ from undo_jax.types import Key, Packed, Params
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(ComputedRecipe):
     """Logistic regression on a model's states, of a few labelled rows of retain and forget.
 
     An example is a document, or, in a setting without segments, a row. Raises ValueError for a
@@ -26,7 +27,8 @@ class Classifier:
 
     kind: ClassVar[str] = "classifier"
     role: ClassVar[str] = "classifier"
-    scored: ClassVar[bool] = False  # it is no language model
+    is_language_model: ClassVar[bool] = False
+    is_scored: ClassVar[bool] = False
     model: Recipe  # whose states it reads
     layer: int  # after so many layers
     rows: int = 64  # labelled rows of each stream
@@ -52,13 +54,24 @@ class Classifier:
 
     @property
     def samples(self) -> Mapping[str, Stream]:
-        """The labelled streams, of which `make` gets `rows` rows."""
+        """The labelled streams, of which `compute` gets `rows` rows each."""
         return {name: Stream(name, f"classifier/{name}") for name in ("retain", "forget")}
 
-    def make(self, mesh: Mesh, key: Key, params: Params, samples: Mapping[str, Packed]) -> Params:
-        """The fitted classifier; `samples` are the labelled rows."""
-        how = {"out_shardings": placement(self.lm, mesh)}
-        return jax.jit(partial(_fitted, self.lm, self.penalty), **how)(params, samples)
+    @property
+    def sample_rows(self) -> int:
+        return self.rows
+
+    def compute(
+        self,
+        mesh: Mesh,
+        key: Key | None,
+        parents: Sequence[Params] = (),
+        samples: Mapping[str, Packed] = MappingProxyType({}),
+    ) -> Params:
+        """Returns the fitted classifier; `samples` are the labelled rows."""
+        (params,), places = parents, placement(self.lm, mesh)
+        fit_probe = partial(_fitted, self.lm, self.penalty)
+        return jax.jit(fit_probe, out_shardings=places)(params, samples)
 
 
 def _fitted(lm: Probe, penalty: float, params: Params, samples: Mapping[str, Packed]) -> Params:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from undo_jax.checks import check_function
-from undo_jax.graph.recipe import Judge, Recipe, Simple, Stream, title
+from undo_jax.graph.recipe import Recipe, Stream, TrainedRecipe
 from undo_jax.losses import distillation
+from undo_jax.setting import Setting
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Loss, Scores, table_shape
 
 
 @dataclass(frozen=True)
-class Distill(Simple):
+class Distill(TrainedRecipe):
     """Train the student on the teacher's logits on a stream, without labels (paper §3).
 
     The student has recovered once its retain score is within `tolerance` of the teacher's. Raises
@@ -21,7 +22,7 @@ class Distill(Simple):
 
     kind: ClassVar[str] = "distill"
     role: ClassVar[str] = "distilled"
-    ended: ClassVar[str] = "recovered"
+    stop_word: ClassVar[str] = "recovered"
     teacher: Recipe
     student: Recipe
     training: Training
@@ -36,7 +37,7 @@ class Distill(Simple):
         check_function("loss", self.loss, "lm", "params", "refs", "batch", "key")
         if not self.tolerance > 0:
             raise ValueError(f"tolerance={self.tolerance}: it must be positive")
-        if self.stop_early and not getattr(self.teacher, "scored", True):
+        if self.stop_early and not self.teacher.is_scored:
             raise ValueError(
                 "the teacher is a student that has learned nothing yet, and has no score to "
                 "recover: give a trained one, or stop_early=False"
@@ -49,9 +50,8 @@ class Distill(Simple):
             )
 
     @property
-    def title(self) -> str:
-        """The display name of its artifact."""
-        return f"{title(self.teacher)} into {title(self.student)}"
+    def default_title(self) -> str:
+        return f"{self.teacher.title} into {self.student.title}"
 
     @property
     def lm(self) -> LM:
@@ -73,14 +73,26 @@ class Distill(Simple):
     def references(self) -> Mapping[str, Recipe]:
         return {"teacher": self.teacher}
 
-    def ends(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
-        return self.stop_early and self._recovered(judge, parents, scores)
+    @property
+    def may_stop_early(self) -> bool:
+        return self.stop_early
 
-    def facts(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> dict[str, Any]:
-        if (bar := parents["teacher"].get(judge.headline[0])) is None:
+    def should_stop(
+        self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
+    ) -> bool:
+        return self.stop_early and self._recovered(setting, parent_scores, scores)
+
+    def summary_fields(
+        self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
+    ) -> dict[str, Any]:
+        teacher_score = parent_scores["teacher"].get(setting.headline[0])
+        if teacher_score is None:
             return {"recovered": None, "bar": None}
-        return {"recovered": self._recovered(judge, parents, scores), "bar": bar}
+        recovered = self._recovered(setting, parent_scores, scores)
+        return {"recovered": recovered, "bar": teacher_score}
 
-    def _recovered(self, judge: Judge, parents: Mapping[str, Scores], scores: Scores) -> bool:
-        retain, _ = judge.headline
-        return judge.recovered(scores[retain], parents["teacher"][retain], self.tolerance)
+    def _recovered(
+        self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
+    ) -> bool:
+        retain, _ = setting.headline
+        return setting.recovered(scores[retain], parent_scores["teacher"][retain], self.tolerance)

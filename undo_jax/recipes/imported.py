@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from etils import epath
 from jax.sharding import Mesh
 
-from undo_jax.graph.nodes import differences
-from undo_jax.graph.recipe import Recipe
+from undo_jax.graph.model_graph import differences
+from undo_jax.graph.recipe import ComputedRecipe
 from undo_jax.models import hf, hf_folder
 from undo_jax.store import param_checkpoint
 from undo_jax.store.artifacts import plain, stated_model
@@ -23,12 +23,12 @@ def stated(path: str, lm: LM) -> LM:
     folder = epath.Path(path)
     if (folder / "summary.json").exists() or not (folder / hf_folder.CONFIG).exists():
         return lm
-    own = {name: getattr(lm, name) for name in hf_folder.UNSTATED if hasattr(lm, name)}
-    return replace(hf_folder.read_config(folder), **own)
+    unstated = {name: getattr(lm, name) for name in hf_folder.UNSTATED if hasattr(lm, name)}
+    return replace(hf_folder.read_config(folder), **unstated)
 
 
 @dataclass(frozen=True)
-class Import:
+class Import(ComputedRecipe):
     """The parameters in a folder: a finished artifact, bare parameters, or Hugging Face's files.
 
     It is made once for all seeds. Raises ValueError, when it is made, if the folder's model is not
@@ -37,25 +37,19 @@ class Import:
 
     kind: ClassVar[str] = "import"
     role: ClassVar[str] = "base"
-    scored: ClassVar[bool] = True
-    vital: ClassVar[bool] = True
+    is_deterministic: ClassVar[bool] = True
+    must_converge: ClassVar[bool] = True
     lm: LM
     path: str
-    rng_name: str = ""
     seed: int | None = None
 
     @property
-    def title(self) -> str:
-        """The display name of its artifact."""
+    def default_title(self) -> str:
         return epath.Path(self.path).name
 
-    @property
-    def parents(self) -> tuple[Recipe, ...]:
-        return ()
-
-    def make(self, mesh: Mesh, key: Key | None) -> Params:
-        """The parameters, sharded as the model's rules say."""
-        self.check()
+    def compute(self, mesh: Mesh, key: Key | None, parents=(), samples=None) -> Params:
+        """Returns the parameters, sharded by the model's rules."""
+        self.check_sources()
         folder = epath.Path(self.path)
         if (folder / "summary.json").exists():
             weights = f"give {folder / 'params'} to take the weights alone"
@@ -68,7 +62,7 @@ class Import:
             return hf.load(folder, lm, mesh)
         return param_checkpoint.restore(folder, self.lm, mesh)
 
-    def check(self) -> None:
+    def check_sources(self) -> None:
         """Raises FileNotFoundError where there are no parameters."""
         if not isinstance(self.path, str) or not epath.Path(self.path).exists():
             raise FileNotFoundError(
@@ -76,9 +70,10 @@ class Import:
                 f"ORGANISATION/{epath.Path(self.path).name} --local-dir {self.path}"
             )
 
-    def _check(self, made: dict[str, Any], otherwise: str) -> None:
-        for name, value in differences(self.lm, made):
+    def _check(self, stated_fields: dict[str, Any], remedy: str) -> None:
+        for name, value in differences(self.lm, stated_fields):
             raise ValueError(
-                f"{self.path} is a model with {name}={made.get(name)}, the experiment has {value}: "
-                f"make them equal, or {otherwise}"
+                f"{self.path} is a model with {name}={stated_fields.get(name)}, the experiment "
+                f"has {value}: "
+                f"make them equal, or {remedy}"
             )

@@ -1,18 +1,19 @@
 """A model of fewer layers: a smaller student."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 from jax.sharding import Mesh
 
-from undo_jax.graph.recipe import Recipe, title
+from undo_jax.graph.recipe import ComputedRecipe, Recipe
 from undo_jax.runtime.sharding import placement
 from undo_jax.types import LM, Key, Params
 
 
 @dataclass(frozen=True)
-class KeepLayers:
+class KeepLayers(ComputedRecipe):
     """Every `every`-th layer of a model: 0, every, 2 · every, ...; all else stays as it is.
 
     `Perturb(KeepLayers(model), alpha)` is such a student with noise. Raises ValueError for `every`
@@ -21,10 +22,10 @@ class KeepLayers:
 
     kind: ClassVar[str] = "layers"
     role: ClassVar[str] = "student"
-    scored: ClassVar[bool] = False  # it has not learned to do without the others
+    is_deterministic: ClassVar[bool] = True
+    is_scored: ClassVar[bool] = False  # it has not learned to do without the others
     model: Recipe
     every: int = 2
-    rng_name: str = ""  # nothing is random
     seed: int | None = None
 
     def __post_init__(self):
@@ -44,16 +45,18 @@ class KeepLayers:
         return whole.keeping(self.every)
 
     @property
-    def title(self) -> str:
-        """The display name of its artifact."""
-        return f"{title(self.model)} 1 of {self.every} layers"
+    def default_title(self) -> str:
+        return f"{self.model.title} 1 of {self.every} layers"
 
     @property
     def parents(self) -> tuple[Recipe, ...]:
         return (self.model,)
 
-    def make(self, mesh: Mesh, key: Key | None, params: Params) -> Params:
-        """The parameters of the layers that stay, sharded as before."""
+    def compute(
+        self, mesh: Mesh, key: Key | None, parents: Sequence[Params] = (), samples=None
+    ) -> Params:
+        """Returns the parameters of the layers that stay, sharded as before."""
+        (params,) = parents
         return jax.jit(self._cut, out_shardings=placement(self.lm, mesh))(params)
 
     def _cut(self, params: Params) -> Params:

@@ -1,5 +1,6 @@
 """A model with noise mixed into its parameters: a student of UNDO."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -8,14 +9,14 @@ import jax
 from jax.sharding import Mesh
 
 from undo_jax.checks import check_function
-from undo_jax.graph.recipe import Recipe, title
+from undo_jax.graph.recipe import ComputedRecipe, Recipe
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.runtime.sharding import placement
 from undo_jax.types import LM, Key, Noise, Params, shapes
 
 
 @dataclass(frozen=True)
-class Perturb:
+class Perturb(ComputedRecipe):
     """θ' = noise(θ, α): α = 0 leaves the model as it is, 1 is a full reset (paper §4).
 
     Raises ValueError for an alpha outside [0, 1].
@@ -23,7 +24,7 @@ class Perturb:
 
     kind: ClassVar[str] = "noise"
     role: ClassVar[str] = "student"
-    scored: ClassVar[bool] = False  # it has learned nothing yet
+    is_scored: ClassVar[bool] = False  # it has learned nothing yet
     model: Recipe
     alpha: float
     noise: Noise = partial(shrink_perturb, beta=0.1)
@@ -40,21 +41,26 @@ class Perturb:
         return self.model.lm
 
     @property
-    def title(self) -> str:
-        """The display name of its artifact."""
-        return f"{title(self.model)} α={self.alpha:g}"
+    def default_title(self) -> str:
+        return f"{self.model.title} α={self.alpha:g}"
 
     @property
     def parents(self) -> tuple[Recipe, ...]:
         return (self.model,)
 
-    def check(self) -> None:
-        """Raises what the noise raises, e.g. for parts that the model does not have."""
+    @property
+    def noise_share(self) -> float:
+        return self.alpha
+
+    def validate(self) -> None:
+        """Traces the noise. Raises what it raises, e.g. for parts that the model does not have."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         jax.eval_shape(partial(self.noise, self.lm), key, shapes(self.lm), self.alpha)
 
-    def make(self, mesh: Mesh, key: Key, params: Params) -> Params:
-        """The model's parameters with noise, sharded as before."""
-        places = placement(self.lm, mesh)
+    def compute(
+        self, mesh: Mesh, key: Key | None, parents: Sequence[Params] = (), samples=None
+    ) -> Params:
+        """Returns the model's parameters with noise, sharded as before."""
+        (params,), places = parents, placement(self.lm, mesh)
         mix = jax.jit(self.noise, static_argnums=0, out_shardings=places)
         return mix(self.lm, key, params, self.alpha)

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from undo_jax.graph.recipe import Recipe, Simple, Stream
+from undo_jax.graph.recipe import Stream, TrainedRecipe
 from undo_jax.losses import language_modelling
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Loss
 
 
 @dataclass(frozen=True)
-class Pretrain(Simple):
+class Pretrain(TrainedRecipe):
     """Next-token prediction on a stream of the setting (paper §2)."""
 
     kind: ClassVar[str] = "pretrain"
     role: ClassVar[str] = "base"
-    vital: ClassVar[bool] = True
+    must_converge: ClassVar[bool] = True
     lm: LM
     training: Training
     stream: str = "pretrain"
@@ -25,17 +25,8 @@ class Pretrain(Simple):
     seed: int | None = None
 
     @property
-    def title(self) -> str:
-        """The display name of its artifact."""
+    def default_title(self) -> str:
         return self.stream
-
-    @property
-    def parents(self) -> tuple[Recipe, ...]:
-        return ()
-
-    @property
-    def start(self) -> Recipe | None:
-        return None
 
     @property
     def streams(self) -> Mapping[str, Stream]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from undo_jax.checks import check_function
-from undo_jax.graph.recipe import Recipe, Simple, Stream
+from undo_jax.graph.recipe import Recipe, Stream, TrainedRecipe
 from undo_jax.methods.maxent import maxent
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training, check_accumulation
@@ -13,7 +13,7 @@ from undo_jax.types import LM, Loss
 
 
 @dataclass(frozen=True)
-class Unlearn(Simple):
+class Unlearn(TrainedRecipe):
     """Train by a method, on `training.batch_size` rows each of retain and forget (paper §2).
 
     The model before unlearning is its reference `base`. Raises ValueError for a method that is not
@@ -38,8 +38,7 @@ class Unlearn(Simple):
         return self.model.lm
 
     @property
-    def title(self) -> str:
-        """The display name of its artifact."""
+    def default_title(self) -> str:
         return str(getattr(getattr(self.loss, "func", self.loss), "__name__", "method"))
 
     @property

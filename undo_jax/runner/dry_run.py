@@ -8,13 +8,15 @@ from typing import Any
 from etils import epath
 
 from undo_jax.fit.bench import flops
-from undo_jax.graph.nodes import Model, RowForm, group_key, is_trained, work
-from undo_jax.graph.recipe import Simple
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.recipe import TrainedRecipe
+from undo_jax.graph.train_specs import RowFormat, group_key, train_spec
 from undo_jax.runner.experiment import Experiment, prepared
-from undo_jax.runner.scheduler import companies_in_order, todo
+from undo_jax.runner.scheduler import find_work, order_groups
+from undo_jax.runner.split_group import least_bytes
 from undo_jax.runner.teacher_cache import Saving, saving
 from undo_jax.runner.time_estimate import Pace, paces, read_records
-from undo_jax.runner.train_group import Run, least_bytes
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime import device_memory
 from undo_jax.workdir.manifest import Named
 
@@ -26,9 +28,9 @@ class Program:
     """Models that train together as one program, or those of a kind that are not trained."""
 
     key: str  # equal for models that can train together
-    company: tuple[Model, ...]  # that train; none where all are finished
-    made: tuple[Model, ...]  # of these, those that are not finished
-    reused: tuple[Model, ...]  # finished ones that could have trained with them
+    company: tuple[ModelNode, ...]  # that train; none where all are finished
+    made: tuple[ModelNode, ...]  # of these, those that are not finished
+    reused: tuple[ModelNode, ...]  # finished ones that could have trained with them
 
     @property
     def kind(self) -> str:
@@ -36,7 +38,7 @@ class Program:
 
     @property
     def trained(self) -> bool:
-        return bool(self.company) and is_trained(self.company[0].recipe)
+        return bool(self.company) and isinstance(self.company[0].recipe, TrainedRecipe)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def plan(
     """
     with prepared(experiment, workdir, kind, name) as found:
         run = found.run
-        some = programs(run, found.models, found.wanted)
+        some = programs(run, found.models, found.selected)
         each = {one.key: one.company[0] for one in some if one.trained}
         known = paces(run, each, read_records(epath.Path(workdir)))
         rows = tuple(
@@ -94,29 +96,31 @@ def plan(
     return Planned(rows, run.mesh.devices.flat[0].device_kind, run.mesh.size, there)
 
 
-def programs(run: Run, models: Sequence[Model], wanted: Collection[Model]) -> list[Program]:
+def programs(
+    run: RunContext, models: Sequence[ModelNode], wanted: Collection[ModelNode]
+) -> list[Program]:
     """The programs of a run. Raises what `companies_in_order` does."""
-    left, finished = todo(models, wanted)
-    reused: dict[str, list[Model]] = {}
+    left, finished = find_work(models, wanted)
+    reused: dict[str, list[ModelNode]] = {}
     for model in finished:
         if model not in left:
             reused.setdefault(_key(model, run.setting), []).append(model)
-    companies = [(_key(one[0], run.setting), one) for one in companies_in_order(run, models, left)]
-    untrained: dict[str, list[Model]] = {}  # models of a kind, as one program
+    companies = [(_key(one[0], run.setting), one) for one in order_groups(run, models, left)]
+    untrained: dict[str, list[ModelNode]] = {}  # models of a kind, as one program
     for key, company in companies:
-        if not is_trained(company[0].recipe):
+        if not isinstance(company[0].recipe, TrainedRecipe):
             untrained.setdefault(key, []).extend(company)
     found = []
     for key, company in companies:
         together = untrained.pop(key, []) if key in untrained else company
-        if is_trained(company[0].recipe) or together is not company:
+        if isinstance(company[0].recipe, TrainedRecipe) or together is not company:
             made = tuple(model for model in together if model in left)
             found.append(Program(key, tuple(together), made, tuple(reused.pop(key, ()))))
     return [*(Program(key, (), (), tuple(some)) for key, some in reused.items()), *found]
 
 
 def row(
-    program: Program, run: Run, pace: Pace | None, named: Mapping[Named, Sequence[Model]]
+    program: Program, run: RunContext, pace: Pace | None, named: Mapping[Named, Sequence[ModelNode]]
 ) -> Row:
     """A program's numbers; `pace` is None where nothing trains."""
     names = tuple(dict.fromkeys(_name(m, named) for m in (*program.made, *program.reused)))
@@ -124,7 +128,10 @@ def row(
     if pace is None:
         return Row(*about, 0, 0, False, 0.0, SAVING * len(program.made), 0.0, "")
     recipe: Any = program.company[0].recipe
-    doing, members = work(recipe, run.setting), len(program.company) * len(recipe.rates)
+    doing, members = (
+        train_spec(recipe, run.setting),
+        len(program.company) * len(recipe.learning_rates),
+    )
     steps, sweep = recipe.training.steps, run.mesh.shape["sweep"]
     cost = members * steps * doing.tokens * flops(doing).total
     seconds = SAVING * len(program.made)
@@ -150,15 +157,15 @@ def _sizes(members: int, together: int) -> list[int]:
 
 def _stops(recipe: Any) -> bool:
     """Whether a training may end before its last step."""
-    return type(recipe).ends is not Simple.ends and getattr(recipe, "stop_early", True)
+    return recipe.may_stop_early
 
 
-def _key(model: Model, form: RowForm) -> str:
+def _key(model: ModelNode, form: RowFormat) -> str:
     recipe: Any = model.recipe
-    return group_key(recipe, form) if is_trained(recipe) else recipe.kind
+    return group_key(recipe, form) if isinstance(recipe, TrainedRecipe) else recipe.kind
 
 
-def _name(model: Model, named: Mapping[Named, Sequence[Model]]) -> str:
+def _name(model: ModelNode, named: Mapping[Named, Sequence[ModelNode]]) -> str:
     """Its name in the report, that of the model attacked, or else its artifact's."""
     found = (name for (name, _), some in named.items() if model in some)
     return next(itertools.chain(found, [model.artifact.model]))

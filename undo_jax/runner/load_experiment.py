@@ -1,4 +1,4 @@
-"""The file of an experiment: what it defines, and where an error in it stands."""
+"""Loads the Python file of an experiment, and locates errors in users' code."""
 
 import dataclasses
 import importlib.util
@@ -16,8 +16,8 @@ from undo_jax.runtime.mesh import MeshShape
 from undo_jax.runtime.signals import Preempted
 
 
-class Knobs(typing.Protocol):
-    """What an experiment's file defines: a frozen dataclass with an `Experiment`, or one itself."""
+class ExperimentSource(typing.Protocol):
+    """What an experiment file defines: a frozen dataclass that makes an `Experiment`, or is one."""
 
     @property
     def name(self) -> str: ...
@@ -26,15 +26,16 @@ class Knobs(typing.Protocol):
     def mesh(self) -> MeshShape: ...
 
     def graph(self) -> Experiment:
-        """The models that the knobs say."""
+        """Returns the experiment."""
         ...
 
 
-def load(path: str) -> Knobs:
-    """The `experiment` that a Python file defines; it may import files beside it.
+def load(path: str) -> ExperimentSource:
+    """Returns the `experiment` that a Python file defines. The file may import files beside it.
 
-    Raises FileNotFoundError without the file and ValueError where it defines none or ends in an
-    error.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file defines no experiment, or ends in an error.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no experiment file {path}: give a Python file, see experiments/")
@@ -42,14 +43,14 @@ def load(path: str) -> Knobs:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    if (beside := str(Path(path).resolve().parent)) not in sys.path:
-        sys.path.append(beside)  # after all else: a file beside hides no library
+    if (folder := str(Path(path).resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # after all else: a file beside hides no library
     with errors_of_users(path):
         spec.loader.exec_module(module)
         experiment = getattr(module, "experiment", None)
     if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "graph")):
         raise ValueError(f"{path} defines no `experiment = Paper(...)` or `Experiment(...)`")
-    return typing.cast(Knobs, experiment)
+    return typing.cast(ExperimentSource, experiment)
 
 
 @contextmanager
@@ -66,31 +67,33 @@ def errors_of_users(path: str | None = None) -> Iterator[None]:
         place = _place(error) or (path and f"{path}, line {_unreadable_line(path)}")
         if place is None:
             raise
-        told = traceback.TracebackException.from_exception(error, limit=0)
-        said = error.msg if isinstance(error, SyntaxError) else str(told)
-        if not said or not isinstance(error, ValueError | OSError | ImportError | SyntaxError):
-            said = f"{type(error).__name__}: {said}".removesuffix(": ")
-        raise ValueError(f"{place}: {said}") from error
+        described = traceback.TracebackException.from_exception(error, limit=0)
+        message = error.msg if isinstance(error, SyntaxError) else str(described)
+        if not message or not isinstance(error, ValueError | OSError | ImportError | SyntaxError):
+            message = f"{type(error).__name__}: {message}".removesuffix(": ")
+        raise ValueError(f"{place}: {message}") from error
 
 
 def _place(error: BaseException) -> str | None:
-    """File and line of the innermost code of users that an error came through, if it did."""
+    """Returns file and line of the innermost user code that an error came through, if any."""
     if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
         return f"{error.filename}, line {error.lineno or _unreadable_line(error.filename)}"
     frames = traceback.extract_tb(error.__traceback__)
-    found = [frame for frame in frames if _is_users(frame.filename)]
-    return f"{found[-1].filename}, line {found[-1].lineno}" if found else None
+    user_frames = [frame for frame in frames if _is_users(frame.filename)]
+    return f"{user_frames[-1].filename}, line {user_frames[-1].lineno}" if user_frames else None
 
 
 def _is_users(file: str) -> bool:
-    """Whether a file is neither this package's nor Python's nor an installed library's."""
-    named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    path, folders = Path(file).resolve(), [*named, Path(__file__).parents[1]]
-    return path.is_file() and not any(path.is_relative_to(Path(own).resolve()) for own in folders)
+    """Returns whether a file belongs neither to this package nor to Python nor to a library."""
+    libraries = [sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")]
+    path, folders = Path(file).resolve(), [*libraries, Path(__file__).parents[1]]
+    return path.is_file() and not any(
+        path.is_relative_to(Path(folder).resolve()) for folder in folders
+    )
 
 
 def _unreadable_line(file: str) -> int:
-    """The line of the first byte that is no text, which Python does not say; else the first."""
+    """Returns the line of the first byte that is not text, which Python does not report; or 1."""
     content = Path(file).read_bytes().decode(errors="surrogateescape")
-    found = re.search("[\\0\udc80-\udcff]", content)
-    return content.count("\n", 0, found.start()) + 1 if found else 1
+    match = re.search("[\\0\udc80-\udcff]", content)
+    return content.count("\n", 0, match.start()) + 1 if match else 1

@@ -1,113 +1,133 @@
-"""Which models are made next, and which train together. A run and its plan follow one order."""
+"""Decides which models are made next, and which train together. Runs and dry runs follow it."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from undo_jax.graph.nodes import Model, RowForm, group_key, is_trained
-from undo_jax.runner.train_group import Run, companies
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.recipe import TrainedRecipe
+from undo_jax.graph.train_specs import RowFormat, group_key
+from undo_jax.runner.split_group import split_group
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.process_watch import agreed
 from undo_jax.store import artifacts, progress_folders, snapshots
 
 
-class Todo(NamedTuple):
-    """What is to be made of the wanted models, and what is there."""
+class PendingWork(NamedTuple):
+    """What is to be made of the selected models, and what is finished."""
 
-    left: list[Model]  # to be made, or to be trained again for the steps that are to be kept
-    finished: list[Model]
-
-
-def todo(models: Sequence[Model], wanted: Collection[Model]) -> Todo:
-    """Those of the models that are wanted: to be made, and finished."""
-    kept = agreed([m in wanted and artifacts.kept(m.artifact) for m in models])
-    finished = [m for m, done in zip(models, kept, strict=True) if done]
-    whole = agreed([m in finished and _has_steps(m) for m in models])
-    left = [m for m, done in zip(models, whole, strict=True) if m in wanted and not done]
-    lost = _lost(models, left, finished)
-    return Todo([m for m in models if m in left or m in lost], without(finished, lost))
+    to_make: list[ModelNode]  # also finished models that are trained again for missing snapshots
+    finished: list[ModelNode]
 
 
-def _lost(models: Sequence[Model], left: Sequence[Model], finished: Sequence[Model]) -> list[Model]:
-    """Finished models without parameters, which were removed, that a model to be made needs."""
-    gone = agreed([m in finished and not (m.artifact.folder / "params").exists() for m in models])
-    without_parameters = [m for m, no in zip(models, gone, strict=True) if no]
-    lost: set[Model] = set()
-    while more := {p for m in (*left, *lost) for p in m.parents if p in without_parameters} - lost:
-        lost |= more
-    return [m for m in models if m in lost]
+def find_work(models: Sequence[ModelNode], selected: Collection[ModelNode]) -> PendingWork:
+    """Returns which of the selected models are to be made, and which are finished."""
+    is_finished = agreed([m in selected and artifacts.kept(m.artifact) for m in models])
+    finished = [m for m, done in zip(models, is_finished, strict=True) if done]
+    has_all_snapshots = agreed([m in finished and _has_snapshots(m) for m in models])
+    pairs = zip(models, has_all_snapshots, strict=True)
+    to_make = [m for m, done in pairs if m in selected and not done]
+    without_params = _needs_params_again(models, to_make, finished)
+    return PendingWork(
+        [m for m in models if m in to_make or m in without_params],
+        without(finished, without_params),
+    )
 
 
-def companies_in_order(
-    run: Run, models: Sequence[Model], left: Sequence[Model]
-) -> Iterator[list[Model]]:
-    """The models `left`, and those that trained with them before an interruption, as companies.
+def _needs_params_again(
+    models: Sequence[ModelNode], to_make: Sequence[ModelNode], finished: Sequence[ModelNode]
+) -> list[ModelNode]:
+    """Returns finished models whose parameters were removed, and are needed for those to make."""
+    is_missing = agreed(
+        [m in finished and not (m.artifact.folder / "params").exists() for m in models]
+    )
+    removed = [m for m, missing in zip(models, is_missing, strict=True) if missing]
+    needed: set[ModelNode] = set()
+    while more := {p for m in (*to_make, *needed) for p in m.parents if p in removed} - needed:
+        needed |= more
+    return [m for m in models if m in needed]
 
-    Each comes after its parents, and is to be made before the next one is asked for. Raises
-    FileNotFoundError if a parent is neither finished nor left.
+
+def order_groups(
+    run: RunContext, models: Sequence[ModelNode], to_make: Sequence[ModelNode]
+) -> Iterator[list[ModelNode]]:
+    """Yields the models to make in groups, each after its parents.
+
+    A group of an interrupted training also has the finished models that trained in it. Each group
+    must be made before the next one is asked for.
+
+    Raises:
+        FileNotFoundError: if a parent is neither finished nor to be made.
     """
-    for parent in dict.fromkeys(parent for model in left for parent in model.parents):
-        if parent not in left:
+    for parent in dict.fromkeys(parent for model in to_make for parent in model.parents):
+        if parent not in to_make:
             parent.artifact.summary()
-    interrupted = _interrupted(models, left)
-    while left:
-        ready = (one for one in interrupted if not any(set(m.parents) & set(left) for m in one))
-        if (company := next(ready, None)) is not None:
-            interrupted.remove(company)
-            yield company
-            left = without(left, company)
+    interrupted = _interrupted_groups(models, to_make)
+    while to_make:
+        ready = (g for g in interrupted if not any(set(m.parents) & set(to_make) for m in g))
+        if (group := next(ready, None)) is not None:
+            interrupted.remove(group)
+            yield group
+            to_make = without(to_make, group)
             continue
-        waiting = [model for company in interrupted for model in company]
-        group = _next(without(left, waiting), left, run.setting)
-        for company in companies(run, group) if is_trained(group[0].recipe) else [group]:
-            yield company
-            left = without(left, company)
+        blocked = [model for group in interrupted for model in group]
+        candidates = _next_models(without(to_make, blocked), to_make, run.setting)
+        is_trained = isinstance(candidates[0].recipe, TrainedRecipe)
+        for group in split_group(run, candidates) if is_trained else [candidates]:
+            yield group
+            to_make = without(to_make, group)
 
 
-def _has_steps(model: Model) -> bool:
-    """Whether the parameters of all steps to keep exist, up to where a finished training ended."""
+def _has_snapshots(model: ModelNode) -> bool:
+    """Returns whether all snapshots exist, up to the step at which the training ended."""
     end = model.artifact.summary().get("steps", 0)
-    wanted = [step for step in getattr(model.recipe, "keeps", ()) if step <= end]
-    return all(snapshots.summary(model.artifact, step) for step in wanted)
+    steps = [step for step in model.recipe.snapshot_steps if step <= end]
+    return all(snapshots.summary(model.artifact, step) for step in steps)
 
 
-def _next(some: Sequence[Model], left: Sequence[Model], form: RowForm) -> list[Model]:
-    """The models to make now, of `some` of those `left`: a group that can train together.
+def _next_models(
+    models: Sequence[ModelNode], to_make: Sequence[ModelNode], row_format: RowFormat
+) -> list[ModelNode]:
+    """Returns the models to make now: some that can train together and have all their parents.
 
     Complete groups come before those in which some models still wait for parents.
     """
-    groups: dict[str, list[Model]] = {}
-    for model in some:
-        trained = is_trained(model.recipe)
-        name = group_key(model.recipe, form) if trained else model.artifact.fingerprint  # type: ignore
+    groups: dict[str, list[ModelNode]] = {}
+    for model in models:
+        name = model.artifact.fingerprint
+        if isinstance(model.recipe, TrainedRecipe):
+            name = group_key(model.recipe, row_format)
         groups.setdefault(name, []).append(model)
     ready = {
-        name: [model for model in group if not set(model.parents) & set(left)]
+        name: [model for model in group if not set(model.parents) & set(to_make)]
         for name, group in groups.items()
     }
     names = [name for name in groups if ready[name]]
-    first = min(names, key=lambda name: len(groups[name]) - len(ready[name]))
-    return ready[first]
+    return ready[min(names, key=lambda name: len(groups[name]) - len(ready[name]))]
 
 
-def _interrupted(models: Sequence[Model], left: Sequence[Model]) -> list[list[Model]]:
-    """Companies whose training was interrupted and of which some models are still to be made.
+def _interrupted_groups(
+    models: Sequence[ModelNode], to_make: Sequence[ModelNode]
+) -> list[list[ModelNode]]:
+    """Returns groups whose training was interrupted and of which some models are to be made.
 
     Only those whose models are all among `models`; others are resumed by their own experiment.
     """
-    here = {model.artifact.folder.name: index for index, model in enumerate(models)}
-    todo = {model.artifact.folder.name for model in left}
-    order = np.full((2, len(models)), -1)  # of each model: its company, its index in it
-    for number, names in enumerate(progress_folders.interrupted(models[0].artifact.workdir)):
-        if set(names) <= here.keys() and set(names) & todo:
-            for place, name in enumerate(names):
-                order[:, here[name]] = number, place
-    found: dict[int, list[tuple[int, Model]]] = {}
+    index_of = {model.artifact.folder.name: index for index, model in enumerate(models)}
+    missing = {model.artifact.folder.name for model in to_make}
+    order = np.full((2, len(models)), -1)  # of each model: its group, its place in it
+    workdir = models[0].artifact.workdir
+    for number, folders in enumerate(progress_folders.interrupted(workdir)):
+        if set(folders) <= index_of.keys() and set(folders) & missing:
+            for place, folder in enumerate(folders):
+                order[:, index_of[folder]] = number, place
+    groups: dict[int, list[tuple[int, ModelNode]]] = {}
     for model, (number, place) in zip(models, agreed(order).T.tolist(), strict=True):
         if number >= 0:
-            found.setdefault(number, []).append((place, model))
-    return [[model for _, model in sorted(some, key=lambda one: one[0])] for some in found.values()]
+            groups.setdefault(number, []).append((place, model))
+    return [[m for _, m in sorted(g, key=lambda pair: pair[0])] for g in groups.values()]
 
 
-def without(models: Sequence[Model], others: Sequence[Model]) -> list[Model]:
-    return [model for model in models if model not in others]
+def without(models: Sequence[ModelNode], excluded: Sequence[ModelNode]) -> list[ModelNode]:
+    return [model for model in models if model not in excluded]

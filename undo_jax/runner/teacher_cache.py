@@ -25,11 +25,12 @@ from undo_jax.data.states import (
     write_file,
 )
 from undo_jax.fit.cached import TEACHER, per_token, possible
-from undo_jax.graph.nodes import Model, Work, is_trained, work
-from undo_jax.graph.recipe import Recipe
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.recipe import Recipe, TrainedRecipe
+from undo_jax.graph.train_specs import train_spec
 from undo_jax.logs.log import console, waiting
 from undo_jax.models.head_only import HeadOnly, states_like
-from undo_jax.runner.trials import Run
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.device_memory import text as memory
 from undo_jax.runtime.mesh import BATCH, parts
 from undo_jax.runtime.preemption import stoppable
@@ -38,7 +39,8 @@ from undo_jax.setting import Setting
 from undo_jax.store.array_digest import digest
 from undo_jax.store.artifacts import wait
 from undo_jax.training.programs import jit_on, over_members
-from undo_jax.training.trial import Inputs
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.trial import TrialInputs
 from undo_jax.types import LM, Params
 
 ROWS = 16  # computed at once on a device, at least
@@ -51,7 +53,9 @@ class Saving(NamedTuple):
     bytes: float  # of the states
 
 
-def saving(run: Run, company: Sequence[Model], doing: Work, steps: float) -> Saving | None:
+def saving(
+    run: RunContext, company: Sequence[ModelNode], doing: TrainSpec, steps: float
+) -> Saving | None:
     """What storing would save models that take so many `steps` in all; None if it saves nothing.
 
     Raises what the setting's streams raise.
@@ -74,7 +78,7 @@ def saving(run: Run, company: Sequence[Model], doing: Work, steps: float) -> Sav
 def check(recipe: Recipe, setting: Setting) -> None:
     """Raises ValueError for a student whose streams are not made by `undo_jax.data.streams`."""
     doing: Any = recipe
-    if not (is_trained(recipe) and possible(work(doing, setting))):
+    if not (isinstance(recipe, TrainedRecipe) and possible(train_spec(doing, setting))):
         return
     for one in doing.streams.values():
         if not hasattr(setting.stream(one.name, 1, 0), "with_states"):
@@ -85,7 +89,7 @@ def check(recipe: Recipe, setting: Setting) -> None:
             )
 
 
-def recall(run: Run, given: Inputs, references: Mapping[str, Model]) -> Inputs:
+def recall(run: RunContext, given: TrialInputs, references: Mapping[str, ModelNode]) -> TrialInputs:
     """The same inputs with the teacher's states in the rows, and of the teacher the head alone.
 
     States that are not stored yet are computed. Raises what `open_states` raises.
@@ -98,10 +102,12 @@ def recall(run: Run, given: Inputs, references: Mapping[str, Model]) -> Inputs:
         for name, stream in given.streams.items()
     }
     kept = jax.jit(head.head)(params)
-    return Inputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
+    return TrialInputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
 
 
-def _stored(run: Run, teacher: Model, lm: LM, params: Params, parameters: str, rows: Any) -> States:
+def _stored(
+    run: RunContext, teacher: ModelNode, lm: LM, params: Params, parameters: str, rows: Any
+) -> States:
     """The teacher's states of rows, [R, T, D]; `parameters` is the digest of `params`."""
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape
@@ -114,7 +120,13 @@ def _stored(run: Run, teacher: Model, lm: LM, params: Params, parameters: str, r
 
 
 def _store(
-    run: Run, teacher: Model, lm: LM, params: Params, rows: Any, about: About, folder: epath.Path
+    run: RunContext,
+    teacher: ModelNode,
+    lm: LM,
+    params: Params,
+    rows: Any,
+    about: About,
+    folder: epath.Path,
 ) -> None:
     """Write the files that are not written yet. Stops between two files if asked to."""
     what = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"
@@ -135,7 +147,7 @@ def _store(
     wait(f"states {folder.name}")
 
 
-def _program(lm: LM, run: Run) -> Any:
+def _program(lm: LM, run: RunContext) -> Any:
     """(blocks of tokens [M, b, T], params) -> their states [M, b, T, D], on every process."""
 
     def of_block(tokens: Any, params: Params) -> Any:
@@ -146,7 +158,7 @@ def _program(lm: LM, run: Run) -> Any:
 
 
 def _blocks(
-    run: Run, hidden: Any, params: Params, rows: Any, first: int, end: int
+    run: RunContext, hidden: Any, params: Params, rows: Any, first: int, end: int
 ) -> Iterator[np.ndarray]:
     """States of rows first..end-1, [n, T, D] each; one block is computed while one is written."""
     shards, sweep = parts(*BATCH, mesh=run.mesh), run.mesh.shape["sweep"]

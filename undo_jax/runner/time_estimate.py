@@ -14,11 +14,13 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from undo_jax.fit import bench
-from undo_jax.graph.nodes import Model, Work, work
-from undo_jax.runner.train_group import Run
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.train_specs import train_spec
+from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.runtime.process_watch import agreed
 from undo_jax.training.meter import LOG_EVERY
+from undo_jax.training.train_spec import TrainSpec
 from undo_jax.types import LM
 
 LONG = 20.0  # seconds that a measurement may take; what would take longer is computed from FLOPs
@@ -50,7 +52,9 @@ class Record(NamedTuple):
     start: float  # seconds until the 10th step or so, most of them compilation
 
 
-def paces(run: Run, programs: Mapping[str, Model], records: Sequence[Record]) -> dict[str, Pace]:
+def paces(
+    run: RunContext, programs: Mapping[str, ModelNode], records: Sequence[Record]
+) -> dict[str, Pace]:
     """The pace of each program, of which one model is given, by the keys of `programs`.
 
     In this order: by records of trainings that are alike, by measuring it, by its FLOPs.
@@ -59,8 +63,10 @@ def paces(run: Run, programs: Mapping[str, Model], records: Sequence[Record]) ->
     return {key: _pace(run, model, records, scored) for key, model in programs.items()}
 
 
-def _pace(run: Run, model: Model, records: Sequence[Record], scored: dict[LM, bench.Speed]) -> Pace:
-    doing = work(model.recipe, run.setting)  # type: ignore[arg-type]
+def _pace(
+    run: RunContext, model: ModelNode, records: Sequence[Record], scored: dict[LM, bench.Speed]
+) -> Pace:
+    doing = train_spec(model.recipe, run.setting)  # type: ignore[arg-type]
     known = _by_records(run, model, doing, records)
     if not math.isnan(known.step):
         return known
@@ -159,7 +165,9 @@ def _rates(path: epath.Path) -> list[list[tuple[int, float]]]:
     return list(members.values())
 
 
-def _by_records(run: Run, model: Model, doing: Work, records: Sequence[Record]) -> Pace:
+def _by_records(
+    run: RunContext, model: ModelNode, doing: TrainSpec, records: Sequence[Record]
+) -> Pace:
     """By the record that is most like it; nan without one. The same on every process."""
     like = likeness(json.loads(json.dumps(model.artifact.describe())))
     some, cost = [r for r in records if r.like == like], bench.flops(doing).total
@@ -175,7 +183,7 @@ def _by_records(run: Run, model: Model, doing: Work, records: Sequence[Record]) 
     return Pace(step, 0.0, start, "records", share)
 
 
-def _fastest(run: Run) -> float:
+def _fastest(run: RunContext) -> float:
     """FLOPs per second of one group of the `sweep` axis: of a matrix product, on each device."""
     square = jnp.ones((SIDE, SIDE), jnp.bfloat16 if _accelerated(run) else jnp.float32)
     product = jax.jit(lambda x: x @ x).lower(square).compile()
@@ -187,7 +195,7 @@ def _fastest(run: Run) -> float:
     return 2 * SIDE**3 / seconds / alone * run.mesh.size / run.mesh.shape["sweep"]
 
 
-def _accelerated(run: Run) -> bool:
+def _accelerated(run: RunContext) -> bool:
     return run.mesh.devices.flat[0].platform != "cpu"
 
 

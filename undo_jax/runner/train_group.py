@@ -1,196 +1,201 @@
-"""Trains models of one work together: a population, whose members become finished artifacts."""
+"""Trains a group of models as one population; the strongest trial of each becomes its artifact."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
 
-from undo_jax.fit import least
+from undo_jax.evals.scoring import score_at_end
 from undo_jax.fit.cached import STATES, possible
-from undo_jax.graph.nodes import Model, Work, row_length, work
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.train_specs import train_spec
 from undo_jax.logs.log import Log, open_log, waiting
 from undo_jax.runner import teacher_cache
-from undo_jax.runner.trials import Candidate, Run, candidates, parent_scores
-from undo_jax.runtime import device_memory
+from undo_jax.runner.trials import RunContext, make_trials, scores_of_parents, trained_recipe
 from undo_jax.runtime.preemption import Stop, stoppable
-from undo_jax.setting import judged_at_end
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store import artifacts, progress_folders, snapshots
 from undo_jax.store.train_checkpoints import open_progress
-from undo_jax.training.loop import Result, diverged, train_together
-from undo_jax.training.population import Task
-from undo_jax.training.trial import shares
-from undo_jax.types import Scores, parameters
+from undo_jax.training.loop import has_diverged, train_together
+from undo_jax.training.population import Evaluation
+from undo_jax.training.trial import Trial, TrialResult
+from undo_jax.types import Scores
+
+Strongest = dict[ModelNode, TrialResult]
 
 
-class Outcome(NamedTuple):
-    """What came of a candidate."""
+def train_group(
+    run: RunContext, group: Sequence[ModelNode], finished: Collection[ModelNode] = ()
+) -> None:
+    """Trains models together, each with all its learning rates, and saves the strongest trials.
 
-    candidate: Candidate
-    result: Result
+    If asked to stop, training is saved and stops before a step. Evaluation and saving after the
+    last step are not interrupted.
 
-
-class Ran(NamedTuple):
-    """How the training of a candidate ended."""
-
-    steps: int
-    diverged: bool
-
-
-Best = dict[Model, Outcome]
-
-
-def train(run: Run, company: Sequence[Model], finished: Sequence[Model] = ()) -> None:
-    """Train models together, each with all its rates, of which the strongest becomes it.
-
-    Those that are `finished` train along, so that the others are trained in the company that was
-    interrupted, and are left as they are. If asked to stop, training is saved and stops before a
-    step; what follows its last step is not interrupted.
+    Args:
+        run: where the models are made.
+        group: models that train as one program.
+        finished: models of the group that train along and are left as they are, so that the others
+            are trained in the group that was interrupted.
     """
-    recipe: Any = company[0].recipe
-    parents = {model: parent_scores(model) for model in company}
-    folder = progress_folders.progress_folder([model.artifact for model in company])
-    name = progress_folders.training_name(folder)
-    recalls = run.cache_teachers and possible(work(recipe, run.setting))
-    recall = partial(teacher_cache.recall, run) if recalls else None
-    tried = candidates(run, company, parents, finished, name, recall)
-    goes_on = any(folder.glob("from-*"))
-    setting, training, size = run.setting, recipe.training, run.together
-    # what a user's code raises after the last step costs no training
-    risky = bool(run.sinks) or any(metric.at == "end" for metric in setting.metrics.values())
-    keeps = any(model.recipe.keeps for model in company)  # type: ignore[attr-defined]
-    for model in company:
+    # 1. What is trained
+    recipe = trained_recipe(group[0])
+    parent_scores = {model: scores_of_parents(model) for model in group}
+    folder = progress_folders.progress_folder([model.artifact for model in group])
+    training_name = progress_folders.training_name(folder)
+    spec = train_spec(recipe, run.setting)
+    is_cached = run.cache_teachers and possible(spec)
+    use_cache = partial(teacher_cache.recall, run) if is_cached else None
+    model_of = make_trials(run, group, parent_scores, finished, training_name, use_cache)
+    trials = list(model_of)
+    if is_cached:
+        refs = {name: lm for name, (lm, _) in trials[0].inputs.refs.items()}
+        spec = replace(spec, refs=refs, batch_fields=(*spec.batch_fields, STATES))
+    evaluation = Evaluation(run.setting.evaluate, run.eval_data)
+    has_snapshots = any(model.recipe.snapshot_steps for model in group)
+    # a user's code that raises after the last step must not cost the training
+    runs_user_code = bool(run.sinks) or any(
+        metric.at == "end" for metric in run.setting.metrics.values()
+    )
+
+    # 2. Folders; snapshots of a training that resumes stay
+    resumes = any(folder.glob("from-*"))
+    for model in group:
         if model not in finished:
-            artifacts.begin(model.artifact, with_steps=not goes_on)
-    how = recipe.loss, training, setting.evaluate, run.eval_data, row_length(recipe, setting)
-    batch_fields = (*setting.batch_fields, *([STATES] if recalls else []))
-    task = Task(recipe.lm, *how, recipe.trains, batch_fields)
-    title, targets = f"{recipe.kind} × {len(tried)}", [(c.target, c.tags) for c in tried]
-    names, firsts = [model.artifact.model for model in company], range(0, len(tried), size)
-    ran: list[Ran] = []
+            artifacts.begin(model.artifact, with_steps=not resumes)
 
-    def fit_from(first: int, log: Log, stop: Stop) -> list[Outcome]:
-        """As many candidates as train side by side."""
-        group, last = tried[first : first + size], first + size >= len(tried) and not risky
-        before = first // size * training.steps
-        own = replace(log, targets=targets[first : first + size], before=before)
-        with open_progress(folder / f"from-{first}", run.saving, stop, last) as saves:
-            seen = partial(_keep, run, group) if keeps else None
-            results = train_together(task, run.mesh, [c.member for c in group], own, saves, seen)
-        ran.extend(Ran(one.steps, diverged(one.scores)) for one in results)
-        return [Outcome(*pair) for pair in zip(group, results, strict=True)]
+    # 3. As many trials at a time as train side by side
+    title, size = f"{recipe.kind} × {len(trials)}", run.together
+    targets = [(trial.target, trial.tags) for trial in trials]
+    starts = range(0, len(trials), size)
+    steps_taken: list[int] = []
+    diverged: list[bool] = []
 
-    best: Best = {}
+    def train_from(first: int, log: Log, stop: Stop) -> list[TrialResult]:
+        part = trials[first : first + size]
+        keeps_last = first + size < len(trials) or runs_user_code
+        part_log = replace(
+            log, targets=targets[first : first + size], before=first // size * spec.training.steps
+        )
+        on_evaluation = partial(_save_snapshots, run, model_of) if has_snapshots else None
+        progress = open_progress(folder / f"from-{first}", run.saving, stop, not keeps_last)
+        with progress as saves:
+            results = train_together(
+                spec, evaluation, run.mesh, part, part_log, saves, on_evaluation
+            )
+        steps_taken.extend(result.steps for result in results)
+        diverged.extend(has_diverged(result.scores) for result in results)
+        return results
+
+    strongest: Strongest = {}
+    names = abbreviate([model.artifact.model for model in group])
+    sinks, total_steps = (jsonl, *run.sinks), spec.training.steps * len(starts)
     with stoppable() as stop:
-        steps, sinks = training.steps * len(firsts), (jsonl, *run.sinks)
-        with open_log(title, steps, targets, sinks, some(names)) as log:
-            for first in firsts:
-                # what the others have learned is let go
-                best = {model: _taken(found) for model, found in best.items()}
-                best = _strongest(run, best, fit_from(first, log, stop))
-            log.ends(ending(getattr(recipe, "ended", "stopped"), ran, training.steps))
+        with open_log(title, total_steps, targets, sinks, names) as log:
+            for first in starts:
+                # holds the strongest alone: the states of all other trials before are freed
+                strongest = {model: _fetched(result) for model, result in strongest.items()}
+                strongest = _select_strongest(
+                    run, model_of, strongest, train_from(first, log, stop)
+                )
+            log.ends(describe_ending(recipe.stop_word, steps_taken, diverged, spec.training.steps))
+
+        # 4. Last scores, and saving
         with waiting(f"{title}: last scores, and saving"):
-            for model, found in best.items():
+            for model, result in strongest.items():
                 if model not in finished:
-                    _finish(run, found, parents[model])
+                    _finish(run, model, result, parent_scores[model])
         progress_folders.remove_progress(folder)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first names, each once, and the number of the others."""
+def abbreviate(names: Sequence[str]) -> str:
+    """Returns the first two names, each once, and the number of the others."""
     names = list(dict.fromkeys(names))
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
 
 
-def ending(word: str, ran: Sequence[Ran], steps: int) -> str:
-    """How trainings ended that all stopped before the last step, e.g. all recovered at step 850.
+def describe_ending(
+    stop_word: str, steps_taken: Sequence[int], diverged: Sequence[bool], steps: int
+) -> str:
+    """Says how trials ended if all stopped before the last step: "all recovered at step 850".
 
-    `word` says it of those that the stop rule has ended.
+    Args:
+        stop_word: the word for trials that the stop rule ended.
+        steps_taken: the number of steps of each trial.
+        diverged: whether each trial has diverged.
+        steps: the number of steps without early stopping.
     """
-    last = max(one.steps for one in ran)
+    last = max(steps_taken)
     if last >= steps:
         return ""
-    counts = {word: sum(not one.diverged for one in ran), "diverged": sum(o.diverged for o in ran)}
-    told = [f"{'all' if n == len(ran) else n} {what}" for what, n in counts.items() if n]
-    return f"{', '.join(told)} at step {last}"
+    counts = {stop_word: len(diverged) - sum(diverged), "diverged": sum(diverged)}
+    parts = [
+        f"{'all' if count == len(diverged) else count} {word}"
+        for word, count in counts.items()
+        if count
+    ]
+    return f"{', '.join(parts)} at step {last}"
 
 
-def _keep(run: Run, group: Sequence[Candidate], step: int, evaluated: Mapping[int, Result]) -> None:
-    """Keep a model's strongest candidate at this step, where that is wanted."""
-    found = [Outcome(group[number], result) for number, result in evaluated.items()]
-    for model, (candidate, result) in _strongest(run, {}, found).items():
-        recipe: Any = model.recipe
-        before = snapshots.summary(model.artifact, step)
-        strength = partial(recipe.strength, run.setting)
-        if step in recipe.keeps and not (
-            before and strength(before["eval"]) >= strength(result.scores)
-        ):
-            tags = recipe.tags(candidate.member.learning_rate)
+def _save_snapshots(
+    run: RunContext,
+    model_of: Mapping[Trial, ModelNode],
+    step: int,
+    evaluated: Mapping[int, TrialResult],
+) -> None:
+    """Saves the strongest trial of each model at this step, where that is asked for."""
+    strongest = _select_strongest(run, model_of, {}, list(evaluated.values()))
+    for model, result in strongest.items():
+        recipe = trained_recipe(model)
+        if step not in recipe.snapshot_steps:
+            continue
+        saved = snapshots.summary(model.artifact, step)
+        attack_score = partial(recipe.attack_score, run.setting)
+        if not (saved and attack_score(saved["eval"]) >= attack_score(result.scores)):
+            tags = recipe.record_tags(result.trial.learning_rate)
             snapshots.keep(model.artifact, step, result.params(), result.scores, **tags)
 
 
-def companies(run: Run, group: Sequence[Model]) -> list[list[Model]]:
-    """Models of one work, cut so that a company has at most `together` lanes, and fits memory."""
-    recipe: Any = group[0].recipe
-    size = max(1, run.together // len(recipe.rates))
-    there, doing = device_memory.of_device(run.mesh), work(recipe, run.setting)
-    while size > 1 and least_bytes(run, doing, group[:size]) > there:
-        size -= 1
-    return [list(group[first : first + size]) for first in range(0, len(group), size)]
+def _select_strongest(
+    run: RunContext,
+    model_of: Mapping[Trial, ModelNode],
+    strongest: Strongest,
+    results: Sequence[TrialResult],
+) -> Strongest:
+    """Returns the strongest result of each model, of old and new ones; the first of equals."""
+    strongest = dict(strongest)
+    for result in results:
+        model = model_of[result.trial]
+        attack_score = partial(trained_recipe(model).attack_score, run.setting)
+        best = strongest.get(model)
+        if best is None or attack_score(result.scores) > attack_score(best.scores):
+            strongest[model] = result
+    return strongest
 
 
-def least_bytes(run: Run, doing: Work, company: Sequence[Model]) -> float:
-    """Bytes of a device that models trained together need: states of its lanes, all references.
-
-    A lower bound, see `fit.least`.
-    """
-    recipe: Any = company[0].recipe
-    lanes = len(company) * len(recipe.rates)
-    alone, batch = least.least(replace(doing, refs={}), run.mesh)
-    with_refs, _ = least.least(doing, run.mesh)
-    refs = {model.parent(ref) for model in company for ref in model.recipe.references.values()}  # type: ignore[attr-defined]
-    each = (with_refs - alone) / max(len(doing.refs), 1)
-    starts = {model.parent(model.recipe.start) for model in company if recipe.start}  # type: ignore[attr-defined]
-    shared, at_once = 0.0, -(-lanes // run.mesh.shape["sweep"])
-    if shares(doing.trains, lanes, len(starts), run.mesh):
-        split = run.mesh.shape["fsdp"] * run.mesh.shape["tensor"]
-        shared = 4 * parameters(doing.lm) / split
-    return shared * len(starts) + (alone - shared) * at_once + each * len(refs) + batch
+def _fetched(result: TrialResult) -> TrialResult:
+    """Returns a result that holds its parameters and no longer needs the population's states."""
+    params = result.params()
+    return result._replace(params=lambda: params)
 
 
-def _strongest(run: Run, best: Best, candidates: Sequence[Outcome]) -> Best:
-    """The best of those before and of these; the first of equals."""
-    best = dict(best)
-    for found in candidates:
-        model = found.candidate.model
-        recipe: Any = model.recipe
-        known, strength = best.get(model), partial(recipe.strength, run.setting)
-        if known is None or strength(found.result.scores) > strength(known.result.scores):
-            best[model] = found
-    return best
-
-
-def _taken(found: Outcome) -> Outcome:
-    params = found.result.params()
-    return found._replace(result=found.result._replace(params=lambda: params))
-
-
-def _finish(run: Run, found: Outcome, parents: Mapping[str, Scores]) -> None:
-    """Save a trained model and mark its artifact as finished.
+def _finish(
+    run: RunContext, model: ModelNode, result: TrialResult, parent_scores: Mapping[str, Scores]
+) -> None:
+    """Saves a trained model and marks its artifact as finished.
 
     FLOPs count a training pass as three forward passes and a reference model as one: an upper
     bound, for a loss may not run all of them, or not all layers.
     """
-    (model, member, *_), result = found
-    recipe: Any = model.recipe
-    described, time = work(recipe, run.setting), row_length(recipe, run.setting)
-    tokens = result.steps * described.tokens
-    passes = 3 * recipe.lm.forward_flops(time)
-    passes += sum(lm.forward_flops(time) for lm in described.refs.values())
+    recipe = trained_recipe(model)
+    spec = train_spec(recipe, run.setting)
+    tokens = result.steps * spec.tokens
+    passes = 3 * recipe.lm.forward_flops(spec.row_length)
+    passes += sum(lm.forward_flops(spec.row_length) for lm in spec.refs.values())
     cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
-    facts = recipe.facts(run.setting, parents, result.scores) | recipe.tags(member.learning_rate)
+    fields = recipe.summary_fields(run.setting, parent_scores, result.scores)
+    tags = recipe.record_tags(result.trial.learning_rate)
     params = result.params()
-    scores, lists = judged_at_end(run.setting, recipe.lm, params)
-    scores = {**result.scores, **scores}
-    artifacts.keep(model.artifact, params, scores, lists, **cost, **facts)
+    end_scores, lists = score_at_end(run.setting, recipe.lm, params)
+    scores = {**result.scores, **end_scores}
+    artifacts.keep(model.artifact, params, scores, lists, **cost, **fields | tags)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 import jax
@@ -62,6 +62,14 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
         within, across = over_slices(sizes, len(slices))
         grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def make_mesh_without_sweep(shape: MeshShape) -> Mesh:
+    """Returns a mesh for one model: of the shape if it fits, else of all devices along `data`."""
+    try:
+        return make_mesh(replace(shape, sweep=1, data=-1))
+    except ValueError:  # a shape for another number of devices
+        return make_mesh(MeshShape())
 
 
 def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Retain + and −, forget × and ÷ (paper §5): equations, word problems and, if given, text."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -8,46 +9,58 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from undo_jax.checks import check_at_least, check_share
 from undo_jax.data import sources
-from undo_jax.data.arithmetic import FORMS, OPERATIONS, Grammar, alphabet, examination, sample
+from undo_jax.data.arithmetic import (
+    FORMS,
+    OPERATIONS,
+    Grammar,
+    Problem,
+    alphabet,
+    examination,
+    sample,
+)
 from undo_jax.data.packing import pack
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.losses import cross_entropy
 from undo_jax.runtime import device_memory
-from undo_jax.setting import Example
+from undo_jax.setting import BatchField, Example, Setting, check_stream, name_batch_fields
 from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
 RETAIN, FORGET = OPERATIONS[:2], OPERATIONS[2:]
 OPERATIONS_OF = {"pretrain": OPERATIONS, "oracle": RETAIN, "retain": RETAIN, "forget": FORGET}
-CONTROLS = {  # of relearning: what is relearned, as a split of the facts -> what is examined
+CONTROLS = {  # of relearning: split of the facts that is relearned -> metric and its label
     "half": ("other_half", "accuracy on the × and ÷ families that are not relearned"),
     "permuted": ("permuted", "accuracy on × and ÷ with permuted answers"),
 }
-OBJECT = 64  # bytes of a fact or a problem in Python, a lower bound
-EXAMPLES = 4  # of each operation
+BYTES_PER_PROBLEM = 64  # in Python, a lower bound; also of a fact
+EXAMPLES = 4  # of each operation, for the demo
 VALIDATION_SEED = 42  # of validation data; as in the official code
 
 
 @dataclass(frozen=True)
-class Arithmetic:
-    """Scores are accuracies: the mean over operations and forms of + − (retain) and × ÷ (forget).
+class Arithmetic(Setting):
+    """Retain addition and subtraction, forget multiplication and division (paper §5).
 
-    Raises ValueError for an unknown `examine`, unknown or missing forms, a size that is not
-    positive, text without a tokenizer, an empty text file, and held-out facts to examine if the
-    grammar holds none out.
+    A score is the accuracy, averaged over operations and forms.
+
+    Raises:
+        ValueError: for an unknown `examine`, unknown or missing forms, a size that is not positive,
+            text without a tokenizer, an empty text file, and `examine="held_out_facts"` with a
+            grammar that holds none out.
     """
 
     grammar: Grammar = Grammar()
     forms: tuple[str, ...] = FORMS  # how problems are written: equation, word_problem
     problems: int = 1_000_000  # drawn per form for each stream; reference: 1M + 1M over four
     row_length: int = 256  # tokens predicted in a row
-    # facts that scores ask for; reference: train_facts
+    # facts that the exam asks for; reference: train_facts
     examine: Literal["held_out_facts", "train_facts"] = "held_out_facts"
     questions: int | None = 100  # per operation and form; None: every fact
-    validation_rows: int = 16  # per stream, for its cross entropy
+    validation_rows: int = 16  # of each stream, for its cross entropy
     tokenizer: Tokenizer | None = None  # None: one token per character
     text: str | None = None  # UTF-8 files, one document a line, mixed into pretrain and oracle
     text_share: float = 0.75  # of pretrain; larger for the oracle, which sees half the arithmetic
@@ -57,10 +70,8 @@ class Arithmetic:
     controls: bool = False  # also streams of forget/half and forget/permuted, and their metrics
 
     @property
-    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
-        return (("weights",) if self.answers_only else ()) + (
-            ("segments",) if self.segments else ()
-        )
+    def batch_fields(self) -> tuple[BatchField, ...]:
+        return name_batch_fields(weights=self.answers_only, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -68,22 +79,15 @@ class Arithmetic:
         labels |= dict(CONTROLS.values()) if self.controls else {}
         return {name: Metric(label, higher_is_better=True) for name, label in labels.items()}
 
-    @property
-    def headline(self) -> tuple[str, str]:
-        return "retain", "forget"
-
     def __post_init__(self):
         if not self.forms:
             raise ValueError(f"forms is empty: choose from {', '.join(FORMS)}")
         for form in self.forms:
             if form not in FORMS:
                 raise ValueError(f"unknown form {form!r}: choose from {', '.join(FORMS)}")
-        for name in ("problems", "row_length", "questions", "validation_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: it must be at least 1")
-        if not 0 < self.text_share < 1:
-            raise ValueError(f"text_share={self.text_share}: give a share between 0 and 1")
+        check_at_least(1, self, "problems", "row_length", "questions", "validation_rows")
+        check_at_least(0, self, "data_seed")
+        check_share("text_share", self.text_share)
         if self.examine not in ("held_out_facts", "train_facts"):
             raise ValueError(f"unknown examine {self.examine!r}: held_out_facts or train_facts")
         if self.examine == "held_out_facts" and self.grammar.held_out == 0:
@@ -91,114 +95,122 @@ class Arithmetic:
         if self.text is not None and self.tokenizer is None:
             raise ValueError(f"text={self.text} needs a tokenizer: give a SentencePiece model")
 
-        if self.data_seed < 0:
-            raise ValueError(f"data_seed={self.data_seed}: it must be 0 or more")
-
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer or Characters(alphabet(self.grammar, self.forms))
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
-        known = {one: (operations, "train") for one, operations in OPERATIONS_OF.items()}
+        streams = {stream: (operations, "train") for stream, operations in OPERATIONS_OF.items()}
         if self.controls:
-            known |= {f"forget/{split}": (FORGET, split) for split in CONTROLS}
-        if name not in known:
-            raise ValueError(f"no stream {name!r}: choose one of {', '.join(known)}")
+            streams |= {f"forget/{split}": (FORGET, split) for split in CONTROLS}
+        check_stream(name, streams)
         _check_memory(self)
-        sources, shares = [_packed(self, *known[name])], [1.0]
+        sources, shares = [_pack_problems(self, *streams[name])], [1.0]
         if self.text is not None and name in ("pretrain", "oracle"):
             arithmetic = (1 - self.text_share) * len(OPERATIONS_OF[name]) / len(OPERATIONS)
-            sources, shares = [*sources, _text(self)], [arithmetic, 1 - arithmetic]
-        opens = self.get_tokenizer().bos_id if self.segments else None
-        return stream(sources, batch_size, seed, shares, opens)
+            sources, shares = [*sources, _pack_text(self)], [arithmetic, 1 - arithmetic]
+        document_start = self.get_tokenizer().bos_id if self.segments else None
+        return stream(sources, batch_size, seed, shares, document_start)
 
     def eval_data(self) -> Any:
-        """Exam questions of every operation and form, and validation rows of both streams."""
+        """Returns exam questions of every operation and form, and validation rows of both parts.
+
+        `mean` holds the weights that average over the questions of a group, [Q] by its name.
+        """
         _check_memory(self)
-        split = "held_out" if self.examine == "held_out_facts" else "train"
-        examined = {f"{of}/{form}": (of, form, split) for of in OPERATIONS for form in self.forms}
-        for name, _ in CONTROLS.values() if self.controls else ():
-            examined |= {
-                f"{name}/{of}/{form}": (of, form, name) for of in FORGET for form in self.forms
-            }
-        groups = {
-            name: examination(self.grammar, *which, self.questions, VALIDATION_SEED)
-            for name, which in examined.items()
-        }
+        groups: dict[str, list[Problem]] = {}
+        for prefix, operations, split in self._exams():
+            for operation, form in itertools.product(operations, self.forms):
+                groups[f"{prefix}{operation}/{form}"] = examination(
+                    self.grammar, operation, form, split, self.questions, VALIDATION_SEED
+                )
         questions = [problem for group in groups.values() for problem in group]
-        member = np.repeat(np.eye(len(groups)), [len(group) for group in groups.values()], axis=1)
-        mean = (member / member.sum(axis=1, keepdims=True)).astype(np.float32)
+        is_member = np.repeat(np.eye(len(groups)), list(map(len, groups.values())), axis=1)
+        mean = (is_member / is_member.sum(axis=1, keepdims=True)).astype(np.float32)
         return {
             "exam": write_exam(questions, self.get_tokenizer()),
             "mean": dict(zip(groups, mean, strict=True)),
             "rows": {
-                name: _packed(self, OPERATIONS_OF[name], split, VALIDATION_SEED).tokens[
-                    : self.validation_rows
-                ]
-                for name in ("retain", "forget")
+                part: _pack_problems(
+                    self, OPERATIONS_OF[part], self._exam_split, VALIDATION_SEED
+                ).tokens[: self.validation_rows]
+                for part in ("retain", "forget")
             },
         }
 
     def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
-        """Accuracy per operation/form, their means, and cross entropy (nats) per stream.
+        """Returns accuracies per operation and form, their means, and cross entropies in nats.
 
         Accuracies of a model that has diverged are nan, not 0.
         """
-        right = exact_match(lm, params, eval_data["exam"])
+        is_right = exact_match(lm, params, eval_data["exam"])
         losses = {
-            name: cross_entropy(lm, params, rows(part)) for name, part in eval_data["rows"].items()
+            part: cross_entropy(lm, params, rows(tokens))
+            for part, tokens in eval_data["rows"].items()
         }
-        sane = jnp.isfinite(sum(losses.values()))
+        is_finite = jnp.isfinite(sum(losses.values()))
         scores = {
-            name: jnp.where(sane, jnp.dot(mean, right), jnp.nan)
+            name: jnp.where(is_finite, jnp.dot(mean, is_right), jnp.nan)
             for name, mean in eval_data["mean"].items()
         }
         means = {"retain": (RETAIN, ""), "forget": (FORGET, "")}
-        for name, _ in CONTROLS.values() if self.controls else ():
-            means[name] = FORGET, f"{name}/"
-        for name, (operations, of) in means.items():
-            parts = [scores[f"{of}{one}/{form}"] for one in operations for form in self.forms]
-            scores[name] = jnp.mean(jnp.stack(parts))
-        return scores | {f"cross_entropy/{name}": loss for name, loss in losses.items()}
+        for metric, _ in CONTROLS.values() if self.controls else ():
+            means[metric] = FORGET, f"{metric}/"
+        for metric, (operations, prefix) in means.items():
+            groups = itertools.product(operations, self.forms)
+            accuracies = [scores[f"{prefix}{operation}/{form}"] for operation, form in groups]
+            scores[metric] = jnp.mean(jnp.stack(accuracies))
+        return scores | {f"cross_entropy/{part}": loss for part, loss in losses.items()}
 
     def examples(self) -> list[Example]:
-        """Problems of the examination, as many of each operation, equations first."""
-        split = "held_out" if self.examine == "held_out_facts" else "train"
+        """Returns problems of the exam, equally many of each operation, equations first."""
         count = max(EXAMPLES // len(self.forms), 1)
         return [
-            Example(problem.prompt, problem.answer, "retain" if of in RETAIN else "forget")
-            for form in self.forms
-            for of in OPERATIONS
-            for problem in examination(self.grammar, of, form, split, count, VALIDATION_SEED)
+            Example(problem.prompt, problem.answer, "retain" if operation in RETAIN else "forget")
+            for form, operation in itertools.product(self.forms, OPERATIONS)
+            for problem in examination(
+                self.grammar, operation, form, self._exam_split, count, VALIDATION_SEED
+            )
         ]
 
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Accuracy at most `tolerance` (absolute) below the teacher's, as in the official code."""
-        return teacher - student < tolerance
+    @property
+    def _exam_split(self) -> str:
+        """The split of the facts that the exam asks for."""
+        return "held_out" if self.examine == "held_out_facts" else "train"
+
+    def _exams(self) -> list[tuple[str, tuple[str, ...], str]]:
+        """Returns the prefix of the scores, the operations and the split of each exam."""
+        controls = [(f"{metric}/", FORGET, metric) for metric, _ in CONTROLS.values()]
+        return [("", OPERATIONS, self._exam_split), *(controls if self.controls else ())]
 
 
 def _check_memory(setting: Arithmetic) -> None:
     """Raises ValueError for problems or facts that do not fit into this machine's memory."""
-    grammar, forms, there = setting.grammar, len(setting.forms), device_memory.host()
-    questions, rows = setting.questions or 0, setting.validation_rows * setting.row_length
-    needed = {
-        f"problems={setting.problems}": setting.problems * forms,
+    grammar, questions = setting.grammar, setting.questions or 0
+    validation_tokens = setting.validation_rows * setting.row_length
+    counts = {
+        f"problems={setting.problems}": setting.problems * len(setting.forms),
         f"grammar.largest_term={grammar.largest_term}": grammar.largest_term**2,
         f"grammar.largest_factor={grammar.largest_factor}": grammar.largest_factor**2,
         f"questions={questions}": questions * ("word_problem" in setting.forms),
-        f"validation_rows={setting.validation_rows} of row_length={setting.row_length}": rows,
+        f"validation_rows={setting.validation_rows} of row_length={setting.row_length}": (
+            validation_tokens
+        ),
     }
-    for what, count in needed.items():
-        device_memory.check(f"setting.{what}", OBJECT * count, there)
+    for field, count in counts.items():
+        device_memory.check(f"setting.{field}", BYTES_PER_PROBLEM * count, device_memory.host())
 
 
 @cache
-def _packed(
+def _pack_problems(
     setting: Arithmetic,
     operations: tuple[str, ...],
     split: str = "train",
     seed: int | None = None,
 ) -> Packed:
-    """Rows of shuffled problems, each row starting at a problem."""
+    """Returns rows of shuffled problems, each row starting at a problem.
+
+    With a `seed` they are for validation, with as many problems as there are tokens.
+    """
     count = setting.problems if seed is None else setting.validation_rows * setting.row_length
     seed, tokenizer = setting.data_seed if seed is None else seed, setting.get_tokenizer()
     problems = [
@@ -219,8 +231,8 @@ def _packed(
 
 
 @cache
-def _text(setting: Arithmetic) -> Packed:
-    """Rows of the text file, packed exactly; all tokens have weight 1."""
+def _pack_text(setting: Arithmetic) -> Packed:
+    """Returns rows of the text file, without gaps; all tokens have weight 1."""
     path, tokenizer = setting.text or "", setting.get_tokenizer()
     documents = [document for shard in sources.text(path) for document in shard.read()]
     if not documents:

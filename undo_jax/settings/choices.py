@@ -20,6 +20,7 @@ from undo_jax.evals.generate import WHOLE
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
 from undo_jax.runtime.sharding import place
+from undo_jax.setting import BatchField, Setting, name_batch_fields
 from undo_jax.settings.language import check_corpora
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Rows, Scores
 
@@ -46,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Setting):
     """Forget is the score of a quiz; retain is cross entropy on validation rows, in nats a token.
 
     `forgotten` is asked at every evaluation, `kept` by their names of finished models alone. For
@@ -113,8 +114,8 @@ class Choices:
         return any(isinstance(part.source, Pairs) for part in every)
 
     @property
-    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
-        return (("weights",) if self._weighted else ()) + (("segments",) if self.segments else ())
+    def batch_fields(self) -> tuple[BatchField, ...]:
+        return name_batch_fields(weights=self._weighted, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -130,10 +131,6 @@ class Choices:
                 found[f"{name}_apart"] = Metric(near, True, at="end")
                 found[f"{name}_rest"] = Metric(rest, True, at="end")
         return found
-
-    @property
-    def headline(self) -> tuple[str, str]:
-        return "retain", "forget"
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
@@ -184,10 +181,6 @@ class Choices:
                 found[f"{name}_apart"] = float(verdicts[apart].mean())
                 found[f"{name}_rest"] = float(verdicts[~apart].mean())
         return found
-
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Cross entropy at most `tolerance` (relative) above the teacher's, as in language."""
-        return student - teacher < tolerance * teacher
 
 
 @jax.jit(static_argnums=0)

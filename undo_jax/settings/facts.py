@@ -16,7 +16,7 @@ from undo_jax.data.tokenizers import Tokenizer, Words
 from undo_jax.evals.choices import log_likelihoods, right, write_sheets
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
-from undo_jax.setting import Example
+from undo_jax.setting import BatchField, Example, Setting, name_batch_fields
 from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
@@ -25,7 +25,7 @@ LARGE = 2**12  # rows of an evaluation at once
 
 
 @dataclass(frozen=True)
-class Facts:
+class Facts(Setting):
     """Scores are accuracies on questions with four choices: 0.25 is chance.
 
     A model that never saw the forgotten families is a true oracle: it knows the language, how
@@ -50,10 +50,8 @@ class Facts:
             raise ValueError(f"data_seed={self.data_seed}: it must be 0 or more")
 
     @property
-    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
-        return (("weights",) if self.answers_only else ()) + (
-            ("segments",) if self.segments else ()
-        )
+    def batch_fields(self) -> tuple[BatchField, ...]:
+        return name_batch_fields(weights=self.answers_only, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -62,10 +60,6 @@ class Facts:
             "forget": Metric("accuracy on families that are forgotten", higher_is_better=True),
             "other_half": Metric("accuracy on the forgotten not relearned", higher_is_better=True),
         }
-
-    @property
-    def headline(self) -> tuple[str, str]:
-        return "retain", "forget"
 
     def get_tokenizer(self) -> Tokenizer:
         return _tokenizer(self.fiction)
@@ -107,10 +101,6 @@ class Facts:
             order = np.random.default_rng(self.data_seed).permutation(len(asked))[:EXAMPLES]
             found += [Example(asked[i].given, asked[i].learned, part) for i in order]
         return found
-
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Accuracy at most `tolerance` (absolute) below the teacher's, as in arithmetic."""
-        return teacher - student < tolerance
 
 
 def _questions(setting: Facts, part: Literal["retain", "forget"]) -> tuple[Any, np.ndarray, Any]:

@@ -10,7 +10,7 @@ from undo_jax.data.corpus import Corpus
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.loss import mean_cross_entropy
-from undo_jax.setting import Example
+from undo_jax.setting import BatchField, Example, Setting, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Params
 
 EXAMPLES = 6  # texts of either language
@@ -19,7 +19,7 @@ GIVEN, LEARNED = 12, 4  # tokens of one: its prompt, and what comes next
 
 
 @dataclass(frozen=True)
-class Language:
+class Language(Setting):
     """Scores are validation cross entropies in nats a token; lower is better.
 
     Raises ValueError for a share outside (0, 1), for numbers of validation rows that are not
@@ -37,8 +37,8 @@ class Language:
     segments: bool = False  # a sequence is a document, not a row
 
     @property
-    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
-        return ("segments",) if self.segments else ()
+    def batch_fields(self) -> tuple[BatchField, ...]:
+        return name_batch_fields(weights=False, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -46,10 +46,6 @@ class Language:
             name: Metric(f"cross entropy on {language}", higher_is_better=False, unit="nats/token")
             for name, language in zip(self.headline, self.names, strict=True)
         }
-
-    @property
-    def headline(self) -> tuple[str, str]:
-        return "retain", "forget"
 
     def __post_init__(self):
         at_once, wanted = self.rows_at_once, self.validation_rows
@@ -93,10 +89,6 @@ class Language:
             for part, corpus in parts
             for given, learned in _beginnings(self.tokenizer, corpus)
         ]
-
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Cross entropy at most `tolerance` (relative) above the teacher's, as in the paper."""
-        return student - teacher < tolerance * teacher
 
 
 def check_corpora(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge
 from undo_jax.evals.answer_scores import Batches
+from undo_jax.setting import BatchField, Setting, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
 TEMPLATE = "Question: {question}\nAnswer: {answer}"
@@ -23,7 +24,7 @@ PARTS = ("retain", "forget")
 
 
 @dataclass(frozen=True)
-class Muse:
+class Muse(Setting):
     """Scores are probabilities of answers, p^(1/tokens), meaned over questions of knowmem.
 
     At the end there are ROUGE-L of answers (recall) and of how forgotten texts go on (F1), exact
@@ -46,16 +47,14 @@ class Muse:
     rows_at_once: int = 8  # evaluated at once, over all devices
     segments: bool = False  # a sequence is a document, not a row
 
-    lists = ()
-
     def __post_init__(self):
         for name in ("row_length", "longest", "answer_tokens", "text_tokens", "rows_at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
 
     @property
-    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
-        return ("segments",) if self.segments else ()
+    def batch_fields(self) -> tuple[BatchField, ...]:
+        return name_batch_fields(weights=False, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -68,10 +67,6 @@ class Muse:
         later |= membership.LABELS
         found |= {name: Metric(label, True, at="end") for name, label in later.items()}
         return {**found, "privleak": Metric("PrivLeak", True, "%", at="comparison")}
-
-    @property
-    def headline(self) -> tuple[str, str]:
-        return "retain", "forget"
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
@@ -119,12 +114,8 @@ class Muse:
         )
         return {**found, **membership.areas(members, others)}
 
-    def compare(self, own: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Scores:
-        return {"privleak": membership.leak(own, oracle)}
-
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Probability at most `tolerance` (absolute) below the teacher's, as accuracies."""
-        return teacher - student < tolerance
+    def compare(self, model: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Scores:
+        return {"privleak": membership.leak(model, oracle)}
 
     def _written(self, lm: LM, params: Params, given: Sequence[str], new_tokens: int) -> list[str]:
         contexts = [answer_scores.opened(self.tokenizer, one) for one in given]

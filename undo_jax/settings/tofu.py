@@ -14,6 +14,7 @@ from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge, tofu_muse
 from undo_jax.evals.answer_scores import Batches
+from undo_jax.setting import BatchField, Setting, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Scores
 
 SAID = {
@@ -26,7 +27,7 @@ Kind = Literal["answer", "paraphrase", "wrong"]
 
 
 @dataclass(frozen=True)
-class Tofu:
+class Tofu(Setting):
     """Scores are probabilities of answers, p^(1/tokens), meaned over questions.
 
     Losses count answers alone. At the end there are all other measures of TOFU, by greedy writing
@@ -57,8 +58,8 @@ class Tofu:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
 
     @property
-    def batch_fields(self) -> tuple[Literal["weights", "segments"], ...]:
-        return ("weights", "segments") if self.segments else ("weights",)
+    def batch_fields(self) -> tuple[BatchField, ...]:
+        return name_batch_fields(weights=True, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -81,10 +82,6 @@ class Tofu:
             later("privleak", "PrivLeak", at="comparison", unit="%")
         later("forget_quality", "forget quality", at="comparison")
         return found
-
-    @property
-    def headline(self) -> tuple[str, str]:
-        return "retain", "forget"
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
@@ -125,18 +122,14 @@ class Tofu:
         known = np.isfinite([*nine.values()]).all()  # else it has diverged
         return {**found, "model_utility": tofu_muse.model_utility(nine) if known else math.nan}
 
-    def compare(self, own: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Scores:
+    def compare(self, model: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Scores:
         """Forget quality, for which there must be an oracle, and PrivLeak."""
-        found = {"privleak": membership.leak(own, oracle)} if self.files.holdout else {}
+        found = {"privleak": membership.leak(model, oracle)} if self.files.holdout else {}
         if oracle is not None:
-            both = own["truth_ratios"], oracle["truth_ratios"]
+            both = model["truth_ratios"], oracle["truth_ratios"]
             quality = tofu_muse.unless_diverged(tofu_muse.forget_quality, *both)
             found["forget_quality"] = quality
         return found
-
-    def recovered(self, student: float, teacher: float, tolerance: float) -> bool:
-        """Probability at most `tolerance` (absolute) below the teacher's, as accuracies."""
-        return teacher - student < tolerance
 
     def _written(self, lm: LM, params: Params, part: str) -> list[str]:
         """What the model answers, up to what follows answers in the template."""

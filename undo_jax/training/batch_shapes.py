@@ -12,13 +12,13 @@ from undo_jax.types import LM, Packed
 def packed_like(
     lead: tuple[int, ...], time: int, batch_fields: Collection[str], refs: Mapping[str, LM]
 ) -> Packed:
-    """Rows [*lead, T + 1] as a stream yields them, as shapes; `batch_fields` is what has a part."""
+    """Returns rows [*lead, T + 1] as shapes, with the fields in `batch_fields` beside tokens."""
     shape = (*lead, time + 1)
-    made = {
+    leaves = {
         "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
         "weights": jax.ShapeDtypeStruct(shape, jnp.float32),
         "segments": jax.ShapeDtypeStruct(shape, jnp.int32),
     }
     if "states" in batch_fields:
-        made["states"] = states_like(refs["teacher"], (*lead, time))
-    return Packed(**{name: made[name] for name in ("tokens", *batch_fields)})
+        leaves["states"] = states_like(refs["teacher"], (*lead, time))
+    return Packed(**{name: leaves[name] for name in ("tokens", *batch_fields)})

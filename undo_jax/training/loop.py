@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,80 +14,97 @@ from jax.sharding import PartitionSpec as P
 from undo_jax.logs.log import Log
 from undo_jax.runtime.mesh import check_batch
 from undo_jax.store.train_checkpoints import Saves
-from undo_jax.training import train_step
 from undo_jax.training.meter import Meter
-from undo_jax.training.population import Population, Task
-from undo_jax.training.trial import Lanes, Member, in_lanes, read, taker
-from undo_jax.types import Lazy, Params, Scores
+from undo_jax.training.population import Evaluation, Population
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.train_step import State
+from undo_jax.training.trial import Slots, Trial, TrialResult, assign_slots, make_take, read_batch
+from undo_jax.types import Params, Scores
 
-
-class Result(NamedTuple):
-    """One trained model."""
-
-    params: Lazy  # gathered from the `sweep` axis when called
-    steps: int  # number of updates
-    scores: Scores  # of its last evaluation
-
-
-Evaluated = Mapping[int, Result]  # by member: those that were just evaluated
-Seen = Callable[[int, Evaluated], None]  # called at every evaluation with its step
+# called at every evaluation with its step, and the results of the trials that were evaluated
+OnEvaluation = Callable[[int, Mapping[int, TrialResult]], None]
 
 
 def train_together(
-    task: Task,
+    spec: TrainSpec,
+    evaluation: Evaluation,
     mesh: Mesh,
-    members: Sequence[Member],
+    trials: Sequence[Trial],
     log: Log,
     saves: Saves | None = None,
-    seen: Seen | None = None,
-) -> list[Result]:
-    """Train every member until its stop rule holds at an evaluation, or to the last step.
+    on_evaluation: OnEvaluation | None = None,
+) -> list[TrialResult]:
+    """Trains every trial until its stop rule holds at an evaluation, or to the last step.
 
-    A member whose scores are not finite stops, too: it cannot recover. With `saves`, training
-    resumes from the last save, and is saved on the way: `seen` may be called again for evaluations
-    since that save. Raises ValueError where the mesh does not divide the batch, and what
-    `Saves.between` raises.
+    A trial whose scores are not finite stops, too: it cannot recover.
+
+    Args:
+        spec: what the train step depends on; the same for all trials.
+        evaluation: how the trials are scored.
+        mesh: the devices; trials are sharded over its axis `sweep`.
+        trials: the models to train.
+        log: takes the records.
+        saves: the checkpoints of this training. It resumes from the last one. Evaluations since
+            that one call `on_evaluation` again.
+        on_evaluation: called at every evaluation.
+
+    Returns:
+        The results, in the order of the trials.
+
+    Raises:
+        ValueError: if the mesh does not divide the batch, and what `Saves.between` raises.
     """
-    training = task.training
+    training = spec.training
     check_batch(mesh, training.batch_size, training.accumulation)
-    lanes = in_lanes(members, mesh.shape["sweep"])
-    population = Population(task, mesh, lanes)
-    loop = _resume(saves, population.like, lanes, log) if saves else None
-    loop = loop or Loop(0, population.start(), lanes.taken, {})
-    picked = (task.trains,) if population.shared else ()
-    meter, take = Meter(log, lanes.indices), taker(task.lm, mesh, *picked)
+    slots = assign_slots(trials, mesh.shape["sweep"])
+    population = Population(spec, evaluation, mesh, slots)
+    loop = _resume(saves, population.state_shapes, slots, log) if saves else None
+    loop = loop or Loop(0, population.start(), slots.is_taken, {})
+    meter = Meter(log, slots.trial_indices)
+    take = make_take(spec.lm, mesh, spec.trains if population.shares_frozen else None)
     while True:
         if saves:
             saves.between(loop.step, lambda: loop.capture(meter))
         if loop.step % training.eval_every == 0 or loop.step == training.steps:
-            found = _evaluate(population, loop, meter)
-            if seen and found:
-                seen(loop.step, _results(population, loop, take, found))
+            evaluated = _evaluate(population, loop, meter)
+            if on_evaluation and evaluated:
+                on_evaluation(loop.step, _results(population, loop, take, trials, evaluated))
         if not loop.active.any():
             break
-        batch = read(lanes.inputs, loop.step, training.batch_size, mesh, task.batch_fields)
+        batch = read_batch(slots.inputs, loop.step, training.batch_size, mesh, spec.batch_fields)
         loop.states, metrics = population.advance(loop.states, batch, loop.active)
         loop.step += 1
         meter.step(loop.step, loop.active, metrics, batch)
     if saves:
         saves.end(loop.step, lambda: loop.capture(meter))
-    return [*_results(population, loop, take, range(len(members))).values()]
+    return [*_results(population, loop, take, trials, range(len(trials))).values()]
 
 
-def _results(population: Population, loop: "Loop", take: Any, members: Iterable[int]) -> Evaluated:
-    """Results of members now. Call `params` of those that train on before their next step."""
+def _results(
+    population: Population,
+    loop: "Loop",
+    take: Any,
+    trials: Sequence[Trial],
+    indices: Iterable[int],
+) -> Mapping[int, TrialResult]:
+    """Returns the present results of some trials, by their indices.
+
+    Call `params` of those that train on before their next step.
+    """
     steps, params = _fetch(loop.states.step, population.mesh), loop.states.params
 
-    def taken(lane: int) -> Params:
+    def take_slot(slot: int) -> Params:
         # one at a time: two programs with collectives at once on CPU devices may deadlock, each
         # waiting for devices that are in the other
-        own = jax.block_until_ready(take(params, lane))
-        return jax.block_until_ready(population.whole(own, lane))
+        state_params = jax.block_until_ready(take(params, slot))
+        return jax.block_until_ready(population.complete_params(state_params, slot))
 
-    lanes = {member: population.lanes.indices.index(member) for member in members}
+    slots = {index: population.slots.trial_indices.index(index) for index in indices}
     return {
-        member: Result(partial(taken, lane), int(steps[lane]), loop.scores[member])
-        for member, lane in lanes.items()
+        index: TrialResult(
+            trials[index], partial(take_slot, slot), int(steps[slot]), loop.scores[index]
+        )
+        for index, slot in slots.items()
     }
 
 
@@ -96,90 +113,93 @@ class Loop:
     """Where a training loop stands between two steps."""
 
     step: int
-    states: train_step.State  # [M, ...], of every lane
-    active: np.ndarray  # whether each lane still trains
-    scores: dict[int, Scores]  # of each member's last evaluation
+    states: State  # [M, ...], of every slot
+    active: np.ndarray  # whether each slot still trains
+    scores: dict[int, Scores]  # of each trial's last evaluation
 
-    def capture(self, meter: Meter) -> tuple[train_step.State, dict[str, Any]]:
-        """All that `_resume` needs, as arrays and JSON."""
+    def capture(self, meter: Meter) -> tuple[State, dict[str, Any]]:
+        """Returns all that `_resume` needs, as arrays and JSON."""
         meter.flush()
         notes = {
-            "lanes": list(meter.lanes),
+            "lanes": list(meter.trial_indices),
             "active": self.active.tolist(),
-            "scores": {str(member): scores for member, scores in self.scores.items()},
+            "scores": {str(index): scores for index, scores in self.scores.items()},
             "records": list(meter.log.history),
         }
         return self.states, notes
 
 
-def _resume(saves: Saves, like: train_step.State, dealt: Lanes, log: Log) -> Loop | None:
-    """The loop of the last save, if there is one; its lanes may have been arranged otherwise."""
-    lanes = dealt.indices
+def _resume(saves: Saves, state_shapes: State, slots: Slots, log: Log) -> Loop | None:
+    """Returns the loop of the last save, if there is one; its slots may have another order."""
+    indices = slots.trial_indices
 
-    def saved(notes):
-        _check_notes(notes, lanes, len(log.targets))
-        count = len(notes["lanes"])
-        return like if notes["lanes"] == lanes else jax.tree.map(partial(_resize, count), like)
+    def saved_shapes(notes):
+        _check_notes(notes, indices, len(log.targets))
+        if notes["lanes"] == indices:
+            return state_shapes
+        return jax.tree.map(partial(_resize, len(notes["lanes"])), state_shapes)
 
-    found = saves.restore(saved)
-    if found is None:
+    save = saves.restore(saved_shapes)
+    if save is None:
         return None
-    states, notes = found.state, found.notes
-    order = [notes["lanes"].index(max(member, 0)) for member in lanes]
-    if notes["lanes"] != lanes:
-        places = jax.tree.map(lambda leaf: leaf.sharding, like)
+    states, notes = save.state, save.notes
+    order = [notes["lanes"].index(max(index, 0)) for index in indices]
+    if notes["lanes"] != indices:
+        places = jax.tree.map(lambda leaf: leaf.sharding, state_shapes)
         move = lambda states: jax.tree.map(lambda x: x[np.array(order)], states)  # noqa: E731
         states = jax.jit(move, out_shardings=places)(states)
-    active = np.array([m >= 0 and notes["active"][i] for m, i in zip(lanes, order, strict=True)])
+    pairs = zip(indices, order, strict=True)
+    active = np.array([index >= 0 and notes["active"][place] for index, place in pairs])
     log.replay(notes["records"])
-    log.say(f"goes on from step {found.step}")
-    scores = {int(member): scores for member, scores in notes["scores"].items()}
-    return Loop(found.step, states, active, scores)
+    log.say(f"goes on from step {save.step}")
+    scores = {int(index): scores for index, scores in notes["scores"].items()}
+    return Loop(save.step, states, active, scores)
 
 
-def _check_notes(notes: Any, lanes: list[int], targets: int) -> None:
-    """Raises ValueError for notes that `Loop.capture` did not write for these members."""
-    members, records = {max(member, 0) for member in lanes}, notes["records"]
-    known = {*notes["lanes"]} - {-1} == members
-    full = len(notes["active"]) == len(notes["lanes"])
-    scored = {int(member) for member in notes["scores"]} <= members
-    scored &= all(isinstance(scores, dict) for scores in notes["scores"].values())
-    logged = all(0 <= member < targets and isinstance(line, str) for member, line in records)
-    if not (known and full and scored and logged):
+def _check_notes(notes: Any, indices: list[int], targets: int) -> None:
+    """Raises ValueError for notes that `Loop.capture` did not write for these trials."""
+    trials, records = {max(index, 0) for index in indices}, notes["records"]
+    has_trials = {*notes["lanes"]} - {-1} == trials
+    is_complete = len(notes["active"]) == len(notes["lanes"])
+    has_scores = {int(index) for index in notes["scores"]} <= trials
+    has_scores &= all(isinstance(scores, dict) for scores in notes["scores"].values())
+    has_records = all(0 <= index < targets and isinstance(line, str) for index, line in records)
+    if not (has_trials and is_complete and has_scores and has_records):
         raise ValueError("its notes are of other members, or damaged")
 
 
-def _resize(lanes: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The leaf with another number of lanes, sharded over `sweep` if that divides it."""
+def _resize(slots: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns the leaf with another number of slots, sharded over `sweep` if that divides it."""
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
-    lead = None if lanes % mesh.shape["sweep"] else "sweep"
+    lead = None if slots % mesh.shape["sweep"] else "sweep"
     place = NamedSharding(mesh, P(lead, *spec[1:]))
-    return jax.ShapeDtypeStruct((lanes, *leaf.shape[1:]), leaf.dtype, sharding=place)
+    return jax.ShapeDtypeStruct((slots, *leaf.shape[1:]), leaf.dtype, sharding=place)
 
 
 def _evaluate(population: Population, loop: Loop, meter: Meter) -> list[int]:
-    """Score the active members, and return them; those at their end become inactive."""
+    """Scores the active trials, and returns their indices; those at their end become inactive."""
     if not loop.active.any():
         return []
     meter.flush()  # keeps records in the order of steps
     table = jax.device_get(population.score(loop.states.params, loop.active))
-    lanes, evaluated = population.lanes, []
-    for lane in np.flatnonzero(loop.active).tolist():
-        member = lanes.indices[lane]
-        found = {name: float(column[lane]) for name, column in table.items()}
-        meter.log.record(member, step=loop.step, eval=found)
-        loop.scores[member] = found
-        evaluated.append(member)
-        ends = loop.step >= population.task.training.steps or lanes.members[lane].ends(found)
-        loop.active[lane] = not (ends or diverged(found))
+    slots, evaluated = population.slots, []
+    for slot in np.flatnonzero(loop.active).tolist():
+        index = slots.trial_indices[slot]
+        scores = {name: float(column[slot]) for name, column in table.items()}
+        meter.log.record(index, step=loop.step, eval=scores)
+        loop.scores[index] = scores
+        evaluated.append(index)
+        is_last = loop.step >= population.spec.training.steps
+        ends = is_last or slots.trials[slot].should_stop(scores)
+        loop.active[slot] = not (ends or has_diverged(scores))
     return evaluated
 
 
-def diverged(scores: Scores) -> bool:
-    """Whether a model has diverged: one of its scores is not finite."""
+def has_diverged(scores: Scores) -> bool:
+    """Returns whether a model has diverged: one of its scores is not finite."""
     return not all(map(math.isfinite, scores.values()))
 
 
 def _fetch(tree: Any, mesh: Mesh) -> Any:
-    """Arrays as NumPy arrays, whole on every process."""
+    """Returns arrays as NumPy arrays, whole on every process."""
     return jax.device_get(jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree))

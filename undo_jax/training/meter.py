@@ -17,8 +17,8 @@ LOG_EVERY = 10  # steps between records after the first step's; up to twice as m
 class Meter:
     """Training records, fetched one record late so that no step waits for the log."""
 
-    def __init__(self, log: Log, lanes: Sequence[int]):
-        self.log, self.lanes, self.waiting = log, lanes, None
+    def __init__(self, log: Log, trial_indices: Sequence[int]):
+        self.log, self.trial_indices, self.waiting = log, trial_indices, None
         self.started, self.tokens = 0.0, 0  # from the first record on, without compilation
 
     def step(self, step: int, active: np.ndarray, metrics: Metrics, batch: Mapping[str, Any]):
@@ -37,7 +37,7 @@ class Meter:
         metrics, now = jax.device_get(metrics), time.perf_counter()
         self.started = self.started or now
         rate = self.tokens / max(now - self.started, 1e-9)
-        for lane in np.flatnonzero(active).tolist():
-            found = {name: float(value[lane]) for name, value in metrics.items()}
-            self.log.record(self.lanes[lane], step=step, **found, tokens_per_second=rate)
+        for slot in np.flatnonzero(active).tolist():
+            values = {name: float(value[slot]) for name, value in metrics.items()}
+            self.log.record(self.trial_indices[slot], step=step, **values, tokens_per_second=rate)
         self.log.progress(step, float(metrics["loss"][active].mean()), rate)

@@ -18,13 +18,14 @@ STACKED = "layers/"  # the paths of leaves [L, ...]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What all have: a linear warm-up and a decay to `end` × the peak rate. Use e.g. `AdamW`.
+    """Base class of optimizers: a linear warm-up and a decay to `end` × the peak rate.
 
-    One of your own is a frozen dataclass under it, with fields `weight_decay` and `clip` as those
-    of `SGD` and a property `update`.
+    Use a subclass, e.g. `AdamW`. To add an optimizer, inherit as a frozen dataclass with the fields
+    `weight_decay` and `clip` of `SGD` and a property `update`.
 
-    Raises ValueError for a number out of its range, an unknown decay or dtype, and a class that
-    lacks any of these.
+    Raises:
+        ValueError: for a number out of its range, an unknown decay or dtype, and a subclass that
+            lacks any of these.
     """
 
     learning_rate: float = 1.0  # the peak; a grid of learning rates multiplies it
@@ -52,19 +53,19 @@ class Optimizer:
         if moment not in ("float32", "bfloat16"):
             raise ValueError(f"first_moment={moment!r}: float32 or bfloat16")
 
-    def _check(self, names: Iterable[str], holds: Callable[[float], bool], what: str) -> None:
+    def _check(self, names: Iterable[str], is_valid: Callable[[float], bool], rule: str) -> None:
         for name in names:
-            if hasattr(self, name) and not holds(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)}: it {what}")
+            if hasattr(self, name) and not is_valid(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)}: it {rule}")
 
     @property
     def update(self) -> optax.GradientTransformation:
-        """What it makes of a gradient, at a learning rate of 1."""
+        """The optax transform of a gradient, before the learning rate."""
         raise NotImplementedError("an optimizer is e.g. AdamW")
 
     @property
     def moment_bytes(self) -> int:
-        """Bytes that it keeps per weight, at least."""
+        """A lower bound of the bytes of optimizer state per weight."""
         return 0
 
 
@@ -146,7 +147,7 @@ class Adafactor(Optimizer):
 
 
 def schedule(config: Optimizer, steps: int) -> optax.Schedule:
-    """The learning rate at each of `steps` updates as a fraction of its peak."""
+    """Returns the learning rate at each of `steps` updates as a fraction of its peak."""
     warmup, rest = config.warmup, max(1, steps - config.warmup)
 
     def fraction(step):
@@ -162,7 +163,7 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
 
 
 def build(config: Any, steps: int) -> optax.GradientTransformation:
-    """The optax chain at a peak learning rate of 1; the step multiplies by each member's own."""
+    """Returns the optax chain at a peak learning rate of 1; the step multiplies by each trial's."""
     factor = schedule(config, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -192,28 +193,37 @@ class Trains:
         for part in self.parts:
             if isinstance(part, str) or len(part) != 2:
                 raise ValueError(f"trains: {part!r} is no pair: give (path, layers or None)")
-        made = tuple((path, _layers(path, layers)) for path, layers in self.parts)
-        object.__setattr__(self, "parts", made)
+        parts = tuple((path, _layers(path, layers)) for path, layers in self.parts)
+        object.__setattr__(self, "parts", parts)
 
 
 def _layers(path: str, layers: Iterable[int] | None) -> tuple[int, ...] | None:
-    """Layers as a sorted tuple. Raises ValueError for an invalid expression or invalid layers."""
+    """Returns layers as a sorted tuple. Raises ValueError for an invalid expression or layers."""
     try:
         re.compile(path)
     except (re.error, TypeError) as error:
         raise ValueError(f"trains: {path!r} is no regular expression ({error})") from error
     if layers is None:
         return None
-    found = tuple(sorted({*layers})) if isinstance(layers, Iterable) else ()
-    if not found or not all(isinstance(n, int | np.integer) and n >= 0 for n in found):
+    numbers = tuple(sorted({*layers})) if isinstance(layers, Iterable) else ()
+    if not numbers or not all(isinstance(n, int | np.integer) and n >= 0 for n in numbers):
         raise ValueError(f"trains: layers={layers!r} of {path!r}: give e.g. range(5, 11), or None")
-    return tuple(map(int, found))
+    return tuple(map(int, numbers))
 
 
 def pick(trains: Trains | None, params: Params) -> Params:
-    """The parameters that train: a leaf [L, ...] as [n, ...], its n layers that do; others None.
+    """Returns the parameters that train.
 
-    Raises ValueError for an expression that matches no leaf and layers that a leaf does not have.
+    Args:
+        trains: which parameters train; None: all.
+        params: the parameters.
+
+    Returns:
+        The same tree: of a leaf [L, ...] its n layers that train, [n, ...]; None for a leaf that
+        does not train.
+
+    Raises:
+        ValueError: for an expression that matches no leaf and layers that a leaf does not have.
     """
     if trains is None:
         return params
@@ -222,44 +232,44 @@ def pick(trains: Trains | None, params: Params) -> Params:
         if not any(re.search(path, name) for name in names):
             raise ValueError(f"trains: {path!r} finds none of {', '.join(names)}")
 
-    def of_leaf(path, leaf):
+    def pick_leaf(path, leaf):
         chosen = _chosen(trains, path_name(path), leaf.shape)
         return leaf[np.array(chosen)] if isinstance(chosen, tuple) else leaf if chosen else None
 
-    return jax.tree_util.tree_map_with_path(of_leaf, params)
+    return jax.tree_util.tree_map_with_path(pick_leaf, params)
 
 
 def share(trains: Trains, params: Params) -> float:
-    """The share of all weights that `trains` picks, from 0 to 1. Raises what `pick` does.
+    """Returns the share of all weights that `trains` picks, from 0 to 1. Raises what `pick` does.
 
     `params` may be shapes.
     """
     picked = jax.eval_shape(lambda tree: pick(trains, tree), params)
-    counted, whole = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (picked, params))
-    return counted / whole
+    trained, total = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (picked, params))
+    return trained / total
 
 
 def put(trains: Trains | None, params: Params, picked: Params) -> Params:
-    """The inverse of `pick`: `params` with the values of `picked` for what trains."""
+    """Inverts `pick`: returns `params` with the values of `picked` for what trains."""
     if trains is None:
         return picked
 
-    def of_leaf(path, leaf, new):
+    def put_leaf(path, leaf, new):
         chosen = _chosen(trains, path_name(path), leaf.shape)
         if isinstance(chosen, tuple):
             at = jnp.asarray(leaf).at[np.array(chosen)]
             return at.set(new, indices_are_sorted=True, unique_indices=True)
         return new if chosen else leaf
 
-    return jax.tree_util.tree_map_with_path(of_leaf, params, picked, is_leaf=lambda x: x is None)
+    return jax.tree_util.tree_map_with_path(put_leaf, params, picked, is_leaf=lambda x: x is None)
 
 
 def _chosen(trains: Trains, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | bool:
-    """The layers of a leaf that train, or whether all of it does."""
-    found = [layers for path, layers in trains.parts if re.search(path, name)]
-    if not found or any(layers is None for layers in found):
-        return bool(found)
-    layers: tuple[Any, ...] = tuple(sorted({n for layers in found for n in layers or ()}))
+    """Returns the layers of a leaf that train, or whether all of it does."""
+    matches = [layers for path, layers in trains.parts if re.search(path, name)]
+    if not matches or any(layers is None for layers in matches):
+        return bool(matches)
+    layers: tuple[Any, ...] = tuple(sorted({n for layers in matches for n in layers or ()}))
     if not name.startswith(STACKED):
         raise ValueError(f"trains: {name} has no layers, but {layers} are given: give None")
     if layers[-1] >= shape[0]:

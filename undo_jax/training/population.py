@@ -1,4 +1,4 @@
-"""The programs of a population, compiled for given members."""
+"""The programs of a population, compiled for given trials."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,190 +7,197 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered
 
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.sharding import placed, placement
-from undo_jax.training import optim, programs, train_step
-from undo_jax.training.programs import Programs, jit_on, over_members, references, while_active
-from undo_jax.training.trial import Lanes, put, shares
-from undo_jax.types import LM, Loss, Metrics, Params, shapes
+from undo_jax.training import optim, programs
+from undo_jax.training.programs import Programs, jit_on, over_members, while_active
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.train_step import State
+from undo_jax.training.trial import Slots, put, shares_frozen
+from undo_jax.types import LM, Metrics, Params, shapes
 
 
-class Task(NamedTuple):
-    """What a population is trained on, and how its models are scored during training."""
+class Evaluation(NamedTuple):
+    """How models are scored during training."""
 
-    lm: LM
-    loss: Loss
-    training: train_step.Training
-    evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `eval_data`
-    eval_data: Any  # a pytree of arrays
-    row_length: int  # T of every stream
-    trains: optim.Trains | None = None  # which parameters train; None: all
-    batch_fields: tuple[str, ...] = ()  # what streams have beside tokens, see `Packed`
+    evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `data`; pure
+    data: Any  # a pytree of arrays
 
 
-class _Made(NamedTuple):
+class _Executables(NamedTuple):
     advance: Compiled
     score: Compiled
     start: Compiled
-    put: Compiled | None  # needed if members start from several models
+    put: Compiled | None  # needed if trials start from several models
 
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """A task's members on a mesh. Its programs are compiled all at once, at the first call."""
+    """The trials of one train spec on a mesh. All programs are compiled at the first call."""
 
-    task: Task
+    spec: TrainSpec
+    evaluation: Evaluation
     mesh: Mesh
-    lanes: Lanes
+    slots: Slots
 
     @cached_property
     def _programs(self) -> Programs:
-        task, members = self.task, self.lanes.members
-        how = task.lm, task.loss, task.training, self._ref_lms, self.mesh, len(members)
-        return programs.build(*how, task.trains, tuple(self.lanes.values), self.shared)
+        spec = self.spec
+        return programs.build(
+            lm=spec.lm,
+            loss=spec.loss,
+            training=spec.training,
+            ref_lms=spec.refs,
+            mesh=self.mesh,
+            trials=len(self.slots.trials),
+            trains=spec.trains,
+            loss_kwargs=tuple(self.slots.loss_kwargs),
+            shares_frozen=self.shares_frozen,
+        )
 
     @property
-    def shared(self) -> bool:
-        """Whether what does not train is held once for members that start alike."""
-        lanes = self.lanes
-        count = int(lanes.taken.sum()), len(lanes.firsts)
-        return shares(self.task.trains, *count, self.mesh)
+    def shares_frozen(self) -> bool:
+        """Whether parameters that do not train are held once for trials that start alike."""
+        trials, inits = int(self.slots.is_taken.sum()), len(self.slots.init_params)
+        return shares_frozen(self.spec.trains, trials, inits, self.mesh)
 
     @property
-    def _ref_lms(self) -> dict[str, LM]:
-        return {name: lm for name, (lm, _) in self.lanes.inputs[0].refs.items()}
-
-    @property
-    def like(self) -> train_step.State:
-        """Shapes and shardings of the members' states, [M, ...]."""
+    def state_shapes(self) -> State:
+        """Shapes and shardings of the trials' states, [M, ...]."""
         return self._programs.states
 
     @cached_property
     def _references(self) -> dict[str, Params]:
-        inputs = self.lanes.inputs
         return {
-            name: references(lm, [one.refs[name][1]() for one in inputs], self.mesh)
-            for name, lm in self._ref_lms.items()
+            name: programs.stack_references(
+                lm, [inputs.refs[name][1]() for inputs in self.slots.inputs], self.mesh
+            )
+            for name, lm in self.spec.refs.items()
         }
 
     @cached_property
-    def _owners(self) -> Any:
-        lanes = self.lanes
-        return (lanes.owners, lanes.origins) if self.shared else lanes.owners
+    def _input_index(self) -> Any:
+        slots = self.slots
+        return (slots.input_index, slots.init_index) if self.shares_frozen else slots.input_index
 
     @cached_property
-    def _beginnings(self) -> tuple[Params, ...]:
-        """What members start from, if that is shared."""
-        if not self.shared:
+    def _inits(self) -> tuple[Params, ...]:
+        """The stacked models that trials start from, if their frozen parameters are shared."""
+        if not self.shares_frozen:
             return ()
-        trees = [params() for params in self.lanes.firsts.values()]
+        trees = [load() for load in self.slots.init_params.values()]
         # one program with collectives at a time: on CPU devices two may wait for each other
         jax.block_until_ready(self._references)
-        return (jax.block_until_ready(programs.beginnings(self.task.lm, trees, self.mesh)),)
+        return (jax.block_until_ready(programs.stack_inits(self.spec.lm, trees, self.mesh)),)
 
     @cached_property
     def _complete(self) -> Any:
-        """(Models stacked, an index, what trains of one) -> that model."""
+        """(stacked models, an index, what trains of one model) -> that model."""
 
-        def complete(stacked, origin, own):
-            return optim.put(self.task.trains, jax.tree.map(lambda x: x[origin], stacked), own)
+        def complete(stacked, init_index, picked):
+            init = jax.tree.map(lambda x: x[init_index], stacked)
+            return optim.put(self.spec.trains, init, picked)
 
-        return jax.jit(complete, out_shardings=placement(self.task.lm, self.mesh))
+        return jax.jit(complete, out_shardings=placement(self.spec.lm, self.mesh))
 
-    def whole(self, own: Params, lane: int) -> Params:
-        """The parameters of a lane's model, from those that its state holds."""
-        if not self.shared:
-            return own
-        return self._complete(*self._beginnings, self.lanes.origins[lane], own)
+    def complete_params(self, state_params: Params, slot: int) -> Params:
+        """Returns all parameters of a slot's model, given those that its state holds."""
+        if not self.shares_frozen:
+            return state_params
+        return self._complete(*self._inits, self.slots.init_index[slot], state_params)
 
-    @cached_property
-    def _values(self) -> dict[str, np.ndarray]:
-        return self.lanes.values
-
-    def start(self) -> train_step.State:
-        """The members' first states. Models are loaded one at a time, each into its lanes."""
+    def start(self) -> State:
+        """Returns the first states. Models are loaded one at a time, each into its slots."""
         _ = self._references  # loaded before the states take memory
-        made, place = self._compiled, placement(self.task.lm, self.mesh)
-        (first, params), *others = self.lanes.firsts.items()
-        keys, rates = self.lanes.keys, self.lanes.rates
-        if self.shared:
-            states = made.start((*self._beginnings, self.lanes.origins), keys, rates)
-            return jax.block_until_ready(states)
-        states = made.start(jax.device_put(params(), place), keys, rates)
-        for first, params in others:
-            assert made.put is not None
-            here = self.lanes.beginning_as(first)
-            found = made.put(states.params, jax.device_put(params(), place), here)
-            states = states._replace(params=found)
+        executables, place = self._compiled, placement(self.spec.lm, self.mesh)
+        keys, learning_rates = self.slots.keys, self.slots.learning_rates
+        if self.shares_frozen:
+            inits = *self._inits, self.slots.init_index
+            return jax.block_until_ready(executables.start(inits, keys, learning_rates))
+        (_, load_first), *further = self.slots.init_params.items()
+        states = executables.start(jax.device_put(load_first(), place), keys, learning_rates)
+        for init_name, load in further:
+            assert executables.put is not None
+            mask = self.slots.starts_from(init_name)
+            params = executables.put(states.params, jax.device_put(load(), place), mask)
+            states = states._replace(params=params)
         return states
 
-    def advance(
-        self, states: train_step.State, batch: Any, active: Any
-    ) -> tuple[train_step.State, Metrics]:
-        """One step of the active members; `states` is donated."""
-        beside = self._owners, active, self._values
-        inputs = self._references, batch, *self._beginnings
-        return self._compiled.advance(states, beside, inputs)
+    def advance(self, states: State, batch: Any, active: Any) -> tuple[State, Metrics]:
+        """Takes one step of the active trials; `states` is donated."""
+        per_trial = self._input_index, active, self.slots.loss_kwargs
+        return self._compiled.advance(states, per_trial, (self._references, batch, *self._inits))
 
     def score(self, params: Params, active: Any) -> Metrics:
-        """Scores of the active members, [M]; 0 for others."""
-        eval_data = self.task.eval_data
-        if self.shared:
-            given = params, active, self.lanes.origins
-            return self._compiled.score(given, (eval_data, *self._beginnings))
-        return self._compiled.score((params, active), eval_data)
+        """Returns scores of the active trials, [M]; 0 for others."""
+        data = self.evaluation.data
+        if self.shares_frozen:
+            per_trial = params, active, self.slots.init_index
+            return self._compiled.score(per_trial, (data, *self._inits))
+        return self._compiled.score((params, active), data)
 
     def _lowered(self) -> Iterator[Lowered]:
-        """The programs in the order of `_Made`; the slowest to compile comes first."""
-        task, mesh, made, lanes = self.task, self.mesh, self._programs, self.lanes
-        lengths = dict.fromkeys(lanes.inputs[0].streams, task.row_length)
-        rows, count = task.training.batch_size, len(lanes.inputs)
-        how = made, self._ref_lms, lengths, rows, mesh, count, task.batch_fields
-        given = programs.example(*how, (task.lm, len(lanes.firsts)) if self.shared else None)
-        yield made.advance.lower(*given)
-        states, (_, active, _), inputs = given
-        stacked = inputs[2:]
-        evaluate = partial(task.evaluate, task.lm)
+        """Yields the programs in the order of `_Executables`; the slowest to compile is first."""
+        spec, mesh, slots, built = self.spec, self.mesh, self.slots, self._programs
 
-        def score_one(member, eval_data):
-            params, active, *origin = member
-            if self.shared:
-                (origin,), (eval_data, stacked) = origin, eval_data
-                first = jax.tree.map(lambda x: x[origin], stacked)
-                params = optim.put(task.trains, first, params)
-            rest = lambda made, *_: programs.zeros(made)  # noqa: E731
-            return while_active(len(lanes.members), active, evaluate, rest, params, eval_data)
+        # 1. The train step
+        arguments = programs.example_arguments(
+            built,
+            refs=spec.refs,
+            row_lengths=dict.fromkeys(spec.streams, spec.row_length),
+            rows=spec.training.batch_size,
+            mesh=mesh,
+            inputs=len(slots.inputs),
+            batch_fields=spec.batch_fields,
+            inits=(spec.lm, len(slots.init_params)) if self.shares_frozen else None,
+        )
+        yield built.advance.lower(*arguments)
+        states, (_, active, _), (_, _, *stacked) = arguments
 
-        everywhere = NamedSharding(mesh, P())
-        score_all = jit_on(mesh)(over_members(score_one, mesh), out_shardings=everywhere)
-        scored = states.params, active
-        if self.shared:
-            yield score_all.lower((*scored, lanes.origins), (task.eval_data, *stacked))
-            yield made.start.lower((*stacked, lanes.origins), lanes.keys, lanes.rates)
+        # 2. The evaluation
+        evaluate, data = partial(self.evaluation.evaluate, spec.lm), self.evaluation.data
+
+        def score_one(trial, data):
+            params, active, *init_index = trial
+            if self.shares_frozen:
+                (init_index,), (data, stacked) = init_index, data
+                init = jax.tree.map(lambda x: x[init_index], stacked)
+                params = optim.put(spec.trains, init, params)
+            skip = lambda result, *_: programs.zeros(result)  # noqa: E731
+            return while_active(len(slots.trials), active, evaluate, skip, params, data)
+
+        replicated = NamedSharding(mesh, P())
+        score_all = jit_on(mesh)(over_members(score_one, mesh), out_shardings=replicated)
+        if self.shares_frozen:
+            yield score_all.lower((states.params, active, slots.init_index), (data, *stacked))
+        else:
+            yield score_all.lower((states.params, active), data)
+
+        # 3. The first states
+        if self.shares_frozen:
+            inits = *stacked, slots.init_index
+            yield built.start.lower(inits, slots.keys, slots.learning_rates)
             return
-        yield score_all.lower(scored, task.eval_data)
-        model = placed(shapes(task.lm), task.lm.rules, mesh)
-        yield made.start.lower(model, lanes.keys, lanes.rates)
-        if len(lanes.firsts) > 1:
+        model = placed(shapes(spec.lm), spec.lm.rules, mesh)
+        yield built.start.lower(model, slots.keys, slots.learning_rates)
+        if len(slots.init_params) > 1:
             places = jax.tree.map(lambda x: x.sharding, states.params)
             put_all = jit_on(mesh)(put, donate_argnums=0, out_shardings=places)
             yield put_all.lower(states.params, model, active)
 
     @cached_property
-    def _compiled(self) -> _Made:
+    def _compiled(self) -> _Executables:
         """Compiled in parallel, while the next is lowered: XLA compiles mostly on one core."""
         with ThreadPoolExecutor() as pool:
-            advance, score, start, *more = pool.map(Lowered.compile, self._lowered())
-        if found := advance.memory_analysis():
-            needed = found.argument_size_in_bytes + found.temp_size_in_bytes
-            count, rows = int(self.lanes.taken.sum()), self.task.training.batch_size
-            what = f"{count} models trained together on batches of {rows} rows"
-            device_memory.check(
-                what, needed, device_memory.of_device(self.mesh), "each device's memory"
-            )
-        return _Made(advance, score, start, more[0] if more else None)
+            advance, score, start, *put_all = pool.map(Lowered.compile, self._lowered())
+        if memory := advance.memory_analysis():
+            needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+            count, rows = int(self.slots.is_taken.sum()), self.spec.training.batch_size
+            label = f"{count} models trained together on batches of {rows} rows"
+            available = device_memory.of_device(self.mesh)
+            device_memory.check(label, needed, available, "each device's memory")
+        return _Executables(advance, score, start, put_all[0] if put_all else None)

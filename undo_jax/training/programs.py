@@ -1,4 +1,4 @@
-"""One model's step and evaluation lifted to all members, as jitted programs."""
+"""The step and evaluation of one trial lifted to all trials, as jitted programs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,17 +18,20 @@ from undo_jax.training import optim, train_step
 from undo_jax.training.batch_shapes import packed_like
 from undo_jax.types import LM, Loss, Params, shapes
 
-COMPILING = {"cpu": {"xla_backend_optimization_level": 1}}  # runs as fast as 3, compiles faster
+COMPILER_OPTIONS = {
+    "cpu": {"xla_backend_optimization_level": 1}
+}  # runs as fast as 3, compiles faster
 
 
 class Programs(NamedTuple):
     """The jitted programs of a population; no array exists yet."""
 
-    start: Wrapped  # (params of one model, keys, learning rates) -> states of that model; or, with
-    # `shared`, ((the models stacked, the index of each member's), keys, rates) -> states
-    advance: Wrapped  # (states, (owners, active, numbers), (refs, batch)) -> (states, metrics)
-    states: train_step.State  # shapes and shardings of the members' states, [M, ...]
-    numbers: Mapping[str, jax.ShapeDtypeStruct]  # arguments of the loss by keyword, [M]
+    start: Wrapped  # (params of one model, keys, learning rates) -> states that start from it; with
+    # `shares_frozen`: ((stacked models, init_index), keys, learning rates) -> states
+    advance: Wrapped  # (states, (input_index, active, loss_kwargs), (refs, batch)) ->
+    # (states, metrics)
+    states: train_step.State  # shapes and shardings of the trials' states, [M, ...]
+    loss_kwargs: Mapping[str, jax.ShapeDtypeStruct]  # that differ between trials, [M]
 
 
 def build(
@@ -37,160 +40,184 @@ def build(
     training: train_step.Training,
     ref_lms: Mapping[str, LM],
     mesh: Mesh,
-    members: int,
+    trials: int,
     trains: optim.Trains | None = None,
-    numbers: Sequence[str] = (),
-    shared: bool = False,
+    loss_kwargs: Sequence[str] = (),
+    shares_frozen: bool = False,
 ) -> Programs:
-    """The programs that train `members` models together. `advance` donates the states.
+    """Returns the programs that train several models together. `advance` donates the states.
 
-    `numbers` are keyword arguments of the loss whose values differ between members. With `shared`,
-    the parameters in the states are those that train, see `optim.pick`, and `advance` also takes
-    the models that members start from, which have the others.
+    Args:
+        lm: the model that is trained.
+        loss: the loss.
+        training: steps, batch size and optimizer.
+        ref_lms: the frozen models that the loss reads, by name.
+        mesh: the devices.
+        trials: M, the number of models.
+        trains: which parameters train; None: all.
+        loss_kwargs: keyword arguments of the loss whose values differ between trials.
+        shares_frozen: whether the states hold only the parameters that train, see `optim.pick`.
+            `advance` then also takes the models that trials start from, which have the others.
     """
     optimizer = optim.build(training.optimizer, training.steps)
 
-    def advance_one(member, inputs):
-        state, owner, active, own = member
-        owner, origin = owner if shared else (owner, None)
-        refs, tokens = _of(owner, inputs[:2])
-        batch = {name: train_step.rows(part) for name, part in tokens.items()}
-        used = partial(loss, **own) if own else loss
-        step = train_step.make_step(lm, used, optimizer, ref_lms, training.accumulation, trains)
-        if shared:
-            step = _beside(step, trains, _of(origin, inputs[2]))
-        rest = lambda made, state, *_: (state, zeros(made[1]))  # noqa: E731
-        return while_active(members, active, step, rest, state, refs, batch)
+    def advance_one(trial, inputs):
+        state, input_index, active, kwargs = trial
+        input_index, init_index = input_index if shares_frozen else (input_index, None)
+        refs, tokens = _take(input_index, inputs[:2])
+        batch = {name: train_step.rows(packed) for name, packed in tokens.items()}
+        loss_fn = partial(loss, **kwargs) if kwargs else loss
+        step = train_step.make_step(lm, loss_fn, optimizer, ref_lms, training.accumulation, trains)
+        if shares_frozen:
+            step = _with_frozen(step, trains, _take(init_index, inputs[2]))
+        skip = lambda result, state, *_: (state, zeros(result[1]))  # noqa: E731
+        return while_active(trials, active, step, skip, state, refs, batch)
 
-    def start(params, keys, rates):
-        begin_one = lambda key, rate: train_step.start(params, key, rate, optimizer, trains)  # noqa: E731
-        return jax.vmap(begin_one)(keys, rates)
+    def start(params, keys, learning_rates):
+        start_one = lambda key, rate: train_step.start(params, key, rate, optimizer, trains)  # noqa: E731
+        return jax.vmap(start_one)(keys, learning_rates)
 
-    def start_beside(firsts, keys, rates):
-        stacked, origins = firsts
+    def start_picked(inits, keys, learning_rates):
+        stacked, init_index = inits
         picked = jax.vmap(partial(optim.pick, trains))(stacked)
-        own = jax.tree.map(lambda x: x[origins], picked)
-        begin_one = lambda own, key, rate: train_step.start(own, key, rate, optimizer)  # noqa: E731
-        return jax.vmap(begin_one)(own, keys, rates)
+        params = jax.tree.map(lambda x: x[init_index], picked)
+        start_one = lambda params, key, rate: train_step.start(params, key, rate, optimizer)  # noqa: E731
+        return jax.vmap(start_one)(params, keys, learning_rates)
 
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
-    rates = jax.ShapeDtypeStruct((members,), jnp.float32)
-    one: Any = (_stacked_shapes(lm, 1), np.zeros(members, np.int32)) if shared else shapes(lm)
-    begin: Any = start_beside if shared else start
-    states = placed(jax.eval_shape(begin, one, keys, rates), lm.rules, mesh, ("sweep",))
+    # 1. Shapes and shardings of the states
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), trials))
+    rates = jax.ShapeDtypeStruct((trials,), jnp.float32)
+    inits: Any = (
+        (_stacked_shapes(lm, 1), np.zeros(trials, np.int32)) if shares_frozen else shapes(lm)
+    )
+    start_all: Any = start_picked if shares_frozen else start
+    states = placed(jax.eval_shape(start_all, inits, keys, rates), lm.rules, mesh, ("sweep",))
     places = jax.tree.map(lambda x: x.sharding, states)
-    everywhere = NamedSharding(mesh, P())  # replicated: every process can read it
-    lifted, jit = over_members(advance_one, mesh), jit_on(mesh)
+    replicated = NamedSharding(mesh, P())  # every process can read it
 
-    def advance(states, beside, inputs):
-        return lifted((states, *beside), inputs)
+    # 2. The step of one trial, lifted to all trials
+    advance_all, jit = over_members(advance_one, mesh), jit_on(mesh)
 
-    step = jit(advance, donate_argnums=0, out_shardings=(places, everywhere))
-    begin = jit(begin, out_shardings=places)
-    return Programs(begin, step, states, dict.fromkeys(numbers, rates))
+    def advance(states, per_trial, inputs):
+        return advance_all((states, *per_trial), inputs)
+
+    return Programs(
+        start=jit(start_all, out_shardings=places),
+        advance=jit(advance, donate_argnums=0, out_shardings=(places, replicated)),
+        states=states,
+        loss_kwargs=dict.fromkeys(loss_kwargs, rates),
+    )
 
 
-def example(
-    made: Programs,
+def example_arguments(
+    programs: Programs,
     refs: Mapping[str, LM],
-    streams: Mapping[str, int],
+    row_lengths: Mapping[str, int],
     rows: int,
     mesh: Mesh,
     inputs: int = 1,
     batch_fields: Sequence[str] = (),
-    firsts: tuple[LM, int] | None = None,
+    inits: tuple[LM, int] | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Arguments of `made.advance` as shapes and shardings; `streams` gives each stream's T.
+    """Returns the arguments of `programs.advance` as shapes and shardings.
 
-    `inputs` is the number of `Inputs`, each with its own references and streams; `batch_fields` is
-    what the streams have beside tokens, see `Packed`; `firsts` the model that is trained, and from
-    how many members start, where `made` shares them.
+    Args:
+        programs: the programs.
+        refs: the frozen models that the loss reads, by name.
+        row_lengths: T of each stream, by name.
+        rows: B, rows of a batch.
+        mesh: the devices.
+        inputs: the number of `TrialInputs`, each with its own references and streams.
+        batch_fields: what the streams have beside tokens, see `Packed`.
+        inits: the model that is trained, and how many different parameters trials start from;
+            None unless the programs share frozen parameters.
     """
-    members = made.states.step.shape[0]
-    owners, active = jax.eval_shape(lambda: (jnp.zeros(members, int), jnp.ones(members, bool)))
+    trials = programs.states.step.shape[0]
+    index, active = jax.eval_shape(lambda: (jnp.zeros(trials, int), jnp.ones(trials, bool)))
     place = NamedSharding(mesh, P(None, BATCH))
 
     def reference(lm: LM):
-        stacked = jax.eval_shape(partial(_joined, lm), *[shapes(lm)] * inputs)
+        stacked = jax.eval_shape(partial(_join_rounded, lm), *[shapes(lm)] * inputs)
         return placed(stacked, lm.rules, mesh, (None,))
 
     def stream(time: int) -> Any:
-        made = packed_like((inputs, rows), time, batch_fields, refs)
-        made = jax.tree.map(lambda x: x.update(sharding=place), made)
-        return made if batch_fields else made.tokens
+        packed = packed_like((inputs, rows), time, batch_fields, refs)
+        packed = jax.tree.map(lambda x: x.update(sharding=place), packed)
+        return packed if batch_fields else packed.tokens
 
-    batch = {name: stream(time) for name, time in streams.items()}
+    batch = {name: stream(time) for name, time in row_lengths.items()}
     references = {name: reference(lm) for name, lm in refs.items()}
-    if firsts is None:
-        return made.states, (owners, active, made.numbers), (references, batch)
-    lm, count = firsts
+    if inits is None:
+        return programs.states, (index, active, programs.loss_kwargs), (references, batch)
+    lm, count = inits
     stacked = placed(_stacked_shapes(lm, count), lm.rules, mesh, (None,))
-    return made.states, ((owners, owners), active, made.numbers), (references, batch, stacked)
+    per_trial = (index, index), active, programs.loss_kwargs
+    return programs.states, per_trial, (references, batch, stacked)
 
 
-def _beside(step: Any, trains: optim.Trains | None, frozen: Params) -> Any:
-    """A step of states whose parameters are those that train alone; the others are `frozen`'s."""
+def _with_frozen(step: Any, trains: optim.Trains | None, frozen: Params) -> Any:
+    """Returns a step of states that hold only what trains; the rest is in `frozen`."""
 
-    def own(state, refs, batch):
-        whole = state._replace(params=optim.put(trains, frozen, state.params))
-        state, metrics = step(whole, refs, batch)
+    def picked_step(state, refs, batch):
+        complete = state._replace(params=optim.put(trains, frozen, state.params))
+        state, metrics = step(complete, refs, batch)
         return state._replace(params=optim.pick(trains, state.params)), metrics
 
-    return own
+    return picked_step
 
 
 def _stacked_shapes(lm: LM, count: int) -> Params:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shapes(lm))
 
 
-def _of(index: Any, stacked: Any) -> Any:
-    """One of stacked arrays."""
+def _take(index: Any, stacked: Any) -> Any:
+    """Returns one element of stacked arrays."""
     return jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[index], stacked)
 
 
 def over_members(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
-    """Lift `f(member, inputs)` to members stacked on a leading axis.
+    """Lifts `f(trial, inputs)` to trials stacked on a leading axis.
 
-    Members are sharded over `sweep` and run one after another within a device (`lax.map`), each as
-    it would run alone; the other mesh axes shard one member's work. `inputs` is the same for all.
+    Trials are sharded over `sweep` and run one after another within a device (`lax.map`), each as
+    it would run alone; the other mesh axes shard one trial's work. `inputs` is the same for all.
     """
 
-    def on_device(members, inputs):
-        if jax.tree.leaves(members)[0].shape[0] == 1:  # no loop around a single model
-            one = jax.tree.map(lambda x: x[0], members)
-            return jax.tree.map(lambda x: x[None], f(one, inputs))
-        return lax.map(lambda member: f(member, inputs), members)
+    def on_device(trials, inputs):
+        if jax.tree.leaves(trials)[0].shape[0] == 1:  # no loop around a single model
+            trial = jax.tree.map(lambda x: x[0], trials)
+            return jax.tree.map(lambda x: x[None], f(trial, inputs))
+        return lax.map(lambda trial: f(trial, inputs), trials)
 
     return on_device if mesh.shape["sweep"] == 1 else over_sweep(on_device, mesh, P("sweep"))
 
 
 def over_sweep(f: Callable[[Any, Any], Any], mesh: Mesh, out_specs: P) -> Callable[..., Any]:
-    """Lift `f(a device's members, inputs)` to all members by `shard_map` over `sweep`.
+    """Lifts `f(the trials of one device, inputs)` to all trials by `shard_map` over `sweep`.
 
     Axes of size 1 are made manual, too: TPU kernels compile only where no axis is automatic, and
     an inner `shard_map` would not take axes of size 1.
     """
-    alone = {axis for axis, size in mesh.shape.items() if size == 1}
+    trivial_axes = {axis for axis, size in mesh.shape.items() if size == 1}
     return jax.shard_map(
         f,
         mesh=mesh,
         in_specs=(P("sweep"), P()),
         out_specs=out_specs,
-        axis_names={"sweep"} | alone,
+        axis_names={"sweep"} | trivial_axes,
         check_vma=False,
     )
 
 
-def while_active(members: int, active: Any, run: Any, rest: Any, *given: Any) -> Any:
-    """`run(*given)`, or for a member that has ended `rest(made, *given)`, of the result's shapes.
+def while_active(trials: int, active: Any, run: Any, skip: Any, *args: Any) -> Any:
+    """Returns `run(*args)`, or for a trial that has ended `skip(shapes of the result, *args)`.
 
-    Without a conditional in a population of one: it ends with its only member.
+    There is no conditional for a single trial: training ends with it.
     """
-    if members == 1:
-        return run(*given)
+    if trials == 1:
+        return run(*args)
     run = jax.jit(run, inline=True)  # traced once
-    made = jax.eval_shape(run, *given)
-    return lax.cond(active, run, partial(rest, made), *given)
+    result = jax.eval_shape(run, *args)
+    return lax.cond(active, run, partial(skip, result), *args)
 
 
 def zeros(tree: Any) -> Any:
@@ -198,29 +225,29 @@ def zeros(tree: Any) -> Any:
 
 
 def jit_on(mesh: Mesh) -> Callable[..., Any]:
-    """`jax.jit` with the compiler options of the mesh's platform.
+    """Returns `jax.jit` with the compiler options of the mesh's platform.
 
-    No options with `jax_disable_most_optimizations`.
+    There are no options with `jax_disable_most_optimizations`.
     """
-    known = {} if jax.config.read("jax_disable_most_optimizations") else COMPILING
-    return partial(jax.jit, compiler_options=known.get(mesh.devices.flat[0].platform))
+    options = {} if jax.config.read("jax_disable_most_optimizations") else COMPILER_OPTIONS
+    return partial(jax.jit, compiler_options=options.get(mesh.devices.flat[0].platform))
 
 
-def references(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
-    """Reference models stacked on a new replicated axis, as in `example`."""
-    return _stacked(partial(_joined, lm), lm, trees, mesh)
+def stack_references(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
+    """Returns reference models, rounded and stacked on a new replicated axis."""
+    return _stack(partial(_join_rounded, lm), lm, trees, mesh)
 
 
-def beginnings(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
-    """The models that members start from, unrounded, stacked as references are."""
-    return _stacked(lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees), lm, trees, mesh)
+def stack_inits(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
+    """Returns the models that trials start from, unrounded, stacked on a new replicated axis."""
+    return _stack(lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees), lm, trees, mesh)
 
 
-def _stacked(join: Callable[..., Params], lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
+def _stack(join: Callable[..., Params], lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
     places = shardings(jax.eval_shape(join, *trees), lm.rules, mesh, (None,))
     return jax.jit(join, out_shardings=places)(*trees)
 
 
-def _joined(lm: LM, *trees: Params) -> Params:
-    """Stack and round them once, not in every step."""
+def _join_rounded(lm: LM, *trees: Params) -> Params:
+    """Stacks parameters and rounds them once, not in every step."""
     return jax.tree.map(lambda *x: jnp.stack(x), *map(lm.rounded, trees))

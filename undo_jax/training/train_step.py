@@ -1,4 +1,4 @@
-"""The one train step of every stage: pure, sharded by its arguments, exact under accumulation."""
+"""The train step of all stages: pure, sharded by its arguments, exact under accumulation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ MAX_ROWS = 2**42  # of a stream; a mix of sources counts 2^20 times as many in 6
 
 @dataclass(frozen=True)
 class Training:
-    """Steps, batch and optimizer of a training. Step 0 and the last step are always evaluated.
+    """Steps, batch size and optimizer of a training. Step 0 and the last step are always evaluated.
 
-    Raises ValueError for numbers that are not whole or below 1, for an optimizer that is none, and
-    for more rows in all than can be counted.
+    Raises:
+        ValueError: for numbers that are not whole or below 1, for a value that is not an optimizer,
+            and for more than 2^42 rows in all.
     """
 
     steps: int  # updates of the parameters, at most
@@ -61,17 +62,28 @@ class State(NamedTuple):
 
 
 def rows(packed: Int[Array, "B T+1"] | Packed, mask: Int[Array, "B T"] | None = None) -> Rows:
-    """Inputs, targets and weights that sum to 1 over the tokens of the whole batch.
+    """Splits packed rows into inputs, targets and weights.
 
-    If no token counts, all weights are 0. Raises ValueError for `Packed` weights with a mask.
+    Args:
+        packed: the rows.
+        mask: 1 where the prediction of a token counts, otherwise 0; None: all count.
+
+    Returns:
+        The rows. Their weights sum to 1 over the tokens of the whole batch; if no token counts, all
+        weights are 0.
+
+    Raises:
+        ValueError: for `Packed` rows that have weights, and a mask.
     """
-    tokens, given, segments, states = packed if isinstance(packed, Packed) else Packed(packed)
-    if given is not None and mask is not None:
+    if not isinstance(packed, Packed):
+        packed = Packed(packed)
+    tokens, token_weights, segments, states = packed
+    if token_weights is not None and mask is not None:
         raise ValueError("these rows have weights and a mask: multiply the weights by the mask")
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     segments = None if segments is None else segments[:, :-1]
-    if given is not None:
-        weights = given[:, 1:].astype(jnp.float32)
+    if token_weights is not None:
+        weights = token_weights[:, 1:].astype(jnp.float32)
         total = jnp.sum(weights)
         return Rows(inputs, targets, weights / jnp.where(total > 0, total, 1), segments, states)
     weights = jnp.ones(targets.shape) if mask is None else mask.astype(jnp.float32)
@@ -86,7 +98,11 @@ def start(
     optimizer: optax.GradientTransformation,
     trains: optim.Trains | None = None,
 ) -> State:
-    """The state before the first step; moments only for what trains. Raises what `pick` does."""
+    """Returns the state before the first step, with moments only for what trains.
+
+    Raises:
+        ValueError: what `optim.pick` raises for `trains`.
+    """
     moments = optimizer.init(optim.pick(trains, params))
     return State(jnp.zeros((), jnp.int32), params, moments, key, learning_rate)
 
@@ -99,22 +115,33 @@ def make_step(
     accumulation: int = 1,
     trains: optim.Trains | None = None,
 ) -> Callable[[State, Mapping[str, Params], Mapping[str, Rows]], tuple[State, Metrics]]:
-    """The step `(state, refs, batch) -> (state, metrics)`: pure, to be jitted by the caller.
+    """Returns the pure step `(state, refs, batch) -> (state, metrics)`, to be jitted by the caller.
 
-    Only what `trains` (None: all) has a gradient, which the clip and the metric `gradient_norm` are
-    of; other parameters stay bit for bit. Raises what `check_accumulation` does.
+    Args:
+        lm: the model.
+        loss: the loss.
+        optimizer: the optax chain at a learning rate of 1, see `optim.build`.
+        ref_lms: the frozen models that the loss reads, by name; their parameters are `refs`.
+        accumulation: parts that a batch is computed in.
+        trains: which parameters have a gradient, which is clipped and whose norm is the metric
+            `gradient_norm`; other parameters stay bit for bit. None: all train.
+
+    Raises:
+        ValueError: for accumulation with a loss of whole batches.
     """
     check_accumulation(loss, accumulation)
 
     def step(state: State, refs, batch):
         frozen = {name: Frozen(ref_lms[name], params) for name, params in refs.items()}
-        key, own = jax.random.fold_in(state.key, state.step), optim.pick(trains, state.params)
+        key, trained = jax.random.fold_in(state.key, state.step), optim.pick(trains, state.params)
 
-        def objective(own, part, key):
-            return loss(lm, optim.put(trains, state.params, own), frozen, part, key)
+        def objective(trained, part, key):
+            return loss(lm, optim.put(trains, state.params, trained), frozen, part, key)
 
         def gradient(part, key):
-            (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(own, part, key)
+            (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
+                trained, part, key
+            )
             return grads, {"loss": value, **metrics}
 
         def accumulate(total, part):  # weights sum to 1 over all parts: gradients just add
@@ -125,9 +152,9 @@ def make_step(
         grads, metrics = gradient(*first)
         if accumulation > 1:
             (grads, metrics), _ = lax.scan(accumulate, (grads, metrics), rest)
-        updates, opt_state = optimizer.update(grads, state.opt_state, own)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         updates = jax.tree.map(lambda u: state.learning_rate * u, updates)
-        params = optim.put(trains, state.params, optax.apply_updates(own, updates))
+        params = optim.put(trains, state.params, optax.apply_updates(trained, updates))
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -135,11 +162,11 @@ def make_step(
 
 
 def check_accumulation(loss: Loss, accumulation: int) -> None:
-    """Raises ValueError for accumulation with a loss of whole batches."""
+    """Raises ValueError if a loss that needs whole batches is accumulated over parts."""
     if accumulation > 1 and wants_whole(loss):
         raise ValueError(
-            f"accumulation={accumulation}: this loss is no sum over rows, so that parts of a batch "
-            "would have another one: set it to 1"
+            f"accumulation={accumulation}: this loss is not a sum over rows, and would change "
+            "if it were computed in parts: set accumulation=1"
         )
 
 

@@ -1,4 +1,4 @@
-"""Members, what they share, and their lanes: places in stacked arrays, sharded over devices."""
+"""Trials, what they share, and their slots: places in stacked arrays, sharded over devices."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
+from undo_jax.logs.log import Tags, Target
 from undo_jax.runtime.sharding import assemble, shardings
 from undo_jax.training.optim import Trains, pick
 from undo_jax.training.programs import over_sweep
@@ -20,125 +21,153 @@ from undo_jax.types import LM, Key, Lazy, Packed, Params, Scores, shapes
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """Streams of rows and reference models that members share. Equal only to itself."""
+class TrialInputs:
+    """Streams of rows and reference models that trials share. Equal only to itself."""
 
     streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1], or `Packed`
     refs: Mapping[str, tuple[LM, Lazy]]  # loaded once, when training starts
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
-    """One model to train."""
+class Trial:
+    """One training run: a model with one learning rate. Equal only to itself."""
 
-    first: str  # a name for `params`: of members with one name only one loads them
-    params: Lazy
+    init_name: str  # identifies `init_params`: of trials with one name only one loads them
+    init_params: Lazy
     key: Key
-    learning_rate: float
-    inputs: Inputs
-    ends: Callable[[Scores], bool] = lambda scores: False  # the stop rule
-    numbers: Mapping[str, float] = field(default_factory=dict)  # arguments of the loss by keyword
+    learning_rate: float  # the peak
+    inputs: TrialInputs
+    should_stop: Callable[[Scores], bool] = lambda scores: False  # the stop rule
+    loss_kwargs: Mapping[str, float] = field(default_factory=dict)  # that differ between trials
+    target: Target | None = None  # where its records go; None: nowhere
+    tags: Tags = field(default_factory=dict)  # fields of all its records
 
 
-class Lanes(NamedTuple):
-    """Members in the order of their lanes; an empty lane holds a copy of member 0."""
+class TrialResult(NamedTuple):
+    """A trial as its training has left it."""
 
-    indices: list[int]  # the member in each lane; -1: none
-    members: list[Member]
-    inputs: list[Inputs]  # each once
-    firsts: dict[str, Lazy]  # each once
+    trial: Trial
+    params: Lazy  # gathered from the `sweep` axis when called
+    steps: int  # number of updates
+    scores: Scores  # of its last evaluation
+
+
+class Slots(NamedTuple):
+    """Trials in the order of their slots; an empty slot holds a copy of trial 0."""
+
+    trial_indices: list[int]  # the index of each slot's trial; -1: the slot is empty
+    trials: list[Trial]  # one per slot
+    inputs: list[TrialInputs]  # each once
+    init_params: dict[str, Lazy]  # each once, by `Trial.init_name`
 
     @property
-    def taken(self) -> np.ndarray:
-        """Whether each lane holds a member, and not a copy."""
-        return np.array([number >= 0 for number in self.indices])
+    def is_taken(self) -> np.ndarray:
+        """Whether each slot holds a trial, and not a copy. Shape [M]."""
+        return np.array([index >= 0 for index in self.trial_indices])
 
     @property
-    def owners(self) -> np.ndarray:
-        """The index of each lane's inputs."""
-        return np.array([self.inputs.index(member.inputs) for member in self.members])
+    def input_index(self) -> np.ndarray:
+        """The index of each slot's inputs. Shape [M]."""
+        return np.array([self.inputs.index(trial.inputs) for trial in self.trials])
 
     @property
-    def origins(self) -> np.ndarray:
-        """The index, among `firsts`, of the parameters that each lane starts from."""
-        return np.array([[*self.firsts].index(member.first) for member in self.members], np.int32)
+    def init_index(self) -> np.ndarray:
+        """The index in `init_params` of what each slot starts from. Shape [M]."""
+        names = [*self.init_params]
+        return np.array([names.index(trial.init_name) for trial in self.trials], np.int32)
 
     @property
     def keys(self) -> Key:
-        return jnp.stack([member.key for member in self.members])
+        return jnp.stack([trial.key for trial in self.trials])
 
     @property
-    def rates(self) -> np.ndarray:
-        return np.array([member.learning_rate for member in self.members], np.float32)
+    def learning_rates(self) -> np.ndarray:
+        return np.array([trial.learning_rate for trial in self.trials], np.float32)
 
     @property
-    def values(self) -> dict[str, np.ndarray]:
-        """Each lane's arguments of the loss, by keyword."""
+    def loss_kwargs(self) -> dict[str, np.ndarray]:
+        """Each slot's keyword arguments of the loss. Shapes [M]."""
         return {
-            name: np.array([member.numbers[name] for member in self.members], np.float32)
-            for name in self.members[0].numbers
+            name: np.array([trial.loss_kwargs[name] for trial in self.trials], np.float32)
+            for name in self.trials[0].loss_kwargs
         }
 
-    def beginning_as(self, first: str) -> np.ndarray:
-        """Which lanes start from these parameters."""
-        return np.array([member.first == first for member in self.members])
+    def starts_from(self, init_name: str) -> np.ndarray:
+        """Returns whether each slot starts from these parameters. Shape [M]."""
+        return np.array([trial.init_name == init_name for trial in self.trials])
 
 
-def shares(trains: Trains | None, members: int, firsts: int, mesh: Mesh) -> bool:
-    """Whether parameters that do not train are held once for members that start alike.
+def shares_frozen(trains: Trains | None, trials: int, inits: int, mesh: Mesh) -> bool:
+    """Returns whether parameters that do not train are held once for trials that start alike.
 
-    They are on every device along `sweep`: so only where on average two members start alike, and
+    They are on every device along `sweep`: so only where on average two trials start alike, and
     where the other axes, which would shard them, have one device.
+
+    Args:
+        trains: which parameters train; None: all.
+        trials: number of trials.
+        inits: number of different parameters that they start from.
+        mesh: the devices.
     """
-    alone = mesh.shape["sweep"] == mesh.size
-    return trains is not None and members >= 2 * firsts and alone
+    sweep_only = mesh.shape["sweep"] == mesh.size
+    return trains is not None and trials >= 2 * inits and sweep_only
 
 
-def in_lanes(members: Sequence[Member], devices: int) -> Lanes:
-    """Assign members to lanes on `devices` devices of the `sweep` axis."""
-    numbers = deal(len(members), devices)
-    dealt = [members[max(number, 0)] for number in numbers]
-    inputs = list(dict.fromkeys(member.inputs for member in members))
-    return Lanes(numbers, dealt, inputs, {member.first: member.params for member in dealt})
+def assign_slots(trials: Sequence[Trial], devices: int) -> Slots:
+    """Assigns trials to slots on `devices` devices of the `sweep` axis."""
+    indices = deal(len(trials), devices)
+    slots = [trials[max(index, 0)] for index in indices]
+    inputs = list(dict.fromkeys(trial.inputs for trial in trials))
+    return Slots(indices, slots, inputs, {trial.init_name: trial.init_params for trial in slots})
 
 
-def deal(count: int, hands: int) -> list[int]:
-    """Lanes for `count` members, round-robin over `hands` devices; -1 marks an empty lane.
+def deal(count: int, devices: int) -> list[int]:
+    """Returns the trial of each slot, round-robin over devices; -1 marks an empty slot.
 
     Neighbours in the list tend to take equally many steps (e.g. one alpha's seeds), so that
     round-robin balances the load.
     """
-    rounds = -(-count // hands)
-    order = [hand + hands * turn for hand in range(hands) for turn in range(rounds)]
-    return [member if member < count else -1 for member in order]
+    rounds = -(-count // devices)
+    order = [device + devices * turn for device in range(devices) for turn in range(rounds)]
+    return [index if index < count else -1 for index in order]
 
 
-def read(
-    inputs: Sequence[Inputs],
+def read_batch(
+    inputs: Sequence[TrialInputs],
     step: int,
     batch_size: int,
     mesh: Mesh,
     batch_fields: Sequence[str] = (),
 ) -> dict[str, jax.Array | Packed]:
-    """Batch `step` of all streams, [S, B, T+1], S inputs; each process reads its own rows.
+    """Reads batch `step` of all streams; each process reads its own rows.
 
-    A stream in several inputs is read once. Raises ValueError for streams whose rows do
-    not have exactly the parts in `batch_fields` beside tokens.
+    Args:
+        inputs: the inputs of the trials. A stream in several of them is read once.
+        step: the number of the batch.
+        batch_size: B, rows over all devices.
+        mesh: the devices.
+        batch_fields: what the streams have beside tokens, see `Packed`.
+
+    Returns:
+        The batch of each stream, [S, B, T+1] for S inputs.
+
+    Raises:
+        ValueError: for streams whose rows do not have exactly the fields `batch_fields`.
     """
 
     def stacked(name: str, rows: slice) -> Any:
-        streams = [one.streams[name] for one in inputs]
-        found = {id(stream): stream[step, rows] for stream in {id(s): s for s in streams}.values()}
-        for part in found.values():
-            _check_carries(name, part, batch_fields)
-        return jax.tree.map(lambda *x: np.stack(x), *(found[id(stream)] for stream in streams))
+        streams = [trial_inputs.streams[name] for trial_inputs in inputs]
+        batches = {key: stream[step, rows] for key, stream in {id(s): s for s in streams}.items()}
+        for batch in batches.values():
+            _check_batch_fields(name, batch, batch_fields)
+        return jax.tree.map(lambda *x: np.stack(x), *(batches[id(stream)] for stream in streams))
 
     return {name: assemble(mesh, batch_size, partial(stacked, name)) for name in inputs[0].streams}
 
 
-def _check_carries(name: str, rows: Any, batch_fields: Sequence[str]) -> None:
-    beside = Packed._fields[1:] if isinstance(rows, Packed) else ()
-    if {part for part in beside if getattr(rows, part) is not None} != {*batch_fields}:
+def _check_batch_fields(name: str, rows: Any, batch_fields: Sequence[str]) -> None:
+    optional = Packed._fields[1:] if isinstance(rows, Packed) else ()
+    if {field for field in optional if getattr(rows, field) is not None} != {*batch_fields}:
         declared = " and ".join(batch_fields) or "nothing"
         raise ValueError(
             f"the stream {name} does not have the fields beside tokens that batch_fields of the "
@@ -146,32 +175,32 @@ def _check_carries(name: str, rows: Any, batch_fields: Sequence[str]) -> None:
         )
 
 
-def put(stacked: Params, params: Params, here: Bool[Array, " M"]) -> Params:
-    """Stacked parameters [M, ...], with `params` in the lanes where `here` is true."""
+def put(stacked: Params, params: Params, mask: Bool[Array, " M"]) -> Params:
+    """Returns stacked parameters [M, ...] with `params` in the slots where `mask` is true."""
 
-    def of_leaf(all_of, one):
-        return jnp.where(here.reshape(-1, *[1] * one.ndim), one, all_of)
+    def put_leaf(stack, leaf):
+        return jnp.where(mask.reshape(-1, *[1] * leaf.ndim), leaf, stack)
 
-    return jax.tree.map(of_leaf, stacked, params)
+    return jax.tree.map(put_leaf, stacked, params)
 
 
-def taker(lm: LM, mesh: Mesh, trains: Trains | None = None) -> Callable[[Params, int], Params]:
-    """A function that takes one lane of stacked parameters, sharded like a single model.
+def make_take(lm: LM, mesh: Mesh, trains: Trains | None = None) -> Callable[[Params, int], Params]:
+    """Returns a function that takes one slot of stacked parameters, sharded like a single model.
 
-    They are those that `trains` picks. Only that lane is sent over `sweep`; plain indexing would
+    They are those that `trains` picks. Only that slot is sent over `sweep`; plain indexing would
     all-gather the whole stack.
     """
 
-    def alone(stacked: Params, lane):
-        return jax.tree.map(lambda w: w[lane], stacked)
+    def take_local(stacked: Params, slot):
+        return jax.tree.map(lambda w: w[slot], stacked)
 
-    def of_device(stacked: Params, lane):
-        lanes = jax.tree.leaves(stacked)[0].shape[0]
-        place = lane - lanes * lax.axis_index("sweep")
-        here = (0 <= place) & (place < lanes)
-        found = alone(stacked, jnp.clip(place, 0, lanes - 1))
-        return jax.tree.map(lambda w: lax.psum(jnp.where(here, w, 0), "sweep"), found)
+    def take_from_device(stacked: Params, slot):
+        slots = jax.tree.leaves(stacked)[0].shape[0]  # of this device
+        local = slot - slots * lax.axis_index("sweep")
+        is_local = (0 <= local) & (local < slots)
+        params = take_local(stacked, jnp.clip(local, 0, slots - 1))
+        return jax.tree.map(lambda w: lax.psum(jnp.where(is_local, w, 0), "sweep"), params)
 
-    take = alone if mesh.shape["sweep"] == 1 else over_sweep(of_device, mesh, P())
-    like = jax.eval_shape(partial(pick, trains), shapes(lm))
-    return jax.jit(take, out_shardings=shardings(like, lm.rules, mesh))
+    take = take_local if mesh.shape["sweep"] == 1 else over_sweep(take_from_device, mesh, P())
+    picked = jax.eval_shape(partial(pick, trains), shapes(lm))
+    return jax.jit(take, out_shardings=shardings(picked, lm.rules, mesh))

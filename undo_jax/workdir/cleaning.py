@@ -15,7 +15,8 @@ from undo_jax.store.progress_folders import artifacts_of
 from undo_jax.workdir.inventory import NAMED, Found, Listed, artifacts, experiments, is_link, usage
 from undo_jax.workdir.manifest import folders
 
-ORDER = ("summary.json", "params", "steps", "metrics.jsonl")  # then config.json: see `_end`
+# config.json goes last, see `_end`
+ORDER = ("summary.json", "scores.json", "params", "steps", "metrics.jsonl")
 REMAINS = ".removed"  # of a folder's name, when only config.json is left in it
 PARAMETERS = ("params",)
 

@@ -13,7 +13,8 @@ from undo_jax.runtime.atomic_files import read_json, remote
 from undo_jax.workdir.manifest import folders, is_listing
 
 NAMED = re.compile(r"(.+)-([0-9a-f]{8})")  # folders of ours end in a fingerprint
-OWN = ("config.json", "metrics.jsonl", "summary.json", "params", "steps")  # in an artifact's folder
+# what a run writes into an artifact's folder
+OWN = ("config.json", "metrics.jsonl", "summary.json", "scores.json", "params", "steps")
 AGAIN = "run the experiment again, which writes it anew and trains nothing"
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.graph.nodes import Model, ancestry
-from undo_jax.graph.recipe import Recipe
+from undo_jax.evals.scoring import ModelScores, compare_with_oracle
+from undo_jax.graph.model_graph import ModelNode, ancestry
+from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.logs.log import console
 from undo_jax.runtime.atomic_files import read_json, write_json
-from undo_jax.setting import Judged, compared
 from undo_jax.store.artifacts import LISTS, plain
 from undo_jax.workdir.provenance import added
 
@@ -21,7 +21,7 @@ Named = tuple[str, str | None]  # a model, and the attack on it
 
 def list_models(
     experiment: Any,
-    named: Mapping[Named, Sequence[Model]],
+    named: Mapping[Named, Sequence[ModelNode]],
     workdir: epath.Path,
     this: Mapping[str, Any] | None = None,
     new: bool = True,
@@ -51,7 +51,7 @@ def list_models(
             oracle = oracles.get(model.artifact.seed) or next(iter(oracles.values()), None)
             entry = _entry(name, name == experiment.oracle, model, oracle, attacks)
             models.append(entry | _compared(setting, model, oracle))
-            for one in (*model.family, *attacks):
+            for one in (*model.lineage, *attacks):
                 artifacts.setdefault(one.artifact.folder.name, (one, name))
     kinds = list(dict.fromkeys(recipe.kind for recipe in ancestry(experiment.recipes().values())))
     listed = sorted(artifacts.values(), key=lambda one: kinds.index(one[0].recipe.kind))
@@ -71,10 +71,14 @@ def list_models(
 
 
 def _entry(
-    name: str, is_oracle: bool, model: Model, oracle: Model | None, attacks: Sequence[Model]
+    name: str,
+    is_oracle: bool,
+    model: ModelNode,
+    oracle: ModelNode | None,
+    attacks: Sequence[ModelNode],
 ) -> dict[str, Any]:
     """The entry of a model with a seed in experiment-NAME.json."""
-    unlearned = next((m for m in model.family[::-1] if m.recipe.role == "unlearned"), None)
+    unlearned = next((m for m in model.lineage[::-1] if m.recipe.role == "unlearned"), None)
     return {
         "model": name,
         "seed": model.artifact.seed,
@@ -88,26 +92,26 @@ def _entry(
     }
 
 
-def _compared(setting: Any, model: Model, oracle: Model | None) -> dict[str, Any]:
+def _compared(setting: Any, model: ModelNode, oracle: ModelNode | None) -> dict[str, Any]:
     """What compares a model with the oracle, once both are finished and have been scored."""
     both = [one for one in (model, oracle) if one is not None]
     if not all(one.artifact.finished for one in both):
         return {}
     found = [one.artifact.summary() for one in both]
-    own, *others = (Judged(one.get("eval", {}), one.get(LISTS, {})) for one in found)
-    scores = compared(setting, own, next(iter(others), None)) if own.scores else {}
+    own, *others = (ModelScores(one.get("eval", {}), one.get(LISTS, {})) for one in found)
+    scores = compare_with_oracle(setting, own, next(iter(others), None)) if own.scores else {}
     return {"compared": scores} if scores else {}
 
 
-def _is_control(attack: Model) -> bool:
+def _is_control(attack: ModelNode) -> bool:
     return attack.recipe.attack.control  # type: ignore[attr-defined]
 
 
 def _alpha(recipe: Recipe | None) -> float | None:
     """The alpha of the noise that a model started from."""
-    while recipe is not None and not hasattr(recipe, "alpha"):
-        recipe = getattr(recipe, "start", None)
-    return getattr(recipe, "alpha", None)
+    while isinstance(recipe, TrainedRecipe):
+        recipe = recipe.start
+    return None if recipe is None else recipe.noise_share
 
 
 def _before(path: epath.Path) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from undo_jax.cli.step_source import NO_PRESETS, Presets, StepRequest, find_step
 from undo_jax.fit.bench import flops, measure, peak, split
 from undo_jax.fit.facts import which
 from undo_jax.fit.step import rows_per_chip
-from undo_jax.graph.nodes import Work
 from undo_jax.logs.log import brief, short
 from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime.device_memory import text as format_bytes
 from undo_jax.runtime.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
+from undo_jax.training.train_spec import TrainSpec
 
-ORDER = 9
+ORDER = 100
 
 
 @errors_of_users()
@@ -65,30 +65,30 @@ def bench(
         if not source.has_rows:
             raise ValueError("--scale beside --preset splits a batch: give it with --rows")
         step = source.steps[0]
-        measured, format_facts = scaled(step.work, shape, _counts(scale), steps), scaling
+        measured, format_facts = scaled(step.spec, shape, _counts(scale), steps), scaling
     else:
         grid = make_mesh(shape)
         step = first_step(source, grid)
-        measured, format_facts = describe(step.work, grid, steps, trace), table
+        measured, format_facts = describe(step.spec, grid, steps, trace), table
     facts = {**step.title, **measured}
     if jax.process_index() == 0:
         print(dumps(facts, indent=1) if json else format_facts(facts))
 
 
-def describe(work: Work, mesh: Mesh, steps: int, trace: str | None = None) -> dict[str, Any]:
+def describe(spec: TrainSpec, mesh: Mesh, steps: int, trace: str | None = None) -> dict[str, Any]:
     """Returns the measurements of a step, as JSON."""
-    speed, cost, peak_flops = measure(work, mesh, steps, trace), flops(work), peak(mesh)
-    rate = mesh.shape["sweep"] * work.tokens / speed.seconds
+    speed, cost, peak_flops = measure(spec, mesh, steps, trace), flops(spec), peak(mesh)
+    rate = mesh.shape["sweep"] * spec.tokens / speed.seconds
     return {
         "jax": jax.__version__,
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
-        "rows": work.training.batch_size,
-        "rows_per_device": rows_per_chip(work.training, mesh),
-        "accumulation": work.training.accumulation,
-        "row_length": work.row_length,
-        "remat": getattr(work.lm, "remat", "none"),
+        "rows": spec.training.batch_size,
+        "rows_per_device": rows_per_chip(spec.training, mesh),
+        "accumulation": spec.training.accumulation,
+        "row_length": spec.row_length,
+        "remat": getattr(spec.lm, "remat", "none"),
         "steps": steps,
         "tokens_per_second": rate,
         "seconds": {
@@ -132,7 +132,7 @@ def table(facts: Mapping[str, Any]) -> str:
     )
 
 
-def scaled(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[str, Any]:
+def scaled(spec: TrainSpec, shape: MeshShape, counts: list[int], steps: int) -> dict[str, Any]:
     """Returns measurements of the step on this machine's first devices, for each count.
 
     Strong scaling keeps the batch, weak scaling keeps the rows per device; `data` gets the devices
@@ -148,7 +148,7 @@ def scaled(work: Work, shape: MeshShape, counts: list[int], steps: int) -> dict[
         axis_sizes(sizes, count)
         mesh = make_mesh(sizes, available[:count])
         for kind, runs in measured.items():
-            part = split(work, count, kind == "weak", counts[0])
+            part = split(spec, count, kind == "weak", counts[0])
             runs.append(describe(part, mesh, steps))
     return measured
 

@@ -9,7 +9,7 @@ from etils import epath
 from tyro.conf import Positional, arg
 
 from undo_jax.cli.flags import MaybeText, Switch
-from undo_jax.graph.nodes import plan
+from undo_jax.graph.model_graph import build_graph
 from undo_jax.logs.log import console, results
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import workdir_lock
@@ -18,7 +18,7 @@ from undo_jax.runtime.device_memory import text as format_bytes
 from undo_jax.workdir import cleaning, inventory
 from undo_jax.workdir.cleaning import Cleaning
 
-ORDER = 8
+ORDER = 90
 Files = Annotated[Positional[tuple[str, ...]], arg(metavar="FILES", help_behavior_hint="")]
 
 
@@ -71,10 +71,14 @@ def used_folders(file: str, workdir: epath.Path, models_only: bool) -> set[str]:
         folders = {entry["artifact"] for entry in listed.content["models"]}
         return folders if models_only else folders | listed.owners.keys()
     experiment = load(file).graph()
-    planned = plan(experiment.recipes().values(), experiment.seeds, experiment.setting, workdir)
-    models = planned.models
+    graph = build_graph(
+        experiment.recipes().values(), experiment.seeds, experiment.setting, workdir
+    )
+    models = graph.models
     if models_only:
-        models = [model for recipe in experiment.models.values() for model in planned.of(recipe)]
+        models = [
+            model for recipe in experiment.models.values() for model in graph.models_of(recipe)
+        ]
     return {model.artifact.folder.name for model in models}
 
 

@@ -14,7 +14,7 @@ from undo_jax.report.tables import Grid
 from undo_jax.workdir import inventory
 from undo_jax.workdir.inventory import Listed
 
-ORDER = 7
+ORDER = 80
 A = Annotated[Positional[str], arg(metavar="A")]
 B = Annotated[Positional[str], arg(metavar="B")]
 

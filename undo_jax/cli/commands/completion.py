@@ -9,7 +9,7 @@ from tyro.conf import Positional, Suppress, arg, subcommand
 from undo_jax.cli.discovery import Command, find_commands
 from undo_jax.cli.flags import parse
 
-ORDER = 18
+ORDER = 190
 
 Shell = Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="{bash,zsh,fish}")]
 

@@ -22,7 +22,7 @@ from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.atomic_files import publish, read_json, writing
 
-ORDER = 5
+ORDER = 50
 NEW_TOKENS = 16
 FILE, TITLE = "index.html", b"what did unlearning remove?</title>"
 LEAD = (

@@ -16,7 +16,7 @@ from undo_jax.cli.flags import MaybeFloat, MaybeInt, MaybeText, ModelFolder, Swi
 from undo_jax.cli.served_artifact import ROWS, serve
 from undo_jax.runtime.mesh import parse_mesh
 
-ORDER = 13
+ORDER = 140
 INSTALL = "lm-eval is not installed: pip install 'undo-jax[eval]'"
 
 

@@ -14,7 +14,7 @@ from undo_jax.models.adapters import merged
 from undo_jax.runtime.atomic_files import absolute
 from undo_jax.store import param_checkpoint
 
-ORDER = 17
+ORDER = 180
 
 
 def export_hf(

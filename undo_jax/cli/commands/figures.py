@@ -8,7 +8,7 @@ from undo_jax.logs.log import console, results
 from undo_jax.report import paper_page
 from undo_jax.runtime.atomic_files import writing
 
-ORDER = 4
+ORDER = 40
 
 
 def figures(workdir: Workdir) -> None:

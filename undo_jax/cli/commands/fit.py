@@ -29,12 +29,12 @@ from undo_jax.fit.flags import flags as xla_preset
 from undo_jax.fit.least import check_work
 from undo_jax.fit.search import search as largest_batches
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
-from undo_jax.graph.nodes import Work
 from undo_jax.logs.log import console, short, waiting
 from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime.mesh import MeshShape, parse_mesh
+from undo_jax.training.train_spec import TrainSpec
 
-ORDER = 10
+ORDER = 110
 TOO_LARGE = 3  # exit status of a step that does not fit
 
 
@@ -99,30 +99,30 @@ class _Target:
 def find_on_chips(request: StepRequest, flags: Sequence[str]) -> StepSource:
     """Returns the steps that flags ask for, with models as they are on chips."""
     source = find_steps(request, flags)
-    steps = [replace(step, work=on_chips(step.work)) for step in source.steps]
+    steps = [replace(step, spec=on_chips(step.spec)) for step in source.steps]
     return replace(source, steps=steps)
 
 
 def _print_one(step: TitledStep, target: _Target, as_json: bool) -> None:
     """Print the facts of one step; exit status 3 and advice if it does not fit."""
     compiled = _compile(step, target)
-    facts = {**step.title, **describe(step.work, target.place, target.mesh, compiled)}
+    facts = {**step.title, **describe(step.spec, target.place, target.mesh, compiled)}
     print(dumps(facts, indent=1) if as_json else table(facts))
     if not facts["fits"]:
-        _exit_too_large(advice(step.names, step.work, target.place, target.mesh, compiled))
+        _exit_too_large(advice(step.names, step.spec, target.place, target.mesh, compiled))
 
 
 def _compile(step: TitledStep, target: _Target) -> Step:
     """Returns the compiled step. Raises ValueError, naming the flag, for impossible sizes."""
-    work = step.work
-    check(work, target.mesh, step.names)
+    spec = step.spec
+    check(spec, target.mesh, step.names)
     name = f"{step.title['stage']} of {step.title['experiment']} for {target.place}"
-    size = f"{work.training.batch_size} rows, remat {getattr(work.lm, 'remat', 'none')}"
+    size = f"{spec.training.batch_size} rows, remat {getattr(spec.lm, 'remat', 'none')}"
     try:
         with waiting(f"compiling {name}: {size}"):
-            return compile_step(work, target.mesh, target.options)
+            return compile_step(spec, target.mesh, target.options)
     except OverflowError as error:  # sizes that JAX, or libtpu, cannot count
-        check_work(work, target.mesh, step.names.rows, target.place.chip.hbm)
+        check_work(spec, target.mesh, step.names.rows, target.place.chip.hbm)
         raise ValueError(str(error)) from error
 
 
@@ -140,7 +140,7 @@ def _print_all(source: StepSource, target: _Target, as_json: bool) -> None:
         print(f"{source.name} on {place}: {place.chips} chips, mesh {shape}\n")
         print("stage     models              rows    GiB  bound          ms a step")
     for step in source.steps:
-        facts = {**describe(step.work, place, mesh, _compile(step, target)), **step.title}
+        facts = {**describe(step.spec, place, mesh, _compile(step, target)), **step.title}
         programs.append(facts)
         if not as_json:
             speed = "DOES NOT FIT"
@@ -162,8 +162,8 @@ def _print_search(step: TitledStep, target: _Target, as_json: bool) -> None:
     """Print the largest batch for each policy, the fastest first."""
     place, mesh = target.place, target.mesh
 
-    def compile_variant(work: Work) -> Step:
-        return _compile(replace(step, work=work), target)
+    def compile_variant(spec: TrainSpec) -> Step:
+        return _compile(replace(step, spec=spec), target)
 
     def print_attempt(policy: str, rows: int, compiled: Step) -> None:
         verdict = "fits" if compiled.cost else "too large"
@@ -175,7 +175,7 @@ def _print_search(step: TitledStep, target: _Target, as_json: bool) -> None:
 
     batches = [
         {**step.title, **describe(best.work, place, mesh, best.step)}
-        for best in largest_batches(step.work, mesh, place.chip.hbm, compile_variant, print_attempt)
+        for best in largest_batches(step.spec, mesh, place.chip.hbm, compile_variant, print_attempt)
     ]
     batches.sort(key=lambda facts: -facts["tokens_per_second"])
     if as_json:

@@ -16,7 +16,7 @@ from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.store import param_checkpoint
 
-ORDER = 12
+ORDER = 130
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 
 

@@ -14,7 +14,7 @@ from undo_jax.runtime.atomic_files import read_json
 from undo_jax.store import artifacts
 from undo_jax.store.artifacts import Artifact
 
-ORDER = 16
+ORDER = 170
 
 
 def import_hf(

@@ -8,7 +8,7 @@ from pathlib import Path
 from undo_jax.cli.flags import Folder
 from undo_jax.logs.log import console
 
-ORDER = 1
+ORDER = 10
 INSTALLED = "share/undo_jax/experiments/"  # where a wheel puts them, see pyproject.toml
 
 

@@ -14,7 +14,7 @@ from undo_jax.runtime.device_memory import text as format_bytes
 from undo_jax.workdir import inventory
 from undo_jax.workdir.inventory import Found, Listed
 
-ORDER = 6
+ORDER = 60
 NONE = "–"
 
 

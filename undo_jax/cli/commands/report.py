@@ -4,7 +4,7 @@ from undo_jax.cli.experiment_reports import experiment_names, write_report
 from undo_jax.cli.flags import Workdir
 from undo_jax.logs.log import console
 
-ORDER = 3
+ORDER = 30
 
 
 def report(workdir: Workdir) -> None:

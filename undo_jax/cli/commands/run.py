@@ -1,16 +1,17 @@
 """`undo-jax run EXPERIMENT`."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import jax
 
-from undo_jax import sinks as sink_files
+from undo_jax import scores as score_plugins
+from undo_jax import sinks as sink_plugins
 from undo_jax.cli import devices, experiment_reports
 from undo_jax.cli import plan as plan_table
 from undo_jax.cli.devices import ALONE, Joined
-from undo_jax.cli.experiment_flags import graph_with
+from undo_jax.cli.experiment_flags import load_graph
 from undo_jax.cli.flags import (
     ExperimentFlags,
     MaybeExperiment,
@@ -19,14 +20,14 @@ from undo_jax.cli.flags import (
     Texts,
     TypedCommand,
 )
-from undo_jax.logs.log import Sink, console, results
+from undo_jax.logs.log import console, results
 from undo_jax.runner import dry_run
 from undo_jax.runner import experiment as runner
-from undo_jax.runner.load_experiment import errors_of_users, load
+from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime import signals
-from undo_jax.runtime.mesh import parse_mesh
 
-ORDER = 2
+ORDER = 20
+Plugin = TypeVar("Plugin", bound=Callable)  # a sink or a score
 
 
 @errors_of_users()
@@ -39,6 +40,7 @@ def run(
     model: MaybeText = None,
     mesh: MaybeText = None,
     sinks: Texts = (),
+    scores: Texts = (),
     plan: Switch = False,
     cache_teachers: Switch = False,
     processes: Joined = ALONE,
@@ -60,17 +62,19 @@ def run(
         model: only this model, what it is made from, and its attacks.
         mesh: devices along each axis, e.g. data=4,fsdp=2; -1: all that are left.
         sinks: where records go besides, e.g. tensorboard wandb; the file's own sinks stay.
+        scores: scores of finished models besides the setting's, e.g. cross_entropy repetition.
         plan: train nothing: print what would be made and reused, its time and memory.
         cache_teachers: store a teacher's hidden states in the workdir, once for all students.
     """
     if experiment is None:
         raise ValueError("which experiment? e.g. undo-jax run experiments/quickstart.py")
     devices.prepare_devices(processes)  # before an experiment, which may compute
-    knobs: Any = load(experiment)
-    if mesh is not None:
-        knobs = dataclasses.replace(knobs, mesh=parse_mesh(mesh))
-    graph = graph_with(knobs, flags)
-    graph = dataclasses.replace(graph, sinks=add_sinks(graph.sinks, sinks))
+    graph = load_graph(experiment, mesh, flags)
+    graph = dataclasses.replace(
+        graph,
+        sinks=_extend(graph.sinks, map(sink_plugins.find, sinks)),
+        scores=_extend(graph.scores, map(score_plugins.find, scores)),
+    )
     workdir = workdir or f"runs/{graph.name}"
     if plan:
         signals.save_nothing()
@@ -84,8 +88,7 @@ def run(
             console.print(reason, soft_wrap=True)
 
 
-def add_sinks(sinks: Sequence[Sink], names: Sequence[str]) -> tuple[Sink, ...]:
-    """Returns an experiment's sinks, and those of these names that it does not have yet."""
-    functions = {getattr(sink, "func", sink) for sink in sinks}
-    named = dict.fromkeys(map(sink_files.find, names))
-    return (*sinks, *(sink for sink in named if sink not in functions))
+def _extend(plugins: Sequence[Plugin], named: Iterable[Plugin]) -> tuple[Plugin, ...]:
+    """Returns an experiment's sinks or scores, and the named ones that it does not have yet."""
+    functions = {getattr(plugin, "func", plugin) for plugin in plugins}
+    return (*plugins, *(plugin for plugin in dict.fromkeys(named) if plugin not in functions))

@@ -3,7 +3,7 @@
 from undo_jax.cli.flags import Name
 from undo_jax.fit.flags import arguments
 
-ORDER = 11
+ORDER = 120
 
 
 def xla_flags(name: Name) -> None:

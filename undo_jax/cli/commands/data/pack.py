@@ -8,7 +8,7 @@ from undo_jax.data.prepare import prepare
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.logs.log import console, short
 
-ORDER = 14
+ORDER = 150
 
 
 def pack(

@@ -6,7 +6,7 @@ from undo_jax.cli.text_source import TextFlags, shards_of
 from undo_jax.data import train_tokenizer as training
 from undo_jax.logs.log import console
 
-ORDER = 15
+ORDER = 160
 
 
 def train_tokenizer(

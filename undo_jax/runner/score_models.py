@@ -1,0 +1,108 @@
+"""Computes score plug-ins of finished models, and stores them in the models' artifacts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from undo_jax.checks import listed
+from undo_jax.evals.scoring import Score, compute_score, score_name
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.logs.log import console, waiting
+from undo_jax.runner.trials import RunContext
+from undo_jax.runtime.process_watch import agreed
+from undo_jax.store.artifacts import plain, wait
+from undo_jax.store.score_files import read_scores, write_scores
+
+
+class ScoreCounts(NamedTuple):
+    """How many models were scored, had the scores already, or have no parameters any more."""
+
+    scored: int
+    complete: int
+    without_params: int
+
+
+def score_models(run: RunContext, models: Sequence[ModelNode], again: bool = False) -> ScoreCounts:
+    """Computes the scores of `run.scores` that finished models lack, and stores them.
+
+    Models that are not scored by the setting either, e.g. noised ones, are left out. Those whose
+    parameters were removed are named in one line. Each model's file is written once all of its
+    scores are computed, so that an interrupted call goes on with the next model.
+
+    Args:
+        run: the setting, the mesh and the scores.
+        models: finished models.
+        again: whether to compute scores that are stored, too.
+
+    Returns:
+        The numbers of models.
+
+    Raises:
+        ValueError: if a score raises anything, or gives no numbers.
+    """
+    if not run.scores:
+        return ScoreCounts(0, 0, 0)
+    models = [model for model in models if _is_scored(model)]
+    configs = {score_name(score): _describe(score) for score in run.scores}
+    stored = [_stored(model) for model in models]
+    is_missing = agreed(
+        [
+            [again or entries.get(name, {}).get("config") != config
+             for name, config in configs.items()]
+            for entries in stored
+        ]
+    )  # fmt: skip
+    has_params = agreed([(model.artifact.folder / "params").exists() for model in models])
+    removed, scored = [], 0
+    for model, entries, flags, has in zip(models, stored, is_missing, has_params, strict=True):
+        missing = [score for score, flag in zip(run.scores, flags, strict=True) if flag]
+        if missing and has:
+            _score(run, model, missing, configs, entries)
+            scored += 1
+        elif missing:
+            removed.append(model.artifact.folder.name)
+    if removed:
+        names = listed(removed)
+        console.print(f"not scored, their parameters were removed: {names}", soft_wrap=True)
+    return ScoreCounts(scored, len(models) - scored - len(removed), len(removed))
+
+
+def _is_scored(model: ModelNode) -> bool:
+    """Whether the setting scores such models, too."""
+    recipe: Any = model.recipe
+    return recipe.is_language_model and recipe.is_scored
+
+
+def _score(
+    run: RunContext,
+    model: ModelNode,
+    scores: Sequence[Score],
+    configs: Mapping[str, Any],
+    entries: Mapping[str, Any],
+) -> None:
+    """Computes scores of one model and adds them to the entries of its scores.json."""
+    name = model.artifact.folder.name
+    with waiting(f"scores of {name}"):
+        params, computed = run.load(model)(), {}
+        for score in scores:
+            values = compute_score(score, model.recipe.lm, params, run.setting)
+            computed[score_name(score)] = {"config": configs[score_name(score)], "values": values}
+    if jax.process_index() == 0:
+        write_scores(model.artifact, {**entries, **computed})
+    wait(f"scores of {name}")
+
+
+def _stored(model: ModelNode) -> dict[str, Any]:
+    """Returns the entries of a model's scores.json; none if it is damaged, after a line."""
+    try:
+        return read_scores(model.artifact)
+    except ValueError as error:
+        console.print(str(error), soft_wrap=True)
+        return {}
+
+
+def _describe(score: Score) -> Any:
+    """Returns the function and its options as JSON: with others, a score is computed again."""
+    return json.loads(json.dumps(plain(score)))
