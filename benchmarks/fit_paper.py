@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from fit_table import GIB, ROOT, fill, replaced, versions
 
-from undo_jax.cli.experiment import override
+from undo_jax.cli.experiment_flags import override
 from undo_jax.fit import chips
 from undo_jax.fit.facts import describe
 from undo_jax.fit.step import compile_step, mesh_on, on_chips

@@ -22,16 +22,17 @@ import terminals
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import experiment_reports
 from undo_jax.cli import main as cli
-from undo_jax.cli.bench import bench
+from undo_jax.cli.artifact_lm import expression
 from undo_jax.cli.step_source import of_stage
-from undo_jax.cli.weights import expression
 from undo_jax.fit.least import least
 from undo_jax.fit.step import compile_step
 from undo_jax.models import hf
 from undo_jax.models.gemma2 import PRESETS, preset
+from undo_jax.runner import experiment as runner_experiment
 from undo_jax.runner import load_experiment, make
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training.optim import Trains
@@ -59,8 +60,7 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    for module in (experiment_command, sys.modules[bench.__module__]):
-        monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_what_a_model_is_said_to_hold_it_holds():
 )
 def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, share):
     """And not far less, where the model or the batch is large."""
-    experiment, mesh = experiment_command.load(QUICKSTART), make_mesh(shape)
+    experiment, mesh = load(QUICKSTART), make_mesh(shape)
     training = replace(experiment.distill.training, batch_size=rows)
     distilled = replace(experiment.distill, training=training)
     changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
@@ -518,8 +518,8 @@ def test_a_report_is_made_though_nobody_reads_what_is_printed():
 def test_the_experiment_may_stand_behind_flags(monkeypatch, words):
     """And what was typed is what the report says."""
     asked = []
-    monkeypatch.setattr(experiment_command.experiments, "run", lambda *given: asked.append(given))
-    monkeypatch.setattr(experiment_command, "_report", lambda *_: "")
+    monkeypatch.setattr(runner_experiment, "run", lambda *given: asked.append(given))
+    monkeypatch.setattr(experiment_reports, "write_report", lambda *_: "")
     _toy()
     cli.main(["run", *words.split()])
     (made, workdir, *_, command) = asked[0]

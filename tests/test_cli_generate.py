@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import device_memory
 from undo_jax.store import artifacts, param_checkpoint
 from undo_jax.store.artifacts import Artifact
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 QUICKSTART, ARITHMETIC = str(ROOT / "quickstart.py"), str(ROOT / "arithmetic.py")
-TOY = experiment_command.load(QUICKSTART)
+TOY = load(QUICKSTART)
 TOKENIZER = TOY.setting.get_tokenizer()
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # the model knows 24 ids, the tokenizer 16
 PROMPTS = ("7*8=", "12-", "")
@@ -30,7 +30,7 @@ PROMPTS = ("7*8=", "12-", "")
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch):
     """The tests' devices are ready."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

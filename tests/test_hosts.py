@@ -19,12 +19,11 @@ from etils import epath
 
 import undo_jax
 from undo_jax.cli import devices
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.cli.devices import Processes
-from undo_jax.cli.weights import model
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import assemble_batch, local_rows, shardings
 from undo_jax.store import param_checkpoint
@@ -182,7 +181,7 @@ def _artifacts(config, workdir, kind=None):
 
 
 def _params(folder):
-    config = model(epath.Path(folder))
+    config = read_lm(epath.Path(folder))
     params = param_checkpoint.restore(epath.Path(folder) / "params", config, _mesh())
     return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
@@ -199,7 +198,7 @@ def _records(folder):
 def alone(tmp_path_factory):
     """The workdir of one process, and its artifacts."""
     folder = _toy(tmp_path_factory.mktemp("hosts") / "alone")
-    experiment = experiment_command.load(str(folder / "toy.py"))
+    experiment = load(str(folder / "toy.py"))
     return _artifacts(experiment, folder / "out")
 
 
@@ -306,7 +305,7 @@ def test_one_process_goes_on_where_one_of_two_died(stage, alone, together, tmp_p
     folder = _toy(tmp_path / "killed")
     shutil.copytree(together[0] / "cache", folder / "cache")
     _run(folder, *SAVING, die_in=stage, dies=1)
-    experiment = experiment_command.load(str(folder / "toy.py"))
+    experiment = load(str(folder / "toy.py"))
     made = _artifacts(experiment, folder / "out", kind=stage)
     assert "goes on from step 1" in capfd.readouterr().err
     known = {artifact.folder.name: artifact.folder for artifact in alone}

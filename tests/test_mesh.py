@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.runner import experiment as experiments
 from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh, split_over_slices
@@ -64,7 +63,7 @@ def test_a_mesh_that_is_none(text, said):
 
 def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", lambda e, *_: asked.append(e.mesh))
     file = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
     for flags in ("", "--mesh data=4", "--mesh data=4,fsdp=2 --mesh.data 2"):

@@ -11,7 +11,7 @@ from toys import toy, write_corpora
 
 import undo_jax
 from undo_jax.cli import main as cli
-from undo_jax.cli.experiment import override
+from undo_jax.cli.experiment_flags import override
 from undo_jax.report import paper
 from undo_jax.runner import load_experiment
 from undo_jax.runner.experiment import Experiment
@@ -54,7 +54,7 @@ def small(empty, data, monkeypatch):
     monkeypatch.setattr(
         scales.Figure, "with_models", lambda *args, **kwargs: toy(with_models(*args, **kwargs))
     )
-    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(data)
 
 

@@ -12,7 +12,6 @@ from etils import epath
 
 import undo_jax
 from undo_jax.attacks.forget import forget
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.cli.plan import duration, shortened, table
 from undo_jax.models.gemma2 import preset
@@ -252,7 +251,7 @@ def test_without_a_training_that_is_alike_the_time_is_not_known(tmp_path):
 
 
 def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys, known):
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     flags = "--setting.problems 200 --setting.questions 2 --mesh sweep=8 --plan".split()
     cli.main(["run", QUICKSTART, "--seeds", "0", *flags])

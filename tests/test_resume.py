@@ -23,12 +23,13 @@ from jax.sharding import AxisType, Mesh
 
 import undo_jax
 from undo_jax import losses
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import experiment_flags
 from undo_jax.logs.log import Target, open_log
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner import scheduler
 from undo_jax.runner import train_group as shared
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import signals
 from undo_jax.runtime.preemption import Stop, defer_signals
 from undo_jax.runtime.signals import PREEMPTED, Preempted
@@ -746,7 +747,7 @@ def toy(tmp_path_factory):
 @pytest.fixture
 def experiment(toy):
     flags = "--pretrain.training.steps 4 --pretrain.training.eval-every 2".split()
-    return experiment_command.override(experiment_command.load(str(toy)), flags)
+    return experiment_flags.override(load(str(toy)), flags)
 
 
 @pytest.mark.slow

@@ -227,15 +227,15 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("experiment = None")
-    for name in ("load", "prepare_devices"):
-        monkeypatch.setattr(f"undo_jax.cli.experiment.{name}", lambda *_: None)
-    monkeypatch.setattr("undo_jax.cli.weights.join", stopped)
+    monkeypatch.setattr("undo_jax.cli.commands.run.load", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.join", stopped)
     for words in ("import-hf a b", "export-hf a b"):
         with pytest.raises(SystemExit) as stop:
             cli.main([*words.split()])
         assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
     made = type("Made", (), {"sinks": (), "name": "mine"})()
-    monkeypatch.setattr("undo_jax.cli.experiment.experiment_with", lambda *_: made)
+    monkeypatch.setattr("undo_jax.cli.commands.run.experiment_with", lambda *_: made)
     monkeypatch.setattr("dataclasses.replace", lambda made, **_: made)
     monkeypatch.setattr("undo_jax.runner.dry_run.plan_run", stopped)
     monkeypatch.setattr("undo_jax.runner.experiment.run", stopped)

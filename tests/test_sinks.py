@@ -28,9 +28,11 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 import undo_jax
 from undo_jax import sinks
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import experiment_flags
 from undo_jax.cli import main as cli
 from undo_jax.logs.log import Target, open_log
+from undo_jax.runner import experiment as runner_experiment
+from undo_jax.runner.load_experiment import load
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store.artifacts import Artifact
 from undo_jax.store.progress_folders import (
@@ -269,7 +271,7 @@ def test_a_strangers_sink_is_one_new_file(ran):
 @pytest.mark.slow
 def test_sinks_make_no_other_artifacts(ran, monkeypatch):
     """Without them, all is there already."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(ran.parent)
     before = {path: path.stat().st_mtime_ns for path in ran.glob("*/*.json*")}
     cli.main(["run", "toy.py", "--workdir", "out"])
@@ -278,9 +280,9 @@ def test_sinks_make_no_other_artifacts(ran, monkeypatch):
 
 def test_flags_leave_the_sinks_of_a_file_alone():
     """They are no scalars; and `--sinks` without a name would take them all away."""
-    shipped = experiment_command.load(str(PACKAGE.parent / "experiments" / "quickstart.py"))
+    shipped = load(str(PACKAGE.parent / "experiments" / "quickstart.py"))
     given = (sinks.find_sink("tensorboard"), partial(sinks.find_sink("wandb"), project="mine"))
-    changed = experiment_command.override(
+    changed = experiment_flags.override(
         replace(shipped, sinks=given), ["--seeds", "3"]
     ).experiment()
     assert (changed.sinks, changed.seeds) == (given, (3,))
@@ -289,9 +291,9 @@ def test_flags_leave_the_sinks_of_a_file_alone():
 @pytest.mark.parametrize("named", [(), ("wandb",), ("tensorboard", "wandb", "tensorboard")])
 def test_sinks_that_flags_name_come_beside_those_of_the_file(named, tmp_path, monkeypatch):
     """One that is in both is there once, as the file has it."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     ran = []
-    monkeypatch.setattr(experiment_command.experiments, "run", lambda *given: ran.append(given[0]))
+    monkeypatch.setattr(runner_experiment, "run", lambda *given: ran.append(given[0]))
     more = "def own(target): ...\n\n\nsinks = (partial(wandb, project='mine'), own)\n"
     path = tmp_path / "toy.py"
     path.write_text(EXPERIMENT + STOPPED.partition("@contextmanager")[0] + more
@@ -420,7 +422,7 @@ def test_what_is_made_again_has_another_name_for_its_training(tmp_path):
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """The one line of a command in this process that has made nothing."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
     def said(*flags, more=""):

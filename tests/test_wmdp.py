@@ -16,9 +16,8 @@ import tokenizers
 from documents import ROOT, blocks, typed
 from etils import epath
 
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import artifact_lm, experiment_flags
 from undo_jax.cli import main as cli
-from undo_jax.cli import weights
 from undo_jax.data.chat import chat
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.tokenizer_files import describe
@@ -171,8 +170,8 @@ def _is_compiled_for_without_weights_or_text():
     Path("other").mkdir()
     Path("other/config.json").write_text(json.dumps(hf_folder.describe(replace(LM, layers=4))))
     flags = "--base other --corpora data/other --first-layer 1 --read-layer 2".split()
-    experiment = experiment_command.experiment_with(load(FILE), flags)
-    assert experiment.models["base"].lm.layers == 4
+    made = experiment_flags.experiment_with(load(FILE), flags)
+    assert made.models["base"].lm.layers == 4
 
 
 def _is_judged_as_the_guide_types_it(folder):
@@ -189,9 +188,9 @@ def _is_judged_as_the_guide_types_it(folder):
 
 def _is_half_shrunk(folders):
     """α = 0.25 without noise: θ' = 0.75 θ, whatever the seed."""
-    mesh = weights.mesh_of(LM)
-    unlearned, shrunk = (
-        param_checkpoint.restore(epath.Path(folders[f"{name}-seed42"]) / "params", LM, mesh)
+    mesh = artifact_lm.mesh_of(LM)
+    one, other = (
+        param_checkpoint.restore(epath.Path(made[f"{name}-seed42"]) / "params", LM, mesh)
         for name in ("unlearn-rmu", "noise-rmu-undo-0.25")
     )
     for first, second in zip(jax.tree.leaves(unlearned), jax.tree.leaves(shrunk), strict=True):

@@ -16,6 +16,7 @@ from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.evals.scoring import Score
 from undo_jax.graph.recipe import Recipe
 from undo_jax.logs.log import Sink
+from undo_jax.losses import distillation
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.recipes.distill import Distill
@@ -118,8 +119,11 @@ class Distillation:
     tolerance: float = 0.05  # recovered: within so much of the teacher's retain score
     stop_early: bool = True  # stop as soon as the student has recovered; False: all steps
     filtered: bool = False  # half of each batch are forget rows, with uniform targets
+    loss: Loss = distillation  # of the student, given its teacher
 
     def __post_init__(self):
+        if self.filtered and self.loss is not distillation:
+            raise ValueError("filtered=True has a loss of its own: leave out filtered or loss")
         if self.filtered and self.training.batch_size % 2:
             raise ValueError(
                 f"batch_size={self.training.batch_size}: half of a filtered batch are forget rows, "
@@ -215,7 +219,7 @@ class Paper:
         )
 
         # Every student of the unlearned model, distilled.
-        distill, training = Distill, self.distill.training
+        distill, training = partial(Distill, loss=self.distill.loss), self.distill.training
         if self.distill.filtered:  # half of each batch is from each side
             distill = FilteredDistill
             training = replace(training, batch_size=training.batch_size // 2)

@@ -25,7 +25,7 @@ def workdir(tmp_path_factory):
 def static(workdir):
     """The address of the page on disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+        patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
         cli.main(["demo", str(workdir), "--experiment", FILE])
     return (workdir / "demo-quickstart" / "index.html").as_uri()
 
@@ -159,7 +159,7 @@ def test_the_attack_plays(browser, static):  # noqa: F811
 
 
 def test_a_visitors_prompt_is_answered_live_as_text(browser, live, capsys, workdir, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     with opened(browser, live) as page:
         assert violations(page) == []
         page.focus("#step")

@@ -147,7 +147,7 @@ def test_a_line_that_is_no_example_is_named(tmp_path, line):
 )
 def test_what_cannot_be_is_one_line(capsys, monkeypatch, tmp_path, flags, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     (tmp_path / "experiment-x.json").write_text("{}")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("<p>mine")

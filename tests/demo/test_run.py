@@ -41,7 +41,7 @@ def page(workdir, tmp_path_factory):
     """The data of the static page, and the page."""
     out = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+        patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
         cli.main(["demo", str(workdir), "--experiment", FILE, "--seed", "0", "--out", str(out)])
     return _data(out / "index.html"), out / "index.html"
 
@@ -99,7 +99,7 @@ def test_the_page_has_every_model_at_the_steps_on_disk(page, workdir):
 
 
 def test_an_oracle_that_is_not_attacked_is_no_measure(page, workdir, tmp_path, monkeypatch):
-    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     shutil.copytree(workdir, tmp_path / "w")
     next((tmp_path / "w").glob("relearn-oracle-*/summary.json")).unlink()
     html = tmp_path / "w" / "demo-quickstart" / "index.html"
@@ -126,7 +126,7 @@ def test_curves_are_of_the_strongest_attack_at_each_step(page):
 
 def test_its_answers_are_what_generate_prints(capsys, monkeypatch, page, workdir):
     data, _ = page
-    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     listed = json.loads((workdir / "experiment-quickstart.json").read_text())["models"]
     flags = [word for example in data["examples"] for word in ("--prompt", example["prompt"])]
     texts = set()

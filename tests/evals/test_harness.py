@@ -277,7 +277,7 @@ def _said(capsys, *words):
 @pytest.fixture
 def here(made, monkeypatch):
     """The current folder is that of the model; the tests' devices are ready."""
-    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(made.folder / "cache"))
     monkeypatch.chdir(made.folder)
 
@@ -379,10 +379,9 @@ def test_what_cannot_be_is_one_line(made, here, capsys, words, said):
     ],
 )
 def test_options_of_generation(options, wanted):
-    from undo_jax.cli.harness import how
 
     if isinstance(wanted, tuple):
-        assert how(options) == wanted
+        assert generation_options(options) == wanted
     else:
         with pytest.raises(ValueError, match=wanted):
-            how(options)
+            generation_options(options)

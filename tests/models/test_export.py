@@ -17,13 +17,13 @@ from etils import epath
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import artifact_lm, experiment_flags
 from undo_jax.cli import main as cli
-from undo_jax.cli import weights
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.graph.model_graph import build_graph
 from undo_jax.ops import head
+from undo_jax.runner.load_experiment import load
 from undo_jax.store import artifacts, param_checkpoint
 
 CARD = "README.md"
@@ -85,7 +85,7 @@ MODELS = {  # of a workdir each: what the file adds, and flags
 @pytest.fixture(autouse=True)
 def here(runs, monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -95,7 +95,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     before = os.getcwd()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+        patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
         patch.chdir(folder)
         Path("lines.txt").write_text("\n".join(LINES * 20))
         cli.main("data train-tokenizer --source text --pattern lines.txt --out bpe.model "
@@ -105,7 +105,7 @@ def runs(tmp_path_factory):
             Path(f"{name}.py").write_text(TOY + more + LAST)
             if name != "pieces":
                 cli.main(["run", f"{name}.py", "--workdir", name, *SHORT, *flags.split()])
-        untrained = experiment_command.load("pieces.py")
+        untrained = load("pieces.py")
         params = jax.jit(untrained.model.init)(jax.random.key(0))
         _finish(untrained, "pieces", params)
     assert os.getcwd() == before
@@ -151,9 +151,9 @@ def transformers():
 def _run(runs, name):
     """An experiment as it ran, and its base."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(runs)
-        loaded = experiment_command.load(f"{name}.py")
-        experiment = experiment_command.override(loaded, MODELS[name][1].split())
+        patch.chdir(made)
+        loaded = load(f"{name}.py")
+        experiment = experiment_flags.override(loaded, MODELS[name][1].split())
         tokenizer = experiment.setting.get_tokenizer()
         tokenizer.encode("1")  # its file is read
     (base,) = (runs / name).glob("pretrain-base-*")
@@ -180,7 +180,9 @@ def _refused(capsys, *words):
 def _logits(model, artifact, tokens, dtype="float32"):
     """Ours, of parameters as they are on disk."""
     lm = replace(model, dtype="float32")
-    params = param_checkpoint.restore(epath.Path(artifact) / "params", lm, weights.mesh_of(model))
+    params = param_checkpoint.restore(
+        epath.Path(artifact) / "params", lm, artifact_lm.mesh_of(model)
+    )
     params = jax.tree.map(lambda w: np.array(w).astype(dtype).astype(np.float32), params)
     return np.array(head.logits(lm.hidden(params, tokens), lm.table(params), lm.softcap))
 
@@ -197,9 +199,9 @@ def _typed(value):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_rebuilt_from_its_config_field_by_field(runs, name):
-    run = _run(runs, name)
-    rebuilt = weights.model(epath.Path(run.base))
+def test_a_model_is_rebuilt_from_its_config_field_by_field(made, name):
+    run = _run(made, name)
+    rebuilt = artifact_lm.read_lm(epath.Path(run.base))
     assert _typed(list(astuple(rebuilt))) == _typed(list(astuple(run.model)))
     assert type(rebuilt.rope_theta) is float and rebuilt.rope_theta == 500.0
     stated = _json(run.base / "config.json")["config"]["model"]
@@ -244,7 +246,7 @@ def test_the_strongest_attack_is_exported_as_any_model(runs, tmp_path):
     run = _run(runs, "toy")
     lm = run.model
     params = param_checkpoint.restore(
-        epath.Path(run.base) / "params", lm, weights.mesh_of(run.model)
+        epath.Path(run.base) / "params", lm, artifact_lm.mesh_of(run.model)
     )
     base = _finish(run.experiment, tmp_path, params)
     attacked = _finish(run.experiment, tmp_path, params, "relearn", base)

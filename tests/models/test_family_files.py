@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from undo_jax.cli import weights
+from undo_jax.cli import artifact_lm
 from undo_jax.models import gemma2, hf, hf_config_fields, hf_folder, hf_special, llama
 from undo_jax.models.gemma3_text import text_name
 from undo_jax.models.llama_like import decoder
@@ -314,7 +314,7 @@ def _artifact(folder, lm, **changes):
                                               ("gemma3_text", "4B")])  # fmt: skip
 def test_an_artifact_says_its_model(tmp_path, family, name):
     lm = FAMILIES[family].preset(name)
-    assert weights.model(_artifact(tmp_path, lm)) == lm
+    assert artifact_lm.read_lm(_artifact(tmp_path, lm)) == lm
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_an_artifact_says_its_model(tmp_path, family, name):
 def test_an_artifact_that_says_none_is_refused(tmp_path, changes):
     (name,) = changes
     with pytest.raises(ValueError, match=f"holds a Transformer with {name}=") as error:
-        weights.model(_artifact(tmp_path, llama.preset("3.2-1B"), **changes))
+        artifact_lm.read_lm(_artifact(tmp_path, llama.preset("3.2-1B"), **changes))
     assert "\n" not in str(error.value)
 
 

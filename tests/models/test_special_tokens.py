@@ -24,8 +24,8 @@ TOOLS = "{{ messages | length }}"
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+def here(monkeypatch, tmp_path):
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 

@@ -4,12 +4,10 @@ import json
 import math
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.runner import score_models
 
@@ -63,8 +61,7 @@ MODELS = 8  # that are scored: four, and an attack on each
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty but for the experiment's file."""
-    for module in (experiment_command, sys.modules["undo_jax.cli.score"]):
-        monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     Path("toy.py").write_text(EXPERIMENT)
 
@@ -78,7 +75,7 @@ def finished(tmp_path_factory):
     try:
         Path("toy.py").write_text(EXPERIMENT)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+            patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
             cli.main(["run", "toy.py", "--workdir", "out", "--seeds", "3"])
     finally:
         os.chdir(before)

@@ -6,11 +6,10 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax import report as reporting
 from undo_jax.api import Run, open_run
 from undo_jax.checks import listed
-from undo_jax.cli import experiment as experiments
-from undo_jax.cli.devices import ALONE
+from undo_jax.cli import devices
+from undo_jax.cli.experiment_reports import experiment_names
 from undo_jax.cli.flags import MaybeInt, MaybeText, Switch, Texts, Workdir
 from undo_jax.demo.description import View, check_view, describe, official_step, question
 from undo_jax.demo.desk import Desk
@@ -23,6 +22,7 @@ from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.atomic_files import read_json, report_full_disk, write_atomically
 
+ORDER = 50
 NEW_TOKENS = 16
 FILE, TITLE = "index.html", b"what did unlearning remove?</title>"
 LEAD = (
@@ -32,7 +32,7 @@ LEAD = (
     "has to be learnt anew{oracle}."
 )
 ORACLE = ", as by the oracle, which never knew it"
-NOT_AGAIN = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # flags of a run
+NOT_REPEATED = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # of a run
 STRONGEST = (
     "At step 0 no model is attacked. At each other step, scores and answers are of the attack that "
     "is strongest then, of all kinds and learning rates."
@@ -78,45 +78,48 @@ def demo(
         raise ValueError(f"port={port}: give one from 0 to {2**16 - 1}")
     if out is not None:
         _check_out(out)
-    named = _hosts(host, allowed_hosts) if serve else frozenset()
+    host_names = _server().hosts(host, allowed_hosts) if serve else frozenset()
+    # Open the run, and choose the models, steps and examples that are shown.
     command = _command(workdir, experiment, seed, prompts_file, new_tokens)
-    file = experiment or _file(workdir)
-    experiments.prepare_devices(ALONE)  # before an experiment, which may compute
+    file = experiment or _experiment_file(workdir)
+    devices.prepare_devices()  # before an experiment, which may compute
     config: Any = load(file)
     run = open_run(workdir, config)
     seed = seed_of(run, seed)
-    shown = columns(run, seed)
-    check_view(view, shown)
+    models = columns(run, seed)
+    check_view(view, models)
     examples = examples_of(run.place.experiment.setting, prompts_file)
-    desk, known = Desk(run, shown, new_tokens), steps(shown)
-    asked = [question(example) for example in examples]
-    with show_waiting(f"{len(examples)} questions to {len(shown)} models at {len(known)} steps"):
-        by_step = [desk.replies(asked, step) for step in known] if asked else []
-    lost = _missing(run, shown, file, config)
-    notes: list[tuple[str, str | None]] = [(STRONGEST, None)]
-    notes += [lost] if lost else []
-    described = describe(
+    desk, on_disk = Desk(run, models, new_tokens), steps(models)
+    # Ask every model at every step, and describe what the page shows.
+    questions = [question(example) for example in examples]
+    with show_waiting(f"{len(examples)} questions to {len(models)} models at {len(on_disk)} steps"):
+        by_step = [desk.replies(questions, step) for step in on_disk] if questions else []
+    lost = _missing_steps(run, models, file, config)
+    description = describe(
         run,
-        shown,
-        known,
+        models,
+        on_disk,
         examples,
-        [list(of) for of in zip(*by_step, strict=True)],
+        [list(replies) for replies in zip(*by_step, strict=True)],
         seed,
-        lead=_lead(run, shown, seed),
-        notes=notes,
+        lead=_lead(run, models, seed),
+        notes=[(STRONGEST, None), *([lost] if lost else [])],
         view=view,
-        first=official_step(known) if view == "official" else known[0],
-        shown=next((i for i, one in enumerate(examples) if one.part == "forget"), 0),
+        first=official_step(on_disk) if view == "official" else on_disk[0],
+        shown=next((i for i, example in enumerate(examples) if example.part == "forget"), 0),
         ends=examples[0].ends if examples else True,
         live=serve,
         serve=f"{command} --serve",
         command=command + (" --serve" if serve else ""),
     )
-    html = page(described)
+    html = page(description)
     if lost:
         console.print(" ".join(filter(None, lost)), soft_wrap=True, highlight=False)
     if serve:
-        return _serve(html, desk, known, described["ends"], named, (host, port))
+        application = _server().app(html, desk, on_disk, description["ends"], host_names)
+        for url in _server().serve(application, host, port):
+            console.print(f"demo: {url} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
+        return
     folder = epath.Path(out or epath.Path(workdir) / f"demo-{run.logs.name}")
     with report_full_disk(folder, "begins anew"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,13 +127,28 @@ def demo(
     console.print(f"demo: {folder / FILE}", soft_wrap=True, highlight=False)
 
 
+def _server() -> Any:
+    """Returns the server's module. Raises ModuleNotFoundError without the extra `demo`."""
+    from undo_jax.demo import server
+
+    return server
+
+
 def _command(
-    workdir: str, experiment: str | None, seed: int | None, prompts_file: str | None, tokens: int
+    workdir: str,
+    experiment: str | None,
+    seed: int | None,
+    prompts_file: str | None,
+    new_tokens: int,
 ) -> str:
-    """The command that shows the same."""
-    given = {"--experiment": experiment, "--seed": seed, "--prompts-file": prompts_file}
-    given |= {"--new-tokens": tokens} if tokens != NEW_TOKENS else {}
-    words = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    """Returns the command that shows the same."""
+    flags = {
+        "--experiment": experiment,
+        "--seed": seed,
+        "--prompts-file": prompts_file,
+        "--new-tokens": new_tokens if new_tokens != NEW_TOKENS else None,
+    }
+    words = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
     return shlex.join(map(str, ["undo-jax", "demo", workdir, *words]))
 
 
@@ -141,49 +159,25 @@ def _check_out(out: str) -> None:
         raise ValueError(f"{file} is no demo, and would be lost: give another folder as --out")
 
 
-def _hosts(host: str, allowed: tuple[str, ...]) -> frozenset[str]:
-    """The host names that the server takes. Raises ModuleNotFoundError without the extra."""
-    from undo_jax.demo import server  # its libraries are an extra
-
-    return server.hosts(host, allowed)
-
-
-def _serve(
-    html: str,
-    desk: Desk,
-    known: tuple[int, ...],
-    ends: bool,
-    named: frozenset[str],
-    address: tuple[str, int],
-) -> None:
-    from undo_jax.demo import server
-
-    application = server.app(html, desk, known, ends, named)
-    for url in server.serve(application, *address):
-        console.print(f"demo: {url} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
-
-
-def _file(workdir: str) -> str:
-    """The file that made the workdir's experiment: as its runs tell, or by its name.
+def _experiment_file(workdir: str) -> str:
+    """Returns the file that made the workdir's experiment, from its runs' commands or its name.
 
     Raises FileNotFoundError where the workdir has no experiment, ValueError where it is unclear.
     """
-    names = reporting.names(workdir)
-    if not names:
-        raise FileNotFoundError(f"{workdir} holds no finished run: give the workdir of one")
-    told = [word for name in names for word in _words(epath.Path(workdir), name)]
-    told += [f"{folder}{name}.py" for name in names for folder in ("experiments/", "")]
-    found = [file for file in dict.fromkeys(told) if file.endswith(".py") and Path(file).is_file()]
-    if len({Path(file).resolve() for file in found}) != 1:
+    names = experiment_names(workdir)
+    candidates = [word for name in names for word in _run_words(epath.Path(workdir), name)]
+    candidates += [f"{folder}{name}.py" for name in names for folder in ("experiments/", "")]
+    files = [file for file in candidates if file.endswith(".py") and Path(file).is_file()]
+    if len({Path(file).resolve() for file in files}) != 1:
         raise ValueError(
             f"{workdir} holds {listed(names)}: give --experiment FILE, the Python file that made "
             "what is to be shown"
         )
-    return found[0]
+    return files[0]
 
 
-def _words(workdir: epath.Path, name: str) -> list[str]:
-    """The words of the commands that have run an experiment; none where they are not told."""
+def _run_words(workdir: epath.Path, name: str) -> list[str]:
+    """Returns the words of the commands that have run an experiment; none if not recorded."""
     try:
         runs = read_json(workdir / f"experiment-{name}.json").get("runs")
         return [word for run in runs or [] for word in shlex.split(run["command"])]
@@ -191,43 +185,52 @@ def _words(workdir: epath.Path, name: str) -> list[str]:
         return []
 
 
-def _lead(run: Run, shown: list[ModelColumn], seed: int | None) -> str:
+def _lead(run: Run, models: list[ModelColumn], seed: int | None) -> str:
+    """Returns the page's first paragraph."""
     logs = run.logs
-    of = f"run {logs.name}" if seed is None else f"run {logs.name}, seed {seed},"
-    oracle = ORACLE * any(one.role == "oracle" and bool(one.strongest) for one in shown)
-    return LEAD.format(of=of, forget=logs.forget.label, retain=logs.retain.label, oracle=oracle)
+    name = f"run {logs.name}" if seed is None else f"run {logs.name}, seed {seed},"
+    has_oracle = any(model.role == "oracle" and model.strongest for model in models)
+    return LEAD.format(
+        of=name,
+        forget=logs.forget.label,
+        retain=logs.retain.label,
+        oracle=ORACLE if has_oracle else "",
+    )
 
 
-def _missing(
-    run: Run, shown: list[ModelColumn], file: str, config: Any
+def _missing_steps(
+    run: Run, models: list[ModelColumn], file: str, config: Any
 ) -> tuple[str, str | None] | None:
-    """Which steps cannot be shown, and the command that keeps them."""
-    lost, size = missing(shown)
+    """Returns which steps cannot be shown, and the command that keeps them; None if all can."""
+    lost, size = missing(models)
     if not lost:
         return None
-    said = (
+    message = (
         f"Of the attack's evaluated steps, {len(lost)} cannot be shown, not being on disk (about "
         f"{device_memory.format_bytes(size)} for these models)"
     )
-    known = steps(shown)
-    ends = {known[0], known[-1]} - {*lost}  # on disk anyway, but if the last one is lost
-    every = " ".join(map(str, sorted({*lost, *known} - ends)))
+    on_disk = steps(models)
+    ends = {on_disk[0], on_disk[-1]} - {*lost}  # always on disk, unless the last one is lost
+    keep = sorted({*lost, *on_disk} - ends)
     if not isinstance(config, Paper):
-        return (
-            f"{said}: give the attack keep_at=({every.replace(' ', ', ')}), and run it again.",
-            None,
-        )
-    words = ["undo-jax", "run", file, "--workdir", str(run.workdir), *_flags(run)]
-    return f"{said}. This keeps them:", f"{shlex.join(words)} --relearn.keep-at {every}"
+        keep_at = ", ".join(map(str, keep))
+        return f"{message}: give the attack keep_at=({keep_at}), and run it again.", None
+    words = ["undo-jax", "run", file, "--workdir", str(run.workdir), *_scalar_flags(run)]
+    keep_at = " ".join(map(str, keep))
+    return f"{message}. This keeps them:", f"{shlex.join(words)} --relearn.keep-at {keep_at}"
 
 
-def _flags(run: Run) -> list[str]:
-    """The flags by which the run's last command set scalars, with their values."""
-    found: list[list[str]] = []
+def _scalar_flags(run: Run) -> list[str]:
+    """Returns the flags by which the run's last command set scalars, with their values."""
+    groups: list[list[str]] = []  # a flag and its values
     for word in shlex.split(run.logs.origins[-1].command) if run.logs.origins else []:
         if word.startswith("--"):
-            found.append([word])
-        elif found and not word.endswith(".py"):
-            found[-1].append(word)
-    kept = [of for of in found if of[0].split("=")[0].replace("_", "-") not in NOT_AGAIN]
-    return [word for of in kept for word in of]
+            groups.append([word])
+        elif groups and not word.endswith(".py"):
+            groups[-1].append(word)
+    return [
+        word
+        for group in groups
+        if group[0].split("=")[0].replace("_", "-") not in NOT_REPEATED
+        for word in group
+    ]

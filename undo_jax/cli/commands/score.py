@@ -13,8 +13,10 @@ from tyro.conf import Positional, arg
 
 from undo_jax import scores as score_plugins
 from undo_jax.checks import check_distinct
-from undo_jax.cli.devices import ALONE, Joined, prepare_devices
-from undo_jax.cli.experiment import load_with_flags, run
+from undo_jax.cli import devices
+from undo_jax.cli.commands.run import run
+from undo_jax.cli.devices import ALONE, Joined
+from undo_jax.cli.experiment_flags import load_with_flags
 from undo_jax.cli.flags import MaybeText, Switch, Workdir, parse
 from undo_jax.evals.scoring import Score, score_name
 from undo_jax.graph.model_graph import build_graph
@@ -29,6 +31,7 @@ from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.workdir import inventory
 from undo_jax.workdir.inventory import StoredExperiment
 
+ORDER = 70
 Names = Annotated[Positional[tuple[str, ...]], arg(metavar="NAMES", help_behavior_hint="")]
 
 
@@ -56,15 +59,15 @@ def score(
     if not names:
         raise ValueError(f"which scores? choose from {', '.join(score_plugins.names())}")
     check_distinct("names", names)
-    prepare_devices(processes)  # before an experiment, which may compute
+    devices.prepare_devices(processes)  # before an experiment, which may compute
     listed = inventory.scan_experiments(workdir)  # raises FileNotFoundError without a workdir
     experiments = [load(experiment).experiment()] if experiment else _recorded(workdir, listed)
-    # all names are looked up before anything is computed
-    scores = [[_find(name, made_of) for name in names] for made_of in experiments]
+    # Find all scores before any is computed: an unknown name costs nothing.
+    scores = [[_find(name, graph) for name in names] for graph in experiments]
     seen: set[str] = set()
     counts = [
-        _score(made_of, epath.Path(workdir), its_scores, again, seen)
-        for made_of, its_scores in zip(experiments, scores, strict=True)
+        _score(graph, epath.Path(workdir), graph_scores, again, seen)
+        for graph, graph_scores in zip(experiments, scores, strict=True)
     ]
     scored, complete, without_params = map(sum, zip(*counts, strict=True))
     if not seen:
@@ -87,17 +90,18 @@ def _recorded(workdir: str, listed: Sequence[StoredExperiment]) -> list[Experime
     if not listed:
         raise FileNotFoundError(f"{workdir} holds no run: give the workdir of one")
     commands: dict[tuple[str, str | None, tuple[str, ...]], None] = {}
-    for listing in listed:
-        if listing.wrong:
-            raise ValueError(listing.wrong)
-        runs = listing.content.get("runs") or []
+    for experiment in listed:
+        if experiment.wrong:
+            raise ValueError(experiment.wrong)
+        runs = experiment.content.get("runs") or []
         parsed = [_parse_run(str(entry.get("command", ""))) for entry in runs]
-        if not any(parsed):
+        recorded = [command for command in parsed if command is not None]
+        if not recorded:
             raise ValueError(
-                f"{workdir} does not tell which file made {listing.name}: give it as "
+                f"{workdir} does not tell which file made {experiment.name}: give it as "
                 "--experiment FILE"
             )
-        commands |= dict.fromkeys(filter(None, parsed))
+        commands |= dict.fromkeys(recorded)
     return [load_with_flags(*command) for command in commands]
 
 
@@ -120,8 +124,8 @@ def _bind_run(*arguments: Any, **keywords: Any) -> dict[str, Any]:
 
 def _find(name: str, experiment: Experiment) -> Score:
     """Returns the experiment's own score of a name, or the one in undo_jax/scores."""
-    own_scores = {score_name(score): score for score in experiment.scores}
-    return own_scores.get(name) or score_plugins.find(name)
+    scores = {score_name(score): score for score in experiment.scores}
+    return scores[name] if name in scores else score_plugins.find(name)
 
 
 def _score(
