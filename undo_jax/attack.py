@@ -28,8 +28,8 @@ class Attack:
     The attacker also has the models of the recipes `extra_models`. Then, if there is a `training`,
     that model is trained on a stream of the setting, once per learning rate: on only its first
     `rows`, over and over, if these are given, and after an `opening`: another stream, for a share
-    of the steps. The strongest trial is found by `metric` of the setting; if that is None, by its
-    headline metric of forget data.
+    of the steps. The strongest trial is found by `metric` of the setting, or by its headline metric
+    of forget data if that is None.
 
     A `control` is reported beside the attacks but never counts as the strongest: it shows what an
     attack does without the knowledge that it tries to recover.

@@ -19,6 +19,8 @@ Key = jax.Array  # a typed PRNG key, jax.random.key(...)
 Params = Any  # a pytree of plain dicts; leaves under "layers" are stacked, [L, ...]
 Lazy = Callable[[], Params]  # parameters that are loaded or computed when called
 Cache = Any  # a pytree, e.g. a key/value cache
+TokenIds = Int[Array, "B T"]
+States = Float[Array, "B T D"]  # of a model: hidden states, or its residual stream
 Metrics = dict[str, Float[Array, ""]]
 Scores = Mapping[str, float]  # of one model, by the metrics' names
 Marked = TypeVar("Marked", bound=Callable)
@@ -128,9 +130,7 @@ class LM(Protocol):
         """Number of layers."""
         ...
 
-    def hidden(
-        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, params: Params, tokens: TokenIds, edits: Edits | None = None) -> States:
         """Returns final hidden states, after the last norm; logits are never formed here.
 
         Raises:
@@ -140,8 +140,8 @@ class LM(Protocol):
         ...
 
     def tapped(
-        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
-    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        self, params: Params, tokens: TokenIds, taps: Taps, edits: Edits | None = None
+    ) -> tuple[States, Tapped]:
         """Returns `hidden` and the tapped states of the same pass. Raises what `hidden` raises."""
         ...
 
@@ -149,9 +149,7 @@ class LM(Protocol):
         """Applies the last norm to a residual state; to an earlier one it gives a logit lens."""
         ...
 
-    def activations(
-        self, params: Params, tokens: Int[Array, "B T"], layer: int
-    ) -> Float[Array, "B T D"]:
+    def activations(self, params: Params, tokens: TokenIds, layer: int) -> States:
         """Returns the residual stream after the first `layer` layers (0: the scaled embedding)."""
         ...
 
@@ -164,8 +162,8 @@ class LM(Protocol):
         ...
 
     def extend(
-        self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        self, params: Params, cache: Cache, tokens: TokenIds, start: Int[Array, " B"]
+    ) -> tuple[States, Cache]:
         """Returns final hidden states of tokens at positions start, start + 1, ... of each row.
 
         The cache must hold all tokens before `start`, and have room for the new ones. Entries from

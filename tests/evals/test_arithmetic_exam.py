@@ -98,8 +98,8 @@ def test_an_exam_spelled_out():
     exam = write_exam(problems, TOKENIZER)
     read = lambda ids: TOKENIZER.decode(ids).replace("\n", "^")  # noqa: E731
     assert [read(row) for row in exam.inputs] == ["^1+2=3^^", "^12/1=12"]
-    asked = [row[mask] for row, mask in zip(exam.answers, exam.scored, strict=True)]
-    assert [read(row) for row in asked] == ["3^", "12^"]
+    targets = [row[mask] for row, mask in zip(exam.answers, exam.scored, strict=True)]
+    assert [read(row) for row in targets] == ["3^", "12^"]
     assert [
         read(row[place][mask])
         for row, place, mask in zip(exam.inputs, exam.places, exam.scored, strict=True)

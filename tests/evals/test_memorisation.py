@@ -16,8 +16,8 @@ def test_probability_is_the_geometric_mean():
     assert memorisation.probability(HALVES) == pytest.approx(2 ** (-7 / 4))
     assert memorisation.loss(HALVES) == pytest.approx(7 / 4 * math.log(2))
     text = "a text " * 9
-    wanted = 7 / 4 * math.log(2) / len(zlib.compress(text.encode()))
-    assert memorisation.zlib_loss(HALVES, text) == pytest.approx(wanted)
+    expected = 7 / 4 * math.log(2) / len(zlib.compress(text.encode()))
+    assert memorisation.zlib_loss(HALVES, text) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_membership():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (lambda: memorisation.loss(np.zeros(0)), "a text without tokens"),
         (lambda: memorisation.min_k(HALVES, 0.0), "share=0.0"),
@@ -89,6 +89,6 @@ def test_membership():
         (lambda: tofu_muse.privacy_leak(1.5), "area=1.5"),
     ],
 )
-def test_what_has_no_score_is_refused(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_has_no_score_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         wrong()

@@ -63,7 +63,7 @@ def test_presets_are_models_of_the_family(family):
         lm = module.preset(name, unroll=3)
         assert isinstance(lm, Transformer) and (lm.family, lm.unroll) == (family, 3)
         assert replace(lm, unroll=module.PRESETS[name].unroll) == module.PRESETS[name]
-    with pytest.raises(ValueError, match="unknown preset 'none': choose one of"):
+    with pytest.raises(ValueError, match="unknown preset 'none': choose from"):
         module.preset("none")
 
 

@@ -125,10 +125,10 @@ def _check(name, shape, caps):
     plain = jax.jit(lambda own, known: _plain(name, own, known, caps))
     for loud in (True, False):
         own, known = _case(loud)
-        wanted, theirs = jax.block_until_ready(plain(own, known))  # or TPU's interpreter hangs
+        expected, theirs = jax.block_until_ready(plain(own, known))  # or TPU's interpreter hangs
         with jax.set_mesh(make_mesh(shape)) if shape else nullcontext():
             value, gradients = jax.block_until_ready(ours(*own, known))
-        np.testing.assert_allclose(value, wanted, rtol=2e-5)
+        np.testing.assert_allclose(value, expected, rtol=2e-5)
         assert not np.any(gradients[1][USED:])
         for found, other in zip(gradients, theirs, strict=True):
             np.testing.assert_allclose(found, other, rtol=0, atol=2e-5 * np.max(np.abs(other)))

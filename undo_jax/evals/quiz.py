@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
+from undo_jax.checks import check_at_least, check_choice
 from undo_jax.data.questions import Given, Question, Questions
 
 DESCRIPTIONS = {
@@ -54,18 +55,14 @@ class Quiz:
     opens: bool = True  # whether the tokenizer's BOS precedes the prompt
 
     def __post_init__(self):
-        if self.style not in DESCRIPTIONS:
-            raise ValueError(f"unknown style {self.style!r}: letters or cloze")
-        if self.score not in ("acc", "acc_norm", "acc_bytes"):
-            raise ValueError(f"unknown score {self.score!r}: acc, acc_norm or acc_bytes")
+        check_choice("style", self.style, DESCRIPTIONS)
+        check_choice("score", self.score, ("acc", "acc_norm", "acc_bytes"))
+        check_at_least("shots", self.shots, 0)
+        check_at_least("longest", self.longest, 2)
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share}: give a share above 0, up to 1")
-        if self.shots < 0:
-            raise ValueError(f"shots={self.shots}: give 0 or more")
         if self.shots and self.examples is None:
             raise ValueError(f"shots={self.shots} without examples: give a file of them")
-        if self.longest < 2:
-            raise ValueError(f"longest={self.longest}: give at least 2 tokens")
 
     def posed(self) -> list[Posed]:
         """Returns the questions as text.
