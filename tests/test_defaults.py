@@ -93,7 +93,7 @@ DEFAULTS = {
               "rng_name": "distill", "seed": None},
     Attack: {"learning_rates": (1.0,), "stream": "forget", "loss": language_modelling,
              "prepare": None, "trains": None, "adapt": SAME, "metric": None, "keep_at": (),
-             "control": False, "rows": None, "opening": None, "others": ()},
+             "control": False, "rows": None, "opening": None, "extra_models": ()},
     TrainedAttack: {"rng_name": "relearn", "seed": None},
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
                  "sinks": (), "scores": ()},

@@ -24,7 +24,7 @@ from undo_jax.types import (
     Taps,
     table_shape,
     used,
-)
+)  # fmt: skip
 
 Scalar = Float[Array, ""]
 Temperature = float | Float[Array, ""]
@@ -249,26 +249,14 @@ def classified_distillation(
 
 
 def reverse_distillation(
-    lm: LM,
-    params: Params,
-    refs: Refs,
-    batch: Batch,
-    key: Key,
-    *,
-    temperature: Temperature = 1.0,
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key, *, temperature: Temperature = 1.0
 ) -> tuple[Scalar, Metrics]:
     """As `distillation`, with reverse KL, which is mode-seeking (Gu et al., arXiv 2306.08543)."""
     return reverse_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
 
 
 def jsd_distillation(
-    lm: LM,
-    params: Params,
-    refs: Refs,
-    batch: Batch,
-    key: Key,
-    *,
-    temperature: Temperature = 1.0,
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key, *, temperature: Temperature = 1.0
 ) -> tuple[Scalar, Metrics]:
     """As `distillation`, with the Jensen–Shannon divergence (Agarwal et al., arXiv 2306.13649)."""
     return jsd(lm, params, refs["teacher"], batch["train"], temperature), {}

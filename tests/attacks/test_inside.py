@@ -136,7 +136,7 @@ SOME = tuple(map(tuple, TOKENS[:3].tolist()))
 def test_a_direction_is_the_mean_difference_and_nothing_of_it_is_left(params):
     own, base = params
     attack = ablation(base="the recipe", tokens=SOME, after=(1, 2))
-    assert (attack.others, attack.control) == (("the recipe",), True)
+    assert (attack.extra_models, attack.control) == (("the recipe",), True)
     made = jax.jit(partial(attack.prepare, LM))(own, jax.random.key(0), base)
     states = [decoder(LM, one, TOKENS[:3])[1] for one in (own, base)]
     wanted = [np.mean(np.asarray(states[0][i]) - states[1][i], axis=(0, 1)) for i in (1, 2)]

@@ -57,16 +57,16 @@ def ablation(
         adapt=adapt,
         prepare=partial(ablated, tokens=tuple(map(tuple, tokens)), after=tuple(after)),
         keep_at=keep_at,
-        others=() if base is None else (base,),
+        extra_models=() if base is None else (base,),
         control=True,
     )
 
 
 def ablated(
-    lm: LM, params: Params, key: Key, *others: Params, tokens: Rows, after: tuple[int, ...]
+    lm: LM, params: Params, key: Key, *extra_params: Params, tokens: Rows, after: tuple[int, ...]
 ) -> Params:
     """Returns the model's parameters, and the directions. Raises ValueError as `ablation` does."""
-    (base_params,) = check_base("ablation", params, others)
+    (base_params,) = check_base("ablation", params, extra_params)
     if not tokens or not all(tokens):
         raise ValueError("ablation needs tokens: give rows of forgotten text, as `rows` does")
     check_tokens(lm, tokens)

@@ -37,22 +37,22 @@ def interpolate(
         stream=stream,
         prepare=partial(between, share=share),
         keep_at=keep_at,
-        others=() if base is None else (base,),
+        extra_models=() if base is None else (base,),
         control=True,
     )
 
 
-def between(lm: LM, params: Params, key: Key, *others: Params, share: float) -> Params:
+def between(lm: LM, params: Params, key: Key, *extra_params: Params, share: float) -> Params:
     """Returns parameters on the line to the base's. Raises ValueError as `interpolate` does."""
-    (base_params,) = check_base("interpolate", params, others)
+    (base_params,) = check_base("interpolate", params, extra_params)
     return jax.tree.map(lambda w, b: (1 - share) * w + share * b, params, base_params)
 
 
-def check_base(attack: str, params: Params, others: tuple[Params, ...]) -> tuple[Params]:
-    """Returns `others`. Raises ValueError if it is not one model of the shape of `params`."""
-    if len(others) != 1:
+def check_base(attack: str, params: Params, extra_params: tuple[Params, ...]) -> tuple[Params]:
+    """Returns `extra_models`. Raises ValueError if it is not one model of the shape of `params`."""
+    if len(extra_params) != 1:
         raise ValueError(f"{attack} needs the base: give base=, the recipe of that model")
-    shapes, base_shapes = (jax.tree.map(jnp.shape, tree) for tree in (params, *others))
+    shapes, base_shapes = (jax.tree.map(jnp.shape, tree) for tree in (params, *extra_params))
     if shapes != base_shapes:
         raise ValueError(f"{attack} needs a base of the model's own shape: attack another model")
-    return others
+    return extra_params
