@@ -136,9 +136,9 @@ def test_a_model_is_the_same_with_it(monkeypatch, document_start):
 )  # fmt: skip
 def test_it_runs_where_the_kernels_divide_the_sizes(monkeypatch, change, fits):
     monkeypatch.setattr(pltpu, "is_tpu_device", lambda: True)
-    of = {"time": T, "width": H, "heads": N, "kv_heads": K, "dtype": jnp.bfloat16} | change
-    q = jnp.zeros((B, of["time"], of["heads"], of["width"]), of["dtype"])
-    k = jnp.zeros((B, of["time"], of["kv_heads"], of["width"]), of["dtype"])
+    sizes = {"time": T, "width": H, "heads": N, "kv_heads": K, "dtype": jnp.bfloat16} | change
+    q = jnp.zeros((B, sizes["time"], sizes["heads"], sizes["width"]), sizes["dtype"])
+    k = jnp.zeros((B, sizes["time"], sizes["kv_heads"], sizes["width"]), sizes["dtype"])
     with jax.set_mesh(make_mesh(MeshShape(data=4, tensor=2))):
         assert attention_tpu.available(q, k) == fits
     monkeypatch.setattr(pltpu, "is_tpu_device", lambda: False)

@@ -35,12 +35,12 @@ def _case(scale=3.0, vocabulary=V):
 
 
 def _arguments(name, case):
-    own = {
+    names = {
         "cross_entropy": ("targets",),
         "kl_to_teacher": ("teacher_hidden", "teacher_table"),
         "kl_to_uniform": (),
     }[name]
-    return [case[key] for key in own]
+    return [case[key] for key in names]
 
 
 def _caps(name, cap):
@@ -165,8 +165,8 @@ def test_the_teacher_is_a_constant():
     names = ("teacher_hidden", "teacher_table")
 
     def loss(teacher):
-        own = case["hidden"], case["table"], *teacher, case["weights"]
-        return head.kl_to_teacher(*own, 2.0, 3.0, chunk=3)
+        inputs = case["hidden"], case["table"], *teacher, case["weights"]
+        return head.kl_to_teacher(*inputs, 2.0, 3.0, chunk=3)
 
     for name, gradient in zip(names, jax.grad(loss)([case[n] for n in names]), strict=True):
         np.testing.assert_array_equal(gradient, 0, err_msg=name)
@@ -315,8 +315,8 @@ def test_bfloat16_computes_on_a_cpu(chunk):
     weights = jnp.full((4, 64), 1 / 256)
 
     def loss(hidden, master):
-        how = 30.0, 30.0, chunk
-        return head.kl_to_teacher(hidden, master, teacher, table, weights, *how)
+        options = 30.0, 30.0, chunk
+        return head.kl_to_teacher(hidden, master, teacher, table, weights, *options)
 
     jax.config.update("jax_disable_most_optimizations", False)  # of programs as users run them
     master = table.astype(jnp.float32)
