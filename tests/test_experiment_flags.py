@@ -18,7 +18,7 @@ from undo_jax.methods.sam import sam
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.runner import experiment as runner_experiment
 from undo_jax.runner.load_experiment import load
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 EXPERIMENT = load(QUICKSTART)
@@ -89,7 +89,7 @@ def test_what_is_not_changed_is_the_same_object():
 
 def test_a_changed_keyword_has_the_fingerprint_of_a_partial_in_the_file():
     changed = override(EXPERIMENT, ["--noise.noise.beta", "0.3"])
-    assert plain(changed.noise.noise) == plain(partial(shrink_perturb, beta=0.3))
+    assert to_json(changed.noise.noise) == to_json(partial(shrink_perturb, beta=0.3))
 
 
 def test_other_keywords_of_a_partial_stay():
@@ -123,7 +123,9 @@ def test_a_function_without_types_has_flags_of_its_defaults(monkeypatch):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         override(experiment, ["--help"])
     text = " ".join(out.getvalue().replace("│", " ").split())
-    assert "--unlearn.method.weight FLOAT how much the rest counts, in the loss (default: 1.5)" in text
+    assert (
+        "--unlearn.method.weight FLOAT how much the rest counts, in the loss (default: 1.5)" in text
+    )
     assert "--unlearn.method.name STR argument of _own (default: x)" in text
     assert "--unlearn.method.array" not in text
 
