@@ -175,7 +175,7 @@ def _refused(capsys, *arguments):
             "steps=1073741824 of batch_size=8192 rows: a stream has 4398046511104 rows",
         ),
         (f"--unlearn.training.optimizer.warmup {2**31}", "warmup=2147483648: steps are counted"),
-        ("--setting.data-seed -1", "data_seed=-1: give at least 0"),
+        ("--setting.data-seed -1", "data_seed=-1: it must be at least 0"),
         (
             "--pretrain.training.optimizer.learning-rate inf",
             "pretrain.training.optimizer.learning_rate=inf: give a finite number",
@@ -298,7 +298,7 @@ def test_what_a_device_has_no_memory_for_is_told_in_one_line(capsys, monkeypatch
     def train(*_):
         jax.numpy.zeros(2**50, "int8").block_until_ready()
 
-    monkeypatch.setattr(make, "train", train)
+    monkeypatch.setattr(make, "train_group", train)
     monkeypatch.setattr(load_experiment, "_is_users", lambda file: False)  # this file is none
     said = _refused(capsys, "run", str(QUICKSTART))
     assert "1125899906842624 bytes" in said

@@ -137,7 +137,7 @@ def place(tmp_path_factory):
         patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
         patch.setattr(sys.modules["undo_jax.runtime.process_watch"], "meet", lambda *_: None)
         patch.setattr(jax.distributed, "initialize", begin)
-        patch.setattr(experiments, "plan", begin)
+        patch.setattr(experiments, "build_graph", begin)
         patch.setattr(programs, "build", begin)
         patch.setattr("undo_jax.cli.commands.fit.mesh_on", begin)
         patch.setattr(report, "table", begin)

@@ -239,7 +239,7 @@ def _wrong(value):
         ({"seeds": 0}, "seeds=0: give a tuple"),
         ({"seeds": (0.5,)}, "seed 0.5: give whole numbers"),
         ({"mesh": None}, "mesh=None: give MeshShape"),
-        ({"saving": None}, "saving=None: give Saving"),
+        ({"saving": None}, "saving=None: give CheckpointPolicy"),
     ],
 )
 def test_parts_of_another_kind_are_refused(changes, said):

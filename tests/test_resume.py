@@ -691,10 +691,10 @@ def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(t
     a, b, c = models = _models(tmp_path, "abc")
     folder = make_progress_folder([b.artifact, a.artifact])
     assert make_progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
-    assert scheduler._interrupted(models, models) == [[b, a]]  # in the order in which they trained
+    assert scheduler._interrupted_groups(models, models) == [[b, a]]  # in the order in which they trained
     _finish(a.artifact)
-    assert scheduler._interrupted(models, [b, c]) == [[b, a]]
-    assert scheduler._interrupted(models, [c]) == []
+    assert scheduler._interrupted_groups(models, [b, c]) == [[b, a]]
+    assert scheduler._interrupted_groups(models, [c]) == []
     remove_finished_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
@@ -706,13 +706,13 @@ def test_what_another_experiment_began_is_left_to_it(tmp_path):
     """It has a model that is none of ours: ours begins anew, and its training is kept."""
     a, b, c = _models(tmp_path, "abc")
     theirs = make_progress_folder([a.artifact, b.artifact])
-    assert scheduler._interrupted([a, c], [a, c]) == []
+    assert scheduler._interrupted_groups([a, c], [a, c]) == []
     ours = make_progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
     remove_finished_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
-    assert scheduler._interrupted([a, b], [b]) == [[a, b]]
+    assert scheduler._interrupted_groups([a, b], [b]) == [[a, b]]
 
 
 TOY = """

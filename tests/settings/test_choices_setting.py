@@ -72,7 +72,7 @@ def test_general_rows_may_have_a_length_of_their_own(setting):
     }
     with pytest.raises(ValueError, match="general_row_length=40, but .*/a has rows of 24 tokens"):
         replace(setting, general=setting.retain, general_row_length=40)
-    with pytest.raises(ValueError, match="general_row_length=0: give at least 1"):
+    with pytest.raises(ValueError, match="general_row_length=0: it must be at least 1"):
         replace(setting, general_row_length=0)
 
 
@@ -134,7 +134,7 @@ def test_a_setting_is_its_content(setting):
     [
         ({"retain": ()}, r"retain is empty: give it a Part\(...\) at least"),
         ({"retain_share": 1.0}, "retain_share=1.0: give a share above 0 and below 1"),
-        ({"rows_at_once": 0}, "rows_at_once=0: give at least 1"),
+        ({"rows_at_once": 0}, "rows_at_once=0: it must be at least 1"),
         ({"row_length": 8}, "row_length=8, but .*/a has rows of 24 tokens: set it so, or pack all"),
         ({"kept": "forget"}, "kept has a quiz 'forget', a name that is taken: give another"),
         ({"kept": "mmlu mmlu"}, "kept has a quiz 'mmlu', a name that is taken: give another"),

@@ -140,7 +140,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, rows, said):
 def test_parts_that_do_not_fit_are_refused(setting, change, said):
     with pytest.raises(ValueError, match=said):
         replace(setting.files, **change)
-    with pytest.raises(ValueError, match="longest=0: give at least 1"):
+    with pytest.raises(ValueError, match="longest=0: it must be at least 1"):
         replace(setting, longest=0)
     long = replace(setting, row_length=10_000)
     with pytest.raises(ValueError, match="raw/forget of .* tokens, and a row takes row_length=100"):

@@ -216,8 +216,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, row, said):
     ("change", "said"),
     [
         ({"template": "{answer}"}, "give one {question}, and then one {answer}"),
-        ({"row_length": 0}, "row_length=0: give at least 1"),
-        ({"new_tokens": 0}, "new_tokens=0: give at least 1"),
+        ({"row_length": 0}, "row_length=0: it must be at least 1"),
+        ({"new_tokens": 0}, "new_tokens=0: it must be at least 1"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(setting, change, said):
