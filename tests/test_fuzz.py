@@ -143,7 +143,7 @@ def place(tmp_path_factory):
         patch.setattr(modules["fit"], "mesh_on", begin)
         patch.setattr(modules["experiment"].reporting, "table", begin)
         patch.setattr(modules["experiment"].paper_page, "draw", begin)
-        patch.setattr(sys.modules["undo_jax.data.prepare"], "_read", begin)
+        patch.setattr(sys.modules["undo_jax.data.prepare"], "_assign_splits", begin)
         patch.setattr(sys.modules["undo_jax.data.train_tokenizer"], "_train", begin)
         patch.setattr(param_checkpoint, "restore", begin)
         patch.setattr(evaluating, "find_spec", lambda name: True)  # lm-eval may not be there

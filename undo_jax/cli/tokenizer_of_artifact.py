@@ -49,7 +49,7 @@ def of(
         if given is not None or bos_token is not None:
             raise
         raise ValueError(f"without a tokenizer: {error}; --tokenizer FILE gives one") from error
-    ids = said.ids or tokenizer_files.ids(tokenizer)
+    ids = said.ids or tokenizer_files.special_ids(tokenizer)
     ends = listed(ids.get(IDS[1])) + listed(said.generation.get(IDS[1]))
     return tokenizer, [*dict.fromkeys(ends)] or [tokenizer.bos_id]
 
@@ -120,12 +120,15 @@ def exported(
     ids, files, notes, generation = said.ids, {}, [], said.generation
     try:
         tokenizer = _tokenizer(folder, lm, said, given, bos_token)
-        ids, files = ids or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
-        notes = [] if tokenizer_files.splits(tokenizer) else [MARKS]
-        if lm.family == "qwen2" and not tokenizer_files.is_qwens(files):
+        ids, files = (
+            ids or tokenizer_files.special_ids(tokenizer),
+            tokenizer_files.export_files(tokenizer),
+        )
+        notes = [] if tokenizer_files.splits_special_tokens(tokenizer) else [MARKS]
+        if lm.family == "qwen2" and not tokenizer_files.splits_like_qwen(files):
             console.print(QWEN2, soft_wrap=True)
             notes.append(QWEN2)
-        generation = generation or tokenizer_files.generation(tokenizer)
+        generation = generation or tokenizer_files.generation_config(tokenizer)
     except (ValueError, OSError, ImportError) as error:
         if given is not None or bos_token is not None:
             raise
@@ -175,7 +178,7 @@ def _tokenizer(
     elif "type" not in said:
         raise ValueError(f"{folder / 'config.json'} names none")
     else:
-        tokenizer = tokenizer_files.described(said)
+        tokenizer = tokenizer_files.from_description(said)
     name = given or said.get("path") or said["type"]
     if tokenizer.fingerprint != said.get("fingerprint", tokenizer.fingerprint):
         trained = said.get("path") or said["type"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
-from undo_jax.data.questions import Given, Question, Questions
+from undo_jax.data.questions import QuestionList, Question, Questions
 
 DESCRIPTIONS = {
     "letters": "The following are multiple choice questions (with answers) about {subject}.\n\n",
@@ -40,11 +40,11 @@ class Quiz:
     examples are refused, too.
     """
 
-    questions: Questions | Given
+    questions: Questions | QuestionList
     style: Literal["letters", "cloze"] = "letters"  # cloze: choices complete a text
     subject: str | None = None  # in the description; None: the question's own
     description: str | None = None  # with {subject}; None: that of the style
-    examples: Questions | Given | None = None
+    examples: Questions | QuestionList | None = None
     shots: int = 0  # examples before a question
     share: float = 1.0  # of each subject's questions, the first ones
     apart: tuple[str, ...] = ()  # subjects whose score is also told apart from the others'

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.data.states import (
     MANIFEST,
-    About,
     States,
+    StatesSpec,
     finish_states,
     open_states,
     unwritten,
@@ -106,7 +106,7 @@ def _stored(run: Run, teacher: Model, lm: LM, params: Params, parameters: str, r
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape
     known = teacher.artifact.fingerprint, parameters, _hash(rows)
-    about = About(*known, count, length, width, str(like.dtype))
+    about = StatesSpec(*known, count, length, width, str(like.dtype))
     folder = teacher.artifact.workdir / f"states-{teacher.artifact.slug}-{about.fingerprint}"
     if not agreed((folder / MANIFEST).exists()):
         _store(run, teacher, lm, params, rows, about, folder)
@@ -114,7 +114,13 @@ def _stored(run: Run, teacher: Model, lm: LM, params: Params, parameters: str, r
 
 
 def _store(
-    run: Run, teacher: Model, lm: LM, params: Params, rows: Any, about: About, folder: epath.Path
+    run: Run,
+    teacher: Model,
+    lm: LM,
+    params: Params,
+    rows: Any,
+    about: StatesSpec,
+    folder: epath.Path,
 ) -> None:
     """Write the files that are not written yet. Stops between two files if asked to."""
     what = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"

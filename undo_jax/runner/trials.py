@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.data.streams import Few, Then
+from undo_jax.data.streams import BatchSequence, RepeatedRows
 from undo_jax.graph.nodes import Model, numbers
 from undo_jax.graph.recipe import Stream
 from undo_jax.logs.log import Sink, Tags, Target
@@ -110,10 +110,10 @@ def _rows(setting: Any, stream: Stream, batch_size: int, seed: int) -> Any:
     """The batches of a stream, as a recipe wants them."""
     made = setting.stream(stream.name, batch_size, seed)
     if stream.rows is not None:
-        made = Few(made, batch_size, stream.rows)
+        made = RepeatedRows(made, batch_size, stream.rows)
     if stream.opening is not None:
         name, steps = stream.opening
-        made = Then(setting.stream(name, batch_size, seed), steps, made)
+        made = BatchSequence(setting.stream(name, batch_size, seed), steps, made)
     return made
 
 

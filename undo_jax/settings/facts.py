@@ -10,7 +10,7 @@ import numpy as np
 
 from undo_jax.data.fiction import KINDS, PARTS, Fiction, PersonFact, facts, questions, statements
 from undo_jax.data.packing import pack
-from undo_jax.data.questions import Given
+from undo_jax.data.questions import QuestionList
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer, Words
 from undo_jax.evals.choices import log_likelihoods, right, write_sheets
@@ -115,7 +115,7 @@ class Facts:
 
 def _questions(setting: Facts, part: Literal["retain", "forget"]) -> tuple[Any, np.ndarray, Any]:
     """Sheets, the weights of those who are not relearned, and validation rows."""
-    quiz = Quiz(Given(questions(setting.fiction, part)), style="cloze", description="")
+    quiz = Quiz(QuestionList(questions(setting.fiction, part)), style="cloze", description="")
     known = facts(setting.fiction, part)
     others = np.array([not fact.first_half for fact in known], np.float32)
     sheets = write_sheets(quiz, setting.get_tokenizer(), LARGE)

@@ -9,7 +9,7 @@ import numpy as np
 
 from undo_jax.data.muse import MuseFiles, Pair
 from undo_jax.data.packing import pack
-from undo_jax.data.pairs import filled
+from undo_jax.data.pairs import fill_template
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge
@@ -134,8 +134,8 @@ class Muse:
 
 def _context(files: MuseFiles, part: str, pair: Pair) -> str:
     """A question after the examples of its part."""
-    shown = ("".join(filled(TEMPLATE, *one)) for one in files.examples[part])
-    return BETWEEN.join([*shown, filled(TEMPLATE, *pair)[0]])
+    shown = ("".join(fill_template(TEMPLATE, *one)) for one in files.examples[part])
+    return BETWEEN.join([*shown, fill_template(TEMPLATE, *pair)[0]])
 
 
 @cache

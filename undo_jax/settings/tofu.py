@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from undo_jax.data.pairs import check_template, encode_pair, filled, pack_pairs
+from undo_jax.data.pairs import check_template, encode_pair, fill_template, pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
 from undo_jax.data.tokenizers import Tokenizer
@@ -140,8 +140,10 @@ class Tofu:
 
     def _written(self, lm: LM, params: Params, part: str) -> list[str]:
         """What the model answers, up to what follows answers in the template."""
-        _, after = filled(self.template, "", "")
-        given = [filled(self.template, one.question, "")[0] for one in self.files.examined[part]]
+        _, after = fill_template(self.template, "", "")
+        given = [
+            fill_template(self.template, one.question, "")[0] for one in self.files.examined[part]
+        ]
         contexts = [answer_scores.opened(self.tokenizer, one) for one in given]
         how = {"new_tokens": self.new_tokens, "rows_at_once": self.rows_at_once}
         said = answer_scores.written(lm, params, contexts, self.tokenizer, **how)
@@ -183,7 +185,7 @@ def _answers(setting: Tofu, part: str, kind: Kind) -> Batches:
     texts = []
     for one in setting.files.examined[part]:
         said = {"answer": (one.answer,), "paraphrase": (one.paraphrase,), "wrong": one.wrong}[kind]
-        pairs = (filled(setting.template, one.question, text) for text in said)
+        pairs = (fill_template(setting.template, one.question, text) for text in said)
         texts += [answer_scores.answer(setting.tokenizer, *pair) for pair in pairs]
     return answer_scores.in_batches(texts, setting.rows_at_once)
 
@@ -194,7 +196,7 @@ def _packed(setting: Tofu, parts: tuple[str, ...]) -> Packed:
 
     Raises ValueError where they do not fill one.
     """
-    pairs = [filled(setting.template, one.question, one.answer)
+    pairs = [fill_template(setting.template, one.question, one.answer)
              for part in parts for one in setting.files.trained[part]]  # fmt: skip
     encoded = [encode_pair(setting.tokenizer, *pair) for pair in pairs]
     size = sum(len(given) + len(learned) + 1 for given, learned in encoded)
