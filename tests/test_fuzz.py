@@ -135,14 +135,16 @@ def place(tmp_path_factory):
         patch.chdir(folder)
         _fill()
         patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
-        patch.setattr(sys.modules["undo_jax.runtime.process_watch"], "meet", lambda *_: None)
+        patch.setattr(
+            sys.modules["undo_jax.runtime.process_watch"], "connect_processes", lambda *_: None
+        )
         patch.setattr(jax.distributed, "initialize", begin)
         patch.setattr(experiments, "build_graph", begin)
         patch.setattr(programs, "build", begin)
         patch.setattr("undo_jax.cli.commands.fit.mesh_on", begin)
         patch.setattr(report, "table", begin)
         patch.setattr("undo_jax.report.paper_page.draw", begin)
-        patch.setattr(sys.modules["undo_jax.data.prepare"], "_read", begin)
+        patch.setattr(sys.modules["undo_jax.data.prepare"], "_assign_splits", begin)
         patch.setattr(sys.modules["undo_jax.data.train_tokenizer"], "_train", begin)
         patch.setattr(param_checkpoint, "restore", begin)
         evaluate = "undo_jax.cli.commands.evaluate"

@@ -50,7 +50,9 @@ def _list(experiment, workdir, finished=True):
     for model in planned.models if finished else ():
         model.artifact.folder.mkdir(exist_ok=True)
         (model.artifact.folder / "summary.json").write_text("{}")
-    write_manifest(experiment, {name: planned.models_of(one) for name, one in named.items()}, workdir)
+    write_manifest(
+        experiment, {name: planned.models_of(one) for name, one in named.items()}, workdir
+    )
     return read_json(workdir / "experiment-x.json")
 
 

@@ -691,7 +691,9 @@ def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(t
     a, b, c = models = _models(tmp_path, "abc")
     folder = make_progress_folder([b.artifact, a.artifact])
     assert make_progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
-    assert scheduler._interrupted_groups(models, models) == [[b, a]]  # in the order in which they trained
+    assert scheduler._interrupted_groups(models, models) == [
+        [b, a]
+    ]  # in the order in which they trained
     _finish(a.artifact)
     assert scheduler._interrupted_groups(models, [b, c]) == [[b, a]]
     assert scheduler._interrupted_groups(models, [c]) == []

@@ -15,7 +15,7 @@ from undo_jax.attacks.benign import benign
 from undo_jax.attacks.interpolate import interpolate
 from undo_jax.attacks.noise import noise
 from undo_jax.attacks.prune import prune
-from undo_jax.data.streams import Few, Then
+from undo_jax.data.streams import BatchSequence, RepeatedRows
 from undo_jax.runner.load_experiment import load
 from undo_jax.training.optim import AdamW, Trains
 from undo_jax.training.train_step import Training
@@ -93,7 +93,7 @@ class Counted:
 
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 9])
 def test_a_few_rows_come_over_and_over(count):
-    few = Few(Counted(), 4, count)
+    few = RepeatedRows(Counted(), 4, count)
     found = [few[step, slice(None)] for step in range(5)]
     numbers = np.concatenate([part.tokens[:, 0] for part in found])
     assert numbers.tolist() == [i % count for i in range(20)]
@@ -102,7 +102,7 @@ def test_a_few_rows_come_over_and_over(count):
 
 
 def test_an_opening_comes_first():
-    batches = Then(Counted(), 2, Counted(100))
+    batches = BatchSequence(Counted(), 2, Counted(100))
     found = [batches[step, slice(0, 1)].tokens[0, 0] for step in range(4)]
     assert found == [0, 4, 100, 104]
 

@@ -118,7 +118,7 @@ def test_a_setting_is_its_content(setting, tmp_path):
         ("verbmem/forget", [{"prompt": "a"}], "forget.jsonl:1 has no field 'gt'"),
         ("knowmem/forget_qa", [{"question": "a", "answer": 1}], "field 'answer' is int, not text"),
         ("knowmem/forget_qa_icl", [{"question": "a", "answer": "b"}], "shots=2, but knowmem/forge"),
-        ("raw/forget", [], "raw/forget holds no texts"),
+        ("raw/forget", [], "raw/forget.jsonl holds no texts"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, name, rows, said):
@@ -133,8 +133,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, rows, said):
     ("change", "said"),
     [
         ({"retain": ()}, "retain is empty: name a split of raw at least"),
-        ({"membership": "text"}, "unknown membership 'text': privleak or raw"),
-        ({"shots": -1}, "shots=-1: give 0 or more"),
+        ({"membership": "text"}, "unknown membership 'text': choose from privleak, raw"),
+        ({"shots": -1}, "shots=-1: give at least 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(setting, change, said):

@@ -58,7 +58,7 @@ def load(
         if file is not None or bos_token is not None:
             raise
         raise ValueError(f"without a tokenizer: {error}; --tokenizer FILE gives one") from error
-    ids = stated.ids or tokenizer_files.ids(tokenizer)
+    ids = stated.ids or tokenizer_files.special_ids(tokenizer)
     ends = listed(ids.get("eos_token_id")) + listed(stated.generation.get("eos_token_id"))
     return tokenizer, [*dict.fromkeys(ends)] or [tokenizer.bos_id]
 
@@ -132,13 +132,16 @@ def export(
     notes = []
     try:
         tokenizer = _open(folder, lm, stated, file, bos_token)
-        ids, files = ids or tokenizer_files.ids(tokenizer), tokenizer_files.files(tokenizer)
-        if not tokenizer_files.splits(tokenizer):
+        ids, files = (
+            ids or tokenizer_files.special_ids(tokenizer),
+            tokenizer_files.export_files(tokenizer),
+        )
+        if not tokenizer_files.splits_special_tokens(tokenizer):
             notes.append(SPECIAL_NAMES)
-        if lm.family == "qwen2" and not tokenizer_files.is_qwens(files):
+        if lm.family == "qwen2" and not tokenizer_files.splits_like_qwen(files):
             console.print(QWEN2, soft_wrap=True)
             notes.append(QWEN2)
-        generation = generation or tokenizer_files.generation(tokenizer)
+        generation = generation or tokenizer_files.generation_config(tokenizer)
     except ERRORS as error:
         if file is not None or bos_token is not None:
             raise
@@ -189,7 +192,7 @@ def _open(
     elif "type" not in config:
         raise ValueError(f"{folder / 'config.json'} names none")
     else:
-        tokenizer = tokenizer_files.described(config)
+        tokenizer = tokenizer_files.from_description(config)
     name = file or config.get("path") or config["type"]
     if tokenizer.fingerprint != config.get("fingerprint", tokenizer.fingerprint):
         trained = config.get("path") or config["type"]

@@ -9,7 +9,7 @@ import jax
 from tyro.conf import OmitArgPrefixes
 
 from undo_jax.cli.flags import MaybeInt, MaybeText, Switch
-from undo_jax.data.files import CACHE, cache
+from undo_jax.data.files import CACHE, cache_folder
 from undo_jax.fit.step import OFFLINE
 from undo_jax.logs.log import console
 from undo_jax.runtime import process_watch
@@ -86,7 +86,7 @@ def prepare_devices(processes: Processes = ALONE) -> None:
     if cpu_devices < 0:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
         jax.config.update("jax_num_cpu_devices", len(affinity) or os.cpu_count() or 1)
-    jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE) or str(cache()))
+    jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE) or str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     _let_cpus_wait(cpu_devices)
     join(processes)

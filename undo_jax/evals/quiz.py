@@ -13,7 +13,7 @@ from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
 from undo_jax.checks import check_at_least, check_choice
-from undo_jax.data.questions import Given, Question, Questions
+from undo_jax.data.questions import Question, QuestionList, Questions
 
 DESCRIPTIONS = {
     "letters": "The following are multiple choice questions (with answers) about {subject}.\n\n",
@@ -42,11 +42,11 @@ class Quiz:
     examples.
     """
 
-    questions: Questions | Given
+    questions: Questions | QuestionList
     style: Literal["letters", "cloze"] = "letters"  # cloze: choices complete a text
     subject: str | None = None  # named in the description; None: each question's subject
     description: str | None = None  # text with {subject}; None: that of the style
-    examples: Questions | Given | None = None
+    examples: Questions | QuestionList | None = None
     shots: int = 0  # examples of the same subject before a question
     share: float = 1.0  # share of each subject's questions to ask, the first ones
     apart: tuple[str, ...] = ()  # subjects that also get a score of their own

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from undo_jax.checks import LARGEST, whole
-from undo_jax.data.tokenizer_files import ids as special_ids
+from undo_jax.data.tokenizer_files import special_ids
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.generate import generate
 from undo_jax.evals.requests import prompts as padded_rows

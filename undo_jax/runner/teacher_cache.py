@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.data.states import (
     MANIFEST,
-    About,
     States,
+    StatesSpec,
     finish_states,
     open_states,
     unwritten,
@@ -114,7 +114,7 @@ def _stored(
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape
     known = teacher.artifact.fingerprint, parameters, _hash(rows)
-    about = About(*known, count, length, width, str(like.dtype))
+    about = StatesSpec(*known, count, length, width, str(like.dtype))
     folder = teacher.artifact.workdir / f"states-{teacher.artifact.slug}-{about.fingerprint}"
     if not agree_on((folder / MANIFEST).exists()):
         _store(run, teacher, lm, params, rows, about, folder)
@@ -127,7 +127,7 @@ def _store(
     lm: LM,
     params: Params,
     rows: Any,
-    about: About,
+    about: StatesSpec,
     folder: epath.Path,
 ) -> None:
     """Write the files that are not written yet. Stops between two files if asked to."""

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.data.streams import Few, Then
+from undo_jax.data.streams import BatchSequence, RepeatedRows
 from undo_jax.evals.scoring import Score
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.recipe import ComputedRecipe, Stream, TrainedRecipe
@@ -135,10 +135,10 @@ def _open_stream(setting: Setting, stream: Stream, batch_size: int, seed: int) -
     """Returns the batches of a recipe's stream."""
     batches = setting.stream(stream.name, batch_size, seed)
     if stream.rows is not None:
-        batches = Few(batches, batch_size, stream.rows)
+        batches = RepeatedRows(batches, batch_size, stream.rows)
     if stream.opening is not None:
         name, steps = stream.opening
-        batches = Then(setting.stream(name, batch_size, seed), steps, batches)
+        batches = BatchSequence(setting.stream(name, batch_size, seed), steps, batches)
     return batches
 
 

@@ -12,7 +12,7 @@ from undo_jax.checks import check_fields
 from undo_jax.data.fiction import KINDS, PARTS, Fiction, PersonFact, facts, questions, statements
 from undo_jax.data.packing import pack
 from undo_jax.data.pairs import pack_pairs
-from undo_jax.data.questions import Given
+from undo_jax.data.questions import QuestionList
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer, Words
 from undo_jax.evals.choices import log_likelihoods, right, write_sheets
@@ -108,7 +108,7 @@ class Facts(Setting):
 
 def _eval_data_of(setting: Facts, part: Literal["retain", "forget"]) -> tuple[Any, np.ndarray, Any]:
     """Returns sheets, weights that average over the people not relearned, and validation rows."""
-    quiz = Quiz(Given(questions(setting.fiction, part)), style="cloze", description="")
+    quiz = Quiz(QuestionList(questions(setting.fiction, part)), style="cloze", description="")
     part_facts = facts(setting.fiction, part)
     is_other_half = np.array([not fact.first_half for fact in part_facts], np.float32)
     sheets = write_sheets(quiz, setting.get_tokenizer(), ROWS_AT_ONCE)

@@ -10,7 +10,7 @@ import numpy as np
 from undo_jax.checks import check_fields
 from undo_jax.data.muse import MuseFiles, Pair
 from undo_jax.data.packing import pack
-from undo_jax.data.pairs import filled
+from undo_jax.data.pairs import fill_template
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge
@@ -149,8 +149,8 @@ class Muse(Setting):
 
 def _prompt(files: MuseFiles, part: str, pair: Pair) -> str:
     """Returns a question after the examples of its part."""
-    examples = ("".join(filled(TEMPLATE, *example)) for example in files.examples[part])
-    return SEPARATOR.join([*examples, filled(TEMPLATE, *pair)[0]])
+    examples = ("".join(fill_template(TEMPLATE, *example)) for example in files.examples[part])
+    return SEPARATOR.join([*examples, fill_template(TEMPLATE, *pair)[0]])
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from undo_jax.checks import check_fields
-from undo_jax.data.pairs import check_template, encode_pair, filled, pack_pairs
+from undo_jax.data.pairs import check_template, encode_pair, fill_template, pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
 from undo_jax.data.tokenizers import Tokenizer
@@ -135,7 +135,9 @@ class Tofu(Setting):
 
     def _generate(self, lm: LM, params: Params, part: str) -> list[str]:
         """Returns the model's answers, up to what follows an answer in the template."""
-        prompts = [filled(self.template, q.question, "")[0] for q in self.files.examined[part]]
+        prompts = [
+            fill_template(self.template, q.question, "")[0] for q in self.files.examined[part]
+        ]
         generated = answer_scores.write_continuations(
             lm,
             params,
@@ -144,7 +146,7 @@ class Tofu(Setting):
             new_tokens=self.new_tokens,
             rows_at_once=self.rows_at_once,
         )
-        _, after_answer = filled(self.template, "", "")
+        _, after_answer = fill_template(self.template, "", "")
         return [answer_scores.cut_at(text, (after_answer,)) for text in generated]
 
     def _membership(self, lm: LM, params: Params, forget_stats: list[Any]) -> dict[str, float]:
@@ -191,7 +193,7 @@ def _batch_answers(setting: Tofu, part: str, kind: Kind) -> TextBatches:
     texts = []
     for question in setting.files.examined[part]:
         answers = question.wrong if kind == "wrong" else (getattr(question, kind),)
-        pairs = (filled(setting.template, question.question, text) for text in answers)
+        pairs = (fill_template(setting.template, question.question, text) for text in answers)
         texts += [answer_scores.encode_answer(setting.tokenizer, *pair) for pair in pairs]
     return answer_scores.make_batches(texts, setting.rows_at_once)
 
@@ -203,7 +205,7 @@ def _pack_questions(setting: Tofu, parts: tuple[str, ...]) -> Packed:
     Raises ValueError if they do not fill a row.
     """
     pairs = [
-        filled(setting.template, question.question, question.answer)
+        fill_template(setting.template, question.question, question.answer)
         for part in parts
         for question in setting.files.trained[part]
     ]
