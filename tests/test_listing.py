@@ -50,7 +50,9 @@ def _list(experiment, workdir, finished=True):
     for model in planned.models if finished else ():
         model.artifact.folder.mkdir(exist_ok=True)
         (model.artifact.folder / "summary.json").write_text("{}")
-    write_manifest(experiment, {name: planned.of(one) for name, one in named.items()}, workdir)
+    write_manifest(
+        experiment, {name: planned.models_of(one) for name, one in named.items()}, workdir
+    )
     return read_json(workdir / "experiment-x.json")
 
 
@@ -164,7 +166,7 @@ def test_commands_are_remembered_and_the_same_one_that_makes_nothing_is_not(tmp_
         made_of = experiment or _experiment(0.2)
         named = made_of.recipes()
         planned = build_graph(named.values(), made_of.seeds, made_of.setting, path.parent)
-        of = {name: planned.of(one) for name, one in named.items()}
+        of = {name: planned.models_of(one) for name, one in named.items()}
         write_manifest(made_of, of, path.parent, {"command": command, "date": date}, new)
         return [(one["command"], one["date"]) for one in read_json(path)["runs"]]
 
@@ -208,7 +210,7 @@ def test_a_run_that_is_stopped_is_listed_with_what_it_has_not_made(tmp_path, mon
         raise KeyboardInterrupt
 
     config = _experiment(0.5)
-    monkeypatch.setattr(experiments, "make", stopped)
+    monkeypatch.setattr(experiments, "make_models", stopped)
     for command in ("first", "second"):
         with pytest.raises(KeyboardInterrupt):
             experiments.run(config, tmp_path, command=command)
