@@ -175,7 +175,7 @@ def _refused(capsys, *arguments):
             "steps=1073741824 of batch_size=8192 rows: a stream has 4398046511104 rows",
         ),
         (f"--unlearn.training.optimizer.warmup {2**31}", "warmup=2147483648: steps are counted"),
-        ("--setting.data-seed -1", "data_seed=-1: it must be 0 or more"),
+        ("--setting.data-seed -1", "data_seed=-1: give at least 0"),
         (
             "--pretrain.training.optimizer.learning-rate inf",
             "pretrain.training.optimizer.learning_rate=inf: give a finite number",

@@ -54,7 +54,7 @@ def small(empty, data, monkeypatch):
     monkeypatch.setattr(
         scales.Figure, "with_models", lambda *args, **kwargs: toy(with_models(*args, **kwargs))
     )
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     monkeypatch.chdir(data)
 
 
@@ -138,11 +138,11 @@ def test_make_paper_runs_a_new_figure(tmp_path):
 def test_a_figure_builds_at_the_papers_scale_without_data(name, setting, empty, monkeypatch):
     monkeypatch.chdir(empty)
     flags = ["--scale", "paper", "--setting", setting]
-    made = override(load_experiment.load(FILES[name]), flags).experiment()
+    experiment = override(load_experiment.load(FILES[name]), flags).experiment()
     width = {"arithmetic": 768, "language": 320}[setting]
-    told = f"{setting}_width{width}" if name == "size" else setting
-    assert isinstance(made, Experiment) and made.name == f"{name}-{told}-paper"
-    widths = {recipe.lm.width for recipe in made.models.values()}  # type: ignore[attr-defined]
+    variant = f"{setting}_width{width}" if name == "size" else setting
+    assert isinstance(experiment, Experiment) and experiment.name == f"{name}-{variant}-paper"
+    widths = {recipe.lm.width for recipe in experiment.models.values()}  # type: ignore[attr-defined]
     assert widths == {
         width,
         *([width // 2] if name == "baselines" else []),
@@ -162,33 +162,36 @@ def test_distillation_at_the_papers_scale_fits_a_slice(empty, monkeypatch, capsy
 def test_oracle_matching_can_be_longer(scale, empty, monkeypatch):
     monkeypatch.chdir(empty)
     config = load_experiment.load(FILES["oracle_matching"])
-    own, longer = (
+    shorter, longer = (
         override(config, ["--scale", scale, *f]).experiment() for f in ([], ["--steps", "3"])
     )
-    assert (own.name, longer.name) == (
+    assert (shorter.name, longer.name) == (
         f"oracle_matching-arithmetic-{scale}", f"oracle_matching-arithmetic_steps3-{scale}"
     )  # fmt: skip
     lengths = {name: recipe.training.steps for name, recipe in longer.models.items()}
-    known = {name: own.models[name].training.steps for name in ("base", "oracle")}
-    assert lengths == {name: known.get(name, 3) for name in own.models}
+    unchanged = {name: shorter.models[name].training.steps for name in ("base", "oracle")}
+    assert lengths == {name: unchanged.get(name, 3) for name in shorter.models}
 
 
 def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
     monkeypatch.chdir(empty)
     config = load_experiment.load(FILES["size"])
-    own, wide = config.experiment(), override(config, ["--width", "96"]).experiment()
-    assert (own.name, wide.name) == (
+    narrow, wide = config.experiment(), override(config, ["--width", "96"]).experiment()
+    assert (narrow.name, wide.name) == (
         "size-arithmetic_width48-small", "size-arithmetic_width96-small"
     )  # fmt: skip
-    small, large = (of.models["base"].lm for of in (own, wide))
+    small, large = (experiment.models["base"].lm for experiment in (narrow, wide))
     for part in ("width", "heads", "kv_heads", "feed_forward"):
         assert getattr(large, part) == 2 * getattr(small, part)
     assert large.head_width == small.head_width and large.init_stddev == 96**-0.5
     for model in ("base", "unlearn-only", "α=0.8"):
-        rates = [of.models[model].training.optimizer.learning_rate for of in (own, wide)]
+        rates = [
+            experiment.models[model].training.optimizer.learning_rate
+            for experiment in (narrow, wide)
+        ]
         assert rates[0] == 2 * rates[1], model
-    assert own.attacks[0].learning_rates == tuple(2 * r for r in wide.attacks[0].learning_rates)
-    assert (own.seeds, override(config, ["--width", "216"]).experiment().seeds) == (
+    assert narrow.attacks[0].learning_rates == tuple(2 * r for r in wide.attacks[0].learning_rates)
+    assert (narrow.seeds, override(config, ["--width", "216"]).experiment().seeds) == (
         (10, 11, 12, 13, 14), (10, 11)
     )  # fmt: skip
     for width in ("50", "0", "-12"):

@@ -22,7 +22,7 @@ from undo_jax.sinks.jsonl import jsonl
 from undo_jax.training import loop, optim, train_step
 from undo_jax.training import meter as meters
 from undo_jax.training.loop import train_together
-from undo_jax.training.population import Evaluation
+from undo_jax.training.population import Evaluator
 from undo_jax.training.programs import over_members
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.trial import Trial, TrialInputs, deal
@@ -95,7 +95,7 @@ def _fit(spec, trials, folder, shape, evaluate=_cross_entropy):
         targets.append((Target(path, [{"member": i}], "test", str(i)), {"member": i}))
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh), open_log("test", spec.training.steps, targets, [jsonl]) as log:
-        evaluation = Evaluation(evaluate, _tokens(77, 1)[0])
+        evaluation = Evaluator(evaluate, _tokens(77, 1)[0])
         return train_together(spec, evaluation, mesh, trials, log)
 
 

@@ -40,7 +40,7 @@ from undo_jax.store.progress_folders import make_progress_folder, remove_finishe
 from undo_jax.store.train_checkpoints import CheckpointPolicy, open_checkpoints
 from undo_jax.training import meter, optim, population, train_step
 from undo_jax.training.loop import train_together
-from undo_jax.training.population import Evaluation
+from undo_jax.training.population import Evaluator
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.trial import Trial, TrialInputs, TrialResult
 
@@ -128,7 +128,7 @@ def _fit(
         row_length=5,
         trains=trains,
     )
-    evaluation = Evaluation(
+    evaluation = Evaluator(
         lambda lm, params, rows: {"ce": losses.cross_entropy(lm, params, train_step.rows(rows))},
         _tokens(77),
     )

@@ -63,6 +63,13 @@ def check_function(name: str, function: Any, *arguments: str) -> None:
         raise ValueError(f"{name} {called}: {error}: give it by partial({called}, ...)") from error
 
 
+def check_fields(owner: Any, least: float, *names: str) -> None:
+    """Raises ValueError if one of the owner's fields is below `least`; None passes."""
+    for name in names:
+        if getattr(owner, name) is not None:
+            check_at_least(name, getattr(owner, name), least)
+
+
 def check_distinct(name: str, values: Sequence[Any]) -> None:
     """Checks that all values differ. Raises ValueError otherwise."""
     if len(set(values)) < len(values):

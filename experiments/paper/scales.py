@@ -2,7 +2,8 @@
 
 Sizes and settings are those of the experiment files in the folder above: `small` is the quickstart
 and language_small.py (two CPU cores), `paper` arithmetic.py and language.py, for a slice or a GPU.
-Recipes are equal in all figures, so a workdir makes each model once.
+Recipes are equal in all figures, so a workdir makes each model once. Comments such as
+`# make paper 11: --setting arithmetic` are the runs of `make paper`, in the order of their numbers.
 
 At the paper's scale the values are the official code's, as far as it says them. What differs there,
 beside what those two files say: base, oracle and fresh student have first parameters of their own

@@ -64,7 +64,7 @@ def test_interpolation_is_on_the_line_to_the_base():
     made = attack.prepare(None, PARAMS, KEY, base)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), made,
                  jax.tree.map(lambda w: w + 0.25, PARAMS))  # fmt: skip
-    assert attack.others == ("the recipe",)
+    assert attack.extra_models == ("the recipe",)
     with pytest.raises(ValueError, match="needs the base: give base="):
         interpolate().prepare(None, PARAMS, KEY)
     with pytest.raises(ValueError, match="a base of the model's own shape"):
@@ -120,7 +120,7 @@ def test_an_attack_that_starves_says_so():
         ({"training": "long"}, "training='long': give Training"),
         ({"learning_rates": 1e-3}, "learning_rates=0.001: give a tuple"),
         ({"keep_at": 1}, "keep_at=1: give a tuple"),
-        ({"others": "base"}, "others='base': give a tuple"),
+        ({"extra_models": "base"}, "extra_models='base': give a tuple"),
         ({"stream": None}, "stream=None: give a stream's name"),
         ({"opening": "retain"}, "opening='retain': give a stream, and a share"),
         ({"opening": (None, 0.5)}, "opening=.None, 0.5.: give a stream, and a share"),

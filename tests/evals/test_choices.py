@@ -99,9 +99,9 @@ def test_log_likelihoods_are_those_of_each_choice_alone(quiz, params, style):
     sheets = write_sheets(asked, Bytes(), 8)
     assert len(sheets.sheets) > 1  # of different lengths
     found = _scored(LM, params, sheets)
-    wanted = _plain(params, asked, Bytes())
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    spread = wanted.max(1) - wanted.min(1)
+    expected = _plain(params, asked, Bytes())
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    spread = expected.max(1) - expected.min(1)
     assert (spread > 0.1).all()
 
 
@@ -137,8 +137,8 @@ def test_a_prompt_is_read_once_where_each_choice_is_a_token(quiz, params):
     sheets = write_sheets(replace(quiz, shots=1), Letters(), 8)
     assert all(sheet.inputs.shape[2] == 1 for sheet in sheets.sheets)
     found = _scored(LM, params, sheets)
-    wanted = _plain(params, replace(quiz, shots=1), Letters())
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    expected = _plain(params, replace(quiz, shots=1), Letters())
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_of_sums_or_for_each_character_or_byte(quiz):
@@ -169,25 +169,25 @@ def test_questions_with_fewer_choices(tmp_path, params):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"style": "essay"}, "unknown style 'essay': letters or cloze"),
-        ({"score": "f1"}, "unknown score 'f1': acc, acc_norm or acc_bytes"),
+        ({"style": "essay"}, "unknown style 'essay': choose from letters, cloze"),
+        ({"score": "f1"}, "unknown score 'f1': choose from acc, acc_norm, acc_bytes"),
         ({"share": 0.0}, "share=0.0: give a share above 0, up to 1"),
-        ({"shots": -1}, "shots=-1: give 0 or more"),
+        ({"shots": -1}, "shots=-1: it must be at least 0"),
         ({"shots": 1, "examples": None}, "shots=1 without examples: give a file of them"),
-        ({"longest": 1}, "longest=1: give at least 2 tokens"),
+        ({"longest": 1}, "longest=1: it must be at least 2"),
         ({"shots": 2}, "shots=2, but {shown} has 1 examples about 'college_biology': give more, or "
          "fewer shots"),
         ({"apart": ("law",)},
-         "{file} has no question about 'law', which is to be told apart: add some, or choose from "
-         "its subjects (algebra, college_biology)"),
+         "{file} has no question about 'law', which is to be scored apart: add some, or choose "
+         "from its subjects (algebra, college_biology)"),
         ({"longest": 100}, "question 0 of {file} has 151 tokens and longest=100: raise it, or give "
          "fewer shots"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_is_refused(quiz, change, said):
+def test_what_cannot_be_asked_is_refused(quiz, change, message):
     with pytest.raises(ValueError) as error:
         write_sheets(replace(quiz, **change), Bytes(), 8)
     files = {"file": quiz.questions.pattern, "shown": quiz.examples.pattern}
-    assert str(error.value) == said.format(**files)
+    assert str(error.value) == message.format(**files)

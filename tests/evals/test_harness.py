@@ -277,7 +277,7 @@ def _said(capsys, *words):
 @pytest.fixture
 def here(made, monkeypatch):
     """The current folder is that of the model; the tests' devices are ready."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(made.folder / "cache"))
     monkeypatch.chdir(made.folder)
 

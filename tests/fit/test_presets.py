@@ -77,10 +77,10 @@ def test_the_command_without_an_experiment(capsys, tmp_path, monkeypatch):
         ("--preset 3B", "unknown preset '3B': choose one of tiny, small, 0.1B"),
         ("--preset 3B", "9B, 27B; gemma3_text:270M, "),
         ("--preset 2B --teacher 3B", "unknown preset '3B'"),
-        ("--preset llama:9B", "unknown preset '9B': choose one of 2-7B"),
+        ("--preset llama:9B", "unknown preset '9B': choose from 2-7B"),
         ("--preset gpt2:9B", "--preset gpt2:9B: model_type='gpt2' is not supported: gemma2, "),
         ("--preset 2B --teacher=", "unknown preset ''"),
-        ("--preset 2B --remat some", "unknown remat 'some': choose one of none, dots, full"),
+        ("--preset 2B --remat some", "unknown remat 'some': choose from none, dots, full"),
         ("--preset 2B --teacher small", "--preset 2B has a vocabulary of 256000 and --teacher "
          "small of 512"),
         ("--preset 2B --search --rows 4", "--rows beside --search, which finds it"),

@@ -86,8 +86,8 @@ def test_narrow_heads_and_layers_that_are_all_alike(width, window):
     def gradient(f):
         return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(weights * f(*x)), argnums=(0, 1, 2)))
 
-    found, wanted = gradient(ours)(*arguments), gradient(plain)(*arguments)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    actual, expected = gradient(ours)(*arguments), gradient(plain)(*arguments)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.max(jnp.abs(b))))
 
 

@@ -242,8 +242,8 @@ def _by_token(log_p, weights):
     """Values, and their pull-back of uneven cotangents, of which some are zero."""
 
     def value(hidden, table):
-        found = log_p(hidden, table)
-        return jnp.sum(jnp.cos(3 * found) * weights), found
+        actual = log_p(hidden, table)
+        return jnp.sum(jnp.cos(3 * actual) * weights), actual
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
 
@@ -326,8 +326,8 @@ def test_bfloat16_computes_on_a_cpu(chunk):
         for x in (hidden, teacher)
     )
     log_p, log_t = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (z, y))
-    wanted = (np.exp(log_t) * (log_t - log_p)).sum(-1).mean()
-    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    expected = (np.exp(log_t) * (log_t - log_p)).sum(-1).mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in gradients)
 
 

@@ -197,13 +197,13 @@ def test_any_loss_token_by_token(shape, vocabulary):
 
 
 def test_a_kernel_that_does_not_exist_is_refused():
-    said = "kernel='reverse': give one of teacher, token, uniform, or None for chunks"
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+    message = "kernel='reverse': give one of teacher, token, uniform, or None for chunks"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         HeadLoss(FOCAL.of_chunk, kernel="reverse")  # type: ignore[arg-type]
 
 
 def test_the_kernels_know_no_other_target():
-    made = head_tile.Head("reverse", None, None, V, V)  # type: ignore[arg-type]
+    made = head_tile.HeadSpec("reverse", None, None, V, V)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match="^target='reverse': kernels know teacher, token, uniform;"
     ):
@@ -218,8 +218,8 @@ def test_a_kernel_reads_nothing_more():
 
 @pytest.mark.parametrize("loss", [head_losses.CROSS_ENTROPY, head_losses.KL_TO_TEACHER])
 def test_what_a_kernel_needs_is_asked_for(loss):
-    said = f"kernel={loss.kernel!r}: such a loss needs targets or a teacher"
-    with pytest.raises(ValueError, match=f"^{said}$"):
+    message = f"kernel={loss.kernel!r}: such a loss needs targets or a teacher"
+    with pytest.raises(ValueError, match=f"^{message}$"):
         head.weighted_sum(loss, *_inputs(_case()))
 
 

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from undo_jax import losses
 from undo_jax.evals.generate import generate
-from undo_jax.evals.token_stats import told
+from undo_jax.evals.token_stats import compute_token_stats
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.head_only import HeadOnly
 from undo_jax.ops import gpu, head, head_gpu, head_losses, head_tpu
@@ -125,10 +125,10 @@ def _check(name, shape, caps):
     plain = jax.jit(lambda own, known: _plain(name, own, known, caps))
     for loud in (True, False):
         own, known = _case(loud)
-        wanted, theirs = jax.block_until_ready(plain(own, known))  # or TPU's interpreter hangs
+        expected, theirs = jax.block_until_ready(plain(own, known))  # or TPU's interpreter hangs
         with jax.set_mesh(make_mesh(shape)) if shape else nullcontext():
             value, gradients = jax.block_until_ready(ours(*own, known))
-        np.testing.assert_allclose(value, wanted, rtol=2e-5)
+        np.testing.assert_allclose(value, expected, rtol=2e-5)
         assert not np.any(gradients[1][USED:])
         for found, other in zip(gradients, theirs, strict=True):
             np.testing.assert_allclose(found, other, rtol=0, atol=2e-5 * np.max(np.abs(other)))
@@ -210,10 +210,10 @@ def test_a_model_says_how_many_rows_are_tokens():
         np.testing.assert_allclose(found, kl, rtol=1e-4)
         uniform = -np.log(19) - np.mean(log_p)
         np.testing.assert_allclose(losses.uniform_kl(LM, params, rows), uniform, rtol=1e-4)
-        told_of = told(LM, params, rows)
-        np.testing.assert_allclose(told_of.mean, np.sum(np.exp(log_p) * log_p, -1), rtol=1e-4)
+        stats = compute_token_stats(LM, params, rows)
+        np.testing.assert_allclose(stats.mean, np.sum(np.exp(log_p) * log_p, -1), rtol=1e-4)
         picked = log_p.argmax(-1) == np.asarray(rows.targets)
-        np.testing.assert_array_equal(told_of.likeliest, picked)
+        np.testing.assert_array_equal(stats.likeliest, picked)
 
 
 @pytest.mark.slow

@@ -61,8 +61,8 @@ def test_sizes_are_one_figure(tmp_path):
         run(tmp_path, width)
     (drawn,) = paper_page.write(tmp_path).drawn
     assert drawn.name == "size-small"
-    told = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
-    assert told in drawn.caption
+    sizes_text = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
+    assert sizes_text in drawn.caption
     assert drawn.files["png"] and b"Arithmetic, width 96" in drawn.files["svg"]
     (legend,) = size.draw([run(tmp_path / "one", width) for width in (48, 96)]).legends
     shown = {text.get_text(): mark.get_marker() for text, mark in zip(
@@ -78,9 +78,9 @@ def test_what_is_unfinished_leaves_claims_of_other_sizes_judged(tmp_path):
     (tmp_path / listed["models"][-1]["attacks"][0] / "summary.json").unlink()
     (drawn,) = paper_page.write(tmp_path).drawn
     assert len(drawn.missing) == 1
-    found = {(c.setting[-2:], " than at " in c.says): c.finished for c in drawn.claims}
+    finished = {(c.setting[-2:], " than at " in c.says): c.finished for c in drawn.claims}
     slower, grown = False, True
-    assert found == {
+    assert finished == {
         ("48", slower): True, ("96", slower): False, ("92", slower): True,
         ("96", grown): False, ("92", grown): False,
     }  # fmt: skip

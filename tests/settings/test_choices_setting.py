@@ -72,7 +72,7 @@ def test_general_rows_may_have_a_length_of_their_own(setting):
     }
     with pytest.raises(ValueError, match="general_row_length=40, but .*/a has rows of 24 tokens"):
         replace(setting, general=setting.retain, general_row_length=40)
-    with pytest.raises(ValueError, match="general_row_length=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="general_row_length=0: give at least 1"):
         replace(setting, general_row_length=0)
 
 
@@ -100,7 +100,7 @@ def test_retain_is_the_parts_loss_by_shares(setting, params):
 
 def test_quizzes_that_are_kept_are_asked_at_the_end(setting, params, monkeypatch):
     check_metrics(setting)
-    monkeypatch.setattr("undo_jax.settings.choices._verdicts", lambda *_: np.array([1.0, 0, 1]))
+    monkeypatch.setattr("undo_jax.settings.choices._answer_quiz", lambda *_: np.array([1.0, 0, 1]))
     with jax.set_mesh(make_mesh(MeshShape())):
         found = score_at_end(setting, LM, params).scores
     assert found == {"mmlu": pytest.approx(2 / 3), "mmlu_apart": 0.0, "mmlu_rest": 1.0}
@@ -133,8 +133,8 @@ def test_a_setting_is_its_content(setting):
     ("change", "said"),
     [
         ({"retain": ()}, r"retain is empty: give it a Part\(...\) at least"),
-        ({"retain_share": 1.0}, "retain_share=1.0: give a share between 0 and 1"),
-        ({"rows_at_once": 0}, "rows_at_once=0: it must be at least 1"),
+        ({"retain_share": 1.0}, "retain_share=1.0: give a share above 0 and below 1"),
+        ({"rows_at_once": 0}, "rows_at_once=0: give at least 1"),
         ({"row_length": 8}, "row_length=8, but .*/a has rows of 24 tokens: set it so, or pack all"),
         ({"kept": "forget"}, "kept has a quiz 'forget', a name that is taken: give another"),
         ({"kept": "mmlu mmlu"}, "kept has a quiz 'mmlu', a name that is taken: give another"),
@@ -151,7 +151,7 @@ def test_parts_that_do_not_fit_are_refused(setting, change, said):
 
 @pytest.mark.parametrize("share", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_part_has_a_share(setting, share):
-    with pytest.raises(ValueError, match=f"share={share}: give one above 0"):
+    with pytest.raises(ValueError, match=f"share={share}: give a positive number"):
         replace(setting.retain[0], share=share)
 
 

@@ -64,7 +64,7 @@ def test_scores_are_those_of_whole_logits(setting, params, monkeypatch):
         asked.append((new_tokens, [bytes(one[1:]).decode() for one in contexts]))
         return [" green, and\n\nmore" if new_tokens == 32 else " 0 is red, no"] * len(contexts)
 
-    monkeypatch.setattr(answer_scores, "written", written)
+    monkeypatch.setattr(answer_scores, "write_continuations", written)
     with jax.set_mesh(make_mesh(MeshShape())):
         found = score_at_end(setting, LM, params).scores
     at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
@@ -140,7 +140,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, rows, said):
 def test_parts_that_do_not_fit_are_refused(setting, change, said):
     with pytest.raises(ValueError, match=said):
         replace(setting.files, **change)
-    with pytest.raises(ValueError, match="longest=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="longest=0: give at least 1"):
         replace(setting, longest=0)
     long = replace(setting, row_length=10_000)
     with pytest.raises(ValueError, match="raw/forget of .* tokens, and a row takes row_length=100"):

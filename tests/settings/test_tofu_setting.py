@@ -96,7 +96,7 @@ def judged(setting, params):
         return [f"{said.get(one, 'It is')}! and more" for one in asked]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answer_scores, "written", written)
+        patch.setattr(answer_scores, "write_continuations", written)
         with jax.set_mesh(make_mesh(MeshShape())):
             at_end = score_at_end(setting, LM, params)
         at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
@@ -216,8 +216,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, row, said):
     ("change", "said"),
     [
         ({"template": "{answer}"}, "give one {question}, and then one {answer}"),
-        ({"row_length": 0}, "row_length=0: it must be at least 1"),
-        ({"new_tokens": 0}, "new_tokens=0: it must be at least 1"),
+        ({"row_length": 0}, "row_length=0: give at least 1"),
+        ({"new_tokens": 0}, "new_tokens=0: give at least 1"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(setting, change, said):

@@ -14,7 +14,7 @@ from undo_jax.cli.devices import ALONE
 from undo_jax.cli.flags import MaybeInt, MaybeText, Switch, Texts, Workdir
 from undo_jax.demo.description import View, check_view, describe, official_step, question
 from undo_jax.demo.desk import Desk
-from undo_jax.demo.models import Column, columns, missing, seed_of, steps
+from undo_jax.demo.models import ModelColumn, columns, missing, seed_of, steps
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
 from undo_jax.logs.log import console, show_waiting
@@ -191,7 +191,7 @@ def _words(workdir: epath.Path, name: str) -> list[str]:
         return []
 
 
-def _lead(run: Run, shown: list[Column], seed: int | None) -> str:
+def _lead(run: Run, shown: list[ModelColumn], seed: int | None) -> str:
     logs = run.logs
     of = f"run {logs.name}" if seed is None else f"run {logs.name}, seed {seed},"
     oracle = ORACLE * any(one.role == "oracle" and bool(one.strongest) for one in shown)
@@ -199,7 +199,7 @@ def _lead(run: Run, shown: list[Column], seed: int | None) -> str:
 
 
 def _missing(
-    run: Run, shown: list[Column], file: str, config: Any
+    run: Run, shown: list[ModelColumn], file: str, config: Any
 ) -> tuple[str, str | None] | None:
     """Which steps cannot be shown, and the command that keeps them."""
     lost, size = missing(shown)

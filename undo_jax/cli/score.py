@@ -59,11 +59,12 @@ def score(
     prepare_devices(processes)  # before an experiment, which may compute
     listed = inventory.scan_experiments(workdir)  # raises FileNotFoundError without a workdir
     experiments = [load(experiment).experiment()] if experiment else _recorded(workdir, listed)
-    scores = [[_find(name, one) for name in names] for one in experiments]  # before any is computed
+    # all names are looked up before anything is computed
+    scores = [[_find(name, made_of) for name in names] for made_of in experiments]
     seen: set[str] = set()
     counts = [
-        _score(one, epath.Path(workdir), its_scores, again, seen)
-        for one, its_scores in zip(experiments, scores, strict=True)
+        _score(made_of, epath.Path(workdir), its_scores, again, seen)
+        for made_of, its_scores in zip(experiments, scores, strict=True)
     ]
     scored, complete, without_params = map(sum, zip(*counts, strict=True))
     if not seen:
@@ -86,17 +87,17 @@ def _recorded(workdir: str, listed: Sequence[StoredExperiment]) -> list[Experime
     if not listed:
         raise FileNotFoundError(f"{workdir} holds no run: give the workdir of one")
     commands: dict[tuple[str, str | None, tuple[str, ...]], None] = {}
-    for one in listed:
-        if one.wrong:
-            raise ValueError(one.wrong)
-        runs = one.content.get("runs") or []
+    for listing in listed:
+        if listing.wrong:
+            raise ValueError(listing.wrong)
+        runs = listing.content.get("runs") or []
         parsed = [_parse_run(str(entry.get("command", ""))) for entry in runs]
-        found = [command for command in parsed if command is not None]
-        if not found:
+        if not any(parsed):
             raise ValueError(
-                f"{workdir} does not tell which file made {one.name}: give it as --experiment FILE"
+                f"{workdir} does not tell which file made {listing.name}: give it as "
+                "--experiment FILE"
             )
-        commands |= dict.fromkeys(found)
+        commands |= dict.fromkeys(filter(None, parsed))
     return [load_with_flags(*command) for command in commands]
 
 
@@ -119,8 +120,8 @@ def _bind_run(*arguments: Any, **keywords: Any) -> dict[str, Any]:
 
 def _find(name: str, experiment: Experiment) -> Score:
     """Returns the experiment's own score of a name, or the one in undo_jax/scores."""
-    own = {score_name(score): score for score in experiment.scores}
-    return own[name] if name in own else score_plugins.find(name)
+    own_scores = {score_name(score): score for score in experiment.scores}
+    return own_scores.get(name) or score_plugins.find(name)
 
 
 def _score(

@@ -34,7 +34,7 @@ def import_hf(
 ) -> None:
     """Turn Hugging Face weights into a base for experiments.
 
-    Of Llama, Qwen2.5, Qwen3, Mistral, Gemma-2, Gemma-3 and Phi-3.
+    The model families are those in section 6 of docs/YOUR_MODEL.md.
 
     Prints the model to put into the experiment's file; `--pretrain.base OUT` then uses it. OUT is
     an artifact: `generate` and `export-hf` take it, too.

@@ -17,7 +17,7 @@ WHOLE: Rules = (("", P()),)  # replicated, so that every process can read it
 
 
 class Writing(NamedTuple):
-    """Rows that are being written, B a multiple of what the mesh splits rows into."""
+    """The state of generation for B rows, a multiple of the devices that split rows."""
 
     step: Int[Array, ""]  # tokens written so far
     hidden: Float[Array, "B 1 D"]  # at each row's last token
@@ -39,11 +39,20 @@ def generate(
     temperature: Float[Array, ""] | float = 0.0,
     stop: Int[Array, "*n"] | int | None = None,
 ) -> Int[Array, "B new_tokens"]:
-    """The continuation of each prompt: the first `lengths` tokens of its row (at least 1).
+    """Returns `new_tokens` tokens that follow each prompt.
 
-    Temperature 0 takes the most likely token. A row's sample depends on the key and on the row's
-    index, not on other rows. After a `stop` a row is filled with the first of them. B need not
-    divide the mesh. Raises ValueError for less than one new token.
+    A row's sample depends on the key and on the row's index, not on other rows. B need not divide
+    the mesh.
+
+    Args:
+        lm: The model.
+        params: Its parameters.
+        prompts: Rows of tokens, padded at the end.
+        lengths: The number of tokens of each prompt, at least 1.
+        key: The key of the samples.
+        new_tokens: Tokens to write, at least 1 (else ValueError).
+        temperature: 0 takes the most likely token, 1 samples.
+        stop: Tokens that end a row, which is then filled with the first of them; None: none does.
     """
     params = lm.rounded(params)  # once, not for every token
     stop = -1 if stop is None else stop  # -1: no token
@@ -61,9 +70,9 @@ def begin(
     new_tokens: int,
     stop: Int[Array, "*n"] | int,
 ) -> Writing:
-    """Read the prompts: as many rows as the mesh wants, of which only the first B are written.
+    """Reads the prompts and returns the state before the first new token, see `generate`.
 
-    The parameters are `lm.rounded`. Otherwise as `generate`.
+    The parameters are `lm.rounded`. Rows are padded to fit the mesh; padding rows have ended.
     """
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: write at least one")
@@ -89,12 +98,12 @@ def advance(
     temperature: Float[Array, ""] | float,
     stop: Int[Array, "*n"] | int,
 ) -> Writing:
-    """Go on until `until` tokens of each row are written, or all have ended. See `begin`."""
+    """Writes until each row has `until` new tokens, or all rows have ended. See `begin`."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(state.ended)))
     table, stop = lm.table(params), jnp.ravel(stop)
 
     def pick(hidden, step):
-        """Gumbel-max sampling: argmax(logits + temperature · Gumbel noise)."""
+        """Samples by the Gumbel-max trick: argmax(logits + temperature · Gumbel noise)."""
         z = head.logits(hidden, table, lm.softcap)[:, 0, : used(lm)]
         noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, step), z.shape[1:]))
         return jnp.argmax(z + temperature * noise(keys), axis=-1).astype(jnp.int32)

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
+from undo_jax.checks import check_choice
 from undo_jax.models.hf_folder import (
     CONFIG,
     INDEX,
@@ -138,8 +139,7 @@ def save(
         raise ValueError(f"files of {max_shard_bytes:g} bytes: give a finite size above 0")
     _check_shapes(lm, params)
     ids = {**dict.fromkeys(IDS), **(ids or {})}
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
+    check_choice("dtype", dtype, ("float32", "bfloat16"))
     config = {**describe(lm), "torch_dtype": dtype} | ids
     if ids["pad_token_id"] is None:  # to pad batches; it needs no embedding
         ids["pad_token_id"] = ids["bos_token_id"]

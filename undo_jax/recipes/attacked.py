@@ -40,7 +40,7 @@ class _Attacked(Recipe):
 
     @property
     def parents(self) -> tuple[Recipe, ...]:
-        return self.model, *self.attack.others
+        return self.model, *self.attack.extra_models
 
     def record_tags(self, learning_rate: float | None) -> dict[str, Any]:
         return {"attack": self.attack.name, "learning_rate": learning_rate}
@@ -51,7 +51,7 @@ class _Attacked(Recipe):
         if prepare is None:
             return
         key = jax.eval_shape(lambda: jax.random.key(0))
-        other_shapes = [shapes(other.lm) for other in self.attack.others]
+        other_shapes = [shapes(other.lm) for other in self.attack.extra_models]
         prepared = jax.eval_shape(partial(prepare, lm), shapes(lm), key, *other_shapes)
         expected, actual = (jax.tree.map(jnp.shape, tree) for tree in (shapes(self.lm), prepared))
         if expected != actual:

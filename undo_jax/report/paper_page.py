@@ -36,7 +36,7 @@ LEGEND = (
 )
 
 
-class DrawnFigure(NamedTuple):
+class PaperFigure(NamedTuple):
     """A figure of the paper at one scale."""
 
     name: str  # FIGURE-SCALE
@@ -50,7 +50,7 @@ class DrawnFigure(NamedTuple):
 class PaperPage(NamedTuple):
     """The figures that are drawn, and why others are not, by FIGURE-SCALE."""
 
-    drawn: list[DrawnFigure]
+    drawn: list[PaperFigure]
     undrawn: dict[str, str]
 
     @property
@@ -78,7 +78,7 @@ def _natural_key(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def draw(figure: str, scale: str, studies: Sequence[Study]) -> DrawnFigure:
+def draw(figure: str, scale: str, studies: Sequence[Study]) -> PaperFigure:
     """Draws a figure. Raises ValueError if there is nothing to draw yet."""
     module, name = paper.discover()[figure], f"{figure}-{scale}"
     points = list(module.points(studies))
@@ -103,7 +103,7 @@ def draw(figure: str, scale: str, studies: Sequence[Study]) -> DrawnFigure:
         for logs in unfinished.values()
     ]
     title = f"{module.TITLE} ({scale} scale)"
-    return DrawnFigure(name, title, module.caption(studies), claims, files, missing)
+    return PaperFigure(name, title, module.caption(studies), claims, files, missing)
 
 
 def _shortened(folders: Sequence[str]) -> str:
@@ -187,7 +187,7 @@ def contents(page: PaperPage) -> dict[str, bytes]:
     return files | {"summary.md": markdown(page).encode(), "index.html": html(page).encode()}
 
 
-def claims_text(figure: DrawnFigure) -> str:
+def claims_text(figure: PaperFigure) -> str:
     """Returns a figure's claims for the terminal: two lines each."""
     lines = [figure.title, *(f"  {missing}" for missing in figure.missing)]
     for c in figure.claims:
@@ -224,7 +224,7 @@ def markdown(page: PaperPage) -> str:
     return "\n\n".join([*blocks, LEGEND]) + "\n"
 
 
-def _count_verdicts(drawn: Sequence[DrawnFigure]) -> str:
+def _count_verdicts(drawn: Sequence[PaperFigure]) -> str:
     """Returns how many of the paper's claims came out how, as a text."""
     verdicts = [claim.verdict for figure in drawn for claim in figure.claims if claim.paper]
     if not verdicts:
@@ -252,7 +252,7 @@ class ClaimRow(NamedTuple):
     verdict: str
 
 
-def _claim_rows(drawn: Sequence[DrawnFigure]) -> Iterable[ClaimRow]:
+def _claim_rows(drawn: Sequence[PaperFigure]) -> Iterable[ClaimRow]:
     for figure in drawn:
         for c in figure.claims:
             for seed, value in c.values.items():

@@ -17,8 +17,10 @@ from undo_jax.report.logs import read_logs
 from undo_jax.report.numbers import Report
 from undo_jax.report.page import document, escape, figure, notes
 from undo_jax.report.plot import csv_text
+from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
 
+SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks
 MANY = 5  # learning rates; of more, as searches draw them, the range is given
 
 
@@ -55,6 +57,8 @@ def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
         if (figure := draw_figure(module, report, figure_name))
     }
     contents = {f"{n}.{kind}": data for n, fig in drawn.items() for kind, data in fig.files.items()}
+    if report.plugin_scores:
+        contents[SCORES] = csv_text(report.plugin_scores).encode()
     contents["summary.md"] = markdown(report, drawn).encode()
     contents["index.html"] = page(report, drawn).encode()
     earlier = _figures_in(folder / "summary.md")
@@ -133,6 +137,8 @@ def sections(report: Report) -> list[Section]:
     ]  # fmt: skip
     if report.other_metrics:
         result.insert(3, table_section("Other scores", tables.score_grid(report)))
+    if any(not row.attack for row in report.plugin_scores):
+        result.insert(-2, table_section("Scores", plugin_score_grid(report)))
     return result
 
 

@@ -69,7 +69,7 @@ class Experiment:
                 raise ValueError(f"there is no model {name!r}: choose from {listed(self.models)}")
         tokenizer = self.setting.get_tokenizer()
         for attack in self.attacks:
-            for other in attack.others:
+            for other in attack.extra_models:
                 check_recipe(f"the other model of attack {attack.name}", other)
         for name, model in self.models.items():
             check_recipe(name, model)

@@ -16,7 +16,7 @@ from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store import artifacts, progress_folders, snapshots
 from undo_jax.store.train_checkpoints import open_checkpoints
 from undo_jax.training.loop import has_diverged, train_together
-from undo_jax.training.population import Evaluation
+from undo_jax.training.population import Evaluator
 from undo_jax.training.trial import Trial, TrialResult
 from undo_jax.types import Scores
 
@@ -28,7 +28,7 @@ def train_group(
 ) -> None:
     """Trains models together, each with all its learning rates, and saves the strongest trials.
 
-    If asked to stop, training is saved and stops before a step. Evaluation and saving after the
+    If asked to stop, training is saved and stops before a step. Evaluator and saving after the
     last step are not interrupted.
 
     Args:
@@ -50,7 +50,7 @@ def train_group(
     if is_cached:
         refs = {name: lm for name, (lm, _) in trials[0].inputs.refs.items()}
         spec = replace(spec, refs=refs, batch_fields=(*spec.batch_fields, STATES))
-    evaluation = Evaluation(run.setting.evaluate, run.eval_data)
+    evaluation = Evaluator(run.setting.evaluate, run.eval_data)
     has_snapshots = any(model.recipe.snapshot_steps for model in group)
     # a user's code that raises after the last step must not cost the training
     runs_user_code = bool(run.sinks) or any(

@@ -15,7 +15,7 @@ from undo_jax.logs.log import Log
 from undo_jax.runtime.mesh import check_batch
 from undo_jax.store.train_checkpoints import TrainCheckpoints
 from undo_jax.training.meter import Meter
-from undo_jax.training.population import Evaluation, Population
+from undo_jax.training.population import Evaluator, Population
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import State
 from undo_jax.training.trial import Slots, Trial, TrialResult, assign_slots, make_take, read_batch
@@ -27,7 +27,7 @@ OnEvaluation = Callable[[int, Mapping[int, TrialResult]], None]
 
 def train_together(
     spec: TrainSpec,
-    evaluation: Evaluation,
+    evaluation: Evaluator,
     mesh: Mesh,
     trials: Sequence[Trial],
     log: Log,

@@ -21,7 +21,7 @@ from undo_jax.training.trial import Slots, put, shares_frozen
 from undo_jax.types import LM, Metrics, Params, shapes
 
 
-class Evaluation(NamedTuple):
+class Evaluator(NamedTuple):
     """How models are scored during training."""
 
     evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `data`; pure
@@ -40,7 +40,7 @@ class Population:
     """The trials of one train spec on a mesh. All programs are compiled at the first call."""
 
     spec: TrainSpec
-    evaluation: Evaluation
+    evaluation: Evaluator
     mesh: Mesh
     slots: Slots
 

@@ -1,11 +1,11 @@
 """The paper's figures: one file each, named as the file in experiments/paper that it draws.
 
 A file has `TITLE`; `points(studies)`, which yields the numbers behind the figure; `draw(studies)`,
-which returns a matplotlib figure of them; `caption(studies)`; and `claims(studies)`, which yields
-what the paper says and what came out. `studies` are the experiments FIGURE-SETTING-SCALE of one
-scale, one per setting.
+which returns a matplotlib figure of them; `caption(studies)`, what it shows; and `claims(studies)`,
+which yields claims with what was measured. `studies` are the experiments FIGURE-SETTING-SCALE of
+one scale, one per setting.
 
-Helpers of several figures are here.
+This file has the helpers that several figures use.
 """
 
 from __future__ import annotations
