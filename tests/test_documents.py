@@ -14,7 +14,7 @@ from documents import ROOT, blocks
 
 from undo_jax.attack import Attack
 from undo_jax.graph.model_graph import build_graph
-from undo_jax.logs.log import Target
+from undo_jax.logs.sink import Target
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
 from undo_jax.training.optim import AdamW

@@ -13,7 +13,8 @@ from etils import epath
 
 from undo_jax import losses
 from undo_jax.evals.generate import generate
-from undo_jax.logs.log import Target, open_log
+from undo_jax.logs.log import open_log
+from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.mesh import MeshShape, make_mesh

@@ -24,7 +24,8 @@ from jax.sharding import AxisType, Mesh
 import undo_jax
 from undo_jax import losses
 from undo_jax.cli import experiment_flags
-from undo_jax.logs.log import Target, open_log
+from undo_jax.logs.log import open_log
+from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner import scheduler

@@ -234,7 +234,7 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
         with pytest.raises(SystemExit) as stop:
             cli.main([*words.split()])
         assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
-    made = type("Made", (), {"sinks": (), "name": "mine"})()
+    made = type("Made", (), {"sinks": (), "scores": (), "name": "mine"})()
     monkeypatch.setattr("undo_jax.cli.commands.run.experiment_with", lambda *_: made)
     monkeypatch.setattr("dataclasses.replace", lambda made, **_: made)
     monkeypatch.setattr("undo_jax.runner.dry_run.plan_run", stopped)

@@ -3,6 +3,8 @@
 Runs are commands in fresh processes. What they should have logged is what is in metrics.jsonl.
 """
 
+import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -30,7 +32,8 @@ import undo_jax
 from undo_jax import sinks
 from undo_jax.cli import experiment_flags
 from undo_jax.cli import main as cli
-from undo_jax.logs.log import Target, open_log
+from undo_jax.logs.log import open_log
+from undo_jax.logs.sink import Target
 from undo_jax.runner import experiment as runner_experiment
 from undo_jax.runner.load_experiment import load
 from undo_jax.sinks.jsonl import jsonl
@@ -243,6 +246,62 @@ def _check_wandb(runs, workdir, project):
             assert shown == [{"step": record["step"], **_flat(record)} for record in records]
             assert [row["_step"] for row in run.rows] == list(range(len(records)))
     assert not left
+
+
+def _read_jsonl(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _read_tensorboard(folder):
+    (path,) = {path.parent for path in Path(folder.parent / "tensorboard").rglob("events.*")}
+    steps = {}
+    for tag, points in _series(path).items():
+        for step, value in points:
+            steps.setdefault(step, {"step": step})[tag] = value
+    return list(steps.values())
+
+
+def _read_wandb(folder):
+    (run,) = _offline(folder.parent)
+    return [{n: value for n, value in row.items() if n[0] != "_"} for row in run.rows]
+
+
+READERS = {"jsonl": _read_jsonl, "tensorboard": _read_tensorboard, "wandb": _read_wandb}  # by sink
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sink_is_one_context_manager_named_like_its_file(name):
+    module = importlib.import_module(f"undo_jax.sinks.{name}")
+    functions = [f for f in vars(module).values() if inspect.isfunction(f)]
+    public = [f for f in functions if f.__module__ == module.__name__ and f.__name__[0] != "_"]
+    assert [f.__name__ for f in public] == [name]
+    assert inspect.isgeneratorfunction(inspect.unwrap(public[0]))  # made by @contextmanager
+    target, *options = inspect.signature(public[0]).parameters.values()
+    assert target.name == "target"
+    assert all(o.kind is o.KEYWORD_ONLY and o.default is not o.empty for o in options)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "wandb")) for n in NAMES]
+)
+def test_a_sink_has_each_record_once_after_a_resumption(name, tmp_path, monkeypatch):
+    """The artifact's folder is made anew then, and all records come again."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = epath.Path(tmp_path) / "pretrain-base"
+    records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5, "eval": {"forget": 0.25}}]
+    for count in (1, 2):
+        if folder.exists():
+            folder.rmtree()
+        folder.mkdir()
+        (folder / "config.json").write_text('{"stage": "pretrain"}')
+        target = Target(folder, [{}], "toy", "training")
+        with suppress(KeyboardInterrupt), sinks.find_sink(name)(target) as write:
+            for record in records[:count]:
+                write({}, record)
+            if count == 1:
+                raise KeyboardInterrupt
+    flat = [{"step": record["step"], **_flat(record)} for record in records]
+    assert READERS[name](folder) == (records if name == "jsonl" else flat)
 
 
 @pytest.mark.slow
@@ -482,9 +541,9 @@ def test_wandb_that_lets_nobody_in_is_told_before_anything_trains(environment, s
 
 
 WRONG = {
-    "no context": ("def s(target):\n    return None", "gives None: give a context manager that"),
+    "no context": ("def s(target):\n    return None", "returns None: give a context manager that"),
     "undecorated": ("def s(target):\n    yield print", "put @contextmanager above its def"),
-    "no argument": ("@contextmanager\ndef s():\n    yield print", "is not called with a target"),
+    "no argument": ("@contextmanager\ndef s():\n    yield print", "cannot be called with a target"),
     "nothing": (
         "@contextmanager\ndef s(target):\n    if False:\n        yield",
         "yields nothing: ",

@@ -46,7 +46,7 @@ def test_without_a_terminal_there_are_lines_at_intervals(monkeypatch):
 
 def test_while_nothing_new_comes_it_is_told_for_how_long(monkeypatch):
     """An evaluation or a compilation: the time that was left is no news."""
-    monkeypatch.setattr(logs, "HALF_MINUTE", 0.05)
+    monkeypatch.setattr(logs, "INTERVAL", 0.05)
     with (
         told(os.pipe, monkeypatch) as said,
         logs.open_log("distill", 1000, [], [], interval=0.2) as log,
@@ -64,7 +64,7 @@ def test_while_nothing_new_comes_it_is_told_for_how_long(monkeypatch):
 
 def test_without_a_terminal_what_is_short_has_two_lines(monkeypatch):
     with told(os.pipe, monkeypatch) as said:
-        _train(1010, how="", interval=logs.HALF_MINUTE)
+        _train(1010, how="", interval=logs.INTERVAL)
         with logs.show_waiting("noise"):
             pass
     shown = "".join(said).splitlines()

@@ -15,7 +15,7 @@ from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.evals.scoring import Score
 from undo_jax.graph.recipe import Recipe
-from undo_jax.logs.log import Sink
+from undo_jax.logs.sink import Sink
 from undo_jax.losses import distillation
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb

@@ -18,7 +18,8 @@ from undo_jax.fit import least
 from undo_jax.graph.model_graph import ModelNode, ancestry, build_graph
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, TrainedRecipe, check_recipe
 from undo_jax.graph.train_specs import check_loss, group_key, train_spec
-from undo_jax.logs.log import Sink, show_waiting
+from undo_jax.logs.log import show_waiting
+from undo_jax.logs.sink import Sink
 from undo_jax.recipes.attacked import attacked
 from undo_jax.runner import teacher_cache
 from undo_jax.runner.experiment_checks import NAME, check_parts, check_seeds, check_tokens

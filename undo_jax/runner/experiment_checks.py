@@ -8,7 +8,7 @@ from undo_jax.attack import Attack
 from undo_jax.checks import check_distinct
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.scoring import check_scores
-from undo_jax.logs.log import Sink, check_sink
+from undo_jax.logs.sink import Sink, check_sink
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.types import LM, table_shape, used

@@ -16,7 +16,7 @@ from undo_jax.evals.scoring import Score
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.recipe import ComputedRecipe, Stream, TrainedRecipe
 from undo_jax.graph.train_specs import traceable_kwargs
-from undo_jax.logs.log import Sink, Target
+from undo_jax.logs.sink import Sink, Target
 from undo_jax.runtime.sharding import param_shardings
 from undo_jax.setting import Setting
 from undo_jax.store import artifacts

@@ -127,12 +127,8 @@ def is_finished(artifact: Artifact) -> bool:
 def prepare_folder(artifact: Artifact, remove_snapshots: bool = True) -> None:
     """Makes the artifact's folder with config.json alone; removes what an interrupted run left.
 
-    Args:
-        artifact: the artifact that is made next.
-        remove_snapshots: False for training that resumes, which keeps the snapshots in steps/.
-
-    Raises:
-        FileNotFoundError: on a process that does not see the folder that process 0 made.
+    `remove_snapshots` is False for training that resumes, which keeps the snapshots in steps/.
+    Raises FileNotFoundError on a process that does not see the folder that process 0 made.
     """
     if jax.process_index() == 0:
         for path in artifact.folder.iterdir() if artifact.folder.exists() else ():
@@ -172,20 +168,12 @@ def mark_finished(artifact: Artifact, summary: Mapping[str, Any]) -> None:
 
 
 def save_artifact(
-    artifact: Artifact,
-    params: Params,
-    scores: Mapping,
-    lists: Mapping | None = None,
-    **fields: Any,
+    artifact: Artifact, params: Params, scores: Mapping, lists: Mapping | None = None, **fields: Any
 ) -> None:
-    """Saves the parameters and marks the artifact as finished.
+    """Saves the parameters and the summary, which marks the artifact as finished.
 
-    Args:
-        artifact: the artifact; its folder has been prepared.
-        params: its parameters.
-        scores: its scores by name.
-        lists: lists of numbers that are compared with those of other models.
-        **fields: further fields of the summary; costs that are not given are 0.
+    `lists` are numbers that are compared with those of other models, `fields` further fields of the
+    summary; costs that are not given are 0.
     """
     start_saving(artifact, params)
     costs = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
@@ -228,7 +216,7 @@ def to_json(value: Any) -> Any:
     """Converts a configuration to JSON: dataclasses become dicts, functions their names.
 
     Partials become dicts, too. The defaults of a function's arguments are included, so that an
-    edited default gives another fingerprint, and so is the object of a method.
+    edited default changes the fingerprint, and so is the object of a method.
 
     A dataclass field with metadata {"identity": False} is left out, and one with {"identity":
     "changed"}, which is newer than artifacts that lack it, where it has its default. A dataclass
@@ -284,9 +272,7 @@ def _is_included(field: dataclasses.Field, value: Any) -> bool:
 def _function_to_json(function: Any) -> Any:
     """Returns the name of a function or class, with its defaults and the object of a method."""
     if function.__name__ == "<lambda>":
-        raise ValueError(
-            f"a setting is a lambda of {function.__module__}: define it by def, which names it"
-        )
+        raise ValueError(f"a setting is a lambda of {function.__module__}: define it by def")
     name = f"{function.__module__}.{function.__qualname__}"
     if getattr(function, "__closure__", None):
         variables = ", ".join(function.__code__.co_freevars)

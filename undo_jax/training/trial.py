@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
-from undo_jax.logs.log import Tags, Target
+from undo_jax.logs.sink import Tags, Target
 from undo_jax.runtime.sharding import assemble_batch, shardings
 from undo_jax.training.optim import Trains, pick
 from undo_jax.training.programs import over_sweep

@@ -51,8 +51,8 @@ class StoredExperiment:
     @property
     def missing(self) -> list[str]:
         """What it lists and is not finished."""
-        known = self.artifacts
-        return [f for f in self.owners if f not in known or not known[f].finished]
+        stored = self.artifacts
+        return [f for f in self.owners if f not in stored or not stored[f].finished]
 
 
 def scan_artifacts(workdir: epath.PathLike) -> dict[str, StoredArtifact]:
@@ -63,20 +63,20 @@ def scan_artifacts(workdir: epath.PathLike) -> dict[str, StoredArtifact]:
     root = epath.Path(workdir)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no workdir {workdir}: give the folder of a run")
-    found = (_artifact(folder) for folder in sorted(root.iterdir()) if not is_link(folder))
-    return {one.folder.name: one for one in found if one is not None}
+    stored = (_artifact(folder) for folder in sorted(root.iterdir()) if not is_link(folder))
+    return {artifact.folder.name: artifact for artifact in stored if artifact is not None}
 
 
 def scan_experiments(
-    workdir: epath.PathLike, known: dict[str, StoredArtifact] | None = None
+    workdir: epath.PathLike, stored: dict[str, StoredArtifact] | None = None
 ) -> list[StoredExperiment]:
     """Its experiments, of `known` artifacts or else of all. Raises what `artifacts` does."""
-    there = scan_artifacts(workdir) if known is None else known
+    scanned = scan_artifacts(workdir) if stored is None else stored
     paths = sorted(epath.Path(workdir).glob("experiment-*.json"))
-    return [read_experiment(path, there) for path in paths]
+    return [read_experiment(path, scanned) for path in paths]
 
 
-def read_experiment(path: epath.Path, there: dict[str, StoredArtifact]) -> StoredExperiment:
+def read_experiment(path: epath.Path, stored: dict[str, StoredArtifact]) -> StoredExperiment:
     """An experiment from its file, with those of the artifacts that it lists."""
     name = path.name.removeprefix("experiment-").removesuffix(".json")
     try:
@@ -85,31 +85,31 @@ def read_experiment(path: epath.Path, there: dict[str, StoredArtifact]) -> Store
             raise ValueError(f"{path} is not as a run writes it: {AGAIN}")
     except ValueError as error:
         return StoredExperiment(name, path, wrong=str(error))
-    owners = {one["artifact"]: one["model"] for one in content["artifacts"]}
+    owners = {entry["artifact"]: entry["model"] for entry in content["artifacts"]}
     for entry in content["models"]:
         owners |= {folder: entry["model"] for folder in artifact_folders([entry]) - owners.keys()}
-    own = {folder: there[folder] for folder in owners if folder in there}
-    return StoredExperiment(name, path, content, owners, own)
+    listed = {folder: stored[folder] for folder in owners if folder in stored}
+    return StoredExperiment(name, path, content, owners, listed)
 
 
 def _artifact(folder: epath.Path) -> StoredArtifact | None:
     """The artifact in a folder, if one of ours is there."""
-    named = NAMED.fullmatch(folder.name)
-    if named is None or not folder.is_dir():
+    match = NAMED.fullmatch(folder.name)
+    if match is None or not folder.is_dir():
         return None
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return None
     stage, upstream = config.get("stage"), config.get("upstream")
-    if config.get("fingerprint") != named[2] or not isinstance(stage, str):
+    if config.get("fingerprint") != match[2] or not isinstance(stage, str):
         return None
     if not folder.name.startswith(f"{stage}-"):
         return None
     parents = frozenset(map(str, upstream)) if isinstance(upstream, list) else frozenset()
     strange = tuple(p.name for p in folder.iterdir() if not _is_own(p.name))
-    done, (size, changed) = (folder / "summary.json").exists(), disk_usage(folder)
-    return StoredArtifact(folder, stage, done, size, changed, parents, strange)
+    finished, (size, changed) = (folder / "summary.json").exists(), disk_usage(folder)
+    return StoredArtifact(folder, stage, finished, size, changed, parents, strange)
 
 
 def _is_own(name: str) -> bool:
@@ -134,13 +134,13 @@ def _files(folder: epath.Path) -> Iterator[tuple[int, float]]:
     if is_remote(folder):
         for path in folder.rglob("*"):
             if not path.is_dir():
-                told = path.stat()
-                yield told.length, float(told.mtime)
+                status = path.stat()
+                yield status.length, float(status.mtime)
         return
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                told = Path(place, name).lstat()
+                status = Path(place, name).lstat()
             except FileNotFoundError:  # a run has just replaced it
                 continue
-            yield told.st_size, told.st_mtime
+            yield status.st_size, status.st_mtime

@@ -94,12 +94,18 @@ def _entry(
 
 def _compared(setting: Any, model: ModelNode, oracle: ModelNode | None) -> dict[str, Any]:
     """What compares a model with the oracle, once both are finished and have been scored."""
-    both = [one for one in (model, oracle) if one is not None]
-    if not all(one.artifact.finished for one in both):
+    both = [node for node in (model, oracle) if node is not None]
+    if not all(node.artifact.finished for node in both):
         return {}
-    found = [one.artifact.summary() for one in both]
-    own, *others = (ModelScores(one.get("eval", {}), one.get(LISTS, {})) for one in found)
-    scores = compare_with_oracle(setting, own, next(iter(others), None)) if own.scores else {}
+    summaries = [node.artifact.summary() for node in both]
+    model_scores, *others = (
+        ModelScores(summary.get("eval", {}), summary.get(LISTS, {})) for summary in summaries
+    )
+    scores = (
+        compare_with_oracle(setting, model_scores, next(iter(others), None))
+        if model_scores.scores
+        else {}
+    )
     return {"compared": scores} if scores else {}
 
 
@@ -169,23 +175,25 @@ def _with_others(
     """
     if not _same(content, before):
         return content
-    own = {entry["model"] for entry in content["models"]}
+    names_listed = {entry["model"] for entry in content["models"]}
     listed = {entry["artifact"] for entry in content["artifacts"]}
     alike = before.get("attacks", content["attacks"]) == content["attacks"]
-    others = [e for e in before["models"] if e["model"] not in own]
+    others = [e for e in before["models"] if e["model"] not in names_listed]
     others = [e for e in others if alike or not (e["attacks"] or e.get("controls"))]
     others = _comparable(others, listed)
     lost = [e for e in before["models"] if e not in others]
     names = {entry["model"] for entry in others}
     past = listed | artifact_folders(lost) - artifact_folders(others)
-    kept = [e for e in before["artifacts"] if e["model"] in names and e["artifact"] not in past]
+    artifacts = [
+        e for e in before["artifacts"] if e["model"] in names and e["artifact"] not in past
+    ]
     reported = artifact_folders([*content["models"], *others])
     lost = [entry for entry in lost if entry["artifact"] not in reported]
     _tell(content["name"], [e for e in lost if (workdir / e["artifact"] / SUMMARY).exists()])
     return {
         **content,
         "models": [*content["models"], *({**entry, "earlier": True} for entry in others)],
-        "artifacts": [*content["artifacts"], *kept],
+        "artifacts": [*content["artifacts"], *artifacts],
     }
 
 
@@ -196,8 +204,8 @@ def _same(content: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
 
 def _comparable(entries: list[dict[str, Any]], listed: Set[str]) -> list[dict[str, Any]]:
     """The entries whose unlearned model and oracle are listed, or are entries that stay, too."""
-    known = listed | {entry["artifact"] for entry in entries} | {None}
-    stay = [entry for entry in entries if {entry["unlearned"], entry["oracle"]} <= known]
+    folders_known = listed | {entry["artifact"] for entry in entries} | {None}
+    stay = [entry for entry in entries if {entry["unlearned"], entry["oracle"]} <= folders_known]
     return stay if len(stay) == len(entries) else _comparable(stay, listed)
 
 
