@@ -98,7 +98,7 @@ class Wmdp:
     pairs: bool = False  # data/{subject}-{forget,retain}.jsonl, questions with answers, not text
     chat: str | None = None  # a folder whose chat template pairs are put into
     # further quizzes that are scored
-    kept: tuple[Literal["mmlu", "robust", "cloze"], ...] = ("mmlu", "robust", "cloze")
+    retain_quizzes: tuple[Literal["mmlu", "robust", "cloze"], ...] = ("mmlu", "robust", "cloze")
     shots: int = 5  # of MMLU
     share: float = 0.4  # of MMLU's questions, the first of each subject
     row_length: int = 256  # of unlearning and relearning
@@ -179,7 +179,9 @@ class Wmdp:
             forgotten=Quiz(
                 questions("wmdp", "cais/wmdp", f"wmdp-{self.subject}/test-*"), subject=about
             ),
-            kept=tuple((name, quizzes[name]) for name in self.kept if name in available),
+            retain_quizzes=tuple(
+                (name, quizzes[name]) for name in self.retain_quizzes if name in available
+            ),
             row_length=self.row_length,
             general_row_length=self.general_row_length,
             retain_share=0.5,  # of the mixture that is relearned

@@ -76,7 +76,8 @@ DEFAULTS = {
         "rows_at_once": 8, "segments": False,
     },
     Choices: {
-        "kept": (), "general": (), "row_length": 256, "retain_share": 0.5, "validation_rows": 64,
+        "retain_quizzes": (), "general": (), "row_length": 256, "retain_share": 0.5,
+        "validation_rows": 64,
         "rows_at_once": 8, "segments": False, "general_row_length": None,
     },
     Training: {"accumulation": 1},

@@ -79,7 +79,7 @@ def test_what_is_made_by_hand(tmp_path, known):
     made = {one.kind: one for one in plan_run(EXPERIMENT, workdir).rows}
     assert not workdir.exists()
     assert list(made) == ["pretrain", "unlearn", "noise", "distill", "relearn"]
-    assert [(one.made, one.reused) for one in made.values()] == [(3, 0)] * 4 + [(6, 0)]
+    assert [(one.new, one.reused) for one in made.values()] == [(3, 0)] * 4 + [(6, 0)]
     assert [one.trials for one in made.values()] == [3, 3, 0, 3, 18]
     assert [one.steps for one in made.values()] == [10, 6, 0, 20, 3]
     assert [one.stops for one in made.values()] == [False, False, False, True, False]
@@ -114,7 +114,7 @@ def test_what_is_finished_is_reused_and_costs_nothing(tmp_path, known):
     base = _models(tmp_path, "pretrain")
     _finish([*base, *_models(tmp_path, "unlearn")[:1]])
     rows = plan_run(EXPERIMENT, tmp_path).rows
-    assert [(one.kind, one.made, one.reused) for one in rows] == [
+    assert [(one.kind, one.new, one.reused) for one in rows] == [
         ("pretrain", 0, 3), ("unlearn", 2, 1), ("noise", 3, 0), ("distill", 3, 0), ("relearn", 6, 0)
     ]  # fmt: skip
     assert rows[0].seconds == rows[0].flops == rows[0].trials == 0
@@ -136,10 +136,10 @@ def test_a_finished_model_without_parameters_is_made_again_where_they_are_needed
     _finish([base, unlearned])
     (base.artifact.folder / "params").rmdir()
     rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
-    assert (rows["pretrain"].made, rows["unlearn"].made) == (2, 2)  # of three seeds, no child waits
+    assert (rows["pretrain"].new, rows["unlearn"].new) == (2, 2)  # of three seeds, no child waits
     (unlearned.artifact.folder / "params").rmdir()  # its students need it, and it needs the base
     rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
-    assert (rows["pretrain"].made, rows["unlearn"].made) == (3, 3)
+    assert (rows["pretrain"].new, rows["unlearn"].new) == (3, 3)
 
 
 def test_a_finished_model_trains_along_in_an_interrupted_company(tmp_path):
@@ -149,13 +149,13 @@ def test_a_finished_model_trains_along_in_an_interrupted_company(tmp_path):
     with prepared(EXPERIMENT, tmp_path, "pretrain") as found:
         some = plan_groups(found.run, found.models, found.selected)
         rows = [make_row(one, found.run, PACE, found.named) for one in some]
-    assert [(one.made, one.trials) for one in rows] == [(1, 2), (1, 1)]
+    assert [(one.new, one.trials) for one in rows] == [(1, 2), (1, 1)]
     assert sum(one.reused for one in rows) == 1
 
 
 def test_one_model_or_one_kind(tmp_path, known):
     rows = plan_run(EXPERIMENT, tmp_path, name="unlearned").rows
-    assert [(one.kind, one.made) for one in rows] == [
+    assert [(one.kind, one.new) for one in rows] == [
         ("pretrain", 3),
         ("unlearn", 3),
         ("relearn", 3),

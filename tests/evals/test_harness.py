@@ -258,7 +258,9 @@ def test_the_setting_of_quizzes_scores_the_same(made, tmp_path, monkeypatch):
     asked, shown = (Questions(files[split]) for split in ("test", "dev"))
     quizzes = {name: Quiz(asked, examples=shown, **how) for name, (how, _) in QUIZZES.items()}
     parts = (Part(Pairs(made.folder / "no pairs are read.jsonl")),)
-    setting = Choices(parts, parts, tokenizer, quizzes["wmdp"], kept=tuple(quizzes.items()))
+    setting = Choices(
+        parts, parts, tokenizer, quizzes["wmdp"], retain_quizzes=tuple(quizzes.items())
+    )
     scores, params = setting.at_end(made.lm, _params(made.lm)), _params(made.lm)
     for name, quiz in quizzes.items():
         samples = _samples(found, f"{name}_quiz")

@@ -43,8 +43,8 @@ def _shares(stream):
 
 
 def test_a_quiz_that_is_kept_is_checked_before_anything_trains(setting):
-    (name, quiz), *_ = setting.kept
-    lacking = replace(setting, kept=((name, replace(quiz, apart=("anatomy",))),))
+    (name, quiz), *_ = setting.retain_quizzes
+    lacking = replace(setting, retain_quizzes=((name, replace(quiz, apart=("anatomy",))),))
     with pytest.raises(ValueError, match=r"quiz.jsonl has no question about 'anatomy'"):
         lacking.eval_data()
 
@@ -136,14 +136,27 @@ def test_a_setting_is_its_content(setting):
         ({"retain_share": 1.0}, "retain_share=1.0: give a share above 0 and below 1"),
         ({"rows_at_once": 0}, "rows_at_once=0: it must be at least 1"),
         ({"row_length": 8}, "row_length=8, but .*/a has rows of 24 tokens: set it so, or pack all"),
-        ({"kept": "forget"}, "kept has a quiz 'forget', a name that is taken: give another"),
-        ({"kept": "mmlu mmlu"}, "kept has a quiz 'mmlu', a name that is taken: give another"),
-        ({"kept": "mmlu mmlu_rest"}, "kept has a quiz 'mmlu_rest', a name that is taken"),
+        (
+            {"retain_quizzes": "forget"},
+            "retain_quizzes has a quiz 'forget', a name that is taken: give another",
+        ),
+        (
+            {"retain_quizzes": "mmlu mmlu"},
+            "retain_quizzes has a quiz 'mmlu', a name that is taken: give another",
+        ),
+        (
+            {"retain_quizzes": "mmlu mmlu_rest"},
+            "retain_quizzes has a quiz 'mmlu_rest', a name that is taken",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(setting, change, said):
-    if "kept" in change:
-        change = {"kept": tuple((name, setting.forgotten) for name in change["kept"].split())}
+    if "retain_quizzes" in change:
+        change = {
+            "retain_quizzes": tuple(
+                (name, setting.forgotten) for name in change["retain_quizzes"].split()
+            )
+        }
     with pytest.raises(ValueError, match=said) as error:
         replace(setting, **change)
     assert "\n" not in str(error.value)

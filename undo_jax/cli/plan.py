@@ -23,7 +23,7 @@ def table(name: str, plan: RunPlan) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
+    plan_table = Table(
         title=Text(f"{name}: what a run would do", style="bold"),
         caption=Text(legend(plan)),
         caption_justify="left",
@@ -37,9 +37,9 @@ def table(name: str, plan: RunPlan) -> Table:
     columns: list[tuple[str, Callable[[PlanRow], str]]] = [
         ("kind", lambda row: row.kind),
         ("models", lambda row: shortened(row.names)),
-        ("new", lambda row: str(row.made)),
+        ("new", lambda row: str(row.new)),
         ("reused", lambda row: str(row.reused)),
-        ("mem-\nbers", lambda row: _count(row.trials)),
+        ("trials", lambda row: _count(row.trials)),
         ("steps", _steps),
         ("FLOPs", lambda row: format_number(row.flops)),
         ("time", _time),
@@ -47,10 +47,10 @@ def table(name: str, plan: RunPlan) -> Table:
     ]
     for number, (header, _) in enumerate(columns):
         side = "left" if number < 2 else "right"
-        made.add_column(header, total[number], justify=side, no_wrap=True)
-    for one in rows:
-        made.add_row(*(cell(one) for _, cell in columns))
-    return made
+        plan_table.add_column(header, total[number], justify=side, no_wrap=True)
+    for row in rows:
+        plan_table.add_row(*(cell(row) for _, cell in columns))
+    return plan_table
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -92,7 +92,7 @@ def legend(plan: RunPlan) -> str:
 
 def _total(plan: RunPlan) -> list[str]:
     rows = plan.rows
-    new, reused = sum(row.made for row in rows), sum(row.reused for row in rows)
+    new, reused = sum(row.new for row in rows), sum(row.reused for row in rows)
     members, cost = sum(row.trials for row in rows), sum(row.flops for row in rows)
     largest = max((row.bytes for row in rows), default=0)
     return ["all", "", str(new), str(reused), _count(members), "", format_number(cost),

@@ -45,8 +45,8 @@ class PlanRow:
 
     kind: str
     names: tuple[str, ...]  # of models as the report calls them, for all their seeds
-    made: int  # number of models
-    reused: int  # number of models
+    new: int  # number of models to make
+    reused: int  # number of finished models
     trials: int = 0  # models to train times their learning rates
     steps: int = 0  # at most, if a stop rule may end a training earlier
     stops: bool = False  # whether there is such a rule
@@ -98,10 +98,10 @@ def plan_run(
 
 
 def plan_groups(
-    run: RunContext, models: Sequence[ModelNode], wanted: Collection[ModelNode]
+    run: RunContext, models: Sequence[ModelNode], selected: Collection[ModelNode]
 ) -> list[PlannedGroup]:
     """Returns the groups of a run, in order. Raises what `order_groups` raises."""
-    left, finished = find_work(models, wanted)
+    left, finished = find_work(models, selected)
     reused: dict[str, list[ModelNode]] = {}
     for model in finished:
         if model not in left:
@@ -119,7 +119,13 @@ def plan_groups(
             group = untrained.pop(key)
         new = tuple(model for model in group if model in left)
         planned.append(PlannedGroup(key, tuple(group), new, tuple(reused.pop(key, ()))))
-    return [*(PlannedGroup(key, (), (), tuple(some)) for key, some in reused.items()), *planned]
+    return [
+        *(
+            PlannedGroup(key, (), (), tuple(finished_models))
+            for key, finished_models in reused.items()
+        ),
+        *planned,
+    ]
 
 
 def make_row(
@@ -130,9 +136,9 @@ def make_row(
 ) -> PlanRow:
     """Returns the numbers of a group; without a `pace` its seconds are unknown."""
     names = tuple(dict.fromkeys(_name(m, named) for m in (*group.new, *group.reused)))
-    made, reused = len(group.new), len(group.reused)
+    new, reused = len(group.new), len(group.reused)
     if not group.is_training:
-        return PlanRow(group.kind, names, made, reused)
+        return PlanRow(group.kind, names, new, reused)
     recipes: list[Any] = [model.recipe for model in group.trained]
     recipe = recipes[0]
     spec, trials = train_spec(recipe, run.setting), len(group.trained) * len(recipe.learning_rates)
@@ -140,7 +146,7 @@ def make_row(
     return PlanRow(
         kind=group.kind,
         names=names,
-        made=made,
+        new=new,
         reused=reused,
         trials=trials,
         steps=steps,

@@ -54,21 +54,21 @@ class CacheSavings(NamedTuple):
 
 
 def estimate_savings(
-    run: RunContext, company: Sequence[ModelNode], doing: TrainSpec, steps: float
+    run: RunContext, group: Sequence[ModelNode], doing: TrainSpec, steps: float
 ) -> CacheSavings | None:
-    """What storing would save models that take so many `steps` in all; None if it saves nothing.
+    """Returns what storing would save models that take `steps` in all; None if it saves nothing.
 
     Raises what the setting's streams raise.
     """
-    recipe: Any = company[0].recipe
+    recipe: Any = group[0].recipe
     token = per_token(doing)
     if token is None:
         return None
-    streams = {run.setting.stream(one.name, 1, 0) for one in recipe.streams.values()}
+    streams = {run.setting.stream(s.name, 1, 0) for s in recipe.streams.values()}
     if not all(hasattr(stream, "sources") for stream in streams):
         return None
     rows = sum(len(source.tokens) for stream in streams for source in stream.sources)
-    teachers = {model.parent(model.recipe.references[TEACHER]) for model in company}  # type: ignore[attr-defined]
+    teachers = {model.parent(model.recipe.references[TEACHER]) for model in group}  # type: ignore[attr-defined]
     tokens = len(teachers) * rows * doing.row_length
     before = steps * doing.tokens * token.beside
     after = steps * doing.tokens * token.stored + tokens * token.storing
@@ -80,31 +80,31 @@ def check_streams(recipe: Recipe, setting: Setting) -> None:
     doing: Any = recipe
     if not (isinstance(recipe, TrainedRecipe) and possible(train_spec(doing, setting))):
         return
-    for one in doing.streams.values():
-        if not hasattr(setting.stream(one.name, 1, 0), "with_states"):
+    for stream in doing.streams.values():
+        if not hasattr(setting.stream(stream.name, 1, 0), "with_states"):
             raise ValueError(
-                f"the setting's stream {one.name} does not say which rows it has, so that a "
+                f"the setting's stream {stream.name} does not say which rows it has, so that a "
                 "teacher's states cannot be stored: make it by undo_jax.data.streams, or leave "
                 "out --cache-teachers"
             )
 
 
 def use_stored_states(
-    run: RunContext, given: TrialInputs, references: Mapping[str, ModelNode]
+    run: RunContext, inputs: TrialInputs, references: Mapping[str, ModelNode]
 ) -> TrialInputs:
-    """The same inputs with the teacher's states in the rows, and of the teacher the head alone.
+    """Returns the inputs with the teacher's states in the rows, and with only the teacher's head.
 
     States that are not stored yet are computed. Raises what `open_states` raises.
     """
-    teacher, (lm, load) = references[TEACHER], given.refs[TEACHER]
+    teacher, (lm, load) = references[TEACHER], inputs.refs[TEACHER]
     params, head = load(), HeadOnly(lm)
     stored = partial(_stored, run, teacher, lm, params, digest(params))
     streams = {
         name: stream.with_states([stored(source.tokens) for source in stream.sources])
-        for name, stream in given.streams.items()
+        for name, stream in inputs.streams.items()
     }
-    kept = jax.jit(head.head)(params)
-    return TrialInputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
+    head_params = jax.jit(head.head)(params)
+    return TrialInputs(streams, {**inputs.refs, TEACHER: (head, lambda: head_params)})
 
 
 def _stored(
@@ -113,8 +113,9 @@ def _stored(
     """The teacher's states of rows, [R, T, D]; `parameters` is the digest of `params`."""
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape
-    known = teacher.artifact.fingerprint, parameters, _hash(rows)
-    about = StatesSpec(*known, count, length, width, str(like.dtype))
+    about = StatesSpec(
+        teacher.artifact.fingerprint, parameters, _hash(rows), count, length, width, str(like.dtype)
+    )
     folder = teacher.artifact.workdir / f"states-{teacher.artifact.slug}-{about.fingerprint}"
     if not agree_on((folder / MANIFEST).exists()):
         _store(run, teacher, lm, params, rows, about, folder)
@@ -131,11 +132,11 @@ def _store(
     folder: epath.Path,
 ) -> None:
     """Write the files that are not written yet. Stops between two files if asked to."""
-    what = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"
+    label = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"
     size = f"{about.count:,} rows, {format_bytes(about.count * about.row_bytes)}"
-    console.print(f"{what}: {size}, in {folder.name}", soft_wrap=True)
+    console.print(f"{label}: {size}, in {folder.name}", soft_wrap=True)
     left, hidden = agree_on(unwritten(folder, about)), _program(lm, run)
-    with defer_signals() as stop, show_waiting(what):
+    with defer_signals() as stop, show_waiting(label):
         for number, (first, end) in enumerate(about.files):
             blocks = _blocks(run, hidden, params, rows, first, end)
             if left[number] and jax.process_index() == 0:
@@ -179,11 +180,11 @@ def _blocks(
 
 
 def _fetched(states: Any, count: int) -> np.ndarray:
-    found = np.asarray(states)
-    return found.reshape(-1, *found.shape[2:])[:count]
+    array = np.asarray(states)
+    return array.reshape(-1, *array.shape[2:])[:count]
 
 
 def _hash(rows: Any) -> str:
     """Hash of rows: their own, or that of their bytes."""
-    known = getattr(rows, "digest", None)
-    return known or hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+    stored_digest = getattr(rows, "digest", None)
+    return stored_digest or hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()

@@ -55,14 +55,14 @@ class Choices(Setting):
     """Forget the subject of a quiz; retain text and other quizzes.
 
     The forget score is the accuracy on the quiz `forgotten`, at every evaluation. The retain score
-    is the cross entropy on validation rows in nats/token. The quizzes `kept` are scored once a
+    is the cross entropy on validation rows in nats/token. The quizzes `retain_quizzes` are scored once a
     model is finished, those with subjects `apart` also for these and for the rest. For WMDP and
     MMLU with 5 shots:
 
         mmlu = Quiz(Questions("mmlu/test"), examples=Questions("mmlu/dev"), shots=5,
                     apart=NEAR["biology"])
         Choices(retain=(Part(Corpus("retain")),), forget=(Part(Pairs("bio.jsonl")),),
-                tokenizer=load_tokenizer("tokenizer.model"), kept=(("mmlu", mmlu),),
+                tokenizer=load_tokenizer("tokenizer.model"), retain_quizzes=(("mmlu", mmlu),),
                 forgotten=Quiz(Questions("wmdp-bio"), subject="biology"))
 
     Streams are retain, forget, pretrain (a mix of both by `retain_share`), oracle (the same as
@@ -77,7 +77,7 @@ class Choices(Setting):
     forget: tuple[Part, ...]
     tokenizer: Tokenizer  # the one that the corpora were packed with
     forgotten: Quiz
-    kept: tuple[tuple[str, Quiz], ...] = ()
+    retain_quizzes: tuple[tuple[str, Quiz], ...] = ()
     general: tuple[Part, ...] = ()
     row_length: int = 256  # tokens predicted in a row; corpora are packed to it; reference: 256
     retain_share: float = 0.5  # of stream pretrain; reference: .5 of the relearning mixture
@@ -89,11 +89,13 @@ class Choices(Setting):
     )
 
     def __post_init__(self):
-        names = [name for name, _ in self.kept]
+        names = [name for name, _ in self.retain_quizzes]
         taken = {*RESERVED, *(f"{name}_{part}" for name in names for part in ("apart", "rest"))}
         for name in names:
             if name in taken or names.count(name) > 1:
-                raise ValueError(f"kept has a quiz {name!r}, a name that is taken: give another")
+                raise ValueError(
+                    f"retain_quizzes has a quiz {name!r}, a name that is taken: give another"
+                )
         check_fields(self, 1, "row_length", "general_row_length", "validation_rows", "rows_at_once")
         for name in ("retain", "forget"):
             if not getattr(self, name):
@@ -130,7 +132,7 @@ class Choices(Setting):
             "forget": Metric("accuracy on what is forgotten", True),
             "forget_text": Metric("cross entropy on forget text", False, "nats/token"),
         }
-        for name, quiz in self.kept:
+        for name, quiz in self.retain_quizzes:
             label = f"accuracy on {name}"
             metrics[name] = Metric(label, True, at="end")
             if quiz.apart:
@@ -160,9 +162,9 @@ class Choices(Setting):
     def eval_data(self) -> Any:
         """Returns the sheets of quiz `forgotten`, and validation rows of retain and forget text.
 
-        Raises ValueError for any quiz that cannot be asked, also one in `kept`.
+        Raises ValueError for any quiz that cannot be asked, also one in `retain_quizzes`.
         """
-        for _, quiz in self.kept:
+        for _, quiz in self.retain_quizzes:
             quiz.posed()
         return {
             "quiz": _sheets(self.forgotten, self.tokenizer, self.rows_at_once),
@@ -177,9 +179,9 @@ class Choices(Setting):
         return {**losses, "forget": accuracy(lm, params, eval_data["quiz"])}
 
     def at_end(self, lm: LM, params: Params) -> Scores:
-        """Returns the accuracy on each quiz in `kept`, and on its subjects apart and the rest."""
+        """Returns the accuracy on each of `retain_quizzes`, its subjects apart, and the rest."""
         scores = {}
-        for name, quiz in self.kept:
+        for name, quiz in self.retain_quizzes:
             sheets = _sheets(quiz, self.tokenizer, self.rows_at_once)
             is_right = np.asarray(_answer_quiz(lm, params, sheets))
             scores[name] = float(is_right.mean())

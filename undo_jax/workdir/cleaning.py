@@ -34,7 +34,7 @@ class Removal:
     """What goes: a whole folder of ours, or parts of an artifact's."""
 
     folder: epath.Path
-    what: str  # kind of artifact, or what it is
+    label: str  # kind of artifact, or what it is
     bytes: int
     parts: tuple[str, ...] = ()  # of an artifact; all of a folder without any
 
@@ -141,7 +141,8 @@ def _trainings(workdir: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
 
 def _folders(workdir: epath.Path, pattern: str) -> list[epath.Path]:
     """Folders of the workdir itself, in order; no links."""
-    return [one for one in sorted(workdir.glob(pattern)) if one.is_dir() and not is_link(one)]
+    paths = sorted(workdir.glob(pattern))
+    return [path for path in paths if path.is_dir() and not is_link(path)]
 
 
 def drop_models(experiment: StoredExperiment, removed: Collection[str]) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ def removal_lines(planned: Cleaning, parameters_only: bool) -> list[str]:
     """Returns what would go, by kind, with sizes; files that change; what stays all the same."""
     sizes: dict[str, list[int]] = {}
     for removal in planned.removals:
-        sizes.setdefault(removal.what, []).append(removal.bytes)
+        sizes.setdefault(removal.label, []).append(removal.bytes)
     prefix = "parameters of " if parameters_only else ""
     lines = [f"  {prefix}{len(s)} × {kind}: {format_bytes(sum(s))}" for kind, s in sizes.items()]
     for path, content in planned.listings.items():
