@@ -55,8 +55,8 @@ class Choices(Setting):
     """Forget the subject of a quiz; retain text and other quizzes.
 
     The forget score is the accuracy on the quiz `forgotten`, at every evaluation. The retain score
-    is the cross entropy on validation rows in nats/token. The quizzes `retain_quizzes` are scored once a
-    model is finished, those with subjects `apart` also for these and for the rest. For WMDP and
+    is the cross entropy on validation rows in nats/token. `retain_quizzes` are scored once a model
+    is finished, those with subjects `apart` also for these and for the rest. For WMDP and
     MMLU with 5 shots:
 
         mmlu = Quiz(Questions("mmlu/test"), examples=Questions("mmlu/dev"), shots=5,
