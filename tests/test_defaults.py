@@ -84,7 +84,7 @@ DEFAULTS = {
     Pretraining: {"base": None},
     Unlearning: {"method": maxent, "trains": None},
     Students: {"fresh_student": True, "student": None},
-    Distillation: {"tolerance": 0.05, "stop_early": True, "filtered": False},
+    Distillation: {"tolerance": 0.05, "stop_early": True, "filtered": False, "loss": distillation},
     Relearning: {"attacks": ("forget",), "keep_at": ()},
     Paper: {"seeds": (0,), "together": 64, "sinks": (), "scores": ()},
     Pretrain: {"stream": "pretrain", "loss": language_modelling, "rng_name": "pretrain",
