@@ -22,6 +22,7 @@ from undo_jax.types import (
     Refs,
     Rows,
     Taps,
+    every_layer,
     table_shape,
     used,
 )
@@ -192,6 +193,7 @@ def _running(first: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
     return lax.associative_scan(add, (first, values), axis=1)[1]
 
 
+@every_layer
 def language_modelling(
     lm: LM, params: Params, refs: Refs, batch: Batch, key: Key
 ) -> tuple[Scalar, Metrics]:
@@ -199,6 +201,7 @@ def language_modelling(
     return cross_entropy(lm, params, batch["train"]), {}
 
 
+@every_layer
 def distillation(
     lm: LM,
     params: Params,
@@ -266,6 +269,7 @@ def classified_distillation(
     return kl + uniform, {"kept_kl": kl, "flagged_uniform_kl": uniform, "flagged_share": share}
 
 
+@every_layer
 def reverse_distillation(
     lm: LM,
     params: Params,
@@ -279,6 +283,7 @@ def reverse_distillation(
     return reverse_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
 
 
+@every_layer
 def jsd_distillation(
     lm: LM,
     params: Params,

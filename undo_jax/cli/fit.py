@@ -19,7 +19,7 @@ from undo_jax.fit.chips import GIB, Slice
 from undo_jax.fit.facts import describe, table
 from undo_jax.fit.flags import arguments
 from undo_jax.fit.flags import flags as presets_of
-from undo_jax.fit.least import check_work
+from undo_jax.fit.least import check_memory
 from undo_jax.fit.search import search as largest
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
 from undo_jax.logs.log import console, short, waiting
@@ -109,7 +109,7 @@ def _compiled(program: Program, place: Slice, mesh: Mesh, options: Mapping[str, 
         with waiting(f"compiling {what}: {size}"):
             return compile_step(work, mesh, options)
     except OverflowError as error:  # sizes that JAX, or libtpu, cannot count
-        check_work(work, mesh, names.rows, place.chip.hbm)
+        check_memory(work, mesh, names.rows, place.chip.hbm)
         raise ValueError(str(error)) from error
 
 
