@@ -26,7 +26,7 @@ from undo_jax.cli import experiment_reports
 from undo_jax.cli import main as cli
 from undo_jax.cli.artifact_lm import expression
 from undo_jax.cli.step_source import of_stage
-from undo_jax.fit.least import least
+from undo_jax.fit.least import least_memory
 from undo_jax.fit.step import compile_step
 from undo_jax.models import hf
 from undo_jax.models.gemma2 import PRESETS, preset
@@ -106,13 +106,13 @@ def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, s
     distilled = replace(experiment.distill, training=training)
     changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
     _, work = of_stage(changed.experiment(), "distill")
-    needed, step = sum(least(work, mesh)), compile_step(work, mesh)
+    needed, step = sum(least_memory(work, mesh)), compile_step(work, mesh)
     taken = step.memory.arguments + step.memory.temporaries
     assert share * taken < needed < taken
     partly = replace(work, trains=Trains(((r"mlp/down$", (0,)),)))
     spared = 16 * (parameters(work.lm) - work.lm.width * work.lm.feed_forward)
     spared = spared * 3 / 4 / (shape.fsdp * shape.tensor)  # weights stay
-    assert needed - sum(least(partly, mesh)) == pytest.approx(spared)
+    assert needed - sum(least_memory(partly, mesh)) == pytest.approx(spared)
 
 
 def _toy(extra=""):

@@ -22,6 +22,7 @@ from undo_jax.types import (
     Refs,
     Rows,
     Taps,
+    every_layer,
     table_shape,
     used,
 )  # fmt: skip
@@ -174,6 +175,7 @@ def _running(first: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
     return lax.associative_scan(add, (first, values), axis=1)[1]
 
 
+@every_layer
 def language_modelling(
     lm: LM, params: Params, refs: Refs, batch: Batch, key: Key
 ) -> tuple[Scalar, Metrics]:
@@ -181,6 +183,7 @@ def language_modelling(
     return cross_entropy(lm, params, batch["train"]), {}
 
 
+@every_layer
 def distillation(
     lm: LM,
     params: Params,
@@ -248,6 +251,7 @@ def classified_distillation(
     return kl + uniform, {"kept_kl": kl, "flagged_uniform_kl": uniform, "flagged_share": share}
 
 
+@every_layer
 def reverse_distillation(
     lm: LM, params: Params, refs: Refs, batch: Batch, key: Key, *, temperature: Temperature = 1.0
 ) -> tuple[Scalar, Metrics]:
@@ -255,6 +259,7 @@ def reverse_distillation(
     return reverse_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
 
 
+@every_layer
 def jsd_distillation(
     lm: LM, params: Params, refs: Refs, batch: Batch, key: Key, *, temperature: Temperature = 1.0
 ) -> tuple[Scalar, Metrics]:

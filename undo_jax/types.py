@@ -249,6 +249,22 @@ def wants_whole_batch(loss: Any) -> bool:
     return getattr(loss, "whole_batch", False) is True
 
 
+def every_layer(loss: Marked) -> Marked:
+    """Decorator for a loss that runs every layer of the model, forward and backward.
+
+    The lower bound of a step's memory then counts the input of every layer, which is stored for
+    the backward pass; for a loss without this mark it counts one.
+    """
+    loss.every_layer = True  # type: ignore[attr-defined]
+    return loss
+
+
+def runs_every_layer(loss: Any) -> bool:
+    """Returns whether a loss, or the function of its `partial`, is marked with `every_layer`."""
+    function = loss.func if isinstance(loss, partial) else loss
+    return getattr(function, "every_layer", False) is True
+
+
 class Noise(Protocol):
     """Noise of strength `alpha` in [0, 1]; 0 must return the parameters unchanged."""
 

@@ -151,7 +151,7 @@ def test_a_loop_in_a_loop_starts_where_the_outer_one_keeps_it():
     ],
 )
 def test_a_loop_that_does_not_tell_is_refused(monkeypatch, changes):
-    monkeypatch.setattr("undo_jax.fit.loops.MOST", 1000)
+    monkeypatch.setattr("undo_jax.fit.loops.MAX_TRIPS", 1000)
     text = LOOP.replace("  ROOT %more", "  %made = s32[] custom-call()\n  ROOT %more")
     with pytest.raises(ValueError, match="loop loop does not tell how often it runs"):
         _turns(text, **changes)

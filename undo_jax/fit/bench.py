@@ -85,7 +85,7 @@ def measure(
             epath.Path(trace).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"no trace can go to {trace} ({error.strerror}): give a folder") from error
-    least.check_work(work, mesh)
+    least.check_memory(work, mesh)
     training = work.training
     members = int(members or mesh.shape["sweep"])
     check_batch(mesh, training.batch_size, training.accumulation)

@@ -1,4 +1,4 @@
-"""Optimised HLO, read from the text of a compiled program."""
+"""Parses optimised HLO, the text of a compiled program."""
 
 import math
 import re
@@ -16,7 +16,7 @@ NAME = re.compile(r"%([\w.\-]+)")
 
 
 class Array(NamedTuple):
-    """One array. `near`: in memory on the chip (e.g. VMEM), not in HBM."""
+    """The type and shape of one array; `near` arrays are in on-chip memory (e.g. VMEM), not HBM."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -31,13 +31,13 @@ class Array(NamedTuple):
 
     @property
     def far(self) -> float:
-        """Its bytes if they are in HBM."""
+        """Its bytes in HBM: none if it is in on-chip memory."""
         return 0.0 if self.near else self.bytes
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A line of HLO; `arrays` are those of its result, a tuple's flattened."""
+    """A line of HLO; `arrays` are those of its result, with tuples flattened."""
 
     name: str
     opcode: str
@@ -53,9 +53,9 @@ class Instruction:
         return self.opcode.removesuffix("-start")
 
     def calls(self, attribute: str) -> str:
-        """The computation that an attribute names, e.g. body; empty if there is none."""
-        found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.rest)
-        return found.group(1) if found else ""
+        """Returns the computation that an attribute names, e.g. body; "" if there is none."""
+        match = re.search(rf"\b{attribute}=%([\w.\-]+)", self.rest)
+        return match.group(1) if match else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +68,16 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The computations of a module. Raises ValueError where there is no entry computation."""
+    """Returns the module of a program's text. Raises ValueError if it has no entry computation."""
     computations: dict[str, dict[str, Instruction]] = defaultdict(dict)
     entry = current = ""
     devices = re.search(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if found := re.match(r"(ENTRY )?%([\w.\-]+) .*\{$", line):
-            current = found.group(2)
-            entry = current if found.group(1) else entry
-        elif found := LINE.match(line):
-            instruction = _instruction(*found.groups())
+        if match := re.match(r"(ENTRY )?%([\w.\-]+) .*\{$", line):
+            current = match.group(2)
+            entry = current if match.group(1) else entry
+        elif match := LINE.match(line):
+            instruction = _instruction(*match.groups())
             computations[current][instruction.name] = instruction
     if not entry:
         raise ValueError("no ENTRY computation: this is not the text of a compiled program")
@@ -100,7 +100,7 @@ def _instruction(root: str | None, name: str, line: str) -> Instruction:
 
 
 def arrays(shape: str) -> tuple[Array, ...]:
-    """The arrays of a shape as HLO writes it, e.g. (f32[4,2]{1,0}, s32[])."""
+    """Returns the arrays of a shape as HLO writes it, e.g. (f32[4,2]{1,0}, s32[])."""
     return tuple(
         Array(
             dtype,
@@ -112,7 +112,7 @@ def arrays(shape: str) -> tuple[Array, ...]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Split text that opens with a parenthesis: what is inside it, and what follows it."""
+    """Splits text after the parenthesis that its first character opens is closed."""
     depth = 0
     for end, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -121,14 +121,14 @@ def _split(text: str) -> tuple[str, str]:
     raise ValueError(f"a parenthesis is not closed in {text[:80]!r}")
 
 
-def group_size(one: Instruction, devices: int) -> int:
-    """How many devices one group of a collective has."""
-    text = one.rest
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):  # each group's devices
-        return found.group(1).count(",") + 1
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):  # number of groups, their size
-        return int(found.group(1))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{}]*\{([^}]*)\}", text):  # mesh axes
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found.group(1)))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found.group(2)))
+def group_size(collective: Instruction, devices: int) -> int:
+    """Returns how many of a program's devices are in one group of a collective."""
+    text = collective.rest
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", text):  # each group's devices
+        return match.group(1).count(",") + 1
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", text):  # number of groups, their size
+        return int(match.group(1))
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{}]*\{([^}]*)\}", text):  # mesh axes
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", match.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", match.group(2)))
     return devices

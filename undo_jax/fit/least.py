@@ -1,4 +1,4 @@
-"""A lower bound of a stage's memory, without compiling: what can never fit is refused at once."""
+"""A lower bound of a step's memory, without compiling, so that hopeless sizes are refused early."""
 
 import math
 from functools import partial
@@ -6,66 +6,72 @@ from functools import partial
 import jax
 from jax.sharding import Mesh
 
-from undo_jax import losses
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.training import optim
 from undo_jax.training.train_spec import TrainSpec
-from undo_jax.types import LM, parameters, rounded_shapes, shapes, table_shape
-
-WHOLE = (  # losses that run every layer, forward and backward
-    losses.language_modelling,
-    losses.distillation,
-    losses.reverse_distillation,
-    losses.jsd_distillation,
+from undo_jax.types import (
+    LM,
+    parameters,
+    rounded_shapes,
+    runs_every_layer,
+    shapes,
+    table_shape,
 )
 
+FP32 = INT32 = 4  # bytes
 
-def check_work(
-    work: TrainSpec, mesh: Mesh, rows: str = "batch_size", there: float | None = None
+
+def check_memory(
+    spec: TrainSpec, mesh: Mesh, rows: str = "batch_size", available: float | None = None
 ) -> None:
     """Raises ValueError for a step that devices cannot hold, naming what makes it large.
 
-    `rows` is the name of what sets a batch's rows; `there` a device's memory in bytes (None: ask
-    the device).
+    Args:
+        spec: The step.
+        mesh: The devices.
+        rows: The flag or field that sets the batch size, for the message.
+        available: Bytes of memory of each device; None: ask the devices.
     """
-    states, batch = least(work, mesh)
-    there = device_memory.device_bytes(mesh) if there is None else there
-    if states > batch:
-        what = f"a model of {_sizes(work.lm)}"
+    model_bytes, batch_bytes = least_memory(spec, mesh)
+    if available is None:
+        available = device_memory.device_bytes(mesh)
+    if model_bytes > batch_bytes:
+        cause = f"a model of {_sizes(spec.lm)}"
     else:
-        what = f"{rows}={work.training.batch_size} rows of {work.row_length} tokens"
-    device_memory.check_fits(what, states + batch, there, "each device's memory")
+        cause = f"{rows}={spec.training.batch_size} rows of {spec.row_length} tokens"
+    device_memory.check_fits(cause, model_bytes + batch_bytes, available, "each device's memory")
 
 
-def least(work: TrainSpec, mesh: Mesh) -> tuple[float, float]:
-    """Bytes per device of models, and of a batch, for one model per group of the `sweep` axis.
+def least_memory(spec: TrainSpec, mesh: Mesh) -> tuple[float, float]:
+    """Returns the bytes per device that models and a batch need at least.
 
-    Models: fp32 weights, gradients and moments of what trains, and references, sharded over `fsdp`
-    and `tensor`.
-    Batch: its tokens, and each layer's input, which is kept for the backward pass.
+    One model trains per group of the `sweep` axis. Models: fp32 weights, the gradients and moments
+    of trainable parameters, and references, sharded over `fsdp` and `tensor`. Batch: its tokens,
+    and the input of each layer, which is stored for the backward pass.
     """
-    training, table = work.training, table_shape(work.lm)
-    states = parameters(work.lm) * 4 + _trained(work) * (4 + training.optimizer.moment_bytes)
-    for lm in work.refs.values():
+    training, table, tensor = spec.training, table_shape(spec.lm), mesh.shape["tensor"]
+    model_bytes = parameters(spec.lm) * FP32
+    model_bytes += _count_trainable(spec) * (FP32 + training.optimizer.moment_bytes)
+    for lm in spec.refs.values():
         leaves = jax.tree.leaves(rounded_shapes(lm))
-        states += sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        model_bytes += sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
     rows = -(-training.batch_size // shard_count(*BATCH, mesh=mesh))
-    tokens = 4 * rows * (work.row_length + 1) * len(work.streams)
-    at_once = -(-rows // training.accumulation)
-    loss = work.loss.func if isinstance(work.loss, partial) else work.loss
-    layers = work.lm.layers if loss in WHOLE else 1
-    kept = layers * at_once * work.row_length * table.shape[1] * table.dtype.itemsize
-    tensor = mesh.shape["tensor"]
-    return states / (mesh.shape["fsdp"] * tensor), tokens + kept / tensor
+    token_bytes = INT32 * rows * (spec.row_length + 1) * len(spec.streams)
+    rows_at_once = -(-rows // training.accumulation)
+    layers = spec.lm.layers if runs_every_layer(spec.loss) else 1
+    input_elements = layers * rows_at_once * spec.row_length * table.shape[1]
+    input_bytes = input_elements * table.dtype.itemsize
+    return model_bytes / (mesh.shape["fsdp"] * tensor), token_bytes + input_bytes / tensor
 
 
-def _trained(work: TrainSpec) -> int:
-    """How many parameters train. Raises what `optim.pick` does."""
-    if work.trains is None:
-        return parameters(work.lm)
-    picked = jax.eval_shape(partial(optim.pick, work.trains), shapes(work.lm))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(picked))
+def _count_trainable(spec: TrainSpec) -> int:
+    """Returns how many parameters train. Raises what `optim.pick` raises."""
+    if spec.trains is None:
+        return parameters(spec.lm)
+    trainable = jax.eval_shape(partial(optim.pick, spec.trains), shapes(spec.lm))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable))
 
 
 def _sizes(lm: LM) -> str:

@@ -1,7 +1,7 @@
-"""How often a loop of optimised HLO runs: the scalars that decide it are computed turn by turn.
+"""Counts how often a loop of optimised HLO runs, by evaluating the scalars of its condition.
 
-So a loop may start anywhere, and step by any amount in either direction: XLA's windowed einsums
-(collective matrix products) step by two.
+They are evaluated iteration by iteration, so a loop may start anywhere and step by any amount in
+either direction: XLA's windowed einsums (collective matrix products) step by two.
 """
 
 import operator
@@ -14,14 +14,14 @@ from typing import Any
 
 from undo_jax.fit.hlo import NAME, Instruction, Module
 
-MOST = 2**20  # turns, at most: a loop of more is taken for one that does not end
-CALLS = ("call", "fusion")
-SAME = ("bitcast", "convert", "copy", "copy-done", "copy-start", "opt-barrier", "reshape")
-COMPARED: dict[str, Callable[[int, int], bool]] = {
+MAX_TRIPS = 2**20  # iterations, after which a loop counts as endless
+CALL_OPCODES = ("call", "fusion")
+PASSING = ("bitcast", "convert", "copy", "copy-done", "copy-start", "opt-barrier", "reshape")
+COMPARISONS: dict[str, Callable[[int, int], bool]] = {
     "EQ": operator.eq, "NE": operator.ne, "LT": operator.lt, "LE": operator.le,
     "GT": operator.gt, "GE": operator.ge,
 }  # fmt: skip
-COMPUTED: dict[str, Callable[..., Any]] = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "subtract": operator.sub,
     "multiply": operator.mul,
@@ -38,20 +38,21 @@ COMPUTED: dict[str, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A computation, and what is known of its parameters.
+class _Site:
+    """A computation in one context, which determines the values of its parameters.
 
-    Those of a loop's body are a tuple: its known elements are `state`. Those of a fusion are the
-    operands of an instruction in another place, `caller`. Neither: whoever calls it is looked for.
+    The parameter of a loop's body is a tuple, whose known elements are `state`. The parameters of a
+    fusion are the operands of `caller`, an instruction at another site. Without either, the callers
+    are looked up in the module.
     """
 
     name: str
     state: Mapping[int, int | None] | None = None
-    caller: "tuple[_Place, Instruction] | None" = None
+    caller: "tuple[_Site, Instruction] | None" = None
 
 
-class _Asked(dict[int, int | None]):
-    """A state that notes which of its elements were asked for; all are unknown."""
+class _RequestedElements(dict[int, int | None]):
+    """A state of unknown values that records which of its elements were read."""
 
     def __missing__(self, index: int) -> None:
         self[index] = None
@@ -59,155 +60,167 @@ class _Asked(dict[int, int | None]):
 
 @dataclass(frozen=True, eq=False)
 class Loops:
-    """The loops of a module. A value that cannot be told is None."""
+    """The loops of a module. A value that cannot be determined is None."""
 
     module: Module
 
     def trips(self, computation: str, loop: Instruction) -> int:
-        """How often the body of a loop in `computation` runs.
+        """Returns how often the body of a loop in `computation` runs.
 
-        XLA for CPU and GPU states it. Raises ValueError where the text does not say.
+        XLA for CPU and GPU states the number. Raises ValueError if it cannot be determined.
         """
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
-            return int(known.group(1))
+        if stated := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+            return int(stated.group(1))
         condition, body = loop.calls("condition"), loop.calls("body")
         test, result = self._root(condition).name, self._root(body).name
-        asked, followed = _Asked(), set()
-        self._value(_Place(condition, asked), test)
-        while new := asked.keys() - followed:  # what these are made from counts as well
-            followed |= new
+
+        # Find the elements of the state that decide the condition, and those they depend on.
+        requested, visited = _RequestedElements(), set()
+        self._value(_Site(condition, requested), test)
+        while new := requested.keys() - visited:
+            visited |= new
             for index in new:
-                self._element(_Place(body, asked), result, index)
-        before = _Place(computation)
-        state = {index: self._element(before, loop.operands[0], index) for index in asked}
-        for turn in range(MOST):
-            goes_on = self._value(_Place(condition, state), test)
-            if goes_on is None:
+                self._element(_Site(body, requested), result, index)
+
+        # Run the loop on these elements alone.
+        before_loop = _Site(computation)
+        state = {index: self._element(before_loop, loop.operands[0], index) for index in requested}
+        for trip in range(MAX_TRIPS):
+            continues = self._value(_Site(condition, state), test)
+            if continues is None:
                 break
-            if not goes_on:
-                return turn
-            inside = _Place(body, state)
-            state = {index: self._element(inside, result, index) for index in asked}
+            if not continues:
+                return trip
+            iteration = _Site(body, state)
+            state = {index: self._element(iteration, result, index) for index in requested}
         raise ValueError(f"the loop {loop.name} does not tell how often it runs")
 
-    def _value(self, place: _Place, name: str) -> int | None:
-        """The value of a whole number."""
-        one = self.module.computations[place.name][name]
-        if one.opcode in SAME:
-            found = self._value(place, one.operands[0])
-        elif one.opcode == "constant":
-            found = _constant(one.literal)
-        elif one.opcode == "get-tuple-element":
-            index = re.search(r"index=(\d+)", one.rest)
-            found = index and self._element(place, one.operands[0], int(index.group(1)))
-        elif one.opcode == "parameter":
-            given = self._given(place, int(one.literal))
-            found = given and self._value(*given)
-        elif one.opcode in CALLS:
-            inside = _Place(_called(one), caller=(place, one))
-            found = self._value(inside, self._root(inside.name).name)
+    def _value(self, site: _Site, name: str) -> int | None:
+        """Returns the value of an integer scalar."""
+        instruction = self.module.computations[site.name][name]
+        if instruction.opcode in PASSING:
+            value = self._value(site, instruction.operands[0])
+        elif instruction.opcode == "constant":
+            value = _parse_constant(instruction.literal)
+        elif instruction.opcode == "get-tuple-element":
+            index = re.search(r"index=(\d+)", instruction.rest)
+            value = index and self._element(site, instruction.operands[0], int(index.group(1)))
+        elif instruction.opcode == "parameter":
+            binding = self._binding(site, int(instruction.literal))
+            value = binding and self._value(*binding)
+        elif instruction.opcode in CALL_OPCODES:
+            callee = _Site(_called(instruction), caller=(site, instruction))
+            value = self._value(callee, self._root(callee.name).name)
         else:
-            found = _computed(one, [self._value(place, name) for name in one.operands])
-        return None if found is None else _in_type(found, one.arrays[0].dtype)
+            value = _compute(
+                instruction, [self._value(site, name) for name in instruction.operands]
+            )
+        return None if value is None else _wrap(value, instruction.arrays[0].dtype)
 
-    def _element(self, place: _Place, name: str, index: int) -> int | None:
-        """The value of one element of a tuple."""
-        one = self.module.computations[place.name][name]
-        if one.opcode == "tuple":
-            return self._value(place, one.operands[index])
-        if one.opcode in ("copy", "opt-barrier") or (
-            one.opcode == "while" and self._stays(one.calls("body"), index)
+    def _element(self, site: _Site, name: str, index: int) -> int | None:
+        """Returns the value of one element of a tuple."""
+        instruction = self.module.computations[site.name][name]
+        if instruction.opcode == "tuple":
+            return self._value(site, instruction.operands[index])
+        if instruction.opcode in ("copy", "opt-barrier") or (
+            instruction.opcode == "while" and self._is_unchanged(instruction.calls("body"), index)
         ):
-            return self._element(place, one.operands[0], index)
-        if one.opcode in CALLS:
-            inside = _Place(_called(one), caller=(place, one))
-            return self._element(inside, self._root(inside.name).name, index)
-        if one.opcode != "parameter":
+            return self._element(site, instruction.operands[0], index)
+        if instruction.opcode in CALL_OPCODES:
+            callee = _Site(_called(instruction), caller=(site, instruction))
+            return self._element(callee, self._root(callee.name).name, index)
+        if instruction.opcode != "parameter":
             return None
-        if place.state is not None:
-            return place.state[index]
-        given = self._given(place, int(one.literal), index)
-        return given and self._element(*given, index)
+        if site.state is not None:
+            return site.state[index]
+        binding = self._binding(site, int(instruction.literal), index)
+        return binding and self._element(*binding, index)
 
-    def _given(self, place: _Place, number: int, index: int = -1) -> tuple[_Place, str] | None:
-        """What a computation gets as a parameter; of a loop, where element `index` stays as it is.
+    def _binding(self, site: _Site, number: int, index: int = -1) -> tuple[_Site, str] | None:
+        """Returns the caller's site and operand that are bound to parameter `number`.
 
-        It may be called at several places: then it is not known.
+        Returns None if the computation is called from several sites, or if the loop that calls it
+        changes element `index` of its state.
         """
-        callers = [place.caller] if place.caller else self._callers[place.name]
+        callers = [site.caller] if site.caller else self._callers[site.name]
         if len(callers) != 1:
             return None
-        where, one = callers[0]
-        if one.opcode == "while" and not self._stays(one.calls("body"), index):
+        caller_site, instruction = callers[0]
+        if instruction.opcode == "while" and not self._is_unchanged(
+            instruction.calls("body"), index
+        ):
             return None
-        if one.opcode == "conditional":
-            number = 1 + _branches(one).index(place.name)
-        return where, one.operands[number]
+        if instruction.opcode == "conditional":
+            number = 1 + _branches(instruction).index(site.name)
+        return caller_site, instruction.operands[number]
 
-    def _stays(self, body: str, index: int) -> bool:
-        """Whether a loop's body returns this element of its state as it got it."""
+    def _is_unchanged(self, body: str, index: int) -> bool:
+        """Returns whether a loop's body leaves this element of its state unchanged."""
         scope, root = self.module.computations[body], self._root(body)
         if root.opcode != "tuple" or not 0 <= index < len(root.operands):
             return False
-        made = scope[root.operands[index]]
-        while made.opcode in SAME:
-            made = scope[made.operands[0]]
-        if made.opcode != "get-tuple-element" or f"index={index}" not in made.rest.split(", "):
+        source = scope[root.operands[index]]
+        while source.opcode in PASSING:
+            source = scope[source.operands[0]]
+        if source.opcode != "get-tuple-element" or f"index={index}" not in source.rest.split(", "):
             return False
-        return scope[made.operands[0]].opcode == "parameter"
+        return scope[source.operands[0]].opcode == "parameter"
 
     def _root(self, computation: str) -> Instruction:
-        return next(one for one in self.module.computations[computation].values() if one.root)
+        return next(i for i in self.module.computations[computation].values() if i.root)
 
     @cached_property
-    def _callers(self) -> Mapping[str, list[tuple[_Place, Instruction]]]:
-        """Where each computation is called."""
-        found = defaultdict(list)
+    def _callers(self) -> Mapping[str, list[tuple[_Site, Instruction]]]:
+        """The call sites of each computation."""
+        callers = defaultdict(list)
         for name, scope in self.module.computations.items():
-            for one in scope.values():
-                if one.opcode in (*CALLS, "while", "conditional"):
-                    for called in {_called(one), one.calls("body"), *_branches(one)} - {""}:
-                        found[called].append((_Place(name), one))
-        return found
+            for instruction in scope.values():
+                if instruction.opcode in (*CALL_OPCODES, "while", "conditional"):
+                    callees = {_called(instruction), instruction.calls("body")}
+                    for callee in callees.union(_branches(instruction)) - {""}:
+                        callers[callee].append((_Site(name), instruction))
+        return callers
 
 
-def _called(one: Instruction) -> str:
-    return one.calls("calls") or one.calls("to_apply")
+def _called(instruction: Instruction) -> str:
+    return instruction.calls("calls") or instruction.calls("to_apply")
 
 
-def _branches(one: Instruction) -> list[str]:
-    """The branches of a conditional, in the order of its operands."""
-    both = [one.calls("true_computation"), one.calls("false_computation")]
-    found = re.search(r"branch_computations=\{([^}]*)\}", one.rest)
-    return NAME.findall(found.group(1)) if found else [name for name in both if name]
+def _branches(instruction: Instruction) -> list[str]:
+    """Returns the branches of a conditional, in the order of its operands."""
+    both = [instruction.calls("true_computation"), instruction.calls("false_computation")]
+    indexed = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+    return NAME.findall(indexed.group(1)) if indexed else [name for name in both if name]
 
 
-def _constant(literal: str) -> int | None:
+def _parse_constant(literal: str) -> int | None:
     text = literal.strip("{} ")
     if text in ("true", "false"):
         return int(text == "true")
     return int(text) if re.fullmatch(r"-?\d+", text) else None
 
 
-def _computed(one: Instruction, values: list[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    if one.opcode == "and" and 0 in known:
+def _compute(instruction: Instruction, operands: list[int | None]) -> int | None:
+    """Returns the result of an arithmetic instruction; None if it cannot be determined."""
+    known_operands = [operand for operand in operands if operand is not None]
+    if instruction.opcode == "and" and 0 in known_operands:
         return 0
-    if len(known) < len(values):
+    if len(known_operands) < len(operands):
         return None
-    if one.opcode == "compare":
-        direction = re.search(r"direction=(\w+)", one.rest)
-        return direction and int(COMPARED[direction.group(1)](*known))
-    return COMPUTED[one.opcode](*known) if one.opcode in COMPUTED else None
+    if instruction.opcode == "compare":
+        direction = re.search(r"direction=(\w+)", instruction.rest)
+        return direction and int(COMPARISONS[direction.group(1)](*known_operands))
+    operation = OPERATIONS.get(instruction.opcode)
+    return operation(*known_operands) if operation else None
 
 
-def _in_type(value: int, dtype: str) -> int | None:
-    """A whole number as its type holds it: one that is too large wraps around."""
+def _wrap(value: int, dtype: str) -> int | None:
+    """Returns an integer as its type stores it: overflow wraps around."""
     if dtype == "pred":
         return value & 1
-    found = re.fullmatch(r"([su])(\d+)", dtype)
-    if not found:
+    integer_type = re.fullmatch(r"([su])(\d+)", dtype)
+    if not integer_type:
         return None
-    bits = int(found.group(2))
+    signed, bits = integer_type.group(1) == "s", int(integer_type.group(2))
     value %= 2**bits
-    return value - 2**bits if found.group(1) == "s" and value >= 2 ** (bits - 1) else value
+    return value - 2**bits if signed and value >= 2 ** (bits - 1) else value

@@ -1,8 +1,8 @@
-"""Which collectives of a compiled program run beside products, by the order of its instructions.
+"""Finds the collectives of a compiled program that overlap with matrix products.
 
-libtpu prints a program in the order in which a core runs it. A collective that is started, and
-awaited later, is hidden where a product, of XLA or of a kernel, stands between the two. One that is
-a single instruction keeps the core waiting.
+libtpu prints a program in the order in which a core runs it. An asynchronous collective is hidden
+if a product, of XLA or of a kernel, stands between its start and its end. A collective that is a
+single instruction keeps the core waiting.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from undo_jax.fit import costs
 from undo_jax.fit.hlo import COLLECTIVES, Instruction, parse
 
 FUSED = "async-collective-start", "async-collective-done"  # names of libtpu's fusions
-PASSED = ("bitcast", "copy", "get-tuple-element", "opt-barrier", "tuple")
+PASSING = ("bitcast", "copy", "get-tuple-element", "opt-barrier", "tuple")
 
 
 class Overlap(NamedTuple):
@@ -24,60 +24,63 @@ class Overlap(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of all bytes, those that are hidden; 1 where there are none."""
+        """The hidden share of all bytes; 1 if there are none."""
         total = sum(self.total.values())
         return sum(self.hidden.values()) / total if total else 1.0
 
 
 def overlap(text: str) -> Overlap:
-    """What is hidden, loops counted once per turn. Raises ValueError for text without an order."""
+    """Returns the overlap of optimised HLO, loops counted once per iteration.
+
+    Raises ValueError for text whose instructions are in no order.
+    """
     if "is_scheduled=true" not in text.partition("\n")[0]:
         raise ValueError("this HLO is not scheduled: give the text of a compiled program")
-    counting = costs.Counting(parse(text))
+    counter = costs.CostCounter(parse(text))
     hidden, total = defaultdict[str, float](float), defaultdict[str, float](float)
-    for one in _collectives(counting, counting.module.entry, 1):
-        total[one.kind] += one.received
-        hidden[one.kind] += one.received * one.beside
+    for collective in _collectives(counter, counter.module.entry, 1):
+        total[collective.kind] += collective.received
+        hidden[collective.kind] += collective.received * collective.has_product
     return Overlap(dict(hidden), dict(total))
 
 
 class _Collective(NamedTuple):
     kind: str
-    received: float  # bytes, in all turns of its loop
-    beside: bool  # whether a product runs between its start and its end
+    received: float  # bytes, in all iterations of its loop
+    has_product: bool  # whether a product runs between its start and its end
 
 
-def _collectives(counting: costs.Counting, name: str, times: int) -> Iterator[_Collective]:
-    """Those of a computation and of all that it calls."""
-    lines = list(counting.module.computations[name].values())
-    for place, one in enumerate(lines):
-        if one.opcode == "while":
-            turns = times * counting.loops.trips(name, one)
-            yield from _collectives(counting, one.calls("body"), turns)
-        elif one.opcode == "call":
-            yield from _collectives(counting, one.calls("to_apply"), times)
+def _collectives(counter: costs.CostCounter, name: str, times: int) -> Iterator[_Collective]:
+    """Yields the collectives of a computation and of all that it calls."""
+    lines = list(counter.module.computations[name].values())
+    for position, op in enumerate(lines):
+        if op.opcode == "while":
+            repeats = times * counter.loops.trips(name, op)
+            yield from _collectives(counter, op.calls("body"), repeats)
+        elif op.opcode == "call":
+            yield from _collectives(counter, op.calls("to_apply"), times)
         else:
-            between = lines[place + 1 : _end(lines, place)]
-            beside = any(counting.of(name, other).flops for other in between)
-            for kind, size in counting.of(name, one).collectives.items():
-                yield _Collective(kind, times * size, beside)
+            between = lines[position + 1 : _end_position(lines, position)]
+            has_product = any(counter.of(name, later_op).flops for later_op in between)
+            for kind, size in counter.of(name, op).collectives.items():
+                yield _Collective(kind, times * size, has_product)
 
 
-def _end(lines: Sequence[Instruction], place: int) -> int:
-    """Where what starts at this place is awaited; the next line where nothing starts."""
-    if not _starts(lines[place]):
-        return place + 1
-    made = {lines[place].name}
-    for later, one in enumerate(lines[place + 1 :], place + 1):
-        if made.isdisjoint(one.operands):
+def _end_position(lines: Sequence[Instruction], position: int) -> int:
+    """Returns the position at which a collective ends; the next one if none starts here."""
+    if not _is_started(lines[position]):
+        return position + 1
+    derived = {lines[position].name}
+    for later, op in enumerate(lines[position + 1 :], position + 1):
+        if derived.isdisjoint(op.operands):
             continue
-        if one.opcode.endswith("-done") or one.name.startswith(FUSED[1]):
+        if op.opcode.endswith("-done") or op.name.startswith(FUSED[1]):
             return later
-        if one.opcode in PASSED or one.opcode in ("async-update", "fusion"):
-            made.add(one.name)
+        if op.opcode in PASSING or op.opcode in ("async-update", "fusion"):
+            derived.add(op.name)
     return len(lines)
 
 
-def _starts(one: Instruction) -> bool:
-    fused = one.opcode == "fusion" and one.name.startswith(FUSED[0])
-    return fused or one.opcode in {f"{kind}-start" for kind in (*COLLECTIVES, "async", "call")}
+def _is_started(op: Instruction) -> bool:
+    fused = op.opcode == "fusion" and op.name.startswith(FUSED[0])
+    return fused or op.opcode in {f"{kind}-start" for kind in (*COLLECTIVES, "async", "call")}

@@ -1,4 +1,4 @@
-"""FLOPs of matrix products, and of the kernels that do them, in optimised HLO."""
+"""Counts FLOPs of matrix products, and of kernels that compute them, in optimised HLO."""
 
 import math
 import re
@@ -7,58 +7,67 @@ from collections.abc import Mapping
 from undo_jax.fit.hlo import CUBLAS, TRITON, Instruction
 
 CONTRACTED = re.compile(r'\blhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)[}\]]')
-SAID = re.compile(r'(?:"cost_estimate":\{"flops":|\bflops=)"(\d+)"')  # of TPU; `ops.gpu.counted`
+# FLOPs that a kernel states: on TPU in its cost estimate, on GPUs by `ops.gpu.counted`
+STATED_FLOPS = re.compile(r'(?:"cost_estimate":\{"flops":|\bflops=)"(\d+)"')
 
 
-def flops(scope: Mapping[str, Instruction], one: Instruction) -> float:
-    """Two per multiplication of a matrix product, which XLA for TPU writes as a convolution."""
-    if one.opcode == "dot" or CUBLAS in one.rest:
-        left = scope[one.operands[0]].arrays[0].dims
-        found = CONTRACTED.search(one.rest)
-        contracted = [left[int(d)] for d in re.findall(r"\d+", found.group(1))] if found else []
-        return 2.0 * math.prod(one.arrays[0].dims) * math.prod(contracted)
-    if one.opcode == "convolution":
-        return 2.0 * _multiplications(scope, one)
-    if one.name.startswith("splash_"):
-        return _attention(scope, one)
-    if one.opcode == "custom-call":  # a kernel states its own FLOPs
-        found = SAID.search(one.rest)
-        if found is None and TRITON in one.rest:
-            raise ValueError(f"{one.name} does not say its FLOPs: call it within ops.gpu.counted")
-        return float(found.group(1)) if found else 0.0
+def flops(scope: Mapping[str, Instruction], op: Instruction) -> float:
+    """Returns the FLOPs of an instruction: two per multiplication of a matrix product.
+
+    XLA for TPU writes matrix products as convolutions. Raises ValueError for an instruction that
+    does not state what is needed to count them.
+    """
+    if op.opcode == "dot" or CUBLAS in op.rest:
+        left = scope[op.operands[0]].arrays[0].dims
+        match = CONTRACTED.search(op.rest)
+        contracted = [left[int(d)] for d in re.findall(r"\d+", match.group(1))] if match else []
+        return 2.0 * math.prod(op.arrays[0].dims) * math.prod(contracted)
+    if op.opcode == "convolution":
+        return 2.0 * _count_multiplications(scope, op)
+    if op.name.startswith("splash_"):
+        return _splash_flops(scope, op)
+    if op.opcode == "custom-call":  # a kernel states its own FLOPs
+        match = STATED_FLOPS.search(op.rest)
+        if match is None and TRITON in op.rest:
+            raise ValueError(f"{op.name} does not say its FLOPs: call it within ops.gpu.counted")
+        return float(match.group(1)) if match else 0.0
     return 0.0
 
 
-def _attention(scope: Mapping[str, Instruction], one: Instruction) -> float:
-    """FLOPs of JAX's splash kernels, which state none: blocks up to the diagonal, any window."""
-    arrays = [array for name in one.operands for array in scope[name].arrays]
+def _splash_flops(scope: Mapping[str, Instruction], op: Instruction) -> float:
+    """Returns the FLOPs of a splash attention kernel of JAX, which does not state them.
+
+    Counted are the blocks up to the diagonal, whatever the window.
+    """
+    arrays = [array for name in op.operands for array in scope[name].arrays]
     blocks = arrays[0].dims[-2]  # blocks of the mask along the queries
     *heads, time, width = next(array.dims for array in arrays if "f" in array.dtype)
-    products = next(n for kind, n in (("fwd", 2), ("dq", 3), ("dkv", 4)) if kind in one.name)
+    products = next(n for kind, n in (("fwd", 2), ("dq", 3), ("dkv", 4)) if kind in op.name)
     pairs = time * time * (1 + 1 / blocks) / 2
     return 2.0 * products * math.prod(heads) * pairs * width
 
 
-def _multiplications(scope: Mapping[str, Instruction], one: Instruction) -> float:
-    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.rest)
-    if found is None:
-        raise ValueError(f"{one.name} is a convolution without dim_labels")
-    labels = dict(zip(("left", "right", "out"), found.groups(), strict=True))
+def _count_multiplications(scope: Mapping[str, Instruction], op: Instruction) -> float:
+    match = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
+    if match is None:
+        raise ValueError(f"{op.name} is a convolution without dim_labels")
+    labels = dict(zip(("left", "right", "out"), match.groups(), strict=True))
     dims = {
-        "left": scope[one.operands[0]].arrays[0].dims,
-        "right": scope[one.operands[1]].arrays[0].dims,
-        "out": one.arrays[0].dims,
+        "left": scope[op.operands[0]].arrays[0].dims,
+        "right": scope[op.operands[1]].arrays[0].dims,
+        "out": op.arrays[0].dims,
     }
     size = {side: dict(zip(labels[side], dims[side], strict=True)) for side in labels}
     total = size["out"]["b"] * size["out"]["f"] * size["right"]["i"]
     window = {
-        key: text.split("x") for key, text in re.findall(r"(\w+)=([\dx_\-]+)", (_window(one) or ""))
+        key: text.split("x")
+        for key, text in re.findall(r"(\w+)=([\dx_\-]+)", (_window_text(op) or ""))
     }
     for label in sorted(set(labels["out"]) - {"b", "f"}):
         axis = int(label)
         value = lambda key, default: window.get(key, [default] * (axis + 1))[axis]  # noqa: B023, E731
         low, _ = (int(pad) for pad in value("pad", "0_0").split("_"))
-        total *= _meetings(
+        total *= _count_overlaps(
             size["out"][label],
             size["right"][label],
             size["left"][label],
@@ -70,18 +79,20 @@ def _multiplications(scope: Mapping[str, Instruction], one: Instruction) -> floa
     return total
 
 
-def _window(one: Instruction) -> str | None:
-    found = re.search(r"window=\{([^}]*)\}", one.rest)
-    return found and found.group(1)
+def _window_text(op: Instruction) -> str | None:
+    match = re.search(r"window=\{([^}]*)\}", op.rest)
+    return match and match.group(1)
 
 
-def _meetings(
-    out: int, kernel: int, left: int, stride: int, low: int, spread: int, kernel_spread: int
+def _count_overlaps(
+    out: int, kernel: int, left: int, stride: int, low: int, dilation: int, kernel_dilation: int
 ) -> int:
-    """How often an element of the window is multiplied by one of the left side, not by padding."""
-    places = (
-        place * stride + step * kernel_spread - low
-        for place in range(out)
+    """Returns how often an element of the window meets one of the left side, not padding."""
+    positions = (
+        position * stride + step * kernel_dilation - low
+        for position in range(out)
         for step in range(kernel)
     )
-    return sum(place % spread == 0 and 0 <= place // spread < left for place in places)
+    return sum(
+        position % dilation == 0 and 0 <= position // dilation < left for position in positions
+    )

@@ -187,7 +187,7 @@ def prepared(
         if isinstance(recipe, TrainedRecipe):
             check_batch(mesh, recipe.training.batch_size, recipe.training.accumulation)
             spec = train_spec(recipe, setting)
-            least.check_work(spec, mesh, f"{recipe.kind}.training.batch_size")
+            least.check_memory(spec, mesh, f"{recipe.kind}.training.batch_size")
 
     # 3. Programs and data
     with jax.set_mesh(mesh), report_full_disk(workdir):

@@ -30,8 +30,8 @@ def least_bytes(run: RunContext, spec: TrainSpec, group: Sequence[ModelNode]) ->
     """
     recipes = {model: trained_recipe(model) for model in group}
     trials = len(group) * len(recipes[group[0]].learning_rates)
-    state, batch = least.least(replace(spec, refs={}), run.mesh)
-    with_refs, _ = least.least(spec, run.mesh)
+    state, batch = least.least_memory(replace(spec, refs={}), run.mesh)
+    with_refs, _ = least.least_memory(spec, run.mesh)
     refs = {m.parent(ref) for m, recipe in recipes.items() for ref in recipe.references.values()}
     per_ref = (with_refs - state) / max(len(spec.refs), 1)
     starts = {m.parent(recipe.start) for m, recipe in recipes.items() if recipe.start}

@@ -26,7 +26,7 @@ from undo_jax.fit.advice import advice, check
 from undo_jax.fit.chips import GIB, Slice
 from undo_jax.fit.facts import describe, table
 from undo_jax.fit.flags import flags as xla_preset
-from undo_jax.fit.least import check_work
+from undo_jax.fit.least import check_memory
 from undo_jax.fit.search import search as largest_batches
 from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, suggestion
 from undo_jax.logs.log import console, format_number, show_waiting
@@ -122,7 +122,7 @@ def _compile(step: TitledStep, target: _Target) -> Step:
         with show_waiting(f"compiling {name}: {size}"):
             return compile_step(spec, target.mesh, target.options)
     except OverflowError as error:  # sizes that JAX, or libtpu, cannot count
-        check_work(spec, target.mesh, step.names.rows, target.place.chip.hbm)
+        check_memory(spec, target.mesh, step.names.rows, target.place.chip.hbm)
         raise ValueError(str(error)) from error
 
 
