@@ -41,21 +41,22 @@ PAPER = runs/paper
 ifneq ($(words $(PAPER)),1)
 $(error PAPER=$(PAPER): give one folder, without spaces in its name)
 endif
-FIGURES = oracle_matching methods alpha beyond baselines pareto
-WIDTHS = 48 96 216
 SOURCES = $(wildcard experiments/*.py experiments/paper/*.py) $(shell find undo_jax -name '*.py')
-paper: $(foreach setting,arithmetic language,$(FIGURES:%=$(PAPER)/done/%-$(setting))) \
-    $(WIDTHS:%=$(PAPER)/done/size-%)
-	$(BIN)/undo-jax figures $(PAPER)
 
-$(FIGURES:%=$(PAPER)/done/%-language): $(DATA)/english/manifest.json $(DATA)/korean/manifest.json
-$(PAPER)/done/size-%: $(VENV)/run.done $(SOURCES)
-	$(BIN)/undo-jax run experiments/paper/size.py --width $* --workdir $(PAPER)
-	mkdir -p $(@D) && touch $@
-$(PAPER)/done/%: $(VENV)/run.done $(SOURCES)
-	$(BIN)/undo-jax run experiments/paper/$(firstword $(subst -, ,$*)).py \
-	    --setting $(lastword $(subst -, ,$*)) --workdir $(PAPER)
-	mkdir -p $(@D) && touch $@
+# A figure's file has a comment for each run, e.g. `# make paper 11: --setting arithmetic`. RUNS are
+# words NAME-FLAG-VALUE, in the order of these numbers.
+RUNS := $(shell grep '^. make paper' experiments/paper/*.py | \
+    sed 's|.*/\(.*\).py:. make paper \(.*\): --\(.*\) \(.*\)|\2 \1-\3-\4|' | sort -n | cut -d ' ' -f 2)
+define rule
+paper: $(PAPER)/done/$(word 1,$(1))-$(word 3,$(1))
+$(PAPER)/done/$(word 1,$(1))-$(word 3,$(1)): $(VENV)/run.done $(SOURCES) \
+    $(if $(filter language,$(1)),$(DATA)/english/manifest.json $(DATA)/korean/manifest.json)
+	$(BIN)/undo-jax run experiments/paper/$(word 1,$(1)).py --$(wordlist 2,3,$(1)) --workdir $(PAPER)
+	mkdir -p $$(@D) && touch $$@
+endef
+$(foreach run,$(RUNS),$(eval $(call rule,$(subst -, ,$(run)))))
+paper:
+	$(BIN)/undo-jax figures $(PAPER)
 
 # XLA's CUDA plugin, which compiles for GPUs without one, is for Linux on x86-64.
 ifeq ($(shell uname -sm),Linux x86_64)

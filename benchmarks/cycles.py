@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 from undo_jax.fit import chips, costs, hlo  # noqa: E402
 from undo_jax.fit.loops import Loops  # noqa: E402
 from undo_jax.fit.step import mesh_on  # noqa: E402
-from undo_jax.logs.log import short  # noqa: E402
+from undo_jax.logs.log import format_number  # noqa: E402
 from undo_jax.models.gemma2 import PRESETS, preset  # noqa: E402
 from undo_jax.ops import head, head_tpu  # noqa: E402
 from undo_jax.runtime.mesh import BATCH, MeshShape  # noqa: E402
@@ -106,7 +106,8 @@ def measure(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
     cycles = blocks * tiles * count
     seconds = cycles * PER_CYCLE[place.kind] * size.cores / place.chip.flops
     return (
-        f"| {name} | {width} | {place.kind} | {short(xla)} | {short(cycles)} | {xla / cycles:.2f} "
+        f"| {name} | {width} | {place.kind} | {format_number(xla)} | "
+        f"{format_number(cycles)} | {xla / cycles:.2f} "
         f"| {busy / count:.0%} | {hbm / place.chip.memory / seconds:.0%} |"
     )
 

@@ -15,14 +15,14 @@ from typing import Any
 import jax
 from fit_table import GIB, ROOT, fill, replaced, versions
 
-from undo_jax.cli.experiment import override
+from undo_jax.cli.experiment_flags import override
 from undo_jax.fit import chips
 from undo_jax.fit.facts import describe
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
 from undo_jax.graph.model_graph import ancestry
 from undo_jax.graph.recipe import TrainedRecipe
 from undo_jax.graph.train_specs import group_key, train_spec
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
 
@@ -32,8 +32,8 @@ KEPT, DOCUMENT = ROOT / "runs" / "fit_paper.json", ROOT / "docs" / "RESULTS.md"
 
 
 def experiment(setting: str, figure: str) -> Experiment:
-    knobs = load(str(ROOT / "experiments" / "paper" / f"{figure}.py"))
-    return override(knobs, ["--scale", "paper", "--setting", setting]).graph()
+    config = load(str(ROOT / "experiments" / "paper" / f"{figure}.py"))
+    return override(config, ["--scale", "paper", "--setting", setting]).experiment()
 
 
 def programs(setting: str) -> Iterator[tuple[str, str, str, Any]]:
@@ -76,7 +76,7 @@ def line(facts: dict[str, Any]) -> str:
     columns = [
         facts["setting"], facts["stage"], facts["model"], mesh, parted,
         f"{facts['hbm']['total'] / GIB:.2f}", bound,
-        short(1e3 * facts["seconds"]["step"]) if fits else "",
+        format_number(1e3 * facts["seconds"]["step"]) if fits else "",
     ]  # fmt: skip
     return f"| {' | '.join(columns)} |"
 

@@ -24,7 +24,7 @@ from undo_jax.fit.chips import GIB
 from undo_jax.fit.facts import describe
 from undo_jax.fit.search import variant
 from undo_jax.fit.step import compile_step, distillation, for_chips, mesh_on
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import parse_mesh
 from undo_jax.training.optim import AdamW
@@ -98,8 +98,8 @@ def line(name: str, facts: dict) -> str:
     mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items())
     columns = [*name.split(), mesh, hbm, "no", "", "", "", "", ""]
     if facts["fits"]:
-        seconds = (short(1e3 * facts["seconds"][part]) for part in ("mxu", "hbm", "ici"))
-        rate = short(facts["tokens_per_second"])
+        seconds = (format_number(1e3 * facts["seconds"][part]) for part in ("mxu", "hbm", "ici"))
+        rate = format_number(facts["tokens_per_second"])
         columns[5:] = [str(facts["rows_per_chip"]), *seconds, facts["bound"], rate]
     return f"| {' | '.join(columns)} |"
 

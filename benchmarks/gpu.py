@@ -63,7 +63,7 @@ def about(dry: bool) -> dict[str, Any]:
     from undo_jax.ops import gpu
 
     device, versions = jax.devices()[0], {}
-    if gpu.found() is None and not dry:
+    if gpu.supported_gpu() is None and not dry:
         raise ValueError(
             f"this is for {', '.join(gpu.GPUS)}, and here is {device.device_kind}: use --dry"
         )

@@ -10,7 +10,7 @@ from gpu_tiles import constants
 from peer import ON_GPU, PYTORCH
 
 from undo_jax.fit import chips, nvidia
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 
 FP32 = "PyTorch fp32"
 FASTER, FASTEST, SMALLER, MFU, WIDE_MFU, SLOWER = 10, 4, 1 / 6, 0.40, 0.45, 3  # the targets
@@ -116,9 +116,9 @@ def step_rows(steps: Sequence[Step], device: str) -> Iterator[list[str]]:
         first = _done(steps, step.setting, FP32)
         mfu, full = step.mfu(device), step.found["peak_bytes"]
         yield [
-            *(*cells, short(step.rate)),
+            *(*cells, format_number(step.rate)),
             f"{step.rate / first[0].rate:.2f}" if first else NONE,
-            f"{short(full)}B" if full else NONE,
+            f"{format_number(full)}B" if full else NONE,
             NONE if mfu is None else f"{mfu:.1%}",
             step.found["note"],
         ]
@@ -192,7 +192,7 @@ def _attacks(found: Found) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str
 
 def attack_rows(found: Found) -> Iterator[list[str]]:
     for setting, one, ten in _attacks(found):
-        times = [short(1e3 * each["seconds"]) for each in (one, ten)]
+        times = [format_number(1e3 * each["seconds"]) for each in (one, ten)]
         ratios = [ten[key] / one[key] for key in ("seconds", "whole_seconds")]
         yield [setting, *times, *(f"{ratio:.2f}" for ratio in ratios)]
     for name, one in found.items():
@@ -209,7 +209,11 @@ def kernel_rows(found: Found) -> Iterator[list[str]]:
         worst, most = max(errors, key=lambda e: e[1]["error"] / e[1]["tolerance"])
         times = [NONE] * 3
         if "ms" in one:
-            times = [short(one["ms"]), short(one["xla_ms"]), f"{one['xla_ms'] / one['ms']:.2f}"]
+            times = [
+                format_number(one["ms"]),
+                format_number(one["xla_ms"]),
+                f"{one['xla_ms'] / one['ms']:.2f}",
+            ]
         text = f"{worst}: {most['error']:.1e} of {most['tolerance']:.1e}"
         yield [name, text, "yes" if one["well"] else "NO", *times]
 
@@ -221,4 +225,11 @@ def tile_rows(found: Found) -> Iterator[list[str]]:
             continue
         present, best = (" ".join(str(x) for x in one[key].values()) for key in ("present", "best"))
         ratio = f"{one['present_ms'] / one['best_ms']:.2f}"
-        yield [name, present, short(one["present_ms"]), best, short(one["best_ms"]), ratio]
+        yield [
+            name,
+            present,
+            format_number(one["present_ms"]),
+            best,
+            format_number(one["best_ms"]),
+            ratio,
+        ]

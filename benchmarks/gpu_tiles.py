@@ -43,7 +43,7 @@ def grid(**choices: Sequence[int]) -> list[dict[str, int]]:
 
 
 PIPELINES = grid(warps=(4, 8), stages=(1, 2, 3, 4))
-ATTENTION = (grid(own=(64, 128), other=(32, 64, 128)), PIPELINES)
+ATTENTION = (grid(block=(64, 128), step=(32, 64, 128)), PIPELINES)
 HEAD = (
     [*grid(rows=(64, 128), columns=(64, 128)), {"rows": 128, "columns": 256}],
     PIPELINES,
@@ -134,7 +134,7 @@ def _attention(width: int, kernel: str, dry: bool) -> dict[str, Any]:
             program = jax.jit(lambda given: run(given)).lower(given).compile()
         return lambda: program(given)
 
-    changes = [[{"own": 64}]] if dry else ATTENTION
+    changes = [[{"block": 64}]] if dry else ATTENTION
     return search(present[place], changes, timer(build))
 
 

@@ -17,7 +17,7 @@ from arguments import known_topology, positive
 from undo_jax.fit import bench, chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
 from undo_jax.runtime.mesh import MeshShape, make_mesh
@@ -102,7 +102,7 @@ def main():
         for (size, _), time, count in zip(steps, times, flops, strict=True):
             last = f"{off:.0%}" if size == steps[-1][0] else ""
             print(
-                f"| {name} | {size} | {short(1e3 * time)} | {time / times[0]:.2f} | "
+                f"| {name} | {size} | {format_number(1e3 * time)} | {time / times[0]:.2f} | "
                 f"{count / flops[0]:.2f} | {last} |",
                 flush=True,
             )

@@ -15,7 +15,7 @@ from growth import work
 from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, mesh_on
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import attention_gpu, attention_tpu, head_gpu, head_tpu
 from undo_jax.runtime.mesh import MeshShape
@@ -46,15 +46,15 @@ def main():
         ):
             step = compile_step(one, mesh)
         if step.cost is None:
-            needs = short(step.memory.total)
+            needs = format_number(step.memory.total)
             print(f"| {size} | {name} | {kernels} | does not fit | | | | | {needs}B |")
             continue
         line = roofline(step.cost, place.chip)
-        milliseconds = " | ".join(short(1e3 * seconds) for seconds in line[:2])
+        milliseconds = " | ".join(format_number(1e3 * seconds) for seconds in line[:2])
         print(
-            f"| {size} | {name} | {kernels} | {short(step.cost.flops)} | "
-            f"{short(step.cost.memory)}B | {milliseconds} | "
-            f"{short(one.tokens / line.seconds)} | {short(step.memory.total)}B |",
+            f"| {size} | {name} | {kernels} | {format_number(step.cost.flops)} | "
+            f"{format_number(step.cost.memory)}B | {milliseconds} | "
+            f"{format_number(one.tokens / line.seconds)} | {format_number(step.memory.total)}B |",
             flush=True,
         )
 

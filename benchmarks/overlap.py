@@ -15,7 +15,7 @@ from undo_jax.fit.flags import PRESETS, flags
 from undo_jax.fit.overlap import overlap
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import compile_step, distillation, mesh_on
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 from undo_jax.models.architecture import GRADIENT_SUMS
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import parse_mesh
@@ -43,13 +43,13 @@ def measure(size: str, place: str, xla_flags: str, gradient_sum: str) -> str:
     assert step.cost is not None, f"{size} does not fit {place}"
     found, line = overlap(step.text), roofline(step.cost, where.chip)
     beside = ", ".join(
-        f"{kind} {short(found.hidden[kind])}B of {short(found.total[kind])}B"
+        f"{kind} {format_number(found.hidden[kind])}B of {format_number(found.total[kind])}B"
         for kind in sorted(found.total)
     )
     return (
-        f"| {size} | {place} | {xla_flags} | {gradient_sum} | {short(step.memory.total)}B "
-        f"| {' | '.join(short(1e3 * seconds) for seconds in line)} "
-        f"| {short(sum(found.total.values()))}B | {found.share:.0%}: {beside} |"
+        f"| {size} | {place} | {xla_flags} | {gradient_sum} | {format_number(step.memory.total)}B "
+        f"| {' | '.join(format_number(1e3 * seconds) for seconds in line)} "
+        f"| {format_number(sum(found.total.values()))}B | {found.share:.0%}: {beside} |"
     )
 
 

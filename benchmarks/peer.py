@@ -19,7 +19,7 @@ from arguments import positive
 
 from undo_jax.fit import bench
 from undo_jax.fit.step import distillation
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 from undo_jax.models.architecture import REMAT
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
@@ -210,7 +210,7 @@ def main():
             continue
         rate = json.loads(done.stdout.splitlines()[-1])[0]
         first = first or rate
-        print(f"| {name} | {short(rate)} | {rate / first:.2f} |", flush=True)
+        print(f"| {name} | {format_number(rate)} | {rate / first:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ import undo_jax
 from undo_jax.fit import chips, costs
 from undo_jax.fit.roofline import roofline, serial
 from undo_jax.fit.step import REFUSED, counted, mesh_text
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import parse_mesh
 
@@ -164,12 +164,12 @@ def most(measure: Callable[[int], dict[str, Any]], available: float) -> int:
 
 def line(size: str, topology: str, name: str, mesh: str, rows: int, found: dict[str, Any]) -> str:
     """A row of the table."""
-    peak = " / ".join(short(each / 1e9) for each in found["peaks"])
+    peak = " / ".join(format_number(each / 1e9) for each in found["peaks"])
     columns = [size, topology, name, str(rows), mesh, peak, "does not fit", *[""] * 4]
     if found["fits"]:
         numbers = found["flops"] / 1e12, found["hbm"] / 1e9, found["ici"] / 1e9
         times = 1e3 * found["roofline"], 1e3 * found["serial"]
-        columns[6:] = [short(number) for number in (*numbers, *times)]
+        columns[6:] = [format_number(number) for number in (*numbers, *times)]
     return f"| {' | '.join(columns)} |"
 
 

@@ -15,7 +15,7 @@ from undo_jax.fit import chips
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.search import REMAT
 from undo_jax.fit.step import compile_step, mesh_on
-from undo_jax.logs.log import short
+from undo_jax.logs.log import format_number
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.runtime.mesh import parse_mesh
 from undo_jax.training.train_spec import TrainSpec
@@ -28,7 +28,7 @@ def measure(works: dict[str, TrainSpec], steps: int) -> None:
     for remat, one in works.items():
         time = seconds(one)
         first = first or time
-        print(f"| {remat} | {short(1e3 * time)} | {time / first:.2f} |", flush=True)
+        print(f"| {remat} | {format_number(1e3 * time)} | {time / first:.2f} |", flush=True)
 
 
 def count(works: dict[str, TrainSpec], topology: str, mesh: str) -> None:
@@ -40,7 +40,10 @@ def count(works: dict[str, TrainSpec], topology: str, mesh: str) -> None:
     for remat, one in works.items():
         step = compile_step(one, devices)
         times = roofline(step.cost, chip)[:2] if step.cost else (0.0, 0.0)
-        columns = [*(short(1e3 * time) for time in times), f"{short(step.memory.total)}B"]
+        columns = [
+            *(format_number(1e3 * time) for time in times),
+            f"{format_number(step.memory.total)}B",
+        ]
         print(f"| {remat} | {' | '.join(columns)} |", flush=True)
 
 

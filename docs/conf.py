@@ -33,11 +33,13 @@ def setup(app):
 
 
 def _read(app, page, source):
-    def listed(found):
-        files = sorted((ROOT / found[1].replace(".", "/")).glob("*.py"))
-        names = [f"{found[1]}.{file.stem}".removesuffix(".__init__") for file in files]
+    def listed(match):
+        package, defined = match[1], re.compile(f"^{match[2] or ''}", re.MULTILINE)
+        files = sorted((ROOT / package.replace(".", "/")).glob("*.py"))
+        files = [file for file in files if defined.search(file.read_text())]
+        names = [f"{package}.{file.stem}".removesuffix(".__init__") for file in files]
         return "\n".join(f".. automodule:: {name}\n   :members:\n" for name in names)
 
     if page == "api":
-        source[0] = re.sub(r"\.\. every module of (\S+)", listed, source[0])
+        source[0] = re.sub(r"\.\. every module of (\S+)(?: with (\w+))?", listed, source[0])
     source[0] = source[0].replace("](../CONTRIBUTING.md", "](contributing.md")  # it is a page here

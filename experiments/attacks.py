@@ -57,7 +57,7 @@ class Attacks(Figure):
     figure: ClassVar[str] = "attacks"
     settings: int | None = None  # of the search; None: 12 in arithmetic and 5 in language
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         teacher = unlearned(self, "MaxEnt")
         models = {"base": self.model("base"), "oracle": self.model("oracle")}
         models |= {method: unlearned(self, method) for method in METHODS}
@@ -66,18 +66,18 @@ class Attacks(Figure):
             student = Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
             models[f"UNDO α={alpha:g}"] = self.undo(teacher, student)
         models["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
-        return self.experiment(models)
+        return self.with_models(models)
 
     def _npo(self) -> Recipe:
-        """NPO as in the figure of fronts."""
-        of_maxent: Any = replace(unlearned(self, "MaxEnt"), rng_name="unlearn")  # type: ignore[arg-type]
+        """Returns a model unlearned by NPO, as in pareto.py."""
+        maxent: Any = unlearned(self, "MaxEnt")
         loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
-        return replace(at_rate(of_maxent, NPO[self.scale]), loss=loss)
+        return replace(at_rate(maxent, NPO[self.scale]), loss=loss, rng_name="unlearn")
 
     def attacks(self) -> tuple[Attack, ...]:
-        """The paper's own relearning and its controls, and what critics use."""
+        """Returns the paper's relearning, its controls, and the attacks that critics use."""
         training, rates = self.paper.relearn.training, self.paper.relearn.learning_rates
-        some = rates[1::2]  # two of five: after damage the best rates are those before it
+        two_rates = rates[1::2]  # of five: after damage the best rates are those before it
         searched = search(
             training,
             RANGE[self.scale],
@@ -88,26 +88,26 @@ class Attacks(Figure):
         return (
             *super().attacks(),
             *searched,
-            benign(training, some),
+            benign(training, two_rates),
             lora(training, LORA[self.scale], rank=8, alpha=16.0),
-            lora_on(training, LORA[self.scale]),
+            lora_benign(training, LORA[self.scale]),
             *(quantise(rule=rule) for rule in ("nf4", "fp4", "int8", "int4")),
-            quantise(training, some, rule="nf4"),
-            noise(training, some, alpha=0.1),
-            prune(training, some, share=0.2),
+            quantise(training, two_rates, rule="nf4"),
+            noise(training, two_rates, alpha=0.1),
+            prune(training, two_rates, share=0.2),
             *self._in_context(),
-            *self._inside(training),
+            *self._on_layers(training),
             *(interpolate(base=self.model("base"), share=share) for share in (0.1, 0.25, 0.5)),
         )
 
     def _in_context(self) -> list[Attack]:
-        """Examples before each question of small arithmetic; language asks none."""
+        """Returns attacks with examples in the prompt; only small arithmetic has questions."""
         if (self.setting, self.scale) != ("arithmetic", "small"):
             return []
         return [in_context(prefix=shots(self.paper.setting, count)) for count in SHOTS]
 
-    def _inside(self, training: Any) -> list[Attack]:
-        """What each layer of small arithmetic says; the last one's lens is the model itself."""
+    def _on_layers(self, training: Any) -> list[Attack]:
+        """Returns attacks on each layer of small arithmetic; the last layer has no lens."""
         if (self.setting, self.scale) != ("arithmetic", "small"):
             return []
         base = self.model("base")
@@ -121,10 +121,10 @@ class Attacks(Figure):
         ]
 
 
-def lora_on(training: Any, rates: tuple[float, ...]) -> Attack:
-    """LoRA on retained data alone (arXiv 2409.18025)."""
-    made = lora(training, rates, rank=8, alpha=16.0, stream="retain")
-    return replace(made, name="lora-benign")
+def lora_benign(training: Any, rates: tuple[float, ...]) -> Attack:
+    """Returns an attack that trains LoRA on retain data alone (arXiv 2409.18025)."""
+    attack = lora(training, rates, rank=8, alpha=16.0, stream="retain")
+    return replace(attack, name="lora-benign")
 
 
 experiment = Attacks()

@@ -25,7 +25,7 @@ from undo_jax.runner.experiment import Experiment
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.setting import Setting
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM
@@ -33,7 +33,7 @@ from undo_jax.types import LM
 
 @dataclass(frozen=True)
 class FromBase:
-    """What can be set from the command line, e.g. --base gemma-2-2b --alphas 0.5."""
+    """The settings, each of which is a flag, e.g. --base gemma-2-2b --alphas 0.5."""
 
     setting: Setting
     unlearn: Training
@@ -42,23 +42,25 @@ class FromBase:
     learning_rates: tuple[float, ...]  # of the attacks, times the optimizer's own
     base: str = "base"  # the folder of its weights
     alphas: tuple[float, ...] = (0.6,)  # of the noise in students; there is also a fresh student
-    every: int = 1  # students with noise keep every so manieth layer of the unlearned model
+    every: int = 1  # noised students have every n-th layer of the unlearned model
     student: LM | None = None  # the fresh student's LM, of any size; None: the base's
     name: str = "from_base"  # of the experiment; names files
     model: LM = preset("tiny")
     seeds: tuple[int, ...] = (0, 1)  # each makes a model of every kind
     mesh: MeshShape = MeshShape(sweep=-1, data=1)
-    saving: Saving = Saving()
+    saving: CheckpointPolicy = CheckpointPolicy()
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         base = Import(self.model, self.base)
         unlearned = Unlearn(base, self.unlearn, maxent)
-        kept = unlearned if self.every == 1 else KeepLayers(unlearned, self.every)
+        teacher_layers = unlearned if self.every == 1 else KeepLayers(unlearned, self.every)
         students: dict[str, Recipe] = {
-            f"UNDO α={alpha:g}": Perturb(kept, alpha) for alpha in self.alphas
+            f"UNDO α={alpha:g}": Perturb(teacher_layers, alpha) for alpha in self.alphas
         }
         students["Unlearn-and-Distill"] = Fresh(self.student or self.model)
-        distilled = {n: Distill(unlearned, one, self.distill) for n, one in students.items()}
+        distilled = {
+            name: Distill(unlearned, student, self.distill) for name, student in students.items()
+        }
         return Experiment(
             name=self.name,
             setting=self.setting,

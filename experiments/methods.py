@@ -23,20 +23,21 @@ from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.arithmetic import Arithmetic
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import AdamW, Trains
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM
 
 
 def short(steps: int, learning_rate: float) -> Training:
+    """Returns the training of an unlearning method."""
     optimizer = AdamW(learning_rate, warmup=10, b2=0.98)
     return Training(steps, batch_size=16, optimizer=optimizer, eval_every=20)
 
 
 @dataclass(frozen=True)
 class Methods:
-    """What can be set from the command line, e.g. --seeds 0 1 --distill.steps 500."""
+    """The settings, each of which is a flag, e.g. --seeds 0 1 --distill.steps 500."""
 
     setting: Arithmetic
     pretrain: Training
@@ -47,9 +48,9 @@ class Methods:
     model: LM = preset("tiny")
     seeds: tuple[int, ...] = (0, 1, 2)  # each makes a model of every kind
     mesh: MeshShape = MeshShape(sweep=-1, data=1)
-    saving: Saving = Saving()
+    saving: CheckpointPolicy = CheckpointPolicy()
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         lm = self.model
         base = Pretrain(lm, self.pretrain)
         down = Trains(((r"mlp/down$", (0, 1)),))  # RMU trains the layers below the one it reads

@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from undo_jax.attacks.forget import forget
-from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.data.chat import chat
 from undo_jax.data.corpus import Corpus
@@ -38,19 +36,18 @@ from undo_jax.models.hf_special import read_bos
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Distillation, Relearning, Students
 from undo_jax.recipes.distill import Distill
-from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.imported import Import, stated
-from undo_jax.recipes.perturb import Perturb
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.choices import NEAR, Choices, Part
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import AdamW, Trains
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM
 
 GEMMA = preset("2B", remat="full")
+NAMES = {"rmu": "RMU", "maxent": "MaxEnt"}
 ABOUT = {"bio": "biology", "cyber": "cybersecurity"}
 CHOSEN = {  # of each subject and method: learning rate, and the share a of retain in its loss
     ("bio", "rmu"): (5e-5, 0.5),
@@ -63,7 +60,7 @@ HUB = "fetch it: hf download {} --repo-type dataset --local-dir {}"
 
 
 def sizes(lm: LM) -> LM:
-    """The model without what no folder states of it, e.g. remat."""
+    """Returns the model with the default of each field that no folder states, e.g. remat."""
     return replace(lm, **{name: getattr(GEMMA, name) for name in UNSTATED})  # type: ignore
 
 
@@ -76,20 +73,20 @@ def maxent(lm, params, refs, batch, key, *, share: float):
 
 
 @dataclass(frozen=True)
-class Unlearning:
-    """Of every method; its optimizer's rate is times that of the method."""
+class UnlearnConfig:
+    """The training of every method; its optimizer's learning rate scales that of the method."""
 
     training: Training
 
 
 @dataclass(frozen=True)
 class Wmdp:
-    """What can be set from the command line, e.g. --subject cyber --methods maxent.
+    """The settings, each of which is a flag, e.g. --subject cyber --methods maxent.
 
-    Raises ValueError where they do not fit.
+    Raises ValueError if they do not fit together.
     """
 
-    unlearn: Unlearning
+    unlearn: UnlearnConfig
     noise: Students
     distill: Distillation
     relearn: Relearning
@@ -101,7 +98,7 @@ class Wmdp:
     pairs: bool = False  # data/{subject}-{forget,retain}.jsonl, questions with answers, not text
     chat: str | None = None  # a folder whose chat template pairs are put into
     # further quizzes that are scored
-    kept: tuple[Literal["mmlu", "robust", "cloze"], ...] = ("mmlu", "robust", "cloze")
+    retain_quizzes: tuple[Literal["mmlu", "robust", "cloze"], ...] = ("mmlu", "robust", "cloze")
     shots: int = 5  # of MMLU
     share: float = 0.4  # of MMLU's questions, the first of each subject
     row_length: int = 256  # of unlearning and relearning
@@ -117,7 +114,7 @@ class Wmdp:
     model: LM = GEMMA  # sizes are the base's, if it is a Hugging Face folder
     seeds: tuple[int, ...] = (42, 43, 44, 45)  # reference: distillation has seed 60
     mesh: MeshShape = MeshShape()
-    saving: Saving = Saving()
+    saving: CheckpointPolicy = CheckpointPolicy()
 
     def __post_init__(self):
         check_numbers("", self)
@@ -139,11 +136,11 @@ class Wmdp:
         bos = self.bos_token or read_bos(self.base)
         wikitext = Part(Corpus(f"{corpora}/wikitext"), 0.5)
 
-        def asked(folder: str, source: str, files: str) -> Questions:
+        def questions(folder: str, source: str, files: str) -> Questions:
             folder = f"{data}/{folder}"
             return Questions(f"{folder}/{files}", HUB.format(source, folder))
 
-        def of(kind: str) -> Part:
+        def corpus(kind: str) -> Part:
             if not self.pairs:
                 return Part(Corpus(f"{corpora}/{self.subject}-{kind}"), 0.5)
             file = f"{data}/{self.subject}-{kind}.jsonl"
@@ -153,36 +150,38 @@ class Wmdp:
 
         general = {"fineweb-edu": 0.35, "wikipedia": 0.35, "magpie": 0.3}
         mmlu = Quiz(
-            asked("mmlu", "cais/mmlu", "all/test-*"),
-            examples=asked("mmlu", "cais/mmlu", "all/dev-*"),
+            questions("mmlu", "cais/mmlu", "all/test-*"),
+            examples=questions("mmlu", "cais/mmlu", "all/dev-*"),
             shots=self.shots,
             share=self.share,
             apart=NEAR[about],
             longest=8192,
         )
-        kept = {
+        quizzes = {
             "mmlu": mmlu,
             "robust": Quiz(
-                asked("robust", "EleutherAI/wmdp_bio_robust_mcqa", "*/robust-*"),
+                questions("robust", "EleutherAI/wmdp_bio_robust_mcqa", "*/robust-*"),
                 subject="biology",
             ),
             "cloze": Quiz(
-                asked("cloze", "EleutherAI/wmdp_bio_cloze", "*/cloze_compatible-*"),
+                questions("cloze", "EleutherAI/wmdp_bio_cloze", "*/cloze_compatible-*"),
                 style="cloze",
                 description=CLOZE,
                 score="acc_norm",
             ),
         }
-        wanted = ("mmlu",) if self.subject == "cyber" else ("mmlu", "robust", "cloze")
+        available = ("mmlu",) if self.subject == "cyber" else ("mmlu", "robust", "cloze")
         return Choices(
-            retain=(of("retain"), wikitext),
-            forget=(of("forget"),),
+            retain=(corpus("retain"), wikitext),
+            forget=(corpus("forget"),),
             general=tuple(Part(Corpus(f"{corpora}/{name}"), n) for name, n in general.items()),
             tokenizer=load_tokenizer(self.tokenizer or f"{self.base}/tokenizer.json", bos),
             forgotten=Quiz(
-                asked("wmdp", "cais/wmdp", f"wmdp-{self.subject}/test-*"), subject=about
+                questions("wmdp", "cais/wmdp", f"wmdp-{self.subject}/test-*"), subject=about
             ),
-            kept=tuple((name, kept[name]) for name in self.kept if name in wanted),
+            retain_quizzes=tuple(
+                (name, quizzes[name]) for name in self.retain_quizzes if name in available
+            ),
             row_length=self.row_length,
             general_row_length=self.general_row_length,
             retain_share=0.5,  # of the mixture that is relearned
@@ -204,7 +203,7 @@ class Wmdp:
             first, read = layers // 3, max(layers // 2, layers // 3 + 1)
             raise ValueError(
                 f"first_layer={self.first_layer} and read_layer={self.read_layer} of {self.base}, "
-                f"which has layers 0 to {layers - 1}: say which RMU trains and reads, e.g. "
+                f"which has layers 0 to {layers - 1}: choose what RMU trains and reads, e.g. "
                 f"--first-layer {first} --read-layer {read}"
             )
         loss = partial(
@@ -216,38 +215,33 @@ class Wmdp:
         trains = Trains(((r"mlp/down$", range(self.first_layer, self.read_layer)),))
         return Unlearn(base, training, loss, trains, rng_name="unlearn/RMU")
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         lm = stated(self.base, self.model)
         if sizes(self.model) not in (sizes(GEMMA), sizes(lm)):
             raise ValueError(
-                f"{self.base} states its model: of --model.* give dtype, remat, unroll"
+                f"{self.base} states its model: give only dtype, remat and unroll of --model.*"
             )
-        base, models = Import(lm, self.base), {}
-        names = {"rmu": "RMU", "maxent": "MaxEnt"}
-        teaching, training = self.distill, self.distill.training
+        base = Import(lm, self.base)
+        models: dict[str, Recipe] = {"base": base}
         for method in self.methods:
-            name, unlearned = names[method], self.unlearned(base, method)
+            name, unlearned = NAMES[method], self.unlearned(base, method)
             models[name] = unlearned
-            students: dict[str, Recipe] = {}
-            for alpha in self.noise.alphas:
-                title = f"{name}, UNDO α={alpha:g}"
-                draw = f"noise/{title}"
-                students[title] = Perturb(unlearned, alpha, self.noise.noise, rng_name=draw)
-            if self.noise.fresh_student:
-                title = f"{name}, Unlearn-and-Distill"
-                students[title] = Fresh(self.noise.student or lm, rng_name=f"noise/{title}")
-            for title, student in students.items():
-                how = training, teaching.tolerance, teaching.stop_early, "general"
-                models[title] = Distill(unlearned, student, *how, rng_name=f"distill/{title}")
-        attacks = {"forget": forget, "mixed": mixed}
-        attacking = self.relearn
-        how = attacking.training, attacking.learning_rates, attacking.keep_at
+            for title, student in self.noise.recipes(unlearned, lm, f"{name}, ").items():
+                models[title] = Distill(
+                    unlearned,
+                    student,
+                    self.distill.training,
+                    self.distill.tolerance,
+                    self.distill.stop_early,
+                    stream="general",
+                    rng_name=f"distill/{title}",
+                )
         return Experiment(
             name=self.name,
             setting=self.setting(),
-            models={"base": base, **models},
-            attacks=tuple(attacks[name](*how) for name in attacking.attacks),
-            attacked=tuple(models),
+            models=models,
+            attacks=self.relearn.build(),
+            attacked=tuple(name for name in models if name != "base"),
             seeds=self.seeds,
             mesh=self.mesh,
             saving=self.saving,
@@ -255,7 +249,7 @@ class Wmdp:
 
 
 experiment = Wmdp(
-    unlearn=Unlearning(
+    unlearn=UnlearnConfig(
         Training(steps=90, batch_size=40, optimizer=AdamW(), eval_every=30)  # reference: no eval
     ),
     noise=Students(alphas=(0.25,), noise=partial(shrink_perturb, beta=0.0), fresh_student=False),

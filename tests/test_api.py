@@ -80,7 +80,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
     (folder / "toy.py").write_text(FILE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+        patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
         cli.main(["run", str(folder / "toy.py"), "--workdir", str(folder / "run")])
     return folder / "toy.py", folder / "run"
 
@@ -139,7 +139,7 @@ def test_models_by_name_and_seed_have_the_parameters_on_disk(made, run):
 
 
 def test_it_writes_what_the_command_line_prints(capsys, monkeypatch, made, run):
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     flags = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     flags += ["--new-tokens", "5"]
     attacked = _attack(made[1], UNDO, "forget")

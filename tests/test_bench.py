@@ -18,7 +18,7 @@ import pytest
 import undo_jax
 from undo_jax import losses
 from undo_jax.cli import main as cli
-from undo_jax.cli.bench import scaling, table
+from undo_jax.cli.commands.bench import scaling, table
 from undo_jax.fit import bench
 from undo_jax.fit.step import distillation
 from undo_jax.models.gemma2 import preset
@@ -158,7 +158,7 @@ def test_the_command_and_its_json(capsys):
 
 def test_mfu_is_the_share_of_the_peak_of_all_devices(monkeypatch):
     """Two models of 8 rows of 12 tokens in half a second, on four v5e of 197 TFLOP/s."""
-    commands = importlib.import_module("undo_jax.cli.bench")
+    commands = importlib.import_module("undo_jax.cli.commands.bench")
     measured = bench.Speed(3.0, 0.5, [0.5, 0.6, 0.7], 7.0)
     monkeypatch.setattr(commands, "measure", lambda *_: measured)
     kind = SimpleNamespace(device_kind="TPU v5 lite", platform="tpu")

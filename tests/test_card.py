@@ -5,7 +5,7 @@ import json
 import pytest
 from etils import epath
 
-from undo_jax.cli.card import card, licence
+from undo_jax.cli.card import card, read_licence
 
 
 def _artifact(workdir, stage, name, number, upstream=(), about=None, **own):
@@ -35,7 +35,10 @@ def _head(text):
 
 
 def test_the_licence_is_that_of_the_card_of_the_base(tmp_path, base):
-    assert licence(epath.Path(base)) == {"license": "gemma", "license_link": "https://x.org/terms"}
+    assert read_licence(epath.Path(base)) == {
+        "license": "gemma",
+        "license_link": "https://x.org/terms",
+    }
     _artifact(tmp_path, "import", "gemma", "0a", path=str(base))
     unlearned = _artifact(tmp_path, "unlearn", "rmu", "0b", ["0a"], training={"steps": 7})
     text = card(epath.Path(unlearned))
@@ -59,7 +62,7 @@ def test_an_ancestor_of_teacher_and_student_is_told_once(tmp_path, base):
 
 
 def test_an_import_keeps_the_licence_though_the_folder_is_gone(tmp_path, base):
-    kept = {"licence": licence(epath.Path(base))}
+    kept = {"licence": read_licence(epath.Path(base))}
     first = _artifact(tmp_path, "import", "base", "0a", about=kept)
     assert _head(card(epath.Path(first)))["license"] == '"gemma"'
     (tmp_path / "run").mkdir()

@@ -21,7 +21,7 @@ from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime import workdir_lock
-from undo_jax.runtime.atomic_files import seal
+from undo_jax.runtime.atomic_files import add_checksum
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
 from undo_jax.store import artifacts, param_checkpoint
@@ -63,9 +63,9 @@ def _write(path, params):
 @pytest.fixture
 def saved(tmp_path, params):
     artifact = _artifact(tmp_path)
-    artifacts.begin(artifact)
-    artifacts.save(artifact, params)
-    artifacts.finish(artifact, {"steps": 2})
+    artifacts.prepare_folder(artifact)
+    artifacts.start_saving(artifact, params)
+    artifacts.mark_finished(artifact, {"steps": 2})
     return artifact
 
 
@@ -74,7 +74,7 @@ def test_round_trip_onto_a_mesh(saved, params, mesh):
     assert {path.name for path in saved.folder.iterdir()} == {
         "config.json", "params", "summary.json"
     }  # fmt: skip
-    loaded = artifacts.load(saved, LM, mesh)
+    loaded = artifacts.load_params(saved, LM, mesh)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert jax.tree.map(lambda w: w.sharding, loaded) == shardings(params, LM.rules, mesh)
     assert {w.dtype for w in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
@@ -83,9 +83,9 @@ def test_round_trip_onto_a_mesh(saved, params, mesh):
 def test_round_trip_in_a_relative_folder(tmp_path, params, mesh, monkeypatch):
     monkeypatch.chdir(tmp_path)
     artifact = _artifact(epath.Path("runs/mine"))
-    artifacts.begin(artifact)
-    artifacts.keep(artifact, params, {"score": 0.5})
-    jax.tree.map(np.testing.assert_array_equal, artifacts.load(artifact, LM, mesh), params)
+    artifacts.prepare_folder(artifact)
+    artifacts.save_artifact(artifact, params, {"score": 0.5})
+    jax.tree.map(np.testing.assert_array_equal, artifacts.load_params(artifact, LM, mesh), params)
     relative = epath.Path("runs/mine") / artifact.folder.name / "params"
     jax.tree.map(
         np.testing.assert_array_equal, param_checkpoint.restore(relative, LM, mesh), params
@@ -104,7 +104,7 @@ def test_an_artifact_without_a_summary_is_not_finished(saved, mesh):
     (saved.folder / "summary.json").unlink()
     assert not saved.finished
     with pytest.raises(FileNotFoundError, match="run stage pretrain first"):
-        artifacts.load(saved, LM, mesh)
+        artifacts.load_params(saved, LM, mesh)
 
 
 def test_a_damaged_summary_is_named_and_what_to_do(saved):
@@ -118,7 +118,7 @@ def _other(text):
     """A summary with another step, and that of another artifact, both well-formed."""
     changed, content = text.replace('"steps": 2', '"steps": 3'), json.loads(text)
     del content["sha256"]
-    return changed, json.dumps(seal({**content, "fingerprint": "01234567"}))
+    return changed, json.dumps(add_checksum({**content, "fingerprint": "01234567"}))
 
 
 @pytest.mark.parametrize("damage", ["", "null", "{}", "[]", "cut", "changed", "another's"])
@@ -127,9 +127,9 @@ def test_what_is_no_summary_of_its_own_does_not_finish_an_artifact(damage, saved
     text = path.read_text()
     changed, others = _other(text)
     known = {"cut": text[: len(text) // 2], "changed": changed, "another's": others}
-    assert artifacts.kept(saved)
+    assert artifacts.is_finished(saved)
     path.write_text(known.get(damage, damage))
-    assert not saved.finished and not artifacts.kept(saved)
+    assert not saved.finished and not artifacts.is_finished(saved)
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and f"{saved.folder.name} is made again" in said
     assert (damage == "another's") == ("is of another artifact, 01234567: " in said)
@@ -144,8 +144,8 @@ def test_a_summary_vouches_for_the_files_beside_it(saved):
 def test_an_artifact_is_finished_once_its_parameters_are_there(tmp_path, params, monkeypatch):
     """And on the disk: the summary is the last to be written."""
     artifact, seen = _artifact(tmp_path), []
-    artifacts.begin(artifact)
-    writer, flush = param_checkpoint._checkpointer(), artifacts.flush_all
+    artifacts.prepare_folder(artifact)
+    writer, flush = param_checkpoint._checkpointer(), artifacts.fsync_tree
     wait = writer.wait_until_finished
 
     def see(name, then, *given):
@@ -154,8 +154,8 @@ def test_an_artifact_is_finished_once_its_parameters_are_there(tmp_path, params,
         seen.append((name, "params" in made, "summary.json" in made))
 
     monkeypatch.setattr(writer, "wait_until_finished", lambda: see("waited", wait))
-    monkeypatch.setattr(artifacts, "flush_all", lambda path: see("flushed", flush, path))
-    artifacts.keep(artifact, params, {})
+    monkeypatch.setattr(artifacts, "fsync_tree", lambda path: see("flushed", flush, path))
+    artifacts.save_artifact(artifact, params, {})
     assert seen[-2:] == [("waited", True, False), ("flushed", True, False)]
     assert artifact.finished
 
@@ -189,7 +189,7 @@ def test_every_flipped_bit_of_parameters_is_told_or_changes_nothing(tmp_path, pa
 def test_parameters_that_are_not_those_saved_are_named(saved, mesh, monkeypatch):
     monkeypatch.setattr(param_checkpoint, "digest", lambda params: "00000000")
     with pytest.raises(ValueError, match="its parameters are not those that were saved") as error:
-        artifacts.load(saved, LM, mesh)
+        artifacts.load_params(saved, LM, mesh)
     assert f"delete {saved.folder}, and a run makes it again" in _one_line(error)
 
 
@@ -210,7 +210,7 @@ def test_parameters_of_other_making_have_no_digest(tmp_path, params, mesh):
 
 
 def test_begin_removes_what_was_left(saved):
-    artifacts.begin(saved)
+    artifacts.prepare_folder(saved)
     assert [path.name for path in saved.folder.iterdir()] == ["config.json"]
 
 
@@ -309,7 +309,7 @@ def test_config_json_holds_values_as_they_were_typed(tmp_path):
         "few": (1, 2.0),
     }
     artifact = _artifact(tmp_path, config=typed, about={"tokenizer": {"path": "/a"}}, name="base")
-    artifacts.begin(artifact)
+    artifacts.prepare_folder(artifact)
     assert artifact.folder == tmp_path / "base"
     content = json.loads((tmp_path / "base" / "config.json").read_text())
     assert content["tokenizer"] == {"path": "/a"} and content["fingerprint"] == artifact.fingerprint
@@ -319,7 +319,7 @@ def test_config_json_holds_values_as_they_were_typed(tmp_path):
 
 
 def test_a_function_without_a_name_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a lambda of .* is a setting: give it a name"):
+    with pytest.raises(ValueError, match="a setting is a lambda of .*: define it by def"):
         _artifact(tmp_path, config={"method": lambda: None}).describe()
 
 
@@ -331,13 +331,13 @@ def test_a_workdir_that_another_process_writes_into(tmp_path, monkeypatch):
     fcntl.flock(other, fcntl.LOCK_EX)  # as if it were another process
     with (
         pytest.raises(OSError, match="another process writes into .*new/run: wait") as error,
-        workdir_lock.claimed(workdir),
+        workdir_lock.lock_workdir(workdir),
     ):
         raise AssertionError("it went on")
     assert _one_line(error) and not list(workdir.iterdir())
     os.close(other)
     for _ in range(2):  # the second time this process has it
-        with workdir_lock.claimed(workdir):
+        with workdir_lock.lock_workdir(workdir):
             pass
     with pytest.raises(BlockingIOError):
         fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -347,7 +347,7 @@ def test_a_process_that_does_not_see_the_folder_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     artifact = _artifact(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
-        artifacts.begin(artifact)
+        artifacts.prepare_folder(artifact)
     assert _one_line(error) == (
         f"process 1 does not see {artifact.folder} of process 0: give a workdir that all share, "
         "e.g. in a bucket"
@@ -362,22 +362,22 @@ def test_a_setting_is_written_as_it_is(tmp_path):
         "b1": 0.9, "b2": 0.999, "epsilon": 1e-8, "weight_decay": 0, "clip": 1,
         "first_moment": "float32",
     }  # fmt: skip
-    assert artifacts.plain(training) == {
+    assert artifacts.to_json(training) == {
         "type": "Training", "steps": 10, "batch_size": 8, "optimizer": adam, "eval_every": 5,
         "accumulation": 1,
     }  # fmt: skip
     method = partial(maxent, "positional", retain_weight=0.5)
-    assert artifacts.plain({"method": method, 3: (np.float32(2), [True, None, "x"])}) == {
+    assert artifacts.to_json({"method": method, 3: (np.float32(2), [True, None, "x"])}) == {
         "method": {"function": "undo_jax.methods.maxent.maxent", "positional": ["positional"],
                    "retain_weight": 0.5},
         "3": [2, [True, None, "x"]],
     }  # fmt: skip
-    assert artifacts.plain(partial(len, "x")) == {
+    assert artifacts.to_json(partial(len, "x")) == {
         "function": "builtins.len", "positional": ["x"]
     }  # fmt: skip
-    assert artifacts.plain(AdamW) == "undo_jax.training.optim.AdamW"
+    assert artifacts.to_json(AdamW) == "undo_jax.training.optim.AdamW"
     tokenizer = Characters("ab")
-    assert artifacts.plain(tokenizer) == {
+    assert artifacts.to_json(tokenizer) == {
         "type": "Characters", "fingerprint": tokenizer.fingerprint
     }  # fmt: skip
 
@@ -386,12 +386,12 @@ def test_a_run_that_fails_leaves_no_empty_workdir_and_locks_the_next_one(tmp_pat
     """The folder that is made anew is another one, and locked in its turn."""
     workdir = epath.Path(tmp_path / "new" / "run")
     for _ in range(2):
-        with pytest.raises(ValueError, match="bad input"), workdir_lock.claimed(workdir):
+        with pytest.raises(ValueError, match="bad input"), workdir_lock.lock_workdir(workdir):
             with pytest.raises(BlockingIOError):
                 fcntl.flock(os.open(workdir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
             raise ValueError("bad input")
         assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match="later"), workdir_lock.claimed(workdir):
+    with pytest.raises(ValueError, match="later"), workdir_lock.lock_workdir(workdir):
         (workdir / "artifact").mkdir()
         raise ValueError("later")
     assert (workdir / "artifact").is_dir()

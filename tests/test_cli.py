@@ -22,17 +22,18 @@ import terminals
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import experiment_reports
 from undo_jax.cli import main as cli
-from undo_jax.cli.bench import bench
+from undo_jax.cli.artifact_lm import expression
 from undo_jax.cli.step_source import of_stage
-from undo_jax.cli.weights import expression
 from undo_jax.fit.least import least_memory
 from undo_jax.fit.step import compile_step
 from undo_jax.models import hf
 from undo_jax.models.gemma2 import PRESETS, preset
+from undo_jax.runner import experiment as runner_experiment
 from undo_jax.runner import load_experiment, make
-from undo_jax.runtime.atomic_files import writing
+from undo_jax.runner.load_experiment import load
+from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training.optim import Trains
 from undo_jax.types import parameters
@@ -59,8 +60,7 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    for module in (experiment_command, sys.modules[bench.__module__]):
-        monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_every_number_of_an_experiment_is_checked(capsys):
 def test_sizes_that_cannot_be_compiled_for_are_told_by_their_need(capsys, flag):
     flags = f"--topology v5e:2x2 --mesh fsdp=4 {flag}".split()
     said = _refused(capsys, "fit", QUICKSTART, *flags)
-    assert "a model of" in said and "and there are 15.75 GiB" in said
+    assert "a model of" in said and "but only 15.75 GiB are available" in said
 
 
 def test_what_a_model_is_said_to_hold_it_holds():
@@ -101,11 +101,11 @@ def test_what_a_model_is_said_to_hold_it_holds():
 )
 def test_the_least_that_a_step_needs_is_less_than_it_takes(model, rows, shape, share):
     """And not far less, where the model or the batch is large."""
-    experiment, mesh = experiment_command.load(QUICKSTART), make_mesh(shape)
+    experiment, mesh = load(QUICKSTART), make_mesh(shape)
     training = replace(experiment.distill.training, batch_size=rows)
     distilled = replace(experiment.distill, training=training)
     changed = replace(experiment, model=replace(experiment.model, **model), distill=distilled)
-    _, work = of_stage(changed.graph(), "distill")
+    _, work = of_stage(changed.experiment(), "distill")
     needed, step = sum(least_memory(work, mesh)), compile_step(work, mesh)
     taken = step.memory.arguments + step.memory.temporaries
     assert share * taken < needed < taken
@@ -175,7 +175,7 @@ def _refused(capsys, *arguments):
             "steps=1073741824 of batch_size=8192 rows: a stream has 4398046511104 rows",
         ),
         (f"--unlearn.training.optimizer.warmup {2**31}", "warmup=2147483648: steps are counted"),
-        ("--setting.data-seed -1", "data_seed=-1: it must be 0 or more"),
+        ("--setting.data-seed -1", "data_seed=-1: it must be at least 0"),
         (
             "--pretrain.training.optimizer.learning-rate inf",
             "pretrain.training.optimizer.learning_rate=inf: give a finite number",
@@ -257,7 +257,7 @@ def test_a_file_that_defines_no_experiment(capsys, monkeypatch, text, said):
 
 
 @pytest.mark.parametrize("own", ["open('gemma-2-2b')", "1 / 0", "Training(0, 1, None, 1)"])
-def test_a_mistake_in_flags_is_told_though_the_file_has_no_graph_without_them(capsys, own):
+def test_a_mistake_in_flags_is_told_though_the_file_has_no_experiment_without_them(capsys, own):
     """E.g. experiments/wmdp.py where its base is not there, and --base names another."""
     lines = (
         "from dataclasses import dataclass",
@@ -268,7 +268,7 @@ def test_a_mistake_in_flags_is_told_though_the_file_has_no_graph_without_them(ca
         "    base: str = 'gemma-2-2b'",
         "    name: str = 'mine'",
         "    mesh: MeshShape = MeshShape()",
-        "    def graph(self):",
+        "    def experiment(self):",
         "        if self.base == 'gemma-2-2b':",
         f"            {own}",
         "        raise ValueError(f'first_layer=10 of {self.base}')",
@@ -298,7 +298,7 @@ def test_what_a_device_has_no_memory_for_is_told_in_one_line(capsys, monkeypatch
     def train(*_):
         jax.numpy.zeros(2**50, "int8").block_until_ready()
 
-    monkeypatch.setattr(make, "train", train)
+    monkeypatch.setattr(make, "train_group", train)
     monkeypatch.setattr(load_experiment, "_is_users", lambda file: False)  # this file is none
     said = _refused(capsys, "run", str(QUICKSTART))
     assert "1125899906842624 bytes" in said
@@ -359,13 +359,13 @@ def test_a_mistake_in_a_flag_is_not_blamed_on_a_line_of_the_file(capsys, command
         "from dataclasses import dataclass\n"
         "own = experiment\n"
         "@dataclass(frozen=True)\n"
-        "class Knobs:\n"
+        "class Config:\n"
         "    size: int = 1\n"
-        "    def graph(self):\n"
+        "    def experiment(self):\n"
         "        if self.size != 1:\n"
         "            raise ValueError(f'size={self.size}: give 1')\n"
-        "        return own.graph()\n"
-        "experiment = Knobs()\n"
+        "        return own.experiment()\n"
+        "experiment = Config()\n"
     )
     name, *flags = command.split()
     assert _refused(capsys, name, file, *flags, "--size", "2") == "undo-jax: size=2: give 1\n"
@@ -518,8 +518,8 @@ def test_a_report_is_made_though_nobody_reads_what_is_printed():
 def test_the_experiment_may_stand_behind_flags(monkeypatch, words):
     """And what was typed is what the report says."""
     asked = []
-    monkeypatch.setattr(experiment_command.experiments, "run", lambda *given: asked.append(given))
-    monkeypatch.setattr(experiment_command, "_report", lambda *_: "")
+    monkeypatch.setattr(runner_experiment, "run", lambda *given: asked.append(given))
+    monkeypatch.setattr(experiment_reports, "write_report", lambda *_: "")
     _toy()
     cli.main(["run", *words.split()])
     (made, workdir, *_, command) = asked[0]
@@ -668,7 +668,7 @@ def test_files_that_fail_after_the_first_say_nothing(capsys, caplog, monkeypatch
         loop = asyncio.new_event_loop()
         files = [loop.create_task(write()) for _ in range(3)]
         try:
-            with writing("out"):
+            with report_full_disk("out"):
                 loop.run_until_complete(asyncio.wait(files))
                 files[0].result()
         finally:

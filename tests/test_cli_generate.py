@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import device_memory
 from undo_jax.store import artifacts, param_checkpoint
 from undo_jax.store.artifacts import Artifact
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 QUICKSTART, ARITHMETIC = str(ROOT / "quickstart.py"), str(ROOT / "arithmetic.py")
-TOY = experiment_command.load(QUICKSTART)
+TOY = load(QUICKSTART)
 TOKENIZER = TOY.setting.get_tokenizer()
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # the model knows 24 ids, the tokenizer 16
 PROMPTS = ("7*8=", "12-", "")
@@ -30,7 +30,7 @@ PROMPTS = ("7*8=", "12-", "")
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch):
     """The tests' devices are ready."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def folder(params, tmp_path_factory):
     about = {"tokenizer": describe(TOKENIZER)}
     workdir = tmp_path_factory.mktemp("run")
     artifact = Artifact(workdir, "distill", "UNDO", 0, parts, about=about)
-    artifacts.begin(artifact)
-    artifacts.keep(artifact, params, {})
+    artifacts.prepare_folder(artifact)
+    artifacts.save_artifact(artifact, params, {})
     return artifact.folder
 
 
@@ -111,10 +111,10 @@ def test_more_than_memory_holds_is_refused_by_what_the_program_takes(capsys, fol
     """By arithmetic it would fit; XLA knows better."""
     model = TOY.model
     least = 2 * model.layers * model.kv_heads * model.head_width * 4 * 502
-    monkeypatch.setattr(device_memory, "host", lambda: 8 * 1.2 * least)
+    monkeypatch.setattr(device_memory, "host_bytes", lambda: 8 * 1.2 * least)
     flags = ("--prompt", "1", "--new-tokens", "500")
     assert "new_tokens=500" in _refused(capsys, folder, "--experiment", QUICKSTART, *flags)
-    monkeypatch.setattr(device_memory, "host", lambda: 8 * 20 * least)
+    monkeypatch.setattr(device_memory, "host_bytes", lambda: 8 * 20 * least)
     assert _said(capsys, folder, "--experiment", QUICKSTART, *flags)
 
 
@@ -144,8 +144,8 @@ def test_a_mesh_of_other_devices_and_ids_without_a_text(capsys, tmp_path):
     params = jax.tree.map(np.array, model.init(jax.random.key(0)))
     params["embedding"][:, 0], params["embedding"][63] = 1.0, 9.0  # always the last id
     artifact = Artifact(tmp_path, "noise", "fresh", 0, {"noise": None, "model": model})
-    artifacts.begin(artifact)
-    artifacts.keep(artifact, jax.device_put(params), {})
+    artifacts.prepare_folder(artifact)
+    artifacts.save_artifact(artifact, jax.device_put(params), {})
     said = _said(capsys, artifact.folder, "--experiment", file, "--prompt", "1", "--new-tokens", 4)
     assert said == UNKNOWN * 4 + "\n"
 
@@ -206,7 +206,9 @@ def test_parameters_that_do_not_fit_their_description(capsys, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "mixed")
     shutil.rmtree(tmp_path / "mixed" / "params")
     model = replace(TOY.model, width=24)
-    artifacts.save(Artifact(tmp_path, "x", "y", 0, None), jax.jit(model.init)(jax.random.key(0)))
+    artifacts.start_saving(
+        Artifact(tmp_path, "x", "y", 0, None), jax.jit(model.init)(jax.random.key(0))
+    )
     param_checkpoint.wait_until_saved()
     next(tmp_path.glob("x-y-*/params")).rename(tmp_path / "mixed" / "params")
     assert "is of another model" in _refused(capsys, tmp_path / "mixed", "--prompt", "1")

@@ -50,7 +50,7 @@ def _compiled(shape, remat="none", vocabulary=VOCABULARY, gradient_sum="reduce_s
         patch.setattr(head_chunks, "LOGITS_PER_CHUNK", logits // CHUNKS)
         refs = {"teacher": teacher}
         made = programs.build(student, losses.distillation, training, refs, mesh, 1)
-        arguments = programs.example(made, refs, {"train": TIME}, ROWS, mesh)
+        arguments = programs.example_arguments(made, refs, {"train": TIME}, ROWS, mesh)
         text = made.advance.lower(*arguments).compile().as_text()
     return Compiled(hlo.parse(text), text, dict(mesh.shape))
 

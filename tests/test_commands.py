@@ -16,7 +16,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from demo_run import write_run
 from documents import PROGRAMS, ROOT, Call, blocks, job_of, lay_out, typed
 
 from undo_jax.cli import main as cli
-from undo_jax.cli import workdirs
+from undo_jax.cli.commands import clean
 from undo_jax.runner import experiment as experiments
 from undo_jax.runtime.mesh import axis_sizes
 
@@ -101,13 +100,11 @@ def begins(monkeypatch):
         axis_sizes(shape, place.chips)  # the mesh is one of these chips
         raise KeyboardInterrupt
 
-    of = {name: sys.modules[f"undo_jax.cli.{name}"] for name in ("experiment", "bench", "fit")}
-    for name in ("experiment", "bench"):
-        monkeypatch.setattr(of[name], "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", begin)
     monkeypatch.setattr("undo_jax.runner.dry_run.plan", begin)
-    monkeypatch.setattr(of["bench"], "measure", begin)
-    monkeypatch.setattr(of["fit"], "mesh_on", chips)
+    monkeypatch.setattr("undo_jax.cli.commands.bench.measure", begin)
+    monkeypatch.setattr("undo_jax.cli.commands.fit.mesh_on", chips)
 
 
 def _command(words):
@@ -209,7 +206,7 @@ def test_every_command_is_one_that_is_there(document, reader, tmp_path):
             file = Path(call.folder, call.words[1])
             assert file.is_file() or name != "run" and call.words[1] == "--preset", call
         else:
-            assert callable(cli._find(list(call.words))), call
+            assert callable(cli._bind(list(call.words))), call
     if document.stem == "TPU_PODS":
         _brings_a_slice_back(calls)
 
@@ -232,7 +229,7 @@ def test_what_is_executed(tmp_path, monkeypatch, capsys):
     write_run(folder / "runs" / "quickstart")
     asked = {"prompt": "2+3=", "answer": "5", "part": "retain"}
     (folder / "questions.jsonl").write_text(json.dumps(asked) + "\n")
-    monkeypatch.setattr(workdirs, "_agreed", lambda question: bool(question))
+    monkeypatch.setattr(clean, "_confirmed", lambda question: bool(question))
     monkeypatch.chdir(folder)
     done = set()
     for number, document in enumerate(sorted(DOCUMENTS, key=lambda path: path.stem == "EXPLORING")):

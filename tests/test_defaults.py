@@ -34,7 +34,7 @@ from undo_jax.settings.facts import Facts
 from undo_jax.settings.language import Language
 from undo_jax.settings.muse import Muse
 from undo_jax.settings.tofu import Tofu
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import SGD, Adafactor, Lion
 from undo_jax.training.train_step import Training
 
@@ -76,16 +76,17 @@ DEFAULTS = {
         "rows_at_once": 8, "segments": False,
     },
     Choices: {
-        "kept": (), "general": (), "row_length": 256, "retain_share": 0.5, "validation_rows": 64,
+        "retain_quizzes": (), "general": (), "row_length": 256, "retain_share": 0.5,
+        "validation_rows": 64,
         "rows_at_once": 8, "segments": False, "general_row_length": None,
     },
     Training: {"accumulation": 1},
     Pretraining: {"base": None},
     Unlearning: {"method": maxent, "trains": None},
     Students: {"fresh_student": True, "student": None},
-    Distillation: {"tolerance": 0.05, "stop_early": True, "filtered": False},
+    Distillation: {"tolerance": 0.05, "stop_early": True, "filtered": False, "loss": distillation},
     Relearning: {"attacks": ("forget",), "keep_at": ()},
-    Paper: {"seeds": (0,), "together": 64, "sinks": ()},
+    Paper: {"seeds": (0,), "together": 64, "sinks": (), "scores": ()},
     Pretrain: {"stream": "pretrain", "loss": language_modelling, "rng_name": "pretrain",
                "seed": None},
     Unlearn: {"loss": maxent, "trains": None, "rng_name": "unlearn", "seed": None},
@@ -93,11 +94,11 @@ DEFAULTS = {
               "rng_name": "distill", "seed": None},
     Attack: {"learning_rates": (1.0,), "stream": "forget", "loss": language_modelling,
              "prepare": None, "trains": None, "adapt": SAME, "metric": None, "keep_at": (),
-             "control": False, "rows": None, "opening": None, "others": ()},
+             "control": False, "rows": None, "opening": None, "extra_models": ()},
     TrainedAttack: {"rng_name": "relearn", "seed": None},
     Experiment: {"attacks": (), "attacked": None, "oracle": None, "seeds": (0,), "together": 64,
-                 "sinks": ()},
-    Saving: {"every": 10, "minutes": 5.0, "keep": 2},
+                 "sinks": (), "scores": ()},
+    CheckpointPolicy: {"every": 10, "minutes": 5.0, "keep": 2},
     Architecture: {
         "attention_softcap": None, "final_softcap": None, "document_start": None,
         "rope_theta": 10_000.0, "norm_epsilon": 1e-6, "init_stddev": 0.02, "family": None,

@@ -14,7 +14,7 @@ from documents import ROOT, blocks
 
 from undo_jax.attack import Attack
 from undo_jax.graph.model_graph import build_graph
-from undo_jax.logs.log import Target
+from undo_jax.logs.sink import Target
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
 from undo_jax.training.optim import AdamW
@@ -48,7 +48,7 @@ def test_every_block_is_python(block):
 
 def test_the_graph_is_an_experiment_whose_name_no_other_has(folder):
     Path("my_graph.py").write_text(_block("YOUR_EXPERIMENT", "# my_graph.py"))
-    made = load("my_graph.py").graph()
+    made = load("my_graph.py").experiment()
     assert len(made.models) == 5
     shipped = [load(str(one)) for one in (ROOT / "experiments").glob("*.py")]
     assert made.name not in {one.name for one in shipped}
@@ -56,7 +56,7 @@ def test_the_graph_is_an_experiment_whose_name_no_other_has(folder):
 
 def test_the_guides_own_experiment_needs_no_data_to_be_loaded(folder):
     Path("my_model.py").write_text(_block("YOUR_MODEL", "# my_model.py"))
-    assert set(load("my_model.py").graph().models) == {"base", "unlearn-only", "UNDO"}
+    assert set(load("my_model.py").experiment().models) == {"base", "unlearn-only", "UNDO"}
 
 
 def _artifacts(experiment, folder):
@@ -69,8 +69,8 @@ def _own_and_shipped(page, folder, *files):
     """What the experiment in the last of a page's files makes, and what the quickstart makes."""
     for name in files:
         Path(name).write_text(_block(page, f"# {name}"))
-    shipped = load("experiments/quickstart.py").graph()
-    return _artifacts(load(files[-1]).graph(), folder), _artifacts(shipped, folder)
+    shipped = load("experiments/quickstart.py").experiment()
+    return _artifacts(load(files[-1]).experiment(), folder), _artifacts(shipped, folder)
 
 
 def _kinds(artifacts):
@@ -105,7 +105,7 @@ def test_an_attack_as_it_is_shown_is_one():
     attack = names["NAME"](Training(10, 8, AdamW(warmup=1), 5), (1e-3,), keep_at=(5,))
     assert (attack.name, attack.keep_at) == ("NAME", (5,)) and AdamW(warmup=1).learning_rate == 1
     paper = load(str(ROOT / "experiments" / "quickstart.py"))
-    assert isinstance(replace(paper.graph(), attacks=(attack,)), Experiment)
+    assert isinstance(replace(paper.experiment(), attacks=(attack,)), Experiment)
 
 
 def _text(page):

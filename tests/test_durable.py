@@ -9,13 +9,13 @@ from etils import epath
 
 from undo_jax.runtime import atomic_files
 from undo_jax.runtime.atomic_files import (
-    FullError,
-    publish,
+    DiskFullError,
+    add_checksum,
     read_json,
-    seal,
-    unseal,
+    report_full_disk,
+    verify_checksum,
+    write_atomically,
     write_json,
-    writing,
 )
 
 CONTENT = {"name": "α", "scores": {"retain": 0.1, "forget": float("inf")}, "list": [1, 2.5, None]}
@@ -61,8 +61,8 @@ def test_what_is_no_object_is_damaged(path, content):
 
 
 def test_an_object_of_other_making_passes():
-    assert unseal({"a": 1}) == {"a": 1}
-    assert unseal(seal({"a": 1})) == {"a": 1}
+    assert verify_checksum({"a": 1}) == {"a": 1}
+    assert verify_checksum(add_checksum({"a": 1})) == {"a": 1}
 
 
 def test_a_file_is_flushed_then_renamed_then_its_folder_flushed(path, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_file_is_flushed_then_renamed_then_its_folder_flushed(path, monkeypatc
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(os, "replace", renamed)
     monkeypatch.setattr(os, "rename", renamed)
-    publish(path, "new")
+    write_atomically(path, "new")
     assert done == [
         ("flush", names["file"]),
         ("rename", os.fspath(path)),
@@ -95,7 +95,7 @@ def test_what_fails_before_it_is_whole_leaves_the_old(path, monkeypatch):
     def lost(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic_files, "flush", lost)
+    monkeypatch.setattr(atomic_files, "fsync", lost)
     with pytest.raises(OSError):
         write_json(path, {"name": "new"})
     assert read_json(path) == CONTENT
@@ -111,7 +111,11 @@ def test_what_fails_before_it_is_whole_leaves_the_old(path, monkeypatch):
 )
 def test_a_full_disk_is_one_line_that_names_it(error, named):
     for cause in (None, error):  # whoever else has caught it in between
-        with pytest.raises(FullError) as told, writing("/outer"), writing("/work"):
+        with (
+            pytest.raises(DiskFullError) as told,
+            report_full_disk("/outer"),
+            report_full_disk("/work"),
+        ):
             if cause is None:
                 raise error
             raise RuntimeError("cannot save") from cause
@@ -122,20 +126,20 @@ def test_a_full_disk_is_one_line_that_names_it(error, named):
 
 
 def test_other_errors_pass():
-    with pytest.raises(KeyError, match="space"), writing("/work"):
+    with pytest.raises(KeyError, match="space"), report_full_disk("/work"):
         raise KeyError("space")
 
 
 def test_buckets_are_left_to_themselves(monkeypatch):
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it opened"))
-    atomic_files.flush(epath.Path("gs://bucket/run"))
-    atomic_files.flush_all(epath.Path("gs://bucket/run"))
-    assert atomic_files.remote("gs://bucket") and not atomic_files.remote("/gs/bucket")
+    atomic_files.fsync(epath.Path("gs://bucket/run"))
+    atomic_files.fsync_tree(epath.Path("gs://bucket/run"))
+    assert atomic_files.is_remote("gs://bucket") and not atomic_files.is_remote("/gs/bucket")
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/runs/mine", "/runs/mine"])
 def test_absolute_paths_stay_as_they_are(path):
-    assert atomic_files.absolute(epath.Path(path)).as_posix() == path
+    assert atomic_files.absolute_path(epath.Path(path)).as_posix() == path
 
 
 def test_json_is_readable_by_others(path):

@@ -25,10 +25,10 @@ DIAGRAMS = [name for name, path in FILES.items() if "= Paper(" in path.read_text
 STAGES = ("pretrain", "unlearn", "noise", "distill", "relearn")
 
 
-def _run(knobs, workdir, kind=None):
+def _run(config, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
-    made = experiments.run(knobs.graph(), workdir, kind)
-    models = (one for found in made.values() for model in found for one in model.lineage)
+    models_by_name = experiments.run(config.experiment(), workdir, kind)
+    models = (m for seeds in models_by_name.values() for model in seeds for m in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
 
@@ -109,16 +109,16 @@ def _times(workdir):
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_defines_an_experiment(name, tmp_path):
-    assert isinstance(_load(FILES[name], tmp_path).graph(), experiments.Experiment)
+    assert isinstance(_load(FILES[name], tmp_path).experiment(), experiments.Experiment)
 
 
 def test_every_stage_writes_finished_artifacts(shipped):
     experiment, workdir, artifacts = shipped
     students = len(experiment.noise.alphas) + experiment.noise.fresh_student
-    wanted = {"pretrain": 2, "unlearn": 1, "noise": students, "distill": students,
+    expected = {"pretrain": 2, "unlearn": 1, "noise": students, "distill": students,
               "relearn": (students + 2) * len(experiment.relearn.attacks)}  # fmt: skip
     stages = [artifact.stage for artifact in artifacts]
-    assert {stage: stages.count(stage) for stage in STAGES} == wanted
+    assert {stage: stages.count(stage) for stage in STAGES} == expected
     for artifact in artifacts:
         written = {path.name for path in artifact.folder.iterdir()}
         assert artifact.finished and {"config.json", "params"} <= written
@@ -148,8 +148,8 @@ def test_other_alphas_reuse_the_models_before_them(again, trained):
     assert trained == [1, attacks]  # distill and relearn, of the new student alone
     after = _times(workdir)
     assert {name: after[name] for name in before} == before
-    made = {name.split("-")[0] for name in after.keys() - before.keys()}
-    assert made == {"noise", "distill", "relearn"}
+    new_stages = {name.split("-")[0] for name in after.keys() - before.keys()}
+    assert new_stages == {"noise", "distill", "relearn"}
     listed = read_json(epath.Path(workdir) / f"experiment-{experiment.name}.json")
     both = {f"UNDO α={alpha:g}" for alpha in (*experiment.noise.alphas, 0.123)}
     assert both <= {entry["model"] for entry in listed["models"]}  # neither hides the other
@@ -202,8 +202,8 @@ def test_graphs_of_their_own_run_and_report(tmp_path, capfd):
     arguments = ["--workdir", str(tmp_path / "out"), *flags]
     cli.main(["run", str(FILES["methods.py"]), *arguments])
     base = next((tmp_path / "out").glob("pretrain-pretrain-seed0*"))
-    own = arguments[:2] + [*" ".join(short[2:]).split(), *small, *"--learning-rates 0.01".split()]
-    own += [
+    flags = arguments[:2] + [*" ".join(short[2:]).split(), *small, *"--learning-rates 0.01".split()]
+    flags += [
         "--unlearn.steps",
         "4",
         "--unlearn.eval-every",
@@ -213,10 +213,10 @@ def test_graphs_of_their_own_run_and_report(tmp_path, capfd):
         "--base",
         str(base),
     ]
-    cli.main(["run", str(FILES["from_base.py"]), *own])
+    cli.main(["run", str(FILES["from_base.py"]), *flags])
     before = _times(tmp_path / "out")
     cli.main(["run", str(FILES["methods.py"]), *arguments])
-    cli.main(["run", str(FILES["from_base.py"]), *own])
+    cli.main(["run", str(FILES["from_base.py"]), *flags])
     assert {p: t for p, t in before.items() if "report-" not in p} == {
         p: t for p, t in _times(tmp_path / "out").items() if "report-" not in p
     }

@@ -22,10 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
+from undo_jax import report
 from undo_jax.cli import main as cli
 from undo_jax.models import hf
 from undo_jax.runner import experiment as experiments
+from undo_jax.runner.load_experiment import load
 from undo_jax.store import artifacts, param_checkpoint
 from undo_jax.store.artifacts import Artifact
 from undo_jax.training import programs
@@ -41,7 +42,7 @@ settings.register_profile("long", max_examples=160, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
-TOY = experiment_command.load(QUICKSTART)
+TOY = load(QUICKSTART)
 MANIFEST, INDEX = "corpus/manifest.json", "model/model.safetensors.index.json"
 GIVEN = {  # what a command needs to reach its flags
     "init": ("init", "mine"),
@@ -123,11 +124,6 @@ BAD = {  # for every number of a kind
 @pytest.fixture(scope="module", autouse=True)
 def place(tmp_path_factory):
     """A folder with what the commands read; where work would begin, they are stopped."""
-    modules = {
-        name: sys.modules[f"undo_jax.cli.{name}"]
-        for name in ("experiment", "bench", "fit", "score")
-    }
-    evaluating = sys.modules["undo_jax.cli.evaluate"]
     asked = []
 
     def begin(*given, **named):
@@ -138,24 +134,25 @@ def place(tmp_path_factory):
         folder = tmp_path_factory.mktemp("fuzz")
         patch.chdir(folder)
         _fill()
-        for name in ("experiment", "bench", "score"):
-            patch.setattr(modules[name], "prepare_devices", lambda *_: None)
-        patch.setattr(sys.modules["undo_jax.runtime.process_watch"], "meet", lambda *_: None)
+        patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
+        patch.setattr(
+            sys.modules["undo_jax.runtime.process_watch"], "connect_processes", lambda *_: None
+        )
         patch.setattr(jax.distributed, "initialize", begin)
-        patch.setattr(experiments, "plan", begin)
+        patch.setattr(experiments, "build_graph", begin)
         patch.setattr(programs, "build", begin)
-        patch.setattr(modules["fit"], "mesh_on", begin)
-        patch.setattr(modules["experiment"].reporting, "table", begin)
-        patch.setattr(modules["experiment"].paper_page, "draw", begin)
-        patch.setattr(sys.modules["undo_jax.data.prepare"], "_read", begin)
+        patch.setattr("undo_jax.cli.commands.fit.mesh_on", begin)
+        patch.setattr(report, "table", begin)
+        patch.setattr("undo_jax.report.paper_page.draw", begin)
+        patch.setattr(sys.modules["undo_jax.data.prepare"], "_assign_splits", begin)
         patch.setattr(sys.modules["undo_jax.data.train_tokenizer"], "_train", begin)
         patch.setattr(param_checkpoint, "restore", begin)
-        patch.setattr(evaluating, "find_spec", lambda name: True)  # lm-eval may not be there
-        patch.setattr(evaluating, "_scored", begin)
-        patch.setattr(modules["score"], "_score", begin)
+        evaluate = "undo_jax.cli.commands.evaluate"
+        patch.setattr(f"{evaluate}.find_spec", lambda name: True)  # lm-eval may not be there
+        patch.setattr(f"{evaluate}._score", begin)
+        patch.setattr("undo_jax.cli.commands.score._score", begin)
         patch.setattr(hf, "load", begin)
-        reporting = modules["experiment"].reporting
-        patch.setattr(reporting, "write", lambda *a: reporting.analyse(reporting.read_logs(*a[:2])))
+        patch.setattr(report, "write", lambda *a: report.analyse(report.read_logs(*a[:2])))
         yield asked
 
 
@@ -170,9 +167,9 @@ def _fill():
     for stage, name in (("distill", "made"), ("relearn", "attacked")):
         parts = {stage: recipes[stage], "setting": TOY.setting, "model": TOY.model}
         artifact = Artifact(param_checkpoint.epath.Path("run"), stage, "base", 0, parts)
-        artifacts.begin(artifact)
+        artifacts.prepare_folder(artifact)
         scores = {"retain": 1.0, "forget": 1.0}
-        artifacts.keep(artifact, params, scores, recovered=stage == "distill" or None)
+        artifacts.save_artifact(artifact, params, scores, recovered=stage == "distill" or None)
         shutil.move(artifact.folder, f"run/{name}")
     record = {
         "step": 5,

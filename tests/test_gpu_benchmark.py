@@ -69,7 +69,7 @@ def test_a_dry_run_measures_everything(tmp_path):
     assert list(found["attacks"]) == ["tiny, T=8; 1", "tiny, T=8; 10"]
     assert all(one["seconds"] > 0 for one in found["attacks"].values())
     (tiles,) = found["tiles"].values()
-    assert [tile["own"] for tile in tiles["tried"]] == [128, 64]
+    assert [tile["block"] for tile in tiles["tried"]] == [128, 64]
     assert all(tile["found"] > 0 for tile in tiles["tried"])
 
     table = (tmp_path / "table.md").read_text()
@@ -195,7 +195,7 @@ def test_the_search_goes_from_the_best_of_a_group_to_the_next(parts):
     times = {tile(128, 64, 8, 3): 5.0, tile(64, 64, 8, 3): 4.0, tile(64, 32, 8, 3): 3.0,
              tile(128, 32, 8, 3): "out of shared memory", tile(64, 32, 4, 3): 2.5}  # fmt: skip
     groups = [
-        [{"own": own, "other": other} for own in (128, 64) for other in (64, 32)],
+        [{"block": block, "step": step} for block in (128, 64) for step in (64, 32)],
         [{"warps": 4}, {"warps": 8}],
     ]
     asked = []
@@ -205,7 +205,7 @@ def test_the_search_goes_from_the_best_of_a_group_to_the_next(parts):
     assert len(asked) == len(times) == len(found["tried"])
     assert tuple(found["best"].values()) == (64, 32, 4, 3) and found["best_ms"] == 2.5
     assert found["present_ms"] == 5.0
-    assert {"own": 128, "other": 32, "warps": 8, "stages": 3, "found": "out of shared memory"} in (
+    assert {"block": 128, "step": 32, "warps": 8, "stages": 3, "found": "out of shared memory"} in (
         found["tried"]
     )
     with pytest.raises(ValueError, match="the present tile .* fails: no shared memory"):
@@ -262,8 +262,8 @@ def test_the_table_of_a_card(parts, tmp_path):
         attacks={"tiny; 1": {"seconds": 0.01, "whole_seconds": 6.0},
                  "tiny; 10": {"seconds": 0.025, "whole_seconds": 15.0}},
         tiles={"attention, H=64; gradient of q": {
-            "present": {"own": 64, "other": 64, "warps": 4, "stages": 3}, "present_ms": 2.0,
-            "best": {"own": 128, "other": 32, "warps": 8, "stages": 2}, "best_ms": 1.6}},
+            "present": {"block": 64, "step": 64, "warps": 4, "stages": 3}, "present_ms": 2.0,
+            "best": {"block": 128, "step": 32, "warps": 8, "stages": 2}, "best_ms": 1.6}},
     )  # fmt: skip
     lines = parts["table"].table(tmp_path).splitlines()
     for line in (

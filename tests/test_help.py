@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import flags
 from undo_jax.cli import main as cli
-from undo_jax.cli.experiment import override
+from undo_jax.cli.experiment_flags import override
 from undo_jax.data.muse import MuseFiles
 from undo_jax.data.tofu import TofuFiles
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.models import gemma3_text, llama
 from undo_jax.models.architecture import Adapters
 from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.load_experiment import load
 from undo_jax.settings.muse import Muse
 from undo_jax.settings.tofu import Tofu
 from undo_jax.training import optim
@@ -140,7 +140,7 @@ def test_the_help_of_what_no_shipped_experiment_has(monkeypatch):
 
 
 def test_a_graph_that_is_written_by_hand_has_few_flags(monkeypatch):
-    made = experiment_command.load(str(ROOT / "experiments/quickstart.py")).graph()
+    made = load(str(ROOT / "experiments/quickstart.py")).experiment()
     assert isinstance(made, Experiment)
     options = _check(_shown(lambda: override(made, ["--help"]), monkeypatch))
     names = [re.split("[ .]", name)[0] for name in options]

@@ -19,14 +19,13 @@ from etils import epath
 
 import undo_jax
 from undo_jax.cli import devices
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.cli.devices import Processes
-from undo_jax.cli.weights import model
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.runtime.sharding import assemble, own_rows, shardings
+from undo_jax.runtime.sharding import assemble_batch, local_rows, shardings
 from undo_jax.store import param_checkpoint
 from undo_jax.training.trial import make_take
 
@@ -174,15 +173,15 @@ def _started(folder, *arguments, **environment):
         yield running
 
 
-def _artifacts(knobs, workdir, kind=None):
+def _artifacts(config, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
-    made = experiments.run(knobs.graph(), workdir, kind)
+    made = experiments.run(config.experiment(), workdir, kind)
     models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
 
 def _params(folder):
-    config = model(epath.Path(folder))
+    config = read_lm(epath.Path(folder))
     params = param_checkpoint.restore(epath.Path(folder) / "params", config, _mesh())
     return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
@@ -199,7 +198,7 @@ def _records(folder):
 def alone(tmp_path_factory):
     """The workdir of one process, and its artifacts."""
     folder = _toy(tmp_path_factory.mktemp("hosts") / "alone")
-    experiment = experiment_command.load(str(folder / "toy.py"))
+    experiment = load(str(folder / "toy.py"))
     return _artifacts(experiment, folder / "out")
 
 
@@ -306,7 +305,7 @@ def test_one_process_goes_on_where_one_of_two_died(stage, alone, together, tmp_p
     folder = _toy(tmp_path / "killed")
     shutil.copytree(together[0] / "cache", folder / "cache")
     _run(folder, *SAVING, die_in=stage, dies=1)
-    experiment = experiment_command.load(str(folder / "toy.py"))
+    experiment = load(str(folder / "toy.py"))
     made = _artifacts(experiment, folder / "out", kind=stage)
     assert "goes on from step 1" in capfd.readouterr().err
     known = {artifact.folder.name: artifact.folder for artifact in alone}
@@ -328,7 +327,7 @@ def test_where_one_cannot_go_on_the_other_says_which_and_why_not(bad, tmp_path):
         said = [process.communicate(timeout=200)[1] for process in running]
     assert [process.returncode for process in running] == [2, 2], said
     assert said[bad].startswith("undo-jax: no experiment file missing.py")
-    other = f"undo-jax: process {bad} of 2 has ended with status 2: see what it says\n"
+    other = f"undo-jax: process {bad} of 2 has ended with status 2: see its output\n"
     assert said[1 - bad] == other and said[bad].count("\n") == 1
 
 
@@ -405,8 +404,8 @@ def test_rows_are_read_once_however_many_devices_hold_them(shape):
         return batch[:, rows]
 
     mesh = _mesh(**shape)
-    placed = assemble(mesh, 16, read)
-    assert reads == own_rows(mesh, 16) == [slice(0, 16)]
+    placed = assemble_batch(mesh, 16, read)
+    assert reads == local_rows(mesh, 16) == [slice(0, 16)]
     np.testing.assert_array_equal(placed, batch)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 16 // shards, 5)}

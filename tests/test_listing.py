@@ -23,8 +23,8 @@ from undo_jax.runtime.atomic_files import read_json, write_json
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
-from undo_jax.workdir.manifest import list_models
-from undo_jax.workdir.provenance import origin
+from undo_jax.workdir.manifest import write_manifest
+from undo_jax.workdir.provenance import describe_run
 
 LM = preset("tiny", vocabulary=80)
 HOW = Training(10, 8, AdamW(1e-3), 5)
@@ -50,7 +50,9 @@ def _list(experiment, workdir, finished=True):
     for model in planned.models if finished else ():
         model.artifact.folder.mkdir(exist_ok=True)
         (model.artifact.folder / "summary.json").write_text("{}")
-    list_models(experiment, {name: planned.of(one) for name, one in named.items()}, workdir)
+    write_manifest(
+        experiment, {name: planned.models_of(one) for name, one in named.items()}, workdir
+    )
     return read_json(workdir / "experiment-x.json")
 
 
@@ -164,8 +166,8 @@ def test_commands_are_remembered_and_the_same_one_that_makes_nothing_is_not(tmp_
         made_of = experiment or _experiment(0.2)
         named = made_of.recipes()
         planned = build_graph(named.values(), made_of.seeds, made_of.setting, path.parent)
-        of = {name: planned.of(one) for name, one in named.items()}
-        list_models(made_of, of, path.parent, {"command": command, "date": date}, new)
+        of = {name: planned.models_of(one) for name, one in named.items()}
+        write_manifest(made_of, of, path.parent, {"command": command, "date": date}, new)
         return [(one["command"], one["date"]) for one in read_json(path)["runs"]]
 
     assert listed("a", 1) == [("a", 1)]
@@ -182,7 +184,7 @@ def test_commands_are_remembered_and_the_same_one_that_makes_nothing_is_not(tmp_
 
 
 def test_the_origin_of_a_run_has_its_command_date_devices_and_versions():
-    made = origin("undo-jax run x.py")
+    made = describe_run("undo-jax run x.py")
     assert made["command"] == "undo-jax run x.py"
     then = datetime.datetime.fromisoformat(made["date"])
     assert abs(datetime.datetime.now(datetime.UTC) - then) < datetime.timedelta(minutes=1)
@@ -207,18 +209,18 @@ def test_a_run_that_is_stopped_is_listed_with_what_it_has_not_made(tmp_path, mon
         begins()
         raise KeyboardInterrupt
 
-    knobs = _experiment(0.5)
-    monkeypatch.setattr(experiments, "make", stopped)
+    config = _experiment(0.5)
+    monkeypatch.setattr(experiments, "make_models", stopped)
     for command in ("first", "second"):
         with pytest.raises(KeyboardInterrupt):
-            experiments.run(knobs, tmp_path, command=command)
+            experiments.run(config, tmp_path, command=command)
     found = read_json(tmp_path / "experiment-x.json")
     assert _names(found) == ["oracle", "unlearned", "UNDO 0.5"] and found["runs"] == []
     assert not any((tmp_path / a["artifact"]).exists() for a in found["artifacts"])
     cli.main(["list", str(tmp_path)])
     assert re.search(r"^x: (\d+) of \1 unfinished", capsys.readouterr().out, re.MULTILINE)
-    _list(knobs, tmp_path)
-    again = replace(knobs, seeds=(0, 1))
+    _list(config, tmp_path)
+    again = replace(config, seeds=(0, 1))
     before = {**read_json(tmp_path / "experiment-x.json"), "runs": [{"command": "whole"}]}
     write_json(epath.Path(tmp_path) / "experiment-x.json", before)
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from etils import epath
 
 from undo_jax.data.tokenizers import Bytes, Characters
 from undo_jax.runtime.atomic_files import write_json
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.workdir.compatibility import check_setting, check_tokenizer
 
 
@@ -50,7 +50,7 @@ def made(tmp_path):
     file.write_text("content")
     setting = Own(Filed(file))
     about = {"type": "Bytes", "fingerprint": Bytes().fingerprint}
-    said = {"config": {"setting": plain(setting)}, "tokenizer": about}
+    said = {"config": {"setting": to_json(setting)}, "tokenizer": about}
     write_json(epath.Path(tmp_path) / "config.json", said)
     return epath.Path(tmp_path), setting
 

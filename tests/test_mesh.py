@@ -10,7 +10,7 @@ import pytest
 import undo_jax
 from undo_jax.cli import main as cli
 from undo_jax.runner import experiment as experiments
-from undo_jax.runtime.mesh import MeshShape, make_mesh, over_slices, parse_mesh
+from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh, split_over_slices
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def test_axes_that_are_not_named_are_1(text, shape):
     [
         ("rows=4", "unknown axis 'rows': give each of sweep, data, fsdp, tensor once"),
         ("data=2,data=2", "axis twice: 'data'"),
-        ("data=two", "data=two is no number"),
-        ("data=2.5", "data=2.5 is no number"),
-        ("data", "data= is no number"),
+        ("data=two", "data=two is not a number"),
+        ("data=2.5", "data=2.5 is not a number"),
+        ("data", "data= is not a number"),
         ("", "unknown axis ''"),
         ("data=2,", "unknown axis ''"),
     ],
@@ -63,7 +63,7 @@ def test_a_mesh_that_is_none(text, said):
 
 def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", lambda e, *_: asked.append(e.mesh))
     file = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
     for flags in ("", "--mesh data=4", "--mesh data=4,fsdp=2 --mesh.data 2"):
@@ -71,7 +71,7 @@ def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch, capsys)
     assert asked == [MeshShape(-1, 1), MeshShape(1, 4), MeshShape(1, 2, 2)]
     with pytest.raises(SystemExit):
         cli.main(["run", file, "--mesh", "data=all"])
-    assert "no number" in capsys.readouterr().err
+    assert "not a number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_the_flag_sets_every_axis_and_an_axis_flag_one_more(monkeypatch, capsys)
     ],
 )
 def test_slices_lie_along_sweep_or_else_data(sizes, count, within, across):
-    assert over_slices(sizes, count) == (within, across)
+    assert split_over_slices(sizes, count) == (within, across)
 
 
 def test_slices_that_only_the_inner_axes_divide_over():
     with pytest.raises(ValueError, match="make sweep or data a multiple of 2") as error:
-        over_slices((1, 1, 8, 2), 2)
+        split_over_slices((1, 1, 8, 2), 2)
     assert "sweep=1, data=1, fsdp=8, tensor=2 does not split over 2 slices" in str(error.value)
     assert "\n" not in str(error.value)
 

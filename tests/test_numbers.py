@@ -92,7 +92,9 @@ def _run(losses, workdir, shape):
     made = experiments.run(experiment, workdir)
     mesh = make_mesh(MeshShape())
     return {
-        (name, one.artifact.seed): jax.device_get(artifacts.load(one.artifact, one.recipe.lm, mesh))
+        (name, one.artifact.seed): jax.device_get(
+            artifacts.load_params(one.artifact, one.recipe.lm, mesh)
+        )
         for name in models
         for one in made[name, None]
     }

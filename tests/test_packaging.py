@@ -11,7 +11,7 @@ import pytest
 
 import undo_jax
 from undo_jax.cli import main as cli
-from undo_jax.cli.experiment import load
+from undo_jax.runner.load_experiment import load
 
 ROOT = Path(undo_jax.__file__).parent.parent
 SHIPPED = {p.relative_to(ROOT / "experiments") for p in (ROOT / "experiments").rglob("*.py")}
@@ -26,7 +26,7 @@ def test_init_copies_all_experiments_and_they_load(tmp_path, monkeypatch, capsys
     cli.main(["init", "a/mine"])
     assert capsys.readouterr().err == "run one: undo-jax run a/mine/quickstart.py\n"
     assert _found("a") == {Path("mine") / path for path in SHIPPED}
-    assert load("a/mine/paper/alpha.py").graph().name == "alpha-arithmetic-small"
+    assert load("a/mine/paper/alpha.py").experiment().name == "alpha-arithmetic-small"
     Path("empty").mkdir()
     monkeypatch.chdir("empty")
     cli.main(["init", "."])
@@ -78,5 +78,5 @@ def test_a_wheel_and_a_source_archive_have_all_they_need(tmp_path):
     run(*pip, "install", "--no-deps", str(wheel))
     (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (packages / "others.pth").write_text(str(Path(jax.__file__).parent.parent))  # the libraries
-    told = "from undo_jax.cli.init import experiments; print(*experiments(), sep='\\n')"
-    assert {Path(name) for name in run(python, "-c", told)} == SHIPPED
+    code = "from undo_jax.cli.commands import init; print(*init.shipped_experiments(), sep='\\n')"
+    assert {Path(name) for name in run(python, "-c", code)} == SHIPPED

@@ -1,5 +1,7 @@
 """The experiments of the paper's figures run at toy size and are drawn; at full size they build."""
 
+import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +11,7 @@ from toys import toy, write_corpora
 
 import undo_jax
 from undo_jax.cli import main as cli
-from undo_jax.cli.experiment import override
+from undo_jax.cli.experiment_flags import override
 from undo_jax.report import paper
 from undo_jax.runner import load_experiment
 from undo_jax.runner.experiment import Experiment
@@ -46,12 +48,13 @@ def small(empty, data, monkeypatch):
     monkeypatch.chdir(empty)
     load_experiment.load(FILES["methods"])
     scales = sys.modules["scales"]
-    known, whole = {s: scales._paper(s, "small") for s in SETTINGS}, scales.Figure.experiment
-    monkeypatch.setattr(scales, "_paper", lambda setting, *_: known[setting])
+    papers = {s: scales._paper(s, "small") for s in SETTINGS}
+    with_models = scales.Figure.with_models
+    monkeypatch.setattr(scales, "_paper", lambda setting, *_: papers[setting])
     monkeypatch.setattr(
-        scales.Figure, "experiment", lambda *given, **more: toy(whole(*given, **more))
+        scales.Figure, "with_models", lambda *args, **kwargs: toy(with_models(*args, **kwargs))
     )
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(data)
 
 
@@ -96,16 +99,50 @@ def test_figures_share_their_base_and_oracle(setting, small, tmp_path):
     assert {p: at for p, at in _times(tmp_path).items() if "pretrain-" in str(p)} == shared
 
 
+def _make_paper(folder):
+    """The runs of `make paper` in a folder, by figure: their flags."""
+    command = ["make", "--dry-run", "paper"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    runs = {}
+    for line in result.stdout.splitlines():
+        if "undo-jax run experiments/paper/" in line:
+            path, *flags = line.partition("undo-jax run ")[2].split()
+            assert flags[-2:] == ["--workdir", "runs/paper"]
+            runs.setdefault(Path(path).stem, []).append(" ".join(flags[:-2]))
+    return runs
+
+
+def test_make_paper_runs_every_figure():
+    both = [f"--setting {setting}" for setting in SETTINGS]
+    runs = _make_paper(ROOT.parent.parent)
+    assert {*runs} == {*FILES} == {*paper.discover()}
+    assert runs.pop("size") == ["--width 48", "--width 96", "--width 216"]
+    assert list(runs.values()) == [both] * len(runs)
+    order = ["oracle_matching", "methods", "alpha", "beyond", "baselines", "pareto"]
+    assert [name for name in runs if name in order] == order
+
+
+def test_make_paper_runs_a_new_figure(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT.parent.parent / name, tmp_path)
+    (tmp_path / "undo_jax").mkdir()
+    folder = shutil.copytree(ROOT, tmp_path / "experiments" / "paper")
+    before = _make_paper(tmp_path)
+    assert "new" not in before
+    (folder / "new.py").write_text("# make paper 15: --setting language\nexperiment = None\n")
+    assert _make_paper(tmp_path) == before | {"new": ["--setting language"]}
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", FILES)
 def test_a_figure_builds_at_the_papers_scale_without_data(name, setting, empty, monkeypatch):
     monkeypatch.chdir(empty)
     flags = ["--scale", "paper", "--setting", setting]
-    made = override(load_experiment.load(FILES[name]), flags).graph()
+    experiment = override(load_experiment.load(FILES[name]), flags).experiment()
     width = {"arithmetic": 768, "language": 320}[setting]
-    told = f"{setting}_width{width}" if name == "size" else setting
-    assert isinstance(made, Experiment) and made.name == f"{name}-{told}-paper"
-    widths = {recipe.lm.width for recipe in made.models.values()}  # type: ignore[attr-defined]
+    variant = f"{setting}_width{width}" if name == "size" else setting
+    assert isinstance(experiment, Experiment) and experiment.name == f"{name}-{variant}-paper"
+    widths = {recipe.lm.width for recipe in experiment.models.values()}  # type: ignore[attr-defined]
     assert widths == {
         width,
         *([width // 2] if name == "baselines" else []),
@@ -124,34 +161,39 @@ def test_distillation_at_the_papers_scale_fits_a_slice(empty, monkeypatch, capsy
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_oracle_matching_can_be_longer(scale, empty, monkeypatch):
     monkeypatch.chdir(empty)
-    knobs = load_experiment.load(FILES["oracle_matching"])
-    own, longer = (override(knobs, ["--scale", scale, *f]).graph() for f in ([], ["--steps", "3"]))
-    assert (own.name, longer.name) == (
+    config = load_experiment.load(FILES["oracle_matching"])
+    shorter, longer = (
+        override(config, ["--scale", scale, *f]).experiment() for f in ([], ["--steps", "3"])
+    )
+    assert (shorter.name, longer.name) == (
         f"oracle_matching-arithmetic-{scale}", f"oracle_matching-arithmetic_steps3-{scale}"
     )  # fmt: skip
     lengths = {name: recipe.training.steps for name, recipe in longer.models.items()}
-    known = {name: own.models[name].training.steps for name in ("base", "oracle")}
-    assert lengths == {name: known.get(name, 3) for name in own.models}
+    unchanged = {name: shorter.models[name].training.steps for name in ("base", "oracle")}
+    assert lengths == {name: unchanged.get(name, 3) for name in shorter.models}
 
 
 def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
     monkeypatch.chdir(empty)
-    knobs = load_experiment.load(FILES["size"])
-    own, wide = knobs.graph(), override(knobs, ["--width", "96"]).graph()
-    assert (own.name, wide.name) == (
+    config = load_experiment.load(FILES["size"])
+    narrow, wide = config.experiment(), override(config, ["--width", "96"]).experiment()
+    assert (narrow.name, wide.name) == (
         "size-arithmetic_width48-small", "size-arithmetic_width96-small"
     )  # fmt: skip
-    small, large = (of.models["base"].lm for of in (own, wide))
+    small, large = (experiment.models["base"].lm for experiment in (narrow, wide))
     for part in ("width", "heads", "kv_heads", "feed_forward"):
         assert getattr(large, part) == 2 * getattr(small, part)
     assert large.head_width == small.head_width and large.init_stddev == 96**-0.5
     for model in ("base", "unlearn-only", "α=0.8"):
-        rates = [of.models[model].training.optimizer.learning_rate for of in (own, wide)]
+        rates = [
+            experiment.models[model].training.optimizer.learning_rate
+            for experiment in (narrow, wide)
+        ]
         assert rates[0] == 2 * rates[1], model
-    assert own.attacks[0].learning_rates == tuple(2 * r for r in wide.attacks[0].learning_rates)
-    assert (own.seeds, override(knobs, ["--width", "216"]).graph().seeds) == (
+    assert narrow.attacks[0].learning_rates == tuple(2 * r for r in wide.attacks[0].learning_rates)
+    assert (narrow.seeds, override(config, ["--width", "216"]).experiment().seeds) == (
         (10, 11, 12, 13, 14), (10, 11)
     )  # fmt: skip
     for width in ("50", "0", "-12"):
-        with pytest.raises(ValueError, match=f"^width={width}: give a multiple of 12, so that"):
-            override(knobs, ["--width", width])
+        with pytest.raises(ValueError, match=f"^width={width}: give a multiple of 12, so that the"):
+            override(config, ["--width", width])

@@ -1,36 +1,33 @@
 """The plan of a run: what would be made and reused, and what it costs, without making anything."""
 
 import json
-import math
 import os
 import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import pytest
 from etils import epath
 
 import undo_jax
 from undo_jax.attacks.forget import forget
 from undo_jax.cli import main as cli
-from undo_jax.cli.plan import duration, shortened
-from undo_jax.graph.train_specs import train_spec
+from undo_jax.cli.plan import duration, shortened, table
 from undo_jax.models.gemma2 import preset
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner import dry_run as planning
-from undo_jax.runner import experiment, time_estimate
-from undo_jax.runner.dry_run import SAVING, evaluations, plan, programs, row
+from undo_jax.runner import experiment
+from undo_jax.runner.dry_run import make_row, plan_groups, plan_run
 from undo_jax.runner.experiment import Experiment, prepared
-from undo_jax.runner.time_estimate import Pace, read_records
+from undo_jax.runner.time_estimate import Pace, estimate_paces, read_records
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store import progress_folders
-from undo_jax.store.artifacts import begin, finish
+from undo_jax.store.artifacts import mark_finished, prepare_folder
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
 
@@ -52,21 +49,23 @@ EXPERIMENT = Experiment(
     seeds=(0, 1, 2),
     mesh=MeshShape(sweep=2, data=4),
 )
-KNOWN = Pace(step=2.0, evaluation=5.0, start=100.0, basis="measured")
+PACE = Pace(step=2.0, start=100.0)
 
 
 @pytest.fixture
 def known(monkeypatch):
-    """Every program has the same pace."""
-    monkeypatch.setattr(planning, "paces", lambda run, each, records: dict.fromkeys(each, KNOWN))
+    """Every group has the same pace."""
+    monkeypatch.setattr(
+        planning, "estimate_paces", lambda run, each, records: dict.fromkeys(each, PACE)
+    )
 
 
 def _finish(models):
     """Mark models as finished, without training them."""
     for model in models:
-        begin(model.artifact)
+        prepare_folder(model.artifact)
         (model.artifact.folder / "params").mkdir()
-        finish(model.artifact, {"eval": {}})
+        mark_finished(model.artifact, {"eval": {}})
 
 
 def _models(workdir, kind):
@@ -77,25 +76,23 @@ def _models(workdir, kind):
 def test_what_is_made_by_hand(tmp_path, known):
     """Three seeds on two groups of devices take two turns; the attack has three rates."""
     workdir = tmp_path / "not there"
-    made = {one.kind: one for one in plan(EXPERIMENT, workdir).rows}
+    made = {one.kind: one for one in plan_run(EXPERIMENT, workdir).rows}
     assert not workdir.exists()
     assert list(made) == ["pretrain", "unlearn", "noise", "distill", "relearn"]
-    assert [(one.made, one.reused) for one in made.values()] == [(3, 0)] * 4 + [(6, 0)]
+    assert [(one.new, one.reused) for one in made.values()] == [(3, 0)] * 4 + [(6, 0)]
     assert [one.trials for one in made.values()] == [3, 3, 0, 3, 18]
     assert [one.steps for one in made.values()] == [10, 6, 0, 20, 3]
     assert [one.stops for one in made.values()] == [False, False, False, True, False]
     assert made["pretrain"].names == ("base",)
     assert made["relearn"].names == ("unlearned", "distilled")
-    # evaluated at steps 0, 4, 8 and 10
-    assert made["pretrain"].seconds == pytest.approx(100 + 2 * (10 * 2 + 4 * 5) + 3 * SAVING)
-    # 18 trials in 9 turns, evaluated at steps 0 and 3
-    assert made["relearn"].seconds == pytest.approx(100 + 9 * (3 * 2 + 2 * 5) + 6 * SAVING)
+    assert made["pretrain"].seconds == pytest.approx(100 + 2 * 10 * 2)
+    assert made["relearn"].seconds == pytest.approx(100 + 9 * 3 * 2)  # 18 trials in 9 turns
     # a token meets 4 × 8 × 8 weights of attention, 3 × 8 × 8, and 24 × 8 of the head, and
     # attends to 24 others, twice; forward and backward are three forward passes
     forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)
     assert made["pretrain"].flops == 3 * 10 * 8 * 24 * 3 * forward
     assert made["distill"].flops == 3 * 20 * 8 * 24 * (3 + 1) * forward
-    assert made["noise"].flops == 0 and made["noise"].basis == ""
+    assert made["noise"].flops == made["noise"].seconds == 0
 
 
 def test_what_a_stored_teacher_would_save_by_hand(tmp_path, known):
@@ -104,24 +101,20 @@ def test_what_a_stored_teacher_would_save_by_hand(tmp_path, known):
     forward, head = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8), 2 * 24 * 8
     trained, stored = 3 * 20 * 8 * 24, 3 * rows * 24
     wanted = (trained * (3 * forward + head) + stored * forward) / (trained * 4 * forward)
-    made = {one.kind: one for one in plan(EXPERIMENT, tmp_path).rows}
+    made = {one.kind: one for one in plan_run(EXPERIMENT, tmp_path).rows}
     assert wanted < 1 and made["distill"].cached.share == pytest.approx(wanted)
     assert made["distill"].cached.bytes == stored * 8 * 4
     assert [kind for kind, one in made.items() if one.cached] == ["distill"]
     short = replace(STUDENT, training=replace(STUDENT.training, steps=1))
     once = replace(EXPERIMENT, models={**EXPERIMENT.models, "distilled": short})
-    assert not any(one.cached for one in plan(once, tmp_path).rows)  # it costs more
-
-
-def test_evaluations():
-    assert [evaluations(10, every) for every in (3, 4, 5, 10, 25)] == [5, 4, 3, 2, 2]
+    assert not any(one.cached for one in plan_run(once, tmp_path).rows)  # it costs more
 
 
 def test_what_is_finished_is_reused_and_costs_nothing(tmp_path, known):
     base = _models(tmp_path, "pretrain")
     _finish([*base, *_models(tmp_path, "unlearn")[:1]])
-    rows = plan(EXPERIMENT, tmp_path).rows
-    assert [(one.kind, one.made, one.reused) for one in rows] == [
+    rows = plan_run(EXPERIMENT, tmp_path).rows
+    assert [(one.kind, one.new, one.reused) for one in rows] == [
         ("pretrain", 0, 3), ("unlearn", 2, 1), ("noise", 3, 0), ("distill", 3, 0), ("relearn", 6, 0)
     ]  # fmt: skip
     assert rows[0].seconds == rows[0].flops == rows[0].trials == 0
@@ -130,11 +123,11 @@ def test_what_is_finished_is_reused_and_costs_nothing(tmp_path, known):
 
 def test_no_more_train_at_once_than_are_allowed(tmp_path, known):
     """Of four trials at most, one attacked model has three."""
-    rows = plan(replace(EXPERIMENT, together=4), tmp_path).rows
+    rows = plan_run(replace(EXPERIMENT, together=4), tmp_path).rows
     assert [one.trials for one in rows if one.kind == "relearn"] == [3] * 6
-    rows = plan(replace(EXPERIMENT, together=2), tmp_path).rows
+    rows = plan_run(replace(EXPERIMENT, together=2), tmp_path).rows
     alone = [one for one in rows if one.kind == "relearn"]  # two rates side by side, then one
-    assert {one.seconds for one in alone} == {2 * (100 + 3 * 2 + 2 * 5) + SAVING}
+    assert {one.seconds for one in alone} == {2 * (100 + 3 * 2)}
 
 
 def test_a_finished_model_without_parameters_is_made_again_where_they_are_needed(tmp_path, known):
@@ -142,39 +135,39 @@ def test_a_finished_model_without_parameters_is_made_again_where_they_are_needed
     unlearned, *others = _models(tmp_path, "unlearn")
     _finish([base, unlearned])
     (base.artifact.folder / "params").rmdir()
-    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
-    assert (rows["pretrain"].made, rows["unlearn"].made) == (2, 2)  # of three seeds, no child waits
+    rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
+    assert (rows["pretrain"].new, rows["unlearn"].new) == (2, 2)  # of three seeds, no child waits
     (unlearned.artifact.folder / "params").rmdir()  # its students need it, and it needs the base
-    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
-    assert (rows["pretrain"].made, rows["unlearn"].made) == (3, 3)
+    rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
+    assert (rows["pretrain"].new, rows["unlearn"].new) == (3, 3)
 
 
 def test_a_finished_model_trains_along_in_an_interrupted_company(tmp_path):
     models = _models(tmp_path, "pretrain")
     _finish(models[:1])
-    progress_folders.progress_folder([model.artifact for model in models[:2]])
+    progress_folders.make_progress_folder([model.artifact for model in models[:2]])
     with prepared(EXPERIMENT, tmp_path, "pretrain") as found:
-        some = programs(found.run, found.models, found.wanted)
-        rows = [row(one, found.run, KNOWN, found.named) for one in some]
-    assert [(one.made, one.trials) for one in rows] == [(1, 2), (1, 1)]
+        some = plan_groups(found.run, found.models, found.selected)
+        rows = [make_row(one, found.run, PACE, found.named) for one in some]
+    assert [(one.new, one.trials) for one in rows] == [(1, 2), (1, 1)]
     assert sum(one.reused for one in rows) == 1
 
 
 def test_one_model_or_one_kind(tmp_path, known):
-    rows = plan(EXPERIMENT, tmp_path, name="unlearned").rows
-    assert [(one.kind, one.made) for one in rows] == [
+    rows = plan_run(EXPERIMENT, tmp_path, name="unlearned").rows
+    assert [(one.kind, one.new) for one in rows] == [
         ("pretrain", 3),
         ("unlearn", 3),
         ("relearn", 3),
     ]
-    assert [one.kind for one in plan(EXPERIMENT, tmp_path, "pretrain").rows] == ["pretrain"]
+    assert [one.kind for one in plan_run(EXPERIMENT, tmp_path, "pretrain").rows] == ["pretrain"]
     with pytest.raises(FileNotFoundError, match="run stage unlearn first"):
-        plan(EXPERIMENT, tmp_path, "relearn")
+        plan_run(EXPERIMENT, tmp_path, "relearn")
 
 
 def _write(model, trials, tokens=1000, flops=5e6, steps=10, seconds=0):
     """The records and the summary of a finished model: (rate, its first and last speed)."""
-    begin(model.artifact)
+    prepare_folder(model.artifact)
     (model.artifact.folder / "params").mkdir()
     lines = [
         {"step": step, "tokens_per_second": speed, **({"learning_rate": rate} if rate else {})}
@@ -183,7 +176,7 @@ def _write(model, trials, tokens=1000, flops=5e6, steps=10, seconds=0):
     ]
     text = "\n".join(json.dumps(line) for line in [{"step": 0, "eval": {}}, *lines])
     (model.artifact.folder / "metrics.jsonl").write_text(text)
-    finish(model.artifact, {"steps": steps, "tokens": tokens, "flops": flops, "eval": {}})
+    mark_finished(model.artifact, {"steps": steps, "tokens": tokens, "flops": flops, "eval": {}})
     for name, at in (("config", 1000), ("summary", 1000 + seconds)):
         os.utime(model.artifact.folder / f"{name}.json", (at, at))
 
@@ -210,12 +203,11 @@ def test_a_pace_by_records(tmp_path):
     (record,) = read_records(epath.Path(tmp_path))
     assert (record.trials, record.rate) == (6, 50.0)
     with prepared(EXPERIMENT, tmp_path) as found:
-        (known,) = time_estimate.paces(found.run, {"": attacks[2]}, [record]).values()
-        other, doing = record._replace(like="other"), train_spec(attacks[2].recipe, SETTING)
-        assert math.isnan(time_estimate._by_records(found.run, attacks[2], doing, [other]).step)
+        (known,) = estimate_paces(found.run, {"": attacks[2]}, [record]).values()
+        other = record._replace(like="other")
+        assert estimate_paces(found.run, {"": attacks[2]}, [other]) == {"": None}
     forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)
     each = 8 * 24 * 3 * forward  # FLOPs of a step
-    assert known.basis == "records" and known.evaluation == 0
     assert known.step == pytest.approx(6 * each / 50.0 / 3)
 
 
@@ -240,32 +232,26 @@ def test_a_stop_rule_is_expected_to_end_trainings_as_it_has_ended_others(tmp_pat
     _write(other, [(None, 50.0, 60.0)], steps=12)
     with prepared(EXPERIMENT, tmp_path) as found:
         records = read_records(epath.Path(tmp_path))
-        (known,) = time_estimate.paces(found.run, {"": left}, records).values()
+        (known,) = estimate_paces(found.run, {"": left}, records).values()
         patient = [record._replace(stop_early=False) for record in records]
-        (whole,) = time_estimate.paces(found.run, {"": left}, patient).values()
-    assert known.share == pytest.approx(0.5) and whole.share == 1
+        (whole,) = estimate_paces(found.run, {"": left}, patient).values()
+    assert known.fraction == pytest.approx(0.5) and whole.fraction == 1
     assert known.step == whole.step
-    monkeypatch.setattr(planning, "paces", lambda run, each, records: dict.fromkeys(each, known))
-    rows = {row.kind: row for row in plan(EXPERIMENT, tmp_path).rows}
-    assert rows["distill"].seconds == pytest.approx(10 * known.step + SAVING)
+    monkeypatch.setattr(
+        planning, "estimate_paces", lambda run, each, records: dict.fromkeys(each, known)
+    )
+    rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
+    assert rows["distill"].seconds == pytest.approx(10 * known.step)
 
 
-@pytest.mark.slow
-def test_a_pace_that_is_measured_and_one_that_would_take_long(tmp_path, monkeypatch):
-    with prepared(EXPERIMENT, tmp_path) as found:
-        base = next(model for model in found.models if model.recipe.kind == "pretrain")
-        (measured,) = time_estimate.paces(found.run, {"": base}, []).values()
-        monkeypatch.setattr(time_estimate, "_fastest", lambda run: 1e3)
-        (guessed,) = time_estimate.paces(found.run, {"": base}, []).values()
-    assert measured.basis == "measured" and 0 < measured.step < 10
-    assert 0 < measured.evaluation < 10 and measured.start > 0
-    forward = 2 * (4 * 8 * 8 + 3 * 8 * 8 + 24 * 8 + 2 * 24 * 8)
-    assert guessed.basis == "FLOPs" and guessed.step == pytest.approx(8 * 24 * 3 * forward / 1e3)
-    assert jax.config.values["jax_enable_compilation_cache"]
+def test_without_a_training_that_is_alike_the_time_is_not_known(tmp_path):
+    rows = {row.kind: row for row in plan_run(EXPERIMENT, tmp_path).rows}
+    assert rows["pretrain"].seconds is None and rows["pretrain"].flops > 0
+    assert rows["noise"].seconds == 0  # nothing trains
 
 
 def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys, known):
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     flags = "--setting.problems 200 --setting.questions 2 --mesh sweep=8 --plan".split()
     cli.main(["run", QUICKSTART, "--seeds", "0", *flags])
@@ -277,7 +263,14 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys,
     assert "≤" in cells["distill"] and "≤:" in cells
     assert cells["all"][1:4] == ["17", "0", "25"]
     assert re.search(r"^--cache-teachers: \d+ % of these FLOPs, .* on disk: UNDO", out, re.M)
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= 80 and "time: as finished trainings" in out
+
+
+def test_a_plan_without_records_has_no_times(tmp_path):
+    lines = table("small", plan_run(EXPERIMENT, tmp_path))
+    assert lines.columns[7].footer == "?"
+    assert list(lines.columns[7].cells) == ["?", "?", "–", "?", "?"]
+    assert "?: no training that is alike has finished" in str(lines.caption)
 
 
 def test_rows_that_are_waited_for_are_named(tmp_path, monkeypatch, known):
@@ -289,8 +282,8 @@ def test_rows_that_are_waited_for_are_named(tmp_path, monkeypatch, known):
         named.append(what)
         yield
 
-    monkeypatch.setattr(experiment, "waiting", waiting)
-    plan(EXPERIMENT, tmp_path)
+    monkeypatch.setattr(experiment, "show_waiting", waiting)
+    plan_run(EXPERIMENT, tmp_path)
     streams = "forget", "pretrain", "retain"
     assert dict.fromkeys(named) == dict.fromkeys(f"rows of the stream {s}" for s in streams)
 

@@ -13,7 +13,8 @@ from etils import epath
 
 from undo_jax import losses
 from undo_jax.evals.generate import generate
-from undo_jax.logs.log import Target, open_log
+from undo_jax.logs.log import open_log
+from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.mesh import MeshShape, make_mesh
@@ -21,7 +22,7 @@ from undo_jax.sinks.jsonl import jsonl
 from undo_jax.training import loop, optim, train_step
 from undo_jax.training import meter as meters
 from undo_jax.training.loop import train_together
-from undo_jax.training.population import Evaluation
+from undo_jax.training.population import Evaluator
 from undo_jax.training.programs import over_members
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.trial import Trial, TrialInputs, deal
@@ -94,7 +95,7 @@ def _fit(spec, trials, folder, shape, evaluate=_cross_entropy):
         targets.append((Target(path, [{"member": i}], "test", str(i)), {"member": i}))
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh), open_log("test", spec.training.steps, targets, [jsonl]) as log:
-        evaluation = Evaluation(evaluate, _tokens(77, 1)[0])
+        evaluation = Evaluator(evaluate, _tokens(77, 1)[0])
         return train_together(spec, evaluation, mesh, trials, log)
 
 
@@ -324,7 +325,7 @@ def test_a_member_that_is_lost_leaves_at_the_next_evaluation(tmp_path, by_hand):
 
 
 def test_what_the_devices_cannot_hold_is_refused_when_it_is_compiled(tmp_path, monkeypatch):
-    monkeypatch.setattr(device_memory, "host", lambda: 8 * 2**10)
+    monkeypatch.setattr(device_memory, "host_bytes", lambda: 8 * 2**10)
     with pytest.raises(ValueError, match="5 models trained together on batches of 8 rows: needs"):
         _fit(_spec(), _trials(), tmp_path, MeshShape(sweep=8, data=1))
 

@@ -130,7 +130,7 @@ def test_the_model_is_the_official_one():
             set(),
         ),
         (
-            lambda: figure("alpha").graph().attacks[0].training,
+            lambda: figure("alpha").experiment().attacks[0].training,
             training(steps=500, batch_size=15, eval_every=5, accumulation=1, learning_rate=1.0,
                      warmup=1),
             {("batch_size", 15, 16)},  # an even number of devices cannot divide 15
@@ -146,11 +146,11 @@ def test_trainings_are_the_official_ones_but_for_these(of, official, deviations)
 
 
 def _distilled(name, model):
-    return figure(name).graph().models[model]
+    return figure(name).experiment().models[model]
 
 
 def test_methods_have_the_official_weights_but_for_these():
-    models = figure("methods").graph().models
+    models = figure("methods").experiment().models
     found = {
         name: dict(fields(models[name].loss, "loss")) for name in ("GradDiff", "MaxEnt", "RMU")
     }
@@ -163,7 +163,7 @@ def test_methods_have_the_official_weights_but_for_these():
 
 
 def test_grids_rules_and_seeds_are_the_official_ones_but_for_these():
-    graph = figure("alpha").graph()
+    graph = figure("alpha").experiment()
     assert graph.seeds == (111, 222, 333, 444, 555)
     alphas = [
         m.student.alpha for n, m in graph.models.items() if n.startswith("α") and "β" not in n
@@ -182,7 +182,7 @@ def test_grids_rules_and_seeds_are_the_official_ones_but_for_these():
 
 
 def test_the_data_are_the_official_ones_but_for_these():
-    setting = figure("alpha").graph().setting
+    setting = figure("alpha").experiment().setting
     assert setting.row_length == 256 and setting.text_share == 0.75
     assert (setting.grammar.largest_term, setting.grammar.largest_factor) == (50, 20)
     assert setting.forms == ("equation", "word_problem") and setting.problems == 1_000_000

@@ -23,23 +23,25 @@ from jax.sharding import AxisType, Mesh
 
 import undo_jax
 from undo_jax import losses
-from undo_jax.cli import experiment as experiment_command
-from undo_jax.logs.log import Target, open_log
+from undo_jax.cli import experiment_flags
+from undo_jax.logs.log import open_log
+from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner import scheduler
 from undo_jax.runner import train_group as shared
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import signals
-from undo_jax.runtime.preemption import Stop, stoppable
+from undo_jax.runtime.preemption import Stop, defer_signals
 from undo_jax.runtime.signals import PREEMPTED, Preempted
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store import artifacts, train_checkpoints
 from undo_jax.store.artifacts import Artifact
-from undo_jax.store.progress_folders import clear_progress, progress_folder
-from undo_jax.store.train_checkpoints import Saving, open_progress
+from undo_jax.store.progress_folders import make_progress_folder, remove_finished_progress
+from undo_jax.store.train_checkpoints import CheckpointPolicy, open_checkpoints
 from undo_jax.training import meter, optim, population, train_step
 from undo_jax.training.loop import train_together
-from undo_jax.training.population import Evaluation
+from undo_jax.training.population import Evaluator
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.trial import Trial, TrialInputs, TrialResult
 
@@ -48,7 +50,7 @@ LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stdd
 INIT = jax.jit(LM.init)
 STEPS, BATCH, TRIALS = 12, 8, 5
 SHAPES = {"one device": (1, 1, 1, 1), "eight": (2, 2, 2, 1), "sweep": (8, 1, 1, 1)}
-EVERY = Saving(every=3, minutes=0)
+EVERY = CheckpointPolicy(every=3, minutes=0)
 SOME = optim.Trains(((r"mlp/(down|up)$", (0,)), (r"attention/query$", None)))
 
 
@@ -68,9 +70,9 @@ class Stream:
         return _tokens(self.seed + 10 * step)[rows]
 
 
-def _run(knobs, workdir, kind=None):
+def _run(config, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
-    made = experiments.run(knobs.graph(), workdir, kind)
+    made = experiments.run(config.experiment(), workdir, kind)
     models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
@@ -127,7 +129,7 @@ def _fit(
         row_length=5,
         trains=trains,
     )
-    evaluation = Evaluation(
+    evaluation = Evaluator(
         lambda lm, params, rows: {"ce": losses.cross_entropy(lm, params, train_step.rows(rows))},
         _tokens(77),
     )
@@ -140,7 +142,7 @@ def _fit(
         if saving is None:
             return _taken(train_together(spec, evaluation, mesh, trials, log))
         path = epath.Path(folder) / "progress"
-        with open_progress(path, saving, stop or Stop(), last) as saved:
+        with open_checkpoints(path, saving, stop or Stop(), last) as saved:
             return _taken(train_together(spec, evaluation, mesh, trials, log, saved))
 
 
@@ -270,7 +272,7 @@ def test_a_population_goes_on_bit_for_bit(name, step, straight, tmp_path, capfd)
 def test_a_loss_at_every_step_costs_nothing(straight, tmp_path):
     """Saved before each step, it dies before each step once."""
     results, records, stops = straight("one device")
-    saving = Saving(every=1, minutes=0, keep=1)
+    saving = CheckpointPolicy(every=1, minutes=0, keep=1)
     for step in range(STEPS):
         with _dies_at(step) as at:
             _fit(tmp_path, _mesh("one device"), saving, stops, at)
@@ -293,7 +295,7 @@ def test_it_goes_on_on_other_devices(other, straight, tmp_path):
 
 def test_its_end_is_saved_where_others_follow(straight, tmp_path):
     results, records, stops = straight("one device")
-    fifth = Saving(every=5, minutes=0)  # which the last step is not
+    fifth = CheckpointPolicy(every=5, minutes=0)  # which the last step is not
     _fit(tmp_path, _mesh("one device"), fifth, stops, last=False)
     assert _saves(tmp_path) == [10, 12]
 
@@ -322,7 +324,7 @@ def test_a_save_that_cannot_be_read_is_set_aside(broken, first, straight, tmp_pa
     seen = []
     _same(_fit(tmp_path, _mesh("one device"), EVERY, stops, seen.append), results)
     said = capfd.readouterr().err
-    assert said.count("cannot read a save, now ") == len(broken)
+    assert said.count("cannot read a save, renamed to ") == len(broken)
     assert said.count("\n") <= len(broken) + 2 and "Traceback" not in said
     assert seen[0] == first and _records(tmp_path) == records
     assert _saves(tmp_path) == [9, 12]
@@ -342,7 +344,7 @@ def test_a_save_with_a_flipped_bit_is_set_aside(item, straight, tmp_path, capfd)
     _same(_fit(tmp_path, _mesh("one device"), EVERY, stops, seen.append), results)
     said = capfd.readouterr().err
     assert seen[0] == 6 and _records(tmp_path) == records
-    assert "cannot read a save, now " in said and "Traceback" not in said
+    assert "cannot read a save, renamed to " in said and "Traceback" not in said
     assert (tmp_path / "progress" / "unreadable-9").is_dir()
 
 
@@ -407,7 +409,7 @@ def test_a_full_disk_is_one_line_and_the_last_save_stays(small_disk, straight, t
     assert _saves(tmp_path) == [3]
     (small_disk / "rest").unlink()
     with pytest.MonkeyPatch.context() as patch:  # one save at a time has room again
-        patch.setattr(sys.modules[__name__], "EVERY", Saving(every=100))
+        patch.setattr(sys.modules[__name__], "EVERY", CheckpointPolicy(every=100))
         _same(_fit(tmp_path, _mesh("one device"), EVERY, stops), results)
     del error
     gc.collect()  # Orbax's futures log their errors here, and not within another test
@@ -476,20 +478,20 @@ def test_a_signal_saves_before_the_next_step(number, raised, where, straight, tm
             _send(number)
         return stops[0](scores)
 
-    with pytest.raises(raised, match="saved at step") as left, stoppable() as asked:
-        _fit(tmp_path, _mesh("one device"), Saving(), [stop, *stops[1:]], at, asked)
+    with pytest.raises(raised, match="saved at step") as left, defer_signals() as asked:
+        _fit(tmp_path, _mesh("one device"), CheckpointPolicy(), [stop, *stops[1:]], at, asked)
     assert set(seen) == set(range({"step": 7, "evaluation": 9}[where]))
     assert _saves(tmp_path) == [seen[-1] + 1]
     assert raised is KeyboardInterrupt or left.value.code == PREEMPTED == 75
     assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    _same(_fit(tmp_path, _mesh("one device"), Saving(), stops), results)
+    _same(_fit(tmp_path, _mesh("one device"), CheckpointPolicy(), stops), results)
     assert _records(tmp_path) == records
 
 
 def test_a_second_ctrl_c_stops_at_once(capfd):
-    with pytest.raises(KeyboardInterrupt, match="not saved"), stoppable() as asked:
+    with pytest.raises(KeyboardInterrupt, match="not saved"), defer_signals() as asked:
         _send(signal.SIGINT)
-        assert asked.asked()
+        assert asked.is_requested()
         said = "\nstopping after the next save; Ctrl-C again stops at once\n"
         assert capfd.readouterr().err == said
         _send(signal.SIGINT)
@@ -498,7 +500,7 @@ def test_a_second_ctrl_c_stops_at_once(capfd):
 
 def test_sigterm_ends_at_once_where_nothing_is_to_be_saved():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted), signals.raising(*signals.STOPS):
+    with pytest.raises(Preempted), signals.raise_on_signals(*signals.EXIT_STATUSES):
         _send(signal.SIGTERM)
         raise AssertionError("it went on")
     assert signal.getsignal(signal.SIGTERM) is before
@@ -507,13 +509,13 @@ def test_sigterm_ends_at_once_where_nothing_is_to_be_saved():
 @pytest.mark.parametrize("swallowed", [True, False])
 def test_what_others_catch_is_raised_in_the_end(swallowed):
     """Orbax turns whatever is raised while it reads into an exception of its own."""
-    with pytest.raises(Preempted), signals.raising(*signals.STOPS):
+    with pytest.raises(Preempted), signals.raise_on_signals(*signals.EXIT_STATUSES):
         try:
             _send(signal.SIGTERM)
         except BaseException as error:
             if not swallowed:
                 raise RuntimeError("cannot read") from error
-    with pytest.raises(KeyboardInterrupt, match="not saved"), stoppable():
+    with pytest.raises(KeyboardInterrupt, match="not saved"), defer_signals():
         _send(signal.SIGTERM)
         try:
             _send(signal.SIGINT)
@@ -523,9 +525,9 @@ def test_what_others_catch_is_raised_in_the_end(swallowed):
 
 
 def test_before_the_first_step_there_is_nothing_to_save(tmp_path):
-    with pytest.raises(Preempted, match="before the first step"), stoppable() as asked:
+    with pytest.raises(Preempted, match="before the first step"), defer_signals() as asked:
         _send(signal.SIGTERM)
-        _fit(tmp_path, _mesh("one device"), Saving(), stop=asked)
+        _fit(tmp_path, _mesh("one device"), CheckpointPolicy(), stop=asked)
     assert _saves(tmp_path) == []
 
 
@@ -535,8 +537,8 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
-from undo_jax.store.train_checkpoints import Saving, open_progress
-from undo_jax.runtime.preemption import stoppable
+from undo_jax.store.train_checkpoints import CheckpointPolicy, open_checkpoints
+from undo_jax.runtime.preemption import defer_signals
 
 jax.config.update("jax_platforms", "cpu")
 address, process, folder, when = sys.argv[1:]
@@ -544,17 +546,20 @@ jax.distributed.initialize(address, 2, int(process))
 place = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data"))
 x = jax.make_array_from_callback((2,), place, lambda index: np.zeros(2, np.float32)[index])
 advance = jax.jit(lambda x: x + 1)
-with stoppable() as stop:
+with defer_signals() as stop:
     for step in range(30):
-        assert not stop.asked()
+        assert not stop.is_requested()
     if when == "Ctrl-C" and process == "1":
         os.kill(os.getpid(), signal.SIGINT)
 if when == "between" and process == "1":
     os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(0 if when == "within" else 2)
-with stoppable() as stop, open_progress(epath.Path(folder), Saving(), stop) as progress:
+with (
+    defer_signals() as stop,
+    open_checkpoints(epath.Path(folder), CheckpointPolicy(), stop) as progress,
+):
     for step in range(100_000):
-        progress.between(step, lambda: ({"x": x}, {"step": step}))
+        progress.save_if_due(step, lambda: ({"x": x}, {"step": step}))
         x = advance(x)
         if step == 20 and process == "1" and when == "within":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -591,7 +596,7 @@ def test_two_processes_stop_at_the_same_step(tmp_path):
     assert step > 20
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = {"x": jax.ShapeDtypeStruct((2,), np.float32, sharding=place)}
-    with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as saved:
+    with open_checkpoints(epath.Path(tmp_path) / "progress", CheckpointPolicy(), Stop()) as saved:
         found = saved.restore(lambda notes: like)
     assert found.step == found.notes["step"] == step
     np.testing.assert_array_equal(found.state["x"], step)
@@ -607,11 +612,15 @@ def test_ctrl_c_while_a_save_is_read_leaves_it_where_it_is(tmp_path, monkeypatch
         except BaseException as error:
             raise RuntimeError("cannot read") from error
 
-    with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as progress:
+    with open_checkpoints(
+        epath.Path(tmp_path) / "progress", CheckpointPolicy(), Stop()
+    ) as progress:
         progress.save(3, {"x": np.zeros(2)}, {})
-    with open_progress(epath.Path(tmp_path) / "progress", Saving(), Stop()) as progress:
-        monkeypatch.setattr(train_checkpoints, "_read", read)
-        with pytest.raises(KeyboardInterrupt), signals.raising(signal.SIGINT):
+    with open_checkpoints(
+        epath.Path(tmp_path) / "progress", CheckpointPolicy(), Stop()
+    ) as progress:
+        monkeypatch.setattr(progress, "_read", read)
+        with pytest.raises(KeyboardInterrupt), signals.raise_on_signals(signal.SIGINT):
             progress.restore(lambda notes: {"x": np.zeros(2)})
     assert _saves(tmp_path) == [3]
 
@@ -629,33 +638,38 @@ def test_a_signal_between_two_loops_stops_all_processes(when, tmp_path):
 
 def _loop(folder, saving, steps, stop=None):
     """Saves of a loop that does nothing, at each of these steps."""
-    with open_progress(epath.Path(folder) / "progress", saving, stop or Stop()) as saved:
+    with open_checkpoints(epath.Path(folder) / "progress", saving, stop or Stop()) as saved:
         for step in steps:
-            saved.between(step, lambda step=step: ({"x": np.full(2, step)}, {"step": step}))
+            saved.save_if_due(step, lambda step=step: ({"x": np.full(2, step)}, {"step": step}))
     return _saves(folder)
 
 
 def test_the_last_saves_are_kept(tmp_path):
-    assert _loop(tmp_path, Saving(every=2, minutes=0, keep=3), range(12)) == [6, 8, 10]
+    assert _loop(tmp_path, CheckpointPolicy(every=2, minutes=0, keep=3), range(12)) == [6, 8, 10]
 
 
 def test_minutes_pass_between_two_saves(tmp_path, monkeypatch):
     now = iter(range(0, 6000, 60))
     clock = SimpleNamespace(monotonic=lambda: next(now))
     monkeypatch.setattr(train_checkpoints, "time", clock)
-    assert _loop(tmp_path, Saving(every=1, minutes=2.0, keep=99), range(1, 9)) == [2, 4, 6, 8]
+    assert _loop(tmp_path, CheckpointPolicy(every=1, minutes=2.0, keep=99), range(1, 9)) == [
+        2,
+        4,
+        6,
+        8,
+    ]
 
 
 @pytest.mark.parametrize("field", [{"every": 0}, {"keep": 0}, {"minutes": -1.0}])
 def test_savings_that_mean_nothing(field):
     values = {"every": 10, "minutes": 5.0, "keep": 2} | field
     with pytest.raises(ValueError) as error:
-        Saving(**field)
+        CheckpointPolicy(**field)
     assert str(error.value) == (
         ", ".join(f"{name}={value}" for name, value in values.items())
         + ": every and keep must be at least 1, minutes at least 0"
     )
-    Saving(every=1, minutes=0, keep=1)
+    CheckpointPolicy(every=1, minutes=0, keep=1)
 
 
 # Artifacts that are made together
@@ -666,8 +680,8 @@ def _artifact(workdir, model):
 
 
 def _finish(artifact):
-    artifacts.begin(artifact)
-    artifacts.finish(artifact, {})
+    artifacts.prepare_folder(artifact)
+    artifacts.mark_finished(artifact, {})
 
 
 def _models(workdir, names):
@@ -676,36 +690,38 @@ def _models(workdir, names):
 
 def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(tmp_path):
     a, b, c = models = _models(tmp_path, "abc")
-    folder = progress_folder([b.artifact, a.artifact])
-    assert progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
-    assert scheduler._interrupted(models, models) == [[b, a]]  # in the order in which they trained
+    folder = make_progress_folder([b.artifact, a.artifact])
+    assert make_progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
+    assert scheduler._interrupted_groups(models, models) == [
+        [b, a]
+    ]  # in the order in which they trained
     _finish(a.artifact)
-    assert scheduler._interrupted(models, [b, c]) == [[b, a]]
-    assert scheduler._interrupted(models, [c]) == []
-    clear_progress(epath.Path(tmp_path))
+    assert scheduler._interrupted_groups(models, [b, c]) == [[b, a]]
+    assert scheduler._interrupted_groups(models, [c]) == []
+    remove_finished_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
-    clear_progress(epath.Path(tmp_path))
+    remove_finished_progress(epath.Path(tmp_path))
     assert not folder.exists()
 
 
 def test_what_another_experiment_began_is_left_to_it(tmp_path):
     """It has a model that is none of ours: ours begins anew, and its training is kept."""
     a, b, c = _models(tmp_path, "abc")
-    theirs = progress_folder([a.artifact, b.artifact])
-    assert scheduler._interrupted([a, c], [a, c]) == []
-    ours = progress_folder([a.artifact, c.artifact])
+    theirs = make_progress_folder([a.artifact, b.artifact])
+    assert scheduler._interrupted_groups([a, c], [a, c]) == []
+    ours = make_progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
-    clear_progress(epath.Path(tmp_path))
+    remove_finished_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
-    assert scheduler._interrupted([a, b], [b]) == [[a, b]]
+    assert scheduler._interrupted_groups([a, b], [b]) == [[a, b]]
 
 
 TOY = """
 from dataclasses import replace
-from undo_jax import lock
-lock.PATIENCE = 600  # of a slow machine
+from undo_jax.runtime import workdir_lock
+workdir_lock.PATIENCE = 600  # of a slow machine
 import importlib.util
 from undo_jax.models.gemma2 import preset
 spec = importlib.util.spec_from_file_location("quickstart", {quickstart!r})
@@ -734,7 +750,7 @@ def toy(tmp_path_factory):
 @pytest.fixture
 def experiment(toy):
     flags = "--pretrain.training.steps 4 --pretrain.training.eval-every 2".split()
-    return experiment_command.override(experiment_command.load(str(toy)), flags)
+    return experiment_flags.override(load(str(toy)), flags)
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_exchanged_shards_are_summed_in_fp32(axis):
     with jax.set_mesh(mesh):
         run = jax.jit(
             jax.shard_map(
-                lambda x: collectives.exchange(x[0], "fsdp", axis)[None],
+                lambda x: collectives.all_to_all_sum(x[0], "fsdp", axis)[None],
                 in_specs=there,
                 out_specs=there,
             )
@@ -174,7 +174,7 @@ def test_exchanged_shards_are_summed_in_fp32(axis):
 def test_an_exchange_needs_several_devices():
     x = jnp.arange(6.0).reshape(2, 3)
     with jax.set_mesh(make_mesh(MeshShape(data=8))):
-        assert collectives.exchange(x, "fsdp", 0) is x
+        assert collectives.all_to_all_sum(x, "fsdp", 0) is x
 
 
 def test_every_leaf_of_a_state_has_a_rule():
@@ -237,7 +237,7 @@ def test_minus_one_takes_the_devices_that_are_left():
         (MeshShape(data=0), "sizes are positive"),
         (MeshShape(data=-2), "sizes are positive"),
         (MeshShape(data=3), "does not fit 8 devices: make the product of its axes equal to that"),
-        (MeshShape(sweep=3, data=-1), "does not fit 8 devices: its other axes make 3, give some"),
+        (MeshShape(sweep=3, data=-1), "does not fit 8 devices: the product 3 of its other axes"),
         (MeshShape(sweep=2, data=2), "sweep=2, data=2, fsdp=1, tensor=1 does not fit"),
     ],
 )

@@ -72,18 +72,18 @@ finally:
 PROCESS = """
 import ctypes, gc, os, sys, threading, time
 from pathlib import Path
-from undo_jax import signals
+from undo_jax.runtime import signals
 number = int(sys.argv[1])
 def send():
     os.kill(os.getpid(), number)
-signals.watch()
+signals.install_handlers()
 signals.GRACE = 100
 try:
-    with signals.raising(*signals.STOPS):
+    with signals.raise_on_signals(*signals.EXIT_STATUSES):
         exec(sys.argv[2])
 except (KeyboardInterrupt, signals.Preempted) as stop:
     send()  # once more, which changes nothing
-    signals.end(signals.STOPS[number], signals.told(stop))
+    signals.exit_now(signals.EXIT_STATUSES[number], signals.describe_stop(stop))
 send(); time.sleep(0.5)  # after its end, a command's status stands
 print("done")
 """
@@ -126,7 +126,7 @@ seen = []
 def ask(number):
     seen.append(number)
     return len(seen) < 2
-with signals.asking(ask):
+with signals.ask_on_signals(ask):
     send(); time.sleep(0.5)
     assert seen == [number]
     send(); time.sleep(60)"""
@@ -147,7 +147,7 @@ import signal, sys
 before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], sys.unraisablehook
 import undo_jax.__main__, undo_jax.runtime.signals
 assert "jax" not in sys.modules and "numpy" not in sys.modules
-with undo_jax.runtime.signals.raising(*undo_jax.runtime.signals.STOPS):
+with undo_jax.runtime.signals.raise_on_signals(*undo_jax.runtime.signals.EXIT_STATUSES):
     assert signal.getsignal(signal.SIGINT) is not before[0][0]
 assert before == ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
                   sys.unraisablehook)
@@ -206,7 +206,7 @@ def _status(process, field):
 def test_a_command_that_saves_nothing_ends_soon_and_does_not_go_on(number):
     """Also in native code: a compiler is not waited for."""
     body = """
-signals.save_nothing()
+signals.expect_no_saves()
 lock = (ctypes.c_char * 64)()
 ctypes.CDLL(None).pthread_mutex_lock(lock)
 threading.Timer(0.2, send).start()
@@ -227,17 +227,17 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("experiment = None")
-    for name in ("load", "prepare_devices"):
-        monkeypatch.setattr(f"undo_jax.cli.experiment.{name}", lambda *_: None)
-    monkeypatch.setattr("undo_jax.cli.weights.join", stopped)
+    monkeypatch.setattr("undo_jax.cli.commands.run.load", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.join", stopped)
     for words in ("import-hf a b", "export-hf a b"):
         with pytest.raises(SystemExit) as stop:
             cli.main([*words.split()])
         assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
-    made = type("Made", (), {"sinks": (), "name": "mine"})()
-    monkeypatch.setattr("undo_jax.cli.experiment.graph_with", lambda *_: made)
+    made = type("Made", (), {"sinks": (), "scores": (), "name": "mine"})()
+    monkeypatch.setattr("undo_jax.cli.commands.run.experiment_with", lambda *_: made)
     monkeypatch.setattr("dataclasses.replace", lambda made, **_: made)
-    monkeypatch.setattr("undo_jax.runner.dry_run.plan", stopped)
+    monkeypatch.setattr("undo_jax.runner.dry_run.plan_run", stopped)
     monkeypatch.setattr("undo_jax.runner.experiment.run", stopped)
     for more, said in (("--plan", ""), ("", "; the same command goes on")):
         with pytest.raises(SystemExit) as stop:
@@ -248,8 +248,8 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
 def test_the_next_command_of_a_process_saves_again():
     from undo_jax.runtime import signals
 
-    with signals.raising():
-        signals.save_nothing()
-        assert signals.told(KeyboardInterrupt()) == "interrupted"
-    with signals.raising():
-        assert signals.told(KeyboardInterrupt()) == "interrupted; the same command goes on"
+    with signals.raise_on_signals():
+        signals.expect_no_saves()
+        assert signals.describe_stop(KeyboardInterrupt()) == "interrupted"
+    with signals.raise_on_signals():
+        assert signals.describe_stop(KeyboardInterrupt()) == "interrupted; the same command goes on"

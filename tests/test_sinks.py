@@ -3,6 +3,8 @@
 Runs are commands in fresh processes. What they should have logged is what is in metrics.jsonl.
 """
 
+import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -28,12 +30,19 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 import undo_jax
 from undo_jax import sinks
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import experiment_flags
 from undo_jax.cli import main as cli
-from undo_jax.logs.log import Target, open_log
+from undo_jax.logs.log import open_log
+from undo_jax.logs.sink import Target
+from undo_jax.runner import experiment as runner_experiment
+from undo_jax.runner.load_experiment import load
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store.artifacts import Artifact
-from undo_jax.store.progress_folders import progress_folder, remove_progress, training_name
+from undo_jax.store.progress_folders import (
+    make_progress_folder,
+    read_training_name,
+    remove_progress,
+)
 
 PACKAGE = Path(undo_jax.__file__).parent
 NAMES = [module.name for module in pkgutil.iter_modules(sinks.__path__)]
@@ -43,7 +52,7 @@ from undo_jax.data.arithmetic import Grammar
 from undo_jax.runner.experiment import Experiment
 from undo_jax.models.gemma2 import preset
 from undo_jax.training.optim import AdamW
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.training.train_step import Training
@@ -56,7 +65,7 @@ experiment = Experiment(
     models={"base": Pretrain(preset("tiny", layers=1), Training(40, 8, AdamW(), 20))},
     attacks=(forget(Training(20, 8, AdamW(), 10), (1e-3, 1e-2)),),
     seeds=(0, 1),
-    saving=Saving(every=10, minutes=0),
+    saving=CheckpointPolicy(every=10, minutes=0),
 )
 """
 TSV = '''
@@ -239,6 +248,62 @@ def _check_wandb(runs, workdir, project):
     assert not left
 
 
+def _read_jsonl(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _read_tensorboard(folder):
+    (path,) = {path.parent for path in Path(folder.parent / "tensorboard").rglob("events.*")}
+    steps = {}
+    for tag, points in _series(path).items():
+        for step, value in points:
+            steps.setdefault(step, {"step": step})[tag] = value
+    return list(steps.values())
+
+
+def _read_wandb(folder):
+    (run,) = _offline(folder.parent)
+    return [{n: value for n, value in row.items() if n[0] != "_"} for row in run.rows]
+
+
+READERS = {"jsonl": _read_jsonl, "tensorboard": _read_tensorboard, "wandb": _read_wandb}  # by sink
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sink_is_one_context_manager_named_like_its_file(name):
+    module = importlib.import_module(f"undo_jax.sinks.{name}")
+    functions = [f for f in vars(module).values() if inspect.isfunction(f)]
+    public = [f for f in functions if f.__module__ == module.__name__ and f.__name__[0] != "_"]
+    assert [f.__name__ for f in public] == [name]
+    assert inspect.isgeneratorfunction(inspect.unwrap(public[0]))  # made by @contextmanager
+    target, *options = inspect.signature(public[0]).parameters.values()
+    assert target.name == "target"
+    assert all(o.kind is o.KEYWORD_ONLY and o.default is not o.empty for o in options)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "wandb")) for n in NAMES]
+)
+def test_a_sink_has_each_record_once_after_a_resumption(name, tmp_path, monkeypatch):
+    """The artifact's folder is made anew then, and all records come again."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = epath.Path(tmp_path) / "pretrain-base"
+    records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5, "eval": {"forget": 0.25}}]
+    for count in (1, 2):
+        if folder.exists():
+            folder.rmtree()
+        folder.mkdir()
+        (folder / "config.json").write_text('{"stage": "pretrain"}')
+        target = Target(folder, [{}], "toy", "training")
+        with suppress(KeyboardInterrupt), sinks.find_sink(name)(target) as write:
+            for record in records[:count]:
+                write({}, record)
+            if count == 1:
+                raise KeyboardInterrupt
+    flat = [{"step": record["step"], **_flat(record)} for record in records]
+    assert READERS[name](folder) == (records if name == "jsonl" else flat)
+
+
 @pytest.mark.slow
 def test_tensorboard_reads_every_record(ran):
     _check_tensorboard(ran)
@@ -265,7 +330,7 @@ def test_a_strangers_sink_is_one_new_file(ran):
 @pytest.mark.slow
 def test_sinks_make_no_other_artifacts(ran, monkeypatch):
     """Without them, all is there already."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(ran.parent)
     before = {path: path.stat().st_mtime_ns for path in ran.glob("*/*.json*")}
     cli.main(["run", "toy.py", "--workdir", "out"])
@@ -274,18 +339,20 @@ def test_sinks_make_no_other_artifacts(ran, monkeypatch):
 
 def test_flags_leave_the_sinks_of_a_file_alone():
     """They are no scalars; and `--sinks` without a name would take them all away."""
-    shipped = experiment_command.load(str(PACKAGE.parent / "experiments" / "quickstart.py"))
-    given = (sinks.find("tensorboard"), partial(sinks.find("wandb"), project="mine"))
-    changed = experiment_command.override(replace(shipped, sinks=given), ["--seeds", "3"]).graph()
+    shipped = load(str(PACKAGE.parent / "experiments" / "quickstart.py"))
+    given = (sinks.find_sink("tensorboard"), partial(sinks.find_sink("wandb"), project="mine"))
+    changed = experiment_flags.override(
+        replace(shipped, sinks=given), ["--seeds", "3"]
+    ).experiment()
     assert (changed.sinks, changed.seeds) == (given, (3,))
 
 
 @pytest.mark.parametrize("named", [(), ("wandb",), ("tensorboard", "wandb", "tensorboard")])
 def test_sinks_that_flags_name_come_beside_those_of_the_file(named, tmp_path, monkeypatch):
     """One that is in both is there once, as the file has it."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     ran = []
-    monkeypatch.setattr(experiment_command.experiments, "run", lambda *given: ran.append(given[0]))
+    monkeypatch.setattr(runner_experiment, "run", lambda *given: ran.append(given[0]))
     more = "def own(target): ...\n\n\nsinks = (partial(wandb, project='mine'), own)\n"
     path = tmp_path / "toy.py"
     path.write_text(EXPERIMENT + STOPPED.partition("@contextmanager")[0] + more
@@ -294,7 +361,7 @@ def test_sinks_that_flags_name_come_beside_those_of_the_file(named, tmp_path, mo
     cli.main(["run", str(path), "--stage", "pretrain", *flags])
     wandb, own, *further = ran[0].sinks
     assert (wandb.keywords, own.__name__) == ({"project": "mine"}, "own")
-    assert further == [sinks.find("tensorboard")] * ("tensorboard" in named)
+    assert further == [sinks.find_sink("tensorboard")] * ("tensorboard" in named)
 
 
 class Server(BaseHTTPRequestHandler):
@@ -401,11 +468,11 @@ def test_what_goes_on_is_one_run_with_each_record_once(online, server, tmp_path)
 
 def test_what_is_made_again_has_another_name_for_its_training(tmp_path):
     artifact = Artifact(epath.Path(tmp_path), "pretrain", "base", 0, {})
-    first = progress_folder([artifact])
-    name = training_name(first)
-    assert name and training_name(progress_folder([artifact])) == name
+    first = make_progress_folder([artifact])
+    name = read_training_name(first)
+    assert name and read_training_name(make_progress_folder([artifact])) == name
     remove_progress(first)
-    assert training_name(progress_folder([artifact])) != name
+    assert read_training_name(make_progress_folder([artifact])) != name
 
 
 # Mistakes
@@ -414,7 +481,7 @@ def test_what_is_made_again_has_another_name_for_its_training(tmp_path):
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """The one line of a command in this process that has made nothing."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
     def said(*flags, more=""):
@@ -474,9 +541,9 @@ def test_wandb_that_lets_nobody_in_is_told_before_anything_trains(environment, s
 
 
 WRONG = {
-    "no context": ("def s(target):\n    return None", "gives None: give a context manager that"),
+    "no context": ("def s(target):\n    return None", "returns None: give a context manager that"),
     "undecorated": ("def s(target):\n    yield print", "put @contextmanager above its def"),
-    "no argument": ("@contextmanager\ndef s():\n    yield print", "is not called with a target"),
+    "no argument": ("@contextmanager\ndef s():\n    yield print", "cannot be called with a target"),
     "nothing": (
         "@contextmanager\ndef s(target):\n    if False:\n        yield",
         "yields nothing: ",
@@ -550,7 +617,7 @@ def late(target):
         raise OSError("too late")
 
 
-experiment = replace(experiment, sinks=(late,), saving=Saving())
+experiment = replace(experiment, sinks=(late,), saving=CheckpointPolicy())
 """
 
 

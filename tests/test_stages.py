@@ -28,7 +28,7 @@ from undo_jax.runtime.atomic_files import read_json
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store import param_checkpoint
-from undo_jax.store.artifacts import load, plain
+from undo_jax.store.artifacts import load_params, to_json
 from undo_jax.training.optim import Trains
 from undo_jax.training.trial import TrialResult
 from undo_jax.types import Metric, shapes
@@ -74,9 +74,9 @@ class Recorder:
         ]
 
 
-def _run(knobs, workdir, kind=None):
+def _run(config, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
-    made = experiments.run(knobs.graph(), workdir, kind)
+    made = experiments.run(config.experiment(), workdir, kind)
     models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
@@ -211,7 +211,7 @@ def test_a_base_that_exists_is_taken_for_every_seed(tmp_path, monkeypatch):
     found = base.summary()
     assert found["eval"] == {"retain": 7.0, "forget": 0.25}
     assert (found["steps"], found["tokens"], found["flops"]) == (0, 0, 0)
-    assert _value(load(base, lm, mesh)) == 7
+    assert _value(load_params(base, lm, mesh)) == 7
     trials = recorder.calls[1][1]
     assert [_value(trial.init_params()) for trial in trials] == [7, 7]
     assert len({trial.init_params for trial in trials}) == 1  # it is read once
@@ -332,7 +332,7 @@ def test_an_artifact_says_what_it_was_made_from(ran):
             part = {"attack": attack(experiment.relearn.training, rates)}
         names = {"undo-0.25": "UNDO α=0.25", "unlearn-and-distill": "Unlearn-and-Distill"}
         part = {**part, "rng_name": f"{stage}/{names.get(model, model)}"}
-        assert said["config"] == plain(
+        assert said["config"] == to_json(
             {stage: part, "setting": experiment.setting, "model": experiment.model}
         )
         fresh = model == "unlearn-and-distill"

@@ -21,7 +21,7 @@ from undo_jax.runner import train_group as shared
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
 from undo_jax.store import param_checkpoint
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.training.loop import train_together
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
@@ -32,9 +32,9 @@ TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=
 STUDENT = replace(TEACHER, layers=2, width=8, feed_forward=24, heads=4)
 
 
-def _run(knobs, workdir, kind=None):
+def _run(config, workdir, kind=None):
     """Every artifact of a run, after those that it is made from."""
-    made = experiments.run(knobs.graph(), workdir, kind)
+    made = experiments.run(config.experiment(), workdir, kind)
     models = (one for found in made.values() for model in found for one in model.lineage)
     return list(dict.fromkeys(model.artifact for model in models))
 
@@ -91,7 +91,7 @@ def test_the_fresh_student_alone_has_its_own_architecture(made):
     for (_, model), artifact in made[0].items():
         wanted = STUDENT if model == "Unlearn-and-Distill" else TEACHER
         described = json.loads((artifact.folder / "config.json").read_text())
-        assert described["config"]["model"] == plain(wanted)
+        assert described["config"]["model"] == to_json(wanted)
         mesh = make_mesh(MeshShape(data=4, fsdp=2))
         params = param_checkpoint.restore(artifact.folder / "params", wanted, mesh)
         assert params["embedding"].shape == (TEACHER.vocabulary, wanted.width)
@@ -142,7 +142,10 @@ def test_artifacts_without_a_student_keep_their_names(made, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("student", "said"),
     [
-        (replace(STUDENT, vocabulary=32), "noise.student.vocabulary=32, but its teacher has 24"),
+        (
+            replace(STUDENT, vocabulary=32),
+            "noise.student.vocabulary=32 differs from its teacher's 24",
+        ),
         (replace(STUDENT, vocabulary=8), "noise.student.vocabulary=8, but the tokenizer makes"),
         (replace(STUDENT, document_start=3), "noise.student.document_start=3"),
     ],
@@ -185,8 +188,8 @@ def test_a_student_is_made_sharded(kind):
 
 def test_a_filtered_distillation_has_as_many_rows_half_of_them_forget_data():
     shipped = _experiment(None)
-    usual = shipped.graph().models
-    made = replace(shipped, distill=replace(shipped.distill, filtered=True)).graph().models
+    usual = shipped.experiment().models
+    made = replace(shipped, distill=replace(shipped.distill, filtered=True)).experiment().models
     for name in ("UNDO α=0.5", "Unlearn-and-Distill"):
         recipe, plain = made[name], usual[name]
         assert type(plain) is Distill and type(recipe) is FilteredDistill
@@ -194,5 +197,5 @@ def test_a_filtered_distillation_has_as_many_rows_half_of_them_forget_data():
         assert 2 * recipe.training.batch_size == plain.training.batch_size == 8
         assert recipe.student == plain.student and recipe.teacher == plain.teacher
     odd = replace(shipped.distill.training, batch_size=7)
-    with pytest.raises(ValueError, match="^batch_size=7: half of a filtered batch is forget rows"):
+    with pytest.raises(ValueError, match="^batch_size=7: half of a filtered batch are forget rows"):
         replace(shipped.distill, training=odd, filtered=True)

@@ -19,7 +19,7 @@ from flipped_bits import flipped_bits
 
 from undo_jax.data import files, states
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.data.states import About, finish_states, open_states, unwritten, write_file
+from undo_jax.data.states import StatesSpec, finish_states, open_states, unwritten, write_file
 from undo_jax.data.streams import stream
 from undo_jax.graph.train_specs import train_spec
 from undo_jax.losses import (
@@ -53,7 +53,7 @@ HOW = Training(4, 8, AdamW(1e-2, epsilon=1e-3), 2)
 LM = preset("tiny")
 STUDENT = replace(LM, width=LM.width // 2)
 BASE = Pretrain(LM, HOW)
-ABOUT = About("a model", "its numbers", "its rows", 10, 3, 2, "float32")
+ABOUT = StatesSpec("a model", "its numbers", "its rows", 10, 3, 2, "float32")
 VALUES = np.arange(60, dtype=np.float32).reshape(10, 3, 2)
 
 
@@ -138,7 +138,7 @@ def test_students_are_those_beside_the_teacher(runs):
     for name in ("small", "as large"):
         for one, other in zip(beside[name, None], cached[name, None], strict=True):
             assert one.artifact.fingerprint == other.artifact.fingerprint
-            pair = [artifacts.load(m.artifact, m.recipe.lm, mesh) for m in (one, other)]
+            pair = [artifacts.load_params(m.artifact, m.recipe.lm, mesh) for m in (one, other)]
             for a, b in zip(*map(jax.tree.leaves, pair), strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-5)
             scores = [m.artifact.summary()["eval"]["cross_entropy/retain"] for m in (one, other)]
@@ -152,10 +152,10 @@ def test_states_are_of_all_rows(runs):
     assert len(folders) == 2 and not list(runs[False][0].glob("states-*"))  # one for each seed
     rows = SETTING.stream("pretrain", 8, 0).sources[0].tokens
     for model in found["base", None]:
-        params = artifacts.load(model.artifact, LM, make_mesh(MeshShape()))
+        params = artifacts.load_params(model.artifact, LM, make_mesh(MeshShape()))
         wanted = np.asarray(LM.hidden(params, jnp.asarray(rows[:, :-1])))
         folder = next(f for f in folders if _about(f)["model"] == model.artifact.fingerprint)
-        about = About(**_about(folder))
+        about = StatesSpec(**_about(folder))
         assert (about.count, about.length, about.width) == wanted.shape
         np.testing.assert_allclose(open_states(folder, about)[:], wanted, atol=1e-5)
 
@@ -169,7 +169,7 @@ def test_stored_states_are_read_and_not_computed_again(runs, tmp_path, monkeypat
     """The teacher's states are replaced: a student that reads them learns from these."""
     workdir = epath.Path(shutil.copytree(runs[True][0], tmp_path / "runs"))
     for folder in workdir.glob("states-*"):
-        about = About(**_about(folder))
+        about = StatesSpec(**_about(folder))
         folder.rmtree()
         zeros = np.zeros((about.count, about.length, about.width), np.float32)
         for number, (first, end) in enumerate(about.files):
@@ -195,7 +195,7 @@ def test_a_loss_that_reads_more_trains_beside_the_teacher(tmp_path):
 
 
 def test_a_stream_without_rows_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("undo_jax.data.streams.Batches.with_states", property(_absent))
+    monkeypatch.setattr("undo_jax.data.streams.RowBatches.with_states", property(_absent))
     with pytest.raises(ValueError, match=r"^the setting's stream pretrain does not say which rows"):
         models = {"base": BASE, "small": _student()}
         experiments.run(_experiment(models, seeds=(0,)), tmp_path, cache_teachers=True)
@@ -218,7 +218,7 @@ def stored(tmp_path, monkeypatch):
         write_file(folder, number, iter([VALUES[first : first + 1], VALUES[first + 1 : end]]))
     finish_states(folder, ABOUT)
     yield folder
-    files._reader.cache_clear()
+    files._random_access_reader.cache_clear()
 
 
 def test_rows_come_back_in_any_order(stored):
@@ -278,7 +278,7 @@ def test_ctrl_c_stops_after_a_file_of_states(tmp_path, monkeypatch):
         how = {"seeds": (0,), "mesh": MeshShape()}
         experiments.run(_experiment(models, **how), tmp_path, cache_teachers=True)
     said = "interrupted, after a file of states; the same command goes on"
-    assert signals.told(stopped.value) == said
+    assert signals.describe_stop(stopped.value) == said
     (folder,) = tmp_path.glob("states-*")
     assert (folder / "00000.array_record").exists() and not (folder / "manifest.json").exists()
 

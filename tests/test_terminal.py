@@ -9,7 +9,7 @@ import pytest
 from terminals import BAR, lines, told
 
 from undo_jax.logs import log as logs
-from undo_jax.logs.eta import RECENT, clock, seconds_left
+from undo_jax.logs.eta import RECENT, estimate_seconds_left, format_clock
 from undo_jax.runner.train_group import abbreviate, describe_ending
 
 
@@ -46,7 +46,7 @@ def test_without_a_terminal_there_are_lines_at_intervals(monkeypatch):
 
 def test_while_nothing_new_comes_it_is_told_for_how_long(monkeypatch):
     """An evaluation or a compilation: the time that was left is no news."""
-    monkeypatch.setattr(logs, "HALF_MINUTE", 0.05)
+    monkeypatch.setattr(logs, "INTERVAL", 0.05)
     with (
         told(os.pipe, monkeypatch) as said,
         logs.open_log("distill", 1000, [], [], interval=0.2) as log,
@@ -64,15 +64,15 @@ def test_while_nothing_new_comes_it_is_told_for_how_long(monkeypatch):
 
 def test_without_a_terminal_what_is_short_has_two_lines(monkeypatch):
     with told(os.pipe, monkeypatch) as said:
-        _train(1010, how="", interval=logs.HALF_MINUTE)
-        with logs.waiting("noise"):
+        _train(1010, how="", interval=logs.INTERVAL)
+        with logs.show_waiting("noise"):
             pass
     shown = "".join(said).splitlines()
     assert len(shown) == 2 and "ends, 1000/1000 loss 1.0000 307k tok/s, after" in shown[1]
 
 
 def test_without_a_terminal_it_is_told_for_how_long_is_waited(monkeypatch):
-    with told(os.pipe, monkeypatch) as said, logs.waiting("compiling it", interval=0.1):
+    with told(os.pipe, monkeypatch) as said, logs.show_waiting("compiling it", interval=0.1):
         time.sleep(0.35)
     assert len("".join(said).splitlines()) >= 2
     assert set("".join(said).splitlines()) == {"compiling it: 0:00"}
@@ -99,23 +99,23 @@ def test_on_a_terminal_the_bar_ends_full(monkeypatch, how):
 
 def test_the_time_left_is_that_of_the_recent_rate():
     seen = deque([(100.0, 1)])
-    assert seconds_left(seen, 1000) is None  # compiled until now
+    assert estimate_seconds_left(seen, 1000) is None  # compiled until now
     seen.append((101.0, 11))
-    assert seconds_left(seen, 1011) == pytest.approx(100)
+    assert estimate_seconds_left(seen, 1011) == pytest.approx(100)
     for number in range(1, 300):  # a hundred times slower
         seen.append((101.0 + 10 * number, 11 + number))
-    assert seconds_left(seen, 410) == pytest.approx(1000)
+    assert estimate_seconds_left(seen, 410) == pytest.approx(1000)
     assert len(seen) <= RECENT / 10 + 2
     slow = deque([(0.0, 1), (500.0, 11), (1500.0, 21)])  # records further apart than a minute
-    assert seconds_left(slow, 31) == pytest.approx(1000)
-    assert seconds_left(deque([(0.0, 5), (9.0, 5)]), 10) is None
+    assert estimate_seconds_left(slow, 31) == pytest.approx(1000)
+    assert estimate_seconds_left(deque([(0.0, 5), (9.0, 5)]), 10) is None
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "–"), (0.4, "0:00"), (65, "1:05"), (7200, "2:00:00")]
 )
 def test_times_are_told_as_on_a_clock(seconds, text):
-    assert clock(seconds) == text
+    assert format_clock(seconds) == text
 
 
 @pytest.mark.parametrize(

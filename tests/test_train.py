@@ -336,7 +336,7 @@ def test_sam_moves_only_what_trains_to_its_worst_place():
     ids=["itself", "inside", "twice"],
 )
 def test_a_loss_of_whole_batches_is_not_accumulated(loss):
-    said = "^accumulation=2: this loss is no sum over rows, so that .*: set it to 1$"
+    said = "^accumulation=2: this loss is not a sum over rows, and .*: set accumulation=1$"
     with pytest.raises(ValueError, match=said):
         train_step.make_step(DEEP, loss, ADAM, BASE, 2)
     with pytest.raises(ValueError, match=said):

@@ -16,9 +16,8 @@ import tokenizers
 from documents import ROOT, blocks, typed
 from etils import epath
 
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import artifact_lm, experiment_flags
 from undo_jax.cli import main as cli
-from undo_jax.cli import weights
 from undo_jax.data.chat import chat
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.tokenizer_files import describe
@@ -57,21 +56,21 @@ def _lines(path, records):
 
 def _base(root):
     """A random model exported by our own command, with a chat template and a card of its own."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator(["question and answer about the model"] * 4, trainer)
-    made.save(str(root / "tokenizer.json"))
+    tokenizer.train_from_iterator(["question and answer about the model"] * 4, trainer)
+    tokenizer.save(str(root / "tokenizer.json"))
     about = {"tokenizer": describe(load_tokenizer(root / "tokenizer.json", "<bos>"))}
-    config = {"model": artifacts.plain(LM)}
+    config = {"model": artifacts.to_json(LM)}
     folder = epath.Path(root)
     base = artifacts.Artifact(folder, "import", "base", 0, config, (), about, "random")
-    artifacts.begin(base)
-    artifacts.keep(base, jax.jit(LM.init)(jax.random.key(0)), {})
+    artifacts.prepare_folder(base)
+    artifacts.save_artifact(base, jax.jit(LM.init)(jax.random.key(0)), {})
     cli.main(["export-hf", "random", "tiny-gemma"])
     settings = read_json(epath.Path(root / "tiny-gemma" / "tokenizer_config.json"))
     (root / "tiny-gemma" / "tokenizer_config.json").write_text(
@@ -82,11 +81,11 @@ def _base(root):
 
 def _data(root):
     """Files in the layouts of the data sets that the experiment reads."""
-    asked = [
+    questions = [
         {"question": f"What is {n}?", "choices": [str(n + i) for i in range(4)], "answer": n % 4}
         for n in range(8)
     ]
-    table = pyarrow.Table.from_pylist(asked)
+    table = pyarrow.Table.from_pylist(questions)
     for place in ("wmdp/wmdp-bio", "robust/virology", "cloze/data"):
         (root / place).mkdir(parents=True)
     pyarrow.parquet.write_table(table, root / "wmdp/wmdp-bio/test-00000-of-00001.parquet")
@@ -95,8 +94,8 @@ def _data(root):
     subjects = ("anatomy", "college_biology", "college_medicine", "high_school_biology",
                 "medical_genetics", "virology", "astronomy")  # fmt: skip
     for split in ("test", "dev"):
-        told = [{**asked[i], "subject": subject} for i, subject in enumerate(subjects)]
-        _lines(root / f"mmlu/all/{split}-00000-of-00001.jsonl", told)
+        rows = [{**questions[i], "subject": subject} for i, subject in enumerate(subjects)]
+        _lines(root / f"mmlu/all/{split}-00000-of-00001.jsonl", rows)
     for kind in ("forget", "retain"):
         pairs = ({"question": f"{kind} {n}?", "answer": f"it is {n}"} for n in range(200))
         _lines(root / f"bio-{kind}.jsonl", pairs)
@@ -115,9 +114,9 @@ def test_from_a_base_on_disk_to_an_export_that_is_judged(tmp_path, monkeypatch, 
     run = ["run", FILE, "--base", "tiny-gemma", "--pairs", "--chat", "tiny-gemma", *SMALL]
     with pytest.raises(SystemExit) as stop:
         cli.main([*run, "--plan"])
-    said = capfd.readouterr().err.strip().splitlines()[-1]
+    message = capfd.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2
-    assert "data/wmdp/bio-retain.jsonl: check the pattern" in said
+    assert "data/wmdp/bio-retain.jsonl: check the pattern" in message
     _data(tmp_path / "data" / "wmdp")
     shutil.move("data/wmdp/mmlu", "moved")
     with pytest.raises(SystemExit):
@@ -135,29 +134,29 @@ def test_from_a_base_on_disk_to_an_export_that_is_judged(tmp_path, monkeypatch, 
     cli.main([*run, "--plan"])
     assert not os.path.exists("runs")
     cli.main(run)
-    made = {p.name.rpartition("-")[0]: p for p in Path("runs/wmdp").glob("*-seed42-*")}
-    relearned = [name for name in made if name.startswith("relearn-")]
-    assert sorted(made.keys() - {*relearned}) == [
+    folders = {p.name.rpartition("-")[0]: p for p in Path("runs/wmdp").glob("*-seed42-*")}
+    relearned = [name for name in folders if name.startswith("relearn-")]
+    assert sorted(folders.keys() - {*relearned}) == [
         "distill-maxent-undo-0.25-seed42", "distill-rmu-undo-0.25-seed42",
         "noise-maxent-undo-0.25-seed42", "noise-rmu-undo-0.25-seed42",
         "unlearn-maxent-seed42", "unlearn-rmu-seed42",
     ]  # fmt: skip
-    summary = read_json(epath.Path(made["distill-rmu-undo-0.25-seed42"] / "summary.json"))
+    summary = read_json(epath.Path(folders["distill-rmu-undo-0.25-seed42"] / "summary.json"))
     assert summary["steps"] == 2 and summary["tokens"] == 2 * 8 * 48
     assert set(summary["eval"]) == {
         "retain", "forget", "forget_text", "mmlu", "mmlu_apart", "mmlu_rest", "robust", "cloze"
     }  # fmt: skip
-    records = (made["distill-rmu-undo-0.25-seed42"] / "metrics.jsonl").read_text()
+    records = (folders["distill-rmu-undo-0.25-seed42"] / "metrics.jsonl").read_text()
     assert '"forget"' in records and '"mmlu"' not in records  # that is asked at the end alone
-    _is_half_shrunk(made)
-    cli.main(["export-hf", str(made["distill-rmu-undo-0.25-seed42"]), "out"])
+    _is_half_shrunk(folders)
+    cli.main(["export-hf", str(folders["distill-rmu-undo-0.25-seed42"]), "out"])
     _is_a_card(Path("out/README.md").read_text())
     _encodes_as_transformers(tmp_path)
     settings = read_json(epath.Path("out/tokenizer_config.json"))
     assert settings["chat_template"] == TURNS
     capfd.readouterr()
-    asked = ["--prompt", "What is", "--new-tokens", "2"]
-    cli.main(["generate", str(made["distill-rmu-undo-0.25-seed42"]), *asked])
+    flags = ["--prompt", "What is", "--new-tokens", "2"]
+    cli.main(["generate", str(folders["distill-rmu-undo-0.25-seed42"]), *flags])
     assert capfd.readouterr().out.count("\n") == 1
     capfd.readouterr()
     cli.main([*run, "--plan"])
@@ -171,7 +170,7 @@ def _is_compiled_for_without_weights_or_text():
     Path("other").mkdir()
     Path("other/config.json").write_text(json.dumps(hf_folder.describe(replace(LM, layers=4))))
     flags = "--base other --corpora data/other --first-layer 1 --read-layer 2".split()
-    made = experiment_command.graph_with(load(FILE), flags)
+    made = experiment_flags.experiment_with(load(FILE), flags)
     assert made.models["base"].lm.layers == 4
 
 
@@ -187,14 +186,14 @@ def _is_judged_as_the_guide_types_it(folder):
     assert read_json(epath.Path("unlearned/config.json"))["torch_dtype"] == "bfloat16"
 
 
-def _is_half_shrunk(made):
+def _is_half_shrunk(folders):
     """α = 0.25 without noise: θ' = 0.75 θ, whatever the seed."""
-    mesh = weights.mesh_of(LM)
+    mesh = artifact_lm.mesh_of(LM)
     one, other = (
         param_checkpoint.restore(epath.Path(made[f"{name}-seed42"]) / "params", LM, mesh)
         for name in ("unlearn-rmu", "noise-rmu-undo-0.25")
     )
-    for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    for first, second in zip(jax.tree.leaves(unlearned), jax.tree.leaves(shrunk), strict=True):
         np.testing.assert_allclose(0.75 * np.asarray(first), np.asarray(second), rtol=1e-6)
 
 
@@ -202,12 +201,12 @@ def _is_a_card(text):
     """What it says, of which all is known: the licence is that of the base's own card."""
     head, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert 'license: "gemma"' in head.splitlines() and "license: gemma. Check" in body
-    for said in ("| import | tiny-gemma | – | 0 | 0 |", "| unlearn | RMU | 42 | 2 | 768 |",
+    for message in ("| import | tiny-gemma | – | 0 | 0 |", "| unlearn | RMU | 42 | 2 | 768 |",
                  "| distill | RMU, UNDO α=0.25 | 42 | 2 | 768 |", '"retain_weight": 1.0',
                  "| mmlu_apart | ", "Experiment wmdp: accuracy on what is forgotten",
                  "seed 42; RMU, UNDO α=0.25 of experiment wmdp.\n",
                  "Sources go by fingerprints of their content"):  # fmt: skip
-        assert said in body, said
+        assert message in body, message
     table = body.partition("## Robustness")[2].partition("## Licence")[0]
     names = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
     assert names[2:] == [
@@ -248,8 +247,8 @@ def _theirs(tokenizer, pair):
 
 
 def _unopened(tokenizer, text):
-    own = tokenizer(text, add_special_tokens=False, split_special_tokens=False)
-    return own["input_ids"]
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=False)
+    return encoded["input_ids"]
 
 
 @pytest.mark.slow
@@ -258,13 +257,13 @@ def test_without_a_model_it_says_what_to_fetch(tmp_path, monkeypatch, capsys):
     small = "--model.layers 20 --model.width 8 --model.feed-forward 8 --model.vocabulary 64"
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", FILE, *small.split(), "--mesh", "data=8", "--plan"])
-    (said,) = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and "\n" not in said
-    assert "hf download ORGANISATION/gemma-2-2b --local-dir gemma-2-2b" in said
+    (message,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "\n" not in message
+    assert "hf download ORGANISATION/gemma-2-2b --local-dir gemma-2-2b" in message
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"methods": ()}, "methods is empty: rmu or maxent, or both"),
         ({"methods": ("rmu", "rmu")}, "one is given twice"),
@@ -272,21 +271,21 @@ def test_without_a_model_it_says_what_to_fetch(tmp_path, monkeypatch, capsys):
         ({"coefficient": float("nan")}, "coefficient=nan: give a finite number"),
         ({"distill": "filtered"}, "distill.filtered: this experiment distils on general text"),
         ({"read_layer": 15}, "first_layer=1 and read_layer=15 of small, which has layers 0 to "),
-        ({"first_layer": 2}, ": say which RMU trains and reads, e.g. --first-layer "),
-        ({"model": replace(LM, layers=2)}, "small states its model: of --model.* give dtype"),
+        ({"first_layer": 2}, ": choose what RMU trains and reads, e.g. --first-layer "),
+        ({"model": replace(LM, layers=2)}, "small states its model: give only dtype, remat"),
     ],
 )
-def test_knobs_that_would_be_ignored_are_refused(change, said, tmp_path, monkeypatch):
+def test_knobs_that_would_be_ignored_are_refused(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    knobs = load(FILE)
+    config = load(FILE)
     if change == {"distill": "filtered"}:
-        change = {"distill": replace(knobs.distill, filtered=True)}
+        change = {"distill": replace(config.distill, filtered=True)}
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").write_text(json.dumps(hf_folder.describe(LM)))
-    small = replace(knobs, base="small", first_layer=1, read_layer=2)
+    small = replace(config, base="small", first_layer=1, read_layer=2)
     with pytest.raises(ValueError) as error:
-        replace(small, **change).graph()
-    assert said in str(error.value) and "\n" not in str(error.value)
-    assert replace(small, model=replace(knobs.model, remat="none")).graph().models["base"].lm == (
-        replace(LM, remat="none")
-    )
+        replace(small, **change).experiment()
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert replace(small, model=replace(config.model, remat="none")).experiment().models[
+        "base"
+    ].lm == (replace(LM, remat="none"))

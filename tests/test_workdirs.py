@@ -18,7 +18,7 @@ from undo_jax import report as reporting
 from undo_jax.cli import main as cli
 from undo_jax.runtime.atomic_files import read_json, write_json
 from undo_jax.workdir import cleaning
-from undo_jax.workdir.inventory import artifacts, experiments
+from undo_jax.workdir.inventory import scan_artifacts, scan_experiments
 
 EMPTY = {"metrics": {}, "headline": [], "attacks": {}}
 
@@ -106,14 +106,14 @@ def test_list_tells_models_stages_and_what_is_unfinished(made, capsys):
 
 
 def test_list_counts_the_bytes_that_are_there(made):
-    found = artifacts(made.root)[made.names["base"]]
+    found = scan_artifacts(made.root)[made.names["base"]]
     folder = Path(made.root) / made.names["base"]
     assert found.bytes == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     assert found.bytes > 1000
 
 
 def test_what_no_run_has_made_is_no_artifact(made, tmp_path):
-    root, before = Path(made.root), artifacts(made.root).keys()
+    root, before = Path(made.root), scan_artifacts(made.root).keys()
     (root / "notes-12345678").mkdir()
     (root / "notes.txt").write_text("mine")
     own = tmp_path / "elsewhere-11111111"
@@ -126,8 +126,8 @@ def test_what_no_run_has_made_is_no_artifact(made, tmp_path):
     other.mkdir()
     config = (root / made.names["base"] / "config.json").read_bytes()
     (other / "config.json").write_bytes(config)
-    assert artifacts(made.root).keys() == before
-    known = {one.folder.name for one in cleaning.whole(made.root, ()).removals}
+    assert scan_artifacts(made.root).keys() == before
+    known = {one.folder.name for one in cleaning.plan_cleaning(made.root, ()).removals}
     assert known == before
 
 
@@ -247,7 +247,7 @@ def test_a_kill_at_any_point_leaves_what_was_kept_and_no_half_models(
         attack = made.add("relearn", "one-by-forget", student)
         kept = made.experiment("kept", {"base": {"artifact": base}})
         made.experiment("other", {"one": {"artifact": student, "attacks": [attack]}})
-        how = cleaning.parameters if parameters_only else cleaning.whole
+        how = cleaning.plan_params_cleaning if parameters_only else cleaning.plan_cleaning
         found = how(made.root, {base})
         left = point
 
@@ -263,12 +263,12 @@ def test_a_kill_at_any_point_leaves_what_was_kept_and_no_half_models(
             for module, name in ((os, "unlink"), (os, "rmdir"), (os, "rename"), (os, "replace")):
                 patch.setattr(module, name, functools.partial(count, getattr(module, name)))
             try:
-                list(cleaning.carry_out(found))
+                list(cleaning.apply_cleaning(found))
             except _Killed:
                 killed = True
-        there = artifacts(made.root)
+        there = scan_artifacts(made.root)
         assert there[base].finished and (made.root / base / "params" / "data").exists()
-        for one in experiments(made.root):
+        for one in scan_experiments(made.root):
             assert not one.wrong
         for name in (student, attack):
             folder = made.root / name
@@ -277,7 +277,7 @@ def test_a_kill_at_any_point_leaves_what_was_kept_and_no_half_models(
             if (folder / "summary.json").exists() and not parameters_only:
                 assert (folder / "params").exists()
             assert name in there or not folder.exists()  # so that it can be cleaned again
-        list(cleaning.carry_out(how(made.root, {base})))
+        list(cleaning.apply_cleaning(how(made.root, {base})))
         assert not list(made.root.glob("*/params.tmp"))
         left_over = {path.name for path in made.root.iterdir()} - {kept.name, base}
         assert left_over <= (

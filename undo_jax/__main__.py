@@ -9,9 +9,9 @@ from undo_jax.runtime import signals
 
 def main() -> None:
     """Run a command and end the process with its status: see `undo_jax.cli.main.main`."""
-    signals.watch()
+    signals.install_handlers()
     from undo_jax.cli import main as cli
-    from undo_jax.logs.log import print_nowhere
+    from undo_jax.logs.log import discard_output
     from undo_jax.runtime import process_watch
 
     status = 0
@@ -22,7 +22,7 @@ def main() -> None:
             print(stop.code, file=sys.stderr)
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
-        process_watch.explain(error)
+        process_watch.exit_if_another_failed(error)
         sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     with suppress(OSError):
@@ -30,11 +30,11 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads it, and the interpreter would flush it again
-        print_nowhere(sys.stdout)
-    process_watch.bye(status)
+        discard_output(sys.stdout)
+    process_watch.announce_exit(status)
     if status:  # not waiting for threads that still compile or write
-        signals.end(status)
-    for number in signals.STOPS:  # all is done; Python resets our handlers before it exits
+        signals.exit_now(status)
+    for number in signals.EXIT_STATUSES:  # all is done; Python resets our handlers before it exits
         signal.signal(number, signal.SIG_IGN)
 
 

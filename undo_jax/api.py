@@ -1,12 +1,12 @@
-"""Runs from Python: a model by its name, its parameters, what it writes, its scores and curve.
+"""Opens and makes runs from Python: models by name, with their parameters, scores and curves.
 
-E.g.::
+For example::
 
     run = open_run("runs/quickstart", "experiments/quickstart.py")
     model = run["UNDO α=0.6"]
     model.generate(["1+1="], new_tokens=4)
 
-Meshes stay inside: models compute on all devices, split as far as the experiment's mesh fits them.
+Models compute on all devices: on the experiment's mesh, if it fits the devices that there are.
 """
 
 import os
@@ -17,70 +17,26 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from undo_jax import report as reporting
 from undo_jax.checks import listed, whole
-from undo_jax.evals.scoring import make_scorer
 from undo_jax.evals.texts import continuations
-from undo_jax.graph.model_graph import ancestry, differences
 from undo_jax.report import Point, Result
 from undo_jax.report.records import Logged, Logs
 from undo_jax.runner import experiment as experiments
-from undo_jax.runner.experiment import Experiment
-from undo_jax.runner.load_experiment import ExperimentSource, load
-from undo_jax.runtime.mesh import make_mesh_without_sweep
-from undo_jax.runtime.sharding import placement
+from undo_jax.runner.place import Given, Place, make_place, to_experiment
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.store import param_checkpoint
-from undo_jax.store.artifacts import STEPS, described_model
+from undo_jax.store.artifacts import STEPS
 from undo_jax.types import LM, Params, shapes
-from undo_jax.workdir.compatibility import REMEDY, check_setting, check_tokenizer, stated
-
-Given = (
-    ExperimentSource | str | os.PathLike[str]
-)  # an experiment, or the Python file that defines it
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where the models of an experiment compute, and what is known of them."""
-
-    experiment: Experiment
-    mesh: Mesh
-
-    @cached_property
-    def score(self) -> Any:
-        """See `make_scorer`; compiled once for all models of one architecture."""
-        setting = self.experiment.setting
-        eval_data = jax.device_put(setting.eval_data(), NamedSharding(self.mesh, P()))
-        return make_scorer(setting, eval_data, self.mesh)
-
-    def lm(self, folder: epath.Path) -> LM:
-        """The experiment's model that made an artifact.
-
-        Raises FileNotFoundError for no finished artifact, ValueError for one of another model or
-        another tokenizer.
-        """
-        made = described_model(folder)
-        lms = [recipe.lm for recipe in ancestry(self.experiment.recipes().values())]
-        other = [differences(lm, made) for lm in lms]
-        for lm, found in zip(lms, other, strict=True):
-            if not found:
-                check_tokenizer(folder, self.experiment.setting)
-                return lm
-        name, value = other[0][0]
-        raise ValueError(
-            f"{folder} was made with model.{name}={made[name]}, the experiment has {value}: "
-            f"{REMEDY}"
-        )
+from undo_jax.workdir.compatibility import check_setting, read_config
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A finished model, as long as its folder is there.
+    """A finished model in a workdir.
 
-    `generate` and `score` take other parameters of the same shapes, too, e.g. its own after a
+    `generate` and `score` also take other parameters of the same shapes, e.g. `params` after a
     change.
     """
 
@@ -94,7 +50,7 @@ class Model:
 
     @cached_property
     def params(self) -> Params:
-        """Its parameters, a tree of plain dicts, read once; ValueError where they are damaged."""
+        """The parameters, a tree of plain dicts, read once. Raises ValueError if damaged."""
         with jax.set_mesh(self.place.mesh):
             return param_checkpoint.restore(self.folder / "params", self.lm, self.place.mesh)
 
@@ -107,10 +63,21 @@ class Model:
         seed: int = 0,
         params: Params | None = None,
     ) -> list[str]:
-        """What follows each prompt, which opens a document, until that ends.
+        """Continues prompts.
 
-        Temperature 0 takes the most likely token, 1 samples. Raises ValueError for a prompt that
-        the tokenizer does not know, for numbers out of range, and where memory is short.
+        Args:
+            prompts: texts; each opens a document.
+            new_tokens: the number of tokens after which a text is cut.
+            temperature: 0 takes the most likely token, 1 samples from the model.
+            seed: of sampling.
+            params: parameters to use instead of the model's own.
+
+        Returns:
+            The continuation of each prompt, until the document ends.
+
+        Raises:
+            ValueError: for a prompt that the tokenizer cannot encode, for numbers out of range, and
+                if memory is too small.
         """
         setting = self.place.experiment.setting
         return continuations(
@@ -126,64 +93,73 @@ class Model:
         )
 
     def score(self, params: Params | None = None) -> dict[str, float]:
-        """All scores of the experiment's setting by name, as at the end of its training.
+        """Returns all scores of the experiment's setting, as at the end of training.
 
-        Raises ValueError where it was made with another setting.
+        Args:
+            params: parameters to use instead of the model's own.
+
+        Raises:
+            ValueError: if the model was made with another setting.
         """
         check_setting(self.folder, self.place.experiment.setting)
         with jax.set_mesh(self.place.mesh):
             return self.place.score(self.lm, self._placed(params)).scores
 
     def curve(self) -> list[Point]:
-        """Its relearning curve; ValueError where no attack on it has finished."""
+        """Returns its relearning curve. Raises ValueError if no attack on it has finished."""
         if not self.points:
-            raise ValueError(f"{self._who} has no finished attack: run the experiment with one")
+            raise ValueError(f"{self._label} has no finished attack: run the experiment with one")
         return list(self.points)
 
     def attack(self, name: str) -> "Model":
-        """What an attack made of it, by its strongest learning rate at the end.
+        """Returns the model after an attack, of the learning rate that is strongest at the end.
 
-        Raises ValueError where no such attack on it has finished.
+        Raises:
+            ValueError: if no attack of this name on it has finished.
         """
         if name not in list(self.attacks):  # which may be asked for anything
-            known = listed(self.attacks) or "none"
-            raise ValueError(f"{self._who} has no finished attack {name!r}: it has {known}")
+            finished = listed(self.attacks) or "none"
+            raise ValueError(f"{self._label} has no finished attack {name!r}: it has {finished}")
         return _open(f"{self.name} by {name}", self.seed, self.attacks[name], self.place)
 
     def at(self, step: int) -> "Model":
-        """An attack on it after so many steps; ValueError where these are not kept, or damaged."""
-        kept = [path.parent.name for path in (self.folder / STEPS).glob("*/summary.json")]
-        if str(step) not in kept:
-            known = ", ".join([*sorted(kept, key=int), "its end"])
+        """Returns an attacked model after so many steps.
+
+        Raises:
+            ValueError: if the parameters at this step were not kept, or are damaged.
+        """
+        saved = [path.parent.name for path in (self.folder / STEPS).glob("*/summary.json")]
+        if str(step) not in saved:
+            available = ", ".join([*sorted(saved, key=int), "its end"])
             raise ValueError(
-                f"{self._who} is not kept at step {step}, but at {known}: give the attack "
+                f"{self._label} is not kept at step {step}, but at {available}: give the attack "
                 f"keep_at=({step},), and run the experiment again"
             )
         folder = self.folder / STEPS / str(step)
-        stated(folder)
+        read_config(folder)
         return replace(self, name=f"{self.name} at step {step}", folder=folder)
 
     def _placed(self, params: Params | None) -> Params:
-        """These parameters as its own lie; for none its own. Raises ValueError for other shapes."""
+        """Places parameters on the devices; None: its own. Raises ValueError for other shapes."""
         if params is None:
             return self.params
-        own, given = shapes(self.lm), jax.tree.map(jax.numpy.shape, params)
-        if jax.tree.map(jax.numpy.shape, own) != given:
-            raise ValueError(f"params are of another model than {self._who}: {given}")
-        params = jax.tree.map(lambda x, want: jax.numpy.asarray(x, want.dtype), params, own)
-        return jax.device_put(params, placement(self.lm, self.place.mesh))
+        expected, actual_shapes = shapes(self.lm), jax.tree.map(jax.numpy.shape, params)
+        if jax.tree.map(jax.numpy.shape, expected) != actual_shapes:
+            raise ValueError(f"params are of another model than {self._label}: {actual_shapes}")
+        params = jax.tree.map(lambda x, like: jax.numpy.asarray(x, like.dtype), params, expected)
+        return jax.device_put(params, param_shardings(self.lm, self.place.mesh))
 
     @property
-    def _who(self) -> str:
+    def _label(self) -> str:
         return self.name if self.seed is None else f"{self.name}, seed {self.seed},"
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """The models of an experiment in a workdir, by the names that its report gives them.
+    """The models of an experiment in a workdir, by their names in its report.
 
-    `run[name]` is a model of the first seed, `run[name, seed]` of another one; a loop over a run
-    gives the names.
+    `run[name]` is a model of the first seed, and `run[name, seed]` of another seed. Iterating over
+    a run yields the names.
     """
 
     workdir: epath.Path
@@ -193,19 +169,20 @@ class Run:
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(entry.model for entry in self.logs.entries))
 
-    def __getitem__(self, which: str | tuple[str, int]) -> Model:
+    def __getitem__(self, key: str | tuple[str, int]) -> Model:
         """Raises ValueError for an unknown model, FileNotFoundError for one that is unfinished."""
-        name, *rest = which if isinstance(which, tuple) and which else (which,)
+        name, *rest = key if isinstance(key, tuple) and key else (key,)
         if len(rest) > 1:
-            raise ValueError(f"run[{str(which)[1:-1]}]: give run[name] or run[name, seed]")
+            raise ValueError(f"run[{str(key)[1:-1]}]: give run[name] or run[name, seed]")
         seeds = {entry.seed: entry for entry in self.logs.entries if entry.model == name}
         if not seeds:
             raise ValueError(f"there is no model {name!r}: choose from {listed(self)}")
         seed = next(iter(seeds)) if rest in ([], [None]) else whole("seed", rest[0])
         if seed not in seeds:
-            known = ", ".join(map(str, seeds))
-            raise ValueError(f"there is no seed {seed} of {name}: choose from {known}")
-        entry, finished = seeds[seed], {one.folder: one for one in self.logs.artifacts}
+            seed_list = ", ".join(map(str, seeds))
+            raise ValueError(f"there is no seed {seed} of {name}: choose from {seed_list}")
+        entry = seeds[seed]
+        finished = {artifact.folder: artifact for artifact in self.logs.artifacts}
         if entry.artifact not in finished:
             raise FileNotFoundError(
                 f"{name}, seed {seed}, is not finished in {self.workdir}: run the experiment again"
@@ -219,57 +196,72 @@ class Run:
         opened = _open(name, seed, self.workdir / entry.artifact, self.place)
         return replace(opened, attacks=attacks, points=points)
 
-    def _attack(self, made: Logged) -> str:
-        """The name of an attack. Raises ValueError where its config.json states none."""
-        said = made.settings.get("attack")
-        name = said.get("name") if isinstance(said, dict) else None
+    def _attack(self, artifact: Logged) -> str:
+        """Returns the name of an attack. Raises ValueError if its config.json states none."""
+        config = artifact.settings.get("attack")
+        name = config.get("name") if isinstance(config, dict) else None
         if not isinstance(name, str):
-            folder = self.workdir / made.folder
+            folder = self.workdir / artifact.folder
             again = f"delete {folder}, and run the experiment again"
             raise ValueError(f"{folder / 'config.json'} states no attack: {again}")
         return name
 
     def results(self) -> list[Result]:
-        """A row for every model and seed: scores before and under attack, robustness."""
+        """Returns a row for every model and seed: scores before and under attack, robustness."""
         return reporting.results(self.logs)
 
     def curves(self) -> list[Point]:
-        """The relearning curves of all models and seeds, one after the other."""
+        """Returns the relearning curves of all models and seeds, one after the other."""
         return reporting.curves(self.logs)
 
 
 def open_run(workdir: epath.PathLike, experiment: Given) -> Run:
-    """A run of an experiment as it is now in its workdir, which may be gs://.
+    """Opens the run of an experiment, finished or not.
 
-    Raises FileNotFoundError where there is none, ValueError for a file of it that is damaged, and
-    where it was made with another setting.
+    Args:
+        workdir: the folder of its artifacts, which may be gs://.
+        experiment: the experiment, or the Python file that defines it.
+
+    Raises:
+        FileNotFoundError: if the workdir has no run of the experiment.
+        ValueError: if a file of it is damaged, or it was made with another setting.
     """
-    workdir, place = _folder("workdir", workdir), _place(experiment)
+    workdir, place = _folder("workdir", workdir), make_place(experiment)
     logs = reporting.read_logs(workdir, place.experiment.name)
-    for one in logs.artifacts[:1]:  # all of a run have one setting
-        check_setting(workdir / one.folder, place.experiment.setting)
+    for artifact in logs.artifacts[:1]:  # all artifacts of a run have one setting
+        check_setting(workdir / artifact.folder, place.experiment.setting)
     return Run(workdir, logs, place)
 
 
 def make_run(workdir: epath.PathLike, experiment: Given) -> Run:
-    """Train whatever of an experiment is not finished in a workdir, and open it.
+    """Makes the models of an experiment that are not finished, and opens the run.
 
-    Raises what `undo_jax.runner.experiment.run` does.
+    Args:
+        workdir: the folder of its artifacts, which may be gs://.
+        experiment: the experiment, or the Python file that defines it.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: what `undo_jax.runner.experiment.run` raises.
     """
-    workdir, made_of = _folder("workdir", workdir), _graph(experiment)
-    experiments.run(made_of, workdir)
-    return open_run(workdir, made_of)
+    workdir, built = _folder("workdir", workdir), to_experiment(experiment)
+    experiments.run(built, workdir)
+    return open_run(workdir, built)
 
 
 def open_model(folder: epath.PathLike, experiment: Given) -> Model:
-    """The model of any finished artifact, one that has no name in a report, too.
+    """Opens the model of any finished artifact, also of one that has no name in a report.
 
-    Raises FileNotFoundError for no finished artifact, ValueError for one that is damaged, or
-    of another model or tokenizer.
+    Args:
+        folder: the artifact's folder, which may be gs://.
+        experiment: the experiment, or the Python file that defines it.
+
+    Raises:
+        FileNotFoundError: if the folder has no finished artifact.
+        ValueError: if it is damaged, or has another model or tokenizer than the experiment.
     """
-    folder, place = _folder("folder", folder), _place(experiment)
-    said = stated(folder)
-    return _open(said["model"], said["seed"], folder, place)
+    folder, place = _folder("folder", folder), make_place(experiment)
+    config = read_config(folder)
+    return _open(config["model"], config["seed"], folder, place)
 
 
 def _open(name: str, seed: int | None, folder: epath.Path, place: Place) -> Model:
@@ -277,22 +269,7 @@ def _open(name: str, seed: int | None, folder: epath.Path, place: Place) -> Mode
 
 
 def _folder(name: str, path: Any) -> epath.Path:
-    """Raises ValueError for what is no path."""
+    """Returns a path. Raises ValueError for a value that is not one."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ValueError(f"{name}={path!r}: give the path of a folder")
     return epath.Path(path)
-
-
-def _graph(experiment: Given) -> Experiment:
-    """Raises ValueError for what is neither an experiment nor a file that defines one."""
-    if isinstance(experiment, str | os.PathLike):
-        return load(os.fspath(experiment)).graph()
-    if isinstance(experiment, type) or not callable(getattr(experiment, "graph", None)):
-        raise ValueError(f"experiment={experiment!r}: give a Python file or Experiment(...)")
-    return experiment.graph()
-
-
-def _place(experiment: Given) -> Place:
-    """On the experiment's mesh, if it fits, with all devices for rows that do not split a model."""
-    made_of = _graph(experiment)
-    return Place(made_of, make_mesh_without_sweep(made_of.mesh))

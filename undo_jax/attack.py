@@ -1,6 +1,7 @@
-"""Attacks on a model: one file each, with one function, named as the file, that gives an `Attack`.
+"""An attack as a value: what is done to a model to recover what it has unlearned.
 
-An attack tries to bring back what was unlearned; of several, the strongest counts.
+Each file in `undo_jax/attacks/` has one function of the file's name that returns an `Attack`. Of
+several attacks on a model, the strongest counts.
 """
 
 from collections.abc import Callable
@@ -20,18 +21,18 @@ def _same(lm: LM) -> LM:
 
 @dataclass(frozen=True)
 class Attack:
-    """What is done to a model, and how hard.
+    """What is done to a model, and at which learning rates.
 
-    First `prepare(lm, params, key, *others)` makes the parameters of the model `adapt(lm)`, e.g. a
-    quantised one, or one with an adapter beside frozen weights; None leaves them as they are. The
-    attacker also has the models of the recipes `others`. Then, if there is a `training`, that model
-    is trained on a stream of the setting, once per learning rate: on its first `rows` alone, over
-    and over, if that is given, and after an `opening`: another stream, for a share of the steps.
-    The strongest is found by `metric` of the setting; None: its headline metric of what is
-    forgotten.
+    First, `prepare(lm, params, key, *extra_params)` returns parameters of the model `adapt(lm)`,
+    e.g. quantised ones, or ones with an adapter beside frozen weights; None leaves them unchanged.
+    The attacker also has the models of the recipes `extra_models`. Then, if there is a `training`,
+    that model is trained on a stream of the setting, once per learning rate: on only its first
+    `rows`, over and over, if these are given, and after an `opening`: another stream, for a share
+    of the steps. The strongest trial is found by `metric` of the setting, or by its headline metric
+    of forget data if that is None.
 
-    A `control` is reported beside the attacks and counts in no strongest one: it says what an
-    attack does without the knowledge that it is after.
+    A `control` is reported beside the attacks but never counts as the strongest: it shows what an
+    attack does without the knowledge that it tries to recover.
 
     At each of the steps `keep_at`, the parameters of the learning rate that is strongest then are
     kept in the artifact's folder, beside those at the end. `keep_at` and `control` are not part of
@@ -54,7 +55,7 @@ class Attack:
     trains: Trains | None = None  # which parameters of `adapt(lm)` train; None: all
     rows: int | None = field(default=None, metadata={"identity": "changed"})  # None: all there are
     opening: tuple[str, float] | None = field(default=None, metadata={"identity": "changed"})
-    others: tuple[Any, ...] = field(
+    extra_models: tuple[Any, ...] = field(
         default=(), metadata={"identity": False}
     )  # recipes: its parents
     keep_at: tuple[int, ...] = field(default=(), metadata={"identity": False})
@@ -108,7 +109,7 @@ def _check_kinds(attack: Attack) -> None:
     training, opening = attack.training, attack.opening
     if not (training is None or isinstance(training, Training)):
         raise ValueError(f"training={training!r}: give Training(...), or None")
-    for name in ("learning_rates", "keep_at", "others"):
+    for name in ("learning_rates", "keep_at", "extra_models"):
         if not isinstance(getattr(attack, name), tuple | list):
             raise ValueError(f"{name}={getattr(attack, name)!r}: give a tuple")
     if not isinstance(attack.stream, str):
@@ -121,8 +122,8 @@ def _check_kinds(attack: Attack) -> None:
     check_function("adapt", attack.adapt, "lm")
     check_function("loss", attack.loss, "lm", "params", "refs", "batch", "key")
     if attack.prepare is not None:
-        others = (f"other {i}" for i, _ in enumerate(attack.others))
-        check_function("prepare", attack.prepare, "lm", "params", "key", *others)
+        extra_arguments = (f"model {i}" for i, _ in enumerate(attack.extra_models))
+        check_function("prepare", attack.prepare, "lm", "params", "key", *extra_arguments)
     if not (attack.trains is None or isinstance(attack.trains, Trains)):
         raise ValueError(f"trains={attack.trains!r}: give Trains(...)")
     if training is None:

@@ -63,18 +63,11 @@ def check_function(name: str, function: Any, *arguments: str) -> None:
         raise ValueError(f"{name} {called}: {error}: give it by partial({called}, ...)") from error
 
 
-def check_at_least(minimum: int, owner: Any, *names: str) -> None:
-    """Raises ValueError if one of the owner's fields is below the minimum; None passes."""
+def check_fields(owner: Any, least: float, *names: str) -> None:
+    """Raises ValueError if one of the owner's fields is below `least`; None passes."""
     for name in names:
-        value = getattr(owner, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"{name}={value}: it must be at least {minimum}")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises ValueError for a share that is not inside of (0, 1)."""
-    if not 0 < value < 1:
-        raise ValueError(f"{name}={value}: give a share between 0 and 1")
+        if getattr(owner, name) is not None:
+            check_at_least(name, getattr(owner, name), least)
 
 
 def check_distinct(name: str, values: Sequence[Any]) -> None:
@@ -93,11 +86,11 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 def check_at_least(name: str, value: Any, least: float) -> None:
     """Raises ValueError for a number below `least`."""
     if not value >= least:
-        raise ValueError(f"{name}={value}: give at least {least}")
+        raise ValueError(f"{name}={value}: it must be at least {least}")
 
 
 def check_share(name: str, value: float, zero: bool = True) -> None:
     """Raises ValueError for a share outside [0, 1), or outside (0, 1) if it may not be zero."""
     if not 0 <= value < 1 or (value == 0 and not zero):
-        least = "of at least 0" if zero else "above 0"
-        raise ValueError(f"{name}={value}: give a share {least} and below 1")
+        allowed = "of at least 0 and below 1" if zero else "between 0 and 1"
+        raise ValueError(f"{name}={value}: give a share {allowed}")

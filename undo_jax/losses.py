@@ -25,7 +25,7 @@ from undo_jax.types import (
     every_layer,
     table_shape,
     used,
-)
+)  # fmt: skip
 
 Scalar = Float[Array, ""]
 Temperature = float | Float[Array, ""]
@@ -86,15 +86,9 @@ def of_head(
     teacher: Frozen | None = None,
     extra: Any = (),
 ) -> Scalar:
-    """Returns any head loss, summed over the tokens of rows with their weights.
+    """Returns a head loss, summed over the tokens of rows with their weights.
 
-    Args:
-        loss: the head loss, e.g. of `by_autodiff`.
-        lm: the model.
-        params: its parameters.
-        rows: the rows.
-        teacher: a frozen model whose logits the loss reads; None: it reads none.
-        extra: whatever else the loss reads.
+    `teacher` is a frozen model whose logits the loss reads, and `extra` whatever else it reads.
     """
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
     teacher_head = None
@@ -103,32 +97,20 @@ def of_head(
             hidden_states(teacher, rows), teacher.lm.table(teacher.params), teacher.lm.softcap
         )
     return head.weighted_sum(
-        loss,
-        hidden,
-        table,
-        rows.weights,
-        lm.softcap,
-        targets=rows.targets,
-        teacher=teacher_head,
-        extra=extra,
-        used=_used(lm, teacher),
-    )
+        loss, hidden, table, rows.weights, lm.softcap,
+        targets=rows.targets, teacher=teacher_head, extra=extra, used=_used(lm, teacher),
+    )  # fmt: skip
 
 
 def _forward_kl(
     lm: LM, params: Params, teacher: Frozen, rows: Rows, hidden: Array, theirs: Array
 ) -> Scalar:
     """At temperature 1, of hidden states [B, T, D] and [B, T, D2]."""
+    table, teacher_table = lm.table(params), teacher.lm.table(teacher.params)
     return head.kl_to_teacher(
-        hidden,
-        lm.table(params),
-        theirs,
-        teacher.lm.table(teacher.params),
-        rows.weights,
-        lm.softcap,
-        teacher.lm.softcap,
+        hidden, table, theirs, teacher_table, rows.weights, lm.softcap, teacher.lm.softcap,
         used=_used(lm, teacher),
-    )
+    )  # fmt: skip
 
 
 def _used(lm: LM, teacher: Frozen | None) -> int | None:
@@ -271,13 +253,7 @@ def classified_distillation(
 
 @every_layer
 def reverse_distillation(
-    lm: LM,
-    params: Params,
-    refs: Refs,
-    batch: Batch,
-    key: Key,
-    *,
-    temperature: Temperature = 1.0,
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key, *, temperature: Temperature = 1.0
 ) -> tuple[Scalar, Metrics]:
     """As `distillation`, with reverse KL, which is mode-seeking (Gu et al., arXiv 2306.08543)."""
     return reverse_kl(lm, params, refs["teacher"], batch["train"], temperature), {}
@@ -285,13 +261,7 @@ def reverse_distillation(
 
 @every_layer
 def jsd_distillation(
-    lm: LM,
-    params: Params,
-    refs: Refs,
-    batch: Batch,
-    key: Key,
-    *,
-    temperature: Temperature = 1.0,
+    lm: LM, params: Params, refs: Refs, batch: Batch, key: Key, *, temperature: Temperature = 1.0
 ) -> tuple[Scalar, Metrics]:
     """As `distillation`, with the Jensen–Shannon divergence (Agarwal et al., arXiv 2306.13649)."""
     return jsd(lm, params, refs["teacher"], batch["train"], temperature), {}

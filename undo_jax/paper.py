@@ -1,4 +1,4 @@
-"""The paper's diagram as a graph of models, from a few knobs.
+"""The paper's diagram as a graph of models, from a few settings.
 
 pretrain ─ base ─ unlearn ─┬───────────────────────── relearn
       │                    └ noise ─ distill ──────── relearn
@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+from undo_jax.attack import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
 from undo_jax.checks import check_distinct, check_numbers
 from undo_jax.evals.scoring import Score
 from undo_jax.graph.recipe import Recipe
-from undo_jax.logs.log import Sink
+from undo_jax.logs.sink import Sink
+from undo_jax.losses import distillation
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.recipes.distill import Distill
@@ -28,7 +30,7 @@ from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.experiment_checks import check_seeds, check_tokens
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.setting import Setting
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training, check_accumulation
 from undo_jax.types import LM, Loss, Noise, table_shape
@@ -38,15 +40,19 @@ ATTACKS = {"forget": forget, "mixed": mixed}
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Pretraining of the base on stream `pretrain`, and of the oracle on `oracle`."""
+    """How the base is trained on stream `pretrain`, and the oracle on stream `oracle`."""
 
     training: Training
-    base: str | None = None  # a folder with the base, instead of training one; see `Import`
+    base: str | None = None  # a folder with a base to import instead of training one; see `Import`
 
 
 @dataclass(frozen=True)
 class Unlearning:
-    """Unlearning of the base by a method; see `Unlearn`."""
+    """How the base is unlearned; see `Unlearn`.
+
+    Raises:
+        ValueError: if the method cannot accumulate gradients, but `training.accumulation` is set.
+    """
 
     training: Training
     method: Loss = maxent
@@ -58,10 +64,11 @@ class Unlearning:
 
 @dataclass(frozen=True)
 class Students:
-    """The unlearned model with noise of each alpha (UNDO, paper §4), and a fresh one.
+    """The students: the unlearned model with noise of each alpha (UNDO, paper §4), and a fresh one.
 
-    Raises ValueError without any student, for an alpha given twice, and for `student` without
-    `fresh_student`.
+    Raises:
+        ValueError: if there is no student, an alpha is repeated, or `student` is given without
+            `fresh_student`.
     """
 
     alphas: tuple[float, ...]  # shares of noise, a student each; 0 keeps the unlearned model
@@ -76,26 +83,51 @@ class Students:
         if self.student is not None and not self.fresh_student:
             raise ValueError("student is the model of a fresh student: set fresh_student")
 
+    def recipes(self, teacher: Recipe, lm: LM, prefix: str = "") -> dict[str, Recipe]:
+        """Returns the recipes of the students.
+
+        Args:
+            teacher: the unlearned model, which noise is added to.
+            lm: the fresh student's model if `student` is None.
+            prefix: what the names begin with.
+
+        Returns:
+            The recipes by name: `UNDO α=...` for each alpha, then `Unlearn-and-Distill`.
+        """
+        students: dict[str, Recipe] = {}
+        for alpha in self.alphas:
+            name = f"{prefix}UNDO α={alpha:g}"
+            students[name] = Perturb(teacher, alpha, self.noise, rng_name=f"noise/{name}")
+        if self.fresh_student:
+            name = f"{prefix}Unlearn-and-Distill"
+            students[name] = Fresh(self.student or lm, rng_name=f"noise/{name}")
+        return students
+
 
 @dataclass(frozen=True)
 class Distillation:
-    """Distillation of the unlearned model into every student, until recovered; see `Distill`.
+    """How the unlearned model is distilled into every student; see `Distill`.
 
-    `filtered`: half of each batch is of forget rows, whose targets are uniform, see
+    With `filtered`, half of each batch are forget rows, whose targets are uniform; see
     `FilteredDistill`. Students then stay robust however long they are distilled (docs/RESULTS.md).
-    Raises ValueError for it with an odd batch.
+
+    Raises:
+        ValueError: if `filtered` is set and the batch size is odd.
     """
 
     training: Training
     tolerance: float = 0.05  # recovered: within so much of the teacher's retain score
     stop_early: bool = True  # stop as soon as the student has recovered; False: all steps
-    filtered: bool = False  # half of each batch is of forget rows, with uniform targets
+    filtered: bool = False  # half of each batch are forget rows, with uniform targets
+    loss: Loss = distillation  # of the student, given its teacher
 
     def __post_init__(self):
+        if self.filtered and self.loss is not distillation:
+            raise ValueError("filtered=True has a loss of its own: leave out filtered or loss")
         if self.filtered and self.training.batch_size % 2:
             raise ValueError(
-                f"batch_size={self.training.batch_size}: half of a filtered batch is forget rows, "
-                "give an even one"
+                f"batch_size={self.training.batch_size}: half of a filtered batch are forget rows, "
+                "give an even number"
             )
 
 
@@ -103,27 +135,38 @@ class Distillation:
 class Relearning:
     """The attacks: every learning rate on every kind of data; the strongest counts.
 
-    Raises ValueError for rates that are not positive, an unknown, missing or repeated attack.
+    Raises:
+        ValueError: if a learning rate is not positive, or attacks are missing, unknown or repeated.
     """
 
     training: Training
     learning_rates: tuple[float, ...]  # of the attacks, times the optimizer's own
     attacks: tuple[Literal["forget", "mixed"], ...] = ("forget",)  # mixed: pretraining rows
-    keep_at: tuple[int, ...] = ()  # steps at which the strongest attack's parameters are kept
+    keep_at: tuple[int, ...] = ()  # steps at which the strongest attack's parameters are saved
 
     def __post_init__(self):
         if not self.attacks:
             raise ValueError("attacks is empty: forget or mixed, or both")
         check_distinct("attacks", self.attacks)
-        for attack in self.attacks:
-            if attack not in ATTACKS:
-                raise ValueError(f"unknown attack {attack!r}: forget or mixed")
-            ATTACKS[attack](self.training, self.learning_rates, self.keep_at)
+        for name in self.attacks:
+            if name not in ATTACKS:
+                raise ValueError(f"unknown attack {name!r}: forget or mixed")
+        self.build()  # checks the learning rates and keep_at
+
+    def build(self) -> tuple[Attack, ...]:
+        """Returns the attacks."""
+        return tuple(
+            ATTACKS[name](self.training, self.learning_rates, self.keep_at) for name in self.attacks
+        )
 
 
 @dataclass(frozen=True)
 class Paper:
-    """The knobs of the paper's diagram. Raises ValueError where the parts do not fit."""
+    """The settings of the paper's diagram; its scalars are flags of `undo-jax run`.
+
+    Raises:
+        ValueError: if a number is out of range, or models, tokenizer and attacks do not fit.
+    """
 
     name: str  # of the experiment; names files
     setting: Setting
@@ -133,10 +176,10 @@ class Paper:
     noise: Students
     distill: Distillation
     relearn: Relearning
-    seeds: tuple[int, ...] = (0,)  # each makes a model of every kind
+    seeds: tuple[int, ...] = (0,)  # one model of every kind per seed
     together: int = 64  # models trained side by side at most; less where memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
-    saving: Saving = field(default_factory=Saving)
+    saving: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
     scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 
@@ -145,67 +188,57 @@ class Paper:
         check_seeds(self.seeds, self.together)
         for name, model in self.lms.items():
             check_tokens(name, model, self.setting.get_tokenizer())
-            own, teachers = (table_shape(lm).shape[0] for lm in (model, self.model))
-            if own != teachers:
+            student_size, teacher_size = (table_shape(lm).shape[0] for lm in (model, self.model))
+            if student_size != teacher_size:
                 raise ValueError(
-                    f"{name}.vocabulary={own}, but its teacher has {teachers}: they meet at the "
-                    "vocabulary, make them equal"
+                    f"{name}.vocabulary={student_size} differs from its teacher's "
+                    f"{teacher_size}: make them equal, distillation compares their logits"
                 )
-        self.graph()
+        self.experiment()  # checks the rest
 
     @property
     def lms(self) -> dict[str, LM]:
-        """Every LM that is trained, by the knob that holds it."""
+        """The LMs that are trained, by the name of their field."""
         student = {} if self.noise.student is None else {"noise.student": self.noise.student}
         return {"model": self.model, **student}
 
-    def graph(self) -> Experiment:
-        """The models of the paper's Figure 1; all but the base are attacked."""
-        lm, small = self.model, self.noise.student or self.model
-        learning, teaching = self.pretrain.training, self.distill
-        attacking = self.relearn
-        base: Recipe = Pretrain(lm, learning, "pretrain", rng_name="pretrain/base")
+    def experiment(self) -> Experiment:
+        """Returns the models of the paper's Figure 1; all but the base are attacked."""
+        # The base, and what it is compared with.
+        pretraining = self.pretrain.training
+        base: Recipe = Pretrain(self.model, pretraining, "pretrain", rng_name="pretrain/base")
         if self.pretrain.base is not None:
-            base = Import(lm, self.pretrain.base)
-        oracle = Pretrain(lm, learning, "oracle", rng_name="pretrain/oracle")
-        unlearning = self.unlearn
+            base = Import(self.model, self.pretrain.base)
+        oracle = Pretrain(self.model, pretraining, "oracle", rng_name="pretrain/oracle")
         unlearned = Unlearn(
             base,
-            unlearning.training,
-            unlearning.method,
-            unlearning.trains,
+            self.unlearn.training,
+            self.unlearn.method,
+            self.unlearn.trains,
             rng_name="unlearn/unlearn-only",
         )
-        students: dict[str, Recipe] = {}
-        for alpha in self.noise.alphas:
-            name = f"UNDO α={alpha:g}"
-            students[name] = Perturb(unlearned, alpha, self.noise.noise, rng_name=f"noise/{name}")
-        if self.noise.fresh_student:
-            name = "Unlearn-and-Distill"
-            students[name] = Fresh(small, rng_name=f"noise/{name}")
-        kind, studying = Distill, teaching.training
-        if teaching.filtered:  # from each side
-            kind, studying = FilteredDistill, replace(studying, batch_size=studying.batch_size // 2)
+
+        # Every student of the unlearned model, distilled.
+        distill, training = partial(Distill, loss=self.distill.loss), self.distill.training
+        if self.distill.filtered:  # half of each batch is from each side
+            distill = FilteredDistill
+            training = replace(training, batch_size=training.batch_size // 2)
         distilled = {
-            name: kind(
+            name: distill(
                 unlearned,
                 student,
-                studying,
-                teaching.tolerance,
-                teaching.stop_early,
+                training,
+                self.distill.tolerance,
+                self.distill.stop_early,
                 rng_name=f"distill/{name}",
             )
-            for name, student in students.items()
+            for name, student in self.noise.recipes(unlearned, self.model).items()
         }
-        attacks = (
-            ATTACKS[name](attacking.training, attacking.learning_rates, attacking.keep_at)
-            for name in attacking.attacks
-        )
         return Experiment(
             name=self.name,
             setting=self.setting,
             models={"base": base, "oracle": oracle, "unlearn-only": unlearned, **distilled},
-            attacks=tuple(attacks),
+            attacks=self.relearn.build(),
             attacked=("unlearn-only", *distilled, "oracle"),
             oracle="oracle",
             seeds=self.seeds,

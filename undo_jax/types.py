@@ -1,4 +1,4 @@
-"""The vocabulary of the package: what a batch, a model, a loss and a noise are.
+"""The types of the package: batches, language models, losses and noises.
 
 Axis legend, used in every shape comment and einsum:
   B batch   T time   S slots of keys   D model width   L layers   V vocabulary
@@ -19,6 +19,8 @@ Key = jax.Array  # a typed PRNG key, jax.random.key(...)
 Params = Any  # a pytree of plain dicts; leaves under "layers" are stacked, [L, ...]
 Lazy = Callable[[], Params]  # parameters that are loaded or computed when called
 Cache = Any  # a pytree, e.g. a key/value cache
+TokenIds = Int[Array, "B T"]
+States = Float[Array, "B T D"]  # of a model: hidden states, or its residual stream
 Metrics = dict[str, Float[Array, ""]]
 Scores = Mapping[str, float]  # of one model, by the metrics' names
 Marked = TypeVar("Marked", bound=Callable)
@@ -27,10 +29,10 @@ Rules = tuple[tuple[str, PartitionSpec], ...]  # (regular expression for the lea
 
 @dataclass(frozen=True)
 class Metric:
-    """What a score measures, which way is better, and when it is taken.
+    """What a score measures, which direction is better, and when it is computed.
 
-    `at` "end": once, of the finished model; "comparison": when both it and the oracle, if there is
-    one, are finished; otherwise at every evaluation.
+    `at` is "evaluation" for scores that are computed at every evaluation, "end" for those of the
+    finished model, and "comparison" for those that compare the finished model with the oracle.
     """
 
     label: str
@@ -60,7 +62,7 @@ class Rows(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Rows as a stream yields them, each [B, T+1]. A token's weight is that of predicting it."""
+    """Rows as a stream yields them, each [B, T+1]. A weight is for predicting its own token."""
 
     tokens: Any  # int32
     weights: Any = None  # float32 of any scale; 0: the token does not count; None: all 1
@@ -72,7 +74,7 @@ Batch = Mapping[str, Rows]  # e.g. {"retain": ..., "forget": ...}
 
 
 class Taps(NamedTuple):
-    """Inner states that a forward pass returns, too; layers are counted from 0."""
+    """Which inner states a forward pass also returns; layers are counted from 0."""
 
     residual: Sequence[int] = ()  # the residual stream after so many layers: 0, the scaled
     # embedding, to L, the state before the last norm
@@ -80,7 +82,7 @@ class Taps(NamedTuple):
 
 
 class Tapped(NamedTuple):
-    """The tapped states, in the order of the taps, in the compute dtype."""
+    """The tapped states in the order of the taps, in the compute dtype."""
 
     residual: Float[Array, "n B T D"]
     mlp: Float[Array, "n B T D"]
@@ -113,13 +115,13 @@ class LM(Protocol):
         ...
 
     def init(self, key: Key) -> Params:
-        """Fresh fp32 parameters."""
+        """Returns fresh fp32 parameters."""
         ...
 
     def rounded(self, params: Params) -> Params:
-        """The parameters in the dtypes in which they are used, e.g. matrices in bf16.
+        """Returns the parameters in the dtypes in which they are used, e.g. matrices in bf16.
 
-        Models that are not trained take less memory then, and compute the same.
+        A frozen model then takes less memory and computes the same.
         """
         ...
 
@@ -128,44 +130,41 @@ class LM(Protocol):
         """Number of layers."""
         ...
 
-    def hidden(
-        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
-    ) -> Float[Array, "B T D"]:
-        """Final hidden states, after the last norm; logits are never formed here.
+    def hidden(self, params: Params, tokens: TokenIds, edits: Edits | None = None) -> States:
+        """Returns final hidden states, after the last norm; logits are never formed here.
 
-        Raises ValueError for edits of layers that the model does not have, and for a prefix where
-        attention ends at the start of a document.
+        Raises:
+            ValueError: for edits of layers that the model does not have, and for a prefix if
+                attention ends at the start of a document.
         """
         ...
 
     def tapped(
-        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
-    ) -> tuple[Float[Array, "B T D"], Tapped]:
-        """`hidden`, and the tapped states of the same pass. Raises as `hidden`, for taps, too."""
+        self, params: Params, tokens: TokenIds, taps: Taps, edits: Edits | None = None
+    ) -> tuple[States, Tapped]:
+        """Returns `hidden` and the tapped states of the same pass. Raises what `hidden` raises."""
         ...
 
     def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """The last norm: of the last residual state `hidden`, of an earlier one a logit lens."""
+        """Applies the last norm to a residual state; to an earlier one it gives a logit lens."""
         ...
 
-    def activations(
-        self, params: Params, tokens: Int[Array, "B T"], layer: int
-    ) -> Float[Array, "B T D"]:
-        """The residual stream after the first `layer` layers (0 is the scaled embedding)."""
+    def activations(self, params: Params, tokens: TokenIds, layer: int) -> States:
+        """Returns the residual stream after the first `layer` layers (0: the scaled embedding)."""
         ...
 
     def cache_rules(self, tensor: int) -> Rules:
-        """How a cache is sharded over a `tensor` axis of that size."""
+        """Returns how a cache is sharded over a `tensor` axis of that size."""
         ...
 
     def empty_cache(self, batch: int, size: int) -> Cache:
-        """An empty cache for `size` tokens per row."""
+        """Returns an empty cache for `size` tokens per row."""
         ...
 
     def extend(
-        self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final hidden states of tokens at positions start, start + 1, ... of each row.
+        self, params: Params, cache: Cache, tokens: TokenIds, start: Int[Array, " B"]
+    ) -> tuple[States, Cache]:
+        """Returns final hidden states of tokens at positions start, start + 1, ... of each row.
 
         The cache must hold all tokens before `start`, and have room for the new ones. Entries from
         `start` on are overwritten, so rows may be padded at their end.
@@ -173,49 +172,50 @@ class LM(Protocol):
         ...
 
     def table(self, params: Params) -> Float[Array, "V D"]:
-        """The output embedding."""
+        """Returns the output embedding."""
         ...
 
     def forward_flops(self, time: int) -> float:
-        """FLOPs per token of a forward pass over rows of `time` tokens, head included."""
+        """Returns FLOPs per token of a forward pass over rows of `time` tokens, head included."""
         ...
 
 
 @cache
 def shapes(lm: LM) -> Params:
-    """The parameters of a model as shapes and dtypes, traced once."""
+    """Returns the parameters of a model as shapes and dtypes, traced once."""
     return jax.eval_shape(lambda: lm.init(jax.random.key(0)))  # traces only, also the key
 
 
 def parameters(lm: LM) -> int:
-    """Number of parameters of a model."""
+    """Returns the number of parameters of a model."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(lm)))
 
 
 @cache
 def rounded_shapes(lm: LM) -> Params:
-    """`lm.rounded` parameters, as shapes and dtypes."""
+    """Returns `lm.rounded` parameters as shapes and dtypes."""
     return jax.eval_shape(lm.rounded, shapes(lm))
 
 
 def used(lm: LM) -> int | None:
-    """How many rows of an LM's table are tokens, from the first on: its `used`, if it has one.
+    """Returns the vocabulary size of an LM without padding rows, or None if there are none.
 
-    Other rows are padding: no token has their probability. None: there are none.
+    It is the attribute `used`, if the LM has one. Rows of the table from there on are padding, and
+    have no probability.
     """
     return getattr(lm, "used", None)
 
 
 def table_shape(lm: LM) -> jax.ShapeDtypeStruct:
-    """Shape [V, D] and dtype of the output embedding, rounded as in `lm.rounded`."""
+    """Returns shape [V, D] and dtype of the output embedding, rounded as in `lm.rounded`."""
     return jax.eval_shape(lm.table, rounded_shapes(lm))
 
 
 class Frozen(NamedTuple):
-    """A reference model: never updated, no gradient, its parameters an argument of the jitted step.
+    """A reference model, which is never updated and has no gradient.
 
-    The parameters are `lm.rounded`. `lm` is static, so a `Frozen` is built inside the step and not
-    passed through jit.
+    Its parameters are `lm.rounded`, and an argument of the jitted step. `lm` is static, so a
+    `Frozen` is built inside the step and not passed through jit.
     """
 
     lm: LM
@@ -234,15 +234,16 @@ class Loss(Protocol):
 
 
 def whole_batch(loss: Marked) -> Marked:
-    """Decorator for a loss that is not a sum over rows, e.g. one that compares them: accumulation
-    over parts of a batch would change its value, and is refused.
+    """Marks a loss that is not a sum over rows, e.g. one that compares them.
+
+    Accumulation over parts of a batch would change its value, and is refused.
     """
     loss.whole_batch = True  # type: ignore[attr-defined]
     return loss
 
 
 def wants_whole_batch(loss: Any) -> bool:
-    """Whether a loss, or one inside its `partial`s, is marked with `whole_batch`."""
+    """Returns whether a loss, or one inside its `partial`s, is marked with `whole_batch`."""
     if isinstance(loss, partial):
         return any(map(wants_whole_batch, (loss.func, *loss.args, *loss.keywords.values())))
     return getattr(loss, "whole_batch", False) is True

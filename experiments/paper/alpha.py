@@ -44,24 +44,26 @@ BETAS = {
 class Alpha(Figure):
     figure: ClassVar[str] = "alpha"
 
-    def graph(self) -> Experiment:
-        teacher, which = self.model("unlearn-only"), (self.setting, self.scale)
+    def experiment(self) -> Experiment:
+        teacher, key = self.model("unlearn-only"), (self.setting, self.scale)
         students: dict[str, Recipe] = {
             f"α={alpha:g}": Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
-            for alpha in ALPHAS[which]
+            for alpha in ALPHAS[key]
         }
-        for alpha in ABLATED[which]:
-            for beta in BETAS[which]:
+        for alpha in ABLATED[key]:
+            for beta in BETAS[key]:
                 noise = partial(shrink_perturb, beta=beta)
                 students[f"α={alpha:g} β={beta:g}"] = Perturb(teacher, alpha, noise)
         distilled: dict[str, Recipe] = {
             name: self.undo(teacher, student) for name, student in students.items()
         }
         distilled["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
-        known = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
-        return self.experiment(
-            {**known, **distilled}, attacked=("unlearn-only", *distilled, "oracle")
+        references = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
+        return self.with_models(
+            {**references, **distilled}, attacked=("unlearn-only", *distilled, "oracle")
         )
 
 
+# make paper 13: --setting arithmetic
+# make paper 23: --setting language
 experiment = Alpha()

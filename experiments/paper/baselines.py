@@ -42,7 +42,7 @@ TOP_OF_MANY = 32
 class Baselines(Figure):
     figure: ClassVar[str] = "baselines"
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         teacher, noise = self.model("unlearn-only"), self.paper.noise.noise
         noised = Perturb(teacher, ALPHA, noise)
         models: dict[str, Recipe] = {
@@ -63,39 +63,48 @@ class Baselines(Figure):
         }
         for name, parts in _parts(teacher.lm).items():
             part = share(parts, shapes(teacher.lm))
-            told = f"({100 * part:.0f} %)"
+            percent = f"({100 * part:.0f} %)"
             for where, damage in (
-                (f"noise in {name} {told}", partial(targeted, parts=parts)),
-                (f"random, as {name} {told}", partial(random_mask, share=round(part, 4))),
+                (f"noise in {name} {percent}", partial(targeted, parts=parts)),
+                (f"random, as {name} {percent}", partial(random_mask, share=round(part, 4))),
             ):
                 models[where] = self.undo(teacher, Perturb(teacher, ALPHA, damage))
-        return self.experiment(models, tuple(name for name in models if name != "base"))
+        return self.with_models(models, tuple(name for name in models if name != "base"))
 
     def _top_k(self) -> Loss:
         return partial(top_k_distillation, k=TOP.get((self.setting, self.scale), TOP_OF_MANY))
 
     def _halved(self, teacher: Recipe) -> Distill:
-        """With twice as many steps, at most: in a pilot at small scale it needed 1600 of them."""
+        """Returns a half-width student; with twice the steps, since a pilot needed 1600."""
         lm: Any = teacher.lm
-        made = self.undo(teacher, Fresh(at_width(lm, lm.width // 2)))
-        return trained(made, steps=2 * made.training.steps)
+        distilled = self.undo(teacher, Fresh(at_width(lm, lm.width // 2)))
+        return trained(distilled, steps=2 * distilled.training.steps)
 
     def _filtered(self, teacher: Recipe, student: Recipe) -> Distill:
-        base, how = self.model("base"), self.paper.distill
+        """Returns a distillation with uniform targets where a classifier finds forget data."""
+        base, distill = self.model("base"), self.paper.distill
         classifier: Any = self.once(Classifier(base, layer=base.lm.layers // 2))
-        known = teacher, student, how.training, how.tolerance, how.stop_early
-        return ClassifiedDistill(*known, classifier=classifier)
+        return ClassifiedDistill(
+            teacher,
+            student,
+            distill.training,
+            distill.tolerance,
+            distill.stop_early,
+            classifier=classifier,
+        )
 
     def _copied(self, teacher: Recipe) -> Distill:
-        """Without a stop rule, which a copy meets before the first step."""
-        made = self.undo(teacher, Perturb(teacher, 0.0, self.paper.noise.noise))
-        return trained(replace(made, stop_early=False), steps=STEPS[self.setting, self.scale])
+        """Returns a distilled copy of the teacher; the stop rule would end it at step 0."""
+        distilled = self.undo(teacher, Perturb(teacher, 0.0, self.paper.noise.noise))
+        return trained(replace(distilled, stop_early=False), steps=STEPS[self.setting, self.scale])
 
 
 def _parts(lm: LM) -> dict[str, Trains]:
-    """What noise is targeted at."""
+    """Returns the parameters that noise is targeted at, by the name of the part."""
     upper = range(lm.layers // 2, lm.layers)
     return {"MLPs": Trains(((r"/mlp/", None),)), "upper layers": Trains(((r"^layers/", upper),))}
 
 
+# make paper 15: --setting arithmetic
+# make paper 25: --setting language
 experiment = Baselines()

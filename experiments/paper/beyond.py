@@ -37,29 +37,34 @@ TIMES = (1, 2, 4)
 class Beyond(Figure):
     figure: ClassVar[str] = "beyond"
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         base, oracle, teacher = (self.model(n) for n in ("base", "oracle", "unlearn-only"))
         longer = {"oracle, 4×": _four_times(oracle), "unlearn-only, 4×": _four_times(teacher)}
         models: dict[str, Recipe] = {
             "base": base, "oracle": oracle, "unlearn-only": teacher, **longer
         }  # fmt: skip
-        for name, of in ("UNDO", None), ("Unlearn-and-Distill", Fresh(teacher.lm)):
-            student = of or Perturb(teacher, ALPHA, self.paper.noise.noise)
-            patient = longer["unlearn-only, 4×"]
-            of_patient = of or Perturb(patient, ALPHA, self.paper.noise.noise)
+        longer_teacher, noise, fresh = (
+            longer["unlearn-only, 4×"],
+            self.paper.noise.noise,
+            Fresh(teacher.lm),
+        )
+        for name, student, longer_student in (
+            ("UNDO", Perturb(teacher, ALPHA, noise), Perturb(longer_teacher, ALPHA, noise)),
+            ("Unlearn-and-Distill", fresh, fresh),
+        ):
             for times in TIMES:
                 models[f"{name}, {times}×"] = self._distilled(Distill, teacher, student, times)
             for times in (1, 4):
                 filtered = self._distilled(FilteredDistill, teacher, student, times)
                 models[f"{name}, filtered, {times}×"] = filtered
-                longest = self._distilled(Distill, patient, of_patient, times)
-                models[f"{name}, of the longer unlearned, {times}×"] = longest
-        return self.experiment(models, tuple(name for name in models if name != "base"))
+                distilled = self._distilled(Distill, longer_teacher, longer_student, times)
+                models[f"{name}, of the longer unlearned, {times}×"] = distilled
+        return self.with_models(models, tuple(name for name in models if name != "base"))
 
     def _distilled(
         self, kind: type[Distill], teacher: Recipe, student: Recipe, times: int
     ) -> Distill:
-        """Distilled for a number of steps; by a filter with half of the rows from each side."""
+        """Returns a distillation without a stop rule; a filtered one has half its rows per side."""
         training = replace(
             self.paper.distill.training, steps=times * STEPS[self.setting, self.scale]
         )
@@ -69,8 +74,10 @@ class Beyond(Figure):
 
 
 def _four_times(recipe: Any) -> Recipe:
-    """The recipe, trained four times as long."""
+    """Returns the recipe, trained four times as long."""
     return trained(recipe, steps=4 * recipe.training.steps)
 
 
+# make paper 14: --setting arithmetic
+# make paper 24: --setting language
 experiment = Beyond()

@@ -19,10 +19,10 @@ from undo_jax.runner.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class Methods(Figure):
+class DistilledMethods(Figure):
     figure: ClassVar[str] = "methods"
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         models: dict[str, Recipe] = {name: self.model(name) for name in ("base", "oracle")}
         attacked = ["oracle"]
         for method in METHODS:
@@ -30,7 +30,9 @@ class Methods(Figure):
             models[method] = teacher
             models[f"{method}, distilled"] = self.unlearn_and_distill(teacher)
             attacked += [method, f"{method}, distilled"]
-        return self.experiment(models, tuple(attacked))
+        return self.with_models(models, tuple(attacked))
 
 
-experiment = Methods()
+# make paper 12: --setting arithmetic
+# make paper 22: --setting language
+experiment = DistilledMethods()

@@ -35,12 +35,12 @@ class OracleMatching(Figure):
 
     @property
     def reported(self) -> tuple[int, ...]:
-        """Ten in small arithmetic: of the first five it could not be told."""
+        """The seeds of the setting; in small arithmetic ten, since five left claims open."""
         if (self.setting, self.scale) == ("arithmetic", "small"):
             return tuple(range(10, 20))
         return super().reported
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         base, oracle = self.model("base"), self.model("oracle")
         first = {
             "Student (Reference)": (oracle, base),
@@ -52,26 +52,28 @@ class OracleMatching(Figure):
             for name, (teacher, student) in first.items()
         }
         students["base, distilled"] = Distill(base, Fresh(base.lm), self.control, stop_early=False)
-        return self.experiment(
+        return self.with_models(
             {"base": base, "oracle": oracle, **students}, attacked=("oracle", *students)
         )
 
     @property
     def training(self) -> Training:
-        """Of the students: as in UNDO; at the paper's scale as in its Unlearn-and-Distill."""
+        """The training of the students: of UNDO; at the paper's scale, of Unlearn-and-Distill."""
         if self.scale == "small":
-            own = self.paper.distill.training
+            training = self.paper.distill.training
         else:
-            own = self.unlearn_and_distill(self.model("oracle")).training
-        return own if self.steps is None else replace(own, steps=self.steps)
+            training = self.unlearn_and_distill(self.model("oracle")).training
+        return training if self.steps is None else replace(training, steps=self.steps)
 
     @property
     def control(self) -> Training:
-        """Of the base's student: in the paper's arithmetic, 2000 steps at a constant 1e-4."""
+        """The training of the base's student; in the paper's arithmetic 2000 steps at 1e-4."""
         if (self.setting, self.scale) != ("arithmetic", "paper"):
             return self.training
         optimizer = replace(self.training.optimizer, learning_rate=1e-4, decay="constant")
         return replace(self.training, steps=self.steps or 2000, optimizer=optimizer)
 
 
+# make paper 11: --setting arithmetic
+# make paper 21: --setting language
 experiment = OracleMatching()

@@ -81,13 +81,13 @@ NPO_RETAIN = {"small": 5.0, "paper": 1.0}  # weight of the retain term; open-unl
 class Pareto(Figure):
     figure: ClassVar[str] = "pareto"
 
-    def graph(self) -> Experiment:
-        known = {"base": self.model("base"), "oracle": self.model("oracle")}
-        settings = {**dict(self.unlearned()), **dict(self.distilled())}
-        return self.experiment({**known, **settings}, attacked=("oracle", *settings))
+    def experiment(self) -> Experiment:
+        references = {"base": self.model("base"), "oracle": self.model("oracle")}
+        grid = {**dict(self.unlearned()), **dict(self.distilled())}
+        return self.with_models({**references, **grid}, attacked=("oracle", *grid))
 
     def unlearned(self) -> Iterator[tuple[str, Recipe]]:
-        """Models of each method but UNDO, by their names."""
+        """Yields the names and recipes of models of each method but UNDO."""
         rates = RATES[self.setting, self.scale]
         for method in ("GradDiff", "MaxEnt", "RMU"):
             for rate in rates[method]:
@@ -106,7 +106,7 @@ class Pareto(Figure):
             yield name, replace(at_rate(of_maxent, rate), loss=loss)
 
     def distilled(self) -> Iterator[tuple[str, Recipe]]:
-        """UNDO of the MaxEnt teacher, by its noise."""
+        """Yields the names and recipes of UNDO of the MaxEnt teacher, one per noise."""
         teacher = unlearned(self, "MaxEnt")
         for alpha, beta in NOISES[self.setting, self.scale]:
             student = Perturb(teacher, alpha, partial(shrink_perturb, beta=beta))
@@ -114,4 +114,6 @@ class Pareto(Figure):
             yield name, self.undo(teacher, student)
 
 
+# make paper 16: --setting arithmetic
+# make paper 26: --setting language
 experiment = Pareto()

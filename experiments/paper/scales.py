@@ -2,7 +2,8 @@
 
 Sizes and settings are those of the experiment files in the folder above: `small` is the quickstart
 and language_small.py (two CPU cores), `paper` arithmetic.py and language.py, for a slice or a GPU.
-Recipes are equal in all figures, so a workdir makes each model once.
+Recipes are equal in all figures, so a workdir makes each model once. Comments such as
+`# make paper 11: --setting arithmetic` are the runs of `make paper`, in the order of their numbers.
 
 At the paper's scale the values are the official code's, as far as it says them. What differs there,
 beside what those two files say: base, oracle and fresh student have first parameters of their own
@@ -34,7 +35,7 @@ from undo_jax.recipes.fresh import Fresh
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.mesh import MeshShape
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.types import LM
 
 FILES = {
@@ -56,14 +57,14 @@ PARTS = {"arithmetic": 3, "language": 5}
 
 @dataclass(frozen=True)
 class Figure:
-    """What can be set from the command line, e.g. --setting language --scale paper --seeds 0 1."""
+    """The settings of a figure's experiment, each a flag, e.g. --setting language --seeds 0 1."""
 
     figure: ClassVar[str]  # the name of its file here, and of the one in undo_jax/report/paper
     setting: Literal["arithmetic", "language"] = "arithmetic"  # which of the paper's two settings
     scale: Literal["small", "paper"] = "small"  # small: of this repository; paper: as published
-    seeds: tuple[int, ...] | None = None  # each makes a model of every kind; None: those reported
+    seeds: tuple[int, ...] | None = None  # one model of every kind per seed; None: those reported
     mesh: MeshShape | None = None  # None: of the scale
-    saving: Saving = Saving()
+    saving: CheckpointPolicy = CheckpointPolicy()
     text: str | None = None  # English, a document a line, beside the paper's arithmetic
     tokenizer: str | None = None  # Gemma's, a SentencePiece model, for that text
 
@@ -79,7 +80,7 @@ class Figure:
 
     @property
     def variant(self) -> str:
-        """What sets it apart in its setting, e.g. _width96: a row of its own in the figure."""
+        """A suffix of the setting in the experiment's name, e.g. _width96: a row of its own."""
         return "_text" if self.text else ""
 
     @property
@@ -89,45 +90,45 @@ class Figure:
 
     @property
     def reported(self) -> tuple[int, ...]:
-        """The seeds that are reported."""
+        """The seeds of the published results."""
         return self.paper.seeds
 
     def model(self, name: str) -> Recipe:
-        """A model of that diagram: base, oracle or unlearn-only."""
-        return self.once(self.paper.graph().models[name])
+        """Returns a model of the paper's diagram: base, oracle or unlearn-only."""
+        return self.once(self.paper.experiment().models[name])
 
     def once(self, recipe: Recipe) -> Recipe:
-        """The recipe; at the paper's scale, with one seed for all seeds of the experiment."""
+        """Returns the recipe; at the paper's scale with one seed for all the experiment's."""
         return replace(cast(Any, recipe), seed=ONE_SEED) if self.scale == "paper" else recipe
 
     def undo(self, teacher: Recipe, student: Recipe) -> Distill:
-        """The teacher distilled into a student until it has recovered."""
-        how = self.paper.distill
-        return Distill(teacher, student, how.training, how.tolerance, how.stop_early)
+        """Returns the distillation of the teacher into a student, until it has recovered."""
+        distill = self.paper.distill
+        return Distill(teacher, student, distill.training, distill.tolerance, distill.stop_early)
 
     def unlearn_and_distill(self, teacher: Recipe) -> Distill:
-        """The teacher distilled into a fresh student; at the paper's scale without a stop rule."""
-        made = self.undo(teacher, Fresh(teacher.lm))
+        """Returns the distillation into a fresh student; at the paper's scale with no stop rule."""
+        distilled = self.undo(teacher, Fresh(teacher.lm))
         if self.scale == "small":
-            return made
+            return distilled
         decay = 0.1 if self.setting == "language" else 0.0
-        optimizer = replace(made.training.optimizer, weight_decay=decay)
-        made = trained(made, steps=1000, eval_every=50, optimizer=optimizer)
-        return replace(made, stop_early=False)
+        optimizer = replace(distilled.training.optimizer, weight_decay=decay)
+        distilled = trained(distilled, steps=1000, eval_every=50, optimizer=optimizer)
+        return replace(distilled, stop_early=False)
 
     def attacks(self) -> tuple[Attack, ...]:
-        """Relearning; and in small arithmetic its controls."""
-        attacks, paper = self.paper.graph().attacks, self.paper
+        """Returns the relearning attacks; in small arithmetic with their controls."""
+        attacks, paper = self.paper.experiment().attacks, self.paper
         if not getattr(paper.setting, "controls", False):
             return attacks
         training, rates = paper.relearn.training, paper.relearn.learning_rates
         half = replace(held_out(training, rates), name="half")
         return (*attacks, half, permuted(training, rates))
 
-    def experiment(
+    def with_models(
         self, models: Mapping[str, Recipe], attacked: tuple[str, ...] | None = None
     ) -> Experiment:
-        """The experiment with these models."""
+        """Returns the experiment with these models; `attacked` names some, None: all."""
         paper = self.paper
         return Experiment(
             name=self.name,
@@ -145,16 +146,16 @@ class Figure:
 @cache
 def _paper(setting: str, scale: str, text: str | None = None, model: str | None = None) -> Paper:
     paper = cast(Paper, load(str(Path(__file__).parent.parent / FILES[setting, scale])))
-    own: Any = paper.setting
-    own = replace(own, segments=True)  # a sequence of NPO is a problem, or a document
+    task: Any = paper.setting
+    task = replace(task, segments=True)  # a sequence of NPO is a problem, or a document
     if scale == "paper":
         lm: Any = paper.model
         if text is not None and model is not None:
-            own = replace(own, text=text, tokenizer=load_tokenizer(model))
+            task = replace(task, text=text, tokenizer=load_tokenizer(model))
             lm = replace(lm, vocabulary=GEMMA)
         return replace(
             paper,
-            setting=own,
+            setting=task,
             model=lm,
             pretrain=trained(paper.pretrain, accumulation=PARTS[setting]),
             distill=trained(paper.distill, accumulation=PARTS[setting]),
@@ -162,31 +163,34 @@ def _paper(setting: str, scale: str, text: str | None = None, model: str | None 
         )
     return replace(
         paper,
-        setting=replace(own, controls=True) if setting == "arithmetic" else own,
+        setting=replace(task, controls=True) if setting == "arithmetic" else task,
         relearn=replace(paper.relearn, learning_rates=RATES[setting]),
         seeds=SEEDS[setting],
     )
 
 
 def trained(stage: Any, **changes: Any) -> Any:
-    """A stage or a recipe with other fields of its training."""
+    """Returns a stage or a recipe with other fields of its training."""
     return replace(stage, training=replace(stage.training, **changes))
 
 
 def at_rate(stage: Any, rate: float) -> Any:
-    """A stage or a recipe with another learning rate."""
+    """Returns a stage or a recipe with another learning rate."""
     return trained(stage, optimizer=replace(stage.training.optimizer, learning_rate=rate))
 
 
 def at_width(lm: Any, width: int) -> LM:
-    """A decoder of another width, with heads as wide as its own; small ones begin by their width.
+    """Returns a decoder of another width, with heads of the same width.
 
-    Raises ValueError for a width with which heads or the feed-forward width would not be whole.
+    The initial scale follows the width where it does so in `lm`. Raises ValueError for a width with
+    which the number of heads or the feed-forward width would not be whole.
     """
     sizes = {name: getattr(lm, name) for name in ("feed_forward", "heads", "kv_heads")}
     step = lm.width // math.gcd(lm.width, *sizes.values())
     if width < 1 or width % step:
-        raise ValueError(f"width={width}: give a multiple of {step}, so that heads are whole")
-    spread = width**-0.5 if lm.init_stddev == lm.width**-0.5 else lm.init_stddev
+        raise ValueError(
+            f"width={width}: give a multiple of {step}, so that the number of heads is whole"
+        )
+    stddev = width**-0.5 if lm.init_stddev == lm.width**-0.5 else lm.init_stddev
     scaled = {name: size * width // lm.width for name, size in sizes.items()}
-    return replace(lm, **scaled, width=width, init_stddev=spread)
+    return replace(lm, **scaled, width=width, init_stddev=stddev)

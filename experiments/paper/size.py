@@ -38,7 +38,7 @@ class Size(Figure):
 
     @property
     def lm(self) -> Any:
-        """The setting's own decoder at this scale."""
+        """The decoder of the setting and scale, before its width changes."""
         return super().paper.model
 
     @property
@@ -48,39 +48,42 @@ class Size(Figure):
     @property
     def paper(self) -> Paper:
         """The paper's diagram with decoders of this width."""
-        own, width = super().paper, self.width or self.lm.width
-        slower = own.model.width / width  # type: ignore[attr-defined]
-        rates = tuple(rate * slower for rate in own.relearn.learning_rates)
+        paper, width = super().paper, self.width or self.lm.width
+        slower = self.lm.width / width
+        rates = tuple(rate * slower for rate in paper.relearn.learning_rates)
         return replace(
-            own,
-            model=at_width(own.model, width),
-            pretrain=_slowed(own.pretrain, slower),
-            unlearn=_slowed(own.unlearn, slower),
-            distill=_slowed(own.distill, slower),
-            relearn=replace(own.relearn, learning_rates=rates),
+            paper,
+            model=at_width(self.lm, width),
+            pretrain=_slowed(paper.pretrain, slower),
+            unlearn=_slowed(paper.unlearn, slower),
+            distill=_slowed(paper.distill, slower),
+            relearn=replace(paper.relearn, learning_rates=rates),
         )
 
     @property
     def reported(self) -> tuple[int, ...]:
-        """Those of the setting; two for large models at small scale."""
+        """The seeds of the setting; of large models at small scale only the first two."""
         large = self.scale == "small" and (self.width or self.lm.width) >= LARGE
         return super().reported[: 2 if large else None]
 
-    def graph(self) -> Experiment:
-        known = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
-        teacher, noise = known["unlearn-only"], partial(shrink_perturb, beta=0.1)
+    def experiment(self) -> Experiment:
+        references = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
+        teacher, noise = references["unlearn-only"], partial(shrink_perturb, beta=0.1)
         distilled: dict[str, Recipe] = {
             f"α={alpha:g}": self.undo(teacher, Perturb(teacher, alpha, noise)) for alpha in ALPHAS
         }
         distilled["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
-        return self.experiment(
-            {**known, **distilled}, attacked=("unlearn-only", *distilled, "oracle")
+        return self.with_models(
+            {**references, **distilled}, attacked=("unlearn-only", *distilled, "oracle")
         )
 
 
 def _slowed(stage: Any, slower: float) -> Any:
-    """A stage with its learning rate times that."""
+    """Returns a stage with its learning rate times `slower`."""
     return at_rate(stage, stage.training.optimizer.learning_rate * slower)
 
 
+# make paper 31: --width 48
+# make paper 32: --width 96
+# make paper 33: --width 216
 experiment = Size()

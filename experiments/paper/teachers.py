@@ -1,4 +1,4 @@
-"""The unlearning methods of the figures, with the settings of each setting and scale.
+"""The unlearning methods of the figures, with their values for each setting and scale.
 
 At the paper's scale the rates are those of the teachers that the official code distills; RMU keeps
 the retain term that the committed runs of the official code leave out. At small scale they were
@@ -28,8 +28,8 @@ def _paper(steps: int, rate: float, batch_size: int, every: int) -> Training:
     return Training(steps, batch_size, AdamW(rate), eval_every=every)
 
 
-# (setting, scale, method): training, method, layers whose MLP output matrix trains (None: all)
-SETTINGS: dict[tuple[str, str, str], tuple[Training, Loss, range | None]] = {
+# (setting, scale, method): training, loss, layers whose MLP output matrix trains (None: all)
+TRAININGS: dict[tuple[str, str, str], tuple[Training, Loss, range | None]] = {
     ("arithmetic", "small", "GradDiff"): (
         _small(40, 5e-4), partial(graddiff, retain_weight=5.0), None
     ),
@@ -58,9 +58,9 @@ SETTINGS: dict[tuple[str, str, str], tuple[Training, Loss, range | None]] = {
 
 
 def unlearned(figure: Figure, method: str) -> Recipe:
-    """The base unlearned by a method; MaxEnt as in the experiment file of the scale."""
+    """Returns the base unlearned by a method; MaxEnt is that of the scale's experiment file."""
     if method == "MaxEnt":
         return figure.model("unlearn-only")
-    training, loss, layers = SETTINGS[figure.setting, figure.scale, method]
+    training, loss, layers = TRAININGS[figure.setting, figure.scale, method]
     trains = None if layers is None else Trains(((r"mlp/down$", layers),))
     return figure.once(Unlearn(figure.model("base"), training, loss, trains))

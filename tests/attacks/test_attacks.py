@@ -27,7 +27,7 @@ from undo_jax.runner import train_group
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.store import artifacts, param_checkpoint
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.optim import AdamW, Trains
 from undo_jax.training.train_step import Training
 
@@ -52,7 +52,7 @@ def test_a_file_has_one_attack_that_is_named_as_the_file(name):
         if made is attack:
             assert (attack.training, attack.learning_rates) == (HOW, RATES)
             assert attack.stream == STREAMS.get(name, "forget")
-        assert json.loads(json.dumps(artifacts.plain(attack)))["name"] == attack.name
+        assert json.loads(json.dumps(artifacts.to_json(attack)))["name"] == attack.name
 
 
 @pytest.mark.parametrize("rates", [(), (0.0,), (-1.0, 1.0), (float("nan"),), (1.0, 1.0)])
@@ -153,7 +153,7 @@ def _run(experiment, workdir):
 
 def _params(model):
     mesh = make_mesh(MeshShape())
-    return jax.device_get(artifacts.load(model.artifact, model.recipe.lm, mesh))
+    return jax.device_get(artifacts.load_params(model.artifact, model.recipe.lm, mesh))
 
 
 def _equal(one, other):
@@ -299,7 +299,7 @@ def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ra
     """It dies at step 4, is saved at 3: what was kept of step 2 stays, of step 6 is added."""
     attack, _, _ = kept
     shutil.copytree(ran[1], tmp_path / "out")
-    saving = Saving(every=3, minutes=0)
+    saving = CheckpointPolicy(every=3, minutes=0)
     dying = replace(_keeping((0, 2, 6)), saving=saving)
     keep = train_group._save_snapshots
 

@@ -136,7 +136,7 @@ SOME = tuple(map(tuple, TOKENS[:3].tolist()))
 def test_a_direction_is_the_mean_difference_and_nothing_of_it_is_left(params):
     own, base = params
     attack = ablation(base="the recipe", tokens=SOME, after=(1, 2))
-    assert (attack.others, attack.control) == (("the recipe",), True)
+    assert (attack.extra_models, attack.control) == (("the recipe",), True)
     made = jax.jit(partial(attack.prepare, LM))(own, jax.random.key(0), base)
     states = [decoder(LM, one, TOKENS[:3])[1] for one in (own, base)]
     wanted = [np.mean(np.asarray(states[0][i]) - states[1][i], axis=(0, 1)) for i in (1, 2)]
@@ -198,8 +198,8 @@ def test_embeddings_of_tokens_as_a_prompt_are_these_tokens(params):
         (lambda: soft_prompt(HOW, RATES, length=0).adapt(LM), "length=0: give a whole number"),
         (lambda: soft_prompt(HOW, RATES).adapt(replace(LM, document_start=0)),
          "a prefix and document_start=0"),
-        (lambda: ablation(after=()), r"after=\(\): give one number"),
-        (lambda: ablation(after=(1, 1)), r"after=\(1, 1\): give one number"),
+        (lambda: ablation(after=()), r"after=\(\): give distinct numbers"),
+        (lambda: ablation(after=(1, 1)), r"after=\(1, 1\): give distinct numbers"),
         (lambda: ablation(tokens=SOME).prepare(LM, {}, None), "ablation needs the base"),
         (lambda: ablation().prepare(LM, {}, None, {}), "ablation needs tokens"),
         (lambda: ablation(tokens=SOME).prepare(LM, {"a": TOKENS}, None, {"a": TOKENS[:2]}),

@@ -16,7 +16,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training import optim, train_step
 from undo_jax.training.optim import AdamW
-from undo_jax.training.population import Evaluation, Population
+from undo_jax.training.population import Evaluator, Population
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
 from undo_jax.training.trial import Trial, TrialInputs, assign_slots
@@ -130,7 +130,7 @@ def test_a_model_with_adapters_takes_no_others():
 # ---- in a population ----
 
 
-EVALUATION = Evaluation(
+EVALUATOR = Evaluator(
     lambda lm, params, rows: {"ce": losses.cross_entropy(lm, params, train_step.rows(rows))},
     TOKENS,
 )
@@ -169,7 +169,7 @@ def _trained(spec, trials, shape, steps=4):
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
         slots = assign_slots(trials, mesh.shape["sweep"])
-        population = Population(spec, EVALUATION, mesh, slots)
+        population = Population(spec, EVALUATOR, mesh, slots)
         assert population.shares_frozen == (mesh.shape["sweep"] == 8)
         states, active = population.start(), slots.is_taken
         for step in range(steps):
@@ -242,7 +242,7 @@ def test_sixty_four_adapters_need_at_most_twice_the_memory_of_one():
             slots = assign_slots(
                 [replace(trial, learning_rate=1e-3 * (i + 1)) for i in range(count)], 1
             )
-            step = next(iter(Population(spec, EVALUATION, mesh, slots)._lowered()))
+            step = next(iter(Population(spec, EVALUATOR, mesh, slots)._lowered()))
             memory = step.compile().memory_analysis()
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 

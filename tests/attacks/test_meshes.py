@@ -97,7 +97,7 @@ def _attacked(before, folder, mesh):
     made = experiments.run(_experiment(ATTACKS, mesh), folder)
     alone = make_mesh(MeshShape())
     return {
-        name: jax.device_get(artifacts.load(model.artifact, model.recipe.lm, alone))
+        name: jax.device_get(artifacts.load_params(model.artifact, model.recipe.lm, alone))
         for name, (model,) in made.items()
     }
 

@@ -15,7 +15,7 @@ from undo_jax.attacks.benign import benign
 from undo_jax.attacks.interpolate import interpolate
 from undo_jax.attacks.noise import noise
 from undo_jax.attacks.prune import prune
-from undo_jax.data.streams import Few, Then
+from undo_jax.data.streams import BatchSequence, RepeatedRows
 from undo_jax.runner.load_experiment import load
 from undo_jax.training.optim import AdamW, Trains
 from undo_jax.training.train_step import Training
@@ -64,7 +64,7 @@ def test_interpolation_is_on_the_line_to_the_base():
     made = attack.prepare(None, PARAMS, KEY, base)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), made,
                  jax.tree.map(lambda w: w + 0.25, PARAMS))  # fmt: skip
-    assert attack.others == ("the recipe",)
+    assert attack.extra_models == ("the recipe",)
     with pytest.raises(ValueError, match="needs the base: give base="):
         interpolate().prepare(None, PARAMS, KEY)
     with pytest.raises(ValueError, match="a base of the model's own shape"):
@@ -93,7 +93,7 @@ class Counted:
 
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 9])
 def test_a_few_rows_come_over_and_over(count):
-    few = Few(Counted(), 4, count)
+    few = RepeatedRows(Counted(), 4, count)
     found = [few[step, slice(None)] for step in range(5)]
     numbers = np.concatenate([part.tokens[:, 0] for part in found])
     assert numbers.tolist() == [i % count for i in range(20)]
@@ -102,7 +102,7 @@ def test_a_few_rows_come_over_and_over(count):
 
 
 def test_an_opening_comes_first():
-    batches = Then(Counted(), 2, Counted(100))
+    batches = BatchSequence(Counted(), 2, Counted(100))
     found = [batches[step, slice(0, 1)].tokens[0, 0] for step in range(4)]
     assert found == [0, 4, 100, 104]
 
@@ -120,7 +120,7 @@ def test_an_attack_that_starves_says_so():
         ({"training": "long"}, "training='long': give Training"),
         ({"learning_rates": 1e-3}, "learning_rates=0.001: give a tuple"),
         ({"keep_at": 1}, "keep_at=1: give a tuple"),
-        ({"others": "base"}, "others='base': give a tuple"),
+        ({"extra_models": "base"}, "extra_models='base': give a tuple"),
         ({"stream": None}, "stream=None: give a stream's name"),
         ({"opening": "retain"}, "opening='retain': give a stream, and a share"),
         ({"opening": (None, 0.5)}, "opening=.None, 0.5.: give a stream, and a share"),
@@ -155,4 +155,4 @@ def test_what_trains_needs_a_training():
 def test_the_other_model_of_an_attack_is_a_recipe():
     toy = load(str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"))
     with pytest.raises(ValueError, match="other model of attack interpolate-0.5 is 'base': give a"):
-        replace(toy.graph(), attacks=(interpolate(base="base"),))
+        replace(toy.experiment(), attacks=(interpolate(base="base"),))

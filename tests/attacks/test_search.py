@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from undo_jax.attacks.search import OTHERS, search
+from undo_jax.attacks.search import OTHER_OPTIMIZERS, search
 from undo_jax.report.numbers import by_step, strongest
 from undo_jax.report.records import Evaluation, Measure
 from undo_jax.training.optim import SGD, AdamW
@@ -78,7 +78,7 @@ def test_what_cannot_be_searched(wrong, said):
         search(HOW, ())
     with pytest.raises(ValueError, match="give positive rates, the ends of a range"):
         search(HOW, (1e-3, math.inf))
-    assert len(OTHERS) == 3
+    assert len(OTHER_OPTIMIZERS) == 3
 
 
 scores = st.one_of(st.floats(0, 1), st.just(math.nan), st.just(math.inf))

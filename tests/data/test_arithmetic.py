@@ -288,8 +288,8 @@ def test_word_lists():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"largest_term": 0}, "largest_term=0: give at least 1"),
-        ({"largest_factor": -3}, "largest_factor=-3: give at least 1"),
+        ({"largest_term": 0}, "largest_term=0: it must be at least 1"),
+        ({"largest_factor": -3}, "largest_factor=-3: it must be at least 1"),
         ({"held_out": 1.0}, "held_out=1.0: give a share of at least 0 and below 1"),
         ({"held_out": -0.1}, "held_out=-0.1: give a share of at least 0 and below 1"),
         (
@@ -313,11 +313,11 @@ def test_bad_requests():
         facts(grammar, "addition", "equation", "test")
     with pytest.raises(ValueError, match="no operations"):
         sample(grammar, [], "equation", 1, 0)
-    with pytest.raises(ValueError, match="count=-1: give at least 0"):
+    with pytest.raises(ValueError, match="count=-1: it must be at least 0"):
         sample(grammar, OPERATIONS, "equation", -1, 0)
     with pytest.raises(ValueError, match="no held_out facts.*held_out=0"):
         examination(grammar, "addition", "equation", "held_out")
-    with pytest.raises(ValueError, match="count=0: give at least 1"):
+    with pytest.raises(ValueError, match="count=0: it must be at least 1"):
         examination(grammar, "addition", "equation", "all", 0)
     assert facts(grammar, "addition", "equation", "held_out") == []
 

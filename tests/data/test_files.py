@@ -17,4 +17,4 @@ from undo_jax.data import files
 )
 def test_copies_are_local_wherever_compiled_programs_are_kept(monkeypatch, named, folder):
     monkeypatch.setenv(files.CACHE, named)
-    assert files.cache() == folder
+    assert files.cache_folder() == folder

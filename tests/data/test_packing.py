@@ -107,6 +107,6 @@ def test_bad_input(align):
         pack([], 4, BOS, align)
     with pytest.raises(ValueError, match="4 tokens.*takes 5.*lower length"):
         pack([[1, 2]], 4, BOS, align)
-    with pytest.raises(ValueError, match="length is 0"):
+    with pytest.raises(ValueError, match="length=0: rows need"):
         pack([[1, 2]], 0, BOS, align)
     assert pack([[1, 2]], 3, BOS, align).tolist() == [[0, 1, 2, 0]]

@@ -164,14 +164,14 @@ def test_bad_parquet(tmp_path):
     pq.write_table(table, tmp_path / "s.parquet")
     file = tmp_path / "s.parquet"
     said = _refused(ValueError, parquet(file, "text"))
-    assert said == f"{file} has no column 'text': it has id, body, gaps"
-    assert "s.parquet column 'id' is int64" in _refused(ValueError, parquet(file, "id"))
-    assert "s.parquet row 2 of column 'body' is not UTF-8" in _refused(
+    assert said == f"{file} has no column 'text': its columns are id, body, gaps"
+    assert "s.parquet row 1 field 'id' is int, not text" in _refused(
+        ValueError, parquet(file, "id")
+    )
+    assert "s.parquet row 2 field 'body' is not UTF-8" in _refused(
         ValueError, parquet(file, "body")
     )
-    assert "s.parquet row 2 of column 'gaps' is NoneType" in _refused(
-        ValueError, parquet(file, "gaps")
-    )
+    assert "s.parquet row 2 field 'gaps' is NoneType" in _refused(ValueError, parquet(file, "gaps"))
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     assert f"cannot read {file}" in _refused(OSError, parquet(file, "body"))
@@ -281,7 +281,7 @@ def tf_records(tfds_folder, tmp_path):
     target.mkdir(parents=True)
     for path in source.iterdir():
         if "array_record" in path.name:
-            records = sources._records(sources.File("", epath.Path(path), 0), 0, None)
+            records = sources._array_records(sources.File("", epath.Path(path), 0), 0, None)
             framed = [struct.pack("<Q4x", len(one)) + one + b"crc?" for one in records]
             (target / path.name.replace("array_", "tf")).write_bytes(b"".join(framed))
         else:
@@ -307,19 +307,21 @@ def test_bad_tfds(tfds_folder, monkeypatch):
     assert f"no TensorFlow data set 'nope' is prepared in {tfds_folder}" in refused("nope", "train")
     assert "'wiki40b/en'" in refused("wiki40b/en", "train")
     assert "no split 'dev': its splits are train, test" in refused("tiny_text", "dev")
-    assert "no feature 'body': choose from" in refused("tiny_text", "train", "body")
+    assert "unknown feature of tiny_text 'body': choose from" in refused(
+        "tiny_text", "train", "body"
+    )
     said = _refused(ValueError, tfds("tiny_text", "test", "id", data_dir=tfds_folder))
     assert "record 1 feature 'id' is int" in said
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     said = _refused(ModuleNotFoundError, lambda: tfds("tiny_text", "train"))
-    assert said == "tensorflow-datasets is not installed; run `pip install undo_jax[text]`"
+    assert said == "tensorflow-datasets is not installed: run `pip install undo_jax[text]`"
 
 
 def test_parquet_without_its_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     said = _refused(ModuleNotFoundError, lambda: parquet("x"))
-    assert said == "pyarrow is not installed; run `pip install undo_jax[text]`"
+    assert said == "pyarrow is not installed: run `pip install undo_jax[text]`"
 
 
 def test_files_in_a_bucket(bucket, tmp_path):

@@ -120,7 +120,8 @@ def test_words_of_texts_keep_every_text_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [("a\tb\ta", "repeat 'a'"), ("a b", "'a b', which is no"), ("", "''")]
+    ("words", "said"),
+    [("a\tb\ta", "words holds 'a' more than once"), ("a b", "'a b', which is no"), ("", "''")],
 )
 def test_words_refuse_what_is_no_word(words, said):
     with pytest.raises(ValueError, match=said):
@@ -132,8 +133,8 @@ def test_words_are_exported_as_they_are():
 
     tokenizer = Words.of([SAID])
     content = json.loads(json.dumps(tokenizer_files.describe(tokenizer)))
-    assert tokenizer_files.described(content) == tokenizer
-    file = tokenizer_files.files(tokenizer)["tokenizer.json"].decode()
+    assert tokenizer_files.from_description(content) == tokenizer
+    file = tokenizer_files.export_files(tokenizer)["tokenizer.json"].decode()
     theirs = tokenizers.Tokenizer.from_str(file)
     ids = theirs.encode(SAID).ids
     assert ids == [tokenizer.bos_id, *tokenizer.encode(SAID)]
@@ -304,7 +305,7 @@ def test_a_sample_is_as_much_of_each_shard(tmp_path):
         ({"size": 20}, ValueError, "vocab_size=20: 258 are bytes"),
         ({"model_type": "words"}, ValueError, "cannot train"),
         ({"texts": ["", ""]}, ValueError, "no text to learn from"),
-        ({"sentences": 0}, ValueError, "0 sentences"),
+        ({"sentences": 0}, ValueError, "sentences=0: give at least 1"),
     ],
 )
 def test_training_refuses_bad_input_and_writes_nothing(changes, error, said, tmp_path):
@@ -335,7 +336,7 @@ def test_config_json_describes_a_tokenizer_that_can_be_made_again(
     monkeypatch.chdir("/")  # a relative path was made absolute
     for (tokenizer, ids), content in zip(made.items(), described, strict=True):
         assert tuple(content["ids"].values()) == ids
-        again = tokenizer_files.described(content)
+        again = tokenizer_files.from_description(content)
         assert type(again) is type(tokenizer)
         assert again.fingerprint == tokenizer.fingerprint == content["fingerprint"]
         assert again.encode("ab") == tokenizer.encode("ab")
@@ -348,7 +349,10 @@ def test_a_tokenizer_of_the_experiments_own_is_described_by_its_ids():
     content = tokenizer_files.describe(Mine())
     assert content["type"] == "Mine" and content["ids"]["bos_token_id"] == 256
     assert "path" not in content
-    for call in (lambda: tokenizer_files.described(content), lambda: tokenizer_files.files(Mine())):
+    for call in (
+        lambda: tokenizer_files.from_description(content),
+        lambda: tokenizer_files.export_files(Mine()),
+    ):
         with pytest.raises(ValueError, match="Mine is a tokenizer of the experiment's own"):
             call()
 

@@ -25,7 +25,7 @@ def workdir(tmp_path_factory):
 def static(workdir):
     """The address of the page on disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+        patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
         cli.main(["demo", str(workdir), "--experiment", FILE])
     return (workdir / "demo-quickstart" / "index.html").as_uri()
 
@@ -43,14 +43,14 @@ def live(workdir):
         text=True,
     )
     assert process.stderr is not None
-    said = ""
+    message = ""
     for line in process.stderr:
-        said += line
-        if found := re.search(r"demo: (http://127\.0\.0\.1:\d+/)", line):
+        message += line
+        if match := re.search(r"demo: (http://127\.0\.0\.1:\d+/)", line):
             break
     else:
-        pytest.fail(said)
-    yield found[1]
+        pytest.fail(message)
+    yield match[1]
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     with process.stderr:
@@ -90,14 +90,14 @@ def test_the_slider_moves_every_answer_and_the_point_on_every_curve(browser, sta
             if at:
                 page.keyboard.press("ArrowRight")
             cards = _cards(page)
-            told = page.locator(".card .role").all_inner_texts()
-            assert told[:2] == ["before unlearning; is not attacked", "the base after unlearning"]
+            texts = page.locator(".card .role").all_inner_texts()
+            assert texts[:2] == ["before unlearning; is not attacked", "the base after unlearning"]
             for i, name in enumerate(MODELS):
                 text = data["replies"][data["shown"]][at][i]["text"]
                 assert cards[name, step] == (text.strip() or "(nothing)")
             assert page.evaluate(points) == [[step, len(MODELS) + 1]] * 2
-            told = page.get_attribute("#step", "aria-valuetext")
-            assert told == (f"{step} of {LAST} steps" if step else "not begun")
+            label = page.get_attribute("#step", "aria-valuetext")
+            assert label == (f"{step} of {LAST} steps" if step else "not begun")
         page.locator("#status", has_text=f"after {LAST} steps: base answers").wait_for(
             state="attached"
         )
@@ -159,7 +159,7 @@ def test_the_attack_plays(browser, static):  # noqa: F811
 
 
 def test_a_visitors_prompt_is_answered_live_as_text(browser, live, capsys, workdir, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     with opened(browser, live) as page:
         assert violations(page) == []
         page.focus("#step")

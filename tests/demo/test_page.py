@@ -5,7 +5,9 @@ import hashlib
 import json
 import re
 import sys
+from functools import partial
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +15,10 @@ import pytest
 import undo_jax.demo
 from undo_jax.cli import main as cli
 from undo_jax.demo.description import official_step, pair
-from undo_jax.demo.models import Column
+from undo_jax.demo.models import ModelColumn
 from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
-from undo_jax.setting import Example
+from undo_jax.setting import Example, Setting
 
 NASTY = "</script ></script><img src=x onerror=alert(1)><!-- & \u2028 \u2029 'quoted\" ✓"
 
@@ -48,25 +50,25 @@ class Scripts(HTMLParser):
 
 def test_texts_of_models_are_data_and_no_markup():
     described = {"name": NASTY, "live": False, "replies": [NASTY], "number": 0.5}
-    found = Scripts(page(described))
-    assert "img" not in found.tags
-    data = [text for attrs, text in found.scripts if attrs.get("type") == "application/json"]
+    parsed = Scripts(page(described))
+    assert "img" not in parsed.tags
+    data = [text for attrs, text in parsed.scripts if attrs.get("type") == "application/json"]
     assert len(data) == 1 and json.loads(data[0]) == described
     assert "<" not in data[0]  # which browsers read in more ways than one as a script's end
     plain = Scripts(page({"name": "x", "live": False}))
-    assert found.tags == plain.tags
+    assert parsed.tags == plain.tags
 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_only_the_pages_own_scripts_may_run(live):
     text = page({"name": "x", "live": live})
-    found = Scripts(text)
-    run = [content for attrs, content in found.scripts if "type" not in attrs]
-    hashes = {base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in run}
-    assert set(re.findall(r"'sha256-(.*?)'", found.policy)) == hashes and len(run) == 4
-    assert not any(attrs for attrs, _ in found.scripts if "type" not in attrs)  # none has a src
-    assert ("connect-src 'self';" if live else "connect-src 'none';") in found.policy
-    assert "default-src 'none'" in found.policy
+    parsed = Scripts(text)
+    run = [content for attrs, content in parsed.scripts if "type" not in attrs]
+    hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in run}
+    assert set(re.findall(r"'sha256-(.*?)'", parsed.policy)) == hashes and len(run) == 4
+    assert not any(attrs for attrs, _ in parsed.scripts if "type" not in attrs)  # none has a src
+    assert ("connect-src 'self';" if live else "connect-src 'none';") in parsed.policy
+    assert "default-src 'none'" in parsed.policy
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
 
 
@@ -76,7 +78,7 @@ def test_numbers_that_json_does_not_have_are_no_page():
 
 
 def _column(name, role, alpha=None, unlearned="maxent"):
-    return Column(name, role, alpha, unlearned, (1.0, 1.0), {}, Any, {})  # type: ignore
+    return ModelColumn(name, role, alpha, unlearned, (1.0, 1.0), {}, Any, {})  # type: ignore
 
 
 def test_the_official_view_has_the_unlearned_model_and_its_fresh_student():
@@ -89,12 +91,12 @@ def test_the_official_view_has_the_unlearned_model_and_its_fresh_student():
         _column("oracle", "oracle"),
     ]
     assert pair(shown) == [1, 3]
-    assert pair([one for one in shown if one.name != "fresh"]) == [1, 2]  # the noisiest one
-    assert pair([one for one in shown if one.role != "unlearned"]) == []
+    assert pair([c for c in shown if c.name != "fresh"]) == [1, 2]  # the noisiest one
+    assert pair([c for c in shown if c.role != "unlearned"]) == []
     assert pair(shown[:2]) == []
-    others = [_column(name, "unlearned", unlearned=name) for name in ("graddiff", "maxent")]
-    assert pair([*others, *shown[2:]]) == [1, 3]  # GradDiff has no student
-    assert pair([others[0], *shown[2:]]) == []
+    teachers = [_column(name, "unlearned", unlearned=name) for name in ("graddiff", "maxent")]
+    assert pair([*teachers, *shown[2:]]) == [1, 3]  # GradDiff has no student
+    assert pair([teachers[0], *shown[2:]]) == []
     assert [official_step(steps) for steps in ((0, 20, 50, 60), (0, 40, 100), (60, 100))] == [
         50, 40, 60,
     ]  # fmt: skip
@@ -106,9 +108,10 @@ def test_examples_of_a_file(tmp_path):
         '\ufeff{"prompt": "a", "answer": " b", "part": "forget"}\n\n'
         '{"prompt": "c", "part": "retain"}\n'
     )
-    wanted = [Example("a", " b", "forget"), Example("c", "", "retain")]
-    assert examples_of(None, str(file)) == wanted
-    assert examples_of(object(), None) == []  # a setting without any
+    expected = [Example("a", " b", "forget"), Example("c", "", "retain")]
+    assert examples_of(None, str(file)) == expected
+    without: Any = SimpleNamespace(examples=partial(Setting.examples, None))
+    assert examples_of(without, None) == []
     file.write_text('{"prompt": "a", "part": "retain"}\n' * 201)
     with pytest.raises(ValueError, match="has 201 examples: give 1 to 200"):
         examples_of(None, str(file))
@@ -131,7 +134,7 @@ def test_a_line_that_is_no_example_is_named(tmp_path, line):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ("nowhere", "nowhere holds no finished run: give the workdir of one"),
         ("nowhere --port 70000", "port=70000: give one from 0 to 65535"),
@@ -142,16 +145,16 @@ def test_a_line_that_is_no_example_is_named(tmp_path, line):
         (".", ". holds x: give --experiment FILE, the Python file that made what is to be shown"),
     ],
 )
-def test_what_cannot_be_is_one_line(capsys, monkeypatch, tmp_path, flags, said):
+def test_what_cannot_be_is_one_line(capsys, monkeypatch, tmp_path, flags, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     (tmp_path / "experiment-x.json").write_text("{}")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("<p>mine")
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo", *flags.split()])
-    told = capsys.readouterr().err
-    assert stop.value.code == 2 and said in told and told.count("\n") == 1
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and message in text and text.count("\n") == 1
 
 
 def test_without_the_extra_it_is_named(capsys, monkeypatch):

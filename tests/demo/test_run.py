@@ -14,7 +14,7 @@ from demo_run import FILE, KEPT, LAST, MODELS, PAPER, RATES, random_params, scor
 
 from undo_jax.api import open_run
 from undo_jax.cli import main as cli
-from undo_jax.demo.ask import Question
+from undo_jax.demo.ask import DemoQuestion
 from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import columns, missing, seed_of, steps
 
@@ -41,16 +41,16 @@ def page(workdir, tmp_path_factory):
     """The data of the static page, and the page."""
     out = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+        patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
         cli.main(["demo", str(workdir), "--experiment", FILE, "--seed", "0", "--out", str(out)])
     return _data(out / "index.html"), out / "index.html"
 
 
 def _data(file):
-    found = re.search('<script type="application/json" id="data">(.*?)</script>',
+    match = re.search('<script type="application/json" id="data">(.*?)</script>',
                       file.read_text(), re.S)  # fmt: skip
-    assert found is not None
-    return json.loads(found[1])
+    assert match is not None
+    return json.loads(match[1])
 
 
 def _params(model, step):
@@ -85,30 +85,30 @@ def test_the_page_has_every_model_at_the_steps_on_disk(page, workdir):
     ]  # as it was made
     assert shlex.split(data["command"]) == words
     assert shlex.split(data["serve"]) == [*words, "--serve"]
-    parts = [one["part"] for one in data["examples"]]
+    parts = [example["part"] for example in data["examples"]]
     assert parts.count("retain") == parts.count("forget") == 8
     facts = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
-    for one in data["examples"]:
-        a, sign, b = re.fullmatch(r"(\d+)(.)(\d+)=", one["prompt"]).groups()
-        assert int(one["answer"]) == facts[sign](int(a), int(b))
-        assert one["part"] == ("retain" if sign in "+-" else "forget")
-    told = [shlex.split(command) for _, command in data["notes"] if command]
+    for example in data["examples"]:
+        a, sign, b = re.fullmatch(r"(\d+)(.)(\d+)=", example["prompt"]).groups()
+        assert int(example["answer"]) == facts[sign](int(a), int(b))
+        assert example["part"] == ("retain" if sign in "+-" else "forget")
+    commands = [shlex.split(command) for _, command in data["notes"] if command]
     again = ["--cache-teachers", "--noise.alphas", "0.6"]  # as the run was made
     words = ["undo-jax", "run", FILE, "--workdir", str(workdir), *again]
-    assert told == [[*words, "--relearn.keep-at", "5", "10"]]
+    assert commands == [[*words, "--relearn.keep-at", "5", "10"]]
 
 
 def test_an_oracle_that_is_not_attacked_is_no_measure(page, workdir, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     shutil.copytree(workdir, tmp_path / "w")
     next((tmp_path / "w").glob("relearn-oracle-*/summary.json")).unlink()
-    made = tmp_path / "w" / "demo-quickstart" / "index.html"
-    made.parent.mkdir()
-    made.write_text("an earlier page")
-    (tmp_path / "kept").hardlink_to(made)
+    html = tmp_path / "w" / "demo-quickstart" / "index.html"
+    html.parent.mkdir()
+    html.write_text("an earlier page")
+    (tmp_path / "kept").hardlink_to(html)
     cli.main(["demo", str(tmp_path / "w"), "--experiment", FILE])
     assert (tmp_path / "kept").read_text() == "an earlier page"  # replaced, not written over
-    data = _data(made)
+    data = _data(html)
     assert data["models"][-1]["role"] == "oracle" and data["models"][-1]["curve"] == []
     assert data["lead"].endswith("what is gone has to be learnt anew.")
     assert page[0]["lead"].endswith("learnt anew, as by the oracle, which never knew it.")
@@ -116,20 +116,20 @@ def test_an_oracle_that_is_not_attacked_is_no_measure(page, workdir, tmp_path, m
 
 def test_curves_are_of_the_strongest_attack_at_each_step(page):
     for i, model in enumerate(page[0]["models"]):
-        wanted = [[0, 0.9, pytest.approx(0.1 * i)]]  # its own scores
-        wanted += [
+        expected = [[0, 0.9, pytest.approx(0.1 * i)]]  # its own scores
+        expected += [
             [step, 0.8, max(score(i, rate, step) for rate in RATES)] for step in (5, KEPT, LAST)
         ]
-        assert model["curve"] == ([] if model["role"] == "base" else wanted)
+        assert model["curve"] == ([] if model["role"] == "base" else expected)
         assert model["scores"] == [0.9, pytest.approx(0.1 * i)]
 
 
 def test_its_answers_are_what_generate_prints(capsys, monkeypatch, page, workdir):
     data, _ = page
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     listed = json.loads((workdir / "experiment-quickstart.json").read_text())["models"]
-    flags = [word for one in data["examples"] for word in ("--prompt", one["prompt"])]
-    found = set()
+    flags = [word for example in data["examples"] for word in ("--prompt", example["prompt"])]
+    texts = set()
     for i, entry in enumerate(listed):
         folders = {0: workdir / entry["artifact"]}
         if entry["attacks"]:
@@ -138,26 +138,26 @@ def test_its_answers_are_what_generate_prints(capsys, monkeypatch, page, workdir
         for step, folder in folders.items():
             capsys.readouterr()
             cli.main(["generate", str(folder), "--experiment", FILE, *flags, "--new-tokens", "16"])
-            said = capsys.readouterr().out.splitlines()
+            lines = capsys.readouterr().out.splitlines()
             at = data["steps"].index(step)
-            assert [reply[at][i]["text"] for reply in data["replies"]] == said
-            found.add(tuple(said))
-    assert len(found) == 1 + 4 * 3  # all differ
+            assert [reply[at][i]["text"] for reply in data["replies"]] == lines
+            texts.add(tuple(lines))
+    assert len(texts) == 1 + 4 * 3  # all differ
 
 
 def test_probabilities_are_those_of_the_model(page):
     data, _ = page
-    some = [(0, 0, 0), (3, 1, 2), (9, 1, 4), (12, 2, 1), (15, 2, 3)]
-    for example, at, i in some:
-        reply, one = data["replies"][example][at][i], data["examples"][example]
+    places = [(0, 0, 0), (3, 1, 2), (9, 1, 4), (12, 2, 1), (15, 2, 3)]
+    for index, at, i in places:
+        reply, example = data["replies"][index][at][i], data["examples"][index]
         params = _params(data["models"][i]["name"], data["steps"][at])
-        p = _next(params, one["prompt"])
+        p = _next(params, example["prompt"])
         best = np.argsort(-p)[:5]
         texts = [None if j == 0 else WORDS[j : j + 1] or UNKNOWN for j in best.tolist()]
         assert [text for text, _ in reply["top"]] == texts
         np.testing.assert_allclose([q for _, q in reply["top"]], p[best], atol=1e-4)
-        whole, text = 1.0, one["prompt"]
-        for token in [*TOKENIZER.encode(one["answer"]), TOKENIZER.bos_id]:
+        whole, text = 1.0, example["prompt"]
+        for token in [*TOKENIZER.encode(example["answer"]), TOKENIZER.bos_id]:
             whole *= _next(params, text)[token]
             text += TOKENIZER.decode([token]) if token else ""
         assert reply["probability"] == pytest.approx(whole, abs=1e-4)
@@ -170,12 +170,12 @@ def test_live_answers_are_the_static_ones(page, workdir):
     data, _ = page
     run = open_run(workdir, FILE)
     desk = Desk(run, columns(run, 0), 16)
-    made = server.app("", desk, SHOWN, True, server.hosts("127.0.0.1", ()))
-    with starlette.TestClient(made, base_url="http://127.0.0.1") as client:
-        for i, one in list(enumerate(data["examples"]))[::3]:
+    application = server.app("", desk, SHOWN, True, server.hosts("127.0.0.1", ()))
+    with starlette.TestClient(application, base_url="http://127.0.0.1") as client:
+        for i, example in list(enumerate(data["examples"]))[::3]:
             for at, step in enumerate(SHOWN):
-                asked = {"prompt": one["prompt"], "answer": one["answer"], "step": step}
-                live = client.post("/answers", json=asked).json()["replies"]
+                body = {"prompt": example["prompt"], "answer": example["answer"], "step": step}
+                live = client.post("/answers", json=body).json()["replies"]
                 for mine, static in zip(live, data["replies"][i][at], strict=True):
                     assert mine["text"] == static["text"]
                     assert mine["probability"] == pytest.approx(static["probability"], abs=2e-4)
@@ -191,14 +191,14 @@ def test_steps_that_are_not_kept_are_not_shown(tmp_path, shown):
     assert missing(shown) == ((5,), 4 * size)
     bare = columns(open_run(write_run(tmp_path, kept=False), FILE), 0)
     assert steps(bare) == (0, LAST) and missing(bare) == ((5, KEPT), 8 * size)
-    lost = [replace(shown[1], opens={0: shown[1].opens[0]}), replace(shown[2], opens={})]
+    lost = [replace(shown[1], openers={0: shown[1].openers[0]}), replace(shown[2], openers={})]
     with pytest.raises(ValueError, match="no step of the attack at which all models are on disk"):
         steps(lost)
 
 
 def test_a_text_that_goes_on_is_judged_per_token(workdir, shown):
     desk = Desk(open_run(workdir, FILE), shown[:1], 4)
-    ends, goes_on = desk.replies([Question("1+2=", "34"), Question("1+2=", "34", False)], 0)
+    ends, goes_on = desk.replies([DemoQuestion("1+2=", "34"), DemoQuestion("1+2=", "34", False)], 0)
     params = random_params(0)
     three, four = TOKENIZER.encode("34")
     p = _next(params, "1+2=")[three] * _next(params, "1+2=3")[four]
@@ -210,11 +210,11 @@ def test_a_text_that_goes_on_is_judged_per_token(workdir, shown):
 
 def test_parameters_stay_while_there_is_room(workdir, shown):
     desk = Desk(open_run(workdir, FILE), shown, 4)
-    first = desk.replies([Question("1+2=")], KEPT)
+    first = desk.replies([DemoQuestion("1+2=")], KEPT)
     desk._room = 1.0
-    desk.replies([Question("1+2=")], 0)
-    assert len(desk._read) == 1
-    assert desk.replies([Question("1+2=")], KEPT) == first
+    desk.replies([DemoQuestion("1+2=")], 0)
+    assert len(desk._cache) == 1
+    assert desk.replies([DemoQuestion("1+2=")], KEPT) == first
 
 
 def test_other_seeds_are_named(workdir):

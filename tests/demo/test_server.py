@@ -16,7 +16,7 @@ pytest.importorskip("uvicorn", reason="pip install undo-jax[demo]")
 from starlette.testclient import TestClient  # noqa: E402
 
 from undo_jax.demo import server  # noqa: E402
-from undo_jax.demo.ask import Question, Reply  # noqa: E402
+from undo_jax.demo.ask import DemoQuestion, Reply  # noqa: E402
 from undo_jax.demo.queue import BusyError, Queue  # noqa: E402
 from undo_jax.demo.server import app, hosts  # noqa: E402
 from undo_jax.runtime import signals  # noqa: E402
@@ -34,22 +34,22 @@ class Desk:
             raise ValueError("character '<' is not in the alphabet")
 
     def replies(self, questions, step):
-        if any(one.prompt == "broken" for one in questions):
+        if any(question.prompt == "broken" for question in questions):
             raise RuntimeError("a fault")
-        return [[Reply(f"{one.prompt} at {step}", 0.5, (("2", 0.5), (None, 0.1))), None]
-                for one in questions]  # fmt: skip
+        return [[Reply(f"{question.prompt} at {step}", 0.5, (("2", 0.5), (None, 0.1))), None]
+                for question in questions]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def client():
-    made = app("<p>page", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
-    with TestClient(made, base_url=URL, raise_server_exceptions=False) as running:
+    application = app("<p>page", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
+    with TestClient(application, base_url=URL, raise_server_exceptions=False) as running:
         yield running
 
 
-def _refused(response, status, said):
+def _refused(response, status, message):
     assert response.status_code == status
-    assert list(response.json()) == ["error"] and said in response.json()["error"]
+    assert list(response.json()) == ["error"] and message in response.json()["error"]
     assert response.headers["content-type"] == "application/json"
 
 
@@ -57,15 +57,15 @@ def test_a_question_is_answered_by_every_model(client):
     response = client.post("/answers", json=ASKED)
     assert response.status_code == 200
     top = [["2", 0.5], [None, 0.1]]
-    wanted = {"text": "1+1= at 5", "probability": 0.5, "top": top}
-    assert response.json() == {"replies": [wanted, None]}
+    expected = {"text": "1+1= at 5", "probability": 0.5, "top": top}
+    assert response.json() == {"replies": [expected, None]}
     page = client.get("/")
     assert page.text == "<p>page" and page.headers["x-content-type-options"] == "nosniff"
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         (b"", 400, "no JSON"),
         (b"\xff\xfe\x00", 400, "no JSON"),
@@ -84,8 +84,8 @@ def test_a_question_is_answered_by_every_model(client):
         (json.dumps({"prompt": "1" * 10**6}).encode(), 413, "larger than 65536 bytes"),
     ],
 )
-def test_what_is_no_question_is_refused(client, body, status, said):
-    _refused(client.post("/answers", content=body, headers=JSON), status, said)
+def test_what_is_no_question_is_refused(client, body, status, message):
+    _refused(client.post("/answers", content=body, headers=JSON), status, message)
 
 
 def test_a_body_of_no_stated_length_is_bounded_and_must_be_json(client):
@@ -104,41 +104,47 @@ def test_a_body_of_no_stated_length_is_bounded_and_must_be_json(client):
 def test_a_visitor_who_leaves_within_a_question_is_no_fault():
     came = iter([{"type": "http.request", "body": b"{", "more_body": True},
                  {"type": "http.disconnect"}])  # fmt: skip
-    told = []
+    sent = []
 
     async def receive():
         return next(came)
 
     async def send(message):
-        told.append(message)
+        sent.append(message)
 
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/answers", "headers": headers}
-    made = app("", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
-    asyncio.run(made(scope, receive, send))
-    assert told[0]["status"] == 400
+    application = app("", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
+    asyncio.run(application(scope, receive, send))
+    assert sent[0]["status"] == 400
 
 
 def test_connections_without_a_request_are_closed(monkeypatch):
     monkeypatch.setattr(server, "SLOWEST", 0.3)
-    asked = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     ends = []
 
     def visit(port):
         try:
-            for sent in (asked + asked[:5], b"", asked[:-2]):  # first one that waits for the server
+            for sent in (
+                request + request[:5],
+                b"",
+                request[:-2],
+            ):  # first one that waits for the server
                 with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                     connection.sendall(sent)
-                    found = b""
+                    received = b""
                     while part := connection.recv(4096):
-                        found += part
-                    ends.append(found.endswith(b"<p>page") if len(sent) > len(asked) else not found)
+                        received += part
+                    ends.append(
+                        received.endswith(b"<p>page") if len(sent) > len(request) else not received
+                    )
         finally:
             os.kill(os.getpid(), signal.SIGINT)
 
-    made = app("<p>page", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
-    with pytest.raises(KeyboardInterrupt), signals.raising(*signals.STOPS):
-        for url in server.serve(made, "127.0.0.1", 0):
+    application = app("<p>page", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
+    with pytest.raises(KeyboardInterrupt), signals.raise_on_signals(*signals.EXIT_STATUSES):
+        for url in server.serve(application, "127.0.0.1", 0):
             visitor = Thread(target=visit, args=(urlsplit(url).port,))
             visitor.start()
     visitor.join()
@@ -192,7 +198,7 @@ def test_names_of_this_machine_are_to_be_given():
 
 
 def _questions(count):
-    return [Question(str(i)) for i in range(count)]
+    return [DemoQuestion(str(i)) for i in range(count)]
 
 
 def _run(work, compute, **options):
@@ -213,15 +219,15 @@ def test_questions_of_one_step_are_answered_together_and_equal_ones_once():
     batches = []
 
     def compute(questions, step):
-        batches.append((step, [one.prompt for one in questions]))
-        return [f"{one.prompt} at {step}" for one in questions]
+        batches.append((step, [question.prompt for question in questions]))
+        return [f"{question.prompt} at {step}" for question in questions]
 
     async def work(queue):
-        asked = [(one, step) for one in _questions(5) for step in (0, 7)] * 2
-        return asked, await asyncio.gather(*(queue.answer(*one) for one in asked))
+        keys = [(question, step) for question in _questions(5) for step in (0, 7)] * 2
+        return keys, await asyncio.gather(*(queue.answer(*question) for question in keys))
 
-    asked, found = _run(work, compute)
-    assert found == [f"{one.prompt} at {step}" for one, step in asked]
+    keys, answers = _run(work, compute)
+    assert answers == [f"{question.prompt} at {step}" for question, step in keys]
     assert batches == [(0, list("0123")), (7, list("0123")), (0, ["4"]), (7, ["4"])]
 
 
@@ -231,11 +237,11 @@ def test_answers_are_remembered_up_to_a_number():
     def compute(questions, step):
         nonlocal count
         count += len(questions)
-        return [one.prompt for one in questions]
+        return [question.prompt for question in questions]
 
     async def work(queue):
         for prompt in ("0", "1", "0", "2", "0", "1"):  # 1 is the oldest when 2 comes
-            assert await queue.answer(Question(prompt), 0) == prompt
+            assert await queue.answer(DemoQuestion(prompt), 0) == prompt
 
     _run(work, compute, remembered=2)
     assert count == 4
@@ -243,18 +249,20 @@ def test_answers_are_remembered_up_to_a_number():
 
 def test_too_many_questions_are_refused_and_the_others_answered():
     async def work(queue):
-        tasks = [queue.answer(one, 0) for one in _questions(10)]
+        tasks = [queue.answer(question, 0) for question in _questions(10)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    found = _run(work, lambda questions, step: [one.prompt for one in questions], waiting=6)
-    assert found[:6] == list("012345")
-    assert all(isinstance(one, BusyError) for one in found[6:]) and len(found) == 10
+    answers = _run(
+        work, lambda questions, step: [question.prompt for question in questions], waiting=6
+    )
+    assert answers[:6] == list("012345")
+    assert all(isinstance(question, BusyError) for question in answers[6:]) and len(answers) == 10
 
 
 def test_a_visitor_who_leaves_takes_nobody_along():
     async def work(queue):
-        first = asyncio.create_task(queue.answer(Question("a"), 0))
-        second = asyncio.create_task(queue.answer(Question("a"), 0))
+        first = asyncio.create_task(queue.answer(DemoQuestion("a"), 0))
+        second = asyncio.create_task(queue.answer(DemoQuestion("a"), 0))
         await asyncio.sleep(0)
         first.cancel()
         return await second
@@ -267,8 +275,8 @@ def test_the_busy_server_says_when_to_come_again(monkeypatch):
         raise BusyError
 
     monkeypatch.setattr(Queue, "answer", busy)
-    made = app("", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
-    with TestClient(made, base_url=URL) as client:
+    application = app("", Desk(), (0, 5), True, hosts("127.0.0.1", ()))
+    with TestClient(application, base_url=URL) as client:
         response = client.post("/answers", json=ASKED)
     _refused(response, 503, "ask again")
     assert response.headers["retry-after"] == "1"

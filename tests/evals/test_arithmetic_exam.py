@@ -81,7 +81,7 @@ def test_an_answer_that_goes_on_is_wrong(half_trained):
     assert len(cut) > 3
     exam = write_exam(cut, TOKENIZER)
     np.testing.assert_array_equal(_verdicts(half_trained, exam), 0)
-    endless = exam._replace(asked=np.asarray(exam.asked) & (exam.answers != TOKENIZER.bos_id))
+    endless = exam._replace(scored=np.asarray(exam.scored) & (exam.answers != TOKENIZER.bos_id))
     np.testing.assert_array_equal(_verdicts(half_trained, endless), 1)
 
 
@@ -98,11 +98,11 @@ def test_an_exam_spelled_out():
     exam = write_exam(problems, TOKENIZER)
     read = lambda ids: TOKENIZER.decode(ids).replace("\n", "^")  # noqa: E731
     assert [read(row) for row in exam.inputs] == ["^1+2=3^^", "^12/1=12"]
-    asked = [row[mask] for row, mask in zip(exam.answers, exam.asked, strict=True)]
-    assert [read(row) for row in asked] == ["3^", "12^"]
+    targets = [row[mask] for row, mask in zip(exam.answers, exam.scored, strict=True)]
+    assert [read(row) for row in targets] == ["3^", "12^"]
     assert [
         read(row[place][mask])
-        for row, place, mask in zip(exam.inputs, exam.places, exam.asked, strict=True)
+        for row, place, mask in zip(exam.inputs, exam.places, exam.scored, strict=True)
     ] == ["=3", "=12"]
 
 

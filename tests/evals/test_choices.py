@@ -66,7 +66,7 @@ def test_cloze(quiz):
 
 
 def test_a_share_is_of_the_first_questions_of_each_subject(quiz):
-    chosen = [one.question for one in replace(quiz, share=0.3).posed()]
+    chosen = [posed.question for posed in replace(quiz, share=0.3).posed()]
     assert chosen == [ASKED[0], ASKED[1], ASKED[2]]  # ceil of 0.3 and of 1.2
 
 
@@ -77,31 +77,31 @@ _hidden = jax.jit(LM.hidden)
 def _plain(params, quiz, tokenizer):
     """log p of each choice alone, in NumPy: of its tokens after BOS and the prompt."""
     posed = quiz.posed()
-    before = [[256, *tokenizer.encode(one.context)] for one in posed for _ in range(4)]
+    before = [[256, *tokenizer.encode(question.context)] for question in posed for _ in range(4)]
     whole = [
-        [256, *tokenizer.encode(one.context + choice)]
-        for one in posed
-        for choice in one.continuations
+        [256, *tokenizer.encode(question.context + choice)]
+        for question in posed
+        for choice in question.continuations
     ]
     rows = np.array([row + [0] * (400 - len(row)) for row in whole])
     hidden = np.asarray(_hidden(params, rows), np.float64)
-    table, found = np.asarray(LM.table(params), np.float64), []
+    table, sums = np.asarray(LM.table(params), np.float64), []
     for row, start, states in zip(whole, map(len, before), hidden, strict=True):
         z = LM.softcap * np.tanh(states[start - 1 : len(row) - 1] @ table.T / LM.softcap)
         log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-        found.append(log_p[np.arange(len(row) - start), row[start:]].sum())
-    return np.array(found).reshape(-1, 4)
+        sums.append(log_p[np.arange(len(row) - start), row[start:]].sum())
+    return np.array(sums).reshape(-1, 4)
 
 
 @pytest.mark.parametrize("style", ["letters", "cloze"])
 def test_log_likelihoods_are_those_of_each_choice_alone(quiz, params, style):
-    asked = replace(quiz, style=style)
-    sheets = write_sheets(asked, Bytes(), 8)
+    styled = replace(quiz, style=style)
+    sheets = write_sheets(styled, Bytes(), 8)
     assert len(sheets.sheets) > 1  # of different lengths
-    found = _scored(LM, params, sheets)
-    wanted = _plain(params, asked, Bytes())
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    spread = wanted.max(1) - wanted.min(1)
+    actual = _scored(LM, params, sheets)
+    expected = _plain(params, styled, Bytes())
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    spread = expected.max(1) - expected.min(1)
     assert (spread > 0.1).all()
 
 
@@ -124,21 +124,21 @@ class Letters:
     bos_id, vocab_size, fingerprint = 256, 261, ""
 
     def encode(self, text):
-        found = []
+        ids = []
         for number, line in enumerate(text.split("Answer: ")):
             if number:
-                found += [*b"Answer:", 257 + "ABCD".index(line[0])]
+                ids += [*b"Answer:", 257 + "ABCD".index(line[0])]
                 line = line[1:]
-            found += line.encode()
-        return found
+            ids += line.encode()
+        return ids
 
 
 def test_a_prompt_is_read_once_where_each_choice_is_a_token(quiz, params):
     sheets = write_sheets(replace(quiz, shots=1), Letters(), 8)
     assert all(sheet.inputs.shape[2] == 1 for sheet in sheets.sheets)
-    found = _scored(LM, params, sheets)
-    wanted = _plain(params, replace(quiz, shots=1), Letters())
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    actual = _scored(LM, params, sheets)
+    expected = _plain(params, replace(quiz, shots=1), Letters())
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_of_sums_or_for_each_character_or_byte(quiz):
@@ -164,30 +164,30 @@ def test_the_first_of_equals_counts_and_a_diverged_model_has_no_score(quiz):
 def test_questions_with_fewer_choices(tmp_path, params):
     asked = Question("Is it?", ("yes", "no"), 1), Question("Which?", ("a", "b", "c"), 0)
     quiz = Quiz(write_questions(tmp_path / "a.jsonl", asked), style="cloze", description="")
-    found = _scored(LM, params, write_sheets(quiz, Bytes(), 8))
-    assert np.isfinite(found).tolist() == [[True, True, False], [True, True, True]]
+    actual = _scored(LM, params, write_sheets(quiz, Bytes(), 8))
+    assert np.isfinite(actual).tolist() == [[True, True, False], [True, True, True]]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"style": "essay"}, "unknown style 'essay': letters or cloze"),
-        ({"score": "f1"}, "unknown score 'f1': acc, acc_norm or acc_bytes"),
+        ({"style": "essay"}, "unknown style 'essay': choose from letters, cloze"),
+        ({"score": "f1"}, "unknown score 'f1': choose from acc, acc_norm, acc_bytes"),
         ({"share": 0.0}, "share=0.0: give a share above 0, up to 1"),
-        ({"shots": -1}, "shots=-1: give 0 or more"),
+        ({"shots": -1}, "shots=-1: it must be at least 0"),
         ({"shots": 1, "examples": None}, "shots=1 without examples: give a file of them"),
-        ({"longest": 1}, "longest=1: give at least 2 tokens"),
+        ({"longest": 1}, "longest=1: it must be at least 2"),
         ({"shots": 2}, "shots=2, but {shown} has 1 examples about 'college_biology': give more, or "
          "fewer shots"),
         ({"apart": ("law",)},
-         "{file} has no question about 'law', which is to be told apart: add some, or choose from "
-         "its subjects (algebra, college_biology)"),
+         "{file} has no question about 'law', which is to be scored apart: add some, or choose "
+         "from its subjects (algebra, college_biology)"),
         ({"longest": 100}, "question 0 of {file} has 151 tokens and longest=100: raise it, or give "
          "fewer shots"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_is_refused(quiz, change, said):
+def test_what_cannot_be_asked_is_refused(quiz, change, message):
     with pytest.raises(ValueError) as error:
         write_sheets(replace(quiz, **change), Bytes(), 8)
     files = {"file": quiz.questions.pattern, "shown": quiz.examples.pattern}
-    assert str(error.value) == said.format(**files)
+    assert str(error.value) == message.format(**files)

@@ -125,10 +125,10 @@ def test_a_row_ends_at_stop_and_the_program_when_every_row_has():
     stop = full[1, 3]
     ends = [row.index(stop) if stop in row else NEW for row in full.tolist()]
     assert ends[1] < NEW and len(set(ends)) > 1
-    wanted = [
+    expected = [
         np.where(np.arange(NEW) < end, row, stop) for row, end in zip(full, ends, strict=True)
     ]
-    np.testing.assert_array_equal(_generate(stop=stop), wanted)
+    np.testing.assert_array_equal(_generate(stop=stop), expected)
     lm = Counted(**asdict(LM))
     _generate(lm, prompts=_prompts()[1:2], lengths=LENGTHS[1:2], stop=stop)
     jax.effects_barrier()
@@ -187,17 +187,18 @@ def test_every_row_and_every_step_has_its_own_noise():
 def test_samples_are_as_frequent_as_the_softmax_says():
     rows, temperature, prompt = 4096, 0.7, _prompts()[1:2]
     z = head.logits(LM.hidden(_params(), prompt), LM.table(_params()), LM.softcap)[0, -1]
-    wanted, plain = (np.asarray(jax.nn.softmax(z / t)) for t in (temperature, 1.0))
+    expected, plain = (np.asarray(jax.nn.softmax(z / t)) for t in (temperature, 1.0))
     drawn = _generate(
         prompts=np.repeat(prompt, rows, axis=0),
         lengths=np.full(rows, prompt.shape[1], np.int32),
         new_tokens=1,
         temperature=temperature,
     )
-    frequent = np.bincount(drawn[:, 0], minlength=len(wanted)) / rows
+    frequent = np.bincount(drawn[:, 0], minlength=len(expected)) / rows
     distance = lambda p, q: np.abs(p - q).sum() / 2  # noqa: E731
-    assert distance(wanted, plain) > 0.1 and distance(wanted, np.eye(len(wanted))[z.argmax()]) > 0.1
-    assert distance(frequent, wanted) < 0.04
+    assert distance(expected, plain) > 0.1
+    assert distance(expected, np.eye(len(expected))[z.argmax()]) > 0.1
+    assert distance(frequent, expected) < 0.04
 
 
 def test_no_new_tokens_are_refused():

@@ -98,8 +98,8 @@ def made(tmp_path_factory):
         )  # fmt: skip
         about = {"tokenizer": describe(tokenizer)}
         artifact = Artifact(epath.Path(folder), "distill", "mine", 0, {"model": lm}, (), about)
-        artifacts.begin(artifact)
-        artifacts.keep(artifact, _params(lm), {})
+        artifacts.prepare_folder(artifact)
+        artifacts.save_artifact(artifact, _params(lm), {})
         cli.main(["export-hf", str(artifact.folder), "out"])
         _write_tasks(folder / "tasks")
         yield SimpleNamespace(folder=folder, artifact=artifact.folder, lm=lm)
@@ -258,7 +258,9 @@ def test_the_setting_of_quizzes_scores_the_same(made, tmp_path, monkeypatch):
     asked, shown = (Questions(files[split]) for split in ("test", "dev"))
     quizzes = {name: Quiz(asked, examples=shown, **how) for name, (how, _) in QUIZZES.items()}
     parts = (Part(Pairs(made.folder / "no pairs are read.jsonl")),)
-    setting = Choices(parts, parts, tokenizer, quizzes["wmdp"], kept=tuple(quizzes.items()))
+    setting = Choices(
+        parts, parts, tokenizer, quizzes["wmdp"], retain_quizzes=tuple(quizzes.items())
+    )
     scores, params = setting.at_end(made.lm, _params(made.lm)), _params(made.lm)
     for name, quiz in quizzes.items():
         samples = _samples(found, f"{name}_quiz")
@@ -277,7 +279,7 @@ def _said(capsys, *words):
 @pytest.fixture
 def here(made, monkeypatch):
     """The current folder is that of the model; the tests' devices are ready."""
-    monkeypatch.setattr(cli.experiment, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(made.folder / "cache"))
     monkeypatch.chdir(made.folder)
 
@@ -379,10 +381,9 @@ def test_what_cannot_be_is_one_line(made, here, capsys, words, said):
     ],
 )
 def test_options_of_generation(options, wanted):
-    from undo_jax.cli.harness import how
 
     if isinstance(wanted, tuple):
-        assert how(options) == wanted
+        assert generation_options(options) == wanted
     else:
         with pytest.raises(ValueError, match=wanted):
-            how(options)
+            generation_options(options)

@@ -16,8 +16,8 @@ def test_probability_is_the_geometric_mean():
     assert memorisation.probability(HALVES) == pytest.approx(2 ** (-7 / 4))
     assert memorisation.loss(HALVES) == pytest.approx(7 / 4 * math.log(2))
     text = "a text " * 9
-    wanted = 7 / 4 * math.log(2) / len(zlib.compress(text.encode()))
-    assert memorisation.zlib_loss(HALVES, text) == pytest.approx(wanted)
+    expected = 7 / 4 * math.log(2) / len(zlib.compress(text.encode()))
+    assert memorisation.zlib_loss(HALVES, text) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_what_a_model_writes_by_itself(likeliest, exact, strength):
 
 def test_truth_ratio_is_the_mean_of_wrong_answers_over_the_right_one():
     assert memorisation.truth_ratio(0.4, [0.1, 0.3]) == pytest.approx(0.5)
-    assert tofu_muse.forgotten([0.5, 2.0, 1.0]) == pytest.approx((0.5 + 0.5 + 1) / 3)
-    assert tofu_muse.kept([0.25, 3.0]) == pytest.approx(0.75 / 2)
+    assert tofu_muse.truth_ratio_forget([0.5, 2.0, 1.0]) == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert tofu_muse.truth_ratio_retain([0.25, 3.0]) == pytest.approx(0.75 / 2)
 
 
 def test_min_k_is_of_the_lowest_tokens():
@@ -77,7 +77,7 @@ def test_membership():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (lambda: memorisation.loss(np.zeros(0)), "a text without tokens"),
         (lambda: memorisation.min_k(HALVES, 0.0), "share=0.0"),
@@ -85,10 +85,10 @@ def test_membership():
         (lambda: tofu_muse.forget_quality([], [1.0]), "truth ratios of the model"),
         (lambda: tofu_muse.forget_quality([1.0], [math.nan]), "truth ratios of the oracle"),
         (lambda: tofu_muse.model_utility({}), "retain/probability"),
-        (lambda: tofu_muse.area_under_curve([], [1.0]), "members and others"),
+        (lambda: tofu_muse.area_under_curve([], [1.0]), "members and nonmembers"),
         (lambda: tofu_muse.privacy_leak(1.5), "area=1.5"),
     ],
 )
-def test_what_has_no_score_is_refused(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_has_no_score_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         wrong()

@@ -17,7 +17,7 @@ from undo_jax.evals.served import Served
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 
 VOCABULARY = 40
 LM = preset("2B", layers=2, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8,
@@ -42,16 +42,16 @@ def _asked():
 
 
 def test_each_is_asked_once_and_letters_share_a_row():
-    asked = _asked()
-    made = list(batches(asked, 4, reach=64))
-    assert [batch.tokens.shape for batch in made] == [(4, 64), (4, 48), (4, 32)]
-    assert [batch.positions.shape[1] for batch in made] == [2, 64, 8]
-    assert sorted(index for batch in made for index, *_ in batch.asked) == list(range(9))
-    last = made[-1]
-    assert len({row for index, row, _ in last.asked if index in (0, 1, 2, 3, 4, 8)}) == 1
-    for batch in made:
-        for index, row, part in batch.asked:
-            context, continuation = asked[index]
+    scored = _asked()
+    made_batches = list(batches(scored, 4, reach=64))
+    assert [batch.tokens.shape for batch in made_batches] == [(4, 64), (4, 48), (4, 32)]
+    assert [batch.positions.shape[1] for batch in made_batches] == [2, 64, 8]
+    assert sorted(index for batch in made_batches for index, *_ in batch.requests) == list(range(9))
+    last = made_batches[-1]
+    assert len({row for index, row, _ in last.requests if index in (0, 1, 2, 3, 4, 8)}) == 1
+    for batch in made_batches:
+        for index, row, part in batch.requests:
+            context, continuation = scored[index]
             whole = [*context, *continuation]
             read = whole[:-1][-64:]  # cut on the left
             assert batch.tokens[row, : len(read)].tolist() == read
@@ -62,10 +62,10 @@ def test_each_is_asked_once_and_letters_share_a_row():
 
 
 def test_batches_of_a_length_have_as_many_rows():
-    asked = [Request([i], [1]) for i in range(1, 10)]
-    made = list(batches(asked, 4, reach=64))
-    assert [batch.tokens.shape for batch in made] == [(4, 32)] * 3
-    assert [len(batch.asked) for batch in made] == [4, 4, 1]
+    short = [Request([i], [1]) for i in range(1, 10)]
+    made_batches = list(batches(short, 4, reach=64))
+    assert [batch.tokens.shape for batch in made_batches] == [(4, 32)] * 3
+    assert [len(batch.requests) for batch in made_batches] == [4, 4, 1]
 
 
 def test_an_answer_is_the_sum_of_its_own_part():
@@ -75,15 +75,15 @@ def test_an_answer_is_the_sum_of_its_own_part():
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "message"),
     [
         (Request([], [1]), "a token at least of each"),
         (Request([1], []), "a token at least of each"),
         (Request([1], [2] * 9), "a continuation of 9 tokens is longer than the 8"),
     ],
 )
-def test_requests_that_cannot_be(request_, said):
-    with pytest.raises(ValueError, match=said):
+def test_requests_that_cannot_be(request_, message):
+    with pytest.raises(ValueError, match=message):
         list(batches([request_], 4, reach=8))
 
 
@@ -104,14 +104,14 @@ def _params():
 def _served():
     mesh = make_mesh(MeshShape(fsdp=2))
     with jax.set_mesh(mesh):
-        return Served(LM, jax.device_put(_params(), placement(LM, mesh)), mesh)
+        return Served(LM, jax.device_put(_params(), param_shardings(LM, mesh)), mesh)
 
 
 def _answered(served):
-    found = {}
+    answered = {}
     for batch in batches(_asked(), served.rows(1), reach=64):
-        found.update(answers(batch, *served.score(*batch[:3])))
-    return found
+        answered.update(answers(batch, *served.score(*batch[:3])))
+    return answered
 
 
 def _plain():
@@ -126,16 +126,16 @@ def _plain():
         row = np.array([[*context, *continuation][-65:]])
         z = np.asarray(read(row[:, :-1]), np.float64)[0, -len(continuation) :]
         log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-        own = log_p[np.arange(len(continuation)), list(continuation)].sum()
-        yield own, bool((z.argmax(-1) == continuation).all())
+        total = log_p[np.arange(len(continuation)), list(continuation)].sum()
+        yield total, bool((z.argmax(-1) == continuation).all())
 
 
 @pytest.mark.slow
 def test_a_mesh_answers_as_one_device_row_by_row():
-    found = _answered(_served())
+    answered = _answered(_served())
     for index, (log_p, greedy) in enumerate(_plain()):
-        assert found[index].log_probability == pytest.approx(log_p, abs=1e-4)
-        assert found[index].greedy == greedy
+        assert answered[index].log_probability == pytest.approx(log_p, abs=1e-4)
+        assert answered[index].greedy == greedy
 
 
 @pytest.mark.slow
@@ -148,8 +148,8 @@ def test_writing_ends_at_a_stop_or_where_it_is_enough():
     free = served.write(*rows, 70, [VOCABULARY], never)[:5]
     assert {len(ids) for ids in free} == {70}
     stop = next(token for token in free[0][40:] if token not in free[0][:36])
-    wanted = [ids[: ids.index(stop)] if stop in ids else ids for ids in free]
-    assert served.write(*rows, 70, [VOCABULARY, stop], never)[:5] == wanted
+    expected = [ids[: ids.index(stop)] if stop in ids else ids for ids in free]
+    assert served.write(*rows, 70, [VOCABULARY, stop], never)[:5] == expected
     looked = []
     enough = lambda row, ids: looked.append(len(ids)) or row >= 5 or len(ids) >= 32  # noqa: E731
     assert served.write(*rows, 70, [VOCABULARY], enough)[:5] == [ids[:32] for ids in free]
@@ -160,9 +160,9 @@ def test_without_lm_eval_a_line_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(SystemExit) as stop:
         cli.main(["evaluate", "nowhere", "--tasks", "x"])
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert stop.value.code == 2
-    assert said == "undo-jax: lm-eval is not installed: pip install 'undo-jax[eval]'\n"
+    assert message == "undo-jax: lm-eval is not installed: pip install 'undo-jax[eval]'\n"
 
 
 HOST = """
@@ -198,15 +198,15 @@ def test_process_0_asks_and_the_other_follows(tmp_path):
         for process in range(2)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=300) for process in running]
+        outputs = [process.communicate(timeout=300) for process in running]
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0], said
-    found, written = json.loads(said[0][0].splitlines()[-1])  # after what Gloo says
+    assert [process.returncode for process in running] == [0, 0], outputs
+    answered, written = json.loads(outputs[0][0].splitlines()[-1])  # after what Gloo says
     served = _served()
-    here = _answered(served)
+    local = _answered(served)
     rows = requests.prompts([[5, 6, 7], [8]], served.rows(2), most=64)
     assert written == served.write(*rows, 40, [VOCABULARY], lambda row, ids: row >= 2)[:2]
-    for index, (log_p, greedy) in enumerate(found):
-        assert here[index] == (pytest.approx(log_p, abs=1e-5), greedy)
+    for index, (log_p, greedy) in enumerate(answered):
+        assert local[index] == (pytest.approx(log_p, abs=1e-5), greedy)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.evals.token_stats import told
+from undo_jax.evals.token_stats import compute_token_stats
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
@@ -28,7 +28,7 @@ def test_they_are_those_of_whole_logits_on_one_device_and_eight():
     log_p = z - np.log(np.sum(np.exp(z), -1, keepdims=True))
     mean = np.sum(np.exp(log_p) * log_p, -1)
     second = np.sum(np.exp(log_p) * log_p**2, -1)
-    wanted = (
+    expected = (
         np.take_along_axis(log_p, TOKENS[:, 1:, None], -1)[..., 0],
         np.argmax(log_p, -1) == TOKENS[:, 1:], mean, np.sqrt(second - mean**2),
     )  # fmt: skip
@@ -36,11 +36,11 @@ def test_they_are_those_of_whole_logits_on_one_device_and_eight():
     placed = jax.device_put(params, shardings(params, LM.rules, mesh))
     split = jax.device_put(rows, NamedSharding(mesh, P()))
     with jax.set_mesh(mesh):
-        found = [jax.jit(told, static_argnums=0)(LM, placed, split)]
+        results = [jax.jit(compute_token_stats, static_argnums=0)(LM, placed, split)]
     with jax.set_mesh(make_mesh(MeshShape(data=1), jax.devices()[:1])):
-        found.append(jax.jit(told, static_argnums=0)(LM, params, rows))
-    for one in found:
-        for name, ours, theirs in zip(one._fields, one, wanted, strict=True):
+        results.append(jax.jit(compute_token_stats, static_argnums=0)(LM, params, rows))
+    for stats in results:
+        for name, ours, theirs in zip(stats._fields, stats, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
 
 
@@ -50,6 +50,6 @@ def test_a_chunks_logits_are_computed_once():
     rows = Rows(
         *(jax.ShapeDtypeStruct((3, 8), kind) for kind in (jnp.int32, jnp.int32, jnp.float32))
     )
-    program = str(jax.make_jaxpr(told, static_argnums=0)(LM, params, rows))
+    program = str(jax.make_jaxpr(compute_token_stats, static_argnums=0)(LM, params, rows))
     products = re.findall(r"f32\[([\d,]+)\] = dot_general", program)
     assert sum(shape.split(",")[-1] == str(LM.vocabulary) for shape in products) == 1

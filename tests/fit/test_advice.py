@@ -30,9 +30,9 @@ class _Chips:
 
 
 def _program(words, accumulation=1):
-    made = found(words).programs[0]
-    training = replace(made.work.training, accumulation=accumulation)
-    return replace(made, work=replace(made.work, training=training))
+    made = found(words).steps[0]
+    training = replace(made.spec.training, accumulation=accumulation)
+    return replace(made, spec=replace(made.spec, training=training))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_mesh_that_is_advised(words, place, mesh, said):
     """With fewer parameters a chip, and never all chips of TPUs along fsdp."""
     program, found = _program(words), chips.find(place)
     refused = Step(Memory(9 * GIB, 0, 0, 99 * GIB, 0), None)
-    line = advice(program.names, program.work, found, _Chips(mesh), refused)
+    line = advice(program.names, program.spec, found, _Chips(mesh), refused)
     assert [part for part in line.split(" or ") if "--mesh" in part] == ([said] if said else [])
 
 
@@ -87,19 +87,19 @@ def test_advice_in_the_words_of_each_form():
     refused, place = Step(Memory(5 * GIB, 0, 0, 12 * GIB, 0), None), chips.find("v5e:4x4")
     mesh = _Chips("data=2,fsdp=8")
     preset = _program("--preset 9B --rows 128")
-    assert advice(preset.names, preset.work, place, mesh, refused) == (
+    assert advice(preset.names, preset.spec, place, mesh, refused) == (
         "this step needs 17.00 GiB a chip and v5e:4x4 has 15.75 GiB, 1.25 GiB too little: try "
         "--remat full or --rows 64 or --mesh fsdp=4,tensor=4 or more chips (--topology v5e:4x8) or "
         "chips with more memory (v4, v5p, v6e)"
     )
     shipped = _program(f"{QUICKSTART} --distill.training.batch-size 128")
-    line = advice(shipped.names, shipped.work, place, mesh, refused)
+    line = advice(shipped.names, shipped.spec, place, mesh, refused)
     for change in ("--model.remat full", "--distill.training.accumulation 2",
                    "--distill.training.batch-size 64"):  # fmt: skip
         assert f"{change} or " in line
     by_hand = Names("batch_size", "accumulation", "remat", "my_graph.py")
     assert " accumulation=2 in my_graph.py or batch_size=64 in my_graph.py or " in advice(
-        by_hand, shipped.work, place, mesh, refused
+        by_hand, shipped.spec, place, mesh, refused
     )
 
 
@@ -125,7 +125,7 @@ def test_arithmetic_that_does_not_go_names_the_flag_and_the_value(words, mesh, a
     sizes = parse_mesh(mesh)
     grid = make_mesh(sizes) if sizes.fsdp < 16 else _Chips(mesh)
     with pytest.raises(ValueError) as error:
-        check(program.work, grid, program.names)
+        check(program.spec, grid, program.names)
     assert str(error.value) == said
 
 

@@ -19,8 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import undo_jax
 from undo_jax import losses
 from undo_jax.cli import main as cli
-from undo_jax.cli.experiment import load
-from undo_jax.cli.fit import TOO_LARGE
+from undo_jax.cli.commands.fit import TOO_LARGE
 from undo_jax.cli.step_source import of_stage
 from undo_jax.fit import chips, flags, nvidia, search, step
 from undo_jax.fit.chips import CHIPS, GIB, Slice
@@ -29,7 +28,8 @@ from undo_jax.fit.facts import describe, table
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
 from undo_jax.methods.maxent import maxent
-from undo_jax.runtime.device_memory import text as memory_text
+from undo_jax.runner.load_experiment import load
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
@@ -405,8 +405,8 @@ def test_a_compiler_is_asked_for_the_slice_and_left_alone(monkeypatch, place, as
     assert dict(os.environ) == before
 
 
-def _work(knobs, kind):
-    experiment = knobs.graph()
+def _work(config, kind):
+    experiment = config.experiment()
     return of_stage(experiment, kind)[1]
 
 
@@ -461,7 +461,7 @@ def test_a_variant_has_so_many_rows_on_a_chip():
     [
         ("data=4,pipeline=4", "unknown axis 'pipeline'"),
         ("data=4,data=4", "axis twice"),
-        ("data=four", "data=four is no number"),
+        ("data=four", "data=four is not a number"),
     ],
 )
 def test_a_mesh_that_cannot_be_meant(text, said):
@@ -704,7 +704,7 @@ def test_the_command_searches(capsys, monkeypatch):
         memory = Memory(0, 0, 0, size, 0)
         return Step(memory, Cost(197e12) if size <= 15.75 * GIB else None)
 
-    monkeypatch.setattr(sys.modules["undo_jax.cli.fit"], "compile_step", compile_step)
+    monkeypatch.setattr(sys.modules["undo_jax.cli.commands.fit"], "compile_step", compile_step)
     arguments = ["fit", QUICKSTART, "--topology", "v5e-4", "--mesh", "data=4", "--search"]
     cli.main(arguments)
     said = capsys.readouterr()
@@ -719,7 +719,7 @@ def test_the_command_searches(capsys, monkeypatch):
     assert {(f["remat"], f["rows_per_chip"]) for f in json.loads(capsys.readouterr().out)} >= {
         ("none", 3), ("full", 6),
     }  # fmt: skip
-    command = sys.modules["undo_jax.cli.fit"]
+    command = sys.modules["undo_jax.cli.commands.fit"]
     monkeypatch.setattr(command, "compile_step", lambda *arguments: REFUSED)
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
@@ -819,4 +819,4 @@ HBM of a chip   15.76 GiB of 15.75 GiB: DOES NOT FIT
      (1.5 * 2**30, "1.50 GiB"), (2**41, "2.00 TiB")],
 )  # fmt: skip
 def test_bytes_in_words(size, said):
-    assert memory_text(size) == said
+    assert format_bytes(size) == said

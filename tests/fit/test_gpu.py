@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import undo_jax
 from undo_jax.cli import main as cli
-from undo_jax.cli.fit import TOO_LARGE
+from undo_jax.cli.commands.fit import TOO_LARGE
 from undo_jax.fit import chips, costs
 from undo_jax.fit.facts import table
 from undo_jax.fit.step import compile_step, distillation, mesh_on

@@ -20,27 +20,27 @@ needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is
 
 def test_the_step_is_a_distillation_in_bf16():
     found = _found("--preset 0.1B --teacher 2B --length 1024 --rows 48 --remat full")
-    work = found.programs[0].work
+    work = found.steps[0].spec
     assert work.lm == preset("0.1B", dtype="bfloat16", remat="full")
     assert work.refs == {"teacher": preset("2B", dtype="bfloat16")}
     assert work.loss is losses.distillation and work.streams == ("train",)
     assert (work.row_length, work.training.batch_size, work.tokens) == (1024, 48, 1024 * 48)
     assert (work.training.optimizer, work.training.accumulation) == (AdamW(), 1)
     assert work.trains is None and not work.batch_fields
-    assert (found.programs[0].title["student"], found.programs[0].title["teacher"]) == (
+    assert (found.steps[0].title["student"], found.steps[0].title["teacher"]) == (
         "0.1B",
         "2B",
     )
 
 
 def test_a_teacher_is_as_large_as_its_student_and_rows_have_2048_tokens():
-    work = _found("--preset=0.3B").programs[0].work
+    work = _found("--preset=0.3B").steps[0].spec
     assert work.lm == work.refs["teacher"] == preset("0.3B", dtype="bfloat16")
     assert work.row_length == 2048
 
 
 def test_presets_of_other_families_have_their_name_before_them():
-    work = _found("--preset qwen2:0.5B --teacher qwen2:3B").programs[0].work
+    work = _found("--preset qwen2:0.5B --teacher qwen2:3B").steps[0].spec
     assert work.lm == qwen2.preset("0.5B", dtype="bfloat16")
     assert work.refs == {"teacher": qwen2.preset("3B", dtype="bfloat16")}
 
@@ -77,10 +77,10 @@ def test_the_command_without_an_experiment(capsys, tmp_path, monkeypatch):
         ("--preset 3B", "unknown preset '3B': choose one of tiny, small, 0.1B"),
         ("--preset 3B", "9B, 27B; gemma3_text:270M, "),
         ("--preset 2B --teacher 3B", "unknown preset '3B'"),
-        ("--preset llama:9B", "unknown preset '9B': choose one of 2-7B"),
+        ("--preset llama:9B", "unknown preset '9B': choose from 2-7B"),
         ("--preset gpt2:9B", "--preset gpt2:9B: model_type='gpt2' is not supported: gemma2, "),
         ("--preset 2B --teacher=", "unknown preset ''"),
-        ("--preset 2B --remat some", "unknown remat 'some': choose one of none, dots, full"),
+        ("--preset 2B --remat some", "unknown remat 'some': choose from none, dots, full"),
         ("--preset 2B --teacher small", "--preset 2B has a vocabulary of 256000 and --teacher "
          "small of 512"),
         ("--preset 2B --search --rows 4", "--rows beside --search, which finds it"),

@@ -9,10 +9,10 @@ import jax
 import pytest
 
 import undo_jax
-from undo_jax.cli.experiment import load
 from undo_jax.cli.step_source import of_stage
 from undo_jax.fit import chips
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.mesh import parse_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
@@ -35,7 +35,7 @@ def shipped(tmp_path_factory):
     """An experiment by its name, where there are neither data nor tokenizers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("empty"))
-        yield cache(lambda name: load(str(ROOT / f"{name}.py")).graph())
+        yield cache(lambda name: load(str(ROOT / f"{name}.py")).experiment())
 
 
 def _work(experiment, kind):

@@ -17,7 +17,7 @@ EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
 
 @pytest.fixture
 def methods():
-    return load(str(EXPERIMENTS / "methods.py")).graph()
+    return load(str(EXPERIMENTS / "methods.py")).experiment()
 
 
 def test_each_attacked_model_has_its_name(methods):

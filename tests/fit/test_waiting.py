@@ -24,7 +24,7 @@ def test_a_terminal_alone_is_told_at_once(monkeypatch, terminal):
     said.isatty = lambda: terminal
     console = Console(file=said, force_terminal=terminal, no_color=True, width=80)
     monkeypatch.setattr(log, "console", console)
-    with log.waiting("compiling it"):
+    with log.show_waiting("compiling it"):
         time.sleep(0.3)
     assert ("compiling it 0:00:00" in said.getvalue()) == terminal
     assert terminal or not said.getvalue()

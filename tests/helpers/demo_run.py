@@ -13,7 +13,7 @@ from undo_jax.runner.load_experiment import load
 from undo_jax.store import artifacts, snapshots
 from undo_jax.store.artifacts import Artifact
 from undo_jax.store.param_checkpoint import wait_until_saved
-from undo_jax.workdir.provenance import origin
+from undo_jax.workdir.provenance import describe_run
 
 FILE = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 PAPER: Any = load(FILE)
@@ -63,8 +63,10 @@ def write_run(folder: Path, kept: bool = True) -> Path:
         parts = {stage: None, "setting": setting, "model": lm}
         artifact = Artifact(workdir, stage, name, 0, parts, about=about)
         more = {"recovered": True} if role == "distilled" else {}
-        artifacts.begin(artifact)
-        artifacts.keep(artifact, random_params(i), {"retain": 0.9, "forget": 0.1 * i}, **more)
+        artifacts.prepare_folder(artifact)
+        artifacts.save_artifact(
+            artifact, random_params(i), {"retain": 0.9, "forget": 0.1 * i}, **more
+        )
         attacks = [_attack(workdir, name, i, kept)] if role != "base" else []
         entries.append({
             "model": name, "seed": 0, "artifact": artifact.folder.name, "role": role,
@@ -76,7 +78,7 @@ def write_run(folder: Path, kept: bool = True) -> Path:
         for name, metric in setting.metrics.items()
     }
     listed = {"name": "quickstart", "metrics": metrics, "headline": ["retain", "forget"],
-              "models": entries, "artifacts": owners, "runs": [origin(COMMAND)]}  # fmt: skip
+              "models": entries, "artifacts": owners, "runs": [describe_run(COMMAND)]}  # fmt: skip
     (workdir / "experiment-quickstart.json").write_text(json.dumps(listed))
     return folder
 
@@ -85,7 +87,7 @@ def _attack(workdir: epath.Path, name: str, i: int, kept: bool) -> str:
     """The folder of an attack with two learning rates."""
     parts = {"relearn": {"attack": {"name": "forget"}}, "setting": PAPER.setting}
     artifact = Artifact(workdir, "relearn", f"{name} by forget", 0, {**parts, "model": PAPER.model})
-    artifacts.begin(artifact)
+    artifacts.prepare_folder(artifact)
     lines = [
         {"step": step, "eval": {"retain": 0.8, "forget": score(i, rate, step)},
          "attack": "forget", "learning_rate": rate}
@@ -94,8 +96,8 @@ def _attack(workdir: epath.Path, name: str, i: int, kept: bool) -> str:
     (artifact.folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     if kept:
         scores = {"retain": 0.8, "forget": score(i, RATES[1], KEPT)}
-        snapshots.keep(artifact, KEPT, random_params(100 + i), scores)
+        snapshots.save_snapshot(artifact, KEPT, random_params(100 + i), scores)
     end = {"retain": 0.8, "forget": score(i, RATES[1], LAST)}
-    artifacts.keep(artifact, random_params(200 + i), end)
+    artifacts.save_artifact(artifact, random_params(200 + i), end)
     wait_until_saved()
     return artifact.folder.name

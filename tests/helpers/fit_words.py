@@ -2,18 +2,19 @@
 
 import functools
 
-from undo_jax.cli.fit import find, fit
+from undo_jax.cli.commands.fit import find_on_chips, fit
 from undo_jax.cli.flags import parse
-from undo_jax.cli.step_source import Asked
+from undo_jax.cli.step_source import StepRequest
 
 
 def found(words):
-    """The source that the words of a command name."""
+    """Returns the steps that the words of a command name."""
 
     @functools.wraps(fit)
-    def given(*values, **named):
+    def bind(*values, **named):
         return values, named
 
     words = [*words.split(), "--topology", "v5e:4x4"]
-    ((file,), named), further = parse(given, words, "fit", return_unknown_args=True)
-    return find(Asked(file, *(named[name] for name in Asked._fields[1:])), further)
+    ((file,), named), further = parse(bind, words, "fit", return_unknown_args=True)
+    request = StepRequest(file, *(named[name] for name in StepRequest._fields[1:]))
+    return find_on_chips(request, further)

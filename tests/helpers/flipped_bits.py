@@ -21,7 +21,7 @@ def flipped_bits(folder: Path, count: int) -> Iterator[None]:
             damaged = bytearray(whole)
             damaged[rng.integers(end)] ^= 1 << rng.integers(8)
             path.write_bytes(damaged)
-            files._reader.cache_clear()
+            files._random_access_reader.cache_clear()
             yield
         path.write_bytes(whole)
-        files._reader.cache_clear()
+        files._random_access_reader.cache_clear()

@@ -69,7 +69,7 @@ def small_choices(folder: Path) -> Choices:
         forget=(Part(pairs),),
         tokenizer=Bytes(),
         forgotten=quiz,
-        kept=(("mmlu", replace(quiz, apart=("virology",))),),
+        retain_quizzes=(("mmlu", replace(quiz, apart=("virology",))),),
         row_length=24,
         retain_share=0.75,
         validation_rows=4,

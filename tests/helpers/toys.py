@@ -66,10 +66,13 @@ def toy(experiment: Experiment) -> Experiment:
         if isinstance(value, Training):
             return _short(value)
         if isinstance(value, Attack):
-            rates, keep = value.learning_rates[:2], ()
-            training = value.training and _short(value.training)
-            how = {"training": training, "learning_rates": rates, "keep_at": keep}
-            return replace(value, **how, others=tuple(map(small, value.others)))  # type: ignore
+            return replace(
+                value,
+                training=value.training and _short(value.training),
+                learning_rates=value.learning_rates[:2],
+                keep_at=(),
+                extra_models=tuple(map(small, value.extra_models)),
+            )
         if hasattr(value, "init") and hasattr(value, "hidden"):
             return model
         if not (is_dataclass(value) and hasattr(value, "parents")):

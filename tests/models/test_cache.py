@@ -74,8 +74,8 @@ def test_rows_of_different_lengths_go_on_each_from_its_own_end(lm, padding):
         take = lengths[:, None] + np.arange(first, last)
         piece = np.take_along_axis(tokens, take, axis=1)
         hidden, memory = _extend(lm, _params(), memory, piece, lengths + first)
-        wanted = np.take_along_axis(np.asarray(whole), take[..., None], axis=1)
-        np.testing.assert_allclose(hidden, wanted, rtol=0, atol=1e-5)
+        expected = np.take_along_axis(np.asarray(whole), take[..., None], axis=1)
+        np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-5)
 
 
 def test_a_cache_is_kept_in_the_dtype_of_the_arithmetic():

@@ -17,13 +17,13 @@ from etils import epath
 from safetensors.numpy import load_file
 
 import undo_jax
-from undo_jax.cli import experiment as experiment_command
+from undo_jax.cli import artifact_lm, experiment_flags
 from undo_jax.cli import main as cli
-from undo_jax.cli import weights
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.graph.model_graph import build_graph
 from undo_jax.ops import head
+from undo_jax.runner.load_experiment import load
 from undo_jax.store import artifacts, param_checkpoint
 
 CARD = "README.md"
@@ -83,19 +83,19 @@ MODELS = {  # of a workdir each: what the file adds, and flags
 
 
 @pytest.fixture(autouse=True)
-def here(made, monkeypatch, tmp_path):
+def here(runs, monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty."""
-    monkeypatch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def runs(tmp_path_factory):
     """Bases of three models with a tokenizer of their own; two of them are trained."""
     folder = tmp_path_factory.mktemp("runs")
     before = os.getcwd()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+        patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
         patch.chdir(folder)
         Path("lines.txt").write_text("\n".join(LINES * 20))
         cli.main("data train-tokenizer --source text --pattern lines.txt --out bpe.model "
@@ -105,7 +105,7 @@ def made(tmp_path_factory):
             Path(f"{name}.py").write_text(TOY + more + LAST)
             if name != "pieces":
                 cli.main(["run", f"{name}.py", "--workdir", name, *SHORT, *flags.split()])
-        untrained = experiment_command.load("pieces.py")
+        untrained = load("pieces.py")
         params = jax.jit(untrained.model.init)(jax.random.key(0))
         _finish(untrained, "pieces", params)
     assert os.getcwd() == before
@@ -133,11 +133,11 @@ def _tokenizers_file(path):
 
 def _finish(experiment, workdir, params, stage="pretrain", *upstream):
     """An artifact as a run makes it."""
-    base = experiment.graph().models["base"]
+    base = experiment.experiment().models["base"]
     (model,) = build_graph([base], (0,), experiment.setting, epath.Path(workdir)).models
     artifact = replace(model.artifact, stage=stage, upstream=upstream)
-    artifacts.begin(artifact)
-    artifacts.keep(artifact, params, {})
+    artifacts.prepare_folder(artifact)
+    artifacts.save_artifact(artifact, params, {})
     return artifact
 
 
@@ -148,15 +148,15 @@ def transformers():
 
 
 @cache
-def _run(made, name):
+def _run(runs, name):
     """An experiment as it ran, and its base."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
-        loaded = experiment_command.load(f"{name}.py")
-        experiment = experiment_command.override(loaded, MODELS[name][1].split())
+        loaded = load(f"{name}.py")
+        experiment = experiment_flags.override(loaded, MODELS[name][1].split())
         tokenizer = experiment.setting.get_tokenizer()
         tokenizer.encode("1")  # its file is read
-    (base,) = (made / name).glob("pretrain-base-*")
+    (base,) = (runs / name).glob("pretrain-base-*")
     return SimpleNamespace(
         experiment=experiment, model=experiment.model, tokenizer=tokenizer, base=base
     )
@@ -171,16 +171,18 @@ def _refused(capsys, *words):
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         cli.main(list(map(str, words)))
-    said = capsys.readouterr()
-    assert stop.value.code == 2 and said.out == ""
-    assert said.err.startswith("undo-jax: ") and said.err.count("\n") == 1, said.err
-    return said.err
+    message = capsys.readouterr()
+    assert stop.value.code == 2 and message.out == ""
+    assert message.err.startswith("undo-jax: ") and message.err.count("\n") == 1, message.err
+    return message.err
 
 
 def _logits(model, artifact, tokens, dtype="float32"):
     """Ours, of parameters as they are on disk."""
     lm = replace(model, dtype="float32")
-    params = param_checkpoint.restore(epath.Path(artifact) / "params", lm, weights.mesh_of(model))
+    params = param_checkpoint.restore(
+        epath.Path(artifact) / "params", lm, artifact_lm.mesh_of(model)
+    )
     params = jax.tree.map(lambda w: np.array(w).astype(dtype).astype(np.float32), params)
     return np.array(head.logits(lm.hidden(params, tokens), lm.table(params), lm.softcap))
 
@@ -199,7 +201,7 @@ def _typed(value):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_rebuilt_from_its_config_field_by_field(made, name):
     run = _run(made, name)
-    rebuilt = weights.model(epath.Path(run.base))
+    rebuilt = artifact_lm.read_lm(epath.Path(run.base))
     assert _typed(list(astuple(rebuilt))) == _typed(list(astuple(run.model)))
     assert type(rebuilt.rope_theta) is float and rebuilt.rope_theta == 500.0
     stated = _json(run.base / "config.json")["config"]["model"]
@@ -217,10 +219,10 @@ def test_a_model_is_rebuilt_from_its_config_field_by_field(made, name):
         ("file", "pretrain-base", "--max-shard-gb 1e-5"),
     ],
 )
-def test_transformers_loads_an_export_and_gives_our_logits(made, transformers, name, stage, flags):
+def test_transformers_loads_an_export_and_gives_our_logits(runs, transformers, name, stage, flags):
     import torch
 
-    (artifact,) = (made / name).glob(f"{stage}*")
+    (artifact,) = (runs / name).glob(f"{stage}*")
     _export(artifact, "out", *flags.split())
     assert (len(list(Path("out").glob("*.safetensors"))) > 2) == ("shard" in flags)
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
@@ -229,22 +231,22 @@ def test_transformers_loads_an_export_and_gives_our_logits(made, transformers, n
     assert type(model).__name__ == "Gemma2ForCausalLM" and not any(loading.values()), loading
     dtype = "bfloat16" if "bfloat16" in flags else "float32"
     assert model.dtype == getattr(torch, dtype)
-    run = _run(made, name)
+    run = _run(runs, name)
     tokens = np.array(jax.random.randint(jax.random.key(2), (2, 12), 3, run.model.vocabulary))
     with torch.no_grad():
-        given = torch.from_numpy(tokens).long()
-        found = model.float().eval()(input_ids=given, use_cache=False).logits.numpy()
-    wanted = _logits(run.model, artifact, tokens, dtype)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
-    assert np.max(np.abs(wanted)) > 0.5
+        inputs = torch.from_numpy(tokens).long()
+        actual = model.float().eval()(input_ids=inputs, use_cache=False).logits.numpy()
+    expected = _logits(run.model, artifact, tokens, dtype)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+    assert np.max(np.abs(expected)) > 0.5
 
 
-def test_the_strongest_attack_is_exported_as_any_model(made, tmp_path):
+def test_the_strongest_attack_is_exported_as_any_model(runs, tmp_path):
     """An artifact of the last stage: its model is that of those before it."""
-    run = _run(made, "toy")
+    run = _run(runs, "toy")
     lm = run.model
     params = param_checkpoint.restore(
-        epath.Path(run.base) / "params", lm, weights.mesh_of(run.model)
+        epath.Path(run.base) / "params", lm, artifact_lm.mesh_of(run.model)
     )
     base = _finish(run.experiment, tmp_path, params)
     attacked = _finish(run.experiment, tmp_path, params, "relearn", base)
@@ -256,8 +258,8 @@ def test_the_strongest_attack_is_exported_as_any_model(made, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_numbers_have_the_types_that_transformers_writes(made, transformers, name):
-    _export(_run(made, name).base, "out")
+def test_numbers_have_the_types_that_transformers_writes(runs, transformers, name):
+    _export(_run(runs, name).base, "out")
     ours = _json("out/config.json")
     theirs = transformers.Gemma2Config(
         vocab_size=ours["vocab_size"], hidden_size=16, intermediate_size=24, num_hidden_layers=3,
@@ -270,18 +272,18 @@ def test_numbers_have_the_types_that_transformers_writes(made, transformers, nam
     )  # fmt: skip
     theirs.architectures = ["Gemma2ForCausalLM"]
     theirs.save_pretrained("theirs")
-    wanted = _json("theirs/config.json")
-    known = {key: value for key, value in ours.items() if key in wanted}
-    assert ours.keys() - known.keys() == {"rope_theta", "torch_dtype"}  # of transformers 4
-    assert _typed(known) == {key: _typed(wanted[key]) for key in known}
+    expected = _json("theirs/config.json")
+    shared = {key: value for key, value in ours.items() if key in expected}
+    assert ours.keys() - shared.keys() == {"rope_theta", "torch_dtype"}  # of transformers 4
+    assert _typed(shared) == {key: _typed(expected[key]) for key in shared}
 
 
 IDS = {"toy": (0, 0, None), "pieces": (0, 0, None), "file": (2, [1, 2], 0)}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_special_tokens_are_those_of_training(made, transformers, name):
-    _export(_run(made, name).base, "out")
+def test_special_tokens_are_those_of_training(runs, transformers, name):
+    _export(_run(runs, name).base, "out")
     config = transformers.AutoConfig.from_pretrained("out")
     generation = transformers.GenerationConfig.from_pretrained("out")
     bos, eos, pad = IDS[name]
@@ -298,17 +300,17 @@ def test_special_tokens_are_those_of_training(made, transformers, name):
 def _encodes_alike(transformers, tokenizer, texts):
     theirs = transformers.AutoTokenizer.from_pretrained("out")
     for text in texts:
-        wanted = [tokenizer.bos_id, *tokenizer.encode(text)]
-        assert theirs.encode(text) == wanted, text
-        assert theirs(text)["input_ids"] == wanted, text
-        assert theirs.decode(wanted, skip_special_tokens=True) == text
+        expected = [tokenizer.bos_id, *tokenizer.encode(text)]
+        assert theirs.encode(text) == expected, text
+        assert theirs(text)["input_ids"] == expected, text
+        assert theirs.decode(expected, skip_special_tokens=True) == text
     both = theirs(list(texts[:2]), padding=True)["input_ids"]
     assert len(both[0]) == len(both[1])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_text_is_encoded_as_in_training(made, transformers, name):
-    run = _run(made, name)
+def test_a_text_is_encoded_as_in_training(runs, transformers, name):
+    run = _run(runs, name)
     _export(run.base, "out")
     texts = ("12+7=19", "3*4=", "") if name == "toy" else TEXTS
     _encodes_alike(transformers, run.tokenizer, texts)
@@ -317,37 +319,37 @@ def test_a_text_is_encoded_as_in_training(made, transformers, name):
             transformers.AutoTokenizer.from_pretrained("out").encode("x")
 
 
-def test_bytes_are_encoded_as_in_training(made, transformers):
-    artifact = _copied(_run(made, "file").base, tokenizer=None)
+def test_bytes_are_encoded_as_in_training(runs, transformers):
+    artifact = _copied(_run(runs, "file").base, tokenizer=None)
     _export(artifact, "out", "--tokenizer", "bytes")
     _encodes_alike(transformers, Bytes(), TEXTS)
     assert _json("out/config.json")["bos_token_id"] == 256
 
 
-def test_transformers_writes_what_undo_jax_generate_prints(made, transformers, capsys):
+def test_transformers_writes_what_undo_jax_generate_prints(runs, transformers, capsys):
     """A prompt as a user types it into both."""
     import torch
 
-    run = _run(made, "toy")
+    run = _run(runs, "toy")
     _export(run.base, "out")
     capsys.readouterr()
     cli.main(["generate", str(run.base), "--prompt", "1+", "--prompt", "7*8=",
               "--new-tokens", "12"])  # fmt: skip
-    said = capsys.readouterr().out.splitlines()
+    message = capsys.readouterr().out.splitlines()
     model = transformers.AutoModelForCausalLM.from_pretrained("out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained("out")
-    for prompt, wanted in zip(("1+", "7*8="), said, strict=True):
+    for prompt, expected in zip(("1+", "7*8="), message, strict=True):
         ids = torch.tensor([tokenizer.encode(prompt)])
         written = model.generate(ids, max_new_tokens=12, do_sample=False)[
             0, ids.shape[1] :
         ].tolist()
         written = written[: written.index(0)] if 0 in written else written
-        known = run.tokenizer.vocab_size
-        found = [
-            run.tokenizer.decode([i]) if i < known else "\N{REPLACEMENT CHARACTER}" for i in written
+        size = run.tokenizer.vocab_size
+        actual = [
+            run.tokenizer.decode([i]) if i < size else "\N{REPLACEMENT CHARACTER}" for i in written
         ]
-        assert "".join(found) == wanted
-    assert len(set(said)) == 2 and all(said)
+        assert "".join(actual) == expected
+    assert len(set(message)) == 2 and all(message)
 
 
 def _copied(artifact, **changes):
@@ -360,14 +362,14 @@ def _copied(artifact, **changes):
 
 
 def _moved(base, **changes):
-    said = _json(base / "config.json")["tokenizer"]
-    return _copied(base, tokenizer={**said, **changes})
+    message = _json(base / "config.json")["tokenizer"]
+    return _copied(base, tokenizer={**message, **changes})
 
 
-def test_a_tokenizer_that_cannot_go_along_is_said(made, capsys):
+def test_a_tokenizer_that_cannot_go_along_is_said(runs, capsys):
     """The model is exported, with the ids of its special tokens."""
-    base = _run(made, "pieces").base
-    for changes, said in (
+    base = _run(runs, "pieces").base
+    for changes, message in (
         ({"path": "/gone/bpe.model"}, "no tokenizer file at /gone/bpe.model"),
         ({"fingerprint": "0" * 16}, "is not what copied was trained with"),
         ({"type": "Mine"}, "Mine is a tokenizer of the experiment's own"),
@@ -377,7 +379,7 @@ def test_a_tokenizer_that_cannot_go_along_is_said(made, capsys):
         _export(artifact, "out")
         lines = capsys.readouterr().err.splitlines()
         assert [line.split(":")[0] for line in lines] == ["without a tokenizer", "written"]
-        assert said in lines[0] and "--tokenizer FILE" in lines[0]
+        assert message in lines[0] and "--tokenizer FILE" in lines[0]
         assert _json("out/config.json")["bos_token_id"] == 0
         assert sorted(os.listdir("out")) == [
             CARD, "config.json", "generation_config.json", "model.safetensors"
@@ -387,7 +389,7 @@ def test_a_tokenizer_that_cannot_go_along_is_said(made, capsys):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"path": 5}, "without a tokenizer: path=5 makes no SentencePiece"),
         ({"path": None}, "without a tokenizer: path=None makes no SentencePiece"),
@@ -397,52 +399,52 @@ def test_a_tokenizer_that_cannot_go_along_is_said(made, capsys):
         ("Bytes", "describes no tokenizer: delete copied"),
     ],
 )
-def test_a_described_tokenizer_that_is_none_is_said(made, capsys, changes, said):
-    base = _run(made, "pieces").base
+def test_a_described_tokenizer_that_is_none_is_said(runs, capsys, changes, message):
+    base = _run(runs, "pieces").base
     artifact = _copied(base, tokenizer=changes) if changes == "Bytes" else _moved(base, **changes)
     capsys.readouterr()
     with contextlib.suppress(SystemExit):
         cli.main(["export-hf", str(artifact), "out"])
-    assert said in capsys.readouterr().err.splitlines()[0]
+    assert message in capsys.readouterr().err.splitlines()[0]
 
 
-def test_a_tokenizer_that_has_moved_is_given(made, transformers):
+def test_a_tokenizer_that_has_moved_is_given(runs, transformers):
     for name, file in (("pieces", "bpe.model"), ("file", "file.json")):
-        artifact = _moved(_run(made, name).base, path=f"/gone/{file}")
-        _export(artifact, "out", "--tokenizer", made / file)  # its BOS is known
-        _encodes_alike(transformers, _run(made, name).tokenizer, TEXTS)
+        artifact = _moved(_run(runs, name).base, path=f"/gone/{file}")
+        _export(artifact, "out", "--tokenizer", runs / file)  # its BOS is known
+        _encodes_alike(transformers, _run(runs, name).tokenizer, TEXTS)
         for folder in ("copied", "out"):
             shutil.rmtree(folder)
 
 
-def test_a_tokenizer_file_that_does_as_in_training_stays_as_it_is(made):
+def test_a_tokenizer_file_that_does_as_in_training_stays_as_it_is(runs):
     """And one that would cut, fill and put no BOS is changed in that alone."""
-    _export(_run(made, "pieces").base, "pieces")
-    assert Path("pieces/tokenizer.model").read_bytes() == (made / "bpe.model").read_bytes()
-    _export(_run(made, "file").base, "file")
-    ours, theirs = _json("file/tokenizer.json"), _json(made / "file.json")
+    _export(_run(runs, "pieces").base, "pieces")
+    assert Path("pieces/tokenizer.model").read_bytes() == (runs / "bpe.model").read_bytes()
+    _export(_run(runs, "file").base, "file")
+    ours, theirs = _json("file/tokenizer.json"), _json(runs / "file.json")
     changed = {key for key in theirs if ours[key] != theirs[key]}
     assert changed == {"truncation", "padding", "post_processor"} and ours.keys() == theirs.keys()
-    artifact = _copied(_run(made, "file").base, tokenizer=None)
+    artifact = _copied(_run(runs, "file").base, tokenizer=None)
     _export(artifact, "again", "--tokenizer", "file/tokenizer.json", "--bos-token", "<s>")
     assert Path("again/tokenizer.json").read_bytes() == Path("file/tokenizer.json").read_bytes()
 
 
-def test_a_tokenizer_that_drops_spaces_is_not_written(made, capsys):
+def test_a_tokenizer_that_drops_spaces_is_not_written(runs, capsys):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
-        input=str(made / "lines.txt"), model_prefix="usual", vocab_size=60, hard_vocab_limit=False,
+        input=str(runs / "lines.txt"), model_prefix="usual", vocab_size=60, hard_vocab_limit=False,
         minloglevel=2,
     )  # fmt: skip
     assert not SentencePiece("usual.model").keeps_spaces
-    artifact = _copied(_run(made, "pieces").base, tokenizer=None)
-    said = _refused(capsys, "export-hf", artifact, "out", "--tokenizer", "usual.model")
-    assert "usual.model adds or drops spaces" in said and not Path("out").exists()
+    artifact = _copied(_run(runs, "pieces").base, tokenizer=None)
+    message = _refused(capsys, "export-hf", artifact, "out", "--tokenizer", "usual.model")
+    assert "usual.model adds or drops spaces" in message and not Path("out").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ("out --max-shard-gb 0", "max_shard_gb=0.0: give a number of GB"),
         ("out --max-shard-gb -1", "max_shard_gb=-1.0: give"),
@@ -450,11 +452,11 @@ def test_a_tokenizer_that_drops_spaces_is_not_written(made, capsys):
         ("out --max-shard-gb inf", "max_shard_gb=inf: give"),
         ("out --dtype float16", "float16"),
         (
-            "out --tokenizer {made}/bpe.model",
+            "out --tokenizer {runs}/bpe.model",
             "is not what .* was trained with, which is Characters",
         ),
-        ("out --tokenizer {made}/file.json", "has no token '<bos>'"),
-        ("out --tokenizer {made}/file.json --bos-token <s>", "is not what .* was trained with"),
+        ("out --tokenizer {runs}/file.json", "has no token '<bos>'"),
+        ("out --tokenizer {runs}/file.json --bos-token <s>", "is not what .* was trained with"),
         ("out --tokenizer missing.json", "no tokenizer file at missing.json"),
         ("out --tokenizer words.txt", "unknown tokenizer words.txt"),
         ("out --bos-token <s>", "give --tokenizer FILE"),
@@ -465,30 +467,30 @@ def test_a_tokenizer_that_drops_spaces_is_not_written(made, capsys):
         ("gs://bucket/out", "gs://bucket/out is not on this machine"),
     ],
 )
-def test_an_export_that_is_refused_writes_nothing(made, capsys, flags, said):
+def test_an_export_that_is_refused_writes_nothing(runs, capsys, flags, message):
     Path("taken").mkdir()
     Path("taken/mine").write_text("mine")
-    artifact = _run(made, "toy").base
+    artifact = _run(runs, "toy").base
     before = sorted(artifact.rglob("*"))
-    words = flags.format(made=made, artifact=artifact).split()
-    assert re.search(said, _refused(capsys, "export-hf", artifact, *words))
+    words = flags.format(runs=runs, artifact=artifact).split()
+    assert re.search(message, _refused(capsys, "export-hf", artifact, *words))
     assert os.listdir() == ["taken"] and os.listdir("taken") == ["mine"]
     assert sorted(artifact.rglob("*")) == before
 
 
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(made, capsys):
-    artifact = _copied(_run(made, "toy").base, tokenizer=None)
-    said = _refused(capsys, "export-hf", artifact, "out", "--tokenizer", made / "bpe.model")
-    assert "bpe.model makes 300 ids, the model of copied knows 36" in said
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(runs, capsys):
+    artifact = _copied(_run(runs, "toy").base, tokenizer=None)
+    message = _refused(capsys, "export-hf", artifact, "out", "--tokenizer", runs / "bpe.model")
+    assert "bpe.model makes 300 ids, the model of copied knows 36" in message
     assert not Path("out").exists()
 
 
-def test_what_a_killed_export_left_is_no_hindrance(made, monkeypatch):
+def test_what_a_killed_export_left_is_no_hindrance(runs, monkeypatch):
     def die(*_, **__):
         shutil.copytree("out.unfinished", "left")
         raise KeyboardInterrupt
 
-    artifact = _run(made, "toy").base
+    artifact = _run(runs, "toy").base
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(weights.hf, "save_file", die)
         _export(artifact, "out")
@@ -503,11 +505,12 @@ def _tensors(folder):
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def _same_tensors(one, other):
-    one, other = _tensors(one), _tensors(other)
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert tensor.dtype == other[name].dtype and tensor.tobytes() == other[name].tobytes(), name
+def _same_tensors(first, second):
+    first, second = _tensors(first), _tensors(second)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype, name
+        assert tensor.tobytes() == second[name].tobytes(), name
 
 
 @pytest.fixture
@@ -537,30 +540,30 @@ def test_an_import_goes_back_as_it_came(theirs, transformers):
     assert _json("back/generation_config.json")["eos_token_id"] == [1, 107]
 
 
-def test_an_export_goes_out_again_with_its_tokenizer_as_it_came(made, transformers):
-    _export(_run(made, "file").base, "first")
+def test_an_export_goes_out_again_with_its_tokenizer_as_it_came(runs, transformers):
+    _export(_run(runs, "file").base, "first")
     cli.main(["import-hf", "first", "base"])
     _export("base", "out")
     assert sorted(os.listdir("out")) == sorted(os.listdir("first"))
     assert "tokenizer.json" in os.listdir("out")
     for name in {*os.listdir("first")} - {CARD}:
         assert Path("out", name).read_bytes() == Path("first", name).read_bytes(), name
-    _encodes_alike(transformers, HuggingFace(made / "file.json", "<s>"), TEXTS)
+    _encodes_alike(transformers, HuggingFace(runs / "file.json", "<s>"), TEXTS)
 
 
-def test_an_import_can_be_asked_and_is_a_base(made, capsys, monkeypatch):
-    run = _run(made, "toy")
+def test_an_import_can_be_asked_and_is_a_base(runs, capsys, monkeypatch):
+    run = _run(runs, "toy")
     _export(run.base, "first")
     cli.main(["import-hf", "first", "base"])
     capsys.readouterr()
-    asked = ["--prompt", "1+", "--new-tokens", "8"]
-    cli.main(["generate", "base", *asked])
-    said = capsys.readouterr().out
-    cli.main(["generate", str(run.base), *asked])
-    assert capsys.readouterr().out == said != "\n"
-    shutil.copytree(made / "toy", "out")  # its oracle is finished
+    arguments = ["--prompt", "1+", "--new-tokens", "8"]
+    cli.main(["generate", "base", *arguments])
+    message = capsys.readouterr().out
+    cli.main(["generate", str(run.base), *arguments])
+    assert capsys.readouterr().out == message != "\n"
+    shutil.copytree(runs / "toy", "out")  # its oracle is finished
     for base in ("base", "base/params"):
-        cli.main(["run", str(made / "toy.py"), "--workdir", "out", "--pretrain.base", base, *SHORT,
+        cli.main(["run", str(runs / "toy.py"), "--workdir", "out", "--pretrain.base", base, *SHORT,
                   "--stage", "import"])  # fmt: skip
     adopted = list(Path("out").glob("import-*"))
     assert len(adopted) == 2
@@ -571,20 +574,20 @@ def test_an_import_can_be_asked_and_is_a_base(made, capsys, monkeypatch):
         shutil.rmtree("again")
 
 
-def test_a_base_that_is_another_model_of_the_same_shapes_is_refused(made, capsys):
-    _export(_run(made, "toy").base, "first")
+def test_a_base_that_is_another_model_of_the_same_shapes_is_refused(runs, capsys):
+    _export(_run(runs, "toy").base, "first")
     cli.main(["import-hf", "first", "base"])
-    words = ["run", made / "toy.py", "--workdir", "out", "--pretrain.base", "base", *SHORT,
+    words = ["run", runs / "toy.py", "--workdir", "out", "--pretrain.base", "base", *SHORT,
              "--stage", "import"]  # fmt: skip
-    said = _refused(capsys, *words, "--model.final-softcap", "30")
-    assert "base is a model with final_softcap=2.0, the experiment has 30.0" in said
-    assert "base/params" in said and not list(Path("out").glob("*-*"))
+    message = _refused(capsys, *words, "--model.final-softcap", "30")
+    assert "base is a model with final_softcap=2.0, the experiment has 30.0" in message
+    assert "base/params" in message and not list(Path("out").glob("*-*"))
 
 
-def test_an_import_that_was_killed_is_made_again(made, capsys, monkeypatch):
-    _export(_run(made, "toy").base, "first")
+def test_an_import_that_was_killed_is_made_again(runs, capsys, monkeypatch):
+    _export(_run(runs, "toy").base, "first")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(artifacts, "finish", lambda *_: os.kill(os.getpid(), 2))
+        patch.setattr(artifacts, "mark_finished", lambda *_: os.kill(os.getpid(), 2))
         cli.main(["import-hf", "first", "base"])
     param_checkpoint.wait_until_saved()
     assert Path("base/config.json").exists() and not Path("base/summary.json").exists()
@@ -595,13 +598,13 @@ def test_an_import_that_was_killed_is_made_again(made, capsys, monkeypatch):
     assert "base exists: give a new folder" in _refused(capsys, "import-hf", "first", "base")
 
 
-def test_an_import_says_which_tokenizer_it_cannot_use(made, capsys):
-    _export(_run(made, "toy").base, "first")
+def test_an_import_says_which_tokenizer_it_cannot_use(runs, capsys):
+    _export(_run(runs, "toy").base, "first")
     Path("first/tokenizer.json").write_text("{}")
     _tokenizers_file("pieces.json")
     capsys.readouterr()
-    said = _refused(capsys, "import-hf", "first", "base")
-    assert "first/tokenizer.json is not a tokenizers file" in said and "--without-tok" in said
+    message = _refused(capsys, "import-hf", "first", "base")
+    assert "first/tokenizer.json is not a tokenizers file" in message and "--without-tok" in message
     cli.main(["import-hf", "first", "base", "--without-tokenizer"])
     assert "pieces.json opens a document with 2, base with 0" in _refused(
         capsys, "export-hf", "base", "out", "--tokenizer", "pieces.json", "--bos-token", "<s>"

@@ -17,7 +17,7 @@ from undo_jax.evals.generate import generate
 from undo_jax.models import hf, hf_folder, rope
 from undo_jax.ops import head
 from undo_jax.runtime.mesh import MeshShape, make_mesh
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0,
           "original_max_position_embeddings": 8, "rope_theta": 100.0}  # fmt: skip
@@ -116,11 +116,11 @@ def torch():
 def _theirs(torch, family, case):
     """A random model of transformers; biases and norms are random, too."""
     transformers = pytest.importorskip("transformers")
-    given = {**SIZES, **COMMON.get(family, {}), **CASES[family][case]}
-    given = {name: value for name, value in given.items() if value is not None or "pad" in name}
+    fields = {**SIZES, **COMMON.get(family, {}), **CASES[family][case]}
+    fields = {name: value for name, value in fields.items() if value is not None or "pad" in name}
     text = "Text" if family == "gemma3_text" else ""
     config = getattr(transformers, f"{CLASSES[family]}{text}Config")(
-        **given, attn_implementation="eager"
+        **fields, attn_implementation="eager"
     )
     torch.manual_seed(case)
     model = getattr(transformers, f"{CLASSES[family]}ForCausalLM")(config).eval()
@@ -162,9 +162,9 @@ def test_logits_are_those_of_transformers(tmp_path, torch, family, case):
     tokens = _tokens(lm.vocabulary)
     ours = jax.jit(_logits, static_argnums=0)(lm, hf.load(tmp_path, lm, _mesh()), tokens)
     with torch.no_grad():
-        wanted = model(input_ids=torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
-    assert np.std(wanted) > 0.2
-    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-4)
+        expected = model(input_ids=torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
+    assert np.std(expected) > 0.2
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -184,11 +184,11 @@ def test_bf16_files_are_read_exactly_and_computed_as_well_as_theirs(tmp_path, to
         dtype: np.asarray(_logits(replace(lm, dtype=dtype), params, tokens))
         for dtype in ("float32", "bfloat16")
     }
-    given, theirs = torch.from_numpy(tokens).long(), []
+    inputs, theirs = torch.from_numpy(tokens).long(), []
     for dtype in (torch.float32, torch.bfloat16):  # loaded: `to` would also round rope's buffers
         again = type(model).from_pretrained(tmp_path, dtype=dtype, attn_implementation="eager")
         with torch.no_grad():
-            theirs.append(again(input_ids=given, use_cache=False).logits.float().numpy())
+            theirs.append(again(input_ids=inputs, use_cache=False).logits.float().numpy())
     exact, rounded = theirs
     np.testing.assert_allclose(ours["float32"], exact, rtol=0, atol=1e-4)
     error = lambda x: np.sqrt(np.mean((x - exact) ** 2)) / np.std(exact)  # noqa: E731
@@ -202,18 +202,19 @@ def test_gradients_are_those_of_transformers(tmp_path, torch, family, case):
     model.save_pretrained(tmp_path)
     lm = replace(hf_folder.read_config(tmp_path), dtype="float32")
     tokens = _tokens(lm.vocabulary)
-    given = torch.from_numpy(tokens).long()
-    logits = model(input_ids=given, use_cache=False).logits[:, :-1]
+    inputs = torch.from_numpy(tokens).long()
+    logits = model(input_ids=inputs, use_cache=False).logits[:, :-1]
     torch.nn.functional.cross_entropy(
-        logits.reshape(-1, lm.vocabulary), given[:, 1:].reshape(-1)
+        logits.reshape(-1, lm.vocabulary), inputs[:, 1:].reshape(-1)
     ).backward()
-    found = dict(hf.named(lm, _gradient(lm, hf.load(tmp_path, lm, _mesh()), tokens)))
+    actual = dict(hf.named(lm, _gradient(lm, hf.load(tmp_path, lm, _mesh()), tokens)))
     theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    assert found.keys() == theirs.keys() and ("lm_head.weight" in theirs) == lm.own_head
-    for name, wanted in theirs.items():
-        largest = np.max(np.abs(wanted))
+    assert actual.keys() == theirs.keys() and ("lm_head.weight" in theirs) == lm.own_head
+    for name, expected in theirs.items():
+        largest = np.max(np.abs(expected))
         assert largest > 1e-5, name
-        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-4 * largest, err_msg=name)
+        atol = 1e-4 * largest
+        np.testing.assert_allclose(actual[name], expected, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.slow
@@ -228,7 +229,7 @@ def test_a_mesh_changes_no_value(tmp_path, torch, family, case):
     alone = _gradient(lm, params, tokens)
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, placement(lm, mesh))
+        placed = jax.device_put(params, param_shardings(lm, mesh))
         together = _gradient(lm, placed, jax.device_put(tokens, NamedSharding(mesh, P())))
     for (path, a), b in zip(
         jax.tree.leaves_with_path(alone), jax.tree.leaves(together), strict=True
@@ -253,12 +254,12 @@ def test_generation_is_that_of_transformers(tmp_path, torch, family, case):
     ours = generate(
         lm, params, prompts[:, : max(lengths)], np.array(lengths), jax.random.key(0), new_tokens=6
     )
-    for row, length, found in zip(prompts, lengths, ours, strict=True):
-        given = torch.from_numpy(row[None, :length]).long()
+    for row, length, actual in zip(prompts, lengths, ours, strict=True):
+        inputs = torch.from_numpy(row[None, :length]).long()
         written = model.generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=6, do_sample=False
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=6, do_sample=False
         )
-        np.testing.assert_array_equal(found, written[0, length:])
+        np.testing.assert_array_equal(actual, written[0, length:])
 
 
 @pytest.mark.slow
@@ -272,13 +273,13 @@ def test_the_commands_bring_a_model_in_and_out(tmp_path, monkeypatch, torch, cap
     model.config.bos_token_id, model.config.eos_token_id = 3, [4, 5]
     model.save_pretrained("theirs", max_shard_size="8KB")
     cli.main(["import-hf", "theirs", "base"])
-    said = capsys.readouterr()
-    assert f"from undo_jax.models.{family} import preset" in said.err
+    message = capsys.readouterr()
+    assert f"from undo_jax.models.{family} import preset" in message.err
     names = {kind.__name__: kind for kind in (rope.Linear, rope.Llama3, rope.LongRope)}
-    made = eval(
-        said.out.removeprefix("model="), {**names, "preset": hf_folder.family(family).preset}
+    imported = eval(
+        message.out.removeprefix("model="), {**names, "preset": hf_folder.family(family).preset}
     )
-    assert made == hf_folder.read_config("theirs")
+    assert imported == hf_folder.read_config("theirs")
     cli.main(["export-hf", "base", "back", "--dtype", dtype, "--max-shard-gb", "8e-6"])
     before, after = map(_stored, ("theirs", "back"))
     assert before.keys() == after.keys() and len(list(Path("back").glob("*.safetensors"))) > 2
@@ -286,7 +287,7 @@ def test_the_commands_bring_a_model_in_and_out(tmp_path, monkeypatch, torch, cap
         assert tensor.dtype == after[name].dtype and tensor.tobytes() == after[name].tobytes(), name
     auto = partial(transformers.AutoModelForCausalLM.from_pretrained, attn_implementation="eager")
     first, back = auto("theirs"), auto("back")
-    tokens = torch.from_numpy(_tokens(made.vocabulary)).long()
+    tokens = torch.from_numpy(_tokens(imported.vocabulary)).long()
     with torch.no_grad():
         assert torch.equal(back(input_ids=tokens).logits, first(input_ids=tokens).logits)
     assert type(back) is type(model) and str(back.dtype) == f"torch.{dtype}"
@@ -308,9 +309,9 @@ def test_the_text_model_is_taken_out_of_one_with_images(tmp_path, torch):
     lm = replace(hf_folder.read_config(tmp_path), dtype="float32")
     tokens = _tokens(lm.vocabulary)
     with torch.no_grad():
-        wanted = text(input_ids=torch.from_numpy(tokens).long()).logits.numpy()
-    found = _logits(lm, hf.load(tmp_path, lm, _mesh()), tokens)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+        expected = text(input_ids=torch.from_numpy(tokens).long()).logits.numpy()
+    actual = _logits(lm, hf.load(tmp_path, lm, _mesh()), tokens)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
 def _stored(folder):

@@ -255,9 +255,9 @@ def test_configurations_that_make_no_sense_are_refused(change, message):
 def test_a_number_takes_the_type_of_its_field():
     typed = preset("2B", final_softcap=30, attention_scale=np.float32(0.5), rope_theta=10**4,
                    layers=2.0, heads=np.int64(8), document_start=np.int32(0))  # fmt: skip
-    found = {f.name: type(getattr(typed, f.name)) for f in fields(typed)}
-    known = preset("2B", document_start=1)
-    assert found == {f.name: type(getattr(known, f.name)) for f in fields(typed)}
+    types = {f.name: type(getattr(typed, f.name)) for f in fields(typed)}
+    reference = preset("2B", document_start=1)
+    assert types == {f.name: type(getattr(reference, f.name)) for f in fields(typed)}
     assert typed == preset("2B", layers=2, attention_scale=0.5, document_start=0)
     assert preset("2B", final_softcap=None).final_softcap is None
 

@@ -56,11 +56,11 @@ def _stored(folder):
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def _same_bytes(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].dtype == other[name].dtype and one[name].shape == other[name].shape
-        assert one[name].tobytes() == other[name].tobytes(), name
+def _same_bytes(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].dtype == second[name].dtype and first[name].shape == second[name].shape
+        assert first[name].tobytes() == second[name].tobytes(), name
 
 
 def _config_json(folder, **changes):
@@ -121,10 +121,10 @@ def test_weights_of_transformers_give_its_logits(tmp_path, torch, theirs, size):
     assert (tmp_path / "model.safetensors.index.json").exists() == (size == "9KB")
     config = hf_folder.read_config(tmp_path)
     assert config == CONFIG
-    wanted = _their_logits(torch, theirs)
-    assert np.max(np.abs(wanted)) > 1.5  # the final soft-cap of 2 bites
-    found = _logits(config, hf.load(tmp_path, config, _mesh()))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    expected = _their_logits(torch, theirs)
+    assert np.max(np.abs(expected)) > 1.5  # the final soft-cap of 2 bites
+    actual = _logits(config, hf.load(tmp_path, config, _mesh()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -197,12 +197,12 @@ def test_what_is_read_is_not_copied(ours, monkeypatch):
     read, make = set(), jax.make_array_from_callback
 
     def watched(shape, sharding, callback):
-        def kept(index):
+        def remaining(index):
             part = callback(index)
             read.add(part.ctypes.data)
             return part
 
-        return make(shape, sharding, kept)
+        return make(shape, sharding, remaining)
 
     monkeypatch.setattr(hf.jax, "make_array_from_callback", watched)
     monkeypatch.setattr(hf, "ROW_BLOCK", 3)  # of tables of 24 rows, in four parts
@@ -261,15 +261,15 @@ def test_what_a_configuration_leaves_out_is_the_2b_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stated", "wanted"),
+    ("stated", "expected"),
     [
         ({}, (2, 1, 0)),  # Gemma's own
         ({"bos_token_id": 5, "eos_token_id": [1, 107], "pad_token_id": None}, (5, [1, 107], None)),
     ],
 )
-def test_ids_of_special_tokens_are_read(single, stated, wanted):
+def test_ids_of_special_tokens_are_read(single, stated, expected):
     _config_json(single, **{**dict.fromkeys(hf.IDS, "absent"), **stated})
-    assert tuple(hf_special.read_ids(single).values()) == wanted
+    assert tuple(hf_special.read_ids(single).values()) == expected
 
 
 @pytest.mark.parametrize("value", ["2", -1, 2.0, True, [2]])
@@ -280,12 +280,12 @@ def test_what_is_no_id_is_refused(single, value):
 
 
 @pytest.mark.parametrize(
-    ("token", "wanted"), [("<s>", "<s>"), ({"content": "<s>"}, "<s>"), (None, None), (3, None)]
+    ("token", "expected"), [("<s>", "<s>"), ({"content": "<s>"}, "<s>"), (None, None), (3, None)]
 )
-def test_the_name_of_bos_is_read(tmp_path, token, wanted):
+def test_the_name_of_bos_is_read(tmp_path, token, expected):
     assert hf_special.read_bos(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": token}))
-    assert hf_special.read_bos(tmp_path) == wanted
+    assert hf_special.read_bos(tmp_path) == expected
 
 
 def test_rope_theta_of_older_files_and_no_softcap(single):
@@ -294,7 +294,7 @@ def test_rope_theta_of_older_files_and_no_softcap(single):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "model_type='gpt2'"),
         ({"model_type": "absent"}, "model_type=None"),
@@ -319,20 +319,21 @@ def test_rope_theta_of_older_files_and_no_softcap(single):
         ({"rope_parameters": "absent", "rope_scaling": {"type": "dynamic", "factor": 2}}, "dyn"),
     ],
 )
-def test_a_configuration_of_another_model_is_refused(single, changes, said):
+def test_a_configuration_of_another_model_is_refused(single, changes, message):
     _config_json(single, **changes)
     with pytest.raises(ValueError) as error:
         hf_folder.read_config(single)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "no config.json in"), ("{", "is not JSON"), ("[]", "no JSON obj")]
+    ("content", "message"),
+    [(None, "no config.json in"), ("{", "is not JSON"), ("[]", "no JSON obj")],
 )
-def test_a_configuration_that_cannot_be_read(tmp_path, content, said):
+def test_a_configuration_that_cannot_be_read(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         hf_folder.read_config(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -343,8 +344,8 @@ def _change(folder, **changes):
     for name, change in changes.items():
         name = name.replace("__", ".")
         tensors[name] = None if change is None else change(tensors)
-    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    save_file(kept, folder / "model.safetensors")
+    remaining = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(remaining, folder / "model.safetensors")
 
 
 GATE = "model.layers.1.mlp.gate_proj.weight"
@@ -353,7 +354,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("name", "change", "message"),
     [
         (GATE, None, (f"no tensor {GATE}", "download the folder again")),
         (EMBEDDING, None, (f"no tensor {EMBEDDING}",)),
@@ -368,12 +369,12 @@ EMBEDDING = "model.embed_tokens.weight"
         ("lm_head.weight", lambda t: t[EMBEDDING][:-1], ("lm_head.weight", "differs")),
     ],
 )  # fmt: skip
-def test_tensors_of_another_model_are_refused_unread(single, monkeypatch, name, change, said):
+def test_tensors_of_another_model_are_refused_unread(single, monkeypatch, name, change, message):
     _change(single, **{name.replace(".", "__"): change})
     monkeypatch.setattr(hf, "_reader", None)
     with pytest.raises(ValueError) as error:
         hf.load(single, CONFIG, _mesh())
-    assert all(part in str(error.value) for part in said) and "\n" not in str(error.value)
+    assert all(part in str(error.value) for part in message) and "\n" not in str(error.value)
 
 
 def test_a_head_equal_to_the_embedding_is_tolerated(single, monkeypatch):
@@ -411,10 +412,10 @@ def test_missing_files(ours, single):
         hf.load(single, CONFIG, _mesh())
 
 
-@pytest.mark.parametrize("kept", [0, 4, 100, -1])
-def test_a_truncated_file(ours, kept):
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_a_truncated_file(ours, length):
     last = sorted(ours.glob("*.safetensors"))[-1]
-    last.write_bytes(last.read_bytes()[:kept])
+    last.write_bytes(last.read_bytes()[:length])
     with pytest.raises(ValueError, match=f"cannot read .*{last.name}.*download it") as error:
         hf.load(ours, CONFIG, _mesh())
     assert "\n" not in str(error.value)
@@ -442,7 +443,7 @@ def test_a_bucket_is_refused(call):
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "said"),
+    ("change", "arguments", "message"),
     [
         ({"attention_scale": 0.3}, {}, "attention_scale=0.3"),
         ({"attention_scale": 2.0}, {}, "attention_scale=2.0"),
@@ -451,12 +452,12 @@ def test_a_bucket_is_refused(call):
         ({}, {"max_shard_bytes": 0}, "0 bytes"),
     ],
 )
-def test_an_export_that_is_refused_writes_nothing(tmp_path, change, arguments, said):
+def test_an_export_that_is_refused_writes_nothing(tmp_path, change, arguments, message):
     config = replace(CONFIG, **change)
     params = jax.eval_shape(config.init, jax.random.key(0))
     with pytest.raises(ValueError) as error:
         hf.save(tmp_path / "out", config, params, **arguments)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -29,20 +29,20 @@ def _tokenizer(folder, words):
     tokenizers = pytest.importorskip("tokenizers")
     names = ["<s>", *(f"w{i}" for i in range(words - 1))]
     model = tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, "w0")
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.save(str(folder / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
-@pytest.mark.parametrize(("words", "said"), [(19, ", used=19"), (24, "")])
-def test_an_import_says_how_many_rows_are_tokens(folder, capsys, words, said):
+@pytest.mark.parametrize(("words", "message"), [(19, ", used=19"), (24, "")])
+def test_an_import_says_how_many_rows_are_tokens(folder, capsys, words, message):
     _tokenizer(folder, words)
     cli.main(["import-hf", "theirs", "base"])
-    made = capsys.readouterr()
-    assert eval(made.out.removeprefix("model="), {"preset": llama.preset}).used == (
-        19 if said else None
+    output = capsys.readouterr()
+    assert eval(output.out.removeprefix("model="), {"preset": llama.preset}).used == (
+        19 if message else None
     )
-    assert ("used=" in made.out) == bool(said) and "without" not in made.err
+    assert ("used=" in output.out) == bool(message) and "without" not in output.err
     assert "used" not in (folder.parent / "base" / "config.json").read_text()
 
 
@@ -50,8 +50,8 @@ def test_a_tokenizer_that_is_larger_than_the_table_is_refused(folder, capsys):
     _tokenizer(folder, 30)
     with pytest.raises(SystemExit) as stop:
         cli.main(["import-hf", "theirs", "base"])
-    said = "theirs/tokenizer.json makes 30 ids, the model's tables have 24 rows"
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+    message = "theirs/tokenizer.json makes 30 ids, the model's tables have 24 rows"
+    assert stop.value.code == 2 and message in capsys.readouterr().err
     assert not (folder.parent / "base").exists()
     cli.main(["import-hf", "theirs", "base", "--without-tokenizer"])
     assert "used=" not in capsys.readouterr().out

@@ -35,18 +35,18 @@ def _means():
 
 
 def test_pooled_are_the_mean_states_of_documents():
-    states, there = PROBE.pooled(PARAMS, ROWS)
+    states, is_document = PROBE.pooled(PARAMS, ROWS)
     means = _means()
-    assert there.sum() == len(means) == 3 + 1 + 7
-    found = np.asarray(states).reshape(3, -1, 16)
+    assert is_document.sum() == len(means) == 3 + 1 + 7
+    actual = np.asarray(states).reshape(3, -1, 16)
     for (row, number), mean in means.items():
-        np.testing.assert_allclose(found[row, number], mean, rtol=1e-5, atol=1e-6)
-        assert there.reshape(3, -1)[row, number] == 1
+        np.testing.assert_allclose(actual[row, number], mean, rtol=1e-5, atol=1e-6)
+        assert is_document.reshape(3, -1)[row, number] == 1
 
 
 def test_without_segments_a_row_is_a_document():
-    states, there = PROBE.pooled(PARAMS, rows(TOKENS))
-    np.testing.assert_allclose(states[there > 0], STATES.mean(1), rtol=1e-5, atol=1e-6)
+    states, is_document = PROBE.pooled(PARAMS, rows(TOKENS))
+    np.testing.assert_allclose(states[is_document > 0], STATES.mean(1), rtol=1e-5, atol=1e-6)
 
 
 def test_flags_are_of_whole_documents():
@@ -54,11 +54,11 @@ def test_flags_are_of_whole_documents():
     alone = []  # whether a token's own state has its document's verdict
     for bias in np.linspace(-0.5, 0.5, 20, dtype=np.float32):
         direction = RNG.normal(size=16).astype(np.float32)
-        found = np.asarray(flag({"direction": jnp.asarray(direction), "bias": jnp.asarray(bias)}))
-        wanted = {where: mean @ direction + bias > 0 for where, mean in _means().items()}
+        actual = np.asarray(flag({"direction": jnp.asarray(direction), "bias": jnp.asarray(bias)}))
+        expected = {where: mean @ direction + bias > 0 for where, mean in _means().items()}
         for row, t in np.ndindex(3, 7):
-            verdict = wanted[row, DOCUMENTS[row, t]]
-            assert found[row, t] == verdict, (row, t)
+            verdict = expected[row, DOCUMENTS[row, t]]
+            assert actual[row, t] == verdict, (row, t)
             alone.append((STATES[row, t] @ direction + bias > 0) == verdict)
     assert 0 < np.mean(alone) < 1
 
@@ -70,7 +70,7 @@ def test_fit_is_ridge_logistic_regression(penalty):
     states = RNG.normal(size=(40, 5)) * [1, 2, 3, 0.5, 1] + labels[:, None] + 4
     weights = (np.arange(40) < 36).astype(float)
     states[36:] = 100.0
-    found = fit(*(jnp.asarray(x, jnp.float32) for x in (states, labels, weights)), penalty)
+    actual = fit(*(jnp.asarray(x, jnp.float32) for x in (states, labels, weights)), penalty)
     x, y = states[:36], labels[:36]
     share = np.where(y == 1, 0.5 / y.sum(), 0.5 / (1 - y).sum())
     mean = share @ x
@@ -82,15 +82,15 @@ def test_fit_is_ridge_logistic_regression(penalty):
 
     best = minimize(objective, np.zeros(6), method="BFGS", options={"gtol": 1e-8}).x
     direction = best[:-1] / scale
-    np.testing.assert_allclose(found["direction"], direction, rtol=2e-3, atol=1e-4)
-    np.testing.assert_allclose(found["bias"], best[-1] - mean @ direction, rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(actual["direction"], direction, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(actual["bias"], best[-1] - mean @ direction, rtol=2e-3, atol=1e-3)
 
 
 def test_fit_of_separable_classes_is_finite_and_right():
     labels = np.repeat([0.0, 1.0], 20)
     states = RNG.normal(size=(40, 3)) + 30 * labels[:, None]
-    found = fit(*(jnp.asarray(x, jnp.float32) for x in (states, labels, np.ones(40))), 0.01)
-    verdicts = states @ np.asarray(found["direction"]) + float(found["bias"]) > 0
+    actual = fit(*(jnp.asarray(x, jnp.float32) for x in (states, labels, np.ones(40))), 0.01)
+    verdicts = states @ np.asarray(actual["direction"]) + float(actual["bias"]) > 0
     assert np.array_equal(verdicts, labels == 1)
 
 
@@ -102,14 +102,14 @@ def test_sharded_equals_unsharded():
     segments = np.repeat(DOCUMENTS[:1], 8, 0)
     batch = rows(Packed(RNG.integers(0, 24, (8, 8), np.int32), None, segments))
     params = {"direction": jnp.asarray(RNG.normal(size=16), jnp.float32), "bias": jnp.zeros(())}
-    flag = jax.jit(lambda of, rows: PROBE.flags(params, Frozen(LM, of), rows))
+    flag = jax.jit(lambda lm_params, rows: PROBE.flags(params, Frozen(LM, lm_params), rows))
     pool = jax.jit(PROBE.pooled)
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     placed = jax.device_put(PARAMS, shardings(PARAMS, LM.rules, mesh))
     with jax.set_mesh(mesh):
         split = jax.device_put(batch, NamedSharding(mesh, P(BATCH)))
         flags, (states, _) = flag(placed, split), pool(placed, split)
-    wanted = flag(PARAMS, batch)
-    assert 0 < wanted.sum() < wanted.size
-    np.testing.assert_array_equal(flags, wanted)
+    expected = flag(PARAMS, batch)
+    assert 0 < expected.sum() < expected.size
+    np.testing.assert_array_equal(flags, expected)
     np.testing.assert_allclose(states, pool(PARAMS, batch)[0], rtol=1e-4, atol=1e-5)

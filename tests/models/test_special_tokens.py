@@ -25,12 +25,12 @@ TOOLS = "{{ messages | length }}"
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    monkeypatch.setattr("undo_jax.cli.experiment.prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def source(tmp_path_factory):
     tokenizers = pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("made") / "qwen"
     hf.save(folder, LM, jax.jit(LM.init)(jax.random.key(0)), ids=IDS)
@@ -48,9 +48,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def qwen(made, here, tmp_path):
+def qwen(source, empty_folder, tmp_path):
     """A folder like Qwen's: BOS is stated by its id alone, and the two configurations differ."""
-    shutil.copytree(made, tmp_path / "qwen")
+    shutil.copytree(source, tmp_path / "qwen")
     return tmp_path / "qwen"
 
 
@@ -71,23 +71,23 @@ def _refused(capsys, *words):
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         cli.main(list(map(str, words)))
-    said = capsys.readouterr()
-    assert stop.value.code == 2 and said.err.count("\n") == 1, said.err
-    return said.err
+    message = capsys.readouterr()
+    assert stop.value.code == 2 and message.err.count("\n") == 1, message.err
+    return message.err
 
 
 def test_a_base_goes_back_with_its_ends_its_settings_and_its_conversations(qwen, capsys, tmp_path):
     cli.main(["import-hf", "qwen", "base"])
-    said = capsys.readouterr()
-    assert "used=8" in said.out and "without" not in said.err
+    message = capsys.readouterr()
+    assert "used=8" in message.out and "without" not in message.err
     cli.main(["export-hf", "base", "out"])
-    said = capsys.readouterr().err
-    assert "without" not in said and said.endswith("written: out\n")
+    message = capsys.readouterr().err
+    assert "without" not in message and message.endswith("written: out\n")
     out = tmp_path / "out"
     config, settings = _json(out / "config.json"), _json(out / "tokenizer_config.json")
     assert {name: config[name] for name in IDS} == IDS
-    wanted = {"bos_token_id": 1, "eos_token_id": [2, 1], "pad_token_id": 1, "top_k": 20}
-    assert _json(out / "generation_config.json") == wanted
+    expected = {"bos_token_id": 1, "eos_token_id": [2, 1], "pad_token_id": 1, "top_k": 20}
+    assert _json(out / "generation_config.json") == expected
     assert (settings["bos_token"], settings["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
     assert (out / "chat_template.jinja").read_text() == CHAT
     assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == TOOLS
@@ -99,10 +99,10 @@ def test_auto_tokenizer_of_an_export_reads_conversations_as_the_base_does(qwen):
     cli.main(["import-hf", "qwen", "base"])
     cli.main(["export-hf", "base", "out"])
     theirs, ours = map(transformers.AutoTokenizer.from_pretrained, ("qwen", "out"))
-    said = [{"role": "user", "content": "a b"}]
+    message = [{"role": "user", "content": "a b"}]
     for one in (theirs, ours):
-        assert one.apply_chat_template(said, chat_template="tool_use", tokenize=False) == "1"
-        assert one.encode(one.apply_chat_template(said, tokenize=False))[-4:] == [3, 4, 5, 2]
+        assert one.apply_chat_template(message, chat_template="tool_use", tokenize=False) == "1"
+        assert one.encode(one.apply_chat_template(message, tokenize=False))[-4:] == [3, 4, 5, 2]
     trained = HuggingFace(qwen / "tokenizer.json", "<|endoftext|>")
     assert ours.encode("a b a") == [1, *trained.encode("a b a")]
 
@@ -119,29 +119,29 @@ def _export(folder, capsys):
 def test_a_tokenizer_that_auto_tokenizer_takes_for_qwens_is_told(qwen, capsys):
     """A text is split at spaces, for a model of a type of which AutoTokenizer knows better."""
     transformers = pytest.importorskip("transformers")
-    trained, said, card = _export(qwen, capsys)
-    told = "load it with PreTrainedTokenizerFast"
-    assert told in said and told in card.read_text()
-    wanted = [1, *trained.encode("ab")]
-    assert transformers.AutoTokenizer.from_pretrained("out").encode("ab") != wanted
-    assert transformers.PreTrainedTokenizerFast.from_pretrained("out").encode("ab") == wanted
+    trained, message, card = _export(qwen, capsys)
+    hint = "load it with PreTrainedTokenizerFast"
+    assert hint in message and hint in card.read_text()
+    expected = [1, *trained.encode("ab")]
+    assert transformers.AutoTokenizer.from_pretrained("out").encode("ab") != expected
+    assert transformers.PreTrainedTokenizerFast.from_pretrained("out").encode("ab") == expected
 
 
 def test_of_a_tokenizer_that_is_qwens_it_is_not_told(qwen, capsys):
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     vocab = {name: i for i, name in enumerate([*NAMES, "ab"])}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")]))
-    made.normalizer = tokenizers.normalizers.NFC()
+    source = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")]))
+    source.normalizer = tokenizers.normalizers.NFC()
     words = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\s+|\S+"), "isolated")
     pieces = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([words, pieces])
-    made.add_special_tokens(list(NAMES[:4]))
-    made.save(str(qwen / "tokenizer.json"))
-    trained, said, card = _export(qwen, capsys)
-    assert "PreTrainedTokenizerFast" not in said + card.read_text()
-    wanted = [1, *trained.encode("abb")]
-    assert transformers.AutoTokenizer.from_pretrained("out").encode("abb") == wanted == [1, 8, 5]
+    source.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([words, pieces])
+    source.add_special_tokens(list(NAMES[:4]))
+    source.save(str(qwen / "tokenizer.json"))
+    trained, message, card = _export(qwen, capsys)
+    assert "PreTrainedTokenizerFast" not in message + card.read_text()
+    expected = [1, *trained.encode("abb")]
+    assert transformers.AutoTokenizer.from_pretrained("out").encode("abb") == expected == [1, 8, 5]
 
 
 def test_what_trained_on_a_base_ends_as_the_base_does(qwen):
@@ -156,7 +156,7 @@ def test_what_trained_on_a_base_ends_as_the_base_does(qwen):
 
 
 @pytest.mark.parametrize(
-    ("config", "generation", "settings", "wanted"),
+    ("config", "generation", "settings", "expected"),
     [
         ({}, {}, {}, "<|endoftext|>"),
         ({"bos_token_id": 3}, {}, {}, "<|im_start|>"),
@@ -166,11 +166,11 @@ def test_what_trained_on_a_base_ends_as_the_base_does(qwen):
         ({"bos_token_id": None, "eos_token_id": None}, {"eos_token_id": None}, {}, None),
     ],
 )
-def test_what_opens_a_document(qwen, config, generation, settings, wanted):
+def test_what_opens_a_document(qwen, config, generation, settings, expected):
     for name, changes in (("config", config), ("generation_config", generation)):
         _change(qwen / f"{name}.json", **changes)
     _change(qwen / "tokenizer_config.json", **settings)
-    assert hf_special.read_bos(qwen) == wanted
+    assert hf_special.read_bos(qwen) == expected
 
 
 def test_a_folder_without_a_tokenizer_is_told(qwen, capsys):
@@ -187,7 +187,7 @@ def test_bos_may_be_given(qwen, tmp_path):
 
 def test_a_tokenizer_that_cannot_be_used_stops_an_import(qwen, capsys, tmp_path):
     good = (qwen / "tokenizer.json").read_text()
-    for name, content, said in (
+    for name, content, message in (
         ("tokenizer.json", "{}", "tokenizer.json is not a tokenizers file"),
         ("tokenizer.json", None, "no tokenizer.json or tokenizer.model in qwen: download it"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
@@ -196,10 +196,10 @@ def test_a_tokenizer_that_cannot_be_used_stops_an_import(qwen, capsys, tmp_path)
         (qwen / "tokenizer.json").write_text(good)
         (qwen / name).unlink() if content is None else (qwen / name).write_text(content)
         refused = _refused(capsys, "import-hf", "qwen", "base")
-        assert said in refused and "--without-tokenizer imports" in refused
-    said = "bos_token=a of no tokenizer"
+        assert message in refused and "--without-tokenizer imports" in refused
+    message = "bos_token=a of no tokenizer"
     words = ("import-hf", "qwen", "base", "--without-tokenizer")
-    assert said in _refused(capsys, *words, "--bos-token", "a")
+    assert message in _refused(capsys, *words, "--bos-token", "a")
     assert not (tmp_path / "base").exists()
     cli.main(list(words))
     assert "type" not in _json(tmp_path / "base" / "config.json")["tokenizer"]
@@ -225,8 +225,8 @@ def test_weights_that_are_no_numbers_are_refused(qwen, capsys, tmp_path, value):
     name, params = "model.layers.0.mlp.up_proj.weight", load_file(qwen / "model.safetensors")
     params[name][1, 2] = value
     save_file(params, qwen / "model.safetensors")
-    said = f"{name} in qwen/model.safetensors holds NaN or infinity"
-    assert said in _refused(capsys, "import-hf", "qwen", "base")
+    message = f"{name} in qwen/model.safetensors holds NaN or infinity"
+    assert message in _refused(capsys, "import-hf", "qwen", "base")
     assert not (tmp_path / "base").exists()
 
 
@@ -244,12 +244,12 @@ def test_files_that_contradict_each_other_are_named(qwen, capsys):
     (qwen / "model.safetensors").mkdir()
     refused = _refused(capsys, "import-hf", "qwen", "base")
     assert "qwen/model.safetensors is no file: download it again" in refused
-    for changes, said in (
+    for changes, message in (
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "heads=4 is not a multiple"),
         ({"head_dim": 7, "num_key_value_heads": 1}, "head_width=7: rotary positions"),
     ):
         _change(qwen / "config.json", **changes)
-        assert f"qwen/config.json: {said}" in _refused(capsys, "import-hf", "qwen", "base")
+        assert f"qwen/config.json: {message}" in _refused(capsys, "import-hf", "qwen", "base")
 
 
 def test_a_card_in_another_encoding_is_read_as_far_as_it_goes(qwen, tmp_path):

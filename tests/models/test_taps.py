@@ -81,28 +81,28 @@ _loop = partial(decoder, LM)
 )
 def test_taps_are_what_a_loop_over_layers_meets(taps, change):
     lm = replace(CONFIG, **change)
-    hidden, states, made = _loop(_params(), _tokens())
+    hidden, states, outputs = _loop(_params(), _tokens())
     ours, tapped = jax.jit(lm.tapped, static_argnums=2)(_params(), _tokens(), taps)
     np.testing.assert_allclose(ours, hidden, rtol=0, atol=1e-5)
     assert tapped.residual.shape == (len(taps.residual), ROWS, TIME, 16)
     assert tapped.mlp.shape == (len(taps.mlp), ROWS, TIME, 16)
-    for found, place in zip(tapped.residual, taps.residual, strict=True):
-        np.testing.assert_allclose(found, states[place], rtol=0, atol=2e-5)
-    for found, place in zip(tapped.mlp, taps.mlp, strict=True):
-        np.testing.assert_allclose(found, made[place], rtol=0, atol=2e-5)
+    for actual, place in zip(tapped.residual, taps.residual, strict=True):
+        np.testing.assert_allclose(actual, states[place], rtol=0, atol=2e-5)
+    for actual, place in zip(tapped.mlp, taps.mlp, strict=True):
+        np.testing.assert_allclose(actual, outputs[place], rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_edits_are_those_of_a_loop_over_layers(name):
     edits = EDITS[name]()
-    hidden, states, made = _loop(_params(), _tokens(), edits)
+    hidden, states, outputs = _loop(_params(), _tokens(), edits)
     ours = jax.jit(LM.hidden)(_params(), _tokens(), edits)
     np.testing.assert_allclose(ours, hidden, rtol=0, atol=1e-5)
     ours, tapped = jax.jit(LM.tapped, static_argnums=2)(_params(), _tokens(), ALL, edits)
     np.testing.assert_allclose(ours, hidden, rtol=0, atol=1e-5)
     np.testing.assert_allclose(tapped.residual, jnp.stack(states), rtol=0, atol=5e-5)
-    np.testing.assert_allclose(tapped.mlp, jnp.stack(made), rtol=0, atol=5e-5)
+    np.testing.assert_allclose(tapped.mlp, jnp.stack(outputs), rtol=0, atol=5e-5)
     usual = LM.hidden(_params(), _tokens())
     assert (name == "nothing") == (float(jnp.max(jnp.abs(usual - hidden))) < 1e-2)
 
@@ -131,10 +131,10 @@ def test_a_prefix_of_the_table_is_tokens_before_the_row():
 
 def _value(run, params, edits, tokens, taps):
     """Something that every number found weighs in, unlike the others."""
-    hidden, states, made = run(params, tokens, edits)
+    hidden, states, outputs = run(params, tokens, edits)
     weigh = lambda x: jnp.sum(jnp.sin(x) * jnp.linspace(0.5, 1.5, x.size).reshape(x.shape))  # noqa: E731
     total = sum(weigh(0.3 * states[place]) for place in taps.residual)
-    return total + sum(weigh(0.7 * made[place]) for place in taps.mlp) + weigh(hidden)
+    return total + sum(weigh(0.7 * outputs[place]) for place in taps.mlp) + weigh(hidden)
 
 
 def _ours(lm, taps, params, tokens, edits):
@@ -179,16 +179,16 @@ def test_gradients_through_taps_and_edits_are_those_of_the_loop(shape, rows, tap
         )
     )
     if shape is None:
-        found = run(params, edits, tokens)
+        actual = run(params, edits, tokens)
     else:
         mesh = make_mesh(shape)
         split = NamedSharding(mesh, P(BATCH) if rows == 8 else P())
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, shardings(params, lm.rules, mesh))
-            found = run(placed, edits, jax.device_put(tokens, split))
-    wanted = _wanted(rows, taps)
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(wanted[1]), strict=True):
+            actual = run(placed, edits, jax.device_put(tokens, split))
+    expected = _wanted(rows, taps)
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1]), strict=True):
         assert float(jnp.max(jnp.abs(b))) > 1e-3
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.max(jnp.abs(b))))
 
@@ -217,9 +217,9 @@ def test_taps_in_bfloat16_are_the_states_themselves(shape):
     if shape is None:
         np.testing.assert_array_equal(tapped.residual, alone)
         np.testing.assert_array_equal(hidden, usual)
-    _, states, made = _loop(_params(), _tokens())
-    for found, exact in ((tapped.residual[0], states[3]), (tapped.mlp[0], made[2])):
-        error = np.linalg.norm(np.asarray(found, np.float32) - exact)
+    _, states, outputs = _loop(_params(), _tokens())
+    for actual, exact in ((tapped.residual[0], states[3]), (tapped.mlp[0], outputs[2])):
+        error = np.linalg.norm(np.asarray(actual, np.float32) - exact)
         assert error < 0.05 * np.linalg.norm(exact)
 
 
@@ -244,7 +244,7 @@ def test_only_what_is_tapped_is_kept(taps):
 
 
 @pytest.mark.parametrize(
-    ("taps", "edits", "said"),
+    ("taps", "edits", "message"),
     [
         (Taps((5,)), None, "Taps.residual: 5: this model has 0 to 4"),
         (Taps((-1,)), None, "Taps.residual: -1: this model has 0 to 4"),
@@ -255,11 +255,11 @@ def test_only_what_is_tapped_is_kept(taps):
     ],
     ids=str,
 )
-def test_layers_that_are_not_there_are_named(taps, edits, said):
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+def test_layers_that_are_not_there_are_named(taps, edits, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         LM.tapped(_params(), _tokens(), taps, edits)
     if edits is not None:
-        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             LM.hidden(_params(), _tokens(), edits)
 
 

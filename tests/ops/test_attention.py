@@ -44,30 +44,30 @@ def test_one_span_serves_every_row():
     q, k, v = _arrays()
     spans = jnp.array([[0, 2, 4]]), jnp.array([[3, 4, 4]])
     whole = [jnp.tile(x, (B, 1)) for x in spans]
-    one, many = (
+    single, many = (
         attention(q, k, v, scale=0.4, softcap=None, first=first, last=last)
         for first, last in (spans, whole)
     )
-    np.testing.assert_array_equal(one, many)
+    np.testing.assert_array_equal(single, many)
 
 
 def test_rows_are_written_each_at_its_own_slots():
-    kept = jnp.arange(math.prod((3, B, S, K, H)), dtype=jnp.float32).reshape(3, B, S, K, H)
+    cache = jnp.arange(math.prod((3, B, S, K, H)), dtype=jnp.float32).reshape(3, B, S, K, H)
     new = -jnp.arange(1.0, 1 + math.prod((B, T, K, H))).reshape(B, T, K, H)
-    wanted = np.array(kept)
-    wanted[1, 0, 4:7], wanted[1, 1, 0:3] = new
-    ours = jax.jit(write)(kept, new, jnp.int32(1), jnp.array([4, 0]))
-    np.testing.assert_array_equal(ours, wanted)
+    expected = np.array(cache)
+    expected[1, 0, 4:7], expected[1, 1, 0:3] = new
+    ours = jax.jit(write)(cache, new, jnp.int32(1), jnp.array([4, 0]))
+    np.testing.assert_array_equal(ours, expected)
 
 
 def test_devices_write_their_own_rows_without_a_word_to_each_other():
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     place = lambda *spec: NamedSharding(mesh, P(*spec))  # noqa: E731
-    kept = jax.device_put(jnp.zeros((3, 8, S, K, H)), place(None, BATCH, None, "tensor"))
+    cache = jax.device_put(jnp.zeros((3, 8, S, K, H)), place(None, BATCH, None, "tensor"))
     new = jax.device_put(jnp.ones((8, T, K, H)), place(BATCH, None, "tensor"))
     start = jax.device_put(jnp.arange(8) % 4, place(BATCH))
     with jax.set_mesh(mesh):
-        program = jax.jit(write, donate_argnums=0).lower(kept, new, jnp.int32(1), start).compile()
+        program = jax.jit(write, donate_argnums=0).lower(cache, new, jnp.int32(1), start).compile()
     text = program.as_text()
     assert not [
         word for word in ("all-gather", "all-reduce", "permute", "all-to-all") if word in text

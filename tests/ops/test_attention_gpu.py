@@ -125,10 +125,10 @@ def test_heads_are_split_over_tensor(tensor):
 
 def test_it_says_its_flops(monkeypatch):
     """2, 3 and 4 products of half of T × T."""
-    said = []
-    monkeypatch.setattr(gpu, "counted", lambda flops: said.append(flops) or nullcontext())
+    message = []
+    monkeypatch.setattr(gpu, "counted", lambda flops: message.append(flops) or nullcontext())
     _gradients(_ours, None, _first(), *_case())
-    assert said == [products * B * N * T * T * H for products in (2, 3, 4)]
+    assert message == [products * B * N * T * T * H for products in (2, 3, 4)]
 
 
 def _model(**changes):
@@ -176,11 +176,11 @@ def test_with_a_cache_it_is_not_used(monkeypatch):
      ({"heads": 6, "kv_heads": 3}, False)],
 )  # fmt: skip
 def test_it_runs_where_the_kernels_fit_the_sizes(monkeypatch, change, fits):
-    monkeypatch.setattr(gpu, "found", lambda: GPU)
-    of = {"time": T, "width": H, "heads": N, "kv_heads": K, "dtype": jnp.bfloat16} | change
-    q = jnp.zeros((B, of["time"], of["heads"], of["width"]), of["dtype"])
-    k = jnp.zeros((B, of["time"], of["kv_heads"], of["width"]), of["dtype"])
+    monkeypatch.setattr(gpu, "supported_gpu", lambda: GPU)
+    sizes = {"time": T, "width": H, "heads": N, "kv_heads": K, "dtype": jnp.bfloat16} | change
+    q = jnp.zeros((B, sizes["time"], sizes["heads"], sizes["width"]), sizes["dtype"])
+    k = jnp.zeros((B, sizes["time"], sizes["kv_heads"], sizes["width"]), sizes["dtype"])
     with jax.set_mesh(make_mesh(MeshShape(data=4, tensor=2))):
         assert attention_gpu.available(q, k) == fits
-    monkeypatch.setattr(gpu, "found", lambda: None)
+    monkeypatch.setattr(gpu, "supported_gpu", lambda: None)
     assert not attention_gpu.available(q, k)

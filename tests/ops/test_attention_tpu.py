@@ -86,8 +86,8 @@ def test_narrow_heads_and_layers_that_are_all_alike(width, window):
     def gradient(f):
         return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(weights * f(*x)), argnums=(0, 1, 2)))
 
-    found, wanted = gradient(ours)(*arguments), gradient(plain)(*arguments)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    actual, expected = gradient(ours)(*arguments), gradient(plain)(*arguments)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.max(jnp.abs(b))))
 
 
@@ -136,9 +136,9 @@ def test_a_model_is_the_same_with_it(monkeypatch, document_start):
 )  # fmt: skip
 def test_it_runs_where_the_kernels_divide_the_sizes(monkeypatch, change, fits):
     monkeypatch.setattr(pltpu, "is_tpu_device", lambda: True)
-    of = {"time": T, "width": H, "heads": N, "kv_heads": K, "dtype": jnp.bfloat16} | change
-    q = jnp.zeros((B, of["time"], of["heads"], of["width"]), of["dtype"])
-    k = jnp.zeros((B, of["time"], of["kv_heads"], of["width"]), of["dtype"])
+    sizes = {"time": T, "width": H, "heads": N, "kv_heads": K, "dtype": jnp.bfloat16} | change
+    q = jnp.zeros((B, sizes["time"], sizes["heads"], sizes["width"]), sizes["dtype"])
+    k = jnp.zeros((B, sizes["time"], sizes["kv_heads"], sizes["width"]), sizes["dtype"])
     with jax.set_mesh(make_mesh(MeshShape(data=4, tensor=2))):
         assert attention_tpu.available(q, k) == fits
     monkeypatch.setattr(pltpu, "is_tpu_device", lambda: False)

@@ -32,8 +32,8 @@ def test_rows_of_the_table_and_their_gradient(shape):
     pull = jax.random.normal(keys[2], (B, T, D))
 
     def loss(look_up, table):
-        found = look_up(table)
-        return jnp.sum(pull * jnp.sin(found)), found
+        actual = look_up(table)
+        return jnp.sum(pull * jnp.sin(actual)), actual
 
     plain = jax.value_and_grad(lambda w: loss(lambda w: w[tokens], w), has_aux=True)(table)
     with jax.set_mesh(make_mesh(shape)):

@@ -35,12 +35,12 @@ def _case(scale=3.0, vocabulary=V):
 
 
 def _arguments(name, case):
-    own = {
+    names = {
         "cross_entropy": ("targets",),
         "kl_to_teacher": ("teacher_hidden", "teacher_table"),
         "kl_to_uniform": (),
     }[name]
-    return [case[key] for key in own]
+    return [case[key] for key in names]
 
 
 def _caps(name, cap):
@@ -165,8 +165,8 @@ def test_the_teacher_is_a_constant():
     names = ("teacher_hidden", "teacher_table")
 
     def loss(teacher):
-        own = case["hidden"], case["table"], *teacher, case["weights"]
-        return head.kl_to_teacher(*own, 2.0, 3.0, chunk=3)
+        inputs = case["hidden"], case["table"], *teacher, case["weights"]
+        return head.kl_to_teacher(*inputs, 2.0, 3.0, chunk=3)
 
     for name, gradient in zip(names, jax.grad(loss)([case[n] for n in names]), strict=True):
         np.testing.assert_array_equal(gradient, 0, err_msg=name)
@@ -242,8 +242,8 @@ def _by_token(log_p, weights):
     """Values, and their pull-back of uneven cotangents, of which some are zero."""
 
     def value(hidden, table):
-        found = log_p(hidden, table)
-        return jnp.sum(jnp.cos(3 * found) * weights), found
+        actual = log_p(hidden, table)
+        return jnp.sum(jnp.cos(3 * actual) * weights), actual
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
 
@@ -315,8 +315,8 @@ def test_bfloat16_computes_on_a_cpu(chunk):
     weights = jnp.full((4, 64), 1 / 256)
 
     def loss(hidden, master):
-        how = 30.0, 30.0, chunk
-        return head.kl_to_teacher(hidden, master, teacher, table, weights, *how)
+        options = 30.0, 30.0, chunk
+        return head.kl_to_teacher(hidden, master, teacher, table, weights, *options)
 
     jax.config.update("jax_disable_most_optimizations", False)  # of programs as users run them
     master = table.astype(jnp.float32)
@@ -326,8 +326,8 @@ def test_bfloat16_computes_on_a_cpu(chunk):
         for x in (hidden, teacher)
     )
     log_p, log_t = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (z, y))
-    wanted = (np.exp(log_t) * (log_t - log_p)).sum(-1).mean()
-    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    expected = (np.exp(log_t) * (log_t - log_p)).sum(-1).mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in gradients)
 
 

@@ -48,8 +48,8 @@ def _case(dtype=jnp.float32, scale=2.0, vocabulary=V):
 
 
 def _loss(prefix, name, case, cap):
-    own = {"cross_entropy": ("targets",), "kl_to_teacher": ("teacher_hidden", "teacher_table")}
-    rest = [case[key] for key in own.get(name, ())]
+    names = {"cross_entropy": ("targets",), "kl_to_teacher": ("teacher_hidden", "teacher_table")}
+    rest = [case[key] for key in names.get(name, ())]
     caps = (cap, None if cap is None else 1.5 * cap) if name == "kl_to_teacher" else (cap,)
 
     def of(hidden, table, weights=case["weights"]):
@@ -168,8 +168,8 @@ def test_log_probabilities(shape):
 
     def by_token(log_p):
         def value(hidden, table):
-            found = log_p(hidden, table)
-            return jnp.sum(jnp.cos(found) * case["weights"]), found
+            actual = log_p(hidden, table)
+            return jnp.sum(jnp.cos(actual) * case["weights"]), actual
 
         run = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
         return run(case["hidden"], case["table"])
@@ -188,7 +188,7 @@ def test_on_which_gpu_and_for_which_widths(monkeypatch):
     """Widths are the student's and, of a distillation, the teacher's: those of 0.1B and wider."""
 
     def chosen(name, *widths, dtype=jnp.bfloat16):
-        monkeypatch.setattr(gpu, "found", lambda: gpu.GPUS.get(name))
+        monkeypatch.setattr(gpu, "supported_gpu", lambda: gpu.GPUS.get(name))
         monkeypatch.setattr(head_gpu, "DEPTH", DEPTH)
         return CHOSEN(dtype, *widths)
 
@@ -204,21 +204,21 @@ def test_on_which_gpu_and_for_which_widths(monkeypatch):
 def test_gpus_are_known_by_their_kind(monkeypatch):
     device = mock.Mock(device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert gpu.found() == gpu.GPUS["NVIDIA H100"]
+    assert gpu.supported_gpu() == gpu.GPUS["NVIDIA H100"]
     device.device_kind = "cpu"
-    assert gpu.found() is None
+    assert gpu.supported_gpu() is None
 
 
 def test_a_kept_difference_is_off_by_half_a_step_at_most():
     """Steps are 2 √(R d) / 32767 wide at a distance d of the greatest, R, but for the first."""
-    made = head_tile.Head("teacher", 30.0, 20.0, V, V)
+    spec = head_tile.HeadSpec("teacher", 30.0, 20.0, V, V)
     distance = np.sort(np.random.default_rng(0).uniform(-50, 50, 10_000)).astype(np.float32)
-    found = head_tpu_kernels._distance(made, head_tpu_kernels._root(made, distance))
+    actual = head_tpu_kernels._distance(spec, head_tpu_kernels._root(spec, distance))
     step = 2 * np.sqrt(50 * np.abs(distance)) / 32767 + 50 / 32767**2
-    assert np.all(np.abs(found - distance) <= step / 2 + 1e-6 * np.abs(distance))
+    assert np.all(np.abs(actual - distance) <= step / 2 + 1e-6 * np.abs(distance))
     ends = np.array([-50, 0, 50], np.float32)
     np.testing.assert_allclose(
-        head_tpu_kernels._distance(made, head_tpu_kernels._root(made, ends)), ends, 1e-6
+        head_tpu_kernels._distance(spec, head_tpu_kernels._root(spec, ends)), ends, 1e-6
     )
 
 
@@ -323,11 +323,11 @@ def test_tiles_fit_the_memory_of_each_chip_and_keep_its_mxu_busy(monkeypatch, na
     )
     monkeypatch.setattr(pltpu, "get_tpu_info", lambda: chip)
     for width in (320, 768, 1024, 1280, 2304, 3584, 4608):
-        found = TILES(width, width)
+        actual = TILES(width, width)
         stores = {"v4": (768,), "v5e": range(768, 4000), "v5p": range(768, 5000), "v6e": ()}
-        assert found is None or found.stores == (width in stores[name])
-        assert (found is None) == (name == "v4" and width > 1280)
-        if found is not None:
-            assert head_tpu._vmem(width, width, found.rows, found.vocabulary) < vmem * 2**20
-            streamed, multiplied = 14 * width, 10 * width * found.rows  # bytes, FLOPs
-            assert streamed / memory < multiplied / flops and found.cores == cores
+        assert actual is None or actual.stores == (width in stores[name])
+        assert (actual is None) == (name == "v4" and width > 1280)
+        if actual is not None:
+            assert head_tpu._vmem(width, width, actual.rows, actual.vocabulary) < vmem * 2**20
+            streamed, multiplied = 14 * width, 10 * width * actual.rows  # bytes, FLOPs
+            assert streamed / memory < multiplied / flops and actual.cores == cores

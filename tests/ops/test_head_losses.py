@@ -87,8 +87,8 @@ def _naive(name, case, hidden, table):
 
 def _ours(name, case, chunk=3):
     def value(hidden, table, weights):
-        own = hidden, table, weights, CAP
-        total = head.weighted_sum(LOSSES[name][0], *own, **_others(name, case), chunk=chunk)
+        inputs = hidden, table, weights, CAP
+        total = head.weighted_sum(LOSSES[name][0], *inputs, **_others(name, case), chunk=chunk)
         return 3 * total**2
 
     return jax.value_and_grad(value, argnums=(0, 1, 2))
@@ -159,18 +159,18 @@ def test_logits_of_a_batch_never_exist(name):
 @NAMES
 def test_extreme_logits_stay_finite(name):
     case = _case(scale=1e4)
-    others = {**_others(name, case), "teacher": case["teacher"]._replace(softcap=None)}
-    f = lambda h, w: head.weighted_sum(LOSSES[name][0], h, w, case["weights"], **others)  # noqa: E731
-    made = jax.value_and_grad(f, argnums=(0, 1))(case["hidden"], case["table"])
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(made))
+    inputs = {**_others(name, case), "teacher": case["teacher"]._replace(softcap=None)}
+    f = lambda h, w: head.weighted_sum(LOSSES[name][0], h, w, case["weights"], **inputs)  # noqa: E731
+    gradients = jax.value_and_grad(f, argnums=(0, 1))(case["hidden"], case["table"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
 def test_no_gradient_reaches_a_teacher_or_what_else_is_read():
     case = _case()
 
     def value(teacher, far):
-        others = {"targets": case["targets"], "teacher": teacher._replace(softcap=3.0)}
-        return head.weighted_sum(FOCAL, *_inputs(case), CAP, **others, extra={"far": far})
+        inputs = {"targets": case["targets"], "teacher": teacher._replace(softcap=3.0)}
+        return head.weighted_sum(FOCAL, *_inputs(case), CAP, **inputs, extra={"far": far})
 
     gradients = jax.grad(value, argnums=(0, 1))(case["teacher"]._replace(softcap=0.0), TAU)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
@@ -197,17 +197,17 @@ def test_any_loss_token_by_token(shape, vocabulary):
 
 
 def test_a_kernel_that_does_not_exist_is_refused():
-    said = "kernel='reverse': give one of teacher, token, uniform, or None for chunks"
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+    message = "kernel='reverse': give one of teacher, token, uniform, or None for chunks"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         HeadLoss(FOCAL.of_chunk, kernel="reverse")  # type: ignore[arg-type]
 
 
 def test_the_kernels_know_no_other_target():
-    made = head_tile.Head("reverse", None, None, V, V)  # type: ignore[arg-type]
+    spec = head_tile.HeadSpec("reverse", None, None, V, V)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match="^target='reverse': kernels know teacher, token, uniform;"
     ):
-        head_tile.start(made, 8)
+        head_tile.start(spec, 8)
 
 
 def test_a_kernel_reads_nothing_more():
@@ -218,8 +218,8 @@ def test_a_kernel_reads_nothing_more():
 
 @pytest.mark.parametrize("loss", [head_losses.CROSS_ENTROPY, head_losses.KL_TO_TEACHER])
 def test_what_a_kernel_needs_is_asked_for(loss):
-    said = f"kernel={loss.kernel!r}: such a loss needs targets or a teacher"
-    with pytest.raises(ValueError, match=f"^{said}$"):
+    message = f"kernel={loss.kernel!r}: such a loss needs targets or a teacher"
+    with pytest.raises(ValueError, match=f"^{message}$"):
         head.weighted_sum(loss, *_inputs(_case()))
 
 

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from undo_jax import losses
 from undo_jax.evals.generate import generate
-from undo_jax.evals.token_stats import told
+from undo_jax.evals.token_stats import compute_token_stats
 from undo_jax.models.gemma2 import preset
 from undo_jax.models.head_only import HeadOnly
 from undo_jax.ops import gpu, head, head_gpu, head_losses, head_tpu
@@ -58,33 +58,35 @@ def _loss(name, caps, count):
     targets = jnp.arange(B * T).reshape(B, T)
     more = {"used": count, "chunk": 2}
 
-    def of(hidden, table, weights, known):
-        own, teacher = (hidden, table), head.Teacher(*known, caps[1])
+    def of(hidden, table, weights, arrays):
+        student, teacher = (hidden, table), head.Teacher(*arrays, caps[1])
         if name == "uniform":
-            return head.kl_to_uniform(*own, weights, caps[0], **more)
+            return head.kl_to_uniform(*student, weights, caps[0], **more)
         if name == "teacher":
-            return head.kl_to_teacher(*own, *known, weights, *caps, **more)
+            return head.kl_to_teacher(*student, *arrays, weights, *caps, **more)
         if name == "token":
-            return head.cross_entropy(*own, targets, weights, caps[0], **more)
+            return head.cross_entropy(*student, targets, weights, caps[0], **more)
         if name == "per token":
-            log_p = head.log_probabilities(*own, targets, caps[0], **more)
+            log_p = head.log_probabilities(*student, targets, caps[0], **more)
             return jnp.sum(weights * jnp.sin(log_p))
-        made, extra = {
+        head_loss, extra = {
             "forward": (head_losses.FORWARD_KL, 1.7),
             "reverse": (head_losses.REVERSE_KL, 1.7),
             "jensen_shannon": (head_losses.JENSEN_SHANNON, 1.7),
             "top-k": (losses._top_k(5), ()),
             "most": (MOST, ()),
         }[name]
-        return head.weighted_sum(made, *own, weights, caps[0], teacher=teacher, extra=extra, **more)
+        return head.weighted_sum(
+            head_loss, *student, weights, caps[0], teacher=teacher, extra=extra, **more
+        )
 
     return jax.jit(jax.value_and_grad(of, argnums=(0, 1, 2)))
 
 
-def _plain(name, own, known, caps):
+def _plain(name, student, teacher, caps):
     """The same of tables without padding, by autodiff of whole logits."""
     capped = lambda x, cap: x if cap is None else cap * jnp.tanh(x / cap)  # noqa: E731
-    y = capped(known[0] @ known[1][:USED].T, caps[1])
+    y = capped(teacher[0] @ teacher[1][:USED].T, caps[1])
     hot = jax.nn.one_hot(jnp.arange(B * T).reshape(B, T), USED)
     tau = 1.7 if name in ("forward", "reverse", "jensen_shannon") else 1.0
 
@@ -109,7 +111,7 @@ def _plain(name, own, known, caps):
         }[name]()
         return jnp.sum(weights * value)
 
-    return jax.value_and_grad(of, argnums=(0, 1, 2))(*own)
+    return jax.value_and_grad(of, argnums=(0, 1, 2))(*student)
 
 
 def _five(t, p):
@@ -122,16 +124,18 @@ def _five(t, p):
 
 def _check(name, shape, caps):
     ours = _loss(name, caps, USED)
-    plain = jax.jit(lambda own, known: _plain(name, own, known, caps))
+    plain = jax.jit(lambda student, teacher: _plain(name, student, teacher, caps))
     for loud in (True, False):
-        own, known = _case(loud)
-        wanted, theirs = jax.block_until_ready(plain(own, known))  # or TPU's interpreter hangs
+        student, teacher = _case(loud)
+        expected, theirs = jax.block_until_ready(
+            plain(student, teacher)
+        )  # or TPU's interpreter hangs
         with jax.set_mesh(make_mesh(shape)) if shape else nullcontext():
-            value, gradients = jax.block_until_ready(ours(*own, known))
-        np.testing.assert_allclose(value, wanted, rtol=2e-5)
+            value, gradients = jax.block_until_ready(ours(*student, teacher))
+        np.testing.assert_allclose(value, expected, rtol=2e-5)
         assert not np.any(gradients[1][USED:])
-        for found, other in zip(gradients, theirs, strict=True):
-            np.testing.assert_allclose(found, other, rtol=0, atol=2e-5 * np.max(np.abs(other)))
+        for gradient, other in zip(gradients, theirs, strict=True):
+            np.testing.assert_allclose(gradient, other, rtol=0, atol=2e-5 * np.max(np.abs(other)))
 
 
 WITH_KERNEL = "uniform", "teacher", "token", "per token"
@@ -168,8 +172,8 @@ def test_over_devices_too():
 
 
 def test_without_padding_the_program_is_as_before():
-    own, known = _case(False)
-    text = lambda count: str(jax.make_jaxpr(_loss("uniform", CAPS, count))(*own, known))  # noqa: E731
+    student, teacher = _case(False)
+    text = lambda count: str(jax.make_jaxpr(_loss("uniform", CAPS, count))(*student, teacher))  # noqa: E731
     assert "select_n" not in text(None) and "select_n" in text(USED)
 
 
@@ -210,10 +214,10 @@ def test_a_model_says_how_many_rows_are_tokens():
         np.testing.assert_allclose(found, kl, rtol=1e-4)
         uniform = -np.log(19) - np.mean(log_p)
         np.testing.assert_allclose(losses.uniform_kl(LM, params, rows), uniform, rtol=1e-4)
-        told_of = told(LM, params, rows)
-        np.testing.assert_allclose(told_of.mean, np.sum(np.exp(log_p) * log_p, -1), rtol=1e-4)
+        stats = compute_token_stats(LM, params, rows)
+        np.testing.assert_allclose(stats.mean, np.sum(np.exp(log_p) * log_p, -1), rtol=1e-4)
         picked = log_p.argmax(-1) == np.asarray(rows.targets)
-        np.testing.assert_array_equal(told_of.likeliest, picked)
+        np.testing.assert_array_equal(stats.likeliest, picked)
 
 
 @pytest.mark.slow
@@ -222,5 +226,5 @@ def test_padding_is_never_written():
     prompts, lengths = _rows().inputs, np.array([6, 3])
     for temperature in (0.0, 5.0):
         args = {"new_tokens": 12, "temperature": temperature}
-        found = generate(LM, loud, prompts, lengths, jax.random.key(3), **args)
-        assert int(np.max(found)) < 19
+        tokens = generate(LM, loud, prompts, lengths, jax.random.key(3), **args)
+        assert int(np.max(tokens)) < 19

@@ -37,15 +37,18 @@ class Bag:
         edits = edits or Edits()
         if edits != Edits():
             raise ValueError("a bag of words takes no edits")
-        states, made = [means], []
+        states, activations = [means], []
         for matrix in params["layers"]["mlp"][:layers]:
-            made.append(jnp.tanh(states[-1] @ matrix))
-            states.append(states[-1] + made[-1])
+            activations.append(jnp.tanh(states[-1] @ matrix))
+            states.append(states[-1] + activations[-1])
         if taps is None:
             return states[-1]
         pick = lambda all_of, which: jnp.stack([all_of[i] for i in which])  # noqa: E731
         return states[-1], Tapped(
-            *(pick(x, i) if i else None for x, i in ((states, taps.residual), (made, taps.mlp)))
+            *(
+                pick(x, i) if i else None
+                for x, i in ((states, taps.residual), (activations, taps.mlp))
+            )
         )
 
     def _means(self, params, tokens):

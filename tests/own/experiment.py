@@ -15,16 +15,16 @@ from undo_jax.runtime.mesh import MeshShape
 from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
 
-lm, how = Bag(vocabulary=8, width=16), Training(60, 8, AdamW(0.03), eval_every=20)
-base = Pretrain(lm, how)
-unlearned = Unlearn(base, how, maxent)
-student = Distill(unlearned, Perturb(unlearned, 0.5, forgetful), how, tolerance=0.1)
+lm, training = Bag(vocabulary=8, width=16), Training(60, 8, AdamW(0.03), eval_every=20)
+base = Pretrain(lm, training)
+unlearned = Unlearn(base, training, maxent)
+student = Distill(unlearned, Perturb(unlearned, 0.5, forgetful), training, tolerance=0.1)
 experiment = Experiment(
     name="letters",
     setting=Letters(),
     models={
         "base": base,
-        "oracle": Pretrain(lm, how, "oracle"),
+        "oracle": Pretrain(lm, training, "oracle"),
         "unlearned": unlearned,
         "student": student,
     },

@@ -34,8 +34,8 @@ class Letters(Setting):
 
     def _rows(self, letters):
         tokenizer = self.get_tokenizer()
-        return np.array([[tokenizer.bos_id, *tokenizer.encode(one * self.row_length)]
-                         for one in letters], np.int32)  # fmt: skip
+        return np.array([[tokenizer.bos_id, *tokenizer.encode(letter * self.row_length)]
+                         for letter in letters], np.int32)  # fmt: skip
 
     def stream(self, name, batch_size, seed):
         letters = {"pretrain": LARGE + SMALL, "oracle": LARGE, "retain": LARGE, "forget": SMALL}
@@ -57,8 +57,8 @@ class Letters(Setting):
     def at_end(self, lm, params):
         """By what the model writes after two letters: that can't be told inside of `evaluate`."""
         small = self._rows(SMALL)
-        given = jnp.asarray(small[:, :3]), jnp.full(len(small), 3), jax.random.key(0)
-        text = np.asarray(generate(lm, params, *given, new_tokens=4))
+        prompts = jnp.asarray(small[:, :3]), jnp.full(len(small), 3), jax.random.key(0)
+        text = np.asarray(generate(lm, params, *prompts, new_tokens=4))
         return {"written": float(np.mean(text == small[:, 3:7]))}
 
     def recovered(self, student, teacher, tolerance):

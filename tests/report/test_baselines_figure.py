@@ -53,8 +53,8 @@ def damaged(root: Path, setting="arithmetic", seeds=(10, 11), lost=()) -> Logs:
 def test_claims_of_baselines(tmp_path):
     work = damaged(tmp_path, seeds=(10,))
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in baselines.claims({"arithmetic": study})}
-    assert not any(claim.paper for claim in found.values())
+    claims = {claim.says: claim for claim in baselines.claims([study])}
+    assert not any(claim.paper for claim in claims.values())
     part = 20 / 30 / 0.8  # of the steps at that speed, of a share of .9 − .1
     for says, speeds in (
         ("a copy without noise distilled for about as long relearns faster than UNDO", 0.8 - 0.3),
@@ -65,20 +65,22 @@ def test_claims_of_baselines(tmp_path):
         ("UNDO without the classifier's filter relearns faster than with it", 0.3 - 0.2),
         ("a half-size student relearns as slowly as Unlearn-and-Distill, within 0.05", 0.3 - 0.2),
     ):
-        assert found[says].spread.values == pytest.approx((speeds * part,)), says
+        assert claims[says].spread.values == pytest.approx((speeds * part,)), says
     for part_of, speeds in (("MLPs", 0.4 - 0.5), ("upper layers", 0.7 - 0.5)):
-        claim = next(c for says, c in found.items() if says.startswith(f"noise in {part_of} makes"))
+        claim = next(
+            c for says, c in claims.items() if says.startswith(f"noise in {part_of} makes")
+        )
         assert claim.spread.values == pytest.approx((speeds * part,)), part_of
-    permuted = found["... and so it is of permuted answers (copy, distilled against UNDO)"]
+    permuted = claims["... and so it is of permuted answers (copy, distilled against UNDO)"]
     assert permuted.spread.values == pytest.approx(((0.8 - 0.3) / 2 * 20 / 30,))
-    kept = found["noise alone keeps as much retain as UNDO, within 0.02"]
-    assert kept.spread.values == (0.0,) and kept.bound == -0.02
+    retain_claim = claims["noise alone keeps as much retain as UNDO, within 0.02"]
+    assert retain_claim.spread.values == (0.0,) and retain_claim.bound == -0.02
 
 
 def test_a_seed_whose_undo_diverged_has_no_number(tmp_path):
     work = damaged(tmp_path, lost=[11])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    for claim in baselines.claims({"arithmetic": study}):
+    for claim in baselines.claims([study]):
         if claim.says.endswith((" UNDO", " than UNDO", "UNDO, within 0.02", " against UNDO)")):
             assert claim.values.keys() == {10, 11} and math.isnan(claim.values[11]), claim.says
 
@@ -86,16 +88,14 @@ def test_a_seed_whose_undo_diverged_has_no_number(tmp_path):
 def test_points_of_baselines_are_by_group_with_the_names_of_lines(tmp_path):
     work = damaged(tmp_path, seeds=(10,))
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    shown = [p for p in baselines.points({"arithmetic": study}) if p.panel.endswith("FLOPs")]
+    shown = [p for p in baselines.points([study]) if p.panel.endswith("FLOPs")]
     assert {p.panel for p in shown} == {
         "students: robustness against FLOPs", "damage: robustness against FLOPs"
     }  # fmt: skip
-    of = {p.model: (p.x, p.y) for p in shown if p.panel.startswith("damage")}
-    assert of["noise in MLPs"] == pytest.approx((100 * 0.9, 0.0))  # 900 FLOPs of 1000
-    assert of["pruning"] == pytest.approx((80.0, 0.0))  # .9 at its strongest, as unlearn-only
-    assert set(of) == {line for line in baselines.LOOKS if line in baselines.GROUPS["damage"]} - {
-        "oracle", "unlearn-only"
-    }  # fmt: skip
+    places = {p.model: (p.x, p.y) for p in shown if p.panel.startswith("damage")}
+    assert places["noise in MLPs"] == pytest.approx((100 * 0.9, 0.0))  # 900 FLOPs of 1000
+    assert places["pruning"] == pytest.approx((80.0, 0.0))  # .9 at its strongest, as unlearn-only
+    assert set(places) == {*baselines.GROUPS["damage"]} - {"oracle", "unlearn-only"}
 
 
 def test_baselines_are_drawn_in_both_settings(tmp_path):

@@ -39,13 +39,13 @@ def longer(root, lost) -> Logs:
 def test_of_a_control_that_diverged_it_cannot_be_told(tmp_path):
     work = longer(tmp_path, lost=[("UNDO, 4×", 11)])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in beyond.claims({"arithmetic": study})}
+    claims = {claim.says: claim for claim in beyond.claims([study])}
     for says in (
         "UNDO distilled 4×, of permuted answers, relearns faster than 1×",
         "UNDO distilled 4× knows more of families not relearned than the oracle",
     ):
-        values = found[says].values
+        values = claims[says].values
         assert values[10] == 0 and math.isnan(values[11]), says
-    fresh = found["Unlearn-and-Distill distilled 4×, of permuted answers, relearns faster than 1×"]
+    fresh = claims["Unlearn-and-Distill distilled 4×, of permuted answers, relearns faster than 1×"]
     assert fresh.values == {10: 0, 11: 0}
     assert len(paper_page.write(tmp_path).drawn) == 1

@@ -26,7 +26,7 @@ from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import beyond, oracle_matching, pareto, size
 from undo_jax.report.records import Measure
 from undo_jax.report.statistics import student
-from undo_jax.report.studies import Point, Study, difference
+from undo_jax.report.studies import PaperPoint, Study, difference
 from undo_jax.report.tables import Grid, markdown_table
 from undo_jax.runtime import workdir_lock
 
@@ -61,8 +61,8 @@ def matched(
                 if model == oracle_matching.REFERENCE
                 else (0.1, 0.1, 0.1, 0.9)
             )
-            kept = 0.8 if model == oracle_matching.RANDOM else 0.9
-            work.attack(model, seed, curves={("forget", 0.01): early}, retain=kept)
+            retain = 0.8 if model == oracle_matching.RANDOM else 0.9
+            work.attack(model, seed, curves={("forget", 0.01): early}, retain=retain)
             work.control(model, seed, (math.nan,) * 4 if seed in lost else (0.0, 0.2, 0.4, 0.4))
         work.attack("oracle", seed, curves={("forget", 0.01): (0.1, 0.1, 0.1, 0.1)})
         work.control("oracle", seed, (0.0, 0.2, 0.4, 0.4))
@@ -86,28 +86,28 @@ def test_a_control_counts_in_no_strongest_attack(tmp_path):
 def test_claims_of_oracle_matching(tmp_path):
     work = matched(tmp_path)
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in oracle_matching.claims({"arithmetic": study})}
-    reference = found["Student (Reference) comes to give the oracle's outputs"]
+    claims = {claim.says: claim for claim in oracle_matching.claims([study])}
+    reference = claims["Student (Reference) comes to give the oracle's outputs"]
     assert reference.spread.values == pytest.approx((0.01,) * 3) and reference.verdict == "holds"
-    random = found["Student (Random) comes to give the oracle's outputs"]
+    random = claims["Student (Random) comes to give the oracle's outputs"]
     assert random.spread.values == pytest.approx((0.05,) * 3)  # not below 5 %
     assert random.verdict != "holds"
     for who, less in ("Student (Reference)", 0.0), ("Student (Random)", 0.1):
-        kept = found[f"{who} keeps as much retain as the oracle, within 0.05"]
-        assert kept.spread.values == pytest.approx((-less,) * 3) and not kept.paper
-    faster = found["Student (Reference) relearns faster than Student (Random)"]
+        retain_claim = claims[f"{who} keeps as much retain as the oracle, within 0.05"]
+        assert retain_claim.spread.values == pytest.approx((-less,) * 3) and not retain_claim.paper
+    faster = claims["Student (Reference) relearns faster than Student (Random)"]
     # shares of .9 − .1: seed s has 0.25 (s − 9) at steps 10 and 20, of 30 steps
     assert faster.spread.values == pytest.approx(tuple(0.25 * k * 20 / 30 for k in (1, 2, 3)))
-    assert found["Student (Random) relearns faster than oracle"].verdict == "holds"
-    permuted = found["Student (Reference) relearns permuted answers faster than Student (Random)"]
+    assert claims["Student (Random) relearns faster than oracle"].verdict == "holds"
+    permuted = claims["Student (Reference) relearns permuted answers faster than Student (Random)"]
     assert permuted.spread.values == (0.0, 0.0, 0.0) and permuted.verdict == "cannot be told"
 
 
 def test_beyond_says_what_its_curves_are_of(tmp_path, monkeypatch):
     study = Study("arithmetic", read_logs(tmp_path, matched(tmp_path).name))
-    found = [Point("UNDO: relearning", "arithmetic", "1×", 10, step, 0.1) for step in (0, 10)]
-    monkeypatch.setattr(beyond, "points", lambda _: found)
-    fig = beyond.draw({"arithmetic": study})
+    points = [PaperPoint("UNDO: relearning", "arithmetic", "1×", 10, step, 0.1) for step in (0, 10)]
+    monkeypatch.setattr(beyond, "points", lambda _: points)
+    fig = beyond.draw([study])
     assert fig.axes[0].get_ylabel() == "Arithmetic, UNDO\naccuracy on × and ÷"
     FigureCanvasAgg(fig).draw()
     assert fig.axes[0].yaxis.label.get_window_extent().x0 >= 0
@@ -117,7 +117,7 @@ def test_beyond_says_what_its_curves_are_of(tmp_path, monkeypatch):
 def test_losses_have_numbers_on_their_axis(tmp_path, last):
     """Also where they span less than a decade."""
     work = matched(tmp_path, last=last)
-    fig = oracle_matching.draw({"arithmetic": Study("arithmetic", read_logs(tmp_path, work.name))})
+    fig = oracle_matching.draw([Study("arithmetic", read_logs(tmp_path, work.name))])
     FigureCanvasAgg(fig).draw()
     axis = fig.axes[0].yaxis
     low, high = fig.axes[0].get_ylim()
@@ -132,13 +132,13 @@ def test_the_command_writes_figures_numbers_and_a_page(tmp_path, capsys):
     out, folder = capsys.readouterr().out, tmp_path / "figures"
     assert "holds: Student (Random) relearns faster than oracle (arithmetic)" in out
     names = {path.name for path in folder.iterdir()}
-    own = {f"oracle_matching-small.{kind}" for kind in ("png", "svg", "csv")}
-    assert names == own | {"claims.csv", "summary.md", "index.html"}
+    files = {f"oracle_matching-small.{kind}" for kind in ("png", "svg", "csv")}
+    assert names == files | {"claims.csv", "summary.md", "index.html"}
     with (folder / "oracle_matching-small.csv").open() as file:
         rows = list(csv.DictReader(file))
-    wanted = {"panel": "relearning", "setting": "arithmetic", "model": "Student (Reference)",
+    expected = {"panel": "relearning", "setting": "arithmetic", "model": "Student (Reference)",
               "seed": "11", "x": "10", "y": "0.5"}  # fmt: skip
-    assert wanted in rows
+    assert expected in rows
     assert {row["panel"] for row in rows} == {
         "distillation loss", "relearning", "relearning permuted answers"
     }  # fmt: skip
@@ -157,7 +157,10 @@ def test_two_settings_and_two_scales_are_kept_apart(tmp_path):
         work.name = f"oracle_matching-{name}"  # another experiment of the same artifacts
         work.save()
     drawn = paper_page.write(tmp_path).drawn
-    assert [one.name for one in drawn] == ["oracle_matching-paper", "oracle_matching-small"]
+    assert [figure.name for figure in drawn] == [
+        "oracle_matching-paper",
+        "oracle_matching-small",
+    ]
     assert {claim.setting for claim in drawn[1].claims} == {"arithmetic", "language"}
 
 
@@ -173,11 +176,11 @@ def test_of_an_unfinished_run_no_claim_is_judged(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "holds: Student" not in out and "unfinished: Student" in out
     for file in ("index.html", "summary.md"):
-        told = (tmp_path / "figures" / file).read_text()
-        assert "0 came out, 0 did not, and of 0 it cannot be told. 8 are of unfinished" in told
+        text = (tmp_path / "figures" / file).read_text()
+        assert "0 came out, 0 did not, and of 0 it cannot be told. 8 are of unfinished" in text
         for setting in ("arithmetic", "language"):
             missing = f"oracle_matching-{setting}-small is unfinished, so that none of its claims"
-            assert f"{missing} is judged; run it to its end. Without {attack}" in told
+            assert f"{missing} is judged; run it to its end. Without {attack}" in text
     with (tmp_path / "figures" / "claims.csv").open() as file:
         assert {row["verdict"] for row in csv.DictReader(file)} == {"unfinished"}
 
@@ -190,8 +193,8 @@ def test_claims_in_numbers_name_their_seeds(tmp_path):
     assert [r["seed"] for r in rows][:3] == ["10", "11", "12"]
     study = Study("arithmetic", read_logs(tmp_path, work.name))
     areas = study.areas("Student (Reference)"), study.areas("oracle")
-    wanted = [areas[0][seed] - areas[1][seed] for seed in (10, 11, 12)]
-    assert [float(r["value"]) for r in rows][:3] == pytest.approx(wanted)
+    expected = [areas[0][seed] - areas[1][seed] for seed in (10, 11, 12)]
+    assert [float(r["value"]) for r in rows][:3] == pytest.approx(expected)
 
 
 def test_claims_in_numbers_can_be_judged_without_the_page(tmp_path):
@@ -202,10 +205,13 @@ def test_claims_in_numbers_can_be_judged_without_the_page(tmp_path):
         rows = list(csv.DictReader(file))
     sides = set()
     for claim in drawn.claims:
-        of = [row for row in rows if row["claim"] == claim.says]
-        (side,), (verdict,) = {row["side"] for row in of}, {row["verdict"] for row in of}
+        claim_rows = [row for row in rows if row["claim"] == claim.says]
+        (side,), (verdict,) = (
+            {row["side"] for row in claim_rows},
+            {row["verdict"] for row in claim_rows},
+        )
         sign = {"above": 1, "below": -1}[side]
-        past = [sign * (float(row["value"]) - float(row["bound"])) for row in of]
+        past = [sign * (float(row["value"]) - float(row["bound"])) for row in claim_rows]
         low, high = student(Spread(tuple(past)))
         if verdict != "cannot be told":
             sides.add(side)
@@ -218,10 +224,10 @@ def test_the_page_says_what_an_area_is_and_why_one_seed_judges_nothing(tmp_path,
     cli.main(["figures", str(tmp_path)])
     assert "one seed has none" in capsys.readouterr().out
     for file in ("index.html", "summary.md"):
-        told = (tmp_path / "figures" / file).read_text().replace("&#x27;", "'")
-        assert "and of 4 it cannot be told" in told
-        assert "One seed alone has no interval" in told
-        assert "0 is the oracle's forget score before attacks, 1 the base's" in told
+        text = (tmp_path / "figures" / file).read_text().replace("&#x27;", "'")
+        assert "and of 4 it cannot be told" in text
+        assert "One seed alone has no interval" in text
+        assert "0 is the oracle's forget score before attacks, 1 the base's" in text
 
 
 def test_figures_of_an_earlier_run_do_not_stay(tmp_path, capsys):
@@ -253,9 +259,9 @@ def test_what_cannot_be_drawn_is_named_and_leaves_the_others(tmp_path, capsys):
     listed.write_text(listed.read_text()[:-20])
     with pytest.raises(SystemExit, match="2"):
         cli.main(["figures", str(tmp_path)])
-    told = capsys.readouterr()
-    assert "pareto-small is not drawn: " in told.err and "is damaged" in told.err
-    assert "holds: Student (Random) relearns faster" in told.out
+    text = capsys.readouterr()
+    assert "pareto-small is not drawn: " in text.err and "is damaged" in text.err
+    assert "holds: Student (Random) relearns faster" in text.out
     assert {path.name for path in folder.iterdir()} == {
         *(f"oracle_matching-small.{kind}" for kind in ("png", "svg", "csv")),
         "claims.csv", "summary.md", "index.html",
@@ -317,40 +323,40 @@ def test_claims_of_pareto(tmp_path):
     areas = pareto.hypervolumes(study, 30)
     assert [*areas["UNDO"].values()] == pytest.approx(undo)
     assert [*areas["data filtering"].values()] == pytest.approx([0.81] * 3)
-    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
-    best = found["UNDO dominates at 30 relearning steps (the best other here: SAM)"]
+    claims = {claim.says: claim for claim in pareto.claims([study])}
+    best = claims["UNDO dominates at 30 relearning steps (the best other here: SAM)"]
     assert best.spread.values == pytest.approx([area - 0.45 for area in undo])
     assert best.verdict == "holds"
-    assert found["UNDO beats RepNoise substantially at 30 relearning steps"].verdict == "holds"
-    more = found["UNDO beats SAM substantially at 30 relearning steps"]
+    assert claims["UNDO beats RepNoise substantially at 30 relearning steps"].verdict == "holds"
+    more = claims["UNDO beats SAM substantially at 30 relearning steps"]
     assert more.spread.values == pytest.approx([area - 1.1 * 0.45 for area in undo])
-    assert [says for says in found if "dominates at 0 relearning steps" in says]
-    assert not [says for says in found if "substantially at 0" in says]
+    assert [says for says in claims if "dominates at 0 relearning steps" in says]
+    assert not [says for says in claims if "substantially at 0" in says]
 
 
 @pytest.mark.parametrize("method", ["UNDO", "SAM"])
 def test_a_method_without_a_number_on_a_seed_is_not_judged(method, tmp_path):
     work = settings_of_methods(tmp_path, diverged=[(method, 12)])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    claims = {claim.says: claim for claim in pareto.claims([study])}
     for says in (
         "UNDO dominates at 30 relearning steps (the best other here: SAM)",
         "UNDO beats SAM substantially at 30 relearning steps",
     ):
-        claim = found[says]
+        claim = claims[says]
         assert claim.verdict == "cannot be told" and "none on seed 12" in claim.number, says
         assert claim.in_favour == 2  # the others
-    held = found["UNDO beats RepNoise substantially at 30 relearning steps"].verdict == "holds"
+    held = claims["UNDO beats RepNoise substantially at 30 relearning steps"].verdict == "holds"
     assert held == (method != "UNDO")
-    assert all(math.isfinite(p.y) for p in pareto.points({"arithmetic": study}))
+    assert all(math.isfinite(p.y) for p in pareto.points([study]))
 
 
 def test_a_method_that_diverged_on_each_seed_leaves_the_others(tmp_path):
     work = settings_of_methods(tmp_path, diverged=[("SAM", seed) for seed in (10, 11, 12)])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
-    assert found["UNDO dominates at 30 relearning steps (the best other here: RepNoise)"]
-    beaten = found["UNDO beats SAM substantially at 30 relearning steps"]
+    claims = {claim.says: claim for claim in pareto.claims([study])}
+    assert claims["UNDO dominates at 30 relearning steps (the best other here: RepNoise)"]
+    beaten = claims["UNDO beats SAM substantially at 30 relearning steps"]
     assert beaten.verdict == "cannot be told" and not beaten.spread.finite
     assert len(paper_page.write(tmp_path).drawn) == 1
 
@@ -359,22 +365,24 @@ def test_of_an_attack_scored_twice_each_place_is_there_once(tmp_path, monkeypatc
     """The step nearest to 40 of 500 is then the last one, too."""
     work = settings_of_methods(tmp_path)
     monkeypatch.setattr(pareto, "columns", lambda _: (0, 30, 30))
-    found = pareto.points({"arithmetic": Study("arithmetic", read_logs(tmp_path, work.name))})
-    assert len(found) == len({*found}) and {p.panel for p in found} > {"after 30 relearning steps"}
+    points = list(pareto.points([Study("arithmetic", read_logs(tmp_path, work.name))]))
+    assert len(points) == len({*points}) and {p.panel for p in points} > {
+        "after 30 relearning steps"
+    }
 
 
 def test_what_has_no_number_on_a_seed_is_not_judged(tmp_path):
     """A control that diverged, and a distillation without losses: its seed is not left out."""
     work = matched(tmp_path, last=0.02, lost=[12])
     study = Study("arithmetic", read_logs(tmp_path, work.name))
-    found = {claim.says: claim for claim in oracle_matching.claims({"arithmetic": study})}
+    claims = {claim.says: claim for claim in oracle_matching.claims([study])}
     for says in (
         "Student (Reference) relearns permuted answers faster than Student (Random)",
         "Student (Random) comes to give the oracle's outputs",
     ):
-        assert [*found[says].values] == [10, 11, 12] and "none on seed 12" in found[says].number
-        assert found[says].verdict == "cannot be told"
-    relearned = found["Student (Reference) relearns faster than Student (Random)"]
+        assert [*claims[says].values] == [10, 11, 12] and "none on seed 12" in claims[says].number
+        assert claims[says].verdict == "cannot be told"
+    relearned = claims["Student (Reference) relearns faster than Student (Random)"]
     assert len(relearned.spread.finite) == 3  # it counts no control
 
 
@@ -392,15 +400,15 @@ def test_pareto_has_the_permuted_control_beside_it(tmp_path):
     best = {"UNDO": 0.2, "SAM": 0.4, "RepNoise": 0.7, "data filtering": 0.1}
     for method, score in best.items():
         assert [*areas[method].values()] == pytest.approx([0.4 * (1 - score)] * 3), method
-    found = {claim.says: claim for claim in pareto.claims({"arithmetic": study})}
+    claims = {claim.says: claim for claim in pareto.claims([study])}
     says = "of permuted answers, too, UNDO dominates at 30 relearning steps (the best other here: "
-    claim = found[says + "SAM)"]
+    claim = claims[says + "SAM)"]
     assert claim.spread.values == pytest.approx([0.08] * 3) and not claim.paper
     (drawn,) = paper_page.write(tmp_path).drawn
     rows = list(csv.DictReader(drawn.files["csv"].decode().splitlines()))
-    one = {"panel": "after 30 steps on permuted answers", "setting": "arithmetic", "seed": "11",
-           "model": "UNDO α=0.8", "x": "0.2", "y": "0.4"}  # fmt: skip
-    assert one in rows
+    expected = {"panel": "after 30 steps on permuted answers", "setting": "arithmetic",
+                "seed": "11", "model": "UNDO α=0.8", "x": "0.2", "y": "0.4"}  # fmt: skip
+    assert expected in rows
     assert drawn.files["svg"].count(b"permuted answers") == 3  # a label a column, of one row
 
 
@@ -445,9 +453,9 @@ def test_pareto_is_drawn_from_the_models_that_have_a_method(tmp_path):
     assert {row["model"].partition(" ")[0] for row in rows} == {
         "UNDO", "SAM", "RepNoise", "oracle", "data"
     }  # fmt: skip
-    one = {"panel": "after 30 relearning steps", "setting": "arithmetic", "seed": "11",
-           "model": "UNDO α=0.8", "x": "0.2", "y": "0.4"}  # fmt: skip
-    assert one in rows
+    expected = {"panel": "after 30 relearning steps", "setting": "arithmetic", "seed": "11",
+                "model": "UNDO α=0.8", "x": "0.2", "y": "0.4"}  # fmt: skip
+    assert expected in rows
     area = [row for row in rows if (row["panel"], row["model"]) == ("hypervolume", "SAM")]
     assert {(row["x"], round(float(row["y"]), 9)) for row in area} == {
         ("0", 0.25), ("10", 0.25), ("30", 0.45)
@@ -460,8 +468,8 @@ def test_a_run_with_nothing_to_draw_is_named(tmp_path, capsys):
     work.add("pretrain", "base", 0)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["figures", str(tmp_path)])
-    said = capsys.readouterr().err
-    assert "methods-arithmetic-small: nothing to draw yet, run it to its end" in said
+    message = capsys.readouterr().err
+    assert "methods-arithmetic-small: nothing to draw yet, run it to its end" in message
     assert not (tmp_path / "figures").exists()
 
 
@@ -582,8 +590,8 @@ def _without(work: Logs, *models: str) -> None:
 
 
 def _logs(work: Logs, stage: str, model: str) -> list[Path]:
-    own = [a for a in work.artifacts if (a["stage"], a["model"]) == (stage, model)]
-    return [work.root / a["artifact"] / "metrics.jsonl" for a in own]
+    artifacts = [a for a in work.artifacts if (a["stage"], a["model"]) == (stage, model)]
+    return [work.root / a["artifact"] / "metrics.jsonl" for a in artifacts]
 
 
 def _changed(work: Logs, stage: str, model: str, change: Callable[[dict], None]) -> None:
@@ -596,7 +604,7 @@ def _changed(work: Logs, stage: str, model: str, change: Callable[[dict], None])
 
 
 @pytest.mark.parametrize(
-    ("make", "figure", "said"),
+    ("make", "figure", "message"),
     [
         (lambda root: with_alphas(root, grid=()), "alpha", "model with an α"),
         (lambda root: _without(settings_of_methods(root), "RepNoise"), "pareto",
@@ -605,12 +613,12 @@ def _changed(work: Logs, stage: str, model: str, change: Callable[[dict], None])
          "attacked model of RepNoise"),
     ],
 )  # fmt: skip
-def test_a_model_that_lacks_is_named(tmp_path, capsys, make, figure, said):
+def test_a_model_that_lacks_is_named(tmp_path, capsys, make, figure, message):
     """Which figure, what it lacks, and what to do; the others are drawn."""
     matched(tmp_path)
     make(tmp_path)
     assert _refused(capsys, "figures", tmp_path) == (
-        f"undo-jax: {figure}-small is not drawn: {figure}-arithmetic-small has no {said}: run "
+        f"undo-jax: {figure}-small is not drawn: {figure}-arithmetic-small has no {message}: run "
         "the experiment again with its models"
     )
     assert {"oracle_matching-small.png", "index.html"} < _names(tmp_path)
@@ -640,9 +648,9 @@ def _device(work: Logs) -> None:
     """A file that cannot be read, by nobody."""
     path = _logs(work, "relearn", "oracle")[0]
     path.unlink()
-    with socket.socket(socket.AF_UNIX) as made, pytest.MonkeyPatch.context() as patch:
+    with socket.socket(socket.AF_UNIX) as server, pytest.MonkeyPatch.context() as patch:
         patch.chdir(path.parent)
-        made.bind(path.name)
+        server.bind(path.name)
 
 
 def _late(work: Logs) -> None:
@@ -651,7 +659,7 @@ def _late(work: Logs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (_folder, r"relearn-oracle-.* is not as a run writes it \(.*Is a directory.*: delete it"),
         (_device, r"metrics.jsonl: No such device or address: check what it is, and who may read"),
@@ -659,11 +667,11 @@ def _late(work: Logs) -> None:
         (_late, r"distill-.* \(a loss at step 10+\.\.\.0+\): delete it, and run the exper"),
     ],
 )
-def test_logs_that_cannot_be_read_leave_the_other_figures(tmp_path, capsys, damage, said):
+def test_logs_that_cannot_be_read_leave_the_other_figures(tmp_path, capsys, damage, message):
     damage(matched(tmp_path))
     settings_of_methods(tmp_path)
-    told = _refused(capsys, "figures", tmp_path)
-    assert re.fullmatch(f"undo-jax: oracle_matching-small is not drawn: .*{said}.*", told)
+    text = _refused(capsys, "figures", tmp_path)
+    assert re.fullmatch(f"undo-jax: oracle_matching-small is not drawn: .*{message}.*", text)
     assert "pareto-small.png" in _names(tmp_path)
 
 
@@ -714,8 +722,8 @@ def test_two_commands_do_not_write_at_once(command, tmp_path, capsys, monkeypatc
     held = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        told = _refused(capsys, command, tmp_path)
-        assert f"another process writes into {folder}: wait until it has ended" in told
+        text = _refused(capsys, command, tmp_path)
+        assert f"another process writes into {folder}: wait until it has ended" in text
         assert not list(folder.iterdir())
     finally:
         os.close(held)
@@ -736,10 +744,10 @@ def test_on_a_full_disk_the_files_stay_as_they_were(command, tmp_path, capsys):
     _changed(work, "distill", oracle_matching.RANDOM, lambda record: record.update(loss=0.5))
     full = folder / f"{files[command]}.tmp"
     full.symlink_to("/dev/full")
-    told = _refused(capsys, command, tmp_path)
-    assert told.startswith(f"undo-jax: no space is left on the disk of {tmp_path}")
+    text = _refused(capsys, command, tmp_path)
+    assert text.startswith(f"undo-jax: no space is left on the disk of {tmp_path}")
     again = "begins anew" if command == "figures" else "writes the report"
-    assert told.endswith(f": make room, and the same command {again}")
+    assert text.endswith(f": make room, and the same command {again}")
     assert {path.name for path in folder.iterdir()} == before.keys()
     whole = before if command == "figures" else {"index.html": before["index.html"]}
     assert {name: (folder / name).read_bytes() for name in whole} == whole
@@ -748,8 +756,8 @@ def test_on_a_full_disk_the_files_stay_as_they_were(command, tmp_path, capsys):
 def test_what_is_in_the_way_is_named(tmp_path, capsys):
     matched(tmp_path)
     (tmp_path / "figures").write_text("mine")
-    told = _refused(capsys, "figures", tmp_path)
-    assert f"{tmp_path / 'figures'} is a file: move it away" in told
+    text = _refused(capsys, "figures", tmp_path)
+    assert f"{tmp_path / 'figures'} is a file: move it away" in text
     assert (tmp_path / "figures").read_text() == "mine"
 
 
@@ -758,8 +766,8 @@ def test_a_first_run_that_was_killed_is_unfinished(tmp_path, capsys):
     work = Workdir(tmp_path, name="alpha-arithmetic-small")
     work.add("pretrain", "base", 0, finished=False)
     work.file.unlink()
-    told = _refused(capsys, "figures", tmp_path)
-    assert "holds an unfinished run: the same `undo-jax run` goes on with it" in told
+    text = _refused(capsys, "figures", tmp_path)
+    assert "holds an unfinished run: the same `undo-jax run` goes on with it" in text
 
 
 def test_a_name_without_a_setting_is_of_no_figure(tmp_path, capsys):
@@ -768,8 +776,8 @@ def test_a_name_without_a_setting_is_of_no_figure(tmp_path, capsys):
 
 
 def test_a_line_break_in_a_name_breaks_no_table():
-    made = markdown_table(Grid(["a", "b"], [["one\ntwo\r\nthree\u2028|", "1"]]))
-    assert made == "| a | b |\n| --- | ---: |\n| one two three \\| | 1 |"
+    table = markdown_table(Grid(["a", "b"], [["one\ntwo\r\nthree\u2028|", "1"]]))
+    assert table == "| a | b |\n| --- | ---: |\n| one two three \\| | 1 |"
 
 
 @pytest.mark.parametrize(
@@ -787,6 +795,6 @@ def test_a_workdir_is_a_folder(tmp_path, monkeypatch, capsys, words):
 
 def test_where_the_paper_claims_nothing_nothing_is_counted():
     ours = Claim("it is", "arithmetic", "a difference", {0: 1.0}, paper=False)
-    one = paper_page.Drawn("size-small", "Size", "", [ours], {"svg": b"<svg></svg>"}, [])
-    page = paper_page.page(paper_page.Page([one], {}))
+    figure = paper_page.PaperFigure("size-small", "Size", "", [ours], {"svg": b"<svg></svg>"}, [])
+    page = paper_page.html(paper_page.PaperPage([figure], {}))
     assert "The paper claims nothing" in page and '<a href="claims.csv"' in page

@@ -46,7 +46,7 @@ from undo_jax.report.figures import robustness as heat_map
 from undo_jax.report.numbers import ModelRow, Spread, pick_steps, robustness, strongest
 from undo_jax.report.records import Evaluation, Measure
 from undo_jax.report.tables import attack_grid, cell, count, model_grid, stage_grid
-from undo_jax.runtime.atomic_files import file_hash, write_json
+from undo_jax.runtime.atomic_files import hash_file, write_json
 
 GOLDEN = Path(__file__).parent / "golden"
 FIGURES = {
@@ -675,7 +675,7 @@ def test_a_flipped_bit_in_a_log_is_told_or_changes_nothing(tmp_path: Path) -> No
     work = full(tmp_path, seeds=1)
     folder = work.attack("oracle", curves={("mixed", 1e-2): (0.0, 0.9, 0.25, 0.0)})
     files = {
-        name: file_hash(epath.Path(folder / name)) for name in ("config.json", "metrics.jsonl")
+        name: hash_file(epath.Path(folder / name)) for name in ("config.json", "metrics.jsonl")
     }
     summary = json.loads((folder / "summary.json").read_text())
     write_json(epath.Path(folder / "summary.json"), {**summary, "files": files})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from known_logs import Workdir
 
-from undo_jax.report import paper_page, read_logs
+from undo_jax.report import paper, paper_page, read_logs
 from undo_jax.report.paper import size
 from undo_jax.report.studies import Study
 
@@ -33,15 +33,14 @@ def run(root: Path, width: int, seeds=(10, 11), quicker=1.0) -> Study:
 
 def test_claims_compare_each_size_with_the_next_smaller_one(tmp_path):
     large = run(tmp_path, 96, seeds=(10,), quicker=2.0)  # the larger first: sizes are sorted
-    studies = {"arithmetic_width96": large, "arithmetic_width48": run(tmp_path, 48)}
-    found = size.claims(studies)
-    assert not any(claim.paper for claim in found)
-    slower = [c for c in found if c.says == "α=0.4 relearns more slowly than unlearn-only"]
+    claims = list(size.claims([large, run(tmp_path, 48)]))
+    assert not any(claim.paper for claim in claims)
+    slower = [c for c in claims if c.says == "α=0.4 relearns more slowly than unlearn-only"]
     assert [c.setting for c in slower] == ["arithmetic_width48", "arithmetic_width96"]
     assert [len(c.spread.values) for c in slower] == [2, 1]
     # shares of .9 − .1 at steps 10 and 20 of 30, by trapezoids
     assert slower[0].spread.values == pytest.approx((0.2 * 20 / 30 / 0.8,) * 2)
-    (grown,) = (c for c in found if c.says.startswith("α=0.8 is more robust for its FLOPs"))
+    (grown,) = (c for c in claims if c.says.startswith("α=0.8 is more robust for its FLOPs"))
     assert grown.says.endswith("than at arithmetic, width 48")
     assert grown.setting == "arithmetic_width96"
     robust = 100 * (0.9 - 0.5) / (0.9 - 0.1)
@@ -49,11 +48,11 @@ def test_claims_compare_each_size_with_the_next_smaller_one(tmp_path):
 
 
 def test_points_are_of_distilled_models_and_of_relearning(tmp_path):
-    shown = size.points({"arithmetic_width48": run(tmp_path, 48)})
-    trade = {(p.model, p.seed): (p.x, p.y) for p in shown if p.panel == size.TRADE}
+    shown = list(size.points([run(tmp_path, 48)]))
+    trade = {(p.model, p.seed): (p.x, p.y) for p in shown if p.panel == size.COMPUTE}
     assert len(trade) == 3 * 2
     assert trade["Unlearn-and-Distill", 11] == pytest.approx((50.0, 75.0))
-    curves = {p.model for p in shown if p.panel == size.FORGET}
+    curves = {p.model for p in shown if p.panel == paper.FORGET}
     assert curves == set(SPEED)
 
 
@@ -62,13 +61,14 @@ def test_sizes_are_one_figure(tmp_path):
         run(tmp_path, width)
     (drawn,) = paper_page.write(tmp_path).drawn
     assert drawn.name == "size-small"
-    told = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
-    assert told in drawn.caption
+    sizes_text = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
+    assert sizes_text in drawn.caption
     assert drawn.files["png"] and b"Arithmetic, width 96" in drawn.files["svg"]
-    (legend,) = size.draw({str(width): run(tmp_path / "one", width) for width in (48, 96)}).legends
+    (legend,) = size.draw([run(tmp_path / "one", width) for width in (48, 96)]).legends
     shown = {text.get_text(): mark.get_marker() for text, mark in zip(
         legend.get_texts(), legend.legend_handles, strict=True)}  # fmt: skip
-    assert (shown["48"], shown["96"], shown["oracle"]) == ("o", "s", "*")
+    sizes = ("Arithmetic, width 48", "Arithmetic, width 96")
+    assert [shown[name] for name in (*sizes, "oracle")] == ["o", "s", "*"]
 
 
 def test_what_is_unfinished_leaves_claims_of_other_sizes_judged(tmp_path):
@@ -78,9 +78,9 @@ def test_what_is_unfinished_leaves_claims_of_other_sizes_judged(tmp_path):
     (tmp_path / listed["models"][-1]["attacks"][0] / "summary.json").unlink()
     (drawn,) = paper_page.write(tmp_path).drawn
     assert len(drawn.missing) == 1
-    found = {(c.setting[-2:], " than at " in c.says): c.finished for c in drawn.claims}
+    finished = {(c.setting[-2:], " than at " in c.says): c.finished for c in drawn.claims}
     slower, grown = False, True
-    assert found == {
+    assert finished == {
         ("48", slower): True, ("96", slower): False, ("92", slower): True,
         ("96", grown): False, ("92", grown): False,
     }  # fmt: skip

@@ -4,12 +4,10 @@ import json
 import math
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from undo_jax.cli import experiment as experiment_command
 from undo_jax.cli import main as cli
 from undo_jax.runner import score_models
 
@@ -63,8 +61,7 @@ MODELS = 8  # that are scored: four, and an attack on each
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch, tmp_path):
     """The tests' devices are ready; the current folder is empty but for the experiment's file."""
-    for module in (experiment_command, sys.modules["undo_jax.cli.score"]):
-        monkeypatch.setattr(module, "prepare_devices", lambda *_: None)
+    monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     Path("toy.py").write_text(EXPERIMENT)
 
@@ -78,7 +75,7 @@ def finished(tmp_path_factory):
     try:
         Path("toy.py").write_text(EXPERIMENT)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiment_command, "prepare_devices", lambda *_: None)
+            patch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
             cli.main(["run", "toy.py", "--workdir", "out", "--seeds", "3"])
     finally:
         os.chdir(before)
@@ -249,3 +246,28 @@ def test_mistakes_take_one_line(workdir, capsys):
     Path("toy.py").write_text(broken)
     line = _refused(capsys, "score", "out", "layers_of")
     assert "score layers_of raised KeyError: 'x' (" in line and "line 28)" in line
+
+
+def test_the_report_shows_them(workdir, capsys):
+    cli.main(["report", "out"])
+    text = (workdir / "report-toy" / "summary.md").read_text()
+    assert "## Scores" not in text and not (workdir / "report-toy" / "scores.csv").exists()
+    cli.main(["score", "out", "parameter_norm", "cross_entropy"])
+    cli.main(["report", "out"])
+    text = (workdir / "report-toy" / "summary.md").read_text()
+    header, _, *rows = text.split("## Scores\n\n")[1].split("\n\n")[0].splitlines()
+    labels = "parameter_norm l2 | parameter_norm rms | cross_entropy retain | cross_entropy forget"
+    assert header == f"| model | {labels} |"
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [
+        "base", "unlearned", "student", "oracle"
+    ]  # fmt: skip
+    stored = _stored(workdir)
+    base = next(scores for name, scores in stored.items() if name.startswith("pretrain-pretrain"))
+    assert rows[0].split(" | ")[1].startswith(f"{base['parameter_norm']['l2']:.2f}")
+    lines = (workdir / "report-toy" / "scores.csv").read_text().splitlines()
+    assert lines[0] == "model,seed,attack,score,value" and len(lines) == 1 + 4 * MODELS
+    assert f"base,3,,cross_entropy forget,{base['cross_entropy']['forget']}" in lines
+    assert sum(line.startswith("base,3,forget,") for line in lines) == 4
+    path = next(workdir.glob("pretrain-pretrain-*/scores.json"))
+    path.write_text(path.read_text().replace('"l2": ', '"l2": 1'))
+    assert "scores.json is damaged" in _refused(capsys, "report", "out")

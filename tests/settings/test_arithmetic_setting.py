@@ -122,7 +122,7 @@ def _exam_texts(setting):
     prompts = [tokenizer.decode(row).strip("\n") + "\n" for row in np.asarray(exam.inputs)]
     answers = [
         tokenizer.decode(row[mask]).removesuffix("\n")
-        for row, mask in zip(np.asarray(exam.answers), np.asarray(exam.asked), strict=True)
+        for row, mask in zip(np.asarray(exam.answers), np.asarray(exam.scored), strict=True)
     ]
     return prompts, answers
 
@@ -191,8 +191,8 @@ def test_validation_is_of_both_forms():
         ({"row_length": 0}, "row_length=0: it must be at least 1"),
         ({"questions": 0}, "questions=0: it must be at least 1"),
         ({"validation_rows": 0}, "validation_rows=0: it must be at least 1"),
-        ({"text_share": 1.0}, "text_share=1.0: give a share between 0 and 1"),
-        ({"text_share": 0.0}, "text_share=0.0: give a share between 0 and 1"),
+        ({"text_share": 1.0}, "text_share=1.0: give a share above 0 and below 1"),
+        ({"text_share": 0.0}, "text_share=0.0: give a share above 0 and below 1"),
         ({"examine": "all"}, "unknown examine 'all': held_out_facts or train_facts"),
         ({"examine": "held_out_facts"},
          "held_out=0 leaves no held-out facts: set examine=train_facts"),

@@ -15,7 +15,7 @@ from undo_jax.losses import cross_entropy
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.setting import check_metrics
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.training.train_step import rows
 from undo_jax.types import Packed
 
@@ -43,8 +43,8 @@ def _shares(stream):
 
 
 def test_a_quiz_that_is_kept_is_checked_before_anything_trains(setting):
-    (name, quiz), *_ = setting.kept
-    lacking = replace(setting, kept=((name, replace(quiz, apart=("anatomy",))),))
+    (name, quiz), *_ = setting.retain_quizzes
+    lacking = replace(setting, retain_quizzes=((name, replace(quiz, apart=("anatomy",))),))
     with pytest.raises(ValueError, match=r"quiz.jsonl has no question about 'anatomy'"):
         lacking.eval_data()
 
@@ -67,7 +67,7 @@ def test_general_rows_may_have_a_length_of_their_own(setting):
     assert longer.stream("general", 4, 0)[0].tokens.shape == (4, 41)
     assert longer.stream("forget", 4, 0)[0].tokens.shape == (4, 25)
     assert longer.row_lengths == {"general": 40} and setting.row_lengths == {"general": 24}
-    assert plain(replace(setting, general=pairs)).keys() == plain(longer).keys() - {
+    assert to_json(replace(setting, general=pairs)).keys() == to_json(longer).keys() - {
         "general_row_length"
     }
     with pytest.raises(ValueError, match="general_row_length=40, but .*/a has rows of 24 tokens"):
@@ -100,7 +100,7 @@ def test_retain_is_the_parts_loss_by_shares(setting, params):
 
 def test_quizzes_that_are_kept_are_asked_at_the_end(setting, params, monkeypatch):
     check_metrics(setting)
-    monkeypatch.setattr("undo_jax.settings.choices._verdicts", lambda *_: np.array([1.0, 0, 1]))
+    monkeypatch.setattr("undo_jax.settings.choices._answer_quiz", lambda *_: np.array([1.0, 0, 1]))
     with jax.set_mesh(make_mesh(MeshShape())):
         found = score_at_end(setting, LM, params).scores
     assert found == {"mmlu": pytest.approx(2 / 3), "mmlu_apart": 0.0, "mmlu_rest": 1.0}
@@ -123,27 +123,40 @@ def test_the_end_scores_a_quiz_as_an_evaluation_does(setting):
 
 
 def test_a_setting_is_its_content(setting):
-    described = plain(setting)
+    described = to_json(setting)
     assert json.loads(json.dumps(described)) == described
     quiz = replace(setting.forgotten, shots=1, examples=setting.forgotten.questions)
-    assert plain(replace(setting, forgotten=quiz)) != described
+    assert to_json(replace(setting, forgotten=quiz)) != described
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"retain": ()}, r"retain is empty: give it a Part\(...\) at least"),
-        ({"retain_share": 1.0}, "retain_share=1.0: give a share between 0 and 1"),
+        ({"retain_share": 1.0}, "retain_share=1.0: give a share above 0 and below 1"),
         ({"rows_at_once": 0}, "rows_at_once=0: it must be at least 1"),
         ({"row_length": 8}, "row_length=8, but .*/a has rows of 24 tokens: set it so, or pack all"),
-        ({"kept": "forget"}, "kept has a quiz 'forget', a name that is taken: give another"),
-        ({"kept": "mmlu mmlu"}, "kept has a quiz 'mmlu', a name that is taken: give another"),
-        ({"kept": "mmlu mmlu_rest"}, "kept has a quiz 'mmlu_rest', a name that is taken"),
+        (
+            {"retain_quizzes": "forget"},
+            "retain_quizzes has a quiz 'forget', a name that is taken: give another",
+        ),
+        (
+            {"retain_quizzes": "mmlu mmlu"},
+            "retain_quizzes has a quiz 'mmlu', a name that is taken: give another",
+        ),
+        (
+            {"retain_quizzes": "mmlu mmlu_rest"},
+            "retain_quizzes has a quiz 'mmlu_rest', a name that is taken",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(setting, change, said):
-    if "kept" in change:
-        change = {"kept": tuple((name, setting.forgotten) for name in change["kept"].split())}
+    if "retain_quizzes" in change:
+        change = {
+            "retain_quizzes": tuple(
+                (name, setting.forgotten) for name in change["retain_quizzes"].split()
+            )
+        }
     with pytest.raises(ValueError, match=said) as error:
         replace(setting, **change)
     assert "\n" not in str(error.value)
@@ -151,7 +164,7 @@ def test_parts_that_do_not_fit_are_refused(setting, change, said):
 
 @pytest.mark.parametrize("share", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_part_has_a_share(setting, share):
-    with pytest.raises(ValueError, match=f"share={share}: give one above 0"):
+    with pytest.raises(ValueError, match=f"share={share}: give a positive number"):
         replace(setting.retain[0], share=share)
 
 

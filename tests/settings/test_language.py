@@ -17,7 +17,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import shardings
 from undo_jax.settings.language import Language
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.training.train_step import rows
 from undo_jax.types import Metric
 
@@ -134,8 +134,8 @@ def test_recovery_is_a_relative_gap_in_cross_entropy(setting):
          "validation_rows=16 is no positive multiple of rows_at_once=0: make it one"),
         ({"validation_rows": 0},
          "validation_rows=0 is no positive multiple of rows_at_once=8: make it one"),
-        ({"retain_share": 1.0}, "retain_share=1.0: give a share between 0 and 1"),
-        ({"retain_share": 0.0}, "retain_share=0.0: give a share between 0 and 1"),
+        ({"retain_share": 1.0}, "retain_share=1.0: give a share above 0 and below 1"),
+        ({"retain_share": 0.0}, "retain_share=0.0: give a share above 0 and below 1"),
         ({"retain": "long"},
          "row_length=16, but {long} has rows of 32 tokens: set it so, or pack all to it"),
         ({"row_length": 8},
@@ -173,8 +173,8 @@ def test_as_many_validation_rows_as_there_are(setting):
 def test_the_setting_is_the_same_wherever_its_corpora_lie(setting, tmp_path):
     shutil.copytree(setting.retain.folder, tmp_path / "elsewhere")
     moved = replace(setting, retain=Corpus(tmp_path / "elsewhere"))
-    assert plain(moved) == plain(setting)
-    assert plain(replace(setting, retain=setting.forget)) != plain(setting)
+    assert to_json(moved) == to_json(setting)
+    assert to_json(replace(setting, retain=setting.forget)) != to_json(setting)
 
 
 def test_segments_are_documents(setting):

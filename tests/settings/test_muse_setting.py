@@ -15,7 +15,7 @@ from undo_jax.evals import answer_scores
 from undo_jax.evals.scoring import ModelScores, compare_with_oracle, score_at_end
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.setting import check_metrics
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 
 LM = RunningSums(264)
 SHOWN = "Question: Hat 6?\nAnswer: grey\n\nQuestion: Hat 7?\nAnswer: pink\n\n"
@@ -64,7 +64,7 @@ def test_scores_are_those_of_whole_logits(setting, params, monkeypatch):
         asked.append((new_tokens, [bytes(one[1:]).decode() for one in contexts]))
         return [" green, and\n\nmore" if new_tokens == 32 else " 0 is red, no"] * len(contexts)
 
-    monkeypatch.setattr(answer_scores, "written", written)
+    monkeypatch.setattr(answer_scores, "write_continuations", written)
     with jax.set_mesh(make_mesh(MeshShape())):
         found = score_at_end(setting, LM, params).scores
     at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
@@ -101,12 +101,12 @@ def test_privleak_is_beside_the_oracle_or_chance(setting):
 
 
 def test_a_setting_is_its_content(setting, tmp_path):
-    described = plain(setting)
+    described = to_json(setting)
     assert json.loads(json.dumps(described)) == described
     files = MuseFiles(write_muse(tmp_path), shots=2)
-    assert plain(replace(setting, files=files)) == described
+    assert to_json(replace(setting, files=files)) == described
     for change in ({"shots": 1}, {"retain": ("retain1",)}, {"membership": "raw"}):
-        changed = plain(replace(setting, files=replace(files, **change)))
+        changed = to_json(replace(setting, files=replace(files, **change)))
         assert (changed != described) == (change != {"membership": "raw"})  # the same texts here
 
 
@@ -118,7 +118,7 @@ def test_a_setting_is_its_content(setting, tmp_path):
         ("verbmem/forget", [{"prompt": "a"}], "forget.jsonl:1 has no field 'gt'"),
         ("knowmem/forget_qa", [{"question": "a", "answer": 1}], "field 'answer' is int, not text"),
         ("knowmem/forget_qa_icl", [{"question": "a", "answer": "b"}], "shots=2, but knowmem/forge"),
-        ("raw/forget", [], "raw/forget holds no texts"),
+        ("raw/forget", [], "raw/forget.jsonl holds no texts"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, name, rows, said):
@@ -133,8 +133,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, rows, said):
     ("change", "said"),
     [
         ({"retain": ()}, "retain is empty: name a split of raw at least"),
-        ({"membership": "text"}, "unknown membership 'text': privleak or raw"),
-        ({"shots": -1}, "shots=-1: give 0 or more"),
+        ({"membership": "text"}, "unknown membership 'text': choose from privleak, raw"),
+        ({"shots": -1}, "shots=-1: give at least 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(setting, change, said):

@@ -20,7 +20,7 @@ from undo_jax.evals.scoring import compare_with_oracle, make_scorer
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.setting import Example, Setting, check_metrics
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.types import Packed
 
 NAMES = [module.name for module in pkgutil.iter_modules(undo_jax.settings.__path__)]
@@ -60,7 +60,7 @@ def test_is_a_frozen_dataclass_that_files_can_describe(setting):
     kind = type(setting)
     assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
     assert kind.__doc__ and hash(setting) == hash(dataclasses.replace(setting))
-    assert json.loads(json.dumps(plain(setting))) == plain(setting)
+    assert json.loads(json.dumps(to_json(setting))) == to_json(setting)
 
 
 def test_members_have_the_arguments_of_the_base_class(setting):

@@ -18,7 +18,7 @@ from undo_jax.evals import answer_scores, rouge
 from undo_jax.evals.scoring import compare_with_oracle, score_at_end
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.setting import check_metrics
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 
 LM = RunningSums(264)
 TEMPLATE = "{question} {answer}!"
@@ -96,7 +96,7 @@ def judged(setting, params):
         return [f"{said.get(one, 'It is')}! and more" for one in asked]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answer_scores, "written", written)
+        patch.setattr(answer_scores, "write_continuations", written)
         with jax.set_mesh(make_mesh(MeshShape())):
             at_end = score_at_end(setting, LM, params)
         at_once = jax.jit(setting.evaluate, static_argnums=0)(LM, params, setting.eval_data())
@@ -183,12 +183,12 @@ def test_comparisons_want_an_oracle_or_say_what_they_can(setting, judged):
 
 
 def test_a_setting_is_its_content(setting, tmp_path):
-    described = plain(setting)
+    described = to_json(setting)
     assert json.loads(json.dumps(described)) == described
     elsewhere = replace(setting, files=TofuFiles(write_tofu(tmp_path)))
-    assert plain(elsewhere) == described
+    assert to_json(elsewhere) == described
     write_lines(tmp_path / "retain90.json", [{"question": "Hat?", "answer": "None."}])
-    assert plain(replace(setting, files=TofuFiles(tmp_path))) != described
+    assert to_json(replace(setting, files=TofuFiles(tmp_path))) != described
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ def prune(
     share: float = 0.2,
     stream: str = "forget",
 ) -> Attack:
-    """Set a share of each matrix to 0, the smallest; then, with a `training`, relearn from there.
+    """Set the smallest weights of each matrix to 0; then, with a `training`, relearn from there.
 
-    Nothing holds them at 0 while it relearns. Raises ValueError for a share outside [0, 1].
+    `share` is that of the weights; relearning changes them again. Raises ValueError for a share
+    outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share} is outside [0, 1]: give the share of weights to prune")
-    made = noise(training, learning_rates, keep_at, alpha=share, kind=smallest, stream=stream)
-    return replace(made, name=made.name.replace("noise", "prune", 1))
+    attack = noise(training, learning_rates, keep_at, alpha=share, kind=smallest, stream=stream)
+    return replace(attack, name=attack.name.replace("noise", "prune", 1))

@@ -36,14 +36,15 @@ def quantise(
     group: int | None = None,
     stream: str = "forget",
 ) -> Attack:
-    """Round the matrices of the layers; then, with a `training`, relearn from there.
+    """Round the layers' matrices; then, with a `training`, relearn from there in full precision.
 
-    `nf4` and `fp4`, as in bitsandbytes: the nearest of 16 levels times the largest magnitude of a
-    block of 64 weights, which follow each other along the inputs, then the outputs. `int8` and
-    `int4`: the nearest whole number times the largest magnitude divided by 127 or 7; a scale for
-    each output (int8), or for each 128 of its inputs (int4), of which the last group may be
-    shorter. `group` is another size. Embeddings, head and vectors stay as they are; relearning is
-    in full precision. Raises ValueError for an unknown rule and a group that is not positive.
+    `nf4` and `fp4` are those of bitsandbytes: the nearest of 16 levels, times the largest magnitude
+    in a block of 64 weights along the inputs, then the outputs. `int8` and `int4` are the nearest
+    integer times a scale, the largest magnitude divided by 127 or 7: of each output (int8), or of
+    each 128 inputs of an output (int4; the last group may be shorter). `group` is another size of
+    groups. Embeddings, head and vectors are not rounded.
+
+    Raises ValueError for an unknown rule and a group that is not positive.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule={rule!r}: choose one of {', '.join(get_args(Rule))}")
@@ -60,24 +61,24 @@ def quantise(
 
 
 def quantised(lm: LM, params: Params, key: Key, *, rule: Rule, group: int | None) -> Params:
-    """Parameters with the matrices of their layers rounded by a rule. Nothing is random."""
+    """Returns parameters with the layers' matrices rounded by a rule; the key is not used."""
 
     def of_leaf(path, w):
         if not path_name(path).startswith("layers/") or w.ndim != 3:
             return w
-        of_outputs = jnp.swapaxes(w, 1, 2)  # [L, O, I], as others store it
+        of_outputs = jnp.swapaxes(w, 1, 2)  # [L, O, I], as other libraries store it
         if rule in LEVELS:
             flat = of_outputs.reshape(len(w), -1)
-            found = _to_levels(flat, LEVELS[rule], group or flat.shape[1]).reshape(of_outputs.shape)
+            rounded = _to_levels(flat, LEVELS[rule], group or flat.shape[1])
         else:
-            found = _to_whole(of_outputs, LARGEST[rule], group or of_outputs.shape[2])
-        return jnp.swapaxes(found, 1, 2)
+            rounded = _to_whole(of_outputs, LARGEST[rule], group or of_outputs.shape[2])
+        return jnp.swapaxes(rounded.reshape(of_outputs.shape), 1, 2)
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
 def _grouped(w: Float[Array, "*n I"], size: int) -> Float[Array, "*n G g"]:
-    """The last axis in groups of a size, or one group; zeros fill up the last one."""
+    """Splits the last axis into groups of a size, at most its own; the last is padded with 0."""
     size = min(size, w.shape[-1])
     padded = jnp.pad(w, [(0, 0)] * (w.ndim - 1) + [(0, -w.shape[-1] % size)])
     return padded.reshape(*w.shape[:-1], -1, size)
@@ -86,26 +87,26 @@ def _grouped(w: Float[Array, "*n I"], size: int) -> Float[Array, "*n G g"]:
 def _to_levels(
     w: Float[Array, "*n I"], levels: tuple[float, ...], size: int
 ) -> Float[Array, "*n I"]:
-    """The nearest level times each group's largest magnitude; of two as near, the lower one."""
-    known = jnp.asarray(levels, jnp.float32)
+    """Rounds w / max|w| of each group to the nearest level, of two as near to the lower."""
+    ascending = jnp.asarray(levels, jnp.float32)
     groups = _grouped(w, size)
     scale = jnp.max(jnp.abs(groups), axis=-1, keepdims=True)
     relative = _divided(groups, jnp.where(scale > 0, scale, 1))
-    between = (known[1:] + known[:-1]) / 2
-    found = known[jnp.searchsorted(between, relative)] * scale
-    return found.reshape(*w.shape[:-1], -1)[..., : w.shape[-1]]
+    midpoints = (ascending[1:] + ascending[:-1]) / 2
+    rounded = ascending[jnp.searchsorted(midpoints, relative)] * scale
+    return rounded.reshape(*w.shape[:-1], -1)[..., : w.shape[-1]]
 
 
 def _to_whole(w: Float[Array, "*n I"], largest: int, size: int) -> Float[Array, "*n I"]:
-    """The nearest whole number, even ones where two are, times each group's scale."""
+    """Rounds w / scale of each group to the nearest integer, ties to even, scale = max|w| / n."""
     groups = _grouped(w, size)
-    most = jnp.max(jnp.abs(groups), axis=-1, keepdims=True)
-    scale = _divided(most, jnp.float32(largest))
-    found = jnp.round(_divided(groups, jnp.where(scale > 0, scale, 1)))
-    found = jnp.clip(found, -largest, largest) * scale
-    return found.reshape(*w.shape[:-1], -1)[..., : w.shape[-1]]
+    magnitude = jnp.max(jnp.abs(groups), axis=-1, keepdims=True)
+    scale = _divided(magnitude, jnp.float32(largest))
+    integers = jnp.round(_divided(groups, jnp.where(scale > 0, scale, 1)))
+    rounded = jnp.clip(integers, -largest, largest) * scale
+    return rounded.reshape(*w.shape[:-1], -1)[..., : w.shape[-1]]
 
 
 def _divided(x: Array, y: Array) -> Array:
-    """x / y, rounded once: XLA multiplies by 1/y where it sees that y is one number for many."""
+    """Returns x / y, rounded once: for a broadcast y XLA would multiply by 1/y."""
     return x / lax.optimization_barrier(jnp.broadcast_to(y, x.shape))

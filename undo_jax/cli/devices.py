@@ -9,21 +9,21 @@ import jax
 from tyro.conf import OmitArgPrefixes
 
 from undo_jax.cli.flags import MaybeInt, MaybeText, Switch
-from undo_jax.data.files import CACHE, cache
+from undo_jax.data.files import CACHE, cache_folder
 from undo_jax.fit.step import OFFLINE
 from undo_jax.logs.log import console
 from undo_jax.runtime import process_watch
 
-# XLA's flags for several CPU devices; libtpu has none of them. They wait for each other in seconds:
-# on a busy machine the default, 40, ends programs. And in a program's collectives one by one: XLA
-# runs those that do not need each other side by side, each holds a thread while it waits, and with
-# few threads all hold one and none is left for those that they wait for.
+# XLA's flags for several CPU devices; libtpu has none of them. The timeouts are longer than the
+# default, 40 seconds, which ends programs on a busy machine. Collectives run one by one: XLA runs
+# independent ones side by side, each blocks a thread while it waits, and with few threads none is
+# left for those that they wait for.
 SEVERAL_CPUS = {
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": "300",
     "xla_cpu_collective_call_terminate_timeout_seconds": "3600",
     "xla_cpu_enable_concurrency_optimized_scheduler": "false",
 }
-THREADS = "PJRT_NPROC"  # how many XLA's CPU devices have together
+THREADS = "PJRT_NPROC"  # variable: the number of threads of all of XLA's CPU devices
 PATIENCE = 300  # seconds that processes wait for each other to start
 
 
@@ -38,9 +38,9 @@ class Processes:
 
     def __post_init__(self):
         """Raises ValueError where the last three are not given together, or are not valid."""
-        given = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
-        missing = [f"--{name}" for name, value in given.items() if value is None]
-        if 0 < len(missing) < len(given):
+        names = ("coordinator", "processes", "process")
+        missing = [f"--{name}" for name in names if getattr(self, name) is None]
+        if 0 < len(missing) < len(names):
             raise ValueError(
                 f"{' and '.join(missing)} missing: give --coordinator HOST:PORT, --processes and "
                 "--process together"
@@ -62,14 +62,14 @@ Joined = OmitArgPrefixes[Processes]  # these fields as flags of a command
 
 
 def keep_libtpu_quiet(dev: Path = Path("/dev")) -> None:
-    """Where there is no TPU, let libtpu say so to JAX alone; before any device is touched.
+    """Keep libtpu from printing that there is no TPU; to be called before any device is touched.
 
     JAX asks it for devices wherever it is installed. Nothing changes on a host with a TPU (its
     drivers make /dev/accel0 or /dev/vfio/0) and where TPUs are asked for by name.
     """
-    there = [*dev.glob("accel*"), *dev.glob("vfio/[0-9]*")]
-    asked = "tpu" in os.environ.get("JAX_PLATFORMS", "") or "JAX_FORCE_TPU_INIT" in os.environ
-    if there or asked or find_spec("libtpu") is None:
+    drivers = [*dev.glob("accel*"), *dev.glob("vfio/[0-9]*")]
+    wants_tpu = "tpu" in os.environ.get("JAX_PLATFORMS", "") or "JAX_FORCE_TPU_INIT" in os.environ
+    if drivers or wants_tpu or find_spec("libtpu") is None:
         return
     for name, value in OFFLINE.items():
         if name.startswith(("TPU_", "ALLOW_")):  # the others are XLA's for all devices
@@ -82,24 +82,28 @@ def prepare_devices(processes: Processes = ALONE) -> None:
     A CPU becomes one device per core, so that members train in parallel, unless JAX_NUM_CPU_DEVICES
     says otherwise: then meshes are tried, and threads are many, which costs time.
     """
-    asked = jax.config.values["jax_num_cpu_devices"]
-    if asked < 0:
+    cpu_devices = jax.config.values["jax_num_cpu_devices"]
+    if cpu_devices < 0:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
         jax.config.update("jax_num_cpu_devices", len(affinity) or os.cpu_count() or 1)
-    jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE) or str(cache()))
+    jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE) or str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    _let_cpus_wait(asked)
+    _let_cpus_wait(cpu_devices)
     join(processes)
 
 
-def _let_cpus_wait(asked: int) -> None:
-    """Let CPU devices wait for each other without end or deadlock; `asked`: how many, or -1."""
-    if asked > 1:
-        os.environ.setdefault(THREADS, str(8 * asked))
+def _let_cpus_wait(cpu_devices: int) -> None:
+    """Let CPU devices wait for each other without a deadlock or a short timeout.
+
+    Args:
+        cpu_devices: how many the user has set; -1: not set.
+    """
+    if cpu_devices > 1:
+        os.environ.setdefault(THREADS, str(8 * cpu_devices))
     if find_spec("libtpu") is None or jax.config.values["jax_platforms"] == "cpu":
-        known = os.environ.get("XLA_FLAGS", "")
-        new = [f"--{flag}={value}" for flag, value in SEVERAL_CPUS.items() if flag not in known]
-        os.environ["XLA_FLAGS"] = " ".join([*known.split(), *new])
+        flags = os.environ.get("XLA_FLAGS", "")
+        new = [f"--{flag}={value}" for flag, value in SEVERAL_CPUS.items() if flag not in flags]
+        os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *new])
 
 
 def join(processes: Processes) -> None:
@@ -108,8 +112,8 @@ def join(processes: Processes) -> None:
     Raises ConnectionError where the processes do not find each other.
     """
     if processes.coordinator is not None:  # then `processes` and `process` are given, too
-        here, count = processes.process or 0, processes.processes or 1
-        process_watch.meet(processes.coordinator, here, count, PATIENCE)
+        process, count = processes.process or 0, processes.processes or 1
+        process_watch.connect_processes(processes.coordinator, process, count, PATIENCE)
     elif not processes.distributed:
         return
     try:
@@ -127,5 +131,5 @@ def join(processes: Processes) -> None:
             "--processes and --process, and start them together"
         ) from error
     if processes.coordinator is None:
-        process_watch.find()
+        process_watch.connect_found_processes()
     console.quiet = jax.process_index() != 0

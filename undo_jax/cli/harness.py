@@ -14,7 +14,7 @@ from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports
 from lm_eval.api.registry import model_registry  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
-from undo_jax.cli.evaluate import ROWS, serve
+from undo_jax.cli.served_artifact import ROWS, serve
 from undo_jax.evals.requests import Answer, Request, answers, batches, prompts
 from undo_jax.evals.texts import text_of
 from undo_jax.logs.log import console
@@ -22,9 +22,9 @@ from undo_jax.models import hf_folder
 from undo_jax.types import parameters
 
 NAME = "undo_jax"
-NEW_TOKENS = 256  # of a task that does not say how many; also in the hf backend
-LENGTH = 2048  # what a model reads whose family does not say it; also in the hf backend
-LIMITS = "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"  # one thing
+NEW_TOKENS = 256  # if a task states no number; also in the hf backend
+DEFAULT_LENGTH = 2048  # if a model's family states none; also in the hf backend
+LIMITS = "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"  # synonyms
 GREEDY = {"do_sample", "temperature", "top_p", "top_k", "min_p", "until", *LIMITS}
 SAMPLED = {"do_sample", "temperature", "until", *LIMITS}
 
@@ -49,12 +49,11 @@ class UndoJax(TemplateLM):
     ):
         super().__init__()
         rows = _positive("batch_size", ROWS if batch_size == "auto" else batch_size)
-        most = None if max_length is None else _positive("max_length", max_length)
+        longest = None if max_length is None else _positive("max_length", max_length)
         self.artifact = str(pretrained)
-        served = serve(self.artifact, tokenizer, bos_token, mesh)
-        self.served, self.encoder, self.ends = served
+        self.served, self.encoder, self.ends = serve(self.artifact, tokenizer, bos_token, mesh)
         self.batch_size = self.served.rows(rows)
-        self.max_length = most or reach(self.served.lm)
+        self.max_length = longest or context_length(self.served.lm)
 
     @property
     def eot_token_id(self) -> int:
@@ -69,7 +68,7 @@ class UndoJax(TemplateLM):
         return self.artifact
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside its results."""
+        """Returns what lm-eval writes beside its results."""
         return {
             "model_num_parameters": parameters(self.served.lm),
             "max_length": self.max_length,
@@ -78,7 +77,7 @@ class UndoJax(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids, after BOS unless `add_special_tokens` is False."""
+        """Returns token ids, after BOS unless `add_special_tokens` is False."""
         ids = self.encoder.encode(string)
         return ids if add_special_tokens is False else [self.encoder.bos_id, *ids]
 
@@ -88,100 +87,108 @@ class UndoJax(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[Answer]:
-        asked = [Request(context, continuation) for _, context, continuation in requests]
-        self._note(sum(len(c) + len(t) > self.max_length + 1 for c, t in asked), len(asked))
-        found: dict[int, Answer] = {}
-        with tqdm(total=len(asked), disable=disable_tqdm, desc="loglikelihood") as bar:
-            for batch in batches(asked, self.batch_size, self.max_length):
+        pairs = [Request(context, continuation) for _, context, continuation in requests]
+        cut_count = sum(len(c) + len(t) > self.max_length + 1 for c, t in pairs)
+        self._report_cut(cut_count, len(pairs))
+        by_index: dict[int, Answer] = {}
+        with tqdm(total=len(pairs), disable=disable_tqdm, desc="loglikelihood") as bar:
+            for batch in batches(pairs, self.batch_size, self.max_length):
                 log_p, best = self.served.score(*batch[:3])
                 for index, answer in answers(batch, log_p, best):
-                    found[index] = answer
+                    by_index[index] = answer
                     if requests[index][0] is not None:
                         self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
                     bar.update()
-        return [found[index] for index in range(len(asked))]
+        return [by_index[index] for index in range(len(pairs))]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """log p of each text, in windows of `max_length` tokens that each are predicted once."""
+        """Returns log p of each text.
+
+        It is read in windows of at most `max_length` tokens, which each predict other tokens.
+        """
         windows, owners = [], []
         for index, (text,) in enumerate(request.args for request in requests):
-            tokens = self.tok_encode(text)
-            found = utils.get_rolling_token_windows(
-                tokens, self.prefix_token_id, self.max_length, context_len=1
+            overlapping = utils.get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
             )
-            for window in map(utils.make_disjoint_window, found):
+            for window in map(utils.make_disjoint_window, overlapping):
                 windows.append((None, *window))
                 owners.append(index)
         totals = [0.0] * len(requests)
-        parts = self._loglikelihood_tokens(windows, disable_tqdm)
-        for index, answer in zip(owners, parts, strict=True):
+        scores = self._loglikelihood_tokens(windows, disable_tqdm)
+        for index, answer in zip(owners, scores, strict=True):
             totals[index] += answer.log_probability
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, to the end of the document or before a text of `until`."""
-        alike: dict[str, list[int]] = {}
+        """Returns what follows each context, to the document's end or before a text of `until`."""
+        groups: dict[str, list[int]] = {}  # of requests with the same options
         for index, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
-        written: dict[int, str] = {}
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+        texts: dict[int, str] = {}
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
-            for indices in alike.values():
-                for index, text in self._written([requests[i].args for i in indices], indices):
-                    written[index] = text
+            for indices in groups.values():
+                for index, text in self._generate([requests[i].args for i in indices], indices):
+                    texts[index] = text
                     self.cache_hook.add_partial("generate_until", requests[index].args, text)
                     bar.update()
-        return [written[index] for index in range(len(requests))]
+        return [texts[index] for index in range(len(requests))]
 
-    def _written(
-        self, asked: list[tuple[str, dict[str, Any]]], indices: list[int]
+    def _generate(
+        self, group: list[tuple[str, dict[str, Any]]], indices: list[int]
     ) -> Iterator[tuple[int, str]]:
-        """Indices with their texts, of requests that are to be continued in the same way."""
-        until, new_tokens, temperature = how(asked[0][1])
+        """Yields indices with their texts, of requests that have the same options."""
+        until, new_tokens, temperature = generation_options(group[0][1])
         room = self.max_length - new_tokens
         if room < 1:
             raise ValueError(
                 f"max_gen_toks={new_tokens} leaves no room for a context in the {self.max_length} "
                 "tokens that the model reads: give a larger --max-length"
             )
-        contexts = [self.tok_encode(context) for context, _ in asked]
-        self._note(sum(len(context) > room for context in contexts), len(contexts))
-        order = sorted(range(len(asked)), key=lambda i: -len(contexts[i]))
+        contexts = [self.tok_encode(context) for context, _ in group]
+        self._report_cut(sum(len(context) > room for context in contexts), len(contexts))
+        order = sorted(range(len(group)), key=lambda i: -len(contexts[i]))
         for first in range(0, len(order), self.batch_size):
-            own = order[first : first + self.batch_size]
-            rows = prompts([contexts[i][-room:] for i in own], self.batch_size, room)
-            enough = lambda row, ids, own=own: row >= len(own) or self._stopped(ids, until)  # noqa: E731
-            more = {"temperature": temperature, "seed": first}
-            for i, ids in zip(
-                own, self.served.write(*rows, new_tokens, self.ends, enough, **more), strict=False
-            ):
+            batch = order[first : first + self.batch_size]
+
+            def is_done(row: int, ids: list[int], count: int = len(batch)) -> bool:
+                return row >= count or self._is_stopped(ids, until)
+
+            rows = prompts([contexts[i][-room:] for i in batch], self.batch_size, room)
+            written = self.served.write(
+                *rows, new_tokens, self.ends, is_done, temperature=temperature, seed=first
+            )
+            for i, ids in zip(batch, written, strict=False):
                 yield indices[i], cut(text_of(ids, self.encoder), until)
 
-    def _stopped(self, ids: list[int], until: Sequence[str]) -> bool:
+    def _is_stopped(self, ids: list[int], until: Sequence[str]) -> bool:
         text = text_of(ids, self.encoder)
         return cut(text, until) != text
 
-    def _note(self, longer: int, count: int) -> None:
-        """Say so where contexts are cut on the left."""
+    def _report_cut(self, longer: int, count: int) -> None:
+        """Print how many contexts are cut on the left, if any."""
         if longer:
-            said = f"{longer} of {count} contexts are cut on the left, to {self.max_length} tokens"
-            console.print(f"{said}; --max-length N changes it", soft_wrap=True, highlight=False)
+            message = (
+                f"{longer} of {count} contexts are cut on the left, to {self.max_length} tokens"
+            )
+            console.print(f"{message}; --max-length N changes it", soft_wrap=True, highlight=False)
 
 
-def reach(lm: Any) -> int:
-    """How many tokens a model reads: what its exported config.json would say."""
+def context_length(lm: Any) -> int:
+    """Returns how many tokens a model reads: what its exported config.json would state."""
     try:
-        stated = hf_folder.family(lm.family).describe(lm)
+        config = hf_folder.family(lm.family).describe(lm)
     except ValueError:  # one that cannot be exported
-        return LENGTH
-    return int(stated.get("max_position_embeddings", LENGTH))
+        return DEFAULT_LENGTH
+    return int(config.get("max_position_embeddings", DEFAULT_LENGTH))
 
 
-def how(options: dict[str, Any]) -> tuple[list[str], int, float]:
-    """Where a text ends, its most tokens and the temperature, of lm-eval's `gen_kwargs`.
+def generation_options(options: dict[str, Any]) -> tuple[list[str], int, float]:
+    """Returns where a text ends, its most tokens and the temperature, of lm-eval's `gen_kwargs`.
 
     Raises ValueError for options that would change the text and are not supported.
     """
@@ -190,11 +197,10 @@ def how(options: dict[str, Any]) -> tuple[list[str], int, float]:
     limits = [options[name] for name in LIMITS if options.get(name) is not None]
     new_tokens = _positive(LIMITS[0], limits[0] if limits else NEW_TOKENS)
     temperature = float(options.get("temperature") or 0.0)
-    sampled = options.get("do_sample")
-    temperature = 0.0 if sampled is False else temperature
-    known = SAMPLED if temperature else GREEDY
+    temperature = 0.0 if options.get("do_sample") is False else temperature
+    supported = SAMPLED if temperature else GREEDY
     for name, value in options.items():
-        if name not in known and value not in (None, False, 1):
+        if name not in supported and value not in (None, False, 1):
             raise ValueError(
                 f"generation option {name}={value!r} is not supported: give a task without it"
             )
@@ -202,7 +208,7 @@ def how(options: dict[str, Any]) -> tuple[list[str], int, float]:
 
 
 def cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first of the texts that end it."""
+    """Returns the text before the first of the texts that end it."""
     for stop in until:
         text = text.split(stop)[0]
     return text

@@ -14,8 +14,8 @@ RESAMPLES = 1000  # for the errors of metrics that are no means
 PARTS = "results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "config"
 
 
-def find(names: Sequence[str], include_path: str | None) -> tuple[Any, list[Any]]:
-    """lm-eval's index of tasks, and those that are wanted, with their data.
+def load_tasks(names: Sequence[str], include_path: str | None) -> tuple[Any, list[Any]]:
+    """Returns lm-eval's index of tasks, and the tasks of these names, with their data.
 
     Its own tasks, which take long to list, are read only where the folder lacks one. Raises
     ValueError for an unknown task, and for one that cannot be read.
@@ -24,24 +24,24 @@ def find(names: Sequence[str], include_path: str | None) -> tuple[Any, list[Any]
         manager = TaskManager(include_path=include_path, include_defaults=False)
         if not all(name in manager.all_subtasks or Path(name).is_file() for name in names):
             manager = TaskManager(include_path=include_path)
-        wanted = [task for name in names for task in _named(manager, name, include_path)]
-        loaded = manager.load(wanted)
+        matches = [task for name in names for task in _matches(manager, name, include_path)]
+        loaded = manager.load(matches)
     except (ValueError, OSError):
         raise
     except Exception as error:  # of YAML, Jinja or datasets: many kinds
         raise ValueError(f"cannot read tasks {', '.join(names)}: {error!r}") from error
     inner = {name for children in loaded["group_map"].values() for name in children}
     outer = {**loaded["groups"], **loaded["tasks"]}
-    return manager, [item for name, item in outer.items() if name not in inner]
+    return manager, [task for name, task in outer.items() if name not in inner]
 
 
-def results(
+def score_tasks(
     lm: Any, manager: Any, tasks: list[Any], limit: float | None, num_fewshot: int | None
 ) -> tuple[str, dict[str, Any]]:
-    """The scores as lm-eval's table, and as JSON."""
+    """Returns the scores as lm-eval's table, and as JSON."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else it forks, which JAX's threads forbid
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    found = simple_evaluate(
+    scores = simple_evaluate(
         lm,
         tasks=tasks,
         task_manager=manager,
@@ -51,23 +51,22 @@ def results(
         bootstrap_iters=RESAMPLES,
         log_samples=False,
     )
-    table = utils.make_table(found)
-    if found.get("groups"):
-        table += "\n" + utils.make_table(found, "groups")
-    parts = {name: found[name] for name in PARTS if name in found}
+    table = utils.make_table(scores)
+    if scores.get("groups"):
+        table += "\n" + utils.make_table(scores, "groups")
+    parts = {name: scores[name] for name in PARTS if name in scores}
     return table, json.loads(json.dumps(parts, default=str))
 
 
-def _named(manager: Any, name: str, include_path: str | None) -> list[str]:
-    """What a name, a pattern or a file stands for."""
-    found = [name] if Path(name).is_file() else manager.match_tasks([name])
-    if not found:
-        where = "and `lm_eval ls tasks` lists lm-eval's"
-        own = f"{include_path} has {_own(include_path)}" if include_path else "no --include-path"
-        raise ValueError(f"unknown task {name!r}: {own}, {where}")
-    return found
-
-
-def _own(include_path: str) -> str:
-    """The names of a folder's tasks."""
-    return ", ".join(TaskManager(include_path=include_path, include_defaults=False).all_tasks)
+def _matches(manager: Any, name: str, include_path: str | None) -> list[str]:
+    """Returns the tasks that a name, a pattern or a file stands for."""
+    matches = [name] if Path(name).is_file() else manager.match_tasks([name])
+    if not matches:
+        available = "no --include-path"
+        if include_path:
+            folder = TaskManager(include_path=include_path, include_defaults=False)
+            available = f"{include_path} has {', '.join(folder.all_tasks)}"
+        raise ValueError(
+            f"unknown task {name!r}: {available}, and `lm_eval ls tasks` lists lm-eval's"
+        )
+    return matches

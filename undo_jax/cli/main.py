@@ -18,22 +18,10 @@ from typing import Any, TextIO
 import jax
 
 from undo_jax.cli import flags
-from undo_jax.cli.bench import bench
-from undo_jax.cli.compare import compare
-from undo_jax.cli.completion import Shell, tree
-from undo_jax.cli.data import pack, train_tokenizer
-from undo_jax.cli.demo import demo
 from undo_jax.cli.devices import keep_libtpu_quiet
-from undo_jax.cli.evaluate import evaluate
-from undo_jax.cli.experiment import figures, report, run, show_flags
-from undo_jax.cli.fit import fit, xla_flags
-from undo_jax.cli.flags import parse
-from undo_jax.cli.generate import generate
-from undo_jax.cli.init import init
-from undo_jax.cli.score import score
-from undo_jax.cli.weights import export_hf, import_hf
-from undo_jax.cli.workdirs import clean, list_workdir
-from undo_jax.logs.log import print_nowhere
+from undo_jax.cli.discovery import Command, find_commands
+from undo_jax.cli.experiment_flags import show_flags
+from undo_jax.logs.log import discard_output
 from undo_jax.runtime import process_watch, signals
 from undo_jax.runtime.signals import Preempted
 
@@ -43,43 +31,10 @@ MEMORY = (
     "a device has no memory for it; `undo-jax fit` tells what fits: another --mesh, a larger "
     "--STAGE.training.accumulation, or fewer rows"
 )
+RESUMABLE = (["run"], ["data", "pack"])  # commands that go on where they were stopped
+USAGE = "usage: undo-jax COMMAND ... (COMMAND --help tells more), or undo-jax --version"
 
-
-def completion(shell: Shell) -> None:
-    """Print what makes a shell complete commands and flags: eval "$(undo-jax completion bash)".
-
-    Flags of an experiment are not completed: they depend on its file.
-
-    Args:
-        shell: the shell that evaluates it; fish reads it with `| source`.
-    """
-    with contextlib.suppress(SystemExit):
-        parse(tree(COMMANDS), ["--tyro-print-completion", shell], "undo-jax")
-    if shell == "bash":  # which completes no files by itself, e.g. of `run`
-        print("complete -o default -F _tyro_undo_jax undo-jax")
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "init": init,
-    "run": run,
-    "report": report,
-    "figures": figures,
-    "demo": demo,
-    "list": list_workdir,
-    "score": score,
-    "compare": compare,
-    "clean": clean,
-    "bench": bench,
-    "fit": fit,
-    "xla-flags": xla_flags,
-    "generate": generate,
-    "evaluate": evaluate,
-    "data pack": pack,
-    "data train-tokenizer": train_tokenizer,
-    "import-hf": import_hf,
-    "export-hf": export_hf,
-    "completion": completion,
-}
+COMMANDS = find_commands()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,84 +45,77 @@ def main(arguments: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if arguments is None else arguments
     keep_libtpu_quiet()
-    if not os.environ.get(TRACEBACK):  # what fails in a thread that saves is raised here, too
+    if not os.environ.get(TRACEBACK):  # an error in a thread that saves is raised here, too
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        sys.excepthook = _only_here
-        sys.unraisablehook = _unraisable
+        sys.excepthook = _print_main_thread_error
+        sys.unraisablehook = _ignore_closed_loop
     try:
-        with signals.raising(*signals.STOPS):
-            if words[:1] != ["run"] and words[:2] != ["data", "pack"]:
-                signals.save_nothing()  # the same command begins anew
-            _find(words)()
+        with signals.raise_on_signals(*signals.EXIT_STATUSES):
+            if all(words[: len(name)] != name for name in RESUMABLE):
+                signals.expect_no_saves()
+            _bind(words)()
     except (KeyboardInterrupt, Preempted) as stop:
-        _say(signals.told(stop))
+        _print_last(signals.describe_stop(stop))
         sys.exit(signals.PREEMPTED if isinstance(stop, Preempted) else signals.INTERRUPTED)
     except (ValueError, OSError, ImportError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
-            return print_nowhere(sys.stdout)
-        process_watch.explain(error)
-        said = _of_system(error) if isinstance(error, OSError) else str(error)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            if EXHAUSTED not in said:
-                raise
-            said = f"{said.split(EXHAUSTED)[1].splitlines()[0]}: {MEMORY}"
-        if os.environ.get(TRACEBACK):
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            return discard_output(sys.stdout)
+        process_watch.exit_if_another_failed(error)
+        message = _message(error)
+        if message is None or os.environ.get(TRACEBACK):
             raise
-        _say(f"undo-jax: {' '.join(said.split()) or type(error).__name__}")
+        _print_last(f"undo-jax: {' '.join(message.split()) or type(error).__name__}")
         sys.exit(2)
 
 
-def _find(words: list[str]) -> Callable[[], None]:
-    """The command that the words name, with its arguments."""
+def _bind(words: list[str]) -> Callable[[], None]:
+    """Returns the command that the words name, bound to its arguments."""
     if words == ["--version"]:
         return functools.partial(print, f"undo-jax {version('undo-jax')}")
-    asked = [word for word in words if word not in ("-h", "--help")]
-    if asked in ([], ["data"]):
-        return functools.partial(print, _overview(*asked))
-    known = {tuple(name.split()): command for name, command in COMMANDS.items()}
-    name = next((name for name in known if tuple(words[: len(name)]) == name), None)
+    without_help = [word for word in words if word not in ("-h", "--help")]
+    if without_help in ([], *([name.split()[0]] for name in COMMANDS if " " in name)):
+        return functools.partial(print, _overview(*without_help))
+    name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if name is None:
         raise ValueError(f"unknown command {words[0]!r}: choose one of {', '.join(COMMANDS)}")
-    command, rest, program = _checked(known[name]), words[len(name) :], f"undo-jax {' '.join(name)}"
-
-    @functools.wraps(command)
-    def later(*values, **named):
-        return functools.partial(command, *values, **named)
-
-    described = {"description": flags.described(command)}
+    command, rest, program = COMMANDS[name], words[len(name.split()) :], f"undo-jax {name}"
+    parse = functools.partial(
+        flags.parse, _binder(command), program=program, description=flags.description(command)
+    )
     if "flags" not in inspect.signature(command).parameters:
-        return parse(later, rest, program, **described)
+        return parse(words=rest)
+    # The command also takes the flags of an experiment's file.
     file = next((word for word in rest if word.endswith(".py")), None)
-    if asked != words:
+    if without_help != words:
         with contextlib.suppress(SystemExit):
-            parse(later, ["--help"], program, **described)
+            parse(words=["--help"])
         return functools.partial(show_flags, file, program) if file else lambda: None
     if file:  # may stand behind a flag of its own, whose values the parser does not know
         rest.remove(file)
         rest.insert(0, file)
-    made, further = parse(later, rest, program, return_unknown_args=True, **described)
-    values = () if made.args == ("[]",) else made.args  # tyro's where unknown flags come first
+    bound, further = parse(words=rest, return_unknown_args=True)
+    positional = () if bound.args == ("[]",) else bound.args  # tyro's if unknown flags come first
     typed = {"flags": tuple(further), "command": shlex.join(["undo-jax", *words])}
-    known = {name: typed[name] for name in typed.keys() & made.keywords.keys()}
-    return functools.partial(command, *values, **{**made.keywords, **known})
+    typed = {name: typed[name] for name in typed.keys() & bound.keywords.keys()}
+    return functools.partial(command, *positional, **{**bound.keywords, **typed})
 
 
-def _checked(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, which refuses a workdir that cannot be one."""
+def _binder(command: Command) -> Callable[..., functools.partial]:
+    """Returns a function of the command's arguments that checks the workdir and binds them."""
 
     @functools.wraps(command)
-    def checked(*values, **named):
-        given = inspect.signature(command).bind(*values, **named).arguments
-        flags.check_workdir(given.get("workdir"))
-        command(*values, **named)
+    def bind(*args, **kwargs):
+        arguments = inspect.signature(command).bind(*args, **kwargs).arguments
+        flags.check_workdir(arguments.get("workdir"))
+        return functools.partial(command, *args, **kwargs)
 
-    return checked
+    return bind
 
 
 def _overview(group: str = "") -> str:
-    """The commands, or those of a group."""
-    commands = {n: f for n, f in COMMANDS.items() if n.startswith(group)}
+    """Returns the usage: a line for each command, or for those of a group."""
+    commands = {name: f for name, f in COMMANDS.items() if name.startswith(group)}
     width = max(map(len, commands))
     lines = [
         textwrap.fill(
@@ -178,44 +126,41 @@ def _overview(group: str = "") -> str:
         )
         for name, function in commands.items()
     ]
-    return "\n".join(
-        [
-            "usage: undo-jax COMMAND ... (COMMAND --help tells more), or undo-jax --version",
-            "",
-            *lines,
-        ]
-    )
+    return "\n".join([USAGE, "", *lines])
 
 
-def _of_system(error: OSError) -> str:
-    """The error; one of the operating system alone says what it is about, and what to do."""
-    if error.filename is None or error.strerror is None:
-        return str(error)
-    return f"{error.filename}: {error.strerror}: check the path, and who may write there"
+def _message(error: Exception) -> str | None:
+    """Returns what to say of an error; None where only its traceback says enough."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        _, exhausted, message = str(error).partition(EXHAUSTED)
+        return f"{message.splitlines()[0]}: {MEMORY}" if exhausted else None
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}: check the path, and who may write there"
+    return str(error)
 
 
-def _unread(stream: TextIO) -> bool:
+def _is_unread(stream: TextIO) -> bool:
     """Whether the stream is a pipe that nobody reads any more."""
     poll = select.poll()
     poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _say(line: str) -> None:
+def _print_last(line: str) -> None:
     """Print the last line on stderr, if anybody still reads it."""
     try:
         print(line, file=sys.stderr)
     except BrokenPipeError:
-        print_nowhere(sys.stderr)
+        discard_output(sys.stderr)
 
 
-def _only_here(*error: Any) -> None:
+def _print_main_thread_error(*error: Any) -> None:
     """Print an error of the main thread as usual, and none of other threads."""
     if threading.current_thread() is threading.main_thread():
         sys.__excepthook__(*error)
 
 
-def _unraisable(what: Any) -> None:
+def _ignore_closed_loop(unraisable: Any) -> None:
     """Ignore that other writes find Orbax's event loop closed after one write has failed."""
-    if str(what.exc_value) != "Event loop is closed":
-        signals.unraisable(what)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        signals.unraisable_hook(unraisable)

@@ -5,33 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from undo_jax.logs.log import short
-from undo_jax.runner.dry_run import Planned, Row
-from undo_jax.runtime.device_memory import text as memory
+from undo_jax.logs.log import format_number
+from undo_jax.runner.dry_run import PlanRow, RunPlan
+from undo_jax.runtime.device_memory import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NONE = "–"
+UNKNOWN = "?"
 WIDTH = 18  # of the names of models
-MARKS = {"records": "ʳ", "measured": "ᵐ", "FLOPs": "ᶠ"}
-MEANINGS = {
-    "records": "as trainings took that are finished here and alike; those with a stop rule end as "
-    "early",
-    "measured": "a few steps and an evaluation measured on these devices, and compilation",
-    "FLOPs": "FLOPs at the speed of a matrix product, too little: measuring would take long",
-}
 
 
-def table(name: str, planned: Planned) -> Table:
+def table(name: str, plan: RunPlan) -> Table:
     """A line for each program, and the totals, in 80 columns."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
+    plan_table = Table(
         title=Text(f"{name}: what a run would do", style="bold"),
-        caption=Text(legend(planned)),
+        caption=Text(legend(plan)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -39,24 +33,24 @@ def table(name: str, planned: Planned) -> Table:
         pad_edge=False,
         show_footer=True,
     )
-    rows, total = planned.rows, _total(planned)
-    columns: list[tuple[str, Callable[[Row], str]]] = [
+    rows, total = plan.rows, _total(plan)
+    columns: list[tuple[str, Callable[[PlanRow], str]]] = [
         ("kind", lambda row: row.kind),
         ("models", lambda row: shortened(row.names)),
-        ("new", lambda row: str(row.made)),
+        ("new", lambda row: str(row.new)),
         ("reused", lambda row: str(row.reused)),
-        ("mem-\nbers", lambda row: _count(row.members)),
+        ("trials", lambda row: _count(row.trials)),
         ("steps", _steps),
-        ("FLOPs", lambda row: short(row.flops)),
+        ("FLOPs", lambda row: format_number(row.flops)),
         ("time", _time),
-        ("memory", lambda row: memory(row.bytes) if row.bytes else NONE),
+        ("memory", lambda row: format_bytes(row.bytes) if row.bytes else NONE),
     ]
     for number, (header, _) in enumerate(columns):
         side = "left" if number < 2 else "right"
-        made.add_column(header, total[number], justify=side, no_wrap=True)
-    for one in rows:
-        made.add_row(*(cell(one) for _, cell in columns))
-    return made
+        plan_table.add_column(header, total[number], justify=side, no_wrap=True)
+    for row in rows:
+        plan_table.add_row(*(cell(row) for _, cell in columns))
+    return plan_table
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -77,39 +71,44 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
 
 
-def legend(planned: Planned) -> str:
-    """What the numbers are, in a few lines."""
-    rows = planned.rows
-    said = [f"memory: at least, of {memory(planned.bytes)} on each of {planned.devices} "
-            f"{planned.device}"]  # fmt: skip
+def legend(plan: RunPlan) -> str:
+    """Explains the numbers, in a few lines."""
+    rows = plan.rows
+    lines = [f"memory: at least, of {format_bytes(plan.bytes)} on each of {plan.devices} "
+             f"{plan.device}"]  # fmt: skip
     if any(row.stops for row in rows):
-        said.append("≤: at most, a stop rule may end it earlier")
-    said += [f"{MARKS[b]}: {MEANINGS[b]}" for b in MEANINGS if any(r.basis == b for r in rows)]
-    for one in rows:
-        if one.cached:
-            less, size = f"{100 * one.cached.share:.0f} %", memory(one.cached.bytes)
-            whose = shortened(one.names)
-            said.append(f"--cache-teachers: {less} of these FLOPs, {size} on disk: {whose}")
-    return "\n".join(said)
+        lines.append("≤: at most, a stop rule may end it earlier")
+    if any(row.seconds for row in rows):
+        lines.append("time: as finished trainings in this workdir that are alike took")
+    if not plan.is_timed:
+        lines.append("?: no training that is alike has finished in this workdir")
+    for row in rows:
+        if row.cached:
+            percent, size = f"{100 * row.cached.share:.0f} %", format_bytes(row.cached.bytes)
+            names = shortened(row.names)
+            lines.append(f"--cache-teachers: {percent} of these FLOPs, {size} on disk: {names}")
+    return "\n".join(lines)
 
 
-def _total(planned: Planned) -> list[str]:
-    rows = planned.rows
-    new, reused = sum(row.made for row in rows), sum(row.reused for row in rows)
-    members, cost = sum(row.members for row in rows), sum(row.flops for row in rows)
-    at_most = "≤ " if any(row.stops and row.basis != "records" for row in rows) else ""
+def _total(plan: RunPlan) -> list[str]:
+    rows = plan.rows
+    new, reused = sum(row.new for row in rows), sum(row.reused for row in rows)
+    members, cost = sum(row.trials for row in rows), sum(row.flops for row in rows)
     largest = max((row.bytes for row in rows), default=0)
-    return ["all", "", str(new), str(reused), _count(members), "", short(cost),
-            at_most + duration(planned.seconds), memory(largest) if largest else NONE]  # fmt: skip
+    return ["all", "", str(new), str(reused), _count(members), "", format_number(cost),
+            duration(plan.seconds) if plan.is_timed else UNKNOWN,
+            format_bytes(largest) if largest else NONE]  # fmt: skip
 
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else NONE
 
 
-def _steps(row: Row) -> str:
+def _steps(row: PlanRow) -> str:
     return ("≤ " if row.stops else "") + _count(row.steps)
 
 
-def _time(row: Row) -> str:
-    return duration(row.seconds) + MARKS.get(row.basis, " ") if row.made else NONE
+def _time(row: PlanRow) -> str:
+    if row.seconds is None:
+        return UNKNOWN
+    return duration(row.seconds) if row.seconds else NONE

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 from jax.sharding import Mesh
 from tyro.conf import arg
 
-from undo_jax.cli import experiment as experiments
+from undo_jax.cli.experiment_flags import experiment_with, override
 from undo_jax.cli.flags import MaybeInt, MaybeText
 from undo_jax.fit.advice import Names
 from undo_jax.fit.search import variant
@@ -24,10 +24,9 @@ from undo_jax.training.optim import AdamW
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
 
-GEMMA2 = "gemma2"  # the family of presets that name none
-MOST = 2**31  # rows, and tokens of a row: sizes are counted in 32 bits
-OF_EXPERIMENTS = ("stage", "all")
-OF_PRESETS = {  # flags, and what sets the same for an experiment
+DEFAULT_FAMILY = "gemma2"  # of presets that name none
+SIZE_LIMIT = 2**31  # of rows, and of tokens in a row: they are counted in 32 bits
+PRESET_FLAGS = {  # and the flag of an experiment that sets the same
     "teacher": "",
     "length": "--setting.row-length",
     "rows": "--STAGE.training.batch-size",
@@ -35,14 +34,14 @@ OF_PRESETS = {  # flags, and what sets the same for an experiment
 }
 
 
-def presets() -> list[str]:
-    """All names, by family."""
-    known = {name: ", ".join(hf_folder.family(name).PRESETS) for name in hf_folder.families()}
-    others = [f"{name}:{sizes}" for name, sizes in known.items() if name != GEMMA2]
-    return [known[GEMMA2], *others]
+def preset_names() -> list[str]:
+    """Returns the names of all presets, a text for each family."""
+    names = {family: ", ".join(hf_folder.family(family).PRESETS) for family in hf_folder.families()}
+    sizes = names.pop(DEFAULT_FAMILY)
+    return [sizes, *(f"{family}:{sizes}" for family, sizes in names.items())]
 
 
-Preset = Annotated[MaybeText, arg(help="the student: " + "; ".join(presets()))]
+Preset = Annotated[MaybeText, arg(help="the student: " + "; ".join(preset_names()))]
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class Presets:
 NO_PRESETS = Presets()
 
 
-class Asked(NamedTuple):
-    """What is asked for, as flags say it."""
+class StepRequest(NamedTuple):
+    """The flags that say which step a command is about."""
 
     experiment: str | None
     stage: str | None
@@ -70,160 +69,170 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Program:
-    """A step, and how a reader changes it."""
+class TitledStep:
+    """A step, what it is called, and how a reader changes it."""
 
     title: Mapping[str, Any]
-    work: TrainSpec
+    spec: TrainSpec
     names: Names
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is asked for."""
+class StepSource:
+    """The steps that a command is about, of one experiment or of presets."""
 
     name: str
-    programs: Sequence[Program]
-    mesh: MeshShape | None = None  # its own; None: it has none
-    sized: bool = True  # False: the rows are not given
+    steps: Sequence[TitledStep]
+    mesh: MeshShape | None = None  # the experiment's; None: presets have none
+    has_rows: bool = True  # False: the number of rows follows from the mesh
 
 
-def find(asked: Asked, rest: Sequence[str]) -> Source:
-    """What these flags ask for. Raises ValueError for flags that do not belong together."""
-    if asked.presets.preset is None:
-        return _of_experiment(asked, rest)
-    return _of_presets(asked, rest)
+def find_steps(request: StepRequest, flags: Sequence[str]) -> StepSource:
+    """Returns the steps that flags ask for. Raises ValueError for flags that do not fit together.
 
-
-def first(source: Source, mesh: Mesh) -> Program:
-    """Its first program; of presets without a number of rows, one for each data×fsdp."""
-    program = source.programs[0]
-    if source.sized:
-        return program
-    remat = getattr(program.work.lm, "remat", "none")
-    return replace(program, work=variant(program.work, mesh, remat, 1))
-
-
-def _preset(name: str) -> Transformer:
-    """The model of a name such as llama:3.2-1B; without a family it is of Gemma-2.
-
-    Raises ValueError for an unknown one.
+    Args:
+        request: the flags of the command itself.
+        flags: the other flags, which are those of the experiment.
     """
-    family, colon, size = name.rpartition(":")
-    if not colon and name not in hf_folder.family(GEMMA2).PRESETS:
-        raise ValueError(f"unknown preset {name!r}: choose one of {'; '.join(presets())}")
-    return hf_folder.family(family if colon else GEMMA2, f"--preset {name}").preset(size)
+    if request.presets.preset is None:
+        return _of_experiment(request, flags)
+    return _of_presets(request, flags)
 
 
-def _of_experiment(asked: Asked, rest: Sequence[str]) -> Source:
-    for name, instead in OF_PRESETS.items():
-        if getattr(asked.presets, name) is not None:
-            stage = asked.stage or "distill"
-            other = f", or give {instead}".replace("STAGE", stage) if instead else ""
-            raise ValueError(f"--{name} is for --preset: leave it out{other}")
-    if asked.all and (asked.stage or asked.search):
+def first_step(source: StepSource, mesh: Mesh) -> TitledStep:
+    """Returns the first step; of presets without a number of rows, one row for each data×fsdp."""
+    step = source.steps[0]
+    if source.has_rows:
+        return step
+    remat = getattr(step.spec.lm, "remat", "none")
+    return replace(step, spec=variant(step.spec, mesh, remat, 1))
+
+
+def _of_experiment(request: StepRequest, flags: Sequence[str]) -> StepSource:
+    stage = request.stage or "distill"
+    for name, flag in PRESET_FLAGS.items():
+        if getattr(request.presets, name) is not None:
+            remedy = f", or give {flag}".replace("STAGE", stage) if flag else ""
+            raise ValueError(f"--{name} is for --preset: leave it out{remedy}")
+    if request.all and (request.stage or request.search):
         raise ValueError("--all is every stage as it is: leave out --stage and --search")
-    if asked.experiment is None:
+    if request.experiment is None:
         raise ValueError("which experiment? give its file, or a preset with --preset")
-    loaded, stage = load(asked.experiment), asked.stage or "distill"
-    experiment, knobs = experiments.graph_with(loaded, rest), experiments.override(loaded, rest)
-    if asked.all:
-        works = [
-            ({"stage": one.kind, "models": names}, train_spec(one, experiment.setting))
-            for names, one in trained(experiment)
+    loaded = load(request.experiment)
+    experiment, config = experiment_with(loaded, flags), override(loaded, flags)
+    if request.all:
+        specs = [
+            ({"stage": recipe.kind, "models": models}, train_spec(recipe, experiment.setting))
+            for models, recipe in trained(experiment)
         ]
     else:
-        works = [of_stage(experiment, stage)]
-    programs = [
-        Program(
+        specs = [of_stage(experiment, stage)]
+    steps = [
+        TitledStep(
             {"experiment": experiment.name, **title},
-            work,
-            _names(knobs, asked.experiment, title["stage"], work),
+            spec,
+            _names(config, request.experiment, title["stage"], spec),
         )
-        for title, work in works
+        for title, spec in specs
     ]
-    return Source(experiment.name, programs, experiment.mesh)
+    return StepSource(experiment.name, steps, experiment.mesh)
 
 
-def _names(knobs: ExperimentSource, file: str, stage: str, work: TrainSpec) -> Names:
-    """What sets the work of a stage."""
-    if isinstance(knobs, Experiment):
+def _names(config: ExperimentSource, file: str, stage: str, spec: TrainSpec) -> Names:
+    """Returns what a reader sets to change the step of a stage."""
+    if isinstance(config, Experiment):
         return Names("batch_size", "accumulation", "remat", file)
-    lms, training = getattr(knobs, "lms", {}), f"--{stage}.training"
-    model = next((name for name, lm in lms.items() if lm == work.lm), "model")
+    lms, training = getattr(config, "lms", {}), f"--{stage}.training"
+    model = next((name for name, lm in lms.items() if lm == spec.lm), "model")
     return Names(f"{training}.batch-size", f"{training}.accumulation", f"--{model}.remat")
 
 
 def trained(experiment: Experiment) -> list[tuple[list[str], Any]]:
-    """The programs of an experiment: the models that each trains or attacks, and one recipe."""
-    named = experiment.recipes()
-    names = {id(recipe): name for (name, _), recipe in named.items()}
-    found: dict[str, list[Any]] = {}
-    for recipe in ancestry(named.values()):
-        if not isinstance(recipe, TrainedRecipe):
-            continue
-        key = group_key(recipe, experiment.setting)
-        found.setdefault(key, []).append(recipe)
+    """Returns the programs of an experiment: the models that each trains or attacks, a recipe."""
+    recipes = experiment.recipes()
+    names = {id(recipe): name for (name, _), recipe in recipes.items()}
+    groups: dict[str, list[Any]] = {}
+    for recipe in ancestry(recipes.values()):
+        if isinstance(recipe, TrainedRecipe):
+            groups.setdefault(group_key(recipe, experiment.setting), []).append(recipe)
     return [
-        (list(dict.fromkeys(names.get(id(recipe), "an ancestor") for recipe in some)), some[0])
-        for some in found.values()
+        (list(dict.fromkeys(names.get(id(recipe), "an ancestor") for recipe in group)), group[0])
+        for group in groups.values()
     ]
 
 
 def of_stage(experiment: Experiment, stage: str) -> tuple[dict[str, Any], TrainSpec]:
-    """The largest program of a stage, with what says which it is.
+    """Returns what says which program of a stage is the largest, and that program.
 
     That is the one with the largest model, of equal ones one that trains all of it, beside the most
     references. Raises ValueError for a stage that trains nothing.
     """
-    found = trained(experiment)
-    if stage not in (kinds := list(dict.fromkeys(one.kind for _, one in found))):
+    programs = trained(experiment)
+    if stage not in (kinds := list(dict.fromkeys(recipe.kind for _, recipe in programs))):
         raise ValueError(f"stage {stage!r} trains nothing: choose one of {', '.join(kinds)}")
-    own = [
-        (names, train_spec(one, experiment.setting)) for names, one in found if one.kind == stage
+    of_kind = [
+        (models, train_spec(recipe, experiment.setting))
+        for models, recipe in programs
+        if recipe.kind == stage
     ]
 
     def size(program: tuple[list[str], TrainSpec]) -> tuple[float, bool, int]:
-        work = program[1]
-        return work.lm.forward_flops(1), work.trains is None, len(work.refs)
+        spec = program[1]
+        return spec.lm.forward_flops(1), spec.trains is None, len(spec.refs)
 
-    names, work = max(own, key=size)
-    return {"stage": stage, "models": names, "programs": len(own)}, work
+    models, spec = max(of_kind, key=size)
+    return {"stage": stage, "models": models, "programs": len(of_kind)}, spec
 
 
-def _of_presets(asked: Asked, rest: Sequence[str]) -> Source:
-    given, preset = asked.presets, str(asked.presets.preset)
-    file = [] if asked.experiment is None else [asked.experiment]
-    strange = [f"--{name}" for name in OF_EXPERIMENTS if getattr(asked, name)] + [*file, *rest]
-    if strange and strange[0].startswith("-"):
-        raise ValueError(
-            f"{strange[0]} is for an experiment's file: leave it out beside --preset, which takes "
-            + ", ".join(f"--{name}" for name in OF_PRESETS)
-        )
-    if strange:
-        raise ValueError(
-            f"{strange[0]!r} beside --preset {preset}: give the file of an experiment or "
-            "a preset, not both"
-        )
-    for name in ("rows", "remat"):
-        if asked.search and getattr(given, name) is not None:
-            raise ValueError(f"--{name} beside --search, which finds it: leave out one of them")
-    for name in ("length", "rows"):
-        value = getattr(given, name)
-        if value is not None and not 1 <= value < MOST:
-            raise ValueError(f"--{name} {value}: it must be at least 1 and below 2^31")
-    student = preset
-    teacher = student if given.teacher is None else given.teacher
-    lm, of_teacher = map(_preset, (student, teacher))
-    if lm.vocabulary != of_teacher.vocabulary:
+def _of_presets(request: StepRequest, flags: Sequence[str]) -> StepSource:
+    presets, student = request.presets, str(request.presets.preset)
+    _check_presets(request, flags)
+    teacher = student if presets.teacher is None else presets.teacher
+    lm, teacher_lm = _preset(student), _preset(teacher)
+    if lm.vocabulary != teacher_lm.vocabulary:
         raise ValueError(
             f"--preset {student} has a vocabulary of {lm.vocabulary} and --teacher {teacher} of "
-            f"{of_teacher.vocabulary}: they meet there, choose two of the same"
+            f"{teacher_lm.vocabulary}: they meet there, choose two of the same"
         )
-    lm = replace(lm, remat=given.remat) if given.remat is not None else lm
-    training = Training(1000, given.rows or 1, AdamW(), eval_every=100)
+    lm = replace(lm, remat=presets.remat) if presets.remat is not None else lm
+    training = Training(1000, presets.rows or 1, AdamW(), eval_every=100)
     name = f"{student} from {teacher}"
     title = {"experiment": name, "stage": "distill", "student": student, "teacher": teacher}
-    work = distillation(lm, of_teacher, training, given.length or 2048)
-    program = Program(title, work, Names("--rows", None, "--remat"))
-    return Source(name, [program], sized=given.rows is not None)
+    spec = distillation(lm, teacher_lm, training, presets.length or 2048)
+    step = TitledStep(title, spec, Names("--rows", None, "--remat"))
+    return StepSource(name, [step], has_rows=presets.rows is not None)
+
+
+def _check_presets(request: StepRequest, flags: Sequence[str]) -> None:
+    """Raises ValueError for flags that cannot stand beside --preset, and for sizes out of range."""
+    of_experiments = [f"--{name}" for name in ("stage", "all") if getattr(request, name)]
+    file = [] if request.experiment is None else [request.experiment]
+    unexpected = [*of_experiments, *file, *flags]
+    if unexpected and unexpected[0].startswith("-"):
+        raise ValueError(
+            f"{unexpected[0]} is for an experiment's file: leave it out beside --preset, which "
+            "takes " + ", ".join(f"--{name}" for name in PRESET_FLAGS)
+        )
+    if unexpected:
+        raise ValueError(
+            f"{unexpected[0]!r} beside --preset {request.presets.preset}: give the file of an "
+            "experiment or a preset, not both"
+        )
+    for name in ("rows", "remat"):
+        if request.search and getattr(request.presets, name) is not None:
+            raise ValueError(f"--{name} beside --search, which finds it: leave out one of them")
+    for name in ("length", "rows"):
+        value = getattr(request.presets, name)
+        if value is not None and not 1 <= value < SIZE_LIMIT:
+            raise ValueError(f"--{name} {value}: it must be at least 1 and below 2^31")
+
+
+def _preset(name: str) -> Transformer:
+    """Returns the model of a name such as llama:3.2-1B; without a family it is of Gemma-2.
+
+    Raises ValueError for an unknown one.
+    """
+    family, colon, size = name.rpartition(":")
+    if not colon and name not in hf_folder.family(DEFAULT_FAMILY).PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {'; '.join(preset_names())}")
+    return hf_folder.family(family if colon else DEFAULT_FAMILY, f"--preset {name}").preset(size)

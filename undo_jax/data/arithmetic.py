@@ -74,7 +74,8 @@ def sample(
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(operations), size=count)
     sizes = np.array([len(table) for table in tables])
-    indices = list(zip(chosen.tolist(), rng.integers(sizes[chosen]).tolist(), strict=True))
+    drawn = rng.integers(sizes[chosen])
+    indices: list[tuple[int, int]] = list(zip(chosen.tolist(), drawn.tolist(), strict=True))
     if form == "equation":
         equations = [
             [render_equation(grammar, operation, *fact) for fact in table]

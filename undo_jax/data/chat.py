@@ -6,24 +6,29 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from undo_jax.data.files import missing
+from undo_jax.data.files import missing_library
 from undo_jax.models.hf_folder import local, read_json
 from undo_jax.models.hf_special import SETTINGS, read_bos, text_of
 
-OWN_FILE = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 PLACES = ("{question}", "{answer}")
-DAY = datetime(2024, 7, 26, tzinfo=UTC)  # what Llama's template calls today if nobody says
+DAY = datetime(2024, 7, 26, tzinfo=UTC)  # that Llama's template uses if it is told no date
 
 
 def chat(folder: epath.PathLike, system: str | None = None) -> str:
-    """A conversation of one turn in the folder's format, for `Pairs(..., marked=True)`.
+    """Returns a conversation of one turn in the folder's format, for `Pairs(..., marked=True)`.
 
-    It is what the folder's chat template makes of the user's {question} and the model's {answer},
-    after an instruction of the `system` if there is one. The token that opens a document is left
-    out, for packing puts it there, and a date is always that of `DAY`: the same every day.
+    The token that opens a document is left out, for packing puts it there, and a date is always
+    that of `DAY`: the same every day.
 
-    Raises FileNotFoundError for a folder without tokenizer_config.json, ValueError where it has no
-    chat template, or one that fails, and ModuleNotFoundError without jinja2.
+    Args:
+        folder: A Hugging Face folder with a chat template.
+        system: The instruction before the user's {question} and the model's {answer}.
+
+    Raises:
+        FileNotFoundError: For a folder without tokenizer_config.json.
+        ValueError: Where it has no chat template, or one that fails.
+        ModuleNotFoundError: Without jinja2.
     """
     folder = local(folder)
     settings = read_json(folder / SETTINGS)
@@ -33,41 +38,45 @@ def chat(folder: epath.PathLike, system: str | None = None) -> str:
     special = {
         name: text_of(settings.get(name)) or "" for name in ("bos_token", "eos_token", "pad_token")
     }
-    made = _rendered(folder, _source(folder, settings), messages=messages, **special)
-    made = made.removeprefix(read_bos(folder) or "")
-    if [made.count(place) for place in PLACES] != [1, 1]:
+    text = _render(folder, _read_template(folder, settings), messages=messages, **special)
+    text = text.removeprefix(read_bos(folder) or "")
+    if [text.count(place) for place in PLACES] != [1, 1]:
         raise ValueError(
             f"{folder}: its chat template does not show a question and its answer once: give "
             "a plain template"
         )
-    return made
+    return text
 
 
-def _source(folder: epath.Path, settings: dict[str, Any]) -> str:
-    """The template. Raises ValueError where there is none."""
-    own = folder / OWN_FILE
-    found = own.read_text() if own.is_file() else settings.get("chat_template")
-    if isinstance(found, list):  # several by name
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    if not isinstance(found, str):
+def _read_template(folder: epath.Path, settings: dict[str, Any]) -> str:
+    """Returns the template. Raises ValueError where there is none."""
+    file = folder / TEMPLATE_FILE
+    template = file.read_text() if file.is_file() else settings.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {
+            entry.get("name"): entry.get("template")
+            for entry in template
+            if isinstance(entry, dict)
+        }
+        template = named.get("default")
+    if not isinstance(template, str):
         raise ValueError(
             f"{folder} has no chat template: give the folder of a model that was trained on "
             "conversations, or a plain template"
         )
-    return found
+    return template
 
 
-def _rendered(folder: epath.Path, source: str, **values: Any) -> str:
-    """The template with these values, as transformers renders it; the code in it is sandboxed."""
+def _render(folder: epath.Path, template: str, **values: Any) -> str:
+    """Returns what transformers renders of the template; the code in it is sandboxed."""
     try:
         from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ModuleNotFoundError:
-        raise missing("jinja2") from None
+        raise missing_library("jinja2") from None
 
     class Generation(Extension):
-        """{% generation %} marks what the model says: that stays as it is."""
+        """{% generation %} marks the model's answers: its content stays as it is."""
 
         tags = {"generation"}
 
@@ -84,9 +93,9 @@ def _rendered(folder: epath.Path, source: str, **values: Any) -> str:
         )
         jinja.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         jinja.globals |= {"raise_exception": fail, "strftime_now": DAY.strftime}
-        return jinja.from_string(source).render(**values, add_generation_prompt=False)
+        return jinja.from_string(template).render(**values, add_generation_prompt=False)
     except Exception as error:  # a template may raise anything
-        said = " ".join(str(error).split()) or type(error).__name__
+        message = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{folder}: its chat template fails ({said}): give a plain template"
+            f"{folder}: its chat template fails ({message}): give a plain template"
         ) from error

@@ -1,6 +1,7 @@
 """Files by pattern, local copies of remote ones, and their errors in one line."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
+
+from undo_jax.runtime.atomic_files import atomic_file
 
 CACHE = "UNDO_JAX_CACHE"  # compiled programs, local copies of files; default ~/.cache/undo_jax
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice
@@ -24,8 +27,8 @@ class File(NamedTuple):
     size: int  # bytes
 
 
-def find(pattern: epath.PathLike) -> list[File]:
-    """Files that a pattern names, sorted: a file, all files below a folder, or a glob.
+def find_files(pattern: epath.PathLike) -> list[File]:
+    """Returns the files that a pattern names, sorted: a file, all below a folder, or a glob.
 
     Hidden files and folders are left out, unless the pattern names one; links are followed.
     Raises FileNotFoundError where nothing matches, ValueError for `**` and an empty pattern, and
@@ -37,43 +40,47 @@ def find(pattern: epath.PathLike) -> list[File]:
     if "**" in text:
         raise ValueError(f"pattern {text} holds **: name a folder, it is searched to all depths")
     parts = text.split("/")
-    globbed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
+    wildcard = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
     with reading(text):
         path = epath.Path(text)
         if path.is_file():
-            return [_found(path.parent, path)]
-        if globbed is not None:
-            root = epath.Path("/".join(parts[:globbed]) or ("/" if text.startswith("/") else "."))
-            paths = [path for path in root.glob("/".join(parts[globbed:])) if not path.is_dir()]
+            return [_describe(path.parent, path)]
+        if wildcard is not None:
+            root = epath.Path("/".join(parts[:wildcard]) or ("/" if text[0] == "/" else "."))
+            paths = [path for path in root.glob("/".join(parts[wildcard:])) if not path.is_dir()]
         else:
-            root, paths = path, _below(path) if path.is_dir() else []
-        found = [_found(root, path) for path in paths if not _hidden(path.relative_to(root))]
-    if not found:
+            root, paths = path, _files_below(path) if path.is_dir() else []
+        files = [_describe(root, path) for path in paths if not _is_hidden(path.relative_to(root))]
+    if not files:
         raise FileNotFoundError(f"no file matches {text}: check the pattern")
-    return sorted(found)
+    return sorted(files)
 
 
-def named(folder: epath.PathLike, name: str, layout: str) -> str:
-    """The pattern of `NAME.json`, `NAME.jsonl`, `NAME.parquet` or `NAME-*.parquet` in a folder.
+def find_table(folder: epath.PathLike, name: str, layout: str) -> str:
+    """Returns the pattern of NAME.json, .jsonl, .parquet or NAME-*.parquet in a folder.
 
     Raises FileNotFoundError where there is none of them.
     """
     for ending in (".json", ".jsonl", ".parquet", "-*.parquet"):
         pattern = os.path.join(os.fspath(folder), f"{name}{ending}")
         with suppress(FileNotFoundError):
-            find(pattern)
+            find_files(pattern)
             return pattern
     raise FileNotFoundError(
         f"{folder} has no {name}.json, .jsonl or .parquet: give the folder of {layout}"
     )
 
 
-def _found(root: epath.Path, path: epath.Path) -> File:
+def _describe(root: epath.Path, path: epath.Path) -> File:
     return File(path.relative_to(root).as_posix(), path, path.stat().length or 0)
 
 
-def _below(root: epath.Path) -> list[epath.Path]:
-    """All files below a folder. Bucket libraries may list folders without their gs://."""
+def _is_hidden(path: epath.Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _files_below(root: epath.Path) -> list[epath.Path]:
+    """Returns all files below a folder. Bucket libraries may list folders without their gs://."""
 
     def fail(error: OSError) -> NoReturn:
         raise error
@@ -91,7 +98,7 @@ def _below(root: epath.Path) -> list[epath.Path]:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn whatever a file system or a codec raises into one OSError that names the file.
+    """Turns whatever a file system or a codec raises into one OSError that names the file.
 
     A plain ValueError passes through: it is ours, about the content.
     """
@@ -105,8 +112,8 @@ def reading(name: str) -> Iterator[None]:
         raise kind(f"cannot read {name}: {reason}") from error
 
 
-def local(path: epath.Path) -> str:
-    """A local path of the file: its own, or that of a cached copy of a remote file.
+def local_copy(path: epath.Path) -> str:
+    """Returns a local path of the file: its own, or that of a cached copy of a remote file.
 
     Raises OSError for a file that cannot be read.
     """
@@ -114,26 +121,25 @@ def local(path: epath.Path) -> str:
     if "://" not in text:
         return text
     with reading(text):
-        seen = path.stat()
-        version = f"{text} {seen.length} {seen.mtime}"
-        key = hashlib.sha256(version.encode()).hexdigest()[:16]
-        copy = cache() / "files" / f"{key}-{path.name}"
+        status = path.stat()
+        key = content_hash(f"{text} {status.length} {status.mtime}".encode())
+        copy = cache_folder() / "files" / f"{key}-{path.name}"
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
-            path.copy(unfinished, overwrite=True)
-            os.replace(unfinished, copy)
+            temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
+            with atomic_file(epath.Path(copy), epath.Path(temporary)):
+                path.copy(temporary, overwrite=True)
     return str(copy)
 
 
-def cache() -> Path:
-    """The folder of local copies: UNDO_JAX_CACHE, or the default where that is in a bucket."""
-    named = os.environ.get(CACHE, "")
-    return Path(named) if named and "://" not in named else Path.home() / ".cache" / "undo_jax"
+def cache_folder() -> Path:
+    """Returns the folder of local copies: UNDO_JAX_CACHE, or the default if that is in a bucket."""
+    folder = os.environ.get(CACHE, "")
+    return Path(folder) if folder and "://" not in folder else Path.home() / ".cache" / "undo_jax"
 
 
-def open_records(path: str, options: str = "") -> Any:
-    """An ArrayRecord reader. Raises OSError for a missing, truncated or other file."""
+def open_array_record(path: str, options: str = "") -> Any:
+    """Returns an ArrayRecord reader. Raises OSError for a missing, truncated or other file."""
     with reading(path):
         try:
             buffer = {"file_reader_buffer_size": 2**15} if options else {}
@@ -145,7 +151,7 @@ def open_records(path: str, options: str = "") -> Any:
     return reader
 
 
-class Records(NamedTuple):
+class RecordFile(NamedTuple):
     """An ArrayRecord file of rows, one row a record."""
 
     path: str
@@ -154,9 +160,9 @@ class Records(NamedTuple):
 
 
 def read_rows(
-    files: Sequence[Records], indices: np.ndarray | slice, shape: tuple[int, ...], dtype: Any
+    files: Sequence[RecordFile], indices: np.ndarray | slice, shape: tuple[int, ...], dtype: Any
 ) -> np.ndarray:
-    """The rows at these indices of all files, [n, *shape]; one read per file.
+    """Returns the rows at these indices of all files, [n, *shape]; one read per file.
 
     Raises IndexError for an index outside 0..R-1 and OSError for a damaged file.
     """
@@ -167,28 +173,34 @@ def read_rows(
     if len(indices) and not 0 <= indices.min() <= indices.max() < ends[-1]:
         raise IndexError(f"rows {indices.min()}..{indices.max()} are not all in 0..{ends[-1] - 1}")
     rows = np.empty((len(indices), *shape), dtype)
-    owners = np.searchsorted(ends, indices, side="right")
-    for owner in np.unique(owners):
-        own, file = owners == owner, files[owner]
-        places = indices[own] - (ends[owner] - file.rows)
-        reader = _reader(file)
+    file_numbers = np.searchsorted(ends, indices, side="right")
+    for number in np.unique(file_numbers):
+        file, in_file = files[number], file_numbers == number
+        places = indices[in_file] - (ends[number] - file.rows)
+        reader = _random_access_reader(file)
         with reading(file.path):
             records = reader.read(places.tolist())
-        rows[own] = np.frombuffer(b"".join(records), dtype).reshape(len(places), *shape)
+        rows[in_file] = np.frombuffer(b"".join(records), dtype).reshape(len(places), *shape)
     return rows
 
 
 @lru_cache(maxsize=256)
-def _reader(file: Records) -> Any:
-    return open_records(file.path, RANDOM_ACCESS)
+def _random_access_reader(file: RecordFile) -> Any:
+    return open_array_record(file.path, RANDOM_ACCESS)
 
 
-def missing(library: str) -> ModuleNotFoundError:
-    """The error for an optional library that is not installed."""
+def missing_library(library: str) -> ModuleNotFoundError:
+    """Returns the error for an optional library that is not installed."""
     return ModuleNotFoundError(
-        f"{library} is not installed; run `pip install undo_jax[text]`", name=library
+        f"{library} is not installed: run `pip install undo_jax[text]`", name=library
     )
 
 
-def _hidden(path: epath.Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def content_hash(content: bytes) -> str:
+    """Returns the first sixteen hexadecimal digits of the SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def json_hash(content: Any, sort_keys: bool = False) -> str:
+    """Returns the hash of a value's JSON."""
+    return content_hash(json.dumps(content, sort_keys=sort_keys).encode())

@@ -1,17 +1,16 @@
 """MUSE's texts and questions, in files as `muse-bench/MUSE-News` and -Books lay them out."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from undo_jax.data.files import named
-from undo_jax.data.records import records, text
+from undo_jax.checks import check_at_least, check_choice
+from undo_jax.data.files import find_table, json_hash
+from undo_jax.data.records import Record, read_all, text_field
 
 Texts = tuple[str, ...]
-Pair = tuple[str, str]  # a question with its answer, or a prompt with how its text goes on
+Pair = tuple[str, str]  # a question with its answer, or a prompt with the text that follows it
 
 
 @dataclass(frozen=True)
@@ -20,10 +19,13 @@ class MuseFiles:
 
     It needs raw/forget and raw/ of each of `retain`, verbmem/forget, knowmem/{forget,retain}_qa
     and, with `shots`, the same as `*_qa_icl`; and forget and holdout of `membership`, a config with
-    texts that were trained and texts of the same kind that were not: "privleak", or "raw". Equal
-    content is the same part of an experiment wherever it lies. Raises ValueError for numbers and
-    names that make no sense; reading raises it for a bad file, and FileNotFoundError for a missing
-    one, in one line.
+    texts that were trained and texts of the same kind that were not: "privleak", or "raw". The
+    fingerprint depends on the content, not on the path.
+
+    Raises:
+        ValueError: For no split to retain, an unknown membership and negative shots; reading raises
+            it for a bad file, in one line.
+        FileNotFoundError: On reading, for a missing file.
     """
 
     folder: str | Path  # of the files of MUSE
@@ -34,10 +36,8 @@ class MuseFiles:
     def __post_init__(self):
         if not self.retain:
             raise ValueError("retain is empty: name a split of raw at least, e.g. retain1")
-        if self.membership not in ("privleak", "raw"):
-            raise ValueError(f"unknown membership {self.membership!r}: privleak or raw")
-        if self.shots < 0:
-            raise ValueError(f"shots={self.shots}: give 0 or more")
+        check_choice("membership", self.membership, ("privleak", "raw"))
+        check_at_least("shots", self.shots, 0)
 
     @cached_property
     def raw(self) -> Mapping[str, Texts]:
@@ -51,48 +51,45 @@ class MuseFiles:
 
     @cached_property
     def verbatim(self) -> tuple[Pair, ...]:
-        """Prompts from forgotten texts, and how these go on."""
-        return self._pairs("verbmem", "forget", ("prompt", "gt"))
+        """Prompts from forgotten texts, and the texts that follow them."""
+        return self._pairs("verbmem", "forget", "prompt", "gt")
 
     @cached_property
     def questions(self) -> Mapping[str, tuple[Pair, ...]]:
-        """Questions and answers about what is forgotten and what is retained."""
-        return {part: self._asked(f"{part}_qa") for part in ("forget", "retain")}
+        """Questions and answers about forgotten and about retained texts, by part."""
+        return {part: self._questions(f"{part}_qa") for part in ("forget", "retain")}
 
     @cached_property
     def examples(self) -> Mapping[str, tuple[Pair, ...]]:
         """Those that stand before each question, by part. ValueError where they are too few."""
-        found = {}
+        examples = {}
         for part in ("forget", "retain"):
-            listed = self._asked(f"{part}_qa_icl") if self.shots else ()
-            if len(listed) < self.shots:
+            pairs = self._questions(f"{part}_qa_icl") if self.shots else ()
+            if len(pairs) < self.shots:
                 raise ValueError(
-                    f"shots={self.shots}, but knowmem/{part}_qa_icl has {len(listed)}: set it lower"
+                    f"shots={self.shots}, but knowmem/{part}_qa_icl has {len(pairs)}: set it lower"
                 )
-            found[part] = listed[: self.shots]
-        return found
+            examples[part] = pairs[: self.shots]
+        return examples
 
     @property
     def fingerprint(self) -> str:
         """Hash of all texts, and of what each is for."""
         parts = self.raw, self.members, self.verbatim, self.questions, self.examples
-        return hashlib.sha256(json.dumps([self.retain, *parts]).encode()).hexdigest()[:16]
+        return json_hash([self.retain, *parts])
 
-    def _asked(self, split: str) -> tuple[Pair, ...]:
-        return self._pairs("knowmem", split, ("question", "answer"))
+    def _questions(self, split: str) -> tuple[Pair, ...]:
+        return self._pairs("knowmem", split, "question", "answer")
 
     def _texts(self, config: str, split: str) -> Texts:
-        return tuple(one for (one,) in self._read(config, split, ("text",)))
+        return tuple(text for (text,) in self._read(config, split, "text"))
 
-    def _pairs(self, config: str, split: str, fields: Pair) -> tuple[Pair, ...]:
-        return tuple((given, learned) for given, learned in self._read(config, split, fields))
+    def _pairs(self, config: str, split: str, prompt: str, answer: str) -> tuple[Pair, ...]:
+        return tuple((p, a) for p, a in self._read(config, split, prompt, answer))
 
-    def _read(self, config: str, split: str, fields: tuple[str, ...]) -> list[list[str]]:
-        path = named(f"{self.folder}/{config}", split, "muse-bench/MUSE-News or -Books")
-        found = [
-            [text(record[field], f"{config}/{place} field {field!r}") for field in fields]
-            for place, record in records(path, fields)
-        ]
-        if not found:
-            raise ValueError(f"{config}/{split} holds no texts: give one a line, or a row")
-        return found
+    def _read(self, config: str, split: str, *fields: str) -> tuple[list[str], ...]:
+        def convert(record: Record, place: str) -> list[str]:
+            return [text_field(record, field, place) for field in fields]
+
+        path = find_table(f"{self.folder}/{config}", split, "muse-bench/MUSE-News or -Books")
+        return read_all(path, fields, convert, "texts")

@@ -10,7 +10,7 @@ Tokens = Sequence[int] | np.ndarray
 
 
 def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = False) -> np.ndarray:
-    """Pack token documents into full rows, int32 [R, length + 1].
+    """Returns token documents packed into full rows, int32 [R, length + 1].
 
     The documents form one stream: BOS, first document, BOS, second document, ..., BOS. A row's
     inputs are row[:-1] and its targets row[1:], so BOS opens a document and ends the previous one.
@@ -29,12 +29,12 @@ def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = Fa
     is below 1.
     """
     if length < 1:
-        raise ValueError(f"length is {length}; rows need at least 1 input token")
+        raise ValueError(f"length={length}: rows need at least 1 input token")
     stream, starts = _stream(documents, bos_id)
     if len(stream) <= length:
         raise ValueError(
             f"the documents give {len(stream)} tokens, BOS included, and one row takes "
-            f"{length + 1}; add documents or lower length"
+            f"{length + 1}: add documents or lower length"
         )
     if align:
         rows = np.array(_aligned_starts(starts.tolist(), length))
@@ -43,7 +43,7 @@ def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = Fa
 
 
 def segments(rows: np.ndarray, bos_id: int) -> np.ndarray:
-    """The number of each token's document within its row, for packed rows, [R, T + 1].
+    """Returns the number of each token's document within its row, for packed rows, [R, T + 1].
 
     A BOS opens a document; tokens before a row's first BOS belong to document 0.
     """
@@ -51,7 +51,7 @@ def segments(rows: np.ndarray, bos_id: int) -> np.ndarray:
 
 
 def cut(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The full rows of a stream, [R, length + 1], and the rest of it; both are views.
+    """Returns the full rows of a stream, [R, length + 1], and the rest of it; both are views.
 
     A row starts with the last token of the row before, and so does the rest, which is shorter than
     a row: more tokens can be appended to it.
@@ -64,7 +64,7 @@ def cut(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join(documents: Iterable[Tokens], length: int, bos_id: int) -> np.ndarray:
-    """Rows as the official code joins documents, int32 [R, length + 1]; it loses text.
+    """Returns rows as the official code joins documents, int32 [R, length + 1]; it loses text.
 
     Documents fill a row, each followed by BOS. What does not fit of the last one is dropped, and
     the next row starts at the next document, without a BOS. A last row that is not full is dropped.
@@ -79,10 +79,10 @@ def join(documents: Iterable[Tokens], length: int, bos_id: int) -> np.ndarray:
 
 
 def _stream(documents: Iterable[Tokens], bos_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """One int32 stream of all tokens, and the positions of its BOS tokens, the last included."""
+    """Returns an int32 stream of all tokens, and the positions of its BOS tokens."""
     documents = list(documents)
     if not documents:
-        raise ValueError("there are no documents to pack; give at least one")
+        raise ValueError("there are no documents to pack: give at least one")
     lengths = np.fromiter(map(len, documents), np.int64, len(documents))
     if isinstance(documents[0], np.ndarray):
         tokens = np.concatenate(documents)
@@ -97,7 +97,7 @@ def _stream(documents: Iterable[Tokens], bos_id: int) -> tuple[np.ndarray, np.nd
 
 
 def _aligned_starts(starts: list[int], length: int) -> list[int]:
-    """Positions in the stream at which the rows of aligned packing start."""
+    """Returns the positions in the stream at which the rows of aligned packing start."""
     rows = []
     position = 0
     while position + length <= starts[-1]:

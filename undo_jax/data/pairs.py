@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -11,8 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from undo_jax.checks import check_share
+from undo_jax.data.files import json_hash
 from undo_jax.data.packing import pack
-from undo_jax.data.records import records, text
+from undo_jax.data.records import Record, read_all, text_field
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.data.trained_tokenizers import HuggingFace
 from undo_jax.types import Packed
@@ -24,14 +25,23 @@ Tokens = list[int]
 class Pairs:
     """Questions and answers in local files, Parquet or JSON lines.
 
-    A document is the `template` with a pair in it; what counts is all after the question's part of
-    it, and the token that ends the document. Spaces before {answer} belong to the answer. If it is
-    `marked`, as one that `undo_jax.data.chat.chat` reads, special tokens that it names are these
-    tokens, and spaces before {answer} do not count. A hash decides which pairs are for validation.
-    Equal documents are the same part of an experiment wherever they lie.
+    A document is the `template` with a pair in it. Losses count what follows the question's part of
+    the template, and the token that ends the document. Spaces before {answer} belong to the answer.
+    A hash decides which pairs are for validation. The fingerprint depends on the documents, not on
+    the path.
 
-    Raises ValueError for a template without {question} before {answer} and a share outside (0, 1);
-    reading raises what `records` does.
+    Args:
+        pattern: A file, a folder or a glob.
+        template: How a pair is written, with {question} and then {answer}.
+        question: Name of the field of questions.
+        answer: Name of the field of answers.
+        validation_share: Share of pairs for validation, above 0 and below 1.
+        marked: Names of special tokens in the template are encoded as these tokens, and spaces
+            before {answer} do not count; for templates that `undo_jax.data.chat.chat` reads.
+
+    Raises:
+        ValueError: For a template without {question} before {answer} and a share outside (0, 1);
+            reading raises what `records.read_all` does.
     """
 
     pattern: str | Path  # files, a folder or a glob of questions with answers
@@ -42,78 +52,82 @@ class Pairs:
     marked: bool = False  # the template names special tokens; for a Hugging Face tokenizer
 
     def __post_init__(self) -> None:
-        """Check the template and the share."""
+        """Raises ValueError for a bad template or share."""
         check_template(self.template)
-        if not 0 < self.validation_share < 1:
-            raise ValueError(
-                f"validation_share={self.validation_share}: give a share between 0 and 1"
-            )
+        check_share("validation_share", self.validation_share, zero=False)
 
     @cached_property
     def documents(self) -> tuple[tuple[str, str], ...]:
-        """Each document as what is given and what is learned."""
-        made = []
-        for place, record in records(self.pattern, (self.question, self.answer)):
-            question, answer = (
-                text(record[field], f"{place} field {field!r}")
-                for field in (self.question, self.answer)
-            )
-            made.append(filled(self.template, question, answer))
-        if not made:
-            raise ValueError(f"{self.pattern} holds no pairs: give one a line, or a row")
-        return tuple(made)
+        """The prompt and the answer of each document."""
+
+        def fill(record: Record, place: str) -> tuple[str, str]:
+            question = text_field(record, self.question, place)
+            return fill_template(self.template, question, text_field(record, self.answer, place))
+
+        return read_all(self.pattern, (self.question, self.answer), fill, "pairs")
 
     @property
     def fingerprint(self) -> str:
         """Hash of the documents, of which are for validation, and of the template if marked."""
         content = [self.documents, self.validation_share, *([self.template] * self.marked)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        return json_hash(content)
 
     def rows(
         self, split: Literal["train", "validation"], tokenizer: Tokenizer, row_length: int
     ) -> Packed:
-        """Rows of a split, each of which begins with a document, and their weights.
+        """Returns packed rows of a split, each of which begins with a document.
 
-        Raises ValueError for a split that does not fill one row and, if the template is marked, for
-        a pair that names a special token and for another tokenizer than Hugging Face's.
+        Args:
+            split: "train" or "validation".
+            tokenizer: Encodes the documents; a `HuggingFace` one if the template is marked.
+            row_length: Tokens predicted in a row, T.
+
+        Returns:
+            Tokens, int32 [R, T + 1], and weights of the same shape: 1 for tokens that losses count.
+
+        Raises:
+            ValueError: For a split that does not fill one row and, if the template is marked, for a
+                pair that names a special token and for another tokenizer than Hugging Face's.
         """
         return _rows(self, split, tokenizer, row_length)
 
 
 def check_template(template: str) -> None:
     """Raises ValueError for a template without {question} before {answer}."""
-    before, found, after = template.partition("{answer}")
-    if not found or before.count("{question}") != 1 or "{question}" in after:
+    before, answer, after = template.partition("{answer}")
+    if not answer or before.count("{question}") != 1 or "{question}" in after:
         raise ValueError(f"template={template!r}: give one {{question}}, and then one {{answer}}")
 
 
-def filled(template: str, question: str, answer: str) -> tuple[str, str]:
-    """A pair in a template: what is given, and what is learned."""
+def fill_template(template: str, question: str, answer: str) -> tuple[str, str]:
+    """Returns the prompt and the answer of a pair in a template."""
     before, _, after = template.partition("{answer}")
     return before.replace("{question}", question), answer + after
 
 
-def encode_pair(
-    tokenizer: Tokenizer, context: str, continuation: str
-) -> tuple[list[int], list[int]]:
-    """Tokens of both: those of the context alone, and the rest of those of the whole text.
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[Tokens, Tokens]:
+    """Returns the tokens of the context alone, and the rest of the tokens of the whole text.
 
     Spaces that end the context open the continuation. Both as in lm-evaluation-harness.
     """
-    alone = tokenizer.encode(context.rstrip())
-    return alone, tokenizer.encode(context + continuation)[len(alone) :]
+    context_ids = tokenizer.encode(context.rstrip())
+    return context_ids, tokenizer.encode(context + continuation)[len(context_ids) :]
 
 
 @cache
 def _rows(pairs: Pairs, split: str, tokenizer: Tokenizer, row_length: int) -> Packed:
-    chosen = [one for one in pairs.documents if _held_out(pairs, *one) == (split == "validation")]
-    encode = _marking(pairs, tokenizer) if pairs.marked else partial(encode_pair, tokenizer)
-    encoded = [encode(*one) for one in chosen]
-    size = sum(len(given) + len(learned) + 1 for given, learned in encoded)
+    documents = [
+        document
+        for document in pairs.documents
+        if _is_validation(pairs, *document) == (split == "validation")
+    ]
+    encode = _marked_encoder(pairs, tokenizer) if pairs.marked else partial(encode_pair, tokenizer)
+    encoded = [encode(*document) for document in documents]
+    size = sum(len(prompt) + len(answer) + 1 for prompt, answer in encoded)
     if size < row_length:
         raise ValueError(
-            f"{pairs.pattern} has {len(chosen)} pairs for {split}, {size} tokens, and a row takes "
-            f"{row_length}: give more, another validation_share, or a shorter row_length"
+            f"{pairs.pattern} has {len(documents)} pairs for {split}, {size} tokens, and a row "
+            f"takes {row_length}: give more, another validation_share, or a shorter row_length"
         )
     return pack_pairs(encoded, tokenizer, row_length)
 
@@ -121,40 +135,43 @@ def _rows(pairs: Pairs, split: str, tokenizer: Tokenizer, row_length: int) -> Pa
 def pack_pairs(
     encoded: Sequence[tuple[Sequence[int], Sequence[int]]], tokenizer: Tokenizer, row_length: int
 ) -> Packed:
-    """Rows of encoded pairs, each of which begins with one; what is learned has weight 1.
+    """Returns rows of encoded pairs, each of which begins with one; answers have weight 1.
 
     Raises what `pack` does.
     """
-    documents = ([*given, *learned] for given, learned in encoded)
+    documents = ([*prompt, *answer] for prompt, answer in encoded)
     rows = pack(documents, row_length, tokenizer.bos_id, align=True)
-    counted = ([0] * len(given) + [1] * len(learned) for given, learned in encoded)
+    counted = ([0] * len(prompt) + [1] * len(answer) for prompt, answer in encoded)
     weights = pack(counted, row_length, 1, align=True).astype(np.float32)
     return Packed(rows, weights)
 
 
-def _marking(pairs: Pairs, tokenizer: Tokenizer) -> Callable[[str, str], tuple[Tokens, Tokens]]:
-    """Encodes what is given and what is learned as one text that names special tokens."""
+def _marked_encoder(
+    pairs: Pairs, tokenizer: Tokenizer
+) -> Callable[[str, str], tuple[Tokens, Tokens]]:
+    """Returns an encoder of a prompt and its answer as one text that names special tokens."""
     if not isinstance(tokenizer, HuggingFace):
         raise ValueError(
             f"marked={pairs.marked} with {type(tokenizer).__name__}, which has no names of special "
             "tokens: give a tokenizer.json, or a plain template"
         )
 
-    def encode(given: str, learned: str) -> tuple[Tokens, Tokens]:
+    def encode(prompt: str, answer: str) -> tuple[Tokens, Tokens]:
         for mark in tokenizer.marks:
-            if (given + learned).count(mark) != pairs.template.count(mark):
+            if (prompt + answer).count(mark) != pairs.template.count(mark):
                 raise ValueError(
                     f"{pairs.pattern} has a pair with {mark!r}, a special token that only the "
                     "template may name: clean the text"
                 )
-        alone, whole = tokenizer.encode_marked(given), tokenizer.encode_marked(given + learned)
-        same = (one == other for one, other in zip(alone, whole, strict=False))
-        count = sum(itertools.takewhile(bool, same))  # a token across the border is learned
-        return whole[:count], whole[count:]
+        prompt_ids = tokenizer.encode_marked(prompt)
+        ids = tokenizer.encode_marked(prompt + answer)
+        equal = (a == b for a, b in zip(prompt_ids, ids, strict=False))
+        count = sum(itertools.takewhile(bool, equal))  # a token across the border is of the answer
+        return ids[:count], ids[count:]
 
     return encode
 
 
-def _held_out(pairs: Pairs, given: str, learned: str) -> bool:
-    digest = hashlib.blake2b(f"{given}{learned}".encode(), digest_size=8).digest()
+def _is_validation(pairs: Pairs, prompt: str, answer: str) -> bool:
+    digest = hashlib.blake2b(f"{prompt}{answer}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < pairs.validation_share * 2**64

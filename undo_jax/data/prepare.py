@@ -6,12 +6,8 @@ pass over a shard writes its result at its end, so that a run resumes where anot
 """
 
 import json
-import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,31 +15,25 @@ import numpy as np
 from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from undo_jax.data.corpus import MANIFEST, VERSION, Corpus, fingerprint
-from undo_jax.data.files import reading
+from undo_jax.checks import check_at_least, check_choice, check_share
+from undo_jax.data.corpus import MANIFEST, VERSION, Corpus
+from undo_jax.data.files import json_hash, reading
 from undo_jax.data.packing import cut
+from undo_jax.data.row_files import UNFINISHED, open_row_file
 from undo_jax.data.shards import (
     DUPLICATE,
     SPLITS,
-    WORK,
-    Counts,
-    Part,
-    Plan,
+    PackingPlan,
+    hash_documents,
     load_hashes,
-    paced,
-    pack,
-    read,
-    start_worker,
-    work,
-    writing,
+    pack_documents,
 )
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.logs.log import console, short
+from undo_jax.data.workers import run_jobs
+from undo_jax.logs.log import console, format_number
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.atomic_files import publish, read_json, write_json
-
-Job = tuple[Any, ...]  # arguments of a step after the plan
+from undo_jax.runtime.atomic_files import read_json, write_atomically, write_json
 
 
 def prepare(
@@ -57,26 +47,44 @@ def prepare(
     joining: Literal["exact", "reference"] = "exact",
     workers: int = 1,
 ) -> Corpus:
-    """Pack a source into rows of `row_length` + 1 tokens; the same files for any `workers`.
+    """Packs a source into rows of `row_length` + 1 tokens; the same files for any `workers`.
 
-    Of documents with equal text the first is kept. A hash of text and `seed` decides whether a
-    document is for validation; a larger `validation_share` includes the documents of a smaller one.
+    Of documents with equal text the first is kept. A finished folder of the same settings and
+    source is returned as it is, an unfinished one is resumed; sources are equal if the names and
+    sizes of their files are.
 
-    "exact" packs every token once, see `packing.cut`: each shard is packed by itself, then the
-    leftovers of all, in order; less than a row per split is dropped. "reference" joins as the
-    official code does, see `packing.join`: documents of more than 2048 tokens are dropped, and the
-    others joined in groups of 1000.
+    Args:
+        source: The shards of the text.
+        tokenizer: Encodes the documents.
+        folder: Where the corpus is written; may be in a bucket.
+        row_length: Tokens predicted in a row.
+        seed: With a document's text, determines whether it is for validation.
+        validation_share: Share of documents for validation; a larger one includes the documents of
+            a smaller one.
+        joining: "exact" packs every token once, see `packing.cut`: each shard is packed by itself,
+            then the leftovers of all, in order; less than a row per split is dropped. "reference"
+            joins as the official code does, see `packing.join`: documents of more than 2048 tokens
+            are dropped, and the others joined in groups of 1000.
+        workers: Processes that pack at once. Several are spawned: a script needs its `__main__`
+            guard.
 
-    A finished folder of the same settings and source is returned as it is, an unfinished one is
-    resumed; sources are equal if the names and sizes of their files are.
-    Several `workers` are spawned processes: a script needs its `__main__` guard.
-
-    Raises ValueError for settings out of range or other than the folder's, a source without text
-    for a row in each split, and invalid text; OSError for files that cannot be read, and when a
-    process dies.
+    Raises:
+        ValueError: For settings out of range or other than the folder's, a source without text for
+            a row in each split, and invalid text.
+        OSError: For files that cannot be read, and when a process dies.
     """
-    _check(source, row_length, seed, validation_share, joining, workers)
-    plan = Plan(epath.Path(folder), tokenizer, row_length, seed, joining)
+    if not source:
+        raise ValueError("the source has no shards: give at least one file")
+    check_at_least("row_length", row_length, 1)
+    device_memory.check_fits(
+        f"row_length={row_length}", 4 * (row_length + 1), device_memory.host_bytes()
+    )
+    if not 0 <= seed < 2**128:
+        raise ValueError(f"seed={seed}: give at least 0, and less than 2^128")
+    check_share("validation_share", validation_share)
+    check_choice("joining", joining, ("exact", "reference"))
+    check_at_least("workers", workers, 1)
+    plan = PackingPlan(epath.Path(folder), tokenizer, row_length, seed, joining)
     settings = {
         "tokenizer": {"type": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint},
         "vocab_size": tokenizer.vocab_size,
@@ -86,57 +94,37 @@ def prepare(
         "seed": seed,
         "validation_share": validation_share,
         "joining": joining,
-        "sources": [_known_by(shard) for shard in source],
+        "sources": [
+            shard.name if shard.size is None else f"{shard.name}, {shard.size} bytes"
+            for shard in source
+        ],
     }
     with reading(str(folder)):
         finished = _begin(plan.folder, settings)
     if not finished:
-        parts = [Part(number, shard) for number, shard in enumerate(source)]
-        fates = _read(plan, parts, validation_share, workers)
-        _pack(plan, parts, fates, workers)
-        _finish(plan, parts, settings, fates)
-    (plan.folder / WORK).rmtree(missing_ok=True)
+        splits = _assign_splits(plan, source, validation_share, workers)
+        _pack(plan, source, splits, workers)
+        _finish(plan, settings, splits)
+    (plan.folder / UNFINISHED).rmtree(missing_ok=True)
     return Corpus(str(folder))
 
 
-def _check(
-    source: Sequence[Shard], length: int, seed: int, share: float, joining: str, workers: int
-) -> None:
-    if not source:
-        raise ValueError("the source has no shards: give at least one file")
-    if length < 1:
-        raise ValueError(f"row_length is {length}: rows need at least 1 input token")
-    device_memory.check(f"row_length={length}", 4 * (length + 1), device_memory.host())
-    if not 0 <= seed < 2**128:
-        raise ValueError(f"seed is {seed}: it must be 0 or more, and below 2^128")
-    if not 0 <= share < 1:
-        raise ValueError(f"validation_share is {share}: give at least 0 and less than 1")
-    if joining not in ("exact", "reference"):
-        raise ValueError(f"unknown joining {joining!r}: choose exact or reference")
-    if workers < 1:
-        raise ValueError(f"workers is {workers}: it must be at least 1")
-
-
-def _known_by(shard: Shard) -> str:
-    return shard.name if shard.size is None else f"{shard.name}, {shard.size} bytes"
-
-
 def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder is finished; in a new one the plan is written.
+    """Returns whether the folder is finished; in a new one the plan is written.
 
     Raises ValueError for a folder of other settings, or with other files.
     """
-    finished, plan = (folder / MANIFEST).exists(), folder / WORK / "plan.json"
-    packed = [path for path in folder.iterdir() if path.name != WORK] if folder.exists() else []
+    finished, plan = (folder / MANIFEST).exists(), folder / UNFINISHED / "plan.json"
+    packed = folder.exists() and any(path.name != UNFINISHED for path in folder.iterdir())
     if finished or plan.exists():
-        again = f"delete {folder}, and pack again"
-        known = Corpus(str(folder)).manifest["settings"] if finished else read_json(plan, again)
-        other = [name for name, value in settings.items() if known.get(name) != value]
-        if not other:
+        remedy = f"delete {folder}, and pack again"
+        old = Corpus(str(folder)).manifest["settings"] if finished else read_json(plan, remedy)
+        changed = [name for name, value in settings.items() if old.get(name) != value]
+        if not changed:
             return finished
         if packed or list(plan.parent.glob("*[0-9].json")):
             raise ValueError(
-                f"{folder} was packed with another {_difference(other[0], known, settings)}: give "
+                f"{folder} was packed with another {_difference(changed[0], old, settings)}: give "
                 "another folder, or delete this one"
             )
         plan.parent.rmtree()  # of a command that packed nothing, e.g. by the name of a field
@@ -147,62 +135,61 @@ def _begin(folder: epath.Path, settings: dict[str, Any]) -> bool:
     return False
 
 
-def _difference(name: str, known: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """A setting that differs and its two values, in brief."""
-    if name == "sources":
-        old, new = known[name], wanted[name]
-        only = next(iter([*(set(old) ^ set(new))]), "their order")
-        return f"list of sources ({len(old)} and now {len(new)}; {only} differs)"
-    return f"{name} ({known.get(name)} and now {wanted[name]})"
+def _difference(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Returns a setting that differs and its two values, in brief."""
+    if name != "sources":
+        return f"{name} ({old.get(name)} and now {new[name]})"
+    different = next(iter(set(old[name]) ^ set(new[name])), "their order")
+    return f"list of sources ({len(old[name])} and now {len(new[name])}; {different} differs)"
 
 
-def _read(plan: Plan, parts: Sequence[Part], share: float, workers: int) -> list[np.ndarray]:
-    """The first pass: for each shard, the split of each document, or DUPLICATE."""
-    todo = [(part,) for part in parts if not part.hashes(plan.folder).exists()]
-    before = len(parts) - len(todo)
-    with _bar("reading", len(parts)) as show:
-        for shards, documents, _ in _run(read, plan, todo, workers):
-            show(before + shards, f"{before + shards}/{len(parts)} shards, {documents} documents")
-    hashes = [load_hashes(plan.folder, part) for part in parts]
+def _assign_splits(
+    plan: PackingPlan, source: Sequence[Shard], share: float, workers: int
+) -> list[np.ndarray]:
+    """The first pass. Returns for each shard the split of each document, or DUPLICATE."""
+    jobs = [(i, shard) for i, shard in enumerate(source) if not plan.hashes(i).exists()]
+    before = len(source) - len(jobs)
+    with _progress_bar("reading", len(source)) as show:
+        for shards, documents, _ in run_jobs(hash_documents, plan, jobs, workers):
+            show(before + shards, f"{before + shards}/{len(source)} shards, {documents} documents")
+    hashes = [load_hashes(plan, number) for number in range(len(source))]
     every = np.concatenate(hashes)
-    fates = (every[:, 2] < round(share * 2**64)).astype(np.uint8)
+    splits = (every[:, 2] < round(share * 2**64)).astype(np.uint8)
     order = np.lexsort((every[:, 1], every[:, 0]))  # stable: equal documents stay in order
-    again = (every[order[1:], :2] == every[order[:-1], :2]).all(axis=1)
-    fates[order[1:][again]] = DUPLICATE
-    return np.split(fates, np.cumsum([len(own) for own in hashes])[:-1])
+    repeated = (every[order[1:], :2] == every[order[:-1], :2]).all(axis=1)
+    splits[order[1:][repeated]] = DUPLICATE
+    return np.split(splits, np.cumsum([len(of_shard) for of_shard in hashes])[:-1])
 
 
-def _pack(plan: Plan, parts: Sequence[Part], fates: Sequence[np.ndarray], workers: int) -> None:
-    """The second pass: rows of each shard."""
-    wanted = [len(fate) - _duplicates(fate) for fate in fates]
-    todo = [part for part in parts if not part.packed(plan.folder).exists()]
-    jobs = [(part, fates[part.number]) for part in todo]
-    total = sum(wanted)
-    before = total - sum(wanted[part.number] for part in todo)
+def _pack(
+    plan: PackingPlan, source: Sequence[Shard], splits: Sequence[np.ndarray], workers: int
+) -> None:
+    """The second pass: writes rows of each shard."""
+    counts = [int(np.count_nonzero(of_shard != DUPLICATE)) for of_shard in splits]
+    jobs = [(i, shard, splits[i]) for i, shard in enumerate(source) if not plan.result(i).exists()]
+    total = sum(counts)
+    before = total - sum(counts[i] for i, *_ in jobs)
     start = time.monotonic()
-    with _bar("packing", total) as show:
-        for _, documents, tokens in _run(pack, plan, jobs, workers):
-            rate = short(tokens / max(time.monotonic() - start, 1e-3))
+    with _progress_bar("packing", total) as show:
+        for _, documents, tokens in run_jobs(pack_documents, plan, jobs, workers):
+            rate = format_number(tokens / max(time.monotonic() - start, 1e-3))
             show(before + documents, f"{before + documents}/{total} documents, {rate} tok/s")
 
 
-def _finish(
-    plan: Plan, parts: Sequence[Part], settings: dict[str, Any], fates: Sequence[np.ndarray]
-) -> None:
-    """Pack what is left over, check that there are rows, and write the manifest."""
-    again = f"delete {plan.folder}, and pack again"
-    results = [read_json(part.packed(plan.folder), again) for part in parts]
-    documents, duplicates = sum(map(len, fates)), sum(map(_duplicates, fates))
+def _finish(plan: PackingPlan, settings: dict[str, Any], splits: Sequence[np.ndarray]) -> None:
+    """Packs what is left over, checks that there are rows, and writes the manifest."""
+    remedy = f"delete {plan.folder}, and pack again"
+    shard_results = [read_json(plan.result(i), remedy) for i in range(len(splits))]
+    documents = sum(map(len, splits))
+    duplicates = sum(int(np.count_nonzero(of_shard == DUPLICATE)) for of_shard in splits)
     counts: dict[str, Any] = {"documents": documents, "duplicates": duplicates}
     files = {}
     for split in SPLITS if settings["validation_share"] else SPLITS[:1]:
-        own = [result[split] for result in results]
-        entries = [entry for result in own for entry in result["files"]]
-        entries += _pack_rest(plan, split, [result["rest"] for result in own])
-        counts[split] = {
-            name: sum(result[name] for result in own)
-            for name in ("documents", "tokens", "too_long")
-        }
+        results = [of_splits[split] for of_splits in shard_results]
+        entries = [entry for result in results for entry in result["files"]]
+        entries += _pack_rest(plan, split, [result["rest"] for result in results])
+        names = ("documents", "tokens", "too_long")
+        counts[split] = {name: sum(result[name] for result in results) for name in names}
         rows = sum(entry["rows"] for entry in entries)
         counts[split] |= {"rows": rows, "tokens_in_rows": rows * plan.length}
         files[split] = entries
@@ -214,16 +201,14 @@ def _finish(
                 "another validation_share"
             )
     content = {"version": VERSION, "settings": settings, "counts": counts, "files": files}
-    marked = {"fingerprint": fingerprint(content), **content}
-    publish(plan.folder / MANIFEST, json.dumps(marked, indent=1))
+    manifest = {"fingerprint": json_hash(content, sort_keys=True), **content}
+    write_atomically(plan.folder / MANIFEST, json.dumps(manifest, indent=1))
 
 
-def _duplicates(fate: np.ndarray) -> int:
-    return int(np.count_nonzero(fate == DUPLICATE))
-
-
-def _pack_rest(plan: Plan, split: str, rests: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """Pack the shards' leftovers, in order; the file's manifest entry, if there is a row.
+def _pack_rest(
+    plan: PackingPlan, split: str, rests: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """Packs the shards' leftovers, in order; returns the file's entry, if there is a row.
 
     A leftover starts with the last token of its shard's last row, which was a target there; the BOS
     that ends the previous leftover takes its place.
@@ -233,65 +218,20 @@ def _pack_rest(plan: Plan, split: str, rests: Sequence[Sequence[int]]) -> list[d
     rows, _ = cut(np.concatenate([np.array(piece, plan.dtype) for piece in pieces]), plan.length)
     if not len(rows):
         return []
-    with writing(plan.folder / f"{split}-rest.array_record") as file:
+    with open_row_file(plan.folder / f"{split}-rest.array_record") as file:
         file.write(rows)
     return [file.entry()]
 
 
-def _run(
-    step: Callable[..., Counts], plan: Plan, jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[int, int, int]]:
-    """Run the jobs; yields from time to time how many are done, and their documents and tokens."""
-    if workers == 1 or len(jobs) < 2:
-        documents = tokens = 0
-        for done, job in enumerate(jobs, start=1):
-            for more in paced(step(plan, *job)):
-                documents, tokens = documents + more[0], tokens + more[1]
-                yield done - 1, documents, tokens
-        yield len(jobs), documents, tokens
-        return
-    context = multiprocessing.get_context("spawn")
-    shared = context.Array("q", 3)  # documents, tokens, whether to stop
-    seen = shared.get_obj()  # without the lock, which a dead process might still hold
-    processes = ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (plan, shared))
-    with processes as pool:
-        try:
-            with _uninterrupted():  # this process, and workers until they are ready for Ctrl-C
-                pending = {pool.submit(work, step, job) for job in jobs}
-            while pending:
-                done, pending = wait(pending, 0.2, FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                yield len(jobs) - len(pending), seen[0], seen[1]
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a worker process died, perhaps for lack of memory: the same command goes on, "
-                "with fewer workers if you like"
-            ) from error
-        finally:
-            seen[2] = 1
-            pool.shutdown(cancel_futures=True)
-
-
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Block Ctrl-C in the block; in processes started in it, until they unblock it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+def _progress_bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
     """A progress bar with a text; narrower than 80 columns."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[status]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, said="")
-        yield lambda done, said: bar.update(task, completed=done, said=said)
+        task = bar.add_task(title, total=total, status="")
+        yield lambda done, status: bar.update(task, completed=done, status=status)

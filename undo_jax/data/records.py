@@ -7,118 +7,156 @@ import codecs
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
-from undo_jax.data.files import File, find, missing, reading
+from undo_jax.data.files import File, find_files, missing_library, reading
 
-_RECORDS = 256  # read at a time
-LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+BATCH = 256  # records read at a time
+JSON_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+
+Record = Mapping[str, Any]
+T = TypeVar("T")
 
 
-def records(
-    pattern: epath.PathLike, fields: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each record of Parquet and JSON files, with where it stands, e.g. "data/dev.jsonl:3".
+def read_all(
+    pattern: epath.PathLike,
+    fields: Sequence[str],
+    convert: Callable[[Record, str], T],
+    kind: str,
+    optional: Sequence[str] = (),
+) -> tuple[T, ...]:
+    """Returns `convert(record, place)` of each record of the files that match a pattern.
 
-    JSON files have an object a line, or are one array of objects. A record has all `fields`, and of
-    the `optional` those that the file has. Raises FileNotFoundError where nothing matches,
-    ModuleNotFoundError for Parquet without pyarrow, ValueError for a file of another kind or
-    without a field, and OSError for an unreadable one.
+    Args:
+        pattern: A file, a folder or a glob of `*.parquet` and `*.jsonl` or `*.json` files. JSON
+            files have an object a line, or are one array of objects.
+        fields: The fields that a record must have.
+        convert: Makes the result of a record and of where it stands, e.g. "data/dev.jsonl:3".
+        kind: What the records are, in the plural, for the error message.
+        optional: Fields that are read from Parquet files that have them.
+
+    Raises:
+        FileNotFoundError: Where nothing matches.
+        ModuleNotFoundError: For Parquet without pyarrow.
+        ValueError: For a file of another kind, a record without a field, and no records at all.
+        OSError: For an unreadable file.
     """
-    for file in find(pattern):
+    converted = []
+    for file in find_files(pattern):
         if file.path.name.endswith(".parquet"):
-            yield from _of_parquet(file, fields, optional)
-        elif file.path.name.endswith(LINES):
-            yield from _of_lines(file, fields)
+            records = read_parquet(file, fields, optional)
+        elif file.path.name.endswith(JSON_ENDINGS):
+            records = read_json_lines(file, fields)
         else:
             raise ValueError(f"{file.path} is no *.parquet or *.jsonl: convert it, or rename it")
+        converted += [convert(record, place) for place, record in records]
+    if not converted:
+        raise ValueError(f"{pattern} holds no {kind}: give one a line, or a row")
+    return tuple(converted)
 
 
-def lines(file: File) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, from 1, and with their line ends; of *.gz decompressed."""
+def read_lines(file: File) -> Iterator[tuple[int, str]]:
+    """Yields lines with their numbers, from 1, and their line ends; of *.gz decompressed."""
     with reading(str(file.path)), file.path.open("rb") as stream:
         compressed = file.name.endswith(".gz")
         for number, line in enumerate(gzip.open(stream) if compressed else stream, start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            yield number, utf8(line.decode, f"{file.path}:{number}")
+            yield number, decode_utf8(line.decode, f"{file.path}:{number}")
 
 
-def json_object(line: str, fields: Sequence[str], place: str) -> dict[str, Any]:
-    """A JSON object that has all fields. Raises ValueError for anything else."""
-    return _with_fields(_parsed(line, place), fields, place)
+def read_json_lines(file: File, fields: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    """Yields places and objects of JSON lines, or of one JSON array over any number of lines."""
+    lines, first = read_lines(file), True
+    for number, line in lines:
+        place = f"{file.path}:{number}"
+        if first and line.lstrip().startswith("["):
+            array = _parse_json(line + "".join(line for _, line in lines), place)
+            for i, record in enumerate(array, start=1):
+                yield (
+                    f"{file.path} item {i}",
+                    _check_fields(record, fields, f"{file.path} item {i}"),
+                )
+        elif line := line.strip():
+            first = False
+            yield place, parse_object(line, fields, place)
 
 
-def _parsed(written: str, place: str) -> Any:
-    try:
-        return json.loads(written)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON: {error}") from None
+def read_parquet(
+    file: File, fields: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Record]]:
+    """Yields places and records of a Parquet file."""
+    parquet = import_pyarrow()
+    with reading(str(file.path)), file.path.open("rb") as stream:
+        table, number = parquet.ParquetFile(stream), 0
+        names = table.schema_arrow.names
+        for field in fields:
+            if field not in names:
+                raise ValueError(
+                    f"{file.path} has no column {field!r}: its columns are {', '.join(names)}"
+                )
+        columns = [*fields, *(name for name in optional if name in names)]
+        for batch in table.iter_batches(batch_size=BATCH, columns=columns):
+            for cells in zip(*(batch.column(name) for name in columns), strict=True):
+                number += 1
+                place = f"{file.path} row {number}"
+                yield (
+                    place,
+                    {
+                        name: decode_utf8(cell.as_py, f"{place} field {name!r}")
+                        for name, cell in zip(columns, cells, strict=True)
+                    },
+                )
 
 
-def _with_fields(record: Any, fields: Sequence[str], place: str) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise ValueError(f"{place} is a JSON {type(record).__name__}: give an object")
-    for field in fields:
-        if field not in record:
-            raise ValueError(f"{place} has no field {field!r}: its fields are {', '.join(record)}")
-    return record
+def parse_object(line: str, fields: Sequence[str], place: str) -> dict[str, Any]:
+    """Returns a JSON object that has all fields. Raises ValueError for anything else."""
+    return _check_fields(_parse_json(line, place), fields, place)
 
 
-def text(value: Any, place: str) -> str:
-    """The value, which is text. Raises ValueError for anything else."""
+def text_field(record: Record, field: str, place: str) -> str:
+    """Returns a field that holds text. Raises ValueError for anything else."""
+    return check_text(record[field], f"{place} field {field!r}")
+
+
+def check_text(value: Any, place: str) -> str:
+    """Returns the value, which is text. Raises ValueError for anything else."""
     if not isinstance(value, str):
         raise ValueError(f"{place} is {type(value).__name__}, not text")
     if not value.isascii():
-        utf8(value.encode, place)  # JSON may hold \ud800, which is no character
+        decode_utf8(value.encode, place)  # JSON may hold \ud800, which is no character
     return value
 
 
-def utf8(decode: Callable[[], Any], place: str) -> Any:
-    """What `decode` returns. Raises ValueError for bytes or text that are not UTF-8."""
+def decode_utf8(decode: Callable[[], Any], place: str) -> Any:
+    """Returns `decode()`. Raises ValueError for bytes or text that are not UTF-8."""
     try:
         return decode()
     except UnicodeError:
         raise ValueError(f"{place} is not UTF-8: convert the file") from None
 
 
-def pyarrow() -> tuple[Any, Any]:
-    """Its modules of Parquet and of types. Raises ModuleNotFoundError without it."""
+def import_pyarrow() -> Any:
+    """Returns pyarrow.parquet. Raises ModuleNotFoundError without the library."""
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise missing("pyarrow") from error
-    return pyarrow.parquet, pyarrow.types
+        raise missing_library("pyarrow") from error
+    return pyarrow.parquet
 
 
-def _of_lines(file: File, fields: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """JSON lines, or one JSON array of objects, which may go over many lines."""
-    rest, first = lines(file), True
-    for number, line in rest:
-        place = f"{file.path}:{number}"
-        if first and line.lstrip().startswith("["):
-            listed = _parsed(line + "".join(line for _, line in rest), place)
-            for i, item in enumerate(listed, start=1):
-                yield f"{file.path} item {i}", _with_fields(item, fields, f"{file.path} item {i}")
-        elif line := line.strip():
-            first = False
-            yield place, json_object(line, fields, place)
+def _parse_json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON: {error}") from None
 
 
-def _of_parquet(
-    file: File, fields: Sequence[str], optional: Sequence[str]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    parquet, _ = pyarrow()
-    with reading(str(file.path)), file.path.open("rb") as stream:
-        table, number = parquet.ParquetFile(stream), 0
-        names = table.schema_arrow.names
-        for field in fields:
-            if field not in names:
-                known = ", ".join(names)
-                raise ValueError(f"{file.path} has no column {field!r}: it has {known}")
-        columns = [*fields, *(name for name in optional if name in names)]
-        for batch in table.iter_batches(batch_size=_RECORDS, columns=columns):
-            for record in utf8(batch.to_pylist, str(file.path)):
-                number += 1
-                yield f"{file.path} row {number}", record
+def _check_fields(record: Any, fields: Sequence[str], place: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ValueError(f"{place} is a JSON {type(record).__name__}: give an object")
+    for field in fields:
+        if field not in record:
+            raise ValueError(f"{place} has no field {field!r}: its fields are {', '.join(record)}")
+    return record

@@ -1,44 +1,33 @@
-"""What one process does to one shard of text: read and hash it, then tokenise and pack it.
+"""The two passes over one shard of text: hash its documents, then tokenise and pack them.
 
-A step is a generator that yields its progress (documents, tokens) and writes its result at its end,
+A pass is a generator that yields its progress (documents, tokens) and writes its result at its end,
 atomically.
 """
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from undo_jax.data.packing import cut, join
+from undo_jax.data.row_files import UNFINISHED, RowFile, open_row_file, publish_when_written
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.runtime.atomic_files import flush, remote, write_json
+from undo_jax.runtime.atomic_files import write_json
 
 SPLITS = ("train", "validation")
 DUPLICATE = len(SPLITS)  # of a document that is in neither split
-WORK = "unfinished"  # subfolder of unfinished and temporary files
 LONGEST = 2048  # tokens; reference joining drops longer documents, as the official code does
 GROUP = 1000  # documents joined at a time, as in the official code
 HASH = 24  # bytes
-_TOKENS = GROUP * LONGEST  # the most packed at a time; reference joining never reaches it
 
-Counts = Iterator[tuple[int, int]]
-
-_plan: Any = None  # of a worker process
-_shared: Any = None
+Progress = Iterator[tuple[int, int]]
 
 
-class Plan(NamedTuple):
+class PackingPlan(NamedTuple):
     """How a corpus is packed: the same for all of its shards."""
 
     folder: epath.Path
@@ -52,111 +41,97 @@ class Plan(NamedTuple):
         """The dtype of rows on disk."""
         return np.dtype("<u2" if self.tokenizer.vocab_size <= 2**16 else "<u4")
 
+    def hashes(self, number: int) -> epath.Path:
+        """Returns the path of a shard's hashes: three integers per document, then their hash."""
+        return self.folder / UNFINISHED / f"{number:05d}-hashes"
 
-class Part(NamedTuple):
-    """A shard and its index among the corpus' shards."""
-
-    number: int
-    shard: Shard
-
-    def hashes(self, folder: epath.Path) -> epath.Path:
-        """The file that `read` writes: a hash of three integers per document, then their hash."""
-        return folder / WORK / f"{self.number:05d}-hashes"
-
-    def packed(self, folder: epath.Path) -> epath.Path:
-        """The file that `pack` writes last: its counts, its files and its leftover tokens."""
-        return folder / WORK / f"{self.number:05d}.json"
+    def result(self, number: int) -> epath.Path:
+        """Returns the path of a packed shard's counts, files and leftover tokens."""
+        return self.folder / UNFINISHED / f"{number:05d}.json"
 
 
-def read(plan: Plan, part: Part) -> Counts:
-    """Hash every document of a shard."""
+def hash_documents(plan: PackingPlan, number: int, shard: Shard) -> Progress:
+    """Hashes every document of the shard of that number."""
     salt = plan.seed.to_bytes(16, "little")
     hashes = bytearray()
-    for document in part.shard.read():
+    for document in shard.read():
         hashes += hashlib.blake2b(document.encode(), digest_size=HASH, salt=salt).digest()
         yield 1, 0
-    with publishing(part.hashes(plan.folder)) as path, open(path, "wb") as file:
-        file.write(hashes + _hash(hashes))
+    with publish_when_written(plan.hashes(number)) as path, open(path, "wb") as file:
+        file.write(hashes + hashlib.blake2b(hashes, digest_size=HASH).digest())
 
 
-def load_hashes(folder: epath.Path, part: Part) -> np.ndarray:
-    """What `read` wrote. Raises ValueError where it is damaged."""
-    content = part.hashes(folder).read_bytes()
-    hashes, known = content[:-HASH], content[-HASH:]
-    if _hash(hashes) != known:
+def load_hashes(plan: PackingPlan, number: int) -> np.ndarray:
+    """Returns what `hash_documents` wrote, [N, 3]. Raises ValueError where it is damaged."""
+    content = plan.hashes(number).read_bytes()
+    hashes, checksum = content[:-HASH], content[-HASH:]
+    if hashlib.blake2b(hashes, digest_size=HASH).digest() != checksum:
         raise ValueError(
-            f"{part.hashes(folder)} is damaged: delete it, and the same command makes it again"
+            f"{plan.hashes(number)} is damaged: delete it, and the same command makes it again"
         )
     return np.frombuffer(hashes, "<u8").reshape(-1, 3)
 
 
-def _hash(content: bytes | bytearray) -> bytes:
-    return hashlib.blake2b(content, digest_size=HASH).digest()
+def pack_documents(plan: PackingPlan, number: int, shard: Shard, splits: np.ndarray) -> Progress:
+    """Tokenises a shard's documents and packs them into one file per split.
 
-
-def pack(plan: Plan, part: Part, fates: np.ndarray) -> Counts:
-    """Tokenise a shard's documents and pack them into one file per split.
-
-    `fates` has the index of each document's split, or DUPLICATE. Raises ValueError for a text that
+    `splits` has the index of each document's split, or DUPLICATE. Raises ValueError for a text that
     the tokenizer refuses and a shard whose number of documents has changed.
     """
-    place = -1
+    count = 0
     with ExitStack() as files:
-        splits = [Packer(plan, f"{split}-{part.number:05d}", files) for split in SPLITS]
-        for place, document in enumerate(part.shard.read()):
-            number = int(fates[place]) if place < len(fates) else DUPLICATE
-            if number != DUPLICATE:
-                tokens = _encode(plan, f"{part.shard.name} document {place + 1}", document)
-                splits[number].add(tokens)
+        packers = [Packer(plan, f"{split}-{number:05d}", files) for split in SPLITS]
+        for count, document in enumerate(shard.read(), start=1):
+            split = int(splits[count - 1]) if count <= len(splits) else DUPLICATE
+            if split != DUPLICATE:
+                try:
+                    tokens = np.array(plan.tokenizer.encode(document), plan.dtype)
+                except (ValueError, OverflowError) as error:
+                    raise ValueError(f"{shard.name} document {count}: {error}") from None
+                packers[split].add(tokens)
                 yield 1, len(tokens) + 1
-        if place + 1 != len(fates):
+        if count != len(splits):
             raise ValueError(
-                f"{part.shard.name} held {len(fates)} documents when first read and holds "
-                f"{place + 1} now: delete {plan.folder} and pack again"
+                f"{shard.name} held {len(splits)} documents when first read and holds {count} now: "
+                f"delete {plan.folder} and pack again"
             )
-        for split in splits:
-            split.end()
-    results = {name: split.result() for name, split in zip(SPLITS, splits, strict=True)}
-    write_json(part.packed(plan.folder), results)
-
-
-def _encode(plan: Plan, place: str, document: str) -> np.ndarray:
-    try:
-        return np.array(plan.tokenizer.encode(document), plan.dtype)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{place}: {error}") from None
+        for packer in packers:
+            packer.end()
+    results = {split: packer.result() for split, packer in zip(SPLITS, packers, strict=True)}
+    write_json(plan.result(number), results)
 
 
 class Packer:
     """Packs one split of a shard; `files` closes its file, which exists once a row is full."""
 
-    def __init__(self, plan: Plan, name: str, files: ExitStack):
+    def __init__(self, plan: PackingPlan, name: str, files: ExitStack):
         self.plan, self.name, self.files = plan, name, files
         self.documents: list[np.ndarray] = []
         self.rest = np.empty(0, plan.dtype)  # tokens that are not in a row yet
-        self.held = self.count = self.tokens = self.too_long = 0
+        self.pending = self.count = self.tokens = self.too_long = 0
         self.rows: RowFile | None = None
 
     def add(self, tokens: np.ndarray) -> None:
-        """Add a document; rows are written when there are many."""
+        """Adds a document; rows are written when there are many."""
         self.count += 1
         self.tokens += len(tokens) + 1
         if self.plan.joining == "reference" and len(tokens) > LONGEST:
             self.too_long += 1
             return
         self.documents.append(tokens)
-        self.held += len(tokens)
-        if len(self.documents) == GROUP or self.held > _TOKENS:
+        self.pending += len(tokens)
+        # The second limit bounds memory; reference joining never reaches it.
+        if len(self.documents) == GROUP or self.pending > GROUP * LONGEST:
             self._flush()
 
     def end(self) -> None:
-        """Write the last rows."""
+        """Writes the last rows."""
         if self.plan.joining == "exact" and self.count:
             self.documents.append(np.empty(0, self.plan.dtype))  # the BOS that ends the last one
         self._flush()
 
     def result(self) -> dict[str, Any]:
-        """Counts, the file's manifest entry, leftover tokens. Call it once `files` are closed."""
+        """Returns counts, the file's manifest entry, leftover tokens, once `files` are closed."""
         return {
             "documents": self.count,
             "tokens": self.tokens,
@@ -175,100 +150,7 @@ class Packer:
             rows, self.rest = cut(np.concatenate([self.rest, *pieces]), plan.length)
         if len(rows) and self.rows is None:
             path = plan.folder / f"{self.name}.array_record"
-            self.rows = self.files.enter_context(writing(path))
+            self.rows = self.files.enter_context(open_row_file(path))
         if self.rows:
             self.rows.write(rows)
-        self.documents, self.held = [], 0
-
-
-class RowFile:
-    """An ArrayRecord file of rows that is being written, one row per record."""
-
-    def __init__(self, path: epath.Path, written: str):
-        self.path, self.count, self.hash = path, 0, hashlib.sha256()
-        self.writer = ArrayRecordWriter(written, "group_size:1")  # for random access
-
-    def write(self, rows: np.ndarray) -> None:
-        """Append rows."""
-        for row in rows:
-            content = row.tobytes()
-            self.hash.update(content)
-            self.writer.write(content)
-        self.count += len(rows)
-
-    def entry(self) -> dict[str, Any]:
-        """What the manifest says of the file, once it is closed."""
-        return {
-            "name": self.path.name,
-            "rows": self.count,
-            "bytes": self.path.stat().length,
-            "sha256": self.hash.hexdigest(),
-        }
-
-
-def start_worker(plan: Plan, shared: Any) -> None:
-    """Initialise a worker process: the plan, and the shared memory for its progress."""
-    global _plan, _shared
-    _plan, _shared = plan, shared
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _end_with_parent() -> None:
-    """End when the parent is killed; a worker would otherwise wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def work(step: Callable[..., Counts], job: tuple[Any, ...]) -> None:
-    """Run a job in a worker process, until the parent says to stop."""
-    for documents, tokens in paced(step(_plan, *job)):
-        with _shared.get_lock():
-            _shared[0] += documents
-            _shared[1] += tokens
-        if _shared[2]:
-            return
-
-
-def paced(progress: Counts) -> Counts:
-    """The same progress, summed up and yielded ten times a second."""
-    documents = tokens = 0
-    due = time.monotonic()
-    for more in progress:
-        documents, tokens = documents + more[0], tokens + more[1]
-        if time.monotonic() > due:
-            yield documents, tokens
-            documents = tokens = 0
-            due = time.monotonic() + 0.1
-    yield documents, tokens
-
-
-@contextmanager
-def writing(path: epath.Path) -> Iterator[RowFile]:
-    """A file for rows, which appears under its path once all are written."""
-    with publishing(path) as written:
-        rows = RowFile(path, written)
-        yield rows
-        rows.writer.close()
-
-
-@contextmanager
-def publishing(path: epath.Path) -> Iterator[str]:
-    """A local path to write to; if the block raises no error, the file is then moved to `path`."""
-    if remote(path):
-        with tempfile.TemporaryDirectory() as folder:
-            yield f"{folder}/{path.name}"
-            epath.Path(f"{folder}/{path.name}").copy(path, overwrite=True)
-    else:
-        work = path.parent if path.parent.name == WORK else path.parent / WORK
-        unfinished = work / f"{path.name}.{os.getpid()}.tmp"
-        try:
-            yield os.fspath(unfinished)
-            flush(unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)  # the disk is full, or we are asked to stop
-        flush(path.parent)
+        self.documents, self.pending = [], 0

@@ -4,18 +4,35 @@ Any function that returns shards makes a source. All paths may be in a bucket (g
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
-from undo_jax.data.files import File, find, local, missing, open_records, reading
-from undo_jax.data.records import json_object, lines, pyarrow, utf8
-from undo_jax.data.records import text as checked
+from undo_jax.checks import check_choice
+from undo_jax.data.files import (
+    File,
+    find_files,
+    local_copy,
+    missing_library,
+    open_array_record,
+    reading,
+)
+from undo_jax.data.records import (
+    BATCH,
+    check_text,
+    decode_utf8,
+    import_pyarrow,
+    parse_object,
+    read_json_lines,
+    read_lines,
+    read_parquet,
+    text_field,
+)
 
 GROUP = 2**26  # bytes of small text files in one shard
-_RECORDS = 256  # read at a time
 
 
 class Shard(NamedTuple):
@@ -27,60 +44,68 @@ class Shard(NamedTuple):
 
 
 def jsonl(pattern: epath.PathLike, field: str = "text") -> list[Shard]:
-    """JSON lines, one object per line, one shard per file; files named *.gz are decompressed.
+    """Returns one shard per file of JSON lines; files named *.gz are decompressed.
 
     Raises FileNotFoundError where nothing matches. Reading raises ValueError for a line that is
     not UTF-8, no JSON object, or without the field as text, and OSError for an unreadable file.
     """
-    return [_shard([file], field, partial(_jsonl, file, field)) for file in find(pattern)]
+    return [
+        _shard([file], field, partial(_read_field, read_json_lines, file, field))
+        for file in find_files(pattern)
+    ]
 
 
 def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
-    """A column of Parquet files, one shard per file.
+    """Returns one shard per Parquet file, of which one column is read.
 
     Raises FileNotFoundError where nothing matches and ModuleNotFoundError without pyarrow. Reading
-    raises ValueError for a file without the column as text, a row without text or not in UTF-8,
-    and OSError for an unreadable file.
+    raises ValueError for a file without the column, a row that is not text or not UTF-8, and
+    OSError for an unreadable file.
     """
-    pyarrow()
-    return [_shard([file], column, partial(_parquet, file, column)) for file in find(pattern)]
+    import_pyarrow()
+    return [
+        _shard([file], column, partial(_read_field, read_parquet, file, column))
+        for file in find_files(pattern)
+    ]
 
 
 def text(
     pattern: epath.PathLike, document: Literal["line", "blank_line", "file"] = "line"
 ) -> list[Shard]:
-    """Plain text: a document is a line, or a block between blank lines, or a file.
+    """Returns shards of plain text: a document is a line, a block between blank lines, or a file.
 
     Empty lines are no documents. Files named *.gz are decompressed. Neighbouring small files share
     a shard. Raises FileNotFoundError where nothing matches and ValueError for another
     `document`. Reading raises ValueError for a line that is not UTF-8 and OSError for an
     unreadable file.
     """
-    if document not in ("line", "blank_line", "file"):
-        raise ValueError(f"unknown document {document!r}: choose line, blank_line or file")
+    check_choice("document", document, ("line", "blank_line", "file"))
     groups: list[list[File]] = []
     room = 0
-    for file in find(pattern):
+    for file in find_files(pattern):
         if room < file.size or not groups:
             groups, room = [*groups, []], GROUP
         groups[-1].append(file)
         room -= file.size
-    return [_shard(group, document, partial(_text, group, document)) for group in groups]
+    return [_shard(group, document, partial(_read_text, group, document)) for group in groups]
 
 
 def array_record(pattern: epath.PathLike, field: str | None = None) -> list[Shard]:
-    """ArrayRecord files of UTF-8 text, or of JSON objects if `field` is given; one shard per file.
+    """Returns one shard per ArrayRecord file of UTF-8 text, or of JSON objects with a `field`.
 
     Raises FileNotFoundError where nothing matches. Reading raises ValueError for a record that is
     not UTF-8, or no JSON object with the field as text, and OSError for an unreadable file.
     """
-    return [_shard([file], field, partial(_array_record, file, field)) for file in find(pattern)]
+    return [
+        _shard([file], field, partial(_read_array_record, file, field))
+        for file in find_files(pattern)
+    ]
 
 
 def tfds(
     name: str, split: str, feature: str = "text", data_dir: epath.PathLike | None = None
 ) -> list[Shard]:
-    """A split of a prepared TensorFlow data set, e.g. ("wiki40b/en", "train[:10%]").
+    """Returns shards of a prepared TensorFlow data set, e.g. ("wiki40b/en", "train[:10%]").
 
     It is read without TensorFlow from the ArrayRecord or TFRecord files below `data_dir` (None:
     TFDS' own), as is: markup such as wiki40b's _START_ARTICLE_ stays. Raises ModuleNotFoundError
@@ -89,143 +114,127 @@ def tfds(
     file.
     """
     builder = _tfds_builder(name, data_dir)
-    features, form = builder.info.features, builder.info.file_format.value
-    if feature not in features:
-        raise ValueError(f"{name} has no feature {feature!r}: choose from {', '.join(features)}")
-    if form not in ("array_record", "tfrecord"):
-        raise ValueError(f"{name} is in {form} format: prepare it with file_format='array_record'")
+    file_format = builder.info.file_format.value
+    check_choice(f"feature of {name}", feature, builder.info.features)
+    if file_format not in ("array_record", "tfrecord"):
+        raise ValueError(
+            f"{name} is in {file_format} format: prepare it with file_format='array_record'"
+        )
     try:
         parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
-        known = ", ".join(builder.info.splits) or "none"
-        raise ValueError(f"{name} has no split {split!r}: its splits are {known}") from error
+        splits = ", ".join(builder.info.splits) or "none"
+        raise ValueError(f"{name} has no split {split!r}: its splits are {splits}") from error
     shards = []
     for part in parts:
-        (file,) = find(part.filename)
-        take = part.examples_in_shard - part.skip if part.take == -1 else part.take
-        whole = take == part.examples_in_shard
-        read = partial(_tfds, file, form, part.skip, take, str(builder.data_path), feature)
-        label = "" if whole else f"[{part.skip}:{part.skip + take}]"
-        shards.append(_shard([file], feature + label, read))
+        (file,) = find_files(part.filename)
+        count = part.examples_in_shard - part.skip if part.take == -1 else part.take
+        is_whole = count == part.examples_in_shard
+        label = feature if is_whole else f"{feature}[{part.skip}:{part.skip + count}]"
+        read_records = _array_records if file_format == "array_record" else _tf_records
+        records = partial(read_records, file, part.skip, count)
+        read = partial(_read_tfds, file, records, part.skip, str(builder.data_path), feature)
+        shards.append(_shard([file], label, read))
     return shards
 
 
-def _shard(files: list[File], how: str | None, read: Callable[[], Iterator[str]]) -> Shard:
-    """`how` is how the files are read, e.g. from which field."""
+def _shard(files: Sequence[File], label: str | None, read: Callable[[], Iterator[str]]) -> Shard:
+    """Returns a shard of files; the label names how they are read, e.g. from which field."""
     first, *rest = files
     name = f"{first.name}..{rest[-1].name} ({len(files)} files)" if rest else first.name
-    return Shard(name if how is None else f"{name}#{how}", read, sum(file.size for file in files))
+    full_name = name if label is None else f"{name}#{label}"
+    return Shard(full_name, read, sum(file.size for file in files))
 
 
-def _jsonl(file: File, field: str) -> Iterator[str]:
-    for number, line in lines(file):
-        if line := line.strip():
-            yield _field(line, field, f"{file.path}:{number}")
+def _read_field(
+    read_records: Callable[..., Iterator[tuple[str, Any]]], file: File, field: str
+) -> Iterator[str]:
+    for place, record in read_records(file, [field]):
+        yield text_field(record, field, place)
 
 
-def _field(line: str, field: str, place: str) -> str:
-    """The field of a JSON object as text."""
-    return checked(json_object(line, [field], place)[field], f"{place} field {field!r}")
-
-
-def _parquet(file: File, column: str) -> Iterator[str]:
-    parquet, types = pyarrow()
-    with reading(str(file.path)), file.path.open("rb") as stream:
-        table = parquet.ParquetFile(stream)
-        names = table.schema_arrow.names
-        if column not in names:
-            raise ValueError(f"{file.path} has no column {column!r}: it has {', '.join(names)}")
-        kind = table.schema_arrow.field(column).type
-        if types.is_dictionary(kind):
-            kind = kind.value_type
-        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-            raise ValueError(f"{file.path} column {column!r} is {kind}, not text")
-        number = 0
-        for batch in table.iter_batches(batch_size=_RECORDS, columns=[column]):
-            for scalar in batch.column(0):
-                number += 1
-                place = f"{file.path} row {number} of column {column!r}"
-                yield checked(utf8(scalar.as_py, place), place)
-
-
-def _text(files: list[File], document: str) -> Iterator[str]:
+def _read_text(files: list[File], document: str) -> Iterator[str]:
     for file in files:
-        found = (line for _, line in lines(file))
+        lines = (line for _, line in read_lines(file))
         if document == "line":
-            yield from (line for line in map(_bare, found) if line.strip())
+            yield from (line for line in map(_without_end, lines) if line.strip())
         elif document == "blank_line":
-            yield from _paragraphs(found)
-        elif (whole := "".join(found)).strip():
-            yield whole
+            yield from _paragraphs(lines)
+        elif (content := "".join(lines)).strip():
+            yield content
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Blocks of lines between blank ones, each block joined."""
-    held: list[str] = []
-    for line in lines:
+    """Yields blocks of lines between blank ones, each block joined."""
+    block: list[str] = []
+    for line in chain(lines, [""]):
         if line.strip():
-            held.append(line)
-        elif held:
-            yield _bare("".join(held))
-            held = []
-    if held:
-        yield _bare("".join(held))
+            block.append(line)
+        elif block:
+            yield _without_end("".join(block))
+            block = []
 
 
-def _bare(line: str) -> str:
+def _without_end(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def _array_record(file: File, field: str | None) -> Iterator[str]:
-    for number, record in enumerate(_records(file, 0, None), start=1):
+def _read_array_record(file: File, field: str | None) -> Iterator[str]:
+    for number, record in enumerate(_array_records(file), start=1):
         place = f"{file.path} record {number}"
-        line = utf8(record.decode, place)
-        yield line if field is None else _field(line, field, place)
+        content = decode_utf8(record.decode, place)
+        if field is None:
+            yield content
+        else:
+            yield text_field(parse_object(content, [field], place), field, place)
 
 
-def _records(file: File, start: int, count: int | None) -> Iterator[bytes]:
-    """`count` records from `start`, or all of them, of an ArrayRecord file."""
-    reader = open_records(local(file.path))
+def _array_records(file: File, start: int = 0, count: int | None = None) -> Iterator[bytes]:
+    """Yields `count` records from `start`, or all of them, of an ArrayRecord file."""
+    reader = open_array_record(local_copy(file.path))
     with reading(str(file.path)):
-        whole = reader.num_records()
-        stop = whole if count is None else start + count
-        if stop > whole:
-            raise OSError(f"it has {whole} records, fewer than {stop}")
-        for first in range(start, stop, _RECORDS):
-            yield from reader.read(first, min(first + _RECORDS, stop))
+        total = reader.num_records()
+        stop = total if count is None else start + count
+        if stop > total:
+            raise OSError(f"it has {total} records, fewer than {stop}")
+        for first in range(start, stop, BATCH):
+            yield from reader.read(first, min(first + BATCH, stop))
         reader.close()
 
 
-def _tfds(file: File, form: str, skip: int, take: int, folder: str, feature: str) -> Iterator[str]:
-    features = _tfds_library().builder_from_directory(folder).info.features
-    records = _records if form == "array_record" else _tf_records
-    for number, record in enumerate(records(file, skip, take), start=skip + 1):
-        place = f"{file.path} record {number} feature {feature!r}"
-        value = features.deserialize_example_np(record)[feature]
-        yield checked(utf8(value.decode, place) if isinstance(value, bytes) else value, place)
-
-
 def _tf_records(file: File, start: int, count: int) -> Iterator[bytes]:
-    """`count` records from `start` of a TFRecord file: length, its CRC, data, its CRC."""
+    """Yields `count` records from `start` of a TFRecord file: length, its CRC, content, its CRC."""
     with reading(str(file.path)), file.path.open("rb") as stream:
         for number in range(start + count):
             head = stream.read(12)
-            data = stream.read(struct.unpack("<Q4x", head)[0] + 4) if len(head) == 12 else b""
-            if not data or len(data) < struct.unpack("<Q4x", head)[0] + 4:
+            size = struct.unpack("<Q4x", head)[0] + 4 if len(head) == 12 else 1
+            content = stream.read(size)
+            if len(content) < size:
                 raise OSError(f"it ends in record {number + 1} of {start + count}")
             if number >= start:
-                yield data[:-4]
+                yield content[:-4]
+
+
+def _read_tfds(
+    file: File, records: Callable[[], Iterator[bytes]], skip: int, folder: str, feature: str
+) -> Iterator[str]:
+    features = _import_tfds().builder_from_directory(folder).info.features
+    for number, record in enumerate(records(), start=skip + 1):
+        place = f"{file.path} record {number} feature {feature!r}"
+        value = features.deserialize_example_np(record)[feature]
+        value = decode_utf8(value.decode, place) if isinstance(value, bytes) else value
+        yield check_text(value, place)
 
 
 def _tfds_builder(name: str, data_dir: epath.PathLike | None) -> Any:
-    """The builder of prepared files. Raises ValueError where there are none."""
-    _tfds_library()
+    """Returns the builder of prepared files. Raises ValueError where there are none."""
+    _import_tfds()
     from tensorflow_datasets.core import read_only_builder, registered
 
-    given = {} if data_dir is None else {"data_dir": str(data_dir)}
+    options = {} if data_dir is None else {"data_dir": str(data_dir)}
     with reading(f"TensorFlow data set {name}"):
         try:
-            return read_only_builder.builder_from_files(name, **given)
+            return read_only_builder.builder_from_files(name, **options)
         except registered.DatasetNotFoundError:
             raise ValueError(
                 f"no TensorFlow data set {name!r} is prepared in {data_dir or 'the default folder'}"
@@ -233,9 +242,9 @@ def _tfds_builder(name: str, data_dir: epath.PathLike | None) -> Any:
             ) from None
 
 
-def _tfds_library() -> Any:
+def _import_tfds() -> Any:
     try:
         import tensorflow_datasets
     except ModuleNotFoundError as error:
-        raise missing("tensorflow-datasets") from error
+        raise missing_library("tensorflow-datasets") from error
     return tensorflow_datasets

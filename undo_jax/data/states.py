@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from undo_jax.data.files import Records, local, read_rows
-from undo_jax.data.shards import WORK, writing
+from undo_jax.data.files import RecordFile, local_copy, read_rows
+from undo_jax.data.row_files import UNFINISHED, open_row_file
 from undo_jax.runtime.atomic_files import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -25,8 +25,8 @@ FILE_BYTES = 2**28  # of a file, at most; but at least one row
 
 
 @dataclass(frozen=True)
-class About:
-    """What stored states are of: whoever finds others in their folder has mixed up folders."""
+class StatesSpec:
+    """The model and rows that stored states belong to; it is compared when they are opened."""
 
     model: str  # fingerprint of its artifact
     parameters: str  # digest of its parameters
@@ -43,6 +43,7 @@ class About:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row's states."""
         return self.length * self.width * jnp.dtype(self.dtype).itemsize
 
     @property
@@ -54,31 +55,31 @@ class About:
 
 @dataclass(frozen=True)
 class States:
-    """Stored states, [R, T, D], read when they are asked for; picklable and hashable."""
+    """Stored states, [R, T, D], which are read when they are indexed; picklable and hashable."""
 
-    about: About
-    files: tuple[Records, ...]
+    spec: StatesSpec
+    files: tuple[RecordFile, ...]
 
     ndim = 3
 
     def __len__(self) -> int:
-        return self.about.count
+        return self.spec.count
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.about.count, self.about.length, self.about.width
+        return self.spec.count, self.spec.length, self.spec.width
 
     @property
     def dtype(self) -> np.dtype:
-        return jnp.dtype(self.about.dtype)
+        return jnp.dtype(self.spec.dtype)
 
     def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
-        """The states of the rows at these indices, [n, T, D]. Raises what `read_rows` does."""
+        """Returns the states of the rows at these indices, [n, T, D]. Raises as `read_rows`."""
         return read_rows(self.files, indices, self.shape[1:], self.dtype)
 
 
-def open_states(folder: epath.Path, about: About) -> States:
-    """The finished states in a folder.
+def open_states(folder: epath.Path, spec: StatesSpec) -> States:
+    """Returns the finished states in a folder.
 
     Raises FileNotFoundError for a folder without any, and ValueError for states of something else,
     and for files that are missing, cut or not those that were written.
@@ -86,70 +87,69 @@ def open_states(folder: epath.Path, about: About) -> States:
     path, remedy = folder / MANIFEST, f"delete {folder}, and a run makes them again"
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no finished states")
-    found = read_json(path, remedy)
-    if found.get("about") != vars(about):
-        known = found.get("about")
-        other = [
-            n for n, v in vars(about).items() if not isinstance(known, dict) or known.get(n) != v
-        ]
-        raise ValueError(f"{folder} holds states of another {' and '.join(other)}: {remedy}")
-    return States(about, tuple(_entries(folder, found.get("files"), about, remedy)))
-
-
-def _entries(folder: epath.Path, entries: Any, about: About, remedy: str) -> Iterator[Records]:
-    known = isinstance(entries, list) and all(map(_is_entry, entries))
-    if not known or len(entries) != len(about.files):
-        raise ValueError(f"{folder / MANIFEST} is damaged (its files): {remedy}")
-    for entry, (first, end) in zip(entries, about.files, strict=True):
+    manifest = read_json(path, remedy)
+    stored = manifest.get("about")
+    if stored != vars(spec):
+        stored = stored if isinstance(stored, dict) else {}
+        different = [name for name, value in vars(spec).items() if stored.get(name) != value]
+        raise ValueError(f"{folder} holds states of another {' and '.join(different)}: {remedy}")
+    entries: Any = manifest.get("files")
+    if not _are_entries(entries) or len(entries) != len(spec.files):
+        raise ValueError(f"{path} is damaged (its files): {remedy}")
+    files = []
+    for entry, (first, end) in zip(entries, spec.files, strict=True):
         path = folder / entry["name"]
         size = path.stat().length if path.exists() else 0
         if size != entry["bytes"] or entry["rows"] != end - first:
             raise ValueError(f"{path} has {size} bytes and not {entry['bytes']}: {remedy}")
-        yield Records(local(path), entry["rows"], entry["sha256"])
+        files.append(RecordFile(local_copy(path), entry["rows"], entry["sha256"]))
+    return States(spec, tuple(files))
 
 
-def _is_entry(entry: Any) -> bool:
+def _are_entries(entries: Any) -> bool:
     kinds = {"name": str, "rows": int, "bytes": int, "sha256": str}
-    return isinstance(entry, dict) and all(isinstance(entry.get(n), k) for n, k in kinds.items())
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
+        for entry in entries
+    )
 
 
-def unwritten(folder: epath.Path, about: About) -> list[bool]:
-    """Which files are not written yet, in a folder that may be unfinished or not exist."""
-    return [_written(folder, number) is None for number in range(len(about.files))]
+def unwritten(folder: epath.Path, spec: StatesSpec) -> list[bool]:
+    """Returns which files are not written yet, in a folder that may be unfinished or not exist."""
+    return [_written_entry(folder, number) is None for number in range(len(spec.files))]
 
 
 def write_file(folder: epath.Path, number: int, blocks: Iterator[np.ndarray]) -> None:
-    """Write the file of that number, from blocks of its rows' states, [n, T, D].
+    """Writes the file of that number, from blocks of its rows' states, [n, T, D].
 
     No other process may write into the folder.
     """
-    (folder / WORK).mkdir(parents=True, exist_ok=True)
-    path = folder / f"{number:05d}.array_record"
-    for left in (folder / WORK).glob("*.tmp"):  # by a process that was killed
-        left.unlink()
-    with writing(path) as rows:
+    (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    for leftover in (folder / UNFINISHED).glob("*.tmp"):  # by a process that was killed
+        leftover.unlink()
+    with open_row_file(folder / f"{number:05d}.array_record") as rows:
         for block in blocks:
             rows.write(block)
     write_json(_note(folder, number), {"file": rows.entry()})
 
 
-def finish_states(folder: epath.Path, about: About) -> None:
-    """Mark the states as finished, once all files are written."""
-    files = [_written(folder, number) for number in range(len(about.files))]
-    write_json(folder / MANIFEST, {"about": vars(about), "files": files})
-    (folder / WORK).rmtree()
+def finish_states(folder: epath.Path, spec: StatesSpec) -> None:
+    """Marks the states as finished, once all files are written."""
+    files = [_written_entry(folder, number) for number in range(len(spec.files))]
+    write_json(folder / MANIFEST, {"about": vars(spec), "files": files})
+    (folder / UNFINISHED).rmtree()
 
 
 def _note(folder: epath.Path, number: int) -> epath.Path:
-    return folder / WORK / f"{number:05d}.json"
+    return folder / UNFINISHED / f"{number:05d}.json"
 
 
-def _written(folder: epath.Path, number: int) -> Mapping[str, Any] | None:
-    """The manifest's entry of a written file; None if there is none, or if it is damaged."""
-    note = _note(folder, number)
+def _written_entry(folder: epath.Path, number: int) -> Mapping[str, Any] | None:
+    """Returns the manifest's entry of a written file; None if there is none, or it is damaged."""
     try:
-        entry = read_json(note)["file"] if note.exists() else None
-        whole = entry and (folder / entry["name"]).stat().length == entry["bytes"]
-    except (ValueError, KeyError, OSError):
+        entry = read_json(_note(folder, number))["file"]
+        is_whole = (folder / entry["name"]).stat().length == entry["bytes"]
+    except (ValueError, KeyError, TypeError, OSError):
         return None
-    return entry if whole else None
+    return entry if is_whole else None

@@ -13,10 +13,11 @@ import grain
 import jax
 import numpy as np
 
+from undo_jax.checks import check_at_least
 from undo_jax.data.packing import segments
 from undo_jax.types import Packed
 
-_SCALE = 2**20  # Mixing weights are integers that add up to about this.
+SCALE = 2**20  # Mixing weights are integers that add up to about this.
 
 
 class RowSource(Protocol):
@@ -42,32 +43,42 @@ def stream(
     seed: int,
     probabilities: Sequence[float] | None = None,
     opens: int | None = None,
-) -> "Batches":
-    """Batches of packed rows; element i is batch i, int32 [batch_size, T + 1].
-
-    Each source holds packed rows, [R, T + 1]: an array, or `Corpus(...).rows("train")`; or it is
-    `Packed`, with weights. Batches are `Packed` if the sources are, or if `opens` is given, the
-    token that opens a document: then they have segments, which number the documents of a row.
+) -> "RowBatches":
+    """Returns endless batches of packed rows; element i is batch i, int32 [batch_size, T + 1].
 
     A source is shuffled by the seed, anew in every epoch, and never ends; an epoch may end inside a
-    batch. The sources are interleaved evenly in proportion to `probabilities` (None: equal shares):
-    in any stretch of the stream, and not only on average, a share is exact up to one row.
+    batch. The sources are interleaved evenly in proportion to `probabilities`: in any stretch of
+    the stream, and not only on average, a share is exact up to one row.
 
     The dataset is Grain's, so slicing and `to_iter_dataset` (for prefetching and checkpoints) work
     as usual. Rows are shuffled and read many at a time, which is several times faster than Grain's
     own shuffle, row by row.
 
-    Raises ValueError for sources that are empty or of different row lengths, probabilities that
-    are not positive or not one per source, a batch size below 1 and a negative seed.
+    Args:
+        sources: Packed rows each, [R, T + 1]: an array, or `Corpus(...).rows("train")`; or they are
+            `Packed`, with weights.
+        batch_size: Rows in a batch.
+        seed: Of the order of rows.
+        probabilities: A positive number per source; None for equal shares.
+        opens: The token that opens a document. If it is given, batches have segments, which number
+            the documents of a row.
+
+    Returns:
+        Batches that are arrays of tokens, or `Packed` if the sources are, or `opens` is given.
+
+    Raises:
+        ValueError: For sources that are empty or of different row lengths, probabilities that are
+            not positive or not one per source, a batch size below 1 and a negative seed.
     """
     parts = [source if isinstance(source, Packed) else Packed(source) for source in sources]
-    _check([part.tokens for part in parts], batch_size, seed)
-    _check_weights(parts)
-    return Batches(parts, opens, batch_size, seed, _weights(len(parts), probabilities))
+    check_at_least("batch_size", batch_size, 1)
+    check_at_least("seed", seed, 0)
+    _check_sources(parts)
+    return RowBatches(parts, opens, batch_size, seed, _integer_weights(len(parts), probabilities))
 
 
-class Batches(grain.MapDataset[Any]):
-    """What `stream` gives: of arrays, or of `Packed`."""
+class RowBatches(grain.MapDataset[Any]):
+    """The dataset that `stream` returns: its elements are arrays, or `Packed`."""
 
     def __init__(
         self,
@@ -81,17 +92,17 @@ class Batches(grain.MapDataset[Any]):
         self.sources = sources
         self._opens, self._batch_size, self._seed, self._mixing = opens, batch_size, seed, mixing
 
-    def with_states(self, states: Sequence[Any]) -> "Batches":
-        """The same batches, `Packed` with a teacher's states: [R, T, D] of each source's rows."""
+    def with_states(self, states: Sequence[Any]) -> "RowBatches":
+        """Returns the same batches with a teacher's states: [R, T, D] of each source's rows."""
         pairs = zip(self.sources, states, strict=True)
-        sources = [source._replace(states=known) for source, known in pairs]
-        return Batches(sources, self._opens, self._batch_size, self._seed, self._mixing)
+        sources = [source._replace(states=of_source) for source, of_source in pairs]
+        return RowBatches(sources, self._opens, self._batch_size, self._seed, self._mixing)
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: Any) -> Any:
-        """Batch `index`; rows of a batch for (batch, slice); a Grain dataset for a slice.
+        """Returns batch `index`; rows of it for (batch, slice); a Grain dataset for a slice.
 
         Raises IndexError for a batch below 0.
         """
@@ -99,34 +110,34 @@ class Batches(grain.MapDataset[Any]):
             return self.slice(index)
         step, rows = index if isinstance(index, tuple) else (index, slice(None))
         if step < 0:
-            raise IndexError(f"batch {step} does not exist; batches count from 0")
+            raise IndexError(f"batch {step} does not exist: batches count from 0")
         start, stop, stride = rows.indices(self._batch_size)
         first = step * self._batch_size
         packed = self._read(first + start, first + max(start, stop))
         packed = Packed(*(None if part is None else part[::stride] for part in packed))
         if self._opens is not None:
             packed = packed._replace(segments=segments(packed.tokens, self._opens))
-        alone = all(part is None for part in packed[1:])
-        return packed.tokens if alone else packed
+        only_tokens = all(part is None for part in packed[1:])
+        return packed.tokens if only_tokens else packed
 
     def _read(self, start: int, stop: int) -> Packed:
-        """Rows start..stop-1 of the endless stream, and what their sources have beside tokens."""
-        first, kinds = self.sources[0], {"tokens": np.int32, "weights": np.float32}
-        made = {
-            name: np.empty((stop - start, *part.shape[1:]), kinds.get(name, part.dtype))
-            for name, part in first._asdict().items()
+        """Returns rows start..stop-1 of the endless stream, with all fields of the sources."""
+        dtypes = {"tokens": np.int32, "weights": np.float32}
+        fields = {
+            name: np.empty((stop - start, *part.shape[1:]), dtypes.get(name, part.dtype))
+            for name, part in self.sources[0]._asdict().items()
             if part is not None
         }
         for number, counts in enumerate(_counts(start, stop, self._mixing)):
-            source, here = self.sources[number], np.diff(counts) > 0
+            source, is_from_source = self.sources[number], np.diff(counts) > 0
             size = len(source.tokens)
-            chosen = _rows(self._seed, number, size, int(counts[0]), int(counts[-1]))
-            for name, rows in made.items():
-                rows[here] = getattr(source, name)[chosen]
-        return Packed(**made)
+            indices = _row_indices(self._seed, number, size, int(counts[0]), int(counts[-1]))
+            for name, rows in fields.items():
+                rows[is_from_source] = getattr(source, name)[indices]
+        return Packed(**fields)
 
 
-class Few:
+class RepeatedRows:
     """The first `count` rows of batches, over and over."""
 
     def __init__(self, batches: Any, batch_size: int, count: int):
@@ -135,20 +146,20 @@ class Few:
         self._batch_size, self._count = batch_size, count
 
     def __getitem__(self, index: tuple[int, slice]) -> Any:
-        """Some rows of a batch."""
+        """Returns some rows of a batch."""
         step, rows = index
-        chosen = np.arange(self._batch_size)[rows] + step * self._batch_size
-        return jax.tree.map(lambda x: x[chosen % self._count], self._rows)
+        indices = np.arange(self._batch_size)[rows] + step * self._batch_size
+        return jax.tree.map(lambda x: x[indices % self._count], self._rows)
 
 
-class Then:
-    """So many batches of one stream, then those of another, from its first on."""
+class BatchSequence:
+    """The first `steps` batches of one stream, then those of another, from its first on."""
 
     def __init__(self, opening: Any, steps: int, batches: Any):
         self._opening, self._steps, self._batches = opening, steps, batches
 
     def __getitem__(self, index: tuple[int, slice]) -> Any:
-        """Some rows of a batch."""
+        """Returns some rows of a batch."""
         step, rows = index
         if step < self._steps:
             return self._opening[step, rows]
@@ -156,7 +167,7 @@ class Then:
 
 
 def _counts(start: int, stop: int, weights: Sequence[int]) -> list[np.ndarray]:
-    """For each source, how many of the stream's first k rows are from it, for k = start..stop.
+    """Returns for each source how many of the first k rows are from it, for k = start..stop.
 
     One source after another takes its rounded share of the rows that are left, so that each row is
     from exactly one source.
@@ -171,8 +182,8 @@ def _counts(start: int, stop: int, weights: Sequence[int]) -> list[np.ndarray]:
     return counts
 
 
-def _rows(seed: int, source: int, size: int, start: int, stop: int) -> np.ndarray:
-    """Row indices at positions start..stop-1 of a source's endless shuffled order."""
+def _row_indices(seed: int, source: int, size: int, start: int, stop: int) -> np.ndarray:
+    """Returns row indices at positions start..stop-1 of a source's endless shuffled order."""
     pieces = [
         _permutation(seed, source, epoch, size)[
             max(start - epoch * size, 0) : min(stop - epoch * size, size)
@@ -191,49 +202,45 @@ def _permutation(seed: int, source: int, epoch: int, size: int) -> np.ndarray:
     return order
 
 
-def _check(sources: Sequence[RowSource], batch_size: int, seed: int) -> None:
+def _check_sources(sources: Sequence[Packed]) -> None:
+    """Raises ValueError for sources that are no packed rows of one length, with or without weights.
+
+    Weights must have the shape of the tokens.
+    """
     if not sources:
-        raise ValueError("there are no sources; give at least one array of packed rows")
-    for number, source in enumerate(sources):
-        if source.ndim != 2 or not np.issubdtype(source.dtype, np.integer):
+        raise ValueError("there are no sources: give at least one array of packed rows")
+    for number, (tokens, weights, *_) in enumerate(sources):
+        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(
-                f"source {number} is {source.dtype} of shape {source.shape}; give packed integer "
+                f"source {number} is {tokens.dtype} of shape {tokens.shape}: give packed integer "
                 "rows, [R, T + 1]"
             )
-        if not len(source):
-            raise ValueError(f"source {number} has no rows; drop it or give it documents")
-    lengths = [source.shape[1] for source in sources]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"the sources' rows have {lengths} tokens; pack all to one length")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be 0 or more")
-
-
-def _check_weights(sources: Sequence[Packed]) -> None:
-    """Raises ValueError if only some sources have weights, or weights not of the tokens' shape."""
-    if len({source.weights is None for source in sources}) > 1:
-        raise ValueError("some of the sources have weights, others none: give all of them some")
-    for number, (tokens, weights, *_) in enumerate(sources):
+        if not len(tokens):
+            raise ValueError(f"source {number} has no rows: drop it or give it documents")
         if weights is not None and weights.shape != tokens.shape:
             raise ValueError(
                 f"source {number} has weights of shape {weights.shape}, and tokens of shape "
                 f"{tokens.shape}: give one for each token"
             )
+    lengths = [source.tokens.shape[1] for source in sources]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"the sources' rows have {lengths} tokens: pack all to one length")
+    if len({source.weights is None for source in sources}) > 1:
+        raise ValueError("some of the sources have weights, others none: give all of them some")
 
 
-def _weights(count: int, probabilities: Sequence[float] | None) -> list[int]:
+def _integer_weights(count: int, probabilities: Sequence[float] | None) -> list[int]:
+    """Returns mixing weights that add up to about `SCALE`, or 1 each."""
     if probabilities is None:
         return [1] * count
     if len(probabilities) != count:
         raise ValueError(
-            f"{len(probabilities)} probabilities for {count} sources; give one per source"
+            f"{len(probabilities)} probabilities for {count} sources: give one per source"
         )
     for probability in probabilities:
         if not (probability > 0 and math.isfinite(probability)):
             raise ValueError(
-                f"probability {probability} is not positive; drop the source or raise it"
+                f"probability {probability} is not positive: drop the source or raise it"
             )
     total = sum(probabilities)
-    return [max(1, round(probability / total * _SCALE)) for probability in probabilities]
+    return [max(1, round(probability / total * SCALE)) for probability in probabilities]

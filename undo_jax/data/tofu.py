@@ -1,23 +1,22 @@
 """TOFU's questions about invented authors, in files as `locuslab/TOFU` lays them out."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from undo_jax.data.files import named
-from undo_jax.data.records import records, text
+from undo_jax.checks import check_choice
+from undo_jax.data.files import find_table, json_hash
+from undo_jax.data.records import Record, check_text, read_all, text_field
 
 RETAINED = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 PARTS = ("forget", "retain", "real_authors", "world_facts")  # that are examined
 INVENTED = PARTS[:2]  # of which there are paraphrased answers
 
 
-class Asked(NamedTuple):
-    """A question and its answer; of an examined one also how else it may be answered."""
+class TofuQuestion(NamedTuple):
+    """A question and its answer; an examined one also has alternative answers."""
 
     question: str
     answer: str
@@ -30,9 +29,12 @@ class TofuFiles:
     """A folder of `NAME.json`, JSON lines, or `NAME.parquet`, for a split of forgotten authors.
 
     It needs forgetXX and retainYY, the `*_perturbed` files of forgetXX, retain, real_authors and
-    world_facts, and with `holdout` holdoutXX, whose authors no model is trained on. Equal questions
-    are the same part of an experiment wherever they lie. Raises ValueError for an unknown split;
-    reading raises it for a bad file, and FileNotFoundError for a missing one, in one line.
+    world_facts, and with `holdout` holdoutXX, whose authors no model is trained on. The fingerprint
+    depends on the content, not on the path.
+
+    Raises:
+        ValueError: For an unknown split; reading raises it for a bad file, in one line.
+        FileNotFoundError: On reading, for a missing file.
     """
 
     folder: str | Path  # of the files of TOFU
@@ -40,53 +42,46 @@ class TofuFiles:
     holdout: bool = True  # there are authors that no model is trained on
 
     def __post_init__(self):
-        if self.split not in RETAINED:
-            raise ValueError(f"unknown split {self.split!r}: choose from {', '.join(RETAINED)}")
+        check_choice("split", self.split, RETAINED)
 
     @cached_property
-    def trained(self) -> Mapping[str, tuple[Asked, ...]]:
-        """What models are trained on: forget and retain."""
+    def trained(self) -> Mapping[str, tuple[TofuQuestion, ...]]:
+        """The questions that models are trained on, by part: forget and retain."""
         names = {"forget": self.split, "retain": RETAINED[self.split]}
         return {part: self._read(name) for part, name in names.items()}
 
     @cached_property
-    def examined(self) -> Mapping[str, tuple[Asked, ...]]:
-        """What models are asked, by `PARTS`; and holdout."""
-        stems = {part: part for part in PARTS} | {"forget": self.split}
-        found = {}
-        for part, stem in stems.items():
+    def examined(self) -> Mapping[str, tuple[TofuQuestion, ...]]:
+        """The questions that models are examined on, by `PARTS`; and holdout."""
+        questions = {}
+        for part in PARTS:
+            stem = self.split if part == "forget" else part
             right = "paraphrased_answer" if part in INVENTED else "answer"
-            found[part] = self._read(f"{stem}_perturbed", (right, "perturbed_answer"))
+            questions[part] = self._read(f"{stem}_perturbed", right, "perturbed_answer")
         if self.holdout:
-            found["holdout"] = self._read(self.split.replace("forget", "holdout"))
-        return found
+            questions["holdout"] = self._read(self.split.replace("forget", "holdout"))
+        return questions
 
     @property
     def fingerprint(self) -> str:
         """Hash of all questions and answers."""
-        content = json.dumps([self.split, self.trained, self.examined])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return json_hash([self.split, self.trained, self.examined])
 
-    def _read(self, name: str, judged: tuple[str, ...] = ()) -> tuple[Asked, ...]:
-        """`judged`: the fields of the right answer and of the wrong ones that are compared."""
-        path = named(self.folder, name, "locuslab/TOFU")
-        found = records(path, ("question", "answer", *judged))
-        listed = tuple(_asked(record, place, *judged) for place, record in found)
-        if not listed:
-            raise ValueError(f"{path} holds no questions: give one a line, or a row")
-        return listed
+    def _read(self, name: str, *compared: str) -> tuple[TofuQuestion, ...]:
+        """Reads a file; `compared` are the fields of the right answer and of the wrong ones."""
+        convert = partial(_question, compared=compared)
+        path = find_table(self.folder, name, "locuslab/TOFU")
+        return read_all(path, ("question", "answer", *compared), convert, "questions")
 
 
-def _asked(record: Mapping[str, Any], place: str, right: str = "", wrong: str = "") -> Asked:
-    """Raises ValueError for what is no text, and for a question without wrong answers."""
-
-    def of(field: str) -> str:
-        return text(record[field], f"{place} field {field!r}")
-
-    if not wrong:
-        return Asked(of("question"), of("answer"))
-    others = record[wrong]
-    if not isinstance(others, list) or not others:
-        raise ValueError(f"{place} field {wrong!r} is {others!r}: give a list of texts")
-    told = tuple(text(one, f"{place} wrong answer {i}") for i, one in enumerate(others))
-    return Asked(of("question"), of("answer"), of(right), told)
+def _question(record: Record, place: str, compared: tuple[str, ...]) -> TofuQuestion:
+    """Raises ValueError for a field that is not text, and for a question without wrong answers."""
+    question, answer = (text_field(record, field, place) for field in ("question", "answer"))
+    if not compared:
+        return TofuQuestion(question, answer)
+    right, wrong = compared
+    answers = record[wrong]
+    if not isinstance(answers, list) or not answers:
+        raise ValueError(f"{place} field {wrong!r} is {answers!r}: give a list of texts")
+    texts = tuple(check_text(text, f"{place} wrong answer {i}") for i, text in enumerate(answers))
+    return TofuQuestion(question, answer, text_field(record, right, place), texts)

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from etils import epath
 
-from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece, content_hash
+from undo_jax.data.files import content_hash
+from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 
 WORD = r" ?\w+| ?[^\w\s]|\s"  # a word or a mark with the space before it; other white space
 
@@ -32,19 +33,24 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens."""
+        """Returns the token ids of `text`, without special tokens."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the token ids."""
+        """Returns the text of the token ids."""
         ...
 
 
 def load_tokenizer(name: epath.PathLike, bos_token: str | None = None) -> Tokenizer:
-    """ "bytes", a SentencePiece `*.model` or Hugging Face `*.json` file, which may name its BOS.
+    """Returns the tokenizer of a name.
 
-    Raises ValueError for another name, for a `bos_token` with another kind of tokenizer, and what
-    the tokenizer raises for its file.
+    Args:
+        name: "bytes", or a SentencePiece `*.model` or Hugging Face `*.json` file.
+        bos_token: The token that opens a document, of a Hugging Face file.
+
+    Raises:
+        ValueError: For another name, and for a `bos_token` of another kind of tokenizer.
+        Exception: What the tokenizer raises for its file.
     """
     if str(name).endswith(".json"):
         return HuggingFace(str(name), *([] if bos_token is None else [bos_token]))
@@ -77,144 +83,150 @@ class Bytes:
         return content_hash(b"bytes")
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of `text`."""
+        """Returns the bytes of `text`."""
         return list(text.encode())
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, U+FFFD for invalid UTF-8; ValueError for an id outside 0..256."""
-        ids = [_checked(int(i), self.vocab_size) for i in ids]
+        """Returns the text, with U+FFFD for invalid UTF-8. ValueError for ids outside 0..256."""
+        ids = _check_ids(ids, self.vocab_size)
         return bytes(i for i in ids if i != self.bos_id).decode(errors="replace")
 
 
-@dataclass(frozen=True)
-class Characters:
-    """One token per character: ids 1, 2, ... in the order of `alphabet`; id 0 is BOS.
+class ClosedVocabulary:
+    """Base of tokenizers whose tokens have the ids 1, 2, ... in their order; id 0 is BOS.
 
-    BOS decodes to a newline, which the alphabet therefore may not hold. `vocab_size` is rounded
-    up to a multiple of 8; the ids above the alphabet's decode to U+FFFD.
+    `vocab_size` is rounded up to a multiple of 8; the ids above the tokens' decode to U+FFFD.
     """
 
-    alphabet: str  # its characters, in the order of their ids
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for an alphabet that is empty, repeats or holds a newline."""
-        if not self.alphabet:
-            raise ValueError("alphabet is empty; give every character the texts use")
-        repeated = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
-        if repeated:
-            raise ValueError(f"alphabet repeats {repeated[0]!r}; give every character once")
-        if "\n" in self.alphabet:
-            raise ValueError("alphabet holds '\\n', which stands for BOS; leave it out")
+    bos_text: ClassVar[str]  # that BOS decodes to
+    tokens: Any  # Sequence[str], a property of each class
 
     @property
     def vocab_size(self) -> int:
-        """Alphabet and BOS, rounded up to a multiple of 8."""
-        return _rounded(len(self.alphabet) + 1)
+        """Tokens and BOS, rounded up to a multiple of 8."""
+        return -(-(len(self.tokens) + 1) // 8) * 8
 
     @property
     def bos_id(self) -> int:
         """Always 0."""
         return 0
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.tokens, start=1)}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of the ids. Raises ValueError for an id outside 0..vocab_size-1."""
+        texts = [self.bos_text, *self.tokens]
+        texts += ["\N{REPLACEMENT CHARACTER}"] * (self.vocab_size - len(texts))
+        return "".join(texts[i] for i in _check_ids(ids, self.vocab_size))
+
+
+@dataclass(frozen=True)
+class Characters(ClosedVocabulary):
+    """One token per character: ids 1, 2, ... in the order of `alphabet`; id 0 is BOS.
+
+    BOS decodes to a newline, which the alphabet therefore may not hold. `vocab_size` is rounded
+    up to a multiple of 8; the ids above the alphabet's decode to U+FFFD.
+
+    Raises:
+        ValueError: For an alphabet that is empty, repeats a character or holds a newline.
+    """
+
+    alphabet: str  # its characters, in the order of their ids
+
+    bos_text = "\n"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a bad alphabet."""
+        if not self.alphabet:
+            raise ValueError("alphabet is empty: give every character the texts use")
+        _check_distinct("alphabet", self.alphabet)
+        if "\n" in self.alphabet:
+            raise ValueError("alphabet holds '\\n', which stands for BOS: leave it out")
+
+    @property
+    def tokens(self) -> str:
+        """Its characters."""
+        return self.alphabet
 
     @property
     def fingerprint(self) -> str:
         """Hash of the alphabet."""
         return content_hash(self.alphabet.encode())
 
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {character: i for i, character in enumerate(self.alphabet, start=1)}
-
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; ValueError names a character outside the alphabet."""
+        """Returns the ids of `text`. Raises ValueError for a character outside the alphabet."""
         try:
             return list(map(self._ids.__getitem__, text))
         except KeyError as error:
             raise ValueError(
-                f"character {error.args[0]!r} is not in the alphabet {self.alphabet!r}; add it or "
+                f"character {error.args[0]!r} is not in the alphabet {self.alphabet!r}: add it or "
                 "clean the text"
             ) from None
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; ValueError for an id outside 0..vocab_size-1."""
-        return _joined(ids, ["\n", *self.alphabet])
-
 
 @dataclass(frozen=True)
-class Words:
+class Words(ClosedVocabulary):
     """One token per word or punctuation mark, with the space before it, and per other white space.
 
     `words` are the tokens of a closed vocabulary with tabs between them: ids 1, 2, ... in their
     order; id 0 is BOS and decodes to nothing. `vocab_size` is rounded up to a multiple of 8; the
-    ids above the words' decode to U+FFFD. Raises ValueError for words that repeat or are none.
+    ids above the words' decode to U+FFFD.
+
+    Raises:
+        ValueError: For words that repeat, and for texts that are not one word.
     """
 
     words: str  # of the vocabulary, between tabs
 
+    bos_text = ""
+
     def __post_init__(self) -> None:
-        """Check each word."""
-        listed = self._listed
-        if len(self._ids) < len(listed):
-            repeated = next(word for word in listed if listed.count(word) > 1)
-            raise ValueError(f"words repeat {repeated!r}; give every word once")
-        for word in listed:
+        """Raises ValueError for bad words."""
+        _check_distinct("words", self.tokens)
+        for word in self.tokens:
             if re.fullmatch(WORD, word) is None:
-                raise ValueError(f"words hold {word!r}, which is no single word; split it")
+                raise ValueError(f"words hold {word!r}, which is no single word: split it")
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Words":
-        """All words of the texts, sorted; ValueError for a tab, which stands between words."""
+        """Returns the tokenizer of all words of the texts, sorted.
+
+        Raises ValueError for a tab, which stands between words.
+        """
         return cls("\t".join(sorted({word for text in texts for word in re.findall(WORD, text)})))
 
-    @property
-    def vocab_size(self) -> int:
-        """Words and BOS, rounded up to a multiple of 8."""
-        return _rounded(len(self._ids) + 1)
-
-    @property
-    def bos_id(self) -> int:
-        """Always 0."""
-        return 0
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Its words."""
+        return self.words.split("\t")
 
     @property
     def fingerprint(self) -> str:
         """Hash of the words."""
         return content_hash(self.words.encode())
 
-    @cached_property
-    def _listed(self) -> list[str]:
-        return self.words.split("\t")
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {word: i for i, word in enumerate(self._listed, start=1)}
-
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; ValueError names a word that is not in the vocabulary."""
+        """Returns the ids of `text`. Raises ValueError for a word outside the vocabulary."""
         try:
             return [self._ids[word] for word in re.findall(WORD, text)]
         except KeyError as error:
             raise ValueError(
-                f"word {error.args[0]!r} is not in the vocabulary; add it or clean the text"
+                f"word {error.args[0]!r} is not in the vocabulary: add it or clean the text"
             ) from None
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; ValueError for an id outside 0..vocab_size-1."""
-        return _joined(ids, ["", *self._listed])
+
+def _check_distinct(name: str, tokens: Sequence[str]) -> None:
+    if len(set(tokens)) < len(tokens):
+        repeated = next(token for token in sorted(tokens) if tokens.count(token) > 1)
+        raise ValueError(f"{name} holds {repeated!r} more than once: give every token once")
 
 
-def _rounded(size: int) -> int:
-    """A number of ids, rounded up to a multiple of 8."""
-    return -(-size // 8) * 8
-
-
-def _joined(ids: Iterable[int], texts: Sequence[str]) -> str:
-    """The ids' texts, U+FFFD for one that is too many; ValueError for an id outside all of them."""
-    ids = [_checked(int(i), _rounded(len(texts))) for i in ids]
-    return "".join(texts[i] if i < len(texts) else "\N{REPLACEMENT CHARACTER}" for i in ids)
-
-
-def _checked(i: int, size: int) -> int:
-    if not 0 <= i < size:
-        raise ValueError(f"token id {i} is outside 0..{size - 1}; check the ids")
-    return i
+def _check_ids(ids: Iterable[int], size: int) -> list[int]:
+    """Returns the ids as a list of ints. Raises ValueError for one outside 0..size-1."""
+    listed = [int(i) for i in ids]
+    for i in listed:
+        if not 0 <= i < size:
+            raise ValueError(f"token id {i} is outside 0..{size - 1}: check the ids")
+    return listed

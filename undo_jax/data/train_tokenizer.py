@@ -9,12 +9,14 @@ from typing import Literal
 
 from etils import epath
 
-from undo_jax.data.files import missing, reading
+from undo_jax.checks import check_at_least
+from undo_jax.data.files import missing_library, reading
 from undo_jax.data.sources import Shard
 from undo_jax.data.trained_tokenizers import SentencePiece
+from undo_jax.runtime.atomic_files import write_atomically
 
 LONGEST = 4096  # bytes of a sentence; SentencePiece skips longer ones
-OWN = 258  # pieces that every vocabulary has: 256 bytes, BOS and unknown
+BASE_PIECES = 258  # of every vocabulary: 256 bytes, BOS and unknown
 
 
 def train_tokenizer(
@@ -26,27 +28,39 @@ def train_tokenizer(
     model_type: Literal["bpe", "unigram"] = "bpe",
     character_coverage: float = 0.9995,  # of CJK text, as SentencePiece advises
 ) -> SentencePiece:
-    """Train a tokenizer and write its model to `path`; the same text gives the same file.
+    """Trains a tokenizer and writes its model to `path`; the same text gives the same file.
 
     Text survives encoding and decoding as it is: nothing is normalised, all white space
     is kept, and line ends and characters beyond the coverage are bytes. Only U+2581,
-    SentencePiece's own sign for a space, becomes one. Id 0 is BOS; digits stand alone. It learns
-    from at most `sentences` lines, equally many from the start of each shard.
+    SentencePiece's own sign for a space, becomes one. Id 0 is BOS; digits stand alone.
 
-    Raises FileExistsError where there is a file, ModuleNotFoundError without the library, and
-    ValueError for a source without text, too little text for `vocab_size`, or other bad settings.
+    Args:
+        source: The shards of the text.
+        path: The file to write; may be in a bucket.
+        vocab_size: Number of pieces, bytes included.
+        sentences: The most lines to learn from, equally many from the start of each shard.
+        model_type: How pieces are chosen.
+        character_coverage: Share of the characters in the text that are pieces.
+
+    Raises:
+        FileExistsError: Where there is a file.
+        ModuleNotFoundError: Without the library.
+        ValueError: For a source without text, too little text for `vocab_size`, or other bad
+            settings.
     """
     path = epath.Path(path)
     with reading(str(path)):
         exists = path.exists()
     if exists:
         raise FileExistsError(f"{path} exists: delete it or give another path")
-    if vocab_size <= OWN:
+    if vocab_size <= BASE_PIECES:
         raise ValueError(
-            f"vocab_size={vocab_size}: {OWN} are bytes, BOS and what is unknown, give more"
+            f"vocab_size={vocab_size}: {BASE_PIECES} are bytes, BOS and the unknown piece, give "
+            "more"
         )
-    if not source or sentences < 1:
-        raise ValueError(f"{len(source)} shards and {sentences} sentences: give at least one each")
+    if not source:
+        raise ValueError("the source has no shards: give at least one file")
+    check_at_least("sentences", sentences, 1)
     share = min(-(-sentences // len(source)), sys.maxsize)
     sample = [line for shard in source for line in islice(_lines(shard), share)][:sentences]
     if not sample:
@@ -54,14 +68,12 @@ def train_tokenizer(
     model = _train(sample, vocab_size, model_type, character_coverage)
     with reading(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.parent / f".{path.name}.{os.getpid()}.tmp"
-        unfinished.write_bytes(model)
-        unfinished.replace(path)
+        write_atomically(path, model)
     return SentencePiece(os.fspath(path))
 
 
 def _lines(shard: Shard) -> Iterator[str]:
-    """Lines of the documents, cut where they are too long."""
+    """Yields lines of the documents, cut where they are too long."""
     for document in shard.read():
         for line in document.splitlines():
             for start in range(0, len(line), LONGEST // 4):  # a character is up to 4 bytes
@@ -72,7 +84,7 @@ def _train(sample: list[str], vocab_size: int, model_type: str, coverage: float)
     try:
         import sentencepiece
     except ModuleNotFoundError:
-        raise missing("sentencepiece") from None
+        raise missing_library("sentencepiece") from None
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -1,6 +1,6 @@
 """A page where a visitor asks the models of a run, before and under attack.
 
-`models` finds which parameters can be shown at which step of an attack, `ask` puts questions to
-them, `description` makes one JSON-able description of all, `page` a page of that, and `server`
-answers what visitors ask.
+`models` finds the parameters that are on disk at each step of an attack, `ask` puts questions to
+models, `description` collects the page's contents as JSON, `page` makes the HTML file, and `server`
+answers visitors' questions.
 """

@@ -17,15 +17,15 @@ from undo_jax.evals.generate import WHOLE, generate
 from undo_jax.evals.requests import padded
 from undo_jax.evals.texts import text_of
 from undo_jax.ops import head
-from undo_jax.runtime.mesh import BATCH, parts
-from undo_jax.runtime.sharding import BY_ROWS, place
+from undo_jax.runtime.mesh import BATCH, shard_count
+from undo_jax.runtime.sharding import BY_ROWS, constrain
 from undo_jax.types import LM, Params, used
 
-TOP = 5  # tokens of the next position that are told
+TOP = 5  # likeliest next tokens that a reply has
 LONGEST = 1024  # tokens of a question with its answer
 
 
-class Question(NamedTuple):
+class DemoQuestion(NamedTuple):
     """A prompt, which opens a document, and what comes next, where that is known."""
 
     prompt: str
@@ -34,17 +34,16 @@ class Question(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a model says of a question."""
+    """A model's reply to a question."""
 
     text: str  # the likeliest tokens, as `undo-jax generate` writes them
-    probability: (
-        float | None
-    )  # of the right answer, of a text that goes on per token; None: unknown
-    top: tuple[tuple[str | None, float], ...]  # the next token's likeliest; None: the text ends
+    # of the right answer, per token if the document does not end after it; None: unknown
+    probability: float | None
+    top: tuple[tuple[str | None, float], ...]  # the likeliest next tokens; None: the text ends
 
 
-class Form(NamedTuple):
-    """How questions are put: the shapes of the compiled program, but for the length of its rows."""
+class QuestionFormat(NamedTuple):
+    """How questions are encoded; with the length of rows it determines the compiled program."""
 
     tokenizer: Tokenizer
     mesh: Mesh
@@ -53,92 +52,98 @@ class Form(NamedTuple):
     longest: int  # tokens of a question with its answer
 
 
-class Asked(NamedTuple):
-    """Questions in tokens, each row from BOS on and padded at its end."""
+class EncodedQuestions(NamedTuple):
+    """Questions in tokens; rows begin with BOS and are padded at their end."""
 
     prompts: Any  # int32 [B, T]
     lengths: Any  # int32 [B], of the prompts
-    whole: Any  # int32 [B, T], the prompts with their answers
-    first: Any  # int32 [B], where an answer begins
-    last: Any  # int32 [B], where it has ended; as `first` without an answer
+    documents: Any  # int32 [B, T], the prompts with their answers
+    first: Any  # int32 [B], where the answer begins
+    end: Any  # int32 [B], behind the answer; as `first` without one
 
 
-def encode(form: Form, questions: Sequence[Question]) -> Asked:
-    """Questions as arrays of few shapes, filled up with empty ones.
+def encode(form: QuestionFormat, questions: Sequence[DemoQuestion]) -> EncodedQuestions:
+    """Returns questions as arrays, padded to few shapes.
 
-    Raises ValueError for a text that the tokenizer does not know or that is too long.
+    Raises ValueError for a text that is too long or that the tokenizer cannot encode.
     """
-    shards = parts(*BATCH, mesh=form.mesh)
+    shards = shard_count(*BATCH, mesh=form.mesh)
     count = -(-max(form.rows, len(questions)) // shards) * shards
     encoded = [_encode(form, question) for question in questions]
-    longest = max(len(row) for one in encoded for row in one[:2])
-    prompts, whole = np.zeros((2, count, padded(longest, form.longest)), np.int32)
-    lengths, first, last = np.ones((3, count), np.int32)
-    for i, (prompt, row, begins) in enumerate(encoded):
-        prompts[i, : len(prompt)], whole[i, : len(row)] = prompt, row
-        lengths[i], first[i], last[i] = len(prompt), begins, len(row)
-    return Asked(prompts, lengths, whole, first, last)
+    longest = max(len(tokens) for row in encoded for tokens in row[:2])
+    prompts, documents = np.zeros((2, count, padded(longest, form.longest)), np.int32)
+    lengths, first, end = np.ones((3, count), np.int32)
+    for i, (prompt, document, begin) in enumerate(encoded):
+        prompts[i, : len(prompt)], documents[i, : len(document)] = prompt, document
+        lengths[i], first[i], end[i] = len(prompt), begin, len(document)
+    return EncodedQuestions(prompts, lengths, documents, first, end)
 
 
 def ask(
-    form: Form, lm: LM, params: Params, questions: Sequence[Question], asked: Asked
+    form: QuestionFormat,
+    lm: LM,
+    params: Params,
+    questions: Sequence[DemoQuestion],
+    encoded: EncodedQuestions,
 ) -> list[Reply]:
-    """A model's reply to each question; `asked` are the questions as `encode` made them."""
+    """Returns a model's reply to each question; `encoded` is `encode(form, questions)`."""
     tokenizer, stop = form.tokenizer, form.tokenizer.bos_id
     with jax.set_mesh(form.mesh):
-        found = _answer(lm, params, asked, np.int32(stop), form.new_tokens)
-    written, log_p, ids, top = (np.asarray(one) for one in found)
+        answers = _answer(lm, params, encoded, np.int32(stop), form.new_tokens)
+    written, log_p, ids, top = map(np.asarray, answers)
     replies = []
     for i, question in enumerate(questions):
-        own = written[i].tolist()
-        text = text_of(own[: own.index(stop)] if stop in own else own, tokenizer)
-        likely = zip(ids[i].tolist(), top[i].tolist(), strict=True)
-        told = tuple((_token(form, one), round(p, 4)) for one, p in likely if math.isfinite(p))
-        tokens = 1 if question.ends else max(int(asked.last[i] - asked.first[i]), 1)
-        right = float(np.exp(log_p[i] / tokens)) if question.answer else math.nan
-        replies.append(Reply(text, round(right, 4) if math.isfinite(right) else None, told))
+        tokens = written[i].tolist()
+        text = text_of(tokens[: tokens.index(stop)] if stop in tokens else tokens, tokenizer)
+        likeliest = tuple(
+            (None if token == stop else text_of([token], tokenizer), round(p, 4))
+            for token, p in zip(ids[i].tolist(), top[i].tolist(), strict=True)
+            if math.isfinite(p)
+        )
+        count = 1 if question.ends else max(int(encoded.end[i] - encoded.first[i]), 1)
+        p = float(np.exp(log_p[i] / count)) if question.answer else math.nan
+        replies.append(Reply(text, round(p, 4) if math.isfinite(p) else None, likeliest))
     return replies
 
 
 @partial(jax.jit, static_argnames=("lm", "new_tokens"))
 def _answer(
-    lm: LM, params: Params, asked: Asked, stop: Int[Array, ""], new_tokens: int
+    lm: LM, params: Params, encoded: EncodedQuestions, stop: Int[Array, ""], new_tokens: int
 ) -> tuple[
     Int[Array, "B new_tokens"], Float[Array, " B"], Int[Array, "B top"], Float[Array, "B top"]
 ]:
-    """Greedy continuations, log p of the answers, and the likeliest tokens after the prompts."""
-    prompts, lengths, whole, first, last = asked
+    """Returns greedy continuations, log p of the answers, and the likeliest next tokens."""
+    prompts, lengths, documents, first, end = encoded
     key = jax.random.key(0)
     written = generate(lm, params, prompts, lengths, key, new_tokens=new_tokens, stop=stop)
-    hidden = lm.hidden(params, place(whole, BY_ROWS))
-    table, words = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
-    log_p = head.log_probabilities(hidden[:, :-1], table, whole[:, 1:], **words)
-    place_of = jnp.arange(1, whole.shape[1])
-    counted = (place_of >= first[:, None]) & (place_of < last[:, None])
-    log_p = jnp.sum(jnp.where(counted, log_p, 0.0), axis=1)
-    hidden = lm.hidden(params, place(prompts, BY_ROWS))
+
+    # The answers' log probabilities.
+    hidden = lm.hidden(params, constrain(documents, BY_ROWS))
+    table, vocabulary = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
+    log_p = head.log_probabilities(hidden[:, :-1], table, documents[:, 1:], **vocabulary)
+    position = jnp.arange(1, documents.shape[1])
+    is_answer = (position >= first[:, None]) & (position < end[:, None])
+    log_p = jnp.sum(jnp.where(is_answer, log_p, 0.0), axis=1)
+
+    # The distribution after each prompt.
+    hidden = lm.hidden(params, constrain(prompts, BY_ROWS))
     hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
     z = head.logits(hidden, table, lm.softcap)[:, 0, : used(lm)]
     top, ids = jax.lax.top_k(jax.nn.softmax(z), min(TOP, z.shape[-1]))
-    return place((written, log_p, ids, top), WHOLE)
+    return constrain((written, log_p, ids, top), WHOLE)
 
 
-def _encode(form: Form, question: Question) -> tuple[list[int], list[int], int]:
-    """Tokens of the prompt, those of all, and where the answer begins."""
-    tokenizer = form.tokenizer
-    prompt = [tokenizer.bos_id, *tokenizer.encode(question.prompt)]
-    row, begins = prompt, len(prompt)
+def _encode(form: QuestionFormat, question: DemoQuestion) -> tuple[list[int], list[int], int]:
+    """Returns the tokens of the prompt, those of the document, and where the answer begins."""
+    tokenizer, bos = form.tokenizer, form.tokenizer.bos_id
+    prompt = document = [bos, *tokenizer.encode(question.prompt)]
+    begin = len(prompt)
     if question.answer:
-        alone, learned = encode_pair(tokenizer, question.prompt, question.answer)
-        ends = [tokenizer.bos_id] if question.ends else []
-        row, begins = [tokenizer.bos_id, *alone, *learned, *ends], 1 + len(alone)
-    if max(len(prompt), len(row)) > form.longest:
+        before, answer = encode_pair(tokenizer, question.prompt, question.answer)
+        document, begin = [bos, *before, *answer, *([bos] * question.ends)], 1 + len(before)
+    if (length := max(len(prompt), len(document))) > form.longest:
         raise ValueError(
-            f"the question has {max(len(prompt), len(row))} tokens, more than the {form.longest} "
-            "that are read: make it shorter"
+            f"the question has {length} tokens, more than the {form.longest} that are read: "
+            "make it shorter"
         )
-    return prompt, row, begins
-
-
-def _token(form: Form, one: int) -> str | None:
-    return None if one == form.tokenizer.bos_id else text_of([one], form.tokenizer)
+    return prompt, document, begin

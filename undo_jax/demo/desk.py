@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 import jax
 
 from undo_jax.api import Model, Run
-from undo_jax.demo.ask import LONGEST, Form, Question, Reply, ask, encode
-from undo_jax.demo.models import Column
+from undo_jax.demo.ask import LONGEST, DemoQuestion, QuestionFormat, Reply, ask, encode
+from undo_jax.demo.models import ModelColumn
 from undo_jax.runtime import device_memory
 from undo_jax.types import LM, Params
 
-ROWS = 16  # questions at a time: one program for one as for many
-SHARE = 4  # parameters stay in at most a fourth of the memory
+ROWS = 16  # questions at a time: the same program answers one or many
+SHARE = 4  # cached parameters take at most a fourth of the memory
 
 
 class Desk:
-    """Puts questions to models; their parameters are read once, and stay while there is room."""
+    """Puts questions to models, and caches their parameters while there is memory."""
 
-    def __init__(self, run: Run, columns: Sequence[Column], new_tokens: int):
-        """Raises ValueError for less than one new token, or more than a row of training has."""
+    def __init__(self, run: Run, columns: Sequence[ModelColumn], new_tokens: int):
+        """Raises ValueError if `new_tokens` is not from 1 to the length of a training row."""
         setting = run.place.experiment.setting
         if not 1 <= new_tokens <= setting.row_length:
             raise ValueError(
@@ -27,41 +27,45 @@ class Desk:
             )
         longest = min(setting.row_length, LONGEST)
         tokenizer = setting.get_tokenizer()
-        self.form = Form(tokenizer, run.place.mesh, ROWS, new_tokens, longest)
+        self.form = QuestionFormat(tokenizer, run.place.mesh, ROWS, new_tokens, longest)
         self.columns = list(columns)
-        self._room = device_memory.of_device(run.place.mesh) / SHARE
-        self._read: OrderedDict[tuple[str, int], tuple[LM, Params]] = OrderedDict()
+        self._room = device_memory.device_bytes(run.place.mesh) / SHARE
+        self._cache: OrderedDict[tuple[str, int], tuple[LM, Params]] = OrderedDict()
 
-    def check(self, question: Question) -> None:
-        """Raises ValueError for what the tokenizer does not know, and for what is too long."""
+    def check(self, question: DemoQuestion) -> None:
+        """Raises ValueError for a question that is too long or cannot be encoded."""
         encode(self.form, [question])
 
-    def replies(self, questions: Sequence[Question], step: int) -> list[list[Reply | None]]:
-        """For each question the reply of each column; None of one that is not kept at the step."""
-        parts = [questions[i : i + ROWS] for i in range(0, len(questions), ROWS)]
-        asked = [(part, encode(self.form, part)) for part in parts]
-        told: list[list[Reply | None]] = []
+    def replies(self, questions: Sequence[DemoQuestion], step: int) -> list[list[Reply | None]]:
+        """Returns each question's replies by column; None if its parameters are not saved."""
+        batches = [questions[i : i + ROWS] for i in range(0, len(questions), ROWS)]
+        encoded = [encode(self.form, batch) for batch in batches]
+        by_column: list[list[Reply | None]] = []
         for column in self.columns:
-            found = column.at(step)
-            if found is None:
-                told.append([None] * len(questions))
+            opener = column.at(step)
+            if opener is None:
+                by_column.append([None] * len(questions))
                 continue
-            own = self._params((column.name, step if column.strongest else 0), found)
-            told.append([reply for part in asked for reply in ask(self.form, *own, *part)])
-        return [[column[i] for column in told] for i in range(len(questions))]
+            lm, params = self._params((column.name, step if column.strongest else 0), opener)
+            by_column.append([
+                reply
+                for batch, tokens in zip(batches, encoded, strict=True)
+                for reply in ask(self.form, lm, params, batch, tokens)
+            ])  # fmt: skip
+        return [[replies[i] for replies in by_column] for i in range(len(questions))]
 
-    def _params(self, key: tuple[str, int], found: Callable[[], Model]) -> tuple[LM, Params]:
-        """A model and its parameters, rounded as they are used; the least used make room."""
-        if key not in self._read:
-            model = found()
+    def _params(self, key: tuple[str, int], opener: Callable[[], Model]) -> tuple[LM, Params]:
+        """Returns a model and its parameters, rounded as used; drops the least recently used."""
+        if key not in self._cache:
+            model = opener()
             with jax.set_mesh(self.form.mesh):
-                self._read[key] = model.lm, jax.jit(model.lm.rounded)(model.params)
-            while len(self._read) > 1 and sum(map(_size, self._read.values())) > self._room:
-                self._read.popitem(last=False)
-        self._read.move_to_end(key)
-        return self._read[key]
+                self._cache[key] = model.lm, jax.jit(model.lm.rounded)(model.params)
+            while len(self._cache) > 1 and sum(map(_bytes, self._cache.values())) > self._room:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
 
 
-def _size(read: tuple[LM, Params]) -> int:
-    """Bytes of parameters, on all devices together."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(read[1]))
+def _bytes(entry: tuple[LM, Params]) -> int:
+    """Returns the bytes of parameters, on all devices together."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(entry[1]))

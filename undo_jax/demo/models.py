@@ -16,25 +16,28 @@ UNATTACKED = "no attack"
 
 
 @dataclass(frozen=True, eq=False)
-class Column:
+class ModelColumn:
     """A model with one seed: its strongest attack at each step, and what can be shown of it."""
 
     name: str
     role: str
     alpha: float | None
     unlearned: str | None  # the folder of its unlearned ancestor; an unlearned model's own
-    scores: tuple[float, float]  # before attacks, of what is retained and of what is forgotten
+    scores: tuple[float, float]  # before attacks: retain, forget
     strongest: Mapping[int, Evaluation]  # by step; at 0 no attack; empty if it is not attacked
     model: Model = field(repr=False)  # before attacks
-    opens: Mapping[int, Callable[[], Model]] = field(repr=False)  # it under attack, by step
+    openers: Mapping[int, Callable[[], Model]] = field(repr=False)  # of attacked models, by step
 
     def at(self, step: int) -> Callable[[], Model] | None:
-        """What opens its model at a step of the attack; None where that is not on disk."""
-        return self.opens.get(step) if self.strongest else lambda: self.model
+        """Returns what opens the model at a step of the attack; None if it is not on disk."""
+        return self.openers.get(step) if self.strongest else lambda: self.model
 
 
 def seed_of(run: Run, seed: int | None) -> int | None:
-    """The seed that is shown: this one, or the run's first. ValueError for one it does not have."""
+    """Returns the seed that is shown: `seed`, or the run's first; None if models have none.
+
+    Raises ValueError for a seed that the run does not have.
+    """
     seeds = list(dict.fromkeys(e.seed for e in run.logs.entries if e.seed is not None))
     if seed is None:
         return seeds[0] if seeds else None
@@ -43,79 +46,86 @@ def seed_of(run: Run, seed: int | None) -> int | None:
     return seed
 
 
-def columns(run: Run, seed: int | None) -> list[Column]:
-    """The finished models of a run with one seed, in the report's order.
+def columns(run: Run, seed: int | None) -> list[ModelColumn]:
+    """Returns the finished models of a run with one seed, in the report's order.
 
-    Raises ValueError where no attack on them has finished.
+    Raises ValueError if no attack on them has finished.
     """
-    shown = [
-        c
-        for c in cases_of(run.logs)
-        if c.entry.seed in (seed, None) and c.artifact is not None and c.entry.role != "student"
+    cases = [
+        case
+        for case in cases_of(run.logs)
+        if case.entry.seed in (seed, None) and case.artifact and case.entry.role != "student"
     ]
-    if not any(case.strongest for case in shown):
+    if not any(case.strongest for case in cases):
         raise ValueError(
             f"{run.logs.name} has no finished attack with seed {seed}: run the experiment again"
         )
-    shown.sort(key=lambda case: ROLES.index(case.entry.role))  # stable
-    return [_column(run, case) for case in shown]
+    cases.sort(key=lambda case: ROLES.index(case.entry.role))  # stable
+    return [_column(run, case) for case in cases]
 
 
-def steps(shown: list[Column]) -> tuple[int, ...]:
-    """The steps at which every attacked model can be shown. Raises ValueError if there is none."""
-    attacked = [set(column.opens) for column in shown if column.strongest]
-    if not (found := set.intersection(*attacked)):
+def steps(shown: list[ModelColumn]) -> tuple[int, ...]:
+    """Returns the steps whose parameters are on disk for every attacked model.
+
+    Raises ValueError if there is none.
+    """
+    common = set.intersection(*(set(column.openers) for column in shown if column.strongest))
+    if not common:
         raise ValueError(
             "there is no step of the attack at which all models are on disk: give the attack "
             "keep_at=(...), and run the experiment again"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(common))
 
 
-def missing(shown: list[Column]) -> tuple[tuple[int, ...], int]:
-    """The evaluated steps that are not on disk, and the bytes that these models take there."""
-    known = steps(shown)
+def missing(shown: list[ModelColumn]) -> tuple[tuple[int, ...], int]:
+    """Returns the evaluated steps that are not on disk, and the bytes that they would take."""
     attacked = [column for column in shown if column.strongest]
-    lost = {step for one in attacked for step in one.strongest} - set(known)
-    each = [parameters(column.model.lm) * BYTES for column in attacked]
-    return tuple(sorted(lost)), len(lost) * sum(each)
+    absent = {step for column in attacked for step in column.strongest} - set(steps(shown))
+    bytes_per_step = sum(parameters(column.model.lm) * BYTES for column in attacked)
+    return tuple(sorted(absent)), len(absent) * bytes_per_step
 
 
-def _column(run: Run, case: Case) -> Column:
-    entry, own = case.entry, case.artifact
-    assert own is not None
+def _column(run: Run, case: Case) -> ModelColumn:
+    entry = case.entry
+    assert case.artifact is not None
     model = run[entry.model, entry.seed] if entry.seed is not None else run[entry.model]
-    scores = own.summary["eval"]
-    before = scores[run.logs.retain.name], scores[run.logs.forget.name]
-    opens: dict[int, Callable[[], Model]] = {}
+    scores = case.artifact.summary["eval"]
+    retain, forget = scores[run.logs.retain.name], scores[run.logs.forget.name]
+    openers: dict[int, Callable[[], Model]] = {}
     strongest = dict(case.strongest)
     for step, evaluation in case.strongest.items():
-        if found := _opener(run.logs, model, case, step, evaluation):
-            opens[step] = found
+        if opener := _opener(run.logs, model, case, step, evaluation):
+            openers[step] = opener
     if strongest:  # some attacks damage a model before their first step, or need none
-        strongest[0] = Evaluation(UNATTACKED, None, 0, forget=before[1], retain=before[0])
-        opens[0] = lambda: model
-    made = entry.role, entry.alpha, entry.unlearned
-    return Column(entry.model, *made, before, strongest, model, opens)
+        strongest[0] = Evaluation(UNATTACKED, None, 0, forget=forget, retain=retain)
+        openers[0] = lambda: model
+    return ModelColumn(
+        name=entry.model,
+        role=entry.role,
+        alpha=entry.alpha,
+        unlearned=entry.unlearned,
+        scores=(retain, forget),
+        strongest=strongest,
+        model=model,
+        openers=openers,
+    )
 
 
 def _opener(
-    logs: Logs,
-    model: Model,
-    case: Case,
-    step: int,
-    evaluation: Evaluation,
+    logs: Logs, model: Model, case: Case, step: int, evaluation: Evaluation
 ) -> Callable[[], Model] | None:
-    """What opens the parameters that an evaluation is of; None where they are not on disk."""
+    """Returns what opens the evaluated parameters; None if they are not on disk."""
     name = evaluation.data
     folder = model.attacks.get(name)
     if folder is None:
         return None
     if (folder / "steps" / str(step) / "summary.json").exists():
         return lambda: model.attack(name).at(step)
-    own = [one for one in case.attacks if one.data == name]
-    last = max(one.step for one in own)
-    ends = [one for one in own if one.step == last]  # of all learning rates
+    # The attack's own parameters are those of its best learning rate at its last step.
+    of_attack = [attack for attack in case.attacks if attack.data == name]
+    last = max(attack.step for attack in of_attack)
+    ends = [attack for attack in of_attack if attack.step == last]
     best = by_step(ends, logs.forget, logs.retain).get(last)
     if step == last and best is not None and best.learning_rate == evaluation.learning_rate:
         return partial(model.attack, name)

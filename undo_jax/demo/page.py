@@ -13,9 +13,9 @@ STYLES = ("uPlot.min.css", "demo.css")
 
 
 def page(described: Mapping[str, Any]) -> str:
-    """The page of a description, whose texts stand in it as JSON and are shown as text.
+    """Returns the page of a description; its texts are in it as JSON, and shown as text.
 
-    Its policy lets run only the scripts in it, and connect only to where it comes from, if live.
+    Its policy allows only its own scripts, and if live, only connections to its own server.
     """
     styles, scripts = map(_read, STYLES), [_read(name) for name in SCRIPTS]
     allowed = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
@@ -38,7 +38,7 @@ def page(described: Mapping[str, Any]) -> str:
 
 
 def inlined(content: Any) -> str:
-    """JSON that can stand in a script of a page: it has no <."""
+    """Returns JSON that may be inside of a script element: it has no <."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

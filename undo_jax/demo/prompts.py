@@ -12,9 +12,9 @@ FORM = '{"prompt": TEXT, "answer": TEXT, "part": "retain" or "forget"}'
 
 
 def examples_of(setting: Setting, path: str | None) -> list[Example]:
-    """Examples of a file of JSON lines, or of the setting, which may have none.
+    """Returns the examples of a file of JSON lines; without a path those of the setting.
 
-    Raises FileNotFoundError without the file, and ValueError for a line that is no example.
+    Raises FileNotFoundError if the file is missing, and ValueError for a line that is no example.
     """
     if path is not None:
         return _read(path)
@@ -26,23 +26,21 @@ def _read(path: str) -> list[Example]:
         raise FileNotFoundError(f"no prompts file {path}: give JSON lines, {FORM}")
     with reading(path):
         lines = epath.Path(path).read_bytes().decode("utf-8-sig").splitlines()
-    found = [_example(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not 1 <= len(found) <= MOST:
-        raise ValueError(f"{path} has {len(found)} examples: give 1 to {MOST} JSON lines, {FORM}")
-    return found
+    examples = [_example(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    if not 1 <= len(examples) <= MOST:
+        raise ValueError(
+            f"{path} has {len(examples)} examples: give 1 to {MOST} JSON lines, {FORM}"
+        )
+    return examples
 
 
 def _example(path: str, number: int, line: str) -> Example:
     try:
-        said = json.loads(line)
-        found = Example(said["prompt"], said.get("answer", ""), said["part"])
+        fields = json.loads(line)
+        example = Example(fields["prompt"], fields.get("answer", ""), fields["part"])
+        is_text = all(isinstance(text, str) for text in example[:3])
+        if is_text and example.prompt.strip() and example.part in ("retain", "forget"):
+            return example
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        found = None
-    if (
-        found is None
-        or not all(isinstance(text, str) for text in found[:3])
-        or not found.prompt.strip()
-        or found.part not in ("retain", "forget")
-    ):
-        raise ValueError(f"{path}, line {number} is no example: give {FORM}")
-    return found
+        pass
+    raise ValueError(f"{path}, line {number} is no example: give {FORM}")

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from undo_jax.demo.ask import Question
+from undo_jax.demo.ask import DemoQuestion
 
-WAITING = 256  # questions that wait at most
-REMEMBERED = 2048  # answers that are kept
+WAITING = 256  # the most questions that wait
+REMEMBERED = 2048  # the most answers that are cached
 
-Key = tuple[int, Question]  # the step, and what is asked then
+Key = tuple[int, DemoQuestion]  # the step of the attack, and the question
 
 
 class BusyError(Exception):
@@ -22,83 +22,81 @@ class BusyError(Exception):
 class Queue:
     """Answers questions in the order in which they come, at most `rows` of one step at a time.
 
-    `compute(questions, step)` runs in a thread of its own, and gives an answer for each. Equal
-    questions are computed once. All methods are called in one event loop.
+    Equal questions are computed once. All methods are called in one event loop.
+
+    Args:
+        compute: returns an answer for each of its questions at a step; it runs in a thread.
+        rows: the most questions at a time.
+        waiting: the most questions that wait.
+        remembered: the most answers that are cached.
     """
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Question], int], Sequence[Any]],
+        compute: Callable[[Sequence[DemoQuestion], int], Sequence[Any]],
         rows: int,
         waiting: int = WAITING,
         remembered: int = REMEMBERED,
     ):
         self._compute, self._rows = compute, rows
-        self._most, self._remembered = waiting, remembered
-        self._known: OrderedDict[Key, Any] = OrderedDict()
-        self._asked: OrderedDict[Key, asyncio.Future] = OrderedDict()  # until it is answered
-        self._some = asyncio.Event()
+        self._waiting, self._remembered = waiting, remembered
+        self._cache: OrderedDict[Key, Any] = OrderedDict()
+        self._futures: OrderedDict[Key, asyncio.Future] = OrderedDict()  # of unanswered questions
+        self._not_empty = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "demo")
         self._task: asyncio.Task | None = None
 
-    async def answer(self, question: Question, step: int) -> Any:
-        """The answer. Raises BusyError where too many wait, and what `compute` raises."""
+    async def answer(self, question: DemoQuestion, step: int) -> Any:
+        """Returns the answer. Raises BusyError if too many wait, and what `compute` raises."""
         key = step, question
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
-        if key not in self._asked:
-            if len(self._asked) >= self._most:
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        if key not in self._futures:
+            if len(self._futures) >= self._waiting:
                 raise BusyError
-            self._asked[key] = asyncio.get_running_loop().create_future()
-            self._some.set()
-        return await asyncio.shield(self._asked[key])  # others may wait for it, too
+            self._futures[key] = asyncio.get_running_loop().create_future()
+            self._not_empty.set()
+        return await asyncio.shield(self._futures[key])  # others may wait for it, too
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begins to answer."""
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Answer no more; what is being computed is lost."""
+        """Stops answering; what is being computed is lost."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        for future in self._asked.values():
+        for future in self._futures.values():
             future.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await self._some.wait()
+            await self._not_empty.wait()
             keys = self._next()
             if not keys:
-                self._some.clear()
+                self._not_empty.clear()
                 continue
             step, questions = keys[0][0], [question for _, question in keys]
             try:
-                loop = asyncio.get_running_loop()
-                found = await loop.run_in_executor(self._thread, self._compute, questions, step)
+                answers = await loop.run_in_executor(self._thread, self._compute, questions, step)
             except Exception as error:
-                self._settle(keys, error=error)
-            else:
-                self._settle(keys, found)
+                for key in keys:
+                    future = self._futures.pop(key)
+                    future.set_exception(error)
+                    future.exception()  # retrieved: its visitor may have left
+                continue
+            for key, answer in zip(keys, answers, strict=True):
+                self._cache[key] = answer
+                self._futures.pop(key).set_result(answer)
+            while len(self._cache) > self._remembered:
+                self._cache.popitem(last=False)
 
     def _next(self) -> list[Key]:
-        """The longest waiting question, and others of its step."""
-        step = next((at for at, _ in self._asked), None)
-        return [key for key in self._asked if key[0] == step][: self._rows]
-
-    def _settle(
-        self, keys: Sequence[Key], found: Sequence[Any] = (), error: Exception | None = None
-    ) -> None:
-        for i, key in enumerate(keys):
-            future = self._asked.pop(key)
-            if error is not None:
-                future.set_exception(error)
-                future.exception()  # nobody may be left to be told
-                continue
-            self._known[key] = found[i]
-            future.set_result(found[i])
-        while len(self._known) > self._remembered:
-            self._known.popitem(last=False)
+        """Returns the longest waiting question, and others of its step."""
+        step = next((step for step, _ in self._futures), None)
+        return [key for key in self._futures if key[0] == step][: self._rows]

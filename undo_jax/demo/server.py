@@ -1,4 +1,4 @@
-"""The demo's server: its page, and answers to what visitors ask; made of Starlette and uvicorn."""
+"""The demo's server: its page, and answers to visitors' questions; by Starlette and uvicorn."""
 
 import asyncio
 import json
@@ -10,8 +10,8 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from undo_jax.demo.ask import Question
-from undo_jax.demo.description import told
+from undo_jax.demo.ask import DemoQuestion
+from undo_jax.demo.description import reply_json
 from undo_jax.demo.desk import ROWS, Desk
 from undo_jax.demo.queue import BusyError, Queue
 from undo_jax.runtime import signals
@@ -43,9 +43,9 @@ except ImportError as error:
 
 
 def hosts(host: str, allowed: Sequence[str]) -> frozenset[str]:
-    """The host names that requests may name: those of this machine, `host` and what is allowed.
+    """Returns the host names that requests may have: this machine's, `host` and those allowed.
 
-    Raises ValueError where all addresses are listened to and no name is given.
+    Raises ValueError if `host` means all addresses and no name is allowed.
     """
     if host in EVERYWHERE and not allowed:
         raise ValueError(
@@ -54,20 +54,28 @@ def hosts(host: str, allowed: Sequence[str]) -> frozenset[str]:
         )
     for name in allowed:
         if not name or any(character in name for character in "/@ \t\n"):
-            raise ValueError(f"allowed_hosts: {name!r} is no name of a host: give one, no URL")
-    own = () if host in EVERYWHERE else (host,)
-    return frozenset(name.lower().strip("[]") for name in (*HERE, *own, *allowed))
+            raise ValueError(f"allowed_hosts: {name!r} is no name of a host: give a name, no URL")
+    names = {*HERE, *allowed} | ({host} - {*EVERYWHERE})
+    return frozenset(name.lower().strip("[]") for name in names)
 
 
 def app(html: str, desk: Desk, steps: Collection[int], ends: bool, named: Collection[str]) -> Any:
-    """The page at /, and replies at /answers, to hosts of these names alone.
+    """Returns the application: the page at /, and replies at /answers.
 
-    A question is a POST of JSON, {"prompt", "answer", "step"}, to which the reply of every model
-    comes back; an error is {"error"} with a status of 4xx or 5xx.
+    A question is a POST of JSON, {"prompt", "answer", "step"}; the response has the reply of every
+    model. An error is {"error"} with a status of 4xx or 5xx.
+
+    Args:
+        html: the page.
+        desk: answers questions.
+        steps: the steps of the attack that can be asked for.
+        ends: whether documents end after an answer.
+        named: the host names that are served.
     """
 
-    def compute(questions: Sequence[Question], step: int) -> list[Any]:
-        return [[told(reply) for reply in of] for of in desk.replies(questions, step)]
+    def compute(questions: Sequence[DemoQuestion], step: int) -> list[Any]:
+        by_question = desk.replies(questions, step)
+        return [[reply_json(reply) for reply in replies] for replies in by_question]
 
     queue: Queue | None = None
 
@@ -83,7 +91,7 @@ def app(html: str, desk: Desk, steps: Collection[int], ends: bool, named: Collec
         return HTMLResponse(html)
 
     async def answers(request: Request) -> Response:
-        question, step = _asked(await _body(request), steps, ends)
+        question, step = _parse(await _body(request), steps, ends)
         try:
             desk.check(question)
         except ValueError as error:
@@ -92,26 +100,26 @@ def app(html: str, desk: Desk, steps: Collection[int], ends: bool, named: Collec
         try:
             return JSONResponse({"replies": await queue.answer(question, step)})
         except BusyError as error:
-            said = "too many questions are waiting: ask again in a second"
-            raise HTTPException(503, said, {"Retry-After": "1"}) from error
+            message = "too many questions are waiting: ask again in a second"
+            raise HTTPException(503, message, {"Retry-After": "1"}) from error
 
     routes = [Route("/", page), Route("/answers", answers, methods=["POST"])]
-    made = Starlette(
+    application = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={HTTPException: _refused, Exception: _failed},
+        exception_handlers={HTTPException: _refuse, Exception: _fail},
     )
-    return _guarded(made, named)
+    return _guarded(application, named)
 
 
 def serve(application: Any, host: str, port: int) -> Iterator[str]:
-    """Serve until a signal comes: yields the address once it listens.
+    """Serves until a signal comes; yields the address once it listens.
 
-    Raises OSError for an address that cannot be had.
+    Raises OSError if it cannot listen on the address.
     """
     with _listening(host, port) as listener:
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{listener.getsockname()[1]}/"
+        url_host = f"[{host}]" if ":" in host else host
+        yield f"http://{url_host}:{listener.getsockname()[1]}/"
         server = _Server(
             uvicorn.Config(
                 application,
@@ -125,39 +133,39 @@ def serve(application: Any, host: str, port: int) -> Iterator[str]:
                 server_header=False,
             )
         )
-        heard: list[int] = []
+        received: list[int] = []
 
         def stop(number: int) -> bool:
-            heard.append(number)
+            received.append(number)
             server.should_exit = True
             return True
 
-        with signals.asking(stop):
+        with signals.ask_on_signals(stop):
             server.run(sockets=[listener])
-    for number in heard[:1]:
-        signals.leave(KeyboardInterrupt() if number == signal.SIGINT else signals.Preempted())
+    for number in received[:1]:
+        signals.raise_stop(KeyboardInterrupt() if number == signal.SIGINT else signals.Preempted())
 
 
 class _Connection(H11Protocol):
-    """Closed where the head of a request does not come in time, for which uvicorn would wait."""
+    """Closes if the head of a request comes too late; uvicorn would wait."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.loop.call_later(SLOWEST, self._late, None)
+        self.loop.call_later(SLOWEST, self._close_if_idle, None)
 
     def on_response_complete(self) -> None:
-        self.loop.call_later(SLOWEST, self._late, self.cycle)
+        self.loop.call_later(SLOWEST, self._close_if_idle, self.cycle)
         super().on_response_complete()
 
-    def _late(self, before: Any) -> None:
-        if self.cycle is before:  # no request since
+    def _close_if_idle(self, last_cycle: Any) -> None:
+        if self.cycle is last_cycle:  # no request since
             self.transport.close()
 
 
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the command's."""
+        """Leaves signals to the command."""
         yield
 
 
@@ -176,7 +184,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def _guarded(application: Any, named: Collection[str]) -> Any:
-    """Only for requests that name one of these hosts, and come from a page of it, if from any.
+    """Returns the application, which refuses other host names and requests of other sites' pages.
 
     So no page of another site can ask by a name that it has pointed to this machine.
     """
@@ -184,32 +192,31 @@ def _guarded(application: Any, named: Collection[str]) -> Any:
     async def guard(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await application(scope, receive, send)
-        found = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        wrong = None
-        if _name(f"//{found.get(b'host', '')}") not in named:
-            wrong = "this host name is not allowed: see --allowed-hosts"
-        elif b"origin" in found and _name(found[b"origin"]) not in named:
-            wrong = "requests of other sites' pages are refused"
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        error = None
+        if _host_name(f"//{headers.get(b'host', '')}") not in named:
+            error = "this host name is not allowed: see --allowed-hosts"
+        elif b"origin" in headers and _host_name(headers[b"origin"]) not in named:
+            error = "requests of other sites' pages are refused"
 
-        async def sending(message: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *more]}
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        if wrong is not None:
-            return await JSONResponse({"error": wrong}, 403)(scope, receive, sending)
-        await application(scope, receive, sending)
+        responder = application if error is None else JSONResponse({"error": error}, 403)
+        await responder(scope, receive, send_with_headers)
 
     return guard
 
 
-def _name(url: str) -> str | None:
-    """The host name of a URL, as `hosts` has it; None for what is none."""
+def _host_name(url: str) -> str | None:
+    """Returns the host name of a URL in the form of `hosts`; None if it has none."""
     try:
-        found = urlsplit(url)
-        _ = found.port
-        name = found.hostname
+        split = urlsplit(url)
+        _ = split.port  # raises ValueError if it is no number
+        name = split.hostname
     except ValueError:
         return None
     try:
@@ -219,7 +226,7 @@ def _name(url: str) -> str | None:
 
 
 async def _body(request: Request) -> Any:
-    """The JSON of a request. Raises HTTPException for one that is large, slow or no JSON."""
+    """Returns the JSON of a request. Raises HTTPException if it is too large, slow or no JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, "send JSON, as Content-Type: application/json")
@@ -243,8 +250,8 @@ async def _body(request: Request) -> Any:
         raise HTTPException(400, "the question is no JSON in UTF-8") from error
 
 
-def _asked(content: Any, steps: Collection[int], ends: bool) -> tuple[Question, int]:
-    """What is asked. Raises HTTPException for what is no question."""
+def _parse(content: Any, steps: Collection[int], ends: bool) -> tuple[DemoQuestion, int]:
+    """Returns the question and its step. Raises HTTPException for what is no question."""
     if not isinstance(content, dict) or not content.keys() <= {"prompt", "answer", "step"}:
         raise HTTPException(400, 'send {"prompt": TEXT, "answer": TEXT, "step": NUMBER}')
     prompt, answer, step = content.get("prompt"), content.get("answer", ""), content.get("step", 0)
@@ -256,12 +263,12 @@ def _asked(content: Any, steps: Collection[int], ends: bool) -> tuple[Question, 
         raise HTTPException(400, "the prompt is empty: write one")
     if type(step) is not int or step not in steps:
         raise HTTPException(400, f"step: choose one of {', '.join(map(str, sorted(steps)))}")
-    return Question(prompt, answer, ends), step
+    return DemoQuestion(prompt, answer, ends), step
 
 
-async def _refused(_: Request, error: Any) -> Response:
+async def _refuse(_: Request, error: Any) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-async def _failed(_: Request, __: Exception) -> Response:
+async def _fail(_: Request, __: Exception) -> Response:
     return JSONResponse({"error": "the models could not answer; see the server's output"}, 500)

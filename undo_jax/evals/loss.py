@@ -1,4 +1,4 @@
-"""Cross entropy of one model on held-out rows, a few rows at a time."""
+"""The cross entropy of a model on held-out rows, a few rows at a time."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -10,5 +10,5 @@ from undo_jax.types import LM, Params
 
 
 def mean_cross_entropy(lm: LM, params: Params, tokens: Int[Array, "G B T+1"]) -> Float[Array, ""]:
-    """Mean over all predicted tokens, in nats; G groups of B rows, one group at a time."""
+    """Returns the mean over all predicted tokens, in nats, one group of B rows at a time."""
     return jnp.mean(lax.map(lambda group: cross_entropy(lm, params, rows(group)), tokens))

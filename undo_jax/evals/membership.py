@@ -1,6 +1,6 @@
-"""Whether a model tells texts that it was trained on from others: areas under the curve.
+"""Membership inference: how well a model's scores separate texts that it was trained on.
 
-Names are those of metrics; an area of 1/2 is chance, 1 means that all are told apart.
+An area under the ROC curve (AUC) of 1/2 is chance, of 1 perfect separation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ LABELS = {
 
 
 def areas(
-    members: Sequence[tuple[Any, str]], others: Sequence[tuple[Any, str]]
+    members: Sequence[tuple[Any, str]], nonmembers: Sequence[tuple[Any, str]]
 ) -> dict[str, float]:
-    """An area by each score, of texts with what a model says of their tokens, `Told` in NumPy."""
+    """Returns the AUC of each score in `LABELS`. A text is given with its `TokenStats` in NumPy."""
 
-    def scores(told: Any, text: str) -> tuple[float, ...]:
-        log_p, _, mean, deviation = told
+    def scores(stats: Any, text: str) -> tuple[float, ...]:
+        log_p, _, mean, deviation = stats
         return (
             memorisation.loss(log_p),
             memorisation.zlib_loss(log_p, text),
@@ -31,12 +31,14 @@ def areas(
             memorisation.min_k_plus_plus(log_p, mean, deviation),
         )
 
-    sides = [list(zip(*(scores(*one) for one in side), strict=True)) for side in (members, others)]
-    pairs = zip(LABELS, *sides, strict=True)
-    return {name: unless_diverged(area_under_curve, *both) for name, *both in pairs}
+    columns = [
+        zip(*(scores(*text) for text in texts), strict=True) for texts in (members, nonmembers)
+    ]
+    by_score = zip(LABELS, *columns, strict=True)
+    return {name: unless_diverged(area_under_curve, *both) for name, *both in by_score}
 
 
-def leak(own: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> float:
-    """PrivLeak by min-k, in percent; without an oracle 1/2 stands for its area (MUSE)."""
-    theirs = 0.5 if oracle is None else oracle["auc_min_k"]
-    return unless_diverged(privacy_leak, own["auc_min_k"], theirs)
+def leak(model: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> float:
+    """Returns PrivLeak by min-k, in percent; without an oracle its AUC is 1/2 (MUSE)."""
+    oracle_area = 0.5 if oracle is None else oracle["auc_min_k"]
+    return unless_diverged(privacy_leak, model["auc_min_k"], oracle_area)

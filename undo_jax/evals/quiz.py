@@ -1,27 +1,29 @@
-"""What a model is asked: questions as prompts, exactly as lm-evaluation-harness writes them.
+"""Questions as prompts, exactly as lm-evaluation-harness writes them.
 
-"letters" is its wmdp and mmlu: the choices stand in the prompt and " A", " B", ... are scored.
-"cloze" is its mmlu_continuation: the choices' own texts are scored. (Checked against its task files
-of August 2026; wmdp has no cloze task there.)
+Style "letters" is its wmdp and mmlu: the prompt lists the choices, and " A", " B", ... are scored.
+Style "cloze" is its mmlu_continuation: the texts of the choices are scored. (Checked against its
+task files of August 2026; it has no cloze task for wmdp.)
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
-from undo_jax.data.questions import Given, Question, Questions
+from undo_jax.checks import check_at_least, check_choice
+from undo_jax.data.questions import Question, QuestionList, Questions
 
 DESCRIPTIONS = {
     "letters": "The following are multiple choice questions (with answers) about {subject}.\n\n",
     "cloze": "The following are questions (with answers) about {subject}.\n\n",
 }
-BETWEEN = "\n\n"  # examples
+BETWEEN = "\n\n"  # text between examples
 
 
 class Posed(NamedTuple):
-    """A question as text: what the model reads, and what may follow."""
+    """A question as text: what the model reads, and the continuations that it scores."""
 
     context: str
     continuations: tuple[str, ...]
@@ -30,55 +32,54 @@ class Posed(NamedTuple):
 
 @dataclass(frozen=True)
 class Quiz:
-    """Questions and how they are asked: `shots` examples of the same subject come first.
+    """Multiple-choice questions, and how they are written as prompts.
 
     wmdp_bio of lm-evaluation-harness is `Quiz(Questions("wmdp-bio"), subject="biology")`; mmlu with
     5 shots is `Quiz(Questions("mmlu/test"), examples=Questions("mmlu/dev"), shots=5)`. `score` is
-    its acc, acc_norm (log p for each character of the choice) or acc_bytes.
+    its acc, acc_norm (log p per character of the choice) or acc_bytes.
 
-    Raises ValueError for an unknown style or score, and for numbers out of range; shots without
-    examples are refused, too.
+    Raises ValueError for an unknown style or score, for numbers out of range, and for shots without
+    examples.
     """
 
-    questions: Questions | Given
+    questions: Questions | QuestionList
     style: Literal["letters", "cloze"] = "letters"  # cloze: choices complete a text
-    subject: str | None = None  # in the description; None: the question's own
-    description: str | None = None  # with {subject}; None: that of the style
-    examples: Questions | Given | None = None
-    shots: int = 0  # examples before a question
-    share: float = 1.0  # of each subject's questions, the first ones
-    apart: tuple[str, ...] = ()  # subjects whose score is also told apart from the others'
+    subject: str | None = None  # named in the description; None: each question's subject
+    description: str | None = None  # text with {subject}; None: that of the style
+    examples: Questions | QuestionList | None = None
+    shots: int = 0  # examples of the same subject before a question
+    share: float = 1.0  # share of each subject's questions to ask, the first ones
+    apart: tuple[str, ...] = ()  # subjects that also get a score of their own
     score: Literal["acc", "acc_norm", "acc_bytes"] = "acc"  # how choices are compared
     longest: int = 2048  # tokens of a prompt and a choice
-    opens: bool = True  # the tokenizer's BOS comes first
+    opens: bool = True  # whether the tokenizer's BOS precedes the prompt
 
     def __post_init__(self):
-        if self.style not in DESCRIPTIONS:
-            raise ValueError(f"unknown style {self.style!r}: letters or cloze")
-        if self.score not in ("acc", "acc_norm", "acc_bytes"):
-            raise ValueError(f"unknown score {self.score!r}: acc, acc_norm or acc_bytes")
+        check_choice("style", self.style, DESCRIPTIONS)
+        check_choice("score", self.score, ("acc", "acc_norm", "acc_bytes"))
+        check_at_least("shots", self.shots, 0)
+        check_at_least("longest", self.longest, 2)
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share}: give a share above 0, up to 1")
-        if self.shots < 0:
-            raise ValueError(f"shots={self.shots}: give 0 or more")
         if self.shots and self.examples is None:
             raise ValueError(f"shots={self.shots} without examples: give a file of them")
-        if self.longest < 2:
-            raise ValueError(f"longest={self.longest}: give at least 2 tokens")
 
     def posed(self) -> list[Posed]:
-        """Its questions as text. Raises ValueError for what cannot be asked, or is not there."""
-        asked = _first(self.questions.listed, self.share)
-        subjects = {question.subject for question in asked}
+        """Returns the questions as text.
+
+        Raises ValueError for missing subjects or examples, and for a question with an empty choice.
+        """
+        questions = _first(self.questions.listed, self.share)
+        subjects = {question.subject for question in questions}
         for subject in self.apart:
             if subject not in subjects:
-                known = ", ".join(sorted(subjects)[:60])
+                choices = ", ".join(sorted(subjects)[:60])
                 raise ValueError(
                     f"{self.questions.pattern} has no question about {subject!r}, which is to be "
-                    f"told apart: add some, or choose from its subjects ({known})"
+                    f"scored apart: add some, or choose from its subjects ({choices})"
                 )
         heads = {subject: self._head(subject) for subject in subjects}
-        return [self._posed(question, heads[question.subject]) for question in asked]
+        return [self._posed(question, heads[question.subject]) for question in questions]
 
     def _posed(self, question: Question, head: str) -> Posed:
         if self.style == "cloze" and "" in question.choices:
@@ -87,34 +88,30 @@ class Quiz:
                 "the question"
             )
         answers = tuple(f" {choice}" for choice in _scored(question, self.style))
-        return Posed(head + _asked(question, self.style), answers, question)
+        return Posed(head + _prompt(question, self.style), answers, question)
 
     def _head(self, subject: str) -> str:
-        """What stands before the questions of a subject: the description and the examples."""
-        about = self.subject if self.subject is not None else " ".join(subject.split("_"))
-        told = DESCRIPTIONS[self.style] if self.description is None else self.description
-        own = [one for one in self._examples if one.subject == subject][: self.shots]
-        if len(own) < self.shots:
+        """Returns the text before the questions of a subject: the description and examples."""
+        name = self.subject if self.subject is not None else " ".join(subject.split("_"))
+        text = DESCRIPTIONS[self.style] if self.description is None else self.description
+        examples = self.examples.listed if self.examples is not None and self.shots else ()
+        examples = [example for example in examples if example.subject == subject][: self.shots]
+        if len(examples) < self.shots:
             raise ValueError(
                 f"shots={self.shots}, but {getattr(self.examples, 'pattern', 'nothing')} has "
-                f"{len(own)} examples about {subject!r}: give more, or fewer shots"
+                f"{len(examples)} examples about {subject!r}: give more, or fewer shots"
             )
         shown = (
-            f"{_asked(q, self.style)} {_scored(q, self.style)[q.answer]}{BETWEEN}" for q in own
+            f"{_prompt(q, self.style)} {_scored(q, self.style)[q.answer]}{BETWEEN}"
+            for q in examples
         )
-        return told.replace("{subject}", about) + "".join(shown)
-
-    @property
-    def _examples(self) -> Sequence[Question]:
-        return self.examples.listed if self.examples is not None and self.shots else ()
+        return text.replace("{subject}", name) + "".join(shown)
 
 
 def _first(questions: Sequence[Question], share: float) -> list[Question]:
-    """The first ceil(share · n) questions of each subject, in their order."""
-    count = dict.fromkeys((question.subject for question in questions), 0)
-    for question in questions:
-        count[question.subject] += 1
-    left = {subject: math.ceil(share * number) for subject, number in count.items()}
+    """Returns the first ceil(share · n) of the n questions of each subject, in their order."""
+    counts = Counter(question.subject for question in questions)
+    left = {subject: math.ceil(share * count) for subject, count in counts.items()}
     chosen = []
     for question in questions:
         left[question.subject] -= 1
@@ -123,15 +120,15 @@ def _first(questions: Sequence[Question], share: float) -> list[Question]:
     return chosen
 
 
-def _asked(question: Question, style: str) -> str:
-    """The question without its answer."""
+def _prompt(question: Question, style: str) -> str:
+    """Returns the question as text, without its answer."""
     if style == "cloze":
         return f"Question: {question.question.strip()}\nAnswer:"
-    listed = zip(ascii_uppercase, question.choices, strict=False)
-    lines = [f"{letter}. {choice}" for letter, choice in listed]
+    choices = zip(ascii_uppercase, question.choices, strict=False)
+    lines = [f"{letter}. {choice}" for letter, choice in choices]
     return "\n".join([question.question.strip(), *lines, "Answer:"])
 
 
 def _scored(question: Question, style: str) -> Sequence[str]:
-    """What is scored for each choice, without the space before it."""
+    """Returns the text that is scored for each choice, without the space before it."""
     return question.choices if style == "cloze" else ascii_uppercase[: len(question.choices)]

@@ -1,7 +1,8 @@
-"""Log-likelihoods of continuations, as padded rows of few lengths: a program for each length.
+"""Batches for log-likelihoods of continuations: padded rows of a few lengths.
 
-What is asked for is log p(target) at some positions of a row. Continuations of one context that
-differ in the last token alone, such as the letters of a multiple choice, share a row.
+There is one program for each length. A batch has queries: log p(target) at a position of a row.
+Continuations of one context that differ in the last token alone, such as the letters of a multiple
+choice, share a row.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,30 +14,30 @@ SHORTEST = 32  # tokens of a row
 
 
 class Request(NamedTuple):
-    """The tokens of a continuation and what stands before it, each at least one."""
+    """The tokens of a context and of its continuation, each at least one."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Answer(NamedTuple):
-    """What a model says of a continuation."""
+    """How likely a continuation is to a model."""
 
     log_probability: float  # in nats, summed over its tokens
-    greedy: bool  # each token is the most likely one
+    greedy: bool  # whether each token is the most likely one
 
 
 class Batch(NamedTuple):
-    """Rows of tokens, and at Q positions of each the token that may follow there."""
+    """Rows of tokens, and Q queries of each: a position and the token that may follow it."""
 
     tokens: Any  # int32 [B, T]
     positions: Any  # int32 [B, Q]
     targets: Any  # int32 [B, Q]
-    asked: Sequence[tuple[int, int, Sequence[int]]]  # index of a request, its row, its part of Q
+    requests: Sequence[tuple[int, int, Sequence[int]]]  # index of a request, its row, its queries
 
 
 def padded(length: int, most: int) -> int:
-    """The least of 32, 48, 64, 96, 128, ... tokens that holds `length`, and no more than `most`."""
+    """Returns the least of 32, 48, 64, 96, ... that is at least `length`, but at most `most`."""
     size = SHORTEST
     while size < length:
         size += size // 3 if size % 3 == 0 else size // 2
@@ -44,33 +45,42 @@ def padded(length: int, most: int) -> int:
 
 
 def batches(requests: Sequence[Request], rows: int, reach: int) -> Iterator[Batch]:
-    """All requests in batches of `rows` rows, longest first; the last of a length is filled up.
+    """Yields all requests in batches of `rows` rows, longest first.
 
-    A row is a request's tokens but for the last one; of more than `reach` those at the end. Raises
-    ValueError for an empty context or continuation, and for a continuation longer than `reach`.
+    A row has a request's tokens except the last one, and no more than its last `reach` tokens. The
+    last batch of a length is filled up with empty rows. Raises ValueError for an empty context or
+    continuation, and for a continuation longer than `reach`.
     """
-    lengths: dict[int, dict[tuple[int, ...], list[int]]] = {}
+    # requests with the same row share it
+    by_length: dict[int, dict[tuple[int, ...], list[int]]] = {}
     for index, request in enumerate(requests):
         row = _row(request, reach)
-        alike = lengths.setdefault(padded(len(row), reach), {})
-        alike.setdefault(row, []).append(index)
-    for length, alike in sorted(lengths.items(), reverse=True):
-        asked = [_queries(row, [(i, requests[i]) for i in own]) for row, own in alike.items()]
-        width = 1 << (max(len(queries) for queries, _ in asked) - 1).bit_length()
-        found = list(zip(alike, asked, strict=True))
-        for first in range(0, len(found), rows):
-            yield _batch(found[first : first + rows], (rows, length, width))
+        by_row = by_length.setdefault(padded(len(row), reach), {})
+        by_row.setdefault(row, []).append(index)
+    for length, by_row in sorted(by_length.items(), reverse=True):
+        queries = [
+            _queries(row, [(i, requests[i]) for i in indices]) for row, indices in by_row.items()
+        ]
+        width = 1 << (max(len(positions) for positions, _ in queries) - 1).bit_length()
+        pairs = list(zip(by_row, queries, strict=True))
+        for first in range(0, len(pairs), rows):
+            yield _batch(pairs[first : first + rows], (rows, length, width))
 
 
 def answers(batch: Batch, log_p: Any, best: Any) -> Iterator[tuple[int, Answer]]:
-    """Each request's index and answer: of log p(target) and whether it is the best, [B, Q]."""
-    for index, row, part in batch.asked:
+    """Yields the index and the answer of each request of a batch.
+
+    `log_p` are log p(target), `best` whether the target is the most likely token, both [B, Q].
+    """
+    for index, row, part in batch.requests:
         total = float(np.sum(log_p[row, part], dtype=np.float64))
         yield index, Answer(total, bool(np.all(best[row, part])))
 
 
-def prompts(contexts: Sequence[Sequence[int]], rows: int, most: int) -> tuple[Any, Any]:
-    """Contexts as padded rows [rows, T] and their lengths; rows that are too many are of token 0.
+def prompts(contexts: Sequence[Sequence[int]], rows: int, most: int = 0) -> tuple[Any, Any]:
+    """Returns contexts as rows [rows, T], and their lengths; unused rows are zeros.
+
+    T is the longest length, `padded` to at most `most`.
 
     Raises ValueError for an empty context.
     """
@@ -98,23 +108,23 @@ def _row(request: Request, reach: int) -> tuple[int, ...]:
 def _queries(
     row: tuple[int, ...], requests: Iterable[tuple[int, Request]]
 ) -> tuple[dict[tuple[int, int], int], list[tuple[int, list[int]]]]:
-    """Positions with targets, each once, and for each request which of them it asks for."""
+    """Returns the queries of a row, (position, target), each once, and those of each request."""
     queries: dict[tuple[int, int], int] = {}
-    asked = []
+    by_request = []
     for index, (_, continuation) in requests:
-        first = len(row) - len(continuation)
-        wanted = enumerate(continuation, start=first)
-        asked.append((index, [queries.setdefault(query, len(queries)) for query in wanted]))
-    return queries, asked
+        pairs = enumerate(continuation, start=len(row) - len(continuation))
+        by_request.append((index, [queries.setdefault(query, len(queries)) for query in pairs]))
+    return queries, by_request
 
 
-def _batch(found: Sequence[tuple[Any, Any]], shape: tuple[int, int, int]) -> Batch:
+def _batch(rows_and_queries: Sequence[tuple[Any, Any]], shape: tuple[int, int, int]) -> Batch:
+    """Returns rows with their queries as arrays; `shape` is B, T, Q."""
     rows, length, width = shape
     tokens = np.zeros((rows, length), np.int32)
     positions, targets = np.zeros((2, rows, width), np.int32)
-    asked = []
-    for i, (row, (queries, wanted)) in enumerate(found):
+    requests = []
+    for i, (row, (queries, by_request)) in enumerate(rows_and_queries):
         tokens[i, : len(row)] = row
         positions[i, : len(queries)], targets[i, : len(queries)] = zip(*queries, strict=True)
-        asked += [(index, i, part) for index, part in wanted]
-    return Batch(tokens, positions, targets, asked)
+        requests += [(index, i, part) for index, part in by_request]
+    return Batch(tokens, positions, targets, requests)

@@ -1,6 +1,6 @@
-"""ROUGE-L of what a model writes: the longest common subsequence of words with a reference.
+"""ROUGE-L: the longest common subsequence of words of a text and a reference.
 
-By the package `rouge-score`, the extra `undo-jax[rouge]`, with its Porter stemmer.
+It is computed by the package `rouge-score`, extra `undo-jax[rouge]`, with its Porter stemmer.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def scorer() -> Any:
-    """Its scorer. Raises ModuleNotFoundError, in one line, where the package is not installed."""
+    """Returns the package's scorer. Raises ModuleNotFoundError where it is not installed."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as error:
@@ -23,7 +23,7 @@ def scorer() -> Any:
 def rouge_l(
     references: Sequence[str], texts: Sequence[str], kind: Literal["recall", "fmeasure"] = "recall"
 ) -> float:
-    """Mean over texts of their ROUGE-L recall, or F1."""
-    judge = scorer()
+    """Returns the mean ROUGE-L recall, or F1, over texts."""
+    score = scorer().score
     pairs = zip(references, texts, strict=True)
-    return float(np.mean([getattr(judge.score(*pair)["rougeL"], kind) for pair in pairs]))
+    return float(np.mean([getattr(score(*pair)["rougeL"], kind) for pair in pairs]))

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.checks import check_distinct, check_function
 from undo_jax.setting import Setting, check_score_names
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.types import LM, Params
 
 REAL = (np.bool_, np.integer, np.floating)  # types of numbers that a score may have
@@ -109,7 +109,7 @@ def check_scores(scores: Sequence[Score]) -> None:
         raise ValueError(f"scores={scores!r}: give a tuple of functions, e.g. (cross_entropy,)")
     for score in scores:
         check_function("score", score, "lm", "params", "setting")
-        plain(score)
+        to_json(score)
     check_distinct("scores", [score_name(score) for score in scores])
 
 

@@ -1,7 +1,7 @@
-"""A model on the devices of all processes that answers what process 0 asks.
+"""A model on the devices of all processes, which answers requests of process 0.
 
-Process 0 knows the questions. It sends each as arrays to the others, which `follow`, so that all
-run the same program.
+Process 0 sends the arrays of each request to the other processes, which `follow`, so that all run
+the same program.
 """
 
 import itertools
@@ -18,14 +18,14 @@ from jaxtyping import Array, Bool, Float, Int
 from undo_jax.evals import generate
 from undo_jax.evals.generate import WHOLE, Writing
 from undo_jax.ops import head
-from undo_jax.runtime import process_watch
-from undo_jax.runtime.mesh import BATCH, parts
-from undo_jax.runtime.sharding import BY_ROWS, place
+from undo_jax.runtime import processes
+from undo_jax.runtime.mesh import BATCH, shard_count
+from undo_jax.runtime.sharding import BY_ROWS, constrain
 from undo_jax.types import LM, Params, used
 
 KINDS = "end", "score", "begin", "advance"
-MOST = 4  # arrays of a question
-PART = 32  # tokens that are written until the next look at the texts
+MOST = 4  # arrays of a request
+PART = 32  # tokens that are written before texts are checked for their end
 
 
 @partial(jax.jit, static_argnames=("lm",))
@@ -36,13 +36,13 @@ def score(
     positions: Int[Array, "B Q"],
     targets: Int[Array, "B Q"],
 ) -> tuple[Float[Array, "B Q"], Bool[Array, "B Q"]]:
-    """log p(target) after the token at each position, and whether no other is more likely."""
-    hidden = lm.hidden(params, place(tokens, BY_ROWS))
+    """Returns log p(target) after the token at each position, and whether it is the likeliest."""
+    hidden = lm.hidden(params, constrain(tokens, BY_ROWS))
     hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-    table, words = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
-    log_p = head.log_probabilities(hidden, table, targets, **words)
-    best = head.greedy(hidden, table, **words) == targets
-    return place((log_p, best), WHOLE)
+    table, options = lm.table(params), {"softcap": lm.softcap, "used": used(lm)}
+    log_p = head.log_probabilities(hidden, table, targets, **options)
+    best = head.greedy(hidden, table, **options) == targets
+    return constrain((log_p, best), WHOLE)
 
 
 @partial(jax.jit, static_argnames=("lm", "new_tokens"))
@@ -62,27 +62,30 @@ def advance(
     stop: Any,
     ended: Any,
 ) -> tuple[Writing, Any]:
-    """See `evals.generate`; rows that have `ended` end. Also what is written, and which end."""
+    """Writes the next tokens, see `evals.generate`; rows flagged in `ended` stop.
+
+    Returns the state, the tokens written so far, and which rows have ended.
+    """
     state = state._replace(ended=state.ended | ended)
     state = generate.advance(lm, params, state, key, until, temperature=temperature, stop=stop)
-    return state, place((state.written, state.ended), WHOLE)
+    return state, constrain((state.written, state.ended), WHOLE)
 
 
 class Served:
-    """Parameters, `lm.rounded`, sharded over a mesh; process 0 asks, and the others follow."""
+    """A model whose rounded parameters are sharded over a mesh: process 0 asks, others follow."""
 
     def __init__(self, lm: LM, params: Params, mesh: Mesh):
         self.lm, self.params, self.mesh = lm, params, mesh
-        self._writing: Any = None  # what `begin` has been given and made
+        self._writing: Any = None  # arguments and state of the generation that `begin` started
 
-    def rows(self, wanted: int) -> int:
-        """The number of rows of a batch: at least `wanted`, and what the mesh splits evenly."""
-        shards = parts(*BATCH, mesh=self.mesh)
-        return -(-wanted // shards) * shards
+    def rows(self, least: int) -> int:
+        """Returns the number of rows of a batch: at least `least`, and split evenly by the mesh."""
+        shards = shard_count(*BATCH, mesh=self.mesh)
+        return -(-least // shards) * shards
 
     def score(self, tokens: Any, positions: Any, targets: Any) -> tuple[Any, Any]:
-        """On process 0: see `score`."""
-        return self._ask("score", tokens, positions, targets)
+        """Scores rows, see `score`. For process 0."""
+        return self._request("score", tokens, positions, targets)
 
     def write(
         self,
@@ -95,17 +98,17 @@ class Served:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[list[int]]:
-        """On process 0: what follows each prompt, without the token of `stop` that ends it.
+        """Returns the continuation of each prompt, without the `stop` token. For process 0.
 
-        Of a row for which `enough(row, tokens)` no more is written. The rows must be as many as
-        `rows` says.
+        A row stops when `enough(row, tokens)` is true. The number of rows must be one that `rows`
+        returns.
         """
         numbers = [new_tokens, seed, np.float32(temperature).view(np.int32)]
-        self._ask("begin", prompts, lengths, np.ravel(stop), numbers)
+        self._request("begin", prompts, lengths, np.ravel(stop), numbers)
         ended, texts = np.zeros(len(prompts), np.int32), []
         for first in range(0, new_tokens, PART):
             until = min(first + PART, new_tokens)
-            written, stopped = self._ask("advance", ended, [until])
+            written, stopped = self._request("advance", ended, [until])
             texts = [_before(row[:until].tolist(), stop) for row in written]
             ended = np.array([enough(i, text) for i, text in enumerate(texts)], np.int32)
             if np.all(stopped | (ended > 0)):
@@ -114,50 +117,51 @@ class Served:
         return texts
 
     def end(self) -> None:
-        """On process 0: there is nothing more to ask."""
-        self._tell("end", [])
+        """Ends the loops of the other processes. For process 0."""
+        self._send("end", [])
 
     def follow(self) -> None:
-        """On the others: take part in what process 0 asks, until it ends."""
-        while (heard := self._hear())[0] != "end":
-            self._do(*heard)
+        """Takes part in the requests of process 0 until it ends. For the other processes."""
+        while (request := self._receive())[0] != "end":
+            self._run(*request)
 
-    def _ask(self, kind: str, *arrays: Any) -> Any:
+    def _request(self, kind: str, *arrays: Any) -> Any:
         whole = [np.asarray(array, np.int32) for array in arrays]
-        self._tell(kind, whole)
-        return self._do(kind, whole)
+        self._send(kind, whole)
+        return self._run(kind, whole)
 
-    def _do(self, kind: str, arrays: Sequence[Any]) -> Any:
+    def _run(self, kind: str, arrays: Sequence[Any]) -> Any:
         with jax.set_mesh(self.mesh):
             if kind == "score":
                 return jax.tree.map(np.asarray, score(self.lm, self.params, *arrays))
             if kind == "begin":
                 prompts, lengths, stop, (new_tokens, seed, temperature) = arrays
                 state = begin(self.lm, self.params, prompts, lengths, stop, int(new_tokens))
-                how = jax.random.key(seed), np.int32(temperature).view(np.float32), stop
-                self._writing = how, state
+                temperature = np.int32(temperature).view(np.float32)
+                self._writing = state, jax.random.key(seed), temperature, stop
                 return None
-            (key, temperature, stop), state = self._writing
+            state, key, temperature, stop = self._writing
             ended, (until,) = arrays
-            state, told = advance(
+            state, written = advance(
                 self.lm, self.params, state, key, until, temperature, stop, ended > 0
             )
-            self._writing = (key, temperature, stop), state
-            return jax.tree.map(np.asarray, told)
+            self._writing = state, key, temperature, stop
+            return jax.tree.map(np.asarray, written)
 
-    def _tell(self, kind: str, arrays: Sequence[Any]) -> None:
-        """What the others hear: the kind and the arrays' shapes, and then the arrays."""
+    def _send(self, kind: str, arrays: Sequence[Any]) -> None:
+        """Sends the kind of a request and the shapes of its arrays, and then the arrays."""
         shapes = np.zeros((MOST + 1, 2), np.int32)
         shapes[0] = KINDS.index(kind), len(arrays)
         for shape, array in zip(shapes[1:], arrays, strict=False):
             shape[:] = (array.shape + (-1,))[:2]
         for array in (shapes, *arrays):
-            process_watch.agreed(array)
+            processes.agree_on(array)
 
-    def _hear(self) -> tuple[str, list[Any]]:
-        (kind, count), *shapes = process_watch.agreed(np.zeros((MOST + 1, 2), np.int32)).tolist()
+    def _receive(self) -> tuple[str, list[Any]]:
+        """Receives what `_send` sends."""
+        (kind, count), *shapes = processes.agree_on(np.zeros((MOST + 1, 2), np.int32)).tolist()
         sizes = [[size for size in shape if size >= 0] for shape in shapes[:count]]
-        return KINDS[kind], [process_watch.agreed(np.zeros(size, np.int32)) for size in sizes]
+        return KINDS[kind], [processes.agree_on(np.zeros(size, np.int32)) for size in sizes]
 
 
 def _before(tokens: list[int], stop: Any) -> list[int]:

@@ -1,6 +1,6 @@
-"""How near an unlearned model is to the oracle, by the measures of TOFU and MUSE.
+"""Aggregate metrics of TOFU and MUSE, which compare an unlearned model with the oracle.
 
-Each takes one number a text, of `evals.memorisation` or of whole benchmarks.
+Their inputs are one number per text, from `evals.memorisation`, or scores of whole benchmarks.
 """
 
 import math
@@ -11,46 +11,46 @@ import numpy as np
 from scipy import stats
 
 NINE = [
-    f"{part}/{what}"
+    f"{part}/{metric}"
     for part in ("retain", "real_authors", "world_facts")
-    for what in ("probability", "rouge", "truth_ratio")
+    for metric in ("probability", "rouge", "truth_ratio")
 ]
-FLOOR = 1e-12  # of 1 − AUC, which PrivLeak divides by
+FLOOR = 1e-12  # lower bound of 1 − AUC, which PrivLeak divides by
 
 
-def unless_diverged(measure: Callable[..., float], *given: Any) -> float:
-    """`measure(*given)`, or nan where a number of what is given is none: the model has diverged."""
-    known = all(np.all(np.isfinite(np.asarray(one, np.float64))) for one in given)
-    return measure(*given) if known else math.nan
+def unless_diverged(measure: Callable[..., float], *inputs: Any) -> float:
+    """Returns `measure(*inputs)`, or nan if an input is not finite (the model has diverged)."""
+    finite = all(np.all(np.isfinite(np.asarray(values, np.float64))) for values in inputs)
+    return measure(*inputs) if finite else math.nan
 
 
 def forget_quality(truth_ratios: Sequence[float], oracles: Sequence[float]) -> float:
-    """The p-value of a two-sample Kolmogorov–Smirnov test (TOFU, Maini et al., 2401.06121, eq. 2).
+    """Returns the p-value of a two-sample Kolmogorov–Smirnov test (TOFU, 2401.06121, eq. 2).
 
-    Raises ValueError where a model has no truth ratios, or one that is no number.
+    Raises ValueError where a model has no truth ratios, or one that is not finite.
     """
     for name, values in (("the model", truth_ratios), ("the oracle", oracles)):
         if not len(values) or not np.all(np.isfinite(values)):
             raise ValueError(f"the truth ratios of {name} are not all numbers: {values!r}")
-    found: Any = stats.ks_2samp(truth_ratios, oracles)
-    return float(found.pvalue)
+    test: Any = stats.ks_2samp(truth_ratios, oracles)
+    return float(test.pvalue)
 
 
-def forgotten(truth_ratios: Sequence[float]) -> float:
-    """The mean of min(r, 1/r) over the forget set: 1 where right and wrong are as likely."""
+def truth_ratio_forget(truth_ratios: Sequence[float]) -> float:
+    """Returns the mean of min(r, 1/r) over the forget set: 1 if right and wrong are as likely."""
     ratios = np.maximum(truth_ratios, np.finfo(float).tiny)
     return float(np.mean(np.minimum(ratios, 1 / ratios)))
 
 
-def kept(truth_ratios: Sequence[float]) -> float:
-    """The mean of max(0, 1 − r) over what is retained: 1 where wrong answers have no mass."""
+def truth_ratio_retain(truth_ratios: Sequence[float]) -> float:
+    """Returns the mean of max(0, 1 − r) over a retained set: 1 if wrong answers have no mass."""
     return float(np.mean(np.maximum(0.0, 1.0 - np.asarray(truth_ratios))))
 
 
 def model_utility(scores: Mapping[str, float]) -> float:
-    """The harmonic mean of TOFU's nine numbers, by the names of `NINE`; 0 if one of them is.
+    """Returns the harmonic mean of the scores named in `NINE`; 0 if one of them is 0.
 
-    Raises ValueError where one is missing or below 0.
+    Raises ValueError where a score is missing or below 0.
     """
     missing = [name for name in NINE if not scores.get(name, -1.0) >= 0]
     if missing:
@@ -58,22 +58,21 @@ def model_utility(scores: Mapping[str, float]) -> float:
     return float(stats.hmean([scores[name] for name in NINE]))
 
 
-def area_under_curve(members: Sequence[float], others: Sequence[float]) -> float:
-    """P(a member's score < another's), equal ones a half: the AUC of a membership attack.
+def area_under_curve(members: Sequence[float], nonmembers: Sequence[float]) -> float:
+    """Returns the AUC of a membership attack: P(score of a member < score of a nonmember).
 
-    Scores are lower in texts that were trained, as those of `evals.memorisation`. Raises ValueError
-    where one side is empty.
+    Ties count a half. Raises ValueError where one side is empty.
     """
-    if not len(members) or not len(others):
-        raise ValueError("members and others: give one score at least of each")
-    above = stats.mannwhitneyu(others, members).statistic
-    return float(above / (len(members) * len(others)))
+    if not len(members) or not len(nonmembers):
+        raise ValueError("members and nonmembers: give at least one score of each")
+    above = stats.mannwhitneyu(nonmembers, members).statistic
+    return float(above / (len(members) * len(nonmembers)))
 
 
 def privacy_leak(area: float, oracles: float = 0.5) -> float:
-    """PrivLeak in percent: 0 as the oracle; below: the texts look trained, as before unlearning.
+    """Returns PrivLeak in percent: 0 for the oracle, below 0 if texts look like training data.
 
-    100 · (AUC_oracle − AUC) / (1 − AUC_oracle) (MUSE, Shi et al., 2407.06460, section 3).
+    It is 100 · (AUC_oracle − AUC) / (1 − AUC_oracle) (MUSE, Shi et al., 2407.06460, section 3).
     """
     for name, value in (("area", area), ("oracles", oracles)):
         if not 0 <= value <= 1:

@@ -1,4 +1,4 @@
-"""What a model says of each token of given texts: the numbers that metrics of texts are made of."""
+"""Statistics of a model's prediction of each token, from which text metrics are computed."""
 
 from typing import NamedTuple
 
@@ -9,34 +9,38 @@ from jaxtyping import Array, Bool, Float
 from undo_jax.ops import head
 from undo_jax.ops.head_losses import Axes, log_softmax, total
 from undo_jax.ops.head_split import after
-from undo_jax.runtime.collectives import first_of
+from undo_jax.runtime.collectives import shard_offset
 from undo_jax.types import LM, Params, Rows, used
 
 
-class Told(NamedTuple):
-    """Of each target, given what precedes it in its row."""
+class TokenStats(NamedTuple):
+    """Statistics of the prediction of each target from the tokens before it in its row."""
 
     log_p: Float[Array, "B T"]
-    likeliest: Bool[Array, "B T"]  # whether it is the argmax; the first of equals
+    likeliest: Bool[Array, "B T"]  # whether the target is the argmax, the first of equals
     mean: Float[Array, "B T"]  # Σ_v p_v log p_v
-    deviation: Float[Array, "B T"]  # of log p_v, with v drawn from p
+    deviation: Float[Array, "B T"]  # standard deviation of log p_v, with v drawn from p
 
 
-def told(lm: LM, params: Params, rows: Rows) -> Told:
-    """Jitted by who calls it; weights are not read. A chunk's logits are computed once."""
+def compute_token_stats(lm: LM, params: Params, rows: Rows) -> TokenStats:
+    """Computes the statistics of all targets of `rows`, whose weights are not read.
+
+    The caller jits it. The logits of a chunk are computed once.
+    """
     hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    words = {"softcap": lm.softcap, "used": used(lm)}
-    return head.read(_of_chunk, hidden, table, **words, tokens=rows.targets)
+    return head.read(_chunk_stats, hidden, table, lm.softcap, tokens=rows.targets, used=used(lm))
 
 
-def _of_chunk(z: Array, targets: Array, axes: Axes) -> Told:
-    """Of logits z, [B, T, V], of which a device may have a shard."""
+def _chunk_stats(z: Array, targets: Array, axes: Axes) -> TokenStats:
+    """Computes the statistics from logits z, [B, T, V], of which a device may have a shard."""
     likeliest = head.best(z, axes) == targets
     log_p = log_softmax(after(z, likeliest), axes)
-    own = jax.nn.one_hot(targets - first_of(z.shape[-1], *axes), z.shape[-1], dtype=bool)
+    is_target = jax.nn.one_hot(targets - shard_offset(z.shape[-1], *axes), z.shape[-1], dtype=bool)
     p = jnp.exp(log_p)
-    sums = jnp.stack([jnp.where(own, log_p, 0.0), p * log_p])
-    of_target, mean = total(sums, axes)
-    away = jnp.where(p > 0, log_p - mean[..., None], 0.0)  # log p of padding has no square
+    sums = jnp.stack([jnp.where(is_target, log_p, 0.0), p * log_p])
+    target_log_p, mean = total(sums, axes)
+    away = jnp.where(
+        p > 0, log_p - mean[..., None], 0.0
+    )  # log p of padding is not finite when squared
     variance = total(p * away**2, axes)
-    return Told(of_target, likeliest, mean, jnp.sqrt(variance))
+    return TokenStats(target_log_p, likeliest, mean, jnp.sqrt(variance))

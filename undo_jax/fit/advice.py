@@ -15,9 +15,9 @@ from undo_jax.fit.step import (
     suggestion,
 )
 from undo_jax.models.architecture import REMAT
-from undo_jax.runtime.device_memory import text as memory
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import MeshShape
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.training.train_spec import TrainSpec
 
 
@@ -48,7 +48,7 @@ def check(work: TrainSpec, mesh: Mesh, names: Names) -> None:
         )
     for lm in (work.lm, *work.refs.values()):
         try:
-            placement(lm, mesh)
+            param_shardings(lm, mesh)
         except ValueError as error:
             if "mesh axis" not in str(error):
                 raise
@@ -75,8 +75,9 @@ def advice(names: Names, work: TrainSpec, place: Slice, mesh: Mesh, step: Step) 
     if roomier := chips.roomier(place):
         changes.append(f"chips with more memory ({', '.join(roomier)})")
     return (
-        f"this step needs {memory(total)} a chip and {place} has {memory(chip.hbm)}, "
-        f"{memory(total - chip.hbm)} too little: try {' or '.join(changes) or 'a smaller model'}"
+        f"this step needs {format_bytes(total)} a chip and {place} has {format_bytes(chip.hbm)}, "
+        f"{format_bytes(total - chip.hbm)} too little: try "
+        f"{' or '.join(changes) or 'a smaller model'}"
     )
 
 

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from undo_jax.fit import chips, least
 from undo_jax.runtime.mesh import check_batch
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.training import programs
 from undo_jax.training.meter import LOG_EVERY
 from undo_jax.training.train_spec import TrainSpec
@@ -122,26 +121,6 @@ def measure(
     return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
 
 
-def measure_evaluation(work: TrainSpec, evaluate: Any, eval_data: Any, mesh: Mesh) -> Speed:
-    """Evaluate one fresh model for each group of the `sweep` axis, all side by side.
-
-    `evaluate` and `eval_data` are the setting's, see `undo_jax.setting.Setting`.
-    """
-    members, everywhere = mesh.shape["sweep"], NamedSharding(mesh, P())
-    with jax.set_mesh(mesh):
-        how = work.lm, work.loss, work.training, {}, mesh, members, work.trains
-        params = _start(programs.build(*how), work, mesh, members).params
-        score = programs.over_members(lambda one, given: evaluate(work.lm, one, given), mesh)
-        started = time.perf_counter()
-        score = programs.jit_on(mesh)(score, out_shardings=everywhere).lower(params, eval_data)
-        score, compiled = score.compile(), time.perf_counter()
-        jax.block_until_ready(score(params, eval_data))
-        warm = time.perf_counter()
-        jax.block_until_ready(score(params, eval_data))
-        seconds = time.perf_counter() - warm
-    return Speed(compiled - started, seconds, [seconds], _peak_bytes(mesh))
-
-
 def split(work: TrainSpec, devices: int, weak: bool, base: int) -> TrainSpec:
     """The work for `devices` devices; weak scaling keeps rows per device as with `base` devices."""
     rows = work.training.batch_size * devices // base if weak else work.training.batch_size
@@ -178,7 +157,7 @@ def _shared(like: Any, work: TrainSpec, mesh: Mesh) -> Any:
 
 
 def _fresh(lm: LM, mesh: Mesh) -> Any:
-    return jax.jit(lm.init, out_shardings=placement(lm, mesh))(jax.random.key(0))
+    return jax.jit(lm.init, out_shardings=param_shardings(lm, mesh))(jax.random.key(0))
 
 
 def _peak_bytes(mesh: Mesh) -> float | None:

@@ -11,8 +11,8 @@ from undo_jax.fit.chips import Slice
 from undo_jax.fit.overlap import overlap
 from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Step, rows_per_chip, rows_per_shard
-from undo_jax.logs.log import brief, short
-from undo_jax.runtime.device_memory import text as memory
+from undo_jax.logs.log import format_number, format_seconds
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.training.train_spec import TrainSpec
 
 
@@ -56,7 +56,7 @@ def describe(work: TrainSpec, place: Slice, mesh: Mesh, step: Step) -> dict[str,
 def table(facts: Mapping[str, Any]) -> str:
     """What `describe` found, in 80 columns."""
     sizes = facts["hbm"]
-    hbm = {name: memory(abs(size)) for name, size in sizes.items()}
+    hbm = {name: format_bytes(abs(size)) for name, size in sizes.items()}
     mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items()) or "of one chip"
     verdict = "fits" if facts["fits"] else "DOES NOT FIT"
     lines = [
@@ -78,22 +78,24 @@ def table(facts: Mapping[str, Any]) -> str:
         lines.append(f"  in VMEM       {hbm['shared']}: alive as well, but not in HBM")
     if not facts["fits"]:
         return "\n".join(lines)
-    seconds = {name: f"{brief(value):>8}" for name, value in facts["seconds"].items()}
+    seconds = {name: f"{format_seconds(value):>8}" for name, value in facts["seconds"].items()}
     received, hidden = facts["collective_bytes"], facts["hidden_bytes"]
     beside = {
-        kind: f", {short(size)}B of it beside products" for kind, size in hidden.items() if size
+        kind: f", {format_number(size)}B of it beside products"
+        for kind, size in hidden.items()
+        if size
     }
     names = [f"{name:<14}" for name in chips.find(facts["topology"]).chip.parts]
     lines += [
         "A step, at the chip's peak",
-        f"  {names[0]}{seconds['mxu']}   {short(facts['flops'])} FLOPs",
-        f"  {names[1]}{seconds['hbm']}   {short(facts['memory_bytes'])}B read or written",
-        f"  {names[2]}{seconds['ici']}   {short(sum(received.values()))}B received",
-        *(f"    {k:<23}{short(received[k])}B{beside.get(k, '')}" for k in sorted(received)),
-        f"bound by {facts['bound']}: at most {short(facts['tokens_per_second'])} tokens/s",
+        f"  {names[0]}{seconds['mxu']}   {format_number(facts['flops'])} FLOPs",
+        f"  {names[1]}{seconds['hbm']}   {format_number(facts['memory_bytes'])}B read or written",
+        f"  {names[2]}{seconds['ici']}   {format_number(sum(received.values()))}B received",
+        *(f"    {k:<23}{format_number(received[k])}B{beside.get(k, '')}" for k in sorted(received)),
+        f"bound by {facts['bound']}: at most {format_number(facts['tokens_per_second'])} tokens/s",
     ]
     if cached := facts["cached_teacher"]:
-        read = short(cached["bytes_per_token"])
+        read = format_number(cached["bytes_per_token"])
         lines.append(
             f"--cache-teachers: {cached['flops']:.0%} of the FLOPs, {read}B a token stored and read"
         )
@@ -114,7 +116,7 @@ def rows(facts: Mapping[str, Any]) -> str:
     said = f"{facts['rows']} rows of {facts['row_length']} tokens"
     if facts["members"] > 1:
         said = f"{facts['members']} models, each on {said}"
-    share = [f"{short(facts['rows_per_chip'])} a chip"]
+    share = [f"{format_number(facts['rows_per_chip'])} a chip"]
     if sharing := facts["mesh"].get("tensor"):
         share.append(f"{sharing} chips share {facts['rows_per_shard']}")
     if facts["accumulation"] > 1:

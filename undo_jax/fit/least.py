@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.training import optim
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.types import (
@@ -35,12 +35,12 @@ def check_memory(
     """
     model_bytes, batch_bytes = least_memory(spec, mesh)
     if available is None:
-        available = device_memory.of_device(mesh)
+        available = device_memory.device_bytes(mesh)
     if model_bytes > batch_bytes:
         cause = f"a model of {_sizes(spec.lm)}"
     else:
         cause = f"{rows}={spec.training.batch_size} rows of {spec.row_length} tokens"
-    device_memory.check(cause, model_bytes + batch_bytes, available, "each device's memory")
+    device_memory.check_fits(cause, model_bytes + batch_bytes, available, "each device's memory")
 
 
 def least_memory(spec: TrainSpec, mesh: Mesh) -> tuple[float, float]:
@@ -57,7 +57,7 @@ def least_memory(spec: TrainSpec, mesh: Mesh) -> tuple[float, float]:
         leaves = jax.tree.leaves(rounded_shapes(lm))
         model_bytes += sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
-    rows = -(-training.batch_size // parts(*BATCH, mesh=mesh))
+    rows = -(-training.batch_size // shard_count(*BATCH, mesh=mesh))
     token_bytes = INT32 * rows * (spec.row_length + 1) * len(spec.streams)
     rows_at_once = -(-rows // training.accumulation)
     layers = spec.lm.layers if runs_every_layer(spec.loss) else 1

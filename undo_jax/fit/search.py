@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from undo_jax.fit.step import Step
 from undo_jax.models.architecture import REMAT
-from undo_jax.runtime.mesh import BATCH, parts
+from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.training.train_spec import TrainSpec
 
 MOST = 64  # rows per chip at once, at most
@@ -100,7 +100,7 @@ def _between(best: Variant, worst: Variant, room: float | None) -> int:
 
 def variant(work: TrainSpec, mesh: Mesh, remat: str, rows: int) -> TrainSpec:
     """The same work with a remat policy and `rows` rows per chip at once."""
-    batch = rows * parts(*BATCH, mesh=mesh) * work.training.accumulation
+    batch = rows * shard_count(*BATCH, mesh=mesh) * work.training.accumulation
     lm: Any = work.lm
     lm = replace(lm, remat=remat) if hasattr(lm, "remat") else lm
     return replace(work, lm=lm, training=replace(work.training, batch_size=batch))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from undo_jax import losses
 from undo_jax.fit import chips, costs
 from undo_jax.fit.chips import Slice
-from undo_jax.runtime.mesh import BATCH, MeshShape, check_batch, make_mesh, parts
+from undo_jax.runtime.mesh import BATCH, MeshShape, check_batch, make_mesh, shard_count
 from undo_jax.training import programs
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import Training
@@ -218,12 +218,12 @@ def compile_step(work: TrainSpec, mesh: Mesh, options: Mapping[str, Any] | None 
 
 def rows_per_shard(training: Training, mesh: Mesh) -> int:
     """Rows of a batch that the chips along `tensor` share."""
-    return training.batch_size // parts(*BATCH, mesh=mesh)
+    return training.batch_size // shard_count(*BATCH, mesh=mesh)
 
 
 def rows_per_chip(training: Training, mesh: Mesh) -> float:
     """One chip's share of a step, in rows: less than one where chips along `tensor` share few."""
-    rows, sharing = rows_per_shard(training, mesh), parts("tensor", mesh=mesh)
+    rows, sharing = rows_per_shard(training, mesh), shard_count("tensor", mesh=mesh)
     return rows / sharing if rows % sharing else rows // sharing
 
 

@@ -15,7 +15,7 @@ from etils import epath
 
 from undo_jax.data.tokenizer_files import describe
 from undo_jax.graph.recipe import Recipe
-from undo_jax.store.artifacts import Artifact, plain, unstated
+from undo_jax.store.artifacts import Artifact, omitted_defaults, to_json
 from undo_jax.types import LM, Key
 
 NOT_IN_CONFIG = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
@@ -158,11 +158,11 @@ def differences(lm: LM, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     Returns:
         Names of fields, with their values in `lm`.
     """
-    defaults = unstated(lm)
+    defaults = omitted_defaults(lm)
     model: Any = lm
     ignored = {f.name for f in fields(model) if not f.metadata.get("affects_values", True)}
     return [
         (name, value)
-        for name, value in {**defaults, **plain(lm)}.items()
+        for name, value in {**defaults, **to_json(lm)}.items()
         if name not in ignored and config.get(name, defaults.get(name, value)) != value
     ]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from undo_jax.graph.recipe import TrainedRecipe
-from undo_jax.store.artifacts import plain
+from undo_jax.store.artifacts import to_json
 from undo_jax.training import optim
 from undo_jax.training.batch_shapes import packed_like
 from undo_jax.training.train_spec import TrainSpec
@@ -127,7 +127,7 @@ def traceable_kwargs(recipe: TrainedRecipe) -> dict[str, float]:
     if not floats:
         return {}
     template = partial(loss, **dict.fromkeys(floats, VARIES))
-    signature = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(plain(template))
+    signature = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(to_json(template))
     if signature not in _IS_TRACEABLE:
         try:
             traced_loss(replace(train_spec(recipe, _SHORT_ROWS), loss=loss), tuple(floats))
@@ -149,9 +149,9 @@ def group_key(recipe: TrainedRecipe, row_format: RowFormat = _SHORT_ROWS) -> str
     loss = partial(recipe.loss, **dict.fromkeys(varying, VARIES)) if varying else recipe.loss
     spec = train_spec(recipe, row_format)
     parts = {
-        **{field.name: plain(getattr(spec, field.name)) for field in fields(spec)},
-        "loss": plain(loss),
+        **{field.name: to_json(getattr(spec, field.name)) for field in fields(spec)},
+        "loss": to_json(loss),
         "kind": recipe.kind,
-        "training": plain(rateless),
+        "training": to_json(rateless),
     }
     return json.dumps(parts, sort_keys=True)

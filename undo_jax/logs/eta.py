@@ -1,4 +1,4 @@
-"""The time of work under way: what is left of it, and a line every so often."""
+"""The remaining time of a training, and lines printed at intervals."""
 
 import threading
 from collections import deque
@@ -8,22 +8,27 @@ from contextlib import contextmanager
 RECENT = 60.0  # seconds; a rate is that of the last minute, or of the last two records
 
 
-def seconds_left(seen: deque[tuple[float, int]], total: int) -> float | None:
-    """Seconds until `total` steps are done, at the recent rate; None before there is one.
+def estimate_seconds_left(records: deque[tuple[float, int]], total: int) -> float | None:
+    """Estimates the seconds until `total` steps are done, at the recent rate.
 
-    `seen` has the time and the steps done of each record, the first one after compilation. Records
-    that are no longer needed are dropped from it.
+    Args:
+        records: the time and the steps done of each record, the first one after compilation.
+            Records that are no longer needed are dropped.
+        total: the number of steps.
+
+    Returns:
+        The seconds, None before there is a rate.
     """
-    while len(seen) > 2 and seen[1][0] <= seen[-1][0] - RECENT:
-        seen.popleft()
-    if len(seen) < 2 or seen[-1][1] == seen[0][1]:
+    while len(records) > 2 and records[1][0] <= records[-1][0] - RECENT:
+        records.popleft()
+    if len(records) < 2 or records[-1][1] == records[0][1]:
         return None
-    (began, first), (now, last) = seen[0], seen[-1]
-    return (total - last) * (now - began) / (last - first)
+    (first_time, first_step), (last_time, last_step) = records[0], records[-1]
+    return (total - last_step) * (last_time - first_time) / (last_step - first_step)
 
 
-def clock(seconds: float | None) -> str:
-    """Seconds as on a clock, e.g. 1:05 or 2:00:00; – for None."""
+def format_clock(seconds: float | None) -> str:
+    """Formats seconds as on a clock, e.g. 1:05 or 2:00:00; – for None."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -32,18 +37,18 @@ def clock(seconds: float | None) -> str:
 
 
 @contextmanager
-def every(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, `tell` is called every so many seconds, by a thread of its own."""
-    over = threading.Event()
+def call_every(seconds: float, function: Callable[[], None]) -> Iterator[None]:
+    """Calls a function every so many seconds while the block runs, in a thread of its own."""
+    finished = threading.Event()
 
-    def go_on() -> None:
-        while not over.wait(seconds):
-            tell()
+    def repeat() -> None:
+        while not finished.wait(seconds):
+            function()
 
-    thread = threading.Thread(target=go_on, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()

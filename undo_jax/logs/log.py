@@ -1,13 +1,12 @@
-"""Progress on the terminal while a stage trains, and its records, which sinks take."""
+"""Records of a training, which sinks take, and its progress on the terminal."""
 
-import inspect
 import json
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -16,109 +15,107 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
 
-from undo_jax.logs.eta import clock, every, seconds_left
+from undo_jax.logs.eta import call_every, estimate_seconds_left, format_clock
+from undo_jax.logs.sink import Sink, Tags, Target, Write, check_sink, open_sink
 
-HALF_MINUTE = 30.0  # seconds between two lines of what goes on, where there is no terminal
+INTERVAL = 30.0  # seconds between two lines of progress, where there is no terminal
 
 
-def print_nowhere(stream: TextIO) -> None:
-    """From here on, what is printed to the stream is lost, and no error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def discard_output(stream: TextIO) -> None:
+    """From here on discards what is printed to the stream, without an error."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Whoever reads no more of what is told does not stop what is told of."""
-        print_nowhere(sys.stderr if self.stderr else sys.stdout)
+        """Goes on if nobody reads the output any more."""
+        discard_output(sys.stderr if self.stderr else sys.stdout)
 
 
 # force_jupyter: bars need more than a notebook's output has
-console = _Console(stderr=True, markup=False, force_jupyter=False)  # what goes on
-results = _Console(markup=False, force_jupyter=False)  # what was asked for
+console = _Console(stderr=True, markup=False, force_jupyter=False)  # progress and messages
+results = _Console(markup=False, force_jupyter=False)  # the output of a command
 
 
-def on_terminal() -> bool:
-    """Whether what goes on is shown on a terminal, where bars move. Colours may be forced in CI."""
+def is_on_terminal() -> bool:
+    """Returns whether messages are shown on a terminal, where bars move; CI may force colours."""
     return console.is_interactive and console.file.isatty()
-
-
-Tags = Mapping[str, Any]  # fields of every record of one member, e.g. its learning rate
-Write = Callable[[Tags, Mapping[str, Any]], None]  # takes one record: its tags, its other fields
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """What a sink is opened for: one artifact in training."""
-
-    folder: epath.Path  # the artifact's; there is config.json, and nothing else
-    members: Sequence[Tags]  # of each that trains for it
-    experiment: str  # its name
-    training: str  # a name for this training alone, which it keeps when it goes on
-
-
-Sink = Callable[[Target], AbstractContextManager[Write]]
-GIVE = "give a context manager that yields write(tags, fields)"
 
 
 @dataclass(frozen=True)
 class Log:
-    """The open log of one training loop: for each member a target and tags. Only process 0 writes.
+    """The open log of one training loop. Only process 0 writes.
 
-    A member without a target is not recorded.
+    Args:
+        targets: a target and tags for each trial; a trial without a target is not recorded.
+        writes: the open sinks of each target.
+        bar: the progress bar.
+        task: the bar's only task.
     """
 
     targets: Sequence[tuple[Target | None, Tags]]
     writes: Mapping[Target, Sequence[Write]]
     bar: Progress
     task: TaskID
-    before: int = 0  # steps of loops before, where one bar is of several
-    history: list[tuple[int, str]] = field(default_factory=list, init=False)  # (member, record)
+    before: int = 0  # steps of earlier loops, if one bar shows several
+    history: list[tuple[int, str]] = field(default_factory=list, init=False)  # (trial, record)
     seen: deque[tuple[float, int]] = field(default_factory=deque, init=False)  # (time, steps)
 
     def record(self, member: int, **fields: Any) -> None:
-        """Give one record of a member to the sinks."""
+        """Gives one record of a trial to the sinks."""
         self._write(member, json.dumps({**fields, **self.targets[member][1]}))
 
     def replay(self, history: Sequence[tuple[int, str]]) -> None:
-        """Write what an interrupted log had recorded into this one, which has recorded nothing."""
+        """Writes the records of an interrupted log into this one, which has no records yet."""
         for member, record in history:
             self._write(member, record)
 
     def progress(self, step: int, loss: float, rate: float) -> None:
-        """Move the bar: steps done, mean training loss, tokens per second over all members."""
+        """Moves the bar.
+
+        Args:
+            step: steps done.
+            loss: mean training loss.
+            rate: tokens per second over all trials.
+        """
         done, total = self.before + step, self._shown.total
         self.seen.append((time.monotonic(), done))
-        left = clock(seconds_left(self.seen, int(total or 0)))
-        at, lost, speed = f"{done}/{total}", f"loss {loss:.4f}", f" {short(rate):>6} tok/s"
-        told = {"at": at, "loss": lost, "speed": speed, "left": f"eta {left}"}
-        self._update(done, told)
+        left = format_clock(estimate_seconds_left(self.seen, int(total or 0)))
+        self._update(
+            done,
+            at=f"{done}/{total}",
+            loss=f"loss {loss:.4f}",
+            speed=f" {format_number(rate):>6} tok/s",
+            left=f"eta {left}",
+        )
 
-    def ends(self, how: str) -> None:
-        """The bar is full; `how` says why, where that is before the last step."""
+    def ends(self, reason: str) -> None:
+        """Fills the bar; `reason` says why training ends, if it is before the last step."""
         total = self._shown.total
-        told = {"at": how, "speed": ""} if how else {"at": f"{total}/{total}"}
-        self._update(total, {**told, "left": ""})
+        ending = {"at": reason, "speed": ""} if reason else {"at": f"{total}/{total}"}
+        self._update(total, **ending, left="")
         if self.bar.disable:
-            self.tell("ends,")
+            self.print_progress("ends,")
 
-    def tell(self, what: str = "step") -> None:
-        """One line of how far it is."""
+    def print_progress(self, word: str = "step") -> None:
+        """Prints one line of progress."""
         shown = self._shown
-        told = " ".join("{at} {loss}{speed}".format(**shown.fields).split())
-        left = shown.fields["left"] or f"after {clock(shown.finished_time)}"
-        waits = time.monotonic() - self.seen[-1][0] if self.seen and shown.fields["left"] else 0.0
-        if waits > HALF_MINUTE:  # it evaluates, or compiles
-            left = f"last record {clock(waits)} ago"
-        self.say(f"{what} {told}, {left}")
+        status = " ".join("{at} {loss}{speed}".format(**shown.fields).split())
+        left = shown.fields["left"] or f"after {format_clock(shown.finished_time)}"
+        age = time.monotonic() - self.seen[-1][0] if self.seen and shown.fields["left"] else 0.0
+        if age > INTERVAL:  # it evaluates, or compiles
+            left = f"last record {format_clock(age)} ago"
+        self.say(f"{word} {status}, {left}")
 
-    def say(self, what: str) -> None:
-        """One line above the bar, or without one."""
+    def say(self, message: str) -> None:
+        """Prints one line above the bar, or without one."""
         if jax.process_index() == 0:
-            console.print(f"{self._shown.description}: {what}", highlight=False, soft_wrap=True)
+            line = f"{self._shown.description}: {message}"
+            console.print(line, highlight=False, soft_wrap=True)
 
-    def _update(self, done: float | None, fields: Any) -> None:
+    def _update(self, done: float | None, **fields: Any) -> None:
         self.bar.update(self.task, completed=done, **fields)
 
     @property
@@ -140,13 +137,23 @@ def open_log(
     steps: int,
     targets: Sequence[tuple[Target | None, Tags]],
     sinks: Iterable[Sink],
-    of: str = "",
-    interval: float = HALF_MINUTE,
+    model_names: str = "",
+    interval: float = INTERVAL,
 ) -> Iterator[Log]:
-    """A log for one training loop of `steps` steps; what sinks write is complete when it closes.
+    """Opens a log for one training loop; what sinks write is complete when it closes.
 
-    A terminal has a bar. Elsewhere lines say how far it is, at the start, every `interval` seconds
-    and at the end, with the models that it is `of`. Raises ValueError for what is no sink.
+    A terminal shows a bar. Elsewhere lines are printed at the start, at intervals and at the end.
+
+    Args:
+        title: what the bar or the lines begin with.
+        steps: the number of steps of the loop.
+        targets: a target and tags for each trial, see `Log`.
+        sinks: the sinks that take the records; duplicates are dropped.
+        model_names: the models that are trained, for the lines.
+        interval: seconds between two lines.
+
+    Raises:
+        ValueError: for a sink that is not one.
     """
     bar = Progress(  # narrower than 80 columns
         TextColumn("{task.description:<13}"),
@@ -155,106 +162,57 @@ def open_log(
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
         console=console,
-        disable=not on_terminal() or jax.process_index() != 0,
+        disable=not is_on_terminal() or jax.process_index() != 0,
     )
-    some = dict.fromkeys(t for t, _ in targets if t) if jax.process_index() == 0 else {}
-    sinks = list(sinks)
-    sinks = [sink for number, sink in enumerate(sinks) if sink not in sinks[:number]]
-    for sink in sinks:
-        check_sink(sink)
+    recorded = dict.fromkeys(t for t, _ in targets if t) if jax.process_index() == 0 else {}
+    distinct: list[Sink] = []
+    for sink in sinks:  # compared by equality: a sink may have no hash
+        if sink not in distinct:
+            check_sink(sink)
+            distinct.append(sink)
     with ExitStack() as stack:
-        writes = {t: [stack.enter_context(_opened(sink, t)) for sink in sinks] for t in some}
+        writes = {
+            target: [stack.enter_context(open_sink(sink, target)) for sink in distinct]
+            for target in recorded
+        }
         stack.enter_context(bar)
-        title = f"{title} ({of})" if of and bar.disable else title
-        begun: Any = {"at": f"0/{steps}", "loss": "", "speed": "", "left": "starting"}
-        log = Log(targets, writes, bar, bar.add_task(title, total=steps, **begun))
+        title = f"{title} ({model_names})" if model_names and bar.disable else title
+        fields: Any = {"at": f"0/{steps}", "loss": "", "speed": "", "left": "starting"}
+        log = Log(targets, writes, bar, bar.add_task(title, total=steps, **fields))
         if bar.disable:
             log.say(f"starts, {steps} steps")
-            stack.enter_context(every(interval, log.tell))
+            stack.enter_context(call_every(interval, log.print_progress))
         yield log
 
 
 @contextmanager
-def waiting(what: str, interval: float = HALF_MINUTE) -> Iterator[None]:
-    """While the block runs, a line on a terminal says for what and for how long.
+def show_waiting(reason: str, interval: float = INTERVAL) -> Iterator[None]:
+    """Shows on a terminal, while the block runs, for what and how long the user waits.
 
-    Elsewhere there is one every `interval` seconds.
+    Elsewhere a line is printed every `interval` seconds.
     """
-    began = time.monotonic()
+    start = time.monotonic()
 
-    def tell() -> None:
-        console.print(f"{what}: {clock(time.monotonic() - began)}", soft_wrap=True)
+    def print_line() -> None:
+        console.print(f"{reason}: {format_clock(time.monotonic() - start)}", soft_wrap=True)
 
-    if not on_terminal():
-        with every(interval, tell):
+    if not is_on_terminal():
+        with call_every(interval, print_line):
             yield
         return
     bar = Progress(
         TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
     )
     with bar:
-        bar.add_task(what, total=None)
+        bar.add_task(reason, total=None)
         yield
 
 
-def check_sink(sink: Any) -> None:
-    """Raises ValueError for what can be seen to be no sink before it is opened."""
-    who = f"sink {_name(sink)}"
-    if inspect.isgeneratorfunction(sink):
-        raise ValueError(f"{who} is a generator function: put @contextmanager above its def")
-    if error := _refusal(sink, "target"):
-        raise ValueError(f"{who} is not called with a target alone ({error}): {GIVE}")
-
-
-def _refusal(function: Any, *arguments: str) -> TypeError | None:
-    """Why it cannot be called with these arguments; None where it can, or does not say."""
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError as error:
-        return error
-    except ValueError:  # it is no Python
-        return None
-    return None
-
-
-def _name(sink: Any) -> str:
-    function = getattr(sink, "func", sink)  # of a partial
-    return getattr(function, "__name__", repr(function))
-
-
-@contextmanager
-def _opened(sink: Sink, target: Target) -> Iterator[Write]:
-    """A sink that is open for a target. Raises ValueError where it is not made as sinks are."""
-    who, made = f"sink {_name(sink)}", sink(target)
-    if not isinstance(made, AbstractContextManager):
-        raise ValueError(f"{who} gives {made!r}: {GIVE}")
-    with ExitStack() as stack:
-        with _yields_once(who):
-            write = stack.enter_context(made)
-        if error := _refusal(write, "tags", "fields"):
-            raise ValueError(f"{who} yields {write!r} ({error}): {GIVE}")
-        yield write
-        with _yields_once(who):
-            stack.close()
-
-
-@contextmanager
-def _yields_once(who: str) -> Iterator[None]:
-    """Raises ValueError where contextlib finds a generator that does not yield once."""
-    try:
-        yield
-    except RuntimeError as error:
-        found = {"generator didn't yield": "nothing", "generator didn't stop": "more than once"}
-        if str(error) not in found:
-            raise
-        raise ValueError(f"{who} yields {found[str(error)]}: {GIVE}") from error
-
-
-def last(folder: epath.Path, name: str, after: int = 0) -> float | None:
-    """The last number of this name in a folder's records of steps after one, if there are any."""
+def read_last_number(folder: epath.Path, name: str, after: int = 0) -> float | None:
+    """Returns the last number of this name in a folder's records of steps after one, or None."""
     path = folder / "metrics.jsonl"
     for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
-        with suppress(ValueError):  # what a killed writer has left
+        with suppress(ValueError):  # a line that a killed process has not completed
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get(name), int | float):
                 continue
@@ -262,17 +220,19 @@ def last(folder: epath.Path, name: str, after: int = 0) -> float | None:
     return None
 
 
-def short(rate: float) -> str:
-    """A number in three digits, e.g. 307k; – before there is one."""
-    if not rate:
+def format_number(number: float) -> str:
+    """Formats a number in three digits, e.g. 307k; – for 0, before there is one."""
+    if not number:
         return "–"
     for unit in ("", "k", "M", "G", "T"):
-        if rate < 999.5:
-            return f"{rate:.3g}{unit}"
-        rate /= 1000
-    return f"{rate:.3g}P"
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}P"
 
 
-def brief(seconds: float) -> str:
-    """Seconds in three digits, below one of them in ms, e.g. 531 ms, 2.69 s."""
-    return f"{short(1e3 * seconds)} ms" if seconds < 0.9995 else f"{short(seconds)} s"
+def format_seconds(seconds: float) -> str:
+    """Formats seconds in three digits, below one of them in ms, e.g. 531 ms, 2.69 s."""
+    if seconds < 0.9995:
+        return f"{format_number(1e3 * seconds)} ms"
+    return f"{format_number(seconds)} s"

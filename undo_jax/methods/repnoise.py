@@ -35,24 +35,24 @@ def repnoise(
     if len(forget.inputs) < 2:
         raise ValueError("repnoise compares rows of a batch: give batch_size 8, at least 2")
     value, metrics = method(lm, params, refs, batch, key)
-    layers, table, here, size = range(lm.layers), lm.table(params), forget.weights > 0, used(lm)
-    hidden, (states, made) = lm.tapped(params, forget.inputs, Taps(layers, layers))
-    mmd = jax.checkpoint(lambda one: _mmd(one[0], one[1], here))  # so that the noise is not stored
-    noise = jnp.mean(lax.map(mmd, (made, jax.random.split(key, lm.layers))))
+    layers, table, size = range(lm.layers), lm.table(params), used(lm)
+    hidden, (states, mlp_outputs) = lm.tapped(params, forget.inputs, Taps(layers, layers))
+    mmd = jax.checkpoint(lambda x: _mmd(x[0], x[1], forget.weights > 0))  # noise is not stored
+    noise = jnp.mean(lax.map(mmd, (mlp_outputs, jax.random.split(key, lm.layers))))
     last = head.cross_entropy(hidden, table, forget.targets, forget.weights, lm.softcap, used=size)
     read = jnp.concatenate(list(lm.final(params, states)), 1)  # concatenated along time
     targets, weights = (jnp.tile(x, (1, lm.layers)) for x in (forget.targets, forget.weights))
     harm = (last + head.cross_entropy(read, table, targets, weights, used=size)) / (lm.layers + 1)
     retain = cross_entropy(lm, params, batch["retain"])
-    found = {"repnoise_mmd": noise, "repnoise_forget_ce": harm, "repnoise_retain_ce": retain}
-    loss = value + retain + noise_weight * noise - ascent_weight * jnp.log1p(harm)
-    return loss, {**metrics, **found}
+    more = {"repnoise_mmd": noise, "repnoise_forget_ce": harm, "repnoise_retain_ce": retain}
+    return value + retain + noise_weight * noise - ascent_weight * jnp.log1p(harm), metrics | more
 
 
-def _mmd(x: Float[Array, "B T D"], key: Key, here: Bool[Array, "B T"]) -> Scalar:
+def _mmd(x: Float[Array, "B T D"], key: Key, is_counted: Bool[Array, "B T"]) -> Scalar:
     """Biased MMD from as many fresh rows of N(0, 1); five RBF kernels around the mean distance."""
     z, n = jax.random.normal(key, x.shape), 2 * len(x)
-    rows = jnp.where(jnp.tile(here, (2, 1))[..., None], jnp.concatenate([x, z]), 0).reshape(n, -1)
+    is_counted = jnp.tile(is_counted, (2, 1))[..., None]
+    rows = jnp.where(is_counted, jnp.concatenate([x, z]), 0).reshape(n, -1)
     squares, products = jnp.sum(rows**2, -1), jnp.matmul(rows, rows.T, precision="highest")
     d = jnp.maximum(squares[:, None] + squares - 2 * products, 0) * (1 - jnp.eye(n))
     scale = lax.stop_gradient(jnp.sum(d)) / (n * n - n) / 4

@@ -30,9 +30,9 @@ def rmu(
     direction = jax.random.normal(jax.random.key(direction_seed), lm.table(params).shape[1:])
     target = coefficient * direction / jnp.linalg.norm(direction)
     steered = lm.activations(params, forget.inputs, read_layer)
-    kept = lm.activations(params, retain.inputs, read_layer)
-    wanted = jax.lax.stop_gradient(base.lm.activations(base.params, retain.inputs, read_layer))
+    retained = lm.activations(params, retain.inputs, read_layer)
+    base_states = jax.lax.stop_gradient(base.lm.activations(base.params, retain.inputs, read_layer))
     forget_mse = mse(steered, target, forget.weights)
-    retain_mse = mse(kept, wanted, retain.weights)
+    retain_mse = mse(retained, base_states, retain.weights)
     loss = forget_mse + retain_weight * retain_mse
     return loss, {"forget_mse": forget_mse, "retain_mse": retain_mse}

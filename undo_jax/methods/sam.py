@@ -27,21 +27,21 @@ def sam(
     With accumulation each microbatch has its own g.
     """
     frozen = lax.stop_gradient(params)
-    here = pick(trains, frozen)
+    trained = pick(trains, frozen)
     refs = {name: ref._replace(params=lax.stop_gradient(ref.params)) for name, ref in refs.items()}
 
-    def at(place):
-        return method(lm, put(trains, frozen, place), refs, batch, key)
+    def method_at(point):
+        return method(lm, put(trains, frozen, point), refs, batch, key)
 
-    def once(gradient, _):
-        """The method at the perturbed point by a gradient; a gradient of 0 gives θ itself."""
+    def evaluate(gradient, _):
+        """Returns the gradient and value at θ + ρ g / ‖g‖; for g = 0 that is θ."""
         scale = rho / jnp.maximum(optax.tree.norm(gradient), 1e-12)
-        worst = jax.tree.map(lambda w, g: w + scale * g, here, gradient)
-        value, gradient = jax.value_and_grad(at, has_aux=True)(worst)
+        worst = jax.tree.map(lambda w, g: w + scale * g, trained, gradient)
+        value, gradient = jax.value_and_grad(method_at, has_aux=True)(worst)
         return gradient, value
 
     # a scan: it compiles once, and XLA fails on two passes inline (fp32 over fsdp and tensor)
-    gradient, values = lax.scan(once, jax.tree.map(jnp.zeros_like, here), length=2)
+    gradient, values = lax.scan(evaluate, jax.tree.map(jnp.zeros_like, trained), length=2)
     loss, metrics = jax.tree.map(lambda x: x[1], values)
-    nothing = jax.tree.map(jnp.subtract, pick(trains, params), here)  # 0, with a derivative
-    return loss + optax.tree.vdot(gradient, nothing), metrics
+    zero = jax.tree.map(jnp.subtract, pick(trains, params), trained)  # has a derivative
+    return loss + optax.tree.vdot(gradient, zero), metrics

@@ -24,9 +24,9 @@ def simnpo(
     NLL is the mean over a sequence's tokens.
     """
     rows = batch["forget"]
-    found = by_sequence(rows, -log_probabilities(lm, params, rows))
-    losses = -2 / beta * jax.nn.log_sigmoid(beta * (found.totals / found.lengths - delta))
-    forget = jnp.sum(found.weights * losses)
+    nll = by_sequence(rows, -log_probabilities(lm, params, rows))
+    losses = -2 / beta * jax.nn.log_sigmoid(beta * (nll.totals / nll.lengths - delta))
+    forget = jnp.sum(nll.weights * losses)
     retain = cross_entropy(lm, params, batch["retain"])
     loss = forget_weight * forget + retain_weight * retain
     return loss, {"forget_simnpo": forget, "retain_ce": retain}

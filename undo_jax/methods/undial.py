@@ -28,10 +28,10 @@ def undial(
 
 
 def _lowered(z, tokens, y):
-    """The loss of logits z and y, [N, V]; `tokens.extra` is β."""
+    """Returns the loss of logits z and y, [N, V]; `tokens.extra` is β."""
     hot = jax.nn.one_hot(tokens.targets, z.shape[-1])
-    wanted = jax.nn.softmax(y - tokens.extra[:, None] * hot)
-    return -jnp.sum(wanted * jax.nn.log_softmax(z), -1)
+    target = jax.nn.softmax(y - tokens.extra[:, None] * hot)
+    return -jnp.sum(target * jax.nn.log_softmax(z), -1)
 
 
 LOWERED = by_autodiff(_lowered)

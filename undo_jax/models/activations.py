@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from undo_jax.checks import check_distinct
 from undo_jax.runtime.mesh import BATCH
 from undo_jax.runtime.sharding import pad_rows
-from undo_jax.types import Edits, Tapped, Taps
+from undo_jax.types import Edits, States, Tapped, Taps
 
 OF_TAPPED: Any = Tapped(P(None, BATCH), P(None, BATCH))  # type: ignore  # sharded over rows
 
@@ -45,14 +45,14 @@ def check_prefix(lm: Any) -> None:
         )
 
 
-def empty_slots(taps: Taps, x: Float[Array, "B T D"]) -> Tapped:
+def empty_slots(taps: Taps, x: States) -> Tapped:
     """Returns zeros for the tapped values, with the shared last slot; no slots without taps."""
     zeros = lambda places: jnp.zeros((bool(places) + len(places), *x.shape), x.dtype)  # noqa: E731
     return Tapped(zeros(taps.residual), zeros(taps.mlp))
 
 
 def record(
-    slots: Float[Array, "slots B T D"], places: Iterable[int], index: Any, x: Float[Array, "B T D"]
+    slots: Float[Array, "slots B T D"], places: Iterable[int], index: Any, x: States
 ) -> Float[Array, "slots B T D"]:
     """Returns `slots` with `x`, the value at place `index`, in its slot."""
     slot = _slot(places, index)
@@ -90,9 +90,7 @@ def stack(edits: Edits, prefix: int) -> StackedEdits:
     return StackedEdits(remove, add)
 
 
-def edit(
-    x: Float[Array, "B T D"], stacked: StackedEdits, edits: Edits, index: Any
-) -> Float[Array, "B T D"]:
+def edit(x: States, stacked: StackedEdits, edits: Edits, index: Any) -> States:
     """Returns the residual stream at place `index` after its edits: remove, then add."""
     if stacked.remove is not None:
         unit = stacked.remove[_slot(edits.remove, index)]

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 import jax
 import jax.numpy as jnp
 
+from undo_jax.checks import check_choice, check_share
 from undo_jax.models.rope import LongRope, Scaling
 
 POSITIVE = (
@@ -60,8 +61,7 @@ class Adapters:
         for name in ("rank", "alpha"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be positive")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: give a share of at least 0 and below 1")
+        check_share("dropout", self.dropout)
         if not self.targets or not {*self.targets} <= {*MATRICES}:
             raise ValueError(f"targets={self.targets}: choose from {', '.join(MATRICES)}")
 
@@ -128,8 +128,8 @@ class Architecture:
                 object.__setattr__(self, name, _number(name, value, kinds[0]))
             if declared.type is bool and type(value) is not bool:
                 raise ValueError(f"{name}={value!r}: it must be True or False")
-            if get_origin(declared.type) is Literal and value not in kinds:
-                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(kinds)}")
+            if get_origin(declared.type) is Literal:
+                check_choice(name, value, kinds)
         # check fields against each other
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width}: rotary positions need it to be even")

@@ -29,8 +29,8 @@ from undo_jax.models.layer import Layer, Norm, Span, matrix, slides
 from undo_jax.ops.embedding import lookup
 from undo_jax.runtime.collectives import gather_weight, on_devices
 from undo_jax.runtime.mesh import BATCH
-from undo_jax.runtime.sharding import pad_rows, spec_of, specs
-from undo_jax.types import Edits, Key, Rules, Tapped, Taps
+from undo_jax.runtime.sharding import match_spec, match_specs, pad_rows
+from undo_jax.types import Edits, Key, Rules, States, Tapped, Taps, TokenIds
 
 LAYERS: Rules = (
     (r"attention/(query|key|value)$", P(None, "fsdp", "tensor")),
@@ -63,19 +63,19 @@ class Decoder(nnx.Module):
         head = nnx.Rngs(jax.random.fold_in(embedding_key, 1)) if config.own_head else None
         self.head = head and matrix(config, head, config.vocabulary, config.width)
 
-    def activations(self, tokens: Int[Array, "B T"], layer: int) -> Float[Array, "B T D"]:
+    def activations(self, tokens: TokenIds, layer: int) -> States:
         return self._forward(tokens, layer, None, Edits())[0]
 
     def __call__(
-        self, tokens: Int[Array, "B T"], taps: Taps | None = None, edits: Edits | None = None
-    ) -> tuple[Float[Array, "B T D"], Tapped | None]:
+        self, tokens: TokenIds, taps: Taps | None = None, edits: Edits | None = None
+    ) -> tuple[States, Tapped | None]:
         """Returns final hidden states and the tapped states."""
         x, tapped = self._forward(tokens, self.config.layers, taps, edits or Edits())
         return self.final(x), tapped
 
     def extend(
-        self, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        self, cache: Cache, tokens: TokenIds, start: Int[Array, " B"]
+    ) -> tuple[States, Cache]:
         positions = start[:, None] + jnp.arange(tokens.shape[1])
         put = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (at,)))
         cache = cache._replace(tokens=put(cache.tokens, tokens, start))
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
         opened = lax.cummax(jnp.where(read == self.config.document_start, slots, 0), axis=1)
         return jnp.take_along_axis(opened, positions, axis=1)
 
-    def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def _embedded(self, tokens: TokenIds) -> States:
         return self._scaled(lookup(self.embedding[...], tokens, self.config.compute_dtype))
 
     def _scaled(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -105,8 +105,8 @@ class Decoder(nnx.Module):
         return x * jnp.asarray(math.sqrt(self.config.width), self.config.compute_dtype)
 
     def _forward(
-        self, tokens: Int[Array, "B T"], layers: int, taps: Taps | None, edits: Edits
-    ) -> tuple[Float[Array, "B T D"], Tapped | None]:
+        self, tokens: TokenIds, layers: int, taps: Taps | None, edits: Edits
+    ) -> tuple[States, Tapped | None]:
         """Returns the residual stream after the first `layers` layers, and the tapped states."""
         # embed the tokens, after the prefix
         rows, time = tokens.shape
@@ -119,7 +119,7 @@ class Decoder(nnx.Module):
         # run the layers on each device's rows
         run_layers, params = self._scan(layers, taps, edits)
         stacked = stack(edits, before)
-        inputs = P(BATCH), P(BATCH), P(), specs(params, LAYERS), stacked.specs
+        inputs = P(BATCH), P(BATCH), P(), match_specs(params, LAYERS), stacked.specs
         outputs = P(BATCH), None if taps is None else OF_TAPPED, None
         mapped = on_devices(run_layers, inputs, outputs, BATCH)
         x, tapped, _ = mapped(x, tokens, positions, params, stacked)
@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
             tapped = jax.tree.map(lambda states: states[:, :rows, before:], tapped)
         return x[:rows, before:], tapped
 
-    def _prefixed(self, x: Float[Array, "B T D"], prefix: Array) -> Float[Array, "B S D"]:
+    def _prefixed(self, x: States, prefix: Array) -> Float[Array, "B S D"]:
         """Prepends the prefix. Raises ValueError if attention ends at the start of a document."""
         check_prefix(self.config)
         prefix = self._scaled(prefix.astype(x.dtype))
@@ -178,7 +178,7 @@ def _gathered(params: Any, config: Architecture) -> Any:
     exchanged = config.gradient_sum == "all_to_all"
 
     def gather(path, w):
-        spec = P(*spec_of(path, w.ndim, LAYERS)[1:])  # without the axis L
+        spec = P(*match_spec(path, w.ndim, LAYERS)[1:])  # without the axis L
         if "fsdp" not in spec:
             return w
         return gather_weight(w, config.compute_dtype, spec, exchanged)

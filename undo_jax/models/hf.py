@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
+from undo_jax.checks import check_choice
 from undo_jax.models.hf_folder import (
     CONFIG,
     INDEX,
@@ -33,7 +34,7 @@ from undo_jax.models.hf_folder import (
 )
 from undo_jax.models.hf_special import GENERATION, IDS
 from undo_jax.models.transformer import Transformer
-from undo_jax.runtime.sharding import path_name, placement
+from undo_jax.runtime.sharding import param_shardings, path_name
 from undo_jax.types import Params, shapes
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -96,7 +97,7 @@ def load(folder: epath.PathLike, lm: Transformer, mesh: Mesh) -> Params:
     Raises FileNotFoundError for a missing file, and ValueError for a damaged file and for tensors
     that do not fit the model, all before any weight is read.
     """
-    shardings, folder = _leaves(placement(lm, mesh)), local(folder)
+    shardings, folder = _leaves(param_shardings(lm, mesh)), local(folder)
     with ExitStack() as stack:
         # the rows of a stored tensor that each layer of a parameter consists of
         stored = open_tensors(folder, stack, getattr(family(lm.family), "text_name", str))
@@ -138,8 +139,7 @@ def save(
         raise ValueError(f"files of {max_shard_bytes:g} bytes: give a finite size above 0")
     _check_shapes(lm, params)
     ids = {**dict.fromkeys(IDS), **(ids or {})}
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
+    check_choice("dtype", dtype, ("float32", "bfloat16"))
     config = {**describe(lm), "torch_dtype": dtype} | ids
     if ids["pad_token_id"] is None:  # to pad batches; it needs no embedding
         ids["pad_token_id"] = ids["bos_token_id"]

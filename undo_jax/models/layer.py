@@ -21,8 +21,9 @@ from undo_jax.models.rope import LongRope, frequencies, rope
 from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
 from undo_jax.ops.linear import linear
-from undo_jax.runtime.collectives import first_of
+from undo_jax.runtime.collectives import shard_offset
 from undo_jax.runtime.mesh import BATCH
+from undo_jax.types import States
 
 
 class Norm(nnx.Module):
@@ -71,9 +72,7 @@ class Attention(nnx.Module):
         self.query_norm, self.key_norm = norm(), norm()
         add_adapters(self, config.adapters, rngs)
 
-    def __call__(
-        self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    def __call__(self, x: States, span: Span, cache: Cache | None) -> tuple[States, Cache | None]:
         config, window = self.config, self.config.window
         # project to heads of queries, keys and values
         split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
@@ -133,7 +132,7 @@ class MLP(nnx.Module):
         self.down = matrix(config, rngs, config.feed_forward, config.width)
         add_adapters(self, config.adapters, rngs)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: States) -> States:
         gate, up, down = (w.astype(x.dtype) for w in (self.gate, self.up, self.down))
         gated = adapted(self, "gate", x, linear(x, gate))
         gated = jax.nn.silu(gated) if self.silu else jax.nn.gelu(gated, approximate=True)
@@ -155,8 +154,8 @@ class Layer(nnx.Module):
         self.before_mlp, self.after_mlp = norm(), after()
 
     def __call__(
-        self, x: Float[Array, "B T D"], span: Span, cache: Cache | None
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], Cache | None]:
+        self, x: States, span: Span, cache: Cache | None
+    ) -> tuple[States, States, Cache | None]:
         """Returns the residual stream after the layer, the MLP's output, and the cache."""
         attended, cache = self.attention(self.before_attention(x), span, cache)
         x = x + (attended if self.after_attention is None else self.after_attention(attended))
@@ -202,7 +201,7 @@ def adapted(
 def _dropped(key: Array, name: str, x: Float[Array, "B T I"], rate: float) -> Float[Array, "B T I"]:
     """Applies dropout with one key per row of the batch, however it is split over devices."""
     key = jax.random.fold_in(jax.random.wrap_key_data(key), zlib.crc32(name.encode()))
-    rows = first_of(x.shape[0], *BATCH) + jnp.arange(x.shape[0])
+    rows = shard_offset(x.shape[0], *BATCH) + jnp.arange(x.shape[0])
     draw = lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, x.shape[1:])  # noqa: E731
     return jnp.where(jax.vmap(draw)(rows), x / (1 - rate), 0).astype(x.dtype)
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from undo_jax.models.activations import check_prefix
 from undo_jax.models.wrappers import Wrapper, check_tokens
-from undo_jax.types import LM, Edits, Params, Tapped, Taps
+from undo_jax.types import LM, Edits, Params, States, Tapped, Taps, TokenIds
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,20 @@ class Prompted(Wrapper):
         object.__setattr__(self, "prefix", tuple(map(int, self.prefix)))
         check_prefix(self.lm)
 
-    def hidden(
-        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, params: Params, tokens: TokenIds, edits: Edits | None = None) -> States:
         return self.lm.hidden(params, self._after(tokens), edits)[:, len(self.prefix) :]
 
     def tapped(
-        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
-    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        self, params: Params, tokens: TokenIds, taps: Taps, edits: Edits | None = None
+    ) -> tuple[States, Tapped]:
         hidden, tapped = self.lm.tapped(params, self._after(tokens), taps, edits)
         rest = slice(len(self.prefix), None)
         return hidden[:, rest], Tapped(*(states[:, :, rest] for states in tapped))
 
-    def activations(
-        self, params: Params, tokens: Int[Array, "B T"], layer: int
-    ) -> Float[Array, "B T D"]:
+    def activations(self, params: Params, tokens: TokenIds, layer: int) -> States:
         return self.lm.activations(params, self._after(tokens), layer)[:, len(self.prefix) :]
 
-    def _after(self, tokens: Int[Array, "B T"]) -> Int[Array, "B S"]:
+    def _after(self, tokens: TokenIds) -> Int[Array, "B S"]:
         before = jnp.asarray(self.prefix, jnp.int32)
         before = jnp.broadcast_to(before, (tokens.shape[0], len(self.prefix)))
         return jnp.concatenate([before, tokens], axis=1)

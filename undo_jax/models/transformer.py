@@ -12,13 +12,14 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from undo_jax.checks import check_choice
 from undo_jax.models import cache, hf_config_fields
 from undo_jax.models.activations import check_taps
 from undo_jax.models.architecture import Architecture
 from undo_jax.models.cache import Cache
 from undo_jax.models.decoder import SHARDING, Decoder
 from undo_jax.runtime.sharding import path_name
-from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps
+from undo_jax.types import Edits, Key, Params, Rules, States, Tapped, Taps, TokenIds
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,20 @@ class Transformer(Architecture):
 
         return jax.tree_util.tree_map_with_path(round_leaf, params)
 
-    def hidden(
-        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, params: Params, tokens: TokenIds, edits: Edits | None = None) -> States:
         check_taps(None, edits, self.layers)
         return nnx.merge(self._graph, params)(tokens, None, edits)[0]
 
     def tapped(
-        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
-    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        self, params: Params, tokens: TokenIds, taps: Taps, edits: Edits | None = None
+    ) -> tuple[States, Tapped]:
         check_taps(taps, edits, self.layers)
         return nnx.merge(self._graph, params)(tokens, taps, edits)
 
     def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return nnx.merge(self._graph, params).final(residual)
 
-    def activations(
-        self, params: Params, tokens: Int[Array, "B T"], layer: int
-    ) -> Float[Array, "B T D"]:
+    def activations(self, params: Params, tokens: TokenIds, layer: int) -> States:
         if not 0 <= layer <= self.layers:
             raise ValueError(f"layer {layer}: this model has layers 0 to {self.layers}")
         return nnx.merge(self._graph, params).activations(tokens, layer)
@@ -81,8 +78,8 @@ class Transformer(Architecture):
         return cache.empty(self, batch, size)
 
     def extend(
-        self, params: Params, cache: Cache, tokens: Int[Array, "B T"], start: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        self, params: Params, cache: Cache, tokens: TokenIds, start: Int[Array, " B"]
+    ) -> tuple[States, Cache]:
         return nnx.merge(self._graph, params).extend(cache, tokens, start)
 
     def table(self, params: Params) -> Float[Array, "V D"]:
@@ -120,6 +117,5 @@ def choose_preset(
 
     Raises ValueError for an unknown name.
     """
-    if name not in presets:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(presets)}")
+    check_choice("preset", name, presets)
     return replace(presets[name], **changes)

@@ -8,10 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from undo_jax.models.activations import check_prefix
-from undo_jax.types import Edits, Key, Params, Rules, Tapped, Taps, table_shape, used
+from undo_jax.types import (
+    Edits,
+    Key,
+    Params,
+    Rules,
+    States,
+    Tapped,
+    Taps,
+    TokenIds,
+    table_shape,
+    used,
+)
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,12 @@ class Lens(Wrapper):
     def __post_init__(self):
         check_layer(self.lm, self.layer)
 
-    def hidden(
-        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, params: Params, tokens: TokenIds, edits: Edits | None = None) -> States:
         return self.tapped(params, tokens, Taps(), edits)[0]
 
     def tapped(
-        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
-    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        self, params: Params, tokens: TokenIds, taps: Taps, edits: Edits | None = None
+    ) -> tuple[States, Tapped]:
         if not (taps.residual or taps.mlp or edits):  # then the other layers need not run
             states = self.lm.activations(params, tokens, self.layer)
             return self.lm.final(params, states), Tapped(states[None][:0], states[None][:0])
@@ -97,19 +106,15 @@ class WrapperWithParams(Wrapper):
     def final(self, params: Params, residual: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.lm.final(params["model"], residual)
 
-    def activations(
-        self, params: Params, tokens: Int[Array, "B T"], layer: int
-    ) -> Float[Array, "B T D"]:
+    def activations(self, params: Params, tokens: TokenIds, layer: int) -> States:
         return self.tapped(params, tokens, Taps(residual=(layer,)))[1].residual[0]
 
-    def hidden(
-        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, params: Params, tokens: TokenIds, edits: Edits | None = None) -> States:
         return self.lm.hidden(params["model"], tokens, self.edits(params, edits))
 
     def tapped(
-        self, params: Params, tokens: Int[Array, "B T"], taps: Taps, edits: Edits | None = None
-    ) -> tuple[Float[Array, "B T D"], Tapped]:
+        self, params: Params, tokens: TokenIds, taps: Taps, edits: Edits | None = None
+    ) -> tuple[States, Tapped]:
         return self.lm.tapped(params["model"], tokens, taps, self.edits(params, edits))
 
     def edits(self, params: Params, edits: Edits | None) -> Edits | None:
@@ -140,9 +145,7 @@ class Probed(WrapperWithParams):
     def table(self, params: Params) -> Float[Array, "V D"]:
         return params["probe"]
 
-    def hidden(
-        self, params: Params, tokens: Int[Array, "B T"], edits: Edits | None = None
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, params: Params, tokens: TokenIds, edits: Edits | None = None) -> States:
         if edits:
             states = self.lm.tapped(params["model"], tokens, Taps((self.layer,)), edits)[1]
             x = states.residual[0]

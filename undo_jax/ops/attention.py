@@ -1,4 +1,4 @@
-"""Grouped-query attention with soft-capped scores, each query over its own span of keys."""
+"""Grouped-query attention with soft-capped scores, where each query sees a range of keys."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.runtime.collectives import on_devices
-from undo_jax.runtime.mesh import parts
+from undo_jax.runtime.mesh import shard_count
 
 
 def attention(
@@ -23,7 +23,19 @@ def attention(
     first: Int[Array, "#B T"],
     last: Int[Array, "#B T"],
 ) -> Float[Array, "B T N H"]:
-    """Query t sees the keys of slots first[t] to last[t]; scores and softmax in fp32."""
+    """Returns the outputs of attention in which query t sees the keys first[t] to last[t].
+
+    Scores and softmax are computed in fp32.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        scale: Multiplies q·k before the softmax.
+        softcap: Bounds scores to ± this by a tanh; None: no bound.
+        first: The first slot of S that each query sees.
+        last: The last slot of S that each query sees.
+    """
     batch, time, heads, width = q.shape
     kv_heads = k.shape[2]
     group = (heads // kv_heads) * time  # the queries that share a key/value head, concatenated
@@ -40,15 +52,18 @@ def attention(
 
 
 def heads_divide(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
-    """Whether `tensor` divides the heads, and divides or is divided by the key/value heads."""
-    heads, kv_heads, devices = q.shape[2], k.shape[2], parts("tensor")
+    """Returns whether `tensor` splits the heads evenly.
+
+    It must divide the query heads, and divide or be divided by the key/value heads.
+    """
+    heads, kv_heads, devices = q.shape[2], k.shape[2], shard_count("tensor")
     return heads % devices == 0 and 0 in (kv_heads % devices, devices % kv_heads)
 
 
 def pad_width(x: Float[Array, "B T N H"], width: int) -> Float[Array, "B T N W"]:
-    """Heads filled up with zeros to a width that kernels support: products q·k stay the same."""
-    more = width - x.shape[-1]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))) if more else x
+    """Pads heads with zeros to a width that kernels support; products q·k stay the same."""
+    missing = width - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else x
 
 
 def over_heads(
@@ -56,30 +71,36 @@ def over_heads(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    *others: Any,
+    *replicated: Any,
 ) -> Float[Array, "B T N H"]:
-    """`kernels(q, k, v, *others)`, sharded by heads over `tensor`; `others` are replicated there.
+    """Returns `kernels(q, k, v, *replicated)`, with heads sharded over `tensor`.
 
-    Where `tensor` has more devices than there are key/value heads, several share the same one.
+    Where `tensor` has more devices than there are key/value heads, several share the same head.
     """
-    if k.shape[2] < parts("tensor"):
-        k, v = (jnp.repeat(x, parts("tensor") // k.shape[2], axis=2) for x in (k, v))
+    if k.shape[2] < shard_count("tensor"):
+        k, v = (jnp.repeat(x, shard_count("tensor") // k.shape[2], axis=2) for x in (k, v))
     split = P(None, None, "tensor")
-    inputs = (split, split, split, *[P()] * len(others))
-    return on_devices(kernels, inputs, split, ("tensor",))(q, k, v, *others)
+    inputs = (split, split, split, *[P()] * len(replicated))
+    return on_devices(kernels, inputs, split, ("tensor",))(q, k, v, *replicated)
 
 
 def write(
-    kept: Float[Array, "L B S K H"],
+    cache: Float[Array, "L B S K H"],
     new: Float[Array, "B T K H"],
     layer: Int[Array, ""],
     start: Int[Array, " B"],
 ) -> Float[Array, "L B S K H"]:
-    """`kept` with `new` in slots start, start + 1, ... of each row of one layer.
+    """Returns `cache` with `new` in slots start, start + 1, ... of each row of one layer.
 
-    XLA updates it in place where `kept` is not used again. Rows are a batch dimension of the
-    scatter, so that each device writes its own; `kept.at[layer, rows, slots].set(new)` would
+    XLA updates it in place where `cache` is not used again. Rows are a batch dimension of the
+    scatter, so that each device writes its own; `cache.at[layer, rows, slots].set(new)` would
     all-gather `new` first.
+
+    Args:
+        cache: Keys or values of all layers.
+        new: Keys or values of T new tokens.
+        layer: The index of the layer.
+        start: The first slot of each row.
     """
     corners = jnp.stack([jnp.broadcast_to(layer, start.shape), start], axis=-1)
     numbers = lax.ScatterDimensionNumbers(
@@ -89,4 +110,4 @@ def write(
         operand_batching_dims=(1,),
         scatter_indices_batching_dims=(0,),
     )
-    return lax.scatter(kept, corners, new, numbers)
+    return lax.scatter(cache, corners, new, numbers)

@@ -17,35 +17,33 @@ HIDDEN = -1e30  # a masked logit; finite, because a query may see no key of a bl
 
 
 class Tile(NamedTuple):
-    """Positions of T that a program owns, those it reads per iteration, and compiler parameters."""
+    """The sizes of a kernel's blocks of T, and compiler parameters."""
 
-    own: int
-    other: int
+    block: int  # positions whose results a program computes
+    step: int  # positions that it reads per iteration
     warps: int
     stages: int
 
 
-TILES = {  # by head width: for the output, for the gradient of q, for those of k and v
+TILES = {  # by head width: for the output, for the gradient of q, for the gradients of k and v
     32: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 32, 8, 3)),
     64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
     128: (Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 3)),
     256: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 3), Tile(64, 32, 8, 2)),
 }
-
-
 PADDED = {96: 128}  # head widths that are filled up with zeros
 
 
 class Scores(NamedTuple):
-    """From products q·k to logits."""
+    """How products q·k become logits."""
 
     scale: float
     softcap: float | None
 
     def of(self, products):
-        """Logits to base 2, up to a constant that cancels in softmax, and their derivative.
+        """Returns logits in bits, up to a constant that cancels in softmax, and their derivative.
 
-        The derivative is in units of `unit`. c·tanh(x/c) is c - 2c/(1 + exp(2x/c)).
+        The derivative is in units of `unit`. c·tanh(x/c) is computed as c - 2c/(1 + exp(2x/c)).
         """
         if self.softcap is None:
             return products * (self.scale * gpu.LOG2_E), 1.0
@@ -58,9 +56,9 @@ class Scores(NamedTuple):
 
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
-    """Whether the kernels can be used: on a GPU in `GPUS`, in bf16, for supported sizes."""
+    """Returns whether the kernels can be used: on a GPU in `GPUS`, in bf16, for these sizes."""
     fits = (q.shape[3] in TILES or q.shape[3] in PADDED) and heads_divide(q, k)
-    return gpu.found() is not None and q.dtype == jnp.bfloat16 and fits
+    return gpu.supported_gpu() is not None and q.dtype == jnp.bfloat16 and fits
 
 
 def attention(
@@ -72,7 +70,7 @@ def attention(
     softcap: float | None,
     first: Int[Array, "#B T"],
 ) -> Float[Array, "B T N H"]:
-    """Query t sees the keys first[t] to t; `first` must not decrease along T."""
+    """Computes attention in which query t sees keys first[t] to t; first[t] never decreases."""
     first, width = jnp.broadcast_to(first, q.shape[:2]), q.shape[3]
     q, k, v = (pad_width(x, PADDED.get(width, width)) for x in (q, k, v))
     kernels = partial(_attention, Scores(scale, softcap))
@@ -99,7 +97,7 @@ def _backward(scores, saved, d_out):
     arguments = q, k, v, first, d_out, total, jnp.moveaxis(delta, 1, 2)
     _, tile, keys_tile = TILES[width]
     (dq,) = _call(partial(_query_kernel, scores, tile), tile, 3, heads, arguments, (q,))
-    last = jnp.minimum(jnp.arange(0, time, keys_tile.own) + keys_tile.own, time) - 1
+    last = jnp.minimum(jnp.arange(0, time, keys_tile.block) + keys_tile.block, time) - 1
     end = jnp.sum(first[:, None] <= last[:, None], axis=-1, dtype=jnp.int32)
     kernel, arguments = partial(_key_kernel, scores, keys_tile), (*arguments, end)
     dk, dv = _call(kernel, keys_tile, 4, k.shape[2], arguments, (k, v))
@@ -110,10 +108,11 @@ _attention.defvjp(_forward, _backward)
 
 
 def _call(kernel, tile, products, heads, arguments, results):
-    """Run a kernel for each block of T, head and row.
+    """Runs a kernel for each block of T, head and row.
 
-    A program reads all of a row's T, and those heads of each array that share its own. `products`
-    counts matrix products of T × T × H per query head; the causal mask leaves half of each.
+    A program reads all positions of a row, and of each array the heads that belong to its head.
+    `products` is the number of T × T × H matrix products per query head; the causal mask halves
+    each of them.
     """
     batch, time, query_heads, width = arguments[0].shape
 
@@ -129,7 +128,7 @@ def _call(kernel, tile, products, heads, arguments, results):
 
     run = pl.pallas_call(
         kernel,
-        grid=(pl.cdiv(time, tile.own), heads, batch),
+        grid=(pl.cdiv(time, tile.block), heads, batch),
         in_specs=[seen(x) for x in arguments],
         out_specs=[seen(x) for x in results],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
@@ -143,20 +142,20 @@ def _call(kernel, tile, products, heads, arguments, results):
 
 def _output_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, out_ref, total_ref):
     start, blocks = _span(tile, first_ref)
-    q, first = (_load(ref, start, tile.own) for ref in (q_ref, first_ref))
+    q, first = (_load(ref, start, tile.block) for ref in (q_ref, first_ref))
 
     def step(block, carry):
         top, total, out = carry
-        key = block * tile.other
-        k, v = (_load(ref, key, tile.other) for ref in (k_ref, v_ref))
+        key = block * tile.step
+        k, v = (_load(ref, key, tile.step) for ref in (k_ref, v_ref))
         logits, _ = scores.of(plgpu.dot(q, k, trans_b=True))
-        logits = jnp.where(_visible(start, first, key, tile.other), logits, HIDDEN)
+        logits = jnp.where(_visible(start, first, key, tile.step), logits, HIDDEN)
         higher = jnp.maximum(top, jnp.max(logits, axis=1))
         shrunk, weights = gpu.exp2(top - higher), gpu.exp2(logits - higher[:, None])
         total = total * shrunk + jnp.sum(weights, axis=1)
         return higher, total, out * shrunk[:, None] + plgpu.dot(weights.astype(v.dtype), v)
 
-    each = jnp.zeros(tile.own)
+    each = jnp.zeros(tile.block)
     top, total, out = lax.fori_loop(*blocks, step, (each + HIDDEN, each, jnp.zeros(q.shape)))
     _store(out_ref, start, out * gpu.inverse(total)[:, None])
     _store(total_ref, start, top + jnp.log2(total))
@@ -165,14 +164,14 @@ def _output_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, out_ref, total_
 def _query_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs):
     total_ref, delta_ref, dq_ref = refs
     start, blocks = _span(tile, first_ref)
-    own = q_ref, first_ref, d_out_ref, total_ref, delta_ref
-    q, first, d_out, total, delta = (_load(ref, start, tile.own) for ref in own)
+    queries = q_ref, first_ref, d_out_ref, total_ref, delta_ref
+    q, first, d_out, total, delta = (_load(ref, start, tile.block) for ref in queries)
 
     def step(block, dq):
-        key = block * tile.other
-        k, v = (_load(ref, key, tile.other) for ref in (k_ref, v_ref))
+        key = block * tile.step
+        k, v = (_load(ref, key, tile.step) for ref in (k_ref, v_ref))
         logits, slope = scores.of(plgpu.dot(q, k, trans_b=True))
-        logits = jnp.where(_visible(start, first, key, tile.other), logits, HIDDEN)
+        logits = jnp.where(_visible(start, first, key, tile.step), logits, HIDDEN)
         weights = gpu.exp2(logits - total[:, None])
         change = weights * (plgpu.dot(d_out, v, trans_b=True) - delta[:, None]) * slope
         return dq + plgpu.dot(change.astype(k.dtype), k)
@@ -183,18 +182,18 @@ def _query_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs
 
 def _key_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs):
     total_ref, delta_ref, end_ref, dk_ref, dv_ref = refs
-    key = pl.program_id(0) * tile.own
-    k, v = (_load(ref, key, tile.own) for ref in (k_ref, v_ref))
-    blocks = lax.div(key, tile.other), pl.cdiv(end_ref[pl.program_id(0)], tile.other)
-    other = q_ref, first_ref, d_out_ref, total_ref, delta_ref
+    key = pl.program_id(0) * tile.block
+    k, v = (_load(ref, key, tile.block) for ref in (k_ref, v_ref))
+    blocks = lax.div(key, tile.step), pl.cdiv(end_ref[pl.program_id(0)], tile.step)
+    queries = q_ref, first_ref, d_out_ref, total_ref, delta_ref
 
     def head(n, sums):
         def step(block, sums):
             dk, dv = sums
-            start = block * tile.other
-            q, first, d_out, total, delta = (_load(ref, start, tile.other, n) for ref in other)
+            start = block * tile.step
+            q, first, d_out, total, delta = (_load(ref, start, tile.step, n) for ref in queries)
             logits, slope = scores.of(plgpu.dot(k, q, trans_b=True))
-            logits = jnp.where(_visible(start, first, key, tile.own).T, logits, HIDDEN)
+            logits = jnp.where(_visible(start, first, key, tile.block).T, logits, HIDDEN)
             weights = gpu.exp2(logits - total)
             change = weights * (plgpu.dot(v, d_out, trans_b=True) - delta) * slope
             dv += plgpu.dot(weights.astype(d_out.dtype), d_out)
@@ -209,34 +208,34 @@ def _key_kernel(scores, tile, q_ref, k_ref, v_ref, first_ref, d_out_ref, *refs):
 
 
 def _span(tile, first_ref):
-    """The first query of a program, and the blocks of keys that its queries see."""
-    start = (pl.num_programs(0) - 1 - pl.program_id(0)) * tile.own  # longest first
-    end = jnp.minimum(start + tile.own, first_ref.shape[0])
-    return start, (lax.div(first_ref[start], tile.other), pl.cdiv(end, tile.other))
+    """Returns the first query of a program, and the range of blocks of keys that it sees."""
+    start = (pl.num_programs(0) - 1 - pl.program_id(0)) * tile.block  # longest first
+    end = jnp.minimum(start + tile.block, first_ref.shape[0])
+    return start, (lax.div(first_ref[start], tile.step), pl.cdiv(end, tile.step))
 
 
 def _visible(start, first, key, keys):
-    """Mask [queries, keys]: which queries from `start` on see which keys from `key` on."""
+    """Returns the mask [queries, keys] of queries from `start` on and keys from `key` on."""
     queries, keys = start + jnp.arange(len(first)), key + jnp.arange(keys)
     return (first[:, None] <= keys) & (keys <= queries[:, None])
 
 
 def _load(ref, start, size, head=0):
-    """Slots start, start + 1, ... of a head; 0 beyond the end of T."""
-    part, there = _part(ref, start, size, head)
-    return plgpu.load(part, mask=there, other=None if there is None else 0)
+    """Loads positions start, start + 1, ... of a head; 0 beyond the end of T."""
+    part, mask = _part(ref, start, size, head)
+    return plgpu.load(part, mask=mask, other=None if mask is None else 0)
 
 
 def _store(ref, start, x):
-    part, there = _part(ref, start, len(x), 0)
-    plgpu.store(part, x.astype(ref.dtype), mask=there)
+    part, mask = _part(ref, start, len(x), 0)
+    plgpu.store(part, x.astype(ref.dtype), mask=mask)
 
 
 def _part(ref, start, size, head):
-    """A part of [T], [N, T] or [T, N, H], and which of its slots exist; None: all."""
+    """Returns a part of [T], [N, T] or [T, N, H], and the mask of positions before T's end."""
     time, slots = ref.shape[0 if ref.ndim == 3 else -1], pl.ds(start, size)
     head += jnp.zeros((), jnp.int32)  # a masked load, interpreted, takes no Python number
-    there = None if time % size == 0 else start + jnp.arange(size) < time
+    mask = None if time % size == 0 else start + jnp.arange(size) < time
     if ref.ndim == 3:
-        return ref.at[slots, head], None if there is None else there[:, None]
-    return ref.at[slots] if ref.ndim == 1 else ref.at[head, slots], there
+        return ref.at[slots, head], None if mask is None else mask[:, None]
+    return ref.at[slots] if ref.ndim == 1 else ref.at[head, slots], mask

@@ -13,12 +13,12 @@ from jaxtyping import Array, Bool, Float, Int
 from undo_jax.ops.attention import heads_divide, over_heads, pad_width
 
 LANES = 128  # sizes of heads and blocks are multiples of this
-PADDED = 64, 96  # smaller heads that are filled up with zeros
+PADDED = 64, 96  # widths of smaller heads, which are padded with zeros
 INTERPRET = False  # run on a CPU, for tests
 
 
 def available(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"]) -> bool:
-    """Whether the kernels can be used: on TPU, in bf16, for supported sizes."""
+    """Returns whether the kernels can be used: on TPU, in bf16, for supported sizes."""
     width = q.shape[3] % LANES == 0 or q.shape[3] in PADDED
     fits = q.shape[1] % LANES == 0 and width and heads_divide(q, k)
     return pltpu.is_tpu_device() and q.dtype == jnp.bfloat16 and fits
@@ -35,10 +35,10 @@ def attention(
     local: Bool[Array, ""] | None,
     documents: Int[Array, "#B T"] | None,
 ) -> Float[Array, "B T N H"]:
-    """Token t sees tokens up to itself, of its own document; if `local`, only the last `window`.
+    """Computes causal attention within documents; if `local`, over the last `window` tokens.
 
-    `local` None: with a window as True, without one as False. `documents` numbers each token's
-    document; None: each row is one document.
+    `local=None` means True with a window and False without one. `documents` has the number of each
+    token's document; None: each row is one document.
     """
     kernels = partial(_attention, scale=scale, softcap=softcap, window=window)
     width = q.shape[3]
@@ -58,8 +58,8 @@ def _attention(q, k, v, local, documents, *, scale, softcap, window):
 
     def run(mask):
         kernel = _kernel(mask, heads // kv_heads, softcap)
-        each: Any = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)), (0, 0, 0, 0))
-        return lambda: each(q, k, v, documents)
+        over_rows: Any = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)), (0, 0, 0, 0))
+        return lambda: over_rows(q, k, v, documents)
 
     far = run(splash.CausalMask((time, time)))
     if window is None or window >= time:
@@ -71,7 +71,7 @@ def _attention(q, k, v, local, documents, *, scale, softcap, window):
 
 
 def _kernel(mask, group, softcap):
-    """One key/value head and the query heads that share it: q [G, T, H], k and v [T, H]."""
+    """Returns the kernel of one key/value head and its queries: q [G, T, H], k and v [T, H]."""
     size = next(size for size in (4 * LANES, 2 * LANES, LANES) if mask.shape[0] % size == 0)
     blocks = splash.BlockSizes(
         block_q=size,

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the GPUs they support, and PTX instructions."""
+"""Shared by the Triton kernels: the supported GPUs, and PTX instructions."""
 
 import math
 from typing import NamedTuple
@@ -27,15 +27,14 @@ GPUS = {  # by prefix of `device_kind`; NVIDIA's data sheets, SXM
 }
 
 
-def found() -> Gpu | None:
-    """The GPU of the current mesh, else of this machine; None if it is not in `GPUS`."""
+def supported_gpu() -> Gpu | None:
+    """Returns the GPU of the current mesh, else of this machine; None if it is not in `GPUS`."""
     kind = device_kind()
-    known = (gpu for name, gpu in GPUS.items() if kind.startswith(name))
-    return next(known, None)
+    return next((gpu for name, gpu in GPUS.items() if kind.startswith(name)), None)
 
 
 def counted(flops: float):
-    """A context that states a kernel's FLOPs: XLA for GPU drops its `cost_estimate`."""
+    """Returns a context that records a kernel's FLOPs: XLA for GPU drops its `cost_estimate`."""
     return set_xla_metadata(flops=str(round(flops)))
 
 
@@ -48,12 +47,15 @@ def inverse(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def tanh(x: Float[Array, "..."], scale: float) -> Float[Array, "..."]:
-    """tanh(scale · x), to 3e-7."""
+    """Returns tanh(scale · x), to 3e-7."""
     return 1 - 2 * inverse(1 + exp2(x * (2 * LOG2_E * scale)))
 
 
 def _instruction(name, x):
-    """One PTX instruction; XLA needs several to be exact below 2^-126, which is 0 here."""
+    """Applies one PTX instruction, which flushes results below 2^-126 to 0.
+
+    XLA computes them exactly with several instructions.
+    """
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     (y,) = plgpu.elementwise_inline_asm(
         f"{name} $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[like]

@@ -1,9 +1,9 @@
-"""Losses on hidden states: the [B, T, V] logits of a batch never exist.
+"""Losses on hidden states, in which the [B, T, V] logits of a batch never exist.
 
 `weighted_sum` is Σ_bt weights[b, t] · l(z[b, t]) with soft-capped logits z and any `HeadLoss` l,
 `per_token` is l(z[b, t]); `head_chunks` computes them in chunks of time. The gradient with respect
 to a token's weight is that token's loss. No gradient reaches targets, a teacher or `extra`.
-Of tables that are padded, the first `used` rows alone are tokens: nothing depends on the others.
+In padded tables only the first `used` rows are tokens: no result depends on the other rows.
 `reference_*` compute the same in the plainest way, for the tests.
 """
 
@@ -19,14 +19,14 @@ from jaxtyping import Array, Float, Int
 from undo_jax.ops import head_chunks, head_tile
 from undo_jax.ops.head_chunks import (
     TABLE,
-    Form,
     Hidden,
+    LogitForm,
     Scalar,
     Table,
     Weights,
     chunk_size,
     logits,
-    tokens_here,
+    valid_rows,
 )
 from undo_jax.ops.head_losses import (
     CROSS_ENTROPY,
@@ -36,9 +36,9 @@ from undo_jax.ops.head_losses import (
     HeadLoss,
     Tokens,
 )
-from undo_jax.ops.head_split import join, met, own, split
-from undo_jax.runtime.collectives import first_of, on_devices
-from undo_jax.runtime.mesh import BATCH, several
+from undo_jax.ops.head_split import device_rows, gather_smaller, join, split
+from undo_jax.runtime.collectives import on_devices, shard_offset
+from undo_jax.runtime.mesh import BATCH, split_axes
 from undo_jax.runtime.sharding import pad_rows
 
 
@@ -63,14 +63,27 @@ def weighted_sum(
     used: int | None = None,
     chunk: int | None = None,
 ) -> Scalar:
-    """Σ w · loss. B need not divide the mesh: it is padded with rows of weight 0.
+    """Returns Σ w · loss. B need not divide the mesh: it is padded with rows of weight 0.
 
-    `extra` is a pytree of what else the loss reads at each token, [B, T, ...]; a scalar is the same
-    for all tokens. Raises ValueError if a loss with a kernel is given `extra`, which none reads.
+    Args:
+        loss: The loss l of a token's logits.
+        hidden: Final hidden states.
+        table: The output embedding.
+        weights: The weight of each token.
+        softcap: Logits are `softcap * tanh(z / softcap)`; None leaves them as they are.
+        targets: Target tokens, for losses that read them.
+        teacher: The teacher, for losses that read its logits.
+        extra: A pytree of further inputs of the loss at each token, [B, T, ...]; a scalar is the
+            same for all tokens.
+        used: The number of rows of the table that are tokens; None: all.
+        chunk: Positions of T per chunk; None: as many as fit.
+
+    Raises:
+        ValueError: The loss needs targets or a teacher, or its kernel cannot read `extra`.
     """
-    tokens, teacher_table, teacher_cap = _others(loss, hidden, targets, teacher, extra)
+    tokens, teacher_table, teacher_cap = _loss_inputs(loss, hidden, targets, teacher, extra)
     hidden, tokens, weights = pad_rows((hidden, tokens, weights))
-    form = Form(softcap, teacher_cap, used)
+    form = LogitForm(softcap, teacher_cap, used)
     return head_chunks.weighted_sum(
         loss, form, chunk, hidden, table, tokens, teacher_table, weights
     )
@@ -88,12 +101,12 @@ def per_token(
     used: int | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "B T"]:
-    """The loss of each token. Raises what `weighted_sum` does.
+    """Returns the loss of each token. Arguments and errors are those of `weighted_sum`.
 
     The backward pass recomputes the logits: only then is each token's cotangent known.
     """
-    tokens, teacher_table, teacher_cap = _others(loss, hidden, targets, teacher, extra)
-    count, form = hidden.shape[0], Form(softcap, teacher_cap, used)
+    tokens, teacher_table, teacher_cap = _loss_inputs(loss, hidden, targets, teacher, extra)
+    count, form = hidden.shape[0], LogitForm(softcap, teacher_cap, used)
     hidden, tokens = pad_rows((hidden, tokens))
     values: Any = head_chunks.per_token(loss, form, chunk, hidden, table, tokens, teacher_table)
     return values[:count]
@@ -107,7 +120,7 @@ def log_probabilities(
     chunk: int | None = None,
     used: int | None = None,
 ) -> Float[Array, "B T"]:
-    """log p(target) of each token."""
+    """Returns log p(target) of each token, in nats."""
     return -per_token(
         CROSS_ENTROPY, hidden, table, softcap, targets=targets, chunk=chunk, used=used
     )
@@ -122,7 +135,7 @@ def cross_entropy(
     chunk: int | None = None,
     used: int | None = None,
 ) -> Scalar:
-    """Σ w · −log p(target)."""
+    """Returns Σ w · −log p(target)."""
     return weighted_sum(
         CROSS_ENTROPY, hidden, table, weights, softcap, targets=targets, chunk=chunk, used=used
     )
@@ -139,7 +152,7 @@ def kl_to_teacher(
     chunk: int | None = None,
     used: int | None = None,
 ) -> Scalar:
-    """Σ w · KL(p_teacher ‖ p_student) at temperature 1; no gradient reaches the teacher."""
+    """Returns Σ w · KL(p_teacher ‖ p_student); no gradient reaches the teacher."""
     teacher = Teacher(teacher_hidden, teacher_table, teacher_softcap)
     return weighted_sum(
         KL_TO_TEACHER, hidden, table, weights, softcap, teacher=teacher, chunk=chunk, used=used
@@ -154,14 +167,14 @@ def kl_to_uniform(
     chunk: int | None = None,
     used: int | None = None,
 ) -> Scalar:
-    """Σ w · KL(uniform ‖ p) = Σ w · (logsumexp z − mean z − log V)."""
+    """Returns Σ w · KL(uniform ‖ p) = Σ w · (logsumexp z − mean z − log V)."""
     return weighted_sum(KL_TO_UNIFORM, hidden, table, weights, softcap, chunk=chunk, used=used)
 
 
-def _others(
+def _loss_inputs(
     loss: HeadLoss, hidden: Hidden, targets: Any, teacher: Teacher | None, extra: Any
 ) -> tuple[Tokens, Any, float | None]:
-    """What a loss reads beside the model: per-token values, the teacher's table, its soft-cap."""
+    """Returns per-token inputs of a loss, the teacher's table and the teacher's soft-cap."""
     needed = {"token": targets, "teacher": teacher}
     if loss.kernel is not None and needed.get(loss.kernel, ()) is None:
         raise ValueError(f"kernel={loss.kernel!r}: such a loss needs targets or a teacher")
@@ -170,12 +183,12 @@ def _others(
             f"a loss with the kernel {loss.kernel!r} is given `extra`, which no kernel reads: "
             "make it a HeadLoss without a kernel"
         )
-    everywhere = lambda x: x if jnp.ndim(x) else jnp.full(hidden.shape[:2], x, jnp.float32)  # noqa: E731
-    extra = lax.stop_gradient(jax.tree.map(everywhere, extra))
+    broadcast = lambda x: x if jnp.ndim(x) else jnp.full(hidden.shape[:2], x, jnp.float32)  # noqa: E731
+    extra = lax.stop_gradient(jax.tree.map(broadcast, extra))
     if teacher is None:
         return Tokens(targets, None, extra), (), None
-    known = teacher.hidden, teacher.table.astype(teacher.hidden.dtype)
-    teacher_hidden, teacher_table = lax.stop_gradient(known)
+    arrays = teacher.hidden, teacher.table.astype(teacher.hidden.dtype)
+    teacher_hidden, teacher_table = lax.stop_gradient(arrays)
     return Tokens(targets, teacher_hidden, extra), teacher_table, teacher.softcap
 
 
@@ -189,35 +202,46 @@ def read(
     used: int | None = None,
     chunk: int | None = None,
 ) -> Any:
-    """What `of_chunk(z, tokens, axes)` gives for each token, a pytree of [B, T]; no gradient.
+    """Computes a function of the logits of each token, without gradient.
 
-    `z` are a device's logits of a chunk, `tokens` the chunk's part of a pytree of [B, T], and
-    `axes` the mesh axes that the vocabulary is split over, as in `HeadLoss`.
+    Args:
+        of_chunk: `of_chunk(z, tokens, axes)` returns a pytree of [B, T] from a device's logits of a
+            chunk, the chunk's part of `tokens`, and the mesh axes that split the vocabulary.
+        hidden: Final hidden states.
+        table: The output embedding.
+        softcap: Logits are `softcap * tanh(z / softcap)`; None leaves them as they are.
+        tokens: A pytree of [B, T].
+        used: The number of rows of the table that are tokens; None: all.
+        chunk: Positions of T per chunk; None: as many as fit.
+
+    Returns:
+        The results of all chunks, a pytree of [B, T].
     """
 
     def on_device(hidden, table, tokens):
-        axes, rows, (table,) = met((hidden, tokens), (table.astype(hidden.dtype),))
+        axes, rows, (table,) = gather_smaller((hidden, tokens), (table.astype(hidden.dtype),))
 
         def of_piece(piece):
-            h, own_tokens = piece
-            z, here = logits(h, table, softcap), tokens_here(len(table), used, axes)
-            z = z if here is None else jnp.where(here, z, head_tile.NEVER)
-            return of_chunk(z, own_tokens, axes)
+            h, chunk_tokens = piece
+            z, valid = logits(h, table, softcap), valid_rows(len(table), used, axes)
+            z = z if valid is None else jnp.where(valid, z, head_tile.NEVER)
+            return of_chunk(z, chunk_tokens, axes)
 
-        found = lax.map(of_piece, split(rows, chunk or chunk_size(rows[0], table)))
-        return jax.tree.map(lambda x: own(axes, join(x, hidden.shape[1]), len(hidden)), found)
+        chunks = lax.map(of_piece, split(rows, chunk or chunk_size(rows[0], table)))
+        rejoin = lambda x: device_rows(axes, join(x, hidden.shape[1]), len(hidden))  # noqa: E731
+        return jax.tree.map(rejoin, chunks)
 
     mapped = on_devices(on_device, (P(BATCH), TABLE, P(BATCH)), P(BATCH))
-    rows, others = pad_rows((hidden, tokens))
-    return jax.tree.map(lambda x: x[: hidden.shape[0]], mapped(rows, table, others))
+    hidden_rows, token_rows = pad_rows((hidden, tokens))
+    return jax.tree.map(lambda x: x[: hidden.shape[0]], mapped(hidden_rows, table, token_rows))
 
 
 def best(z: Float[Array, "B T v"], axes: Axes) -> Int[Array, "B T"]:
-    """The most likely token of the vocabulary, of which `z` is a shard; the first of equals."""
-    top, token = jnp.max(z, -1), jnp.argmax(z, -1) + first_of(z.shape[-1], *axes)
+    """Returns the most likely token, the first of equals; `z` is a shard of the vocabulary."""
+    top, token = jnp.max(z, -1), jnp.argmax(z, -1) + shard_offset(z.shape[-1], *axes)
     none = jnp.iinfo(token.dtype).max
-    token = jnp.where(top == lax.pmax(top, several(*axes)), token, none)
-    return lax.pmin(token, several(*axes))
+    token = jnp.where(top == lax.pmax(top, split_axes(*axes)), token, none)
+    return lax.pmin(token, split_axes(*axes))
 
 
 def greedy(
@@ -227,7 +251,7 @@ def greedy(
     chunk: int | None = None,
     used: int | None = None,
 ) -> Int[Array, "B T"]:
-    """The most likely next token at each position, the first of equals."""
+    """Returns the most likely next token at each position, the first of equals."""
     return read(lambda z, _, axes: best(z, axes), hidden, table, softcap, used=used, chunk=chunk)
 
 

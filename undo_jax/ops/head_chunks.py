@@ -1,13 +1,13 @@
-"""Any `HeadLoss` of a batch, one chunk of time after another, on every mesh.
+"""Computes any `HeadLoss` of a batch, one chunk of time after another, on every mesh.
 
-While a chunk's logits are live, its gradients are computed as well. `weighted_sum` stores them in
-the forward pass, so that the backward pass only scales them: one pass over the vocabulary. In
-`per_token` the tokens' cotangents are known only in the backward pass, which recomputes the logits.
+The gradients of a chunk are computed while its logits are live. `weighted_sum` stores them in the
+forward pass, so that the backward pass only scales them: one pass over the vocabulary. `per_token`
+knows the tokens' cotangents only in the backward pass, which recomputes the logits.
 
 On a mesh the vocabulary is split over `tensor`. Along `fsdp`, devices have different rows and
 different parts of the tables: either the group's rows are gathered or its tables, see `head_split`.
 The table's gradient is summed in fp32 on each device and reduced once, after the last chunk.
-`head_tpu` or `head_gpu` computes a device's part if `chosen` and if the loss has a kernel.
+`head_tpu` or `head_gpu` computes a device's part if it is `chosen` and the loss has a kernel.
 """
 
 from functools import partial
@@ -21,12 +21,12 @@ from jaxtyping import Array, Bool, Float
 
 from undo_jax.ops import head_gpu, head_tile, head_tpu
 from undo_jax.ops.head_losses import Axes, HeadLoss, Tokens, Vocabulary
-from undo_jax.ops.head_split import after, join, met, own, split
-from undo_jax.runtime.collectives import first_of, on_devices, reduce_scatter
-from undo_jax.runtime.mesh import BATCH, device_kind, parts, several
+from undo_jax.ops.head_split import after, device_rows, gather_smaller, join, split
+from undo_jax.runtime.collectives import on_devices, reduce_scatter, shard_offset
+from undo_jax.runtime.mesh import BATCH, device_kind, shard_count, split_axes
 
 LOGITS_PER_CHUNK = 2**28  # elements of a chunk's logits on one device: 1 GiB in fp32
-# On CPU a chunk's logits stay in a core's cache; but as many tokens as it takes to use a table.
+# On CPU a chunk's logits stay in a core's cache, but it has enough tokens to make use of a table.
 CACHED_LOGITS, CACHED_TOKENS = 2**18, 128
 
 TABLE = P(("tensor", "fsdp"))
@@ -38,8 +38,8 @@ Weights = Float[Array, "B T"]
 Scalar = Float[Array, ""]
 
 
-class Form(NamedTuple):
-    """What products of hidden states and tables are before they are logits."""
+class LogitForm(NamedTuple):
+    """How products of hidden states and tables become logits."""
 
     softcap: float | None
     teacher_softcap: float | None
@@ -47,15 +47,15 @@ class Form(NamedTuple):
 
 
 def logits(hidden: Hidden, table: Table, softcap: float | None) -> Float[Array, "B T V"]:
-    """Soft-capped logits in fp32."""
+    """Returns soft-capped logits in fp32."""
     z = product("btd,vd->btv", hidden, table.astype(hidden.dtype))
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
 def product(axes: str, x: Array, y: Array) -> Array:
-    """`einsum` with an fp32 result: else XLA for TPU and GPU would round it to the inputs' dtype.
+    """Computes an `einsum` with an fp32 result, which XLA would round to the inputs' dtype.
 
-    On CPU the inputs are fp32, too: of bf16 ones XLA refuses some shapes, and computes the same.
+    On CPU the inputs are converted to fp32, because XLA rejects some shapes in bf16.
     """
     if device_kind() == "cpu":
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
@@ -65,7 +65,7 @@ def product(axes: str, x: Array, y: Array) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def weighted_sum(
     loss: HeadLoss,
-    form: Form,
+    form: LogitForm,
     chunk: int | None,
     hidden: Hidden,
     table: Table,
@@ -73,7 +73,7 @@ def weighted_sum(
     teacher_table: Any,
     weights: Weights,
 ) -> Scalar:
-    """Σ weights · loss; B divides the mesh."""
+    """Returns Σ weights · loss; B is a multiple of the devices that split rows."""
 
     def on_device(hidden, table, tokens, teacher_table, weights):
         values = _values(loss, form, chunk, hidden, table, tokens, teacher_table, weights)
@@ -107,14 +107,14 @@ weighted_sum.defvjp(_forward, _backward)
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def per_token(
     loss: HeadLoss,
-    form: Form,
+    form: LogitForm,
     chunk: int | None,
     hidden: Hidden,
     table: Table,
     tokens: Tokens,
     teacher_table: Any,
 ) -> Float[Array, "B T"]:
-    """The loss of each token; B divides the mesh."""
+    """Returns the loss of each token; B is a multiple of the devices that split rows."""
 
     def on_device(hidden, table, tokens, teacher_table):
         weights = jnp.zeros(hidden.shape[:2])  # unused: losses of tokens do not depend on weights
@@ -142,83 +142,83 @@ per_token.defvjp(_per_token_forward, _per_token_backward)
 
 
 def _values(loss, form, chunk, hidden, table, tokens, teacher_table, weights):
-    """The loss of each of the device's tokens, reduced over the whole vocabulary."""
+    """Returns the loss of each of the device's tokens, reduced over the whole vocabulary."""
     tables = table.astype(hidden.dtype), teacher_table
-    axes, rows, tables = met((hidden, tokens, weights), tables)
+    axes, rows, tables = gather_smaller((hidden, tokens, weights), tables)
     if kernels := _kernels(loss, hidden.dtype, tables):
         values = kernels.loss(*_flat(loss, form, axes, *rows, *tables))
         values = values.reshape(rows[-1].shape)
     else:
         values = _in_chunks(loss, form, chunk, axes, *rows[:-1], *tables)
-    return own(axes, values, len(hidden))
+    return device_rows(axes, values, len(hidden))
 
 
 def _gradients(loss, form, chunk, hidden, table, tokens, teacher_table, weights):
-    """The same, and the gradients of Σ weights · loss in the device's hidden states and table."""
+    """Returns `_values` and the gradients of Σ weights · loss in hidden states and table."""
     tables = table.astype(hidden.dtype), teacher_table
-    axes, rows, tables = met((hidden, tokens, weights), tables)
+    axes, rows, tables = gather_smaller((hidden, tokens, weights), tables)
     if kernels := _kernels(loss, hidden.dtype, tables):
-        found = kernels.loss_and_gradients(*_flat(loss, form, axes, *rows, *tables))
-        values, d_hidden, d_table = found
+        inputs = _flat(loss, form, axes, *rows, *tables)
+        values, d_hidden, d_table = kernels.loss_and_gradients(*inputs)
         values, d_hidden = values.reshape(rows[-1].shape), d_hidden.reshape(rows[0].shape)
     else:
-        found = _gradients_in_chunks(loss, form, chunk, axes, *rows, *tables)
-        values, d_hidden, d_table = found
-    d_hidden = lax.psum(d_hidden, several("tensor"))
+        values, d_hidden, d_table = _gradients_in_chunks(loss, form, chunk, axes, *rows, *tables)
+    # sum the gradients over devices
+    d_hidden = lax.psum(d_hidden, split_axes("tensor"))
     if "fsdp" in axes:
         d_hidden = reduce_scatter(d_hidden, "fsdp", axis=0)
         d_table = after(d_table, d_hidden)
     else:
         d_table = reduce_scatter(d_table, "fsdp", axis=0)
-    d_table = lax.psum(d_table, several("data"))
-    return own(axes, values, len(hidden)), d_hidden, d_table.astype(table.dtype)
+    d_table = lax.psum(d_table, split_axes("data"))
+    return device_rows(axes, values, len(hidden)), d_hidden, d_table.astype(table.dtype)
 
 
 def _kernels(loss: HeadLoss, dtype: jnp.dtype, tables: Any) -> Any:
-    """The module whose kernels compute a device's part of this loss, if any."""
+    """Returns the module whose kernels compute a device's part of this loss, if any."""
     if loss.kernel is None:
         return None
     widths = [table.shape[1] for table in jax.tree.leaves(tables)]
-    return next((made for made in (head_tpu, head_gpu) if made.chosen(dtype, *widths)), None)
+    return next((module for module in (head_tpu, head_gpu) if module.chosen(dtype, *widths)), None)
 
 
 def _summed(loss: HeadLoss, weights: Weights, values: Float[Array, "B T"]) -> Scalar:
-    """The weighted sum of the losses of all devices' tokens."""
-    return lax.psum(jnp.sum(weights * _counted(loss, weights, values)), several(*BATCH))
+    """Returns the weighted sum of the losses of all devices' tokens."""
+    return lax.psum(jnp.sum(weights * _counted(loss, weights, values)), split_axes(*BATCH))
 
 
 def _counted(loss: HeadLoss, weights: Array, x: Array) -> Array:
-    """`x`, but 0 where the weight is 0: in padding a loss may be inf or nan.
+    """Returns `x`, but 0 where the weight is 0: in padding a loss may be inf or nan.
 
-    Losses with a kernel are finite there.
+    Losses with a kernel are finite in padding.
     """
     return x if loss.kernel else jnp.where(weights != 0, x, 0)
 
 
 def _of_chunk(loss, form, axes, z, tokens, teacher_table):
-    """The loss of a chunk's logits, and its gradient in them: 0 in those of padding."""
-    here = tokens_here(z.shape[-1], form.used, axes)
-    counted = lambda x, other: x if here is None else jnp.where(here, x, other)  # noqa: E731
+    """Returns the loss of a chunk's logits, and its gradient in them, 0 in padding."""
+    valid = valid_rows(z.shape[-1], form.used, axes)
+    mask = lambda x, padding: x if valid is None else jnp.where(valid, x, padding)  # noqa: E731
 
     def teacher():
         if tokens.teacher is None:
             raise ValueError("this loss asks for a teacher's logits: give it a teacher")
         y = logits(tokens.teacher, teacher_table, form.teacher_softcap)
-        return counted(y, head_tile.NEVER)
+        return mask(y, head_tile.NEVER)
 
-    size = z.shape[-1] * parts(*axes) if form.used is None else form.used
-    vocabulary = Vocabulary(axes, size, here)
-    value, dz = loss.of_chunk(counted(z, head_tile.NEVER), tokens, teacher, vocabulary)
-    return value, counted(dz, 0)
+    size = z.shape[-1] * shard_count(*axes) if form.used is None else form.used
+    vocabulary = Vocabulary(axes, size, valid)
+    value, dz = loss.of_chunk(mask(z, head_tile.NEVER), tokens, teacher, vocabulary)
+    return value, mask(dz, 0)
 
 
-def tokens_here(size: int, used: int | None, axes: Axes) -> Bool[Array, " V"] | None:
-    """Which of a device's `size` rows of a table are tokens; None where there is no padding."""
-    return None if used is None else first_of(size, *axes) + jnp.arange(size) < used
+def valid_rows(size: int, used: int | None, axes: Axes) -> Bool[Array, " V"] | None:
+    """Returns which of a device's `size` rows of a table are tokens; None without padding."""
+    return None if used is None else shard_offset(size, *axes) + jnp.arange(size) < used
 
 
 def _in_chunks(loss, form, chunk, axes, hidden, tokens, table, teacher_table):
-    """The loss of each token, chunk by chunk."""
+    """Returns the loss of each token, computed chunk by chunk."""
 
     def of_chunk(piece):
         h, aux = piece
@@ -230,7 +230,7 @@ def _in_chunks(loss, form, chunk, axes, hidden, tokens, table, teacher_table):
 
 
 def _gradients_in_chunks(loss, form, chunk, axes, hidden, tokens, weights, table, teacher_table):
-    """The same, and the weighted sum's gradients from a device's shard of the vocabulary.
+    """Returns `_in_chunks` and the weighted sum's gradients from a device's shard.
 
     The table's gradient is fp32.
     """
@@ -249,42 +249,44 @@ def _gradients_in_chunks(loss, form, chunk, axes, hidden, tokens, weights, table
 
     pieces = split((hidden, tokens, weights), chunk or chunk_size(hidden, table))
     start = jnp.zeros(table.shape[::-1], jnp.float32)
-    d_table, made = lax.scan(of_chunk, start, pieces)
-    values, d_hidden = (join(x, hidden.shape[1]) for x in made)
+    d_table, chunks = lax.scan(of_chunk, start, pieces)
+    values, d_hidden = (join(x, hidden.shape[1]) for x in chunks)
     return values, d_hidden, d_table.T
 
 
 def _flat(loss, form, axes, hidden, tokens, weights, table, teacher_table):
-    """The arguments of the kernels: rows and time flattened to one axis."""
+    """Returns the arguments of the kernels, with rows and time flattened to one axis."""
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
-    vocabulary, first = table.shape[0], first_of(table.shape[0], *axes)
+    vocabulary, first = table.shape[0], shard_offset(table.shape[0], *axes)
     bits = [None if cap is None else cap * head_tile.LOG2_E for cap in form[:2]]
-    everywhere = lambda used: jnp.full((weights.size, 1), jnp.clip(used - first, 0, vocabulary))  # noqa: E731
+    used = None
+    if form.used is not None:
+        used = jnp.full((weights.size, 1), jnp.clip(form.used - first, 0, vocabulary))
     rows = head_tile.TokenRows(
         flat(hidden),
         weights.reshape(-1, 1),
         flat(tokens.teacher) if with_teacher else None,
         (tokens.targets - first).reshape(-1, 1) if with_targets else None,
-        None if form.used is None else everywhere(form.used),
+        used,
     )
     tables = head_tile.Tables(table, teacher_table if with_teacher else None)
-    made = head_tile.Head(
+    spec = head_tile.HeadSpec(
         target=loss.kernel,
         softcap=bits[0],
         teacher_softcap=bits[1],
         vocabulary=vocabulary,
-        whole=vocabulary * parts(*axes) if form.used is None else form.used,
+        total_vocabulary=vocabulary * shard_count(*axes) if form.used is None else form.used,
         axes=axes,
     )
-    return made, rows, tables
+    return spec, rows, tables
 
 
 # --------------------------------------------------------------------------------- pieces of time
 
 
 def chunk_size(hidden: Hidden, table: Table) -> int:
-    """Time positions per chunk, by LOGITS_PER_CHUNK and on CPU by what its caches hold."""
+    """Returns time positions per chunk, bounded by LOGITS_PER_CHUNK and on CPU by its caches."""
     batch, vocabulary = hidden.shape[0], table.shape[0]
     tokens = LOGITS_PER_CHUNK // vocabulary
     if device_kind() == "cpu":

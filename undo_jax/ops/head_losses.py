@@ -1,7 +1,7 @@
-"""Losses of the head as values: what is computed of a chunk's logits.
+"""Losses of the head, computed from a chunk's logits.
 
-`by_autodiff` makes one from a plain function of whole logits; that is all that a new loss needs.
-Those here are in closed form: they work on a device's shard of the vocabulary, and
+A new loss needs no more than `by_autodiff`, which makes one from a plain function of whole logits.
+The losses in this file are in closed form: they work on a device's shard of the vocabulary, and
 `total` and `log_softmax` reduce over all of it.
 """
 
@@ -15,18 +15,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from undo_jax.ops.head_tile import Target
-from undo_jax.runtime.collectives import all_gather, first_of
-from undo_jax.runtime.mesh import parts, several
+from undo_jax.ops.head_tile import TargetKind
+from undo_jax.runtime.collectives import all_gather, shard_offset
+from undo_jax.runtime.mesh import shard_count, split_axes
 
-Axes = Sequence[str]  # of the mesh
+Axes = Sequence[str]  # axes of the mesh
 
 
 class Tokens(NamedTuple):
-    """What else a loss may read at each token. Constants: no gradient reaches them."""
+    """Further inputs of a loss at each token. No gradient reaches them."""
 
     targets: Int[Array, "B T"] | None = None
-    teacher: Float[Array, "B T D2"] | None = None  # its hidden states
+    teacher: Float[Array, "B T D2"] | None = None  # the teacher's hidden states
     extra: Any = ()  # a pytree of [B, T, ...], e.g. a temperature
 
 
@@ -35,36 +35,42 @@ class Vocabulary(NamedTuple):
 
     axes: Axes  # of the mesh, over which it is split
     size: int  # tokens of all devices, without padding
-    here: Bool[Array, " V"] | None = None  # which rows of the shard are tokens; None: all
+    valid: Bool[Array, " V"] | None = None  # which rows of the shard are tokens; None: all
 
 
 @dataclass(frozen=True)
 class HeadLoss:
-    """A loss l(z) of a token's soft-capped logits z, in chunks on every device and mesh.
+    """A loss l(z) of a token's soft-capped logits z, computed in chunks on any device and mesh.
 
-    `of_chunk(z, tokens, teacher, vocabulary)` gets a device's logits of a chunk, [B, T, V], the
-    chunk's `Tokens`, a function that computes the teacher's logits, [B, T, V], and what the
-    vocabulary is. It returns l and ∂l/∂z: [B, T] and [B, T, V]. Logits of padding are `NEVER`.
+    Attributes:
+        of_chunk: `of_chunk(z, tokens, teacher, vocabulary)` returns l and ∂l/∂z, [B, T] and
+            [B, T, V], from a device's logits of a chunk, [B, T, V], which are `NEVER` in padding,
+            the chunk's `Tokens`, a function that returns the teacher's logits, [B, T, V], and the
+            `Vocabulary`.
+        kernel: The target for which the kernels for TPU and GPU compute exactly this loss (see
+            `head_tile`); None: the loss has no kernel.
 
-    `kernel` is the target for which the kernels for TPU and GPU compute exactly this loss (see
-    `head_tile`). None: no kernel is used. Raises ValueError for an unknown target.
+    Raises:
+        ValueError: The kernel is unknown.
     """
 
     of_chunk: Callable[[Array, Tokens, Callable[[], Array], Vocabulary], tuple[Array, Array]]
-    kernel: Target | None = None
+    kernel: TargetKind | None = None
 
     def __post_init__(self):
-        if self.kernel is not None and self.kernel not in get_args(Target):
-            known = ", ".join(get_args(Target))
-            raise ValueError(f"kernel={self.kernel!r}: give one of {known}, or None for chunks")
+        if self.kernel is not None and self.kernel not in get_args(TargetKind):
+            kinds = ", ".join(get_args(TargetKind))
+            raise ValueError(f"kernel={self.kernel!r}: give one of {kinds}, or None for chunks")
 
 
 def by_autodiff(loss: Callable[[Array, Tokens, Array | None], Array]) -> HeadLoss:
-    """A head loss from a plain function; JAX differentiates it in each chunk.
+    """Returns a head loss made from a plain function; JAX differentiates it in each chunk.
 
-    `loss(z, tokens, y)` gets logits z over the whole vocabulary, [N, V], the `Tokens` of these N
-    tokens, and the teacher's logits y, [N, V], or None without a teacher; it returns [N], each
-    number from its own token alone. It calls no collectives. Raises ValueError for another shape.
+    Args:
+        loss: `loss(z, tokens, y)` returns the losses of N tokens, [N], each from its own token
+            alone, from logits z over the whole vocabulary, [N, V], the `Tokens` of these tokens,
+            and the teacher's logits y, [N, V], or None without a teacher. It calls no collectives.
+            ValueError is raised if it returns another shape.
     """
     return HeadLoss(partial(_differentiated, loss))
 
@@ -75,7 +81,7 @@ def by_autodiff(loss: Callable[[Array, Tokens, Array | None], Array]) -> HeadLos
 def _cross_entropy(z, tokens, _teacher, vocabulary):
     axes = vocabulary.axes
     log_p, size = log_softmax(z, axes), z.shape[-1]
-    hot = jax.nn.one_hot(tokens.targets - first_of(size, *axes), size, dtype=z.dtype)
+    hot = jax.nn.one_hot(tokens.targets - shard_offset(size, *axes), size, dtype=z.dtype)
     return -total(hot * log_p, axes), jnp.exp(log_p) - hot
 
 
@@ -85,14 +91,14 @@ def _kl_to_teacher(z, _tokens, teacher, vocabulary):
 
 
 def _kl_to_uniform(z, _tokens, _teacher, vocabulary):
-    axes, size, here = vocabulary
+    axes, size, valid = vocabulary
     log_p = log_softmax(z, axes)
-    counted = log_p if here is None else jnp.where(here, log_p, 0.0)
-    return -total(counted, axes) / size - jnp.log(size), jnp.exp(log_p) - 1 / size
+    masked = log_p if valid is None else jnp.where(valid, log_p, 0.0)
+    return -total(masked, axes) / size - jnp.log(size), jnp.exp(log_p) - 1 / size
 
 
 def _at_temperature(divergence, z, tokens, teacher, vocabulary):
-    """τ² · divergence of softmax(z/τ) and softmax(y/τ): τ² keeps the size of the gradient."""
+    """Returns τ² · divergence of softmax(z/τ) and softmax(y/τ); τ² keeps the gradient's size."""
     axes, temperature = vocabulary.axes, tokens.extra[..., None]
     log_p, log_t = (log_softmax(x / temperature, axes) for x in (z, teacher()))
     value, gradient = divergence(log_p, log_t, axes)
@@ -129,40 +135,42 @@ JENSEN_SHANNON = HeadLoss(partial(_at_temperature, _jensen_shannon))
 
 
 def total(z: Array, axes: Axes) -> Array:
-    """The sum over all of the vocabulary."""
-    return lax.psum(jnp.sum(z, axis=-1), several(*axes))
+    """Returns the sum over the whole vocabulary."""
+    return lax.psum(jnp.sum(z, axis=-1), split_axes(*axes))
 
 
 def log_softmax(z: Array, axes: Axes) -> Array:
-    z = z - lax.pmax(jnp.max(z, axis=-1), several(*axes))[..., None]
+    z = z - lax.pmax(jnp.max(z, axis=-1), split_axes(*axes))[..., None]
     return z - jnp.log(total(jnp.exp(z), axes))[..., None]
 
 
 def _differentiated(loss, z, tokens, teacher, vocabulary):
-    """`of_chunk` of a plain function.
+    """Computes `HeadLoss.of_chunk` of a plain function.
 
     An all-to-all gives each device the whole vocabulary for its share of the tokens: no collective
     is differentiated, and no device repeats another's work.
     """
     axes, size, _ = vocabulary
-    there, devices = several(*axes), parts(*axes)
+    used_axes, devices = split_axes(*axes), shard_count(*axes)
     count, share = z[..., 0].size, -(-z[..., 0].size // devices)
 
-    def shares(x, kept):  # [B, T, ...] -> [tokens, ...], padded to divide the devices
-        x = x.reshape(-1, *x.shape[kept:])
+    def flatten(x):  # [B, T, ...] -> [tokens, ...], padded to divide the devices
+        x = x.reshape(-1, *x.shape[2:])
         return jnp.pad(x, [(0, -count % devices)] + [(0, 0)] * (x.ndim - 1))
 
-    def own(x):  # this device's share of a replicated x
-        return lax.dynamic_slice_in_dim(shares(x, 2), first_of(share, *axes), share)
+    def take_share(x):  # this device's share of a replicated x
+        return lax.dynamic_slice_in_dim(flatten(x), shard_offset(share, *axes), share)
 
     def exchange(x, split, joined):
-        return lax.all_to_all(x, there, split, joined, tiled=True) if there else x
+        return lax.all_to_all(x, used_axes, split, joined, tiled=True) if used_axes else x
 
-    whole = lambda z: exchange(shares(z, 2), 0, 1)  # noqa: E731
-    y = None if tokens.teacher is None else whole(teacher())[:, :size]
-    mine = jax.tree.map(own, tokens)
-    value, pull = jax.vjp(lambda z: _per_token(loss, mine, y, z[:, :size]), whole(z))
+    # differentiate the loss of this device's tokens, over the whole vocabulary
+    gather = lambda z: exchange(flatten(z), 0, 1)  # noqa: E731
+    y = None if tokens.teacher is None else gather(teacher())[:, :size]
+    tokens = jax.tree.map(take_share, tokens)
+    value, pull = jax.vjp(lambda z: _per_token(loss, tokens, y, z[:, :size]), gather(z))
     (dz,) = pull(jnp.ones_like(value))
+    # return to all tokens, over this device's shard of the vocabulary
     value, dz = all_gather(value, *axes, axis=0), exchange(dz, 1, 0)
     return value[:count].reshape(z.shape[:-1]), dz[:count].reshape(z.shape)
 

@@ -1,4 +1,4 @@
-"""How the head's work is split: along `fsdp`, by which rows and tables meet; and into chunks."""
+"""Divides the work of the head: over `fsdp`, by gathering rows or tables, and into chunks."""
 
 from typing import Any
 
@@ -8,42 +8,49 @@ from jax import lax
 from jaxtyping import Array
 
 from undo_jax.ops.head_losses import Axes
-from undo_jax.runtime.collectives import all_gather, first_of
-from undo_jax.runtime.mesh import several
+from undo_jax.runtime.collectives import all_gather, shard_offset
+from undo_jax.runtime.mesh import split_axes
 
 
-def met(rows: tuple[Any, ...], tables: tuple[Any, ...]) -> tuple[tuple[str, ...], Any, Any]:
-    """The axes that split the vocabulary; and the rows and the tables that meet on a device.
+def gather_smaller(
+    rows: tuple[Any, ...], tables: tuple[Any, ...]
+) -> tuple[tuple[str, ...], Any, Any]:
+    """All-gathers either the rows or the tables over `fsdp`, whichever are fewer.
 
-    Of the group along `fsdp` these are either the device's own rows and all tables, or all rows and
-    its own part of the tables; gradients go the other way. Rows and tables, first of all hidden
-    states [b, T, D] and a table [v, D], are as wide as the models: what is gathered, moved and held
-    is least where there are fewer of them, tokens of the batch or of the vocabulary.
+    Hidden states, `rows[0]`, [b, T, D], and a table, `tables[0]`, [v, D], have the same width, so
+    the fewer of the batch's tokens and the vocabulary's tokens cost less to gather and to hold.
+    Gradients are reduced along the same axis.
+
+    Returns:
+        The mesh axes that split the vocabulary, and the rows and the tables of a device.
     """
     hidden, table = rows[0], tables[0]
-    if several("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
+    if split_axes("fsdp") and hidden.shape[0] * hidden.shape[1] < len(table):
         return ("tensor", "fsdp"), _gathered(rows), tables
     return ("tensor",), rows, _gathered(tables)
 
 
 def _gathered(tree: Any) -> Any:
-    """All-gathered over `fsdp`, one after another: see `after`."""
+    """All-gathers the leaves over `fsdp`, one after another: see `after`."""
     leaves, structure = jax.tree.flatten(tree)
-    found: list[Array] = []
+    gathered: list[Array] = []
     for leaf in leaves:
-        leaf = after(leaf, found[-1]) if found else leaf
-        found.append(all_gather(leaf, "fsdp", axis=0))
-    return jax.tree.unflatten(structure, found)
+        leaf = after(leaf, gathered[-1]) if gathered else leaf
+        gathered.append(all_gather(leaf, "fsdp", axis=0))
+    return jax.tree.unflatten(structure, gathered)
 
 
 def after(x: Array, done: Array) -> Array:
-    """`x`, once `done` is there: XLA for CPU hangs if devices wait in different collectives."""
+    """Returns `x` after `done` is computed.
+
+    XLA for CPU hangs if devices wait in different collectives.
+    """
     return lax.optimization_barrier((x, done))[0]
 
 
-def own(axes: Axes, values: Array, count: int) -> Array:
-    """Of the values of all rows that met, those of the device's own `count` rows."""
-    first = first_of(count, "fsdp")
+def device_rows(axes: Axes, values: Array, count: int) -> Array:
+    """Returns the values of a device's own `count` rows, where rows were gathered."""
+    first = shard_offset(count, "fsdp")
     return lax.dynamic_slice_in_dim(values, first, count) if "fsdp" in axes else values
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from undo_jax.attack import Attack
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, Stream, TrainedRecipe
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.setting import Setting
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
@@ -40,7 +40,7 @@ class _Attacked(Recipe):
 
     @property
     def parents(self) -> tuple[Recipe, ...]:
-        return self.model, *self.attack.others
+        return self.model, *self.attack.extra_models
 
     def record_tags(self, learning_rate: float | None) -> dict[str, Any]:
         return {"attack": self.attack.name, "learning_rate": learning_rate}
@@ -51,7 +51,7 @@ class _Attacked(Recipe):
         if prepare is None:
             return
         key = jax.eval_shape(lambda: jax.random.key(0))
-        other_shapes = [shapes(other.lm) for other in self.attack.others]
+        other_shapes = [shapes(other.lm) for other in self.attack.extra_models]
         prepared = jax.eval_shape(partial(prepare, lm), shapes(lm), key, *other_shapes)
         expected, actual = (jax.tree.map(jnp.shape, tree) for tree in (shapes(self.lm), prepared))
         if expected != actual:
@@ -66,7 +66,7 @@ class _Attacked(Recipe):
         """Returns the model's parameters as the attack prepares them."""
         if self.attack.prepare is None:
             return params
-        places = placement(self.lm, mesh)
+        places = param_shardings(self.lm, mesh)
         prepare = jax.jit(self.attack.prepare, static_argnums=0, out_shardings=places)
         return prepare(self.model.lm, params, key, *other_parents)
 

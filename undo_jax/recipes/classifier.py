@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, Stream
 from undo_jax.models.probe import Probe, fit
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.training.train_step import rows
 from undo_jax.types import Key, Packed, Params
 
@@ -69,7 +69,7 @@ class Classifier(ComputedRecipe):
         samples: Mapping[str, Packed] = MappingProxyType({}),
     ) -> Params:
         """Returns the fitted classifier; `samples` are the labelled rows."""
-        (params,), places = parents, placement(self.lm, mesh)
+        (params,), places = parents, param_shardings(self.lm, mesh)
         fit_probe = partial(_fitted, self.lm, self.penalty)
         return jax.jit(fit_probe, out_shardings=places)(params, samples)
 

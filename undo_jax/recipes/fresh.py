@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from undo_jax.graph.recipe import ComputedRecipe
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.types import LM, Key, Params
 
 
@@ -24,4 +24,4 @@ class Fresh(ComputedRecipe):
 
     def compute(self, mesh: Mesh, key: Key | None, parents=(), samples=None) -> Params:
         """Returns freshly initialised parameters, sharded by the model's rules."""
-        return jax.jit(self.lm.init, out_shardings=placement(self.lm, mesh))(key)
+        return jax.jit(self.lm.init, out_shardings=param_shardings(self.lm, mesh))(key)

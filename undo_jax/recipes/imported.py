@@ -10,7 +10,7 @@ from undo_jax.graph.model_graph import differences
 from undo_jax.graph.recipe import ComputedRecipe
 from undo_jax.models import hf, hf_folder
 from undo_jax.store import param_checkpoint
-from undo_jax.store.artifacts import plain, stated_model
+from undo_jax.store.artifacts import read_model_fields, to_json
 from undo_jax.types import LM, Key, Params
 
 
@@ -53,11 +53,11 @@ class Import(ComputedRecipe):
         folder = epath.Path(self.path)
         if (folder / "summary.json").exists():
             weights = f"give {folder / 'params'} to take the weights alone"
-            self._check(stated_model(folder, weights), weights)
+            self._check(read_model_fields(folder, weights), weights)
             folder = folder / "params"
         elif (folder / hf_folder.CONFIG).exists():
             lm = hf_folder.read_config(folder)
-            stated = {n: v for n, v in plain(lm).items() if n not in hf_folder.UNSTATED}
+            stated = {n: v for n, v in to_json(lm).items() if n not in hf_folder.UNSTATED}
             self._check(stated, "give the folder of such a model")
             return hf.load(folder, lm, mesh)
         return param_checkpoint.restore(folder, self.lm, mesh)

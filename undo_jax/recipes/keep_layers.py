@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from undo_jax.graph.recipe import ComputedRecipe, Recipe
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.types import LM, Key, Params
 
 
@@ -57,7 +57,7 @@ class KeepLayers(ComputedRecipe):
     ) -> Params:
         """Returns the parameters of the layers that stay, sharded as before."""
         (params,) = parents
-        return jax.jit(self._cut, out_shardings=placement(self.lm, mesh))(params)
+        return jax.jit(self._cut, out_shardings=param_shardings(self.lm, mesh))(params)
 
     def _cut(self, params: Params) -> Params:
         return {**params, "layers": jax.tree.map(lambda w: w[:: self.every], params["layers"])}

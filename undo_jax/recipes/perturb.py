@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from undo_jax.checks import check_function
 from undo_jax.graph.recipe import ComputedRecipe, Recipe
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.runtime.sharding import placement
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.types import LM, Key, Noise, Params, shapes
 
 
@@ -61,6 +61,6 @@ class Perturb(ComputedRecipe):
         self, mesh: Mesh, key: Key | None, parents: Sequence[Params] = (), samples=None
     ) -> Params:
         """Returns the model's parameters with noise, sharded as before."""
-        (params,), places = parents, placement(self.lm, mesh)
+        (params,), places = parents, param_shardings(self.lm, mesh)
         mix = jax.jit(self.noise, static_argnums=0, out_shardings=places)
         return mix(self.lm, key, params, self.alpha)

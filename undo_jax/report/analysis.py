@@ -17,6 +17,7 @@ from undo_jax.report.numbers import (
     pick_steps,
     strongest,
 )
+from undo_jax.report.plugin_scores import list_plugin_scores
 from undo_jax.report.records import ROLES, Entry, Logged, Logs
 from undo_jax.report.statistics import area, steps_to
 
@@ -55,6 +56,7 @@ def analyse(logs: Logs) -> Report:
         origins=logs.origins,
         config=tuple(config_entries(logs.artifacts)),
         spaces=search_spaces(cases, models, logs.forget.name),
+        plugin_scores=list_plugin_scores(logs),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from etils import epath
 
 from undo_jax.report.files import NONE, as_written, get_dict, number, read_lines, typed, verify
+from undo_jax.report.plugin_scores import read_plugin_scores
 from undo_jax.report.records import ATTACK, DISTILLATION, Evaluation, Json, Logged, Measure
 from undo_jax.runtime.atomic_files import read_json
 
@@ -83,6 +84,7 @@ def read_artifact(
                 if isinstance(fingerprint, str)
             ),
             other_config={name: part for name, part in parts.items() if name != stage},
+            plugin_scores=read_plugin_scores(folder, config),
         )
 
 

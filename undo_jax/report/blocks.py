@@ -15,10 +15,9 @@ class Paragraph:
     """A text that says how to read what is beside it."""
 
     text: str
-    css: str = "legend"
 
     def html(self) -> str:
-        return f'<p class="{self.css}">{escape(self.text)}</p>'
+        return f'<p class="legend">{escape(self.text)}</p>'
 
     def markdown(self, level: int) -> str:
         return self.text
@@ -40,28 +39,11 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Commands:
-    """Commands with what is known of each."""
-
-    commands: Sequence[tuple[str, str]]  # about it, the command
-
-    def html(self) -> str:
-        lines = []
-        for about, command in self.commands:  # a command does not break inside a word
-            words = " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
-            lines.append(f"<li>{escape(about)}<code>{words}</code></li>")
-        return f'<ol class="commands">{"".join(lines)}</ol>' if lines else ""
-
-    def markdown(self, level: int) -> str:
-        return "\n".join(f"- {command} ({about})" for about, command in self.commands)
-
-
-@dataclass(frozen=True)
 class Section:
     """Blocks under a title; on the page a `folded` one is opened by its reader."""
 
     title: str
-    blocks: Sequence[Paragraph | Table | Commands | Section]
+    blocks: Sequence[Paragraph | Table | Section]
     folded: bool = False
 
     def html(self) -> str:

@@ -128,12 +128,12 @@ def _seed_result(
     worst = max(curve.values(), key=strength(measure, retain))
     gain = sign * (worst.forget - score_of(case.artifact, measure))
     # Shares are undefined if nothing trains, or the base knows no more than the oracle.
-    zero, one = score_of(case.oracle, measure), score_of(case.base, measure)
+    never, full = score_of(case.oracle, measure), score_of(case.base, measure)
     trains = any(trial.evaluation.learning_rate is not None for trial in trials)
-    if not (trains and sign * (one - zero) >= MIN_GAP):
+    if not (trains and sign * (full - never) >= MIN_GAP):
         return SeedResult(worst, gain)
-    relearned = shares({step: a.forget for step, a in curve.items()}, zero, one)
-    trial_shares = shares({i: t.evaluation.forget for i, t in enumerate(trials)}, zero, one)
+    relearned = shares({step: a.forget for step, a in curve.items()}, never, full)
+    trial_shares = shares({i: t.evaluation.forget for i, t in enumerate(trials)}, never, full)
     examples = math.nan
     if not any(math.isnan(trial.examples) for trial in trials):
         enough = (t.examples for i, t in enumerate(trials) if trial_shares[i] >= HALF)

@@ -73,14 +73,14 @@ def cases_of(logs: Logs) -> list[Case]:
                 {folder: finished[folder] for folder in folders if folder in finished}
             )
     worst = {
-        folder: strongest([a for one in found.values() for a in one.attacks], logs.forget)
-        for folder, found in attacks.items()
-        if found
+        folder: strongest([a for m in artifacts.values() for a in m.attacks], logs.forget)
+        for folder, artifacts in attacks.items()
+        if artifacts
     }
     bases, cases = _bases(logs, finished), []
     for entry in logs.entries:
         attacked_by = tuple(attacks[entry.artifact].values())
-        curve = by_step((a for one in attacked_by for a in one.attacks), logs.forget, logs.retain)
+        curve = by_step((a for m in attacked_by for a in m.attacks), logs.forget, logs.retain)
         oracle = finished.get(entry.oracle or "")
         base = bases.get(entry.seed, next(iter(bases.values())) if len(bases) == 1 else None)
         values = [

@@ -1,4 +1,4 @@
-"""What the paper claims, in words, and whether it came out, with the number that says so."""
+"""What the paper claims, and whether it came out, with the numbers that decide it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ TOUCHING = 1e-9  # nearer to the bound than this is on neither side: rounding
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that holds if a quantity is above, or below, a bound.
+    """A claim that a quantity is above, or below, a bound.
 
-    It holds, or does not, only if all of Student's 95 % interval over seeds is on one side, each
-    seed has a number (one that diverged has none), and all that its experiment lists is finished.
-    The bootstrap interval is told, too: over a few seeds it is too narrow to judge by.
+    The verdict is HOLDS or FAILS only if Student's 95 % interval over seeds is all on one side of
+    the bound, each seed has a number (one that diverged has none), and all that its experiment
+    lists is finished. The bootstrap interval is shown, too; it is too narrow to judge a few seeds.
     """
 
     says: str  # in the paper's words, or near
@@ -41,66 +41,65 @@ class Claim:
         low, high = student(self.spread)
         if not self.finished:
             return UNFINISHED
-        if self._without or not (math.isfinite(low) and math.isfinite(high)):
+        if self._without_number or not (math.isfinite(low) and math.isfinite(high)):
             return OPEN
-        over, under = low - self.bound > TOUCHING, self.bound - high > TOUCHING
-        if not (over or under):
+        is_above, is_below = low - self.bound > TOUCHING, self.bound - high > TOUCHING
+        if not (is_above or is_below):
             return OPEN
-        return HOLDS if over == self.above else FAILS
+        return HOLDS if is_above == self.above else FAILS
 
     @property
     def side(self) -> str:
-        """Of the bound, where the claim holds: "above" or "below"."""
+        """The side of the bound on which the claim holds: "above" or "below"."""
         return "above" if self.above else "below"
 
     @property
     def in_favour(self) -> int:
-        """How many seeds are on the claimed side."""
+        """The number of seeds on the claimed side."""
         sign = 1 if self.above else -1
         return sum(sign * (v - self.bound) > TOUCHING for v in self.spread.finite)
 
     @property
-    def _without(self) -> list[int | None]:
-        """Seeds without a number."""
+    def _without_number(self) -> list[int | None]:
         return [seed for seed, value in self.values.items() if not math.isfinite(value)]
 
     @property
     def number(self) -> str:
-        """The mean, its intervals, and the seeds in favour."""
+        """The mean, its intervals, and the seeds in favour, as a text."""
         spread = self.spread
-        found = spread.finite
-        if not found:
+        count = len(spread.finite)
+        if not count:
             return "no finished seed"
-        told = _signed(spread.mean, self.bound)
-        if len(found) > 1:
+        text = _signed(spread.mean, self.bound)
+        if count > 1:
             inner, outer = (
-                f"[{', '.join(_signed(end, self.bound) for end in ends)}]"
-                for ends in (bootstrap(spread), student(spread))
+                f"[{', '.join(_signed(end, self.bound) for end in interval)}]"
+                for interval in (bootstrap(spread), student(spread))
             )
-            told += f" {inner}, Student's {outer}"
-        told += f", {self.in_favour} of {len(found)} seeds"
-        none = ", ".join(map(str, self._without))
-        return f"{told}; none on seed {none}" if none else told
+            text += f" {inner}, Student's {outer}"
+        text += f", {self.in_favour} of {count} seeds"
+        seeds = ", ".join(map(str, self._without_number))
+        return f"{text}; none on seed {seeds}" if seeds else text
 
 
 def _signed(number: float, bound: float) -> str:
-    """With its sign and two decimals; with up to four where two do not tell it from the bound."""
+    """Returns a number with its sign and two decimals; up to four to tell it from the bound."""
     digits = next((n for n in (2, 3, 4) if abs(number - bound) >= 10.0**-n), 2)
     return f"{round(number, digits) + 0.0:+.{digits}f}"
 
 
-def grid(claims: Sequence[Claim]) -> Grid:
-    """The claims as a table; ours are in brackets."""
+def claims_grid(claims: Sequence[Claim]) -> Grid:
+    """Returns the claims as a table; ours are in brackets."""
     header = ["claim", "verdict", "setting", "measured", "mean, and intervals", "bound"]
     rows = [
         [
-            c.says if c.paper else f"({c.says})",
-            c.verdict,
-            c.setting,
-            c.quantity,
-            c.number,
-            f"{'>' if c.above else '<'}\N{NO-BREAK SPACE}{c.bound:g}",
+            claim.says if claim.paper else f"({claim.says})",
+            claim.verdict,
+            claim.setting,
+            claim.quantity,
+            claim.number,
+            f"{'>' if claim.above else '<'}\N{NO-BREAK SPACE}{claim.bound:g}",
         ]
-        for c in claims
+        for claim in claims
     ]
     return Grid(header, rows, words=4)

@@ -13,7 +13,7 @@ from etils import epath
 
 from undo_jax.checks import LARGEST
 from undo_jax.report.records import Json
-from undo_jax.runtime.atomic_files import file_hash
+from undo_jax.runtime.atomic_files import hash_file
 
 NONE = type(None)
 REQUIRED: Any = object()
@@ -24,7 +24,7 @@ def verify(folder: epath.Path, summary: Json) -> None:
     hashes = summary.get("files")
     for name, digest in hashes.items() if isinstance(hashes, dict) else ():
         path = folder / name
-        if not path.is_file() or file_hash(path) != digest:
+        if not path.is_file() or hash_file(path) != digest:
             raise ValueError(
                 f"{path} is damaged (it is not as it was written): delete {folder}, and run the "
                 "experiment again"

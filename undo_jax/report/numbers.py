@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
-from undo_jax.report.records import Evaluation, Measure, Origin
+from undo_jax.report.records import Evaluation, Measure, Origin, PluginScore
 
 MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
 
@@ -166,6 +166,7 @@ class Report:
     origins: tuple[Origin, ...] = ()  # the commands that made it
     config: tuple[ConfigEntry, ...] = ()
     spaces: tuple[SearchSpace, ...] = ()  # of the attacks
+    plugin_scores: tuple[PluginScore, ...] = ()  # of undo_jax/scores
 
     @property
     def attacked(self) -> tuple[ModelRow, ...]:

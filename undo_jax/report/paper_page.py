@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from etils import epath
 
 from undo_jax.report import page as pages
 from undo_jax.report import paper, tables
-from undo_jax.report.claims import FAILS, HOLDS, OPEN, UNFINISHED, Claim, grid
+from undo_jax.report.claims import FAILS, HOLDS, OPEN, UNFINISHED, Claim, claims_grid
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.plot import csv_text
@@ -36,7 +36,7 @@ LEGEND = (
 )
 
 
-class Drawn(NamedTuple):
+class PaperFigure(NamedTuple):
     """A figure of the paper at one scale."""
 
     name: str  # FIGURE-SCALE
@@ -44,188 +44,197 @@ class Drawn(NamedTuple):
     caption: str
     claims: list[Claim]
     files: dict[str, bytes]  # by their endings
-    missing: list[str]  # of each experiment that is unfinished, what is
+    missing: list[str]  # a sentence for each unfinished experiment
 
 
-class Page(NamedTuple):
-    """What `write` has drawn, and why not the others, by FIGURE-SCALE."""
+class PaperPage(NamedTuple):
+    """The figures that are drawn, and why others are not, by FIGURE-SCALE."""
 
-    drawn: list[Drawn]
-    others: dict[str, str]
+    drawn: list[PaperFigure]
+    undrawn: dict[str, str]
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each figure that is not drawn."""
+        return [f"{name} is not drawn: {reason}" for name, reason in self.undrawn.items()]
 
 
 def experiments(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, str]]:
-    """The experiments of a workdir that figures draw: by figure and scale, then by setting.
+    """Returns the experiments that figures draw: by figure and scale, then by setting.
 
-    In the order of their names, numbers by their size: _steps200 comes before _steps1000.
+    They are in the order of their names, numbers by their size: _steps200 before _steps1000.
     """
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for name in sorted(names(workdir), key=_in_parts):
+    figures: dict[tuple[str, str], dict[str, str]] = {}
+    for name in sorted(names(workdir), key=_natural_key):
         figure, _, rest = name.partition("-")
         setting, _, scale = rest.partition("-")
         if figure in paper.discover() and setting and scale:
-            found.setdefault((figure, scale), {})[setting] = name
-    return found
+            figures.setdefault((figure, scale), {})[setting] = name
+    return figures
 
 
-def _in_parts(name: str) -> list[str | int]:
-    """A name as its text and its numbers, which take turns."""
+def _natural_key(name: str) -> list[str | int]:
+    """Returns a name's text and numbers, which alternate."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def draw(figure: str, scale: str, some: Mapping[str, Study]) -> Drawn:
-    """A figure as files. Raises ValueError where there is nothing to draw yet."""
-    unfinished = {setting for setting, study in some.items() if study.logs.unfinished}
+def draw(figure: str, scale: str, studies: Sequence[Study]) -> PaperFigure:
+    """Draws a figure. Raises ValueError if there is nothing to draw yet."""
     module, name = paper.discover()[figure], f"{figure}-{scale}"
-    points = module.points(some)
+    points = list(module.points(studies))
     if not points:
-        whole = " and ".join(study.logs.name for study in some.values())
-        raise ValueError(f"{whole}: nothing to draw yet, run it to its end")
-    files = render(functools.partial(module.draw, some), name)
-    told = [point._replace(setting=tables.of_setting(point.setting)) for point in points]
-    files["csv"] = csv_text(told).encode()
-    title = f"{module.TITLE} ({scale} scale)"
+        runs = " and ".join(study.logs.name for study in studies)
+        raise ValueError(f"{runs}: nothing to draw yet, run it to its end")
+    files = render(functools.partial(module.draw, studies), name)
+    rows = [point._replace(setting=tables.of_setting(point.setting)) for point in points]
+    files["csv"] = csv_text(rows).encode()
+    unfinished = {study.setting: study.logs for study in studies if study.logs.unfinished}
     claims = [
         replace(
-            c,
-            setting=tables.of_setting(c.setting),
-            finished=c.finished and c.setting not in unfinished,
+            claim,
+            setting=tables.of_setting(claim.setting),
+            finished=claim.finished and claim.setting not in unfinished,
         )
-        for c in module.claims(some)
+        for claim in module.claims(studies)
     ]
     missing = [
-        f"{study.logs.name} is unfinished, so that none of its claims is judged; run it to its "
-        f"end. Without {_listed(study.logs.unfinished)}"
-        for study in some.values()
-        if study.logs.unfinished
+        f"{logs.name} is unfinished, so that none of its claims is judged; run it to its end. "
+        f"Without {_shortened(logs.unfinished)}"
+        for logs in unfinished.values()
     ]
-    return Drawn(name, title, module.caption(some), claims, files, missing)
+    title = f"{module.TITLE} ({scale} scale)"
+    return PaperFigure(name, title, module.caption(studies), claims, files, missing)
 
 
-def _study(workdir: epath.PathLike, setting: str, name: str) -> Study:
-    """An experiment of a figure. Raises ValueError for files that cannot be read."""
+def _shortened(folders: Sequence[str]) -> str:
+    """Returns a few names, and how many there are besides."""
+    more = len(folders) - 3
+    return ", ".join(folders[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def _read_study(workdir: epath.PathLike, setting: str, name: str) -> Study:
+    """Reads an experiment of a figure. Raises ValueError for files that cannot be read."""
     try:
         return Study(setting, read_logs(workdir, name))
     except OSError as error:
-        what = f"{error.filename or name}: {error.strerror or error}"
-        raise ValueError(f"{what}: check what it is, and who may read it") from error
+        reason = f"{error.filename or name}: {error.strerror or error}"
+        raise ValueError(f"{reason}: check what it is, and who may read it") from error
 
 
-def write(workdir: epath.PathLike, publish: Publish = put) -> Page:
-    """Write WORKDIR/figures/: PNG, SVG and CSV of each figure, claims.csv, summary.md, index.html.
+def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
+    """Writes WORKDIR/figures/: PNG, SVG, CSV of each figure, claims.csv, summary.md, index.html.
 
-    A figure that cannot be drawn leaves the others as they are, and no files of its own. `publish`
-    makes the folder and writes its files. Raises FileNotFoundError where no experiment of the
-    workdir belongs to a figure, and ValueError where none can be drawn.
+    A figure that cannot be drawn does not affect the others, and its old files are deleted.
+
+    Args:
+        workdir: the folder of the runs.
+        publish: makes the folder and writes its files.
+
+    Raises:
+        FileNotFoundError: if no experiment of the workdir belongs to a figure.
+        ValueError: if none can be drawn.
     """
-    place, folder = epath.Path(workdir), epath.Path(workdir) / FOLDER
-    if not place.is_dir():
+    workdir = epath.Path(workdir)
+    folder = workdir / FOLDER
+    figures = _find_experiments(workdir, folder)
+    page = PaperPage([], {})
+    for (figure, scale), by_setting in figures.items():
+        try:
+            studies = [_read_study(workdir, *entry) for entry in by_setting.items()]
+            page.drawn.append(draw(figure, scale, studies))
+        except ValueError as error:  # of files that are damaged, outdated or incomplete
+            page.undrawn[f"{figure}-{scale}"] = str(error)
+    if not page.drawn:
+        raise ValueError("; ".join(page.undrawn.values()))
+    publish(folder, contents(page))
+    for path in (path for kind in KINDS for path in folder.glob(f"*.{kind}")):
+        figure, dash, _ = path.stem.partition("-")
+        is_figure = dash and figure in paper.discover()
+        if is_figure and path.stem not in {figure.name for figure in page.drawn}:
+            path.unlink(missing_ok=True)
+    return page
+
+
+def _find_experiments(
+    workdir: epath.Path, folder: epath.Path
+) -> dict[tuple[str, str], dict[str, str]]:
+    """Returns `experiments(workdir)`. Raises what `write` does if there is none."""
+    if not workdir.is_dir():
         raise FileNotFoundError(f"{workdir} is no folder: give the workdir of experiments/paper")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: move it away, for the figures go there")
-    found = experiments(workdir)
-    if not found and not names(workdir) and any(place.glob("*/config.json")):
+    figures = experiments(workdir)
+    if not figures and not names(workdir) and any(workdir.glob("*/config.json")):
         raise FileNotFoundError(
             f"{workdir} holds an unfinished run: the same `undo-jax run` goes on with it"
         )
-    if not found:
-        known = ", ".join(paper.discover())
+    if not figures:
         raise FileNotFoundError(
-            f"{workdir} holds no run of experiments/paper: run one there first ({known})"
+            f"{workdir} holds no run of experiments/paper: run one there first "
+            f"({', '.join(paper.discover())})"
         )
-    drawn: list[Drawn] = []
-    others: dict[str, str] = {}
-    for (figure, scale), some in found.items():
-        try:
-            studies = {setting: _study(workdir, setting, name) for setting, name in some.items()}
-            drawn.append(draw(figure, scale, studies))
-        except ValueError as error:  # what is damaged, outdated, not begun or incomplete
-            others[f"{figure}-{scale}"] = str(error)
-    if not drawn:
-        raise ValueError("; ".join(others.values()))
-    made = Page(drawn, others)
-    publish(folder, contents(made))
-    for earlier in (path for kind in KINDS for path in folder.glob(f"*.{kind}")):
-        if _drawn_as(earlier.stem) and earlier.stem not in {one.name for one in drawn}:
-            earlier.unlink(missing_ok=True)
-    return made
+    return figures
 
 
-def contents(made: Page) -> dict[str, bytes]:
-    """The files by their names, the page last."""
-    files = {f"{one.name}.{kind}": one.files[kind] for one in made.drawn for kind in one.files}
-    files[CLAIMS] = csv_text(_claim_rows(made.drawn)).encode()
-    return files | {"summary.md": markdown(made).encode(), "index.html": page(made).encode()}
+def contents(page: PaperPage) -> dict[str, bytes]:
+    """Returns the files by their names, the page last."""
+    files = {
+        f"{figure.name}.{kind}": content
+        for figure in page.drawn
+        for kind, content in figure.files.items()
+    }
+    files[CLAIMS] = csv_text(_claim_rows(page.drawn)).encode()
+    return files | {"summary.md": markdown(page).encode(), "index.html": html(page).encode()}
 
 
-def _drawn_as(name: str) -> bool:
-    """Whether a file of this name is one that is drawn here, as FIGURE-SCALE."""
-    figure, scaled, _ = name.partition("-")
-    return bool(scaled) and figure in paper.discover()
-
-
-def _listed(folders: Sequence[str]) -> str:
-    """A few names, and how many there are besides."""
-    few, more = folders[:3], len(folders) - 3
-    return ", ".join(few) + (f" and {more} more" if more > 0 else "")
-
-
-def told(one: Drawn) -> str:
-    """A figure's claims for the terminal: two lines each."""
-    lines = [one.title, *(f"  {missing}" for missing in one.missing)]
-    for c in one.claims:
+def claims_text(figure: PaperFigure) -> str:
+    """Returns a figure's claims for the terminal: two lines each."""
+    lines = [figure.title, *(f"  {missing}" for missing in figure.missing)]
+    for c in figure.claims:
         lines += [f"  {c.verdict}: {c.says} ({c.setting})", f"    {c.quantity}: {c.number}"]
     return "\n".join(lines)
 
 
-def page(made: Page) -> str:
-    """index.html as a string; it loads no other files."""
+def html(page: PaperPage) -> str:
+    """Returns index.html; it loads no other files."""
     body = [
         "<h1>The paper's figures, from our runs</h1>",
-        f'<p class="lead">{pages.escape(_counted(made.drawn))}</p>',
+        f'<p class="lead">{pages.escape(_count_verdicts(page.drawn))}</p>',
         f'<p class="downloads">Download <a href="{CLAIMS}" download="{CLAIMS}">all claims</a></p>',
-        pages.notes(undrawn(made)),
+        pages.notes(page.notes),
     ]
-    for one in made.drawn:
+    for figure in page.drawn:
+        downloads = {kind: f"{figure.name}.{kind}" for kind in ("png", "csv")}
         body += [
-            f"<h2>{pages.escape(one.title)}</h2>",
-            pages.notes(one.missing),
-            pages.figure(one.files["svg"].decode(), one.caption, _files(one.name), wide=True),
-            pages.table(grid(one.claims), f"Claims: {one.title}", wrapped=True),
+            f"<h2>{pages.escape(figure.title)}</h2>",
+            pages.notes(figure.missing),
+            pages.figure(figure.files["svg"].decode(), figure.caption, downloads, wide=True),
+            pages.table(claims_grid(figure.claims), f"Claims: {figure.title}", wrapped=True),
         ]
     body.append(f'<p class="legend">{pages.escape(LEGEND)}</p>')
     return pages.document("The paper's figures", body)
 
 
-def _files(name: str) -> dict[str, str]:
-    return {kind: f"{name}.{kind}" for kind in ("png", "csv")}
-
-
-def markdown(made: Page) -> str:
-    """summary.md: each figure, its caption and its claims."""
-    blocks = ["# The paper's figures, from our runs", _counted(made.drawn), *undrawn(made)]
-    for one in made.drawn:
-        blocks += [f"## {one.title}", *one.missing, f"![{one.name}]({one.name}.png)", one.caption]
-        blocks.append(tables.markdown_table(grid(one.claims)))
+def markdown(page: PaperPage) -> str:
+    """Returns summary.md: each figure, its caption and its claims."""
+    blocks = ["# The paper's figures, from our runs", _count_verdicts(page.drawn), *page.notes]
+    for figure in page.drawn:
+        blocks += [f"## {figure.title}", *figure.missing, f"![{figure.name}]({figure.name}.png)"]
+        blocks += [figure.caption, tables.markdown_table(claims_grid(figure.claims))]
     return "\n\n".join([*blocks, LEGEND]) + "\n"
 
 
-def undrawn(made: Page) -> list[str]:
-    """A line for each figure that is not drawn."""
-    return [f"{name} is not drawn: {reason}" for name, reason in made.others.items()]
-
-
-def _counted(drawn: Sequence[Drawn]) -> str:
-    """How many of the paper's claims came out how."""
-    verdicts = [c.verdict for one in drawn for c in one.claims if c.paper]
-    hold, fail, open_, rest = (verdicts.count(v) for v in (HOLDS, FAILS, OPEN, UNFINISHED))
-    unjudged = f" {rest} are of unfinished runs." if rest else ""
+def _count_verdicts(drawn: Sequence[PaperFigure]) -> str:
+    """Returns how many of the paper's claims came out how, as a text."""
+    verdicts = [claim.verdict for figure in drawn for claim in figure.claims if claim.paper]
     if not verdicts:
         return "The paper claims nothing of what is shown here; the questions are ours."
-    return (
-        f"Of {len(verdicts)} claims of the paper, {hold} came out, {fail} did not, and of {open_} "
-        f"it cannot be told.{unjudged}"
+    hold, fail, undecided, unjudged = map(verdicts.count, (HOLDS, FAILS, OPEN, UNFINISHED))
+    text = (
+        f"Of {len(verdicts)} claims of the paper, {hold} came out, {fail} did not, and of "
+        f"{undecided} it cannot be told."
     )
+    return f"{text} {unjudged} are of unfinished runs." if unjudged else text
 
 
 class ClaimRow(NamedTuple):
@@ -243,9 +252,19 @@ class ClaimRow(NamedTuple):
     verdict: str
 
 
-def _claim_rows(drawn: Sequence[Drawn]) -> Iterable[ClaimRow]:
-    for one in drawn:
-        for c in one.claims:
+def _claim_rows(drawn: Sequence[PaperFigure]) -> Iterable[ClaimRow]:
+    for figure in drawn:
+        for c in figure.claims:
             for seed, value in c.values.items():
-                said = one.name, c.setting, c.says, c.paper, c.quantity
-                yield ClaimRow(*said, seed, value, c.side, c.bound, c.verdict)
+                yield ClaimRow(
+                    figure.name,
+                    c.setting,
+                    c.says,
+                    c.paper,
+                    c.quantity,
+                    seed,
+                    value,
+                    c.side,
+                    c.bound,
+                    c.verdict,
+                )

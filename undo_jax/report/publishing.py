@@ -1,4 +1,4 @@
-"""How the files of a page reach its folder."""
+"""How the files of a page are written."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,7 +8,7 @@ Publish = Callable[[epath.Path, Mapping[str, bytes]], None]  # makes the folder,
 
 
 def put(folder: epath.Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder."""
+    """Writes files, by their names, into a folder, which it makes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

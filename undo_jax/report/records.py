@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 
@@ -55,6 +55,17 @@ class Logged:
     losses: Mapping[int, float] = field(default_factory=dict)  # of a distillation, by step
     upstream: tuple[str, ...] = ()  # fingerprints of what it was made from
     other_config: Json = field(default_factory=dict)  # config less the recipe: setting, model
+    plugin_scores: Mapping[str, float] = field(default_factory=dict)  # of scores.json, by label
+
+
+class PluginScore(NamedTuple):
+    """One number of a score plug-in, of a finished model or of an attack on it."""
+
+    model: str
+    seed: int | None
+    attack: str  # its name; empty for the model before attacks
+    score: str  # the score's name and, if it has several numbers, the number's
+    value: float
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,16 @@ from etils import epath
 
 from undo_jax.report import card_tables, config_table, figures, plot_figure, speed, tables
 from undo_jax.report.analysis import analyse
-from undo_jax.report.blocks import Commands, Paragraph, Section, Table, table_section
+from undo_jax.report.blocks import Paragraph, Section, Table, table_section
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import read_logs
 from undo_jax.report.numbers import Report
 from undo_jax.report.page import document, escape, figure, notes
 from undo_jax.report.plot import csv_text
+from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
 
+SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks
 MANY = 5  # learning rates; of more, as searches draw them, the range is given
 
 
@@ -55,6 +57,8 @@ def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
         if (figure := draw_figure(module, report, figure_name))
     }
     contents = {f"{n}.{kind}": data for n, fig in drawn.items() for kind, data in fig.files.items()}
+    if report.plugin_scores:
+        contents[SCORES] = csv_text(report.plugin_scores).encode()
     contents["summary.md"] = markdown(report, drawn).encode()
     contents["index.html"] = page(report, drawn).encode()
     earlier = _figures_in(folder / "summary.md")
@@ -70,9 +74,11 @@ def draw_figure(module: ModuleType, report: Report, name: str) -> DrawnFigure | 
     """Draws a figure from its description, or by its own `draw`; None if it shows nothing."""
     if not hasattr(module, "plot"):
         files = render(partial(module.draw, report), name)
-        if files and hasattr(module, "rows"):
-            files["csv"] = csv_text(module.rows(report)).encode()
-        return DrawnFigure(module.caption(report), files) if files else None
+        if not files:
+            return None
+        csv = csv_text(module.rows(report)) if hasattr(module, "rows") else None
+        files |= {"csv": csv.encode()} if csv else {}
+        return DrawnFigure(module.caption(report), files, {"csv": csv} if csv else None)
     plot = module.plot(report)
     if plot is None:
         return None
@@ -94,7 +100,7 @@ def page(report: Report, drawn: Mapping[str, DrawnFigure]) -> str:
         notes(tables.notes(report)),
         *(_figure(name, fig) for name, fig in drawn.items()),
         *(section.html() for section in sections(report)),
-        _origin(report).html(),
+        _origin(report),
     ]
     return document(report.name, body)
 
@@ -131,6 +137,8 @@ def sections(report: Report) -> list[Section]:
     ]  # fmt: skip
     if report.other_metrics:
         result.insert(3, table_section("Other scores", tables.score_grid(report)))
+    if any(not row.attack for row in report.plugin_scores):
+        result.insert(-2, table_section("Scores", plugin_score_grid(report)))
     return result
 
 
@@ -155,18 +163,21 @@ def _cards(report: Report) -> Section:
     )
 
 
-def _origin(report: Report) -> Section:
-    """Returns the commands, versions and settings that made the experiment."""
-    commands = [
-        (f"ended {o.date.replace('T', ' ').replace('Z', ' UTC')} on {o.devices}", o.command)
-        for o in report.origins
-    ]
+def _origin(report: Report) -> str:
+    """Returns, as HTML, the commands, versions and settings that made the experiment."""
+    items = []
+    for o in report.origins:  # a command does not break inside a word
+        words = " ".join(f"<span>{escape(word)}</span>" for word in o.command.split(" "))
+        date = escape(o.date.replace("T", " ").replace("Z", " UTC"))
+        items.append(f"<li>ended {date} on {escape(o.devices)}<code>{words}</code></li>")
     settings = Table(config_table.config_grid(report), "Every setting", wrapped=True)
-    return Section("How it was made", [
-        Commands(commands),
-        Paragraph(config_table.versions(report), "legend made"),
-        Section("Every setting", [settings], folded=True),
-    ])  # fmt: skip
+    parts = [
+        "<h2>How it was made</h2>",
+        f'<ol class="commands">{"".join(items)}</ol>' if items else "",
+        f'<p class="legend made">{escape(config_table.versions(report))}</p>',
+        Section("Every setting", [settings], folded=True).html(),
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def _lead(report: Report) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ from undo_jax.report.statistics import Seed
 Curve = Mapping[int, float]  # a score by step
 
 
-class Point(NamedTuple):
-    """A number that a figure shows: a row of its CSV file."""
+class PaperPoint(NamedTuple):
+    """A number of a figure of the paper: a row of its CSV file."""
 
     panel: str
     setting: str
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """One experiment of a figure."""
+    """One experiment of a figure. Methods return numbers of a model by seed."""
 
     setting: str
     logs: Logs
@@ -42,10 +42,10 @@ class Study:
 
     @functools.cached_property
     def _cases(self) -> dict[str, dict[Seed, Case]]:
-        found: dict[str, dict[Seed, Case]] = {}
+        cases: dict[str, dict[Seed, Case]] = {}
         for case in cases_of(self.logs):
-            found.setdefault(case.entry.model, {})[case.entry.seed] = case
-        return found
+            cases.setdefault(case.entry.model, {})[case.entry.seed] = case
+        return cases
 
     @property
     def forget(self) -> Measure:
@@ -53,11 +53,11 @@ class Study:
 
     @property
     def models(self) -> list[str]:
-        """All models, in the order of the experiment."""
+        """The names of all models, in the order of the experiment."""
         return list(self._cases)
 
     def cases(self, model: str) -> dict[Seed, Case]:
-        """A model's seeds. Raises ValueError for a model that the experiment has not."""
+        """Returns a model's cases by seed. Raises ValueError if the experiment lacks the model."""
         if model not in self._cases:
             raise ValueError(
                 f"{self.logs.name} has no model {model!r}: run the shipped experiment again"
@@ -65,7 +65,7 @@ class Study:
         return self._cases[model]
 
     def before(self, model: str, measure: Measure) -> dict[Seed, float]:
-        """A model's score before any attack, by seed."""
+        """Returns a score before any attack."""
         return {
             seed: case.artifact.summary["eval"].get(measure.name, math.nan)
             for seed, case in self.cases(model).items()
@@ -73,67 +73,55 @@ class Study:
         }
 
     def losses(self, model: str) -> dict[Seed, Curve]:
-        """Training losses of a distillation, by seed."""
+        """Returns the training losses of a distillation."""
         return {s: case.artifact.losses for s, case in self.cases(model).items() if case.artifact}
 
     def relearned(self, model: str) -> dict[Seed, Curve]:
-        """Forget score of the strongest attack at each step, by seed."""
-        return {
-            seed: {step: a.forget for step, a in case.strongest.items()}
-            for seed, case in self._attacked(model).items()
-        }
+        """Returns the forget score of the strongest attack at each step."""
+        return _scores("forget", {s: c.strongest for s, c in self._attacked(model).items()})
 
     def retained(self, model: str) -> dict[Seed, Curve]:
-        """Retain score under that attack, by seed."""
-        return {
-            seed: {step: a.retain for step, a in case.strongest.items()}
-            for seed, case in self._attacked(model).items()
-        }
+        """Returns the retain score under that attack."""
+        return _scores("retain", {s: c.strongest for s, c in self._attacked(model).items()})
 
-    def kept(self, one: str, other: str) -> dict[Seed, float]:
-        """How much better the retain score of one model is before its attack than the other's."""
+    def retain_gap(self, model: str, reference: str) -> dict[Seed, float]:
+        """Returns how much better a model's retain score is than a reference's before attacks."""
         scores = [
-            {seed: curve[min(curve)] if curve else math.nan for seed, curve in found.items()}
-            for found in map(self.retained, (one, other))
+            {seed: curve[min(curve)] if curve else math.nan for seed, curve in curves.items()}
+            for curves in map(self.retained, (model, reference))
         ]
-        better = 1 if self.logs.retain.higher_is_better else -1
-        return {seed: better * more for seed, more in difference(*scores).items()}
+        sign = 1 if self.logs.retain.higher_is_better else -1
+        return {seed: sign * gap for seed, gap in difference(*scores).items()}
 
     def shares(self, model: str) -> dict[Seed, Curve]:
-        """Relearned shares by step, by seed: 0 as the oracle before attacks, 1 as the base."""
+        """Returns relearned shares by step: 0 is the oracle before attacks, 1 the base."""
         return {seed: case.shares for seed, case in self._attacked(model).items()}
 
     def areas(self, model: str) -> dict[Seed, float]:
-        """Normalised areas under the relearning curve: the mean of those shares over its steps."""
+        """Returns areas under the relearning curve: the mean of those shares over its steps."""
         return {seed: statistics.area(c, self._last) for seed, c in self.shares(model).items()}
 
     def control(self, model: str, name: str) -> dict[Seed, Curve]:
-        """Score of a control by its own metric, by seed; none where there is no such control.
+        """Returns the score of a control by its own metric; none without such a control.
 
         A seed whose training diverged has an empty curve.
         """
-        return {
-            seed: {step: a.forget for step, a in curve.items()}
-            for seed, curve in self._controlled(model, name).items()
-        }
+        return _scores("forget", self._controlled(model, name))
 
     def control_retained(self, model: str, name: str) -> dict[Seed, Curve]:
-        """Retain score under that control, by seed."""
-        return {
-            seed: {step: a.retain for step, a in curve.items()}
-            for seed, curve in self._controlled(model, name).items()
-        }
+        """Returns the retain score under that control."""
+        return _scores("retain", self._controlled(model, name))
 
     def _controlled(self, model: str, name: str) -> dict[Seed, dict[int, Evaluation]]:
         return {
             seed: case.control(name, self.logs)
             for seed, case in self.cases(model).items()
-            if any(a.data == name for a in case.controls)
+            if any(evaluation.data == name for evaluation in case.controls)
         }
 
     def control_areas(self, model: str, name: str) -> dict[Seed, float]:
-        """Mean score of a control over its steps, by seed."""
-        curves = [curve for one in self.models for curve in self.control(one, name).values()]
+        """Returns the mean score of a control over its steps."""
+        curves = [curve for m in self.models for curve in self.control(m, name).values()]
         last = max((step for curve in curves for step in curve), default=0)
         return {s: statistics.area(curve, last) for s, curve in self.control(model, name).items()}
 
@@ -147,21 +135,31 @@ class Study:
         return {seed: case for seed, case in self.cases(model).items() if case.attacked}
 
     def robustness(self, model: str) -> dict[Seed, float]:
-        """In %: 0 is its unlearned ancestor, 100 the oracle, by the strongest attack ever."""
+        """Returns robustness in %: 0 is the unlearned ancestor's, 100 the oracle's."""
         return {seed: case.robustness for seed, case in self.cases(model).items()}
 
     def compute(self, model: str, unit: str) -> dict[Seed, float]:
-        """Distillation in % of the oracle's training, by "steps" or "flops"."""
+        """Returns distillation in % of the oracle's training, by "steps" or "flops"."""
         return {seed: case.compute(unit) for seed, case in self.cases(model).items()}
 
 
-def difference(one: Mapping[Seed, float], other: Mapping[Seed, float]) -> dict[Seed, float]:
-    """one − other, by `statistics.pairs`."""
-    return {seed: its - others for seed, (its, others) in statistics.pairs(one, other).items()}
+def _scores(name: str, curves: Mapping[Seed, Mapping[int, Evaluation]]) -> dict[Seed, Curve]:
+    return {
+        seed: {step: getattr(evaluation, name) for step, evaluation in curve.items()}
+        for seed, curve in curves.items()
+    }
 
 
-def lines(panel: str, setting: str, model: str, curves: Mapping[Seed, Curve]) -> Iterable[Point]:
-    """Points of curves, one line per seed."""
+def difference(values: Mapping[Seed, float], subtrahend: Mapping[Seed, float]) -> dict[Seed, float]:
+    """Returns values − subtrahend for the seeds of `statistics.pairs`."""
+    pairs = statistics.pairs(values, subtrahend)
+    return {seed: first - second for seed, (first, second) in pairs.items()}
+
+
+def curve_points(
+    panel: str, setting: str, line: str, curves: Mapping[Seed, Curve]
+) -> Iterator[PaperPoint]:
+    """Yields the points of a line's curves."""
     for seed, curve in curves.items():
         for step, score in curve.items():
-            yield Point(panel, setting, model, seed, step, score)
+            yield PaperPoint(panel, setting, line, seed, step, score)

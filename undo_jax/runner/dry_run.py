@@ -1,4 +1,4 @@
-"""What a run would make, and about how long it would take: nothing trains, nothing is written."""
+"""What a run would make, and what it would cost: nothing trains, nothing is written."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -14,158 +14,165 @@ from undo_jax.graph.train_specs import RowFormat, group_key, train_spec
 from undo_jax.runner.experiment import Experiment, prepared
 from undo_jax.runner.scheduler import find_work, order_groups
 from undo_jax.runner.split_group import least_bytes
-from undo_jax.runner.teacher_cache import Saving, saving
-from undo_jax.runner.time_estimate import Pace, paces, read_records
+from undo_jax.runner.teacher_cache import CacheSavings, estimate_savings
+from undo_jax.runner.time_estimate import Pace, estimate_paces, read_records
 from undo_jax.runner.trials import RunContext
 from undo_jax.runtime import device_memory
 from undo_jax.workdir.manifest import Named
 
-SAVING = 0.3  # seconds to write a model, or to make one without training: small ones on a CPU
-
 
 @dataclass(frozen=True)
-class Program:
+class PlannedGroup:
     """Models that train together as one program, or those of a kind that are not trained."""
 
     key: str  # equal for models that can train together
-    company: tuple[ModelNode, ...]  # that train; none where all are finished
-    made: tuple[ModelNode, ...]  # of these, those that are not finished
+    trained: tuple[ModelNode, ...]  # models that train together; empty if all are finished
+    new: tuple[ModelNode, ...]  # those of them that are not finished
     reused: tuple[ModelNode, ...]  # finished ones that could have trained with them
 
     @property
     def kind(self) -> str:
-        return (*self.company, *self.reused)[0].recipe.kind
+        return (*self.trained, *self.reused)[0].recipe.kind
 
     @property
-    def trained(self) -> bool:
-        return bool(self.company) and isinstance(self.company[0].recipe, TrainedRecipe)
+    def is_training(self) -> bool:
+        return bool(self.trained) and isinstance(self.trained[0].recipe, TrainedRecipe)
 
 
 @dataclass(frozen=True)
-class Row:
-    """A program's numbers. Costs are 0 where nothing trains."""
+class PlanRow:
+    """The numbers of a group. Costs are 0 where nothing trains."""
 
     kind: str
     names: tuple[str, ...]  # of models as the report calls them, for all their seeds
-    made: int
-    reused: int
-    members: int  # models to train times their learning rates
-    steps: int  # at most, where a stop rule may end them earlier
-    stops: bool  # whether there is such a rule
-    flops: float
-    seconds: float
-    bytes: float  # of each device, at the least
-    basis: str  # of `seconds`, see `Pace`; empty where nothing trains
-    cached: Saving | None = None  # with --cache-teachers, where that saves something
+    new: int  # number of models to make
+    reused: int  # number of finished models
+    trials: int = 0  # models to train times their learning rates
+    steps: int = 0  # at most, if a stop rule may end a training earlier
+    stops: bool = False  # whether there is such a rule
+    flops: float = 0.0
+    seconds: float | None = 0.0  # None if no finished training is alike
+    bytes: float = 0.0  # of each device, at the least
+    cached: CacheSavings | None = None  # with --cache-teachers, if that saves something
 
 
 @dataclass(frozen=True)
-class Planned:
+class RunPlan:
     """A run's rows, in the order in which it makes them; what is reused whole comes first."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     device: str
     devices: int
     bytes: float  # that each device has
 
     @property
     def seconds(self) -> float:
-        return sum(row.seconds for row in self.rows)
+        """The sum of the times that are known."""
+        return sum(row.seconds or 0.0 for row in self.rows)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the times of all trainings are known."""
+        return all(row.seconds is not None for row in self.rows)
 
 
-def plan(
+def plan_run(
     experiment: Experiment,
     workdir: epath.PathLike,
     kind: str | None = None,
     name: str | None = None,
-) -> Planned:
-    """What `experiment.run` would do with these arguments. Raises what that raises before training.
+) -> RunPlan:
+    """Plans what `experiment.run` would do with these arguments.
 
-    Seconds per FLOP are those of finished trainings in the workdir that are alike; else a few steps
-    and an evaluation are measured here, unless that would take long.
+    Times are estimated from finished trainings in the workdir that are alike. Raises what
+    `experiment.run` raises before it trains.
     """
-    with prepared(experiment, workdir, kind, name) as found:
-        run = found.run
-        some = programs(run, found.models, found.selected)
-        each = {one.key: one.company[0] for one in some if one.trained}
-        known = paces(run, each, read_records(epath.Path(workdir)))
-        rows = tuple(
-            row(one, run, known[one.key] if one.trained else None, found.named) for one in some
-        )
-        there = device_memory.of_device(run.mesh)
-    return Planned(rows, run.mesh.devices.flat[0].device_kind, run.mesh.size, there)
+    with prepared(experiment, workdir, kind, name) as ready:
+        run = ready.run
+        groups = plan_groups(run, ready.models, ready.selected)
+        models = {group.key: group.trained[0] for group in groups if group.is_training}
+        paces = estimate_paces(run, models, read_records(epath.Path(workdir)))
+        rows = tuple(make_row(group, run, paces.get(group.key), ready.named) for group in groups)
+        available = device_memory.device_bytes(run.mesh)
+    return RunPlan(rows, run.mesh.devices.flat[0].device_kind, run.mesh.size, available)
 
 
-def programs(
-    run: RunContext, models: Sequence[ModelNode], wanted: Collection[ModelNode]
-) -> list[Program]:
-    """The programs of a run. Raises what `companies_in_order` does."""
-    left, finished = find_work(models, wanted)
+def plan_groups(
+    run: RunContext, models: Sequence[ModelNode], selected: Collection[ModelNode]
+) -> list[PlannedGroup]:
+    """Returns the groups of a run, in order. Raises what `order_groups` raises."""
+    left, finished = find_work(models, selected)
     reused: dict[str, list[ModelNode]] = {}
     for model in finished:
         if model not in left:
             reused.setdefault(_key(model, run.setting), []).append(model)
-    companies = [(_key(one[0], run.setting), one) for one in order_groups(run, models, left)]
-    untrained: dict[str, list[ModelNode]] = {}  # models of a kind, as one program
-    for key, company in companies:
-        if not isinstance(company[0].recipe, TrainedRecipe):
-            untrained.setdefault(key, []).extend(company)
-    found = []
-    for key, company in companies:
-        together = untrained.pop(key, []) if key in untrained else company
-        if isinstance(company[0].recipe, TrainedRecipe) or together is not company:
-            made = tuple(model for model in together if model in left)
-            found.append(Program(key, tuple(together), made, tuple(reused.pop(key, ()))))
-    return [*(Program(key, (), (), tuple(some)) for key, some in reused.items()), *found]
+    ordered = [(_key(group[0], run.setting), group) for group in order_groups(run, models, left)]
+    untrained: dict[str, list[ModelNode]] = {}  # models of a kind, as one group
+    for key, group in ordered:
+        if not isinstance(group[0].recipe, TrainedRecipe):
+            untrained.setdefault(key, []).extend(group)
+    planned = []
+    for key, group in ordered:
+        if not isinstance(group[0].recipe, TrainedRecipe):
+            if key not in untrained:  # it is in the group of an earlier model
+                continue
+            group = untrained.pop(key)
+        new = tuple(model for model in group if model in left)
+        planned.append(PlannedGroup(key, tuple(group), new, tuple(reused.pop(key, ()))))
+    return [
+        *(
+            PlannedGroup(key, (), (), tuple(finished_models))
+            for key, finished_models in reused.items()
+        ),
+        *planned,
+    ]
 
 
-def row(
-    program: Program, run: RunContext, pace: Pace | None, named: Mapping[Named, Sequence[ModelNode]]
-) -> Row:
-    """A program's numbers; `pace` is None where nothing trains."""
-    names = tuple(dict.fromkeys(_name(m, named) for m in (*program.made, *program.reused)))
-    about = program.kind, names, len(program.made), len(program.reused)
-    if pace is None:
-        return Row(*about, 0, 0, False, 0.0, SAVING * len(program.made), 0.0, "")
-    recipe: Any = program.company[0].recipe
-    doing, members = (
-        train_spec(recipe, run.setting),
-        len(program.company) * len(recipe.learning_rates),
+def make_row(
+    group: PlannedGroup,
+    run: RunContext,
+    pace: Pace | None,
+    named: Mapping[Named, Sequence[ModelNode]],
+) -> PlanRow:
+    """Returns the numbers of a group; without a `pace` its seconds are unknown."""
+    names = tuple(dict.fromkeys(_name(m, named) for m in (*group.new, *group.reused)))
+    new, reused = len(group.new), len(group.reused)
+    if not group.is_training:
+        return PlanRow(group.kind, names, new, reused)
+    recipes: list[Any] = [model.recipe for model in group.trained]
+    recipe = recipes[0]
+    spec, trials = train_spec(recipe, run.setting), len(group.trained) * len(recipe.learning_rates)
+    steps, fraction = recipe.training.steps, pace.fraction if pace else 1.0
+    return PlanRow(
+        kind=group.kind,
+        names=names,
+        new=new,
+        reused=reused,
+        trials=trials,
+        steps=steps,
+        stops=any(recipe.may_stop_early for recipe in recipes),
+        flops=trials * steps * spec.tokens * flops(spec).total,
+        seconds=_seconds(pace, run, trials, steps) if pace else None,
+        bytes=least_bytes(run, spec, group.trained),
+        cached=estimate_savings(run, group.trained, spec, trials * steps * fraction),
     )
-    steps, sweep = recipe.training.steps, run.mesh.shape["sweep"]
-    cost = members * steps * doing.tokens * flops(doing).total
-    seconds = SAVING * len(program.made)
-    for size in _sizes(members, run.together):
-        turns = -(-size // sweep)
-        evaluated = evaluations(steps, recipe.training.eval_every) * pace.evaluation
-        seconds += pace.start + turns * (steps * pace.share * pace.step + evaluated)
-    stops = any(_stops(model.recipe) for model in program.company)
-    needed = least_bytes(run, doing, program.company)
-    cached = saving(run, program.company, doing, members * steps * pace.share)
-    return Row(*about, members, steps, stops, cost, seconds, needed, pace.basis, cached)
 
 
-def evaluations(steps: int, every: int) -> int:
-    """How often a training is evaluated: at step 0, every few steps, and at the last one."""
-    return 1 + -(-steps // every)
+def _seconds(pace: Pace, run: RunContext, trials: int, steps: int) -> float:
+    """Returns the seconds of trials that train at most `run.together` at once."""
+    seconds = 0.0
+    for first in range(0, trials, run.together):
+        turns = -(-min(run.together, trials - first) // run.mesh.shape["sweep"])
+        seconds += pace.start + turns * steps * pace.fraction * pace.step
+    return seconds
 
 
-def _sizes(members: int, together: int) -> list[int]:
-    """Members that train side by side, one group after another."""
-    return [min(together, members - first) for first in range(0, members, together)]
-
-
-def _stops(recipe: Any) -> bool:
-    """Whether a training may end before its last step."""
-    return recipe.may_stop_early
-
-
-def _key(model: ModelNode, form: RowFormat) -> str:
+def _key(model: ModelNode, row_format: RowFormat) -> str:
     recipe: Any = model.recipe
-    return group_key(recipe, form) if isinstance(recipe, TrainedRecipe) else recipe.kind
+    return group_key(recipe, row_format) if isinstance(recipe, TrainedRecipe) else recipe.kind
 
 
 def _name(model: ModelNode, named: Mapping[Named, Sequence[ModelNode]]) -> str:
-    """Its name in the report, that of the model attacked, or else its artifact's."""
-    found = (name for (name, _), some in named.items() if model in some)
-    return next(itertools.chain(found, [model.artifact.model]))
+    """Returns its name in the report, that of the model attacked, or else its artifact's."""
+    names = (name for (name, _), models in named.items() if model in models)
+    return next(itertools.chain(names, [model.artifact.model]))

@@ -18,22 +18,23 @@ from undo_jax.fit import least
 from undo_jax.graph.model_graph import ModelNode, ancestry, build_graph
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, TrainedRecipe, check_recipe
 from undo_jax.graph.train_specs import check_loss, group_key, train_spec
-from undo_jax.logs.log import Sink, waiting
+from undo_jax.logs.log import show_waiting
+from undo_jax.logs.sink import Sink
 from undo_jax.recipes.attacked import attacked
 from undo_jax.runner import teacher_cache
 from undo_jax.runner.experiment_checks import NAME, check_parts, check_seeds, check_tokens
 from undo_jax.runner.make import make_models
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.atomic_files import writing
+from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
-from undo_jax.runtime.sharding import placement
-from undo_jax.runtime.workdir_lock import claimed
+from undo_jax.runtime.sharding import param_shardings
+from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.setting import Setting, check_metrics, check_score_names
-from undo_jax.store.artifacts import wait
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.artifacts import barrier
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.types import shapes
-from undo_jax.workdir.manifest import Named, list_models
-from undo_jax.workdir.provenance import origin
+from undo_jax.workdir.manifest import Named, write_manifest
+from undo_jax.workdir.provenance import describe_run
 
 ROLES = ("base", "unlearned", "student", "distilled")  # of models that are no attacks
 
@@ -51,7 +52,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)  # each makes a model of every kind
     together: int = 64  # members trained at once, at most; fewer if memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
-    saving: Saving = field(default_factory=Saving)
+    saving: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks
     scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 
@@ -68,7 +69,7 @@ class Experiment:
                 raise ValueError(f"there is no model {name!r}: choose from {listed(self.models)}")
         tokenizer = self.setting.get_tokenizer()
         for attack in self.attacks:
-            for other in attack.others:
+            for other in attack.extra_models:
                 check_recipe(f"the other model of attack {attack.name}", other)
         for name, model in self.models.items():
             check_recipe(name, model)
@@ -80,8 +81,8 @@ class Experiment:
             for recipe in [r for r in ancestry([model]) if r.is_language_model]:
                 check_tokens(recipe.rng_name or recipe.kind, recipe.lm, tokenizer)
 
-    def graph(self) -> "Experiment":
-        """Itself: an experiment can be used where knobs are expected."""
+    def experiment(self) -> "Experiment":
+        """Returns itself: an experiment can stand where its config is expected."""
         return self
 
     def recipes(self) -> dict[Named, Recipe]:
@@ -137,21 +138,21 @@ def run(
         OSError: if another run has locked the workdir, or its disk is full.
     """
     workdir = epath.Path(workdir)
-    with prepared(experiment, workdir, kind, name) as ready, claimed(workdir):
+    with prepared(experiment, workdir, kind, name) as ready, lock_workdir(workdir):
         for model in ready.selected if cache_teachers else ():
-            teacher_cache.check(model.recipe, experiment.setting)
+            teacher_cache.check_streams(model.recipe, experiment.setting)
         is_new = not all(model.artifact.finished for model in ready.selected)
 
         @cache  # once, and not before the first training is about to start
-        def write_manifest() -> None:
+        def write_manifest_once() -> None:
             if jax.process_index() == 0:
-                list_models(experiment, ready.named, workdir)
+                write_manifest(experiment, ready.named, workdir)
 
         context = replace(ready.run, cache_teachers=cache_teachers)
-        make_models(context, ready.models, ready.selected, write_manifest)
+        make_models(context, ready.models, ready.selected, write_manifest_once)
         if jax.process_index() == 0:
-            list_models(experiment, ready.named, workdir, origin(command), is_new)
-        wait("experiment.json")
+            write_manifest(experiment, ready.named, workdir, describe_run(command), is_new)
+        barrier("experiment.json")
     return dict(ready.named)
 
 
@@ -189,7 +190,7 @@ def prepared(
             least.check_memory(spec, mesh, f"{recipe.kind}.training.batch_size")
 
     # 3. Programs and data
-    with jax.set_mesh(mesh), writing(workdir):
+    with jax.set_mesh(mesh), report_full_disk(workdir):
         _check_programs(recipes, setting, mesh)
         context = RunContext(
             setting=setting,
@@ -216,7 +217,7 @@ def prepared(
 def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
     """Raises ValueError for what the mesh does not divide, and for what cannot be traced."""
     for recipe in recipes:
-        placement(recipe.lm, mesh)
+        param_shardings(recipe.lm, mesh)
         recipe.validate()
     trained = [recipe for recipe in recipes if isinstance(recipe, TrainedRecipe)]
     by_program = {group_key(recipe, setting): recipe for recipe in trained}
@@ -235,7 +236,7 @@ def _check_data(context: RunContext, unfinished: Sequence[ModelNode]) -> None:
         elif isinstance(recipe, ComputedRecipe):
             streams |= {(stream.name, recipe.sample_rows) for stream in recipe.samples.values()}
     for name, batch_size in sorted(streams):
-        with waiting(f"rows of the stream {name}"):
+        with show_waiting(f"rows of the stream {name}"):
             setting.stream(name, batch_size, 0)
     evaluated = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
     for lm in {model.recipe.lm for model in unfinished if model.recipe.is_language_model}:

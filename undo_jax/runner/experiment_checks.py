@@ -8,9 +8,9 @@ from undo_jax.attack import Attack
 from undo_jax.checks import check_distinct
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.scoring import check_scores
-from undo_jax.logs.log import Sink, check_sink
+from undo_jax.logs.sink import Sink, check_sink
 from undo_jax.runtime.mesh import MeshShape
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.types import LM, table_shape, used
 
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
@@ -46,7 +46,7 @@ def check_parts(experiment: Any) -> None:
         raise ValueError(f"attacked={experiment.attacked!r}: give a tuple of names")
     check_sinks(experiment.sinks)
     check_scores(experiment.scores)
-    for name, kind in (("mesh", MeshShape), ("saving", Saving)):
+    for name, kind in (("mesh", MeshShape), ("saving", CheckpointPolicy)):
         if not isinstance(getattr(experiment, name), kind):
             raise ValueError(f"{name}={getattr(experiment, name)!r}: give {kind.__name__}(...)")
 

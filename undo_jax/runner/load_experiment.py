@@ -25,7 +25,7 @@ class ExperimentSource(typing.Protocol):
     @property
     def mesh(self) -> MeshShape: ...
 
-    def graph(self) -> Experiment:
+    def experiment(self) -> Experiment:
         """Returns the experiment."""
         ...
 
@@ -48,7 +48,7 @@ def load(path: str) -> ExperimentSource:
     with errors_of_users(path):
         spec.loader.exec_module(module)
         experiment = getattr(module, "experiment", None)
-    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "graph")):
+    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "experiment")):
         raise ValueError(f"{path} defines no `experiment = Paper(...)` or `Experiment(...)`")
     return typing.cast(ExperimentSource, experiment)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from undo_jax.evals.scoring import make_scorer
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe
-from undo_jax.logs.log import console, last, waiting
+from undo_jax.logs.log import console, read_last_number, show_waiting
 from undo_jax.runner.scheduler import find_work, order_groups, without
 from undo_jax.runner.score_models import score_models
 from undo_jax.runner.train_group import train_group
@@ -41,13 +41,13 @@ def make_models(
             on_start()
             train_group(run, group, [m for m in group if m not in to_make or m in finished])
         else:
-            with waiting(_describe(group[0])):
+            with show_waiting(_describe(group[0])):
                 _compute(run, group[0])
             on_start()
         to_make = without(to_make, group)
         _check_scores(run, group)
         score_models(run, group)
-    progress_folders.clear_progress(models[0].artifact.workdir)
+    progress_folders.remove_finished_progress(models[0].artifact.workdir)
 
 
 def _compute(run: RunContext, model: ModelNode) -> None:
@@ -60,8 +60,8 @@ def _compute(run: RunContext, model: ModelNode) -> None:
     scores, lists = {}, {}
     if recipe.is_scored:
         scores, lists = make_scorer(run.setting, run.eval_data, run.mesh)(recipe.lm, params)
-    artifacts.begin(model.artifact)
-    artifacts.keep(model.artifact, params, scores, lists, **recipe.record_tags(None))
+    artifacts.prepare_folder(model.artifact)
+    artifacts.save_artifact(model.artifact, params, scores, lists, **recipe.record_tags(None))
 
 
 def _check_scores(run: RunContext, models: Sequence[ModelNode]) -> None:
@@ -88,7 +88,10 @@ def _check_scores(run: RunContext, models: Sequence[ModelNode]) -> None:
         console.print(message, soft_wrap=True)
     vocab_size = run.setting.get_tokenizer().vocab_size
     for model in (model for model in models if model.recipe.must_converge):
-        loss, uniform_loss = last(model.artifact.folder, "loss", after=1), math.log(vocab_size)
+        loss, uniform_loss = (
+            read_last_number(model.artifact.folder, "loss", after=1),
+            math.log(vocab_size),
+        )
         if loss is not None and not loss < uniform_loss:
             console.print(
                 f"{_describe(model)}, has learned nothing: its loss ends at {loss:.3g}, a guess "

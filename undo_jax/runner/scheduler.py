@@ -10,7 +10,7 @@ from undo_jax.graph.recipe import TrainedRecipe
 from undo_jax.graph.train_specs import RowFormat, group_key
 from undo_jax.runner.split_group import split_group
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.process_watch import agreed
+from undo_jax.runtime.process_watch import agree_on
 from undo_jax.store import artifacts, progress_folders, snapshots
 
 
@@ -23,9 +23,9 @@ class PendingWork(NamedTuple):
 
 def find_work(models: Sequence[ModelNode], selected: Collection[ModelNode]) -> PendingWork:
     """Returns which of the selected models are to be made, and which are finished."""
-    is_finished = agreed([m in selected and artifacts.kept(m.artifact) for m in models])
+    is_finished = agree_on([m in selected and artifacts.is_finished(m.artifact) for m in models])
     finished = [m for m, done in zip(models, is_finished, strict=True) if done]
-    has_all_snapshots = agreed([m in finished and _has_snapshots(m) for m in models])
+    has_all_snapshots = agree_on([m in finished and _has_snapshots(m) for m in models])
     pairs = zip(models, has_all_snapshots, strict=True)
     to_make = [m for m, done in pairs if m in selected and not done]
     without_params = _needs_params_again(models, to_make, finished)
@@ -39,7 +39,7 @@ def _needs_params_again(
     models: Sequence[ModelNode], to_make: Sequence[ModelNode], finished: Sequence[ModelNode]
 ) -> list[ModelNode]:
     """Returns finished models whose parameters were removed, and are needed for those to make."""
-    is_missing = agreed(
+    is_missing = agree_on(
         [m in finished and not (m.artifact.folder / "params").exists() for m in models]
     )
     removed = [m for m, missing in zip(models, is_missing, strict=True) if missing]
@@ -83,7 +83,7 @@ def _has_snapshots(model: ModelNode) -> bool:
     """Returns whether all snapshots exist, up to the step at which the training ended."""
     end = model.artifact.summary().get("steps", 0)
     steps = [step for step in model.recipe.snapshot_steps if step <= end]
-    return all(snapshots.summary(model.artifact, step) for step in steps)
+    return all(snapshots.read_summary(model.artifact, step) for step in steps)
 
 
 def _next_models(
@@ -118,12 +118,12 @@ def _interrupted_groups(
     missing = {model.artifact.folder.name for model in to_make}
     order = np.full((2, len(models)), -1)  # of each model: its group, its place in it
     workdir = models[0].artifact.workdir
-    for number, folders in enumerate(progress_folders.interrupted(workdir)):
+    for number, folders in enumerate(progress_folders.list_interrupted(workdir)):
         if set(folders) <= index_of.keys() and set(folders) & missing:
             for place, folder in enumerate(folders):
                 order[:, index_of[folder]] = number, place
     groups: dict[int, list[tuple[int, ModelNode]]] = {}
-    for model, (number, place) in zip(models, agreed(order).T.tolist(), strict=True):
+    for model, (number, place) in zip(models, agree_on(order).T.tolist(), strict=True):
         if number >= 0:
             groups.setdefault(number, []).append((place, model))
     return [[m for _, m in sorted(g, key=lambda pair: pair[0])] for g in groups.values()]

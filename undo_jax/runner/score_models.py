@@ -9,10 +9,10 @@ import jax
 from undo_jax.checks import listed
 from undo_jax.evals.scoring import Score, compute_score, score_name
 from undo_jax.graph.model_graph import ModelNode
-from undo_jax.logs.log import console, waiting
+from undo_jax.logs.log import console, show_waiting
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.process_watch import agreed
-from undo_jax.store.artifacts import plain, wait
+from undo_jax.runtime.process_watch import agree_on
+from undo_jax.store.artifacts import barrier, to_json
 from undo_jax.store.score_files import read_scores, write_scores
 
 
@@ -47,14 +47,14 @@ def score_models(run: RunContext, models: Sequence[ModelNode], again: bool = Fal
     models = [model for model in models if _is_scored(model)]
     configs = {score_name(score): _describe(score) for score in run.scores}
     stored = [_stored(model) for model in models]
-    is_missing = agreed(
+    is_missing = agree_on(
         [
             [again or entries.get(name, {}).get("config") != config
              for name, config in configs.items()]
             for entries in stored
         ]
     )  # fmt: skip
-    has_params = agreed([(model.artifact.folder / "params").exists() for model in models])
+    has_params = agree_on([(model.artifact.folder / "params").exists() for model in models])
     removed, scored = [], 0
     for model, entries, flags, has in zip(models, stored, is_missing, has_params, strict=True):
         missing = [score for score, flag in zip(run.scores, flags, strict=True) if flag]
@@ -83,14 +83,14 @@ def _score(
 ) -> None:
     """Computes scores of one model and adds them to the entries of its scores.json."""
     name = model.artifact.folder.name
-    with waiting(f"scores of {name}"):
+    with show_waiting(f"scores of {name}"):
         params, computed = run.load(model)(), {}
         for score in scores:
             values = compute_score(score, model.recipe.lm, params, run.setting)
             computed[score_name(score)] = {"config": configs[score_name(score)], "values": values}
     if jax.process_index() == 0:
         write_scores(model.artifact, {**entries, **computed})
-    wait(f"scores of {name}")
+    barrier(f"scores of {name}")
 
 
 def _stored(model: ModelNode) -> dict[str, Any]:
@@ -104,4 +104,4 @@ def _stored(model: ModelNode) -> dict[str, Any]:
 
 def _describe(score: Score) -> Any:
     """Returns the function and its options as JSON: with others, a score is computed again."""
-    return json.loads(json.dumps(plain(score)))
+    return json.loads(json.dumps(to_json(score)))

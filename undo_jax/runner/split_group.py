@@ -17,7 +17,7 @@ def split_group(run: RunContext, models: Sequence[ModelNode]) -> list[list[Model
     """Cuts models of one train spec into groups that fit memory, of at most `together` trials."""
     recipe = trained_recipe(models[0])
     size = max(1, run.together // len(recipe.learning_rates))
-    available, spec = device_memory.of_device(run.mesh), train_spec(recipe, run.setting)
+    available, spec = device_memory.device_bytes(run.mesh), train_spec(recipe, run.setting)
     while size > 1 and least_bytes(run, spec, models[:size]) > available:
         size -= 1
     return [list(models[first : first + size]) for first in range(0, len(models), size)]

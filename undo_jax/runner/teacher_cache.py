@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.data.states import (
     MANIFEST,
-    About,
     States,
+    StatesSpec,
     finish_states,
     open_states,
     unwritten,
@@ -28,16 +28,16 @@ from undo_jax.fit.cached import TEACHER, per_token, possible
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.graph.train_specs import train_spec
-from undo_jax.logs.log import console, waiting
+from undo_jax.logs.log import console, show_waiting
 from undo_jax.models.head_only import HeadOnly, states_like
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.device_memory import text as memory
-from undo_jax.runtime.mesh import BATCH, parts
-from undo_jax.runtime.preemption import stoppable
-from undo_jax.runtime.process_watch import agreed
+from undo_jax.runtime.device_memory import format_bytes
+from undo_jax.runtime.mesh import BATCH, shard_count
+from undo_jax.runtime.preemption import defer_signals
+from undo_jax.runtime.process_watch import agree_on
 from undo_jax.setting import Setting
 from undo_jax.store.array_digest import digest
-from undo_jax.store.artifacts import wait
+from undo_jax.store.artifacts import barrier
 from undo_jax.training.programs import jit_on, over_members
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.trial import TrialInputs
@@ -46,63 +46,65 @@ from undo_jax.types import LM, Params
 ROWS = 16  # computed at once on a device, at least
 
 
-class Saving(NamedTuple):
+class CacheSavings(NamedTuple):
     """What a teacher's stored states would change."""
 
     share: float  # of a training's FLOPs that are left, storing them included
     bytes: float  # of the states
 
 
-def saving(
-    run: RunContext, company: Sequence[ModelNode], doing: TrainSpec, steps: float
-) -> Saving | None:
-    """What storing would save models that take so many `steps` in all; None if it saves nothing.
+def estimate_savings(
+    run: RunContext, group: Sequence[ModelNode], doing: TrainSpec, steps: float
+) -> CacheSavings | None:
+    """Returns what storing would save models that take `steps` in all; None if it saves nothing.
 
     Raises what the setting's streams raise.
     """
-    recipe: Any = company[0].recipe
+    recipe: Any = group[0].recipe
     token = per_token(doing)
     if token is None:
         return None
-    streams = {run.setting.stream(one.name, 1, 0) for one in recipe.streams.values()}
+    streams = {run.setting.stream(s.name, 1, 0) for s in recipe.streams.values()}
     if not all(hasattr(stream, "sources") for stream in streams):
         return None
     rows = sum(len(source.tokens) for stream in streams for source in stream.sources)
-    teachers = {model.parent(model.recipe.references[TEACHER]) for model in company}  # type: ignore[attr-defined]
+    teachers = {model.parent(model.recipe.references[TEACHER]) for model in group}  # type: ignore[attr-defined]
     tokens = len(teachers) * rows * doing.row_length
     before = steps * doing.tokens * token.beside
     after = steps * doing.tokens * token.stored + tokens * token.storing
-    return Saving(after / before, tokens * token.bytes) if after < before else None
+    return CacheSavings(after / before, tokens * token.bytes) if after < before else None
 
 
-def check(recipe: Recipe, setting: Setting) -> None:
+def check_streams(recipe: Recipe, setting: Setting) -> None:
     """Raises ValueError for a student whose streams are not made by `undo_jax.data.streams`."""
     doing: Any = recipe
     if not (isinstance(recipe, TrainedRecipe) and possible(train_spec(doing, setting))):
         return
-    for one in doing.streams.values():
-        if not hasattr(setting.stream(one.name, 1, 0), "with_states"):
+    for stream in doing.streams.values():
+        if not hasattr(setting.stream(stream.name, 1, 0), "with_states"):
             raise ValueError(
-                f"the setting's stream {one.name} does not say which rows it has, so that a "
+                f"the setting's stream {stream.name} does not say which rows it has, so that a "
                 "teacher's states cannot be stored: make it by undo_jax.data.streams, or leave "
                 "out --cache-teachers"
             )
 
 
-def recall(run: RunContext, given: TrialInputs, references: Mapping[str, ModelNode]) -> TrialInputs:
-    """The same inputs with the teacher's states in the rows, and of the teacher the head alone.
+def use_stored_states(
+    run: RunContext, inputs: TrialInputs, references: Mapping[str, ModelNode]
+) -> TrialInputs:
+    """Returns the inputs with the teacher's states in the rows, and with only the teacher's head.
 
     States that are not stored yet are computed. Raises what `open_states` raises.
     """
-    teacher, (lm, load) = references[TEACHER], given.refs[TEACHER]
+    teacher, (lm, load) = references[TEACHER], inputs.refs[TEACHER]
     params, head = load(), HeadOnly(lm)
     stored = partial(_stored, run, teacher, lm, params, digest(params))
     streams = {
         name: stream.with_states([stored(source.tokens) for source in stream.sources])
-        for name, stream in given.streams.items()
+        for name, stream in inputs.streams.items()
     }
-    kept = jax.jit(head.head)(params)
-    return TrialInputs(streams, {**given.refs, TEACHER: (head, lambda: kept)})
+    head_params = jax.jit(head.head)(params)
+    return TrialInputs(streams, {**inputs.refs, TEACHER: (head, lambda: head_params)})
 
 
 def _stored(
@@ -111,10 +113,11 @@ def _stored(
     """The teacher's states of rows, [R, T, D]; `parameters` is the digest of `params`."""
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape
-    known = teacher.artifact.fingerprint, parameters, _hash(rows)
-    about = About(*known, count, length, width, str(like.dtype))
+    about = StatesSpec(
+        teacher.artifact.fingerprint, parameters, _hash(rows), count, length, width, str(like.dtype)
+    )
     folder = teacher.artifact.workdir / f"states-{teacher.artifact.slug}-{about.fingerprint}"
-    if not agreed((folder / MANIFEST).exists()):
+    if not agree_on((folder / MANIFEST).exists()):
         _store(run, teacher, lm, params, rows, about, folder)
     return open_states(folder, about)
 
@@ -125,26 +128,26 @@ def _store(
     lm: LM,
     params: Params,
     rows: Any,
-    about: About,
+    about: StatesSpec,
     folder: epath.Path,
 ) -> None:
     """Write the files that are not written yet. Stops between two files if asked to."""
-    what = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"
-    size = f"{about.count:,} rows, {memory(about.count * about.row_bytes)}"
-    console.print(f"{what}: {size}, in {folder.name}", soft_wrap=True)
-    left, hidden = agreed(unwritten(folder, about)), _program(lm, run)
-    with stoppable() as stop, waiting(what):
+    label = f"storing states of {teacher.artifact.model}, seed {teacher.artifact.seed}"
+    size = f"{about.count:,} rows, {format_bytes(about.count * about.row_bytes)}"
+    console.print(f"{label}: {size}, in {folder.name}", soft_wrap=True)
+    left, hidden = agree_on(unwritten(folder, about)), _program(lm, run)
+    with defer_signals() as stop, show_waiting(label):
         for number, (first, end) in enumerate(about.files):
             blocks = _blocks(run, hidden, params, rows, first, end)
             if left[number] and jax.process_index() == 0:
                 write_file(folder, number, blocks)
             elif left[number]:
                 all(True for _ in blocks)  # computes along
-            if stop.asked():
+            if stop.is_requested():
                 stop.leave("after a file of states")
     if jax.process_index() == 0:
         finish_states(folder, about)
-    wait(f"states {folder.name}")
+    barrier(f"states {folder.name}")
 
 
 def _program(lm: LM, run: RunContext) -> Any:
@@ -161,7 +164,7 @@ def _blocks(
     run: RunContext, hidden: Any, params: Params, rows: Any, first: int, end: int
 ) -> Iterator[np.ndarray]:
     """States of rows first..end-1, [n, T, D] each; one block is computed while one is written."""
-    shards, sweep = parts(*BATCH, mesh=run.mesh), run.mesh.shape["sweep"]
+    shards, sweep = shard_count(*BATCH, mesh=run.mesh), run.mesh.shape["sweep"]
     size, place = -(-ROWS // shards) * shards, NamedSharding(run.mesh, P("sweep", BATCH))
     before: tuple[Any, int] | None = None
     for at in range(first, end, sweep * size):
@@ -177,11 +180,11 @@ def _blocks(
 
 
 def _fetched(states: Any, count: int) -> np.ndarray:
-    found = np.asarray(states)
-    return found.reshape(-1, *found.shape[2:])[:count]
+    array = np.asarray(states)
+    return array.reshape(-1, *array.shape[2:])[:count]
 
 
 def _hash(rows: Any) -> str:
     """Hash of rows: their own, or that of their bytes."""
-    known = getattr(rows, "digest", None)
-    return known or hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+    stored_digest = getattr(rows, "digest", None)
+    return stored_digest or hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()

@@ -1,97 +1,92 @@
-"""How fast models train and are evaluated: by the records of finished ones, or measured here."""
+"""Estimates how long trainings take, from the records of finished trainings that are alike."""
 
 import json
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 from undo_jax.fit import bench
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.train_specs import train_spec
 from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.atomic_files import read_json
-from undo_jax.runtime.process_watch import agreed
+from undo_jax.runtime.processes import agree_on
 from undo_jax.training.meter import LOG_EVERY
-from undo_jax.training.train_spec import TrainSpec
-from undo_jax.types import LM
-
-LONG = 20.0  # seconds that a measurement may take; what would take longer is computed from FLOPs
-QUICK = 1.0  # what takes less is measured over more steps
-SIDE = 1024  # of the square matrices whose product tells how fast the devices can be at best
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of one model in each group of the `sweep` axis, all of them side by side."""
+    """How fast one model in each group of the `sweep` axis trains, all of them side by side."""
 
-    step: float
-    evaluation: float  # 0 where it is part of `step`
-    start: float  # compilation, and what else comes before the first steps, once per program
-    basis: Literal["records", "measured", "FLOPs"]
-    share: float = 1.0  # of its steps that a training takes, where a stop rule may end it earlier
+    step: float  # seconds of a step, with a share of the evaluations and saves
+    start: (
+        float  # seconds of compilation, and of what else precedes the first steps, once per group
+    )
+    fraction: float = 1.0  # of its steps that a training takes, if a stop rule may end it earlier
 
 
-class Record(NamedTuple):
-    """What finished models that trained together tell of their speed."""
+class PaceRecord(NamedTuple):
+    """How fast finished models that trained together were."""
 
     like: str  # see `likeness`
-    members: int
+    trials: int
     rate: float  # FLOPs per second of all of them, evaluations and saves included
     cost: float  # FLOPs per token
     tokens: int  # of one model
-    share: float  # of their steps that they took
-    stop_early: bool | None  # whether a stop rule could end them; None: the kind has none
+    fraction: float  # of their steps that they took
+    stop_early: bool | None  # whether a stop rule could end them; None if the kind has none
     start: float  # seconds until the 10th step or so, most of them compilation
 
 
-def paces(
-    run: RunContext, programs: Mapping[str, ModelNode], records: Sequence[Record]
-) -> dict[str, Pace]:
-    """The pace of each program, of which one model is given, by the keys of `programs`.
+def estimate_paces(
+    run: RunContext, models: Mapping[str, ModelNode], records: Sequence[PaceRecord]
+) -> dict[str, Pace | None]:
+    """Estimates the pace of each group of models that train together.
 
-    In this order: by records of trainings that are alike, by measuring it, by its FLOPs.
+    Args:
+        run: the run that would train them.
+        models: one model of each group, by the group's key.
+        records: how fast finished models were.
+
+    Returns:
+        The pace by the group's key, None if no record is alike; the same on every process.
     """
-    scored: dict[LM, bench.Speed] = {}  # evaluations, each measured once
-    return {key: _pace(run, model, records, scored) for key, model in programs.items()}
+    return {key: _estimate_pace(run, model, records) for key, model in models.items()}
 
 
-def _pace(
-    run: RunContext, model: ModelNode, records: Sequence[Record], scored: dict[LM, bench.Speed]
-) -> Pace:
-    doing = train_spec(model.recipe, run.setting)  # type: ignore[arg-type]
-    known = _by_records(run, model, doing, records)
-    if not math.isnan(known.step):
-        return known
-    fastest, step_flops = _fastest(run), bench.flops(doing).total * doing.tokens
-    tokens = sum(x.size for x in jax.tree.leaves(run.eval_data) if x.dtype.kind == "i")
-    step = step_flops / fastest
-    evaluation = tokens * doing.lm.forward_flops(doing.row_length) / fastest
-    steps = 20 if 40 * step < QUICK else 3
-    if (bench.WARM + 2 * steps) * step + 2 * evaluation > LONG:
-        return Pace(step, evaluation, 0.0, "FLOPs")
-    with _uncached():
-        trained = bench.measure(doing, run.mesh, steps)
-        if doing.lm not in scored:
-            how = run.setting.evaluate, run.eval_data, run.mesh
-            scored[doing.lm] = bench.measure_evaluation(doing, *how)
-    start = trained.compile_seconds + scored[doing.lm].compile_seconds
-    step, evaluation, start = agreed([trained.seconds, scored[doing.lm].seconds, start]).tolist()
-    return Pace(step, evaluation, start, "measured")
+def _estimate_pace(run: RunContext, model: ModelNode, records: Sequence[PaceRecord]) -> Pace | None:
+    """Estimates the pace from the record with the closest FLOPs per token, then the longest."""
+    like = likeness(json.loads(json.dumps(model.artifact.describe())))
+    spec = train_spec(model.recipe, run.setting)  # type: ignore[arg-type]
+    cost = bench.flops(spec).total
+    alike = [record for record in records if record.like == like]
+    step, start, fraction = math.nan, 0.0, 1.0
+    if alike:
+        best = min(alike, key=lambda r: (abs(math.log(r.cost / cost)), -r.tokens * r.trials))
+        turns = -(-best.trials // run.mesh.shape["sweep"])
+        step = spec.tokens * cost * best.trials / turns / best.rate
+        start = best.start
+    if stop_early := getattr(model.recipe, "stop_early", None):
+        fractions = [r.fraction for r in alike if r.stop_early == stop_early]
+        fraction = sum(fractions) / len(fractions) if fractions else 1.0
+    step, start, fraction = agree_on([step, start, fraction]).tolist()
+    return None if math.isnan(step) else Pace(step, start, fraction)
 
 
 def likeness(description: Mapping[str, Any]) -> str:
-    """A text that is equal for artifacts whose trainings take about equally long per FLOP.
+    """Returns a text that is equal for artifacts whose trainings take about equally long per FLOP.
 
-    `description` is what config.json states. Equal are: kind, model, setting, batch, how often it
-    is evaluated. Raises KeyError for what was not trained.
+    They have the same kind, model, setting and batch, and are evaluated equally often.
+
+    Args:
+        description: the content of config.json.
+
+    Raises:
+        KeyError: for an artifact that was not trained.
     """
     kind, config = description["stage"], description["config"]
     training = _training(config[kind])
@@ -99,114 +94,81 @@ def likeness(description: Mapping[str, Any]) -> str:
     return json.dumps([kind, config["model"], config["setting"], sizes], sort_keys=True)
 
 
-def _training(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The training of a recipe, or of its attack."""
-    return settings["training"] if "training" in settings else settings["attack"]["training"]
+def _training(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the training of a recipe, or of its attack."""
+    return recipe["training"] if "training" in recipe else recipe["attack"]["training"]
 
 
-def read_records(workdir: epath.Path) -> list[Record]:
-    """Records of all finished models in a workdir; those that trained together are one.
-
-    Members of a population have the same number for tokens per second at the same step.
-    """
-    populations: dict[Any, list[_Member]] = {}
-    for path in workdir.glob("*/summary.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            described, summary = read_json(path.parent / "config.json"), read_json(path)
-            like, own = likeness(described), described["config"][described["stage"]]
-            cost, share = summary["flops"] / summary["tokens"], _training(own)["steps"]
-            share, wall = summary["steps"] / share, _seconds(path.parent)
-            for rates in _rates(path.parent / "metrics.jsonl"):
-                (first, rate), (last, speed) = rates[0], rates[-1]
-                about = cost, summary["tokens"], share, own.get("stop_early"), wall
-                counted = (last - LOG_EVERY) / summary["steps"] * summary["tokens"]
-                member = _Member(*about, last, speed, counted)
-                populations.setdefault((like, first, rate), []).append(member)
-    return [_record(like, members) for (like, *_), members in populations.items()]
-
-
-class _Member(NamedTuple):
-    """What one member of a population tells of it."""
+class _TrialRecord(NamedTuple):
+    """What the records of one trial tell of the models that trained together."""
 
     cost: float  # FLOPs per token
     tokens: int
-    share: float
+    fraction: float
     stop_early: bool | None
-    wall: float  # seconds from the beginning to the end of its artifact
-    last: int  # step of its last record
-    speed: float  # tokens per second of all members until then
-    counted: float  # its tokens until then, from the first record on
+    wall_seconds: float  # from the beginning to the end of its artifact
+    last_step: int  # of its last record
+    rate: float  # tokens per second of all trials until then
+    tokens_counted: float  # its tokens until then, from the first record on
 
 
-def _record(like: str, members: Sequence[_Member]) -> Record:
-    """The record of a population."""
-    longest, count = max(members, key=lambda member: member.last), len(members)
-    seconds = sum(member.counted for member in members) / longest.speed
-    start = max(0.0, min(member.wall for member in members) - seconds)
-    share = sum(member.share for member in members) / count
-    facts = longest.cost, longest.tokens, share, longest.stop_early, start
-    return Record(like, count, longest.speed * longest.cost, *facts)
+def read_records(workdir: epath.Path) -> list[PaceRecord]:
+    """Reads the records of all finished models in a workdir; those that trained together are one.
+
+    Trials that trained together have the same number for tokens per second at the same step.
+    """
+    groups: dict[Any, list[_TrialRecord]] = {}
+    for path in workdir.glob("*/summary.json"):
+        # damaged artifacts, and those that were not trained, are left out
+        with suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            description, summary = read_json(path.parent / "config.json"), read_json(path)
+            recipe = description["config"][description["stage"]]
+            steps, tokens = summary["steps"], summary["tokens"]
+            for rates in _read_rates(path.parent / "metrics.jsonl"):
+                (first_step, first_rate), (last_step, last_rate) = rates[0], rates[-1]
+                trial = _TrialRecord(
+                    cost=summary["flops"] / tokens,
+                    tokens=tokens,
+                    fraction=steps / _training(recipe)["steps"],
+                    stop_early=recipe.get("stop_early"),
+                    wall_seconds=_wall_seconds(path.parent),
+                    last_step=last_step,
+                    rate=last_rate,
+                    tokens_counted=(last_step - LOG_EVERY) / steps * tokens,
+                )
+                key = likeness(description), first_step, first_rate
+                groups.setdefault(key, []).append(trial)
+    return [_merge(like, trials) for (like, *_), trials in groups.items()]
 
 
-def _seconds(folder: epath.Path) -> float:
-    """From the beginning of a training, or from where it was resumed, to its end."""
-    begun, ended = ((folder / f"{name}.json").stat().mtime for name in ("config", "summary"))
-    return float(ended - begun)
+def _merge(like: str, trials: Sequence[_TrialRecord]) -> PaceRecord:
+    """Merges the records of trials that trained together."""
+    longest = max(trials, key=lambda trial: trial.last_step)
+    seconds = sum(trial.tokens_counted for trial in trials) / longest.rate
+    return PaceRecord(
+        like=like,
+        trials=len(trials),
+        rate=longest.rate * longest.cost,
+        cost=longest.cost,
+        tokens=longest.tokens,
+        fraction=sum(trial.fraction for trial in trials) / len(trials),
+        stop_early=longest.stop_early,
+        start=max(0.0, min(trial.wall_seconds for trial in trials) - seconds),
+    )
 
 
-def _rates(path: epath.Path) -> list[list[tuple[int, float]]]:
-    """For each member that an artifact was chosen from: steps, and tokens per second until then."""
-    members: dict[Any, list[tuple[int, float]]] = {}
+def _wall_seconds(folder: epath.Path) -> float:
+    """Returns the seconds from the beginning of a training, or its resumption, to its end."""
+    start, end = ((folder / f"{name}.json").stat().mtime for name in ("config", "summary"))
+    return float(end - start)
+
+
+def _read_rates(path: epath.Path) -> list[list[tuple[int, float]]]:
+    """Returns steps and tokens per second until then, for each trial an artifact is chosen from."""
+    trials: dict[Any, list[tuple[int, float]]] = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
         if record.get("tokens_per_second", 0) > 0:
-            found = record["step"], record["tokens_per_second"]
-            members.setdefault(record.get("learning_rate"), []).append(found)
-    return list(members.values())
-
-
-def _by_records(
-    run: RunContext, model: ModelNode, doing: TrainSpec, records: Sequence[Record]
-) -> Pace:
-    """By the record that is most like it; nan without one. The same on every process."""
-    like = likeness(json.loads(json.dumps(model.artifact.describe())))
-    some, cost = [r for r in records if r.like == like], bench.flops(doing).total
-    stops = getattr(model.recipe, "stop_early", None)
-    shares = [r.share for r in some if stops and r.stop_early == stops]
-    found, start = math.nan, 0.0
-    if some:
-        best = min(some, key=lambda r: (abs(math.log(r.cost / cost)), -r.tokens * r.members))
-        turns = -(-best.members // run.mesh.shape["sweep"])
-        found, start = doing.tokens * cost * best.members / turns / best.rate, best.start
-    share = sum(shares) / len(shares) if shares else 1.0
-    step, start, share = agreed([found, start, share]).tolist()
-    return Pace(step, 0.0, start, "records", share)
-
-
-def _fastest(run: RunContext) -> float:
-    """FLOPs per second of one group of the `sweep` axis: of a matrix product, on each device."""
-    square = jnp.ones((SIDE, SIDE), jnp.bfloat16 if _accelerated(run) else jnp.float32)
-    product = jax.jit(lambda x: x @ x).lower(square).compile()
-    jax.block_until_ready(product(square))
-    started = time.perf_counter()
-    jax.block_until_ready(product(square))
-    seconds = float(agreed([time.perf_counter() - started])[0])
-    alone = 1 if _accelerated(run) else run.mesh.size  # the cores of a CPU share the product
-    return 2 * SIDE**3 / seconds / alone * run.mesh.size / run.mesh.shape["sweep"]
-
-
-def _accelerated(run: RunContext) -> bool:
-    return run.mesh.devices.flat[0].platform != "cpu"
-
-
-@contextmanager
-def _uncached() -> Iterator[None]:
-    """Compile anew: a program in the cache tells nothing of how long it takes."""
-    before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
+            rate = record["step"], record["tokens_per_second"]
+            trials.setdefault(record.get("learning_rate"), []).append(rate)
+    return list(trials.values())

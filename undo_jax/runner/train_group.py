@@ -8,15 +8,15 @@ from undo_jax.evals.scoring import score_at_end
 from undo_jax.fit.cached import STATES, possible
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.train_specs import train_spec
-from undo_jax.logs.log import Log, open_log, waiting
+from undo_jax.logs.log import Log, open_log, show_waiting
 from undo_jax.runner import teacher_cache
 from undo_jax.runner.trials import RunContext, make_trials, scores_of_parents, trained_recipe
-from undo_jax.runtime.preemption import Stop, stoppable
+from undo_jax.runtime.preemption import Stop, defer_signals
 from undo_jax.sinks.jsonl import jsonl
 from undo_jax.store import artifacts, progress_folders, snapshots
-from undo_jax.store.train_checkpoints import open_progress
+from undo_jax.store.train_checkpoints import open_checkpoints
 from undo_jax.training.loop import has_diverged, train_together
-from undo_jax.training.population import Evaluation
+from undo_jax.training.population import Evaluator
 from undo_jax.training.trial import Trial, TrialResult
 from undo_jax.types import Scores
 
@@ -28,7 +28,7 @@ def train_group(
 ) -> None:
     """Trains models together, each with all its learning rates, and saves the strongest trials.
 
-    If asked to stop, training is saved and stops before a step. Evaluation and saving after the
+    If asked to stop, training is saved and stops before a step. Evaluator and saving after the
     last step are not interrupted.
 
     Args:
@@ -40,17 +40,17 @@ def train_group(
     # 1. What is trained
     recipe = trained_recipe(group[0])
     parent_scores = {model: scores_of_parents(model) for model in group}
-    folder = progress_folders.progress_folder([model.artifact for model in group])
-    training_name = progress_folders.training_name(folder)
+    folder = progress_folders.make_progress_folder([model.artifact for model in group])
+    training_name = progress_folders.read_training_name(folder)
     spec = train_spec(recipe, run.setting)
     is_cached = run.cache_teachers and possible(spec)
-    use_cache = partial(teacher_cache.recall, run) if is_cached else None
+    use_cache = partial(teacher_cache.use_stored_states, run) if is_cached else None
     model_of = make_trials(run, group, parent_scores, finished, training_name, use_cache)
     trials = list(model_of)
     if is_cached:
         refs = {name: lm for name, (lm, _) in trials[0].inputs.refs.items()}
         spec = replace(spec, refs=refs, batch_fields=(*spec.batch_fields, STATES))
-    evaluation = Evaluation(run.setting.evaluate, run.eval_data)
+    evaluation = Evaluator(run.setting.evaluate, run.eval_data)
     has_snapshots = any(model.recipe.snapshot_steps for model in group)
     # a user's code that raises after the last step must not cost the training
     runs_user_code = bool(run.sinks) or any(
@@ -61,7 +61,7 @@ def train_group(
     resumes = any(folder.glob("from-*"))
     for model in group:
         if model not in finished:
-            artifacts.begin(model.artifact, with_steps=not resumes)
+            artifacts.prepare_folder(model.artifact, remove_snapshots=not resumes)
 
     # 3. As many trials at a time as train side by side
     title, size = f"{recipe.kind} × {len(trials)}", run.together
@@ -77,7 +77,7 @@ def train_group(
             log, targets=targets[first : first + size], before=first // size * spec.training.steps
         )
         on_evaluation = partial(_save_snapshots, run, model_of) if has_snapshots else None
-        progress = open_progress(folder / f"from-{first}", run.saving, stop, not keeps_last)
+        progress = open_checkpoints(folder / f"from-{first}", run.saving, stop, not keeps_last)
         with progress as saves:
             results = train_together(
                 spec, evaluation, run.mesh, part, part_log, saves, on_evaluation
@@ -89,7 +89,7 @@ def train_group(
     strongest: Strongest = {}
     names = abbreviate([model.artifact.model for model in group])
     sinks, total_steps = (jsonl, *run.sinks), spec.training.steps * len(starts)
-    with stoppable() as stop:
+    with defer_signals() as stop:
         with open_log(title, total_steps, targets, sinks, names) as log:
             for first in starts:
                 # holds the strongest alone: the states of all other trials before are freed
@@ -100,7 +100,7 @@ def train_group(
             log.ends(describe_ending(recipe.stop_word, steps_taken, diverged, spec.training.steps))
 
         # 4. Last scores, and saving
-        with waiting(f"{title}: last scores, and saving"):
+        with show_waiting(f"{title}: last scores, and saving"):
             for model, result in strongest.items():
                 if model not in finished:
                     _finish(run, model, result, parent_scores[model])
@@ -149,11 +149,11 @@ def _save_snapshots(
         recipe = trained_recipe(model)
         if step not in recipe.snapshot_steps:
             continue
-        saved = snapshots.summary(model.artifact, step)
+        saved = snapshots.read_summary(model.artifact, step)
         attack_score = partial(recipe.attack_score, run.setting)
         if not (saved and attack_score(saved["eval"]) >= attack_score(result.scores)):
             tags = recipe.record_tags(result.trial.learning_rate)
-            snapshots.keep(model.artifact, step, result.params(), result.scores, **tags)
+            snapshots.save_snapshot(model.artifact, step, result.params(), result.scores, **tags)
 
 
 def _select_strongest(
@@ -198,4 +198,4 @@ def _finish(
     params = result.params()
     end_scores, lists = score_at_end(run.setting, recipe.lm, params)
     scores = {**result.scores, **end_scores}
-    artifacts.keep(model.artifact, params, scores, lists, **cost, **fields | tags)
+    artifacts.save_artifact(model.artifact, params, scores, lists, **cost, **fields | tags)

@@ -11,17 +11,17 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.data.streams import Few, Then
+from undo_jax.data.streams import BatchSequence, RepeatedRows
 from undo_jax.evals.scoring import Score
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.recipe import ComputedRecipe, Stream, TrainedRecipe
 from undo_jax.graph.train_specs import traceable_kwargs
-from undo_jax.logs.log import Sink, Target
-from undo_jax.runtime.sharding import placement
+from undo_jax.logs.sink import Sink, Target
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.setting import Setting
 from undo_jax.store import artifacts
-from undo_jax.store.artifacts import plain
-from undo_jax.store.train_checkpoints import Saving
+from undo_jax.store.artifacts import to_json
+from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.trial import Trial, TrialInputs
 from undo_jax.types import Lazy, Packed, Scores
 
@@ -35,7 +35,7 @@ class RunContext:
 
     setting: Setting
     mesh: Mesh
-    saving: Saving
+    saving: CheckpointPolicy
     together: int  # trials trained at once, at most
     experiment: str  # its name
     sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
@@ -57,7 +57,7 @@ class RunContext:
         model.artifact.summary()
         if model not in self.readers:
             self.readers[model] = partial(
-                artifacts.load, model.artifact, model.recipe.lm, self.mesh
+                artifacts.load_params, model.artifact, model.recipe.lm, self.mesh
             )
         return self.readers[model]
 
@@ -135,10 +135,10 @@ def _open_stream(setting: Setting, stream: Stream, batch_size: int, seed: int) -
     """Returns the batches of a recipe's stream."""
     batches = setting.stream(stream.name, batch_size, seed)
     if stream.rows is not None:
-        batches = Few(batches, batch_size, stream.rows)
+        batches = RepeatedRows(batches, batch_size, stream.rows)
     if stream.opening is not None:
         name, steps = stream.opening
-        batches = Then(setting.stream(name, batch_size, seed), steps, batches)
+        batches = BatchSequence(setting.stream(name, batch_size, seed), steps, batches)
     return batches
 
 
@@ -167,7 +167,7 @@ def _init(run: RunContext, model: ModelNode) -> tuple[str, Lazy]:
     """Returns a model's first parameters: a name for them, and a function that makes them."""
     recipe = trained_recipe(model)
     if recipe.start is None:
-        init = jax.jit(recipe.lm.init, out_shardings=placement(recipe.lm, run.mesh))
+        init = jax.jit(recipe.lm.init, out_shardings=param_shardings(recipe.lm, run.mesh))
         return model.artifact.fingerprint, partial(init, model.key)
     start = model.parent(recipe.start)
     parents = list(model.parents)
@@ -177,7 +177,7 @@ def _init(run: RunContext, model: ModelNode) -> tuple[str, Lazy]:
         return start.artifact.fingerprint, load
     identity = recipe.rng_name, model.artifact.seed, recipe.lm, recipe.start_transform
     fingerprints = [parent.artifact.fingerprint for parent in model.parents]
-    return json.dumps([fingerprints, plain(identity)]), lambda: recipe.transform_start(
+    return json.dumps([fingerprints, to_json(identity)]), lambda: recipe.transform_start(
         run.mesh, model.key, load(), [load_other() for load_other in load_others]
     )
 

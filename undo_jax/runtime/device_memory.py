@@ -1,4 +1,4 @@
-"""How much memory there is, and an error for what cannot fit into it."""
+"""The memory of the host and of a device, and an error for arrays that cannot fit into it."""
 
 import math
 import os
@@ -10,33 +10,37 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
-def host() -> int:
-    """Bytes of memory of this machine, or of the container."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+def host_bytes() -> int:
+    """Returns the bytes of memory of this machine, or of the container if that has a limit."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in map(Path, LIMITS):
         text = path.read_text().strip() if path.is_file() else ""
-        found += [int(text)] if text.isdigit() else []
-    return min(found)
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
 
 
-def of_device(mesh: Mesh) -> float:
-    """Bytes for arrays on each device; CPU devices share the host's. inf if none reports any."""
+def device_bytes(mesh: Mesh) -> float:
+    """Returns the bytes for arrays on each device, inf if no device reports them.
+
+    CPU devices share the host's memory.
+    """
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
-        return host() / len(devices)
+        return host_bytes() / len(devices)
     return min((device.memory_stats() or {}).get("bytes_limit", math.inf) for device in devices)
 
 
-def check(what: str, needed: float, there: float, where: str = "memory") -> None:
-    """Raises ValueError where `needed` bytes are more than those available, `there`."""
-    if needed > there:
+def check_fits(name: str, needed: float, available: float, memory: str = "memory") -> None:
+    """Raises ValueError if `name` needs more bytes of this kind of memory than are available."""
+    if needed > available:
         raise ValueError(
-            f"{what}: needs at least {text(needed)} of {where}, and there are {text(there)}: make "
-            "it smaller"
+            f"{name}: needs at least {format_bytes(needed)} of {memory}, but only "
+            f"{format_bytes(available)} are available: make it smaller"
         )
 
 
-def text(size: float) -> str:
-    """Bytes in binary units, e.g. 1.50 GiB."""
+def format_bytes(size: float) -> str:
+    """Formats bytes in binary units, e.g. 1.50 GiB."""
     power = min(max(int(math.log2(max(size, 1))) // 10, 1), len(UNITS))
     return f"{size / 1024**power:.2f} {UNITS[power - 1]}"

@@ -17,9 +17,11 @@ BATCH = ("data", "fsdp")  # the axes a batch is split over
 class MeshShape:
     """Number of devices along each axis; one axis may be -1, for all that are left.
 
-    Along `sweep`, devices hold different models; along `data`, different rows of a batch; along
-    `fsdp`, different rows and a shard of each parameter; along `tensor`, a shard of each matrix
-    product.
+    Args:
+        sweep: devices along this axis hold different models.
+        data: devices along this axis hold different rows of a batch.
+        fsdp: devices along this axis hold different rows, and a shard of each parameter.
+        tensor: devices along this axis hold a shard of each matrix product.
     """
 
     sweep: int = 1  # devices that hold different models
@@ -32,35 +34,48 @@ AXES = tuple(MeshShape.__annotations__)
 
 
 def parse_mesh(text: str) -> MeshShape:
-    """The shape of a text such as `data=4,fsdp=2`; axes that it does not name are 1.
+    """Parses a text such as `data=4,fsdp=2`; axes that it does not name have size 1.
 
-    Raises ValueError for an unknown axis, a repeated one, and a size that is not a number.
+    Raises:
+        ValueError: for an unknown axis, a repeated one, and a size that is not a number.
     """
     sizes = {}
-    for part in text.split(","):
-        name, _, size = (word.strip() for word in part.partition("="))
+    for entry in text.split(","):
+        name, _, size = (word.strip() for word in entry.partition("="))
         if name not in AXES or name in sizes:
-            wrong = "axis twice:" if name in sizes else "unknown axis"
-            raise ValueError(f"mesh {text}: {wrong} {name!r}: give each of {', '.join(AXES)} once")
+            problem = "axis twice:" if name in sizes else "unknown axis"
+            names = ", ".join(AXES)
+            raise ValueError(f"mesh {text}: {problem} {name!r}: give each of {names} once")
         if not re.fullmatch(r"-?\d+", size):
-            raise ValueError(f"mesh {text}: {name}={size} is no number: give devices, or -1")
+            raise ValueError(
+                f"mesh {text}: {name}={size} is not a number: give a number of devices, or -1"
+            )
         sizes[name] = int(size)
     return MeshShape(**(dict.fromkeys(AXES, 1) | sizes))
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices; only `sweep` or `data` crosses the slow network between slices.
+    """Makes a mesh over devices; only `sweep` or `data` crosses the network between slices.
 
-    Raises ValueError where the shape does not fit the number of devices or of slices.
+    Args:
+        shape: the number of devices along each axis.
+        devices: the devices; None takes all devices of all processes.
+
+    Returns:
+        A mesh with the axes `sweep`, `data`, `fsdp` and `tensor`.
+
+    Raises:
+        ValueError: if the shape does not fit the number of devices or of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes, slices = axis_sizes(shape, len(devices)), {_slice(device) for device in devices}
-    split = {"allow_split_physical_axes": True}
     if len(slices) == 1:
-        grid = mesh_utils.create_device_mesh(sizes, devices, **split)
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:
-        within, across = over_slices(sizes, len(slices))
-        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
+        within, across = split_over_slices(sizes, len(slices))
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
@@ -73,7 +88,7 @@ def make_mesh_without_sweep(shape: MeshShape) -> Mesh:
 
 
 def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
-    """The sizes of all axes on `count` devices. Raises ValueError where they do not fit."""
+    """Returns the sizes of all axes on `count` devices. Raises ValueError if they do not fit."""
     sizes, text = list(astuple(shape)), _text(asdict(shape))
     fixed = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
@@ -82,7 +97,7 @@ def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
         sizes[sizes.index(-1)] = count // fixed
     if math.prod(sizes) != count:
         remedy = (
-            f"its other axes make {fixed}, give some that divide {count}, e.g. --mesh data=-1"
+            f"the product {fixed} of its other axes must divide {count}, e.g. --mesh data=-1"
             if -1 in sizes
             else "make the product of its axes equal to that, or set one axis to -1"
         )
@@ -90,11 +105,11 @@ def axis_sizes(shape: MeshShape, count: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Axis sizes within a slice, and across `count` slices: these lie along `sweep`, else `data`.
+def split_over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns axis sizes within a slice, and across `count` slices, along `sweep` or else `data`.
 
     `sweep` never communicates, `data` all-reduces gradients once a step; `fsdp` and `tensor`
-    communicate in every layer. Raises ValueError where `count` divides neither of the first two.
+    communicate in every layer. Raises ValueError if `count` divides neither of the first two.
     """
     for axis in (AXES.index("sweep"), AXES.index("data")):
         if sizes[axis] % count == 0:
@@ -107,7 +122,7 @@ def over_slices(sizes: Sequence[int], count: int) -> tuple[tuple[int, ...], tupl
 
 
 def _slice(device: Any) -> int:
-    """The slice of a device: a fast network joins its devices. Most platforms have one slice."""
+    """Returns the slice of a device: a fast network joins the devices of a slice."""
     return getattr(device, "slice_index", None) or 0
 
 
@@ -116,8 +131,8 @@ def _text(sizes: Mapping[str, int]) -> str:
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
-    """Raises ValueError where the mesh does not divide a batch of `batch_size` rows."""
-    shards = parts(*BATCH, mesh=mesh)
+    """Raises ValueError if the mesh does not divide a batch of `batch_size` rows."""
+    shards = shard_count(*BATCH, mesh=mesh)
     if batch_size % (shards * accumulation):
         raise ValueError(
             f"a batch of {batch_size} rows does not divide into data×fsdp={shards} shards of "
@@ -125,26 +140,26 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
         )
 
 
-def parts(*axes: str, mesh: Mesh | AbstractMesh | None = None) -> int:
-    """Into how many shards these axes split an array; `mesh` None is the current one, if any."""
+def shard_count(*axes: str, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Returns how many shards these axes split an array into; by default of the current mesh."""
     shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
     return math.prod(shape.get(axis, 1) for axis in axes)
 
 
-def several(*axes: str) -> tuple[str, ...]:
-    """Those of these axes of the current mesh that have several devices."""
+def split_axes(*axes: str) -> tuple[str, ...]:
+    """Returns those of these axes of the current mesh that have several devices."""
     shape = jax.sharding.get_abstract_mesh().shape
     return tuple(axis for axis in axes if shape.get(axis, 1) > 1)
 
 
-def free_axes() -> set[str]:
-    """The axes of the current mesh that are not manual: XLA may partition along them."""
+def auto_axes() -> set[str]:
+    """Returns the axes of the current mesh that are not manual: XLA may partition along them."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return {name for name, kind in kinds if kind != AxisType.Manual}
 
 
 def device_kind() -> str:
-    """The kind of the current mesh's devices, or of this machine's, e.g. "cpu" or "TPU v5 lite"."""
+    """Returns the kind of the current mesh's devices, or of this machine's, e.g. "cpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     return device.device_kind

@@ -1,4 +1,4 @@
-"""SIGTERM or Ctrl-C asks a training loop to stop, which it does after a save."""
+"""Training loops that stop after a save when SIGTERM or Ctrl-C requests it."""
 
 import itertools
 import os
@@ -15,37 +15,39 @@ from jax.experimental import multihost_utils
 from undo_jax.runtime import signals
 from undo_jax.runtime.signals import Preempted
 
-_asked = itertools.count()  # one counter for all loops: JAX's sync points need distinct numbers
+_sync_points = itertools.count()  # for all loops: JAX's sync points need distinct numbers
 
 
 @dataclass
 class Stop:
-    """Whether a loop has been asked to stop."""
+    """A request to stop a loop, which a signal makes."""
 
     signal: int | None = None
 
-    def asked(self) -> bool:
-        """Whether to stop now. All processes must call it together, and get the same answer.
+    def is_requested(self) -> bool:
+        """Returns whether to stop now.
 
-        A signal that comes between two loops stops the second one.
+        All processes must call it together, and get the same answer. A signal that comes between
+        two loops stops the second one.
         """
         if jax.process_count() == 1:
             return self.signal is not None
-        return multihost_utils.reached_preemption_sync_point(next(_asked))
+        return multihost_utils.reached_preemption_sync_point(next(_sync_points))
 
-    def leave(self, said: str) -> NoReturn:
-        """Raises Preempted, or KeyboardInterrupt after Ctrl-C."""
-        signals.leave(KeyboardInterrupt(said) if self.signal == signal.SIGINT else Preempted(said))
+    def leave(self, message: str) -> NoReturn:
+        """Raises Preempted, or KeyboardInterrupt after Ctrl-C; `message` says what was saved."""
+        is_interrupt = self.signal == signal.SIGINT
+        signals.raise_stop(KeyboardInterrupt(message) if is_interrupt else Preempted(message))
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """In this block SIGTERM and Ctrl-C only ask to stop; a request still open at its end raises.
+def defer_signals() -> Iterator[Stop]:
+    """In this block SIGTERM and Ctrl-C only request a stop; its end raises an open request.
 
     A second Ctrl-C stops at once. With several processes JAX handles SIGTERM: its preemption
     service makes all agree on the step to stop at.
     """
-    stop, alone = Stop(), jax.process_count() == 1
+    stop, is_single_process = Stop(), jax.process_count() == 1
 
     def ask(number):
         if stop.signal is not None and number == signal.SIGINT:
@@ -57,12 +59,12 @@ def stoppable() -> Iterator[Stop]:
                     sys.stderr.fileno(),
                     b"\nstopping after the next save; Ctrl-C again stops at once\n",
                 )
-        if not alone:
+        if not is_single_process:
             os.kill(os.getpid(), signal.SIGTERM)
         return True
 
-    with signals.raising(signal.SIGINT, *([signal.SIGTERM] if alone else [])):
-        with signals.asking(ask):
+    with signals.raise_on_signals(signal.SIGINT, *[signal.SIGTERM] * is_single_process):
+        with signals.ask_on_signals(ask):
             yield stop
-        if stop.asked():
+        if stop.is_requested():
             stop.leave("after a finished stage")

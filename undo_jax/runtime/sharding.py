@@ -1,4 +1,4 @@
-"""Shardings of parameters, by rules from paths to specs; and of batches' rows."""
+"""Shardings of parameters, by rules from paths to specs, and of the rows of batches."""
 
 import math
 import re
@@ -12,127 +12,161 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.runtime.mesh import BATCH, free_axes, parts
+from undo_jax.runtime.mesh import BATCH, auto_axes, shard_count
 from undo_jax.types import LM, Rules, shapes
 
 BY_ROWS: Rules = (("", P(BATCH)),)
 
 
 def path_name(path: Any) -> str:
-    """A pytree path as text, e.g. `layers/mlp/down`."""
+    """Formats a pytree path, e.g. `layers/mlp/down`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def spec_of(path: Any, ndim: int, rules: Rules) -> P:
-    """The spec of a leaf: of the first rule whose regular expression matches in its path.
+def match_spec(path: Any, ndim: int, rules: Rules) -> P:
+    """Returns the spec of a leaf: of the first rule whose regular expression matches in its path.
 
-    Scalars are replicated. Raises ValueError where no rule matches.
+    Args:
+        path: the pytree path of the leaf.
+        ndim: the number of axes of the leaf; scalars are replicated.
+        rules: pairs of a regular expression and a spec.
+
+    Raises:
+        ValueError: if no rule matches.
     """
     name = path_name(path)
-    spec = P() if not ndim else next((s for r, s in rules if re.search(r, name)), None)
+    spec = P() if not ndim else next((spec for rule, spec in rules if re.search(rule, name)), None)
     if spec is None:
         raise ValueError(f"no sharding rule matches {name!r}: add one to the model's table")
     return spec
 
 
-def specs(tree: Any, rules: Rules) -> Any:
-    """The specs of all leaves."""
+def match_specs(tree: Any, rules: Rules) -> Any:
+    """Returns the specs of all leaves of a pytree. Raises what `match_spec` raises."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: spec_of(path, leaf.ndim, rules), tree
+        lambda path, leaf: match_spec(path, leaf.ndim, rules), tree
     )
 
 
 def shardings(
     tree: Any, rules: Rules, mesh: Mesh | AbstractMesh, lead: tuple[str | None, ...] = ()
 ) -> Any:
-    """Shardings of a pytree of arrays; `lead` are the mesh axes of extra leading array axes.
+    """Returns the shardings of a pytree of arrays.
 
-    What has fewer axes than the spec of its path, such as factored moments, is replicated. Raises
-    ValueError where no rule matches or a mesh axis does not divide a dimension.
+    A leaf with fewer axes than the spec of its path, such as factored moments, is replicated.
+
+    Args:
+        tree: arrays, or their shapes.
+        rules: pairs of a regular expression and a spec.
+        mesh: the mesh to shard over.
+        lead: the mesh axes of extra leading array axes.
+
+    Raises:
+        ValueError: if no rule matches, or if a mesh axis does not divide a dimension.
     """
 
-    def of_leaf(path, leaf):
+    def shard_leaf(path, leaf):
         shape = leaf.shape[len(lead) :]
-        spec = spec_of(path, len(shape), rules)
+        spec = match_spec(path, len(shape), rules)
         spec = spec if len(spec) <= len(shape) else P()
         for size, axes in zip(shape, spec, strict=False):
             axes = axes if isinstance(axes, tuple) else (axes,)
-            parts = {axis: mesh.shape[axis] for axis in axes if axis is not None}
-            if size % math.prod(parts.values()):
-                split = " × ".join(f"{axis}={devices}" for axis, devices in parts.items())
+            sizes = {axis: mesh.shape[axis] for axis in axes if axis is not None}
+            if size % math.prod(sizes.values()):
+                split = " × ".join(f"{axis}={devices}" for axis, devices in sizes.items())
                 raise ValueError(
                     f"{path_name(path)} has a dimension of {size}, which the mesh axis {split} "
-                    f"does not divide: choose a smaller {' or '.join(parts)}"
+                    f"does not divide: choose a smaller {' or '.join(sizes)}"
                 )
         return NamedSharding(mesh, P(*lead, *spec))
 
-    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+    return jax.tree_util.tree_map_with_path(shard_leaf, tree)
 
 
-def placed(
+def with_shardings(
     tree: Any, rules: Rules, mesh: Mesh | AbstractMesh, lead: tuple[str | None, ...] = ()
 ) -> Any:
-    """Shapes with their shardings. Raises what `shardings` does."""
+    """Returns the shapes of a pytree with its shardings. Raises what `shardings` raises."""
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         tree,
         shardings(tree, rules, mesh, lead),
     )
 
 
-def placement(lm: LM, mesh: Mesh) -> Any:
-    """The sharding of each parameter of a model. Raises ValueError if the mesh does not fit it."""
+def param_shardings(lm: LM, mesh: Mesh) -> Any:
+    """Returns the sharding of each parameter of a model.
+
+    Raises:
+        ValueError: if the mesh does not fit the model.
+    """
     return shardings(shapes(lm), lm.rules, mesh)
 
 
-def place(tree: Any, rules: Rules) -> Any:
-    """Constrain a pytree to the rules' shardings, along axes that no `shard_map` has split."""
-    mesh, free = jax.sharding.get_abstract_mesh(), free_axes()
+def constrain(tree: Any, rules: Rules) -> Any:
+    """Constrains a pytree to the rules' shardings, along axes that no `shard_map` has split."""
+    mesh, free = jax.sharding.get_abstract_mesh(), auto_axes()
     if not free:
         return tree
-    kept = lambda place: NamedSharding(mesh, restrict(place.spec, free))  # noqa: E731
-    return lax.with_sharding_constraint(tree, jax.tree.map(kept, shardings(tree, rules, mesh)))
+    constraints = jax.tree.map(
+        lambda sharding: NamedSharding(mesh, restrict_spec(sharding.spec, free)),
+        shardings(tree, rules, mesh),
+    )
+    return lax.with_sharding_constraint(tree, constraints)
 
 
-def restrict(spec: P, axes: Collection[str]) -> P:
-    """A spec without all axes but these."""
-    parts = (part if isinstance(part, tuple) else (part,) for part in spec)
-    return P(*(tuple(axis for axis in part if axis in axes) or None for part in parts))
+def restrict_spec(spec: P, axes: Collection[str]) -> P:
+    """Returns a spec without all mesh axes but these."""
+    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec)
+    return P(*(tuple(axis for axis in entry if axis in axes) or None for entry in entries))
 
 
-def own_rows(mesh: Mesh, count: int) -> list[slice]:
-    """The rows of a batch of `count` on this process's devices, as few ascending slices."""
-    held = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((count,)).values()
-    runs: list[slice] = []
-    for start, stop, _ in sorted({index[0].indices(count) for index in held if index is not None}):
-        if runs and runs[-1].stop == start:
-            start = runs.pop().start
-        runs.append(slice(start, stop))
-    return runs
+def local_rows(mesh: Mesh, count: int) -> list[slice]:
+    """Returns the rows of a batch of `count` on this process's devices, as ascending slices."""
+    indices = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((count,)).values()
+    bounds = sorted({index[0].indices(count) for index in indices if index is not None})
+    rows: list[slice] = []
+    for start, stop, _ in bounds:
+        if rows and rows[-1].stop == start:
+            start = rows.pop().start
+        rows.append(slice(start, stop))
+    return rows
 
 
-def assemble(mesh: Mesh, count: int, read: Callable[[slice], Any]) -> Any:
-    """A batch, arrays [groups, count, ...], over all devices; each process reads only its rows."""
-    runs = own_rows(mesh, count)
+def assemble_batch(mesh: Mesh, count: int, read: Callable[[slice], Any]) -> Any:
+    """Returns a batch over all devices; each process reads only the rows of its own devices.
+
+    Args:
+        mesh: the mesh; its axes `data` and `fsdp` split the rows.
+        count: the number of rows of the batch.
+        read: returns a pytree of arrays [groups, rows, ...] for a slice of the rows.
+
+    Returns:
+        A pytree of arrays [groups, count, ...].
+    """
+    slices = local_rows(mesh, count)
     sharding = NamedSharding(mesh, P(None, BATCH))
 
-    def of_leaf(*parts: np.ndarray) -> jax.Array:
-        def piece(index: Any) -> np.ndarray:
+    def assemble_leaf(*parts: np.ndarray) -> jax.Array:
+        def read_shard(index: Any) -> np.ndarray:
             start, stop, _ = index[1].indices(count)
-            own = zip(runs, parts, strict=True)
-            run, rows = next((run, rows) for run, rows in own if run.start <= start < run.stop)
-            return rows[:, start - run.start : stop - run.start]
+            pairs = zip(slices, parts, strict=True)
+            rows, part = next(
+                (rows, part) for rows, part in pairs if rows.start <= start < rows.stop
+            )
+            return part[:, start - rows.start : stop - rows.start]
 
-        shape = parts[0].shape
-        return jax.make_array_from_callback((shape[0], count, *shape[2:]), sharding, piece)
+        groups, _, *sizes = parts[0].shape
+        return jax.make_array_from_callback((groups, count, *sizes), sharding, read_shard)
 
-    return jax.tree.map(of_leaf, *map(read, runs))
+    return jax.tree.map(assemble_leaf, *map(read, slices))
 
 
 def pad_rows(tree: Any) -> Any:
-    """Leaves [B, ...] padded with rows of zeros until the mesh divides B."""
+    """Pads leaves [B, ...] with rows of zeros until the mesh divides B."""
 
     def pad(x):
-        return jnp.pad(x, [(0, -x.shape[0] % parts(*BATCH))] + [(0, 0)] * (x.ndim - 1))
+        padding = -x.shape[0] % shard_count(*BATCH)
+        return jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
 
     return jax.tree.map(pad, tree)

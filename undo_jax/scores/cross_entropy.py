@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from undo_jax import losses
 from undo_jax.evals.generate import WHOLE
-from undo_jax.runtime.sharding import BY_ROWS, pad_rows, place
+from undo_jax.runtime.sharding import BY_ROWS, constrain, pad_rows
 from undo_jax.setting import Setting
 from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Packed, Params, Rows
@@ -54,5 +54,5 @@ def _of_stream(lm: LM, params: Params, stream: Any, batches: int) -> float:
 @partial(jax.jit, static_argnames="lm")
 def _mean(lm: LM, params: Params, batch: Rows) -> Float[Array, ""]:
     """Returns the cross entropy of a batch, whose rows are split over all devices."""
-    batch = place(pad_rows(batch), BY_ROWS)  # rows of padding have weight 0
-    return place(jnp.asarray(losses.cross_entropy(lm, lm.rounded(params), batch)), WHOLE)
+    batch = constrain(pad_rows(batch), BY_ROWS)  # rows of padding have weight 0
+    return constrain(jnp.asarray(losses.cross_entropy(lm, lm.rounded(params), batch)), WHOLE)

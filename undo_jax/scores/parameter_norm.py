@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from undo_jax.evals.generate import WHOLE
-from undo_jax.runtime.sharding import place
+from undo_jax.runtime.sharding import constrain
 from undo_jax.setting import Setting
 from undo_jax.types import LM, Params, parameters
 
@@ -20,4 +20,4 @@ def parameter_norm(lm: LM, params: Params, setting: Setting) -> dict[str, float]
 def _norm(params: Params) -> Float[Array, ""]:
     """Returns the norm in fp32, on every process."""
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(params)]
-    return place(jnp.sqrt(jnp.sum(jnp.stack(squares))), WHOLE)
+    return constrain(jnp.sqrt(jnp.sum(jnp.stack(squares))), WHOLE)

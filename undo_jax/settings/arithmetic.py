@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.checks import check_at_least, check_share
+from undo_jax.checks import check_fields, check_share
 from undo_jax.data import sources
 from undo_jax.data.arithmetic import (
     FORMS,
@@ -21,6 +21,7 @@ from undo_jax.data.arithmetic import (
     sample,
 )
 from undo_jax.data.packing import pack
+from undo_jax.data.pairs import pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
@@ -85,9 +86,9 @@ class Arithmetic(Setting):
         for form in self.forms:
             if form not in FORMS:
                 raise ValueError(f"unknown form {form!r}: choose from {', '.join(FORMS)}")
-        check_at_least(1, self, "problems", "row_length", "questions", "validation_rows")
-        check_at_least(0, self, "data_seed")
-        check_share("text_share", self.text_share)
+        check_fields(self, 1, "problems", "row_length", "questions", "validation_rows")
+        check_fields(self, 0, "data_seed")
+        check_share("text_share", self.text_share, zero=False)
         if self.examine not in ("held_out_facts", "train_facts"):
             raise ValueError(f"unknown examine {self.examine!r}: held_out_facts or train_facts")
         if self.examine == "held_out_facts" and self.grammar.held_out == 0:
@@ -197,7 +198,9 @@ def _check_memory(setting: Arithmetic) -> None:
         ),
     }
     for field, count in counts.items():
-        device_memory.check(f"setting.{field}", BYTES_PER_PROBLEM * count, device_memory.host())
+        device_memory.check_fits(
+            f"setting.{field}", BYTES_PER_PROBLEM * count, device_memory.host_bytes()
+        )
 
 
 @cache
@@ -222,12 +225,10 @@ def _pack_problems(
     encoded = [
         (tokenizer.encode(problems[i].prompt), tokenizer.encode(problems[i].answer)) for i in order
     ]
+    if setting.answers_only:
+        return pack_pairs(encoded, tokenizer, setting.row_length)
     documents = ([*prompt, *answer] for prompt, answer in encoded)
-    rows, weights = pack(documents, setting.row_length, tokenizer.bos_id, align=True), None
-    if setting.answers_only:  # weights, packed like tokens: documents have the same lengths
-        counted = ([0] * len(prompt) + [1] * len(answer) for prompt, answer in encoded)
-        weights = pack(counted, setting.row_length, 1, align=True).astype(np.float32)
-    return Packed(rows, weights)
+    return Packed(pack(documents, setting.row_length, tokenizer.bos_id, align=True))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Forget what one quiz asks and keep the rest, as WMDP and MMLU: text, pairs and choices."""
+"""Forget the subject of a multiple-choice quiz, retain other quizzes and text: WMDP and MMLU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from undo_jax.checks import check_fields, check_share
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.pairs import Pairs
 from undo_jax.data.streams import stream
@@ -19,56 +20,64 @@ from undo_jax.evals.choices import Sheets, accuracy, log_likelihoods, right, wri
 from undo_jax.evals.generate import WHOLE
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
-from undo_jax.runtime.sharding import place
-from undo_jax.setting import BatchField, Setting, name_batch_fields
+from undo_jax.runtime.sharding import constrain
+from undo_jax.setting import BatchField, Setting, check_stream, name_batch_fields
 from undo_jax.settings.language import check_corpora
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Rows, Scores
 
-NEAR = {  # subjects of MMLU near to what WMDP asks, to be told apart from the others
+NEAR = {  # subjects of MMLU close to those of WMDP, which get a score of their own
     "biology": (
         "anatomy", "college_biology", "college_medicine", "high_school_biology",
         "medical_genetics", "virology",
     ),
     "cybersecurity": ("college_computer_science", "computer_security"),
 }  # fmt: skip
-OWN = ("retain", "forget", "forget_text")  # names of metrics that no quiz may have
+RESERVED = ("retain", "forget", "forget_text")  # names of metrics that no quiz may have
 
 
 @dataclass(frozen=True)
 class Part:
-    """Text or pairs, and their share of a stream's rows. Raises ValueError for a share of 0."""
+    """Text or pairs, and their share of a stream's rows.
+
+    Raises ValueError for a share that is not positive; shares need not sum to 1.
+    """
 
     source: Corpus | Pairs
     share: float = 1.0
 
     def __post_init__(self):
         if not 0 < self.share < float("inf"):
-            raise ValueError(f"share={self.share}: give one above 0; a stream's need not sum to 1")
+            raise ValueError(f"share={self.share}: give a positive number; they need not sum to 1")
 
 
 @dataclass(frozen=True)
 class Choices(Setting):
-    """Forget is the score of a quiz; retain is cross entropy on validation rows, in nats a token.
+    """Forget the subject of a quiz; retain text and other quizzes.
 
-    `forgotten` is asked at every evaluation, `kept` by their names of finished models alone. For
-    WMDP and MMLU with 5 shots:
+    The forget score is the accuracy on the quiz `forgotten`, at every evaluation. The retain score
+    is the cross entropy on validation rows in nats/token. `retain_quizzes` are scored once a model
+    is finished, those with subjects `apart` also for these and for the rest. For WMDP and
+    MMLU with 5 shots:
 
         mmlu = Quiz(Questions("mmlu/test"), examples=Questions("mmlu/dev"), shots=5,
                     apart=NEAR["biology"])
         Choices(retain=(Part(Corpus("retain")),), forget=(Part(Pairs("bio.jsonl")),),
-                tokenizer=load_tokenizer("tokenizer.model"), kept=(("mmlu", mmlu),),
+                tokenizer=load_tokenizer("tokenizer.model"), retain_quizzes=(("mmlu", mmlu),),
                 forgotten=Quiz(Questions("wmdp-bio"), subject="biology"))
 
-    Streams: retain and forget; pretrain, of both by `retain_share`; oracle, as retain; and general,
-    for distillation on text that is neither, with rows of `general_row_length`. Raises ValueError
-    for parts that do not fit together.
+    Streams are retain, forget, pretrain (a mix of both by `retain_share`), oracle (the same as
+    retain), and general (text that is neither, for distillation; its rows have
+    `general_row_length` tokens).
+
+    Raises:
+        ValueError: for parts that do not fit together.
     """
 
     retain: tuple[Part, ...]
     forget: tuple[Part, ...]
-    tokenizer: Tokenizer  # the one that corpora were packed with
+    tokenizer: Tokenizer  # the one that the corpora were packed with
     forgotten: Quiz
-    kept: tuple[tuple[str, Quiz], ...] = ()
+    retain_quizzes: tuple[tuple[str, Quiz], ...] = ()
     general: tuple[Part, ...] = ()
     row_length: int = 256  # tokens predicted in a row; corpora are packed to it; reference: 256
     retain_share: float = 0.5  # of stream pretrain; reference: .5 of the relearning mixture
@@ -80,26 +89,24 @@ class Choices(Setting):
     )
 
     def __post_init__(self):
-        names = [name for name, _ in self.kept]
-        taken = {*OWN, *(f"{name}_{part}" for name in names for part in ("apart", "rest"))}
+        names = [name for name, _ in self.retain_quizzes]
+        taken = {*RESERVED, *(f"{name}_{part}" for name in names for part in ("apart", "rest"))}
         for name in names:
             if name in taken or names.count(name) > 1:
-                raise ValueError(f"kept has a quiz {name!r}, a name that is taken: give another")
-        for name in ("row_length", "general_row_length", "validation_rows", "rows_at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: it must be at least 1")
+                raise ValueError(
+                    f"retain_quizzes has a quiz {name!r}, a name that is taken: give another"
+                )
+        check_fields(self, 1, "row_length", "general_row_length", "validation_rows", "rows_at_once")
         for name in ("retain", "forget"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: give it a Part(...) at least")
-        if not 0 < self.retain_share < 1:
-            raise ValueError(f"retain_share={self.retain_share}: give a share between 0 and 1")
+        check_share("retain_share", self.retain_share, zero=False)
         if all(c.exists for c in (*_corpora(self.retain, self.forget), *_corpora(self.general))):
             self._check_corpora()
 
     @property
     def row_lengths(self) -> Mapping[str, int]:
-        """Of the streams whose rows have a length of their own."""
+        """The row length of stream general."""
         return {"general": self.general_row_length or self.row_length}
 
     def _check_corpora(self) -> None:
@@ -109,84 +116,86 @@ class Choices(Setting):
         check_corpora(_corpora(self.general), self.tokenizer, length, "general_row_length")
 
     @property
-    def _weighted(self) -> bool:
-        every = (*self.retain, *self.forget, *self.general)
-        return any(isinstance(part.source, Pairs) for part in every)
+    def _has_weights(self) -> bool:
+        """Whether a part has weights; then all streams have them."""
+        parts = (*self.retain, *self.forget, *self.general)
+        return any(isinstance(part.source, Pairs) for part in parts)
 
     @property
     def batch_fields(self) -> tuple[BatchField, ...]:
-        return name_batch_fields(weights=self._weighted, segments=self.segments)
+        return name_batch_fields(weights=self._has_weights, segments=self.segments)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        def loss(of: str) -> Metric:
-            return Metric(f"cross entropy on {of} text", higher_is_better=False, unit="nats/token")
-
-        found = {"retain": loss("retain"), "forget": Metric("accuracy on what is forgotten", True)}
-        found["forget_text"] = loss("forget")
-        for name, quiz in self.kept:
-            found[name] = Metric(f"accuracy on {name}", True, at="end")
+        metrics = {
+            "retain": Metric("cross entropy on retain text", False, "nats/token"),
+            "forget": Metric("accuracy on what is forgotten", True),
+            "forget_text": Metric("cross entropy on forget text", False, "nats/token"),
+        }
+        for name, quiz in self.retain_quizzes:
+            label = f"accuracy on {name}"
+            metrics[name] = Metric(label, True, at="end")
             if quiz.apart:
-                near, rest = f"accuracy on {name}, subjects apart", f"accuracy on {name}, the rest"
-                found[f"{name}_apart"] = Metric(near, True, at="end")
-                found[f"{name}_rest"] = Metric(rest, True, at="end")
-        return found
+                metrics[f"{name}_apart"] = Metric(f"{label}, subjects apart", True, at="end")
+                metrics[f"{name}_rest"] = Metric(f"{label}, the rest", True, at="end")
+        return metrics
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         parts = {
-            "pretrain": _shared((self.retain, self.retain_share), (self.forget, 1)),
+            "pretrain": mix(self.retain, self.forget, self.retain_share),
             "oracle": self.retain,
             "retain": self.retain,
             "forget": self.forget,
             "general": self.general,
         }
-        if not parts.get(name):
-            known = ", ".join(one for one, of in parts.items() if of)
-            raise ValueError(f"no stream {name!r}: choose one of {known}")
+        check_stream(name, (stream for stream, sources in parts.items() if sources))
         self._check_corpora()
         length = self.row_lengths.get(name, self.row_length)
-        sources = [_rows(self, part.source, "train", length) for part in parts[name]]
-        opens = self.tokenizer.bos_id if self.segments else None
-        return stream(sources, batch_size, seed, [part.share for part in parts[name]], opens)
+        sources = [_read_rows(self, part.source, "train", length) for part in parts[name]]
+        shares = [part.share for part in parts[name]]
+        document_start = self.tokenizer.bos_id if self.segments else None
+        return stream(sources, batch_size, seed, shares, document_start)
 
     def eval_data(self) -> Any:
-        """The quiz, and validation rows in groups, of both kinds.
+        """Returns the sheets of quiz `forgotten`, and validation rows of retain and forget text.
 
-        Raises ValueError for a quiz that cannot be asked, one of those that are kept, too.
+        Raises ValueError for any quiz that cannot be asked, also one in `retain_quizzes`.
         """
-        for _, quiz in self.kept:
+        for _, quiz in self.retain_quizzes:
             quiz.posed()
         return {
             "quiz": _sheets(self.forgotten, self.tokenizer, self.rows_at_once),
-            "retain": _validation(self, self.retain),
-            "forget_text": _validation(self, self.forget),
+            "retain": _group_validation_rows(self, self.retain),
+            "forget_text": _group_validation_rows(self, self.forget),
         }
 
     def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
-        found = {name: _loss(lm, params, eval_data[name]) for name in ("retain", "forget_text")}
-        return {**found, "forget": accuracy(lm, params, eval_data["quiz"])}
+        losses = {
+            name: _cross_entropy(lm, params, eval_data[name]) for name in ("retain", "forget_text")
+        }
+        return {**losses, "forget": accuracy(lm, params, eval_data["quiz"])}
 
     def at_end(self, lm: LM, params: Params) -> Scores:
-        """Scores of the quizzes that are kept, and of their subjects apart."""
-        found = {}
-        for name, quiz in self.kept:
+        """Returns the accuracy on each of `retain_quizzes`, its subjects apart, and the rest."""
+        scores = {}
+        for name, quiz in self.retain_quizzes:
             sheets = _sheets(quiz, self.tokenizer, self.rows_at_once)
-            verdicts = np.asarray(_verdicts(lm, params, sheets))
-            found[name] = float(verdicts.mean())
+            is_right = np.asarray(_answer_quiz(lm, params, sheets))
+            scores[name] = float(is_right.mean())
             if quiz.apart:
-                apart = np.array([one.question.subject in quiz.apart for one in quiz.posed()])
-                found[f"{name}_apart"] = float(verdicts[apart].mean())
-                found[f"{name}_rest"] = float(verdicts[~apart].mean())
-        return found
+                is_apart = [posed.question.subject in quiz.apart for posed in quiz.posed()]
+                scores[f"{name}_apart"] = float(is_right[np.array(is_apart)].mean())
+                scores[f"{name}_rest"] = float(is_right[~np.array(is_apart)].mean())
+        return scores
 
 
 @jax.jit(static_argnums=0)
-def _verdicts(lm: LM, params: Params, sheets: Sheets) -> Float[Array, " N"]:
-    """Whether each question is answered right, on every process."""
-    return place(right(log_likelihoods(lm, lm.rounded(params), sheets), sheets), WHOLE)
+def _answer_quiz(lm: LM, params: Params, sheets: Sheets) -> Float[Array, " N"]:
+    """Returns 1 for each question that is answered right, else 0; on every process."""
+    return constrain(right(log_likelihoods(lm, lm.rounded(params), sheets), sheets), WHOLE)
 
 
 @cache
@@ -194,51 +203,55 @@ def _sheets(quiz: Quiz, tokenizer: Tokenizer, rows_at_once: int) -> Sheets:
     return write_sheets(quiz, tokenizer, rows_at_once)
 
 
-def _shared(retain: tuple[Sequence[Part], float], rest: tuple[Sequence[Part], float]):
-    """The parts of both, which get these shares of the whole; the second what the first leaves."""
-    (first, share), (second, whole) = retain, rest
-    made = []
-    for parts, of_all in ((first, share), (second, whole - share)):
+def mix(retain: Sequence[Part], forget: Sequence[Part], retain_share: float) -> tuple[Part, ...]:
+    """Returns all parts, with shares of which those of `retain` sum to `retain_share`, all to 1."""
+    mixed = []
+    for parts, share in ((retain, retain_share), (forget, 1 - retain_share)):
         total = sum(part.share for part in parts)
-        made += [replace(part, share=of_all * part.share / total) for part in parts]
-    return tuple(made)
+        mixed += [replace(part, share=share * part.share / total) for part in parts]
+    return tuple(mixed)
 
 
-def _corpora(*parts: Sequence[Part]) -> list[Corpus]:
-    every = (part.source for some in parts for part in some)
-    return [source for source in every if isinstance(source, Corpus)]
+def _corpora(*groups: Sequence[Part]) -> list[Corpus]:
+    """Returns the corpora among the sources of parts."""
+    sources = (part.source for parts in groups for part in parts)
+    return [source for source in sources if isinstance(source, Corpus)]
 
 
-def _rows(
+def _read_rows(
     setting: Choices, source: Corpus | Pairs, split: Literal["train", "validation"], length: int
 ) -> Packed:
-    """Rows of a part; with weights, as soon as one part of the setting has them."""
+    """Returns rows of a source; with weights if any part of the setting has them."""
     if isinstance(source, Pairs):
         return source.rows(split, setting.tokenizer, length)
     rows = source.rows(split)
-    weights = np.broadcast_to(np.float32(1), rows.shape) if setting._weighted else None
+    weights = np.broadcast_to(np.float32(1), rows.shape) if setting._has_weights else None
     return Packed(rows, weights)
 
 
-def _validation(setting: Choices, parts: Sequence[Part]) -> list[Packed]:
-    """The first validation rows of each part, [G, B, T+1]; weights sum to the part's share."""
-    total, made = sum(part.share for part in parts), []
+def _group_validation_rows(setting: Choices, parts: Sequence[Part]) -> list[Packed]:
+    """Returns the first validation rows of each part, [G, B, T+1].
+
+    The weights of a part's targets sum to its share of the whole.
+    """
+    total, groups = sum(part.share for part in parts), []
     for part in parts:
-        packed = _rows(setting, part.source, "validation", setting.row_length)
+        packed = _read_rows(setting, part.source, "validation", setting.row_length)
         count = min(setting.validation_rows, len(packed.tokens))
         size = min(setting.rows_at_once, count)
         tokens = packed.tokens[np.arange(count)]
         weights = np.ones(tokens.shape, np.float32) if packed.weights is None else packed.weights
         weights = np.array(weights[:count])
         weights *= part.share / total / weights[:, 1:].sum()
-        more = [(0, -count % size), (0, 0)]  # rows that do not count
-        grouped = (np.pad(x, more).reshape(-1, size, x.shape[1]) for x in (tokens, weights))
-        made.append(Packed(*grouped))
-    return made
+        padding = [(0, -count % size), (0, 0)]  # rows with weight 0
+        groups.append(
+            Packed(*(np.pad(x, padding).reshape(-1, size, x.shape[1]) for x in (tokens, weights)))
+        )
+    return groups
 
 
-def _loss(lm: LM, params: Params, parts: Sequence[Packed]) -> Float[Array, ""]:
-    """Cross entropy, a group at a time: the parts' means by their shares."""
+def _cross_entropy(lm: LM, params: Params, parts: Sequence[Packed]) -> Float[Array, ""]:
+    """Returns the cross entropy averaged over parts by their shares, computed group by group."""
 
     def of_group(group: Packed):
         inputs, targets = group.tokens[:, :-1], group.tokens[:, 1:]

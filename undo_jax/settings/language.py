@@ -6,29 +6,32 @@ from typing import Any, Literal
 
 import numpy as np
 
+from undo_jax.checks import check_share
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.loss import mean_cross_entropy
-from undo_jax.setting import BatchField, Example, Setting, name_batch_fields
+from undo_jax.setting import BatchField, Example, Setting, check_stream, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Params
 
-EXAMPLES = 6  # texts of either language
-SEARCHED = 200  # rows
-GIVEN, LEARNED = 12, 4  # tokens of one: its prompt, and what comes next
+EXAMPLES = 6  # of each language, for the demo
+SEARCHED_ROWS = 200  # for examples
+PROMPT_TOKENS, ANSWER_TOKENS = 12, 4  # of an example
 
 
 @dataclass(frozen=True)
 class Language(Setting):
-    """Scores are validation cross entropies in nats a token; lower is better.
+    """Retain one language, forget another; a score is the validation cross entropy in nats/token.
 
-    Raises ValueError for a share outside (0, 1), for numbers of validation rows that are not
-    positive or do not divide, and, if the corpora exist, for another row length or tokenizer.
+    Raises:
+        ValueError: for a share outside of (0, 1), a number of validation rows that is not a
+            positive multiple of `rows_at_once`, and, if the corpora exist, for another row length
+            or tokenizer than theirs.
     """
 
     retain: Corpus
     forget: Corpus
-    tokenizer: Tokenizer  # the one that both were packed with
+    tokenizer: Tokenizer  # the one that both corpora were packed with
     row_length: int = 2048  # tokens predicted in a row; both corpora are packed to it
     names: tuple[str, str] = ("English", "Korean")  # of retain and forget, in reports
     retain_share: float = 0.5  # of the pretraining mixture; reference: .5
@@ -48,14 +51,13 @@ class Language(Setting):
         }
 
     def __post_init__(self):
-        at_once, wanted = self.rows_at_once, self.validation_rows
-        if at_once < 1 or wanted < 1 or wanted % at_once:
+        at_once, count = self.rows_at_once, self.validation_rows
+        if at_once < 1 or count < 1 or count % at_once:
             raise ValueError(
-                f"validation_rows={wanted} is no positive multiple of rows_at_once={at_once}: make "
+                f"validation_rows={count} is no positive multiple of rows_at_once={at_once}: make "
                 "it one"
             )
-        if not 0 < self.retain_share < 1:
-            raise ValueError(f"retain_share={self.retain_share}: give a share between 0 and 1")
+        check_share("retain_share", self.retain_share, zero=False)
         if self.retain.exists and self.forget.exists:
             check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
 
@@ -63,32 +65,36 @@ class Language(Setting):
         return self.tokenizer
 
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
-        if name not in ("pretrain", "oracle", "retain", "forget"):
-            raise ValueError(f"no stream {name!r}: choose pretrain, oracle, retain or forget")
+        check_stream(name, ("pretrain", "oracle", "retain", "forget"))
         check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
         retain, forget = self.retain.rows("train"), self.forget.rows("train")
-        opens = self.tokenizer.bos_id if self.segments else None
+        document_start = self.tokenizer.bos_id if self.segments else None
+        sources, shares = [forget if name == "forget" else retain], [1.0]
         if name == "pretrain":
-            shares = (self.retain_share, 1 - self.retain_share)
-            return stream([retain, forget], batch_size, seed, shares, opens)
-        return stream([forget if name == "forget" else retain], batch_size, seed, opens=opens)
+            sources, shares = [retain, forget], [self.retain_share, 1 - self.retain_share]
+        return stream(sources, batch_size, seed, shares, document_start)
 
     def eval_data(self) -> Any:
-        """Validation rows of both languages, in groups. Raises ValueError if there are too few."""
-        return {name: _groups(self, getattr(self, name)) for name in ("retain", "forget")}
+        """Returns validation rows of each language, int32 [G, B, T+1].
+
+        Raises ValueError if there are too few.
+        """
+        return {part: _group_rows(self, corpus) for part, corpus in self._corpora.items()}
 
     def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
         return {name: mean_cross_entropy(lm, params, rows) for name, rows in eval_data.items()}
 
     def examples(self) -> list[Example]:
-        """How some validation texts of either language begin, and go on."""
-        parts: tuple[tuple[Literal["retain", "forget"], Corpus], ...]
-        parts = ("retain", self.retain), ("forget", self.forget)
+        """Returns the beginnings of some validation texts of each language, and what follows."""
         return [
-            Example(given, learned, part, ends=False)
-            for part, corpus in parts
-            for given, learned in _beginnings(self.tokenizer, corpus)
+            Example(prompt, answer, part, ends=False)
+            for part, corpus in self._corpora.items()
+            for prompt, answer in _find_beginnings(self.tokenizer, corpus)
         ]
+
+    @property
+    def _corpora(self) -> dict[Literal["retain", "forget"], Corpus]:
+        return {"retain": self.retain, "forget": self.forget}
 
 
 def check_corpora(
@@ -96,7 +102,7 @@ def check_corpora(
 ) -> None:
     """Raises ValueError for a corpus packed with another tokenizer or to another row length.
 
-    `name` is the field that says the length.
+    `name` is the field of the setting that holds the length.
     """
     for corpus in corpora:
         packed = corpus.manifest["settings"]
@@ -112,26 +118,26 @@ def check_corpora(
             )
 
 
-def _beginnings(tokenizer: Tokenizer, corpus: Corpus) -> list[tuple[str, str]]:
-    """The first tokens of some validation documents, and those that follow."""
-    rows, found = corpus.rows("validation"), []
-    for ids in rows[np.arange(min(len(rows), SEARCHED))].tolist():
-        opens = ids.index(tokenizer.bos_id) + 1 if tokenizer.bos_id in ids else len(ids)
-        some = ids[opens : opens + GIVEN + LEARNED]
-        given, text = tokenizer.decode(some[:GIVEN]), tokenizer.decode(some)
-        whole = len(some) == GIVEN + LEARNED and tokenizer.bos_id not in some
-        if whole and text.startswith(given) and "\N{REPLACEMENT CHARACTER}" not in text:
-            found.append((given, text.removeprefix(given)))
-    return found[:EXAMPLES]
+def _find_beginnings(tokenizer: Tokenizer, corpus: Corpus) -> list[tuple[str, str]]:
+    """Returns the first tokens of some validation documents as text, and those that follow."""
+    rows, beginnings = corpus.rows("validation"), []
+    for ids in rows[np.arange(min(len(rows), SEARCHED_ROWS))].tolist():
+        start = ids.index(tokenizer.bos_id) + 1 if tokenizer.bos_id in ids else len(ids)
+        tokens = ids[start : start + PROMPT_TOKENS + ANSWER_TOKENS]
+        prompt, text = tokenizer.decode(tokens[:PROMPT_TOKENS]), tokenizer.decode(tokens)
+        is_full = len(tokens) == PROMPT_TOKENS + ANSWER_TOKENS and tokenizer.bos_id not in tokens
+        if is_full and text.startswith(prompt) and "\N{REPLACEMENT CHARACTER}" not in text:
+            beginnings.append((prompt, text.removeprefix(prompt)))
+    return beginnings[:EXAMPLES]
 
 
-def _groups(setting: Language, corpus: Corpus) -> np.ndarray:
-    """The first validation rows of a corpus, int32 [G, B, T+1]."""
-    rows, wanted = corpus.rows("validation"), setting.validation_rows
-    if len(rows) < wanted:
+def _group_rows(setting: Language, corpus: Corpus) -> np.ndarray:
+    """Returns the first validation rows of a corpus, int32 [G, B, T+1]."""
+    rows, count = corpus.rows("validation"), setting.validation_rows
+    if len(rows) < count:
         raise ValueError(
-            f"{corpus.folder} has {len(rows)} validation rows and validation_rows={wanted}: set "
+            f"{corpus.folder} has {len(rows)} validation rows and validation_rows={count}: set "
             "it lower, or pack with a larger validation share"
         )
-    picked = rows[np.arange(wanted)]
-    return picked.reshape(-1, setting.rows_at_once, picked.shape[1])
+    chosen = rows[np.arange(count)]
+    return chosen.reshape(-1, setting.rows_at_once, chosen.shape[1])

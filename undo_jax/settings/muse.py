@@ -7,50 +7,55 @@ from typing import Any
 
 import numpy as np
 
+from undo_jax.checks import check_fields
 from undo_jax.data.muse import MuseFiles, Pair
 from undo_jax.data.packing import pack
-from undo_jax.data.pairs import filled
+from undo_jax.data.pairs import fill_template
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge
-from undo_jax.evals.answer_scores import Batches
-from undo_jax.setting import BatchField, Setting, name_batch_fields
+from undo_jax.evals.answer_scores import TextBatches
+from undo_jax.setting import BatchField, Setting, check_stream, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
 TEMPLATE = "Question: {question}\nAnswer: {answer}"
-BETWEEN = "\n\n"  # examples
-STOPS = (BETWEEN, "\nQuestion", "Question:")  # of an answer that is written
-PARTS = ("retain", "forget")
+SEPARATOR = "\n\n"  # between examples
+STOPS = (SEPARATOR, "\nQuestion", "Question:")  # end a generated answer
+LABELS = {"retain": "retained texts", "forget": "forgotten texts"}
 
 
 @dataclass(frozen=True)
 class Muse(Setting):
-    """Scores are probabilities of answers, p^(1/tokens), meaned over questions of knowmem.
+    """Retain some news articles or books, forget others.
 
-    At the end there are ROUGE-L of answers (recall) and of how forgotten texts go on (F1), exact
-    memorisation and extraction strength of those, and how far forgotten texts are told from holdout
-    ones; beside the oracle, or without one, PrivLeak:
+    A score is the probability of answers, p^(1/tokens), averaged over the questions of knowmem.
+    Finished models also get ROUGE-L of generated answers (recall) and of generated continuations
+    of forget texts (F1), exact memorisation and extraction strength of these continuations, areas
+    under the ROC curve of membership inference (forget against holdout texts), and PrivLeak:
 
         Muse(MuseFiles("MUSE-News"), load_tokenizer("tokenizer.model"))
 
-    Streams are of whole texts: pretrain (forget and all of `files.retain`), oracle (these), retain
-    (the first of them) and forget. Raises ValueError for sizes that are not positive; `eval_data`
-    raises ModuleNotFoundError without the package rouge-score.
+    Streams hold whole texts: pretrain (forget and all of `files.retain`), oracle (all of
+    `files.retain`), retain (the first of them) and forget.
+
+    Raises:
+        ValueError: for a size that is not positive.
+        ModuleNotFoundError: by `eval_data`, without the package rouge-score.
     """
 
     files: MuseFiles
     tokenizer: Tokenizer
     row_length: int = 2048  # tokens predicted in a row; reference: 2048
-    longest: int = 2048  # tokens of a text of privleak that are read; reference: 2048
-    answer_tokens: int = 32  # of an answer that is written; reference: 32
-    text_tokens: int = 128  # of how a text goes on, written and compared; reference: 128
+    longest: int = 2048  # tokens read of a text of privleak, at most; reference: 2048
+    answer_tokens: int = 32  # of a generated answer; reference: 32
+    text_tokens: int = 128  # of a continuation, generated and compared; reference: 128
     rows_at_once: int = 8  # evaluated at once, over all devices
     segments: bool = False  # a sequence is a document, not a row
 
     def __post_init__(self):
-        for name in ("row_length", "longest", "answer_tokens", "text_tokens", "rows_at_once"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        check_fields(
+            self, 1, "row_length", "longest", "answer_tokens", "text_tokens", "rows_at_once"
+        )
 
     @property
     def batch_fields(self) -> tuple[BatchField, ...]:
@@ -58,15 +63,18 @@ class Muse(Setting):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        said = {"retain": "retained texts", "forget": "forgotten texts"}
-        found = {p: Metric(f"probability of answers about {said[p]}", True) for p in PARTS}
-        later = {f"{p}_rouge": f"ROUGE-L recall of answers about {said[p]}" for p in PARTS}
-        later["verbatim_rouge"] = "ROUGE-L F1 of how forgotten texts go on"
-        later["exact_memorisation"] = "exact memorisation of forgotten texts"
-        later["extraction_strength"] = "extraction strength of forgotten texts"
-        later |= membership.LABELS
-        found |= {name: Metric(label, True, at="end") for name, label in later.items()}
-        return {**found, "privleak": Metric("PrivLeak", True, "%", at="comparison")}
+        at_end = {
+            **{f"{p}_rouge": f"ROUGE-L recall of answers about {LABELS[p]}" for p in LABELS},
+            "verbatim_rouge": "ROUGE-L F1 of how forgotten texts go on",
+            "exact_memorisation": "exact memorisation of forgotten texts",
+            "extraction_strength": "extraction strength of forgotten texts",
+            **membership.LABELS,
+        }
+        return {
+            **{p: Metric(f"probability of answers about {LABELS[p]}", True) for p in LABELS},
+            **{name: Metric(label, True, at="end") for name, label in at_end.items()},
+            "privleak": Metric("PrivLeak", True, "%", at="comparison"),
+        }
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
@@ -75,15 +83,15 @@ class Muse(Setting):
         retain = self.files.retain
         splits = {"pretrain": ("forget", *retain), "oracle": retain, "retain": retain[:1]}
         splits["forget"] = ("forget",)
-        if name not in splits:
-            raise ValueError(f"no stream {name!r}: choose one of {', '.join(splits)}")
-        opens = self.tokenizer.bos_id if self.segments else None
-        return stream([_packed(self, splits[name])], batch_size, seed, opens=opens)
+        check_stream(name, splits)
+        document_start = self.tokenizer.bos_id if self.segments else None
+        rows = _pack_texts(self, splits[name])
+        return stream([rows], batch_size, seed, opens=document_start)
 
     def eval_data(self) -> Any:
-        """Questions with their answers, of both parts."""
-        rouge.scorer()
-        return {part: _asked(self, part).rows for part in PARTS}
+        """Returns rows of questions with their answers, of each part."""
+        rouge.scorer()  # raises without its package
+        return {part: _batch_answers(self, part).rows for part in LABELS}
 
     def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
         return {
@@ -92,71 +100,92 @@ class Muse(Setting):
         }
 
     def at_end(self, lm: LM, params: Params) -> Mapping[str, Any]:
-        """What the model writes, and how well it knows forgotten texts."""
-        found: dict[str, Any] = {}
-        for part in PARTS:
-            given = [_context(self.files, part, one) for one in self.files.questions[part]]
-            said = self._written(lm, params, given, self.answer_tokens)
-            wanted = [right for _, right in self.files.questions[part]]
-            found[f"{part}_rouge"] = rouge.rouge_l(
-                wanted, [answer_scores.before(one, STOPS) for one in said]
+        """Returns scores of generated texts, of memorisation and of membership inference."""
+        scores: dict[str, Any] = {}
+        for part in LABELS:
+            questions = self.files.questions[part]
+            prompts = [_prompt(self.files, part, question) for question in questions]
+            generated = self._generate(lm, params, prompts, self.answer_tokens)
+            scores[f"{part}_rouge"] = rouge.rouge_l(
+                [answer for _, answer in questions],
+                [answer_scores.cut_at(text, STOPS) for text in generated],
             )
-        prompts, rest = zip(*self.files.verbatim, strict=True)
-        begun = [
-            self.tokenizer.decode(self.tokenizer.encode(one)[: self.text_tokens]) for one in rest
-        ]
-        said = self._written(lm, params, prompts, self.text_tokens)
-        found["verbatim_rouge"] = rouge.rouge_l(begun, said, "fmeasure")
-        found |= memorisation.mean_of(answer_scores.tell(lm, params, _verbatim(self)))
-        members, others = (
-            list(zip(answer_scores.tell(lm, params, _members(self, split)), texts, strict=True))
+        prompts, continuations = zip(*self.files.verbatim, strict=True)
+        token_ids = map(self.tokenizer.encode, continuations)
+        references = [self.tokenizer.decode(ids[: self.text_tokens]) for ids in token_ids]
+        generated = self._generate(lm, params, prompts, self.text_tokens)
+        scores["verbatim_rouge"] = rouge.rouge_l(references, generated, "fmeasure")
+        scores |= memorisation.mean_memorisation(
+            answer_scores.compute_stats(lm, params, _batch_verbatim(self))
+        )
+        members, non_members = (
+            list(
+                zip(
+                    answer_scores.compute_stats(lm, params, _batch_texts(self, split)),
+                    texts,
+                    strict=True,
+                )
+            )
             for split, texts in self.files.members.items()
         )
-        return {**found, **membership.areas(members, others)}
+        return {**scores, **membership.areas(members, non_members)}
 
     def compare(self, model: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Scores:
         return {"privleak": membership.leak(model, oracle)}
 
-    def _written(self, lm: LM, params: Params, given: Sequence[str], new_tokens: int) -> list[str]:
-        contexts = [answer_scores.opened(self.tokenizer, one) for one in given]
-        how = {"new_tokens": new_tokens, "rows_at_once": self.rows_at_once}
-        return answer_scores.written(lm, params, contexts, self.tokenizer, **how)
+    def _generate(
+        self, lm: LM, params: Params, prompts: Sequence[str], new_tokens: int
+    ) -> list[str]:
+        """Returns the model's greedy continuation of each prompt."""
+        return answer_scores.write_continuations(
+            lm,
+            params,
+            [answer_scores.encode_context(self.tokenizer, prompt) for prompt in prompts],
+            self.tokenizer,
+            new_tokens=new_tokens,
+            rows_at_once=self.rows_at_once,
+        )
 
 
-def _context(files: MuseFiles, part: str, pair: Pair) -> str:
-    """A question after the examples of its part."""
-    shown = ("".join(filled(TEMPLATE, *one)) for one in files.examples[part])
-    return BETWEEN.join([*shown, filled(TEMPLATE, *pair)[0]])
-
-
-@cache
-def _asked(setting: Muse, part: str) -> Batches:
-    """Answers after their questions; a document does not end there."""
-    pairs = ((_context(setting.files, part, one), one[1]) for one in setting.files.questions[part])
-    texts = [answer_scores.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
-
-
-@cache
-def _verbatim(setting: Muse) -> Batches:
-    pairs = setting.files.verbatim
-    texts = [answer_scores.answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+def _prompt(files: MuseFiles, part: str, pair: Pair) -> str:
+    """Returns a question after the examples of its part."""
+    examples = ("".join(fill_template(TEMPLATE, *example)) for example in files.examples[part])
+    return SEPARATOR.join([*examples, fill_template(TEMPLATE, *pair)[0]])
 
 
 @cache
-def _members(setting: Muse, split: str) -> Batches:
-    """Texts that a model was trained on, or others."""
-    read = setting.files.members[split]
-    texts = [answer_scores.whole(setting.tokenizer, one, setting.longest) for one in read]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+def _batch_answers(setting: Muse, part: str) -> TextBatches:
+    """Returns answers after their questions; the document does not end with the answer."""
+    questions = setting.files.questions[part]
+    return _batch_pairs(setting, [(_prompt(setting.files, part, q), q[1]) for q in questions])
 
 
 @cache
-def _packed(setting: Muse, splits: tuple[str, ...]) -> np.ndarray:
-    """Rows of whole texts. Raises ValueError where they do not fill one."""
+def _batch_verbatim(setting: Muse) -> TextBatches:
+    """Returns the continuations of forget texts after their beginnings."""
+    return _batch_pairs(setting, setting.files.verbatim)
+
+
+def _batch_pairs(setting: Muse, pairs: Sequence[tuple[str, str]]) -> TextBatches:
+    texts = [answer_scores.encode_answer(setting.tokenizer, *pair, ends=False) for pair in pairs]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
+
+
+@cache
+def _batch_texts(setting: Muse, split: str) -> TextBatches:
+    """Returns the texts of membership inference: those trained on, or holdout texts."""
+    texts = [
+        answer_scores.encode_text(setting.tokenizer, text, setting.longest)
+        for text in setting.files.members[split]
+    ]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
+
+
+@cache
+def _pack_texts(setting: Muse, splits: tuple[str, ...]) -> np.ndarray:
+    """Returns rows of whole texts. Raises ValueError if they do not fill one."""
     encoded = [
-        setting.tokenizer.encode(one) for split in splits for one in setting.files.raw[split]
+        setting.tokenizer.encode(text) for split in splits for text in setting.files.raw[split]
     ]
     size = sum(map(len, encoded)) + len(encoded)
     if size < setting.row_length:

@@ -8,16 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from undo_jax.data.pairs import check_template, encode_pair, filled, pack_pairs
+from undo_jax.checks import check_fields
+from undo_jax.data.pairs import check_template, encode_pair, fill_template, pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge, tofu_muse
-from undo_jax.evals.answer_scores import Batches
-from undo_jax.setting import BatchField, Setting, name_batch_fields
+from undo_jax.evals.answer_scores import TextBatches
+from undo_jax.setting import BatchField, Setting, check_stream, name_batch_fields
 from undo_jax.types import LM, Metric, Metrics, Packed, Params, Scores
 
-SAID = {
+LABELS = {
     "forget": "what is forgotten",
     "retain": "what is retained",
     "real_authors": "real authors",
@@ -28,34 +29,36 @@ Kind = Literal["answer", "paraphrase", "wrong"]
 
 @dataclass(frozen=True)
 class Tofu(Setting):
-    """Scores are probabilities of answers, p^(1/tokens), meaned over questions.
+    """Retain some invented authors, forget others, as questions with answers.
 
-    Losses count answers alone. At the end there are all other measures of TOFU, by greedy writing
-    of up to `new_tokens`, and beside the oracle forget quality and PrivLeak:
+    A score is the probability of answers, p^(1/tokens), averaged over questions. Losses count
+    answers alone. Finished models also get all other measures of TOFU, with answers generated
+    greedily, and beside the oracle forget quality and PrivLeak:
 
         Tofu(TofuFiles("TOFU", "forget10"), load_tokenizer("tokenizer.json", "<bos>"))
 
-    What is retained and both parts of the real world are examined on `*_perturbed` files. Streams
-    are pretrain (all authors), oracle and retain (retained ones) and forget. Raises ValueError for
-    a template without {question} before {answer}, and sizes that are not positive; `eval_data`
-    raises ModuleNotFoundError without the package rouge-score.
+    Retained and real-world knowledge is scored on the `*_perturbed` files. Streams are pretrain
+    (all authors), oracle and retain (retained authors) and forget.
+
+    Raises:
+        ValueError: for a template without {question} before {answer}, and a size that is not
+            positive.
+        ModuleNotFoundError: by `eval_data`, without the package rouge-score.
     """
 
     files: TofuFiles
     tokenizer: Tokenizer
     template: str = "Question: {question}\nAnswer: {answer}"  # e.g. a chat template of one turn
     row_length: int = 256  # tokens predicted in a row
-    new_tokens: int = 200  # of an answer that is written; reference: 200
+    new_tokens: int = 200  # of a generated answer; reference: 200
     rows_at_once: int = 8  # evaluated at once, over all devices
     segments: bool = False  # a sequence is a question with its answer, not a row
 
-    lists = ("truth_ratios",)  # of the forget set, a number for each question
+    lists = ("truth_ratios",)  # of the forget questions, a number for each
 
     def __post_init__(self):
         check_template(self.template)
-        for name in ("row_length", "new_tokens", "rows_at_once"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        check_fields(self, 1, "row_length", "new_tokens", "rows_at_once")
 
     @property
     def batch_fields(self) -> tuple[BatchField, ...]:
@@ -63,25 +66,21 @@ class Tofu(Setting):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        found = {part: Metric(f"probability of answers on {SAID[part]}", True) for part in INVENTED}
-
-        def later(name: str, label: str, better: bool = True, at: Any = "end", unit: str = ""):
-            found[name] = Metric(label, better, unit, at)
-
+        metrics = {p: Metric(f"probability of answers on {LABELS[p]}", True) for p in INVENTED}
+        at_end = {}
         for part in PARTS:
-            if part not in found:
-                later(f"{part}_probability", f"probability of answers on {SAID[part]}")
-            later(f"{part}_rouge", f"ROUGE-L recall on {SAID[part]}")
-            later(f"{part}_truth_ratio", f"truth ratio on {SAID[part]}")
-        later("model_utility", "model utility")
-        later("exact_memorisation", "exact memorisation of what is forgotten")
-        later("extraction_strength", "extraction strength of what is forgotten")
+            if part not in INVENTED:
+                at_end[f"{part}_probability"] = f"probability of answers on {LABELS[part]}"
+            at_end[f"{part}_rouge"] = f"ROUGE-L recall on {LABELS[part]}"
+            at_end[f"{part}_truth_ratio"] = f"truth ratio on {LABELS[part]}"
+        at_end["model_utility"] = "model utility"
+        at_end["exact_memorisation"] = "exact memorisation of what is forgotten"
+        at_end["extraction_strength"] = "extraction strength of what is forgotten"
+        at_end |= membership.LABELS if self.files.holdout else {}
+        metrics |= {name: Metric(label, True, at="end") for name, label in at_end.items()}
         if self.files.holdout:
-            for name, label in membership.LABELS.items():
-                later(name, label)
-            later("privleak", "PrivLeak", at="comparison", unit="%")
-        later("forget_quality", "forget quality", at="comparison")
-        return found
+            metrics["privleak"] = Metric("PrivLeak", True, "%", at="comparison")
+        return {**metrics, "forget_quality": Metric("forget quality", True, at="comparison")}
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
@@ -89,15 +88,15 @@ class Tofu(Setting):
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         parts = {"pretrain": ("forget", "retain"), "oracle": ("retain",)}
         parts |= {part: (part,) for part in ("retain", "forget")}
-        if name not in parts:
-            raise ValueError(f"no stream {name!r}: choose one of {', '.join(parts)}")
-        opens = self.tokenizer.bos_id if self.segments else None
-        return stream([_packed(self, parts[name])], batch_size, seed, opens=opens)
+        check_stream(name, parts)
+        document_start = self.tokenizer.bos_id if self.segments else None
+        rows = _pack_questions(self, parts[name])
+        return stream([rows], batch_size, seed, opens=document_start)
 
     def eval_data(self) -> Any:
-        """The answers of both parts."""
-        rouge.scorer()
-        return {part: _answers(self, part, "answer").rows for part in INVENTED}
+        """Returns rows of questions with their answers, of each part."""
+        rouge.scorer()  # raises without its package
+        return {part: _batch_answers(self, part, "answer").rows for part in INVENTED}
 
     def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
         return {
@@ -106,99 +105,120 @@ class Tofu(Setting):
         }
 
     def at_end(self, lm: LM, params: Params) -> Mapping[str, Any]:
-        """Scores of answers that are given and of those that are written, and truth ratios."""
-        found: dict[str, Any] = {}
+        """Returns scores of given and generated answers, and the truth ratios."""
+        scores: dict[str, Any] = {}
         for part in PARTS:
-            right, probabilities, ratios = _judged(self, lm, params, part)
+            answer_stats, probabilities, ratios = _score_answers(self, lm, params, part)
             if part == "forget":
-                found |= {"truth_ratios": ratios, **memorisation.mean_of(right)}
-                found |= self._membership(lm, params, right) if self.files.holdout else {}
-            judge = tofu_muse.forgotten if part == "forget" else tofu_muse.kept
-            found[f"{part}_probability"] = float(np.mean(probabilities))
-            found[f"{part}_truth_ratio"] = judge(ratios)
-            wanted = [one.answer for one in self.files.examined[part]]
-            found[f"{part}_rouge"] = rouge.rouge_l(wanted, self._written(lm, params, part))
-        nine = {name: found[name.replace("/", "_")] for name in tofu_muse.NINE}
-        known = np.isfinite([*nine.values()]).all()  # else it has diverged
-        return {**found, "model_utility": tofu_muse.model_utility(nine) if known else math.nan}
+                scores |= {"truth_ratios": ratios, **memorisation.mean_memorisation(answer_stats)}
+                scores |= self._membership(lm, params, answer_stats) if self.files.holdout else {}
+            average = (
+                tofu_muse.truth_ratio_forget if part == "forget" else tofu_muse.truth_ratio_retain
+            )
+            scores[f"{part}_probability"] = float(np.mean(probabilities))
+            scores[f"{part}_truth_ratio"] = average(ratios)
+            references = [question.answer for question in self.files.examined[part]]
+            scores[f"{part}_rouge"] = rouge.rouge_l(references, self._generate(lm, params, part))
+        utilities = {name: scores[name.replace("/", "_")] for name in tofu_muse.NINE}
+        has_diverged = not np.isfinite([*utilities.values()]).all()
+        utility = math.nan if has_diverged else tofu_muse.model_utility(utilities)
+        return {**scores, "model_utility": utility}
 
     def compare(self, model: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Scores:
-        """Forget quality, for which there must be an oracle, and PrivLeak."""
-        found = {"privleak": membership.leak(model, oracle)} if self.files.holdout else {}
+        """Returns PrivLeak, and forget quality if there is an oracle."""
+        scores = {"privleak": membership.leak(model, oracle)} if self.files.holdout else {}
         if oracle is not None:
-            both = model["truth_ratios"], oracle["truth_ratios"]
-            quality = tofu_muse.unless_diverged(tofu_muse.forget_quality, *both)
-            found["forget_quality"] = quality
-        return found
+            scores["forget_quality"] = tofu_muse.unless_diverged(
+                tofu_muse.forget_quality, model["truth_ratios"], oracle["truth_ratios"]
+            )
+        return scores
 
-    def _written(self, lm: LM, params: Params, part: str) -> list[str]:
-        """What the model answers, up to what follows answers in the template."""
-        _, after = filled(self.template, "", "")
-        given = [filled(self.template, one.question, "")[0] for one in self.files.examined[part]]
-        contexts = [answer_scores.opened(self.tokenizer, one) for one in given]
-        how = {"new_tokens": self.new_tokens, "rows_at_once": self.rows_at_once}
-        said = answer_scores.written(lm, params, contexts, self.tokenizer, **how)
-        return [answer_scores.before(text, (after,)) for text in said]
-
-    def _membership(self, lm: LM, params: Params, forgotten: Any) -> dict[str, float]:
-        """Answers about the forgotten authors against those about authors of the holdout."""
-        others = answer_scores.tell(lm, params, _answers(self, "holdout", "answer"))
-        sides = (
-            [(told, one.answer) for told, one in zip(of, self.files.examined[part], strict=True)]
-            for part, of in (("forget", forgotten), ("holdout", others))
+    def _generate(self, lm: LM, params: Params, part: str) -> list[str]:
+        """Returns the model's answers, up to what follows an answer in the template."""
+        prompts = [
+            fill_template(self.template, q.question, "")[0] for q in self.files.examined[part]
+        ]
+        generated = answer_scores.write_continuations(
+            lm,
+            params,
+            [answer_scores.encode_context(self.tokenizer, prompt) for prompt in prompts],
+            self.tokenizer,
+            new_tokens=self.new_tokens,
+            rows_at_once=self.rows_at_once,
         )
-        return membership.areas(*sides)
+        _, after_answer = fill_template(self.template, "", "")
+        return [answer_scores.cut_at(text, (after_answer,)) for text in generated]
+
+    def _membership(self, lm: LM, params: Params, forget_stats: list[Any]) -> dict[str, float]:
+        """Returns how well answers about forget and holdout authors are told apart."""
+        holdout_stats = answer_scores.compute_stats(
+            lm, params, _batch_answers(self, "holdout", "answer")
+        )
+        members, non_members = (
+            [
+                (stats, question.answer)
+                for stats, question in zip(all_stats, self.files.examined[part], strict=True)
+            ]
+            for part, all_stats in (("forget", forget_stats), ("holdout", holdout_stats))
+        )
+        return membership.areas(members, non_members)
 
 
-def _judged(
+def _score_answers(
     setting: Tofu, lm: LM, params: Params, part: str
 ) -> tuple[list[Any], np.ndarray, list[float]]:
-    """What a model says of each answer, the answer's probability, and the truth ratio."""
+    """Returns token statistics of each answer, the answer's probability, and the truth ratio.
+
+    Of the real world, the probability is the answer's share among it and the wrong answers.
+    """
 
     def probabilities(kind: Kind) -> np.ndarray:
-        told = answer_scores.tell(lm, params, _answers(setting, part, kind))
-        return np.array([memorisation.probability(one.log_p) for one in told])
+        all_stats = answer_scores.compute_stats(lm, params, _batch_answers(setting, part, kind))
+        return np.array([memorisation.probability(stats.log_p) for stats in all_stats])
 
-    right = answer_scores.tell(lm, params, _answers(setting, part, "answer"))
-    own = np.array([memorisation.probability(one.log_p) for one in right])
-    ends = np.cumsum([len(one.wrong) for one in setting.files.examined[part]])
-    wrong = [some.tolist() for some in np.split(probabilities("wrong"), ends[:-1])]
-    pairs = zip(probabilities("paraphrase").tolist(), wrong, strict=True)
-    ratios = [memorisation.truth_ratio(*pair) for pair in pairs]
-    if part not in INVENTED:  # the right one's share
-        own = own / (own + [sum(some) for some in wrong])
-    return right, own, ratios
+    answer_stats = answer_scores.compute_stats(lm, params, _batch_answers(setting, part, "answer"))
+    of_answer = np.array([memorisation.probability(stats.log_p) for stats in answer_stats])
+    ends = np.cumsum([len(question.wrong) for question in setting.files.examined[part]])
+    of_wrong = [group.tolist() for group in np.split(probabilities("wrong"), ends[:-1])]
+    of_paraphrase = probabilities("paraphrase").tolist()
+    ratios = list(map(memorisation.truth_ratio, of_paraphrase, of_wrong))
+    if part not in INVENTED:
+        of_answer = of_answer / (of_answer + [sum(group) for group in of_wrong])
+    return answer_stats, of_answer, ratios
 
 
 @cache
-def _answers(setting: Tofu, part: str, kind: Kind) -> Batches:
-    """A part's answers, paraphrases or wrong answers, each after its question."""
+def _batch_answers(setting: Tofu, part: str, kind: Kind) -> TextBatches:
+    """Returns a part's answers, paraphrases or wrong answers, each after its question."""
     texts = []
-    for one in setting.files.examined[part]:
-        said = {"answer": (one.answer,), "paraphrase": (one.paraphrase,), "wrong": one.wrong}[kind]
-        pairs = (filled(setting.template, one.question, text) for text in said)
-        texts += [answer_scores.answer(setting.tokenizer, *pair) for pair in pairs]
-    return answer_scores.in_batches(texts, setting.rows_at_once)
+    for question in setting.files.examined[part]:
+        answers = question.wrong if kind == "wrong" else (getattr(question, kind),)
+        pairs = (fill_template(setting.template, question.question, text) for text in answers)
+        texts += [answer_scores.encode_answer(setting.tokenizer, *pair) for pair in pairs]
+    return answer_scores.make_batches(texts, setting.rows_at_once)
 
 
 @cache
-def _packed(setting: Tofu, parts: tuple[str, ...]) -> Packed:
-    """Rows with all questions and answers, the first ones again at the end, to fill a last row.
+def _pack_questions(setting: Tofu, parts: tuple[str, ...]) -> Packed:
+    """Returns rows with all questions and answers; the first ones are repeated to fill the last.
 
-    Raises ValueError where they do not fill one.
+    Raises ValueError if they do not fill a row.
     """
-    pairs = [filled(setting.template, one.question, one.answer)
-             for part in parts for one in setting.files.trained[part]]  # fmt: skip
+    pairs = [
+        fill_template(setting.template, question.question, question.answer)
+        for part in parts
+        for question in setting.files.trained[part]
+    ]
     encoded = [encode_pair(setting.tokenizer, *pair) for pair in pairs]
-    size = sum(len(given) + len(learned) + 1 for given, learned in encoded)
+    size = sum(len(context) + len(answer) + 1 for context, answer in encoded)
     if size < setting.row_length:
         raise ValueError(
             f"{' and '.join(parts)} of {setting.files.folder} have {size} tokens, and a row takes "
             f"row_length={setting.row_length}: set it lower"
         )
-    more, room = [], setting.row_length  # a last row that is not full would be dropped
-    for given, learned in encoded:
+    repeated, room = [], setting.row_length  # a last row that is not full would be dropped
+    for context, answer in encoded:
         if room > 0:
-            more.append((given, learned))
-            room -= len(given) + len(learned) + 1
-    return pack_pairs([*encoded, *more], setting.tokenizer, setting.row_length)
+            repeated.append((context, answer))
+            room -= len(context) + len(answer) + 1
+    return pack_pairs([*encoded, *repeated], setting.tokenizer, setting.row_length)

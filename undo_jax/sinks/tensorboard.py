@@ -1,11 +1,11 @@
-"""TensorBoard: `tensorboard --logdir WORKDIR/tensorboard` shows each member as a run.
+"""TensorBoard: `tensorboard --logdir WORKDIR/tensorboard` shows each trial as a run.
 
-tensorboardX has the format and, unlike TensorBoard itself, needs no package that is not here
-anyway. Its SummaryWriter stays out: a thread writes, and where the disk is full it ends and the
-training waits for it, for good.
+tensorboardX has the file format and, unlike TensorBoard itself, needs no further packages. Its
+SummaryWriter is not used: it writes in a thread, which ends when the disk is full, and then the
+training waits for it forever.
 
-What an interrupted training has written stays there, for a server that reads it would not notice
-that it is gone; the start of a session says that it no longer counts.
+The files of an interrupted training stay, because a server that has read them would not notice
+that they are gone; the start of a new session tells it to drop their records.
 """
 
 import socket
@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
-from undo_jax.logs.log import Tags, Target, Write
-from undo_jax.sinks import label, numbers
+from undo_jax.logs.sink import Tags, Target, Write, flatten_numbers, format_tags
 
 try:
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
@@ -28,29 +27,31 @@ except ImportError as error:
 
 @contextmanager
 def tensorboard(target: Target) -> Iterator[Write]:
-    """Each record is an event in WORKDIR/tensorboard/ARTIFACT/TAGS/, at its step."""
+    """Writes each record as an event in WORKDIR/tensorboard/ARTIFACT/TAGS/, at its step."""
     name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
     with ExitStack() as stack:
         files = {}
         for tags in target.members:
-            folder = target.folder.parent / "tensorboard" / target.folder.name / label(tags)
+            folder = target.folder.parent / "tensorboard" / target.folder.name / format_tags(tags)
             folder.mkdir(parents=True, exist_ok=True)
-            file = files[label(tags)] = stack.enter_context((folder / name).open("wb"))
-            _put(file, file_version="brain.Event:2")
-            _put(file, step=0, session_log=SessionLog(status=SessionLog.START))
+            file = files[format_tags(tags)] = stack.enter_context((folder / name).open("wb"))
+            _write_event(file, file_version="brain.Event:2")
+            _write_event(file, step=0, session_log=SessionLog(status=SessionLog.START))
 
         def write(tags: Tags, fields: Mapping[str, Any]) -> None:
-            found = numbers(fields).items()
-            values = [Summary.Value(tag=name, simple_value=number) for name, number in found]
-            _put(files[label(tags)], step=fields["step"], summary=Summary(value=values))
+            numbers = flatten_numbers(fields).items()
+            values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers]
+            _write_event(
+                files[format_tags(tags)], step=fields["step"], summary=Summary(value=values)
+            )
 
         yield write
 
 
-def _put(file: IO[bytes], **content: Any) -> None:
-    """Append an event, as a record of the TFRecord format, at once."""
+def _write_event(file: IO[bytes], **content: Any) -> None:
+    """Appends an event, as a record of the TFRecord format, and flushes it."""
     event = Event(wall_time=time.time(), **content).SerializeToString()
     length = struct.pack("<Q", len(event))
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
-    file.write(length + sums[0] + event + sums[1])
+    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+    file.write(length + checksums[0] + event + checksums[1])
     file.flush()

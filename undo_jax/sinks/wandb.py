@@ -1,6 +1,6 @@
-"""Weights & Biases: a run for each member, in a group of the experiment's name.
+"""Weights & Biases: a run for each trial, in a group named after the experiment.
 
-What W&B reads from the environment holds: with WANDB_MODE=offline all goes into files, which
+W&B's environment variables apply: with WANDB_MODE=offline everything is written to files, which
 `wandb sync WORKDIR/*/wandb/*run-*` sends later.
 """
 
@@ -11,56 +11,68 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from undo_jax.logs.log import Tags, Target, Write, console
-from undo_jax.runtime.atomic_files import remote
-from undo_jax.sinks import label, numbers
+from undo_jax.logs.log import console
+from undo_jax.logs.sink import Tags, Target, Write, flatten_numbers, format_tags
+from undo_jax.runtime.atomic_files import is_remote
 
 try:
     import wandb as client
 except ImportError as error:
     raise ImportError(f"sink wandb: {error}: pip install 'undo-jax[wandb]'") from error
 
-PATIENCE = 60  # seconds for what is still to be sent when a training ends
+PATIENCE = 60  # seconds to send the remaining records when a training ends
 
-_state = "untried"  # then online, or offline as the user wants it; what was online may be lost
+_state = "untried"  # then "online", or "offline" if the user asks for it; then perhaps "lost"
 
 
 @contextmanager
 def wandb(
     target: Target, *, project: str | None = None, entity: str | None = None
 ) -> Iterator[Write]:
-    """Each member is a run of a project: by default WANDB_PROJECT or, without it, undo-jax.
+    """Logs each trial as a run of a project.
 
-    A training that goes on is the same run, and only what W&B has not got yet is sent. Raises
-    OSError where W&B cannot be reached at first; what fails later is told, and ends no training.
+    Training that resumes continues the same run, and only records that W&B does not have are sent.
+
+    Args:
+        target: the artifact in training.
+        project: the project; by default WANDB_PROJECT or, without it, undo-jax.
+        entity: the user or team.
+
+    Raises:
+        OSError: if W&B cannot be reached at first; later failures are reported, and training
+            continues.
     """
     project = project or os.environ.get("WANDB_PROJECT", "undo-jax")
     with ExitStack() as stack:
         runs = {
-            label(tags): stack.enter_context(_run(target, tags, project=project, entity=entity))
+            format_tags(tags): stack.enter_context(
+                _run(target, tags, project=project, entity=entity)
+            )
             for tags in target.members
         }
 
         def write(tags: Tags, fields: Mapping[str, Any]) -> None:
-            runs[label(tags)](fields)
+            runs[format_tags(tags)](fields)
 
         yield write
 
 
 @contextmanager
-def _run(target: Target, tags: Tags, **where: Any) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """What takes the fields of one member's records."""
-    described = json.loads((target.folder / "config.json").read_text())
+def _run(
+    target: Target, tags: Tags, **destination: Any
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yields a function that takes the fields of one trial's records."""
+    description = json.loads((target.folder / "config.json").read_text())
     run = _open(
         target,
-        **where,
+        **destination,
         group=target.experiment,
-        job_type=described["stage"],
-        name=" ".join(filter(None, (target.folder.name, label(tags)))),
+        job_type=description["stage"],
+        name=" ".join(filter(None, (target.folder.name, format_tags(tags)))),
         id=f"{target.training}-{target.members.index(tags)}",
-        config={**described, **tags},
-        dir=None if remote(target.folder) else os.fspath(target.folder),
-        reinit="create_new",  # others are open in this process
+        config={**description, **tags},
+        dir=None if is_remote(target.folder) else os.fspath(target.folder),
+        reinit="create_new",  # other runs are open in this process
         settings=client.Settings(
             console="off",
             silent=True,
@@ -70,13 +82,13 @@ def _run(target: Target, tags: Tags, **where: Any) -> Iterator[Callable[[Mapping
             finish_timeout_raises=True,
         ),
     )
-    numbered = itertools.count()
+    numbers = itertools.count()
 
     def write(fields: Mapping[str, Any]) -> None:
-        number = next(numbered)  # W&B's step: of one of ours there may be two records
-        if run is not None and number >= run.starting_step:  # it has had those before
-            with _spared(target):
-                run.log({"step": fields["step"], **numbers(fields)}, step=number)
+        number = next(numbers)  # W&B's step: two records may have the same step of ours
+        if run is not None and number >= run.starting_step:  # W&B has the earlier ones
+            with _ignore_failure(target):
+                run.log({"step": fields["step"], **flatten_numbers(fields)}, step=number)
 
     status = 1
     try:
@@ -84,19 +96,19 @@ def _run(target: Target, tags: Tags, **where: Any) -> Iterator[Callable[[Mapping
         status = 0
     finally:
         if run is not None and (run.offline or _state != "lost"):
-            with _spared(target):
+            with _ignore_failure(target):
                 run.finish(exit_code=status)
 
 
-def _open(target: Target, **how: Any) -> Any:
-    """A run, into files alone once W&B is lost; None where it has not even these."""
+def _open(target: Target, **options: Any) -> Any:
+    """Opens a run, in files alone once W&B is lost; returns None if that fails, too."""
     global _state
     first = _state == "untried"
     if first:
-        _state = _reached()
+        _state = _log_in()
     if _state != "lost":
         try:
-            run = client.init(**how, resume="allow" if _state == "online" else None)
+            run = client.init(**options, resume="allow" if _state == "online" else None)
             if first and _state == "online":
                 console.print(f"W&B: {run.project_url}/groups/{target.experiment}", soft_wrap=True)
             run.define_metric("*", step_metric="step")
@@ -105,21 +117,21 @@ def _open(target: Target, **how: Any) -> Any:
             if first:
                 raise OSError(f"W&B: {error}: {_remedy('check project and entity')}") from error
             _lose(target, error)
-    with _spared(target):
-        run = client.init(**how, mode="offline")
+    with _ignore_failure(target):
+        run = client.init(**options, mode="offline")
         run.define_metric("*", step_metric="step")
         return run
 
 
-def _reached() -> str:
-    """Online or offline. Raises OSError where it should be online and is not."""
+def _log_in() -> str:
+    """Returns online or offline. Raises OSError if W&B should be online and is not."""
     if client.setup().settings.mode not in ("online", "run", "shared"):
         return "offline"
     try:
-        known = client.login(prompt=False)
+        is_logged_in = client.login(prompt=False)
     except client.Error as error:
         raise OSError(f"W&B: {error}: {_remedy('check the network')}") from error
-    if not known:
+    if not is_logged_in:
         raise OSError(f"W&B: not logged in: {_remedy('set WANDB_API_KEY')}")
     return "online"
 
@@ -129,8 +141,8 @@ def _remedy(first: str) -> str:
 
 
 @contextmanager
-def _spared(target: Target) -> Iterator[None]:
-    """What fails in W&B here ends no training."""
+def _ignore_failure(target: Target) -> Iterator[None]:
+    """Reports errors of W&B in the block once, and ignores them."""
     try:
         yield
     except Exception as error:
@@ -138,12 +150,12 @@ def _spared(target: Target) -> Iterator[None]:
 
 
 def _lose(target: Target, error: Exception) -> None:
-    """Go on without W&B, and say so once."""
+    """Continues without W&B, and reports that once."""
     global _state
     if _state != "lost":
-        said = str(error).split("\n")[0] or type(error).__name__
+        reason = str(error).split("\n")[0] or type(error).__name__
         console.print(
-            f"W&B is lost ({said}), training goes on: what is in files now, "
+            f"W&B is lost ({reason}), training goes on: what is in files now, "
             f"`wandb sync {target.folder.parent}/*/wandb/*run-*` sends later",
             soft_wrap=True,
         )

@@ -1,15 +1,15 @@
-"""Models on disk: what an artifact is, when it is finished, and which are made together.
+"""Models on disk: what an artifact is, where it is stored, and when it is finished.
 
 WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
-    config.json     what it is and what it was made from
+    config.json     its description, and the fingerprints of the artifacts it was made from
     metrics.jsonl   its records
-    steps/N/        parameters after N steps, of an attack that keeps them (`Attack.keep_at`)
+    steps/N/        snapshots: parameters after N steps, of an attack with `Attack.keep_at`
     params/         its parameters
     summary.json    written last, with hashes of the files beside it; an artifact without it, or
                     with another artifact's, is unfinished and is made again
 
-Several processes share a workdir. Each saves its own shards of the parameters; process 0 writes the
-rest, and the others wait for it.
+Several processes share a workdir. Each saves its own shards of the parameters; process 0 writes
+everything else, and the others wait for it.
 """
 
 import dataclasses
@@ -26,48 +26,48 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from undo_jax.logs.log import console
-from undo_jax.runtime.atomic_files import file_hash, flush_all, read_json, write_json
+from undo_jax.runtime.atomic_files import fsync_tree, hash_file, read_json, write_json
+from undo_jax.runtime.processes import barrier
 from undo_jax.store import param_checkpoint
 from undo_jax.types import LM, Params
 
-STEPS = "steps"  # the folder of parameters kept at chosen steps
+STEPS = "steps"  # the folder of snapshots
 LISTS = "lists"  # key of a summary: numbers, of which other models have as many
 FILES = "files"  # key of a summary: the hashes of the files beside it
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """One model at one point of the pipeline, made or not. Equal descriptions share a folder."""
+    """One model at one point of the pipeline, on disk or not. Equal descriptions share a folder."""
 
     workdir: epath.Path
     stage: str
     model: str  # its display name
-    seed: int | None  # None: it uses no random numbers
+    seed: int | None  # None if it uses no random numbers
     config: Any  # everything else that determines it; not the mesh, the log or a path
     upstream: tuple["Artifact", ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for config.json
-    name: str | None = None  # of its folder; None: derived from the other fields
+    name: str | None = None  # of its folder; None derives it from the other fields
 
     def describe(self) -> dict[str, Any]:
-        """The artifact as JSON."""
+        """Returns the artifact as JSON."""
         return {
             "stage": self.stage,
             "model": self.model,
             "seed": self.seed,
             "upstream": [artifact.fingerprint for artifact in self.upstream],
-            "config": plain(self.config),
+            "config": to_json(self.config),
         }
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Eight hexadecimal digits of the hash of its description, in which 1 and 1.0 are equal."""
-        described = self.describe()
-        described["config"] = _equal(described["config"])
-        text = json.dumps(described, sort_keys=True)
+        description = self.describe()
+        description["config"] = _unify_numbers(description["config"])
+        text = json.dumps(description, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
@@ -84,57 +84,59 @@ class Artifact:
 
     @property
     def finished(self) -> bool:
-        """Whether it has a summary that is valid and its own."""
+        """Whether it has a valid summary of its own."""
         try:
             return bool(self.summary())
         except (FileNotFoundError, ValueError):
             return False
 
     def summary(self) -> dict[str, Any]:
-        """Its summary. Raises FileNotFoundError if it is not finished, ValueError if damaged."""
+        """Reads its summary. Raises FileNotFoundError without one, ValueError if it is damaged."""
         path = self.folder / "summary.json"
         if not path.exists():
             raise FileNotFoundError(
                 f"{self.stage} of {self.model}, seed {self.seed}, is not finished in "
                 f"{self.workdir}: run stage {self.stage} first"
             )
-        found = read_json(path)
-        if found.get("fingerprint") != self.fingerprint:
+        summary = read_json(path)
+        fingerprint = summary.pop("fingerprint", None)
+        if fingerprint != self.fingerprint:
             raise ValueError(
-                f"{path} is of another artifact, {found.get('fingerprint')}: delete {self.folder}, "
+                f"{path} is of another artifact, {fingerprint}: delete {self.folder}, "
                 "and a run makes it again"
             )
-        if not isinstance(found.get("eval", {}), dict):
+        if not isinstance(summary.get("eval", {}), dict):
             raise ValueError(f"{path} is damaged: delete {self.folder}, and a run makes it again")
-        return {name: value for name, value in found.items() if name not in ("fingerprint", FILES)}
+        summary.pop(FILES, None)
+        return summary
 
 
-def kept(artifact: Artifact) -> bool:
-    """Whether it is finished; a damaged summary does not count, and is reported on the terminal."""
+def is_finished(artifact: Artifact) -> bool:
+    """Returns whether an artifact is finished; reports a damaged summary, which does not count."""
     try:
         artifact.summary()
     except FileNotFoundError:
         return False
     except ValueError as error:
-        said = str(error).partition(": delete ")[0]
-        console.print(f"{said}: {artifact.folder.name} is made again", soft_wrap=True)
+        problem = str(error).partition(": delete ")[0]
+        console.print(f"{problem}: {artifact.folder.name} is made again", soft_wrap=True)
         return False
     return True
 
 
-def begin(artifact: Artifact, with_steps: bool = True) -> None:
-    """Make a folder that holds config.json alone; what an interrupted run left in it is removed.
+def prepare_folder(artifact: Artifact, remove_snapshots: bool = True) -> None:
+    """Makes the artifact's folder with config.json alone; removes what an interrupted run left.
 
-    With `with_steps` False, for training that resumes, the parameters in steps/ stay. Raises
-    FileNotFoundError on a process that does not see the folder that process 0 made.
+    `remove_snapshots` is False for training that resumes, which keeps the snapshots in steps/.
+    Raises FileNotFoundError on a process that does not see the folder that process 0 made.
     """
     if jax.process_index() == 0:
         for path in artifact.folder.iterdir() if artifact.folder.exists() else ():
-            if with_steps or path.name != STEPS:
+            if remove_snapshots or path.name != STEPS:
                 path.rmtree() if path.is_dir() else path.unlink()
         artifact.folder.mkdir(parents=True, exist_ok=True)
         write_description(artifact, artifact.folder)
-    wait(f"begin {artifact.folder.name}")
+    barrier(f"begin {artifact.folder.name}")
     if not artifact.folder.exists():
         raise FileNotFoundError(
             f"process {jax.process_index()} does not see {artifact.folder} of process 0: give a "
@@ -143,86 +145,87 @@ def begin(artifact: Artifact, with_steps: bool = True) -> None:
 
 
 def write_description(artifact: Artifact, folder: epath.Path) -> None:
-    """Write its config.json."""
+    """Writes the config.json of an artifact into a folder."""
     description = {"fingerprint": artifact.fingerprint, **artifact.describe(), **artifact.about}
     write_json(folder / "config.json", description)
 
 
-def save(artifact: Artifact, params: Params) -> None:
-    """Start writing the parameters; `finish` waits for them."""
+def start_saving(artifact: Artifact, params: Params) -> None:
+    """Starts writing the parameters; `mark_finished` waits for them."""
     param_checkpoint.save(artifact.folder / "params", params)
 
 
-def finish(artifact: Artifact, summary: Mapping[str, Any]) -> None:
-    """Wait for the parameters, then mark the artifact as finished, atomically."""
+def mark_finished(artifact: Artifact, summary: Mapping[str, Any]) -> None:
+    """Waits for the parameters, then writes summary.json, which marks the artifact as finished."""
     param_checkpoint.wait_until_saved()
     if jax.process_index() == 0:
-        flush_all(artifact.folder)
-        hashes = {
-            file.name: file_hash(file) for file in artifact.folder.iterdir() if file.is_file()
-        }
-        marked = {**summary, "fingerprint": artifact.fingerprint, FILES: hashes}
-        write_json(artifact.folder / "summary.json", marked)
-    wait(f"finish {artifact.folder.name}")
+        fsync_tree(artifact.folder)
+        files = [file for file in artifact.folder.iterdir() if file.is_file()]
+        hashes = {file.name: hash_file(file) for file in files}
+        content = {**summary, "fingerprint": artifact.fingerprint, FILES: hashes}
+        write_json(artifact.folder / "summary.json", content)
+    barrier(f"finish {artifact.folder.name}")
 
 
-def keep(
-    artifact: Artifact, params: Params, scores: Mapping, lists: Mapping | None = None, **more: Any
+def save_artifact(
+    artifact: Artifact, params: Params, scores: Mapping, lists: Mapping | None = None, **fields: Any
 ) -> None:
-    """Save the parameters and finish; costs that `more` does not give are 0."""
-    save(artifact, params)
-    untrained = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
-    finish(artifact, {**untrained, "eval": scores, **({LISTS: lists} if lists else {}), **more})
+    """Saves the parameters and the summary, which marks the artifact as finished.
+
+    `lists` are numbers that are compared with those of other models, `fields` further fields of the
+    summary; costs that are not given are 0.
+    """
+    start_saving(artifact, params)
+    costs = {"steps": 0, "tokens": 0, "flops": 0.0, "recovered": None}
+    compared = {LISTS: lists} if lists else {}
+    mark_finished(artifact, {**costs, "eval": scores, **compared, **fields})
 
 
-def load(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
-    """The parameters of a finished artifact, sharded over the mesh by the model's rules."""
+def load_params(artifact: Artifact, lm: LM, mesh: Mesh) -> Params:
+    """Loads the parameters of a finished artifact, sharded over the mesh by the model's rules."""
     artifact.summary()
     return param_checkpoint.restore(artifact.folder / "params", lm, mesh)
 
 
-def described_model(artifact: epath.Path) -> dict[str, Any]:
-    """The fields of a finished artifact's model.
+def read_finished_model(artifact: epath.Path) -> dict[str, Any]:
+    """Reads the fields of a finished artifact's model.
 
-    Raises FileNotFoundError where there is none and ValueError for one that is damaged.
+    Raises FileNotFoundError if the folder holds none and ValueError if it is damaged.
     """
     if not (artifact / "summary.json").exists():
         raise FileNotFoundError(
             f"{artifact} holds no finished model: give a folder inside the workdir of a run"
         )
-    return stated_model(artifact, f"delete {artifact}, and a run makes it again")
+    return read_model_fields(artifact, f"delete {artifact}, and a run makes it again")
 
 
-def wait(name: str) -> None:
-    """Barrier: wait until every process has called it with this name."""
-    multihost_utils.sync_global_devices(name)
+def read_model_fields(folder: epath.Path, remedy: str) -> dict[str, Any]:
+    """Reads the fields of the model that a folder's config.json describes.
 
-
-def stated_model(folder: epath.Path, otherwise: str) -> dict[str, Any]:
-    """The fields of the model that a folder's config.json describes.
-
-    Raises ValueError where it describes none; the message ends in `otherwise`, what to do then.
+    Raises ValueError if it describes none; the message ends in `remedy`.
     """
     path = folder / "config.json"
     try:
         fields = read_json(path)["config"]["model"]
         return {"type": fields["type"], **fields}
     except (FileNotFoundError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} describes no model ({error!r}): {otherwise}") from error
+        raise ValueError(f"{path} describes no model ({error!r}): {remedy}") from error
 
 
-def plain(value: Any) -> Any:
-    """A configuration as JSON: dataclasses and partials become dicts, functions their names.
+def to_json(value: Any) -> Any:
+    """Converts a configuration to JSON: dataclasses become dicts, functions their names.
 
-    The defaults of a function's arguments are included, so that an edited default gives another
-    fingerprint, and the object of a method.
+    Partials become dicts, too. The defaults of a function's arguments are included, so that an
+    edited default changes the fingerprint, and so is the object of a method.
 
     A dataclass field with metadata {"identity": False} is left out, and one with {"identity":
     "changed"}, which is newer than artifacts that lack it, where it has its default. A dataclass
     with a fingerprint, such as a tokenizer, is described by that alone: the path of its file does
-    not matter. Numbers keep their type: 30.0 is not 30. Raises ValueError for what has no
-    description: a function without a name or with values of where it was defined, and an object of
-    any other type.
+    not matter. Numbers keep their type: 30.0 is not 30.
+
+    Raises:
+        ValueError: for a function without a name or with values of where it was defined, and for an
+            object of any other type.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -231,66 +234,67 @@ def plain(value: Any) -> Any:
         if fingerprint is not None:
             return {"type": type(value).__name__, "fingerprint": fingerprint}
         fields = {
-            f.name: plain(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if _is_stated(f, getattr(value, f.name))
+            field.name: to_json(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if _is_included(field, getattr(value, field.name))
         }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
-        called = plain(value.func)
-        called = called if isinstance(called, dict) else {"function": called}
-        return {**called, "positional": plain(value.args), **plain(value.keywords)}
+        function = to_json(value.func)
+        function = function if isinstance(function, dict) else {"function": function}
+        return {**function, "positional": to_json(value.args), **to_json(value.keywords)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(element) for key, element in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [to_json(element) for element in value]
     if hasattr(value, "__qualname__"):
-        return _function(value)
+        return _function_to_json(value)
     if not isinstance(value, str | int | float | None):
         raise ValueError(
-            f"{reprlib.repr(value)} is a setting, but nothing that files can state: give numbers, "
+            f"a setting is {reprlib.repr(value)}, which cannot be written as JSON: give numbers, "
             "texts, tuples, functions, or a frozen dataclass"
         )
     return value
 
 
-def unstated(value: Any) -> dict[str, Any]:
-    """What a dataclass's description means where it leaves out a newer field: its default."""
+def omitted_defaults(value: Any) -> dict[str, Any]:
+    """Returns the newer fields that a dataclass's JSON may leave out, with their defaults."""
     newer = (f for f in dataclasses.fields(value) if f.metadata.get("identity") == "changed")
-    return {f.name: plain(f.default) for f in newer}
+    return {field.name: to_json(field.default) for field in newer}
 
 
-def _is_stated(field: dataclasses.Field, value: Any) -> bool:
-    """Whether a description has the field."""
+def _is_included(field: dataclasses.Field, value: Any) -> bool:
+    """Returns whether the JSON of a dataclass includes a field."""
     identity = field.metadata.get("identity", True)
     return value != field.default if identity == "changed" else identity
 
 
-def _function(value: Any) -> Any:
-    """The name of a function or class, with what it holds."""
-    if value.__name__ == "<lambda>":
-        raise ValueError(f"a lambda of {value.__module__} is a setting: give it a name, by def")
-    name = f"{value.__module__}.{value.__qualname__}"
-    if getattr(value, "__closure__", None):
-        held = ", ".join(value.__code__.co_freevars)
+def _function_to_json(function: Any) -> Any:
+    """Returns the name of a function or class, with its defaults and the object of a method."""
+    if function.__name__ == "<lambda>":
+        raise ValueError(f"a setting is a lambda of {function.__module__}: define it by def")
+    name = f"{function.__module__}.{function.__qualname__}"
+    if getattr(function, "__closure__", None):
+        variables = ", ".join(function.__code__.co_freevars)
         raise ValueError(
-            f"{name} takes {held} from where it is defined, which its name does not tell: make "
-            f"{held} an argument, and give it by partial(...)"
+            f"{name} takes {variables} from where it is defined, which its name does not tell: "
+            f"make {variables} an argument, and give it by partial(...)"
         )
-    held = dict(getattr(value, "__kwdefaults__", None) or {})
-    if given := getattr(value, "__defaults__", None):
-        names = value.__code__.co_varnames[: value.__code__.co_argcount][-len(given) :]
-        held |= dict(zip(names, given, strict=True))
-    owner = getattr(value, "__self__", None)
+    values = dict(getattr(function, "__kwdefaults__", None) or {})
+    if defaults := getattr(function, "__defaults__", None):
+        code = function.__code__
+        names = code.co_varnames[: code.co_argcount][-len(defaults) :]
+        values |= dict(zip(names, defaults, strict=True))
+    owner = getattr(function, "__self__", None)
     if owner is not None and not inspect.ismodule(owner):
-        held["self"] = owner
-    return {"function": name, "positional": [], **plain(held)} if held else name
+        values["self"] = owner
+    return {"function": name, "positional": [], **to_json(values)} if values else name
 
 
-def _equal(value: Any) -> Any:
-    """JSON in which equal numbers are written alike: 30.0 as 30."""
+def _unify_numbers(value: Any) -> Any:
+    """Returns JSON in which equal numbers are written alike: 30.0 as 30."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
-        return {key: _equal(item) for key, item in value.items()}
-    return [_equal(item) for item in value] if isinstance(value, list) else value
+        return {key: _unify_numbers(element) for key, element in value.items()}
+    return [_unify_numbers(element) for element in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Parameters on disk, through Orbax: plain dicts of arrays, no Flax types; with their digest.
+"""Reads and writes parameters through Orbax: plain dicts of arrays, with their digest.
 
 Each of several processes saves its own shards.
 """
@@ -14,8 +14,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from undo_jax.runtime import signals
-from undo_jax.runtime.atomic_files import absolute
-from undo_jax.runtime.sharding import path_name, placed
+from undo_jax.runtime.atomic_files import absolute_path
+from undo_jax.runtime.sharding import path_name, with_shardings
 from undo_jax.store.array_digest import digest
 from undo_jax.types import LM, Params, shapes
 
@@ -23,61 +23,72 @@ DIGEST = "digest"  # key of the metadata: the digest of the arrays
 
 
 def save(path: epath.Path, params: Params) -> None:
-    """Start writing the parameters; `wait_until_saved` waits for them."""
-    _checkpointer().save(absolute(path), params, custom_metadata={DIGEST: digest(params)})
+    """Starts writing the parameters; `wait_until_saved` waits for them."""
+    _checkpointer().save(absolute_path(path), params, custom_metadata={DIGEST: digest(params)})
 
 
 def wait_until_saved() -> None:
-    """Wait until all that `save` has started is written."""
+    """Waits until everything that `save` has started is written."""
     _checkpointer().wait_until_finished()
 
 
 def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
-    """Parameters from an Orbax checkpoint, verified by the digest that `save` stored with them.
+    """Restores parameters from an Orbax checkpoint, and verifies the digest that `save` stored.
 
-    Raises FileNotFoundError where there is none and ValueError where it belongs to another model,
-    cannot be read, or holds other parameters than were saved.
+    Args:
+        path: the folder of the checkpoint.
+        lm: the model whose parameters they are.
+        mesh: the mesh to shard them over, by the model's rules.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if it belongs to another model, cannot be read, or holds other parameters than
+            were saved.
     """
-    path = absolute(epath.Path(path))
-    if not path.exists() and (path.parent / "summary.json").exists():
-        raise FileNotFoundError(
-            f"{path.parent} has no parameters any more: delete it, and a run makes it again"
-        )
+    path = absolute_path(epath.Path(path))
     if not path.exists():
+        if (path.parent / "summary.json").exists():
+            raise FileNotFoundError(
+                f"{path.parent} has no parameters any more: delete it, and a run makes it again"
+            )
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
-    wanted = shapes(lm)
-    with _readable(path):
-        found = _checkpointer().metadata(path)
-    metadata, known = found.item_metadata, (found.custom_metadata or {}).get(DIGEST)
+    # compare the shapes with those of the model
+    expected = shapes(lm)
+    with _one_line_errors(path):
+        checkpoint = _checkpointer().metadata(path)
+    metadata = checkpoint.item_metadata
+    saved_digest = (checkpoint.custom_metadata or {}).get(DIGEST)
     if metadata is None or not jax.tree.leaves(getattr(metadata, "tree", None)):
         raise ValueError(
             f"cannot read a checkpoint at {path}: it holds no arrays; of an artifact, give its "
             "folder `params`"
         )
-    want, have = _shapes(wanted), _shapes(metadata.tree)
-    for name in sorted(want.keys() | have.keys()):
-        if want.get(name) != have.get(name):
+    expected_shapes, saved_shapes = _shapes(expected), _shapes(metadata.tree)
+    for name in sorted(expected_shapes.keys() | saved_shapes.keys()):
+        if expected_shapes.get(name) != saved_shapes.get(name):
             raise ValueError(
                 f"checkpoint {path} is of another model: {name} has shape "
-                f"{have.get(name, 'none')}, this model needs {want.get(name, 'none')}"
+                f"{saved_shapes.get(name, 'none')}, this model needs "
+                f"{expected_shapes.get(name, 'none')}"
             )
-    target = placed(wanted, lm.rules, mesh)
-    if known:  # the digest is of the arrays in the dtypes they were saved in
+    # the digest is of the arrays in the dtypes they were saved in
+    target = with_shardings(expected, lm.rules, mesh)
+    if saved_digest:
         target = jax.tree.map(lambda x, saved: x.update(dtype=saved.dtype), target, metadata.tree)
-    with _readable(path):
+    with _one_line_errors(path):
         params = _checkpointer().restore(path, target)
-        if known and digest(params) != known:
+        if saved_digest and digest(params) != saved_digest:
             raise ValueError("its parameters are not those that were saved")
-    return jax.tree.map(lambda x, want: x.astype(want.dtype), params, wanted)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), params, expected)
 
 
 @contextmanager
-def _readable(path: epath.Path) -> Iterator[None]:
-    """Turn whatever Orbax and TensorStore raise, often many lines, into a ValueError of one."""
+def _one_line_errors(path: epath.Path) -> Iterator[None]:
+    """Turns errors of Orbax and TensorStore, often many lines, into a ValueError of one line."""
     try:
         yield
     except Exception as error:
-        signals.reraise()
+        signals.reraise_swallowed()
         reason = str(error.__cause__ or error).split("\n")[0]
         remedy = f"delete {path.parent}, and a run makes it again"
         raise ValueError(

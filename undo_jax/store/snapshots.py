@@ -6,45 +6,46 @@ from typing import Any
 import jax
 from etils import epath
 
-from undo_jax.runtime.atomic_files import flush_all, read_json, write_json
+from undo_jax.runtime.atomic_files import fsync_tree, read_json, write_json
+from undo_jax.runtime.processes import barrier
 from undo_jax.store import artifacts, param_checkpoint
 from undo_jax.store.artifacts import Artifact
 from undo_jax.types import Params
 
 
-def folder_of(artifact: Artifact, step: int) -> epath.Path:
-    """The folder of an artifact's parameters after `step` steps."""
+def snapshot_folder(artifact: Artifact, step: int) -> epath.Path:
+    """Returns the folder of an artifact's parameters after `step` steps."""
     return artifact.folder / artifacts.STEPS / str(step)
 
 
-def summary(artifact: Artifact, step: int) -> dict[str, Any] | None:
-    """The summary of the parameters kept at a step; None if there is none, or it is damaged."""
-    path = folder_of(artifact, step) / "summary.json"
+def read_summary(artifact: Artifact, step: int) -> dict[str, Any] | None:
+    """Reads the summary of a snapshot. Returns None if there is none, or if it is damaged."""
+    path = snapshot_folder(artifact, step) / "summary.json"
     try:
-        found = read_json(path) if path.exists() else None
+        summary = read_json(path) if path.exists() else None
     except ValueError:
         return None
-    return found if found and found.get("fingerprint") == artifact.fingerprint else None
+    return summary if summary and summary.get("fingerprint") == artifact.fingerprint else None
 
 
-def keep(
-    artifact: Artifact, step: int, params: Params, scores: Mapping[str, float], **more: Any
+def save_snapshot(
+    artifact: Artifact, step: int, params: Params, scores: Mapping[str, float], **costs: Any
 ) -> None:
-    """Keep the parameters after `step` steps, replacing earlier ones, in an artifact's layout.
+    """Saves the parameters after `step` steps in an artifact's layout, replacing earlier ones.
 
-    The summary is written last.
+    The summary is written last. It has the scores, and `costs` by their names.
     """
-    folder = folder_of(artifact, step)
+    folder = snapshot_folder(artifact, step)
     if jax.process_index() == 0:
         if folder.exists():
             folder.rmtree()
         folder.mkdir(parents=True)
-    artifacts.wait(f"keep {folder.name} of {artifact.folder.name}")
+    barrier(f"begin snapshot {folder.name} of {artifact.folder.name}")
     param_checkpoint.save(folder / "params", params)
     param_checkpoint.wait_until_saved()
     if jax.process_index() == 0:
         artifacts.write_description(artifact, folder)
-        flush_all(folder)
-        said = {"steps": step, "eval": scores, **more, "fingerprint": artifact.fingerprint}
-        write_json(folder / "summary.json", said)
-    artifacts.wait(f"kept {folder.name} of {artifact.folder.name}")
+        fsync_tree(folder)
+        summary = {"steps": step, "eval": scores, **costs, "fingerprint": artifact.fingerprint}
+        write_json(folder / "summary.json", summary)
+    barrier(f"finish snapshot {folder.name} of {artifact.folder.name}")

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from undo_jax.logs.log import Log
 from undo_jax.runtime.mesh import check_batch
-from undo_jax.store.train_checkpoints import Saves
+from undo_jax.store.train_checkpoints import TrainCheckpoints
 from undo_jax.training.meter import Meter
-from undo_jax.training.population import Evaluation, Population
+from undo_jax.training.population import Evaluator, Population
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.train_step import State
 from undo_jax.training.trial import Slots, Trial, TrialResult, assign_slots, make_take, read_batch
@@ -27,11 +27,11 @@ OnEvaluation = Callable[[int, Mapping[int, TrialResult]], None]
 
 def train_together(
     spec: TrainSpec,
-    evaluation: Evaluation,
+    evaluation: Evaluator,
     mesh: Mesh,
     trials: Sequence[Trial],
     log: Log,
-    saves: Saves | None = None,
+    saves: TrainCheckpoints | None = None,
     on_evaluation: OnEvaluation | None = None,
 ) -> list[TrialResult]:
     """Trains every trial until its stop rule holds at an evaluation, or to the last step.
@@ -64,7 +64,7 @@ def train_together(
     take = make_take(spec.lm, mesh, spec.trains if population.shares_frozen else None)
     while True:
         if saves:
-            saves.between(loop.step, lambda: loop.capture(meter))
+            saves.save_if_due(loop.step, lambda: loop.capture(meter))
         if loop.step % training.eval_every == 0 or loop.step == training.steps:
             evaluated = _evaluate(population, loop, meter)
             if on_evaluation and evaluated:
@@ -76,7 +76,7 @@ def train_together(
         loop.step += 1
         meter.step(loop.step, loop.active, metrics, batch)
     if saves:
-        saves.end(loop.step, lambda: loop.capture(meter))
+        saves.save_at_end(loop.step, lambda: loop.capture(meter))
     return [*_results(population, loop, take, trials, range(len(trials))).values()]
 
 
@@ -129,7 +129,7 @@ class Loop:
         return self.states, notes
 
 
-def _resume(saves: Saves, state_shapes: State, slots: Slots, log: Log) -> Loop | None:
+def _resume(saves: TrainCheckpoints, state_shapes: State, slots: Slots, log: Log) -> Loop | None:
     """Returns the loop of the last save, if there is one; its slots may have another order."""
     indices = slots.trial_indices
 

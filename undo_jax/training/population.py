@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered
 
 from undo_jax.runtime import device_memory
-from undo_jax.runtime.sharding import placed, placement
+from undo_jax.runtime.sharding import param_shardings, with_shardings
 from undo_jax.training import optim, programs
 from undo_jax.training.programs import Programs, jit_on, over_members, while_active
 from undo_jax.training.train_spec import TrainSpec
@@ -21,7 +21,7 @@ from undo_jax.training.trial import Slots, put, shares_frozen
 from undo_jax.types import LM, Metrics, Params, shapes
 
 
-class Evaluation(NamedTuple):
+class Evaluator(NamedTuple):
     """How models are scored during training."""
 
     evaluate: Callable[[LM, Params, Any], Metrics]  # scores one model on `data`; pure
@@ -40,7 +40,7 @@ class Population:
     """The trials of one train spec on a mesh. All programs are compiled at the first call."""
 
     spec: TrainSpec
-    evaluation: Evaluation
+    evaluation: Evaluator
     mesh: Mesh
     slots: Slots
 
@@ -102,7 +102,7 @@ class Population:
             init = jax.tree.map(lambda x: x[init_index], stacked)
             return optim.put(self.spec.trains, init, picked)
 
-        return jax.jit(complete, out_shardings=placement(self.spec.lm, self.mesh))
+        return jax.jit(complete, out_shardings=param_shardings(self.spec.lm, self.mesh))
 
     def complete_params(self, state_params: Params, slot: int) -> Params:
         """Returns all parameters of a slot's model, given those that its state holds."""
@@ -113,7 +113,7 @@ class Population:
     def start(self) -> State:
         """Returns the first states. Models are loaded one at a time, each into its slots."""
         _ = self._references  # loaded before the states take memory
-        executables, place = self._compiled, placement(self.spec.lm, self.mesh)
+        executables, place = self._compiled, param_shardings(self.spec.lm, self.mesh)
         keys, learning_rates = self.slots.keys, self.slots.learning_rates
         if self.shares_frozen:
             inits = *self._inits, self.slots.init_index
@@ -182,7 +182,7 @@ class Population:
             inits = *stacked, slots.init_index
             yield built.start.lower(inits, slots.keys, slots.learning_rates)
             return
-        model = placed(shapes(spec.lm), spec.lm.rules, mesh)
+        model = with_shardings(shapes(spec.lm), spec.lm.rules, mesh)
         yield built.start.lower(model, slots.keys, slots.learning_rates)
         if len(slots.init_params) > 1:
             places = jax.tree.map(lambda x: x.sharding, states.params)
@@ -198,6 +198,6 @@ class Population:
             needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
             count, rows = int(self.slots.is_taken.sum()), self.spec.training.batch_size
             label = f"{count} models trained together on batches of {rows} rows"
-            available = device_memory.of_device(self.mesh)
-            device_memory.check(label, needed, available, "each device's memory")
+            available = device_memory.device_bytes(self.mesh)
+            device_memory.check_fits(label, needed, available, "each device's memory")
         return _Executables(advance, score, start, put_all[0] if put_all else None)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Wrapped
 
 from undo_jax.runtime.mesh import BATCH
-from undo_jax.runtime.sharding import placed, shardings
+from undo_jax.runtime.sharding import shardings, with_shardings
 from undo_jax.training import optim, train_step
 from undo_jax.training.batch_shapes import packed_like
 from undo_jax.types import LM, Loss, Params, shapes
@@ -91,7 +91,9 @@ def build(
         (_stacked_shapes(lm, 1), np.zeros(trials, np.int32)) if shares_frozen else shapes(lm)
     )
     start_all: Any = start_picked if shares_frozen else start
-    states = placed(jax.eval_shape(start_all, inits, keys, rates), lm.rules, mesh, ("sweep",))
+    states = with_shardings(
+        jax.eval_shape(start_all, inits, keys, rates), lm.rules, mesh, ("sweep",)
+    )
     places = jax.tree.map(lambda x: x.sharding, states)
     replicated = NamedSharding(mesh, P())  # every process can read it
 
@@ -138,7 +140,7 @@ def example_arguments(
 
     def reference(lm: LM):
         stacked = jax.eval_shape(partial(_join_rounded, lm), *[shapes(lm)] * inputs)
-        return placed(stacked, lm.rules, mesh, (None,))
+        return with_shardings(stacked, lm.rules, mesh, (None,))
 
     def stream(time: int) -> Any:
         packed = packed_like((inputs, rows), time, batch_fields, refs)
@@ -150,7 +152,7 @@ def example_arguments(
     if inits is None:
         return programs.states, (index, active, programs.loss_kwargs), (references, batch)
     lm, count = inits
-    stacked = placed(_stacked_shapes(lm, count), lm.rules, mesh, (None,))
+    stacked = with_shardings(_stacked_shapes(lm, count), lm.rules, mesh, (None,))
     per_trial = (index, index), active, programs.loss_kwargs
     return programs.states, per_trial, (references, batch, stacked)
 

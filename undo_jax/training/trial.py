@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
-from undo_jax.logs.log import Tags, Target
-from undo_jax.runtime.sharding import assemble, shardings
+from undo_jax.logs.sink import Tags, Target
+from undo_jax.runtime.sharding import assemble_batch, shardings
 from undo_jax.training.optim import Trains, pick
 from undo_jax.training.programs import over_sweep
 from undo_jax.types import LM, Key, Lazy, Packed, Params, Scores, shapes
@@ -162,7 +162,9 @@ def read_batch(
             _check_batch_fields(name, batch, batch_fields)
         return jax.tree.map(lambda *x: np.stack(x), *(batches[id(stream)] for stream in streams))
 
-    return {name: assemble(mesh, batch_size, partial(stacked, name)) for name in inputs[0].streams}
+    return {
+        name: assemble_batch(mesh, batch_size, partial(stacked, name)) for name in inputs[0].streams
+    }
 
 
 def _check_batch_fields(name: str, rows: Any, batch_fields: Sequence[str]) -> None:

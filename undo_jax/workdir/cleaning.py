@@ -11,9 +11,17 @@ from typing import Any
 from etils import epath
 
 from undo_jax.runtime.atomic_files import read_json, write_json
-from undo_jax.store.progress_folders import artifacts_of
-from undo_jax.workdir.inventory import NAMED, Found, Listed, artifacts, experiments, is_link, usage
-from undo_jax.workdir.manifest import folders
+from undo_jax.store.progress_folders import read_artifact_names
+from undo_jax.workdir.inventory import (
+    NAMED,
+    StoredArtifact,
+    StoredExperiment,
+    disk_usage,
+    is_link,
+    scan_artifacts,
+    scan_experiments,
+)
+from undo_jax.workdir.manifest import artifact_folders
 
 # config.json goes last, see `_end`
 ORDER = ("summary.json", "scores.json", "params", "steps", "metrics.jsonl")
@@ -26,7 +34,7 @@ class Removal:
     """What goes: a whole folder of ours, or parts of an artifact's."""
 
     folder: epath.Path
-    what: str  # kind of artifact, or what it is
+    label: str  # kind of artifact, or what it is
     bytes: int
     parts: tuple[str, ...] = ()  # of an artifact; all of a folder without any
 
@@ -41,65 +49,82 @@ class Cleaning:
 
     @property
     def bytes(self) -> int:
-        return sum(one.bytes for one in self.removals)
+        return sum(removal.bytes for removal in self.removals)
 
 
-def whole(workdir: epath.Path, reached: Collection[str]) -> Cleaning:
+def plan_cleaning(workdir: epath.Path, reached: Collection[str]) -> Cleaning:
     """Everything goes but the artifacts with these names of folders, and their ancestors."""
-    there = artifacts(workdir)
-    kept = with_ancestors(there, reached)
-    going = {name: one for name, one in there.items() if name not in kept}
-    removals = [Removal(one.folder, one.stage, _own(one), ORDER) for one in going.values()]
-    removals += _beside(workdir, there, kept)
-    strange = [f"{o.folder.name}/{name}" for o in going.values() for name in o.strange]
-    found = experiments(workdir, there)
-    listings = {one.path: without(one, going) for one in found if not one.wrong}
-    changed = {path: new for path, new in listings.items() if new is None or new.pop("changed")}
-    wrong = [f"{one.path.name} ({one.wrong})" for one in found if one.wrong]
-    return Cleaning(tuple(removals), changed, (*wrong, *strange))
+    stored = scan_artifacts(workdir)
+    retained = add_ancestors(stored, reached)
+    removed = {name: artifact for name, artifact in stored.items() if name not in retained}
+    removals = [
+        Removal(artifact.folder, artifact.stage, _own(artifact), ORDER)
+        for artifact in removed.values()
+    ]
+    removals += _beside(workdir, stored, retained)
+    foreign = [
+        f"{artifact.folder.name}/{name}"
+        for artifact in removed.values()
+        for name in artifact.strange
+    ]
+    listed = scan_experiments(workdir, stored)
+    listings = {
+        experiment.path: drop_models(experiment, removed)
+        for experiment in listed
+        if not experiment.wrong
+    }
+    changed = {
+        path: content
+        for path, content in listings.items()
+        if content is None or content.pop("changed")
+    }
+    damaged = [f"{file.path.name} ({file.wrong})" for file in listed if file.wrong]
+    return Cleaning(tuple(removals), changed, (*damaged, *foreign))
 
 
-def parameters(workdir: epath.Path, models: Collection[str]) -> Cleaning:
+def plan_params_cleaning(workdir: epath.Path, models: Collection[str]) -> Cleaning:
     """Parameters go of all finished artifacts but these, and those that unfinished ones need.
 
     Logs and summaries stay, and so do parameters kept at chosen steps.
     """
-    there = artifacts(workdir)
-    needed = set(models) | _before_unfinished(workdir, there)
+    stored = scan_artifacts(workdir)
+    needed = set(models) | _before_unfinished(workdir, stored)
     removals = []
-    for one in (one for name, one in there.items() if one.finished and name not in needed):
-        some = [one.folder / name for name in ("params", "params.tmp")]
-        if any(path.exists() for path in some):
-            size = sum(usage(path)[0] for path in some)
-            removals.append(Removal(one.folder, one.stage, size, PARAMETERS))
+    for artifact in (
+        artifact for name, artifact in stored.items() if artifact.finished and name not in needed
+    ):
+        paths = [artifact.folder / name for name in ("params", "params.tmp")]
+        if any(path.exists() for path in paths):
+            size = sum(disk_usage(path)[0] for path in paths)
+            removals.append(Removal(artifact.folder, artifact.stage, size, PARAMETERS))
     return Cleaning(tuple(removals), {})
 
 
-def with_ancestors(there: Mapping[str, Found], names: Collection[str]) -> set[str]:
+def add_ancestors(stored: Mapping[str, StoredArtifact], names: Collection[str]) -> set[str]:
     """These artifacts and all that they were made from, as far as it is there."""
-    by_fingerprint = {one.fingerprint: name for name, one in there.items()}
-    known, waiting = set(), set(names)
+    by_fingerprint = {artifact.fingerprint: name for name, artifact in stored.items()}
+    closure, waiting = set(), set(names)
     while waiting:
         name = waiting.pop()
-        if name not in known:
-            known.add(name)
-            parents = there[name].parents if name in there else ()
-            waiting |= {by_fingerprint[one] for one in parents if one in by_fingerprint}
-    return known
+        if name not in closure:
+            closure.add(name)
+            parents = stored[name].parents if name in stored else ()
+            waiting |= {by_fingerprint[parent] for parent in parents if parent in by_fingerprint}
+    return closure
 
 
-def _before_unfinished(workdir: epath.Path, there: Mapping[str, Found]) -> set[str]:
+def _before_unfinished(workdir: epath.Path, stored: Mapping[str, StoredArtifact]) -> set[str]:
     """What is needed to make those that are unfinished, and those that train with them."""
-    by_fingerprint = {one.fingerprint: name for name, one in there.items()}
-    begun = {name for name, one in there.items() if not one.finished}
-    begun |= {name for _, names in _trainings(workdir) for name in names if name in there}
-    parents = {fingerprint for name in begun for fingerprint in there[name].parents}
-    needed = {by_fingerprint[one] for one in parents & by_fingerprint.keys()}
-    for one in experiments(workdir, dict(there)):
-        for entry in one.content.get("models", []):
-            if any(name not in there for name in folders([entry])):
-                known = {entry["artifact"], entry["unlearned"]} & there.keys()
-                needed |= with_ancestors(there, known)
+    by_fingerprint = {artifact.fingerprint: name for name, artifact in stored.items()}
+    begun = {name for name, artifact in stored.items() if not artifact.finished}
+    begun |= {name for _, names in _trainings(workdir) for name in names if name in stored}
+    parents = {fingerprint for name in begun for fingerprint in stored[name].parents}
+    needed = {by_fingerprint[parent] for parent in parents & by_fingerprint.keys()}
+    for experiment in scan_experiments(workdir, dict(stored)):
+        for entry in experiment.content.get("models", []):
+            if any(name not in stored for name in artifact_folders([entry])):
+                compared = {entry["artifact"], entry["unlearned"]} & stored.keys()
+                needed |= add_ancestors(stored, compared)
     return needed
 
 
@@ -107,7 +132,7 @@ def _trainings(workdir: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
     """Folders of saves, and the artifacts that train there; none that a run has not written."""
     for folder in _folders(workdir, "progress-*"):
         try:
-            names = artifacts_of(folder)
+            names = read_artifact_names(folder)
         except (OSError, ValueError):
             continue
         if names:
@@ -116,54 +141,60 @@ def _trainings(workdir: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
 
 def _folders(workdir: epath.Path, pattern: str) -> list[epath.Path]:
     """Folders of the workdir itself, in order; no links."""
-    return [one for one in sorted(workdir.glob(pattern)) if one.is_dir() and not is_link(one)]
+    paths = sorted(workdir.glob(pattern))
+    return [path for path in paths if path.is_dir() and not is_link(path)]
 
 
-def without(one: Listed, going: Collection[str]) -> dict[str, Any] | None:
+def drop_models(experiment: StoredExperiment, removed: Collection[str]) -> dict[str, Any] | None:
     """An experiment's file without models that go, or are compared with such; None: none is left.
 
     `changed` says whether that is another content.
     """
     models = []
-    for entry in one.content["models"]:
-        if {entry["artifact"], entry["unlearned"], entry["oracle"]} & {*going}:
+    for entry in experiment.content["models"]:
+        if {entry["artifact"], entry["unlearned"], entry["oracle"]} & {*removed}:
             continue
-        on = {k: entry[k] for k in ("attacks", "controls") if k in entry}
-        left = {k: [folder for folder in of if folder not in going] for k, of in on.items()}
-        models.append({**entry, **left})
+        attacks = {k: entry[k] for k in ("attacks", "controls") if k in entry}
+        remaining = {
+            k: [folder for folder in folders_of if folder not in removed]
+            for k, folders_of in attacks.items()
+        }
+        models.append({**entry, **remaining})
     if not models:
         return None
-    listed = [e for e in one.content["artifacts"] if e["artifact"] not in going]
-    names, before = ({e["model"] for e in of} for of in (models, one.content["models"]))
+    listed = [e for e in experiment.content["artifacts"] if e["artifact"] not in removed]
+    names, before = (
+        {e["model"] for e in folders_of} for folders_of in (models, experiment.content["models"])
+    )
     listed = [e for e in listed if e["model"] not in before - names or _is_of(e, models)]
-    content = {**one.content, "models": models, "artifacts": listed}
-    return {**content, "changed": content != one.content}
+    content = {**experiment.content, "models": models, "artifacts": listed}
+    return {**content, "changed": content != experiment.content}
 
 
 def _is_of(artifact: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bool:
-    return artifact["artifact"] in folders(models)
+    return artifact["artifact"] in artifact_folders(models)
 
 
-def _own(one: Found) -> int:
+def _own(artifact: StoredArtifact) -> int:
     """Bytes of an artifact's own files."""
-    return one.bytes - sum(usage(one.folder / name)[0] for name in one.strange)
+    return artifact.bytes - sum(disk_usage(artifact.folder / name)[0] for name in artifact.strange)
 
 
 def _beside(
-    workdir: epath.Path, there: Mapping[str, Found], kept: Collection[str]
+    workdir: epath.Path, stored: Mapping[str, StoredArtifact], retained: Collection[str]
 ) -> Iterator[Removal]:
     """Saves of trainings of which nothing is kept, and states of teachers that are not kept."""
     for folder, names in _trainings(workdir):
-        if not {*names} & {*kept}:
-            yield Removal(folder, "saves", usage(folder)[0])
+        if not {*names} & {*retained}:
+            yield Removal(folder, "saves", disk_usage(folder)[0])
     for folder in _folders(workdir, f"*{REMAINS}"):
-        known = NAMED.fullmatch(folder.name.removesuffix(REMAINS))
-        if known and {path.name for path in folder.iterdir()} <= {"config.json"}:
-            yield Removal(folder, "remains", usage(folder)[0])
-    fingerprints = {there[name].fingerprint for name in kept if name in there}
+        match = NAMED.fullmatch(folder.name.removesuffix(REMAINS))
+        if match and {path.name for path in folder.iterdir()} <= {"config.json"}:
+            yield Removal(folder, "remains", disk_usage(folder)[0])
+    fingerprints = {stored[name].fingerprint for name in retained if name in stored}
     for folder in _folders(workdir, "states-*"):
-        if not _may_be_of(folder, fingerprints, kept):
-            yield Removal(folder, "states", usage(folder)[0])
+        if not _may_be_of(folder, fingerprints, retained):
+            yield Removal(folder, "states", disk_usage(folder)[0])
 
 
 def _may_be_of(folder: epath.Path, fingerprints: Collection[str], names: Collection[str]) -> bool:
@@ -178,18 +209,18 @@ def _may_be_of(folder: epath.Path, fingerprints: Collection[str], names: Collect
         return True
 
 
-def carry_out(cleaning: Cleaning) -> Iterator[Removal]:
+def apply_cleaning(cleaning: Cleaning) -> Iterator[Removal]:
     """Remove it all, in an order in which a kill does no harm; yields what has gone."""
     for path, content in cleaning.listings.items():
         path.unlink() if content is None else write_json(path, content)
-    for one in cleaning.removals:
-        if not one.parts:
-            one.folder.rmtree()
-        for part in one.parts:
-            _remove(one.folder, part)
-        if one.parts == ORDER:
-            _end(one.folder)
-        yield one
+    for removal in cleaning.removals:
+        if not removal.parts:
+            removal.folder.rmtree()
+        for part in removal.parts:
+            _remove(removal.folder, part)
+        if removal.parts == ORDER:
+            _end(removal.folder)
+        yield removal
 
 
 def _end(folder: epath.Path) -> None:

@@ -10,25 +10,25 @@ from etils import epath
 
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.setting import Setting
-from undo_jax.store.artifacts import described_model, plain
+from undo_jax.store.artifacts import read_finished_model, to_json
 
 REMEDY = "give the experiment file that made it, with what flags of its run set written in"
 
 
-def stated(folder: epath.Path) -> dict[str, Any]:
+def read_config(folder: epath.Path) -> dict[str, Any]:
     """What the config.json of a finished model states.
 
     Raises FileNotFoundError where there is no finished model, ValueError for one that is damaged.
     """
-    described_model(folder)
-    again = f"delete {folder}, and a run makes it again"
-    made, summary = (read_json(folder / f"{name}.json", again) for name in ("config", "summary"))
+    read_finished_model(folder)
+    remedy = f"delete {folder}, and a run makes it again"
+    config, summary = (read_json(folder / f"{name}.json", remedy) for name in ("config", "summary"))
     for name, kinds in {"model": str, "seed": int | None}.items():
-        if name not in made or not isinstance(made[name], kinds):
-            raise ValueError(f"{folder / 'config.json'} states no {name}: {again}")
-    if summary.get("fingerprint") != made.get("fingerprint"):
-        raise ValueError(f"{folder / 'summary.json'} is of another artifact: {again}")
-    return made
+        if name not in config or not isinstance(config[name], kinds):
+            raise ValueError(f"{folder / 'config.json'} states no {name}: {remedy}")
+    if summary.get("fingerprint") != config.get("fingerprint"):
+        raise ValueError(f"{folder / 'summary.json'} is of another artifact: {remedy}")
+    return config
 
 
 def check_tokenizer(folder: epath.Path, setting: Setting) -> None:
@@ -40,72 +40,74 @@ def check_tokenizer(folder: epath.Path, setting: Setting) -> None:
     config = read_json(folder / "config.json")
     if config.get("stage") == "import":
         return
-    made = _part(folder, config, "tokenizer")
+    described = _part(folder, config, "tokenizer")
     try:
         tokenizer = setting.get_tokenizer()
-        own = tokenizer.fingerprint
+        fingerprint = tokenizer.fingerprint
     except FileNotFoundError:
         return
-    if made.get("fingerprint", own) != own:
-        said = f"{made.get('type')} {made['fingerprint']}"
+    if described.get("fingerprint", fingerprint) != fingerprint:
+        description = f"{described.get('type')} {described['fingerprint']}"
         raise ValueError(
-            f"{folder} was made with tokenizer {said}, the experiment has "
-            f"{type(tokenizer).__name__} {own}: {REMEDY}"
+            f"{folder} was made with tokenizer {description}, the experiment has "
+            f"{type(tokenizer).__name__} {fingerprint}: {REMEDY}"
         )
 
 
 def check_setting(folder: epath.Path, setting: Setting) -> None:
     """Raises ValueError for another setting than config.json states; names a field that differs."""
-    made = _part(folder, read_json(folder / "config.json"), "config", "setting")
-    found = _difference("setting", made, _described(setting, made)) if made else None
-    if found:
-        name, said, own = found
+    described = _part(folder, read_json(folder / "config.json"), "config", "setting")
+    difference = (
+        _difference("setting", described, _described(setting, described)) if described else None
+    )
+    if difference:
+        name, old_value, new_value = difference
         raise ValueError(
-            f"{folder} was made with {name}={said}, the experiment has {own}: {REMEDY}"
+            f"{folder} was made with {name}={old_value}, the experiment has {new_value}: {REMEDY}"
         )
 
 
-def _part(folder: epath.Path, found: dict[str, Any], *names: str) -> dict[str, Any]:
+def _part(folder: epath.Path, section: dict[str, Any], *names: str) -> dict[str, Any]:
     """A part of config.json; empty where that states none. Raises ValueError for a damaged one."""
     path = folder / "config.json"
     for name in names:
-        found = found.get(name) or {}
-        if not isinstance(found, dict):
+        section = section.get(name) or {}
+        if not isinstance(section, dict):
             raise ValueError(
-                f"{path} is damaged (its {name} is {reprlib.repr(found)}): delete {folder}, and a "
-                "run makes it again"
+                f"{path} is damaged (its {name} is {reprlib.repr(section)}): delete {folder}, "
+                "and a run makes it again"
             )
-    return found
+    return section
 
 
-def _described(setting: Any, made: Any) -> Any:
+def _described(setting: Any, described: Any) -> Any:
     """The setting as JSON; fields whose files are not there are taken to be as they were."""
     try:
-        return plain(setting)
+        return to_json(setting)
     except FileNotFoundError:
-        found = {"type": type(setting).__name__}
+        fields = {"type": type(setting).__name__}
         for field in dataclasses.fields(setting):
             if field.metadata.get("identity", True):
                 try:
-                    found[field.name] = plain(getattr(setting, field.name))
+                    fields[field.name] = to_json(getattr(setting, field.name))
                 except FileNotFoundError:
-                    found[field.name] = made.get(field.name)
-        return found
+                    fields[field.name] = described.get(field.name)
+        return fields
 
 
-def _difference(name: str, made: Any, own: Any) -> tuple[str, Any, Any] | None:
+def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any] | None:
     """The first value that differs: its name, as it was, as it is. A new field is none."""
-    if isinstance(made, Mapping) and isinstance(own, Mapping):
-        for key in dict.fromkeys([*own, *made]):
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*new, *old]):
             inner = name if key == "type" else f"{name}.{key}"
-            if key in made and (found := _difference(inner, made[key], own.get(key))):
-                return found
+            if key in old and (difference := _difference(inner, old[key], new.get(key))):
+                return difference
         return None
-    return None if made == own or _moved(made, own) else (name, made, own)
+    return None if old == new or _moved(old, new) else (name, old, new)
 
 
-def _moved(made: Any, own: Any) -> bool:
+def _moved(old: Any, new: Any) -> bool:
     """Whether both are paths of a file of one name: a file that has moved is the same one."""
-    if not (isinstance(made, str) and isinstance(own, str) and "/" in made + own):
+    if not (isinstance(old, str) and isinstance(new, str) and "/" in old + new):
         return False
-    return PurePosixPath(made).name == PurePosixPath(own).name
+    return PurePosixPath(old).name == PurePosixPath(new).name

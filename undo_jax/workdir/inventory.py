@@ -9,8 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.runtime.atomic_files import read_json, remote
-from undo_jax.workdir.manifest import folders, is_listing
+from undo_jax.runtime.atomic_files import is_remote, read_json
+from undo_jax.workdir.manifest import artifact_folders, is_manifest
 
 NAMED = re.compile(r"(.+)-([0-9a-f]{8})")  # folders of ours end in a fingerprint
 # what a run writes into an artifact's folder
@@ -19,7 +19,7 @@ AGAIN = "run the experiment again, which writes it anew and trains nothing"
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredArtifact:
     """An artifact in a workdir, or what belongs to several: saves of a training, states."""
 
     folder: epath.Path
@@ -36,24 +36,26 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Listed:
+class StoredExperiment:
     """An experiment of a workdir, as its file lists it."""
 
     name: str
     path: epath.Path
     content: dict[str, Any] = field(default_factory=dict)  # none, where the file is damaged
     owners: dict[str, str] = field(default_factory=dict)  # folder -> name of its model
-    artifacts: dict[str, Found] = field(default_factory=dict)  # those of its folders that exist
+    artifacts: dict[str, StoredArtifact] = field(
+        default_factory=dict
+    )  # those of its folders that exist
     wrong: str = ""  # why the file cannot be read
 
     @property
     def missing(self) -> list[str]:
         """What it lists and is not finished."""
-        known = self.artifacts
-        return [f for f in self.owners if f not in known or not known[f].finished]
+        stored = self.artifacts
+        return [f for f in self.owners if f not in stored or not stored[f].finished]
 
 
-def artifacts(workdir: epath.PathLike) -> dict[str, Found]:
+def scan_artifacts(workdir: epath.PathLike) -> dict[str, StoredArtifact]:
     """Every artifact by the name of its folder. Links, and what a run has not made, are left out.
 
     Raises FileNotFoundError where there is no workdir.
@@ -61,51 +63,53 @@ def artifacts(workdir: epath.PathLike) -> dict[str, Found]:
     root = epath.Path(workdir)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no workdir {workdir}: give the folder of a run")
-    found = (_artifact(folder) for folder in sorted(root.iterdir()) if not is_link(folder))
-    return {one.folder.name: one for one in found if one is not None}
+    stored = (_artifact(folder) for folder in sorted(root.iterdir()) if not is_link(folder))
+    return {artifact.folder.name: artifact for artifact in stored if artifact is not None}
 
 
-def experiments(workdir: epath.PathLike, known: dict[str, Found] | None = None) -> list[Listed]:
+def scan_experiments(
+    workdir: epath.PathLike, stored: dict[str, StoredArtifact] | None = None
+) -> list[StoredExperiment]:
     """Its experiments, of `known` artifacts or else of all. Raises what `artifacts` does."""
-    there = artifacts(workdir) if known is None else known
+    scanned = scan_artifacts(workdir) if stored is None else stored
     paths = sorted(epath.Path(workdir).glob("experiment-*.json"))
-    return [read_listing(path, there) for path in paths]
+    return [read_experiment(path, scanned) for path in paths]
 
 
-def read_listing(path: epath.Path, there: dict[str, Found]) -> Listed:
+def read_experiment(path: epath.Path, stored: dict[str, StoredArtifact]) -> StoredExperiment:
     """An experiment from its file, with those of the artifacts that it lists."""
     name = path.name.removeprefix("experiment-").removesuffix(".json")
     try:
         content = read_json(path, AGAIN)
-        if not is_listing(content):
+        if not is_manifest(content):
             raise ValueError(f"{path} is not as a run writes it: {AGAIN}")
     except ValueError as error:
-        return Listed(name, path, wrong=str(error))
-    owners = {one["artifact"]: one["model"] for one in content["artifacts"]}
+        return StoredExperiment(name, path, wrong=str(error))
+    owners = {entry["artifact"]: entry["model"] for entry in content["artifacts"]}
     for entry in content["models"]:
-        owners |= {folder: entry["model"] for folder in folders([entry]) - owners.keys()}
-    own = {folder: there[folder] for folder in owners if folder in there}
-    return Listed(name, path, content, owners, own)
+        owners |= {folder: entry["model"] for folder in artifact_folders([entry]) - owners.keys()}
+    listed = {folder: stored[folder] for folder in owners if folder in stored}
+    return StoredExperiment(name, path, content, owners, listed)
 
 
-def _artifact(folder: epath.Path) -> Found | None:
+def _artifact(folder: epath.Path) -> StoredArtifact | None:
     """The artifact in a folder, if one of ours is there."""
-    named = NAMED.fullmatch(folder.name)
-    if named is None or not folder.is_dir():
+    match = NAMED.fullmatch(folder.name)
+    if match is None or not folder.is_dir():
         return None
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return None
     stage, upstream = config.get("stage"), config.get("upstream")
-    if config.get("fingerprint") != named[2] or not isinstance(stage, str):
+    if config.get("fingerprint") != match[2] or not isinstance(stage, str):
         return None
     if not folder.name.startswith(f"{stage}-"):
         return None
     parents = frozenset(map(str, upstream)) if isinstance(upstream, list) else frozenset()
     strange = tuple(p.name for p in folder.iterdir() if not _is_own(p.name))
-    done, (size, changed) = (folder / "summary.json").exists(), usage(folder)
-    return Found(folder, stage, done, size, changed, parents, strange)
+    finished, (size, changed) = (folder / "summary.json").exists(), disk_usage(folder)
+    return StoredArtifact(folder, stage, finished, size, changed, parents, strange)
 
 
 def _is_own(name: str) -> bool:
@@ -114,10 +118,10 @@ def _is_own(name: str) -> bool:
 
 
 def is_link(path: epath.Path) -> bool:
-    return not remote(path) and os.path.islink(path)
+    return not is_remote(path) and os.path.islink(path)
 
 
-def usage(folder: epath.Path) -> tuple[int, float]:
+def disk_usage(folder: epath.Path) -> tuple[int, float]:
     """Bytes of all files in a folder, and when the last of them was written."""
     sizes, times = [0], [0.0]
     for size, time in _files(folder):
@@ -127,16 +131,16 @@ def usage(folder: epath.Path) -> tuple[int, float]:
 
 
 def _files(folder: epath.Path) -> Iterator[tuple[int, float]]:
-    if remote(folder):
+    if is_remote(folder):
         for path in folder.rglob("*"):
             if not path.is_dir():
-                told = path.stat()
-                yield told.length, float(told.mtime)
+                status = path.stat()
+                yield status.length, float(status.mtime)
         return
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                told = Path(place, name).lstat()
+                status = Path(place, name).lstat()
             except FileNotFoundError:  # a run has just replaced it
                 continue
-            yield told.st_size, told.st_mtime
+            yield status.st_size, status.st_mtime

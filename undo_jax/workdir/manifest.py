@@ -11,15 +11,15 @@ from undo_jax.graph.model_graph import ModelNode, ancestry
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.logs.log import console
 from undo_jax.runtime.atomic_files import read_json, write_json
-from undo_jax.store.artifacts import LISTS, plain
-from undo_jax.workdir.provenance import added
+from undo_jax.store.artifacts import LISTS, to_json
+from undo_jax.workdir.provenance import add_run
 
 SUMMARY = "summary.json"  # of an artifact that is finished
 
 Named = tuple[str, str | None]  # a model, and the attack on it
 
 
-def list_models(
+def write_manifest(
     experiment: Any,
     named: Mapping[Named, Sequence[ModelNode]],
     workdir: epath.Path,
@@ -44,29 +44,31 @@ def list_models(
         for model in dict.fromkeys(named[name, None]):  # a pinned seed: one model for all seeds
             attacks = [
                 attack
-                for (one, by), of in named.items()
-                for attack in dict.fromkeys(of)
-                if by and one == name and attack.parents[0] is model
+                for (attacked, attack_name), attack_models in named.items()
+                for attack in dict.fromkeys(attack_models)
+                if attack_name and attacked == name and attack.parents[0] is model
             ]
             oracle = oracles.get(model.artifact.seed) or next(iter(oracles.values()), None)
             entry = _entry(name, name == experiment.oracle, model, oracle, attacks)
             models.append(entry | _compared(setting, model, oracle))
-            for one in (*model.lineage, *attacks):
-                artifacts.setdefault(one.artifact.folder.name, (one, name))
+            for node in (*model.lineage, *attacks):
+                artifacts.setdefault(node.artifact.folder.name, (node, name))
     kinds = list(dict.fromkeys(recipe.kind for recipe in ancestry(experiment.recipes().values())))
-    listed = sorted(artifacts.values(), key=lambda one: kinds.index(one[0].recipe.kind))
+    listed = sorted(artifacts.values(), key=lambda pair: kinds.index(pair[0].recipe.kind))
     content = {
         "name": experiment.name,
         "metrics": metrics,
         "headline": list(setting.headline),
-        "attacks": {attack.name: plain(attack) for attack in experiment.attacks},
+        "attacks": {attack.name: to_json(attack) for attack in experiment.attacks},
         "models": models,
-        "artifacts": [{"artifact": m.artifact.folder.name, "model": of} for m, of in listed],
+        "artifacts": [
+            {"artifact": node.artifact.folder.name, "model": name} for node, name in listed
+        ],
     }
     before = _before(path)
-    content = _with_others(content, before, workdir)
+    content = _with_earlier_models(content, before, workdir)
     runs = before.get("runs", []) if _same(content, before) else []
-    content["runs"] = runs if this is None else added(runs, this, new)
+    content["runs"] = runs if this is None else add_run(runs, this, new)
     write_json(path, content)
 
 
@@ -87,19 +89,23 @@ def _entry(
         "alpha": _alpha(model.recipe),
         "unlearned": unlearned and unlearned.artifact.folder.name,
         "oracle": oracle and oracle.artifact.folder.name,
-        "attacks": [one.artifact.folder.name for one in attacks if not _is_control(one)],
-        "controls": [one.artifact.folder.name for one in attacks if _is_control(one)],
+        "attacks": [a.artifact.folder.name for a in attacks if not _is_control(a)],
+        "controls": [a.artifact.folder.name for a in attacks if _is_control(a)],
     }
 
 
 def _compared(setting: Any, model: ModelNode, oracle: ModelNode | None) -> dict[str, Any]:
     """What compares a model with the oracle, once both are finished and have been scored."""
-    both = [one for one in (model, oracle) if one is not None]
-    if not all(one.artifact.finished for one in both):
+    both = [node for node in (model, oracle) if node is not None]
+    if not all(node.artifact.finished for node in both):
         return {}
-    found = [one.artifact.summary() for one in both]
-    own, *others = (ModelScores(one.get("eval", {}), one.get(LISTS, {})) for one in found)
-    scores = compare_with_oracle(setting, own, next(iter(others), None)) if own.scores else {}
+    summaries = [node.artifact.summary() for node in both]
+    model_scores, *oracle_scores = (
+        ModelScores(summary.get("eval", {}), summary.get(LISTS, {})) for summary in summaries
+    )
+    if not model_scores.scores:
+        return {}
+    scores = compare_with_oracle(setting, model_scores, next(iter(oracle_scores), None))
     return {"compared": scores} if scores else {}
 
 
@@ -120,10 +126,10 @@ def _before(path: epath.Path) -> dict[str, Any]:
         before = read_json(path)
     except (FileNotFoundError, ValueError):
         return {}
-    return before if is_listing(before) else {}
+    return before if is_manifest(before) else {}
 
 
-def is_listing(content: Mapping[str, Any]) -> bool:
+def is_manifest(content: Mapping[str, Any]) -> bool:
     """Whether the models and artifacts of an experiment's file are as `list_models` writes them."""
     models, artifacts = content.get("models"), content.get("artifacts")
     if not (isinstance(models, list) and all(map(_is_entry, models))):
@@ -131,7 +137,7 @@ def is_listing(content: Mapping[str, Any]) -> bool:
     return isinstance(artifacts, list) and all(_has(e, "artifact", "model") for e in artifacts)
 
 
-def folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+def artifact_folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
     """The artifacts of models, and of the attacks on them."""
     return {
         folder
@@ -145,12 +151,12 @@ def _is_entry(value: Any) -> bool:
     if not _has(value, "model", "artifact", "role"):
         return False
     references, seed = (value.get("unlearned", 0), value.get("oracle", 0)), value.get("seed", "")
-    on_it = value.get("attacks"), value.get("controls", [])
+    folder_lists = value.get("attacks"), value.get("controls", [])
     return (
         all(isinstance(folder, str | None) for folder in references)
         and isinstance(seed, int | None)
-        and all(isinstance(some, list) for some in on_it)
-        and all(isinstance(folder, str) for some in on_it for folder in some)
+        and all(isinstance(folders, list) for folders in folder_lists)
+        and all(isinstance(folder, str) for folders in folder_lists for folder in folders)
     )
 
 
@@ -159,7 +165,7 @@ def _has(value: Any, *names: str) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
 
 
-def _with_others(
+def _with_earlier_models(
     content: dict[str, Any], before: Mapping[str, Any], workdir: epath.Path
 ) -> dict[str, Any]:
     """The content, and of an earlier one with the same metrics the models that go with it.
@@ -169,23 +175,25 @@ def _with_others(
     """
     if not _same(content, before):
         return content
-    own = {entry["model"] for entry in content["models"]}
+    names_listed = {entry["model"] for entry in content["models"]}
     listed = {entry["artifact"] for entry in content["artifacts"]}
     alike = before.get("attacks", content["attacks"]) == content["attacks"]
-    others = [e for e in before["models"] if e["model"] not in own]
-    others = [e for e in others if alike or not (e["attacks"] or e.get("controls"))]
-    others = _comparable(others, listed)
-    lost = [e for e in before["models"] if e not in others]
-    names = {entry["model"] for entry in others}
-    past = listed | folders(lost) - folders(others)
-    kept = [e for e in before["artifacts"] if e["model"] in names and e["artifact"] not in past]
-    reported = folders([*content["models"], *others])
+    earlier = [e for e in before["models"] if e["model"] not in names_listed]
+    earlier = [e for e in earlier if alike or not (e["attacks"] or e.get("controls"))]
+    earlier = _comparable(earlier, listed)
+    lost = [e for e in before["models"] if e not in earlier]
+    names = {entry["model"] for entry in earlier}
+    past = listed | artifact_folders(lost) - artifact_folders(earlier)
+    artifacts = [
+        e for e in before["artifacts"] if e["model"] in names and e["artifact"] not in past
+    ]
+    reported = artifact_folders([*content["models"], *earlier])
     lost = [entry for entry in lost if entry["artifact"] not in reported]
     _tell(content["name"], [e for e in lost if (workdir / e["artifact"] / SUMMARY).exists()])
     return {
         **content,
-        "models": [*content["models"], *({**entry, "earlier": True} for entry in others)],
-        "artifacts": [*content["artifacts"], *kept],
+        "models": [*content["models"], *({**entry, "earlier": True} for entry in earlier)],
+        "artifacts": [*content["artifacts"], *artifacts],
     }
 
 
@@ -196,8 +204,8 @@ def _same(content: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
 
 def _comparable(entries: list[dict[str, Any]], listed: Set[str]) -> list[dict[str, Any]]:
     """The entries whose unlearned model and oracle are listed, or are entries that stay, too."""
-    known = listed | {entry["artifact"] for entry in entries} | {None}
-    stay = [entry for entry in entries if {entry["unlearned"], entry["oracle"]} <= known]
+    folders_known = listed | {entry["artifact"] for entry in entries} | {None}
+    stay = [entry for entry in entries if {entry["unlearned"], entry["oracle"]} <= folders_known]
     return stay if len(stay) == len(entries) else _comparable(stay, listed)
 
 

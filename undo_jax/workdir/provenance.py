@@ -12,35 +12,35 @@ PACKAGES = ("undo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 LAST = 50  # commands that are remembered
 
 
-def origin(command: str) -> dict[str, Any]:
+def describe_run(command: str) -> dict[str, Any]:
     """What is known of the run that ends now, as JSON."""
     now = datetime.datetime.now(datetime.UTC)
-    kinds = {device.device_kind: 0 for device in jax.devices()}
+    device_kinds = {device.device_kind: 0 for device in jax.devices()}
     return {
         "command": command,
         "date": now.isoformat(timespec="seconds").removesuffix("+00:00") + "Z",
-        "devices": f"{jax.device_count()} × {', '.join(kinds)}",
+        "devices": f"{jax.device_count()} × {', '.join(device_kinds)}",
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:  # used from a checkout that is not installed
             continue
-    return found
+    return versions
 
 
-def added(before: Any, this: Mapping[str, Any], new: bool) -> list[Any]:
+def add_run(before: Any, this: Mapping[str, Any], new: bool) -> list[Any]:
     """The origins of an experiment with that of a run, which is `new` if it made anything.
 
     A command that is there and has made nothing changes nothing.
     """
-    known = before if isinstance(before, list) else []
-    known = [one for one in known if isinstance(one, dict)]
-    if not new and any(one.get("command") == this["command"] for one in known):
-        return known
-    return [*known, this][-LAST:]
+    runs = before if isinstance(before, list) else []
+    runs = [entry for entry in runs if isinstance(entry, dict)]
+    if not new and any(entry.get("command") == this["command"] for entry in runs):
+        return runs
+    return [*runs, this][-LAST:]

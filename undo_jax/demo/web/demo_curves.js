@@ -16,11 +16,11 @@ class Curves {
     this.draw();
   }
 
-  /** Values of one model at every step: its curve, or a level for one that is not attacked. */
+  /** Returns a model's values at every step: its curve, or a level if it is not attacked. */
   values(model, which) {
     if (!model.curve.length) return this.xs.map(() => model.scores[which]);
-    const found = new Map(model.curve.map((point) => [point[0], point[1 + which]]));
-    return this.xs.map((x) => found.get(x) ?? null);
+    const values = new Map(model.curve.map((point) => [point[0], point[1 + which]]));
+    return this.xs.map((x) => values.get(x) ?? null);
   }
 
   draw() {
@@ -70,7 +70,7 @@ class Curves {
     return new uPlot(options, [this.xs, ...columns], holder);
   }
 
-  /** The slider's step: a line, and a point on every curve. */
+  /** Draws the slider's step: a line, and a point on every curve. */
   mark(u, theme, ink) {
     const at = this.xs.indexOf(this.step), x = Math.round(u.valToPos(this.step, "x", true));
     const { ctx, bbox } = u, ratio = devicePixelRatio;
@@ -93,24 +93,18 @@ class Curves {
     ctx.restore();
   }
 
-  /** The values under the mouse, largest first. */
+  /** Shows the values under the mouse, largest first. */
   hover(u, hint) {
     const at = u.cursor.idx;
     hint.hidden = at === null || at === undefined || u.cursor.left < 0;
     if (hint.hidden) return;
-    const found = this.data.models.map((model, i) => [model, i, u.data[i + 1][at]])
+    const shown = this.data.models.map((model, i) => [model, i, u.data[i + 1][at]])
       .filter(([, i, value]) => value !== null && u.series[i + 1].show)
       .sort((a, b) => b[2] - a[2]);
     fill(hint, el("strong", {}, `step ${u.data[0][at]}`),
-      ...found.map(([model, i, value]) => el("span", {}, this.dot(i), `${model.name} `,
+      ...shown.map(([model, i, value]) => el("span", {}, dot(this.colours[i]), `${model.name} `,
         el("b", {}, score(value)))));
     hint.classList.toggle("left", u.cursor.left > u.over.clientWidth / 2);
-  }
-
-  dot(i) {
-    const made = el("i", { class: "dot" });
-    made.style.background = this.colours[i][isDark() ? 1 : 0];
-    return made;
   }
 
   click(u) {

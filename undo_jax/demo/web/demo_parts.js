@@ -1,5 +1,5 @@
 "use strict";
-// Parts of the demo's page: elements, colours and words. Texts of models and prompts become text
+// Parts of the demo's page: elements, colours and texts. Texts of models and prompts become text
 // nodes, never markup.
 
 const MISSING = "–";
@@ -22,14 +22,14 @@ const RAMP = [["#2f8f70", "#7fe0bd"], ["#20758a", "#5cc3dc"], ["#24397a", "#93a8
 
 /** An element with attributes, handlers (onclick, ...) and children: nodes, or texts. */
 function el(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(key, value);
   }
-  made.append(...children.map((child) => child instanceof Node ? child : String(child)));
-  return made;
+  element.append(...children.map((child) => child instanceof Node ? child : String(child)));
+  return element;
 }
 
 function fill(parent, ...children) {
@@ -40,7 +40,12 @@ function isDark() {
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-/** A colour for each model: by role, and from light to dark by alpha; [light page, dark page]. */
+/** Returns a dot in a colour of `palette`. */
+function dot(colour) {
+  return el("i", { class: "dot", style: `background: ${colour[isDark() ? 1 : 0]}` });
+}
+
+/** Returns a colour for each model: by role, and from light to dark by alpha; [light page, dark page]. */
 function palette(models) {
   const fixed = { ...FIXED }, others = OTHERS.slice();
   const noised = models.filter((m) => m.role === "distilled" && m.alpha !== null)
@@ -51,9 +56,9 @@ function palette(models) {
       return ramp(place);
     }
     const kind = model.role === "distilled" ? "fresh" : model.role;
-    const found = fixed[kind] || others.shift() || FIXED.base;
+    const colour = fixed[kind] || others.shift() || FIXED.base;
     delete fixed[kind];
-    return found;
+    return colour;
   });
 }
 
@@ -70,7 +75,7 @@ function mix(from, to, share) {
   return `#${parts.join("")}`;
 }
 
-/** A probability in percent; below one and above 99 with a decimal. */
+/** Returns a probability in percent; below 1 and above 99 with a decimal. */
 function percent(p) {
   if (p === null || p === undefined) return MISSING;
   const value = 100 * p;
@@ -82,12 +87,12 @@ function score(value) {
   return value === null || value === undefined ? MISSING : value.toFixed(3);
 }
 
-/** A text of tokens with what cannot be seen made visible. */
+/** Returns a text with marks for white space. */
 function visible(text) {
   return text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
 }
 
-/** Whether a reply is the right answer; null where that is not known. */
+/** Returns whether a reply is the right answer; null if that is not known. */
 function isRight(question, reply) {
   if (!question.answer) return null;
   return question.ends ? reply.text === question.answer : reply.text.startsWith(question.answer);
@@ -101,15 +106,16 @@ function afterSteps(step) {
   return step === 0 ? "before the attack" : `after ${step} ${step === 1 ? "step" : "steps"}`;
 }
 
-/** Short names of prompts: long ones without what all of them begin and end with. */
+/** Returns short names of prompts: if some are long, without what all begin and end with. */
 function labels(prompts) {
-  if (!prompts.length || Math.max(...prompts.map((one) => one.length)) <= 24) return prompts;
-  const common = (texts) => {
+  if (!prompts.length || Math.max(...prompts.map((prompt) => prompt.length)) <= 24) return prompts;
+  const commonLength = (texts) => {
     let n = 0;
-    while (texts.every((one) => n < one.length && one[n] === texts[0][n])) n += 1;
+    while (texts.every((text) => n < text.length && text[n] === texts[0][n])) n += 1;
     return n;
   };
-  const back = (one) => [...one].reverse().join("");
-  const first = common(prompts), last = common(prompts.map((one) => back(one.slice(first))));
-  return prompts.map((one) => one.slice(first, one.length - last).trim() || one);
+  const reverse = (text) => [...text].reverse().join("");
+  const first = commonLength(prompts);
+  const last = commonLength(prompts.map((prompt) => reverse(prompt.slice(first))));
+  return prompts.map((prompt) => prompt.slice(first, prompt.length - last).trim() || prompt);
 }

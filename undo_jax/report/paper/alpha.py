@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,97 +13,95 @@ from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import GREY, PURPLE, WARM, shade
 from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import Look
-from undo_jax.report.paper import lacking
-from undo_jax.report.studies import Point, Seed, Study, lines
-from undo_jax.report.tables import sentence
+from undo_jax.report.paper import (
+    FORGET,
+    FRESH,
+    PERMUTED,
+    compute_axes,
+    compute_points,
+    missing_models,
+    relearning_panel,
+    relearning_points,
+    setting_title,
+)
+from undo_jax.report.studies import PaperPoint, Seed, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = "UNDO: robustness for compute"
-FORGET, PERMUTED = "relearning", "relearning permuted answers"
-TRADE = {"steps": "robustness against steps", "flops": "robustness against FLOPs"}
-FRESH, OTHERS = "Unlearn-and-Distill", "other β"
+COMPUTE = {"robustness against steps": "steps", "robustness against FLOPs": "FLOPs"}  # units
+OTHERS = "other β"
 
 
 def alphas(study: Study) -> dict[str, float]:
-    """The models of the α grid, by rising α; those of the β ablation are not among them."""
-    found = {}
+    """Returns the models of the α grid, by rising α, without those of the β ablation."""
+    grid = {}
     for model in study.models:
         alpha = next(iter(study.cases(model).values())).entry.alpha
         if alpha is not None and "β" not in model:
-            found[model] = alpha
-    return dict(sorted(found.items(), key=lambda one: one[1]))
+            grid[model] = alpha
+    return dict(sorted(grid.items(), key=lambda entry: entry[1]))
 
 
-def points(studies: Mapping[str, Study]) -> list[Point]:
-    """Robustness and compute of each distilled model; forget scores by relearning step."""
-    found: list[Point] = []
-    for setting, study in studies.items():
+def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
+    """Yields robustness and compute of each distilled model, and forget scores by step."""
+    for study in studies:
         for model in study.models:
-            robustness = study.robustness(model)
-            for unit, panel in TRADE.items():
-                for seed, spent in study.compute(model, unit).items():
-                    if model != "oracle" and math.isfinite(spent):
-                        found.append(Point(panel, setting, model, seed, spent, robustness[seed]))
-            found += lines(FORGET, setting, model, study.relearned(model))
-            found += lines(PERMUTED, setting, model, study.control(model, "permuted"))
-    return found
+            for panel, unit in COMPUTE.items():
+                yield from compute_points(study, model, unit.lower(), panel)
+            yield from relearning_points(study, model)
 
 
-def _looks(study: Study) -> dict[str, Look]:
+def looks_of(study: Study) -> dict[str, Look]:
+    """Returns the look of each model that has a line."""
     grid = alphas(study)
-    places = {m: rank / max(len(grid) - 1, 1) for rank, m in enumerate(grid)}
     looks = {"unlearn-only": Look(WARM)}
-    for model, place in places.items():  # without noise it is unlearn-only, or near
-        looks[model] = Look(shade(place), "-" if grid[model] else (0, (1, 1.8)), "o")
+    for rank, (model, alpha) in enumerate(
+        grid.items()
+    ):  # without noise it is unlearn-only, or near
+        style = "-" if alpha else (0, (1, 1.8))
+        looks[model] = Look(shade(rank / max(len(grid) - 1, 1)), style, "o")
     fresh = Look(PURPLE, (0, (7, 1.8, 1.2, 1.8)), "D")
     return {**looks, FRESH: fresh, "oracle": panels.FILTERING, OTHERS: Look(GREY, "", "x")}
 
 
-def draw(studies: Mapping[str, Study]) -> Figure:
-    """A row per setting: robustness by steps and by FLOPs, relearning, and of permuted answers."""
-    shown = points(studies)
-    columns = [*TRADE.values(), FORGET]
+def draw(studies: Sequence[Study]) -> Figure:
+    """Returns a row per setting: robustness by steps and by FLOPs, relearning, permuted answers."""
+    shown = list(points(studies))
+    columns = [*COMPUTE, FORGET]
     columns += [PERMUTED] if any(p.panel == PERMUTED for p in shown) else []
-    looks = {name: look for study in studies.values() for name, look in _looks(study).items()}
+    looks = {name: look for study in studies for name, look in looks_of(study).items()}
     fig, axes = panels.figure(len(studies), len(columns), legend_rows=2)
-    for row, (setting, study) in enumerate(studies.items()):
-        for ax, panel in zip(axes[row], columns, strict=True):
-            if panel in TRADE.values():
-                _trade(ax, shown, panel, setting, looks)
-                unit = "steps" if panel == TRADE["steps"] else "FLOPs"
-                panels.title(ax, f"{sentence(setting)}: robustness, %")
-                ax.set_xlabel(f"distillation, % of the oracle's {unit}", fontsize=8.5)
-                continue
-            curves = panels.curves_of(shown, panel, setting)
-            curves = {model: curves[model] for model in looks if model in curves}
-            told = study.forget.axis if panel == FORGET else "the same, permuted answers"
-            panels.relearning(ax, curves, looks, study.forget, told)
+    for row, study in zip(axes, studies, strict=True):
+        for ax, panel in zip(row, columns, strict=True):
+            of_panel = [p for p in shown if (p.panel, p.setting) == (panel, study.setting)]
+            if panel in COMPUTE:
+                _draw_compute(ax, of_panel, looks)
+                compute_axes(ax, f"{setting_title(study)}: robustness, %", COMPUTE[panel])
+            else:
+                order = list(looks)
+                of_panel.sort(key=lambda p: order.index(p.model) if p.model in looks else -1)
+                relearning_panel(ax, of_panel, panel, study, looks)
     panels.legend(fig, looks, columns=-(-len(looks) // 2))
     return fig
 
 
-def _trade(
-    ax: Axes, shown: list[Point], panel: str, setting: str, looks: Mapping[str, Look]
-) -> None:
-    """A point per model at its means; small crosses for other β; a star for data filtering."""
-    places: dict[str, list[Point]] = {}
-    for p in shown:
-        if (p.panel, p.setting) == (panel, setting):
-            places.setdefault(p.model, []).append(p)
-    for model, of in places.items():
+def _draw_compute(ax: Axes, points: list[PaperPoint], looks: Mapping[str, Look]) -> None:
+    """Draws a marker per model at its means, and small crosses for other β."""
+    for model in dict.fromkeys(p.model for p in points):
+        of_model = [p for p in points if p.model == model]
         if model in looks:
-            panels.mark(ax, of, looks[model].colour, looks[model].mark)
-        elif (y := Spread(tuple(p.y for p in of))).finite:
-            x = Spread(tuple(p.x for p in of))
+            panels.mark(ax, of_model, looks[model].colour, looks[model].mark)
+            continue
+        x, y = (Spread(tuple(getattr(p, axis) for p in of_model)) for axis in "xy")
+        if y.finite:
             ax.plot(x.mean, y.mean, looks[OTHERS].mark, ms=5, color=GREY, zorder=4)
-    panels.data_filtering(ax)
 
 
-def caption(studies: Mapping[str, Study]) -> str:
-    """What the figure shows, exactly."""
+def caption(studies: Sequence[Study]) -> str:
+    """Returns what the figure shows."""
     return (
         "Robustness is (P − P_unlearn-only) / (P_oracle − P_unlearn-only) in %, P the forget score "
         "of the strongest attack over all steps and learning rates, against the compute of "
@@ -114,61 +112,54 @@ def caption(studies: Mapping[str, Study]) -> str:
     )
 
 
-def claims(studies: Mapping[str, Study]) -> list[Claim]:
-    """Robustness and compute rise with α, robustness with compute, and the largest α is robust."""
-    found = []
-    for setting, study in studies.items():
-        grid = alphas(study)
+def claims(studies: Sequence[Study]) -> Iterator[Claim]:
+    """Yields: robustness and compute rise with α, together, and the largest α is robust."""
+    for study in studies:
+        grid, setting = alphas(study), study.setting
         if not grid:
-            raise lacking(study, "model with an α")
-        robust = {model: study.robustness(model) for model in grid}
-        spent = {model: study.compute(model, "steps") for model in grid}
+            raise missing_models(study, "model with an α")
+        robustness = {model: study.robustness(model) for model in grid}
+        steps = {model: study.compute(model, "steps") for model in grid}
         seeds = list(study.cases(next(iter(grid))))
         for says, values, unit in (
-            ("robustness rises with α", robust, "% of robustness per unit of α"),
-            ("the compute of distillation rises with α", spent, "% of the oracle's steps per α"),
+            ("robustness rises with α", robustness, "% of robustness per unit of α"),
+            ("the compute of distillation rises with α", steps, "% of the oracle's steps per α"),
         ):
-            slopes = {s: _slope([*grid.values()], _at(values, s)) for s in seeds}
-            found.append(Claim(says, setting, f"slope over the grid, {unit}", slopes))
-        likeness = {s: _correlation(_at(spent, s), _at(robust, s)) for s in seeds}
-        found.append(
-            Claim(
-                "robustness for compute is near a line",
-                setting,
-                "correlation of robustness and steps over α",
-                likeness,
-                bound=0.9,
-            )
-        )
-        best = max(grid, key=lambda m: np.nan_to_num(np.mean([*robust[m].values()]), nan=-np.inf))
-        best_robust, best_spent = (of[best] for of in (robust, spent))
+            slopes = {s: _slope([*grid.values()], _of_seed(values, s)) for s in seeds}
+            yield Claim(says, setting, f"slope over the grid, {unit}", slopes)
+        correlations = {s: _correlation(_of_seed(steps, s), _of_seed(robustness, s)) for s in seeds}
+        says = "robustness for compute is near a line"
+        quantity = "correlation of robustness and steps over α"
+        yield Claim(says, setting, quantity, correlations, bound=0.9)
+
+        means = {m: np.nan_to_num(np.mean([*robustness[m].values()]), nan=-np.inf) for m in grid}
+        best = max(grid, key=means.__getitem__)
         says = f"at its strongest (here {best}) UNDO is as robust as data filtering, within 10 %"
-        found.append(Claim(says, setting, "robustness, %", best_robust, bound=90.0))
+        yield Claim(says, setting, "robustness, %", robustness[best], bound=90.0)
         says = f"... at no more than 80 % of its compute ({best})"
-        found.append(
-            Claim(says, setting, "% of the oracle's steps", best_spent, bound=80.0, above=False)
-        )
-        found += _betas(setting, study)
-    return found
+        quantity = "% of the oracle's steps"
+        yield Claim(says, setting, quantity, steps[best], bound=80.0, above=False)
+        for model in grid:
+            yield from _beta_claims(study, model)
 
 
-def _betas(setting: str, study: Study) -> list[Claim]:
-    """Whether β matters: at each α of the ablation, the largest difference between two β."""
-    found, grid = [], alphas(study)
-    for model in grid:
-        others = [m for m in study.models if m.startswith(f"{model} β=")]
-        if others:
-            of = [study.robustness(m) for m in (model, *others)]
-            spans = {s: float(np.ptp([o.get(s, math.nan) for o in of])) for s in of[0]}
-            told = ", ".join(m.partition("β=")[2] for m in others)
-            says = f"β (0.1, {told}) makes a difference of less than 20 % at {model}"
-            what = "robustness, %: highest less lowest over β"
-            found.append(Claim(says, setting, what, spans, bound=20.0, above=False, paper=False))
-    return found
+def _beta_claims(study: Study, model: str) -> Iterator[Claim]:
+    """Yields, for an α of the ablation, whether β matters: the largest difference between two β."""
+    betas = [name for name in study.models if name.startswith(f"{model} β=")]
+    if betas:
+        robustness = [study.robustness(name) for name in (model, *betas)]
+        spans = {
+            seed: float(np.ptp([of_model.get(seed, math.nan) for of_model in robustness]))
+            for seed in robustness[0]
+        }
+        listed = ", ".join(name.partition("β=")[2] for name in betas)
+        says = f"β (0.1, {listed}) makes a difference of less than 20 % at {model}"
+        quantity = "robustness, %: highest less lowest over β"
+        yield Claim(says, study.setting, quantity, spans, bound=20.0, above=False, paper=False)
 
 
-def _at(values: Mapping[str, Mapping[Seed, float]], seed: Seed) -> list[float]:
-    return [of.get(seed, math.nan) for of in values.values()]
+def _of_seed(values: Mapping[str, Mapping[Seed, float]], seed: Seed) -> list[float]:
+    return [of_model.get(seed, math.nan) for of_model in values.values()]
 
 
 def _slope(x: list[float], y: list[float]) -> float:
@@ -176,5 +167,5 @@ def _slope(x: list[float], y: list[float]) -> float:
 
 
 def _correlation(x: list[float], y: list[float]) -> float:
-    known = np.isfinite(x).all() and np.isfinite(y).all() and np.ptp(x) > 0 and np.ptp(y) > 0
-    return float(np.corrcoef(x, y)[0, 1]) if known else math.nan
+    is_defined = np.isfinite(x).all() and np.isfinite(y).all() and np.ptp(x) > 0 and np.ptp(y) > 0
+    return float(np.corrcoef(x, y)[0, 1]) if is_defined else math.nan

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
-from undo_jax.report.claims import AREAS, Claim
+from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import RAMP, WARM
 from undo_jax.report.panels import Look
-from undo_jax.report.studies import Point, Seed, Study, difference, lines
+from undo_jax.report.paper import FRESH, keeps_retain, permuted_slower, setting_title, slower
+from undo_jax.report.studies import PaperPoint, Seed, Study, curve_points, difference
 from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Beyond the stop rule"
-STUDENTS = ("UNDO", "Unlearn-and-Distill")
+STUDENTS = ("UNDO", FRESH)
 LOOKS = {
     "unlearn-only": Look(WARM),
     "1×": Look(RAMP[0]),
@@ -28,46 +29,43 @@ LOOKS = {
     "oracle": panels.ORACLE,
     "oracle, 4×": Look("#8b8f96", (0, (4, 2.2))),
 }
-CONTROLS = {"": "relearning", "permuted": "permuted answers", "half": "families not relearned"}
+NOT_DRAWN = ("filtered, 1×", "of the longer unlearned, 1×", "unlearn-only, 4×")
+COLUMNS = {"": "relearning", "permuted": "permuted answers", "half": "families not relearned"}
 
 
-def _name(student: str, line: str) -> str:
-    return line if line.startswith(("oracle", "unlearn")) else f"{student}, {line}"
-
-
-def points(studies: Mapping[str, Study]) -> list[Point]:
-    """Scores by relearning step of each student and control; a panel for each of the two."""
-    found: list[Point] = []
-    for setting, study in studies.items():
+def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
+    """Yields scores by relearning step of each student and control, in a panel for each."""
+    for study in studies:
         for student in STUDENTS:
-            for line in (*LOOKS, "filtered, 1×", "of the longer unlearned, 1×", "unlearn-only, 4×"):
-                model = _name(student, line)
-                for control, what in CONTROLS.items():
-                    of = study.control(model, control) if control else study.relearned(model)
-                    found += lines(f"{student}: {what}", setting, line, of)
-    return found
+            for line in (*LOOKS, *NOT_DRAWN):
+                is_shared = line.startswith(("oracle", "unlearn"))
+                model = line if is_shared else f"{student}, {line}"
+                for control, column in COLUMNS.items():
+                    curves = study.control(model, control) if control else study.relearned(model)
+                    yield from curve_points(f"{student}: {column}", study.setting, line, curves)
 
 
-def draw(studies: Mapping[str, Study]) -> Figure:
-    """A row per setting and student; relearning, and its controls where answers can be permuted."""
-    shown = points(studies)
-    whats = [w for w in CONTROLS.values() if any(p.panel.endswith(f": {w}") for p in shown)]
-    rows = [(setting, student) for setting in studies for student in STUDENTS]
-    fig, axes = panels.figure(len(rows), len(whats), legend_rows=2)
-    for row, (setting, student) in enumerate(rows):
-        for ax, what in zip(axes[row], whats, strict=True):
-            curves = panels.curves_of(shown, f"{student}: {what}", setting)
-            curves = {m: c for m, c in curves.items() if m in LOOKS}
-            forget = studies[setting].forget
-            panels.relearning(ax, curves, LOOKS, forget, sentence(what), "for arithmetic only")
-        told = f"{sentence(setting)}, {student}\n{studies[setting].forget.axis}"
-        axes[row][0].set_ylabel(told, fontsize=8.5)
+def draw(studies: Sequence[Study]) -> Figure:
+    """Returns a row per setting and student: relearning, and its controls if there are any."""
+    shown = list(points(studies))
+    columns = [c for c in COLUMNS.values() if any(p.panel.endswith(f": {c}") for p in shown)]
+    rows = [(study, student) for study in studies for student in STUDENTS]
+    fig, axes = panels.figure(len(rows), len(columns), legend_rows=2)
+    for row, (study, student) in zip(axes, rows, strict=True):
+        for ax, column in zip(row, columns, strict=True):
+            curves = panels.curves_of(shown, f"{student}: {column}", study.setting)
+            curves = {line: curve for line, curve in curves.items() if line in LOOKS}
+            panels.relearning(
+                ax, curves, LOOKS, study.forget, sentence(column), "for arithmetic only"
+            )
+        label = f"{setting_title(study)}, {student}\n{study.forget.axis}"
+        row[0].set_ylabel(label, fontsize=8.5)
     panels.legend(fig, LOOKS, columns=4)
     return fig
 
 
-def caption(studies: Mapping[str, Study]) -> str:
-    """What the figure shows, exactly."""
+def caption(studies: Sequence[Study]) -> str:
+    """Returns what the figure shows."""
     return (
         "Forget score against relearning steps, at each step of the strongest learning rate of "
         "each seed. A student of UNDO (α = 0.8) and a fresh one were distilled for about as long "
@@ -80,39 +78,35 @@ def caption(studies: Mapping[str, Study]) -> str:
     )
 
 
-def claims(studies: Mapping[str, Study]) -> list[Claim]:
-    """Ours alone: the paper does not ask."""
-    return [claim for setting, study in studies.items() for claim in _claims(setting, study)]
+def claims(studies: Sequence[Study]) -> Iterator[Claim]:
+    """Yields claims of ours alone: the paper makes none."""
+    for study in studies:
+        yield _faster(study, "oracle, 4×", "oracle", "an oracle trained 4×", "one trained once")
+        for student in STUDENTS:
+            yield from _student_claims(study, student)
 
 
-def _claims(setting: str, study: Study) -> Iterator[Claim]:
-    areas = {model: study.areas(model) for model in study.models if model != "base"}
-    long, short = areas["oracle, 4×"], areas["oracle"]
-    yield _faster("an oracle trained 4×", "one trained once", setting, long, short)
-    for student in STUDENTS:
-        once, four = f"{student}, 1×", f"{student}, 4×"
-        yield _faster(f"{student} distilled 4×", "1×", setting, areas[four], areas[once])
-        permuted = [study.control_areas(m, "permuted") for m in (four, once)]
-        if all(permuted):
-            says = f"{student} distilled 4×, of permuted answers,"
-            yield _faster(says, "1×", setting, *permuted)
-            half = [_peaks(study.control(m, "half")) for m in (four, "oracle")]
-            says = f"{student} distilled 4× knows more of families not relearned than the oracle"
-            quantity = "difference of the highest scores on them"
-            yield Claim(says, setting, quantity, difference(*half), paper=False)
-        for remedy in ("filtered", "of the longer unlearned"):
-            own = areas[f"{student}, {remedy}, 4×"]
-            yield _faster(f"{student} distilled 4×", f"so and {remedy}", setting, areas[four], own)
-        kept = study.kept(f"{student}, filtered, 4×", four)
-        says = f"{student} distilled 4× and filtered keeps retain, within 0.02"
-        yield Claim(says, setting, "difference of retain", kept, bound=-0.02, paper=False)
+def _student_claims(study: Study, student: str) -> Iterator[Claim]:
+    once, four = f"{student}, 1×", f"{student}, 4×"
+    longer = f"{student} distilled 4×"
+    yield _faster(study, four, once, longer, "1×")
+    says = f"{longer}, of permuted answers, relearns faster than 1×"
+    if permuted := permuted_slower(study, once, four, says):
+        yield from permuted
+        half = [_peaks(study.control(model, "half")) for model in (four, "oracle")]
+        says = f"{longer} knows more of families not relearned than the oracle"
+        quantity = "difference of the highest scores on them"
+        yield Claim(says, study.setting, quantity, difference(*half), paper=False)
+    for remedy in ("filtered", "of the longer unlearned"):
+        yield _faster(study, four, f"{student}, {remedy}, 4×", longer, f"so and {remedy}")
+    says = f"{longer} and filtered keeps retain"
+    filtered = f"{student}, filtered, 4×"
+    yield keeps_retain(study, filtered, four, 0.02, "difference of retain", says)
 
 
-def _faster(
-    one: str, other: str, setting: str, its: Mapping[Seed, float], others: Mapping[Seed, float]
-) -> Claim:
-    says = f"{one} relearns faster than {other}"
-    return Claim(says, setting, AREAS, difference(its, others), paper=False)
+def _faster(study: Study, fast: str, slow: str, name: str, slow_name: str) -> Claim:
+    """Returns the claim that model `fast`, called `name`, relearns faster than model `slow`."""
+    return slower(study, slow, fast, f"{name} relearns faster than {slow_name}", paper=False)
 
 
 def _peaks(curves: Mapping[Seed, Mapping[int, float]]) -> dict[Seed, float]:

@@ -2,65 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.drawing import PURPLE, WARM
 from undo_jax.report.panels import Look
-from undo_jax.report.studies import Point, Study, difference, lines
-from undo_jax.report.tables import sentence
+from undo_jax.report.paper import (
+    FRESH,
+    PERMUTED,
+    permuted_slower,
+    relearning_points,
+    score_label,
+    setting_title,
+    slower,
+)
+from undo_jax.report.studies import PaperPoint, Study, difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Distillation robustifies unlearning"
-LOOKS = {
-    "unlearn-only": Look(WARM),
-    "Unlearn-and-Distill": Look(PURPLE),
-    "data filtering": panels.ORACLE,
-}
-FORGET, PERMUTED = "relearning", "relearning permuted answers"
+LOOKS = {"unlearn-only": Look(WARM), FRESH: Look(PURPLE), "data filtering": panels.ORACLE}
 
 
 def methods(study: Study) -> list[str]:
-    """The methods of an experiment: models that are there alone and distilled."""
+    """Returns the methods of an experiment: models that are there alone and distilled."""
     return [m for m in study.models if f"{m}, distilled" in study.models]
 
 
-def points(studies: Mapping[str, Study]) -> list[Point]:
-    """Forget scores by relearning step, of true and permuted answers; a panel for each method."""
-    found: list[Point] = []
-    for setting, study in studies.items():
+def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
+    """Yields forget scores by relearning step, of true and permuted answers, by method."""
+    for study in studies:
         for method in methods(study):
             models = (method, f"{method}, distilled", "oracle")
-            for name, model in zip(LOOKS, models, strict=True):
-                relearned, permuted = study.relearned(model), study.control(model, "permuted")
-                found += lines(f"{FORGET}: {method}", setting, name, relearned)
-                found += lines(f"{PERMUTED}: {method}", setting, name, permuted)
-    return found
+            for line, model in zip(LOOKS, models, strict=True):
+                yield from relearning_points(study, model, line, f"{{}}: {method}")
 
 
-def draw(studies: Mapping[str, Study]) -> Figure:
-    """A row per setting, and one for permuted answers where there are any; a column per method."""
-    shown = points(studies)
-    columns = list(dict.fromkeys(method for study in studies.values() for method in methods(study)))
+def draw(studies: Sequence[Study]) -> Figure:
+    """Returns a row per setting, and one for permuted answers if any; a column per method."""
+    shown = list(points(studies))
+    columns = list(dict.fromkeys(method for study in studies for method in methods(study)))
+    by_setting = {study.setting: study for study in studies}
     rows = list(dict.fromkeys((p.setting, p.panel.partition(":")[0]) for p in shown))
     fig, axes = panels.figure(len(rows), len(columns))
-    for row, (setting, what) in enumerate(rows):
-        for ax, method in zip(axes[row], columns, strict=True):
-            curves = panels.curves_of(shown, f"{what}: {method}", setting)
-            told = f"{sentence(setting)}, {method}"
-            panels.relearning(ax, curves, LOOKS, studies[setting].forget, told)
-        told = "the same, permuted answers" if what == PERMUTED else studies[setting].forget.axis
-        axes[row][0].set_ylabel(told, fontsize=8.5)
+    for row, (setting, panel) in zip(axes, rows, strict=True):
+        study = by_setting[setting]
+        for ax, method in zip(row, columns, strict=True):
+            curves = panels.curves_of(shown, f"{panel}: {method}", setting)
+            title = f"{setting_title(study)}, {method}"
+            panels.relearning(ax, curves, LOOKS, study.forget, title)
+        row[0].set_ylabel(score_label(study, panel == PERMUTED), fontsize=8.5)
     panels.legend(fig, LOOKS, len(LOOKS))
     return fig
 
 
-def caption(studies: Mapping[str, Study]) -> str:
-    """What the figure shows, exactly."""
+def caption(studies: Sequence[Study]) -> str:
+    """Returns what the figure shows."""
     return (
         "Forget score against relearning steps, at each step of the strongest learning rate of "
         "each seed: the unlearned model, its distillation into a fresh student, and data filtering "
@@ -70,21 +70,14 @@ def caption(studies: Mapping[str, Study]) -> str:
     )
 
 
-def claims(studies: Mapping[str, Study]) -> list[Claim]:
-    """In every panel the distilled model relearns more slowly than the unlearned one."""
-    found = []
-    for setting, study in studies.items():
+def claims(studies: Sequence[Study]) -> Iterator[Claim]:
+    """Yields, for every panel: the distilled model relearns more slowly than the unlearned one."""
+    for study in studies:
         for method in methods(study):
-            alone, distilled = (study.areas(m) for m in (method, f"{method}, distilled"))
-            says = f"distilled {method} relearns more slowly than {method}"
-            found.append(Claim(says, setting, AREAS, difference(alone, distilled)))
-            says = f"distilled {method} relearns as slowly as data filtering, within 0.05"
-            excess = difference(distilled, study.areas("oracle"))
-            found.append(Claim(says, setting, AREAS, excess, bound=0.05, above=False, paper=False))
-            permuted = [
-                study.control_areas(m, "permuted") for m in (method, f"{method}, distilled")
-            ]
-            if all(permuted):
-                says = f"distilled {method} learns permuted answers more slowly than {method}, too"
-                found.append(Claim(says, setting, AREAS, difference(*permuted), paper=False))
-    return found
+            model, name = f"{method}, distilled", f"distilled {method}"
+            yield slower(study, model, method, f"{name} relearns more slowly than {method}")
+            excess = difference(study.areas(model), study.areas("oracle"))
+            says = f"{name} relearns as slowly as data filtering, within 0.05"
+            yield Claim(says, study.setting, AREAS, excess, bound=0.05, above=False, paper=False)
+            says = f"{name} learns permuted answers more slowly than {method}, too"
+            yield from permuted_slower(study, model, method, says)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
-from undo_jax.report.claims import AREAS, Claim
+from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import GREY, WARM
 from undo_jax.report.panels import Look
-from undo_jax.report.studies import Point, Seed, Study, difference, lines
-from undo_jax.report.tables import of_setting, sentence
+from undo_jax.report.paper import (
+    FORGET,
+    PERMUTED,
+    keeps_retain,
+    relearning_panel,
+    relearning_points,
+    setting_title,
+    slower,
+)
+from undo_jax.report.studies import PaperPoint, Study, curve_points, difference
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = "Oracle matching does not guarantee robust unlearning"
@@ -27,50 +36,47 @@ LOOKS = {
     "base, distilled": Look(GREY, (0, (1, 1.8))),
     "oracle": panels.ORACLE,
 }
-LOSS, FORGET, PERMUTED = "distillation loss", "relearning", "relearning permuted answers"
-ENDS = 5  # the last losses that count as where a distillation ends
+LOSS = "distillation loss"
+LAST = 5  # losses whose mean is that of the end of a distillation
 MATCHED = 0.05  # of the random student's first loss: both students count as matching below it
 
 
-def points(studies: Mapping[str, Study]) -> list[Point]:
-    """Losses of both students by step, and forget scores of all models by relearning step."""
-    found: list[Point] = []
-    for setting, study in studies.items():
+def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
+    """Yields losses of both students by step, and forget scores by relearning step."""
+    for study in studies:
         for model in LOOKS:
             if model in (REFERENCE, RANDOM):
-                found += lines(LOSS, setting, model, study.losses(model))
-            found += lines(FORGET, setting, model, study.relearned(model))
-            found += lines(PERMUTED, setting, model, study.control(model, "permuted"))
-    return found
+                yield from curve_points(LOSS, study.setting, model, study.losses(model))
+            yield from relearning_points(study, model)
 
 
-def draw(studies: Mapping[str, Study]) -> Figure:
-    """A row per setting: losses, relearning, and relearning of permuted answers if there is any."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    shown = points(studies)
+def draw(studies: Sequence[Study]) -> Figure:
+    """Returns a row per setting: losses, relearning, and permuted answers if there are any."""
+    shown = list(points(studies))
     columns = [LOSS, FORGET, *([PERMUTED] if any(p.panel == PERMUTED for p in shown) else [])]
     fig, axes = panels.figure(len(studies), len(columns))
-    for row, (setting, study) in enumerate(studies.items()):
-        for ax, panel in zip(axes[row], columns, strict=True):
-            curves = panels.curves_of(shown, panel, setting)
-            if panel == LOSS:
-                panels.draw_curves(ax, curves, LOOKS)
-                ax.set_yscale("log")
-                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-                ax.yaxis.set_minor_formatter(NullFormatter())
-                panels.title(ax, f"{sentence(of_setting(setting))}: loss (nats)")
-                ax.set_xlabel("distillation steps", fontsize=8.5)
-            else:
-                told = study.forget.axis if panel == FORGET else "the same, permuted answers"
-                panels.relearning(ax, curves, LOOKS, study.forget, told)
+    for row, study in zip(axes, studies, strict=True):
+        _draw_losses(row[0], shown, study)
+        for ax, panel in zip(row[1:], columns[1:], strict=True):
+            relearning_panel(ax, shown, panel, study, LOOKS)
     panels.legend(fig, LOOKS, len(LOOKS))
     return fig
 
 
-def caption(studies: Mapping[str, Study]) -> str:
-    """What the figure shows, exactly."""
+def _draw_losses(ax: Axes, points: Sequence[PaperPoint], study: Study) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    panels.draw_curves(ax, panels.curves_of(points, LOSS, study.setting), LOOKS)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    panels.title(ax, f"{setting_title(study)}: loss (nats)")
+    ax.set_xlabel("distillation steps", fontsize=8.5)
+
+
+def caption(studies: Sequence[Study]) -> str:
+    """Returns what the figure shows."""
     return (
         "Left: loss of the distillation from the oracle, one batch a point, on a logarithmic "
         "scale. Then: forget score against relearning steps, at each step of the strongest "
@@ -82,54 +88,29 @@ def caption(studies: Mapping[str, Study]) -> str:
     )
 
 
-def claims(studies: Mapping[str, Study]) -> list[Claim]:
-    """Both students match the oracle; the one that has seen forget data relearns faster."""
-    found = []
-    for setting, study in studies.items():
+def claims(studies: Sequence[Study]) -> Iterator[Claim]:
+    """Yields: both students match the oracle; the one that has seen forget data relearns faster."""
+    for study in studies:
         first = {s: next(iter(c.values()), math.nan) for s, c in study.losses(RANDOM).items()}
         for student in (REFERENCE, RANDOM):
-            ends = {seed: list(c.values())[-ENDS:] for seed, c in study.losses(student).items()}
-            ratios = {s: _ratio(e, first[s]) for s, e in ends.items() if s in first}
-            found.append(
-                Claim(
-                    f"{student} comes to give the oracle's outputs",
-                    setting,
-                    f"its last loss (mean of {ENDS}) ÷ the first of {RANDOM}",
-                    ratios,
-                    bound=MATCHED,
-                    above=False,
-                )
-            )
+            last = {seed: list(c.values())[-LAST:] for seed, c in study.losses(student).items()}
+            ratios = {s: _ratio(losses, first[s]) for s, losses in last.items() if s in first}
+            says = f"{student} comes to give the oracle's outputs"
+            quantity = f"its last loss (mean of {LAST}) ÷ the first of {RANDOM}"
+            yield Claim(says, study.setting, quantity, ratios, bound=MATCHED, above=False)
         for student in (REFERENCE, RANDOM):
-            says, what = (
-                f"{student} keeps as much retain as the oracle, within 0.05",
-                "retain score",
-            )
-            kept = study.kept(student, "oracle")
-            found.append(Claim(says, setting, what, kept, bound=-0.05, paper=False))
-        areas = {model: study.areas(model) for model in LOOKS}
-        for slower in (RANDOM, "oracle"):
-            found.append(
-                _faster(setting, REFERENCE, slower, difference(areas[REFERENCE], areas[slower]))
-            )
-        found.append(
-            _faster(setting, RANDOM, "oracle", difference(areas[RANDOM], areas["oracle"]), False)
-        )
+            says = f"{student} keeps as much retain as the oracle"
+            yield keeps_retain(study, student, "oracle", 0.05, "retain score", says)
+        for fast, slow in ((REFERENCE, RANDOM), (REFERENCE, "oracle"), (RANDOM, "oracle")):
+            says = f"{fast} relearns faster than {slow}"
+            yield slower(study, slow, fast, says, paper=fast == REFERENCE)
         permuted = [study.control_areas(model, "permuted") for model in (REFERENCE, RANDOM)]
         if any(permuted):
             says = f"{REFERENCE} relearns permuted answers faster than {RANDOM}"
-            found.append(
-                Claim(says, setting, "difference of areas", difference(*permuted), paper=False)
-            )
-    return found
+            values = difference(*permuted)
+            yield Claim(says, study.setting, "difference of areas", values, paper=False)
 
 
-def _ratio(ends: Sequence[float], first: float) -> float:
-    """The mean of the last losses ÷ a first one; nan where there are none, or that is 0."""
-    return math.fsum(ends) / len(ends) / first if ends and first else math.nan
-
-
-def _faster(
-    setting: str, one: str, other: str, values: Mapping[Seed, float], paper: bool = True
-) -> Claim:
-    return Claim(f"{one} relearns faster than {other}", setting, AREAS, values, paper=paper)
+def _ratio(losses: Sequence[float], first: float) -> float:
+    """Returns the mean of losses ÷ a first one; nan if there are none, or that is 0."""
+    return math.fsum(losses) / len(losses) / first if losses and first else math.nan

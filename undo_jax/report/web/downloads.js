@@ -15,10 +15,10 @@
 
   async function png(svg) {
     const box = svg.viewBox.baseVal, image = new Image();
-    const whole = svg.cloneNode(true);
-    whole.setAttribute("width", box.width);
-    whole.setAttribute("height", box.height);
-    const text = new XMLSerializer().serializeToString(whole);
+    const copy = svg.cloneNode(true);
+    copy.setAttribute("width", box.width);
+    copy.setAttribute("height", box.height);
+    const text = new XMLSerializer().serializeToString(copy);
     image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
     await image.decode();
     const canvas = document.createElement("canvas");

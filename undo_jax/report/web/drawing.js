@@ -1,88 +1,73 @@
-/* What uPlot is told: axes, curves with bands, marks with bars, and colours for light and dark. */
+/* Options of uPlot: axes, curves with bands, marks with bars, and colours for light and dark. */
 const drawing = (() => {
   "use strict";
   const SVG = "http://www.w3.org/2000/svg";
 
-  function element(tag, attributes = {}, children = []) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
+  function element(tag, attributes = {}, children = [], namespace = document.body.namespaceURI) {
+    const node = document.createElementNS(namespace, tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
   }
 
   /* Colours of the page, light or dark. */
   function theme() {
     const style = getComputedStyle(document.documentElement);
-    const of = (name) => style.getPropertyValue(`--${name}`).trim();
-    return { ink: of("ink"), muted: of("muted"), line: of("line"), page: of("page") };
+    const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+    return { ink: colour("ink"), line: colour("line"), page: colour("page") };
   }
 
-  const parts = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-
-  function luminance(rgb) {
-    const [r, g, b] = rgb.map((part) => {
-      const x = part / 255;
-      return x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  }
+  const channels = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+  const luminance = (rgb) => rgb.map((channel) => channel / 255)
+    .map((x) => (x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, x, i) => sum + [0.2126, 0.7152, 0.0722][i] * x, 0);
 
   /* The colour, or one of its hue with a contrast of at least 3 to the page; black as white. */
   function legible(colour, page) {
-    const ground = luminance(parts(page)), end = ground < 0.5 ? 255 : 0;
-    let rgb = parts(colour);
-    if (end && Math.max(...rgb) < 32) rgb = rgb.map((part) => 255 - part);
+    const ground = luminance(channels(page)), end = ground < 0.5 ? 255 : 0;
+    let rgb = channels(colour);
+    if (end && Math.max(...rgb) < 32) rgb = rgb.map((channel) => 255 - channel);
     for (let i = 0; i < 20; i++) {
-      const own = luminance(rgb);
-      if ((Math.max(own, ground) + 0.05) / (Math.min(own, ground) + 0.05) >= 3) break;
-      rgb = rgb.map((part) => Math.round(part + 0.1 * (end - part)));
+      const light = luminance(rgb);
+      if ((Math.max(light, ground) + 0.05) / (Math.min(light, ground) + 0.05) >= 3) break;
+      rgb = rgb.map((channel) => Math.round(channel + 0.1 * (end - channel)));
     }
-    return `#${rgb.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
+    return `#${rgb.map((channel) => channel.toString(16).padStart(2, "0")).join("")}`;
   }
 
   const faint = (colour, share) =>
     `${colour}${Math.round(255 * share).toString(16).padStart(2, "0")}`;
 
-  /* A path of a mark with this radius, around (x, y). */
+  /* The path of a mark with this radius around (x, y), in SVG's words. */
   function outline(mark, x, y, radius) {
-    const made = new Path2D();
-    if (mark === "circle") made.arc(x, y, radius, 0, 2 * Math.PI);
-    else {
-      const corners = mark === "star" ? 10 : 4, out = 1.35 * radius;
-      for (let i = 0; i < corners; i++) {
-        const turn = (2 * Math.PI * i) / corners - Math.PI / 2;
-        const reach = mark === "star" ? (i % 2 ? 0.45 * out : 1.15 * out) : out;
-        made.lineTo(x + reach * Math.cos(turn), y + reach * Math.sin(turn));
-      }
-      made.closePath();
+    if (mark === "circle") {
+      const arc = `a${radius} ${radius} 0 1 0`;
+      return `M${x - radius} ${y}${arc} ${2 * radius} 0${arc} ${-2 * radius} 0z`;
     }
-    return made;
+    const reaches = mark === "star" ? [1.55, 0.61] : [1.35], count = mark === "star" ? 10 : 4;
+    const corners = Array.from({ length: count }, (_, i) => {
+      const turn = (2 * Math.PI * i) / count - Math.PI / 2;
+      const reach = radius * reaches[i % reaches.length];
+      return `${x + reach * Math.cos(turn)} ${y + reach * Math.sin(turn)}`;
+    });
+    return `M${corners.join("L")}z`;
   }
 
   /* A piece of the line, or the mark, for the legend. */
-  function swatch(style, colour, marks, page) {
-    const svg = document.createElementNS(SVG, "svg");
-    const set = (node, values) =>
-      Object.entries(values).forEach(([name, value]) => node.setAttribute(name, value));
-    set(svg, { width: 26, height: 16, "aria-hidden": "true" });
-    const shape = document.createElementNS(SVG, marks ? "path" : "line");
-    if (marks) {
-      const around = { circle: "M13 3a5 5 0 1 0 .01 0z", diamond: "M13 1.5 19.5 8 13 14.5 6.5 8z",
-        star: "M13 1l2.2 4.6 5 .7-3.6 3.5.9 5-4.5-2.4-4.5 2.4.9-5L5.8 6.3l5-.7z" };
-      set(shape, { d: around[style.mark], fill: style.hollow ? page : colour, stroke: colour,
-        "stroke-width": 1.5 });
-    } else {
-      set(shape, { x1: 1, x2: 25, y1: 8, y2: 8, stroke: colour, "stroke-width": 2.5,
-        "stroke-dasharray": style.dashes.map((one) => 2 * one).join(" ") });
-    }
-    svg.append(shape);
-    return svg;
+  function swatch(style, marks) {
+    const { page } = theme(), colour = legible(style.colour, page);
+    const shape = marks
+      ? { d: outline(style.mark, 13, 8, 5), fill: style.hollow ? page : colour, "stroke-width": 1.5 }
+      : { d: "M1 8h24", "stroke-width": 2.5,
+        "stroke-dasharray": style.dashes.map((length) => 2 * length) };
+    const path = element("path", { ...shape, stroke: colour }, [], SVG);
+    return element("svg", { width: 26, height: 16, "aria-hidden": "true" }, [path], SVG);
   }
 
-  /* What both kinds of plots share. */
-  function frame({ panel, colours, width, tall, logX, logY, font }) {
+  /* The options that both kinds of plots share. */
+  function frame({ panel, colours, width, tall, logX, logY }) {
+    const font = "12px system-ui, sans-serif";
     const axis = { stroke: colours.ink, font, ticks: { show: false }, labelFont: font, gap: 6 };
-    const grid = { stroke: colours.line, width: 1 };
     const range = (u, low, high) => {
       if (low == null) return logY ? [0.1, 1] : [0, 1];
       if (logY) return uPlot.rangeLog(low, high, 10, false);  // its ticks need round ends
@@ -100,97 +85,89 @@ const drawing = (() => {
       },
       axes: [
         { ...axis, label: panel.x, labelSize: 22, size: 28, grid: { show: false }, space: 45 },
-        { ...axis, size: 46, grid, space: 34 },
+        { ...axis, size: 46, grid: { stroke: colours.line, width: 1 }, space: 34 },
       ],
     };
   }
 
-  /* Means as lines, from the lowest to the highest seed as bands, and each seed if asked for. */
-  function curves(known) {
-    const { panel, state, data, colours, logY } = known;
-    const options = frame(known), columns = [panel.xs], series = [{}], bands = [];
-    const shown = panel.lines.filter((line) => !state.hidden.has(line.name));
-    const column = (values, made) => {
+  /* Means as lines, from the lowest to the highest seed as bands, or each seed if asked for. */
+  function curves(context) {
+    const { panel, state, styles, shown, colours, logX, logY } = context;
+    const columns = [panel.xs], series = [{}], bands = [];
+    const column = (values, options) => {
       columns.push(values.map((y) => (Number.isFinite(y) && (y > 0 || !logY) ? y : null)));
-      return series.push({ spanGaps: true, points: { show: false }, ...made }) - 1;
+      return series.push({ spanGaps: true, points: { show: false }, ...options }) - 1;
     };
     const tint = Math.max(0.05, Math.min(0.16, 0.7 / Math.max(shown.length, 1)));
-    for (const line of shown) {
-      const colour = legible(data.styles[line.name].colour, colours.page);
-      const edge = { stroke: "transparent", width: 0 };
-      if (line.seeds.size > 1 && !state.seeds) {
-        const low = column(line.spreads.map((one) => one?.low), edge);
-        const high = column(line.spreads.map((one) => one?.high), edge);
+    for (const line of shown.filter(({ seeds }) => seeds.size > 1)) {
+      const colour = legible(styles[line.name].colour, colours.page);
+      if (state.seeds) {
+        for (const points of line.seeds.values()) {
+          const values = new Map(points.map(({ x, y }) => [x, y]));
+          column(panel.xs.map((x) => values.get(x)), { stroke: faint(colour, 0.5), width: 1 });
+        }
+      } else {
+        const [high, low] = ["high", "low"].map((end) =>
+          column(line.spreads.map((one) => one?.[end]), { stroke: "transparent", width: 0 }));
         bands.push({ series: [high, low], fill: faint(colour, tint) });
-      }
-      for (const [, curve] of state.seeds && line.seeds.size > 1 ? line.seeds : []) {
-        column(panel.xs.map((x) => curve.get(x)), { stroke: faint(colour, 0.5), width: 1 });
       }
     }
     for (const line of shown) {  // above all bands
-      const { colour, dashes } = data.styles[line.name];
-      const dash = dashes.map((length) => 2.2 * length);
-      const single = panel.xs.length === 1 ? { points: { show: true } } : {};
-      column(line.spreads.map((one) => one?.mean),
-        { label: line.name, stroke: legible(colour, colours.page), width: 2.2, dash, ...single });
+      const { colour, dashes } = styles[line.name];
+      column(line.spreads.map((one) => one?.mean), {
+        label: line.name, stroke: legible(colour, colours.page), width: 2.2,
+        dash: dashes.map((length) => 2.2 * length), points: { show: panel.xs.length === 1 },
+      });
     }
-    const last = panel.xs[panel.xs.length - 1], first = panel.xs[0];
-    options.scales.x.range = () => (last > first ? [Math.min(first, known.logX ? first : 0), last]
+    const options = frame(context), last = panel.xs.at(-1), first = panel.xs[0];
+    options.scales.x.range = () => (last > first ? [Math.min(first, logX ? first : 0), last]
       : [first - 1, last + 1]);
     return { ...options, series, bands, data: columns };
   }
 
   /* A mark at each model's means, bars from the lowest to the highest seed, or each seed. */
-  function marks(known) {
-    const { panel, state, data, colours } = known;
-    const options = frame(known), shown = panel.lines.filter((l) => !state.hidden.has(l.name));
-    const ys = panel.lines.flatMap((line) => [line.y.low, line.y.high]);
-    const far = Math.max(...panel.lines.map((line) => line.x.high));
+  function marks(context) {
+    const { panel, state, styles, paths, shown, colours } = context;
+    const options = frame(context), ys = panel.lines.flatMap(({ y }) => [y.low, y.high]);
     const low = Math.min(0, ...ys), high = Math.max(...ys);
-    options.scales.x.range = () => [0, 1.08 * far];
+    options.scales.x.range = () => [0, 1.08 * Math.max(...panel.lines.map(({ x }) => x.high))];
     options.scales.y.range = () => [low - 0.05 * (high - low), high + 0.09 * (high - low)];
     options.cursor.points = { show: false };
     options.hooks.draw = [(u) => {
       const at = (x, y) => [u.valToPos(x, "x", true), u.valToPos(y, "y", true)];
-      const ratio = devicePixelRatio, context = u.ctx;
-      const stroke = (from, to) => {
-        context.beginPath();
-        context.moveTo(...from);
-        context.lineTo(...to);
-        context.stroke();
+      const ratio = devicePixelRatio, canvas = u.ctx;
+      const connect = (colour, ...places) => {
+        [canvas.strokeStyle, canvas.lineWidth] = [colour, 1.5 * ratio];
+        canvas.stroke(new Path2D(`M${places.map((place) => at(...place).join(" ")).join("L")}`));
       };
-      context.save();
-      for (const path of data.paths) {
-        const places = path.map((name) => shown.find((line) => line.name === name)).filter(Boolean)
-          .map((line) => at(line.x.mean, line.y.mean));
-        [context.strokeStyle, context.lineWidth] = [colours.line, 1.5 * ratio];
-        places.slice(1).forEach((place, i) => stroke(places[i], place));
+      canvas.save();
+      for (const path of paths) {
+        const places = path.map((name) => shown.find((line) => line.name === name)).filter(Boolean);
+        if (places.length) connect(colours.line, ...places.map(({ x, y }) => [x.mean, y.mean]));
       }
-      for (const line of shown) {
-        const style = data.styles[line.name], colour = legible(style.colour, colours.page);
-        context.globalAlpha = state.focus === null || state.focus === line.name ? 1 : 0.15;
-        [context.strokeStyle, context.fillStyle] = [faint(colour, 0.7), faint(colour, 0.5)];
-        context.lineWidth = 1.5 * ratio;
-        if (state.seeds) {
-          for (const [, { x, y }] of line.seeds.size > 1 ? line.seeds : []) {
-            if (Number.isFinite(x + y)) context.fill(outline(style.mark, ...at(x, y), 3 * ratio));
+      for (const { name, x, y, points } of shown) {
+        const { mark, hollow, colour: plain } = styles[name], colour = legible(plain, colours.page);
+        canvas.globalAlpha = state.focus === null || state.focus === name ? 1 : 0.15;
+        if (!state.seeds) {
+          connect(faint(colour, 0.7), [x.low, y.mean], [x.high, y.mean]);
+          connect(faint(colour, 0.7), [x.mean, y.low], [x.mean, y.high]);
+        } else if (points.length > 1) {
+          canvas.fillStyle = faint(colour, 0.5);
+          for (const point of points.filter((p) => Number.isFinite(p.x + p.y))) {
+            canvas.fill(new Path2D(outline(mark, ...at(point.x, point.y), 3 * ratio)));
           }
-        } else {
-          stroke(at(line.x.low, line.y.mean), at(line.x.high, line.y.mean));
-          stroke(at(line.x.mean, line.y.low), at(line.x.mean, line.y.high));
         }
-        const shape = outline(style.mark, ...at(line.x.mean, line.y.mean), 5 * ratio);
-        context.fillStyle = style.hollow ? colours.page : colour;
-        [context.strokeStyle, context.lineWidth] = [colour, 1.8 * ratio];
-        context.fill(shape);
-        context.stroke(shape);
+        const shape = new Path2D(outline(mark, ...at(x.mean, y.mean), 5 * ratio));
+        canvas.fillStyle = hollow ? colours.page : colour;
+        [canvas.strokeStyle, canvas.lineWidth] = [colour, 1.8 * ratio];
+        canvas.fill(shape);
+        canvas.stroke(shape);
       }
-      context.restore();
+      canvas.restore();
     }];
-    const blank = panel.xs.map(() => null);
     return { ...options, series: [{}, { paths: () => null, points: { show: false } }],
-      data: [panel.xs, blank] };
+      data: [panel.xs, panel.xs.map(() => null)] };
   }
 
-  return { element, swatch, legible, theme, curves, marks };
+  return { element, swatch, theme, curves, marks };
 })();

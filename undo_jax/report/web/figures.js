@@ -1,55 +1,47 @@
 /* Draws a page's figures with uPlot, from the numbers beside each; without it the SVGs stay. */
 (() => {
   "use strict";
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const { element, swatch, legible, theme } = drawing;
-  const { panelsOf, told, nearest, lastOfAll } = numbers;
-  const FONT = "12px system-ui, sans-serif";
+  const { element } = drawing;
+  const { panelsOf, spread, nearest, lastOfAll, format } = numbers;
+
+  /* A cell with the mean of a model's points, and their range or each seed's value. */
+  function cell(points, axis, eachSeed) {
+    const finite = points.filter((point) => Number.isFinite(point[axis]));
+    const values = spread(finite.map((point) => point[axis]));
+    if (!values) return element("td", {}, ["–"]);
+    if (values.count === 1) return element("td", {}, [format(values.mean)]);
+    const seeds = finite.map((point) => `${point.seed}: ${format(point[axis])}`).join(" · ");
+    const small = eachSeed ? element("small", { class: "seeds" }, [seeds])
+      : element("small", {}, [`[${format(values.low)}, ${format(values.high)}]`]);
+    return element("td", {}, [format(values.mean), small]);
+  }
 
   /* One figure: its buttons, a plot for each panel, and a table of models with their values. */
   function draw(figure, data) {
-    const panels = panelsOf(data), names = Object.keys(data.styles);
-    const marks = panels[0].marks;
-    const severalSeeds = panels.some((panel) => panel.lines.some((line) => line.seeds.size > 1));
+    const panels = panelsOf(data), names = Object.keys(data.styles), { marks } = panels[0];
+    const severalSeeds = panels.some(({ lines }) => lines.some(({ seeds }) => seeds.size > 1));
     const state = {
       hidden: new Set(), focus: null, seeds: false, logX: false,
       logY: panels.map((panel) => panel.log === true),
-      x: panels[0].marks ? panels[0].xs[0] : lastOfAll(panels[0]),
+      x: marks ? panels[0].xs[0] : lastOfAll(panels[0]),
     };
     const plots = [];
     const boxes = panels.map((panel) => element("div", {
       class: "plot", tabindex: "0", role: "slider", "aria-label": `${panel.y}: ${panel.x}`,
-      "aria-valuemin": panel.xs[0], "aria-valuemax": panel.xs[panel.xs.length - 1],
+      "aria-valuemin": panel.xs[0], "aria-valuemax": panel.xs.at(-1),
     }));
-    const readout = element("table", { class: "readout" });
-    const toggles = names.map((name) => {
-      const button = element("button", { type: "button", "aria-pressed": "true" });
-      button.addEventListener("click", () => {
-        state.hidden.has(name) ? state.hidden.delete(name) : state.hidden.add(name);
-        redraw();
+
+    /* ---- drawing ---- */
+
+    function plotted(panel, index) {
+      const box = boxes[index], colours = drawing.theme();
+      const options = (marks ? drawing.marks : drawing.curves)({
+        panel, state, colours, styles: data.styles, paths: data.paths,
+        shown: panel.lines.filter((line) => !state.hidden.has(line.name)),
+        width: Math.floor(box.getBoundingClientRect().width),
+        tall: panels.length === 1 && names.length > 10,
+        logX: state.logX, logY: state.logY[index],
       });
-      for (const [event, on] of [["pointerenter", true], ["focus", true], ["pointerleave", false],
-        ["blur", false]]) button.addEventListener(event, () => emphasise(on ? name : null));
-      return button;
-    });
-
-    /* The others are faint while a model's button is pointed at. */
-    function emphasise(name) {
-      if (state.focus === name || state.hidden.has(name)) return;
-      state.focus = name;
-      for (const plot of plots) {
-        const at = plot.series.findIndex((one) => name !== null && one.label === name);
-        marks ? plot.redraw(false) : plot.setSeries(at < 0 ? null : at, { focus: true });
-      }
-    }
-
-    function plotted(index) {
-      const panel = panels[index], box = boxes[index], colours = theme();
-      const width = Math.floor(box.getBoundingClientRect().width), logY = state.logY[index];
-      const tall = panels.length === 1 && names.length > 10;
-      const size = { width, tall, font: FONT };
-      const known = { panel, state, data, colours, ...size, logY, logX: state.logX };
-      const options = (marks ? drawing.marks : drawing.curves)(known);
       options.cursor.move = (u, left, top) =>
         left < 0 ? [u.valToPos(nearest(panel.xs, state.x), "x"), -10] :
           [u.valToPos(panel.xs[u.posToIdx(left)], "x"), top];
@@ -58,120 +50,160 @@
       return new uPlot(options, options.data, box);
     }
 
-    function choose(x) {
-      if (x === state.x) return;
-      state.x = x;
-      plots.forEach((plot, i) => place(plot, panels[i]));
-      tell();
-    }
-
     function place(plot, panel) {
       plot.setCursor({ left: plot.valToPos(nearest(panel.xs, state.x), "x"), top: -10 }, false);
     }
 
     function redraw() {
       names.forEach((name, i) => {
-        const style = data.styles[name], colour = legible(style.colour, theme().page);
+        const style = data.styles[name], star = style.hollow && !marks ? " *" : "";
         toggles[i].setAttribute("aria-pressed", String(!state.hidden.has(name)));
-        const star = style.hollow && !marks ? " *" : "";
-        toggles[i].replaceChildren(swatch(style, colour, marks, theme().page), name + star);
+        toggles[i].replaceChildren(drawing.swatch(style, marks), name + star);
       });
-      tell();  // before the plots, which take the width that it leaves
-      const pointed = state.focus;
+      write();  // before the plots, which take the width that it leaves
+      const focused = state.focus;
       state.focus = null;
       plots.splice(0).forEach((plot) => plot.destroy());
-      panels.forEach((_, index) => plots.push(plotted(index)));
-      emphasise(pointed);
+      plots.push(...panels.map(plotted));
+      emphasise(focused);
     }
 
-    function tell() {
-      const rows = names.map((name, i) => element("tr", {}, [
-        element("th", { scope: "row" }, [toggles[i]]),
-        ...told(panels, name, state, marks),
-      ]));
-      if (!marks) {
-        readout.caption.textContent = `${panels[0].x}: ${state.x}`;
-      } else {
-        const at = panels[0].lines.filter((line) => line.x.mean === state.x).map((l) => l.name);
-        rows.forEach((row, i) => row.classList.toggle("at", at.includes(names[i])));
+    /* The others are faint while a model's button is pointed at. */
+    function emphasise(name) {
+      if (state.focus === name || state.hidden.has(name)) return;
+      state.focus = name;
+      for (const plot of plots) {
+        const at = plot.series.findIndex(({ label }) => name !== null && label === name);
+        marks ? plot.redraw(false) : plot.setSeries(at < 0 ? null : at, { focus: true });
       }
-      const kept = document.activeElement;  // a button that moves loses the focus
-      readout.tBodies[0].replaceChildren(...rows);
-      if (toggles.includes(kept)) kept.focus({ preventScroll: true });
-      boxes.forEach((box, i) => {
+    }
+
+    /* ---- values as text ---- */
+
+    /* The cells of a model: of curves y in each panel at the chosen x, of marks y and each x. */
+    function cells(name) {
+      const lines = panels.map((panel) => panel.lines.find((line) => line.name === name));
+      const points = lines.map((line) => line?.points ?? []), { seeds } = state;
+      if (marks) {
+        return [cell(points[0], "y", seeds), ...points.map((own) => cell(own, "x", seeds))];
+      }
+      return points.map((own, i) => {
         const x = nearest(panels[i].xs, state.x);
-        box.setAttribute("aria-valuenow", x);
-        box.setAttribute("aria-valuetext", numbers.spoken(panels[i], x, state, marks));
+        return cell(own.filter((point) => point.x === x), "y", seeds);
       });
     }
 
-    function pressed(button, on) {
-      button.setAttribute("aria-pressed", String(on));
-      redraw();
+    /* What a screen reader says of a chosen x. */
+    function spoken(panel, x) {
+      const shown = panel.lines.filter((line) => !state.hidden.has(line.name));
+      if (marks) {
+        const values = shown.filter((line) => line.x.mean === x)
+          .map(({ name, y }) => `${name} ${format(y.mean)} at ${format(x)}`);
+        return values.join(", ") || format(x);
+      }
+      const at = panel.xs.indexOf(x), values = shown.filter((line) => line.spreads[at])
+        .map((line) => `${line.name} ${format(line.spreads[at].mean)}`);
+      return [x, ...values].join(", ");
     }
 
-    function control(text, on, change) {
-      const button = element("button", { type: "button", "aria-pressed": String(on) }, [text]);
-      let now = on;
-      button.addEventListener("click", () => { now = !now; change(now); pressed(button, now); });
-      return button;
+    function write() {
+      const at = marks ? panels[0].lines.filter((line) => line.x.mean === state.x) : [];
+      const rows = names.map((name, i) => element("tr", {
+        class: at.some((line) => line.name === name) ? "at" : "",
+      }, [element("th", { scope: "row" }, [toggles[i]]), ...cells(name)]));
+      readout.caption.textContent =
+        marks ? "Mean [lowest, highest] over seeds" : `${panels[0].x}: ${state.x}`;
+      const focused = document.activeElement;  // a button that moves loses the focus
+      readout.tBodies[0].replaceChildren(...rows);
+      if (toggles.includes(focused)) focused.focus({ preventScroll: true });
+      panels.forEach((panel, i) => {
+        const x = nearest(panel.xs, state.x);
+        boxes[i].setAttribute("aria-valuenow", x);
+        boxes[i].setAttribute("aria-valuetext", spoken(panel, x));
+      });
     }
 
-    const controls = element("div", { class: "controls" });
-    if (severalSeeds) controls.append(control("each seed", false, (on) => { state.seeds = on; }));
-    if (!marks && panels[0].xs.length > 3) {
-      controls.append(control("log steps", false, (on) => { state.logX = on; }));
+    /* ---- controls ---- */
+
+    function choose(x) {
+      if (x === state.x) return;
+      state.x = x;
+      plots.forEach((plot, i) => place(plot, panels[i]));
+      write();
     }
-    if (panels.some((panel) => panel.log !== null)) {
-      controls.append(control("log scale", state.logY.some(Boolean), (on) => {
-        state.logY = panels.map((panel) => on && panel.log !== null);
-      }));
+
+    function button(text, attributes, click) {
+      const node = element("button", { type: "button", ...attributes }, [text]);
+      node.addEventListener("click", () => { click(node); redraw(); });
+      return node;
     }
-    if (names.length > 2) {
-      const all = element("button", { type: "button" }, ["hide all"]);
-      all.addEventListener("click", () => {
+
+    const toggles = names.map((name) => {
+      const node = button("", {}, () => state.hidden.delete(name) || state.hidden.add(name));
+      for (const [event, model] of [["pointerenter", name], ["focus", name], ["pointerleave", null],
+        ["blur", null]]) node.addEventListener(event, () => emphasise(model));
+      return node;
+    });
+
+    const control = (text, on, change) => button(text, { "aria-pressed": String(on) }, (node) => {
+      on = !on;
+      node.setAttribute("aria-pressed", String(on));
+      change(on);
+    });
+    const controls = [
+      severalSeeds && control("each seed", false, (on) => { state.seeds = on; }),
+      !marks && panels[0].xs.length > 3
+        && control("log steps", false, (on) => { state.logX = on; }),
+      panels.some(({ log }) => log !== null) && control("log scale", state.logY.some(Boolean),
+        (on) => { state.logY = panels.map(({ log }) => on && log !== null); }),
+      names.length > 2 && button("hide all", {}, (node) => {
         const hide = state.hidden.size < names.length;
         state.hidden = new Set(hide ? names : []);
-        all.textContent = hide ? "show all" : "hide all";
-        redraw();
-      });
-      controls.append(all);
-    }
+        node.textContent = hide ? "show all" : "hide all";
+      }),
+    ].filter(Boolean);
 
-    boxes.forEach((box, index) => {
-      const panel = panels[index];
-      box.addEventListener("keydown", (event) => {
-        const at = panel.xs.indexOf(nearest(panel.xs, state.x)), last = panel.xs.length - 1;
+    panels.forEach(({ xs }, index) => {
+      boxes[index].addEventListener("keydown", (event) => {
+        const at = xs.indexOf(nearest(xs, state.x)), last = xs.length - 1;
         const next = {
           ArrowRight: at + 1, ArrowUp: at + 1, ArrowLeft: at - 1, ArrowDown: at - 1,
           PageUp: at + 10, PageDown: at - 10, Home: 0, End: last,
         }[event.key];
         if (next === undefined) return;
         event.preventDefault();
-        choose(panel.xs[Math.min(Math.max(next, 0), last)]);
+        choose(xs[Math.min(Math.max(next, 0), last)]);
       });
-      const pointed = (event) => {
-        const left = event.clientX - plots[index].over.getBoundingClientRect().left;
-        choose(panel.xs[plots[index].posToIdx(left)]);
-      };
-      box.addEventListener("pointerdown", pointed);
-      box.addEventListener("pointermove", pointed);
+      for (const kind of ["pointerdown", "pointermove"]) {
+        boxes[index].addEventListener(kind, (event) => {
+          const left = event.clientX - plots[index].over.getBoundingClientRect().left;
+          choose(xs[plots[index].posToIdx(left)]);
+        });
+      }
     });
 
-    readout.append(...numbers.heads(panels, marks));
-    const live = element("div", { class: "live" }, [controls, element("div", {
-      class: panels.length > 1 ? "beside" : "beside one",
-    }, [
-      element("div", { class: "panels" }, panels.map((panel, i) => element("div", {}, [
-        element("p", { class: "axis" }, [panel.y]), boxes[i],
-      ]))),
-      element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "values" },
-        [readout]),
-    ])]);
+    /* ---- the page ---- */
+
+    let titles = panels.map((panel) => panel.y);
+    if (marks) titles = [titles[0], ...panels.map((panel) => panel.x)];
+    else if (panels.length === 1) titles = [severalSeeds ? "mean over seeds" : "one seed"];
+    const heads = ["model", ...titles].map((title) => element("th", { scope: "col" }, [title]));
+    const readout = element("table", { class: "readout" }, [
+      element("caption"), element("thead", {}, [element("tr", {}, heads)]), element("tbody"),
+    ]);
+    const live = element("div", { class: "live" }, [
+      element("div", { class: "controls" }, controls),
+      element("div", { class: panels.length > 1 ? "beside" : "beside one" }, [
+        element("div", { class: "panels" }, panels.map((panel, i) =>
+          element("div", {}, [element("p", { class: "axis" }, [panel.y]), boxes[i]]))),
+        element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "values" },
+          [readout]),
+      ]),
+    ]);
     figure.querySelector(".static").after(live);
     figure.classList.add("drawn");
     redraw();
-    dark.addEventListener("change", redraw);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
     let width = live.clientWidth;
     new ResizeObserver(() => {
       if (live.clientWidth && live.clientWidth !== width) {
@@ -182,8 +214,8 @@
   }
 
   for (const figure of document.querySelectorAll("figure")) {
-    const found = figure.querySelector("script.numbers");
-    const data = found && JSON.parse(found.textContent);
+    const island = figure.querySelector("script.numbers");
+    const data = island && JSON.parse(island.textContent);
     if (!data?.panels) continue;
     try {
       draw(figure, data);

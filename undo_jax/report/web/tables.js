@@ -9,13 +9,13 @@
     const plain = text.replaceAll("−", "-").replaceAll(",", "");
     const share = plain.match(/^(\d+)\/(\d+)$/);
     if (share) return Number(share[1]) / Number(share[2]);
-    const found = plain.match(NUMBER);
-    return found ? Number(found[0]) + (plain.startsWith(">") ? 0.5 : 0) : NaN;
+    const first = plain.match(NUMBER);
+    return first ? Number(first[0]) + (plain.startsWith(">") ? 0.5 : 0) : NaN;
   }
 
   function isNumeric(texts) {
-    const told = texts.filter((text) => !EMPTY.test(text));
-    return told.length > 0 && told.every((text) => /^[>≤+−-]?\s*\d[\d.,e+-]*/.test(text));
+    const values = texts.filter((text) => !EMPTY.test(text));
+    return values.length > 0 && values.every((text) => /^[>≤+−-]?\s*\d[\d.,e+-]*/.test(text));
   }
 
   function sortable(table) {
@@ -24,12 +24,11 @@
     const text = (row, column) => row.cells[column].textContent.trim();
 
     function sort(column, direction) {
-      const texts = written.map((row) => text(row, column));
-      const numeric = isNumeric(texts);
-      const compare = (one, other) => {
-        const a = text(one, column), b = text(other, column);
-        const gone = EMPTY.test(a) - EMPTY.test(b);
-        if (gone) return gone;  // what is missing comes last, either way
+      const numeric = isNumeric(written.map((row) => text(row, column)));
+      const compare = (first, second) => {
+        const a = text(first, column), b = text(second, column);
+        const missing = EMPTY.test(a) - EMPTY.test(b);
+        if (missing) return missing;  // empty cells come last, either way
         const order = numeric ? number(a) - number(b) : a.localeCompare(b, "en", { numeric: true });
         return direction === "descending" ? -order : order;
       };

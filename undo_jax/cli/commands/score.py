@@ -13,8 +13,10 @@ from tyro.conf import Positional, arg
 
 from undo_jax import scores as score_plugins
 from undo_jax.checks import check_distinct
-from undo_jax.cli.devices import ALONE, Joined, prepare_devices
-from undo_jax.cli.experiment import load_graph, run
+from undo_jax.cli import devices
+from undo_jax.cli.commands.run import run
+from undo_jax.cli.devices import ALONE, Joined
+from undo_jax.cli.experiment_flags import load_with_flags
 from undo_jax.cli.flags import MaybeText, Switch, Workdir, parse
 from undo_jax.evals.scoring import Score, score_name
 from undo_jax.graph.model_graph import build_graph
@@ -23,12 +25,13 @@ from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runner.score_models import ScoreCounts, score_models
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.atomic_files import writing
+from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import make_mesh_without_sweep
-from undo_jax.runtime.workdir_lock import claimed
+from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.workdir import inventory
-from undo_jax.workdir.inventory import Listed
+from undo_jax.workdir.inventory import StoredExperiment
 
+ORDER = 70
 Names = Annotated[Positional[tuple[str, ...]], arg(metavar="NAMES", help_behavior_hint="")]
 
 
@@ -56,14 +59,15 @@ def score(
     if not names:
         raise ValueError(f"which scores? choose from {', '.join(score_plugins.names())}")
     check_distinct("names", names)
-    prepare_devices(processes)  # before an experiment, which may compute
-    listed = inventory.experiments(workdir)  # raises FileNotFoundError without a workdir
-    experiments = [load(experiment).graph()] if experiment else _recorded(workdir, listed)
-    scores = [[_find(name, one) for name in names] for one in experiments]  # before any is computed
+    devices.prepare_devices(processes)  # before an experiment, which may compute
+    listed = inventory.scan_experiments(workdir)  # raises FileNotFoundError without a workdir
+    experiments = [load(experiment).experiment()] if experiment else _recorded(workdir, listed)
+    # Find all scores before any is computed: an unknown name costs nothing.
+    scores = [[_find(name, graph) for name in names] for graph in experiments]
     seen: set[str] = set()
     counts = [
-        _score(one, epath.Path(workdir), its_scores, again, seen)
-        for one, its_scores in zip(experiments, scores, strict=True)
+        _score(graph, epath.Path(workdir), graph_scores, again, seen)
+        for graph, graph_scores in zip(experiments, scores, strict=True)
     ]
     scored, complete, without_params = map(sum, zip(*counts, strict=True))
     if not seen:
@@ -77,7 +81,7 @@ def score(
         results.print(f"{message}; `undo-jax report {workdir}` shows them", soft_wrap=True)
 
 
-def _recorded(workdir: str, listed: Sequence[Listed]) -> list[Experiment]:
+def _recorded(workdir: str, listed: Sequence[StoredExperiment]) -> list[Experiment]:
     """Returns the experiments that made a workdir, from the commands of its runs.
 
     Raises FileNotFoundError if the workdir has no experiment, and ValueError if one has no command
@@ -86,18 +90,19 @@ def _recorded(workdir: str, listed: Sequence[Listed]) -> list[Experiment]:
     if not listed:
         raise FileNotFoundError(f"{workdir} holds no run: give the workdir of one")
     commands: dict[tuple[str, str | None, tuple[str, ...]], None] = {}
-    for one in listed:
-        if one.wrong:
-            raise ValueError(one.wrong)
-        runs = one.content.get("runs") or []
+    for experiment in listed:
+        if experiment.wrong:
+            raise ValueError(experiment.wrong)
+        runs = experiment.content.get("runs") or []
         parsed = [_parse_run(str(entry.get("command", ""))) for entry in runs]
-        found = [command for command in parsed if command is not None]
-        if not found:
+        recorded = [command for command in parsed if command is not None]
+        if not recorded:
             raise ValueError(
-                f"{workdir} does not tell which file made {one.name}: give it as --experiment FILE"
+                f"{workdir} does not tell which file made {experiment.name}: give it as "
+                "--experiment FILE"
             )
-        commands |= dict.fromkeys(found)
-    return [load_graph(*command) for command in commands]
+        commands |= dict.fromkeys(recorded)
+    return [load_with_flags(*command) for command in commands]
 
 
 def _parse_run(command: str) -> tuple[str, str | None, tuple[str, ...]] | None:
@@ -119,8 +124,8 @@ def _bind_run(*arguments: Any, **keywords: Any) -> dict[str, Any]:
 
 def _find(name: str, experiment: Experiment) -> Score:
     """Returns the experiment's own score of a name, or the one in undo_jax/scores."""
-    own = {score_name(score): score for score in experiment.scores}
-    return own[name] if name in own else score_plugins.find(name)
+    scores = {score_name(score): score for score in experiment.scores}
+    return scores[name] if name in scores else score_plugins.find(name)
 
 
 def _score(
@@ -132,7 +137,11 @@ def _score(
 ) -> ScoreCounts:
     """Scores the finished models of an experiment whose folders are not in `seen`; adds them."""
     mesh, setting = make_mesh_without_sweep(experiment.mesh), experiment.setting
-    with jax.set_mesh(mesh), claimed(workdir), writing(workdir, "goes on with the next model"):
+    with (
+        jax.set_mesh(mesh),
+        lock_workdir(workdir),
+        report_full_disk(workdir, "goes on with the next model"),
+    ):
         planned = build_graph(experiment.recipes().values(), experiment.seeds, setting, workdir)
         folders = {model.artifact.folder.name: model for model in planned.models}
         models = [m for name, m in folders.items() if name not in seen and m.artifact.finished]

@@ -1,14 +1,13 @@
 """`undo-jax generate MODEL`."""
 
-from typing import Any
+from functools import partial
 
 import jax
 from etils import epath
 from tyro.conf import UseAppendAction
 
 from undo_jax.api import open_model
-from undo_jax.cli import experiment as experiments
-from undo_jax.cli import tokenizer_of_artifact, weights
+from undo_jax.cli import artifact_lm, artifact_tokenizer, devices
 from undo_jax.cli.devices import ALONE, Joined
 from undo_jax.cli.flags import MaybeText, ModelFolder
 from undo_jax.data.files import reading
@@ -17,6 +16,7 @@ from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.store import param_checkpoint
 
+ORDER = 130
 ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
 
 
@@ -53,45 +53,44 @@ def generate(
         raise ValueError("no prompts: give --prompt TEXT or --prompts-file FILE")
     if experiment is not None and (tokenizer, bos_token) != (None, None):
         raise ValueError(f"experiment={experiment} has its own tokenizer: drop --tokenizer")
-    experiments.prepare_devices(processes)  # before an experiment, which may compute
-    how = {"new_tokens": new_tokens, "temperature": temperature, "seed": seed}
+    devices.prepare_devices(processes)  # before an experiment, which may compute
     if experiment is not None:
-        texts = open_model(model, load(experiment)).generate(prompts, **how)
+        write = open_model(model, load(experiment)).generate
     else:
-        texts = _alone(epath.Path(model), tokenizer, bos_token, prompts, how)
+        write = _writer(epath.Path(model), tokenizer, bos_token)
+    texts = write(prompts, new_tokens=new_tokens, temperature=temperature, seed=seed)
     if jax.process_index() == 0:
         for text in texts:
             print(text.translate(ESCAPES))
 
 
-def _alone(
-    folder: epath.Path,
-    tokenizer: str | None,
-    bos_token: str | None,
-    prompts: list[str],
-    how: dict[str, Any],
-) -> list[str]:
-    """The continuations by what the artifact's config.json says of its model and tokenizer."""
-    lm = weights.model(folder)
+def _writer(folder: epath.Path, tokenizer: str | None, bos_token: str | None):
+    """Returns what continues prompts, from the model and tokenizer of an artifact's config.json."""
+    lm = artifact_lm.read_lm(folder)
     try:
-        own, ends = tokenizer_of_artifact.of(folder, lm, tokenizer, bos_token)
+        encoder, ends = artifact_tokenizer.load(folder, lm, tokenizer, bos_token)
     except ValueError as error:
         if tokenizer is not None:
             raise
         raise ValueError(f"{error}, or --experiment FILE") from error
-    mesh, said = weights.mesh_of(lm), read_json(folder / "config.json")
-    for name in ("config", "setting", "row_length"):
-        said = said.get(name) if isinstance(said, dict) else None
-    return continuations(
+    mesh = artifact_lm.mesh_of(lm)
+    return partial(
+        continuations,
         lm,
         lambda: param_checkpoint.restore(folder / "params", lm, mesh),
-        prompts,
-        own,
-        mesh,
-        learnt=said if type(said) is int else None,
+        tokenizer=encoder,
+        mesh=mesh,
+        learnt=_row_length(folder),
         ends=ends,
-        **how,
     )
+
+
+def _row_length(folder: epath.Path) -> int | None:
+    """Returns the number of tokens in a row of an artifact's training, if config.json states it."""
+    value = read_json(folder / "config.json")
+    for name in ("config", "setting", "row_length"):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if type(value) is int else None
 
 
 def _lines(path: str) -> list[str]:

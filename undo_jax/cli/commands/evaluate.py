@@ -3,23 +3,20 @@
 import contextlib
 import json as json_format
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
 
-from undo_jax.cli import experiment as experiments
-from undo_jax.cli import tokenizer_of_artifact, weights
+from undo_jax.cli import artifact_lm, devices
 from undo_jax.cli.devices import ALONE, Joined
 from undo_jax.cli.flags import MaybeFloat, MaybeInt, MaybeText, ModelFolder, Switch, Texts
-from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.evals.served import Served
-from undo_jax.runtime.mesh import make_mesh, parse_mesh
-from undo_jax.store import param_checkpoint
+from undo_jax.cli.served_artifact import ROWS, serve
+from undo_jax.runtime.mesh import parse_mesh
 
-ROWS = 16  # of a batch
+ORDER = 140
 INSTALL = "lm-eval is not installed: pip install 'undo-jax[eval]'"
 
 
@@ -56,43 +53,6 @@ def evaluate(
         json: print JSON in place of a table.
     """
     names = [name for word in tasks for name in word.split(",") if name]
-    _check(names, include_path, limit, num_fewshot)
-    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-        if value is not None and not 0 < value < 2**31:
-            raise ValueError(f"{name}={value}: give a whole number above 0")
-    if mesh is not None:
-        parse_mesh(mesh)
-    experiments.prepare_devices(processes)
-    weights.model(epath.Path(model))
-    if jax.process_index() != 0:
-        return serve(model, tokenizer, bos_token, mesh)[0].follow()
-    how = tokenizer, bos_token, batch_size, max_length, mesh
-    table, content = _scored(model, how, names, include_path, limit, num_fewshot)
-    print(json_format.dumps({"model": model, **content}, indent=1) if json else table)
-
-
-def serve(
-    folder: str, tokenizer: str | None, bos_token: str | None, mesh: str | None
-) -> tuple[Served, Tokenizer, list[int]]:
-    """A finished artifact's model on all devices, its tokenizer, and the tokens that end a text.
-
-    Raises FileNotFoundError for no finished artifact, and ValueError for one that is damaged, has
-    no tokenizer, or does not fit the mesh.
-    """
-    path = epath.Path(folder)
-    lm = weights.model(path)
-    encoder, ends = tokenizer_of_artifact.of(path, lm, tokenizer, bos_token)
-    devices = weights.mesh_of(lm) if mesh is None else make_mesh(parse_mesh(mesh))
-    params = param_checkpoint.restore(path / "params", lm, devices)
-    with jax.set_mesh(devices):
-        params = jax.jit(lm.rounded)(params)
-    return Served(lm, params, devices), encoder, ends
-
-
-def _check(
-    names: Sequence[str], include_path: str | None, limit: float | None, num_fewshot: int | None
-) -> None:
-    """Raises ValueError for a flag that cannot be, and ModuleNotFoundError without lm-eval."""
     if find_spec("lm_eval") is None:
         raise ModuleNotFoundError(INSTALL, name="lm_eval")
     if not names:
@@ -103,15 +63,40 @@ def _check(
         raise ValueError(f"limit={limit}: give a number of questions, or a share below 1")
     if num_fewshot is not None and not 0 <= num_fewshot < 2**31:
         raise ValueError(f"num_fewshot={num_fewshot}: give 0 or more examples")
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value is not None and not 0 < value < 2**31:
+            raise ValueError(f"{name}={value}: give a whole number above 0")
+    if mesh is not None:
+        parse_mesh(mesh)
+    devices.prepare_devices(processes)
+    artifact_lm.read_lm(epath.Path(model))
+    if jax.process_index() != 0:
+        return serve(model, tokenizer, bos_token, mesh)[0].follow()
+    lm_options = {
+        "tokenizer": tokenizer,
+        "bos_token": bos_token,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "mesh": mesh,
+    }
+    table, scores = _score(model, lm_options, names, include_path, limit, num_fewshot)
+    print(json_format.dumps({"model": model, **scores}, indent=1) if json else table)
 
 
-def _scored(model, how, names, include_path, limit, num_fewshot):
-    """See `harness_tasks.results`; what the libraries print goes to stderr."""
+def _score(
+    model: str,
+    lm_options: dict[str, Any],
+    names: list[str],
+    include_path: str | None,
+    limit: float | None,
+    num_fewshot: int | None,
+) -> tuple[str, dict[str, Any]]:
+    """See `harness_tasks.score_tasks`; what the libraries print goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
         from undo_jax.cli import harness, harness_tasks
 
-        manager, tasks = harness_tasks.find(names, include_path)
-        lm = harness.UndoJax(model, *how)
-        found = harness_tasks.results(lm, manager, tasks, limit, num_fewshot)
+        manager, tasks = harness_tasks.load_tasks(names, include_path)
+        lm = harness.UndoJax(model, **lm_options)
+        scores = harness_tasks.score_tasks(lm, manager, tasks, limit, num_fewshot)
         lm.served.end()
-    return found
+    return scores

@@ -1,0 +1,1 @@
+"""Commands that prepare text: `undo-jax data ...`."""

@@ -1,0 +1,26 @@
+"""`undo-jax report WORKDIR`."""
+
+from undo_jax.cli.experiment_reports import experiment_names, write_report
+from undo_jax.cli.flags import Workdir
+from undo_jax.logs.log import console
+
+ORDER = 30
+
+
+def report(workdir: Workdir) -> None:
+    """Write the reports of all experiments in a workdir again, from their logs.
+
+    Args:
+        workdir: the folder of their runs; may be gs://.
+    """
+    names = experiment_names(workdir)
+    empty, errors = [], []
+    for name in names:
+        try:
+            empty += filter(None, [write_report(workdir, name)])
+        except ValueError as error:  # of a damaged file: the others are written all the same
+            errors.append(str(error))
+    if len(empty) + len(errors) == len(names) or errors:
+        raise ValueError("; ".join([*errors, *empty]))
+    for reason in empty:
+        console.print(reason, soft_wrap=True)
