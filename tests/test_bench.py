@@ -132,7 +132,7 @@ def test_a_distillation_between_presets(capsys):
         ),
         ("--preset tiny --stage distill", "--stage is for an experiment's file"),
         (f"{QUICKSTART} --length 16", "--length is for --preset: leave it out"),
-        ("--preset tini", "unknown preset 'tini': choose from"),
+        ("--preset tini", "unknown preset 'tini': choose one of"),
     ],
 )
 def test_presets_and_experiments_do_not_mix(capsys, words, said):

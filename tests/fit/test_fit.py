@@ -29,6 +29,7 @@ from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Memory, Step
 from undo_jax.methods.maxent import maxent
 from undo_jax.runner.load_experiment import load
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
