@@ -90,15 +90,15 @@ def measure(
     members = int(members or mesh.shape["sweep"])
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
-        made = programs.build(work.lm, work.loss, training, work.refs, mesh, members, work.trains)
+        built = programs.build(work.lm, work.loss, training, work.refs, mesh, members, work.trains)
         streams = dict.fromkeys(work.streams, work.row_length)
         like = programs.example_arguments(
-            made, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
+            built, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
         )
-        states, shared = _start(made, work, mesh, members), _shared(like[2], work, mesh)
+        states, shared = _start(built, work, mesh, members), _shared(like[2], work, mesh)
         owners, active = np.zeros(members, int), np.ones(members, bool)
         started = time.perf_counter()
-        advance = made.advance.lower(states, (owners, active, {}), shared).compile()
+        advance = built.advance.lower(states, (owners, active, {}), shared).compile()
         compile_seconds = time.perf_counter() - started
 
         def run(count: int, ahead: int = AHEAD) -> list[float]:
@@ -127,10 +127,10 @@ def split(work: TrainSpec, devices: int, weak: bool, base: int) -> TrainSpec:
     return replace(work, training=replace(work.training, batch_size=rows))
 
 
-def _start(made: programs.Programs, work: TrainSpec, mesh: Mesh, members: int) -> Any:
+def _start(built: programs.Programs, work: TrainSpec, mesh: Mesh, members: int) -> Any:
     """States of fresh members."""
     keys = jax.random.split(jax.random.key(1), members)
-    return made.start(_fresh(work.lm, mesh), keys, np.full(members, 1e-5, np.float32))
+    return built.start(_fresh(work.lm, mesh), keys, np.full(members, 1e-5, np.float32))
 
 
 def _shared(like: Any, work: TrainSpec, mesh: Mesh) -> Any:
@@ -143,17 +143,14 @@ def _shared(like: Any, work: TrainSpec, mesh: Mesh) -> Any:
 
     def rows(like: Any) -> Any:
         drawn = draw(jax.random.key(2), jax.tree.leaves(like)[0].shape, 0, most, jnp.int32)
-        beside = Packed(drawn, jnp.ones(drawn.shape), jnp.zeros(drawn.shape, jnp.int32))
-        found = (
-            drawn
-            if not isinstance(like, Packed)
-            else Packed(
-                *(None if one is None else made for one, made in zip(like, beside, strict=True))
-            )
-        )
-        return jax.tree.map(lambda x, one: jax.device_put(x, one.sharding), found, like)
+        values: Any = drawn
+        if isinstance(like, Packed):
+            packed = Packed(drawn, jnp.ones(drawn.shape), jnp.zeros(drawn.shape, jnp.int32))
+            fields = zip(like, packed, strict=True)
+            values = Packed(*(None if shape is None else field for shape, field in fields))
+        return jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), values, like)
 
-    return refs, {name: rows(one) for name, one in like[1].items()}
+    return refs, {name: rows(shape) for name, shape in like[1].items()}
 
 
 def _fresh(lm: LM, mesh: Mesh) -> Any:
@@ -161,7 +158,7 @@ def _fresh(lm: LM, mesh: Mesh) -> Any:
 
 
 def _peak_bytes(mesh: Mesh) -> float | None:
-    found = [device.memory_stats() for device in mesh.local_devices]
-    if not all(found):
+    device_stats = [device.memory_stats() for device in mesh.local_devices]
+    if not all(device_stats):
         return None
-    return float(max(stats["peak_bytes_in_use"] for stats in found))
+    return float(max(stats["peak_bytes_in_use"] for stats in device_stats))

@@ -39,12 +39,14 @@ def per_token(work: TrainSpec) -> PerToken | None:
         return None
     teacher, time = work.refs[TEACHER], work.row_length
     head: LM = HeadOnly(teacher)
-    others = 3 * work.lm.forward_flops(time)
-    others += sum(lm.forward_flops(time) for name, lm in work.refs.items() if name != TEACHER)
+    student_and_refs = 3 * work.lm.forward_flops(time)
+    student_and_refs += sum(
+        lm.forward_flops(time) for name, lm in work.refs.items() if name != TEACHER
+    )
     like, forward = states_like(teacher, (1,)), teacher.forward_flops(time)
     return PerToken(
-        others + forward,
-        others + head.forward_flops(time),
+        student_and_refs + forward,
+        student_and_refs + head.forward_flops(time),
         forward,
         like.size * like.dtype.itemsize,
     )

@@ -146,6 +146,6 @@ def roomier(place: Slice) -> list[str]:
 
 def of_device(kind: str) -> Chip | None:
     """The chip that a JAX device of this kind is; None for one that is not known."""
-    known = {name: chip for chip in CHIPS.values() for name in chip.devices}
-    names = [name for name in known if kind.startswith(name)]
-    return known[max(names, key=len)] if names else None
+    by_device = {name: chip for chip in CHIPS.values() for name in chip.devices}
+    names = [name for name in by_device if kind.startswith(name)]
+    return by_device[max(names, key=len)] if names else None

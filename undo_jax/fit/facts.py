@@ -106,19 +106,19 @@ def which(facts: Mapping[str, Any]) -> list[str]:
     """Whose program it is, in a line, where its stage has several."""
     if facts.get("programs", 1) == 1:
         return []
-    name, *others = facts["models"]
-    more = f" and {len(others)} more" if others else ""
+    name, *further = facts["models"]
+    more = f" and {len(further)} more" if further else ""
     return [f"of {name}{more}: the largest of this stage's {facts['programs']} programs"]
 
 
 def rows(facts: Mapping[str, Any]) -> str:
     """The line of a table that says how the rows of a step are spread."""
-    said = f"{facts['rows']} rows of {facts['row_length']} tokens"
+    text = f"{facts['rows']} rows of {facts['row_length']} tokens"
     if facts["members"] > 1:
-        said = f"{facts['members']} models, each on {said}"
+        text = f"{facts['members']} models, each on {text}"
     share = [f"{format_number(facts['rows_per_chip'])} a chip"]
     if sharing := facts["mesh"].get("tensor"):
         share.append(f"{sharing} chips share {facts['rows_per_shard']}")
     if facts["accumulation"] > 1:
         share.append(f"{facts['accumulation']} parts")
-    return f"{said} ({', '.join(share)}), remat {facts['remat']}"
+    return f"{text} ({', '.join(share)}), remat {facts['remat']}"

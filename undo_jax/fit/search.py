@@ -36,7 +36,7 @@ def search(
     `room` is a chip's memory in bytes. `tell` is called for every step that `compiled` has made,
     with its policy, rows and result.
     """
-    found = []
+    variants = []
     policies = REMAT if hasattr(work.lm, "remat") else ("none",)
     for remat in policies:
 
@@ -47,8 +47,8 @@ def search(
             return Variant(remat, rows, tried, step)
 
         if best := largest(attempt, room):
-            found.append(best)
-    return found
+            variants.append(best)
+    return variants
 
 
 def largest(attempt: Callable[[int], Variant], room: float, most: int = MOST) -> Variant | None:

@@ -120,11 +120,11 @@ def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
         "cuda": {"topology": f"1x1x{place.topology}"},  # slices x hosts x GPUs per host
     }
     with _environment(OFFLINE):
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform=platform, **names[platform], **place.chip.options
         )
     try:
-        mesh = make_mesh(shape, found.devices)
+        mesh = make_mesh(shape, description.devices)
     except (ValueError, NotImplementedError) as error:
         raise ValueError(
             f"mesh {mesh_text(shape)} does not fit {place}, which has {place.chips} chips: "
@@ -186,30 +186,30 @@ def compile_step(work: TrainSpec, mesh: Mesh, options: Mapping[str, Any] | None 
             f"rows of {work.row_length} tokens cannot be compiled: make them shorter"
         )
     with jax.set_mesh(mesh):
-        made = programs.build(
+        built = programs.build(
             work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"], work.trains
         )
         streams = dict.fromkeys(work.streams, work.row_length)
         arguments = programs.example_arguments(
-            made, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
+            built, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
         )
-        traced = made.advance.trace(*arguments)
+        traced = built.advance.trace(*arguments)
         try:
             compiled = traced.lower().compile(compiler_options=flags)
         except OverflowError:  # sizes that JAX cannot count
             raise
         except Exception as error:  # JAX, Mosaic, Triton and XLA raise different types
             return Step(_refused(str(error), _per_chip(arguments)), None)
-    found, text = compiled.memory_analysis(), compiled.as_text()
-    if found is None or text is None:
+    analysis, text = compiled.memory_analysis(), compiled.as_text()
+    if analysis is None or text is None:
         raise ValueError("this compiler does not tell what it compiled: install jax's own version")
     memory = Memory(
-        arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
-        aliased=found.alias_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        code=found.generated_code_size_in_bytes,
-        peak=found.peak_memory_in_bytes,
+        arguments=analysis.argument_size_in_bytes,
+        outputs=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+        peak=analysis.peak_memory_in_bytes,
     )
     if chip and memory.total > chip.hbm:
         return Step(memory, None)
@@ -237,16 +237,16 @@ def _per_chip(tree) -> float:
     return float(sum(sizes))
 
 
-def counted(found: re.Match[str]) -> float:
-    """The bytes that a match of `REFUSED` names."""
-    return float(found.group(1)) * 1024 ** (" KMGTPE".index(found.group(2)))
+def counted(match: re.Match[str]) -> float:
+    """Returns the bytes that a match of `REFUSED` states."""
+    return float(match.group(1)) * 1024 ** (" KMGTPE".index(match.group(2)))
 
 
 def _refused(message: str, arguments: float) -> Memory:
     """The memory of a program that libtpu refused. Raises ValueError if its size was not why."""
     for pattern, kind in REFUSED:
-        if found := pattern.search(message):
-            size = counted(found)
+        if match := pattern.search(message):
+            size = counted(match)
             return Memory(arguments, 0.0, 0.0, size - arguments * (kind == "total"), 0.0)
     first = next((line.strip() for line in message.splitlines() if line.strip()), "no reason told")
     raise ValueError(f"XLA cannot compile this step: {first}")
