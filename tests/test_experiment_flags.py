@@ -60,7 +60,7 @@ def _refused(capsys, *flags):
 @pytest.mark.parametrize(
     ("flag", "find", "function", "keywords"),
     [
-        ("--unlearn.method.retain-weight 2", lambda g: g.models["unlearn-only"].method,
+        ("--unlearn.method.retain-weight 2", lambda g: g.models["unlearn-only"].loss,
          maxent, {"retain_weight": 2.0}),
         ("--noise.noise.beta 0.2", lambda g: g.models["UNDO α=0.6"].student.noise,
          shrink_perturb, {"beta": 0.2}),

@@ -227,7 +227,6 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("experiment = None")
-    monkeypatch.setattr("undo_jax.cli.commands.run.load", lambda *_: None)
     monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.setattr("undo_jax.cli.devices.join", stopped)
     for words in ("import-hf a b", "export-hf a b"):
@@ -235,7 +234,7 @@ def test_only_what_resumes_says_that_it_goes_on(monkeypatch, capsys, tmp_path):
             cli.main([*words.split()])
         assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
     made = type("Made", (), {"sinks": (), "scores": (), "name": "mine"})()
-    monkeypatch.setattr("undo_jax.cli.commands.run.experiment_with", lambda *_: made)
+    monkeypatch.setattr("undo_jax.cli.commands.run.load_with_flags", lambda *_: made)
     monkeypatch.setattr("dataclasses.replace", lambda made, **_: made)
     monkeypatch.setattr("undo_jax.runner.dry_run.plan_run", stopped)
     monkeypatch.setattr("undo_jax.runner.experiment.run", stopped)

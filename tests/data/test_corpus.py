@@ -329,11 +329,11 @@ def test_a_folder_of_other_settings_is_refused(changes, said, finished, tmp_path
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"row_length": 0}, "row_length=0: give at least 1"),
-        ({"seed": -1}, "seed=-1: give at least 0"),
+        ({"row_length": 0}, "row_length=0: it must be at least 1"),
+        ({"seed": -1}, "seed=-1: it must be at least 0"),
         ({"validation_share": 1.0}, "validation_share=1.0: give a share of at least 0 and below 1"),
         ({"joining": "loose"}, "unknown joining 'loose'"),
-        ({"workers": 0}, "workers=0: give at least 1"),
+        ({"workers": 0}, "workers=0: it must be at least 1"),
         ({"source": []}, "no shards"),
         (
             {"source": _source([], [0])},

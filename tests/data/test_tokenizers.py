@@ -305,7 +305,7 @@ def test_a_sample_is_as_much_of_each_shard(tmp_path):
         ({"size": 20}, ValueError, "vocab_size=20: 258 are bytes"),
         ({"model_type": "words"}, ValueError, "cannot train"),
         ({"texts": ["", ""]}, ValueError, "no text to learn from"),
-        ({"sentences": 0}, ValueError, "sentences=0: give at least 1"),
+        ({"sentences": 0}, ValueError, "sentences=0: it must be at least 1"),
     ],
 )
 def test_training_refuses_bad_input_and_writes_nothing(changes, error, said, tmp_path):

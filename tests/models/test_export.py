@@ -151,7 +151,7 @@ def transformers():
 def _run(runs, name):
     """An experiment as it ran, and its base."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made)
+        patch.chdir(runs)
         loaded = load(f"{name}.py")
         experiment = experiment_flags.override(loaded, MODELS[name][1].split())
         tokenizer = experiment.setting.get_tokenizer()
@@ -199,8 +199,8 @@ def _typed(value):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_rebuilt_from_its_config_field_by_field(made, name):
-    run = _run(made, name)
+def test_a_model_is_rebuilt_from_its_config_field_by_field(runs, name):
+    run = _run(runs, name)
     rebuilt = artifact_lm.read_lm(epath.Path(run.base))
     assert _typed(list(astuple(rebuilt))) == _typed(list(astuple(run.model)))
     assert type(rebuilt.rope_theta) is float and rebuilt.rope_theta == 500.0

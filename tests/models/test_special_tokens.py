@@ -24,7 +24,7 @@ TOOLS = "{{ messages | length }}"
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
+def empty_folder(monkeypatch, tmp_path):
     monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 

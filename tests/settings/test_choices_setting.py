@@ -133,7 +133,7 @@ def test_a_setting_is_its_content(setting):
     ("change", "said"),
     [
         ({"retain": ()}, r"retain is empty: give it a Part\(...\) at least"),
-        ({"retain_share": 1.0}, "retain_share=1.0: give a share above 0 and below 1"),
+        ({"retain_share": 1.0}, "retain_share=1.0: give a share between 0 and 1"),
         ({"rows_at_once": 0}, "rows_at_once=0: it must be at least 1"),
         ({"row_length": 8}, "row_length=8, but .*/a has rows of 24 tokens: set it so, or pack all"),
         (

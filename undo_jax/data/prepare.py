@@ -80,7 +80,7 @@ def prepare(
         f"row_length={row_length}", 4 * (row_length + 1), device_memory.host_bytes()
     )
     if not 0 <= seed < 2**128:
-        raise ValueError(f"seed={seed}: give at least 0, and less than 2^128")
+        raise ValueError(f"seed={seed}: it must be at least 0 and below 2^128")
     check_share("validation_share", validation_share)
     check_choice("joining", joining, ("exact", "reference"))
     check_at_least("workers", workers, 1)
