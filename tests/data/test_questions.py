@@ -155,7 +155,7 @@ def test_equal_pairs_are_the_same_wherever_they_lie(tmp_path):
     [
         ({"template": "{answer} {question}"}, "give one {question}, and then one {answer}"),
         ({"template": "{question}"}, "give one {question}, and then one {answer}"),
-        ({"validation_share": 0.0}, "validation_share=0.0: give a share above 0 and below 1"),
+        ({"validation_share": 0.0}, "validation_share=0.0: give a share between 0 and 1"),
         ({"answer": "reply"}, "pairs.jsonl:1 has no field 'reply': its fields are question, ans"),
         ({"count": 0}, "pairs.jsonl holds no pairs: give one a line, or a row"),
         ({"count": 1}, "pairs.jsonl has 1 pairs for train, 17 tokens, and a row takes 32: give"),

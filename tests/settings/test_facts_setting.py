@@ -96,7 +96,7 @@ def test_losses_may_count_values_alone():
 
 @pytest.mark.parametrize("field", ["documents", "row_length", "validation_rows", "data_seed"])
 def test_sizes_out_of_range_are_refused(field):
-    with pytest.raises(ValueError, match=f"{field}=-1: give at least"):
+    with pytest.raises(ValueError, match=f"{field}=-1: it must be at least"):
         replace(SETTING, **{field: -1})
 
 

@@ -134,7 +134,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, rows, said):
     [
         ({"retain": ()}, "retain is empty: name a split of raw at least"),
         ({"membership": "text"}, "unknown membership 'text': choose from privleak, raw"),
-        ({"shots": -1}, "shots=-1: give at least 0"),
+        ({"shots": -1}, "shots=-1: it must be at least 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(setting, change, said):
