@@ -70,7 +70,7 @@ def pages(folder: Path) -> Iterator[list[str]]:
         yield page.paragraphs
 
 
-def wanted(language: str, paragraph: str) -> bool:
+def is_in_language(language: str, paragraph: str) -> bool:
     """Whether a paragraph is in its language."""
     hangul, letters = len(HANGUL.findall(paragraph)), len(LETTER.findall(paragraph))
     return hangul >= KOREAN * letters > 0 if language == "korean" else letters > 0 == hangul
@@ -80,10 +80,12 @@ def documents(language: str, folder: Path) -> Iterator[str]:
     """Pages as text, without the paragraphs that an earlier page has."""
     seen: set[str] = set()
     for paragraphs in pages(folder):
-        kept = [p for p in dict.fromkeys(paragraphs) if p not in seen and wanted(language, p)]
-        seen.update(kept)
-        if kept:
-            yield "\n".join(kept)
+        new_paragraphs = [
+            p for p in dict.fromkeys(paragraphs) if p not in seen and is_in_language(language, p)
+        ]
+        seen.update(new_paragraphs)
+        if new_paragraphs:
+            yield "\n".join(new_paragraphs)
 
 
 def fetch(package: str, folder: Path) -> None:

@@ -26,24 +26,24 @@ LLAMA = (  # the kinds of things that others do
 
 def _folder(root, template, **settings):
     settings = {"bos_token": "<bos>", "eos_token": {"content": "<eos>"}, **settings}
-    given = {} if template is None else {"chat_template": template}
-    (root / "tokenizer_config.json").write_text(json.dumps({**settings, **given}))
+    template_setting = {} if template is None else {"chat_template": template}
+    (root / "tokenizer_config.json").write_text(json.dumps({**settings, **template_setting}))
     return root
 
 
 @pytest.mark.parametrize("place", ["settings", "named", "file"])
 def test_a_template_wherever_it_is(tmp_path, place):
     several = [{"name": "tool", "template": "x"}, {"name": "default", "template": GEMMA}]
-    given = {"settings": GEMMA, "named": several, "file": "{{ fail() }}"}[place]
+    template_setting = {"settings": GEMMA, "named": several, "file": "{{ fail() }}"}[place]
     if place == "file":
         (tmp_path / "chat_template.jinja").write_text(GEMMA)
-    wanted = "<start>user\n{question}<end>\n<start>model\n{answer}<end>\n"
-    assert chat(_folder(tmp_path, given)) == wanted
+    expected = "<start>user\n{question}<end>\n<start>model\n{answer}<end>\n"
+    assert chat(_folder(tmp_path, template_setting)) == expected
 
 
 def test_what_templates_do(tmp_path):
-    wanted = "Today: 26 Jul 2024\n[user] {question}<eos>\n[assistant] {answer}<eos>\n"
-    assert chat(_folder(tmp_path, LLAMA)) == wanted
+    expected = "Today: 26 Jul 2024\n[user] {question}<eos>\n[assistant] {answer}<eos>\n"
+    assert chat(_folder(tmp_path, LLAMA)) == expected
     _folder(tmp_path, GEMMA)
     assert chat(tmp_path, system="Be brief.").startswith(
         "<start>system\nBe brief.<end>\n<start>user"
@@ -51,7 +51,7 @@ def test_what_templates_do(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         (
             None,
@@ -67,10 +67,10 @@ def test_what_templates_do(tmp_path):
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "its chat template fails ("),
     ],
 )
-def test_what_is_no_template_is_refused(tmp_path, template, said):
+def test_what_is_no_template_is_refused(tmp_path, template, message):
     with pytest.raises(ValueError) as error:
         chat(_folder(tmp_path, template))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):
@@ -81,15 +81,15 @@ def test_a_folder_without_settings_is_refused(tmp_path):
 @pytest.fixture
 def tokenizer(tmp_path):
     """A token for each byte, and special ones: ids 0 to 4."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer_file = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer_file.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<pad>", "<eos>", "<bos>", "<start>", "<end>"]
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=261, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator([""], trainer)
-    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer_file.train_from_iterator([""], trainer)
+    tokenizer_file.save(str(tmp_path / "tokenizer.json"))
     return load_tokenizer(tmp_path / "tokenizer.json", "<bos>")
 
 

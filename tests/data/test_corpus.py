@@ -298,7 +298,7 @@ def test_a_finished_corpus_is_not_packed_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"row_length": 31}, r"another row_length \(32 and now 31\)"),
         ({"seed": 3}, r"another seed \(0 and now 3\)"),
@@ -309,7 +309,7 @@ def test_a_finished_corpus_is_not_packed_again(tmp_path):
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_folder_of_other_settings_is_refused(changes, said, finished, tmp_path, monkeypatch):
+def test_a_folder_of_other_settings_is_refused(changes, message, finished, tmp_path, monkeypatch):
     first = {
         "source": _source(_texts(20), [10, 10]), "tokenizer": Bytes(), "folder": tmp_path / "c",
         "row_length": 32, "validation_share": 0.2,
@@ -321,13 +321,13 @@ def test_a_folder_of_other_settings_is_refused(changes, said, finished, tmp_path
         with pytest.raises(ZeroDivisionError):
             prepare(**first)
         monkeypatch.undo()
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         prepare(**{**first, **changes})
     assert "\n" not in str(caught.value) and "delete this one" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"row_length": 0}, "row_length=0: it must be at least 1"),
         ({"seed": -1}, "seed=-1: it must be at least 0"),
@@ -344,9 +344,9 @@ def test_a_folder_of_other_settings_is_refused(changes, said, finished, tmp_path
         ({"tokenizer": Characters("0123456789 ")}, "s0 document 1: character"),
     ],
 )
-def test_bad_input(changes, said, tmp_path):
+def test_bad_input(changes, message, tmp_path):
     fine = {"source": _source(_texts(20), [10, 10]), "tokenizer": Bytes(), "row_length": 32}
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         prepare(folder=tmp_path / "c", **{**fine, **changes})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "c" / "manifest.json").exists()

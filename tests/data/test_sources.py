@@ -94,8 +94,8 @@ def test_a_folder_within_that_cannot_be_listed(tmp_path, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    said = _refused(OSError, lambda: jsonl(tmp_path))
-    assert said.startswith(f"cannot read {tmp_path}: ") and "Permission denied" in said
+    message = _refused(OSError, lambda: jsonl(tmp_path))
+    assert message.startswith(f"cannot read {tmp_path}: ") and "Permission denied" in message
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -112,13 +112,13 @@ def test_json_nested_too_deep(tmp_path):
 
 @pytest.mark.parametrize("read", [jsonl, parquet, text, array_record])
 def test_nothing_matches(read, tmp_path):
-    said = _refused(FileNotFoundError, lambda: read(tmp_path / "*.none"))
-    assert said == f"no file matches {tmp_path}/*.none: check the pattern"
+    message = _refused(FileNotFoundError, lambda: read(tmp_path / "*.none"))
+    assert message == f"no file matches {tmp_path}/*.none: check the pattern"
     assert "**" in _refused(ValueError, lambda: read(tmp_path / "**/x"))
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b'{"title": "x", "id": 2}', "s.jsonl:2 has no field 'text': its fields are title, id"),
         (b'{"text": 3}', "s.jsonl:2 field 'text' is int, not text"),
@@ -129,9 +129,9 @@ def test_nothing_matches(read, tmp_path):
         (b'{"text": "\xff"}', "s.jsonl:2 is not UTF-8"),
     ],
 )
-def test_bad_json_lines(line, said, tmp_path):
+def test_bad_json_lines(line, message, tmp_path):
     (tmp_path / "s.jsonl").write_bytes(b'{"text": "fine"}\n' + line + b"\n")
-    assert said in _refused(ValueError, jsonl(tmp_path))
+    assert message in _refused(ValueError, jsonl(tmp_path))
 
 
 def test_a_gzip_file_that_is_cut_short_or_none(tmp_path):
@@ -140,8 +140,8 @@ def test_a_gzip_file_that_is_cut_short_or_none(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-50])
     (tmp_path / "none.jsonl.gz").write_bytes(b"{}")
     for name in ("cut", "none"):
-        said = _refused(OSError, jsonl(tmp_path / f"{name}*"))
-        assert said.startswith(f"cannot read {tmp_path / name}.jsonl.gz: ")
+        message = _refused(OSError, jsonl(tmp_path / f"{name}*"))
+        assert message.startswith(f"cannot read {tmp_path / name}.jsonl.gz: ")
 
 
 def test_parquet_columns(tmp_path):
@@ -163,8 +163,8 @@ def test_bad_parquet(tmp_path):
     table = pa.table({"id": [1, 2], "body": body, "gaps": gaps})
     pq.write_table(table, tmp_path / "s.parquet")
     file = tmp_path / "s.parquet"
-    said = _refused(ValueError, parquet(file, "text"))
-    assert said == f"{file} has no column 'text': its columns are id, body, gaps"
+    message = _refused(ValueError, parquet(file, "text"))
+    assert message == f"{file} has no column 'text': its columns are id, body, gaps"
     assert "s.parquet row 1 field 'id' is int, not text" in _refused(
         ValueError, parquet(file, "id")
     )
@@ -210,8 +210,8 @@ def test_array_records(tmp_path):
     _write_records(tmp_path / "objects", [json.dumps({"body": one}).encode() for one in texts])
     assert _read(array_record(tmp_path / "plain")) == {"plain": texts}
     assert _read(array_record(tmp_path / "objects", "body")) == {"objects#body": texts}
-    said = _refused(ValueError, array_record(tmp_path / "objects", "text"))
-    assert said == f"{tmp_path / 'objects'} record 1 has no field 'text': its fields are body"
+    message = _refused(ValueError, array_record(tmp_path / "objects", "text"))
+    assert message == f"{tmp_path / 'objects'} record 1 has no field 'text': its fields are body"
     _write_records(tmp_path / "bad", [b"fine", b"\xff"])
     assert "bad record 2 is not UTF-8" in _refused(ValueError, array_record(tmp_path / "bad"))
 
@@ -222,8 +222,8 @@ def test_an_array_record_file_that_is_damaged(tmp_path):
     (tmp_path / "cut").write_bytes(content[: len(content) // 2])
     (tmp_path / "other").write_text("x")
     for name in ("cut", "other"):
-        said = _refused(OSError, array_record(tmp_path / name))
-        assert said == f"cannot read {tmp_path / name}: it is no whole ArrayRecord file"
+        message = _refused(OSError, array_record(tmp_path / name))
+        assert message == f"cannot read {tmp_path / name}: it is no whole ArrayRecord file"
 
 
 @pytest.fixture(scope="module")
@@ -296,8 +296,8 @@ def test_tfds_reads_tf_records_as_well(tfds_folder, tf_records):
         assert list(framed.values()) == list(plain.values())
     file = next((tf_records / "tiny_text" / "1.0.0").glob("*train*00001-of*"))
     file.write_bytes(file.read_bytes()[:-1])
-    said = _refused(OSError, tfds("tiny_text", "train", data_dir=tf_records))
-    assert said == f"cannot read {file}: it ends in record 16 of 16"
+    message = _refused(OSError, tfds("tiny_text", "train", data_dir=tf_records))
+    assert message == f"cannot read {file}: it ends in record 16 of 16"
 
 
 def test_bad_tfds(tfds_folder, monkeypatch):
@@ -310,18 +310,18 @@ def test_bad_tfds(tfds_folder, monkeypatch):
     assert "unknown feature of tiny_text 'body': choose from" in refused(
         "tiny_text", "train", "body"
     )
-    said = _refused(ValueError, tfds("tiny_text", "test", "id", data_dir=tfds_folder))
-    assert "record 1 feature 'id' is int" in said
+    message = _refused(ValueError, tfds("tiny_text", "test", "id", data_dir=tfds_folder))
+    assert "record 1 feature 'id' is int" in message
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    said = _refused(ModuleNotFoundError, lambda: tfds("tiny_text", "train"))
-    assert said == "tensorflow-datasets is not installed: run `pip install undo_jax[text]`"
+    message = _refused(ModuleNotFoundError, lambda: tfds("tiny_text", "train"))
+    assert message == "tensorflow-datasets is not installed: run `pip install undo_jax[text]`"
 
 
 def test_parquet_without_its_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
-    said = _refused(ModuleNotFoundError, lambda: parquet("x"))
-    assert said == "pyarrow is not installed: run `pip install undo_jax[text]`"
+    message = _refused(ModuleNotFoundError, lambda: parquet("x"))
+    assert message == "pyarrow is not installed: run `pip install undo_jax[text]`"
 
 
 def test_files_in_a_bucket(bucket, tmp_path):
@@ -353,5 +353,5 @@ def test_a_bucket_that_cannot_be_read(bucket, monkeypatch):
     for operation in ("glob", "isdir"):
         monkeypatch.setattr(MemoryFileSystem, operation, fail)
     for pattern in ("gs://bucket/*.jsonl", "gs://bucket/folder"):
-        said = _refused(OSError, lambda pattern=pattern: jsonl(pattern))
-        assert said == f"cannot read {pattern}: 403: forbidden"
+        message = _refused(OSError, lambda pattern=pattern: jsonl(pattern))
+        assert message == f"cannot read {pattern}: 403: forbidden"

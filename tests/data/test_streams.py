@@ -142,7 +142,7 @@ def test_seeds_and_sources_differ():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (([], 2, 0), "no sources"),
         (([_source(0, 3), _source(0, 0)], 2, 0), "source 1 has no rows"),
@@ -156,8 +156,8 @@ def test_seeds_and_sources_differ():
         (([_source(0, 3)] * 2, 2, 0, [1, float("nan")]), "probability nan is not positive"),
     ],
 )
-def test_bad_input(arguments, said):
-    with pytest.raises(ValueError, match=said) as caught:
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
         stream(*arguments)
     assert "\n" not in str(caught.value)
 
@@ -187,13 +187,13 @@ def test_weights_travel_with_their_tokens():
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "message"),
     [
         ((None, np.ones((1, 4))), "some of the sources have weights"),
         ((np.ones((2, 3)), np.ones((1, 4))), r"source 0 has weights of shape \(2, 3\)"),
     ],
 )
-def test_weights_that_do_not_fit(weights, said):
+def test_weights_that_do_not_fit(weights, message):
     tokens = _source(0, 2), _source(0, 1)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         stream([Packed(t, w) for t, w in zip(tokens, weights, strict=True)], 2, seed=0)

@@ -90,9 +90,9 @@ def test_characters_name_the_unknown_character():
         Characters("abc").encode("abxz")
 
 
-@pytest.mark.parametrize(("alphabet", "said"), [("", "empty"), ("aba", "'a'"), ("a\n", "BOS")])
-def test_characters_refuse_a_bad_alphabet(alphabet, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("alphabet", "message"), [("", "empty"), ("aba", "'a'"), ("a\n", "BOS")])
+def test_characters_refuse_a_bad_alphabet(alphabet, message):
+    with pytest.raises(ValueError, match=message):
         Characters(alphabet)
 
 
@@ -120,11 +120,11 @@ def test_words_of_texts_keep_every_text_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [("a\tb\ta", "words holds 'a' more than once"), ("a b", "'a b', which is no"), ("", "''")],
 )
-def test_words_refuse_what_is_no_word(words, said):
-    with pytest.raises(ValueError, match=said):
+def test_words_refuse_what_is_no_word(words, message):
+    with pytest.raises(ValueError, match=message):
         Words(words)
 
 
@@ -299,7 +299,7 @@ def test_a_sample_is_as_much_of_each_shard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"size": 5000}, ValueError, "cannot train a vocabulary of 5000: Vocabulary size"),
         ({"size": 20}, ValueError, "vocab_size=20: 258 are bytes"),
@@ -308,8 +308,8 @@ def test_a_sample_is_as_much_of_each_shard(tmp_path):
         ({"sentences": 0}, ValueError, "sentences=0: it must be at least 1"),
     ],
 )
-def test_training_refuses_bad_input_and_writes_nothing(changes, error, said, tmp_path):
-    with pytest.raises(error, match=said) as caught:
+def test_training_refuses_bad_input_and_writes_nothing(changes, error, message, tmp_path):
+    with pytest.raises(error, match=message) as caught:
         _train(tmp_path / "x.model", **changes)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
