@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from flipped_bits import flipped_bits
 from undo_jax.data import prepare as preparing
 from undo_jax.data import shards as steps
 from undo_jax.data.corpus import Corpus
+from undo_jax.data.files import json_hash
 from undo_jax.data.prepare import prepare
 from undo_jax.data.sources import Shard, jsonl, text
 from undo_jax.data.streams import stream
@@ -507,6 +509,18 @@ def test_an_artifact_depends_on_the_content_of_a_corpus_and_not_its_place(corpus
         _source(changed, [30, 30, 40]), Bytes(), tmp_path / "o", 32, validation_share=0.2
     )
     assert fingerprint(other.folder) != fingerprint(moved)
+
+
+def test_a_manifest_names_no_file_outside_of_its_folder(corpus, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(corpus.folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["train"][0]["name"] = "../secret"
+    content = {name: value for name, value in manifest.items() if name != "fingerprint"}
+    manifest["fingerprint"] = json_hash(content, sort_keys=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="'../secret', a file outside of its folder"):
+        Corpus(str(folder)).rows("train")
 
 
 def test_the_manifest_says_what_the_files_hold(corpus):

@@ -127,7 +127,7 @@ class Corpus:
             Rows of token ids, int32 [R, T + 1], which are read when they are indexed.
 
         Raises:
-            ValueError: For a split that the corpus does not have.
+            ValueError: For a split that the corpus does not have, and a file outside of its folder.
             FileNotFoundError: For a file that is missing.
             OSError: For a file whose length has changed.
         """
@@ -138,6 +138,11 @@ class Corpus:
             )
         files = []
         for entry in self.manifest["files"][split]:
+            if epath.Path(entry["name"]).name != entry["name"]:
+                raise ValueError(
+                    f"{self.folder}/{MANIFEST} names {entry['name']!r}, a file outside of its "
+                    "folder: pack the corpus again"
+                )
             path = epath.Path(self.folder) / entry["name"]
             with reading(str(path)):
                 size = path.stat().length
