@@ -215,7 +215,7 @@ def check_recipe(name: str, recipe: Any, checked: set[int] | None = None) -> Non
     Args:
         name: the name of the model in the experiment.
         recipe: the recipe.
-        checked: the `id`s of recipes that are not checked again; extended in place.
+        checked: ids of recipes that are not checked again; extended in place.
 
     Raises:
         ValueError: for a value that is not a recipe, or one with invalid parts.
