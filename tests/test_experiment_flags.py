@@ -123,9 +123,10 @@ def test_a_function_without_types_has_flags_of_its_defaults(monkeypatch):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         override(experiment, ["--help"])
     text = " ".join(out.getvalue().replace("│", " ").split())
-    assert (
-        "--unlearn.method.weight FLOAT how much the rest counts, in the loss (default: 1.5)" in text
+    described = (
+        "--unlearn.method.weight FLOAT how much the rest counts, in the loss. (default: 1.5)"
     )
+    assert described in text
     assert "--unlearn.method.name STR argument of _own (default: x)" in text
     assert "--unlearn.method.array" not in text
 
@@ -155,6 +156,6 @@ def test_a_wrong_value_is_told_in_one_line(capsys, flags, message):
 
 def test_students_are_distilled_by_the_loss_of_the_file():
     experiment = _with(distill__loss=partial(jsd_distillation, temperature=2.0))
-    models = experiment.graph().models
+    models = experiment.experiment().models
     assert models["Unlearn-and-Distill"].loss is experiment.distill.loss
-    assert EXPERIMENT.graph().models["Unlearn-and-Distill"].loss is distillation
+    assert EXPERIMENT.experiment().models["Unlearn-and-Distill"].loss is distillation

@@ -22,6 +22,7 @@ from undo_jax.cli import main as cli
 from undo_jax.data.tokenizers import Bytes
 from undo_jax.data.trained_tokenizers import HuggingFace, SentencePiece
 from undo_jax.graph.model_graph import build_graph
+from undo_jax.models import hf
 from undo_jax.ops import head
 from undo_jax.runner.load_experiment import load
 from undo_jax.store import artifacts, param_checkpoint
@@ -268,7 +269,7 @@ def test_numbers_have_the_types_that_transformers_writes(runs, transformers, nam
         attn_logit_softcapping=None if name == "file" else 1.5,
         final_logit_softcapping={"toy": 2.0, "pieces": None, "file": 30.0}[name],
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-        use_bidirectional_attention=False, **{key: ours[key] for key in weights.hf.IDS},
+        use_bidirectional_attention=False, **{key: ours[key] for key in hf.IDS},
     )  # fmt: skip
     theirs.architectures = ["Gemma2ForCausalLM"]
     theirs.save_pretrained("theirs")
@@ -492,7 +493,7 @@ def test_what_a_killed_export_left_is_no_hindrance(runs, monkeypatch):
 
     artifact = _run(runs, "toy").base
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(weights.hf, "save_file", die)
+        patch.setattr(hf, "save_file", die)
         _export(artifact, "out")
     assert stop.value.code == 130 and os.listdir() == ["left"]
     Path("left").rename("out.unfinished")

@@ -74,16 +74,16 @@ def describe_imported(
     """
     ids = hf_special.read_ids(folder, lm.vocabulary)
     files = [folder / name for name in FILES if (folder / name).is_file()]
-    generation = hf_special.read(folder).generation
     if without and bos_token is not None:
         raise ValueError(f"bos_token={bos_token} of no tokenizer: drop --without-tokenizer")
     if without or not (files or (folder / hf_special.SETTINGS).is_file()):
-        return {"ids": ids, "generation": generation}, lm.vocabulary
+        return {"ids": ids, "generation": hf_special.read(folder).generation}, lm.vocabulary
     try:
         tokenizer = _open_imported(folder, lm, files, ids["bos_token_id"], bos_token)
     except ERRORS as error:
         raise ValueError(f"{error}; --without-tokenizer imports the weights alone") from error
     ids["bos_token_id"] = tokenizer.bos_id
+    generation = hf_special.read(folder).generation
     stated = {**tokenizer_files.describe(tokenizer), "ids": ids, "generation": generation}
     return stated, tokenizer.vocab_size
 

@@ -139,7 +139,7 @@ def _flagged_arguments(function: Callable) -> typing.Any:
             default, hint = _flagged_part(default, None)
             if not dataclasses.is_dataclass(default):
                 continue  # a function without flags
-        elif hint is None or not isinstance(default, (*SCALARS, tuple)):
+        elif hint in (None, NoneType) or not isinstance(default, (*SCALARS, tuple)):
             continue
         else:
             hint = plain(hint, default)
