@@ -20,6 +20,7 @@ from etils import epath
 import undo_jax
 from undo_jax.cli import devices
 from undo_jax.cli import main as cli
+from undo_jax.cli.artifact_lm import read_lm
 from undo_jax.cli.devices import Processes
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
