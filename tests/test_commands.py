@@ -102,7 +102,7 @@ def begins(monkeypatch):
 
     monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)
     monkeypatch.setattr(experiments, "run", begin)
-    monkeypatch.setattr("undo_jax.runner.dry_run.plan", begin)
+    monkeypatch.setattr("undo_jax.runner.dry_run.plan_run", begin)
     monkeypatch.setattr("undo_jax.cli.commands.bench.measure", begin)
     monkeypatch.setattr("undo_jax.cli.commands.fit.mesh_on", chips)
 

@@ -189,8 +189,8 @@ def _is_judged_as_the_guide_types_it(folder):
 def _is_half_shrunk(folders):
     """α = 0.25 without noise: θ' = 0.75 θ, whatever the seed."""
     mesh = artifact_lm.mesh_of(LM)
-    one, other = (
-        param_checkpoint.restore(epath.Path(made[f"{name}-seed42"]) / "params", LM, mesh)
+    unlearned, shrunk = (
+        param_checkpoint.restore(epath.Path(folders[f"{name}-seed42"]) / "params", LM, mesh)
         for name in ("unlearn-rmu", "noise-rmu-undo-0.25")
     )
     for first, second in zip(jax.tree.leaves(unlearned), jax.tree.leaves(shrunk), strict=True):

@@ -381,6 +381,7 @@ def test_what_cannot_be_is_one_line(made, here, capsys, words, said):
     ],
 )
 def test_options_of_generation(options, wanted):
+    from undo_jax.cli.harness import generation_options
 
     if isinstance(wanted, tuple):
         assert generation_options(options) == wanted
