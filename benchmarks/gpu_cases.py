@@ -24,7 +24,7 @@ EXACT = partial(jax.default_matmul_precision, "highest")  # no rounding of facto
 Arrays = dict[str, jax.Array]
 
 
-class Attention(NamedTuple):
+class AttentionCase(NamedTuple):
     """A call of attention; with documents, they begin at the thirds of a row."""
 
     width: int
@@ -41,59 +41,61 @@ class Attention(NamedTuple):
     def inputs(self) -> Arrays:
         """q, k and v, the weights of the output in the loss, and the first key a query sees."""
         heads = {"q": self.heads, "k": self.kv_heads, "v": self.kv_heads, "weights": self.heads}
-        found = {
+        arrays = {
             name: jax.random.normal(key, (self.batch, self.time, count, self.width))
             for (name, count), key in zip(
                 heads.items(), jax.random.split(jax.random.key(0), 4), strict=True
             )
         }
         if self.logits == EXTREME:
-            found["q"] *= 1e4
+            arrays["q"] *= 1e4
         elif self.logits == ZERO:
-            found["q"] = jnp.full_like(found["q"], -0.0)
+            arrays["q"] = jnp.full_like(arrays["q"], -0.0)
         elif self.logits == EQUAL:
-            found["k"] = jnp.broadcast_to(found["k"][:, :1], found["k"].shape)
+            arrays["k"] = jnp.broadcast_to(arrays["k"][:, :1], arrays["k"].shape)
         slots, third = jnp.arange(self.time), self.time // 3
         opened = slots // third * third if self.documents else jnp.zeros_like(slots)
         first = jnp.maximum(opened, slots - self.window + 1)
         return {
-            **{name: x.astype(jnp.bfloat16) for name, x in found.items()},
+            **{name: x.astype(jnp.bfloat16) for name, x in arrays.items()},
             "first": jnp.broadcast_to(first, (self.batch, self.time)),
         }
 
     def program(self, kernels: bool) -> Wrapped:
         """The output and all gradients of Σ weights · output."""
-        return jax.jit(lambda given: self.gradients(self.output(kernels), given))
+        return jax.jit(lambda inputs: self.gradients(self.output(kernels), inputs))
 
     def output(self, kernels: bool) -> Any:
         """A function (q, k, v, first) -> output."""
-        how = {"scale": self.width**-0.5, "softcap": self.softcap}
+        options = {"scale": self.width**-0.5, "softcap": self.softcap}
         if kernels:
-            return lambda q, k, v, first: attention_gpu.attention(q, k, v, first=first, **how)
+            return lambda q, k, v, first: attention_gpu.attention(q, k, v, first=first, **options)
         last = jnp.arange(self.time)[None]
-        return lambda *x: attention.attention(*x[:3], first=x[3], last=last, **how)
+        return lambda *x: attention.attention(*x[:3], first=x[3], last=last, **options)
 
-    def gradients(self, output: Any, given: Mapping[str, Any]) -> Arrays:
+    def gradients(self, output: Any, inputs: Mapping[str, Any]) -> Arrays:
         def loss(*x):
-            out = output(*x, given["first"])
-            return jnp.sum(given["weights"].astype(jnp.float32) * out.astype(jnp.float32)), out
+            out = output(*x, inputs["first"])
+            return jnp.sum(inputs["weights"].astype(jnp.float32) * out.astype(jnp.float32)), out
 
         run = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-        (_, out), (dq, dk, dv) = run(given["q"], given["k"], given["v"])
+        (_, out), (dq, dk, dv) = run(inputs["q"], inputs["k"], inputs["v"])
         return {"out": out, "dq": dq, "dk": dk, "dv": dv}
 
-    def reference(self, given: Arrays) -> Arrays:
+    def reference(self, inputs: Arrays) -> Arrays:
         """One row after another: scores are [N, T, T] in fp32."""
 
-        def row(given):
-            made = self.gradients(self.output(False), {name: x[None] for name, x in given.items()})
-            return jax.tree.map(lambda x: x[0], made)
+        def row(row_inputs):
+            row_gradients = self.gradients(
+                self.output(False), {name: x[None] for name, x in row_inputs.items()}
+            )
+            return jax.tree.map(lambda x: x[0], row_gradients)
 
         with EXACT():
-            return jax.jit(partial(lax.map, row))(in_fp32(given))
+            return jax.jit(partial(lax.map, row))(in_fp32(inputs))
 
 
-class Head(NamedTuple):
+class HeadCase(NamedTuple):
     """A loss of the head, and its gradients."""
 
     loss: str
@@ -123,13 +125,13 @@ class Head(NamedTuple):
             hidden = jnp.full_like(hidden, -0.0)
         elif self.logits == EQUAL:  # all at the lower end of the soft-cap
             hidden, table = jnp.full_like(hidden, 1e3), jnp.full_like(table, -1)
-        found = {"hidden": hidden, "table": table}
+        arrays = {"hidden": hidden, "table": table}
         if self.loss == "kl_to_teacher":
-            known = model(self.teacher_width or self.width)
-            found["teacher_hidden"], found["teacher_table"] = known
+            teacher = model(self.teacher_width or self.width)
+            arrays["teacher_hidden"], arrays["teacher_table"] = teacher
         counted = jax.random.uniform(next(keys), rows) > 0.25
         return {
-            **{name: x.astype(jnp.bfloat16) for name, x in found.items()},
+            **{name: x.astype(jnp.bfloat16) for name, x in arrays.items()},
             "targets": jax.random.randint(next(keys), rows, 0, self.vocabulary),
             "weights": counted * jax.random.uniform(next(keys), rows) / counted.size,
         }
@@ -137,34 +139,37 @@ class Head(NamedTuple):
     def program(self, kernels: bool) -> Wrapped:
         """The loss, that of each token, and the gradients in hidden states and table."""
 
-        def run(given):
+        def run(inputs):
             with mock.patch.object(head_gpu, "chosen", return_value=kernels):  # while it is traced
-                return self.gradients("", given)
+                return self.gradients("", inputs)
 
         return jax.jit(run)
 
-    def gradients(self, prefix: str, given: Mapping[str, Any]) -> Arrays:
-        own = {"cross_entropy": ["targets"], "kl_to_teacher": ["teacher_hidden", "teacher_table"]}
-        rest = [given[name] for name in own.get(self.loss, [])]
+    def gradients(self, prefix: str, inputs: Mapping[str, Any]) -> Arrays:
+        extra_inputs = {
+            "cross_entropy": ["targets"],
+            "kl_to_teacher": ["teacher_hidden", "teacher_table"],
+        }
+        rest = [inputs[name] for name in extra_inputs.get(self.loss, [])]
         caps = [self.softcap] * (2 if self.loss == "kl_to_teacher" else 1)
 
         def loss(hidden, table, weights):
             return getattr(head, prefix + self.loss)(hidden, table, *rest, weights, *caps)
 
         run = jax.value_and_grad(loss, argnums=(0, 1, 2))
-        value, (d_hidden, d_table, each) = run(given["hidden"], given["table"], given["weights"])
+        value, (d_hidden, d_table, each) = run(inputs["hidden"], inputs["table"], inputs["weights"])
         return {"value": value, "each": each, "d_hidden": d_hidden, "d_table": d_table}
 
-    def reference(self, given: Arrays) -> Arrays:
+    def reference(self, inputs: Arrays) -> Arrays:
         """One row after another: its logits are [T, V] in fp32."""
-        tables = {name: x for name, x in in_fp32(given).items() if name.endswith("table")}
-        rows = {name: x for name, x in in_fp32(given).items() if name not in tables}
+        tables = {name: x for name, x in in_fp32(inputs).items() if name.endswith("table")}
+        rows = {name: x for name, x in in_fp32(inputs).items() if name not in tables}
 
-        def row(tables, total, given):
-            one = {name: x[None] for name, x in given.items()}
-            made = self.gradients("reference_", {**tables, **one})
-            total = jax.tree.map(jnp.add, total, (made["value"], made["d_table"]))
-            return total, (made["each"][0], made["d_hidden"][0])
+        def row(tables, total, row_inputs):
+            batch_of_one = {name: x[None] for name, x in row_inputs.items()}
+            row_results = self.gradients("reference_", {**tables, **batch_of_one})
+            total = jax.tree.map(jnp.add, total, (row_results["value"], row_results["d_table"]))
+            return total, (row_results["each"][0], row_results["d_hidden"][0])
 
         def run(tables, rows):
             start = jnp.zeros(()), jnp.zeros_like(tables["table"])
@@ -175,11 +180,11 @@ class Head(NamedTuple):
             return jax.jit(run)(tables, rows)
 
 
-Case = Attention | Head
+Case = AttentionCase | HeadCase
 
 
-def in_fp32(given: Arrays) -> Arrays:
-    return {n: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for n, x in given.items()}
+def in_fp32(arrays: Arrays) -> Arrays:
+    return {n: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for n, x in arrays.items()}
 
 
 def cases(dry: bool) -> dict[str, Case]:
@@ -189,50 +194,55 @@ def cases(dry: bool) -> dict[str, Case]:
 
 def _toys() -> dict[str, Case]:
     """A few, with sizes that no tile divides either."""
-    of = partial(Attention, 32, 1, 70, 20, heads=2, kv_heads=1)
-    found: dict[str, Case] = {
-        "attention, documents": of(documents=True, timed=True),
-        f"attention, no soft-cap, logits {EXTREME}": of(softcap=None, logits=EXTREME),
-        f"attention, logits {EQUAL}": of(logits=EQUAL),
+    toy_attention = partial(AttentionCase, 32, 1, 70, 20, heads=2, kv_heads=1)
+    toys: dict[str, Case] = {
+        "attention, documents": toy_attention(documents=True, timed=True),
+        f"attention, no soft-cap, logits {EXTREME}": toy_attention(softcap=None, logits=EXTREME),
+        f"attention, logits {EQUAL}": toy_attention(logits=EQUAL),
     }
-    toy = partial(Head, width=64, batch=1, time=130, vocabulary=300)
+    toy_head = partial(HeadCase, width=64, batch=1, time=130, vocabulary=300)
     for loss, logits in (*zip(LOSSES, (ZERO, USUAL, EXTREME), strict=True), (LOSSES[1], EXTREME)):
-        found[f"{loss}, logits {logits}"] = toy(loss, teacher_width=128, logits=logits)
-    return found
+        toys[f"{loss}, logits {logits}"] = toy_head(loss, teacher_width=128, logits=logits)
+    return toys
 
 
 def _attentions() -> dict[str, Case]:
-    found: dict[str, Case] = {}
+    attention_cases: dict[str, Case] = {}
     for width in attention_gpu.TILES:
-        name, whole = f"attention, H={width}", partial(Attention, width, 4, 2048, timed=True)
-        found[f"{name}, T=2048"] = whole(2048)
-        found[f"{name}, T=2048, window 512, documents"] = whole(512, documents=True)
-        found[f"{name}, T=77"] = Attention(width, 3, 77, 77)
-        name, of = f"{name}, T=1000", partial(Attention, width, 2, 1000, 300, kv_heads=1)
-        found[f"{name}, documents"] = of(documents=True)
-        found[f"{name}, no soft-cap"] = of(softcap=None)
+        name, whole = f"attention, H={width}", partial(AttentionCase, width, 4, 2048, timed=True)
+        attention_cases[f"{name}, T=2048"] = whole(2048)
+        attention_cases[f"{name}, T=2048, window 512, documents"] = whole(512, documents=True)
+        attention_cases[f"{name}, T=77"] = AttentionCase(width, 3, 77, 77)
+        name, ragged = f"{name}, T=1000", partial(AttentionCase, width, 2, 1000, 300, kv_heads=1)
+        attention_cases[f"{name}, documents"] = ragged(documents=True)
+        attention_cases[f"{name}, no soft-cap"] = ragged(softcap=None)
         for logits in (EXTREME, ZERO, EQUAL):
-            found[f"{name}, logits {logits}"] = of(logits=logits)
-        found[f"{name}, no soft-cap, logits {EXTREME}"] = of(softcap=None, logits=EXTREME)
+            attention_cases[f"{name}, logits {logits}"] = ragged(logits=logits)
+        attention_cases[f"{name}, no soft-cap, logits {EXTREME}"] = ragged(
+            softcap=None, logits=EXTREME
+        )
     for width in (128, 256):  # those of the presets from 0.1B on, whose window is 4096
         name = f"attention, H={width}, T=8192, window 4096"
-        found[name] = Attention(width, 1, 8192, 4096, timed=True)
-    return found
+        attention_cases[name] = AttentionCase(width, 1, 8192, 4096, timed=True)
+    return attention_cases
 
 
 def _heads() -> dict[str, Case]:
-    found: dict[str, Case] = {}
+    head_cases: dict[str, Case] = {}
     for loss in LOSSES:
-        found[f"{loss}, D=320, V=256000"] = Head(loss, 320, 4, 2048, 256_000, timed=True)
-        found[f"{loss}, D=320, 77 tokens, V=300"] = Head(loss, 320, 1, 77, 300, None)
-        name, of = f"{loss}, D=320, 999 tokens, V=32003", partial(Head, loss, 320, 3, 333, 32_003)
-        found[name] = of(teacher_width=640)
-        found[f"{name}, logits {EXTREME}"] = of(logits=EXTREME)
-        found[f"{name}, no soft-cap, logits {EXTREME}"] = of(softcap=None, logits=EXTREME)
+        head_cases[f"{loss}, D=320, V=256000"] = HeadCase(loss, 320, 4, 2048, 256_000, timed=True)
+        head_cases[f"{loss}, D=320, 77 tokens, V=300"] = HeadCase(loss, 320, 1, 77, 300, None)
+        name, ragged = (
+            f"{loss}, D=320, 999 tokens, V=32003",
+            partial(HeadCase, loss, 320, 3, 333, 32_003),
+        )
+        head_cases[name] = ragged(teacher_width=640)
+        head_cases[f"{name}, logits {EXTREME}"] = ragged(logits=EXTREME)
+        head_cases[f"{name}, no soft-cap, logits {EXTREME}"] = ragged(softcap=None, logits=EXTREME)
         if loss != "kl_to_uniform":  # it is 0 there
-            found[f"{name}, logits {ZERO}"] = of(logits=ZERO)
-            found[f"{name}, logits {EQUAL}"] = of(logits=EQUAL)
+            head_cases[f"{name}, logits {ZERO}"] = ragged(logits=ZERO)
+            head_cases[f"{name}, logits {EQUAL}"] = ragged(logits=EQUAL)
     for width in (640, 768, 1024, 2304):  # is the rule of `head_gpu.chosen` right?
         name = f"kl_to_teacher, D={width}, V=256000"
-        found[name] = Head("kl_to_teacher", width, 2, 2048, 256_000, timed=True)
-    return found
+        head_cases[name] = HeadCase("kl_to_teacher", width, 2, 2048, 256_000, timed=True)
+    return head_cases

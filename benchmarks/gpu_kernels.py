@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from gpu_cases import USUAL, Arrays, Attention, Case, cases
+from gpu_cases import USUAL, Arrays, AttentionCase, Case, cases
 from gpu_timing import milliseconds
 
 LIMIT, GROUP = 180, 1000  # seconds of a case, cases of a process
@@ -25,19 +25,19 @@ def names(results: Mapping[str, Any], dry: bool) -> list[str]:
 def measure(name: str, dry: bool) -> dict[str, Any]:
     """Errors beside tolerances, whether all is well, and for some cases times."""
     case = cases(dry)[name]
-    given = case.inputs()
-    ours = partial(case.program(kernels=True), given)
-    found, wanted = ours(), case.reference(given)
+    inputs = case.inputs()
+    ours = partial(case.program(kernels=True), inputs)
+    outputs, reference = ours(), case.reference(inputs)
     errors = {
-        quantity: {"error": error(found[quantity], wanted[quantity], floor), "tolerance": most}
-        for quantity, (most, floor) in allowed(case, given, wanted).items()
+        quantity: {"error": error(outputs[quantity], reference[quantity], floor), "tolerance": most}
+        for quantity, (most, floor) in allowed(case, inputs, reference).items()
     }
-    well = all(one["error"] <= one["tolerance"] for one in errors.values())  # not with nan
+    well = all(entry["error"] <= entry["tolerance"] for entry in errors.values())  # not with nan
     result = {"errors": errors, "well": well}
     if case.timed:
         result["ms"] = milliseconds(ours)
         jax.clear_caches()  # no trace with the kernels is used again
-        result["xla_ms"] = milliseconds(partial(case.program(kernels=False), given))
+        result["xla_ms"] = milliseconds(partial(case.program(kernels=False), inputs))
     return result
 
 
@@ -48,24 +48,24 @@ def error(ours: jax.Array, plain: jax.Array, floor: float) -> float:
     return float(jnp.linalg.norm(ours - plain)) / size
 
 
-def allowed(case: Case, given: Arrays, wanted: Arrays) -> dict[str, tuple[float, float]]:
+def allowed(case: Case, inputs: Arrays, reference: Arrays) -> dict[str, tuple[float, float]]:
     """The tolerance and floor of each quantity.
 
     Where logits are all equal or far beyond the soft-cap, a gradient may be a sum that cancels: it
     is as exact as what is summed, whose size the floor is.
     """
     extreme = float(case.logits != USUAL)
-    size = lambda name: extreme * _rms(given[name])  # noqa: E731
-    if isinstance(case, Attention):
-        each = _rms(wanted["dv"])  # weights times those of the output
+    size = lambda name: extreme * _rms(inputs[name])  # noqa: E731
+    if isinstance(case, AttentionCase):
+        each = _rms(reference["dv"])  # weights times those of the output
         floors = {
             "out": 0.0,
-            "dq": each * size("k") * given["q"].size ** 0.5,
-            "dk": each * size("q") * given["k"].size ** 0.5,
+            "dq": each * size("k") * inputs["q"].size ** 0.5,
+            "dk": each * size("q") * inputs["k"].size ** 0.5,
             "dv": 0.0,
         }
         return {name: (ATTENTION, floor) for name, floor in floors.items()}
-    each = float(jnp.linalg.norm(given["weights"])) * case.width**0.5  # p - q is at most 1
+    each = float(jnp.linalg.norm(inputs["weights"])) * case.width**0.5  # p - q is at most 1
     return {
         "value": (LOSS, 0.0),
         "each": (LOSS, 0.0),

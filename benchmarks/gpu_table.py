@@ -15,14 +15,16 @@ from undo_jax.logs.log import format_number
 FP32 = "PyTorch fp32"
 FASTER, FASTEST, SMALLER, MFU, WIDE_MFU, SLOWER = 10, 4, 1 / 6, 0.40, 0.45, 3  # the targets
 NONE = "–"
-SAME = [name for name, one in {**PYTORCH, **ON_GPU}.items() if not one.liger]  # the same function
-Found = Mapping[str, Mapping[str, Any]]  # results by case
+SAME = [  # PyTorch variants that compute the same function
+    name for name, variant in {**PYTORCH, **ON_GPU}.items() if not variant.liger
+]
+CaseResults = Mapping[str, Mapping[str, Any]]  # results by case
 
 
-class Target(NamedTuple):
-    what: str
-    wanted: str
-    found: str
+class MeasuredTarget(NamedTuple):
+    quantity: str
+    goal: str
+    measured: str
     met: bool | None  # None: not measured
 
 
@@ -36,21 +38,23 @@ def table(folder: Path) -> str:
     abouts = [part["about"] for part in parts.values()]
     if any(about != abouts[0] for about in abouts):
         raise ValueError(f"the parts in {folder} are of several devices: {abouts}")
-    found = {name: parts.get(name, {"results": {}})["results"] for name in names}
+    results = {name: parts.get(name, {"results": {}})["results"] for name in names}
     device = abouts[0]["device"]
-    steps = [Step.read(name, one) for name, one in found["steps"].items()]
-    given = {name: value for name, value in abouts[0].items() if name not in ("device", "dry")}
-    versions = ", ".join(f"{name} {value or 'absent'}" for name, value in given.items())
+    steps = [StepResult.read(name, result) for name, result in results["steps"].items()]
+    package_versions = {
+        name: value for name, value in abouts[0].items() if name not in ("device", "dry")
+    }
+    versions = ", ".join(f"{name} {value or 'absent'}" for name, value in package_versions.items())
     dry = ["A dry run: toy sizes, and what is measured means nothing.", ""] * abouts[0]["dry"]
     lines = [
         *(f"# {device}", "", versions, "", *dry),
-        *_section("Targets", "what | target | measured | met", targets(found, steps, device)),
+        *_section("Targets", "what | target | measured | met", targets(results, steps, device)),
         *_section("Steps", STEPS, step_rows(steps, device)),
-        *_section("Attacks", ATTACK_COLUMNS, attack_rows(found["attacks"])),
-        *_section("Kernels", KERNELS, kernel_rows(found["kernels"])),
-        *_section("Tiles", TILES, tile_rows(found["tiles"])),
+        *_section("Attacks", ATTACK_COLUMNS, attack_rows(results["attacks"])),
+        *_section("Kernels", KERNELS, kernel_rows(results["kernels"])),
+        *_section("Tiles", TILES, tile_rows(results["tiles"])),
     ]
-    if changed := constants(found["tiles"]):
+    if changed := constants(results["tiles"]):
         lines += ["```python", *changed, "```", ""]
     return "\n".join(lines)
 
@@ -67,85 +71,91 @@ def _section(title: str, columns: str, rows: Iterable[Sequence[str]]) -> list[st
 STEPS = "setting | variant | rows | tokens/s | times fp32 | memory | MFU | note"
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
     setting: str
     variant: str
     rows: int
-    found: Mapping[str, Any]
+    measurements: Mapping[str, Any]
 
     @classmethod
-    def read(cls, name: str, found: Mapping[str, Any]) -> "Step":
+    def read(cls, name: str, measurements: Mapping[str, Any]) -> "StepResult":
         setting, variant, rows = name.split("; ")
-        return cls(setting, variant, int(rows), found)
+        return cls(setting, variant, int(rows), measurements)
 
     @property
     def rate(self) -> float:
-        return self.found.get("tokens_per_second", 0.0)
+        return self.measurements.get("tokens_per_second", 0.0)
 
     def mfu(self, device: str) -> float | None:
         chip = chips.of_device(device)
-        return self.rate * self.found["flops_per_token"] / chip.flops if chip else None
+        return self.rate * self.measurements["flops_per_token"] / chip.flops if chip else None
 
 
-def _done(steps: Iterable[Step], setting: str, *variants: str) -> list[Step]:
+def _done(steps: Iterable[StepResult], setting: str, *variants: str) -> list[StepResult]:
     """Those that were measured, the fastest first."""
-    found = [s for s in steps if s.setting == setting and s.variant in variants and s.rate]
-    return sorted(found, key=lambda step: -step.rate)
+    measured_steps = [s for s in steps if s.setting == setting and s.variant in variants and s.rate]
+    return sorted(measured_steps, key=lambda step: -step.rate)
 
 
-def _memory(steps: Sequence[Step], ours: Step, variant: str, device: str) -> tuple[float, bool]:
+def _memory(
+    steps: Sequence[StepResult], ours: StepResult, variant: str, device: str
+) -> tuple[float, bool]:
     """Bytes of a variant on as many rows as ours, and whether it is more than that: all there is.
 
     0 where it is not known.
     """
     for step in steps:
         if (step.setting, step.variant, step.rows) == (ours.setting, variant, ours.rows):
-            if FULL in step.found.get("error", ""):
+            if FULL in step.measurements.get("error", ""):
                 sizes = [size for name, size in nvidia.CAPACITY.items() if device.startswith(name)]
                 return float(sum(sizes)), True
-            return step.found.get("peak_bytes") or 0.0, False
+            return step.measurements.get("peak_bytes") or 0.0, False
     return 0.0, False
 
 
-def step_rows(steps: Sequence[Step], device: str) -> Iterator[list[str]]:
+def step_rows(steps: Sequence[StepResult], device: str) -> Iterator[list[str]]:
     for step in steps:
         cells = [step.setting, step.variant, str(step.rows)]
         if not step.rate:
-            yield [*cells, *[NONE] * 4, step.found.get("error", "")]
+            yield [*cells, *[NONE] * 4, step.measurements.get("error", "")]
             continue
         first = _done(steps, step.setting, FP32)
-        mfu, full = step.mfu(device), step.found["peak_bytes"]
+        mfu, full = step.mfu(device), step.measurements["peak_bytes"]
         yield [
             *(*cells, format_number(step.rate)),
             f"{step.rate / first[0].rate:.2f}" if first else NONE,
             f"{format_number(full)}B" if full else NONE,
             NONE if mfu is None else f"{mfu:.1%}",
-            step.found["note"],
+            step.measurements["note"],
         ]
 
 
 # ----------------------------------------------------------------------------------------- targets
 
 
-def targets(found: Mapping[str, Found], steps: Sequence[Step], device: str) -> Iterator[list[str]]:
+def targets(
+    results: Mapping[str, CaseResults], steps: Sequence[StepResult], device: str
+) -> Iterator[list[str]]:
     """Every target beside what was measured."""
-    made = [*_kernel_targets(found["kernels"]), *_attack_targets(found["attacks"])]
+    rows = [*_kernel_targets(results["kernels"]), *_attack_targets(results["attacks"])]
     for setting in dict.fromkeys(step.setting for step in steps):
-        made += _step_targets(steps, setting, device)
-    for what, wanted, measured, met in made:
-        yield [what, wanted, measured, NONE if met is None else "yes" if met else "NO"]
+        rows += _step_targets(steps, setting, device)
+    for quantity, goal, measured, met in rows:
+        yield [quantity, goal, measured, NONE if met is None else "yes" if met else "NO"]
 
 
-def _kernel_targets(found: Found) -> Iterator[Target]:
-    if found:
-        well = sum(bool(one.get("well")) for one in found.values())
-        text = f"{well} of {len(found)} cases"
-        yield Target("kernels within their tolerances", "all", text, well == len(found))
+def _kernel_targets(results: CaseResults) -> Iterator[MeasuredTarget]:
+    if results:
+        well = sum(bool(result.get("well")) for result in results.values())
+        text = f"{well} of {len(results)} cases"
+        yield MeasuredTarget("kernels within their tolerances", "all", text, well == len(results))
 
 
-def _step_targets(steps: Sequence[Step], setting: str, device: str) -> Iterator[Target]:
+def _step_targets(
+    steps: Sequence[StepResult], setting: str, device: str
+) -> Iterator[MeasuredTarget]:
     ours = next(iter(_done(steps, setting, OURS)), None)
-    for what, wanted, variants in (
+    for quantity, goal, variants in (
         ("times PyTorch fp32", FASTER, [FP32]),
         ("times the fastest PyTorch", FASTEST, SAME),
     ):
@@ -153,27 +163,29 @@ def _step_targets(steps: Sequence[Step], setting: str, device: str) -> Iterator[
         text, met = "not measured", None
         if ours and theirs:
             ratio = ours.rate / theirs.rate
-            text, met = f"{ratio:.2f} ({theirs.variant}, {theirs.rows} rows)", ratio >= wanted
-        yield Target(f"{setting}: {what}", f"≥ {wanted}", text, met)
+            text, met = f"{ratio:.2f} ({theirs.variant}, {theirs.rows} rows)", ratio >= goal
+        yield MeasuredTarget(f"{setting}: {quantity}", f"≥ {goal}", text, met)
     text, met, theirs = "not measured", None, next(iter(_done(steps, setting, *SAME)), None)
-    if ours and theirs and (own := ours.found["peak_bytes"]):
+    if ours and theirs and (our_bytes := ours.measurements["peak_bytes"]):
         bytes_, more = _memory(steps, ours, theirs.variant, device)
         if bytes_:
-            share = own / bytes_
+            share = our_bytes / bytes_
             text, met = f"{'< ' * more}{share:.3f} ({theirs.variant})", share <= SMALLER
-    yield Target(f"{setting}: memory, of the fastest PyTorch's", "≤ 0.167", text, met)
-    wanted = MFU if setting.startswith("0.1B") else WIDE_MFU
+    yield MeasuredTarget(f"{setting}: memory, of the fastest PyTorch's", "≤ 0.167", text, met)
+    goal = MFU if setting.startswith("0.1B") else WIDE_MFU
     best = next(iter(_done(steps, setting, OURS, MORE)), None)
     mfu = best.mfu(device) if best else None
     text = f"{mfu:.1%} ({best.rows} rows)" if best and mfu is not None else "not measured"
-    yield Target(f"{setting}: MFU", f"≥ {wanted:.0%}", text, None if mfu is None else mfu >= wanted)
+    yield MeasuredTarget(
+        f"{setting}: MFU", f"≥ {goal:.0%}", text, None if mfu is None else mfu >= goal
+    )
 
 
-def _attack_targets(found: Found) -> Iterator[Target]:
-    for setting, alone, together in _attacks(found):
+def _attack_targets(results: CaseResults) -> Iterator[MeasuredTarget]:
+    for setting, alone, together in _attacks(results):
         ratio = together["seconds"] / alone["seconds"]
-        what = f"{setting}: {ATTACKS} attacks together, times one"
-        yield Target(what, f"≤ {SLOWER}", f"{ratio:.2f}", ratio <= SLOWER)
+        quantity = f"{setting}: {ATTACKS} attacks together, times one"
+        yield MeasuredTarget(quantity, f"≤ {SLOWER}", f"{ratio:.2f}", ratio <= SLOWER)
 
 
 # ------------------------------------------------------------------------- attacks, kernels, tiles
@@ -183,53 +195,55 @@ KERNELS = "case | most of its tolerance | within | ms | XLA, ms | times as fast"
 TILES = "kernel | present | ms | best | ms | times as fast"
 
 
-def _attacks(found: Found) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    for setting in dict.fromkeys(name.split("; ")[0] for name in found):
-        one, ten = (found.get(f"{setting}; {count}", {}) for count in (1, ATTACKS))
-        if "seconds" in one and "seconds" in ten:
-            yield setting, one, ten
+def _attacks(results: CaseResults) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    for setting in dict.fromkeys(name.split("; ")[0] for name in results):
+        alone, together = (results.get(f"{setting}; {count}", {}) for count in (1, ATTACKS))
+        if "seconds" in alone and "seconds" in together:
+            yield setting, alone, together
 
 
-def attack_rows(found: Found) -> Iterator[list[str]]:
-    for setting, one, ten in _attacks(found):
-        times = [format_number(1e3 * each["seconds"]) for each in (one, ten)]
-        ratios = [ten[key] / one[key] for key in ("seconds", "whole_seconds")]
+def attack_rows(results: CaseResults) -> Iterator[list[str]]:
+    for setting, alone, together in _attacks(results):
+        times = [format_number(1e3 * each["seconds"]) for each in (alone, together)]
+        ratios = [together[key] / alone[key] for key in ("seconds", "whole_seconds")]
         yield [setting, *times, *(f"{ratio:.2f}" for ratio in ratios)]
-    for name, one in found.items():
-        if "error" in one:
-            yield [name, one["error"], *[NONE] * 3]
+    for name, result in results.items():
+        if "error" in result:
+            yield [name, result["error"], *[NONE] * 3]
 
 
-def kernel_rows(found: Found) -> Iterator[list[str]]:
-    for name, one in found.items():
-        if "error" in one:
-            yield [name, one["error"], "NO", *[NONE] * 3]
+def kernel_rows(results: CaseResults) -> Iterator[list[str]]:
+    for name, result in results.items():
+        if "error" in result:
+            yield [name, result["error"], "NO", *[NONE] * 3]
             continue
-        errors = one["errors"].items()
+        errors = result["errors"].items()
         worst, most = max(errors, key=lambda e: e[1]["error"] / e[1]["tolerance"])
         times = [NONE] * 3
-        if "ms" in one:
+        if "ms" in result:
             times = [
-                format_number(one["ms"]),
-                format_number(one["xla_ms"]),
-                f"{one['xla_ms'] / one['ms']:.2f}",
+                format_number(result["ms"]),
+                format_number(result["xla_ms"]),
+                f"{result['xla_ms'] / result['ms']:.2f}",
             ]
         text = f"{worst}: {most['error']:.1e} of {most['tolerance']:.1e}"
-        yield [name, text, "yes" if one["well"] else "NO", *times]
+        yield [name, text, "yes" if result["well"] else "NO", *times]
 
 
-def tile_rows(found: Found) -> Iterator[list[str]]:
-    for name, one in found.items():
-        if "error" in one:
-            yield [name, one["error"], *[NONE] * 4]
+def tile_rows(results: CaseResults) -> Iterator[list[str]]:
+    for name, result in results.items():
+        if "error" in result:
+            yield [name, result["error"], *[NONE] * 4]
             continue
-        present, best = (" ".join(str(x) for x in one[key].values()) for key in ("present", "best"))
-        ratio = f"{one['present_ms'] / one['best_ms']:.2f}"
+        present, best = (
+            " ".join(str(x) for x in result[key].values()) for key in ("present", "best")
+        )
+        ratio = f"{result['present_ms'] / result['best_ms']:.2f}"
         yield [
             name,
             present,
-            format_number(one["present_ms"]),
+            format_number(result["present_ms"]),
             best,
-            format_number(one["best_ms"]),
+            format_number(result["best_ms"]),
             ratio,
         ]

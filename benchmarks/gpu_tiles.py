@@ -12,7 +12,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from gpu_cases import Attention, Head
+from gpu_cases import AttentionCase, HeadCase
 from gpu_timing import milliseconds
 from jax.experimental.pallas import triton as plgpu
 
@@ -39,7 +39,9 @@ class HeadTile(NamedTuple):
 
 def grid(**choices: Sequence[int]) -> list[dict[str, int]]:
     """All combinations."""
-    return [dict(zip(choices, one, strict=True)) for one in itertools.product(*choices.values())]
+    return [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
 
 
 PIPELINES = grid(warps=(4, 8), stages=(1, 2, 3, 4))
@@ -59,7 +61,7 @@ def search(present: Any, changes: Changes, time: Callable[[Any], float | str]) -
         raise ValueError(f"the present tile {present} fails: {tried[present]}")
     best = present
     for group in changes:
-        for tile in [best._replace(**one) for one in group]:
+        for tile in [best._replace(**change) for change in group]:
             if tile not in tried:
                 tried[tile] = time(tile)
         best = min((t for t in tried if not isinstance(tried[t], str)), key=lambda t: tried[t])
@@ -68,25 +70,25 @@ def search(present: Any, changes: Changes, time: Callable[[Any], float | str]) -
         "present_ms": tried[present],
         "best": best._asdict(),
         "best_ms": tried[best],
-        "tried": [{**tile._asdict(), "found": found} for tile, found in tried.items()],
+        "tried": [{**tile._asdict(), "found": outcome} for tile, outcome in tried.items()],
     }
 
 
 def names(results: Mapping[str, Any], dry: bool) -> list[str]:
     widths = (32,) if dry else attention_gpu.TILES
-    found = [f"attention, H={width}; {kernel}" for width in widths for kernel in KERNELS]
+    attention_names = [f"attention, H={width}; {kernel}" for width in widths for kernel in KERNELS]
     heads = [f"{loss}, D=320; both" for loss in ("kl_to_teacher", "cross_entropy")]
-    return found[:1] if dry else [*heads, *found]
+    return attention_names[:1] if dry else [*heads, *attention_names]
 
 
 def measure(name: str, dry: bool) -> dict[str, Any]:
     """The search, and for what it is."""
-    what, kernel = name.split("; ")
-    kind, width = what.split(", ")
+    case_name, kernel = name.split("; ")
+    kind, width = case_name.split(", ")
     size = int(width.partition("=")[2])
     if kind == "attention":
         return _attention(size, kernel, dry)
-    return _head(Head(kind, size, 2, 2048, 256_000))
+    return _head(HeadCase(kind, size, 2, 2048, 256_000))
 
 
 def timer(build: Callable[[Any], Callable[[], Any]]) -> Callable[[Any], float | str]:
@@ -94,15 +96,15 @@ def timer(build: Callable[[Any], Callable[[], Any]]) -> Callable[[Any], float | 
 
     The first tile's result is what the others must give.
     """
-    wanted: list[Any] = []
+    reference: list[Any] = []
 
     def time(tile: Any) -> float | str:
         jax.clear_caches()  # no trace with other constants is used again
         try:
             run = build(tile)
-            found = jax.tree.leaves(run())
-            wanted.extend([] if wanted else found)
-            far = max(_distance(a, b) for a, b in zip(found, wanted, strict=True))
+            results = jax.tree.leaves(run())
+            reference.extend([] if reference else results)
+            far = max(_distance(a, b) for a, b in zip(results, reference, strict=True))
             return milliseconds(run) if far < SAME else f"other results, by {far:.1e}"
         except Exception as error:  # Triton, XLA and CUDA raise different types
             return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -118,29 +120,29 @@ def _distance(a: jax.Array, b: jax.Array) -> float:
 
 def _attention(width: int, kernel: str, dry: bool) -> dict[str, Any]:
     """A gradient is timed with the output before it, and without the other gradients."""
-    toy = Attention(width, 1, 70, 20, heads=2, kv_heads=1)
-    case = toy if dry else Attention(width, 4, 2048, 2048)
-    given, output = case.inputs(), case.output(kernels=True)
+    toy = AttentionCase(width, 1, 70, 20, heads=2, kv_heads=1)
+    case = toy if dry else AttentionCase(width, 4, 2048, 2048)
+    inputs, output = case.inputs(), case.output(kernels=True)
     place, present = list(KERNELS).index(kernel), attention_gpu.TILES[width]
 
-    def run(given):
-        out, back = jax.vjp(lambda *x: output(*x, given["first"]), *(given[x] for x in "qkv"))
-        gradients = back(given["weights"]) if KERNELS[kernel] else ()
+    def run(inputs):
+        out, back = jax.vjp(lambda *x: output(*x, inputs["first"]), *(inputs[x] for x in "qkv"))
+        gradients = back(inputs["weights"]) if KERNELS[kernel] else ()
         return [gradients[i] for i in KERNELS[kernel]] or out
 
     def build(tile: Tile) -> Callable[[], Any]:
         tiles = (*present[:place], tile, *present[place + 1 :])
         with mock.patch.dict(attention_gpu.TILES, {width: tiles}):
-            program = jax.jit(lambda given: run(given)).lower(given).compile()
-        return lambda: program(given)
+            program = jax.jit(lambda inputs: run(inputs)).lower(inputs).compile()
+        return lambda: program(inputs)
 
     changes = [[{"block": 64}]] if dry else ATTENTION
     return search(present[place], changes, timer(build))
 
 
-def _head(case: Head) -> dict[str, Any]:
+def _head(case: HeadCase) -> dict[str, Any]:
     """The loss and its gradients: all of both kernels, and the products of XLA's between them."""
-    given = case.inputs()
+    inputs = case.inputs()
 
     def build(tile: HeadTile) -> Callable[[], Any]:
         constants = {
@@ -151,8 +153,8 @@ def _head(case: Head) -> dict[str, Any]:
             "PARAMS": plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         }
         with mock.patch.multiple(head_gpu, **constants):
-            program = case.program(kernels=True).lower(given).compile()
-        return lambda: program(given)
+            program = case.program(kernels=True).lower(inputs).compile()
+        return lambda: program(inputs)
 
     return search(HeadTile(), HEAD, timer(build))
 
@@ -160,16 +162,19 @@ def _head(case: Head) -> dict[str, Any]:
 def constants(results: Mapping[str, Any]) -> list[str]:
     """Lines for the source: those of `attention_gpu.TILES`, and of `head_gpu`."""
     lines = []
-    found = {name: Tile(**one["best"]) for name, one in results.items()
-             if "best" in one and name.startswith("attention")}  # fmt: skip
+    best_tiles = {
+        name: Tile(**result["best"])
+        for name, result in results.items()
+        if "best" in result and name.startswith("attention")
+    }
     for width, present in attention_gpu.TILES.items():
         keys = [f"attention, H={width}; {kernel}" for kernel in KERNELS]
-        if any(key in found for key in keys):
-            tiles = [found.get(key, tile) for key, tile in zip(keys, present, strict=True)]
+        if any(key in best_tiles for key in keys):
+            tiles = [best_tiles.get(key, tile) for key, tile in zip(keys, present, strict=True)]
             lines.append(f"    {width}: ({', '.join(f'Tile{tuple(tile)}' for tile in tiles)}),")
-    for name, one in results.items():
-        if "best" in one and name.startswith("kl_to_teacher"):
-            rows, columns, depth, part, warps, stages = HeadTile(**one["best"])
+    for name, result in results.items():
+        if "best" in result and name.startswith("kl_to_teacher"):
+            rows, columns, depth, part, warps, stages = HeadTile(**result["best"])
             lines += [
                 f"ROWS, COLUMNS, DEPTH = {rows}, {columns}, {depth}",
                 f"PART = {part}",
