@@ -33,7 +33,7 @@ STOPPED = 75  # exit status: the same command goes on
 ON_CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-class Part(NamedTuple):
+class GpuPart(NamedTuple):
     """What a part does, in a process that has the device."""
 
     names: Callable[[Mapping[str, Any], bool], list[str]]  # of its cases, by the results so far
@@ -50,10 +50,15 @@ PARTS = {  # module, and its functions' names
 }
 
 
-def part(name: str) -> Part:
+def part(name: str) -> GpuPart:
     module, names, measure = PARTS[name]
-    found = importlib.import_module(module)
-    return Part(getattr(found, names), getattr(found, measure), found.LIMIT, found.GROUP)
+    implementation = importlib.import_module(module)
+    return GpuPart(
+        getattr(implementation, names),
+        getattr(implementation, measure),
+        implementation.LIMIT,
+        implementation.GROUP,
+    )
 
 
 def about(dry: bool) -> dict[str, Any]:
@@ -80,7 +85,7 @@ class Results:
 
     def __init__(self, path: Path, about: Mapping[str, Any]):
         """Raises ValueError for a file of another device, or of other versions."""
-        self.path, self.about, self.found = path, dict(about), {}
+        self.path, self.about, self.by_case = path, dict(about), {}
         if path.exists():
             content = json.loads(path.read_text())
             if content["about"] != self.about:
@@ -88,11 +93,11 @@ class Results:
                     f"{path} is of {_text(content['about'])}, and here is {_text(about)}: "
                     "give another folder"
                 )
-            self.found = content["results"]
+            self.by_case = content["results"]
 
     def add(self, name: str, result: Mapping[str, Any]) -> None:
-        self.found[name] = dict(result)
-        text = json.dumps({"about": self.about, "results": self.found}, indent=1)
+        self.by_case[name] = dict(result)
+        text = json.dumps({"about": self.about, "results": self.by_case}, indent=1)
         beside = self.path.with_suffix(".new")
         beside.write_text(text + "\n")
         os.replace(beside, self.path)
@@ -105,14 +110,14 @@ def _text(about: Mapping[str, Any]) -> str:
 def measure(name: str, folder: Path, dry: bool) -> None:
     """Measure what a part still lacks, in processes that a crash or a full memory may end."""
     folder.mkdir(parents=True, exist_ok=True)
-    results, this = Results(folder / f"{name}.json", _asked(["about"], dry)), part(name)
+    results, this = Results(folder / f"{name}.json", _read_json_output(["about"], dry)), part(name)
 
     def left() -> list[str]:
-        return [one for one in this.names(results.found, dry) if one not in results.found]
+        return [case for case in this.names(results.by_case, dry) if case not in results.by_case]
 
     while todo := left():
-        with closing(run(name, todo[: this.group], dry, this.limit)) as made:
-            for case, result in made:
+        with closing(run(name, todo[: this.group], dry, this.limit)) as case_results:
+            for case, result in case_results:
                 results.add(case, result)
                 print(f"{name}: {case}: {summary(result)}; {len(left())} to go", flush=True)
 
@@ -137,9 +142,9 @@ def run(
         try:
             for line in process.stdout or ():
                 if line.startswith("{"):
-                    made = json.loads(line)
-                    left.remove(made["case"])
-                    yield made["case"], made["result"]
+                    message = json.loads(line)
+                    left.remove(message["case"])
+                    yield message["case"], message["result"]
             status = process.wait()
         finally:
             process.kill()
@@ -148,10 +153,10 @@ def run(
             yield left[0], {"error": reason(status, errors.read(), limit)}
 
 
-def reason(status: int, said: str, limit: int) -> str:
+def reason(status: int, stderr: str, limit: int) -> str:
     if status == -signal.SIGALRM:
         return f"took longer than {limit} s"
-    last = (said.strip().splitlines() or ["nothing"])[-1]
+    last = (stderr.strip().splitlines() or ["nothing"])[-1]
     return f"ended with status {status}, and said: {last[:200]}"
 
 
@@ -165,14 +170,14 @@ def worker(name: str, cases: Sequence[str], dry: bool) -> None:
         try:
             result = this.measure(case, dry)
         except Exception as error:
-            result = {"error": said(error)}
+            result = {"error": describe_error(error)}
         signal.alarm(0)
         print(json.dumps({"case": case, "result": result}), flush=True)
         if "error" in result:
             return
 
 
-def said(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """A line; what different libraries say of a full memory is one text."""
     text = str(error).strip() or type(error).__name__
     full = "out of memory", "RESOURCE_EXHAUSTED", "ALLOC_FAILED"
@@ -183,7 +188,7 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0][:200]}"
 
 
-def _asked(words: list[str], dry: bool) -> Any:
+def _read_json_output(words: list[str], dry: bool) -> Any:
     """What a process of this program prints, as JSON. Raises ValueError with what it says."""
     done = subprocess.run(_command(words, dry), env=_environment(), capture_output=True, text=True)
     if done.returncode:

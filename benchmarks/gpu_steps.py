@@ -26,7 +26,7 @@ ATTACKS = 10
 ATTACK_STEPS = 500  # of the paper's attacks, whose compilation they share
 
 
-class Setting(NamedTuple):
+class StepWorkload(NamedTuple):
     """Teacher and student of one size, on so many rows."""
 
     preset: str
@@ -35,23 +35,23 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "0.1B, T=2048": Setting("0.1B", 4, 2048),
-    "0.1B, T=256": Setting("0.1B", 32, 256),
-    "0.3B, T=2048": Setting("0.3B", 2, 2048),
-    "2B, T=2048": Setting("2B", 1, 2048),
+    "0.1B, T=2048": StepWorkload("0.1B", 4, 2048),
+    "0.1B, T=256": StepWorkload("0.1B", 32, 256),
+    "0.3B, T=2048": StepWorkload("0.3B", 2, 2048),
+    "2B, T=2048": StepWorkload("2B", 1, 2048),
 }
-TOYS = {"small, T=16": Setting("small", 2, 16)}
+TOYS = {"small, T=16": StepWorkload("small", 2, 16)}
 VARIANTS = (OURS, "PyTorch fp32", "PyTorch bf16, flex attention", "PyTorch bf16, compiled",
             "PyTorch bf16", MORE, "PyTorch bf16, Liger")  # fmt: skip
 ATTACKED = {
-    "tiny, T=24": Setting("tiny", 16, 24),
-    "small, T=256": Setting("small", 16, 256),
-    "0.1B, T=256": Setting("0.1B", 8, 256),
+    "tiny, T=24": StepWorkload("tiny", 16, 24),
+    "small, T=256": StepWorkload("small", 16, 256),
+    "0.1B, T=256": StepWorkload("0.1B", 8, 256),
 }
-ATTACKED_TOYS = {"tiny, T=8": Setting("tiny", 2, 8)}
+ATTACKED_TOYS = {"tiny, T=8": StepWorkload("tiny", 2, 8)}
 
 
-def settings(dry: bool) -> Mapping[str, Setting]:
+def settings(dry: bool) -> Mapping[str, StepWorkload]:
     return TOYS if dry else SETTINGS
 
 
@@ -61,16 +61,16 @@ def step_name(setting: str, variant: str, rows: int) -> str:
 
 def names(results: Mapping[str, Any], dry: bool) -> list[str]:
     """All steps, with half of the rows of those that ran out of memory, and half of that, ..."""
-    found = []
+    case_names = []
     for setting, (_, rows, _) in settings(dry).items():
         for variant in (OURS, "PyTorch fp32") if dry else VARIANTS:
             count, least = (4 * rows, rows + 1) if variant == MORE else (rows, 1)
             while count >= least:
-                found.append(name := step_name(setting, variant, count))
+                case_names.append(name := step_name(setting, variant, count))
                 if FULL not in results.get(name, {}).get("error", ""):
                     break
                 count //= 2
-    return found
+    return case_names
 
 
 def measure(name: str, dry: bool) -> dict[str, Any]:
@@ -79,17 +79,17 @@ def measure(name: str, dry: bool) -> dict[str, Any]:
     size, _, length = settings(dry)[setting]
     lm, steps = preset(size), 1 if dry else 10
     if variant in (OURS, MORE):
-        found = of_jax(lm, int(rows), length, steps)
+        measured = of_jax(lm, int(rows), length, steps)
     else:
         import torch
 
         if not dry and not torch.cuda.is_available():
             raise ValueError(f"PyTorch {torch.__version__} sees no GPU: install it with CUDA")
-        made = {**PYTORCH, **ON_GPU}[variant]
-        found = of_pytorch(lm, int(rows), length, steps, made)
+        pytorch_variant = {**PYTORCH, **ON_GPU}[variant]
+        measured = of_pytorch(lm, int(rows), length, steps, pytorch_variant)
     training = Training(1, int(rows), AdamW(), eval_every=1)
     each = bench.flops(distillation(lm, lm, training, length)).total
-    return {**found._asdict(), "flops_per_token": each}
+    return {**measured._asdict(), "flops_per_token": each}
 
 
 # ----------------------------------------------------------------------------------------- attacks

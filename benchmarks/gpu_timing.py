@@ -15,10 +15,10 @@ def milliseconds(run: Callable[[], Any]) -> float:
     """Of one call: the median of three measurements of calls that follow one another at once."""
 
     def seconds(count: int) -> float:
-        started, made = time.perf_counter(), None
+        started, output = time.perf_counter(), None
         for _ in range(count):
-            made = run()
-        jax.block_until_ready(made)
+            output = run()
+        jax.block_until_ready(output)
         return (time.perf_counter() - started) / count
 
     seconds(1)  # compiles

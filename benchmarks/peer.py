@@ -28,7 +28,7 @@ from undo_jax.training.optim import AdamW
 from undo_jax.training.train_step import Training
 
 
-class Variant(NamedTuple):
+class PyTorchVariant(NamedTuple):
     """How PyTorch computes the step."""
 
     autocast: bool = False  # to bf16
@@ -38,14 +38,14 @@ class Variant(NamedTuple):
 
 
 PYTORCH = {
-    "PyTorch fp32": Variant(),
-    "PyTorch fp32, compiled": Variant(compiled=True),
-    "PyTorch bf16": Variant(autocast=True, attention="sdpa"),
-    "PyTorch bf16, compiled": Variant(autocast=True, compiled=True, attention="sdpa"),
+    "PyTorch fp32": PyTorchVariant(),
+    "PyTorch fp32, compiled": PyTorchVariant(compiled=True),
+    "PyTorch bf16": PyTorchVariant(autocast=True, attention="sdpa"),
+    "PyTorch bf16, compiled": PyTorchVariant(autocast=True, compiled=True, attention="sdpa"),
 }
 ON_GPU = {  # PyTorch's flex attention has no gradient on CPU, Liger's kernels need a GPU
-    "PyTorch bf16, flex attention": Variant(autocast=True, compiled=True, attention="flex"),
-    "PyTorch bf16, Liger": Variant(autocast=True, attention="sdpa", liger=True),
+    "PyTorch bf16, flex attention": PyTorchVariant(autocast=True, compiled=True, attention="flex"),
+    "PyTorch bf16, Liger": PyTorchVariant(autocast=True, attention="sdpa", liger=True),
 }
 OURS = {"undo_jax fp32": "float32", "undo_jax bf16": "bfloat16"}
 LEARNING_RATE = 1e-5
@@ -109,15 +109,17 @@ def flex() -> str:
     return name
 
 
-def pytorch_loss(teacher: Any, student: Any, tokens: Any, variant: Variant) -> Callable[[], Any]:
+def pytorch_loss(
+    teacher: Any, student: Any, tokens: Any, variant: PyTorchVariant
+) -> Callable[[], Any]:
     """Σ KL(teacher ‖ student) / rows / T, in nats; Liger's is that of logits without soft-caps."""
     import torch
 
     def of_logits() -> Any:
         with torch.no_grad():
-            wanted = teacher(tokens).logits
+            teacher_logits = teacher(tokens).logits
         logits = student(tokens).logits
-        log_p, log_t = (z.float().log_softmax(-1).flatten(0, 1) for z in (logits, wanted))
+        log_p, log_t = (z.float().log_softmax(-1).flatten(0, 1) for z in (logits, teacher_logits))
         kl_div = torch.nn.functional.kl_div
         return kl_div(log_p, log_t, log_target=True, reduction="batchmean")
 
@@ -125,11 +127,11 @@ def pytorch_loss(teacher: Any, student: Any, tokens: Any, variant: Variant) -> C
         from liger_kernel.transformers import LigerFusedLinearJSD  # type: ignore[import-not-found]
 
         with torch.no_grad():
-            wanted = teacher.model(tokens).last_hidden_state.flatten(0, 1)
+            teacher_states = teacher.model(tokens).last_hidden_state.flatten(0, 1)
         states = student.model(tokens).last_hidden_state.flatten(0, 1)
         tables = student.lm_head.weight, teacher.lm_head.weight
         kl = LigerFusedLinearJSD(jsd_beta=0.0)  # the forward KL
-        return kl(states, tables[0], wanted, tables[1], None)
+        return kl(states, tables[0], teacher_states, tables[1], None)
 
     def loss() -> Any:
         kind = tokens.device.type
@@ -139,7 +141,9 @@ def pytorch_loss(teacher: Any, student: Any, tokens: Any, variant: Variant) -> C
     return torch.compile(loss) if variant.compiled else loss
 
 
-def of_pytorch(lm: Transformer, rows: int, length: int, steps: int, variant: Variant) -> Measured:
+def of_pytorch(
+    lm: Transformer, rows: int, length: int, steps: int, variant: PyTorchVariant
+) -> Measured:
     """Measure PyTorch's step. Raises ImportError where Liger is asked for and not installed."""
     import torch
 
