@@ -40,39 +40,46 @@ FLIPPED = ("params", "progress", "summary.json", "config.json", "metrics.jsonl",
 BOUND = 30  # seconds within which a process notices that another one is dead
 
 
-class Result(NamedTuple):
+class FaultResult(NamedTuple):
     """What became of a trial."""
 
     survived: bool  # all commands ended as they must, and the last one well
     equal: bool  # in the end, bit for bit
     silent: bool  # what is not equal was not told
     seconds: float = 0.0  # of the command that recovered
-    what: str = ""  # the kind of its outcome
+    outcome: str = ""  # its kind
     faults: int = 1
     why: str = ""  # where something was wrong: what
 
+    def record(self) -> dict[str, Any]:
+        """Returns the fields by their keys in results.jsonl, where the outcome is called `what`."""
+        fields = self._asdict()
+        return {"what" if name == "outcome" else name: fields[name] for name in fields}
 
-def recovered(ends: list[Done], workdir: Path, quiet: Path, why: list[str], **more: Any) -> Result:
+
+def recovered(
+    ends: list[Done], workdir: Path, quiet: Path, why: list[str], **more: Any
+) -> FaultResult:
     """The result of a trial by its last commands; `why` is what was wrong before."""
-    failed = [str(done) for done in ends if done.status or "Traceback" in done.said]
-    found = [] if failed else differences(workdir, quiet)
-    said = "; ".join([*why, *failed, *([f"differ: {sorted(found)}"] if found else [])])
-    seconds, equal = max(done.seconds for done in ends), not failed and not found
-    return Result(not why and not failed, equal, bool(found), seconds, why=said, **more)
+    failed = [str(done) for done in ends if done.status or "Traceback" in done.stderr]
+    differing = [] if failed else differences(workdir, quiet)
+    reasons = "; ".join([*why, *failed, *([f"differ: {sorted(differing)}"] if differing else [])])
+    seconds, equal = max(done.seconds for done in ends), not failed and not differing
+    return FaultResult(not why and not failed, equal, bool(differing), seconds, why=reasons, **more)
 
 
 # Trials: each has a workdir and random numbers of its own
 
 
-def kill(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Result:
+def kill(bench: Bench, workdir: Path, chance: random.Random, index: int) -> FaultResult:
     return strike(bench, workdir, chance, {signal.SIGKILL: -9})
 
 
-def interrupt(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Result:
+def interrupt(bench: Bench, workdir: Path, chance: random.Random, index: int) -> FaultResult:
     return strike(bench, workdir, chance, {signal.SIGINT: 130, signal.SIGTERM: 75})
 
 
-def strike(bench: Bench, workdir: Path, chance: random.Random, statuses: dict) -> Result:
+def strike(bench: Bench, workdir: Path, chance: random.Random, statuses: dict) -> FaultResult:
     """A signal, sometimes another one to the command that goes on, and at last the end."""
     outside, inside, seconds = bench.size
     faults, why, mark = 0, [], Path(f"{workdir}.mark")
@@ -90,12 +97,12 @@ def strike(bench: Bench, workdir: Path, chance: random.Random, statuses: dict) -
             continue
         mark.unlink()
         faults += 1
-        if not (done.status == status if number == signal.SIGKILL else done.told(status)):
+        if not (done.status == status if number == signal.SIGKILL else done.ended_with(status)):
             why.append(f"{number.name}, {at} of {where}, {done}")
     return recovered([bench.run(workdir).end()], workdir, bench.quiet, why, faults=faults)
 
 
-def flip(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Result:
+def flip(bench: Bench, workdir: Path, chance: random.Random, index: int) -> FaultResult:
     """One bit of a workdir, finished or interrupted; then the commands that read the file.
 
     Each must refuse, with a line that names it, or do as if nothing were: all is compared.
@@ -114,11 +121,11 @@ def flip(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Resu
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
     verdicts, why, seconds, alone = set(), [], 0.0, False
-    for command, done, left in asked(bench, workdir, kind, parts):
+    for command, done, left in read_damaged(bench, workdir, kind, parts):
         named = any(parts[0] in line or kind in line for line in done.lines)
-        if done.told(2, parts[0]):
+        if done.ended_with(2, parts[0]):
             verdict = "refused"
-        elif done.status or "Traceback" in done.said:
+        elif done.status or "Traceback" in done.stderr:
             verdict = "failed"
         elif not left or (named and command != "run"):
             verdict = "told" if named else "harmless"
@@ -133,11 +140,13 @@ def flip(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Resu
         result = recovered([bench.run(workdir).end()], workdir, bench.quiet, [])
         alone = result.silent and kind != "progress" and not other_bits(workdir, bench.quiet)
         why, seconds = [*why, *([result.why] if result.why and not alone else [])], result.seconds
-    what = next(w for w in ("failed", "silent", "refused", "told", "harmless") if w in verdicts)
+    outcome = next(w for w in ("failed", "silent", "refused", "told", "harmless") if w in verdicts)
     why = [f"{'/'.join(parts)}, bit {bit}", *why] if why else []
     survived, silent = "failed" not in verdicts, bool(why) and "failed" not in verdicts
-    what = f"{kind}: {what}{', made again alone' if alone else ''}"
-    return Result(survived, not why and not alone, silent, seconds, what, why="; ".join(why))
+    outcome = f"{kind}: {outcome}{', made again alone' if alone else ''}"
+    return FaultResult(
+        survived, not why and not alone, silent, seconds, outcome, why="; ".join(why)
+    )
 
 
 def other_bits(workdir: Path, quiet: Path) -> set[str]:
@@ -145,7 +154,7 @@ def other_bits(workdir: Path, quiet: Path) -> set[str]:
     return {name for name in differences(workdir, quiet, near) if not name.startswith("report")}
 
 
-def asked(
+def read_damaged(
     bench: Bench, workdir: Path, kind: str, parts: tuple[str, ...]
 ) -> Iterator[tuple[str, Done, Any]]:
     """Commands that read a file, how they ended, and what of theirs is not as always.
@@ -158,8 +167,8 @@ def asked(
         yield "report", done, reported(workdir) != reported(bench.quiet)
     if kind in ("params", "config.json", "summary.json"):
         for command in (generate, export):
-            done, found = command(bench, artifact)
-            yield command.__name__, done, bool(done.status) or found != command(bench, quiet)[1]
+            done, output = command(bench, artifact)
+            yield command.__name__, done, bool(done.status) or output != command(bench, quiet)[1]
         for later in STAGES[STAGES.index(parts[0].split("-")[0]) + 1 :]:
             for path in workdir.glob(f"{later}-*"):
                 remove(path)
@@ -179,25 +188,25 @@ def export(bench: Bench, artifact: Path) -> tuple[Done, Any]:
     """The files that a model is exported as."""
     out = Path(f"{bench.folder / 'exported'}-{threading.get_ident()}")
     done = bench.start("export-hf", artifact, out).end()
-    found = {path.name: path.read_bytes() for path in out.glob("*")}
+    files = {path.name: path.read_bytes() for path in out.glob("*")}
     shutil.rmtree(out, ignore_errors=True)
-    return done, found
+    return done, files
 
 
 def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def disk(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Result:
+def disk(bench: Bench, workdir: Path, chance: random.Random, index: int) -> FaultResult:
     """A disk that is full at some share of what a run needs, and then is not."""
     pages = sum(-(-path.stat().st_size // 4096) + 1 for path in bench.quiet.rglob("*"))
     pages = max(2, int(pages * (index % 10 + chance.random()) / 10))
     with mounted(workdir, 4 * pages) as grow:
         done = bench.run(workdir / "out").end()
-        why = [] if done.status == 0 or done.told(2) else [f"{pages} pages, {done}"]
+        why = [] if done.status == 0 or done.ended_with(2) else [f"{pages} pages, {done}"]
         grow()
-        again, what = bench.run(workdir / "out").end(), "full" if done.status else "enough"
-        return recovered([again], workdir / "out", bench.quiet, why, what=what)
+        again, outcome = bench.run(workdir / "out").end(), "full" if done.status else "enough"
+        return recovered([again], workdir / "out", bench.quiet, why, outcome=outcome)
 
 
 @contextmanager
@@ -215,12 +224,12 @@ def mounted(folder: Path, kilobytes: int) -> Iterator[Callable[[], Any]]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def two(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Result:
+def two(bench: Bench, workdir: Path, chance: random.Random, index: int) -> FaultResult:
     """A second run comes at some time; the first may be killed at another."""
     length = bench.size[2]
     comes = chance.uniform(0, length)
     killed = comes + chance.uniform(0, length) if index % 2 else TIMEOUT
-    runs, known, lost, again = [bench.run(workdir)], {}, set(), set()
+    runs, finished, lost, again = [bench.run(workdir)], {}, set(), set()
     while len(runs) < 2 or any(run.process.poll() is None for run in runs):
         passed = time.monotonic() - runs[0].began
         if len(runs) < 2 and passed > comes:
@@ -230,31 +239,31 @@ def two(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Resul
             runs[0].process.wait()
             notes = workdir.glob("progress-*/artifacts.json")  # these are finished together
             again = {name for path in notes for name in json.loads(path.read_text())}
-        there = stamps(workdir)
-        lost |= {name for name, stamp in known.items() if there.get(name) != stamp} - again
-        known = there | known
+        present = stamps(workdir)
+        lost |= {name for name, stamp in finished.items() if present.get(name) != stamp} - again
+        finished = present | finished
         time.sleep(0.005)
         assert passed < 2 * TIMEOUT, "no end"
     first, second = (run.end() for run in runs)
     why = [] if first.status in ((0, -9) if index % 2 else (0,)) else [f"first: {first}"]
-    if second.status and not second.told(2, "another process writes"):
+    if second.status and not second.ended_with(2, "another process writes"):
         why.append(f"second: {second}")
     why += [f"was finished, and made again: {sorted(lost)}"] if lost else []
-    what = "the second refused" if second.status else "both ended"
-    what = "the first was killed" if first.status == -9 else what
-    return recovered([bench.run(workdir).end()], workdir, bench.quiet, why, what=what)
+    outcome = "the second refused" if second.status else "both ended"
+    outcome = "the first was killed" if first.status == -9 else outcome
+    return recovered([bench.run(workdir).end()], workdir, bench.quiet, why, outcome=outcome)
 
 
 def stamps(workdir: Path) -> dict[str, int]:
     """When each finished artifact was."""
-    found = {}
+    times = {}
     for path in workdir.glob("*/summary.json"):
         with suppress(FileNotFoundError):
-            found[path.parent.name] = path.stat().st_mtime_ns
-    return found
+            times[path.parent.name] = path.stat().st_mtime_ns
+    return times
 
 
-def peer(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Result:
+def peer(bench: Bench, workdir: Path, chance: random.Random, index: int) -> FaultResult:
     """One of two processes is killed in a stage, and both are started again."""
     dead, stage = index % 2, STAGES[index // 2 % len(STAGES)]
     runs = bench.pair(workdir)
@@ -267,10 +276,10 @@ def peer(bench: Bench, workdir: Path, chance: random.Random, index: int) -> Resu
     began = time.monotonic()
     done, took = runs[1 - dead].end(), time.monotonic() - began
     faults = int(runs[dead].end().status == -9)  # or it had ended before
-    well = done.told(75, f"process {dead}") and took < BOUND if faults else done.status == 0
+    well = done.ended_with(75, f"process {dead}") and took < BOUND if faults else done.status == 0
     why = [] if well else [f"process {dead} killed, the other after {took:.0f} s: {done}"]
     ends = [run.end() for run in bench.pair(workdir)]
-    result = recovered(ends, workdir, bench.quiet_pair, why, faults=faults, what=stage)
+    result = recovered(ends, workdir, bench.quiet_pair, why, faults=faults, outcome=stage)
     return result._replace(seconds=took)
 
 
@@ -284,7 +293,7 @@ KINDS = {
 }  # and how many
 
 
-def attempt(bench: Bench, kind: str, index: int) -> Result:
+def attempt(bench: Bench, kind: str, index: int) -> FaultResult:
     """A trial; the workdir of one that was not as it must be stays."""
     workdir = bench.folder / f"{kind}-{index}"
     remove(workdir)
@@ -298,14 +307,14 @@ def table(results: list[dict[str, Any]]) -> str:
     """Counts of every kind, and of every outcome of it."""
     rows = ["| fault | trials | faults | survived | bitwise equal | silently wrong | slowest, s |",
             "| --- " + "| ---: " * 6 + "|"]  # fmt: skip
-    kinds = sorted({(r["kind"], what) for r in results for what in {"", r["what"]}})
-    for kind, what in kinds:
-        own = [r for r in results if r["kind"] == kind and what in ("", r["what"])]
-        counts = [len(own), sum(r["faults"] for r in own)]
-        counts += [sum(r[key] for r in own) for key in ("survived", "equal")]
-        silent = sum(r["silent"] for r in own)
-        name = f"{kind}: {what}" if what else f"**{kind}**"
-        slowest = max(r["seconds"] for r in own)
+    kinds = sorted({(r["kind"], outcome) for r in results for outcome in {"", r["what"]}})
+    for kind, outcome in kinds:
+        matching = [r for r in results if r["kind"] == kind and outcome in ("", r["what"])]
+        counts = [len(matching), sum(r["faults"] for r in matching)]
+        counts += [sum(r[key] for r in matching) for key in ("survived", "equal")]
+        silent = sum(r["silent"] for r in matching)
+        name = f"{kind}: {outcome}" if outcome else f"**{kind}**"
+        slowest = max(r["seconds"] for r in matching)
         rows.append(f"| {name} | {' | '.join(map(str, [*counts, silent]))} | {slowest:.0f} |")
     return "\n".join(rows)
 
@@ -326,27 +335,27 @@ def main() -> None:
     bench.folder.mkdir(parents=True, exist_ok=True)
     path, kinds = bench.folder / "results.jsonl", options.kinds or [*KINDS]
     path.touch()
-    found = map(parsed, path.read_text().splitlines())
-    results = [result for result in found if isinstance(result, dict)]
-    known = {(result["kind"], result["index"]) for result in results}
+    records = map(parsed, path.read_text().splitlines())
+    results = [result for result in records if isinstance(result, dict)]
+    finished = {(result["kind"], result["index"]) for result in results}
 
-    def one(kind: str, index: int) -> None:
-        if time.monotonic() > end or (kind, index) in known:
+    def run_trial(kind: str, index: int) -> None:
+        if time.monotonic() > end or (kind, index) in finished:
             return
         try:
             result = attempt(bench, kind, index)
         except PermissionError as error:
             return print(f"{kind}: {error}", flush=True)
-        content = {"kind": kind, "index": index, **result._asdict()}
+        content = {"kind": kind, "index": index, **result.record()}
         results.append(content)
         with path.open("a") as file:
             file.write(f"\n{json.dumps(content)}")  # whatever was cut off before
-        print(f"{kind} {index}: {result.why or result.what or 'equal'}", flush=True)
+        print(f"{kind} {index}: {result.why or result.outcome or 'equal'}", flush=True)
 
     if not options.report:
         todo = [(k, index) for k in kinds for index in range(options.trials or KINDS[k][1])]
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda trial: one(*trial), todo))
+            list(pool.map(lambda trial: run_trial(*trial), todo))
     print(table([result for result in results if result["kind"] in kinds]))
     sys.exit(any(result["why"] for result in results if result["kind"] in kinds))
 

@@ -54,16 +54,16 @@ class Done(NamedTuple):
 
     status: int
     out: str
-    said: str
+    stderr: str
     lines: list[str]
     seconds: float
 
-    def told(self, status: int, about: str = "") -> bool:
+    def ended_with(self, status: int, about: str = "") -> bool:
         """Whether it ended so, with one line, alone, that holds this."""
         return self.status == status and len(self.lines) == 1 and about in self.lines[0]
 
     def __str__(self) -> str:
-        return f"status {self.status}: {self.said[-1500:]}"
+        return f"status {self.status}: {self.stderr[-1500:]}"
 
 
 class Running(NamedTuple):
@@ -82,13 +82,13 @@ class Running(NamedTuple):
         self.process.kill()
         status = self.process.wait()
         with self.out, self.err:
-            out, said = (file.seek(0) or file.read() for file in (self.out, self.err))
-        said += f"\nno end after {TIMEOUT} s" * late
-        lines = [line for line in said.splitlines() if not re.search(USUAL, line)]
-        return Done(status, out, said, lines, time.monotonic() - self.began)
+            out, stderr = (file.seek(0) or file.read() for file in (self.out, self.err))
+        stderr += f"\nno end after {TIMEOUT} s" * late
+        lines = [line for line in stderr.splitlines() if not re.search(USUAL, line)]
+        return Done(status, out, stderr, lines, time.monotonic() - self.began)
 
 
-_one = threading.RLock()
+_lock = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Bench:
 
     def run(self, workdir: Path, *more: str, fault: Any = None) -> Running:
         """A run into a workdir."""
-        own = "run", EXPERIMENT, "--workdir", workdir, *SMALL, *self.words
-        return self.start(*own, *more, fault=fault)
+        command = "run", EXPERIMENT, "--workdir", workdir, *SMALL, *self.words
+        return self.start(*command, *more, fault=fault)
 
     def pair(self, workdir: Path) -> list[Running]:
         """A run in two processes."""
@@ -132,7 +132,7 @@ class Bench:
 
     def once(self, name: str, make: Callable[[Path], list[Done]], status: int = 0) -> Path:
         """A folder of this name, made where it is not there yet."""
-        with _one:
+        with _lock:
             folder, half = self.folder / name, self.folder / f"{name}.half"
             if not folder.exists():
                 shutil.rmtree(half, ignore_errors=True)
@@ -149,7 +149,7 @@ class Bench:
     @cached_property
     def quiet_pair(self) -> Path:
         """The workdir of an undisturbed run of two processes."""
-        return self.once("pair", lambda workdir: [one.end() for one in self.pair(workdir)])
+        return self.once("pair", lambda workdir: [run.end() for run in self.pair(workdir)])
 
     @cached_property
     def size(self) -> tuple[int, int, float]:
@@ -162,7 +162,9 @@ class Bench:
             return [done]
 
         again = self.once("again", make)
-        assert not (found := differences(again, quiet)), f"two undisturbed runs differ: {found}"
+        assert not (differing := differences(again, quiet)), (
+            f"two undisturbed runs differ: {differing}"
+        )
         return tuple(json.loads(note.read_text()))
 
     def interrupted(self, stage: str) -> Path:
@@ -178,38 +180,38 @@ class Bench:
 # What a run has made
 
 
-def made(workdir: Path) -> dict[str, Any]:
+def read_results(workdir: Path) -> dict[str, Any]:
     """All that is the same twice: arrays as bytes, JSON as values, the report's files."""
-    found: dict[str, Any] = {"folders": sorted(path.name for path in workdir.iterdir())}
-    found |= {
+    results: dict[str, Any] = {"folders": sorted(path.name for path in workdir.iterdir())}
+    results |= {
         str(path.relative_to(workdir)): read_arrays(path) for path in workdir.glob("*/params")
     }
     for pattern in ("*.json", "*/config.json", "*/summary.json", "*/metrics.jsonl"):
         for path in workdir.glob(pattern):
             text = path.read_text(errors="replace")
             parts = text.splitlines() if path.suffix == ".jsonl" else [text]
-            found[str(path.relative_to(workdir))] = [parsed(part) for part in parts]
-    return found | reported(workdir)
+            results[str(path.relative_to(workdir))] = [parsed(part) for part in parts]
+    return results | reported(workdir)
 
 
 def reported(workdir: Path) -> dict[str, bytes]:
     """The report's files, without the commands that made it and their dates."""
     files = (path for path in workdir.glob("report-*/**/*") if path.is_file())
-    found = {str(path.relative_to(workdir)): path.read_bytes() for path in files}
-    return {name: re.sub(COMMANDS, b"", content) for name, content in found.items()}
+    contents = {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+    return {name: re.sub(COMMANDS, b"", content) for name, content in contents.items()}
 
 
 def read_arrays(path: Path) -> Any:
     """Each array's type, shape and bytes, as Orbax alone reads them."""
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     try:
-        with _one, ocp.StandardCheckpointer() as checkpointer:
+        with _lock, ocp.StandardCheckpointer() as checkpointer:
             like = jax.tree.map(
                 lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place),
                 checkpointer.metadata(path).item_metadata.tree,
             )
-            found = jax.tree_util.tree_leaves_with_path(checkpointer.restore(path, like))
-        return {str(name): (str(x.dtype), x.shape, np.asarray(x).tobytes()) for name, x in found}
+            leaves = jax.tree_util.tree_leaves_with_path(checkpointer.restore(path, like))
+        return {str(name): (str(x.dtype), x.shape, np.asarray(x).tobytes()) for name, x in leaves}
     except Exception as error:  # Orbax and TensorStore raise whatever they met
         return f"unreadable: {error}"
 
@@ -224,7 +226,7 @@ def parsed(text: str) -> Any:
 
 def differences(ours: Path, theirs: Path, alike: Callable[[Any, Any], bool] = eq) -> set[str]:
     """The names of what two workdirs do not have in common."""
-    a, b = made(ours), made(theirs)
+    a, b = read_results(ours), read_results(theirs)
     return {name for name in a.keys() | b.keys() if not alike(a.get(name), b.get(name))}
 
 

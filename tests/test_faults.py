@@ -82,7 +82,7 @@ def test_a_command_that_ignores_a_signal_is_caught(faults):
     loud = faults.Done(130, "", "", ["Traceback", "KeyboardInterrupt"], 1.0)
     good = faults.Done(130, "", "", ["interrupted; the same command goes on"], 1.0)
     for done, well in ((deaf, False), (loud, False), (good, True)):
-        assert done.told(130) is well
+        assert done.ended_with(130) is well
 
 
 def test_the_table_counts(faults):
