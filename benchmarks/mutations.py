@@ -145,13 +145,13 @@ def turn_round(node: cst.If | cst.While | cst.IfExp | cst.Assert) -> Iterator[cs
 
 def repeat_neighbour(node: cst.Call) -> Iterator[cst.CSTNode]:
     """f(a, b) becomes f(b, b) and f(a, a)."""
-    for i, (one, two) in enumerate(zip(node.args, node.args[1:], strict=False)):
-        values = one.value, two.value
-        if one.star or two.star or values[0].deep_equals(values[1]):
+    for i, (left, right) in enumerate(zip(node.args, node.args[1:], strict=False)):
+        values = left.value, right.value
+        if left.star or right.star or values[0].deep_equals(values[1]):
             continue
         if not all(isinstance(value, cst.Name | cst.Attribute | cst.Subscript) for value in values):
             continue
-        for place, value in ((i, two.value), (i + 1, one.value)):
+        for place, value in ((i, right.value), (i + 1, left.value)):
             args = list(node.args)
             args[place] = args[place].with_changes(value=value)
             yield node.with_changes(args=args)
@@ -182,7 +182,7 @@ class Collector(cst.CSTVisitor):
 
     def __init__(self):
         super().__init__()
-        self.found: dict[int, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+        self.changes: dict[int, dict[str, list]] = defaultdict(lambda: defaultdict(list))
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.Annotation | cst.Decorator | cst.Import | cst.ImportFrom):
@@ -201,7 +201,7 @@ class Collector(cst.CSTVisitor):
                 if isinstance(node, kinds):
                     changes = [(node, changed) for changed in operator(node)]
                     if changes:
-                        self.found[place.start.line][operator.__name__] += changes
+                        self.changes[place.start.line][operator.__name__] += changes
         return True
 
 
@@ -211,8 +211,8 @@ def draw(path: str, count: int, seed: int) -> list[Mutant]:
     module = MetadataWrapper(cst.parse_module(source), unsafe_skip_copy=True)
     collector, chance = Collector(), random.Random(f"{seed} {path}")
     module.visit(collector)
-    left, made = collector.found, {}
-    while left and len(made) < count:
+    left, mutants = collector.changes, {}
+    while left and len(mutants) < count:
         line = chance.choice(sorted(left))
         kind = chance.choice(sorted(left[line]))
         node, changed = left[line][kind].pop(chance.randrange(len(left[line][kind])))
@@ -224,8 +224,8 @@ def draw(path: str, count: int, seed: int) -> list[Mutant]:
         if _same(code, source):
             continue
         mutant = Mutant(path, line, kind.removeprefix("operator_"), _diff(path, source, code), code)
-        made.setdefault(mutant.name, mutant)
-    return list(made.values())
+        mutants.setdefault(mutant.name, mutant)
+    return list(mutants.values())
 
 
 def _same(code: str, source: str) -> bool:
@@ -307,7 +307,7 @@ class Lane:
         logging.root.handlers.clear()  # those of libraries would write beside pytest's
         mark, _, path = tests.rpartition(":")
         flags = ["-x", "-q", "--tb=no", "-o", "addopts=--import-mode=importlib"]
-        kept = [
+        run_flags = [
             "-m",
             mark or "not slow",
             "-p",
@@ -317,7 +317,7 @@ class Lane:
         ]
         status = BROKEN
         try:
-            status = int(pytest.main([*flags, *kept, path]))
+            status = int(pytest.main([*flags, *run_flags, path]))
         except ExceptionGroup:  # unraisable exceptions, which pytest raises as it ends
             traceback.print_exc()
             status = int(pytest.ExitCode.TESTS_FAILED)
@@ -330,17 +330,17 @@ class Lane:
 
     def ended(self) -> tuple[str, float, str] | None:
         """What came of it, after how long, and by which test; None while it runs."""
-        found, status = os.waitpid(self.child, os.WNOHANG)
+        ended_pid, status = os.waitpid(self.child, os.WNOHANG)
         seconds = time.monotonic() - self.began
         late = seconds > self.limit
-        if not found and not late:
+        if not ended_pid and not late:
             return None
-        self._end(bool(found))
+        self._end(bool(ended_pid))
         if self.mutant:
             shutil.copy(ROOT / self.mutant.path, self.folder / self.mutant.path)
-        said = (self.folder / "output.txt").read_text(errors="replace").splitlines()
-        by = next((s.split()[1] for s in said if s.startswith(("FAILED", "ERROR"))), "")
-        if not found:
+        output_lines = (self.folder / "output.txt").read_text(errors="replace").splitlines()
+        by = next((s.split()[1] for s in output_lines if s.startswith(("FAILED", "ERROR"))), "")
+        if not ended_pid:
             return TOO_LONG, seconds, ""
         code = os.waitstatus_to_exitcode(status)
         if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED, BROKEN):
@@ -373,17 +373,17 @@ def warm_up(folder: Path) -> None:
 
 def baseline(file: Path, lane: Lane, tests: str) -> float:
     """Seconds that tests take without a change, the first of all to compile their programs."""
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if tests not in known:
+    seconds_by_tests = json.loads(file.read_text()) if file.exists() else {}
+    if tests not in seconds_by_tests:
         lane.start(None, tests, 3600)
-        while not (found := lane.ended()):
+        while not (result := lane.ended()):
             time.sleep(0.05)
-        outcome, known[tests], by = found
+        outcome, seconds_by_tests[tests], by = result
         if outcome != SURVIVED:
             sys.exit(f"{tests} fails without a change ({by}): see {lane.folder / 'output.txt'}")
-        file.write_text(json.dumps(known, indent=1))
-        print(f"{known[tests]:6.1f} s  {tests}", flush=True)
-    return known[tests]
+        file.write_text(json.dumps(seconds_by_tests, indent=1))
+        print(f"{seconds_by_tests[tests]:6.1f} s  {tests}", flush=True)
+    return seconds_by_tests[tests]
 
 
 # ---- the whole ----
@@ -405,36 +405,38 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    results, known = folder / "results.jsonl", {}
+    results, records = folder / "results.jsonl", {}
     for line in results.read_text().splitlines() if results.exists() else ():
-        one = json.loads(line)
-        known[one["name"]] = one
+        record = json.loads(line)
+        records[record["name"]] = record
     drawn = [
         m for m in sample(options.count, options.seed)
         if any(part in m.path for part in options.only)
     ]  # fmt: skip
     todo = [
         m for m in drawn
-        if m.name not in known or options.again and known[m.name]["outcome"] == SURVIVED
+        if m.name not in records or options.again and records[m.name]["outcome"] == SURVIVED
     ]  # fmt: skip
     if todo and not options.list:
         warm_up(folder)
         lanes = [Lane(folder / f"lane-{i}") for i in range(options.lanes)]
         with results.open("a") as log:
-            for mutant, (outcome, seconds, by) in tried(todo, lanes, folder / "baseline.json"):
-                found = {"name": mutant.name, **asdict(mutant)}
-                found |= {"code": None, "outcome": outcome, "seconds": round(seconds, 1), "by": by}
-                known[mutant.name] = found
-                print(json.dumps(found), file=log, flush=True)
+            for mutant, (outcome, seconds, by) in try_mutants(
+                todo, lanes, folder / "baseline.json"
+            ):
+                record = {"name": mutant.name, **asdict(mutant)}
+                record |= {"code": None, "outcome": outcome, "seconds": round(seconds, 1), "by": by}
+                records[mutant.name] = record
+                print(json.dumps(record), file=log, flush=True)
                 print(
                     f"{outcome:9} {seconds:5.0f} s  {mutant.path}:{mutant.line}  {by}", flush=True
                 )
-    text = report([known[mutant.name] for mutant in drawn if mutant.name in known])
+    text = report([records[mutant.name] for mutant in drawn if mutant.name in records])
     (folder / "report.md").write_text(text)
     print(text)
 
 
-def tried(
+def try_mutants(
     todo: Sequence[Mutant], lanes: Sequence[Lane], file: Path
 ) -> Iterator[tuple[Mutant, tuple[str, float, str]]]:
     """Each mutant and what came of it, as they end; those of the same tests one after another."""
@@ -447,9 +449,9 @@ def tried(
             busy[lane] = begin(lane, mutant, modules()[mutant.path], file)
         time.sleep(0.05)
         for lane, (mutant, left) in list(busy.items()):
-            if not (found := lane.ended()):
+            if not (result := lane.ended()):
                 continue
-            outcome, seconds, by = found
+            outcome, seconds, by = result
             spent[mutant.name] += seconds
             if outcome == SURVIVED and left:
                 busy[lane] = begin(lane, mutant, left, file)
@@ -468,21 +470,22 @@ def begin(
     return mutant, tuple(left)
 
 
-def report(found: Sequence[dict]) -> str:
+def report(records: Sequence[dict]) -> str:
     """Counts by module, and every change that no test noticed."""
     counts: dict[str, Counter] = defaultdict(Counter)
-    for one in found:
-        parent = Path(one["path"]).parent
-        name = one["path"] if str(parent) == "undo_jax" else f"{parent}/"
-        counts[name][one["outcome"]] += 1
+    for record in records:
+        parent = Path(record["path"]).parent
+        name = record["path"] if str(parent) == "undo_jax" else f"{parent}/"
+        counts[name][record["outcome"]] += 1
     lines = ["| module | mutants | killed | survived |", "| --- | ---: | ---: | ---: |"]
     for name, outcomes in [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]:
         whole, alive = sum(outcomes.values()), outcomes[SURVIVED]
         lines.append(f"| {name} | {whole} | {whole - alive} | {alive} |")
-    for one in sorted(found, key=lambda one: (one["path"], one["line"])):
-        if one["outcome"] == SURVIVED:
+    for record in sorted(records, key=lambda record: (record["path"], record["line"])):
+        if record["outcome"] == SURVIVED:
             lines.append(
-                f"\n{one['name']} {one['path']} ({one['kind']})\n```diff\n{one['diff']}\n```"
+                f"\n{record['name']} {record['path']} ({record['kind']})\n"
+                f"```diff\n{record['diff']}\n```"
             )
     return "\n".join(lines) + "\n"
 
