@@ -24,17 +24,17 @@ HOST = "127.0.0.1"
 
 def memory(process: int) -> int:
     """Resident, in MiB."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
-    return int(found[1]) // 1024 if found else 0
+    match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+    return int(match[1]) // 1024 if match else 0
 
 
 def ready(port: int, server: subprocess.Popen) -> dict[str, Any]:
     """What the page says of itself, once the server answers."""
     while server.poll() is None:
         try:
-            asked = http.client.HTTPConnection(HOST, port, timeout=60)
-            asked.request("GET", "/")
-            page = asked.getresponse().read().decode()
+            connection = http.client.HTTPConnection(HOST, port, timeout=60)
+            connection.request("GET", "/")
+            page = connection.getresponse().read().decode()
             return json.loads(page.split('id="data">')[1].split("</script>")[0])
         except OSError:
             time.sleep(0.2)
@@ -42,29 +42,31 @@ def ready(port: int, server: subprocess.Popen) -> dict[str, Any]:
 
 
 def question(draw: random.Random, data: dict[str, Any]) -> dict[str, Any]:
-    one, other = (draw.choice(data["examples"]) for _ in range(2))
-    first, last = (draw.randint(1, len(of["prompt"])) for of in (one, other))
-    prompt = one["prompt"][:first] + other["prompt"][-last:]
-    return {"prompt": prompt, "answer": other["answer"], "step": draw.choice(data["steps"])}
+    first_example, last_example = (draw.choice(data["examples"]) for _ in range(2))
+    first, last = (
+        draw.randint(1, len(example["prompt"])) for example in (first_example, last_example)
+    )
+    prompt = first_example["prompt"][:first] + last_example["prompt"][-last:]
+    return {"prompt": prompt, "answer": last_example["answer"], "step": draw.choice(data["steps"])}
 
 
-def visit(number: int, port: int, data: dict[str, Any], end: float, told: list) -> None:
+def visit(number: int, port: int, data: dict[str, Any], end: float, outcomes: list) -> None:
     """Ask until `end`; tells seconds and what came: "answered", a status, or an exception."""
     draw = random.Random(number)
     while (began := time.monotonic()) < end:
-        asked = http.client.HTTPConnection(HOST, port, timeout=60)
+        connection = http.client.HTTPConnection(HOST, port, timeout=60)
         try:
             body = json.dumps(question(draw, data))
-            asked.request("POST", "/answers", body, {"Content-Type": "application/json"})
-            reply = asked.getresponse()
+            connection.request("POST", "/answers", body, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
             content = json.loads(reply.read())
             whole = len(content.get("replies", ())) == len(data["models"])
             came = "answered" if whole else str(reply.status)
         except (OSError, http.client.HTTPException, ValueError) as error:
             came = repr(error)
         finally:
-            asked.close()
-        told.append((time.monotonic() - began, came))
+            connection.close()
+        outcomes.append((time.monotonic() - began, came))
 
 
 def main():
@@ -79,24 +81,25 @@ def main():
         try:
             data = ready(options.port, server)
             visit(0, options.port, data, time.monotonic() + 5, [])  # each step's models are loaded
-            before, told = memory(server.pid), []
+            before, outcomes = memory(server.pid), []
             end = time.monotonic() + options.seconds
             visitors = [
-                threading.Thread(target=visit, args=(number, options.port, data, end, told))
+                threading.Thread(target=visit, args=(number, options.port, data, end, outcomes))
                 for number in range(options.clients)
             ]
-            for one in visitors:
-                one.start()
+            for visitor in visitors:
+                visitor.start()
             highest = before
-            while any(one.is_alive() for one in visitors):
+            while any(visitor.is_alive() for visitor in visitors):
                 time.sleep(1)
                 highest = max(highest, memory(server.pid))
         finally:
             server.send_signal(signal.SIGINT)
-    seconds = sorted(taken for taken, _ in told)
+    seconds = sorted(taken for taken, _ in outcomes)
     middle, slow = (seconds[int(share * (len(seconds) - 1))] for share in (0.5, 0.95))
     came = ", ".join(
-        f"{count} {what}" for what, count in collections.Counter(c for _, c in told).items()
+        f"{count} {outcome}"
+        for outcome, count in collections.Counter(c for _, c in outcomes).items()
     )
     print(f"{options.clients} visitors, {options.seconds:g} s: {came}")
     print(f"median {middle:.2f} s, p95 {slow:.2f} s, slowest {seconds[-1]:.2f} s")
