@@ -57,7 +57,7 @@ from undo_jax.runtime.mesh import parse_mesh
 
 ROOT = Path(undo_jax.__file__).parent.parent
 DRIVERS = Path(__file__).parent / "peers"
-KEPT = ROOT / "runs" / "peers_tpu.json"
+CACHE_FILE = ROOT / "runs" / "peers_tpu.json"
 PEERS = {"undo_jax": "data=2,fsdp=8", "maxtext": "fsdp=16", "tunix": "fsdp=16"}  # their meshes
 SIZES, TOPOLOGIES, LENGTH = ("0.1B", "2B", "9B"), ("v5e:4x4", "v6e:4x4"), 2048
 MODEL = "layers", "width", "feed_forward", "heads", "kv_heads", "head_width", "vocabulary", "window"
@@ -77,7 +77,7 @@ HEAD = (
 def case(size: str, topology: str, mesh: str, rows: int) -> dict[str, Any]:
     """All that a driver is told. `rows` are each chip's."""
     lm = preset(size)
-    split = {axis: int(count) for axis, count in (one.split("=") for one in mesh.split(","))}
+    split = {axis: int(count) for axis, count in (part.split("=") for part in mesh.split(","))}
     model = {name: getattr(lm, name) for name in MODEL}
     return {"size": size, "model": model, "topology": topology, "mesh": split, "rows": rows,
             "length": LENGTH}  # fmt: skip
@@ -94,19 +94,19 @@ def compiled(python: str, peer: str, work: dict[str, Any]) -> dict[str, Any]:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment(peer)
         )
-        found = sorted(Path(folder).glob("*.json"), reverse=True)  # teacher before student
-        if done.returncode or not found:
+        size_files = sorted(Path(folder).glob("*.json"), reverse=True)  # teacher before student
+        if done.returncode or not size_files:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
             raise ValueError(f"{peer}: {' '.join(command[:2])} fails: {' '.join(last)}")
-        return read([(json.loads(at.read_text()), at.with_suffix(".hlo")) for at in found],
+        return read([(json.loads(at.read_text()), at.with_suffix(".hlo")) for at in size_files],
                     work["topology"])  # fmt: skip
 
 
 def environment(peer: str) -> dict[str, str]:
     """Variables of a driver: none of this process's libtpu, and no code of ours for peers."""
-    known = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
-    known.pop("PYTHONPATH", None)
-    return known | ({"PYTHONPATH": str(ROOT)} if peer == "undo_jax" else {})
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    variables.pop("PYTHONPATH", None)
+    return variables | ({"PYTHONPATH": str(ROOT)} if peer == "undo_jax" else {})
 
 
 def read(programs: list[tuple[dict[str, Any], Path]], topology: str) -> dict[str, Any]:
@@ -120,10 +120,10 @@ def read(programs: list[tuple[dict[str, Any], Path]], topology: str) -> dict[str
     return {
         "fits": True,
         "peaks": peaks,
-        "flops": sum(one.flops for one in each),
-        "hbm": sum(one.memory for one in each),
-        "ici": sum(sum(one.collectives.values()) for one in each),
-        "roofline": sum(roofline(one, chip).seconds for one in each),
+        "flops": sum(cost.flops for cost in each),
+        "hbm": sum(cost.memory for cost in each),
+        "ici": sum(sum(cost.collectives.values()) for cost in each),
+        "roofline": sum(roofline(cost, chip).seconds for cost in each),
         "serial": sum(serial(text, chip) for text in texts),
     }
 
@@ -131,8 +131,8 @@ def read(programs: list[tuple[dict[str, Any], Path]], topology: str) -> dict[str
 def needed(message: str) -> float:
     """Bytes that a refused program asks for. Raises ValueError if size was not the reason."""
     for pattern, _ in REFUSED:
-        if found := pattern.search(message):
-            return counted(found)
+        if match := pattern.search(message):
+            return counted(match)
     raise ValueError(f"the compiler refuses the step: {message.strip().splitlines()[0]}")
 
 
@@ -152,8 +152,8 @@ def most(measure: Callable[[int], dict[str, Any]], available: float) -> int:
         return 0
     if not fits(2):
         return 1
-    one, two = (max(tried[rows]["peaks"]) for rows in (1, 2))
-    guess = 1 + int((available - one) / max(two - one, 1.0))
+    first_peak, second_peak = (max(tried[rows]["peaks"]) for rows in (1, 2))
+    guess = 1 + int((available - first_peak) / max(second_peak - first_peak, 1.0))
     guess = max(2, min(guess, 64))
     while not fits(guess):
         guess -= 1
@@ -162,13 +162,13 @@ def most(measure: Callable[[int], dict[str, Any]], available: float) -> int:
     return guess
 
 
-def line(size: str, topology: str, name: str, mesh: str, rows: int, found: dict[str, Any]) -> str:
+def line(size: str, topology: str, name: str, mesh: str, rows: int, cell: dict[str, Any]) -> str:
     """A row of the table."""
-    peak = " / ".join(format_number(each / 1e9) for each in found["peaks"])
+    peak = " / ".join(format_number(each / 1e9) for each in cell["peaks"])
     columns = [size, topology, name, str(rows), mesh, peak, "does not fit", *[""] * 4]
-    if found["fits"]:
-        numbers = found["flops"] / 1e12, found["hbm"] / 1e9, found["ici"] / 1e9
-        times = 1e3 * found["roofline"], 1e3 * found["serial"]
+    if cell["fits"]:
+        numbers = cell["flops"] / 1e12, cell["hbm"] / 1e9, cell["ici"] / 1e9
+        times = 1e3 * cell["roofline"], 1e3 * cell["serial"]
         columns[6:] = [format_number(number) for number in (*numbers, *times)]
     return f"| {' | '.join(columns)} |"
 
@@ -184,35 +184,35 @@ class Cells:
         self.versions = {peer: json.loads(ask(at).stdout) for peer, at in pythons.items()}
         self.code = _digest((ROOT / "undo_jax").rglob("*.py"))
         self.readers = _digest((ROOT / "undo_jax" / "fit").glob("*.py"))
-        self.kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        self.cells = json.loads(CACHE_FILE.read_text()) if CACHE_FILE.exists() else {}
 
     def name(self, peer: str) -> str:
         """A step as the table calls it."""
-        said = self.versions[peer]
-        own = {"maxtext": "maxtext", "tunix": "google-tunix"}.get(peer)
-        own = f"{peer} {said[own]}" if own else peer
-        return f"{own} (jax {said['jax']}, libtpu {said['libtpu']})"
+        versions = self.versions[peer]
+        package = {"maxtext": "maxtext", "tunix": "google-tunix"}.get(peer)
+        step_name = f"{peer} {versions[package]}" if package else peer
+        return f"{step_name} (jax {versions['jax']}, libtpu {versions['libtpu']})"
 
     def measure(self, peer: str, size: str, topology: str, mesh: str, rows: int) -> dict[str, Any]:
         """A cell, from the file if there."""
         code = self.code if peer == "undo_jax" else self.readers
         driver = _digest([DRIVERS / f"{peer}_step.py", DRIVERS / "compiled.py"])
         key = json.dumps([self.name(peer), code, driver, size, topology, mesh, rows])
-        if key not in self.kept:
+        if key not in self.cells:
             work = case(size, topology, mesh, rows)
-            self.kept[key] = compiled(self.pythons[peer], peer, work)
-            KEPT.parent.mkdir(exist_ok=True)
-            written = KEPT.with_suffix(".tmp")
-            written.write_text(json.dumps(self.kept, indent=1))
-            written.rename(KEPT)
-        return self.kept[key]
+            self.cells[key] = compiled(self.pythons[peer], peer, work)
+            CACHE_FILE.parent.mkdir(exist_ok=True)
+            written = CACHE_FILE.with_suffix(".tmp")
+            written.write_text(json.dumps(self.cells, indent=1))
+            written.rename(CACHE_FILE)
+        return self.cells[key]
 
 
 def _digest(paths: Any) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(paths):
-        made.update(path.read_bytes())
-    return made.hexdigest()[:12]
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _rows(text: str) -> int | str:
