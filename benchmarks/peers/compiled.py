@@ -37,11 +37,11 @@ def write(folder: Path, name: str, lower: Callable[[], Any]) -> None:
         (folder / f"{name}.json").write_text(json.dumps({"refused": str(error)}))
         return
     (folder / f"{name}.hlo").write_text(compiled.as_text())
-    found = compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     sizes = {
-        "arguments": found.argument_size_in_bytes,
-        "outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
-        "peak": found.peak_memory_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
     }
     (folder / f"{name}.json").write_text(json.dumps(sizes))

@@ -73,8 +73,8 @@ def abstract(config: Any, mesh: Any) -> Any:
 def trainer(config: Any) -> Any:
     """MaxText's trainer, of which nothing is made but what a step reads."""
     forward = train_distill.create_forward_fn(config)
-    made = object.__new__(train_distill.MaxTextDistillationTrainer)
-    made.strategy = distillation_utils.CombinedDistillationStrategy(
+    distiller = object.__new__(train_distill.MaxTextDistillationTrainer)
+    distiller.strategy = distillation_utils.CombinedDistillationStrategy(
         student_forward_fn=forward,
         teacher_forward_fn=forward,
         temperature=config.distill_temperature,
@@ -82,10 +82,10 @@ def trainer(config: Any) -> Any:
         vocab_size=config.vocab_size,
         max_steps=config.steps,
     )
-    made.wrt_filter = nnx.Param
-    made._tunix_expects_grad_norm = True
-    made.gen_model_input_fn = lambda inputs: inputs
-    return made
+    distiller.wrt_filter = nnx.Param
+    distiller._tunix_expects_grad_norm = True
+    distiller.gen_model_input_fn = lambda inputs: inputs
+    return distiller
 
 
 def lower(case: dict[str, Any]) -> Any:
@@ -106,8 +106,8 @@ def lower(case: dict[str, Any]) -> Any:
             bundle = train_distill.ModelBundle(teacher, student)
             return bundle, nnx.Optimizer(student, transform, wrt=nnx.Param)
 
-        made = nnx.eval_shape(start)
-        structure, state = nnx.split(made)
+        abstract_state = nnx.eval_shape(start)
+        structure, state = nnx.split(abstract_state)
         placed = sharding.nnx_construct_named_sharding(state, mesh)
         state = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, placed

@@ -71,9 +71,9 @@ def shapes(tree: Any, mesh: Mesh, dtype: Any = None) -> Any:
 
 def programs(case: dict[str, Any]) -> dict[str, Any]:
     """Functions that lower the teacher's program and the student's."""
-    found = topologies.get_topology_desc(platform="tpu", topology_name=case["topology"])
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=case["topology"])
     size = case["mesh"].get("fsdp", 1), case["mesh"].get("tensor", 1)
-    mesh = topologies.make_mesh(found, size, ("fsdp", "tp"))
+    mesh = topologies.make_mesh(topology, size, ("fsdp", "tp"))
     rows, vocabulary = case["rows"] * mesh.size, case["model"]["vocabulary"]
     gemma.shard = lambda x, axes: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
     trainer = object.__new__(distillation_trainer.DistillationTrainer)
@@ -107,17 +107,19 @@ def programs(case: dict[str, Any]) -> dict[str, Any]:
 
     def step(state: Any, logits: Any, inputs: Any) -> Any:
         student, optimizer = nnx.merge(structure, state)
-        made = trainer._train_step(student, optimizer, {"teacher_output": logits, "inputs": inputs})
-        return nnx.state((student, optimizer)), made
+        step_result = trainer._train_step(
+            student, optimizer, {"teacher_output": logits, "inputs": inputs}
+        )
+        return nnx.state((student, optimizer)), step_result
 
     placed = shapes(state, mesh)
-    kept = jax.tree.map(lambda x: x.sharding, placed)
+    state_shardings = jax.tree.map(lambda x: x.sharding, placed)
     frozen = shapes(teacher, mesh, jnp.bfloat16)
     out = jax.ShapeDtypeStruct(
         (rows, case["length"], vocabulary), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp"))
     )
     teaching = jax.jit(teach, out_shardings=out.sharding)
-    training = jax.jit(step, donate_argnums=0, out_shardings=(kept, None))
+    training = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
     return {
         "teacher": lambda: teaching.lower(frozen, inputs),
         "student": lambda: training.lower(placed, out, inputs),

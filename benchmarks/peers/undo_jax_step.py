@@ -21,10 +21,10 @@ def main(case: dict[str, Any], folder: Path) -> None:
     mesh = mesh_on(chips.find(case["topology"]), MeshShape(**case["mesh"]))
     rows = case["rows"] * mesh.size
     training = Training(steps=1000, batch_size=rows, optimizer=AdamW(), eval_every=100)
-    made = compile_step(distillation(lm, lm, training, case["length"]), mesh)
-    if made.cost is not None:
-        (folder / "step.hlo").write_text(made.text)
-    (folder / "step.json").write_text(json.dumps({"peak": made.memory.total}))
+    compiled_step = compile_step(distillation(lm, lm, training, case["length"]), mesh)
+    if compiled_step.cost is not None:
+        (folder / "step.hlo").write_text(compiled_step.text)
+    (folder / "step.json").write_text(json.dumps({"peak": compiled_step.memory.total}))
 
 
 if __name__ == "__main__":
