@@ -46,22 +46,22 @@ def main() -> None:
     teacher = Pretrain(large, Training(1, 16, AdamW(1e-3), 1))
     training = Training(options.steps, 16, AdamW(1e-3), options.steps)
     student = Distill(teacher, Fresh(small), training, stop_early=False)
-    made = Experiment("cached", setting, {"student": student}, mesh=MeshShape(data=-1))
+    experiment = Experiment("cached", setting, {"student": student}, mesh=MeshShape(data=-1))
     print(f"teacher {parameters(large):,} parameters, student {parameters(small):,}")
-    found = {}
+    last_rates = {}
     for cached in (False, True):
         with tempfile.TemporaryDirectory() as workdir:
             started = time.perf_counter()
-            models = experiments.run(made, workdir, cache_teachers=cached)
+            models = experiments.run(experiment, workdir, cache_teachers=cached)
             (model,) = models["student", None]
             lines = (Path(model.artifact.folder) / "metrics.jsonl").read_text().splitlines()
             records = [json.loads(line) for line in lines]
             rates = [r["tokens_per_second"] for r in records if r.get("tokens_per_second")]
             losses = [r["loss"] for r in records if "loss" in r]
-            found[cached], seconds = rates[-1], time.perf_counter() - started
+            last_rates[cached], seconds = rates[-1], time.perf_counter() - started
             print(f"{'stored' if cached else 'beside'}: {rates[-1]:,.0f} tokens/s, last loss "
                   f"{losses[-1]:.6f}, {seconds:.1f} s in all", flush=True)  # fmt: skip
-    print(f"a step takes {found[False] / found[True]:.2f} of the time")
+    print(f"a step takes {last_rates[False] / last_rates[True]:.2f} of the time")
 
 
 @checked

@@ -65,23 +65,23 @@ def program(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
 def estimated(loops: Loops, name: str) -> float:
     """XLA's estimates, of a computation as often as its loops run."""
     total = 0.0
-    for one in loops.module.computations[name].values():
-        if one.opcode == "while":
-            total += estimated(loops, one.calls("body")) * loops.trips(name, one)
-        elif found := re.search(r'"estimated_cycles":"(\d+)"', one.rest):
-            total += int(found.group(1))
+    for instruction in loops.module.computations[name].values():
+        if instruction.opcode == "while":
+            total += estimated(loops, instruction.calls("body")) * loops.trips(name, instruction)
+        elif match := re.search(r'"estimated_cycles":"(\d+)"', instruction.rest):
+            total += int(match.group(1))
     return total
 
 
 def scheduled() -> list[tuple[int, float]]:
     """Of each kernel of the program compiled last: instructions, and those the MXUs' work takes."""
-    found = []
+    kernel_counts = []
     for path in glob.glob(f"{SCHEDULES.name}/*-head_*final_hlo-static-per-bundle-utilization.txt"):
         _, units, capacity, _, *lines = Path(path).read_text().splitlines()
         assert units.startswith("MXU"), f"another format than that of libtpu 0.0.42: {units}"
         used = [int(line.split()[0]) for line in lines if line.strip()]
-        found.append((len(used), sum(used) / int(capacity.split()[0])))
-    return found
+        kernel_counts.append((len(used), sum(used) / int(capacity.split()[0])))
+    return kernel_counts
 
 
 def compiled(place: chips.Slice, width: int, vocabulary: int, name: str, kernels: bool) -> str:

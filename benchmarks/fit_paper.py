@@ -28,7 +28,7 @@ from undo_jax.runner.load_experiment import load
 
 FIGURES = ("alpha", "methods", "pareto", "beyond", "baselines", "oracle_matching")
 SETTINGS, SLICE = ("arithmetic", "language"), "v5e:4x4"
-KEPT, DOCUMENT = ROOT / "runs" / "fit_paper.json", ROOT / "docs" / "RESULTS.md"
+CACHE_FILE, DOCUMENT = ROOT / "runs" / "fit_paper.json", ROOT / "docs" / "RESULTS.md"
 
 
 def experiment(setting: str, figure: str) -> Experiment:
@@ -40,28 +40,35 @@ def programs(setting: str) -> Iterator[tuple[str, str, str, Any]]:
     """Each program's figure, stage, a model that it trains or attacks, and that model's recipe."""
     seen = set()
     for figure in FIGURES:
-        made = experiment(setting, figure)
-        recipes = made.recipes()
+        figure_experiment = experiment(setting, figure)
+        recipes = figure_experiment.recipes()
         names = {id(recipe): name for (name, _), recipe in recipes.items()}
         for recipe in ancestry(recipes.values()):
             if not isinstance(recipe, TrainedRecipe):
                 continue
-            parts = json.loads(group_key(recipe, made.setting))
+            parts = json.loads(group_key(recipe, figure_experiment.setting))
             parts = {k: v for k, v in parts.items() if k not in ("stop", "evaluate")}
             parts["training"] = None, recipe.training.batch_size, recipe.training.accumulation
             key = json.dumps(parts, sort_keys=True)
             if key not in seen:
                 seen.add(key)
-                known = [names[id(one)] for one in (recipe, *recipe.parents) if id(one) in names]
-                yield figure, recipe.kind, known[0] if known else "an ancestor", recipe
+                model_names = [
+                    names[id(candidate)]
+                    for candidate in (recipe, *recipe.parents)
+                    if id(candidate) in names
+                ]
+                yield figure, recipe.kind, model_names[0] if model_names else "an ancestor", recipe
 
 
 def measure(setting: str, number: int) -> dict[str, Any]:
     """What the compiler says of one program."""
     jax.config.update("jax_platforms", "cpu")
     figure, kind, name, recipe = list(programs(setting))[number]
-    made, place = experiment(setting, figure), chips.find(SLICE)
-    work, mesh = on_chips(train_spec(recipe, made.setting)), mesh_on(place, made.mesh)
+    figure_experiment, place = experiment(setting, figure), chips.find(SLICE)
+    work, mesh = (
+        on_chips(train_spec(recipe, figure_experiment.setting)),
+        mesh_on(place, figure_experiment.mesh),
+    )
     title = {"setting": setting, "figure": figure, "stage": kind, "model": name}
     return title | describe(work, place, mesh, compile_step(work, mesh))
 
@@ -90,7 +97,7 @@ def main():
         return print(json.dumps(measure(options.cell[0], int(options.cell[1]))))
     sizes = {setting: sum(1 for _ in programs(setting)) for setting in SETTINGS}
     order = [f"{setting} {i}" for setting in SETTINGS for i in range(sizes[setting])]
-    cells = fill([n for n in order if n.split()[0] in options.setting], __file__, KEPT)
+    cells = fill([n for n in order if n.split()[0] in options.setting], __file__, CACHE_FILE)
     head = "setting | stage | a model | mesh | rows | GiB a chip | bound by | ms a step"
     lines = [f"| {head} |", "|" + " --- |" * 5 + " ---: | --- | ---: |"]
     lines += [line(cells[name]) for name in order if name in cells]

@@ -40,20 +40,20 @@ SLICES = {  # and the meshes that are tried in turn, until a row a chip fits
 ROWS = (8, 4, 2, 1)  # of 2048 tokens on a chip at once; the largest that fits is shown
 ROW_LENGTH, REMAT = 2048, "full"
 ROOT = Path(undo_jax.__file__).parent.parent
-KEPT, DOCUMENT = ROOT / "runs" / "fit_table.json", ROOT / "docs" / "TPU_PODS.md"
+CACHE_FILE, DOCUMENT = ROOT / "runs" / "fit_table.json", ROOT / "docs" / "TPU_PODS.md"
 
 
 def measure(student: str, teacher: str, place: str) -> dict:
     """What `undo-jax fit` says of the most rows that fit, or of one row."""
     jax.config.update("jax_platforms", "cpu")
-    found = chips.find(place)
+    tpu_slice = chips.find(place)
     pair = (for_chips(preset(name)) for name in (student, teacher))
     training = Training(steps=1000, batch_size=1, optimizer=AdamW(), eval_every=100)
     work, facts = distillation(*pair, training, ROW_LENGTH), {}
     for shape, rows in itertools.product(SLICES[place], ROWS):
-        mesh = mesh_on(found, parse_mesh(shape))
+        mesh = mesh_on(tpu_slice, parse_mesh(shape))
         tried = variant(work, mesh, REMAT, rows)
-        facts = describe(tried, found, mesh, compile_step(tried, mesh))
+        facts = describe(tried, tpu_slice, mesh, compile_step(tried, mesh))
         if facts["fits"]:
             break
     return facts
@@ -72,9 +72,9 @@ def versions() -> str:
 
 def fill(names: Iterable[str], script: str, place: Path) -> dict[str, dict]:
     """Measure what a file does not keep yet; a cell's name is the script's arguments for it."""
-    kept = json.loads(place.read_text()) if place.exists() else {}
+    cached = json.loads(place.read_text()) if place.exists() else {}
     now = versions()
-    cells = kept["cells"] if kept.get("versions") == now else {}
+    cells = cached["cells"] if cached.get("versions") == now else {}
     for name in names:
         if name in cells:
             continue
@@ -136,8 +136,8 @@ def main():
     options = parser.parse_args()
     if options.cell:
         return print(json.dumps(measure(*options.cell)))
-    asked = itertools.product(options.students, options.teachers, options.slices)
-    write(fill(map(" ".join, asked), __file__, KEPT))
+    combinations = itertools.product(options.students, options.teachers, options.slices)
+    write(fill(map(" ".join, combinations), __file__, CACHE_FILE))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def cases(lm: Transformer, rows: int, length: int) -> dict[str, list[tuple[int, 
         "layers": (lm.layers, lambda n: work(replace(lm, layers=n), rows, length)),
     }
     return {
-        name: [(factor * first, of(factor * first)) for factor in FACTORS]
-        for name, (first, of) in make.items()
+        name: [(factor * first, build(factor * first)) for factor in FACTORS]
+        for name, (first, build) in make.items()
     }
 
 
@@ -96,8 +96,8 @@ def main():
     print("| what | size | a step, ms | times the first | FLOPs, times the first | off a line |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, steps in cases(lm, options.rows, options.length).items():
-        times = [seconds(one) for _, one in steps]
-        flops = [bench.flops(one).total * one.tokens for _, one in steps]
+        times = [seconds(spec) for _, spec in steps]
+        flops = [bench.flops(spec).total * spec.tokens for _, spec in steps]
         off = from_line(np.array([size for size, _ in steps], float), np.array(times))
         for (size, _), time, count in zip(steps, times, flops, strict=True):
             last = f"{off:.0%}" if size == steps[-1][0] else ""

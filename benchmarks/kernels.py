@@ -38,13 +38,13 @@ def main():
         place = chips.find(name)
         fsdp = min(fsdp, place.chips)
         mesh = mesh_on(place, MeshShape(data=place.chips // fsdp, fsdp=fsdp))
-        one = work(preset(size, dtype="bfloat16", remat="full"), rows * place.chips, 2048)
+        spec = work(preset(size, dtype="bfloat16", remat="full"), rows * place.chips, 2048)
         attention, head = MODULES[place.chip.platform]
         with (
             mock.patch.object(attention, "available", return_value=on[0]),
             mock.patch.object(head, "chosen", return_value=on[1]),
         ):
-            step = compile_step(one, mesh)
+            step = compile_step(spec, mesh)
         if step.cost is None:
             needs = format_number(step.memory.total)
             print(f"| {size} | {name} | {kernels} | does not fit | | | | | {needs}B |")
@@ -54,7 +54,7 @@ def main():
         print(
             f"| {size} | {name} | {kernels} | {format_number(step.cost.flops)} | "
             f"{format_number(step.cost.memory)}B | {milliseconds} | "
-            f"{format_number(one.tokens / line.seconds)} | {format_number(step.memory.total)}B |",
+            f"{format_number(spec.tokens / line.seconds)} | {format_number(step.memory.total)}B |",
             flush=True,
         )
 

@@ -54,9 +54,9 @@ def write(folder: Path, lm: Transformer) -> None:
 
 def anonymous() -> int:
     """Bytes of anonymous memory that this process has now."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None, "Linux alone says how much of a process's memory is anonymous"
-    return 1024 * int(found[1])
+    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None, "Linux alone says how much of a process's memory is anonymous"
+    return 1024 * int(match[1])
 
 
 def load(folder: Path) -> dict[str, float]:
@@ -93,26 +93,26 @@ def main() -> None:
     parser.add_argument("--preset", default="llama:3.2-1B", help="FAMILY:NAME")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        print(json.dumps(load(given.folder)))
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(load(options.folder)))
         return
-    if not given.folder.exists():
-        family, _, name = given.preset.partition(":")
-        write(given.folder, hf_folder.family(family).preset(name, layers=given.layers))
-    files = sum(file.stat().st_size for file in given.folder.glob("*.safetensors"))
+    if not options.folder.exists():
+        family, _, name = options.preset.partition(":")
+        write(options.folder, hf_folder.family(family).preset(name, layers=options.layers))
+    files = sum(file.stat().st_size for file in options.folder.glob("*.safetensors"))
     print(f"{files / 1e9:.2f} GB of files")
     for count in DEVICES:
         flags = f"--xla_force_host_platform_device_count={count}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-        command = [sys.executable, __file__, str(given.folder), "--child"]
-        told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        found = json.loads(told.stdout.splitlines()[-1])
+        command = [sys.executable, __file__, str(options.folder), "--child"]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        measured = json.loads(done.stdout.splitlines()[-1])
         print(
-            f"{count} devices: {found['arrays'] / 1e9:.2f} GB of arrays, peak anonymous memory "
-            f"{found['peak'] / 1e9:.2f} GB = {found['peak'] / found['arrays']:.2f} of them; "
-            f"for each GB of files {1e9 * found['seconds'] / files:.1f} s, of all cores "
-            f"{1e9 * found['busy'] / files:.1f} s"
+            f"{count} devices: {measured['arrays'] / 1e9:.2f} GB of arrays, peak anonymous memory "
+            f"{measured['peak'] / 1e9:.2f} GB = {measured['peak'] / measured['arrays']:.2f} of them"
+            f"; for each GB of files {1e9 * measured['seconds'] / files:.1f} s, of all cores "
+            f"{1e9 * measured['busy'] / files:.1f} s"
         )
 
 

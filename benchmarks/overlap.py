@@ -41,15 +41,15 @@ def measure(size: str, place: str, xla_flags: str, gradient_sum: str) -> str:
         distillation(lm, lm, training, 2048), mesh_on(where, parse_mesh(mesh)), options
     )
     assert step.cost is not None, f"{size} does not fit {place}"
-    found, line = overlap(step.text), roofline(step.cost, where.chip)
+    traffic, line = overlap(step.text), roofline(step.cost, where.chip)
     beside = ", ".join(
-        f"{kind} {format_number(found.hidden[kind])}B of {format_number(found.total[kind])}B"
-        for kind in sorted(found.total)
+        f"{kind} {format_number(traffic.hidden[kind])}B of {format_number(traffic.total[kind])}B"
+        for kind in sorted(traffic.total)
     )
     return (
         f"| {size} | {place} | {xla_flags} | {gradient_sum} | {format_number(step.memory.total)}B "
         f"| {' | '.join(format_number(1e3 * seconds) for seconds in line)} "
-        f"| {format_number(sum(found.total.values()))}B | {found.share:.0%}: {beside} |"
+        f"| {format_number(sum(traffic.total.values()))}B | {traffic.share:.0%}: {beside} |"
     )
 
 

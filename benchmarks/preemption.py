@@ -47,19 +47,19 @@ def main() -> None:
         quiet, stopped, saved, count = Path(name, "quiet"), Path(name, "stopped"), None, 0
         assert not run(quiet)[1]
         while count < moments:
-            said, status = run(stopped, chance.uniform(0, SECONDS))
-            found = re.search(r"goes on from step (\d+)", said)
-            if found and saved is not None:
-                assert int(found[1]) == saved, f"saved step {saved}, but: {said}"
+            log, status = run(stopped, chance.uniform(0, SECONDS))
+            match = re.search(r"goes on from step (\d+)", log)
+            if match and saved is not None:
+                assert int(match[1]) == saved, f"saved step {saved}, but: {log}"
                 saved = None
-            assert "Traceback" not in said and "cannot read" not in said, said
+            assert "Traceback" not in log and "cannot read" not in log, log
             if not status:  # it came to its end before the signal
                 check(stopped, quiet)
                 shutil.rmtree(stopped)
                 continue
             count += 1
-            (where,) = re.findall(r"stopped by SIGTERM, (.*?);", said)
-            assert status == PREEMPTED, said
+            (where,) = re.findall(r"stopped by SIGTERM, (.*?);", log)
+            assert status == PREEMPTED, log
             step = re.search(r"saved at step (\d+)", where)
             saved = int(step[1]) if step else saved
             print(f"{count:3}: {where}", flush=True)
@@ -70,17 +70,17 @@ def main() -> None:
 
 def run(workdir: Path, seconds: float | None = None) -> tuple[str, int]:
     """What a run says and its exit status; after `seconds` this process gets SIGTERM."""
-    said, status = io.StringIO(), 0
+    stderr, status = io.StringIO(), 0
     timer = threading.Timer(seconds or 0, os.kill, (os.getpid(), signal.SIGTERM))
     if seconds is not None:
         timer.start()
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(stderr):
         try:
             cli.main(["run", str(EXPERIMENT), "--workdir", str(workdir), *FLAGS])
         except SystemExit as stop:
             status = int(stop.code or 0)
     timer.cancel()
-    return " ".join(said.getvalue().split()), status
+    return " ".join(stderr.getvalue().split()), status
 
 
 def check(ours: Path, theirs: Path) -> None:

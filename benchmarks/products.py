@@ -92,18 +92,18 @@ def main() -> None:
     print(f"| GFLOP/s (ratio to the first) | {titles} |\n| --- |{' ---: |' * len(SIZES)}")
     first = None
     for name in options.ways:
-        own = {**os.environ, "JAX_PLATFORMS": "cpu", **WAYS[name].environment}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", **WAYS[name].environment}
         command = [sys.executable, *sys.argv, "--one", name]
-        done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             print(f"| {name} | {reason[:60]} |", flush=True)
             continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        first = first or found
+        times = json.loads(done.stdout.splitlines()[-1])
+        first = first or times
         cells = (
-            f"{2e-9 * m * k * n / own:.0f} ({base / own:.2f})"
-            for (m, k, n), own, base in zip(SIZES, found, first, strict=True)
+            f"{2e-9 * m * k * n / elapsed:.0f} ({base / elapsed:.2f})"
+            for (m, k, n), elapsed, base in zip(SIZES, times, first, strict=True)
         )
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -25,8 +25,8 @@ def measure(works: dict[str, TrainSpec], steps: int) -> None:
     """Times here, and as multiples of the first."""
     print("| remat | a step, ms | times the first |\n| --- | ---: | ---: |")
     seconds, first = measured(steps), 0.0
-    for remat, one in works.items():
-        time = seconds(one)
+    for remat, spec in works.items():
+        time = seconds(spec)
         first = first or time
         print(f"| {remat} | {format_number(1e3 * time)} | {time / first:.2f} |", flush=True)
 
@@ -37,8 +37,8 @@ def count(works: dict[str, TrainSpec], topology: str, mesh: str) -> None:
     place = chips.find(topology)
     chip, devices = place.chip, mesh_on(place, parse_mesh(mesh))
     print("| remat | FLOPs, ms | HBM, ms | memory |\n| --- | ---: | ---: | ---: |")
-    for remat, one in works.items():
-        step = compile_step(one, devices)
+    for remat, spec in works.items():
+        step = compile_step(spec, devices)
         times = roofline(step.cost, chip)[:2] if step.cost else (0.0, 0.0)
         columns = [
             *(format_number(1e3 * time) for time in times),

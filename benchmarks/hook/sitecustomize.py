@@ -27,7 +27,7 @@ EVENTS = {
     "shutil.rmtree",
     "fcntl.flock",
 }
-own, begun, done, counts = {*sys.stdlib_module_names, "undo_jax"}, False, False, [0, 0]
+core_packages, begun, done, counts = {*sys.stdlib_module_names, "undo_jax"}, False, False, [0, 0]
 
 
 def strike():
@@ -40,9 +40,9 @@ def strike():
 
 def operate(path):
     if begun and not done:
-        here = bool(re.search(where or ".", str(path)))
-        counts[here] += 1
-        if number and where is not None and here and counts[1] == at:
+        matches = bool(re.search(where or ".", str(path)))
+        counts[matches] += 1
+        if number and where is not None and matches and counts[1] == at:
             strike()
 
 
@@ -58,7 +58,7 @@ def begin():
 def hook(event, args):
     if event in EVENTS:
         operate(args[0])
-    elif event == "import" and not begun and args[0].split(".")[0] not in own:
+    elif event == "import" and not begun and args[0].split(".")[0] not in core_packages:
         begin()
 
 
