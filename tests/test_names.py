@@ -7,7 +7,7 @@ from pathlib import Path
 import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent.parent
-FOLDERS = ("undo_jax", "experiments")
+FOLDERS = ("undo_jax", "experiments", "benchmarks")
 FILES = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py")]
 CONTENTLESS = frozenset(
     "found made said told known own one given what how here some there asked kept wanted "
