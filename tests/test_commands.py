@@ -45,6 +45,7 @@ PARSED = {  # what begins there, and where it is executed
     "data train-tokenizer": "reads gigabytes of text: tests/data",
     "import-hf": "reads a model of gigabytes: tests/models",
     "demo --serve": "serves until it is stopped: tests/demo",
+    "score": "needs the models of a run: tests/scores",
 }
 NOT_HERE = {
     "hf": "downloads gigabytes, some behind a licence",
