@@ -165,7 +165,7 @@ def _check_notes(notes: Any, indices: list[int], targets: int) -> None:
     has_scores &= all(isinstance(scores, dict) for scores in notes["scores"].values())
     has_records = all(0 <= index < targets and isinstance(line, str) for index, line in records)
     if not (has_trials and is_complete and has_scores and has_records):
-        raise ValueError("its notes are of other members, or damaged")
+        raise ValueError("its notes are of other trials, or damaged")
 
 
 def _resize(slots: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
