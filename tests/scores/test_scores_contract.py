@@ -37,7 +37,7 @@ def _params():
 def _scored(name, mesh, setting=SETTING):
     with jax.set_mesh(mesh):
         params = jax.device_put(_params(), shardings(_params(), LM.rules, mesh))
-        return compute_score(scores.find(name), LM, params, setting)
+        return compute_score(scores.find_score(name), LM, params, setting)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,12 @@ def one_device():
 def test_scores_are_found():
     assert {"cross_entropy", "parameter_norm", "repetition"} <= set(NAMES)
     with pytest.raises(ValueError, match="^there is no score 'nothing': choose from cross_entropy"):
-        scores.find("nothing")
+        scores.find_score("nothing")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_signature(name):
-    function = scores.find(name)
+    function = scores.find_score(name)
     parameters = inspect.signature(function).parameters
     assert function.__module__ == f"undo_jax.scores.{name}" and function.__name__ == name
     assert list(parameters)[:3] == ["lm", "params", "setting"]

@@ -79,7 +79,7 @@ def keep_libtpu_quiet(dev: Path = Path("/dev")) -> None:
 def prepare_devices(processes: Processes = ALONE) -> None:
     """Join the other processes, if there are any, and turn on the compilation cache.
 
-    A CPU becomes one device per core, so that members train in parallel, unless JAX_NUM_CPU_DEVICES
+    A CPU becomes one device per core, so that trials train in parallel, unless JAX_NUM_CPU_DEVICES
     says otherwise: then meshes are tried, and threads are many, which costs time.
     """
     cpu_devices = jax.config.values["jax_num_cpu_devices"]

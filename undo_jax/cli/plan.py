@@ -93,9 +93,9 @@ def legend(plan: RunPlan) -> str:
 def _total(plan: RunPlan) -> list[str]:
     rows = plan.rows
     new, reused = sum(row.new for row in rows), sum(row.reused for row in rows)
-    members, cost = sum(row.trials for row in rows), sum(row.flops for row in rows)
+    trials, cost = sum(row.trials for row in rows), sum(row.flops for row in rows)
     largest = max((row.bytes for row in rows), default=0)
-    return ["all", "", str(new), str(reused), _count(members), "", format_number(cost),
+    return ["all", "", str(new), str(reused), _count(trials), "", format_number(cost),
             duration(plan.seconds) if plan.is_timed else UNKNOWN,
             format_bytes(largest) if largest else NONE]  # fmt: skip
 

@@ -63,14 +63,14 @@ class Log:
     history: list[tuple[int, str]] = field(default_factory=list, init=False)  # (trial, record)
     seen: deque[tuple[float, int]] = field(default_factory=deque, init=False)  # (time, steps)
 
-    def record(self, member: int, **fields: Any) -> None:
+    def record(self, trial: int, **fields: Any) -> None:
         """Gives one record of a trial to the sinks."""
-        self._write(member, json.dumps({**fields, **self.targets[member][1]}))
+        self._write(trial, json.dumps({**fields, **self.targets[trial][1]}))
 
     def replay(self, history: Sequence[tuple[int, str]]) -> None:
         """Writes the records of an interrupted log into this one, which has no records yet."""
-        for member, record in history:
-            self._write(member, record)
+        for trial, record in history:
+            self._write(trial, record)
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """Moves the bar.
@@ -122,9 +122,9 @@ class Log:
     def _shown(self) -> Task:
         return self.bar.tasks[0]
 
-    def _write(self, member: int, record: str) -> None:
-        self.history.append((member, record))
-        target, tags = self.targets[member]
+    def _write(self, trial: int, record: str) -> None:
+        self.history.append((trial, record))
+        target, tags = self.targets[trial]
         if target and (writes := self.writes.get(target)):
             fields = {n: value for n, value in json.loads(record).items() if n not in tags}
             for write in writes:

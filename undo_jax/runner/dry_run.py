@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from etils import epath
 
@@ -16,7 +15,7 @@ from undo_jax.runner.scheduler import find_work, order_groups
 from undo_jax.runner.split_group import least_bytes
 from undo_jax.runner.teacher_cache import CacheSavings, estimate_savings
 from undo_jax.runner.time_estimate import Pace, estimate_paces, read_records
-from undo_jax.runner.trials import RunContext
+from undo_jax.runner.trials import RunContext, trained_recipe
 from undo_jax.runtime import device_memory
 from undo_jax.workdir.manifest import Named
 
@@ -119,13 +118,8 @@ def plan_groups(
             group = untrained.pop(key)
         new = tuple(model for model in group if model in left)
         planned.append(PlannedGroup(key, tuple(group), new, tuple(reused.pop(key, ()))))
-    return [
-        *(
-            PlannedGroup(key, (), (), tuple(finished_models))
-            for key, finished_models in reused.items()
-        ),
-        *planned,
-    ]
+    finished_groups = [PlannedGroup(key, (), (), tuple(group)) for key, group in reused.items()]
+    return [*finished_groups, *planned]
 
 
 def make_row(
@@ -139,7 +133,7 @@ def make_row(
     new, reused = len(group.new), len(group.reused)
     if not group.is_training:
         return PlanRow(group.kind, names, new, reused)
-    recipes: list[Any] = [model.recipe for model in group.trained]
+    recipes = [trained_recipe(model) for model in group.trained]
     recipe = recipes[0]
     spec, trials = train_spec(recipe, run.setting), len(group.trained) * len(recipe.learning_rates)
     steps, fraction = recipe.training.steps, pace.fraction if pace else 1.0
@@ -168,7 +162,7 @@ def _seconds(pace: Pace, run: RunContext, trials: int, steps: int) -> float:
 
 
 def _key(model: ModelNode, row_format: RowFormat) -> str:
-    recipe: Any = model.recipe
+    recipe = model.recipe
     return group_key(recipe, row_format) if isinstance(recipe, TrainedRecipe) else recipe.kind
 
 

@@ -27,10 +27,10 @@ from undo_jax.runner.make import make_models
 from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
+from undo_jax.runtime.processes import barrier
 from undo_jax.runtime.sharding import param_shardings
 from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.setting import Setting, check_metrics, check_score_names
-from undo_jax.store.artifacts import barrier
 from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.types import shapes
 from undo_jax.workdir.manifest import Named, write_manifest
@@ -50,7 +50,7 @@ class Experiment:
     attacked: tuple[str, ...] | None = None  # names of models; None: all
     oracle: str | None = None  # name of the model that defines 100 % robust
     seeds: tuple[int, ...] = (0,)  # each makes a model of every kind
-    together: int = 64  # members trained at once, at most; fewer if memory is short
+    together: int = 64  # trials trained at once, at most; fewer if memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks

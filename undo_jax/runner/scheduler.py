@@ -10,7 +10,7 @@ from undo_jax.graph.recipe import TrainedRecipe
 from undo_jax.graph.train_specs import RowFormat, group_key
 from undo_jax.runner.split_group import split_group
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.process_watch import agree_on
+from undo_jax.runtime.processes import agree_on
 from undo_jax.store import artifacts, progress_folders, snapshots
 
 

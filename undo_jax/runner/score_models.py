@@ -11,8 +11,8 @@ from undo_jax.evals.scoring import Score, compute_score, score_name
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.runner.trials import RunContext
-from undo_jax.runtime.process_watch import agree_on
-from undo_jax.store.artifacts import barrier, to_json
+from undo_jax.runtime.processes import agree_on, barrier
+from undo_jax.store.artifacts import to_json
 from undo_jax.store.score_files import read_scores, write_scores
 
 

@@ -30,14 +30,13 @@ from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.graph.train_specs import train_spec
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.models.head_only import HeadOnly, states_like
-from undo_jax.runner.trials import RunContext
+from undo_jax.runner.trials import RunContext, trained_recipe
 from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.runtime.preemption import defer_signals
-from undo_jax.runtime.process_watch import agree_on
+from undo_jax.runtime.processes import agree_on, barrier
 from undo_jax.setting import Setting
 from undo_jax.store.array_digest import digest
-from undo_jax.store.artifacts import barrier
 from undo_jax.training.programs import jit_on, over_members
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.trial import TrialInputs
@@ -54,33 +53,31 @@ class CacheSavings(NamedTuple):
 
 
 def estimate_savings(
-    run: RunContext, group: Sequence[ModelNode], doing: TrainSpec, steps: float
+    run: RunContext, group: Sequence[ModelNode], spec: TrainSpec, steps: float
 ) -> CacheSavings | None:
     """Returns what storing would save models that take `steps` in all; None if it saves nothing.
 
     Raises what the setting's streams raise.
     """
-    recipe: Any = group[0].recipe
-    token = per_token(doing)
+    token = per_token(spec)
     if token is None:
         return None
-    streams = {run.setting.stream(s.name, 1, 0) for s in recipe.streams.values()}
+    streams = {run.setting.stream(s.name, 1, 0) for s in trained_recipe(group[0]).streams.values()}
     if not all(hasattr(stream, "sources") for stream in streams):
         return None
     rows = sum(len(source.tokens) for stream in streams for source in stream.sources)
-    teachers = {model.parent(model.recipe.references[TEACHER]) for model in group}  # type: ignore[attr-defined]
-    tokens = len(teachers) * rows * doing.row_length
-    before = steps * doing.tokens * token.beside
-    after = steps * doing.tokens * token.stored + tokens * token.storing
+    teachers = {model.parent(trained_recipe(model).references[TEACHER]) for model in group}
+    tokens = len(teachers) * rows * spec.row_length
+    before = steps * spec.tokens * token.beside
+    after = steps * spec.tokens * token.stored + tokens * token.storing
     return CacheSavings(after / before, tokens * token.bytes) if after < before else None
 
 
 def check_streams(recipe: Recipe, setting: Setting) -> None:
     """Raises ValueError for a student whose streams are not made by `undo_jax.data.streams`."""
-    doing: Any = recipe
-    if not (isinstance(recipe, TrainedRecipe) and possible(train_spec(doing, setting))):
+    if not (isinstance(recipe, TrainedRecipe) and possible(train_spec(recipe, setting))):
         return
-    for stream in doing.streams.values():
+    for stream in recipe.streams.values():
         if not hasattr(setting.stream(stream.name, 1, 0), "with_states"):
             raise ValueError(
                 f"the setting's stream {stream.name} does not say which rows it has, so that a "

@@ -8,19 +8,17 @@ It runs on the host, in every process and with the mesh set, and may jit what it
 not part of any fingerprint: they can be added to models that are finished.
 """
 
-import importlib
-import pkgutil
+import sys
 
 from undo_jax.evals.scoring import Score
+from undo_jax.runtime.plugins import find_plugin, plugin_names
 
 
 def names() -> list[str]:
     """Returns the names of all scores in this package."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return plugin_names(sys.modules[__name__])
 
 
-def find(name: str) -> Score:
+def find_score(name: str) -> Score:
     """Returns the score in the file of this name. Raises ValueError if there is none."""
-    if name not in names():
-        raise ValueError(f"there is no score {name!r}: choose from {', '.join(names())}")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    return find_plugin(sys.modules[__name__], "score", name)

@@ -11,15 +11,12 @@ of `target.members` they belong to. Training that was interrupted opens the sink
 resumes, with an empty artifact folder, and writes all records from the first one on.
 """
 
-import importlib
-import pkgutil
+import sys
 
 from undo_jax.logs.sink import Sink
+from undo_jax.runtime.plugins import find_plugin
 
 
 def find_sink(name: str) -> Sink:
     """Returns the sink in the file of this name. Raises ValueError if there is none."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name not in names:
-        raise ValueError(f"there is no sink {name!r}: choose from {', '.join(names)}")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    return find_plugin(sys.modules[__name__], "sink", name)

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered
@@ -110,6 +111,10 @@ class Population:
             return state_params
         return self._complete(*self._inits, self.slots.init_index[slot], state_params)
 
+    @cached_property
+    def _loss_kwargs(self) -> dict[str, np.ndarray]:
+        return self.slots.loss_kwargs
+
     def start(self) -> State:
         """Returns the first states. Models are loaded one at a time, each into its slots."""
         _ = self._references  # loaded before the states take memory
@@ -129,7 +134,7 @@ class Population:
 
     def advance(self, states: State, batch: Any, active: Any) -> tuple[State, Metrics]:
         """Takes one step of the active trials; `states` is donated."""
-        per_trial = self._input_index, active, self.slots.loss_kwargs
+        per_trial = self._input_index, active, self._loss_kwargs
         return self._compiled.advance(states, per_trial, (self._references, batch, *self._inits))
 
     def score(self, params: Params, active: Any) -> Metrics:

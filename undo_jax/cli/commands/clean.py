@@ -14,7 +14,7 @@ from undo_jax.logs.log import console, results
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import workdir_lock
 from undo_jax.runtime.atomic_files import absolute_path, is_remote
-from undo_jax.runtime.device_memory import format_bytes as format_bytes
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.workdir import cleaning, inventory
 from undo_jax.workdir.cleaning import Cleaning
 

@@ -10,7 +10,7 @@ from undo_jax.cli.flags import Workdir
 from undo_jax.logs.log import results
 from undo_jax.runtime import workdir_lock
 from undo_jax.runtime.atomic_files import absolute_path
-from undo_jax.runtime.device_memory import format_bytes as format_bytes
+from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.workdir import inventory
 from undo_jax.workdir.inventory import StoredArtifact, StoredExperiment
 

@@ -73,7 +73,7 @@ def run(
     graph = dataclasses.replace(
         graph,
         sinks=_extend(graph.sinks, map(sink_plugins.find_sink, sinks)),
-        scores=_extend(graph.scores, map(score_plugins.find, scores)),
+        scores=_extend(graph.scores, map(score_plugins.find_score, scores)),
     )
     workdir = workdir or f"runs/{graph.name}"
     if plan:

@@ -125,7 +125,7 @@ def _bind_run(*arguments: Any, **keywords: Any) -> dict[str, Any]:
 def _find(name: str, experiment: Experiment) -> Score:
     """Returns the experiment's own score of a name, or the one in undo_jax/scores."""
     scores = {score_name(score): score for score in experiment.scores}
-    return scores[name] if name in scores else score_plugins.find(name)
+    return scores[name] if name in scores else score_plugins.find_score(name)
 
 
 def _score(
