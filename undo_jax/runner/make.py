@@ -9,7 +9,7 @@ from undo_jax.graph.model_graph import ModelNode, RowFormat, group_key
 from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe
 from undo_jax.logs.log import show_waiting
 from undo_jax.runner.run_context import RunContext
-from undo_jax.runner.score_models import report_failures, score_models
+from undo_jax.runner.score_models import describe_model, report_failures, score_models
 from undo_jax.runner.split_group import split_group
 from undo_jax.runner.train_group import train_group
 from undo_jax.runtime.processes import agree_on
