@@ -28,7 +28,7 @@ from undo_jax.logs.log import open_log
 from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
-from undo_jax.runner import make
+from undo_jax.runner import make, save_trained
 from undo_jax.runner import train_group as shared
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import signals
@@ -791,7 +791,7 @@ def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
 
 @pytest.mark.slow
 def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_path, monkeypatch):
-    finished, steps, finish_one = [], [], shared._finish
+    finished, steps, finish_one = [], [], save_trained.finish
 
     def finish(run, artifact, *arguments, **more):
         if finished:
@@ -801,7 +801,7 @@ def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_
 
     experiment = replace(experiment, saving=EVERY)
     with monkeypatch.context() as patch, pytest.raises(LostError):
-        patch.setattr(shared, "_finish", finish)
+        patch.setattr(save_trained, "finish", finish)
         _run(experiment, tmp_path / "a", kind="pretrain")
     assert len(list(tmp_path.glob("a/pretrain-*/summary.json"))) == 1
     stream = experiment.setting.stream

@@ -67,10 +67,11 @@ class RunContext:
     def read_samples(self, model: ModelNode) -> dict[str, Packed]:
         """Returns the rows that `ComputedRecipe.compute` gets beside its parents' parameters."""
         recipe = model.recipe
-        samples = recipe.samples if isinstance(recipe, ComputedRecipe) else {}
+        if not isinstance(recipe, ComputedRecipe):
+            return {}
         return {
             name: self.open_stream(stream, recipe.sample_rows, model.artifact.seed)[0]
-            for name, stream in samples.items()
+            for name, stream in recipe.samples.items()
         }
 
 
