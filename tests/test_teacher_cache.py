@@ -21,7 +21,7 @@ from undo_jax.data import files, states
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.data.states import StatesSpec, finish_states, open_states, unwritten, write_file
 from undo_jax.data.streams import stream
-from undo_jax.graph.train_specs import train_spec
+from undo_jax.graph.model_graph import train_spec
 from undo_jax.losses import (
     activation_distillation,
     distillation,

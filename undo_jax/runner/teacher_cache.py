@@ -25,12 +25,11 @@ from undo_jax.data.states import (
     write_file,
 )
 from undo_jax.fit.cached import TEACHER, per_token, possible
-from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.model_graph import ModelNode, train_spec
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
-from undo_jax.graph.train_specs import train_spec
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.models.head_only import HeadOnly, states_like
-from undo_jax.runner.trials import RunContext, trained_recipe
+from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.runtime.preemption import defer_signals
