@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from undo_jax.runtime.atomic_files import fsync, is_remote
+from undo_jax.runtime.atomic_files import atomic_file
 
 UNFINISHED = "unfinished"  # subfolder of unfinished and temporary files
 
@@ -44,26 +43,7 @@ class RowFile:
 @contextmanager
 def open_row_file(path: epath.Path) -> Iterator[RowFile]:
     """A file for rows, which appears under its path once all are written."""
-    with publish_when_written(path) as written:
-        rows = RowFile(path, written)
+    with atomic_file(path, path.parent / UNFINISHED / f"{path.name}.{os.getpid()}.tmp") as written:
+        rows = RowFile(path, os.fspath(written))
         yield rows
         rows.writer.close()
-
-
-@contextmanager
-def publish_when_written(path: epath.Path) -> Iterator[str]:
-    """A local path to write to; if the block raises no error, the file is then moved to `path`."""
-    if is_remote(path):
-        with tempfile.TemporaryDirectory() as folder:
-            yield f"{folder}/{path.name}"
-            epath.Path(f"{folder}/{path.name}").copy(path, overwrite=True)
-        return
-    folder = path.parent if path.parent.name == UNFINISHED else path.parent / UNFINISHED
-    unfinished = folder / f"{path.name}.{os.getpid()}.tmp"
-    try:
-        yield os.fspath(unfinished)
-        fsync(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)  # the disk is full, or a signal stops the process
-    fsync(path.parent)
