@@ -1,6 +1,7 @@
 """Files by pattern, local copies of remote ones, and their errors in one line."""
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -189,11 +190,13 @@ def _random_access_reader(file: RecordFile) -> Any:
     return open_array_record(file.path, RANDOM_ACCESS)
 
 
-def missing_library(library: str) -> ModuleNotFoundError:
-    """Returns the error for an optional library that is not installed."""
-    return ModuleNotFoundError(
-        f"{library} is not installed: run `pip install undo_jax[text]`", name=library
-    )
+def import_optional(module: str, library: str) -> Any:
+    """Imports a module of an optional library. Raises ModuleNotFoundError without the library."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f"{library} is not installed: run `pip install undo_jax[text]`"
+        raise ModuleNotFoundError(message, name=library) from error
 
 
 def content_hash(content: bytes) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from undo_jax.data.files import File, find_files, missing_library, reading
+from undo_jax.data.files import File, find_files, import_optional, reading
 
 BATCH = 256  # records read at a time
 JSON_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -87,7 +87,7 @@ def read_parquet(
     file: File, fields: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, Record]]:
     """Yields places and records of a Parquet file."""
-    parquet = import_pyarrow()
+    parquet = import_optional("pyarrow.parquet", "pyarrow")
     with reading(str(file.path)), file.path.open("rb") as stream:
         table, number = parquet.ParquetFile(stream), 0
         names = table.schema_arrow.names
@@ -135,15 +135,6 @@ def decode_utf8(decode: Callable[[], Any], place: str) -> Any:
         return decode()
     except UnicodeError:
         raise ValueError(f"{place} is not UTF-8: convert the file") from None
-
-
-def import_pyarrow() -> Any:
-    """Returns pyarrow.parquet. Raises ModuleNotFoundError without the library."""
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise missing_library("pyarrow") from error
-    return pyarrow.parquet
 
 
 def _parse_json(text: str, place: str) -> Any:

@@ -15,8 +15,8 @@ from undo_jax.checks import check_choice
 from undo_jax.data.files import (
     File,
     find_files,
+    import_optional,
     local_copy,
-    missing_library,
     open_array_record,
     reading,
 )
@@ -24,7 +24,6 @@ from undo_jax.data.records import (
     BATCH,
     check_text,
     decode_utf8,
-    import_pyarrow,
     parse_object,
     read_json_lines,
     read_lines,
@@ -62,7 +61,7 @@ def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
     raises ValueError for a file without the column, a row that is not text or not UTF-8, and
     OSError for an unreadable file.
     """
-    import_pyarrow()
+    import_optional("pyarrow.parquet", "pyarrow")
     return [
         _shard([file], column, partial(_read_field, read_parquet, file, column))
         for file in find_files(pattern)
@@ -218,7 +217,8 @@ def _tf_records(file: File, start: int, count: int) -> Iterator[bytes]:
 def _read_tfds(
     file: File, records: Callable[[], Iterator[bytes]], skip: int, folder: str, feature: str
 ) -> Iterator[str]:
-    features = _import_tfds().builder_from_directory(folder).info.features
+    library = import_optional("tensorflow_datasets", "tensorflow-datasets")
+    features = library.builder_from_directory(folder).info.features
     for number, record in enumerate(records(), start=skip + 1):
         place = f"{file.path} record {number} feature {feature!r}"
         value = features.deserialize_example_np(record)[feature]
@@ -228,23 +228,13 @@ def _read_tfds(
 
 def _tfds_builder(name: str, data_dir: epath.PathLike | None) -> Any:
     """Returns the builder of prepared files. Raises ValueError where there are none."""
-    _import_tfds()
-    from tensorflow_datasets.core import read_only_builder, registered
-
+    core = import_optional("tensorflow_datasets", "tensorflow-datasets").core
     options = {} if data_dir is None else {"data_dir": str(data_dir)}
     with reading(f"TensorFlow data set {name}"):
         try:
-            return read_only_builder.builder_from_files(name, **options)
-        except registered.DatasetNotFoundError:
+            return core.read_only_builder.builder_from_files(name, **options)
+        except core.registered.DatasetNotFoundError:
             raise ValueError(
                 f"no TensorFlow data set {name!r} is prepared in {data_dir or 'the default folder'}"
                 f": check its name, or prepare it with `tfds build --file_format=array_record`"
             ) from None
-
-
-def _import_tfds() -> Any:
-    try:
-        import tensorflow_datasets
-    except ModuleNotFoundError as error:
-        raise missing_library("tensorflow-datasets") from error
-    return tensorflow_datasets

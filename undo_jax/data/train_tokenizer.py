@@ -10,7 +10,7 @@ from typing import Literal
 from etils import epath
 
 from undo_jax.checks import check_at_least
-from undo_jax.data.files import missing_library, reading
+from undo_jax.data.files import import_optional, reading
 from undo_jax.data.sources import Shard
 from undo_jax.data.trained_tokenizers import SentencePiece
 from undo_jax.runtime.atomic_files import write_atomically
@@ -81,10 +81,7 @@ def _lines(shard: Shard) -> Iterator[str]:
 
 
 def _train(sample: list[str], vocab_size: int, model_type: str, coverage: float) -> bytes:
-    try:
-        import sentencepiece
-    except ModuleNotFoundError:
-        raise missing_library("sentencepiece") from None
+    sentencepiece = import_optional("sentencepiece", "sentencepiece")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
