@@ -1,12 +1,15 @@
 """Where text comes from: a source is a list of shards, and a shard reads its documents.
 
-Any function that returns shards makes a source. All paths may be in a bucket (gs://).
+Any function that returns shards makes a source. All paths may be in a bucket (gs://). Without a
+file for a pattern FileNotFoundError is raised, and without a library ModuleNotFoundError. Reading
+raises ValueError for what is not UTF-8 text, or not where it should be, and OSError for an
+unreadable file.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from etils import epath
@@ -43,29 +46,14 @@ class Shard(NamedTuple):
 
 
 def jsonl(pattern: epath.PathLike, field: str = "text") -> list[Shard]:
-    """Returns one shard per file of JSON lines; files named *.gz are decompressed.
-
-    Raises FileNotFoundError where nothing matches. Reading raises ValueError for a line that is
-    not UTF-8, no JSON object, or without the field as text, and OSError for an unreadable file.
-    """
-    return [
-        _shard([file], field, partial(_read_field, read_json_lines, file, field))
-        for file in find_files(pattern)
-    ]
+    """Returns one shard per file of JSON lines; files named *.gz are decompressed."""
+    return _shard_per_file(pattern, field, _read_field, read_json_lines)
 
 
 def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
-    """Returns one shard per Parquet file, of which one column is read.
-
-    Raises FileNotFoundError where nothing matches and ModuleNotFoundError without pyarrow. Reading
-    raises ValueError for a file without the column, a row that is not text or not UTF-8, and
-    OSError for an unreadable file.
-    """
+    """Returns one shard per Parquet file, of which one column is read."""
     import_optional("pyarrow.parquet", "pyarrow")
-    return [
-        _shard([file], column, partial(_read_field, read_parquet, file, column))
-        for file in find_files(pattern)
-    ]
+    return _shard_per_file(pattern, column, _read_field, read_parquet)
 
 
 def text(
@@ -74,9 +62,7 @@ def text(
     """Returns shards of plain text: a document is a line, a block between blank lines, or a file.
 
     Empty lines are no documents. Files named *.gz are decompressed. Neighbouring small files share
-    a shard. Raises FileNotFoundError where nothing matches and ValueError for another
-    `document`. Reading raises ValueError for a line that is not UTF-8 and OSError for an
-    unreadable file.
+    a shard. Raises ValueError for another `document`.
     """
     check_choice("document", document, ("line", "blank_line", "file"))
     groups: list[list[File]] = []
@@ -90,15 +76,8 @@ def text(
 
 
 def array_record(pattern: epath.PathLike, field: str | None = None) -> list[Shard]:
-    """Returns one shard per ArrayRecord file of UTF-8 text, or of JSON objects with a `field`.
-
-    Raises FileNotFoundError where nothing matches. Reading raises ValueError for a record that is
-    not UTF-8, or no JSON object with the field as text, and OSError for an unreadable file.
-    """
-    return [
-        _shard([file], field, partial(_read_array_record, file, field))
-        for file in find_files(pattern)
-    ]
+    """Returns one shard per ArrayRecord file of UTF-8 text, or of JSON objects with a `field`."""
+    return _shard_per_file(pattern, field, _read_array_record)
 
 
 def tfds(
@@ -107,10 +86,8 @@ def tfds(
     """Returns shards of a prepared TensorFlow data set, e.g. ("wiki40b/en", "train[:10%]").
 
     It is read without TensorFlow from the ArrayRecord or TFRecord files below `data_dir` (None:
-    TFDS' own), as is: markup such as wiki40b's _START_ARTICLE_ stays. Raises ModuleNotFoundError
-    without tensorflow-datasets and ValueError for an unknown data set, split or feature or another
-    file format. Reading raises ValueError for text that is not UTF-8 and OSError for an unreadable
-    file.
+    TFDS' own), as is: markup such as wiki40b's _START_ARTICLE_ stays. Raises ValueError for an
+    unknown data set, split or feature or another file format.
     """
     builder = _tfds_builder(name, data_dir)
     file_format = builder.info.file_format.value
@@ -145,6 +122,14 @@ def _shard(files: Sequence[File], label: str | None, read: Callable[[], Iterator
     return Shard(full_name, read, sum(file.size for file in files))
 
 
+def _shard_per_file(
+    pattern: epath.PathLike, field: str | None, read: Callable[..., Iterator[str]], *arguments: Any
+) -> list[Shard]:
+    """Returns shards that `read(*arguments, file, field)`."""
+    files = find_files(pattern)
+    return [_shard([file], field, partial(read, *arguments, file, field)) for file in files]
+
+
 def _read_field(
     read_records: Callable[..., Iterator[tuple[str, Any]]], file: File, field: str
 ) -> Iterator[str]:
@@ -158,20 +143,11 @@ def _read_text(files: list[File], document: str) -> Iterator[str]:
         if document == "line":
             yield from (line for line in map(_without_end, lines) if line.strip())
         elif document == "blank_line":
-            yield from _paragraphs(lines)
+            for is_blank, block in groupby(lines, lambda line: not line.strip()):
+                if not is_blank:
+                    yield _without_end("".join(block))
         elif (content := "".join(lines)).strip():
             yield content
-
-
-def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Yields blocks of lines between blank ones, each block joined."""
-    block: list[str] = []
-    for line in chain(lines, [""]):
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield _without_end("".join(block))
-            block = []
 
 
 def _without_end(line: str) -> str:
