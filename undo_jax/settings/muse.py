@@ -15,7 +15,7 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge
 from undo_jax.evals.answer_scores import TextBatches
-from undo_jax.setting import BatchField, Setting, check_stream, name_batch_fields
+from undo_jax.setting import Setting, check_stream
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
 TEMPLATE = "Question: {question}\nAnswer: {answer}"
@@ -58,10 +58,6 @@ class Muse(Setting):
         )
 
     @property
-    def batch_fields(self) -> tuple[BatchField, ...]:
-        return name_batch_fields(weights=False, segments=self.segments)
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         at_end = {
             **{f"{p}_rouge": f"ROUGE-L recall of answers about {LABELS[p]}" for p in LABELS},
@@ -76,17 +72,13 @@ class Muse(Setting):
             "privleak": Metric("PrivLeak", True, "%", at="comparison"),
         }
 
-    def get_tokenizer(self) -> Tokenizer:
-        return self.tokenizer
-
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         retain = self.files.retain
         splits = {"pretrain": ("forget", *retain), "oracle": retain, "retain": retain[:1]}
         splits["forget"] = ("forget",)
         check_stream(name, splits)
-        document_start = self.tokenizer.bos_id if self.segments else None
         rows = _pack_texts(self, splits[name])
-        return stream([rows], batch_size, seed, opens=document_start)
+        return stream([rows], batch_size, seed, opens=self.document_start)
 
     def eval_data(self) -> Any:
         """Returns rows of questions with their answers, of each part."""

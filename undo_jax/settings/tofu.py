@@ -82,16 +82,12 @@ class Tofu(Setting):
             metrics["privleak"] = Metric("PrivLeak", True, "%", at="comparison")
         return {**metrics, "forget_quality": Metric("forget quality", True, at="comparison")}
 
-    def get_tokenizer(self) -> Tokenizer:
-        return self.tokenizer
-
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         parts = {"pretrain": ("forget", "retain"), "oracle": ("retain",)}
         parts |= {part: (part,) for part in ("retain", "forget")}
         check_stream(name, parts)
-        document_start = self.tokenizer.bos_id if self.segments else None
         rows = _pack_questions(self, parts[name])
-        return stream([rows], batch_size, seed, opens=document_start)
+        return stream([rows], batch_size, seed, opens=self.document_start)
 
     def eval_data(self) -> Any:
         """Returns rows of questions with their answers, of each part."""
