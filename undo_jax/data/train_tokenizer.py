@@ -58,10 +58,8 @@ def train_tokenizer(
             f"vocab_size={vocab_size}: {BASE_PIECES} are bytes, BOS and the unknown piece, give "
             "more"
         )
-    if not source:
-        raise ValueError("the source has no shards: give at least one file")
     check_at_least("sentences", sentences, 1)
-    share = min(-(-sentences // len(source)), sys.maxsize)
+    share = min(-(-sentences // max(len(source), 1)), sys.maxsize)
     sample = [line for shard in source for line in islice(_lines(shard), share)][:sentences]
     if not sample:
         raise ValueError("the source holds no text to learn from: check the pattern")

@@ -190,9 +190,13 @@ class HuggingFace(TokenizerFile):
         return tokenizer
 
     @cached_property
+    def _vocab_size(self) -> int:
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
     def vocab_size(self) -> int:
         """Largest token id plus one, added tokens included."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return self._vocab_size
 
     @property
     def bos_id(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from undo_jax.checks import check_fields
 from undo_jax.data.muse import MuseFiles, Pair
-from undo_jax.data.packing import pack
+from undo_jax.data.packing import check_fills_row, pack
 from undo_jax.data.pairs import fill_template
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
@@ -111,12 +111,10 @@ class Muse(Setting):
             answer_scores.compute_stats(lm, params, _batch_verbatim(self))
         )
         members, non_members = (
-            list(
-                zip(
-                    answer_scores.compute_stats(lm, params, _batch_texts(self, split)),
-                    texts,
-                    strict=True,
-                )
+            zip(
+                answer_scores.compute_stats(lm, params, _batch_texts(self, split)),
+                texts,
+                strict=True,
             )
             for split, texts in self.files.members.items()
         )
@@ -176,13 +174,8 @@ def _batch_texts(setting: Muse, split: str) -> TextBatches:
 @cache
 def _pack_texts(setting: Muse, splits: tuple[str, ...]) -> np.ndarray:
     """Returns rows of whole texts. Raises ValueError if they do not fill one."""
-    encoded = [
-        setting.tokenizer.encode(text) for split in splits for text in setting.files.raw[split]
-    ]
-    size = sum(map(len, encoded)) + len(encoded)
-    if size < setting.row_length:
-        raise ValueError(
-            f"raw/{' and '.join(splits)} of {setting.files.folder} have {size} tokens, and a row "
-            f"takes row_length={setting.row_length}: set it lower"
-        )
+    texts = [text for split in splits for text in setting.files.raw[split]]
+    encoded = list(map(setting.tokenizer.encode, texts))
+    name = f"raw/{' and '.join(splits)} of {setting.files.folder}"
+    check_fills_row(name, sum(map(len, encoded)) + len(encoded), setting.row_length)
     return pack(encoded, setting.row_length, setting.tokenizer.bos_id)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from undo_jax.checks import check_fields
+from undo_jax.data.packing import check_fills_row
 from undo_jax.data.pairs import check_template, encode_pair, fill_template, pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
@@ -151,11 +152,8 @@ class Tofu(Setting):
             lm, params, _batch_answers(self, "holdout", "answer")
         )
         members, non_members = (
-            [
-                (stats, question.answer)
-                for stats, question in zip(all_stats, self.files.examined[part], strict=True)
-            ]
-            for part, all_stats in (("forget", forget_stats), ("holdout", holdout_stats))
+            zip(stats, (question.answer for question in self.files.examined[part]), strict=True)
+            for part, stats in (("forget", forget_stats), ("holdout", holdout_stats))
         )
         return membership.areas(members, non_members)
 
@@ -207,11 +205,7 @@ def _pack_questions(setting: Tofu, parts: tuple[str, ...]) -> Packed:
     ]
     encoded = [encode_pair(setting.tokenizer, *pair) for pair in pairs]
     size = sum(len(context) + len(answer) + 1 for context, answer in encoded)
-    if size < setting.row_length:
-        raise ValueError(
-            f"{' and '.join(parts)} of {setting.files.folder} have {size} tokens, and a row takes "
-            f"row_length={setting.row_length}: set it lower"
-        )
+    check_fills_row(f"{' and '.join(parts)} of {setting.files.folder}", size, setting.row_length)
     repeated, room = [], setting.row_length  # a last row that is not full would be dropped
     for context, answer in encoded:
         if room > 0:
