@@ -15,9 +15,9 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from undo_jax.data.row_files import StoredRows
 from undo_jax.data.states import (
     MANIFEST,
-    States,
     StatesSpec,
     finish_states,
     open_states,
@@ -105,7 +105,7 @@ def use_stored_states(
 
 def _stored(
     run: RunContext, teacher: ModelNode, lm: LM, params: Params, parameters: str, rows: Any
-) -> States:
+) -> StoredRows:
     """The teacher's states of rows, [R, T, D]; `parameters` is the digest of `params`."""
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape

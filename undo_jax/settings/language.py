@@ -11,7 +11,7 @@ from undo_jax.data.corpus import Corpus
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.loss import mean_cross_entropy
-from undo_jax.setting import BatchField, Example, Setting, check_stream, name_batch_fields
+from undo_jax.setting import Example, Setting, check_stream
 from undo_jax.types import LM, Metric, Metrics, Params
 
 EXAMPLES = 6  # of each language, for the demo
@@ -40,10 +40,6 @@ class Language(Setting):
     segments: bool = False  # a sequence is a document, not a row
 
     @property
-    def batch_fields(self) -> tuple[BatchField, ...]:
-        return name_batch_fields(weights=False, segments=self.segments)
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         return {
             name: Metric(f"cross entropy on {language}", higher_is_better=False, unit="nats/token")
@@ -61,18 +57,14 @@ class Language(Setting):
         if self.retain.exists and self.forget.exists:
             check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
 
-    def get_tokenizer(self) -> Tokenizer:
-        return self.tokenizer
-
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         check_stream(name, ("pretrain", "oracle", "retain", "forget"))
         check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
         retain, forget = self.retain.rows("train"), self.forget.rows("train")
-        document_start = self.tokenizer.bos_id if self.segments else None
         sources, shares = [forget if name == "forget" else retain], [1.0]
         if name == "pretrain":
             sources, shares = [retain, forget], [self.retain_share, 1 - self.retain_share]
-        return stream(sources, batch_size, seed, shares, document_start)
+        return stream(sources, batch_size, seed, shares, self.document_start)
 
     def eval_data(self) -> Any:
         """Returns validation rows of each language, int32 [G, B, T+1].
