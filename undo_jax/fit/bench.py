@@ -121,7 +121,9 @@ def measure(
         each = np.diff(run(steps, ahead=0)).tolist()
         with jax.profiler.trace(trace) if trace else nullcontext():
             run(TRACED if trace else 0)
-    return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    peak_bytes = float(max(device["peak_bytes_in_use"] for device in stats)) if all(stats) else None
+    return Speed(compile_seconds, (last - first) / steps, each, peak_bytes)
 
 
 def split(work: TrainSpec, devices: int, weak: bool, base: int) -> TrainSpec:
@@ -152,10 +154,3 @@ def _shared(like: Any, work: TrainSpec, mesh: Mesh) -> Any:
 
 def _fresh(lm: LM, mesh: Mesh) -> Any:
     return jax.jit(lm.init, out_shardings=param_shardings(lm, mesh))(jax.random.key(0))
-
-
-def _peak_bytes(mesh: Mesh) -> float | None:
-    device_stats = [device.memory_stats() for device in mesh.local_devices]
-    if not all(device_stats):
-        return None
-    return float(max(stats["peak_bytes_in_use"] for stats in device_stats))
