@@ -4,14 +4,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from undo_jax.checks import check_share
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.evals.loss import mean_cross_entropy
+from undo_jax.losses import cross_entropy
 from undo_jax.setting import Example, Setting, check_stream
+from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Params
 
 EXAMPLES = 6  # of each language, for the demo
@@ -74,7 +77,10 @@ class Language(Setting):
         return {part: _group_rows(self, corpus) for part, corpus in self._corpora.items()}
 
     def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
-        return {name: mean_cross_entropy(lm, params, rows) for name, rows in eval_data.items()}
+        def loss(group):
+            return cross_entropy(lm, params, rows(group))
+
+        return {name: jnp.mean(lax.map(loss, tokens)) for name, tokens in eval_data.items()}
 
     def examples(self) -> list[Example]:
         """Returns the beginnings of some validation texts of each language, and what follows."""
