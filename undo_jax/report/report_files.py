@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.report import card_tables, config_table, figures, plot_figure, speed, tables
+from undo_jax.report import card_tables, figures, plot_figure, provenance, speed, tables
 from undo_jax.report.analysis import analyse
 from undo_jax.report.blocks import Paragraph, Section, Table, table_section
 from undo_jax.report.drawing import render
@@ -19,6 +19,7 @@ from undo_jax.report.page import document, escape, figure, notes
 from undo_jax.report.plot import csv_text
 from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
+from undo_jax.report.search_spaces import space_grid
 
 SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks
 MANY = 5  # learning rates; of more, as searches draw them, the range is given
@@ -129,7 +130,7 @@ def sections(report: Report) -> list[Section]:
         table_section("Every model", tables.model_grid(report), legend),
         table_section(speed.title(speeds), speeds, speed.legend(report, speeds)),
         _cards(report),
-        table_section("What was run", tables.stage_grid(report)),
+        table_section("What was run", provenance.stage_grid(report)),
         Section("Every attack by learning rate", [
             Paragraph(tables.attack_legend(report)),
             Table(tables.attack_grid(report), "Every attack by learning rate"),
@@ -156,7 +157,7 @@ def _cards(report: Report) -> Section:
         for m in report.attacked
     ]
     title = "What each attack searched"
-    searched = Table(card_tables.space_grid(report), title, wrapped=True)
+    searched = Table(space_grid(report), title, wrapped=True)
     return Section(
         "Robustness cards",
         [Paragraph(card_tables.legend(report)), *cards, Section(title, [searched], folded=True)],
@@ -166,15 +167,15 @@ def _cards(report: Report) -> Section:
 def _origin(report: Report) -> str:
     """Returns, as HTML, the commands, versions and settings that made the experiment."""
     items = []
-    for o in report.origins:  # a command does not break inside a word
+    for o in report.logs.origins:  # a command does not break inside a word
         words = " ".join(f"<span>{escape(word)}</span>" for word in o.command.split(" "))
         date = escape(o.date.replace("T", " ").replace("Z", " UTC"))
         items.append(f"<li>ended {date} on {escape(o.devices)}<code>{words}</code></li>")
-    settings = Table(config_table.config_grid(report), "Every setting", wrapped=True)
+    settings = Table(provenance.config_grid(report.logs.artifacts), "Every setting", wrapped=True)
     parts = [
         "<h2>How it was made</h2>",
         f'<ol class="commands">{"".join(items)}</ol>' if items else "",
-        f'<p class="legend made">{escape(config_table.versions(report))}</p>',
+        f'<p class="legend made">{escape(provenance.versions(report.logs.origins))}</p>',
         Section("Every setting", [settings], folded=True).html(),
     ]
     return "\n".join(filter(None, parts))
