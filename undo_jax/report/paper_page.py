@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from etils import epath
@@ -85,25 +84,18 @@ def draw(figure: str, scale: str, studies: Sequence[Study]) -> PaperFigure:
     if not points:
         runs = " and ".join(study.logs.name for study in studies)
         raise ValueError(f"{runs}: nothing to draw yet, run it to its end")
-    files = render(functools.partial(module.draw, studies), name)
-    rows = [point._replace(setting=tables.of_setting(point.setting)) for point in points]
-    files["csv"] = csv_text(rows).encode()
-    unfinished = {study.setting: study.logs for study in studies if study.logs.unfinished}
-    claims = [
-        replace(
-            claim,
-            setting=tables.of_setting(claim.setting),
-            finished=claim.finished and claim.setting not in unfinished,
-        )
-        for claim in module.claims(studies)
-    ]
+    files = render(functools.partial(paper.draw, module, studies, points), name)
+    files["csv"] = csv_text(points).encode()
     missing = [
         f"{logs.name} is unfinished, so that none of its claims is judged; run it to its end. "
         f"Without {_shortened(logs.unfinished)}"
-        for logs in unfinished.values()
+        for logs in (study.logs for study in studies)
+        if logs.unfinished
     ]
     title = f"{module.TITLE} ({scale} scale)"
-    return PaperFigure(name, title, module.caption(studies), claims, files, missing)
+    return PaperFigure(
+        name, title, module.caption(studies), [*module.claims(studies)], files, missing
+    )
 
 
 def _shortened(folders: Sequence[str]) -> str:
@@ -115,7 +107,7 @@ def _shortened(folders: Sequence[str]) -> str:
 def _read_study(workdir: epath.PathLike, setting: str, name: str) -> Study:
     """Reads an experiment of a figure. Raises ValueError for files that cannot be read."""
     try:
-        return Study(setting, read_logs(workdir, name))
+        return Study(tables.of_setting(setting), read_logs(workdir, name))
     except OSError as error:
         reason = f"{error.filename or name}: {error.strerror or error}"
         raise ValueError(f"{reason}: check what it is, and who may read it") from error
