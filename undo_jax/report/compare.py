@@ -15,6 +15,8 @@ LEGEND = (
     "interval, and over how many seeds"
 )
 
+PERCENT = ("robustness %", "compute % steps", "compute % FLOPs")
+
 
 @dataclass(frozen=True)
 class Side:
@@ -31,18 +33,15 @@ class Side:
         return f"{self.model or self.study.logs.name}{seed}"
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A number of a model, by seed."""
-
-    name: str
-    values: Mapping[Seed, float]
-    format: Callable[[float], str] = score
-
-
 def grid(a: Side, b: Side) -> Grid:
     """Returns the table of a comparison. Raises ValueError for sides with nothing in common."""
-    _check(a, b)
+    for measure in ("retain", "forget"):
+        left, right = (getattr(side.study.logs, measure) for side in (a, b))
+        if (left.name, left.axis) != (right.name, right.axis):
+            raise ValueError(
+                f"A ({a.name}) is measured by {left.axis}, B ({b.name}) by {right.axis}: these "
+                "cannot be compared"
+            )
     if bool(a.model) != bool(b.model):
         raise ValueError(
             f"{a.name} and {b.name}: one is a model, the other an experiment; give two "
@@ -78,77 +77,53 @@ def unmatched(a: Side, b: Side) -> list[str]:
     return lines
 
 
-def _check(a: Side, b: Side) -> None:
-    """Raises ValueError for headlines that measure different things."""
-    a_logs, b_logs = a.study.logs, b.study.logs
-    for left, right in ((a_logs.retain, b_logs.retain), (a_logs.forget, b_logs.forget)):
-        if (left.name, left.axis) != (right.name, right.axis):
-            raise ValueError(
-                f"A ({a.name}) is measured by {left.axis}, B ({b.name}) by {right.axis}: these "
-                "cannot be compared"
-            )
-
-
 def _rows(a: Side, b: Side, short: bool = False) -> Iterator[list[str]]:
     """Yields a row for each quantity that both have and that is defined for one of them."""
-    steps = _steps(a) & _steps(b)
-    shown = pick_steps(steps) if steps else ()
-    b_quantities = {quantity.name: quantity for quantity in _quantities(b, shown, short)}
-    for quantity in _quantities(a, shown, short):
-        if quantity.name in b_quantities:
-            row = _row(quantity, b_quantities[quantity.name])
-            if row[1:3] != [NONE, NONE]:
-                yield row
+    curves = [list(side.study.relearned(side.model).values()) for side in (a, b)]
+    of_a, of_b = ({step for curve in side for step in curve} for side in curves)
+    shown = pick_steps(of_a & of_b) if of_a & of_b else ()
+    b_quantities = _quantities(b, shown, short)
+    for name, values in _quantities(a, shown, short).items():
+        form = percent if name in PERCENT else score
+        if name in b_quantities:
+            both = values, b_quantities[name]
+            cells = [cell(Spread(tuple(side.values())), form) for side in both]
+            differences = Spread(Spread(tuple(difference(*both[::-1]).values())).finite)
+            if cells != [NONE, NONE]:
+                yield [name, *cells, _interval(differences, form), str(len(differences.values))]
 
 
-def _row(a: Quantity, b: Quantity) -> list[str]:
-    differences = Spread(Spread(tuple(difference(b.values, a.values).values())).finite)
-    text = NONE
-    if differences.values:
-        low, high = student(differences)
-        text = _signed(differences.mean, a)
-        if not math.isnan(low):
-            text += f" [{_signed(low, a)}, {_signed(high, a)}]"
-    sides = (cell(Spread(tuple(q.values.values())), q.format) for q in (a, b))
-    return [a.name, *sides, text, str(len(differences.values))]
+def _interval(differences: Spread, form: Callable[[float], str]) -> str:
+    """Returns a mean and Student's interval with signs."""
+    numbers = [differences.mean, *student(differences)]
+    mean, *ends = (f"{'' if form(v).startswith('-') else '+'}{form(v)}" for v in numbers)
+    if len(differences.values) > 1:
+        return f"{mean} [{', '.join(ends)}]"
+    return mean if differences.values else NONE
 
 
-def _signed(value: float, quantity: Quantity) -> str:
-    text = quantity.format(value)
-    return text if text.startswith("-") else f"+{text}"
-
-
-def _quantities(side: Side, shown: tuple[int, ...], short: bool) -> Iterator[Quantity]:
-    """Yields what a report has of a model; `short`: its headline alone."""
-    for quantity in _all_quantities(side, shown, short):
-        values = quantity.values
-        if side.seed is not None:
-            values = {seed: v for seed, v in values.items() if seed == side.seed}
-        yield replace(quantity, values=values)
-
-
-def _all_quantities(side: Side, shown: tuple[int, ...], short: bool) -> Iterator[Quantity]:
-    """Yields these quantities over all seeds."""
-    study, model = side.study, side.model
-    logs, relearned = study.logs, study.relearned(model)
+def _quantities(side: Side, shown: tuple[int, ...], short: bool) -> dict[str, Mapping[Seed, float]]:
+    """Returns what a report has of a model; `short`: its headline alone."""
+    study, model, logs = side.study, side.model, side.study.logs
     metrics = {"retain": logs.retain, "forget": logs.forget}
     metrics |= {} if short else {measure.axis: measure for measure in logs.other_metrics}
-    for name, measure in metrics.items():
-        yield Quantity(f"{name} before", study.before(model, measure))
+    values = {f"{name} before": study.before(model, m) for name, m in metrics.items()}
     for step in shown[-1:] if short else shown:
-        yield Quantity(f"forget at step {step}", _at(relearned, step))
+        values[f"forget at step {step}"] = _at(study.relearned(model), step)
     if not short:
         for step in shown[-1:]:
-            yield Quantity(f"retain at step {step}", _at(study.retained(model), step))
-        yield Quantity("area under the curve", study.areas(model))
-    yield Quantity("robustness %", study.robustness(model), percent)
+            values[f"retain at step {step}"] = _at(study.retained(model), step)
+        values["area under the curve"] = study.areas(model)
+    values["robustness %"] = study.robustness(model)
     if not short:
-        for unit, name in (("steps", "steps"), ("flops", "FLOPs")):
-            yield Quantity(f"compute % {name}", study.compute(model, unit), percent)
-
-
-def _steps(side: Side) -> set[int]:
-    return {int(step) for curve in side.study.relearned(side.model).values() for step in curve}
+        values["compute % steps"] = study.compute(model, "steps")
+        values["compute % FLOPs"] = study.compute(model, "flops")
+    if side.seed is None:
+        return values
+    return {
+        name: {s: v for s, v in by_seed.items() if s == side.seed}
+        for name, by_seed in values.items()
+    }
 
 
 def _at(curves: Mapping[Seed, Curve], step: int) -> dict[Seed, float]:
