@@ -238,4 +238,8 @@ def _rebuilt(value: typing.Any, parsed: typing.Any) -> typing.Any:
             changes[field.name] = after
     if not changes:
         return value
-    return partial(value, **changes) if is_function else dataclasses.replace(value, **changes)
+    if not is_function:
+        return dataclasses.replace(value, **changes)
+    # A partial of a partial stays nested if anything has been stored on the inner one.
+    args, before = (value.args, value.keywords) if isinstance(value, partial) else ((), {})
+    return partial(_unwrapped(value), *args, **{**before, **changes})
