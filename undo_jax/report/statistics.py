@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,14 +12,7 @@ LEVEL = 0.95  # of intervals
 Seed = int | None
 
 
-class Interval(NamedTuple):
-    """An interval of a mean over seeds; nan where there are too few."""
-
-    low: float
-    high: float
-
-
-def bootstrap(values: Spread) -> Interval:
+def bootstrap(values: Spread) -> tuple[float, float]:
     """Returns the 95 % percentile bootstrap interval of the mean of the finite values.
 
     It is deterministic, and nan for fewer than two values. Over few seeds it is narrow: for
@@ -30,22 +22,22 @@ def bootstrap(values: Spread) -> Interval:
     from scipy import stats
 
     if len(values.finite) < 2:
-        return Interval(math.nan, math.nan)
+        return math.nan, math.nan
     finite = np.sort(values.finite)  # the order of seeds does not matter
     result = stats.bootstrap((finite,), np.mean, confidence_level=LEVEL, method="percentile", rng=0)
-    return Interval(*map(float, result.confidence_interval))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def student(values: Spread) -> Interval:
+def student(values: Spread) -> tuple[float, float]:
     """Returns Student's 95 % interval of the mean of the finite values; nan for fewer than two."""
     from scipy import stats
 
     count = len(values.finite)
     if count < 2:
-        return Interval(math.nan, math.nan)
+        return math.nan, math.nan
     error = float(np.std(values.finite, ddof=1)) / math.sqrt(count)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
-    return Interval(values.mean - reach, values.mean + reach)
+    return values.mean - reach, values.mean + reach
 
 
 def pairs(a: Mapping[Seed, float], b: Mapping[Seed, float]) -> dict[Seed, tuple[float, float]]:
