@@ -70,8 +70,7 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
     for artifact in filter(None, artifacts.values()):
         for metric in {a.metric for a in artifact.attacks} - listed:
             raise ValueError(
-                f"{path} lists no metric {metric!r}, which {artifact.folder} is scored "
-                f"by: {remedy}"
+                f"{path} lists no metric {metric!r}, which {artifact.folder} is scored by: {remedy}"
             )
     return Logs(
         name=name,
