@@ -44,9 +44,11 @@ BASE = Pretrain(LM, replace(HOW, optimizer=AdamW(1e-2)))
 ATTACKS = (
     forget(HOW, RATES),
     mixed(HOW, RATES),
+    mixed(HOW, RATES, forget_share=0.5),
     benign(HOW, RATES, share=0.4),
     held_out(HOW, RATES),
     permuted(HOW, RATES),
+    permuted(HOW, RATES, retain_share=0.5),
     lora(HOW, RATES, rank=2, alpha=4.0, dropout=0.2),
     quantise(HOW, RATES),
     quantise(rule="int4"),
