@@ -265,6 +265,21 @@ def test_a_student_stops_at_its_own_teachers_retain_score(calls):
         assert stop({"retain": bar}) and stop({"retain": 1.0})
 
 
+def test_an_attack_keeps_nine_tenths_of_what_its_own_model_retained(calls):
+    _, trials, folders, _ = calls["relearn"]
+    before = {name: _scores(name)["retain"] for call in calls.values() for name in call[2]}
+    seen = set()
+    for trial, folder in zip(trials, folders, strict=True):
+        stage = {"base": "pretrain", "oracle": "pretrain", "unlearn-only": "unlearn"}
+        _, model, seed = _parts(folder)
+        start = f"{stage.get(model, 'distill')}-{model}-seed{seed}"
+        (bar,) = (0.9 * retain for name, retain in before.items() if name.startswith(start))
+        assert trial.attack_score({"retain": bar + 0.01, "forget": 0.2}) == (True, 0.2)
+        assert trial.attack_score({"retain": bar - 0.01, "forget": 0.2}) == (False, 0.2)
+        seen.add(round(bar, 3))
+    assert seen == {0.45, 0.63, 0.81, 0.558}
+
+
 def test_only_students_stop_early(ran, tmp_path, monkeypatch):
     for stage in ("pretrain", "unlearn", "relearn"):
         spec, trials, _, _ = ran.calls[stage]
