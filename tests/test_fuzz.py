@@ -148,9 +148,7 @@ def place(tmp_path_factory):
         patch.setattr(sys.modules["undo_jax.data.prepare"], "_assign_splits", begin)
         patch.setattr(sys.modules["undo_jax.data.train_tokenizer"], "_train", begin)
         patch.setattr(param_checkpoint, "restore", begin)
-        patch.setattr(
-            "undo_jax.cli.commands.evaluate.find_spec", lambda name: True
-        )
+        patch.setattr("undo_jax.cli.commands.evaluate.find_spec", lambda name: True)
         for module in "harness", "harness_tasks":  # in place of what imports lm-eval
             patch.setitem(sys.modules, f"undo_jax.cli.{module}", SimpleNamespace(load_tasks=begin))
         patch.setattr("undo_jax.cli.commands.score._score", begin)
