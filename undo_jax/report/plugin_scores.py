@@ -3,8 +3,9 @@
 from etils import epath
 
 from undo_jax.report.files import as_written, number, typed
-from undo_jax.report.numbers import Report, Spread
+from undo_jax.report.numbers import Report
 from undo_jax.report.records import ATTACK, Json, Logs, PluginScore
+from undo_jax.report.statistics import Spread
 from undo_jax.report.tables import Grid, cell
 from undo_jax.runtime.atomic_files import read_json
 

@@ -2,8 +2,8 @@
 
 import math
 
-from undo_jax.report.numbers import ModelRow, Report, Spread
-from undo_jax.report.statistics import bootstrap, paired
+from undo_jax.report.numbers import ModelRow, Report
+from undo_jax.report.statistics import Spread, bootstrap, paired
 from undo_jax.report.tables import NONE, Grid, cell, filled
 
 

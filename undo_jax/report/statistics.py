@@ -2,14 +2,41 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from undo_jax.report.numbers import MIN_GAP, Spread
+from undo_jax.report.records import Measure
 
+MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
 LEVEL = 0.95  # of intervals
 
 Seed = int | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One value per seed, nan where undefined; the statistics are over the defined ones."""
+
+    values: tuple[float, ...] = ()
+
+    @property
+    def finite(self) -> tuple[float, ...]:
+        return tuple(v for v in self.values if math.isfinite(v))
+
+    @property
+    def mean(self) -> float:
+        if not self.finite:
+            return math.nan
+        return min(max(math.fsum(self.finite) / len(self.finite), self.low), self.high)  # rounding
+
+    @property
+    def low(self) -> float:
+        return min(self.finite, default=math.nan)
+
+    @property
+    def high(self) -> float:
+        return max(self.finite, default=math.nan)
 
 
 def bootstrap(values: Spread) -> tuple[float, float]:
@@ -84,3 +111,13 @@ def area(curve: Mapping[int, float], last: int = 0) -> float:
 def steps_to(curve: Mapping[int, float], share: float) -> float:
     """Returns the first step at which a curve of shares reaches a share; infinite if none does."""
     return next((float(step) for step, score in curve.items() if score >= share), math.inf)
+
+
+def robustness(score: float, unlearned: float, filtered: float, metric: Measure) -> float:
+    """Returns 100 (P - P_unlearn) / (P_oracle - P_unlearn) in %, P the worst-case forget score.
+
+    It is nan unless the oracle is more robust than the unlearned model by at least MIN_GAP.
+    """
+    gap = filtered - unlearned
+    ahead = -gap if metric.higher_is_better else gap
+    return 100 * (score - unlearned) / gap if ahead >= MIN_GAP else math.nan
