@@ -149,6 +149,7 @@ def _refused(capsys, *arguments):
         ("--model.document-start 5", "model.document_start=5"),
         ("--relearn.attacks everything", "everything"),
         ("--relearn.attacks", "attacks is empty"),
+        ("--relearn.attacks mixed-0.5 --relearn.training.batch-size 15", "mixed-0.5 has 7.5 rows"),
         ("--relearn.learning-rates nan", "learning_rates=(nan,): give positive rates"),
         ("--relearn.learning-rates 0.1 0.1", "one is given twice"),
         ("--noise.alphas 0.5 0.5", "alphas=(0.5, 0.5): one is given twice"),

@@ -140,15 +140,14 @@ class Distillation:
 class Relearning:
     """The attacks: every learning rate on every kind of data; the strongest counts.
 
-    `mixed` is on the pretraining mixture, `mixed-0.5` on as many forget rows as retain rows.
-
     Raises:
         ValueError: if a learning rate is not positive, or attacks are missing, unknown or repeated.
     """
 
     training: Training
     learning_rates: tuple[float, ...]  # of the attacks, times the optimizer's own
-    attacks: tuple[Literal["forget", "mixed", "mixed-0.5"], ...] = ("forget",)  # kinds of data
+    # mixed: on pretraining rows; mixed-0.5: half of each batch are forget rows, half retain rows
+    attacks: tuple[Literal["forget", "mixed", "mixed-0.5"], ...] = ("forget",)
     keep_at: tuple[int, ...] = ()  # steps at which the strongest attack's parameters are saved
 
     def __post_init__(self):
