@@ -170,12 +170,12 @@ class Relearning:
         Both are on these data alone beside the attack `forget`, and beside mixtures with as many
         retain rows; for settings that have such data.
         """
-        made: list[Attack] = []
+        controls: list[Attack] = []
         for share in dict.fromkeys(0.0 if name == "forget" else 0.5 for name in self.attacks):
             half = held_out(self.training, self.learning_rates, retain_share=share)
             half = replace(half, name=half.name.replace("held_out", "half"))
-            made += [half, permuted(self.training, self.learning_rates, retain_share=share)]
-        return tuple(made)
+            controls += [half, permuted(self.training, self.learning_rates, retain_share=share)]
+        return tuple(controls)
 
 
 @dataclass(frozen=True)

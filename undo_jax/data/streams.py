@@ -141,9 +141,9 @@ class MixedBatches:
     The two streams have batches of as many rows as they give.
     """
 
-    def __init__(self, batches: Any, rows: int, others: Any, batch_size: int):
+    def __init__(self, batches: Any, rows: int, other_batches: Any, batch_size: int):
         self._batches, self._rows = batches, rows
-        self._others, self._batch_size = others, batch_size
+        self._other_batches, self._batch_size = other_batches, batch_size
 
     def __getitem__(self, index: tuple[int, slice]) -> Any:
         """Returns some rows of a batch; reads no others."""
@@ -151,7 +151,7 @@ class MixedBatches:
         start, stop, _ = rows.indices(self._batch_size)
         parts = (
             (self._batches, start, min(stop, self._rows)),
-            (self._others, max(start - self._rows, 0), stop - self._rows),
+            (self._other_batches, max(start - self._rows, 0), stop - self._rows),
         )
         read = [batches[step, slice(first, end)] for batches, first, end in parts if first < end]
         return jax.tree.map(lambda *x: np.concatenate(x), *read)

@@ -62,8 +62,8 @@ class RunContext:
         if stream.rows is not None:
             batches = RepeatedRows(batches, own_rows, stream.rows)
         if other is not None:
-            others = self.setting.stream(other, other_rows, order)
-            batches = MixedBatches(batches, own_rows, others, batch_size)
+            other_batches = self.setting.stream(other, other_rows, order)
+            batches = MixedBatches(batches, own_rows, other_batches, batch_size)
         if stream.opening is not None:
             name, steps = stream.opening
             batches = BatchSequence(self.setting.stream(name, batch_size, order), steps, batches)
