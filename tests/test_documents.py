@@ -12,7 +12,6 @@ import nbformat
 import pytest
 from documents import ROOT, blocks
 
-from undo_jax.attack import Attack
 from undo_jax.graph.model_graph import build_graph
 from undo_jax.logs.sink import Target
 from undo_jax.runner.experiment import Experiment
@@ -23,7 +22,6 @@ from undo_jax.training.train_step import Training
 DOCS = ROOT / "docs"
 SITE = sorted(DOCS.rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PYTHON = {f"{page.stem}-{i}": text for page in SITE
           for i, text in enumerate(blocks(page, "python"))}  # fmt: skip
 
@@ -90,20 +88,19 @@ def test_an_attack_of_ones_own_reuses_the_quickstarts_models(folder):
 
 
 def test_the_sink_writes(tmp_path):
-    names = {"Paper": lambda *_, **given: given["sinks"]}
-    exec(_block("RUNNING", "def losses"), names)
-    (sink,) = names["experiment"]
-    with sink(Target(tmp_path, (), "x", "x")) as write:
-        write({}, {"step": 1, "loss": 0.5})
-    assert (tmp_path / "losses.csv").read_text() == "1,0.5\n"
+    names = {}
+    exec(_block("../CONTRIBUTING", "def loss_lines"), names)
+    with names["loss_lines"](Target(tmp_path, (), "x", "x")) as write:
+        write({"learning_rate": 0.1}, {"step": 1, "loss": 0.5})
+    assert (tmp_path / "losses.csv").read_text() == "1,0.1,0.5\n"
 
 
 def test_an_attack_as_it_is_shown_is_one():
-    shown = re.search(r"    def NAME\(training.*?\n\n", CONTRIBUTING, re.DOTALL)
-    names = {"Attack": Attack}
-    exec("if True:\n" + shown[0], names)
-    attack = names["NAME"](Training(10, 8, AdamW(warmup=1), 5), (1e-3,), keep_at=(5,))
-    assert (attack.name, attack.keep_at) == ("NAME", (5,)) and AdamW(warmup=1).learning_rate == 1
+    names = {}
+    exec(_block("../CONTRIBUTING", "def few_rows"), names)
+    attack = names["few_rows"](Training(10, 8, AdamW(warmup=1), 5), (1e-3,), keep_at=(5,))
+    assert (attack.name, attack.keep_at) == ("few_rows", (5,))
+    assert AdamW(warmup=1).learning_rate == 1
     paper = load(str(ROOT / "experiments" / "quickstart.py"))
     assert isinstance(replace(paper.experiment(), attacks=(attack,)), Experiment)
 

@@ -4,8 +4,10 @@ A new noise needs no edit here, unless it has keyword arguments without a defaul
 go into `ARGUMENTS`. One in which nothing is random goes into `SAME_FOR_ALL_KEYS`.
 """
 
+import dataclasses
 import importlib
 import inspect
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 
 import undo_jax.noises
 from undo_jax.models.gemma2 import preset
+from undo_jax.models.transformer import Transformer
+from undo_jax.noises import leaf_key
 from undo_jax.noises.fresh import fresh
 from undo_jax.noises.prune import prune
 from undo_jax.noises.random_mask import random_mask
@@ -105,6 +109,34 @@ def test_depends_on_the_key_alone(noise, request):
     for name, leaf in _named(first).items():
         if name in _changed(first) and not name.endswith("norm"):
             assert np.array_equal(leaf, _named(other)[name]) != drawn, name
+
+
+@dataclass(frozen=True)
+class DrawnByPath(Transformer):
+    """A decoder whose initialisation of a leaf does not depend on the other leaves, either."""
+
+    def init(self, key):
+        draw = lambda path, w: jax.random.normal(leaf_key(key, path), w.shape)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(super().init, key))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_leafs_noise_does_not_depend_on_which_other_leaves_there_are(name):
+    """It is the same in a model that has biases and a head, too."""
+    function = getattr(importlib.import_module(f"undo_jax.noises.{name}"), name)
+    fields = {field.name: getattr(LM, field.name) for field in dataclasses.fields(LM)}
+    small, large = (
+        DrawnByPath(**{**fields, "qkv_bias": more, "own_head": more}) for more in (False, True)
+    )
+    key = jax.random.key(0)
+    damaged, expected = (
+        _named(function(lm, KEY, lm.init(key), 0.5, **ARGUMENTS.get(name, {})))
+        for lm in (large, small)
+    )
+    assert {*damaged} > {*expected}
+    for leaf, values in expected.items():
+        message = f"{leaf}: draw its noise with undo_jax.noises.leaf_key(key, path)"
+        np.testing.assert_array_equal(damaged[leaf], values, message)
 
 
 def test_sharded_equals_unsharded(noise):

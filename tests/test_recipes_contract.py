@@ -3,8 +3,7 @@
 import dataclasses
 import importlib
 import pkgutil
-from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +20,6 @@ from undo_jax.runner.experiment import ROLES, Experiment
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store import param_checkpoint
-from undo_jax.types import LM
 
 MODULES = [
     importlib.import_module(f"{recipes.__name__}.{module.name}")
@@ -71,33 +69,25 @@ def test_what_is_random_has_a_name(recipe):
     assert recipe.is_deterministic or fields["rng_name"]
 
 
-@dataclass(frozen=True)
-class Average(ComputedRecipe):
-    """The average of two models, as in CONTRIBUTING."""
+@pytest.fixture
+def average_recipe(monkeypatch):
+    """The recipe of tests/own/average.py, which CONTRIBUTING says to copy."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "own")
+    recipe = importlib.import_module("average").Average
+    compute = recipe.compute
 
-    kind: ClassVar[str] = "average"
-    role: ClassVar[str] = "unlearned"
-    is_deterministic: ClassVar[bool] = True
-    first: Recipe
-    second: Recipe
-
-    @property
-    def lm(self) -> LM:
-        return self.first.lm
-
-    @property
-    def parents(self) -> tuple[Recipe, ...]:
-        return self.first, self.second
-
-    def compute(self, mesh, key, parents=(), samples=None):
+    def checked(self, mesh, key, parents=(), samples=None):
         assert key is None
-        return jax.tree.map(lambda a, b: (a + b) / 2, *parents)
+        return compute(self, mesh, key, parents)
+
+    monkeypatch.setattr(recipe, "compute", checked)
+    return recipe
 
 
-def test_a_deterministic_recipe_needs_no_edit_elsewhere(tmp_path):
+def test_a_deterministic_recipe_needs_no_edit_elsewhere(tmp_path, average_recipe):
     parts = {name: Fresh(MODEL, rng_name=f"noise/{name}") for name in ("first", "second")}
     experiment = Experiment(
-        name="mine", setting=SETTING, models={**parts, "average": Average(**parts)}
+        name="mine", setting=SETTING, models={**parts, "average": average_recipe(**parts)}
     )
     models = experiments.run(experiment, tmp_path)
     mesh = make_mesh(MeshShape())

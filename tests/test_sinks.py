@@ -1,5 +1,8 @@
 """Sinks: what TensorBoard and Weights & Biases read of a run, and one that a stranger has written.
 
+A new sink needs no edit here, if equal records give equal files; else it needs a reader in
+`READERS`.
+
 Runs are commands in fresh processes. What they should have logged is what is in metrics.jsonl.
 """
 
@@ -266,7 +269,13 @@ def _read_wandb(folder):
     return [{n: value for n, value in row.items() if n[0] != "_"} for row in run.rows]
 
 
+def _read_files(folder):
+    root = Path(folder).parent
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
 READERS = {"jsonl": _read_jsonl, "tensorboard": _read_tensorboard, "wandb": _read_wandb}  # by sink
+RECORDS = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5, "eval": {"forget": 0.25}}]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -281,27 +290,48 @@ def test_a_sink_is_one_context_manager_named_like_its_file(name):
     assert all(o.kind is o.KEYWORD_ONLY and o.default is not o.empty for o in options)
 
 
+def _record(name, root, records, tags, *, interrupted=False):
+    """Writes records into a new folder of an artifact. Returns the folder."""
+    folder = epath.Path(root) / "pretrain-base"
+    if folder.exists():
+        folder.rmtree()
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"stage": "pretrain"}')
+    target = Target(folder, [tags], "toy", "training")
+    with suppress(KeyboardInterrupt), sinks.find_sink(name)(target) as write:
+        for record in records:
+            write(tags, record)
+        if interrupted:
+            raise KeyboardInterrupt
+    return folder
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "wandb")) for n in NAMES]
 )
 def test_a_sink_has_each_record_once_after_a_resumption(name, tmp_path, monkeypatch):
     """The artifact's folder is made anew then, and all records come again."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = epath.Path(tmp_path) / "pretrain-base"
-    records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5, "eval": {"forget": 0.25}}]
-    for count in (1, 2):
-        if folder.exists():
-            folder.rmtree()
-        folder.mkdir()
-        (folder / "config.json").write_text('{"stage": "pretrain"}')
-        target = Target(folder, [{}], "toy", "training")
-        with suppress(KeyboardInterrupt), sinks.find_sink(name)(target) as write:
-            for record in records[:count]:
-                write({}, record)
-            if count == 1:
-                raise KeyboardInterrupt
-    flat = [{"step": record["step"], **_flat(record)} for record in records]
-    assert READERS[name](folder) == (records if name == "jsonl" else flat)
+    resumed = tmp_path / "resumed"
+    _record(name, resumed, RECORDS[:1], {}, interrupted=True)
+    folder = _record(name, resumed, RECORDS, {})
+    if name in READERS:
+        flat = [{"step": record["step"], **_flat(record)} for record in RECORDS]
+        assert READERS[name](folder) == (RECORDS if name == "jsonl" else flat)
+    else:
+        at_once = _record(name, tmp_path / "at_once", RECORDS, {})
+        assert _read_files(folder) == _read_files(at_once), "a resumption leaves other files"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in READERS] or ["jsonl"])
+def test_files_tell_records_and_trials_apart(name, tmp_path):
+    cases = {"none": ([], 0.1), "one": (RECORDS[:1], 0.1), "other trial": (RECORDS[:1], 0.2)}
+    files = [
+        _read_files(_record(name, tmp_path / case, records, {"learning_rate": rate}))
+        for case, (records, rate) in cases.items()
+    ]
+    assert files[0] != files[1], "write(tags, fields) writes nothing"
+    assert files[1] != files[2], "write(tags, fields) drops its tags: trials cannot be told apart"
 
 
 @pytest.mark.slow

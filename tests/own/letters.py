@@ -10,7 +10,7 @@ from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Characters
 from undo_jax.evals.generate import generate
 from undo_jax.losses import cross_entropy
-from undo_jax.setting import Setting
+from undo_jax.setting import Setting, check_stream
 from undo_jax.training.train_step import rows
 from undo_jax.types import Metric
 
@@ -39,6 +39,7 @@ class Letters(Setting):
 
     def stream(self, name, batch_size, seed):
         letters = {"pretrain": LARGE + SMALL, "oracle": LARGE, "retain": LARGE, "forget": SMALL}
+        check_stream(name, letters)
         return stream([self._rows(letters[name])], batch_size, seed)
 
     def eval_data(self):

@@ -27,7 +27,10 @@ from undo_jax.report.records import Measure
 from undo_jax.report.statistics import Spread, student
 from undo_jax.report.studies import PaperPoint, Study, difference
 from undo_jax.report.tables import Grid, markdown_table
+from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import workdir_lock
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "paper"
 
 
 def matched(
@@ -148,6 +151,22 @@ def test_the_command_writes_figures_numbers_and_a_page(tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     cli.main(["figures", str(tmp_path)])
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", paper.discover())
+def test_every_figure_is_drawn_from_logs_of_its_experiments_models(name, tmp_path, capsys):
+    experiment = load(str(EXPERIMENTS / f"{name}.py")).experiment()
+    work = Logs(tmp_path, name=experiment.name)
+    for seed in (10, 11):
+        for model, recipe in experiment.models.items():
+            alpha = getattr(getattr(recipe, "start", None), "noise_share", None)
+            work.add(recipe.kind, model, seed, alpha=alpha, listed=True)
+        for model in experiment.attacked or experiment.models:
+            work.attack(model, seed, curves={("forget", 0.01): (0.1, 0.2, 0.3, 0.4)})
+    cli.main(["figures", str(tmp_path)])
+    assert paper.discover()[name].TITLE in capsys.readouterr().out
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {f"{name}-small.{kind}" for kind in ("png", "svg", "csv")} <= drawn
 
 
 def test_two_settings_and_two_scales_are_kept_apart(tmp_path):

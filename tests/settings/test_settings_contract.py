@@ -1,7 +1,8 @@
 """Every file of undo_jax/settings/ keeps the contract of a setting, `undo_jax.setting.Setting`.
 
-A new setting needs no edit here, if it is small with the defaults of its fields; else a small
-instance of it goes into tests/helpers/small_settings.py.
+So does tests/own/letters.py, the guide's example. A new setting needs no edit here, if it is
+small with the defaults of its fields; else a small instance of it goes into
+tests/helpers/small_settings.py.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ import importlib
 import inspect
 import json
 import pkgutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,13 +27,22 @@ from undo_jax.store.artifacts import to_json
 from undo_jax.types import Packed
 
 NAMES = [module.name for module in pkgutil.iter_modules(undo_jax.settings.__path__)]
+EXAMPLE = Path(__file__).parents[1] / "own" / "letters.py"
 STREAMS = ("pretrain", "oracle", "retain", "forget")
 ROWS = 4
 
 
+def _load_example():
+    spec = spec_from_file_location(EXAMPLE.stem, EXAMPLE)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _class_in(name):
     """The one class of a file that is a setting."""
-    module = importlib.import_module(f"undo_jax.settings.{name}")
+    is_example = name not in NAMES
+    module = _load_example() if is_example else importlib.import_module(f"undo_jax.settings.{name}")
     classes = [
         value
         for value in vars(module).values()
@@ -40,7 +52,7 @@ def _class_in(name):
     return setting
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[*NAMES, EXAMPLE.stem])
 def setting(request, tmp_path_factory):
     kind = _class_in(request.param)
     make = SMALL.get(kind.__name__, lambda folder: kind())

@@ -1,13 +1,11 @@
 """Noise on weights chosen at random: the control of `targeted`."""
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from undo_jax.noises import leaf_key
 from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.runtime.sharding import path_name
 from undo_jax.types import LM, Key, Params
 
 
@@ -30,7 +28,7 @@ def random_mask(
     noised = shrink_perturb(lm, key, params, alpha, beta=beta)
 
     def mix(path, w, new):
-        leaf_key = jax.random.fold_in(key, zlib.crc32(f"mask/{path_name(path)}".encode()))
-        return jnp.where(jax.random.bernoulli(leaf_key, share, w.shape), new, w)
+        is_chosen = jax.random.bernoulli(leaf_key(key, path, "mask/"), share, w.shape)
+        return jnp.where(is_chosen, new, w)
 
     return jax.tree_util.tree_map_with_path(mix, params, noised)

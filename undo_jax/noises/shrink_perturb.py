@@ -1,11 +1,10 @@
 """Shrink and perturb, the noise of UNDO (paper §4; Ash & Adams, arXiv 1910.08475)."""
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from undo_jax.noises import leaf_key
 from undo_jax.runtime.sharding import path_name
 from undo_jax.types import LM, Key, Params
 
@@ -25,8 +24,7 @@ def shrink_perturb(
         if rank < 2:
             return (1 - alpha) * w
         limit = (6 / sum(w.shape[-2:])) ** 0.5
-        leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        noise = jax.random.uniform(leaf_key, w.shape, jnp.float32, -limit, limit)
+        noise = jax.random.uniform(leaf_key(key, path), w.shape, jnp.float32, -limit, limit)
         return (1 - alpha) * w + alpha * beta * noise
 
     return jax.tree_util.tree_map_with_path(mix, params)
