@@ -286,7 +286,9 @@ def test_an_import_of_nothing_is_refused_before_anything_is_made():
 
 def test_an_attack_that_prepares_another_model_is_refused():
     attack = Attack("mine", None, prepare=lambda lm, params, key: {})
-    with pytest.raises(ValueError, match="attack mine prepares parameters of other names"):
+    with pytest.raises(
+        ValueError, match="prepare of attack mine gives nothing for embedding, not float"
+    ):
         attacked(BASE, attack, "relearn").validate()
 
 

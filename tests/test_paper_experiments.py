@@ -85,7 +85,7 @@ def test_a_figure_is_run_once_and_drawn(name, setting, small, tmp_path, capsys):
     cli.main(["figures", str(workdir)])
     written = {path.name for path in (workdir / "figures").iterdir()}
     assert {f"{name}-small.{kind}" for kind in ("png", "svg", "csv")} <= written
-    assert paper.discover()[name].TITLE in capsys.readouterr().out
+    assert paper.find_figure(name).TITLE in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def _make_paper(folder):
 def test_make_paper_runs_every_figure():
     both = [f"--setting {setting}" for setting in SETTINGS]
     runs = _make_paper(ROOT.parent.parent)
-    assert {*runs} == {*FILES} == {*paper.discover()}
+    assert {*runs} == {*FILES} == {*paper.names()}
     assert runs.pop("size") == ["--width 48", "--width 96", "--width 216"]
     assert list(runs.values()) == [both] * len(runs)
     order = ["oracle_matching", "methods", "alpha", "beyond", "baselines", "pareto"]

@@ -52,15 +52,59 @@ def listed(names: Iterable[Any]) -> str:
     return ("; " if any("," in name for name in names) else ", ").join(names)
 
 
+def function_name(function: Any) -> str:
+    """Returns the name of a function, also inside of `partial`."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def check_function(name: str, function: Any, *arguments: str) -> None:
     """Raises ValueError unless a value is a function of these positional arguments."""
     if not callable(function):
         raise ValueError(f"{name}={function!r} is no function: import it and give it itself")
     try:
-        inspect.signature(function).bind(*arguments)
+        signature = inspect.signature(function)
+    except ValueError:  # not written in Python: nothing is known
+        return
+    called = getattr(function, "__name__", function)
+    label = name if name.endswith(f"{called}") else f"{name} {called}"
+    try:
+        signature.bind_partial(*arguments)
     except TypeError as error:
-        called = getattr(function, "__name__", function)
-        raise ValueError(f"{name} {called}: {error}: give it by partial({called}, ...)") from error
+        plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        takes = inspect.Signature(plain)
+        raise ValueError(f"{label} takes {takes}: give it ({', '.join(arguments)})") from error
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{label}: {error}: give it by partial({called}, ...), or a default"
+        ) from error
+
+
+def check_members(value: Any, base: type, *required: str) -> None:
+    """Checks that a value's class defines what its base class asks for.
+
+    Args:
+        value: an instance of the base class.
+        base: its methods say which arguments those of the value must take.
+        required: names of further members that have no default.
+
+    Raises:
+        ValueError: for a member that is missing, or a method of other arguments.
+    """
+    owner, missing = type(value).__name__, object()
+    names = [name for name in dir(base) if not name.startswith("_")]
+    for name in (*required, *names):
+        member, of_base = (inspect.getattr_static(x, name, missing) for x in (value, base))
+        if member is missing or getattr(member, "__isabstractmethod__", False):
+            raise ValueError(f"{owner} has no {name}: define it")
+        if isinstance(of_base, property) and inspect.isfunction(member):
+            raise ValueError(f"{owner}.{name} is a method: put @property above its def")
+        if inspect.isfunction(of_base):
+            _, *arguments = inspect.signature(of_base).parameters
+            check_function(f"{owner}.{name}", getattr(value, name), *arguments)
 
 
 def check_fields(owner: Any, least: float, *names: str) -> None:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from undo_jax.checks import check_function
+from undo_jax.checks import check_members
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
@@ -139,14 +139,13 @@ def name_batch_fields(*, weights: bool, segments: bool) -> tuple[BatchField, ...
 
 def check_metrics(setting: Setting) -> None:
     """Raises ValueError for invalid metrics, and for a headline that does not name two of them."""
+    check_members(setting, Setting, "row_length")
     metrics = setting.metrics
     for name, metric in metrics.items():
         if not isinstance(name, str) or not isinstance(metric, Metric):
             raise ValueError(f"metrics: {name!r} is {metric!r}: give Metric(label, ...) by names")
         if metric.at == "end" and type(setting).at_end is Setting.at_end:
             raise ValueError(f"metric {name} is taken at the end: give the setting an at_end(...)")
-        if metric.at == "end":
-            check_function("the setting's at_end", setting.at_end, "lm", "params")
         if metric.at == "comparison" and type(setting).compare is Setting.compare:
             raise ValueError(f"metric {name} compares: give the setting a compare(model, oracle)")
     if len({*setting.headline}) != 2:

@@ -42,7 +42,10 @@ def test_noise_is_that_of_its_kind():
 
 
 def test_what_is_no_noise_is_refused():
-    for wrong, said in ((None, "kind=None is no function"), (lambda lm, key: key, "too many")):
+    for wrong, said in (
+        (None, "kind=None is no function"),
+        (lambda lm, key: key, r"takes \(lm, key\): give it"),
+    ):
         with pytest.raises(ValueError, match=said):
             noise(kind=wrong)
 
@@ -128,9 +131,15 @@ def test_an_attack_that_starves_says_so():
         ({"adapt": None}, "adapt=None is no function"),
         ({"loss": None}, "loss=None is no function"),
         ({"prepare": 3}, "prepare=3 is no function"),
-        ({"prepare": lambda lm, params: params}, "prepare <lambda>: too many positional"),
+        (
+            {"prepare": lambda lm, params: params},
+            "prepare <lambda> takes \\(lm, params\\): give it",
+        ),
         ({"adapt": lambda lm, params: lm}, "adapt <lambda>: missing a required argument: 'params'"),
-        ({"loss": lambda lm, params, batch: 0.0}, "loss <lambda>: too many positional"),
+        (
+            {"loss": lambda lm, params, batch: 0.0},
+            "loss <lambda> takes \\(lm, params, batch\\): give it",
+        ),
         ({"trains": "all"}, "trains='all': give Trains"),
         ({"opening": ("retain", 0.01)}, "of 10 steps that is 0: give a share that is some"),
         ({"opening": ("retain", 0.99)}, "of 10 steps that is 10: give a share that is some"),

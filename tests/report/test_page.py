@@ -57,7 +57,7 @@ def known(root: Path) -> Recorded:
 
 
 def _rows(work: Workdir, name: str) -> list[list[str]]:
-    text = figures.discover()[name].plot(work.report()).csv
+    text = figures.find_figure(name).plot(work.report()).csv
     return list(csv.reader(io.StringIO(text)))
 
 

@@ -854,7 +854,7 @@ def test_a_figure_stroke_by_stroke(
 ) -> None:
     report = workdir(tmp_path).report()
     with drawing.style(figure):
-        strokes = artists(drawn(figures.discover()[figure], report))
+        strokes = artists(drawn(figures.find_figure(figure), report))
     as_golden(f"{workdir.__name__}-{figure}.txt", strokes)
 
 
@@ -1240,12 +1240,12 @@ def test_a_figure_without_a_caption_is_named(tmp_path: Path, another: Path) -> N
         write(tmp_path / "run", "known")
 
 
-@pytest.mark.parametrize("figure", figures.discover())
+@pytest.mark.parametrize("figure", figures.names())
 @pytest.mark.parametrize(("workdir", "seeds"), [(full, 2), (methods, 1)])
 def test_a_figure_keeps_the_contract(
     tmp_path: Path, figure: str, workdir: Callable[..., Workdir], seeds: int
 ) -> None:
-    module, report = figures.discover()[figure], workdir(tmp_path, seeds=seeds).report()
+    module, report = figures.find_figure(figure), workdir(tmp_path, seeds=seeds).report()
     made, again = (page.draw_figure(module, report, figure) for _ in range(2))
     if (figure, workdir) == ("robustness", methods):  # one attack: a heat map says nothing more
         assert made is None

@@ -114,7 +114,7 @@ def test_what_is_no_score_is_refused():
     for wrong, message in (
         (cross_entropy, "give a tuple of functions"),
         (("cross_entropy",), "give a tuple of functions"),
-        ((no_setting,), "score no_setting: too many positional arguments"),
+        ((no_setting,), r"score no_setting takes \(lm, params\): give it \(lm, params, setting\)"),
         ((cross_entropy, cross_entropy), "one is given twice"),
         ((lambda lm, params, setting: {},), "a lambda of"),
     ):

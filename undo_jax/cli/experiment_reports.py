@@ -19,16 +19,24 @@ def publish_files(folder: epath.Path, contents: Mapping[str, bytes]) -> None:
 
 
 def write_report(workdir: str, name: str) -> str:
-    """Write the report of an experiment. Returns why there is nothing to write, or ""."""
+    """Write the report of an experiment. Returns why there is nothing to write, or "".
+
+    Raises ValueError, when all else is written, for figures that cannot be drawn.
+    """
     if jax.process_index() == 0:
+        undrawn = None
         try:
             with report_full_disk(workdir, "writes the report"):
                 written = reporting.write(workdir, name, publish_files)
         except reporting.EmptyError as error:
             return str(error)
+        except reporting.UndrawnError as error:
+            written, undrawn = error.report, error
         results.print(reporting.table(written))
         page = epath.Path(workdir) / f"report-{name}" / "index.html"
         console.print(f"report: {page}", soft_wrap=True)
+        if undrawn:
+            raise undrawn
     return ""
 
 

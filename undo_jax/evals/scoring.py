@@ -1,6 +1,5 @@
 """Scores of finished models: those of the setting, and those of plug-ins in undo_jax/scores."""
 
-import functools
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.checks import check_distinct, check_function
+from undo_jax.checks import check_distinct, check_function, function_name
 from undo_jax.setting import Setting, check_score_names
 from undo_jax.store.artifacts import to_json
 from undo_jax.types import LM, Params
@@ -95,9 +94,7 @@ def compute_score(score: Score, lm: LM, params: Params, setting: Setting) -> dic
 
 def score_name(score: Score) -> str:
     """Returns the name of a score: that of its function, also inside of `partial`."""
-    while isinstance(score, functools.partial):
-        score = score.func
-    return getattr(score, "__name__", type(score).__name__)
+    return function_name(score)
 
 
 def check_scores(scores: Sequence[Score]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from undo_jax.checks import function_name, listed
 from undo_jax.training import optim
 from undo_jax.training.batch_shapes import packed_like
 from undo_jax.training.train_spec import TrainSpec
@@ -26,7 +27,7 @@ def check_loss(spec: TrainSpec) -> None:
     result = traced_loss(spec)
     is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
     if not is_pair or any(getattr(x, "shape", None) != () for x in jax.tree.leaves(result)):
-        name = getattr(spec.loss, "__name__", spec.loss)
+        name = function_name(spec.loss)
         raise ValueError(f"{name} gives {result}: give a number, and numbers by name to be logged")
 
 
@@ -43,7 +44,12 @@ def traced_loss(spec: TrainSpec, traced_kwargs: Sequence[str] = ()) -> Any:
         batch = {name: rows(packed) for name in spec.streams}
         frozen = {name: Frozen(lm, refs[name]) for name, lm in spec.refs.items()}
         loss_fn = partial(spec.loss, **loss_kwargs) if loss_kwargs else spec.loss
-        return loss_fn(spec.lm, params, frozen, batch, jax.random.key(0))
+        try:
+            return loss_fn(spec.lm, params, frozen, batch, jax.random.key(0))
+        except KeyError as error:
+            has = f"refs has {listed(frozen) or 'nothing'}, batch has {listed(batch)}"
+            message = f"KeyError: {error} in {function_name(spec.loss)}: {has}"
+            raise ValueError(message).with_traceback(error.__traceback__) from error
 
     lead = (spec.training.batch_size,)
     packed = packed_like(lead, spec.row_length, spec.batch_fields, spec.refs)

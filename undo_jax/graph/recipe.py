@@ -4,16 +4,20 @@
 inherits from `TrainedRecipe` or `ComputedRecipe`; nothing registers it.
 """
 
+import dataclasses
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 from jax.sharding import Mesh
 
+from undo_jax.checks import check_members, listed
+from undo_jax.runtime.tree_checks import check_tree
 from undo_jax.setting import Setting
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
-from undo_jax.types import Key, Packed, Params, Scores
+from undo_jax.types import LM, Key, Packed, Params, Scores, shapes
 
 
 class Stream(NamedTuple):
@@ -110,6 +114,7 @@ class ComputedRecipe(Recipe):
         """The number of rows of each stream in `samples`."""
         return 0
 
+    @abstractmethod
     def compute(
         self,
         mesh: Mesh,
@@ -128,6 +133,13 @@ class ComputedRecipe(Recipe):
         raise NotImplementedError
 
 
+def compute_params(recipe: ComputedRecipe, *arguments: Any) -> Params:
+    """Returns what a recipe computes. Raises ValueError if these are not its model's parameters."""
+    params = recipe.compute(*arguments)
+    check_tree(f"{type(recipe).__name__}.compute", params, shapes(recipe.lm))
+    return params
+
+
 class TrainedRecipe(Recipe):
     """A recipe whose model is trained."""
 
@@ -144,6 +156,7 @@ class TrainedRecipe(Recipe):
         return None
 
     @property
+    @abstractmethod
     def streams(self) -> Mapping[str, Stream]:
         """The streams of a batch by their names in it; `training.batch_size` rows of each."""
         raise NotImplementedError
@@ -230,11 +243,17 @@ def check_recipe(name: str, recipe: Any, checked: set[int] | None = None) -> Non
     if id(recipe) in checked:
         return
     checked.add(id(recipe))
-    if not isinstance(recipe, TrainedRecipe | ComputedRecipe) or not hasattr(recipe, "lm"):
+    if isinstance(recipe, TrainedRecipe):
+        check_members(recipe, TrainedRecipe, "kind", "role", "lm", "training", "loss")
+    elif isinstance(recipe, ComputedRecipe):
+        check_members(recipe, ComputedRecipe, "kind", "role", "lm")
+    else:
         raise ValueError(f"{name} is {recipe!r}: give a recipe, e.g. Pretrain(lm, training)")
     where, lm, seed = f"{recipe.kind} of {name}", recipe.lm, recipe.seed
-    if not hasattr(lm, "init") or (recipe.is_language_model and not hasattr(lm, "hidden")):
-        raise ValueError(f'{where}: lm={lm!r} is no model: give e.g. preset("tiny")')
+    needed = [m for m in vars(LM) if m[0] != "_"] if recipe.is_language_model else ["init", "rules"]
+    if missing := [member for member in needed if not hasattr(lm, member)]:
+        lacks = f" (it has no {listed(missing)})" if len(missing) < len(needed) else ""
+        raise ValueError(f'{where}: lm={lm!r} is no model{lacks}: give e.g. preset("tiny")')
     rng_name = recipe.rng_name
     if not isinstance(rng_name, str) or not (rng_name or recipe.is_deterministic):
         raise ValueError(
@@ -249,6 +268,10 @@ def check_recipe(name: str, recipe: Any, checked: set[int] | None = None) -> Non
         check_recipe(name, parent, checked)
     if isinstance(recipe, TrainedRecipe):
         _check_training(where, recipe)
+    values = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(cast(Any, recipe))}
+    held = {name: value for name, value in values.items() if isinstance(value, Recipe)}
+    if lost := [name for name, value in held.items() if not any(value is p for p in parents)]:
+        raise ValueError(f"{where}: parents lacks {listed(lost)}: return all recipes it holds")
 
 
 def _check_training(where: str, recipe: TrainedRecipe) -> None:

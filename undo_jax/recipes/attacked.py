@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from undo_jax.attack import Attack
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, Stream, TrainedRecipe
 from undo_jax.retain_bound import keeps_retain
 from undo_jax.runtime.sharding import param_shardings
+from undo_jax.runtime.tree_checks import check_tree
 from undo_jax.setting import Setting
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
@@ -54,12 +54,7 @@ class _Attacked(Recipe):
         key = jax.eval_shape(lambda: jax.random.key(0))
         other_shapes = [shapes(other.lm) for other in self.attack.extra_models]
         prepared = jax.eval_shape(partial(prepare, lm), shapes(lm), key, *other_shapes)
-        expected, actual = (jax.tree.map(jnp.shape, tree) for tree in (shapes(self.lm), prepared))
-        if expected != actual:
-            raise ValueError(
-                f"attack {self.attack.name} prepares parameters of other names or shapes than the "
-                f"model has that it attacks: {actual} and {expected}"
-            )
+        check_tree(f"prepare of attack {self.attack.name}", prepared, shapes(self.lm))
 
     def _prepare(
         self, mesh: Mesh, key: Key | None, params: Params, other_parents: Sequence[Params]

@@ -8,10 +8,11 @@ from typing import ClassVar
 import jax
 from jax.sharding import Mesh
 
-from undo_jax.checks import check_function
+from undo_jax.checks import check_function, function_name
 from undo_jax.graph.recipe import ComputedRecipe, Recipe
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.runtime.sharding import param_shardings
+from undo_jax.runtime.tree_checks import check_tree
 from undo_jax.types import LM, Key, Noise, Params, shapes
 
 
@@ -53,9 +54,10 @@ class Perturb(ComputedRecipe):
         return self.alpha
 
     def validate(self) -> None:
-        """Traces the noise. Raises what it raises, e.g. for parts that the model does not have."""
+        """Traces the noise. Raises what it raises, and ValueError if it gives no parameters."""
         key = jax.eval_shape(lambda: jax.random.key(0))
-        jax.eval_shape(partial(self.noise, self.lm), key, shapes(self.lm), self.alpha)
+        noised = jax.eval_shape(partial(self.noise, self.lm), key, shapes(self.lm), self.alpha)
+        check_tree(f"noise {function_name(self.noise)}", noised, shapes(self.lm))
 
     def compute(
         self, mesh: Mesh, key: Key | None, parents: Sequence[Params] = (), samples=None

@@ -9,7 +9,7 @@ from undo_jax.report.analysis import EmptyError, analyse
 from undo_jax.report.dataframe_rows import Point, Result, curves, results
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.numbers import Report
-from undo_jax.report.report_files import markdown, write
+from undo_jax.report.report_files import UndrawnError, markdown, write
 from undo_jax.report.tables import table
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Point",
     "Report",
     "Result",
+    "UndrawnError",
     "analyse",
     "curves",
     "markdown",

@@ -155,6 +155,8 @@ def render(draw: Callable[[], Figure | None], name: str = "figure") -> dict[str,
         fig = draw()
         if fig is None:
             return {}
+        if not hasattr(fig, "savefig"):
+            raise ValueError(f"draw returns {fig!r}: return a matplotlib figure, or None")
         svg, png = io.BytesIO(), io.BytesIO()
         blank = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         fig.savefig(svg, format="svg", metadata=blank)

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 from etils import epath
@@ -11,6 +12,7 @@ from undo_jax.report import page as pages
 from undo_jax.report import paper, tables
 from undo_jax.report.claims import FAILS, HOLDS, OPEN, UNFINISHED, Claim, claims_grid
 from undo_jax.report.drawing import render
+from undo_jax.report.figure_files import errors_of_figure
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.plot import csv_text
 from undo_jax.report.publishing import Publish, put
@@ -28,6 +30,7 @@ CLAIM_COLUMNS = (
     "bound", "verdict",
 )  # fmt: skip
 KINDS = ("png", "svg", "csv")
+SCALES = ("small", "paper")  # which only experiments of the paper's figures have
 LEGEND = (
     "Each seed gives one value; the mean is over seeds, and its 95 % intervals are the bootstrap's "
     "and Student's. A claim holds, or does not, if Student's is on one side of the bound; the "
@@ -76,19 +79,26 @@ def experiments(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, str]
     for name in sorted(names(workdir), key=natural):
         figure, _, rest = name.partition("-")
         setting, _, scale = rest.partition("-")
-        if figure in paper.discover() and setting and scale:
+        if setting and (scale in SCALES or (figure in paper.names() and scale)):
             figures.setdefault((figure, scale), {})[setting] = name
     return figures
 
 
 def draw(figure: str, scale: str, studies: Sequence[Study]) -> PaperFigure:
     """Draws a figure. Raises ValueError if there is nothing to draw yet."""
-    module, name = paper.discover()[figure], f"{figure}-{scale}"
+    module = paper.find_figure(figure)
+    with errors_of_figure(module.__file__):
+        return _draw(module, f"{figure}-{scale}", scale, studies)
+
+
+def _draw(module: ModuleType, name: str, scale: str, studies: Sequence[Study]) -> PaperFigure:
     points = list(module.points(studies))
     if not points:
         runs = " and ".join(study.logs.name for study in studies)
         raise ValueError(f"{runs}: nothing to draw yet, run it to its end")
     files = render(functools.partial(paper.draw, module, studies, points), name)
+    if not files:
+        raise ValueError("draw returns None: return a matplotlib figure")
     files["csv"] = csv_text(points).encode()
     missing = []
     for logs in (study.logs for study in studies if study.logs.unfinished):
@@ -133,10 +143,10 @@ def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
         except ValueError as error:  # of files that are damaged, outdated or incomplete
             page.undrawn[f"{figure}-{scale}"] = str(error)
     if not page.drawn:
-        raise ValueError("; ".join(page.undrawn.values()))
+        raise ValueError("; ".join(page.notes))
     publish(folder, contents(page))
     drawn = {figure.name for figure in page.drawn}
-    for figure in paper.discover():
+    for figure in paper.names():
         for path in folder.glob(f"{figure}-*"):
             if path.suffix[1:] in KINDS and path.stem not in drawn:
                 path.unlink(missing_ok=True)
@@ -159,7 +169,7 @@ def _find_experiments(
     if not figures:
         raise FileNotFoundError(
             f"{workdir} holds no run of experiments/paper: run one there first "
-            f"({', '.join(paper.discover())})"
+            f"({', '.join(paper.names())})"
         )
     return figures
 

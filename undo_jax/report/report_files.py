@@ -13,10 +13,11 @@ from undo_jax.report import blocks, card_tables, figures, plot_figure, provenanc
 from undo_jax.report.analysis import analyse
 from undo_jax.report.blocks import Section, Table
 from undo_jax.report.drawing import render
+from undo_jax.report.figure_files import errors_of_figure
 from undo_jax.report.logs import read_logs
 from undo_jax.report.numbers import Report
 from undo_jax.report.page import document, escape, figure, notes
-from undo_jax.report.plot import csv_text
+from undo_jax.report.plot import Plot, csv_text
 from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
 from undo_jax.report.search_spaces import space_grid
@@ -34,6 +35,14 @@ class DrawnFigure:
     page_data: Mapping[str, Any] | None = None
 
 
+class UndrawnError(ValueError):
+    """Says which figures of a report cannot be drawn; the report is written without them."""
+
+    def __init__(self, message: str, report: Report):
+        super().__init__(message)
+        self.report = report
+
+
 def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
     """Writes WORKDIR/report-NAME/ from the logs of one experiment.
 
@@ -48,15 +57,20 @@ def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
     Raises:
         FileNotFoundError: The workdir has no experiment of this name.
         ValueError: A file is damaged, or no attack has finished.
+        UndrawnError: Figures cannot be drawn; all else is written.
     """
     report = analyse(read_logs(workdir, name))
-    folder = epath.Path(workdir) / f"report-{name}"
-    modules = figures.discover()
-    drawn = {
-        figure_name: figure
-        for figure_name, module in modules.items()
-        if (figure := draw_figure(module, report, figure_name))
-    }
+    folder, names = epath.Path(workdir) / f"report-{name}", figures.names()
+    drawn, undrawn = {}, []
+    for figure_name in names:
+        try:
+            module = figures.find_figure(figure_name)
+            with errors_of_figure(module.__file__):
+                figure = draw_figure(module, report, figure_name)
+        except (ValueError, OSError) as error:
+            undrawn.append(f"figure {figure_name}: {error}")
+        else:
+            drawn |= {figure_name: figure} if figure else {}
     contents = {f"{n}.{kind}": data for n, fig in drawn.items() for kind, data in fig.files.items()}
     if report.plugin_scores:
         contents[SCORES] = csv_text(report.plugin_scores).encode()
@@ -64,11 +78,14 @@ def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
     contents["index.html"] = page(report, drawn).encode()
     earlier = _figures_in(folder / "summary.md")
     publish(folder, contents)
-    for figure_name in {*modules, *earlier}:
+    for figure_name in {*names, *earlier}:
         for file in (f"{figure_name}.{kind}" for kind in ("png", "svg", "csv")):
             if file not in contents:
                 (folder / file).unlink(missing_ok=True)
-    return replace(report, files={file: folder / file for file in contents})
+    report = replace(report, files={file: folder / file for file in contents})
+    if undrawn:
+        raise UndrawnError("; ".join(undrawn), report)
+    return report
 
 
 def draw_figure(module: ModuleType, report: Report, name: str) -> DrawnFigure | None:
@@ -83,6 +100,8 @@ def draw_figure(module: ModuleType, report: Report, name: str) -> DrawnFigure | 
     plot = module.plot(report)
     if plot is None:
         return None
+    if not isinstance(plot, Plot):
+        raise ValueError(f"plot returns {plot!r}: return a Plot, or None")
     files = render(partial(plot_figure.draw, plot), name) | {"csv": plot.csv.encode()}
     return DrawnFigure(module.caption(report), files, plot.page_data())
 

@@ -22,7 +22,13 @@ from undo_jax.logs.log import show_waiting
 from undo_jax.logs.sink import Sink
 from undo_jax.recipes.attacked import attacked
 from undo_jax.runner import teacher_cache
-from undo_jax.runner.experiment_checks import NAME, check_parts, check_seeds, check_tokens
+from undo_jax.runner.experiment_checks import (
+    NAME,
+    check_parts,
+    check_seeds,
+    check_stream_rows,
+    check_tokens,
+)
 from undo_jax.runner.make import make_models
 from undo_jax.runner.run_context import RunContext
 from undo_jax.runtime.atomic_files import report_full_disk
@@ -237,8 +243,11 @@ def _check_data(context: RunContext, unfinished: Sequence[ModelNode]) -> None:
             streams |= {(stream.name, recipe.sample_rows) for stream in recipe.samples.values()}
     for name, batch_size in sorted(streams):
         with show_waiting(f"rows of the stream {name}"):
-            setting.stream(name, batch_size, 0)
+            check_stream_rows(setting, name, setting.stream(name, batch_size, 0))
     evaluated = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
     for lm in {model.recipe.lm for model in unfinished if model.recipe.is_language_model}:
         scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), context.eval_data)
+        if not isinstance(scores, Mapping) or any(x.shape for x in jax.tree.leaves(scores)):
+            owner = type(setting).__name__
+            raise ValueError(f"{owner}.evaluate gives {scores}: give numbers by the metrics' names")
         check_score_names(scores, evaluated)

@@ -10,7 +10,11 @@ from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.scoring import check_scores
 from undo_jax.logs.sink import Sink, check_sink
 from undo_jax.runtime.mesh import MeshShape
+from undo_jax.runtime.tree_checks import check_tree
+from undo_jax.setting import Setting
 from undo_jax.store.train_checkpoints import CheckpointPolicy
+from undo_jax.training.batch_shapes import packed_like
+from undo_jax.training.trial import check_batch_fields
 from undo_jax.types import LM, table_shape, used
 
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
@@ -71,6 +75,23 @@ def check_seeds(seeds: Sequence[int], together: int) -> None:
             raise ValueError(f"seed {seed!r}: give whole numbers from 0 to 2^32 - 1")
     if type(together) is not int or together < 1:
         raise ValueError(f"together={together}: give a whole number, at least one model must train")
+
+
+def check_stream_rows(setting: Setting, name: str, stream: Any) -> None:
+    """Raises ValueError for a stream whose first row is not as the setting says."""
+    caller = f"{type(setting).__name__}.stream({name!r}, ...)"
+    try:
+        row = stream[0, :1]
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError(
+            f"{caller} gives a {type(stream).__name__} ({error}): give a value for which "
+            "stream[step, start:stop] is some rows of a batch, e.g. undo_jax.data.streams.stream"
+        ) from error
+    length = setting.row_lengths.get(name, setting.row_length)
+    check_batch_fields(name, row, setting.batch_fields)
+    expected = packed_like((1,), length, setting.batch_fields, {})
+    expected = expected if setting.batch_fields else expected.tokens
+    check_tree(caller, row, expected, "each row has row_length + 1 tokens")
 
 
 def check_tokens(name: str, lm: LM, tokenizer: Tokenizer) -> None:

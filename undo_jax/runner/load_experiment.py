@@ -11,9 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jax.errors import JaxRuntimeError
+
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.runtime.signals import Preempted
+
+PACKAGE = Path(__file__).parents[1]
+PLUGINS = "attacks", "methods", "noises", "recipes", "settings"  # folders that users add files to
+TOLD = (ValueError, OSError, ImportError, SyntaxError)  # whose messages say what is wrong
 
 
 class ExperimentSource(typing.Protocol):
@@ -57,7 +63,8 @@ def load(path: str) -> ExperimentSource:
 def errors_of_users(path: str | None = None) -> Iterator[None]:
     """Raises ValueError, one line with the place, for any error that comes out of users' own files.
 
-    With the `path` of an experiment, for any error at all.
+    With the `path` of an experiment, for any error at all; for one that a plug-in in this package
+    did not raise on purpose, too.
     """
     try:
         yield
@@ -69,7 +76,7 @@ def errors_of_users(path: str | None = None) -> Iterator[None]:
             raise
         described = traceback.TracebackException.from_exception(error, limit=0)
         message = error.msg if isinstance(error, SyntaxError) else str(described)
-        if not message or not isinstance(error, ValueError | OSError | ImportError | SyntaxError):
+        if not message or not isinstance(error, TOLD):
             message = f"{type(error).__name__}: {message}".removesuffix(": ")
         raise ValueError(f"{place}: {message}") from error
 
@@ -80,13 +87,16 @@ def _place(error: BaseException) -> str | None:
         return f"{error.filename}, line {error.lineno or _unreadable_line(error.filename)}"
     frames = traceback.extract_tb(error.__traceback__)
     user_frames = [frame for frame in frames if _is_users(frame.filename)]
+    if not user_frames and not isinstance(error, (*TOLD, JaxRuntimeError, SystemExit)):
+        folders = [PACKAGE / folder for folder in PLUGINS]
+        user_frames = [frame for frame in frames if Path(frame.filename).parent in folders]
     return f"{user_frames[-1].filename}, line {user_frames[-1].lineno}" if user_frames else None
 
 
 def _is_users(file: str) -> bool:
     """Returns whether a file belongs neither to this package nor to Python nor to a library."""
     libraries = [sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")]
-    path, folders = Path(file).resolve(), [*libraries, Path(__file__).parents[1]]
+    path, folders = Path(file).resolve(), [*libraries, PACKAGE]
     return path.is_file() and not any(
         path.is_relative_to(Path(folder).resolve()) for folder in folders
     )

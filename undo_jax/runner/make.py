@@ -6,7 +6,7 @@ import numpy as np
 
 from undo_jax.evals.scoring import make_scorer
 from undo_jax.graph.model_graph import ModelNode, RowFormat, group_key
-from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe
+from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe, compute_params
 from undo_jax.logs.log import show_waiting
 from undo_jax.runner.run_context import RunContext
 from undo_jax.runner.score_models import describe_model, report_failures, score_models
@@ -56,7 +56,7 @@ def _compute(run: RunContext, model: ModelNode) -> None:
     assert isinstance(recipe := model.recipe, ComputedRecipe)
     key = None if recipe.is_deterministic else model.key
     parents = [run.load(parent)() for parent in model.parents]
-    params = recipe.compute(run.mesh, key, parents, run.read_samples(model))
+    params = compute_params(recipe, run.mesh, key, parents, run.read_samples(model))
     scorer = make_scorer(run.setting, run.eval_data, run.mesh) if recipe.is_scored else None
     scores, lists = scorer(recipe.lm, params) if scorer else ({}, {})
     artifacts.prepare_folder(model.artifact)

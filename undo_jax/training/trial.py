@@ -161,7 +161,7 @@ def read_batch(
         streams = [trial_inputs.streams[name] for trial_inputs in inputs]
         batches = {key: stream[step, rows] for key, stream in {id(s): s for s in streams}.items()}
         for batch in batches.values():
-            _check_batch_fields(name, batch, batch_fields)
+            check_batch_fields(name, batch, batch_fields)
         return jax.tree.map(lambda *x: np.stack(x), *(batches[id(stream)] for stream in streams))
 
     return {
@@ -169,7 +169,8 @@ def read_batch(
     }
 
 
-def _check_batch_fields(name: str, rows: Any, batch_fields: Sequence[str]) -> None:
+def check_batch_fields(name: str, rows: Any, batch_fields: Sequence[str]) -> None:
+    """Raises ValueError for rows of a stream whose fields are not those that are declared."""
     optional = Packed._fields[1:] if isinstance(rows, Packed) else ()
     if {field for field in optional if getattr(rows, field) is not None} != {*batch_fields}:
         declared = " and ".join(batch_fields) or "nothing"

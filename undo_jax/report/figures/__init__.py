@@ -7,19 +7,18 @@ matplotlib figure or None, and optionally `rows(report)`, the NamedTuples of its
 shows every file of this folder, in the order of their names.
 """
 
-import importlib
-import pkgutil
+import sys
 from types import ModuleType
 
+from undo_jax.report.figure_files import figure_names, import_figure
 
-def discover() -> dict[str, ModuleType]:
-    """Returns each figure by the name of its file. Raises ValueError if a function is missing."""
-    modules = {}
-    for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        modules[name] = module = importlib.import_module(f"{__name__}.{name}")
-        for functions in (("caption",), ("plot", "draw")):
-            if not any(callable(getattr(module, function, None)) for function in functions):
-                raise ValueError(
-                    f"{module.__file__} has no function {' or '.join(functions)}: write it"
-                )
-    return modules
+
+def names() -> list[str]:
+    """Returns the names of all figures, sorted."""
+    return figure_names(sys.modules[__name__])
+
+
+def find_figure(name: str) -> ModuleType:
+    """Returns the module of a figure. Raises ValueError, in one line, for what is no figure."""
+    report = ("report",)
+    return import_figure(sys.modules[__name__], name, {"caption": report, "plot or draw": report})

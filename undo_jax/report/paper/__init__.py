@@ -11,9 +11,8 @@ This file has what several figures use.
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
+from undo_jax.report.figure_files import figure_names, import_figure
 from undo_jax.report.panels import Look
 from undo_jax.report.plot import spreads
 from undo_jax.report.statistics import Seed
@@ -59,10 +59,16 @@ class PaperPlot:
     legend_columns: int | None = None  # None: as many as the rows need
 
 
-def discover() -> dict[str, ModuleType]:
-    """Returns the module of every figure by its name."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+def names() -> list[str]:
+    """Returns the names of all figures, sorted."""
+    return figure_names(sys.modules[__name__])
+
+
+def find_figure(name: str) -> ModuleType:
+    """Returns the module of a figure. Raises ValueError, in one line, for what is no figure."""
+    studies, drawing = ("studies",), ("studies", "points")
+    functions = {"points": studies, "plot or draw": drawing, "caption": studies, "claims": studies}
+    return import_figure(sys.modules[__name__], name, functions, "TITLE")
 
 
 # ---- drawing ----
