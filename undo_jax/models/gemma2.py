@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from etils import epath
@@ -41,6 +42,7 @@ PRESETS = {
     "27B": replace(_2B, layers=46, width=4608, feed_forward=36864, heads=32, kv_heads=16,
                    head_width=128, attention_scale=144**-0.5),
 }  # fmt: skip
+preset = partial(choose_preset, PRESETS)
 
 # Parameter path -> Hugging Face's tensor name. There a Linear's weight is [out, in], one per layer;
 # here it is [in, out], layers stacked. The embedding is tied and stored once.
@@ -77,11 +79,6 @@ _FIXED = {  # fields of config.json for which this decoder supports only these v
     "attention_bias": False,
     "use_bidirectional_attention": False,
 }
-
-
-def preset(name: str, **changes) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from etils import epath
@@ -40,6 +41,7 @@ PRESETS = {  # config.json of google/gemma-3-270m, gemma-3-1b-pt and so on
     "27B": replace(_4B, layers=62, width=5376, feed_forward=21504, heads=32, kv_heads=16,
                    head_width=128, attention_scale=168**-0.5),
 }  # fmt: skip
+preset = partial(choose_preset, PRESETS)
 NAMES = {**gemma2.NAMES, **llama_like.QK_NORMS, **llama_like.BIASES}
 IDS = gemma2.IDS
 DEFAULTS = {  # what a file leaves out, as in transformers
@@ -69,11 +71,6 @@ _KINDS = "full_attention", "sliding_attention"
 _PATTERN = "sliding_window_pattern"
 _TEXT = re.compile(r"(model\.)?language_model\.(model\.)?")
 _IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-
-
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
 
 
 def text_name(name: str) -> str | None:

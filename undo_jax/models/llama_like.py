@@ -72,6 +72,24 @@ def decoder(
     )
 
 
+def defaults(
+    vocabulary: int, width: int, feed_forward: int, positions: int, **more: Any
+) -> dict[str, Any]:
+    """Returns what a family's config.json may leave out, as in transformers."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": feed_forward,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": positions,
+        "initializer_range": 0.02,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        **more,
+    }
+
+
 def read(config: ConfigJson, window: int | None = None, **more: Any) -> Transformer:
     """Returns the model of a config.json, from the fields that all these families have.
 

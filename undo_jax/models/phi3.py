@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ PRESETS = {
         rope_scaling=LongRope(_SHORT, _LONG, original=4096, maximum=131_072),
     ),
 }  # fmt: skip
+preset = partial(choose_preset, PRESETS)
 NAMES = {  # several parameters of one name are its rows, one after the other
     **{path: name for path, name in llama_like.TENSORS.items() if path not in llama_like.BIASES},
     "layers/attention/query": "model.layers.{}.self_attn.qkv_proj.weight",
@@ -52,23 +54,9 @@ NAMES = {  # several parameters of one name are its rows, one after the other
     "layers/mlp/up": "model.layers.{}.mlp.gate_up_proj.weight",
 }
 IDS = {"bos_token_id": 1, "eos_token_id": 32_000, "pad_token_id": 32_000}
-DEFAULTS = {  # what a file leaves out, as in transformers
-    "vocab_size": 32_064,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 4096,
-    "original_max_position_embeddings": 4096,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10_000.0,
-}
-
-
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
+DEFAULTS = llama_like.defaults(
+    32_064, 3072, 8192, positions=4096, original_max_position_embeddings=4096, rms_norm_eps=1e-5
+)
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:

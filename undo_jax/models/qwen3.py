@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from etils import epath
@@ -21,14 +22,10 @@ PRESETS = {  # config.json of Qwen/Qwen3-0.6B and so on
     "14B": replace(_8B, layers=40, width=5120, feed_forward=17408, heads=40),
     "32B": replace(_8B, layers=64, width=5120, feed_forward=25600, heads=64),
 }
+preset = partial(choose_preset, PRESETS)
 NAMES = {**llama_like.TENSORS, **llama_like.QK_NORMS}
 IDS = qwen2.IDS
-DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128}  # what a file leaves out, as in transformers
-
-
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
+DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128}
 
 
 def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:

@@ -110,9 +110,7 @@ class Transformer(Architecture):
         return 2.0 * (self.layers * (per_layer + attended) + self.vocabulary * self.width)
 
 
-def choose_preset(
-    presets: Mapping[str, Transformer], name: str, changes: Mapping[str, Any]
-) -> Transformer:
+def choose_preset(presets: Mapping[str, Transformer], name: str, /, **changes: Any) -> Transformer:
     """Returns one of a family's presets, with fields changed.
 
     Raises ValueError for an unknown name.

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 from undo_jax.ops import head_chunks, head_tile
 from undo_jax.ops.head_chunks import (
     TABLE,
+    HeadForm,
     Hidden,
-    LogitForm,
     Scalar,
     Table,
     Weights,
@@ -41,6 +41,8 @@ from undo_jax.runtime.collectives import on_devices, shard_offset
 from undo_jax.runtime.mesh import BATCH, split_axes
 from undo_jax.runtime.sharding import pad_rows
 
+Targets = Int[Array, "B T"]
+
 
 class Teacher(NamedTuple):
     """A model whose logits a loss reads: its hidden states, table and soft-cap."""
@@ -57,7 +59,7 @@ def weighted_sum(
     weights: Weights,
     softcap: float | None = None,
     *,
-    targets: Int[Array, "B T"] | None = None,
+    targets: Targets | None = None,
     teacher: Teacher | None = None,
     extra: Any = (),
     used: int | None = None,
@@ -83,10 +85,8 @@ def weighted_sum(
     """
     tokens, teacher_table, teacher_cap = _loss_inputs(loss, hidden, targets, teacher, extra)
     hidden, tokens, weights = pad_rows((hidden, tokens, weights))
-    form = LogitForm(softcap, teacher_cap, used)
-    return head_chunks.weighted_sum(
-        loss, form, chunk, hidden, table, tokens, teacher_table, weights
-    )
+    form = HeadForm(loss, softcap, teacher_cap, used, chunk)
+    return head_chunks.weighted_sum(form, hidden, table, tokens, teacher_table, weights)
 
 
 def per_token(
@@ -95,50 +95,38 @@ def per_token(
     table: Table,
     softcap: float | None = None,
     *,
-    targets: Int[Array, "B T"] | None = None,
-    teacher: Teacher | None = None,
-    extra: Any = (),
     used: int | None = None,
     chunk: int | None = None,
+    **inputs: Any,
 ) -> Float[Array, "B T"]:
     """Returns the loss of each token. Arguments and errors are those of `weighted_sum`.
 
     The backward pass recomputes the logits: only then is each token's cotangent known.
     """
-    tokens, teacher_table, teacher_cap = _loss_inputs(loss, hidden, targets, teacher, extra)
-    count, form = hidden.shape[0], LogitForm(softcap, teacher_cap, used)
+    tokens, teacher_table, teacher_cap = _loss_inputs(loss, hidden, **inputs)
+    form, count = HeadForm(loss, softcap, teacher_cap, used, chunk), hidden.shape[0]
     hidden, tokens = pad_rows((hidden, tokens))
-    values: Any = head_chunks.per_token(loss, form, chunk, hidden, table, tokens, teacher_table)
+    values: Any = head_chunks.per_token(form, hidden, table, tokens, teacher_table)
     return values[:count]
 
 
 def log_probabilities(
-    hidden: Hidden,
-    table: Table,
-    targets: Int[Array, "B T"],
-    softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    hidden: Hidden, table: Table, targets: Targets, softcap: float | None = None, **options: Any
 ) -> Float[Array, "B T"]:
-    """Returns log p(target) of each token, in nats."""
-    return -per_token(
-        CROSS_ENTROPY, hidden, table, softcap, targets=targets, chunk=chunk, used=used
-    )
+    """Returns log p(target) of each token, in nats. Options are those of `per_token`."""
+    return -per_token(CROSS_ENTROPY, hidden, table, softcap, targets=targets, **options)
 
 
 def cross_entropy(
     hidden: Hidden,
     table: Table,
-    targets: Int[Array, "B T"],
+    targets: Targets,
     weights: Weights,
     softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    **options: Any,
 ) -> Scalar:
-    """Returns Σ w · −log p(target)."""
-    return weighted_sum(
-        CROSS_ENTROPY, hidden, table, weights, softcap, targets=targets, chunk=chunk, used=used
-    )
+    """Returns Σ w · −log p(target). Options are those of `weighted_sum`."""
+    return weighted_sum(CROSS_ENTROPY, hidden, table, weights, softcap, targets=targets, **options)
 
 
 def kl_to_teacher(
@@ -149,40 +137,37 @@ def kl_to_teacher(
     weights: Weights,
     softcap: float | None = None,
     teacher_softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    **options: Any,
 ) -> Scalar:
     """Returns Σ w · KL(p_teacher ‖ p_student); no gradient reaches the teacher."""
     teacher = Teacher(teacher_hidden, teacher_table, teacher_softcap)
-    return weighted_sum(
-        KL_TO_TEACHER, hidden, table, weights, softcap, teacher=teacher, chunk=chunk, used=used
-    )
+    return weighted_sum(KL_TO_TEACHER, hidden, table, weights, softcap, teacher=teacher, **options)
 
 
 def kl_to_uniform(
-    hidden: Hidden,
-    table: Table,
-    weights: Weights,
-    softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    hidden: Hidden, table: Table, weights: Weights, softcap: float | None = None, **options: Any
 ) -> Scalar:
     """Returns Σ w · KL(uniform ‖ p) = Σ w · (logsumexp z − mean z − log V)."""
-    return weighted_sum(KL_TO_UNIFORM, hidden, table, weights, softcap, chunk=chunk, used=used)
+    return weighted_sum(KL_TO_UNIFORM, hidden, table, weights, softcap, **options)
 
 
 def _loss_inputs(
-    loss: HeadLoss, hidden: Hidden, targets: Any, teacher: Teacher | None, extra: Any
+    loss: HeadLoss,
+    hidden: Hidden,
+    targets: Any = None,
+    teacher: Teacher | None = None,
+    extra: Any = (),
 ) -> tuple[Tokens, Any, float | None]:
     """Returns per-token inputs of a loss, the teacher's table and the teacher's soft-cap."""
-    needed = {"token": targets, "teacher": teacher}
-    if loss.kernel is not None and needed.get(loss.kernel, ()) is None:
-        raise ValueError(f"kernel={loss.kernel!r}: such a loss needs targets or a teacher")
-    if loss.kernel is not None and jax.tree.leaves(extra):
-        raise ValueError(
-            f"a loss with the kernel {loss.kernel!r} is given `extra`, which no kernel reads: "
-            "make it a HeadLoss without a kernel"
-        )
+    if loss.kernel is not None:
+        if {"token": targets, "teacher": teacher}.get(loss.kernel, ()) is None:
+            raise ValueError(f"kernel={loss.kernel!r}: such a loss needs targets or a teacher")
+        if jax.tree.leaves(extra):
+            raise ValueError(
+                f"a loss with the kernel {loss.kernel!r} is given `extra`, which no kernel reads: "
+                "make it a HeadLoss without a kernel"
+            )
+        targets = targets if loss.kernel == "token" else None
     broadcast = lambda x: x if jnp.ndim(x) else jnp.full(hidden.shape[:2], x, jnp.float32)  # noqa: E731
     extra = lax.stop_gradient(jax.tree.map(broadcast, extra))
     if teacher is None:
@@ -245,14 +230,10 @@ def best(z: Float[Array, "B T v"], axes: Axes) -> Int[Array, "B T"]:
 
 
 def greedy(
-    hidden: Hidden,
-    table: Table,
-    softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    hidden: Hidden, table: Table, softcap: float | None = None, **options: Any
 ) -> Int[Array, "B T"]:
-    """Returns the most likely next token at each position, the first of equals."""
-    return read(lambda z, _, axes: best(z, axes), hidden, table, softcap, used=used, chunk=chunk)
+    """Returns the most likely next token, the first of equals. Options are those of `read`."""
+    return read(lambda z, _, axes: best(z, axes), hidden, table, softcap, **options)
 
 
 # ---------------------------------------------------------------------------- plain references
