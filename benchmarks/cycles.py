@@ -25,8 +25,8 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from undo_jax.fit import chips, costs, hlo  # noqa: E402
-from undo_jax.fit.loops import Loops  # noqa: E402
+from undo_jax.fit import chips, costs  # noqa: E402
+from undo_jax.fit.loops import Frame  # noqa: E402
 from undo_jax.fit.step import mesh_on  # noqa: E402
 from undo_jax.logs.log import format_number  # noqa: E402
 from undo_jax.models.gemma2 import PRESETS, preset  # noqa: E402
@@ -62,12 +62,13 @@ def program(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
         return run.lower(argument(rows, LENGTH, width), table, *more, weights).compile().as_text()
 
 
-def estimated(loops: Loops, name: str) -> float:
+def estimated(frame: Frame) -> float:
     """XLA's estimates, of a computation as often as its loops run."""
     total = 0.0
-    for instruction in loops.module.computations[name].values():
+    for instruction in frame.scope.values():
         if instruction.opcode == "while":
-            total += estimated(loops, instruction.calls("body")) * loops.trips(name, instruction)
+            (body,) = frame.called(instruction)
+            total += estimated(body) * frame.trips(instruction)
         elif match := re.search(r'"estimated_cycles":"(\d+)"', instruction.rest):
             total += int(match.group(1))
     return total
@@ -94,8 +95,7 @@ def compiled(place: chips.Slice, width: int, vocabulary: int, name: str, kernels
 
 def measure(place: chips.Slice, width: int, vocabulary: int, name: str) -> str:
     """A row of the table."""
-    plain = hlo.parse(compiled(place, width, vocabulary, name, kernels=False))
-    xla = estimated(Loops(plain), plain.entry)
+    xla = estimated(costs.entry_frame(compiled(place, width, vocabulary, name, kernels=False)))
     hbm = costs.cost(compiled(place, width, vocabulary, name, kernels=True)).memory
     with jax.set_mesh(mesh_on(place, MeshShape(data=place.chips))):
         size = head_tpu.tiles(*([width] * (2 if name == "kl_to_teacher" else 1)))

@@ -19,9 +19,8 @@ from undo_jax.cli.experiment_flags import override
 from undo_jax.fit import chips
 from undo_jax.fit.facts import describe
 from undo_jax.fit.step import compile_step, mesh_on, on_chips
-from undo_jax.graph.model_graph import ancestry
+from undo_jax.graph.model_graph import ancestry, group_key, train_spec
 from undo_jax.graph.recipe import TrainedRecipe
-from undo_jax.graph.train_specs import group_key, train_spec
 from undo_jax.logs.log import format_number
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load

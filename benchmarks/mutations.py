@@ -77,14 +77,15 @@ OWNERS = {
     "undo_jax/graph/model_graph.py": (
         "tests/test_graph.py", "tests/test_stages.py", "tests/test_numbers.py",
     ),
-    "undo_jax/runner/train_group.py": ("tests/test_stages.py", "slow:tests/attacks"),
-    "undo_jax/runner/trials.py": (
+    "undo_jax/runner/train_group.py": (
+        "tests/test_stages.py", "tests/test_numbers.py", "slow:tests/test_numbers.py",
+        "slow:tests/attacks",
+    ),
+    "undo_jax/runner/save_trained.py": ("tests/test_stages.py", "slow:tests/attacks"),
+    "undo_jax/runner/run_context.py": (
         "tests/test_stages.py", "tests/test_numbers.py", "slow:tests/test_numbers.py",
     ),
     "undo_jax/runner/make.py": (
-        "tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py",
-    ),
-    "undo_jax/runner/scheduler.py": (
         "tests/test_stages.py", "tests/test_graph.py", "tests/test_resume.py", "tests/test_plan.py",
     ),
     "undo_jax/runner/dry_run.py": ("tests/test_plan.py",),

@@ -11,7 +11,7 @@ import pytest
 
 from undo_jax import losses
 from undo_jax.fit import costs, hlo
-from undo_jax.fit.loops import Loops
+from undo_jax.fit.loops import Frame
 from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
 from undo_jax.runtime.mesh import make_mesh, parse_mesh
@@ -84,8 +84,10 @@ def _walk(program, name):
 
 def _loops(program, trips):
     """The collectives in the body of each loop that runs so often, in order."""
-    loops, known = _walk(program, program.entry)[1], Loops(program)
-    bodies = [one.calls("body") for place, one in loops if known.trips(place, one) == trips]
+    loops = _walk(program, program.entry)[1]
+    bodies = [
+        one.calls("body") for place, one in loops if Frame(program, place).trips(one) == trips
+    ]
     return [_walk(program, body)[0] for body in bodies]
 
 

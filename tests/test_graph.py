@@ -11,8 +11,9 @@ from etils import epath
 
 from undo_jax.attack import Attack
 from undo_jax.attacks.forget import forget
-from undo_jax.graph.model_graph import ancestry, build_graph, differences, seed_of
-from undo_jax.graph.train_specs import check_loss, group_key, train_spec
+from undo_jax.graph.loss_trace import check_loss
+from undo_jax.graph.model_differences import differences
+from undo_jax.graph.model_graph import ancestry, build_graph, group_key, seed_of, train_spec
 from undo_jax.losses import top_k_distillation
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
@@ -275,7 +276,7 @@ def test_a_loss_that_gives_no_number_is_refused(made):
         return jax.tree.map(lambda x: vector if x == "vector" else x + 0 * vector[0], made)
 
     with pytest.raises(ValueError, match="loss gives .*: give a number, and numbers by name"):
-        check_loss(Unlearn(BASE, HOW, loss=loss), SETTING)
+        check_loss(train_spec(Unlearn(BASE, HOW, loss=loss), SETTING))
 
 
 def test_an_import_of_nothing_is_refused_before_anything_is_made():

@@ -29,9 +29,9 @@ LAYERS = {  # a file imports from its own package and from the layers above its 
 LAYER_OF = {name: number for number, names in enumerate(LAYERS.values()) for name in names}
 METHOD_FREE = ("logs", "runtime", "sinks", "store", "training")  # these never mention the method
 METHOD_FREE_FILES = (
-    "runner/scheduler.py", "runner/make.py", "runner/train_group.py", "runner/split_group.py",
-    "runner/trials.py", "runner/teacher_cache.py", "runner/score_models.py",
-    "graph/model_graph.py", "graph/train_specs.py",
+    "runner/make.py", "runner/train_group.py", "runner/split_group.py", "runner/run_context.py",
+    "runner/save_trained.py", "runner/teacher_cache.py", "runner/score_models.py",
+    "graph/model_graph.py", "graph/loss_trace.py", "graph/model_differences.py",
 )  # fmt: skip
 LIMITS = {
     "training/train_step.py": 180,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from undo_jax.data.arithmetic import Grammar
-from undo_jax.graph.train_specs import group_key, traceable_kwargs
+from undo_jax.graph.model_graph import group_key, traceable_kwargs
 from undo_jax.losses import cross_entropy
 from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import undo_jax
-from undo_jax.graph.train_specs import group_key
+from undo_jax.graph.model_graph import group_key
 from undo_jax.report.paper import pareto
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load

@@ -28,7 +28,7 @@ from undo_jax.logs.log import open_log
 from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
-from undo_jax.runner import scheduler
+from undo_jax.runner import make, save_trained
 from undo_jax.runner import train_group as shared
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import signals
@@ -692,12 +692,12 @@ def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(t
     a, b, c = models = _models(tmp_path, "abc")
     folder = make_progress_folder([b.artifact, a.artifact])
     assert make_progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
-    assert scheduler._interrupted_groups(models, models) == [
+    assert make._interrupted_groups(models, models) == [
         [b, a]
     ]  # in the order in which they trained
     _finish(a.artifact)
-    assert scheduler._interrupted_groups(models, [b, c]) == [[b, a]]
-    assert scheduler._interrupted_groups(models, [c]) == []
+    assert make._interrupted_groups(models, [b, c]) == [[b, a]]
+    assert make._interrupted_groups(models, [c]) == []
     remove_finished_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
@@ -709,13 +709,13 @@ def test_what_another_experiment_began_is_left_to_it(tmp_path):
     """It has a model that is none of ours: ours begins anew, and its training is kept."""
     a, b, c = _models(tmp_path, "abc")
     theirs = make_progress_folder([a.artifact, b.artifact])
-    assert scheduler._interrupted_groups([a, c], [a, c]) == []
+    assert make._interrupted_groups([a, c], [a, c]) == []
     ours = make_progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
     remove_finished_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
-    assert scheduler._interrupted_groups([a, b], [b]) == [[a, b]]
+    assert make._interrupted_groups([a, b], [b]) == [[a, b]]
 
 
 TOY = """
@@ -791,7 +791,7 @@ def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
 
 @pytest.mark.slow
 def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_path, monkeypatch):
-    finished, steps, finish_one = [], [], shared._finish
+    finished, steps, finish_one = [], [], save_trained.finish
 
     def finish(run, artifact, *arguments, **more):
         if finished:
@@ -801,7 +801,7 @@ def test_a_death_while_artifacts_are_finished_loses_no_training(experiment, tmp_
 
     experiment = replace(experiment, saving=EVERY)
     with monkeypatch.context() as patch, pytest.raises(LostError):
-        patch.setattr(shared, "_finish", finish)
+        patch.setattr(save_trained, "finish", finish)
         _run(experiment, tmp_path / "a", kind="pretrain")
     assert len(list(tmp_path.glob("a/pretrain-*/summary.json"))) == 1
     stream = experiment.setting.stream

@@ -17,11 +17,11 @@ import pytest
 from etils import epath
 from flipped_bits import flipped_bits
 
-from undo_jax.data import files, states
+from undo_jax.data import row_files, states
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.data.states import StatesSpec, finish_states, open_states, unwritten, write_file
 from undo_jax.data.streams import stream
-from undo_jax.graph.train_specs import train_spec
+from undo_jax.graph.model_graph import train_spec
 from undo_jax.losses import (
     activation_distillation,
     distillation,
@@ -218,7 +218,7 @@ def stored(tmp_path, monkeypatch):
         write_file(folder, number, iter([VALUES[first : first + 1], VALUES[first + 1 : end]]))
     finish_states(folder, ABOUT)
     yield folder
-    files._random_access_reader.cache_clear()
+    row_files._random_access_reader.cache_clear()
 
 
 def test_rows_come_back_in_any_order(stored):

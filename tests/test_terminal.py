@@ -10,7 +10,7 @@ from terminals import BAR, lines, told
 
 from undo_jax.logs import log as logs
 from undo_jax.logs.eta import RECENT, estimate_seconds_left, format_clock
-from undo_jax.runner.train_group import abbreviate, describe_ending
+from undo_jax.runner.save_trained import abbreviate, describe_ending
 
 
 def _train(end=860, how="all recovered at step 850", interval=0.2):

@@ -12,7 +12,7 @@ from typing import Literal
 from undo_jax.attack import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.attacks.mixed import mixed
-from undo_jax.checks import check_distinct, check_numbers
+from undo_jax.checks import check_choice, check_distinct, check_numbers
 from undo_jax.evals.scoring import Score
 from undo_jax.graph.recipe import Recipe
 from undo_jax.logs.sink import Sink
@@ -36,6 +36,9 @@ from undo_jax.training.train_step import Training, check_accumulation
 from undo_jax.types import LM, Loss, Noise, table_shape
 
 ATTACKS = {"forget": forget, "mixed": mixed}
+SHARED = (  # fields of Paper that go to Experiment as they are
+    "name", "setting", "seeds", "together", "mesh", "saving", "sinks", "scores",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,7 @@ class Relearning:
             raise ValueError("attacks is empty: forget or mixed, or both")
         check_distinct("attacks", self.attacks)
         for name in self.attacks:
-            if name not in ATTACKS:
-                raise ValueError(f"unknown attack {name!r}: forget or mixed")
+            check_choice("attack", name, ATTACKS)
         self.build()  # checks the learning rates and keep_at
 
     def build(self) -> tuple[Attack, ...]:
@@ -235,16 +237,9 @@ class Paper:
             for name, student in self.noise.recipes(unlearned, self.model).items()
         }
         return Experiment(
-            name=self.name,
-            setting=self.setting,
             models={"base": base, "oracle": oracle, "unlearn-only": unlearned, **distilled},
             attacks=self.relearn.build(),
             attacked=("unlearn-only", *distilled, "oracle"),
             oracle="oracle",
-            seeds=self.seeds,
-            together=self.together,
-            mesh=self.mesh,
-            saving=self.saving,
-            sinks=self.sinks,
-            scores=self.scores,
+            **{name: getattr(self, name) for name in SHARED},
         )

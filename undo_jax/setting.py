@@ -28,6 +28,9 @@ class Setting(ABC):
     """
 
     row_length: int  # T, tokens predicted in a row
+    tokenizer: Any  # the one of the streams, unless `get_tokenizer` returns another one
+    answers_only: bool = False  # losses count only answers and the tokens that end them
+    segments: bool = False  # a sequence is a document, not a row
     lists: ClassVar[tuple[str, ...]] = ()  # names of the lists of numbers that `at_end` returns
 
     @property
@@ -35,9 +38,9 @@ class Setting(ABC):
     def metrics(self) -> Mapping[str, Metric]:
         """The metrics that are reported, by the names of their scores."""
 
-    @abstractmethod
     def get_tokenizer(self) -> Tokenizer:
         """Returns the tokenizer of the streams."""
+        return self.tokenizer
 
     @abstractmethod
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
@@ -76,7 +79,12 @@ class Setting(ABC):
     @property
     def batch_fields(self) -> tuple[BatchField, ...]:
         """The fields of `Packed` that the streams have beside tokens."""
-        return ()
+        return name_batch_fields(weights=self.answers_only, segments=self.segments)
+
+    @property
+    def document_start(self) -> int | None:
+        """The token that opens a segment; None for streams without segments."""
+        return self.get_tokenizer().bos_id if self.segments else None
 
     @property
     def row_lengths(self) -> Mapping[str, int]:
@@ -119,8 +127,7 @@ class Setting(ABC):
 
 def check_stream(name: str, names: Iterable[str]) -> None:
     """Raises ValueError if a stream's name is not among those that a setting has."""
-    names = list(names)
-    if name not in names:
+    if name not in (names := list(names)):
         raise ValueError(f"no stream {name!r}: choose one of {', '.join(names)}")
 
 
@@ -154,8 +161,7 @@ def check_metrics(setting: Setting) -> None:
 
 def check_score_names(scores: Iterable[str], names: Iterable[str]) -> list[str]:
     """Returns `names` as a list. Raises ValueError if `scores` lacks one of them."""
-    names = list(names)
-    for name in names:
+    for name in (names := list(names)):
         if name not in scores:
             raise ValueError(
                 f"the setting gives no score {name!r}, but {', '.join(scores) or 'none'}: add it, "

@@ -23,7 +23,7 @@ from undo_jax.models.transformer import Transformer
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner import experiment as experiments
-from undo_jax.runner import train_group
+from undo_jax.runner import save_trained
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.store import artifacts, param_checkpoint
@@ -301,7 +301,7 @@ def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ra
     shutil.copytree(ran[1], tmp_path / "out")
     saving = CheckpointPolicy(every=3, minutes=0)
     dying = replace(_keeping((0, 2, 6)), saving=saving)
-    keep = train_group._save_snapshots
+    keep = save_trained.save_snapshots
 
     def die(run, model_of, step, evaluated):
         if step == 4:
@@ -309,7 +309,7 @@ def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ra
         keep(run, model_of, step, evaluated)
 
     with monkeypatch.context() as patch, pytest.raises(LostError):
-        patch.setattr(train_group, "_save_snapshots", die)
+        patch.setattr(save_trained, "save_snapshots", die)
         _run(dying, tmp_path / "out")
     again = _run(dying, tmp_path / "out")[NAME]
     for place in ("", "steps/0", "steps/2", "steps/6"):

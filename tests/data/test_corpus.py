@@ -552,7 +552,7 @@ def test_readers_refuse_what_is_not_whole(corpus, tmp_path):
     manifest = folder / "manifest.json"
     whole = manifest.read_text()
     manifest.write_text(whole.replace('"files"', '"documents"'))
-    with pytest.raises(ValueError, match="manifest.json has no files: pack the corpus again"):
+    with pytest.raises(ValueError, match="manifest.json is damaged .* pack the corpus again"):
         Corpus(str(folder))
     manifest.write_text(whole.replace('"version": 1', '"version": 2'))
     with pytest.raises(ValueError, match="is of version 2, this code reads 1"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from undo_jax.data import files
+from undo_jax.data import row_files
 
 
 def flipped_bits(folder: Path, count: int) -> Iterator[None]:
@@ -21,7 +21,7 @@ def flipped_bits(folder: Path, count: int) -> Iterator[None]:
             damaged = bytearray(whole)
             damaged[rng.integers(end)] ^= 1 << rng.integers(8)
             path.write_bytes(damaged)
-            files._random_access_reader.cache_clear()
+            row_files._random_access_reader.cache_clear()
             yield
         path.write_bytes(whole)
-        files._random_access_reader.cache_clear()
+        row_files._random_access_reader.cache_clear()

@@ -12,9 +12,10 @@ from known_logs import CROSS_ENTROPY, STEPS, Workdir
 
 from undo_jax.cli import main as cli
 from undo_jax.report import analyse
-from undo_jax.report.card_tables import card_grid, headline, legend, remarks, space_grid
+from undo_jax.report.card_tables import card_grid, headline, legend, remarks
 from undo_jax.report.numbers import AttackLine, ModelRow, Report
 from undo_jax.report.records import Entry, Evaluation, Logged, Logs, Measure
+from undo_jax.report.search_spaces import space_grid
 
 NEVER = math.nan, math.nan, math.nan
 

@@ -20,7 +20,7 @@ from known_logs import STEPS, Workdir
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from undo_jax.cli import main as cli
-from undo_jax.report import analyse, paper_page, read_logs
+from undo_jax.report import analyse, paper, paper_page, read_logs
 from undo_jax.report.claims import Claim
 from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import beyond, oracle_matching, pareto, size
@@ -103,11 +103,10 @@ def test_claims_of_oracle_matching(tmp_path):
     assert permuted.spread.values == (0.0, 0.0, 0.0) and permuted.verdict == "cannot be told"
 
 
-def test_beyond_says_what_its_curves_are_of(tmp_path, monkeypatch):
+def test_beyond_says_what_its_curves_are_of(tmp_path):
     study = Study("arithmetic", read_logs(tmp_path, matched(tmp_path).name))
     points = [PaperPoint("UNDO: relearning", "arithmetic", "1×", 10, step, 0.1) for step in (0, 10)]
-    monkeypatch.setattr(beyond, "points", lambda _: points)
-    fig = beyond.draw([study])
+    fig = paper.draw(beyond, [study], points)
     assert fig.axes[0].get_ylabel() == "Arithmetic, UNDO\naccuracy on × and ÷"
     FigureCanvasAgg(fig).draw()
     assert fig.axes[0].yaxis.label.get_window_extent().x0 >= 0
@@ -117,7 +116,8 @@ def test_beyond_says_what_its_curves_are_of(tmp_path, monkeypatch):
 def test_losses_have_numbers_on_their_axis(tmp_path, last):
     """Also where they span less than a decade."""
     work = matched(tmp_path, last=last)
-    fig = oracle_matching.draw([Study("arithmetic", read_logs(tmp_path, work.name))])
+    studies = [Study("arithmetic", read_logs(tmp_path, work.name))]
+    fig = paper.draw(oracle_matching, studies, list(oracle_matching.points(studies)))
     FigureCanvasAgg(fig).draw()
     axis = fig.axes[0].yaxis
     low, high = fig.axes[0].get_ylim()

@@ -28,7 +28,7 @@ def run(root: Path, width: int, seeds=(10, 11), quicker=1.0) -> Study:
                 alpha = float(model[2:]) if "=" in model else None
                 work.add("distill", model, seed, alpha=alpha, flops=FLOPS[model] * width / quicker)
             work.attack(model, seed, curves={("forget", 0.01): (0.1, speed, speed, 0.9)})
-    return Study(f"arithmetic_width{width}", read_logs(root, work.name))
+    return Study(f"arithmetic, width {width}", read_logs(root, work.name))
 
 
 def test_claims_compare_each_size_with_the_next_smaller_one(tmp_path):
@@ -36,13 +36,13 @@ def test_claims_compare_each_size_with_the_next_smaller_one(tmp_path):
     claims = list(size.claims([large, run(tmp_path, 48)]))
     assert not any(claim.paper for claim in claims)
     slower = [c for c in claims if c.says == "α=0.4 relearns more slowly than unlearn-only"]
-    assert [c.setting for c in slower] == ["arithmetic_width48", "arithmetic_width96"]
+    assert [c.setting for c in slower] == ["arithmetic, width 48", "arithmetic, width 96"]
     assert [len(c.spread.values) for c in slower] == [2, 1]
     # shares of .9 − .1 at steps 10 and 20 of 30, by trapezoids
     assert slower[0].spread.values == pytest.approx((0.2 * 20 / 30 / 0.8,) * 2)
     (grown,) = (c for c in claims if c.says.startswith("α=0.8 is more robust for its FLOPs"))
     assert grown.says.endswith("than at arithmetic, width 48")
-    assert grown.setting == "arithmetic_width96"
+    assert grown.setting == "arithmetic, width 96"
     robust = 100 * (0.9 - 0.5) / (0.9 - 0.1)
     assert grown.spread.values == pytest.approx((robust / 20 - robust / 40,))  # seed 10 alone
 
@@ -64,7 +64,8 @@ def test_sizes_are_one_figure(tmp_path):
     sizes_text = "circles: arithmetic, width 48 (2 seeds); squares: arithmetic, width 96 (2 seeds)"
     assert sizes_text in drawn.caption
     assert drawn.files["png"] and b"Arithmetic, width 96" in drawn.files["svg"]
-    (legend,) = size.draw([run(tmp_path / "one", width) for width in (48, 96)]).legends
+    studies = [run(tmp_path / "one", width) for width in (48, 96)]
+    (legend,) = paper.draw(size, studies, list(size.points(studies))).legends
     shown = {text.get_text(): mark.get_marker() for text, mark in zip(
         legend.get_texts(), legend.legend_handles, strict=True)}  # fmt: skip
     sizes = ("Arithmetic, width 48", "Arithmetic, width 96")

@@ -34,20 +34,16 @@ def read_lm(artifact: epath.Path) -> Transformer:
             "is read without its experiment"
         )
     hints = typing.get_type_hints(Transformer)
-    problems = [
-        f"without {name}"
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and name not in config
-    ]
-    problems += [
-        f"with {name}={value!r}"
-        for name, value in config.items()
-        if not _is_of_type(value, JSON_TYPES.get(name), hints[name])
-    ]
-    if problems:
-        raise ValueError(
-            f"{artifact} holds a Transformer {problems[0]}: delete it, and a run makes it again"
-        )
+    for name, field in fields.items():
+        if name not in config:
+            problem = "" if field.default is not dataclasses.MISSING else f"without {name}"
+        else:
+            is_valid = _is_of_type(config[name], JSON_TYPES.get(name), hints[name])
+            problem = "" if is_valid else f"with {name}={config[name]!r}"
+        if problem:
+            raise ValueError(
+                f"{artifact} holds a Transformer {problem}: delete it, and a run makes it again"
+            )
     if "rope_scaling" in config:
         config["rope_scaling"] = scaling_of(config["rope_scaling"], artifact)
     if adapters := config.get("adapters"):

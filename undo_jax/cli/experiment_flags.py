@@ -17,7 +17,7 @@ from undo_jax.runner.load_experiment import ExperimentSource, load
 from undo_jax.runtime.mesh import parse_mesh
 
 DESCRIPTION = "Scalars of the experiment, with the values that its file gives them."
-LOCATION = ("__module__", "__firstlineno__")  # of a class's source; the second since Python 3.13
+FIRST_LINE = "__firstlineno__"  # of a class's source, since Python 3.13
 GRAPH_FIELDS = ("name", "seeds", "together", "mesh", "saving")  # flags of a hand-written graph
 SCALARS = (int, float, bool, str, NoneType)
 
@@ -111,8 +111,7 @@ def _flagged(value: typing.Any, names: Sequence[str] | None = None) -> typing.An
         part, hint = getattr(value, field.name), hints[field.name]
         fixed = names is not None and field.name not in names
         parts[field.name] = (part, Fixed[hint]) if fixed else _flagged_part(part, hint)
-    namespace = {name: vars(kind)[name] for name in LOCATION if name in vars(kind)}
-    return _dataclass(kind, parts, (kind,), {**namespace, "__post_init__": lambda self: None})
+    return _dataclass(kind, parts, (kind,), {"__post_init__": lambda self: None})
 
 
 def _flagged_part(part: typing.Any, hint: typing.Any) -> tuple[typing.Any, typing.Any]:
@@ -166,7 +165,10 @@ def _dataclass(
         frozen=True,
         eq=False,
     )
-    shape.__qualname__ = source.__qualname__
+    # Python 3.12 and later: `make_dataclass` sets `__module__`; 3.13: setting it drops the line.
+    shape.__module__, shape.__qualname__ = source.__module__, source.__qualname__
+    if FIRST_LINE in vars(source):
+        setattr(shape, FIRST_LINE, vars(source)[FIRST_LINE])
     return shape()
 
 
@@ -236,4 +238,8 @@ def _rebuilt(value: typing.Any, parsed: typing.Any) -> typing.Any:
             changes[field.name] = after
     if not changes:
         return value
-    return partial(value, **changes) if is_function else dataclasses.replace(value, **changes)
+    if not is_function:
+        return dataclasses.replace(value, **changes)
+    # A partial of a partial stays nested if anything has been stored on the inner one.
+    args, before = (value.args, value.keywords) if isinstance(value, partial) else ((), {})
+    return partial(_unwrapped(value), *args, **{**before, **changes})

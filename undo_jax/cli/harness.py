@@ -69,10 +69,7 @@ class UndoJax(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Returns what lm-eval writes beside its results."""
-        return {
-            "model_num_parameters": parameters(self.served.lm),
-            "max_length": self.max_length,
-        }
+        return {"model_num_parameters": parameters(self.served.lm), "max_length": self.max_length}
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -156,7 +153,7 @@ class UndoJax(TemplateLM):
             batch = order[first : first + self.batch_size]
 
             def is_done(row: int, ids: list[int], count: int = len(batch)) -> bool:
-                return row >= count or self._is_stopped(ids, until)
+                return row >= count or cut(text := text_of(ids, self.encoder), until) != text
 
             rows = prompts([contexts[i][-room:] for i in batch], self.batch_size, room)
             written = self.served.write(
@@ -165,17 +162,12 @@ class UndoJax(TemplateLM):
             for i, ids in zip(batch, written, strict=False):
                 yield indices[i], cut(text_of(ids, self.encoder), until)
 
-    def _is_stopped(self, ids: list[int], until: Sequence[str]) -> bool:
-        text = text_of(ids, self.encoder)
-        return cut(text, until) != text
-
     def _report_cut(self, longer: int, count: int) -> None:
         """Print how many contexts are cut on the left, if any."""
         if longer:
-            message = (
-                f"{longer} of {count} contexts are cut on the left, to {self.max_length} tokens"
-            )
-            console.print(f"{message}; --max-length N changes it", soft_wrap=True, highlight=False)
+            message = f"{longer} of {count} contexts are cut on the left, to {self.max_length} "
+            message += "tokens; --max-length N changes it"
+            console.print(message, soft_wrap=True, highlight=False)
 
 
 def context_length(lm: Any) -> int:

@@ -33,23 +33,24 @@ def table(name: str, plan: RunPlan) -> Table:
         pad_edge=False,
         show_footer=True,
     )
-    rows, total = plan.rows, _total(plan)
-    columns: list[tuple[str, Callable[[PlanRow], str]]] = [
-        ("kind", lambda row: row.kind),
-        ("models", lambda row: shortened(row.names)),
-        ("new", lambda row: str(row.new)),
-        ("reused", lambda row: str(row.reused)),
-        ("trials", lambda row: _count(row.trials)),
-        ("steps", _steps),
-        ("FLOPs", lambda row: format_number(row.flops)),
-        ("time", _time),
-        ("memory", lambda row: format_bytes(row.bytes) if row.bytes else NONE),
+    rows = plan.rows
+    largest = max((row.bytes for row in rows), default=0)
+    columns: list[tuple[str, str, Callable[[PlanRow], str]]] = [  # header, total, cell
+        ("kind", "all", lambda row: row.kind),
+        ("models", "", lambda row: shortened(row.names)),
+        ("new", str(sum(row.new for row in rows)), lambda row: str(row.new)),
+        ("reused", str(sum(row.reused for row in rows)), lambda row: str(row.reused)),
+        ("trials", _count(sum(row.trials for row in rows)), lambda row: _count(row.trials)),
+        ("steps", "", lambda row: ("≤ " if row.stops else "") + _count(row.steps)),
+        ("FLOPs", format_number(sum(row.flops for row in rows)), lambda r: format_number(r.flops)),
+        ("time", duration(plan.seconds) if plan.is_timed else UNKNOWN, _time),
+        ("memory", _bytes(largest), lambda row: _bytes(row.bytes)),
     ]
-    for number, (header, _) in enumerate(columns):
+    for number, (header, total, _) in enumerate(columns):
         side = "left" if number < 2 else "right"
-        plan_table.add_column(header, total[number], justify=side, no_wrap=True)
+        plan_table.add_column(header, total, justify=side, no_wrap=True)
     for row in rows:
-        plan_table.add_row(*(cell(row) for _, cell in columns))
+        plan_table.add_row(*(cell(row) for *_, cell in columns))
     return plan_table
 
 
@@ -90,22 +91,12 @@ def legend(plan: RunPlan) -> str:
     return "\n".join(lines)
 
 
-def _total(plan: RunPlan) -> list[str]:
-    rows = plan.rows
-    new, reused = sum(row.new for row in rows), sum(row.reused for row in rows)
-    trials, cost = sum(row.trials for row in rows), sum(row.flops for row in rows)
-    largest = max((row.bytes for row in rows), default=0)
-    return ["all", "", str(new), str(reused), _count(trials), "", format_number(cost),
-            duration(plan.seconds) if plan.is_timed else UNKNOWN,
-            format_bytes(largest) if largest else NONE]  # fmt: skip
-
-
 def _count(number: int) -> str:
     return f"{number:,}" if number else NONE
 
 
-def _steps(row: PlanRow) -> str:
-    return ("≤ " if row.stops else "") + _count(row.steps)
+def _bytes(number: float) -> str:
+    return format_bytes(number) if number else NONE
 
 
 def _time(row: PlanRow) -> str:

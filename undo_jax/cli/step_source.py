@@ -12,9 +12,8 @@ from undo_jax.cli.flags import MaybeInt, MaybeText
 from undo_jax.fit.advice import Names
 from undo_jax.fit.search import variant
 from undo_jax.fit.step import distillation
-from undo_jax.graph.model_graph import ancestry
+from undo_jax.graph.model_graph import ancestry, group_key, train_spec
 from undo_jax.graph.recipe import TrainedRecipe
-from undo_jax.graph.train_specs import group_key, train_spec
 from undo_jax.models import hf_folder
 from undo_jax.models.transformer import Transformer
 from undo_jax.runner.experiment import Experiment

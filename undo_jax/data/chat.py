@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from undo_jax.data.files import missing_library
+from undo_jax.data.files import import_optional
 from undo_jax.models.hf_folder import local, read_json
 from undo_jax.models.hf_special import SETTINGS, read_bos, text_of
 
@@ -53,12 +53,8 @@ def _read_template(folder: epath.Path, settings: dict[str, Any]) -> str:
     file = folder / TEMPLATE_FILE
     template = file.read_text() if file.is_file() else settings.get("chat_template")
     if isinstance(template, list):  # several by name
-        named = {
-            entry.get("name"): entry.get("template")
-            for entry in template
-            if isinstance(entry, dict)
-        }
-        template = named.get("default")
+        entries = (entry for entry in template if isinstance(entry, dict))
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     if not isinstance(template, str):
         raise ValueError(
             f"{folder} has no chat template: give the folder of a model that was trained on "
@@ -69,13 +65,9 @@ def _read_template(folder: epath.Path, settings: dict[str, Any]) -> str:
 
 def _render(folder: epath.Path, template: str, **values: Any) -> str:
     """Returns what transformers renders of the template; the code in it is sandboxed."""
-    try:
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ModuleNotFoundError:
-        raise missing_library("jinja2") from None
+    ext, sandbox = (import_optional(f"jinja2.{name}", "jinja2") for name in ("ext", "sandbox"))
 
-    class Generation(Extension):
+    class Generation(ext.Extension):
         """{% generation %} marks the model's answers: its content stays as it is."""
 
         tags = {"generation"}
@@ -88,8 +80,8 @@ def _render(folder: epath.Path, template: str, **values: Any) -> str:
         raise ValueError(message)
 
     try:
-        jinja = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+        jinja = sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, Generation]
         )
         jinja.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         jinja.globals |= {"raise_exception": fail, "strftime_now": DAY.strftime}

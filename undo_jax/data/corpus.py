@@ -9,7 +9,6 @@ Its folder holds::
     validation-...
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,40 +17,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from undo_jax.data.files import RecordFile, json_hash, local_copy, read_rows, reading
+from undo_jax.data.files import json_hash, local_copy, reading
+from undo_jax.data.row_files import RecordFile, StoredRows
 from undo_jax.runtime.atomic_files import parse_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Rows of one split, [R, T + 1], which are read when they are indexed; picklable, hashable."""
-
-    files: tuple[RecordFile, ...]
-    row_length: int
-    stored: str  # dtype on disk
-
-    ndim = 2
-    dtype = np.dtype(np.int32)  # of the rows that indexing returns
-
-    def __len__(self) -> int:
-        return sum(file.rows for file in self.files)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """[R, T + 1]."""
-        return len(self), self.row_length + 1
-
-    def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
-        """Returns the rows at these indices, int32 [n, T + 1]. Raises what `read_rows` does."""
-        return read_rows(self.files, indices, (self.row_length + 1,), self.stored).astype(np.int32)
-
-    @property
-    def digest(self) -> str:
-        """Hash of the rows and of the files they are in."""
-        return hashlib.sha256(" ".join(file.sha256 for file in self.files).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -95,12 +66,8 @@ class Corpus:
             raise ValueError(
                 f"{path} is of version {version}, this code reads {VERSION}: pack the corpus again"
             )
-        if missing := {"settings", "counts", "files", "fingerprint"} - manifest.keys():
-            raise ValueError(
-                f"{path} has no {' nor '.join(sorted(missing))}: pack the corpus again"
-            )
         content = {name: value for name, value in manifest.items() if name != "fingerprint"}
-        if json_hash(content, sort_keys=True) != manifest["fingerprint"]:
+        if json_hash(content, sort_keys=True) != manifest.get("fingerprint"):
             raise ValueError(
                 f"{path} is damaged (its content does not match its fingerprint): copy or pack the "
                 "corpus again"
@@ -117,7 +84,7 @@ class Corpus:
         """Names of the splits that have rows."""
         return tuple(self.manifest["files"])
 
-    def rows(self, split: str = "train") -> PackedRows:
+    def rows(self, split: str = "train") -> StoredRows:
         """Returns the rows of a split, a source of `undo_jax.data.streams.stream`.
 
         Args:
@@ -138,12 +105,12 @@ class Corpus:
             )
         files = []
         for entry in self.manifest["files"][split]:
-            if epath.Path(entry["name"]).name != entry["name"]:
+            path = epath.Path(self.folder) / entry["name"]
+            if path.name != entry["name"]:
                 raise ValueError(
                     f"{self.folder}/{MANIFEST} names {entry['name']!r}, a file outside of its "
                     "folder: pack the corpus again"
                 )
-            path = epath.Path(self.folder) / entry["name"]
             with reading(str(path)):
                 size = path.stat().length
             if size != entry["bytes"]:
@@ -152,4 +119,5 @@ class Corpus:
                 )
             files.append(RecordFile(local_copy(path), entry["rows"], entry["sha256"]))
         settings = self.manifest["settings"]
-        return PackedRows(tuple(files), settings["row_length"], settings["dtype"])
+        row_shape = (settings["row_length"] + 1,)
+        return StoredRows(tuple(files), row_shape, settings["dtype"], np.dtype(np.int32))

@@ -41,7 +41,6 @@ class Grammar:
     split_seed: int = 0  # of the choice of these facts
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a field that is out of range."""
         check_at_least("largest_term", self.largest_term, 1)
         check_at_least("largest_factor", self.largest_factor, 1)
         check_share("held_out", self.held_out)

@@ -52,7 +52,6 @@ class Fiction:
     seed: int = 0  # of what is invented
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a field that is out of range."""
         for field in ("families", "members", "forgotten"):
             if not 1 <= getattr(self, field) <= 200:
                 raise ValueError(f"{field}={getattr(self, field)}: give 1 to 200")

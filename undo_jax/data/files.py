@@ -1,22 +1,21 @@
 """Files by pattern, local copies of remote ones, and their errors in one line."""
 
 import hashlib
+import importlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from undo_jax.runtime.atomic_files import atomic_file
 
 CACHE = "UNDO_JAX_CACHE"  # compiled programs, local copies of files; default ~/.cache/undo_jax
-RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice
 
 
 class File(NamedTuple):
@@ -50,7 +49,9 @@ def find_files(pattern: epath.PathLike) -> list[File]:
             paths = [path for path in root.glob("/".join(parts[wildcard:])) if not path.is_dir()]
         else:
             root, paths = path, _files_below(path) if path.is_dir() else []
-        files = [_describe(root, path) for path in paths if not _is_hidden(path.relative_to(root))]
+        hidden = re.compile(r"(^|/)\.")
+        shown = (path for path in paths if not hidden.search(str(path.relative_to(root))))
+        files = [_describe(root, path) for path in shown]
     if not files:
         raise FileNotFoundError(f"no file matches {text}: check the pattern")
     return sorted(files)
@@ -73,10 +74,6 @@ def find_table(folder: epath.PathLike, name: str, layout: str) -> str:
 
 def _describe(root: epath.Path, path: epath.Path) -> File:
     return File(path.relative_to(root).as_posix(), path, path.stat().length or 0)
-
-
-def _is_hidden(path: epath.Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _files_below(root: epath.Path) -> list[epath.Path]:
@@ -151,49 +148,13 @@ def open_array_record(path: str, options: str = "") -> Any:
     return reader
 
 
-class RecordFile(NamedTuple):
-    """An ArrayRecord file of rows, one row a record."""
-
-    path: str
-    rows: int
-    sha256: str  # of all rows, one after another
-
-
-def read_rows(
-    files: Sequence[RecordFile], indices: np.ndarray | slice, shape: tuple[int, ...], dtype: Any
-) -> np.ndarray:
-    """Returns the rows at these indices of all files, [n, *shape]; one read per file.
-
-    Raises IndexError for an index outside 0..R-1 and OSError for a damaged file.
-    """
-    ends = np.cumsum([file.rows for file in files])
-    if isinstance(indices, slice):
-        indices = np.arange(ends[-1])[indices]
-    indices = np.asarray(indices, np.int64)
-    if len(indices) and not 0 <= indices.min() <= indices.max() < ends[-1]:
-        raise IndexError(f"rows {indices.min()}..{indices.max()} are not all in 0..{ends[-1] - 1}")
-    rows = np.empty((len(indices), *shape), dtype)
-    file_numbers = np.searchsorted(ends, indices, side="right")
-    for number in np.unique(file_numbers):
-        file, in_file = files[number], file_numbers == number
-        places = indices[in_file] - (ends[number] - file.rows)
-        reader = _random_access_reader(file)
-        with reading(file.path):
-            records = reader.read(places.tolist())
-        rows[in_file] = np.frombuffer(b"".join(records), dtype).reshape(len(places), *shape)
-    return rows
-
-
-@lru_cache(maxsize=256)
-def _random_access_reader(file: RecordFile) -> Any:
-    return open_array_record(file.path, RANDOM_ACCESS)
-
-
-def missing_library(library: str) -> ModuleNotFoundError:
-    """Returns the error for an optional library that is not installed."""
-    return ModuleNotFoundError(
-        f"{library} is not installed: run `pip install undo_jax[text]`", name=library
-    )
+def import_optional(module: str, library: str) -> Any:
+    """Imports a module of an optional library. Raises ModuleNotFoundError without the library."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f"{library} is not installed: run `pip install undo_jax[text]`"
+        raise ModuleNotFoundError(message, name=library) from error
 
 
 def content_hash(content: bytes) -> str:

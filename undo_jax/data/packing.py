@@ -42,6 +42,14 @@ def pack(documents: Iterable[Tokens], length: int, bos_id: int, align: bool = Fa
     return cut(stream, length)[0].copy()
 
 
+def check_fills_row(name: str, tokens: int, row_length: int) -> None:
+    """Raises ValueError for documents, of that name, with too few tokens for a row."""
+    if tokens < row_length:
+        raise ValueError(
+            f"{name} have {tokens} tokens, and a row takes row_length={row_length}: set it lower"
+        )
+
+
 def segments(rows: np.ndarray, bos_id: int) -> np.ndarray:
     """Returns the number of each token's document within its row, for packed rows, [R, T + 1].
 
@@ -83,17 +91,9 @@ def _stream(documents: Iterable[Tokens], bos_id: int) -> tuple[np.ndarray, np.nd
     documents = list(documents)
     if not documents:
         raise ValueError("there are no documents to pack: give at least one")
-    lengths = np.fromiter(map(len, documents), np.int64, len(documents))
-    if isinstance(documents[0], np.ndarray):
-        tokens = np.concatenate(documents)
-    else:
-        tokens = np.fromiter(chain.from_iterable(documents), np.int32, int(lengths.sum()))
-    starts = np.concatenate([[0], np.cumsum(lengths + 1)])
-    stream = np.full(starts[-1] + 1, bos_id, np.int32)
-    inside = np.ones(len(stream), bool)
-    inside[starts] = False
-    stream[inside] = tokens
-    return stream, starts
+    starts = np.cumsum([0, *(len(document) + 1 for document in documents)])
+    tokens = chain.from_iterable(chain((bos_id,), document) for document in documents)
+    return np.fromiter(chain(tokens, (bos_id,)), np.int32, starts[-1] + 1), starts
 
 
 def _aligned_starts(starts: list[int], length: int) -> list[int]:

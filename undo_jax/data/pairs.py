@@ -30,14 +30,8 @@ class Pairs:
     A hash decides which pairs are for validation. The fingerprint depends on the documents, not on
     the path.
 
-    Args:
-        pattern: A file, a folder or a glob.
-        template: How a pair is written, with {question} and then {answer}.
-        question: Name of the field of questions.
-        answer: Name of the field of answers.
-        validation_share: Share of pairs for validation, above 0 and below 1.
-        marked: Names of special tokens in the template are encoded as these tokens, and spaces
-            before {answer} do not count; for templates that `undo_jax.data.chat.chat` reads.
+    If it is `marked`, names of special tokens in the template are encoded as these tokens, and
+    spaces before {answer} do not count; for templates that `undo_jax.data.chat.chat` reads.
 
     Raises:
         ValueError: For a template without {question} before {answer} and a share outside (0, 1);
@@ -46,13 +40,12 @@ class Pairs:
 
     pattern: str | Path  # files, a folder or a glob of questions with answers
     template: str = "Question: {question}\nAnswer: {answer}"  # how a pair is written
-    question: str = "question"  # names of the fields
+    question: str = "question"  # name of the field of questions
     answer: str = "answer"  # name of the field of answers
     validation_share: float = 0.05  # of pairs, kept out of training
     marked: bool = False  # the template names special tokens; for a Hugging Face tokenizer
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a bad template or share."""
         check_template(self.template)
         check_share("validation_share", self.validation_share, zero=False)
 
@@ -133,14 +126,19 @@ def _rows(pairs: Pairs, split: str, tokenizer: Tokenizer, row_length: int) -> Pa
 
 
 def pack_pairs(
-    encoded: Sequence[tuple[Sequence[int], Sequence[int]]], tokenizer: Tokenizer, row_length: int
+    encoded: Sequence[tuple[Sequence[int], Sequence[int]]],
+    tokenizer: Tokenizer,
+    row_length: int,
+    answers_only: bool = True,
 ) -> Packed:
-    """Returns rows of encoded pairs, each of which begins with one; answers have weight 1.
+    """Returns rows of encoded pairs, each of which begins with one.
 
-    Raises what `pack` does.
+    With `answers_only` there are weights, 1 for answers. Raises what `pack` does.
     """
     documents = ([*prompt, *answer] for prompt, answer in encoded)
     rows = pack(documents, row_length, tokenizer.bos_id, align=True)
+    if not answers_only:
+        return Packed(rows)
     counted = ([0] * len(prompt) + [1] * len(answer) for prompt, answer in encoded)
     weights = pack(counted, row_length, 1, align=True).astype(np.float32)
     return Packed(rows, weights)

@@ -6,14 +6,12 @@ pass over a shard writes its result at its end, so that a run resumes where anot
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from etils import epath
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track
 
 from undo_jax.checks import check_at_least, check_choice, check_share
 from undo_jax.data.corpus import MANIFEST, VERSION, Corpus
@@ -21,6 +19,7 @@ from undo_jax.data.files import json_hash, reading
 from undo_jax.data.packing import cut
 from undo_jax.data.row_files import UNFINISHED, open_row_file
 from undo_jax.data.shards import (
+    COUNTS,
     DUPLICATE,
     SPLITS,
     PackingPlan,
@@ -30,8 +29,8 @@ from undo_jax.data.shards import (
 )
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.data.workers import run_jobs
-from undo_jax.logs.log import console, format_number
+from undo_jax.data.workers import Job, run_jobs
+from undo_jax.logs.log import console
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.atomic_files import read_json, write_atomically, write_json
 
@@ -102,8 +101,14 @@ def prepare(
     with reading(str(folder)):
         finished = _begin(plan.folder, settings)
     if not finished:
-        splits = _assign_splits(plan, source, validation_share, workers)
-        _pack(plan, source, splits, workers)
+        new = [(i, shard) for i, shard in enumerate(source) if not plan.hashes(i).exists()]
+        _run("reading", hash_documents, plan, new, workers)
+        splits = _assign_splits(
+            [load_hashes(plan, i) for i in range(len(source))], validation_share
+        )
+        new = [(i, *x) for i, x in enumerate(zip(source, splits, strict=True))]
+        new = [job for job in new if not plan.result(job[0]).exists()]
+        _run("packing", pack_documents, plan, new, workers)
         _finish(plan, settings, splits)
     (plan.folder / UNFINISHED).rmtree(missing_ok=True)
     return Corpus(str(folder))
@@ -143,37 +148,23 @@ def _difference(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     return f"list of sources ({len(old[name])} and now {len(new[name])}; {different} differs)"
 
 
-def _assign_splits(
-    plan: PackingPlan, source: Sequence[Shard], share: float, workers: int
-) -> list[np.ndarray]:
-    """The first pass. Returns for each shard the split of each document, or DUPLICATE."""
-    jobs = [(i, shard) for i, shard in enumerate(source) if not plan.hashes(i).exists()]
-    before = len(source) - len(jobs)
-    with _progress_bar("reading", len(source)) as show:
-        for shards, documents, _ in run_jobs(hash_documents, plan, jobs, workers):
-            show(before + shards, f"{before + shards}/{len(source)} shards, {documents} documents")
-    hashes = [load_hashes(plan, number) for number in range(len(source))]
+def _run(
+    title: str, step: Callable[..., None], plan: PackingPlan, jobs: Sequence[Job], workers: int
+) -> None:
+    """Runs one pass over the shards of the jobs, with a progress bar."""
+    done = run_jobs(step, plan, jobs, workers)
+    for _ in track(done, f"{title} shards", len(jobs), console=console):
+        pass
+
+
+def _assign_splits(hashes: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
+    """Returns for each shard the split of each document, or DUPLICATE."""
     every = np.concatenate(hashes)
     splits = (every[:, 2] < round(share * 2**64)).astype(np.uint8)
     order = np.lexsort((every[:, 1], every[:, 0]))  # stable: equal documents stay in order
     repeated = (every[order[1:], :2] == every[order[:-1], :2]).all(axis=1)
     splits[order[1:][repeated]] = DUPLICATE
     return np.split(splits, np.cumsum([len(of_shard) for of_shard in hashes])[:-1])
-
-
-def _pack(
-    plan: PackingPlan, source: Sequence[Shard], splits: Sequence[np.ndarray], workers: int
-) -> None:
-    """The second pass: writes rows of each shard."""
-    counts = [int(np.count_nonzero(of_shard != DUPLICATE)) for of_shard in splits]
-    jobs = [(i, shard, splits[i]) for i, shard in enumerate(source) if not plan.result(i).exists()]
-    total = sum(counts)
-    before = total - sum(counts[i] for i, *_ in jobs)
-    start = time.monotonic()
-    with _progress_bar("packing", total) as show:
-        for _, documents, tokens in run_jobs(pack_documents, plan, jobs, workers):
-            rate = format_number(tokens / max(time.monotonic() - start, 1e-3))
-            show(before + documents, f"{before + documents}/{total} documents, {rate} tok/s")
 
 
 def _finish(plan: PackingPlan, settings: dict[str, Any], splits: Sequence[np.ndarray]) -> None:
@@ -188,8 +179,7 @@ def _finish(plan: PackingPlan, settings: dict[str, Any], splits: Sequence[np.nda
         results = [of_splits[split] for of_splits in shard_results]
         entries = [entry for result in results for entry in result["files"]]
         entries += _pack_rest(plan, split, [result["rest"] for result in results])
-        names = ("documents", "tokens", "too_long")
-        counts[split] = {name: sum(result[name] for result in results) for name in names}
+        counts[split] = {name: sum(result[name] for result in results) for name in COUNTS}
         rows = sum(entry["rows"] for entry in entries)
         counts[split] |= {"rows": rows, "tokens_in_rows": rows * plan.length}
         files[split] = entries
@@ -221,17 +211,3 @@ def _pack_rest(
     with open_row_file(plan.folder / f"{split}-rest.array_record") as file:
         file.write(rows)
     return [file.entry()]
-
-
-@contextmanager
-def _progress_bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar with a text; narrower than 80 columns."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[status]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, status="")
-        yield lambda done, status: bar.update(task, completed=done, status=status)

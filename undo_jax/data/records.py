@@ -5,13 +5,14 @@ All paths may be in a bucket (gs://).
 
 import codecs
 import gzip
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
 
-from undo_jax.data.files import File, find_files, missing_library, reading
+from undo_jax.data.files import File, find_files, import_optional, reading
 
 BATCH = 256  # records read at a time
 JSON_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -68,28 +69,25 @@ def read_lines(file: File) -> Iterator[tuple[int, str]]:
 
 def read_json_lines(file: File, fields: Sequence[str]) -> Iterator[tuple[str, Record]]:
     """Yields places and objects of JSON lines, or of one JSON array over any number of lines."""
-    lines, first = read_lines(file), True
-    for number, line in lines:
+    lines = ((number, line) for number, line in read_lines(file) if line.strip())
+    for i, (number, line) in enumerate(lines):
         place = f"{file.path}:{number}"
-        if first and line.lstrip().startswith("["):
+        if i == 0 and line.lstrip().startswith("["):
             array = _parse_json(line + "".join(line for _, line in lines), place)
-            for i, record in enumerate(array, start=1):
-                yield (
-                    f"{file.path} item {i}",
-                    _check_fields(record, fields, f"{file.path} item {i}"),
-                )
-        elif line := line.strip():
-            first = False
-            yield place, parse_object(line, fields, place)
+            places = [f"{file.path} item {item}" for item in range(1, len(array) + 1)]
+            for place, record in zip(places, array, strict=True):
+                yield place, _check_fields(record, fields, place)
+        else:
+            yield place, parse_object(line.strip(), fields, place)
 
 
 def read_parquet(
     file: File, fields: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, Record]]:
     """Yields places and records of a Parquet file."""
-    parquet = import_pyarrow()
+    parquet = import_optional("pyarrow.parquet", "pyarrow")
     with reading(str(file.path)), file.path.open("rb") as stream:
-        table, number = parquet.ParquetFile(stream), 0
+        table, numbers = parquet.ParquetFile(stream), itertools.count(1)
         names = table.schema_arrow.names
         for field in fields:
             if field not in names:
@@ -99,15 +97,10 @@ def read_parquet(
         columns = [*fields, *(name for name in optional if name in names)]
         for batch in table.iter_batches(batch_size=BATCH, columns=columns):
             for cells in zip(*(batch.column(name) for name in columns), strict=True):
-                number += 1
-                place = f"{file.path} row {number}"
-                yield (
-                    place,
-                    {
-                        name: decode_utf8(cell.as_py, f"{place} field {name!r}")
-                        for name, cell in zip(columns, cells, strict=True)
-                    },
-                )
+                place, record = f"{file.path} row {next(numbers)}", {}
+                for name, cell in zip(columns, cells, strict=True):
+                    record[name] = decode_utf8(cell.as_py, f"{place} field {name!r}")
+                yield place, record
 
 
 def parse_object(line: str, fields: Sequence[str], place: str) -> dict[str, Any]:
@@ -135,15 +128,6 @@ def decode_utf8(decode: Callable[[], Any], place: str) -> Any:
         return decode()
     except UnicodeError:
         raise ValueError(f"{place} is not UTF-8: convert the file") from None
-
-
-def import_pyarrow() -> Any:
-    """Returns pyarrow.parquet. Raises ModuleNotFoundError without the library."""
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise missing_library("pyarrow") from error
-    return pyarrow.parquet
 
 
 def _parse_json(text: str, place: str) -> Any:

@@ -1,11 +1,9 @@
 """The two passes over one shard of text: hash its documents, then tokenise and pack them.
 
-A pass is a generator that yields its progress (documents, tokens) and writes its result at its end,
-atomically.
+A pass writes its result at its end, atomically.
 """
 
 import hashlib
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
@@ -13,18 +11,17 @@ import numpy as np
 from etils import epath
 
 from undo_jax.data.packing import cut, join
-from undo_jax.data.row_files import UNFINISHED, RowFile, open_row_file, publish_when_written
+from undo_jax.data.row_files import UNFINISHED, RowFile, open_row_file
 from undo_jax.data.sources import Shard
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.runtime.atomic_files import write_json
+from undo_jax.runtime.atomic_files import write_atomically, write_json
 
 SPLITS = ("train", "validation")
 DUPLICATE = len(SPLITS)  # of a document that is in neither split
 LONGEST = 2048  # tokens; reference joining drops longer documents, as the official code does
 GROUP = 1000  # documents joined at a time, as in the official code
 HASH = 24  # bytes
-
-Progress = Iterator[tuple[int, int]]
+COUNTS = ("documents", "tokens", "too_long")  # of a split
 
 
 class PackingPlan(NamedTuple):
@@ -50,15 +47,15 @@ class PackingPlan(NamedTuple):
         return self.folder / UNFINISHED / f"{number:05d}.json"
 
 
-def hash_documents(plan: PackingPlan, number: int, shard: Shard) -> Progress:
+def hash_documents(plan: PackingPlan, number: int, shard: Shard) -> None:
     """Hashes every document of the shard of that number."""
     salt = plan.seed.to_bytes(16, "little")
-    hashes = bytearray()
-    for document in shard.read():
-        hashes += hashlib.blake2b(document.encode(), digest_size=HASH, salt=salt).digest()
-        yield 1, 0
-    with publish_when_written(plan.hashes(number)) as path, open(path, "wb") as file:
-        file.write(hashes + hashlib.blake2b(hashes, digest_size=HASH).digest())
+    hashes = b"".join(
+        hashlib.blake2b(document.encode(), digest_size=HASH, salt=salt).digest()
+        for document in shard.read()
+    )
+    checksum = hashlib.blake2b(hashes, digest_size=HASH).digest()
+    write_atomically(plan.hashes(number), hashes + checksum)
 
 
 def load_hashes(plan: PackingPlan, number: int) -> np.ndarray:
@@ -72,7 +69,7 @@ def load_hashes(plan: PackingPlan, number: int) -> np.ndarray:
     return np.frombuffer(hashes, "<u8").reshape(-1, 3)
 
 
-def pack_documents(plan: PackingPlan, number: int, shard: Shard, splits: np.ndarray) -> Progress:
+def pack_documents(plan: PackingPlan, number: int, shard: Shard, splits: np.ndarray) -> None:
     """Tokenises a shard's documents and packs them into one file per split.
 
     `splits` has the index of each document's split, or DUPLICATE. Raises ValueError for a text that
@@ -82,14 +79,13 @@ def pack_documents(plan: PackingPlan, number: int, shard: Shard, splits: np.ndar
     with ExitStack() as files:
         packers = [Packer(plan, f"{split}-{number:05d}", files) for split in SPLITS]
         for count, document in enumerate(shard.read(), start=1):
-            split = int(splits[count - 1]) if count <= len(splits) else DUPLICATE
-            if split != DUPLICATE:
-                try:
-                    tokens = np.array(plan.tokenizer.encode(document), plan.dtype)
-                except (ValueError, OverflowError) as error:
-                    raise ValueError(f"{shard.name} document {count}: {error}") from None
-                packers[split].add(tokens)
-                yield 1, len(tokens) + 1
+            if count > len(splits) or splits[count - 1] == DUPLICATE:
+                continue
+            try:
+                tokens = np.array(plan.tokenizer.encode(document), plan.dtype)
+            except (ValueError, OverflowError) as error:
+                raise ValueError(f"{shard.name} document {count}: {error}") from None
+            packers[splits[count - 1]].add(tokens)
         if count != len(splits):
             raise ValueError(
                 f"{shard.name} held {len(splits)} documents when first read and holds {count} now: "
@@ -105,18 +101,19 @@ class Packer:
     """Packs one split of a shard; `files` closes its file, which exists once a row is full."""
 
     def __init__(self, plan: PackingPlan, name: str, files: ExitStack):
-        self.plan, self.name, self.files = plan, name, files
-        self.documents: list[np.ndarray] = []
-        self.rest = np.empty(0, plan.dtype)  # tokens that are not in a row yet
-        self.pending = self.count = self.tokens = self.too_long = 0
+        self.plan, self.files = plan, files
+        self.path = plan.folder / f"{name}.array_record"
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.documents: list[np.ndarray] = []  # that are not in a row yet
+        self.rest, self.pending = np.empty(0, plan.dtype), 0
         self.rows: RowFile | None = None
 
     def add(self, tokens: np.ndarray) -> None:
         """Adds a document; rows are written when there are many."""
-        self.count += 1
-        self.tokens += len(tokens) + 1
+        self.counts["documents"] += 1
+        self.counts["tokens"] += len(tokens) + 1
         if self.plan.joining == "reference" and len(tokens) > LONGEST:
-            self.too_long += 1
+            self.counts["too_long"] += 1
             return
         self.documents.append(tokens)
         self.pending += len(tokens)
@@ -126,19 +123,14 @@ class Packer:
 
     def end(self) -> None:
         """Writes the last rows."""
-        if self.plan.joining == "exact" and self.count:
+        if self.plan.joining == "exact" and self.counts["documents"]:
             self.documents.append(np.empty(0, self.plan.dtype))  # the BOS that ends the last one
         self._flush()
 
     def result(self) -> dict[str, Any]:
         """Returns counts, the file's manifest entry, leftover tokens, once `files` are closed."""
-        return {
-            "documents": self.count,
-            "tokens": self.tokens,
-            "too_long": self.too_long,
-            "files": [self.rows.entry()] if self.rows else [],
-            "rest": self.rest.tolist(),
-        }
+        entries = [self.rows.entry()] if self.rows else []
+        return {**self.counts, "files": entries, "rest": self.rest.tolist()}
 
     def _flush(self) -> None:
         plan, bos = self.plan, self.plan.tokenizer.bos_id
@@ -149,8 +141,7 @@ class Packer:
             pieces = (piece for tokens in self.documents for piece in (opening, tokens))
             rows, self.rest = cut(np.concatenate([self.rest, *pieces]), plan.length)
         if len(rows) and self.rows is None:
-            path = plan.folder / f"{self.name}.array_record"
-            self.rows = self.files.enter_context(open_row_file(path))
+            self.rows = self.files.enter_context(open_row_file(self.path))
         if self.rows:
             self.rows.write(rows)
         self.documents, self.pending = [], 0

@@ -1,12 +1,15 @@
 """Where text comes from: a source is a list of shards, and a shard reads its documents.
 
-Any function that returns shards makes a source. All paths may be in a bucket (gs://).
+Any function that returns shards makes a source. All paths may be in a bucket (gs://). Without a
+file for a pattern FileNotFoundError is raised, and without a library ModuleNotFoundError. Reading
+raises ValueError for what is not UTF-8 text, or not where it should be, and OSError for an
+unreadable file.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from etils import epath
@@ -15,8 +18,8 @@ from undo_jax.checks import check_choice
 from undo_jax.data.files import (
     File,
     find_files,
+    import_optional,
     local_copy,
-    missing_library,
     open_array_record,
     reading,
 )
@@ -24,7 +27,6 @@ from undo_jax.data.records import (
     BATCH,
     check_text,
     decode_utf8,
-    import_pyarrow,
     parse_object,
     read_json_lines,
     read_lines,
@@ -44,29 +46,14 @@ class Shard(NamedTuple):
 
 
 def jsonl(pattern: epath.PathLike, field: str = "text") -> list[Shard]:
-    """Returns one shard per file of JSON lines; files named *.gz are decompressed.
-
-    Raises FileNotFoundError where nothing matches. Reading raises ValueError for a line that is
-    not UTF-8, no JSON object, or without the field as text, and OSError for an unreadable file.
-    """
-    return [
-        _shard([file], field, partial(_read_field, read_json_lines, file, field))
-        for file in find_files(pattern)
-    ]
+    """Returns one shard per file of JSON lines; files named *.gz are decompressed."""
+    return _shard_per_file(pattern, field, _read_field, read_json_lines)
 
 
 def parquet(pattern: epath.PathLike, column: str = "text") -> list[Shard]:
-    """Returns one shard per Parquet file, of which one column is read.
-
-    Raises FileNotFoundError where nothing matches and ModuleNotFoundError without pyarrow. Reading
-    raises ValueError for a file without the column, a row that is not text or not UTF-8, and
-    OSError for an unreadable file.
-    """
-    import_pyarrow()
-    return [
-        _shard([file], column, partial(_read_field, read_parquet, file, column))
-        for file in find_files(pattern)
-    ]
+    """Returns one shard per Parquet file, of which one column is read."""
+    import_optional("pyarrow.parquet", "pyarrow")
+    return _shard_per_file(pattern, column, _read_field, read_parquet)
 
 
 def text(
@@ -75,9 +62,7 @@ def text(
     """Returns shards of plain text: a document is a line, a block between blank lines, or a file.
 
     Empty lines are no documents. Files named *.gz are decompressed. Neighbouring small files share
-    a shard. Raises FileNotFoundError where nothing matches and ValueError for another
-    `document`. Reading raises ValueError for a line that is not UTF-8 and OSError for an
-    unreadable file.
+    a shard. Raises ValueError for another `document`.
     """
     check_choice("document", document, ("line", "blank_line", "file"))
     groups: list[list[File]] = []
@@ -91,15 +76,8 @@ def text(
 
 
 def array_record(pattern: epath.PathLike, field: str | None = None) -> list[Shard]:
-    """Returns one shard per ArrayRecord file of UTF-8 text, or of JSON objects with a `field`.
-
-    Raises FileNotFoundError where nothing matches. Reading raises ValueError for a record that is
-    not UTF-8, or no JSON object with the field as text, and OSError for an unreadable file.
-    """
-    return [
-        _shard([file], field, partial(_read_array_record, file, field))
-        for file in find_files(pattern)
-    ]
+    """Returns one shard per ArrayRecord file of UTF-8 text, or of JSON objects with a `field`."""
+    return _shard_per_file(pattern, field, _read_array_record)
 
 
 def tfds(
@@ -108,10 +86,8 @@ def tfds(
     """Returns shards of a prepared TensorFlow data set, e.g. ("wiki40b/en", "train[:10%]").
 
     It is read without TensorFlow from the ArrayRecord or TFRecord files below `data_dir` (None:
-    TFDS' own), as is: markup such as wiki40b's _START_ARTICLE_ stays. Raises ModuleNotFoundError
-    without tensorflow-datasets and ValueError for an unknown data set, split or feature or another
-    file format. Reading raises ValueError for text that is not UTF-8 and OSError for an unreadable
-    file.
+    TFDS' own), as is: markup such as wiki40b's _START_ARTICLE_ stays. Raises ValueError for an
+    unknown data set, split or feature or another file format.
     """
     builder = _tfds_builder(name, data_dir)
     file_format = builder.info.file_format.value
@@ -146,6 +122,14 @@ def _shard(files: Sequence[File], label: str | None, read: Callable[[], Iterator
     return Shard(full_name, read, sum(file.size for file in files))
 
 
+def _shard_per_file(
+    pattern: epath.PathLike, field: str | None, read: Callable[..., Iterator[str]], *arguments: Any
+) -> list[Shard]:
+    """Returns shards that `read(*arguments, file, field)`."""
+    files = find_files(pattern)
+    return [_shard([file], field, partial(read, *arguments, file, field)) for file in files]
+
+
 def _read_field(
     read_records: Callable[..., Iterator[tuple[str, Any]]], file: File, field: str
 ) -> Iterator[str]:
@@ -159,20 +143,11 @@ def _read_text(files: list[File], document: str) -> Iterator[str]:
         if document == "line":
             yield from (line for line in map(_without_end, lines) if line.strip())
         elif document == "blank_line":
-            yield from _paragraphs(lines)
+            for is_blank, block in groupby(lines, lambda line: not line.strip()):
+                if not is_blank:
+                    yield _without_end("".join(block))
         elif (content := "".join(lines)).strip():
             yield content
-
-
-def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Yields blocks of lines between blank ones, each block joined."""
-    block: list[str] = []
-    for line in chain(lines, [""]):
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield _without_end("".join(block))
-            block = []
 
 
 def _without_end(line: str) -> str:
@@ -218,7 +193,8 @@ def _tf_records(file: File, start: int, count: int) -> Iterator[bytes]:
 def _read_tfds(
     file: File, records: Callable[[], Iterator[bytes]], skip: int, folder: str, feature: str
 ) -> Iterator[str]:
-    features = _import_tfds().builder_from_directory(folder).info.features
+    library = import_optional("tensorflow_datasets", "tensorflow-datasets")
+    features = library.builder_from_directory(folder).info.features
     for number, record in enumerate(records(), start=skip + 1):
         place = f"{file.path} record {number} feature {feature!r}"
         value = features.deserialize_example_np(record)[feature]
@@ -228,23 +204,13 @@ def _read_tfds(
 
 def _tfds_builder(name: str, data_dir: epath.PathLike | None) -> Any:
     """Returns the builder of prepared files. Raises ValueError where there are none."""
-    _import_tfds()
-    from tensorflow_datasets.core import read_only_builder, registered
-
+    core = import_optional("tensorflow_datasets", "tensorflow-datasets").core
     options = {} if data_dir is None else {"data_dir": str(data_dir)}
     with reading(f"TensorFlow data set {name}"):
         try:
-            return read_only_builder.builder_from_files(name, **options)
-        except registered.DatasetNotFoundError:
+            return core.read_only_builder.builder_from_files(name, **options)
+        except core.registered.DatasetNotFoundError:
             raise ValueError(
                 f"no TensorFlow data set {name!r} is prepared in {data_dir or 'the default folder'}"
                 f": check its name, or prepare it with `tfds build --file_format=array_record`"
             ) from None
-
-
-def _import_tfds() -> Any:
-    try:
-        import tensorflow_datasets
-    except ModuleNotFoundError as error:
-        raise missing_library("tensorflow-datasets") from error
-    return tensorflow_datasets

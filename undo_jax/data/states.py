@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from undo_jax.data.files import RecordFile, local_copy, read_rows
-from undo_jax.data.row_files import UNFINISHED, open_row_file
+from undo_jax.data.files import local_copy
+from undo_jax.data.row_files import UNFINISHED, RecordFile, StoredRows, open_row_file
 from undo_jax.runtime.atomic_files import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -53,32 +53,7 @@ class StatesSpec:
         return [(at, min(at + size, self.count)) for at in range(0, self.count, size)]
 
 
-@dataclass(frozen=True)
-class States:
-    """Stored states, [R, T, D], which are read when they are indexed; picklable and hashable."""
-
-    spec: StatesSpec
-    files: tuple[RecordFile, ...]
-
-    ndim = 3
-
-    def __len__(self) -> int:
-        return self.spec.count
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.spec.count, self.spec.length, self.spec.width
-
-    @property
-    def dtype(self) -> np.dtype:
-        return jnp.dtype(self.spec.dtype)
-
-    def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
-        """Returns the states of the rows at these indices, [n, T, D]. Raises as `read_rows`."""
-        return read_rows(self.files, indices, self.shape[1:], self.dtype)
-
-
-def open_states(folder: epath.Path, spec: StatesSpec) -> States:
+def open_states(folder: epath.Path, spec: StatesSpec) -> StoredRows:
     """Returns the finished states in a folder.
 
     Raises FileNotFoundError for a folder without any, and ValueError for states of something else,
@@ -93,26 +68,22 @@ def open_states(folder: epath.Path, spec: StatesSpec) -> States:
         stored = stored if isinstance(stored, dict) else {}
         different = [name for name, value in vars(spec).items() if stored.get(name) != value]
         raise ValueError(f"{folder} holds states of another {' and '.join(different)}: {remedy}")
-    entries: Any = manifest.get("files")
-    if not _are_entries(entries) or len(entries) != len(spec.files):
-        raise ValueError(f"{path} is damaged (its files): {remedy}")
     files = []
-    for entry, (first, end) in zip(entries, spec.files, strict=True):
-        path = folder / entry["name"]
+    try:
+        entries = [
+            (folder / e["name"], e["bytes"], e["rows"], e["sha256"]) for e in manifest["files"]
+        ]
+        counts = [end - first for first, end in spec.files]
+        entries = [*zip(entries, counts, strict=True)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged (its files): {remedy}") from error
+    for (path, length, rows, sha256), count in entries:
         size = path.stat().length if path.exists() else 0
-        if size != entry["bytes"] or entry["rows"] != end - first:
-            raise ValueError(f"{path} has {size} bytes and not {entry['bytes']}: {remedy}")
-        files.append(RecordFile(local_copy(path), entry["rows"], entry["sha256"]))
-    return States(spec, tuple(files))
-
-
-def _are_entries(entries: Any) -> bool:
-    kinds = {"name": str, "rows": int, "bytes": int, "sha256": str}
-    return isinstance(entries, list) and all(
-        isinstance(entry, dict)
-        and all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
-        for entry in entries
-    )
+        if size != length or rows != count:
+            raise ValueError(f"{path} has {size} bytes and not {length}: {remedy}")
+        files.append(RecordFile(local_copy(path), rows, sha256))
+    dtype = jnp.dtype(spec.dtype)
+    return StoredRows(tuple(files), (spec.length, spec.width), dtype, dtype)
 
 
 def unwritten(folder: epath.Path, spec: StatesSpec) -> list[bool]:

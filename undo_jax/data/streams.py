@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import jax
@@ -20,25 +20,8 @@ from undo_jax.types import Packed
 SCALE = 2**20  # Mixing weights are integers that add up to about this.
 
 
-class RowSource(Protocol):
-    """Packed rows, [R, T + 1]: an array, or a view of rows on disk."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def ndim(self) -> int: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: Any, /) -> Any: ...
-
-
 def stream(
-    sources: Sequence[RowSource | Packed],
+    sources: Sequence[Any],
     batch_size: int,
     seed: int,
     probabilities: Sequence[float] | None = None,
@@ -55,8 +38,8 @@ def stream(
     own shuffle, row by row.
 
     Args:
-        sources: Packed rows each, [R, T + 1]: an array, or `Corpus(...).rows("train")`; or they are
-            `Packed`, with weights.
+        sources: Packed rows each, [R, T + 1]: an array, or what reads rows as one does, as
+            `Corpus(...).rows("train")`; or they are `Packed`, with weights.
         batch_size: Rows in a batch.
         seed: Of the order of rows.
         probabilities: A positive number per source; None for equal shares.

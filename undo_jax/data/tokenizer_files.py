@@ -44,9 +44,7 @@ def from_description(content: Mapping[str, Any]) -> Tokenizer:
     kind = KINDS.get(str(content["type"]))
     if kind is None:
         raise _custom_error(content["type"])
-    values: dict[str, Any] = {
-        field.name: content.get(field.name) for field in dataclasses.fields(kind)
-    }
+    values: dict[str, Any] = {f.name: content.get(f.name) for f in dataclasses.fields(kind)}
     for name, value in values.items():
         if not isinstance(value, str):
             raise ValueError(f"{name}={value!r} makes no {kind.__name__}")
@@ -59,23 +57,20 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     A document ends where the next one opens, so BOS is an end-of-text id, after those that the
     tokenizer's folder states, or the EOS of a usual name, if it has one.
     """
-    special = _special_tokens(tokenizer)
+    special, settings = _special_tokens(tokenizer), _hf_settings(tokenizer)
     bos, eos, pad = (special.get(kind, (None, None))[1] for kind in ("bos", "eos", "pad"))
-    ends = [] if eos is None else [eos]
-    if isinstance(tokenizer, TokenizerFile) and (settings := tokenizer.hf_settings) is not None:
-        stated = [i for i in hf_special.ends(settings) if tokenizer.name_of(i) is not None]
-        named, padding = (_id_of_setting(tokenizer, f"{kind}_token") for kind in ("eos", "pad"))
-        ends = stated or ([] if named is None else [named]) or ends
-        pads = settings.ids.get(IDS[2]), settings.generation.get(IDS[2]), padding
-        pad = next((i for i in pads if i is not None and tokenizer.name_of(i) is not None), pad)
+    named, padding = (_id_of_setting(tokenizer, f"{kind}_token") for kind in ("eos", "pad"))
+    stated = [i for i in hf_special.ends(settings) if _name_of(tokenizer, i) is not None]
+    ends = stated or [i for i in (named, eos) if i is not None][:1]
+    pads = settings.ids.get(IDS[2]), settings.generation.get(IDS[2]), padding
+    pad = next((i for i in pads if i is not None and _name_of(tokenizer, i) is not None), pad)
     ends = [*dict.fromkeys([*ends, bos])]
     return dict(zip(IDS, (bos, ends[0] if len(ends) == 1 else ends, pad), strict=True))
 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns generation_config.json of the tokenizer's folder without ids; empty without one."""
-    settings = _hf_settings(tokenizer)
-    generation = {} if settings is None else settings.generation
+    generation = _hf_settings(tokenizer).generation
     return {name: value for name, value in generation.items() if name not in IDS}
 
 
@@ -85,10 +80,10 @@ def splits_special_tokens(tokenizer: Tokenizer) -> bool:
     In training they always are, but in conversations. The tokenizer of a Hugging Face folder does
     what it does there, where conversations need them to be tokens.
     """
-    settings = _hf_settings(tokenizer)
-    if isinstance(tokenizer, SentencePiece) or settings is None or not settings.settings:
+    settings = _hf_settings(tokenizer).settings
+    if isinstance(tokenizer, SentencePiece) or not settings:
         return True
-    return settings.settings.get("split_special_tokens") is True
+    return settings.get("split_special_tokens") is True
 
 
 def export_files(tokenizer: Tokenizer) -> dict[str, bytes]:
@@ -114,9 +109,9 @@ def export_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     else:
         content = _json_bytes(_tokenizer_json(tokenizer))
         files = {HuggingFace.hf_name: _opening_with_bos(content, tokenizer)}
-    copied, templates = {}, {}
+    copied, templates = _hf_settings(tokenizer).settings, {}
     if isinstance(tokenizer, TokenizerFile) and tokenizer.hf_settings is not None:
-        copied, folder = tokenizer.hf_settings.settings, epath.Path(tokenizer.path).parent
+        folder = epath.Path(tokenizer.path).parent
         paths = (file for pattern in TEMPLATES for file in folder.glob(pattern))
         templates = {str(file.relative_to(folder)): file.read_bytes() for file in paths}
     settings = {
@@ -152,25 +147,34 @@ def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
 
     EOS is the one of a Hugging Face folder if it is among them, or else the first.
     """
-    special, ids = _special_tokens(tokenizer), special_ids(tokenizer)
-    bos = special["bos"][0]
-    eos, pad = (special.get(kind, special["bos"])[0] for kind in ("eos", "pad"))
-    if isinstance(tokenizer, TokenizerFile) and tokenizer.hf_settings is not None:
-        ends, named = hf_special.listed(ids[IDS[1]]), _id_of_setting(tokenizer, "eos_token")
-        eos = tokenizer.name_of(named if named is not None and named in ends else ends[0])
-        pad = bos if ids[IDS[2]] is None else tokenizer.name_of(ids[IDS[2]])
+    bos, ids = _special_tokens(tokenizer)["bos"][0], special_ids(tokenizer)
+    ends, named = hf_special.listed(ids[IDS[1]]), _id_of_setting(tokenizer, "eos_token")
+    eos = _name_of(tokenizer, named if named is not None and named in ends else ends[0])
+    pad = bos if ids[IDS[2]] is None else _name_of(tokenizer, ids[IDS[2]])
     return {"bos_token": bos, "eos_token": str(eos), "pad_token": str(pad)}
 
 
-def _id_of_setting(tokenizer: TokenizerFile, name: str) -> int | None:
+def _name_of(tokenizer: Tokenizer, number: int) -> str | None:
+    """Returns the token of an id; None for one that it lacks."""
+    if isinstance(tokenizer, TokenizerFile):
+        return tokenizer.name_of(number)
+    return {i: name for name, i in _special_tokens(tokenizer).values()}.get(number)
+
+
+def _id_of_setting(tokenizer: Tokenizer, name: str) -> int | None:
     """Returns the id of a token that tokenizer_config.json names; None without such a token."""
-    settings = tokenizer.hf_settings
-    token = None if settings is None else text_of(settings.settings.get(name))
-    return None if token is None else tokenizer.id_of(token)
+    token = text_of(_hf_settings(tokenizer).settings.get(name))
+    return (
+        tokenizer.id_of(token)
+        if token is not None and isinstance(tokenizer, TokenizerFile)
+        else None
+    )
 
 
-def _hf_settings(tokenizer: Tokenizer) -> hf_special.Special | None:
-    return tokenizer.hf_settings if isinstance(tokenizer, TokenizerFile) else None
+def _hf_settings(tokenizer: Tokenizer) -> hf_special.Special:
+    """Returns what the JSON files beside the tokenizer's file state; nothing without them."""
+    settings = tokenizer.hf_settings if isinstance(tokenizer, TokenizerFile) else None
+    return settings or hf_special.Special({}, {}, {})
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:

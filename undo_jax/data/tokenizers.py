@@ -1,6 +1,7 @@
 """The tokenizer protocol, tokenizers of bytes, characters and words, and loading one by name."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,20 +68,9 @@ def load_tokenizer(name: epath.PathLike, bos_token: str | None = None) -> Tokeni
 class Bytes:
     """One token per byte of UTF-8: ids 0..255; id 256 is BOS, which decodes to nothing."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Always 257."""
-        return 257
-
-    @property
-    def bos_id(self) -> int:
-        """Always 256."""
-        return 256
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for all."""
-        return content_hash(b"bytes")
+    vocab_size = 257
+    bos_id = 256
+    fingerprint = content_hash(b"bytes")
 
     def encode(self, text: str) -> list[int]:
         """Returns the bytes of `text`."""
@@ -98,6 +88,7 @@ class ClosedVocabulary:
     `vocab_size` is rounded up to a multiple of 8; the ids above the tokens' decode to U+FFFD.
     """
 
+    bos_id = 0
     bos_text: ClassVar[str]  # that BOS decodes to
     tokens: Any  # Sequence[str], a property of each class
 
@@ -106,14 +97,18 @@ class ClosedVocabulary:
         """Tokens and BOS, rounded up to a multiple of 8."""
         return -(-(len(self.tokens) + 1) // 8) * 8
 
-    @property
-    def bos_id(self) -> int:
-        """Always 0."""
-        return 0
-
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {token: i for i, token in enumerate(self.tokens, start=1)}
+
+    def _ids_of(self, kind: str, tokens: Iterable[str], vocabulary: str) -> list[int]:
+        """Returns the ids of tokens. Raises ValueError, in these words, for one that has none."""
+        try:
+            return list(map(self._ids.__getitem__, tokens))
+        except KeyError as error:
+            raise ValueError(
+                f"{kind} {error.args[0]!r} is not in the {vocabulary}: add it or clean the text"
+            ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of the ids. Raises ValueError for an id outside 0..vocab_size-1."""
@@ -138,7 +133,6 @@ class Characters(ClosedVocabulary):
     bos_text = "\n"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a bad alphabet."""
         if not self.alphabet:
             raise ValueError("alphabet is empty: give every character the texts use")
         _check_distinct("alphabet", self.alphabet)
@@ -157,13 +151,7 @@ class Characters(ClosedVocabulary):
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`. Raises ValueError for a character outside the alphabet."""
-        try:
-            return list(map(self._ids.__getitem__, text))
-        except KeyError as error:
-            raise ValueError(
-                f"character {error.args[0]!r} is not in the alphabet {self.alphabet!r}: add it or "
-                "clean the text"
-            ) from None
+        return self._ids_of("character", text, f"alphabet {self.alphabet!r}")
 
 
 @dataclass(frozen=True)
@@ -183,7 +171,6 @@ class Words(ClosedVocabulary):
     bos_text = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for bad words."""
         _check_distinct("words", self.tokens)
         for word in self.tokens:
             if re.fullmatch(WORD, word) is None:
@@ -209,18 +196,12 @@ class Words(ClosedVocabulary):
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`. Raises ValueError for a word outside the vocabulary."""
-        try:
-            return [self._ids[word] for word in re.findall(WORD, text)]
-        except KeyError as error:
-            raise ValueError(
-                f"word {error.args[0]!r} is not in the vocabulary: add it or clean the text"
-            ) from None
+        return self._ids_of("word", re.findall(WORD, text), "vocabulary")
 
 
 def _check_distinct(name: str, tokens: Sequence[str]) -> None:
-    if len(set(tokens)) < len(tokens):
-        repeated = next(token for token in sorted(tokens) if tokens.count(token) > 1)
-        raise ValueError(f"{name} holds {repeated!r} more than once: give every token once")
+    if repeated := sorted(token for token, count in Counter(tokens).items() if count > 1):
+        raise ValueError(f"{name} holds {repeated[0]!r} more than once: give every token once")
 
 
 def _check_ids(ids: Iterable[int], size: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Literal
 from etils import epath
 
 from undo_jax.checks import check_at_least
-from undo_jax.data.files import missing_library, reading
+from undo_jax.data.files import import_optional, reading
 from undo_jax.data.sources import Shard
 from undo_jax.data.trained_tokenizers import SentencePiece
 from undo_jax.runtime.atomic_files import write_atomically
@@ -58,10 +58,8 @@ def train_tokenizer(
             f"vocab_size={vocab_size}: {BASE_PIECES} are bytes, BOS and the unknown piece, give "
             "more"
         )
-    if not source:
-        raise ValueError("the source has no shards: give at least one file")
     check_at_least("sentences", sentences, 1)
-    share = min(-(-sentences // len(source)), sys.maxsize)
+    share = min(-(-sentences // max(len(source), 1)), sys.maxsize)
     sample = [line for shard in source for line in islice(_lines(shard), share)][:sentences]
     if not sample:
         raise ValueError("the source holds no text to learn from: check the pattern")
@@ -81,10 +79,7 @@ def _lines(shard: Shard) -> Iterator[str]:
 
 
 def _train(sample: list[str], vocab_size: int, model_type: str, coverage: float) -> bytes:
-    try:
-        import sentencepiece
-    except ModuleNotFoundError:
-        raise missing_library("sentencepiece") from None
+    sentencepiece = import_optional("sentencepiece", "sentencepiece")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

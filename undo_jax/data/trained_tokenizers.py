@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from etils import epath
 
-from undo_jax.data.files import content_hash, missing_library, reading
+from undo_jax.data.files import content_hash, import_optional, reading
 from undo_jax.models import hf_special
 from undo_jax.models.hf_special import ENDS, Special
 
@@ -84,10 +84,7 @@ class SentencePiece(TokenizerFile):
     @cached_property
     def _processor(self) -> Any:
         content = self.content
-        try:
-            import sentencepiece
-        except ModuleNotFoundError:
-            raise missing_library("sentencepiece") from None
+        sentencepiece = import_optional("sentencepiece", "sentencepiece")
         try:
             if not content:
                 raise RuntimeError("the library takes an empty file for none given")
@@ -120,12 +117,10 @@ class SentencePiece(TokenizerFile):
         return {name: (model.id_to_piece(i), i) for name, i in ids.items() if i >= 0}
 
     def id_of(self, token: str) -> int | None:
-        """Returns the id of a piece; None for one that it lacks."""
         number = self._processor.piece_to_id(token)
         return number if self._processor.id_to_piece(number) == token else None
 
     def name_of(self, number: int) -> str | None:
-        """Returns the piece of an id; None for one that it lacks."""
         return self._processor.id_to_piece(number) if number < self.vocab_size else None
 
     @property
@@ -183,10 +178,7 @@ class HuggingFace(TokenizerFile):
 
     def _load(self) -> Any:
         content = self.content
-        try:
-            import tokenizers
-        except ModuleNotFoundError:
-            raise missing_library("tokenizers") from None
+        tokenizers = import_optional("tokenizers", "tokenizers")
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception:  # The library raises plain Exception for a file that does not parse.
@@ -212,11 +204,9 @@ class HuggingFace(TokenizerFile):
         return self._tokenizer.token_to_id(self.bos_token)
 
     def id_of(self, token: str) -> int | None:
-        """Returns the id of a token; None for one that it lacks."""
         return self._tokenizer.token_to_id(token)
 
     def name_of(self, number: int) -> str | None:
-        """Returns the token of an id; None for one that it lacks."""
         return self._tokenizer.id_to_token(number) if number < 2**32 else None
 
     @property

@@ -7,9 +7,8 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from undo_jax.api import Run
-from undo_jax.demo.ask import DemoQuestion, Reply
+from undo_jax.demo.ask import Reply
 from undo_jax.demo.models import ModelColumn
-from undo_jax.report.records import Measure
 from undo_jax.setting import Example
 
 View = Literal["all", "official"]
@@ -40,8 +39,10 @@ def describe(
     return {
         "name": logs.name,
         "seed": seed,
-        "retain": _measure_json(logs.retain),
-        "forget": _measure_json(logs.forget),
+        **{
+            name: {"label": measure.axis, "higher": measure.higher_is_better}
+            for name, measure in (("retain", logs.retain), ("forget", logs.forget))
+        },
         "steps": list(steps),
         "models": [_model_json(column) for column in columns],
         "pair": pair(columns),
@@ -59,11 +60,6 @@ def describe(
 def reply_json(reply: Reply | None) -> dict[str, Any] | None:
     """Returns a reply as JSON."""
     return None if reply is None else reply._asdict()
-
-
-def question(example: Example) -> DemoQuestion:
-    """Returns the question of an example."""
-    return DemoQuestion(example.prompt, example.answer, example.ends)
 
 
 def pair(columns: Sequence[ModelColumn]) -> list[int]:
@@ -85,10 +81,6 @@ def official_step(steps: Sequence[int]) -> int:
     return max([step for step in steps if step <= OFFICIAL_STEP], default=steps[0])
 
 
-def _measure_json(measure: Measure) -> dict[str, Any]:
-    return {"label": measure.axis, "higher": measure.higher_is_better}
-
-
 def _model_json(column: ModelColumn) -> dict[str, Any]:
     attacks = sorted(column.strongest.items())
     return {
@@ -102,11 +94,3 @@ def _model_json(column: ModelColumn) -> dict[str, Any]:
 
 def _number(value: float) -> float | None:
     return round(value, 5) if math.isfinite(value) else None
-
-
-def check_view(view: View, columns: Sequence[ModelColumn]) -> None:
-    """Raises ValueError if the official view lacks its two models."""
-    if view == "official" and not pair(columns):
-        raise ValueError(
-            "the official view needs an unlearned model and one distilled from it: leave out --view"
-        )

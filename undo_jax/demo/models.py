@@ -92,23 +92,23 @@ def _column(run: Run, case: Case) -> ModelColumn:
     model = run[entry.model, entry.seed] if entry.seed is not None else run[entry.model]
     scores = case.artifact.summary["eval"]
     retain, forget = scores[run.logs.retain.name], scores[run.logs.forget.name]
-    openers: dict[int, Callable[[], Model]] = {}
     strongest = dict(case.strongest)
-    for step, evaluation in case.strongest.items():
-        if opener := _opener(run.logs, model, case, step, evaluation):
-            openers[step] = opener
+    by_step_openers = {
+        step: _opener(run.logs, model, case, step, e) for step, e in strongest.items()
+    }
+    openers = {step: opener for step, opener in by_step_openers.items() if opener is not None}
     if strongest:  # some attacks damage a model before their first step, or need none
         strongest[0] = Evaluation(UNATTACKED, None, 0, forget=forget, retain=retain)
         openers[0] = lambda: model
     return ModelColumn(
-        name=entry.model,
-        role=entry.role,
-        alpha=entry.alpha,
-        unlearned=entry.unlearned,
-        scores=(retain, forget),
-        strongest=strongest,
-        model=model,
-        openers=openers,
+        entry.model,
+        entry.role,
+        entry.alpha,
+        entry.unlearned,
+        (retain, forget),
+        strongest,
+        model,
+        openers,
     )
 
 

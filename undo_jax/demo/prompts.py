@@ -16,12 +16,8 @@ def examples_of(setting: Setting, path: str | None) -> list[Example]:
 
     Raises FileNotFoundError if the file is missing, and ValueError for a line that is no example.
     """
-    if path is not None:
-        return _read(path)
-    return list(setting.examples())
-
-
-def _read(path: str) -> list[Example]:
+    if path is None:
+        return list(setting.examples())
     if not epath.Path(path).is_file():
         raise FileNotFoundError(f"no prompts file {path}: give JSON lines, {FORM}")
     with reading(path):

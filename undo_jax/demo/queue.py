@@ -77,11 +77,12 @@ class Queue:
         loop = asyncio.get_running_loop()
         while True:
             await self._not_empty.wait()
-            keys = self._next()
-            if not keys:
+            if not self._futures:
                 self._not_empty.clear()
                 continue
-            step, questions = keys[0][0], [question for _, question in keys]
+            step, _ = next(iter(self._futures))  # of the question that has waited longest
+            keys = [key for key in self._futures if key[0] == step][: self._rows]
+            questions = [question for _, question in keys]
             try:
                 answers = await loop.run_in_executor(self._thread, self._compute, questions, step)
             except Exception as error:
@@ -95,8 +96,3 @@ class Queue:
                 self._futures.pop(key).set_result(answer)
             while len(self._cache) > self._remembered:
                 self._cache.popitem(last=False)
-
-    def _next(self) -> list[Key]:
-        """Returns the longest waiting question, and others of its step."""
-        step = next((step for step, _ in self._futures), None)
-        return [key for key in self._futures if key[0] == step][: self._rows]

@@ -77,12 +77,9 @@ def app(html: str, desk: Desk, steps: Collection[int], ends: bool, named: Collec
         by_question = desk.replies(questions, step)
         return [[reply_json(reply) for reply in replies] for replies in by_question]
 
-    queue: Queue | None = None
-
     @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        nonlocal queue
-        queue = Queue(compute, ROWS)
+    async def lifespan(starlette: Starlette) -> AsyncIterator[None]:
+        queue = starlette.state.queue = Queue(compute, ROWS)
         queue.start()
         yield
         await queue.stop()
@@ -96,18 +93,17 @@ def app(html: str, desk: Desk, steps: Collection[int], ends: bool, named: Collec
             desk.check(question)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        assert queue is not None
+        queue: Queue = request.app.state.queue
         try:
             return JSONResponse({"replies": await queue.answer(question, step)})
         except BusyError as error:
             message = "too many questions are waiting: ask again in a second"
             raise HTTPException(503, message, {"Retry-After": "1"}) from error
 
-    routes = [Route("/", page), Route("/answers", answers, methods=["POST"])]
     application = Starlette(
-        routes=routes,
+        routes=[Route("/", page), Route("/answers", answers, methods=["POST"])],
         lifespan=lifespan,
-        exception_handlers={HTTPException: _refuse, Exception: _fail},
+        exception_handlers={HTTPException: _refuse, Exception: _refuse},
     )
     return _guarded(application, named)
 
@@ -117,7 +113,7 @@ def serve(application: Any, host: str, port: int) -> Iterator[str]:
 
     Raises OSError if it cannot listen on the address.
     """
-    with _listening(host, port) as listener:
+    with _listen(host, port) as listener:
         url_host = f"[{host}]" if ":" in host else host
         yield f"http://{url_host}:{listener.getsockname()[1]}/"
         server = _Server(
@@ -169,18 +165,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+        return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except (OSError, OverflowError) as error:
         raise OSError(
             f"cannot listen on port {port} of {host!r} ({error}): give another --port, 0 for any "
             "free one, or another --host"
         ) from error
-    with listener:
-        yield listener
 
 
 def _guarded(application: Any, named: Collection[str]) -> Any:
@@ -267,8 +260,7 @@ def _parse(content: Any, steps: Collection[int], ends: bool) -> tuple[DemoQuesti
 
 
 async def _refuse(_: Request, error: Any) -> Response:
+    """Responds with the status of an HTTPException; any other error is one of the server."""
+    if not isinstance(error, HTTPException):
+        error = HTTPException(500, "the models could not answer; see the server's output")
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-
-
-async def _fail(_: Request, __: Exception) -> Response:
-    return JSONResponse({"error": "the models could not answer; see the server's output"}, 500)

@@ -4,6 +4,7 @@ Where every choice is one token after one prompt, as letters are, the model read
 instead of once per choice.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,13 +60,17 @@ def write_sheets(quiz: Quiz, tokenizer: Tokenizer, rows_at_once: int) -> Sheets:
     encoded = [_encode(quiz, tokenizer, question, i) for i, question in enumerate(posed)]
     shared = all(len(question.rows) == 1 for question in encoded)
     if not shared:  # one shape for all
-        encoded = [_with_row_per_choice(question) for question in encoded]
+        encoded = [
+            question._replace(rows=question.rows * (len(question.choices) // len(question.rows)))
+            for question in encoded
+        ]
     most = max(len(question.continuations) for question in posed)
     width = max(len(tokens) for question in encoded for _, tokens in question.choices)
     # a sheet for each of a few lengths
     lengths = [max(map(len, question.rows)) for question in encoded]
     order, start, sheets = np.zeros(len(encoded), np.int32), 0, []
-    for low, high in _spans(max(lengths)):
+    ends = sorted({-(-max(lengths) // (STEP * 2**power)) * STEP for power in range(LENGTHS)})
+    for low, high in itertools.pairwise([0, *ends]):
         indices = [i for i, length in enumerate(lengths) if low < length <= high]
         if indices:
             shape = 1 if shared else most, high, most, width
@@ -75,7 +80,12 @@ def write_sheets(quiz: Quiz, tokenizer: Tokenizer, rows_at_once: int) -> Sheets:
             order[indices] = start + np.arange(len(indices))
             start += sheet.targets.shape[0] * sheet.targets.shape[1]
     answers = np.array([question.question.answer for question in posed], np.int32)
-    arrays: Any = order, answers, _sizes(quiz, posed, most)
+    sizes = np.zeros((len(posed), most), np.float32)
+    for row, question in zip(sizes, posed, strict=True):
+        for i, continuation in enumerate(question.continuations):
+            choice = continuation.removeprefix(" ")
+            row[i] = len({"acc": "1", "acc_norm": choice, "acc_bytes": choice.encode()}[quiz.score])
+    arrays: Any = order, answers, sizes
     return Sheets(tuple(sheets), *arrays)
 
 
@@ -136,20 +146,6 @@ def _encode(quiz: Quiz, tokenizer: Tokenizer, posed: Posed, number: int) -> _Enc
     return _EncodedQuestion(rows[:1] if single else rows, choices)
 
 
-def _with_row_per_choice(question: _EncodedQuestion) -> _EncodedQuestion:
-    count = len(question.choices)
-    return (
-        question if len(question.rows) == count else question._replace(rows=question.rows * count)
-    )
-
-
-def _spans(longest: int) -> list[tuple[int, int]]:
-    """Returns the lengths of rows of each sheet as (above, up to), the longest sheet last."""
-    sizes = {-(-longest // (STEP * 2**power)) * STEP for power in range(LENGTHS)}
-    ends = sorted(sizes)
-    return list(zip([0, *ends], ends, strict=False))
-
-
 def _sheet(
     questions: Sequence[_EncodedQuestion], shape: tuple[int, ...], group: int, padding: int
 ) -> Sheet:
@@ -169,14 +165,3 @@ def _sheet(
             scored[number, i, :size] = True
     arrays: Any = inputs, places, targets, scored
     return Sheet(*(x.reshape(count // group, group, *x.shape[1:]) for x in arrays))
-
-
-def _sizes(quiz: Quiz, posed: Sequence[Posed], most: int) -> np.ndarray:
-    """Returns what each choice's log p is divided by, [N, C]: its characters, bytes, or 1."""
-    sizes = np.zeros((len(posed), most), np.float32)
-    for row, question in zip(sizes, posed, strict=True):
-        for i, continuation in enumerate(question.continuations):
-            choice = continuation.removeprefix(" ")
-            counted = {"acc": "1", "acc_norm": choice, "acc_bytes": choice.encode()}
-            row[i] = len(counted[quiz.score])
-    return sizes

@@ -3,7 +3,7 @@
 An area under the ROC curve (AUC) of 1/2 is chance, of 1 perfect separation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from undo_jax.evals import memorisation
@@ -18,7 +18,7 @@ LABELS = {
 
 
 def areas(
-    members: Sequence[tuple[Any, str]], nonmembers: Sequence[tuple[Any, str]]
+    members: Iterable[tuple[Any, str]], nonmembers: Iterable[tuple[Any, str]]
 ) -> dict[str, float]:
     """Returns the AUC of each score in `LABELS`. A text is given with its `TokenStats` in NumPy."""
 

@@ -5,6 +5,7 @@ Style "cloze" is its mmlu_continuation: the texts of the choices are scored. (Ch
 task files of August 2026; it has no cloze task for wmdp.)
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -78,17 +79,17 @@ class Quiz:
                     f"{self.questions.pattern} has no question about {subject!r}, which is to be "
                     f"scored apart: add some, or choose from its subjects ({choices})"
                 )
-        heads = {subject: self._head(subject) for subject in subjects}
-        return [self._posed(question, heads[question.subject]) for question in questions]
-
-    def _posed(self, question: Question, head: str) -> Posed:
-        if self.style == "cloze" and "" in question.choices:
-            raise ValueError(
-                f"{self.questions.pattern}: {question.question[:80]!r} has an empty choice: drop "
-                "the question"
-            )
-        answers = tuple(f" {choice}" for choice in _scored(question, self.style))
-        return Posed(head + _prompt(question, self.style), answers, question)
+        heads, posed = {subject: self._head(subject) for subject in subjects}, []
+        for question in questions:
+            if self.style == "cloze" and "" in question.choices:
+                raise ValueError(
+                    f"{self.questions.pattern}: {question.question[:80]!r} has an empty choice: "
+                    "drop the question"
+                )
+            answers = tuple(f" {choice}" for choice in _scored(question, self.style))
+            context = heads[question.subject] + _prompt(question, self.style)
+            posed.append(Posed(context, answers, question))
+        return posed
 
     def _head(self, subject: str) -> str:
         """Returns the text before the questions of a subject: the description and examples."""
@@ -111,13 +112,12 @@ class Quiz:
 def _first(questions: Sequence[Question], share: float) -> list[Question]:
     """Returns the first ceil(share · n) of the n questions of each subject, in their order."""
     counts = Counter(question.subject for question in questions)
-    left = {subject: math.ceil(share * count) for subject, count in counts.items()}
-    chosen = []
-    for question in questions:
-        left[question.subject] -= 1
-        if left[question.subject] >= 0:
-            chosen.append(question)
-    return chosen
+    numbers = {subject: itertools.count() for subject in counts}
+    return [
+        question
+        for question in questions
+        if next(numbers[question.subject]) < math.ceil(share * counts[question.subject])
+    ]
 
 
 def _prompt(question: Question, style: str) -> str:

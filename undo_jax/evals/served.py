@@ -45,10 +45,7 @@ def score(
     return constrain((log_p, best), WHOLE)
 
 
-@partial(jax.jit, static_argnames=("lm", "new_tokens"))
-def begin(lm: LM, params: Params, prompts: Any, lengths: Any, stop: Any, new_tokens: int) -> Any:
-    """See `evals.generate`."""
-    return generate.begin(lm, params, prompts, lengths, new_tokens=new_tokens, stop=stop)
+begin = jax.jit(generate.begin, static_argnames=("lm", "new_tokens"))
 
 
 @partial(jax.jit, static_argnames=("lm",), donate_argnames=("state",))
@@ -106,10 +103,12 @@ class Served:
         numbers = [new_tokens, seed, np.float32(temperature).view(np.int32)]
         self._request("begin", prompts, lengths, np.ravel(stop), numbers)
         ended, texts = np.zeros(len(prompts), np.int32), []
+        ends = set(np.ravel(stop).tolist())
         for first in range(0, new_tokens, PART):
             until = min(first + PART, new_tokens)
             written, stopped = self._request("advance", ended, [until])
-            texts = [_before(row[:until].tolist(), stop) for row in written]
+            rows = [row[:until].tolist() for row in written]
+            texts = [list(itertools.takewhile(lambda i: i not in ends, row)) for row in rows]
             ended = np.array([enough(i, text) for i, text in enumerate(texts)], np.int32)
             if np.all(stopped | (ended > 0)):
                 break
@@ -136,7 +135,9 @@ class Served:
                 return jax.tree.map(np.asarray, score(self.lm, self.params, *arrays))
             if kind == "begin":
                 prompts, lengths, stop, (new_tokens, seed, temperature) = arrays
-                state = begin(self.lm, self.params, prompts, lengths, stop, int(new_tokens))
+                state = begin(
+                    self.lm, self.params, prompts, lengths, new_tokens=int(new_tokens), stop=stop
+                )
                 temperature = np.int32(temperature).view(np.float32)
                 self._writing = state, jax.random.key(seed), temperature, stop
                 return None
@@ -162,8 +163,3 @@ class Served:
         (kind, count), *shapes = processes.agree_on(np.zeros((MOST + 1, 2), np.int32)).tolist()
         sizes = [[size for size in shape if size >= 0] for shape in shapes[:count]]
         return KINDS[kind], [processes.agree_on(np.zeros(size, np.int32)) for size in sizes]
-
-
-def _before(tokens: list[int], stop: Any) -> list[int]:
-    ends = set(np.ravel(stop).tolist())
-    return list(itertools.takewhile(lambda token: token not in ends, tokens))

@@ -116,9 +116,8 @@ def _check_cache(lm: LM, mesh: Mesh, count: int, time: int, new_tokens: int) -> 
 
 def _check_memory(time: int, new_tokens: int, needed: float, mesh: Mesh) -> None:
     subject = f"new_tokens={new_tokens} after a prompt of {time} tokens"
-    device_memory.check_fits(
-        subject, needed, device_memory.device_bytes(mesh), "each device's memory"
-    )
+    available = device_memory.device_bytes(mesh)
+    device_memory.check_fits(subject, needed, available, "each device's memory")
 
 
 def text_of(ids: Iterable[int], tokenizer: Tokenizer) -> str:

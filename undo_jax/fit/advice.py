@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from jax.sharding import Mesh
 
 from undo_jax.fit import chips
-from undo_jax.fit.chips import Chip, Slice
+from undo_jax.fit.chips import Slice
 from undo_jax.fit.step import (
     Step,
     mesh_text,
@@ -62,7 +62,11 @@ def advice(names: Names, work: TrainSpec, place: Slice, mesh: Mesh, step: Step) 
     total, changes = step.memory.total, []
     if getattr(work.lm, "remat", REMAT[-1]) != REMAT[-1]:
         changes.append(names.set(names.remat, REMAT[-1]))
-    parts = next((n for n in range(2, rows + 1) if rows % n == 0 and _enough(step, chip, n)), rows)
+    arguments, temporaries = step.memory.arguments, step.memory.temporaries
+    parts = next(  # if temporaries shrink in proportion to the rows
+        (n for n in range(2, rows + 1) if not rows % n and arguments + temporaries / n <= chip.hbm),
+        rows,
+    )
     if parts > 1:
         if names.accumulation:
             changes.append(names.set(names.accumulation, parts * training.accumulation))
@@ -90,8 +94,3 @@ def _more_sharded(work: TrainSpec, place: Slice, mesh: Mesh) -> MeshShape | None
         if split(sizes) > split(mesh.shape) and not any(n % sizes["tensor"] for n in heads):
             return shape
     return None
-
-
-def _enough(step: Step, chip: Chip, parts: int) -> bool:
-    """Whether it would fit if temporaries shrank in proportion to the rows."""
-    return step.memory.arguments + step.memory.temporaries / parts <= chip.hbm

@@ -95,7 +95,10 @@ def measure(
         like = programs.example_arguments(
             built, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
         )
-        states, shared = _start(built, work, mesh, members), _shared(like[2], work, mesh)
+        keys = jax.random.split(jax.random.key(1), members)
+        rates = np.full(members, 1e-5, np.float32)
+        states: Any = built.start(_fresh(work.lm, mesh), keys, rates)
+        shared = _shared(like[2], work, mesh)
         owners, active = np.zeros(members, int), np.ones(members, bool)
         started = time.perf_counter()
         advance = built.advance.lower(states, (owners, active, {}), shared).compile()
@@ -118,19 +121,15 @@ def measure(
         each = np.diff(run(steps, ahead=0)).tolist()
         with jax.profiler.trace(trace) if trace else nullcontext():
             run(TRACED if trace else 0)
-    return Speed(compile_seconds, (last - first) / steps, each, _peak_bytes(mesh))
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    peak_bytes = float(max(device["peak_bytes_in_use"] for device in stats)) if all(stats) else None
+    return Speed(compile_seconds, (last - first) / steps, each, peak_bytes)
 
 
 def split(work: TrainSpec, devices: int, weak: bool, base: int) -> TrainSpec:
     """The work for `devices` devices; weak scaling keeps rows per device as with `base` devices."""
     rows = work.training.batch_size * devices // base if weak else work.training.batch_size
     return replace(work, training=replace(work.training, batch_size=rows))
-
-
-def _start(built: programs.Programs, work: TrainSpec, mesh: Mesh, members: int) -> Any:
-    """States of fresh members."""
-    keys = jax.random.split(jax.random.key(1), members)
-    return built.start(_fresh(work.lm, mesh), keys, np.full(members, 1e-5, np.float32))
 
 
 def _shared(like: Any, work: TrainSpec, mesh: Mesh) -> Any:
@@ -155,10 +154,3 @@ def _shared(like: Any, work: TrainSpec, mesh: Mesh) -> Any:
 
 def _fresh(lm: LM, mesh: Mesh) -> Any:
     return jax.jit(lm.init, out_shardings=param_shardings(lm, mesh))(jax.random.key(0))
-
-
-def _peak_bytes(mesh: Mesh) -> float | None:
-    device_stats = [device.memory_stats() for device in mesh.local_devices]
-    if not all(device_stats):
-        return None
-    return float(max(stats["peak_bytes_in_use"] for stats in device_stats))

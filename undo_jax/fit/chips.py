@@ -127,15 +127,14 @@ def find(name: str) -> Slice:
         raise ValueError(
             f"unknown topology {name!r}: give e.g. v5e:4x4, v5e-16 or h100:8, of {', '.join(CHIPS)}"
         )
-    chip = CHIPS[kind]
-    for topology in chip.topologies:
-        if rest == (topology if mark == ":" else str(chip.cores * count(topology))):
-            return Slice(kind, topology)
-    choices = ", ".join(
-        topology if mark == ":" else f"{kind}-{chip.cores * count(topology)}"
-        for topology in chip.topologies
-    )
-    raise ValueError(f"unknown topology {name!r}: {kind} has {choices}")
+    names = {
+        topology if mark == ":" else str(CHIPS[kind].cores * count(topology)): topology
+        for topology in CHIPS[kind].topologies
+    }
+    if rest not in names:
+        choices = ", ".join(names if mark == ":" else (f"{kind}-{cores}" for cores in names))
+        raise ValueError(f"unknown topology {name!r}: {kind} has {choices}")
+    return Slice(kind, names[rest])
 
 
 def roomier(place: Slice) -> list[str]:

@@ -52,9 +52,24 @@ class Instruction:
         """The opcode, without the `-start` of an asynchronous operation."""
         return self.opcode.removesuffix("-start")
 
+    @property
+    def index(self) -> int:
+        """Which element of a tuple it gets."""
+        return int(self.attribute("index"))
+
+    @property
+    def branches(self) -> list[str]:
+        """The computations of which it runs one, in the order of its operands."""
+        lists = re.findall(r"(?:true_|false_|branch_)computations?=(\{[^}]*\}|%[^,]*)", self.rest)
+        return NAME.findall("".join(lists))
+
     def calls(self, attribute: str) -> str:
         """Returns the computation that an attribute names, e.g. body; "" if there is none."""
-        match = re.search(rf"\b{attribute}=%([\w.\-]+)", self.rest)
+        return self.attribute(attribute, "%")
+
+    def attribute(self, name: str, mark: str = "") -> str:
+        """Returns the word that follows `name=`, without the mark; "" if there is none."""
+        match = re.search(rf"\b{name}={mark}([\w.\-]+)", self.rest)
         return match.group(1) if match else ""
 
 
@@ -65,6 +80,10 @@ class Module:
     computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
     devices: int
+
+    def root(self, name: str) -> Instruction:
+        """Returns the instruction whose result is that of a computation."""
+        return next(op for op in self.computations[name].values() if op.root)
 
 
 def parse(text: str) -> Module:
@@ -88,15 +107,8 @@ def _instruction(root: str | None, name: str, line: str) -> Instruction:
     shape, line = _split(line) if line.startswith("(") else line.split(" ", 1)
     opcode, _, line = line.strip().partition("(")
     inside, rest = _split("(" + line)
-    return Instruction(
-        name,
-        opcode,
-        arrays(shape),
-        tuple(NAME.findall(inside)),
-        rest,
-        inside[1:-1],
-        root is not None,
-    )
+    operands = tuple(NAME.findall(inside))
+    return Instruction(name, opcode, arrays(shape), operands, rest, inside[1:-1], bool(root))
 
 
 def arrays(shape: str) -> tuple[Array, ...]:

@@ -11,7 +11,6 @@ from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.training import optim
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.types import (
-    LM,
     parameters,
     rounded_shapes,
     runs_every_layer,
@@ -37,7 +36,9 @@ def check_memory(
     if available is None:
         available = device_memory.device_bytes(mesh)
     if model_bytes > batch_bytes:
-        cause = f"a model of {_sizes(spec.lm)}"
+        names = ("layers", "width", "feed_forward", "heads", "head_width", "vocabulary")
+        sizes = (f"{name}={getattr(spec.lm, name)}" for name in names if hasattr(spec.lm, name))
+        cause = f"a model of {parameters(spec.lm):,} parameters ({', '.join(sizes)})"
     else:
         cause = f"{rows}={spec.training.batch_size} rows of {spec.row_length} tokens"
     device_memory.check_fits(cause, model_bytes + batch_bytes, available, "each device's memory")
@@ -52,7 +53,11 @@ def least_memory(spec: TrainSpec, mesh: Mesh) -> tuple[float, float]:
     """
     training, table, tensor = spec.training, table_shape(spec.lm), mesh.shape["tensor"]
     model_bytes = parameters(spec.lm) * FP32
-    model_bytes += _count_trainable(spec) * (FP32 + training.optimizer.moment_bytes)
+    trainable = shapes(spec.lm)
+    if spec.trains is not None:
+        trainable = jax.eval_shape(partial(optim.pick, spec.trains), trainable)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable))
+    model_bytes += count * (FP32 + training.optimizer.moment_bytes)
     for lm in spec.refs.values():
         leaves = jax.tree.leaves(rounded_shapes(lm))
         model_bytes += sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
@@ -64,17 +69,3 @@ def least_memory(spec: TrainSpec, mesh: Mesh) -> tuple[float, float]:
     input_elements = layers * rows_at_once * spec.row_length * table.shape[1]
     input_bytes = input_elements * table.dtype.itemsize
     return model_bytes / (mesh.shape["fsdp"] * tensor), token_bytes + input_bytes / tensor
-
-
-def _count_trainable(spec: TrainSpec) -> int:
-    """Returns how many parameters train. Raises what `optim.pick` raises."""
-    if spec.trains is None:
-        return parameters(spec.lm)
-    trainable = jax.eval_shape(partial(optim.pick, spec.trains), shapes(spec.lm))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable))
-
-
-def _sizes(lm: LM) -> str:
-    names = ("layers", "width", "feed_forward", "heads", "head_width", "vocabulary")
-    sizes = ", ".join(f"{name}={getattr(lm, name)}" for name in names if hasattr(lm, name))
-    return f"{parameters(lm):,} parameters ({sizes})"

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from undo_jax.fit import costs
-from undo_jax.fit.hlo import COLLECTIVES, Instruction, parse
+from undo_jax.fit.hlo import COLLECTIVES, Instruction
+from undo_jax.fit.loops import Frame
 
 FUSED = "async-collective-start", "async-collective-done"  # names of libtpu's fusions
 PASSING = ("bitcast", "copy", "get-tuple-element", "opt-barrier", "tuple")
@@ -36,34 +37,29 @@ def overlap(text: str) -> Overlap:
     """
     if "is_scheduled=true" not in text.partition("\n")[0]:
         raise ValueError("this HLO is not scheduled: give the text of a compiled program")
-    counter = costs.CostCounter(parse(text))
     hidden, total = defaultdict[str, float](float), defaultdict[str, float](float)
-    for collective in _collectives(counter, counter.module.entry, 1):
-        total[collective.kind] += collective.received
-        hidden[collective.kind] += collective.received * collective.has_product
+    for kind, received, has_product in _collectives(costs.entry_frame(text), 1):
+        total[kind] += received
+        hidden[kind] += received * has_product
     return Overlap(dict(hidden), dict(total))
 
 
-class _Collective(NamedTuple):
-    kind: str
-    received: float  # bytes, in all iterations of its loop
-    has_product: bool  # whether a product runs between its start and its end
+def _collectives(frame: Frame, times: int) -> Iterator[tuple[str, float, bool]]:
+    """Yields the collectives of a computation and of all that it calls.
 
-
-def _collectives(counter: costs.CostCounter, name: str, times: int) -> Iterator[_Collective]:
-    """Yields the collectives of a computation and of all that it calls."""
-    lines = list(counter.module.computations[name].values())
+    Each with its kind, the bytes received in all iterations of its loop, and whether a product runs
+    between its start and its end.
+    """
+    lines = list(frame.scope.values())
     for position, op in enumerate(lines):
-        if op.opcode == "while":
-            repeats = times * counter.loops.trips(name, op)
-            yield from _collectives(counter, op.calls("body"), repeats)
-        elif op.opcode == "call":
-            yield from _collectives(counter, op.calls("to_apply"), times)
-        else:
+        if op.opcode in ("while", "call"):
+            repeats = frame.trips(op) if op.opcode == "while" else 1
+            yield from _collectives(frame.called(op)[0], times * repeats)
+        elif collectives := costs.op_cost(frame, op).collectives:
             between = lines[position + 1 : _end_position(lines, position)]
-            has_product = any(counter.of(name, later_op).flops for later_op in between)
-            for kind, size in counter.of(name, op).collectives.items():
-                yield _Collective(kind, times * size, has_product)
+            has_product = any(costs.op_cost(frame, later_op).flops for later_op in between)
+            for kind, size in collectives.items():
+                yield kind, times * size, has_product
 
 
 def _end_position(lines: Sequence[Instruction], position: int) -> int:

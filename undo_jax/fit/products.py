@@ -48,51 +48,29 @@ def _splash_flops(scope: Mapping[str, Instruction], op: Instruction) -> float:
 
 
 def _count_multiplications(scope: Mapping[str, Instruction], op: Instruction) -> float:
+    """Returns the multiplications of a convolution, without those of padding."""
     match = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
     if match is None:
         raise ValueError(f"{op.name} is a convolution without dim_labels")
-    labels = dict(zip(("left", "right", "out"), match.groups(), strict=True))
-    dims = {
-        "left": scope[op.operands[0]].arrays[0].dims,
-        "right": scope[op.operands[1]].arrays[0].dims,
-        "out": op.arrays[0].dims,
-    }
-    size = {side: dict(zip(labels[side], dims[side], strict=True)) for side in labels}
-    total = size["out"]["b"] * size["out"]["f"] * size["right"]["i"]
-    window = {
-        key: text.split("x")
-        for key, text in re.findall(r"(\w+)=([\dx_\-]+)", (_window_text(op) or ""))
-    }
-    for label in sorted(set(labels["out"]) - {"b", "f"}):
-        axis = int(label)
-        value = lambda key, default: window.get(key, [default] * (axis + 1))[axis]  # noqa: B023, E731
-        low, _ = (int(pad) for pad in value("pad", "0_0").split("_"))
-        total *= _count_overlaps(
-            size["out"][label],
-            size["right"][label],
-            size["left"][label],
-            int(value("stride", "1")),
-            low,
-            int(value("lhs_dilate", "1")),
-            int(value("rhs_dilate", "1")),
+    arrays = (*(scope[name].arrays[0] for name in op.operands[:2]), op.arrays[0])
+    left, right, out = (
+        dict(zip(labels, array.dims, strict=True))
+        for labels, array in zip(match.groups(), arrays, strict=True)
+    )
+    total = out["b"] * out["f"] * right["i"]
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", op.rest.partition("window={")[2].split("}")[0]))
+    for label in sorted(out.keys() - {"b", "f"}):
+        pad, stride, dilation, kernel_dilation = (
+            int(window[key].split("x")[int(label)].split("_")[0]) if key in window else default
+            for key, default in (("pad", 0), ("stride", 1), ("lhs_dilate", 1), ("rhs_dilate", 1))
+        )
+        positions = [
+            position * stride + step * kernel_dilation - pad
+            for position in range(out[label])
+            for step in range(right[label])
+        ]  # of the left side, spread by its dilation
+        total *= sum(
+            position % dilation == 0 and 0 <= position // dilation < left[label]
+            for position in positions
         )
     return total
-
-
-def _window_text(op: Instruction) -> str | None:
-    match = re.search(r"window=\{([^}]*)\}", op.rest)
-    return match and match.group(1)
-
-
-def _count_overlaps(
-    out: int, kernel: int, left: int, stride: int, low: int, dilation: int, kernel_dilation: int
-) -> int:
-    """Returns how often an element of the window meets one of the left side, not padding."""
-    positions = (
-        position * stride + step * kernel_dilation - low
-        for position in range(out)
-        for step in range(kernel)
-    )
-    return sum(
-        position % dilation == 0 and 0 <= position // dilation < left for position in positions
-    )

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from undo_jax.fit.chips import Chip
-from undo_jax.fit.costs import Cost, parts
+from undo_jax.fit.costs import Cost, entry_frame, parts
 
 
 class Roofline(NamedTuple):
@@ -37,5 +37,5 @@ def serial(text: str, chip: Chip) -> float:
     """
     return sum(
         times * max(cost.flops / chip.flops, cost.memory / chip.memory)
-        for times, _, cost in parts(text)
+        for times, _, cost in parts(entry_frame(text))
     )

@@ -1,13 +1,13 @@
 """The train step of a stage, compiled for a slice, or for GPUs, without having them."""
 
-import contextlib
 import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import jax
 from jax.experimental import topologies
@@ -119,18 +119,17 @@ def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
         "tpu": {"topology_name": str(place)},
         "cuda": {"topology": f"1x1x{place.topology}"},  # slices x hosts x GPUs per host
     }
-    with _environment(OFFLINE):
+    with mock.patch.dict(os.environ, OFFLINE):
         description = topologies.get_topology_desc(
             platform=platform, **names[platform], **place.chip.options
         )
     try:
-        mesh = make_mesh(shape, description.devices)
+        return make_mesh(shape, description.devices)
     except (ValueError, NotImplementedError) as error:
         raise ValueError(
             f"mesh {mesh_text(shape)} does not fit {place}, which has {place.chips} chips: "
             f"e.g. --mesh {mesh_text(suggestion(place))} does"
         ) from error
-    return mesh
 
 
 def suggestion(place: Slice) -> MeshShape:
@@ -139,8 +138,7 @@ def suggestion(place: Slice) -> MeshShape:
     `data` has two of up to 16 chips, and of more the longest side of the slice; `fsdp` has the
     others. With all chips along `fsdp` libtpu would make a reduce-scatter an all-reduce.
     """
-    along = 2 if place.chips <= SMALL else _longest(place)
-    data = min(along, place.chips)
+    data = min(2 if place.chips <= SMALL else _longest(place), place.chips)
     return MeshShape(data=data, fsdp=place.chips // data)
 
 
@@ -250,15 +248,3 @@ def _refused(message: str, arguments: float) -> Memory:
             return Memory(arguments, 0.0, 0.0, size - arguments * (kind == "total"), 0.0)
     first = next((line.strip() for line in message.splitlines() if line.strip()), "no reason told")
     raise ValueError(f"XLA cannot compile this step: {first}")
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables within the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

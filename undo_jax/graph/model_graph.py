@@ -1,24 +1,29 @@
-"""The graph of models: a recipe with a seed is a model, and a model is one artifact on disk.
+"""The graph of models, and which of them train as one program.
 
-An artifact is named by a hash of all that determines it: equal models are made once, whatever
-experiments they are in.
+A recipe with a seed is a model, and a model is one artifact on disk. An artifact is named by a hash
+of all that determines it: equal models are made once, whatever experiments they are in.
 """
 
 import itertools
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from etils import epath
 
 from undo_jax.data.tokenizer_files import describe
-from undo_jax.graph.recipe import Recipe
-from undo_jax.store.artifacts import Artifact, omitted_defaults, to_json
-from undo_jax.types import LM, Key
+from undo_jax.graph.loss_trace import traced_loss
+from undo_jax.graph.recipe import Recipe, TrainedRecipe
+from undo_jax.store.artifacts import Artifact, to_json
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.types import Key
 
 NOT_IN_CONFIG = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
+VARIES = "differs between the models of a group"  # stands for a loss's keyword in a group key
 
 
 def seed_of(recipe: Recipe, seed: int | None) -> int | None:
@@ -148,21 +153,100 @@ def _artifact(
     return Artifact(workdir, recipe.kind, recipe.title, seed, config, upstream, about=about)
 
 
-def differences(lm: LM, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the fields in which a model differs from what a config.json states.
+class RowFormat(Protocol):
+    """What a train spec needs to know of a setting: the format of its rows, and no data.
+
+    Rows of a stream in `row_lengths`, where it has that, have another length than `row_length`.
+    """
+
+    @property
+    def row_length(self) -> int: ...
+
+    @property
+    def batch_fields(self) -> tuple[str, ...]: ...
+
+
+class _ShortRows(NamedTuple):
+    """A row format for tracing where the length of rows does not matter."""
+
+    row_length: int = 8
+    batch_fields: tuple[str, ...] = ()
+
+
+_SHORT_ROWS = _ShortRows()
+_IS_TRACEABLE: dict[Any, bool] = {}  # whether a loss can be traced in its float keywords
+
+
+def train_spec(recipe: TrainedRecipe, row_format: RowFormat) -> TrainSpec:
+    """Returns the train spec of a recipe on rows of a setting.
+
+    Raises:
+        ValueError: if the recipe reads streams whose rows differ in length.
+    """
+    return TrainSpec(
+        lm=recipe.lm,
+        loss=recipe.loss,
+        training=recipe.training,
+        streams=tuple(recipe.streams),
+        refs={name: reference.lm for name, reference in recipe.references.items()},
+        row_length=row_length(recipe, row_format),
+        trains=recipe.trains,
+        batch_fields=tuple(row_format.batch_fields),
+    )
+
+
+def row_length(recipe: TrainedRecipe, row_format: RowFormat) -> int:
+    """Returns T, the number of tokens that are predicted in a row of the recipe's streams.
+
+    Raises:
+        ValueError: if its streams have rows of different lengths.
+    """
+    special: Mapping[str, int] = getattr(row_format, "row_lengths", {})
+    names = [name for stream in recipe.streams.values() for name in stream.names]
+    lengths = {name: special.get(name, row_format.row_length) for name in names}
+    if len(set(lengths.values())) > 1:
+        listing = " and ".join(f"{name} of {length}" for name, length in lengths.items())
+        raise ValueError(f"{recipe.kind} has rows of {listing} tokens: give streams of one length")
+    return lengths[names[0]]
+
+
+def traceable_kwargs(recipe: TrainedRecipe) -> dict[str, float]:
+    """Returns keyword arguments of a loss that may differ between models of one group.
+
+    They are floats of a `partial` that can be traced: the loss must not branch on them.
+    """
+    loss = recipe.loss
+    if not isinstance(loss, partial):
+        return {}
+    floats = {name: value for name, value in loss.keywords.items() if type(value) is float}
+    if not floats:
+        return {}
+    template = partial(loss, **dict.fromkeys(floats, VARIES))
+    signature = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(to_json(template))
+    if signature not in _IS_TRACEABLE:
+        try:
+            traced_loss(replace(train_spec(recipe, _SHORT_ROWS), loss=loss), tuple(floats))
+            _IS_TRACEABLE[signature] = True
+        except Exception:  # a loss may raise anything for a traced number
+            _IS_TRACEABLE[signature] = False
+    return floats if _IS_TRACEABLE[signature] else {}
+
+
+def group_key(recipe: TrainedRecipe, row_format: RowFormat = _SHORT_ROWS) -> str:
+    """Returns a text that is equal for recipes whose models can train as one program.
 
     Args:
-        lm: the model, a dataclass. Fields with the metadata `affects_values` False are ignored.
-        config: the model as config.json states it.
-
-    Returns:
-        Names of fields, with their values in `lm`.
+        recipe: the recipe.
+        row_format: the setting, where its streams may have rows of several lengths.
     """
-    defaults = omitted_defaults(lm)
-    model: Any = lm
-    ignored = {f.name for f in fields(model) if not f.metadata.get("affects_values", True)}
-    return [
-        (name, value)
-        for name, value in {**defaults, **to_json(lm)}.items()
-        if name not in ignored and config.get(name, defaults.get(name, value)) != value
-    ]
+    training, varying = recipe.training, traceable_kwargs(recipe)
+    rateless = replace(training, optimizer=replace(training.optimizer, learning_rate=1.0))
+    loss = partial(recipe.loss, **dict.fromkeys(varying, VARIES)) if varying else recipe.loss
+    spec = train_spec(recipe, row_format)
+    parts = {
+        **{field.name: to_json(getattr(spec, field.name)) for field in fields(spec)},
+        "loss": to_json(loss),
+        "kind": recipe.kind,
+        "training": to_json(rateless),
+    }
+    return json.dumps(parts, sort_keys=True)

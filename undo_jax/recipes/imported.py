@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from etils import epath
 from jax.sharding import Mesh
 
-from undo_jax.graph.model_graph import differences
+from undo_jax.graph.model_differences import differences
 from undo_jax.graph.recipe import ComputedRecipe
 from undo_jax.models import hf, hf_folder
 from undo_jax.store import param_checkpoint

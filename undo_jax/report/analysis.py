@@ -1,24 +1,22 @@
 """From logs to the numbers of a report: attacks, robustness and compute of every model."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from undo_jax.report.cards import HALF, card, search_spaces
+from undo_jax.report.cards import HALF, card
 from undo_jax.report.cases import Case, cases_of
-from undo_jax.report.config_table import config_entries
 from undo_jax.report.notes import no_robustness, notes
 from undo_jax.report.numbers import (
     ModelRow,
     Report,
     Spread,
-    Stage,
     adversary_order,
     finals,
     pick_steps,
     strongest,
 )
 from undo_jax.report.plugin_scores import list_plugin_scores
-from undo_jax.report.records import ROLES, Entry, Logged, Logs
+from undo_jax.report.records import ROLES, Entry, Logs
 from undo_jax.report.statistics import area, steps_to
 
 
@@ -47,15 +45,13 @@ def analyse(logs: Logs) -> Report:
         forget=logs.forget,
         other_metrics=logs.other_metrics,
         models=models,
-        stages=_stages(logs.artifacts, list(by_label)),
         shown_steps=pick_steps({step for m in models for step in m.curve}),
         unfinished=logs.unfinished,
         notes=notes(logs, models, cases),
         no_robustness=tuple(no_robustness(cases)),
+        logs=logs,
+        cases=tuple(cases),
         paired=_paired(logs.entries),
-        origins=logs.origins,
-        config=tuple(config_entries(logs.artifacts)),
-        spaces=search_spaces(cases, models, logs.forget.name),
         plugin_scores=list_plugin_scores(logs),
     )
 
@@ -130,28 +126,3 @@ def _over_seeds(curves: Sequence[Mapping[int, float]]) -> dict[int, Spread]:
     """Returns a spread for each step, nan for a seed that has no value there."""
     steps = sorted({step for curve in curves for step in curve})
     return {step: Spread(tuple(c.get(step, math.nan) for c in curves)) for step in steps}
-
-
-def _stages(artifacts: Iterable[Logged], models: Sequence[str]) -> tuple[Stage, ...]:
-    """Returns what was run, by stage in the order of the experiment, then by model."""
-    groups: dict[tuple[str, str], list[Logged]] = {}
-    for a in artifacts:
-        groups.setdefault((a.stage, a.model), []).append(a)
-    stages = list(dict.fromkeys(stage for stage, _ in groups))
-
-    def order(key: tuple[str, str]) -> tuple[int, int, str]:
-        stage, model = key
-        return stages.index(stage), models.index(model) if model in models else -1, model
-
-    return tuple(
-        Stage(
-            stage=stage,
-            model=model,
-            seeds=tuple(sorted({a.seed for a in groups[stage, model] if a.seed is not None})),
-            **{
-                unit: Spread(tuple(a.summary[unit] for a in groups[stage, model]))
-                for unit in ("steps", "tokens", "flops")
-            },
-        )
-        for stage, model in sorted(groups, key=order)
-    )

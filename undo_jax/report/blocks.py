@@ -3,61 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from undo_jax.report.page import escape
-from undo_jax.report.page import table as html_table
+from undo_jax.report import page
 from undo_jax.report.tables import Grid, markdown_table
 
 
-@dataclass(frozen=True)
-class Paragraph:
-    """A text that says how to read what is beside it."""
-
-    text: str
-
-    def html(self) -> str:
-        return f'<p class="legend">{escape(self.text)}</p>'
-
-    def markdown(self, level: int) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table; `wrapped` texts may take several lines."""
 
     grid: Grid
     label: str
     wrapped: bool = False
 
-    def html(self) -> str:
-        return html_table(self.grid, self.label, self.wrapped)
 
-    def markdown(self, level: int) -> str:
-        return markdown_table(self.grid)
+class Section(NamedTuple):
+    """Blocks under a title; on the page a `folded` one is opened by its reader.
 
-
-@dataclass(frozen=True)
-class Section:
-    """Blocks under a title; on the page a `folded` one is opened by its reader."""
+    A block that is a text says how to read what is beside it.
+    """
 
     title: str
-    blocks: Sequence[Paragraph | Table | Section]
+    blocks: Sequence[str | Table | Section]
     folded: bool = False
 
-    def html(self) -> str:
-        body = [text for block in self.blocks if (text := block.html())]
-        if self.folded:
-            body = [f"<details><summary>{escape(self.title)}</summary>", *body, "</details>"]
-            return "\n".join(body)
-        return "\n".join([f"<h2>{escape(self.title)}</h2>", *body])
 
-    def markdown(self, level: int = 2) -> str:
-        texts = [f"{'#' * level} {self.title}", *(b.markdown(level + 1) for b in self.blocks)]
-        return "\n\n".join(filter(None, texts))
+def html(block: str | Table | Section) -> str:
+    """Returns a block as HTML."""
+    if isinstance(block, str):
+        return f'<p class="legend">{page.escape(block)}</p>'
+    if isinstance(block, Table):
+        return page.table(*block)
+    title, body = page.escape(block.title), map(html, block.blocks)
+    if block.folded:
+        return "\n".join([f"<details><summary>{title}</summary>", *body, "</details>"])
+    return "\n".join([f"<h2>{title}</h2>", *body])
 
 
-def table_section(title: str, grid: Grid, *legend: str, wrapped: bool = False) -> Section:
-    """Returns a section of one table, with texts below that say how to read it."""
-    return Section(title, [Table(grid, title, wrapped), *map(Paragraph, legend)])
+def markdown(block: str | Table | Section, level: int = 2) -> str:
+    """Returns a block as Markdown; the title of a section has this level."""
+    if isinstance(block, str):
+        return block
+    if isinstance(block, Table):
+        return markdown_table(block.grid)
+    texts = [f"{'#' * level} {block.title}", *(markdown(b, level + 1) for b in block.blocks)]
+    return "\n\n".join(filter(None, texts))

@@ -1,14 +1,13 @@
-"""Robustness cards and search spaces as tables, with how to read them."""
+"""Robustness cards as tables, with how to read them."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from undo_jax.checks import listed
-from undo_jax.report.numbers import AttackLine, ModelRow, Report, SearchSpace
+from undo_jax.report.numbers import AttackLine, ModelRow, Report
 from undo_jax.report.speed import reached
 from undo_jax.report.statistics import paired
-from undo_jax.report.tables import NONE, Grid, cell, count, filled
+from undo_jax.report.tables import NONE, Grid, attack_name, cell, count, filled
 
 
 class CardColumn(NamedTuple):
@@ -45,7 +44,7 @@ def card_grid(report: Report, model: ModelRow) -> Grid:
     oracle = None if oracle is model else oracle
     oracle_lines = {(a.attack, a.control): a for a in oracle.attacks} if oracle else {}
     beside = [oracle_lines.get((line.attack, line.control)) for line in lines]
-    columns = {"attack": [_name(line.attack, line.control) for line in lines]}
+    columns = {"attack": [attack_name(line.attack, line.control) for line in lines]}
     for column in COLUMNS:
         columns[column.header] = [column.text(line) for line in lines]
         columns[f"{report.oracle}'s {column.short}"] = [
@@ -59,14 +58,6 @@ def card_grid(report: Report, model: ModelRow) -> Grid:
                 for line, other in zip(lines, beside, strict=True)
             ]
     columns["trials"] = [count(max(line.trials)) for line in lines]
-    return _of_columns(columns)
-
-
-def _name(attack: str, control: bool) -> str:
-    return f"{attack} (control)" if control else attack
-
-
-def _of_columns(columns: dict[str, list[str]]) -> Grid:
     return filled(Grid([*columns], [list(row) for row in zip(*columns.values(), strict=True)]))
 
 
@@ -129,24 +120,3 @@ def legend(report: Report) -> str:
         scores = f": {'; '.join(scored_by[True])}" if scored_by[True] else ""
         text += f"Controls never count as the strongest attack{scores}. "
     return text.strip()
-
-
-def space_grid(report: Report) -> Grid:
-    """Returns a row for each attack: its trials, and what was varied; without empty columns."""
-    spaces = report.spaces
-    columns = {
-        "attack": [_name(s.attack, s.control) for s in spaces],
-        "settings": [count(s.settings) for s in spaces],
-        "trials": [count(s.trials) for s in spaces],
-        "learning rates": [_rates(s) for s in spaces],
-    }
-    for name in dict.fromkeys(name for s in spaces for name in s.values):
-        columns[name] = [listed(s.values[name]) or NONE for s in spaces]
-    return _of_columns(columns)
-
-
-def _rates(space: SearchSpace) -> str:
-    rates: Sequence[float] = space.learning_rates
-    if len(rates) > 5:
-        return f"{rates[0]:g} to {rates[-1]:g}"
-    return ", ".join(f"{rate:g}" for rate in rates) or NONE

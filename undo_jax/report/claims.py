@@ -41,10 +41,8 @@ class Claim:
         low, high = student(self.spread)
         if not self.finished:
             return UNFINISHED
-        if self._without_number or not (math.isfinite(low) and math.isfinite(high)):
-            return OPEN
         is_above, is_below = low - self.bound > TOUCHING, self.bound - high > TOUCHING
-        if not (is_above or is_below):
+        if self._without_number or not (is_above or is_below):  # as of a nan
             return OPEN
         return HOLDS if is_above == self.above else FAILS
 
@@ -72,11 +70,8 @@ class Claim:
             return "no finished seed"
         text = _signed(spread.mean, self.bound)
         if count > 1:
-            inner, outer = (
-                f"[{', '.join(_signed(end, self.bound) for end in interval)}]"
-                for interval in (bootstrap(spread), student(spread))
-            )
-            text += f" {inner}, Student's {outer}"
+            ends = (_signed(end, self.bound) for end in (*bootstrap(spread), *student(spread)))
+            text += " [{}, {}], Student's [{}, {}]".format(*ends)
         text += f", {self.in_favour} of {count} seeds"
         seeds = ", ".join(map(str, self._without_number))
         return f"{text}; none on seed {seeds}" if seeds else text

@@ -31,18 +31,18 @@ class Side:
         return f"{self.model or self.study.logs.name}{seed}"
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A number of a model, by seed."""
-
-    name: str
-    values: Mapping[Seed, float]
-    format: Callable[[float], str] = score
+Quantities = dict[str, tuple[Mapping[Seed, float], Callable[[float], str]]]  # with their formats
 
 
 def grid(a: Side, b: Side) -> Grid:
     """Returns the table of a comparison. Raises ValueError for sides with nothing in common."""
-    _check(a, b)
+    for kind in ("retain", "forget"):
+        left, right = (getattr(side.study.logs, kind) for side in (a, b))
+        if (left.name, left.axis) != (right.name, right.axis):
+            raise ValueError(
+                f"A ({a.name}) is measured by {left.axis}, B ({b.name}) by {right.axis}: these "
+                "cannot be compared"
+            )
     if bool(a.model) != bool(b.model):
         raise ValueError(
             f"{a.name} and {b.name}: one is a model, the other an experiment; give two "
@@ -78,73 +78,52 @@ def unmatched(a: Side, b: Side) -> list[str]:
     return lines
 
 
-def _check(a: Side, b: Side) -> None:
-    """Raises ValueError for headlines that measure different things."""
-    a_logs, b_logs = a.study.logs, b.study.logs
-    for left, right in ((a_logs.retain, b_logs.retain), (a_logs.forget, b_logs.forget)):
-        if (left.name, left.axis) != (right.name, right.axis):
-            raise ValueError(
-                f"A ({a.name}) is measured by {left.axis}, B ({b.name}) by {right.axis}: these "
-                "cannot be compared"
-            )
-
-
 def _rows(a: Side, b: Side, short: bool = False) -> Iterator[list[str]]:
     """Yields a row for each quantity that both have and that is defined for one of them."""
     steps = _steps(a) & _steps(b)
     shown = pick_steps(steps) if steps else ()
-    b_quantities = {quantity.name: quantity for quantity in _quantities(b, shown, short)}
-    for quantity in _quantities(a, shown, short):
-        if quantity.name in b_quantities:
-            row = _row(quantity, b_quantities[quantity.name])
-            if row[1:3] != [NONE, NONE]:
-                yield row
+    b_quantities = _quantities(b, shown, short)
+    for name, (a_values, form) in _quantities(a, shown, short).items():
+        if name not in b_quantities:
+            continue
+        b_values, _ = b_quantities[name]
+        cells = [cell(Spread(tuple(values.values())), form) for values in (a_values, b_values)]
+        if cells != [NONE, NONE]:
+            seeds = Spread(tuple(difference(b_values, a_values).values())).finite
+            yield [name, *cells, _interval(Spread(seeds), form), str(len(seeds))]
 
 
-def _row(a: Quantity, b: Quantity) -> list[str]:
-    differences = Spread(Spread(tuple(difference(b.values, a.values).values())).finite)
-    text = NONE
-    if differences.values:
-        low, high = student(differences)
-        text = _signed(differences.mean, a)
-        if not math.isnan(low):
-            text += f" [{_signed(low, a)}, {_signed(high, a)}]"
-    sides = (cell(Spread(tuple(q.values.values())), q.format) for q in (a, b))
-    return [a.name, *sides, text, str(len(differences.values))]
+def _interval(differences: Spread, form: Callable[[float], str]) -> str:
+    """Returns `mean [Student's interval]`, with signs; – without any difference."""
+    if not differences.values:
+        return NONE
+    numbers = map(form, (differences.mean, *student(differences)))
+    mean, low, high = (n if n.startswith("-") else f"+{n}" for n in numbers)
+    return mean if len(differences.values) < 2 else f"{mean} [{low}, {high}]"
 
 
-def _signed(value: float, quantity: Quantity) -> str:
-    text = quantity.format(value)
-    return text if text.startswith("-") else f"+{text}"
-
-
-def _quantities(side: Side, shown: tuple[int, ...], short: bool) -> Iterator[Quantity]:
-    """Yields what a report has of a model; `short`: its headline alone."""
-    for quantity in _all_quantities(side, shown, short):
-        values = quantity.values
-        if side.seed is not None:
-            values = {seed: v for seed, v in values.items() if seed == side.seed}
-        yield replace(quantity, values=values)
-
-
-def _all_quantities(side: Side, shown: tuple[int, ...], short: bool) -> Iterator[Quantity]:
-    """Yields these quantities over all seeds."""
+def _quantities(side: Side, shown: tuple[int, ...], short: bool) -> Quantities:
+    """Returns what a report has of a model, by name; `short`: its headline alone."""
     study, model = side.study, side.model
     logs, relearned = study.logs, study.relearned(model)
     metrics = {"retain": logs.retain, "forget": logs.forget}
     metrics |= {} if short else {measure.axis: measure for measure in logs.other_metrics}
-    for name, measure in metrics.items():
-        yield Quantity(f"{name} before", study.before(model, measure))
+    scores = {f"{name} before": study.before(model, metrics[name]) for name in metrics}
     for step in shown[-1:] if short else shown:
-        yield Quantity(f"forget at step {step}", _at(relearned, step))
+        scores[f"forget at step {step}"] = _at(relearned, step)
     if not short:
         for step in shown[-1:]:
-            yield Quantity(f"retain at step {step}", _at(study.retained(model), step))
-        yield Quantity("area under the curve", study.areas(model))
-    yield Quantity("robustness %", study.robustness(model), percent)
+            scores[f"retain at step {step}"] = _at(study.retained(model), step)
+        scores["area under the curve"] = study.areas(model)
+    percentages = {"robustness %": study.robustness(model)}
     if not short:
         for unit, name in (("steps", "steps"), ("flops", "FLOPs")):
-            yield Quantity(f"compute % {name}", study.compute(model, unit), percent)
+            percentages[f"compute % {name}"] = study.compute(model, unit)
+    return {
+        name: ({s: v for s, v in values.items() if side.seed in (None, s)}, form)
+        for by_name, form in ((scores, score), (percentages, percent))
+        for name, values in by_name.items()
+    }
 
 
 def _steps(side: Side) -> set[int]:

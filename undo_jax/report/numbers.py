@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from etils import epath
 
-from undo_jax.report.records import Evaluation, Measure, Origin, PluginScore
+from undo_jax.report.records import Evaluation, Logs, Measure, PluginScore
+
+if TYPE_CHECKING:
+    from undo_jax.report.cases import Case
 
 MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
 
@@ -115,39 +119,6 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What was run for one model in one stage, over seeds."""
-
-    stage: str
-    model: str
-    seeds: tuple[int, ...]
-    steps: Spread
-    tokens: Spread
-    flops: Spread
-
-
-@dataclass(frozen=True)
-class ConfigEntry:
-    """A setting of a part of the experiment, e.g. of a stage."""
-
-    part: str
-    name: str
-    value: str
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """What one attack was drawn from."""
-
-    attack: str
-    control: bool
-    settings: int
-    trials: int  # settings × learning rates
-    learning_rates: tuple[float, ...]
-    values: Mapping[str, tuple[str, ...]]  # e.g. of optimizers; none where nothing trains
-
-
-@dataclass(frozen=True)
 class Report:
     """The numbers of a report and, once written, its files by name."""
 
@@ -156,16 +127,14 @@ class Report:
     forget: Measure
     other_metrics: tuple[Measure, ...]
     models: tuple[ModelRow, ...]
-    stages: tuple[Stage, ...]
     shown_steps: tuple[int, ...]  # relearning steps the tables quote
     unfinished: tuple[str, ...]
     notes: tuple[str, ...]
     no_robustness: tuple[str, ...]  # of the notes those that say why it is missing
+    logs: Logs
+    cases: tuple[Case, ...]
     paired: bool  # whether each model is compared with the oracle of its own seed
     files: Mapping[str, epath.Path] = field(default_factory=dict)
-    origins: tuple[Origin, ...] = ()  # the commands that made it
-    config: tuple[ConfigEntry, ...] = ()
-    spaces: tuple[SearchSpace, ...] = ()  # of the attacks
     plugin_scores: tuple[PluginScore, ...] = ()  # of undo_jax/scores
 
     @property

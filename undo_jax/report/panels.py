@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from undo_jax.report.drawing import BLACK, MUTED, darker
 from undo_jax.report.numbers import Spread
-from undo_jax.report.plot import spreads
 from undo_jax.report.records import Measure
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Spreads = Mapping[Any, Spread]  # by step, the values of all seeds
-STAR = "*"
+STAR, CROSS = "*", "x"  # a cross has no bars
 WIDTH, ROW = 3.05, 2.45  # inches of a panel, with its labels
 
 
@@ -28,15 +27,6 @@ class Look:
     style: Any = "-"
     mark: str = ""
     hollow: bool = False
-
-
-def curves_of(points: Sequence[Any], panel: str, setting: str) -> dict[str, Spreads]:
-    """Returns the curves of a panel of a paper's figure, by model."""
-    by_model: dict[str, list[Any]] = {}
-    for p in points:
-        if (p.panel, p.setting) == (panel, setting):
-            by_model.setdefault(p.model, []).append(p)
-    return {model: spreads(own_points) for model, own_points in by_model.items()}
 
 
 def figure(rows: int, columns: int, legend_rows: int = 1) -> tuple[Figure, Any]:
@@ -73,31 +63,17 @@ def draw_curves(ax: Axes, curves: Mapping[str, Spreads], looks: Mapping[str, Loo
     ax.spines["left"].set_visible(False)
 
 
-def relearning(
-    ax: Axes,
-    curves: Mapping[str, Spreads],
-    looks: Mapping[str, Look],
-    measure: Measure,
-    text: str,
-    otherwise: str = "text has no answers to permute",
-) -> None:
-    """Draws scores by relearning step; without curves the panel says why it is empty."""
-    if not curves:
-        return empty(ax, otherwise)
-    draw_curves(ax, curves, looks)
-    score_axis(ax, measure)
-    title(ax, text)
-    ax.set_xlabel("relearning steps", fontsize=8.5)
-
-
-def mark(ax: Axes, points: Sequence[Any], colour: str, shape: str, **more: Any) -> None:
+def mark(ax: Axes, points: Sequence[Any], look: Look, size: float = 6) -> None:
     """Draws a marker at the means of a model's points, and bars over the range of seeds."""
     x, y = (Spread(tuple(getattr(p, axis) for p in points)) for axis in "xy")
-    if y.finite:
+    if y.finite and look.mark == CROSS:
+        ax.plot(x.mean, y.mean, CROSS, ms=5, color=look.colour, zorder=4)
+    elif y.finite:
         ax.errorbar(
             x.mean, y.mean, xerr=[[x.mean - x.low], [x.high - x.mean]],
-            yerr=[[y.mean - y.low], [y.high - y.mean]], fmt=shape, color=colour,
-            ecolor=colour, elinewidth=1.1, zorder=5, **{"ms": 6, **more},
+            yerr=[[y.mean - y.low], [y.high - y.mean]], fmt=look.mark, color=look.colour,
+            ecolor=look.colour, elinewidth=1.1, zorder=5, ms=size,
+            markerfacecolor="white" if look.hollow else look.colour,
         )  # fmt: skip
 
 
@@ -111,6 +87,16 @@ def score_axis(ax: Axes, measure: Measure) -> None:
     """Sets the limits of a score's axis: an accuracy goes from 0 to 1."""
     if measure.higher_is_better and not measure.unit:
         ax.set_ylim(-0.03, 1.03)
+
+
+def loss_axis(ax: Axes) -> None:
+    """Makes a loss's axis logarithmic, with numbers also within a decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def legend(fig: Figure, looks: Mapping[str, Look], columns: int, bottom: float = 0.0) -> None:

@@ -2,8 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -23,6 +22,11 @@ BRACKETS = (
     "In brackets: the bootstrap's 95 % interval over seeds, and Student's, which judges; one seed "
     "has none."
 )
+CLAIM_COLUMNS = (
+    "figure", "setting", "claim", "paper", "quantity", "seed", "value",
+    "side",  # of the bound on which the claim holds
+    "bound", "verdict",
+)  # fmt: skip
 KINDS = ("png", "svg", "csv")
 LEGEND = (
     "Each seed gives one value; the mean is over seeds, and its 95 % intervals are the bootstrap's "
@@ -64,18 +68,17 @@ def experiments(workdir: epath.PathLike) -> dict[tuple[str, str], dict[str, str]
 
     They are in the order of their names, numbers by their size: _steps200 before _steps1000.
     """
+
+    def natural(name: str) -> list[str | int]:  # its text and numbers, which alternate
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
     figures: dict[tuple[str, str], dict[str, str]] = {}
-    for name in sorted(names(workdir), key=_natural_key):
+    for name in sorted(names(workdir), key=natural):
         figure, _, rest = name.partition("-")
         setting, _, scale = rest.partition("-")
         if figure in paper.discover() and setting and scale:
             figures.setdefault((figure, scale), {})[setting] = name
     return figures
-
-
-def _natural_key(name: str) -> list[str | int]:
-    """Returns a name's text and numbers, which alternate."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def draw(figure: str, scale: str, studies: Sequence[Study]) -> PaperFigure:
@@ -85,40 +88,19 @@ def draw(figure: str, scale: str, studies: Sequence[Study]) -> PaperFigure:
     if not points:
         runs = " and ".join(study.logs.name for study in studies)
         raise ValueError(f"{runs}: nothing to draw yet, run it to its end")
-    files = render(functools.partial(module.draw, studies), name)
-    rows = [point._replace(setting=tables.of_setting(point.setting)) for point in points]
-    files["csv"] = csv_text(rows).encode()
-    unfinished = {study.setting: study.logs for study in studies if study.logs.unfinished}
-    claims = [
-        replace(
-            claim,
-            setting=tables.of_setting(claim.setting),
-            finished=claim.finished and claim.setting not in unfinished,
+    files = render(functools.partial(paper.draw, module, studies, points), name)
+    files["csv"] = csv_text(points).encode()
+    missing = []
+    for logs in (study.logs for study in studies if study.logs.unfinished):
+        more = len(logs.unfinished) - 3
+        missing.append(
+            f"{logs.name} is unfinished, so that none of its claims is judged; run it to its end. "
+            f"Without {', '.join(logs.unfinished[:3])}" + (f" and {more} more" if more > 0 else "")
         )
-        for claim in module.claims(studies)
-    ]
-    missing = [
-        f"{logs.name} is unfinished, so that none of its claims is judged; run it to its end. "
-        f"Without {_shortened(logs.unfinished)}"
-        for logs in unfinished.values()
-    ]
     title = f"{module.TITLE} ({scale} scale)"
-    return PaperFigure(name, title, module.caption(studies), claims, files, missing)
-
-
-def _shortened(folders: Sequence[str]) -> str:
-    """Returns a few names, and how many there are besides."""
-    more = len(folders) - 3
-    return ", ".join(folders[:3]) + (f" and {more} more" if more > 0 else "")
-
-
-def _read_study(workdir: epath.PathLike, setting: str, name: str) -> Study:
-    """Reads an experiment of a figure. Raises ValueError for files that cannot be read."""
-    try:
-        return Study(setting, read_logs(workdir, name))
-    except OSError as error:
-        reason = f"{error.filename or name}: {error.strerror or error}"
-        raise ValueError(f"{reason}: check what it is, and who may read it") from error
+    return PaperFigure(
+        name, title, module.caption(studies), [*module.claims(studies)], files, missing
+    )
 
 
 def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
@@ -140,18 +122,24 @@ def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
     page = PaperPage([], {})
     for (figure, scale), by_setting in figures.items():
         try:
-            studies = [_read_study(workdir, *entry) for entry in by_setting.items()]
+            studies = [
+                Study(tables.of_setting(setting), read_logs(workdir, name))
+                for setting, name in by_setting.items()
+            ]
             page.drawn.append(draw(figure, scale, studies))
+        except OSError as error:
+            reason = f"{error.filename or figure}: {error.strerror or error}"
+            page.undrawn[f"{figure}-{scale}"] = f"{reason}: check what it is, and who may read it"
         except ValueError as error:  # of files that are damaged, outdated or incomplete
             page.undrawn[f"{figure}-{scale}"] = str(error)
     if not page.drawn:
         raise ValueError("; ".join(page.undrawn.values()))
     publish(folder, contents(page))
-    for path in (path for kind in KINDS for path in folder.glob(f"*.{kind}")):
-        figure, dash, _ = path.stem.partition("-")
-        is_figure = dash and figure in paper.discover()
-        if is_figure and path.stem not in {figure.name for figure in page.drawn}:
-            path.unlink(missing_ok=True)
+    drawn = {figure.name for figure in page.drawn}
+    for figure in paper.discover():
+        for path in folder.glob(f"{figure}-*"):
+            if path.suffix[1:] in KINDS and path.stem not in drawn:
+                path.unlink(missing_ok=True)
     return page
 
 
@@ -183,7 +171,13 @@ def contents(page: PaperPage) -> dict[str, bytes]:
         for figure in page.drawn
         for kind, content in figure.files.items()
     }
-    files[CLAIMS] = csv_text(_claim_rows(page.drawn)).encode()
+    rows = [
+        (figure.name, c.setting, c.says, c.paper, c.quantity, *value, c.side, c.bound, c.verdict)
+        for figure in page.drawn
+        for c in figure.claims
+        for value in c.values.items()
+    ]
+    files[CLAIMS] = csv_text(rows, CLAIM_COLUMNS).encode()
     return files | {"summary.md": markdown(page).encode(), "index.html": html(page).encode()}
 
 
@@ -235,36 +229,3 @@ def _count_verdicts(drawn: Sequence[PaperFigure]) -> str:
         f"{undecided} it cannot be told."
     )
     return f"{text} {unjudged} are of unfinished runs." if unjudged else text
-
-
-class ClaimRow(NamedTuple):
-    """A seed's value of a claim's quantity: a row of claims.csv."""
-
-    figure: str
-    setting: str
-    claim: str
-    paper: bool  # False: a question of ours
-    quantity: str
-    seed: int | None
-    value: float
-    side: str  # of the bound on which the claim holds: "above" or "below"
-    bound: float
-    verdict: str
-
-
-def _claim_rows(drawn: Sequence[PaperFigure]) -> Iterable[ClaimRow]:
-    for figure in drawn:
-        for c in figure.claims:
-            for seed, value in c.values.items():
-                yield ClaimRow(
-                    figure.name,
-                    c.setting,
-                    c.says,
-                    c.paper,
-                    c.quantity,
-                    seed,
-                    value,
-                    c.side,
-                    c.bound,
-                    c.verdict,
-                )

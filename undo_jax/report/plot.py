@@ -86,11 +86,11 @@ def spreads(points: Iterable[Any]) -> dict[float, Spread]:
     return {x: Spread(tuple(values[x])) for x in sorted(values)}
 
 
-def csv_text(rows: Iterable[Any]) -> str:
-    """Returns NamedTuples as a CSV file with a header; empty without rows."""
+def csv_text(rows: Iterable[Any], header: Sequence[str] = ()) -> str:
+    """Returns rows, by default NamedTuples, as a CSV file with a header; empty without rows."""
     out, rows = io.StringIO(), list(rows)
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([rows[0]._fields, *rows] if rows else [])
+    writer.writerows([header or rows[0]._fields, *rows] if rows else [])
     return out.getvalue()
 
 

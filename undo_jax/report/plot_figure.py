@@ -102,9 +102,7 @@ def _draw_marks(ax: Axes, plot: Plot, panel: Panel, looks: Mapping[str, Look]) -
         ax.plot(*zip(*places, strict=True), color="#c3c8ce", linewidth=1.4, zorder=2)
     for name in sorted(models, key=lambda name: looks[name].mark == STAR):  # stars last
         look = looks[name]
-        face = "white" if look.hollow else look.colour
-        size = 12 if look.mark == STAR else 7
-        panels.mark(ax, models[name], look.colour, look.mark, ms=size, markerfacecolor=face)
+        panels.mark(ax, models[name], look, size=12 if look.mark == STAR else 7)
     ax.tick_params(length=0, labelsize=8.5)
     # All panels of a plot have the same limits, which leave room for every bar and star.
     marked = [point for point in plot.points if point.panel in {p.name for p in plot.panels}]

@@ -9,9 +9,9 @@ from typing import Any
 
 from etils import epath
 
-from undo_jax.report import card_tables, config_table, figures, plot_figure, speed, tables
+from undo_jax.report import blocks, card_tables, figures, plot_figure, provenance, speed, tables
 from undo_jax.report.analysis import analyse
-from undo_jax.report.blocks import Paragraph, Section, Table, table_section
+from undo_jax.report.blocks import Section, Table
 from undo_jax.report.drawing import render
 from undo_jax.report.logs import read_logs
 from undo_jax.report.numbers import Report
@@ -19,6 +19,7 @@ from undo_jax.report.page import document, escape, figure, notes
 from undo_jax.report.plot import csv_text
 from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
+from undo_jax.report.search_spaces import space_grid
 
 SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks
 MANY = 5  # learning rates; of more, as searches draw them, the range is given
@@ -99,7 +100,7 @@ def page(report: Report, drawn: Mapping[str, DrawnFigure]) -> str:
         f'<p class="lead">{escape(_lead(report))}</p>',
         notes(tables.notes(report)),
         *(_figure(name, fig) for name, fig in drawn.items()),
-        *(section.html() for section in sections(report)),
+        *map(blocks.html, sections(report)),
         _origin(report),
     ]
     return document(report.name, body)
@@ -112,13 +113,13 @@ def _figure(name: str, drawn: DrawnFigure) -> str:
 
 def markdown(report: Report, drawn: Mapping[str, DrawnFigure]) -> str:
     """Returns summary.md."""
-    blocks = [
+    parts = [
         f"# {report.name}",
         "\n".join(f"- {note}" for note in tables.notes(report)),
         *(f"![{name}]({name}.png)\n\n{fig.caption}" for name, fig in drawn.items()),
-        *(section.markdown() for section in sections(report)),
+        *map(blocks.markdown, sections(report)),
     ]
-    return "\n\n".join(filter(None, blocks)) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def sections(report: Report) -> list[Section]:
@@ -126,56 +127,53 @@ def sections(report: Report) -> list[Section]:
     speeds = speed.grid(report)
     legend = tables.sentence(tables.legend(report))
     result = [
-        table_section("Every model", tables.model_grid(report), legend),
-        table_section(speed.title(speeds), speeds, speed.legend(report, speeds)),
+        _section("Every model", tables.model_grid(report), legend),
+        _section(speed.title(speeds), speeds, speed.legend(report, speeds)),
         _cards(report),
-        table_section("What was run", tables.stage_grid(report)),
-        Section("Every attack by learning rate", [
-            Paragraph(tables.attack_legend(report)),
-            Table(tables.attack_grid(report), "Every attack by learning rate"),
-        ], folded=True),
-    ]  # fmt: skip
+    ]
     if report.other_metrics:
-        result.insert(3, table_section("Other scores", tables.score_grid(report)))
+        result.append(_section("Other scores", tables.score_grid(report)))
     if any(not row.attack for row in report.plugin_scores):
-        result.insert(-2, table_section("Scores", plugin_score_grid(report)))
-    return result
+        result.append(_section("Scores", plugin_score_grid(report)))
+    title = "Every attack by learning rate"
+    attacks = [tables.attack_legend(report), Table(tables.attack_grid(report), title)]
+    return [
+        *result,
+        _section("What was run", provenance.stage_grid(report)),
+        Section(title, attacks, folded=True),
+    ]
+
+
+def _section(title: str, grid: tables.Grid, *legend: str) -> Section:
+    """Returns a section of one table, with texts below that say how to read it."""
+    return Section(title, [Table(grid, title), *legend])
 
 
 def _cards(report: Report) -> Section:
     """Returns a card for each attacked model, and what the attacks were drawn from."""
-    cards = [
-        Section(
-            f"{m.name}: {card_tables.headline(m)}",
-            [
-                *map(Paragraph, card_tables.remarks(m)),
-                Table(card_tables.card_grid(report, m), f"Robustness card of {m.name}"),
-            ],
-            folded=True,
-        )
-        for m in report.attacked
-    ]
+    cards = []
+    for m in report.attacked:
+        card = Table(card_tables.card_grid(report, m), f"Robustness card of {m.name}")
+        title = f"{m.name}: {card_tables.headline(m)}"
+        cards.append(Section(title, [*card_tables.remarks(m), card], folded=True))
     title = "What each attack searched"
-    searched = Table(card_tables.space_grid(report), title, wrapped=True)
-    return Section(
-        "Robustness cards",
-        [Paragraph(card_tables.legend(report)), *cards, Section(title, [searched], folded=True)],
-    )
+    searched = Section(title, [Table(space_grid(report), title, wrapped=True)], folded=True)
+    return Section("Robustness cards", [card_tables.legend(report), *cards, searched])
 
 
 def _origin(report: Report) -> str:
     """Returns, as HTML, the commands, versions and settings that made the experiment."""
     items = []
-    for o in report.origins:  # a command does not break inside a word
+    for o in report.logs.origins:  # a command does not break inside a word
         words = " ".join(f"<span>{escape(word)}</span>" for word in o.command.split(" "))
         date = escape(o.date.replace("T", " ").replace("Z", " UTC"))
         items.append(f"<li>ended {date} on {escape(o.devices)}<code>{words}</code></li>")
-    settings = Table(config_table.config_grid(report), "Every setting", wrapped=True)
+    settings = Table(provenance.config_grid(report.logs.artifacts), "Every setting", wrapped=True)
     parts = [
         "<h2>How it was made</h2>",
         f'<ol class="commands">{"".join(items)}</ol>' if items else "",
-        f'<p class="legend made">{escape(config_table.versions(report))}</p>',
-        Section("Every setting", [settings], folded=True).html(),
+        f'<p class="legend made">{escape(provenance.versions(report.logs.origins))}</p>',
+        blocks.html(Section("Every setting", [settings], folded=True)),
     ]
     return "\n".join(filter(None, parts))
 

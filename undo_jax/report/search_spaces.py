@@ -1,54 +1,12 @@
-"""What attacks were drawn from, and how many examples they had, as config.json states it."""
+"""What attacks were drawn from, as config.json states it, as a table."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from undo_jax.report.numbers import SearchSpace
-
-AttackConfig = Any  # an attack's settings as JSON; a file may hold anything here
-
-
-def get_path(config: AttackConfig, *keys: str) -> Any:
-    """Returns a setting by its path; None where it is not stated."""
-    for key in keys:
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
-
-
-def get_int(config: AttackConfig, *keys: str) -> float:
-    """Returns a whole number by its path; nan where none is stated."""
-    value = get_path(config, *keys)
-    return value if type(value) is int else math.nan
-
-
-def count_examples(config: AttackConfig, step: int) -> float:
-    """Returns how many different rows a training has read by a step; nan if it is not stated."""
-    size, opening = get_int(config, "training", "batch_size"), _opening_steps(config)
-    before = min(step, opening)
-    read = size * (step - before)
-    if get_path(config, "rows") is not None:
-        read = min(read, get_int(config, "rows"))
-    return size * before + read
-
-
-def _opening_steps(config: AttackConfig) -> float:
-    """Returns the number of steps on another stream before the attack's own."""
-    opening = get_path(config, "opening")
-    if opening is None:
-        return 0
-    share: Any = opening[1] if isinstance(opening, list) and len(opening) == 2 else None
-    if type(share) not in (int, float):
-        return math.nan
-    steps = share * get_int(config, "training", "steps")
-    return round(steps) if math.isfinite(steps) else math.nan
-
-
-def _data(config: AttackConfig) -> str | None:
-    opening, stream = get_path(config, "opening"), get_path(config, "stream")
-    if isinstance(opening, list) and opening:
-        return f"{opening[0]}, then {stream}"
-    return stream
+from undo_jax.checks import listed
+from undo_jax.report.cards import AttackConfig, attack_of, get_path
+from undo_jax.report.numbers import Report
+from undo_jax.report.tables import NONE, Grid, attack_name, count, filled
 
 
 def _schedule(config: AttackConfig) -> str | None:
@@ -59,7 +17,12 @@ def _schedule(config: AttackConfig) -> str | None:
 
 def _rows(config: AttackConfig) -> Any:
     rows = get_path(config, "rows")
-    return "all" if config and rows is None else rows
+    return "all" if rows is None else rows
+
+
+def _data(config: AttackConfig) -> str | None:
+    opening, stream = get_path(config, "opening"), get_path(config, "stream")
+    return f"{opening[0]}, then {stream}" if isinstance(opening, list) and opening else stream
 
 
 COLUMNS: dict[str, Callable[[AttackConfig], Any]] = {
@@ -72,29 +35,47 @@ COLUMNS: dict[str, Callable[[AttackConfig], Any]] = {
 }
 
 
-def search_space(
-    attack: str, control: bool, trials: int, configs: Sequence[AttackConfig]
-) -> SearchSpace:
-    """Returns the space of one attack, from the settings of all that a card shows as one."""
-    trained = [config for config in configs if get_path(config, "training") is not None]
-    return SearchSpace(
-        attack=attack,
-        control=control,
-        settings=len(configs),
-        trials=trials,
-        learning_rates=tuple(sorted({rate for c in trained for rate in _peak_rates(c)})),
-        values={name: _distinct(map(get, trained)) for name, get in COLUMNS.items()},
-    )
+def space_grid(report: Report) -> Grid:
+    """Returns a row for each attack: its trials, and what was varied; without empty columns.
+
+    Attacks are in the order of the cards; controls come last.
+    """
+    trials: dict[tuple[bool, str], int] = {}
+    for line in (line for m in report.models for line in m.attacks):
+        key = line.control, line.attack
+        trials[key] = max(trials.get(key, 0), *line.trials)
+    configs: dict[tuple[bool, str], dict[str, AttackConfig]] = {key: {} for key in trials}
+    for case in report.cases:
+        for control, artifacts in ((False, case.attacked_by), (True, case.controlled_by)):
+            for artifact in artifacts:
+                for a in artifact.attacks:
+                    by_name = configs[control, attack_of(a, report.forget.name)]
+                    by_name[a.data] = artifact.settings.get("attack")
+    rows = []
+    for control, name in sorted(trials, key=lambda key: key[0]):  # stable
+        settings = configs[control, name].values()
+        trained = [config for config in settings if get_path(config, "training") is not None]
+        sizes = count(len(settings)), count(trials[control, name])
+        varied = (_distinct(map(value_of, trained)) for value_of in COLUMNS.values())
+        rows.append([attack_name(name, control), *sizes, _rates(trained), *varied])
+    return filled(Grid(["attack", "settings", "trials", "learning rates", *COLUMNS], rows))
 
 
-def _peak_rates(config: AttackConfig) -> Iterable[float]:
-    rates = get_path(config, "learning_rates")
-    rates = [r for r in rates if type(r) in (int, float)] if isinstance(rates, list) else []
-    base = get_path(config, "training", "optimizer", "learning_rate")
-    return [rate * base for rate in rates] if type(base) in (int, float) else rates
+def _rates(configs: Iterable[AttackConfig]) -> str:
+    """Returns the distinct peak learning rates; of more than five the range."""
+    distinct = set()
+    for config in configs:
+        stated = get_path(config, "learning_rates")
+        rates = [r for r in stated if type(r) in (int, float)] if isinstance(stated, list) else []
+        base = get_path(config, "training", "optimizer", "learning_rate")
+        distinct |= {r * base if type(base) in (int, float) else r for r in rates}
+    rates = sorted(distinct)
+    if len(rates) > 5:
+        return f"{rates[0]:g} to {rates[-1]:g}"
+    return ", ".join(f"{rate:g}" for rate in rates) or NONE
 
 
-def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
+def _distinct(values: Iterable[Any]) -> str:
     """Returns the stated values, each once; numbers by size, before texts."""
     stated = {value for value in values if isinstance(value, str | int)}
-    return tuple(map(str, sorted(stated, key=lambda v: (isinstance(v, str), v))))
+    return listed(sorted(stated, key=lambda v: (isinstance(v, str), v))) or NONE

@@ -69,11 +69,9 @@ def cell(values: Spread, form: Callable[[float], str] = score) -> str:
     return f"{form(values.mean)} [{form(values.low)}, {form(values.high)}]{partly}"
 
 
-def same_or_range(values: Spread) -> str:
-    """Returns a count, usually the same for all seeds: one number, or `lowest–highest`."""
-    if not values.finite:
-        return NONE
-    return "–".join(dict.fromkeys((count(values.low), count(values.high))))
+def attack_name(attack: str, control: bool) -> str:
+    """Returns an attack's name, which says if it is a control."""
+    return f"{attack} (control)" if control else attack
 
 
 # ---- tables ----
@@ -125,21 +123,6 @@ def score_grid(report: Report) -> Grid:
         for m in report.models
     ]
     return Grid(header, rows)
-
-
-def stage_grid(report: Report) -> Grid:
-    """Returns what was run: a row per stage and model."""
-    header = ["stage", "model", "seeds", "steps", "tokens", "FLOPs"]
-    rows = [
-        [
-            s.stage,
-            s.model,
-            ", ".join(map(str, s.seeds)) or NONE,
-            *(same_or_range(v) for v in (s.steps, s.tokens, s.flops)),
-        ]
-        for s in report.stages
-    ]
-    return Grid(header, rows, words=2)
 
 
 def attack_grid(report: Report) -> Grid:

@@ -15,16 +15,16 @@ from undo_jax.attack import Attack
 from undo_jax.checks import check_distinct, check_numbers, listed
 from undo_jax.evals.scoring import Score
 from undo_jax.fit import least
-from undo_jax.graph.model_graph import ModelNode, ancestry, build_graph
+from undo_jax.graph.loss_trace import check_loss
+from undo_jax.graph.model_graph import ModelNode, ancestry, build_graph, group_key, train_spec
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, TrainedRecipe, check_recipe
-from undo_jax.graph.train_specs import check_loss, group_key, train_spec
 from undo_jax.logs.log import show_waiting
 from undo_jax.logs.sink import Sink
 from undo_jax.recipes.attacked import attacked
 from undo_jax.runner import teacher_cache
 from undo_jax.runner.experiment_checks import NAME, check_parts, check_seeds, check_tokens
 from undo_jax.runner.make import make_models
-from undo_jax.runner.trials import RunContext
+from undo_jax.runner.run_context import RunContext
 from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
 from undo_jax.runtime.processes import barrier
@@ -222,7 +222,7 @@ def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> 
     trained = [recipe for recipe in recipes if isinstance(recipe, TrainedRecipe)]
     by_program = {group_key(recipe, setting): recipe for recipe in trained}
     for recipe in by_program.values():
-        check_loss(recipe, setting)
+        check_loss(train_spec(recipe, setting))
 
 
 def _check_data(context: RunContext, unfinished: Sequence[ModelNode]) -> None:

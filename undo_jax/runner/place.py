@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.evals.scoring import make_scorer
-from undo_jax.graph.model_graph import ancestry, differences
+from undo_jax.graph.model_differences import differences
+from undo_jax.graph.model_graph import ancestry
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import ExperimentSource, load
 from undo_jax.runtime.mesh import make_mesh_without_sweep

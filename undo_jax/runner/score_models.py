@@ -1,6 +1,7 @@
 """Computes score plug-ins of finished models, and stores them in the models' artifacts."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +10,12 @@ import jax
 from undo_jax.checks import listed
 from undo_jax.evals.scoring import Score, compute_score, score_name
 from undo_jax.graph.model_graph import ModelNode
-from undo_jax.logs.log import console, show_waiting
-from undo_jax.runner.trials import RunContext
+from undo_jax.logs.log import console, read_last_number, show_waiting
+from undo_jax.runner.run_context import RunContext
 from undo_jax.runtime.processes import agree_on, barrier
 from undo_jax.store.artifacts import to_json
 from undo_jax.store.score_files import read_scores, write_scores
+from undo_jax.training.loop import has_diverged
 
 
 class ScoreCounts(NamedTuple):
@@ -105,3 +107,42 @@ def _stored(model: ModelNode) -> dict[str, Any]:
 def _describe(score: Score) -> Any:
     """Returns the function and its options as JSON: with others, a score is computed again."""
     return json.loads(json.dumps(to_json(score)))
+
+
+def report_failures(run: RunContext, models: Sequence[ModelNode]) -> None:
+    """Prints which models have diverged, or learned nothing.
+
+    Raises ValueError for those that have diverged and that others are made from.
+    """
+    names = [name for name, metric in run.setting.metrics.items() if metric.at == "evaluation"]
+    diverged = []
+    for model in models:
+        scores = model.artifact.summary().get("eval", {})
+        if has_diverged({name: scores[name] for name in names if name in scores}):
+            diverged.append(model)
+    if fatal := [describe_model(model) for model in diverged if model.recipe.must_converge]:
+        raise ValueError(
+            f"{' and '.join(fatal)}, diverged: its scores are not finite, and those of what is "
+            "made of it would not be: lower its learning rate, or give another base"
+        )
+    lines = [
+        f"{describe_model(model)}, diverged: its scores are not finite; lower its learning rate"
+        for model in diverged
+    ]
+    vocab_size = run.setting.get_tokenizer().vocab_size
+    uniform_loss = math.log(vocab_size)
+    for model in (model for model in models if model.recipe.must_converge):
+        loss = read_last_number(model.artifact.folder, "loss", after=1)
+        if loss is not None and not loss < uniform_loss:
+            lines.append(
+                f"{describe_model(model)}, has learned nothing: its loss ends at {loss:.3g}, a "
+                f"guess among {vocab_size} tokens has {uniform_loss:.3g}; change its learning "
+                "rate, or train it longer"
+            )
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def describe_model(model: ModelNode) -> str:
+    seed = "" if model.artifact.seed is None else f", seed {model.artifact.seed}"
+    return f"{model.recipe.kind} of {model.artifact.model}{seed}"

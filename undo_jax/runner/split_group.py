@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from undo_jax.fit import least
-from undo_jax.graph.model_graph import ModelNode
-from undo_jax.graph.train_specs import train_spec
-from undo_jax.runner.trials import RunContext, trained_recipe
+from undo_jax.graph.model_graph import ModelNode, train_spec
+from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.runtime import device_memory
 from undo_jax.training.train_spec import TrainSpec
 from undo_jax.training.trial import shares_frozen

@@ -15,9 +15,9 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from undo_jax.data.row_files import StoredRows
 from undo_jax.data.states import (
     MANIFEST,
-    States,
     StatesSpec,
     finish_states,
     open_states,
@@ -25,12 +25,11 @@ from undo_jax.data.states import (
     write_file,
 )
 from undo_jax.fit.cached import TEACHER, per_token, possible
-from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.model_graph import ModelNode, train_spec
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
-from undo_jax.graph.train_specs import train_spec
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.models.head_only import HeadOnly, states_like
-from undo_jax.runner.trials import RunContext, trained_recipe
+from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.runtime.preemption import defer_signals
@@ -106,7 +105,7 @@ def use_stored_states(
 
 def _stored(
     run: RunContext, teacher: ModelNode, lm: LM, params: Params, parameters: str, rows: Any
-) -> States:
+) -> StoredRows:
     """The teacher's states of rows, [R, T, D]; `parameters` is the digest of `params`."""
     like = states_like(lm, (len(rows), rows.shape[1] - 1))
     count, length, width = like.shape

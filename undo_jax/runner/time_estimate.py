@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from undo_jax.fit import bench
-from undo_jax.graph.model_graph import ModelNode
-from undo_jax.graph.train_specs import train_spec
-from undo_jax.runner.trials import RunContext
+from undo_jax.graph.model_graph import ModelNode, train_spec
+from undo_jax.runner.run_context import RunContext
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.runtime.processes import agree_on
 from undo_jax.training.meter import LOG_EVERY

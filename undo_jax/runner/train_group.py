@@ -1,26 +1,32 @@
-"""Trains a group of models as one population; the strongest trial of each becomes its artifact."""
+"""Trains a group of models as one population: each model with each of its learning rates."""
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from undo_jax.evals.scoring import score_at_end
+import jax
+
 from undo_jax.fit.cached import STATES, possible
-from undo_jax.graph.model_graph import ModelNode
-from undo_jax.graph.train_specs import train_spec
+from undo_jax.graph.model_graph import ModelNode, traceable_kwargs, train_spec
 from undo_jax.logs.log import Log, open_log, show_waiting
-from undo_jax.runner import teacher_cache
-from undo_jax.runner.trials import RunContext, make_trials, scores_of_parents, trained_recipe
+from undo_jax.logs.sink import Target
+from undo_jax.runner import save_trained, teacher_cache
+from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.runtime.preemption import Stop, defer_signals
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.sinks.jsonl import jsonl
-from undo_jax.store import artifacts, progress_folders, snapshots
+from undo_jax.store import artifacts, progress_folders
+from undo_jax.store.artifacts import to_json
 from undo_jax.store.train_checkpoints import open_checkpoints
 from undo_jax.training.loop import has_diverged, train_together
 from undo_jax.training.population import Evaluator
-from undo_jax.training.trial import Trial, TrialResult
-from undo_jax.types import Scores
+from undo_jax.training.trial import Trial, TrialInputs, TrialResult
+from undo_jax.types import Lazy, Scores
 
-Strongest = dict[ModelNode, TrialResult]
+# replaces a teacher by its stored states: (inputs, the references' models by name) -> inputs
+UseCache = Callable[[TrialInputs, Mapping[str, ModelNode]], TrialInputs]
 
 
 def train_group(
@@ -28,7 +34,7 @@ def train_group(
 ) -> None:
     """Trains models together, each with all its learning rates, and saves the strongest trials.
 
-    If asked to stop, training is saved and stops before a step. Evaluator and saving after the
+    If asked to stop, training is saved and stops before a step. Evaluation and saving after the
     last step are not interrupted.
 
     Args:
@@ -52,6 +58,8 @@ def train_group(
         spec = replace(spec, refs=refs, batch_fields=(*spec.batch_fields, STATES))
     evaluation = Evaluator(run.setting.evaluate, run.eval_data)
     has_snapshots = any(model.recipe.snapshot_steps for model in group)
+    save_snapshots = partial(save_trained.save_snapshots, run, model_of)
+    on_evaluation = save_snapshots if has_snapshots else None
     # a user's code that raises after the last step must not cost the training
     runs_user_code = bool(run.sinks) or any(
         metric.at == "end" for metric in run.setting.metrics.values()
@@ -76,7 +84,6 @@ def train_group(
         part_log = replace(
             log, targets=targets[first : first + size], before=first // size * spec.training.steps
         )
-        on_evaluation = partial(_save_snapshots, run, model_of) if has_snapshots else None
         progress = open_checkpoints(folder / f"from-{first}", run.saving, stop, not keeps_last)
         with progress as saves:
             results = train_together(
@@ -86,116 +93,118 @@ def train_group(
         diverged.extend(has_diverged(result.scores) for result in results)
         return results
 
-    strongest: Strongest = {}
-    names = abbreviate([model.artifact.model for model in group])
+    strongest: save_trained.Strongest = {}
+    names = save_trained.abbreviate([model.artifact.model for model in group])
     sinks, total_steps = (jsonl, *run.sinks), spec.training.steps * len(starts)
     with defer_signals() as stop:
         with open_log(title, total_steps, targets, sinks, names) as log:
             for first in starts:
                 # holds the strongest alone: the states of all other trials before are freed
-                strongest = {model: _fetched(result) for model, result in strongest.items()}
-                strongest = _select_strongest(
+                strongest = {m: save_trained.fetch(result) for m, result in strongest.items()}
+                strongest = save_trained.select_strongest(
                     run, model_of, strongest, train_from(first, log, stop)
                 )
-            log.ends(describe_ending(recipe.stop_word, steps_taken, diverged, spec.training.steps))
+            ending = save_trained.describe_ending(
+                recipe.stop_word, steps_taken, diverged, spec.training.steps
+            )
+            log.ends(ending)
 
         # 4. Last scores, and saving
         with show_waiting(f"{title}: last scores, and saving"):
             for model, result in strongest.items():
                 if model not in finished:
-                    _finish(run, model, result, parent_scores[model])
+                    save_trained.finish(run, model, result, parent_scores[model])
         progress_folders.remove_progress(folder)
 
 
-def abbreviate(names: Sequence[str]) -> str:
-    """Returns the first two names, each once, and the number of the others."""
-    names = list(dict.fromkeys(names))
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return ", ".join(names[:2]) + more
-
-
-def describe_ending(
-    stop_word: str, steps_taken: Sequence[int], diverged: Sequence[bool], steps: int
-) -> str:
-    """Says how trials ended if all stopped before the last step: "all recovered at step 850".
+def make_trials(
+    run: RunContext,
+    group: Sequence[ModelNode],
+    parent_scores: Mapping[ModelNode, Mapping[str, Scores]],
+    finished: Collection[ModelNode],
+    training_name: str,
+    use_cache: UseCache | None = None,
+) -> dict[Trial, ModelNode]:
+    """Returns every model of a group with each of its learning rates, as trials.
 
     Args:
-        stop_word: the word for trials that the stop rule ended.
-        steps_taken: the number of steps of each trial.
-        diverged: whether each trial has diverged.
-        steps: the number of steps without early stopping.
+        run: where the models are made.
+        group: models that train together.
+        parent_scores: for each model the scores of its parents, see `scores_of_parents`.
+        finished: models of the group whose records go nowhere.
+        training_name: a name of the training that stays the same when it is resumed.
+        use_cache: replaces a teacher by its stored states; None: teachers are evaluated.
     """
-    last = max(steps_taken)
-    if last >= steps:
-        return ""
-    counts = {stop_word: len(diverged) - sum(diverged), "diverged": sum(diverged)}
-    parts = [
-        f"{'all' if count == len(diverged) else count} {word}"
-        for word, count in counts.items()
-        if count
-    ]
-    return f"{', '.join(parts)} at step {last}"
-
-
-def _save_snapshots(
-    run: RunContext,
-    model_of: Mapping[Trial, ModelNode],
-    step: int,
-    evaluated: Mapping[int, TrialResult],
-) -> None:
-    """Saves the strongest trial of each model at this step, where that is asked for."""
-    strongest = _select_strongest(run, model_of, {}, list(evaluated.values()))
-    for model, result in strongest.items():
+    inputs: dict[Any, TrialInputs] = {}
+    streams: dict[Any, Any] = {}
+    trials = {}
+    values = [traceable_kwargs(trained_recipe(model)) for model in group]
+    varying = [name for name in values[0] if len({kwargs[name] for kwargs in values}) > 1]
+    for model, kwargs in zip(group, values, strict=True):
         recipe = trained_recipe(model)
-        if step not in recipe.snapshot_steps:
-            continue
-        saved = snapshots.read_summary(model.artifact, step)
-        attack_score = partial(recipe.attack_score, run.setting)
-        if not (saved and attack_score(saved["eval"]) >= attack_score(result.scores)):
-            tags = recipe.record_tags(result.trial.learning_rate)
-            snapshots.save_snapshot(model.artifact, step, result.params(), result.scores, **tags)
+
+        # 1. Streams and references, which models share that read the same ones
+        orders = {
+            name: (stream, recipe.training.batch_size, model.artifact.seed)
+            for name, stream in recipe.streams.items()
+        }
+        references = {name: model.parent(ref) for name, ref in recipe.references.items()}
+        inputs_key = tuple(orders.items()), tuple(references.items())
+        if inputs_key not in inputs:
+            for order in orders.values():
+                if order not in streams:
+                    streams[order] = run.open_stream(*order)
+            opened = {name: streams[order] for name, order in orders.items()}
+            refs = {n: (ref.recipe.lm, run.load(ref)) for n, ref in references.items()}
+            shared = TrialInputs(opened, refs)
+            inputs[inputs_key] = use_cache(shared, references) if use_cache else shared
+
+        # 2. A trial for each learning rate
+        init_name, init_params = _init(run, model)
+        tags = [recipe.record_tags(rate) for rate in recipe.learning_rates]
+        sink_name = f"{training_name}-{model.artifact.fingerprint}"
+        target = Target(model.artifact.folder, tags, run.experiment, sink_name)
+        loss_kwargs = {name: kwargs[name] for name in varying}
+        for learning_rate, trial_tags in zip(recipe.learning_rates, tags, strict=True):
+            trial = Trial(
+                init_name=init_name,
+                init_params=init_params,
+                key=model.key,
+                learning_rate=learning_rate,
+                inputs=inputs[inputs_key],
+                should_stop=partial(recipe.should_stop, run.setting, parent_scores[model]),
+                loss_kwargs=loss_kwargs,
+                target=None if model in finished else target,
+                tags=trial_tags,
+            )
+            trials[trial] = model
+    return trials
 
 
-def _select_strongest(
-    run: RunContext,
-    model_of: Mapping[Trial, ModelNode],
-    strongest: Strongest,
-    results: Sequence[TrialResult],
-) -> Strongest:
-    """Returns the strongest result of each model, of old and new ones; the first of equals."""
-    strongest = dict(strongest)
-    for result in results:
-        model = model_of[result.trial]
-        attack_score = partial(trained_recipe(model).attack_score, run.setting)
-        best = strongest.get(model)
-        if best is None or attack_score(result.scores) > attack_score(best.scores):
-            strongest[model] = result
-    return strongest
-
-
-def _fetched(result: TrialResult) -> TrialResult:
-    """Returns a result that holds its parameters and no longer needs the population's states."""
-    params = result.params()
-    return result._replace(params=lambda: params)
-
-
-def _finish(
-    run: RunContext, model: ModelNode, result: TrialResult, parent_scores: Mapping[str, Scores]
-) -> None:
-    """Saves a trained model and marks its artifact as finished.
-
-    FLOPs count a training pass as three forward passes and a reference model as one: an upper
-    bound, for a loss may not run all of them, or not all layers.
-    """
+def _init(run: RunContext, model: ModelNode) -> tuple[str, Lazy]:
+    """Returns a model's first parameters: a name for them, and a function that makes them."""
     recipe = trained_recipe(model)
-    spec = train_spec(recipe, run.setting)
-    tokens = result.steps * spec.tokens
-    passes = 3 * recipe.lm.forward_flops(spec.row_length)
-    passes += sum(lm.forward_flops(spec.row_length) for lm in spec.refs.values())
-    cost = {"steps": result.steps, "tokens": tokens, "flops": tokens * passes}
-    fields = recipe.summary_fields(run.setting, parent_scores, result.scores)
-    tags = recipe.record_tags(result.trial.learning_rate)
-    params = result.params()
-    end_scores, lists = score_at_end(run.setting, recipe.lm, params)
-    scores = {**result.scores, **end_scores}
-    artifacts.save_artifact(model.artifact, params, scores, lists, **cost, **fields | tags)
+    if recipe.start is None:
+        init = jax.jit(recipe.lm.init, out_shardings=param_shardings(recipe.lm, run.mesh))
+        return model.artifact.fingerprint, partial(init, model.key)
+    start = model.parent(recipe.start)
+    parents = list(model.parents)
+    parents.remove(start)
+    load, load_others = run.load(start), [run.load(parent) for parent in parents]
+    if recipe.start_transform is None:
+        return start.artifact.fingerprint, load
+    identity = recipe.rng_name, model.artifact.seed, recipe.lm, recipe.start_transform
+    fingerprints = [parent.artifact.fingerprint for parent in model.parents]
+    return json.dumps([fingerprints, to_json(identity)]), lambda: recipe.transform_start(
+        run.mesh, model.key, load(), [load_other() for load_other in load_others]
+    )
+
+
+def scores_of_parents(model: ModelNode) -> dict[str, Scores]:
+    """Returns the last scores of the models that a training starts from or reads, by name."""
+    recipe = trained_recipe(model)
+    named = {**recipe.references, **({"start": recipe.start} if recipe.start else {})}
+    return {
+        name: model.parent(parent).artifact.summary().get("eval", {})
+        for name, parent in named.items()
+    }

@@ -101,8 +101,7 @@ def _hold(workdir: epath.Path, device: int, inode: int) -> None:
         status = os.stat(workdir)
         if (status.st_dev, status.st_ino) != (device, inode):
             raise BlockingIOError
-    except (BlockingIOError, FileNotFoundError):
+    except OSError as error:
         os.close(descriptor)
-        raise
-    except OSError:  # a file system without locks
-        os.close(descriptor)
+        if isinstance(error, BlockingIOError | FileNotFoundError):  # else there are no locks here
+            raise

@@ -9,17 +9,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.checks import check_fields, check_share
+from undo_jax.checks import check_choice, check_fields, check_share
 from undo_jax.data import sources
-from undo_jax.data.arithmetic import (
-    FORMS,
-    OPERATIONS,
-    Grammar,
-    Problem,
-    alphabet,
-    examination,
-    sample,
-)
+from undo_jax.data.arithmetic import Grammar, Problem, alphabet, examination, sample
+from undo_jax.data.facts import FORMS, OPERATIONS
 from undo_jax.data.packing import pack
 from undo_jax.data.pairs import pack_pairs
 from undo_jax.data.streams import stream
@@ -27,7 +20,7 @@ from undo_jax.data.tokenizers import Characters, Tokenizer
 from undo_jax.evals.arithmetic import exact_match, write_exam
 from undo_jax.losses import cross_entropy
 from undo_jax.runtime import device_memory
-from undo_jax.setting import BatchField, Example, Setting, check_stream, name_batch_fields
+from undo_jax.setting import Example, Setting, check_stream
 from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
@@ -71,10 +64,6 @@ class Arithmetic(Setting):
     controls: bool = False  # also streams of forget/half and forget/permuted, and their metrics
 
     @property
-    def batch_fields(self) -> tuple[BatchField, ...]:
-        return name_batch_fields(weights=self.answers_only, segments=self.segments)
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         labels = {"retain": "accuracy on + and −", "forget": "accuracy on × and ÷"}
         labels |= dict(CONTROLS.values()) if self.controls else {}
@@ -84,8 +73,7 @@ class Arithmetic(Setting):
         if not self.forms:
             raise ValueError(f"forms is empty: choose from {', '.join(FORMS)}")
         for form in self.forms:
-            if form not in FORMS:
-                raise ValueError(f"unknown form {form!r}: choose from {', '.join(FORMS)}")
+            check_choice("form", form, FORMS)
         check_fields(self, 1, "problems", "row_length", "questions", "validation_rows")
         check_fields(self, 0, "data_seed")
         check_share("text_share", self.text_share, zero=False)
@@ -109,8 +97,7 @@ class Arithmetic(Setting):
         if self.text is not None and name in ("pretrain", "oracle"):
             arithmetic = (1 - self.text_share) * len(OPERATIONS_OF[name]) / len(OPERATIONS)
             sources, shares = [*sources, _pack_text(self)], [arithmetic, 1 - arithmetic]
-        document_start = self.get_tokenizer().bos_id if self.segments else None
-        return stream(sources, batch_size, seed, shares, document_start)
+        return stream(sources, batch_size, seed, shares, self.document_start)
 
     def eval_data(self) -> Any:
         """Returns exam questions of every operation and form, and validation rows of both parts.
@@ -225,10 +212,7 @@ def _pack_problems(
     encoded = [
         (tokenizer.encode(problems[i].prompt), tokenizer.encode(problems[i].answer)) for i in order
     ]
-    if setting.answers_only:
-        return pack_pairs(encoded, tokenizer, setting.row_length)
-    documents = ([*prompt, *answer] for prompt, answer in encoded)
-    return Packed(pack(documents, setting.row_length, tokenizer.bos_id, align=True))
+    return pack_pairs(encoded, tokenizer, setting.row_length, setting.answers_only)
 
 
 @cache

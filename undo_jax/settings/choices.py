@@ -140,9 +140,6 @@ class Choices(Setting):
                 metrics[f"{name}_rest"] = Metric(f"{label}, the rest", True, at="end")
         return metrics
 
-    def get_tokenizer(self) -> Tokenizer:
-        return self.tokenizer
-
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         parts = {
             "pretrain": mix(self.retain, self.forget, self.retain_share),
@@ -156,8 +153,7 @@ class Choices(Setting):
         length = self.row_lengths.get(name, self.row_length)
         sources = [_read_rows(self, part.source, "train", length) for part in parts[name]]
         shares = [part.share for part in parts[name]]
-        document_start = self.tokenizer.bos_id if self.segments else None
-        return stream(sources, batch_size, seed, shares, document_start)
+        return stream(sources, batch_size, seed, shares, self.document_start)
 
     def eval_data(self) -> Any:
         """Returns the sheets of quiz `forgotten`, and validation rows of retain and forget text.

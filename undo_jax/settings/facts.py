@@ -10,7 +10,6 @@ import numpy as np
 
 from undo_jax.checks import check_fields
 from undo_jax.data.fiction import KINDS, PARTS, Fiction, PersonFact, facts, questions, statements
-from undo_jax.data.packing import pack
 from undo_jax.data.pairs import pack_pairs
 from undo_jax.data.questions import QuestionList
 from undo_jax.data.streams import stream
@@ -18,7 +17,7 @@ from undo_jax.data.tokenizers import Tokenizer, Words
 from undo_jax.evals.choices import log_likelihoods, right, write_sheets
 from undo_jax.evals.quiz import Quiz
 from undo_jax.losses import cross_entropy
-from undo_jax.setting import BatchField, Example, Setting, check_stream, name_batch_fields
+from undo_jax.setting import Example, Setting, check_stream
 from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Packed, Params
 
@@ -53,10 +52,6 @@ class Facts(Setting):
         check_fields(self, 0, "data_seed")
 
     @property
-    def batch_fields(self) -> tuple[BatchField, ...]:
-        return name_batch_fields(weights=self.answers_only, segments=self.segments)
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         return {
             "retain": Metric("accuracy on families that are kept", higher_is_better=True),
@@ -77,9 +72,8 @@ class Facts(Setting):
             "forget/half": tuple(fact for fact in forget if fact.first_half),
         }
         check_stream(name, streams)
-        document_start = self.get_tokenizer().bos_id if self.segments else None
         rows = _pack_statements(self, streams[name])
-        return stream([rows], batch_size, seed, opens=document_start)
+        return stream([rows], batch_size, seed, opens=self.document_start)
 
     def eval_data(self) -> Any:
         """Returns the questions of each part, and rows of their statements."""
@@ -135,7 +129,4 @@ def _pack_statements(setting: Facts, facts_in_rows: tuple[PersonFact, ...]) -> P
         for text in statements(fact)
     ]
     drawn = [encoded[i] for i in rng.integers(len(encoded), size=setting.documents)]
-    if setting.answers_only:
-        return pack_pairs(drawn, tokenizer, setting.row_length)
-    documents = ([*prompt, *answer] for prompt, answer in drawn)
-    return Packed(pack(documents, setting.row_length, tokenizer.bos_id, align=True))
+    return pack_pairs(drawn, tokenizer, setting.row_length, setting.answers_only)

@@ -4,14 +4,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from undo_jax.checks import check_share
 from undo_jax.data.corpus import Corpus
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
-from undo_jax.evals.loss import mean_cross_entropy
-from undo_jax.setting import BatchField, Example, Setting, check_stream, name_batch_fields
+from undo_jax.losses import cross_entropy
+from undo_jax.setting import Example, Setting, check_stream
+from undo_jax.training.train_step import rows
 from undo_jax.types import LM, Metric, Metrics, Params
 
 EXAMPLES = 6  # of each language, for the demo
@@ -40,10 +43,6 @@ class Language(Setting):
     segments: bool = False  # a sequence is a document, not a row
 
     @property
-    def batch_fields(self) -> tuple[BatchField, ...]:
-        return name_batch_fields(weights=False, segments=self.segments)
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         return {
             name: Metric(f"cross entropy on {language}", higher_is_better=False, unit="nats/token")
@@ -61,18 +60,14 @@ class Language(Setting):
         if self.retain.exists and self.forget.exists:
             check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
 
-    def get_tokenizer(self) -> Tokenizer:
-        return self.tokenizer
-
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         check_stream(name, ("pretrain", "oracle", "retain", "forget"))
         check_corpora((self.retain, self.forget), self.tokenizer, self.row_length)
         retain, forget = self.retain.rows("train"), self.forget.rows("train")
-        document_start = self.tokenizer.bos_id if self.segments else None
         sources, shares = [forget if name == "forget" else retain], [1.0]
         if name == "pretrain":
             sources, shares = [retain, forget], [self.retain_share, 1 - self.retain_share]
-        return stream(sources, batch_size, seed, shares, document_start)
+        return stream(sources, batch_size, seed, shares, self.document_start)
 
     def eval_data(self) -> Any:
         """Returns validation rows of each language, int32 [G, B, T+1].
@@ -82,7 +77,10 @@ class Language(Setting):
         return {part: _group_rows(self, corpus) for part, corpus in self._corpora.items()}
 
     def evaluate(self, lm: LM, params: Params, eval_data: Any) -> Metrics:
-        return {name: mean_cross_entropy(lm, params, rows) for name, rows in eval_data.items()}
+        def loss(group):
+            return cross_entropy(lm, params, rows(group))
+
+        return {name: jnp.mean(lax.map(loss, tokens)) for name, tokens in eval_data.items()}
 
     def examples(self) -> list[Example]:
         """Returns the beginnings of some validation texts of each language, and what follows."""

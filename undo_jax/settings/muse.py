@@ -9,13 +9,13 @@ import numpy as np
 
 from undo_jax.checks import check_fields
 from undo_jax.data.muse import MuseFiles, Pair
-from undo_jax.data.packing import pack
+from undo_jax.data.packing import check_fills_row, pack
 from undo_jax.data.pairs import fill_template
 from undo_jax.data.streams import stream
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals import answer_scores, membership, memorisation, rouge
 from undo_jax.evals.answer_scores import TextBatches
-from undo_jax.setting import BatchField, Setting, check_stream, name_batch_fields
+from undo_jax.setting import Setting, check_stream
 from undo_jax.types import LM, Metric, Metrics, Params, Scores
 
 TEMPLATE = "Question: {question}\nAnswer: {answer}"
@@ -58,10 +58,6 @@ class Muse(Setting):
         )
 
     @property
-    def batch_fields(self) -> tuple[BatchField, ...]:
-        return name_batch_fields(weights=False, segments=self.segments)
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         at_end = {
             **{f"{p}_rouge": f"ROUGE-L recall of answers about {LABELS[p]}" for p in LABELS},
@@ -76,17 +72,13 @@ class Muse(Setting):
             "privleak": Metric("PrivLeak", True, "%", at="comparison"),
         }
 
-    def get_tokenizer(self) -> Tokenizer:
-        return self.tokenizer
-
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         retain = self.files.retain
         splits = {"pretrain": ("forget", *retain), "oracle": retain, "retain": retain[:1]}
         splits["forget"] = ("forget",)
         check_stream(name, splits)
-        document_start = self.tokenizer.bos_id if self.segments else None
         rows = _pack_texts(self, splits[name])
-        return stream([rows], batch_size, seed, opens=document_start)
+        return stream([rows], batch_size, seed, opens=self.document_start)
 
     def eval_data(self) -> Any:
         """Returns rows of questions with their answers, of each part."""
@@ -119,12 +111,10 @@ class Muse(Setting):
             answer_scores.compute_stats(lm, params, _batch_verbatim(self))
         )
         members, non_members = (
-            list(
-                zip(
-                    answer_scores.compute_stats(lm, params, _batch_texts(self, split)),
-                    texts,
-                    strict=True,
-                )
+            zip(
+                answer_scores.compute_stats(lm, params, _batch_texts(self, split)),
+                texts,
+                strict=True,
             )
             for split, texts in self.files.members.items()
         )
@@ -184,13 +174,8 @@ def _batch_texts(setting: Muse, split: str) -> TextBatches:
 @cache
 def _pack_texts(setting: Muse, splits: tuple[str, ...]) -> np.ndarray:
     """Returns rows of whole texts. Raises ValueError if they do not fill one."""
-    encoded = [
-        setting.tokenizer.encode(text) for split in splits for text in setting.files.raw[split]
-    ]
-    size = sum(map(len, encoded)) + len(encoded)
-    if size < setting.row_length:
-        raise ValueError(
-            f"raw/{' and '.join(splits)} of {setting.files.folder} have {size} tokens, and a row "
-            f"takes row_length={setting.row_length}: set it lower"
-        )
+    texts = [text for split in splits for text in setting.files.raw[split]]
+    encoded = list(map(setting.tokenizer.encode, texts))
+    name = f"raw/{' and '.join(splits)} of {setting.files.folder}"
+    check_fills_row(name, sum(map(len, encoded)) + len(encoded), setting.row_length)
     return pack(encoded, setting.row_length, setting.tokenizer.bos_id)

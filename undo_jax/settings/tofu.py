@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from undo_jax.checks import check_fields
+from undo_jax.data.packing import check_fills_row
 from undo_jax.data.pairs import check_template, encode_pair, fill_template, pack_pairs
 from undo_jax.data.streams import stream
 from undo_jax.data.tofu import INVENTED, PARTS, TofuFiles
@@ -82,16 +83,12 @@ class Tofu(Setting):
             metrics["privleak"] = Metric("PrivLeak", True, "%", at="comparison")
         return {**metrics, "forget_quality": Metric("forget quality", True, at="comparison")}
 
-    def get_tokenizer(self) -> Tokenizer:
-        return self.tokenizer
-
     def stream(self, name: str, batch_size: int, seed: int) -> Any:
         parts = {"pretrain": ("forget", "retain"), "oracle": ("retain",)}
         parts |= {part: (part,) for part in ("retain", "forget")}
         check_stream(name, parts)
-        document_start = self.tokenizer.bos_id if self.segments else None
         rows = _pack_questions(self, parts[name])
-        return stream([rows], batch_size, seed, opens=document_start)
+        return stream([rows], batch_size, seed, opens=self.document_start)
 
     def eval_data(self) -> Any:
         """Returns rows of questions with their answers, of each part."""
@@ -155,11 +152,8 @@ class Tofu(Setting):
             lm, params, _batch_answers(self, "holdout", "answer")
         )
         members, non_members = (
-            [
-                (stats, question.answer)
-                for stats, question in zip(all_stats, self.files.examined[part], strict=True)
-            ]
-            for part, all_stats in (("forget", forget_stats), ("holdout", holdout_stats))
+            zip(stats, (question.answer for question in self.files.examined[part]), strict=True)
+            for part, stats in (("forget", forget_stats), ("holdout", holdout_stats))
         )
         return membership.areas(members, non_members)
 
@@ -211,11 +205,7 @@ def _pack_questions(setting: Tofu, parts: tuple[str, ...]) -> Packed:
     ]
     encoded = [encode_pair(setting.tokenizer, *pair) for pair in pairs]
     size = sum(len(context) + len(answer) + 1 for context, answer in encoded)
-    if size < setting.row_length:
-        raise ValueError(
-            f"{' and '.join(parts)} of {setting.files.folder} have {size} tokens, and a row takes "
-            f"row_length={setting.row_length}: set it lower"
-        )
+    check_fills_row(f"{' and '.join(parts)} of {setting.files.folder}", size, setting.row_length)
     repeated, room = [], setting.row_length  # a last row that is not full would be dropped
     for context, answer in encoded:
         if room > 0:

@@ -4,7 +4,7 @@ First the experiments' files stop listing what will go; then each artifact loses
 that it counts as unfinished, and then the rest. Nothing is touched that a run has not written.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from undo_jax.store.progress_folders import read_artifact_names
 from undo_jax.workdir.inventory import (
     NAMED,
     StoredArtifact,
-    StoredExperiment,
     disk_usage,
     is_link,
     scan_artifacts,
@@ -23,7 +22,7 @@ from undo_jax.workdir.inventory import (
 )
 from undo_jax.workdir.manifest import artifact_folders
 
-# config.json goes last, see `_end`
+# config.json goes last, see `apply_cleaning`
 ORDER = ("summary.json", "scores.json", "params", "steps", "metrics.jsonl")
 REMAINS = ".removed"  # of a folder's name, when only config.json is left in it
 PARAMETERS = ("params",)
@@ -55,31 +54,23 @@ class Cleaning:
 def plan_cleaning(workdir: epath.Path, reached: Collection[str]) -> Cleaning:
     """Everything goes but the artifacts with these names of folders, and their ancestors."""
     stored = scan_artifacts(workdir)
-    retained = add_ancestors(stored, reached)
+    retained = _with_ancestors(stored, reached)
     removed = {name: artifact for name, artifact in stored.items() if name not in retained}
-    removals = [
-        Removal(artifact.folder, artifact.stage, _own(artifact), ORDER)
-        for artifact in removed.values()
-    ]
-    removals += _beside(workdir, stored, retained)
-    foreign = [
-        f"{artifact.folder.name}/{name}"
-        for artifact in removed.values()
-        for name in artifact.strange
-    ]
-    listed = scan_experiments(workdir, stored)
-    listings = {
-        experiment.path: drop_models(experiment, removed)
-        for experiment in listed
-        if not experiment.wrong
-    }
-    changed = {
-        path: content
-        for path, content in listings.items()
-        if content is None or content.pop("changed")
-    }
-    damaged = [f"{file.path.name} ({file.wrong})" for file in listed if file.wrong]
-    return Cleaning(tuple(removals), changed, (*damaged, *foreign))
+    removals, stays, listings = [], [], {}
+    for name, artifact in removed.items():
+        strange = [artifact.folder / file for file in artifact.strange]
+        size = artifact.bytes - sum(disk_usage(path)[0] for path in strange)
+        removals.append(Removal(artifact.folder, artifact.stage, size, ORDER))
+        stays += [f"{name}/{path.name}" for path in strange]
+    damaged = []
+    for experiment in scan_experiments(workdir, stored):
+        if experiment.wrong:
+            damaged.append(f"{experiment.path.name} ({experiment.wrong})")
+            continue
+        content = _without_models(experiment.content, removed)
+        if content != experiment.content:
+            listings[experiment.path] = content
+    return Cleaning((*removals, *_beside(workdir, stored, retained)), listings, (*damaged, *stays))
 
 
 def plan_params_cleaning(workdir: epath.Path, models: Collection[str]) -> Cleaning:
@@ -88,43 +79,69 @@ def plan_params_cleaning(workdir: epath.Path, models: Collection[str]) -> Cleani
     Logs and summaries stay, and so do parameters kept at chosen steps.
     """
     stored = scan_artifacts(workdir)
-    needed = set(models) | _before_unfinished(workdir, stored)
+    needed = {*models, *_before_unfinished(workdir, stored)}
     removals = []
-    for artifact in (
-        artifact for name, artifact in stored.items() if artifact.finished and name not in needed
-    ):
-        paths = [artifact.folder / name for name in ("params", "params.tmp")]
-        if any(path.exists() for path in paths):
+    for name, artifact in stored.items():
+        paths = [artifact.folder / part for part in ("params", "params.tmp")]
+        if artifact.finished and name not in needed and any(path.exists() for path in paths):
             size = sum(disk_usage(path)[0] for path in paths)
             removals.append(Removal(artifact.folder, artifact.stage, size, PARAMETERS))
     return Cleaning(tuple(removals), {})
 
 
-def add_ancestors(stored: Mapping[str, StoredArtifact], names: Collection[str]) -> set[str]:
+def apply_cleaning(cleaning: Cleaning) -> Iterator[Removal]:
+    """Remove it all, in an order in which a kill does no harm; yields what has gone."""
+    for path, content in cleaning.listings.items():
+        path.unlink() if content is None else write_json(path, content)
+    for removal in cleaning.removals:
+        folder, config = removal.folder, removal.folder / "config.json"
+        for part in removal.parts:
+            path, aside = folder / part, folder / f"{part}.tmp"
+            for left in (aside, *folder.glob(f"{part}.orbax-*")):  # by a killed writer or cleaner
+                _drop(left)
+            if path.exists():
+                path.rename(aside)  # a part of it is never taken for the whole
+                _drop(aside)
+        if not removal.parts:
+            folder.rmtree()
+        elif removal.parts == ORDER and [path.name for path in folder.iterdir()] == [config.name]:
+            # Without config.json it would not be known as an artifact, if we were killed then.
+            aside = folder.with_name(folder.name + REMAINS)
+            folder.rename(aside)
+            aside.rmtree()
+        elif removal.parts == ORDER:
+            config.unlink()
+        yield removal
+
+
+def _drop(path: epath.Path) -> None:
+    if path.is_dir():
+        path.rmtree()
+    elif path.exists():
+        path.unlink()
+
+
+def _with_ancestors(stored: Mapping[str, StoredArtifact], names: Collection[str]) -> set[str]:
     """These artifacts and all that they were made from, as far as it is there."""
-    by_fingerprint = {artifact.fingerprint: name for name, artifact in stored.items()}
-    closure, waiting = set(), set(names)
+    closure, waiting = set(), {*names}
     while waiting:
-        name = waiting.pop()
-        if name not in closure:
-            closure.add(name)
-            parents = stored[name].parents if name in stored else ()
-            waiting |= {by_fingerprint[parent] for parent in parents if parent in by_fingerprint}
+        closure |= waiting
+        parents = {p for name in waiting & stored.keys() for p in stored[name].parents}
+        waiting = {name for name, a in stored.items() if a.fingerprint in parents} - closure
     return closure
 
 
 def _before_unfinished(workdir: epath.Path, stored: Mapping[str, StoredArtifact]) -> set[str]:
     """What is needed to make those that are unfinished, and those that train with them."""
-    by_fingerprint = {artifact.fingerprint: name for name, artifact in stored.items()}
     begun = {name for name, artifact in stored.items() if not artifact.finished}
     begun |= {name for _, names in _trainings(workdir) for name in names if name in stored}
     parents = {fingerprint for name in begun for fingerprint in stored[name].parents}
-    needed = {by_fingerprint[parent] for parent in parents & by_fingerprint.keys()}
+    needed = {name for name, artifact in stored.items() if artifact.fingerprint in parents}
     for experiment in scan_experiments(workdir, dict(stored)):
         for entry in experiment.content.get("models", []):
             if any(name not in stored for name in artifact_folders([entry])):
                 compared = {entry["artifact"], entry["unlearned"]} & stored.keys()
-                needed |= add_ancestors(stored, compared)
+                needed |= _with_ancestors(stored, compared)
     return needed
 
 
@@ -141,43 +158,39 @@ def _trainings(workdir: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
 
 def _folders(workdir: epath.Path, pattern: str) -> list[epath.Path]:
     """Folders of the workdir itself, in order; no links."""
-    paths = sorted(workdir.glob(pattern))
-    return [path for path in paths if path.is_dir() and not is_link(path)]
+    return [path for path in sorted(workdir.glob(pattern)) if path.is_dir() and not is_link(path)]
 
 
-def drop_models(experiment: StoredExperiment, removed: Collection[str]) -> dict[str, Any] | None:
+def _without_models(
+    content: Mapping[str, Any], removed: Collection[str]
+) -> Mapping[str, Any] | None:
     """An experiment's file without models that go, or are compared with such; None: none is left.
 
-    `changed` says whether that is another content.
+    Attacks that go are no longer listed either.
     """
-    models = []
-    for entry in experiment.content["models"]:
-        if {entry["artifact"], entry["unlearned"], entry["oracle"]} & {*removed}:
-            continue
-        attacks = {k: entry[k] for k in ("attacks", "controls") if k in entry}
-        remaining = {
-            k: [folder for folder in folders_of if folder not in removed]
-            for k, folders_of in attacks.items()
+    models = [
+        {
+            **entry,
+            **{
+                kind: [folder for folder in entry[kind] if folder not in removed]
+                for kind in ("attacks", "controls")
+                if kind in entry
+            },
         }
-        models.append({**entry, **remaining})
+        for entry in content["models"]
+        if not {entry["artifact"], entry["unlearned"], entry["oracle"]} & {*removed}
+    ]
     if not models:
         return None
-    listed = [e for e in experiment.content["artifacts"] if e["artifact"] not in removed]
-    names, before = (
-        {e["model"] for e in folders_of} for folders_of in (models, experiment.content["models"])
-    )
-    listed = [e for e in listed if e["model"] not in before - names or _is_of(e, models)]
-    content = {**experiment.content, "models": models, "artifacts": listed}
-    return {**content, "changed": content != experiment.content}
-
-
-def _is_of(artifact: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bool:
-    return artifact["artifact"] in artifact_folders(models)
-
-
-def _own(artifact: StoredArtifact) -> int:
-    """Bytes of an artifact's own files."""
-    return artifact.bytes - sum(disk_usage(artifact.folder / name)[0] for name in artifact.strange)
+    gone = {entry["model"] for entry in content["models"]} - {entry["model"] for entry in models}
+    of_models = artifact_folders(models)
+    artifacts = [
+        entry
+        for entry in content["artifacts"]
+        if entry["artifact"] not in removed
+        and (entry["model"] not in gone or entry["artifact"] in of_models)
+    ]
+    return {**content, "models": models, "artifacts": artifacts}
 
 
 def _beside(
@@ -207,48 +220,3 @@ def _may_be_of(folder: epath.Path, fingerprints: Collection[str], names: Collect
         return read_json(path)["about"]["model"] in fingerprints
     except (OSError, ValueError, KeyError, TypeError):
         return True
-
-
-def apply_cleaning(cleaning: Cleaning) -> Iterator[Removal]:
-    """Remove it all, in an order in which a kill does no harm; yields what has gone."""
-    for path, content in cleaning.listings.items():
-        path.unlink() if content is None else write_json(path, content)
-    for removal in cleaning.removals:
-        if not removal.parts:
-            removal.folder.rmtree()
-        for part in removal.parts:
-            _remove(removal.folder, part)
-        if removal.parts == ORDER:
-            _end(removal.folder)
-        yield removal
-
-
-def _end(folder: epath.Path) -> None:
-    """Remove an artifact's config.json and, where nothing of others is in it, its folder.
-
-    Without the first it would not be known as an artifact, if we were killed between the two.
-    """
-    config = folder / "config.json"
-    if [path.name for path in folder.iterdir()] == [config.name]:
-        aside = folder.with_name(folder.name + REMAINS)
-        folder.rename(aside)
-        aside.rmtree()
-    else:
-        config.unlink()
-
-
-def _remove(folder: epath.Path, part: str) -> None:
-    """Remove a file or folder of an artifact, and what a killed writer or cleaner left of it."""
-    path, aside = folder / part, folder / f"{part}.tmp"
-    for old in (aside, *folder.glob(f"{part}.orbax-*")):
-        _drop(old)
-    if path.exists():
-        path.rename(aside)  # a part of it is never taken for the whole
-        _drop(aside)
-
-
-def _drop(path: epath.Path) -> None:
-    if path.is_dir():
-        path.rmtree()
-    elif path.exists():
-        path.unlink()

@@ -1,6 +1,7 @@
 """experiment-NAME.json: the models of an experiment, what each is, and what is measured."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from undo_jax.store.artifacts import LISTS, to_json
 from undo_jax.workdir.provenance import add_run
 
 SUMMARY = "summary.json"  # of an artifact that is finished
+SAME = ("name", "metrics", "headline")  # of two runs of one experiment, measured in one way
 
 Named = tuple[str, str | None]  # a model, and the attack on it
 
@@ -35,10 +37,8 @@ def write_manifest(
     are compared with does, and if the attacks are the same.
     """
     setting, path = experiment.setting, workdir / f"experiment-{experiment.name}.json"
-    metrics = {name: asdict(metric) for name, metric in setting.metrics.items()}
-    oracles = {}
-    if experiment.oracle is not None:
-        oracles = {m.artifact.seed: m for m in named[experiment.oracle, None]}
+    oracle_nodes = named[experiment.oracle, None] if experiment.oracle is not None else ()
+    oracles = {node.artifact.seed: node for node in oracle_nodes}
     models, artifacts = [], {}
     for name in experiment.models:
         for model in dict.fromkeys(named[name, None]):  # a pinned seed: one model for all seeds
@@ -57,7 +57,7 @@ def write_manifest(
     listed = sorted(artifacts.values(), key=lambda pair: kinds.index(pair[0].recipe.kind))
     content = {
         "name": experiment.name,
-        "metrics": metrics,
+        "metrics": {name: asdict(metric) for name, metric in setting.metrics.items()},
         "headline": list(setting.headline),
         "attacks": {attack.name: to_json(attack) for attack in experiment.attacks},
         "models": models,
@@ -65,9 +65,13 @@ def write_manifest(
             {"artifact": node.artifact.folder.name, "model": name} for node, name in listed
         ],
     }
-    before = _before(path)
-    content = _with_earlier_models(content, before, workdir)
-    runs = before.get("runs", []) if _same(content, before) else []
+    before: dict[str, Any] = {}
+    with suppress(FileNotFoundError, ValueError):  # what a damaged one listed is lost
+        before = read_json(path)
+    runs: list[Any] = []
+    if is_manifest(before) and all(before.get(n) == content[n] for n in SAME):
+        content = _with_earlier_models(content, before, workdir)
+        runs = before.get("runs", [])
     content["runs"] = runs if this is None else add_run(runs, this, new)
     write_json(path, content)
 
@@ -81,25 +85,32 @@ def _entry(
 ) -> dict[str, Any]:
     """The entry of a model with a seed in experiment-NAME.json."""
     unlearned = next((m for m in model.lineage[::-1] if m.recipe.role == "unlearned"), None)
+    by_control: dict[bool, list[str]] = {False: [], True: []}
+    for attack in attacks:
+        control = attack.recipe.attack.control  # type: ignore[attr-defined]
+        by_control[control].append(attack.artifact.folder.name)
+    start: Recipe | None = model.recipe
+    while isinstance(start, TrainedRecipe):
+        start = start.start
     return {
         "model": name,
         "seed": model.artifact.seed,
         "artifact": model.artifact.folder.name,
         "role": "oracle" if is_oracle else model.recipe.role,
-        "alpha": _alpha(model.recipe),
+        "alpha": None if start is None else start.noise_share,  # of the noise that it started from
         "unlearned": unlearned and unlearned.artifact.folder.name,
         "oracle": oracle and oracle.artifact.folder.name,
-        "attacks": [a.artifact.folder.name for a in attacks if not _is_control(a)],
-        "controls": [a.artifact.folder.name for a in attacks if _is_control(a)],
+        "attacks": by_control[False],
+        "controls": by_control[True],
     }
 
 
 def _compared(setting: Any, model: ModelNode, oracle: ModelNode | None) -> dict[str, Any]:
     """What compares a model with the oracle, once both are finished and have been scored."""
-    both = [node for node in (model, oracle) if node is not None]
-    if not all(node.artifact.finished for node in both):
+    both = [node.artifact for node in (model, oracle) if node is not None]
+    if not all(artifact.finished for artifact in both):
         return {}
-    summaries = [node.artifact.summary() for node in both]
+    summaries = [artifact.summary() for artifact in both]
     model_scores, *oracle_scores = (
         ModelScores(summary.get("eval", {}), summary.get(LISTS, {})) for summary in summaries
     )
@@ -109,32 +120,33 @@ def _compared(setting: Any, model: ModelNode, oracle: ModelNode | None) -> dict[
     return {"compared": scores} if scores else {}
 
 
-def _is_control(attack: ModelNode) -> bool:
-    return attack.recipe.attack.control  # type: ignore[attr-defined]
-
-
-def _alpha(recipe: Recipe | None) -> float | None:
-    """The alpha of the noise that a model started from."""
-    while isinstance(recipe, TrainedRecipe):
-        recipe = recipe.start
-    return None if recipe is None else recipe.noise_share
-
-
-def _before(path: epath.Path) -> dict[str, Any]:
-    """What an earlier run has written; nothing, where that is damaged: what it listed is lost."""
-    try:
-        before = read_json(path)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return before if is_manifest(before) else {}
-
-
 def is_manifest(content: Mapping[str, Any]) -> bool:
-    """Whether the models and artifacts of an experiment's file are as `list_models` writes them."""
+    """Whether the models and artifacts of an experiment's file are as `write_manifest` does."""
     models, artifacts = content.get("models"), content.get("artifacts")
-    if not (isinstance(models, list) and all(map(_is_entry, models))):
+    return (
+        isinstance(models, list)
+        and isinstance(artifacts, list)
+        and all(map(_is_entry, models))
+        and all(_has_texts(entry, "artifact", "model") for entry in artifacts)
+    )
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether it is as `_entry` makes them."""
+    if not _has_texts(value, "model", "artifact", "role"):
         return False
-    return isinstance(artifacts, list) and all(_has(e, "artifact", "model") for e in artifacts)
+    folder_lists = [value.get("attacks"), value.get("controls", [])]
+    return (
+        all(isinstance(value.get(name, 0), str | None) for name in ("unlearned", "oracle"))
+        and isinstance(value.get("seed", ""), int | None)
+        and all(isinstance(folders, list) for folders in folder_lists)
+        and all(isinstance(folder, str) for folders in folder_lists for folder in folders)
+    )
+
+
+def _has_texts(value: Any, *names: str) -> bool:
+    """Whether it is a JSON object with texts of these names."""
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
 
 
 def artifact_folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -146,25 +158,6 @@ def artifact_folders(entries: Sequence[Mapping[str, Any]]) -> set[str]:
     }
 
 
-def _is_entry(value: Any) -> bool:
-    """Whether it is as `_entry` makes them."""
-    if not _has(value, "model", "artifact", "role"):
-        return False
-    references, seed = (value.get("unlearned", 0), value.get("oracle", 0)), value.get("seed", "")
-    folder_lists = value.get("attacks"), value.get("controls", [])
-    return (
-        all(isinstance(folder, str | None) for folder in references)
-        and isinstance(seed, int | None)
-        and all(isinstance(folders, list) for folders in folder_lists)
-        and all(isinstance(folder, str) for folders in folder_lists for folder in folders)
-    )
-
-
-def _has(value: Any, *names: str) -> bool:
-    """Whether it is a JSON object with texts of these names."""
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
-
-
 def _with_earlier_models(
     content: dict[str, Any], before: Mapping[str, Any], workdir: epath.Path
 ) -> dict[str, Any]:
@@ -173,14 +166,20 @@ def _with_earlier_models(
     These have other names, are compared with models that are listed, and are attacked in the same
     way or not at all. The rest is told.
     """
-    if not _same(content, before):
-        return content
     names_listed = {entry["model"] for entry in content["models"]}
     listed = {entry["artifact"] for entry in content["artifacts"]}
     alike = before.get("attacks", content["attacks"]) == content["attacks"]
-    earlier = [e for e in before["models"] if e["model"] not in names_listed]
-    earlier = [e for e in earlier if alike or not (e["attacks"] or e.get("controls"))]
-    earlier = _comparable(earlier, listed)
+    earlier = [
+        entry
+        for entry in before["models"]
+        if entry["model"] not in names_listed
+        and (alike or not (entry["attacks"] or entry.get("controls")))
+    ]
+    count = -1
+    while count != len(earlier):  # what an entry is compared with is listed, or stays, too
+        count = len(earlier)
+        folders = listed | {entry["artifact"] for entry in earlier} | {None}
+        earlier = [e for e in earlier if {e["unlearned"], e["oracle"]} <= folders]
     lost = [e for e in before["models"] if e not in earlier]
     names = {entry["model"] for entry in earlier}
     past = listed | artifact_folders(lost) - artifact_folders(earlier)
@@ -195,18 +194,6 @@ def _with_earlier_models(
         "models": [*content["models"], *({**entry, "earlier": True} for entry in earlier)],
         "artifacts": [*content["artifacts"], *artifacts],
     }
-
-
-def _same(content: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether an earlier content is of the same experiment, measured in the same way."""
-    return all(before.get(name) == content[name] for name in ("name", "metrics", "headline"))
-
-
-def _comparable(entries: list[dict[str, Any]], listed: Set[str]) -> list[dict[str, Any]]:
-    """The entries whose unlearned model and oracle are listed, or are entries that stay, too."""
-    folders_known = listed | {entry["artifact"] for entry in entries} | {None}
-    stay = [entry for entry in entries if {entry["unlearned"], entry["oracle"]} <= folders_known]
-    return stay if len(stay) == len(entries) else _comparable(stay, listed)
 
 
 def _tell(experiment: str, lost: Sequence[Mapping[str, Any]]) -> None:

@@ -1,6 +1,9 @@
 """`undo-jax demo WORKDIR`: a page of a run's models, or a server that answers."""
 
 import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from undo_jax.checks import listed
 from undo_jax.cli import devices
 from undo_jax.cli.experiment_reports import experiment_names
 from undo_jax.cli.flags import MaybeInt, MaybeText, Switch, Texts, Workdir
-from undo_jax.demo.description import View, check_view, describe, official_step, question
+from undo_jax.demo.ask import DemoQuestion
+from undo_jax.demo.description import View, describe, official_step, pair
 from undo_jax.demo.desk import Desk
 from undo_jax.demo.models import ModelColumn, columns, missing, seed_of, steps
 from undo_jax.demo.page import page
@@ -76,25 +80,41 @@ def demo(
         raise ValueError("--out writes the page, --serve serves it: give one of them")
     if not 0 <= port < 2**16:
         raise ValueError(f"port={port}: give one from 0 to {2**16 - 1}")
-    if out is not None:
-        _check_out(out)
-    host_names = _server().hosts(host, allowed_hosts) if serve else frozenset()
+    if out is not None and (page_file := epath.Path(out) / FILE).exists():
+        if TITLE not in page_file.read_bytes():
+            raise ValueError(
+                f"{page_file} is no demo, and would be lost: give another folder as --out"
+            )
+    server: Any = import_module("undo_jax.demo.server") if serve else None  # needs its extra
+    host_names = server.hosts(host, allowed_hosts) if serve else frozenset()
     # Open the run, and choose the models, steps and examples that are shown.
-    command = _command(workdir, experiment, seed, prompts_file, new_tokens)
+    command = _command(
+        workdir,
+        {
+            "--experiment": experiment,
+            "--seed": seed,
+            "--prompts-file": prompts_file,
+            "--new-tokens": new_tokens if new_tokens != NEW_TOKENS else None,
+        },
+    )
     file = experiment or _experiment_file(workdir)
     devices.prepare_devices()  # before an experiment, which may compute
     config: Any = load(file)
     run = open_run(workdir, config)
     seed = seed_of(run, seed)
     models = columns(run, seed)
-    check_view(view, models)
+    if view == "official" and not pair(models):
+        raise ValueError(
+            "the official view needs an unlearned model and one distilled from it: leave out --view"
+        )
     examples = examples_of(run.place.experiment.setting, prompts_file)
     desk, on_disk = Desk(run, models, new_tokens), steps(models)
     # Ask every model at every step, and describe what the page shows.
-    questions = [question(example) for example in examples]
+    questions = [DemoQuestion(e.prompt, e.answer, e.ends) for e in examples]
     with show_waiting(f"{len(examples)} questions to {len(models)} models at {len(on_disk)} steps"):
         by_step = [desk.replies(questions, step) for step in on_disk] if questions else []
     lost = _missing_steps(run, models, file, config)
+    has_oracle = any(model.role == "oracle" and model.strongest for model in models)
     description = describe(
         run,
         models,
@@ -102,7 +122,12 @@ def demo(
         examples,
         [list(replies) for replies in zip(*by_step, strict=True)],
         seed,
-        lead=_lead(run, models, seed),
+        lead=LEAD.format(
+            of=f"run {run.logs.name}" + ("" if seed is None else f", seed {seed},"),
+            forget=run.logs.forget.label,
+            retain=run.logs.retain.label,
+            oracle=ORACLE if has_oracle else "",
+        ),
         notes=[(STRONGEST, None), *([lost] if lost else [])],
         view=view,
         first=official_step(on_disk) if view == "official" else on_disk[0],
@@ -116,8 +141,8 @@ def demo(
     if lost:
         console.print(" ".join(filter(None, lost)), soft_wrap=True, highlight=False)
     if serve:
-        application = _server().app(html, desk, on_disk, description["ends"], host_names)
-        for url in _server().serve(application, host, port):
+        application = server.app(html, desk, on_disk, description["ends"], host_names)
+        for url in server.serve(application, host, port):
             console.print(f"demo: {url} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
         return
     folder = epath.Path(out or epath.Path(workdir) / f"demo-{run.logs.name}")
@@ -127,36 +152,10 @@ def demo(
     console.print(f"demo: {folder / FILE}", soft_wrap=True, highlight=False)
 
 
-def _server() -> Any:
-    """Returns the server's module. Raises ModuleNotFoundError without the extra `demo`."""
-    from undo_jax.demo import server
-
-    return server
-
-
-def _command(
-    workdir: str,
-    experiment: str | None,
-    seed: int | None,
-    prompts_file: str | None,
-    new_tokens: int,
-) -> str:
-    """Returns the command that shows the same."""
-    flags = {
-        "--experiment": experiment,
-        "--seed": seed,
-        "--prompts-file": prompts_file,
-        "--new-tokens": new_tokens if new_tokens != NEW_TOKENS else None,
-    }
+def _command(workdir: str, flags: Mapping[str, Any]) -> str:
+    """Returns the command that shows the same; flags of None are left out."""
     words = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
     return shlex.join(map(str, ["undo-jax", "demo", workdir, *words]))
-
-
-def _check_out(out: str) -> None:
-    """Raises ValueError where a folder has an index.html that is no demo."""
-    file = epath.Path(out) / FILE
-    if file.exists() and TITLE not in file.read_bytes():
-        raise ValueError(f"{file} is no demo, and would be lost: give another folder as --out")
 
 
 def _experiment_file(workdir: str) -> str:
@@ -164,38 +163,19 @@ def _experiment_file(workdir: str) -> str:
 
     Raises FileNotFoundError where the workdir has no experiment, ValueError where it is unclear.
     """
-    names = experiment_names(workdir)
-    candidates = [word for name in names for word in _run_words(epath.Path(workdir), name)]
-    candidates += [f"{folder}{name}.py" for name in names for folder in ("experiments/", "")]
-    files = [file for file in candidates if file.endswith(".py") and Path(file).is_file()]
+    names, words = experiment_names(workdir), []
+    for name in names:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # it is not recorded
+            runs = read_json(epath.Path(workdir) / f"experiment-{name}.json").get("runs") or []
+            words += [word for run in runs for word in shlex.split(run["command"])]
+    words += [f"{folder}{name}.py" for name in names for folder in ("experiments/", "")]
+    files = [file for file in words if file.endswith(".py") and Path(file).is_file()]
     if len({Path(file).resolve() for file in files}) != 1:
         raise ValueError(
             f"{workdir} holds {listed(names)}: give --experiment FILE, the Python file that made "
             "what is to be shown"
         )
     return files[0]
-
-
-def _run_words(workdir: epath.Path, name: str) -> list[str]:
-    """Returns the words of the commands that have run an experiment; none if not recorded."""
-    try:
-        runs = read_json(workdir / f"experiment-{name}.json").get("runs")
-        return [word for run in runs or [] for word in shlex.split(run["command"])]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return []
-
-
-def _lead(run: Run, models: list[ModelColumn], seed: int | None) -> str:
-    """Returns the page's first paragraph."""
-    logs = run.logs
-    name = f"run {logs.name}" if seed is None else f"run {logs.name}, seed {seed},"
-    has_oracle = any(model.role == "oracle" and model.strongest for model in models)
-    return LEAD.format(
-        of=name,
-        forget=logs.forget.label,
-        retain=logs.retain.label,
-        oracle=ORACLE if has_oracle else "",
-    )
 
 
 def _missing_steps(
@@ -211,26 +191,19 @@ def _missing_steps(
     )
     on_disk = steps(models)
     ends = {on_disk[0], on_disk[-1]} - {*lost}  # always on disk, unless the last one is lost
-    keep = sorted({*lost, *on_disk} - ends)
+    keep = [str(step) for step in sorted({*lost, *on_disk} - ends)]
     if not isinstance(config, Paper):
-        keep_at = ", ".join(map(str, keep))
-        return f"{message}: give the attack keep_at=({keep_at}), and run it again.", None
+        return f"{message}: give the attack keep_at=({', '.join(keep)}), and run it again.", None
     words = ["undo-jax", "run", file, "--workdir", str(run.workdir), *_scalar_flags(run)]
-    keep_at = " ".join(map(str, keep))
-    return f"{message}. This keeps them:", f"{shlex.join(words)} --relearn.keep-at {keep_at}"
+    return f"{message}. This keeps them:", shlex.join([*words, "--relearn.keep-at", *keep])
 
 
 def _scalar_flags(run: Run) -> list[str]:
     """Returns the flags by which the run's last command set scalars, with their values."""
-    groups: list[list[str]] = []  # a flag and its values
+    words, is_repeated = [], False
     for word in shlex.split(run.logs.origins[-1].command) if run.logs.origins else []:
         if word.startswith("--"):
-            groups.append([word])
-        elif groups and not word.endswith(".py"):
-            groups[-1].append(word)
-    return [
-        word
-        for group in groups
-        if group[0].split("=")[0].replace("_", "-") not in NOT_REPEATED
-        for word in group
-    ]
+            is_repeated = word.split("=")[0].replace("_", "-") not in NOT_REPEATED
+        if is_repeated and (word.startswith("--") or not word.endswith(".py")):
+            words.append(word)
+    return words

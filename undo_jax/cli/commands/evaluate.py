@@ -5,7 +5,6 @@ import json as json_format
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jax
 from etils import epath
@@ -72,31 +71,11 @@ def evaluate(
     artifact_lm.read_lm(epath.Path(model))
     if jax.process_index() != 0:
         return serve(model, tokenizer, bos_token, mesh)[0].follow()
-    lm_options = {
-        "tokenizer": tokenizer,
-        "bos_token": bos_token,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "mesh": mesh,
-    }
-    table, scores = _score(model, lm_options, names, include_path, limit, num_fewshot)
-    print(json_format.dumps({"model": model, **scores}, indent=1) if json else table)
-
-
-def _score(
-    model: str,
-    lm_options: dict[str, Any],
-    names: list[str],
-    include_path: str | None,
-    limit: float | None,
-    num_fewshot: int | None,
-) -> tuple[str, dict[str, Any]]:
-    """See `harness_tasks.score_tasks`; what the libraries print goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):  # what the libraries print
         from undo_jax.cli import harness, harness_tasks
 
-        manager, tasks = harness_tasks.load_tasks(names, include_path)
-        lm = harness.UndoJax(model, **lm_options)
-        scores = harness_tasks.score_tasks(lm, manager, tasks, limit, num_fewshot)
+        manager, loaded = harness_tasks.load_tasks(names, include_path)
+        lm = harness.UndoJax(model, tokenizer, bos_token, batch_size, max_length, mesh)
+        table, scores = harness_tasks.score_tasks(lm, manager, loaded, limit, num_fewshot)
         lm.served.end()
-    return scores
+    print(json_format.dumps({"model": model, **scores}, indent=1) if json else table)

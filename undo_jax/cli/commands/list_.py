@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from etils import epath
 
@@ -16,6 +16,7 @@ from undo_jax.workdir.inventory import StoredArtifact, StoredExperiment
 
 ORDER = 60
 NONE = "–"
+HEADER = ("finished", "size", "age")
 
 
 def list_(workdir: Workdir) -> None:
@@ -33,8 +34,8 @@ def list_(workdir: Workdir) -> None:
     owned = {name for listed in experiments for name in listed.owners}
     orphans = [artifact for name, artifact in artifacts.items() if name not in owned]
     if orphans:
-        rows = [(stage, group) for stage, group in _by_stage(orphans).items()]
-        lines += ["of no experiment that is listed:", *_table("stage", rows, {}, now)]
+        rows = [_row(stage, "", group, len(group), now) for stage, group in _by_stage(orphans)]
+        lines += ["of no experiment that is listed:", *_table(["stage", "", *HEADER], rows)]
     root = absolute_path(epath.Path(workdir))
     total, running = inventory.disk_usage(root)[0], workdir_lock.is_locked(root)
     lines.append(
@@ -50,59 +51,44 @@ def experiment_lines(listed: StoredExperiment, now: float) -> list[str]:
         return [f"{listed.name}: {listed.wrong}", ""]
     unfinished = len(listed.missing)
     state = f"{unfinished} of {len(listed.owners)} unfinished" if unfinished else "finished"
-    groups: dict[str, list[StoredArtifact]] = {model: [] for model in listed.owners.values()}
-    for folder, artifact in listed.artifacts.items():
-        groups[listed.owners[folder]].append(artifact)
     earlier = {entry["model"] for entry in listed.content["models"] if entry.get("earlier")}
-    labels = {model: f"{model} (earlier)" if model in earlier else model for model in groups}
-    counts = {labels[model]: count for model, count in Counter(listed.owners.values()).items()}
-    rows = [(labels[model], group) for model, group in groups.items()]
+    rows = []
+    for model, count in Counter(listed.owners.values()).items():
+        group = [a for folder, a in listed.artifacts.items() if listed.owners[folder] == model]
+        stages = " ".join(f"{stage}×{len(of_stage)}" for stage, of_stage in _by_stage(group))
+        label = f"{model} (earlier)" if model in earlier else model
+        rows.append(_row(label, stages or NONE, group, count, now))
     size = format_bytes(sum(artifact.bytes for artifact in listed.artifacts.values()))
-    return [f"{listed.name}: {state}, {size}", *_table("model", rows, counts, now), ""]
+    return [f"{listed.name}: {state}, {size}", *_table(["model", "stages", *HEADER], rows), ""]
 
 
-def _by_stage(artifacts: Iterable[StoredArtifact]) -> dict[str, list[StoredArtifact]]:
+def _by_stage(artifacts: Iterable[StoredArtifact]) -> list[tuple[str, list[StoredArtifact]]]:
     stages: dict[str, list[StoredArtifact]] = {}
     for artifact in artifacts:
         stages.setdefault(artifact.stage, []).append(artifact)
-    return stages
+    return list(stages.items())
 
 
-def _table(
-    header: str,
-    rows: Sequence[tuple[str, Sequence[StoredArtifact]]],
-    counts: Mapping[str, int],
-    now: float,
+def _row(
+    label: str, stages: str, artifacts: Sequence[StoredArtifact], count: int, now: float
 ) -> list[str]:
-    """Returns lines: a row's artifacts, finished of all, by stage, their size, the newest's age.
-
-    `counts` says how many artifacts a row should have, if not as many as there are.
-    """
-    cells = [(header, "stages", "finished", "size", "age")]
-    for name, artifacts in rows:
-        finished = sum(artifact.finished for artifact in artifacts)
-        newest = max((artifact.changed for artifact in artifacts), default=0)
-        stages = [f"{stage}×{len(group)}" for stage, group in _by_stage(artifacts).items()]
-        cells.append(
-            (
-                name,
-                " ".join(stages) or NONE,
-                f"{finished}/{counts.get(name, len(artifacts))}",
-                format_bytes(sum(artifact.bytes for artifact in artifacts)),
-                duration(now - newest) if newest else NONE,
-            )
-        )
-    if header == "stage":  # a column of stages would say the same
-        cells = [(row[0], "", *row[2:]) for row in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [_line(row, widths) for row in cells]
+    """Returns cells: what artifacts are, the finished of `count`, size, the newest's age."""
+    finished = sum(artifact.finished for artifact in artifacts)
+    newest = max((artifact.changed for artifact in artifacts), default=0)
+    size = format_bytes(sum(artifact.bytes for artifact in artifacts))
+    age = duration(now - newest) if newest else NONE
+    return [label, stages, f"{finished}/{count}", size, age]
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Returns a row: texts to the left, numbers to the right, no columns without width."""
-    sides = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust)
-    cells = [side(text, width) for side, text, width in zip(sides, row, widths, strict=True)]
-    return "  ".join(["", *(cell for cell in cells if cell)]).rstrip()
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Returns lines: texts to the left, numbers to the right, no columns without width."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in (header, *rows):
+        cells = [f"{text:<{width}}" for text, width in zip(row[:2], widths, strict=False) if width]
+        cells += [f"{text:>{width}}" for text, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(["", *cells]).rstrip())
+    return lines
 
 
 def duration(seconds: float) -> str:

@@ -23,8 +23,8 @@ from undo_jax.graph.model_graph import build_graph
 from undo_jax.logs.log import results
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import errors_of_users, load
+from undo_jax.runner.run_context import RunContext
 from undo_jax.runner.score_models import ScoreCounts, score_models
-from undo_jax.runner.trials import RunContext
 from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import make_mesh_without_sweep
 from undo_jax.runtime.workdir_lock import lock_workdir

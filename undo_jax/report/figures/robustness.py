@@ -9,7 +9,7 @@ from undo_jax.report.card_tables import ordered
 from undo_jax.report.drawing import INK, MUTED, WARM, shade, shortened, text_width
 from undo_jax.report.numbers import AttackLine, Report
 from undo_jax.report.plot import limits
-from undo_jax.report.tables import NONE, score
+from undo_jax.report.tables import NONE, attack_name, score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,10 @@ def draw(report: Report) -> Figure | None:
     if len(attacks) < 2:
         return None
     # Sizes in inches: labels at the left and above, then the cells; controls stand apart.
-    names, labels = [shortened(m.name) for m in models], [_label(a) for a in attacks]
+    names, labels = (
+        [shortened(m.name) for m in models],
+        [attack_name(shortened(a.attack), a.control) for a in attacks],
+    )
     left, top = (0.2 + max(text_width(n, SIZE) for n in texts) for texts in (labels, names))
     gap = 0.5 * (0 < sum(a.control for a in attacks) < len(attacks))  # in cells
     rows = [i + gap * attack.control for i, attack in enumerate(attacks)]
@@ -124,10 +127,6 @@ def _attacks(report: Report) -> list[AttackLine]:
     """Returns each attack once, in the order of the experiment; controls last."""
     attacks = {(a.attack, a.control): a for m in report.attacked for a in m.attacks}
     return sorted(attacks.values(), key=lambda a: a.control)
-
-
-def _label(attack: AttackLine) -> str:
-    return shortened(attack.attack) + (" (control)" if attack.control else "")
 
 
 def _ends(attack: AttackLine, report: Report) -> tuple[float, float]:

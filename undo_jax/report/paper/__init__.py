@@ -1,11 +1,12 @@
 """The paper's figures: one file each, named as the file in experiments/paper that it draws.
 
-A file has `TITLE`; `points(studies)`, which yields the numbers behind the figure; `draw(studies)`,
-which returns a matplotlib figure of them; `caption(studies)`, what it shows; and `claims(studies)`,
-which yields claims with what was measured. `studies` are the experiments FIGURE-SETTING-SCALE of
-one scale, one per setting.
+A file has `TITLE`; `points(studies)`, which yields the numbers behind the figure; `plot(studies,
+points)`, which describes it as a `PaperPlot` or, for other shapes, `draw(studies, points)`, which
+returns a matplotlib figure; `caption(studies)`, what it shows; and `claims(studies)`, which yields
+claims with what was measured. `studies` are the experiments FIGURE-SETTING-SCALE of one scale, one
+per setting.
 
-This file has the helpers that several figures use.
+This file has what several figures use.
 """
 
 from __future__ import annotations
@@ -13,21 +14,49 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
 from undo_jax.report.panels import Look
+from undo_jax.report.plot import spreads
+from undo_jax.report.statistics import Seed
 from undo_jax.report.studies import PaperPoint, Study, curve_points, difference
-from undo_jax.report.tables import of_setting, sentence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORGET, PERMUTED = "relearning", "relearning permuted answers"  # panels
 FRESH = "Unlearn-and-Distill"
+
+
+@dataclass(frozen=True)
+class PaperPanel:
+    """Axes for the points of a panel: a curve for each line, or a mark with `mark_of`."""
+
+    name: str  # as in the points
+    study: Study
+    title: str
+    y: str = ""  # label
+    x: str = "relearning steps"
+    mark_of: Callable[[PaperPoint], Look] | None = None  # of a line, by one of its points
+    all_settings: bool = False  # whether other studies' points are there, too
+    loss: bool = False  # whether y is a loss, on a logarithmic axis, and not the forget score
+    without: str = "text has no answers to permute"  # written if it has no points
+
+
+@dataclass(frozen=True)
+class PaperPlot:
+    """A figure; the legend lists the looks of its lines, which are drawn in their order."""
+
+    rows: Sequence[Sequence[PaperPanel | None]]
+    looks: Mapping[str, Look]
+    legend_rows: int = 1
+    legend_columns: int | None = None  # None: as many as the rows need
 
 
 def discover() -> dict[str, ModuleType]:
@@ -36,11 +65,79 @@ def discover() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
 
 
-def missing_models(study: Study, models: str) -> ValueError:
-    """Returns the error of a figure whose experiment lacks some models."""
-    return ValueError(
-        f"{study.logs.name} has no {models}: run the experiment again with its models"
-    )
+# ---- drawing ----
+
+
+def draw(module: ModuleType, studies: Sequence[Study], points: Sequence[PaperPoint]) -> Figure:
+    """Draws a figure from its description, or by its own `draw`."""
+    if hasattr(module, "draw"):
+        return module.draw(studies, points)
+    plot: PaperPlot = module.plot(studies, points)
+    fig, axes = panels.figure(len(plot.rows), len(plot.rows[0]), plot.legend_rows)
+    for row, described in zip(axes, plot.rows, strict=True):
+        for ax, panel in zip(row, described, strict=True):
+            if panel is None:
+                ax.set_axis_off()
+            else:
+                _draw_panel(ax, panel, points, plot.looks)
+    columns = plot.legend_columns or -(-len(plot.looks) // plot.legend_rows)
+    panels.legend(fig, plot.looks, columns)
+    return fig
+
+
+def _draw_panel(
+    ax: Axes, panel: PaperPanel, points: Sequence[PaperPoint], looks: Mapping[str, Look]
+) -> None:
+    setting = panel.study.setting
+    lines: dict[tuple[str, str], list[PaperPoint]] = {}
+    for p in points:
+        if p.panel == panel.name and (panel.all_settings or p.setting == setting):
+            lines.setdefault((p.setting, p.model), []).append(p)
+    curves = {line: spreads(lines[setting, line]) for line in looks if (setting, line) in lines}
+    if panel.mark_of:
+        for line in lines.values():
+            panels.mark(ax, line, panel.mark_of(line[0]))
+        panels.data_filtering(ax)
+    elif curves:
+        panels.draw_curves(ax, curves, looks)
+        if panel.loss:
+            panels.loss_axis(ax)
+        else:
+            panels.score_axis(ax, panel.study.forget)
+    else:
+        return panels.empty(ax, panel.without)
+    panels.title(ax, panel.title)
+    ax.set_xlabel(panel.x, fontsize=8.5)
+    ax.set_ylabel(panel.y, fontsize=8.5)
+
+
+def score_label(study: Study, permuted: bool) -> str:
+    """Returns the label of an axis of forget scores, or of those of permuted answers."""
+    return "the same, permuted answers" if permuted else study.forget.axis
+
+
+def shown_panels(points: Iterable[PaperPoint]) -> list[str]:
+    """Returns `FORGET` and, where answers were permuted, `PERMUTED`."""
+    return [FORGET, *[PERMUTED] * any(PERMUTED in p.panel for p in points)]
+
+
+def score_panels(
+    study: Study, points: Iterable[PaperPoint], name: str = "{}"
+) -> Iterator[PaperPanel]:
+    """Yields the panels of `relearning_points` that the figure has in any setting."""
+    for panel in shown_panels(points):
+        yield PaperPanel(name.format(panel), study, score_label(study, panel == PERMUTED))
+
+
+def compute_panel(
+    name: str, study: Study, title: str, unit: str, mark_of: Callable[[PaperPoint], Look]
+) -> PaperPanel:
+    """Returns a panel of marks: robustness against compute, with a star for data filtering."""
+    x = f"distillation, % of the oracle's {unit}"
+    return PaperPanel(name, study, title, x=x, mark_of=mark_of)
+
+
+# ---- numbers ----
 
 
 def relearning_points(
@@ -72,45 +169,36 @@ def compute_points(
             yield PaperPoint(panel, study.setting, line or model, seed, *place)
 
 
-def setting_title(study: Study) -> str:
-    """Returns the study's setting as the beginning of a title."""
-    return sentence(of_setting(study.setting))
+# ---- claims ----
 
 
-def score_label(study: Study, permuted: bool) -> str:
-    """Returns the label of an axis of forget scores, or of those of permuted answers."""
-    return "the same, permuted answers" if permuted else study.forget.axis
+def missing_models(study: Study, models: str) -> ValueError:
+    """Returns the error of a figure whose experiment lacks some models."""
+    return ValueError(
+        f"{study.logs.name} has no {models}: run the experiment again with its models"
+    )
 
 
-def relearning_panel(
-    ax: Axes, points: Iterable[PaperPoint], panel: str, study: Study, looks: Mapping[str, Look]
-) -> None:
-    """Draws the lines of a panel that have a look, in the order of their points."""
-    curves = panels.curves_of([*points], panel, study.setting)
-    curves = {line: curve for line, curve in curves.items() if line in looks}
-    panels.relearning(ax, curves, looks, study.forget, score_label(study, panel.endswith(PERMUTED)))
+def claim(
+    study: Study,
+    says: str,
+    quantity: str,
+    values: Mapping[Seed, float],
+    paper: bool = False,
+    finished: bool = True,
+    **bound: Any,
+) -> Claim:
+    """Returns a claim of the paper, or by default of ours, about an experiment."""
+    finished = finished and not study.logs.unfinished
+    return Claim(says, study.setting, quantity, values, paper=paper, finished=finished, **bound)
 
 
-def compute_axes(ax: Axes, title: str, unit: str) -> None:
-    """Draws what panels of robustness against compute share: star, title and label."""
-    panels.data_filtering(ax)
-    panels.title(ax, title)
-    ax.set_xlabel(f"distillation, % of the oracle's {unit}", fontsize=8.5)
-
-
-def slower(study: Study, model: str, than: str, says: str | None = None, **options: Any) -> Claim:
-    """Returns the claim that a model relearns more slowly than another, by areas.
-
-    Args:
-        study: the experiment of both.
-        model: the slower one.
-        than: the faster one.
-        says: the claim in words; by default those above.
-        options: further fields of the claim.
-    """
+def slower(
+    study: Study, model: str, than: str, says: str | None = None, paper: bool = False
+) -> Claim:
+    """Returns the claim, by default in these words, that a model relearns more slowly, by areas."""
     says = says or f"{model} relearns more slowly than {than}"
-    values = difference(study.areas(than), study.areas(model))
-    return Claim(says, study.setting, AREAS, values, **options)
+    return claim(study, says, AREAS, difference(study.areas(than), study.areas(model)), paper=paper)
 
 
 def permuted_slower(
@@ -118,15 +206,18 @@ def permuted_slower(
 ) -> list[Claim]:
     """Returns the claim that permuted answers are learnt more slowly; none without that control."""
     areas = [study.control_areas(name, "permuted") for name in (than, model)]
-    if not all(areas):
-        return []
-    return [Claim(says, study.setting, quantity, difference(*areas), paper=False)]
+    return [claim(study, says, quantity, difference(*areas))] if all(areas) else []
+
+
+def as_slow(study: Study, model: str, reference: str, says: str) -> Claim:
+    """Returns the claim that a model relearns as slowly as a reference, within 0.05 by areas."""
+    excess = difference(study.areas(model), study.areas(reference))
+    return claim(study, f"{says}, within 0.05", AREAS, excess, bound=0.05, above=False)
 
 
 def keeps_retain(
     study: Study, model: str, reference: str, within: float, quantity: str, says: str
 ) -> Claim:
     """Returns the claim that a model's retain score is at most `within` below a reference's."""
-    says = f"{says}, within {within:g}"
-    values = study.retain_gap(model, reference)
-    return Claim(says, study.setting, quantity, values, bound=-within, paper=False)
+    says, gap = f"{says}, within {within:g}", study.retain_gap(model, reference)
+    return claim(study, says, quantity, gap, bound=-within)

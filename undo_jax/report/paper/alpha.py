@@ -1,34 +1,25 @@
 """Robustness rises with the compute of distillation, as α does (paper §4)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from undo_jax.report import panels
 from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import GREY, PURPLE, WARM, shade
-from undo_jax.report.numbers import Spread
-from undo_jax.report.panels import Look
+from undo_jax.report.panels import FILTERING, Look
 from undo_jax.report.paper import (
-    FORGET,
     FRESH,
-    PERMUTED,
-    compute_axes,
+    PaperPlot,
+    claim,
+    compute_panel,
     compute_points,
     missing_models,
-    relearning_panel,
     relearning_points,
-    setting_title,
+    score_panels,
 )
 from undo_jax.report.studies import PaperPoint, Seed, Study
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from undo_jax.report.tables import sentence
 
 TITLE = "UNDO: robustness for compute"
 COMPUTE = {"robustness against steps": "steps", "robustness against FLOPs": "FLOPs"}  # units
@@ -54,50 +45,29 @@ def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
             yield from relearning_points(study, model)
 
 
-def looks_of(study: Study) -> dict[str, Look]:
+def looks_of(studies: Sequence[Study]) -> dict[str, Look]:
     """Returns the look of each model that has a line."""
-    grid = alphas(study)
     looks = {"unlearn-only": Look(WARM)}
-    for rank, (model, alpha) in enumerate(
-        grid.items()
-    ):  # without noise it is unlearn-only, or near
-        style = "-" if alpha else (0, (1, 1.8))
-        looks[model] = Look(shade(rank / max(len(grid) - 1, 1)), style, "o")
-    fresh = Look(PURPLE, (0, (7, 1.8, 1.2, 1.8)), "D")
-    return {**looks, FRESH: fresh, "oracle": panels.FILTERING, OTHERS: Look(GREY, "", "x")}
+    for study in studies:
+        grid = alphas(study)
+        for rank, (model, alpha) in enumerate(grid.items()):
+            style = "-" if alpha else (0, (1, 1.8))  # without noise it is unlearn-only, or near
+            looks[model] = Look(shade(rank / max(len(grid) - 1, 1)), style, "o")
+    return {**looks, FRESH: Look(PURPLE, (0, (7, 1.8, 1.2, 1.8)), "D"), "oracle": FILTERING}
 
 
-def draw(studies: Sequence[Study]) -> Figure:
-    """Returns a row per setting: robustness by steps and by FLOPs, relearning, permuted answers."""
-    shown = list(points(studies))
-    columns = [*COMPUTE, FORGET]
-    columns += [PERMUTED] if any(p.panel == PERMUTED for p in shown) else []
-    looks = {name: look for study in studies for name, look in looks_of(study).items()}
-    fig, axes = panels.figure(len(studies), len(columns), legend_rows=2)
-    for row, study in zip(axes, studies, strict=True):
-        for ax, panel in zip(row, columns, strict=True):
-            of_panel = [p for p in shown if (p.panel, p.setting) == (panel, study.setting)]
-            if panel in COMPUTE:
-                _draw_compute(ax, of_panel, looks)
-                compute_axes(ax, f"{setting_title(study)}: robustness, %", COMPUTE[panel])
-            else:
-                order = list(looks)
-                of_panel.sort(key=lambda p: order.index(p.model) if p.model in looks else -1)
-                relearning_panel(ax, of_panel, panel, study, looks)
-    panels.legend(fig, looks, columns=-(-len(looks) // 2))
-    return fig
-
-
-def _draw_compute(ax: Axes, points: list[PaperPoint], looks: Mapping[str, Look]) -> None:
-    """Draws a marker per model at its means, and small crosses for other β."""
-    for model in dict.fromkeys(p.model for p in points):
-        of_model = [p for p in points if p.model == model]
-        if model in looks:
-            panels.mark(ax, of_model, looks[model].colour, looks[model].mark)
-            continue
-        x, y = (Spread(tuple(getattr(p, axis) for p in of_model)) for axis in "xy")
-        if y.finite:
-            ax.plot(x.mean, y.mean, looks[OTHERS].mark, ms=5, color=GREY, zorder=4)
+def plot(studies: Sequence[Study], points: Sequence[PaperPoint]) -> PaperPlot:
+    """Describes a row per setting: robustness by steps and by FLOPs, relearning, its control."""
+    looks = {**looks_of(studies), OTHERS: Look(GREY, "", "x")}
+    rows = []
+    for study in studies:
+        title = f"{sentence(study.setting)}: robustness, %"
+        compute = [
+            compute_panel(panel, study, title, unit, lambda p: looks.get(p.model, looks[OTHERS]))
+            for panel, unit in COMPUTE.items()
+        ]
+        rows.append([*compute, *score_panels(study, points)])
+    return PaperPlot(rows, looks, legend_rows=2)
 
 
 def caption(studies: Sequence[Study]) -> str:
@@ -115,7 +85,7 @@ def caption(studies: Sequence[Study]) -> str:
 def claims(studies: Sequence[Study]) -> Iterator[Claim]:
     """Yields: robustness and compute rise with α, together, and the largest α is robust."""
     for study in studies:
-        grid, setting = alphas(study), study.setting
+        grid = alphas(study)
         if not grid:
             raise missing_models(study, "model with an α")
         robustness = {model: study.robustness(model) for model in grid}
@@ -126,19 +96,19 @@ def claims(studies: Sequence[Study]) -> Iterator[Claim]:
             ("the compute of distillation rises with α", steps, "% of the oracle's steps per α"),
         ):
             slopes = {s: _slope([*grid.values()], _of_seed(values, s)) for s in seeds}
-            yield Claim(says, setting, f"slope over the grid, {unit}", slopes)
+            yield claim(study, says, f"slope over the grid, {unit}", slopes, paper=True)
         correlations = {s: _correlation(_of_seed(steps, s), _of_seed(robustness, s)) for s in seeds}
         says = "robustness for compute is near a line"
         quantity = "correlation of robustness and steps over α"
-        yield Claim(says, setting, quantity, correlations, bound=0.9)
+        yield claim(study, says, quantity, correlations, paper=True, bound=0.9)
 
         means = {m: np.nan_to_num(np.mean([*robustness[m].values()]), nan=-np.inf) for m in grid}
         best = max(grid, key=means.__getitem__)
         says = f"at its strongest (here {best}) UNDO is as robust as data filtering, within 10 %"
-        yield Claim(says, setting, "robustness, %", robustness[best], bound=90.0)
+        yield claim(study, says, "robustness, %", robustness[best], paper=True, bound=90.0)
         says = f"... at no more than 80 % of its compute ({best})"
         quantity = "% of the oracle's steps"
-        yield Claim(says, setting, quantity, steps[best], bound=80.0, above=False)
+        yield claim(study, says, quantity, steps[best], paper=True, bound=80.0, above=False)
         for model in grid:
             yield from _beta_claims(study, model)
 
@@ -155,7 +125,7 @@ def _beta_claims(study: Study, model: str) -> Iterator[Claim]:
         listed = ", ".join(name.partition("β=")[2] for name in betas)
         says = f"β (0.1, {listed}) makes a difference of less than 20 % at {model}"
         quantity = "robustness, %: highest less lowest over β"
-        yield Claim(says, study.setting, quantity, spans, bound=20.0, above=False, paper=False)
+        yield claim(study, says, quantity, spans, bound=20.0, above=False)
 
 
 def _of_seed(values: Mapping[str, Mapping[Seed, float]], seed: Seed) -> list[float]:

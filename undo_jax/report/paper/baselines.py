@@ -1,32 +1,25 @@
 """Baselines that readers of the paper asked for: other damage, other students, other targets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from undo_jax.report import panels
-from undo_jax.report.claims import AREAS, Claim
+from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import GREY, PURPLE, RAMP, WARM
-from undo_jax.report.panels import Look
+from undo_jax.report.panels import FILTERING, Look
 from undo_jax.report.paper import (
-    FORGET,
     FRESH,
-    PERMUTED,
-    compute_axes,
+    PaperPlot,
+    as_slow,
+    compute_panel,
     compute_points,
     keeps_retain,
     permuted_slower,
-    relearning_panel,
     relearning_points,
-    setting_title,
+    score_panels,
     slower,
 )
-from undo_jax.report.studies import PaperPoint, Study, difference
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from undo_jax.report.studies import PaperPoint, Study
+from undo_jax.report.tables import sentence
 
 TITLE = "Baselines beside UNDO"
 UNDO, ALONE, COPY, STATES, TOP, FILTERED, HALF = (
@@ -50,7 +43,7 @@ LOOKS = {
     "noise in upper layers": Look("#7a7f35"),
     "random, as upper layers": Look("#7a7f35", (0, DOTTED)),
     PRUNING: Look("#b0577f", (0, DASHED)),
-    "oracle": panels.FILTERING,
+    "oracle": FILTERING,
 }
 _DAMAGE = tuple(f"{damage} {part}" for part in PARTS for damage in ("noise in", "random, as"))
 GROUPS = {
@@ -78,33 +71,22 @@ def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
                 yield from relearning_points(study, model, line, f"{group}: {{}}")
 
 
-def draw(studies: Sequence[Study]) -> Figure:
-    """Returns a row per setting and group: robustness by FLOPs, relearning, permuted answers."""
-    shown = list(points(studies))
-    columns = [COMPUTE, FORGET]
-    columns += [PERMUTED] if any(p.panel.endswith(f": {PERMUTED}") for p in shown) else []
-    rows = [(study, group) for study in studies for group in GROUPS]
-    fig, axes = panels.figure(len(rows), len(columns), legend_rows=3)
-    for row, (study, group) in zip(axes, rows, strict=True):
-        for ax, column in zip(row, columns, strict=True):
-            panel = f"{group}: {column}"
-            if column == COMPUTE:
-                key = panel, study.setting
-                _draw_compute(ax, [p for p in shown if (p.panel, p.setting) == key])
-                compute_axes(ax, f"{setting_title(study)}, {group}: robustness, %", "FLOPs")
-            else:
-                relearning_panel(ax, shown, panel, study, LOOKS)
-    panels.legend(fig, LOOKS, columns=5)
-    return fig
+def plot(studies: Sequence[Study], points: Sequence[PaperPoint]) -> PaperPlot:
+    """Describes a row per setting and group: robustness by FLOPs, relearning, its control."""
+    rows = []
+    for study in studies:
+        for group in GROUPS:
+            title = f"{sentence(study.setting)}, {group}: robustness, %"
+            compute = compute_panel(f"{group}: {COMPUTE}", study, title, "FLOPs", _mark_of)
+            rows.append([compute, *score_panels(study, points, f"{group}: {{}}")])
+    return PaperPlot(rows, LOOKS, legend_rows=3)
 
 
-def _draw_compute(ax: Axes, points: list[PaperPoint]) -> None:
-    """Draws a marker per line at its means over seeds; hollow where the line is dotted."""
-    for line in dict.fromkeys(p.model for p in points):
-        look, of_line = LOOKS[line], [p for p in points if p.model == line]
-        face = "white" if look.style == (0, DOTTED) else look.colour
-        shape = "o" if look.style == "-" else "D"
-        panels.mark(ax, of_line, look.colour, shape, markerfacecolor=face)
+def _mark_of(point: PaperPoint) -> Look:
+    """Returns the mark of a line; hollow where the line is dotted."""
+    look = LOOKS[point.model]
+    mark = "o" if look.style == "-" else "D"
+    return replace(look, mark=mark, hollow=look.style == (0, DOTTED))
 
 
 def caption(studies: Sequence[Study]) -> str:
@@ -147,13 +129,12 @@ def claims(studies: Sequence[Study]) -> Iterator[Claim]:
                "weights at random", f"random, as {part}", f"noise in {part}") for part in PARTS),
         ):  # fmt: skip
             faster, slowest = models[fast], models[slow]
-            yield slower(study, slowest, faster, says, paper=False)
+            yield slower(study, slowest, faster, says)
             says = f"... and so it is of permuted answers ({faster} against {slowest})"
             quantity = "the same difference of permuted answers"
             yield from permuted_slower(study, slowest, faster, says, quantity)
-        excess = difference(study.areas(HALF), study.areas(FRESH))
-        says = f"a half-size student relearns as slowly as {FRESH}, within 0.05"
-        yield Claim(says, study.setting, AREAS, excess, bound=0.05, above=False, paper=False)
+        says = f"a half-size student relearns as slowly as {FRESH}"
+        yield as_slow(study, HALF, FRESH, says)
         for line in (ALONE, STATES, TOP, FILTERED, HALF):
             says = f"{line} keeps as much retain as UNDO"
             yield keeps_retain(study, line, UNDO, 0.02, "retain score", says)

@@ -1,21 +1,22 @@
 """What happens to robustness when distillation goes on after the student has recovered."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from undo_jax.report import panels
 from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import RAMP, WARM
-from undo_jax.report.panels import Look
-from undo_jax.report.paper import FRESH, keeps_retain, permuted_slower, setting_title, slower
+from undo_jax.report.panels import ORACLE, Look
+from undo_jax.report.paper import (
+    FRESH,
+    PaperPanel,
+    PaperPlot,
+    claim,
+    keeps_retain,
+    permuted_slower,
+    slower,
+)
 from undo_jax.report.studies import PaperPoint, Seed, Study, curve_points, difference
 from undo_jax.report.tables import sentence
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TITLE = "Beyond the stop rule"
 STUDENTS = ("UNDO", FRESH)
@@ -26,7 +27,7 @@ LOOKS = {
     "4×": Look(RAMP[2]),
     "filtered, 4×": Look("#c98a1b", (0, (2.6, 1.4))),
     "of the longer unlearned, 4×": Look("#8a4fa3", (0, (7, 1.8, 1.2, 1.8))),
-    "oracle": panels.ORACLE,
+    "oracle": ORACLE,
     "oracle, 4×": Look("#8b8f96", (0, (4, 2.2))),
 }
 NOT_DRAWN = ("filtered, 1×", "of the longer unlearned, 1×", "unlearn-only, 4×")
@@ -45,23 +46,24 @@ def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
                     yield from curve_points(f"{student}: {column}", study.setting, line, curves)
 
 
-def draw(studies: Sequence[Study]) -> Figure:
-    """Returns a row per setting and student: relearning, and its controls if there are any."""
-    shown = list(points(studies))
-    columns = [c for c in COLUMNS.values() if any(p.panel.endswith(f": {c}") for p in shown)]
-    rows = [(study, student) for study in studies for student in STUDENTS]
-    fig, axes = panels.figure(len(rows), len(columns), legend_rows=2)
-    for row, (study, student) in zip(axes, rows, strict=True):
-        for ax, column in zip(row, columns, strict=True):
-            curves = panels.curves_of(shown, f"{student}: {column}", study.setting)
-            curves = {line: curve for line, curve in curves.items() if line in LOOKS}
-            panels.relearning(
-                ax, curves, LOOKS, study.forget, sentence(column), "for arithmetic only"
+def plot(studies: Sequence[Study], points: Sequence[PaperPoint]) -> PaperPlot:
+    """Describes a row per setting and student: relearning, and its controls if there are any."""
+    columns = [c for c in COLUMNS.values() if any(p.panel.endswith(f": {c}") for p in points)]
+    rows = [
+        [
+            PaperPanel(
+                f"{student}: {column}",
+                study,
+                sentence(column),
+                "" if i else f"{sentence(study.setting)}, {student}\n{study.forget.axis}",
+                without="for arithmetic only",
             )
-        label = f"{setting_title(study)}, {student}\n{study.forget.axis}"
-        row[0].set_ylabel(label, fontsize=8.5)
-    panels.legend(fig, LOOKS, columns=4)
-    return fig
+            for i, column in enumerate(columns)
+        ]
+        for study in studies
+        for student in STUDENTS
+    ]
+    return PaperPlot(rows, LOOKS, legend_rows=2)
 
 
 def caption(studies: Sequence[Study]) -> str:
@@ -96,7 +98,7 @@ def _student_claims(study: Study, student: str) -> Iterator[Claim]:
         half = [_peaks(study.control(model, "half")) for model in (four, "oracle")]
         says = f"{longer} knows more of families not relearned than the oracle"
         quantity = "difference of the highest scores on them"
-        yield Claim(says, study.setting, quantity, difference(*half), paper=False)
+        yield claim(study, says, quantity, difference(*half))
     for remedy in ("filtered", "of the longer unlearned"):
         yield _faster(study, four, f"{student}, {remedy}, 4×", longer, f"so and {remedy}")
     says = f"{longer} and filtered keeps retain"
@@ -106,7 +108,7 @@ def _student_claims(study: Study, student: str) -> Iterator[Claim]:
 
 def _faster(study: Study, fast: str, slow: str, name: str, slow_name: str) -> Claim:
     """Returns the claim that model `fast`, called `name`, relearns faster than model `slow`."""
-    return slower(study, slow, fast, f"{name} relearns faster than {slow_name}", paper=False)
+    return slower(study, slow, fast, f"{name} relearns faster than {slow_name}")
 
 
 def _peaks(curves: Mapping[Seed, Mapping[int, float]]) -> dict[Seed, float]:

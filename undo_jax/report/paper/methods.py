@@ -1,30 +1,27 @@
 """Distillation robustifies unlearning by any method (paper §3)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from undo_jax.report import panels
-from undo_jax.report.claims import AREAS, Claim
+from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import PURPLE, WARM
-from undo_jax.report.panels import Look
+from undo_jax.report.panels import ORACLE, Look
 from undo_jax.report.paper import (
     FRESH,
     PERMUTED,
+    PaperPanel,
+    PaperPlot,
+    as_slow,
     permuted_slower,
     relearning_points,
     score_label,
-    setting_title,
+    shown_panels,
     slower,
 )
-from undo_jax.report.studies import PaperPoint, Study, difference
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from undo_jax.report.studies import PaperPoint, Study
+from undo_jax.report.tables import sentence
 
 TITLE = "Distillation robustifies unlearning"
-LOOKS = {"unlearn-only": Look(WARM), FRESH: Look(PURPLE), "data filtering": panels.ORACLE}
+LOOKS = {"unlearn-only": Look(WARM), FRESH: Look(PURPLE), "data filtering": ORACLE}
 
 
 def methods(study: Study) -> list[str]:
@@ -41,22 +38,24 @@ def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
                 yield from relearning_points(study, model, line, f"{{}}: {method}")
 
 
-def draw(studies: Sequence[Study]) -> Figure:
-    """Returns a row per setting, and one for permuted answers if any; a column per method."""
-    shown = list(points(studies))
+def plot(studies: Sequence[Study], points: Sequence[PaperPoint]) -> PaperPlot:
+    """Describes a row per setting, and one for permuted answers if any; a column per method."""
     columns = list(dict.fromkeys(method for study in studies for method in methods(study)))
-    by_setting = {study.setting: study for study in studies}
-    rows = list(dict.fromkeys((p.setting, p.panel.partition(":")[0]) for p in shown))
-    fig, axes = panels.figure(len(rows), len(columns))
-    for row, (setting, panel) in zip(axes, rows, strict=True):
-        study = by_setting[setting]
-        for ax, method in zip(row, columns, strict=True):
-            curves = panels.curves_of(shown, f"{panel}: {method}", setting)
-            title = f"{setting_title(study)}, {method}"
-            panels.relearning(ax, curves, LOOKS, study.forget, title)
-        row[0].set_ylabel(score_label(study, panel == PERMUTED), fontsize=8.5)
-    panels.legend(fig, LOOKS, len(LOOKS))
-    return fig
+    rows = []
+    for study in studies:
+        shown = [p for p in points if p.setting == study.setting]
+        for panel in shown_panels(shown) if shown else ():
+            row = [
+                PaperPanel(
+                    f"{panel}: {method}",
+                    study,
+                    f"{sentence(study.setting)}, {method}",
+                    "" if i else score_label(study, panel == PERMUTED),
+                )
+                for i, method in enumerate(columns)
+            ]
+            rows.append(row)
+    return PaperPlot(rows, LOOKS)
 
 
 def caption(studies: Sequence[Study]) -> str:
@@ -75,9 +74,9 @@ def claims(studies: Sequence[Study]) -> Iterator[Claim]:
     for study in studies:
         for method in methods(study):
             model, name = f"{method}, distilled", f"distilled {method}"
-            yield slower(study, model, method, f"{name} relearns more slowly than {method}")
-            excess = difference(study.areas(model), study.areas("oracle"))
-            says = f"{name} relearns as slowly as data filtering, within 0.05"
-            yield Claim(says, study.setting, AREAS, excess, bound=0.05, above=False, paper=False)
+            says = f"{name} relearns more slowly than {method}"
+            yield slower(study, model, method, says, paper=True)
+            says = f"{name} relearns as slowly as data filtering"
+            yield as_slow(study, model, "oracle", says)
             says = f"{name} learns permuted answers more slowly than {method}, too"
             yield from permuted_slower(study, model, method, says)

@@ -1,29 +1,23 @@
 """Matching the oracle's outputs does not make a student as robust (paper §3)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from undo_jax.report import panels
 from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import GREY, WARM
-from undo_jax.report.panels import Look
+from undo_jax.report.panels import ORACLE, Look
 from undo_jax.report.paper import (
-    FORGET,
-    PERMUTED,
+    PaperPanel,
+    PaperPlot,
+    claim,
     keeps_retain,
-    relearning_panel,
+    permuted_slower,
     relearning_points,
-    setting_title,
+    score_panels,
     slower,
 )
-from undo_jax.report.studies import PaperPoint, Study, curve_points, difference
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from undo_jax.report.studies import PaperPoint, Study, curve_points
+from undo_jax.report.tables import sentence
 
 TITLE = "Oracle matching does not guarantee robust unlearning"
 REFERENCE, RANDOM, SAME_INIT = (
@@ -34,7 +28,7 @@ LOOKS = {
     RANDOM: Look("#2b6fb3"),
     SAME_INIT: Look("#3bb3c4", (0, (2.6, 1.4))),
     "base, distilled": Look(GREY, (0, (1, 1.8))),
-    "oracle": panels.ORACLE,
+    "oracle": ORACLE,
 }
 LOSS = "distillation loss"
 LAST = 5  # losses whose mean is that of the end of a distillation
@@ -50,29 +44,21 @@ def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
             yield from relearning_points(study, model)
 
 
-def draw(studies: Sequence[Study]) -> Figure:
-    """Returns a row per setting: losses, relearning, and permuted answers if there are any."""
-    shown = list(points(studies))
-    columns = [LOSS, FORGET, *([PERMUTED] if any(p.panel == PERMUTED for p in shown) else [])]
-    fig, axes = panels.figure(len(studies), len(columns))
-    for row, study in zip(axes, studies, strict=True):
-        _draw_losses(row[0], shown, study)
-        for ax, panel in zip(row[1:], columns[1:], strict=True):
-            relearning_panel(ax, shown, panel, study, LOOKS)
-    panels.legend(fig, LOOKS, len(LOOKS))
-    return fig
-
-
-def _draw_losses(ax: Axes, points: Sequence[PaperPoint], study: Study) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    panels.draw_curves(ax, panels.curves_of(points, LOSS, study.setting), LOOKS)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    panels.title(ax, f"{setting_title(study)}: loss (nats)")
-    ax.set_xlabel("distillation steps", fontsize=8.5)
+def plot(studies: Sequence[Study], points: Sequence[PaperPoint]) -> PaperPlot:
+    """Describes a row per setting: losses, relearning, and permuted answers if there are any."""
+    rows = []
+    for study in studies:
+        title = f"{sentence(study.setting)}: loss (nats)"
+        losses = PaperPanel(
+            LOSS,
+            study,
+            title,
+            x="distillation steps",
+            loss=True,
+            without="no distillation has losses",
+        )
+        rows.append([losses, *score_panels(study, points)])
+    return PaperPlot(rows, LOOKS)
 
 
 def caption(studies: Sequence[Study]) -> str:
@@ -97,18 +83,15 @@ def claims(studies: Sequence[Study]) -> Iterator[Claim]:
             ratios = {s: _ratio(losses, first[s]) for s, losses in last.items() if s in first}
             says = f"{student} comes to give the oracle's outputs"
             quantity = f"its last loss (mean of {LAST}) ÷ the first of {RANDOM}"
-            yield Claim(says, study.setting, quantity, ratios, bound=MATCHED, above=False)
+            yield claim(study, says, quantity, ratios, paper=True, bound=MATCHED, above=False)
         for student in (REFERENCE, RANDOM):
             says = f"{student} keeps as much retain as the oracle"
             yield keeps_retain(study, student, "oracle", 0.05, "retain score", says)
         for fast, slow in ((REFERENCE, RANDOM), (REFERENCE, "oracle"), (RANDOM, "oracle")):
             says = f"{fast} relearns faster than {slow}"
             yield slower(study, slow, fast, says, paper=fast == REFERENCE)
-        permuted = [study.control_areas(model, "permuted") for model in (REFERENCE, RANDOM)]
-        if any(permuted):
-            says = f"{REFERENCE} relearns permuted answers faster than {RANDOM}"
-            values = difference(*permuted)
-            yield Claim(says, study.setting, "difference of areas", values, paper=False)
+        says = f"{REFERENCE} relearns permuted answers faster than {RANDOM}"
+        yield from permuted_slower(study, RANDOM, REFERENCE, says, "difference of areas")
 
 
 def _ratio(losses: Sequence[float], first: float) -> float:

@@ -11,10 +11,11 @@ from undo_jax.report import panels
 from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import BLACK, FAMILIES, MUTED, darker
 from undo_jax.report.numbers import Spread
-from undo_jax.report.paper import missing_models, score_label, setting_title
+from undo_jax.report.paper import claim, missing_models, score_label
 from undo_jax.report.pareto_fronts import hypervolume
 from undo_jax.report.records import Measure
-from undo_jax.report.studies import Curve, PaperPoint, Seed, Study, difference
+from undo_jax.report.studies import PaperPoint, Seed, Study, difference
+from undo_jax.report.tables import sentence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,8 +60,9 @@ def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
     for study in studies:
         for attack, step in product((RELEARNED, PERMUTED), dict.fromkeys(columns(study))):
             for model, seed, forget, retain in _places(study, step, attack):
-                panel = f"after {step} {attack}"
-                yield PaperPoint(panel, study.setting, model, seed, forget, retain)
+                if math.isfinite(forget):
+                    panel = f"after {step} {attack}"
+                    yield PaperPoint(panel, study.setting, model, seed, forget, retain)
             panel = "hypervolume" if attack == RELEARNED else f"hypervolume, {attack}"
             for name, areas in hypervolumes(study, step, attack).items():
                 for seed, area in areas.items():
@@ -68,20 +70,19 @@ def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
                         yield PaperPoint(panel, study.setting, name, seed, step, area)
 
 
-def _curves(study: Study, model: str, attack: str) -> tuple[dict[Seed, Curve], dict[Seed, Curve]]:
-    """Returns forget and retain scores by seed and step; empty without that attack."""
-    if attack == PERMUTED:
-        return study.control(model, "permuted"), study.control_retained(model, "permuted")
-    return study.relearned(model), study.retained(model)
-
-
 def _places(study: Study, step: int, attack: str) -> Iterator[tuple[str, Seed, float, float]]:
-    """Yields model, seed, forget and retain score of each model of a method at a step."""
+    """Yields model, seed, forget and retain score of each model of a method at a step.
+
+    The scores are nan if the attack has none there.
+    """
     for model in filter(method, study.models):
-        forget, retain = _curves(study, model, attack)
-        for seed, curve in forget.items():
-            if step in curve:
-                yield model, seed, curve[step], retain[seed][step]
+        if attack == PERMUTED:
+            curves = study.control(model, "permuted")
+            retained = study.control_retained(model, "permuted")
+        else:
+            curves, retained = study.relearned(model), study.retained(model)
+        for seed, curve in curves.items():
+            yield model, seed, curve.get(step, math.nan), retained[seed].get(step, math.nan)
 
 
 def hypervolumes(study: Study, step: int, attack: str = RELEARNED) -> dict[str, dict[Seed, float]]:
@@ -91,12 +92,11 @@ def hypervolumes(study: Study, step: int, attack: str = RELEARNED) -> dict[str, 
     count as shares of the way from the worst to the best, see `merit`.
     """
     merits: dict[str, dict[Seed, list[tuple[float, float]]]] = {}
-    for model in filter(method, study.models):
-        for seed in _curves(study, model, attack)[0]:
-            merits.setdefault(str(method(model)), {}).setdefault(seed, [])
     for model, seed, forget, retain in _places(study, step, attack):
-        place = merit(forget, study.forget, less=True), merit(retain, study.logs.retain)
-        merits[str(method(model))][seed].append(place)
+        places = merits.setdefault(str(method(model)), {}).setdefault(seed, [])
+        if math.isfinite(forget):
+            place = merit(forget, study.forget, less=True), merit(retain, study.logs.retain)
+            places.append(place)
     return {
         name: {seed: hypervolume(places) if places else math.nan for seed, places in seeds.items()}
         for name, seeds in merits.items()
@@ -122,26 +122,26 @@ def most(measure: Measure) -> float:
     return 1.0 if measure.higher_is_better and not measure.unit else NATS
 
 
-def draw(studies: Sequence[Study]) -> Figure:
+def draw(studies: Sequence[Study], points: Sequence[PaperPoint]) -> Figure:
     """Returns a row per setting, a column per number of relearning steps.
 
     Better is to the upper left. Where answers can be permuted, a second row shows the models that
     relearn those instead.
     """
-    shown = list(points(studies))
     rows = [
         (study, attack)
         for study, attack in product(studies, (RELEARNED, PERMUTED))
-        if any(p.setting == study.setting and p.panel.endswith(f" {attack}") for p in shown)
+        if any(p.setting == study.setting and p.panel.endswith(f" {attack}") for p in points)
     ]
     fig, axes = panels.figure(len(rows), 3, legend_rows=1)
     for row, (study, attack) in zip(axes, rows, strict=True):
+        label = score_label(study, attack == PERMUTED)
         for ax, step in zip(row, columns(study), strict=True):
             key = f"after {step} {attack}", study.setting
-            _scatter(ax, [p for p in shown if (p.panel, p.setting) == key], study)
-            panels.title(ax, f"{setting_title(study)}, {step} steps")
+            _scatter(ax, [p for p in points if (p.panel, p.setting) == key], study)
+            panels.title(ax, f"{sentence(study.setting)}, {step} steps")
             ax.set_title("↖ better", loc="right", fontsize=7.5, pad=6, color=MUTED)
-            ax.set_xlabel(score_label(study, attack == PERMUTED), fontsize=8.5)
+            ax.set_xlabel(label, fontsize=8.5)
         row[0].set_ylabel(study.logs.retain.axis, fontsize=8.5)
         _share_limits(row, study)
     _legend(fig)
@@ -227,9 +227,9 @@ def claims(studies: Sequence[Study]) -> Iterator[Claim]:
                 says = f"UNDO beats {name} substantially at {step} relearning steps"
                 bounds = {seed: (1 + SUBSTANTIAL) * area for seed, area in areas[name].items()}
                 quantity = f"its hypervolume less {1 + SUBSTANTIAL:g} times that of {name}"
-                yield Claim(says, study.setting, quantity, difference(undo, bounds))
+                yield claim(study, says, quantity, difference(undo, bounds), paper=True)
             says = f"data filtering, one model, dominates UNDO at {step} relearning steps"
-            yield Claim(says, study.setting, GAIN, difference(oracle, undo), paper=False)
+            yield claim(study, says, GAIN, difference(oracle, undo))
         for step in dict.fromkeys(columns(study)[1:]):
             areas = hypervolumes(study, step, PERMUTED)
             undo = areas.pop(UNDO, {})
@@ -251,4 +251,4 @@ def _dominates(
     means = {name: Spread(tuple(areas.values())).mean for name, areas in rivals.items()}
     best = max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
     says = f"{says} at {step} relearning steps (the best other here: {best})"
-    return Claim(says, study.setting, GAIN, difference(undo, rivals[best]), paper=paper)
+    return claim(study, says, GAIN, difference(undo, rivals[best]), paper=paper)

@@ -1,34 +1,30 @@
 """Whether robustness for compute grows with the size of the model: a question of ours."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import cycle, pairwise
-from typing import TYPE_CHECKING
 
-from undo_jax.report import panels
 from undo_jax.report.claims import Claim
-from undo_jax.report.drawing import MUTED, PURPLE, WARM, shade
+from undo_jax.report.drawing import MUTED
 from undo_jax.report.numbers import MIN_GAP
-from undo_jax.report.panels import Look
+from undo_jax.report.panels import STAR, Look
 from undo_jax.report.paper import (
-    FORGET,
     FRESH,
     PERMUTED,
-    compute_axes,
+    PaperPanel,
+    PaperPlot,
+    claim,
+    compute_panel,
     relearning_points,
     score_label,
-    setting_title,
+    shown_panels,
     slower,
 )
-from undo_jax.report.paper.alpha import alphas
+from undo_jax.report.paper.alpha import alphas, looks_of
 from undo_jax.report.statistics import Seed, pairs
 from undo_jax.report.studies import PaperPoint, Study, difference
-from undo_jax.report.tables import of_setting
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from undo_jax.report.tables import sentence
 
 TITLE = "Robustness for compute, by size"
 COMPUTE = "robustness against FLOPs"
@@ -51,15 +47,12 @@ def slowness(study: Study, model: str) -> dict[Seed, float]:
 
 def _by_size(studies: Sequence[Study]) -> list[Study]:
     """Returns the experiments by the FLOPs of their base, which rise with its size."""
-    return sorted(studies, key=lambda study: max(_flops(study), default=0.0))
 
+    def flops(study: Study) -> float:
+        bases = [case.artifact for case in study.cases("base").values() if case.artifact]
+        return max((base.summary["flops"] for base in bases), default=0.0)
 
-def _flops(study: Study) -> list[float]:
-    return [
-        case.artifact.summary["flops"]
-        for case in study.cases("base").values()
-        if case.artifact is not None
-    ]
+    return sorted(studies, key=flops)
 
 
 def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
@@ -70,50 +63,39 @@ def points(studies: Sequence[Study]) -> Iterator[PaperPoint]:
             for seed, robustness in slowness(study, model).items():
                 if math.isfinite(robustness):
                     yield PaperPoint(COMPUTE, study.setting, model, seed, flops[seed], robustness)
-        for model in _looks(study):
+        for model in looks_of([study]):
             yield from relearning_points(study, model)
 
 
-def _looks(study: Study) -> dict[str, Look]:
-    grid = [*alphas(study)]
-    shades = {m: Look(shade(rank / max(len(grid) - 1, 1))) for rank, m in enumerate(grid)}
-    fresh = Look(PURPLE, (0, (7, 1.8, 1.2, 1.8)))
-    return {"unlearn-only": Look(WARM), **shades, FRESH: fresh, "oracle": panels.FILTERING}
+def plot(studies: Sequence[Study], points: Sequence[PaperPoint]) -> PaperPlot:
+    """Describes robustness by FLOPs, a marker's form for each size; then relearning, by size."""
+    sizes = _by_size(studies)
+    marks = dict(zip((study.setting for study in sizes), cycle(MARKS), strict=False))
+    looks = {
+        name: look if look.mark == STAR else Look(look.colour, look.style)
+        for name, look in looks_of(sizes).items()
+    }
 
+    def mark_of(point: PaperPoint) -> Look:
+        return replace(looks[point.model], mark=marks[point.setting])
 
-def draw(studies: Sequence[Study]) -> Figure:
-    """Returns robustness by FLOPs, a marker's form for each size; then relearning, by size."""
-    shown, sizes = list(points(studies)), _by_size(studies)
-    looks = {name: look for study in sizes for name, look in _looks(study).items()}
-    rows = [panel for panel in (FORGET, PERMUTED) if any(p.panel == panel for p in shown)]
-    fig, axes = panels.figure(len(rows), 1 + len(sizes), legend_rows=2)
-
-    # The first column: one panel of all sizes.
-    size_looks = {}
-    for study, mark in zip(sizes, cycle(MARKS), strict=False):
-        size_looks[setting_title(study)] = Look(MUTED, "", mark)
-        for model, look in looks.items():
-            key = COMPUTE, study.setting, model
-            of_model = [p for p in shown if (p.panel, p.setting, p.model) == key]
-            panels.mark(axes[0][0], of_model, look.colour, mark)
-    compute_axes(axes[0][0], "Robustness by areas, %", "FLOPs")
-    for row in axes[1:]:
-        row[0].set_axis_off()
-
-    # The other columns: relearning at each size.
-    for row, panel in zip(axes, rows, strict=True):
-        for ax, study in zip(row[1:], sizes, strict=True):
-            curves = panels.curves_of(shown, panel, study.setting)
-            panels.relearning(ax, curves, looks, study.forget, setting_title(study))
-        row[1].set_ylabel(score_label(sizes[0], panel == PERMUTED), fontsize=8.5)
-    panels.legend(fig, looks | size_looks, columns=4)
-    return fig
+    compute = compute_panel(COMPUTE, sizes[0], "Robustness by areas, %", "FLOPs", mark_of)
+    rows = []
+    for panel in shown_panels(points):
+        label = score_label(sizes[0], panel == PERMUTED)
+        row = [
+            PaperPanel(panel, study, sentence(study.setting), "" if i else label)
+            for i, study in enumerate(sizes)
+        ]
+        rows.append([None if rows else replace(compute, all_settings=True), *row])
+    size_looks = {sentence(setting): Look(MUTED, "", mark) for setting, mark in marks.items()}
+    return PaperPlot(rows, looks | size_looks, legend_rows=2, legend_columns=4)
 
 
 def caption(studies: Sequence[Study]) -> str:
     """Returns what the figure shows."""
     sizes = [
-        f"{MARKS[mark]}: {of_setting(study.setting)} ({len(study.cases('base'))} seeds)"
+        f"{MARKS[mark]}: {study.setting} ({len(study.cases('base'))} seeds)"
         for study, mark in zip(_by_size(studies), cycle(MARKS), strict=False)
     ]
     return (
@@ -132,14 +114,14 @@ def claims(studies: Sequence[Study]) -> Iterator[Claim]:
     sizes = _by_size(studies)
     for study in sizes:
         for model in (*alphas(study), FRESH):
-            yield slower(study, model, "unlearn-only", paper=False)
+            yield slower(study, model, "unlearn-only")
     for smaller, larger in pairwise(sizes):
         for model in (*alphas(smaller), FRESH):
             growth = difference(_rates(larger, model), _rates(smaller, model))
-            says = f"{model} is more robust for its FLOPs than at {of_setting(smaller.setting)}"
+            says = f"{model} is more robust for its FLOPs than at {smaller.setting}"
             quantity = "difference of robustness by areas ÷ FLOPs, both in % of the oracle's"
             finished = not smaller.logs.unfinished
-            yield Claim(says, larger.setting, quantity, growth, paper=False, finished=finished)
+            yield claim(larger, says, quantity, growth, finished=finished)
 
 
 def _rates(study: Study, model: str) -> dict[Seed, float]:

@@ -1,0 +1,52 @@
+"""Losses traced without data, so that their errors come before anything is trained."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from undo_jax.training import optim
+from undo_jax.training.batch_shapes import packed_like
+from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.train_step import check_accumulation, rows
+from undo_jax.types import Frozen, rounded_shapes, shapes
+
+
+def check_loss(spec: TrainSpec) -> None:
+    """Traces a loss, so that its errors come before anything is trained.
+
+    Raises:
+        ValueError: for a loss of whole batches with accumulation, for one that does not return a
+            scalar and metrics, and what `optim.pick` raises for `trains`.
+        Exception: whatever the loss raises.
+    """
+    check_accumulation(spec.loss, spec.training.accumulation)
+    result = traced_loss(spec)
+    is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
+    if not is_pair or any(getattr(x, "shape", None) != () for x in jax.tree.leaves(result)):
+        name = getattr(spec.loss, "__name__", spec.loss)
+        raise ValueError(f"{name} gives {result}: give a number, and numbers by name to be logged")
+
+
+def traced_loss(spec: TrainSpec, traced_kwargs: Sequence[str] = ()) -> Any:
+    """Returns the result of a loss as shapes.
+
+    Args:
+        spec: the train spec.
+        traced_kwargs: keyword arguments of the loss that are traced, too.
+    """
+
+    def loss(params, refs, packed, loss_kwargs):
+        optim.pick(spec.trains, params)
+        batch = {name: rows(packed) for name in spec.streams}
+        frozen = {name: Frozen(lm, refs[name]) for name, lm in spec.refs.items()}
+        loss_fn = partial(spec.loss, **loss_kwargs) if loss_kwargs else spec.loss
+        return loss_fn(spec.lm, params, frozen, batch, jax.random.key(0))
+
+    lead = (spec.training.batch_size,)
+    packed = packed_like(lead, spec.row_length, spec.batch_fields, spec.refs)
+    refs = {name: rounded_shapes(lm) for name, lm in spec.refs.items()}
+    loss_kwargs = dict.fromkeys(traced_kwargs, jax.ShapeDtypeStruct((), jnp.float32))
+    return jax.eval_shape(loss, shapes(spec.lm), refs, packed, loss_kwargs)

@@ -1,0 +1,81 @@
+"""Where the models of a run are made, and what they read there."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from undo_jax.data.streams import BatchSequence, RepeatedRows
+from undo_jax.evals.scoring import Score
+from undo_jax.graph.model_graph import ModelNode
+from undo_jax.graph.recipe import ComputedRecipe, Stream, TrainedRecipe
+from undo_jax.logs.sink import Sink
+from undo_jax.setting import Setting
+from undo_jax.store import artifacts
+from undo_jax.store.train_checkpoints import CheckpointPolicy
+from undo_jax.types import Lazy, Packed
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where models are made, and how they are scored."""
+
+    setting: Setting
+    mesh: Mesh
+    saving: CheckpointPolicy
+    together: int  # trials trained at once, at most
+    experiment: str  # its name
+    sinks: Sequence[Sink] = ()  # of records, besides the one that the report reads
+    scores: Sequence[Score] = ()  # of finished models, besides those of the setting
+    cache_teachers: bool = False  # a teacher's states are stored, and read by its students
+    readers: dict[ModelNode, Lazy] = field(default_factory=dict)
+
+    @cached_property
+    def eval_data(self) -> Any:
+        """The arrays of the setting's evaluation, replicated over all devices."""
+        return jax.device_put(self.setting.eval_data(), NamedSharding(self.mesh, P()))
+
+    def load(self, model: ModelNode) -> Lazy:
+        """Returns a function that reads a finished model; the same one for all callers.
+
+        Raises:
+            FileNotFoundError: if the model is not finished.
+        """
+        model.artifact.summary()
+        if model not in self.readers:
+            self.readers[model] = partial(
+                artifacts.load_params, model.artifact, model.recipe.lm, self.mesh
+            )
+        return self.readers[model]
+
+    def open_stream(self, stream: Stream, batch_size: int, seed: int | None) -> Any:
+        """Returns the batches of a recipe's stream, in the order of this seed."""
+        order = zlib.crc32(f"{stream.order}/{seed}".encode())
+        batches = self.setting.stream(stream.name, batch_size, order)
+        if stream.rows is not None:
+            batches = RepeatedRows(batches, batch_size, stream.rows)
+        if stream.opening is not None:
+            name, steps = stream.opening
+            batches = BatchSequence(self.setting.stream(name, batch_size, order), steps, batches)
+        return batches
+
+    def read_samples(self, model: ModelNode) -> dict[str, Packed]:
+        """Returns the rows that `ComputedRecipe.compute` gets beside its parents' parameters."""
+        recipe = model.recipe
+        if not isinstance(recipe, ComputedRecipe):
+            return {}
+        return {
+            name: self.open_stream(stream, recipe.sample_rows, model.artifact.seed)[0]
+            for name, stream in recipe.samples.items()
+        }
+
+
+def trained_recipe(model: ModelNode) -> TrainedRecipe:
+    """Returns the recipe of a model that is trained."""
+    assert isinstance(model.recipe, TrainedRecipe), f"{model.recipe.kind} is not trained"
+    return model.recipe
