@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plain_head
 import pytest
 from head_meshes import MESHES
 
@@ -57,7 +58,7 @@ def _ours(name, case, cap, chunk):
 
 
 def _plain(name, case, cap):
-    loss, rest = getattr(head, f"reference_{name}"), _arguments(name, case)
+    loss, rest = getattr(plain_head, name), _arguments(name, case)
 
     def of(hidden, table, weights=case["weights"]):
         return loss(hidden, table, *rest, weights, *_caps(name, cap))
@@ -152,7 +153,7 @@ def test_weights_that_are_learned_learn_under_accumulation(accumulation):
         state = train_step.start(params, jax.random.key(2), jnp.float32(1), optax.sgd(1.0))
         return jax.jit(step)(state, {}, {"train": train_step.rows(tokens)})[0].params
 
-    plain = after_a_step(head.reference_cross_entropy, 1)
+    plain = after_a_step(plain_head.cross_entropy, 1)
     with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=1, tensor=4))):
         ours = after_a_step(head.cross_entropy, accumulation)
     assert jnp.min(jnp.abs(plain["importance"] - params["importance"])) > 1e-3

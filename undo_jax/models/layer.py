@@ -16,7 +16,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.models.architecture import Adapters, Architecture
-from undo_jax.models.cache import Cache
 from undo_jax.models.rope import LongRope, frequencies, rope
 from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
@@ -24,6 +23,17 @@ from undo_jax.ops.linear import linear
 from undo_jax.runtime.collectives import shard_offset
 from undo_jax.runtime.mesh import BATCH
 from undo_jax.types import States
+
+
+class Cache(NamedTuple):
+    """Tokens, keys and values by position: slot s of a row holds those of its token s.
+
+    Slots after the last token hold arbitrary values: they are overwritten before a query sees them.
+    """
+
+    tokens: Int[Array, "B S"]
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
 
 
 class Norm(nnx.Module):

@@ -1,9 +1,6 @@
 """Shared by Llama and the families that follow it: sizes, tensor names, config.json fields."""
 
-from collections.abc import Mapping
 from typing import Any
-
-from etils import epath
 
 from undo_jax.models import hf_config_fields
 from undo_jax.models.hf_config_fields import ConfigJson
@@ -109,14 +106,11 @@ def read(config: ConfigJson, window: int | None = None, **more: Any) -> Transfor
     )
 
 
-def read_alike(
-    file: epath.Path, content: Mapping[str, Any], defaults: Mapping[str, Any], family: str
-) -> Transformer:
+def read_alike(config: ConfigJson, family: str) -> Transformer:
     """Returns the model of a family without biases whose layers all have the same window.
 
-    `defaults` are the values of missing fields. Raises ValueError as `read` does.
+    Raises ValueError as `read` does.
     """
-    config = ConfigJson(file, {**defaults, **content})
     config.check_fixed({"attention_bias": False})
     window = config.count("sliding_window", optional=True)
     check_alike(config, window)

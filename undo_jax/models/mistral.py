@@ -1,13 +1,11 @@
 """Mistral 7B and what was made of it, e.g. Zephyr (arXiv 2310.06825): presets, names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from etils import epath
-
 from undo_jax.models import llama_like
+from undo_jax.models.hf_config_fields import ConfigJson
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.transformer import Transformer, choose_preset
 
@@ -19,7 +17,7 @@ PRESETS = {  # config.json of mistralai/Mistral-7B-v0.1 and so on
     "7B-v0.2": _V2,
     "7B-v0.3": replace(_V2, vocabulary=32_768),
 }
-preset = partial(choose_preset, PRESETS)
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = llama_like.TENSORS
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 DEFAULTS = llama_like.defaults(
@@ -27,9 +25,9 @@ DEFAULTS = llama_like.defaults(
 )
 
 
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    return llama_like.read_alike(file, content, DEFAULTS, family="mistral")
+    return llama_like.read_alike(config, family="mistral")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:

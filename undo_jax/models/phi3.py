@@ -1,15 +1,13 @@
 """Phi-3 and Phi-3.5 mini (arXiv 2404.14219): presets, and Hugging Face's names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from undo_jax.models import llama_like
-from undo_jax.models.hf_config_fields import check_heads
+from undo_jax.models.hf_config_fields import ConfigJson, check_heads
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.rope import LongRope
 from undo_jax.models.transformer import Transformer, choose_preset
@@ -44,7 +42,7 @@ PRESETS = {
         rope_scaling=LongRope(_SHORT, _LONG, original=4096, maximum=131_072),
     ),
 }  # fmt: skip
-preset = partial(choose_preset, PRESETS)
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = {  # several parameters of one name are its rows, one after the other
     **{path: name for path, name in llama_like.TENSORS.items() if path not in llama_like.BIASES},
     "layers/attention/query": "model.layers.{}.self_attn.qkv_proj.weight",
@@ -59,9 +57,9 @@ DEFAULTS = llama_like.defaults(
 )
 
 
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    return llama_like.read_alike(file, content, DEFAULTS, family="phi3")
+    return llama_like.read_alike(config, family="phi3")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:

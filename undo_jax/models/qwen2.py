@@ -1,11 +1,8 @@
 """Qwen2 and Qwen2.5 (arXiv 2412.15115): presets, and Hugging Face's names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-from etils import epath
 
 from undo_jax.models import hf_config_fields, llama_like
 from undo_jax.models.hf_config_fields import SIZES, ConfigJson, period
@@ -24,7 +21,7 @@ PRESETS = {  # config.json of Qwen/Qwen2.5-0.5B and so on
     "14B": replace(_7B, layers=48, width=5120, feed_forward=13824, heads=40, kv_heads=8,
                    norm_epsilon=1e-5),
 }  # fmt: skip
-preset = partial(choose_preset, PRESETS)
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = llama_like.TENSORS
 IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 DEFAULTS = llama_like.defaults(
@@ -34,9 +31,8 @@ DEFAULTS = llama_like.defaults(
 FIXED = {"attention_bias": True}  # transformers has no model of this family without it
 
 
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    config = ConfigJson(file, {**DEFAULTS, **content})
     config.check_fixed(FIXED)
     return llama_like.read(config, **read_windows(config), qkv_bias=True, family="qwen2")
 

@@ -9,15 +9,17 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.checks import check_choice
-from undo_jax.models import cache, hf_config_fields
+from undo_jax.models import hf_config_fields
 from undo_jax.models.activations import check_taps
 from undo_jax.models.architecture import Architecture
-from undo_jax.models.cache import Cache
 from undo_jax.models.decoder import SHARDING, Decoder
+from undo_jax.models.layer import Cache
 from undo_jax.runtime.sharding import path_name
 from undo_jax.types import Edits, Key, Params, Rules, States, Tapped, Taps, TokenIds
 
@@ -72,10 +74,13 @@ class Transformer(Architecture):
         return nnx.merge(self._graph, params).activations(tokens, layer)
 
     def cache_rules(self, tensor: int) -> Rules:
-        return cache.rules(self, tensor)
+        rows, heads = ("data", "fsdp"), None if self.kv_heads % tensor else "tensor"
+        return (r"tokens$", P(rows)), (r"(keys|values)$", P(None, rows, None, heads))
 
     def empty_cache(self, batch: int, size: int) -> Cache:
-        return cache.empty(self, batch, size)
+        shape = self.layers, batch, size, self.kv_heads, self.head_width
+        keys, values = (jnp.zeros(shape, self.compute_dtype) for _ in range(2))
+        return Cache(jnp.zeros((batch, size), jnp.int32), keys, values)
 
     def extend(
         self, params: Params, cache: Cache, tokens: TokenIds, start: Int[Array, " B"]

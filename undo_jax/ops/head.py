@@ -4,7 +4,6 @@
 `per_token` is l(z[b, t]); `head_chunks` computes them in chunks of time. The gradient with respect
 to a token's weight is that token's loss. No gradient reaches targets, a teacher or `extra`.
 In padded tables only the first `used` rows are tokens: no result depends on the other rows.
-`reference_*` compute the same in the plainest way, for the tests.
 """
 
 from collections.abc import Callable
@@ -192,12 +191,8 @@ def read(
     Args:
         of_chunk: `of_chunk(z, tokens, axes)` returns a pytree of [B, T] from a device's logits of a
             chunk, the chunk's part of `tokens`, and the mesh axes that split the vocabulary.
-        hidden: Final hidden states.
-        table: The output embedding.
-        softcap: Logits are `softcap * tanh(z / softcap)`; None leaves them as they are.
+        hidden, table, softcap, used, chunk: As in `weighted_sum`.
         tokens: A pytree of [B, T].
-        used: The number of rows of the table that are tokens; None: all.
-        chunk: Positions of T per chunk; None: as many as fit.
 
     Returns:
         The results of all chunks, a pytree of [B, T].
@@ -234,25 +229,3 @@ def greedy(
 ) -> Int[Array, "B T"]:
     """Returns the most likely next token, the first of equals. Options are those of `read`."""
     return read(lambda z, _, axes: best(z, axes), hidden, table, softcap, **options)
-
-
-# ---------------------------------------------------------------------------- plain references
-
-
-def reference_cross_entropy(hidden, table, targets, weights, softcap=None) -> Scalar:
-    log_p = jax.nn.log_softmax(logits(hidden, table, softcap))
-    return -jnp.sum(weights * jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0])
-
-
-def reference_kl_to_teacher(
-    hidden, table, teacher_hidden, teacher_table, weights, softcap=None, teacher_softcap=None
-) -> Scalar:
-    teacher = lax.stop_gradient(logits(teacher_hidden, teacher_table, teacher_softcap))
-    log_p, log_t = jax.nn.log_softmax(logits(hidden, table, softcap)), jax.nn.log_softmax(teacher)
-    return jnp.sum(weights * jnp.sum(jnp.exp(log_t) * (log_t - log_p), -1))
-
-
-def reference_kl_to_uniform(hidden, table, weights, softcap=None) -> Scalar:
-    log_p = jax.nn.log_softmax(logits(hidden, table, softcap))
-    vocabulary = log_p.shape[-1]
-    return jnp.sum(weights * jnp.sum((-jnp.log(vocabulary) - log_p) / vocabulary, -1))

@@ -107,9 +107,9 @@ def per_token(
 ) -> Float[Array, "B T"]:
     """Returns the loss of each token; B is a multiple of the devices that split rows."""
 
-    def on_device(hidden, *others):
-        weights = jnp.zeros(hidden.shape[:2])  # unused: losses of tokens do not depend on weights
-        return _values(form, hidden, *others, weights)
+    def on_device(*inputs):
+        weights = jnp.zeros(inputs[0].shape[:2])  # unused: a token's loss does not depend on it
+        return _values(form, *inputs, weights)
 
     return on_devices(on_device, INPUTS[:-1], P(BATCH))(hidden, table, tokens, teacher_table)
 
