@@ -96,26 +96,19 @@ class Transformer(Architecture):
         window, sliding = self.window if any(slides) else None, hf_config_fields.period(slides)
         return replace(self, layers=len(slides), sliding=sliding, window=window)
 
-    @property
-    def _adapters_products(self) -> int:
-        """Returns the multiplications per token and layer in adapters."""
-        if self.adapters is None:
-            return 0
-        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
-        sizes = {"query": queries, "key": keys, "value": keys, "output": queries}
-        sides = [self.width + sizes.get(name, self.feed_forward) for name in self.adapters.targets]
-        return self.adapters.rank * sum(sides)
-
     def forward_flops(self, time: int) -> float:
         """Returns FLOPs per token of a forward pass over rows of `time` tokens, head included."""
-        projections = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
-        per_layer = projections + 3 * self.width * self.feed_forward
-        attended = 2 * self.heads * self.head_width * time  # scores, weighted sum; unmasked
-        per_layer += self._adapters_products
-        return 2.0 * (self.layers * (per_layer + attended) + self.vocabulary * self.width)
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        per_layer = 2 * self.width * (queries + keys) + 3 * self.width * self.feed_forward
+        per_layer += 2 * queries * time  # scores, weighted sum; unmasked
+        if self.adapters is not None:
+            sizes = {"query": queries, "key": keys, "value": keys, "output": queries}
+            outputs = [sizes.get(name, self.feed_forward) for name in self.adapters.targets]
+            per_layer += self.adapters.rank * sum(self.width + size for size in outputs)
+        return 2.0 * (self.layers * per_layer + self.vocabulary * self.width)
 
 
-def choose_preset(presets: Mapping[str, Transformer], name: str, /, **changes: Any) -> Transformer:
+def choose_preset(presets: Mapping[str, Transformer], name: str, **changes: Any) -> Transformer:
     """Returns one of a family's presets, with fields changed.
 
     Raises ValueError for an unknown name.

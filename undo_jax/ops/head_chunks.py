@@ -107,9 +107,9 @@ def per_token(
 ) -> Float[Array, "B T"]:
     """Returns the loss of each token; B is a multiple of the devices that split rows."""
 
-    def on_device(*inputs):
-        weights = jnp.zeros(inputs[0].shape[:2])  # unused: a token's loss does not depend on it
-        return _values(form, *inputs, weights)
+    def on_device(hidden, table, tokens, teacher_table):
+        weights = jnp.zeros(hidden.shape[:2])  # unused: losses of tokens do not depend on weights
+        return _values(form, hidden, table, tokens, teacher_table, weights)
 
     return on_devices(on_device, INPUTS[:-1], P(BATCH))(hidden, table, tokens, teacher_table)
 
@@ -183,7 +183,7 @@ def _counted(loss: HeadLoss, weights: Array, x: Array) -> Array:
     return x if loss.kernel else jnp.where(weights != 0, x, 0)
 
 
-def _of_chunk(form, axes, h, tokens, table, teacher_table):
+def _of_chunk(form, axes, table, teacher_table, h, tokens):
     """Returns a chunk's logits, the loss of its tokens, and its gradient in them, 0 in padding."""
     z = logits(h, table, form.softcap)
     valid = valid_rows(z.shape[-1], form.used, axes)
@@ -208,7 +208,7 @@ def valid_rows(size: int, used: int | None, axes: Axes) -> Bool[Array, " V"] | N
 
 def _in_chunks(form, axes, hidden, tokens, table, teacher_table):
     """Returns the loss of each token, computed chunk by chunk."""
-    of_chunk = lambda piece: _of_chunk(form, axes, *piece, table, teacher_table)[1]  # noqa: E731
+    of_chunk = lambda piece: _of_chunk(form, axes, table, teacher_table, *piece)[1]  # noqa: E731
     pieces = split((hidden, tokens), form.chunk or chunk_size(hidden, table))
     return join(lax.map(of_chunk, pieces), hidden.shape[1])
 
@@ -218,7 +218,7 @@ def _gradients_in_chunks(form, axes, hidden, tokens, weights, table, teacher_tab
 
     def of_chunk(d_table, piece):
         h, aux, w = piece
-        z, value, dz = _of_chunk(form, axes, h, aux, table, teacher_table)
+        z, value, dz = _of_chunk(form, axes, table, teacher_table, h, aux)
         dz = _counted(form.loss, w[..., None], dz) * w[..., None]
         if form.softcap is not None:
             dz = dz * (1 - jnp.square(z / form.softcap))
