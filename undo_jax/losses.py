@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from undo_jax.models.head_only import hidden_states
-from undo_jax.ops import head
-from undo_jax.ops.head_losses import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, HeadLoss, by_autodiff
+from undo_jax.ops import head, head_losses
+from undo_jax.ops.head_losses import HeadLoss, by_autodiff
 from undo_jax.types import (
     LM,
     Batch,
@@ -33,8 +33,7 @@ Temperature = float | Float[Array, ""]
 
 def cross_entropy(lm: LM, params: Params, rows: Rows) -> Scalar:
     """Next-token cross entropy, in nats."""
-    hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    return head.cross_entropy(hidden, table, rows.targets, rows.weights, lm.softcap, used=used(lm))
+    return of_head(head_losses.CROSS_ENTROPY, lm, params, rows)
 
 
 def forward_kl(
@@ -46,30 +45,36 @@ def forward_kl(
     teacher. If `temperature` is the Python number 1, kernels for TPU and GPU are used. Raises
     ValueError for one that is not above 0.
     """
-    if not isinstance(temperature, int | float) or temperature != 1:
-        return _softened(FORWARD_KL, lm, params, teacher, rows, temperature)
-    hidden = lm.hidden(params, rows.inputs), hidden_states(teacher, rows)
-    return _forward_kl(lm, params, teacher, rows, *hidden)
+    if isinstance(temperature, int | float) and temperature == 1:
+        return of_head(head_losses.KL_TO_TEACHER, lm, params, rows, teacher)
+    return _softened(head_losses.FORWARD_KL, lm, params, teacher, rows, temperature)
 
 
 def reverse_kl(
     lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature = 1.0
 ) -> Scalar:
     """τ² KL(student ‖ teacher) at temperature τ, in nats. Otherwise as `forward_kl`, in chunks."""
-    return _softened(REVERSE_KL, lm, params, teacher, rows, temperature)
+    return _softened(head_losses.REVERSE_KL, lm, params, teacher, rows, temperature)
 
 
 def jsd(
     lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature = 1.0
 ) -> Scalar:
     """Jensen–Shannon: τ² (KL(teacher ‖ m) + KL(student ‖ m)) / 2 with m their mean, in chunks."""
-    return _softened(JENSEN_SHANNON, lm, params, teacher, rows, temperature)
+    return _softened(head_losses.JENSEN_SHANNON, lm, params, teacher, rows, temperature)
+
+
+def _softened(
+    loss: HeadLoss, lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature
+) -> Scalar:
+    if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: it must be above 0 and finite")
+    return of_head(loss, lm, params, rows, teacher, temperature)
 
 
 def uniform_kl(lm: LM, params: Params, rows: Rows) -> Scalar:
     """KL(uniform ‖ model), in nats: zero when every next token is equally likely."""
-    hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
-    return head.kl_to_uniform(hidden, table, rows.weights, lm.softcap, used=used(lm))
+    return of_head(head_losses.KL_TO_UNIFORM, lm, params, rows)
 
 
 def log_probabilities(lm: LM, params: Params, rows: Rows) -> Float[Array, "B T"]:
@@ -85,31 +90,24 @@ def of_head(
     rows: Rows,
     teacher: Frozen | None = None,
     extra: Any = (),
+    states: tuple[Any, Any] = (None, None),
 ) -> Scalar:
     """Returns a head loss, summed over the tokens of rows with their weights.
 
     `teacher` is a frozen model whose logits the loss reads, and `extra` whatever else it reads.
+    `states` are final hidden states of the model and of the teacher, if they are computed already.
     """
-    hidden, table = lm.hidden(params, rows.inputs), lm.table(params)
+    hidden, teacher_hidden = states
+    hidden = lm.hidden(params, rows.inputs) if hidden is None else hidden
     teacher_head = None
     if teacher is not None:
-        teacher_head = head.Teacher(
-            hidden_states(teacher, rows), teacher.lm.table(teacher.params), teacher.lm.softcap
-        )
+        if teacher_hidden is None:
+            teacher_hidden = hidden_states(teacher, rows)
+        teacher_table = teacher.lm.table(teacher.params)
+        teacher_head = head.Teacher(teacher_hidden, teacher_table, teacher.lm.softcap)
     return head.weighted_sum(
-        loss, hidden, table, rows.weights, lm.softcap,
+        loss, hidden, lm.table(params), rows.weights, lm.softcap,
         targets=rows.targets, teacher=teacher_head, extra=extra, used=_used(lm, teacher),
-    )  # fmt: skip
-
-
-def _forward_kl(
-    lm: LM, params: Params, teacher: Frozen, rows: Rows, hidden: Array, theirs: Array
-) -> Scalar:
-    """At temperature 1, of hidden states [B, T, D] and [B, T, D2]."""
-    table, teacher_table = lm.table(params), teacher.lm.table(teacher.params)
-    return head.kl_to_teacher(
-        hidden, table, theirs, teacher_table, rows.weights, lm.softcap, teacher.lm.softcap,
-        used=_used(lm, teacher),
     )  # fmt: skip
 
 
@@ -117,14 +115,6 @@ def _used(lm: LM, teacher: Frozen | None) -> int | None:
     """Rows of both tables that are tokens: those after them are padding of one at least."""
     counts = used(lm), used(lm if teacher is None else teacher.lm)
     return min((count for count in counts if count is not None), default=None)
-
-
-def _softened(
-    loss: HeadLoss, lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature
-) -> Scalar:
-    if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: it must be above 0 and finite")
-    return of_head(loss, lm, params, rows, teacher, temperature)
 
 
 def mse(
@@ -218,8 +208,10 @@ def activation_distillation(
             )
     taps = Taps(residual=range(lm.layers + 1))
     hidden, (states, _) = lm.tapped(params, rows.inputs, taps)
-    theirs, (teacher_states, _) = teacher.lm.tapped(teacher.params, rows.inputs, taps)
-    kl = _forward_kl(lm, params, teacher, rows, hidden, theirs)
+    teacher_hidden, (teacher_states, _) = teacher.lm.tapped(teacher.params, rows.inputs, taps)
+    kl = of_head(
+        head_losses.KL_TO_TEACHER, lm, params, rows, teacher, states=(hidden, teacher_hidden)
+    )
     error = jnp.mean(mse(states, lax.stop_gradient(teacher_states), rows.weights))
     return kl + state_weight * error, {"kl": kl, "state_mse": error}
 

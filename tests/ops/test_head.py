@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plain_head
 import pytest
 from head_meshes import MESHES
 
@@ -57,7 +58,7 @@ def _ours(name, case, cap, chunk):
 
 
 def _plain(name, case, cap):
-    loss, rest = getattr(head, f"reference_{name}"), _arguments(name, case)
+    loss, rest = getattr(plain_head, name), _arguments(name, case)
 
     def of(hidden, table, weights=case["weights"]):
         return loss(hidden, table, *rest, weights, *_caps(name, cap))
@@ -152,7 +153,7 @@ def test_weights_that_are_learned_learn_under_accumulation(accumulation):
         state = train_step.start(params, jax.random.key(2), jnp.float32(1), optax.sgd(1.0))
         return jax.jit(step)(state, {}, {"train": train_step.rows(tokens)})[0].params
 
-    plain = after_a_step(head.reference_cross_entropy, 1)
+    plain = after_a_step(plain_head.cross_entropy, 1)
     with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=1, tensor=4))):
         ours = after_a_step(head.cross_entropy, accumulation)
     assert jnp.min(jnp.abs(plain["importance"] - params["importance"])) > 1e-3
@@ -235,7 +236,7 @@ def _log_p(case, hidden, table):
 
 
 def _ours_log_p(case, chunk):
-    return lambda h, w: head.log_probabilities(h, w, case["targets"], 2.0, chunk)
+    return lambda h, w: head.log_probabilities(h, w, case["targets"], 2.0, chunk=chunk)
 
 
 def _by_token(log_p, weights):
@@ -315,8 +316,8 @@ def test_bfloat16_computes_on_a_cpu(chunk):
     weights = jnp.full((4, 64), 1 / 256)
 
     def loss(hidden, master):
-        options = 30.0, 30.0, chunk
-        return head.kl_to_teacher(hidden, master, teacher, table, weights, *options)
+        options = 30.0, 30.0
+        return head.kl_to_teacher(hidden, master, teacher, table, weights, *options, chunk=chunk)
 
     jax.config.update("jax_disable_most_optimizations", False)  # of programs as users run them
     master = table.astype(jnp.float32)
@@ -337,7 +338,9 @@ def test_greedy_is_the_argmax(cap, chunk):
     case = _case(scale=0.3)
     plain = jnp.argmax(head.logits(case["hidden"], case["table"], cap), -1)
     assert len(np.unique(plain)) > 3
-    np.testing.assert_array_equal(head.greedy(case["hidden"], case["table"], cap, chunk), plain)
+    np.testing.assert_array_equal(
+        head.greedy(case["hidden"], case["table"], cap, chunk=chunk), plain
+    )
 
 
 @MESHES
@@ -356,5 +359,5 @@ def test_over_devices_too_greedy_is_the_first_of_the_most_likely(shape, vocabula
         assert len(np.unique(first // part)) >= min(tensor, 3)
     hidden, table = hidden.astype(np.float32), table.astype(np.float32)
     with jax.set_mesh(make_mesh(shape)):
-        ours = jax.jit(lambda h, w: head.greedy(h, w, cap, chunk))(hidden, table)
+        ours = jax.jit(lambda h, w: head.greedy(h, w, cap, chunk=chunk))(hidden, table)
     np.testing.assert_array_equal(ours, first)

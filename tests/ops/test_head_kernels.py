@@ -8,6 +8,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_head
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
@@ -47,26 +48,26 @@ def _case(dtype=jnp.float32, scale=2.0, vocabulary=V):
     }
 
 
-def _loss(prefix, name, case, cap):
+def _loss(module, name, case, cap):
     names = {"cross_entropy": ("targets",), "kl_to_teacher": ("teacher_hidden", "teacher_table")}
     rest = [case[key] for key in names.get(name, ())]
     caps = (cap, None if cap is None else 1.5 * cap) if name == "kl_to_teacher" else (cap,)
 
     def of(hidden, table, weights=case["weights"]):
-        return getattr(head, prefix + name)(hidden, table, *rest, weights, *caps)
+        return getattr(module, name)(hidden, table, *rest, weights, *caps)
 
     return of
 
 
 def _ours(name, case, cap):
     """The value, and gradients in hidden, table and weights."""
-    run = jax.jit(jax.value_and_grad(_loss("", name, case, cap), argnums=(0, 1, 2)))
+    run = jax.jit(jax.value_and_grad(_loss(head, name, case, cap), argnums=(0, 1, 2)))
     return run(case["hidden"], case["table"], case["weights"])
 
 
 def _plain(name, case, cap):
     case = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, case)
-    run = jax.value_and_grad(_loss("reference_", name, case, cap), argnums=(0, 1, 2))
+    run = jax.value_and_grad(_loss(plain_head, name, case, cap), argnums=(0, 1, 2))
     return run(case["hidden"], case["table"], case["weights"])
 
 
@@ -88,7 +89,7 @@ def test_value_and_gradients_are_those_of_the_plain_loss(name, cap, vocabulary):
     ours, plain = _ours(name, case, cap), _plain(name, case, cap)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         assert _error(a, b) < 1e-5
-    value = jax.jit(_loss("", name, case, cap))(case["hidden"], case["table"])
+    value = jax.jit(_loss(head, name, case, cap))(case["hidden"], case["table"])
     np.testing.assert_allclose(value, ours[0], rtol=1e-6)  # outside of differentiation
 
 
@@ -244,7 +245,7 @@ def test_the_teachers_logits_are_made_once_where_a_softcap_bounds_them(kernels, 
     if kernels is head_gpu:
         pytest.skip("makes the teacher's logits twice")
     case = _case(jnp.bfloat16)
-    gradient = jax.grad(_loss("", "kl_to_teacher", case, cap), argnums=(0, 1))
+    gradient = jax.grad(_loss(head, "kl_to_teacher", case, cap), argnums=(0, 1))
     program = str(jax.make_jaxpr(gradient)(case["hidden"], case["table"]))
     flops = sum(map(int, re.findall(r"flops=(\d+)", program)))  # as the kernels say, for a block
     assert flops == 2 * 16 * V * (4 * D + (1 if cap else 2) * D2)
@@ -261,7 +262,7 @@ def test_the_students_logits_are_made_once_where_storing_them_pays_and_fits(
     monkeypatch.setattr(head_tpu, "tiles", lambda *_: size)
     monkeypatch.setattr(head_tpu_kernels, "STORED", stored)
     case = _case(jnp.bfloat16)
-    gradient = jax.grad(_loss("", "kl_to_teacher", case, 30.0), argnums=(0, 1))
+    gradient = jax.grad(_loss(head, "kl_to_teacher", case, 30.0), argnums=(0, 1))
     program = str(jax.make_jaxpr(gradient)(case["hidden"], case["table"]))
     flops = sum(map(int, re.findall(r"flops=(\d+)", program)))
     assert flops == 2 * 16 * V * (products * D + D2)

@@ -15,7 +15,7 @@ from undo_jax.models.rope import LongRope, Scaling
 POSITIVE = (
     "layers", "width", "feed_forward", "heads", "kv_heads", "head_width", "vocabulary", "window",
     "attention_scale", "attention_softcap", "final_softcap", "rope_theta", "local_theta",
-    "norm_epsilon", "init_stddev", "unroll", "positions", "used",
+    "norm_epsilon", "init_stddev", "unroll", "positions", "used", "rank", "alpha",
 )  # fmt: skip
 REMAT = "none", "dots", "full"
 GRADIENT_SUMS = "reduce_scatter", "all_to_all"
@@ -58,9 +58,6 @@ class Adapters:
         object.__setattr__(self, "rank", _number("rank", self.rank, int))
         object.__setattr__(self, "alpha", _number("alpha", self.alpha, float))
         object.__setattr__(self, "targets", tuple(self.targets))
-        for name in ("rank", "alpha"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be positive")
         check_share("dropout", self.dropout)
         if not self.targets or not {*self.targets} <= {*MATRICES}:
             raise ValueError(f"targets={self.targets}: choose from {', '.join(MATRICES)}")

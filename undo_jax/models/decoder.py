@@ -24,8 +24,7 @@ from undo_jax.models.activations import (
     stack,
 )
 from undo_jax.models.architecture import Architecture
-from undo_jax.models.cache import Cache
-from undo_jax.models.layer import Layer, Norm, Span, matrix, slides
+from undo_jax.models.layer import Cache, Layer, Norm, Span, matrix, slides
 from undo_jax.ops.embedding import lookup
 from undo_jax.runtime.collectives import gather_weight, on_devices
 from undo_jax.runtime.mesh import BATCH

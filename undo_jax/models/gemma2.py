@@ -1,14 +1,12 @@
 """Gemma-2 (arXiv 2408.00118): its presets, and how Hugging Face names and describes it."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from etils import epath
-
 from undo_jax.models import hf_config_fields
-from undo_jax.models.hf_config_fields import SCALARS, SIZES, ConfigJson, check_heads, period
+from undo_jax.models.hf_config_fields import SCALARS, SIZES, ConfigJson, check_heads
 from undo_jax.models.transformer import Transformer, choose_preset
 
 _2B = Transformer(
@@ -41,6 +39,7 @@ PRESETS = {
     "27B": replace(_2B, layers=46, width=4608, feed_forward=36864, heads=32, kv_heads=16,
                    head_width=128, attention_scale=144**-0.5),
 }  # fmt: skip
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 
 # Parameter path -> Hugging Face's tensor name. There a Linear's weight is [out, in], one per layer;
 # here it is [in, out], layers stacked. The embedding is tied and stored once.
@@ -60,12 +59,12 @@ NAMES = {
     "final/norm": "model.norm.weight",
 }
 IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # of Gemma's own tokenizer
-_SOFTCAPS = {
+SOFTCAPS = {
     "attention_softcap": "attn_logit_softcapping",
     "final_softcap": "final_logit_softcapping",
 }
-_NUMBERS = {**_SOFTCAPS, **SIZES, **SCALARS}
-_DEFAULTS = {  # values of missing fields are the 2B model's, as in transformers
+_NUMBERS = {**SOFTCAPS, **SIZES, **SCALARS}
+DEFAULTS = {  # values of missing fields are the 2B model's, as in transformers
     **{key: getattr(_2B, field) for field, key in _NUMBERS.items()},
     "query_pre_attn_scalar": 256,
     "sliding_window": _2B.window,
@@ -79,26 +78,18 @@ _FIXED = {  # fields of config.json for which this decoder supports only these v
 }
 
 
-def preset(name: str, **changes) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
-
-
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    config = ConfigJson(file, {**_DEFAULTS, **content})
     config.check_fixed(_FIXED)
     numbers = config.numbers()
-    slides, alternating = (
-        config.layer_types(),
-        period([i % 2 == 0 for i in range(numbers["layers"])]),
-    )
-    slides = _2B.sliding if slides in (None, alternating) else slides
+    slides = config.layer_types() or _2B.sliding
+    if slides == _2B.sliding[: numbers["layers"]]:  # a single layer that slides
+        slides = _2B.sliding
     theta, scaling = config.rope()
     return replace(
         _2B,
         **numbers,
-        **{field: config.positive(key, optional=True) for field, key in _SOFTCAPS.items()},
+        **{field: config.positive(key, optional=True) for field, key in SOFTCAPS.items()},
         attention_scale=config.positive("query_pre_attn_scalar") ** -0.5,
         sliding=slides,
         window=config.count("sliding_window") if any(slides) else None,
@@ -114,7 +105,7 @@ def describe(lm: Transformer) -> dict[str, Any]:
     return {
         **{key: value for key, value in common.items() if value is not None},
         **_FIXED,
-        **{key: getattr(lm, field) for field, key in _SOFTCAPS.items()},
+        **{key: getattr(lm, field) for field, key in SOFTCAPS.items()},
         "sliding_window": lm.window or _2B.window,  # required even if no layer slides
         "query_pre_attn_scalar": attention_scalar(lm),
         "layer_types": hf_config_fields.layer_types(lm),

@@ -1,11 +1,9 @@
 """Gemma-3's text models (arXiv 2503.19786): presets, and Hugging Face's names."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-from etils import epath
 
 from undo_jax.models import gemma2, hf_config_fields, llama_like
 from undo_jax.models.hf_config_fields import SIZES, ConfigJson, check_heads, is_dict, period
@@ -40,23 +38,16 @@ PRESETS = {  # config.json of google/gemma-3-270m, gemma-3-1b-pt and so on
     "27B": replace(_4B, layers=62, width=5376, feed_forward=21504, heads=32, kv_heads=16,
                    head_width=128, attention_scale=168**-0.5),
 }  # fmt: skip
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = {**gemma2.NAMES, **llama_like.QK_NORMS, **llama_like.BIASES}
 IDS = gemma2.IDS
 DEFAULTS = {  # what a file leaves out, as in transformers
+    **gemma2.DEFAULTS,
     "vocab_size": 262_208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
     "max_position_embeddings": 131_072,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-6,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
     "rope_theta": 1_000_000.0,
     "rope_local_base_freq": 10_000.0,
+    **dict.fromkeys(gemma2.SOFTCAPS.values()),
 }
 FIXED = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -71,11 +62,6 @@ _TEXT = re.compile(r"(model\.)?language_model\.(model\.)?")
 _IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
-
-
 def text_name(name: str) -> str | None:
     """Returns the name in a text model of a tensor stored with an image model's.
 
@@ -86,9 +72,8 @@ def text_name(name: str) -> str | None:
     return _TEXT.sub("" if "lm_head" in name else "model.", name, count=1)
 
 
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    config = ConfigJson(file, {**DEFAULTS, **content})
     config.check_fixed(FIXED)
     slides = _sliding(config)
     theta, scaling, local = _ropes(config)

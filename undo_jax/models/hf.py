@@ -10,7 +10,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -106,7 +105,7 @@ def load(folder: epath.PathLike, lm: Transformer, mesh: Mesh) -> Params:
         for name, (paths, _, parts) in tensors(lm).items():
             start = 0
             for path, (rows, *_) in zip(paths, parts, strict=True):
-                slices[path].append(stored[name] if len(paths) == 1 else _Rows(stored[name], start))
+                slices[path].append((stored[name], start))
                 start += rows
 
         def load_leaf(path, leaf):
@@ -196,25 +195,13 @@ def _cut(leaf: jax.Array, layer: int | None, dtype: str) -> jax.Array:
     return (leaf if layer is None else leaf[layer].T).astype(dtype)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of a stored tensor from `start` on."""
-
-    stored: Any
-    start: int
-
-    def __getitem__(self, index: tuple[slice, ...]) -> Any:
-        first, *rest = index
-        return self.stored[(slice(first.start + self.start, first.stop + self.start), *rest)]
-
-
 def _reader(
-    shape: tuple[int, ...], slices: list[Any], stacked: bool
+    shape: tuple[int, ...], slices: list[tuple[Any, int]], stacked: bool
 ) -> Callable[[Any], np.ndarray]:
     """Returns a function that reads a device's shard of a parameter.
 
-    `slices` are the stored tensors, one per layer if `stacked`. Devices with the same shard share
-    one array.
+    `slices` are stored tensors, one per layer if `stacked`, each with its first row that belongs to
+    the parameter. Devices with the same shard share one array.
     """
 
     @functools.cache
@@ -222,15 +209,15 @@ def _reader(
         part = _aligned([stop - start for start, stop in bounds])
         if not stacked:
             (first, end), *rest = bounds
+            columns = [slice(*bound) for bound in rest]
             for start in range(first, end, ROW_BLOCK):
                 rows = slice(start, min(start + ROW_BLOCK, end))
-                part[start - first : rows.stop - first] = slices[0][
-                    (rows, *(slice(*bound) for bound in rest))
-                ]
+                part[start - first : rows.stop - first] = slices[0][0][(rows, *columns)]
             return part
-        cut = tuple(slice(*bound) for bound in reversed(bounds[1:]))
-        for i, layer in enumerate(range(*bounds[0])):
-            part[i] = slices[layer][cut].T
+        (first, end), *rest = reversed(bounds[1:])
+        columns = [slice(*bound) for bound in rest]
+        for i, (stored, start) in enumerate(slices[slice(*bounds[0])]):
+            part[i] = stored[(slice(first + start, end + start), *columns)].T
         return part
 
     return lambda index: read(

@@ -101,13 +101,13 @@ class ConfigJson:
         They are read from `parameters`, else from `rope_scaling` (transformers 4) or
         `rope_parameters` (5). Raises ValueError for an unsupported kind.
         """
-        stated = self.fields.get("rope_scaling") or self.fields.get("rope_parameters") or {}
-        stated = parameters or stated
+        places = parameters, self.fields.get("rope_scaling"), self.fields.get("rope_parameters")
+        stated: Any = next(filter(None, places), {})
         kind = stated.get("rope_type", stated.get("type", "default")) if is_dict(stated) else None
-        kind = kind if isinstance(kind, str) else None
-        allowed = {"rope_theta", "rope_type", "type", _PARTIAL, *_ROPES.get(kind or "", ())}
-        partial = stated.get(_PARTIAL, self.fields.get(_PARTIAL)) if kind in _ROPES else None
-        if kind not in _ROPES or stated.keys() - allowed or partial not in (None, 1):
+        keys = _ROPES.get(kind) if isinstance(kind, str) else None
+        partial = None if keys is None else stated.get(_PARTIAL, self.fields.get(_PARTIAL))
+        allowed = {"rope_theta", "rope_type", "type", _PARTIAL, *(keys or ())}
+        if keys is None or stated.keys() - allowed or partial not in (None, 1):
             raise self.error(
                 f"rotary positions {stated if partial in (None, 1) else {_PARTIAL: partial}} "
                 f"are not supported: {', '.join(_ROPES)} are, of whole heads"
@@ -119,10 +119,9 @@ class ConfigJson:
         if kind == "linear":
             return theta, Linear(float(scaling.positive("factor")))
         if kind == "llama3":
-            factor, low, high = (float(scaling.positive(key)) for key in _ROPES[kind][:3])
+            factor, low, high = (float(scaling.positive(key)) for key in keys[:3])
             if not low < high:
-                message = f"low_freq_factor={low} must be below high_freq_factor={high}"
-                raise self.error(message)
+                raise self.error(f"low_freq_factor={low} must be below high_freq_factor={high}")
             return theta, Llama3(factor, low, high, self._original(stated))
         return theta, self._longrope(scaling)
 
@@ -186,12 +185,8 @@ def describe(lm: Architecture, architecture: str) -> dict[str, Any]:
 
 def period(layers: Sequence[bool]) -> tuple[bool, ...]:
     """Returns the shortest beginning of a sequence that, repeated, gives all of it."""
-    size = next(
-        n
-        for n in range(1, len(layers) + 1)
-        if all(x == layers[i % n] for i, x in enumerate(layers))
-    )
-    return tuple(layers[:size])
+    repeats = lambda size: all(x == layers[i % size] for i, x in enumerate(layers))  # noqa: E731
+    return tuple(layers[: next(filter(repeats, range(1, len(layers) + 1)))])
 
 
 def sliding_layers(lm: Architecture) -> list[bool]:

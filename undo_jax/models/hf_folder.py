@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-from undo_jax.models.hf_config_fields import sliding_layers
+from undo_jax.models.hf_config_fields import ConfigJson, sliding_layers
 from undo_jax.models.transformer import Transformer
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -58,11 +58,16 @@ def read_config(folder: epath.PathLike) -> Transformer:
     if kind := config.get(_QUANTISED) or content.get(_QUANTISED):
         kind = kind.get("quant_method", kind) if isinstance(kind, dict) else kind
         raise ValueError(f"{file}: {_QUANTISED} ({kind}) is not supported: give 16 or 32 bits")
-    module = family(content.get("model_type"), file)
     try:
-        return module.read(file, content)
+        return read_fields(file, content)
     except ValueError as error:  # sizes that contradict each other: `Architecture` knows no file
         raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+
+
+def read_fields(file: epath.Path, content: dict[str, Any]) -> Transformer:
+    """Returns the model of a config.json's fields. Raises ValueError for unsupported ones."""
+    module = family(content.get("model_type"), file)
+    return module.read(ConfigJson(file, {**module.DEFAULTS, **content}))
 
 
 def text_config(content: dict[str, Any]) -> dict[str, Any]:
@@ -80,9 +85,8 @@ def text_config(content: dict[str, Any]) -> dict[str, Any]:
 
 def describe(lm: Transformer) -> dict[str, Any]:
     """Returns the model's config.json. Raises ValueError if its family's cannot express it."""
-    module = family(lm.family)
-    content = module.describe(lm)
-    reread = module.read(epath.Path(CONFIG), content)
+    content = family(lm.family).describe(lm)
+    reread = read_fields(epath.Path(CONFIG), content)
     for field in dataclasses.fields(lm):
         value: Any = getattr(lm, field.name)
         stated: Any = getattr(reread, field.name)

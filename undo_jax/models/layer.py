@@ -4,9 +4,9 @@ Every kernel is a plain matrix [in, out], so that "matrix" and "vector" mean the
 paper's noise.
 """
 
-import functools
 import operator
 import zlib
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from undo_jax.models.architecture import Adapters, Architecture
-from undo_jax.models.cache import Cache
 from undo_jax.models.rope import LongRope, frequencies, rope
 from undo_jax.ops import attention_gpu, attention_tpu
 from undo_jax.ops.attention import attention, write
@@ -24,6 +23,17 @@ from undo_jax.ops.linear import linear
 from undo_jax.runtime.collectives import shard_offset
 from undo_jax.runtime.mesh import BATCH
 from undo_jax.types import States
+
+
+class Cache(NamedTuple):
+    """Tokens, keys and values by position: slot s of a row holds those of its token s.
+
+    Slots after the last token hold arbitrary values: they are overwritten before a query sees them.
+    """
+
+    tokens: Int[Array, "B S"]
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
 
 
 class Norm(nnx.Module):
@@ -53,7 +63,7 @@ def slides(sliding: tuple[bool, ...], layer: Int[Array, ""]) -> Bool[Array, ""] 
     if len(set(sliding)) == 1:
         return None
     place = layer % len(sliding)
-    return functools.reduce(operator.or_, (place == i for i, local in enumerate(sliding) if local))
+    return reduce(operator.or_, (place == i for i, local in enumerate(sliding) if local))
 
 
 class Attention(nnx.Module):
@@ -76,19 +86,16 @@ class Attention(nnx.Module):
         config, window = self.config, self.config.window
         # project to heads of queries, keys and values
         split = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)  # noqa: E731
-        q = split(adapted(self, "query", x, affine(x, self.query, self.query_bias)))
-        k = split(adapted(self, "key", x, affine(x, self.key, self.key_bias)))
-        v = split(adapted(self, "value", x, affine(x, self.value, self.value_bias)))
+        q, k, v = (split(project(self, name, x)) for name in ("query", "key", "value"))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = self._rotated(q, k, span, cache)
         # append keys and values to the cache
         if cache is not None:
             place = span.layer, span.positions[:, 0]
-            cache = cache._replace(
-                keys=write(cache.keys, k, *place), values=write(cache.values, v, *place)
-            )
-            k, v = cache.keys[span.layer], cache.values[span.layer]
+            keys, values = write(cache.keys, k, *place), write(cache.values, v, *place)
+            cache = cache._replace(keys=keys, values=values)
+            k, v = keys[span.layer], values[span.layer]
         # attend with the kernel of the platform
         scores = {"scale": config.attention_scale, "softcap": config.attention_softcap}
         first = span.starts
@@ -105,7 +112,7 @@ class Attention(nnx.Module):
         else:
             out = attention(q, k, v, first=first, last=span.positions, **scores)
         out = out.reshape(*x.shape[:2], -1)
-        return adapted(self, "output", out, affine(out, self.output, self.output_bias)), cache
+        return project(self, "output", out), cache
 
     def _rotated(self, q: Array, k: Array, span: Span, cache: Cache | None) -> tuple[Array, Array]:
         """Rotates queries and keys to their positions; a cache is as long as its row may become."""
@@ -118,8 +125,8 @@ class Attention(nnx.Module):
         elif local is not None and all(config.sliding):
             frequency = frequencies(local, half)
         multiplier = scaling.multiplier if isinstance(scaling, LongRope) else 1.0
-        q, k = (rope(y, span.positions, frequency, multiplier) for y in (q, k))
-        return q, k
+        rotate = partial(rope, positions=span.positions, frequency=frequency, multiplier=multiplier)
+        return rotate(q), rotate(k)
 
 
 class MLP(nnx.Module):
@@ -133,11 +140,9 @@ class MLP(nnx.Module):
         add_adapters(self, config.adapters, rngs)
 
     def __call__(self, x: States) -> States:
-        gate, up, down = (w.astype(x.dtype) for w in (self.gate, self.up, self.down))
-        gated = adapted(self, "gate", x, linear(x, gate))
-        gated = jax.nn.silu(gated) if self.silu else jax.nn.gelu(gated, approximate=True)
-        inner = gated * adapted(self, "up", x, linear(x, up))
-        return adapted(self, "down", inner, linear(inner, down))
+        gate = project(self, "gate", x)
+        gate = jax.nn.silu(gate) if self.silu else jax.nn.gelu(gate, approximate=True)
+        return project(self, "down", gate * project(self, "up", x))
 
 
 class Layer(nnx.Module):
@@ -163,12 +168,6 @@ class Layer(nnx.Module):
         return x + (mlp if self.after_mlp is None else self.after_mlp(mlp)), mlp, cache
 
 
-def affine(x: Float[Array, "*B I"], w: nnx.Param, bias: nnx.Param | None) -> Float[Array, "*B O"]:
-    """Returns `x @ w`, plus the bias where there is one."""
-    y = linear(x, w.astype(x.dtype))
-    return y if bias is None else y + bias.astype(x.dtype)
-
-
 def add_adapters(module: Any, adapters: Adapters | None, rngs: nnx.Rngs) -> None:
     """Adds an adapter to each target of a module: A, normal with deviation 1/r, and B, zero."""
     module.adapters = adapters
@@ -184,10 +183,11 @@ def add_adapters(module: Any, adapters: Adapters | None, rngs: nnx.Rngs) -> None
         module.lora_key = nnx.Param(jnp.zeros(2, jnp.uint32))
 
 
-def adapted(
-    module: Any, name: str, x: Float[Array, "B T I"], y: Float[Array, "B T O"]
-) -> Float[Array, "B T O"]:
-    """Returns `y`, the product of `x` and a matrix, plus (α/r) x A B where it has an adapter."""
+def project(module: Any, name: str, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+    """Returns x W + b + (α/r) x A B, where the matrix `name` may have no bias and no adapter."""
+    y = linear(x, getattr(module, name).astype(x.dtype))
+    if (bias := getattr(module, f"{name}_bias", None)) is not None:
+        y = y + bias.astype(x.dtype)
     adapters, a = module.adapters, getattr(module, f"{name}_lora_a", None)
     if a is None:
         return y

@@ -1,10 +1,8 @@
 """Llama 2, 3, 3.1 and 3.2 (arXiv 2307.09288, 2407.21783): presets, and Hugging Face's names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-from etils import epath
 
 from undo_jax.models import llama_like
 from undo_jax.models.hf_config_fields import ConfigJson, check_heads
@@ -28,29 +26,14 @@ PRESETS = {  # config.json of meta-llama/Llama-2-7b-hf, Meta-Llama-3-8B, Llama-3
                       attention_scale=64**-0.5),
     "3.2-3B": replace(_3_2, layers=28, width=3072, feed_forward=8192, heads=24),
 }  # fmt: skip
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = llama_like.TENSORS
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}  # of Llama 2; 3 states its own
-DEFAULTS = {  # what a file leaves out, as in transformers
-    "vocab_size": 32_000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-}
+DEFAULTS = llama_like.defaults(32_000, 4096, 11008, positions=2048)
 
 
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
-
-
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    config = ConfigJson(file, {**DEFAULTS, **content})
     llama_like.check_alike(config, None)
     bias = config.flag("attention_bias")
     return llama_like.read(config, qkv_bias=bias, output_bias=bias, family="llama")

@@ -1,9 +1,6 @@
 """Shared by Llama and the families that follow it: sizes, tensor names, config.json fields."""
 
-from collections.abc import Mapping
 from typing import Any
-
-from etils import epath
 
 from undo_jax.models import hf_config_fields
 from undo_jax.models.hf_config_fields import ConfigJson
@@ -72,6 +69,24 @@ def decoder(
     )
 
 
+def defaults(
+    vocabulary: int, width: int, feed_forward: int, positions: int, **more: Any
+) -> dict[str, Any]:
+    """Returns what a family's config.json may leave out, as in transformers."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": feed_forward,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": positions,
+        "initializer_range": 0.02,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        **more,
+    }
+
+
 def read(config: ConfigJson, window: int | None = None, **more: Any) -> Transformer:
     """Returns the model of a config.json, from the fields that all these families have.
 
@@ -91,14 +106,11 @@ def read(config: ConfigJson, window: int | None = None, **more: Any) -> Transfor
     )
 
 
-def read_alike(
-    file: epath.Path, content: Mapping[str, Any], defaults: Mapping[str, Any], family: str
-) -> Transformer:
+def read_alike(config: ConfigJson, family: str) -> Transformer:
     """Returns the model of a family without biases whose layers all have the same window.
 
-    `defaults` are the values of missing fields. Raises ValueError as `read` does.
+    Raises ValueError as `read` does.
     """
-    config = ConfigJson(file, {**defaults, **content})
     config.check_fixed({"attention_bias": False})
     window = config.count("sliding_window", optional=True)
     check_alike(config, window)

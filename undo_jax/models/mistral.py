@@ -1,12 +1,11 @@
 """Mistral 7B and what was made of it, e.g. Zephyr (arXiv 2310.06825): presets, names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from etils import epath
-
 from undo_jax.models import llama_like
+from undo_jax.models.hf_config_fields import ConfigJson
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.transformer import Transformer, choose_preset
 
@@ -18,31 +17,17 @@ PRESETS = {  # config.json of mistralai/Mistral-7B-v0.1 and so on
     "7B-v0.2": _V2,
     "7B-v0.3": replace(_V2, vocabulary=32_768),
 }
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = llama_like.TENSORS
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
-DEFAULTS = {  # what a file leaves out, as in transformers
-    "vocab_size": 32_000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131_072,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-    "sliding_window": 4096,
-}
+DEFAULTS = llama_like.defaults(
+    32_000, 4096, 14336, positions=131_072, num_key_value_heads=8, sliding_window=4096
+)
 
 
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
-
-
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    return llama_like.read_alike(file, content, DEFAULTS, family="mistral")
+    return llama_like.read_alike(config, family="mistral")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:

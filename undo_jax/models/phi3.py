@@ -1,14 +1,13 @@
 """Phi-3 and Phi-3.5 mini (arXiv 2404.14219): presets, and Hugging Face's names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from undo_jax.models import llama_like
-from undo_jax.models.hf_config_fields import check_heads
+from undo_jax.models.hf_config_fields import ConfigJson, check_heads
 from undo_jax.models.llama_like import decoder
 from undo_jax.models.rope import LongRope
 from undo_jax.models.transformer import Transformer, choose_preset
@@ -43,6 +42,7 @@ PRESETS = {
         rope_scaling=LongRope(_SHORT, _LONG, original=4096, maximum=131_072),
     ),
 }  # fmt: skip
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = {  # several parameters of one name are its rows, one after the other
     **{path: name for path, name in llama_like.TENSORS.items() if path not in llama_like.BIASES},
     "layers/attention/query": "model.layers.{}.self_attn.qkv_proj.weight",
@@ -52,28 +52,14 @@ NAMES = {  # several parameters of one name are its rows, one after the other
     "layers/mlp/up": "model.layers.{}.mlp.gate_up_proj.weight",
 }
 IDS = {"bos_token_id": 1, "eos_token_id": 32_000, "pad_token_id": 32_000}
-DEFAULTS = {  # what a file leaves out, as in transformers
-    "vocab_size": 32_064,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 4096,
-    "original_max_position_embeddings": 4096,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10_000.0,
-}
+DEFAULTS = llama_like.defaults(
+    32_064, 3072, 8192, positions=4096, original_max_position_embeddings=4096, rms_norm_eps=1e-5
+)
 
 
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
-
-
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    return llama_like.read_alike(file, content, DEFAULTS, family="phi3")
+    return llama_like.read_alike(config, family="phi3")
 
 
 def describe(lm: Transformer) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """Qwen2 and Qwen2.5 (arXiv 2412.15115): presets, and Hugging Face's names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-from etils import epath
 
 from undo_jax.models import hf_config_fields, llama_like
 from undo_jax.models.hf_config_fields import SIZES, ConfigJson, period
@@ -23,33 +21,18 @@ PRESETS = {  # config.json of Qwen/Qwen2.5-0.5B and so on
     "14B": replace(_7B, layers=48, width=5120, feed_forward=13824, heads=40, kv_heads=8,
                    norm_epsilon=1e-5),
 }  # fmt: skip
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = llama_like.TENSORS
 IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-DEFAULTS = {  # what a file leaves out, as in transformers
-    "vocab_size": 151_936,
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32_768,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
+DEFAULTS = llama_like.defaults(
+    151_936, 4096, 22016, positions=32_768, num_key_value_heads=32, sliding_window=4096,
+    max_window_layers=28,
+)  # fmt: skip
 FIXED = {"attention_bias": True}  # transformers has no model of this family without it
 
 
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
-
-
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    config = ConfigJson(file, {**DEFAULTS, **content})
     config.check_fixed(FIXED)
     return llama_like.read(config, **read_windows(config), qkv_bias=True, family="qwen2")
 

@@ -1,10 +1,8 @@
 """Qwen3 (arXiv 2505.09388), without experts: presets, and Hugging Face's names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-from etils import epath
 
 from undo_jax.models import llama_like, qwen2
 from undo_jax.models.hf_config_fields import ConfigJson
@@ -21,19 +19,14 @@ PRESETS = {  # config.json of Qwen/Qwen3-0.6B and so on
     "14B": replace(_8B, layers=40, width=5120, feed_forward=17408, heads=40),
     "32B": replace(_8B, layers=64, width=5120, feed_forward=25600, heads=64),
 }
+preset = partial(choose_preset, PRESETS)  #: Returns one of `PRESETS`, with fields changed.
 NAMES = {**llama_like.TENSORS, **llama_like.QK_NORMS}
 IDS = qwen2.IDS
-DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128}  # what a file leaves out, as in transformers
+DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128}
 
 
-def preset(name: str, **changes: Any) -> Transformer:
-    """Returns a model of a named size, with fields changed. Raises ValueError for other names."""
-    return choose_preset(PRESETS, name, changes)
-
-
-def read(file: epath.Path, content: Mapping[str, Any]) -> Transformer:
+def read(config: ConfigJson) -> Transformer:
     """Returns the model of a config.json. Raises ValueError for unsupported fields."""
-    config = ConfigJson(file, {**DEFAULTS, **content})
     bias = config.flag("attention_bias")
     more = {"qk_norm": True, "qkv_bias": bias, "output_bias": bias, "family": "qwen3"}
     return llama_like.read(config, **qwen2.read_windows(config), **more)

@@ -9,15 +9,17 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from undo_jax.checks import check_choice
-from undo_jax.models import cache, hf_config_fields
+from undo_jax.models import hf_config_fields
 from undo_jax.models.activations import check_taps
 from undo_jax.models.architecture import Architecture
-from undo_jax.models.cache import Cache
 from undo_jax.models.decoder import SHARDING, Decoder
+from undo_jax.models.layer import Cache
 from undo_jax.runtime.sharding import path_name
 from undo_jax.types import Edits, Key, Params, Rules, States, Tapped, Taps, TokenIds
 
@@ -72,10 +74,13 @@ class Transformer(Architecture):
         return nnx.merge(self._graph, params).activations(tokens, layer)
 
     def cache_rules(self, tensor: int) -> Rules:
-        return cache.rules(self, tensor)
+        rows, heads = ("data", "fsdp"), None if self.kv_heads % tensor else "tensor"
+        return (r"tokens$", P(rows)), (r"(keys|values)$", P(None, rows, None, heads))
 
     def empty_cache(self, batch: int, size: int) -> Cache:
-        return cache.empty(self, batch, size)
+        shape = self.layers, batch, size, self.kv_heads, self.head_width
+        keys, values = (jnp.zeros(shape, self.compute_dtype) for _ in range(2))
+        return Cache(jnp.zeros((batch, size), jnp.int32), keys, values)
 
     def extend(
         self, params: Params, cache: Cache, tokens: TokenIds, start: Int[Array, " B"]
@@ -91,28 +96,19 @@ class Transformer(Architecture):
         window, sliding = self.window if any(slides) else None, hf_config_fields.period(slides)
         return replace(self, layers=len(slides), sliding=sliding, window=window)
 
-    @property
-    def _adapters_products(self) -> int:
-        """Returns the multiplications per token and layer in adapters."""
-        if self.adapters is None:
-            return 0
-        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
-        sizes = {"query": queries, "key": keys, "value": keys, "output": queries}
-        sides = [self.width + sizes.get(name, self.feed_forward) for name in self.adapters.targets]
-        return self.adapters.rank * sum(sides)
-
     def forward_flops(self, time: int) -> float:
         """Returns FLOPs per token of a forward pass over rows of `time` tokens, head included."""
-        projections = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
-        per_layer = projections + 3 * self.width * self.feed_forward
-        attended = 2 * self.heads * self.head_width * time  # scores, weighted sum; unmasked
-        per_layer += self._adapters_products
-        return 2.0 * (self.layers * (per_layer + attended) + self.vocabulary * self.width)
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        per_layer = 2 * self.width * (queries + keys) + 3 * self.width * self.feed_forward
+        per_layer += 2 * queries * time  # scores, weighted sum; unmasked
+        if self.adapters is not None:
+            sizes = {"query": queries, "key": keys, "value": keys, "output": queries}
+            outputs = [sizes.get(name, self.feed_forward) for name in self.adapters.targets]
+            per_layer += self.adapters.rank * sum(self.width + size for size in outputs)
+        return 2.0 * (self.layers * per_layer + self.vocabulary * self.width)
 
 
-def choose_preset(
-    presets: Mapping[str, Transformer], name: str, changes: Mapping[str, Any]
-) -> Transformer:
+def choose_preset(presets: Mapping[str, Transformer], name: str, **changes: Any) -> Transformer:
     """Returns one of a family's presets, with fields changed.
 
     Raises ValueError for an unknown name.

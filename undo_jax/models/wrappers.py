@@ -66,15 +66,10 @@ class Lens(Wrapper):
         if not (taps.residual or taps.mlp or edits):  # then the other layers need not run
             states = self.lm.activations(params, tokens, self.layer)
             return self.lm.final(params, states), Tapped(states[None][:0], states[None][:0])
-        # tap the lens's own layer, too, in the first slot
-        rest = [place for place in taps.residual if place != self.layer]
-        places = (self.layer, *rest)
+        places = tuple(dict.fromkeys((*taps.residual, self.layer)))  # the lens's own layer, too
         tapped = self.lm.tapped(params, tokens, taps._replace(residual=places), edits)[1]
-        hidden = self.lm.final(params, tapped.residual[0])
-        order = [places.index(place) for place in taps.residual]
-        if not order:
-            return hidden, tapped
-        return hidden, tapped._replace(residual=jnp.stack([tapped.residual[i] for i in order]))
+        hidden = self.lm.final(params, tapped.residual[places.index(self.layer)])
+        return hidden, tapped._replace(residual=tapped.residual[: len(taps.residual)])
 
 
 @dataclass(frozen=True)
@@ -147,8 +142,8 @@ class Probed(WrapperWithParams):
 
     def hidden(self, params: Params, tokens: TokenIds, edits: Edits | None = None) -> States:
         if edits:
-            states = self.lm.tapped(params["model"], tokens, Taps((self.layer,)), edits)[1]
-            x = states.residual[0]
+            taps = Taps(residual=(self.layer,))
+            x = self.lm.tapped(params["model"], tokens, taps, edits)[1].residual[0]
         else:
             x = self.lm.activations(params["model"], tokens, self.layer)
         x = x.astype(jnp.float32)

@@ -73,14 +73,8 @@ def _attention(q, k, v, local, documents, *, scale, softcap, window):
 def _kernel(mask, group, softcap):
     """Returns the kernel of one key/value head and its queries: q [G, T, H], k and v [T, H]."""
     size = next(size for size in (4 * LANES, 2 * LANES, LANES) if mask.shape[0] % size == 0)
-    blocks = splash.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_q_dq=size,
-        block_kv_dq=size,
-    )
+    names = "block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"
+    blocks = splash.BlockSizes(**dict.fromkeys(names, size))
     return splash.make_splash_mqa_single_device(
         splash.MultiHeadMask([mask] * group),
         block_sizes=blocks,

@@ -4,7 +4,6 @@
 `per_token` is l(z[b, t]); `head_chunks` computes them in chunks of time. The gradient with respect
 to a token's weight is that token's loss. No gradient reaches targets, a teacher or `extra`.
 In padded tables only the first `used` rows are tokens: no result depends on the other rows.
-`reference_*` compute the same in the plainest way, for the tests.
 """
 
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from jaxtyping import Array, Float, Int
 from undo_jax.ops import head_chunks, head_tile
 from undo_jax.ops.head_chunks import (
     TABLE,
+    HeadForm,
     Hidden,
-    LogitForm,
     Scalar,
     Table,
     Weights,
@@ -41,6 +40,8 @@ from undo_jax.runtime.collectives import on_devices, shard_offset
 from undo_jax.runtime.mesh import BATCH, split_axes
 from undo_jax.runtime.sharding import pad_rows
 
+Targets = Int[Array, "B T"]
+
 
 class Teacher(NamedTuple):
     """A model whose logits a loss reads: its hidden states, table and soft-cap."""
@@ -57,7 +58,7 @@ def weighted_sum(
     weights: Weights,
     softcap: float | None = None,
     *,
-    targets: Int[Array, "B T"] | None = None,
+    targets: Targets | None = None,
     teacher: Teacher | None = None,
     extra: Any = (),
     used: int | None = None,
@@ -83,10 +84,8 @@ def weighted_sum(
     """
     tokens, teacher_table, teacher_cap = _loss_inputs(loss, hidden, targets, teacher, extra)
     hidden, tokens, weights = pad_rows((hidden, tokens, weights))
-    form = LogitForm(softcap, teacher_cap, used)
-    return head_chunks.weighted_sum(
-        loss, form, chunk, hidden, table, tokens, teacher_table, weights
-    )
+    form = HeadForm(loss, softcap, teacher_cap, used, chunk)
+    return head_chunks.weighted_sum(form, hidden, table, tokens, teacher_table, weights)
 
 
 def per_token(
@@ -95,50 +94,38 @@ def per_token(
     table: Table,
     softcap: float | None = None,
     *,
-    targets: Int[Array, "B T"] | None = None,
-    teacher: Teacher | None = None,
-    extra: Any = (),
     used: int | None = None,
     chunk: int | None = None,
+    **inputs: Any,
 ) -> Float[Array, "B T"]:
     """Returns the loss of each token. Arguments and errors are those of `weighted_sum`.
 
     The backward pass recomputes the logits: only then is each token's cotangent known.
     """
-    tokens, teacher_table, teacher_cap = _loss_inputs(loss, hidden, targets, teacher, extra)
-    count, form = hidden.shape[0], LogitForm(softcap, teacher_cap, used)
+    tokens, teacher_table, teacher_cap = _loss_inputs(loss, hidden, **inputs)
+    form, count = HeadForm(loss, softcap, teacher_cap, used, chunk), hidden.shape[0]
     hidden, tokens = pad_rows((hidden, tokens))
-    values: Any = head_chunks.per_token(loss, form, chunk, hidden, table, tokens, teacher_table)
+    values: Any = head_chunks.per_token(form, hidden, table, tokens, teacher_table)
     return values[:count]
 
 
 def log_probabilities(
-    hidden: Hidden,
-    table: Table,
-    targets: Int[Array, "B T"],
-    softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    hidden: Hidden, table: Table, targets: Targets, softcap: float | None = None, **options: Any
 ) -> Float[Array, "B T"]:
-    """Returns log p(target) of each token, in nats."""
-    return -per_token(
-        CROSS_ENTROPY, hidden, table, softcap, targets=targets, chunk=chunk, used=used
-    )
+    """Returns log p(target) of each token, in nats. Options are those of `per_token`."""
+    return -per_token(CROSS_ENTROPY, hidden, table, softcap, targets=targets, **options)
 
 
 def cross_entropy(
     hidden: Hidden,
     table: Table,
-    targets: Int[Array, "B T"],
+    targets: Targets,
     weights: Weights,
     softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    **options: Any,
 ) -> Scalar:
-    """Returns Σ w · −log p(target)."""
-    return weighted_sum(
-        CROSS_ENTROPY, hidden, table, weights, softcap, targets=targets, chunk=chunk, used=used
-    )
+    """Returns Σ w · −log p(target). Options are those of `weighted_sum`."""
+    return weighted_sum(CROSS_ENTROPY, hidden, table, weights, softcap, targets=targets, **options)
 
 
 def kl_to_teacher(
@@ -149,40 +136,37 @@ def kl_to_teacher(
     weights: Weights,
     softcap: float | None = None,
     teacher_softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    **options: Any,
 ) -> Scalar:
     """Returns Σ w · KL(p_teacher ‖ p_student); no gradient reaches the teacher."""
     teacher = Teacher(teacher_hidden, teacher_table, teacher_softcap)
-    return weighted_sum(
-        KL_TO_TEACHER, hidden, table, weights, softcap, teacher=teacher, chunk=chunk, used=used
-    )
+    return weighted_sum(KL_TO_TEACHER, hidden, table, weights, softcap, teacher=teacher, **options)
 
 
 def kl_to_uniform(
-    hidden: Hidden,
-    table: Table,
-    weights: Weights,
-    softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    hidden: Hidden, table: Table, weights: Weights, softcap: float | None = None, **options: Any
 ) -> Scalar:
     """Returns Σ w · KL(uniform ‖ p) = Σ w · (logsumexp z − mean z − log V)."""
-    return weighted_sum(KL_TO_UNIFORM, hidden, table, weights, softcap, chunk=chunk, used=used)
+    return weighted_sum(KL_TO_UNIFORM, hidden, table, weights, softcap, **options)
 
 
 def _loss_inputs(
-    loss: HeadLoss, hidden: Hidden, targets: Any, teacher: Teacher | None, extra: Any
+    loss: HeadLoss,
+    hidden: Hidden,
+    targets: Any = None,
+    teacher: Teacher | None = None,
+    extra: Any = (),
 ) -> tuple[Tokens, Any, float | None]:
     """Returns per-token inputs of a loss, the teacher's table and the teacher's soft-cap."""
-    needed = {"token": targets, "teacher": teacher}
-    if loss.kernel is not None and needed.get(loss.kernel, ()) is None:
-        raise ValueError(f"kernel={loss.kernel!r}: such a loss needs targets or a teacher")
-    if loss.kernel is not None and jax.tree.leaves(extra):
-        raise ValueError(
-            f"a loss with the kernel {loss.kernel!r} is given `extra`, which no kernel reads: "
-            "make it a HeadLoss without a kernel"
-        )
+    if loss.kernel is not None:
+        if {"token": targets, "teacher": teacher}.get(loss.kernel, ()) is None:
+            raise ValueError(f"kernel={loss.kernel!r}: such a loss needs targets or a teacher")
+        if jax.tree.leaves(extra):
+            raise ValueError(
+                f"a loss with the kernel {loss.kernel!r} is given `extra`, which no kernel reads: "
+                "make it a HeadLoss without a kernel"
+            )
+        targets = targets if loss.kernel == "token" else None
     broadcast = lambda x: x if jnp.ndim(x) else jnp.full(hidden.shape[:2], x, jnp.float32)  # noqa: E731
     extra = lax.stop_gradient(jax.tree.map(broadcast, extra))
     if teacher is None:
@@ -207,12 +191,8 @@ def read(
     Args:
         of_chunk: `of_chunk(z, tokens, axes)` returns a pytree of [B, T] from a device's logits of a
             chunk, the chunk's part of `tokens`, and the mesh axes that split the vocabulary.
-        hidden: Final hidden states.
-        table: The output embedding.
-        softcap: Logits are `softcap * tanh(z / softcap)`; None leaves them as they are.
+        hidden, table, softcap, used, chunk: As in `weighted_sum`.
         tokens: A pytree of [B, T].
-        used: The number of rows of the table that are tokens; None: all.
-        chunk: Positions of T per chunk; None: as many as fit.
 
     Returns:
         The results of all chunks, a pytree of [B, T].
@@ -245,33 +225,7 @@ def best(z: Float[Array, "B T v"], axes: Axes) -> Int[Array, "B T"]:
 
 
 def greedy(
-    hidden: Hidden,
-    table: Table,
-    softcap: float | None = None,
-    chunk: int | None = None,
-    used: int | None = None,
+    hidden: Hidden, table: Table, softcap: float | None = None, **options: Any
 ) -> Int[Array, "B T"]:
-    """Returns the most likely next token at each position, the first of equals."""
-    return read(lambda z, _, axes: best(z, axes), hidden, table, softcap, used=used, chunk=chunk)
-
-
-# ---------------------------------------------------------------------------- plain references
-
-
-def reference_cross_entropy(hidden, table, targets, weights, softcap=None) -> Scalar:
-    log_p = jax.nn.log_softmax(logits(hidden, table, softcap))
-    return -jnp.sum(weights * jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0])
-
-
-def reference_kl_to_teacher(
-    hidden, table, teacher_hidden, teacher_table, weights, softcap=None, teacher_softcap=None
-) -> Scalar:
-    teacher = lax.stop_gradient(logits(teacher_hidden, teacher_table, teacher_softcap))
-    log_p, log_t = jax.nn.log_softmax(logits(hidden, table, softcap)), jax.nn.log_softmax(teacher)
-    return jnp.sum(weights * jnp.sum(jnp.exp(log_t) * (log_t - log_p), -1))
-
-
-def reference_kl_to_uniform(hidden, table, weights, softcap=None) -> Scalar:
-    log_p = jax.nn.log_softmax(logits(hidden, table, softcap))
-    vocabulary = log_p.shape[-1]
-    return jnp.sum(weights * jnp.sum((-jnp.log(vocabulary) - log_p) / vocabulary, -1))
+    """Returns the most likely next token, the first of equals. Options are those of `read`."""
+    return read(lambda z, _, axes: best(z, axes), hidden, table, softcap, **options)

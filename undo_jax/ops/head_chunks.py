@@ -38,12 +38,14 @@ Weights = Float[Array, "B T"]
 Scalar = Float[Array, ""]
 
 
-class LogitForm(NamedTuple):
-    """How products of hidden states and tables become logits."""
+class HeadForm(NamedTuple):
+    """A loss, and how the logits that it reads are computed: all static."""
 
+    loss: HeadLoss
     softcap: float | None
     teacher_softcap: float | None
     used: int | None  # rows of the tables that are tokens, the rest padding; None: all
+    chunk: int | None  # positions of T per chunk; None: as many as fit
 
 
 def logits(hidden: Hidden, table: Table, softcap: float | None) -> Float[Array, "B T V"]:
@@ -62,11 +64,9 @@ def product(axes: str, x: Array, y: Array) -> Array:
     return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def weighted_sum(
-    loss: HeadLoss,
-    form: LogitForm,
-    chunk: int | None,
+    form: HeadForm,
     hidden: Hidden,
     table: Table,
     tokens: Tokens,
@@ -75,27 +75,24 @@ def weighted_sum(
 ) -> Scalar:
     """Returns Σ weights · loss; B is a multiple of the devices that split rows."""
 
-    def on_device(hidden, table, tokens, teacher_table, weights):
-        values = _values(loss, form, chunk, hidden, table, tokens, teacher_table, weights)
-        return _summed(loss, weights, values)
+    def on_device(*inputs):
+        return _summed(form.loss, inputs[-1], _values(form, *inputs))
 
     return on_devices(on_device, INPUTS, P())(hidden, table, tokens, teacher_table, weights)
 
 
-def _forward(loss, form, chunk, hidden, table, tokens, teacher_table, weights):
-    def on_device(hidden, table, tokens, teacher_table, weights):
-        values, d_hidden, d_table = _gradients(
-            loss, form, chunk, hidden, table, tokens, teacher_table, weights
-        )
+def _forward(form, *inputs):
+    def on_device(*inputs):
+        values, d_hidden, d_table = _gradients(form, *inputs)
+        weights = inputs[-1]
         d_weights = values.astype(weights.dtype)
-        return _summed(loss, weights, values), d_hidden, d_table, d_weights
+        return _summed(form.loss, weights, values), d_hidden, d_table, d_weights
 
-    mapped = on_devices(on_device, INPUTS, (P(), P(BATCH), TABLE, P(BATCH)))
-    total, *gradients = mapped(hidden, table, tokens, teacher_table, weights)
+    total, *gradients = on_devices(on_device, INPUTS, (P(), P(BATCH), TABLE, P(BATCH)))(*inputs)
     return total, tuple(gradients)
 
 
-def _backward(loss, form, chunk, gradients, cotangent):
+def _backward(_form, gradients, cotangent):
     scaled = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), gradients)
     d_hidden, d_table, d_weights = scaled
     return d_hidden, d_table, None, None, d_weights  # None: targets and teacher are constants
@@ -104,33 +101,25 @@ def _backward(loss, form, chunk, gradients, cotangent):
 weighted_sum.defvjp(_forward, _backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def per_token(
-    loss: HeadLoss,
-    form: LogitForm,
-    chunk: int | None,
-    hidden: Hidden,
-    table: Table,
-    tokens: Tokens,
-    teacher_table: Any,
+    form: HeadForm, hidden: Hidden, table: Table, tokens: Tokens, teacher_table: Any
 ) -> Float[Array, "B T"]:
     """Returns the loss of each token; B is a multiple of the devices that split rows."""
 
     def on_device(hidden, table, tokens, teacher_table):
         weights = jnp.zeros(hidden.shape[:2])  # unused: losses of tokens do not depend on weights
-        return _values(loss, form, chunk, hidden, table, tokens, teacher_table, weights)
+        return _values(form, hidden, table, tokens, teacher_table, weights)
 
     return on_devices(on_device, INPUTS[:-1], P(BATCH))(hidden, table, tokens, teacher_table)
 
 
-def _per_token_forward(loss, form, chunk, *inputs):
-    return per_token(loss, form, chunk, *inputs), inputs
+def _per_token_forward(form, *inputs):
+    return per_token(form, *inputs), inputs
 
 
-def _per_token_backward(loss, form, chunk, inputs, cotangent):
-    def on_device(hidden, table, tokens, teacher_table, weights):
-        return _gradients(loss, form, chunk, hidden, table, tokens, teacher_table, weights)[1:]
-
+def _per_token_backward(form, inputs, cotangent):
+    on_device = lambda *inputs: _gradients(form, *inputs)[1:]  # noqa: E731
     d_hidden, d_table = on_devices(on_device, INPUTS, (P(BATCH), TABLE))(*inputs, cotangent)
     return d_hidden, d_table, None, None
 
@@ -141,28 +130,27 @@ per_token.defvjp(_per_token_forward, _per_token_backward)
 # ------------------------------------------------------------- on one device, for its rows: [b, T]
 
 
-def _values(loss, form, chunk, hidden, table, tokens, teacher_table, weights):
+def _values(form, hidden, table, tokens, teacher_table, weights):
     """Returns the loss of each of the device's tokens, reduced over the whole vocabulary."""
     tables = table.astype(hidden.dtype), teacher_table
     axes, rows, tables = gather_smaller((hidden, tokens, weights), tables)
-    if kernels := _kernels(loss, hidden.dtype, tables):
-        values = kernels.loss(*_flat(loss, form, axes, *rows, *tables))
-        values = values.reshape(rows[-1].shape)
+    if kernels := _kernels(form.loss, hidden.dtype, tables):
+        values = kernels.loss(*_flat(form, axes, *rows, *tables)).reshape(rows[-1].shape)
     else:
-        values = _in_chunks(loss, form, chunk, axes, *rows[:-1], *tables)
+        values = _in_chunks(form, axes, *rows[:-1], *tables)
     return device_rows(axes, values, len(hidden))
 
 
-def _gradients(loss, form, chunk, hidden, table, tokens, teacher_table, weights):
+def _gradients(form, hidden, table, tokens, teacher_table, weights):
     """Returns `_values` and the gradients of Σ weights · loss in hidden states and table."""
     tables = table.astype(hidden.dtype), teacher_table
     axes, rows, tables = gather_smaller((hidden, tokens, weights), tables)
-    if kernels := _kernels(loss, hidden.dtype, tables):
-        inputs = _flat(loss, form, axes, *rows, *tables)
-        values, d_hidden, d_table = kernels.loss_and_gradients(*inputs)
+    if kernels := _kernels(form.loss, hidden.dtype, tables):
+        results = kernels.loss_and_gradients(*_flat(form, axes, *rows, *tables))
+        values, d_hidden, d_table = results
         values, d_hidden = values.reshape(rows[-1].shape), d_hidden.reshape(rows[0].shape)
     else:
-        values, d_hidden, d_table = _gradients_in_chunks(loss, form, chunk, axes, *rows, *tables)
+        values, d_hidden, d_table = _gradients_in_chunks(form, axes, *rows, *tables)
     # sum the gradients over devices
     d_hidden = lax.psum(d_hidden, split_axes("tensor"))
     if "fsdp" in axes:
@@ -195,8 +183,9 @@ def _counted(loss: HeadLoss, weights: Array, x: Array) -> Array:
     return x if loss.kernel else jnp.where(weights != 0, x, 0)
 
 
-def _of_chunk(loss, form, axes, z, tokens, teacher_table):
-    """Returns the loss of a chunk's logits, and its gradient in them, 0 in padding."""
+def _of_chunk(form, axes, table, teacher_table, h, tokens):
+    """Returns a chunk's logits, the loss of its tokens, and its gradient in them, 0 in padding."""
+    z = logits(h, table, form.softcap)
     valid = valid_rows(z.shape[-1], form.used, axes)
     mask = lambda x, padding: x if valid is None else jnp.where(valid, x, padding)  # noqa: E731
 
@@ -208,8 +197,8 @@ def _of_chunk(loss, form, axes, z, tokens, teacher_table):
 
     size = z.shape[-1] * shard_count(*axes) if form.used is None else form.used
     vocabulary = Vocabulary(axes, size, valid)
-    value, dz = loss.of_chunk(mask(z, head_tile.NEVER), tokens, teacher, vocabulary)
-    return value, mask(dz, 0)
+    value, dz = form.loss.of_chunk(mask(z, head_tile.NEVER), tokens, teacher, vocabulary)
+    return z, value, mask(dz, 0)
 
 
 def valid_rows(size: int, used: int | None, axes: Axes) -> Bool[Array, " V"] | None:
@@ -217,29 +206,20 @@ def valid_rows(size: int, used: int | None, axes: Axes) -> Bool[Array, " V"] | N
     return None if used is None else shard_offset(size, *axes) + jnp.arange(size) < used
 
 
-def _in_chunks(loss, form, chunk, axes, hidden, tokens, table, teacher_table):
+def _in_chunks(form, axes, hidden, tokens, table, teacher_table):
     """Returns the loss of each token, computed chunk by chunk."""
-
-    def of_chunk(piece):
-        h, aux = piece
-        z = logits(h, table, form.softcap)
-        return _of_chunk(loss, form, axes, z, aux, teacher_table)[0]
-
-    pieces = split((hidden, tokens), chunk or chunk_size(hidden, table))
+    of_chunk = lambda piece: _of_chunk(form, axes, table, teacher_table, *piece)[1]  # noqa: E731
+    pieces = split((hidden, tokens), form.chunk or chunk_size(hidden, table))
     return join(lax.map(of_chunk, pieces), hidden.shape[1])
 
 
-def _gradients_in_chunks(loss, form, chunk, axes, hidden, tokens, weights, table, teacher_table):
-    """Returns `_in_chunks` and the weighted sum's gradients from a device's shard.
-
-    The table's gradient is fp32.
-    """
+def _gradients_in_chunks(form, axes, hidden, tokens, weights, table, teacher_table):
+    """Returns `_in_chunks` and the weighted sum's gradients; the table's is fp32."""
 
     def of_chunk(d_table, piece):
         h, aux, w = piece
-        z = logits(h, table, form.softcap)
-        value, dz = _of_chunk(loss, form, axes, z, aux, teacher_table)
-        dz = _counted(loss, w[..., None], dz) * w[..., None]
+        z, value, dz = _of_chunk(form, axes, table, teacher_table, h, aux)
+        dz = _counted(form.loss, w[..., None], dz) * w[..., None]
         if form.softcap is not None:
             dz = dz * (1 - jnp.square(z / form.softcap))
         dz = dz.astype(h.dtype)
@@ -247,39 +227,33 @@ def _gradients_in_chunks(loss, form, chunk, axes, hidden, tokens, weights, table
         d_table += product("btd,btv->dv", h, dz)
         return d_table, (value, d_hidden)
 
-    pieces = split((hidden, tokens, weights), chunk or chunk_size(hidden, table))
+    pieces = split((hidden, tokens, weights), form.chunk or chunk_size(hidden, table))
     start = jnp.zeros(table.shape[::-1], jnp.float32)
     d_table, chunks = lax.scan(of_chunk, start, pieces)
     values, d_hidden = (join(x, hidden.shape[1]) for x in chunks)
     return values, d_hidden, d_table.T
 
 
-def _flat(loss, form, axes, hidden, tokens, weights, table, teacher_table):
+def _flat(form, axes, hidden, tokens, weights, table, teacher_table):
     """Returns the arguments of the kernels, with rows and time flattened to one axis."""
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-    with_teacher, with_targets = loss.kernel == "teacher", loss.kernel == "token"
-    vocabulary, first = table.shape[0], shard_offset(table.shape[0], *axes)
-    bits = [None if cap is None else cap * head_tile.LOG2_E for cap in form[:2]]
-    used = None
+    kernel, vocabulary = form.loss.kernel, table.shape[0]
+    with_teacher, first = kernel == "teacher", shard_offset(vocabulary, *axes)
+    in_bits = lambda cap: None if cap is None else cap * head_tile.LOG2_E  # noqa: E731
+    total, used = vocabulary * shard_count(*axes), None
     if form.used is not None:
+        total = form.used
         used = jnp.full((weights.size, 1), jnp.clip(form.used - first, 0, vocabulary))
     rows = head_tile.TokenRows(
         flat(hidden),
         weights.reshape(-1, 1),
         flat(tokens.teacher) if with_teacher else None,
-        (tokens.targets - first).reshape(-1, 1) if with_targets else None,
+        (tokens.targets - first).reshape(-1, 1) if kernel == "token" else None,
         used,
     )
     tables = head_tile.Tables(table, teacher_table if with_teacher else None)
-    spec = head_tile.HeadSpec(
-        target=loss.kernel,
-        softcap=bits[0],
-        teacher_softcap=bits[1],
-        vocabulary=vocabulary,
-        total_vocabulary=vocabulary * shard_count(*axes) if form.used is None else form.used,
-        axes=axes,
-    )
-    return spec, rows, tables
+    caps = in_bits(form.softcap), in_bits(form.teacher_softcap)
+    return head_tile.HeadSpec(kernel, *caps, vocabulary, total, axes), rows, tables
 
 
 # --------------------------------------------------------------------------------- pieces of time
