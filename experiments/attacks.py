@@ -64,7 +64,7 @@ class Attacks(Figure):
     def attacks(self) -> tuple[Attack, ...]:
         """Returns the paper's relearning, its controls, and the attacks that critics use."""
         training, rates = self.paper.relearn.training, self.paper.relearn.learning_rates
-        two_rates = rates[1::2]  # of five: after damage the best rates are those before it
+        two_rates = rates[1:]
         searched = search(
             training,
             RANGE[self.scale],
@@ -77,10 +77,12 @@ class Attacks(Figure):
             *searched,
             benign(training, two_rates),
             lora(training, LORA[self.scale], rank=8, alpha=16.0),
+            lora(training, LORA[self.scale], rank=8, alpha=16.0, stream="pretrain"),
             lora_benign(training, LORA[self.scale]),
             *(quantise(rule=rule) for rule in ("nf4", "fp4", "int8", "int4")),
             quantise(training, two_rates, rule="nf4"),
             noise(training, two_rates, alpha=0.1),
+            noise(training, two_rates, alpha=0.1, stream="pretrain"),
             prune(training, two_rates, share=0.2),
             *self._in_context(),
             *self._on_layers(training),
@@ -105,6 +107,7 @@ class Attacks(Figure):
             *(linear_probe(training, PROBE, layer=layer) for layer in layers),
             ablation(base=base, tokens=tokens, after=tuple(layers)),
             soft_prompt(training, PROMPT),
+            soft_prompt(training, PROMPT, stream="pretrain"),
         ]
 
 

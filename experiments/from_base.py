@@ -11,6 +11,7 @@ file. From the quickstart's base it takes a minute or two on two CPU cores.
 from dataclasses import dataclass
 
 from undo_jax.attacks.forget import forget
+from undo_jax.attacks.mixed import mixed
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.graph.recipe import Recipe
 from undo_jax.methods.maxent import maxent
@@ -65,7 +66,7 @@ class FromBase:
             name=self.name,
             setting=self.setting,
             models={"base": base, "unlearn-only": unlearned, **distilled},
-            attacks=(forget(self.relearn, self.learning_rates),),
+            attacks=tuple(attack(self.relearn, self.learning_rates) for attack in (forget, mixed)),
             attacked=("unlearn-only", *distilled),
             seeds=self.seeds,
             mesh=self.mesh,
@@ -86,5 +87,5 @@ experiment = FromBase(
     unlearn=Training(100, 16, AdamW(1e-3, warmup=10, b2=0.98), eval_every=25),
     distill=Training(1000, 16, AdamW(6e-3, warmup=20, decay="cosine", b2=0.98), eval_every=25),
     relearn=Training(60, 16, AdamW(warmup=10, b2=0.98), eval_every=5),
-    learning_rates=(1e-3, 3e-3, 1e-2),
+    learning_rates=(2e-3, 3e-3, 6e-3),
 )

@@ -62,6 +62,7 @@ experiment = Paper(
     relearn=Relearning(
         Training(steps=500, batch_size=8, optimizer=AdamW(warmup=1), eval_every=5),
         learning_rates=(1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6),
+        attacks=("forget", "mixed"),
     ),
     seeds=(42,),
 )

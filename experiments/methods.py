@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from undo_jax.attacks.forget import forget
+from undo_jax.attacks.mixed import mixed
 from undo_jax.data.arithmetic import Grammar
 from undo_jax.graph.recipe import Recipe
 from undo_jax.methods.graddiff import graddiff
@@ -70,7 +71,7 @@ class Methods:
             name=self.name,
             setting=self.setting,
             models=models,
-            attacks=(forget(self.relearn, self.learning_rates),),
+            attacks=tuple(attack(self.relearn, self.learning_rates) for attack in (forget, mixed)),
             oracle="oracle",
             seeds=self.seeds,
             mesh=self.mesh,
@@ -92,5 +93,5 @@ experiment = Methods(
     pretrain=Training(1000, 16, AdamW(5e-3, warmup=50, decay="cosine", b2=0.98), eval_every=250),
     distill=Training(1000, 16, AdamW(6e-3, warmup=20, decay="cosine", b2=0.98), eval_every=25),
     relearn=Training(60, 16, AdamW(warmup=10, b2=0.98), eval_every=5),
-    learning_rates=(1e-3, 3e-3, 1e-2),
+    learning_rates=(2e-3, 3e-3, 6e-3),
 )
