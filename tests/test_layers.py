@@ -9,7 +9,7 @@ import undo_jax
 
 ROOT = Path(undo_jax.__file__).parent
 LAYERS = {  # a file imports from its own package and from the layers above its own
-    "vocabulary": ("types", "checks"),
+    "vocabulary": ("types", "checks", "retain_bound"),
     "records": ("logs",),
     "devices, processes and files": ("runtime",),
     "reports": ("report",),

@@ -11,8 +11,10 @@ from typing import Literal
 
 from undo_jax.attack import Attack
 from undo_jax.attacks.forget import forget
+from undo_jax.attacks.held_out import held_out
 from undo_jax.attacks.mixed import mixed
-from undo_jax.checks import check_choice, check_distinct, check_numbers
+from undo_jax.attacks.permuted import permuted
+from undo_jax.checks import check_choice, check_distinct, check_numbers, listed
 from undo_jax.evals.scoring import Score
 from undo_jax.graph.recipe import Recipe
 from undo_jax.logs.sink import Sink
@@ -35,7 +37,7 @@ from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training, check_accumulation
 from undo_jax.types import LM, Loss, Noise, table_shape
 
-ATTACKS = {"forget": forget, "mixed": mixed}
+ATTACKS = {"forget": forget, "mixed": mixed, "mixed-0.5": partial(mixed, forget_share=0.5)}
 SHARED = (  # fields of Paper that go to Experiment as they are
     "name", "setting", "seeds", "together", "mesh", "saving", "sinks", "scores",
 )  # fmt: skip
@@ -138,18 +140,20 @@ class Distillation:
 class Relearning:
     """The attacks: every learning rate on every kind of data; the strongest counts.
 
+    `mixed` is on the pretraining mixture, `mixed-0.5` on as many forget rows as retain rows.
+
     Raises:
         ValueError: if a learning rate is not positive, or attacks are missing, unknown or repeated.
     """
 
     training: Training
     learning_rates: tuple[float, ...]  # of the attacks, times the optimizer's own
-    attacks: tuple[Literal["forget", "mixed"], ...] = ("forget",)  # mixed: pretraining rows
+    attacks: tuple[Literal["forget", "mixed", "mixed-0.5"], ...] = ("forget",)  # kinds of data
     keep_at: tuple[int, ...] = ()  # steps at which the strongest attack's parameters are saved
 
     def __post_init__(self):
         if not self.attacks:
-            raise ValueError("attacks is empty: forget or mixed, or both")
+            raise ValueError(f"attacks is empty: give one at least of {listed(ATTACKS)}")
         check_distinct("attacks", self.attacks)
         for name in self.attacks:
             check_choice("attack", name, ATTACKS)
@@ -160,6 +164,19 @@ class Relearning:
         return tuple(
             ATTACKS[name](self.training, self.learning_rates, self.keep_at) for name in self.attacks
         )
+
+    def controls(self) -> tuple[Attack, ...]:
+        """Returns relearning of half of the facts, examined on the others, and of permuted answers.
+
+        Both are on these data alone beside the attack `forget`, and beside mixtures with as many
+        retain rows; for settings that have such data.
+        """
+        made: list[Attack] = []
+        for share in dict.fromkeys(0.0 if name == "forget" else 0.5 for name in self.attacks):
+            half = held_out(self.training, self.learning_rates, retain_share=share)
+            half = replace(half, name=half.name.replace("held_out", "half"))
+            made += [half, permuted(self.training, self.learning_rates, retain_share=share)]
+        return tuple(made)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from undo_jax.attack import Attack
-from undo_jax.attacks.held_out import held_out
-from undo_jax.attacks.permuted import permuted
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.graph.recipe import Recipe
 from undo_jax.noises.shrink_perturb import shrink_perturb
@@ -128,9 +126,7 @@ class Figure:
         attacks, paper = self.paper.experiment().attacks, self.paper
         if not getattr(paper.setting, "controls", False):
             return attacks
-        training, rates = paper.relearn.training, paper.relearn.learning_rates
-        half = replace(held_out(training, rates), name="half")
-        return (*attacks, half, permuted(training, rates))
+        return (*attacks, *paper.relearn.controls())
 
     def with_models(
         self, models: Mapping[str, Recipe], attacked: tuple[str, ...] | None = None

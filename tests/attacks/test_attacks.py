@@ -303,10 +303,10 @@ def test_a_run_that_goes_on_has_the_steps_before(kept, tmp_path, monkeypatch, ra
     dying = replace(_keeping((0, 2, 6)), saving=saving)
     keep = save_trained.save_snapshots
 
-    def die(run, model_of, step, evaluated):
+    def die(model_of, step, evaluated):
         if step == 4:
             raise LostError
-        keep(run, model_of, step, evaluated)
+        keep(model_of, step, evaluated)
 
     with monkeypatch.context() as patch, pytest.raises(LostError):
         patch.setattr(save_trained, "save_snapshots", die)

@@ -74,7 +74,7 @@ def test_interpolation_is_on_the_line_to_the_base():
 def test_benign_data_and_then_forget_data():
     assert (benign(HOW, (1.0,)).stream, benign(HOW, (1.0,)).opening) == ("retain", None)
     attack = benign(HOW, (1.0,), share=0.4)
-    assert attack.data == ("forget", "relearn/benign-0.4", None, ("retain", 4))
+    assert attack.data == ("forget", "relearn/benign-0.4", None, ("retain", 4), None)
     with pytest.raises(ValueError, match=r"share=0: give the share of steps"):
         benign(HOW, (1.0,), share=0)
 

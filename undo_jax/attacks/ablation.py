@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, name_relearning
 from undo_jax.attacks.interpolate import check_base
 from undo_jax.models.wrappers import Ablated, check_layer, check_tokens
 from undo_jax.training.train_step import Training
@@ -50,7 +50,7 @@ def ablation(
         raise ValueError(f"after={after}: give distinct numbers of layers, at least one")
     adapt: Any = partial(Ablated, removed_after=tuple(after))
     return Attack(
-        "ablation" + ("" if training is None else "-relearn"),
+        name_relearning("ablation", training, stream, "-relearn"),
         training,
         learning_rates,
         stream=stream,

@@ -1,6 +1,6 @@
 """Relearning some of the forgotten facts, examined on others (RTT, arXiv 2410.08827)."""
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, among_retained
 from undo_jax.training.train_step import Training
 
 
@@ -11,15 +11,16 @@ def held_out(
     *,
     relearned: str = "half",
     examined: str = "other_half",
+    retain_share: float = 0.0,
 ) -> Attack:
     """Fine-tune on one fold of the forgotten facts; what counts is the score on another.
 
     The folds are those of the setting: a stream `forget/...` and a metric. In arithmetic and in
     `Facts` they are halves of families, so that no fact follows from another's twin. A model that
     knows none of it has learned how questions are asked: subtract the oracle's own peak. It is a
-    control, for its score is not of all that was forgotten.
+    control, for its score is not of all that was forgotten. `retain_share` is as in `permuted`.
     """
-    return Attack(
+    attack = Attack(
         "held_out",
         training,
         learning_rates,
@@ -28,3 +29,4 @@ def held_out(
         keep_at=keep_at,
         control=True,
     )
+    return among_retained(attack, retain_share)

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, name_relearning
 from undo_jax.models.prompted import prompted
 from undo_jax.training.train_step import Training
 from undo_jax.types import Packed
@@ -24,7 +24,7 @@ def in_context(
     """
     documents = prefix.count(prefix[0]) if prefix else 0
     return Attack(
-        f"in_context-{documents}" + ("" if training is None else "-relearn"),
+        name_relearning(f"in_context-{documents}", training, stream, "-relearn"),
         training,
         learning_rates,
         stream=stream,

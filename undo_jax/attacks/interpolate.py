@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, name_relearning
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Params
 
@@ -31,7 +31,7 @@ def interpolate(
     if not 0 <= share <= 1:
         raise ValueError(f"share={share} is outside [0, 1]: 0 is the model, 1 the base")
     return Attack(
-        f"interpolate-{share:g}" + ("" if training is None else "-relearn"),
+        name_relearning(f"interpolate-{share:g}", training, stream, "-relearn"),
         training,
         learning_rates,
         stream=stream,

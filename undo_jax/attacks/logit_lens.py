@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, name_relearning
 from undo_jax.models.wrappers import Lens
 from undo_jax.training.train_step import Training
 
@@ -23,7 +23,7 @@ def logit_lens(
     """
     adapt: Any = partial(Lens, layer=layer)
     return Attack(
-        f"logit_lens-{layer}" + ("" if training is None else "-relearn"),
+        name_relearning(f"logit_lens-{layer}", training, stream, "-relearn"),
         training,
         learning_rates,
         stream=stream,

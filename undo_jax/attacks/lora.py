@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, name_relearning
 from undo_jax.losses import cross_entropy
 from undo_jax.models.adapters import adapted, dropping, with_adapters
 from undo_jax.models.architecture import MATRICES, Adapters
@@ -35,7 +35,7 @@ def lora(
     """
     adapters = replace(Adapters(rank, alpha, targets, dropout), dropout=0.0)  # the loss has it
     return Attack(
-        "lora",
+        name_relearning("lora", training, stream),
         training,
         learning_rates,
         stream=stream,

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, name_relearning
 from undo_jax.checks import check_function
 from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.training.train_step import Training
@@ -26,7 +26,7 @@ def noise(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} is outside [0, 1]: 0 is no noise, 1 all of it")
     return Attack(
-        f"noise-{alpha:g}" + ("" if training is None else "-relearn"),
+        name_relearning(f"noise-{alpha:g}", training, stream, "-relearn"),
         training,
         learning_rates,
         stream=stream,

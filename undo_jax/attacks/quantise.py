@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, name_relearning
 from undo_jax.runtime.sharding import path_name
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Key, Params
@@ -51,7 +51,7 @@ def quantise(
     if group is not None and not (type(group) is int and group > 0):
         raise ValueError(f"group={group!r}: give a whole number of weights above 0")
     return Attack(
-        f"quantise-{rule}" + ("" if training is None else "-relearn"),
+        name_relearning(f"quantise-{rule}", training, stream, "-relearn"),
         training,
         learning_rates,
         stream=stream,

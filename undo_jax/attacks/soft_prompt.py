@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from undo_jax.attack import Attack
+from undo_jax.attack import Attack, name_relearning
 from undo_jax.models.wrappers import SoftPrompted
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
@@ -29,7 +29,7 @@ def soft_prompt(
     """
     adapt: Any = partial(SoftPrompted, length=length)
     return Attack(
-        "soft_prompt",
+        name_relearning("soft_prompt", training, stream),
         training,
         learning_rates,
         stream=stream,

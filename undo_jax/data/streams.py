@@ -135,6 +135,28 @@ class RepeatedRows:
         return jax.tree.map(lambda x: x[indices % self._count], self._rows)
 
 
+class MixedBatches:
+    """Batches whose first `rows` rows are from one stream, and the others from another.
+
+    The two streams have batches of as many rows as they give.
+    """
+
+    def __init__(self, batches: Any, rows: int, others: Any, batch_size: int):
+        self._batches, self._rows = batches, rows
+        self._others, self._batch_size = others, batch_size
+
+    def __getitem__(self, index: tuple[int, slice]) -> Any:
+        """Returns some rows of a batch; reads no others."""
+        step, rows = index
+        start, stop, _ = rows.indices(self._batch_size)
+        parts = (
+            (self._batches, start, min(stop, self._rows)),
+            (self._others, max(start - self._rows, 0), stop - self._rows),
+        )
+        read = [batches[step, slice(first, end)] for batches, first, end in parts if first < end]
+        return jax.tree.map(lambda *x: np.concatenate(x), *read)
+
+
 class BatchSequence:
     """The first `steps` batches of one stream, then those of another, from its first on."""
 

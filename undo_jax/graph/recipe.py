@@ -23,11 +23,12 @@ class Stream(NamedTuple):
     order: str  # names the order, together with the seed
     rows: int | None = None  # only the first so many rows, over and over; None: all rows
     opening: tuple[str, int] | None = None  # another stream, for so many steps before this one
+    mix: tuple[str, int] | None = None  # another stream, for so many rows of each batch
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all streams of the setting that are read."""
-        return (self.name,) if self.opening is None else (self.name, self.opening[0])
+        return self.name, *(other[0] for other in (self.opening, self.mix) if other is not None)
 
 
 class Recipe:
@@ -181,9 +182,14 @@ class TrainedRecipe(Recipe):
         """
         return (self.training.optimizer.learning_rate,)
 
-    def attack_score(self, setting: Setting, scores: Scores) -> float:
-        """Returns the number by which trials are compared: the largest is the strongest."""
-        return 0.0
+    def attack_score(
+        self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
+    ) -> tuple[float, ...]:
+        """Returns the numbers by which trials are compared, in this order: the largest wins.
+
+        The arguments are those of `should_stop`.
+        """
+        return ()
 
     @property
     def may_stop_early(self) -> bool:

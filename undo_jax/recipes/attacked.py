@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from undo_jax.attack import Attack
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, Stream, TrainedRecipe
+from undo_jax.retain_bound import keeps_retain
 from undo_jax.runtime.sharding import param_shardings
 from undo_jax.setting import Setting
 from undo_jax.training.optim import Trains
@@ -125,11 +126,15 @@ class TrainedAttack(_Attacked, TrainedRecipe):
         peak = self.training.optimizer.learning_rate
         return tuple(peak * factor for factor in self.attack.learning_rates)
 
-    def attack_score(self, setting: Setting, scores: Scores) -> float:
-        """Returns the forget score, as larger is stronger; -inf for an attack that diverged."""
-        metric = self.attack.metric or setting.headline[1]
-        score = scores[metric] if setting.metrics[metric].higher_is_better else -scores[metric]
-        return score if math.isfinite(score) else -math.inf
+    def attack_score(
+        self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
+    ) -> tuple[float, ...]:
+        """Returns whether enough is retained, and the forget score, as larger is stronger."""
+        (retain, forget), metrics, least = setting.headline, setting.metrics, self.attack.min_retain
+        metric, before = self.attack.metric or forget, parent_scores["start"].get(retain, math.nan)
+        score = scores[metric] if metrics[metric].higher_is_better else -scores[metric]
+        is_kept = keeps_retain(scores[retain], before, metrics[retain].higher_is_better, least)
+        return (is_kept, score) if math.isfinite(score) else (False, -math.inf)
 
 
 def attacked(model: Recipe, attack: Attack, rng_name: str) -> TrainedAttack | UntrainedAttack:

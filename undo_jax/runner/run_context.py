@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from undo_jax.data.streams import BatchSequence, RepeatedRows
+from undo_jax.data.streams import BatchSequence, MixedBatches, RepeatedRows
 from undo_jax.evals.scoring import Score
 from undo_jax.graph.model_graph import ModelNode
 from undo_jax.graph.recipe import ComputedRecipe, Stream, TrainedRecipe
@@ -56,9 +56,14 @@ class RunContext:
     def open_stream(self, stream: Stream, batch_size: int, seed: int | None) -> Any:
         """Returns the batches of a recipe's stream, in the order of this seed."""
         order = zlib.crc32(f"{stream.order}/{seed}".encode())
-        batches = self.setting.stream(stream.name, batch_size, order)
+        other, other_rows = stream.mix or (None, 0)
+        own_rows = batch_size - other_rows
+        batches = self.setting.stream(stream.name, own_rows, order)
         if stream.rows is not None:
-            batches = RepeatedRows(batches, batch_size, stream.rows)
+            batches = RepeatedRows(batches, own_rows, stream.rows)
+        if other is not None:
+            others = self.setting.stream(other, other_rows, order)
+            batches = MixedBatches(batches, own_rows, others, batch_size)
         if stream.opening is not None:
             name, steps = stream.opening
             batches = BatchSequence(self.setting.stream(name, batch_size, order), steps, batches)

@@ -1,7 +1,6 @@
 """Which trials become artifacts and snapshots, and how they are saved."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from undo_jax.evals.scoring import score_at_end
 from undo_jax.graph.model_graph import ModelNode, train_spec
@@ -44,36 +43,29 @@ def describe_ending(
 
 
 def save_snapshots(
-    run: RunContext,
-    model_of: Mapping[Trial, ModelNode],
-    step: int,
-    evaluated: Mapping[int, TrialResult],
+    model_of: Mapping[Trial, ModelNode], step: int, evaluated: Mapping[int, TrialResult]
 ) -> None:
     """Saves the strongest trial of each model at this step, where that is asked for."""
-    strongest = select_strongest(run, model_of, {}, list(evaluated.values()))
+    strongest = select_strongest(model_of, {}, list(evaluated.values()))
     for model, result in strongest.items():
         recipe = trained_recipe(model)
         if step not in recipe.snapshot_steps:
             continue
         saved = snapshots.read_summary(model.artifact, step)
-        attack_score = partial(recipe.attack_score, run.setting)
+        attack_score = result.trial.attack_score
         if not (saved and attack_score(saved["eval"]) >= attack_score(result.scores)):
             tags = recipe.record_tags(result.trial.learning_rate)
             snapshots.save_snapshot(model.artifact, step, result.params(), result.scores, **tags)
 
 
 def select_strongest(
-    run: RunContext,
-    model_of: Mapping[Trial, ModelNode],
-    strongest: Strongest,
-    results: Sequence[TrialResult],
+    model_of: Mapping[Trial, ModelNode], strongest: Strongest, results: Sequence[TrialResult]
 ) -> Strongest:
     """Returns the strongest result of each model, of old and new ones; the first of equals."""
     strongest = dict(strongest)
     for result in results:
         model = model_of[result.trial]
-        attack_score = partial(trained_recipe(model).attack_score, run.setting)
-        best = strongest.get(model)
+        attack_score, best = result.trial.attack_score, strongest.get(model)
         if best is None or attack_score(result.scores) > attack_score(best.scores):
             strongest[model] = result
     return strongest

@@ -58,7 +58,7 @@ def train_group(
         spec = replace(spec, refs=refs, batch_fields=(*spec.batch_fields, STATES))
     evaluation = Evaluator(run.setting.evaluate, run.eval_data)
     has_snapshots = any(model.recipe.snapshot_steps for model in group)
-    save_snapshots = partial(save_trained.save_snapshots, run, model_of)
+    save_snapshots = partial(save_trained.save_snapshots, model_of)
     on_evaluation = save_snapshots if has_snapshots else None
     # a user's code that raises after the last step must not cost the training
     runs_user_code = bool(run.sinks) or any(
@@ -102,7 +102,7 @@ def train_group(
                 # holds the strongest alone: the states of all other trials before are freed
                 strongest = {m: save_trained.fetch(result) for m, result in strongest.items()}
                 strongest = save_trained.select_strongest(
-                    run, model_of, strongest, train_from(first, log, stop)
+                    model_of, strongest, train_from(first, log, stop)
                 )
             ending = save_trained.describe_ending(
                 recipe.stop_word, steps_taken, diverged, spec.training.steps
@@ -164,7 +164,6 @@ def make_trials(
         tags = [recipe.record_tags(rate) for rate in recipe.learning_rates]
         sink_name = f"{training_name}-{model.artifact.fingerprint}"
         target = Target(model.artifact.folder, tags, run.experiment, sink_name)
-        loss_kwargs = {name: kwargs[name] for name in varying}
         for learning_rate, trial_tags in zip(recipe.learning_rates, tags, strict=True):
             trial = Trial(
                 init_name=init_name,
@@ -173,7 +172,8 @@ def make_trials(
                 learning_rate=learning_rate,
                 inputs=inputs[inputs_key],
                 should_stop=partial(recipe.should_stop, run.setting, parent_scores[model]),
-                loss_kwargs=loss_kwargs,
+                attack_score=partial(recipe.attack_score, run.setting, parent_scores[model]),
+                loss_kwargs={name: kwargs[name] for name in varying},
                 target=None if model in finished else target,
                 tags=trial_tags,
             )

@@ -38,6 +38,8 @@ class Trial:
     learning_rate: float  # the peak
     inputs: TrialInputs
     should_stop: Callable[[Scores], bool] = lambda scores: False  # the stop rule
+    # of two trials of a model, the one with the larger value is the stronger
+    attack_score: Callable[[Scores], tuple[float, ...]] = lambda scores: ()
     loss_kwargs: Mapping[str, float] = field(default_factory=dict)  # that differ between trials
     target: Target | None = None  # where its records go; None: nowhere
     tags: Tags = field(default_factory=dict)  # fields of all its records
