@@ -7,6 +7,7 @@ from etils import epath
 
 from undo_jax import report as reporting
 from undo_jax.logs.log import console, results
+from undo_jax.report.records import MIN_RETAIN
 from undo_jax.runtime.atomic_files import report_full_disk, write_atomically
 from undo_jax.runtime.workdir_lock import lock_folder
 
@@ -18,12 +19,15 @@ def publish_files(folder: epath.Path, contents: Mapping[str, bytes]) -> None:
         write_atomically(folder / name, content)
 
 
-def write_report(workdir: str, name: str) -> str:
-    """Write the report of an experiment. Returns why there is nothing to write, or ""."""
+def write_report(workdir: str, name: str, min_retain: float = MIN_RETAIN) -> str:
+    """Write the report of an experiment. Returns why there is nothing to write, or "".
+
+    Attacks count that leave `min_retain` of the retain score, see `report.worst_case`.
+    """
     if jax.process_index() == 0:
         try:
             with report_full_disk(workdir, "writes the report"):
-                written = reporting.write(workdir, name, publish_files)
+                written = reporting.write(workdir, name, publish_files, min_retain)
         except reporting.EmptyError as error:
             return str(error)
         results.print(reporting.table(written))

@@ -3,6 +3,8 @@
 import functools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
 from typing import NamedTuple
 
 from etils import epath
@@ -14,6 +16,7 @@ from undo_jax.report.drawing import render
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.plot import csv_text
 from undo_jax.report.publishing import Publish, put
+from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.studies import Study
 
 FOLDER = "figures"
@@ -25,7 +28,7 @@ BRACKETS = (
 CLAIM_COLUMNS = (
     "figure", "setting", "claim", "paper", "quantity", "seed", "value",
     "side",  # of the bound on which the claim holds
-    "bound", "verdict",
+    "bound", "verdict", "unbounded",
 )  # fmt: skip
 KINDS = ("png", "svg", "csv")
 LEGEND = (
@@ -34,9 +37,11 @@ LEGEND = (
     "bootstrap's is narrow for few seeds (it holds the true mean in 75 of 100 cases for three, in "
     "84 for five). One seed alone has no interval: it cannot be told. Nor can it with a seed that "
     "has no number, because a training diverged. Claims in brackets are what we ask besides. Of an "
-    "unfinished run none is judged. An area under a relearning curve is the mean over its steps of "
-    "the share that is relearned: 0 is the oracle's forget score before attacks, 1 the base's; of "
-    "permuted answers it is the mean accuracy."
+    "unfinished run none is judged. Forget scores under attack are those of the strongest attack "
+    "up to each step, among those that keep 90 % of the retain score (or what --min-retain said); "
+    "verdicts under “unbounded” are of the strongest one at each step, whatever it leaves. An area "
+    "under a relearning curve is the mean over its steps of the share that is relearned: 0 is the "
+    "oracle's forget score before attacks, 1 the base's; of permuted answers it is the mean accuracy."
 )
 
 
@@ -98,12 +103,23 @@ def draw(figure: str, scale: str, studies: Sequence[Study]) -> PaperFigure:
             f"Without {', '.join(logs.unfinished[:3])}" + (f" and {more} more" if more > 0 else "")
         )
     title = f"{module.TITLE} ({scale} scale)"
-    return PaperFigure(
-        name, title, module.caption(studies), [*module.claims(studies)], files, missing
-    )
+    claims = _judge(module, studies)
+    return PaperFigure(name, title, module.caption(studies), claims, files, missing)
 
 
-def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
+def _judge(module: ModuleType, studies: Sequence[Study]) -> list[Claim]:
+    """Returns the claims of a figure; with a bound, each also has its verdict without one."""
+    claims = list(module.claims(studies))
+    if not any(study.logs.min_retain for study in studies):
+        return claims
+    unbounded = [replace(study, logs=replace(study.logs, min_retain=0.0)) for study in studies]
+    verdicts = {(c.setting, c.says, c.quantity): c.verdict for c in module.claims(unbounded)}
+    return [replace(c, unbounded=verdicts.get((c.setting, c.says, c.quantity), "")) for c in claims]
+
+
+def write(
+    workdir: epath.PathLike, publish: Publish = put, min_retain: float = MIN_RETAIN
+) -> PaperPage:
     """Writes WORKDIR/figures/: PNG, SVG, CSV of each figure, claims.csv, summary.md, index.html.
 
     A figure that cannot be drawn does not affect the others, and its old files are deleted.
@@ -111,6 +127,8 @@ def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
     Args:
         workdir: the folder of the runs.
         publish: makes the folder and writes its files.
+        min_retain: the share of its retain score that a model must keep under an attack that
+            counts; 0: every attack counts.
 
     Raises:
         FileNotFoundError: if no experiment of the workdir belongs to a figure.
@@ -123,7 +141,7 @@ def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
     for (figure, scale), by_setting in figures.items():
         try:
             studies = [
-                Study(tables.of_setting(setting), read_logs(workdir, name))
+                Study(tables.of_setting(setting), read_logs(workdir, name, min_retain))
                 for setting, name in by_setting.items()
             ]
             page.drawn.append(draw(figure, scale, studies))
@@ -172,7 +190,18 @@ def contents(page: PaperPage) -> dict[str, bytes]:
         for kind, content in figure.files.items()
     }
     rows = [
-        (figure.name, c.setting, c.says, c.paper, c.quantity, *value, c.side, c.bound, c.verdict)
+        (
+            figure.name,
+            c.setting,
+            c.says,
+            c.paper,
+            c.quantity,
+            *value,
+            c.side,
+            c.bound,
+            c.verdict,
+            c.unbounded,
+        )
         for figure in page.drawn
         for c in figure.claims
         for value in c.values.items()

@@ -19,8 +19,11 @@ from undo_jax.report.page import document, escape, figure, notes
 from undo_jax.report.plot import csv_text
 from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
+from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.search_spaces import space_grid
+from undo_jax.report.worst_case_rows import worst_case_rows
 
+WORST = "worst_cases.csv"  # the strongest attack on each model and seed, by what it must retain
 SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks
 MANY = 5  # learning rates; of more, as searches draw them, the range is given
 
@@ -34,13 +37,17 @@ class DrawnFigure:
     page_data: Mapping[str, Any] | None = None
 
 
-def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
+def write(
+    workdir: epath.PathLike, name: str, publish: Publish = put, min_retain: float = MIN_RETAIN
+) -> Report:
     """Writes WORKDIR/report-NAME/ from the logs of one experiment.
 
     Args:
         workdir: The folder, or bucket, with the experiment's artifacts.
         name: The experiment's name.
         publish: Makes the report's folder and writes its files.
+        min_retain: The share of its retain score that a model must keep under an attack that
+            counts; 0: every attack counts.
 
     Returns:
         The report, with its files by name.
@@ -49,7 +56,7 @@ def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
         FileNotFoundError: The workdir has no experiment of this name.
         ValueError: A file is damaged, or no attack has finished.
     """
-    report = analyse(read_logs(workdir, name))
+    report = analyse(read_logs(workdir, name, min_retain))
     folder = epath.Path(workdir) / f"report-{name}"
     modules = figures.discover()
     drawn = {
@@ -58,6 +65,7 @@ def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
         if (figure := draw_figure(module, report, figure_name))
     }
     contents = {f"{n}.{kind}": data for n, fig in drawn.items() for kind, data in fig.files.items()}
+    contents[WORST] = csv_text(worst_case_rows(report)).encode()
     if report.plugin_scores:
         contents[SCORES] = csv_text(report.plugin_scores).encode()
     contents["summary.md"] = markdown(report, drawn).encode()
@@ -128,6 +136,7 @@ def sections(report: Report) -> list[Section]:
     legend = tables.sentence(tables.legend(report))
     result = [
         _section("Every model", tables.model_grid(report), legend),
+        _section("Worst cases", tables.worst_case_grid(report), tables.worst_case_legend(report)),
         _section(speed.title(speeds), speeds, speed.legend(report, speeds)),
         _cards(report),
     ]

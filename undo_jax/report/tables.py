@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from undo_jax.report.numbers import ModelRow, Report, adversary_order
+from undo_jax.report.numbers import ModelRow, Report, WorstCase, adversary_order
+from undo_jax.report.records import Measure
 from undo_jax.report.statistics import Spread
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def model_grid(report: Report) -> Grid:
     """
     header = ["model", "retain before", "forget before"]
     header += [f"forget at step {step}" for step in report.shown_steps]
+    header += [f"retain at step {report.shown_steps[-1]}", *["unbounded"] * bool(report.min_retain)]
     header += ["robustness %", "compute % steps", "compute % FLOPs", "recovered"]
     return filled(Grid(header, [_model_row(m, report) for m in report.models]))
 
@@ -95,6 +97,8 @@ def _model_row(model: ModelRow, report: Report) -> list[str]:
         cell(model.retain),
         cell(model.forget),
         *(cell(model.curve.get(step, Spread())) for step in report.shown_steps),
+        cell(model.retained.get(report.shown_steps[-1], Spread())),
+        *[cell(model.worst_cases[0.0].forget)] * bool(report.min_retain),
         _robustness(model),
         _compute(model, model.compute_steps),
         _compute(model, model.compute_flops),
@@ -116,6 +120,43 @@ def _compute(model: ModelRow, values: Spread) -> str:
     )
 
 
+def worst_case_grid(report: Report) -> Grid:
+    """Returns a row per attacked model: its worst case by the share of retain that must be kept."""
+    bounds = list(report.attacked[0].worst_cases)
+    header = ["model", "before", *(_bound_name(bound, report.retain) for bound in bounds)]
+    rows = [
+        [m.name, _pair(m.forget, m.retain), *(_pair(*m.worst_cases[b]) for b in bounds)]
+        for m in report.attacked
+    ]
+    return Grid(header, rows)
+
+
+def worst_case_legend(report: Report) -> str:
+    """Returns how to read the table of worst cases."""
+    over = ", means over seeds" if report.several_seeds else ""
+    return (
+        f"{sentence(report.forget.axis)} of the strongest attack at any step, and in brackets "
+        f"{report.retain.axis} at that point{over}: among all points of attacks that keep so much "
+        "of the retain score, chosen for each seed; the score before attacks where none does. "
+        "Unbounded: whatever an attack leaves of the retain score."
+    )
+
+
+def _bound_name(bound: float, retain: Measure) -> str:
+    if bound == 0:
+        return "unbounded"
+    if retain.higher_is_better:
+        return f"retain ≥ {100 * bound:g} %"
+    return f"retain loss ≤ {100 * (2 - bound):g} %"
+
+
+def _pair(forget: Spread, retain: Spread) -> str:
+    """Returns mean forget and retain scores in one cell: `0.48 (0.90)`."""
+    if not forget.finite:
+        return NONE
+    return score(forget.mean) + (f" ({score(retain.mean)})" if retain.finite else "")
+
+
 def score_grid(report: Report) -> Grid:
     """Returns a row per model: its scores by metrics other than the headline."""
     header = ["model", *(metric.axis for metric in report.other_metrics)]
@@ -127,7 +168,7 @@ def score_grid(report: Report) -> Grid:
 
 
 def attack_grid(report: Report) -> Grid:
-    """Returns final forget scores by model, attack data and learning rate, as means over seeds."""
+    """Returns final scores by model, attack data and learning rate, as means over seeds."""
     distinct = {rate for m in report.attacked for _, rate in m.finals}
     rates = sorted(distinct, key=lambda rate: adversary_order(("", rate)))
     names = ["without training" if rate is None else f"{rate:g}" for rate in rates]
@@ -139,26 +180,27 @@ def attack_grid(report: Report) -> Grid:
     return Grid(["model", "attack data", *names], rows, words=2)
 
 
-def _final(values: Spread | None) -> str:
-    if values is None:
+def _final(final: WorstCase | None) -> str:
+    if final is None:
         return NONE
-    if not values.finite:
+    if not final.forget.finite:
         return "diverged"
-    diverged = len(values.values) - len(values.finite)
-    return score(values.mean) + (f" ({diverged} diverged)" if diverged else "")
+    diverged = len(final.forget.values) - len(final.forget.finite)
+    return _pair(*final) + (f" ({diverged} diverged)" if diverged else "")
 
 
 def legend(report: Report) -> str:
     """Returns how to read the model table."""
-    worst = "highest" if report.forget.higher_is_better else "lowest"
     ranges = "mean [lowest, highest] over seeds; " if report.several_seeds else ""
     header = model_grid(report).header
     compute = any(name.startswith("compute") for name in header)
     better = "higher" if report.retain.higher_is_better else "lower"
     return (
         f"{ranges}retain: {report.retain.axis} ({better} is better); forget: "
-        f"{report.forget.axis}; at step n: after n relearning steps, "
-        f"the {worst} over learning rates and attack data"
+        f"{report.forget.axis}; at step n: by the strongest attack in n relearning steps, over "
+        f"learning rates and attack data, {report.counting}, and retain at that point"
+        + "; unbounded: by the strongest attack of all, whatever it leaves of the retain score"
+        * ("unbounded" in header)
         + "; compute: distillation as % of the oracle's pretraining" * compute
         + "; recovered: seeds that met the retain bar of distillation" * ("recovered" in header)
         + "."
@@ -188,6 +230,8 @@ def table(report: Report) -> Table:
         ("forget\nbefore", score, [m.forget for m in report.models]),
         *((f"forget\nstep {step}", score, [m.curve.get(step, Spread()) for m in report.models])
           for step in shown),
+        (f"retain\nstep {shown[-1]}", score,
+         [m.retained.get(shown[-1], Spread()) for m in report.models]),
         ("robust-\nness %", percent, [_of_scale(m, m.robustness) for m in report.models]),
         ("FLOPs %", percent, [_of_scale(m, m.compute_flops) for m in report.models]),
     ]  # fmt: skip
@@ -219,7 +263,7 @@ def _short_legend(report: Report) -> str:
     ranges = f"Mean and range over {report.seed_counts} seeds. " if report.several_seeds else ""
     return (
         f"{ranges}Retain: {report.retain.axis}; forget: {report.forget.axis}, by the strongest "
-        f"attack.{_scale(report)}"
+        f"attack {report.counting}.{_scale(report)}"
         + (
             " *: did not recover its teacher's retain score on every seed."
             if any(m.fell_short for m in report.models)
@@ -267,7 +311,8 @@ def attack_legend(report: Report) -> str:
     """Returns how to read the attack table."""
     over = ", mean over seeds" if report.several_seeds else ""
     return (
-        f"{sentence(report.forget.axis)} at the last relearning step by peak learning rate{over}."
+        f"{sentence(report.forget.axis)}, and in brackets {report.retain.axis}, at the last "
+        f"relearning step by peak learning rate{over}."
     )
 
 
