@@ -41,7 +41,8 @@ LEGEND = (
     "up to each step, among those that keep 90 % of the retain score (or what --min-retain said); "
     "verdicts under “unbounded” are of the strongest one at each step, whatever it leaves. An area "
     "under a relearning curve is the mean over its steps of the share that is relearned: 0 is the "
-    "oracle's forget score before attacks, 1 the base's; of permuted answers it is the mean accuracy."
+    "oracle's forget score before attacks, 1 the base's; of permuted answers it is the mean "
+    "accuracy."
 )
 
 
