@@ -101,7 +101,9 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
             for bound in sorted({*BOUNDS, logs.min_retain}, reverse=True)
         },
         min_retain=logs.min_retain,
-        unqualified=tuple(case.entry.seed for case in attacked if not _any_counts(case)),
+        unqualified=tuple(
+            case.entry.seed for case in attacked if case.strongest and not _any_counts(case)
+        ),
         robustness=Spread(tuple(case.robustness for case in attacked)),
         scaled=tuple(case.scaled for case in attacked),
         compute_steps=Spread(tuple(case.compute("steps") for case, _ in finished)),

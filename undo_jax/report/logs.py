@@ -10,6 +10,7 @@ from etils import epath
 from undo_jax.report.artifact_logs import read_artifact
 from undo_jax.report.files import NONE, as_written, check_inside, check_name, number, typed
 from undo_jax.report.records import MIN_RETAIN, ROLES, Entry, Json, Logs, Measure, Origin
+from undo_jax.report.worst_case import check_min_retain
 from undo_jax.runtime.atomic_files import read_json
 
 
@@ -44,11 +45,7 @@ def read_logs(workdir: epath.PathLike, name: str, min_retain: float = MIN_RETAIN
             `min_retain` is not from 0 to 1.
     """
     check_name(name)
-    if not 0 <= min_retain <= 1:
-        raise ValueError(
-            f"min_retain={min_retain:g}: give a share of the retain score from 0 to 1, as 0.9; 0 "
-            "is no bound"
-        )
+    check_min_retain(min_retain)
     root = epath.Path(workdir)
     path = root / f"experiment-{name}.json"
     if not path.exists():

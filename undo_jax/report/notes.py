@@ -137,7 +137,7 @@ def flatten(value: Any, without: Sequence[str] = (), path: str = "") -> Iterator
 
 
 def _useless(models: Iterable[ModelRow], logs: Logs) -> Iterator[str]:
-    """Yields the models of which no attack leaves a useful one, with some seed."""
+    """Yields the models of which, with some seed, no attack leaves a useful one."""
     lacking = [
         m.name + ("" if len(m.unqualified) == len(m.seeds) else f" ({_seeds(m.unqualified)})")
         for m in models
@@ -146,8 +146,8 @@ def _useless(models: Iterable[ModelRow], logs: Logs) -> Iterator[str]:
     if lacking:
         counts = bound_text(logs.retain, logs.min_retain).removeprefix("among those ")
         yield (
-            f"There are no points of attacks {counts}, so that the forget score before attacks "
-            f"counts: {listed(lacking)}."
+            f"There are no attacks, at any learning rate and step, {counts}; the forget score "
+            f"before attacks counts as the worst case of {listed(lacking)}."
         )
 
 

@@ -12,7 +12,7 @@ from etils import epath
 from undo_jax.report.cases import Case
 from undo_jax.report.records import Evaluation, Logs, Measure, PluginScore
 from undo_jax.report.statistics import MIN_GAP, Spread
-from undo_jax.report.worst_case import bound_text
+from undo_jax.report.worst_case import bound_text, until
 
 Adversary = tuple[str, float | None]  # attack data, learning rate
 
@@ -78,7 +78,7 @@ class ModelRow:
     unbounded_retained: Mapping[int, Spread]
     worst_cases: Mapping[float, WorstCase]  # over all steps, by the share of retain to keep
     min_retain: float  # the share that counts in the report
-    unqualified: tuple[int | None, ...]  # seeds of which no point of an attack counts
+    unqualified: tuple[int | None, ...]  # seeds whose model no attack leaves useful
     robustness: Spread
     scaled: tuple[bool, ...]  # per attacked seed: whether both of its references are attacked
     compute_steps: Spread  # of finished seeds
@@ -135,6 +135,11 @@ class Report:
     def counting(self) -> str:
         """Which attacks count, to go on after "the strongest attack"."""
         return bound_text(self.retain, self.min_retain)
+
+    @property
+    def until(self) -> str:
+        """Of which steps attacks count in curves, to go on before "each step"."""
+        return until(self.min_retain)
 
     @property
     def attacked(self) -> tuple[ModelRow, ...]:

@@ -18,6 +18,7 @@ from undo_jax.report.plot import csv_text
 from undo_jax.report.publishing import Publish, put
 from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.studies import Study
+from undo_jax.report.worst_case import check_min_retain
 
 FOLDER = "figures"
 CLAIMS = "claims.csv"
@@ -37,11 +38,10 @@ LEGEND = (
     "bootstrap's is narrow for few seeds (it holds the true mean in 75 of 100 cases for three, in "
     "84 for five). One seed alone has no interval: it cannot be told. Nor can it with a seed that "
     "has no number, because a training diverged. Claims in brackets are what we ask besides. Of an "
-    "unfinished run none is judged. Forget scores under attack are those of the strongest attack "
-    "up to each step, among those that keep 90 % of the retain score (or what --min-retain said); "
-    "verdicts under “unbounded” are of the strongest one at each step, whatever it leaves. An area "
-    "under a relearning curve is the mean over its steps of the share that is relearned: 0 is the "
-    "oracle's forget score before attacks, 1 the base's; of permuted answers it is the mean "
+    "unfinished run none is judged. Which attacks count, the captions say; verdicts under "
+    "“unbounded” are of the strongest attack at each step, whatever it leaves of the retain score. "
+    "An area under a relearning curve is the mean over its steps of the share that is relearned: 0 "
+    "is the oracle's forget score before attacks, 1 the base's; of permuted answers it is the mean "
     "accuracy."
 )
 
@@ -114,8 +114,11 @@ def _judge(module: ModuleType, studies: Sequence[Study]) -> list[Claim]:
     if not any(study.logs.min_retain for study in studies):
         return claims
     unbounded = [replace(study, logs=replace(study.logs, min_retain=0.0)) for study in studies]
-    verdicts = {(c.setting, c.says, c.quantity): c.verdict for c in module.claims(unbounded)}
-    return [replace(c, unbounded=verdicts.get((c.setting, c.says, c.quantity), "")) for c in claims]
+    verdicts = [(c.setting, c.quantity, c.verdict) for c in module.claims(unbounded)]
+    # What a claim says may name the best model, which may be another one without the bound.
+    if [(c.setting, c.quantity) for c in claims] != [verdict[:2] for verdict in verdicts]:
+        return claims
+    return [replace(c, unbounded=v) for c, (*_, v) in zip(claims, verdicts, strict=True)]
 
 
 def write(
@@ -133,8 +136,9 @@ def write(
 
     Raises:
         FileNotFoundError: if no experiment of the workdir belongs to a figure.
-        ValueError: if none can be drawn.
+        ValueError: if none can be drawn, or `min_retain` is not from 0 to 1.
     """
+    check_min_retain(min_retain)
     workdir = epath.Path(workdir)
     folder = workdir / FOLDER
     figures = _find_experiments(workdir, folder)

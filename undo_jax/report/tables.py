@@ -86,7 +86,10 @@ def model_grid(report: Report) -> Grid:
     """
     header = ["model", "retain before", "forget before"]
     header += [f"forget at step {step}" for step in report.shown_steps]
-    header += [f"retain at step {report.shown_steps[-1]}", *["unbounded"] * bool(report.min_retain)]
+    header += [
+        f"retain at step {report.shown_steps[-1]}",
+        *["forget unbounded"] * bool(report.min_retain),
+    ]
     header += ["robustness %", "compute % steps", "compute % FLOPs", "recovered"]
     return filled(Grid(header, [_model_row(m, report) for m in report.models]))
 
@@ -135,10 +138,11 @@ def worst_case_legend(report: Report) -> str:
     """Returns how to read the table of worst cases."""
     over = ", means over seeds" if report.several_seeds else ""
     return (
-        f"{sentence(report.forget.axis)} of the strongest attack at any step, and in brackets "
-        f"{report.retain.axis} at that point{over}: among all points of attacks that keep so much "
-        "of the retain score, chosen for each seed; the score before attacks where none does. "
-        "Unbounded: whatever an attack leaves of the retain score."
+        f"{sentence(report.forget.axis)} of the strongest attack at any step and learning rate, "
+        f"and in brackets {report.retain.axis} under it{over}. Before: without an attack. Then: of "
+        "the attacks that leave the model this share of its retain score before, chosen for each "
+        "seed; the score before where no such attack is stronger. Unbounded: of all attacks, "
+        "whatever they leave."
     )
 
 
@@ -197,10 +201,11 @@ def legend(report: Report) -> str:
     better = "higher" if report.retain.higher_is_better else "lower"
     return (
         f"{ranges}retain: {report.retain.axis} ({better} is better); forget: "
-        f"{report.forget.axis}; at step n: by the strongest attack in n relearning steps, over "
-        f"learning rates and attack data, {report.counting}, and retain at that point"
-        + "; unbounded: by the strongest attack of all, whatever it leaves of the retain score"
-        * ("unbounded" in header)
+        f"{report.forget.axis}; at step n: by the strongest attack {report.until} n relearning "
+        f"steps, over learning rates and attack data, {report.counting}; retain at step n: under "
+        "that attack"
+        + "; unbounded: by the strongest attack at any step, whatever it leaves of the retain score"
+        * ("forget unbounded" in header)
         + "; compute: distillation as % of the oracle's pretraining" * compute
         + "; recovered: seeds that met the retain bar of distillation" * ("recovered" in header)
         + "."
@@ -230,8 +235,6 @@ def table(report: Report) -> Table:
         ("forget\nbefore", score, [m.forget for m in report.models]),
         *((f"forget\nstep {step}", score, [m.curve.get(step, Spread()) for m in report.models])
           for step in shown),
-        (f"retain\nstep {shown[-1]}", score,
-         [m.retained.get(shown[-1], Spread()) for m in report.models]),
         ("robust-\nness %", percent, [_of_scale(m, m.robustness) for m in report.models]),
         ("FLOPs %", percent, [_of_scale(m, m.compute_flops) for m in report.models]),
     ]  # fmt: skip

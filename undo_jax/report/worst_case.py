@@ -59,7 +59,7 @@ def worst_by_step(
     retain: Measure,
     min_retain: float,
 ) -> dict[int, Evaluation]:
-    """Returns the worst case at each step at which an attack was evaluated.
+    """Returns the worst case at each step at which an attack has a forget score.
 
     With a bound, it is the strongest point up to that step, for the attacker keeps the best model
     that he has had; where no point qualifies yet, it is the model before the attack. Without one it
@@ -67,7 +67,8 @@ def worst_by_step(
 
     Args:
         attacks: Evaluations of attacks on one model with one seed.
-        before: The evaluation of this model before any attack; it counts if its scores are finite.
+        before: The evaluation of this model before any attack; it counts if its forget score is
+            finite.
         forget: What the forget score of these attacks measures.
         retain: What the retain score measures.
         min_retain: The share of the retain score that must be kept; 0: no bound.
@@ -90,13 +91,26 @@ def worst(curve: Mapping[int, Evaluation], forget: Measure, retain: Measure) -> 
     return max(curve.values(), key=strength(forget, retain), default=None)
 
 
+def check_min_retain(min_retain: float) -> None:
+    """Raises ValueError for a share of the retain score that is not from 0 to 1."""
+    if not 0 <= min_retain <= 1:
+        raise ValueError(
+            f"min_retain={min_retain:g}: give a share of the retain score from 0 to 1, as 0.9; 0 "
+            "is no bound"
+        )
+
+
 def bound_text(retain: Measure, min_retain: float) -> str:
     """Returns which points of attacks count, to go on after "the strongest attack"."""
     if min_retain == 0:
         return "whatever it leaves of the retain score"
     if retain.higher_is_better:
-        return f"among those that keep {100 * min_retain:g} % of the retain score before it"
-    return (
-        f"among those under which the retain loss is at most {100 * (1 - min_retain):g} % above "
-        "that before it"
-    )
+        return (
+            f"among those that leave the model at least {100 * min_retain:g} % of its retain score"
+        )
+    return f"among those that raise the model's retain loss by at most {100 * (1 - min_retain):g} %"
+
+
+def until(min_retain: float) -> str:
+    """Returns of which steps attacks count in `worst_by_step`, to go on before "each step"."""
+    return "up to" if min_retain else "at"

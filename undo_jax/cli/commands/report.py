@@ -4,6 +4,7 @@ from undo_jax.cli.experiment_reports import experiment_names, write_report
 from undo_jax.cli.flags import MinRetain, Workdir
 from undo_jax.logs.log import console
 from undo_jax.report.records import MIN_RETAIN
+from undo_jax.report.worst_case import check_min_retain
 
 ORDER = 30
 
@@ -15,6 +16,7 @@ def report(workdir: Workdir, min_retain: MinRetain = MIN_RETAIN) -> None:
         workdir: the folder of their runs; may be gs://.
         min_retain: attacks count that leave this share of the retain score; 0: all attacks.
     """
+    check_min_retain(min_retain)
     names = experiment_names(workdir)
     empty, errors = [], []
     for name in names:

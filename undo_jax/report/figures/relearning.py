@@ -27,8 +27,8 @@ def caption(report: Report) -> str:
     return (
         f"{sentence(report.forget.axis)} against the steps of a relearning attack, and "
         f"{report.retain.axis} of the same attacked models. At each step the strongest attack "
-        f"{'up to it ' if report.min_retain else ''}counts, {report.counting}: the {worst} score "
-        "over all learning rates and attack data, taken for each seed. "
+        f"{report.until} it counts, {report.counting}: the {worst} score over all learning rates "
+        "and attack data, taken for each seed. "
         + (band if report.several_seeds else "One seed, so no bands. ")
         + starred(report, "A name with *")
     ).strip()
