@@ -21,7 +21,7 @@ from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
 from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.search_spaces import space_grid
-from undo_jax.report.worst_case_rows import worst_case_rows
+from undo_jax.report.worst_case_tables import worst_case_grid, worst_case_legend, worst_case_rows
 
 WORST = "worst_cases.csv"  # the strongest attack on each model and seed, by what it must retain
 SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks
@@ -136,7 +136,7 @@ def sections(report: Report) -> list[Section]:
     legend = tables.sentence(tables.legend(report))
     result = [
         _section("Every model", tables.model_grid(report), legend),
-        _section("Worst cases", tables.worst_case_grid(report), tables.worst_case_legend(report)),
+        _section("Worst cases", worst_case_grid(report), worst_case_legend(report)),
         _section(speed.title(speeds), speeds, speed.legend(report, speeds)),
         _cards(report),
     ]

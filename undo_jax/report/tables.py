@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from undo_jax.report.numbers import ModelRow, Report, WorstCase, adversary_order
-from undo_jax.report.records import Measure
 from undo_jax.report.statistics import Spread
 
 if TYPE_CHECKING:
@@ -123,38 +122,7 @@ def _compute(model: ModelRow, values: Spread) -> str:
     )
 
 
-def worst_case_grid(report: Report) -> Grid:
-    """Returns a row per attacked model: its worst case by the share of retain that must be kept."""
-    bounds = list(report.attacked[0].worst_cases)
-    header = ["model", "before", *(_bound_name(bound, report.retain) for bound in bounds)]
-    rows = [
-        [m.name, _pair(m.forget, m.retain), *(_pair(*m.worst_cases[b]) for b in bounds)]
-        for m in report.attacked
-    ]
-    return Grid(header, rows)
-
-
-def worst_case_legend(report: Report) -> str:
-    """Returns how to read the table of worst cases."""
-    over = ", means over seeds" if report.several_seeds else ""
-    return (
-        f"{sentence(report.forget.axis)} of the strongest attack at any step and learning rate, "
-        f"and in brackets {report.retain.axis} under it{over}. Before: without an attack. Then: of "
-        "the attacks that leave the model this share of its retain score before, chosen for each "
-        "seed; the score before where no such attack is stronger. Unbounded: of all attacks, "
-        "whatever they leave."
-    )
-
-
-def _bound_name(bound: float, retain: Measure) -> str:
-    if bound == 0:
-        return "unbounded"
-    if retain.higher_is_better:
-        return f"retain ≥ {100 * bound:g} %"
-    return f"retain loss ≤ {100 * (2 - bound):g} %"
-
-
-def _pair(forget: Spread, retain: Spread) -> str:
+def pair_cell(forget: Spread, retain: Spread) -> str:
     """Returns mean forget and retain scores in one cell: `0.48 (0.90)`."""
     if not forget.finite:
         return NONE
@@ -190,7 +158,7 @@ def _final(final: WorstCase | None) -> str:
     if not final.forget.finite:
         return "diverged"
     diverged = len(final.forget.values) - len(final.forget.finite)
-    return _pair(*final) + (f" ({diverged} diverged)" if diverged else "")
+    return pair_cell(*final) + (f" ({diverged} diverged)" if diverged else "")
 
 
 def legend(report: Report) -> str:
