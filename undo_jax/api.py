@@ -22,7 +22,7 @@ from undo_jax import report as reporting
 from undo_jax.checks import listed, whole
 from undo_jax.evals.texts import continuations
 from undo_jax.report import Point, Result
-from undo_jax.report.records import Logged, Logs
+from undo_jax.report.records import MIN_RETAIN, Logged, Logs
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.place import Given, Place, make_place, to_experiment
 from undo_jax.runtime.sharding import param_shardings
@@ -215,19 +215,21 @@ class Run:
         return reporting.curves(self.logs)
 
 
-def open_run(workdir: epath.PathLike, experiment: Given) -> Run:
+def open_run(workdir: epath.PathLike, experiment: Given, min_retain: float = MIN_RETAIN) -> Run:
     """Opens the run of an experiment, finished or not.
 
     Args:
         workdir: the folder of its artifacts, which may be gs://.
         experiment: the experiment, or the Python file that defines it.
+        min_retain: the share of its retain score that a model must keep under an attack that
+            counts in curves and results; 0: every attack counts.
 
     Raises:
         FileNotFoundError: if the workdir has no run of the experiment.
         ValueError: if a file of it is damaged, or it was made with another setting.
     """
     workdir, place = _folder("workdir", workdir), make_place(experiment)
-    logs = reporting.read_logs(workdir, place.experiment.name)
+    logs = reporting.read_logs(workdir, place.experiment.name, min_retain)
     for artifact in logs.artifacts[:1]:  # all artifacts of a run have one setting
         check_setting(workdir / artifact.folder, place.experiment.setting)
     return Run(workdir, logs, place)

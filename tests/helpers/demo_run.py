@@ -89,15 +89,16 @@ def _attack(workdir: epath.Path, name: str, i: int, kept: bool) -> str:
     artifact = Artifact(workdir, "relearn", f"{name} by forget", 0, {**parts, "model": PAPER.model})
     artifacts.prepare_folder(artifact)
     lines = [
-        {"step": step, "eval": {"retain": 0.8, "forget": score(i, rate, step)},
+        {"step": step, "eval": {"retain": 0.85, "forget": score(i, rate, step)},
          "attack": "forget", "learning_rate": rate}
         for rate in RATES for step in (0, 5, KEPT, LAST)
     ]  # fmt: skip
     (artifact.folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    tags = {"attack": "forget", "learning_rate": RATES[1]}
     if kept:
-        scores = {"retain": 0.8, "forget": score(i, RATES[1], KEPT)}
-        snapshots.save_snapshot(artifact, KEPT, random_params(100 + i), scores)
-    end = {"retain": 0.8, "forget": score(i, RATES[1], LAST)}
-    artifacts.save_artifact(artifact, random_params(200 + i), end)
+        scores = {"retain": 0.85, "forget": score(i, RATES[1], KEPT)}
+        snapshots.save_snapshot(artifact, KEPT, random_params(100 + i), scores, **tags)
+    end = {"retain": 0.85, "forget": score(i, RATES[1], LAST)}
+    artifacts.save_artifact(artifact, random_params(200 + i), end, steps=LAST, **tags)
     wait_until_saved()
     return artifact.folder.name

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from undo_jax.report import Report, analyse, read_logs
+from undo_jax.report.records import MIN_RETAIN
 
 ACCURACY = {"label": "accuracy on × and ÷", "higher_is_better": True}
 CROSS_ENTROPY = {"label": "cross entropy on Korean", "higher_is_better": False}
@@ -166,5 +167,5 @@ class Workdir:
     def save(self) -> None:
         self.file.write_text(json.dumps(self.content()))
 
-    def report(self) -> Report:
-        return analyse(read_logs(self.root, self.name))
+    def report(self, min_retain: float = MIN_RETAIN) -> Report:
+        return analyse(read_logs(self.root, self.name, min_retain))

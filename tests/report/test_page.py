@@ -14,6 +14,7 @@ from known_logs import Workdir
 from undo_jax.report import figures
 from undo_jax.report.page import figure, table
 from undo_jax.report.plot import Panel, Plot, PlotPoint, Style
+from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.report_files import page
 from undo_jax.report.tables import Grid
 
@@ -56,14 +57,16 @@ def known(root: Path) -> Recorded:
     return work
 
 
-def _rows(work: Workdir, name: str) -> list[list[str]]:
-    text = figures.find_figure(name).plot(work.report()).csv
+def _rows(work: Workdir, name: str, min_retain: float = MIN_RETAIN) -> list[list[str]]:
+    text = figures.find_figure(name).plot(work.report(min_retain)).csv
     return list(csv.reader(io.StringIO(text)))
 
 
 def test_the_csv_has_the_strongest_attack_of_each_seed(tmp_path: Path) -> None:
-    header, *rows = _rows(known(tmp_path), "relearning")
+    header, *both = _rows(known(tmp_path), "relearning", min_retain=0)
     assert header == ["panel", "model", "seed", "x", "y"]
+    rows = [row for row in both if row[0] == "relearning"]
+    assert [["retain", *row[1:4], "0.9"] for row in rows] == both[len(rows) :]
     found = {(model, seed): [] for _, model, seed, _, _ in rows}
     for _, model, seed, x, y in rows:
         found[model, seed].append((int(x), float(y)))
@@ -86,7 +89,8 @@ def test_the_csv_of_the_tradeoff_pairs_compute_and_robustness_by_seed(tmp_path: 
 def test_losses_and_what_is_retained_have_a_csv_too(tmp_path: Path) -> None:
     work = known(tmp_path)
     assert ["training_loss", "UNDO", "1", "30", "0.125"] in _rows(work, "training_loss")
-    assert ["retain", "oracle", "0", "10", "0.9"] in _rows(work, "under_attack")
+    assert ["retain", "oracle", "0", "10", "0.9"] in _rows(work, "relearning")
+    assert ["unbounded retain", "oracle", "0", "10", "0.9"] in _rows(work, "under_attack")
 
 
 def test_the_lead_counts_few_learning_rates_and_gives_the_range_of_many(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def matched(
     work.others = {"permuted": PERMUTED, "half": PERMUTED}
     for seed in seeds:
         work.add("pretrain", "base", seed, scores=(0.99, 0.9))
-        work.add("pretrain", "oracle", seed, scores=(0.99, 0.1))
+        work.add("pretrain", "oracle", seed, scores=(0.9, 0.1))
         for model, end in (
             (oracle_matching.REFERENCE, last / 5),
             (oracle_matching.RANDOM, last),
@@ -56,14 +56,15 @@ def matched(
                 for s, loss in ((1, 4.0), *((k, end) for k in range(2, 8)))
             ]
             lines = [] if seed in lost else lines
-            work.add("distill", model, seed, lines=lines, unlearned=None)
+            retain = 0.8 if model == oracle_matching.RANDOM else 0.9
+            scores = retain, 0.1
+            work.add("distill", model, seed, lines=lines, unlearned=None, scores=scores)
             jump = 0.1 + 0.2 * (seed - 9)
             early = (
                 (0.1, jump, jump, 0.9)
                 if model == oracle_matching.REFERENCE
                 else (0.1, 0.1, 0.1, 0.9)
             )
-            retain = 0.8 if model == oracle_matching.RANDOM else 0.9
             work.attack(model, seed, curves={("forget", 0.01): early}, retain=retain)
             work.control(model, seed, (math.nan,) * 4 if seed in lost else (0.0, 0.2, 0.4, 0.4))
         work.attack("oracle", seed, curves={("forget", 0.01): (0.1, 0.1, 0.1, 0.1)})
@@ -334,7 +335,7 @@ def settings_of_methods(root: Path, seeds=(10, 11, 12), diverged=()) -> Logs:
 
 def test_claims_of_pareto(tmp_path):
     work = settings_of_methods(tmp_path)
-    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    study = Study("arithmetic", read_logs(tmp_path, work.name, min_retain=0))
     assert pareto.columns(study) == (0, 10, 30)  # 2.4 is nearest to 0, which is there already
     # UNDO: .5 × .8 and, beyond it, (.3 − more) × .4; SAM .5 × .9; RepNoise .1 × .4
     undo = [0.4 + (0.3 - more) * 0.4 for more in (-0.01, 0.0, 0.01)]
@@ -355,7 +356,7 @@ def test_claims_of_pareto(tmp_path):
 @pytest.mark.parametrize("method", ["UNDO", "SAM"])
 def test_a_method_without_a_number_on_a_seed_is_not_judged(method, tmp_path):
     work = settings_of_methods(tmp_path, diverged=[(method, 12)])
-    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    study = Study("arithmetic", read_logs(tmp_path, work.name, min_retain=0))
     claims = {claim.says: claim for claim in pareto.claims([study])}
     for says in (
         "UNDO dominates at 30 relearning steps (the best other here: SAM)",
@@ -371,19 +372,21 @@ def test_a_method_without_a_number_on_a_seed_is_not_judged(method, tmp_path):
 
 def test_a_method_that_diverged_on_each_seed_leaves_the_others(tmp_path):
     work = settings_of_methods(tmp_path, diverged=[("SAM", seed) for seed in (10, 11, 12)])
-    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    study = Study("arithmetic", read_logs(tmp_path, work.name, min_retain=0))
     claims = {claim.says: claim for claim in pareto.claims([study])}
     assert claims["UNDO dominates at 30 relearning steps (the best other here: RepNoise)"]
     beaten = claims["UNDO beats SAM substantially at 30 relearning steps"]
     assert beaten.verdict == "cannot be told" and not beaten.spread.finite
-    assert len(paper_page.write(tmp_path).drawn) == 1
+    assert len(paper_page.write(tmp_path, min_retain=0).drawn) == 1
 
 
 def test_of_an_attack_scored_twice_each_place_is_there_once(tmp_path, monkeypatch):
     """The step nearest to 40 of 500 is then the last one, too."""
     work = settings_of_methods(tmp_path)
     monkeypatch.setattr(pareto, "columns", lambda _: (0, 30, 30))
-    points = list(pareto.points([Study("arithmetic", read_logs(tmp_path, work.name))]))
+    points = list(
+        pareto.points([Study("arithmetic", read_logs(tmp_path, work.name, min_retain=0))])
+    )
     assert len(points) == len({*points}) and {p.panel for p in points} > {
         "after 30 relearning steps"
     }
@@ -412,7 +415,7 @@ def test_pareto_has_the_permuted_control_beside_it(tmp_path):
     for seed in (10, 11, 12):
         for model, score in learned.items():
             work.control(model, seed, (0.0, 0.0, score / 2, score))
-    study = Study("arithmetic", read_logs(tmp_path, work.name))
+    study = Study("arithmetic", read_logs(tmp_path, work.name, min_retain=0))
     # retain is .4 under every control: of a front only the least permuted score counts
     areas = pareto.hypervolumes(study, 30, pareto.PERMUTED)
     best = {"UNDO": 0.2, "SAM": 0.4, "RepNoise": 0.7, "data filtering": 0.1}
@@ -422,7 +425,7 @@ def test_pareto_has_the_permuted_control_beside_it(tmp_path):
     says = "of permuted answers, too, UNDO dominates at 30 relearning steps (the best other here: "
     claim = claims[says + "SAM)"]
     assert claim.spread.values == pytest.approx([0.08] * 3) and not claim.paper
-    (drawn,) = paper_page.write(tmp_path).drawn
+    (drawn,) = paper_page.write(tmp_path, min_retain=0).drawn
     rows = list(csv.DictReader(drawn.files["csv"].decode().splitlines()))
     expected = {"panel": "after 30 steps on permuted answers", "setting": "arithmetic",
                 "seed": "11", "model": "UNDO α=0.8", "x": "0.2", "y": "0.4"}  # fmt: skip
@@ -455,7 +458,7 @@ def test_pareto_is_drawn_while_methods_wait_for_their_attacks(begun, tmp_path):
     for entry in work.content()["models"]:
         for attack in entry["attacks"] if not entry["model"].startswith(begun) else ():
             (tmp_path / attack / "summary.json").unlink()
-    (drawn,) = paper_page.write(tmp_path).drawn
+    (drawn,) = paper_page.write(tmp_path, min_retain=0).drawn
     rows = csv.DictReader(drawn.files["csv"].decode().splitlines())
     shown = {row["model"].partition(" ")[0] for row in rows if row["panel"].startswith("after")}
     assert shown == {*begun} and "is unfinished" in drawn.missing[0]
@@ -465,7 +468,7 @@ def test_pareto_is_drawn_while_methods_wait_for_their_attacks(begun, tmp_path):
 def test_pareto_is_drawn_from_the_models_that_have_a_method(tmp_path):
     work = settings_of_methods(tmp_path)
     work.add("pretrain", "base", 10)
-    (drawn,) = paper_page.write(tmp_path).drawn
+    (drawn,) = paper_page.write(tmp_path, min_retain=0).drawn
     assert drawn.files["png"] and "reversed" in drawn.caption
     rows = list(csv.DictReader(drawn.files["csv"].decode().splitlines()))
     assert {row["model"].partition(" ")[0] for row in rows} == {

@@ -48,7 +48,7 @@ from undo_jax.report.provenance import stage_grid
 from undo_jax.report.records import Evaluation, Measure
 from undo_jax.report.statistics import Spread, robustness
 from undo_jax.report.tables import attack_grid, cell, count, model_grid
-from undo_jax.report.worst_case import strongest
+from undo_jax.report.worst_case import worst, worst_by_step
 from undo_jax.runtime.atomic_files import hash_file, write_json
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -119,7 +119,7 @@ def other_figures(report: Report) -> set[str]:
 
 
 def test_worst_case_is_over_rates_and_data_at_each_step(tmp_path: Path) -> None:
-    undo = row(full(tmp_path).report(), "UNDO α=0.4")
+    undo = row(full(tmp_path).report(min_retain=0), "UNDO α=0.4")
     seed0 = {step: spread.values[0] for step, spread in undo.curve.items()}
     assert seed0 == near({0: 0.02, 10: 0.5, 20: 0.6, 30: 0.4})
     assert undo.worst.values == near((0.6, 0.7))
@@ -134,7 +134,7 @@ def test_lower_is_better_takes_the_minimum(tmp_path: Path) -> None:
             ("mixed", 1e-3): (9.5, 7.5, 8.0, 8.0),
         }
         work.attack(model, alpha=0.8 if "UNDO" in model else None, curves=curves)
-    report = work.report()
+    report = work.report(min_retain=0)
     undo = row(report, "UNDO α=0.8")
     assert [s.mean for s in undo.curve.values()] == near([9.0, 7.5, 6.0, 6.5])
     assert undo.robustness.values == near((75.0,))
@@ -153,13 +153,13 @@ def test_robustness_is_computed_per_seed_then_averaged(tmp_path: Path) -> None:
 
 def test_rows_have_the_numbers_of_each_seed(tmp_path: Path) -> None:
     full(tmp_path).save()
-    logs = read_logs(tmp_path, "known")
+    logs = read_logs(tmp_path, "known", min_retain=0)
     rows = {(r.model, r.seed): r for r in results(logs)}
     undo = ("distilled", 0.4, 0.95, 0.05, 0.6, 50.0), ("distilled", 0.4, 0.95, 0.07, 0.7, 37.5)
-    for seed, wanted in enumerate(undo):
+    for seed, wanted in enumerate((*of_seed, 0.9, of_seed[4]) for of_seed in undo):
         assert rows["UNDO α=0.4", seed] == ("UNDO α=0.4", seed, *wanted[:2], *map(near, wanted[2:]))
     assert rows["base", 1][:4] == ("base", 1, "base", None)
-    assert rows["base", 1][4:] == near((0.99, 0.98, math.nan, math.nan))
+    assert rows["base", 1][4:] == near((0.99, 0.98, *[math.nan] * 4))
     assert rows["oracle", 0].robustness == near(100.0)
     points = [p for p in curves(logs) if (p.model, p.seed) == ("UNDO α=0.4", 0)]
     assert [p.step for p in points] == [*STEPS]
@@ -199,7 +199,7 @@ def test_models_come_in_a_fixed_order(tmp_path: Path) -> None:
 def test_several_relearn_artifacts_of_a_model_count_together(tmp_path: Path) -> None:
     work = full(tmp_path, seeds=1)
     work.attack("oracle", curves={("mixed", 1e-3): (0.0, 0.15, 0.1, 0.1)})
-    curve = row(work.report(), "oracle").curve
+    curve = row(work.report(min_retain=0), "oracle").curve
     assert [s.mean for s in curve.values()] == near([0.0, 0.15, 0.2, 0.1])
 
 
@@ -234,7 +234,9 @@ def test_diverged_attacks_are_left_out_and_counted(tmp_path: Path) -> None:
     report = work.report()
     assert row(report, "oracle").worst.mean == near(0.2)
     assert any("3 evaluations with a non-finite" in note for note in report.notes)
-    assert ["oracle", "forget", "0.10", "0.10", "diverged"] in attack_grid(report).rows
+    assert ["oracle", "forget", "0.10 (0.90)", "0.10 (0.90)", "diverged"] in attack_grid(
+        report
+    ).rows
 
 
 def test_a_seed_that_diverged_is_missed_in_every_column(tmp_path: Path) -> None:
@@ -260,8 +262,10 @@ def test_the_mean_of_equal_values_lies_among_them(value: float) -> None:
 def test_strongest_passes_over_diverged_scores() -> None:
     found = [Evaluation("forget", 1e-3, step, score) for step, score in enumerate((math.nan, 0.5))]
     for higher_is_better in (True, False):
-        assert strongest(found, Measure("", higher_is_better)) == near(0.5)
-        assert math.isnan(strongest(found[:1], Measure("", higher_is_better)))
+        measure = Measure("", higher_is_better)
+        for attacks, wanted in ((found, found[1]), (found[:1], None)):
+            curve = worst_by_step(attacks, found[0], measure, measure, min_retain=0)
+            assert worst(curve, measure, measure) is wanted
 
 
 def test_a_sweep_that_ends_too_early_is_stated(tmp_path: Path) -> None:
@@ -363,18 +367,18 @@ def test_labels_keep_their_distance_order_and_bounds() -> None:
 
 def test_curves_and_bands_draw_the_spread(tmp_path: Path) -> None:
     report = full(tmp_path).report()
-    (ax,) = drawn(relearning, report).axes
     undo = row(report, "UNDO α=0.4")
-    lines = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
-    assert [s.mean for s in undo.curve.values()] in lines
-    assert len(ax.collections) == len(report.attacked)
-    assert ax.get_ylim() == near((-0.03, 1.03))
+    for ax, curve in zip(drawn(relearning, report).axes, (undo.curve, undo.retained), strict=True):
+        lines = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
+        assert [s.mean for s in curve.values()] in lines
+        assert len(ax.collections) == len(report.attacked)
+        assert ax.get_ylim() == near((-0.03, 1.03))
 
 
 def test_one_seed_has_no_band_and_no_range(tmp_path: Path) -> None:
     report = full(tmp_path, seeds=1).report()
-    (ax,) = drawn(relearning, report).axes
-    assert not ax.collections
+    fig = drawn(relearning, report)
+    assert len(fig.axes) == 2 and not any(ax.collections for ax in fig.axes)
     assert "One seed" in relearning.caption(report)
     assert "[" not in "".join(value for line in model_grid(report).rows for value in line)
 
@@ -401,7 +405,9 @@ def test_a_model_that_fell_short_is_hollow_starred_and_told(tmp_path: Path) -> N
     fig = drawn(tradeoff, report)
     filled = {h.get_label(): h.get_markerfacecolor() for h in fig.legends[0].get_lines()}
     assert filled["UNDO α=0.8"] == "white" and filled["UNDO α=0.4"] != "white"
-    assert {t.get_text() for t in drawn(relearning, report).axes[0].texts} >= {"UNDO α=0.8 *"}
+    (legend,) = drawn(relearning, report).legends
+    starred = [t.get_text() for t in legend.get_texts() if "*" in t.get_text()]
+    assert starred == ["UNDO α=0.8 *"]
     assert "UNDO α=0.8 did not recover the teacher's retain score in 1 of 2 seeds." in report.notes
     cells = {line[0]: line[-1] for line in model_grid(report).rows}
     assert cells["UNDO α=0.8"] == "1/2" and cells["UNDO α=0.4"] == "2/2"
@@ -420,7 +426,7 @@ def test_without_an_oracle_there_is_no_tradeoff(tmp_path: Path) -> None:
     report = write(tmp_path, "known")
     assert {f.name for f in (tmp_path / "report-known").iterdir()} == set(report.files)
     shown = FIGURES - {"tradeoff.png", "tradeoff.svg", "tradeoff.csv"} | other_figures(report)
-    assert set(report.files) == {"summary.md", "index.html"} | shown
+    assert set(report.files) == {"summary.md", "index.html", "worst_cases.csv"} | shown
     assert not {"robustness %", "compute % FLOPs"} & {*model_grid(report).header}
     assert "Robustness is not computed: there is no oracle." in report.notes
 
@@ -437,7 +443,7 @@ def test_the_same_logs_give_the_same_bytes(tmp_path: Path) -> None:
         assert output(tmp_path / "b") == first
         assert matplotlib.rcParams["font.size"] == 20
     others = other_figures(Workdir(tmp_path / "a").report())
-    assert set(first) == {"summary.md", "index.html"} | FIGURES | others
+    assert set(first) == {"summary.md", "index.html", "worst_cases.csv"} | FIGURES | others
     assert b"date" not in first["relearning.svg"].lower()
 
 
@@ -485,19 +491,19 @@ def test_markdown_rows_have_as_many_cells_as_their_header(tmp_path: Path) -> Non
 
 def test_the_terminal_table_shows_the_numbers_in_80_columns(tmp_path: Path) -> None:
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(table(full(tmp_path).report()))
+    console.print(table(full(tmp_path).report(min_retain=0)))
     text = console.export_text()
     for part in ("0.45", "0.40–0.50", "step 10", "step 30", "44", "38–50", "over 2 seeds"):
         assert part in text
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     starred = [line for line in text.splitlines() if " * " in line]
     assert [line.split(" *")[0] for line in starred] == ["UNDO α=0.8"]
-    assert "*: did not recover" in text
+    assert "*: did not recover" in " ".join(text.split())
 
 
 def test_the_terminal_table_of_one_seed_has_no_ranges(tmp_path: Path) -> None:
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(table(full(tmp_path, seeds=1).report()))
+    console.print(table(full(tmp_path, seeds=1).report(min_retain=0)))
     text = console.export_text()
     assert "0.40" in text and "–0" not in text and "Mean" not in text
 
@@ -506,7 +512,7 @@ def test_the_terminal_table_of_one_seed_has_no_ranges(tmp_path: Path) -> None:
     ("attacked", "end", "said"),
     [
         (True, 0.1, "Robustness and FLOPs of distillation: 100 % is the oracle."),
-        (False, None, "attack. Robustness is not computed: there is no oracle."),
+        (False, None, "retain score. Robustness is not computed: there is no oracle."),
         (False, 0.1, "FLOPs of distillation: 100 % is the oracle. Robustness is not computed: no "
          "finished attack on oracle."),
         (True, 1.0, "FLOPs of distillation: 100 % is the oracle. Robustness is undefined for "),
@@ -752,7 +758,8 @@ def one(root: Path) -> Workdir:
             ("forget", 1e-3): (9.0, 8.5, end, end + 0.25),
             ("forget", 1e-2): (9.5, 7.5, 8.0, 8.0),
         }
-        work.attack(model, 4, alpha=0.8 if "UNDO" in model else None, curves=curves)
+        alpha = 0.8 if "UNDO" in model else None
+        work.attack(model, 4, alpha=alpha, curves=curves, retain=1.7)
     return work
 
 
@@ -897,7 +904,10 @@ def test_the_report_imports_nothing_else_of_the_package() -> None:
             imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             imported += [a.name for a in node.names] if isinstance(node, ast.Import) else []
             ours = [n for n in imported if n.split(".")[0] in ("undo_jax", "jax", "flax", "optax")]
-            allowed = "undo_jax.report", "undo_jax.checks", "undo_jax.runtime.atomic_files"
+            allowed = (
+                "undo_jax.report", "undo_jax.checks", "undo_jax.retain_bound",
+                "undo_jax.runtime.atomic_files",
+            )  # fmt: skip
             assert all(n.startswith(allowed) for n in ours), (path, ours)
 
 
@@ -914,9 +924,9 @@ def methods(root: Path, alphas: tuple[float, ...] = (), seeds: int = 2) -> Workd
         work.add("pretrain", "base", seed)
         work.add("pretrain", "oracle", seed, steps=200, flops=4000)
         work.attack("oracle", seed, curves={("forget", 1e-3): (0.0, 0.15, 0.2, 0.1)})
-        for i, (method, worst) in enumerate(METHODS.items()):
+        for i, (method, most) in enumerate(METHODS.items()):
             work.add("unlearn", method, seed)
-            rise = (0.0, 0.5 * worst, 0.9 * worst, worst - 0.02 * seed)
+            rise = (0.0, 0.5 * most, 0.9 * most, most - 0.02 * seed)
             work.attack(method, seed, curves={("forget", 1e-3): rise})
             named = {f"{method} + UNDO α={alpha}": alpha for alpha in alphas}
             for name, alpha in {**named, f"{method} + Distill": None}.items():
@@ -974,7 +984,7 @@ def test_names_and_legends_of_many_models_are_whole_and_apart(
     report = methods(tmp_path, alphas, seeds=1).report()
     with drawing.style("x"):
         curves, points = drawn(relearning, report), drawn(tradeoff, report)
-        lines_up(curves, curves.axes[0].texts)
+        lines_up(curves, [*curves.legends[0].get_texts(), *curves.texts])
         lines_up(points, [*points.legends[0].get_texts(), *points.texts])
     assert len(points.legends[0].get_texts()) == 4 * (1 + len(alphas)) + 1
     assert 100.0 == near(points.axes[0].lines[-1].get_ydata()[0])
@@ -1026,6 +1036,7 @@ def test_an_imported_base_without_a_seed_and_no_oracle(tmp_path: Path) -> None:
     for text in (shown, summary[summary.index("## Every model") :], console.export_text()):
         plain = re.sub("<style>.*?</style>|<svg.*?</svg>", "", text, flags=re.DOTALL)
         plain = " ".join(plain.split()).replace(report.notes[0], "")
+        plain = re.sub(r"(at least|≥) \d+ %", "", plain)  # of its own retain score
         assert not re.search("%|oracle|[Rr]obustness (?!card)", plain), plain
 
 
@@ -1091,14 +1102,14 @@ def test_an_attack_that_does_not_train_counts_at_step_0(tmp_path: Path) -> None:
     work = full(tmp_path, seeds=1)
     work.attacked("oracle", 0, work.add("relearn", "oracle", steps=0, scores=(0.9, 0.35),
                   settings={"attack": {"name": "nf4"}}))  # fmt: skip
-    report = work.report()
+    report = work.report(min_retain=0)
     oracle = row(report, "oracle")
     assert oracle.worst.values == near((0.35,))
     assert [s.mean for s in oracle.curve.values()] == near([0.35, 0.1, 0.2, 0.1])
     assert row(report, "UNDO α=0.4").robustness.values == near((100 * 0.4 / 0.65,))
     grid = attack_grid(report)
     assert grid.header == ["model", "attack data", "without training", "0.0001", "0.001"]
-    assert ["oracle", "nf4", "0.35", "–", "–"] in grid.rows
+    assert ["oracle", "nf4", "0.35 (0.90)", "–", "–"] in grid.rows
     assert not [n for n in report.notes if "end of the learning-rate" in n and "oracle" in n]
 
 
@@ -1264,5 +1275,5 @@ def test_many_controls_are_drawn_in_rows_of_three(tmp_path: Path) -> None:
         work.attack("oracle", 0, curves={(f"probe-{i}", 1e-3): (0.0, 0.1, 0.2, 0.3)}, control=True)
     fig = drawn(under_attack, work.report())
     places = [ax.get_position() for ax in fig.axes if ax.axison]
-    assert len(places) == 5 and len({place.y0 for place in places}) == 2
+    assert len(places) == 6 and len({place.y0 for place in places}) == 2
     assert max(place.x1 for place in places) < 1 and fig.get_figwidth() < 10

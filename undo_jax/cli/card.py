@@ -9,6 +9,7 @@ from etils import epath
 from undo_jax import report
 from undo_jax.logs.log import console
 from undo_jax.report.records import Entry, Logs
+from undo_jax.report.worst_case import bound_text
 from undo_jax.runtime.atomic_files import read_json
 
 FILE = "README.md"
@@ -142,7 +143,8 @@ def _robustness(logs: Logs, entry: Entry) -> str:
         if result.seed in (entry.seed, None)
     ]
     return (
-        f"Experiment {logs.name}: {logs.forget.label}, before and after the strongest attack "
+        f"Experiment {logs.name}: {logs.forget.label}, before and after the strongest attack, "
+        f"{bound_text(logs.retain, logs.min_retain)} "
         f"({better} is more robust), seed {entry.seed}. Here it is {entry.model}. {note}\n\n"
         + _table(header, rows)
     )

@@ -7,6 +7,7 @@ from etils import epath
 
 from undo_jax import report as reporting
 from undo_jax.logs.log import console, results
+from undo_jax.report.records import MIN_RETAIN
 from undo_jax.runtime.atomic_files import report_full_disk, write_atomically
 from undo_jax.runtime.workdir_lock import lock_folder
 
@@ -18,16 +19,17 @@ def publish_files(folder: epath.Path, contents: Mapping[str, bytes]) -> None:
         write_atomically(folder / name, content)
 
 
-def write_report(workdir: str, name: str) -> str:
+def write_report(workdir: str, name: str, min_retain: float = MIN_RETAIN) -> str:
     """Write the report of an experiment. Returns why there is nothing to write, or "".
 
-    Raises ValueError, when all else is written, for figures that cannot be drawn.
+    Attacks count that leave `min_retain` of the retain score, see `report.worst_case`. Raises
+    ValueError, when all else is written, for figures that cannot be drawn.
     """
     if jax.process_index() == 0:
         undrawn = None
         try:
             with report_full_disk(workdir, "writes the report"):
-                written = reporting.write(workdir, name, publish_files)
+                written = reporting.write(workdir, name, publish_files, min_retain)
         except reporting.EmptyError as error:
             return str(error)
         except reporting.UndrawnError as error:

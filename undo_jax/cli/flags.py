@@ -35,6 +35,9 @@ MaybeFloat = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")
 Texts = Annotated[tuple[str, ...], arg(metavar="[STR ...]", help_behavior_hint="")]
 Switch = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]  # False without the flag
 
+# The share of its retain score that a model must keep under an attack that counts; 0: every attack.
+MinRetain = Annotated[float, arg(metavar="SHARE")]
+
 # What `undo_jax.cli.main` passes to commands that take the flags of an experiment, too.
 ExperimentFlags = Suppress[tuple[str, ...]]
 TypedCommand = Suppress[str]  # the whole command line

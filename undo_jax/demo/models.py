@@ -7,17 +7,20 @@ from functools import partial
 from undo_jax.api import Model, Run
 from undo_jax.checks import listed
 from undo_jax.report.cases import Case, cases_of
-from undo_jax.report.records import ROLES, Evaluation, Logs
-from undo_jax.report.worst_case import by_step
+from undo_jax.report.records import ROLES, UNATTACKED, Evaluation
+from undo_jax.runtime.atomic_files import read_json
+from undo_jax.store.artifacts import STEPS
 from undo_jax.types import parameters
 
 BYTES = 4  # of a parameter on disk
-UNATTACKED = "no attack"
 
 
 @dataclass(frozen=True, eq=False)
 class ModelColumn:
-    """A model with one seed: its strongest attack at each step, and what can be shown of it."""
+    """A model with one seed: its worst case at each step, and what can be shown of it.
+
+    Where parameters are on disk, the worst case is of those on disk, which answer.
+    """
 
     name: str
     role: str
@@ -92,11 +95,10 @@ def _column(run: Run, case: Case) -> ModelColumn:
     model = run[entry.model, entry.seed] if entry.seed is not None else run[entry.model]
     scores = case.artifact.summary["eval"]
     retain, forget = scores[run.logs.retain.name], scores[run.logs.forget.name]
-    strongest = dict(case.strongest)
-    by_step_openers = {
-        step: _opener(run.logs, model, case, step, e) for step, e in strongest.items()
-    }
-    openers = {step: opener for step, opener in by_step_openers.items() if opener is not None}
+    saved = _saved(model, case)
+    on_disk = case.worst_by_step(list(saved), run.logs.forget)
+    strongest = dict(case.strongest) | on_disk
+    openers = {step: saved.get(e, lambda: model) for step, e in on_disk.items()}
     if strongest:  # some attacks damage a model before their first step, or need none
         strongest[0] = Evaluation(UNATTACKED, None, 0, forget=forget, retain=retain)
         openers[0] = lambda: model
@@ -112,21 +114,23 @@ def _column(run: Run, case: Case) -> ModelColumn:
     )
 
 
-def _opener(
-    logs: Logs, model: Model, case: Case, step: int, evaluation: Evaluation
-) -> Callable[[], Model] | None:
-    """Returns what opens the evaluated parameters; None if they are not on disk."""
-    name = evaluation.data
-    folder = model.attacks.get(name)
-    if folder is None:
-        return None
-    if (folder / "steps" / str(step) / "summary.json").exists():
-        return lambda: model.attack(name).at(step)
-    # The attack's own parameters are those of its best learning rate at its last step.
-    of_attack = [attack for attack in case.attacks if attack.data == name]
-    last = max(attack.step for attack in of_attack)
-    ends = [attack for attack in of_attack if attack.step == last]
-    best = by_step(ends, logs.forget, logs.retain).get(last)
-    if step == last and best is not None and best.learning_rate == evaluation.learning_rate:
-        return partial(model.attack, name)
-    return None
+def _saved(model: Model, case: Case) -> dict[Evaluation, Callable[[], Model]]:
+    """Returns the evaluations whose parameters are on disk, and what opens these."""
+    evaluations = {(a.data, a.learning_rate, a.step): a for a in case.attacks}
+    saved: dict[Evaluation, Callable[[], Model]] = {}
+    for name, folder in model.attacks.items():
+        for path in (folder, *(folder / STEPS).glob("*")):
+            if not (path / "summary.json").exists():
+                continue
+            summary = read_json(path / "summary.json")
+            step = summary["steps"]
+            evaluation = evaluations.get((name, summary.get("learning_rate"), step))
+            if evaluation is not None:
+                saved[evaluation] = (
+                    partial(model.attack, name) if path == folder else _at(model, name, step)
+                )
+    return saved
+
+
+def _at(model: Model, attack: str, step: int) -> Callable[[], Model]:
+    return lambda: model.attack(attack).at(step)

@@ -6,11 +6,18 @@ from collections.abc import Mapping, Sequence
 from undo_jax.report.cards import HALF, card
 from undo_jax.report.cases import Case, cases_of
 from undo_jax.report.notes import no_robustness, notes
-from undo_jax.report.numbers import ModelRow, Report, adversary_order, finals, pick_steps
+from undo_jax.report.numbers import (
+    ModelRow,
+    Report,
+    WorstCase,
+    adversary_order,
+    finals,
+    pick_steps,
+)
 from undo_jax.report.plugin_scores import list_plugin_scores
-from undo_jax.report.records import ROLES, Entry, Logs
+from undo_jax.report.records import ROLES, Entry, Evaluation, Logs
 from undo_jax.report.statistics import Spread, area, steps_to
-from undo_jax.report.worst_case import strongest
+from undo_jax.report.worst_case import BOUNDS
 
 
 class EmptyError(ValueError):
@@ -67,6 +74,7 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
     attacked = [case for case in cases if case.attacked]
     curves = [case.strongest for case in attacked]
     last = max((step for curve in curves for step in curve), default=0)
+    unbounded = [case.worst_by_step(case.attacks, logs.forget, 0) for case in attacked]
     final_scores = [finals(case.attacks) for case in attacked]
     adversaries = sorted({key for scores in final_scores for key in scores}, key=adversary_order)
     scores = [{**artifact.summary["eval"], **case.entry.compared} for case, artifact in finished]
@@ -86,7 +94,16 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
         other_scores={metric.name: before(metric.name) for metric in logs.other_metrics},
         curve=_over_seeds([{s: a.forget for s, a in curve.items()} for curve in curves]),
         retained=_over_seeds([{s: a.retain for s, a in curve.items()} for curve in curves]),
-        worst=Spread(tuple(strongest(case.attacks, logs.forget) for case in attacked)),
+        unbounded=_over_seeds([{s: a.forget for s, a in c.items()} for c in unbounded]),
+        unbounded_retained=_over_seeds([{s: a.retain for s, a in c.items()} for c in unbounded]),
+        worst_cases={
+            bound: _worst_case([case.worst(bound) for case in attacked])
+            for bound in sorted({*BOUNDS, logs.min_retain}, reverse=True)
+        },
+        min_retain=logs.min_retain,
+        unqualified=tuple(
+            case.entry.seed for case in attacked if case.strongest and not _any_counts(case)
+        ),
         robustness=Spread(tuple(case.robustness for case in attacked)),
         scaled=tuple(case.scaled for case in attacked),
         compute_steps=Spread(tuple(case.compute("steps") for case, _ in finished)),
@@ -97,18 +114,31 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
             if case.entry.role == "distilled" and artifact.summary["recovered"] is not None
         ),
         losses=_over_seeds([artifact.losses for _, artifact in finished]),
-        finals={k: Spread(tuple(f[k] for f in final_scores if k in f)) for k in adversaries},
-        controls=_controls(attacked, logs),
+        finals={k: _worst_case([f[k] for f in final_scores if k in f]) for k in adversaries},
+        controls=_controls(attacked),
         area=Spread(tuple(area(case.shares, last) for case in attacked)),
         half=Spread(tuple(steps_to(case.shares, HALF) for case in attacked)),
         attacks=card(attacked, logs),
     )
 
 
-def _controls(cases: Sequence[Case], logs: Logs) -> dict[str, dict[int, Spread]]:
+def _worst_case(points: Sequence[Evaluation | None]) -> WorstCase:
+    """Returns the scores of one point for each seed; nan where there is none."""
+    return WorstCase(
+        Spread(tuple(math.nan if a is None else a.forget for a in points)),
+        Spread(tuple(math.nan if a is None else a.retain for a in points)),
+    )
+
+
+def _any_counts(case: Case) -> bool:
+    """Returns whether any point of its attacks counts, besides that before the first step."""
+    return any(a.step > 0 or a.learning_rate is None for a in case.within(case.attacks))
+
+
+def _controls(cases: Sequence[Case]) -> dict[str, dict[int, Spread]]:
     """Returns the curve of each control, over the same seeds as those of attacks."""
     names = dict.fromkeys(a.data for case in cases for a in case.controls)
-    curves = {name: [case.control(name, logs) for case in cases] for name in names}
+    curves = {name: [case.control(name) for case in cases] for name in names}
     return {
         name: _over_seeds([{step: a.forget for step, a in curve.items()} for curve in of_seeds])
         for name, of_seeds in curves.items()

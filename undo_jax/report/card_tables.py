@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from undo_jax.report.numbers import AttackLine, ModelRow, Report
+from undo_jax.report.records import UNATTACKED
 from undo_jax.report.speed import reached
 from undo_jax.report.statistics import paired
 from undo_jax.report.tables import NONE, Grid, attack_name, cell, count, filled
@@ -66,10 +67,12 @@ def headline(model: ModelRow) -> str:
     strongest = next((line for line in ordered(model) if not line.control), None)
     if strongest is None or not strongest.worst.finite:
         return "no attack has a score"
+    if all(a is None or a.data == UNATTACKED for a in strongest.strongest):
+        return f"no attack that counts brings anything back, {cell(strongest.worst)}"
     return f"strongest {strongest.attack}, {cell(strongest.worst)}"
 
 
-def remarks(model: ModelRow) -> Iterator[str]:
+def remarks(report: Report, model: ModelRow) -> Iterator[str]:
     """Yields the strongest attack's setting, and the attacks that recovered nothing."""
     lines = [line for line in ordered(model) if not line.control]
     for line in lines[:1]:
@@ -77,7 +80,10 @@ def remarks(model: ModelRow) -> Iterator[str]:
             if a is not None:
                 which = f" with seed {seed}" if len(model.seeds) > 1 else ""
                 rate = "" if a.learning_rate is None else f" at learning rate {a.learning_rate:g}"
-                yield f"Strongest{which}: {a.data}{rate}, step {a.step}."
+                strongest = f"{a.data}{rate}, step {a.step}"
+                if a.data == UNATTACKED:
+                    strongest = f"none brings anything back, {report.counting}"
+                yield f"Strongest{which}: {strongest}."
                 break
     if starved := [line.attack for line in lines if line.starved]:
         yield f"Starved, without an example to train on: {', '.join(starved)}."
@@ -98,16 +104,17 @@ def legend(report: Report) -> str:
     worst = "highest" if report.forget.higher_is_better else "lowest"
     ranges = ", mean [lowest, highest] over seeds" if report.several_seeds else ""
     text = (
-        f"Worst score: {report.forget.axis}, the {worst} at any step, learning rate and setting"
-        f"{ranges}; retain there: {report.retain.axis} under that very attack, of equally strong "
-        "ones the one that retains most. Trials: settings times learning rates, for each seed. "
+        f"Worst score: {report.forget.axis}, the {worst} at any step, learning rate and setting, "
+        f"{report.counting}{ranges}; retain there: {report.retain.axis} under that very attack, of "
+        "equally strong ones the one that retains most. Trials: settings times learning rates, for "
+        "each seed. "
     )
     if any(line.area.finite for m in report.attacked for line in m.attacks):
         text += (
             f"A half: of what the base knows and the {report.oracle} does not, before attacks; "
-            "steps and examples are the fewest of any trial, as a median over seeds, and an "
+            "steps and examples are the fewest of any such trial, as a median over seeds, and an "
             "example is a different row of training data; area: under the curve of that share, "
-            "of the strongest trial at each step. "
+            f"of the strongest trial {report.until} each step. "
         )
     lines = {(a.control, a.attack): a for m in report.attacked for a in m.attacks}
     scored_by: dict[bool, list[str]] = {False: [], True: []}  # by whether they are controls

@@ -9,7 +9,7 @@ from undo_jax.report.cases import Case, score_of
 from undo_jax.report.numbers import AttackLine, finals
 from undo_jax.report.records import Evaluation, Logs, Measure
 from undo_jax.report.statistics import MIN_GAP, Spread, area, shares, steps_to
-from undo_jax.report.worst_case import by_step, strength
+from undo_jax.report.worst_case import worst
 
 SEARCHED = re.compile(r"(.+?)-\d+-\d+(?:-|$)")  # NAME-SEED-NUMBER-...: an attack of a search
 HALF = 0.5  # a share: of what the base knows beyond the oracle
@@ -95,7 +95,7 @@ def _line(
     """Returns one attack on a model, over its seeds."""
     trials = [trial for seed_trials in by_seed for trial in seed_trials]
     measure = logs.measures[trials[0][0].metric]
-    worst, *quantities = zip(
+    strongest, *quantities = zip(
         *(_seed_result(c, own, measure, logs) for c, own in zip(cases, by_seed, strict=True)),
         strict=True,
     )
@@ -104,9 +104,9 @@ def _line(
         attack=name,
         control=control,
         measure=measure,
-        strongest=worst,
-        worst=Spread(tuple(math.nan if a is None else a.forget for a in worst)),
-        retain=Spread(tuple(math.nan if a is None else a.retain for a in worst)),
+        strongest=strongest,
+        worst=Spread(tuple(math.nan if a is None else a.forget for a in strongest)),
+        retain=Spread(tuple(math.nan if a is None else a.retain for a in strongest)),
         gain=gain,
         area=areas,
         steps=steps,
@@ -121,29 +121,31 @@ def _line(
 
 def _diverged(trials: Sequence[ScoredTrial]) -> bool:
     """Returns whether a seed was attacked, and each trial ended without a finite score."""
-    scores = finals(a for a, _ in trials).values()
-    return bool(scores) and not any(map(math.isfinite, scores))
+    ends = finals(a for a, _ in trials).values()
+    return bool(ends) and not any(math.isfinite(a.forget) for a in ends)
 
 
 def _seed_result(
     case: Case, trials: Sequence[ScoredTrial], measure: Measure, logs: Logs
 ) -> SeedResult:
     """Returns one attack on one seed, by its strongest setting and rate at each step."""
-    curve = by_step((a for a, _ in trials), measure, logs.retain)
-    if not curve:
+    curve = case.worst_by_step([a for a, _ in trials], measure)
+    strongest = worst(curve, measure, logs.retain)
+    if strongest is None:
         return SeedResult()
     sign = 1 if measure.higher_is_better else -1
-    worst = max(curve.values(), key=strength(measure, logs.retain))
-    gain = sign * (worst.forget - score_of(case.artifact, measure))
+    gain = sign * (strongest.forget - score_of(case.artifact, measure))
     # Shares are undefined if nothing trains, or the base knows no more than the oracle.
     never, full = score_of(case.oracle, measure), score_of(case.base, measure)
     trains = any(a.learning_rate is not None for a, _ in trials)
     if not (trains and sign * (full - never) >= MIN_GAP):
-        return SeedResult(worst, gain)
+        return SeedResult(strongest, gain)
     relearned = shares({step: a.forget for step, a in curve.items()}, never, full)
-    trial_shares = shares({i: a.forget for i, (a, _) in enumerate(trials)}, never, full)
     examples = math.nan
     if not any(math.isnan(number) for _, number in trials):
-        enough = (number for i, (_, number) in enumerate(trials) if trial_shares[i] >= HALF)
+        qualified = set(case.within([a for a, _ in trials]))
+        counting = [(a.forget, number) for a, number in trials if a in qualified]
+        trial_shares = shares({i: score for i, (score, _) in enumerate(counting)}, never, full)
+        enough = (number for i, (_, number) in enumerate(counting) if trial_shares[i] >= HALF)
         examples = min(enough, default=math.inf)
-    return SeedResult(worst, gain, area(relearned), steps_to(relearned, HALF), examples)
+    return SeedResult(strongest, gain, area(relearned), steps_to(relearned, HALF), examples)

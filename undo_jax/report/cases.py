@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from undo_jax.report.records import Entry, Evaluation, Logged, Logs, Measure
+from undo_jax.report.records import UNATTACKED, Entry, Evaluation, Logged, Logs, Measure
 from undo_jax.report.statistics import robustness, shares
-from undo_jax.report.worst_case import by_step, strongest
+from undo_jax.report.worst_case import within, worst, worst_by_step
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Case:
     entry: Entry
     attacked_by: tuple[Logged, ...]  # finished attacks on it, without controls
     controlled_by: tuple[Logged, ...]
-    strongest: Mapping[int, Evaluation]  # by relearning step
+    strongest: Mapping[int, Evaluation]  # worst case by relearning step
     shares: Mapping[int, float]  # relearned at each step: 0 as the oracle before, 1 as the base
     artifact: Logged | None  # None: unfinished
     oracle: Logged | None
@@ -24,6 +24,7 @@ class Case:
     family: str | None  # label of its unlearned ancestor
     scaled: bool  # whether attacks on both of its references have finished
     robustness: float
+    logs: Logs = field(repr=False)
 
     @property
     def attacked(self) -> bool:
@@ -38,12 +39,35 @@ class Case:
     def controls(self) -> tuple[Evaluation, ...]:
         return tuple(a for artifact in self.controlled_by for a in artifact.attacks)
 
-    def control(self, name: str, logs: Logs) -> dict[int, Evaluation]:
-        """Returns a control's evaluation at each step: the strongest rate by its own metric."""
+    def worst_by_step(
+        self, attacks: Sequence[Evaluation], measure: Measure, min_retain: float | None = None
+    ) -> dict[int, Evaluation]:
+        """Returns the worst case of some of its attacks at each step, see `worst_case`.
+
+        Args:
+            attacks: Evaluations of attacks on it.
+            measure: What their forget scores measure.
+            min_retain: The share of the retain score to keep; None: that of the report.
+        """
+        return _worst_by_step(self.artifact, attacks, measure, self.logs, min_retain)
+
+    def worst(self, min_retain: float) -> Evaluation | None:
+        """Returns the worst case of all attacks at any step; None if there is none."""
+        forget = self.logs.forget
+        curve = self.worst_by_step(self.attacks, forget, min_retain)
+        return worst(curve, forget, self.logs.retain)
+
+    def within(self, attacks: Sequence[Evaluation]) -> list[Evaluation]:
+        """Returns the evaluations that keep enough of the retain score to count."""
+        before = _before(self.artifact, attacks, self.logs.forget, self.logs)
+        return within(attacks, before, self.logs.retain, self.logs.min_retain)
+
+    def control(self, name: str) -> dict[int, Evaluation]:
+        """Returns the worst case of a control at each step, by its own metric."""
         evaluations = [a for a in self.controls if a.data == name]
         if not evaluations:
             return {}
-        return by_step(evaluations, logs.measures[evaluations[0].metric], logs.retain)
+        return self.worst_by_step(evaluations, self.logs.measures[evaluations[0].metric])
 
     def compute(self, unit: str) -> float:
         """Returns distillation in % of the oracle's training, by "steps" or "flops"."""
@@ -60,6 +84,33 @@ def score_of(artifact: Logged | None, measure: Measure) -> float:
     return math.nan if artifact is None else artifact.summary["eval"].get(measure.name, math.nan)
 
 
+def _before(
+    model: Logged | None, attacks: Sequence[Evaluation], measure: Measure, logs: Logs
+) -> Evaluation:
+    """Returns the evaluation of a model before attacks.
+
+    A student, which has no scores of its own, has those of a training at step 0.
+    """
+    scores = score_of(model, measure), score_of(model, logs.retain)
+    if not all(map(math.isfinite, scores)):
+        starts = (a for a in attacks if a.step == 0 and a.learning_rate is not None)
+        scores = next(((a.forget, a.retain) for a in starts), scores)
+    return Evaluation(UNATTACKED, None, 0, *scores, metric=measure.name)
+
+
+def _worst_by_step(
+    model: Logged | None,
+    attacks: Sequence[Evaluation],
+    measure: Measure,
+    logs: Logs,
+    min_retain: float | None = None,
+) -> dict[int, Evaluation]:
+    """Returns the worst case of attacks on a model at each step, see `worst_case`."""
+    before = _before(model, attacks, measure, logs)
+    bound = logs.min_retain if min_retain is None else min_retain
+    return worst_by_step(attacks, before, measure, logs.retain, bound)
+
+
 def cases_of(logs: Logs) -> list[Case]:
     """Returns every model and seed with its attacks, its references and its robustness."""
     finished = {a.folder: a for a in logs.artifacts}
@@ -72,21 +123,35 @@ def cases_of(logs: Logs) -> list[Case]:
             grouped.setdefault(entry.artifact, {}).update(
                 {folder: finished[folder] for folder in folders if folder in finished}
             )
-    worst = {
-        folder: strongest([a for m in artifacts.values() for a in m.attacks], logs.forget)
+    curves = {
+        folder: _worst_by_step(
+            finished.get(folder or ""),
+            [a for m in artifacts.values() for a in m.attacks],
+            logs.forget,
+            logs,
+        )
         for folder, artifacts in attacks.items()
         if artifacts
+    }
+    worst_scores = {
+        folder: getattr(worst(curve, logs.forget, logs.retain), "forget", math.nan)
+        for folder, curve in curves.items()
     }
     bases, cases = _bases(logs, finished), []
     for entry in logs.entries:
         attacked_by = tuple(attacks[entry.artifact].values())
-        curve = by_step((a for m in attacked_by for a in m.attacks), logs.forget, logs.retain)
+        curve = curves.get(entry.artifact, {})
         oracle = finished.get(entry.oracle or "")
         base = bases.get(entry.seed, next(iter(bases.values())) if len(bases) == 1 else None)
         values = [
-            robustness(worst.get(entry.artifact, math.nan), worst[u], worst[o], logs.forget)
+            robustness(
+                worst_scores.get(entry.artifact, math.nan),
+                worst_scores[u],
+                worst_scores[o],
+                logs.forget,
+            )
             for u, o in _references(entry, logs.entries)
-            if u in worst and o in worst
+            if u in worst_scores and o in worst_scores
         ]
         cases.append(
             Case(
@@ -105,6 +170,7 @@ def cases_of(logs: Logs) -> list[Case]:
                 family=labels.get(entry.unlearned or ""),
                 scaled=bool(values),
                 robustness=next((v for v in values if math.isfinite(v)), math.nan),
+                logs=logs,
             )
         )
     return cases

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from undo_jax.report.statistics import Spread, bootstrap, student
-from undo_jax.report.tables import Grid
+from undo_jax.report.tables import NONE, Grid
 
 AREAS = "difference of areas under the relearning curves"  # a quantity of many claims
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
@@ -30,6 +30,7 @@ class Claim:
     above: bool = True  # False: it holds below the bound
     paper: bool = True  # False: a question of ours beside the paper's
     finished: bool = True  # False: models or attacks are still missing
+    unbounded: str = ""  # verdict if attacks count that leave nothing of the retain score
 
     @property
     def spread(self) -> Spread:
@@ -84,11 +85,20 @@ def _signed(number: float, bound: float) -> str:
 
 def claims_grid(claims: Sequence[Claim]) -> Grid:
     """Returns the claims as a table; ours are in brackets."""
-    header = ["claim", "verdict", "setting", "measured", "mean, and intervals", "bound"]
+    header = [
+        "claim",
+        "verdict",
+        "unbounded",
+        "setting",
+        "measured",
+        "mean, and intervals",
+        "bound",
+    ]
     rows = [
         [
             claim.says if claim.paper else f"({claim.says})",
             claim.verdict,
+            claim.unbounded or NONE,
             claim.setting,
             claim.quantity,
             claim.number,
@@ -96,4 +106,4 @@ def claims_grid(claims: Sequence[Claim]) -> Grid:
         ]
         for claim in claims
     ]
-    return Grid(header, rows, words=4)
+    return Grid(header, rows, words=5)

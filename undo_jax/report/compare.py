@@ -8,11 +8,12 @@ from undo_jax.report.numbers import pick_steps
 from undo_jax.report.statistics import Seed, Spread, student
 from undo_jax.report.studies import Curve, Study, difference
 from undo_jax.report.tables import NONE, Grid, cell, percent, score
+from undo_jax.report.worst_case import bound_text, until
 
 LEGEND = (
-    "retain: {retain}; forget: {forget}, at step n by the strongest attack; mean [lowest, highest] "
-    "over seeds; the difference is B − A for each seed that both have: its mean and Student's 95 % "
-    "interval, and over how many seeds"
+    "retain: {retain}; forget: {forget}, at step n by the strongest attack {until} that step, "
+    "{counting}; mean [lowest, highest] over seeds; the difference is B − A for each seed that "
+    "both have: its mean and Student's 95 % interval, and over how many seeds"
 )
 
 
@@ -65,7 +66,12 @@ def grid(a: Side, b: Side) -> Grid:
 def legend(side: Side) -> str:
     """Returns how to read the table."""
     logs = side.study.logs
-    return LEGEND.format(retain=logs.retain.axis, forget=logs.forget.axis)
+    return LEGEND.format(
+        retain=logs.retain.axis,
+        forget=logs.forget.axis,
+        until=until(logs.min_retain),
+        counting=bound_text(logs.retain, logs.min_retain),
+    )
 
 
 def unmatched(a: Side, b: Side) -> list[str]:

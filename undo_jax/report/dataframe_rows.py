@@ -1,10 +1,10 @@
 """The numbers as rows, one for each model and seed, which pandas.DataFrame takes as they are."""
 
+import math
 from typing import NamedTuple
 
 from undo_jax.report.cases import cases_of, score_of
 from undo_jax.report.records import Logs
-from undo_jax.report.worst_case import strongest
 
 
 class Result(NamedTuple):
@@ -16,8 +16,10 @@ class Result(NamedTuple):
     alpha: float | None  # of the noise that its student began with
     retain: float  # before attacks, as `worst` in the unit of its metric
     forget: float
-    worst: float  # forget score of the strongest attack at any step
+    worst: float  # forget score of the strongest attack that counts, at any step
     robustness: float  # in %: 0 is the unlearned model, 100 the oracle
+    worst_retain: float  # retain score under that attack
+    unbounded: float  # forget score of the strongest attack, whatever it leaves of the retain score
 
 
 class Point(NamedTuple):
@@ -26,29 +28,39 @@ class Point(NamedTuple):
     model: str
     seed: int | None
     step: int
-    forget: float  # of the strongest attack at this step
+    forget: float  # of the strongest attack up to this step that counts
     retain: float  # under that attack
 
 
 def results(logs: Logs) -> list[Result]:
-    """Returns scores and robustness of every model and seed, in the order of the experiment."""
-    return [
-        Result(
+    """Returns scores and robustness of every model and seed, in the order of the experiment.
+
+    Which attacks count, `logs.min_retain` says: see `undo_jax.report.worst_case`.
+    """
+    rows = []
+    for case in cases_of(logs):
+        worst, unbounded = case.worst(logs.min_retain), case.worst(0)
+        row = Result(
             model=case.entry.model,
             seed=case.entry.seed,
             role=case.entry.role,
             alpha=case.entry.alpha,
             retain=score_of(case.artifact, logs.retain),
             forget=score_of(case.artifact, logs.forget),
-            worst=strongest(case.attacks, logs.forget),
+            worst=worst.forget if worst else math.nan,
             robustness=case.robustness + 0.0,  # no minus before a zero
+            worst_retain=worst.retain if worst else math.nan,
+            unbounded=unbounded.forget if unbounded else math.nan,
         )
-        for case in cases_of(logs)
-    ]
+        rows.append(row)
+    return rows
 
 
 def curves(logs: Logs) -> list[Point]:
-    """Returns the relearning curve of every attacked model and seed, one after the other."""
+    """Returns the relearning curve of every attacked model and seed, one after the other.
+
+    Which attacks count, `logs.min_retain` says: see `undo_jax.report.worst_case`.
+    """
     return [
         Point(case.entry.model, case.entry.seed, step, attack.forget, attack.retain)
         for case in cases_of(logs)

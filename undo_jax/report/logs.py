@@ -9,7 +9,8 @@ from etils import epath
 
 from undo_jax.report.artifact_logs import read_artifact
 from undo_jax.report.files import NONE, as_written, check_inside, check_name, number, typed
-from undo_jax.report.records import ROLES, Entry, Json, Logs, Measure, Origin
+from undo_jax.report.records import MIN_RETAIN, ROLES, Entry, Json, Logs, Measure, Origin
+from undo_jax.report.worst_case import check_min_retain
 from undo_jax.runtime.atomic_files import read_json
 
 
@@ -26,21 +27,25 @@ def names(workdir: epath.PathLike) -> list[str]:
     return sorted(result)
 
 
-def read_logs(workdir: epath.PathLike, name: str) -> Logs:
+def read_logs(workdir: epath.PathLike, name: str, min_retain: float = MIN_RETAIN) -> Logs:
     """Reads experiment-NAME.json and the artifacts that it lists.
 
     Args:
         workdir: The folder, or bucket, with the experiment's artifacts.
         name: The experiment's name.
+        min_retain: The share of its retain score that a model must keep under an attack that
+            counts, from 0 to 1; 0: every attack counts. See `undo_jax.report.worst_case`.
 
     Returns:
         The models, their artifacts and evaluations; artifacts without summary.json are unfinished.
 
     Raises:
         FileNotFoundError: The workdir has no experiment of this name.
-        ValueError: The name is not safe, a file is damaged, or an artifact is outside the workdir.
+        ValueError: The name is not safe, a file is damaged, an artifact is outside the workdir, or
+            `min_retain` is not from 0 to 1.
     """
     check_name(name)
+    check_min_retain(min_retain)
     root = epath.Path(workdir)
     path = root / f"experiment-{name}.json"
     if not path.exists():
@@ -82,6 +87,7 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
         unfinished=tuple(folder for folder, a in artifacts.items() if a is None),
         owners=owners,
         origins=origins,
+        min_retain=min_retain,
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from undo_jax.checks import listed
 from undo_jax.report.cases import Case
 from undo_jax.report.numbers import ModelRow, sole
-from undo_jax.report.records import Logs
+from undo_jax.report.records import Evaluation, Logs
 from undo_jax.report.statistics import MIN_GAP
-from undo_jax.report.worst_case import strongest
+from undo_jax.report.worst_case import bound_text, strength
 
 # Fields of a recipe that are not settings of its training.
 NOT_SETTINGS = ("type", "student", "teacher", "alpha", "rng_name", "seed")
@@ -24,6 +24,7 @@ def notes(logs: Logs, models: Sequence[ModelRow], cases: Sequence[Case]) -> tupl
             *no_robustness(cases),
             *_compute(cases),
             *_distilled_differently(cases),
+            *_useless(models, logs),
             *_at_ends(models, cases, logs),
             *_fruitless(models),
             *_left_out(logs),
@@ -135,6 +136,25 @@ def flatten(value: Any, without: Sequence[str] = (), path: str = "") -> Iterator
         yield path, json.dumps(value, ensure_ascii=False)
 
 
+def _useless(models: Iterable[ModelRow], logs: Logs) -> Iterator[str]:
+    """Yields the models of which, with some seed, no attack leaves a useful one."""
+    lacking = [
+        m.name + ("" if len(m.unqualified) == len(m.seeds) else f" ({_seeds(m.unqualified)})")
+        for m in models
+        if m.unqualified
+    ]
+    if lacking:
+        counts = bound_text(logs.retain, logs.min_retain).removeprefix("among those ")
+        yield (
+            f"There are no attacks, at any learning rate and step, {counts}; the forget score "
+            f"before attacks counts as the worst case of {listed(lacking)}."
+        )
+
+
+def _seeds(seeds: Sequence[int | None]) -> str:
+    return f"seed {', '.join(map(str, seeds))}"
+
+
 def _at_ends(models: Iterable[ModelRow], cases: Sequence[Case], logs: Logs) -> Iterator[str]:
     """Yields the models for which, with some seed, only ends of the grid are near the worst."""
     edge = []
@@ -143,8 +163,9 @@ def _at_ends(models: Iterable[ModelRow], cases: Sequence[Case], logs: Logs) -> I
         ends = {rates[0], rates[-1]} if len(rates) > 1 else set()
         for case in cases:
             if case.entry.model == m.name:
-                top = strongest(case.attacks, logs.forget)
-                best = {a.learning_rate for a in case.attacks if abs(a.forget - top) < MIN_GAP}
+                counting = case.within(case.attacks)
+                top = max(counting, key=strength(logs.forget, logs.retain), default=None)
+                best = {a.learning_rate for a in counting if top and _is_near(a, top)}
                 if best and best <= ends:
                     edge.append(m.name)
     if edge:
@@ -152,6 +173,10 @@ def _at_ends(models: Iterable[ModelRow], cases: Sequence[Case], logs: Logs) -> I
             "The strongest attack lies at an end of the learning-rate grid, so a wider grid "
             f"could be stronger: {listed(dict.fromkeys(edge))}."
         )
+
+
+def _is_near(a: Evaluation, top: Evaluation) -> bool:
+    return abs(a.forget - top.forget) < MIN_GAP
 
 
 def _fruitless(models: Sequence[ModelRow]) -> Iterator[str]:

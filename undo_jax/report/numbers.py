@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from etils import epath
 
 from undo_jax.report.cases import Case
 from undo_jax.report.records import Evaluation, Logs, Measure, PluginScore
 from undo_jax.report.statistics import MIN_GAP, Spread
+from undo_jax.report.worst_case import bound_text, until
 
 Adversary = tuple[str, float | None]  # attack data, learning rate
+
+
+class WorstCase(NamedTuple):
+    """Scores of a model under attack, at one point for each seed."""
+
+    forget: Spread
+    retain: Spread
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class AttackLine:
     attack: str  # a search is one attack
     control: bool
     measure: Measure
-    strongest: tuple[Evaluation | None, ...]  # at any step, of any setting; None: no score
+    strongest: tuple[Evaluation | None, ...]  # the worst case, at any step; None: no score
     worst: Spread  # its score
     retain: Spread  # and what it leaves
     gain: Spread  # by how much that is more than before the attack
@@ -63,20 +72,29 @@ class ModelRow:
     retain: Spread  # before the attack
     forget: Spread  # before the attack
     other_scores: Mapping[str, Spread]  # before the attack, by the names of the other metrics
-    curve: Mapping[int, Spread]  # relearning step -> strongest attack
-    retained: Mapping[int, Spread]  # relearning step -> retain score under that attack
-    worst: Spread  # P: strongest attack over all steps
+    curve: Mapping[int, Spread]  # relearning step -> forget score of the worst case
+    retained: Mapping[int, Spread]  # relearning step -> retain score at that point
+    unbounded: Mapping[int, Spread]  # the same, whatever attacks leave of the retain score
+    unbounded_retained: Mapping[int, Spread]
+    worst_cases: Mapping[float, WorstCase]  # over all steps, by the share of retain to keep
+    min_retain: float  # the share that counts in the report
+    unqualified: tuple[int | None, ...]  # seeds whose model no attack leaves useful
     robustness: Spread
     scaled: tuple[bool, ...]  # per attacked seed: whether both of its references are attacked
     compute_steps: Spread  # of finished seeds
     compute_flops: Spread
     recovered: tuple[bool, ...]  # per distilled seed
-    finals: Mapping[Adversary, Spread]  # last score
+    finals: Mapping[Adversary, WorstCase]  # scores at its last step
     losses: Mapping[int, Spread] = field(default_factory=dict)  # of its distillation, by step
     controls: Mapping[str, Mapping[int, Spread]] = field(default_factory=dict)  # by their names
     area: Spread = Spread()  # under the curve of relearned shares, see `Case.shares`
     half: Spread = Spread()  # steps to a share of a half; infinite if it is not reached
     attacks: tuple[AttackLine, ...] = ()  # its robustness card
+
+    @property
+    def worst(self) -> Spread:
+        """P: the forget score of the worst case over all steps."""
+        return self.worst_cases[self.min_retain].forget
 
     @property
     def fell_short(self) -> bool:
@@ -107,6 +125,21 @@ class Report:
     paired: bool  # whether each model is compared with the oracle of its own seed
     files: Mapping[str, epath.Path] = field(default_factory=dict)
     plugin_scores: tuple[PluginScore, ...] = ()  # of undo_jax/scores
+
+    @property
+    def min_retain(self) -> float:
+        """The share of the retain score that an attack must leave to count; 0: no bound."""
+        return self.logs.min_retain
+
+    @property
+    def counting(self) -> str:
+        """Which attacks count, to go on after "the strongest attack"."""
+        return bound_text(self.retain, self.min_retain)
+
+    @property
+    def until(self) -> str:
+        """Of which steps attacks count in curves, to go on before "each step"."""
+        return until(self.min_retain)
 
     @property
     def attacked(self) -> tuple[ModelRow, ...]:
@@ -151,9 +184,9 @@ def pick_steps(steps: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(set(picked)))
 
 
-def finals(attacks: Iterable[Evaluation]) -> dict[Adversary, float]:
-    """Returns the forget score of each adversary at its last step."""
-    return {(a.data, a.learning_rate): a.forget for a in sorted(attacks, key=lambda a: a.step)}
+def finals(attacks: Iterable[Evaluation]) -> dict[Adversary, Evaluation]:
+    """Returns the evaluation of each adversary at its last step."""
+    return {(a.data, a.learning_rate): a for a in sorted(attacks, key=lambda a: a.step)}
 
 
 def adversary_order(adversary: Adversary) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ from undo_jax.report.figure_files import errors_of_figure
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.plot import csv_text
 from undo_jax.report.publishing import Publish, put
+from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.studies import Study
+from undo_jax.report.worst_case import check_min_retain
 
 FOLDER = "figures"
 CLAIMS = "claims.csv"
@@ -27,7 +30,7 @@ BRACKETS = (
 CLAIM_COLUMNS = (
     "figure", "setting", "claim", "paper", "quantity", "seed", "value",
     "side",  # of the bound on which the claim holds
-    "bound", "verdict",
+    "bound", "verdict", "unbounded",
 )  # fmt: skip
 KINDS = ("png", "svg", "csv")
 SCALES = ("small", "paper")  # which only experiments of the paper's figures have
@@ -37,9 +40,11 @@ LEGEND = (
     "bootstrap's is narrow for few seeds (it holds the true mean in 75 of 100 cases for three, in "
     "84 for five). One seed alone has no interval: it cannot be told. Nor can it with a seed that "
     "has no number, because a training diverged. Claims in brackets are what we ask besides. Of an "
-    "unfinished run none is judged. An area under a relearning curve is the mean over its steps of "
-    "the share that is relearned: 0 is the oracle's forget score before attacks, 1 the base's; of "
-    "permuted answers it is the mean accuracy."
+    "unfinished run none is judged. Which attacks count, the captions say; verdicts under "
+    "“unbounded” are of the strongest attack at each step, whatever it leaves of the retain score. "
+    "An area under a relearning curve is the mean over its steps of the share that is relearned: 0 "
+    "is the oracle's forget score before attacks, 1 the base's; of permuted answers it is the mean "
+    "accuracy."
 )
 
 
@@ -108,12 +113,26 @@ def _draw(module: ModuleType, name: str, scale: str, studies: Sequence[Study]) -
             f"Without {', '.join(logs.unfinished[:3])}" + (f" and {more} more" if more > 0 else "")
         )
     title = f"{module.TITLE} ({scale} scale)"
-    return PaperFigure(
-        name, title, module.caption(studies), [*module.claims(studies)], files, missing
-    )
+    claims = _judge(module, studies)
+    return PaperFigure(name, title, module.caption(studies), claims, files, missing)
 
 
-def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
+def _judge(module: ModuleType, studies: Sequence[Study]) -> list[Claim]:
+    """Returns the claims of a figure; with a bound, each also has its verdict without one."""
+    claims = list(module.claims(studies))
+    if not any(study.logs.min_retain for study in studies):
+        return claims
+    unbounded = [replace(study, logs=replace(study.logs, min_retain=0.0)) for study in studies]
+    verdicts = [(c.setting, c.quantity, c.verdict) for c in module.claims(unbounded)]
+    # What a claim says may name the best model, which may be another one without the bound.
+    if [(c.setting, c.quantity) for c in claims] != [verdict[:2] for verdict in verdicts]:
+        return claims
+    return [replace(c, unbounded=v) for c, (*_, v) in zip(claims, verdicts, strict=True)]
+
+
+def write(
+    workdir: epath.PathLike, publish: Publish = put, min_retain: float = MIN_RETAIN
+) -> PaperPage:
     """Writes WORKDIR/figures/: PNG, SVG, CSV of each figure, claims.csv, summary.md, index.html.
 
     A figure that cannot be drawn does not affect the others, and its old files are deleted.
@@ -121,11 +140,14 @@ def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
     Args:
         workdir: the folder of the runs.
         publish: makes the folder and writes its files.
+        min_retain: the share of its retain score that a model must keep under an attack that
+            counts; 0: every attack counts.
 
     Raises:
         FileNotFoundError: if no experiment of the workdir belongs to a figure.
-        ValueError: if none can be drawn.
+        ValueError: if none can be drawn, or `min_retain` is not from 0 to 1.
     """
+    check_min_retain(min_retain)
     workdir = epath.Path(workdir)
     folder = workdir / FOLDER
     figures = _find_experiments(workdir, folder)
@@ -133,7 +155,7 @@ def write(workdir: epath.PathLike, publish: Publish = put) -> PaperPage:
     for (figure, scale), by_setting in figures.items():
         try:
             studies = [
-                Study(tables.of_setting(setting), read_logs(workdir, name))
+                Study(tables.of_setting(setting), read_logs(workdir, name, min_retain))
                 for setting, name in by_setting.items()
             ]
             page.drawn.append(draw(figure, scale, studies))
@@ -182,7 +204,18 @@ def contents(page: PaperPage) -> dict[str, bytes]:
         for kind, content in figure.files.items()
     }
     rows = [
-        (figure.name, c.setting, c.says, c.paper, c.quantity, *value, c.side, c.bound, c.verdict)
+        (
+            figure.name,
+            c.setting,
+            c.says,
+            c.paper,
+            c.quantity,
+            *value,
+            c.side,
+            c.bound,
+            c.verdict,
+            c.unbounded,
+        )
         for figure in page.drawn
         for c in figure.claims
         for value in c.values.items()

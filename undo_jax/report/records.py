@@ -11,6 +11,7 @@ Json = dict[str, Any]
 ROLES = ("base", "unlearned", "student", "distilled", "oracle")  # as tables order them
 ATTACK = "relearn"  # the stage of attacks
 DISTILLATION = "distill"  # the stage of distilled models
+MIN_RETAIN = 0.9  # share of its retain score that a model must keep under an attack that counts
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,15 @@ class Measure:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
+UNATTACKED = "no attack"
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of an attacked model; the learning rate identifies the adversary."""
+    """One evaluation of an attacked model; the learning rate identifies the adversary.
+
+    The model before all attacks has the data `UNATTACKED` and step 0.
+    """
 
     data: str
     learning_rate: float | None  # None: the attack does not train
@@ -108,6 +115,7 @@ class Logs:
     unfinished: tuple[str, ...]
     owners: dict[str, str]  # folder -> label of the model that the artifact belongs to
     origins: tuple[Origin, ...] = ()
+    min_retain: float = MIN_RETAIN  # see `undo_jax.report.worst_case`; 0: no bound
 
     @functools.cached_property
     def measures(self) -> dict[str, Measure]:

@@ -20,8 +20,11 @@ from undo_jax.report.page import document, escape, figure, notes
 from undo_jax.report.plot import Plot, csv_text
 from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
+from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.search_spaces import space_grid
+from undo_jax.report.worst_case_tables import worst_case_grid, worst_case_legend, worst_case_rows
 
+WORST = "worst_cases.csv"  # the strongest attack on each model and seed, by what it must retain
 SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks
 MANY = 5  # learning rates; of more, as searches draw them, the range is given
 
@@ -43,13 +46,17 @@ class UndrawnError(ValueError):
         self.report = report
 
 
-def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
+def write(
+    workdir: epath.PathLike, name: str, publish: Publish = put, min_retain: float = MIN_RETAIN
+) -> Report:
     """Writes WORKDIR/report-NAME/ from the logs of one experiment.
 
     Args:
         workdir: The folder, or bucket, with the experiment's artifacts.
         name: The experiment's name.
         publish: Makes the report's folder and writes its files.
+        min_retain: The share of its retain score that a model must keep under an attack that
+            counts; 0: every attack counts.
 
     Returns:
         The report, with its files by name.
@@ -59,7 +66,7 @@ def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
         ValueError: A file is damaged, or no attack has finished.
         UndrawnError: Figures cannot be drawn; all else is written.
     """
-    report = analyse(read_logs(workdir, name))
+    report = analyse(read_logs(workdir, name, min_retain))
     folder, names = epath.Path(workdir) / f"report-{name}", figures.names()
     drawn, undrawn = {}, []
     for figure_name in names:
@@ -72,6 +79,7 @@ def write(workdir: epath.PathLike, name: str, publish: Publish = put) -> Report:
         else:
             drawn |= {figure_name: figure} if figure else {}
     contents = {f"{n}.{kind}": data for n, fig in drawn.items() for kind, data in fig.files.items()}
+    contents[WORST] = csv_text(worst_case_rows(report)).encode()
     if report.plugin_scores:
         contents[SCORES] = csv_text(report.plugin_scores).encode()
     contents["summary.md"] = markdown(report, drawn).encode()
@@ -147,6 +155,7 @@ def sections(report: Report) -> list[Section]:
     legend = tables.sentence(tables.legend(report))
     result = [
         _section("Every model", tables.model_grid(report), legend),
+        _section("Worst cases", worst_case_grid(report), worst_case_legend(report)),
         _section(speed.title(speeds), speeds, speed.legend(report, speeds)),
         _cards(report),
     ]
@@ -174,7 +183,7 @@ def _cards(report: Report) -> Section:
     for m in report.attacked:
         card = Table(card_tables.card_grid(report, m), f"Robustness card of {m.name}")
         title = f"{m.name}: {card_tables.headline(m)}"
-        cards.append(Section(title, [*card_tables.remarks(m), card], folded=True))
+        cards.append(Section(title, [*card_tables.remarks(report, m), card], folded=True))
     title = "What each attack searched"
     searched = Section(title, [Table(space_grid(report), title, wrapped=True)], folded=True)
     return Section("Robustness cards", [card_tables.legend(report), *cards, searched])

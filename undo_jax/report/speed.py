@@ -70,16 +70,16 @@ def legend(report: Report, shown: Grid) -> str:
     text = ""
     if "area" in shown.header:
         text += (
-            "Area: under the relearning curve of the strongest attack at each step, as a mean over "
-            f"steps, in shares: 0 is the {report.oracle} before attacks, 1 the base. Then its "
+            f"Area: under the relearning curve of the strongest attack {report.until} each step, "
+            f"{report.counting}, as a mean over steps, in shares: 0 is the {report.oracle} before "
+            "attacks, 1 the base. Then its "
             "difference from the oracle's, seed by seed. Intervals are 95 % bootstrap intervals of "
             "the mean over seeds, narrow where seeds are few. Steps to a half: the median over "
             "seeds of the first evaluated step with a share of a half. "
         )
-    text += (
-        "Retain is under the strongest attack, mean [lowest, highest]: an attack that destroys the "
-        "model recovers nothing of use."
-    )
+    text += "Retain is under the strongest attack, mean [lowest, highest]"
+    destroyed = ": an attack that destroys the model recovers nothing of use."
+    text += "." if report.min_retain else destroyed
     if "robustness ÷ FLOPs" in shown.header:
         text += (
             " Robustness ÷ FLOPs: % of the oracle's robustness for each % of its pretraining FLOPs "

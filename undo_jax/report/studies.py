@@ -77,11 +77,11 @@ class Study:
         return {s: case.artifact.losses for s, case in self.cases(model).items() if case.artifact}
 
     def relearned(self, model: str) -> dict[Seed, Curve]:
-        """Returns the forget score of the strongest attack at each step."""
+        """Returns the forget score of the worst case at each step, see `worst_case`."""
         return _scores("forget", {s: c.strongest for s, c in self._attacked(model).items()})
 
     def retained(self, model: str) -> dict[Seed, Curve]:
-        """Returns the retain score under that attack."""
+        """Returns the retain score at that point."""
         return _scores("retain", {s: c.strongest for s, c in self._attacked(model).items()})
 
     def retain_gap(self, model: str, reference: str) -> dict[Seed, float]:
@@ -114,7 +114,7 @@ class Study:
 
     def _controlled(self, model: str, name: str) -> dict[Seed, dict[int, Evaluation]]:
         return {
-            seed: case.control(name, self.logs)
+            seed: case.control(name)
             for seed, case in self.cases(model).items()
             if any(evaluation.data == name for evaluation in case.controls)
         }

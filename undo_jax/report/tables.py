@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from undo_jax.report.numbers import ModelRow, Report, adversary_order
+from undo_jax.report.numbers import ModelRow, Report, WorstCase, adversary_order
 from undo_jax.report.statistics import Spread
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ def model_grid(report: Report) -> Grid:
     """
     header = ["model", "retain before", "forget before"]
     header += [f"forget at step {step}" for step in report.shown_steps]
+    header += [
+        f"retain at step {report.shown_steps[-1]}",
+        *["forget unbounded"] * bool(report.min_retain),
+    ]
     header += ["robustness %", "compute % steps", "compute % FLOPs", "recovered"]
     return filled(Grid(header, [_model_row(m, report) for m in report.models]))
 
@@ -95,6 +99,8 @@ def _model_row(model: ModelRow, report: Report) -> list[str]:
         cell(model.retain),
         cell(model.forget),
         *(cell(model.curve.get(step, Spread())) for step in report.shown_steps),
+        cell(model.retained.get(report.shown_steps[-1], Spread())),
+        *[cell(model.worst_cases[0.0].forget)] * bool(report.min_retain),
         _robustness(model),
         _compute(model, model.compute_steps),
         _compute(model, model.compute_flops),
@@ -116,6 +122,13 @@ def _compute(model: ModelRow, values: Spread) -> str:
     )
 
 
+def pair_cell(forget: Spread, retain: Spread) -> str:
+    """Returns mean forget and retain scores in one cell: `0.48 (0.90)`."""
+    if not forget.finite:
+        return NONE
+    return score(forget.mean) + (f" ({score(retain.mean)})" if retain.finite else "")
+
+
 def score_grid(report: Report) -> Grid:
     """Returns a row per model: its scores by metrics other than the headline."""
     header = ["model", *(metric.axis for metric in report.other_metrics)]
@@ -127,7 +140,7 @@ def score_grid(report: Report) -> Grid:
 
 
 def attack_grid(report: Report) -> Grid:
-    """Returns final forget scores by model, attack data and learning rate, as means over seeds."""
+    """Returns final scores by model, attack data and learning rate, as means over seeds."""
     distinct = {rate for m in report.attacked for _, rate in m.finals}
     rates = sorted(distinct, key=lambda rate: adversary_order(("", rate)))
     names = ["without training" if rate is None else f"{rate:g}" for rate in rates]
@@ -139,26 +152,28 @@ def attack_grid(report: Report) -> Grid:
     return Grid(["model", "attack data", *names], rows, words=2)
 
 
-def _final(values: Spread | None) -> str:
-    if values is None:
+def _final(final: WorstCase | None) -> str:
+    if final is None:
         return NONE
-    if not values.finite:
+    if not final.forget.finite:
         return "diverged"
-    diverged = len(values.values) - len(values.finite)
-    return score(values.mean) + (f" ({diverged} diverged)" if diverged else "")
+    diverged = len(final.forget.values) - len(final.forget.finite)
+    return pair_cell(*final) + (f" ({diverged} diverged)" if diverged else "")
 
 
 def legend(report: Report) -> str:
     """Returns how to read the model table."""
-    worst = "highest" if report.forget.higher_is_better else "lowest"
     ranges = "mean [lowest, highest] over seeds; " if report.several_seeds else ""
     header = model_grid(report).header
     compute = any(name.startswith("compute") for name in header)
     better = "higher" if report.retain.higher_is_better else "lower"
     return (
         f"{ranges}retain: {report.retain.axis} ({better} is better); forget: "
-        f"{report.forget.axis}; at step n: after n relearning steps, "
-        f"the {worst} over learning rates and attack data"
+        f"{report.forget.axis}; at step n: by the strongest attack {report.until} n relearning "
+        f"steps, over learning rates and attack data, {report.counting}; retain at step n: under "
+        "that attack"
+        + "; unbounded: by the strongest attack at any step, whatever it leaves of the retain score"
+        * ("forget unbounded" in header)
         + "; compute: distillation as % of the oracle's pretraining" * compute
         + "; recovered: seeds that met the retain bar of distillation" * ("recovered" in header)
         + "."
@@ -219,7 +234,7 @@ def _short_legend(report: Report) -> str:
     ranges = f"Mean and range over {report.seed_counts} seeds. " if report.several_seeds else ""
     return (
         f"{ranges}Retain: {report.retain.axis}; forget: {report.forget.axis}, by the strongest "
-        f"attack.{_scale(report)}"
+        f"attack {report.counting}.{_scale(report)}"
         + (
             " *: did not recover its teacher's retain score on every seed."
             if any(m.fell_short for m in report.models)
@@ -267,7 +282,8 @@ def attack_legend(report: Report) -> str:
     """Returns how to read the attack table."""
     over = ", mean over seeds" if report.several_seeds else ""
     return (
-        f"{sentence(report.forget.axis)} at the last relearning step by peak learning rate{over}."
+        f"{sentence(report.forget.axis)}, and in brackets {report.retain.axis}, at the last "
+        f"relearning step by peak learning rate{over}."
     )
 
 

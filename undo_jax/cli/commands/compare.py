@@ -6,9 +6,11 @@ from typing import Annotated
 from etils import epath
 from tyro.conf import Positional, arg
 
+from undo_jax.cli.flags import MinRetain
 from undo_jax.logs.log import results
 from undo_jax.report import read_logs
 from undo_jax.report.compare import Side, grid, legend, unmatched
+from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.studies import Study
 from undo_jax.report.tables import Grid
 from undo_jax.workdir import inventory
@@ -19,7 +21,7 @@ A = Annotated[Positional[str], arg(metavar="A")]
 B = Annotated[Positional[str], arg(metavar="B")]
 
 
-def compare(a: A, b: B, /) -> None:
+def compare(a: A, b: B, /, min_retain: MinRetain = MIN_RETAIN) -> None:
     """Compare two models, or two experiments: their scores, and the differences seed by seed.
 
     A model is WORKDIR:NAME by its name in the report, WORKDIR/experiment-NAME.json:NAME where
@@ -29,28 +31,30 @@ def compare(a: A, b: B, /) -> None:
     Args:
         a: a model or an experiment.
         b: another one.
+        min_retain: attacks count that leave this share of the retain score; 0: all attacks.
     """
-    first, second = read_side(a), read_side(b)
+    first, second = read_side(a, min_retain), read_side(b, min_retain)
     results.print(_table(grid(first, second)))
     for line in unmatched(first, second):
         results.print(line, soft_wrap=True)
     results.print(legend(first), highlight=False)
 
 
-def read_side(argument: str) -> Side:
+def read_side(argument: str, min_retain: float = MIN_RETAIN) -> Side:
     """Returns the model or experiment that an argument names.
 
     Raises FileNotFoundError for what does not exist, ValueError for what is unclear or damaged.
     """
     path, model = _split(argument)
     if (path / "config.json").exists():
-        return _side_of_artifact(path)
+        return _side_of_artifact(path, min_retain)
     files = [path] if path.suffix == ".json" else sorted(path.glob("experiment-*.json"))
     listings = [inventory.read_experiment(file, {}) for file in files]
     if model:
         listings = [listed for listed in listings if model in _models(listed)]
     listed = _only(path, listings, model)
-    return Side(Study("", read_logs(listed.path.parent, listed.name)), model)
+    logs = read_logs(listed.path.parent, listed.name, min_retain)
+    return Side(Study("", logs), model)
 
 
 def _split(argument: str) -> tuple[epath.Path, str]:
@@ -66,13 +70,13 @@ def _split(argument: str) -> tuple[epath.Path, str]:
     )
 
 
-def _side_of_artifact(folder: epath.Path) -> Side:
+def _side_of_artifact(folder: epath.Path, min_retain: float) -> Side:
     """Returns the model, with one seed, that a folder holds."""
     for path in sorted(folder.parent.glob("experiment-*.json")):
         listed = inventory.read_experiment(path, {})
         for entry in listed.content.get("models", []):
             if entry["artifact"] == folder.name:
-                study = Study("", read_logs(folder.parent, listed.name))
+                study = Study("", read_logs(folder.parent, listed.name, min_retain))
                 return Side(study, entry["model"], entry["seed"])
     raise ValueError(f"{folder} is no model of a report: give one of those that `list` names")
 

@@ -13,7 +13,7 @@ from undo_jax.api import Run, open_run
 from undo_jax.checks import listed
 from undo_jax.cli import devices
 from undo_jax.cli.experiment_reports import experiment_names
-from undo_jax.cli.flags import MaybeInt, MaybeText, Switch, Texts, Workdir
+from undo_jax.cli.flags import MaybeInt, MaybeText, MinRetain, Switch, Texts, Workdir
 from undo_jax.demo.ask import DemoQuestion
 from undo_jax.demo.description import View, describe, official_step, pair
 from undo_jax.demo.desk import Desk
@@ -22,6 +22,8 @@ from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.paper import Paper
+from undo_jax.report.records import MIN_RETAIN
+from undo_jax.report.worst_case import bound_text, until
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.atomic_files import read_json, report_full_disk, write_atomically
@@ -38,8 +40,8 @@ LEAD = (
 ORACLE = ", as by the oracle, which never knew it"
 NOT_REPEATED = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # of a run
 STRONGEST = (
-    "At step 0 no model is attacked. At each other step, scores and answers are of the attack that "
-    "is strongest then, of all kinds and learning rates."
+    "At step 0 no model is attacked. At each other step, scores and answers are of the strongest "
+    "attack {until} it, of all kinds and learning rates whose models were kept, {counting}."
 )
 
 
@@ -50,6 +52,7 @@ def demo(
     out: MaybeText = None,
     view: View = "all",
     seed: MaybeInt = None,
+    min_retain: MinRetain = MIN_RETAIN,
     prompts_file: MaybeText = None,
     new_tokens: int = NEW_TOKENS,
     serve: Switch = False,
@@ -69,6 +72,7 @@ def demo(
         out: the folder where index.html is written, by default WORKDIR/demo-NAME.
         view: what the page begins with, all models or the article's 2 × 2.
         seed: whose models are shown, by default the run's first.
+        min_retain: attacks count that leave this share of the retain score; 0: all attacks.
         prompts_file: your examples, JSON lines with prompt, answer and part: retain or forget.
         new_tokens: the most tokens of an answer.
         serve: serve the page, and answer prompts; Ctrl-C ends it.
@@ -93,6 +97,7 @@ def demo(
         {
             "--experiment": experiment,
             "--seed": seed,
+            "--min-retain": min_retain if min_retain != MIN_RETAIN else None,
             "--prompts-file": prompts_file,
             "--new-tokens": new_tokens if new_tokens != NEW_TOKENS else None,
         },
@@ -100,7 +105,7 @@ def demo(
     file = experiment or _experiment_file(workdir)
     devices.prepare_devices()  # before an experiment, which may compute
     config: Any = load(file)
-    run = open_run(workdir, config)
+    run = open_run(workdir, config, min_retain)
     seed = seed_of(run, seed)
     models = columns(run, seed)
     if view == "official" and not pair(models):
@@ -115,6 +120,7 @@ def demo(
         by_step = [desk.replies(questions, step) for step in on_disk] if questions else []
     lost = _missing_steps(run, models, file, config)
     has_oracle = any(model.role == "oracle" and model.strongest for model in models)
+    counting = {"until": until(min_retain), "counting": bound_text(run.logs.retain, min_retain)}
     description = describe(
         run,
         models,
@@ -128,7 +134,7 @@ def demo(
             retain=run.logs.retain.label,
             oracle=ORACLE if has_oracle else "",
         ),
-        notes=[(STRONGEST, None), *([lost] if lost else [])],
+        notes=[(STRONGEST.format(**counting), None), *([lost] if lost else [])],
         view=view,
         first=official_step(on_disk) if view == "official" else on_disk[0],
         shown=next((i for i, example in enumerate(examples) if example.part == "forget"), 0),

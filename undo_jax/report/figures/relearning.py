@@ -1,4 +1,4 @@
-"""Forget score under relearning (panels a and b of the paper's alpha figure)."""
+"""Forget score under relearning (panels a and b of the paper's alpha figure), and what is kept."""
 
 from undo_jax.report.drawing import footnote, starred
 from undo_jax.report.numbers import Report
@@ -7,13 +7,17 @@ from undo_jax.report.tables import sentence
 
 
 def plot(report: Report) -> Plot:
-    """Forget score of the strongest attack at each relearning step, a curve for each model."""
+    """Forget score of the worst case at each relearning step, and retain score at that point."""
     models = report.attacked
     hint = "higher" if report.forget.higher_is_better else "lower"
-    title = f"{report.forget.axis}, strongest attack  ({hint} = more relearned)"
-    panel = score_panel("relearning", report.forget, title)
-    points = (p for m in models for p in curve(panel.name, m.name, m.seeds, m.curve))
-    return Plot((panel,), styles(models, report), tuple(points), note=footnote(report, models, "*"))
+    title = f"{report.forget.axis}  ({hint} = more relearned)"
+    panels = (
+        score_panel("relearning", report.forget, title),
+        score_panel("retain", report.retain, f"{report.retain.axis}, at the same points"),
+    )
+    points = [p for m in models for p in curve("relearning", m.name, m.seeds, m.curve)]
+    points += [p for m in models for p in curve("retain", m.name, m.seeds, m.retained)]
+    return Plot(panels, styles(models, report), tuple(points), note=footnote(report, models, "*"))
 
 
 def caption(report: Report) -> str:
@@ -21,9 +25,10 @@ def caption(report: Report) -> str:
     worst = "highest" if report.forget.higher_is_better else "lowest"
     band = "Lines are means over seeds, bands run from the lowest to the highest seed. "
     return (
-        f"{sentence(report.forget.axis)} against the steps of a relearning attack. "
-        f"At each step the strongest attack counts, that is the {worst} score over all learning "
-        "rates and attack data, taken for each seed. "
+        f"{sentence(report.forget.axis)} against the steps of a relearning attack, and "
+        f"{report.retain.axis} of the same attacked models. At each step the strongest attack "
+        f"{report.until} it counts, {report.counting}: the {worst} score over all learning rates "
+        "and attack data, taken for each seed. "
         + (band if report.several_seeds else "One seed, so no bands. ")
         + starred(report, "A name with *")
     ).strip()

@@ -97,7 +97,7 @@ def caption(report: Report) -> str:
     over = ", mean over seeds" if report.several_seeds else ""
     text = (
         f"The {worst} {report.forget.axis} at any step, learning rate and setting of each attack"
-        f"{over}; the more a cell stands out, the more is recovered. "
+        f"{over}, {report.counting}; the more a cell stands out, the more is recovered. "
         "Framed: the strongest attack on a model. "
     )
     if any(a.control for a in _attacks(report)):

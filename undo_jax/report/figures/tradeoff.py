@@ -44,7 +44,7 @@ def caption(report: Report) -> str:
         + (" with the same seed" if report.paired else "")
         + "; unlearning before it is not counted. "
         f"Robustness is (P − {zero}) / (P_oracle − {zero}), P the forget score of "
-        "the strongest attack over all steps, learning rates and attack data"
+        f"the strongest attack over all steps, learning rates and attack data, {report.counting}"
         + (". " if report.unlearned else f", {zero} that of the model's unlearned ancestor. ")
         + (
             "Points are means over seeds, bars run from the lowest to the highest seed. "

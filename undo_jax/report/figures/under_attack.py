@@ -1,4 +1,4 @@
-"""Retain score under the strongest attack, and the same models under control attacks."""
+"""The strongest attacks whatever they leave of the model, and the same models under controls."""
 
 from undo_jax.report.drawing import footnote
 from undo_jax.report.numbers import Report
@@ -6,17 +6,27 @@ from undo_jax.report.plot import Plot, curve, score_panel, styles
 from undo_jax.report.tables import sentence
 
 
-def plot(report: Report) -> Plot:
-    """Retain score at each relearning step, and a panel for each control that trains."""
-    models = report.attacked
-    title = f"{report.retain.axis}, under the strongest attack"
-    panels = [score_panel("retain", report.retain, title)]
-    points = [p for m in models for p in curve("retain", m.name, m.seeds, m.retained)]
+def plot(report: Report) -> Plot | None:
+    """Scores of the unbounded worst case by step, and a panel for each control that trains.
+
+    Returns None if the report has no bound and there is no such control.
+    """
+    models, panels, points = report.attacked, [], []
+    if report.min_retain:
+        forget = f"{report.forget.axis}, whatever is retained"
+        retain = f"{report.retain.axis}, at the same points"
+        panels += [score_panel("unbounded", report.forget, forget)]
+        panels += [score_panel("unbounded retain", report.retain, retain)]
+        for m in models:
+            points += curve("unbounded", m.name, m.seeds, m.unbounded)
+            points += curve("unbounded retain", m.name, m.seeds, m.unbounded_retained)
     for control in _controls(report)[0]:
         panel = score_panel(f"control {control}", report.forget, f"{control} (control)")
         panels.append(panel)
         for m in models:
             points += curve(panel.name, m.name, m.seeds, m.controls.get(control, {}))
+    if not panels:
+        return None
     return Plot(
         tuple(panels), styles(models, report), tuple(points), note=footnote(report, models, "*")
     )
@@ -25,11 +35,13 @@ def plot(report: Report) -> Plot:
 def caption(report: Report) -> str:
     """Returns what the figure shows, exactly."""
     trained, untrained = _controls(report)
-    text = (
-        f"{sentence(report.retain.axis)} under the strongest attack at each step, of equally "
-        "strong ones the one that retains most: an attack that destroys the model recovers nothing "
-        "of use. "
-    )
+    text = ""
+    if report.min_retain:
+        text = (
+            f"{sentence(report.forget.axis)} of the strongest attack at each step, whatever it "
+            f"leaves of the model, and {report.retain.axis} under it: of equally strong attacks "
+            "the one that retains most. An attack that destroys the model recovers nothing of use. "
+        )
     if trained:
         text += (
             f"Controls ({', '.join(trained)}) never count as the strongest attack, and are "

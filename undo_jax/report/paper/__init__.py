@@ -25,6 +25,7 @@ from undo_jax.report.panels import Look
 from undo_jax.report.plot import spreads
 from undo_jax.report.statistics import Seed
 from undo_jax.report.studies import PaperPoint, Study, curve_points, difference
+from undo_jax.report.worst_case import bound_text, until
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,6 +174,18 @@ def compute_points(
         if model != "oracle" and math.isfinite(compute):
             place = compute, robustness[seed]
             yield PaperPoint(panel, study.setting, line or model, seed, *place)
+
+
+def counted_attacks(studies: Sequence[Study]) -> str:
+    """Returns which attacks count in the curves of a figure, to go on after "forget score"."""
+    until_step = until(studies[0].logs.min_retain)
+    return f"under the strongest attack {until_step} each step, {counting(studies)}, for each seed"
+
+
+def counting(studies: Sequence[Study]) -> str:
+    """Returns which attacks count, to go on after "the strongest attack"."""
+    logs = [study.logs for study in studies]
+    return " or ".join(dict.fromkeys(bound_text(of.retain, of.min_retain) for of in logs))
 
 
 # ---- claims ----

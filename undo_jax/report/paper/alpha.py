@@ -14,6 +14,8 @@ from undo_jax.report.paper import (
     claim,
     compute_panel,
     compute_points,
+    counted_attacks,
+    counting,
     missing_models,
     relearning_points,
     score_panels,
@@ -74,11 +76,11 @@ def caption(studies: Sequence[Study]) -> str:
     """Returns what the figure shows."""
     return (
         "Robustness is (P − P_unlearn-only) / (P_oracle − P_unlearn-only) in %, P the forget score "
-        "of the strongest attack over all steps and learning rates, against the compute of "
-        "distillation in % of the oracle's training: in steps, and in FLOPs with the teacher's "
-        "forward pass; the star is data filtering. Bars and bands go from the lowest to the "
-        "highest seed; crosses are other β (means). Then: forget score against relearning steps, "
-        "and of permuted answers, which nobody knew."
+        f"of the strongest attack over all steps and learning rates, {counting(studies)}; against "
+        "the compute of distillation in % of the oracle's training: in steps, and in FLOPs with "
+        "the teacher's forward pass; the star is data filtering. Bars and bands go from the lowest "
+        "to the highest seed; crosses are other β (means). Then: forget score against relearning "
+        f"steps, {counted_attacks(studies)}; and that of permuted answers, which nobody knew."
     )
 
 

@@ -12,6 +12,7 @@ from undo_jax.report.paper import (
     as_slow,
     compute_panel,
     compute_points,
+    counted_attacks,
     keeps_retain,
     permuted_slower,
     relearning_points,
@@ -99,15 +100,14 @@ def caption(studies: Sequence[Study]) -> str:
         "Left: robustness against the FLOPs of distillation, with all models that it reads, in % "
         "of the oracle's training; a circle where the model's line is solid, else a diamond, which "
         "is hollow where it is dotted; the star is data filtering. Then: forget score against "
-        "relearning steps, at each step of the strongest learning rate of each seed, and of "
-        "permuted answers, which nobody knew. Bars and bands go from the lowest to the highest "
-        "seed. Noise alone: UNDO's student, not distilled, which has forgotten what is retained, "
-        "too. Copy: the teacher itself as student, without noise, for a fixed number of steps. "
-        "With states: the error of residual states is added to the loss. Top-k logits: of the "
-        "teacher's distribution a student sees the likeliest few tokens and the mass of the rest. "
-        "Classifier's filter: "
-        "uniform targets on documents that a classifier of the base's states flags; it has seen "
-        "a few labelled rows. Damage: all with UNDO's α and distilled as UNDO; random, as X: noise "
+        f"relearning steps, {counted_attacks(studies)}; and that of permuted answers, which nobody "
+        "knew. Bars and bands go from the lowest to the highest seed. Noise alone: UNDO's student, "
+        "not distilled, which has forgotten what is retained, too. Copy: the teacher itself as "
+        "student, without noise, for a fixed number of steps. With states: the error of residual "
+        "states is added to the loss. Top-k logits: of the teacher's distribution a student sees "
+        "the likeliest few tokens and the mass of the rest. Classifier's filter: uniform targets "
+        "on documents that a classifier of the base's states flags; it has seen a few labelled "
+        "rows. Damage: all with UNDO's α and distilled as UNDO; random, as X: noise "
         "on as many weights as in X. Shares of the weights that are damaged, of pruning those of "
         f"each matrix: {'; '.join(shares)}."
     )

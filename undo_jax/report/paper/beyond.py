@@ -11,6 +11,7 @@ from undo_jax.report.paper import (
     PaperPanel,
     PaperPlot,
     claim,
+    counted_attacks,
     keeps_retain,
     permuted_slower,
     slower,
@@ -69,10 +70,10 @@ def plot(studies: Sequence[Study], points: Sequence[PaperPoint]) -> PaperPlot:
 def caption(studies: Sequence[Study]) -> str:
     """Returns what the figure shows."""
     return (
-        "Forget score against relearning steps, at each step of the strongest learning rate of "
-        "each seed. A student of UNDO (α = 0.8) and a fresh one were distilled for about as long "
-        "as the stop rule takes (1×), and two and four times as long. Filtered: uniform targets "
-        "on forget rows, and the teacher's on others. Of the longer unlearned: the teacher was "
+        f"Forget score against relearning steps, {counted_attacks(studies)}. A student of UNDO "
+        "(α = 0.8) and a fresh one were distilled for about as long as the stop rule takes (1×), "
+        "and two and four times as long. Filtered: uniform targets on forget rows, and the "
+        "teacher's on others. Of the longer unlearned: the teacher was "
         "unlearned four times as long. Oracle, 4×: data filtering trained four times as long. "
         "Where answers can be permuted: relearning answers that nobody knew; and the score on the "
         "fact families that are not relearned, when half of them are. Lines are means over seeds, "

@@ -11,6 +11,7 @@ from undo_jax.report.paper import (
     PaperPanel,
     PaperPlot,
     as_slow,
+    counted_attacks,
     permuted_slower,
     relearning_points,
     score_label,
@@ -61,8 +62,8 @@ def plot(studies: Sequence[Study], points: Sequence[PaperPoint]) -> PaperPlot:
 def caption(studies: Sequence[Study]) -> str:
     """Returns what the figure shows."""
     return (
-        "Forget score against relearning steps, at each step of the strongest learning rate of "
-        "each seed: the unlearned model, its distillation into a fresh student, and data filtering "
+        f"Forget score against relearning steps, {counted_attacks(studies)}: "
+        "the unlearned model, its distillation into a fresh student, and data filtering "
         "(the oracle). Where answers can be permuted, the row below shows the same models relearn "
         "× and ÷ with permuted answers, which none of them knew. Lines are means over seeds, bands "
         "go from the lowest to the highest."

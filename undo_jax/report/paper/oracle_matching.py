@@ -10,6 +10,7 @@ from undo_jax.report.paper import (
     PaperPanel,
     PaperPlot,
     claim,
+    counted_attacks,
     keeps_retain,
     permuted_slower,
     relearning_points,
@@ -65,8 +66,8 @@ def caption(studies: Sequence[Study]) -> str:
     """Returns what the figure shows."""
     return (
         "Left: loss of the distillation from the oracle, one batch a point, on a logarithmic "
-        "scale. Then: forget score against relearning steps, at each step of the strongest "
-        "learning rate of each seed. Last: relearning × and ÷ with permuted answers, which nobody "
+        f"scale. Then: forget score against relearning steps, {counted_attacks(studies)}. "
+        "Last: relearning × and ÷ with permuted answers, which nobody "
         "knew: what is fast here, too, is not knowledge that comes back. Lines are means over "
         "seeds, bands go from the lowest to the highest. Student (Reference) begins as the base, "
         "Student (Random) at random, the third as the oracle did; “base, distilled” is a random "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from undo_jax.report import panels
 from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import BLACK, FAMILIES, MUTED, darker
-from undo_jax.report.paper import claim, missing_models, score_label
+from undo_jax.report.paper import claim, counted_attacks, missing_models, score_label
 from undo_jax.report.pareto_fronts import hypervolume
 from undo_jax.report.records import Measure
 from undo_jax.report.statistics import Spread
@@ -195,8 +195,8 @@ def _legend(fig: Figure) -> None:
 def caption(studies: Sequence[Study]) -> str:
     """Returns what the figure shows."""
     return (
-        "Retain score against forget score, both under the attack whose learning rate brings most "
-        "back at that step on that seed: before relearning, at the step nearest to 40 of 500, and "
+        f"Retain score against forget score, both {counted_attacks(studies)}: "
+        "before relearning, at the step nearest to 40 of 500, and "
         "at the last. Each marker is a setting of a method (learning rates, weights, α), the mean "
         "over seeds; those of UNDO are joined in the order of α; the star is data filtering. Where "
         "answers can be permuted, the row below shows the same models relearn × and ÷ with "

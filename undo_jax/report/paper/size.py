@@ -15,6 +15,7 @@ from undo_jax.report.paper import (
     PaperPlot,
     claim,
     compute_panel,
+    counted_attacks,
     relearning_points,
     score_label,
     shown_panels,
@@ -102,8 +103,8 @@ def caption(studies: Sequence[Study]) -> str:
         "(A_unlearn-only − A_oracle), for by its end the attack brings all back in large models, "
         "the oracle among them; against the FLOPs of distillation in % of the oracle's training, "
         f"with the teacher's forward pass; {'; '.join(sizes)}; the star is data filtering. Then: "
-        "forget score against relearning steps, at each step of the strongest learning rate of "
-        "each seed; below, of permuted answers, which nobody knew. Bars and bands go from the "
+        f"forget score against relearning steps, {counted_attacks(studies)}; "
+        "below, of permuted answers, which nobody knew. Bars and bands go from the "
         "lowest to the highest seed."
     )
 
