@@ -9,6 +9,7 @@ from known_logs import Workdir
 from undo_jax.cli import commands, discovery
 from undo_jax.cli import main as cli
 from undo_jax.report import figures, paper
+from undo_jax.runner import load_experiment
 
 OWN = Path(__file__).parent / "own"
 PARTS = """
@@ -324,3 +325,22 @@ def test_the_other_commands_work_beside_a_wrong_folder(add, tmp_path, capsys):
     assert discovery.find_commands() == cli.COMMANDS
     (line,) = capsys.readouterr().err.splitlines()
     assert "cli.commands.another is left out, it is no command: ModuleNotFoundError" in line
+
+
+@pytest.mark.parametrize("error", ["TypeError('x')", "ValueError('give y')"])
+def test_an_error_of_a_method_in_the_package_is_told(error, tmp_path, monkeypatch, capsys):
+    """By its line, if it was not raised on purpose."""
+    monkeypatch.syspath_prepend(OWN)
+    monkeypatch.syspath_prepend(tmp_path / "methods")
+    monkeypatch.setattr(load_experiment, "PACKAGE", tmp_path)
+    monkeypatch.setattr(load_experiment, "_is_users", lambda file: False)
+    (tmp_path / "methods").mkdir()
+    own = tmp_path / "methods" / "another.py"
+    own.write_text(f"def method(lm, params, refs, batch, key):\n    raise {error}\n")
+    monkeypatch.delitem(sys.modules, "another", raising=False)
+    folder = tmp_path.parent / f"{tmp_path.name}-own"
+    folder.mkdir()
+    (folder / "mine.py").write_text(f"{PARTS}from another import method\n{END}")
+    told = _refused(capsys, "run", folder / "mine.py", "--workdir", tmp_path / "out")
+    where = f"{own}, line 2: TypeError: x" if "Type" in error else "give y"
+    assert told == f"undo-jax: {where}"
