@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from undo_jax.graph.loss_trace import traced_loss
 from undo_jax.models.head_only import HeadOnly, states_like
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.types import LM
 
 TEACHER = "teacher"  # the reference whose states are stored

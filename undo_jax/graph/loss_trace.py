@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from undo_jax.training import optim
-from undo_jax.training.batch_shapes import packed_like
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.arguments import packed_like
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import check_accumulation, rows
 from undo_jax.types import Frozen, rounded_shapes, shapes
 

@@ -19,7 +19,7 @@ from undo_jax.data.tokenizer_files import describe
 from undo_jax.graph.loss_trace import traced_loss
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.store.artifacts import Artifact, to_json
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.types import Key
 
 NOT_IN_CONFIG = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere

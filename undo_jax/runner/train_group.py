@@ -21,8 +21,7 @@ from undo_jax.store import artifacts, progress_folders
 from undo_jax.store.artifacts import to_json
 from undo_jax.store.train_checkpoints import open_checkpoints
 from undo_jax.training.loop import has_diverged, train_together
-from undo_jax.training.population import Evaluator
-from undo_jax.training.trial import Trial, TrialInputs, TrialResult
+from undo_jax.training.population import Evaluator, Trial, TrialInputs, TrialResult
 from undo_jax.types import Lazy, Scores
 
 # replaces a teacher by its stored states: (inputs, the references' models by name) -> inputs
@@ -86,9 +85,8 @@ def train_group(
         )
         progress = open_checkpoints(folder / f"from-{first}", run.saving, stop, not keeps_last)
         with progress as saves:
-            results = train_together(
-                spec, evaluation, run.mesh, part, part_log, saves, on_evaluation
-            )
+            population = Population(spec, evaluation, run.mesh, part)
+            results = train_together(population, part_log, saves, on_evaluation)
         steps_taken.extend(result.steps for result in results)
         diverged.extend(has_diverged(result.scores) for result in results)
         return results
