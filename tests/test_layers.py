@@ -31,6 +31,7 @@ METHOD_FREE = ("logs", "runtime", "sinks", "store", "training")  # these never m
 METHOD_FREE_FILES = (
     "runner/make.py", "runner/train_group.py", "runner/split_group.py", "runner/run_context.py",
     "runner/save_trained.py", "runner/teacher_cache.py", "runner/score_models.py",
+    "runner/unfinished.py",
     "graph/model_graph.py", "graph/loss_trace.py", "graph/model_differences.py",
 )  # fmt: skip
 LIMITS = {

@@ -28,7 +28,7 @@ from undo_jax.logs.log import open_log
 from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
-from undo_jax.runner import make, save_trained
+from undo_jax.runner import save_trained
 from undo_jax.runner import train_group as shared
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import signals
@@ -691,12 +691,12 @@ def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(t
     a, b, c = models = _models(tmp_path, "abc")
     folder = make_progress_folder([b.artifact, a.artifact])
     assert make_progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
-    assert make._interrupted_groups(models, models) == [
+    assert unfinished.interrupted_groups(models, models) == [
         [b, a]
     ]  # in the order in which they trained
     _finish(a.artifact)
-    assert make._interrupted_groups(models, [b, c]) == [[b, a]]
-    assert make._interrupted_groups(models, [c]) == []
+    assert unfinished.interrupted_groups(models, [b, c]) == [[b, a]]
+    assert unfinished.interrupted_groups(models, [c]) == []
     remove_finished_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
@@ -708,13 +708,13 @@ def test_what_another_experiment_began_is_left_to_it(tmp_path):
     """It has a model that is none of ours: ours begins anew, and its training is kept."""
     a, b, c = _models(tmp_path, "abc")
     theirs = make_progress_folder([a.artifact, b.artifact])
-    assert make._interrupted_groups([a, c], [a, c]) == []
+    assert unfinished.interrupted_groups([a, c], [a, c]) == []
     ours = make_progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
     remove_finished_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
-    assert make._interrupted_groups([a, b], [b]) == [[a, b]]
+    assert unfinished.interrupted_groups([a, b], [b]) == [[a, b]]
 
 
 TOY = """

@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 from undo_jax.data.tokenizer_files import describe
-from undo_jax.graph.loss_trace import traced_loss
+from undo_jax.graph.loss_trace import is_traceable
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.store.artifacts import Artifact, to_json
 from undo_jax.training.programs import TrainSpec
@@ -174,7 +174,6 @@ class _ShortRows(NamedTuple):
 
 
 _SHORT_ROWS = _ShortRows()
-_IS_TRACEABLE: dict[Any, bool] = {}  # whether a loss can be traced in its float keywords
 
 
 def train_spec(recipe: TrainedRecipe, row_format: RowFormat) -> TrainSpec:
@@ -219,17 +218,8 @@ def traceable_kwargs(recipe: TrainedRecipe) -> dict[str, float]:
     if not isinstance(loss, partial):
         return {}
     floats = {name: value for name, value in loss.keywords.items() if type(value) is float}
-    if not floats:
-        return {}
-    template = partial(loss, **dict.fromkeys(floats, VARIES))
-    signature = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(to_json(template))
-    if signature not in _IS_TRACEABLE:
-        try:
-            traced_loss(replace(train_spec(recipe, _SHORT_ROWS), loss=loss), tuple(floats))
-            _IS_TRACEABLE[signature] = True
-        except Exception:  # a loss may raise anything for a traced number
-            _IS_TRACEABLE[signature] = False
-    return floats if _IS_TRACEABLE[signature] else {}
+    spec = train_spec(recipe, _SHORT_ROWS)
+    return floats if floats and is_traceable(spec, tuple(floats)) else {}
 
 
 def group_key(recipe: TrainedRecipe, row_format: RowFormat = _SHORT_ROWS) -> str:

@@ -10,11 +10,12 @@ from undo_jax.fit.bench import flops
 from undo_jax.graph.model_graph import ModelNode, RowFormat, group_key, train_spec
 from undo_jax.graph.recipe import TrainedRecipe
 from undo_jax.runner.experiment import Experiment, prepared
-from undo_jax.runner.make import find_work, order_groups
+from undo_jax.runner.make import order_groups
 from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.runner.split_group import least_bytes
 from undo_jax.runner.teacher_cache import CacheSavings, estimate_savings
 from undo_jax.runner.time_estimate import Pace, estimate_paces, read_records
+from undo_jax.runner.unfinished import find_work
 from undo_jax.runtime import device_memory
 from undo_jax.workdir.manifest import Named
 
