@@ -28,7 +28,7 @@ from undo_jax.logs.log import open_log
 from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
-from undo_jax.runner import save_trained
+from undo_jax.runner import save_trained, unfinished
 from undo_jax.runner import train_group as shared
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import signals

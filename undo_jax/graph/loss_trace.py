@@ -15,7 +15,7 @@ from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import check_accumulation, rows
 from undo_jax.types import Frozen, rounded_shapes, shapes
 
-_IS_TRACEABLE: dict[Any, bool] = {}  # whether a loss can be traced in keyword arguments, by both
+_IS_TRACEABLE: dict[Any, bool] = {}  # by loss, model and streams
 
 
 def check_loss(spec: TrainSpec) -> None:
@@ -36,8 +36,8 @@ def check_loss(spec: TrainSpec) -> None:
 
 def is_traceable(spec: TrainSpec, kwargs: Sequence[str]) -> bool:
     """Returns whether a loss, which is a `partial`, can be traced in these keyword arguments."""
-    template = to_json(partial(spec.loss, **dict.fromkeys(kwargs, "")))
-    signature = spec.loss.func, spec.lm, spec.streams, json.dumps(template)
+    template = partial(spec.loss, **dict.fromkeys(kwargs, ""))
+    signature = template.func, spec.lm, spec.streams, json.dumps(to_json(template))
     if signature not in _IS_TRACEABLE:
         try:
             traced_loss(spec, kwargs)
