@@ -16,14 +16,7 @@ from undo_jax.graph.recipe import Recipe
 from undo_jax.graph.recipe_checks import check_recipe
 from undo_jax.logs.sink import Sink
 from undo_jax.recipes.attacked import attacked
-from undo_jax.runner import teacher_cache
-from undo_jax.runner.experiment_checks import (
-    check_batches,
-    check_data,
-    check_experiment,
-    check_programs,
-    check_selection,
-)
+from undo_jax.runner import experiment_checks, teacher_cache
 from undo_jax.runner.make import make_models
 from undo_jax.runner.run_context import RunContext
 from undo_jax.runtime.atomic_files import report_full_disk
@@ -54,7 +47,7 @@ class Experiment:
     scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 
     def __post_init__(self):
-        check_experiment(self)
+        experiment_checks.check_experiment(self)
 
     def experiment(self) -> "Experiment":
         """Returns itself: an experiment can stand where its config is expected."""
@@ -148,11 +141,11 @@ def prepared(
     """
     named, workdir = experiment.recipes(), epath.Path(workdir)
     recipes = list(ancestry(named.values()))
-    check_selection(experiment.models, recipes, kind, name)
+    experiment_checks.check_selection(experiment.models, recipes, kind, name)
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
-    check_batches(recipes, setting, mesh)
+    experiment_checks.check_batches(recipes, setting, mesh)
     with jax.set_mesh(mesh), report_full_disk(workdir):
-        check_programs(recipes, setting, mesh)
+        experiment_checks.check_programs(recipes, setting, mesh)
         context = RunContext(
             setting=setting,
             mesh=mesh,
@@ -171,6 +164,6 @@ def prepared(
             for ancestor in model.lineage
             if kind in (None, ancestor.recipe.kind)
         }
-        check_data(context, [model for model in selected if not model.artifact.finished])
+        experiment_checks.check_data(context, selected)
         models = {name: graph.models_of(recipe) for name, recipe in named.items()}
         yield PreparedRun(context, graph.models, selected, models)

@@ -172,8 +172,9 @@ def check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> N
         check_loss(train_spec(recipe, setting))
 
 
-def check_data(context: RunContext, unfinished: Sequence[ModelNode]) -> None:
+def check_data(context: RunContext, models: Collection[ModelNode]) -> None:
     """Raises what the setting and imports raise for missing data, and ValueError for scores."""
+    unfinished = [model for model in models if not model.artifact.finished]
     setting, streams = context.setting, set()
     for recipe in (model.recipe for model in unfinished):
         recipe.check_sources()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from undo_jax.evals.scoring import make_scorer
-from undo_jax.graph.model_graph import ModelNode, RowFormat, group_key
+from undo_jax.graph.model_graph import ModelNode, group_key
 from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe
 from undo_jax.logs.log import show_waiting
 from undo_jax.runner.run_context import RunContext
@@ -11,6 +11,7 @@ from undo_jax.runner.score_models import describe_model, report_failures, score_
 from undo_jax.runner.split_group import split_group
 from undo_jax.runner.train_group import train_group
 from undo_jax.runner.unfinished import find_work, interrupted_groups, without
+from undo_jax.setting import Setting
 from undo_jax.store import artifacts, progress_folders
 
 
@@ -92,7 +93,7 @@ def order_groups(
 
 
 def _next_models(
-    models: Sequence[ModelNode], to_make: Sequence[ModelNode], row_format: RowFormat
+    models: Sequence[ModelNode], to_make: Sequence[ModelNode], setting: Setting
 ) -> list[ModelNode]:
     """Returns the models to make now: some that can train together and have all their parents.
 
@@ -101,7 +102,7 @@ def _next_models(
     groups: dict[str, list[ModelNode]] = {}
     for model in models:
         recipe, name = model.recipe, model.artifact.fingerprint
-        key = group_key(recipe, row_format) if isinstance(recipe, TrainedRecipe) else name
+        key = group_key(recipe, setting) if isinstance(recipe, TrainedRecipe) else name
         groups.setdefault(key, []).append(model)
     ready = [
         [model for model in group if not set(model.parents) & set(to_make)]
