@@ -12,15 +12,13 @@ that were the strongest on seeds 0 to 2, which are not reported.
 
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 sys.path.append(str(Path(__file__).parent / "paper"))
 
-from pareto import NPO_RETAIN
-from scales import Figure, at_rate
-from teachers import METHODS, unlearned
+from scales import Figure
+from teachers import METHODS, unlearned, unlearned_by_npo
 
 from undo_jax.attack import Attack
 from undo_jax.attacks.ablation import ablation, rows
@@ -35,10 +33,6 @@ from undo_jax.attacks.prune import prune
 from undo_jax.attacks.quantise import quantise
 from undo_jax.attacks.search import search
 from undo_jax.attacks.soft_prompt import soft_prompt
-from undo_jax.graph.recipe import Recipe
-from undo_jax.methods.npo import npo
-from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.recipes.perturb import Perturb
 from undo_jax.runner.experiment import Experiment
 
 ALPHAS = (0.4, 0.6, 0.8)  # of UNDO
@@ -61,18 +55,11 @@ class Attacks(Figure):
         teacher = unlearned(self, "MaxEnt")
         models = {"base": self.model("base"), "oracle": self.model("oracle")}
         models |= {method: unlearned(self, method) for method in METHODS}
-        models["NPO"] = self._npo()
+        models["NPO"] = unlearned_by_npo(self, NPO[self.scale])
         for alpha in ALPHAS:
-            student = Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
-            models[f"UNDO α={alpha:g}"] = self.undo(teacher, student)
+            models[f"UNDO α={alpha:g}"] = self.undo_at(teacher, alpha)
         models["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
         return self.with_models(models)
-
-    def _npo(self) -> Recipe:
-        """Returns a model unlearned by NPO, as in pareto.py."""
-        maxent: Any = unlearned(self, "MaxEnt")
-        loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
-        return replace(at_rate(maxent, NPO[self.scale]), loss=loss, rng_name="unlearn")
 
     def attacks(self) -> tuple[Attack, ...]:
         """Returns the paper's relearning, its controls, and the attacks that critics use."""

@@ -15,6 +15,7 @@ import shutil
 import sys
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -147,9 +148,9 @@ def place(tmp_path_factory):
         patch.setattr(sys.modules["undo_jax.data.prepare"], "_assign_splits", begin)
         patch.setattr(sys.modules["undo_jax.data.train_tokenizer"], "_train", begin)
         patch.setattr(param_checkpoint, "restore", begin)
-        evaluate = "undo_jax.cli.commands.evaluate"
-        patch.setattr(f"{evaluate}.find_spec", lambda name: True)  # lm-eval may not be there
-        patch.setattr(f"{evaluate}._score", begin)
+        patch.setattr("undo_jax.cli.commands.evaluate.find_spec", lambda name: True)
+        for module in "harness", "harness_tasks":  # in place of what imports lm-eval
+            patch.setitem(sys.modules, f"undo_jax.cli.{module}", SimpleNamespace(load_tasks=begin))
         patch.setattr("undo_jax.cli.commands.score._score", begin)
         patch.setattr(hf, "load", begin)
         patch.setattr(report, "write", lambda *a: report.analyse(report.read_logs(*a[:2])))

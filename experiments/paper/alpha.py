@@ -9,14 +9,12 @@ Students of every α at β = 0.1, and of other β at two α; and a fresh one, Un
 """
 
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from typing import ClassVar
 
 from scales import Figure
 
 from undo_jax.graph.recipe import Recipe
-from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.recipes.perturb import Perturb
 from undo_jax.runner.experiment import Experiment
 
 SMALL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -46,17 +44,11 @@ class Alpha(Figure):
 
     def experiment(self) -> Experiment:
         teacher, key = self.model("unlearn-only"), (self.setting, self.scale)
-        students: dict[str, Recipe] = {
-            f"α={alpha:g}": Perturb(teacher, alpha, partial(shrink_perturb, beta=0.1))
-            for alpha in ALPHAS[key]
-        }
-        for alpha in ABLATED[key]:
-            for beta in BETAS[key]:
-                noise = partial(shrink_perturb, beta=beta)
-                students[f"α={alpha:g} β={beta:g}"] = Perturb(teacher, alpha, noise)
         distilled: dict[str, Recipe] = {
-            name: self.undo(teacher, student) for name, student in students.items()
+            f"α={alpha:g}": self.undo_at(teacher, alpha) for alpha in ALPHAS[key]
         }
+        for alpha, beta in product(ABLATED[key], BETAS[key]):
+            distilled[f"α={alpha:g} β={beta:g}"] = self.undo_at(teacher, alpha, beta)
         distilled["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
         references = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
         return self.with_models(

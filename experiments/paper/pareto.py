@@ -20,14 +20,11 @@ from itertools import product
 from typing import Any, ClassVar
 
 from scales import Figure, at_rate
-from teachers import unlearned
+from teachers import unlearned, unlearned_by_npo
 
 from undo_jax.graph.recipe import Recipe
-from undo_jax.methods.npo import npo
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.sam import sam
-from undo_jax.noises.shrink_perturb import shrink_perturb
-from undo_jax.recipes.perturb import Perturb
 from undo_jax.runner.experiment import Experiment
 
 Floats = tuple[float, ...]
@@ -74,7 +71,6 @@ NOISES = {  # of UNDO, α and β: those of alpha.py where it has them
     ("arithmetic", "paper"): [(tenths / 10, 0.1) for tenths in range(1, 9)],
     ("language", "paper"): [*product((0.1, 0.3, 0.5, 0.7), (0.1, 0.05))],
 }
-NPO_RETAIN = {"small": 5.0, "paper": 1.0}  # weight of the retain term; open-unlearning: 1
 
 
 @dataclass(frozen=True)
@@ -95,8 +91,7 @@ class Pareto(Figure):
         maxent: Any = unlearned(self, "MaxEnt")
         of_maxent = replace(maxent, rng_name="unlearn")
         for rate in rates["NPO"]:
-            loss = partial(npo, retain_weight=NPO_RETAIN[self.scale])
-            yield f"NPO lr={rate:g}", replace(at_rate(of_maxent, rate), loss=loss)
+            yield f"NPO lr={rate:g}", unlearned_by_npo(self, rate)
         for rate, rho in product(rates["SAM"], RHOS):
             loss = partial(sam, method=of_maxent.loss, rho=rho)
             yield f"SAM lr={rate:g} ρ={rho:g}", replace(at_rate(of_maxent, rate), loss=loss)
@@ -109,9 +104,8 @@ class Pareto(Figure):
         """Yields the names and recipes of UNDO of the MaxEnt teacher, one per noise."""
         teacher = unlearned(self, "MaxEnt")
         for alpha, beta in NOISES[self.setting, self.scale]:
-            student = Perturb(teacher, alpha, partial(shrink_perturb, beta=beta))
             name = f"UNDO α={alpha:g}" + (f" β={beta:g}" if beta != 0.1 else "")
-            yield name, self.undo(teacher, student)
+            yield name, self.undo_at(teacher, alpha, beta)
 
 
 # make paper 16: --setting arithmetic

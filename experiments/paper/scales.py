@@ -20,7 +20,7 @@ give the official vocabulary and its English.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -29,9 +29,11 @@ from undo_jax.attacks.held_out import held_out
 from undo_jax.attacks.permuted import permuted
 from undo_jax.data.tokenizers import load_tokenizer
 from undo_jax.graph.recipe import Recipe
+from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Paper
 from undo_jax.recipes.distill import Distill
 from undo_jax.recipes.fresh import Fresh
+from undo_jax.recipes.perturb import Perturb
 from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.mesh import MeshShape
@@ -105,6 +107,11 @@ class Figure:
         """Returns the distillation of the teacher into a student, until it has recovered."""
         distill = self.paper.distill
         return Distill(teacher, student, distill.training, distill.tolerance, distill.stop_early)
+
+    def undo_at(self, teacher: Recipe, alpha: float, beta: float = 0.1) -> Distill:
+        """Returns UNDO: the distillation of the teacher into its own noised copy."""
+        student = Perturb(teacher, alpha, partial(shrink_perturb, beta=beta))
+        return self.undo(teacher, student)
 
     def unlearn_and_distill(self, teacher: Recipe) -> Distill:
         """Returns the distillation into a fresh student; at the paper's scale with no stop rule."""

@@ -11,15 +11,12 @@ it; all else stays.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 from scales import Figure, at_rate, at_width
 
 from undo_jax.graph.recipe import Recipe
-from undo_jax.noises.shrink_perturb import shrink_perturb
 from undo_jax.paper import Paper
-from undo_jax.recipes.perturb import Perturb
 from undo_jax.runner.experiment import Experiment
 
 ALPHAS = (0.4, 0.8)
@@ -68,9 +65,9 @@ class Size(Figure):
 
     def experiment(self) -> Experiment:
         references = {name: self.model(name) for name in ("base", "oracle", "unlearn-only")}
-        teacher, noise = references["unlearn-only"], partial(shrink_perturb, beta=0.1)
+        teacher = references["unlearn-only"]
         distilled: dict[str, Recipe] = {
-            f"α={alpha:g}": self.undo(teacher, Perturb(teacher, alpha, noise)) for alpha in ALPHAS
+            f"α={alpha:g}": self.undo_at(teacher, alpha) for alpha in ALPHAS
         }
         distilled["Unlearn-and-Distill"] = self.unlearn_and_distill(teacher)
         return self.with_models(

@@ -5,12 +5,15 @@ the retain term that the committed runs of the official code leave out. At small
 chosen by hand on seeds 0 to 2, to forget as much as they can and keep nearly all of retain.
 """
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from scales import Figure
+from scales import Figure, at_rate
 
 from undo_jax.graph.recipe import Recipe
 from undo_jax.methods.graddiff import graddiff
+from undo_jax.methods.npo import npo
 from undo_jax.methods.rmu import rmu
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.training.optim import AdamW, Trains
@@ -55,6 +58,7 @@ TRAININGS: dict[tuple[str, str, str], tuple[Training, Loss, range | None]] = {
         range(5, 11),
     ),
 }  # fmt: skip
+NPO_RETAIN = {"small": 5.0, "paper": 1.0}  # weight of the retain term; open-unlearning: 1
 
 
 def unlearned(figure: Figure, method: str) -> Recipe:
@@ -64,3 +68,10 @@ def unlearned(figure: Figure, method: str) -> Recipe:
     training, loss, layers = TRAININGS[figure.setting, figure.scale, method]
     trains = None if layers is None else Trains(((r"mlp/down$", layers),))
     return figure.once(Unlearn(figure.model("base"), training, loss, trains))
+
+
+def unlearned_by_npo(figure: Figure, rate: float) -> Recipe:
+    """Returns the base unlearned by NPO at a rate, otherwise trained as by MaxEnt."""
+    maxent: Any = unlearned(figure, "MaxEnt")
+    loss = partial(npo, retain_weight=NPO_RETAIN[figure.scale])
+    return replace(at_rate(maxent, rate), loss=loss, rng_name="unlearn")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undo_jax.attacks.search import OTHER_OPTIMIZERS, search
-from undo_jax.report.numbers import by_step, strongest
 from undo_jax.report.records import Evaluation, Measure
+from undo_jax.report.worst_case import by_step, strongest
 from undo_jax.training.optim import SGD, AdamW
 from undo_jax.training.train_step import Training
 

@@ -22,10 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from undo_jax.cli import main as cli
 from undo_jax.report import analyse, paper, paper_page, read_logs
 from undo_jax.report.claims import Claim
-from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import beyond, oracle_matching, pareto, size
 from undo_jax.report.records import Measure
-from undo_jax.report.statistics import student
+from undo_jax.report.statistics import Spread, student
 from undo_jax.report.studies import PaperPoint, Study, difference
 from undo_jax.report.tables import Grid, markdown_table
 from undo_jax.runtime import workdir_lock

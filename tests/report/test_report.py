@@ -43,10 +43,12 @@ from undo_jax.report import (
 )
 from undo_jax.report.figures import relearning, tradeoff, under_attack
 from undo_jax.report.figures import robustness as heat_map
-from undo_jax.report.numbers import ModelRow, Spread, pick_steps, robustness, strongest
+from undo_jax.report.numbers import ModelRow, pick_steps
 from undo_jax.report.provenance import stage_grid
 from undo_jax.report.records import Evaluation, Measure
+from undo_jax.report.statistics import Spread, robustness
 from undo_jax.report.tables import attack_grid, cell, count, model_grid
+from undo_jax.report.worst_case import strongest
 from undo_jax.runtime.atomic_files import hash_file, write_json
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from undo_jax.report.claims import FAILS, HOLDS, OPEN, Claim
-from undo_jax.report.numbers import Spread
-from undo_jax.report.statistics import area, bootstrap, paired, shares, steps_to, student
+from undo_jax.report.statistics import Spread, area, bootstrap, paired, shares, steps_to, student
 
 
 def test_bootstrap_is_that_of_every_resample():

@@ -7,8 +7,8 @@ from functools import partial
 from undo_jax.api import Model, Run
 from undo_jax.checks import listed
 from undo_jax.report.cases import Case, cases_of
-from undo_jax.report.numbers import by_step
 from undo_jax.report.records import ROLES, Evaluation, Logs
+from undo_jax.report.worst_case import by_step
 from undo_jax.types import parameters
 
 BYTES = 4  # of a parameter on disk

@@ -6,18 +6,11 @@ from collections.abc import Mapping, Sequence
 from undo_jax.report.cards import HALF, card
 from undo_jax.report.cases import Case, cases_of
 from undo_jax.report.notes import no_robustness, notes
-from undo_jax.report.numbers import (
-    ModelRow,
-    Report,
-    Spread,
-    adversary_order,
-    finals,
-    pick_steps,
-    strongest,
-)
+from undo_jax.report.numbers import ModelRow, Report, adversary_order, finals, pick_steps
 from undo_jax.report.plugin_scores import list_plugin_scores
 from undo_jax.report.records import ROLES, Entry, Logs
-from undo_jax.report.statistics import area, steps_to
+from undo_jax.report.statistics import Spread, area, steps_to
+from undo_jax.report.worst_case import strongest
 
 
 class EmptyError(ValueError):

@@ -21,7 +21,7 @@ def read_artifact(
     scored: bool = False,
     attack: bool = False,
 ) -> Logged | None:
-    """Reads one artifact.
+    """Reads one artifact; None while it is unfinished.
 
     Args:
         folder: Its folder.
@@ -29,9 +29,6 @@ def read_artifact(
         metrics: The metrics of the experiment; the first two are its headline.
         scored: Whether it must have scores by the headline.
         attack: Whether it must be an attack.
-
-    Returns:
-        The artifact, or None while it is unfinished.
 
     Raises:
         ValueError: A file is damaged.
@@ -51,13 +48,14 @@ def read_artifact(
         typed(config, "model", str)
         scores = typed(summary, "eval", dict)
         if scored or stage == ATTACK or scores:
-            headline = {metric.name: number(scores[metric.name]) for metric in metrics[:2]}
-            more = {m.name: number(scores[m.name]) for m in metrics[2:] if m.name in scores}
-            scores = {**headline, **more}
+            expected = [m.name for m in metrics[:2]]
+            more = [m.name for m in metrics[2:] if m.name in scores]
+            scores = {name: number(scores[name]) for name in expected + more}
         costs: Json = {name: number(summary.get(name)) for name in ("steps", "tokens", "flops")}
         recovered = typed(summary, "recovered", bool, NONE)
         parts = get_dict(config, "config")
         settings, upstream = get_dict(parts, stage), config.get("upstream")
+        upstream = upstream if isinstance(upstream, list) else []
         attacks, losses, unreadable = (), {}, 0
         if stage in (ATTACK, DISTILLATION):
             records, unreadable = read_lines(folder / "metrics.jsonl")
@@ -78,11 +76,7 @@ def read_artifact(
             unreadable=unreadable,
             settings=settings,
             losses=losses,
-            upstream=tuple(
-                fingerprint
-                for fingerprint in (upstream if isinstance(upstream, list) else ())
-                if isinstance(fingerprint, str)
-            ),
+            upstream=tuple(text for text in upstream if isinstance(text, str)),
             other_config={name: part for name, part in parts.items() if name != stage},
             plugin_scores=read_plugin_scores(folder, config),
         )

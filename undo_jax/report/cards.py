@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from undo_jax.report.cases import Case, score_of
-from undo_jax.report.numbers import MIN_GAP, AttackLine, Spread, by_step, finals, strength
+from undo_jax.report.numbers import AttackLine, finals
 from undo_jax.report.records import Evaluation, Logs, Measure
-from undo_jax.report.statistics import area, shares, steps_to
+from undo_jax.report.statistics import MIN_GAP, Spread, area, shares, steps_to
+from undo_jax.report.worst_case import by_step, strength
 
 SEARCHED = re.compile(r"(.+?)-\d+-\d+(?:-|$)")  # NAME-SEED-NUMBER-...: an attack of a search
 HALF = 0.5  # a share: of what the base knows beyond the oracle

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from undo_jax.report.numbers import by_step, robustness, strongest
 from undo_jax.report.records import Entry, Evaluation, Logged, Logs, Measure
-from undo_jax.report.statistics import shares
+from undo_jax.report.statistics import robustness, shares
+from undo_jax.report.worst_case import by_step, strongest
 
 
 @dataclass(frozen=True)

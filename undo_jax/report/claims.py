@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from undo_jax.report.numbers import Spread
-from undo_jax.report.statistics import bootstrap, student
+from undo_jax.report.statistics import Spread, bootstrap, student
 from undo_jax.report.tables import Grid
 
 AREAS = "difference of areas under the relearning curves"  # a quantity of many claims

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from undo_jax.report.numbers import Spread, pick_steps
-from undo_jax.report.statistics import Seed, student
+from undo_jax.report.numbers import pick_steps
+from undo_jax.report.statistics import Seed, Spread, student
 from undo_jax.report.studies import Curve, Study, difference
 from undo_jax.report.tables import NONE, Grid, cell, percent, score
 

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from undo_jax.report.cases import cases_of, score_of
-from undo_jax.report.numbers import strongest
 from undo_jax.report.records import Logs
+from undo_jax.report.worst_case import strongest
 
 
 class Result(NamedTuple):

@@ -97,16 +97,14 @@ def read_lines(path: epath.Path) -> tuple[list[Json], int]:
 
     The last line of a killed process may be incomplete. A missing file has no records.
     """
-    records, unreadable = [], 0
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            unreadable += 1
-    return records, unreadable
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    parsed = [_parse(line) for line in lines if line.strip()]
+    records = [record for record in parsed if isinstance(record, dict)]
+    return records, len(parsed) - len(records)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

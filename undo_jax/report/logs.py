@@ -66,14 +66,12 @@ def read_logs(workdir: epath.PathLike, name: str) -> Logs:
         )
         for folder, label in owners.items()
     }
-    # Every metric that scores an attack must be listed.
-    metric_names = {measure.name for measure in metrics}
-    for folder, artifact in artifacts.items():
-        for a in artifact.attacks if artifact else ():
-            if a.metric not in metric_names:
-                raise ValueError(
-                    f"{path} lists no metric {a.metric!r}, which {folder} is scored by: {remedy}"
-                )
+    listed = {measure.name for measure in metrics}
+    for artifact in filter(None, artifacts.values()):
+        for metric in {a.metric for a in artifact.attacks} - listed:
+            raise ValueError(
+                f"{path} lists no metric {metric!r}, which {artifact.folder} is scored by: {remedy}"
+            )
     return Logs(
         name=name,
         retain=metrics[0],
@@ -131,11 +129,9 @@ def _entry(root: epath.Path, record: Any) -> Entry:
         earlier=typed(record, "earlier", bool, default=False),
         compared={name: number(score) for name, score in compared.items()},
     )
-    for folder in (entry.artifact, *entry.attacks, *entry.controls):
+    references = [folder for folder in (entry.unlearned, entry.oracle) if folder is not None]
+    for folder in (entry.artifact, *entry.attacks, *entry.controls, *references):
         check_inside(root, folder)
-    for folder in (entry.unlearned, entry.oracle):
-        if folder is not None:
-            check_inside(root, folder)
     return entry
 
 

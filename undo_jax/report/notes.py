@@ -7,8 +7,10 @@ from typing import Any
 
 from undo_jax.checks import listed
 from undo_jax.report.cases import Case
-from undo_jax.report.numbers import MIN_GAP, ModelRow, sole, strongest
+from undo_jax.report.numbers import ModelRow, sole
 from undo_jax.report.records import Logs
+from undo_jax.report.statistics import MIN_GAP
+from undo_jax.report.worst_case import strongest
 
 # Fields of a recipe that are not settings of its training.
 NOT_SETTINGS = ("type", "student", "teacher", "alpha", "rng_name", "seed")

@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from etils import epath
 
+from undo_jax.report.cases import Case
 from undo_jax.report.records import Evaluation, Logs, Measure, PluginScore
-
-if TYPE_CHECKING:
-    from undo_jax.report.cases import Case
-
-MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
+from undo_jax.report.statistics import MIN_GAP, Spread
 
 Adversary = tuple[str, float | None]  # attack data, learning rate
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One value per seed, nan where undefined; the statistics are over the defined ones."""
-
-    values: tuple[float, ...] = ()
-
-    @property
-    def finite(self) -> tuple[float, ...]:
-        return tuple(v for v in self.values if math.isfinite(v))
-
-    @property
-    def mean(self) -> float:
-        if not self.finite:
-            return math.nan
-        return min(max(math.fsum(self.finite) / len(self.finite), self.low), self.high)  # rounding
-
-    @property
-    def low(self) -> float:
-        return min(self.finite, default=math.nan)
-
-    @property
-    def high(self) -> float:
-        return max(self.finite, default=math.nan)
 
 
 @dataclass(frozen=True)
@@ -173,49 +144,11 @@ def sole(labels: Iterable[str]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def strongest(attacks: Iterable[Evaluation], metric: Measure) -> float:
-    """Returns the forget score of the strongest attack: max, or min where lower is better."""
-    scores = [a.forget for a in attacks if math.isfinite(a.forget)]
-    return (max if metric.higher_is_better else min)(scores, default=math.nan)
-
-
-def robustness(score: float, unlearned: float, filtered: float, metric: Measure) -> float:
-    """Returns 100 (P - P_unlearn) / (P_oracle - P_unlearn) in %, P the worst-case forget score.
-
-    It is nan unless the oracle is more robust than the unlearned model by at least MIN_GAP.
-    """
-    gap = filtered - unlearned
-    ahead = -gap if metric.higher_is_better else gap
-    return 100 * (score - unlearned) / gap if ahead >= MIN_GAP else math.nan
-
-
 def pick_steps(steps: Iterable[int]) -> tuple[int, ...]:
     """Returns the first evaluated steps at or after 1/3 and 1/2 of the way, and the last."""
     grid = sorted(steps)
     picked = (next(s for s in grid if s >= way * grid[-1]) for way in (1 / 3, 1 / 2, 1))
     return tuple(sorted(set(picked)))
-
-
-def strength(forget: Measure, retain: Measure) -> Callable[[Evaluation], tuple[float, float]]:
-    """Returns a sort key: how strong an attack is and, if equally strong, how much it retains."""
-
-    def key(a: Evaluation) -> tuple[float, float]:
-        retained = a.retain if retain.higher_is_better else -a.retain
-        relearned = a.forget if forget.higher_is_better else -a.forget
-        return relearned, retained if math.isfinite(retained) else -math.inf
-
-    return key
-
-
-def by_step(
-    attacks: Iterable[Evaluation], forget: Measure, retain: Measure
-) -> dict[int, Evaluation]:
-    """Returns the strongest attack at each step; of equal ones, the one that retains most."""
-    finite: dict[int, list[Evaluation]] = {}
-    for a in sorted(attacks, key=lambda a: a.step):
-        if math.isfinite(a.forget):
-            finite.setdefault(a.step, []).append(a)
-    return {step: max(at_step, key=strength(forget, retain)) for step, at_step in finite.items()}
 
 
 def finals(attacks: Iterable[Evaluation]) -> dict[Adversary, float]:

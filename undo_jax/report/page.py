@@ -75,12 +75,8 @@ def figure(
 ) -> str:
     """Returns a figure, its caption and links to its files, which are beside the page.
 
-    Args:
-        svg: The static figure.
-        caption: What it shows.
-        files: File names by their kinds, "png" and "csv".
-        page_data: What the scripts draw for the mouse, see `Plot.page_data`.
-        wide: Whether it is as wide as the page; on a phone it scrolls sideways.
+    `files` are names by their kinds, "png" and "csv". `page_data` is drawn for the mouse, see
+    `Plot.page_data`. A `wide` figure is as wide as the page; on a phone it scrolls sideways.
     """
     inline = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)  # no XML declaration inside HTML
     opened = "<figure class=wide>" if wide else "<figure>"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undo_jax.report.drawing import BLACK, MUTED, darker
-from undo_jax.report.numbers import Spread
 from undo_jax.report.records import Measure
+from undo_jax.report.statistics import Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from undo_jax.report.drawing import dashes, palette
-from undo_jax.report.numbers import ModelRow, Report, Spread
+from undo_jax.report.numbers import ModelRow, Report
 from undo_jax.report.records import Measure
+from undo_jax.report.statistics import Spread
 
 
 class PlotPoint(NamedTuple):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from undo_jax.report import panels
 from undo_jax.report.drawing import MUTED, darker, shortened, text_width
-from undo_jax.report.numbers import Spread
 from undo_jax.report.panels import STAR, Look
 from undo_jax.report.plot import Panel, Plot, Style, spreads
+from undo_jax.report.statistics import Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,8 +3,9 @@
 from etils import epath
 
 from undo_jax.report.files import as_written, number, typed
-from undo_jax.report.numbers import Report, Spread
+from undo_jax.report.numbers import Report
 from undo_jax.report.records import ATTACK, Json, Logs, PluginScore
+from undo_jax.report.statistics import Spread
 from undo_jax.report.tables import Grid, cell
 from undo_jax.runtime.atomic_files import read_json
 
@@ -37,8 +38,7 @@ def list_plugin_scores(logs: Logs) -> tuple[PluginScore, ...]:
     artifacts = {artifact.folder: artifact for artifact in logs.artifacts}
     for entry in logs.entries:
         for folder in dict.fromkeys((entry.artifact, *entry.attacks, *entry.controls)):
-            artifact = artifacts.get(folder)
-            if artifact is not None:
+            if artifact := artifacts.get(folder):
                 attack = artifact.settings.get("attack", {}) if artifact.stage == ATTACK else {}
                 rows += [
                     PluginScore(entry.model, entry.seed, attack.get("name", ""), score, value)
@@ -54,10 +54,8 @@ def plugin_score_grid(report: Report) -> Grid:
     values: dict[tuple[str, str], list[float]] = {}
     for row in before:
         values.setdefault((row.model, row.score), []).append(row.value)
-    return Grid(
-        ["model", *scores],
-        [
-            [m.name, *(cell(Spread(tuple(values.get((m.name, score), ())))) for score in scores)]
-            for m in report.models
-        ],
-    )
+    rows = [
+        [m.name, *(cell(Spread(tuple(values.get((m.name, score), ())))) for score in scores)]
+        for m in report.models
+    ]
+    return Grid(["model", *scores], rows)

@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 
 from undo_jax.report.notes import NOT_SETTINGS, flatten
-from undo_jax.report.numbers import Report, Spread
+from undo_jax.report.numbers import Report
 from undo_jax.report.records import Logged, Origin
+from undo_jax.report.statistics import Spread
 from undo_jax.report.tables import NONE, Grid, count
 
 FEW = 4  # values of one setting that are listed

@@ -2,8 +2,8 @@
 
 import math
 
-from undo_jax.report.numbers import ModelRow, Report, Spread
-from undo_jax.report.statistics import bootstrap, paired
+from undo_jax.report.numbers import ModelRow, Report
+from undo_jax.report.statistics import Spread, bootstrap, paired
 from undo_jax.report.tables import NONE, Grid, cell, filled
 
 
@@ -22,17 +22,15 @@ def grid(report: Report) -> Grid:
         if oracle not in (None, m):
             difference = paired(m.seeds, m.area, oracle.seeds, oracle.area)
             excess = _interval(difference, sign="+")
-        pairs = zip(m.robustness.values, _flops(m), strict=True)
-        rate = Spread(tuple(r / f if f > 0 else math.nan for r, f in pairs))
-        rate = Spread() if m.is_reference else rate
+        flops = dict(zip(m.finished_seeds, m.compute_flops.values, strict=True))
+        rate = Spread()
+        if not m.is_reference:
+            of_seeds = (
+                (r, flops.get(s, 0)) for s, r in zip(m.seeds, m.robustness.values, strict=True)
+            )
+            rate = Spread(tuple(r / f if f > 0 else math.nan for r, f in of_seeds))
         rows.append([m.name, _interval(m.area), excess, _half(m), cell(last), _interval(rate)])
     return filled(Grid(header, rows))
-
-
-def _flops(model: ModelRow) -> list[float]:
-    """Returns FLOPs in % of the attacked seeds; nan where a seed is unfinished."""
-    flops = dict(zip(model.finished_seeds, model.compute_flops.values, strict=True))
-    return [flops.get(seed, math.nan) for seed in model.seeds]
 
 
 def _interval(values: Spread, sign: str = "") -> str:

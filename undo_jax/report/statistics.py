@@ -2,25 +2,44 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
-from undo_jax.report.numbers import MIN_GAP, Spread
+from undo_jax.report.records import Measure
 
+MIN_GAP = 0.01  # in the forget metric's unit; with less, robustness is a ratio of noise
 LEVEL = 0.95  # of intervals
 
 Seed = int | None
 
 
-class Interval(NamedTuple):
-    """An interval of a mean over seeds; nan where there are too few."""
+@dataclass(frozen=True)
+class Spread:
+    """One value per seed, nan where undefined; the statistics are over the defined ones."""
 
-    low: float
-    high: float
+    values: tuple[float, ...] = ()
+
+    @property
+    def finite(self) -> tuple[float, ...]:
+        return tuple(v for v in self.values if math.isfinite(v))
+
+    @property
+    def mean(self) -> float:
+        if not self.finite:
+            return math.nan
+        return min(max(math.fsum(self.finite) / len(self.finite), self.low), self.high)  # rounding
+
+    @property
+    def low(self) -> float:
+        return min(self.finite, default=math.nan)
+
+    @property
+    def high(self) -> float:
+        return max(self.finite, default=math.nan)
 
 
-def bootstrap(values: Spread) -> Interval:
+def bootstrap(values: Spread) -> tuple[float, float]:
     """Returns the 95 % percentile bootstrap interval of the mean of the finite values.
 
     It is deterministic, and nan for fewer than two values. Over few seeds it is narrow: for
@@ -30,22 +49,22 @@ def bootstrap(values: Spread) -> Interval:
     from scipy import stats
 
     if len(values.finite) < 2:
-        return Interval(math.nan, math.nan)
+        return math.nan, math.nan
     finite = np.sort(values.finite)  # the order of seeds does not matter
     result = stats.bootstrap((finite,), np.mean, confidence_level=LEVEL, method="percentile", rng=0)
-    return Interval(*map(float, result.confidence_interval))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def student(values: Spread) -> Interval:
+def student(values: Spread) -> tuple[float, float]:
     """Returns Student's 95 % interval of the mean of the finite values; nan for fewer than two."""
     from scipy import stats
 
     count = len(values.finite)
     if count < 2:
-        return Interval(math.nan, math.nan)
+        return math.nan, math.nan
     error = float(np.std(values.finite, ddof=1)) / math.sqrt(count)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
-    return Interval(values.mean - reach, values.mean + reach)
+    return values.mean - reach, values.mean + reach
 
 
 def pairs(a: Mapping[Seed, float], b: Mapping[Seed, float]) -> dict[Seed, tuple[float, float]]:
@@ -92,3 +111,13 @@ def area(curve: Mapping[int, float], last: int = 0) -> float:
 def steps_to(curve: Mapping[int, float], share: float) -> float:
     """Returns the first step at which a curve of shares reaches a share; infinite if none does."""
     return next((float(step) for step, score in curve.items() if score >= share), math.inf)
+
+
+def robustness(score: float, unlearned: float, filtered: float, metric: Measure) -> float:
+    """Returns 100 (P - P_unlearn) / (P_oracle - P_unlearn) in %, P the worst-case forget score.
+
+    It is nan unless the oracle is more robust than the unlearned model by at least MIN_GAP.
+    """
+    gap = filtered - unlearned
+    ahead = -gap if metric.higher_is_better else gap
+    return 100 * (score - unlearned) / gap if ahead >= MIN_GAP else math.nan

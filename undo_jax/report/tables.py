@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from undo_jax.report.numbers import ModelRow, Report, Spread, adversary_order
+from undo_jax.report.numbers import ModelRow, Report, adversary_order
+from undo_jax.report.statistics import Spread
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -68,7 +68,7 @@ def draw(report: Report) -> Figure | None:
             line = next((a for a in model.attacks if (a.attack, a.control) == key), None)
             if line is None:
                 continue
-            place = _place(line, *_ends(attack, report))
+            place = _place(line, report)
             colour = "white" if place > DARK else INK
             text = score(line.worst.mean) if line.worst.finite else NONE
             ax.add_patch(Rectangle((j, y), 1, 1, facecolor=shade(place, RAMP), edgecolor="white"))
@@ -129,19 +129,14 @@ def _attacks(report: Report) -> list[AttackLine]:
     return sorted(attacks.values(), key=lambda a: a.control)
 
 
-def _ends(attack: AttackLine, report: Report) -> tuple[float, float]:
-    """Returns the scores that are lightest and darkest: 0 and 1 of an accuracy, or the extremes."""
-    if (ends := limits(attack.measure)) is not None:
-        return ends
-    lines = [a for m in report.attacked for a in m.attacks]
-    means = [a.worst.mean for a in lines if a.measure.name == attack.measure.name]
-    finite = sorted(filter(math.isfinite, means)) or [0.0]
-    low, high = finite[0], finite[-1]
-    return (low, high) if attack.measure.higher_is_better else (high, low)
-
-
-def _place(line: AttackLine, low: float, high: float) -> float:
-    """Returns where a score is along the ramp, from 0 to 1."""
-    if not line.worst.finite or low == high:
+def _place(line: AttackLine, report: Report) -> float:
+    """Returns where a score is along the ramp: an accuracy, or its place between the extremes."""
+    if not line.worst.finite:
         return 0.0
-    return min(max((line.worst.mean - low) / (high - low), 0.0), 1.0)
+    if (ends := limits(line.measure)) is None:
+        lines = [a for m in report.attacked for a in m.attacks]
+        means = [a.worst.mean for a in lines if a.measure.name == line.measure.name]
+        finite = sorted(filter(math.isfinite, means), reverse=not line.measure.higher_is_better)
+        ends = finite[0], finite[-1]
+    low, high = ends
+    return min(max((line.worst.mean - low) / (high - low), 0.0), 1.0) if low != high else 0.0

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from undo_jax.report import panels
 from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import BLACK, FAMILIES, MUTED, darker
-from undo_jax.report.numbers import Spread
 from undo_jax.report.paper import claim, missing_models, score_label
 from undo_jax.report.pareto_fronts import hypervolume
 from undo_jax.report.records import Measure
+from undo_jax.report.statistics import Spread
 from undo_jax.report.studies import PaperPoint, Seed, Study, difference
 from undo_jax.report.tables import sentence
 

@@ -7,7 +7,6 @@ from itertools import cycle, pairwise
 
 from undo_jax.report.claims import Claim
 from undo_jax.report.drawing import MUTED
-from undo_jax.report.numbers import MIN_GAP
 from undo_jax.report.panels import STAR, Look
 from undo_jax.report.paper import (
     FRESH,
@@ -22,7 +21,7 @@ from undo_jax.report.paper import (
     slower,
 )
 from undo_jax.report.paper.alpha import alphas, looks_of
-from undo_jax.report.statistics import Seed, pairs
+from undo_jax.report.statistics import MIN_GAP, Seed, pairs
 from undo_jax.report.studies import PaperPoint, Study, difference
 from undo_jax.report.tables import sentence
 
