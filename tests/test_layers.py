@@ -43,7 +43,7 @@ LIMITS = {
     "methods/*.py": 60,
 }
 LONGEST = 300  # lines
-MOST_TO_READ = 1950  # lines
+MOST_TO_READ = 2000  # lines
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
