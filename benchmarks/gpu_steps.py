@@ -16,7 +16,7 @@ from undo_jax.fit.step import distillation
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training.optim import AdamW
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import Training
 
 LIMIT, GROUP = 300, 1  # seconds of a case, cases of a process

@@ -22,7 +22,7 @@ from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.models.transformer import Transformer
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training.optim import AdamW
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import Training
 
 FACTORS = 1, 2, 4, 8

@@ -18,7 +18,7 @@ from undo_jax.fit.step import compile_step, mesh_on
 from undo_jax.logs.log import format_number
 from undo_jax.models.gemma2 import PRESETS, preset
 from undo_jax.runtime.mesh import parse_mesh
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 
 
 def measure(works: dict[str, TrainSpec], steps: int) -> None:

@@ -226,7 +226,7 @@ class Wmdp:
         for method in self.methods:
             name, unlearned = NAMES[method], self.unlearned(base, method)
             models[name] = unlearned
-            for title, student in self.noise.recipes(unlearned, lm, f"{name}, ").items():
+            for title, student in self.noise.recipes(unlearned, f"{name}, ").items():
                 models[title] = Distill(
                     unlearned,
                     student,

@@ -25,7 +25,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training import train_step
 from undo_jax.training.optim import AdamW
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 
 QUICKSTART = str(Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py")
 LM = preset("tiny", layers=3, width=8, feed_forward=20, heads=2, kv_heads=1,

@@ -16,6 +16,7 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.ops import head_chunks
 from undo_jax.runtime.mesh import make_mesh, parse_mesh
 from undo_jax.training import optim, programs, train_step
+from undo_jax.training.arguments import argument_shapes
 
 ROWS, TIME, VOCABULARY, CHUNKS = 16, 16, 128, 8
 LARGE = 512  # a vocabulary of which a device holds more tokens than of the batch
@@ -49,8 +50,11 @@ def _compiled(shape, remat="none", vocabulary=VOCABULARY, gradient_sum="reduce_s
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
         patch.setattr(head_chunks, "LOGITS_PER_CHUNK", logits // CHUNKS)
         refs = {"teacher": teacher}
-        made = programs.build(student, losses.distillation, training, refs, mesh, 1)
-        arguments = programs.example_arguments(made, refs, {"train": TIME}, ROWS, mesh)
+        spec = programs.TrainSpec(
+            student, losses.distillation, training, ("train",), refs, row_length=TIME
+        )
+        made = programs.build(spec, mesh, 1)
+        arguments = argument_shapes(made, spec, mesh)
         text = made.advance.lower(*arguments).compile().as_text()
     return Compiled(hlo.parse(text), text, dict(mesh.shape))
 

@@ -16,7 +16,7 @@ from undo_jax.runner import train_group as shared
 from undo_jax.runtime.atomic_files import read_json
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.training import loop
-from undo_jax.training.trial import TrialResult
+from undo_jax.training.population import TrialResult
 
 ROOT = Path(undo_jax.__file__).parent.parent / "experiments"
 PATHS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -92,9 +92,12 @@ def trained(monkeypatch):
     """No training: its trials keep their parameters. The calls, as numbers of trials."""
     calls = []
 
-    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
-        calls.append(len(trials))
-        return [TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5}) for t in trials]
+    def fit(population, log, saves, on_evaluation=None):
+        calls.append(len(population.trials))
+        return [
+            TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5})
+            for t in population.trials
+        ]
 
     monkeypatch.setattr(loop, "train_together", fit)
     monkeypatch.setattr(shared, "train_together", fit)

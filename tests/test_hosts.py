@@ -28,7 +28,7 @@ from undo_jax.runner.load_experiment import load
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.sharding import assemble_batch, local_rows, shardings
 from undo_jax.store import param_checkpoint
-from undo_jax.training.trial import make_take
+from undo_jax.training.loop import make_take
 
 QUICKSTART = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 BATCH, STEPS = 8, 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from undo_jax.graph.recipe import check_recipe
+from undo_jax.graph.recipe_checks import check_recipe
 from undo_jax.models import gemma2, gemma3_text, hf, hf_folder, qwen2
 from undo_jax.ops import head
 from undo_jax.recipes.distill import Distill

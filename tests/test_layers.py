@@ -1,6 +1,7 @@
 """The layers, the words that the engine does not know, and how long files may be."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ METHOD_FREE = ("logs", "runtime", "sinks", "store", "training")  # these never m
 METHOD_FREE_FILES = (
     "runner/make.py", "runner/train_group.py", "runner/split_group.py", "runner/run_context.py",
     "runner/save_trained.py", "runner/teacher_cache.py", "runner/score_models.py",
+    "runner/unfinished.py",
     "graph/model_graph.py", "graph/loss_trace.py", "graph/model_differences.py",
 )  # fmt: skip
 LIMITS = {
@@ -41,6 +43,7 @@ LIMITS = {
     "methods/*.py": 60,
 }
 LONGEST = 300  # lines
+MOST_TO_READ = 2000  # lines
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
@@ -93,6 +96,19 @@ def test_contributing_shows_the_layers():
     text = (ROOT.parent / "CONTRIBUTING.md").read_text()
     rows = [f"{name:<30}{'  '.join(packages)}" for name, packages in LAYERS.items()]
     assert "\n".join(f"    {row}" for row in rows) in text, "\n".join(rows)
+
+
+def test_contributing_gives_a_short_reading_order():
+    """From an experiment to its compiled step; each file is imported by one that is read before."""
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    paths = [ROOT.parent / path for path in re.findall(r"^\d+\. `(\S+\.py)`", text, re.MULTILINE)]
+    assert paths[0].name == "quickstart.py" and paths[-1].name == "train_step.py"
+    assert len(paths) <= 11
+    assert sum(len(path.read_text().splitlines()) for path in paths) <= MOST_TO_READ
+    for number, path in enumerate(paths[1:], start=1):
+        module = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+        names = [name for earlier in paths[:number] for name in _imports(earlier)]
+        assert any(f"{name}.".startswith(f"{module}.") for name in names), path
 
 
 def test_the_package_itself_imports_nothing():

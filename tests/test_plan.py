@@ -20,7 +20,7 @@ from undo_jax.recipes.fresh import Fresh
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner import dry_run as planning
-from undo_jax.runner import experiment
+from undo_jax.runner import experiment_checks
 from undo_jax.runner.dry_run import make_row, plan_groups, plan_run
 from undo_jax.runner.experiment import Experiment, prepared
 from undo_jax.runner.time_estimate import Pace, estimate_paces, read_records
@@ -282,7 +282,7 @@ def test_rows_that_are_waited_for_are_named(tmp_path, monkeypatch, known):
         named.append(what)
         yield
 
-    monkeypatch.setattr(experiment, "show_waiting", waiting)
+    monkeypatch.setattr(experiment_checks, "show_waiting", waiting)
     plan_run(EXPERIMENT, tmp_path)
     streams = "forget", "pretrain", "retain"
     assert dict.fromkeys(named) == dict.fromkeys(f"rows of the stream {s}" for s in streams)

@@ -22,10 +22,8 @@ from undo_jax.sinks.jsonl import jsonl
 from undo_jax.training import loop, optim, train_step
 from undo_jax.training import meter as meters
 from undo_jax.training.loop import train_together
-from undo_jax.training.population import Evaluator
-from undo_jax.training.programs import over_members
-from undo_jax.training.train_spec import TrainSpec
-from undo_jax.training.trial import Trial, TrialInputs, deal
+from undo_jax.training.population import Evaluator, Population, Trial, TrialInputs, deal
+from undo_jax.training.programs import TrainSpec, over_members
 
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
@@ -96,7 +94,7 @@ def _fit(spec, trials, folder, shape, evaluate=_cross_entropy):
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh), open_log("test", spec.training.steps, targets, [jsonl]) as log:
         evaluation = Evaluator(evaluate, _tokens(77, 1)[0])
-        return train_together(spec, evaluation, mesh, trials, log)
+        return train_together(Population(spec, evaluation, mesh, trials), log)
 
 
 def _same(ours, theirs, **tolerance):

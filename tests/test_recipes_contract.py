@@ -16,7 +16,8 @@ from undo_jax.graph.recipe import ComputedRecipe, Recipe, TrainedRecipe
 from undo_jax.models.gemma2 import preset
 from undo_jax.recipes.fresh import Fresh
 from undo_jax.runner import experiment as experiments
-from undo_jax.runner.experiment import ROLES, Experiment
+from undo_jax.runner.experiment import Experiment
+from undo_jax.runner.experiment_checks import ROLES
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store import param_checkpoint

@@ -28,7 +28,7 @@ from undo_jax.logs.log import open_log
 from undo_jax.logs.sink import Target
 from undo_jax.models.gemma2 import preset
 from undo_jax.runner import experiment as experiments
-from undo_jax.runner import make, save_trained
+from undo_jax.runner import save_trained, unfinished
 from undo_jax.runner import train_group as shared
 from undo_jax.runner.load_experiment import load
 from undo_jax.runtime import signals
@@ -39,11 +39,10 @@ from undo_jax.store import artifacts, train_checkpoints
 from undo_jax.store.artifacts import Artifact
 from undo_jax.store.progress_folders import make_progress_folder, remove_finished_progress
 from undo_jax.store.train_checkpoints import CheckpointPolicy, open_checkpoints
-from undo_jax.training import meter, optim, population, train_step
+from undo_jax.training import meter, optim, programs, train_step
 from undo_jax.training.loop import train_together
-from undo_jax.training.population import Evaluator
-from undo_jax.training.train_spec import TrainSpec
-from undo_jax.training.trial import Trial, TrialInputs, TrialResult
+from undo_jax.training.population import Evaluator, Population, Trial, TrialInputs, TrialResult
+from undo_jax.training.programs import TrainSpec
 
 ROOT = Path(undo_jax.__file__).parent.parent
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
@@ -140,10 +139,10 @@ def _fit(
     targets = [(places[i % 2], tags[i]) for i in range(TRIALS)]
     with jax.set_mesh(mesh), open_log("test", STEPS, targets, [jsonl]) as log:
         if saving is None:
-            return _taken(train_together(spec, evaluation, mesh, trials, log))
+            return _taken(train_together(Population(spec, evaluation, mesh, trials), log))
         path = epath.Path(folder) / "progress"
         with open_checkpoints(path, saving, stop or Stop(), last) as saved:
-            return _taken(train_together(spec, evaluation, mesh, trials, log, saved))
+            return _taken(train_together(Population(spec, evaluation, mesh, trials), log, saved))
 
 
 def _taken(results):
@@ -245,7 +244,7 @@ def test_what_is_shared_goes_on_on_other_devices(tmp_path):
         _fit(tmp_path / "again", _mesh("one device"), EVERY, at=at, **how)
     results = _fit(tmp_path / "again", _mesh("sweep"), EVERY, **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(population, "shares_frozen", lambda *_: False)
+        patch.setattr(programs, "shares_frozen", lambda *_: False)
         _same(results, _fit(tmp_path / "stacked", _mesh("one device"), **how), atol=1e-5)
 
 
@@ -692,12 +691,12 @@ def test_artifacts_interrupted_while_they_are_finished_are_made_together_again(t
     a, b, c = models = _models(tmp_path, "abc")
     folder = make_progress_folder([b.artifact, a.artifact])
     assert make_progress_folder([b.artifact, a.artifact]) == folder and folder.exists()
-    assert make._interrupted_groups(models, models) == [
+    assert unfinished.interrupted_groups(models, models) == [
         [b, a]
     ]  # in the order in which they trained
     _finish(a.artifact)
-    assert make._interrupted_groups(models, [b, c]) == [[b, a]]
-    assert make._interrupted_groups(models, [c]) == []
+    assert unfinished.interrupted_groups(models, [b, c]) == [[b, a]]
+    assert unfinished.interrupted_groups(models, [c]) == []
     remove_finished_progress(epath.Path(tmp_path))
     assert folder.exists()
     _finish(b.artifact)
@@ -709,13 +708,13 @@ def test_what_another_experiment_began_is_left_to_it(tmp_path):
     """It has a model that is none of ours: ours begins anew, and its training is kept."""
     a, b, c = _models(tmp_path, "abc")
     theirs = make_progress_folder([a.artifact, b.artifact])
-    assert make._interrupted_groups([a, c], [a, c]) == []
+    assert unfinished.interrupted_groups([a, c], [a, c]) == []
     ours = make_progress_folder([a.artifact, c.artifact])
     _finish(a.artifact)
     _finish(c.artifact)
     remove_finished_progress(epath.Path(tmp_path))
     assert theirs.exists() and not ours.exists()
-    assert make._interrupted_groups([a, b], [b]) == [[a, b]]
+    assert unfinished.interrupted_groups([a, b], [b]) == [[a, b]]
 
 
 TOY = """
@@ -758,10 +757,13 @@ def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeyp
     """What was interrupted goes on once what it is made from has been made again."""
     lost = []
 
-    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+    def fit(population, log, saves, on_evaluation=None):
         if log.bar.tasks[0].description.startswith("distill") and not lost:
             raise LostError
-        return [TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5}) for t in trials]
+        return [
+            TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5})
+            for t in population.trials
+        ]
 
     monkeypatch.setattr(shared, "train_together", fit)
     with pytest.raises(LostError):
@@ -778,9 +780,12 @@ def test_a_company_waits_for_parents_that_are_lost(experiment, tmp_path, monkeyp
 def test_a_signal_after_the_last_step_lets_the_artifacts_be_finished(
     experiment, tmp_path, monkeypatch
 ):
-    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+    def fit(population, log, saves, on_evaluation=None):
         _send(signal.SIGTERM)
-        return [TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5}) for t in trials]
+        return [
+            TrialResult(t, t.init_params, 1, {"retain": 0.5, "forget": 0.5})
+            for t in population.trials
+        ]
 
     monkeypatch.setattr(shared, "train_together", fit)
     with pytest.raises(Preempted, match="finished stage"):

@@ -30,7 +30,7 @@ from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store import param_checkpoint
 from undo_jax.store.artifacts import load_params, to_json
 from undo_jax.training.optim import Trains
-from undo_jax.training.trial import TrialResult
+from undo_jax.training.population import TrialResult
 from undo_jax.types import Metric, shapes
 
 EXPERIMENTS = Path(undo_jax.__file__).parent.parent / "experiments"
@@ -62,15 +62,17 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def fit(self, spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+    def fit(self, population, log, saves, on_evaluation=None):
         folders = [target.folder.name for target, _ in log.targets]
         (bar,) = log.bar.tasks
-        self.calls.append((spec, trials, folders, (bar.description, bar.total)))
+        self.calls.append(
+            (population.spec, population.trials, folders, (bar.description, bar.total))
+        )
         return [
             TrialResult(
                 trial, partial(_filled, trial.init_params, _mark(folder)), 7, _scores(folder)
             )
-            for trial, folder in zip(trials, folders, strict=True)
+            for trial, folder in zip(population.trials, folders, strict=True)
         ]
 
 
@@ -440,11 +442,12 @@ def test_attacks_are_of_the_rate_that_they_say(ran, tmp_path, monkeypatch):
     experiment = replace(experiment, relearn=replace(experiment.relearn, training=training))
     targets = []
 
-    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+    def fit(population, log, saves, on_evaluation=None):
         targets.extend(
-            (m.learning_rate, tags) for m, (_, tags) in zip(trials, log.targets, strict=True)
+            (m.learning_rate, tags)
+            for m, (_, tags) in zip(population.trials, log.targets, strict=True)
         )
-        return recorder.fit(spec, evaluation, mesh, trials, log, saves)
+        return recorder.fit(population, log, saves)
 
     monkeypatch.setattr(shared, "train_together", fit)
     shutil.copytree(ran.workdir, tmp_path, dirs_exist_ok=True)
@@ -460,14 +463,14 @@ def test_of_attacks_one_after_another_only_the_strongest_is_held(tmp_path, monke
     forgotten = {("forget", 0.5): 0.3, ("forget", 2.0): math.nan, ("forget", 4.0): 0.2,
                  ("mixed", 0.5): 0.1, ("mixed", 2.0): 0.4, ("mixed", 4.0): 0.6}  # fmt: skip
 
-    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+    def fit(population, log, saves, on_evaluation=None):
         folders = [target.folder.name for target, _ in log.targets]
         if not folders[0].startswith("relearn"):
-            return recorder.fit(spec, evaluation, mesh, trials, log, saves)
-        assert len(trials) <= 2 and len(set(folders)) == 1
+            return recorder.fit(population, log, saves)
+        assert len(population.trials) <= 2 and len(set(folders)) == 1
         held.append(sum(ref() is not None for ref in asked))
         stack, results = [], []  # a result holds the parameters of all
-        for i, (trial, (_, tags)) in enumerate(zip(trials, log.targets, strict=True)):
+        for i, (trial, (_, tags)) in enumerate(zip(population.trials, log.targets, strict=True)):
             score = forgotten[tags["attack"], tags["learning_rate"]]
             stack.append(_filled(trial.init_params, 100 * score))
             asked.append(weakref.ref(stack[-1]["final"]["norm"]))
@@ -525,9 +528,9 @@ def test_the_strongest_attack_becomes_the_artifact(
     """
     rates, sizes = (0.25, 1.0, 4.0), []
 
-    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+    def fit(population, log, saves, on_evaluation=None):
         results = []
-        for trial, (target, tags) in zip(trials, log.targets, strict=True):
+        for trial, (target, tags) in zip(population.trials, log.targets, strict=True):
             _, model, seed = _parts(target.folder.name)
             number = rates.index(tags["learning_rate"])
             scores = FORGET[model, seed, tags["attack"]][0]
@@ -535,7 +538,7 @@ def test_the_strongest_attack_becomes_the_artifact(
             results.append(
                 TrialResult(trial, partial(_filled, trial.init_params, number), 7, found)
             )
-        sizes.append(len(trials))
+        sizes.append(len(population.trials))
         return results
 
     monkeypatch.setattr(shared, "train_together", fit)
@@ -582,9 +585,9 @@ def test_progress_ends_with_its_training(tmp_path, monkeypatch):
     """While a company trains there is its own progress alone, and after a run there is none."""
     recorder, there = Recorder(), []
 
-    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+    def fit(population, log, saves, on_evaluation=None):
         there.append(sorted(path.name for path in tmp_path.glob("progress-*")))
-        return recorder.fit(spec, evaluation, mesh, trials, log, saves)
+        return recorder.fit(population, log, saves)
 
     monkeypatch.setattr(shared, "train_together", fit)
     _run(_experiment(), tmp_path)

@@ -24,8 +24,8 @@ from undo_jax.store import param_checkpoint
 from undo_jax.store.artifacts import to_json
 from undo_jax.training.loop import train_together
 from undo_jax.training.optim import AdamW
+from undo_jax.training.population import TrialResult
 from undo_jax.training.train_step import Training
-from undo_jax.training.trial import TrialResult
 
 FILE = Path(undo_jax.__file__).parent.parent / "experiments" / "quickstart.py"
 TEACHER = preset("tiny", layers=1, width=16, feed_forward=16, heads=2, kv_heads=2, head_width=8)
@@ -64,9 +64,12 @@ def _experiment(student):
     )
 
 
-def _untrained(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
+def _untrained(population, log, saves, on_evaluation=None):
     scores = {"retain": 0.5, "forget": 0.5}
-    return [TrialResult(trial, trial.init_params, spec.training.steps, scores) for trial in trials]
+    return [
+        TrialResult(trial, trial.init_params, population.spec.training.steps, scores)
+        for trial in population.trials
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +77,13 @@ def made(tmp_path_factory):
     """The artifacts of a run with a smaller and deeper student, alone trained; each call of fit."""
     calls = []
 
-    def fit(spec, evaluation, mesh, trials, log, saves, on_evaluation=None):
-        calls.append((spec, trials, [target.folder for target, _ in log.targets]))
-        if spec.lm == STUDENT:
-            return train_together(spec, evaluation, mesh, trials, log)
-        return _untrained(spec, evaluation, mesh, trials, log, saves)
+    def fit(population, log, saves, on_evaluation=None):
+        calls.append(
+            (population.spec, population.trials, [target.folder for target, _ in log.targets])
+        )
+        if population.spec.lm == STUDENT:
+            return train_together(population, log)
+        return _untrained(population, log, saves)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared, "train_together", fit)

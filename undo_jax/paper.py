@@ -88,24 +88,15 @@ class Students:
         if self.student is not None and not self.fresh_student:
             raise ValueError("student is the model of a fresh student: set fresh_student")
 
-    def recipes(self, teacher: Recipe, lm: LM, prefix: str = "") -> dict[str, Recipe]:
-        """Returns the recipes of the students.
-
-        Args:
-            teacher: the unlearned model, which noise is added to.
-            lm: the fresh student's model if `student` is None.
-            prefix: what the names begin with.
-
-        Returns:
-            The recipes by name: `UNDO α=...` for each alpha, then `Unlearn-and-Distill`.
-        """
+    def recipes(self, teacher: Recipe, prefix: str = "") -> dict[str, Recipe]:
+        """Returns the recipes of a teacher's students by name, which begins with `prefix`."""
         students: dict[str, Recipe] = {}
         for alpha in self.alphas:
             name = f"{prefix}UNDO α={alpha:g}"
             students[name] = Perturb(teacher, alpha, self.noise, rng_name=f"noise/{name}")
         if self.fresh_student:
             name = f"{prefix}Unlearn-and-Distill"
-            students[name] = Fresh(self.student or lm, rng_name=f"noise/{name}")
+            students[name] = Fresh(self.student or teacher.lm, rng_name=f"noise/{name}")
         return students
 
 
@@ -250,7 +241,7 @@ class Paper:
                 self.distill.stop_early,
                 rng_name=f"distill/{name}",
             )
-            for name, student in self.noise.recipes(unlearned, self.model).items()
+            for name, student in self.noise.recipes(unlearned).items()
         }
         return Experiment(
             models={"base": base, "oracle": oracle, "unlearn-only": unlearned, **distilled},

@@ -16,10 +16,9 @@ from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.training import optim, train_step
 from undo_jax.training.optim import AdamW
-from undo_jax.training.population import Evaluator, Population
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.population import Evaluator, Population, Trial, TrialInputs
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import Training
-from undo_jax.training.trial import Trial, TrialInputs, assign_slots
 
 LM = preset("tiny", layers=2, width=16, feed_forward=32, head_width=8, init_stddev=0.25)
 HOW = Training(4, 8, AdamW(), 2)
@@ -168,8 +167,8 @@ def _trained(spec, trials, shape, steps=4):
     """Parameters of each trial after some steps."""
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
-        slots = assign_slots(trials, mesh.shape["sweep"])
-        population = Population(spec, EVALUATOR, mesh, slots)
+        population = Population(spec, EVALUATOR, mesh, trials)
+        slots = population.slots
         assert population.shares_frozen == (mesh.shape["sweep"] == 8)
         states, active = population.start(), slots.is_taken
         for step in range(steps):
@@ -239,10 +238,8 @@ def test_sixty_four_adapters_need_at_most_twice_the_memory_of_one():
         trial = _trials(1)[0]
         mesh = make_mesh(MeshShape(), jax.devices()[:1])
         with jax.set_mesh(mesh):
-            slots = assign_slots(
-                [replace(trial, learning_rate=1e-3 * (i + 1)) for i in range(count)], 1
-            )
-            step = next(iter(Population(spec, EVALUATOR, mesh, slots)._lowered()))
+            trials = [replace(trial, learning_rate=1e-3 * (i + 1)) for i in range(count)]
+            step = next(iter(Population(spec, EVALUATOR, mesh, trials)._lowered()))
             memory = step.compile().memory_analysis()
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 

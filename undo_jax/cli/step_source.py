@@ -20,7 +20,7 @@ from undo_jax.runner.experiment import Experiment
 from undo_jax.runner.load_experiment import ExperimentSource, load
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.training.optim import AdamW
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import Training
 
 DEFAULT_FAMILY = "gemma2"  # of presets that name none

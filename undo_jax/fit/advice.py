@@ -18,7 +18,7 @@ from undo_jax.models.architecture import REMAT
 from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import MeshShape
 from undo_jax.runtime.sharding import param_shardings
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from undo_jax.fit import chips, least
 from undo_jax.runtime.mesh import check_batch
 from undo_jax.runtime.sharding import param_shardings
 from undo_jax.training import programs
+from undo_jax.training.arguments import argument_shapes, stack_references
 from undo_jax.training.meter import LOG_EVERY
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.types import LM, Packed, table_shape
 
 WARM = 3  # warm-up steps, which are not measured
@@ -90,11 +91,8 @@ def measure(
     members = int(members or mesh.shape["sweep"])
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
-        built = programs.build(work.lm, work.loss, training, work.refs, mesh, members, work.trains)
-        streams = dict.fromkeys(work.streams, work.row_length)
-        like = programs.example_arguments(
-            built, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
-        )
+        built = programs.build(work, mesh, members)
+        like = argument_shapes(built, work, mesh)
         keys = jax.random.split(jax.random.key(1), members)
         rates = np.full(members, 1e-5, np.float32)
         states: Any = built.start(_fresh(work.lm, mesh), keys, rates)
@@ -134,10 +132,7 @@ def split(work: TrainSpec, devices: int, weak: bool, base: int) -> TrainSpec:
 
 def _shared(like: Any, work: TrainSpec, mesh: Mesh) -> Any:
     """Reference models and random tokens, sharded like `like`."""
-    refs = {
-        name: programs.stack_references(lm, [_fresh(lm, mesh)], mesh)
-        for name, lm in work.refs.items()
-    }
+    refs = {name: stack_references(lm, [_fresh(lm, mesh)], mesh) for name, lm in work.refs.items()}
     most, draw = table_shape(work.lm).shape[0], jax.random.randint
 
     def rows(like: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from undo_jax.graph.loss_trace import traced_loss
 from undo_jax.models.head_only import HeadOnly, states_like
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.types import LM
 
 TEACHER = "teacher"  # the reference whose states are stored
@@ -16,12 +16,17 @@ def possible(work: TrainSpec) -> bool:
     """Whether a work's loss reads nothing of its teacher but its hidden states and its head."""
     if TEACHER not in work.refs:
         return False
-    refs = {**work.refs, TEACHER: HeadOnly(work.refs[TEACHER])}
     try:
-        traced_loss(replace(work, refs=refs, batch_fields=(*work.batch_fields, STATES)))
+        traced_loss(with_states(work))
     except ValueError:
         return False
     return True
+
+
+def with_states(work: TrainSpec) -> TrainSpec:
+    """The work on rows with its teacher's hidden states, and with only the teacher's head."""
+    refs = {**work.refs, TEACHER: HeadOnly(work.refs[TEACHER])}
+    return replace(work, refs=refs, batch_fields=(*work.batch_fields, STATES))
 
 
 class PerToken(NamedTuple):

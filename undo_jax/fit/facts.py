@@ -13,7 +13,7 @@ from undo_jax.fit.roofline import roofline
 from undo_jax.fit.step import Step, rows_per_chip, rows_per_shard
 from undo_jax.logs.log import format_number, format_seconds
 from undo_jax.runtime.device_memory import format_bytes
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 
 
 def describe(work: TrainSpec, place: Slice, mesh: Mesh, step: Step) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.training import optim
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.types import (
     parameters,
     rounded_shapes,

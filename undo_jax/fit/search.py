@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from undo_jax.fit.step import Step
 from undo_jax.models.architecture import REMAT
 from undo_jax.runtime.mesh import BATCH, shard_count
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 
 MOST = 64  # rows per chip at once, at most
 CLOSE = 0.03  # of a chip's memory: a line through other sizes is not more exact

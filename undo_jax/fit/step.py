@@ -18,7 +18,8 @@ from undo_jax.fit import chips, costs
 from undo_jax.fit.chips import Slice
 from undo_jax.runtime.mesh import BATCH, MeshShape, check_batch, make_mesh, shard_count
 from undo_jax.training import programs
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.arguments import argument_shapes
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM
 
@@ -184,13 +185,8 @@ def compile_step(work: TrainSpec, mesh: Mesh, options: Mapping[str, Any] | None 
             f"rows of {work.row_length} tokens cannot be compiled: make them shorter"
         )
     with jax.set_mesh(mesh):
-        built = programs.build(
-            work.lm, work.loss, training, work.refs, mesh, mesh.shape["sweep"], work.trains
-        )
-        streams = dict.fromkeys(work.streams, work.row_length)
-        arguments = programs.example_arguments(
-            built, work.refs, streams, training.batch_size, mesh, batch_fields=work.batch_fields
-        )
+        built = programs.build(work, mesh, mesh.shape["sweep"])
+        arguments = argument_shapes(built, work, mesh)
         traced = built.advance.trace(*arguments)
         try:
             compiled = traced.lower().compile(compiler_options=flags)

@@ -1,5 +1,6 @@
 """Losses traced without data, so that their errors come before anything is trained."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,11 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from undo_jax.checks import function_name, listed
+from undo_jax.store.artifacts import to_json
 from undo_jax.training import optim
-from undo_jax.training.batch_shapes import packed_like
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.arguments import packed_like
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import check_accumulation, rows
 from undo_jax.types import Frozen, rounded_shapes, shapes
+
+_IS_TRACEABLE: dict[Any, bool] = {}  # by loss, model and streams
 
 
 def check_loss(spec: TrainSpec) -> None:
@@ -29,6 +33,19 @@ def check_loss(spec: TrainSpec) -> None:
     if not is_pair or any(getattr(x, "shape", None) != () for x in jax.tree.leaves(result)):
         name = function_name(spec.loss)
         raise ValueError(f"{name} gives {result}: give a number, and numbers by name to be logged")
+
+
+def is_traceable(spec: TrainSpec, kwargs: Sequence[str]) -> bool:
+    """Returns whether a loss, which is a `partial`, can be traced in these keyword arguments."""
+    template = partial(spec.loss, **dict.fromkeys(kwargs, ""))
+    signature = template.func, spec.lm, spec.streams, json.dumps(to_json(template))
+    if signature not in _IS_TRACEABLE:
+        try:
+            traced_loss(spec, kwargs)
+            _IS_TRACEABLE[signature] = True
+        except Exception:  # a loss may raise anything for a traced number
+            _IS_TRACEABLE[signature] = False
+    return _IS_TRACEABLE[signature]
 
 
 def traced_loss(spec: TrainSpec, traced_kwargs: Sequence[str] = ()) -> Any:

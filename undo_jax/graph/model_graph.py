@@ -10,16 +10,17 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
 from undo_jax.data.tokenizer_files import describe
-from undo_jax.graph.loss_trace import traced_loss
+from undo_jax.graph.loss_trace import is_traceable
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
+from undo_jax.setting import Setting
 from undo_jax.store.artifacts import Artifact, to_json
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 from undo_jax.types import Key
 
 NOT_IN_CONFIG = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
@@ -153,61 +154,38 @@ def _artifact(
     return Artifact(workdir, recipe.kind, recipe.title, seed, config, upstream, about=about)
 
 
-class RowFormat(Protocol):
-    """What a train spec needs to know of a setting: the format of its rows, and no data.
-
-    Rows of a stream in `row_lengths`, where it has that, have another length than `row_length`.
-    """
-
-    @property
-    def row_length(self) -> int: ...
-
-    @property
-    def batch_fields(self) -> tuple[str, ...]: ...
-
-
-class _ShortRows(NamedTuple):
-    """A row format for tracing where the length of rows does not matter."""
+class ShortRows(NamedTuple):
+    """Stands for a setting in tracing, where neither data nor the length of rows matters."""
 
     row_length: int = 8
+    row_lengths: Mapping[str, int] = {}
     batch_fields: tuple[str, ...] = ()
 
 
-_SHORT_ROWS = _ShortRows()
-_IS_TRACEABLE: dict[Any, bool] = {}  # whether a loss can be traced in its float keywords
+SHORT_ROWS = ShortRows()
 
 
-def train_spec(recipe: TrainedRecipe, row_format: RowFormat) -> TrainSpec:
+def train_spec(recipe: TrainedRecipe, setting: Setting | ShortRows) -> TrainSpec:
     """Returns the train spec of a recipe on rows of a setting.
 
     Raises:
         ValueError: if the recipe reads streams whose rows differ in length.
     """
+    names = [name for stream in recipe.streams.values() for name in stream.names]
+    lengths = {name: setting.row_lengths.get(name, setting.row_length) for name in names}
+    if len(set(lengths.values())) > 1:
+        listing = " and ".join(f"{name} of {length}" for name, length in lengths.items())
+        raise ValueError(f"{recipe.kind} has rows of {listing} tokens: give streams of one length")
     return TrainSpec(
         lm=recipe.lm,
         loss=recipe.loss,
         training=recipe.training,
         streams=tuple(recipe.streams),
         refs={name: reference.lm for name, reference in recipe.references.items()},
-        row_length=row_length(recipe, row_format),
+        row_length=lengths[names[0]],
         trains=recipe.trains,
-        batch_fields=tuple(row_format.batch_fields),
+        batch_fields=tuple(setting.batch_fields),
     )
-
-
-def row_length(recipe: TrainedRecipe, row_format: RowFormat) -> int:
-    """Returns T, the number of tokens that are predicted in a row of the recipe's streams.
-
-    Raises:
-        ValueError: if its streams have rows of different lengths.
-    """
-    special: Mapping[str, int] = getattr(row_format, "row_lengths", {})
-    names = [name for stream in recipe.streams.values() for name in stream.names]
-    lengths = {name: special.get(name, row_format.row_length) for name in names}
-    if len(set(lengths.values())) > 1:
-        listing = " and ".join(f"{name} of {length}" for name, length in lengths.items())
-        raise ValueError(f"{recipe.kind} has rows of {listing} tokens: give streams of one length")
-    return lengths[names[0]]
 
 
 def traceable_kwargs(recipe: TrainedRecipe) -> dict[str, float]:
@@ -219,30 +197,21 @@ def traceable_kwargs(recipe: TrainedRecipe) -> dict[str, float]:
     if not isinstance(loss, partial):
         return {}
     floats = {name: value for name, value in loss.keywords.items() if type(value) is float}
-    if not floats:
-        return {}
-    template = partial(loss, **dict.fromkeys(floats, VARIES))
-    signature = loss.func, recipe.lm, tuple(recipe.streams), json.dumps(to_json(template))
-    if signature not in _IS_TRACEABLE:
-        try:
-            traced_loss(replace(train_spec(recipe, _SHORT_ROWS), loss=loss), tuple(floats))
-            _IS_TRACEABLE[signature] = True
-        except Exception:  # a loss may raise anything for a traced number
-            _IS_TRACEABLE[signature] = False
-    return floats if _IS_TRACEABLE[signature] else {}
+    spec = train_spec(recipe, SHORT_ROWS)
+    return floats if floats and is_traceable(spec, tuple(floats)) else {}
 
 
-def group_key(recipe: TrainedRecipe, row_format: RowFormat = _SHORT_ROWS) -> str:
+def group_key(recipe: TrainedRecipe, setting: Setting | ShortRows = SHORT_ROWS) -> str:
     """Returns a text that is equal for recipes whose models can train as one program.
 
     Args:
         recipe: the recipe.
-        row_format: the setting, where its streams may have rows of several lengths.
+        setting: the setting, where its streams may have rows of several lengths.
     """
     training, varying = recipe.training, traceable_kwargs(recipe)
     rateless = replace(training, optimizer=replace(training.optimizer, learning_rate=1.0))
     loss = partial(recipe.loss, **dict.fromkeys(varying, VARIES)) if varying else recipe.loss
-    spec = train_spec(recipe, row_format)
+    spec = train_spec(recipe, setting)
     parts = {
         **{field.name: to_json(getattr(spec, field.name)) for field in fields(spec)},
         "loss": to_json(loss),

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from etils import epath
 
 from undo_jax.fit.bench import flops
-from undo_jax.graph.model_graph import ModelNode, RowFormat, group_key, train_spec
+from undo_jax.graph.model_graph import ModelNode, group_key, train_spec
 from undo_jax.graph.recipe import TrainedRecipe
 from undo_jax.runner.experiment import Experiment, prepared
-from undo_jax.runner.make import find_work, order_groups
+from undo_jax.runner.make import order_groups
 from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.runner.split_group import least_bytes
 from undo_jax.runner.teacher_cache import CacheSavings, estimate_savings
 from undo_jax.runner.time_estimate import Pace, estimate_paces, read_records
+from undo_jax.runner.unfinished import find_work
 from undo_jax.runtime import device_memory
+from undo_jax.setting import Setting
 from undo_jax.workdir.manifest import Named
 
 
@@ -160,9 +162,9 @@ def _seconds(pace: Pace, run: RunContext, trials: int, steps: int) -> float:
     return seconds
 
 
-def _key(model: ModelNode, row_format: RowFormat) -> str:
+def _key(model: ModelNode, setting: Setting) -> str:
     recipe = model.recipe
-    return group_key(recipe, row_format) if isinstance(recipe, TrainedRecipe) else recipe.kind
+    return group_key(recipe, setting) if isinstance(recipe, TrainedRecipe) else recipe.kind
 
 
 def _name(model: ModelNode, named: Mapping[Named, Sequence[ModelNode]]) -> str:

@@ -1,48 +1,32 @@
 """An experiment: models by name, what they are made from, and the attacks on them."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 
 from undo_jax.attack import Attack
-from undo_jax.checks import check_distinct, check_numbers, listed
 from undo_jax.evals.scoring import Score
-from undo_jax.fit import least
-from undo_jax.graph.loss_trace import check_loss
-from undo_jax.graph.model_graph import ModelNode, ancestry, build_graph, group_key, train_spec
-from undo_jax.graph.recipe import ComputedRecipe, Recipe, TrainedRecipe, check_recipe
-from undo_jax.logs.log import show_waiting
+from undo_jax.graph.model_graph import ModelNode, ancestry, build_graph
+from undo_jax.graph.recipe import Recipe
+from undo_jax.graph.recipe_checks import check_recipe
 from undo_jax.logs.sink import Sink
 from undo_jax.recipes.attacked import attacked
-from undo_jax.runner import teacher_cache
-from undo_jax.runner.experiment_checks import (
-    NAME,
-    check_parts,
-    check_seeds,
-    check_stream_rows,
-    check_tokens,
-)
+from undo_jax.runner import experiment_checks, teacher_cache
 from undo_jax.runner.make import make_models
 from undo_jax.runner.run_context import RunContext
 from undo_jax.runtime.atomic_files import report_full_disk
-from undo_jax.runtime.mesh import MeshShape, check_batch, make_mesh
+from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.runtime.processes import barrier
-from undo_jax.runtime.sharding import param_shardings
 from undo_jax.runtime.workdir_lock import lock_workdir
-from undo_jax.setting import Setting, check_metrics, check_score_names
+from undo_jax.setting import Setting
 from undo_jax.store.train_checkpoints import CheckpointPolicy
-from undo_jax.types import shapes
 from undo_jax.workdir.manifest import Named, write_manifest
 from undo_jax.workdir.provenance import describe_run
-
-ROLES = ("base", "unlearned", "student", "distilled")  # of models that are no attacks
 
 
 @dataclass(frozen=True)
@@ -63,29 +47,7 @@ class Experiment:
     scores: tuple[Score, ...] = ()  # of finished models, besides the setting's; see undo_jax/scores
 
     def __post_init__(self):
-        if not (isinstance(self.name, str) and re.fullmatch(NAME, self.name, re.ASCII)):
-            raise ValueError(f"name={self.name!r} names files: give letters, digits, dots, - and _")
-        check_numbers("", self)
-        check_seeds(self.seeds, self.together)
-        check_metrics(self.setting)
-        check_parts(self)
-        check_distinct("attacks", [attack.name for attack in self.attacks])
-        for name in (*(self.attacked or ()), *([self.oracle] if self.oracle else ())):
-            if name not in self.models:
-                raise ValueError(f"there is no model {name!r}: choose from {listed(self.models)}")
-        tokenizer = self.setting.get_tokenizer()
-        for attack in self.attacks:
-            for other in attack.extra_models:
-                check_recipe(f"the other model of attack {attack.name}", other)
-        for name, model in self.models.items():
-            check_recipe(name, model)
-            if model.role not in ROLES:
-                raise ValueError(
-                    f"{name} has the role {model.role!r}: a model of an experiment is one of "
-                    f"{', '.join(ROLES)}; attacks are given as attacks=(...)"
-                )
-            for recipe in [r for r in ancestry([model]) if r.is_language_model]:
-                check_tokens(recipe.rng_name or recipe.kind, recipe.lm, tokenizer)
+        experiment_checks.check_experiment(self)
 
     def experiment(self) -> "Experiment":
         """Returns itself: an experiment can stand where its config is expected."""
@@ -177,27 +139,13 @@ def prepared(
         ValueError: for an unknown kind or name, or parts that do not fit, and what the setting and
             imports raise for missing data.
     """
-    # 1. What is asked for
     named, workdir = experiment.recipes(), epath.Path(workdir)
-    if name is not None and name not in experiment.models:
-        raise ValueError(f"there is no model {name!r}: choose from {listed(experiment.models)}")
-    asked_recipes = [recipe for (model, _), recipe in named.items() if name in (None, model)]
     recipes = list(ancestry(named.values()))
-    kinds = list(dict.fromkeys(recipe.kind for recipe in recipes))
-    if kind is not None and kind not in kinds:
-        raise ValueError(f"unknown stage {kind!r}: choose one of {', '.join(kinds)}")
-
-    # 2. Batches on the mesh
+    experiment_checks.check_selection(experiment.models, recipes, kind, name)
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
-    for recipe in recipes:
-        if isinstance(recipe, TrainedRecipe):
-            check_batch(mesh, recipe.training.batch_size, recipe.training.accumulation)
-            spec = train_spec(recipe, setting)
-            least.check_memory(spec, mesh, f"{recipe.kind}.training.batch_size")
-
-    # 3. Programs and data
+    experiment_checks.check_batches(recipes, setting, mesh)
     with jax.set_mesh(mesh), report_full_disk(workdir):
-        _check_programs(recipes, setting, mesh)
+        experiment_checks.check_programs(recipes, setting, mesh)
         context = RunContext(
             setting=setting,
             mesh=mesh,
@@ -210,44 +158,12 @@ def prepared(
         graph = build_graph(named.values(), experiment.seeds, setting, workdir)
         selected = {
             ancestor
-            for recipe in asked_recipes
+            for (model_name, _), recipe in named.items()
+            if name in (None, model_name)
             for model in graph.models_of(recipe)
             for ancestor in model.lineage
             if kind in (None, ancestor.recipe.kind)
         }
-        _check_data(context, [model for model in selected if not model.artifact.finished])
+        experiment_checks.check_data(context, selected)
         models = {name: graph.models_of(recipe) for name, recipe in named.items()}
         yield PreparedRun(context, graph.models, selected, models)
-
-
-def _check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
-    """Raises ValueError for what the mesh does not divide, and for what cannot be traced."""
-    for recipe in recipes:
-        param_shardings(recipe.lm, mesh)
-        recipe.validate()
-    trained = [recipe for recipe in recipes if isinstance(recipe, TrainedRecipe)]
-    by_program = {group_key(recipe, setting): recipe for recipe in trained}
-    for recipe in by_program.values():
-        check_loss(train_spec(recipe, setting))
-
-
-def _check_data(context: RunContext, unfinished: Sequence[ModelNode]) -> None:
-    """Raises what the setting and imports raise for missing data, and ValueError for scores."""
-    setting, streams = context.setting, set()
-    for recipe in (model.recipe for model in unfinished):
-        recipe.check_sources()
-        if isinstance(recipe, TrainedRecipe):
-            names = [name for stream in recipe.streams.values() for name in stream.names]
-            streams |= {(name, recipe.training.batch_size) for name in names}
-        elif isinstance(recipe, ComputedRecipe):
-            streams |= {(stream.name, recipe.sample_rows) for stream in recipe.samples.values()}
-    for name, batch_size in sorted(streams):
-        with show_waiting(f"rows of the stream {name}"):
-            check_stream_rows(setting, name, setting.stream(name, batch_size, 0))
-    evaluated = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
-    for lm in {model.recipe.lm for model in unfinished if model.recipe.is_language_model}:
-        scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), context.eval_data)
-        if not isinstance(scores, Mapping) or any(x.shape for x in jax.tree.leaves(scores)):
-            owner = type(setting).__name__
-            raise ValueError(f"{owner}.evaluate gives {scores}: give numbers by the metrics' names")
-        check_score_names(scores, evaluated)

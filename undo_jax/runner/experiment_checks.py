@@ -1,23 +1,64 @@
-"""Checks of an experiment's fields, before anything is planned."""
+"""Checks of an experiment and of what it asks for, before anything is made."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from undo_jax.attack import Attack
-from undo_jax.checks import check_distinct
+from undo_jax.checks import check_distinct, check_numbers, listed
 from undo_jax.data.tokenizers import Tokenizer
 from undo_jax.evals.scoring import check_scores
+from undo_jax.fit import least
+from undo_jax.graph.loss_trace import check_loss
+from undo_jax.graph.model_graph import ModelNode, ancestry, group_key, train_spec
+from undo_jax.graph.recipe import ComputedRecipe, Recipe, TrainedRecipe
+from undo_jax.graph.recipe_checks import check_recipe
+from undo_jax.logs.log import show_waiting
 from undo_jax.logs.sink import Sink, check_sink
-from undo_jax.runtime.mesh import MeshShape
+from undo_jax.runner.run_context import RunContext
+from undo_jax.runtime.mesh import MeshShape, check_batch
+from undo_jax.runtime.sharding import param_shardings
 from undo_jax.runtime.tree_checks import check_tree
-from undo_jax.setting import Setting
+from undo_jax.setting import Setting, check_metrics, check_score_names
 from undo_jax.store.train_checkpoints import CheckpointPolicy
-from undo_jax.training.batch_shapes import packed_like
-from undo_jax.training.trial import check_batch_fields
-from undo_jax.types import LM, table_shape, used
+from undo_jax.training.arguments import check_batch_fields, packed_like
+from undo_jax.types import LM, shapes, table_shape, used
 
+ROLES = ("base", "unlearned", "student", "distilled")  # of models that are no attacks
 NAME = r"(?!\.)[\w.-]{1,100}"  # of an experiment, and of an attack
+
+
+def check_experiment(experiment: Any) -> None:
+    """Raises ValueError where the parts of an experiment do not fit."""
+    if not (isinstance(experiment.name, str) and re.fullmatch(NAME, experiment.name, re.ASCII)):
+        raise ValueError(
+            f"name={experiment.name!r} names files: give letters, digits, dots, - and _"
+        )
+    check_numbers("", experiment)
+    check_seeds(experiment.seeds, experiment.together)
+    check_metrics(experiment.setting)
+    check_parts(experiment)
+    check_distinct("attacks", [attack.name for attack in experiment.attacks])
+    for name in (*(experiment.attacked or ()), *([experiment.oracle] if experiment.oracle else ())):
+        if name not in experiment.models:
+            raise ValueError(f"there is no model {name!r}: choose from {listed(experiment.models)}")
+    tokenizer = experiment.setting.get_tokenizer()
+    for attack in experiment.attacks:
+        for other in attack.extra_models:
+            check_recipe(f"the other model of attack {attack.name}", other)
+    for name, model in experiment.models.items():
+        check_recipe(name, model)
+        if model.role not in ROLES:
+            raise ValueError(
+                f"{name} has the role {model.role!r}: a model of an experiment is one of "
+                f"{', '.join(ROLES)}; attacks are given as attacks=(...)"
+            )
+        for recipe in [r for r in ancestry([model]) if r.is_language_model]:
+            check_tokens(recipe.rng_name or recipe.kind, recipe.lm, tokenizer)
 
 
 def check_parts(experiment: Any) -> None:
@@ -117,3 +158,57 @@ def check_tokens(name: str, lm: LM, tokenizer: Tokenizer) -> None:
             f"{name}.document_start={document_start}, but the tokenizer opens documents with "
             f"{bos}: set it to {bos}, or to none to let attention cross documents"
         )
+
+
+def check_selection(
+    models: Collection[str], recipes: Sequence[Recipe], kind: str | None, name: str | None
+) -> None:
+    """Raises ValueError for a kind or a name of models that an experiment does not have."""
+    if name is not None and name not in models:
+        raise ValueError(f"there is no model {name!r}: choose from {listed(models)}")
+    kinds = list(dict.fromkeys(recipe.kind for recipe in recipes))
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"unknown stage {kind!r}: choose one of {', '.join(kinds)}")
+
+
+def check_batches(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
+    """Raises ValueError for batches that the mesh does not divide, or that memory cannot hold."""
+    for recipe in recipes:
+        if isinstance(recipe, TrainedRecipe):
+            check_batch(mesh, recipe.training.batch_size, recipe.training.accumulation)
+            spec = train_spec(recipe, setting)
+            least.check_memory(spec, mesh, f"{recipe.kind}.training.batch_size")
+
+
+def check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
+    """Raises ValueError for what the mesh does not divide, and for what cannot be traced."""
+    for recipe in recipes:
+        param_shardings(recipe.lm, mesh)
+        recipe.validate()
+    trained = [recipe for recipe in recipes if isinstance(recipe, TrainedRecipe)]
+    by_program = {group_key(recipe, setting): recipe for recipe in trained}
+    for recipe in by_program.values():
+        check_loss(train_spec(recipe, setting))
+
+
+def check_data(context: RunContext, models: Collection[ModelNode]) -> None:
+    """Raises what the setting and imports raise for missing data, and ValueError for scores."""
+    unfinished = [model for model in models if not model.artifact.finished]
+    setting, streams = context.setting, set()
+    for recipe in (model.recipe for model in unfinished):
+        recipe.check_sources()
+        if isinstance(recipe, TrainedRecipe):
+            names = [name for stream in recipe.streams.values() for name in stream.names]
+            streams |= {(name, recipe.training.batch_size) for name in names}
+        elif isinstance(recipe, ComputedRecipe):
+            streams |= {(stream.name, recipe.sample_rows) for stream in recipe.samples.values()}
+    for name, batch_size in sorted(streams):
+        with show_waiting(f"rows of the stream {name}"):
+            check_stream_rows(setting, name, setting.stream(name, batch_size, 0))
+    evaluated = [name for name, metric in setting.metrics.items() if metric.at == "evaluation"]
+    for lm in {model.recipe.lm for model in unfinished if model.recipe.is_language_model}:
+        scores = jax.eval_shape(partial(setting.evaluate, lm), shapes(lm), context.eval_data)
+        if not isinstance(scores, Mapping) or any(x.shape for x in jax.tree.leaves(scores)):
+            owner = type(setting).__name__
+            raise ValueError(f"{owner}.evaluate gives {scores}: give numbers by the metrics' names")
+        check_score_names(scores, evaluated)

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-import numpy as np
-
 from undo_jax.evals.scoring import make_scorer
-from undo_jax.graph.model_graph import ModelNode, RowFormat, group_key
+from undo_jax.graph.model_graph import ModelNode, group_key
 from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe, compute_params
 from undo_jax.logs.log import show_waiting
 from undo_jax.runner.run_context import RunContext
 from undo_jax.runner.score_models import describe_model, report_failures, score_models
 from undo_jax.runner.split_group import split_group
 from undo_jax.runner.train_group import train_group
-from undo_jax.runtime.processes import agree_on
-from undo_jax.store import artifacts, progress_folders, snapshots
+from undo_jax.runner.unfinished import find_work, interrupted_groups, without
+from undo_jax.setting import Setting
+from undo_jax.store import artifacts, progress_folders
 
 
 def make_models(
@@ -63,29 +62,6 @@ def _compute(run: RunContext, model: ModelNode) -> None:
     artifacts.save_artifact(model.artifact, params, scores, lists, **recipe.record_tags(None))
 
 
-def find_work(
-    models: Sequence[ModelNode], selected: Collection[ModelNode]
-) -> tuple[list[ModelNode], list[ModelNode]]:
-    """Returns which of the selected models are to be made, and which are finished.
-
-    Those that lack snapshots are in both. A finished model whose parameters were removed is made
-    again if another needs them.
-    """
-
-    def where(holds: Callable[[ModelNode], bool]) -> list[ModelNode]:
-        flags = agree_on([holds(model) for model in models])
-        return [model for model, flag in zip(models, flags, strict=True) if flag]
-
-    finished = where(lambda m: m in selected and artifacts.is_finished(m.artifact))
-    complete = where(lambda m: m in finished and _has_snapshots(m))
-    to_make = {m for m in models if m in selected and m not in complete}
-    removed = where(lambda m: m in finished and not (m.artifact.folder / "params").exists())
-    needed: set[ModelNode] = set()
-    while more := {p for m in to_make | needed for p in m.parents if p in removed} - needed:
-        needed |= more
-    return [m for m in models if m in to_make | needed], without(finished, needed)
-
-
 def order_groups(
     run: RunContext, models: Sequence[ModelNode], to_make: Sequence[ModelNode]
 ) -> Iterator[list[ModelNode]]:
@@ -100,7 +76,7 @@ def order_groups(
     for parent in dict.fromkeys(parent for model in to_make for parent in model.parents):
         if parent not in to_make:
             parent.artifact.summary()
-    interrupted = _interrupted_groups(models, to_make)
+    interrupted = interrupted_groups(models, to_make)
     while to_make:
         ready = (g for g in interrupted if not any(set(m.parents) & set(to_make) for m in g))
         if (group := next(ready, None)) is not None:
@@ -116,14 +92,8 @@ def order_groups(
             to_make = without(to_make, group)
 
 
-def _has_snapshots(model: ModelNode) -> bool:
-    """Returns whether all snapshots exist, up to the step at which the training ended."""
-    end, steps = model.artifact.summary().get("steps", 0), model.recipe.snapshot_steps
-    return all(snapshots.read_summary(model.artifact, step) for step in steps if step <= end)
-
-
 def _next_models(
-    models: Sequence[ModelNode], to_make: Sequence[ModelNode], row_format: RowFormat
+    models: Sequence[ModelNode], to_make: Sequence[ModelNode], setting: Setting
 ) -> list[ModelNode]:
     """Returns the models to make now: some that can train together and have all their parents.
 
@@ -132,7 +102,7 @@ def _next_models(
     groups: dict[str, list[ModelNode]] = {}
     for model in models:
         recipe, name = model.recipe, model.artifact.fingerprint
-        key = group_key(recipe, row_format) if isinstance(recipe, TrainedRecipe) else name
+        key = group_key(recipe, setting) if isinstance(recipe, TrainedRecipe) else name
         groups.setdefault(key, []).append(model)
     ready = [
         [model for model in group if not set(model.parents) & set(to_make)]
@@ -140,26 +110,3 @@ def _next_models(
     ]
     pairs = [pair for pair in zip(groups.values(), ready, strict=True) if pair[1]]
     return min(pairs, key=lambda pair: len(pair[0]) - len(pair[1]))[1]
-
-
-def _interrupted_groups(
-    models: Sequence[ModelNode], to_make: Sequence[ModelNode]
-) -> list[list[ModelNode]]:
-    """Returns groups of `models` whose training was interrupted, if some are to be made."""
-    index_of = {model.artifact.folder.name: index for index, model in enumerate(models)}
-    missing = {model.artifact.folder.name for model in to_make}
-    order = np.full((2, len(models)), -1)  # of each model: its group, its place in it
-    workdir = models[0].artifact.workdir
-    for number, folders in enumerate(progress_folders.list_interrupted(workdir)):
-        if set(folders) <= index_of.keys() and set(folders) & missing:
-            for place, folder in enumerate(folders):
-                order[:, index_of[folder]] = number, place
-    groups: dict[int, list[tuple[int, ModelNode]]] = {}
-    for model, (number, place) in zip(models, agree_on(order).T.tolist(), strict=True):
-        if number >= 0:
-            groups.setdefault(number, []).append((place, model))
-    return [[m for _, m in sorted(g, key=lambda pair: pair[0])] for g in groups.values()]
-
-
-def without(models: Collection[ModelNode], excluded: Collection[ModelNode]) -> list[ModelNode]:
-    return [model for model in models if model not in excluded]

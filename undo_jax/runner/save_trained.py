@@ -6,7 +6,7 @@ from undo_jax.evals.scoring import score_at_end
 from undo_jax.graph.model_graph import ModelNode, train_spec
 from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.store import artifacts, snapshots
-from undo_jax.training.trial import Trial, TrialResult
+from undo_jax.training.population import Trial, TrialResult
 from undo_jax.types import Scores
 
 Strongest = dict[ModelNode, TrialResult]

@@ -7,8 +7,7 @@ from undo_jax.fit import least
 from undo_jax.graph.model_graph import ModelNode, train_spec
 from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.runtime import device_memory
-from undo_jax.training.train_spec import TrainSpec
-from undo_jax.training.trial import shares_frozen
+from undo_jax.training.programs import TrainSpec, shares_frozen
 from undo_jax.types import parameters
 
 

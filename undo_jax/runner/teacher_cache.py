@@ -36,9 +36,8 @@ from undo_jax.runtime.preemption import defer_signals
 from undo_jax.runtime.processes import agree_on, barrier
 from undo_jax.setting import Setting
 from undo_jax.store.array_digest import digest
-from undo_jax.training.programs import jit_on, over_members
-from undo_jax.training.train_spec import TrainSpec
-from undo_jax.training.trial import TrialInputs
+from undo_jax.training.population import TrialInputs
+from undo_jax.training.programs import TrainSpec, jit_on, over_members
 from undo_jax.types import LM, Params
 
 ROWS = 16  # computed at once on a device, at least

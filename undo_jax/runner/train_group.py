@@ -1,14 +1,14 @@
 """Trains a group of models as one population: each model with each of its learning rates."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 
-from undo_jax.fit.cached import STATES, possible
+from undo_jax.fit.cached import possible, with_states
 from undo_jax.graph.model_graph import ModelNode, traceable_kwargs, train_spec
 from undo_jax.logs.log import Log, open_log, show_waiting
 from undo_jax.logs.sink import Target
@@ -21,12 +21,8 @@ from undo_jax.store import artifacts, progress_folders
 from undo_jax.store.artifacts import to_json
 from undo_jax.store.train_checkpoints import open_checkpoints
 from undo_jax.training.loop import has_diverged, train_together
-from undo_jax.training.population import Evaluator
-from undo_jax.training.trial import Trial, TrialInputs, TrialResult
+from undo_jax.training.population import Evaluator, Population, Trial, TrialInputs, TrialResult
 from undo_jax.types import Lazy, Scores
-
-# replaces a teacher by its stored states: (inputs, the references' models by name) -> inputs
-UseCache = Callable[[TrialInputs, Mapping[str, ModelNode]], TrialInputs]
 
 
 def train_group(
@@ -50,12 +46,9 @@ def train_group(
     training_name = progress_folders.read_training_name(folder)
     spec = train_spec(recipe, run.setting)
     is_cached = run.cache_teachers and possible(spec)
-    use_cache = partial(teacher_cache.use_stored_states, run) if is_cached else None
-    model_of = make_trials(run, group, parent_scores, finished, training_name, use_cache)
+    spec = with_states(spec) if is_cached else spec
+    model_of = make_trials(run, group, parent_scores, finished, training_name, is_cached)
     trials = list(model_of)
-    if is_cached:
-        refs = {name: lm for name, (lm, _) in trials[0].inputs.refs.items()}
-        spec = replace(spec, refs=refs, batch_fields=(*spec.batch_fields, STATES))
     evaluation = Evaluator(run.setting.evaluate, run.eval_data)
     has_snapshots = any(model.recipe.snapshot_steps for model in group)
     save_snapshots = partial(save_trained.save_snapshots, model_of)
@@ -86,9 +79,8 @@ def train_group(
         )
         progress = open_checkpoints(folder / f"from-{first}", run.saving, stop, not keeps_last)
         with progress as saves:
-            results = train_together(
-                spec, evaluation, run.mesh, part, part_log, saves, on_evaluation
-            )
+            population = Population(spec, evaluation, run.mesh, part)
+            results = train_together(population, part_log, saves, on_evaluation)
         steps_taken.extend(result.steps for result in results)
         diverged.extend(has_diverged(result.scores) for result in results)
         return results
@@ -123,7 +115,7 @@ def make_trials(
     parent_scores: Mapping[ModelNode, Mapping[str, Scores]],
     finished: Collection[ModelNode],
     training_name: str,
-    use_cache: UseCache | None = None,
+    is_cached: bool = False,
 ) -> dict[Trial, ModelNode]:
     """Returns every model of a group with each of its learning rates, as trials.
 
@@ -133,7 +125,7 @@ def make_trials(
         parent_scores: for each model the scores of its parents, see `scores_of_parents`.
         finished: models of the group whose records go nowhere.
         training_name: a name of the training that stays the same when it is resumed.
-        use_cache: replaces a teacher by its stored states; None: teachers are evaluated.
+        is_cached: whether a teacher's stored states are read instead of the teacher.
     """
     inputs: dict[Any, TrialInputs] = {}
     streams: dict[Any, Any] = {}
@@ -156,8 +148,9 @@ def make_trials(
                     streams[order] = run.open_stream(*order)
             opened = {name: streams[order] for name, order in orders.items()}
             refs = {n: (ref.recipe.lm, run.load(ref)) for n, ref in references.items()}
-            shared = TrialInputs(opened, refs)
-            inputs[inputs_key] = use_cache(shared, references) if use_cache else shared
+            inputs[inputs_key] = shared = TrialInputs(opened, refs)
+            if is_cached:
+                inputs[inputs_key] = teacher_cache.use_stored_states(run, shared, references)
 
         # 2. A trial for each learning rate
         init_name, init_params = _init(run, model)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from jax.sharding import Mesh
+from jax.stages import Compiled
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -38,6 +39,13 @@ def check_fits(name: str, needed: float, available: float, memory: str = "memory
             f"{name}: needs at least {format_bytes(needed)} of {memory}, but only "
             f"{format_bytes(available)} are available: make it smaller"
         )
+
+
+def check_program(name: str, program: Compiled, mesh: Mesh) -> None:
+    """Raises ValueError if a compiled program needs more memory than each device has."""
+    if memory := program.memory_analysis():
+        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        check_fits(name, needed, device_bytes(mesh), "each device's memory")
 
 
 def format_bytes(size: float) -> str:

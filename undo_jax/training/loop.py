@@ -1,35 +1,36 @@
 """The training loop of a population, with its evaluations and saves."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from undo_jax.logs.log import Log
 from undo_jax.runtime.mesh import check_batch
+from undo_jax.runtime.sharding import shardings
 from undo_jax.store.train_checkpoints import TrainCheckpoints
+from undo_jax.training.arguments import read_batch
 from undo_jax.training.meter import Meter
-from undo_jax.training.population import Evaluator, Population
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.optim import Trains, pick
+from undo_jax.training.population import Population, Slots, TrialResult
+from undo_jax.training.programs import over_sweep
 from undo_jax.training.train_step import State
-from undo_jax.training.trial import Slots, Trial, TrialResult, assign_slots, make_take, read_batch
-from undo_jax.types import Params, Scores
+from undo_jax.types import LM, Params, Scores, shapes
 
 # called at every evaluation with its step, and the results of the trials that were evaluated
 OnEvaluation = Callable[[int, Mapping[int, TrialResult]], None]
 
 
 def train_together(
-    spec: TrainSpec,
-    evaluation: Evaluator,
-    mesh: Mesh,
-    trials: Sequence[Trial],
+    population: Population,
     log: Log,
     saves: TrainCheckpoints | None = None,
     on_evaluation: OnEvaluation | None = None,
@@ -39,10 +40,7 @@ def train_together(
     A trial whose scores are not finite stops, too: it cannot recover.
 
     Args:
-        spec: what the train step depends on; the same for all trials.
-        evaluation: how the trials are scored.
-        mesh: the devices; trials are sharded over its axis `sweep`.
-        trials: the models to train.
+        population: the trials, and their programs.
         log: takes the records.
         saves: the checkpoints of this training. It resumes from the last one. Evaluations since
             that one call `on_evaluation` again.
@@ -54,12 +52,12 @@ def train_together(
     Raises:
         ValueError: if the mesh does not divide the batch, and what `Saves.between` raises.
     """
+    spec, mesh, slots = population.spec, population.mesh, population.slots
     training = spec.training
     check_batch(mesh, training.batch_size, training.accumulation)
-    slots = assign_slots(trials, mesh.shape["sweep"])
-    population = Population(spec, evaluation, mesh, slots)
     loop = _resume(saves, population.state_shapes, slots, log) if saves else None
     loop = loop or Loop(0, population.start(), slots.is_taken, {})
+    streams = [inputs.streams for inputs in slots.inputs]
     meter = Meter(log, slots.trial_indices)
     take = make_take(spec.lm, mesh, spec.trains if population.shares_frozen else None)
     while True:
@@ -68,23 +66,22 @@ def train_together(
         if loop.step % training.eval_every == 0 or loop.step == training.steps:
             evaluated = _evaluate(population, loop, meter)
             if on_evaluation and evaluated:
-                on_evaluation(loop.step, _results(population, loop, take, trials, evaluated))
+                on_evaluation(loop.step, _results(population, loop, take, evaluated))
         if not loop.active.any():
             break
-        batch = read_batch(slots.inputs, loop.step, training.batch_size, mesh, spec.batch_fields)
+        batch = read_batch(streams, loop.step, spec, mesh)
         loop.states, metrics = population.advance(loop.states, batch, loop.active)
         loop.step += 1
         meter.step(loop.step, loop.active, metrics, batch)
     if saves:
         saves.save_at_end(loop.step, lambda: loop.capture(meter))
-    return [*_results(population, loop, take, trials, range(len(trials))).values()]
+    return [*_results(population, loop, take, range(len(population.trials))).values()]
 
 
 def _results(
     population: Population,
     loop: "Loop",
     take: Any,
-    trials: Sequence[Trial],
     indices: Iterable[int],
 ) -> Mapping[int, TrialResult]:
     """Returns the present results of some trials, by their indices.
@@ -102,7 +99,7 @@ def _results(
     slots = {index: population.slots.trial_indices.index(index) for index in indices}
     return {
         index: TrialResult(
-            trials[index], partial(take_slot, slot), int(steps[slot]), loop.scores[index]
+            population.trials[index], partial(take_slot, slot), int(steps[slot]), loop.scores[index]
         )
         for index, slot in slots.items()
     }
@@ -203,3 +200,25 @@ def has_diverged(scores: Scores) -> bool:
 def _fetch(tree: Any, mesh: Mesh) -> Any:
     """Returns arrays as NumPy arrays, whole on every process."""
     return jax.device_get(jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree))
+
+
+def make_take(lm: LM, mesh: Mesh, trains: Trains | None = None) -> Callable[[Params, int], Params]:
+    """Returns a function that takes one slot of stacked parameters, sharded like a single model.
+
+    They are those that `trains` picks. Only that slot is sent over `sweep`; plain indexing would
+    all-gather the whole stack.
+    """
+
+    def take_local(stacked: Params, slot):
+        return jax.tree.map(lambda w: w[slot], stacked)
+
+    def take_from_device(stacked: Params, slot):
+        slots = jax.tree.leaves(stacked)[0].shape[0]  # of this device
+        local = slot - slots * lax.axis_index("sweep")
+        is_local = (0 <= local) & (local < slots)
+        params = take_local(stacked, jnp.clip(local, 0, slots - 1))
+        return jax.tree.map(lambda w: lax.psum(jnp.where(is_local, w, 0), "sweep"), params)
+
+    take = take_local if mesh.shape["sweep"] == 1 else over_sweep(take_from_device, mesh, P())
+    picked = jax.eval_shape(partial(pick, trains), shapes(lm))
+    return jax.jit(take, out_shardings=shardings(picked, lm.rules, mesh))

@@ -1,25 +1,124 @@
-"""The programs of a population, compiled for given trials."""
+"""Trials, and populations: the trials of one train spec, with their programs compiled."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered
 
-from undo_jax.runtime import device_memory
+from undo_jax.logs.sink import Tags, Target
+from undo_jax.runtime.device_memory import check_program
 from undo_jax.runtime.sharding import param_shardings, with_shardings
-from undo_jax.training import optim, programs
-from undo_jax.training.programs import Programs, jit_on, over_members, while_active
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training import programs
+from undo_jax.training.arguments import argument_shapes, stack_inits, stack_references
+from undo_jax.training.programs import Programs, TrainSpec, jit_on, over_members, while_active
 from undo_jax.training.train_step import State
-from undo_jax.training.trial import Slots, put, shares_frozen
-from undo_jax.types import LM, Metrics, Params, shapes
+from undo_jax.types import LM, Key, Lazy, Metrics, Params, Scores, shapes
+
+
+@dataclass(frozen=True, eq=False)
+class TrialInputs:
+    """Streams of rows and reference models that trials share. Equal only to itself."""
+
+    streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1], or `Packed`
+    refs: Mapping[str, tuple[LM, Lazy]]  # loaded once, when training starts
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One training run: a model with one learning rate. Equal only to itself."""
+
+    init_name: str  # identifies `init_params`: of trials with one name only one loads them
+    init_params: Lazy
+    key: Key
+    learning_rate: float  # the peak
+    inputs: TrialInputs
+    should_stop: Callable[[Scores], bool] = lambda scores: False  # the stop rule
+    # of two trials of a model, the one with the larger value is the stronger
+    attack_score: Callable[[Scores], tuple[float, ...]] = lambda scores: ()
+    loss_kwargs: Mapping[str, float] = field(default_factory=dict)  # that differ between trials
+    target: Target | None = None  # where its records go; None: nowhere
+    tags: Tags = field(default_factory=dict)  # fields of all its records
+
+
+class TrialResult(NamedTuple):
+    """A trial as its training has left it."""
+
+    trial: Trial
+    params: Lazy  # gathered from the `sweep` axis when called
+    steps: int  # number of updates
+    scores: Scores  # of its last evaluation
+
+
+class Slots(NamedTuple):
+    """Trials in the order of their slots; an empty slot holds a copy of trial 0."""
+
+    trial_indices: list[int]  # the index of each slot's trial; -1: the slot is empty
+    trials: list[Trial]  # one per slot
+    inputs: list[TrialInputs]  # each once
+    init_params: dict[str, Lazy]  # each once, by `Trial.init_name`
+
+    @property
+    def is_taken(self) -> np.ndarray:
+        """Whether each slot holds a trial, and not a copy. Shape [M]."""
+        return np.array([index >= 0 for index in self.trial_indices])
+
+    @property
+    def input_index(self) -> np.ndarray:
+        """The index of each slot's inputs. Shape [M]."""
+        return np.array([self.inputs.index(trial.inputs) for trial in self.trials])
+
+    @property
+    def init_index(self) -> np.ndarray:
+        """The index in `init_params` of what each slot starts from. Shape [M]."""
+        names = [*self.init_params]
+        return np.array([names.index(trial.init_name) for trial in self.trials], np.int32)
+
+    @property
+    def keys(self) -> Key:
+        return jnp.stack([trial.key for trial in self.trials])
+
+    @property
+    def learning_rates(self) -> np.ndarray:
+        return np.array([trial.learning_rate for trial in self.trials], np.float32)
+
+    @property
+    def loss_kwargs(self) -> dict[str, np.ndarray]:
+        """Each slot's keyword arguments of the loss. Shapes [M]."""
+        return {
+            name: np.array([trial.loss_kwargs[name] for trial in self.trials], np.float32)
+            for name in self.trials[0].loss_kwargs
+        }
+
+    def starts_from(self, init_name: str) -> np.ndarray:
+        """Returns whether each slot starts from these parameters. Shape [M]."""
+        return np.array([trial.init_name == init_name for trial in self.trials])
+
+
+def assign_slots(trials: Sequence[Trial], devices: int) -> Slots:
+    """Assigns trials to slots on `devices` devices of the `sweep` axis."""
+    indices = deal(len(trials), devices)
+    slots = [trials[max(index, 0)] for index in indices]
+    inputs = list(dict.fromkeys(trial.inputs for trial in trials))
+    return Slots(indices, slots, inputs, {trial.init_name: trial.init_params for trial in slots})
+
+
+def deal(count: int, devices: int) -> list[int]:
+    """Returns the trial of each slot, round-robin over devices; -1 marks an empty slot.
+
+    Neighbours in the list tend to take equally many steps (e.g. one alpha's seeds), so that
+    round-robin balances the load.
+    """
+    rounds = -(-count // devices)
+    order = [device + devices * turn for device in range(devices) for turn in range(rounds)]
+    return [index if index < count else -1 for index in order]
 
 
 class Evaluator(NamedTuple):
@@ -42,48 +141,41 @@ class Population:
 
     spec: TrainSpec
     evaluation: Evaluator
-    mesh: Mesh
-    slots: Slots
+    mesh: Mesh  # trials are sharded over its axis `sweep`
+    trials: Sequence[Trial]
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The trials in the order of their places in stacked arrays."""
+        return assign_slots(self.trials, self.mesh.shape["sweep"])
+
+    @cached_property
+    def shares_frozen(self) -> bool:
+        """Whether parameters that do not train are held once for trials that start alike."""
+        trains, inits = self.spec.trains, len(self.slots.init_params)
+        return programs.shares_frozen(trains, len(self.trials), inits, self.mesh)
 
     @cached_property
     def _programs(self) -> Programs:
-        spec = self.spec
-        return programs.build(
-            lm=spec.lm,
-            loss=spec.loss,
-            training=spec.training,
-            ref_lms=spec.refs,
-            mesh=self.mesh,
-            trials=len(self.slots.trials),
-            trains=spec.trains,
-            loss_kwargs=tuple(self.slots.loss_kwargs),
-            shares_frozen=self.shares_frozen,
-        )
-
-    @property
-    def shares_frozen(self) -> bool:
-        """Whether parameters that do not train are held once for trials that start alike."""
-        trials, inits = int(self.slots.is_taken.sum()), len(self.slots.init_params)
-        return shares_frozen(self.spec.trains, trials, inits, self.mesh)
+        slots = self.slots
+        names = tuple(slots.loss_kwargs)
+        return programs.build(self.spec, self.mesh, len(slots.trials), names, self.shares_frozen)
 
     @property
     def state_shapes(self) -> State:
         """Shapes and shardings of the trials' states, [M, ...]."""
         return self._programs.states
 
+    # 1. What the trials read, in stacked arrays
+
     @cached_property
     def _references(self) -> dict[str, Params]:
         return {
-            name: programs.stack_references(
+            name: stack_references(
                 lm, [inputs.refs[name][1]() for inputs in self.slots.inputs], self.mesh
             )
             for name, lm in self.spec.refs.items()
         }
-
-    @cached_property
-    def _input_index(self) -> Any:
-        slots = self.slots
-        return (slots.input_index, slots.init_index) if self.shares_frozen else slots.input_index
 
     @cached_property
     def _inits(self) -> tuple[Params, ...]:
@@ -93,27 +185,18 @@ class Population:
         trees = [load() for load in self.slots.init_params.values()]
         # one program with collectives at a time: on CPU devices two may wait for each other
         jax.block_until_ready(self._references)
-        return (jax.block_until_ready(programs.stack_inits(self.spec.lm, trees, self.mesh)),)
+        return (jax.block_until_ready(stack_inits(self.spec.lm, trees, self.mesh)),)
 
     @cached_property
-    def _complete(self) -> Any:
-        """(stacked models, an index, what trains of one model) -> that model."""
-
-        def complete(stacked, init_index, picked):
-            init = jax.tree.map(lambda x: x[init_index], stacked)
-            return optim.put(self.spec.trains, init, picked)
-
-        return jax.jit(complete, out_shardings=param_shardings(self.spec.lm, self.mesh))
-
-    def complete_params(self, state_params: Params, slot: int) -> Params:
-        """Returns all parameters of a slot's model, given those that its state holds."""
-        if not self.shares_frozen:
-            return state_params
-        return self._complete(*self._inits, self.slots.init_index[slot], state_params)
+    def _input_index(self) -> Any:
+        slots = self.slots
+        return (slots.input_index, slots.init_index) if self.shares_frozen else slots.input_index
 
     @cached_property
     def _loss_kwargs(self) -> dict[str, np.ndarray]:
         return self.slots.loss_kwargs
+
+    # 2. The programs
 
     def start(self) -> State:
         """Returns the first states. Models are loaded one at a time, each into its slots."""
@@ -139,59 +222,47 @@ class Population:
 
     def score(self, params: Params, active: Any) -> Metrics:
         """Returns scores of the active trials, [M]; 0 for others."""
-        data = self.evaluation.data
-        if self.shares_frozen:
-            per_trial = params, active, self.slots.init_index
-            return self._compiled.score(per_trial, (data, *self._inits))
-        return self._compiled.score((params, active), data)
+        per_trial = params, active, self.slots.init_index
+        return self._compiled.score(per_trial, (self.evaluation.data, *self._inits))
+
+    @cached_property
+    def _complete(self) -> Any:
+        """(what trains of one model, its `init_index`, the stacked models) -> that model."""
+        complete = partial(programs.complete, self.spec.trains)
+        return jax.jit(complete, out_shardings=param_shardings(self.spec.lm, self.mesh))
+
+    def complete_params(self, state_params: Params, slot: int) -> Params:
+        """Returns all parameters of a slot's model, given those that its state holds."""
+        if not self.shares_frozen:
+            return state_params
+        return self._complete(state_params, self.slots.init_index[slot], self._inits)
 
     def _lowered(self) -> Iterator[Lowered]:
         """Yields the programs in the order of `_Executables`; the slowest to compile is first."""
         spec, mesh, slots, built = self.spec, self.mesh, self.slots, self._programs
-
-        # 1. The train step
-        arguments = programs.example_arguments(
-            built,
-            refs=spec.refs,
-            row_lengths=dict.fromkeys(spec.streams, spec.row_length),
-            rows=spec.training.batch_size,
-            mesh=mesh,
-            inputs=len(slots.inputs),
-            batch_fields=spec.batch_fields,
-            inits=(spec.lm, len(slots.init_params)) if self.shares_frozen else None,
-        )
+        inits = len(slots.init_params) if self.shares_frozen else None
+        arguments = argument_shapes(built, spec, mesh, len(slots.inputs), inits)
         yield built.advance.lower(*arguments)
         states, (_, active, _), (_, _, *stacked) = arguments
+        evaluate = partial(self.evaluation.evaluate, spec.lm)
 
-        # 2. The evaluation
-        evaluate, data = partial(self.evaluation.evaluate, spec.lm), self.evaluation.data
-
-        def score_one(trial, data):
-            params, active, *init_index = trial
-            if self.shares_frozen:
-                (init_index,), (data, stacked) = init_index, data
-                init = jax.tree.map(lambda x: x[init_index], stacked)
-                params = optim.put(spec.trains, init, params)
+        def score_one(trial, inputs):
+            picked, active, init_index = trial
+            data, *inits = inputs
+            params = programs.complete(spec.trains, picked, init_index, inits)
             skip = lambda result, *_: programs.zeros(result)  # noqa: E731
             return while_active(len(slots.trials), active, evaluate, skip, params, data)
 
         replicated = NamedSharding(mesh, P())
         score_all = jit_on(mesh)(over_members(score_one, mesh), out_shardings=replicated)
-        if self.shares_frozen:
-            yield score_all.lower((states.params, active, slots.init_index), (data, *stacked))
-        else:
-            yield score_all.lower((states.params, active), data)
-
-        # 3. The first states
-        if self.shares_frozen:
-            inits = *stacked, slots.init_index
-            yield built.start.lower(inits, slots.keys, slots.learning_rates)
-            return
+        per_trial = states.params, active, slots.init_index
+        yield score_all.lower(per_trial, (self.evaluation.data, *stacked))
         model = with_shardings(shapes(spec.lm), spec.lm.rules, mesh)
-        yield built.start.lower(model, slots.keys, slots.learning_rates)
-        if len(slots.init_params) > 1:
+        first = (*stacked, slots.init_index) if self.shares_frozen else model
+        yield built.start.lower(first, slots.keys, slots.learning_rates)
+        if len(slots.init_params) > 1 and not self.shares_frozen:
             places = jax.tree.map(lambda x: x.sharding, states.params)
-            put_all = jit_on(mesh)(put, donate_argnums=0, out_shardings=places)
+            put_all = jit_on(mesh)(_put, donate_argnums=0, out_shardings=places)
             yield put_all.lower(states.params, model, active)
 
     @cached_property
@@ -199,10 +270,16 @@ class Population:
         """Compiled in parallel, while the next is lowered: XLA compiles mostly on one core."""
         with ThreadPoolExecutor() as pool:
             advance, score, start, *put_all = pool.map(Lowered.compile, self._lowered())
-        if memory := advance.memory_analysis():
-            needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-            count, rows = int(self.slots.is_taken.sum()), self.spec.training.batch_size
-            label = f"{count} models trained together on batches of {rows} rows"
-            available = device_memory.device_bytes(self.mesh)
-            device_memory.check_fits(label, needed, available, "each device's memory")
+        rows = self.spec.training.batch_size
+        label = f"{len(self.trials)} models trained together on batches of {rows} rows"
+        check_program(label, advance, self.mesh)
         return _Executables(advance, score, start, put_all[0] if put_all else None)
+
+
+def _put(stacked: Params, params: Params, mask: Any) -> Params:
+    """Returns stacked parameters [M, ...] with `params` in the slots where `mask` is true."""
+
+    def put_leaf(stack, leaf):
+        return jnp.where(mask.reshape(-1, *[1] * leaf.ndim), leaf, stack)
+
+    return jax.tree.map(put_leaf, stacked, params)

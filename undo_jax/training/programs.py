@@ -1,6 +1,7 @@
-"""The step and evaluation of one trial lifted to all trials, as jitted programs."""
+"""The step of one trial lifted to all trials that train together, as jitted programs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,15 +13,33 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Wrapped
 
-from undo_jax.runtime.mesh import BATCH
-from undo_jax.runtime.sharding import shardings, with_shardings
+from undo_jax.runtime.sharding import with_shardings
 from undo_jax.training import optim, train_step
-from undo_jax.training.batch_shapes import packed_like
+from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Loss, Params, shapes
 
 COMPILER_OPTIONS = {
     "cpu": {"xla_backend_optimization_level": 1}
 }  # runs as fast as 3, compiles faster
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """Everything that determines the program of a train step. Equal specs share one program."""
+
+    lm: LM
+    loss: Loss
+    training: Training
+    streams: tuple[str, ...]  # a batch has training.batch_size rows of each
+    refs: Mapping[str, LM]  # the frozen models that the loss reads
+    row_length: int  # T of every stream
+    trains: optim.Trains | None = None  # which parameters train; None: all
+    batch_fields: tuple[str, ...] = ()  # what the streams have beside tokens, see `Packed`
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in the batch of one step."""
+        return self.training.batch_size * self.row_length * len(self.streams)
 
 
 class Programs(NamedTuple):
@@ -35,30 +54,23 @@ class Programs(NamedTuple):
 
 
 def build(
-    lm: LM,
-    loss: Loss,
-    training: train_step.Training,
-    ref_lms: Mapping[str, LM],
+    spec: TrainSpec,
     mesh: Mesh,
     trials: int,
-    trains: optim.Trains | None = None,
     loss_kwargs: Sequence[str] = (),
     shares_frozen: bool = False,
 ) -> Programs:
     """Returns the programs that train several models together. `advance` donates the states.
 
     Args:
-        lm: the model that is trained.
-        loss: the loss.
-        training: steps, batch size and optimizer.
-        ref_lms: the frozen models that the loss reads, by name.
+        spec: what the step depends on.
         mesh: the devices.
         trials: M, the number of models.
-        trains: which parameters train; None: all.
         loss_kwargs: keyword arguments of the loss whose values differ between trials.
         shares_frozen: whether the states hold only the parameters that train, see `optim.pick`.
             `advance` then also takes the models that trials start from, which have the others.
     """
+    lm, training, trains = spec.lm, spec.training, spec.trains
     optimizer = optim.build(training.optimizer, training.steps)
 
     def advance_one(trial, inputs):
@@ -66,8 +78,8 @@ def build(
         input_index, init_index = input_index if shares_frozen else (input_index, None)
         refs, tokens = _take(input_index, inputs[:2])
         batch = {name: train_step.rows(packed) for name, packed in tokens.items()}
-        loss_fn = partial(loss, **kwargs) if kwargs else loss
-        step = train_step.make_step(lm, loss_fn, optimizer, ref_lms, training.accumulation, trains)
+        loss = partial(spec.loss, **kwargs) if kwargs else spec.loss
+        step = train_step.make_step(lm, loss, optimizer, spec.refs, training.accumulation, trains)
         if shares_frozen:
             step = _with_frozen(step, trains, _take(init_index, inputs[2]))
         skip = lambda result, state, *_: (state, zeros(result[1]))  # noqa: E731
@@ -88,7 +100,7 @@ def build(
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), trials))
     rates = jax.ShapeDtypeStruct((trials,), jnp.float32)
     inits: Any = (
-        (_stacked_shapes(lm, 1), np.zeros(trials, np.int32)) if shares_frozen else shapes(lm)
+        (stacked_shapes(lm, 1), np.zeros(trials, np.int32)) if shares_frozen else shapes(lm)
     )
     start_all: Any = start_picked if shares_frozen else start
     states = with_shardings(
@@ -111,50 +123,30 @@ def build(
     )
 
 
-def example_arguments(
-    programs: Programs,
-    refs: Mapping[str, LM],
-    row_lengths: Mapping[str, int],
-    rows: int,
-    mesh: Mesh,
-    inputs: int = 1,
-    batch_fields: Sequence[str] = (),
-    inits: tuple[LM, int] | None = None,
-) -> tuple[Any, Any, Any]:
-    """Returns the arguments of `programs.advance` as shapes and shardings.
+def shares_frozen(trains: optim.Trains | None, trials: int, inits: int, mesh: Mesh) -> bool:
+    """Returns whether parameters that do not train are held once for trials that start alike.
+
+    They are on every device along `sweep`: so only where on average two trials start alike, and
+    where the other axes, which would shard them, have one device.
 
     Args:
-        programs: the programs.
-        refs: the frozen models that the loss reads, by name.
-        row_lengths: T of each stream, by name.
-        rows: B, rows of a batch.
+        trains: which parameters train; None: all.
+        trials: number of trials.
+        inits: number of different parameters that they start from.
         mesh: the devices.
-        inputs: the number of `TrialInputs`, each with its own references and streams.
-        batch_fields: what the streams have beside tokens, see `Packed`.
-        inits: the model that is trained, and how many different parameters trials start from;
-            None unless the programs share frozen parameters.
     """
-    trials = programs.states.step.shape[0]
-    index, active = jax.eval_shape(lambda: (jnp.zeros(trials, int), jnp.ones(trials, bool)))
-    place = NamedSharding(mesh, P(None, BATCH))
+    sweep_only = mesh.shape["sweep"] == mesh.size
+    return trains is not None and trials >= 2 * inits and sweep_only
 
-    def reference(lm: LM):
-        stacked = jax.eval_shape(partial(_join_rounded, lm), *[shapes(lm)] * inputs)
-        return with_shardings(stacked, lm.rules, mesh, (None,))
 
-    def stream(time: int) -> Any:
-        packed = packed_like((inputs, rows), time, batch_fields, refs)
-        packed = jax.tree.map(lambda x: x.update(sharding=place), packed)
-        return packed if batch_fields else packed.tokens
+def complete(
+    trains: optim.Trains | None, picked: Params, init_index: Any, inits: Sequence[Params]
+) -> Params:
+    """Returns all parameters of a trial, given those of its state.
 
-    batch = {name: stream(time) for name, time in row_lengths.items()}
-    references = {name: reference(lm) for name, lm in refs.items()}
-    if inits is None:
-        return programs.states, (index, active, programs.loss_kwargs), (references, batch)
-    lm, count = inits
-    stacked = with_shardings(_stacked_shapes(lm, count), lm.rules, mesh, (None,))
-    per_trial = (index, index), active, programs.loss_kwargs
-    return programs.states, per_trial, (references, batch, stacked)
+    `inits` are the stacked models that trials start from; empty if the states hold all parameters.
+    """
+    return optim.put(trains, _take(init_index, inits[0]), picked) if inits else picked
 
 
 def _with_frozen(step: Any, trains: optim.Trains | None, frozen: Params) -> Any:
@@ -168,7 +160,7 @@ def _with_frozen(step: Any, trains: optim.Trains | None, frozen: Params) -> Any:
     return picked_step
 
 
-def _stacked_shapes(lm: LM, count: int) -> Params:
+def stacked_shapes(lm: LM, count: int) -> Params:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shapes(lm))
 
 
@@ -233,23 +225,3 @@ def jit_on(mesh: Mesh) -> Callable[..., Any]:
     """
     options = {} if jax.config.read("jax_disable_most_optimizations") else COMPILER_OPTIONS
     return partial(jax.jit, compiler_options=options.get(mesh.devices.flat[0].platform))
-
-
-def stack_references(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
-    """Returns reference models, rounded and stacked on a new replicated axis."""
-    return _stack(partial(_join_rounded, lm), lm, trees, mesh)
-
-
-def stack_inits(lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
-    """Returns the models that trials start from, unrounded, stacked on a new replicated axis."""
-    return _stack(lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees), lm, trees, mesh)
-
-
-def _stack(join: Callable[..., Params], lm: LM, trees: Sequence[Params], mesh: Mesh) -> Params:
-    places = shardings(jax.eval_shape(join, *trees), lm.rules, mesh, (None,))
-    return jax.jit(join, out_shardings=places)(*trees)
-
-
-def _join_rounded(lm: LM, *trees: Params) -> Params:
-    """Stacks parameters and rounds them once, not in every step."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *map(lm.rounded, trees))

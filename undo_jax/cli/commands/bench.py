@@ -21,7 +21,7 @@ from undo_jax.logs.log import format_number, format_seconds
 from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import MeshShape, axis_sizes, make_mesh, parse_mesh
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 
 ORDER = 100
 

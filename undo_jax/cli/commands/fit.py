@@ -32,7 +32,7 @@ from undo_jax.fit.step import Step, compile_step, mesh_on, mesh_text, on_chips, 
 from undo_jax.logs.log import console, format_number, show_waiting
 from undo_jax.runner.load_experiment import errors_of_users
 from undo_jax.runtime.mesh import MeshShape, parse_mesh
-from undo_jax.training.train_spec import TrainSpec
+from undo_jax.training.programs import TrainSpec
 
 ORDER = 110
 TOO_LARGE = 3  # exit status of a step that does not fit
