@@ -42,12 +42,25 @@ FINAL = {"base": 1.0, "oracle": 2.0, "unlearn-only": 3.0, "undo-0.25": 4.0,
 RETAIN = {("unlearn", 3): 0.5, ("unlearn", 5): 0.7, ("distill", 3): 0.9, ("distill", 5): 0.62}
 
 
+class NameAndSeed(tuple):
+    """Of a stream; its rows are empty, for the check of the first one."""
+
+    row_length: int
+
+    def __getitem__(self, place):
+        if isinstance(place, tuple):
+            return np.zeros((1, self.row_length + 1), np.int32)
+        return super().__getitem__(place)
+
+
 @dataclass(frozen=True)
 class Named(Arithmetic):
     """Streams that say their name and their order; scores that tell parameters apart."""
 
     def stream(self, name, batch_size, seed):
-        return name, seed
+        opened = NameAndSeed((name, seed))
+        opened.row_length = self.row_length
+        return opened
 
     def eval_data(self):
         return np.float32(0.25)
