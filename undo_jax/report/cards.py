@@ -45,19 +45,28 @@ def _get_int(config: AttackConfig, *keys: str) -> float:
 def count_examples(config: AttackConfig, step: int) -> float:
     """Returns how many different rows a training has read by a step; nan if it is not stated.
 
-    An opening, `[stream, share of the steps]`, reads another stream before the attack's own.
+    An opening, `[stream, share of the steps]`, reads another stream before the attack's own; a mix,
+    `[stream, share of each batch]`, reads another one beside it.
     """
-    size, before = _get_int(config, "training", "batch_size"), 0
-    if (opening := get_path(config, "opening")) is not None:
-        share: Any = opening[1] if isinstance(opening, list) and len(opening) == 2 else None
-        steps = _get_int(config, "training", "steps")
-        if type(share) not in (int, float) or not math.isfinite(share * steps):
-            return math.nan
-        before = min(step, round(share * steps))
-    read = size * (step - before)
+    size, steps = (_get_int(config, "training", name) for name in ("batch_size", "steps"))
+    opening, mix = (share_of(config, name) for name in ("opening", "mix"))
+    opened, mixed = opening * steps if opening else 0.0, mix * size
+    if not all(map(math.isfinite, (size, opened, mixed))):
+        return math.nan
+    before = min(step, round(opened))
+    beside = round(mixed) * (step - before)
+    read = size * (step - before) - beside
     if get_path(config, "rows") is not None:
         read = min(read, _get_int(config, "rows"))
-    return size * before + read
+    return size * before + beside + read
+
+
+def share_of(config: AttackConfig, name: str) -> float:
+    """Returns the share of another stream, `[stream, share]`: 0 without one, nan if damaged."""
+    if (stated := get_path(config, name)) is None:
+        return 0.0
+    share = stated[1] if isinstance(stated, list) and len(stated) == 2 else None
+    return share if type(share) in (int, float) else math.nan
 
 
 class SeedResult(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from undo_jax.checks import listed
-from undo_jax.report.cards import AttackConfig, attack_of, get_path
+from undo_jax.report.cards import AttackConfig, attack_of, get_path, share_of
 from undo_jax.report.numbers import Report
 from undo_jax.report.tables import NONE, Grid, attack_name, count, filled
 
@@ -22,6 +22,8 @@ def _rows(config: AttackConfig) -> Any:
 
 def _data(config: AttackConfig) -> str | None:
     opening, stream = get_path(config, "opening"), get_path(config, "stream")
+    if (share := share_of(config, "mix")) > 0:
+        stream = f"{stream} with {100 * share:g} % of {get_path(config, 'mix')[0]}"
     return f"{opening[0]}, then {stream}" if isinstance(opening, list) and opening else stream
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -104,7 +105,8 @@ class Study:
     def control(self, model: str, name: str) -> dict[Seed, Curve]:
         """Returns the score of a control by its own metric; none without such a control.
 
-        A seed whose training diverged has an empty curve.
+        It is the worst case over the control's own data alone, and over those among retain rows
+        (`permuted` and `permuted-0.5`). A seed whose training diverged has an empty curve.
         """
         return _scores("forget", self._controlled(model, name))
 
@@ -113,11 +115,12 @@ class Study:
         return _scores("retain", self._controlled(model, name))
 
     def _controlled(self, model: str, name: str) -> dict[Seed, dict[int, Evaluation]]:
-        return {
-            seed: case.control(name)
-            for seed, case in self.cases(model).items()
-            if any(evaluation.data == name for evaluation in case.controls)
-        }
+        names = re.compile(rf"{re.escape(name)}(-0\.\d+)?")  # alone, or among retain rows
+        controls: dict[Seed, dict[int, Evaluation]] = {}
+        for seed, case in self.cases(model).items():
+            if attacks := [a for a in case.controls if names.fullmatch(a.data)]:
+                controls[seed] = case.worst_by_step(attacks, self.logs.measures[attacks[0].metric])
+        return controls
 
     def control_areas(self, model: str, name: str) -> dict[Seed, float]:
         """Returns the mean score of a control over its steps."""
