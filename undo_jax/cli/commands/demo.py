@@ -23,7 +23,7 @@ from undo_jax.demo.prompts import examples_of
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.paper import Paper
 from undo_jax.report.records import MIN_RETAIN
-from undo_jax.report.worst_case import bound_text, until
+from undo_jax.report.worst_case import bound_text, check_min_retain, until
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.atomic_files import read_json, report_full_disk, write_atomically
@@ -82,6 +82,7 @@ def demo(
     """
     if serve and out is not None:
         raise ValueError("--out writes the page, --serve serves it: give one of them")
+    check_min_retain(min_retain)
     if not 0 <= port < 2**16:
         raise ValueError(f"port={port}: give one from 0 to {2**16 - 1}")
     if out is not None and (page_file := epath.Path(out) / FILE).exists():
