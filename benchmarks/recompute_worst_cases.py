@@ -20,9 +20,9 @@ curves = collections.defaultdict(lambda: collections.defaultdict(list))
 for folder, by_step in points.items():
     before = json.loads((folder / "summary.json").read_text())["eval"]
     best = before["forget"], before["retain"]
-    for step, found in sorted(by_step.items()):
-        kept = [p for p in found if not min_retain or p[1] >= min_retain * before["retain"]]
-        best = max([best, *kept]) if min_retain else max(kept)
+    for step, evaluated in sorted(by_step.items()):
+        useful = [p for p in evaluated if not min_retain or p[1] >= min_retain * before["retain"]]
+        best = max([best, *useful]) if min_retain else max(useful)
         curves[configs[folder]["model"]][step].append(best)
 for model, curve in curves.items():
     cells = ([sum(x) / len(x) for x in zip(*seeds, strict=True)] for seeds in curve.values())
