@@ -16,7 +16,7 @@ from known_logs import CROSS_ENTROPY, Workdir
 
 import undo_jax
 from undo_jax.cli import main as cli
-from undo_jax.report import curves, read_logs, results
+from undo_jax.report import curves, paper_page, read_logs, results
 from undo_jax.report.card_tables import headline, remarks
 from undo_jax.report.numbers import ModelRow, Report
 from undo_jax.report.records import UNATTACKED, Evaluation, Measure
@@ -29,6 +29,7 @@ STEPS = (0, 10, 20)
 Trials = Mapping[tuple[str, float], Sequence[tuple[float | None, float | None]]]
 BEFORE = 0.1, 1.0  # forget, retain: under an attack 0.9 must be left
 USELESS = (0.1, 1.0), (0.6, 0.4), (0.9, 0.3)
+BRINGS_NOTHING = ((0.1, 1.0),) * 3
 USEFUL = (0.1, 1.0), (0.2, 0.95), (0.5, 0.92)
 
 
@@ -362,6 +363,28 @@ def test_a_claim_has_a_second_verdict_without_the_bound(tmp_path: Path, capsys) 
     found = {(r["verdict"], r["unbounded"]) for r in rows if r["claim"] == says}
     assert found == {("cannot be told", "")}
     assert "whatever it leaves" in (tmp_path / "figures" / "summary.md").read_text()
+
+
+def test_a_claim_about_the_best_model_has_both_verdicts_whichever_it_is(tmp_path: Path) -> None:
+    """Without the bound another model may be the best, and the claim names it."""
+    work = Workdir(tmp_path, name="alpha-arithmetic-small")
+    for seed in (0, 1, 2):
+        work.add("pretrain", "base", seed, scores=(1.0, 0.9))
+        work.add("pretrain", "oracle", seed, scores=(1.0, 0.1))
+        attack(work, {("forget", 1e-3): BRINGS_NOTHING}, "oracle", seed)
+        attack(work, {("forget", 1e-3): ((0.1, 1.0), (0.5, 1.0), (0.9, 1.0))}, seed=seed)
+        kept, lost = (0.1, 1.0), (0.5, 0.1)  # under the bound the second model is the best
+        for alpha, scores in (
+            (0.2, ((0.1, 1.0), (0.2, 1.0), (0.2, 1.0))),
+            (0.8, (kept, lost, lost)),
+        ):
+            model = f"UNDO α={alpha}"
+            work.add("distill", model, seed, alpha=alpha, recovered=True, scores=(1.0, 0.1))
+            attack(work, {("forget", 1e-3): scores}, model, seed)
+    (figure,) = paper_page.write(tmp_path).drawn
+    (best,) = [claim for claim in figure.claims if claim.says.startswith("at its strongest")]
+    assert "(here UNDO α=0.8)" in best.says
+    assert (best.verdict, best.unbounded) == ("holds", "does not hold")
 
 
 # ---- over all logs ----

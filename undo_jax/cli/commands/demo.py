@@ -41,8 +41,10 @@ ORACLE = ", as by the oracle, which never knew it"
 NOT_REPEATED = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # of a run
 STRONGEST = (
     "At step 0 no model is attacked. At each other step, scores and answers are of the strongest "
-    "attack {until} it, of all kinds and learning rates whose models were kept, {counting}."
+    "attack {until} it, of all kinds and learning rates whose models were kept, {counting}"
+    "{else_before}."
 )
+ELSE_BEFORE = "; where none is stronger, of the model before attacks"
 
 
 @errors_of_users()
@@ -121,7 +123,11 @@ def demo(
         by_step = [desk.replies(questions, step) for step in on_disk] if questions else []
     lost = _missing_steps(run, models, file, config)
     has_oracle = any(model.role == "oracle" and model.strongest for model in models)
-    counting = {"until": until(min_retain), "counting": bound_text(run.logs.retain, min_retain)}
+    strongest = STRONGEST.format(
+        until=until(min_retain),
+        counting=bound_text(run.logs.retain, min_retain),
+        else_before=ELSE_BEFORE if min_retain else "",
+    )
     description = describe(
         run,
         models,
@@ -135,7 +141,7 @@ def demo(
             retain=run.logs.retain.label,
             oracle=ORACLE if has_oracle else "",
         ),
-        notes=[(STRONGEST.format(**counting), None), *([lost] if lost else [])],
+        notes=[(strongest, None), *([lost] if lost else [])],
         view=view,
         first=official_step(on_disk) if view == "official" else on_disk[0],
         shown=next((i for i, example in enumerate(examples) if example.part == "forget"), 0),
