@@ -55,7 +55,7 @@ def _rows(folder, name):
 
 
 def _means(folder, name, x, panel=None):
-    """Mean, lowest and highest over seeds at an x, from the CSV file; by default of its namesake."""
+    """Mean, lowest and highest over seeds at an x, from the CSV file."""
     found = {}
     for row in _rows(folder, name):
         if float(row["x"]) == x and row["panel"] == (panel or name):
@@ -119,7 +119,7 @@ def test_a_model_that_is_pointed_at_stands_out(page):
 
 def test_hovering_tells_the_values_of_the_csv_at_that_step(page, report):
     figure = page.locator("figure").first
-    over = figure.locator(".u-over")
+    over = figure.locator(".u-over").first
     _agree(figure, _means(report, "relearning", 30))  # at first the last step
     box = over.bounding_box()
     for step, place in ((10, 1 / 3 + 0.02), (20, 2 / 3 - 0.03), (0, 0.01), (30, 0.99)):
