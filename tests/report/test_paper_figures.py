@@ -154,7 +154,7 @@ def test_the_command_writes_figures_numbers_and_a_page(tmp_path, capsys):
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", paper.discover())
+@pytest.mark.parametrize("name", paper.names())
 def test_every_figure_is_drawn_from_logs_of_its_experiments_models(name, tmp_path, capsys):
     experiment = load(str(EXPERIMENTS / f"{name}.py")).experiment()
     work = Logs(tmp_path, name=experiment.name)
@@ -165,7 +165,7 @@ def test_every_figure_is_drawn_from_logs_of_its_experiments_models(name, tmp_pat
         for model in experiment.attacked or experiment.models:
             work.attack(model, seed, curves={("forget", 0.01): (0.1, 0.2, 0.3, 0.4)})
     cli.main(["figures", str(tmp_path)])
-    assert paper.discover()[name].TITLE in capsys.readouterr().out
+    assert paper.find_figure(name).TITLE in capsys.readouterr().out
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {f"{name}-small.{kind}" for kind in ("png", "svg", "csv")} <= drawn
 
