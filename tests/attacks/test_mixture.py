@@ -32,9 +32,10 @@ from undo_jax.runner.run_context import RunContext
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store.train_checkpoints import CheckpointPolicy
+from undo_jax.training.arguments import read_batch
 from undo_jax.training.optim import AdamW
+from undo_jax.training.population import TrialInputs
 from undo_jax.training.train_step import Training
-from undo_jax.training.trial import TrialInputs, read_batch
 from undo_jax.types import Packed
 
 HOW, RATES = Training(10, 16, AdamW(), 2), (1e-3, 1e-2)
