@@ -54,5 +54,5 @@ experiment = Paper(
         attacks=("forget", "mixed"),
     ),
     seeds=(0, 1, 2),
-    mesh=MeshShape(sweep=-1, data=1),
+    mesh=MeshShape(sweep=-1, data=1),  # devices train different models; a CPU core is a device
 )
