@@ -124,6 +124,20 @@ def test_curves_are_of_the_strongest_attack_at_each_step(page):
         assert model["scores"] == [0.9, pytest.approx(0.1 * i)]
 
 
+def test_what_is_shown_at_a_step_is_on_disk_and_within_the_bound(tmp_path):
+    """At the last step retain is lost: there the model of before is shown, or what is left."""
+    workdir = write_run(tmp_path, end_retain=0.5)
+    for min_retain, (step, retain) in {0.9: (KEPT, 0.85), 0.0: (LAST, 0.5), 1.0: (0, 0.9)}.items():
+        shown = columns(open_run(workdir, FILE, min_retain), 0)
+        assert steps(shown) == SHOWN
+        for i, column in enumerate(shown[1:], start=1):  # the base is not attacked
+            last = column.strongest[LAST]
+            forget = score(i, RATES[1], step) if step else pytest.approx(0.1 * i)
+            assert (last.retain, last.forget) == (retain, forget)
+            opened, wanted = column.at(LAST)().params, _params(column.name, step)
+            jax.tree.map(np.testing.assert_array_equal, opened, wanted)
+
+
 def test_its_answers_are_what_generate_prints(capsys, monkeypatch, page, workdir):
     data, _ = page
     monkeypatch.setattr("undo_jax.cli.devices.prepare_devices", lambda *_: None)

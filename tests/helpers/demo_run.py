@@ -50,7 +50,7 @@ def score(model: int, rate: float, step: int) -> float:
     )
 
 
-def write_run(folder: Path, kept: bool = True) -> Path:
+def write_run(folder: Path, kept: bool = True, end_retain: float = 0.85) -> Path:
     """A workdir with all models, of which all but the base are attacked; `kept`: step 10, too."""
     workdir = epath.Path(folder)
     entries, owners = [], []
@@ -67,7 +67,7 @@ def write_run(folder: Path, kept: bool = True) -> Path:
         artifacts.save_artifact(
             artifact, random_params(i), {"retain": 0.9, "forget": 0.1 * i}, **more
         )
-        attacks = [_attack(workdir, name, i, kept)] if role != "base" else []
+        attacks = [_attack(workdir, name, i, kept, end_retain)] if role != "base" else []
         entries.append({
             "model": name, "seed": 0, "artifact": artifact.folder.name, "role": role,
             "alpha": alpha, "unlearned": None, "oracle": None, "attacks": attacks,
@@ -83,22 +83,23 @@ def write_run(folder: Path, kept: bool = True) -> Path:
     return folder
 
 
-def _attack(workdir: epath.Path, name: str, i: int, kept: bool) -> str:
+def _attack(workdir: epath.Path, name: str, i: int, kept: bool, end_retain: float) -> str:
     """The folder of an attack with two learning rates."""
     parts = {"relearn": {"attack": {"name": "forget"}}, "setting": PAPER.setting}
     artifact = Artifact(workdir, "relearn", f"{name} by forget", 0, {**parts, "model": PAPER.model})
     artifacts.prepare_folder(artifact)
     lines = [
-        {"step": step, "eval": {"retain": 0.85, "forget": score(i, rate, step)},
+        {"step": step, "eval": {"retain": retain, "forget": score(i, rate, step)},
          "attack": "forget", "learning_rate": rate}
-        for rate in RATES for step in (0, 5, KEPT, LAST)
+        for rate in RATES
+        for step, retain in ((0, 0.85), (5, 0.85), (KEPT, 0.85), (LAST, end_retain))
     ]  # fmt: skip
     (artifact.folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     tags = {"attack": "forget", "learning_rate": RATES[1]}
     if kept:
         scores = {"retain": 0.85, "forget": score(i, RATES[1], KEPT)}
         snapshots.save_snapshot(artifact, KEPT, random_params(100 + i), scores, **tags)
-    end = {"retain": 0.85, "forget": score(i, RATES[1], LAST)}
+    end = {"retain": end_retain, "forget": score(i, RATES[1], LAST)}
     artifacts.save_artifact(artifact, random_params(200 + i), end, steps=LAST, **tags)
     wait_until_saved()
     return artifact.folder.name

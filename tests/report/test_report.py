@@ -976,6 +976,23 @@ def lines_up(fig: Any, texts: list[Any]) -> None:
         assert not any(box.shrunk(0.98, 0.7).overlaps(o.shrunk(0.98, 0.7)) for o in boxes[:i])
 
 
+@pytest.mark.parametrize("module", [relearning, under_attack])
+def test_titles_of_panels_are_whole_and_apart(tmp_path: Path, module: Any) -> None:
+    from matplotlib.text import Text
+
+    report = full(tmp_path).report()
+    with drawing.style("x"):
+        fig = drawn(module, report)
+        titles = [
+            text
+            for ax in fig.axes
+            for text in ax.findobj(Text)
+            if text.get_text() and text.get_text() == ax.get_title("left")
+        ]
+        assert len(titles) == len(fig.axes) == 2
+        lines_up(fig, titles)
+
+
 @pytest.mark.parametrize("alphas", [(), (0.4, 0.8), tuple(i / 10 for i in range(1, 9))])
 def test_names_and_legends_of_many_models_are_whole_and_apart(
     tmp_path: Path, alphas: tuple[float, ...]

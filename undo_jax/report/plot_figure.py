@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BESIDE = 3  # panels in a row that are still readable on a page
+TITLE = 36  # letters above a panel, of which there are two lines at most
 MARKS = {"circle": "o", "diamond": "D", "star": STAR}
 Curves = Mapping[str, panels.Spreads]  # by model
 
@@ -53,7 +54,8 @@ def draw(plot: Plot) -> Figure:
         else:
             _draw_curves(ax, panel, _curves(plot, panel), looks)
         if len(titles) > 1:
-            panels.title(ax, textwrap.shorten(panel.y, 48, placeholder="…"))
+            title = textwrap.shorten(panel.y, 2 * TITLE, placeholder="…")
+            panels.title(ax, textwrap.fill(title, TITLE))
         ax.set_xlabel(panel.x, fontsize=8.5)
     for ax in axes.flat[len(plot.panels) :]:
         ax.axis("off")

@@ -23,7 +23,7 @@ from undo_jax.demo.prompts import examples_of
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.paper import Paper
 from undo_jax.report.records import MIN_RETAIN
-from undo_jax.report.worst_case import bound_text, until
+from undo_jax.report.worst_case import bound_text, check_min_retain, until
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.atomic_files import read_json, report_full_disk, write_atomically
@@ -41,8 +41,10 @@ ORACLE = ", as by the oracle, which never knew it"
 NOT_REPEATED = {"--workdir", "--stage", "--model", "--plan", "--relearn.keep-at"}  # of a run
 STRONGEST = (
     "At step 0 no model is attacked. At each other step, scores and answers are of the strongest "
-    "attack {until} it, of all kinds and learning rates whose models were kept, {counting}."
+    "attack {until} it, of all kinds and learning rates whose models were kept, {counting}"
+    "{else_before}."
 )
+ELSE_BEFORE = "; where none is stronger, of the model before attacks"
 
 
 @errors_of_users()
@@ -82,6 +84,7 @@ def demo(
     """
     if serve and out is not None:
         raise ValueError("--out writes the page, --serve serves it: give one of them")
+    check_min_retain(min_retain)
     if not 0 <= port < 2**16:
         raise ValueError(f"port={port}: give one from 0 to {2**16 - 1}")
     if out is not None and (page_file := epath.Path(out) / FILE).exists():
@@ -120,7 +123,11 @@ def demo(
         by_step = [desk.replies(questions, step) for step in on_disk] if questions else []
     lost = _missing_steps(run, models, file, config)
     has_oracle = any(model.role == "oracle" and model.strongest for model in models)
-    counting = {"until": until(min_retain), "counting": bound_text(run.logs.retain, min_retain)}
+    strongest = STRONGEST.format(
+        until=until(min_retain),
+        counting=bound_text(run.logs.retain, min_retain),
+        else_before=ELSE_BEFORE if min_retain else "",
+    )
     description = describe(
         run,
         models,
@@ -134,7 +141,7 @@ def demo(
             retain=run.logs.retain.label,
             oracle=ORACLE if has_oracle else "",
         ),
-        notes=[(STRONGEST.format(**counting), None), *([lost] if lost else [])],
+        notes=[(strongest, None), *([lost] if lost else [])],
         view=view,
         first=official_step(on_disk) if view == "official" else on_disk[0],
         shown=next((i for i, example in enumerate(examples) if example.part == "forget"), 0),
