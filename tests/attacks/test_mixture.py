@@ -24,6 +24,7 @@ from undo_jax.attacks.quantise import quantise
 from undo_jax.attacks.soft_prompt import soft_prompt
 from undo_jax.data.streams import stream
 from undo_jax.graph.recipe import Stream
+from undo_jax.losses import language_modelling
 from undo_jax.paper import Relearning
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.runner import experiment as experiments
@@ -34,7 +35,7 @@ from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store.train_checkpoints import CheckpointPolicy
 from undo_jax.training.arguments import read_batch
 from undo_jax.training.optim import AdamW
-from undo_jax.training.population import TrialInputs
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import Training
 from undo_jax.types import Packed
 
@@ -100,10 +101,11 @@ def test_a_part_of_a_batch_is_a_slice_of_it_and_reads_no_more():
 
 @pytest.mark.parametrize("mesh", [MeshShape(data=8), MeshShape(sweep=2, data=2, fsdp=2)])
 def test_many_devices_read_what_one_reads(mesh):
-    inputs = [TrialInputs({"train": _open(mixed(HOW, RATES, forget_share=0.25))}, {})]
+    streams = [{"train": _open(mixed(HOW, RATES, forget_share=0.25))}]
+    spec = TrainSpec(toy_model(toy_setting()), language_modelling, HOW, ("train",), {}, row_length=3)
     one, many = make_mesh(MeshShape(), jax.devices()[:1]), make_mesh(mesh)
     for step in range(5):
-        pair = (np.asarray(read_batch(inputs, step, 16, on)["train"]) for on in (one, many))
+        pair = (np.asarray(read_batch(streams, step, spec, on)["train"]) for on in (one, many))
         np.testing.assert_array_equal(*pair)
 
 

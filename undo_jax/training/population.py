@@ -28,7 +28,8 @@ from undo_jax.types import LM, Key, Lazy, Metrics, Params, Scores, shapes
 class TrialInputs:
     """Streams of rows and reference models that trials share. Equal only to itself."""
 
-    streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1], or `Packed`
+    # streams[name][step, rows] -> int32 [B, T+1], or `Packed`; the loop reads it before each step
+    streams: Mapping[str, Any]
     refs: Mapping[str, tuple[LM, Lazy]]  # loaded once, when training starts
 
 
@@ -60,7 +61,7 @@ class TrialResult(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Trials in the order of their slots; an empty slot holds a copy of trial 0."""
+    """The trial of each slot. An empty slot holds a copy of trial 0 that is never active."""
 
     trial_indices: list[int]  # the index of each slot's trial; -1: the slot is empty
     trials: list[Trial]  # one per slot, M in all
