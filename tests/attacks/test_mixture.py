@@ -102,7 +102,8 @@ def test_a_part_of_a_batch_is_a_slice_of_it_and_reads_no_more():
 @pytest.mark.parametrize("mesh", [MeshShape(data=8), MeshShape(sweep=2, data=2, fsdp=2)])
 def test_many_devices_read_what_one_reads(mesh):
     streams = [{"train": _open(mixed(HOW, RATES, forget_share=0.25))}]
-    spec = TrainSpec(toy_model(toy_setting()), language_modelling, HOW, ("train",), {}, row_length=3)
+    lm = toy_model(toy_setting(Arithmetic()))
+    spec = TrainSpec(lm, language_modelling, HOW, ("train",), {}, row_length=3)
     one, many = make_mesh(MeshShape(), jax.devices()[:1]), make_mesh(mesh)
     for step in range(5):
         pair = (np.asarray(read_batch(streams, step, spec, on)["train"]) for on in (one, many))
