@@ -6,6 +6,8 @@ import math
 import pathlib
 import sys
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 workdir, min_retain = pathlib.Path(sys.argv[1]), float(sys.argv[2])
 configs = {p.parent: json.loads((p.parent / "config.json").read_text())
            for p in sorted(workdir.glob("*/summary.json"))}  # fmt: skip

@@ -54,29 +54,29 @@ def _rows(folder, name):
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def _means(folder, name, x):
+def _means(folder, name, x, panel=None):
     """Mean, lowest and highest over seeds at an x, from the CSV file."""
     found = {}
     for row in _rows(folder, name):
-        if float(row["x"]) == x:
+        if float(row["x"]) == x and row["panel"] == (panel or name):
             found.setdefault(row["model"], []).append(float(row["y"]))
     return {model: (np.mean(of), min(of), max(of)) for model, of in found.items()}
 
 
-def _told(figure):
-    """The table of values beside a plot: [mean, lowest, highest] by model."""
+def _told(figure, column=0):
+    """A column of the values beside a plot: [mean, lowest, highest] by model."""
     said = {}
     for row in figure.locator(".readout tbody tr").all():
         name = row.locator("button").inner_text().removesuffix(" *")  # it did not recover
-        text = row.locator("td").first.inner_text().replace("−", "-")
+        text = row.locator("td").nth(column).inner_text().replace("−", "-")
         for mark in "[],":
             text = text.replace(mark, " ")
         said[name] = [float(part) for part in text.split()]
     return said
 
 
-def _agree(figure, known):
-    told = _told(figure)
+def _agree(figure, known, column=0):
+    told = _told(figure, column)
     assert told.keys() == known.keys()
     for model, numbers in told.items():
         for got, want in zip(numbers, known[model], strict=False):
@@ -119,24 +119,26 @@ def test_a_model_that_is_pointed_at_stands_out(page):
 
 def test_hovering_tells_the_values_of_the_csv_at_that_step(page, report):
     figure = page.locator("figure").first
-    over = figure.locator(".u-over")
+    over = figure.locator(".u-over").first
     _agree(figure, _means(report, "relearning", 30))  # at first the last step
     box = over.bounding_box()
     for step, place in ((10, 1 / 3 + 0.02), (20, 2 / 3 - 0.03), (0, 0.01), (30, 0.99)):
         over.hover(position={"x": place * box["width"], "y": 40})
         assert figure.locator("caption").inner_text() == f"relearning steps: {step}"
         _agree(figure, _means(report, "relearning", step))
+        _agree(figure, _means(report, "relearning", step, "retain"), column=1)
     page.mouse.move(5, 5)  # what was read stays
     _agree(figure, _means(report, "relearning", 30))
 
 
 def test_the_keyboard_tells_the_same(page, report):
     figure = page.locator("figure").first
-    plot = figure.get_by_role("slider")
+    plot, retain = figure.get_by_role("slider").all()
     plot.focus()
     for key, step in (("Home", 0), ("ArrowRight", 10), ("ArrowRight", 20), ("ArrowLeft", 10)):
         page.keyboard.press(key)
-        assert plot.get_attribute("aria-valuenow") == str(step)
+        for slider in (plot, retain):
+            assert slider.get_attribute("aria-valuenow") == str(step)
         _agree(figure, _means(report, "relearning", step))
     text = plot.get_attribute("aria-valuetext")
     assert text.startswith("10, ") and "oracle 0.100" in text and ODD in text
@@ -167,7 +169,7 @@ def test_each_seed_and_other_axes_are_drawn_on_demand(page, report):
     seeds = figure.get_by_role("button", name="each seed")
     seeds.click()
     assert seeds.get_attribute("aria-pressed") == "true"
-    cell = figure.locator(".readout tbody tr", has_text="α=0.2").locator("td")
+    cell = figure.locator(".readout tbody tr", has_text="α=0.2").locator("td").first
     ends = [1 - 0.14 + 0.05 * seed for seed in range(3)]
     assert cell.locator("small").inner_text() == " · ".join(
         f"{seed}: {end:#.3g}" for seed, end in enumerate(ends)

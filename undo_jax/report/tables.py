@@ -197,12 +197,12 @@ def table(report: Report) -> Table:
         show_edge=False,
         padding=0,
     )
-    shown = list(dict.fromkeys((report.shown_steps[0], report.shown_steps[-1])))
+    last = report.shown_steps[-1]
     columns = [
         ("retain\nbefore", score, [m.retain for m in report.models]),
         ("forget\nbefore", score, [m.forget for m in report.models]),
-        *((f"forget\nstep {step}", score, [m.curve.get(step, Spread()) for m in report.models])
-          for step in shown),
+        (f"forget\nstep {last}", score, [m.curve.get(last, Spread()) for m in report.models]),
+        (f"retain\nstep {last}", score, [m.retained.get(last, Spread()) for m in report.models]),
         ("robust-\nness %", percent, [_of_scale(m, m.robustness) for m in report.models]),
         ("FLOPs %", percent, [_of_scale(m, m.compute_flops) for m in report.models]),
     ]  # fmt: skip
