@@ -107,7 +107,7 @@ def measure_attacks(name: str, dry: bool) -> dict[str, Any]:
     training = Training(ATTACK_STEPS, rows, AdamW(warmup=10), eval_every=50)
     work = TrainSpec(preset(size), losses.language_modelling, training, ("train",), {}, length)
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    speed = bench.measure(work, mesh, 2 if dry else 50, members=int(count))
+    speed = bench.measure(work, mesh, 2 if dry else 50, slots=int(count))
     whole = speed.compile_seconds + ATTACK_STEPS * speed.seconds
     return {
         "seconds": speed.seconds,

@@ -1,7 +1,8 @@
 """The whole method on two CPU cores: a 47k-parameter Gemma-2 that knows the four operations.
 
 Operands are small and every fact is seen in training: what is measured is recall, as in the
-reference. The point is the shape of the relearning curves.
+reference. The point is the shape of the relearning curves. `make quickstart` also keeps snapshots
+of the attacked models for the demo (`--relearn.keep-at`).
 """
 
 from undo_jax.data.arithmetic import Grammar
@@ -54,5 +55,5 @@ experiment = Paper(
         attacks=("forget", "mixed"),
     ),
     seeds=(0, 1, 2),
-    mesh=MeshShape(sweep=-1, data=1),
+    mesh=MeshShape(sweep=-1, data=1),  # devices train different models; a CPU core is a device
 )

@@ -89,7 +89,7 @@ def test_so_many_models_step_together(monkeypatch):
     made, build = [], bench.programs.build
     monkeypatch.setattr(bench.programs, "build", lambda *a: made.append(build(*a)) or made[-1])
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    assert bench.measure(_work(), mesh, 1, members=3).seconds > 0
+    assert bench.measure(_work(), mesh, 1, slots=3).seconds > 0
     assert made[0].states.step.shape == (3,)
 
 

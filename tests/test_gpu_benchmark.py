@@ -178,8 +178,8 @@ def test_what_is_out_of_memory_is_tried_on_half_of_the_rows(parts):
 def test_ten_attacks_are_ten_models_on_one_device(parts, monkeypatch):
     steps, asked = parts["steps"], []
 
-    def measure(work, mesh, count, members):
-        asked.append((members, mesh.size, work.training.batch_size, set(work.refs)))
+    def measure(work, mesh, count, slots):
+        asked.append((slots, mesh.size, work.training.batch_size, set(work.refs)))
         return steps.bench.Speed(7.0, 0.25, [], 3.0)
 
     monkeypatch.setattr(steps.bench, "measure", measure)

@@ -23,7 +23,7 @@ from undo_jax.training import loop, optim, train_step
 from undo_jax.training import meter as meters
 from undo_jax.training.loop import train_together
 from undo_jax.training.population import Evaluator, Population, Trial, TrialInputs, deal
-from undo_jax.training.programs import TrainSpec, over_members
+from undo_jax.training.programs import TrainSpec, over_slots
 
 LM = preset("tiny", layers=1, width=16, feed_forward=16, head_width=8, init_stddev=0.25)
 INIT = jax.jit(LM.init)
@@ -111,7 +111,7 @@ def by_hand():
     spec = _spec()
     optimizer = optim.build(spec.training.optimizer, STEPS)
     step = jax.jit(train_step.make_step(LM, spec.loss, optimizer, {"teacher": LM}))
-    begin = jax.jit(lambda params, key, rate: train_step.start(params, key, rate, optimizer))
+    begin = jax.jit(lambda params, key, rate: train_step.initialise(params, key, rate, optimizer))
     histories = []
     for trial in _trials():
         state = begin(trial.init_params(), trial.key, jnp.float32(trial.learning_rate))
@@ -183,7 +183,7 @@ def test_members_may_write_text(shape):
 
     alone = jax.jit(jax.vmap(write, (0, None)))(trials, prompts)
     with jax.set_mesh(mesh):
-        together = jax.jit(over_members(write, mesh))(trials, prompts)
+        together = jax.jit(over_slots(write, mesh))(trials, prompts)
     np.testing.assert_array_equal(together, alone)
     assert len(np.unique(alone)) > 3
 

@@ -244,7 +244,7 @@ def test_what_is_shared_goes_on_on_other_devices(tmp_path):
         _fit(tmp_path / "again", _mesh("one device"), EVERY, at=at, **how)
     results = _fit(tmp_path / "again", _mesh("sweep"), EVERY, **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "shares_frozen", lambda *_: False)
+        patch.setattr(programs, "can_share_frozen", lambda *_: False)
         _same(results, _fit(tmp_path / "stacked", _mesh("one device"), **how), atol=1e-5)
 
 

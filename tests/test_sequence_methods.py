@@ -217,7 +217,7 @@ def test_each_makes_forget_less_likely(name):
 def test_accumulation_changes_nothing(name):
     def after(accumulation):
         step = train_step.make_step(LM, METHODS[name], optax.sgd(1.0), {"base": LM}, accumulation)
-        state = train_step.start(PARAMS, KEY, jnp.float32(1), optax.sgd(1.0))
+        state = train_step.initialise(PARAMS, KEY, jnp.float32(1), optax.sgd(1.0))
         state, metrics = jax.jit(step)(state, {"base": BASE}, BATCH_OF_DOCUMENTS)
         return {"metrics": metrics, "params": state.params}
 

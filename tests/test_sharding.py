@@ -82,7 +82,7 @@ def test_a_sharded_step_is_the_step_of_one_device(name, accumulation, shape):
     optimizer = optim.build(optim.AdamW(epsilon=1e-3), 10)
     trains = TRAINS.get(name)
     step = train_step.make_step(LM, loss, optimizer, lms, accumulation, trains)
-    start = partial(train_step.start, optimizer=optimizer, trains=trains)
+    start = partial(train_step.initialise, optimizer=optimizer, trains=trains)
     state = start(jax.jit(LM.init)(jax.random.key(0)), jax.random.key(5), jnp.float32(0.01))
     refs = {ref: jax.jit(lm.init)(jax.random.key(9)) for ref, lm in lms.items()}
     batch = _batch()
@@ -181,7 +181,7 @@ def test_every_leaf_of_a_state_has_a_rule():
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     optimizer = optim.build(optim.AdamW(), 10)
     state = jax.eval_shape(
-        lambda key: train_step.start(LM.init(key), key, jnp.float32(1), optimizer),
+        lambda key: train_step.initialise(LM.init(key), key, jnp.float32(1), optimizer),
         jax.random.key(0),
     )
     placed = shardings(state, LM.rules, mesh)

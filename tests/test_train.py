@@ -31,7 +31,9 @@ def _batch():
 
 
 def _state(optimizer, learning_rate=0.01):
-    return train_step.start(_params(0), jax.random.key(5), jnp.float32(learning_rate), optimizer)
+    return train_step.initialise(
+        _params(0), jax.random.key(5), jnp.float32(learning_rate), optimizer
+    )
 
 
 @cache
@@ -235,7 +237,7 @@ def _partly(name, accumulation=1, trains=SOME, steps=3):
     optimizer = optim.build(optim.AdamW(weight_decay=0.1, epsilon=1e-3), 10)
     step = jax.jit(train_step.make_step(DEEP, loss, optimizer, lms, accumulation, trains))
     params = jax.jit(DEEP.init)(jax.random.key(0))
-    before = train_step.start(params, jax.random.key(5), jnp.float32(0.01), optimizer, trains)
+    before = train_step.initialise(params, jax.random.key(5), jnp.float32(0.01), optimizer, trains)
     refs = {ref: jax.jit(DEEP.init)(jax.random.key(9)) for ref in lms}
     batch, after, metrics = dict.fromkeys(("train", *BOTH), _batch()["train"]), before, {}
     for _ in range(steps):
@@ -297,7 +299,9 @@ def test_gradients_of_what_does_not_train_are_not_computed():
     def flops(trains):
         step = train_step.make_step(DEEP, losses.language_modelling, optimizer, {}, 1, trains)
         state = jax.eval_shape(
-            lambda key: train_step.start(DEEP.init(key), key, jnp.float32(1), optimizer, trains),
+            lambda key: train_step.initialise(
+                DEEP.init(key), key, jnp.float32(1), optimizer, trains
+            ),
             jax.random.key(0),
         )
         return jax.jit(step).lower(state, {}, _batch()).compile().cost_analysis()["flops"]

@@ -186,7 +186,7 @@ class Paper:
     distill: Distillation
     relearn: Relearning
     seeds: tuple[int, ...] = (0,)  # one model of every kind per seed
-    together: int = 64  # models trained side by side at most; less where memory is short
+    together: int = 64  # trials trained at once, at most; fewer if memory is short
     mesh: MeshShape = field(default_factory=MeshShape)
     saving: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     sinks: tuple[Sink, ...] = ()  # of records, besides metrics.jsonl; see undo_jax/sinks

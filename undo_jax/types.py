@@ -1,8 +1,8 @@
 """The types of the package: batches, language models, losses and noises.
 
 Axis legend, used in every shape comment and einsum:
-  B batch   T time   S slots of keys   D model width   L layers   V vocabulary
-  N query heads   K key/value heads   H head width   F feed-forward width   M members
+  B batch   T time   S positions of keys   D model width   L layers   V vocabulary
+  N query heads   K key/value heads   H head width   F feed-forward width   M slots of a population
 """
 
 import math

@@ -170,7 +170,7 @@ def _trained(spec, trials, shape, steps=4):
         population = Population(spec, EVALUATOR, mesh, trials)
         slots = population.slots
         assert population.shares_frozen == (mesh.shape["sweep"] == 8)
-        states, active = population.start(), slots.is_taken
+        states, active = population.initialise(), slots.is_taken
         for step in range(steps):
             batch = {"train": trials[0].inputs.streams["train"][step][None]}
             states, _ = population.advance(states, batch, active)
@@ -188,7 +188,7 @@ def _by_hand(spec, trial, steps=4):
     optimizer = optim.build(HOW.optimizer, HOW.steps)
     step = jax.jit(train_step.make_step(ADAPTED, spec.loss, optimizer, {}, 1, ATTACK.trains))
     rate = jnp.float32(trial.learning_rate)
-    state = train_step.start(trial.init_params(), trial.key, rate, optimizer, ATTACK.trains)
+    state = train_step.initialise(trial.init_params(), trial.key, rate, optimizer, ATTACK.trains)
     for number in range(steps):
         rows = trial.inputs.streams["train"][number]
         state, _ = step(state, {}, {"train": train_step.rows(rows)})

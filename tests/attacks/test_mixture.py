@@ -24,6 +24,7 @@ from undo_jax.attacks.quantise import quantise
 from undo_jax.attacks.soft_prompt import soft_prompt
 from undo_jax.data.streams import stream
 from undo_jax.graph.recipe import Stream
+from undo_jax.losses import language_modelling
 from undo_jax.paper import Relearning
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.runner import experiment as experiments
@@ -32,9 +33,10 @@ from undo_jax.runner.run_context import RunContext
 from undo_jax.runtime.mesh import MeshShape, make_mesh
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.store.train_checkpoints import CheckpointPolicy
+from undo_jax.training.arguments import read_batch
 from undo_jax.training.optim import AdamW
+from undo_jax.training.programs import TrainSpec
 from undo_jax.training.train_step import Training
-from undo_jax.training.trial import TrialInputs, read_batch
 from undo_jax.types import Packed
 
 HOW, RATES = Training(10, 16, AdamW(), 2), (1e-3, 1e-2)
@@ -99,10 +101,12 @@ def test_a_part_of_a_batch_is_a_slice_of_it_and_reads_no_more():
 
 @pytest.mark.parametrize("mesh", [MeshShape(data=8), MeshShape(sweep=2, data=2, fsdp=2)])
 def test_many_devices_read_what_one_reads(mesh):
-    inputs = [TrialInputs({"train": _open(mixed(HOW, RATES, forget_share=0.25))}, {})]
+    streams = [{"train": _open(mixed(HOW, RATES, forget_share=0.25))}]
+    lm = toy_model(toy_setting(Arithmetic()))
+    spec = TrainSpec(lm, language_modelling, HOW, ("train",), {}, row_length=3)
     one, many = make_mesh(MeshShape(), jax.devices()[:1]), make_mesh(mesh)
     for step in range(5):
-        pair = (np.asarray(read_batch(inputs, step, 16, on)["train"]) for on in (one, many))
+        pair = (np.asarray(read_batch(streams, step, spec, on)["train"]) for on in (one, many))
         np.testing.assert_array_equal(*pair)
 
 

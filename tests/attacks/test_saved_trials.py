@@ -16,8 +16,8 @@ from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.runner import save_trained
 from undo_jax.settings.arithmetic import Arithmetic
 from undo_jax.training.optim import AdamW
+from undo_jax.training.population import Trial, TrialInputs, TrialResult
 from undo_jax.training.train_step import Training
-from undo_jax.training.trial import Trial, TrialInputs, TrialResult
 from undo_jax.types import Metric
 
 KEY = jax.random.key(0)

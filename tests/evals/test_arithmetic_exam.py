@@ -31,7 +31,7 @@ def half_trained():
         train_step.make_step(LM, losses.language_modelling, optimizer, {}), donate_argnums=0
     )
     params = jax.jit(LM.init)(jax.random.key(0))
-    state = train_step.start(params, jax.random.key(1), jnp.float32(5e-3), optimizer)
+    state = train_step.initialise(params, jax.random.key(1), jnp.float32(5e-3), optimizer)
     stream = SETTING.stream("pretrain", 16, 0)
     for i in range(STEPS):
         state, _ = step(state, {}, {"train": train_step.rows(jnp.asarray(stream[i]))})

@@ -150,7 +150,7 @@ def test_weights_that_are_learned_learn_under_accumulation(accumulation):
 
     def after_a_step(cross_entropy, accumulation):
         step = train_step.make_step(None, weighted(cross_entropy), optax.sgd(1.0), {}, accumulation)
-        state = train_step.start(params, jax.random.key(2), jnp.float32(1), optax.sgd(1.0))
+        state = train_step.initialise(params, jax.random.key(2), jnp.float32(1), optax.sgd(1.0))
         return jax.jit(step)(state, {}, {"train": train_step.rows(tokens)})[0].params
 
     plain = after_a_step(plain_head.cross_entropy, 1)

@@ -12,7 +12,7 @@ from undo_jax.types import Edits, Tapped
 
 
 class Seen(NamedTuple):
-    sums: jax.Array  # [B, S, D]: of the embeddings up to each slot
+    sums: jax.Array  # [B, S, D]: of the embeddings up to each position
 
 
 @dataclass(frozen=True)

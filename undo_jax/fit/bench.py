@@ -71,9 +71,9 @@ def peak(mesh: Mesh) -> float | None:
 
 
 def measure(
-    work: TrainSpec, mesh: Mesh, steps: int, trace: str | None = None, members: int | None = None
+    work: TrainSpec, mesh: Mesh, steps: int, trace: str | None = None, slots: int | None = None
 ) -> Speed:
-    """Run the step of `members` models together on random tokens; None: one per `sweep` group.
+    """Run the step of `slots` models together on random tokens; None: one per device of `sweep`.
 
     Some more steps, which are not measured, are traced for xprof into the folder `trace`. Raises
     ValueError where the mesh does not divide the batch or the model, and for less than one step;
@@ -88,16 +88,16 @@ def measure(
         raise OSError(f"no trace can go to {trace} ({error.strerror}): give a folder") from error
     least.check_memory(work, mesh)
     training = work.training
-    members = int(members or mesh.shape["sweep"])
+    slots = int(slots or mesh.shape["sweep"])
     check_batch(mesh, training.batch_size, training.accumulation)
     with jax.set_mesh(mesh):
-        built = programs.build(work, mesh, members)
+        built = programs.build(work, mesh, slots)
         like = argument_shapes(built, work, mesh)
-        keys = jax.random.split(jax.random.key(1), members)
-        rates = np.full(members, 1e-5, np.float32)
-        states: Any = built.start(_fresh(work.lm, mesh), keys, rates)
+        keys = jax.random.split(jax.random.key(1), slots)
+        rates = np.full(slots, 1e-5, np.float32)
+        states: Any = built.initialise(_fresh(work.lm, mesh), keys, rates)
         shared = _shared(like[2], work, mesh)
-        owners, active = np.zeros(members, int), np.ones(members, bool)
+        owners, active = np.zeros(slots, int), np.ones(slots, bool)
         started = time.perf_counter()
         advance = built.advance.lower(states, (owners, active, {}), shared).compile()
         compile_seconds = time.perf_counter() - started

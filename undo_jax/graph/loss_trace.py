@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,17 @@ from undo_jax.training.train_step import check_accumulation, rows
 from undo_jax.types import Frozen, rounded_shapes, shapes
 
 _IS_TRACEABLE: dict[Any, bool] = {}  # by loss, model and streams
+
+
+class ShortRows(NamedTuple):
+    """Stands for a setting in tracing, where neither data nor the length of rows matters."""
+
+    row_length: int = 8
+    row_lengths: Mapping[str, int] = {}
+    batch_fields: tuple[str, ...] = ()
+
+
+SHORT_ROWS = ShortRows()
 
 
 def check_loss(spec: TrainSpec) -> None:

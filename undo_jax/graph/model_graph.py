@@ -1,4 +1,4 @@
-"""The graph of models, and which of them train as one program.
+"""The graph of models, and which of them can train together.
 
 A recipe with a seed is a model, and a model is one artifact on disk. An artifact is named by a hash
 of all that determines it: equal models are made once, whatever experiments they are in.
@@ -10,13 +10,13 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
 
 from undo_jax.data.tokenizer_files import describe
-from undo_jax.graph.loss_trace import is_traceable
+from undo_jax.graph.loss_trace import SHORT_ROWS, ShortRows, is_traceable
 from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.setting import Setting
 from undo_jax.store.artifacts import Artifact, to_json
@@ -24,7 +24,8 @@ from undo_jax.training.programs import TrainSpec
 from undo_jax.types import Key
 
 NOT_IN_CONFIG = ("lm", "seed")  # fields of a recipe that an artifact states elsewhere
-VARIES = "differs between the models of a group"  # stands for a loss's keyword in a group key
+VARIES = "differs between the models of a group"  # in a group key instead of a loss's number
+Node = TypeVar("Node", Recipe, "ModelNode")
 
 
 def seed_of(recipe: Recipe, seed: int | None) -> int | None:
@@ -35,19 +36,19 @@ def seed_of(recipe: Recipe, seed: int | None) -> int | None:
     return seed if is_random else None
 
 
-def ancestry(recipes: Iterable[Recipe]) -> Iterator[Recipe]:
-    """Yields these recipes and all that they are made from, each once, in topological order."""
+def ancestry(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Yields recipes, or models, and all they are made from, each once, in topological order."""
     visited: set[int] = set()
 
-    def visit(recipe: Recipe) -> Iterator[Recipe]:
-        if id(recipe) not in visited:
-            visited.add(id(recipe))
-            for parent in recipe.parents:
+    def visit(node: Any) -> Iterator[Any]:
+        if id(node) not in visited:
+            visited.add(id(node))
+            for parent in node.parents:
                 yield from visit(parent)
-            yield recipe
+            yield node
 
-    for recipe in recipes:
-        yield from visit(recipe)
+    for node in nodes:
+        yield from visit(node)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +67,7 @@ class ModelNode:
     @property
     def lineage(self) -> list["ModelNode"]:
         """Its ancestors in topological order, and itself at the end."""
-        visited: dict[ModelNode, None] = {}
-
-        def visit(model: ModelNode) -> None:
-            if model not in visited:
-                for parent in model.parents:
-                    visit(parent)
-                visited[model] = None
-
-        visit(self)
-        return list(visited)
+        return list(ancestry([self]))
 
     @property
     def key(self) -> Key:
@@ -154,17 +146,6 @@ def _artifact(
     return Artifact(workdir, recipe.kind, recipe.title, seed, config, upstream, about=about)
 
 
-class ShortRows(NamedTuple):
-    """Stands for a setting in tracing, where neither data nor the length of rows matters."""
-
-    row_length: int = 8
-    row_lengths: Mapping[str, int] = {}
-    batch_fields: tuple[str, ...] = ()
-
-
-SHORT_ROWS = ShortRows()
-
-
 def train_spec(recipe: TrainedRecipe, setting: Setting | ShortRows) -> TrainSpec:
     """Returns the train spec of a recipe on rows of a setting.
 
@@ -191,7 +172,7 @@ def train_spec(recipe: TrainedRecipe, setting: Setting | ShortRows) -> TrainSpec
 def traceable_kwargs(recipe: TrainedRecipe) -> dict[str, float]:
     """Returns keyword arguments of a loss that may differ between models of one group.
 
-    They are floats of a `partial` that can be traced: the loss must not branch on them.
+    These are the floats of a `partial`, if the loss does not branch on them when it is traced.
     """
     loss = recipe.loss
     if not isinstance(loss, partial):
@@ -202,7 +183,7 @@ def traceable_kwargs(recipe: TrainedRecipe) -> dict[str, float]:
 
 
 def group_key(recipe: TrainedRecipe, setting: Setting | ShortRows = SHORT_ROWS) -> str:
-    """Returns a text that is equal for recipes whose models can train as one program.
+    """Returns a text that is equal for recipes whose models can train in one population.
 
     Args:
         recipe: the recipe.

@@ -11,9 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from jax.sharding import Mesh
 
-from undo_jax.runtime.tree_checks import check_tree
 from undo_jax.setting import Setting
-from undo_jax.types import Key, Packed, Params, Scores, shapes
+from undo_jax.types import Key, Packed, Params, Scores
 
 
 class Stream(NamedTuple):
@@ -21,7 +20,7 @@ class Stream(NamedTuple):
 
     name: str  # one of the setting's streams
     order: str  # names the order, together with the seed
-    rows: int | None = None  # only the first so many rows, over and over; None: all rows
+    rows: int | None = None  # the first so many rows alone, repeated; None: all rows
     opening: tuple[str, int] | None = None  # another stream, for so many steps before this one
     mix: tuple[str, int] | None = None  # another stream, for so many rows of each batch
 
@@ -129,13 +128,6 @@ class ComputedRecipe(Recipe):
         raise NotImplementedError
 
 
-def compute_params(recipe: ComputedRecipe, *arguments: Any) -> Params:
-    """Returns what a recipe computes. Raises ValueError if these are not its model's parameters."""
-    params = recipe.compute(*arguments)
-    check_tree(f"{type(recipe).__name__}.compute", params, shapes(recipe.lm))
-    return params
-
-
 class TrainedRecipe(Recipe):
     """A recipe whose model is trained."""
 
@@ -148,7 +140,7 @@ class TrainedRecipe(Recipe):
 
     @property
     def start_transform(self) -> Any:
-        """The identity of what `transform_start` does; None: it does nothing."""
+        """Any value that identifies what `transform_start` does; None: it is not called."""
         return None
 
     @property
@@ -168,33 +160,29 @@ class TrainedRecipe(Recipe):
         return None
 
     def transform_start(
-        self, mesh: Mesh, key: Key, start: Params, other_parents: Sequence[Params]
+        self, mesh: Mesh, key: Key, params: Params, other_parents: Sequence[Params]
     ) -> Params:
-        """Returns the parameters that are trained, made from those of `start`.
+        """Returns the parameters that training starts from, made from those of the model `start`.
 
-        It is called only if `start_transform` is not None. Models with equal `start_transform`,
-        parents and random numbers share one copy of the result.
+        Models with equal `start_transform`, parents and random numbers share the result.
 
         Args:
             mesh: the devices.
             key: the PRNG key of the seed and `rng_name`.
-            start: the parameters of the model `start`.
+            params: the parameters of the model `start`.
             other_parents: the parameters of the other parents.
         """
         raise NotImplementedError
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """Peak learning rates: one trial each; the trial with the highest score becomes the model.
-
-        See `attack_score`.
-        """
+        """Peak learning rates. Each is trained; the one of largest `attack_score` is the model."""
         return (self.training.optimizer.learning_rate,)
 
     def attack_score(
         self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
     ) -> tuple[float, ...]:
-        """Returns the numbers by which trials are compared, in this order: the largest wins.
+        """Returns what learning rates are compared by: the larger tuple is the stronger attack.
 
         The arguments are those of `should_stop`.
         """
@@ -208,7 +196,7 @@ class TrainedRecipe(Recipe):
     def should_stop(
         self, setting: Setting, parent_scores: Mapping[str, Scores], scores: Scores
     ) -> bool:
-        """The stop rule: returns whether training ends at an evaluation, before its last step.
+        """The stop rule: returns whether training ends at an evaluation, even at that of step 0.
 
         Args:
             setting: the setting that computed the scores.

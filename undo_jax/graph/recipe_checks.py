@@ -5,9 +5,10 @@ from typing import Any, cast
 
 from undo_jax.checks import check_members, listed
 from undo_jax.graph.recipe import ComputedRecipe, Recipe, TrainedRecipe
+from undo_jax.runtime.tree_checks import check_tree
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
-from undo_jax.types import LM
+from undo_jax.types import LM, Params, shapes
 
 
 def check_recipe(name: str, recipe: Any, checked: set[int] | None = None) -> None:
@@ -70,3 +71,10 @@ def _check_training(where: str, recipe: TrainedRecipe) -> None:
         raise ValueError(f"{where}: loss={recipe.loss!r} is no function")
     if not (recipe.trains is None or isinstance(recipe.trains, Trains)):
         raise ValueError(f"{where}: trains={recipe.trains!r}: give Trains(...)")
+
+
+def compute_params(recipe: ComputedRecipe, *arguments: Any) -> Params:
+    """Returns what a recipe computes. Raises ValueError if these are not its model's parameters."""
+    params = recipe.compute(*arguments)
+    check_tree(f"{type(recipe).__name__}.compute", params, shapes(recipe.lm))
+    return params

@@ -87,11 +87,11 @@ class Decoder(nnx.Module):
     def _document_starts(
         self, read: Int[Array, "B S"], positions: Int[Array, "#B T"]
     ) -> Int[Array, "#B T"]:
-        """Returns the slot at which the document of each position starts."""
+        """Returns the position at which the document of each position starts."""
         if self.config.document_start is None:
             return jnp.zeros_like(positions)
-        slots = jnp.arange(read.shape[1])
-        opened = lax.cummax(jnp.where(read == self.config.document_start, slots, 0), axis=1)
+        indices = jnp.arange(read.shape[1])
+        opened = lax.cummax(jnp.where(read == self.config.document_start, indices, 0), axis=1)
         return jnp.take_along_axis(opened, positions, axis=1)
 
     def _embedded(self, tokens: TokenIds) -> States:

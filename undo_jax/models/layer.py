@@ -26,9 +26,9 @@ from undo_jax.types import States
 
 
 class Cache(NamedTuple):
-    """Tokens, keys and values by position: slot s of a row holds those of its token s.
+    """Tokens, keys and values by position: position s of a row holds those of its token s.
 
-    Slots after the last token hold arbitrary values: they are overwritten before a query sees them.
+    Those after the last token hold arbitrary values: they are overwritten before a query sees them.
     """
 
     tokens: Int[Array, "B S"]
@@ -54,7 +54,7 @@ class Span(NamedTuple):
 
     layer: Int[Array, ""]
     local: Bool[Array, ""] | None  # whether the layer slides; None: all do, or none does
-    starts: Int[Array, "#B T"]  # slot of the first token of each token's document
+    starts: Int[Array, "#B T"]  # position of the first token of each token's document
     positions: Int[Array, "#B T"]
 
 

@@ -33,8 +33,8 @@ def attention(
         v: Values.
         scale: Multiplies q·k before the softmax.
         softcap: Bounds scores to ± this by a tanh; None: no bound.
-        first: The first slot of S that each query sees.
-        last: The last slot of S that each query sees.
+        first: The first of the S positions that each query sees.
+        last: The last of the S positions that each query sees.
     """
     batch, time, heads, width = q.shape
     kv_heads = k.shape[2]
@@ -43,9 +43,9 @@ def attention(
     scores = jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    slots = jnp.arange(k.shape[1])
+    positions = jnp.arange(k.shape[1])
     per_query = lambda x: jnp.tile(x, heads // kv_heads)[:, None, :, None]  # noqa: E731
-    visible = (per_query(first) <= slots) & (slots <= per_query(last))
+    visible = (per_query(first) <= positions) & (positions <= per_query(last))
     weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
     out = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v.dtype), v)
     return jnp.moveaxis(out.reshape(batch, heads, time, width), 2, 1)
@@ -90,17 +90,17 @@ def write(
     layer: Int[Array, ""],
     start: Int[Array, " B"],
 ) -> Float[Array, "L B S K H"]:
-    """Returns `cache` with `new` in slots start, start + 1, ... of each row of one layer.
+    """Returns `cache` with `new` at positions start, start + 1, ... of each row of one layer.
 
     XLA updates it in place where `cache` is not used again. Rows are a batch dimension of the
-    scatter, so that each device writes its own; `cache.at[layer, rows, slots].set(new)` would
+    scatter, so that each device writes its own; `cache.at[layer, rows, positions].set(new)` would
     all-gather `new` first.
 
     Args:
         cache: Keys or values of all layers.
         new: Keys or values of T new tokens.
         layer: The index of the layer.
-        start: The first slot of each row.
+        start: The first position of each row.
     """
     corners = jnp.stack([jnp.broadcast_to(layer, start.shape), start], axis=-1)
     numbers = lax.ScatterDimensionNumbers(

@@ -164,9 +164,9 @@ def _bounded(softcap: float | None) -> bool:
 
 
 def finish(
-    head: HeadSpec, stats: list[Float[Array, "S R 1"]]
+    head: HeadSpec, stats: list[Float[Array, "parts R 1"]]
 ) -> tuple[Float[Array, "R 1"], Normalisers]:
-    """Returns each row's loss in nats from the statistics of S parts of the vocabulary."""
+    """Returns each row's loss in nats from the statistics of parts of the vocabulary."""
     axes = split_axes(*head.axes)
 
     def over_parts(top, *sums):

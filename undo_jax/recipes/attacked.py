@@ -104,9 +104,9 @@ class TrainedAttack(_Attacked, TrainedRecipe):
         return self.attack.prepare and (self.attack.prepare, self.attack.adapt)
 
     def transform_start(
-        self, mesh: Mesh, key: Key, start: Params, other_parents: Sequence[Params]
+        self, mesh: Mesh, key: Key, params: Params, other_parents: Sequence[Params]
     ) -> Params:
-        return self._prepare(mesh, key, start, other_parents)
+        return self._prepare(mesh, key, params, other_parents)
 
     @property
     def streams(self) -> Mapping[str, Stream]:

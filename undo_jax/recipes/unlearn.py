@@ -55,4 +55,4 @@ class Unlearn(TrainedRecipe):
 
     @property
     def references(self) -> Mapping[str, Recipe]:
-        return {"base": self.model}
+        return {"base": self.model}  # loaded for every method, also one that does not read it

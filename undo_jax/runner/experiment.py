@@ -120,7 +120,7 @@ def run(
         make_models(context, ready.models, ready.selected, write_manifest_once)
         if jax.process_index() == 0:
             write_manifest(experiment, ready.named, workdir, describe_run(command), is_new)
-        barrier("experiment.json")
+        barrier("the manifest")
     return dict(ready.named)
 
 
@@ -145,7 +145,7 @@ def prepared(
     mesh, setting = make_mesh(experiment.mesh), experiment.setting
     experiment_checks.check_batches(recipes, setting, mesh)
     with jax.set_mesh(mesh), report_full_disk(workdir):
-        experiment_checks.check_programs(recipes, setting, mesh)
+        experiment_checks.check_losses(recipes, setting, mesh)
         context = RunContext(
             setting=setting,
             mesh=mesh,

@@ -180,14 +180,14 @@ def check_batches(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> No
             least.check_memory(spec, mesh, f"{recipe.kind}.training.batch_size")
 
 
-def check_programs(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
-    """Raises ValueError for what the mesh does not divide, and for what cannot be traced."""
+def check_losses(recipes: Sequence[Recipe], setting: Setting, mesh: Mesh) -> None:
+    """Raises ValueError if the mesh does not divide a model, or a loss cannot be traced."""
     for recipe in recipes:
         param_shardings(recipe.lm, mesh)
         recipe.validate()
     trained = [recipe for recipe in recipes if isinstance(recipe, TrainedRecipe)]
-    by_program = {group_key(recipe, setting): recipe for recipe in trained}
-    for recipe in by_program.values():
+    by_group = {group_key(recipe, setting): recipe for recipe in trained}
+    for recipe in by_group.values():
         check_loss(train_spec(recipe, setting))
 
 

@@ -1,10 +1,14 @@
-"""Makes the models of a graph: together those that can train together, and none twice."""
+"""Makes the models of a graph: together those that can train together, and none twice.
+
+`split_group` cuts those that can into groups of at most `together` trials, which fit memory.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from undo_jax.evals.scoring import make_scorer
 from undo_jax.graph.model_graph import ModelNode, group_key
-from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe, compute_params
+from undo_jax.graph.recipe import ComputedRecipe, TrainedRecipe
+from undo_jax.graph.recipe_checks import compute_params
 from undo_jax.logs.log import show_waiting
 from undo_jax.runner.run_context import RunContext
 from undo_jax.runner.score_models import describe_model, report_failures, score_models
@@ -39,6 +43,7 @@ def make_models(
     for group in order_groups(run, models, to_make):
         if isinstance(group[0].recipe, TrainedRecipe):
             on_start()
+            # finished ones train along: in a group that was interrupted, or to make snapshots
             train_group(run, group, [m for m in group if m not in to_make or m in finished])
         else:
             with show_waiting(describe_model(group[0])):

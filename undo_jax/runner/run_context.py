@@ -18,7 +18,7 @@ from undo_jax.logs.sink import Sink
 from undo_jax.setting import Setting
 from undo_jax.store import artifacts
 from undo_jax.store.train_checkpoints import CheckpointPolicy
-from undo_jax.types import Lazy, Packed
+from undo_jax.types import Lazy, Packed, Scores
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,13 @@ def trained_recipe(model: ModelNode) -> TrainedRecipe:
     """Returns the recipe of a model that is trained."""
     assert isinstance(model.recipe, TrainedRecipe), f"{model.recipe.kind} is not trained"
     return model.recipe
+
+
+def scores_of_parents(model: ModelNode) -> dict[str, Scores]:
+    """Returns the last scores of the models that a training starts from or reads, by name."""
+    recipe = trained_recipe(model)
+    named = {**recipe.references, **({"start": recipe.start} if recipe.start else {})}
+    return {
+        name: model.parent(parent).artifact.summary().get("eval", {})
+        for name, parent in named.items()
+    }

@@ -7,7 +7,7 @@ from undo_jax.fit import least
 from undo_jax.graph.model_graph import ModelNode, train_spec
 from undo_jax.runner.run_context import RunContext, trained_recipe
 from undo_jax.runtime import device_memory
-from undo_jax.training.programs import TrainSpec, shares_frozen
+from undo_jax.training.programs import TrainSpec, can_share_frozen
 from undo_jax.types import parameters
 
 
@@ -34,6 +34,6 @@ def least_bytes(run: RunContext, spec: TrainSpec, group: Sequence[ModelNode]) ->
     per_ref = (with_refs - state) / max(len(spec.refs), 1)
     starts = {m.parent(recipe.start) for m, recipe in recipes.items() if recipe.start}
     frozen, at_once = 0.0, -(-trials // run.mesh.shape["sweep"])
-    if shares_frozen(spec.trains, trials, len(starts), run.mesh):
+    if can_share_frozen(spec.trains, trials, len(starts), run.mesh):
         frozen = 4 * parameters(spec.lm) / (run.mesh.shape["fsdp"] * run.mesh.shape["tensor"])
     return frozen * len(starts) + (state - frozen) * at_once + per_ref * len(refs) + batch

@@ -30,6 +30,7 @@ from undo_jax.graph.recipe import Recipe, TrainedRecipe
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.models.head_only import HeadOnly, states_like
 from undo_jax.runner.run_context import RunContext, trained_recipe
+from undo_jax.runtime.compiler import jit_on
 from undo_jax.runtime.device_memory import format_bytes
 from undo_jax.runtime.mesh import BATCH, shard_count
 from undo_jax.runtime.preemption import defer_signals
@@ -37,7 +38,7 @@ from undo_jax.runtime.processes import agree_on, barrier
 from undo_jax.setting import Setting
 from undo_jax.store.array_digest import digest
 from undo_jax.training.population import TrialInputs
-from undo_jax.training.programs import TrainSpec, jit_on, over_members
+from undo_jax.training.programs import TrainSpec, over_slots
 from undo_jax.types import LM, Params
 
 ROWS = 16  # computed at once on a device, at least
@@ -152,7 +153,7 @@ def _program(lm: LM, run: RunContext) -> Any:
         return lm.hidden(lm.rounded(params), tokens)
 
     everywhere = NamedSharding(run.mesh, P())
-    return jit_on(run.mesh)(over_members(of_block, run.mesh), out_shardings=everywhere)
+    return jit_on(run.mesh)(over_slots(of_block, run.mesh), out_shardings=everywhere)
 
 
 def _blocks(

@@ -1,4 +1,7 @@
-"""Trains a group of models as one population: each model with each of its learning rates."""
+"""Trains a group of models together: a trial is one model with one of its learning rates.
+
+Progress is in `progress-*/`, removed at the end; `CheckpointPolicy` says how often it is saved.
+"""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +16,7 @@ from undo_jax.graph.model_graph import ModelNode, traceable_kwargs, train_spec
 from undo_jax.logs.log import Log, open_log, show_waiting
 from undo_jax.logs.sink import Target
 from undo_jax.runner import save_trained, teacher_cache
-from undo_jax.runner.run_context import RunContext, trained_recipe
+from undo_jax.runner.run_context import RunContext, scores_of_parents, trained_recipe
 from undo_jax.runtime.preemption import Stop, defer_signals
 from undo_jax.runtime.sharding import param_shardings
 from undo_jax.sinks.jsonl import jsonl
@@ -35,7 +38,7 @@ def train_group(
 
     Args:
         run: where the models are made.
-        group: models that train as one program.
+        group: models that train together.
         finished: models of the group that train along and are left as they are, so that the others
             are trained in the group that was interrupted.
     """
@@ -54,7 +57,7 @@ def train_group(
     save_snapshots = partial(save_trained.save_snapshots, model_of)
     on_evaluation = save_snapshots if has_snapshots else None
     # a user's code that raises after the last step must not cost the training
-    runs_user_code = bool(run.sinks) or any(
+    has_user_code = bool(run.sinks) or any(
         metric.at == "end" for metric in run.setting.metrics.values()
     )
 
@@ -64,20 +67,21 @@ def train_group(
         if model not in finished:
             artifacts.prepare_folder(model.artifact, remove_snapshots=not resumes)
 
-    # 3. As many trials at a time as train side by side
+    # 3. `together` trials at a time. `split_group` makes no larger group, but a model may have more
+    # learning rates, and an interrupted group may resume with a smaller `together`
     title, size = f"{recipe.kind} × {len(trials)}", run.together
     targets = [(trial.target, trial.tags) for trial in trials]
-    starts = range(0, len(trials), size)
+    firsts = range(0, len(trials), size)
     steps_taken: list[int] = []
     diverged: list[bool] = []
 
     def train_from(first: int, log: Log, stop: Stop) -> list[TrialResult]:
         part = trials[first : first + size]
-        keeps_last = first + size < len(trials) or runs_user_code
+        saves_end = first + size < len(trials) or has_user_code
         part_log = replace(
             log, targets=targets[first : first + size], before=first // size * spec.training.steps
         )
-        progress = open_checkpoints(folder / f"from-{first}", run.saving, stop, not keeps_last)
+        progress = open_checkpoints(folder / f"from-{first}", run.saving, stop, last=not saves_end)
         with progress as saves:
             population = Population(spec, evaluation, run.mesh, part)
             results = train_together(population, part_log, saves, on_evaluation)
@@ -87,10 +91,10 @@ def train_group(
 
     strongest: save_trained.Strongest = {}
     names = save_trained.abbreviate([model.artifact.model for model in group])
-    sinks, total_steps = (jsonl, *run.sinks), spec.training.steps * len(starts)
+    sinks, total_steps = (jsonl, *run.sinks), spec.training.steps * len(firsts)
     with defer_signals() as stop:
         with open_log(title, total_steps, targets, sinks, names) as log:
-            for first in starts:
+            for first in firsts:
                 # holds the strongest alone: the states of all other trials before are freed
                 strongest = {m: save_trained.fetch(result) for m, result in strongest.items()}
                 strongest = save_trained.select_strongest(
@@ -191,13 +195,3 @@ def _init(run: RunContext, model: ModelNode) -> tuple[str, Lazy]:
     return json.dumps([fingerprints, to_json(identity)]), lambda: recipe.transform_start(
         run.mesh, model.key, load(), [load_other() for load_other in load_others]
     )
-
-
-def scores_of_parents(model: ModelNode) -> dict[str, Scores]:
-    """Returns the last scores of the models that a training starts from or reads, by name."""
-    recipe = trained_recipe(model)
-    named = {**recipe.references, **({"start": recipe.start} if recipe.start else {})}
-    return {
-        name: model.parent(parent).artifact.summary().get("eval", {})
-        for name, parent in named.items()
-    }

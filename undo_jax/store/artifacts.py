@@ -5,11 +5,11 @@ WORKDIR/STAGE-MODEL-seedN-FINGERPRINT/
     metrics.jsonl   its records
     steps/N/        snapshots: parameters after N steps, of an attack with `Attack.keep_at`
     params/         its parameters
+    scores.json     numbers of score plug-ins, if some were computed; see `score_files`
     summary.json    written last, with hashes of the files beside it; an artifact without it, or
                     with another artifact's, is unfinished and is made again
 
-Several processes share a workdir. Each saves its own shards of the parameters; process 0 writes
-everything else, and the others wait for it.
+Each process saves its shards of the parameters, process 0 all else; the others wait for it.
 """
 
 import dataclasses

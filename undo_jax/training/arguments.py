@@ -23,13 +23,14 @@ def read_batch(
     """Reads batch `step` of all streams; each process reads its own rows.
 
     Args:
-        streams: the streams of each input, by name. One that several inputs have is read once.
+        streams: the streams of each of the population's inputs, by name. One that several inputs
+            have is read once.
         step: the number of the batch.
         spec: what the step depends on.
         mesh: the devices.
 
     Returns:
-        The batch of each stream, [S, B, T+1] for S inputs.
+        The batch of each stream, [inputs, B, T+1].
 
     Raises:
         ValueError: for streams whose rows do not have exactly the fields `batch_fields`.
@@ -90,8 +91,8 @@ def argument_shapes(
         inits: how many different parameters trials start from; None unless the programs share
             frozen parameters.
     """
-    trials = programs.states.step.shape[0]
-    index, active = jax.eval_shape(lambda: (jnp.zeros(trials, int), jnp.ones(trials, bool)))
+    slots = programs.states.step.shape[0]
+    index, active = jax.eval_shape(lambda: (jnp.zeros(slots, int), jnp.ones(slots, bool)))
     place = NamedSharding(mesh, P(None, BATCH))
 
     def reference(lm: LM):
@@ -106,8 +107,8 @@ def argument_shapes(
     if inits is None:
         return programs.states, (index, active, programs.loss_kwargs), (references, batch)
     stacked = with_shardings(stacked_shapes(spec.lm, inits), spec.lm.rules, mesh, (None,))
-    per_trial = (index, index), active, programs.loss_kwargs
-    return programs.states, per_trial, (references, batch, stacked)
+    per_slot = (index, index), active, programs.loss_kwargs
+    return programs.states, per_slot, (references, batch, stacked)
 
 
 def packed_like(

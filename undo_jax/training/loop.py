@@ -25,6 +25,8 @@ from undo_jax.training.programs import over_sweep
 from undo_jax.training.train_step import State
 from undo_jax.types import LM, Params, Scores, shapes
 
+SLOTS = "lanes"  # key of a save's notes: the trial of each slot, -1 for an empty one
+
 # called at every evaluation with its step, and the results of the trials that were evaluated
 OnEvaluation = Callable[[int, Mapping[int, TrialResult]], None]
 
@@ -56,7 +58,7 @@ def train_together(
     training = spec.training
     check_batch(mesh, training.batch_size, training.accumulation)
     loop = _resume(saves, population.state_shapes, slots, log) if saves else None
-    loop = loop or Loop(0, population.start(), slots.is_taken, {})
+    loop = loop or Loop(0, population.initialise(), slots.is_taken, {})
     streams = [inputs.streams for inputs in slots.inputs]
     meter = Meter(log, slots.trial_indices)
     take = make_take(spec.lm, mesh, spec.trains if population.shares_frozen else None)
@@ -112,13 +114,13 @@ class Loop:
     step: int
     states: State  # [M, ...], of every slot
     active: np.ndarray  # whether each slot still trains
-    scores: dict[int, Scores]  # of each trial's last evaluation
+    scores: dict[int, Scores]  # by the index of the trial, of its last evaluation
 
     def capture(self, meter: Meter) -> tuple[State, dict[str, Any]]:
         """Returns all that `_resume` needs, as arrays and JSON."""
         meter.flush()
         notes = {
-            "lanes": list(meter.trial_indices),
+            SLOTS: list(meter.trial_indices),
             "active": self.active.tolist(),
             "scores": {str(index): scores for index, scores in self.scores.items()},
             "records": list(meter.log.history),
@@ -132,16 +134,16 @@ def _resume(saves: TrainCheckpoints, state_shapes: State, slots: Slots, log: Log
 
     def saved_shapes(notes):
         _check_notes(notes, indices, len(log.targets))
-        if notes["lanes"] == indices:
+        if notes[SLOTS] == indices:
             return state_shapes
-        return jax.tree.map(partial(_resize, len(notes["lanes"])), state_shapes)
+        return jax.tree.map(partial(_resize, len(notes[SLOTS])), state_shapes)
 
     save = saves.restore(saved_shapes)
     if save is None:
         return None
     states, notes = save.state, save.notes
-    order = [notes["lanes"].index(max(index, 0)) for index in indices]
-    if notes["lanes"] != indices:
+    order = [notes[SLOTS].index(max(index, 0)) for index in indices]
+    if notes[SLOTS] != indices:
         places = jax.tree.map(lambda leaf: leaf.sharding, state_shapes)
         move = lambda states: jax.tree.map(lambda x: x[np.array(order)], states)  # noqa: E731
         states = jax.jit(move, out_shardings=places)(states)
@@ -156,8 +158,8 @@ def _resume(saves: TrainCheckpoints, state_shapes: State, slots: Slots, log: Log
 def _check_notes(notes: Any, indices: list[int], targets: int) -> None:
     """Raises ValueError for notes that `Loop.capture` did not write for these trials."""
     trials, records = {max(index, 0) for index in indices}, notes["records"]
-    has_trials = {*notes["lanes"]} - {-1} == trials
-    is_complete = len(notes["active"]) == len(notes["lanes"])
+    has_trials = {*notes[SLOTS]} - {-1} == trials
+    is_complete = len(notes["active"]) == len(notes[SLOTS])
     has_scores = {int(index) for index in notes["scores"]} <= trials
     has_scores &= all(isinstance(scores, dict) for scores in notes["scores"].values())
     has_records = all(0 <= index < targets and isinstance(line, str) for index, line in records)

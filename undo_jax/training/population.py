@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Lowered
 
 from undo_jax.logs.sink import Tags, Target
+from undo_jax.runtime.compiler import jit_on
 from undo_jax.runtime.device_memory import check_program
 from undo_jax.runtime.sharding import param_shardings, with_shardings
 from undo_jax.training import programs
 from undo_jax.training.arguments import argument_shapes, stack_inits, stack_references
-from undo_jax.training.programs import Programs, TrainSpec, jit_on, over_members, while_active
+from undo_jax.training.programs import Programs, TrainSpec, over_slots, while_active
 from undo_jax.training.train_step import State
 from undo_jax.types import LM, Key, Lazy, Metrics, Params, Scores, shapes
 
@@ -27,7 +28,8 @@ from undo_jax.types import LM, Key, Lazy, Metrics, Params, Scores, shapes
 class TrialInputs:
     """Streams of rows and reference models that trials share. Equal only to itself."""
 
-    streams: Mapping[str, Any]  # streams[name][step, rows] -> int32 [B, T+1], or `Packed`
+    # streams[name][step, rows] -> int32 [B, T+1], or `Packed`; the loop reads it before each step
+    streams: Mapping[str, Any]
     refs: Mapping[str, tuple[LM, Lazy]]  # loaded once, when training starts
 
 
@@ -40,7 +42,8 @@ class Trial:
     key: Key
     learning_rate: float  # the peak
     inputs: TrialInputs
-    should_stop: Callable[[Scores], bool] = lambda scores: False  # the stop rule
+    # the stop rule; a trial whose scores are not finite stops, too
+    should_stop: Callable[[Scores], bool] = lambda scores: False
     # of two trials of a model, the one with the larger value is the stronger
     attack_score: Callable[[Scores], tuple[float, ...]] = lambda scores: ()
     loss_kwargs: Mapping[str, float] = field(default_factory=dict)  # that differ between trials
@@ -58,10 +61,10 @@ class TrialResult(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Trials in the order of their slots; an empty slot holds a copy of trial 0."""
+    """The trial of each slot. An empty slot holds a copy of trial 0 that is never active."""
 
     trial_indices: list[int]  # the index of each slot's trial; -1: the slot is empty
-    trials: list[Trial]  # one per slot
+    trials: list[Trial]  # one per slot, M in all
     inputs: list[TrialInputs]  # each once
     init_params: dict[str, Lazy]  # each once, by `Trial.init_name`
 
@@ -131,8 +134,8 @@ class Evaluator(NamedTuple):
 class _Executables(NamedTuple):
     advance: Compiled
     score: Compiled
-    start: Compiled
-    put: Compiled | None  # needed if trials start from several models
+    initialise: Compiled
+    copy_in: Compiled | None  # needed if trials start from several models
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,14 +149,14 @@ class Population:
 
     @cached_property
     def slots(self) -> Slots:
-        """The trials in the order of their places in stacked arrays."""
+        """The trials in the order of the stacked arrays, which have an axis M of slots."""
         return assign_slots(self.trials, self.mesh.shape["sweep"])
 
     @cached_property
     def shares_frozen(self) -> bool:
         """Whether parameters that do not train are held once for trials that start alike."""
         trains, inits = self.spec.trains, len(self.slots.init_params)
-        return programs.shares_frozen(trains, len(self.trials), inits, self.mesh)
+        return programs.can_share_frozen(trains, len(self.trials), inits, self.mesh)
 
     @cached_property
     def _programs(self) -> Programs:
@@ -163,13 +166,14 @@ class Population:
 
     @property
     def state_shapes(self) -> State:
-        """Shapes and shardings of the trials' states, [M, ...]."""
+        """Shapes and shardings of the slots' states, [M, ...]."""
         return self._programs.states
 
     # 1. What the trials read, in stacked arrays
 
     @cached_property
     def _references(self) -> dict[str, Params]:
+        """The reference models of each input, rounded (`LM.rounded`) and stacked."""
         return {
             name: stack_references(
                 lm, [inputs.refs[name][1]() for inputs in self.slots.inputs], self.mesh
@@ -198,32 +202,33 @@ class Population:
 
     # 2. The programs
 
-    def start(self) -> State:
+    def initialise(self) -> State:
         """Returns the first states. Models are loaded one at a time, each into its slots."""
         _ = self._references  # loaded before the states take memory
         executables, place = self._compiled, param_shardings(self.spec.lm, self.mesh)
         keys, learning_rates = self.slots.keys, self.slots.learning_rates
         if self.shares_frozen:
             inits = *self._inits, self.slots.init_index
-            return jax.block_until_ready(executables.start(inits, keys, learning_rates))
+            return jax.block_until_ready(executables.initialise(inits, keys, learning_rates))
         (_, load_first), *further = self.slots.init_params.items()
-        states = executables.start(jax.device_put(load_first(), place), keys, learning_rates)
+        params = jax.device_put(load_first(), place)
+        states = executables.initialise(params, keys, learning_rates)
         for init_name, load in further:
-            assert executables.put is not None
+            assert executables.copy_in is not None
             mask = self.slots.starts_from(init_name)
-            params = executables.put(states.params, jax.device_put(load(), place), mask)
+            params = executables.copy_in(states.params, jax.device_put(load(), place), mask)
             states = states._replace(params=params)
         return states
 
     def advance(self, states: State, batch: Any, active: Any) -> tuple[State, Metrics]:
         """Takes one step of the active trials; `states` is donated."""
-        per_trial = self._input_index, active, self._loss_kwargs
-        return self._compiled.advance(states, per_trial, (self._references, batch, *self._inits))
+        per_slot = self._input_index, active, self._loss_kwargs
+        return self._compiled.advance(states, per_slot, (self._references, batch, *self._inits))
 
     def score(self, params: Params, active: Any) -> Metrics:
-        """Returns scores of the active trials, [M]; 0 for others."""
-        per_trial = params, active, self.slots.init_index
-        return self._compiled.score(per_trial, (self.evaluation.data, *self._inits))
+        """Returns scores of all slots, [M]; 0 for those that are not active."""
+        per_slot = params, active, self.slots.init_index
+        return self._compiled.score(per_slot, (self.evaluation.data, *self._inits))
 
     @cached_property
     def _complete(self) -> Any:
@@ -246,40 +251,40 @@ class Population:
         states, (_, active, _), (_, _, *stacked) = arguments
         evaluate = partial(self.evaluation.evaluate, spec.lm)
 
-        def score_one(trial, inputs):
-            picked, active, init_index = trial
-            data, *inits = inputs
+        def score_one(slot, shared):
+            picked, active, init_index = slot
+            data, *inits = shared
             params = programs.complete(spec.trains, picked, init_index, inits)
             skip = lambda result, *_: programs.zeros(result)  # noqa: E731
             return while_active(len(slots.trials), active, evaluate, skip, params, data)
 
         replicated = NamedSharding(mesh, P())
-        score_all = jit_on(mesh)(over_members(score_one, mesh), out_shardings=replicated)
-        per_trial = states.params, active, slots.init_index
-        yield score_all.lower(per_trial, (self.evaluation.data, *stacked))
+        score_all = jit_on(mesh)(over_slots(score_one, mesh), out_shardings=replicated)
+        per_slot = states.params, active, slots.init_index
+        yield score_all.lower(per_slot, (self.evaluation.data, *stacked))
         model = with_shardings(shapes(spec.lm), spec.lm.rules, mesh)
         first = (*stacked, slots.init_index) if self.shares_frozen else model
-        yield built.start.lower(first, slots.keys, slots.learning_rates)
+        yield built.initialise.lower(first, slots.keys, slots.learning_rates)
         if len(slots.init_params) > 1 and not self.shares_frozen:
             places = jax.tree.map(lambda x: x.sharding, states.params)
-            put_all = jit_on(mesh)(_put, donate_argnums=0, out_shardings=places)
-            yield put_all.lower(states.params, model, active)
+            copy_in = jit_on(mesh)(_copy_in, donate_argnums=0, out_shardings=places)
+            yield copy_in.lower(states.params, model, active)
 
     @cached_property
     def _compiled(self) -> _Executables:
         """Compiled in parallel, while the next is lowered: XLA compiles mostly on one core."""
         with ThreadPoolExecutor() as pool:
-            advance, score, start, *put_all = pool.map(Lowered.compile, self._lowered())
+            advance, score, initialise, *copy_in = pool.map(Lowered.compile, self._lowered())
         rows = self.spec.training.batch_size
         label = f"{len(self.trials)} models trained together on batches of {rows} rows"
         check_program(label, advance, self.mesh)
-        return _Executables(advance, score, start, put_all[0] if put_all else None)
+        return _Executables(advance, score, initialise, copy_in[0] if copy_in else None)
 
 
-def _put(stacked: Params, params: Params, mask: Any) -> Params:
+def _copy_in(stacked: Params, params: Params, mask: Any) -> Params:
     """Returns stacked parameters [M, ...] with `params` in the slots where `mask` is true."""
 
-    def put_leaf(stack, leaf):
+    def copy_leaf(stack, leaf):
         return jnp.where(mask.reshape(-1, *[1] * leaf.ndim), leaf, stack)
 
-    return jax.tree.map(put_leaf, stacked, params)
+    return jax.tree.map(copy_leaf, stacked, params)

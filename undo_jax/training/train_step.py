@@ -1,4 +1,4 @@
-"""The train step of all stages: pure, sharded by its arguments, exact under accumulation."""
+"""The train step: pure, exact under accumulation, sharded by its arguments and by `ops/`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class State(NamedTuple):
     step: Int[Array, ""]
     params: Params
     opt_state: optax.OptState
-    key: Key
+    key: Key  # of the random numbers of the loss; most losses draw none
     learning_rate: Float[Array, ""]  # the peak; the schedule is a fraction of it
 
 
@@ -91,7 +91,7 @@ def rows(packed: Int[Array, "B T+1"] | Packed, mask: Int[Array, "B T"] | None = 
     return Rows(inputs, targets, weights, segments, states)
 
 
-def start(
+def initialise(
     params: Params,
     key: Key,
     learning_rate: Float[Array, ""],
@@ -121,7 +121,7 @@ def make_step(
         lm: the model.
         loss: the loss.
         optimizer: the optax chain at a learning rate of 1, see `optim.build`.
-        ref_lms: the frozen models that the loss reads, by name; their parameters are `refs`.
+        ref_lms: the frozen models that the loss reads; `refs` are their `LM.rounded` parameters.
         accumulation: parts that a batch is computed in.
         trains: which parameters have a gradient, which is clipped and whose norm is the metric
             `gradient_norm`; other parameters stay bit for bit. None: all train.
