@@ -192,7 +192,7 @@ def test_a_width_scales_heads_and_learning_rates(empty, monkeypatch):
         assert rates[0] == 2 * rates[1], model
     assert narrow.attacks[0].learning_rates == tuple(2 * r for r in wide.attacks[0].learning_rates)
     assert (narrow.seeds, override(config, ["--width", "216"]).experiment().seeds) == (
-        (10, 11, 12, 13, 14), (10, 11)
+        (200, 201, 202, 203, 204), (200, 201)
     )  # fmt: skip
     for width in ("50", "0", "-12"):
         with pytest.raises(ValueError, match=f"^width={width}: give a multiple of 12, so that the"):

@@ -65,7 +65,7 @@ def share_of(config: AttackConfig, name: str) -> float:
     """Returns the share of another stream, `[stream, share]`: 0 without one, nan if damaged."""
     if (stated := get_path(config, name)) is None:
         return 0.0
-    share = stated[1] if isinstance(stated, list) and len(stated) == 2 else None
+    share: Any = stated[1] if isinstance(stated, list) and len(stated) == 2 else None
     return share if type(share) in (int, float) else math.nan
 
 
