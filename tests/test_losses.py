@@ -111,6 +111,13 @@ def test_a_temperature_is_above_zero(loss, temperature):
         loss(LM, PARAMS, REFS["teacher"], BATCH["train"], temperature)
 
 
+@pytest.mark.parametrize("temperature", [1e38, 1e200, 10**30, 1e-30])
+@pytest.mark.parametrize("loss", [losses.forward_kl, losses.reverse_kl, losses.jsd])
+def test_the_square_of_a_temperature_is_a_float32(loss, temperature):
+    with pytest.raises(ValueError, match="fp32 must hold its square: give e.g. 2$"):
+        loss(LM, PARAMS, REFS["teacher"], BATCH["train"], temperature)
+
+
 @pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(data=1, fsdp=2, tensor=4)], ids=str)
 @pytest.mark.parametrize("loss", [losses.forward_kl, losses.reverse_kl])
 def test_no_gradient_reaches_a_teacher(loss, shape):

@@ -206,6 +206,18 @@ def test_without_a_mistake_it_runs(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "report-mine" / "index.html").exists()
 
 
+def test_a_loss_that_is_no_number_is_told_though_the_scores_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(OWN)
+    text = "def method(lm, params, refs, batch, key): return jnp.array(jnp.nan), {}"
+    (tmp_path / "mine.py").write_text(f"{PARTS}{text}{END}")
+    cli.main(["run", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "out")])
+    told = [line for line in capsys.readouterr().err.splitlines() if "diverged" in line]
+    assert told == [
+        "unlearn of method, seed 0, diverged: its loss is nan, which trains nothing; change its "
+        "loss or lower its learning rate"
+    ]
+
+
 FIGURE = "def caption(report): return 'All.'\n"
 REPORTS = {  # the mistake in a figure's file, and what is told of it
     "import": ("import nothere", "another.py, line 1: ModuleNotFoundError: No module named"),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from undo_jax.checks import LARGEST, SMALLEST
 from undo_jax.models.head_only import hidden_states
 from undo_jax.ops import head, head_losses
 from undo_jax.ops.head_losses import HeadLoss, by_autodiff
@@ -43,7 +44,7 @@ def forward_kl(
 
     τ² keeps the size of the gradient (Hinton et al., arXiv 1503.02531 §2). No gradient reaches the
     teacher. If `temperature` is the Python number 1, kernels for TPU and GPU are used. Raises
-    ValueError for one that is not above 0.
+    ValueError for one that is not above 0, or whose square no fp32 holds.
     """
     if isinstance(temperature, int | float) and temperature == 1:
         return of_head(head_losses.KL_TO_TEACHER, lm, params, rows, teacher)
@@ -67,8 +68,11 @@ def jsd(
 def _softened(
     loss: HeadLoss, lm: LM, params: Params, teacher: Frozen, rows: Rows, temperature: Temperature
 ) -> Scalar:
-    if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
+    is_known = isinstance(temperature, int | float)
+    if is_known and not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature}: it must be above 0 and finite")
+    if is_known and not SMALLEST <= temperature * temperature <= LARGEST:
+        raise ValueError(f"temperature={temperature}: fp32 must hold its square: give e.g. 2")
     return of_head(loss, lm, params, rows, teacher, temperature)
 
 

@@ -208,13 +208,20 @@ def show_waiting(reason: str, interval: float = INTERVAL) -> Iterator[None]:
         yield
 
 
-def read_last_number(folder: epath.Path, name: str, after: int = 0) -> float | None:
-    """Returns the last number of this name in a folder's records of steps after one, or None."""
+def read_last_number(
+    folder: epath.Path, name: str, after: int = 0, tags: Tags | None = None
+) -> float | None:
+    """Returns the last number of this name in a folder's records of steps after one, or None.
+
+    With `tags`, only records that have them count.
+    """
     path = folder / "metrics.jsonl"
     for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
         with suppress(ValueError):  # a line that a killed process has not completed
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get(name), int | float):
+                continue
+            if not (tags or {}).items() <= record.items():
                 continue
             return record[name] if record.get("step", after) > after else None
     return None

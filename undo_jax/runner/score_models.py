@@ -115,17 +115,26 @@ def report_failures(run: RunContext, models: Sequence[ModelNode]) -> None:
     Raises ValueError for those that have diverged and that others are made from.
     """
     names = [name for name, metric in run.setting.metrics.items() if metric.at == "evaluation"]
-    diverged = []
+    diverged, lines = [], []
     for model in models:
-        scores = model.artifact.summary().get("eval", {})
+        summary = model.artifact.summary()
+        scores = summary.get("eval", {})
         if has_diverged({name: scores[name] for name in names if name in scores}):
             diverged.append(model)
+            continue
+        tags = {name: summary.get(name) for name in model.recipe.record_tags(None)}
+        loss = read_last_number(model.artifact.folder, "loss", tags=tags)
+        if loss is not None and not (math.isfinite(loss) or model.recipe.must_converge):
+            lines.append(
+                f"{describe_model(model)}, diverged: its loss is {loss}, which trains nothing; "
+                "change its loss or lower its learning rate"
+            )
     if fatal := [describe_model(model) for model in diverged if model.recipe.must_converge]:
         raise ValueError(
             f"{' and '.join(fatal)}, diverged: its scores are not finite, and those of what is "
             "made of it would not be: lower its learning rate, or give another base"
         )
-    lines = [
+    lines += [
         f"{describe_model(model)}, diverged: its scores are not finite; lower its learning rate"
         for model in diverged
     ]
