@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from known_logs import Workdir
 
+from undo_jax import scores, sinks
 from undo_jax.cli import commands, discovery
 from undo_jax.cli import main as cli
 from undo_jax.report import figures, paper
 from undo_jax.runner import load_experiment
 
 OWN = Path(__file__).parent / "own"
+QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.py"
 PARTS = """
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -318,6 +320,9 @@ COMMANDS = {
     "no type": (
         "def another(folder) -> None:\n    'Weigh.'", "the argument folder has no type: write it",
     ),
+    "order": (
+        "ORDER = 'x'\ndef another() -> None:\n    'Weigh.'", "its ORDER is 'x': give a number",
+    ),
 }  # fmt: skip
 
 
@@ -339,20 +344,49 @@ def test_the_other_commands_work_beside_a_wrong_folder(add, tmp_path, capsys):
     assert "cli.commands.another is left out, it is no command: ModuleNotFoundError" in line
 
 
-@pytest.mark.parametrize("error", ["TypeError('x')", "ValueError('give y')"])
-def test_an_error_of_a_method_in_the_package_is_told(error, tmp_path, monkeypatch, capsys):
+NAMED = {  # the mistake in the file of a score or sink, and what is told of it
+    "no function": ("def other(): pass", "another.py has no function another: write it"),
+    "number": ("another = 5", "another.py has no function another: write it"),
+    "syntax": ("def another(:", "another.py: SyntaxError: invalid syntax"),
+    "import": ("import nothere", "ModuleNotFoundError: No module named 'nothere': correct it"),
+    "raises": ("1 / 0", "another.py: ZeroDivisionError: division by zero: correct it"),
+    "exits": ("import sys; sys.exit(0)", "another.py, line 1: SystemExit: 0"),
+}
+
+
+@pytest.mark.parametrize("mistake", NAMED)
+@pytest.mark.parametrize("package", [scores, sinks], ids=["scores", "sinks"])
+def test_a_mistake_in_a_score_or_sink_is_told(package, mistake, add, tmp_path, capsys):
+    text, said = NAMED[mistake]
+    add(package, "another", text)
+    words = "run", QUICKSTART, "--workdir", tmp_path / "out"
+    told = _refused(capsys, *words, f"--{package.__name__.rpartition('.')[2]}", "another")
+    assert told.startswith(f"undo-jax: {tmp_path}/plugins/another.py") and said in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("methods", "TypeError('x')"),
+        ("sinks", "RuntimeError('x')"),
+        ("scores", "SystemExit('x')"),
+        ("methods", "ValueError('give y')"),
+    ],
+)
+def test_an_error_of_a_file_in_the_package_is_told(kind, error, tmp_path, monkeypatch, capsys):
     """By its line, if it was not raised on purpose."""
     monkeypatch.syspath_prepend(OWN)
-    monkeypatch.syspath_prepend(tmp_path / "methods")
+    monkeypatch.syspath_prepend(tmp_path / kind)
     monkeypatch.setattr(load_experiment, "PACKAGE", tmp_path)
     monkeypatch.setattr(load_experiment, "_is_users", lambda file: False)
-    (tmp_path / "methods").mkdir()
-    own = tmp_path / "methods" / "another.py"
+    (tmp_path / kind).mkdir()
+    own = tmp_path / kind / "another.py"
     own.write_text(f"def method(lm, params, refs, batch, key):\n    raise {error}\n")
     monkeypatch.delitem(sys.modules, "another", raising=False)
     folder = tmp_path.parent / f"{tmp_path.name}-own"
     folder.mkdir()
     (folder / "mine.py").write_text(f"{PARTS}from another import method\n{END}")
     told = _refused(capsys, "run", folder / "mine.py", "--workdir", tmp_path / "out")
-    where = f"{own}, line 2: TypeError: x" if "Type" in error else "give y"
+    where = f"{own}, line 2: {error.partition('(')[0]}: x" if "'x'" in error else "give y"
     assert told == f"undo-jax: {where}"

@@ -30,11 +30,13 @@ def find_commands() -> dict[str, Command]:
         name = " ".join(word.rstrip("_").replace("_", "-") for word in words)
         try:
             module = importlib.import_module(file.name)
-            functions[name] = _find_command(module, words[-1])
+            command, order = _find_command(module, words[-1]), getattr(module, "ORDER", math.inf)
+            if not isinstance(order, int | float):
+                raise ValueError(f"its ORDER is {order!r}: give a number")
         except Exception as error:  # of one file: the other commands work
             _skip(f"{getattr(file.module_finder, 'path', '')}/{words[-1]}.py", error)
             continue
-        orders[name] = getattr(module, "ORDER", math.inf)
+        orders[name], functions[name] = order, command
     return {name: functions[name] for name in sorted(functions, key=lambda n: (orders[n], n))}
 
 

@@ -18,7 +18,8 @@ from undo_jax.runtime.mesh import MeshShape
 from undo_jax.runtime.signals import Preempted
 
 PACKAGE = Path(__file__).parents[1]
-PLUGINS = "attacks", "methods", "noises", "recipes", "settings"  # folders that users add files to
+# folders that users add files to
+PLUGINS = "attacks", "methods", "noises", "recipes", "scores", "settings", "sinks"
 TOLD = (ValueError, OSError, ImportError, SyntaxError)  # whose messages say what is wrong
 
 
@@ -87,7 +88,7 @@ def _place(error: BaseException) -> str | None:
         return f"{error.filename}, line {error.lineno or _unreadable_line(error.filename)}"
     frames = traceback.extract_tb(error.__traceback__)
     user_frames = [frame for frame in frames if _is_users(frame.filename)]
-    if not user_frames and not isinstance(error, (*TOLD, JaxRuntimeError, SystemExit)):
+    if not user_frames and not isinstance(error, (*TOLD, JaxRuntimeError)):
         folders = [PACKAGE / folder for folder in PLUGINS]
         user_frames = [frame for frame in frames if Path(frame.filename).parent in folders]
     return f"{user_frames[-1].filename}, line {user_frames[-1].lineno}" if user_frames else None
