@@ -353,6 +353,11 @@ def test_compare_takes_an_artifact_as_one_seed(tmp_path, capsys):
     attack = next(path for path in tmp_path.glob("relearn-UNDO-seed1-*"))
     status, told = _say(capsys, "compare", attack, f"{tmp_path}:oracle")
     assert status == 2 and "is no model of a report" in told
+    path = tmp_path / "experiment-known.json"
+    path.write_text("{")
+    for side in (folder, f"{tmp_path}:UNDO", tmp_path):
+        status, told = _say(capsys, "compare", side, side)
+        assert status == 2 and f"{path} is damaged" in told
 
 
 def test_compare_pairs_two_experiments_model_by_model(tmp_path, capsys):

@@ -574,6 +574,17 @@ def test_json_that_no_run_wrote_is_named(tmp_path: Path, file: str, damage: str)
     assert str(path) in str(error.value) or f"{folder} is not as" in str(error.value)
 
 
+@pytest.mark.parametrize("damage", ["cut", "[]", "{}", "3"])
+def test_a_damaged_file_of_scores_leaves_its_model(tmp_path: Path, damage: str) -> None:
+    work = full(tmp_path, seeds=1)
+    path = work.add("pretrain", "other") / "scores.json"
+    path.write_bytes(b'{"scores": 3}' if damage == "{}" else DAMAGES[damage])
+    with pytest.raises(ValueError, match=f"^{path} is [^:]*") as error:
+        work.report()
+    assert str(error.value).endswith("): delete it, and `undo-jax score` computes it again")
+    assert str(error.value).count("delete") == 1
+
+
 METRIC = {"label": "x", "higher_is_better": True, "unit": ""}
 METRICS = {"retain": METRIC, "forget": METRIC}
 OUTSIDE = ("..", "../x", "/etc", ".", "", "a/b", 3, ["x"])  # names of no folder of the workdir
@@ -673,8 +684,9 @@ def test_a_name_that_is_a_link_is_refused(tmp_path: Path) -> None:
     folder = work.add("pretrain", "other")
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="other-0 is a link|is a link"):
+    with pytest.raises(ValueError, match=f"^artifact {folder.name} in .* is a link") as error:
         work.report()
+    assert str(error.value).endswith("put the folder itself there")
 
 
 def test_a_log_that_is_no_text_is_counted(tmp_path: Path) -> None:

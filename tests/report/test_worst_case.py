@@ -325,6 +325,13 @@ def test_what_is_no_share_is_refused_in_a_line(
     assert not said.out and before == {path: path.stat().st_mtime for path in tmp_path.rglob("*")}
 
 
+def test_a_share_that_is_no_number_is_refused_in_a_line(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["report", str(tmp_path), "--min-retain", "text"])
+    said = capsys.readouterr().err
+    assert said == "undo-jax: --min-retain text: give a number from 0 to 1\n"
+
+
 @pytest.mark.parametrize(("value", "forget"), [("0", "0.90"), ("0.9", "0.50"), ("1", "0.10")])
 def test_commands_count_what_they_are_told(tmp_path: Path, value: str, forget: str, capsys) -> None:
     work = Workdir(tmp_path)

@@ -211,11 +211,15 @@ def test_removed_parameters_and_damaged_files_take_one_line(workdir, capsys):
     (base / "scores.json").unlink()
     path = oracle / "scores.json"
     path.write_text(path.read_text().replace('"l2": ', '"l2": 1'))
+    other = next(workdir.glob("unlearn-*/scores.json"))
+    fingerprint = json.loads(other.read_text())["fingerprint"]
+    other.write_text(json.dumps({"fingerprint": fingerprint, "scores": {"parameter_norm": 5}}))
     capsys.readouterr()
     cli.main(["score", "out", "parameter_norm"])
     out, err = capsys.readouterr()
     assert f"not scored, their parameters were removed: {base.name}" in err.splitlines()
-    assert f"{path} is damaged" in err and "computed for 1 models, 6 had all, 1 have no" in out
+    assert f"{path} is damaged" in err and "computed for 2 models, 5 had all, 1 have no" in out
+    assert f"{other} is not of artifact {fingerprint}, or damaged: delete it" in err
     assert _stored(workdir)[oracle.name] == written[oracle.name]
 
 
@@ -246,6 +250,23 @@ def test_mistakes_take_one_line(workdir, capsys):
     Path("toy.py").write_text(broken)
     line = _refused(capsys, "score", "out", "layers_of")
     assert "score layers_of raised KeyError: 'x' (" in line and "line 28)" in line
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ({"a": 1}, "experiment-toy.json is not as a run writes it (its runs): run the"),
+        ([5], "experiment-toy.json is not as a run writes it (its runs): run the"),
+        ([{"command": "undo-jax run 'x"}], "made toy: give it as --experiment FILE"),
+        ([{"command": None}], "made toy: give it as --experiment FILE"),
+    ],
+)
+def test_damaged_commands_take_one_line(runs, said, workdir, capsys):
+    path = workdir / "experiment-toy.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "runs": runs}))
+    assert said in _refused(capsys, "score", "out", "parameter_norm")
 
 
 def test_the_report_shows_them(workdir, capsys):

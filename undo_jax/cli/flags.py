@@ -45,6 +45,7 @@ TypedCommand = Suppress[str]  # the whole command line
 FORMATS = {  # of values, by their name in help
     "INT": "a whole number",
     "FLOAT": "a number",
+    "SHARE": "a number from 0 to 1",
     "[INT ...]": "whole numbers",
     "[FLOAT ...]": "numbers",
 }

@@ -41,6 +41,7 @@ def read_artifact(
     config = read_json(folder / "config.json", remedy)
     summary = read_json(folder / "summary.json", remedy)
     verify(folder, summary)
+    plugin_scores = read_plugin_scores(folder, config)
     with as_written(folder):
         stage = typed(config, "stage", str)
         if attack and stage != ATTACK:
@@ -78,7 +79,7 @@ def read_artifact(
             losses=losses,
             upstream=tuple(text for text in upstream if isinstance(text, str)),
             other_config={name: part for name, part in parts.items() if name != stage},
-            plugin_scores=read_plugin_scores(folder, config),
+            plugin_scores=plugin_scores,
         )
 
 

@@ -17,6 +17,7 @@ from undo_jax.runtime.atomic_files import hash_file
 
 NONE = type(None)
 REQUIRED: Any = object()
+REMEDY = "delete it, and run the experiment again"
 
 
 def verify(folder: epath.Path, summary: Json) -> None:
@@ -32,7 +33,7 @@ def verify(folder: epath.Path, summary: Json) -> None:
 
 
 @contextmanager
-def as_written(path: epath.Path) -> Iterator[None]:
+def as_written(path: epath.Path, remedy: str = REMEDY) -> Iterator[None]:
     """Turns errors of the block, which reads JSON that no run has written, into a ValueError."""
     try:
         yield
@@ -40,9 +41,7 @@ def as_written(path: epath.Path) -> Iterator[None]:
         KeyError, TypeError, AttributeError, ValueError, OverflowError, IsADirectoryError
     ) as error:  # fmt: skip
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{path} is not as a run writes it ({reason}): delete it, and run the experiment again"
-        ) from error
+        raise ValueError(f"{path} is not as a run writes it ({reason}): {remedy}") from error
 
 
 def typed(record: Any, name: str, *types: type, default: Any = REQUIRED) -> Any:
@@ -75,12 +74,19 @@ def get_dict(record: Any, name: str) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def check_inside(root: epath.Path, name: Any) -> None:
-    """Raises TypeError or ValueError for a name that is not a folder directly in the workdir."""
+def check_inside(name: Any) -> None:
+    """Raises TypeError for a name that is not one of a folder directly in the workdir."""
     if type(name) is not str or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
         raise TypeError(f"an artifact is {reprlib.repr(name)}")
+
+
+def check_no_link(root: epath.Path, name: str) -> None:
+    """Raises ValueError for a folder of a workdir that is a link."""
     if "://" not in os.fspath(root) and os.path.islink(os.path.join(root, name)):
-        raise ValueError(f"artifact {name} is a link")
+        raise ValueError(
+            f"artifact {name} in {root} is a link, which a report does not follow: put the folder "
+            "itself there"
+        )
 
 
 def check_name(name: str) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 from etils import epath
 
 from undo_jax.report.artifact_logs import read_artifact
-from undo_jax.report.files import NONE, as_written, check_inside, check_name, number, typed
+from undo_jax.report.files import (
+    NONE,
+    as_written,
+    check_inside,
+    check_name,
+    check_no_link,
+    number,
+    typed,
+)
 from undo_jax.report.records import MIN_RETAIN, ROLES, Entry, Json, Logs, Measure, Origin
 from undo_jax.report.worst_case import check_min_retain
 from undo_jax.runtime.atomic_files import read_json
@@ -59,10 +67,12 @@ def read_logs(workdir: epath.PathLike, name: str, min_retain: float = MIN_RETAIN
         if typed(content, "name", str) != name:
             raise ValueError(f"its name is {reprlib.repr(content['name'])}")
         metrics = _metrics(content)
-        entries = tuple(_entry(root, record) for record in typed(content, "models", list))
-        owners = _owners(root, typed(content, "artifacts", list), entries)
+        entries = tuple(_entry(record) for record in typed(content, "models", list))
+        owners = _owners(typed(content, "artifacts", list), entries)
         _check_distinct(entries)
         origins = tuple(map(_origin, typed(content, "runs", list, default=[])))
+    for folder in owners:
+        check_no_link(root, folder)
     scored = {entry.artifact for entry in entries if entry.role != "student"}
     attacks = {folder for entry in entries for folder in (*entry.attacks, *entry.controls)}
     artifacts = {
@@ -114,7 +124,7 @@ def _metrics(content: Json) -> list[Measure]:
     ]
 
 
-def _entry(root: epath.Path, record: Any) -> Entry:
+def _entry(record: Any) -> Entry:
     """Reads an entry. Raises KeyError, TypeError or ValueError for what no run has written."""
     role, alpha = typed(record, "role", str), typed(record, "alpha", float, int, NONE)
     if role not in ROLES:
@@ -137,16 +147,16 @@ def _entry(root: epath.Path, record: Any) -> Entry:
     )
     references = [folder for folder in (entry.unlearned, entry.oracle) if folder is not None]
     for folder in (entry.artifact, *entry.attacks, *entry.controls, *references):
-        check_inside(root, folder)
+        check_inside(folder)
     return entry
 
 
-def _owners(root: epath.Path, records: list[Any], entries: Sequence[Entry]) -> dict[str, str]:
+def _owners(records: list[Any], entries: Sequence[Entry]) -> dict[str, str]:
     """Returns the label of every artifact, by folder, in the order of the experiment."""
     owners: dict[str, str] = {}
     for record in records:
         folder, label = typed(record, "artifact", str), typed(record, "model", str)
-        check_inside(root, folder)
+        check_inside(folder)
         owners.setdefault(folder, label)
     for entry in entries:
         for folder in (entry.artifact, *entry.attacks, *entry.controls):

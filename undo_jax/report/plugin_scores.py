@@ -20,8 +20,9 @@ def read_plugin_scores(folder: epath.Path, config: Json) -> dict[str, float]:
     path = folder / FILE
     if not path.exists():
         return {}
-    content = read_json(path, "delete it, and `undo-jax score` computes it again")
-    with as_written(path):
+    remedy = "delete it, and `undo-jax score` computes it again"
+    content = read_json(path, remedy)
+    with as_written(path, remedy):
         if content.get("fingerprint") != config.get("fingerprint"):
             raise ValueError("it is of another artifact")
         numbers = {}

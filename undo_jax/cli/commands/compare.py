@@ -51,7 +51,8 @@ def read_side(argument: str, min_retain: float = MIN_RETAIN) -> Side:
     files = [path] if path.suffix == ".json" else sorted(path.glob("experiment-*.json"))
     listings = [inventory.read_experiment(file, {}) for file in files]
     if model:
-        listings = [listed for listed in listings if model in _models(listed)]
+        has_model = [listed for listed in listings if model in _models(listed)]
+        listings = has_model or [listed for listed in listings if listed.wrong]
     listed = _only(path, listings, model)
     logs = read_logs(listed.path.parent, listed.name, min_retain)
     return Side(Study("", logs), model)
@@ -72,12 +73,15 @@ def _split(argument: str) -> tuple[epath.Path, str]:
 
 def _side_of_artifact(folder: epath.Path, min_retain: float) -> Side:
     """Returns the model, with one seed, that a folder holds."""
-    for path in sorted(folder.parent.glob("experiment-*.json")):
-        listed = inventory.read_experiment(path, {})
+    files = sorted(folder.parent.glob("experiment-*.json"))
+    listings = [inventory.read_experiment(path, {}) for path in files]
+    for listed in listings:
         for entry in listed.content.get("models", []):
             if entry["artifact"] == folder.name:
                 study = Study("", read_logs(folder.parent, listed.name, min_retain))
                 return Side(study, entry["model"], entry["seed"])
+    if wrong := next(filter(None, (listed.wrong for listed in listings)), ""):
+        raise ValueError(wrong)
     raise ValueError(f"{folder} is no model of a report: give one of those that `list` names")
 
 

@@ -29,7 +29,7 @@ from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import make_mesh_without_sweep
 from undo_jax.runtime.workdir_lock import lock_workdir
 from undo_jax.workdir import inventory
-from undo_jax.workdir.inventory import StoredExperiment
+from undo_jax.workdir.inventory import AGAIN, StoredExperiment
 
 ORDER = 70
 Names = Annotated[Positional[tuple[str, ...]], arg(metavar="NAMES", help_behavior_hint="")]
@@ -94,6 +94,8 @@ def _recorded(workdir: str, listed: Sequence[StoredExperiment]) -> list[Experime
         if experiment.wrong:
             raise ValueError(experiment.wrong)
         runs = experiment.content.get("runs") or []
+        if not isinstance(runs, list) or not all(isinstance(entry, dict) for entry in runs):
+            raise ValueError(f"{experiment.path} is not as a run writes it (its runs): {AGAIN}")
         parsed = [_parse_run(str(entry.get("command", ""))) for entry in runs]
         recorded = [command for command in parsed if command is not None]
         if not recorded:
@@ -107,7 +109,10 @@ def _recorded(workdir: str, listed: Sequence[StoredExperiment]) -> list[Experime
 
 def _parse_run(command: str) -> tuple[str, str | None, tuple[str, ...]] | None:
     """Returns the file, the mesh and the experiment's flags of a `run`; None without a file."""
-    program, *words = shlex.split(command) or [""]
+    try:
+        program, *words = shlex.split(command) or [""]
+    except ValueError:  # not as a run records it
+        return None
     file = next((word for word in words if word.endswith(".py")), None)
     if program != "undo-jax" or words[:1] != ["run"] or file is None or not Path(file).is_file():
         return None
