@@ -107,6 +107,17 @@ def test_an_artifact_without_a_summary_is_not_finished(saved, mesh):
         artifacts.load_params(saved, LM, mesh)
 
 
+@pytest.mark.parametrize("name", ["params", "bare"])
+def test_a_damaged_list_of_arrays_has_a_remedy_that_helps(name, saved, mesh):
+    path = Path(saved.folder / "params").rename(saved.folder / name)
+    (path / "_METADATA").unlink()
+    with pytest.raises(ValueError, match=f"cannot read a checkpoint at {path}: ") as error:
+        param_checkpoint.restore(path, LM, mesh)
+    told = _one_line(error)
+    assert ("of an artifact, give its folder `params`" in told) == (name == "bare")
+    assert (f"if it is damaged, delete {saved.folder}, and a run" in told) == (name == "params")
+
+
 def test_a_damaged_summary_is_named_and_what_to_do(saved):
     (saved.folder / "summary.json").write_text("")
     with pytest.raises(ValueError, match="summary.json is damaged") as error:

@@ -252,6 +252,20 @@ def test_mistakes_take_one_line(workdir, capsys):
     assert "score layers_of raised KeyError: 'x' (" in line and "line 28)" in line
 
 
+def test_a_damaged_model_is_told(workdir, capsys):
+    path = next(workdir.glob("unlearn-*/summary.json"))
+    path.write_text("{")
+    cli.main(["score", "out", "parameter_norm"])
+    out, err = capsys.readouterr()
+    assert "computed for 7 models, 0 had all" in out
+    (line,) = [line for line in err.splitlines() if f"{path} is damaged" in line]
+    assert line.endswith(f": {path.parent.name} is not scored, a run makes it again")
+    for path in workdir.glob("*/summary.json"):
+        if not path.parent.name.startswith("noise-"):  # which has no scores
+            path.unlink()
+    assert "holds no finished model of its" in _refused(capsys, "score", "out", "parameter_norm")
+
+
 @pytest.mark.parametrize(
     ("runs", "said"),
     [

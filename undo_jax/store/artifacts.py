@@ -111,15 +111,15 @@ class Artifact:
         return summary
 
 
-def is_finished(artifact: Artifact) -> bool:
-    """Returns whether an artifact is finished; reports a damaged summary, which does not count."""
+def is_finished(artifact: Artifact, otherwise: str = "is made again") -> bool:
+    """Returns whether an artifact is finished; of a damaged one it reports what is done instead."""
     try:
         artifact.summary()
     except FileNotFoundError:
         return False
     except ValueError as error:
         problem = str(error).partition(": delete ")[0]
-        console.print(f"{problem}: {artifact.folder.name} is made again", soft_wrap=True)
+        console.print(f"{problem}: {artifact.folder.name} {otherwise}", soft_wrap=True)
         return False
     return True
 

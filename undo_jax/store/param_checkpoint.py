@@ -56,13 +56,11 @@ def restore(path: epath.PathLike, lm: LM, mesh: Mesh) -> Params:
     expected = shapes(lm)
     with _one_line_errors(path):
         checkpoint = _checkpointer().metadata(path)
-    metadata = checkpoint.item_metadata
+        metadata = checkpoint.item_metadata
+        if metadata is None or not jax.tree.leaves(getattr(metadata, "tree", None)):
+            hint = "" if path.name == "params" else "; of an artifact, give its folder `params`"
+            raise ValueError(f"it holds no arrays{hint}")
     saved_digest = (checkpoint.custom_metadata or {}).get(DIGEST)
-    if metadata is None or not jax.tree.leaves(getattr(metadata, "tree", None)):
-        raise ValueError(
-            f"cannot read a checkpoint at {path}: it holds no arrays; of an artifact, give its "
-            "folder `params`"
-        )
     expected_shapes, saved_shapes = _shapes(expected), _shapes(metadata.tree)
     for name in sorted(expected_shapes.keys() | saved_shapes.keys()):
         if expected_shapes.get(name) != saved_shapes.get(name):

@@ -28,6 +28,7 @@ from undo_jax.runner.score_models import ScoreCounts, score_models
 from undo_jax.runtime.atomic_files import report_full_disk
 from undo_jax.runtime.mesh import make_mesh_without_sweep
 from undo_jax.runtime.workdir_lock import lock_workdir
+from undo_jax.store.artifacts import is_finished
 from undo_jax.workdir import inventory
 from undo_jax.workdir.inventory import AGAIN, StoredExperiment
 
@@ -70,7 +71,7 @@ def score(
         for graph, graph_scores in zip(experiments, scores, strict=True)
     ]
     scored, complete, without_params = map(sum, zip(*counts, strict=True))
-    if not seen:
+    if not scored + complete + without_params:
         raise FileNotFoundError(
             f"{workdir} holds no finished model of {experiment or 'its recorded runs'}: give the "
             "file that made them as --experiment, with the flags of its run written in"
@@ -149,7 +150,12 @@ def _score(
     ):
         planned = build_graph(experiment.recipes().values(), experiment.seeds, setting, workdir)
         folders = {model.artifact.folder.name: model for model in planned.models}
-        models = [m for name, m in folders.items() if name not in seen and m.artifact.finished]
+        models = [
+            model
+            for name, model in folders.items()
+            if name not in seen
+            and is_finished(model.artifact, "is not scored, a run makes it again")
+        ]
         seen |= {model.artifact.folder.name for model in models}
         scoring = RunContext(
             setting,
