@@ -252,6 +252,26 @@ def test_mistakes_take_one_line(workdir, capsys):
     assert "score layers_of raised KeyError: 'x' (" in line and "line 28)" in line
 
 
+def test_models_of_a_run_that_was_stopped_are_scored(capsys, monkeypatch):
+    """By its command, which is recorded as it begins; with its flags."""
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    run = ["run", "toy.py", "--seeds", "3", "--workdir", "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr("undo_jax.recipes.perturb.Perturb.compute", stop)
+        with pytest.raises(SystemExit, match="130"):
+            cli.main(run)
+    cli.main(["score", "out", "parameter_norm"])
+    assert "computed for 3 models, 0 had all" in capsys.readouterr().out
+    content = json.loads(Path("out/experiment-toy.json").read_text())
+    assert content["begun"] == f"undo-jax {' '.join(run)}" and content["runs"] == []
+    cli.main(run)
+    content = json.loads(Path("out/experiment-toy.json").read_text())
+    assert "begun" not in content and len(content["runs"]) == 1
+
+
 def test_a_damaged_model_is_told(workdir, capsys):
     path = next(workdir.glob("unlearn-*/summary.json"))
     path.write_text("{")

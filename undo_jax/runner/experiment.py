@@ -114,7 +114,7 @@ def run(
         @cache  # once, and not before the first training is about to start
         def write_manifest_once() -> None:
             if jax.process_index() == 0:
-                write_manifest(experiment, ready.named, workdir)
+                write_manifest(experiment, ready.named, workdir, begun=command)
 
         context = replace(ready.run, cache_teachers=cache_teachers)
         make_models(context, ready.models, ready.selected, write_manifest_once)

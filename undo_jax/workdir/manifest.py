@@ -27,11 +27,13 @@ def write_manifest(
     workdir: epath.Path,
     this: Mapping[str, Any] | None = None,
     new: bool = True,
+    begun: str = "",
 ) -> None:
     """Write experiment-NAME.json: its models, what each is, what is measured, and where from.
 
     `this` is the origin of the run that ends, which is `new` if it has made anything; None where
-    one begins: what it has not made yet is listed, and counts as unfinished.
+    one begins, by the command `begun`, which stays in the file until a run ends: what it has not
+    made yet is listed, and counts as unfinished.
 
     Models that an earlier run of this experiment listed under other names stay listed, if what they
     are compared with does, and if the attacks are the same.
@@ -73,6 +75,7 @@ def write_manifest(
         content = _with_earlier_models(content, before, workdir)
         runs = before.get("runs", [])
     content["runs"] = runs if this is None else add_run(runs, this, new)
+    content |= {"begun": begun} if begun else {}
     write_json(path, content)
 
 

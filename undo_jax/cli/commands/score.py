@@ -97,7 +97,8 @@ def _recorded(workdir: str, listed: Sequence[StoredExperiment]) -> list[Experime
         runs = experiment.content.get("runs") or []
         if not isinstance(runs, list) or not all(isinstance(entry, dict) for entry in runs):
             raise ValueError(f"{experiment.path} is not as a run writes it (its runs): {AGAIN}")
-        parsed = [_parse_run(str(entry.get("command", ""))) for entry in runs]
+        texts = [*(entry.get("command") for entry in runs), experiment.content.get("begun")]
+        parsed = [_parse_run(str(text)) for text in texts if text]
         recorded = [command for command in parsed if command is not None]
         if not recorded:
             raise ValueError(
