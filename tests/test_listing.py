@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from undo_jax.attacks.forget import forget
+from undo_jax.attacks.mixed import mixed
 from undo_jax.cli import main as cli
 from undo_jax.graph.model_graph import build_graph
 from undo_jax.models.gemma2 import preset
@@ -93,6 +94,18 @@ def test_what_is_compared_with_models_that_are_gone_goes_too(tmp_path, capsys, t
         f"{name} of x was {folders[name]} before, which stays but is not reported: give the "
         "experiment another --name to have both"
         for name in told
+    ]
+
+
+def test_attacks_that_are_gone_are_told(tmp_path, capsys):
+    both = replace(_experiment(0.2), attacks=(forget(HOW, (1.0,)), mixed(HOW, (1.0,))))
+    _list(both, tmp_path)
+    for _ in range(2):  # told once
+        _list(replace(both, attacks=both.attacks[1:]), tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "attacks" in line]
+    assert lines == [
+        "attacks forget of x were listed before, and are not reported: give the experiment another "
+        "--name to have both"
     ]
 
 

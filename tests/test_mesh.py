@@ -1,5 +1,8 @@
 """Meshes: from one flag, over whole devices, and over slices that a slow network joins."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +14,9 @@ import undo_jax
 from undo_jax.cli import main as cli
 from undo_jax.runner import experiment as experiments
 from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh, split_over_slices
+
+
+CPU_DEVICES = "JAX_NUM_CPU_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -109,3 +115,16 @@ def test_devices_of_one_slice_are_a_mesh_in_their_order():
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     assert mesh.devices.flatten().tolist() == jax.devices()
     assert dict(mesh.shape) == {"sweep": 1, "data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_devices_that_xlas_own_flag_asks_for_are_made():
+    code = (
+        "import jax; from undo_jax.cli.devices import prepare_devices\n"
+        "prepare_devices(); print(jax.device_count())"
+    )
+    asked = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
+    environment = {name: value for name, value in os.environ.items() if name != CPU_DEVICES}
+    made = subprocess.run(
+        [sys.executable, "-c", code], env=environment | asked, capture_output=True, text=True
+    )
+    assert made.stdout == "3\n", made.stderr

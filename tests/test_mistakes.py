@@ -344,6 +344,21 @@ def test_the_other_commands_work_beside_a_wrong_folder(add, tmp_path, capsys):
     assert "cli.commands.another is left out, it is no command: ModuleNotFoundError" in line
 
 
+@pytest.mark.parametrize(
+    ("place", "is_users"),
+    [
+        ("mine", True),
+        ("env/lib/python3/site-packages", False),
+        ("lib/python3/dist-packages", False),
+    ],
+)
+def test_a_file_of_another_environment_is_a_librarys(place, is_users, tmp_path):
+    file = tmp_path / place / "code.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert load_experiment._is_users(str(file)) == is_users
+
+
 NAMED = {  # the mistake in the file of a score or sink, and what is told of it
     "no function": ("def other(): pass", "another.py has no function another: write it"),
     "number": ("another = 5", "another.py has no function another: write it"),

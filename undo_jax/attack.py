@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from undo_jax.checks import check_function, check_share, whole
+from undo_jax.checks import check_distinct, check_function, check_share, whole
 from undo_jax.losses import language_modelling
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
@@ -108,6 +108,7 @@ class Attack:
                     if self.training
                     else f"keep_at={self.keep_at}: an attack that does not train has no steps"
                 )
+        check_distinct("keep_at", self.keep_at)
 
     @property
     def data(self) -> AttackData:

@@ -331,6 +331,7 @@ def test_a_kept_step_can_be_asked_and_exported(kept, tmp_path, capsys):
     [
         ((3,), "3 is not evaluated"),
         ((8,), "8 is not evaluated, give steps 0, 2, 4, ... up to 6"),
+        ((4, 2, 4), r"keep_at=\(4, 2, 4\): one is given twice"),
     ],
 )
 def test_steps_that_are_not_evaluated_cannot_be_kept(keep_at, said):

@@ -1,6 +1,7 @@
 """The devices of a command: those of this machine, or those of several processes as one."""
 
 import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ SEVERAL_CPUS = {
     "xla_cpu_collective_call_terminate_timeout_seconds": "3600",
     "xla_cpu_enable_concurrency_optimized_scheduler": "false",
 }
+FORCED = "xla_force_host_platform_device_count"  # XLA's own flag for the number of CPU devices
 THREADS = "PJRT_NPROC"  # variable: the number of threads of all of XLA's CPU devices
 PATIENCE = 300  # seconds that processes wait for each other to start
 
@@ -80,10 +82,14 @@ def prepare_devices(processes: Processes = ALONE) -> None:
     """Join the other processes, if there are any, and turn on the compilation cache.
 
     A CPU becomes one device per core, so that trials train in parallel, unless JAX_NUM_CPU_DEVICES
-    says otherwise: then meshes are tried, and threads are many, which costs time.
+    or XLA_FLAGS say otherwise: then meshes are tried, and threads are many, which costs time.
     """
     cpu_devices = jax.config.values["jax_num_cpu_devices"]
-    if cpu_devices < 0:
+    forced = re.search(rf"--{FORCED}=([1-9]\d*)", os.environ.get("XLA_FLAGS", ""))
+    if cpu_devices < 0 and forced:
+        cpu_devices = int(forced[1])
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    elif cpu_devices < 0:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
         jax.config.update("jax_num_cpu_devices", len(affinity) or os.cpu_count() or 1)
     jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE) or str(cache_folder()))

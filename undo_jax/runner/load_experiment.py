@@ -20,6 +20,7 @@ from undo_jax.runtime.signals import Preempted
 PACKAGE = Path(__file__).parents[1]
 # folders that users add files to
 PLUGINS = "attacks", "methods", "noises", "recipes", "scores", "settings", "sinks"
+INSTALLED = {"site-packages", "dist-packages"}  # folders of libraries
 TOLD = (ValueError, OSError, ImportError, SyntaxError)  # whose messages say what is wrong
 
 
@@ -98,9 +99,9 @@ def _is_users(file: str) -> bool:
     """Returns whether a file belongs neither to this package nor to Python nor to a library."""
     libraries = [sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")]
     path, folders = Path(file).resolve(), [*libraries, PACKAGE]
-    return path.is_file() and not any(
-        path.is_relative_to(Path(folder).resolve()) for folder in folders
-    )
+    is_library = not INSTALLED.isdisjoint(path.parts)  # also of another environment, or of ~/.local
+    is_library |= any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
+    return path.is_file() and not is_library
 
 
 def _unreadable_line(file: str) -> int:

@@ -172,6 +172,12 @@ def _with_earlier_models(
     names_listed = {entry["model"] for entry in content["models"]}
     listed = {entry["artifact"] for entry in content["artifacts"]}
     alike = before.get("attacks", content["attacks"]) == content["attacks"]
+    if gone := [name for name in before.get("attacks") or () if name not in content["attacks"]]:
+        console.print(
+            f"attacks {', '.join(gone)} of {content['name']} were listed before, and are not "
+            "reported: give the experiment another --name to have both",
+            soft_wrap=True,
+        )
     earlier = [
         entry
         for entry in before["models"]
