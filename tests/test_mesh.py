@@ -15,7 +15,6 @@ from undo_jax.cli import main as cli
 from undo_jax.runner import experiment as experiments
 from undo_jax.runtime.mesh import MeshShape, make_mesh, parse_mesh, split_over_slices
 
-
 CPU_DEVICES = "JAX_NUM_CPU_DEVICES"
 
 
