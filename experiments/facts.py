@@ -42,7 +42,7 @@ experiment = Paper(
     ),
     relearn=Relearning(
         Training(steps=60, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=5),
-        learning_rates=(1e-3, 3e-3, 1e-2),
+        learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
         attacks=("forget", "mixed"),
     ),
     seeds=(1, 2, 3),  # 0 chose the settings

@@ -72,7 +72,7 @@ experiment = Paper(
             eval_every=5,
             accumulation=PARTS,
         ),
-        learning_rates=(1e-3, 3e-3, 1e-2),
+        learning_rates=(3e-3, 1e-2, 3e-2),
         attacks=("forget", "mixed"),
     ),
     seeds=(0, 1),

@@ -105,7 +105,7 @@ def _line(
     trials = [trial for seed_trials in by_seed for trial in seed_trials]
     measure = logs.measures[trials[0][0].metric]
     strongest, *quantities = zip(
-        *(_seed_result(c, own, measure, logs) for c, own in zip(cases, by_seed, strict=True)),
+        *(_seed_result(case, by, measure, logs) for case, by in zip(cases, by_seed, strict=True)),
         strict=True,
     )
     gain, areas, steps, examples = map(Spread, quantities)

@@ -185,7 +185,7 @@ def counted_attacks(studies: Sequence[Study]) -> str:
 def counting(studies: Sequence[Study]) -> str:
     """Returns which attacks count, to go on after "the strongest attack"."""
     logs = [study.logs for study in studies]
-    return " or ".join(dict.fromkeys(bound_text(of.retain, of.min_retain) for of in logs))
+    return " or ".join(dict.fromkeys(bound_text(log.retain, log.min_retain) for log in logs))
 
 
 # ---- claims ----
