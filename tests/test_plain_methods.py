@@ -15,6 +15,7 @@ from undo_jax.methods.maxent import maxent
 from undo_jax.methods.npo import npo
 from undo_jax.methods.repnoise import repnoise
 from undo_jax.methods.sam import sam
+from undo_jax.methods.simnpo import simnpo
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.sharding import path_name
 from undo_jax.training.train_step import rows
@@ -136,3 +137,16 @@ def test_value_and_gradient_are_those_of_the_plain_one_in_float64(name):
     ):
         away = np.linalg.norm(one - other) / np.linalg.norm(other)
         assert away < 1e-5, (path_name(path), away)
+
+
+@pytest.mark.parametrize(
+    ("method", "constant", "said"),
+    [
+        (npo, {"beta": 0.0}, "^beta=0.0: it must be above 0$"),
+        (simnpo, {"beta": -1}, "^beta=-1: it must be above 0$"),
+        (partial(sam, method=maxent), {"rho": -1.0}, "^rho=-1.0: it must be at least 0$"),
+    ],
+)
+def test_a_constant_that_is_not_positive_is_refused(method, constant, said):
+    with pytest.raises(ValueError, match=said):
+        method(None, {}, {}, {}, None, **constant)

@@ -133,6 +133,12 @@ def check_at_least(name: str, value: Any, least: float) -> None:
         raise ValueError(f"{name}={value}: it must be at least {least}")
 
 
+def check_constant(name: str, value: Any, zero: bool = False) -> None:
+    """Raises ValueError for a constant of a formula that is not positive; traced ones pass."""
+    if isinstance(value, int | float) and not (value > 0 or (zero and value == 0)):
+        raise ValueError(f"{name}={value}: it must be {'at least' if zero else 'above'} 0")
+
+
 def check_share(name: str, value: float, zero: bool = True) -> None:
     """Raises ValueError for a share outside [0, 1), or outside (0, 1) if it may not be zero."""
     if not 0 <= value < 1 or (value == 0 and not zero):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from undo_jax.checks import check_constant
 from undo_jax.losses import Scalar, by_sequence, cross_entropy, log_probabilities
 from undo_jax.types import LM, Batch, Key, Metrics, Params, Refs
 
@@ -20,7 +21,9 @@ def npo(
     """L = −(2/β) log σ(−β Σ_t log(p / p_base)) on forget + retain_weight · CE(retain).
 
     The sum is over a sequence's tokens. Bounded below by 0; β → 0 is gradient ascent.
+    Raises ValueError for a β that is not above 0.
     """
+    check_constant("beta", beta)
     base, rows = refs["base"], batch["forget"]
     of_base = log_probabilities(base.lm, jax.lax.stop_gradient(base.params), rows)
     ratios = by_sequence(rows, log_probabilities(lm, params, rows) - of_base)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from undo_jax.checks import check_constant
 from undo_jax.losses import Scalar
 from undo_jax.training.optim import Trains, pick, put
 from undo_jax.types import LM, Batch, Key, Loss, Metrics, Params, Refs
@@ -24,8 +25,9 @@ def sam(
     """L = method(θ + ρ g / ‖g‖), g the method's gradient at θ: to first order, its worst within ρ.
 
     θ is what trains. The gradient of L is the method's at the perturbed point: two passes per step.
-    With accumulation each microbatch has its own g.
+    With accumulation each microbatch has its own g. Raises ValueError for a ρ below 0.
     """
+    check_constant("rho", rho, zero=True)
     frozen = lax.stop_gradient(params)
     trained = pick(trains, frozen)
     refs = {name: ref._replace(params=lax.stop_gradient(ref.params)) for name, ref in refs.items()}

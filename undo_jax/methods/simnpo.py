@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from undo_jax.checks import check_constant
 from undo_jax.losses import Scalar, by_sequence, cross_entropy, log_probabilities
 from undo_jax.types import LM, Batch, Key, Metrics, Params, Refs
 
@@ -21,8 +22,9 @@ def simnpo(
 ) -> tuple[Scalar, Metrics]:
     """L = forget_weight · −(2/β) log σ(β (NLL − δ)) on forget + retain_weight · CE(retain).
 
-    NLL is the mean over a sequence's tokens.
+    NLL is the mean over a sequence's tokens. Raises ValueError for a β that is not above 0.
     """
+    check_constant("beta", beta)
     rows = batch["forget"]
     nll = by_sequence(rows, -log_probabilities(lm, params, rows))
     losses = -2 / beta * jax.nn.log_sigmoid(beta * (nll.totals / nll.lengths - delta))

@@ -26,8 +26,11 @@ def read_scores(artifact: Artifact) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     entries = content.get("scores")
-    has_entries = isinstance(entries, dict) and all(isinstance(e, dict) for e in entries.values())
-    if content.get("fingerprint") != artifact.fingerprint or not has_entries:
+    if (
+        content.get("fingerprint") != artifact.fingerprint
+        or not isinstance(entries, dict)
+        or not all(isinstance(entry, dict) for entry in entries.values())
+    ):
         raise ValueError(f"{path} is not of artifact {artifact.fingerprint}, or damaged: {remedy}")
     return entries
 
