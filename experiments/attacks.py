@@ -64,7 +64,7 @@ class Attacks(Figure):
     def attacks(self) -> tuple[Attack, ...]:
         """Returns the paper's relearning, its controls, and the attacks that critics use."""
         training, rates = self.paper.relearn.training, self.paper.relearn.learning_rates
-        two_rates = rates[1:]
+        two_rates = rates[-2:]
         searched = search(
             training,
             RANGE[self.scale],

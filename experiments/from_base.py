@@ -87,5 +87,5 @@ experiment = FromBase(
     unlearn=Training(100, 16, AdamW(1e-3, warmup=10, b2=0.98), eval_every=25),
     distill=Training(1000, 16, AdamW(6e-3, warmup=20, decay="cosine", b2=0.98), eval_every=25),
     relearn=Training(60, 16, AdamW(warmup=10, b2=0.98), eval_every=5),
-    learning_rates=(2e-3, 3e-3, 6e-3),
+    learning_rates=(1e-3, 2e-3, 3e-3, 6e-3),
 )

@@ -51,7 +51,7 @@ experiment = Paper(
     ),
     relearn=Relearning(
         Training(steps=60, batch_size=16, optimizer=AdamW(warmup=10, b2=0.98), eval_every=5),
-        learning_rates=(2e-3, 3e-3, 6e-3),
+        learning_rates=(1e-3, 2e-3, 3e-3, 6e-3),
         attacks=("forget", "mixed"),
     ),
     seeds=(0, 1, 2),

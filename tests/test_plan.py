@@ -261,7 +261,7 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys,
     cells = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert cells["pretrain"][1:7] == ["base,", "oracle", "2", "0", "2", "1,000"]
     assert "≤" in cells["distill"] and "≤:" in cells
-    assert cells["all"][1:4] == ["23", "0", "43"]
+    assert cells["all"][1:4] == ["23", "0", "55"]
     assert re.search(r"^--cache-teachers: \d+ % of these FLOPs, .* on disk: UNDO", out, re.M)
     assert max(map(len, lines)) <= 80 and "time: as finished trainings" in out
 

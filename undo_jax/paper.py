@@ -158,15 +158,17 @@ class Relearning:
     def controls(self) -> tuple[Attack, ...]:
         """Returns relearning of half of the facts, examined on the others, and of permuted answers.
 
-        Both are on these data alone beside the attack `forget`, and beside mixtures with as many
-        retain rows; for settings that have such data.
+        Permuted answers are alone beside the attack `forget`, and among as many retain rows beside
+        mixtures; half of the facts only among retain rows, if there is a mixture. For settings that
+        have such data.
         """
-        controls: list[Attack] = []
-        for share in dict.fromkeys(0.0 if name == "forget" else 0.5 for name in self.attacks):
-            half = held_out(self.training, self.learning_rates, retain_share=share)
-            half = replace(half, name=half.name.replace("held_out", "half"))
-            controls += [half, permuted(self.training, self.learning_rates, retain_share=share)]
-        return tuple(controls)
+        shares = list(dict.fromkeys(0.0 if name == "forget" else 0.5 for name in self.attacks))
+        half = held_out(self.training, self.learning_rates, retain_share=max(shares))
+        half = replace(half, name=half.name.replace("held_out", "half"))
+        permutations = (
+            permuted(self.training, self.learning_rates, retain_share=share) for share in shares
+        )
+        return (half, *permutations)
 
 
 @dataclass(frozen=True)
