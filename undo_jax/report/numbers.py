@@ -121,7 +121,7 @@ class Report:
     notes: tuple[str, ...]
     no_robustness: tuple[str, ...]  # of the notes those that say why it is missing
     logs: Logs
-    cases: tuple[Case, ...]
+    cases: tuple[Case, ...] = field(compare=False)  # of which the numbers above are made
     paired: bool  # whether each model is compared with the oracle of its own seed
     files: Mapping[str, epath.Path] = field(default_factory=dict)
     plugin_scores: tuple[PluginScore, ...] = ()  # of undo_jax/scores
