@@ -18,6 +18,7 @@ PARTS = """
 from dataclasses import dataclass, replace
 from typing import ClassVar
 import jax, jax.numpy as jnp, numpy as np
+from average import Average
 from bag import Bag
 from forgetful import forgetful
 from letters import Letters
@@ -40,16 +41,6 @@ def method(lm, params, refs, batch, key):
 def change(function):
     global setting
     setting = type("Mine", (Letters,), {function.__name__: function})()
-@dataclass(frozen=True)
-class Average(ComputedRecipe):
-    kind: ClassVar[str] = "average"
-    role: ClassVar[str] = "unlearned"
-    is_deterministic: ClassVar[bool] = True
-    first: Recipe
-    second: Recipe
-    lm = property(lambda self: self.first.lm)
-    parents = property(lambda self: (self.first, self.second))
-    def compute(self, mesh, key, parents=(), samples=None): return parents[0]
 def inherit(**members):
     made = dataclass(frozen=True)(type("Mine", (Average,), members))
     models["mine"] = made(base, Pretrain(lm, training, "oracle"))

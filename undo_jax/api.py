@@ -22,7 +22,8 @@ from undo_jax import report as reporting
 from undo_jax.checks import listed, whole
 from undo_jax.evals.texts import continuations
 from undo_jax.report import Point, Result
-from undo_jax.report.records import MIN_RETAIN, Logged, Logs
+from undo_jax.report.records import Logged, Logs
+from undo_jax.retain_bound import MIN_RETAIN
 from undo_jax.runner import experiment as experiments
 from undo_jax.runner.place import Given, Place, make_place, to_experiment
 from undo_jax.runtime.sharding import param_shardings

@@ -11,6 +11,7 @@ from typing import Any
 
 from undo_jax.checks import check_distinct, check_function, check_share, whole
 from undo_jax.losses import language_modelling
+from undo_jax.retain_bound import MIN_RETAIN
 from undo_jax.training.optim import Trains
 from undo_jax.training.train_step import Training
 from undo_jax.types import LM, Loss, Params
@@ -69,7 +70,7 @@ class Attack:
     )  # recipes: its parents
     keep_at: tuple[int, ...] = field(default=(), metadata={"identity": False})
     control: bool = field(default=False, metadata={"identity": False})
-    min_retain: float = field(default=0.9, metadata={"identity": False})
+    min_retain: float = field(default=MIN_RETAIN, metadata={"identity": False})
 
     def __post_init__(self):
         _check_kinds(self)

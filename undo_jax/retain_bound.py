@@ -2,10 +2,10 @@
 
 import math
 
+MIN_RETAIN = 0.9  # share of its retain score that a model must keep under an attack that counts
 
-def keeps_retain(
-    score: float, before: float, higher_is_better: bool, min_retain: float = 0.9
-) -> bool:
+
+def keeps_retain(score: float, before: float, higher_is_better: bool, min_retain: float) -> bool:
     """Says whether a model under attack keeps enough of the retain score that it had before.
 
     Args:

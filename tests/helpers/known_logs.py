@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from undo_jax.report import Report, analyse, read_logs
-from undo_jax.report.records import MIN_RETAIN
+from undo_jax.retain_bound import MIN_RETAIN
 
 ACCURACY = {"label": "accuracy on × and ÷", "higher_is_better": True}
 CROSS_ENTROPY = {"label": "cross entropy on Korean", "higher_is_better": False}

@@ -14,9 +14,9 @@ from known_logs import Workdir
 from undo_jax.report import figures
 from undo_jax.report.page import figure, table
 from undo_jax.report.plot import Panel, Plot, PlotPoint, Style
-from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.report_files import page
 from undo_jax.report.tables import Grid
+from undo_jax.retain_bound import MIN_RETAIN
 
 MADE = {
     "command": "undo-jax run known.py --seeds 0",

@@ -7,7 +7,7 @@ from etils import epath
 
 from undo_jax import report as reporting
 from undo_jax.logs.log import console, results
-from undo_jax.report.records import MIN_RETAIN
+from undo_jax.retain_bound import MIN_RETAIN
 from undo_jax.runtime.atomic_files import report_full_disk, write_atomically
 from undo_jax.runtime.workdir_lock import lock_folder
 

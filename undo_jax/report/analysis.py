@@ -9,15 +9,15 @@ from undo_jax.report.notes import no_robustness, notes
 from undo_jax.report.numbers import (
     ModelRow,
     Report,
-    WorstCase,
     adversary_order,
     finals,
     pick_steps,
+    worst_case_of,
 )
 from undo_jax.report.plugin_scores import list_plugin_scores
-from undo_jax.report.records import ROLES, Entry, Evaluation, Logs
+from undo_jax.report.records import ROLES, Entry, Logs
 from undo_jax.report.statistics import Spread, area, steps_to
-from undo_jax.report.worst_case import BOUNDS
+from undo_jax.report.worst_case import shown_bounds
 
 
 class EmptyError(ValueError):
@@ -97,8 +97,8 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
         unbounded=_over_seeds([{s: a.forget for s, a in c.items()} for c in unbounded]),
         unbounded_retained=_over_seeds([{s: a.retain for s, a in c.items()} for c in unbounded]),
         worst_cases={
-            bound: _worst_case([case.worst(bound) for case in attacked])
-            for bound in sorted({*BOUNDS, logs.min_retain}, reverse=True)
+            bound: worst_case_of([case.worst(bound) for case in attacked])
+            for bound in shown_bounds(logs.min_retain)
         },
         min_retain=logs.min_retain,
         unqualified=tuple(
@@ -114,19 +114,11 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
             if case.entry.role == "distilled" and artifact.summary["recovered"] is not None
         ),
         losses=_over_seeds([artifact.losses for _, artifact in finished]),
-        finals={k: _worst_case([f[k] for f in final_scores if k in f]) for k in adversaries},
+        finals={k: worst_case_of([f[k] for f in final_scores if k in f]) for k in adversaries},
         controls=_controls(attacked),
         area=Spread(tuple(area(case.shares, last) for case in attacked)),
         half=Spread(tuple(steps_to(case.shares, HALF) for case in attacked)),
         attacks=card(attacked, logs),
-    )
-
-
-def _worst_case(points: Sequence[Evaluation | None]) -> WorstCase:
-    """Returns the scores of one point for each seed; nan where there is none."""
-    return WorstCase(
-        Spread(tuple(math.nan if a is None else a.forget for a in points)),
-        Spread(tuple(math.nan if a is None else a.retain for a in points)),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from undo_jax.report.cases import Case, score_of
-from undo_jax.report.numbers import AttackLine, finals
+from undo_jax.report.numbers import AttackLine, finals, worst_case_of
 from undo_jax.report.records import Evaluation, Logs, Measure
 from undo_jax.report.statistics import MIN_GAP, Spread, area, shares, steps_to
 from undo_jax.report.worst_case import worst
@@ -105,22 +105,28 @@ def _line(
     trials = [trial for seed_trials in by_seed for trial in seed_trials]
     measure = logs.measures[trials[0][0].metric]
     strongest, *quantities = zip(
-        *(_seed_result(case, by, measure, logs) for case, by in zip(cases, by_seed, strict=True)),
+        *(
+            _seed_result(case, scored, measure, logs)
+            for case, scored in zip(cases, by_seed, strict=True)
+        ),
         strict=True,
     )
     gain, areas, steps, examples = map(Spread, quantities)
+    worst_case = worst_case_of(strongest)
     return AttackLine(
         attack=name,
         control=control,
         measure=measure,
         strongest=strongest,
-        worst=Spread(tuple(math.nan if a is None else a.forget for a in strongest)),
-        retain=Spread(tuple(math.nan if a is None else a.retain for a in strongest)),
+        worst=worst_case.forget,
+        retain=worst_case.retain,
         gain=gain,
         area=areas,
         steps=steps,
         examples=examples,
-        trials=tuple(len({(a.data, a.learning_rate) for a, _ in own}) for own in by_seed),
+        trials=tuple(
+            len({(a.data, a.learning_rate) for a, _ in seed_trials}) for seed_trials in by_seed
+        ),
         last=max(a.step for a, _ in trials),
         most=max((n for _, n in trials if not math.isnan(n)), default=math.inf),
         trains=any(a.learning_rate is not None for a, _ in trials),

@@ -17,8 +17,9 @@ from undo_jax.report.files import (
     number,
     typed,
 )
-from undo_jax.report.records import MIN_RETAIN, ROLES, Entry, Json, Logs, Measure, Origin
+from undo_jax.report.records import ROLES, Entry, Json, Logs, Measure, Origin
 from undo_jax.report.worst_case import check_min_retain
+from undo_jax.retain_bound import MIN_RETAIN
 from undo_jax.runtime.atomic_files import read_json
 
 

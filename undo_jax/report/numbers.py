@@ -184,6 +184,12 @@ def pick_steps(steps: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(set(picked)))
 
 
+def worst_case_of(points: Iterable[Evaluation | None]) -> WorstCase:
+    """Returns the scores of one point for each seed; nan where there is none."""
+    scores = [(math.nan, math.nan) if a is None else (a.forget, a.retain) for a in points]
+    return WorstCase(*(Spread(tuple(pair[i] for pair in scores)) for i in range(2)))
+
+
 def finals(attacks: Iterable[Evaluation]) -> dict[Adversary, Evaluation]:
     """Returns the evaluation of each adversary at its last step."""
     return {(a.data, a.learning_rate): a for a in sorted(attacks, key=lambda a: a.step)}

@@ -17,9 +17,9 @@ from undo_jax.report.figure_files import errors_of_figure
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.plot import csv_text
 from undo_jax.report.publishing import Publish, put
-from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.studies import Study
 from undo_jax.report.worst_case import check_min_retain
+from undo_jax.retain_bound import MIN_RETAIN
 
 FOLDER = "figures"
 CLAIMS = "claims.csv"

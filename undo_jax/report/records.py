@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from undo_jax.retain_bound import MIN_RETAIN
+
 Json = dict[str, Any]
 
 ROLES = ("base", "unlearned", "student", "distilled", "oracle")  # as tables order them
 ATTACK = "relearn"  # the stage of attacks
 DISTILLATION = "distill"  # the stage of distilled models
-MIN_RETAIN = 0.9  # share of its retain score that a model must keep under an attack that counts
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from undo_jax.report.page import document, escape, figure, notes
 from undo_jax.report.plot import Plot, csv_text
 from undo_jax.report.plugin_scores import plugin_score_grid
 from undo_jax.report.publishing import Publish, put
-from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.search_spaces import space_grid
 from undo_jax.report.worst_case_tables import worst_case_grid, worst_case_legend, worst_case_rows
+from undo_jax.retain_bound import MIN_RETAIN
 
 WORST = "worst_cases.csv"  # the strongest attack on each model and seed, by what it must retain
 SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks

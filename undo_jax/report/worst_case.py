@@ -77,18 +77,22 @@ def worst_by_step(
     steps = sorted({a.step for a in evaluations if math.isfinite(a.forget)})
     qualified = within(evaluations, before, retain, min_retain)
     key, curve = strength(forget, retain), {}
-    best = before if min_retain and math.isfinite(before.forget) else None
+    earlier = [before] if min_retain and math.isfinite(before.forget) else []
     for step in steps:
-        at_step = [a for a in qualified if a.step == step]
-        candidates = at_step if best is None or not min_retain else [best, *at_step]
-        if candidates:
-            curve[step] = best = max(candidates, key=key)
+        if candidates := [*earlier, *(a for a in qualified if a.step == step)]:
+            curve[step] = max(candidates, key=key)
+            earlier = [curve[step]] if min_retain else []
     return curve
 
 
 def worst(curve: Mapping[int, Evaluation], forget: Measure, retain: Measure) -> Evaluation | None:
     """Returns the worst case over all steps of `worst_by_step`; None if no point has a score."""
     return max(curve.values(), key=strength(forget, retain), default=None)
+
+
+def shown_bounds(min_retain: float) -> list[float]:
+    """Returns the shares of the retain score that are shown beside the one that counts, falling."""
+    return sorted({*BOUNDS, min_retain}, reverse=True)
 
 
 def check_min_retain(min_retain: float) -> None:

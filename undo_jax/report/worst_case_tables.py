@@ -5,7 +5,7 @@ from typing import NamedTuple
 from undo_jax.report.numbers import Report
 from undo_jax.report.records import Measure
 from undo_jax.report.tables import Grid, pair_cell, sentence
-from undo_jax.report.worst_case import BOUNDS
+from undo_jax.report.worst_case import shown_bounds
 
 
 class WorstCaseRow(NamedTuple):
@@ -23,7 +23,6 @@ class WorstCaseRow(NamedTuple):
 
 def worst_case_rows(report: Report) -> list[WorstCaseRow]:
     """Returns a row for each attacked model, seed and bound; none where an attack has no score."""
-    bounds = sorted({*BOUNDS, report.min_retain}, reverse=True)
     return [
         WorstCaseRow(
             case.entry.model, case.entry.seed, bound, worst.forget, worst.retain, worst.data,
@@ -31,14 +30,14 @@ def worst_case_rows(report: Report) -> list[WorstCaseRow]:
         )
         for case in report.cases
         if case.attacked
-        for bound in bounds
+        for bound in shown_bounds(report.min_retain)
         if (worst := case.worst(bound))
     ]  # fmt: skip
 
 
 def worst_case_grid(report: Report) -> Grid:
     """Returns a row per attacked model: its worst case by the share of retain that must be kept."""
-    bounds = list(report.attacked[0].worst_cases)
+    bounds = shown_bounds(report.min_retain)
     header = ["model", "before", *(_bound_name(bound, report.retain) for bound in bounds)]
     rows = [
         [m.name, pair_cell(m.forget, m.retain), *(pair_cell(*m.worst_cases[b]) for b in bounds)]

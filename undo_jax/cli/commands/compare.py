@@ -10,9 +10,9 @@ from undo_jax.cli.flags import MinRetain
 from undo_jax.logs.log import results
 from undo_jax.report import read_logs
 from undo_jax.report.compare import Side, grid, legend, unmatched
-from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.studies import Study
 from undo_jax.report.tables import Grid
+from undo_jax.retain_bound import MIN_RETAIN
 from undo_jax.workdir import inventory
 from undo_jax.workdir.inventory import StoredExperiment
 

@@ -22,8 +22,8 @@ from undo_jax.demo.page import page
 from undo_jax.demo.prompts import examples_of
 from undo_jax.logs.log import console, show_waiting
 from undo_jax.paper import Paper
-from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.worst_case import bound_text, check_min_retain, until
+from undo_jax.retain_bound import MIN_RETAIN
 from undo_jax.runner.load_experiment import errors_of_users, load
 from undo_jax.runtime import device_memory
 from undo_jax.runtime.atomic_files import read_json, report_full_disk, write_atomically

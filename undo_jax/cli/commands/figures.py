@@ -6,7 +6,7 @@ from undo_jax.cli.experiment_reports import publish_files
 from undo_jax.cli.flags import MinRetain, Workdir
 from undo_jax.logs.log import console, results
 from undo_jax.report import paper_page
-from undo_jax.report.records import MIN_RETAIN
+from undo_jax.retain_bound import MIN_RETAIN
 from undo_jax.runtime.atomic_files import report_full_disk
 
 ORDER = 40

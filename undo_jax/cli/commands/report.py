@@ -3,8 +3,8 @@
 from undo_jax.cli.experiment_reports import experiment_names, write_report
 from undo_jax.cli.flags import MinRetain, Workdir
 from undo_jax.logs.log import console
-from undo_jax.report.records import MIN_RETAIN
 from undo_jax.report.worst_case import check_min_retain
+from undo_jax.retain_bound import MIN_RETAIN
 
 ORDER = 30
 
