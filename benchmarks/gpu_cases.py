@@ -4,8 +4,11 @@ With the kernels, with XLA's operations on the same bf16 numbers, and in fp32 th
 products exact to fp32: the plain reference.
 """
 
+import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -16,6 +19,9 @@ from jax.stages import Wrapped
 
 from undo_jax.models.gemma2 import PRESETS
 from undo_jax.ops import attention, attention_gpu, head, head_gpu
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
+import plain_head  # noqa: E402
 
 SOFTCAPS = PRESETS["2B"].attention_softcap, PRESETS["2B"].final_softcap
 USUAL, EXTREME, ZERO, EQUAL = "usual", "±1e4", "-0.0", "all equal"  # logits before the soft-cap
@@ -141,11 +147,11 @@ class HeadCase(NamedTuple):
 
         def run(inputs):
             with mock.patch.object(head_gpu, "chosen", return_value=kernels):  # while it is traced
-                return self.gradients("", inputs)
+                return self.gradients(head, inputs)
 
         return jax.jit(run)
 
-    def gradients(self, prefix: str, inputs: Mapping[str, Any]) -> Arrays:
+    def gradients(self, losses: ModuleType, inputs: Mapping[str, Any]) -> Arrays:
         extra_inputs = {
             "cross_entropy": ["targets"],
             "kl_to_teacher": ["teacher_hidden", "teacher_table"],
@@ -154,7 +160,7 @@ class HeadCase(NamedTuple):
         caps = [self.softcap] * (2 if self.loss == "kl_to_teacher" else 1)
 
         def loss(hidden, table, weights):
-            return getattr(head, prefix + self.loss)(hidden, table, *rest, weights, *caps)
+            return getattr(losses, self.loss)(hidden, table, *rest, weights, *caps)
 
         run = jax.value_and_grad(loss, argnums=(0, 1, 2))
         value, (d_hidden, d_table, each) = run(inputs["hidden"], inputs["table"], inputs["weights"])
@@ -167,7 +173,7 @@ class HeadCase(NamedTuple):
 
         def row(tables, total, row_inputs):
             batch_of_one = {name: x[None] for name, x in row_inputs.items()}
-            row_results = self.gradients("reference_", {**tables, **batch_of_one})
+            row_results = self.gradients(plain_head, {**tables, **batch_of_one})
             total = jax.tree.map(jnp.add, total, (row_results["value"], row_results["d_table"]))
             return total, (row_results["each"][0], row_results["d_hidden"][0])
 

@@ -361,6 +361,8 @@ def test_each_process_reads_its_own_rows_once(alone, tmp_path):
     _run(folder, "--mesh", "data=4,fsdp=2", "--stage", "pretrain")
     for process, rows in enumerate(([0, 1, 2, 3], [4, 5, 6, 7])):
         notes = [json.loads(x) for x in (folder / f"rows-{process}").read_text().splitlines()]
+        checked, notes = notes[:2], notes[2:]  # before training, a row of each stream is checked
+        assert sorted(checked) == [["oracle", 0, [0], 1], ["pretrain", 0, [0], 1]]
         assert notes == [
             [name, step, rows, 4] for step in range(STEPS) for name in ("pretrain", "oracle")
         ]

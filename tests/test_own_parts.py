@@ -148,7 +148,7 @@ def test_an_attack_may_be_measured_by_another_metric(tmp_path, capsys):
     text = (
         text.replace("(1.0,)),)", "(1e-3, 1.0)),)")
         .replace("attacks=(forget", "attacks=(replace(forget")
-        .replace("(1e-3, 1.0)),)", '(1e-3, 1.0)), metric="early"),)')
+        .replace("(1e-3, 1.0)),)", '(1e-3, 1.0)), metric="early", min_retain=0.0),)')
     )
     for name in ("bag", "letters", "forgetful"):
         (tmp_path / f"{name}.py").write_text((OWN / f"{name}.py").read_text())
@@ -160,6 +160,7 @@ def test_an_attack_may_be_measured_by_another_metric(tmp_path, capsys):
             if "eval" in r and r["step"] == 10}  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["learning_rate"] == max(last, key=lambda rate: last[rate])
+    cli.main(["report", str(tmp_path / "out"), "--min-retain", "0"])
     table = (tmp_path / "out" / "report-letters" / "summary.md").read_text()
     row = next(line for line in table.splitlines() if line.startswith("| unlearned | "))
     assert row.split(" | ")[4] == f"{max(last.values()):.2f}"

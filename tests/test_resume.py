@@ -827,7 +827,9 @@ class _Watched:
         self.stream, self.steps = stream, steps
 
     def __getitem__(self, part):
-        self.steps.append(part[0])
+        step, rows = part
+        if rows != slice(1):  # a row that is checked before training
+            self.steps.append(step)
         return self.stream[part]
 
 

@@ -19,7 +19,7 @@ from undo_jax import report
 from undo_jax.attack import Attack
 from undo_jax.attacks.forget import forget
 from undo_jax.cli import main as cli
-from undo_jax.models.transformer import Transformer
+from undo_jax.models.wrappers import Wrapper
 from undo_jax.recipes.pretrain import Pretrain
 from undo_jax.recipes.unlearn import Unlearn
 from undo_jax.runner import experiment as experiments
@@ -67,18 +67,8 @@ def halved(lm, params, key):
 
 
 @dataclass(frozen=True)
-class Adapted:
+class Adapted(Wrapper):
     """A model with a vector beside it that is added to its last hidden states."""
-
-    lm: Transformer
-
-    @property
-    def layers(self):
-        return self.lm.layers
-
-    @property
-    def softcap(self):
-        return self.lm.softcap
 
     @property
     def rules(self):
@@ -95,9 +85,6 @@ class Adapted:
 
     def table(self, params):
         return self.lm.table(params["frozen"])
-
-    def cache_rules(self, tensor):
-        return self.lm.cache_rules(tensor)
 
     def empty_cache(self, batch, size):
         return self.lm.empty_cache(batch, size)
