@@ -92,7 +92,7 @@ def made(tmp_path_factory):
 
 
 def _by_model(artifacts):
-    """Artifacts by their stage and the model that is trained or attacked; `forget` is the attack."""
+    """Artifacts by stage and model, where an attacked model is attacked by `forget`."""
     return {
         (artifact.stage, artifact.model.removesuffix(" by forget")): artifact
         for artifact in artifacts
