@@ -93,9 +93,6 @@ class Adapted(Wrapper):
         hidden, cache = self.lm.extend(params["frozen"], cache, tokens, start)
         return hidden + params["adapter"], cache
 
-    def forward_flops(self, time):
-        return self.lm.forward_flops(time)
-
 
 def beside(lm, params, key):
     return {"adapter": jnp.zeros(lm.width), "frozen": params}
