@@ -1,19 +1,20 @@
 """Whether the paper's scale fits v5e:4x4: `python benchmarks/fit_paper.py [--setting language]`.
 
 Compiles every program of experiments/paper at --scale paper (the extra undo-jax[tpu]) on the mesh
-of its setting, and writes the table into docs/RESULTS.md. Figures share programs, and those that
-differ in steps or in numbers alone are one. What is compiled is kept in runs/fit_paper.json, so the
-same command goes on where it was stopped.
+of its setting, and writes docs/results/tables/paper-scale.csv. Figures share programs, and those
+that differ in steps or in numbers alone are one. What is compiled is kept in runs/fit_paper.json,
+so the same command goes on where it was stopped.
 """
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-from fit_table import GIB, ROOT, fill, replaced, versions
+from fit_table import GIB, ROOT, fill, versions
 
 from undo_jax.cli.experiment_flags import override
 from undo_jax.fit import chips
@@ -27,7 +28,9 @@ from undo_jax.runner.load_experiment import load
 
 FIGURES = ("alpha", "methods", "pareto", "beyond", "baselines", "oracle_matching")
 SETTINGS, SLICE = ("arithmetic", "language"), "v5e:4x4"
-CACHE_FILE, DOCUMENT = ROOT / "runs" / "fit_paper.json", ROOT / "docs" / "RESULTS.md"
+CACHE_FILE = ROOT / "runs" / "fit_paper.json"
+TABLE = ROOT / "docs" / "results" / "tables" / "paper-scale.csv"
+HEAD = ("setting", "stage", "a model", "mesh", "rows", "GiB a chip", "bound by", "ms a step")
 
 
 def experiment(setting: str, figure: str) -> Experiment:
@@ -72,19 +75,18 @@ def measure(setting: str, number: int) -> dict[str, Any]:
     return title | describe(work, place, mesh, compile_step(work, mesh))
 
 
-def line(facts: dict[str, Any]) -> str:
+def row(facts: dict[str, Any]) -> list[str]:
     """A row of the table."""
     mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items())
     rows, parts = str(facts["rows"]), facts["accumulation"]
     parted = f"{rows} in {parts} parts" if parts > 1 else rows
     fits = facts["fits"]
     bound = facts["bound"] if fits else "does not fit"
-    columns = [
+    return [
         facts["setting"], facts["stage"], facts["model"], mesh, parted,
         f"{facts['hbm']['total'] / GIB:.2f}", bound,
         format_number(1e3 * facts["seconds"]["step"]) if fits else "",
     ]  # fmt: skip
-    return f"| {' | '.join(columns)} |"
 
 
 def main():
@@ -97,13 +99,11 @@ def main():
     sizes = {setting: sum(1 for _ in programs(setting)) for setting in SETTINGS}
     order = [f"{setting} {i}" for setting in SETTINGS for i in range(sizes[setting])]
     cells = fill([n for n in order if n.split()[0] in options.setting], __file__, CACHE_FILE)
-    head = "setting | stage | a model | mesh | rows | GiB a chip | bound by | ms a step"
-    lines = [f"| {head} |", "|" + " --- |" * 5 + " ---: | --- | ---: |"]
-    lines += [line(cells[name]) for name in order if name in cells]
+    with TABLE.open("w", newline="") as file:
+        rows = [row(cells[name]) for name in order if name in cells]
+        csv.writer(file, lineterminator="\n").writerows([HEAD, *rows])
     missing = len(order) - sum(name in cells for name in order)
-    note = f"{versions().partition(', code')[0]}; of 15.75 GiB a chip."
-    note += f" {missing} of {len(order)} are not compiled yet." if missing else ""
-    replaced(DOCUMENT, [*lines, "", note], "fit of the paper's scale")
+    print(f"{TABLE}: {versions()}; {missing} of {len(order)} are not compiled yet")
     return sys.exit(0)
 
 

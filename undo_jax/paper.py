@@ -105,7 +105,8 @@ class Distillation:
     """How the unlearned model is distilled into every student; see `Distill`.
 
     With `filtered`, half of each batch are forget rows, whose targets are uniform; see
-    `FilteredDistill`. Students then stay robust however long they are distilled (docs/RESULTS.md).
+    `FilteredDistill`. Students are then more robust, and in arithmetic they stay so however long
+    they are distilled (docs/results/stop-rule.md).
 
     Raises:
         ValueError: if `filtered` is set and the batch size is odd.

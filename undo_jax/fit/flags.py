@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 # Each is described, with its default, in openxla.org/xla/flags_guidance ("Performance Flags",
 # "Memory Flags"), but for those of `sparse_cores`. The page spells some values as kEnabled and
-# kBrkga; libtpu takes these. What they do to a step's schedule: docs/RESULTS.md.
+# kBrkga; libtpu takes these. What they do to a step's schedule: docs/results/compiled.md.
 PRESETS: dict[str, Mapping[str, str]] = {
     "overlap": {  # hide the collectives of fsdp behind arithmetic
         # "Pipelining": all-gathers of the next layer start during this one
