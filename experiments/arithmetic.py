@@ -1,8 +1,8 @@
 """The paper's arithmetic setting: retain + and −, forget × and ÷ (values of the official code).
 
-Two deviations, so that it runs without gated downloads: one token is one character instead of
-Gemma's 256k vocabulary, and there is no English unless `Arithmetic(text=..., tokenizer=...)` is
-given, which mixes it in at the reference's shares. Scores are on held-out facts.
+It runs without gated downloads: one token is one character instead of Gemma's 256k vocabulary, and
+there is no English unless `Arithmetic(text=..., tokenizer=...)` is given, which mixes it in at the
+reference's shares. Scores are on held-out facts. docs/LIMITS.md lists all deviations.
 """
 
 from functools import partial

@@ -10,9 +10,9 @@ It needs two packed corpora and the tokenizer they were packed with, a million d
         --tokenizer data/language/tokenizer.model --out data/language/korean
 
 The reference has FineWeb-Edu and FineWeb-2 (kor_Hang), 1e9 tokens each, in Gemma's own 256k
-vocabulary; that tokenizer.model works here too, with --model.vocabulary 256000. Two more
-deviations: the oracle trains for as many steps as the base (reference: one epoch of half the data),
-and an unlearning batch has 8 rows (reference: 4), which more devices can divide.
+vocabulary; that tokenizer.model works here too, with --model.vocabulary 256000. The oracle trains
+for as many steps as the base (reference: one epoch of half the data), and an unlearning batch has 8
+rows (reference: 4), which more devices can divide. docs/LIMITS.md lists all deviations.
 """
 
 from functools import partial

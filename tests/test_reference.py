@@ -179,6 +179,8 @@ def test_grids_rules_and_seeds_are_the_official_ones_but_for_these():
     assert [(a.name, a.stream, a.learning_rates) for a in graph.attacks] == [
         ("forget", "forget", rates), ("mixed", "pretrain", rates)
     ]  # fmt: skip
+    # deviation: an attack counts while the model keeps 90 % of its retain score (no bound there)
+    assert {attack.min_retain for attack in graph.attacks} == {0.9}
 
 
 def test_the_data_are_the_official_ones_but_for_these():

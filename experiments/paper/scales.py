@@ -5,16 +5,9 @@ and language_small.py (two CPU cores), `paper` arithmetic.py and language.py, fo
 Recipes are equal in all figures, so a workdir makes each model once. Comments such as
 `# make paper 11: --setting arithmetic` are the runs of `make paper`, in the order of their numbers.
 
-At the paper's scale the values are the official code's, as far as it says them. What differs there,
-beside what those two files say: base, oracle and fresh student have first parameters of their own
-(one file there); the stop rule is tried before the first step, too; parameters, moments and updates
-are fp32 (bf16 there in MaxEnt and relearning); warm-up is (s + 1)/W (s/W there: a first step of
-nothing); the arithmetic attacks are on × ÷, and on the mixture (+ − there by mistake, and the
-mixture); RMU trains layers 5 to 10 alone and has its retain term (there weight decay moves all
-layers, and the term is off); quotients are whole numbers, facts may be held out, and the exam is
-larger. In the small vocabulary of one character a token, MaxEnt's uniform target covers 56 ids that
-no text uses, and the noise of the embedding has 17 times the official limit: --text and --tokenizer
-give the official vocabulary and its English.
+At the paper's scale the values are the official code's, as far as it says them. docs/LIMITS.md
+lists all deviations. In arithmetic, --text and --tokenizer give the official vocabulary and its
+English.
 """
 
 import math
