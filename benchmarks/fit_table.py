@@ -94,21 +94,21 @@ def fill(names: Iterable[str], script: str, place: Path) -> dict[str, dict]:
 
 def line(name: str, facts: dict) -> str:
     """A row of the table."""
-    hbm = f"{facts['hbm']['total'] / GIB:.1f} of {facts['hbm']['available'] / GIB:.1f}"
+    student, teacher, place = name.split()
     mesh = ",".join(f"{axis}={size}" for axis, size in facts["mesh"].items())
-    columns = [*name.split(), mesh, hbm, "no", "", "", "", "", ""]
+    hbm = f"{facts['hbm']['total'] / GIB:.1f}"
+    columns = [f"{teacher}→{student}", place, mesh, hbm, "no", "", ""]
     if facts["fits"]:
         seconds = (format_number(1e3 * facts["seconds"][part]) for part in ("mxu", "hbm", "ici"))
         rate = format_number(facts["tokens_per_second"])
-        columns[5:] = [str(facts["rows_per_chip"]), *seconds, facts["bound"], rate]
-    return f"| {' | '.join(columns)} |"
+        columns[4:] = [str(facts["rows_per_chip"]), "/".join(seconds), rate]
+    return "".join(f"| {column} ".replace("  ", " ") for column in columns) + "|"
 
 
 def write(cells: dict[str, dict]) -> None:
     """Put the table between the document's markers."""
     head = (
-        "student | teacher | slice | mesh | HBM, GiB | rows a chip | MXU, ms | HBM, ms | ICI, ms | "
-        "bound | tokens/s"
+        "teacher→student | slice | mesh | HBM, GiB | rows a chip | MXU/HBM/ICI, ms | tokens/s"
     ).split(" | ")
     order = [f"{s} {t} {p}" for s in STUDENTS for t in TEACHERS for p in SLICES]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]

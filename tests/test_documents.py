@@ -76,7 +76,7 @@ def _kinds(artifacts):
 
 
 def test_a_method_of_ones_own_reuses_the_quickstarts_base_and_oracle(folder):
-    own, shipped = _own_and_shipped("YOUR_METHOD", folder, "forget_less.py", "my_method.py")
+    own, shipped = _own_and_shipped("YOUR_METHOD", folder, "my_method.py")
     assert _kinds(own - shipped) == {"unlearn", "noise", "distill", "relearn"}
     assert {name for name in shipped if name.startswith("pretrain-")} <= own
 
