@@ -30,7 +30,7 @@ from undo_jax.runtime.mesh import axis_sizes
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [path for path in PAGES if blocks(path, "sh")]
-LANGUAGES = re.compile(r"sh|console|text|python|\{[\w-]+\}.*")
+LANGUAGES = re.compile(r"sh|console|text|python|bibtex|\{[\w-]+\}.*")
 STATES = ("ACTIVE", "SUSPENDED", "", "WAITING_FOR_RESOURCES", "ACTIVE")  # of a slice, when asked
 EXECUTED = ("init", "report", "demo", "list", "compare", "clean", "generate", "export-hf",
             "xla-flags")  # fmt: skip
