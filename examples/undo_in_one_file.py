@@ -74,7 +74,8 @@ def init(key):
     for i, (name, shape) in enumerate(MATRICES.items()):
         keys = [jax.random.fold_in(key, i) for key in jax.random.split(second, L)]
         params[f"layers/{name}"] = D**-0.5 * jnp.stack([jax.random.normal(k, shape) for k in keys])
-    return params | {f"layers/{name}": jnp.zeros((L, D)) for name in NORMS} | {"norm": jnp.zeros(D)}
+    norms = {f"layers/{name}": jnp.zeros((L, D)) for name in NORMS}
+    return params | norms | {"final/norm": jnp.zeros(D)}
 
 
 def log_p(params, tokens):
@@ -87,7 +88,7 @@ def log_p(params, tokens):
         gate, up = (jnp.einsum("btd,df->btf", y, w[f"mlp/{name}"]) for name in ("gate", "up"))
         y = jnp.einsum("btf,fd->btd", jax.nn.gelu(gate) * up, w["mlp/down"])
         x = x + norm(y, w["after_mlp/norm"])
-    logits = jnp.einsum("btd,vd->btv", norm(x, params["norm"]), params["embedding"])
+    logits = jnp.einsum("btd,vd->btv", norm(x, params["final/norm"]), params["embedding"])
     return jax.nn.log_softmax(30 * jnp.tanh(logits / 30))
 
 
