@@ -1,13 +1,18 @@
 """Imports the files of figures, and tells what is wrong with one in a line."""
 
 import importlib.util
+import pkgutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
 from undo_jax.checks import check_function
-from undo_jax.runtime.plugins import plugin_names
+
+
+def figure_names(package: ModuleType) -> list[str]:
+    """Returns the names of the files in a package of figures, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
 def import_figure(
@@ -24,7 +29,7 @@ def import_figure(
     Raises:
         ValueError: if there is no such file, if it cannot be imported, or lacks something.
     """
-    if name not in plugin_names(package):
+    if name not in figure_names(package):
         raise ValueError(f"there is no {package.__path__[0]}/{name}.py, which draws it: write it")
     spec = importlib.util.find_spec(f"{package.__name__}.{name}")
     with errors_of_figure(spec.origin if spec else name):

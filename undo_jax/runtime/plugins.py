@@ -7,7 +7,7 @@ from typing import Any
 
 
 def plugin_names(package: ModuleType) -> list[str]:
-    """Returns the names of all files in a package of plug-ins, sorted."""
+    """Returns the names of all files in a package of plug-ins."""
     return [module.name for module in pkgutil.iter_modules(package.__path__)]
 
 

@@ -10,13 +10,12 @@ shows every file of this folder, in the order of their names.
 import sys
 from types import ModuleType
 
-from undo_jax.report.figure_files import import_figure
-from undo_jax.runtime.plugins import plugin_names
+from undo_jax.report.figure_files import figure_names, import_figure
 
 
 def names() -> list[str]:
     """Returns the names of all figures, sorted."""
-    return plugin_names(sys.modules[__name__])
+    return figure_names(sys.modules[__name__])
 
 
 def find_figure(name: str) -> ModuleType:

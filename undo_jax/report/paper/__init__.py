@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from undo_jax.report import panels
 from undo_jax.report.claims import AREAS, Claim
-from undo_jax.report.figure_files import import_figure
+from undo_jax.report.figure_files import figure_names, import_figure
 from undo_jax.report.panels import Look
 from undo_jax.report.plot import spreads
 from undo_jax.report.statistics import Seed
 from undo_jax.report.studies import PaperPoint, Study, curve_points, difference
 from undo_jax.report.worst_case import bound_text, until
-from undo_jax.runtime.plugins import plugin_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +62,7 @@ class PaperPlot:
 
 def names() -> list[str]:
     """Returns the names of all figures, sorted."""
-    return plugin_names(sys.modules[__name__])
+    return figure_names(sys.modules[__name__])
 
 
 def find_figure(name: str) -> ModuleType:
