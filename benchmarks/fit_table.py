@@ -102,7 +102,7 @@ def line(name: str, facts: dict) -> str:
         seconds = (format_number(1e3 * facts["seconds"][part]) for part in ("mxu", "hbm", "ici"))
         rate = format_number(facts["tokens_per_second"])
         columns[4:] = [str(facts["rows_per_chip"]), "/".join(seconds), rate]
-    return "".join(f"| {column} ".replace("  ", " ") for column in columns) + "|"
+    return f"| {' | '.join(columns)} |"
 
 
 def write(cells: dict[str, dict]) -> None:

@@ -9,8 +9,9 @@ retains addition and subtraction, and forgets multiplication and division:
           │                    └ noise ─ distill ──────── relearn
           └─── oracle, which never sees the forget set ── relearn
 
-Relearning is the attack: the less it brings back, the more robust is the model. All stages equal
-those of the package's experiments/quickstart.py, up to rounding.
+Relearning is the attack: the less it brings back, the more robust is the model. Data, parameters,
+noise and losses are those of the package's experiments/quickstart.py. Sums are rounded otherwise,
+so the models of a whole run differ as those of two seeds do.
 """
 
 import argparse

@@ -3,15 +3,14 @@
 import ast
 import importlib.util
 from functools import partial
-from pathlib import Path
 from zlib import crc32
 
 import jax
 import numpy as np
 import pytest
+from documents import ROOT
 from flax import traverse_util
 
-import undo_jax
 from undo_jax.losses import cross_entropy, forward_kl
 from undo_jax.methods.maxent import maxent
 from undo_jax.noises.shrink_perturb import shrink_perturb
@@ -19,7 +18,6 @@ from undo_jax.runner.load_experiment import load
 from undo_jax.training.train_step import rows
 from undo_jax.types import Frozen
 
-ROOT = Path(undo_jax.__file__).parent.parent
 PATH = ROOT / "examples" / "undo_in_one_file.py"
 KEY = jax.random.fold_in(jax.random.key(0), crc32(b"pretrain/base"))
 

@@ -105,8 +105,8 @@ class Distillation:
     """How the unlearned model is distilled into every student; see `Distill`.
 
     With `filtered`, half of each batch are forget rows, whose targets are uniform; see
-    `FilteredDistill`. Students are then more robust, and in arithmetic they stay so however long
-    they are distilled (docs/results/stop-rule.md).
+    `FilteredDistill`. Students are then more robust, also if they are distilled for longer than
+    the stop rule does (docs/results/stop-rule.md).
 
     Raises:
         ValueError: if `filtered` is set and the batch size is odd.
