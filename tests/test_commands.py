@@ -153,7 +153,7 @@ def _python(call):
 
 def _script(call):
     text = (ROOT / call.program).read_text()
-    assert all(word in text for word in call.words), call
+    assert all(word in text for word in call.words if word.startswith("--")), call
     return []
 
 

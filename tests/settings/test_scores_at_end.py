@@ -72,5 +72,5 @@ def test_an_at_end_of_other_arguments_is_refused_with_the_setting():
             return {}
 
     check_metrics(Judged())
-    with pytest.raises(ValueError, match="^Wrong.at_end takes \(params\): give it \(lm, params\)"):
+    with pytest.raises(ValueError, match=r"^Wrong.at_end takes \(params\): give it \(lm, params\)"):
         check_metrics(Wrong())
