@@ -1,4 +1,4 @@
-"""Cycles of the head on TPU: `python benchmarks/cycles.py`, with undo-jax[tpu], on any machine.
+"""Cycles of the head on TPU: `python benchmarks/cycles.py`, with the extra tpu, on any machine.
 
 Compiles each loss of the head with its gradients, with XLA's operations and with the kernels, and
 prints a core's cycles: of XLA's operations as XLA estimates them, of a kernel by the instructions

@@ -2,7 +2,7 @@
 
 Starts `undo-jax demo RUN --serve`. Each visitor asks as soon as the last reply is there: prompts
 made of two examples' pieces, mostly new, at any attack step. Printed are answers, failures, times
-of answers and the server's memory. Needs undo-jax[demo], and /proc for the memory.
+of answers and the server's memory. Needs the extra `demo`, and /proc for the memory.
 """
 
 import argparse

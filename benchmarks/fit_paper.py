@@ -1,6 +1,6 @@
 """Whether the paper's scale fits v5e:4x4: `python benchmarks/fit_paper.py [--setting language]`.
 
-Compiles every program of experiments/paper at --scale paper (the extra undo-jax[tpu]) on the mesh
+Compiles every program of experiments/paper at --scale paper (the extra `tpu`) on the mesh
 of its setting, and writes docs/results/tables/paper-scale.csv. Figures share programs, and those
 that differ in steps or in numbers alone are one. What is compiled is kept in runs/fit_paper.json,
 so the same command goes on where it was stopped.

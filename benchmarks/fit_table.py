@@ -1,6 +1,6 @@
 """Which distillation fits which TPU slice: `python benchmarks/fit_table.py [--students 0.1B 2B]`.
 
-Compiles the distillation step of every student, teacher and slice (the extra undo-jax[tpu]) and
+Compiles the distillation step of every student, teacher and slice (the extra `tpu`) and
 writes the table into docs/TPU_PODS.md. Each step is compiled by a process of its own and kept in
 runs/fit_table.json until the package or libtpu changes, so the same command goes on where it was
 stopped.

@@ -1,4 +1,4 @@
-"""What the kernels save: `python benchmarks/kernels.py`, with undo-jax[tpu,gpu], on any machine.
+"""What the kernels save: `python benchmarks/kernels.py`, with the extras tpu and gpu, anywhere.
 
 Compiles a distillation step, teacher and student of one size, for TPU slices and for a GPU: as XLA
 does all of it, with kernels for attention, and with those for the head too. It prints what a chip

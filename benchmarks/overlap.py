@@ -1,4 +1,4 @@
-"""Collectives beside products: `python benchmarks/overlap.py`, with undo-jax[tpu], on any machine.
+"""Collectives beside products: `python benchmarks/overlap.py`, with the extra tpu, on any machine.
 
 Compiles a distillation step, teacher and student of one size, for slices of 16 chips, and prints
 what a chip receives and how much of that libtpu schedules beside products. A program takes minutes.

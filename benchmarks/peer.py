@@ -3,7 +3,7 @@
 The same model, batch and work in both (teacher forward, student forward and backward, clip, AdamW),
 on random tokens; each variant in a process of its own, one after another. PyTorch's are what a good
 user would write with transformers: fp32 (the official code's numerics) and bf16 autocast, both
-also compiled. Ratios are to the first. Needs undo-jax[test].
+also compiled. Ratios are to the first. Needs the extra `test`.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/peers_tpu.py --maxtext maxtext/bin/python --tunix tunix/bin/python
 
-needs undo-jax[tpu], and the peers in environments of their own (Python 3.12):
+needs the extra `tpu`, and the peers in environments of their own (Python 3.12):
 
     python3.12 -m venv maxtext
     maxtext/bin/pip install 'maxtext[tpu]==0.2.5' google-metrax perfetto

@@ -2,7 +2,7 @@
 
 Does a library use AMX, the units for products of bf16 matrices that Intel's Xeons have since 2023?
 Each way is in a process of its own, one after another. GFLOPs per second of CPU time, which other
-work on the machine hardly changes, of the fastest call. Needs undo-jax[test], and Linux.
+work on the machine hardly changes, of the fastest call. Needs the extra `test`, and Linux.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from undo_jax.data import sources
 from undo_jax.data.sources import array_record, jsonl, parquet, text, tfds
+from undo_jax.runtime.install import install_command
 
 TEXTS = ["one document", "zwei\nZeilen", "세 번째 문서", 'quotes " and \\ \t tabs']
 
@@ -314,14 +315,14 @@ def test_bad_tfds(tfds_folder, monkeypatch):
     assert "record 1 feature 'id' is int" in message
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     message = _refused(ModuleNotFoundError, lambda: tfds("tiny_text", "train"))
-    assert message == "tensorflow-datasets is not installed: run `pip install undo_jax[text]`"
+    assert message == f"tensorflow-datasets is not installed: {install_command('text')}"
 
 
 def test_parquet_without_its_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     message = _refused(ModuleNotFoundError, lambda: parquet("x"))
-    assert message == "pyarrow is not installed: run `pip install undo_jax[text]`"
+    assert message == f"pyarrow is not installed: {install_command('text')}"
 
 
 def test_files_in_a_bucket(bucket, tmp_path):

@@ -33,7 +33,7 @@ def static(workdir):
 @pytest.fixture(scope="module")
 def live(workdir):
     """The address of a server in a process of its own, which Ctrl-C ends."""
-    pytest.importorskip("uvicorn", reason="pip install undo-jax[demo]")
+    pytest.importorskip("uvicorn", reason="pip install '.[demo]'")
     words = ["demo", str(workdir), "--experiment", FILE, "--serve", "--port", "0"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(

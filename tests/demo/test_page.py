@@ -164,4 +164,4 @@ def test_without_the_extra_it_is_named(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo", "nowhere", "--serve"])
     assert stop.value.code == 2
-    assert "pip install 'undo-jax[demo]'" in capsys.readouterr().err
+    assert "pip install 'starlette>=" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_probabilities_are_those_of_the_model(page):
 
 
 def test_live_answers_are_the_static_ones(page, workdir):
-    starlette = pytest.importorskip("starlette.testclient", reason="pip install undo-jax[demo]")
+    starlette = pytest.importorskip("starlette.testclient", reason="pip install '.[demo]'")
     from undo_jax.demo import server
 
     data, _ = page

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("starlette", reason="pip install undo-jax[demo]")
-pytest.importorskip("uvicorn", reason="pip install undo-jax[demo]")
+pytest.importorskip("starlette", reason="pip install '.[demo]'")
+pytest.importorskip("uvicorn", reason="pip install '.[demo]'")
 
 from starlette.testclient import TestClient  # noqa: E402
 

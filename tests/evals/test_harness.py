@@ -74,7 +74,7 @@ TASKS = {  # as lm-eval's own of these names, but for the data; and a cloze of a
 @pytest.fixture(scope="module", autouse=True)
 def lm_eval():
     """The library, or a reason to skip; it reads nothing from the network."""
-    reason = "needs lm-eval and its hf backend: pip install 'undo-jax[eval]' 'lm_eval[hf]'"
+    reason = "needs lm-eval and its hf backend: pip install '.[eval]' 'lm_eval[hf]'"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
             patch.setenv(name, "1")

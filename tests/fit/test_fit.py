@@ -499,8 +499,8 @@ def test_bad_input_is_one_line(capsys, flags, said):
 @pytest.mark.parametrize(
     ("topology", "said"),
     [
-        ("v5e-16", "with libtpu, which is not installed: pip install 'undo-jax[tpu]'"),
-        ("a100:2", "with jax_cuda13_plugin, which is not installed: pip install 'undo-jax[gpu]'"),
+        ("v5e-16", "with libtpu, which is not installed: pip install 'jax[tpu]'"),
+        ("a100:2", "with jax_cuda13_plugin, which is not installed: pip install 'jax[cuda13]'"),
     ],
 )
 def test_without_a_compiler_it_says_what_to_install(capsys, monkeypatch, topology, said):

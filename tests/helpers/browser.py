@@ -24,7 +24,7 @@ def browser() -> Iterator[Any]:
     if found is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="there is no Playwright: pip install undo-jax[browser]"
+        "playwright.sync_api", reason="there is no Playwright: pip install '.[browser]'"
     )
     with playwright.sync_playwright() as running:
         started = running.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -58,7 +58,7 @@ def opened(browser: Any, url: str, size=SIZES[1], scheme="light", elsewhere=(), 
 
 def violations(page: Any, worst: tuple[str, ...] = ("serious", "critical")) -> list[str]:
     """What axe-core finds wrong with a page, of these impacts; skips without axe-core."""
-    pytest.importorskip("axe_playwright_python", reason="pip install undo-jax[browser]")
+    pytest.importorskip("axe_playwright_python", reason="pip install '.[browser]'")
     code = resources.files("axe_playwright_python") / "axe.min.js"
     page.evaluate(code.read_text(encoding="utf-8"))  # not as an element: pages forbid these
     found = page.evaluate("axe.run()")["violations"]

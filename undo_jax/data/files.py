@@ -14,6 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from undo_jax.runtime.atomic_files import atomic_file
+from undo_jax.runtime.install import install_command
 
 CACHE = "UNDO_JAX_CACHE"  # compiled programs, local copies of files; default ~/.cache/undo_jax
 
@@ -153,7 +154,7 @@ def import_optional(module: str, library: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        message = f"{library} is not installed: run `pip install undo_jax[text]`"
+        message = f"{library} is not installed: {install_command('text')}"
         raise ModuleNotFoundError(message, name=library) from error
 
 

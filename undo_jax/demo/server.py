@@ -15,8 +15,9 @@ from undo_jax.demo.description import reply_json
 from undo_jax.demo.desk import ROWS, Desk
 from undo_jax.demo.queue import BusyError, Queue
 from undo_jax.runtime import signals
+from undo_jax.runtime.install import install_command
 
-INSTALL = "starlette and uvicorn are not installed: pip install 'undo-jax[demo]'"
+INSTALL = f"starlette and uvicorn are not installed: {install_command('demo')}"
 LARGEST = 2**16  # bytes of a request's body
 SLOWEST = 10.0  # seconds that the head of a request, or its body, may take to come
 CONNECTIONS = 512

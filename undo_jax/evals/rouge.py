@@ -1,12 +1,14 @@
 """ROUGE-L: the longest common subsequence of words of a text and a reference.
 
-It is computed by the package `rouge-score`, extra `undo-jax[rouge]`, with its Porter stemmer.
+It is computed by the package `rouge-score`, extra `rouge`, with its Porter stemmer.
 """
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+
+from undo_jax.runtime.install import install_command
 
 
 def scorer() -> Any:
@@ -15,7 +17,7 @@ def scorer() -> Any:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "rouge-score is not installed; run `pip install undo_jax[rouge]`", name="rouge_score"
+            f"rouge-score is not installed: {install_command('rouge')}", name="rouge_score"
         ) from error
     return RougeScorer(["rougeL"], use_stemmer=True)
 

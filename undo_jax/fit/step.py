@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from undo_jax import losses
 from undo_jax.fit import chips, costs
 from undo_jax.fit.chips import Slice
+from undo_jax.runtime.install import install_command
 from undo_jax.runtime.mesh import BATCH, MeshShape, check_batch, make_mesh, shard_count
 from undo_jax.training import programs
 from undo_jax.training.arguments import argument_shapes
@@ -114,7 +115,7 @@ def mesh_on(place: Slice, shape: MeshShape) -> Mesh:
     if not any(map(importlib.util.find_spec, modules)):
         raise ImportError(
             f"fit compiles for {place} with {modules[0]}, which is not installed: "
-            f"pip install 'undo-jax[{extra}]'"
+            + install_command(extra)
         )
     names = {
         "tpu": {"topology_name": str(place)},

@@ -16,13 +16,14 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 from undo_jax.logs.sink import Tags, Target, Write, flatten_numbers, format_tags
+from undo_jax.runtime.install import install_command
 
 try:
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
     from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
     from tensorboardX.record_writer import masked_crc32c
 except ImportError as error:
-    raise ImportError(f"sink tensorboard: {error}: pip install 'undo-jax[tensorboard]'") from error
+    raise ImportError(f"sink tensorboard: {error}: {install_command('tensorboard')}") from error
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from typing import Any
 from undo_jax.logs.log import console
 from undo_jax.logs.sink import Tags, Target, Write, flatten_numbers, format_tags
 from undo_jax.runtime.atomic_files import is_remote
+from undo_jax.runtime.install import install_command
 
 try:
     import wandb as client
 except ImportError as error:
-    raise ImportError(f"sink wandb: {error}: pip install 'undo-jax[wandb]'") from error
+    raise ImportError(f"sink wandb: {error}: {install_command('wandb')}") from error
 
 PATIENCE = 60  # seconds to send the remaining records when a training ends
 

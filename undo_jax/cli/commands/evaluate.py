@@ -13,10 +13,11 @@ from undo_jax.cli import artifact_lm, devices
 from undo_jax.cli.devices import ALONE, Joined
 from undo_jax.cli.flags import MaybeFloat, MaybeInt, MaybeText, ModelFolder, Switch, Texts
 from undo_jax.cli.served_artifact import ROWS, serve
+from undo_jax.runtime.install import install_command
 from undo_jax.runtime.mesh import parse_mesh
 
 ORDER = 140
-INSTALL = "lm-eval is not installed: pip install 'undo-jax[eval]'"
+INSTALL = f"lm-eval is not installed: {install_command('eval')}"
 
 
 def evaluate(
