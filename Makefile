@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart demo serve facts language paper test test-slow test-all lint docs clean
+.PHONY: quickstart demo serve facts language paper test test-slow test-all lint docs release clean
 .NOTPARALLEL:  # one run at a time writes into a workdir, and each uses all devices
 
 quickstart: $(VENV)/run.done
@@ -85,7 +85,11 @@ lint: $(VENV)/lint.done
 docs: $(VENV)/docs.done
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning -b html docs build/docs
 
-$(foreach name,run demo text test lint docs,$(VENV)/$(name).done): $(VENV)/%.done: pyproject.toml constraints.txt
+# A wheel and a source archive in dist/, built and then checked from an empty environment.
+release: $(VENV)/release.done
+	$(BIN)/python scripts/check_release.py
+
+$(foreach name,run demo text test lint docs release,$(VENV)/$(name).done): $(VENV)/%.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint constraints.txt --editable '.$(if $(filter run,$*),,[$*])'
@@ -98,4 +102,4 @@ $(VENV)/gpu.done: constraints.txt | $(VENV)/test.done
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
