@@ -1,5 +1,6 @@
 """What is installed: the wheel, the source archive, and `undo-jax init`."""
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -80,3 +81,36 @@ def test_a_wheel_and_a_source_archive_have_all_they_need(tmp_path):
     (packages / "others.pth").write_text(str(Path(jax.__file__).parent.parent))  # the libraries
     code = "from undo_jax.cli.commands import init; print(*init.shipped_experiments(), sep='\\n')"
     assert {Path(name) for name in run(python, "-c", code)} == SHIPPED
+
+
+def _python_3_12():
+    """The path of Python 3.12, as pyenv installs it or on the path, or None."""
+    installed = sorted(Path.home().glob(".pyenv/versions/3.12*/bin/python3.12"))
+    return next(map(str, installed), None) or shutil.which("python3.12")  # pyenv's is a shim
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_python_3_12() is None, reason="there is no Python 3.12")
+def test_a_wheel_runs_the_quickstart_on_python_3_12(tmp_path):
+    """Tests run on 3.11 or 3.13; this one installs the pinned packages into an empty 3.12."""
+
+    def run(*words):
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(_python_3_12(), "-m", "venv", "env")
+    bin_folder = tmp_path / "env/bin"
+    pip = str(bin_folder / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"
+    run("git", "clone", "-q", str(ROOT), "copy")
+    run(*pip, "wheel", "--no-deps", "--wheel-dir", ".", "./copy")
+    (wheel,) = tmp_path.glob("*.whl")
+    run(*pip, "install", "--constraint", str(ROOT / "constraints.txt"), str(wheel))
+    undo_jax_command = str(bin_folder / "undo-jax")
+    assert run(undo_jax_command, "--version").startswith("undo-jax ")
+    run(undo_jax_command, "init", "mine")
+    steps = ("pretrain", "unlearn", "distill", "relearn")
+    short = [word for stage in steps for word in (f"--{stage}.training.steps", "10")]
+    short += [word for stage in steps for word in (f"--{stage}.training.eval-every", "10")]
+    table = run(undo_jax_command, "run", "mine/quickstart.py", "--seeds", "0", *short)
+    assert "Unlearn-and-Distill" in table and "oracle" in table
