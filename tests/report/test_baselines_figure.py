@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from controlled_logs import PERMUTED, Logs
 from known_logs import CROSS_ENTROPY
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from undo_jax.report import paper_page, read_logs
+from undo_jax.report import paper, paper_page, read_logs
 from undo_jax.report.paper import baselines
 from undo_jax.report.studies import Study
 
@@ -107,3 +108,14 @@ def test_baselines_are_drawn_in_both_settings(tmp_path):
     assert "a diamond, which is hollow where it is dotted" in drawn.caption
     assert {claim.setting for claim in drawn.claims} == {"arithmetic", "language"}
     assert not [c for c in drawn.claims if c.setting == "language" and "permuted" in c.says]
+
+
+def test_a_legend_stays_within_the_figure(tmp_path):
+    """Also below the two panels of one setting, which are half as wide as those of two."""
+    work = damaged(tmp_path, setting="language")
+    studies = [Study("language", read_logs(tmp_path, work.name))]
+    fig = paper.draw(baselines, studies, list(baselines.points(studies)))
+    FigureCanvasAgg(fig).draw()
+    box = fig.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= fig.bbox.x1
+    assert box.y0 >= 0 and box.y1 <= min(ax.get_tightbbox().y0 for ax in fig.axes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from undo_jax.report.drawing import BLACK, MUTED, darker
+from undo_jax.report.drawing import BLACK, MUTED, darker, text_width
 from undo_jax.report.records import Measure
 from undo_jax.report.statistics import Spread
 
@@ -97,6 +97,19 @@ def loss_axis(ax: Axes) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend_columns(labels: Sequence[str], width: float, most: int = 5) -> int:
+    """Returns how many columns of a legend fit a width in inches, up to `most`."""
+    widths = [text_width(label, 8.5) for label in labels]
+    for columns in range(min(len(labels), most), 1, -1):
+        rows, more = divmod(len(labels), columns)
+        lengths = [rows + (i < more) for i in range(columns)]
+        starts = [sum(lengths[:i]) for i in range(columns)]
+        widest = [max(widths[s : s + n]) for s, n in zip(starts, lengths, strict=True)]
+        if sum(widest) + 0.6 * columns <= width:  # with a handle and the space after it
+            return columns
+    return 1
 
 
 def legend(fig: Figure, looks: Mapping[str, Look], columns: int, bottom: float = 0.0) -> None:

@@ -32,7 +32,7 @@ def draw(plot: Plot) -> Figure:
     looks = {name: _look(style, plot.panels[0].marks) for name, style in plot.styles.items()}
     labels = {name: _label(name, plot.styles[name], plot.panels[0].marks) for name in looks}
     width = panels.WIDTH * columns + 0.3
-    legend_columns = _columns([*labels.values()], width)
+    legend_columns = panels.legend_columns([*labels.values()], width)
     legend_rows = -(-len(looks) // legend_columns) + bool(plot.note)
     fig, axes = panels.figure(rows, columns, legend_rows)
     height = fig.get_figheight()
@@ -79,19 +79,6 @@ def _curves(plot: Plot, panel: Panel) -> Curves:
     if not panel.log:
         return curves
     return {name: {x: s for x, s in c.items() if s.low > 0} for name, c in curves.items()}
-
-
-def _columns(labels: Sequence[str], width: float) -> int:
-    """Returns how many columns of a legend fit a width in inches, up to five."""
-    widths = [text_width(label, 8.5) for label in labels]
-    for columns in range(min(len(labels), 5), 1, -1):
-        rows, more = divmod(len(labels), columns)
-        lengths = [rows + (i < more) for i in range(columns)]
-        starts = [sum(lengths[:i]) for i in range(columns)]
-        widest = [max(widths[s : s + n]) for s, n in zip(starts, lengths, strict=True)]
-        if sum(widest) + 0.6 * columns <= width:  # with a handle and the space after it
-            return columns
-    return 1
 
 
 def _draw_marks(ax: Axes, plot: Plot, panel: Panel, looks: Mapping[str, Look]) -> None:

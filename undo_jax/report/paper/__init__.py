@@ -56,7 +56,7 @@ class PaperPlot:
 
     rows: Sequence[Sequence[PaperPanel | None]]
     looks: Mapping[str, Look]
-    legend_rows: int = 1
+    legend_rows: int = 1  # more if they do not fit the figure's width
     legend_columns: int | None = None  # None: as many as the rows need
 
 
@@ -80,14 +80,18 @@ def draw(module: ModuleType, studies: Sequence[Study], points: Sequence[PaperPoi
     if hasattr(module, "draw"):
         return module.draw(studies, points)
     plot: PaperPlot = module.plot(studies, points)
-    fig, axes = panels.figure(len(plot.rows), len(plot.rows[0]), plot.legend_rows)
+    # The legend has the columns that were asked for, or as many as fit below a narrow figure.
+    beside = len(plot.rows[0])
+    requested_columns = plot.legend_columns or -(-len(plot.looks) // plot.legend_rows)
+    width = panels.WIDTH * beside + 0.3
+    columns = panels.legend_columns([*plot.looks], width, requested_columns)
+    fig, axes = panels.figure(len(plot.rows), beside, -(-len(plot.looks) // columns))
     for row, described in zip(axes, plot.rows, strict=True):
         for ax, panel in zip(row, described, strict=True):
             if panel is None:
                 ax.set_axis_off()
             else:
                 _draw_panel(ax, panel, points, plot.looks)
-    columns = plot.legend_columns or -(-len(plot.looks) // plot.legend_rows)
     panels.legend(fig, plot.looks, columns)
     return fig
 
