@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart demo serve facts language paper test test-slow test-all lint docs release clean
+.PHONY: quickstart demo serve facts language paper test test-slow test-all lint docs docs-check release clean
 .NOTPARALLEL:  # one run at a time writes into a workdir, and each uses all devices
 
 quickstart: $(VENV)/run.done
@@ -84,6 +84,10 @@ lint: $(VENV)/lint.done
 
 docs: $(VENV)/docs.done
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning -b html docs build/docs
+
+# The commands and Python blocks of README.md and the documents, executed from a fresh clone.
+docs-check: $(VENV)/test.done
+	$(BIN)/python scripts/check_docs.py $(PAGES)
 
 # A wheel and a source archive in dist/, built and then checked from an empty environment.
 release: $(VENV)/release.done

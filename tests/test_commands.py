@@ -280,3 +280,15 @@ def test_every_block_says_its_language(document):
     assert all(LANGUAGES.fullmatch(name) for name in fences[::2]), fences[::2]
     assert not any(fences[1::2])
     assert "\n    undo-jax " not in re.sub(r"(?ms)^```.*?^```$", "", document.read_text())
+
+
+def test_what_the_check_of_documents_leaves_out_is_in_a_document():
+    """An exception of scripts/check_docs.py whose command is gone is deleted with it."""
+    spec = importlib.util.spec_from_file_location("check_docs", ROOT / "scripts/check_docs.py")
+    check_docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check_docs)
+    lines = [str(call) for document in DOCUMENTS for call in check_docs.commands(document)]
+    for pattern in (*check_docs.NOT_EXECUTED, *check_docs.ANSWERS):
+        assert any(re.match(pattern, line, re.DOTALL) for line in lines), pattern
+    planned = [line for line in lines if re.match(check_docs.PLANNED, line)]
+    assert planned and all("experiments/" in line for line in planned)
