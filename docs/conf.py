@@ -14,7 +14,7 @@ version = release = version_of("undo-jax")
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
 exclude_patterns = ["_build", "**/*.csv"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"  # a test runs the tutorial; the page shows what it gave then
+nb_execution_mode = "off"  # tests run them; the tutorial shows what it gave then
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -23,7 +23,7 @@ suppress_warnings = ["misc.highlighting_failure"]  # shell lines with placeholde
 
 html_theme = "furo"
 html_title = "undo_jax"
-html_static_path, html_css_files = ["site"], ["tables.css"]
+html_static_path, html_css_files = ["site"], ["site.css"]
 html_copy_source = False
 
 
