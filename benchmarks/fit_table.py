@@ -18,7 +18,6 @@ from pathlib import Path
 
 import jax
 
-import undo_jax
 from undo_jax.fit import chips
 from undo_jax.fit.chips import GIB
 from undo_jax.fit.facts import describe
@@ -39,7 +38,7 @@ SLICES = {  # and the meshes that are tried in turn, until a row a chip fits
 }
 ROWS = (8, 4, 2, 1)  # of 2048 tokens on a chip at once; the largest that fits is shown
 ROW_LENGTH, REMAT = 2048, "full"
-ROOT = Path(undo_jax.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 CACHE_FILE, DOCUMENT = ROOT / "runs" / "fit_table.json", ROOT / "docs" / "TPU_PODS.md"
 
 

@@ -47,7 +47,6 @@ from typing import Any
 
 from arguments import checked, known_topology, positive
 
-import undo_jax
 from undo_jax.fit import chips, costs
 from undo_jax.fit.roofline import roofline, serial
 from undo_jax.fit.step import REFUSED, counted, mesh_text
@@ -55,7 +54,7 @@ from undo_jax.logs.log import format_number
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.mesh import parse_mesh
 
-ROOT = Path(undo_jax.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 DRIVERS = Path(__file__).parent / "peers"
 CACHE_FILE = ROOT / "runs" / "peers_tpu.json"
 PEERS = {"undo_jax": "data=2,fsdp=8", "maxtext": "fsdp=16", "tunix": "fsdp=16"}  # their meshes

@@ -10,6 +10,7 @@ It prints a line per command, and exits with 1 if any command failed.
 """
 
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -45,13 +46,14 @@ NOT_EXECUTED = {
     r"python benchmarks/faults.py": "takes hours: tests/test_faults.py has three trials",
     r"python -m jax.collect_profile": "asks a pod's host",
     r"(\S*/)?gpu.sh(?!.*--dry)": "needs a GPU",
-    r".*--mesh data=4,fsdp=2|.*--scale 1,2,4,8": "needs eight devices: tests/test_bench.py",
+    r".*--mesh data=4,fsdp=2|.*--scale (1,2,4,8|paper --workdir)": "needs more devices than two",
     r"xprof": "shows a trace of a pod",
     r"python3 -m venv|pip install .*-e": "makes an environment, as make did for this clone",
 }
 PLANNED = r"undo-jax run (experiments/(paper/|attacks|facts|methods)|.*--seeds 3 4 5 6 7)"
 SERVERS = r".*--serve|tensorboard "
-ANSWERS = {"undo-jax clean": "y\n"}  # of the person at the terminal
+CLEANS = "undo-jax clean"  # asks whether to delete, and is run last
+FIRST = "README", "EXPLORING", "YOUR_MODEL"  # show the quickstart alone; other pages add to it
 
 
 def run(command: str, *words: str, **options: object) -> int:
@@ -73,6 +75,7 @@ def clone() -> dict[str, str]:
     for words in (
         ("make", "quickstart"),
         ("make", ".venv/test.done", ".venv/gpu.done"),
+        ("make", *(f"data/language_small/{name}/manifest.json" for name in ("english", "korean"))),
         (".venv/bin/python", "-m", "pip", "install", "--quiet", "tensorboard"),
     ):
         if status := run(*words, cwd=CLONE, env=environment):
@@ -113,21 +116,21 @@ def execute(call: Call, environment: dict[str, str], log: Path) -> tuple[str, fl
     if planned and "--plan" not in words:
         words.append("--plan")
     serves = re.match(SERVERS, line)
-    answer = next((text for start, text in ANSWERS.items() if line.startswith(start)), "")
     # Compilers for GPUs are not beside jax, which would look for a GPU.
     path = {"PYTHONPATH": ".venv/gpu"} if "h100" in line else {}
     begin = time.monotonic()
     # Patterns of names, e.g. runs/quickstart/distill-*, are for bash to complete.
     quoted = " ".join(word if _is_pattern(word) else _quote(word) for word in words)
+    terminal, stdin = pty.openpty()  # at which a person says yes, if asked
+    os.write(terminal, b"y\n")
     with log.open("w") as out:
         print("+", quoted, file=out, flush=True)
-        process = subprocess.Popen(
+        done = subprocess.run(
             ["timeout", str(SERVING if serves else LIMIT), "/bin/bash", "-c", quoted],
-            cwd=CLONE, env={**environment, **path}, text=True,
-            stdin=subprocess.PIPE, stdout=out, stderr=out,
+            cwd=CLONE, env={**environment, **path}, stdin=stdin, stdout=out, stderr=out,
         )  # fmt: skip
-        process.communicate(answer)
-    status = 0 if serves and process.returncode == 124 else process.returncode
+    os.close(stdin), os.close(terminal)
+    status = 0 if serves and done.returncode == 124 else done.returncode
     return f"{status}{' (--plan)' if planned else ''}", time.monotonic() - begin
 
 
@@ -141,19 +144,20 @@ def _quote(word: str) -> str:
 
 def main() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    pages.sort(key=lambda page: page.stem == "EXPLORING")  # the last: it ends with `clean`
+    pages.sort(key=lambda page: FIRST.index(page.stem) if page.stem in FIRST else len(FIRST))
     pages = [page for page in pages if "".join(sys.argv[1:]) in str(page.relative_to(ROOT))]
     environment = clone()
     logs = ROOT / "build" / "docs-check-logs"
     logs.mkdir(exist_ok=True)
-    rows, failed = [], 0
+    calls = [(page, call) for page in pages if blocks(page, "sh") for call in commands(page)]
+    calls.sort(key=lambda pair: str(pair[1]).startswith(CLEANS))
     for page in pages:
         write_files(page)
-        for number, call in enumerate(commands(page) if blocks(page, "sh") else ()):
-            status, seconds = execute(call, environment, logs / f"{page.stem}-{number}.txt")
-            failed += status[0].isdigit() and not status.startswith("0")
-            rows.append(f"{page.stem:16} {status:12} {seconds:6.0f} s  {call}")
-            print(rows[-1], flush=True)
+    failed = 0
+    for number, (page, call) in enumerate(calls):
+        status, seconds = execute(call, environment, logs / f"{number}-{page.stem}.txt")
+        failed += status[0].isdigit() and not status.startswith("0")
+        print(f"{page.stem:16} {status:12} {seconds:6.0f} s  {call}", flush=True)
     python = run(
         *(str(CLONE / ".venv/bin/python"), "-m", "pytest", "--quiet", "tests/test_documents.py"),
         "tests/test_tutorial.py", "tests/test_one_file.py", cwd=CLONE, env=environment,
