@@ -3,10 +3,12 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import sys
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -165,3 +167,18 @@ def test_without_the_extra_it_is_named(capsys, monkeypatch):
         cli.main(["demo", "nowhere", "--serve"])
     assert stop.value.code == 2
     assert "pip install 'starlette>=" in capsys.readouterr().err
+
+
+def test_the_demo_of_the_site_is_a_page_of_today():
+    """With GOLDEN=write in the environment it is written anew from the answers that it has."""
+    path = Path(undo_jax.__file__).parent.parent / "docs" / "site" / "demo.html"
+    (described,) = (
+        json.loads(text)
+        for attrs, text in Scripts(path.read_text()).scripts
+        if attrs.get("type") == "application/json"
+    )
+    if os.environ.get("GOLDEN") == "write":
+        path.write_text(page(described))
+    assert path.read_text() == page(described)
+    assert path.stat().st_size < 300_000
+    assert described["live"] is False and "/" not in described["name"]
