@@ -108,6 +108,11 @@ def test_a_mesh_of_gpus_of_each_kind(place):
     assert chips.of_device(mesh.devices.flat[0].device_kind) is found.chip
 
 
+def _messages(err):
+    """Standard error without the lines that compilation prints every half minute."""
+    return [line for line in err.splitlines() if not line.startswith("compiling ")]
+
+
 @pytest.mark.slow
 def test_a_step_that_does_not_fit(capsys):
     """Exit status 3, the sizes on stdout, and one line on what to change."""
@@ -117,9 +122,10 @@ def test_a_step_that_does_not_fit(capsys):
         cli.main(["fit", QUICKSTART, *flags.split()])
     said = capsys.readouterr()
     assert stop.value.code == TOO_LARGE and "DOES NOT FIT" in said.out
-    assert said.err.startswith("undo-jax: ") and said.err.count("\n") == 1
+    (message,) = _messages(said.err)
+    assert message.startswith("undo-jax: ")
     for advice in ("--pretrain.training.accumulation", "--topology h100:8", "memory (h200)"):
-        assert advice in said.err
+        assert advice in message
 
 
 @pytest.mark.slow
@@ -129,7 +135,7 @@ def test_the_command_and_its_json(capsys):
     cli.main(["fit", QUICKSTART, *flags.split()])
     out, err = capsys.readouterr()
     facts, said = json.loads(out), table(json.loads(out))
-    assert facts["fits"] and facts["chips"] == 2 and not err
+    assert facts["fits"] and facts["chips"] == 2 and not _messages(err)
     assert set(facts["seconds"]) == {"mxu", "hbm", "ici", "step"}
     assert facts["bound"] in ("tensor cores", "HBM", "NVLink")
     assert "NVLink" in said and not any(word in said for word in ("ICI", "MXU", "TPU"))
