@@ -43,13 +43,13 @@ LORA = {"small": (3e-3, 1e-2, 3e-2), "paper": (2e-5, 2e-4, 1e-3)}
 PROMPT = (1e-2, 3e-2, 1e-1)  # of a soft prompt
 PROBE = (3e-2, 1e-1)
 SHOTS = (1, 2, 4)  # of forget examples; a row holds about six, and a question takes two of them
-SETTINGS = {"arithmetic": 12, "language": 5}  # of the search, with four rates each
+DRAWS = {"arithmetic": 12, "language": 5}  # of the search, with four rates each
 
 
 @dataclass(frozen=True)
 class Attacks(Figure):
     figure: ClassVar[str] = "attacks"
-    settings: int | None = None  # of the search; None: 12 in arithmetic and 5 in language
+    draws: int | None = None  # of the search; None: 12 in arithmetic and 5 in language
 
     def experiment(self) -> Experiment:
         teacher = unlearned(self, "MaxEnt")
@@ -68,7 +68,7 @@ class Attacks(Figure):
         searched = search(
             training,
             RANGE[self.scale],
-            settings=self.settings or SETTINGS[self.setting],
+            draws=self.draws or DRAWS[self.setting],
             batch_sizes=(training.batch_size // 2, training.batch_size),
             around=STRONG[self.scale],
         )

@@ -60,7 +60,7 @@ ATTACKS = (
     linear_probe(HOW, RATES),
     soft_prompt(HOW, RATES),
     ablation(base=BASE, tokens=((0, 1, 2, 3), (0, 4, 5, 6))),
-    *search(HOW, RATES, settings=4, rates=2, optimizers=SEARCHED, rows=(None, 3)),
+    *search(HOW, RATES, draws=4, rates=2, optimizers=SEARCHED, rows=(None, 3)),
 )
 INSIDE = {  # what is beside the model, and is no longer 0
     "logit_lens-1": set(),

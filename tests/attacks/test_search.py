@@ -20,13 +20,13 @@ RANGE = (1e-6, 1e-3)
 def test_a_search_is_a_function_of_its_seed():
     assert search(HOW, RANGE) == search(HOW, RANGE)
     assert search(HOW, RANGE, seed=1) != search(HOW, RANGE)
-    small, large = search(HOW, RANGE, settings=5), search(HOW, RANGE, settings=12)
+    small, large = search(HOW, RANGE, draws=5), search(HOW, RANGE, draws=12)
     assert large[:5] == small
     assert len({attack.name for attack in large}) == 12
 
 
 def test_draws_are_spread_over_all_there_is():
-    found = search(HOW, RANGE, settings=200, batch_sizes=(8, 16), steps=(60, 20), keep_at=(0, 50))
+    found = search(HOW, RANGE, draws=200, batch_sizes=(8, 16), steps=(60, 20), keep_at=(0, 50))
     kinds = {type(a.training.optimizer).__name__ for a in found}
     assert kinds == {"AdamW", "SGD", "Lion", "Adafactor"}
     how = {(a.training.optimizer.decay, a.training.optimizer.warmup) for a in found}
@@ -48,7 +48,7 @@ def test_draws_are_spread_over_all_there_is():
 
 
 def test_half_of_the_rates_are_near_a_strong_one():
-    found = search(HOW, RANGE, settings=40, optimizers=(), around={"AdamW": 1e-2})
+    found = search(HOW, RANGE, draws=40, optimizers=(), around={"AdamW": 1e-2})
     logs = np.log([rate for a in found for rate in a.learning_rates])
     near = np.abs(logs - math.log(1e-2)) < 3 * 0.5
     assert 0.4 < near.mean() < 0.62
@@ -57,7 +57,7 @@ def test_half_of_the_rates_are_near_a_strong_one():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"settings": 0}, "settings=0: a search draws at least 1"),
+        ({"draws": 0}, "draws=0: a search draws at least 1"),
         ({"rates": 0}, "rates=0: a search draws at least 1"),
         ({"seed": -1}, "seed=-1: it must be 0 or more"),
         ({"schedules": ("linear",)}, "choose from constant, cosine, warm-up"),

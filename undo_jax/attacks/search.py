@@ -56,7 +56,7 @@ def search(
     learning_rates: tuple[float, ...],
     keep_at: tuple[int, ...] = (),
     *,
-    settings: int = 16,
+    draws: int = 16,
     rates: int = 4,
     seed: int = 0,
     optimizers: Sequence[tuple[Optimizer, float]] = OTHER_OPTIMIZERS,
@@ -67,7 +67,7 @@ def search(
     data: tuple[str, ...] = tuple(DATA),
     around: Mapping[str, float] | None = None,
 ) -> tuple[Attack, ...]:
-    """Draw `settings` attacks with `rates` learning rates each, the same for every model.
+    """Draw this many attacks with `rates` learning rates each, the same for every model.
 
     A setting depends on the seed and its number alone, so a larger search contains the attacks of a
     smaller one, and is at least as strong. Settings with the same optimizer, schedule, batch size
@@ -78,7 +78,7 @@ def search(
         learning_rates: the ends of a range for the training's optimizer, e.g. AdamW; rates are
             log-uniform in it.
         keep_at: steps at which parameters are kept, by the settings that reach them.
-        settings: number of attacks.
+        draws: number of attacks.
         rates: number of learning rates of each.
         seed: of the draws.
         optimizers: further optimizers, each with the multiple of the rates that it needs.
@@ -97,7 +97,7 @@ def search(
     Raises:
         ValueError: for numbers out of their range, and steps to keep that no setting reaches.
     """
-    for name, value in ("settings", settings), ("rates", rates):
+    for name, value in ("draws", draws), ("rates", rates):
         if whole(name, value) < 1:
             raise ValueError(f"{name}={value}: a search draws at least 1")
     if whole("seed", seed) < 0:
@@ -126,7 +126,7 @@ def search(
         if not 0 < rate < np.inf:
             raise ValueError(f"around={around}: give positive rates")
     ends = min(learning_rates), max(learning_rates)
-    drawn = (_draw(space, training, ends, rates, (seed, i), around or {}) for i in range(settings))
+    drawn = (_draw(space, training, ends, rates, (seed, i), around or {}) for i in range(draws))
     return tuple(replace(attack, keep_at=_reached(keep_at, attack)) for attack in drawn)
 
 
