@@ -16,6 +16,7 @@ from undo_jax.report.card_tables import card_grid, headline, legend, remarks
 from undo_jax.report.numbers import AttackLine, ModelRow, Report
 from undo_jax.report.records import Entry, Evaluation, Logged, Logs, Measure
 from undo_jax.report.search_spaces import space_grid
+from undo_jax.report.tables import cell
 
 NEVER = math.nan, math.nan, math.nan
 
@@ -152,7 +153,24 @@ def test_without_an_oracle_its_columns_are_not_there(tmp_path: Path) -> None:
     report = work.report(min_retain=0)
     grid = card_grid(report, row(report, "unlearn-only"))
     assert grid.header == ["attack", "worst score", "retain there", "trials"]
-    assert headline(row(report, "unlearn-only")) == "strongest forget, 0.90"
+    assert headline(report, row(report, "unlearn-only")) == "strongest forget, 0.90"
+
+
+def test_the_title_of_a_card_has_the_number_of_the_table(tmp_path: Path) -> None:
+    """With the strongest attack of each seed, though another one is the strongest by its mean."""
+    work = Workdir(tmp_path)
+    for seed, (forget, mixed) in enumerate(((0.2, 0.3), (0.1, 0.3), (0.5, 0.2))):
+        for data, end in (("forget", forget), ("mixed", mixed)):
+            work.attack("unlearn-only", seed, curves={(data, 1e-3): (0.1, 0.1, 0.1, end)})
+    report = work.report()
+    model = row(report, "unlearn-only")
+    title = headline(report, model)
+    assert title == "strongest mixed (2 seeds), forget (1 seed), 0.37 [0.30, 0.50]"
+    assert [line[0] for line in card_grid(report, model).rows] == ["forget", "mixed"]
+    assert title.endswith(cell(model.curve[30]))
+    assert [*remarks(report, model)][0] == (
+        "Strongest with seed 0: mixed at learning rate 0.001, step 30."
+    )
 
 
 def test_what_was_searched_and_how_large_it_is(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
     attacked = [case for case in cases if case.attacked]
     curves = [case.strongest for case in attacked]
     last = max((step for curve in curves for step in curve), default=0)
-    unbounded = [case.worst_by_step(case.attacks, logs.forget, 0) for case in attacked]
+    unbounded = [case.curves[0.0] for case in attacked]
     final_scores = [finals(case.attacks) for case in attacked]
     adversaries = sorted({key for scores in final_scores for key in scores}, key=adversary_order)
     scores = [{**artifact.summary["eval"], **case.entry.compared} for case, artifact in finished]
@@ -101,9 +101,8 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
             for bound in shown_bounds(logs.min_retain)
         },
         min_retain=logs.min_retain,
-        unqualified=tuple(
-            case.entry.seed for case in attacked if case.strongest and not _any_counts(case)
-        ),
+        strongest=tuple(case.worst(logs.min_retain) for case in attacked),
+        unqualified=tuple(case.entry.seed for case in attacked if case.unqualified),
         robustness=Spread(tuple(case.robustness for case in attacked)),
         scaled=tuple(case.scaled for case in attacked),
         compute_steps=Spread(tuple(case.compute("steps") for case, _ in finished)),
@@ -120,11 +119,6 @@ def _model_row(cases: Sequence[Case], logs: Logs) -> ModelRow:
         half=Spread(tuple(steps_to(case.shares, HALF) for case in attacked)),
         attacks=card(attacked, logs),
     )
-
-
-def _any_counts(case: Case) -> bool:
-    """Returns whether any point of its attacks counts, besides that before the first step."""
-    return any(a.step > 0 or a.learning_rate is None for a in case.within(case.attacks))
 
 
 def _controls(cases: Sequence[Case]) -> dict[str, dict[int, Spread]]:

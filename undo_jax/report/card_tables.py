@@ -1,14 +1,17 @@
 """Robustness cards as tables, with how to read them."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from undo_jax.report.cards import attack_of
 from undo_jax.report.numbers import AttackLine, ModelRow, Report
-from undo_jax.report.records import UNATTACKED
+from undo_jax.report.records import UNATTACKED, Evaluation
 from undo_jax.report.speed import reached
 from undo_jax.report.statistics import paired
-from undo_jax.report.tables import NONE, Grid, attack_name, cell, count, filled
+from undo_jax.report.tables import NONE, Grid, attack_name, cell, count, filled, sentence
+from undo_jax.report.worst_case import none_counts
 
 
 class CardColumn(NamedTuple):
@@ -62,36 +65,56 @@ def card_grid(report: Report, model: ModelRow) -> Grid:
     return filled(Grid([*columns], [list(row) for row in zip(*columns.values(), strict=True)]))
 
 
-def headline(model: ModelRow) -> str:
-    """Returns the strongest attack on a model, and how strong it was."""
-    strongest = next((line for line in ordered(model) if not line.control), None)
-    if strongest is None or not strongest.worst.finite:
+def headline(report: Report, model: ModelRow) -> str:
+    """Returns the strongest attack on a model, and how strong it was: the mean of the table.
+
+    Seeds may differ in their strongest attack; then it says how many have which.
+    """
+    if not model.worst.finite:
         return "no attack has a score"
-    if all(a is None or a.data == UNATTACKED for a in strongest.strongest):
-        return f"no attack that counts brings anything back, {cell(strongest.worst)}"
-    return f"strongest {strongest.attack}, {cell(strongest.worst)}"
+    attacks = Counter(
+        attack_of(a, report.forget.name) for a in model.strongest if a and a.data != UNATTACKED
+    )
+    if not attacks:
+        some_count = len(model.unqualified) < len(model.worst.finite)
+        reason = "no attack that counts brings anything back" if some_count else "no attack counts"
+        return f"{reason}, {cell(model.worst)}"
+    names = [
+        name + (f" ({seeds} seed{'s' * (seeds > 1)})" if len(attacks) > 1 else "")
+        for name, seeds in attacks.most_common()
+    ]
+    return f"strongest {', '.join(names)}, {cell(model.worst)}"
 
 
 def remarks(report: Report, model: ModelRow) -> Iterator[str]:
     """Yields the strongest attack's setting, and the attacks that recovered nothing."""
     lines = [line for line in ordered(model) if not line.control]
-    for line in lines[:1]:
-        for seed, a in zip(model.seeds, line.strongest, strict=True):
-            if a is not None:
-                which = f" with seed {seed}" if len(model.seeds) > 1 else ""
-                rate = "" if a.learning_rate is None else f" at learning rate {a.learning_rate:g}"
-                strongest = f"{a.data}{rate}, step {a.step}"
-                if a.data == UNATTACKED:
-                    strongest = f"none brings anything back, {report.counting}"
-                yield f"Strongest{which}: {strongest}."
-                break
+    scored = [(seed, a) for seed, a in zip(model.seeds, model.strongest, strict=True) if a]
+    for seed, a in scored[:1]:
+        which = f"with seed {seed}" if len(model.seeds) > 1 else ""
+        if seed in model.unqualified:
+            none = none_counts(report.retain, report.min_retain)
+            yield f"{sentence(f'{which} {none}'.strip())}."
+        else:
+            yield f"{f'Strongest {which}'.strip()}: {_setting(report, a)}."
     if starved := [line.attack for line in lines if line.starved]:
         yield f"Starved, without an example to train on: {', '.join(starved)}."
     if diverged := [_diverged(line, model) for line in lines if line.diverged]:
         yield f"Diverged at every learning rate: {', '.join(diverged)}."
+    if useless := [line.attack for line in lines if line.useless]:
+        yield f"Without a point that counts: {', '.join(useless)}."
     fruitless = [line.attack for line in lines if line.fruitless]
     if fruitless and model.role not in ("base", "oracle"):
         yield f"Recovered nothing: {', '.join(fruitless)}."
+
+
+def _setting(report: Report, strongest: Evaluation) -> str:
+    """Returns the attack, learning rate and step of a worst case, or that none is stronger."""
+    if strongest.data == UNATTACKED:
+        return f"none brings anything back, {report.counting}"
+    rate = strongest.learning_rate
+    at_rate = "" if rate is None else f" at learning rate {rate:g}"
+    return f"{strongest.data}{at_rate}, step {strongest.step}"
 
 
 def _diverged(line: AttackLine, model: ModelRow) -> str:

@@ -73,6 +73,7 @@ class SeedResult(NamedTuple):
     """One attack on a model with one seed; nan where undefined, infinite where never reached."""
 
     worst: Evaluation | None = None  # None: no finite score
+    qualified: bool = False  # whether any point of it counts
     gain: float = math.nan
     area: float = math.nan
     steps: float = math.nan
@@ -111,6 +112,7 @@ def _line(
         ),
         strict=True,
     )
+    qualified, *quantities = quantities
     gain, areas, steps, examples = map(Spread, quantities)
     worst_case = worst_case_of(strongest)
     return AttackLine(
@@ -120,6 +122,7 @@ def _line(
         strongest=strongest,
         worst=worst_case.forget,
         retain=worst_case.retain,
+        qualified=qualified,
         gain=gain,
         area=areas,
         steps=steps,
@@ -144,23 +147,26 @@ def _seed_result(
     case: Case, trials: Sequence[ScoredTrial], measure: Measure, logs: Logs
 ) -> SeedResult:
     """Returns one attack on one seed, by its strongest setting and rate at each step."""
-    curve = case.worst_by_step([a for a, _ in trials], measure)
+    attacks = [a for a, _ in trials]
+    curve = case.worst_by_step(attacks, measure)
     strongest = worst(curve, measure, logs.retain)
     if strongest is None:
         return SeedResult()
+    qualified = case.qualifies(attacks)
     sign = 1 if measure.higher_is_better else -1
     gain = sign * (strongest.forget - score_of(case.artifact, measure))
     # Shares are undefined if nothing trains, or the base knows no more than the oracle.
     never, full = score_of(case.oracle, measure), score_of(case.base, measure)
     trains = any(a.learning_rate is not None for a, _ in trials)
     if not (trains and sign * (full - never) >= MIN_GAP):
-        return SeedResult(strongest, gain)
+        return SeedResult(strongest, qualified, gain)
     relearned = shares({step: a.forget for step, a in curve.items()}, never, full)
     examples = math.nan
     if not any(math.isnan(number) for _, number in trials):
-        qualified = set(case.within([a for a, _ in trials]))
-        counting = [(a.forget, number) for a, number in trials if a in qualified]
+        counted = set(case.within(attacks))
+        counting = [(a.forget, number) for a, number in trials if a in counted]
         trial_shares = shares({i: score for i, (score, _) in enumerate(counting)}, never, full)
         enough = (number for i, (_, number) in enumerate(counting) if trial_shares[i] >= HALF)
         examples = min(enough, default=math.inf)
-    return SeedResult(strongest, gain, area(relearned), steps_to(relearned, HALF), examples)
+    steps = steps_to(relearned, HALF)
+    return SeedResult(strongest, qualified, gain, area(relearned), steps, examples)

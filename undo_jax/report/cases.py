@@ -1,12 +1,13 @@
 """Cases: each model of an experiment with one seed, its attacks, and what it is compared with."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from undo_jax.report.records import UNATTACKED, Entry, Evaluation, Logged, Logs, Measure
 from undo_jax.report.statistics import robustness, shares
-from undo_jax.report.worst_case import within, worst, worst_by_step
+from undo_jax.report.worst_case import shown_bounds, within, worst, worst_by_step
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,47 @@ class Case:
         """
         return _worst_by_step(self.artifact, attacks, measure, self.logs, min_retain)
 
-    def worst(self, min_retain: float) -> Evaluation | None:
-        """Returns the worst case of all attacks at any step; None if there is none."""
-        forget = self.logs.forget
-        curve = self.worst_by_step(self.attacks, forget, min_retain)
-        return worst(curve, forget, self.logs.retain)
+    @functools.cached_property
+    def curves(self) -> dict[float, dict[int, Evaluation]]:
+        """The worst case of all attacks at each step, by each bound that a report shows."""
+        bounds = shown_bounds(self.logs.min_retain)
+        return {b: self.worst_by_step(self.attacks, self.logs.forget, b) for b in bounds}
 
-    def within(self, attacks: Sequence[Evaluation]) -> list[Evaluation]:
-        """Returns the evaluations that keep enough of the retain score to count."""
+    def worst(self, min_retain: float) -> Evaluation | None:
+        """Returns the worst case of all attacks at any step; None if there is none.
+
+        Args:
+            min_retain: One of the bounds that a report shows.
+        """
+        return worst(self.curves[min_retain], self.logs.forget, self.logs.retain)
+
+    def within(
+        self, attacks: Sequence[Evaluation], min_retain: float | None = None
+    ) -> list[Evaluation]:
+        """Returns the evaluations that keep enough of the retain score to count.
+
+        Args:
+            attacks: Evaluations of attacks on it.
+            min_retain: The share of the retain score to keep; None: that of the report.
+        """
         before = _before(self.artifact, attacks, self.logs.forget, self.logs)
-        return within(attacks, before, self.logs.retain, self.logs.min_retain)
+        bound = self.logs.min_retain if min_retain is None else min_retain
+        return within(attacks, before, self.logs.retain, bound)
+
+    def qualifies(self, attacks: Sequence[Evaluation], min_retain: float | None = None) -> bool:
+        """Says whether any of these evaluations counts, besides those before the first step.
+
+        Args:
+            attacks: Evaluations of attacks on it.
+            min_retain: The share of the retain score to keep; None: that of the report.
+        """
+        counting = self.within(attacks, min_retain)
+        return any(a.step > 0 or a.learning_rate is None for a in counting)
+
+    @property
+    def unqualified(self) -> bool:
+        """Whether attacks on it have scores, and none of them counts."""
+        return bool(self.strongest) and not self.qualifies(self.attacks)
 
     def control(self, name: str) -> dict[int, Evaluation]:
         """Returns the worst case of a control at each step, by its own metric."""

@@ -10,7 +10,8 @@ from undo_jax.report.cases import Case
 from undo_jax.report.numbers import ModelRow, sole
 from undo_jax.report.records import Evaluation, Logs
 from undo_jax.report.statistics import MIN_GAP
-from undo_jax.report.worst_case import bound_text, strength
+from undo_jax.report.tables import sentence
+from undo_jax.report.worst_case import none_counts, strength
 
 # Fields of a recipe that are not settings of its training.
 NOT_SETTINGS = ("type", "student", "teacher", "alpha", "rng_name", "seed")
@@ -24,7 +25,7 @@ def notes(logs: Logs, models: Sequence[ModelRow], cases: Sequence[Case]) -> tupl
             *no_robustness(cases),
             *_compute(cases),
             *_distilled_differently(cases),
-            *_useless(models, logs),
+            *unqualified(cases, logs),
             *_at_ends(models, cases, logs),
             *_fruitless(models),
             *_left_out(logs),
@@ -136,23 +137,28 @@ def flatten(value: Any, without: Sequence[str] = (), path: str = "") -> Iterator
         yield path, json.dumps(value, ensure_ascii=False)
 
 
-def _useless(models: Iterable[ModelRow], logs: Logs) -> Iterator[str]:
-    """Yields the models of which, with some seed, no attack leaves a useful one."""
-    lacking = [
-        m.name + ("" if len(m.unqualified) == len(m.seeds) else f" ({_seeds(m.unqualified)})")
-        for m in models
-        if m.unqualified
-    ]
+def unqualified(cases: Iterable[Case], logs: Logs) -> Iterator[str]:
+    """Yields the models of which, with some seed, no attack leaves a useful one.
+
+    Args:
+        cases: The cases that are shown.
+        logs: The experiment of these cases.
+    """
+    attacked: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.attacked:
+            attacked.setdefault(case.entry.model, []).append(case)
+    lacking = []
+    for model, of_seeds in attacked.items():
+        seeds = [str(case.entry.seed) for case in of_seeds if case.unqualified]
+        if seeds:
+            partly = len(seeds) < len(of_seeds)
+            lacking.append(model + (f" (seed {', '.join(seeds)})" if partly else ""))
     if lacking:
-        counts = bound_text(logs.retain, logs.min_retain).removeprefix("among those ")
         yield (
-            f"There are no attacks, at any learning rate and step, {counts}; the forget score "
+            f"{sentence(none_counts(logs.retain, logs.min_retain))}; the forget score "
             f"before attacks counts as the worst case of {listed(lacking)}."
         )
-
-
-def _seeds(seeds: Sequence[int | None]) -> str:
-    return f"seed {', '.join(map(str, seeds))}"
 
 
 def _at_ends(models: Iterable[ModelRow], cases: Sequence[Case], logs: Logs) -> Iterator[str]:
@@ -162,7 +168,7 @@ def _at_ends(models: Iterable[ModelRow], cases: Sequence[Case], logs: Logs) -> I
         rates = sorted({rate for _, rate in m.finals if rate is not None})
         ends = {rates[0], rates[-1]} if len(rates) > 1 else set()
         for case in cases:
-            if case.entry.model == m.name:
+            if case.entry.model == m.name and not case.unqualified:
                 counting = case.within(case.attacks)
                 top = max(counting, key=strength(logs.forget, logs.retain), default=None)
                 best = {a.learning_rate for a in counting if top and _is_near(a, top)}

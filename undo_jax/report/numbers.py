@@ -37,6 +37,7 @@ class AttackLine:
     strongest: tuple[Evaluation | None, ...]  # the worst case, at any step; None: no score
     worst: Spread  # its score
     retain: Spread  # and what it leaves
+    qualified: tuple[bool, ...]  # of each seed: whether it leaves a useful model at any point
     gain: Spread  # by how much that is more than before the attack
     area: Spread  # under the curve of relearned shares of the strongest setting at each step
     steps: Spread  # the fewest to a share of a half; infinite if it is not reached
@@ -54,9 +55,14 @@ class AttackLine:
 
     @property
     def fruitless(self) -> bool:
-        """Whether it recovered nothing, though it trained to its end on something."""
+        """Whether it recovered nothing, though it trained to its end on something, and counts."""
         tried = self.gain.finite and not self.starved and not self.diverged
-        return bool(tried) and self.gain.high < MIN_GAP
+        return bool(tried) and any(self.qualified) and self.gain.high < MIN_GAP
+
+    @property
+    def useless(self) -> bool:
+        """Whether it left no useful model with any seed, though it trained to its end."""
+        return not any(self.qualified) and not self.starved and not self.diverged
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class ModelRow:
     unbounded_retained: Mapping[int, Spread]
     worst_cases: Mapping[float, WorstCase]  # over all steps, by the share of retain to keep
     min_retain: float  # the share that counts in the report
+    strongest: tuple[Evaluation | None, ...]  # the worst case of each attacked seed; None: no score
     unqualified: tuple[int | None, ...]  # seeds whose model no attack leaves useful
     robustness: Spread
     scaled: tuple[bool, ...]  # per attacked seed: whether both of its references are attacked

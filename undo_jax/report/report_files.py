@@ -182,7 +182,7 @@ def _cards(report: Report) -> Section:
     cards = []
     for m in report.attacked:
         card = Table(card_tables.card_grid(report, m), f"Robustness card of {m.name}")
-        title = f"{m.name}: {card_tables.headline(m)}"
+        title = f"{m.name}: {card_tables.headline(report, m)}"
         cards.append(Section(title, [*card_tables.remarks(report, m), card], folded=True))
     title = "What each attack searched"
     searched = Section(title, [Table(space_grid(report), title, wrapped=True)], folded=True)

@@ -115,6 +115,14 @@ def bound_text(retain: Measure, min_retain: float) -> str:
     return f"among those that raise the model's retain loss by at most {100 * (1 - min_retain):g} %"
 
 
+def none_counts(retain: Measure, min_retain: float) -> str:
+    """Returns, in words, that no point of any attack counts."""
+    wanted = bound_text(retain, min_retain).removeprefix("among those ")
+    if min_retain == 0:
+        wanted = "that have a forget score"
+    return f"there are no attacks, at any learning rate and step, {wanted}"
+
+
 def until(min_retain: float) -> str:
     """Returns of which steps attacks count in `worst_by_step`, to go on before "each step"."""
     return "up to" if min_retain else "at"
