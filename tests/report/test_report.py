@@ -39,6 +39,7 @@ from undo_jax.report import (
     results,
     speed,
     table,
+    tables,
     write,
 )
 from undo_jax.report.figures import relearning, tradeoff, under_attack
@@ -102,6 +103,13 @@ def row(report: Report, name: str) -> ModelRow:
 def drawn(module: Any, report: Report) -> Any:
     """The matplotlib figure of a figure that is described."""
     return plot_figure.draw(module.plot(report))
+
+
+def printed(report: Report) -> str:
+    """The table in the terminal."""
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(table(report))
+    return console.export_text()
 
 
 def near(values: object) -> object:
@@ -215,6 +223,10 @@ def test_an_undefined_seed_is_stated_and_left_out_of_the_mean(tmp_path: Path) ->
     report = work.report()
     assert row(report, "UNDO α=0.4").robustness.values == near((50.0, math.nan))
     assert cell(row(report, "UNDO α=0.4").robustness) == "50.00 [50.00, 50.00] (1/2 seeds)"
+    lines = printed(report).splitlines()
+    (number,) = [i for i, line in enumerate(lines) if line.startswith("UNDO α=0.4")]
+    assert lines[number].split()[-2:] == ["50", "40"]
+    assert "1/2 seeds" in lines[number + 1] and "1/2 seeds" not in lines[number - 1]
     assert any("undefined for seed 1:" in note for note in report.notes)
 
 
@@ -859,9 +871,18 @@ def test_a_report_word_for_word(tmp_path: Path, workdir: Callable[[Path], Workdi
     html = page.page(report, shown)
     html = html.replace(pages.css(), "").replace(pages.script(), "")
     as_golden(f"{name}.html", re.sub("'sha256-[^']*'", "", html))
-    console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(table(report))
-    as_golden(f"{name}.txt", console.export_text())
+    as_golden(f"{name}.txt", printed(report))
+
+
+@pytest.mark.parametrize(
+    ("min_retain", "of_which"),
+    [(0.9, "of the same point, which may be of an earlier step;"), (0.0, "of the same point;")],
+)
+def test_it_is_told_of_which_point_a_retain_score_is(tmp_path, min_retain, of_which) -> None:
+    report = full(tmp_path, seeds=1).report(min_retain)
+    assert f"retain at step n: {of_which}" in tables.legend(report)
+    wanted = f"at step 30 both are those of the strongest attack {report.until} it"
+    assert wanted in " ".join(printed(report).split())
 
 
 @pytest.mark.parametrize("workdir", [many, one])

@@ -10,7 +10,7 @@ from undo_jax.report.dataframe_rows import Point, Result, curves, results
 from undo_jax.report.logs import names, read_logs
 from undo_jax.report.numbers import Report
 from undo_jax.report.report_files import UndrawnError, markdown, write
-from undo_jax.report.tables import table
+from undo_jax.report.terminal_table import table
 
 __all__ = [
     "EmptyError",

@@ -77,7 +77,10 @@ def legend(report: Report, shown: Grid) -> str:
             "the mean over seeds, narrow where seeds are few. Steps to a half: the median over "
             "seeds of the first evaluated step with a share of a half. "
         )
-    text += "Retain is under the strongest attack, mean [lowest, highest]"
+    text += (
+        f"Retain at the last step: under the strongest attack {report.until} it, mean [lowest, "
+        "highest]"
+    )
     destroyed = ": an attack that destroys the model recovers nothing of use."
     text += "." if report.min_retain else destroyed
     if "robustness ÷ FLOPs" in shown.header:

@@ -1,17 +1,13 @@
-"""The numbers as tables: for the terminal, Markdown and HTML."""
+"""The numbers as tables, for Markdown and HTML."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from undo_jax.report.numbers import ModelRow, Report, WorstCase, adversary_order
 from undo_jax.report.statistics import Spread
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 NONE = "–"
 
@@ -65,9 +61,14 @@ def cell(values: Spread, form: Callable[[float], str] = score) -> str:
         return NONE
     if len(values.values) == 1:
         return form(values.mean)
-    missing = len(values.values) - len(values.finite)
-    partly = f" ({len(values.finite)}/{len(values.values)} seeds)" if missing else ""
+    partly = f" ({covered})" if (covered := covered_seeds(values)) else ""
     return f"{form(values.mean)} [{form(values.low)}, {form(values.high)}]{partly}"
+
+
+def covered_seeds(values: Spread) -> str:
+    """Returns for how many seeds a value is defined: `1/2 seeds`; empty if for all."""
+    total, defined = len(values.values), len(values.finite)
+    return f"{defined}/{total} seeds" if defined < total else ""
 
 
 def attack_name(attack: str, control: bool) -> str:
@@ -170,8 +171,8 @@ def legend(report: Report) -> str:
     return (
         f"{ranges}retain: {report.retain.axis} ({better} is better); forget: "
         f"{report.forget.axis}; at step n: by the strongest attack {report.until} n relearning "
-        f"steps, over learning rates and attack data, {report.counting}; retain at step n: under "
-        "that attack"
+        f"steps, over learning rates and attack data, {report.counting}; retain at step n: of the "
+        f"same point{', which may be of an earlier step' * bool(report.min_retain)}"
         + "; unbounded: by the strongest attack at any step, whatever it leaves of the retain score"
         * ("forget unbounded" in header)
         + "; compute: distillation as % of the oracle's pretraining" * compute
@@ -181,80 +182,6 @@ def legend(report: Report) -> str:
 
 
 # ---- output ----
-
-
-def table(report: Report) -> Table:
-    """Returns a short model table for a terminal of 80 columns: means, with ranges below."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    result = Table(
-        title=Text(report.name, style="bold"),
-        caption=Text(_short_legend(report)),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    last = report.shown_steps[-1]
-    columns = [
-        ("retain\nbefore", score, [m.retain for m in report.models]),
-        ("forget\nbefore", score, [m.forget for m in report.models]),
-        (f"forget\nstep {last}", score, [m.curve.get(last, Spread()) for m in report.models]),
-        (f"retain\nstep {last}", score, [m.retained.get(last, Spread()) for m in report.models]),
-        ("robust-\nness %", percent, [_of_scale(m, m.robustness) for m in report.models]),
-        ("FLOPs %", percent, [_of_scale(m, m.compute_flops) for m in report.models]),
-    ]  # fmt: skip
-    columns = [column for column in columns if any(values.finite for values in column[2])]
-    result.add_column("model", vertical="top")
-    for name, *_ in columns:
-        result.add_column(name, justify="right", no_wrap=True, vertical="top")
-    for i, m in enumerate(report.models):
-        cells = (Text.assemble(*_lines(values[i], form)) for _, form, values in columns)
-        result.add_row(m.name + " *" * m.fell_short, *cells)
-    return result
-
-
-def _of_scale(model: ModelRow, values: Spread) -> Spread:
-    """Returns values in % of the oracle's; models that define the scale have no range."""
-    return Spread((values.mean,)) if model.is_reference else values
-
-
-def _lines(values: Spread, form: Callable[[float], str]) -> list[str | tuple[str, str]]:
-    """Returns a terminal cell: the mean and, where there is one, the range below it."""
-    if not values.finite:
-        return [NONE]
-    low, high = form(values.low), form(values.high)
-    return [form(values.mean), *([(f"\n{low}–{high}", "dim")] if len(values.finite) > 1 else [])]
-
-
-def _short_legend(report: Report) -> str:
-    """Returns how to read the terminal's table."""
-    ranges = f"Mean and range over {report.seed_counts} seeds. " if report.several_seeds else ""
-    return (
-        f"{ranges}Retain: {report.retain.axis}; forget: {report.forget.axis}, by the strongest "
-        f"attack {report.counting}.{_scale(report)}"
-        + (
-            " *: did not recover its teacher's retain score on every seed."
-            if any(m.fell_short for m in report.models)
-            else ""
-        )
-    )
-
-
-def _scale(report: Report) -> str:
-    """Returns what 100 % is in the terminal's table, or why no row has robustness."""
-    shares = {
-        "robustness": any(m.robustness.finite for m in report.models),
-        "FLOPs of distillation": any(m.compute_flops.finite for m in report.models),
-    }
-    shown = sentence(" and ".join(name for name, defined in shares.items() if defined))
-    text = f" {shown}: 100 % is the oracle." if shown else ""
-    if shares["robustness"] or not report.no_robustness:
-        return text
-    reason, *more = report.no_robustness
-    return f"{text} {'Robustness is missing: the report says why.' if more else reason}"
 
 
 def markdown_table(grid: Grid) -> str:
