@@ -367,9 +367,24 @@ def test_compare_pairs_two_experiments_model_by_model(tmp_path, capsys):
     assert status == 0
     # seeds 1 and 2 are in both, where B is higher by 0.1
     assert _row(told, "UNDO: forget at step") == "UNDO: forget at step 30 0.50 0.70 +0.10 2"
-    assert "only in B: new" in told
+    assert _row(told, "UNDO: retain at step") == "UNDO: retain at step 30 0.90 0.90 +0.00 2"
+    assert "only in B: new" in told and "attacked differently" not in told
     status, told = _say(capsys, "compare", one.file, f"{tmp_path / 'other'}:UNDO")
     assert status == 2 and "one is a model, the other an experiment" in told
+
+
+def test_compare_says_which_models_were_attacked_differently(tmp_path, capsys):
+    one, other = _known(tmp_path), _known(tmp_path / "other")
+    for model in ("UNDO", "oracle"):
+        other.attack(model, 1, curves={("mixed", 1e-3): (0.0, 0.1, 0.2, 0.3)})
+    told = _say(capsys, "compare", one.file, tmp_path / "other")[1]
+    different = "attacked differently, so the strongest attacks are not alike: by forget in A, by"
+    assert f"oracle, UNDO: {different} forget, mixed in B" in told
+    assert "unlearn-only:" in told and f"unlearn-only: {different}" not in told
+    told = _say(capsys, "compare", f"{tmp_path}:UNDO", f"{tmp_path / 'other'}:oracle")[1]
+    assert f"\n{different} forget, mixed in B" in told
+    folder = next((tmp_path / "other").glob("distill-UNDO-seed2-*"))  # of another seed
+    assert "attacked differently" not in _say(capsys, "compare", folder, f"{tmp_path}:UNDO")[1]
 
 
 SMALL = (

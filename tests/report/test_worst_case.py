@@ -16,13 +16,13 @@ from known_logs import CROSS_ENTROPY, Workdir
 
 import undo_jax
 from undo_jax.cli import main as cli
-from undo_jax.report import curves, paper_page, read_logs, results
+from undo_jax.report import cases, curves, paper_page, read_logs, results
 from undo_jax.report.card_tables import headline, remarks
 from undo_jax.report.numbers import ModelRow, Report
 from undo_jax.report.records import UNATTACKED, Evaluation, Measure
 from undo_jax.report.tables import model_grid, sentence
 from undo_jax.report.worst_case import BOUNDS, worst, worst_by_step
-from undo_jax.report.worst_case_tables import worst_case_grid
+from undo_jax.report.worst_case_tables import worst_case_grid, worst_case_rows
 
 SCRIPT = Path(undo_jax.__file__).parent.parent / "benchmarks" / "recompute_worst_cases.py"
 STEPS = (0, 10, 20)
@@ -101,17 +101,69 @@ def test_where_no_attack_leaves_a_useful_model_the_score_before_counts(tmp_path:
         "of its retain score; the forget score before attacks counts as the worst case of "
         "unlearn-only."
     )
-    assert [*remarks(report, row(report))][0] == (
-        "Strongest: none brings anything back, among those that leave the model at least 90 % of "
-        "its retain score."
-    )
-    assert headline(row(report)) == "no attack that counts brings anything back, 0.10"
+    assert [*remarks(report, row(report))] == [
+        "There are no attacks, at any learning rate and step, that leave the model at least 90 % "
+        "of its retain score.",
+        "Without a point that counts: forget.",
+    ]
+    assert headline(report, row(report)) == "no attack counts, 0.10"
     assert not [n for n in work.report(min_retain=0).notes if "before attacks counts" in n]
-    assert headline(row(work.report(min_retain=0))) == "strongest forget, 0.90"
+    unbounded = work.report(min_retain=0)
+    assert headline(unbounded, row(unbounded)) == "strongest forget, 0.90"
     (result,) = [r for r in results(read_logs(tmp_path, "known")) if r.model == "unlearn-only"]
     assert (result.worst, result.worst_retain, result.unbounded) == (0.1, 1.0, 0.9)
     points = [p for p in curves(read_logs(tmp_path, "known")) if p.model == "unlearn-only"]
     assert {(p.forget, p.retain) for p in points} == {BEFORE}
+
+
+def test_no_notice_disagrees_with_that_no_attack_counts(tmp_path: Path) -> None:
+    """Neither that an end of the grid is the strongest, nor that an attack recovers nothing."""
+    work = Workdir(tmp_path)
+    attack(work, {("forget", 1e-3): USELESS, ("forget", 1e-2): USELESS})
+    report = work.report()
+    assert not [n for n in report.notes if "end of the learning-rate" in n or "Recovered" in n]
+    assert [n for n in work.report(min_retain=0).notes if "end of the learning-rate" in n]
+
+
+def test_terminal_summary_and_comparison_say_alike_that_no_attack_counts(
+    tmp_path: Path, capsys
+) -> None:
+    work = Workdir(tmp_path)
+    attack(work, {("forget", 1e-3): USELESS})
+    attack(work, {("forget", 1e-3): USEFUL}, seed=1)
+    (note,) = [note for note in work.report().notes if "before attacks counts" in note]
+    assert note.endswith("of unlearn-only (seed 0).")
+    cli.main(["report", str(tmp_path)])
+    assert note in " ".join(capsys.readouterr().out.split())
+    assert note in (tmp_path / "report-known" / "summary.md").read_text()
+    model = f"{tmp_path}:unlearn-only"
+    cli.main(["compare", model, model])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"A: {note}" in said and f"B: {note}" in said
+    of_seed_1 = next(path for path in tmp_path.glob("unlearn-*-seed1-*"))
+    cli.main(["compare", str(of_seed_1), str(of_seed_1)])
+    assert "before attacks counts" not in capsys.readouterr().out
+
+
+def test_a_seed_without_a_stronger_attack_is_none_that_no_attack_counts_for(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    attack(work, {("forget", 1e-3): BRINGS_NOTHING})
+    report = work.report()
+    assert headline(report, row(report)) == "no attack that counts brings anything back, 0.10"
+    assert [*remarks(report, row(report))] == [
+        "Strongest: none brings anything back, among those that leave the model at least 90 % of "
+        "its retain score.",
+        "Recovered nothing: forget.",
+    ]
+
+
+def test_a_curve_is_computed_once_for_each_bound(tmp_path: Path, monkeypatch) -> None:
+    work = Workdir(tmp_path)
+    attack(work, {("forget", 1e-3): USEFUL})
+    report, bounds = work.report(), []
+    compute = cases.worst_by_step
+    monkeypatch.setattr(cases, "worst_by_step", lambda *a: bounds.append(a[-1]) or compute(*a))
+    assert len(worst_case_rows(report)) == len(BOUNDS) and not bounds
 
 
 def test_seeds_qualify_at_their_own_steps_and_rates(tmp_path: Path) -> None:
@@ -141,7 +193,7 @@ def test_of_several_attacks_one_that_destroys_does_not_count(tmp_path: Path) -> 
     first, second = row(report).attacks
     assert [a.attack for a in (first, second)] == ["forget", "mixed"]
     assert (first.worst.values, second.worst.values) == ((0.1,), (0.5,))
-    assert headline(row(report)) == "strongest mixed, 0.50"
+    assert headline(report, row(report)) == "strongest mixed, 0.50"
     assert [*remarks(report, row(report))][0] == (
         "Strongest: mixed at learning rate 0.001, step 20."
     )

@@ -4,6 +4,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from undo_jax.checks import listed
+from undo_jax.report import notes
+from undo_jax.report.cards import attack_of
+from undo_jax.report.cases import Case
 from undo_jax.report.numbers import pick_steps
 from undo_jax.report.statistics import Seed, Spread, student
 from undo_jax.report.studies import Curve, Study, difference
@@ -12,8 +16,9 @@ from undo_jax.report.worst_case import bound_text, until
 
 LEGEND = (
     "retain: {retain}; forget: {forget}, at step n by the strongest attack {until} that step, "
-    "{counting}; mean [lowest, highest] over seeds; the difference is B − A for each seed that "
-    "both have: its mean and Student's 95 % interval, and over how many seeds"
+    "{counting}; retain at step n: at the same point; mean [lowest, highest] over seeds; the "
+    "difference is B − A for each seed that both have: its mean and Student's 95 % interval, and "
+    "over how many seeds"
 )
 
 
@@ -30,6 +35,13 @@ class Side:
         """The name in the table."""
         seed = "" if self.seed is None else f", seed {self.seed}"
         return f"{self.model or self.study.logs.name}{seed}"
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases of its model, or of all models of the experiment."""
+        models = [self.model] if self.model else self.study.models
+        of_models = (case for model in models for case in self.study.cases(model).values())
+        return [case for case in of_models if self.seed in (None, case.entry.seed)]
 
 
 Quantities = dict[str, tuple[Mapping[Seed, float], Callable[[float], str]]]  # with their formats
@@ -52,7 +64,7 @@ def grid(a: Side, b: Side) -> Grid:
     header = ["", f"A: {a.name}", f"B: {b.name}", "B − A", "seeds"]
     if a.model:
         return Grid(header, list(_rows(a, b)))
-    both = [model for model in a.study.models if model in b.study.models]
+    both = _common(a, b)
     if not both:
         raise ValueError(f"{a.name} and {b.name} have no model of the same name")
     rows = [
@@ -84,6 +96,41 @@ def unmatched(a: Side, b: Side) -> list[str]:
     return lines
 
 
+def unqualified(a: Side, b: Side) -> list[str]:
+    """Returns a line for each side about models of which no attack leaves a useful one."""
+    return [
+        f"{letter}: {note}"
+        for letter, side in (("A", a), ("B", b))
+        for note in notes.unqualified(side.cases, side.study.logs)
+    ]
+
+
+def attacked_differently(a: Side, b: Side) -> list[str]:
+    """Returns a line about the models that the two sides attacked by different attacks."""
+    models: dict[tuple[str, str], list[str]] = {}  # by the attacks of A and of B
+    for model in [a.model] if a.model else _common(a, b):
+        attacks = _attacks(replace(a, model=model)), _attacks(replace(b, model=b.model or model))
+        if all(attacks) and {*attacks[0]} != {*attacks[1]}:
+            models.setdefault((listed(attacks[0]), listed(attacks[1])), []).append(model)
+    return [
+        f"{'' if a.model else f'{listed(names)}: '}attacked differently, so the strongest attacks "
+        f"are not alike: by {of_a} in A, by {of_b} in B"
+        for (of_a, of_b), names in models.items()
+    ]
+
+
+def _attacks(side: Side) -> list[str]:
+    """Returns the names of the finished attacks on a model, without controls."""
+    headline = side.study.logs.forget.name
+    attacks = (attack_of(a, headline) for case in side.cases for a in case.attacks)
+    return list(dict.fromkeys(attacks))
+
+
+def _common(a: Side, b: Side) -> list[str]:
+    """Returns the models that both experiments have."""
+    return [model for model in a.study.models if model in b.study.models]
+
+
 def _rows(a: Side, b: Side, short: bool = False) -> Iterator[list[str]]:
     """Yields a row for each quantity that both have and that is defined for one of them."""
     steps = _steps(a) & _steps(b)
@@ -109,7 +156,7 @@ def _interval(differences: Spread, form: Callable[[float], str]) -> str:
 
 
 def _quantities(side: Side, shown: tuple[int, ...], short: bool) -> Quantities:
-    """Returns what a report has of a model, by name; `short`: its headline alone."""
+    """Returns what a report has of a model, by name; `short`: its headline, at the last step."""
     study, model = side.study, side.model
     logs, relearned = study.logs, study.relearned(model)
     metrics = {"retain": logs.retain, "forget": logs.forget}
@@ -117,9 +164,9 @@ def _quantities(side: Side, shown: tuple[int, ...], short: bool) -> Quantities:
     scores = {f"{name} before": study.before(model, metrics[name]) for name in metrics}
     for step in shown[-1:] if short else shown:
         scores[f"forget at step {step}"] = _at(relearned, step)
+    for step in shown[-1:]:
+        scores[f"retain at step {step}"] = _at(study.retained(model), step)
     if not short:
-        for step in shown[-1:]:
-            scores[f"retain at step {step}"] = _at(study.retained(model), step)
         scores["area under the curve"] = study.areas(model)
     percentages = {"robustness %": study.robustness(model)}
     if not short:

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 from undo_jax.cli.flags import MinRetain
 from undo_jax.logs.log import results
 from undo_jax.report import read_logs
-from undo_jax.report.compare import Side, grid, legend, unmatched
+from undo_jax.report.compare import Side, attacked_differently, grid, legend, unmatched, unqualified
 from undo_jax.report.studies import Study
 from undo_jax.report.tables import Grid
 from undo_jax.retain_bound import MIN_RETAIN
@@ -35,8 +35,9 @@ def compare(a: A, b: B, /, min_retain: MinRetain = MIN_RETAIN) -> None:
     """
     first, second = read_side(a, min_retain), read_side(b, min_retain)
     results.print(_table(grid(first, second)))
-    for line in unmatched(first, second):
-        results.print(line, soft_wrap=True)
+    for remarks in (unmatched, attacked_differently, unqualified):
+        for line in remarks(first, second):
+            results.print(line, soft_wrap=True, highlight=False)
     results.print(legend(first), highlight=False)
 
 
