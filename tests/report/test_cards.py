@@ -272,8 +272,9 @@ def test_the_page_has_cards_and_a_heat_map(tmp_path: Path, capsys) -> None:
         r for r in found if (r["model"], r["seed"], r["attack"]) == ("oracle", "1", "forget")
     )
     assert own == {
-        "model": "oracle", "seed": "1", "attack": "forget", "control": "False",
-        "metric": "forget", "trials": "2", "worst": "0.2", "retain": "0.4",
+        "model": "oracle", "seed": "1", "min_retain": "0.0", "attack": "forget",
+        "control": "False", "metric": "forget", "trials": "2", "qualified": "True",
+        "worst": "0.2", "retain": "0.4",
         "steps_to_half": "inf", "examples_to_half": "inf", "area": own["area"],
     }  # fmt: skip
 
@@ -286,7 +287,9 @@ def test_one_attack_without_a_seed_has_a_card(tmp_path: Path) -> None:
     text = (tmp_path / "report-known" / "summary.md").read_text()
     assert "### unlearn-only: strongest forget, 3.00" in text
     assert "Strongest: forget at learning rate 0.001, step 20." in text
-    assert not (tmp_path / "report-known" / "robustness.csv").exists()  # nor is there a heat map
+    assert not (tmp_path / "report-known" / "robustness.png").exists()  # with one attack
+    (alone,) = csv.DictReader((tmp_path / "report-known" / "robustness.csv").open())
+    assert (alone["attack"], alone["worst"], alone["min_retain"]) == ("forget", "3.0", "0.9")
     work.attack("unlearn-only", None, curves={("lora", 1e-3): (9.0, 8.0, 6.0, 5.0)})
     cli.main(["report", str(tmp_path)])
     one, other = csv.DictReader((tmp_path / "report-known" / "robustness.csv").open())

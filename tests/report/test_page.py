@@ -64,11 +64,11 @@ def _rows(work: Workdir, name: str, min_retain: float = MIN_RETAIN) -> list[list
 
 def test_the_csv_has_the_strongest_attack_of_each_seed(tmp_path: Path) -> None:
     header, *both = _rows(known(tmp_path), "relearning", min_retain=0)
-    assert header == ["panel", "model", "seed", "x", "y"]
+    assert header == ["panel", "model", "seed", "x", "y", "min_retain"]
     rows = [row for row in both if row[0] == "relearning"]
-    assert [["retain", *row[1:4], "0.9"] for row in rows] == both[len(rows) :]
-    found = {(model, seed): [] for _, model, seed, _, _ in rows}
-    for _, model, seed, x, y in rows:
+    assert [["retain", *row[1:4], "0.9", "0"] for row in rows] == both[len(rows) :]
+    found = {(model, seed): [] for _, model, seed, *_ in rows}
+    for _, model, seed, x, y, _ in rows:
         found[model, seed].append((int(x), float(y)))
     assert found["oracle", "0"] == [(0, 0.0), (10, 0.1), (20, 0.2), (30, 0.1)]
     assert found["UNDO", "1"] == [(0, 0.0), (10, 0.2), (20, 0.3), (30, 0.8)]
@@ -78,19 +78,19 @@ def test_the_csv_has_the_strongest_attack_of_each_seed(tmp_path: Path) -> None:
 
 def test_the_csv_of_the_tradeoff_pairs_compute_and_robustness_by_seed(tmp_path: Path) -> None:
     rows = _rows(known(tmp_path), "tradeoff")
-    own = {(panel, seed): (float(x), float(y)) for panel, m, seed, x, y in rows if m == "UNDO"}
+    own = {(panel, seed): (float(x), float(y)) for panel, m, seed, x, y, _ in rows if m == "UNDO"}
     # robustness: (1 − 0.6) / (1 − 0.2) and (1 − 0.8) / (1 − 0.2)
     assert own["steps", "0"] == pytest.approx((40, 50))
     assert own["steps", "1"] == pytest.approx((50, 25))
     assert own["FLOPs", "1"] == pytest.approx((50, 25))
-    assert ["steps", "data filtering (oracle)", "", "100.0", "100.0"] in rows
+    assert ["steps", "data filtering (oracle)", "", "100.0", "100.0", "0.9"] in rows
 
 
 def test_losses_and_what_is_retained_have_a_csv_too(tmp_path: Path) -> None:
     work = known(tmp_path)
     assert ["training_loss", "UNDO", "1", "30", "0.125"] in _rows(work, "training_loss")
-    assert ["retain", "oracle", "0", "10", "0.9"] in _rows(work, "relearning")
-    assert ["unbounded retain", "oracle", "0", "10", "0.9"] in _rows(work, "under_attack")
+    assert ["retain", "oracle", "0", "10", "0.9", "0.9"] in _rows(work, "relearning")
+    assert ["unbounded retain", "oracle", "0", "10", "0.9", "0.0"] in _rows(work, "under_attack")
 
 
 def test_the_lead_counts_few_learning_rates_and_gives_the_range_of_many(tmp_path: Path) -> None:

@@ -125,6 +125,46 @@ def test_no_notice_disagrees_with_that_no_attack_counts(tmp_path: Path) -> None:
     assert [n for n in work.report(min_retain=0).notes if "end of the learning-rate" in n]
 
 
+def test_files_of_numbers_mark_where_no_attack_counts(tmp_path: Path) -> None:
+    """Which is not the same as attacks that count and bring nothing back."""
+    work = Workdir(tmp_path)
+    for model, scores in (("unlearn-only", USELESS), ("RMU", BRINGS_NOTHING), ("NPO", USEFUL)):
+        attack(work, {("forget", 1e-3): scores}, model=model)
+    cli.main(["report", str(tmp_path), "--min-retain", "0.85"])
+    lines = {
+        file: list(csv.DictReader((tmp_path / "report-known" / f"{file}.csv").open()))
+        for file in ("worst_cases", "robustness", "relearning", "under_attack")
+    }
+    bounded = [line for line in lines["worst_cases"] if line["min_retain"] == "0.85"]
+    assert [(line["model"], line["attack"], line["qualified"]) for line in bounded] == [
+        ("unlearn-only", "no attack", "False"),
+        ("RMU", "no attack", "True"),
+        ("NPO", "forget", "True"),
+    ]
+    assert [line["qualified"] for line in lines["robustness"]] == ["False", "True", "True"]
+    found = {
+        (file, line.get("panel"), line["min_retain"])
+        for file in ("robustness", "relearning", "under_attack")
+        for line in lines[file]
+    }
+    assert found == {
+        ("robustness", None, "0.85"), ("relearning", "relearning", "0.85"),
+        ("relearning", "retain", "0.85"), ("under_attack", "unbounded", "0.0"),
+        ("under_attack", "unbounded retain", "0.0"),
+    }  # fmt: skip
+
+
+def test_a_report_states_its_own_command_and_its_files(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    attack(work, {("forget", 1e-3): USEFUL})
+    cli.main(["report", str(tmp_path), "--min-retain", "0.85"])
+    for file in ("index.html", "summary.md"):
+        text = (tmp_path / "report-known" / file).read_text()
+        assert "written by: undo-jax report WORKDIR --min-retain 0.85" in text
+        assert "The file worst_cases.csv has the attack, learning rate and step behind" in text
+        assert "The file robustness.csv has the numbers of each seed." in text
+
+
 def test_terminal_summary_and_comparison_say_alike_that_no_attack_counts(
     tmp_path: Path, capsys
 ) -> None:

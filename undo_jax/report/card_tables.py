@@ -130,7 +130,7 @@ def legend(report: Report) -> str:
         f"Worst score: {report.forget.axis}, the {worst} at any step, learning rate and setting, "
         f"{report.counting}{ranges}; retain there: {report.retain.axis} under that very attack, of "
         "equally strong ones the one that retains most. Trials: settings times learning rates, for "
-        "each seed. "
+        "each seed. The file robustness.csv has the numbers of each seed. "
     )
     if any(line.area.finite for m in report.attacked for line in m.attacks):
         text += (

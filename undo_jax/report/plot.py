@@ -37,6 +37,7 @@ class Panel:
     marks: bool = False
     log: bool | None = None  # whether y is logarithmic at first; None: it is always linear
     limits: tuple[float, float] | None = None  # of y
+    min_retain: float | None = None  # bound on the attacks that count; None: it shows no attacks
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,12 @@ class Plot:
 
     @property
     def csv(self) -> str:
-        """The points as a CSV file."""
-        return csv_text(self.points)
+        """The points as a CSV file; where panels show attacks, with the bound on these."""
+        bounds = {panel.name: panel.min_retain for panel in self.panels}
+        if not any(bound is not None for bound in bounds.values()):
+            return csv_text(self.points)
+        rows = [(*point, bounds[point.panel]) for point in self.points]
+        return csv_text(rows, (*PlotPoint._fields, "min_retain"))
 
     def page_data(self) -> dict[str, Any]:
         """Returns what the page's scripts draw, as JSON values; the points are the CSV text."""
@@ -124,7 +129,15 @@ def limits(measure: Measure) -> tuple[float, float] | None:
     return (0.0, 1.0) if measure.higher_is_better and not measure.unit else None
 
 
-def score_panel(name: str, measure: Measure, y: str) -> Panel:
-    """Returns a panel of scores by relearning step, whose y axis has the label `y`."""
-    log = None if limits(measure) else False
-    return Panel(name, "relearning steps", y, log=log, limits=limits(measure))
+def score_panel(name: str, measure: Measure, y: str, min_retain: float | None = None) -> Panel:
+    """Returns a panel of scores by relearning step, whose y axis has the label `y`.
+
+    Args:
+        name: Of the panel.
+        measure: What the scores measure.
+        y: The label of the y axis.
+        min_retain: The bound on the attacks that it shows; None: its file of numbers states none.
+    """
+    ends = limits(measure)
+    log = None if ends else False
+    return Panel(name, "relearning steps", y, log=log, limits=ends, min_retain=min_retain)

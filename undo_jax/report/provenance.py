@@ -76,6 +76,14 @@ def _plain(value: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
+def report_command(report: Report) -> str:
+    """Returns the command that writes this report from the logs, with its bound."""
+    return (
+        "From the logs, this report is written by: undo-jax report WORKDIR --min-retain "
+        f"{report.min_retain:g}"
+    )
+
+
 def versions(origins: Sequence[Origin]) -> str:
     """Returns the versions of the last command, and those of earlier commands that differ."""
     if not origins:

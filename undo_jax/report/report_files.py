@@ -11,6 +11,7 @@ from etils import epath
 
 from undo_jax.report import blocks, card_tables, figures, plot_figure, provenance, speed, tables
 from undo_jax.report.analysis import analyse
+from undo_jax.report.attack_results import attack_results
 from undo_jax.report.blocks import Section, Table
 from undo_jax.report.drawing import render
 from undo_jax.report.figure_files import errors_of_figure
@@ -24,6 +25,7 @@ from undo_jax.report.search_spaces import space_grid
 from undo_jax.report.worst_case_tables import worst_case_grid, worst_case_legend, worst_case_rows
 from undo_jax.retain_bound import MIN_RETAIN
 
+ATTACKS = "robustness.csv"  # each attack on each model and seed
 WORST = "worst_cases.csv"  # the strongest attack on each model and seed, by what it must retain
 SCORES = "scores.csv"  # the numbers of score plug-ins, also of attacks
 MANY = 5  # learning rates; of more, as searches draw them, the range is given
@@ -79,6 +81,7 @@ def write(
         else:
             drawn |= {figure_name: figure} if figure else {}
     contents = {f"{n}.{kind}": data for n, fig in drawn.items() for kind, data in fig.files.items()}
+    contents[ATTACKS] = csv_text(attack_results(report)).encode()
     contents[WORST] = csv_text(worst_case_rows(report)).encode()
     if report.plugin_scores:
         contents[SCORES] = csv_text(report.plugin_scores).encode()
@@ -145,6 +148,7 @@ def markdown(report: Report, drawn: Mapping[str, DrawnFigure]) -> str:
         "\n".join(f"- {note}" for note in tables.notes(report)),
         *(f"![{name}]({name}.png)\n\n{fig.caption}" for name, fig in drawn.items()),
         *map(blocks.markdown, sections(report)),
+        provenance.report_command(report),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -201,6 +205,7 @@ def _origin(report: Report) -> str:
         "<h2>How it was made</h2>",
         f'<ol class="commands">{"".join(items)}</ol>' if items else "",
         f'<p class="legend made">{escape(provenance.versions(report.logs.origins))}</p>',
+        f'<p class="legend made">{escape(provenance.report_command(report))}</p>',
         blocks.html(Section("Every setting", [settings], folded=True)),
     ]
     return "\n".join(filter(None, parts))

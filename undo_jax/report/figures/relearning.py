@@ -11,9 +11,10 @@ def plot(report: Report) -> Plot:
     models = report.attacked
     hint = "higher" if report.forget.higher_is_better else "lower"
     title = f"{report.forget.axis}  ({hint} = more relearned)"
+    retained, bound = f"{report.retain.axis}, at the same points", report.min_retain
     panels = (
-        score_panel("relearning", report.forget, title),
-        score_panel("retain", report.retain, f"{report.retain.axis}, at the same points"),
+        score_panel("relearning", report.forget, title, bound),
+        score_panel("retain", report.retain, retained, bound),
     )
     points = [p for m in models for p in curve("relearning", m.name, m.seeds, m.curve)]
     points += [p for m in models for p in curve("retain", m.name, m.seeds, m.retained)]

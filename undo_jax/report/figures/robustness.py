@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from undo_jax.report.attack_results import AttackResult, attack_results
 from undo_jax.report.card_tables import ordered
 from undo_jax.report.drawing import INK, MUTED, WARM, shade, shortened, text_width
 from undo_jax.report.numbers import AttackLine, Report
@@ -18,22 +19,6 @@ RAMP = ("#fdf6f3", "#f0b7a4", WARM, "#6d1610")  # from nothing to everything
 DARK = 0.55  # of the ramp: text on it is white
 CELL = 0.56, 0.25  # inches
 SIZE = 8  # points
-
-
-class AttackResult(NamedTuple):
-    """A row of the CSV file: an attack on a model with one seed; empty where undefined."""
-
-    model: str
-    seed: int | None
-    attack: str
-    control: bool
-    metric: str
-    trials: int
-    worst: float | None
-    retain: float | None
-    steps_to_half: float | None  # infinite where it is not reached, as are examples
-    examples_to_half: float | None
-    area: float | None
 
 
 def draw(report: Report) -> Figure | None:
@@ -98,7 +83,7 @@ def caption(report: Report) -> str:
     text = (
         f"The {worst} {report.forget.axis} at any step, learning rate and setting of each attack"
         f"{over}, {report.counting}; the more a cell stands out, the more is recovered. "
-        "Framed: the strongest attack on a model. "
+        "Framed: the strongest of a model. "
     )
     if any(a.control for a in _attacks(report)):
         text += (
@@ -109,18 +94,7 @@ def caption(report: Report) -> str:
 
 def rows(report: Report) -> list[AttackResult]:
     """Returns a row for each attack on each model and seed."""
-    return [
-        AttackResult(
-            m.name, seed, a.attack, a.control, a.measure.name, a.trials[i],
-            *(
-                None if math.isnan(spread.values[i]) else spread.values[i]
-                for spread in (a.worst, a.retain, a.steps, a.examples, a.area)
-            ),
-        )
-        for m in report.attacked
-        for a in m.attacks
-        for i, seed in enumerate(m.seeds)
-    ]  # fmt: skip
+    return attack_results(report)
 
 
 def _attacks(report: Report) -> list[AttackLine]:

@@ -20,7 +20,8 @@ def plot(report: Report) -> Plot | None:
     title = f"robustness, %  (0 = {zero}, 100 = {report.oracle})"
     panels, points = [], []
     for name, unit in (("steps", "training steps"), ("FLOPs", "FLOPs")):
-        panels.append(Panel(name, f"compute, % of the {report.oracle}'s {unit}", title, marks=True))
+        spent_on = f"compute, % of the {report.oracle}'s {unit}"
+        panels.append(Panel(name, spent_on, title, marks=True, min_retain=report.min_retain))
         points.append(PlotPoint(name, star, None, 100.0, 100.0))
         for m in models:
             robustness = dict(zip(m.seeds, m.robustness.values, strict=True))

@@ -15,13 +15,14 @@ def plot(report: Report) -> Plot | None:
     if report.min_retain:
         forget = f"{report.forget.axis}, whatever is retained"
         retain = f"{report.retain.axis}, at the same points"
-        panels += [score_panel("unbounded", report.forget, forget)]
-        panels += [score_panel("unbounded retain", report.retain, retain)]
+        panels += [score_panel("unbounded", report.forget, forget, 0.0)]
+        panels += [score_panel("unbounded retain", report.retain, retain, 0.0)]
         for m in models:
             points += curve("unbounded", m.name, m.seeds, m.unbounded)
             points += curve("unbounded retain", m.name, m.seeds, m.unbounded_retained)
     for control in _controls(report)[0]:
-        panel = score_panel(f"control {control}", report.forget, f"{control} (control)")
+        name, title = f"control {control}", f"{control} (control)"
+        panel = score_panel(name, report.forget, title, report.min_retain)
         panels.append(panel)
         for m in models:
             points += curve(panel.name, m.name, m.seeds, m.controls.get(control, {}))
