@@ -145,6 +145,8 @@ def test_help_shows_keywords_with_their_values(capsys):
     [
         ("--noise.noise.beta x", "--noise.noise.beta x: give a number"),
         ("--noise.noise.beta inf", "noise.noise.beta=inf: give a finite number"),
+        ("--noise.noise.beta=-0.1", "beta=-0.1: it must be at least 0"),
+        ("--unlearn.method.retain-weight=-1", "retain_weight=-1.0: it must be at least 0"),
         ("--noise.noise.bta 1", "perhaps you meant: --noise.noise.beta"),
         ("--unlearn.method.retain-weight", "--unlearn.method.retain-weight"),
         ("--distill.loss.temperature 2 --distill.filtered", "filtered=True has a loss of its own"),

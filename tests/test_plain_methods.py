@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from plain import decoder, norm
 
+from undo_jax.methods.graddiff import graddiff
 from undo_jax.methods.maxent import maxent
 from undo_jax.methods.npo import npo
 from undo_jax.methods.repnoise import repnoise
+from undo_jax.methods.rmu import rmu
 from undo_jax.methods.sam import sam
 from undo_jax.methods.simnpo import simnpo
+from undo_jax.methods.undial import undial
 from undo_jax.models.gemma2 import preset
 from undo_jax.runtime.sharding import path_name
 from undo_jax.training.train_step import rows
@@ -145,6 +148,12 @@ def test_value_and_gradient_are_those_of_the_plain_one_in_float64(name):
         (npo, {"beta": 0.0}, "^beta=0.0: it must be above 0$"),
         (simnpo, {"beta": -1}, "^beta=-1: it must be above 0$"),
         (partial(sam, method=maxent), {"rho": -1.0}, "^rho=-1.0: it must be at least 0$"),
+        (undial, {"beta": -1.0}, "^beta=-1.0: it must be at least 0$"),
+        (simnpo, {"forget_weight": -1.0}, "^forget_weight=-1.0: it must be at least 0$"),
+        *(
+            (method, {"retain_weight": -1.0}, "^retain_weight=-1.0: it must be at least 0$")
+            for method in (graddiff, maxent, npo, partial(rmu, read_layer=1), simnpo, undial)
+        ),
     ],
 )
 def test_a_constant_that_is_not_positive_is_refused(method, constant, said):

@@ -21,9 +21,10 @@ def npo(
     """L = −(2/β) log σ(−β Σ_t log(p / p_base)) on forget + retain_weight · CE(retain).
 
     The sum is over a sequence's tokens. Bounded below by 0; β → 0 is gradient ascent.
-    Raises ValueError for a β that is not above 0.
+    Raises ValueError for a β that is not above 0, and for a negative weight.
     """
     check_constant("beta", beta)
+    check_constant("retain_weight", retain_weight, zero=True)
     base, rows = refs["base"], batch["forget"]
     of_base = log_probabilities(base.lm, jax.lax.stop_gradient(base.params), rows)
     ratios = by_sequence(rows, log_probabilities(lm, params, rows) - of_base)

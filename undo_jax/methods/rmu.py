@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from undo_jax.checks import check_constant
 from undo_jax.losses import Scalar, mse
 from undo_jax.types import LM, Batch, Key, Metrics, Params, Refs
 
@@ -23,8 +24,10 @@ def rmu(
 
     Which parameters train is set in the recipe; reference: `Unlearn(trains=Trains(((r"mlp/down$",
     range(5, 11)),)))`, layers below the one that is read: later ones have no gradient. (The
-    reference names layer 11, too, to no effect.) Raises ValueError for a layer that is not there.
+    reference names layer 11, too, to no effect.) Raises ValueError for a layer that is not there,
+    and for a negative weight.
     """
+    check_constant("retain_weight", retain_weight, zero=True)
     base = refs["base"]
     forget, retain = batch["forget"], batch["retain"]
     direction = jax.random.normal(jax.random.key(direction_seed), lm.table(params).shape[1:])

@@ -22,9 +22,12 @@ def simnpo(
 ) -> tuple[Scalar, Metrics]:
     """L = forget_weight · −(2/β) log σ(β (NLL − δ)) on forget + retain_weight · CE(retain).
 
-    NLL is the mean over a sequence's tokens. Raises ValueError for a β that is not above 0.
+    NLL is the mean over a sequence's tokens. Raises ValueError for a β that is not above 0, and for
+    a negative weight.
     """
     check_constant("beta", beta)
+    check_constant("forget_weight", forget_weight, zero=True)
+    check_constant("retain_weight", retain_weight, zero=True)
     rows = batch["forget"]
     nll = by_sequence(rows, -log_probabilities(lm, params, rows))
     losses = -2 / beta * jax.nn.log_sigmoid(beta * (nll.totals / nll.lengths - delta))

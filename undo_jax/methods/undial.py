@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from undo_jax.checks import check_constant
 from undo_jax.losses import Scalar, cross_entropy, of_head
 from undo_jax.ops.head_losses import by_autodiff
 from undo_jax.types import LM, Batch, Key, Metrics, Params, Refs
@@ -21,7 +22,10 @@ def undial(
     """L = CE(softmax(y − β · onehot(target)), p) on forget + retain_weight · CE(retain).
 
     y are the base's logits: p learns the base's distribution, with the target made less likely.
+    Raises ValueError for a negative β or weight.
     """
+    check_constant("beta", beta, zero=True)
+    check_constant("retain_weight", retain_weight, zero=True)
     forget = of_head(LOWERED, lm, params, batch["forget"], refs["base"], extra=beta)
     retain = cross_entropy(lm, params, batch["retain"])
     return forget + retain_weight * retain, {"forget_undial": forget, "retain_ce": retain}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from undo_jax.checks import check_constant
 from undo_jax.noises import leaf_key
 from undo_jax.runtime.sharding import path_name
 from undo_jax.types import LM, Key, Params
@@ -15,8 +16,9 @@ def shrink_perturb(
     """θ' = (1 − α)θ + αβN: N is Xavier-uniform for matrices and zero for vectors.
 
     A leaf's noise depends only on the key and the leaf's path. Leaves under "layers" are stacked:
-    there a matrix has three axes and a norm's vector two.
+    there a matrix has three axes and a norm's vector two. Raises ValueError for a negative β.
     """
+    check_constant("beta", beta, zero=True)
 
     def mix(path, w):
         name = path_name(path)

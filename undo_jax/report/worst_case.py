@@ -117,10 +117,10 @@ def bound_text(retain: Measure, min_retain: float) -> str:
 
 def none_counts(retain: Measure, min_retain: float) -> str:
     """Returns, in words, that no point of any attack counts."""
-    wanted = bound_text(retain, min_retain).removeprefix("among those ")
-    if min_retain == 0:
-        wanted = "that have a forget score"
-    return f"there are no attacks, at any learning rate and step, {wanted}"
+    condition = bound_text(retain, min_retain).removeprefix("among those ")
+    if min_retain == 0:  # all have diverged
+        condition = "that have a forget score"
+    return f"there are no attacks, at any learning rate and step, {condition}"
 
 
 def until(min_retain: float) -> str:
