@@ -137,6 +137,7 @@ def _refused(capsys, *arguments):
         ("--noise.alphas 0.5 1.5", "alpha=1.5 is outside [0, 1]"),
         ("--pretrain.base one two", "--pretrain.base takes one value, but got one and two: give"),
         ("--name toy two three", "--name takes one value, but got toy and two: give one"),
+        ("--workdir a b", "--workdir takes one value, but got a and b: give one of them; a glob"),
         ("--noise.alpha 0.5", "--noise.alpha"),
         ("--distill.training.steps many", "many"),
         ("--distill.training.steps 0", "steps=0"),
@@ -206,6 +207,8 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, flags, said):
     [
         (("run",), "which experiment?"),
         (("run", "missing.py"), "no experiment file missing.py"),
+        (("generate", "a-1", "a-2", "--prompt", "x"), "a-2 follows a-1, where one value is taken"),
+        (("list", "runs", "more"), "more follows runs, where one value is taken: did a glob match"),
         (("report", "nowhere"), "nowhere holds no finished run"),
         (("report", "nowhere", "--seeds"), "--seeds"),
         (("report",), "report needs WORKDIR (the folder of their runs; may be gs://)"),
@@ -352,6 +355,18 @@ def test_a_flag_that_is_not_known_names_those_like_it(capsys, flags, said):
     told = _refused(capsys, "run", str(QUICKSTART), *flags.split())
     assert told.startswith("undo-jax: Unrecognized options: --") and said in told
     assert "FLOAT" not in told and "INT" not in told and "(default" not in told
+
+
+def test_a_finished_graph_says_why_it_lacks_the_flags_of_an_experiment(capsys):
+    file = _toy("experiment = experiment.experiment()\n")
+    said = _refused(capsys, "run", file, "--noise.alphas", "0.6")
+    assert said.startswith("undo-jax: Unrecognized options: --noise.alphas, 0.6")
+    assert said.endswith(
+        ": the file's `experiment` is an Experiment, a finished graph, in which only name, seeds, "
+        "together, mesh, saving have flags; change other values in the file, by `replace`\n"
+    )
+    assert "finished graph" not in _refused(capsys, "run", file, "--seeds", "x")
+    assert "finished graph" not in _refused(capsys, "run", _toy(), "--noise.alpha", "0.6")
 
 
 @pytest.mark.parametrize("command", ["run", "bench", "fit --topology v5e:2x2"])

@@ -78,23 +78,18 @@ def override(
             config=(AvoidSubcommands,),
         )
     except ValueError as error:
-        raise ValueError(_second_value(str(error), flags) or str(error)) from error
+        if names is None or not str(error).startswith("Unrecognized"):
+            raise
+        raise ValueError(
+            f"{error}: the file's `experiment` is an Experiment, a finished graph, in which only "
+            f"{', '.join(names)} have flags; change other values in the file, by `replace`"
+        ) from error
     return _rebuilt(experiment, parsed)
 
 
 def show_flags(file: str, program: str) -> None:
     """Print the flags of an experiment."""
     override(load(file), ["--help"], f"{program} EXPERIMENT")
-
-
-def _second_value(message: str, flags: Sequence[str]) -> str:
-    """Returns the message for a flag that got two values, e.g. of a glob; "" for other mistakes."""
-    for flag, first, second in zip(flags, flags[1:], flags[2:], strict=False):
-        bare = not first.startswith("-") and not second.startswith("-")
-        unknown = message.replace(" ", "").startswith(f"Unrecognizedoptions:{second}")
-        if flag.startswith("--") and bare and unknown:
-            return f"{flag} takes one value, but got {first} and {second}: give one of them"
-    return ""
 
 
 def _flagged(value: typing.Any, names: Sequence[str] | None = None) -> typing.Any:

@@ -8,7 +8,7 @@ import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +50,8 @@ FORMATS = {  # of values, by their name in help
     "[FLOAT ...]": "numbers",
 }
 METAVARS = {str: "STR", Path: "STR", int: "INT", float: "FLOAT", bool: "{True,False}"}
+
+UNKNOWN = "Unrecognized options: "  # tyro's message on words that it does not know
 
 # A required flag or argument in tyro's messages: its name with that of its values, and its help.
 REQUIRED = r"((?:--\S+ )?(?:\[.*?\]|\S+)) (.*?)\.? \(required\)"
@@ -120,7 +122,32 @@ def parse(target: Callable[..., Any], words: list[str], program: str, **options:
         _title, _, body = stderr.getvalue().partition("\n")
         body = body.partition("For full helptext")[0]
         message = " ".join(re.sub("[─│╭╮╰╯]|-{3,}", " ", body).split())
-        raise ValueError(_shorten_similar(_shorten_error(message))) from stop
+        short = _shorten_similar(_shorten_error(message))
+        raise ValueError(second_value(message, words) or short) from stop
+
+
+def second_value(message: str, words: Sequence[str]) -> str:
+    """Returns the message on a second value where one is taken; "" for other mistakes.
+
+    Args:
+        message: tyro's, on unknown words.
+        words: the command line.
+    """
+    if not message.startswith(UNKNOWN):
+        return ""
+    unknown = message.removeprefix(UNKNOWN).replace(" ", "")  # tyro breaks long words
+    for flag, first, second in zip(["", "", *words], ["", *words], words, strict=False):
+        word = second.replace(" ", "")
+        if not word or word.startswith("-") or not unknown.startswith(word):
+            continue
+        if flag.startswith("--") and not first.startswith("-"):
+            return (
+                f"{flag} takes one value, but got {first} and {second}: give one of them; a glob "
+                "may have matched both"
+            )
+        if first and not first.startswith("-"):
+            return f"{second} follows {first}, where one value is taken: did a glob match both?"
+    return ""
 
 
 def _shorten_similar(message: str) -> str:

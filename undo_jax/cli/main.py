@@ -95,6 +95,8 @@ def _bind(words: list[str]) -> Callable[[], None]:
         rest.remove(file)
         rest.insert(0, file)
     bound, further = parse(words=rest, return_unknown_args=True)
+    if further and (reason := flags.second_value(flags.UNKNOWN + further[0], rest)):
+        raise ValueError(reason)
     positional = () if bound.args == ("[]",) else bound.args  # tyro's if unknown flags come first
     typed = {"flags": tuple(further), "command": shlex.join(["undo-jax", *words])}
     typed = {name: typed[name] for name in typed.keys() & bound.keywords.keys()}
