@@ -12,10 +12,10 @@ quickstart: $(VENV)/run.done
 
 # A page of what its models answer, before and under attack; and a server that answers prompts, too.
 demo: quickstart
-	$(BIN)/undo-jax demo runs/quickstart
+	$(BIN)/undo-jax demo runs/quickstart --experiment experiments/quickstart.py
 
 serve: quickstart $(VENV)/demo.done
-	$(BIN)/undo-jax demo runs/quickstart --serve
+	$(BIN)/undo-jax demo runs/quickstart --experiment experiments/quickstart.py --serve
 
 # Forgetting what is known of invented families.
 facts: $(VENV)/run.done
